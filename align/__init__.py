@@ -1,0 +1,1 @@
+"""The house: settings, stages, and what carries a recipe through them."""

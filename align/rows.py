@@ -1,0 +1,170 @@
+"""Row types: what builders yield, rollouts write, and `rows.jsonl` holds, one JSON object a line.
+
+`rows.jsonl` is UTF-8 with sorted keys and without keys whose value is None; digests are over these bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from qwen_align.align.strict import Strict
+from qwen_align.reward.verdict import Verdict
+
+Mode = Literal["think", "no_think"]
+Flag = Literal["/think", "/no_think"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(Strict):
+    """One turn. `thinking` and `tool_calls` belong to assistant turns only."""
+
+    role: Role
+    content: str
+    thinking: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class Text(Strict):
+    """Raw text: base making and forgetting probes."""
+
+    row: Literal["text"] = "text"
+    id: str
+    text: str
+    language: str | None = None
+
+
+class Problem(Strict):
+    """A prompt for rollouts, RL or evaluation; `gold` is what the reward named `reward` judges against."""
+
+    row: Literal["problem"] = "problem"
+    id: str
+    messages: list[Message]
+    gold: Any = None
+    reward: str
+    mode: Mode | None = None
+    flag: Flag | None = None
+    source: str = ""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class Chat(Strict):
+    """A conversation whose assistant turns are trained; `flag` is appended to the last user message."""
+
+    row: Literal["chat"] = "chat"
+    id: str
+    messages: list[Message]
+    mode: Mode | None = None
+    flag: Flag | None = None
+    tools: list[dict[str, Any]] | None = None
+    source: str = ""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class Trace(Strict):
+    """A long-CoT example: a Problem with the thinking and the answer that solve it."""
+
+    row: Literal["trace"] = "trace"
+    id: str
+    messages: list[Message]
+    thinking: str
+    answer: str
+    gold: Any = None
+    reward: str
+    mode: Mode | None = "think"
+    flag: Flag | None = None
+    source: str = ""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class Pair(Strict):
+    """A preference: `chosen` over `rejected` as the next assistant turn after `messages`."""
+
+    row: Literal["pair"] = "pair"
+    id: str
+    messages: list[Message]
+    chosen: Message
+    rejected: Message
+    margin: float | None = None
+    kind: str = ""
+    mode: Mode | None = None
+    flag: Flag | None = None
+    source: str = ""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class Completion(Strict):
+    """One sampled answer to a Problem and what the rewards said of it.
+
+    `text` is what the model said, with the part of the thinking block that the prompt supplied put back in
+    front and without the end-of-turn token. `token_ids` and `logps` (of the policy at the sampling
+    temperature, natural log) are there when the stage was asked to keep them.
+    """
+
+    row: Literal["completion"] = "completion"
+    prompt_id: str
+    sample: int
+    prompt: list[Message]
+    text: str
+    mode: Mode | None = None
+    flag: Flag | None = None
+    finish_reason: Literal["stop", "length"]
+    n_tokens: int
+    gold: Any = None
+    reward: str = ""
+    verdicts: dict[str, Verdict] = Field(default_factory=dict)
+    token_ids: list[int] | None = None
+    logps: list[float] | None = None
+    source: str = ""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return f"{self.prompt_id}#{self.sample}"
+
+
+Row = Text | Problem | Chat | Trace | Pair | Completion
+_ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="row")])
+
+
+class RowError(ValueError):
+    """A row that cannot be read; the message names file and line."""
+
+
+def to_line(row: Row) -> str:
+    """The row as one canonical JSON line, without the newline."""
+    return json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True)
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The typed rows of a `rows.jsonl`; raises RowError naming file and line."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            yield parse_row(line, where=f"{path}:{number}")
+
+
+def parse_row(line: str, *, where: str) -> Row:
+    """The typed row of one JSON line; `where` opens the error message."""
+    try:
+        return _ROW.validate_json(line)
+    except ValidationError as error:
+        raise RowError(f"{where}: {first_error(error)}") from None
+
+
+def first_error(error: ValidationError) -> str:
+    """The first thing wrong, as `field: what`, and how many more."""
+    details = error.errors(include_url=False)
+    place = ".".join(str(part) for part in details[0]["loc"])
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{place + ': ' if place else ''}{details[0]['msg']}{more}"
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """sha256 over the canonical lines."""
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(to_line(row).encode())
+        sha.update(b"\n")
+    return sha.hexdigest()

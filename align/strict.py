@@ -1,0 +1,33 @@
+"""The base class of everything read from a file: unknown keys are refused, with a suggestion."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class Strict(BaseModel):
+    """Frozen, no conversion between types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = [str(key) for key in data if key not in known]
+        if unknown:
+            said = "; ".join(f"'{key}' is no setting here{did_you_mean(key, known)}" for key in unknown)
+            raise PydanticCustomError("unknown_key", "{said}", {"said": said})
+        return data
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`". Did you mean 'x'?"` for the nearest known word, else the list of known words."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f". Did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,1 @@
+"""Builders: each turns a source into typed rows."""

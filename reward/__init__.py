@@ -1,0 +1,1 @@
+"""Rewards: each judges a completion and says why."""

@@ -1,0 +1,16 @@
+"""What a reward says of a completion."""
+
+from qwen_align.align.strict import Strict
+
+
+class Verdict(Strict):
+    """A reward's value and a short, countable reason.
+
+    `value` is None when there is no verdict because the gold is unusable: counted, never paid.
+    `parts` holds the verdicts a combined reward was made from; `steps` one value a reasoning step.
+    """
+
+    value: float | None
+    reason: str
+    parts: dict[str, "Verdict"] | None = None
+    steps: list[float] | None = None
