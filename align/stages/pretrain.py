@@ -1,0 +1,214 @@
+"""Making a base: tokenizer and small Qwen3 from Text rows, in one plain loop.
+
+Killed and started again it ends bit for bit where it would have ended: the checkpoint holds model, optimisers
+and step, the order of the data is a function of seed and epoch, and nothing else is random.
+"""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from qwen_align.align.context import Context
+from qwen_align.align.errors import DataError
+from qwen_align.align.rows import RowError, Text, read_rows
+from qwen_align.align.spec.pretrain import Architecture, Pretrain
+from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+CHECKPOINT = "checkpoints/last.pt"
+ENCODED_AT_ONCE = 10_000  # documents; keeps the tokenizer's bookkeeping out of memory
+
+
+def run(spec: Pretrain, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Trains into `out/model/`; returns the summary. Raises Preempted after writing a checkpoint."""
+    texts = read_texts(inputs[spec.from_data] / "rows.jsonl")
+    tokenizer = train_tokenizer(texts[: spec.tokenizer.texts], spec.tokenizer.vocab_size)
+    documents = encode_documents(tokenizer, texts)
+    torch.manual_seed(context.seed)
+    model = Qwen3ForCausalLM(model_config(spec.architecture, tokenizer))
+    loss = train(spec, model, documents, out / CHECKPOINT, context)
+    folder = out / "model"
+    model.generation_config = generation_config(tokenizer)
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, max_tokens=spec.architecture.max_tokens)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return {
+        "parameters": model.num_parameters(),
+        "vocabulary": tokenizer.get_vocab_size(),
+        "documents": len(documents),
+        "document_tokens": sum(map(len, documents)),
+        "steps": spec.steps,
+        "tokens": spec.steps * spec.rows * spec.block,
+        "loss": loss,
+    }
+
+
+def train(
+    spec: Pretrain, model: Qwen3ForCausalLM, documents: list[list[int]], checkpoint: Path, context: Context
+) -> float:
+    """Trains `model` in place, from the checkpoint where there is one; the last logged loss."""
+    optimizers = build_optimizers(spec, model)
+    done, losses = load_checkpoint(checkpoint, model, optimizers)
+    context.forget_metrics_after(done)
+    batches = itertools.islice(stream(documents, spec, context.seed), done, None)
+    n_tokens = spec.rows * spec.block
+    model.train()
+    for step in range(done + 1, spec.steps + 1):
+        losses.append(train_step(model, optimizers, next(batches), rate(spec, step)))
+        context.progress(step, spec.steps, step * n_tokens)
+        if step % spec.log_every == 0 or step == spec.steps:
+            loss = torch.stack(losses).mean().item()
+            losses.clear()
+            context.log({"step": step, "loss": loss, "rate": rate(spec, step), "tokens": step * n_tokens})
+        # Not after the last step, so that a run that continues always has a step left to log.
+        if step < spec.steps and (context.stopping() or step % context.runtime.checkpoint_every == 0):
+            save_checkpoint(checkpoint, model, optimizers, step, losses)
+            context.stop_if_asked()
+    return loss
+
+
+def train_step(model: Qwen3ForCausalLM, optimizers: list[Optimizer], batch: Tensor, rate: float) -> Tensor:
+    """One update on `batch`, (rows, block + 1) token ids; the mean loss a token before it."""
+    logits = model(input_ids=batch[:, :-1], use_cache=False).logits
+    loss = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    torch.autograd.backward(loss)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * rate
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.detach()
+
+
+def rate(spec: Pretrain, step: int) -> float:
+    """The learning rates' factor at `step` (from 1): linear warm-up, flat, linear to nearly zero at the end."""
+    warmup = min(1.0, step / spec.warmup_steps) if spec.warmup_steps else 1.0
+    left = (spec.steps + 1 - step) / (spec.steps * spec.decay_share) if spec.decay_share else 1.0
+    return min(warmup, left, 1.0)
+
+
+def build_optimizers(spec: Pretrain, model: Qwen3ForCausalLM) -> list[Optimizer]:
+    """Muon for the layers' matrices, AdamW for the rest (the tied embeddings and the norms)."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = set(map(id, matrices))
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    muon, adamw = spec.muon, spec.adamw
+    return [
+        torch.optim.Muon(matrices, lr=muon.lr, momentum=muon.momentum, weight_decay=muon.weight_decay),
+        torch.optim.AdamW(rest, lr=adamw.lr, betas=(adamw.betas[0], adamw.betas[1]), weight_decay=0.0),
+    ]
+
+
+def model_config(shape: Architecture, tokenizer: Tokenizer) -> Qwen3Config:
+    """The Qwen3 config; pad differs from the end of a turn, see `save_tokenizer`."""
+    return Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=shape.max_tokens,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=token_id(tokenizer, TURN_END),
+        pad_token_id=token_id(tokenizer, END_OF_TEXT),
+        dtype="float32",
+    )
+
+
+def generation_config(tokenizer: Tokenizer) -> GenerationConfig:
+    """Stops at the end of a turn and, for the base in its own format, at the end of a document."""
+    ends = [token_id(tokenizer, TURN_END), token_id(tokenizer, END_OF_TEXT)]
+    return GenerationConfig(eos_token_id=ends, pad_token_id=ends[1], do_sample=True, temperature=1.0)
+
+
+def read_texts(path: Path) -> list[str]:
+    """The documents of a `rows.jsonl` of Text rows, in order."""
+    texts = []
+    for number, row in enumerate(read_rows(path), start=1):
+        if not isinstance(row, Text):
+            raise RowError(f"{path}:{number}: a '{row.row}' row; pretrain reads text rows (rows: text)")
+        texts.append(row.text)
+    return texts
+
+
+def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each document, closed by the end-of-text token."""
+    end = token_id(tokenizer, END_OF_TEXT)
+    documents: list[list[int]] = []
+    for start in range(0, len(texts), ENCODED_AT_ONCE):
+        encodings = tokenizer.encode_batch(texts[start : start + ENCODED_AT_ONCE], add_special_tokens=False)
+        documents += [[*encoding.ids, end] for encoding in encodings]
+    return documents
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    number = tokenizer.token_to_id(token)
+    assert number is not None, f"{token} is added by train_tokenizer"
+    return number
+
+
+def stream(documents: list[list[int]], spec: Pretrain, seed: int) -> Iterator[Tensor]:
+    """Batches of (rows, block + 1) ids without end: each epoch in its own order, a function of seed and epoch."""
+    length = spec.block + 1
+    if sum(map(len, documents)) < spec.rows * length:
+        raise DataError(f"{len(documents)} documents do not fill one batch of {spec.rows} x {length} tokens")
+    pending: list[list[int]] = []
+    for epoch in itertools.count():
+        order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        for block in pack((documents[i] for i in order.tolist()), length):
+            pending.append(block)
+            if len(pending) == spec.rows:
+                yield torch.tensor(pending)
+                pending.clear()
+
+
+def pack(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+    """Rows of `length` ids, each opening with the start of a document and cut where it is full.
+
+    Rows that open in the middle of a document make the model learn to copy numbers from a question far later.
+    """
+    row: list[int] = []
+    for document in documents:
+        row += document
+        if len(row) >= length:
+            yield row[:length]
+            row = []
+
+
+def save_checkpoint(
+    path: Path, model: Qwen3ForCausalLM, optimizers: list[Optimizer], step: int, losses: list[Tensor]
+) -> None:
+    """Replaces the checkpoint at once: a kill leaves the old one or the new one, never half of one.
+
+    `losses` are those not logged yet, or the log of a resumed run would differ.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(".half")
+    with half.open("wb") as file:
+        states = [optimizer.state_dict() for optimizer in optimizers]
+        torch.save({"step": step, "model": model.state_dict(), "optimizers": states, "losses": losses}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    half.replace(path)
+
+
+def load_checkpoint(path: Path, model: Qwen3ForCausalLM, optimizers: list[Optimizer]) -> tuple[int, list[Tensor]]:
+    """Restores model and optimisers in place; the step reached and the losses not logged yet, (0, []) without one."""
+    if not path.exists():
+        return 0, []
+    saved = torch.load(path, weights_only=True)
+    model.load_state_dict(saved["model"])
+    for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    return saved["step"], saved["losses"]
