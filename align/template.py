@@ -1,0 +1,258 @@
+"""Chat templates without transformers: `text` equals its `apply_chat_template`, `read_traits` tells what one does.
+
+What a template does with thinking, and where a turn ends, is found by rendering short probes, not by model names.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jinja2
+import jinja2.ext
+from jinja2 import nodes
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from qwen_align.align.rows import Mode
+from tokenizers import Tokenizer
+
+THINK, END_THINK = "<think>", "</think>"
+
+# "none": knows no thinking (Qwen2.5, ChatML). "hybrid": a switch turns thinking off (Qwen3).
+# "always": thinking cannot be turned off (Qwen3-Thinking-2507). "never": cannot be turned on (Qwen3-Instruct-2507).
+Thinking = Literal["none", "hybrid", "always", "never"]
+
+_SPECIAL_TOKEN_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+class TemplateError(ValueError):
+    """A template, or a row under a template, that cannot be rendered as inference would; says what to do."""
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts `where` in front of the message of any TemplateError raised inside."""
+    try:
+        yield
+    except TemplateError as error:
+        raise TemplateError(f"{where}: {error}") from None
+
+
+class Traits(NamedTuple):
+    """What a template does, as its renderings show.
+
+    `default_mode` is what the generation prompt asks for when nobody sets `enable_thinking`; None where the
+    template knows no thinking. `supplied` is the part of the thinking block that the generation prompt already
+    holds, by `enable_thinking`.
+    """
+
+    thinking: Thinking
+    default_mode: Mode | None
+    supplied: dict[bool | None, str]
+    end_of_turn: str
+
+
+class ChatTemplate:
+    """A compiled chat template, with the special tokens it may name and where it was read."""
+
+    def __init__(self, source: str, *, special_tokens: dict[str, str], where: str) -> None:
+        self.where = where
+        self.special_tokens = special_tokens
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"{where}: not a Jinja template: {error}") from None
+
+    def text(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        enable_thinking: bool | None = None,
+    ) -> str:
+        """The conversation as one string; `enable_thinking` None leaves the template its own default."""
+        if not messages:
+            raise TemplateError("there is no message to render")
+        switch = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        try:
+            return self._template.render(
+                **self.special_tokens,
+                **switch,
+                messages=list(messages),
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+            )
+        # A template is a program over the row: what it raises is about this row (a role it refuses, a tool call
+        # without a name), whatever the exception's type.
+        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
+            raise TemplateError(f"the template refuses these messages: {error}") from None
+
+
+def load_template(folder: Path) -> ChatTemplate:
+    """The chat template of a model folder, from chat_template.jinja, else from tokenizer_config.json."""
+    config_path = folder / "tokenizer_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    special_tokens = {name: token for name in _SPECIAL_TOKEN_NAMES if (token := special_token(config, name))}
+    # transformers prefers the file when a folder has both.
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return ChatTemplate(file.read_text(encoding="utf-8"), special_tokens=special_tokens, where=str(file))
+    source = config.get("chat_template")
+    if isinstance(source, list):
+        names = ", ".join(str(entry.get("name")) for entry in source)
+        raise TemplateError(f"{config_path}: has several chat templates ({names}); copy one to chat_template.jinja")
+    if not isinstance(source, str):
+        raise TemplateError(
+            f"{folder}: has no chat template (no chat_template.jinja, no 'chat_template' in tokenizer_config.json); "
+            "base models may lack one: copy the file of the matching chat model there"
+        )
+    return ChatTemplate(source, special_tokens=special_tokens, where=str(config_path))
+
+
+def special_token(config: dict[str, Any], name: str) -> str | None:
+    """A special token of tokenizer_config.json, which holds it as a string or as an object with 'content'."""
+    token = config.get(name)
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def read_traits(template: ChatTemplate, tokenizer: Tokenizer) -> Traits:
+    """What the template does with thinking and turns; raises TemplateError if it is not prefix-stable.
+
+    Prefix-stable: a rendered conversation starts with the generation prompt of its own last answer, and goes on
+    with that answer and one end-of-turn token. Otherwise training would see ids that inference never produces.
+    """
+    with located(template.where):
+        return _read_traits(template, tokenizer)
+
+
+def _read_traits(template: ChatTemplate, tokenizer: Tokenizer) -> Traits:
+    supplied = {switch: _supplied(template, switch) for switch in (None, True, False)}
+    thinking = _thinking(template, tokenizer, supplied)
+    default_mode: Mode | None = None
+    if thinking != "none":
+        default_mode = "no_think" if END_THINK in supplied[None] or thinking == "never" else "think"
+    cases: list[tuple[bool | None, str | None]] = [(None, None)]
+    if thinking == "hybrid":
+        cases = [(True, "probe thought"), (False, None), (None, "probe thought" if default_mode == "think" else None)]
+    elif thinking == "always":
+        cases = [(None, "probe thought")]
+    ends = {_end_of_turn(template, tokenizer, switch, thought) for switch, thought in cases}
+    if len(ends) > 1:
+        raise TemplateError(f"turns end in different ways ({', '.join(sorted(ends))})")
+    return Traits(thinking, default_mode, supplied, ends.pop())
+
+
+_QUESTION: dict[str, Any] = {"role": "user", "content": "probe question"}
+
+
+def _supplied(template: ChatTemplate, switch: bool | None) -> str:
+    """The generation prompt from its `<think>` on, or "" when it has none."""
+    prompt = template.text([_QUESTION], add_generation_prompt=True, enable_thinking=switch)
+    generation_prompt = prompt.rpartition(str(_QUESTION["content"]))[2]
+    start = generation_prompt.find(THINK)
+    return generation_prompt[start:] if start >= 0 else ""
+
+
+def _thinking(template: ChatTemplate, tokenizer: Tokenizer, supplied: dict[bool | None, str]) -> Thinking:
+    is_closed = {switch: END_THINK in text for switch, text in supplied.items()}
+    if is_closed[False] and not is_closed[True]:
+        return "hybrid"
+    if is_closed[None]:
+        return "never"
+    if supplied[None]:
+        return "always"
+    turn = {"role": "assistant", "content": "probe answer", "reasoning_content": "probe thought"}
+    if "probe thought" in template.text([_QUESTION, turn]):
+        return "always"  # it writes thinking and has no switch to turn it off
+    # Qwen3-Instruct-2507 has the template of a model that knows no thinking and the tokenizer of one that does.
+    return "never" if tokenizer.token_to_id(THINK) is not None else "none"
+
+
+def _end_of_turn(template: ChatTemplate, tokenizer: Tokenizer, switch: bool | None, thought: str | None) -> str:
+    """The end-of-turn token, after checking the prefix on a first and on a second answer."""
+    turn = {"role": "assistant", "content": "probe answer", "reasoning_content": thought or ""}
+    tail = ""
+    for history in ([_QUESTION], [_QUESTION, turn, _QUESTION]):
+        prompt = template.text(history, add_generation_prompt=True, enable_thinking=switch)
+        whole = template.text([*history, turn], enable_thinking=switch)
+        said = continuation(prompt, whole)
+        if thought and thought not in said:
+            raise TemplateError(
+                "not prefix-stable: drops the thinking of the answer it renders; such a template "
+                "cannot be trained with thinking: use one that reads 'reasoning_content'"
+            )
+        _, answer, tail = said.rpartition("probe answer")
+        if not answer:
+            raise TemplateError("not prefix-stable: the answer is not in what follows the prompt")
+    end = tail.strip()
+    if tokenizer.token_to_id(end) is None or len(tokenizer.encode(end, add_special_tokens=False).ids) != 1:
+        raise TemplateError(
+            f"an answer ends with {tail!r}, which is not one end-of-turn token of this tokenizer; "
+            "template and tokenizer do not belong together, or the template does not close a turn"
+        )
+    return end
+
+
+def continuation(prompt: str, whole: str) -> str:
+    """What `whole` says after `prompt`; raises TemplateError where they part."""
+    if whole.startswith(prompt):
+        return whole[len(prompt) :]
+    same = next(i for i, char in enumerate(prompt) if whole[i : i + 1] != char)
+    raise TemplateError(
+        f"not prefix-stable: inference would see {prompt[same : same + 40]!r} where the finished "
+        f"conversation has {whole[same : same + 40]!r}, so training would learn what inference never sees"
+    )
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """The Jinja dialect of chat templates, as transformers 5 sets it up; sandboxed, since templates are downloaded."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}` marks what an assistant says; masks come from the prompt's length instead, so it is ignored.
+
+    Its body keeps a scope of its own, as in transformers: what is set inside is not seen outside.
+    """
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as a plain set)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON: Jinja's own filter escapes HTML characters and sorts keys."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
