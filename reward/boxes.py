@@ -1,0 +1,59 @@
+r"""The boxes of a text: `\boxed{...}` and `\fbox{...}`, matched by braces in one pass."""
+
+import re
+from typing import NamedTuple
+
+_TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_LONGEST_JOINT = 80  # characters; room for `$ \quad \text{ and } \quad $` on a few lines
+_JOINT = re.compile(
+    r"(?:[\s,;/&*$、和或与]|\\[,;:! ()\[\]]|\\q?quad\b|\band\b|\bor\b|\\(?:text|mathrm|mbox)\{\s*(?:and|or)\s*\})*"
+)
+
+
+class Box(NamedTuple):
+    start: int
+    end: int
+    content: str
+
+
+def last_boxes(text: str) -> list[Box] | str:
+    """The last box and those joined to it by no more than `,`, "and", "or"; else the reason why there is none.
+
+    A box inside a box is part of the outer one. If the last box that opens never closes there is no answer: an
+    earlier box is not what the writer ended on.
+    """
+    boxes = _outermost(text)
+    if isinstance(boxes, str):
+        return boxes
+    first = len(boxes) - 1
+    while first > 0 and _are_joined(text, boxes[first - 1], boxes[first]):
+        first -= 1
+    return boxes[first:]
+
+
+def _are_joined(text: str, left: Box, right: Box) -> bool:
+    gap = right.start - left.end
+    return gap <= _LONGEST_JOINT and _JOINT.fullmatch(text, left.end, right.start) is not None
+
+
+def _outermost(text: str) -> list[Box] | str:
+    opened: list[tuple[int, int] | None] = []  # span of what opened it; None for a plain brace
+    closed: list[tuple[int, int, int]] = []  # start of the box, start and end of its content
+    for token in _TOKENS.finditer(text):
+        found = token.group()
+        if found == "}" and opened:
+            span = opened.pop()
+            if span is not None:
+                closed.append((*span, token.start()))
+        elif found == "{":
+            opened.append(None)
+        elif len(found) > 2:
+            opened.append(token.span())
+    still_open = max((span[0] for span in opened if span is not None), default=-1)
+    if not closed:
+        return "no boxed answer" if still_open < 0 else "unterminated box"
+    outermost: list[Box] = []
+    for start, begin, end in reversed(closed):  # by falling end, so an outer box comes before what it holds
+        if not outermost or end < outermost[-1].start:
+            outermost.append(Box(start, end + 1, text[begin:end]))
+    return "unterminated box" if still_open > outermost[0].start else outermost[::-1]
