@@ -301,7 +301,7 @@ class Renderer:
 
     def _completion_text(self, asked: "_Asked", prompt: str, turn: Message) -> str:
         """What the model has to say after the prompt, end-of-turn token included."""
-        if turn.thinking is None and self.thinking != "none":
+        if not (turn.thinking and turn.thinking.strip()):
             # Said to be empty, or the template would look for thinking inside the content.
             turn = turn.model_copy(update={"thinking": ""})
         said = continuation(prompt, self._whole_text(asked, [*asked.messages, turn]))

@@ -94,8 +94,10 @@ def with_flag(messages: Sequence[Message], flag: Flag | None) -> list[Message]:
 
 def with_inline_thinking(message: Message) -> Message:
     """The message with its thinking in front of its content, for templates that would drop it silently."""
-    if message.thinking is None:
+    if message.role != "assistant" or message.thinking is None:
         return message
+    if not message.thinking.strip():
+        return message.model_copy(update={"thinking": None})
     block = f"{THINK}\n{message.thinking.strip(_NEWLINE)}\n{END_THINK}\n\n"
     return message.model_copy(update={"content": block + message.content.lstrip(_NEWLINE), "thinking": None})
 
