@@ -5,6 +5,7 @@ and step, the order of the data is a function of seed and epoch, and nothing els
 """
 
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from qwen_align.align.context import Context
-from qwen_align.align.errors import DataError
+from qwen_align.align.errors import DataError, StageError
 from qwen_align.align.rows import RowError, Text, read_rows
 from qwen_align.align.spec.pretrain import Architecture, Pretrain
 from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
@@ -56,7 +57,7 @@ def train(
     """Trains `model` in place, from the checkpoint where there is one; the last logged loss."""
     optimizers = build_optimizers(spec, model)
     done, losses = load_checkpoint(checkpoint, model, optimizers)
-    context.forget_metrics_after(done)
+    context.forget_after(done)
     batches = itertools.islice(stream(documents, spec, context.seed), done, None)
     n_tokens = spec.rows * spec.block
     model.train()
@@ -66,6 +67,8 @@ def train(
         if step % spec.log_every == 0 or step == spec.steps:
             loss = torch.stack(losses).mean().item()
             losses.clear()
+            if not math.isfinite(loss):
+                raise StageError(f"step {step}: the loss is {loss}; lower muon.lr or adamw.lr")
             context.log({"step": step, "loss": loss, "rate": rate(spec, step), "tokens": step * n_tokens})
         # Not after the last step, so that a run that continues always has a step left to log.
         if step < spec.steps and (context.stopping() or step % context.runtime.checkpoint_every == 0):
