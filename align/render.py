@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokenizers import Tokenizer
+
 from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Pair, Row, Text, Trace
 from qwen_align.align.samples import PairIds as PairIds
 from qwen_align.align.samples import Sample as Sample
@@ -34,7 +36,6 @@ from qwen_align.align.thinking import (
     with_flag,
     with_inline_thinking,
 )
-from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document in every Qwen base model, and pads
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
+
+from qwen_align.align.errors import DataError
 from qwen_align.align.strict import Strict
 from qwen_align.reward.verdict import Verdict
 
@@ -129,7 +131,7 @@ Row = Text | Problem | Chat | Trace | Pair | Completion
 _ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="row")])
 
 
-class RowError(ValueError):
+class RowError(DataError):
     """A row that cannot be read; the message names file and line."""
 
 

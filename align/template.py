@@ -15,8 +15,9 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from qwen_align.align.rows import Mode
 from tokenizers import Tokenizer
+
+from qwen_align.align.rows import Mode
 
 THINK, END_THINK = "<think>", "</think>"
 

@@ -12,6 +12,7 @@ from random import Random
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
+
 from qwen_align.align.rows import Chat, Message, Problem, Row, Text, Trace
 from qwen_align.align.strict import Strict
 

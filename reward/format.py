@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+
 from qwen_align.align.rows import Completion, Mode
 from qwen_align.align.strict import Strict
 from qwen_align.reward.thinking import Turn, split_turn

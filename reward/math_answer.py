@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+
 from qwen_align.align.rows import Completion
 from qwen_align.align.strict import Strict
 from qwen_align.reward.boxes import last_boxes

@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
+
 from qwen_align.align.rows import Completion
 from qwen_align.align.strict import did_you_mean
 from qwen_align.reward.format import Format

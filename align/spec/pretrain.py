@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+
 from qwen_align.align.references import DataRef
 from qwen_align.align.spec.stage import StageSettings
 from qwen_align.align.strict import Strict

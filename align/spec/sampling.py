@@ -3,6 +3,7 @@
 import warnings
 
 from pydantic import Field
+
 from qwen_align.align.rows import Mode
 from qwen_align.align.strict import Strict
 

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from qwen_align.align.context import Context
-from qwen_align.align.errors import DataError, StageError
-from qwen_align.align.rows import RowError, Text, read_rows
-from qwen_align.align.spec.pretrain import Architecture, Pretrain
-from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+from qwen_align.align.context import Context
+from qwen_align.align.errors import DataError, StageError
+from qwen_align.align.rows import RowError, Text, read_rows
+from qwen_align.align.spec.pretrain import Architecture, Pretrain
+from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 
 CHECKPOINT = "checkpoints/last.pt"
 ENCODED_AT_ONCE = 10_000  # documents; keeps the tokenizer's bookkeeping out of memory

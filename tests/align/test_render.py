@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
 from qwen_align.align.render import Renderer, render_pairs, render_rows
 from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
 from qwen_align.align.samples import Sample, length_percentiles, merge_turns, pieces
 from qwen_align.align.template import TemplateError
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>")
 QWEN3 = (*CHATML, "<think>", "</think>")

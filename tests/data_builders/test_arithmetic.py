@@ -2,9 +2,12 @@
 
 import re
 from collections import Counter
+from importlib.resources import files
 
 import pytest
+import yaml
 from pydantic import ValidationError
+
 from qwen_align.align.rows import Chat, Problem, Text, Trace, digest
 from qwen_align.data_builders import arithmetic
 from qwen_align.data_builders.arithmetic import Arithmetic
@@ -177,3 +180,24 @@ def test_exhausted_wordings_are_an_error_that_says_so(monkeypatch: pytest.Monkey
 def test_wrong_settings_are_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Arithmetic.model_validate({"rows": "problem", "n": 1, "steps": [1]} | wrong)
+
+
+@pytest.mark.slow
+def test_no_evaluation_question_is_in_the_bases_text() -> None:
+    """All of the base's text, made again from its recipe: no document asks for numbers of the dev or test split."""
+    recipe = yaml.safe_load((files("qwen_align") / "recipes" / "tiny_base.yaml").read_text(encoding="utf-8"))
+    (stage,) = [stage for stage in recipe["stages"] if stage["kind"] == "build_data"]
+    held_out = {
+        row.messages[0].content
+        for split in ("dev", "test")
+        for row in Arithmetic.model_validate({"rows": "problem", "n": 5000, "steps": [1, 2, 3], "split": split}).build(
+            0
+        )
+        if isinstance(row, Problem)
+    }
+    kinds: Counter[str] = Counter()
+    for row in Arithmetic.model_validate(stage["builder"]).build(recipe["seed"]):
+        assert isinstance(row, Text)
+        kinds[read_text(row.text)] += 1  # which asserts that the question's numbers are of the train split
+        assert held_out.isdisjoint(row.text.split("\n"))
+    assert kinds["direct"] + kinds["solved"] > 100_000

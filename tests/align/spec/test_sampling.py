@@ -2,6 +2,7 @@ import warnings
 
 import pytest
 from pydantic import ValidationError
+
 from qwen_align.align.spec.sampling import Sampling, SamplingSettings
 
 

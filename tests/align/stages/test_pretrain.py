@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
 from qwen_align.align.rows import to_line
@@ -15,8 +18,6 @@ from qwen_align.align.spec.pretrain import Pretrain
 from qwen_align.align.spec.stage import Runtime
 from qwen_align.align.stages import pretrain
 from qwen_align.data_builders.arithmetic import Arithmetic
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMALL: dict[str, Any] = {
     "kind": "pretrain",

@@ -1,0 +1,150 @@
+"""What `check` says before anything is trained: order, what is stored, rows, drops, lengths and steps."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from qwen_align.align.pipeline import Plan, Planned
+from qwen_align.align.progress import summary
+from qwen_align.align.render import Renderer, render_pairs, render_rows
+from qwen_align.align.rows import Pair, Problem, Row, read_rows
+from qwen_align.align.spec.build_data import BuildData
+from qwen_align.align.spec.dpo import Dpo
+from qwen_align.align.spec.evaluate import Evaluate
+from qwen_align.align.spec.grpo import Grpo
+from qwen_align.align.spec.pretrain import Pretrain
+from qwen_align.align.spec.rollout import Rollout
+from qwen_align.align.spec.sft import Sft
+from qwen_align.align.stages.build_data import rows as build
+from qwen_align.data_builders.sieve import Drops
+
+PERCENTILES = (50, 90, 99, 100)
+
+
+class Unknown(Exception):
+    """Data that a stage has yet to make; the message names it."""
+
+
+class Preview:
+    """The rows and renderers of a plan as far as they can be known now. Nothing is written."""
+
+    def __init__(self, planned: Plan) -> None:
+        self.planned = planned
+        self._by_name = {one.stage.name: one for one in planned.stages}
+        self._rows: dict[str, list[Row]] = {}
+        self._renderers: dict[Path, Renderer] = {}
+        self.drops: dict[str, Drops] = {}
+
+    def rows(self, name: str) -> list[Row]:
+        """The rows of a data stage, read if stored and built if not; raises Unknown when a rollout has to come first."""
+        if name not in self._rows:
+            one = self._by_name[name]
+            if one.is_stored:
+                self._rows[name] = list(read_rows(one.folder.path / "rows.jsonl"))
+            elif isinstance(one.stage.settings, BuildData):
+                settings, drops = one.stage.settings, Drops()
+                sources = {ref: self._reader(target) for ref, target in one.stage.targets.items()}
+                self._rows[name] = list(build(settings, sources, one.stage.seed, drops))
+                self.drops[name] = drops
+            else:
+                raise Unknown(name)
+        return self._rows[name]
+
+    def _reader(self, name: str) -> Any:
+        rows = self.rows(name)
+        return lambda: iter(rows)
+
+    def rows_for(self, one: Planned, refs: list[Any]) -> Iterator[Row]:
+        return chain.from_iterable([self.rows(one.stage.targets[ref]) for ref in refs])
+
+    def renderer(self, one: Planned) -> Renderer:
+        """The renderer of the model a stage reads, followed back to where its tokenizer comes from."""
+        settings: Any = one.stage.settings
+        target = one.stage.targets[settings.from_model]
+        before = self._by_name.get(target)
+        if before is not None and not isinstance(before.stage.settings, Pretrain):
+            return self.renderer(before)
+        folder = Path(one.inputs[settings.from_model]["folder"])
+        if before is not None:
+            if not before.is_stored:
+                raise Unknown(before.stage.name)
+            folder = folder / "model"
+        if str(folder).startswith("hub:"):
+            raise Unknown("the hub model is downloaded")
+        if folder not in self._renderers:
+            self._renderers[folder] = Renderer.load(folder)
+        return self._renderers[folder]
+
+
+def lines(planned: Plan) -> Iterator[str]:
+    """What would run, a line or a few a stage; raises the AlignError of the first thing that is wrong."""
+    preview = Preview(planned)
+    width = max(len(one.stage.name) for one in planned.stages)
+    for number, one in enumerate(planned.stages, start=1):
+        state = "stored" if one.is_stored else "to run"
+        head = f"{number:>3}  {one.stage.name:<{width}}  {one.stage.kind:<10}  {state}  "
+        try:
+            said = list(_stage(one, preview))
+        except Unknown as unknown:
+            said = [f"unknown until {unknown}"]
+        for row, text in enumerate(said):
+            yield (head if row == 0 else " " * len(head)) + text
+    to_run = sum(not one.is_stored for one in planned.stages)
+    yield f"{len(planned.stages)} stages, {to_run} to run; home: {planned.home.resolve()}"
+
+
+def _stage(one: Planned, preview: Preview) -> Iterator[str]:
+    settings = one.stage.settings
+    if isinstance(settings, BuildData):
+        yield _data(one, preview)
+    elif isinstance(settings, Sft):
+        rendered = render_rows(preview.renderer(one), preview.rows_for(one, settings.from_data), settings.max_tokens)  # type: ignore[arg-type]
+        yield from _training(rendered.lengths, rendered.dropped, settings, len(rendered.samples))
+    elif isinstance(settings, Dpo):
+        pairs = [row for row in preview.rows_for(one, settings.from_data) if isinstance(row, Pair)]
+        paired = render_pairs(preview.renderer(one), pairs, settings.max_tokens)
+        yield from _training(paired.lengths, paired.dropped, settings, len(paired.pairs))
+    elif isinstance(settings, Grpo):
+        prompts = preview.rows_for(one, settings.from_data)
+        yield f"{settings.steps} steps of {settings.prompts} prompts x {settings.samples} completions"
+        yield f"prompt {_percentiles(_prompt_lengths(preview.renderer(one), prompts))}"
+    elif isinstance(settings, Rollout):
+        n_prompts = sum(1 for _ in preview.rows_for(one, [settings.from_data]))
+        yield f"{n_prompts:,} prompts x {settings.samples} completions of at most {settings.sampling.max_tokens} tokens"
+    elif isinstance(settings, Evaluate):
+        n_questions = sum(1 for _ in preview.rows_for(one, list(settings.from_data)))
+        yield (
+            f"{n_questions:,} questions x {len(settings.switches)} switches x {settings.samples} completions "
+            f"of at most {settings.sampling.max_tokens} tokens"
+        )
+    else:
+        yield f"{len(preview.rows(one.stage.targets[settings.from_data])):,} documents"
+
+
+def _data(one: Planned, preview: Preview) -> str:
+    kept = len(preview.rows(one.stage.name))
+    if one.is_stored:
+        return summary(one.folder.manifest()["summary"])
+    return summary({"rows": kept, "dropped": preview.drops[one.stage.name].counts}) or "no rows"
+
+
+def _training(lengths: list[int], dropped: dict[str, int], settings: Sft | Dpo, kept: int) -> Iterator[str]:
+    steps = max(1, -(-int(kept * settings.epochs) // settings.batch)) if kept else 0
+    yield summary({"samples": kept, "dropped": dropped, "steps": steps}) or "nothing to train on"
+    if lengths:
+        yield f"{_percentiles(lengths)}, limit {settings.max_tokens}"
+
+
+def _prompt_lengths(renderer: Renderer, rows: Iterator[Row]) -> list[int]:
+    return [
+        len(renderer.prompt(row.messages, mode=row.mode, flag=row.flag).ids) for row in rows if isinstance(row, Problem)
+    ]
+
+
+def _percentiles(lengths: list[int]) -> str:
+    ordered = sorted(lengths)
+    if not ordered:
+        return "tokens: none"
+    at = {percent: ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] for percent in PERCENTILES}
+    return "tokens: " + ", ".join(f"p{percent} {tokens}" for percent, tokens in at.items())

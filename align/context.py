@@ -1,0 +1,80 @@
+"""What a running stage is given besides its settings, and how it tells how far it is."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwen_align.align.errors import Preempted
+from qwen_align.align.spec.stage import Runtime
+
+PROGRESS = "progress.json"
+
+
+@dataclass
+class Context:
+    """`stopping()` turns true when the stage was asked to stop: it then saves what it has and raises Preempted."""
+
+    out: Path
+    seed: int
+    runtime: Runtime
+    is_main: bool = True
+    _asked: bool = field(default=False, init=False)
+    _started: float = field(default_factory=time.monotonic, init=False)
+    _shown: float = field(default=0.0, init=False)
+
+    def progress(self, done: int, total: int, tokens: int = 0, unit: str = "steps") -> None:
+        """Says how far the stage is; at most three times a second, from the main process."""
+        now = time.monotonic()
+        if not self.is_main or (now - self._shown < 0.3 and done < total):
+            return
+        self._shown = now
+        state = {"done": done, "total": total, "tokens": tokens, "unit": unit, "seconds": now - self._started}
+        partial = self.out / f".{PROGRESS}"
+        partial.write_text(json.dumps(state))
+        partial.replace(self.out / PROGRESS)
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Appends one object to metrics.jsonl."""
+        if self.is_main:
+            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics, sort_keys=True) + "\n")
+
+    def keep_sample(self, step: int, sample: Mapping[str, Any]) -> None:
+        """Appends what people read of `step` to samples.jsonl."""
+        if self.is_main:
+            with (self.out / "samples.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **sample}, ensure_ascii=False, sort_keys=True) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drops what was logged of steps beyond `step`, which a resumed stage will log again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.out / name
+            if self.is_main and path.exists():
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+
+    def listen_for_stop(self) -> None:
+        """From now on SIGTERM and SIGINT ask the stage to stop."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, *_: Any) -> None:
+        self._asked = True
+
+    def stopping(self) -> bool:
+        return self._asked
+
+    def stop_if_asked(self) -> None:
+        """Raises Preempted at a place where everything done so far is on disk."""
+        if self._asked:
+            raise Preempted("stopped as asked; run again to go on")
+
+
+def main_process() -> bool:
+    """Whether this is rank 0 (or there are no ranks)."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,149 @@
+"""Starts the process of a stage: a fork of the warm server, a fresh process, or torchrun."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from qwen_align.align.errors import StageError
+from qwen_align.align.graph import Stage
+from qwen_align.align.spec.stage import Runtime
+
+TORCH_FREE = {"build_data"}
+
+
+class Ended(NamedTuple):
+    """How a stage's process ended: exit code and, if not 0, what it said."""
+
+    code: int
+    message: str
+
+
+class Launcher:
+    """Runs stages one after another; a context manager, because it may hold a warm server."""
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen[str] | None = None
+        self._ready = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server:
+            assert self._server.stdin
+            self._server.stdin.close()
+            self._server.kill()
+            self._server.wait()
+
+    def warm_up(self) -> None:
+        """Starts the server's imports in the background."""
+        if self._server is None:
+            environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "qwen_align.align.server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches the stage through us, once
+            )
+
+    def run(self, stage: Stage, folder: Path, watch: Callable[[], bool]) -> Ended:
+        """Runs the stage and waits; `watch` is called a few times a second, true from it asks the stage to stop."""
+        with tempfile.TemporaryDirectory(prefix="qwen-align-") as scratch:
+            report = Path(scratch, "report.json")
+            if uses_server(stage):
+                code = self._run_in_server(folder, report, watch)
+            else:
+                code = _run_fresh(command(stage, folder, report), folder / "log.txt", watch)
+            said = json.loads(report.read_text()) if report.exists() else None
+        if said and said["code"] != 0:
+            return Ended(said["code"], said["message"])  # torchrun's own exit code says less
+        return Ended(0, "") if code == 0 else Ended(4, _ended_by(code))
+
+    def _run_in_server(self, folder: Path, report: Path, watch: Callable[[], bool]) -> int:
+        self.warm_up()
+        if not self._ready:
+            self._answer(watch, None)
+            self._ready = True
+        assert self._server
+        assert self._server.stdin
+        request = {"folder": str(folder), "report": str(report), "log": str(folder / "log.txt")}
+        print(json.dumps(request), file=self._server.stdin, flush=True)
+        pid = self._answer(watch, None)["pid"]
+        return int(self._answer(watch, lambda: os.kill(pid, signal.SIGTERM))["exit"])
+
+    def _answer(self, watch: Callable[[], bool], stop: Callable[[], None] | None) -> dict[str, Any]:
+        assert self._server
+        assert self._server.stdout
+        asked = False
+        while not select.select([self._server.stdout], [], [], 0.2)[0]:
+            if watch() and stop and not asked:
+                asked = True
+                stop()
+        line = self._server.stdout.readline()
+        if not line:
+            raise StageError("the warm server died while it imported torch, transformers and trl: `qwen-align doctor`")
+        answer = json.loads(line)
+        assert isinstance(answer, dict)
+        return answer
+
+
+def command(stage: Stage, folder: Path, report: Path) -> list[str]:
+    """The command line that runs the stage in a process of its own, or in one a device through torchrun."""
+    worker = ["-m", "qwen_align.align.worker", str(folder), str(report)]
+    runtime = stage.runtime
+    if stage.kind in TORCH_FREE or (runtime.processes == 1 and runtime.nodes == 1):
+        return [sys.executable, *worker]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(runtime.processes)]
+    if runtime.nodes == 1:
+        return [*torchrun, "--standalone", *worker]
+    rendezvous = {name: os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")}
+    if not all(rendezvous.values()):
+        missing = ", ".join(name for name, value in rendezvous.items() if not value)
+        raise StageError(f"runtime.nodes: {runtime.nodes} needs the environment variables {missing} on each node")
+    nodes = ["--nnodes", str(runtime.nodes), "--node_rank", rendezvous["NODE_RANK"]]
+    address = ["--master_addr", rendezvous["MASTER_ADDR"], "--master_port", rendezvous["MASTER_PORT"]]
+    return [*torchrun, *nodes, *address, *worker]
+
+
+def uses_server(stage: Stage) -> bool:
+    """Whether the stage is forked from the warm server: one process on a CPU."""
+    runtime = stage.runtime
+    return stage.kind not in TORCH_FREE and runtime.processes == 1 and runtime.nodes == 1 and not on_cuda(runtime)
+
+
+def on_cuda(runtime: Runtime) -> bool:
+    """Whether a GPU will be used, told without importing torch."""
+    if runtime.device == "auto":
+        return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    return runtime.device == "cuda"
+
+
+def _run_fresh(line: list[str], log: Path, watch: Callable[[], bool]) -> int:
+    with log.open("a") as output:
+        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+    asked = False
+    while (code := process.poll()) is None:
+        if watch() and not asked:
+            asked = True
+            os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.02 if not asked else 0.1)
+    return code
+
+
+def _ended_by(code: int) -> str:
+    if code >= 0:
+        return f"the process ended with code {code} without a word"
+    name = signal.Signals(-code).name
+    hint = "; the system kills so when memory runs out: lower runtime.micro_batch" if name == "SIGKILL" else ""
+    return f"the process was killed by {name}{hint}"

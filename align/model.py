@@ -1,0 +1,134 @@
+"""What a model on disk is, loading it, and saving what a stage made of it.
+
+A stage's folder says in `model.json` either `{"model": "model"}`, a full model beside it, or
+`{"base": FOLDER or "hub:ID@COMMIT", "adapters": [FOLDER, ...]}`, adapters to be merged in that order.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.render import Renderer
+from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.store import read_json, write_json
+
+# What the folder of a tokenizer may hold; copied unchanged, so a tuned model keeps its inference template.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
+MERGE_TOLERANCE = 1e-3  # largest logit difference between adapter and merged model; fp32 rounding is about 1e-5
+
+
+class ModelFiles(NamedTuple):
+    """A base and the adapters merged into it, first to last."""
+
+    base: str
+    adapters: list[Path]
+
+
+def locate(folder: Path) -> ModelFiles:
+    """What the model of a stage's folder, of a model folder or of `hub:ID@COMMIT` consists of."""
+    described = folder / "model.json"
+    if not described.exists():
+        return ModelFiles(str(folder), [])
+    said = read_json(described)
+    if "model" in said:
+        return ModelFiles(str(folder / said["model"]), [])
+    return ModelFiles(said["base"], [Path(adapter) for adapter in said["adapters"]])
+
+
+def base_folder(files: ModelFiles) -> Path:
+    """The base's folder, downloaded from the hub if it is there (safetensors and tokenizer files only)."""
+    if not files.base.startswith("hub:"):
+        return Path(files.base)
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = files.base.removeprefix("hub:").partition("@")
+    return Path(
+        snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES])
+    )
+
+
+def renderer_of(folder: Path) -> Renderer:
+    return Renderer.load(base_folder(locate(folder)))
+
+
+def device_of(runtime: Runtime) -> torch.device:
+    if runtime.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(runtime.device)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """The model with its adapters merged, weights in fp32, on the CPU.
+
+    Raises StageError when a merged adapter's logits differ from the adapter's own.
+    """
+    files = locate(folder)
+    model = load_folder(base_folder(files))
+    for adapter in files.adapters:
+        model = _merged(model, adapter)
+    return model
+
+
+def load_folder(folder: Path) -> PreTrainedModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
+    except OSError as error:
+        raise RecipeError(f"{folder}: cannot be loaded as a causal LM in safetensors form: {error}") from None
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    from peft import PeftModel
+
+    tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
+    probe = torch.arange(64).remainder(model.config.get_text_config().vocab_size).unsqueeze(0)
+    with torch.inference_mode():
+        expected = tuned(input_ids=probe).logits
+        merged = tuned.merge_and_unload()
+        apart = (merged(input_ids=probe).logits - expected).abs().max().item()
+    if not apart < MERGE_TOLERANCE:
+        raise StageError(
+            f"{adapter}: the merged model's logits are {apart:.2g} from the adapter's; it cannot be merged"
+        )
+    assert isinstance(merged, PreTrainedModel)
+    return merged
+
+
+def save_model(model: Any, source: Path, out: Path) -> None:
+    """Saves a full model beside the tokenizer files of the model it came from, and says so in model.json."""
+    model.save_pretrained(str(out / "model"))
+    copy_tokenizer(base_folder(locate(source)), out / "model")
+    write_json(out / "model.json", {"model": "model"})
+
+
+def save_adapter(source: Path, out: Path) -> None:
+    """Says in model.json that the model is the source's with the adapter in `out/adapter` on top."""
+    files = locate(source)
+    adapters = [str(adapter) for adapter in files.adapters]
+    write_json(out / "model.json", {"base": files.base, "adapters": [*adapters, str(out.resolve() / "adapter")]})
+
+
+def hand_on(source: Path, out: Path) -> None:
+    """Says in model.json that the model is the source's, unchanged."""
+    files = locate(source)
+    write_json(out / "model.json", {"base": files.base, "adapters": [str(adapter) for adapter in files.adapters]})
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)

@@ -1,0 +1,186 @@
+"""Carries a recipe through its stages: what is stored is skipped, the rest runs, and a run folder links it all."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from qwen_align.align import graph, store
+from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
+from qwen_align.align.graph import Graph, Stage
+from qwen_align.align.launch import Launcher, uses_server
+from qwen_align.align.spec import recipe
+from qwen_align.align.spec.recipe import PRODUCTS, Recipe
+from qwen_align.align.store import Folder, Store
+from qwen_align.align.strict import did_you_mean
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with its key and its folder; `inputs` is what the worker is told of each reference."""
+
+    stage: Stage
+    key: str
+    folder: Folder
+    inputs: dict[str, dict[str, str]]
+
+    @property
+    def is_stored(self) -> bool:
+        return self.folder.is_complete
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's stages in running order, ready to run."""
+
+    recipe: Recipe
+    graph: Graph
+    stages: list[Planned]
+    home: Path
+
+    @property
+    def run_folder(self) -> Path:
+        return self.home / "runs" / self.recipe.name
+
+    def named(self, name: str) -> list[Planned]:
+        """The stages called so, in the plan or in the recipe; raises RecipeError when there is none."""
+        found = [planned for planned in self.stages if name in (planned.stage.name, planned.stage.origin)]
+        if not found:
+            names = [planned.stage.name for planned in self.stages]
+            raise RecipeError(f"no stage is called '{name}'{did_you_mean(name, names)}")
+        return found
+
+
+class Listener(Protocol):
+    """Told what happens during a run."""
+
+    def skipped(self, planned: Planned) -> None: ...
+    def started(self, planned: Planned) -> None: ...
+    def going(self, planned: Planned) -> None: ...
+    def finished(self, planned: Planned) -> None: ...
+
+
+def plan(path: Path, home: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Reads and binds the recipe and computes every key; nothing is written but the cache of file digests."""
+    variants = recipe.load(path, overrides)
+    whole = graph.build(variants)
+    stored = Store(home / "store")
+    keys: dict[str, str] = {}
+    folders: dict[str, Path] = {}
+    for name, source in whole.models.items():
+        keys[name] = stored.model_key(source)
+        folders[name] = Path(f"hub:{source.hub}@{source.revision}") if source.hub else store.model_folder(source)
+    planned = []
+    for stage in whole.stages:
+        key = stored.key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
+        folder = stored.folder(stage.kind, key)
+        inputs = {
+            ref: {"name": target, "folder": str(folders[target]), "key": keys[target]}
+            for ref, target in stage.targets.items()
+        }
+        planned.append(Planned(stage, key, folder, inputs))
+        keys[stage.name], folders[stage.name] = key, folder.path.resolve()
+    return Plan(variants[0].recipe, whole, planned, home)
+
+
+def run(
+    planned: Plan,
+    listener: Listener,
+    *,
+    force: Sequence[str] = (),
+    same_versions: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Runs what is not stored yet, in order; raises the AlignError of the first stage that fails."""
+    again = {name for asked in force for one in planned.named(asked) for name in [one.stage.name]}
+    for one in planned.stages:
+        if one.stage.name in again:
+            with one.folder.locked():
+                one.folder.clear()
+    _link(planned)
+    todo = [one for one in planned.stages if not one.is_stored]
+    with Launcher() as launcher:
+        if any(uses_server(one.stage) for one in todo):
+            launcher.warm_up()
+        for one in planned.stages:
+            if one.is_stored:
+                _check_versions(one, strict=same_versions)
+                listener.skipped(one)
+            else:
+                _run_one(one, launcher, listener, stop)
+
+
+def _run_one(one: Planned, launcher: Launcher, listener: Listener, stop: Callable[[], bool]) -> None:
+    def watch() -> bool:
+        listener.going(one)
+        return stop()
+
+    name = one.stage.name
+    try:
+        with one.folder.locked():
+            if one.is_stored:  # another run finished it while we waited our turn
+                listener.skipped(one)
+                return
+            if stop():
+                raise BY_EXIT_CODE[75]("stopped as asked; run again to go on")
+            store.write_json(one.folder.path / "stage.json", job(one))
+            listener.started(one)
+            ended = launcher.run(one.stage, one.folder.path, watch)
+    except OSError as error:
+        raise StageError(f"stage '{name}': {one.folder.path}: {error.strerror or error}") from None
+    if ended.code != 0:
+        raise BY_EXIT_CODE[ended.code](f"stage '{name}': {ended.message}\nlog: {one.folder.path / 'log.txt'}")
+    if not one.is_stored:
+        raise StageError(f"stage '{name}' ended without a manifest\nlog: {one.folder.path / 'log.txt'}")
+    listener.finished(one)
+
+
+def job(one: Planned) -> dict[str, Any]:
+    """stage.json: all the worker reads."""
+    return {
+        "key": one.key,
+        "name": one.stage.name,
+        "settings": one.stage.settings.model_dump(),
+        "inputs": one.inputs,
+        "seed": one.stage.seed,
+        "runtime": one.stage.runtime.model_dump(),
+    }
+
+
+def _link(planned: Plan) -> None:
+    """runs/NAME/: the recipe as resolved and a link to each stage's folder."""
+    try:
+        planned.run_folder.mkdir(parents=True, exist_ok=True)
+        resolved = yaml.safe_dump([planned.recipe.model_dump(exclude_defaults=True)][0], sort_keys=False)
+        store.write_text(planned.run_folder / "recipe.yaml", resolved)
+        links = planned.run_folder / "stages"
+        links.mkdir(exist_ok=True)
+        for old in links.iterdir():
+            old.unlink()
+        for one in planned.stages:
+            target = os.path.relpath(one.folder.path.resolve(), links.resolve())
+            (links / one.stage.name).symlink_to(target, target_is_directory=True)
+    except OSError as error:
+        raise StageError(f"{planned.run_folder}: cannot be written: {error.strerror or error}") from None
+
+
+def _check_versions(one: Planned, *, strict: bool) -> None:
+    made_with: Mapping[str, str] = one.folder.manifest()["libraries"]
+    now = store.library_versions()
+    changed = [
+        f"{name} {made_with[name]} -> {now[name]}"
+        for name in made_with
+        if made_with[name].split(".")[0] != now[name].split(".")[0]
+    ]
+    if changed and strict:
+        raise StageError(
+            f"stage '{one.stage.name}' was made with other major versions: {', '.join(changed)}; "
+            f"recompute it with --force {one.stage.name}, or leave --same-versions out"
+        )
+
+
+def product(one: Planned) -> str:
+    return PRODUCTS[one.stage.kind]

@@ -1,0 +1,84 @@
+"""References between stages: typed strings, found at any depth of a stage's settings by one walker."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+Product = Literal["data", "model", "scorer", "evaluation"]
+
+
+class Ref(str):
+    """The name of the stage (or of an entry of the recipe's `models`) whose product is meant."""
+
+    product: ClassVar[Product]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        named = core_schema.str_schema(min_length=1, strict=True)
+        return core_schema.no_info_after_validator_function(cls._from_name, named)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "minLength": 1, "description": f"name of an earlier stage that makes a {cls.product}"}
+
+    @classmethod
+    def _from_name(cls, name: str) -> Self:
+        return cls(name)
+
+
+class ModelRef(Ref):
+    product = "model"
+
+
+class DataRef(Ref):
+    product = "data"
+
+
+def references(settings: Any) -> Iterator[tuple[str, Ref]]:
+    """(dotted place, reference) of every reference inside models, lists and mappings, in order."""
+    for place, leaf in leaves(settings):
+        if isinstance(leaf, Ref):
+            yield place, leaf
+
+
+def leaves(settings: Any, *, at: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted place, value) of everything that is no model, list or mapping, in order."""
+    if isinstance(settings, BaseModel):
+        for field in type(settings).model_fields:
+            yield from leaves(getattr(settings, field), at=f"{at}.{field}" if at else field)
+    elif isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield from leaves(value, at=f"{at}.{key}" if at else str(key))
+    elif isinstance(settings, list | tuple):
+        for index, value in enumerate(settings):
+            yield from leaves(value, at=f"{at}[{index}]")
+    else:
+        yield at, settings
+
+
+class OutsideFile(str):
+    """A path of a user's own file; relative ones start at the recipe's folder. Its sha256 is in the key."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        named = core_schema.str_schema(min_length=1, strict=True)
+        return core_schema.with_info_after_validator_function(cls._from_recipe, named)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "minLength": 1, "description": "path, relative to the recipe"}
+
+    @classmethod
+    def _from_recipe(cls, path: str, info: core_schema.ValidationInfo) -> Self:
+        folder = (info.context or {}).get("folder")
+        return cls(Path(folder, path).expanduser().resolve() if folder else path)
+
+
+def outside_files(settings: Any) -> Iterator[tuple[str, OutsideFile]]:
+    """(dotted place, path) of every outside file inside models, lists and mappings, in order."""
+    for place, leaf in leaves(settings):
+        if isinstance(leaf, OutsideFile):
+            yield place, leaf

@@ -1,0 +1,171 @@
+"""The report of a run: `report.json` for programs, `report.md` and a table for people."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from qwen_align.align import store
+from qwen_align.align.pipeline import Plan, Planned
+
+# What every row of the ladder has; evaluations carry more (pass@k, maj@k, format) under "evaluations".
+FIELDS = (
+    "stage",
+    "seed",
+    "set",
+    "switch",
+    "mode",
+    "accuracy",
+    "stderr",
+    "n_questions",
+    "k",
+    "obeyed_share",
+    "stopped_share",
+    "mean_tokens",
+)
+
+
+class Written(NamedTuple):
+    """The report's contents; rows are in the order their stages run."""
+
+    ladder: list[dict[str, Any]]
+    controls: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+
+
+def write(planned: Plan) -> Written:
+    """Writes runs/NAME/report.json and report.md from what is stored now."""
+    written = collect(planned)
+    if planned.run_folder.exists():
+        store.write_json(planned.run_folder / "report.json", written._asdict())
+        store.write_text(planned.run_folder / "report.md", markdown(planned, written))
+    return written
+
+
+def collect(planned: Plan) -> Written:
+    done = [one for one in planned.stages if one.is_stored]
+    evaluations = [row for one in done if one.stage.kind == "evaluate" for row in _evaluated(one, planned)]
+    rows = [({field: row[field] for field in FIELDS}, row["is_control"]) for row in evaluations]
+    return Written(
+        ladder=[row for row, is_control in rows if not is_control],
+        controls=[row for row, is_control in rows if is_control],
+        evaluations=evaluations,
+        stages=[_stage(one) for one in done],
+    )
+
+
+def _evaluated(one: Planned, planned: Plan) -> list[dict[str, Any]]:
+    origins = {stage.name: stage.origin for stage in planned.graph.stages}
+    settings: Any = one.stage.settings
+    model = _origin(one.stage.targets[settings.from_model], origins, one)
+    return [
+        {
+            **result,
+            "stage": model,
+            "set": _origin(one.stage.targets[result["set"]], origins, one),
+            "seed": one.stage.seed,
+            "axes": one.stage.axes,
+            "is_control": model in planned.recipe.report.controls,
+        }
+        for result in one.folder.manifest()["summary"]["results"]
+    ]
+
+
+def _origin(target: str, origins: dict[str, str], one: Planned) -> str:
+    """The name in the recipe of a stage, or of a model from outside."""
+    suffix = "".join(f".{axis}={value}" for axis, value in one.stage.axes.items() if axis != "round")
+    return origins.get(target, target.removesuffix(suffix))
+
+
+def _stage(one: Planned) -> dict[str, Any]:
+    manifest = one.folder.manifest()
+    measured = ("seconds", "import_seconds", "peak_rss_gib", "disk_gib")
+    return {
+        "name": one.stage.name,
+        "kind": one.stage.kind,
+        "key": one.key,
+        **{field: manifest[field] for field in measured},
+        "summary": {name: value for name, value in manifest["summary"].items() if name != "results"},
+    }
+
+
+def table(written: Written) -> Table:
+    """The ladder and its controls, accuracy with its standard error."""
+    whole = Table(title="accuracy ± standard error over questions", title_justify="left")
+    for column in ("model", "seed", "set", "asked", "accuracy", "pass@k", "obeyed", "stopped", "tokens"):
+        whole.add_column(column, justify="left" if column in ("model", "set", "asked") else "right", no_wrap=True)
+    before = ""
+    for row in written.evaluations:
+        if before and row["stage"] != before:
+            whole.add_section()
+        before = row["stage"]
+        whole.add_row(*_cells(row))
+    return whole
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    asked = row["switch"] if row["mode"] is None else f"{row['switch']} {row['mode']}"
+    return [
+        row["stage"] + (" (control)" if row["is_control"] else ""),
+        str(row["seed"]),
+        row["set"],
+        asked,
+        f"{100 * row['accuracy']:.1f} ± {100 * row['stderr']:.1f}",
+        f"{100 * row['pass_at_k']:.1f}",
+        "" if row["obeyed_share"] is None else f"{100 * row['obeyed_share']:.1f}",
+        f"{100 * row['stopped_share']:.1f}",
+        f"{row['mean_tokens']:.0f}",
+    ]
+
+
+def markdown(planned: Plan, written: Written) -> str:
+    """report.md: the ladder, what each stage took, and the settings to make it again."""
+    title = planned.recipe.report.title or planned.recipe.name
+    lines = [f"# {title}", ""]
+    if written.evaluations:
+        first = written.evaluations[0]
+        lines += [
+            f"Accuracy in percent: mean over k = {first['k']} samples a question, ± one standard error clustered by "
+            "question. Obeyed: the share that thought, or did not, as asked.",
+            "",
+        ]
+        header = ["model", "seed", "set", "asked", "accuracy", "pass@k", "obeyed", "stopped", "tokens"]
+        lines += _markdown_table(header, [_cells(row) for row in written.evaluations])
+    lines += ["", "## Stages", ""]
+    header = ["stage", "kind", "seconds", "of imports", "peak RSS GiB", "disk GiB", "key"]
+    lines += _markdown_table(
+        header,
+        [
+            [
+                stage["name"],
+                stage["kind"],
+                f"{stage['seconds']:.1f}",
+                f"{stage['import_seconds']:.1f}",
+                f"{stage['peak_rss_gib']:.2f}",
+                f"{stage['disk_gib']:.4f}",
+                stage["key"][:16],
+            ]
+            for stage in written.stages
+        ],
+    )
+    dropped = [
+        [stage["name"], reason, str(count)]
+        for stage in written.stages
+        for reason, count in (stage["summary"].get("dropped") or {}).items()
+    ]
+    if dropped:
+        lines += ["", "## Dropped rows", "", *_markdown_table(["stage", "reason", "rows"], dropped)]
+    waiting = [one.stage.name for one in planned.stages if not one.is_stored]
+    if waiting:
+        lines += ["", f"Not run yet: {', '.join(waiting)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """report.json of a run folder."""
+    return store.read_json(folder / "report.json")

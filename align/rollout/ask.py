@@ -1,0 +1,72 @@
+"""From rows to requests, and from generations to judged completions: what rollout, evaluate and RL share."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from qwen_align.align.render import Prompt, Renderer
+from qwen_align.align.rollout.engine import Engine, Generation, Request
+from qwen_align.align.rows import Completion, Flag, Mode, Problem
+from qwen_align.align.spec.rollout import Switch
+from qwen_align.align.spec.sampling import Sampling, SamplingSettings
+
+
+class Asked(NamedTuple):
+    """A problem as it is put to the model: mode, flag and the prompt's ids."""
+
+    problem: Problem
+    mode: Mode | None
+    flag: Flag | None
+    prompt: Prompt
+
+
+def put(problem: Problem, renderer: Renderer, switch: Switch | None = None) -> Asked:
+    """The problem under the switch, or under its own mode and flag without one."""
+    mode = problem.mode if switch is None else switch.mode
+    flag = problem.flag if switch is None else switch.flag
+    prompt = renderer.prompt(problem.messages, mode=mode, flag=flag, where=f"problem '{problem.id}'")
+    return Asked(problem, mode, flag, prompt)
+
+
+def drawn_as(mode: Mode | None, renderer: Renderer) -> Mode:
+    """The mode whose sampling defaults hold: a hybrid or thinking-only model thinks unless told not to."""
+    if mode is None:
+        return "think" if renderer.thinking in ("hybrid", "always") else "no_think"
+    return mode
+
+
+def sampling_for(asked: Asked, renderer: Renderer, settings: SamplingSettings) -> Sampling:
+    return settings.for_mode(drawn_as(asked.mode, renderer))
+
+
+def completions(
+    engine: Engine, renderer: Renderer, asked: Sequence[Asked], requests: Sequence[Request]
+) -> Iterator[tuple[Completion, Generation]]:
+    """The engine's answers as rows, not yet judged, in the engine's order."""
+    by_id: Mapping[str, Asked] = {one.problem.id: one for one in asked}
+    for generation in engine.generate(requests):
+        yield as_row(by_id[generation.request.id], generation, renderer), generation
+
+
+def as_row(asked: Asked, generation: Generation, renderer: Renderer) -> Completion:
+    """The generation as text, with what the prompt supplied of the thinking block put back in front."""
+    problem = asked.problem
+    return Completion(
+        prompt_id=problem.id,
+        sample=generation.sample,
+        prompt=problem.messages,
+        text=asked.prompt.supplied + renderer.decode(generation.token_ids),
+        mode=asked.mode,
+        flag=asked.flag,
+        finish_reason=generation.finish_reason,
+        n_tokens=len(generation.token_ids),
+        gold=problem.gold,
+        reward=problem.reward,
+        source=problem.source,
+        meta=problem.meta,
+    )
+
+
+def in_order(rows: Iterable[Completion], asked: Sequence[Asked]) -> list[Completion]:
+    """By prompt as asked, then by sample: what is written does not depend on who finished first."""
+    place = {one.problem.id: number for number, one in enumerate(asked)}
+    return sorted(rows, key=lambda row: (place[row.prompt_id], row.sample))

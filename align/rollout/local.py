@@ -1,0 +1,123 @@
+"""The `local` engine: completions of a transformers causal LM, sampled from its live weights."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+from transformers import PreTrainedModel
+
+from qwen_align.align.rollout.engine import Generation, Request, check_requests, weights_checksum
+from qwen_align.align.rollout.slots import Row, Slots
+
+
+class LocalEngine:
+    """Samples from `model` as it is when asked: nothing is copied, so `sync` only names the weights.
+
+    `max_rows` bounds a micro-batch, and so does `max_batch_tokens`: its rows times the columns of cache that
+    the longest of them can fill. Finished rows are dropped once they are `compact_at` of the micro-batch;
+    0 drops each at once.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        stop_ids: Collection[int],
+        max_rows: int = 512,
+        max_batch_tokens: int = 131_072,
+        compact_at: float = 0.0,
+    ) -> None:
+        self.stop_ids = frozenset(stop_ids)
+        self.max_rows = max_rows
+        self.max_batch_tokens = max_batch_tokens
+        self.compact_at = compact_at
+        self.model = _checked(model, self.stop_ids)
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        """Every completion asked for, long prompts first, each as soon as its row is dropped.
+
+        Modules are back in their own train or eval mode whenever a completion is handed out.
+        """
+        config = self.model.config
+        check_requests(requests, vocab_size=config.vocab_size, max_positions=config.max_position_embeddings)
+        for rows in plan(requests, max_rows=self.max_rows, max_batch_tokens=self.max_batch_tokens):
+            with _still(self.model):
+                slots = Slots(self.model, rows, stop_ids=self.stop_ids)
+            while slots.rows:
+                with _still(self.model):
+                    finished = slots.advance(self.compact_at)
+                yield from finished
+
+    def sync(self, model: PreTrainedModel, version: int) -> str:
+        """Samples from `model` from now on; returns the checksum of its weights."""
+        self.model = _checked(model, self.stop_ids)
+        return weights_checksum(self.model.named_parameters())
+
+
+def plan(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -> list[list[Row]]:
+    """Micro-batches within the budget, each of one way of sampling, its longest prompts first.
+
+    Rows of one prompt stay together unless they exceed the budget by themselves. Raises ValueError for a
+    completion that exceeds it alone.
+    """
+    rows = [Row(request, sample) for request in requests for sample in request.samples]
+    rows.sort(key=lambda row: (row.way, -row.n_prompt, row.request.prompt_ids))
+    batches: list[list[Row]] = []
+    for _, alike in groupby(rows, key=lambda row: row.way):
+        batch: list[Row] = []
+        widest = 0
+        for _, prompt in groupby(alike, key=lambda row: row.request.prompt_ids):
+            group = list(prompt)
+            columns = max(row.n_columns for row in group)
+            if columns > max_batch_tokens:
+                raise ValueError(
+                    f"request '{group[0].request.id}': prompt and max_tokens need {columns} columns of cache; "
+                    f"max_batch_tokens is {max_batch_tokens}: raise it, or lower max_tokens"
+                )
+            widest = max(widest, columns)
+            if batch and len(batch) + len(group) > min(max_rows, max_batch_tokens // widest):
+                batches.append(batch)
+                batch, widest = [], columns
+            most = min(max_rows, max_batch_tokens // widest)
+            while len(group) > most:
+                batches.append(group[:most])
+                group = group[most:]
+            batch += group
+        batches.append(batch)
+    return batches
+
+
+def _checked(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedModel:
+    """The model, if this engine can run it; ValueError otherwise."""
+    config = model.config
+    # Only these two take the additive mask that hides the padding of shorter prompts.
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"the local engine needs attn_implementation 'sdpa' or 'eager', not '{config._attn_implementation}'; "
+            "load the model with attn_implementation='sdpa' or use another engine"
+        )
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])  # Llama's config has no such field
+    if kinds != {"full_attention"}:
+        raise ValueError(f"the local engine runs full attention only, and this model has {sorted(kinds)}")
+    strange = [token for token in stop_ids if not 0 <= token < config.vocab_size]
+    if strange:
+        raise ValueError(f"stop_ids {strange} lie outside the model's vocabulary of {config.vocab_size}")
+    return model
+
+
+@contextmanager
+def _still(model: PreTrainedModel) -> Iterator[None]:
+    """No gradients and no dropout inside; every module's own mode again afterwards.
+
+    Not inference_mode: a rotary embedding may store what it computed here, and training must be able to use it.
+    """
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

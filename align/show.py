@@ -1,0 +1,79 @@
+"""What a stage's rows become: tokens and loss mask, coloured; or the rows of a data stage nothing trains on."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from rich.text import Text as Styled
+
+from qwen_align.align.check import Preview, Unknown
+from qwen_align.align.errors import DataError
+from qwen_align.align.pipeline import Plan, Planned
+from qwen_align.align.render import Renderer
+from qwen_align.align.rows import Completion, Pair, Problem, Row
+from qwen_align.align.samples import Sample, pieces
+
+TRAINED, MASKED = "black on green", "dim"
+REJECTED = "black on red"
+
+
+def lines(planned: Plan, name: str, *, rows: int, first: int) -> Iterator[Styled]:
+    """`rows` rows of the stage from number `first`: trained tokens on green, the others dim.
+
+    Raises DataError when the stage's data has yet to be made by a rollout.
+    """
+    one = planned.named(name)[0]
+    preview = Preview(planned)
+    try:
+        renderer = _renderer(one, planned, preview)
+        settings: Any = one.stage.settings
+        refs = getattr(settings, "from_data", None) if hasattr(settings, "from_model") else None
+        refs = [refs] if isinstance(refs, str) else refs
+        read = preview.rows(one.stage.name) if refs is None else preview.rows_for(one, refs)
+        for number, row in enumerate(islice(read, first, first + rows), start=first):
+            yield Styled(f"--- row {number}: {row.row} {row.id}", style="bold")
+            yield from _row(row, renderer)
+    except Unknown as unknown:
+        raise DataError(f"stage '{name}': its data is unknown until {unknown}; run the recipe first") from None
+    yield Styled("trained", style=TRAINED) + Styled("  ") + Styled("seen, not trained", style=MASKED)
+
+
+def _renderer(one: Planned, planned: Plan, preview: Preview) -> Renderer:
+    """The renderer of the stage's model, or for data of the first model that reads it (else of the recipe)."""
+    if hasattr(one.stage.settings, "from_model"):
+        return preview.renderer(one)
+    readers = [other for other in planned.stages if hasattr(other.stage.settings, "from_model")]
+    near = [other for other in readers if one.stage.name in other.stage.targets.values()]
+    if not readers:
+        raise DataError(f"stage '{one.stage.name}': no stage of this recipe has a model whose template could be shown")
+    return preview.renderer((near or readers)[0])
+
+
+def _row(row: Row, renderer: Renderer) -> Iterator[Styled]:
+    if isinstance(row, Pair):
+        ids = renderer.pair(row)
+        yield _coloured(Sample([*ids.prompt, *ids.chosen], _mask(ids.prompt, ids.chosen)), renderer, TRAINED)
+        yield _coloured(Sample(ids.rejected, [True] * len(ids.rejected)), renderer, REJECTED)
+    elif isinstance(row, Problem):
+        prompt = renderer.prompt(row.messages, mode=row.mode, flag=row.flag)
+        yield _coloured(Sample(prompt.ids, [False] * len(prompt.ids)), renderer, TRAINED)
+        yield Styled(f"gold: {row.gold}  reward: {row.reward}")
+    elif isinstance(row, Completion) and row.finish_reason == "length":
+        yield Styled(f"{row.text}  [cut at the token limit: not trained on]")
+    else:
+        for sample in renderer.samples(row):
+            yield _coloured(sample, renderer, TRAINED)
+        if isinstance(row, Completion):
+            said = ", ".join(f"{kind}: {verdict.value} ({verdict.reason})" for kind, verdict in row.verdicts.items())
+            yield Styled(f"verdicts: {said or 'none'}")
+
+
+def _mask(masked: list[int], trained: list[int]) -> list[bool]:
+    return [False] * len(masked) + [True] * len(trained)
+
+
+def _coloured(sample: Sample, renderer: Renderer, trained: str) -> Styled:
+    text = Styled()
+    for piece in pieces(renderer.tokenizer, sample):
+        text.append(piece.text.replace("\n", "⏎\n"), style=trained if piece.is_trained else MASKED)
+    return text.append(f"  [{len(sample.ids)} tokens, {sum(sample.mask)} trained]")

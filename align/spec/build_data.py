@@ -1,0 +1,18 @@
+"""Settings of `build_data`: one builder, one sieve."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qwen_align.align.spec.stage import StageSettings
+from qwen_align.data_builders import BuilderSettings
+from qwen_align.data_builders.sieve import Sieve
+
+
+class BuildData(StageSettings):
+    """Rows from a builder, through the sieve, into a data folder."""
+
+    kind: Literal["build_data"]
+    builder: BuilderSettings
+    sieve: Sieve = Field(default_factory=Sieve)
+    limit: int | None = Field(None, ge=1, description="stop after this many kept rows")

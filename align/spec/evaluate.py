@@ -1,0 +1,25 @@
+"""Settings of `evaluate`: one model, one protocol."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qwen_align.align.references import DataRef, ModelRef
+from qwen_align.align.spec.rollout import Switch
+from qwen_align.align.spec.sampling import SamplingSettings
+from qwen_align.align.spec.stage import StageSettings
+
+
+class Evaluate(StageSettings):
+    """Accuracy over `samples` completions a question, for each data set and each switch.
+
+    A question is right when its own reward pays 1.
+    """
+
+    kind: Literal["evaluate"]
+    from_model: ModelRef
+    from_data: list[DataRef] = Field(min_length=1)
+    samples: int = Field(ge=1)
+    sampling: SamplingSettings
+    switches: list[Switch] = Field([Switch()], min_length=1)
+    engine: Literal["local"] = "local"

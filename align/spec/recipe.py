@@ -1,0 +1,240 @@
+"""A recipe: the file a user writes, checked and read into typed settings."""
+
+import copy
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.references import OutsideFile, Product
+from qwen_align.align.spec.build_data import BuildData
+from qwen_align.align.spec.dpo import Dpo
+from qwen_align.align.spec.evaluate import Evaluate
+from qwen_align.align.spec.grpo import Grpo
+from qwen_align.align.spec.pretrain import Pretrain
+from qwen_align.align.spec.rollout import Rollout
+from qwen_align.align.spec.sft import Sft
+from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.strict import Strict, did_you_mean
+
+StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | Grpo | Evaluate
+
+PRODUCTS: dict[str, Product] = {
+    "build_data": "data",
+    "pretrain": "model",
+    "rollout": "data",
+    "sft": "model",
+    "dpo": "model",
+    "grpo": "model",
+    "evaluate": "evaluation",
+}
+
+
+class ModelSource(Strict):
+    """A model from outside: exactly one of a shipped one, a folder, or a hub id with its commit."""
+
+    shipped: Literal["tiny_base"] | None = None
+    path: OutsideFile | None = Field(None, description="folder in Hugging Face form, relative to the recipe")
+    hub: str | None = None
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="the hub commit, 40 hex digits")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelSource":
+        given = [name for name in ("shipped", "path", "hub") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of shipped, path, hub; found {', '.join(given) or 'none'}")
+        if bool(self.hub) != bool(self.revision):
+            raise ValueError("hub and revision go together: a hub model is pinned by its commit (40 hex digits)")
+        return self
+
+
+class Repeat(Strict):
+    """The stages `times` over; in later rounds a name in `carry` means what its stage made the round before."""
+
+    times: int = Field(ge=1)
+    carry: dict[str, str] = Field(default_factory=dict)
+    stages: list[Annotated[StageSpec, Field(discriminator="kind")]] = Field(min_length=1)
+
+
+class RepeatBlock(Strict):
+    repeat: Repeat
+
+
+class Report(Strict):
+    """How the report names things; no part of any key."""
+
+    title: str = ""
+    controls: list[str] = Field(default_factory=list, description="evaluated models that are no rung of the ladder")
+
+
+def _kind(item: Any) -> str | None:
+    if isinstance(item, RepeatBlock) or (isinstance(item, Mapping) and "repeat" in item):
+        return "repeat"
+    return item.get("kind") if isinstance(item, Mapping) else getattr(item, "kind", None)
+
+
+Item = Annotated[
+    Annotated[BuildData, Tag("build_data")]
+    | Annotated[Pretrain, Tag("pretrain")]
+    | Annotated[Rollout, Tag("rollout")]
+    | Annotated[Sft, Tag("sft")]
+    | Annotated[Dpo, Tag("dpo")]
+    | Annotated[Grpo, Tag("grpo")]
+    | Annotated[Evaluate, Tag("evaluate")]
+    | Annotated[RepeatBlock, Tag("repeat")],
+    Discriminator(_kind),
+]
+
+
+class Recipe(Strict):
+    """Named models and stages; order comes from references, not from position."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    seed: int = 0
+    models: dict[str, ModelSource] = Field(default_factory=dict)
+    runtime: Runtime = Field(default_factory=Runtime)
+    matrix: dict[str, list[Any]] = Field(default_factory=dict, description="dotted setting -> the values to try")
+    stages: list[Item] = Field(min_length=1)
+    report: Report = Field(default_factory=Report)
+
+
+class Variant(NamedTuple):
+    """One cell of the matrix: the recipe with its values set, and what they are by setting."""
+
+    axes: dict[str, str]
+    recipe: Recipe
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> list[Variant]:
+    """The recipe's variants (one without a matrix); `overrides` are `dotted.setting=value` in YAML.
+
+    Raises RecipeError.
+    """
+    raw = _read(path)
+    for override in overrides:
+        setting, equals, value = override.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {override}: write it as setting=value, as in stages.sft.learning_rate=1e-5")
+        _set(raw, setting, _yaml(value, where=f"--set {override}"), where=f"--set {override}")
+    whole = _validate(raw, path)
+    return [
+        Variant(axes, _validate(cell, path)) if axes else Variant(axes, whole)
+        for axes, cell in _cells(raw, whole.matrix, path)
+    ]
+
+
+def _cells(raw: dict[str, Any], matrix: Mapping[str, list[Any]], path: Path) -> Iterator[tuple[dict[str, str], Any]]:
+    for values in itertools.product(*(enumerate(tries) for tries in matrix.values())):
+        cell = copy.deepcopy(raw)
+        axes = {}
+        for setting, (index, value) in zip(matrix, values, strict=True):
+            _set(cell, "models.base" if setting == "base" else setting, value, where=f"{path}: matrix")
+            plain = isinstance(value, str | int | float) and re.fullmatch(r"[\w.-]+", str(value))
+            axes[setting.rpartition(".")[2]] = str(value) if plain else str(index)
+        yield axes, cell
+
+
+def _set(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> None:
+    *path, last = setting.split(".")
+    place: Any = raw
+    for depth, part in enumerate(path):
+        here = ".".join(path[: depth + 1])
+        if isinstance(place, list):
+            place = _named(place, part, where=where, here=here)
+        elif isinstance(place, dict):
+            place = place.setdefault(part, {})
+        else:
+            raise RecipeError(f"{where}: '{here}' is no group of settings")
+    if not isinstance(place, dict):
+        raise RecipeError(f"{where}: '{setting}' names no setting")
+    place[last] = value
+
+
+def _named(items: list[Any], name: str, *, where: str, here: str) -> Any:
+    stages: list[Any] = []
+    for item in items:
+        inner = item.get("repeat") if isinstance(item, dict) else None
+        stages += inner.get("stages", []) if isinstance(inner, dict) else [item]
+    names = [str(stage.get("name")) for stage in stages if isinstance(stage, dict)]
+    if name not in names:
+        raise RecipeError(f"{where}: '{here}': no stage is called '{name}'{did_you_mean(name, names)}")
+    return stages[names.index(name)]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's numbers (1e-6 is a number) and without duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str, *, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: not YAML: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; `qwen-align recipes` lists the shipped ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    raw = _yaml(text, where=str(path))
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with name and stages; found {type(raw).__name__}")
+    raw.pop("anchors", None)  # a place for YAML anchors; what refers to them has been filled in
+    return raw
+
+
+def _validate(raw: dict[str, Any], path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(raw, context={"folder": str(path.parent)})
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        said = "\n".join(f"{path}: {_explain(detail, raw)}" for detail in details[:5])
+        raise RecipeError(said + (f"\n... and {len(details) - 5} more" if len(details) > 5 else "")) from None
+
+
+def _explain(detail: Mapping[str, Any], raw: dict[str, Any]) -> str:
+    where, place = "", list(detail["loc"])
+    if place[:1] == ["stages"] and len(place) > 1 and isinstance(place[1], int):
+        item = raw["stages"][place[1]]
+        place = place[3:]
+        if place[:2] == ["repeat", "stages"] and len(place) > 2 and isinstance(place[2], int):
+            item, place = item["repeat"]["stages"][place[2]], place[4:]
+        name = item.get("name") if isinstance(item, dict) else None
+        where = f"stage '{name}': " if name else f"stages[{detail['loc'][1]}]: "
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    return f"{where}{field + ': ' if field else ''}{_said(detail)}"
+
+
+def _said(detail: Mapping[str, Any]) -> str:
+    if detail["type"] == "union_tag_invalid":
+        known = re.findall(r"'([^']+)'", str(detail["ctx"]["expected_tags"]))
+        return f"kind '{detail['ctx']['tag']}' is unknown{did_you_mean(str(detail['ctx']['tag']), known)}"
+    if detail["type"] == "union_tag_not_found":
+        return "'kind' is missing"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] in ("missing", "unknown_key", "value_error"):
+        return message
+    found = repr(detail["input"])
+    return f"{message}; found {found if len(found) < 80 else found[:77] + '...'}"

@@ -1,0 +1,48 @@
+"""Settings of `rollout`: completions of a model with what the rewards say of them."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from qwen_align.align.references import DataRef, ModelRef
+from qwen_align.align.rows import Flag, Mode
+from qwen_align.align.spec.sampling import SamplingSettings
+from qwen_align.align.spec.stage import StageSettings
+from qwen_align.align.strict import Strict
+from qwen_align.reward.settings import RewardList
+
+
+class Switch(Strict):
+    """How a model is asked to think or not: by default, by a flag in the prompt, or by the template's argument."""
+
+    switch: Literal["default", "flag", "kwarg"] = "default"
+    mode: Mode | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.switch == "default") != (self.mode is None):
+            raise ValueError(
+                f"switch '{self.switch}' with mode {self.mode}: 'default' asks for nothing, so it has no mode; "
+                "'flag' and 'kwarg' need mode: think or mode: no_think"
+            )
+        return self
+
+    @property
+    def flag(self) -> Flag | None:
+        if self.switch != "flag":
+            return None
+        return "/think" if self.mode == "think" else "/no_think"
+
+
+class Rollout(StageSettings):
+    """`samples` completions of every prompt, judged; a prompt's own mode and flag hold unless `switch` is given."""
+
+    kind: Literal["rollout"]
+    from_model: ModelRef
+    from_data: DataRef
+    samples: int = Field(ge=1)
+    sampling: SamplingSettings
+    rewards: RewardList
+    switch: Switch | None = None
+    engine: Literal["local"] = "local"
+    keep_tokens: bool = Field(False, description="write token ids and log-probs beside the text")

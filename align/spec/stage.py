@@ -1,0 +1,56 @@
+"""Settings every stage has, and how a stage is run."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qwen_align.align.strict import Strict
+
+OnEmpty = Literal["fail", "pass_through"]
+
+
+class Runtime(Strict):
+    """How to run, never what to compute: no part of a stage's key.
+
+    Results are the same up to floating-point summation order: 1e-5 between one process and two.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: int = Field(1, ge=1, description="processes on this machine, one a device")
+    nodes: int = Field(1, ge=1)
+    micro_batch: int = Field(8, ge=1, description="rows a device holds in one forward pass; the batch is a multiple")
+    rollout_rows: int = Field(256, ge=1, description="completions decoded side by side")
+    checkpoint_every: int = Field(100, ge=1, description="optimiser steps between checkpoints")
+    gradient_checkpointing: bool = False
+    deepspeed: str | None = Field(None, description="path of a DeepSpeed JSON")
+    threads: int | None = Field(None, ge=1, description="CPU threads a process may use; None = all")
+
+
+class StageSettings(Strict):
+    """What every kind of stage has besides its own settings."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$", max_length=80)
+    seed: int | None = Field(None, description="None = the recipe's seed")
+    runtime: Runtime | None = Field(None, description="what differs from the recipe's runtime")
+    on_empty: OnEmpty = Field("fail", description="when there is nothing to train on: exit 3, or hand the model on")
+
+
+class Lora(Strict):
+    """LoRA adapters (arXiv:2106.09685) on the linear layers; the base's weights stay as they are."""
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class Optimizer(Strict):
+    """AdamW with a warm-up and a decay."""
+
+    learning_rate: float = Field(gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 = autocast over fp32 weights")

@@ -1,0 +1,49 @@
+"""build_data: a builder's rows through the sieve into `rows.jsonl`, every drop counted and listed."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qwen_align.align.context import Context
+from qwen_align.align.errors import DataError
+from qwen_align.align.rows import Row, read_rows, to_line
+from qwen_align.align.spec.build_data import BuildData
+from qwen_align.data_builders.sieve import Drops, sieve
+
+Sources = Mapping[str, Callable[[], Iterator[Row]]]
+
+
+def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    drops = Drops()
+    kept = 0
+    unfinished = out / ".rows.jsonl"
+    with unfinished.open("w", encoding="utf-8") as file:
+        for row in rows(spec, _readers(inputs), context.seed, drops):
+            file.write(to_line(row) + "\n")
+            kept += 1
+            context.progress(kept, spec.limit or 0, unit="rows")
+            context.stop_if_asked()
+    if kept == 0 and spec.on_empty == "fail":
+        unfinished.unlink()
+        raise DataError(
+            f"no row is left; dropped: {drops.counts or 'none, the source is empty'}. See builder and sieve"
+        )
+    with (out / "dropped.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
+    unfinished.replace(out / "rows.jsonl")
+    return {"rows": kept, "dropped": drops.counts}
+
+
+def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+    """The kept rows; `check` walks them without a folder to write to."""
+    built = sieve(spec.builder.build(sources, seed, drops), spec.sieve, drops)
+    for number, row in enumerate(built, start=1):
+        yield row
+        if number == spec.limit:
+            return
+
+
+def _readers(inputs: Mapping[str, Path]) -> Sources:
+    return {ref: partial(read_rows, folder / "rows.jsonl") for ref, folder in inputs.items()}

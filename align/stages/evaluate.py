@@ -1,0 +1,74 @@
+"""evaluate: how often a model is right, and whether it thinks as asked, for each data set and each switch."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen_align.align import metrics, model
+from qwen_align.align.context import Context
+from qwen_align.align.errors import DataError
+from qwen_align.align.render import Renderer
+from qwen_align.align.rollout.ask import drawn_as, put
+from qwen_align.align.rows import Completion, read_rows, to_line
+from qwen_align.align.spec.evaluate import Evaluate
+from qwen_align.align.spec.rollout import Switch
+from qwen_align.align.stages.parts import Draw, draw, open_engine, problems
+from qwen_align.reward.format import Format, obeys
+from qwen_align.reward.settings import Reward, reward_of_kind
+
+
+def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    source = inputs[spec.from_model]
+    renderer = model.renderer_of(source)
+    engine = open_engine(source, renderer, context)
+    how = Draw(spec.sampling, spec.samples, context.seed)
+    results = []
+    with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
+        for ref in spec.from_data:
+            questions = list(problems(read_rows(inputs[ref] / "rows.jsonl")))
+            if not questions:
+                raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
+            for number, switch in enumerate(spec.switches):
+                asked = [put(problem, renderer, switch) for problem in questions]
+                parts = out / "parts" / f"{ref}-{number}"
+                rows = judged(draw(engine, renderer, asked, how, context, parts))
+                result, kept = score(rows, switch, renderer, spec.samples)
+                file.writelines(to_line(row) + "\n" for row in kept)
+                results.append({"set": ref, "switch": switch.switch, "mode": switch.mode, **result})
+    (out / ".rows.jsonl").replace(out / "completions.jsonl")
+    return {"results": results}
+
+
+def judged(rows: Iterable[Completion]) -> Iterator[Completion]:
+    """Each completion with the verdict of its question's own reward, and of the format."""
+    rewards: dict[str, Reward] = {}
+    layout = Format()
+    for row in rows:
+        reward = rewards.setdefault(row.reward, reward_of_kind(row.reward))
+        verdicts = {reward.kind: reward.judge(row), layout.kind: layout.judge(row)}
+        yield row.model_copy(update={"verdicts": verdicts})
+
+
+def score(
+    rows: Iterable[Completion], switch: Switch, renderer: Renderer, k: int
+) -> tuple[dict[str, Any], list[Completion]]:
+    """The figures of one data set under one switch, and the completions they are from."""
+    kept = list(rows)
+    # A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
+    wanted = None if renderer.thinking in ("none", "never") else drawn_as(switch.mode, renderer)
+    questions: dict[str, list[metrics.SampleScore]] = {}
+    for row in kept:
+        verdict = row.verdicts[row.reward]
+        if verdict.value is None:
+            raise DataError(f"question '{row.prompt_id}': {verdict.reason}; its gold is {row.gold!r}")
+        questions.setdefault(row.prompt_id, []).append(
+            metrics.SampleScore(
+                value=verdict.value,
+                stopped=row.finish_reason == "stop",
+                obeyed=None if wanted is None else obeys(row.text, wanted),
+                formatted=row.verdicts["format"].value == 1.0,
+                n_tokens=row.n_tokens,
+                answer=reward_of_kind(row.reward).answer(row),
+            )
+        )
+    return metrics.summarise(questions, k)._asdict(), kept

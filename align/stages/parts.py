@@ -1,0 +1,105 @@
+"""Completions drawn part by part, each part on disk before the next: a killed stage goes on where it was."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qwen_align.align import model, store
+from qwen_align.align.context import Context
+from qwen_align.align.errors import DataError
+from qwen_align.align.render import Renderer
+from qwen_align.align.rollout.ask import Asked, as_row, in_order, sampling_for
+from qwen_align.align.rollout.engine import Engine, Request
+from qwen_align.align.rollout.local import LocalEngine
+from qwen_align.align.rows import Completion, Problem, Row, read_rows, to_line
+from qwen_align.align.spec.sampling import SamplingSettings
+
+BATCHES_A_PART = 4  # so that the engine can sort by length, and a crash loses a minute rather than an hour
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How many completions a prompt gets, and how they are drawn."""
+
+    settings: SamplingSettings
+    samples: int
+    seed: int
+    keep_tokens: bool = False
+
+
+def problems(rows: Iterator[Row]) -> Iterator[Problem]:
+    """The rows, all of which have to be problems."""
+    for row in rows:
+        if not isinstance(row, Problem):
+            raise DataError(f"row '{row.id}' is a {row.row}; problems are wanted here: see the builder's `rows`")
+        yield row
+
+
+def open_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
+    policy = model.load(source).to(model.device_of(context.runtime))
+    return LocalEngine(policy, stop_ids=renderer.stop_ids, max_rows=context.runtime.rollout_rows)
+
+
+def draw(
+    engine: Engine, renderer: Renderer, asked: Sequence[Asked], how: Draw, context: Context, parts: Path
+) -> Iterator[Completion]:
+    """All completions, by prompt as asked and then by sample; from every rank's parts in the main process.
+
+    The parts depend on runtime.rollout_rows alone, so a resumed stage decodes the same batches.
+    """
+    parts.mkdir(exist_ok=True)
+    size = max(1, BATCHES_A_PART * context.runtime.rollout_rows // how.samples)
+    spans = [(start, min(start + size, len(asked))) for start in range(0, len(asked), size)]
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    done, tokens = 0, 0
+    for number, (start, stop) in enumerate(spans):
+        path = _part(parts, start, stop)
+        if number % world == rank and not path.exists():
+            rows = []
+            for row in _drawn(engine, renderer, asked[start:stop], how):
+                rows.append(row)
+                tokens += row.n_tokens
+                context.progress(done + len(rows), len(asked) * how.samples // world, tokens, unit="completions")
+            ordered = in_order(rows, asked[start:stop])
+            store.write_text(path, "".join(to_line(row) + "\n" for row in ordered))
+        done += (stop - start) * how.samples if number % world == rank else 0
+        context.stop_if_asked()
+    _wait_for_all(world)
+    if context.is_main:
+        for start, stop in spans:
+            for row in read_rows(_part(parts, start, stop)):
+                assert isinstance(row, Completion)
+                yield row
+
+
+def _part(parts: Path, start: int, stop: int) -> Path:
+    return parts / f"{start:08d}-{stop:08d}.jsonl"
+
+
+def _drawn(engine: Engine, renderer: Renderer, asked: Sequence[Asked], how: Draw) -> Iterator[Completion]:
+    by_id = {one.problem.id: one for one in asked}
+    requests = [
+        Request(
+            id=one.problem.id,
+            prompt_ids=one.prompt.ids,
+            n=how.samples,
+            sampling=sampling_for(one, renderer, how.settings),
+            seed=how.seed,
+        )
+        for one in asked
+    ]
+    for generation in engine.generate(requests):
+        row = as_row(by_id[generation.request.id], generation, renderer)
+        if how.keep_tokens:
+            row = row.model_copy(update={"token_ids": generation.token_ids, "logps": generation.logps})
+        yield row
+
+
+def _wait_for_all(world: int) -> None:
+    if world > 1:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        torch.distributed.barrier()

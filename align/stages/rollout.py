@@ -1,0 +1,45 @@
+"""rollout: completions of a model with what the rewards say of them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen_align.align import model
+from qwen_align.align.context import Context
+from qwen_align.align.errors import DataError
+from qwen_align.align.rollout.ask import put
+from qwen_align.align.rows import read_rows, to_line
+from qwen_align.align.spec.rollout import Rollout
+from qwen_align.align.stages.parts import Draw, draw, open_engine, problems
+from qwen_align.reward.settings import judge_all
+
+
+def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    source = inputs[spec.from_model]
+    renderer = model.renderer_of(source)
+    rows = problems(read_rows(inputs[spec.from_data] / "rows.jsonl"))
+    asked = [put(problem, renderer, spec.switch) for problem in rows]
+    if not asked and spec.on_empty == "fail":
+        raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
+    how = Draw(spec.sampling, spec.samples, context.seed, keep_tokens=spec.keep_tokens)
+    engine = open_engine(source, renderer, context)
+    reasons: Counter[str] = Counter()
+    count, paid, stopped, tokens = 0, 0.0, 0, 0
+    with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
+        for row in draw(engine, renderer, asked, how, context, out / "parts"):
+            verdict = judge_all(spec.rewards, row)
+            parts = verdict.parts or {}
+            file.write(to_line(row.model_copy(update={"verdicts": parts})) + "\n")
+            reasons.update(f"{name}: {part.reason}" for name, part in parts.items())
+            count, tokens = count + 1, tokens + row.n_tokens
+            paid, stopped = paid + (verdict.value or 0.0), stopped + (row.finish_reason == "stop")
+    (out / ".rows.jsonl").replace(out / "rows.jsonl")
+    return {
+        "rows": count,
+        "prompts": len(asked),
+        "mean_reward": paid / max(count, 1),
+        "stopped_share": stopped / max(count, 1),
+        "mean_tokens": tokens / max(count, 1),
+        "reasons": dict(reasons),
+    }

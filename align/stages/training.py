@@ -1,0 +1,58 @@
+"""What the stages that train with a transformers Trainer share: start or resume, stop when asked, save."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from qwen_align.align import checkpoint, model, store
+from qwen_align.align.context import Context
+from qwen_align.align.errors import DataError, Preempted, StageError
+from qwen_align.align.spec.stage import StageSettings
+
+
+def train(trainer: Any, source: Path, out: Path, context: Context) -> None:
+    """Trains from the newest whole checkpoint or from the start, and saves the model of a finished run."""
+    asked, got = context.runtime.processes * context.runtime.nodes, trainer.accelerator.num_processes
+    if asked != got:
+        raise StageError(f"runtime asks for {asked} processes, but training would run in {got}")
+    resume_from = checkpoint.newest(out / "checkpoints")
+    context.forget_after(checkpoint.step_of(resume_from) if resume_from else 0)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
+    is_adapter = hasattr(trainer.model, "peft_config")
+    folder = out / ("adapter" if is_adapter else "model")
+    trainer.save_model(str(folder))
+    if context.is_main:
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
+        if is_adapter:
+            model.save_adapter(source, out)
+        else:
+            model.copy_tokenizer(model.base_folder(model.locate(source)), folder)
+            store.write_json(out / "model.json", {"model": "model"})
+
+
+def nothing_to_train(
+    spec: StageSettings, source: Path, out: Path, dropped: dict[str, int], setting: str
+) -> dict[str, Any]:
+    """Hands the model on when the recipe says so; else raises DataError naming the setting to change."""
+    if spec.on_empty == "fail":
+        raise DataError(
+            f"nothing to train on (dropped: {dropped or 'nothing, there were no rows'}); see {setting}, "
+            "or set on_empty: pass_through to hand the model on as it is"
+        )
+    model.hand_on(source, out)
+    return {"samples": 0, "dropped": dropped, "steps": 0, "passed_through": True}
+
+
+def tokenizer(source: Path) -> PreTrainedTokenizerBase:
+    """transformers' tokenizer, which TRL's trainers want for padding; the ids come from render."""
+    loaded = AutoTokenizer.from_pretrained(str(model.base_folder(model.locate(source))))
+    assert isinstance(loaded, PreTrainedTokenizerBase)
+    if loaded.pad_token_id is None or loaded.pad_token_id == loaded.eos_token_id:
+        raise StageError(
+            f"{source}: the tokenizer's pad token must be set and differ from its end token "
+            f"({loaded.eos_token}); Qwen pads with <|endoftext|>"
+        )
+    return loaded

@@ -1,0 +1,198 @@
+"""The store: a folder a stage, named by the key of everything its result depends on."""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.graph import Stage
+from qwen_align.align.references import OutsideFile, Ref
+from qwen_align.align.spec.recipe import ModelSource
+from qwen_align.align.versions import CODE_VERSIONS
+
+LIBRARIES = ("accelerate", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")
+_NOT_IN_KEY = {"name", "runtime", "seed"}  # the seed stands beside the settings, resolved
+
+
+class Folder:
+    """A stage's folder. It is complete if and only if it holds `manifest.json`, which is written last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.path / "manifest.json").exists()
+
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.path / "manifest.json")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder's lock; raises StageError when another process has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise StageError(
+                    f"{self.path}: process {lock.read().strip() or '?'} is working on this stage; "
+                    "wait for it, or stop it and run again"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def clear(self) -> None:
+        """Forgets the result and all checkpoints."""
+        for entry in self.path.iterdir() if self.path.exists() else ():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+class Store:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._digests = _DigestCache(root / "digests.json")
+
+    def folder(self, kind: str, key: str) -> Folder:
+        return Folder(self.root / f"{kind}-{key[:16]}")
+
+    def key(self, stage: Stage, input_keys: Mapping[str, str]) -> str:
+        """sha256 of what the result depends on; `input_keys` maps each reference to its target's key."""
+        settings = {
+            field: canonical(getattr(stage.settings, field), input_keys, self.file_digest)
+            for field in type(stage.settings).model_fields
+            if field not in _NOT_IN_KEY
+        }
+        whole = {"settings": settings, "code": CODE_VERSIONS[stage.kind], "seed": stage.seed}
+        return hashlib.sha256(to_json(whole).encode()).hexdigest()
+
+    def model_key(self, source: ModelSource) -> str:
+        """Key of a model from outside: its files' digests, or its hub id and commit."""
+        if source.hub:
+            return f"hub:{source.hub}@{source.revision}"
+        folder = model_folder(source)
+        digests = {
+            str(path.relative_to(folder)): self.file_digest(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        }
+        return hashlib.sha256(to_json(digests).encode()).hexdigest()
+
+    def file_digest(self, path: Path | str) -> str:
+        return self._digests.of(Path(path))
+
+
+class _DigestCache:
+    """sha256 of files by (path, size, mtime, inode), so that big ones are read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, str] | None = None
+
+    def of(self, path: Path) -> str:
+        if self._known is None:
+            self._known = read_json(self.path) if self.path.exists() else {}
+        try:
+            stat = path.stat()
+            name = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+            if name not in self._known:
+                self._known[name] = file_sha256(path)
+                if self.path.parent.exists():
+                    write_json(self.path, self._known)
+        except FileNotFoundError:
+            raise RecipeError(f"{path}: no such file; paths are relative to the recipe's folder") from None
+        return self._known[name]
+
+
+def canonical(value: Any, input_keys: Mapping[str, str], digest: Any) -> Any:
+    """The settings as plain JSON values, references as the keys of what they mean, files as their digests."""
+    if isinstance(value, Ref):
+        return {"input": input_keys[value]}
+    if isinstance(value, OutsideFile):
+        return {"sha256": digest(value)}
+    if isinstance(value, BaseModel):
+        return {field: canonical(getattr(value, field), input_keys, digest) for field in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {str(key): canonical(item, input_keys, digest) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(item, input_keys, digest) for item in value]
+    return value
+
+
+def model_folder(source: ModelSource) -> Path:
+    """The folder of a shipped or local model; raises RecipeError when it holds no model."""
+    if source.shipped:
+        return Path(__file__).parents[1] / "recipes" / source.shipped
+    folder = Path(str(source.path))
+    if not (folder / "config.json").exists():
+        found = "no such folder" if not folder.is_dir() else "it has no config.json"
+        raise RecipeError(f"models: {folder}: {found}; a model folder in Hugging Face form is wanted")
+    return folder
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_tree(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    loaded = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole file or leaves what was there; on disk when this returns."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def library_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def git_commit() -> str | None:
+    """The commit of the folder the command runs in, or None outside a repository."""
+    try:
+        said = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.stdout.strip() or None if said.returncode == 0 else None
+
+
+def disk_gib(folder: Path) -> float:
+    return sum(path.lstat().st_size for path in folder.rglob("*")) / 2**30

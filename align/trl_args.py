@@ -1,0 +1,132 @@
+"""Our settings as TRL's arguments: the one place that knows their names."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import DPOConfig, GRPOConfig, SFTConfig
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.spec.dpo import Dpo
+from qwen_align.align.spec.grpo import Grpo
+from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.spec.sft import Sft
+from qwen_align.align.spec.stage import Lora, Optimizer, Runtime
+
+LOG_EVERY = 10  # steps; offline stages take hundreds of short ones
+
+
+def steps_of(n_rows: int, epochs: float, batch: int) -> int:
+    """Optimiser steps of so many epochs; the last batch is filled from the next permutation."""
+    return max(1, math.ceil(n_rows * epochs / batch))
+
+
+def micro_batches(batch: int, runtime: Runtime, *, stage: str) -> tuple[int, int]:
+    """(rows a device holds, accumulation steps) whose product over all processes is the batch."""
+    world = runtime.processes * runtime.nodes
+    if batch % world:
+        raise RecipeError(f"stage '{stage}': a batch of {batch} does not divide by {world} processes")
+    share = batch // world
+    rows = max(size for size in range(1, min(runtime.micro_batch, share) + 1) if share % size == 0)
+    return rows, share // rows
+
+
+def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
+    rows, accumulation = micro_batches(settings.batch, runtime, stage=settings.name)
+    return SFTConfig(
+        **_common(settings, runtime, out, steps=steps, seed=seed),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        max_length=None,  # render has dropped what is too long
+        logging_steps=LOG_EVERY,
+        train_sampling_strategy="sequential",
+    )
+
+
+def dpo(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) -> DPOConfig:
+    rows, accumulation = micro_batches(settings.batch, runtime, stage=settings.name)
+    with_sft = settings.sft_weight > 0
+    return DPOConfig(
+        **_common(settings, runtime, out, steps=steps, seed=seed),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        max_length=None,  # render has dropped what is too long
+        beta=settings.beta,
+        loss_type=[settings.loss, "sft"] if with_sft else [settings.loss],
+        loss_weights=[1.0, settings.sft_weight] if with_sft else None,
+        label_smoothing=settings.label_smoothing,
+        logging_steps=1,  # the first logged loss is checked
+        train_sampling_strategy="sequential",
+    )
+
+
+def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
+    rows, accumulation = micro_batches(settings.prompts * settings.samples, runtime, stage=settings.name)
+    return GRPOConfig(
+        **_common(settings, runtime, out, steps=settings.steps, seed=seed),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,
+        num_generations=settings.samples,
+        max_completion_length=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p or None,
+        loss_type=settings.loss,
+        scale_rewards=settings.advantage_scale,
+        epsilon=settings.clip_low,
+        epsilon_high=settings.clip_high,
+        beta=settings.beta,
+        entropy_coef=settings.entropy,
+        mask_truncated_completions=settings.mask_truncated,
+        remove_unused_columns=False,
+        shuffle_dataset=False,
+        disable_dropout=True,
+        logging_steps=1,
+    )
+
+
+def lora(settings: Lora | None) -> Any:
+    if settings is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+    )
+
+
+def _common(settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, seed: int) -> dict[str, Any]:
+    on_cpu = runtime.device == "cpu" or not torch.cuda.is_available()
+    if runtime.device == "cuda" and on_cpu:
+        raise RecipeError("runtime.device: cuda, but torch sees no GPU: `qwen-align doctor`")
+    return {
+        "output_dir": str(out / "checkpoints"),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup_steps,
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": settings.betas[0],
+        "adam_beta2": settings.betas[1],
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": settings.precision == "bf16",
+        "use_cpu": on_cpu,
+        "max_steps": steps,
+        "seed": seed,
+        "save_steps": runtime.checkpoint_every,
+        "save_strategy": "steps",
+        "gradient_checkpointing": runtime.gradient_checkpointing,
+        "deepspeed": runtime.deepspeed,
+        "ddp_backend": "gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # a loss that is no number must be seen
+        "dataloader_pin_memory": not on_cpu,
+    }

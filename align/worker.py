@@ -1,0 +1,99 @@
+"""Runs one stage: `python -m qwen_align.align.worker FOLDER REPORT`. All it reads is FOLDER/stage.json.
+
+REPORT gets one JSON object at the end: exit code, message, seconds, memory.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from qwen_align.align import store
+from qwen_align.align.context import PROGRESS, Context, main_process
+from qwen_align.align.errors import AlignError
+from qwen_align.align.server import die_with_parent
+from qwen_align.align.spec.recipe import StageSpec
+from qwen_align.align.spec.stage import Runtime
+
+_STARTED = time.monotonic()
+_MEBI_PER_GIBI = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss: KiB on Linux, bytes on macOS
+
+
+def run_stage(folder: Path, report: Path, *, started: float, imported_before: float = 0.0) -> int:
+    """Runs the stage of `folder` and returns its exit code; never raises for what a stage can do wrong.
+
+    `started`: monotonic time the process came into being; `imported_before`: seconds of imports done for it.
+    """
+    said: dict[str, Any] = {"code": 0, "message": ""}
+    try:
+        _run(folder, started=started, imported_before=imported_before)
+    except AlignError as error:
+        traceback.print_exc()
+        said = {"code": error.exit_code, "message": str(error)}
+    except Exception as error:  # noqa: BLE001 - the process boundary: whatever a library raises ends as exit code 4
+        traceback.print_exc()
+        said = {"code": 4, "message": f"{type(error).__name__}: {error}"}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if main_process():
+        report.write_text(json.dumps(said))
+    return int(said["code"])
+
+
+def _run(folder: Path, *, started: float, imported_before: float) -> None:
+    job = store.read_json(folder / "stage.json")
+    settings: Any = TypeAdapter(StageSpec).validate_python(job["settings"])
+    runtime = Runtime.model_validate(job["runtime"])
+    context = Context(folder, job["seed"], runtime, is_main=main_process())
+    context.listen_for_stop()
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    stage = importlib.import_module(f"qwen_align.align.stages.{settings.kind}")
+    if runtime.threads and settings.kind != "build_data":
+        import torch
+
+        torch.set_num_threads(runtime.threads)
+    imported = time.monotonic()
+    inputs = {ref: Path(entry["folder"]) for ref, entry in job["inputs"].items()}
+    summary = stage.run(settings, inputs, folder, context)
+    if context.is_main:
+        _finish(folder, job, summary, seconds=time.monotonic() - imported, imports=imported - started + imported_before)
+
+
+def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], *, seconds: float, imports: float) -> None:
+    temporary = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, "metrics.jsonl"}
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] not in {*temporary, "checkpoints", "parts"}
+    )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    manifest = {
+        "key": job["key"],
+        "kind": job["settings"]["kind"],
+        "outputs": {str(path.relative_to(folder)): store.file_sha256(path) for path in files},
+        "summary": summary,
+        "seconds": round(seconds, 3),
+        "import_seconds": round(imports, 3),
+        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEBI_PER_GIBI, 3),
+        "disk_gib": round(store.disk_gib(folder), 6),
+        "world_size": world,
+        "git_commit": store.git_commit(),
+        "libraries": store.library_versions(),
+    }
+    (folder / PROGRESS).unlink(missing_ok=True)
+    store.write_json(folder / "manifest.json", manifest)
+    for name in ("checkpoints", "parts"):
+        store.remove_tree(folder / name)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    sys.exit(run_stage(Path(sys.argv[1]), Path(sys.argv[2]), started=_STARTED))

@@ -1,0 +1,179 @@
+"""The command `qwen-align`: parses, prints, and sets the exit code; what it needs it imports late."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_CODES = """exit codes:
+  0 ok   2 recipe wrong   3 data wrong or empty   4 a stage failed   75 preempted, run again to go on
+
+examples:
+  qwen-align recipes                                          the shipped recipes
+  qwen-align recipes quickstart > my.yaml                     copy one
+  qwen-align check my.yaml                                    what would run, before anything is trained
+  qwen-align run my.yaml                                      run it, or go on where it stopped
+  qwen-align run my.yaml --set stages.grpo.learning_rate=1e-6
+  qwen-align show my.yaml sft                                 tokens and loss mask of what a stage trains on
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parsed = _parser().parse_args(arguments)
+    if parsed.command is None:
+        _parser().print_help()
+        return 0
+    from rich.console import Console
+
+    from qwen_align.align.errors import AlignError
+
+    out = Console(highlight=False)
+    try:
+        return int(parsed.command(parsed, out) or 0)
+    except AlignError as error:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"qwen-align: {error}")
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _run(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align import pipeline, report
+    from qwen_align.align.progress import Progress, stop_on_signals
+
+    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
+    with Progress(out, planned) as progress, stop_on_signals() as stop:
+        try:
+            pipeline.run(planned, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
+        finally:
+            written = report.write(planned)
+    if written.ladder or written.controls:
+        out.print(report.table(written))
+    out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
+    return 0
+
+
+def _check(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align import check, pipeline
+
+    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
+    for line in check.lines(planned):
+        out.print(line)
+    return 0
+
+
+def _show(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align import pipeline, show
+
+    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
+    for line in show.lines(planned, parsed.stage, rows=parsed.rows, first=parsed.first):
+        out.print(line, soft_wrap=True)
+    return 0
+
+
+def _report(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align import pipeline, report
+
+    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
+    written = report.write(planned)
+    out.print(report.table(written))
+    out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
+    return 0
+
+
+def _recipes(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align import shipped
+
+    if parsed.name:
+        sys.stdout.write(shipped.text(parsed.name))
+        return 0
+    for name, says in shipped.listing():
+        out.print(f"{name:<14} {says}")
+    return 0
+
+
+def _schema(parsed: argparse.Namespace, out: "Console") -> int:
+    import json
+
+    from qwen_align.align.spec.recipe import Recipe
+
+    sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=1) + "\n")
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align import doctor
+
+    findings = doctor.examine(parsed.home)
+    for finding in findings:
+        out.print(finding.line())
+    return 4 if any(finding.is_bad for finding in findings) else 0
+
+
+def _prune(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align import prune
+
+    for folder, gib in prune.prune(parsed.home, dry_run=parsed.dry_run):
+        out.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qwen-align",
+        description="Post-training of Qwen models from one recipe: data, SFT, DPO, GRPO, fusion, evaluation.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    run = _command(commands, "run", _run, "run a recipe, or go on where it stopped", recipe=True)
+    run.add_argument("--force", metavar="STAGE", action="append", default=[], help="recompute this stage; repeatable")
+    run.add_argument("--same-versions", action="store_true", help="refuse results of other major library versions")
+    _command(commands, "check", _check, "validate a recipe and say what would run; nothing is trained", recipe=True)
+    show = _command(commands, "show", _show, "tokens and loss mask of a stage's rows", recipe=True)
+    show.add_argument("stage", help="a data stage, or a stage that trains on data")
+    show.add_argument("--rows", type=int, default=3, help="how many rows (default 3)")
+    show.add_argument("--first", type=int, default=0, help="skip so many rows first")
+    _command(commands, "report", _report, "write and print the report of what is done so far", recipe=True)
+    recipes = _command(commands, "recipes", _recipes, "list the shipped recipes, or print one")
+    recipes.add_argument("name", nargs="?", help="print this recipe, to be saved and changed")
+    _command(commands, "schema", _schema, "JSON Schema of a recipe, for editors")
+    _command(commands, "doctor", _doctor, "what this machine has, and what is wrong with it")
+    prune = _command(commands, "prune", _prune, "delete stored stages that no run links to")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    function: object,
+    says: str,
+    *,
+    recipe: bool = False,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=says, description=says[0].upper() + says[1:] + ".")
+    parser.set_defaults(command=function)
+    if recipe:
+        parser.add_argument("recipe", type=Path, help="a recipe file (YAML)")
+        parser.add_argument(
+            "--set", metavar="SETTING=VALUE", action="append", default=[], help="change a setting; repeatable"
+        )
+    else:
+        parser.set_defaults(set=[])
+    parser.add_argument(
+        "--home", type=Path, default=Path(), help="folder that holds store/ and runs/ (default: the current folder)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""What builders read from a rollout stage: its completions, whole, by prompt, with their verdicts."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from qwen_align.align.rows import Completion, Row, RowError
+
+
+def completions(read: Callable[[], Iterator[Row]], stage: str) -> Iterator[Completion]:
+    """The rows of a rollout stage; raises RowError for a row of another kind."""
+    for row in read():
+        if not isinstance(row, Completion):
+            raise RowError(f"stage '{stage}': row '{row.id}' is a {row.row} row; only a rollout stage's completions do")
+        yield row
+
+
+def by_prompt(rows: Iterable[Completion]) -> dict[str, list[Completion]]:
+    """Completions under their prompt's id, prompts as they first come, samples by number."""
+    prompts: dict[str, list[Completion]] = {}
+    for row in rows:
+        prompts.setdefault(row.prompt_id, []).append(row)
+    return {prompt_id: sorted(group, key=lambda row: row.sample) for prompt_id, group in prompts.items()}
+
+
+def verdict_value(row: Completion, reward: str) -> float | None:
+    """The named reward's value, None if its verdict has none; raises RowError if the reward did not judge the row."""
+    if reward not in row.verdicts:
+        judged = ", ".join(row.verdicts) or "no reward"
+        raise RowError(
+            f"completion '{row.id}': has no verdict of '{reward}' but of {judged}; add it to the rollout's rewards"
+        )
+    return row.verdicts[reward].value

@@ -1,0 +1,59 @@
+"""The values in a JSON Lines file or JSON list, plain or gzip, each with the place to name in an error."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from qwen_align.align.rows import RowError
+
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+
+
+def read_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """(`path:line`, value) of every line, or (`path: row n`, value) of a list that fills the file.
+
+    Raises ValueError if there is no such file, RowError naming the line for what is not JSON in UTF-8. What is
+    packed and what is a list is told by the content, because names lie.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; a relative path starts at the recipe's folder")
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"{path}: is none of {', '.join(SUFFIXES)}; convert it, or name it for what it holds")
+    with path.open("rb") as raw:
+        is_packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        packed = gzip.GzipFile(fileobj=raw) if is_packed else raw
+        try:
+            yield from _values(packed, path)
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise RowError(f"{path}: the gzip file is damaged or cut short: {error}") from None
+
+
+def _values(lines: IO[bytes], path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}:{number}"
+        text = _text(line, where).strip()
+        if text.startswith("["):
+            whole = _parsed(text + _text(lines.read(), where), where)
+            yield from ((f"{path}: row {place}", value) for place, value in enumerate(whole, start=1))
+            return
+        if text:
+            yield where, _parsed(text, where)
+
+
+def _text(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RowError(f"{where}: is not UTF-8 ({error.reason} at byte {error.start}); convert the file") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowError(f"{where}: is not JSON: {error.msg} at character {error.pos + 1}") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
+        raise RowError(f"{where}: cannot be read: {error}") from None
