@@ -4,7 +4,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 from qwen_align.align.rows import RowError
 
@@ -24,14 +24,14 @@ def read_values(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as raw:
         is_packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        packed = gzip.GzipFile(fileobj=raw) if is_packed else raw
+        lines = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_packed else raw
         try:
-            yield from _values(packed, path)
+            yield from _values(lines, path)
         except (EOFError, gzip.BadGzipFile) as error:
             raise RowError(f"{path}: the gzip file is damaged or cut short: {error}") from None
 
 
-def _values(lines: IO[bytes], path: Path) -> Iterator[tuple[str, Any]]:
+def _values(lines: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(lines, start=1):
         where = f"{path}:{number}"
         text = _text(line, where).strip()

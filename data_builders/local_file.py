@@ -101,7 +101,7 @@ class LocalFile(Strict):
             return self._typed(found, shared)
         except ValidationError as error:
             raise RowError(f"{where}: {first_error(error)}") from None
-        except _Wrong as error:
+        except _FieldError as error:
             raise RowError(f"{where}: {error}") from None
 
     def _fields(self, value: dict[str, Any], where: str) -> dict[str, Any]:
@@ -127,8 +127,8 @@ class LocalFile(Strict):
         if self.rows == "chat":
             return Chat(**shared, messages=[*messages, _reply(found["answer"], "answer")])
         if self.rows == "pair":
-            sides = {side: _reply(found[side], side) for side in ("chosen", "rejected")}
-            return Pair(**shared, messages=messages, **sides)
+            chosen, rejected = (_reply(found[side], side) for side in ("chosen", "rejected"))
+            return Pair(**shared, messages=messages, chosen=chosen, rejected=rejected)
         judged = {"gold": self._gold(found.get("gold")), "reward": self.reward}
         if self.rows == "problem":
             return Problem(**shared, messages=messages, **judged)
@@ -138,11 +138,11 @@ class LocalFile(Strict):
         if self.gold_after is None or value is None:
             return value
         if not isinstance(value, str) or self.gold_after not in value:
-            raise _Wrong(f"gold: no '{self.gold_after}' in {value!r:.60}")
+            raise _FieldError(f"gold: no '{self.gold_after}' in {value!r:.60}")
         return value.rpartition(self.gold_after)[2].strip()
 
 
-class _Wrong(Exception):
+class _FieldError(ValueError):
     """What is wrong with a row; whoever knows the line adds it."""
 
 
@@ -151,11 +151,11 @@ def _turns(value: Any, field: str) -> list[Message]:
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
-        raise _Wrong(f"{field}: is {value!r:.60}, neither a text nor a list of turns")
+        raise _FieldError(f"{field}: is {value!r:.60}, neither a text nor a list of turns")
     try:
         return _MESSAGES.validate_python([_ours(turn) for turn in value])
     except ValidationError as error:
-        raise _Wrong(f"{field}: {first_error(error)}") from None
+        raise _FieldError(f"{field}: {first_error(error)}") from None
 
 
 def _reply(value: Any, field: str) -> Message:
@@ -164,7 +164,7 @@ def _reply(value: Any, field: str) -> Message:
         return Message(role="assistant", content=value)
     turns = _turns(value if isinstance(value, list) else [value], field)
     if len(turns) > 1 or turns[0].role != "assistant":
-        raise _Wrong(f"{field}: has roles {', '.join(turn.role for turn in turns)}; one assistant turn is needed")
+        raise _FieldError(f"{field}: has roles {', '.join(turn.role for turn in turns)}; one assistant turn is needed")
     return turns[0]
 
 

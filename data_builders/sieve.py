@@ -111,8 +111,8 @@ def _thinking_fault(row: Row) -> Fault | None:
 
 
 def _gold_fault(row: Row) -> Fault | None:
-    if not isinstance(row, Problem | Trace):
-        return None
+    if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
+        return None  # a trace may be trained without anyone judging it
     verdict = _reward(row.reward).judge_gold(row.gold)
     if verdict.value is None:
         return Fault(verdict.reason, f"{row.gold!r}"[:_LONGEST_DETAIL])

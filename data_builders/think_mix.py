@@ -1,23 +1,26 @@
 """Thinking-mode fusion: a model's own correct traces, direct answers under every no-thinking switch, and replay.
 
-Qwen3's third stage (arXiv:2505.09388, section 4.3): the thinking half is sampled from the model that is to be
+Qwen3's third stage (arXiv:2505.09388, p. 11): the thinking half is sampled from the model that is to be
 fused, so that its reasoning is kept, and part of it carries no flag, so that thinking stays the default.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from random import Random
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef
-from qwen_align.align.rows import Flag, Row
+from qwen_align.align.rows import Chat, Completion, Flag, Message, Row, RowError, Text, Trace
 from qwen_align.align.strict import Strict
+from qwen_align.data_builders.completions import by_prompt, completions, verdict_value
 from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.reward.thinking import split_turn
 
 _FLAG_IN_TEXT = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
+_Row = TypeVar("_Row", Trace, Chat, Text)
 
 
 class Switches(Strict):
@@ -57,7 +60,7 @@ class ThinkMix(Strict):
     correct_from: float = Field(1.0, description="reward of a correct completion")
     per_prompt: int = Field(1, ge=1)
     flagged_share: float = Field(0.4, ge=0, le=1)  # 2 in 5 kept the default thinking in the quickstart's prototype
-    switches: Switches = Field(default_factory=Switches)
+    switches: Switches = Switches()
     thinking_share: float | None = Field(
         None, gt=0, lt=1, description="of thinking and non-thinking rows; the side that is too many is thinned out"
     )
@@ -68,20 +71,120 @@ class ThinkMix(Strict):
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """The mixed rows; the same for the same sources, settings and seed."""
         random = Random(f"think_mix {seed}")
-        thinking = _drawn(self._traces(sources, drops), self.max_thinking, random, drops)
-        chats = _drawn(self._chats(sources, drops), self.max_non_thinking, random, drops)
-        replay = _drawn(self._texts(sources), self.max_replay, random, drops)
-        if self.thinking_share is not None:
-            odds = self.thinking_share / (1 - self.thinking_share)
-            thinking = _drawn(thinking, round(len(chats) * odds), random, drops)
-            chats = _drawn(chats, round(len(thinking) / odds), random, drops)
+        thinking = _shuffled(self._traces(sources, drops), self.max_thinking, random, drops)
+        chats = _shuffled(self._chats(sources, drops), self.max_non_thinking, random, drops)
+        replay = _shuffled(self._texts(sources), self.max_replay, random, drops)
+        thinking, chats = self._balanced(thinking, chats, drops)
         n_flagged = round(len(thinking) * self.flagged_share)
         rows: list[Row] = [
             row.model_copy(update={"flag": "/think" if place < n_flagged else None})
             for place, row in enumerate(thinking)
         ]
-        flags = cycle(self.switches.round())
-        rows += [chat.model_copy(update={"mode": "no_think", "flag": next(flags)}) for chat in chats]
-        rows += replay
+        rows += [
+            row.model_copy(update={"flag": flag})
+            for row, flag in zip(chats, cycle(self.switches.round()), strict=False)
+        ]
+        rows += replay if rows else []
         random.shuffle(rows)
         yield from rows
+
+    def _traces(self, sources: Sources, drops: Drops) -> list[Trace]:
+        traces: list[Trace] = []
+        for rows in by_prompt(completions(sources[self.from_rollout], self.from_rollout)).values():
+            kept: dict[str, Trace] = {}
+            for row in rows:
+                found = self._trace(row)
+                if isinstance(found, str):
+                    drops.add(found, row.id)
+                elif row.text in kept:
+                    drops.add("duplicate", row.id, f"of {kept[row.text].id}")
+                elif len(kept) == self.per_prompt:
+                    drops.add("over per_prompt", row.id)
+                else:
+                    kept[row.text] = found
+            traces += kept.values()
+        return traces
+
+    def _trace(self, row: Completion) -> Trace | str:
+        """The completion as a training row, else the reason why it is none."""
+        value, turn = verdict_value(row, self.reward), split_turn(row.text)
+        if row.mode == "no_think":
+            return "not in thinking mode"
+        if row.finish_reason == "length":
+            return "cut at the length limit"
+        if isinstance(turn, str) or turn.thinking is None:
+            return "malformed turn" if isinstance(turn, str) else "no thinking"
+        if value is None or value < self.correct_from:
+            return "no verdict" if value is None else "wrong"
+        if _asks_for_a_mode(row.prompt):
+            return "flag in the prompt's text"
+        return Trace(
+            id=row.id,
+            messages=row.prompt,
+            thinking=turn.thinking,
+            answer=turn.answer,
+            gold=row.gold,
+            reward=self.reward,
+            mode="think",
+            source=row.source,
+            meta=row.meta,
+        )
+
+    def _chats(self, sources: Sources, drops: Drops) -> list[Chat]:
+        chats = []
+        for row in sources[self.from_chats]():
+            if not isinstance(row, Chat):
+                raise RowError(
+                    f"stage '{self.from_chats}': row '{row.id}' is a {row.row} row; from_chats takes chat rows"
+                )
+            if any(turn.thinking for turn in row.messages):
+                drops.add("chat with thinking", row.id)
+            elif row.messages[-1].role != "assistant":
+                drops.add("chat without a reply", row.id)
+            elif _asks_for_a_mode(row.messages):
+                drops.add("flag in the prompt's text", row.id)
+            else:
+                chats.append(row.model_copy(update={"mode": "no_think"}))
+        return chats
+
+    def _texts(self, sources: Sources) -> list[Text]:
+        if self.from_texts is None:
+            return []
+        texts = []
+        for row in sources[self.from_texts]():
+            if not isinstance(row, Text):
+                raise RowError(f"stage '{self.from_texts}': row '{row.id}' is a {row.row} row; from_texts takes texts")
+            texts.append(row)
+        return texts
+
+    def _balanced(self, thinking: list[Trace], chats: list[Chat], drops: Drops) -> tuple[list[Trace], list[Chat]]:
+        """Both sides in the asked ratio; neither if one is empty, as one mode alone would unteach the other."""
+        if not thinking or not chats:
+            missing = "no non-thinking row" if thinking else "no thinking row"
+            left: list[Trace | Chat] = [*thinking, *chats]
+            for row in left:
+                drops.add(f"{missing} to mix with", row.id)
+            return [], []
+        if self.thinking_share is None:
+            return thinking, chats
+        odds = self.thinking_share / (1 - self.thinking_share)
+        if len(thinking) > len(chats) * odds:
+            return _first(thinking, max(1, round(len(chats) * odds)), drops), chats
+        return thinking, _first(chats, max(1, round(len(thinking) / odds)), drops)
+
+
+def _shuffled(rows: Sequence[_Row], cap: int | None, random: Random, drops: Drops) -> list[_Row]:
+    """`cap` of the rows, or all, in an order drawn from `random`."""
+    drawn = random.sample(rows, len(rows))
+    return drawn if cap is None else _first(drawn, cap, drops)
+
+
+def _first(rows: list[_Row], n: int, drops: Drops) -> list[_Row]:
+    for row in rows[n:]:
+        drops.add("over the cap", row.id)
+    return rows[:n]
+
+
+def _asks_for_a_mode(messages: Sequence[Message]) -> bool:
+    """Whether a prompt's own text holds a flag, which would contradict the one it is given."""
+    return any(_FLAG_IN_TEXT.search(turn.content) for turn in messages if turn.role in ("user", "system"))
