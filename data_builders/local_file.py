@@ -12,6 +12,7 @@ from qwen_align.align.rows import Chat, Message, Mode, Pair, Problem, Row, RowEr
 from qwen_align.align.strict import Strict, did_you_mean
 from qwen_align.data_builders.json_file import read_values
 from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.reward.settings import RewardName
 
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
 _MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
@@ -51,8 +52,8 @@ class LocalFile(Strict):
     path: OutsideFile
     rows: Literal["typed", "problem", "trace", "chat", "pair", "text"]
     columns: dict[str, str] = Field(default_factory=dict, description="our field: the file's key, where they differ")
-    gold_after: str | None = Field(None, min_length=1)
-    reward: str = Field("math_answer", description="the reward that judges against the gold")
+    gold_after: str | None = Field(default=None, min_length=1)
+    reward: RewardName = Field(default="math_answer", description="the reward that judges against the gold")
     mode: Mode | None = None
     source: str = ""
 

@@ -11,6 +11,7 @@ from qwen_align.align.rows import Completion, Message, Pair, Row
 from qwen_align.align.strict import Strict
 from qwen_align.data_builders.completions import by_prompt, completions, verdict_value
 from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.reward.settings import RewardName
 from qwen_align.reward.thinking import Turn, split_turn
 
 
@@ -39,10 +40,10 @@ class Pairs(Strict):
 
     kind: Literal["pairs"] = "pairs"
     from_data: DataRef
-    reward: str = Field("math_answer", description="whose verdict tells correct from wrong")
-    correct_from: float = Field(1.0, description="reward of a correct completion; below is wrong")
-    per_prompt: int = Field(2, ge=1)
-    max_length_difference: int | None = Field(None, ge=0, description="tokens")
+    reward: RewardName = Field(default="math_answer", description="whose verdict tells correct from wrong")
+    correct_from: float = Field(default=1.0, description="reward of a correct completion; below is wrong")
+    per_prompt: int = Field(default=2, ge=1)
+    max_length_difference: int | None = Field(default=None, ge=0, description="tokens")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Pairs in the order of the prompts; a prompt that makes none is dropped with the reason."""

@@ -44,12 +44,12 @@ class Drops:
 class Sieve(Strict):
     """Which rows are dropped; each is a statement that holds for every row that is kept."""
 
-    is_unique: bool = Field(True, description="no earlier row says the same but for white space")
-    gold_is_usable: bool = Field(True, description="a completion that says the gold passes the row's own reward")
-    thinking_is_clean: bool = Field(True, description="no thinking tags in texts, no blank thinking or answer")
-    language: Literal["en", "zh"] | None = Field(None, description="most letters of the texts are of its script")
+    is_unique: bool = Field(default=True, description="no earlier row says the same but for white space")
+    gold_is_usable: bool = Field(default=True, description="saying the gold passes the row's own reward")
+    thinking_is_clean: bool = Field(default=True, description="no thinking tags in texts, no blank thinking or answer")
+    language: Literal["en", "zh"] | None = Field(default=None, description="most letters are of its script")
     min_script_share: float = Field(
-        0.5,  # our choice: names, quotes and units in the other script stay far below it
+        default=0.5,  # our choice: names, quotes and units in the other script stay far below it
         ge=0,
         le=1,
         description="share of letters in the language's script, formulas, code and links left out",

@@ -17,6 +17,7 @@ from qwen_align.align.rows import Chat, Completion, Flag, Message, Row, RowError
 from qwen_align.align.strict import Strict
 from qwen_align.data_builders.completions import by_prompt, completions, verdict_value
 from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.reward.settings import RewardName
 from qwen_align.reward.thinking import split_turn
 
 _FLAG_IN_TEXT = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
@@ -29,9 +30,9 @@ class Switches(Strict):
     soft is `/no_think`, its empty block trained; hard is `enable_thinking=False`, its empty block in the prompt.
     """
 
-    soft: int = Field(2, ge=0)
-    hard: int = Field(1, ge=0)
-    hard_under_think: int = Field(1, ge=0, description="the hard switch although the user asks to /think")
+    soft: int = Field(default=2, ge=0)
+    hard: int = Field(default=1, ge=0)
+    hard_under_think: int = Field(default=1, ge=0, description="the hard switch although the user asks to /think")
 
     @model_validator(mode="after")
     def _not_none(self) -> Self:
@@ -56,17 +57,17 @@ class ThinkMix(Strict):
     from_rollout: DataRef
     from_chats: DataRef
     from_texts: DataRef | None = None
-    reward: str = Field("math_answer", description="whose verdict says that a completion is correct")
-    correct_from: float = Field(1.0, description="reward of a correct completion")
-    per_prompt: int = Field(1, ge=1)
-    flagged_share: float = Field(0.4, ge=0, le=1)  # 2 in 5 kept the default thinking in the quickstart's prototype
+    reward: RewardName = Field(default="math_answer", description="whose verdict says that a completion is correct")
+    correct_from: float = Field(default=1.0, description="reward of a correct completion")
+    per_prompt: int = Field(default=1, ge=1)
+    flagged_share: float = Field(default=0.4, ge=0, le=1)  # our choice; the quickstart's prototype did well
     switches: Switches = Switches()
     thinking_share: float | None = Field(
-        None, gt=0, lt=1, description="of thinking and non-thinking rows; the side that is too many is thinned out"
+        default=None, gt=0, lt=1, description="of thinking and other chat rows; the side that has too many is cut"
     )
-    max_thinking: int | None = Field(None, ge=1)
-    max_non_thinking: int | None = Field(None, ge=1)
-    max_replay: int | None = Field(None, ge=1)
+    max_thinking: int | None = Field(default=None, ge=1)
+    max_non_thinking: int | None = Field(default=None, ge=1)
+    max_replay: int | None = Field(default=None, ge=1)
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """The mixed rows; the same for the same sources, settings and seed."""

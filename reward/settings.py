@@ -29,6 +29,15 @@ def _one_of_each(rewards: list[Reward]) -> list[Reward]:
 RewardList = Annotated[list[RewardSettings], Field(min_length=1), AfterValidator(_one_of_each)]
 
 
+def _known(kind: str) -> str:
+    reward_of_kind(kind)
+    return kind
+
+
+RewardName = Annotated[str, AfterValidator(_known)]
+"""The kind of a reward, as rows and verdicts are labelled with it."""
+
+
 def judge_all(rewards: Sequence[Reward], completion: Completion) -> Verdict:
     """The sum of the rewards by their weights, with one part a kind; no verdict if one of them has none."""
     parts: dict[str, Verdict] = {reward.kind: reward.judge(completion) for reward in rewards}
