@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from qwen_align.align.rollout.draw import draw, uniforms
-from qwen_align.align.rollout.engine import Generation, Request, sample_key
+from qwen_align.align.rollout.engine import FinishReason, Generation, Request, sample_key
 
 
 class Row(NamedTuple):
@@ -117,8 +117,7 @@ class Slots:
                     f"request '{row.request.id}', sample {row.sample}: the model's logits are not numbers; "
                     "its weights are broken, or its precision too small"
                 )
-            stopped: bool = self.stops[ids[-1]].item()
-            reason = "stop" if stopped else "length"
+            reason: FinishReason = "stop" if bool(self.stops[ids[-1]]) else "length"
             generations.append(Generation(row.request, row.sample, ids, logps, sampled[place][:end], reason))
         return generations
 
