@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.rows import Chat, Message, Problem, Row, Text, Trace
 from qwen_align.align.strict import Strict
+from qwen_align.data_builders.sieve import Drops, Sources
 
 Split = Literal["train", "dev", "test"]
 
@@ -111,7 +112,11 @@ class Arithmetic(Strict):
             raise ValueError(f"facts_share + direct_share is {self.facts_share + self.direct_share}; at most 1")
         return self
 
-    def build(self, seed: int) -> Iterator[Row]:
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """`generate`, as every builder is called; it reads no other stage and drops nothing."""
+        return self.generate(seed)
+
+    def generate(self, seed: int) -> Iterator[Row]:
         """`n` distinct rows; the same for the same settings and seed. `seed` counts where `self.seed` is None."""
         seed = seed if self.seed is None else self.seed
         # Rows and split are in the stream's seed, or two data sets of one recipe would draw alike problems.

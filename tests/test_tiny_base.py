@@ -54,7 +54,7 @@ def test_its_control_tokens_are_the_models(model: Any, tokenizer: Any) -> None:
 
 def test_plain_tokenizers_read_it_alike(tokenizer: Any) -> None:
     plain = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    for row in Arithmetic(rows="problem", n=50, steps=[1, 2, 3], split="dev").build(0):
+    for row in Arithmetic(rows="problem", n=50, steps=[1, 2, 3], split="dev").generate(0):
         assert isinstance(row, Problem)
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": row.messages[0].content}], tokenize=False, add_generation_prompt=True
@@ -67,7 +67,7 @@ def test_plain_tokenizers_read_it_alike(tokenizer: Any) -> None:
 
 def solved(model: Any, tokenizer: Any, *, steps: list[int], direct: bool) -> float:
     """Share of 100 dev problems answered right, greedily, in the base's own format."""
-    problems = list(Arithmetic(rows="problem", n=100, steps=steps, split="dev").build(11))
+    problems = list(Arithmetic(rows="problem", n=100, steps=steps, split="dev").generate(11))
     prompts = [raw_prompt(p.messages[0].content, direct=direct) for p in problems if isinstance(p, Problem)]
     batch = tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_it_solves_unseen_problems_in_its_own_format(
 
 def test_it_does_not_know_the_chat_format(model: Any, tokenizer: Any) -> None:
     """What fine-tuning is measured against: the base, asked in a chat, answers nothing."""
-    problems = list(Arithmetic(rows="problem", n=50, steps=[1, 2, 3], split="dev").build(11))
+    problems = list(Arithmetic(rows="problem", n=50, steps=[1, 2, 3], split="dev").generate(11))
     chats = [[{"role": "user", "content": p.messages[0].content}] for p in problems if isinstance(p, Problem)]
     prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     batch = tokenizer(prompts, return_tensors="pt", padding=True)

@@ -44,7 +44,7 @@ def check_equations(lines: list[str], numbers: list[int]) -> None:
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_golds_and_traces_are_right(split: arithmetic.Split) -> None:
-    for row in Arithmetic(rows="trace", n=600, steps=[1, 2, 3, 4, 5], split=split).build(3):
+    for row in Arithmetic(rows="trace", n=600, steps=[1, 2, 3, 4, 5], split=split).generate(3):
         assert isinstance(row, Trace)
         numbers = read_question(row.messages[0].content)
         assert row.gold == str(sum(numbers))
@@ -54,7 +54,7 @@ def test_golds_and_traces_are_right(split: arithmetic.Split) -> None:
 
 
 def test_values_and_changes_stay_in_range() -> None:
-    for row in Arithmetic(rows="problem", n=2000, steps=[1, 5, 8]).build(0):
+    for row in Arithmetic(rows="problem", n=2000, steps=[1, 5, 8]).generate(0):
         assert isinstance(row, Problem)
         start, *changes = read_question(row.messages[0].content)
         totals = [start + sum(changes[:i]) for i in range(len(changes) + 1)]
@@ -63,7 +63,7 @@ def test_values_and_changes_stay_in_range() -> None:
 
 
 def test_direct_rows_answer_without_thinking() -> None:
-    for row in Arithmetic(rows="direct", n=300, steps=[1, 2], split="dev").build(0):
+    for row in Arithmetic(rows="direct", n=300, steps=[1, 2], split="dev").generate(0):
         assert isinstance(row, Chat)
         user, answer = row.messages
         assert (row.mode, user.role, answer.role, answer.thinking) == ("no_think", "user", "assistant", None)
@@ -71,7 +71,7 @@ def test_direct_rows_answer_without_thinking() -> None:
 
 
 def test_steps_are_cycled_and_half_are_stories() -> None:
-    rows = list(Arithmetic(rows="problem", n=2000, steps=[2, 3, 4, 5, 5]).build(0))
+    rows = list(Arithmetic(rows="problem", n=2000, steps=[2, 3, 4, 5, 5]).generate(0))
     steps, forms = Counter(row.meta["steps"] for row in rows), Counter(row.meta["form"] for row in rows)
     assert steps == {2: 400, 3: 400, 4: 400, 5: 800}
     assert 900 < forms["words"] < 1100  # 1000 +- 4.5 standard deviations
@@ -79,14 +79,16 @@ def test_steps_are_cycled_and_half_are_stories() -> None:
 
 
 def test_wordings_vary() -> None:
-    rows = Arithmetic(rows="problem", n=3000, steps=[1]).build(0)
+    rows = Arithmetic(rows="problem", n=3000, steps=[1]).generate(0)
     templates = {re.sub(r"\d+", "N", row.messages[0].content) for row in rows if isinstance(row, Problem)}
     assert len(templates) > 1000
     assert sum("+" in template for template in templates) == sum("-" in template for template in templates) > 5
 
 
 def skeletons(settings: Arithmetic, seed: int) -> set[tuple[int, ...]]:
-    return {tuple(read_question(row.messages[0].content)) for row in settings.build(seed) if isinstance(row, Problem)}
+    return {
+        tuple(read_question(row.messages[0].content)) for row in settings.generate(seed) if isinstance(row, Problem)
+    }
 
 
 def test_splits_share_no_numbers_whatever_seed_and_size() -> None:
@@ -109,7 +111,7 @@ def test_split_shares_are_eight_one_one() -> None:
 
 def test_text_holds_facts_direct_answers_and_solved_problems_of_its_split() -> None:
     kinds: Counter[str] = Counter()
-    for row in Arithmetic(rows="text", n=3000, steps=[1, 2, 3]).build(0):
+    for row in Arithmetic(rows="text", n=3000, steps=[1, 2, 3]).generate(0):
         assert isinstance(row, Text)
         kinds[read_text(row.text)] += 1
     assert kinds["facts"] / 3000 == pytest.approx(0.20, abs=0.03)
@@ -138,22 +140,22 @@ def read_text(text: str) -> str:
 @pytest.mark.parametrize("rows", ["problem", "trace", "direct", "text"])
 def test_a_build_is_a_function_of_settings_and_seed(rows: str) -> None:
     settings = Arithmetic.model_validate({"rows": rows, "n": 400, "steps": [1, 2, 3]})
-    assert digest(settings.build(7)) == digest(settings.build(7))
-    assert digest(settings.build(7)) != digest(settings.build(8))
+    assert digest(settings.generate(7)) == digest(settings.generate(7))
+    assert digest(settings.generate(7)) != digest(settings.generate(8))
     own_seed = settings.model_copy(update={"seed": 7})
-    assert digest(own_seed.build(8)) == digest(settings.build(7))
+    assert digest(own_seed.generate(8)) == digest(settings.generate(7))
 
 
 def test_a_longer_build_begins_with_the_shorter_one() -> None:
-    long, short = (list(Arithmetic(rows="problem", n=n, steps=[1, 2]).build(0)) for n in (300, 100))
+    long, short = (list(Arithmetic(rows="problem", n=n, steps=[1, 2]).generate(0)) for n in (300, 100))
     assert long[:100] == short
 
 
 def test_no_row_comes_twice_and_equal_questions_have_equal_ids() -> None:
-    rows = [row for row in Arithmetic(rows="problem", n=5000, steps=[1]).build(0) if isinstance(row, Problem)]
+    rows = [row for row in Arithmetic(rows="problem", n=5000, steps=[1]).generate(0) if isinstance(row, Problem)]
     questions = {row.messages[0].content: row.id for row in rows}
     assert len(questions) == len(set(questions.values())) == 5000
-    traces = [row for row in Arithmetic(rows="trace", n=5000, steps=[1]).build(0) if isinstance(row, Trace)]
+    traces = [row for row in Arithmetic(rows="trace", n=5000, steps=[1]).generate(0) if isinstance(row, Trace)]
     shared = [row for row in traces if row.messages[0].content in questions]
     assert shared
     assert all(row.id == questions[row.messages[0].content] for row in shared)
@@ -163,7 +165,7 @@ def test_exhausted_wordings_are_an_error_that_says_so(monkeypatch: pytest.Monkey
     monkeypatch.setattr(arithmetic, "LARGEST_VALUE", 4)
     monkeypatch.setattr(arithmetic, "tell", lambda random, total: "one wording")
     with pytest.raises(ValueError, match=r"only \d+ of 500 distinct rows.*ask for fewer"):
-        list(Arithmetic(rows="problem", n=500, steps=[1]).build(0))
+        list(Arithmetic(rows="problem", n=500, steps=[1]).generate(0))
 
 
 @pytest.mark.parametrize(
@@ -187,16 +189,17 @@ def test_no_evaluation_question_is_in_the_bases_text() -> None:
     """All of the base's text, made again from its recipe: no document asks for numbers of the dev or test split."""
     recipe = yaml.safe_load((files("qwen_align") / "recipes" / "tiny_base.yaml").read_text(encoding="utf-8"))
     (stage,) = [stage for stage in recipe["stages"] if stage["kind"] == "build_data"]
+    splits: tuple[arithmetic.Split, ...] = ("dev", "test")
     held_out = {
         row.messages[0].content
-        for split in ("dev", "test")
-        for row in Arithmetic.model_validate({"rows": "problem", "n": 5000, "steps": [1, 2, 3], "split": split}).build(
-            0
-        )
+        for split in splits
+        for row in Arithmetic.model_validate(
+            {"rows": "problem", "n": 5000, "steps": [1, 2, 3], "split": split}
+        ).generate(0)
         if isinstance(row, Problem)
     }
     kinds: Counter[str] = Counter()
-    for row in Arithmetic.model_validate(stage["builder"]).build(recipe["seed"]):
+    for row in Arithmetic.model_validate(stage["builder"]).generate(recipe["seed"]):
         assert isinstance(row, Text)
         kinds[read_text(row.text)] += 1  # which asserts that the question's numbers are of the train split
         assert held_out.isdisjoint(row.text.split("\n"))

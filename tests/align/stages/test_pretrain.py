@@ -41,7 +41,7 @@ def settings(**changes: Any) -> Pretrain:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     # So few that twelve steps need a second epoch.
-    rows = Arithmetic(rows="text", n=25, steps=[1, 2]).build(0)
+    rows = Arithmetic(rows="text", n=25, steps=[1, 2]).generate(0)
     (folder / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
@@ -190,7 +190,7 @@ def test_other_rows_and_too_few_are_refused(tmp_path: Path) -> None:
     for rows, said in (("problem", "1: a 'problem' row; pretrain reads text rows"), ("text", "do not fill one batch")):
         folder = tmp_path / rows
         folder.mkdir()
-        (row,) = Arithmetic.model_validate({"rows": rows, "n": 1, "steps": [1]}).build(0)
+        (row,) = Arithmetic.model_validate({"rows": rows, "n": 1, "steps": [1]}).generate(0)
         (folder / "rows.jsonl").write_text(to_line(row) + "\n", encoding="utf-8")
         with pytest.raises(DataError, match=said):
             run(settings(), folder, tmp_path / "out")
