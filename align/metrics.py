@@ -1,0 +1,197 @@
+"""What an evaluation's samples say: accuracy with its error, pass@k, maj@k, shares, lengths, and paired tests.
+
+The question is the unit: samples of one question are not independent, so errors are taken over question means.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SampleScore(NamedTuple):
+    """One judged completion. A value of 1 or more is right; `answer` is its answer in normal form, if it has one.
+
+    `obeyed` says whether it thought, or did not, as it was told to; None where nothing was asked.
+    """
+
+    value: float
+    stopped: bool
+    obeyed: bool | None
+    n_tokens: int
+    answer: str | None
+
+    @property
+    def is_right(self) -> bool:
+        return self.value >= 1
+
+
+class Estimate(NamedTuple):
+    """A mean over questions and its standard error, None for a single question."""
+
+    mean: float
+    se: float | None
+
+
+class Summary(NamedTuple):
+    """An evaluation in numbers. Shares and token counts are means over questions of each question's mean.
+
+    `n_tokens_right` and `n_tokens_wrong` are over samples, None where there are none.
+    """
+
+    n_questions: int
+    n_samples: int
+    k: int
+    value: Estimate
+    pass_at_k: Estimate
+    maj_at_k: Estimate
+    answered_share: float
+    stopped_share: float
+    obeyed_share: float | None
+    n_tokens: float
+    n_tokens_right: float | None
+    n_tokens_wrong: float | None
+
+
+class Paired(NamedTuple):
+    """`difference` is the mean of b - a over questions; `p` is two-sided."""
+
+    difference: float
+    se: float | None
+    p: float
+    n_questions: int
+
+
+def summarise(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary:
+    """The summary of each question's samples; raises ValueError where a question has fewer than `k` samples."""
+    if not questions:
+        raise ValueError("no questions to summarise; an evaluation needs at least one")
+    for name, samples in questions.items():
+        if not 1 <= k <= len(samples):
+            raise ValueError(f"question '{name}' has {len(samples)} samples; k is {k}, which must be from 1 to that")
+    groups = list(questions.values())
+    every = [sample for samples in groups for sample in samples]
+    asked = [[s.obeyed for s in samples if s.obeyed is not None] for samples in groups]
+    asked = [answers for answers in asked if answers]
+    return Summary(
+        n_questions=len(groups),
+        n_samples=len(every),
+        k=k,
+        value=estimate(question_means(questions).values()),
+        pass_at_k=estimate(pass_at_k(len(samples), sum(s.is_right for s in samples), k) for samples in groups),
+        maj_at_k=estimate(maj_at_k(samples, k) for samples in groups),
+        answered_share=_mean(_mean(s.answer is not None for s in samples) for samples in groups),
+        stopped_share=_mean(_mean(s.stopped for s in samples) for samples in groups),
+        obeyed_share=_mean(_mean(answers) for answers in asked) if asked else None,
+        n_tokens=_mean(_mean(s.n_tokens for s in samples) for samples in groups),
+        n_tokens_right=_mean_or_none(s.n_tokens for s in every if s.is_right),
+        n_tokens_wrong=_mean_or_none(s.n_tokens for s in every if not s.is_right),
+    )
+
+
+def question_means(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, float]:
+    """The mean value of each question's samples: what `paired_test` takes."""
+    return {name: _mean(sample.value for sample in samples) for name, samples in questions.items()}
+
+
+def estimate(per_question: Iterable[float]) -> Estimate:
+    """Mean and standard error of one number a question: its sample standard deviation over sqrt(n)."""
+    values = np.fromiter(per_question, dtype=np.float64)
+    se = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return Estimate(float(values.mean()), se)
+
+
+def pass_at_k(n: int, n_right: int, k: int) -> float:
+    """Chance that k of the n samples, drawn without putting back, hold a right one (Chen et al., arXiv:2107.03374)."""
+    return 1 - math.comb(n - n_right, k) / math.comb(n, k)
+
+
+def maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
+    """Expected value of the most frequent answer among k samples drawn without putting back; exact.
+
+    Samples without an answer do not vote; if none votes the value is 0. Answers that tie for first place are
+    chosen from with equal chance. Where samples of one answer differ in value, their mean counts.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    for sample in samples:
+        if sample.answer is not None:
+            values[sample.answer].append(sample.value)
+    counts = {answer: len(same) for answer, same in values.items()}
+    n_silent = len(samples) - sum(counts.values())
+    worth = {answer: _mean(same) for answer, same in values.items()}
+    won = sum(worth[answer] * _ways_to_win(answer, counts, n_silent, k) for answer in counts if worth[answer])
+    return won / math.comb(len(samples), k)
+
+
+def _ways_to_win(answer: str, counts: Mapping[str, int], n_silent: int, k: int) -> float:
+    """Number of the k-subsets of all samples in which `answer` is most frequent, a tie of t counting 1/t."""
+    rivals = [count for other, count in counts.items() if other != answer]
+    ways = 0.0
+    for votes in range(1, min(counts[answer], k) + 1):
+        # Subsets of the rivals seen so far, by their size and by how many of them have just as many votes.
+        subsets = np.zeros((k - votes + 1, k // votes + 1))
+        subsets[0, 0] = 1.0
+        for count in rivals:
+            subsets = _with_rival(subsets, count, votes)
+        shared = subsets @ (1 / np.arange(1, subsets.shape[1] + 1))
+        silent = [math.comb(n_silent, k - votes - size) for size in range(k - votes + 1)]
+        ways += math.comb(counts[answer], votes) * float(shared @ np.array(silent, dtype=np.float64))
+    return ways
+
+
+def _with_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray[np.float64]:
+    """`subsets` after one more rival with `count` samples, of which at most `votes` are drawn."""
+    size = subsets.shape[0]
+    after = subsets.copy()
+    for drawn in range(1, min(count, votes, size - 1) + 1):
+        ways = math.comb(count, drawn)
+        if drawn < votes:
+            after[drawn:] += ways * subsets[: size - drawn]
+        else:
+            after[drawn:, 1:] += ways * subsets[: size - drawn, :-1]
+    return after
+
+
+def paired_test(
+    a: Mapping[str, float], b: Mapping[str, float], *, seed: int = 0, n_permutations: int = 10_000
+) -> Paired:
+    """Whether b differs from a on the same questions: a permutation test that exchanges the two within questions.
+
+    All 2**n exchanges where that is no more than `n_permutations`, so p is exact; else as many random ones, the
+    observed one counted among them, so that p is never 0. Raises ValueError if the questions are not the same.
+    """
+    odd = sorted(a.keys() ^ b.keys())
+    if odd or not a:
+        raise ValueError(f"a paired test needs the same questions twice; {len(odd)} are in one only: {odd[:3]}")
+    differences = np.array([b[name] - a[name] for name in sorted(a)])
+    n = len(differences)
+    exact = n < 63 and 2**n <= n_permutations
+    # Sums of thirds and the like: what is equal in arithmetic must be counted as equal here.
+    least = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
+    draw = np.random.default_rng(seed)
+    hits = 0
+    n_drawn = 2**n if exact else n_permutations
+    rows = max(1, 4_000_000 // n)  # 32 MB of float64 at a time
+    for start in range(0, n_drawn, rows):
+        size = min(rows, n_drawn - start)
+        if exact:
+            flips = np.arange(start, start + size)[:, None] >> np.arange(n) & 1
+        else:
+            flips = draw.integers(0, 2, size=(size, n), dtype=np.int8)
+        hits += int((np.abs((1.0 - 2.0 * flips) @ differences) >= least).sum())
+    p = hits / n_drawn if exact else (hits + 1) / (n_drawn + 1)
+    mean, se = estimate(differences)
+    return Paired(mean, se, p, n)
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    listed = list(numbers)
+    return math.fsum(listed) / len(listed)
+
+
+def _mean_or_none(numbers: Iterable[float]) -> float | None:
+    listed = list(numbers)
+    return _mean(listed) if listed else None
