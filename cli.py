@@ -64,7 +64,7 @@ def _check(parsed: argparse.Namespace, out: "Console") -> int:
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
     for line in check.lines(planned):
-        out.print(line)
+        out.print(line, soft_wrap=True)
     return 0
 
 

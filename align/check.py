@@ -37,7 +37,7 @@ class Preview:
         self.drops: dict[str, Drops] = {}
 
     def rows(self, name: str) -> list[Row]:
-        """The rows of a data stage, read if stored and built if not; raises Unknown when a rollout has to come first."""
+        """The rows of a data stage, read if stored, else built; raises Unknown when a rollout comes first."""
         if name not in self._rows:
             one = self._by_name[name]
             if one.is_stored:
@@ -99,7 +99,7 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
     if isinstance(settings, BuildData):
         yield _data(one, preview)
     elif isinstance(settings, Sft):
-        rendered = render_rows(preview.renderer(one), preview.rows_for(one, settings.from_data), settings.max_tokens)  # type: ignore[arg-type]
+        rendered = render_rows(preview.renderer(one), preview.rows_for(one, settings.from_data), settings.max_tokens)
         yield from _training(rendered.lengths, rendered.dropped, settings, len(rendered.samples))
     elif isinstance(settings, Dpo):
         pairs = [row for row in preview.rows_for(one, settings.from_data) if isinstance(row, Pair)]

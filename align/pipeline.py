@@ -143,7 +143,7 @@ def job(one: Planned) -> dict[str, Any]:
     return {
         "key": one.key,
         "name": one.stage.name,
-        "settings": one.stage.settings.model_dump(),
+        "settings": one.stage.settings.model_dump(exclude_unset=True),
         "inputs": one.inputs,
         "seed": one.stage.seed,
         "runtime": one.stage.runtime.model_dump(),
@@ -154,7 +154,7 @@ def _link(planned: Plan) -> None:
     """runs/NAME/: the recipe as resolved and a link to each stage's folder."""
     try:
         planned.run_folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_dump([planned.recipe.model_dump(exclude_defaults=True)][0], sort_keys=False)
+        resolved = yaml.safe_dump(planned.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
         store.write_text(planned.run_folder / "recipe.yaml", resolved)
         links = planned.run_folder / "stages"
         links.mkdir(exist_ok=True)

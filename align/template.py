@@ -17,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Mode
 
 THINK, END_THINK = "<think>", "</think>"
@@ -36,7 +37,7 @@ _SPECIAL_TOKEN_NAMES = (
 )
 
 
-class TemplateError(ValueError):
+class TemplateError(RecipeError):
     """A template, or a row under a template, that cannot be rendered as inference would; says what to do."""
 
 

@@ -19,7 +19,7 @@ from qwen_align.align import store
 from qwen_align.align.context import PROGRESS, Context, main_process
 from qwen_align.align.errors import AlignError
 from qwen_align.align.server import die_with_parent
-from qwen_align.align.spec.recipe import StageSpec
+from qwen_align.align.spec.recipe import AnyStage
 from qwen_align.align.spec.stage import Runtime
 
 _STARTED = time.monotonic()
@@ -49,7 +49,7 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
 
 def _run(folder: Path, *, started: float, imported_before: float) -> None:
     job = store.read_json(folder / "stage.json")
-    settings: Any = TypeAdapter(StageSpec).validate_python(job["settings"])
+    settings: Any = TypeAdapter[Any](AnyStage).validate_python(job["settings"])
     runtime = Runtime.model_validate(job["runtime"])
     context = Context(folder, job["seed"], runtime, is_main=main_process())
     context.listen_for_stop()

@@ -14,5 +14,5 @@ class BuildData(StageSettings):
 
     kind: Literal["build_data"]
     builder: BuilderSettings
-    sieve: Sieve = Field(default_factory=Sieve)
+    sieve: Sieve = Sieve()
     limit: int | None = Field(None, ge=1, description="stop after this many kept rows")

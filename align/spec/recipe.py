@@ -23,6 +23,7 @@ from qwen_align.align.spec.stage import Runtime
 from qwen_align.align.strict import Strict, did_you_mean
 
 StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | Grpo | Evaluate
+AnyStage = Annotated[StageSpec, Field(discriminator="kind")]
 
 PRODUCTS: dict[str, Product] = {
     "build_data": "data",
@@ -58,7 +59,7 @@ class Repeat(Strict):
 
     times: int = Field(ge=1)
     carry: dict[str, str] = Field(default_factory=dict)
-    stages: list[Annotated[StageSpec, Field(discriminator="kind")]] = Field(min_length=1)
+    stages: list[AnyStage] = Field(min_length=1)
 
 
 class RepeatBlock(Strict):
@@ -97,10 +98,10 @@ class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     seed: int = 0
     models: dict[str, ModelSource] = Field(default_factory=dict)
-    runtime: Runtime = Field(default_factory=Runtime)
+    runtime: Runtime = Runtime()
     matrix: dict[str, list[Any]] = Field(default_factory=dict, description="dotted setting -> the values to try")
     stages: list[Item] = Field(min_length=1)
-    report: Report = Field(default_factory=Report)
+    report: Report = Report()
 
 
 class Variant(NamedTuple):

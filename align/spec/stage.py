@@ -16,14 +16,16 @@ class Runtime(Strict):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    processes: int = Field(1, ge=1, description="processes on this machine, one a device")
-    nodes: int = Field(1, ge=1)
-    micro_batch: int = Field(8, ge=1, description="rows a device holds in one forward pass; the batch is a multiple")
-    rollout_rows: int = Field(256, ge=1, description="completions decoded side by side")
-    checkpoint_every: int = Field(100, ge=1, description="optimiser steps between checkpoints")
+    processes: int = Field(default=1, ge=1, description="processes on this machine, one a device")
+    nodes: int = Field(default=1, ge=1)
+    micro_batch: int = Field(
+        default=8, ge=1, description="rows a device holds in one forward pass; the batch is a multiple"
+    )
+    rollout_rows: int = Field(default=256, ge=1, description="completions decoded side by side")
+    checkpoint_every: int = Field(default=100, ge=1, description="optimiser steps between checkpoints")
     gradient_checkpointing: bool = False
-    deepspeed: str | None = Field(None, description="path of a DeepSpeed JSON")
-    threads: int | None = Field(None, ge=1, description="CPU threads a process may use; None = all")
+    deepspeed: str | None = Field(default=None, description="path of a DeepSpeed JSON")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads a process may use; None = all")
 
 
 class StageSettings(Strict):

@@ -1,7 +1,7 @@
 """build_data: a builder's rows through the sieve into `rows.jsonl`, every drop counted and listed."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Row, read_rows, to_line
 from qwen_align.align.spec.build_data import BuildData
-from qwen_align.data_builders.sieve import Drops, sieve
-
-Sources = Mapping[str, Callable[[], Iterator[Row]]]
+from qwen_align.data_builders.sieve import Drops, Sources, sieve
 
 
 def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:

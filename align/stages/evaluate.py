@@ -14,6 +14,7 @@ from qwen_align.align.spec.evaluate import Evaluate
 from qwen_align.align.spec.rollout import Switch
 from qwen_align.align.stages.parts import Draw, draw, open_engine, problems
 from qwen_align.reward.format import Format, obeys
+from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.settings import Reward, reward_of_kind
 
 
@@ -53,7 +54,7 @@ def score(
     rows: Iterable[Completion], switch: Switch, renderer: Renderer, k: int
 ) -> tuple[dict[str, Any], list[Completion]]:
     """The figures of one data set under one switch, and the completions they are from."""
-    kept = list(rows)
+    kept, answers = list(rows), MathAnswer()
     # A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
     wanted = None if renderer.thinking in ("none", "never") else drawn_as(switch.mode, renderer)
     questions: dict[str, list[metrics.SampleScore]] = {}
@@ -68,7 +69,7 @@ def score(
                 obeyed=None if wanted is None else obeys(row.text, wanted),
                 formatted=row.verdicts["format"].value == 1.0,
                 n_tokens=row.n_tokens,
-                answer=reward_of_kind(row.reward).answer(row),
+                answer=answers.answer(row) if row.reward == answers.kind else None,
             )
         )
     return metrics.summarise(questions, k)._asdict(), kept

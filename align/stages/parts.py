@@ -70,9 +70,7 @@ def draw(
     _wait_for_all(world)
     if context.is_main:
         for start, stop in spans:
-            for row in read_rows(_part(parts, start, stop)):
-                assert isinstance(row, Completion)
-                yield row
+            yield from (row for row in read_rows(_part(parts, start, stop)) if isinstance(row, Completion))
 
 
 def _part(parts: Path, start: int, stop: int) -> Path:

@@ -1,0 +1,44 @@
+# `make quickstart` and `make test` do all their own set-up from a fresh clone; they need Python 3.11+ and make.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: quickstart test fast lint evidence clean
+
+quickstart: .venv/core
+	$(BIN)/qwen-align run recipes/quickstart.yaml
+
+test: .venv/dev
+	$(BIN)/pytest
+
+fast: .venv/dev
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/dev .typing/qwen_align
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# What takes longer than CI should: several seeds of the ladder, and benchmarks. Figures go to docs/ by hand.
+evidence: .venv/dev
+	$(BIN)/qwen-align run recipes/quickstart.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
+	$(BIN)/python tests/bench/bench_rollout.py
+
+.venv/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+.venv/core: .venv/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/dev: .venv/core
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Type checkers do not see that the root is the package `qwen_align`.
+.typing/qwen_align:
+	mkdir -p .typing
+	ln -s .. $@
+
+clean:
+	rm -rf .venv .typing build store runs *.egg-info
