@@ -1,0 +1,191 @@
+"""The sieve, rule by rule, and the drops it counts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
+from qwen_align.data_builders.sieve import Drop, Drops, Sieve, script_share, sieve
+
+
+def user(content: str) -> Message:
+    return Message(role="user", content=content)
+
+
+def assistant(content: str, **fields: Any) -> Message:
+    return Message(role="assistant", content=content, **fields)
+
+
+def problem(row_id: str, question: str = "1+1?", gold: Any = "2", **fields: Any) -> Problem:
+    return Problem(id=row_id, messages=[user(question)], gold=gold, reward="math_answer", **fields)
+
+
+def trace(row_id: str, thinking: str = "1+1=2", answer: str = "\\boxed{2}", **fields: Any) -> Trace:
+    return Trace(
+        id=row_id,
+        messages=[user("1+1?")],
+        thinking=thinking,
+        answer=answer,
+        reward="math_answer",
+        **{"gold": "2"} | fields,
+    )
+
+
+def pair(row_id: str, chosen: str = "2", rejected: str = "3") -> Pair:
+    return Pair(id=row_id, messages=[user("1+1?")], chosen=assistant(chosen), rejected=assistant(rejected))
+
+
+def chat(row_id: str, *contents: str, **fields: Any) -> Chat:
+    return Chat(
+        id=row_id,
+        messages=[(user if place % 2 == 0 else assistant)(content) for place, content in enumerate(contents)],
+        **fields,
+    )
+
+
+def sifted(rows: Sequence[Row], **settings: Any) -> tuple[list[str], list[tuple[str, str]]]:
+    """Ids of the kept rows; id and reason of the dropped ones."""
+    drops = Drops()
+    kept = [row.id for row in sieve(rows, Sieve(**settings), drops)]
+    return kept, [(drop.id, drop.reason) for drop in drops.rows]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_duplicate"),
+    [
+        (problem("a"), problem("b"), True),
+        (problem("a", "1 + 1?"), problem("b", " 1  +\n1?"), True),
+        (problem("a", "1 + 1?"), problem("b", "1+1?"), False),
+        (problem("a", "What is N?"), problem("b", "What is n?"), False),
+        (problem("a", gold="2"), problem("b", gold="2.0"), True),
+        (problem("a"), problem("b", mode="no_think"), False),
+        (problem("a"), problem("b", flag="/think"), False),
+        (problem("a"), trace("b"), False),
+        (trace("a"), trace("b"), True),
+        (trace("a"), trace("b", thinking="two"), False),
+        (trace("a"), trace("b", answer="So \\boxed{2}"), False),
+        (chat("a", "1+1?", "2"), chat("b", "1+1?", "2"), True),
+        (chat("a", "1+1?", "2"), chat("b", "1+1?", "two"), False),
+        (chat("a", "1+1?", "2"), chat("b", "1+1?2", "2"), False),
+        (pair("a"), pair("b"), True),
+        (pair("a"), pair("b", rejected="4"), False),
+        (pair("a", "2", "3"), pair("b", "3", "2"), False),
+        (Text(id="a", text="x y"), Text(id="b", text="x\ny"), True),
+        (Text(id="a", text="x y"), Text(id="b", text="x y z"), False),
+    ],
+)
+def test_duplicates(first: Row, second: Row, is_duplicate: bool) -> None:
+    assert sifted([first, second]) == ((["a"], [("b", "duplicate")]) if is_duplicate else (["a", "b"], []))
+    assert sifted([first, second], is_unique=False) == (["a", "b"], [])
+
+
+def test_the_roles_and_the_tool_calls_of_turns_count() -> None:
+    call = [{"type": "function", "function": {"name": "add", "arguments": {}}}]
+    rows = [
+        Chat(id="a", messages=[user("x"), assistant("")]),
+        Chat(id="b", messages=[user("x"), assistant("", tool_calls=call)]),
+        Chat(id="c", messages=[Message(role="system", content="x"), assistant("")]),
+    ]
+    assert sifted(rows, thinking_is_clean=False) == (["a", "b", "c"], [])
+
+
+def test_equal_completions_of_a_model_are_no_duplicates() -> None:
+    rows = [
+        Completion(prompt_id="p", sample=sample, prompt=[user("1+1?")], text="2", finish_reason="stop", n_tokens=1)
+        for sample in range(2)
+    ]
+    assert sifted(rows) == (["p#0", "p#1"], [])
+
+
+def test_a_dropped_row_is_no_earlier_one() -> None:
+    rows = [problem("a", gold=None), problem("b"), problem("c")]
+    assert sifted(rows) == (["b"], [("a", "unusable gold"), ("c", "duplicate")])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (problem("a", gold=None), "unusable gold"),
+        (problem("a", gold=" "), "unusable gold"),
+        (problem("a", gold=["2"]), "unusable gold"),
+        (problem("a", gold="2}"), "gold fails its own reward"),
+        (problem("a", gold="\\frac{1}{2"), "gold fails its own reward"),
+        (problem("a", gold=2), None),
+        (problem("a", gold="x+1"), None),
+        (trace("a", gold="{"), "gold fails its own reward"),
+        (trace("a", gold=None), None),
+        (chat("a", "x", "y"), None),
+        (Problem(id="a", messages=[user("x")], reward="format"), None),
+    ],
+)
+def test_golds(row: Row, reason: str | None) -> None:
+    assert sifted([row]) == ((["a"], []) if reason is None else ([], [("a", reason)]))
+    assert sifted([row], gold_is_usable=False) == (["a"], [])
+
+
+def test_a_reward_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"'maths' is no reward"):
+        sifted([Problem(id="a", messages=[user("x")], gold="2", reward="maths")])
+
+
+TAGS = "thinking tags in the text"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (trace("a", thinking="<think>\n1+1=2"), TAGS),
+        (trace("a", answer="</think>2"), TAGS),
+        (trace("a", thinking=" \n"), "blank thinking"),
+        (trace("a", answer=" "), "blank answer"),
+        (chat("a", "1+1?", "<think>\n\n</think>\n\n2"), TAGS),
+        (chat("a", "What does <think> do?", "It opens a block."), None),
+        (chat("a", "1+1?", ""), "blank answer"),
+        (Chat(id="a", messages=[user("x"), assistant("y", thinking="</think>")]), TAGS),
+        (Chat(id="a", messages=[user("x"), assistant("y", thinking="z")]), None),
+        (Chat(id="a", messages=[user("x"), assistant("", tool_calls=[{"name": "f"}])]), None),
+        (pair("a", chosen="</think>"), TAGS),
+        (pair("a", rejected="<think>"), TAGS),
+        (pair("a", rejected=" "), "blank answer"),
+        (Text(id="a", text="<think>"), None),
+        (problem("a", "What does </think> do?"), None),
+    ],
+)
+def test_thinking(row: Row, reason: str | None) -> None:
+    assert sifted([row]) == ((["a"], []) if reason is None else ([], [("a", reason)]))
+    assert sifted([row], thinking_is_clean=False) == (["a"], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "en", "zh"),
+    [
+        ("How many apples?", 1.0, 0.0),
+        ("苹果有几个？", 0.0, 1.0),
+        ("苹果 ab", 0.5, 0.5),
+        ("求 $x^2 + \\sin y$ 的值", 0.0, 1.0),
+        ("求 \\(abc\\) 和 \\[def\\] 的 `code` 值 https://a.bc/d", 0.0, 1.0),
+        ("Где?", 0.0, 0.0),
+        ("1 + 1 = 2", None, None),
+    ],
+)
+def test_script_share(text: str, en: float | None, zh: float | None) -> None:
+    assert script_share(text, "en") == en
+    assert script_share(text, "zh") == zh
+
+
+def test_language() -> None:
+    rows = [chat("en", "How many?", "Two."), chat("zh", "几个？", "两个。"), chat("none", "1+1?", "2")]
+    assert sifted(rows) == (["en", "zh", "none"], [])
+    assert sifted(rows, language="en") == (["en", "none"], [("zh", "not en")])
+    assert sifted(rows, language="zh") == (["zh", "none"], [("en", "not zh")])
+
+
+def test_drops_are_counted_by_reason_and_say_what_they_saw() -> None:
+    drops = Drops()
+    rows = [problem("a"), problem("b"), problem("c"), problem("d", "2+2?", gold="}" * 500)]
+    assert [row.id for row in sieve(rows, Sieve(), drops)] == ["a"]
+    assert drops.counts == {"duplicate": 2, "gold fails its own reward": 1}
+    assert drops.rows[0] == Drop("duplicate", "b", "of a")
+    assert drops.rows[2].detail.startswith("empty box: '}}")
+    assert len(drops.rows[2].detail) == 200

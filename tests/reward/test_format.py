@@ -1,0 +1,115 @@
+"""Format and `obeys`, by table for every mode; every malformed turn fails in all of them."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_align.align.rows import Completion, Message, Mode
+from qwen_align.reward.format import Format, obeys
+from qwen_align.reward.thinking import Turn, after_thinking, split_turn
+
+EMPTY = "<think>\n\n</think>\n\n"
+
+# text, reason in thinking mode, reason in no_think mode
+WELL_FORMED = [
+    ("<think>\n1+1=2\n</think>\n\n2", "well formed", "thinking not asked for"),
+    ("<think>\na\n\nb\n</think>\n\n2\n\n3", "well formed", "thinking not asked for"),
+    (EMPTY + "2", "no thinking", "well formed"),
+    ("2", "no thinking", "well formed"),
+]
+MALFORMED = [
+    ("", "no answer"),
+    (" \n", "no answer"),
+    (EMPTY, "no answer"),
+    ("<think>\na\n</think>\n\n", "no answer"),
+    ("<think>\na\n</think>\n\n \n", "no answer"),
+    ("<think>\na", "unfinished thinking"),
+    ("<think>", "unfinished thinking"),
+    ("2 <think>", "unfinished thinking"),
+    ("<think>\n \n</think>\n\n2", "empty thinking"),
+    ("<think>\n\n\n</think>\n\n2", "empty thinking"),
+    ("a\n</think>\n\n2", "malformed tags"),
+    ("</think>2", "malformed tags"),
+    ("<think>a</think>2", "malformed tags"),
+    ("<think>\na\n</think>\n2", "malformed tags"),
+    ("<think>\na</think>\n\n2", "malformed tags"),
+    (" <think>\na\n</think>\n\n2", "malformed tags"),
+    ("So: <think>\na\n</think>\n\n2", "malformed tags"),
+    ("<think>\n<think>\na\n</think>\n\n2", "malformed tags"),
+    ("<think>\na\n</think>\n\n2\n</think>\n\n3", "malformed tags"),
+    ("<think>\na\n</think>\n\n2 </think>", "malformed tags"),
+    ("<think>\na\n</think>\n\n<think>\nb\n</think>\n\n2", "malformed tags"),
+    (EMPTY + EMPTY + "2", "malformed tags"),
+    (EMPTY + "a\n</think>\n\n2", "malformed tags"),
+]
+
+
+def completion(text: str, mode: Mode | None) -> Completion:
+    prompt = [Message(role="user", content="1+1?")]
+    return Completion(prompt_id="p", sample=0, prompt=prompt, text=text, mode=mode, finish_reason="stop", n_tokens=1)
+
+
+@pytest.mark.parametrize(("text", "think", "no_think"), WELL_FORMED)
+def test_a_well_formed_turn_fits_one_mode(text: str, think: str, no_think: str) -> None:
+    for mode, reason in (("think", think), ("no_think", no_think), (None, "well formed")):
+        verdict = Format().judge(completion(text, mode))
+        assert (verdict.reason, verdict.value) == (reason, float(reason == "well formed"))
+    assert Format().judge(text).value == 1.0
+    assert obeys(text, "think") == (think == "well formed")
+    assert obeys(text, "no_think") == (no_think == "well formed")
+
+
+@pytest.mark.parametrize(("text", "reason"), MALFORMED)
+def test_a_malformed_turn_fits_no_mode(text: str, reason: str) -> None:
+    for mode in ("think", "no_think", None):
+        verdict = Format().judge(completion(text, mode))
+        assert (verdict.value, verdict.reason) == (0.0, reason)
+    assert Format().judge(text).reason == reason
+    assert not obeys(text, "think")
+    assert not obeys(text, "no_think")
+
+
+def test_parts_of_a_turn() -> None:
+    assert split_turn("<think>\n a \n</think>\n\nb\n") == Turn(" a ", "b\n")
+    assert split_turn(EMPTY + "b") == Turn(None, "b")
+    assert split_turn("b") == Turn(None, "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        ("a", "a"),
+        ("<think>a</think>b", "b"),
+        ("a</think>b</think>c", "c"),
+        ("a<think>", None),
+        ("</think><think>", None),
+    ],
+)
+def test_what_follows_the_thinking(text: str, after: str | None) -> None:
+    assert after_thinking(text) == after
+
+
+pieces = st.lists(st.sampled_from(["<think>", "</think>", "\n", "\n\n", " ", "a", EMPTY]), max_size=9).map("".join)
+
+
+@given(pieces)
+def test_no_turn_obeys_both_modes_and_mode_none_is_either(text: str) -> None:
+    assert not (obeys(text, "think") and obeys(text, "no_think"))
+    assert Format().judge(text).value == float(obeys(text, "think") or obeys(text, "no_think"))
+
+
+@given(pieces)
+def test_a_well_formed_turn_is_its_parts_put_together(text: str) -> None:
+    turn = split_turn(text)
+    if isinstance(turn, Turn):
+        block = "" if turn.thinking is None else f"<think>\n{turn.thinking}\n</think>\n\n"
+        assert text in (block + turn.answer, EMPTY + turn.answer)
+        assert after_thinking(text) in (turn.answer, "\n\n" + turn.answer)
+
+
+@pytest.mark.parametrize("gold", [None, "5", {}])
+def test_every_gold_will_do(gold: Any) -> None:
+    assert Format().judge_gold(gold).value == 1.0
+    assert Format().judge("5", gold).value == 1.0
