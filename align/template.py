@@ -201,7 +201,7 @@ def _end_of_turn(template: ChatTemplate, tokenizer: Tokenizer, switch: bool | No
         if not answer:
             raise TemplateError("not prefix-stable: the answer is not in what follows the prompt")
     end = tail.strip()
-    if tokenizer.token_to_id(end) is None or len(tokenizer.encode(end, add_special_tokens=False).ids) != 1:
+    if tokenizer.encode(end, add_special_tokens=False).ids != [tokenizer.token_to_id(end)]:
         raise TemplateError(
             f"an answer ends with {tail!r}, which is not one end-of-turn token of this tokenizer; "
             "template and tokenizer do not belong together, or the template does not close a turn"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from qwen_align.align.render import Renderer, render_pairs, render_rows
 from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
@@ -44,6 +44,9 @@ def write_folder(folder: Path, source: str, added: tuple[str, ...], **config: An
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
+    # What Renderer.load must not let into a sample.
+    start = ("<|im_start|>", tokenizer.token_to_id("<|im_start|>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[start])
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=9)
     folder.mkdir()
@@ -161,6 +164,7 @@ def completion(text: str, **more: Any) -> Completion:
         ("hybrid", chat(user("q"), said("a", "r"), mode="no_think"), "its prompt asks for none"),
         ("hybrid", chat(user("q"), said("a", "r"), mode="think", flag="/no_think"), "contradicts itself"),
         ("hybrid", chat(user("q"), said("a"), user("q2"), said("a2", "r")), "message 2: has no thinking"),
+        ("hybrid", chat(user("q"), said("r\n</think>\n\na")), "put the thinking into the field 'thinking'"),
         ("hybrid", chat(user("q"), said("<think>\nr\n</think>\n\na")), "put the thinking into the field 'thinking'"),
         ("always", chat(user("q"), said("a"), mode="no_think"), "this model always thinks"),
         ("always", chat(user("q"), said("a", "r"), flag="/think"), "for hybrid models"),
@@ -197,6 +201,7 @@ def test_rows_that_would_train_something_wrong_are_refused(
         ("a", {}, "has no thinking"),
         ("a", {"mode": "no_think"}, "has to start with '<think>.n.n</think>"),
         ("<think>\nr\n</think>\n\na", {"mode": "no_think", "flag": "/no_think"}, "its prompt asks for none"),
+        ("r\n</think>\n\na", {"mode": "no_think", "flag": "/no_think"}, "its prompt asks for none"),
         ("<think>\nr\n</think>\n\na<|im_end|>b", {}, "before its end"),
     ],
 )
@@ -297,6 +302,15 @@ def test_what_a_template_drops_is_noticed(tmp_path: Path) -> None:
         renderer.samples(chat(user("q"), said("a # b")))
 
 
+def test_a_turn_that_a_template_does_not_end_is_refused(tmp_path: Path) -> None:
+    end = "('' if message.content == 'odd' else '<|im_end|>')"
+    source = bundled("qwen2_5").replace("message.content + '<|im_end|>'", f"message.content + {end}")
+    renderer = Renderer.load(write_folder(tmp_path / "open", source, CHATML))
+    assert renderer.samples(chat(user("q"), said("even")))
+    with pytest.raises(TemplateError, match=r"does not end the answer with <.im_end.>"):
+        renderer.samples(chat(user("q"), said("odd")))
+
+
 PAIR = Pair(id="d1", messages=[user("q")], chosen=said("a", "r"), rejected=said("b", "s"))
 
 
@@ -344,12 +358,19 @@ def test_pairs_inference_could_not_produce_are_refused(
         renderers["hybrid"].pair(row)
 
 
+def test_a_chosen_side_may_be_raw_output(renderers: dict[str, Renderer]) -> None:
+    renderer = renderers["always"]
+    raw = PAIR.model_copy(update={"chosen": said("<think>\nr\n</think>\n\na")})
+    assert renderer.pair(raw) == renderer.pair(PAIR)
+
+
 def test_over_long_samples_are_dropped_and_counted_and_never_cut(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["hybrid"]
     short = chat(user("q"), said("a", "r"))
     n_short = len(renderer.samples(short)[0].ids)
     long = chat(user("q"), said("a", "r" * n_short))
-    asks = chat(user("q" * n_short), said("a", "r"))
+    n_prompt = len(renderer.prompt([user("q")], mode=None, flag=None).ids)
+    asks = chat(user("q" * (1 + n_short - n_prompt)), said("a", "r"))  # a prompt of just the limit
     grows = chat(user("q"), said("a", "r"), user("q"), said("a", "r"))
     rendered = render_rows(renderer, [short, long, asks, grows], max_tokens=n_short)
     assert rendered.samples == renderer.samples(short) * 2
@@ -395,6 +416,14 @@ def test_pieces_are_whole_characters_and_join_to_the_text(renderers: dict[str, R
     assert "👋" in trained
 
 
+def test_pieces_end_where_the_mask_changes(renderers: dict[str, Renderer]) -> None:
+    renderer = renderers["hybrid"]
+    character = renderer.encode("好")
+    assert len(character) == 3
+    shown = list(pieces(renderer.tokenizer, Sample(character, [False, True, True])))
+    assert [piece.is_trained for piece in shown] == [False, True]
+
+
 def test_length_percentiles() -> None:
     assert length_percentiles([5, 1, 2, 3, 4]) == {50: 3, 90: 5, 99: 5, 100: 5}
     assert length_percentiles(list(range(1, 201)), [1, 50, 99]) == {1: 2, 50: 100, 99: 198}
@@ -411,6 +440,7 @@ def test_tokens_of_a_folder(tmp_path: Path) -> None:
     assert same.pad_id == token("<|endoftext|>")
     s1 = Renderer.load(write_folder(tmp_path / "s1", bundled("qwen3"), QWEN3, pad_token="<|fim_pad|>"))
     assert s1.pad_id == token("<|fim_pad|>")
+    assert s1.decode([*s1.encode("a"), s1.end_of_turn_id, s1.pad_id]) == "a"
 
 
 def test_folders_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:

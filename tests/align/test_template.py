@@ -117,6 +117,7 @@ def test_text_equals_transformers(name: str, conversation: str) -> None:
         "{% set x = 1 %}{% generation %}{% set x = 2 %}in{{ x }}{% endgeneration %}out{{ x }}",
         "{% for m in messages %}\n  {% if m.role == 'user' %}\n  u\n  {% endif %}\n{% endfor %}\n",
         "{{ strftime_now('%Y') }}{{ bos_token }}{{ unknown is defined }}{{ tools is none }}{{ dict(a=1).a }}",
+        "{{ documents is none }}",
     ],
 )
 def test_dialect_equals_transformers(source: str) -> None:
@@ -187,8 +188,15 @@ NOTHING = {None: "", True: "", False: ""}
             "no_think",
             dict.fromkeys(NOTHING, EMPTY_BLOCK),
         ),
+        (
+            bundled("qwen3").replace("enable_thinking is defined and enable_thinking is false", "false"),
+            QWEN3,
+            "always",
+            "think",
+            NOTHING,
+        ),
     ],
-    ids=["qwen2.5", "qwen3", "instruct-2507", "thinking-2507", "qwen3.5 small", "qwen3 nonthinking"],
+    ids=["qwen2.5", "qwen3", "instruct-2507", "thinking-2507", "qwen3.5 small", "qwen3 nonthinking", "no switch"],
 )
 def test_traits(source: str, tokens: tuple[str, ...], thinking: str, default_mode: str | None, supplied: Any) -> None:
     traits = read_traits(template(source), tiny_tokenizer(*tokens))
@@ -199,18 +207,39 @@ CHATML_SOURCE = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Writes and supplies an empty thinking block, and has no place for thinking.
+FORGETFUL_SOURCE = CHATML_SOURCE.replace("m.role + '\n'", "m.role + '\n' + (block if m.role == 'assistant' else '')")
+FORGETFUL_SOURCE = "{% set block = '<think></think>' %}" + FORGETFUL_SOURCE.replace(
+    "'<|im_start|>assistant\n'", "'<|im_start|>assistant\n' + (block if enable_thinking is false else '')"
+)
 
 
 @pytest.mark.parametrize(
     ("source", "tokens", "said"),
     [
+        (FORGETFUL_SOURCE, QWEN3, "drops the thinking of the answer"),
+        (
+            bundled("qwen3").replace(
+                "'<|im_end|>\\n'", "('<|endoftext|>' if enable_thinking is false else '<|im_end|>')"
+            ),
+            QWEN3,
+            "turns end in different ways",
+        ),
         (bundled("deepseek_r1_distill"), QWEN3, "inference would see '<think>.*' where the finished .* has 'probe"),
         (CHATML_SOURCE.replace("assistant\n'", "bot\n'"), CHATML, "would see 'bot.n' where .* has 'assistant"),
         (CHATML_SOURCE.replace("m.content + '<|im_end|>", "m.content + '"), CHATML, "does not close a turn"),
         (CHATML_SOURCE, ("<|im_start|>",), "template and tokenizer do not belong together"),
         (CHATML_SOURCE.replace("m.content", "(m.content | upper)"), CHATML, "answer is not in what follows"),
     ],
-    ids=["thinking dropped", "another role name", "no end of turn", "foreign tokenizer", "rewritten answer"],
+    ids=[
+        "no place for thinking",
+        "two ends",
+        "thinking dropped",
+        "another role name",
+        "no end of turn",
+        "foreign tokenizer",
+        "rewritten answer",
+    ],
 )
 def test_templates_inference_would_not_follow_are_refused(source: str, tokens: tuple[str, ...], said: str) -> None:
     with pytest.raises(TemplateError, match=f"^here: .*{said}"):
