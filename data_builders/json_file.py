@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,19 +28,21 @@ def read_values(path: Path) -> Iterator[tuple[str, Any]]:
         lines = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_packed else raw
         try:
             yield from _values(lines, path)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise RowError(f"{path}: the gzip file is damaged or cut short: {error}") from None
 
 
 def _values(lines: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
+    is_first = True
     for number, line in enumerate(lines, start=1):
         where = f"{path}:{number}"
         text = _text(line, where).strip()
-        if text.startswith("["):
+        if is_first and text.startswith("["):
             whole = _parsed(text + _text(lines.read(), where), where)
             yield from ((f"{path}: row {place}", value) for place, value in enumerate(whole, start=1))
             return
         if text:
+            is_first = False
             yield where, _parsed(text, where)
 
 
@@ -52,7 +55,12 @@ def _text(line: bytes, where: str) -> str:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could be read but never written
+        return value
+    except UnicodeEncodeError as error:
+        raise RowError(f"{where}: holds half a surrogate pair, '\\u{ord(error.object[error.start]):x}'") from None
     except json.JSONDecodeError as error:
         raise RowError(f"{where}: is not JSON: {error.msg} at character {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets

@@ -44,8 +44,8 @@ class LocalFile(Strict):
     `rows: typed` reads our own `rows.jsonl`. The others read JSON objects whose keys `columns` maps: `prompt` is a
     text (one user turn) or a list of turns, `chosen` and `rejected` are texts or single turns, turns have role and
     content, or ShareGPT's from and value. With `gold_after` the gold is what follows the mark's last occurrence:
-    `"####"` for GSM8K. Keys that no field names are left alone. Ids are the file's name and the row's number
-    unless `columns` names a key for `id`.
+    `"####"` for GSM8K. Keys that no field names are left alone. A row without an id is called after the file and
+    its place in it.
     """
 
     kind: Literal["local_file"] = "local_file"

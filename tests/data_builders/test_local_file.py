@@ -1,0 +1,283 @@
+"""Local files: every kind of row, every way to be wrong, and real data where it is there."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, RowError, Text, Trace, to_line
+from qwen_align.data_builders import Drops, LocalFile, Sieve, sieve
+
+DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+user = Message(role="user", content="1+1?")
+assistant = Message(role="assistant", content="2")
+
+
+def built(path: Path, **settings: Any) -> list[Row]:
+    return list(LocalFile.model_validate({"path": str(path), **settings}).build({}, 0, Drops()))
+
+
+def written(folder: Path, *values: Any, name: str = "x.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "value", "expected"),
+    [
+        (
+            "problem",
+            {"prompt": "1+1?", "gold": "2"},
+            Problem(id="x:1", messages=[user], gold="2", reward="math_answer"),
+        ),
+        ("problem", {"prompt": "1+1?", "gold": 2}, Problem(id="x:1", messages=[user], gold=2, reward="math_answer")),
+        (
+            "trace",
+            {"prompt": "1+1?", "thinking": "1+1=2", "answer": "2"},
+            Trace(id="x:1", messages=[user], thinking="1+1=2", answer="2", reward="math_answer"),
+        ),
+        (
+            "trace",
+            {"prompt": "1+1?", "thinking": "1+1=2", "answer": "2", "gold": "2"},
+            Trace(id="x:1", messages=[user], thinking="1+1=2", answer="2", gold="2", reward="math_answer"),
+        ),
+        ("chat", {"prompt": "1+1?", "answer": "2"}, Chat(id="x:1", messages=[user, assistant])),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2", "thinking": "a"}]},
+            Chat(id="x:1", messages=[user, Message(role="assistant", content="2", thinking="a")]),
+        ),
+        (
+            "chat",
+            {"messages": [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]},
+            Chat(id="x:1", messages=[user, assistant]),
+        ),
+        (
+            "pair",
+            {"prompt": "1+1?", "chosen": "2", "rejected": {"role": "assistant", "content": "3"}},
+            Pair(id="x:1", messages=[user], chosen=assistant, rejected=Message(role="assistant", content="3")),
+        ),
+        (
+            "pair",
+            {
+                "prompt": [{"role": "user", "content": "1+1?"}],
+                "chosen": [{"role": "assistant", "content": "2"}],
+                "rejected": {"from": "gpt", "value": "3"},
+            },
+            Pair(id="x:1", messages=[user], chosen=assistant, rejected=Message(role="assistant", content="3")),
+        ),
+        ("text", {"text": "1+1=2"}, Text(id="x:1", text="1+1=2")),
+        ("text", {"text": "1+1=2", "language": "en"}, Text(id="x:1", text="1+1=2", language="en")),
+    ],
+)
+def test_rows_of_each_kind(tmp_path: Path, rows: str, value: dict[str, Any], expected: Row) -> None:
+    assert built(written(tmp_path, {**value, "other": [1]}), rows=rows) == [expected]
+
+
+def test_typed_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = [
+        Problem(id="a", messages=[user], gold="2", reward="math_answer", flag="/think", meta={"steps": 2}),
+        Text(id="b", text="größe 苹果"),
+        Pair(id="c", messages=[user], chosen=assistant, rejected=assistant, margin=1.0),
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(to_line(row) + "\n" for row in rows), encoding="utf-8")
+    assert built(path, rows="typed") == rows
+
+
+def test_columns_name_the_files_keys(tmp_path: Path) -> None:
+    path = written(tmp_path, {"no": 7, "question": "1+1?", "answer": "1+1=<<1+1=2>>2\n#### not\n#### 1,002"})
+    columns = {"id": "no", "prompt": "question", "gold": "answer"}
+    row = built(path, rows="problem", columns=columns, gold_after="####", mode="think", source="gsm8k")
+    assert row == [
+        Problem(id="7", messages=[user], gold="1,002", reward="math_answer", mode="think", source="gsm8k"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.jsonl.gz", "x.json.gz"])
+@pytest.mark.parametrize("layout", ["lines", "one list", "a list over lines", "with a byte order mark"])
+def test_lists_and_lines_packed_or_not(tmp_path: Path, name: str, layout: str) -> None:
+    values = [{"text": "a\nb"}, {"text": "苹果"}, {"text": "c"}]
+    text = {
+        "lines": "\n" + "\n\n".join(json.dumps(value, ensure_ascii=False) for value in values),
+        "one list": json.dumps(values),
+        "a list over lines": "\n " + json.dumps(values, indent=2),
+        "with a byte order mark": "\ufeff" + "\r\n".join(json.dumps(value) for value in values),
+    }[layout].encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    rows = built(path, rows="text")
+    assert [(row.id, row.text) for row in rows if isinstance(row, Text)] == [
+        ("x:1", "a\nb"),
+        ("x:2", "苹果"),
+        ("x:3", "c"),
+    ]
+
+
+GOOD = json.dumps({"prompt": "1+1?", "gold": "2"})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "1+1?", "answer": "2"}', "x.jsonl:2: 'gold' is missing; a problem row has prompt and gold; "),
+        ('{"gold": "2"}', "x.jsonl:2: 'prompt' is missing; "),
+        ('{"prompt": null, "gold": "2"}', "x.jsonl:2: 'prompt' is missing; "),
+        ("{}", "the row's keys: none"),
+        ("[1]", "x.jsonl:2: is list "),
+        ("3", "x.jsonl:2: is int 3, not an object with keys"),
+        ('{"prompt": "1+1?", "gold": "2"', "x.jsonl:2: is not JSON: Expecting ',' delimiter at character"),
+        ('{"prompt": 3, "gold": "2"}', "x.jsonl:2: prompt: is 3, neither a text nor a list of turns"),
+        ('{"prompt": [], "gold": "2"}', "x.jsonl:2: prompt: is \\[\\], neither a text nor a list of turns"),
+        ('{"prompt": ["a"], "gold": "2"}', "x.jsonl:2: prompt: 0: Input should be a valid dictionary"),
+        (
+            '{"prompt": [{"role": "usr", "content": "a"}], "gold": "2"}',
+            "x.jsonl:2: prompt: 0.role: Input should be 'system'",
+        ),
+        ('{"prompt": [{"role": "user"}], "gold": "2"}', "x.jsonl:2: prompt: 0.content: Field required"),
+        ('{"prompt": "\\ud800", "gold": "2"}', r"x.jsonl:2: holds half a surrogate pair, '\\ud800'"),
+        ('{"prompt": "1+1?", "gold": ' + "1" * 5000 + "}", "x.jsonl:2: cannot be read: "),
+        ("[" * 100_000, "x.jsonl:2: cannot be read: "),
+    ],
+)
+def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(f"{GOOD}\n{line}\n", encoding="utf-8")
+    with pytest.raises(RowError, match=message) as error:
+        built(path, rows="problem")
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "value", "message"),
+    [
+        (
+            "trace",
+            {"prompt": "a", "answer": "b"},
+            "'thinking' is missing; a trace row has prompt and thinking and answer",
+        ),
+        ("trace", {"prompt": "a", "answer": "b", "thinking": 3}, "thinking: Input should be a valid string"),
+        ("chat", {"prompt": "a"}, "'answer' is missing; a chat row has messages, or prompt and answer"),
+        ("chat", {"prompt": "a", "answer": 3}, "answer: 0: Input should be a valid dictionary"),
+        ("chat", {"messages": "a b"}, None),
+        ("pair", {"prompt": "a", "chosen": "b"}, "'rejected' is missing"),
+        (
+            "pair",
+            {"prompt": "a", "chosen": "b", "rejected": {"from": "human", "value": "c"}},
+            "rejected: has roles user",
+        ),
+        ("text", {"txt": "a"}, "'text' is missing; a text row has text; the row's keys: txt"),
+        ("text", {"text": 3}, "text: Input should be a valid string"),
+        ("typed", {"row": "text", "id": "a"}, "text.text: Field required"),
+        ("typed", {"row": "texts", "id": "a"}, "does not match any of the expected tags"),
+    ],
+)
+def test_wrong_rows_of_other_kinds(tmp_path: Path, rows: str, value: Any, message: str | None) -> None:
+    path = written(tmp_path, value)
+    if message is None:
+        assert built(path, rows=rows) == [Chat(id="x:1", messages=[Message(role="user", content="a b")])]
+    else:
+        with pytest.raises(RowError, match=f"x.jsonl:1: .*{message}"):
+            built(path, rows=rows)
+
+
+def test_the_place_in_a_list_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"text": "a"}, {"text": 2}]))
+    with pytest.raises(RowError, match=r"x\.json: row 2: text: Input should be a valid string"):
+        built(path, rows="text")
+
+
+def test_a_gold_without_its_mark_is_wrong(tmp_path: Path) -> None:
+    path = written(tmp_path, {"prompt": "1+1?", "gold": "2"})
+    with pytest.raises(RowError, match=r"x\.jsonl:1: gold: no '####' in '2'"):
+        built(path, rows="problem", gold_after="####")
+
+
+def test_ids_are_unique(tmp_path: Path) -> None:
+    path = written(tmp_path, {"id": 1, "text": "a"}, {"id": "1", "text": "b"})
+    with pytest.raises(RowError, match=r"x\.jsonl:2: id '1' is that of .*x\.jsonl:1 too"):
+        built(path, rows="text", columns={"id": "id"})
+
+
+def test_an_id_is_read_where_the_file_has_one(tmp_path: Path) -> None:
+    assert [row.id for row in built(written(tmp_path, {"id": "a", "text": "a"}, {"text": "b"}), rows="text")] == [
+        "a",
+        "x:2",
+    ]
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    packed = gzip.compress(b'{"text": "a"}\n' * 1000)
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(RowError, match=r"cut\.jsonl\.gz: the gzip file is damaged or cut short"):
+        built(cut, rows="text")
+    broken = tmp_path / "broken.jsonl.gz"
+    broken.write_bytes(packed[:12] + b"\xff" * 8 + packed[20:])
+    with pytest.raises(RowError, match=r"broken\.jsonl\.gz: the gzip file is damaged or cut short"):
+        built(broken, rows="text")
+    latin = tmp_path / "latin.jsonl"
+    latin.write_bytes('{"text": "größe"}'.encode("latin-1"))
+    with pytest.raises(RowError, match=r"latin\.jsonl:1: is not UTF-8"):
+        built(latin, rows="text")
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.jsonl: there is no such file; a relative path starts at the recipe"):
+        built(tmp_path / "none.jsonl", rows="text")
+    (tmp_path / "x.csv").write_text("a")
+    with pytest.raises(ValueError, match=r"x\.csv: is none of \.jsonl, \.json"):
+        built(tmp_path / "x.csv", rows="text")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"rows": "problem", "columns": {"promt": "q"}},
+            "'promt' is no field of a problem row. Did you mean 'prompt'?",
+        ),
+        ({"rows": "text", "columns": {"gold": "a"}}, "'gold' is no field of a text row; known: id, language, text"),
+        ({"rows": "text", "gold_after": "####"}, "gold_after: a text row has no gold"),
+        ({"rows": "typed", "columns": {"prompt": "q"}, "mode": "think"}, "columns, mode: typed rows say everything"),
+        ({"rows": "problem", "reward": "maths"}, "'maths' is no reward"),
+        ({"rows": "problems"}, "Input should be 'typed'"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        LocalFile.model_validate({"path": "x.jsonl", **settings})
+    assert message in str(error.value)
+
+
+REAL = [
+    (
+        "gsm8k/test.jsonl",
+        {"rows": "problem", "columns": {"prompt": "question", "gold": "answer"}, "gold_after": "####"},
+        1319,
+    ),
+    ("limr/math_8k.json", {"rows": "problem", "columns": {"gold": "answer"}}, 8521),
+    ("math500/test.jsonl", {"rows": "problem", "columns": {"prompt": "problem", "gold": "answer"}}, 500),
+    ("amc23/test.jsonl", {"rows": "problem", "columns": {"prompt": "question", "gold": "answer"}}, 40),
+    ("mawps/addsub.jsonl", {"rows": "problem", "columns": {"prompt": "input", "gold": "target"}}, None),
+    ("preference/dpo_zh_demo.json", {"rows": "pair", "columns": {"prompt": "conversations"}}, 300),
+    ("humaneval/HumanEval.jsonl.gz", {"rows": "text", "columns": {"text": "prompt"}}, 164),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "n_usable"), REAL, ids=[name for name, _, _ in REAL])
+def test_real_files(name: str, settings: dict[str, Any], n_usable: int | None) -> None:
+    path = DATA / name
+    if not path.is_file():
+        pytest.skip(f"the real data is not at {DATA}")
+    drops = Drops()
+    rows = list(sieve(built(path, **settings), Sieve(is_unique=False), drops))
+    assert len(rows) == (n_usable or len(rows)) > 0
+    assert set(drops.counts) <= {"unusable gold", "blank answer"}

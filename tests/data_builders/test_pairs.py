@@ -1,0 +1,178 @@
+"""Pairs from rollouts: which completions are matched, in what order, and why others are not."""
+
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_align.align.rows import Completion, Message, Pair, Row, RowError, Text
+from qwen_align.data_builders import Drops, Pairs
+from qwen_align.data_builders.pairs import common_prefix
+from qwen_align.reward.verdict import Verdict
+
+PROMPT = [Message(role="user", content="1+1?")]
+
+
+def completion(prompt_id: str, sample: int, text: str, value: float | None, **fields: Any) -> Completion:
+    verdict = Verdict(value=value, reason={1.0: "correct", 0.0: "wrong"}.get(value or 0.0, "partly"))
+    defaults: dict[str, Any] = {
+        "prompt": PROMPT,
+        "finish_reason": "stop",
+        "n_tokens": len(text),
+        "mode": "think",
+        "verdicts": {"math_answer": verdict if value is not None else Verdict(value=None, reason="unusable gold")},
+    }
+    return Completion(prompt_id=prompt_id, sample=sample, text=text, **defaults | fields)
+
+
+def thought(thinking: str, answer: str) -> str:
+    return f"<think>\n{thinking}\n</think>\n\n{answer}"
+
+
+def built(rows: Sequence[Row], **settings: Any) -> tuple[list[Pair], list[tuple[str, str, str]]]:
+    """The pairs; reason, id and detail of what was dropped."""
+
+    def read() -> Iterator[Row]:
+        return iter(rows)
+
+    drops = Drops()
+    pairs = Pairs.model_validate({"from_data": "rollouts", **settings}).build({"rollouts": read}, 0, drops)
+    return [pair for pair in pairs if isinstance(pair, Pair)], [tuple(drop) for drop in drops.rows]
+
+
+def test_a_pair_in_full() -> None:
+    rows = [
+        completion("p", 0, thought("1+1=3", "3"), 0.0, flag="/think", source="toy", meta={"steps": 1}),
+        completion("p", 1, thought("1+1=2", "2"), 1.0, flag="/think", source="toy", meta={"steps": 1}),
+    ]
+    assert built(rows) == (
+        [
+            Pair(
+                id="p#1>0",
+                messages=PROMPT,
+                chosen=Message(role="assistant", content="2", thinking="1+1=2"),
+                rejected=Message(role="assistant", content="3", thinking="1+1=3"),
+                margin=1.0,
+                kind="math_answer",
+                mode="think",
+                flag="/think",
+                source="toy",
+                meta={"steps": 1, "common_prefix": len("<think>\n1+1=")},
+            )
+        ],
+        [],
+    )
+
+
+@pytest.mark.parametrize("text", ["2", "<think>\n\n</think>\n\n2"])
+def test_a_pair_without_thinking(text: str) -> None:
+    (pair,), _ = built([completion("p", 0, text, 1.0, mode="no_think"), completion("p", 1, "3", 0.0, mode="no_think")])
+    assert pair.chosen == Message(role="assistant", content="2")
+    assert pair.mode == "no_think"
+
+
+ROWS = [
+    completion("p", 0, thought("abcd", "2"), 1.0),
+    completion("p", 1, thought("abxxxxx", "3"), 0.0),
+    completion("p", 2, thought("abcy", "4"), 0.0),
+    completion("p", 3, thought("abxxxxz", "2"), 1.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "ids"),
+    [
+        ({"per_prompt": 1}, ["p#3>1"]),
+        ({"per_prompt": 2}, ["p#3>1", "p#0>2"]),
+        ({"per_prompt": 9}, ["p#3>1", "p#0>2", "p#0>1", "p#3>2"]),
+        ({"per_prompt": 9, "max_length_difference": 2}, ["p#3>1", "p#0>2"]),
+        ({"per_prompt": 9, "max_length_difference": 3}, ["p#3>1", "p#0>2", "p#0>1", "p#3>2"]),
+    ],
+)
+def test_the_longest_common_beginning_comes_first(settings: dict[str, Any], ids: list[str]) -> None:
+    assert [pair.id for pair in built(ROWS, **settings)[0]] == ids
+
+
+def test_of_equal_beginnings_the_more_alike_in_length_comes_first() -> None:
+    rows = [
+        completion("p", 0, thought("a", "2"), 1.0),
+        completion("p", 1, thought("bbbb", "3"), 0.0),
+        completion("p", 2, thought("b", "3"), 0.0),
+    ]
+    assert [pair.id for pair in built(rows)[0]] == ["p#0>2", "p#0>1"]
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_a_prompts_completions_does_not_matter(random: Random) -> None:
+    shuffled = random.sample(ROWS, len(ROWS))
+    assert built(shuffled, per_prompt=9) == built(ROWS, per_prompt=9)
+
+
+def test_prompts_keep_their_order_and_need_not_be_together() -> None:
+    rows = [
+        completion(name, sample, thought(f"{sample}", "2"), value)
+        for sample, value in ((0, 1.0), (1, 0.0))
+        for name in "zab"
+    ]
+    assert [pair.id for pair in built(rows)[0]] == ["z#0>1", "a#0>1", "b#0>1"]
+
+
+def test_equal_texts_make_one_pair() -> None:
+    rows = [completion("p", sample, thought("a", "2"), 1.0) for sample in range(3)]
+    rows += [completion("p", sample, thought("b", "3"), 0.0) for sample in range(3, 6)]
+    assert [pair.id for pair in built(rows, per_prompt=9)[0]] == ["p#0>3"]
+
+
+def test_why_completions_and_prompts_are_dropped() -> None:
+    rows = [
+        completion("right", 0, "2", 1.0),
+        completion("right", 1, "<think>\nb", 0.0, finish_reason="length"),
+        completion("wrong", 0, "3", 0.0),
+        completion("wrong", 1, "<think>2</think>2", 1.0),
+        completion("gold", 0, "2", None),
+        completion("length", 0, "2", 1.0),
+        completion("length", 1, "3" * 9, 0.0),
+    ]
+    assert built(rows, max_length_difference=6) == (
+        [],
+        [
+            ("cut at the length limit", "right#1", ""),
+            ("no wrong completion", "right", "of 1 usable completions"),
+            ("malformed turn", "wrong#1", "malformed tags"),
+            ("no correct completion", "wrong", "of 1 usable completions"),
+            ("no verdict", "gold#0", "unusable gold"),
+            ("no correct completion", "gold", "of 0 usable completions"),
+            ("no pair of like length", "length", "of 1 correct and 1 wrong"),
+        ],
+    )
+
+
+def test_what_is_correct_is_a_setting() -> None:
+    rows = [completion("p", 0, "a", 0.5), completion("p", 1, "b", 0.25)]
+    assert built(rows)[0] == []
+    (pair,), _ = built(rows, correct_from=0.5)
+    assert (pair.id, pair.margin) == ("p#0>1", 0.25)
+
+
+def test_rows_that_are_no_judged_completions_are_an_error() -> None:
+    with pytest.raises(RowError, match="stage 'rollouts': row 'a' is a text row; only a rollout stage's completions"):
+        built([Text(id="a", text="b")])
+    with pytest.raises(RowError, match="completion 'p#0': has no verdict of 'format' but of math_answer; add it"):
+        built([completion("p", 0, "2", 1.0)], reward="format")
+
+
+def test_no_completions_no_pairs() -> None:
+    assert built([]) == ([], [])
+
+
+@given(st.text("ab", max_size=8), st.text("ab", max_size=8), st.text("ab", max_size=8))
+def test_common_prefix(head: str, one: str, other: str) -> None:
+    length = common_prefix(head + one, head + other)
+    assert length >= len(head)
+    assert (head + one)[:length] == (head + other)[:length]
+    assert (head + one)[: length + 1] != (head + other)[: length + 1] or length == min(
+        map(len, (head + one, head + other))
+    )
