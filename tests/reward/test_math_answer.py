@@ -225,3 +225,20 @@ def test_golds_of_real_data_sets_pass() -> None:
     golds = [row["answer"].rpartition("####")[2].strip() for row in rows]
     assert all(REWARD.judge_gold(gold).value == 1.0 for gold in golds)
     assert all(REWARD.answer(boxed(gold)) == str(int(gold.replace(",", ""))) for gold in golds)
+
+
+def test_agrees_with_the_labels_of_real_model_solutions() -> None:
+    path = DATA / "gsm8k" / "model_solutions.jsonl"
+    if not path.is_file():
+        pytest.skip(f"GSM8K's model solutions are not at {path}")
+    disagreed, n_correct = [], 0
+    for row in map(json.loads, path.read_text("utf-8").splitlines()):
+        gold = row["ground_truth"].rpartition("A:")[2]
+        for model in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"):
+            work, _, said = row[model]["solution"].rpartition("A:")
+            is_correct = REWARD.judge(f"{work}{boxed(said)}", gold).value == 1.0
+            n_correct += is_correct
+            if is_correct != row[model]["is_correct"]:
+                disagreed.append((said, gold))
+    assert disagreed == []
+    assert n_correct == 2001  # of 5,276
