@@ -1,5 +1,6 @@
 """What `check` says before anything is trained: order, what is stored, rows, drops, lengths and steps."""
 
+import warnings
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from qwen_align.align.spec.dpo import Dpo
 from qwen_align.align.spec.evaluate import Evaluate
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.pretrain import Pretrain
-from qwen_align.align.spec.rollout import Rollout
+from qwen_align.align.spec.rollout import Rollout, Switch
 from qwen_align.align.spec.sft import Sft
 from qwen_align.align.stages.build_data import rows as build
 from qwen_align.data_builders.sieve import Drops
@@ -81,15 +82,20 @@ def lines(planned: Plan) -> Iterator[str]:
     """What would run, a line or a few a stage; raises the AlignError of the first thing that is wrong."""
     preview = Preview(planned)
     width = max(len(one.stage.name) for one in planned.stages)
+    notes: list[str] = []
     for number, one in enumerate(planned.stages, start=1):
         state = "stored" if one.is_stored else "to run"
         head = f"{number:>3}  {one.stage.name:<{width}}  {one.stage.kind:<10}  {state}  "
-        try:
-            said = list(_stage(one, preview))
-        except Unknown as unknown:
-            said = [f"unknown until {unknown}"]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                said = list(_stage(one, preview))
+            except Unknown as unknown:
+                said = [f"unknown until {unknown}"]
+        notes += [f"note: stage '{one.stage.name}': {warning.message}" for warning in caught]
         for row, text in enumerate(said):
             yield (head if row == 0 else " " * len(head)) + text
+    yield from notes
     to_run = sum(not one.is_stored for one in planned.stages)
     yield f"{len(planned.stages)} stages, {to_run} to run; home: {planned.home.resolve()}"
 
@@ -110,13 +116,14 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         yield f"{settings.steps} steps of {settings.prompts} prompts x {settings.samples} completions"
         yield f"prompt {_percentiles(_prompt_lengths(preview.renderer(one), prompts))}"
     elif isinstance(settings, Rollout):
-        n_prompts = sum(1 for _ in preview.rows_for(one, [settings.from_data]))
-        yield f"{n_prompts:,} prompts x {settings.samples} completions of at most {settings.sampling.max_tokens} tokens"
+        prompts = list(preview.rows_for(one, [settings.from_data]))
+        switches = [settings.switch] if settings.switch else []
+        yield f"{len(prompts):,} prompts x {settings.samples} completions, {_asked(one, preview, prompts, switches)}"
     elif isinstance(settings, Evaluate):
-        n_questions = sum(1 for _ in preview.rows_for(one, list(settings.from_data)))
+        prompts = list(preview.rows_for(one, list(settings.from_data)))
         yield (
-            f"{n_questions:,} questions x {len(settings.switches)} switches x {settings.samples} completions "
-            f"of at most {settings.sampling.max_tokens} tokens"
+            f"{len(prompts):,} questions x {len(settings.switches)} switches x {settings.samples} completions, "
+            f"{_asked(one, preview, prompts, settings.switches)}"
         )
     else:
         yield f"{len(preview.rows(one.stage.targets[settings.from_data])):,} documents"
@@ -134,6 +141,18 @@ def _training(lengths: list[int], dropped: dict[str, int], settings: Sft | Dpo, 
     yield summary({"samples": kept, "dropped": dropped, "steps": steps}) or "nothing to train on"
     if lengths:
         yield f"{_percentiles(lengths)}, limit {settings.max_tokens}"
+
+
+def _asked(one: Planned, preview: Preview, prompts: list[Row], switches: list[Switch]) -> str:
+    """The length limit, after one prompt was put under each switch as the stage will; raises what that raises."""
+    settings: Any = one.stage.settings
+    renderer = preview.renderer(one)
+    problem = next((row for row in prompts if isinstance(row, Problem)), None)
+    for switch in switches or ([Switch(switch="kwarg", mode=problem.mode)] if problem and problem.mode else [Switch()]):
+        if problem:
+            renderer.prompt(problem.messages, mode=switch.mode, flag=switch.flag)
+        settings.sampling.for_mode(switch.mode or renderer.traits.default_mode)
+    return f"at most {settings.sampling.max_tokens} tokens each"
 
 
 def _prompt_lengths(renderer: Renderer, rows: Iterator[Row]) -> list[int]:

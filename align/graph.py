@@ -55,6 +55,7 @@ def build(variants: Sequence[Variant]) -> Graph:
 
 
 def _bound(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Stage]:
+    _check_names(recipe)
     unbound = list(_rounds(recipe))
     products: dict[str, Product] = dict.fromkeys(recipe.models, "model")
     last: dict[str, str] = {name: name for name in recipe.models}
@@ -71,7 +72,7 @@ def _bound(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Sta
             if target is None:
                 raise RecipeError(
                     f"stage '{settings.name}': {place}: '{ref}' is no stage{did_you_mean(ref, fitting)} "
-                    f"(what makes a {ref.product}: {', '.join(fitting) or 'nothing yet'})"
+                    f"(what makes {_a(ref.product)}: {', '.join(fitting) or 'nothing yet'})"
                 )
             if products[target] != ref.product:
                 raise RecipeError(
@@ -85,6 +86,18 @@ def _bound(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Sta
         yield Stage(name + suffix, settings.name, settings, seed, runtime, {**axes, **extra}, targets)
 
 
+def _check_names(recipe: Recipe) -> None:
+    stages = [
+        stage.name
+        for item in recipe.stages
+        for stage in (item.repeat.stages if isinstance(item, RepeatBlock) else [item])
+    ]
+    names = [*recipe.models, *stages]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError(f"'{twice}' is the name of two stages or models; names are unique")
+
+
 def _rounds(recipe: Recipe) -> Iterator[tuple[str, StageSpec, dict[str, str], dict[str, str]]]:
     """(unique name, settings, axes, what its references mean if not the plain name) with repeats unrolled."""
     for item in recipe.stages:
@@ -93,13 +106,17 @@ def _rounds(recipe: Recipe) -> Iterator[tuple[str, StageSpec, dict[str, str], di
             continue
         block = item.repeat
         inner = [stage.name for stage in block.stages]
-        for name, stage in block.carry.items():
-            if stage not in inner:
-                raise RecipeError(f"repeat: carry: '{name}: {stage}': no stage here is called '{stage}'")
+        meant = {str(ref) for stage in block.stages for _, ref in references(stage)}
+        for name, maker in block.carry.items():
+            said = f"repeat: carry: '{name}: {maker}'"
+            if maker not in inner:
+                raise RecipeError(f"{said}: no stage here is called '{maker}'{did_you_mean(maker, inner)}")
+            if name not in meant:
+                raise RecipeError(f"{said}: no stage here refers to '{name}'{did_you_mean(name, meant)}")
         for number in range(1, block.times + 1):
             scope = {name: f"{name}.{number}" for name in inner}
             if number > 1:
-                scope |= {name: f"{stage}.{number - 1}" for name, stage in block.carry.items()}
+                scope |= {name: f"{maker}.{number - 1}" for name, maker in block.carry.items()}
             for settings in block.stages:
                 yield f"{settings.name}.{number}", settings, {"round": str(number)}, scope
 

@@ -68,7 +68,7 @@ class Progress:
 
     def _line(self, planned: Planned, state: str, says: str) -> None:
         text = Text(f"{self._title(planned)}  {state:>9}  {says}", overflow="ellipsis", no_wrap=True)
-        self._console.print(text)
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     def _title(self, planned: Planned) -> str:
         place = f"{self._number:>{len(str(self._total))}}/{self._total}"

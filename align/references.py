@@ -74,7 +74,7 @@ class OutsideFile(str):
     @classmethod
     def _from_recipe(cls, path: str, info: core_schema.ValidationInfo) -> Self:
         folder = (info.context or {}).get("folder")
-        return cls(Path(folder, path).expanduser().resolve() if folder else path)
+        return cls(Path(folder, Path(path).expanduser()).resolve() if folder else path)
 
 
 def outside_files(settings: Any) -> Iterator[tuple[str, OutsideFile]]:

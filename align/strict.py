@@ -27,7 +27,9 @@ class Strict(BaseModel):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`". Did you mean 'x'?"` for the nearest known word, else the list of known words."""
+    """`". Did you mean 'x'?"` for the nearest known word, else the list of known words, if there are any."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f". Did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
+    if near:
+        return f". Did you mean '{near[0]}'?"
+    return f"; known: {', '.join(sorted(known))}" if known else ""

@@ -28,10 +28,8 @@ def put(problem: Problem, renderer: Renderer, switch: Switch | None = None) -> A
 
 
 def drawn_as(mode: Mode | None, renderer: Renderer) -> Mode:
-    """The mode whose sampling defaults hold: a hybrid or thinking-only model thinks unless told not to."""
-    if mode is None:
-        return "think" if renderer.thinking in ("hybrid", "always") else "no_think"
-    return mode
+    """The mode whose sampling defaults hold: without one, what the template does by default."""
+    return mode or renderer.traits.default_mode or "no_think"
 
 
 def sampling_for(asked: Asked, renderer: Renderer, settings: SamplingSettings) -> Sampling:

@@ -99,7 +99,10 @@ class Recipe(Strict):
     seed: int = 0
     models: dict[str, ModelSource] = Field(default_factory=dict)
     runtime: Runtime = Runtime()
-    matrix: dict[str, list[Any]] = Field(default_factory=dict, description="dotted setting -> the values to try")
+    matrix: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default_factory=dict, description="dotted setting -> the values to try"
+    )
+    anchors: dict[str, Any] = Field(default_factory=dict, exclude=True, description="a place for YAML anchors")
     stages: list[Item] = Field(min_length=1)
     report: Report = Report()
 
@@ -130,14 +133,32 @@ def load(path: Path, overrides: Sequence[str] = ()) -> list[Variant]:
 
 
 def _cells(raw: dict[str, Any], matrix: Mapping[str, list[Any]], path: Path) -> Iterator[tuple[dict[str, str], Any]]:
-    for values in itertools.product(*(enumerate(tries) for tries in matrix.values())):
+    where = f"{path}: matrix"
+    tries = [
+        [(setting, label, value) for label, value in zip(_labels(setting, values, where), values, strict=True)]
+        for setting, values in matrix.items()
+    ]
+    short = [setting.rpartition(".")[2] for setting in matrix]
+    for choice in itertools.product(*tries):
         cell = copy.deepcopy(raw)
         axes = {}
-        for setting, (index, value) in zip(matrix, values, strict=True):
-            _set(cell, "models.base" if setting == "base" else setting, value, where=f"{path}: matrix")
-            plain = isinstance(value, str | int | float) and re.fullmatch(r"[\w.-]+", str(value))
-            axes[setting.rpartition(".")[2]] = str(value) if plain else str(index)
+        for setting, label, value in choice:
+            _set(cell, "models.base" if setting == "base" else setting, copy.deepcopy(value), where=where)
+            last = setting.rpartition(".")[2]
+            axes[last if short.count(last) == 1 else setting] = label
         yield axes, cell
+
+
+def _labels(setting: str, values: list[Any], where: str) -> list[str]:
+    """What each value is called in stage names: itself if it is short and plain, else its number."""
+    labels = []
+    for index, value in enumerate(values):
+        is_plain = isinstance(value, str | int | float) and re.fullmatch(r"[\w.-]+", str(value))
+        label = str(value) if is_plain else str(index)
+        if label in labels:
+            raise RecipeError(f"{where}: {setting}: two values are called '{label}'; each may stand there once")
+        labels.append(label)
+    return labels
 
 
 def _set(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> None:
@@ -145,7 +166,9 @@ def _set(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> None:
     place: Any = raw
     for depth, part in enumerate(path):
         here = ".".join(path[: depth + 1])
-        if isinstance(place, list):
+        if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
+            place = place[int(part)]
+        elif isinstance(place, list):
             place = _named(place, part, where=where, here=here)
         elif isinstance(place, dict):
             place = place.setdefault(part, {})
@@ -170,26 +193,42 @@ def _named(items: list[Any], name: str, *, where: str, here: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's numbers (1e-6 is a number) and without duplicate keys."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
                 seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+        return node
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )
 
 
 def _yaml(text: str, *, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
+        return _unshared(yaml.load(text, _Loader))  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        context = f"{error.context}: " if error.context else ""
+        raise RecipeError(f"{where}{line}: not a recipe in YAML: {context}{error.problem}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: not YAML: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{where}: an alias (*name) stands inside what it means, or lists nest too deep") from None
+
+
+def _unshared(value: Any) -> Any:
+    """The value with every alias a copy of its own: `--set` changes one stage, not all that share an anchor."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -202,7 +241,6 @@ def _read(path: Path) -> dict[str, Any]:
     raw = _yaml(text, where=str(path))
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with name and stages; found {type(raw).__name__}")
-    raw.pop("anchors", None)  # a place for YAML anchors; what refers to them has been filled in
     return raw
 
 
@@ -216,16 +254,24 @@ def _validate(raw: dict[str, Any], path: Path) -> Recipe:
 
 
 def _explain(detail: Mapping[str, Any], raw: dict[str, Any]) -> str:
-    where, place = "", list(detail["loc"])
-    if place[:1] == ["stages"] and len(place) > 1 and isinstance(place[1], int):
-        item = raw["stages"][place[1]]
-        place = place[3:]
-        if place[:2] == ["repeat", "stages"] and len(place) > 2 and isinstance(place[2], int):
-            item, place = item["repeat"]["stages"][place[2]], place[4:]
-        name = item.get("name") if isinstance(item, dict) else None
-        where = f"stage '{name}': " if name else f"stages[{detail['loc'][1]}]: "
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    return f"{where}{field + ': ' if field else ''}{_said(detail)}"
+    where, field = "", ""
+    here: Any = raw
+    for depth, part in enumerate(detail["loc"], start=1):
+        is_absent = detail["type"] == "missing" and depth == len(detail["loc"])
+        if not is_absent and not _holds(here, part):
+            continue  # no setting, but pydantic's name for a member of a union
+        here = None if is_absent else here[part]
+        field += f"[{part}]" if isinstance(part, int) else f".{part}"
+        if field in (f".stages[{part}]", f".repeat.stages[{part}]"):
+            name = here.get("name") if isinstance(here, dict) else None
+            where, field = f"stage '{name}': " if name else f"{where}{field[1:]}: ", ""
+    return f"{where}{field[1:] + ': ' if field else ''}{_said(detail)}"
+
+
+def _holds(value: Any, part: Any) -> bool:
+    if isinstance(value, dict):
+        return part in value
+    return isinstance(value, list) and isinstance(part, int) and part < len(value)
 
 
 def _said(detail: Mapping[str, Any]) -> str:

@@ -18,4 +18,3 @@ class Sft(StageSettings, Optimizer):
     batch: int = Field(ge=1, description="samples an optimiser step, over all devices")
     epochs: float = Field(gt=0)
     lora: Lora | None = None
-    packing: bool = Field(False, description="several samples in one row, without attention between them")

@@ -67,9 +67,27 @@ def score(
                 value=verdict.value,
                 stopped=row.finish_reason == "stop",
                 obeyed=None if wanted is None else obeys(row.text, wanted),
-                formatted=row.verdicts["format"].value == 1.0,
                 n_tokens=row.n_tokens,
                 answer=answers.answer(row) if row.reward == answers.kind else None,
             )
         )
-    return metrics.summarise(questions, k)._asdict(), kept
+    return figures(metrics.summarise(questions, k), kept), kept
+
+
+def figures(summary: metrics.Summary, rows: list[Completion]) -> dict[str, Any]:
+    """The report's names for an evaluation's figures; errors are 0 for a single question."""
+    return {
+        "accuracy": summary.value.mean,
+        "stderr": summary.value.se or 0.0,
+        "n_questions": summary.n_questions,
+        "k": summary.k,
+        "obeyed_share": summary.obeyed_share,
+        "stopped_share": summary.stopped_share,
+        "mean_tokens": summary.n_tokens,
+        "pass_at_k": summary.pass_at_k.mean,
+        "maj_at_k": summary.maj_at_k.mean,
+        "answered_share": summary.answered_share,
+        "format_share": sum(row.verdicts["format"].value == 1.0 for row in rows) / len(rows),
+        "mean_tokens_right": summary.n_tokens_right,
+        "mean_tokens_wrong": summary.n_tokens_wrong,
+    }

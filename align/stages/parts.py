@@ -50,7 +50,7 @@ def draw(
 
     The parts depend on runtime.rollout_rows alone, so a resumed stage decodes the same batches.
     """
-    parts.mkdir(exist_ok=True)
+    parts.mkdir(parents=True, exist_ok=True)
     size = max(1, BATCHES_A_PART * context.runtime.rollout_rows // how.samples)
     spans = [(start, min(start + size, len(asked))) for start in range(0, len(asked), size)]
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

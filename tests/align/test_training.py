@@ -1,0 +1,305 @@
+"""Stages that train, run as users run them: resumed after a kill, in two processes, with LoRA, with nothing to learn."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from qwen_align.align.rows import Message, Pair, to_line
+from qwen_align.data_builders.arithmetic import Arithmetic, boxed
+
+pytestmark = pytest.mark.slow
+
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 48}
+TRACES = {
+    "name": "traces",
+    "kind": "build_data",
+    "builder": {"kind": "arithmetic", "rows": "trace", "n": 40, "steps": [2]},
+}
+PROBLEMS = {
+    "name": "problems",
+    "kind": "build_data",
+    "builder": {"kind": "arithmetic", "rows": "problem", "n": 48, "steps": [2]},
+}
+SFT = {
+    "name": "sft",
+    "kind": "sft",
+    "from_model": "base",
+    "from_data": ["traces"],
+    "max_tokens": 256,
+    "batch": 4,
+    "epochs": 6,
+    "learning_rate": 1e-3,
+}
+DPO = {
+    "name": "dpo",
+    "kind": "dpo",
+    "from_model": "base",
+    "from_data": ["pairs"],
+    "max_tokens": 256,
+    "batch": 4,
+    "epochs": 6,
+    "beta": 0.1,
+    "learning_rate": 1e-4,
+}
+ROLLOUT = {
+    "name": "rollout",
+    "kind": "rollout",
+    "from_model": "base",
+    "from_data": "problems",
+    "samples": 4,
+    "sampling": SAMPLING,
+    "rewards": [{"kind": "math_answer"}],
+}
+EVALUATE = {
+    "name": "evaluate",
+    "kind": "evaluate",
+    "from_model": "base",
+    "from_data": ["problems"],
+    "samples": 4,
+    "sampling": SAMPLING,
+    "switches": [{"switch": "default"}, {"switch": "kwarg", "mode": "no_think"}],
+}
+GRPO = {
+    "name": "grpo",
+    "kind": "grpo",
+    "from_model": "base",
+    "from_data": ["problems"],
+    "rewards": [{"kind": "math_answer"}],
+    "steps": 6,
+    "prompts": 4,
+    "samples": 4,
+    "sampling": {**SAMPLING, "max_tokens": 64},
+    "learning_rate": 1e-3,
+    "schedule": "constant",
+}
+
+
+def write_pairs(folder: Path, n: int = 40) -> dict[str, Any]:
+    """A file of typed pairs, the right answer over one that is off by one, and the stage that reads it."""
+    lines = []
+    for row in Arithmetic(rows="trace", n=n, steps=[2]).generate(7):
+        assert row.row == "trace"
+        wrong = boxed(str(int(row.gold) + 1))
+        sides = [Message(role="assistant", content=said, thinking=row.thinking) for said in (row.answer, wrong)]
+        pair = Pair(id=row.id, messages=row.messages, chosen=sides[0], rejected=sides[1], mode="think")
+        lines.append(to_line(pair) + "\n")
+    (folder / "pairs.jsonl").write_text("".join(lines))
+    return {
+        "name": "pairs",
+        "kind": "build_data",
+        "builder": {"kind": "local_file", "path": "pairs.jsonl", "rows": "typed"},
+    }
+
+
+def write_recipe(folder: Path, *stages: dict[str, Any], **runtime: Any) -> Path:
+    recipe = {
+        "name": "trained",
+        "models": {"base": {"shipped": "tiny_base"}},
+        "runtime": {"checkpoint_every": 5, "rollout_rows": 16, "device": "cpu", "threads": 1, **runtime},
+        "stages": list(stages),
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def start(recipe: Path, home: Path) -> "subprocess.Popen[str]":
+    line = [sys.executable, "-m", "qwen_align.cli", "run", str(recipe), "--home", str(home)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(recipe: Path, home: Path, *, code: int = 0) -> str:
+    process = start(recipe, home)
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == code, said
+    return said
+
+
+def stage(home: Path, kind: str) -> Path:
+    (folder,) = home.glob(f"store/{kind}-*")
+    return folder
+
+
+def outputs(home: Path) -> dict[str, str]:
+    """Digests of everything that stages made, from their manifests."""
+    return {
+        f"{manifest.parent.name}/{name}": digest
+        for manifest in home.glob("store/*/manifest.json")
+        for name, digest in json.loads(manifest.read_text())["outputs"].items()
+    }
+
+
+def weights(home: Path, kind: str) -> dict[str, torch.Tensor]:
+    return load_file(stage(home, kind) / "model" / "model.safetensors")
+
+
+def metrics(home: Path, kind: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (stage(home, kind) / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(pattern: str, home: Path, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 300
+    while not list(home.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{pattern} never came"
+        time.sleep(0.005)
+
+
+def wait_until_gone(home: Path) -> None:
+    """No process has a file of the home open any more: whoever was killed has taken its children along."""
+    deadline = time.monotonic() + 60
+    while any(str(home) in line for line in _command_lines()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _command_lines() -> list[str]:
+    said = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in said.stdout.splitlines() if "qwen_align" in line]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def children(pid: int) -> list[int]:
+    said = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in said.splitlines()[1:]]
+    direct = [child for child, parent in pairs if parent == pid]
+    return direct + [below for child in direct for below in children(child)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    pairs = write_pairs(folder)
+    recipe = write_recipe(folder, TRACES, PROBLEMS, pairs, SFT, DPO, ROLLOUT, EVALUATE, GRPO)
+    run(recipe, folder)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a killed run takes its children along on Linux only")
+def test_killed_in_every_stage_and_resumed_equals_uninterrupted(uninterrupted: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, TRACES, PROBLEMS, write_pairs(tmp_path), SFT, DPO, ROLLOUT, EVALUATE, GRPO)
+    for sign in (
+        "store/sft-*/checkpoints/checkpoint-*",
+        "store/dpo-*/checkpoints/checkpoint-*",
+        "store/rollout-*/parts/*.jsonl",
+        "store/evaluate-*/parts/*/*.jsonl",
+        "store/grpo-*/checkpoints/checkpoint-*",
+    ):
+        process = start(recipe, tmp_path)
+        wait_for(sign, tmp_path, process)
+        family = children(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        while any(is_alive(pid) for pid in family):
+            time.sleep(0.02)
+        kind = sign.split("/")[1].removesuffix("-*")
+        assert not (stage(tmp_path, kind) / "manifest.json").exists(), f"{kind} was done before it was killed"
+    run(recipe, tmp_path)
+    assert outputs(tmp_path) == outputs(uninterrupted)
+    assert metrics_without_times(tmp_path) == metrics_without_times(uninterrupted)
+
+
+def metrics_without_times(home: Path) -> dict[str, list[float]]:
+    return {kind: [line["loss"] for line in metrics(home, kind)] for kind in ("sft", "dpo", "grpo")}
+
+
+def test_second_run_does_nothing_in_two_seconds(uninterrupted: Path) -> None:
+    before = outputs(uninterrupted)
+    times = {path: path.stat().st_mtime_ns for path in uninterrupted.glob("store/*/*")}
+    started = time.monotonic()
+    said = run(uninterrupted / "recipe.yaml", uninterrupted)
+    assert time.monotonic() - started < 2
+    assert said.count("stored") == 8
+    assert "started" not in said
+    assert outputs(uninterrupted) == before
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.glob("store/*/*") if path.name != "lock"} == {
+        path: when for path, when in times.items() if path.name != "lock"
+    }
+
+
+def test_asked_to_stop_it_saves_and_ends_with_75(uninterrupted: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, TRACES, SFT, checkpoint_every=1000)
+    process = start(recipe, tmp_path)
+    wait_for("store/sft-*/progress.json", tmp_path, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "run again to go on" in said
+    assert list(stage(tmp_path, "sft").glob("checkpoints/checkpoint-*/complete.json"))
+    run(recipe, tmp_path)
+    whole, resumed = outputs(uninterrupted), outputs(tmp_path)
+    assert resumed == {name: whole[name] for name in resumed}
+
+
+def test_first_dpo_loss_is_ln_2_and_training_widens_the_margin(uninterrupted: Path) -> None:
+    steps = metrics(uninterrupted, "dpo")
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert steps[-1]["rewards/margins"] > 0.05
+
+
+def test_lora_stages_chain_and_the_reference_is_the_stage_before(tmp_path: Path) -> None:
+    lora = {"rank": 4, "alpha": 8}
+    sft = {**SFT, "lora": lora, "epochs": 1}
+    dpo = {**DPO, "from_model": "sft", "epochs": 1, "lora": lora}
+    full = {**DPO, "name": "full", "from_model": "dpo", "epochs": 0.5}
+    run(write_recipe(tmp_path, TRACES, write_pairs(tmp_path), sft, dpo, full), tmp_path)
+    after_lora, after_both = sorted(tmp_path.glob("store/dpo-*"), key=lambda path: (path / "model").exists())
+    said = json.loads((after_lora / "model.json").read_text())
+    assert [Path(adapter).parent.name.split("-")[0] for adapter in said["adapters"]] == ["sft", "dpo"]
+    for folder in (after_lora, after_both):
+        first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert (after_both / "model" / "model.safetensors").exists()
+
+
+def test_constant_reward_leaves_the_model_bytes_as_they_are(tmp_path: Path) -> None:
+    # Three tokens hold no answer, so every completion earns 0.
+    grpo = {**GRPO, "steps": 2, "sampling": {**SAMPLING, "max_tokens": 3}}
+    run(write_recipe(tmp_path, PROBLEMS, grpo), tmp_path)
+    assert {line["reward_std"] for line in metrics(tmp_path, "grpo")} == {0.0}
+    base = load_file(Path(__file__).parents[2] / "recipes" / "tiny_base" / "model.safetensors")
+    after = weights(tmp_path, "grpo")
+    assert base.keys() == after.keys()
+    assert all(torch.equal(base[name], after[name]) for name in base)
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    sft = {**SFT, "batch": 8, "epochs": 1}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        run(write_recipe(folder, TRACES, sft, processes=processes), folder)
+    one, two = (weights(tmp_path / str(processes), "sft") for processes in (1, 2))
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
+
+
+def test_without_data_a_stage_ends_with_3_or_hands_the_model_on(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("")
+    builder = {"kind": "local_file", "path": "pairs.jsonl", "rows": "typed"}
+    pairs = {"name": "pairs", "kind": "build_data", "builder": builder, "on_empty": "pass_through"}
+    said = run(write_recipe(tmp_path, pairs, DPO), tmp_path, code=3)
+    assert "on_empty: pass_through" in said
+    handed_on = {**DPO, "on_empty": "pass_through"}
+    rollout = {**ROLLOUT, "from_model": "dpo", "samples": 1}
+    run(write_recipe(tmp_path, pairs, handed_on, PROBLEMS, rollout), tmp_path)
+    (done,) = (path.parent for path in tmp_path.glob("store/dpo-*/manifest.json"))
+    assert json.loads((done / "model.json").read_text())["adapters"] == []
+    assert json.loads((done / "manifest.json").read_text())["summary"]["passed_through"] is True

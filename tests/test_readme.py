@@ -1,0 +1,51 @@
+"""Every command of the READMEs runs as it stands there, in their order; the two make targets are what CI runs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+READMES = ("README.md", "README.zh.md")
+MAKE = ["make quickstart", "make test"]
+
+
+def commands(name: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+def test_both_readmes_say_the_same_commands_and_tables() -> None:
+    assert commands(READMES[0]) == commands(READMES[1])
+    tables = [re.findall(r"^\|.*\d±.*|^\|.*\d ± .*", (ROOT / name).read_text(), flags=re.MULTILINE) for name in READMES]
+    assert tables[0] == tables[1]
+
+
+def test_ci_runs_the_make_targets() -> None:
+    assert commands(READMES[0])[:2] == MAKE
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert all(target in ci.splitlines() for target in MAKE)
+
+
+def test_links_lead_somewhere() -> None:
+    for name in (*READMES, "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), f"{name}: {target}"
+
+
+@pytest.mark.slow
+def test_every_command_runs(tmp_path: Path) -> None:
+    beside_python = str(Path(sys.executable).parent)
+    assert shutil.which("qwen-align", path=beside_python), "install the package: pip install -e ."
+    environment = {**os.environ, "PATH": f"{beside_python}:{os.environ['PATH']}"}
+    for line in commands(READMES[0])[2:]:
+        done = subprocess.run(
+            line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        assert done.stdout or ">" in line, f"{line} said nothing"
+    assert (tmp_path / "runs" / "first_sft" / "report.md").exists()
