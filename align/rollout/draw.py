@@ -59,8 +59,8 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Token ids in rising order and which of them top-k, then top-p, then min-p keep; both (B, M).
 
-    `logits` are already over the temperature. As in transformers' warpers: tokens tied at the k-th place all
-    stay, and at the border of top-p the higher id of two equal tokens stays.
+    `logits` are already over the temperature. Tokens tied at the k-th place all stay, as in transformers; of
+    equal tokens at the border of top-p those with the lowest ids stay, where transformers takes any.
     """
     n_tokens = logits.shape[-1]
     if 0 < sampling.top_k < n_tokens:
@@ -73,10 +73,10 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         ids = torch.arange(n_tokens, device=logits.device).expand_as(logits)
         values, kept = logits, torch.ones_like(logits, dtype=torch.bool)
     if sampling.top_p < 1:
-        rising, order = values.masked_fill(~kept, -torch.inf).sort(dim=-1, stable=True)
-        below = rising.softmax(-1).cumsum(-1, dtype=torch.float64) <= 1 - sampling.top_p
-        below[:, -1] = False
-        kept = kept & ~torch.empty_like(below).scatter_(1, order, below)
+        falling, order = values.masked_fill(~kept, -torch.inf).sort(dim=-1, descending=True, stable=True)
+        share = falling.softmax(-1).double()
+        enough = share.cumsum(-1) - share >= sampling.top_p  # the likelier tokens alone
+        kept = kept & ~torch.empty_like(enough).scatter_(1, order, enough)
     if sampling.min_p > 0:
         probs = values.softmax(-1)  # a share of the top probability, so the other cuts do not change it
         kept = kept & (probs >= sampling.min_p * probs.amax(-1, keepdim=True))

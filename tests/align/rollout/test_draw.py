@@ -62,12 +62,27 @@ def test_the_kept_tokens_are_those_of_transformers_warpers(cut):
     assert ours.any(-1).all()
 
 
-@pytest.mark.parametrize("cut", ["top_p", "top_k", "min_p", "all"])
+def make_tied_logits():
+    """Steps of 1/2, as bfloat16 makes them: nearly every border falls on equal tokens."""
+    return (torch.randn(300, 40, generator=torch.Generator().manual_seed(0)) * 4).round() / 2
+
+
+@pytest.mark.parametrize("cut", ["top_k", "min_p"])
 def test_ties_are_kept_or_cut_as_transformers_does(cut):
-    """Logits in steps of 1/2, as bfloat16 makes them: nearly every border falls on equal tokens."""
-    sampling = make_sampling(**CUTS[cut])
-    logits = (torch.randn(300, 40, generator=torch.Generator().manual_seed(0)) * 4).round() / 2
+    logits, sampling = make_tied_logits(), make_sampling(**CUTS[cut])
     assert torch.equal(kept(logits, sampling), hf_kept(logits, sampling))
+
+
+@pytest.mark.parametrize("cut", ["top_p", "all"])
+def test_of_equal_tokens_top_p_keeps_as_many_as_transformers_and_the_lowest_ids(cut):
+    logits, sampling = make_tied_logits(), make_sampling(**CUTS[cut])
+    ours, theirs = kept(logits, sampling), hf_kept(logits, sampling)
+    assert torch.equal(ours.sum(-1), theirs.sum(-1))
+    assert torch.equal(logits.where(ours, 0).sort(-1).values, logits.where(theirs, 0).sort(-1).values)
+    for row, mask in zip(logits, ours, strict=True):
+        least = row[mask].min()
+        tied = mask[row == least]
+        assert torch.equal(tied, tied.sort(descending=True, stable=True).values)
 
 
 @pytest.mark.parametrize("cut", [None, *CUTS])
