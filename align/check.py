@@ -1,15 +1,18 @@
 """What `check` says before anything is trained: order, what is stored, rows, drops, lengths and steps."""
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from qwen_align.align.pipeline import Plan, Planned
+from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError
+from qwen_align.align.pipeline import Plan, Planned, check_models
 from qwen_align.align.progress import summary
 from qwen_align.align.render import Renderer, render_pairs, render_rows
 from qwen_align.align.rows import Pair, Problem, Row, read_rows
+from qwen_align.align.samples import length_percentiles
 from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.spec.dpo import Dpo
 from qwen_align.align.spec.evaluate import Evaluate
@@ -20,7 +23,7 @@ from qwen_align.align.spec.sft import Sft
 from qwen_align.align.stages.build_data import rows as build
 from qwen_align.data_builders.sieve import Drops
 
-PERCENTILES = (50, 90, 99, 100)
+_Row = TypeVar("_Row", Pair, Problem)
 
 
 class Unknown(Exception):
@@ -46,7 +49,10 @@ class Preview:
             elif isinstance(one.stage.settings, BuildData):
                 settings, drops = one.stage.settings, Drops()
                 sources = {ref: self._reader(target) for ref, target in one.stage.targets.items()}
-                self._rows[name] = list(build(settings, sources, one.stage.seed, drops))
+                try:
+                    self._rows[name] = list(build(settings, sources, one.stage.seed, drops))
+                except ValueError as error:  # what builders raise for settings that make no rows, and for bad rows
+                    raise DataError(str(error)) from None
                 self.drops[name] = drops
             else:
                 raise Unknown(name)
@@ -80,6 +86,7 @@ class Preview:
 
 def lines(planned: Plan) -> Iterator[str]:
     """What would run, a line or a few a stage; raises the AlignError of the first thing that is wrong."""
+    check_models(planned)
     preview = Preview(planned)
     width = max(len(one.stage.name) for one in planned.stages)
     notes: list[str] = []
@@ -92,6 +99,8 @@ def lines(planned: Plan) -> Iterator[str]:
                 said = list(_stage(one, preview))
             except Unknown as unknown:
                 said = [f"unknown until {unknown}"]
+            except AlignError as error:
+                raise BY_EXIT_CODE[error.exit_code](f"stage '{one.stage.name}': {error}") from None
         notes += [f"note: stage '{one.stage.name}': {warning.message}" for warning in caught]
         for row, text in enumerate(said):
             yield (head if row == 0 else " " * len(head)) + text
@@ -108,19 +117,19 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         rendered = render_rows(preview.renderer(one), preview.rows_for(one, settings.from_data), settings.max_tokens)
         yield from _training(rendered.lengths, rendered.dropped, settings, len(rendered.samples))
     elif isinstance(settings, Dpo):
-        pairs = [row for row in preview.rows_for(one, settings.from_data) if isinstance(row, Pair)]
+        pairs = _only(Pair, preview.rows_for(one, settings.from_data))
         paired = render_pairs(preview.renderer(one), pairs, settings.max_tokens)
         yield from _training(paired.lengths, paired.dropped, settings, len(paired.pairs))
     elif isinstance(settings, Grpo):
-        prompts = preview.rows_for(one, settings.from_data)
+        prompts = _only(Problem, preview.rows_for(one, settings.from_data))
         yield f"{settings.steps} steps of {settings.prompts} prompts x {settings.samples} completions"
         yield f"prompt {_percentiles(_prompt_lengths(preview.renderer(one), prompts))}"
     elif isinstance(settings, Rollout):
-        prompts = list(preview.rows_for(one, [settings.from_data]))
+        prompts = _only(Problem, preview.rows_for(one, [settings.from_data]))
         switches = [settings.switch] if settings.switch else []
         yield f"{len(prompts):,} prompts x {settings.samples} completions, {_asked(one, preview, prompts, switches)}"
     elif isinstance(settings, Evaluate):
-        prompts = list(preview.rows_for(one, list(settings.from_data)))
+        prompts = _only(Problem, preview.rows_for(one, settings.from_data))
         yield (
             f"{len(prompts):,} questions x {len(settings.switches)} switches x {settings.samples} completions, "
             f"{_asked(one, preview, prompts, settings.switches)}"
@@ -130,24 +139,40 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
 
 
 def _data(one: Planned, preview: Preview) -> str:
-    kept = len(preview.rows(one.stage.name))
     if one.is_stored:
         return summary(one.folder.manifest()["summary"])
-    return summary({"rows": kept, "dropped": preview.drops[one.stage.name].counts}) or "no rows"
+    kept, dropped = len(preview.rows(one.stage.name)), preview.drops[one.stage.name].counts
+    if not kept and one.stage.settings.on_empty == "fail":
+        raise DataError(f"no row is left; dropped: {dropped or 'none, the source is empty'}. See builder and sieve")
+    return summary({"rows": kept, "dropped": dropped}) or "no rows"
 
 
 def _training(lengths: list[int], dropped: dict[str, int], settings: Sft | Dpo, kept: int) -> Iterator[str]:
-    steps = max(1, -(-int(kept * settings.epochs) // settings.batch)) if kept else 0
+    if not kept and settings.on_empty == "fail":
+        raise DataError(
+            f"nothing to train on; dropped: {dropped or 'none, there were no rows'}. See max_tokens, from_data"
+        )
+    steps = max(1, math.ceil(kept * settings.epochs / settings.batch)) if kept else 0
     yield summary({"samples": kept, "dropped": dropped, "steps": steps}) or "nothing to train on"
     if lengths:
         yield f"{_percentiles(lengths)}, limit {settings.max_tokens}"
 
 
-def _asked(one: Planned, preview: Preview, prompts: list[Row], switches: list[Switch]) -> str:
+def _only(wanted: type[_Row], rows: Iterable[Row]) -> list[_Row]:
+    """The rows, all of which have to be of one kind."""
+    kept = []
+    for row in rows:
+        if not isinstance(row, wanted):
+            raise DataError(f"row '{row.id}' is a {row.row}; {wanted.__name__.lower()} rows are wanted: see from_data")
+        kept.append(row)
+    return kept
+
+
+def _asked(one: Planned, preview: Preview, prompts: list[Problem], switches: list[Switch]) -> str:
     """The length limit, after one prompt was put under each switch as the stage will; raises what that raises."""
     settings: Any = one.stage.settings
     renderer = preview.renderer(one)
-    problem = next((row for row in prompts if isinstance(row, Problem)), None)
+    problem = prompts[0] if prompts else None
     for switch in switches or ([Switch(switch="kwarg", mode=problem.mode)] if problem and problem.mode else [Switch()]):
         if problem:
             renderer.prompt(problem.messages, mode=switch.mode, flag=switch.flag)
@@ -155,15 +180,10 @@ def _asked(one: Planned, preview: Preview, prompts: list[Row], switches: list[Sw
     return f"at most {settings.sampling.max_tokens} tokens each"
 
 
-def _prompt_lengths(renderer: Renderer, rows: Iterator[Row]) -> list[int]:
-    return [
-        len(renderer.prompt(row.messages, mode=row.mode, flag=row.flag).ids) for row in rows if isinstance(row, Problem)
-    ]
+def _prompt_lengths(renderer: Renderer, rows: list[Problem]) -> list[int]:
+    return [len(renderer.prompt(row.messages, mode=row.mode, flag=row.flag).ids) for row in rows]
 
 
 def _percentiles(lengths: list[int]) -> str:
-    ordered = sorted(lengths)
-    if not ordered:
-        return "tokens: none"
-    at = {percent: ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] for percent in PERCENTILES}
-    return "tokens: " + ", ".join(f"p{percent} {tokens}" for percent, tokens in at.items())
+    at = length_percentiles(lengths)
+    return "tokens: " + (", ".join(f"p{percent} {tokens}" for percent, tokens in at.items()) or "none")

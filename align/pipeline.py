@@ -12,8 +12,9 @@ from qwen_align.align import graph, store
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
 from qwen_align.align.graph import Graph, Stage
 from qwen_align.align.launch import Launcher, uses_server
+from qwen_align.align.render import Renderer
 from qwen_align.align.spec import recipe
-from qwen_align.align.spec.recipe import PRODUCTS, Recipe
+from qwen_align.align.spec.recipe import PRODUCTS, Recipe, Variant
 from qwen_align.align.store import Folder, Store
 from qwen_align.align.strict import did_you_mean
 
@@ -66,13 +67,23 @@ class Listener(Protocol):
 def plan(path: Path, home: Path, overrides: Sequence[str] = ()) -> Plan:
     """Reads and binds the recipe and computes every key; nothing is written but the cache of file digests."""
     variants = recipe.load(path, overrides)
+    try:
+        return _planned(variants, home)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _planned(variants: Sequence[Variant], home: Path) -> Plan:
     whole = graph.build(variants)
     stored = Store(home / "store")
     keys: dict[str, str] = {}
     folders: dict[str, Path] = {}
     for name, source in whole.models.items():
-        keys[name] = stored.model_key(source)
-        folders[name] = Path(f"hub:{source.hub}@{source.revision}") if source.hub else store.model_folder(source)
+        try:
+            keys[name] = stored.model_key(source)
+            folders[name] = Path(f"hub:{source.hub}@{source.revision}") if source.hub else store.model_folder(source)
+        except (RecipeError, OSError) as error:
+            raise RecipeError(f"models: {name}: {error}") from None
     planned = []
     for stage in whole.stages:
         key = stored.key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
@@ -95,11 +106,10 @@ def run(
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Runs what is not stored yet, in order; raises the AlignError of the first stage that fails."""
-    again = {name for asked in force for one in planned.named(asked) for name in [one.stage.name]}
-    for one in planned.stages:
-        if one.stage.name in again:
-            with one.folder.locked():
-                one.folder.clear()
+    again = [one for asked in force for one in planned.named(asked)]
+    check_models(planned, again)
+    for one in again:
+        _forget(one)
     _link(planned)
     todo = [one for one in planned.stages if not one.is_stored]
     with Launcher() as launcher:
@@ -107,10 +117,38 @@ def run(
             launcher.warm_up()
         for one in planned.stages:
             if one.is_stored:
-                _check_versions(one, strict=same_versions)
+                if same_versions:
+                    _check_versions(one)
                 listener.skipped(one)
             else:
                 _run_one(one, launcher, listener, stop)
+
+
+def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
+    """Raises RecipeError when a local model that a stage to run starts from has no tokenizer or template to train on.
+
+    `again`: stored stages that will run again.
+    """
+    todo = [one for one in planned.stages if not one.is_stored or one in again]
+    read = {entry["name"]: Path(entry["folder"]) for one in todo for entry in one.inputs.values()}
+    for name, folder in read.items():
+        if name in planned.graph.models and not planned.graph.models[name].hub:
+            try:
+                Renderer.load(folder)
+            except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
+                raise RecipeError(f"models: {name}: {error}") from None
+
+
+def _forget(one: Planned) -> None:
+    try:
+        with one.folder.locked():
+            one.folder.clear()
+    except OSError as error:
+        raise _cannot(one, error) from None
+
+
+def _cannot(one: Planned, error: OSError) -> StageError:
+    return StageError(f"stage '{one.stage.name}': {error.filename or one.folder.path}: {error.strerror or error}")
 
 
 def _run_one(one: Planned, launcher: Launcher, listener: Listener, stop: Callable[[], bool]) -> None:
@@ -130,7 +168,7 @@ def _run_one(one: Planned, launcher: Launcher, listener: Listener, stop: Callabl
             listener.started(one)
             ended = launcher.run(one.stage, one.folder.path, watch)
     except OSError as error:
-        raise StageError(f"stage '{name}': {one.folder.path}: {error.strerror or error}") from None
+        raise _cannot(one, error) from None
     if ended.code != 0:
         raise BY_EXIT_CODE[ended.code](f"stage '{name}': {ended.message}\nlog: {one.folder.path / 'log.txt'}")
     if not one.is_stored:
@@ -167,15 +205,19 @@ def _link(planned: Plan) -> None:
         raise StageError(f"{planned.run_folder}: cannot be written: {error.strerror or error}") from None
 
 
-def _check_versions(one: Planned, *, strict: bool) -> None:
+def other_versions(one: Planned) -> list[str]:
+    """The libraries whose major version is not the one that a stored stage was made with, as `trl 1.16 -> 2.0`."""
     made_with: Mapping[str, str] = one.folder.manifest()["libraries"]
-    now = store.library_versions()
-    changed = [
-        f"{name} {made_with[name]} -> {now[name]}"
-        for name in made_with
-        if made_with[name].split(".")[0] != now[name].split(".")[0]
+    return [
+        f"{name} {made_with[name]} -> {version}"
+        for name, version in store.library_versions().items()
+        if name in made_with and made_with[name].split(".")[0] != version.split(".")[0]
     ]
-    if changed and strict:
+
+
+def _check_versions(one: Planned) -> None:
+    changed = other_versions(one)
+    if changed:
         raise StageError(
             f"stage '{one.stage.name}' was made with other major versions: {', '.join(changed)}; "
             f"recompute it with --force {one.stage.name}, or leave --same-versions out"

@@ -12,7 +12,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from qwen_align.align.context import PROGRESS
-from qwen_align.align.pipeline import Plan, Planned
+from qwen_align.align.pipeline import Plan, Planned, other_versions
 
 
 class Progress:
@@ -44,7 +44,8 @@ class Progress:
 
     def skipped(self, planned: Planned) -> None:
         self._number += 1
-        self._line(planned, "stored", "")
+        changed = other_versions(planned)
+        self._line(planned, "stored", f"note: made with other versions: {', '.join(changed)}" if changed else "")
 
     def started(self, planned: Planned) -> None:
         self._number += 1

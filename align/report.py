@@ -35,7 +35,7 @@ class Written(NamedTuple):
 
 
 def write(planned: Plan) -> Written:
-    """Writes runs/NAME/report.json and report.md from what is stored now."""
+    """Writes runs/NAME/report.json and report.md from what is stored now; nothing for a recipe never run."""
     written = collect(planned)
     if planned.run_folder.exists():
         store.write_json(planned.run_folder / "report.json", written._asdict())
@@ -63,12 +63,13 @@ def _evaluated(one: Planned, planned: Plan) -> list[dict[str, Any]]:
         {
             **result,
             "stage": model,
-            "set": _origin(one.stage.targets[result["set"]], origins, one),
+            # By place: the stored name is what the data was called when the stage ran.
+            "set": _origin(one.stage.targets[settings.from_data[place // len(settings.switches)]], origins, one),
             "seed": one.stage.seed,
             "axes": one.stage.axes,
             "is_control": model in planned.recipe.report.controls,
         }
-        for result in one.folder.manifest()["summary"]["results"]
+        for place, result in enumerate(one.folder.manifest()["summary"]["results"])
     ]
 
 

@@ -1,14 +1,14 @@
 """What a stage's rows become: tokens and loss mask, coloured; or the rows of a data stage nothing trains on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 from rich.text import Text as Styled
 
 from qwen_align.align.check import Preview, Unknown
-from qwen_align.align.errors import DataError
-from qwen_align.align.pipeline import Plan, Planned
+from qwen_align.align.errors import DataError, RecipeError
+from qwen_align.align.pipeline import Plan, Planned, product
 from qwen_align.align.render import Renderer
 from qwen_align.align.rows import Completion, Pair, Problem, Row
 from qwen_align.align.samples import Sample, pieces
@@ -22,20 +22,28 @@ def lines(planned: Plan, name: str, *, rows: int, first: int) -> Iterator[Styled
 
     Raises DataError when the stage's data has yet to be made by a rollout.
     """
+    if rows < 1 or first < 0:
+        raise RecipeError(f"--rows {rows} --first {first}: at least one row is shown, and rows are counted from 0")
     one = planned.named(name)[0]
     preview = Preview(planned)
     try:
         renderer = _renderer(one, planned, preview)
-        settings: Any = one.stage.settings
-        refs = getattr(settings, "from_data", None) if hasattr(settings, "from_model") else None
-        refs = [refs] if isinstance(refs, str) else refs
-        read = preview.rows(one.stage.name) if refs is None else preview.rows_for(one, refs)
+        read = _read(one, preview)
         for number, row in enumerate(islice(read, first, first + rows), start=first):
             yield Styled(f"--- row {number}: {row.row} {row.id}", style="bold")
             yield from _row(row, renderer)
     except Unknown as unknown:
         raise DataError(f"stage '{name}': its data is unknown until {unknown}; run the recipe first") from None
     yield Styled("trained", style=TRAINED) + Styled("  ") + Styled("seen, not trained", style=MASKED)
+
+
+def _read(one: Planned, preview: Preview) -> Iterable[Row]:
+    """A data stage's own rows as far as they are known (a rollout not run has its prompts), else what it reads."""
+    settings: Any = one.stage.settings
+    is_data = product(one) == "data"
+    if is_data and (one.is_stored or settings.kind == "build_data"):
+        return preview.rows(one.stage.name)
+    return preview.rows_for(one, [settings.from_data] if isinstance(settings.from_data, str) else settings.from_data)
 
 
 def _renderer(one: Planned, planned: Plan, preview: Preview) -> Renderer:

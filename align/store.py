@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.graph import Stage
-from qwen_align.align.references import OutsideFile, Ref
+from qwen_align.align.references import OutsideFile, Ref, outside_files
 from qwen_align.align.spec.recipe import ModelSource
 from qwen_align.align.versions import CODE_VERSIONS
 
@@ -71,7 +71,18 @@ class Store:
         return Folder(self.root / f"{kind}-{key[:16]}")
 
     def key(self, stage: Stage, input_keys: Mapping[str, str]) -> str:
-        """sha256 of what the result depends on; `input_keys` maps each reference to its target's key."""
+        """sha256 of what the result depends on; `input_keys` maps each reference to its target's key.
+
+        Raises RecipeError naming the setting when an outside file cannot be read.
+        """
+        for place, path in outside_files(stage.settings):
+            try:
+                self.file_digest(path)
+            except OSError as error:
+                what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+                raise RecipeError(
+                    f"stage '{stage.origin}': {place}: {path}: {what}; a relative path starts at the recipe's folder"
+                ) from None
         settings = {
             field: canonical(getattr(stage.settings, field), input_keys, self.file_digest)
             for field in type(stage.settings).model_fields
@@ -81,7 +92,7 @@ class Store:
         return hashlib.sha256(to_json(whole).encode()).hexdigest()
 
     def model_key(self, source: ModelSource) -> str:
-        """Key of a model from outside: its files' digests, or its hub id and commit."""
+        """Key of a model from outside: its files' digests, or its hub id and commit; raises RecipeError."""
         if source.hub:
             return f"hub:{source.hub}@{source.revision}"
         folder = model_folder(source)
@@ -104,18 +115,24 @@ class _DigestCache:
         self._known: dict[str, str] | None = None
 
     def of(self, path: Path) -> str:
+        """Raises OSError when the file cannot be read."""
         if self._known is None:
-            self._known = read_json(self.path) if self.path.exists() else {}
-        try:
-            stat = path.stat()
-            name = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
-            if name not in self._known:
-                self._known[name] = file_sha256(path)
+            self._known = self._read()
+        stat = path.stat()
+        name = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+        if name not in self._known:
+            self._known[name] = file_sha256(path)
+            # A cache that cannot be written costs time and nothing else: a run says itself when the disk is full.
+            with contextlib.suppress(OSError):
                 if self.path.parent.exists():
                     write_json(self.path, self._known)
-        except FileNotFoundError:
-            raise RecipeError(f"{path}: no such file; paths are relative to the recipe's folder") from None
         return self._known[name]
+
+    def _read(self) -> dict[str, str]:
+        try:
+            return read_json(self.path)
+        except (OSError, ValueError):  # none yet, or not ours: it is made anew
+            return {}
 
 
 def canonical(value: Any, input_keys: Mapping[str, str], digest: Any) -> Any:
@@ -135,12 +152,12 @@ def canonical(value: Any, input_keys: Mapping[str, str], digest: Any) -> Any:
 
 def model_folder(source: ModelSource) -> Path:
     """The folder of a shipped or local model; raises RecipeError when it holds no model."""
-    if source.shipped:
-        return Path(__file__).parents[1] / "recipes" / source.shipped
-    folder = Path(str(source.path))
-    if not (folder / "config.json").exists():
-        found = "no such folder" if not folder.is_dir() else "it has no config.json"
-        raise RecipeError(f"models: {folder}: {found}; a model folder in Hugging Face form is wanted")
+    shipped = Path(__file__).parents[1] / "recipes"
+    folder = shipped / source.shipped if source.shipped else Path(str(source.path))
+    missing = next((name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))), None)
+    if missing:
+        found = f"it has no {missing}" if folder.is_dir() else "no such folder"
+        raise RecipeError(f"{folder}: {found}; a model folder in Hugging Face form is wanted, weights in safetensors")
     return folder
 
 

@@ -1,8 +1,9 @@
 """Runs one stage: `python -m qwen_align.align.worker FOLDER REPORT`. All it reads is FOLDER/stage.json.
 
-REPORT gets one JSON object at the end: exit code, message, seconds, memory.
+REPORT gets one JSON object at the end: exit code and message.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -33,18 +34,35 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
     """
     said: dict[str, Any] = {"code": 0, "message": ""}
     try:
+        _sweep(folder)
         _run(folder, started=started, imported_before=imported_before)
     except AlignError as error:
-        traceback.print_exc()
+        _print_traceback()
         said = {"code": error.exit_code, "message": str(error)}
+    except OSError as error:
+        _print_traceback()
+        said = {"code": 4, "message": f"{error.filename or folder}: {error.strerror or error}"}
     except Exception as error:  # noqa: BLE001 - the process boundary: whatever a library raises ends as exit code 4
-        traceback.print_exc()
+        _print_traceback()
         said = {"code": 4, "message": f"{type(error).__name__}: {error}"}
-    sys.stdout.flush()
-    sys.stderr.flush()
+    if said["code"] != 0:
+        _sweep(folder)
     if main_process():
         report.write_text(json.dumps(said))
     return int(said["code"])
+
+
+def _print_traceback() -> None:
+    with contextlib.suppress(OSError):  # the log is in the folder, whose disk may be what is full
+        traceback.print_exc()
+        sys.stderr.flush()
+
+
+def _sweep(folder: Path) -> None:
+    """Removes files that were being written when a stage ended; they are named with a dot until they are whole."""
+    if main_process():
+        for unfinished in folder.glob(".*"):
+            unfinished.unlink(missing_ok=True)
 
 
 def _run(folder: Path, *, started: float, imported_before: float) -> None:

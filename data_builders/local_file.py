@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Chat, Message, Mode, Pair, Problem, Row, RowError, Text, Trace, first_error, parse_row
 from qwen_align.align.strict import Strict, did_you_mean
-from qwen_align.data_builders.json_file import read_values
+from qwen_align.data_builders.json_file import SUFFIXES, read_values
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.settings import RewardName
 
@@ -59,6 +59,8 @@ class LocalFile(Strict):
 
     @model_validator(mode="after")
     def _check_columns(self) -> "LocalFile":
+        if not self.path.endswith(SUFFIXES):
+            raise ValueError(f"path: {self.path}: is none of {', '.join(SUFFIXES)}; convert the file")
         if self.rows == "typed":
             said = sorted({"columns", "gold_after", "reward", "mode", "source"} & self.model_fields_set)
             if said:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from qwen_align.align.references import OutsideFile
 from qwen_align.align.strict import Strict
 
 OnEmpty = Literal["fail", "pass_through"]
@@ -24,7 +25,7 @@ class Runtime(Strict):
     rollout_rows: int = Field(default=256, ge=1, description="completions decoded side by side")
     checkpoint_every: int = Field(default=100, ge=1, description="optimiser steps between checkpoints")
     gradient_checkpointing: bool = False
-    deepspeed: str | None = Field(default=None, description="path of a DeepSpeed JSON")
+    deepspeed: OutsideFile | None = Field(default=None, description="a DeepSpeed JSON, relative to the recipe")
     threads: int | None = Field(default=None, ge=1, description="CPU threads a process may use; None = all")
 
 
