@@ -34,14 +34,6 @@ class Graph:
     stages: list[Stage]
     models: dict[str, ModelSource]
 
-    def dependents(self, name: str) -> set[str]:
-        """The stage and everything that needs it."""
-        found = {name}
-        for stage in self.stages:
-            if found & set(stage.targets.values()):
-                found.add(stage.name)
-        return found
-
 
 def build(variants: Sequence[Variant]) -> Graph:
     """Raises RecipeError for double names, references to nothing or to the wrong product, and cycles."""
@@ -70,10 +62,8 @@ def _bound(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Sta
             target = scope.get(ref, last.get(ref))
             fitting = [known for known in last if products[last[known]] == ref.product]
             if target is None:
-                raise RecipeError(
-                    f"stage '{settings.name}': {place}: '{ref}' is no stage{did_you_mean(ref, fitting)} "
-                    f"(what makes {_a(ref.product)}: {', '.join(fitting) or 'nothing yet'})"
-                )
+                hint = did_you_mean(ref, fitting) or f"; nothing here makes {_a(ref.product)}"
+                raise RecipeError(f"stage '{settings.name}': {place}: '{ref}' is no stage or model{hint}")
             if products[target] != ref.product:
                 raise RecipeError(
                     f"stage '{settings.name}': {place}: '{ref}' makes {_a(products[target])}, but "
