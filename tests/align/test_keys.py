@@ -1,0 +1,260 @@
+"""Keys change with what a result depends on, and with nothing else."""
+
+import copy
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from qwen_align.align import pipeline, shipped, store
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.spec.recipe import _Loader
+
+SFT = {
+    "name": "sft",
+    "kind": "sft",
+    "from_model": "base",
+    "from_data": ["rows"],
+    "max_tokens": 64,
+    "batch": 1,
+    "epochs": 1,
+    "learning_rate": 1e-4,
+}
+ROWS = {"name": "rows", "kind": "build_data", "builder": {"kind": "local_file", "path": "rows.jsonl", "rows": "text"}}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Callable[[dict[str, Any]], dict[str, str]]:
+    """The key of every stage of a recipe, by name."""
+
+    def of(raw: dict[str, Any]) -> dict[str, str]:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(raw, sort_keys=False))
+        return {one.stage.name: one.key for one in pipeline.plan(path, tmp_path).stages}
+
+    return of
+
+
+@pytest.fixture
+def quickstart(tiny_model: Path) -> dict[str, Any]:
+    """The shipped quickstart on the tiny model, its anchors filled in."""
+    raw: dict[str, Any] = json.loads(json.dumps(yaml.load(shipped.text("quickstart"), _Loader)))
+    raw["models"]["base"] = {"path": str(tiny_model)}
+    del raw["anchors"]
+    return raw
+
+
+@pytest.fixture
+def small(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
+    return {"name": "trial", "models": {"base": {"path": str(tiny_model)}}, "stages": [ROWS, SFT]}
+
+
+def edited(raw: dict[str, Any], place: str, value: object) -> dict[str, Any]:
+    """A copy with one setting changed; `place` opens with the stage's name, or with a dot for the recipe itself."""
+    raw = copy.deepcopy(raw)
+    owner, *path = place.split(".")
+    here = raw if not owner else next(stage for stage in raw["stages"] if stage["name"] == owner)
+    for part in path[:-1]:
+        here = here.setdefault(part, {})
+    here[path[-1]] = value
+    return raw
+
+
+def reads(settings: Any) -> Iterator[str]:
+    """The names in every `from_...` of a stage, read from the raw YAML."""
+    if isinstance(settings, dict):
+        for field, value in settings.items():
+            if field.startswith("from_"):
+                yield from [value] if isinstance(value, str) else value
+            else:
+                yield from reads(value)
+
+
+def dependents(raw: dict[str, Any], changed: set[str]) -> set[str]:
+    found = set(changed)
+    while more := {stage["name"] for stage in raw["stages"] if found & set(reads(stage))} - found:
+        found |= more
+    return found
+
+
+WORDS = {"train": "dev", "test": "dev", "linear": "cosine", "constant": "linear", "dapo": "grpo", "trace": "direct"}
+
+
+class Edit(NamedTuple):
+    """A value that one place of a stage's raw settings could have instead."""
+
+    place: Any
+    field: Any
+    value: object
+
+
+def edits(settings: Any, random_: random.Random) -> Iterator[Edit]:
+    """One for each value; references, names and kinds are left alone."""
+    for field, value in list(settings.items()) if isinstance(settings, dict) else list(enumerate(settings)):
+        if isinstance(field, str) and (field in ("name", "kind", "mode", "switch") or field.startswith("from_")):
+            continue
+        if isinstance(value, dict | list):
+            yield from edits(value, random_)
+        elif isinstance(value, float):
+            yield Edit(settings, field, value * random_.choice([0.5, 0.8]))
+        elif isinstance(value, int):
+            yield Edit(settings, field, value + random_.choice([1, 2]))
+        elif value in WORDS:
+            yield Edit(settings, field, WORDS[value])
+
+
+def renamed(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    def walk(value: Any, is_reference: bool = False) -> Any:
+        if isinstance(value, dict):
+            return {name: walk(item, name == "name" or name.startswith("from_")) for name, item in value.items()}
+        if isinstance(value, list):
+            return [walk(item, is_reference) for item in value]
+        return new if is_reference and value == old else value
+
+    return {**raw, "stages": walk(raw["stages"])}
+
+
+def test_random_edits_change_the_keys_of_exactly_the_dependent_stages(
+    quickstart: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]]
+) -> None:
+    random_ = random.Random(0)
+    before = keys(quickstart)
+    tried = 0
+    while tried < 30:
+        raw = copy.deepcopy(quickstart)
+        stage = random_.choice(raw["stages"])
+        seed = Edit(stage, "seed", stage.get("seed", 0) + 7)
+        place, field, value = random_.choice([*edits(stage, random_), seed])
+        place[field] = value
+        old = random_.choice(raw["stages"])["name"]
+        noisy = renamed(raw, old, "another_name")
+        random_.shuffle(noisy["stages"])
+        noisy["runtime"] = {"micro_batch": random_.randint(1, 99), "processes": random_.randint(1, 4)}
+        try:
+            after = keys(noisy)
+        except RecipeError:  # a value that this setting cannot have, such as a share of 0.0 + 1
+            continue
+        tried += 1
+        changed = {name for name in before if before[name] != after["another_name" if name == old else name]}
+        assert changed == dependents(raw, {stage["name"]}), f"stage {stage['name']}: {field}: {value}"
+
+
+def test_the_recipes_seed_is_that_of_stages_without_their_own(
+    quickstart: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]]
+) -> None:
+    before, after = keys(quickstart), keys({**quickstart, "seed": 1})
+    without = {stage["name"] for stage in quickstart["stages"] if "seed" not in stage}
+    assert {name for name in before if before[name] != after[name]} == dependents(quickstart, without)
+    assert before["test"] == after["test"]
+
+
+def test_seeds_of_a_matrix_share_the_stages_with_a_fixed_seed(
+    quickstart: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]]
+) -> None:
+    of = keys({**quickstart, "matrix": {"seed": [0, 1]}})
+    alone = keys(quickstart)
+    for stage in quickstart["stages"]:
+        name = stage["name"]
+        assert of[f"{name}.seed=0"] == alone[name], "a cell is the recipe with its values set"
+        is_shared = of[f"{name}.seed=0"] == of[f"{name}.seed=1"]
+        assert is_shared == (name in ("test", "one_step", "grpo_prompts", "fusion_prompts"))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("sft.runtime", {"micro_batch": 3, "processes": 2}),
+        (".runtime", {"device": "cpu", "checkpoint_every": 7}),
+        (".report", {"title": "other"}),
+        (".name", "other"),
+        (".seed", 0),
+        ("sft.weight_decay", 0.0),  # its default, written out
+        ("sft.epochs", 1.0),
+        ("sft.on_empty", "fail"),
+    ],
+)
+def test_what_leaves_all_keys(
+    small: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]], place: str, value: object
+) -> None:
+    assert keys(edited(small, place, value)) == keys(small)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("sft.seed", 1),
+        ("sft.learning_rate", 2e-4),
+        ("sft.precision", "bf16"),
+        ("sft.on_empty", "pass_through"),
+        ("sft.lora", {"rank": 4, "alpha": 8}),
+    ],
+)
+def test_what_changes_the_key_of_its_stage_alone(
+    small: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]], place: str, value: object
+) -> None:
+    before, after = keys(small), keys(edited(small, place, value))
+    assert before["sft"] != after["sft"]
+    assert before["rows"] == after["rows"]
+
+
+def test_a_new_code_version_changes_the_keys_of_its_kind_and_what_follows(
+    small: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys(small)
+    monkeypatch.setitem(store.CODE_VERSIONS, "sft", 1000)
+    assert keys(small)["rows"] == before["rows"]
+    assert keys(small)["sft"] != before["sft"]
+    monkeypatch.undo()
+    monkeypatch.setitem(store.CODE_VERSIONS, "build_data", 1000)
+    assert all(keys(small)[name] != before[name] for name in before)
+
+
+def test_an_outside_file_counts_by_what_it_holds(
+    small: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]], tmp_path: Path
+) -> None:
+    before = keys(small)
+    os.utime(tmp_path / "rows.jsonl", (1, 1))
+    assert keys(small) == before, "its times do not count"
+    shutil.move(tmp_path / "rows.jsonl", tmp_path / "moved.jsonl")
+    assert keys(edited(small, "rows.builder.path", "moved.jsonl")) == before, "its name does not count"
+    (tmp_path / "moved.jsonl").write_text('{"text": "two"}\n')
+    after = keys(edited(small, "rows.builder.path", "moved.jsonl"))
+    assert all(after[name] != before[name] for name in before)
+
+
+def test_a_model_counts_by_what_its_folder_holds(
+    small: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]], tmp_path: Path, tiny_model: Path
+) -> None:
+    before = keys(small)
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny_model, copied)
+    (copied / ".cache").write_text("not part of the model")
+    assert keys({**small, "models": {"base": {"path": "copied"}}}) == before
+    (copied / "chat_template.jinja").write_text("another")
+    after = keys({**small, "models": {"base": {"path": "copied"}}})
+    assert after["rows"] == before["rows"]
+    assert after["sft"] != before["sft"]
+
+
+def test_a_hub_model_counts_by_its_commit(
+    small: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]]
+) -> None:
+    def pinned(commit: str) -> str:
+        return keys({**small, "models": {"base": {"hub": "Qwen/Qwen3-0.6B", "revision": commit * 40}}})["sft"]
+
+    assert pinned("a") == pinned("a")
+    assert pinned("a") != pinned("b")
+
+
+def test_planning_writes_nothing_into_a_new_home(
+    small: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]], tmp_path: Path
+) -> None:
+    keys(small)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "rows.jsonl"]
