@@ -1,6 +1,7 @@
 """The command `qwen-align`: parses, prints, and sets the exit code; what it needs it imports late."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,18 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        print(f"qwen-align: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return 4
 
 
 def _run(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align import pipeline, report
+    from qwen_align.align.errors import AlignError
     from qwen_align.align.progress import Progress, stop_on_signals
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
     with Progress(out, planned) as progress, stop_on_signals() as stop:
         try:
             pipeline.run(planned, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
-        finally:
-            written = report.write(planned)
+        except AlignError:
+            with contextlib.suppress(OSError):  # what went wrong is said; on a full disk there is no report beside it
+                report.write(planned)
+            raise
+    written = report.write(planned)
     if written.ladder or written.controls:
         out.print(report.table(written))
     out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)

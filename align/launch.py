@@ -46,14 +46,13 @@ class Launcher:
     def warm_up(self) -> None:
         """Starts the server's imports in the background."""
         if self._server is None:
-            environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"}
             self._server = subprocess.Popen(
                 [sys.executable, "-m", "qwen_align.align.server"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                env=environment,
+                env={**environment(), "OPENBLAS_NUM_THREADS": "1"},  # its threads would not survive the fork
                 start_new_session=True,  # Ctrl-C reaches the stage through us, once
             )
 
@@ -129,9 +128,25 @@ def on_cuda(runtime: Runtime) -> bool:
     return runtime.device == "cuda"
 
 
+def environment() -> dict[str, str]:
+    """The environment of a stage's process; what the user has set stands.
+
+    OpenMP threads that spin while they wait make small models ten times slower on a machine that does anything else
+    (measured: 800 completions of the embedded model in 31 s, and in 3.4 s when they sleep; 2 cores, load 3).
+    """
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **os.environ,
+    }
+
+
 def _run_fresh(line: list[str], log: Path, watch: Callable[[], bool]) -> int:
     with log.open("a") as output:
-        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment(), start_new_session=True
+        )
     asked = False
     while (code := process.poll()) is None:
         if watch() and not asked:

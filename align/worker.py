@@ -71,8 +71,6 @@ def _run(folder: Path, *, started: float, imported_before: float) -> None:
     runtime = Runtime.model_validate(job["runtime"])
     context = Context(folder, job["seed"], runtime, is_main=main_process())
     context.listen_for_stop()
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     stage = importlib.import_module(f"qwen_align.align.stages.{settings.kind}")
     if runtime.threads and settings.kind != "build_data":
         import torch

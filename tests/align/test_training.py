@@ -1,4 +1,4 @@
-"""Stages that train, run as users run them: resumed after a kill, in two processes, with LoRA, with nothing to learn."""
+"""Stages that train, run as users run them: killed and resumed, in two processes, with LoRA, with nothing to learn."""
 
 import json
 import math
@@ -154,19 +154,6 @@ def wait_for(pattern: str, home: Path, process: "subprocess.Popen[str]") -> None
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"{pattern} never came"
         time.sleep(0.005)
-
-
-def wait_until_gone(home: Path) -> None:
-    """No process has a file of the home open any more: whoever was killed has taken its children along."""
-    deadline = time.monotonic() + 60
-    while any(str(home) in line for line in _command_lines()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _command_lines() -> list[str]:
-    said = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    return [line for line in said.stdout.splitlines() if "qwen_align" in line]
 
 
 def is_alive(pid: int) -> bool:
