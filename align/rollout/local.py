@@ -8,14 +8,14 @@ import torch
 from transformers import PreTrainedModel
 
 from qwen_align.align.rollout.engine import Generation, Request, check_requests, weights_checksum
-from qwen_align.align.rollout.slots import Row, Slots
+from qwen_align.align.rollout.slots import Row, Slots, n_columns
 
 
 class LocalEngine:
     """Samples from `model` as it is when asked: nothing is copied, so `sync` only names the weights.
 
-    `max_rows` bounds a micro-batch, and so does `max_batch_tokens`: its rows times the columns of cache that
-    the longest of them can fill. Finished rows are dropped once they are `compact_at` of the micro-batch;
+    `max_rows` bounds a micro-batch, and so does `max_batch_tokens`: its rows times the columns of cache they
+    need. Finished rows are dropped once they are `compact_at` of the micro-batch;
     0 drops each at once.
     """
 
@@ -61,28 +61,32 @@ def plan(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -
     Rows of one prompt stay together unless they exceed the budget by themselves. Raises ValueError for a
     completion that exceeds it alone.
     """
+
+    def room(n_prompt: int, max_tokens: int) -> int:
+        return min(max_rows, max_batch_tokens // n_columns(n_prompt, max_tokens))
+
     rows = [Row(request, sample) for request in requests for sample in request.samples]
     rows.sort(key=lambda row: (row.way, -row.n_prompt, row.request.prompt_ids))
     batches: list[list[Row]] = []
     for _, alike in groupby(rows, key=lambda row: row.way):
         batch: list[Row] = []
-        widest = 0
-        for _, prompt in groupby(alike, key=lambda row: row.request.prompt_ids):
-            group = list(prompt)
-            columns = max(row.n_columns for row in group)
-            if columns > max_batch_tokens:
+        longest = 0
+        for prompt, same in groupby(alike, key=lambda row: row.request.prompt_ids):
+            group = list(same)
+            limit = max(row.max_tokens for row in group)
+            alone = room(len(prompt), limit)
+            if not alone:
                 raise ValueError(
-                    f"request '{group[0].request.id}': prompt and max_tokens need {columns} columns of cache; "
-                    f"max_batch_tokens is {max_batch_tokens}: raise it, or lower max_tokens"
+                    f"request '{group[0].request.id}': prompt and max_tokens need {n_columns(len(prompt), limit)} "
+                    f"columns of cache; max_batch_tokens is {max_batch_tokens}: raise it, or lower max_tokens"
                 )
-            widest = max(widest, columns)
-            if batch and len(batch) + len(group) > min(max_rows, max_batch_tokens // widest):
+            longest = max(longest, limit)
+            if batch and len(batch) + len(group) > room(batch[0].n_prompt, longest):
                 batches.append(batch)
-                batch, widest = [], columns
-            most = min(max_rows, max_batch_tokens // widest)
-            while len(group) > most:
-                batches.append(group[:most])
-                group = group[most:]
+                batch, longest = [], limit
+            while len(group) > alone:
+                batches.append(group[:alone])
+                group = group[alone:]
             batch += group
         batches.append(batch)
     return batches

@@ -15,6 +15,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from qwen_align.align.rollout.draw import draw, uniforms
 from qwen_align.align.rollout.engine import FinishReason, Generation, Request, sample_key
+from qwen_align.align.rollout.fused import step_of
 
 
 class Row(NamedTuple):
@@ -28,15 +29,19 @@ class Row(NamedTuple):
         return len(self.request.prompt_ids)
 
     @property
-    def n_columns(self) -> int:
-        """Most columns of cache it can fill; the last token drawn is never an input."""
-        return self.n_prompt + self.request.sampling.max_tokens - 1
+    def max_tokens(self) -> int:
+        return self.request.sampling.max_tokens
 
     @property
     def way(self) -> tuple[float, float, int, float]:
         """The way of sampling; rows drawn in one call share it."""
         sampling = self.request.sampling
         return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p
+
+
+def n_columns(n_prompt: int, max_tokens: int) -> int:
+    """Columns of cache for the longest prompt and the longest completion; the last token drawn is never an input."""
+    return n_prompt + max_tokens - 1
 
 
 class Slots:
@@ -47,7 +52,6 @@ class Slots:
     """
 
     def __init__(self, model: PreTrainedModel, rows: Sequence[Row], *, stop_ids: Collection[int]) -> None:
-        self.model = model
         self.rows = list(rows)
         self.sampling = rows[0].request.sampling
         self.width = rows[0].n_prompt
@@ -55,6 +59,7 @@ class Slots:
         self.stops = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
         self.stops[list(stop_ids)] = True
         self.state = _state(model, rows)
+        self.forward = step_of(model, self.state.mask.shape[-1])
         self.cache = _prefilled(model, rows, n_columns=self.state.mask.shape[-1])
 
     def advance(self, compact_at: float) -> list[Generation]:
@@ -70,13 +75,7 @@ class Slots:
         # The longest live prompt decides where the columns begin.
         start, column = self.width - max(row.n_prompt for row in self.rows), self.width - 1 + made
         self.cache.open(start, column)
-        logits = self.model(
-            input_ids=state.last,
-            attention_mask=state.mask[..., start : column + 1],
-            position_ids=state.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits[:, -1]
+        logits = self.forward(state.last, state.positions, state.mask[..., start : column + 1], self.cache)
         drawn = draw(logits, uniforms(state.keys, made), self.sampling)
         state.tokens[:, made] = drawn.tokens
         state.policy[:, made] = drawn.policy
@@ -140,11 +139,11 @@ def _state(model: PreTrainedModel, rows: Sequence[Row]) -> _State:
     def column(values: list[int]) -> Tensor:
         return torch.tensor(values, device=model.device)
 
-    limits = column([row.request.sampling.max_tokens for row in rows])
+    limits = column([row.max_tokens for row in rows])
     longest = int(limits.max())
     positions = column([row.n_prompt - 1 for row in rows])[:, None]
     width = rows[0].n_prompt
-    mask = torch.zeros(len(rows), width + longest - 1, dtype=model.dtype, device=model.device)
+    mask = torch.zeros(len(rows), n_columns(width, longest), dtype=model.dtype, device=model.device)
     hidden = torch.arange(mask.shape[-1], device=model.device) < width - 1 - positions
     # Half the range: still finite in bfloat16, for a block of columns that are all -inf may become NaN.
     mask.masked_fill_(hidden, torch.finfo(model.dtype).min / 2)

@@ -17,7 +17,9 @@ from transformers import (
 )
 
 from qwen_align.align.rollout.engine import Request
+from qwen_align.align.rollout.fused import fits
 from qwen_align.align.rollout.local import LocalEngine, plan
+from qwen_align.align.rollout.slots import n_columns
 from qwen_align.align.spec.sampling import Sampling
 
 VOCAB = 61
@@ -41,15 +43,20 @@ GREEDY = Sampling(temperature=0.0, max_tokens=20)
 CUT = Sampling(temperature=0.7, top_p=0.9, top_k=8, min_p=0.02, max_tokens=12)
 
 
-def make_model(family="qwen3", *, seed=0, **settings):
-    config, model, more = FAMILIES[family]
+def make_model(family="qwen3", *, seed=0, by_modules=False, **settings):
+    """A model that decodes by the fused step, or by its own modules because something hooks into one."""
+    config, kind, more = FAMILIES[family]
     torch.manual_seed(seed)
-    return model(config(**SIZES | more | settings)).eval()
+    model = kind(config(**SIZES | more | settings)).eval()
+    if by_modules:
+        model.model.norm.register_forward_hook(lambda *_: None)
+    assert fits(model) != by_modules
+    return model
 
 
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
+@pytest.fixture(scope="module", params=[False, True], ids=["fused", "modules"])
+def model(request):
+    return make_model(by_modules=request.param)
 
 
 def make_prompts(lengths, *, seed=0):
@@ -82,9 +89,10 @@ def full_logits(model, generation):
     return logits[len(prompt) - 1 : -1]
 
 
+@pytest.mark.parametrize("by_modules", [False, True], ids=["fused", "modules"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_hf_generate_on_prompts_of_different_lengths(family):
-    model = make_model(family)
+def test_greedy_equals_hf_generate_on_prompts_of_different_lengths(family, by_modules):
+    model = make_model(family, by_modules=by_modules)
     requests = make_requests(GREEDY, lengths=(1, 9, 3, 17, 3, 30), n=1)
     ours = sampled(model, requests, stop_ids=(0, 1, 2, 3, 4))
     for request in requests:
@@ -100,9 +108,10 @@ def test_greedy_equals_hf_generate_on_prompts_of_different_lengths(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("by_modules", [False, True], ids=["fused", "modules"])
 @pytest.mark.parametrize("sampling", [FREE, CUT, GREEDY], ids=["free", "cut", "greedy"])
-def test_log_probs_equal_an_independent_full_forward(family, sampling):
-    model = make_model(family)
+def test_log_probs_equal_an_independent_full_forward(family, sampling, by_modules):
+    model = make_model(family, by_modules=by_modules)
     for generation in sampled(model, make_requests(sampling)).values():
         logits = full_logits(model, generation) / (sampling.temperature or 1.0)
         drawn = torch.tensor(generation.token_ids)[:, None]
@@ -211,7 +220,8 @@ def test_without_stop_ids_every_completion_is_full(model):
     assert {len(ids) for ids in tokens(sampled(model, make_requests(), stop_ids=())).values()} == {12}
 
 
-def test_two_calls_agree_to_the_last_bit_and_so_does_a_new_process(model):
+def test_two_calls_agree_to_the_last_bit_and_so_does_a_new_process():
+    model = make_model()
     requests = make_requests(CUT, n=6)
     first, second = (list(LocalEngine(model, stop_ids=(0, 1, 2)).generate(requests)) for _ in range(2))
     assert first == second
@@ -255,7 +265,7 @@ def test_modes_of_the_modules_are_restored_even_between_completions(model):
 
 
 def test_dropout_is_off_while_sampling():
-    model = make_model("llama", attention_dropout=0.5)
+    model = make_model("llama", attention_dropout=0.5, by_modules=True)
     calm = tokens(sampled(model, make_requests()))
     model.train()
     assert tokens(sampled(model, make_requests())) == calm
@@ -342,11 +352,34 @@ def test_micro_batches_keep_to_the_budget_and_groups_together():
     assert sorted(rows) == sorted((r.id, s) for r in requests for s in range(r.n))
     for batch in batches:
         assert len(batch) <= 5
-        assert len(batch) * max(row.n_columns for row in batch) <= 4 * 41
+        widest = n_columns(max(row.n_prompt for row in batch), max(row.max_tokens for row in batch))
+        assert len(batch) * widest <= 4 * 41
         assert len({row.way for row in batch}) == 1
         assert [row.n_prompt for row in batch] == sorted((row.n_prompt for row in batch), reverse=True)
     holding = {id: sum(any(row.request.id == id for row in batch) for batch in batches) for id in ("short", "long")}
     assert holding == {"short": 1, "long": 1}
+
+
+def test_a_long_prompt_and_a_long_completion_need_their_sum():
+    """Side by side they take 30 + 50 - 1 columns, though each alone takes fewer."""
+    requests = [
+        Request("prompt", [5] * 30, 2, Sampling(temperature=1.0, max_tokens=2), seed=0),
+        Request("completion", [6] * 2, 2, Sampling(temperature=1.0, max_tokens=50), seed=0),
+    ]
+    assert [len(batch) for batch in plan(requests, max_rows=9, max_batch_tokens=4 * 79)] == [4]
+    assert [len(batch) for batch in plan(requests, max_rows=9, max_batch_tokens=4 * 79 - 1)] == [2, 2]
+
+
+def test_rows_of_different_limits_share_a_batch(model):
+    """Finished rows stay until half have ended, beyond their own limit and the positions they were given."""
+    long, short = make_prompts((30, 2))
+    requests = [
+        Request("prompt", long, 3, Sampling(temperature=1.0, max_tokens=2), seed=0),
+        Request("completion", short, 3, Sampling(temperature=1.0, max_tokens=50), seed=0),
+    ]
+    kept = tokens(sampled(model, requests, stop_ids=(), compact_at=1.0))
+    assert kept == tokens(sampled(model, requests, stop_ids=()))
+    assert {name: len(ids) for (name, _), ids in kept.items()} == {"prompt": 2, "completion": 50}
 
 
 def test_the_budget_counts_the_columns_a_row_can_fill():
