@@ -64,9 +64,12 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """
     n_tokens = logits.shape[-1]
     if 0 < sampling.top_k < n_tokens:
-        least = logits.topk(sampling.top_k).values[:, -1:]
+        best = logits.topk(sampling.top_k)
+        least = best.values[:, -1:]
         widest = int((logits >= least).sum(-1).max())
-        ids = logits.topk(widest).indices.sort(-1).values
+        if widest > sampling.top_k:  # some row has ties at the k-th place
+            best = logits.topk(widest)
+        ids = best.indices.sort(-1).values
         values = logits.gather(1, ids)
         kept = values >= least
     else:
