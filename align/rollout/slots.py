@@ -55,7 +55,9 @@ class Slots:
         self.rows = list(rows)
         self.sampling = rows[0].request.sampling
         self.width = rows[0].n_prompt
+        self.start = 0  # first column a live row's prompt lies in
         self.n_made = 0
+        self.stop_ids = frozenset(stop_ids)
         self.stops = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
         self.stops[list(stop_ids)] = True
         self.state = _state(model, rows)
@@ -72,10 +74,9 @@ class Slots:
 
     def _step(self) -> None:
         state, made = self.state, self.n_made
-        # The longest live prompt decides where the columns begin.
-        start, column = self.width - max(row.n_prompt for row in self.rows), self.width - 1 + made
-        self.cache.open(start, column)
-        logits = self.forward(state.last, state.positions, state.mask[..., start : column + 1], self.cache)
+        column = self.width - 1 + made
+        self.cache.open(self.start, column)
+        logits = self.forward(state.last, state.positions, state.mask[..., self.start : column + 1], self.cache)
         drawn = draw(logits, uniforms(state.keys, made), self.sampling)
         state.tokens[:, made] = drawn.tokens
         state.policy[:, made] = drawn.policy
@@ -96,6 +97,7 @@ class Slots:
         for hole, mover in zip(holes, movers, strict=True):
             self.rows[hole] = self.rows[mover]
         del self.rows[n_live:]
+        self.start = self.width - max((row.n_prompt for row in self.rows), default=self.width)
         to, source = torch.tensor([holes, movers], dtype=torch.int64, device=self.stops.device)
         self.state = _State(*(_moved(tensor, to, source)[:n_live] for tensor in self.state))
         self.cache.move(to, source)
@@ -105,8 +107,9 @@ class Slots:
         """What the rows in these slots made; FloatingPointError where the model's logits were no numbers."""
         which = torch.tensor(done, device=self.stops.device)
         state = self.state
-        records = (state.tokens, state.policy.log(), state.sampled.log())
-        tokens, policy, sampled = (record.index_select(0, which)[:, : self.n_made].tolist() for record in records)
+        records = [record.index_select(0, which)[:, : self.n_made] for record in (state.policy, state.sampled)]
+        policy, sampled = (record.log().tolist() for record in records)
+        tokens = state.tokens.index_select(0, which)[:, : self.n_made].tolist()
         generations = []
         for place, slot in enumerate(done):
             row, end = self.rows[slot], ends[slot]
@@ -116,7 +119,7 @@ class Slots:
                     f"request '{row.request.id}', sample {row.sample}: the model's logits are not numbers; "
                     "its weights are broken, or its precision too small"
                 )
-            reason: FinishReason = "stop" if bool(self.stops[ids[-1]]) else "length"
+            reason: FinishReason = "stop" if ids[-1] in self.stop_ids else "length"
             generations.append(Generation(row.request, row.sample, ids, logps, sampled[place][:end], reason))
         return generations
 
