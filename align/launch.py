@@ -17,6 +17,7 @@ from qwen_align.align.graph import Stage
 from qwen_align.align.spec.stage import Runtime
 
 TORCH_FREE = {"build_data"}
+ONE_PROCESS = {"build_data", "pretrain"}  # whatever the runtime offers the other kinds
 
 
 class Ended(NamedTuple):
@@ -101,7 +102,7 @@ def command(stage: Stage, folder: Path, report: Path) -> list[str]:
     """The command line that runs the stage in a process of its own, or in one a device through torchrun."""
     worker = ["-m", "qwen_align.align.worker", str(folder), str(report)]
     runtime = stage.runtime
-    if stage.kind in TORCH_FREE or (runtime.processes == 1 and runtime.nodes == 1):
+    if stage.kind in ONE_PROCESS or (runtime.processes == 1 and runtime.nodes == 1):
         return [sys.executable, *worker]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(runtime.processes)]
     if runtime.nodes == 1:

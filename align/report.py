@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from qwen_align.align import store
@@ -23,6 +24,7 @@ FIELDS = (
     "stopped_share",
     "mean_tokens",
 )
+COLUMNS = ("model", "seed", "set", "asked", "accuracy", "pass@k", "obeyed", "stop", "tokens")
 
 
 class Written(NamedTuple):
@@ -92,16 +94,17 @@ def _stage(one: Planned) -> dict[str, Any]:
 
 
 def table(written: Written) -> Table:
-    """The ladder and its controls, accuracy with its standard error."""
-    whole = Table(title="accuracy ± standard error over questions", title_justify="left")
-    for column in ("model", "seed", "set", "asked", "accuracy", "pass@k", "obeyed", "stopped", "tokens"):
-        whole.add_column(column, justify="left" if column in ("model", "set", "asked") else "right", no_wrap=True)
-    before = ""
+    """The ladder and its controls, accuracy with its standard error; fits 80 columns."""
+    whole = Table(title="accuracy ± standard error over questions", title_justify="left", box=SIMPLE_HEAD)
+    whole.padding, whole.show_edge = (0, 1, 0, 0), False
+    seeds = {row["seed"] for row in written.evaluations}
+    shown = [number for number, column in enumerate(COLUMNS) if column != "seed" or len(seeds) > 1]
+    for number in shown:
+        left = COLUMNS[number] in ("model", "set", "asked")
+        whole.add_column(COLUMNS[number], justify="left" if left else "right", no_wrap=True)
     for row in written.evaluations:
-        if before and row["stage"] != before:
-            whole.add_section()
-        before = row["stage"]
-        whole.add_row(*_cells(row))
+        cells = _cells(row)
+        whole.add_row(*(cells[number] for number in shown))
     return whole
 
 
@@ -131,8 +134,7 @@ def markdown(planned: Plan, written: Written) -> str:
             "question. Obeyed: the share that thought, or did not, as asked.",
             "",
         ]
-        header = ["model", "seed", "set", "asked", "accuracy", "pass@k", "obeyed", "stopped", "tokens"]
-        lines += _markdown_table(header, [_cells(row) for row in written.evaluations])
+        lines += _markdown_table(list(COLUMNS), [_cells(row) for row in written.evaluations])
     lines += ["", "## Stages", ""]
     header = ["stage", "kind", "seconds", "of imports", "peak RSS GiB", "disk GiB", "key"]
     lines += _markdown_table(
