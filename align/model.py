@@ -1,9 +1,11 @@
 """What a model on disk is, loading it, and saving what a stage made of it.
 
 A stage's folder says in `model.json` either `{"model": "model"}`, a full model beside it, or
-`{"base": FOLDER or "hub:ID@COMMIT", "adapters": [FOLDER, ...]}`, adapters to be merged in that order.
+`{"base": FOLDER or "hub:ID@COMMIT", "adapters": [FOLDER, ...]}`, adapters to be merged in that order; folders are
+relative to the stage's own, or absolute.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +47,8 @@ def locate(folder: Path) -> ModelFiles:
     said = read_json(described)
     if "model" in said:
         return ModelFiles(str(folder / said["model"]), [])
-    return ModelFiles(said["base"], [Path(adapter) for adapter in said["adapters"]])
+    base = said["base"] if said["base"].startswith("hub:") else str(folder / said["base"])
+    return ModelFiles(base, [folder / adapter for adapter in said["adapters"]])
 
 
 def base_folder(files: ModelFiles) -> Path:
@@ -117,15 +120,24 @@ def save_model(model: Any, source: Path, out: Path) -> None:
 
 def save_adapter(source: Path, out: Path) -> None:
     """Says in model.json that the model is the source's with the adapter in `out/adapter` on top."""
-    files = locate(source)
-    adapters = [str(adapter) for adapter in files.adapters]
-    write_json(out / "model.json", {"base": files.base, "adapters": [*adapters, str(out.resolve() / "adapter")]})
+    _describe(locate(source), out, ["adapter"])
 
 
 def hand_on(source: Path, out: Path) -> None:
     """Says in model.json that the model is the source's, unchanged."""
-    files = locate(source)
-    write_json(out / "model.json", {"base": files.base, "adapters": [str(adapter) for adapter in files.adapters]})
+    _describe(locate(source), out, [])
+
+
+def _describe(files: ModelFiles, out: Path, more: list[str]) -> None:
+    base = files.base if files.base.startswith("hub:") else _from(out, Path(files.base))
+    adapters = [_from(out, adapter) for adapter in files.adapters]
+    write_json(out / "model.json", {"base": base, "adapters": [*adapters, *more]})
+
+
+def _from(out: Path, path: Path) -> str:
+    """The path relative to `out` if both lie in one store, so that a store can be moved; else absolute."""
+    store = out.resolve().parent
+    return os.path.relpath(path.resolve(), out.resolve()) if path.resolve().is_relative_to(store) else str(path)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -250,7 +250,7 @@ def test_lora_stages_chain_and_the_reference_is_the_stage_before(tmp_path: Path)
     run(write_recipe(tmp_path, TRACES, write_pairs(tmp_path), sft, dpo, full), tmp_path)
     after_lora, after_both = sorted(tmp_path.glob("store/dpo-*"), key=lambda path: (path / "model").exists())
     said = json.loads((after_lora / "model.json").read_text())
-    assert [Path(adapter).parent.name.split("-")[0] for adapter in said["adapters"]] == ["sft", "dpo"]
+    assert [(after_lora / adapter).resolve().parent.name.split("-")[0] for adapter in said["adapters"]] == ["sft", "dpo"]
     for folder in (after_lora, after_both):
         first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
