@@ -12,6 +12,7 @@ from qwen_align.align.pipeline import Plan, Planned
 # What every row of the ladder has; evaluations carry more (pass@k, maj@k, format) under "evaluations".
 FIELDS = (
     "stage",
+    "axes",
     "seed",
     "set",
     "switch",
@@ -60,25 +61,25 @@ def collect(planned: Plan) -> Written:
 def _evaluated(one: Planned, planned: Plan) -> list[dict[str, Any]]:
     origins = {stage.name: stage.origin for stage in planned.graph.stages}
     settings: Any = one.stage.settings
-    model = _origin(one.stage.targets[settings.from_model], origins, one)
+    model = one.stage.targets[settings.from_model]
     return [
         {
             **result,
-            "stage": model,
+            "stage": _name(model, one),
             # By place: the stored name is what the data was called when the stage ran.
-            "set": _origin(one.stage.targets[settings.from_data[place // len(settings.switches)]], origins, one),
+            "set": _name(one.stage.targets[settings.from_data[place // len(settings.switches)]], one),
             "seed": one.stage.seed,
-            "axes": one.stage.axes,
-            "is_control": model in planned.recipe.report.controls,
+            "axes": {axis: value for axis, value in one.stage.axes.items() if axis != "round"},
+            "is_control": origins.get(model, _name(model, one)) in planned.recipe.report.controls,
         }
         for place, result in enumerate(one.folder.manifest()["summary"]["results"])
     ]
 
 
-def _origin(target: str, origins: dict[str, str], one: Planned) -> str:
-    """The name in the recipe of a stage, or of a model from outside."""
+def _name(target: str, one: Planned) -> str:
+    """The name in the recipe of what a stage reads, with the round of a repeat, without the cell of a matrix."""
     suffix = "".join(f".{axis}={value}" for axis, value in one.stage.axes.items() if axis != "round")
-    return origins.get(target, target.removesuffix(suffix))
+    return target.removesuffix(suffix)
 
 
 def _stage(one: Planned) -> dict[str, Any]:
@@ -110,8 +111,9 @@ def table(written: Written) -> Table:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     asked = row["switch"] if row["mode"] is None else f"{row['switch']} {row['mode']}"
+    cell = [f"{axis}={value}" for axis, value in row["axes"].items() if axis != "seed"]
     return [
-        row["stage"] + (" (control)" if row["is_control"] else ""),
+        " ".join([row["stage"], *cell, *(["(control)"] if row["is_control"] else [])]),
         str(row["seed"]),
         row["set"],
         asked,

@@ -60,7 +60,7 @@ def finish(planned: Plan, *names: str, accuracy: float = 0.5) -> None:
             if isinstance(settings, Evaluate):
                 summary = {"results": results(settings, accuracy)}
             figures = {"seconds": 1.25, "import_seconds": 0.5, "peak_rss_gib": 0.125, "disk_gib": 0.001}
-            one.folder.path.mkdir(parents=True)
+            one.folder.path.mkdir(parents=True, exist_ok=True)
             store.write_json(
                 one.folder.path / "manifest.json",
                 {"key": one.key, "summary": summary, "libraries": store.library_versions(), **figures},
@@ -143,15 +143,21 @@ def test_controls_stand_apart(plan: Callable[..., Plan]) -> None:
     assert "Not run yet" not in text
 
 
-def test_cells_of_a_matrix_and_rounds_go_by_their_recipes_names(plan: Callable[..., Plan]) -> None:
+def test_cells_of_a_matrix_and_rounds_are_told_apart(plan: Callable[..., Plan]) -> None:
     block = {"repeat": {"times": 2, "carry": {"base": "sft"}, "stages": [SFT, {**EVALUATE, "from_data": ["test"]}]}}
-    planned = plan(DATA, block, BEFORE, matrix={"seed": [0, 1]})
+    matrix = {"seed": [0, 1], "stages.eval_base.samples": [4, 8]}
+    planned = plan(DATA, block, BEFORE, matrix=matrix, report={"controls": ["sft"]})
     finish(planned, *(one.stage.name for one in planned.stages))
-    rows = report.collect(planned).evaluations
-    found = {(row["stage"], row["set"], row["seed"], row["axes"].get("round")) for row in rows}
-    assert found == {("base", "test", seed, None) for seed in (0, 1)} | {
-        ("sft", "test", seed, number) for seed in (0, 1) for number in ("1", "2")
-    }
+    rows = [row for row in report.collect(planned).evaluations if row["switch"] == "default"]
+    assert [(row["stage"], row["set"], row["seed"], row["axes"]["samples"], row["is_control"]) for row in rows] == [
+        (name, "test", seed, samples, name != "base")
+        for seed in (0, 1)
+        for samples in ("4", "8")
+        for name in ("sft.1", "sft.2", "base")
+    ]
+    text = report.markdown(planned, report.collect(planned))
+    assert "| sft.2 samples=8 (control) | 1 | test | default |" in text
+    assert "| base samples=4 | 0 | test | default |" in text
 
 
 def test_the_command_prints_the_table(plan: Callable[..., Plan], cli: Callable[..., Any], tmp_path: Path) -> None:
