@@ -33,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from qwen_align.align.errors import AlignError
 
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
     try:
         return int(parsed.command(parsed, out) or 0)
     except AlignError as error:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"qwen-align: {error}")
+        Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True).print(f"qwen-align: {error}")
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
@@ -90,6 +90,9 @@ def _report(parsed: argparse.Namespace, out: "Console") -> int:
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
     written = report.write(planned)
+    if not planned.run_folder.exists():
+        out.print(f"{planned.run_folder}: nothing has run yet: `qwen-align run {parsed.recipe}`", soft_wrap=True)
+        return 0
     out.print(report.table(written))
     out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
     return 0
@@ -102,7 +105,7 @@ def _recipes(parsed: argparse.Namespace, out: "Console") -> int:
         sys.stdout.write(shipped.text(parsed.name))
         return 0
     for name, says in shipped.listing():
-        out.print(f"{name:<14} {says}")
+        out.print(f"{name:<14} {says}", soft_wrap=True)
     return 0
 
 
@@ -120,7 +123,7 @@ def _doctor(parsed: argparse.Namespace, out: "Console") -> int:
 
     findings = doctor.examine(parsed.home)
     for finding in findings:
-        out.print(finding.line())
+        out.print(finding.line(), soft_wrap=True)
     return 4 if any(finding.is_bad for finding in findings) else 0
 
 
