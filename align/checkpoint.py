@@ -117,6 +117,8 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         if not math.isfinite(logs.get("loss", 0.0)):
             raise StageError(f"step {state.global_step}: the loss is {logs['loss']}; lower learning_rate")
         if "loss" in logs:
+            if self.tokens_a_step:  # TRL's own count starts at 0 again when a stage is resumed
+                logs["num_tokens"] = int(self.tokens_a_step * state.global_step)
             self.context.log({"step": state.global_step, **logs})
         return control
 

@@ -82,7 +82,7 @@ def load(folder: Path) -> PreTrainedModel:
     model = load_folder(base_folder(files))
     for adapter in files.adapters:
         model = _merged(model, adapter)
-    return model
+    return model.requires_grad_(True)  # peft has frozen what it adapted
 
 
 def load_folder(folder: Path) -> PreTrainedModel:

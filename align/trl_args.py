@@ -15,8 +15,6 @@ from qwen_align.align.spec.sampling import Sampling
 from qwen_align.align.spec.sft import Sft
 from qwen_align.align.spec.stage import Lora, Optimizer, Runtime
 
-LOG_EVERY = 10  # steps; offline stages take hundreds of short ones
-
 
 def steps_of(n_rows: int, epochs: float, batch: int) -> int:
     """Optimiser steps of so many epochs; the last batch is filled from the next permutation."""
@@ -40,7 +38,6 @@ def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) ->
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         max_length=None,  # render has dropped what is too long
-        logging_steps=LOG_EVERY,
         train_sampling_strategy="sequential",
     )
 
@@ -57,7 +54,6 @@ def dpo(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) ->
         loss_type=[settings.loss, "sft"] if with_sft else [settings.loss],
         loss_weights=[1.0, settings.sft_weight] if with_sft else None,
         label_smoothing=settings.label_smoothing,
-        logging_steps=1,  # the first logged loss is checked
         train_sampling_strategy="sequential",
     )
 
@@ -85,7 +81,6 @@ def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, see
         remove_unused_columns=False,
         shuffle_dataset=False,
         disable_dropout=True,
-        logging_steps=1,
     )
 
 
@@ -127,6 +122,7 @@ def _common(settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, see
         "ddp_backend": "gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
         "report_to": "none",
         "disable_tqdm": True,
+        "logging_steps": 1,  # a mean over more would begin anew when a stage is resumed
         "logging_nan_inf_filter": False,  # a loss that is no number must be seen
         "dataloader_pin_memory": not on_cpu,
     }

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qwen_align.align import checkpoint, model, store
@@ -21,7 +22,7 @@ def train(trainer: Any, source: Path, out: Path, context: Context) -> None:
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
-    is_adapter = hasattr(trainer.model, "peft_config")
+    is_adapter = isinstance(trainer.model, PeftModel)
     folder = out / ("adapter" if is_adapter else "model")
     trainer.save_model(str(folder))
     if context.is_main:

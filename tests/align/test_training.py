@@ -204,8 +204,9 @@ def test_killed_in_every_stage_and_resumed_equals_uninterrupted(uninterrupted: P
     assert metrics_without_times(tmp_path) == metrics_without_times(uninterrupted)
 
 
-def metrics_without_times(home: Path) -> dict[str, list[float]]:
-    return {kind: [line["loss"] for line in metrics(home, kind)] for kind in ("sft", "dpo", "grpo")}
+def metrics_without_times(home: Path) -> list[dict[str, float]]:
+    lines = [line for kind in ("sft", "dpo", "grpo") for line in metrics(home, kind)]
+    return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
 
 
 def test_second_run_does_nothing_in_two_seconds(uninterrupted: Path) -> None:
@@ -250,11 +251,22 @@ def test_lora_stages_chain_and_the_reference_is_the_stage_before(tmp_path: Path)
     run(write_recipe(tmp_path, TRACES, write_pairs(tmp_path), sft, dpo, full), tmp_path)
     after_lora, after_both = sorted(tmp_path.glob("store/dpo-*"), key=lambda path: (path / "model").exists())
     said = json.loads((after_lora / "model.json").read_text())
-    assert [(after_lora / adapter).resolve().parent.name.split("-")[0] for adapter in said["adapters"]] == ["sft", "dpo"]
+    assert [(after_lora / adapter).resolve().parent.name.split("-")[0] for adapter in said["adapters"]] == [
+        "sft",
+        "dpo",
+    ]
     for folder in (after_lora, after_both):
         first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert (after_both / "model" / "model.safetensors").exists()
+
+
+def test_grpo_with_lora_draws_from_the_adapted_model(tmp_path: Path) -> None:
+    grpo = {**GRPO, "lora": {"rank": 4, "alpha": 8}, "steps": 2}
+    run(write_recipe(tmp_path, PROBLEMS, grpo), tmp_path)
+    assert (stage(tmp_path, "grpo") / "adapter" / "adapter_model.safetensors").exists()
+    # At the first step policy and sampler are one model, so no ratio can be clipped.
+    assert metrics(tmp_path, "grpo")[0]["clip_ratio/region_mean"] == 0.0
 
 
 def test_constant_reward_leaves_the_model_bytes_as_they_are(tmp_path: Path) -> None:
