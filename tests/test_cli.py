@@ -1,0 +1,153 @@
+"""The command line as users meet it: its commands, its speed, its exit codes, and what it prints into a pipe."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_align.align import shipped
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("run", "check", "show", "report", "recipes", "schema", "doctor", "prune")
+DATA: dict[str, Any] = {
+    "name": "data",
+    "kind": "build_data",
+    "builder": {"kind": "arithmetic", "rows": "problem", "n": 4, "steps": [1]},
+}
+
+
+@pytest.fixture(scope="module")
+def command() -> str:
+    """The installed console script."""
+    found = shutil.which("qwen-align", path=str(Path(sys.executable).parent))
+    assert found, "install the package: pip install -e ."
+    return found
+
+
+def test_help_comes_at_once(command: str) -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        done = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
+        assert all(f"\n    {name} " in done.stdout for name in COMMANDS)
+        assert "75 preempted, run again to go on" in done.stdout
+        return time.perf_counter() - started
+
+    assert any(seconds() < 0.3 for _ in range(5)), "best of five"
+
+
+def test_check_of_the_quickstart_takes_under_two_seconds(command: str, tmp_path: Path) -> None:
+    def seconds() -> float:
+        # Processor time: the time on the clock of a machine with nothing else to do, wherever the tests run.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        line = [command, "check", str(ROOT / "recipes" / "quickstart.yaml"), "--home", str(tmp_path)]
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
+        assert "21 stages, 21 to run" in done.stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert any(seconds() < 2 for _ in range(3)), "best of three"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(cli: Callable[..., Any], name: str) -> None:
+    said = cli(name, "--help")
+    assert said.code == 0
+    assert said.out.startswith(f"usage: qwen-align {name} ")
+
+
+def test_without_a_command_it_explains_itself(command: str) -> None:
+    done = subprocess.run([command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: qwen-align ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["rum"], ["check"], ["check", "a.yaml", "--sett", "x=1"], ["show", "a.yaml", "sft", "--rows", "two"]]
+)
+def test_wrong_arguments_are_the_users_fault(cli: Callable[..., Any], arguments: list[str]) -> None:
+    said = cli(*arguments)
+    assert said.code == 2
+    assert "usage: qwen-align" in said.err
+
+
+def test_a_recipe_runs_and_runs_no_more(command: str, tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
+    def run() -> str:
+        line = [command, "run", write_recipe([DATA]).name]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    first, second = run().splitlines(), run().splitlines()
+    assert [line.split()[:4] for line in first[:-1]] == [
+        ["1/1", "data", "build_data", "started"],
+        ["1/1", "data", "build_data", first[1].split()[3]],
+    ]
+    assert first[1].endswith(" s  rows 4")
+    assert second[0].split() == ["1/1", "data", "build_data", "stored"]
+    assert first[-1] == second[-1] == "report: runs/trial/report.md"
+    assert len(second) == 2
+    assert (tmp_path / "runs" / "trial" / "report.md").exists()
+
+
+def test_what_goes_into_a_pipe_has_no_colours_and_no_broken_lines(
+    cli: Callable[..., Any], tmp_path: Path, write_recipe: Callable[..., Path], tiny_model: Path
+) -> None:
+    home = tmp_path / ("a_long_name_" * 10) / "[brackets] :smile:"
+    home.mkdir(parents=True)
+    said = cli("check", write_recipe([DATA], models={"base": {"path": str(tiny_model)}}), home=home)
+    assert said.code == 0
+    assert "\x1b" not in said.out
+    assert said.out.splitlines()[-1] == f"1 stages, 1 to run; home: {home}"
+    said = cli("check", home / "[none].yaml", home=home)
+    assert said.err.startswith(f"qwen-align: {home / '[none].yaml'}: no such recipe")
+
+
+def test_settings_are_overridden_one_by_one(cli: Callable[..., Any], write_recipe: Callable[..., Path]) -> None:
+    changes = ["--set", "stages.data.builder.n=7", "--set", "stages.data.limit=6", "--set", "matrix={seed: [0, 1]}"]
+    said = cli("check", write_recipe([DATA]), *changes)
+    assert [line.split()[1::5] for line in said.out.splitlines()[:2]] == [["data.seed=0", "6"], ["data.seed=1", "6"]]
+
+
+def test_recipes_are_listed_and_printed(cli: Callable[..., Any]) -> None:
+    said = cli("recipes")
+    names = [line.split()[0] for line in said.out.splitlines()]
+    assert names == sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+    assert all(len(line.split()) > 4 for line in said.out.splitlines()), "a line each, with what it is for"
+    for name in names:
+        assert cli("recipes", name).out == (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert cli("recipes", "quickstart.yaml").out == shipped.text("quickstart")
+    said = cli("recipes", "quikstart")
+    assert said == (2, "", "qwen-align: no shipped recipe is called 'quikstart'. Did you mean 'quickstart'?\n")
+
+
+def test_the_schema_is_json_and_names_the_settings(cli: Callable[..., Any]) -> None:
+    schema = json.loads(cli("schema").out)
+    assert {"name", "seed", "models", "runtime", "matrix", "stages", "report"} <= set(schema["properties"])
+
+
+def test_a_report_of_nothing_says_so(
+    cli: Callable[..., Any], tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    said = cli("report", write_recipe([DATA]))
+    assert said.code == 0
+    assert "nothing has run yet" in said.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_reader_that_leaves_ends_it_quietly(command: str) -> None:
+    line = f"{command} schema | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_it_runs_as_a_module_from_anywhere(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "qwen_align.cli", "recipes"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "quickstart" in done.stdout
