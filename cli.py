@@ -81,7 +81,7 @@ def _show(parsed: argparse.Namespace, out: "Console") -> int:
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
     for line in show.lines(planned, parsed.stage, rows=parsed.rows, first=parsed.first):
-        out.print(line, soft_wrap=True)
+        out.print(line if out.is_terminal else show.marked(line), soft_wrap=True, markup=False)
     return 0
 
 

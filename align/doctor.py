@@ -15,7 +15,7 @@ from qwen_align.align import store
 
 MIN_PYTHON = (3, 11)
 NEEDED = {"trl": "1.16", "transformers": "5.23", "peft": "0.21"}
-OPTIONAL = {"bitsandbytes": "QLoRA", "deepspeed": "ZeRO", "vllm": "fast rollouts on GPUs", "wandb": "tracking"}
+OPTIONAL = {"deepspeed": "for runtime.deepspeed"}
 LOW_DISK_GIB = 2.0  # the quickstart's store takes 0.1 GiB; a 0.6B model's checkpoint about 7
 
 _PROBE = """

@@ -1,7 +1,7 @@
 """What a stage's rows become: tokens and loss mask, coloured; or the rows of a data stage nothing trains on."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 from rich.text import Text as Styled
@@ -44,6 +44,18 @@ def _read(one: Planned, preview: Preview) -> Iterable[Row]:
     if is_data and (one.is_stored or settings.kind == "build_data"):
         return preview.rows(one.stage.name)
     return preview.rows_for(one, [settings.from_data] if isinstance(settings.from_data, str) else settings.from_data)
+
+
+def marked(line: Styled) -> str:
+    """The line for where there are no colours: what is trained stands in «», what is rejected in ‹›."""
+    marks = {TRAINED: ("«", "»"), REJECTED: ("‹", "›")}
+    text, end = "", 0
+    for style, spans in groupby(line.spans, key=lambda span: str(span.style)):
+        run = list(spans)
+        opening, closing = marks.get(style, ("", ""))
+        text += line.plain[end : run[0].start] + opening + line.plain[run[0].start : run[-1].end] + closing
+        end = run[-1].end
+    return text + line.plain[end:]
 
 
 def _renderer(one: Planned, planned: Plan, preview: Preview) -> Renderer:

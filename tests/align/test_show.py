@@ -155,3 +155,10 @@ def test_colours_reach_a_terminal(
     assert "\x1b[2m<|im_start|>" in said.out
     monkeypatch.undo()
     assert "\x1b[" not in cli("show", tmp_path / "recipe.yaml", "sft").out
+
+
+def test_without_colours_the_mask_stands_in_marks() -> None:
+    line = Text("seen ", style="").append("1", style=show.TRAINED).append("+2", style=show.TRAINED)
+    line.append(" dim", style=show.MASKED).append("no", style=show.REJECTED).append(" end")
+    assert show.marked(line) == "seen «1+2» dim‹no› end"
+    assert show.marked(Text("plain")) == "plain"
