@@ -66,7 +66,7 @@ HEAVY = {
     "trl": ("align.trl_args", "align.stages.sft", "align.stages.dpo", "align.stages.grpo", "align.server"),
     "datasets": ("align.stages.*",),
     "accelerate": (),
-    "peft": ("align.model", "align.trl_args", "align.server"),
+    "peft": ("align.model", "align.trl_args", "align.stages.*", "align.server"),
     "huggingface_hub": ("align.model",),
 }
 LATE = {"align.worker": {"torch"}, "align.server": {"torch", "transformers", "trl", "peft"}}
