@@ -168,7 +168,8 @@ def test_forcing_what_is_not_there_touches_nothing(folder: Path) -> None:
 def test_a_folder_without_a_manifest_is_continued_not_wiped(folder: Path) -> None:
     unfinished = stage_folder(folder, "pairs")
     (unfinished / "manifest.json").unlink()
-    (unfinished / ".rows.jsonl").write_text("half a row")  # as a kill leaves it
+    for name in (".rows.jsonl", ".manifest.json.4711"):
+        (unfinished / name).write_text("half a ro")  # as a kill leaves them
     (unfinished / "of_an_earlier_try.txt").write_text("kept")
     (unfinished / "log.txt").write_text("the earlier try\n")
     assert run(folder) == ["draws stored", "pairs started", "pairs finished"]
