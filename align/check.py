@@ -1,6 +1,5 @@
 """What `check` says before anything is trained: order, what is stored, rows, drops, lengths and steps."""
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -20,6 +19,7 @@ from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.pretrain import Pretrain
 from qwen_align.align.spec.rollout import Rollout, Switch
 from qwen_align.align.spec.sft import Sft
+from qwen_align.align.spec.stage import steps_of
 from qwen_align.align.stages.build_data import rows as build
 from qwen_align.data_builders.sieve import Drops
 
@@ -152,7 +152,7 @@ def _training(lengths: list[int], dropped: dict[str, int], settings: Sft | Dpo, 
         raise DataError(
             f"nothing to train on; dropped: {dropped or 'none, there were no rows'}. See max_tokens, from_data"
         )
-    steps = max(1, math.ceil(kept * settings.epochs / settings.batch)) if kept else 0
+    steps = steps_of(kept, settings.epochs, settings.batch)
     yield summary({"samples": kept, "dropped": dropped, "steps": steps}) or "nothing to train on"
     if lengths:
         yield f"{_percentiles(lengths)}, limit {settings.max_tokens}"

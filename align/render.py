@@ -5,6 +5,7 @@ encodes the prompt alone. Only the completion is in the loss, its end-of-turn to
 templates write after it is no part of the sample. So nothing that the generation prompt supplies is ever trained.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ class Renderer:
                 f"{folder}: has no tokenizer.json; write one there with "
                 "transformers.AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = _read_tokenizer(path)
         # tokenizer.json may carry both, and they would cut or lengthen samples.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -377,3 +378,13 @@ def _ids(tokenizer: Tokenizer, *tokens: str | None) -> list[int]:
     """The ids of those tokens that the tokenizer has, each once."""
     ids = (tokenizer.token_to_id(token) for token in tokens if token is not None)
     return list(dict.fromkeys(token for token in ids if token is not None))
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        is_whole = "model" in json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        is_whole = False
+    if not is_whole:
+        raise TemplateError(f"{path}: is no tokenizer in JSON form, or is cut short; copy it again")
+    return Tokenizer.from_file(str(path))

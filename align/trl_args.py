@@ -1,6 +1,5 @@
 """Our settings as TRL's arguments: the one place that knows their names."""
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,6 @@ from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.sampling import Sampling
 from qwen_align.align.spec.sft import Sft
 from qwen_align.align.spec.stage import Lora, Optimizer, Runtime
-
-
-def steps_of(n_rows: int, epochs: float, batch: int) -> int:
-    """Optimiser steps of so many epochs; the last batch is filled from the next permutation."""
-    return max(1, math.ceil(n_rows * epochs / batch))
 
 
 def micro_batches(batch: int, runtime: Runtime, *, stage: str) -> tuple[int, int]:

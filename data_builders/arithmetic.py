@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Message, Problem, Row, Text, Trace
 from qwen_align.align.strict import Strict
 from qwen_align.data_builders.sieve import Drops, Sources
@@ -128,7 +129,7 @@ class Arithmetic(Strict):
                 if row.id not in seen:
                     break
             else:
-                raise ValueError(
+                raise DataError(
                     f"arithmetic: only {index} of {self.n} distinct rows found for rows '{self.rows}', steps "
                     f"{self.steps}, split '{self.split}'; ask for fewer rows or more steps"
                 )

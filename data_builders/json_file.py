@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.rows import RowError
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -15,13 +16,13 @@ SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 def read_values(path: Path) -> Iterator[tuple[str, Any]]:
     """(`path:line`, value) of every line, or (`path: row n`, value) of a list that fills the file.
 
-    Raises ValueError if there is no such file, RowError naming the line for what is not JSON in UTF-8. What is
+    Raises DataError if there is no such file, RowError naming the line for what is not JSON in UTF-8. What is
     packed and what is a list is told by the content, because names lie.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; a relative path starts at the recipe's folder")
+        raise DataError(f"{path}: there is no such file; a relative path starts at the recipe's folder")
     if not path.name.endswith(SUFFIXES):
-        raise ValueError(f"{path}: is none of {', '.join(SUFFIXES)}; convert it, or name it for what it holds")
+        raise DataError(f"{path}: is none of {', '.join(SUFFIXES)}; convert it, or name it for what it holds")
     with path.open("rb") as raw:
         is_packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)

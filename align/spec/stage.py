@@ -1,5 +1,6 @@
 """Settings every stage has, and how a stage is run."""
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -36,6 +37,11 @@ class StageSettings(Strict):
     seed: int | None = Field(None, description="None = the recipe's seed")
     runtime: Runtime | None = Field(None, description="what differs from the recipe's runtime")
     on_empty: OnEmpty = Field("fail", description="when there is nothing to train on: exit 3, or hand the model on")
+
+
+def steps_of(n_rows: int, epochs: float, batch: int) -> int:
+    """Optimiser steps of so many epochs; the last batch is filled from the next permutation."""
+    return max(1, math.ceil(n_rows * epochs / batch)) if n_rows else 0
 
 
 class Lora(Strict):

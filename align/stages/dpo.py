@@ -16,6 +16,7 @@ from qwen_align.align.errors import DataError, StageError
 from qwen_align.align.render import PairIds, render_pairs
 from qwen_align.align.rows import Pair, Row, read_rows
 from qwen_align.align.spec.dpo import Dpo
+from qwen_align.align.spec.stage import steps_of
 from qwen_align.align.stages import training
 
 FIRST_REWARD_TOLERANCE = 1e-3  # moves the sigmoid loss from ln 2 by at most that; float rounding is about 1e-6
@@ -48,7 +49,7 @@ def run(spec: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> d
     rendered = render_pairs(model.renderer_of(source), pairs_of(rows), max_tokens=spec.max_tokens)
     if not rendered.pairs:
         return training.nothing_to_train(spec, source, out, rendered.dropped, "from_data (no pair) or max_tokens")
-    steps = trl_args.steps_of(len(rendered.pairs), spec.epochs, spec.batch)
+    steps = steps_of(len(rendered.pairs), spec.epochs, spec.batch)
     drawn = order(len(rendered.pairs), steps * spec.batch, context.seed)
     tokens = sum(len(ids) for i in drawn for ids in rendered.pairs[i])
     trainer = Trainer(

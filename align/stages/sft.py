@@ -14,6 +14,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.render import Sample, render_rows
 from qwen_align.align.rows import read_rows
 from qwen_align.align.spec.sft import Sft
+from qwen_align.align.spec.stage import steps_of
 from qwen_align.align.stages import training
 
 
@@ -27,7 +28,7 @@ def run(spec: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> d
     rendered = render_rows(model.renderer_of(source), rows, max_tokens=spec.max_tokens)
     if not rendered.samples:
         return training.nothing_to_train(spec, source, out, rendered.dropped, "max_tokens or from_data")
-    steps = trl_args.steps_of(len(rendered.samples), spec.epochs, spec.batch)
+    steps = steps_of(len(rendered.samples), spec.epochs, spec.batch)
     drawn = order(len(rendered.samples), steps * spec.batch, context.seed)
     trainer = Trainer(
         model=model.load(source),
