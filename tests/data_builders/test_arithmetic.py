@@ -204,3 +204,18 @@ def test_no_evaluation_question_is_in_the_bases_text() -> None:
         kinds[read_text(row.text)] += 1  # which asserts that the question's numbers are of the train split
         assert held_out.isdisjoint(row.text.split("\n"))
     assert kinds["direct"] + kinds["solved"] > 100_000
+
+
+def test_quickstart_trains_on_no_question_it_asks() -> None:
+    recipe = yaml.safe_load((files("qwen_align") / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
+    asked = {ref for stage in recipe["stages"] if stage["kind"] == "evaluate" for ref in stage["from_data"]}
+    numbers: dict[bool, set[tuple[int, ...]]] = {True: set(), False: set()}
+    for stage in recipe["stages"]:
+        if stage.get("builder", {}).get("kind") != "arithmetic" or stage["builder"]["rows"] == "text":
+            continue
+        for row in Arithmetic.model_validate(stage["builder"]).generate(stage.get("seed", recipe["seed"])):
+            assert isinstance(row, (Problem, Trace, Chat))
+            numbers[stage["name"] in asked].add(tuple(read_question(row.messages[0].content)))
+    assert len(numbers[True]) > 300
+    assert len(numbers[False]) > 4000
+    assert not numbers[True] & numbers[False]
