@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AlignError as error:
         Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True).print(f"qwen-align: {error}")
         return error.exit_code
+    except KeyboardInterrupt:
+        print("qwen-align: stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError
+from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError, RecipeError
 from qwen_align.align.pipeline import Plan, Planned, check_models
 from qwen_align.align.progress import summary
 from qwen_align.align.render import Renderer, render_pairs, render_rows
@@ -19,8 +19,9 @@ from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.pretrain import Pretrain
 from qwen_align.align.spec.rollout import Rollout, Switch
 from qwen_align.align.spec.sft import Sft
-from qwen_align.align.spec.stage import steps_of
+from qwen_align.align.spec.stage import micro_batches, steps_of
 from qwen_align.align.stages.build_data import rows as build
+from qwen_align.align.store import read_json
 from qwen_align.data_builders.sieve import Drops
 
 _Row = TypeVar("_Row", Pair, Problem)
@@ -66,12 +67,24 @@ class Preview:
         return chain.from_iterable([self.rows(one.stage.targets[ref]) for ref in refs])
 
     def renderer(self, one: Planned) -> Renderer:
-        """The renderer of the model a stage reads, followed back to where its tokenizer comes from."""
+        """The renderer of the model a stage reads."""
+        folder = self._model_folder(one)
+        if folder not in self._renderers:
+            self._renderers[folder] = Renderer.load(folder)
+        return self._renderers[folder]
+
+    def positions(self, one: Planned) -> int | None:
+        """How long a sequence the model a stage reads was made for, if its config says so."""
+        known = read_json(self._model_folder(one) / "config.json").get("max_position_embeddings")
+        return known if isinstance(known, int) else None
+
+    def _model_folder(self, one: Planned) -> Path:
+        """Where the tokenizer of the model a stage reads comes from, followed back; raises Unknown."""
         settings: Any = one.stage.settings
         target = one.stage.targets[settings.from_model]
         before = self._by_name.get(target)
         if before is not None and not isinstance(before.stage.settings, Pretrain):
-            return self.renderer(before)
+            return self._model_folder(before)
         folder = Path(one.inputs[settings.from_model]["folder"])
         if before is not None:
             if not before.is_stored:
@@ -79,9 +92,7 @@ class Preview:
             folder = folder / "model"
         if str(folder).startswith("hub:"):
             raise Unknown("the hub model is downloaded")
-        if folder not in self._renderers:
-            self._renderers[folder] = Renderer.load(folder)
-        return self._renderers[folder]
+        return folder
 
 
 def lines(planned: Plan) -> Iterator[str]:
@@ -114,16 +125,23 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
     if isinstance(settings, BuildData):
         yield _data(one, preview)
     elif isinstance(settings, Sft):
+        micro_batches(settings.batch, one.stage.runtime)
         rendered = render_rows(preview.renderer(one), preview.rows_for(one, settings.from_data), settings.max_tokens)
+        _fits(preview, one, max((len(sample.ids) for sample in rendered.samples), default=0), "a sample")
         yield from _training(rendered.lengths, rendered.dropped, settings, len(rendered.samples))
     elif isinstance(settings, Dpo):
         pairs = _only(Pair, preview.rows_for(one, settings.from_data))
+        micro_batches(settings.batch, one.stage.runtime)
         paired = render_pairs(preview.renderer(one), pairs, settings.max_tokens)
+        _fits(preview, one, max((n for n in paired.lengths if n <= settings.max_tokens), default=0), "a pair's side")
         yield from _training(paired.lengths, paired.dropped, settings, len(paired.pairs))
     elif isinstance(settings, Grpo):
         prompts = _only(Problem, preview.rows_for(one, settings.from_data))
+        micro_batches(settings.prompts * settings.samples, one.stage.runtime)
+        lengths = _prompt_lengths(preview.renderer(one), prompts)
+        _fits(preview, one, max(lengths, default=0) + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
         yield f"{settings.steps} steps of {settings.prompts} prompts x {settings.samples} completions"
-        yield f"prompt {_percentiles(_prompt_lengths(preview.renderer(one), prompts))}"
+        yield f"prompt {_percentiles(lengths)}"
     elif isinstance(settings, Rollout):
         prompts = _only(Problem, preview.rows_for(one, [settings.from_data]))
         switches = [settings.switch] if settings.switch else []
@@ -141,6 +159,7 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
 def _data(one: Planned, preview: Preview) -> str:
     if one.is_stored:
         return summary(one.folder.manifest()["summary"])
+    assert isinstance(one.stage.settings, BuildData)
     kept, dropped = len(preview.rows(one.stage.name)), preview.drops[one.stage.name].counts
     if not kept and one.stage.settings.on_empty == "fail":
         raise DataError(f"no row is left; dropped: {dropped or 'none, the source is empty'}. See builder and sieve")
@@ -169,15 +188,28 @@ def _only(wanted: type[_Row], rows: Iterable[Row]) -> list[_Row]:
 
 
 def _asked(one: Planned, preview: Preview, prompts: list[Problem], switches: list[Switch]) -> str:
-    """The length limit, after one prompt was put under each switch as the stage will; raises what that raises."""
+    """The length limit, after the prompts were put as the stage will put them; raises what that raises."""
     settings: Any = one.stage.settings
     renderer = preview.renderer(one)
-    problem = prompts[0] if prompts else None
-    for switch in switches or ([Switch(switch="kwarg", mode=problem.mode)] if problem and problem.mode else [Switch()]):
-        if problem:
-            renderer.prompt(problem.messages, mode=switch.mode, flag=switch.flag)
+    longest = 0
+    for row in prompts if not switches else ():
+        settings.sampling.for_mode(row.mode or renderer.traits.default_mode)
+        longest = max(longest, len(renderer.prompt(row.messages, mode=row.mode, flag=row.flag).ids))
+    for switch in switches:
         settings.sampling.for_mode(switch.mode or renderer.traits.default_mode)
+        for row in prompts:
+            longest = max(longest, len(renderer.prompt(row.messages, mode=switch.mode, flag=switch.flag).ids))
+    _fits(preview, one, longest + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
     return f"at most {settings.sampling.max_tokens} tokens each"
+
+
+def _fits(preview: Preview, one: Planned, tokens: int, what: str) -> None:
+    """Raises RecipeError when the model has fewer positions than the longest sequence of the stage."""
+    positions = preview.positions(one)
+    if positions is not None and tokens > positions:
+        raise RecipeError(
+            f"{what} takes up to {tokens} tokens, but the model has {positions} positions; lower max_tokens"
+        )
 
 
 def _prompt_lengths(renderer: Renderer, rows: list[Problem]) -> list[int]:

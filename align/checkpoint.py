@@ -11,7 +11,7 @@ import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_align.align import store
-from qwen_align.align.context import Context
+from qwen_align.align.context import Context, main_process
 from qwen_align.align.errors import StageError
 
 COMPLETE = "complete.json"
@@ -59,7 +59,9 @@ def _complete(folder: Path) -> None:
 
 def newest(home: Path) -> Path | None:
     """The newest whole checkpoint; raises StageError when it was made by another number of processes."""
-    store.remove_tree(home / "partial")
+    if main_process():
+        store.remove_tree(home / "partial")
+    _barrier()
     for folder in sorted(_checkpoints(home), key=step_of, reverse=True):
         if _is_whole(folder):
             made_by = store.read_json(folder / COMPLETE)["world_size"]
@@ -93,6 +95,16 @@ def _barrier() -> None:
         torch.distributed.barrier()
 
 
+def _any_process(flag: bool) -> bool:
+    """Whether the flag is up in any process: all have to stop after the same step."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return flag
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    flags = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+    return bool(flags)
+
+
 class Watcher(TrainerCallback):  # type: ignore[misc]
     """Tells the context how far training is, stops when asked, and raises when the loss is no number."""
 
@@ -105,7 +117,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         tokens = state.num_input_tokens_seen or int(self.tokens_a_step * state.global_step)
         self.context.progress(state.global_step, state.max_steps, tokens)
-        if self.context.stopping() and state.global_step < state.max_steps:
+        if _any_process(self.context.stopping()) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
         return control

@@ -11,6 +11,7 @@ from typing import Any
 
 from qwen_align.align.errors import Preempted
 from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.store import write_text
 
 PROGRESS = "progress.json"
 
@@ -26,6 +27,7 @@ class Context:
     _asked: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
     _shown: float = field(default=0.0, init=False)
+    _first: tuple[int, int] | None = field(default=None, init=False)  # done and tokens when this process began
 
     def progress(self, done: int, total: int, tokens: int = 0, unit: str = "steps") -> None:
         """Says how far the stage is; at most three times a second, from the main process."""
@@ -33,7 +35,15 @@ class Context:
         if not self.is_main or (now - self._shown < 0.3 and done < total):
             return
         self._shown = now
-        state = {"done": done, "total": total, "tokens": tokens, "unit": unit, "seconds": now - self._started}
+        self._first = self._first or (done, tokens)
+        state = {
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "seconds": now - self._started,
+            "done_here": done - self._first[0],
+            "tokens_here": tokens - self._first[1],
+        }
         partial = self.out / f".{PROGRESS}"
         partial.write_text(json.dumps(state))
         partial.replace(self.out / PROGRESS)
@@ -55,8 +65,8 @@ class Context:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.out / name
             if self.is_main and path.exists():
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+                write_text(path, "".join(line for line in lines if (_step_of(line) or step + 1) <= step))
 
     def listen_for_stop(self) -> None:
         """From now on SIGTERM and SIGINT ask the stage to stop."""
@@ -73,6 +83,14 @@ class Context:
         """Raises Preempted at a place where everything done so far is on disk."""
         if self._asked:
             raise Preempted("stopped as asked; run again to go on")
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a logged line; None for half a line, which a kill or a full disk has left."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def main_process() -> bool:

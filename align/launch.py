@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.graph import Stage
+from qwen_align.align.server import NO_THREADS
 from qwen_align.align.spec.stage import Runtime
 
 TORCH_FREE = {"build_data"}
@@ -33,6 +34,7 @@ class Launcher:
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
         self._ready = False
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the launcher
 
     def __enter__(self) -> Self:
         return self
@@ -43,6 +45,7 @@ class Launcher:
             self._server.stdin.close()
             self._server.kill()
             self._server.wait()
+        self._errors.close()
 
     def warm_up(self) -> None:
         """Starts the server's imports in the background."""
@@ -51,75 +54,91 @@ class Launcher:
                 [sys.executable, "-m", "qwen_align.align.server"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=self._errors,
                 text=True,
-                env={**environment(), "OPENBLAS_NUM_THREADS": "1"},  # its threads would not survive the fork
+                env={**environment(), **NO_THREADS},
                 start_new_session=True,  # Ctrl-C reaches the stage through us, once
             )
 
     def run(self, stage: Stage, folder: Path, watch: Callable[[], bool]) -> Ended:
         """Runs the stage and waits; `watch` is called a few times a second, true from it asks the stage to stop."""
+        asked = Asked(watch)
         with tempfile.TemporaryDirectory(prefix="qwen-align-") as scratch:
             report = Path(scratch, "report.json")
             if uses_server(stage):
-                code = self._run_in_server(folder, report, watch)
+                code = self._run_in_server(folder, report, asked)
             else:
-                code = _run_fresh(command(stage, folder, report), folder / "log.txt", watch)
+                code = _run_fresh(command(stage, folder, report), folder / "log.txt", asked)
             said = json.loads(report.read_text()) if report.exists() else None
+        if said and said["code"] == 75 and not asked.yes:
+            return Ended(4, "another process of the stage died and took this one along; the log says more")
         if said and said["code"] != 0:
             return Ended(said["code"], said["message"])  # torchrun's own exit code says less
+        if code != 0 and asked.yes:
+            return Ended(75, "stopped as asked before it had begun; run again to go on")
         return Ended(0, "") if code == 0 else Ended(4, _ended_by(code))
 
-    def _run_in_server(self, folder: Path, report: Path, watch: Callable[[], bool]) -> int:
+    def _run_in_server(self, folder: Path, report: Path, asked: "Asked") -> int:
         self.warm_up()
         if not self._ready:
-            self._answer(watch, None)
+            self._answer(asked, None)
             self._ready = True
         assert self._server
         assert self._server.stdin
         request = {"folder": str(folder), "report": str(report), "log": str(folder / "log.txt")}
         print(json.dumps(request), file=self._server.stdin, flush=True)
-        pid = self._answer(watch, None)["pid"]
-        return int(self._answer(watch, lambda: os.kill(pid, signal.SIGTERM))["exit"])
+        pid = self._answer(asked, None)["pid"]
+        return int(self._answer(asked, lambda: os.kill(pid, signal.SIGTERM))["exit"])
 
-    def _answer(self, watch: Callable[[], bool], stop: Callable[[], None] | None) -> dict[str, Any]:
+    def _answer(self, asked: "Asked", stop: Callable[[], None] | None) -> dict[str, Any]:
         assert self._server
         assert self._server.stdout
-        asked = False
         while not select.select([self._server.stdout], [], [], 0.2)[0]:
-            if watch() and stop and not asked:
-                asked = True
-                stop()
+            if stop:
+                asked.once(stop)
+            else:
+                asked.watch()
         line = self._server.stdout.readline()
         if not line:
-            raise StageError("the warm server died while it imported torch, transformers and trl: `qwen-align doctor`")
+            self._errors.seek(0)
+            last = (self._errors.read().strip().splitlines() or ["it was killed without a word"])[-1]
+            raise StageError(f"the warm server, which imports torch, transformers and trl once, died: {last}")
         answer = json.loads(line)
         assert isinstance(answer, dict)
         return answer
+
+
+class Asked:
+    """Whether the stage was asked to stop, remembered; the asking is done once."""
+
+    def __init__(self, watch: Callable[[], bool]) -> None:
+        self.watch = watch
+        self.yes = False
+
+    def once(self, stop: Callable[[], None]) -> None:
+        if self.watch() and not self.yes:
+            self.yes = True
+            stop()
 
 
 def command(stage: Stage, folder: Path, report: Path) -> list[str]:
     """The command line that runs the stage in a process of its own, or in one a device through torchrun."""
     worker = ["-m", "qwen_align.align.worker", str(folder), str(report)]
     runtime = stage.runtime
-    if stage.kind in ONE_PROCESS or (runtime.processes == 1 and runtime.nodes == 1):
+    if stage.kind in ONE_PROCESS or runtime.processes == 1:
         return [sys.executable, *worker]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(runtime.processes)]
-    if runtime.nodes == 1:
-        return [*torchrun, "--standalone", *worker]
-    rendezvous = {name: os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")}
-    if not all(rendezvous.values()):
-        missing = ", ".join(name for name, value in rendezvous.items() if not value)
-        raise StageError(f"runtime.nodes: {runtime.nodes} needs the environment variables {missing} on each node")
-    nodes = ["--nnodes", str(runtime.nodes), "--node_rank", rendezvous["NODE_RANK"]]
-    address = ["--master_addr", rendezvous["MASTER_ADDR"], "--master_port", rendezvous["MASTER_PORT"]]
-    return [*torchrun, *nodes, *address, *worker]
+    # torchrun, which is to die with us as its workers die with it
+    torchrun = (
+        "from qwen_align.align.server import die_with_parent; die_with_parent(); "
+        "from torch.distributed.run import main; main()"
+    )
+    return [sys.executable, "-c", torchrun, "--nproc_per_node", str(runtime.processes), "--standalone", *worker]
 
 
 def uses_server(stage: Stage) -> bool:
     """Whether the stage is forked from the warm server: one process on a CPU."""
     runtime = stage.runtime
-    return stage.kind not in TORCH_FREE and runtime.processes == 1 and runtime.nodes == 1 and not on_cuda(runtime)
+    return stage.kind not in TORCH_FREE and runtime.processes == 1 and not on_cuda(runtime)
 
 
 def on_cuda(runtime: Runtime) -> bool:
@@ -143,18 +162,19 @@ def environment() -> dict[str, str]:
     }
 
 
-def _run_fresh(line: list[str], log: Path, watch: Callable[[], bool]) -> int:
+def _run_fresh(line: list[str], log: Path, asked: Asked) -> int:
     with log.open("a") as output:
         process = subprocess.Popen(
             line, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment(), start_new_session=True
         )
-    asked = False
-    while (code := process.poll()) is None:
-        if watch() and not asked:
-            asked = True
-            os.killpg(process.pid, signal.SIGTERM)
-        time.sleep(0.02 if not asked else 0.1)
-    return code
+    try:
+        while (code := process.poll()) is None:
+            asked.once(lambda: os.killpg(process.pid, signal.SIGTERM))
+            time.sleep(0.02)
+        return code
+    finally:
+        if process.poll() is None:  # we are leaving by an exception: nobody would watch it
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ended_by(code: int) -> str:

@@ -8,7 +8,7 @@ relative to the stage's own, or absolute.
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -58,9 +58,11 @@ def base_folder(files: ModelFiles) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = files.base.removeprefix("hub:").partition("@")
-    return Path(
-        snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES])
-    )
+    wanted = ["*.safetensors", "*.json", *TOKENIZER_FILES]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # what huggingface_hub's errors are, offline ones included
+        raise RecipeError(f"models: {name} at {revision} cannot be had from the hub: {error}") from None
 
 
 def renderer_of(folder: Path) -> Renderer:
@@ -68,9 +70,10 @@ def renderer_of(folder: Path) -> Renderer:
 
 
 def device_of(runtime: Runtime) -> torch.device:
-    if runtime.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(runtime.device)
+    """This process's device: of several GPUs the one that torchrun gave it."""
+    if runtime.device == "cuda" or (runtime.device == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -111,27 +114,11 @@ def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     return merged
 
 
-def save_model(model: Any, source: Path, out: Path) -> None:
-    """Saves a full model beside the tokenizer files of the model it came from, and says so in model.json."""
-    model.save_pretrained(str(out / "model"))
-    copy_tokenizer(base_folder(locate(source)), out / "model")
-    write_json(out / "model.json", {"model": "model"})
-
-
-def save_adapter(source: Path, out: Path) -> None:
-    """Says in model.json that the model is the source's with the adapter in `out/adapter` on top."""
-    _describe(locate(source), out, ["adapter"])
-
-
-def hand_on(source: Path, out: Path) -> None:
-    """Says in model.json that the model is the source's, unchanged."""
-    _describe(locate(source), out, [])
-
-
-def _describe(files: ModelFiles, out: Path, more: list[str]) -> None:
+def describe(source: Path, out: Path, adapters: list[str]) -> None:
+    """Says in model.json that the model is the source's with these adapters, folders in `out`, on top."""
+    files = locate(source)
     base = files.base if files.base.startswith("hub:") else _from(out, Path(files.base))
-    adapters = [_from(out, adapter) for adapter in files.adapters]
-    write_json(out / "model.json", {"base": base, "adapters": [*adapters, *more]})
+    write_json(out / "model.json", {"base": base, "adapters": [*(_from(out, a) for a in files.adapters), *adapters]})
 
 
 def _from(out: Path, path: Path) -> str:

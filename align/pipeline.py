@@ -94,6 +94,7 @@ def _planned(variants: Sequence[Variant], home: Path) -> Plan:
         }
         planned.append(Planned(stage, key, folder, inputs))
         keys[stage.name], folders[stage.name] = key, folder.path.resolve()
+    stored.save_digests()
     return Plan(variants[0].recipe, whole, planned, home)
 
 
@@ -125,11 +126,15 @@ def run(
 
 
 def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
-    """Raises RecipeError when a local model that a stage to run starts from has no tokenizer or template to train on.
+    """Raises RecipeError when a stage to run cannot start: its local model has no tokenizer or template to train on,
+    or its DeepSpeed file is missing.
 
     `again`: stored stages that will run again.
     """
     todo = [one for one in planned.stages if not one.is_stored or one in again]
+    for one in todo:
+        if (path := one.stage.runtime.deepspeed) and not Path(path).is_file():
+            raise RecipeError(f"stage '{one.stage.origin}': runtime.deepspeed: {path}: no such file")
     read = {entry["name"]: Path(entry["folder"]) for one in todo for entry in one.inputs.values()}
     for name, folder in read.items():
         if name in planned.graph.models and not planned.graph.models[name].hub:

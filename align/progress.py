@@ -77,13 +77,13 @@ class Progress:
 
 
 def says(progress: dict[str, float]) -> str:
-    """`12/60 steps  3,400 tok/s  ETA 1:20`."""
+    """`12/60 steps  3,400 tok/s  ETA 1:20`; speeds are of what this process did, not of what it resumed from."""
     done, total, seconds = progress["done"], progress["total"], progress["seconds"]
     parts = [f"{done:,}/{total:,} {progress['unit']}" if total else f"{done:,} {progress['unit']}"]
-    if progress["tokens"] and seconds > 0:
-        parts.append(f"{progress['tokens'] / seconds:,.0f} tok/s")
-    if total and done:
-        left = int(seconds / done * (total - done))
+    if progress["tokens_here"] and seconds > 0:
+        parts.append(f"{progress['tokens_here'] / seconds:,.0f} tok/s")
+    if total and progress["done_here"]:
+        left = int(seconds / progress["done_here"] * (total - done))
         parts.append(f"ETA {left // 60}:{left % 60:02d}")
     return "  ".join(parts)
 

@@ -18,6 +18,7 @@ def prune(home: Path, *, dry_run: bool) -> Iterator[tuple[Path, float]]:
         if not dry_run:
             try:
                 with Folder(folder).locked():
+                    Folder(folder).clear()
                     store.remove_tree(folder)
             except StageError:
                 continue

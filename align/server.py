@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Environment in which no library starts a thread, which a fork would lose: numpy's BLAS, Arrow's allocator.
+NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+
 
 def main() -> None:
     started = time.monotonic()

@@ -57,6 +57,7 @@ class Folder:
 
     def clear(self) -> None:
         """Forgets the result and all checkpoints."""
+        (self.path / "manifest.json").unlink(missing_ok=True)  # first, or a kill here would leave half a result
         for entry in self.path.iterdir() if self.path.exists() else ():
             if entry.name != "lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -88,7 +89,9 @@ class Store:
             for field in type(stage.settings).model_fields
             if field not in _NOT_IN_KEY
         }
-        whole = {"settings": settings, "code": CODE_VERSIONS[stage.kind], "seed": stage.seed}
+        whole: dict[str, Any] = {"settings": settings, "code": CODE_VERSIONS[stage.kind], "seed": stage.seed}
+        if depends := stage.settings.runtime_in_key(stage.runtime):
+            whole["runtime"] = depends
         return hashlib.sha256(to_json(whole).encode()).hexdigest()
 
     def model_key(self, source: ModelSource) -> str:
@@ -99,12 +102,16 @@ class Store:
         digests = {
             str(path.relative_to(folder)): self.file_digest(path)
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and not path.name.startswith(".")
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         }
         return hashlib.sha256(to_json(digests).encode()).hexdigest()
 
     def file_digest(self, path: Path | str) -> str:
         return self._digests.of(Path(path))
+
+    def save_digests(self) -> None:
+        """Keeps the digests of outside files for the next time."""
+        self._digests.save()
 
 
 class _DigestCache:
@@ -113,6 +120,7 @@ class _DigestCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[str, str] | None = None
+        self._is_new = False
 
     def of(self, path: Path) -> str:
         """Raises OSError when the file cannot be read."""
@@ -121,12 +129,17 @@ class _DigestCache:
         stat = path.stat()
         name = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
         if name not in self._known:
+            for stale in [known for known in self._known if known.startswith(f"{path.resolve()}:")]:
+                del self._known[stale]
             self._known[name] = file_sha256(path)
-            # A cache that cannot be written costs time and nothing else: a run says itself when the disk is full.
-            with contextlib.suppress(OSError):
-                if self.path.parent.exists():
-                    write_json(self.path, self._known)
+            self._is_new = True
         return self._known[name]
+
+    def save(self) -> None:
+        """A cache that cannot be written costs time and nothing else: a run says itself when the disk is full."""
+        with contextlib.suppress(OSError):
+            if self._known and self._is_new and self.path.parent.exists():
+                write_json(self.path, self._known)
 
     def _read(self) -> dict[str, str]:
         try:

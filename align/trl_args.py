@@ -12,21 +12,11 @@ from qwen_align.align.spec.dpo import Dpo
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.sampling import Sampling
 from qwen_align.align.spec.sft import Sft
-from qwen_align.align.spec.stage import Lora, Optimizer, Runtime
-
-
-def micro_batches(batch: int, runtime: Runtime, *, stage: str) -> tuple[int, int]:
-    """(rows a device holds, accumulation steps) whose product over all processes is the batch."""
-    world = runtime.processes * runtime.nodes
-    if batch % world:
-        raise RecipeError(f"stage '{stage}': a batch of {batch} does not divide by {world} processes")
-    share = batch // world
-    rows = max(size for size in range(1, min(runtime.micro_batch, share) + 1) if share % size == 0)
-    return rows, share // rows
+from qwen_align.align.spec.stage import Lora, Optimizer, Runtime, micro_batches
 
 
 def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
-    rows, accumulation = micro_batches(settings.batch, runtime, stage=settings.name)
+    rows, accumulation = micro_batches(settings.batch, runtime)
     return SFTConfig(
         **_common(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
@@ -37,7 +27,7 @@ def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) ->
 
 
 def dpo(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) -> DPOConfig:
-    rows, accumulation = micro_batches(settings.batch, runtime, stage=settings.name)
+    rows, accumulation = micro_batches(settings.batch, runtime)
     with_sft = settings.sft_weight > 0
     return DPOConfig(
         **_common(settings, runtime, out, steps=steps, seed=seed),
@@ -53,7 +43,7 @@ def dpo(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) ->
 
 
 def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
-    rows, accumulation = micro_batches(settings.prompts * settings.samples, runtime, stage=settings.name)
+    rows, accumulation = micro_batches(settings.prompts * settings.samples, runtime)
     return GRPOConfig(
         **_common(settings, runtime, out, steps=settings.steps, seed=seed),
         per_device_train_batch_size=rows,

@@ -1,10 +1,10 @@
 """From rows to requests, and from generations to judged completions: what rollout, evaluate and RL share."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from qwen_align.align.render import Prompt, Renderer
-from qwen_align.align.rollout.engine import Engine, Generation, Request
+from qwen_align.align.rollout.engine import Generation
 from qwen_align.align.rows import Completion, Flag, Mode, Problem
 from qwen_align.align.spec.rollout import Switch
 from qwen_align.align.spec.sampling import Sampling, SamplingSettings
@@ -34,15 +34,6 @@ def drawn_as(mode: Mode | None, renderer: Renderer) -> Mode:
 
 def sampling_for(asked: Asked, renderer: Renderer, settings: SamplingSettings) -> Sampling:
     return settings.for_mode(drawn_as(asked.mode, renderer))
-
-
-def completions(
-    engine: Engine, renderer: Renderer, asked: Sequence[Asked], requests: Sequence[Request]
-) -> Iterator[tuple[Completion, Generation]]:
-    """The engine's answers as rows, not yet judged, in the engine's order."""
-    by_id: Mapping[str, Asked] = {one.problem.id: one for one in asked}
-    for generation in engine.generate(requests):
-        yield as_row(by_id[generation.request.id], generation, renderer), generation
 
 
 def as_row(asked: Asked, generation: Generation, renderer: Renderer) -> Completion:

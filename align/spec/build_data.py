@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from qwen_align.align.spec.stage import StageSettings
+from qwen_align.align.spec.stage import CanBeEmpty, StageSettings
 from qwen_align.data_builders import BuilderSettings
 from qwen_align.data_builders.sieve import Sieve
 
 
-class BuildData(StageSettings):
+class BuildData(StageSettings, CanBeEmpty):
     """Rows from a builder, through the sieve, into a data folder."""
 
     kind: Literal["build_data"]

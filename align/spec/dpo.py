@@ -1,14 +1,22 @@
 """Settings of `dpo`: direct preference optimisation (arXiv:2305.18290) and its loss variants."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
-from qwen_align.align.spec.stage import Lora, Optimizer, StageSettings
+from qwen_align.align.spec.stage import (
+    CanBeEmpty,
+    Lora,
+    Optimizer,
+    Runtime,
+    StageSettings,
+    micro_batches,
+    refuse_dropout,
+)
 
 
-class Dpo(StageSettings, Optimizer):
+class Dpo(StageSettings, Optimizer, CanBeEmpty):
     """The reference is always the model the stage starts from."""
 
     kind: Literal["dpo"]
@@ -22,3 +30,11 @@ class Dpo(StageSettings, Optimizer):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     sft_weight: float = Field(0.0, ge=0, description="weight of the chosen answer's next-token loss beside it")
     lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> Self:
+        return refuse_dropout(self, self.lora)
+
+    def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
+        """TRL's next-token term is a mean over the tokens of a device's forward pass, so it depends on its size."""
+        return {"rows": micro_batches(self.batch, runtime)[0]} if self.sft_weight else {}

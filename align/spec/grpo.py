@@ -6,11 +6,19 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.spec.sampling import SamplingSettings
-from qwen_align.align.spec.stage import Lora, Optimizer, StageSettings
+from qwen_align.align.spec.stage import (
+    CanBeEmpty,
+    Lora,
+    Optimizer,
+    Runtime,
+    StageSettings,
+    micro_batches,
+    refuse_dropout,
+)
 from qwen_align.reward.settings import RewardList
 
 
-class Grpo(StageSettings, Optimizer):
+class Grpo(StageSettings, Optimizer, CanBeEmpty):
     """`steps` updates, each on `prompts` prompts with `samples` completions a prompt, through TRL's trainer."""
 
     kind: Literal["grpo"]
@@ -22,7 +30,7 @@ class Grpo(StageSettings, Optimizer):
     prompts: int = Field(ge=1, description="prompts a step, over all devices")
     samples: int = Field(ge=2, description="completions a prompt")
     sampling: SamplingSettings
-    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dapo"
+    loss: Literal["grpo", "dr_grpo", "dapo", "cispo"] = "dapo"
     advantage_scale: Literal["group", "batch", "none"] = "group"
     clip_low: float = Field(0.2, gt=0)
     clip_high: float = Field(0.28, gt=0)  # clip-higher, DAPO, arXiv:2503.14476
@@ -31,6 +39,14 @@ class Grpo(StageSettings, Optimizer):
     mask_truncated: bool = Field(False, description="completions cut by max_tokens train nothing")
     truncated_sampling: bool = Field(False, description="allow top_p, top_k or min_p, which bias the ratio")
     lora: Lora | None = None
+
+    def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
+        """TRL's entropy is a mean over the tokens of a device's forward pass, so it depends on its size."""
+        return {"rows": micro_batches(self.prompts * self.samples, runtime)[0]} if self.entropy else {}
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> Self:
+        return refuse_dropout(self, self.lora)
 
     @model_validator(mode="after")
     def _exact_sampling(self) -> Self:

@@ -183,7 +183,7 @@ def _named(items: list[Any], name: str, *, where: str, here: str) -> Any:
     stages: list[Any] = []
     for item in items:
         inner = item.get("repeat") if isinstance(item, dict) else None
-        stages += inner.get("stages", []) if isinstance(inner, dict) else [item]
+        stages += inner.get("stages") or [] if isinstance(inner, dict) else [item]
     names = [str(stage.get("name")) for stage in stages if isinstance(stage, dict)]
     if name not in names:
         raise RecipeError(f"{where}: '{here}': no stage is called '{name}'{did_you_mean(name, names)}")

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.rows import Flag, Mode
 from qwen_align.align.spec.sampling import SamplingSettings
-from qwen_align.align.spec.stage import StageSettings
+from qwen_align.align.spec.stage import CanBeEmpty, StageSettings
 from qwen_align.align.strict import Strict
 from qwen_align.reward.settings import RewardList
 
@@ -34,7 +34,7 @@ class Switch(Strict):
         return "/think" if self.mode == "think" else "/no_think"
 
 
-class Rollout(StageSettings):
+class Rollout(StageSettings, CanBeEmpty):
     """`samples` completions of every prompt, judged; a prompt's own mode and flag hold unless `switch` is given."""
 
     kind: Literal["rollout"]

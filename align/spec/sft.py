@@ -5,10 +5,10 @@ from typing import Literal
 from pydantic import Field
 
 from qwen_align.align.references import DataRef, ModelRef
-from qwen_align.align.spec.stage import Lora, Optimizer, StageSettings
+from qwen_align.align.spec.stage import CanBeEmpty, Lora, Optimizer, StageSettings
 
 
-class Sft(StageSettings, Optimizer):
+class Sft(StageSettings, Optimizer, CanBeEmpty):
     """Next-token loss on what the model is to say; the mean over all supervised tokens of a batch."""
 
     kind: Literal["sft"]

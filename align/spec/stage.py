@@ -1,28 +1,24 @@
 """Settings every stage has, and how a stage is run."""
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.strict import Strict
 
-OnEmpty = Literal["fail", "pass_through"]
-
 
 class Runtime(Strict):
-    """How to run, never what to compute: no part of a stage's key.
+    """How to run, never what to compute: no part of a stage's key, but for losses that depend on it.
 
     Results are the same up to floating-point summation order: 1e-5 between one process and two.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: int = Field(default=1, ge=1, description="processes on this machine, one a device")
-    nodes: int = Field(default=1, ge=1)
-    micro_batch: int = Field(
-        default=8, ge=1, description="rows a device holds in one forward pass; the batch is a multiple"
-    )
+    micro_batch: int = Field(default=8, ge=1, description="rows (pairs) a device holds in one forward pass")
     rollout_rows: int = Field(default=256, ge=1, description="completions decoded side by side")
     checkpoint_every: int = Field(default=100, ge=1, description="optimiser steps between checkpoints")
     gradient_checkpointing: bool = False
@@ -36,7 +32,27 @@ class StageSettings(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$", max_length=80)
     seed: int | None = Field(None, description="None = the recipe's seed")
     runtime: Runtime | None = Field(None, description="what differs from the recipe's runtime")
-    on_empty: OnEmpty = Field("fail", description="when there is nothing to train on: exit 3, or hand the model on")
+
+    def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
+        """What of the runtime the result depends on beyond rounding: nothing, if a kind does not say otherwise."""
+        return {}
+
+
+class CanBeEmpty(Strict):
+    """For kinds that can do without rows."""
+
+    on_empty: Literal["fail", "pass_through"] = Field(
+        "fail", description="without rows: exit 3, or pass on what there is (the model as it was, or no rows)"
+    )
+
+
+def micro_batches(batch: int, runtime: Runtime) -> tuple[int, int]:
+    """(rows a device holds, accumulation steps) whose product over all processes is the batch; raises RecipeError."""
+    if batch % runtime.processes:
+        raise RecipeError(f"a batch of {batch} rows does not divide by runtime.processes: {runtime.processes}")
+    share = batch // runtime.processes
+    rows = max(size for size in range(1, min(runtime.micro_batch, share) + 1) if share % size == 0)
+    return rows, share // rows
 
 
 def steps_of(n_rows: int, epochs: float, batch: int) -> int:
@@ -51,6 +67,16 @@ class Lora(Strict):
     alpha: float = Field(gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+Settings = TypeVar("Settings")
+
+
+def refuse_dropout(settings: Settings, lora: Lora | None) -> Settings:
+    """The settings; raises ValueError for a dropout that TRL would turn off without a word."""
+    if lora and lora.dropout:
+        raise ValueError("lora.dropout: must be 0 here, or policy and reference (or sampler) would be different models")
+    return settings
 
 
 class Optimizer(Strict):

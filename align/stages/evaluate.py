@@ -1,6 +1,7 @@
 """evaluate: how often a model is right, and whether it thinks as asked, for each data set and each switch."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,22 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
     engine = open_engine(source, renderer, context)
     how = Draw(spec.sampling, spec.samples, context.seed)
     results = []
-    with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
-        for ref in spec.from_data:
+    unfinished = out / ".rows.jsonl"
+    with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:
+        for place, ref in enumerate(spec.from_data):
             questions = list(problems(read_rows(inputs[ref] / "rows.jsonl")))
             if not questions:
                 raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
             for number, switch in enumerate(spec.switches):
                 asked = [put(problem, renderer, switch) for problem in questions]
-                parts = out / "parts" / f"{ref}-{number}"
-                rows = judged(draw(engine, renderer, asked, how, context, parts))
-                result, kept = score(rows, switch, renderer, spec.samples)
-                file.writelines(to_line(row) + "\n" for row in kept)
-                results.append({"set": ref, "switch": switch.switch, "mode": switch.mode, **result})
-    (out / ".rows.jsonl").replace(out / "completions.jsonl")
+                # By place, not by name: a stage's folder is the same whatever its inputs are called.
+                rows = list(judged(draw(engine, renderer, asked, how, context, out / "parts" / f"{place}-{number}")))
+                if file:
+                    file.writelines(to_line(row) + "\n" for row in rows)
+                    result = score(rows, switch, renderer, spec.samples)
+                    results.append({"set": ref, "switch": switch.switch, "mode": switch.mode, **result})
+    if context.is_main:
+        unfinished.replace(out / "completions.jsonl")
     return {"results": results}
 
 
@@ -50,15 +54,13 @@ def judged(rows: Iterable[Completion]) -> Iterator[Completion]:
         yield row.model_copy(update={"verdicts": verdicts})
 
 
-def score(
-    rows: Iterable[Completion], switch: Switch, renderer: Renderer, k: int
-) -> tuple[dict[str, Any], list[Completion]]:
-    """The figures of one data set under one switch, and the completions they are from."""
-    kept, answers = list(rows), MathAnswer()
+def score(rows: list[Completion], switch: Switch, renderer: Renderer, k: int) -> dict[str, Any]:
+    """The figures of one data set under one switch."""
+    answers = MathAnswer()
     # A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
     wanted = None if renderer.thinking in ("none", "never") else drawn_as(switch.mode, renderer)
     questions: dict[str, list[metrics.SampleScore]] = {}
-    for row in kept:
+    for row in rows:
         verdict = row.verdicts[row.reward]
         if verdict.value is None:
             raise DataError(f"question '{row.prompt_id}': {verdict.reason}; its gold is {row.gold!r}")
@@ -71,7 +73,7 @@ def score(
                 answer=answers.answer(row) if row.reward == answers.kind else None,
             )
         )
-    return figures(metrics.summarise(questions, k), kept), kept
+    return figures(metrics.summarise(questions, k), rows)
 
 
 def figures(summary: metrics.Summary, rows: list[Completion]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -46,7 +47,8 @@ def open_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
 def draw(
     engine: Engine, renderer: Renderer, asked: Sequence[Asked], how: Draw, context: Context, parts: Path
 ) -> Iterator[Completion]:
-    """All completions, by prompt as asked and then by sample; from every rank's parts in the main process.
+    """All completions, by prompt as asked and then by sample, of every rank's parts; none outside the main process,
+    where this has to be drained all the same.
 
     The parts depend on runtime.rollout_rows alone, so a resumed stage decodes the same batches.
     """
@@ -99,5 +101,6 @@ def _drawn(engine: Engine, renderer: Renderer, asked: Sequence[Asked], how: Draw
 def _wait_for_all(world: int) -> None:
     if world > 1:
         if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
+            # The default of 30 minutes would end a stage whose other part is longer.
+            torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
         torch.distributed.barrier()

@@ -20,6 +20,7 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, StageError
+from qwen_align.align.model import device_of
 from qwen_align.align.rows import RowError, Text, read_rows
 from qwen_align.align.spec.pretrain import Architecture, Pretrain
 from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
@@ -34,13 +35,12 @@ def run(spec: Pretrain, inputs: Mapping[str, Path], out: Path, context: Context)
     tokenizer = train_tokenizer(texts[: spec.tokenizer.texts], spec.tokenizer.vocab_size)
     documents = encode_documents(tokenizer, texts)
     torch.manual_seed(context.seed)
-    model = Qwen3ForCausalLM(model_config(spec.architecture, tokenizer))
+    model = Qwen3ForCausalLM(model_config(spec.architecture, tokenizer)).to(device_of(context.runtime))
     loss = train(spec, model, documents, out / CHECKPOINT, context)
     folder = out / "model"
     model.generation_config = generation_config(tokenizer)
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, max_tokens=spec.architecture.max_tokens)
-    (out / CHECKPOINT).unlink(missing_ok=True)
     return {
         "parameters": model.num_parameters(),
         "vocabulary": tokenizer.get_vocab_size(),
@@ -80,6 +80,7 @@ def train(
 
 def train_step(model: Qwen3ForCausalLM, optimizers: list[Optimizer], batch: Tensor, rate: float) -> Tensor:
     """One update on `batch`, (rows, block + 1) token ids; the mean loss a token before it."""
+    batch = batch.to(model.device)
     logits = model(input_ids=batch[:, :-1], use_cache=False).logits
     loss = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
     torch.autograd.backward(loss)

@@ -1,6 +1,6 @@
 """rollout: completions of a model with what the rewards say of them."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     if not asked and spec.on_empty == "fail":
         raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
     how = Draw(spec.sampling, spec.samples, context.seed, keep_tokens=spec.keep_tokens)
-    engine = open_engine(source, renderer, context)
+    drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
+    if not context.is_main:
+        deque(drawn, maxlen=0)
+        return {}
     reasons: Counter[str] = Counter()
     count, paid, stopped, tokens = 0, 0.0, 0, 0
     with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
-        for row in draw(engine, renderer, asked, how, context, out / "parts"):
+        for row in drawn:
             verdict = judge_all(spec.rewards, row)
             parts = verdict.parts or {}
             file.write(to_line(row.model_copy(update={"verdicts": parts})) + "\n")

@@ -9,12 +9,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from qwen_align.align import checkpoint, model, store
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
-from qwen_align.align.spec.stage import StageSettings
+from qwen_align.align.spec.stage import CanBeEmpty
 
 
 def train(trainer: Any, source: Path, out: Path, context: Context) -> None:
     """Trains from the newest whole checkpoint or from the start, and saves the model of a finished run."""
-    asked, got = context.runtime.processes * context.runtime.nodes, trainer.accelerator.num_processes
+    asked, got = context.runtime.processes, trainer.accelerator.num_processes
     if asked != got:
         raise StageError(f"runtime asks for {asked} processes, but training would run in {got}")
     resume_from = checkpoint.newest(out / "checkpoints")
@@ -28,14 +28,14 @@ def train(trainer: Any, source: Path, out: Path, context: Context) -> None:
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if is_adapter:
-            model.save_adapter(source, out)
+            model.describe(source, out, ["adapter"])
         else:
             model.copy_tokenizer(model.base_folder(model.locate(source)), folder)
             store.write_json(out / "model.json", {"model": "model"})
 
 
 def nothing_to_train(
-    spec: StageSettings, source: Path, out: Path, dropped: dict[str, int], setting: str
+    spec: CanBeEmpty, source: Path, out: Path, dropped: dict[str, int], setting: str
 ) -> dict[str, Any]:
     """Hands the model on when the recipe says so; else raises DataError naming the setting to change."""
     if spec.on_empty == "fail":
@@ -43,7 +43,7 @@ def nothing_to_train(
             f"nothing to train on (dropped: {dropped or 'nothing, there were no rows'}); see {setting}, "
             "or set on_empty: pass_through to hand the model on as it is"
         )
-    model.hand_on(source, out)
+    model.describe(source, out, [])
     return {"samples": 0, "dropped": dropped, "steps": 0, "passed_through": True}
 
 

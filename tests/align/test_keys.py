@@ -136,7 +136,8 @@ def test_random_edits_change_the_keys_of_exactly_the_dependent_stages(
         old = random_.choice(raw["stages"])["name"]
         noisy = renamed(raw, old, "another_name")
         random_.shuffle(noisy["stages"])
-        noisy["runtime"] = {"micro_batch": random_.randint(1, 99), "processes": random_.randint(1, 4)}
+        # micro_batch is left alone: with an SFT term, as here, dpo depends on it (see below)
+        noisy["runtime"] = {**raw["runtime"], "rollout_rows": random_.randint(1, 99), "threads": random_.randint(1, 4)}
         try:
             after = keys(noisy)
         except RecipeError:  # a value that this setting cannot have, such as a share of 0.0 + 1
@@ -202,6 +203,17 @@ def test_what_changes_the_key_of_its_stage_alone(
     before, after = keys(small), keys(edited(small, place, value))
     assert before["sft"] != after["sft"]
     assert before["rows"] == after["rows"]
+
+
+def test_the_micro_batch_is_in_the_key_where_the_loss_depends_on_it(
+    quickstart: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]]
+) -> None:
+    """TRL's next-token term beside DPO is a mean over a forward pass: 16 rows of 32 are another loss, 64 are not."""
+    before = keys(quickstart)
+    after = {size: keys({**quickstart, "runtime": {"micro_batch": size}}) for size in (16, 64)}
+    assert after[64] == before
+    changed = {name for name in before if before[name] != after[16][name]}
+    assert changed == dependents(quickstart, {"dpo"})
 
 
 def test_a_new_code_version_changes_the_keys_of_its_kind_and_what_follows(

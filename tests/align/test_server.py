@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from qwen_align.align.server import NO_THREADS
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator["subprocess.Popen[str]"]:
@@ -17,7 +19,7 @@ def server() -> Iterator["subprocess.Popen[str]"]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        env={**os.environ, **NO_THREADS},
     )
     yield process
     process.kill()

@@ -255,6 +255,8 @@ def test_lora_stages_chain_and_the_reference_is_the_stage_before(tmp_path: Path)
         "sft",
         "dpo",
     ]
+    run(write_recipe(tmp_path, TRACES, PROBLEMS, sft, {**GRPO, "from_model": "sft", "beta": 0.1, "steps": 1}), tmp_path)
+    assert metrics(tmp_path, "grpo")[0]["kl"] == pytest.approx(0, abs=1e-5)
     for folder in (after_lora, after_both):
         first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
@@ -280,14 +282,56 @@ def test_constant_reward_leaves_the_model_bytes_as_they_are(tmp_path: Path) -> N
     assert all(torch.equal(base[name], after[name]) for name in base)
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    sft = {**SFT, "batch": 8, "epochs": 1}
+@pytest.fixture(scope="module")
+def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stages of `uninterrupted` in two gloo processes."""
+    folder = tmp_path_factory.mktemp("two")
+    recipe = write_recipe(
+        folder, TRACES, PROBLEMS, write_pairs(folder), SFT, DPO, ROLLOUT, EVALUATE, {**GRPO, "steps": 1}, processes=2
+    )
+    run(recipe, folder)
+    return folder
+
+
+def test_two_processes_of_sft_equal_one(tmp_path: Path) -> None:
+    sft = {**SFT, "batch": 8, "epochs": 1}  # few steps: Adam makes much of rounding errors in time
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
         run(write_recipe(folder, TRACES, sft, processes=processes), folder)
     one, two = (weights(tmp_path / str(processes), "sft") for processes in (1, 2))
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
+
+
+def test_two_processes_of_dpo_see_the_losses_of_one(uninterrupted: Path, in_two_processes: Path) -> None:
+    one, two = ([line["loss"] for line in metrics(home, "dpo")] for home in (uninterrupted, in_two_processes))
+    assert two == pytest.approx(one, abs=1e-4)
+
+
+def test_two_processes_draw_what_one_draws(uninterrupted: Path, in_two_processes: Path) -> None:
+    for kind, name in (("rollout", "rows.jsonl"), ("evaluate", "completions.jsonl")):
+        one, two = (stage(home, kind) / name for home in (uninterrupted, in_two_processes))
+        assert one.read_text() == two.read_text()
+    step = [metrics(home, "grpo")[0] for home in (uninterrupted, in_two_processes)]
+    for name in ("completions/mean_length", "completions/max_length", "reward"):
+        assert step[0][name] == step[1][name], name
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a killed run takes its children along on Linux only")
+def test_two_processes_die_with_their_run_and_go_on(tmp_path: Path, in_two_processes: Path) -> None:
+    recipe = write_recipe(tmp_path, TRACES, SFT, processes=2)
+    process = start(recipe, tmp_path)
+    wait_for("store/sft-*/checkpoints/checkpoint-*", tmp_path, process)
+    family = children(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any(is_alive(pid) for pid in family):
+        assert time.monotonic() < deadline, "a process outlived its run"
+        time.sleep(0.05)
+    run(recipe, tmp_path)
+    one, two = (weights(home, "sft") for home in (tmp_path, in_two_processes))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_without_data_a_stage_ends_with_3_or_hands_the_model_on(tmp_path: Path) -> None:
