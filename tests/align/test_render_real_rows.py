@@ -17,10 +17,13 @@ from qwen_align.align.rows import Chat, Message, Row, Trace
 
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
 GOLDEN = DATA.parent / "golden" / "rendered_strings.json"
-pytestmark = pytest.mark.skipif(
-    not (DATA / "qwen3_tokenizer").is_dir(),
-    reason=f"no real data at {DATA}; set QWEN_ALIGN_TEST_DATA to the folder that holds qwen3_tokenizer and gsm8k",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (DATA / "qwen3_tokenizer").is_dir(),
+        reason=f"no real data at {DATA}; set QWEN_ALIGN_TEST_DATA to the folder that holds qwen3_tokenizer and gsm8k",
+    ),
+]
 
 FAMILIES = ("qwen3", "qwen2_5", "qwen3_instruct_2507", "thinking_2507")
 
