@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
+from heapq import nlargest
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError, RecipeE
 from qwen_align.align.pipeline import Plan, Planned, check_models
 from qwen_align.align.progress import summary
 from qwen_align.align.render import Renderer, render_pairs, render_rows
-from qwen_align.align.rows import Pair, Problem, Row, read_rows
+from qwen_align.align.rows import Flag, Mode, Pair, Problem, Row, read_rows
 from qwen_align.align.samples import length_percentiles
 from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.spec.dpo import Dpo
@@ -23,6 +24,8 @@ from qwen_align.align.spec.stage import micro_batches, steps_of
 from qwen_align.align.stages.build_data import rows as build
 from qwen_align.align.store import read_json
 from qwen_align.data_builders.sieve import Drops
+
+LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is among them, or next to it
 
 _Row = TypeVar("_Row", Pair, Problem)
 
@@ -39,6 +42,7 @@ class Preview:
         self._by_name = {one.stage.name: one for one in planned.stages}
         self._rows: dict[str, list[Row]] = {}
         self._renderers: dict[Path, Renderer] = {}
+        self._lengths: dict[tuple[Path, int, Mode | None, Flag | None], int] = {}
         self.drops: dict[str, Drops] = {}
 
     def rows(self, name: str) -> list[Row]:
@@ -72,6 +76,13 @@ class Preview:
         if folder not in self._renderers:
             self._renderers[folder] = Renderer.load(folder)
         return self._renderers[folder]
+
+    def prompt_length(self, one: Planned, row: Problem, mode: Mode | None, flag: Flag | None) -> int:
+        """Tokens of the row's prompt under this mode and flag; rendered once for all stages with the same template."""
+        name = (self._model_folder(one), id(row), mode, flag)  # rows live as long as the preview does
+        if name not in self._lengths:
+            self._lengths[name] = len(self.renderer(one).prompt(row.messages, mode=mode, flag=flag).ids)
+        return self._lengths[name]
 
     def positions(self, one: Planned) -> int | None:
         """How long a sequence the model a stage reads was made for, if its config says so."""
@@ -138,7 +149,7 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
     elif isinstance(settings, Grpo):
         prompts = _only(Problem, preview.rows_for(one, settings.from_data))
         micro_batches(settings.prompts * settings.samples, one.stage.runtime)
-        lengths = _prompt_lengths(preview.renderer(one), prompts)
+        lengths = [preview.prompt_length(one, row, row.mode, row.flag) for row in prompts]
         _fits(preview, one, max(lengths, default=0) + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
         yield f"{settings.steps} steps of {settings.prompts} prompts x {settings.samples} completions"
         yield f"prompt {_percentiles(lengths)}"
@@ -188,17 +199,18 @@ def _only(wanted: type[_Row], rows: Iterable[Row]) -> list[_Row]:
 
 
 def _asked(one: Planned, preview: Preview, prompts: list[Problem], switches: list[Switch]) -> str:
-    """The length limit, after the prompts were put as the stage will put them; raises what that raises."""
+    """The length limit, after the longest prompts were put as the stage will put them; raises what that raises."""
     settings: Any = one.stage.settings
     renderer = preview.renderer(one)
     longest = 0
+    prompts = nlargest(LONGEST_LOOKED_AT, prompts, key=lambda row: sum(len(turn.content) for turn in row.messages))
     for row in prompts if not switches else ():
         settings.sampling.for_mode(row.mode or renderer.traits.default_mode)
-        longest = max(longest, len(renderer.prompt(row.messages, mode=row.mode, flag=row.flag).ids))
+        longest = max(longest, preview.prompt_length(one, row, row.mode, row.flag))
     for switch in switches:
         settings.sampling.for_mode(switch.mode or renderer.traits.default_mode)
         for row in prompts:
-            longest = max(longest, len(renderer.prompt(row.messages, mode=switch.mode, flag=switch.flag).ids))
+            longest = max(longest, preview.prompt_length(one, row, switch.mode, switch.flag))
     _fits(preview, one, longest + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
     return f"at most {settings.sampling.max_tokens} tokens each"
 
@@ -210,10 +222,6 @@ def _fits(preview: Preview, one: Planned, tokens: int, what: str) -> None:
         raise RecipeError(
             f"{what} takes up to {tokens} tokens, but the model has {positions} positions; lower max_tokens"
         )
-
-
-def _prompt_lengths(renderer: Renderer, rows: list[Problem]) -> list[int]:
-    return [len(renderer.prompt(row.messages, mode=row.mode, flag=row.flag).ids) for row in rows]
 
 
 def _percentiles(lengths: list[int]) -> str:

@@ -164,7 +164,7 @@ def _run_one(one: Planned, launcher: Launcher, listener: Listener, stop: Callabl
     name = one.stage.name
     try:
         with one.folder.locked():
-            if one.is_stored:  # another run finished it while we waited our turn
+            if one.is_stored:  # another run finished it between the look and the lock
                 listener.skipped(one)
                 return
             if stop():
