@@ -215,3 +215,24 @@ def test_pairs_are_counted_with_their_longer_side(said: Callable[..., list[str]]
     rows = file_stage(tmp_path, pair(1, 1, 2), pair(2, 60, 1), pair(3, 1, 60), name="pairs")
     lines = said(rows, {**DPO, "from_model": "base", "max_tokens": 90, "batch": 1, "epochs": 1})
     assert lines[1].endswith("samples 1, dropped 2 over 90 tokens, steps 1")
+
+
+def test_limits_are_checked_at_the_door(tiny_model: Path, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    builder = {"kind": "arithmetic", "rows": "problem", "n": 4, "steps": [1]}
+    problems = {"name": "problems", "kind": "build_data", "builder": builder}
+    sampling = {"temperature": 1.0, "max_tokens": 100_000}
+    rewards = [{"kind": "math_answer"}]
+    asked = {"from_model": "base", "sampling": sampling, "samples": 2}
+    grpo = {**asked, "name": "grpo", "kind": "grpo", "from_data": ["problems"], "steps": 1, "prompts": 1}
+    for stage in (
+        {**asked, "name": "rollout", "kind": "rollout", "from_data": "problems", "rewards": rewards},
+        {**asked, "name": "evaluate", "kind": "evaluate", "from_data": ["problems"]},
+        {**grpo, "rewards": rewards, "learning_rate": 1e-4},
+    ):
+        recipe = write_recipe([problems, stage], models={"base": {"path": str(tiny_model)}})
+        with pytest.raises(RecipeError, match=r"takes up to \d+ tokens, but the model has \d+ positions"):
+            list(check.lines(pipeline.plan(recipe, tmp_path)))
+    odd = {**grpo, "rewards": rewards, "learning_rate": 1e-4, "runtime": {"processes": 3}}
+    recipe = write_recipe([problems, odd], models={"base": {"path": str(tiny_model)}})
+    with pytest.raises(RecipeError, match=r"a batch of 2 rows does not divide by runtime.processes: 3"):
+        list(check.lines(pipeline.plan(recipe, tmp_path)))
