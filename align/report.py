@@ -9,10 +9,9 @@ from rich.table import Table
 from qwen_align.align import store
 from qwen_align.align.pipeline import Plan, Planned
 
-# What every row of the ladder has; evaluations carry more (pass@k, maj@k, format) under "evaluations".
+# What a row of the ladder has; "evaluations" say more: cells of the matrix, pass@k, maj@k, format.
 FIELDS = (
     "stage",
-    "axes",
     "seed",
     "set",
     "switch",
