@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from qwen_align.align.spec import recipe
+
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh.md")
 MAKE = ["make quickstart", "make test"]
@@ -50,3 +52,13 @@ def test_every_command_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         assert done.stdout or ">" in line, f"{line} said nothing"
     assert (tmp_path / "runs" / "first_sft" / "report.md").exists()
+
+
+def test_the_recipes_that_are_printed_are_recipes(tmp_path: Path) -> None:
+    """The YAML of the READMEs, completed where it says `...`, is read by the same door as a recipe file."""
+    for name in READMES:
+        ladder, own_data = re.findall(r"```yaml\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+        for text in (ladder, f"name: x\nstages:\n{own_data}"):
+            path = tmp_path / "recipe.yaml"
+            path.write_text(text, encoding="utf-8")
+            assert recipe.load(path)
