@@ -1,6 +1,5 @@
 """The report of a run: `report.json` for programs, `report.md` and a table for people."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -168,8 +167,3 @@ def markdown(planned: Plan, written: Written) -> str:
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """report.json of a run folder."""
-    return store.read_json(folder / "report.json")

@@ -109,7 +109,7 @@ def test_a_run_that_is_under_way_is_reported_so_far(plan: Callable[..., Plan]) -
     said = json.loads((planned.run_folder / "report.json").read_text())
     assert said["ladder"] == written.ladder
     assert [stage["name"] for stage in said["stages"]] == ["test", "eval_base"]
-    assert said == report.read(planned.run_folder)
+    assert said == store.read_json(planned.run_folder / "report.json")
 
 
 def test_a_recipe_that_never_ran_has_no_report(plan: Callable[..., Plan]) -> None:
