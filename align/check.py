@@ -1,17 +1,17 @@
 """What `check` says before anything is trained: order, what is stored, rows, drops, lengths and steps."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from heapq import nlargest
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError, RecipeError
 from qwen_align.align.pipeline import Plan, Planned, check_models
 from qwen_align.align.progress import summary
 from qwen_align.align.render import Renderer, render_pairs, render_rows
-from qwen_align.align.rows import Flag, Mode, Pair, Problem, Row, read_rows
+from qwen_align.align.rows import Flag, Mode, Pair, Problem, Row, only, read_rows
 from qwen_align.align.samples import length_percentiles
 from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.spec.dpo import Dpo
@@ -26,8 +26,6 @@ from qwen_align.align.store import read_json
 from qwen_align.data_builders.sieve import Drops
 
 LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is among them, or next to it
-
-_Row = TypeVar("_Row", Pair, Problem)
 
 
 class Unknown(Exception):
@@ -141,24 +139,24 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         _fits(preview, one, max((len(sample.ids) for sample in rendered.samples), default=0), "a sample")
         yield from _training(rendered.lengths, rendered.dropped, settings, len(rendered.samples))
     elif isinstance(settings, Dpo):
-        pairs = _only(Pair, preview.rows_for(one, settings.from_data))
+        pairs = list(only(Pair, preview.rows_for(one, settings.from_data)))
         micro_batches(settings.batch, one.stage.runtime)
         paired = render_pairs(preview.renderer(one), pairs, settings.max_tokens)
         _fits(preview, one, max((n for n in paired.lengths if n <= settings.max_tokens), default=0), "a pair's side")
         yield from _training(paired.lengths, paired.dropped, settings, len(paired.pairs))
     elif isinstance(settings, Grpo):
-        prompts = _only(Problem, preview.rows_for(one, settings.from_data))
+        prompts = list(only(Problem, preview.rows_for(one, settings.from_data)))
         micro_batches(settings.prompts * settings.samples, one.stage.runtime)
         lengths = [preview.prompt_length(one, row, row.mode, row.flag) for row in prompts]
         _fits(preview, one, max(lengths, default=0) + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
         yield f"{settings.steps} steps of {settings.prompts} prompts x {settings.samples} completions"
         yield f"prompt {_percentiles(lengths)}"
     elif isinstance(settings, Rollout):
-        prompts = _only(Problem, preview.rows_for(one, [settings.from_data]))
+        prompts = list(only(Problem, preview.rows_for(one, [settings.from_data])))
         switches = [settings.switch] if settings.switch else []
         yield f"{len(prompts):,} prompts x {settings.samples} completions, {_asked(one, preview, prompts, switches)}"
     elif isinstance(settings, Evaluate):
-        prompts = _only(Problem, preview.rows_for(one, settings.from_data))
+        prompts = list(only(Problem, preview.rows_for(one, settings.from_data)))
         yield (
             f"{len(prompts):,} questions x {len(settings.switches)} switches x {settings.samples} completions, "
             f"{_asked(one, preview, prompts, settings.switches)}"
@@ -186,16 +184,6 @@ def _training(lengths: list[int], dropped: dict[str, int], settings: Sft | Dpo, 
     yield summary({"samples": kept, "dropped": dropped, "steps": steps}) or "nothing to train on"
     if lengths:
         yield f"{_percentiles(lengths)}, limit {settings.max_tokens}"
-
-
-def _only(wanted: type[_Row], rows: Iterable[Row]) -> list[_Row]:
-    """The rows, all of which have to be of one kind."""
-    kept = []
-    for row in rows:
-        if not isinstance(row, wanted):
-            raise DataError(f"row '{row.id}' is a {row.row}; {wanted.__name__.lower()} rows are wanted: see from_data")
-        kept.append(row)
-    return kept
 
 
 def _asked(one: Planned, preview: Preview, prompts: list[Problem], switches: list[Switch]) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -128,6 +128,7 @@ class Completion(Strict):
 
 
 Row = Text | Problem | Chat | Trace | Pair | Completion
+_Kind = TypeVar("_Kind", Pair, Problem)
 _ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="row")])
 
 
@@ -145,6 +146,14 @@ def read_rows(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             yield parse_row(line, where=f"{path}:{number}")
+
+
+def only(wanted: type[_Kind], rows: Iterable[Row]) -> Iterator[_Kind]:
+    """The rows, all of which have to be of one kind; raises DataError naming the first that is not."""
+    for row in rows:
+        if not isinstance(row, wanted):
+            raise DataError(f"row '{row.id}' is a {row.row}; {wanted.__name__.lower()} rows are wanted: see from_data")
+        yield row
 
 
 def parse_row(line: str, *, where: str) -> Row:

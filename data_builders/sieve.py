@@ -4,14 +4,13 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
 from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
 from qwen_align.align.strict import Strict
-from qwen_align.reward.settings import Reward, reward_of_kind
+from qwen_align.reward.settings import reward_of_kind
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 Sources = Mapping[str, Callable[[], Iterator[Row]]]
@@ -113,7 +112,7 @@ def _thinking_fault(row: Row) -> Fault | None:
 def _gold_fault(row: Row) -> Fault | None:
     if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
         return None  # a trace may be trained without anyone judging it
-    verdict = _reward(row.reward).judge_gold(row.gold)
+    verdict = reward_of_kind(row.reward).judge_gold(row.gold)
     if verdict.value is None:
         return Fault(verdict.reason, f"{row.gold!r}"[:_LONGEST_DETAIL])
     if verdict.value < 1.0:
@@ -122,11 +121,6 @@ def _gold_fault(row: Row) -> Fault | None:
 
 
 _LONGEST_DETAIL = 200  # characters of a gold that are quoted
-
-
-@cache
-def _reward(kind: str) -> Reward:
-    return reward_of_kind(kind)
 
 
 def _texts(row: Row) -> list[str]:

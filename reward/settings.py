@@ -1,6 +1,7 @@
 """The rewards a recipe can name. A new reward is one new file and one line in the union."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, get_args
 
 from pydantic import AfterValidator, Field
@@ -48,6 +49,7 @@ def judge_all(rewards: Sequence[Reward], completion: Completion) -> Verdict:
     return Verdict(value=value, reason="; ".join(part.reason for part in parts.values()), parts=parts)
 
 
+@cache  # asked for every row
 def reward_of_kind(kind: str) -> Reward:
     """The reward a row names, with its default settings; raises ValueError for an unknown kind."""
     kinds = {str(reward.model_fields["kind"].default): reward for reward in get_args(Reward)}

@@ -1,6 +1,6 @@
 """dpo: preference training on pairs, through TRL's DPOTrainer; the reference is the model the stage starts from."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from trl import DPOTrainer
 from qwen_align.align import model, trl_args
 from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
-from qwen_align.align.errors import DataError, StageError
+from qwen_align.align.errors import StageError
 from qwen_align.align.render import PairIds, render_pairs
-from qwen_align.align.rows import Pair, Row, read_rows
+from qwen_align.align.rows import Pair, only, read_rows
 from qwen_align.align.spec.dpo import Dpo
 from qwen_align.align.spec.stage import steps_of
 from qwen_align.align.stages import training
@@ -46,7 +46,7 @@ class StartsAtReference(TrainerCallback):  # type: ignore[misc]
 def run(spec: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data)
-    rendered = render_pairs(model.renderer_of(source), pairs_of(rows), max_tokens=spec.max_tokens)
+    rendered = render_pairs(model.renderer_of(source), only(Pair, rows), max_tokens=spec.max_tokens)
     if not rendered.pairs:
         return training.nothing_to_train(spec, source, out, rendered.dropped, "from_data (no pair) or max_tokens")
     steps = steps_of(len(rendered.pairs), spec.epochs, spec.batch)
@@ -63,14 +63,6 @@ def run(spec: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> d
     )
     training.train(trainer, source, out, context)
     return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
-
-
-def pairs_of(rows: Iterable[Row]) -> Iterator[Pair]:
-    """The rows, all of which have to be pairs."""
-    for row in rows:
-        if not isinstance(row, Pair):
-            raise DataError(f"row '{row.id}' is a {row.row}; dpo wants pairs: see the builder 'pairs'")
-        yield row
 
 
 def training_set(pairs: list[PairIds]) -> datasets.Dataset:

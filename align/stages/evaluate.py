@@ -10,13 +10,13 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.render import Renderer
 from qwen_align.align.rollout.ask import drawn_as, put
-from qwen_align.align.rows import Completion, read_rows, to_line
+from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
 from qwen_align.align.spec.evaluate import Evaluate
 from qwen_align.align.spec.rollout import Switch
-from qwen_align.align.stages.parts import Draw, draw, open_engine, problems
+from qwen_align.align.stages.parts import Draw, draw, open_engine
 from qwen_align.reward.format import Format, obeys
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.settings import Reward, reward_of_kind
+from qwen_align.reward.settings import reward_of_kind
 
 
 def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:
         for place, ref in enumerate(spec.from_data):
-            questions = list(problems(read_rows(inputs[ref] / "rows.jsonl")))
+            questions = list(only(Problem, read_rows(inputs[ref] / "rows.jsonl")))
             if not questions:
                 raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
             for number, switch in enumerate(spec.switches):
@@ -46,10 +46,9 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
 
 def judged(rows: Iterable[Completion]) -> Iterator[Completion]:
     """Each completion with the verdict of its question's own reward, and of the format."""
-    rewards: dict[str, Reward] = {}
     layout = Format()
     for row in rows:
-        reward = rewards.setdefault(row.reward, reward_of_kind(row.reward))
+        reward = reward_of_kind(row.reward)
         verdicts = {reward.kind: reward.judge(row), layout.kind: layout.judge(row)}
         yield row.model_copy(update={"verdicts": verdicts})
 

@@ -22,11 +22,10 @@ from qwen_align.align.render import Renderer
 from qwen_align.align.rollout.ask import Asked, as_row, put
 from qwen_align.align.rollout.engine import Generation, Request
 from qwen_align.align.rollout.local import LocalEngine
-from qwen_align.align.rows import read_rows
+from qwen_align.align.rows import Problem, only, read_rows
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.sampling import Sampling
 from qwen_align.align.stages import training
-from qwen_align.align.stages.parts import problems
 from qwen_align.reward.settings import judge_all
 
 FIRST_KL_TOLERANCE = 1e-4  # float rounding is about 1e-7
@@ -49,7 +48,7 @@ class StartsAtReference(TrainerCallback):  # type: ignore[misc]
 def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
     renderer = model.renderer_of(source)
-    rows = problems(chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data))
+    rows = only(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data))
     asked = [put(problem, renderer) for problem in rows]
     if not asked:
         return training.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
@@ -108,7 +107,7 @@ class Game:
             numbers = [sample for _, sample in group]
             requests.append(
                 Request(
-                    id=f"{self.drawn[place].problem.id} at {place}",
+                    id=self._name(place),
                     prompt_ids=self.drawn[place].prompt.ids,
                     n=len(numbers),
                     sampling=self.sampling,
@@ -119,15 +118,16 @@ class Game:
             )
         done = {(one.request.id, one.sample): one for one in engine.generate(requests)}
         self._places = places
-        self._last = [
-            done[f"{self.drawn[place].problem.id} at {place}", sample]
-            for place, sample in zip(places, samples, strict=True)
-        ]
+        self._last = [done[self._name(place), sample] for place, sample in zip(places, samples, strict=True)]
         return {
             "prompt_ids": [self.drawn[place].prompt.ids for place in places],
             "completion_ids": [one.token_ids for one in self._last],
             "logprobs": [one.logps for one in self._last],
         }
+
+    def _name(self, place: int) -> str:
+        """A request's id, which its random numbers come from; a problem may be drawn twice in a step."""
+        return f"{self.drawn[place].problem.id} at {place}"
 
     def judge(self, prompts: list[str], trainer_state: Any, log_metric: Any, **_: Any) -> list[float | None]:
         """TRL's reward function; None where there is no verdict, which trains nothing."""

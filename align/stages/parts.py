@@ -10,12 +10,11 @@ import torch
 
 from qwen_align.align import model, store
 from qwen_align.align.context import Context
-from qwen_align.align.errors import DataError
 from qwen_align.align.render import Renderer
 from qwen_align.align.rollout.ask import Asked, as_row, in_order, sampling_for
 from qwen_align.align.rollout.engine import Engine, Request
 from qwen_align.align.rollout.local import LocalEngine
-from qwen_align.align.rows import Completion, Problem, Row, read_rows, to_line
+from qwen_align.align.rows import Completion, read_rows, to_line
 from qwen_align.align.spec.sampling import SamplingSettings
 
 BATCHES_A_PART = 4  # so that the engine can sort by length, and a crash loses a minute rather than an hour
@@ -29,14 +28,6 @@ class Draw:
     samples: int
     seed: int
     keep_tokens: bool = False
-
-
-def problems(rows: Iterator[Row]) -> Iterator[Problem]:
-    """The rows, all of which have to be problems."""
-    for row in rows:
-        if not isinstance(row, Problem):
-            raise DataError(f"row '{row.id}' is a {row.row}; problems are wanted here: see the builder's `rows`")
-        yield row
 
 
 def open_engine(source: Path, renderer: Renderer, context: Context) -> Engine:

@@ -9,16 +9,16 @@ from qwen_align.align import model
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.rollout.ask import put
-from qwen_align.align.rows import read_rows, to_line
+from qwen_align.align.rows import Problem, only, read_rows, to_line
 from qwen_align.align.spec.rollout import Rollout
-from qwen_align.align.stages.parts import Draw, draw, open_engine, problems
+from qwen_align.align.stages.parts import Draw, draw, open_engine
 from qwen_align.reward.settings import judge_all
 
 
 def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
     renderer = model.renderer_of(source)
-    rows = problems(read_rows(inputs[spec.from_data] / "rows.jsonl"))
+    rows = only(Problem, read_rows(inputs[spec.from_data] / "rows.jsonl"))
     asked = [put(problem, renderer, spec.switch) for problem in rows]
     if not asked and spec.on_empty == "fail":
         raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
