@@ -1,13 +1,16 @@
 """Is the turn laid out as its mode asks: a thinking block where thinking was asked for, none where it was not."""
 
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+import re
+from typing import Any, ClassVar, Literal
 
 from qwen_align.align.rows import Completion, Mode
-from qwen_align.align.strict import Strict
+from qwen_align.reward.base import BaseReward, Probe
 from qwen_align.reward.thinking import Turn, split_turn
 from qwen_align.reward.verdict import Verdict
+
+_TAGS = re.compile(r"</?(?:think|answer)>")
+_ANSWER = ["<answer>", "</answer>"]
+_BOTH = ["<think>", "</think>", *_ANSWER]
 
 
 def obeys(text: str, mode: Mode) -> bool:
@@ -16,21 +19,27 @@ def obeys(text: str, mode: Mode) -> bool:
     return isinstance(turn, Turn) and (turn.thinking is not None) == (mode == "think")
 
 
-class Format(Strict):
+class Format(BaseReward):
     """1.0 for a well-formed turn in the completion's mode, else 0.0.
 
     think: one block with non-blank thinking, then a non-blank answer. no_think: a non-blank answer, alone or after
     an empty block. A completion without a mode, and a bare string, may be either. A block that is only white space
     counts as empty thinking in no_think too, unless it is exactly the empty block of Qwen's template.
+
+    `layout: answer_tags` is that of DeepSeek-R1-Zero (arXiv:2501.12948, table 1): `<think>...</think>` and
+    `<answer>...</answer>` with nothing but white space around them, line breaks as one likes; in no_think the answer
+    alone or after a blank block. Unlike the pattern of open-r1 it is not met by text after the answer, by a second
+    answer, or by blank parts.
     """
 
+    role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
     kind: Literal["format"] = "format"
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    layout: Literal["qwen", "answer_tags"] = "qwen"
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
         """The verdict on one completion; `gold` is not looked at."""
         text, mode = (completion, None) if isinstance(completion, str) else (completion.text, completion.mode)
-        turn = split_turn(text)
+        turn = split_turn(text) if self.layout == "qwen" else split_answer_tags(text)
         if isinstance(turn, str):
             return Verdict(value=0.0, reason=turn)
         if mode == "think" and turn.thinking is None:
@@ -39,6 +48,38 @@ class Format(Strict):
             return Verdict(value=0.0, reason="thinking not asked for")
         return Verdict(value=1.0, reason="well formed")
 
-    def judge_gold(self, gold: Any) -> Verdict:
-        """Every gold will do, None too."""
-        return Verdict(value=1.0, reason="needs no gold")
+    def probes(self) -> list[Probe]:
+        """Well-formed turns, and the layouts that patterns with lazy quantifiers let through."""
+        answer = "7" if self.layout == "qwen" else "<answer>7</answer>"
+        thought = f"<think>\n3+4=7\n</think>\n\n{answer}"
+        return [
+            Probe("thinking and answer", thought, None, True),
+            Probe("answer alone", answer, None, True),
+            Probe("empty block", f"<think>\n\n</think>\n\n{answer}", None, True),
+            Probe("empty", "", None, False),
+            Probe("blank thinking", f"<think>\n \n</think>\n\n{answer}", None, self.layout == "answer_tags"),
+            Probe("no answer", "<think>\n3+4=7\n</think>\n\n", None, False),
+            Probe("thinking never ends", "<think>\n3+4=7", None, False),
+            Probe("no opening tag", f"3+4=7\n</think>\n\n{answer}", None, False),
+            Probe("block within a block", f"<think>\n{thought}\n</think>\n\n{answer}", None, False),
+            Probe("second block", thought + "\n" + thought, None, False),
+            Probe("text before", "Sure! " + thought, None, False),
+            Probe("tags repeated", "<think></think>" * 50 + answer, None, False),
+        ]
+
+
+def split_answer_tags(text: str) -> Turn | str:
+    """Thinking and answer of a turn in R1-Zero's layout, else the short reason why it is not in it."""
+    tags = _TAGS.findall(text)
+    parts = _TAGS.split(text)
+    if tags == _BOTH:
+        before, thinking, between, answer, after = parts
+    elif tags == _ANSWER:
+        (before, answer, after), thinking, between = parts, "", ""
+    elif tags == ["<think>"]:
+        return "unfinished thinking"
+    else:
+        return "malformed tags" if any(tag in tags for tag in _BOTH) else "no answer"
+    if any(part.strip() for part in (before, between, after)):
+        return "text outside the tags"
+    return Turn(thinking if thinking.strip() else None, answer) if answer.strip() else "no answer"

@@ -1,0 +1,60 @@
+"""Controls for honest claims about RL: a reward that is a coin toss, and one that is always the same.
+
+Training moves a model even where the reward says nothing: on MATH-500, Qwen2.5-Math-7B gained 21.4 points from random
+rewards and 29.1 from true ones (Spurious Rewards, arXiv:2506.10947), while other model families gained next to nothing.
+A gain that a random reward brings too is no evidence for the reward under test. A constant reward gives every group
+zero advantages, so whatever changes under it is the trainer's doing: the KL term, weight decay, a bug.
+"""
+
+import hashlib
+from typing import Any, Literal
+
+from pydantic import Field
+
+from qwen_align.align.rows import Completion
+from qwen_align.reward.base import BaseReward, Probe
+from qwen_align.reward.verdict import Verdict
+
+_DIGEST_BYTES = 8
+
+
+class Random(BaseReward):
+    """1.0 with probability `p`, else 0.0, whatever the completion says.
+
+    The toss is a hash of seed, prompt, sample and text, so it is the same in any batch, process and order; of a bare
+    string, of seed and text.
+    """
+
+    kind: Literal["random"] = "random"
+    p: float = Field(default=0.5, ge=0, le=1)
+    seed: int = 0
+
+    def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
+        """The verdict on one completion; `gold` is not looked at."""
+        if isinstance(completion, str):
+            tossed: tuple[object, ...] = (self.seed, completion)
+        else:
+            tossed = (self.seed, completion.prompt_id, completion.sample, completion.text)
+        digest = hashlib.blake2b(repr(tossed).encode(), digest_size=_DIGEST_BYTES).digest()
+        heads = int.from_bytes(digest, "big") < self.p * 2 ** (8 * _DIGEST_BYTES)
+        return Verdict(value=float(heads), reason="heads" if heads else "tails")
+
+    def probes(self) -> list[Probe]:
+        """It pays by chance, so only what chance cannot move is said: nothing at p = 0, all at p = 1."""
+        texts = ("7", "") if self.p in (0.0, 1.0) else ()
+        return [Probe(f"random, p = {self.p}: {text!r}", text, None, self.p == 1.0) for text in texts]
+
+
+class Constant(BaseReward):
+    """`value` for every completion."""
+
+    kind: Literal["constant"] = "constant"
+    value: float = Field(default=1.0, ge=0, le=1)
+
+    def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
+        """The verdict on one completion, which is not looked at."""
+        return Verdict(value=self.value, reason="constant")
+
+    def probes(self) -> list[Probe]:
+        """It pays the empty completion as well as any other."""
+        return [Probe(f"constant: {text!r}", text, None, self.value > 0) for text in ("7", "")]

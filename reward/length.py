@@ -1,0 +1,172 @@
+"""Three rewards for length in tokens: DAPO's soft overlong punishment, the cosine of Demystifying Long CoT, Kimi's.
+
+A bare string has no token count, so none of them has a verdict on one.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from qwen_align.align.rows import Completion, Message
+from qwen_align.reward.base import BaseReward, Probe, is_right
+from qwen_align.reward.verdict import Verdict
+
+_NO_COUNT = Verdict(value=None, reason="no token count")
+_NO_OUTCOME = Verdict(value=None, reason="no outcome")
+Value = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class SoftOverlong(BaseReward):
+    """0 up to L - C tokens, from there down in a straight line to -1 at L, and -1 beyond.
+
+    R(y) = 0                      if |y| <= L - C
+           ((L - C) - |y|) / C    if L - C < |y| <= L
+           -1                     if L < |y|
+    with L = `max_tokens` and C = `cache_tokens` (DAPO, arXiv:2503.14476, equation 13, and its 16,384 + 4,096 tokens).
+    With C = 0 it is a step after L.
+    """
+
+    role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
+    kind: Literal["soft_overlong"] = "soft_overlong"
+    max_tokens: int = Field(default=20_480, gt=0)
+    cache_tokens: int = Field(default=4_096, ge=0)
+
+    @model_validator(mode="after")
+    def _cache_fits(self) -> "SoftOverlong":
+        if self.cache_tokens > self.max_tokens:
+            raise ValueError(
+                f"cache_tokens is {self.cache_tokens} of max_tokens {self.max_tokens}; it is the last part of them"
+            )
+        return self
+
+    def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
+        """The verdict by the completion's tokens; `gold` is not looked at."""
+        if isinstance(completion, str):
+            return _NO_COUNT
+        over = completion.n_tokens - (self.max_tokens - self.cache_tokens)
+        if over <= 0:
+            return Verdict(value=0.0, reason="not too long")
+        if over > self.cache_tokens:
+            return Verdict(value=-1.0, reason="too long")
+        return Verdict(value=-over / self.cache_tokens, reason="nearly too long")
+
+    def probes(self) -> list[Probe]:
+        """Nothing is ever paid: length only costs."""
+        return [
+            Probe("short", _sized(1), None, False),
+            Probe("at the limit", _sized(self.max_tokens), None, False),
+            Probe("padded beyond the limit", _sized(100 * self.max_tokens), None, False),
+            Probe("no token count", "7", None, False),
+        ]
+
+
+class CosineLength(BaseReward):
+    """A half cosine over length: right answers earn more the shorter they are, wrong ones lose less the longer.
+
+    R(y) = vmax + (v0 - vmax) * (1 + cos(pi * |y| / L)) / 2, from v0 at no tokens to vmax at L = `max_tokens`, where
+    (v0, vmax) is `right` for a right answer and `wrong` for a wrong one; `exceeded` from L on (Demystifying Long CoT,
+    arXiv:2502.03373, appendix C.1). Beyond L the bare cosine would rise again and pay the longest texts.
+    The values are TRL's `get_cosine_scaled_reward`'s; `exceeded` is the worst of them, as in the paper.
+    """
+
+    role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
+    needs_outcome: ClassVar[bool] = True
+    kind: Literal["cosine_length"] = "cosine_length"
+    max_tokens: int = Field(gt=0)
+    right: list[Value] = Field(default=[1.0, 0.5], min_length=2, max_length=2, description="at 0 and at max_tokens")
+    wrong: list[Value] = Field(default=[-1.0, -0.5], min_length=2, max_length=2, description="at 0 and at max_tokens")
+    exceeded: Value = -1.0
+
+    @model_validator(mode="after")
+    def _order_holds(self) -> "CosineLength":
+        if min(self.right) <= max(self.wrong):
+            raise ValueError(f"right {self.right} has to lie above wrong {self.wrong}, whatever the lengths")
+        if self.exceeded > min(self.wrong):
+            raise ValueError(f"exceeded is {self.exceeded}; at most {min(self.wrong)}, or running on would pay")
+        if self.right[0] < self.right[1]:
+            raise ValueError(f"right {self.right} would pay a right answer for being long; put the larger one first")
+        return self
+
+    def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
+        """The verdict by the completion's tokens and its outcomes; `gold` is not looked at."""
+        if isinstance(completion, str):
+            return _NO_COUNT
+        right = is_right(completion)
+        if right is None:
+            return _NO_OUTCOME
+        if completion.n_tokens >= self.max_tokens:
+            return Verdict(value=self.exceeded, reason="too long")
+        start, end = self.right if right else self.wrong
+        share = (1 + math.cos(math.pi * completion.n_tokens / self.max_tokens)) / 2
+        return Verdict(value=end + (start - end) * share, reason="right" if right else "wrong")
+
+    def probes(self) -> list[Probe]:
+        """Right answers within the length are paid, nothing else."""
+        few, many = 1, self.max_tokens - 1
+        return [
+            Probe("right and short", _sized(few, right=True), None, self.right[0] > 0),
+            Probe("wrong and short", _sized(few, right=False), None, self.wrong[0] > 0),
+            Probe("wrong and long", _sized(many, right=False), None, self.wrong[1] > 0),
+            Probe("right, padded to twice the limit", _sized(2 * self.max_tokens, right=True), None, False),
+            Probe("wrong, padded to twice the limit", _sized(2 * self.max_tokens, right=False), None, False),
+            Probe("not judged", _sized(few), None, False),
+            Probe("no token count", "7", None, False),
+        ]
+
+
+class KimiLength(BaseReward):
+    """Within a prompt's completions, short right answers gain and long ones lose; wrong ones can only lose.
+
+    With g = 1/2 - (|y| - min) / (max - min) over the group's lengths: g for a right answer, min(0, g) for a wrong one,
+    0 for all where all are of one length (Kimi k1.5, arXiv:2501.12599, section 2.3.3). A completion that the outcomes
+    have no verdict on gets none here, though its length counts.
+    """
+
+    role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
+    needs_outcome: ClassVar[bool] = True
+    kind: Literal["kimi_length"] = "kimi_length"
+
+    def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
+        """The verdict on a group of one; `gold` is not looked at."""
+        return _NO_COUNT if isinstance(completion, str) else self.judge_group([completion])[0]
+
+    def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
+        """The verdicts on all completions of one prompt, whatever their order."""
+        lengths = [one.n_tokens for one in group]
+        shortest, spread = min(lengths, default=0), max(lengths, default=0) - min(lengths, default=0)
+        return [_kimi(one, shortest, spread) for one in group]
+
+    def probes(self) -> list[Probe]:
+        """One completion is no group, so it is never paid."""
+        return [
+            Probe("right, alone", _sized(9, right=True), None, False),
+            Probe("wrong, alone", _sized(9, right=False), None, False),
+            Probe("not judged", _sized(9), None, False),
+            Probe("no token count", "7", None, False),
+        ]
+
+
+def _kimi(completion: Completion, shortest: int, spread: int) -> Verdict:
+    right = is_right(completion)
+    if right is None:
+        return _NO_OUTCOME
+    if spread == 0:
+        return Verdict(value=0.0, reason="all of one length")
+    gain = 0.5 - (completion.n_tokens - shortest) / spread
+    return Verdict(value=gain if right else min(0.0, gain), reason="right" if right else "wrong")
+
+
+def _sized(n_tokens: int, *, right: bool | None = None) -> Completion:
+    """A completion of so many tokens, judged right or wrong or not at all."""
+    verdicts = {} if right is None else {"outcome": Verdict(value=float(right), reason="given")}
+    return Completion(
+        prompt_id="probe",
+        sample=0,
+        prompt=[Message(role="user", content="3+4?")],
+        text="7",
+        finish_reason="stop",
+        n_tokens=n_tokens,
+        verdicts=verdicts,
+    )
