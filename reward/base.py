@@ -39,6 +39,16 @@ class BaseReward(Strict, ABC):
 
     kind: str
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    gate: bool = Field(False, description="no outcome is paid unless this reward's value is 1")
+
+    @property
+    def is_outcome(self) -> bool:
+        return self.role == "outcome"
+
+    @property
+    def bound(self) -> float:
+        """The largest absolute value `judge` can give."""
+        return 1.0
 
     @property
     def label(self) -> str:

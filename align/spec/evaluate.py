@@ -8,6 +8,7 @@ from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.spec.rollout import Switch
 from qwen_align.align.spec.sampling import SamplingSettings
 from qwen_align.align.spec.stage import StageSettings
+from qwen_align.reward.settings import RewardSettings
 
 
 class Evaluate(StageSettings):
@@ -22,4 +23,5 @@ class Evaluate(StageSettings):
     samples: int = Field(ge=1)
     sampling: SamplingSettings
     switches: list[Switch] = Field([Switch()], min_length=1)
+    rewards: list[RewardSettings] = Field([], description="settings of rewards that questions name, else the defaults")
     engine: Literal["local"] = "local"

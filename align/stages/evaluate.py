@@ -1,6 +1,6 @@
 """evaluate: how often a model is right, and whether it thinks as asked, for each data set and each switch."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from qwen_align.align.spec.rollout import Switch
 from qwen_align.align.stages.parts import Draw, draw, open_engine
 from qwen_align.reward.format import Format, obeys
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.settings import reward_of_kind
+from qwen_align.reward.settings import Reward, reward_of_kind
+from qwen_align.reward.verdict import Verdict
 
 
 def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
             for number, switch in enumerate(spec.switches):
                 asked = [put(problem, renderer, switch) for problem in questions]
                 # By place, not by name: a stage's folder is the same whatever its inputs are called.
-                rows = list(judged(draw(engine, renderer, asked, how, context, out / "parts" / f"{place}-{number}")))
+                drawn = draw(engine, renderer, asked, how, context, out / "parts" / f"{place}-{number}")
+                rows = judged(list(drawn), spec.rewards)
                 if file:
                     file.writelines(to_line(row) + "\n" for row in rows)
                     result = score(rows, switch, renderer, spec.samples)
@@ -44,13 +46,20 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
     return {"results": results}
 
 
-def judged(rows: Iterable[Completion]) -> Iterator[Completion]:
+def judged(rows: Sequence[Completion], rewards: Sequence[Reward]) -> list[Completion]:
     """Each completion with the verdict of its question's own reward, and of the format."""
+    settings: dict[str, Reward] = {reward.kind: reward for reward in rewards}
+    verdicts: list[dict[str, Verdict]] = [{} for _ in rows]
+    for kind in {row.reward: None for row in rows}:
+        reward = settings.get(kind) or reward_of_kind(kind)
+        places = [place for place, row in enumerate(rows) if row.reward == kind]
+        for place, verdict in zip(places, reward.judge_many([rows[place] for place in places]), strict=True):
+            verdicts[place][kind] = verdict
     layout = Format()
-    for row in rows:
-        reward = reward_of_kind(row.reward)
-        verdicts = {reward.kind: reward.judge(row), layout.kind: layout.judge(row)}
-        yield row.model_copy(update={"verdicts": verdicts})
+    return [
+        row.model_copy(update={"verdicts": {**said, layout.kind: layout.judge(row)}})
+        for row, said in zip(rows, verdicts, strict=True)
+    ]
 
 
 def score(rows: list[Completion], switch: Switch, renderer: Renderer, k: int) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from qwen_align.align.rows import Problem, only, read_rows
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.sampling import Sampling
 from qwen_align.align.stages import training
-from qwen_align.reward.settings import judge_all
+from qwen_align.reward.combine import judge_all
+from qwen_align.reward.settings import warm_all
 
 FIRST_KL_TOLERANCE = 1e-4  # float rounding is about 1e-7
 SAMPLES_KEPT = 2  # completions a step written to samples.jsonl, to be read by eye
@@ -52,6 +53,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     asked = [put(problem, renderer) for problem in rows]
     if not asked:
         return training.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
+    warm_all(spec.rewards)
     drawn = [asked[number] for number in order(len(asked), spec.steps * spec.prompts, context.seed)]
     sampling = spec.sampling.for_policy()
     game = Game(spec, drawn, renderer, sampling, context)
@@ -135,8 +137,12 @@ class Game:
         rows = [
             as_row(self.drawn[place], one, self.renderer) for place, one in zip(self._places, self._last, strict=True)
         ]
-        verdicts = [judge_all(self.spec.rewards, row) for row in rows]
+        verdicts = judge_all(self.spec.rewards, rows)
         log_metric("no_verdict_share", sum(verdict.value is None for verdict in verdicts) / len(verdicts))
+        for label in verdicts[0].parts or {}:
+            said = [verdict.parts[label].value for verdict in verdicts if verdict.parts]
+            values = [value for value in said if value is not None]
+            log_metric(f"reward/{label}", sum(values) / max(len(values), 1))
         for row, verdict in list(zip(rows, verdicts, strict=True))[:SAMPLES_KEPT]:
             sample = row.model_copy(update={"verdicts": verdict.parts or {}}).model_dump(exclude_none=True)
             self.context.keep_sample(trainer_state.global_step + 1, {**sample, "value": verdict.value})

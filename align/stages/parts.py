@@ -1,9 +1,10 @@
 """Completions drawn part by part, each part on disk before the next: a killed stage goes on where it was."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -16,7 +17,11 @@ from qwen_align.align.rollout.engine import Engine, Request
 from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Completion, read_rows, to_line
 from qwen_align.align.spec.sampling import SamplingSettings
+from qwen_align.reward.combine import judge_all
+from qwen_align.reward.settings import Reward
+from qwen_align.reward.verdict import Verdict
 
+JUDGED_TOGETHER = 1024  # completions, so that rewards that wait for processes keep all cores busy
 BATCHES_A_PART = 4  # so that the engine can sort by length, and a crash loses a minute rather than an hour
 
 
@@ -64,6 +69,17 @@ def draw(
     if context.is_main:
         for start, stop in spans:
             yield from (row for row in read_rows(_part(parts, start, stop)) if isinstance(row, Completion))
+
+
+def judged(rows: Iterable[Completion], rewards: Sequence[Reward]) -> Iterator[tuple[Completion, Verdict]]:
+    """Each completion with its verdict, in order; `rows` come by prompt, whose completions are judged together."""
+    waiting: list[Completion] = []
+    for _, group in groupby(rows, key=lambda row: row.prompt_id):
+        waiting.extend(group)
+        if len(waiting) >= JUDGED_TOGETHER:
+            yield from zip(waiting, judge_all(rewards, waiting), strict=True)
+            waiting = []
+    yield from zip(waiting, judge_all(rewards, waiting), strict=True)
 
 
 def _part(parts: Path, start: int, stop: int) -> Path:

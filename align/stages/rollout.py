@@ -11,8 +11,8 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.rollout.ask import put
 from qwen_align.align.rows import Problem, only, read_rows, to_line
 from qwen_align.align.spec.rollout import Rollout
-from qwen_align.align.stages.parts import Draw, draw, open_engine
-from qwen_align.reward.settings import judge_all
+from qwen_align.align.stages.parts import Draw, draw, judged, open_engine
+from qwen_align.reward.settings import warm_all
 
 
 def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     asked = [put(problem, renderer, spec.switch) for problem in rows]
     if not asked and spec.on_empty == "fail":
         raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
+    warm_all(spec.rewards)
     how = Draw(spec.sampling, spec.samples, context.seed, keep_tokens=spec.keep_tokens)
     drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
     if not context.is_main:
@@ -30,8 +31,7 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     reasons: Counter[str] = Counter()
     count, paid, stopped, tokens = 0, 0.0, 0, 0
     with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
-        for row in drawn:
-            verdict = judge_all(spec.rewards, row)
+        for row, verdict in judged(drawn, spec.rewards):
             parts = verdict.parts or {}
             file.write(to_line(row.model_copy(update={"verdicts": parts})) + "\n")
             reasons.update(f"{name}: {part.reason}" for name, part in parts.items())

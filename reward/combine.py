@@ -1,0 +1,74 @@
+"""Several rewards on the same completions: outcomes are paid, shaping tips the scales between equals.
+
+With W the sum of the outcomes' weights, O the weighted sum of their values and S that of the shaping rewards:
+
+- a right completion (every outcome says 1, every gate is passed) gets W + S,
+- any other gets KEPT_SHARE * O + S, and O counts 0 where a gate is not passed.
+
+S is scaled down, if need be, so that it stays within SHAPING_SHARE * W either way. So whatever the weights, a right
+completion gets at least 0.75 W and a wrong one at most 0.65 W: no shaping makes a wrong answer beat a right one, and
+among wrong answers the one nearer to right still gets more of its outcome. Without shaping and gates the sum is O.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+
+from qwen_align.align.rows import Completion
+from qwen_align.reward.base import BaseReward
+from qwen_align.reward.verdict import Verdict
+
+SHAPING_SHARE = 0.25  # of W; below half of what right and wrong differ by, with room for partial credit
+KEPT_SHARE = 0.4  # of a partial outcome's credit; KEPT_SHARE + SHAPING_SHARE < 1 - SHAPING_SHARE
+
+
+def judge_all(
+    rewards: Sequence[BaseReward], completions: Sequence[Completion], *, deadline_s: float | None = None
+) -> list[Verdict]:
+    """One verdict a completion, with the rewards' own verdicts as its parts; None if one of them has no value.
+
+    After `deadline_s` seconds of wall time what is not judged yet has no verdict. For asyncio:
+    `await asyncio.to_thread(judge_all, rewards, completions)`.
+    """
+    deadline = None if deadline_s is None else time.monotonic() + deadline_s
+    parts: list[dict[str, Verdict]] = [{} for _ in completions]
+    for reward in sorted(rewards, key=lambda one: one.needs_outcome):
+        seen = completions
+        if reward.needs_outcome:
+            outcomes = {one.label for one in rewards if one.is_outcome}
+            seen = [
+                one.model_copy(update={"verdicts": {name: part[name] for name in part if name in outcomes}})
+                for one, part in zip(completions, parts, strict=True)
+            ]
+        for part, verdict in zip(parts, reward.judge_many(seen, deadline=deadline), strict=True):
+            part[reward.label] = verdict
+    scale = shaping_scale(rewards)
+    return [_combined(rewards, {one.label: part[one.label] for one in rewards}, scale) for part in parts]
+
+
+def shaping_scale(rewards: Sequence[BaseReward]) -> float:
+    """What the shaping rewards' weights are multiplied with, 1.0 where they are small enough as they are."""
+    outcomes = sum(reward.weight for reward in rewards if reward.is_outcome)
+    reach = sum(abs(reward.weight) * reward.bound for reward in rewards if not reward.is_outcome)
+    if not outcomes or reach <= SHAPING_SHARE * outcomes:
+        return 1.0
+    return SHAPING_SHARE * outcomes / reach
+
+
+def _combined(rewards: Sequence[BaseReward], parts: dict[str, Verdict], scale: float) -> Verdict:
+    for part in parts.values():
+        if part.value is None:
+            return Verdict(value=None, reason=part.reason, parts=parts)
+    values = {label: part.value for label, part in parts.items() if part.value is not None}
+    outcomes = [reward for reward in rewards if reward.is_outcome]
+    shaping = [reward for reward in rewards if not reward.is_outcome]
+    paid = math.fsum(reward.weight * values[reward.label] for reward in outcomes)
+    passed = all(values[reward.label] >= 1.0 for reward in rewards if reward.gate)
+    if outcomes and (shaping or not passed):
+        is_right = passed and all(values[reward.label] >= 1.0 for reward in outcomes)
+        paid = paid if is_right else KEPT_SHARE * paid if passed else min(0.0, paid)
+    shaped = math.fsum(
+        reward.weight * max(-reward.bound, min(reward.bound, values[reward.label])) for reward in shaping
+    )
+    reason = "; ".join(part.reason for part in parts.values())
+    return Verdict(value=paid + scale * shaped, reason=reason, parts=parts)

@@ -1,0 +1,142 @@
+"""A user's own function as a reward, run in worker processes with a deadline."""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.references import OutsideFile
+from qwen_align.align.rows import Completion
+from qwen_align.reward.base import BaseReward, Probe, cores, in_threads
+from qwen_align.reward.pool import Pool, PoolError, StartError
+from qwen_align.reward.verdict import Verdict
+
+
+class PythonReward(BaseReward):
+    """What `name(completion, gold)` of a file returns: a number, a bool, None for no verdict, a dict or a Verdict.
+
+    `completion` is a `Completion` (or the bare text, where only that was judged), `gold` the row's gold; with
+    `group: true` the function takes a list of the completions of one prompt and returns a list as long. A dict has
+    `value` and may have `reason`. The function runs in worker processes: it may hang, use up to `memory_gib` or
+    crash without harm to the run. A completion it takes too long for gets 0.0, "time limit"; where it raises or
+    returns something else there is no verdict. The file's sha256 is in the stage's key, not that of files it imports.
+    """
+
+    kind: Literal["python"] = "python"
+    file: OutsideFile
+    name: str = Field("judge", pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")
+    group: bool = False
+    shaping: bool = Field(False, description="says how the task was done, not whether; values beyond -1 to 1 are cut")
+    time_limit_s: float = Field(10.0, gt=0, allow_inf_nan=False)
+    memory_gib: float = Field(4.0, gt=0, allow_inf_nan=False)
+
+    @property
+    def label(self) -> str:
+        return f"{Path(self.file).stem}.{self.name}"
+
+    @property
+    def is_outcome(self) -> bool:
+        return not self.shaping
+
+    def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
+        if isinstance(completion, str):
+            if self.group:
+                raise TypeError(f"{self.label} judges groups: give it Completion rows, through judge_group")
+            return self._ask({"text": completion, "gold": gold})[0]
+        row = completion if gold is None else completion.model_copy(update={"gold": gold})
+        return self.judge_group([row])[0]
+
+    def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
+        return self._ask({"rows": [one.model_dump(exclude_none=True) for one in group]}, len(group))
+
+    def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
+        if self.group:
+            return super().judge_many(completions, deadline=deadline)
+        return in_threads(self.judge, completions, deadline)
+
+    def warm(self) -> None:
+        """Import the file; raises RecipeError if it cannot be, or does not have the function."""
+        try:
+            self._pool().warm()
+        except StartError as error:
+            raise RecipeError(f"reward {self.file}: {error}") from error
+
+    def probes(self) -> list[Probe]:
+        return []
+
+    def _ask(self, request: dict[str, Any], count: int = 1) -> list[Verdict]:
+        self.warm()
+        try:
+            found = self._pool().ask(request)
+        except PoolError as error:
+            reason = str(error)
+            return [Verdict(value=0.0 if reason == "time limit" else None, reason=reason)] * count
+        return [Verdict.model_validate(one) for one in found]
+
+    def _pool(self) -> Pool:
+        return _pool(self.file, self.name, self.group, self.time_limit_s, self.memory_gib)
+
+
+@cache
+def _pool(file: str, name: str, group: bool, time_limit_s: float, memory_gib: float) -> Pool:
+    argument = {"file": str(Path(file).resolve()), "name": name, "group": group}
+    entry = "qwen_align.reward.python_file:serve"
+    return Pool(entry, argument, workers=cores(), limit_s=time_limit_s, memory_gib=memory_gib)
+
+
+_ROWS = TypeAdapter(list[Completion])
+
+
+def serve(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
+    """In the workers' server: imports the user's file and returns what answers requests."""
+    function = _function(Path(argument["file"]), argument["name"])
+
+    def handle(request: dict[str, Any]) -> list[dict[str, Any]]:
+        if "text" in request:
+            returned = [function(request["text"], request["gold"])]
+        else:
+            rows = _ROWS.validate_python(request["rows"])
+            returned = list(function(rows)) if argument["group"] else [function(one, one.gold) for one in rows]
+            if len(returned) != len(rows):
+                raise ValueError(f"{len(returned)} values returned for {len(rows)} completions")
+        return [_verdict(one).model_dump(exclude_none=False) for one in returned]
+
+    return handle
+
+
+def _function(file: Path, name: str) -> Callable[..., Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there")
+    sys.path.insert(0, str(file.parent))  # its neighbours can be imported
+    spec = spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python file")
+    module = module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = ", ".join(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
+        raise AttributeError(f"{file} has no function '{name}'; it has: {known or 'none'}")
+    return function  # type: ignore[no-any-return]
+
+
+def _verdict(returned: Any) -> Verdict:
+    if isinstance(returned, Verdict):
+        return returned
+    if returned is None:
+        return Verdict(value=None, reason="no verdict")
+    if isinstance(returned, dict):
+        try:
+            return Verdict.model_validate({"reason": "judged", **returned})
+        except ValidationError as error:
+            raise TypeError(f"the dict returned is no verdict: {error.errors()[0]['msg']}") from None
+    value = float(returned)
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ValueError(f"{value} is no reward")
+    return Verdict(value=value, reason="judged")

@@ -1,0 +1,143 @@
+"""A user's own function as a reward: what it may return, and what becomes of one that misbehaves."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.rows import Completion, Message
+from qwen_align.reward.python_file import PythonReward
+from qwen_align.reward.settings import RewardList
+from qwen_align.reward.verdict import Verdict
+
+FILE = """
+import os, time
+from neighbour import FACTOR
+from qwen_align.reward.verdict import Verdict
+
+state = []
+
+def judge(completion, gold):
+    text = completion if isinstance(completion, str) else completion.text
+    if text == "hang":
+        while True:
+            try:
+                time.sleep(60)
+            except BaseException:
+                pass
+    if text == "raise":
+        raise KeyError("missing")
+    if text == "crash":
+        os.abort()
+    if text == "print":
+        print("to the log")
+        return 0.5
+    return {
+        "number": 2, "bool": True, "none": None, "nan": float("nan"), "text": "good",
+        "dict": {"value": 0.25, "reason": "a quarter"}, "bad dict": {"valeu": 1.0},
+        "verdict": Verdict(value=-1.0, reason="mine"), "gold": float(gold or 0) * FACTOR,
+    }[text]
+
+def spread(completions):
+    return [float(one.n_tokens == max(c.n_tokens for c in completions)) for one in completions]
+
+def short(completions):
+    return [1.0]
+
+not_a_function = 3
+"""
+
+
+@pytest.fixture
+def reward(tmp_path: Path) -> Any:
+    (tmp_path / "neighbour.py").write_text("FACTOR = 10\n")
+    file = tmp_path / "mine.py"
+    file.write_text(FILE)
+
+    def make(**settings: Any) -> PythonReward:
+        given = {"kind": "python", "file": str(file), **settings}
+        (made,) = TypeAdapter(RewardList).validate_python([given], context={"folder": str(tmp_path)})
+        assert isinstance(made, PythonReward)
+        return made
+
+    return make
+
+
+def completion(text: str, **fields: Any) -> Completion:
+    given = {"prompt_id": "p", "sample": 0, "finish_reason": "stop", "n_tokens": 1, **fields}
+    return Completion(prompt=[Message(role="user", content="?")], text=text, **given)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "reason"),
+    [
+        ("number", 2.0, "judged"),
+        ("bool", 1.0, "judged"),
+        ("none", None, "no verdict"),
+        ("dict", 0.25, "a quarter"),
+        ("verdict", -1.0, "mine"),
+        ("print", 0.5, "judged"),
+        ("nan", None, "ValueError: nan is no reward"),
+        ("text", None, "ValueError: could not convert string to float: 'good'"),
+        ("bad dict", None, "TypeError: the dict returned is no verdict: 'valeu' is no setting here"),
+        ("raise", None, "KeyError: 'missing'"),
+        ("crash", None, "worker died"),
+    ],
+)
+def test_what_the_function_returns(reward: Any, text: str, value: float | None, reason: str) -> None:
+    for given in (text, completion(text)):
+        verdict = reward().judge(given)
+        assert verdict.value == value
+        assert verdict.reason.startswith(reason)
+
+
+def test_gold_is_the_rows_own_or_the_given(reward: Any) -> None:
+    assert reward().judge(completion("gold", gold="4")).value == 40.0
+    assert reward().judge(completion("gold", gold="4"), "5").value == 50.0
+    assert reward().judge("gold", 6).value == 60.0
+
+
+def test_a_function_that_hangs_is_ended_and_the_rest_judged(reward: Any) -> None:
+    mine = reward(time_limit_s=0.5)
+    mine.warm()
+    started = time.monotonic()
+    rows = [completion(text, prompt_id=str(n)) for n, text in enumerate(["number", "hang", "dict"])]
+    assert [verdict.value for verdict in mine.judge_many(rows)] == [2.0, 0.0, 0.25]
+    assert time.monotonic() - started < 3.0
+    assert mine.judge(rows[1]) == Verdict(value=0.0, reason="time limit")
+
+
+def test_a_function_of_groups(reward: Any) -> None:
+    rows = [completion("", prompt_id=name, n_tokens=n) for name, n in (("a", 1), ("b", 2), ("a", 3))]
+    assert [one.value for one in reward(name="spread", group=True).judge_many(rows)] == [0.0, 1.0, 1.0]
+    short = reward(name="short", group=True).judge_group(rows)
+    assert [(one.value, one.reason) for one in short] == [(None, "ValueError: 1 values returned for 3 completions")] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("jugde", "has no function 'jugde'; it has: Verdict, judge, spread, short"),
+        ("not_a_function", "has no function"),
+    ],
+)
+def test_a_function_that_is_not_there_is_told_at_the_door(reward: Any, name: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        reward(name=name).warm()
+
+
+def test_a_file_that_is_not_there_or_broken_is_told_at_the_door(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is not there"):
+        PythonReward(file=str(tmp_path / "none.py")).warm()
+    (tmp_path / "broken.py").write_text("def judge(:\n")
+    with pytest.raises(RecipeError, match="SyntaxError"):
+        PythonReward(file=str(tmp_path / "broken.py")).warm()
+
+
+def test_verdicts_are_kept_by_file_and_function(reward: Any) -> None:
+    assert reward().label == "mine.judge"
+    assert reward().is_outcome
+    assert not reward(shaping=True).is_outcome
