@@ -64,8 +64,9 @@ class LanguageShare(BaseReward):
         thinking, answer = _split(completion if isinstance(completion, str) else completion.text)
         if self.where == "thinking" and thinking is None:
             return Verdict(value=0.0, reason="no thinking")
-        judged = {"thinking": [thinking], "answer": [answer], "both": [thinking, answer]}[self.where]
-        found = [one for one in (shares(part) for part in judged if part is not None) if one]
+        thought = [] if thinking is None or self.where == "answer" else [thinking]
+        spoken = [] if self.where == "thinking" else [answer]
+        found = [one for one in map(shares, thought + spoken) if one]
         if not found:
             return Verdict(value=0.0, reason="no words")
         share = min(one.get(target, 0.0) for one in found)
