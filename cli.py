@@ -20,6 +20,8 @@ examples:
   qwen-align run my.yaml                                      run it, or go on where it stopped
   qwen-align run my.yaml --set stages.grpo.learning_rate=1e-6
   qwen-align show my.yaml sft                                 tokens and loss mask of what a stage trains on
+  qwen-align score rows.jsonl --reward math_answer --out scored.jsonl
+  qwen-align audit reward my_reward.py:judge                  what does this reward pay for?
 """
 
 
@@ -121,6 +123,48 @@ def _schema(parsed: argparse.Namespace, out: "Console") -> int:
     return 0
 
 
+def _score(parsed: argparse.Namespace, out: "Console") -> int:
+    from rich.progress import Progress, TextColumn
+
+    from qwen_align.align.score import score
+    from qwen_align.align.spec.recipe import assignments
+    from qwen_align.reward.settings import named
+
+    reward = named(parsed.reward, dict(assignments(parsed.set)))
+    with Progress(TextColumn("{task.completed:,.0f} rows judged"), console=out, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        scored = score(parsed.rows, parsed.out, reward, lambda rows: bar.update(task, completed=rows))
+    mean = "none" if scored.mean is None else f"{scored.mean:.4f}"
+    out.print(f"{scored.rows:,} rows, mean value {mean}, without a verdict: {scored.without:,}")
+    for reason, count in scored.reasons.items():
+        out.print(f"{count:>9,}  {reason}", soft_wrap=True)
+    out.print(f"written: {parsed.out}", soft_wrap=True)
+    return 0
+
+
+def _audit(parsed: argparse.Namespace, out: "Console") -> int:
+    from rich.table import Table
+
+    from qwen_align.align.rows import Problem, only, read_rows
+    from qwen_align.align.spec.recipe import assignments
+    from qwen_align.reward.audit import audit
+    from qwen_align.reward.settings import named
+
+    reward = named(parsed.reward, dict(assignments(parsed.set)))
+    reward.check_here()
+    problems = list(only(Problem, read_rows(parsed.rows)))[: parsed.first] if parsed.rows else []
+    found = audit(reward, problems)
+    table = Table("", "completion", "value", "reason", box=None, pad_edge=False)
+    for one in found:
+        sign = "wrong" if one.is_wrong else "paid" if one.is_paid and not one.pays else "ok"
+        value = "none" if one.verdict.value is None else f"{one.verdict.value:g}"
+        table.add_row(sign, one.probe, value, one.verdict.reason)
+    out.print(table)
+    wrong, paid = sum(one.is_wrong for one in found), sum(one.is_paid and one.pays is None for one in found)
+    out.print(f"{len(found)} completions: {wrong} judged wrongly, {paid} paid that solve nothing")
+    return 4 if wrong else 0
+
+
 def _doctor(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align import doctor
 
@@ -160,6 +204,17 @@ def _parser() -> argparse.ArgumentParser:
     recipes = _command(commands, "recipes", _recipes, "list the shipped recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this recipe, to be saved and changed")
     _command(commands, "schema", _schema, "JSON Schema of a recipe, for editors")
+    score = _command(commands, "score", _score, "judge a file of completions and golds")
+    score.add_argument("rows", type=Path, help="JSON lines with completion (or text) and gold")
+    score.add_argument("--reward", required=True, metavar="REWARD", help="a kind, or my_reward.py:function")
+    score.add_argument("--out", type=Path, required=True, help="the same rows with value and reason")
+    audit = _command(commands, "audit", _audit, "show a reward golden and adversarial completions: what does it pay?")
+    audit.add_argument("what", choices=["reward"], help="what is audited")
+    audit.add_argument("reward", metavar="REWARD", help="a kind, or my_reward.py:function")
+    audit.add_argument("--rows", type=Path, help="also against these problems (rows.jsonl of a data stage)")
+    audit.add_argument("--first", type=int, default=4, help="how many of the problems (default 4)")
+    for command in (score, audit):
+        command.add_argument("--set", metavar="SETTING=VALUE", action="append", default=[], help="a reward's setting")
     _command(commands, "doctor", _doctor, "what this machine has, and what is wrong with it")
     prune = _command(commands, "prune", _prune, "delete stored stages that no run links to")
     prune.add_argument("--dry-run", action="store_true", help="only say what would be deleted")

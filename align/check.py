@@ -24,7 +24,11 @@ from qwen_align.align.spec.stage import micro_batches, steps_of
 from qwen_align.align.stages.build_data import rows as build
 from qwen_align.align.store import read_json
 from qwen_align.data_builders.sieve import Drops
+from qwen_align.reward.audit import audit
+from qwen_align.reward.combine import SHAPING_SHARE, shaping_scale
+from qwen_align.reward.settings import Reward, check_all, reward_of_kind
 
+AUDITED = 2  # problems whose bad completions a reward is shown
 LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is among them, or next to it
 
 
@@ -145,18 +149,24 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         _fits(preview, one, max((n for n in paired.lengths if n <= settings.max_tokens), default=0), "a pair's side")
         yield from _training(paired.lengths, paired.dropped, settings, len(paired.pairs))
     elif isinstance(settings, Grpo):
+        check_all(settings.rewards)
         prompts = list(only(Problem, preview.rows_for(one, settings.from_data)))
         micro_batches(settings.prompts * settings.samples, one.stage.runtime)
         lengths = [preview.prompt_length(one, row, row.mode, row.flag) for row in prompts]
         _fits(preview, one, max(lengths, default=0) + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
         yield f"{settings.steps} steps of {settings.prompts} prompts x {settings.samples} completions"
         yield f"prompt {_percentiles(lengths)}"
+        yield from _rewards(settings.rewards, prompts)
     elif isinstance(settings, Rollout):
+        check_all(settings.rewards)
         prompts = list(only(Problem, preview.rows_for(one, [settings.from_data])))
         switches = [settings.switch] if settings.switch else []
         yield f"{len(prompts):,} prompts x {settings.samples} completions, {_asked(one, preview, prompts, switches)}"
+        yield from _rewards(settings.rewards, prompts)
     elif isinstance(settings, Evaluate):
+        check_all(settings.rewards)
         prompts = list(only(Problem, preview.rows_for(one, settings.from_data)))
+        _judgeable(prompts, settings.rewards)
         yield (
             f"{len(prompts):,} questions x {len(settings.switches)} switches x {settings.samples} completions, "
             f"{_asked(one, preview, prompts, settings.switches)}"
@@ -184,6 +194,36 @@ def _training(lengths: list[int], dropped: dict[str, int], settings: Sft | Dpo, 
     yield summary({"samples": kept, "dropped": dropped, "steps": steps}) or "nothing to train on"
     if lengths:
         yield f"{_percentiles(lengths)}, limit {settings.max_tokens}"
+
+
+def _rewards(rewards: list[Reward], prompts: list[Problem]) -> Iterator[str]:
+    """What is amiss with the rewards of a stage: golds they cannot use, bad completions they pay, scaled weights."""
+    scale = shaping_scale(rewards)
+    if scale < 1:
+        yield (
+            f"shaping weights x {scale:.3g}, so that all shaping together reaches {SHAPING_SHARE:g} of the outcomes' "
+            "weight and no wrong answer beats a right one"
+        )
+    for reward in rewards:
+        unusable = [row for row in prompts if reward.judge_gold(row.gold).value != 1.0]
+        if unusable:
+            first = f"'{unusable[0].id}': {unusable[0].gold!r:.60}"
+            yield f"{reward.label}: {len(unusable):,} golds of {len(prompts):,} are unusable, the first {first}"
+        if reward.is_outcome:
+            paid = dict.fromkeys(
+                one.probe for one in audit(reward, prompts[:AUDITED]) if one.pays is None and one.is_paid
+            )
+            if paid:
+                yield f"{reward.label} pays for what solves nothing: {', '.join(paid)}"
+
+
+def _judgeable(prompts: list[Problem], rewards: list[Reward]) -> None:
+    """Raises DataError for the first question whose reward cannot use its gold, as the stage would."""
+    settings: dict[str, Reward] = {reward.kind: reward for reward in rewards}
+    for row in prompts:
+        said = (settings.get(row.reward) or reward_of_kind(row.reward)).judge_gold(row.gold)
+        if said.value != 1.0:
+            raise DataError(f"question '{row.id}': {said.reason}; its gold is {row.gold!r:.60}")
 
 
 def _asked(one: Planned, preview: Preview, prompts: list[Problem], switches: list[Switch]) -> str:

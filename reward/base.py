@@ -36,6 +36,8 @@ class BaseReward(Strict, ABC):
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
     needs_outcome: ClassVar[bool] = False
     """Whether `completion.verdicts` must hold the verdicts of the outcomes, and of nothing else: see `is_right`."""
+    needs_tokens: ClassVar[bool] = False
+    """Whether the verdict depends on `completion.n_tokens`."""
 
     kind: str
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
@@ -82,6 +84,9 @@ class BaseReward(Strict, ABC):
     def judge_gold(self, gold: Any) -> Verdict:
         """The verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
         return Verdict(value=1.0, reason="needs no gold")
+
+    def check_here(self) -> None:
+        """Raises RecipeError where this machine or the reward's settings make verdicts impossible."""
 
     def warm(self) -> None:
         """Start now what the first verdict would have to wait for."""

@@ -59,8 +59,11 @@ class PythonReward(BaseReward):
             return super().judge_many(completions, deadline=deadline)
         return in_threads(self.judge, completions, deadline)
 
-    def warm(self) -> None:
+    def check_here(self) -> None:
         """Import the file; raises RecipeError if it cannot be, or does not have the function."""
+        self.warm()
+
+    def warm(self) -> None:
         try:
             self._pool().warm()
         except StartError as error:

@@ -1,12 +1,13 @@
 """The rewards a recipe can name. A new reward is one new file and one line in the union."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.strict import did_you_mean
 from qwen_align.reward.format import Format
 from qwen_align.reward.math_answer import MathAnswer
@@ -14,6 +15,7 @@ from qwen_align.reward.python_file import PythonReward
 
 Reward = MathAnswer | Format | PythonReward
 RewardSettings = Annotated[Reward, Field(discriminator="kind")]
+_REWARD: TypeAdapter[Reward] = TypeAdapter(RewardSettings)
 
 
 def _agree(rewards: list[Reward]) -> list[Reward]:
@@ -63,7 +65,22 @@ def reward_of_kind(kind: str) -> Reward:
     return found
 
 
-def warm_all(rewards: Sequence[Reward]) -> None:
-    """Start what the rewards' first verdicts would wait for; raises what makes one of them impossible here."""
+def check_all(rewards: Sequence[Reward]) -> None:
+    """Raises RecipeError where one of the rewards cannot judge on this machine."""
     for reward in rewards:
-        reward.warm()
+        reward.check_here()
+
+
+def named(name: str, settings: Mapping[str, Any] | None = None) -> Reward:
+    """The reward a command line names: a kind, or `file.py:function`; raises RecipeError saying what is wrong."""
+    file, _, function = name.rpartition(":")
+    given: dict[str, Any] = {"kind": name}
+    if name.endswith(".py"):
+        given = {"kind": "python", "file": name}
+    elif file.endswith(".py"):
+        given = {"kind": "python", "file": file, "name": function}
+    try:
+        return _REWARD.validate_python({**given, **(settings or {})}, context={"folder": "."})
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, one['loc'][1:])) or 'reward'}: {one['msg']}" for one in error.errors())
+        raise RecipeError(f"reward '{name}': {said}") from None

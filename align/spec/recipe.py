@@ -120,16 +120,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> list[Variant]:
     Raises RecipeError.
     """
     raw = _read(path)
-    for override in overrides:
-        setting, equals, value = override.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {override}: write it as setting=value, as in stages.sft.learning_rate=1e-5")
-        _set(raw, setting, _yaml(value, where=f"--set {override}"), where=f"--set {override}")
+    for (setting, value), override in zip(assignments(overrides), overrides, strict=True):
+        _set(raw, setting, value, where=f"--set {override}")
     whole = _validate(raw, path)
     return [
         Variant(axes, _validate(cell, path)) if axes else Variant(axes, whole)
         for axes, cell in _cells(raw, whole.matrix, path)
     ]
+
+
+def assignments(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """(setting, value) of every `setting=value`, the value read as YAML; raises RecipeError."""
+    found = []
+    for override in overrides:
+        setting, equals, value = override.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {override}: write it as setting=value, as in stages.sft.learning_rate=1e-5")
+        found.append((setting, _yaml(value, where=f"--set {override}")))
+    return found
 
 
 def _cells(raw: dict[str, Any], matrix: Mapping[str, list[Any]], path: Path) -> Iterator[tuple[dict[str, str], Any]]:

@@ -16,7 +16,7 @@ from qwen_align.align.spec.rollout import Switch
 from qwen_align.align.stages.parts import Draw, draw, open_engine
 from qwen_align.reward.format import Format, obeys
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.settings import Reward, reward_of_kind
+from qwen_align.reward.settings import Reward, check_all, reward_of_kind
 from qwen_align.reward.verdict import Verdict
 
 
@@ -25,6 +25,7 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
     renderer = model.renderer_of(source)
     engine = open_engine(source, renderer, context)
     how = Draw(spec.sampling, spec.samples, context.seed)
+    check_all(spec.rewards)
     results = []
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:

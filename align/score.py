@@ -1,0 +1,101 @@
+"""`qwen-align score`: a file of completions and golds, written back with what a reward says of each."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from qwen_align.align.errors import DataError
+from qwen_align.align.rows import Completion
+from qwen_align.reward.settings import Reward
+
+TOGETHER = 1024  # rows, so that rewards that wait for processes keep all cores busy
+_KNOWN = ("prompt_id", "sample", "prompt", "mode", "finish_reason", "n_tokens", "token_ids", "meta")
+
+
+class Scored(NamedTuple):
+    """`reasons` counts rows by reason; `mean` is over the rows with a verdict, None if there are none."""
+
+    rows: int
+    without: int
+    mean: float | None
+    reasons: dict[str, int]
+
+
+def score(source: Path, target: Path, reward: Reward, progress: Callable[[int], None] = lambda rows: None) -> Scored:
+    """Writes every row of `source` to `target` with `value`, `reason` and, where there are any, `parts`.
+
+    Rows are JSON objects with `completion` (or `text`) and `gold`; completions of a rollout will do. Raises
+    DataError naming file and line of the first bad row, with nothing written.
+    """
+    reward.check_here()
+    reasons: Counter[str] = Counter()
+    total, rows, without = 0.0, 0, 0
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            for chunk in _chunks(_read(source, reward)):
+                verdicts = reward.judge_many([completion for _, completion in chunk])
+                for (row, _), verdict in zip(chunk, verdicts, strict=True):
+                    said: dict[str, Any] = {"value": verdict.value, "reason": verdict.reason}
+                    if verdict.parts:
+                        said["parts"] = {name: part.value for name, part in verdict.parts.items()}
+                    file.write(json.dumps({**row, **said}, ensure_ascii=False) + "\n")
+                    reasons[verdict.reason] += 1
+                    total, without = total + (verdict.value or 0.0), without + (verdict.value is None)
+                rows += len(chunk)
+                progress(rows)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    mean = total / (rows - without) if rows > without else None
+    return Scored(rows, without, mean, dict(reasons.most_common()))
+
+
+def _chunks(rows: Iterable[tuple[dict[str, Any], Completion]]) -> Iterator[list[tuple[dict[str, Any], Completion]]]:
+    waiting = iter(rows)
+    while chunk := list(islice(waiting, TOGETHER)):
+        yield chunk
+
+
+def _read(source: Path, reward: Reward) -> Iterator[tuple[dict[str, Any], Completion]]:
+    needs_gold = reward.judge_gold(None).value != 1.0
+    with source.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                row = _object(line, f"{source}:{number}")
+                yield row, _completion(row, f"{source}:{number}", reward, needs_gold)
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a row is a JSON object with completion and gold, not {type(row).__name__}")
+    return row
+
+
+def _completion(row: dict[str, Any], where: str, reward: Reward, needs_gold: bool) -> Completion:
+    text = row.get("completion", row.get("text"))
+    if not isinstance(text, str):
+        found = "missing" if text is None else f"{type(text).__name__}, not a string"
+        raise DataError(f"{where}: 'completion' is {found}; a row has completion (or text) and gold")
+    if needs_gold and row.get("gold") is None:
+        raise DataError(f"{where}: 'gold' is missing; {reward.kind} judges against it")
+    if reward.needs_tokens and "n_tokens" not in row:
+        raise DataError(f"{where}: 'n_tokens' is missing; {reward.kind} needs the length in tokens")
+    if reward.needs_outcome:
+        raise DataError(f"{reward.kind} depends on whether a completion is right: judge with it in a rollout stage")
+    known = {key: row[key] for key in _KNOWN if row.get(key) is not None}
+    given = {"prompt_id": where, "sample": 0, "prompt": [], "finish_reason": "stop", "n_tokens": 0, **known}
+    try:
+        return Completion.model_validate({**given, "text": text, "gold": row.get("gold")})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{where}: '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None

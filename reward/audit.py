@@ -1,0 +1,75 @@
+"""What a reward pays for: golden and adversarial completions of its own domain, and of the user's own problems."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from qwen_align.align.rows import Completion, Message, Problem
+from qwen_align.reward.base import BaseReward, Probe
+from qwen_align.reward.verdict import Verdict
+
+# What a reward without probes of its own is audited on, where the user gives no problems.
+_SUM = Problem(id="sum", messages=[Message(role="user", content="What is 17 + 25?")], gold="42", reward="math_answer")
+_PADDING = 20_000  # characters; far beyond an answer, quick to judge
+
+
+class Audited(NamedTuple):
+    """A probe and what the reward said; `pays` is what a sound reward does, None where that is for the user to say."""
+
+    probe: str
+    verdict: Verdict
+    pays: bool | None
+
+    @property
+    def is_paid(self) -> bool:
+        return self.verdict.value is not None and self.verdict.value > 0
+
+    @property
+    def is_wrong(self) -> bool:
+        return self.pays is not None and self.pays != self.is_paid
+
+
+def audit(reward: BaseReward, problems: Sequence[Problem] = ()) -> list[Audited]:
+    """The reward's own probes, then the same eight bad completions of every problem."""
+    found = [Audited(one.name, _judge(reward, one), one.pays) for one in reward.probes()]
+    for problem in problems or ([] if found else [_SUM]):
+        found += [Audited(name, reward.judge(row), None) for name, row in bad_completions(problem)]
+    return found
+
+
+def _judge(reward: BaseReward, probe: Probe) -> Verdict:
+    if isinstance(probe.completion, Completion) and probe.gold is None:
+        return reward.judge(probe.completion)
+    return reward.judge(probe.completion, probe.gold)
+
+
+def bad_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
+    """Completions that solve nothing, by name."""
+    gold = problem.gold if isinstance(problem.gold, str | int | float) else ""
+    asked = problem.messages[-1].content
+    for name, text in (
+        ("empty", ""),
+        ("white space", " \n\n "),
+        ("the prompt copied", asked),
+        ("the gold in the thinking only", f"<think>\nIt is \\boxed{{{gold}}}.\n</think>\n\n"),
+        ("the gold in thinking without end", f"<think>\nIt is \\boxed{{{gold}}}."),
+        ("many boxes", " or ".join(f"\\boxed{{{answer}}}" for answer in (gold, "0", "1", "x", "A"))),
+        ("repeated tags", "<think>\n</think>\n" * 20),
+        ("padding", "wait, " * (_PADDING // 6)),
+    ):
+        yield name, _completion(problem, text)
+
+
+def _completion(problem: Problem, text: str) -> Completion:
+    shared: dict[str, Any] = {"mode": problem.mode, "flag": problem.flag, "meta": problem.meta}
+    return Completion(
+        prompt_id=problem.id,
+        sample=0,
+        prompt=problem.messages,
+        text=text,
+        finish_reason="stop",
+        n_tokens=len(text.split()),
+        gold=problem.gold,
+        reward=problem.reward,
+        source=problem.source,
+        **shared,
+    )
