@@ -1,4 +1,34 @@
-"""Rewards: each judges a completion and says why.
+"""Rewards: each judges a completion and says why. `from qwen_align.reward import MathAnswer, CodeTests`.
 
-Nothing is imported here: the row types need `reward.verdict`, and the rewards need the row types.
+Nothing is imported until it is asked for: the row types need `reward.verdict`, and the rewards need the row types.
 """
+
+from importlib import import_module
+from typing import Any
+
+_ROOMS = {
+    "CodeTests": "code_tests",
+    "Completion": "base",
+    "Constant": "controls",
+    "CosineLength": "length",
+    "Format": "format",
+    "Instructions": "instructions",
+    "KimiLength": "length",
+    "LanguageShare": "language",
+    "MathAnswer": "math_answer",
+    "PythonReward": "python_file",
+    "Random": "controls",
+    "ReasoningGymTask": "reasoning_gym_task",
+    "Repetition": "repetition",
+    "SoftOverlong": "length",
+    "ToolCalls": "tool_calls",
+    "Verdict": "verdict",
+    "judge_all": "combine",
+}
+__all__ = list(_ROOMS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

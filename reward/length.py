@@ -29,6 +29,7 @@ class SoftOverlong(BaseReward):
     """
 
     role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
+    needs_tokens: ClassVar[bool] = True
     kind: Literal["soft_overlong"] = "soft_overlong"
     max_tokens: int = Field(default=20_480, gt=0)
     cache_tokens: int = Field(default=4_096, ge=0)
@@ -73,11 +74,16 @@ class CosineLength(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
     needs_outcome: ClassVar[bool] = True
+    needs_tokens: ClassVar[bool] = True
     kind: Literal["cosine_length"] = "cosine_length"
     max_tokens: int = Field(gt=0)
     right: list[Value] = Field(default=[1.0, 0.5], min_length=2, max_length=2, description="at 0 and at max_tokens")
     wrong: list[Value] = Field(default=[-1.0, -0.5], min_length=2, max_length=2, description="at 0 and at max_tokens")
     exceeded: Value = -1.0
+
+    @property
+    def bound(self) -> float:
+        return max(map(abs, (*self.right, *self.wrong, self.exceeded)))
 
     @model_validator(mode="after")
     def _order_holds(self) -> "CosineLength":
@@ -126,7 +132,12 @@ class KimiLength(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
     needs_outcome: ClassVar[bool] = True
+    needs_tokens: ClassVar[bool] = True
     kind: Literal["kimi_length"] = "kimi_length"
+
+    @property
+    def bound(self) -> float:
+        return 0.5
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
         """The verdict on a group of one; `gold` is not looked at."""

@@ -9,11 +9,18 @@ from pydantic_core import PydanticCustomError
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.strict import did_you_mean
+from qwen_align.reward.controls import Constant, Random
 from qwen_align.reward.format import Format
+from qwen_align.reward.language import LanguageShare
+from qwen_align.reward.length import CosineLength, KimiLength, SoftOverlong
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
+from qwen_align.reward.repetition import Repetition
+from qwen_align.reward.tool_calls import ToolCalls
 
-Reward = MathAnswer | Format | PythonReward
+Outcome = MathAnswer | ToolCalls | Random | Constant
+Shaping = Format | SoftOverlong | CosineLength | KimiLength | Repetition | LanguageShare
+Reward = Outcome | Shaping | PythonReward
 RewardSettings = Annotated[Reward, Field(discriminator="kind")]
 _REWARD: TypeAdapter[Reward] = TypeAdapter(RewardSettings)
 
@@ -57,10 +64,9 @@ RewardName = Annotated[str, AfterValidator(_known)]
 @cache  # asked for every row
 def reward_of_kind(kind: str) -> Reward:
     """The reward a row names, with its default settings; raises ValueError for an unknown kind."""
-    kinds = {str(reward.model_fields["kind"].default): reward for reward in get_args(Reward)}
-    kinds = {name: reward for name, reward in kinds.items() if reward is not PythonReward}
+    kinds = {str(reward.model_fields["kind"].default): reward for reward in get_args(Outcome)}
     if kind not in kinds:
-        raise ValueError(f"'{kind}' is no reward{did_you_mean(kind, kinds)}")
+        raise ValueError(f"'{kind}' is no reward that rows can name{did_you_mean(kind, kinds)}")
     found: Reward = kinds[kind]()
     return found
 

@@ -42,6 +42,7 @@ LAYERS = (
         "align.progress",
         "align.prune",
         "align.report",
+        "align.score",
         "align.server",
         "align.shipped",
         "align.show",

@@ -5,10 +5,12 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+import qwen_align.reward
+from qwen_align.reward.base import BaseReward
 from qwen_align.reward.format import Format
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
-from qwen_align.reward.settings import Reward, RewardList, RewardName, reward_of_kind
+from qwen_align.reward.settings import Outcome, Reward, RewardList, RewardName, Shaping, reward_of_kind
 from qwen_align.reward.units import _UNITS
 
 REWARDS: TypeAdapter[list[Reward]] = TypeAdapter(RewardList)
@@ -23,9 +25,10 @@ def test_rewards_are_told_apart_by_kind() -> None:
     ("given", "message"),
     [
         ([], "at least 1 item"),
-        ([{"kind": "math"}], "'math_answer', 'format'"),
+        ([{"kind": "math"}], "expected tags: 'math_answer'"),
         ([{"kind": "format"}, {"kind": "format"}], "format is named twice; verdicts are kept by name"),
         ([{"kind": "math_answer", "weight": 0.0}], "math_answer: an outcome's weight must be above 0"),
+        ([{"kind": "kimi_length"}, {"kind": "format"}], "kimi_length depends on whether the completion is right"),
         ([{"kind": "format", "wieght": 1.0}], "'wieght' is no setting here. Did you mean 'weight'?"),
         ([{"kind": "format", "weight": float("nan")}], "finite number"),
         ([{"kind": "format", "weight": "1"}], "valid number"),
@@ -37,12 +40,27 @@ def test_wrong_settings_are_refused(given: Any, message: str) -> None:
 
 
 def test_rewards_by_the_name_on_a_row() -> None:
-    for kind in set(get_args(Reward)) - {PythonReward}:
+    for kind in get_args(Outcome):
         assert type(reward_of_kind(kind().kind)) is kind
-    with pytest.raises(ValueError, match=r"'math_anser' is no reward. Did you mean 'math_answer'\?"):
+    with pytest.raises(ValueError, match=r"'math_anser' is no reward that rows can name. Did you mean 'math_answer'\?"):
         TypeAdapter(RewardName).validate_python("math_anser")
 
 
 def test_no_unit_is_listed_twice() -> None:
     words = _UNITS.split()
     assert sorted(words) == sorted(set(words))
+
+
+def test_every_reward_is_named_by_its_kind_and_exported() -> None:
+    kinds = [kind for union in (Outcome, Shaping) for kind in get_args(union)]
+    for kind in [*kinds, PythonReward]:
+        assert getattr(qwen_align.reward, kind.__name__) is kind
+        assert issubclass(kind, BaseReward)
+    assert len({kind.model_fields["kind"].default for kind in kinds}) == len(kinds)
+    with pytest.raises(AttributeError, match="no attribute 'MathAnswers'"):
+        qwen_align.reward.MathAnswers  # noqa: B018
+
+
+def test_outcomes_and_shaping_are_what_their_class_says() -> None:
+    for union, role in ((Outcome, "outcome"), (Shaping, "shaping")):
+        assert {kind.role for kind in get_args(union)} == {role}
