@@ -1,0 +1,35 @@
+"""combination: two responses, and the request before the answer."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+from qwen_align.reward.ifeval.instruction import Instruction
+
+_DIVIDER = "******"
+
+
+def _said(value: str) -> str:
+    if not value.strip():
+        raise PydanticCustomError("blank", "the prompt to repeat is blank")
+    return value.strip()
+
+
+class TwoResponses(Instruction):
+    """Two different texts with `******` between them; a divider may stand before the first and after the last too."""
+
+    def follows(self, text: str) -> bool:
+        first, *others = (part.strip() for part in text.split(_DIVIDER))
+        inner = others[:-1]
+        said = [part for part in (first, *others) if part]
+        return all(inner) and len(said) == 2 and said[0] != said[1]
+
+
+class RepeatPrompt(Instruction):
+    """The text starts with the request, whatever the case."""
+
+    prompt_to_repeat: Annotated[str, AfterValidator(_said)]
+
+    def follows(self, text: str) -> bool:
+        return text.strip().lower().startswith(self.prompt_to_repeat.lower())

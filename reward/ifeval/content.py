@@ -1,0 +1,42 @@
+"""detectable_content: placeholders and a postscript."""
+
+import re
+from functools import lru_cache
+
+from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Positive
+
+
+class NumberPlaceholders(Instruction):
+    """At least so many `[placeholders]`, each on one line; `[]` counts, as in the official code."""
+
+    num_placeholders: Positive
+
+    def follows(self, text: str) -> bool:
+        return sum(map(_n_placeholders, text.split("\n"))) >= self.num_placeholders
+
+
+class Postscript(Instruction):
+    """The marker is somewhere in the text, whatever its case; a space may follow its first stops, as in "P. S."."""
+
+    postscript_marker: Phrase
+
+    def follows(self, text: str) -> bool:
+        return _marker(self.postscript_marker.lower()).search(text.lower()) is not None
+
+
+def _n_placeholders(line: str) -> int:
+    count, here = 0, line.find("[")
+    while here >= 0:
+        end = line.find("]", here)
+        if end < 0:
+            break
+        count, here = count + 1, line.find("[", end)
+    return count
+
+
+@lru_cache(maxsize=256)
+def _marker(marker: str) -> re.Pattern[str]:
+    if marker not in ("p.s.", "p.p.s", "p.p.s."):
+        return re.compile(re.escape(marker))
+    head, last = marker.rstrip(".").split("."), marker[-1] == "."
+    return re.compile(r"\.\s?".join(head) + (r"\." if last else ""))

@@ -1,0 +1,21 @@
+"""startend: the last phrase, and quotation marks around everything."""
+
+from qwen_align.reward.ifeval.instruction import Instruction, Phrase
+
+
+class EndChecker(Instruction):
+    """The text ends with the phrase, whatever the case; `"` may follow, or end the phrase (officially it may not)."""
+
+    end_phrase: Phrase
+
+    def follows(self, text: str) -> bool:
+        said, phrase = text.strip().lower(), self.end_phrase.lower()
+        return said.endswith(phrase) or said.strip('"').endswith(phrase)
+
+
+class Quotation(Instruction):
+    """The whole text is between two `"`."""
+
+    def follows(self, text: str) -> bool:
+        text = text.strip()
+        return len(text) > 1 and text.startswith('"') and text.endswith('"')
