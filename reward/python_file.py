@@ -37,7 +37,7 @@ class PythonReward(BaseReward):
 
     @property
     def label(self) -> str:
-        return f"{Path(self.file).stem}.{self.name}"
+        return self.name
 
     @property
     def is_outcome(self) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from qwen_align.align import check, pipeline
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.rows import Chat, Message, Pair, Row, to_line
+from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_line
 from qwen_align.data_builders import arithmetic
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 8}
@@ -236,3 +236,31 @@ def test_limits_are_checked_at_the_door(tiny_model: Path, write_recipe: Callable
     recipe = write_recipe([problems, odd], models={"base": {"path": str(tiny_model)}})
     with pytest.raises(RecipeError, match=r"a batch of 2 rows does not divide by runtime.processes: 3"):
         list(check.lines(pipeline.plan(recipe, tmp_path)))
+
+
+def test_rewards_of_ones_own_are_imported_and_audited(said: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def judge(completion, gold):\n    return float(str(gold) in completion.text)\n")
+    rewards = [{"kind": "python", "file": "mine.py"}]
+    text = "\n".join(said(PROBLEMS, {**GRPO, "rewards": rewards}))
+    assert "judge pays for what solves nothing: the gold in the thinking only" in text
+    with pytest.raises(RecipeError, match="stage 'grpo': reward .*mine.py: AttributeError: .* no function 'judges'"):
+        said(PROBLEMS, {**GRPO, "rewards": [{**rewards[0], "name": "judges"}]})
+
+
+def test_shaping_that_is_scaled_is_told(said: Callable[..., list[str]]) -> None:
+    heavy = [{"kind": "math_answer"}, {"kind": "format", "weight": 0.5}]
+    assert any("shaping weights x 0.5, so that" in line for line in said(PROBLEMS, {**GRPO, "rewards": heavy}))
+    light = [{"kind": "math_answer"}, {"kind": "format", "weight": 0.25}]
+    assert not any("shaping" in line for line in said(PROBLEMS, {**GRPO, "rewards": light}))
+
+
+def test_golds_a_reward_cannot_use_are_counted(said: Callable[..., list[str]], tmp_path: Path) -> None:
+    rows = [
+        Problem(id=f"p{n}", messages=[Message(role="user", content=f"1+{n}?")], gold=gold, reward="math_answer")
+        for n, gold in enumerate(["2", None])
+    ]
+    data = file_stage(tmp_path, *rows, name="problems")
+    text = "\n".join(said({**data, "sieve": {"gold_is_usable": False}}, GRPO))
+    assert "math_answer: 1 golds of 2 are unusable, the first 'p1': None" in text
+    with pytest.raises(DataError, match="stage 'eval': question 'p1': unusable gold; its gold is None"):
+        said({**data, "sieve": {"gold_is_usable": False}}, EVALUATE | {"from_model": "base"})

@@ -15,8 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from qwen_align.align.rows import Message, Pair, to_line
+from qwen_align.align.rows import Completion, Message, Pair, read_rows, to_line
 from qwen_align.data_builders.arithmetic import Arithmetic, boxed
+from qwen_align.reward.verdict import Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -269,6 +270,27 @@ def test_grpo_with_lora_draws_from_the_adapted_model(tmp_path: Path) -> None:
     assert (stage(tmp_path, "grpo") / "adapter" / "adapter_model.safetensors").exists()
     # At the first step policy and sampler are one model, so no ratio can be clipped.
     assert metrics(tmp_path, "grpo")[0]["clip_ratio/region_mean"] == 0.0
+
+
+def test_several_rewards_in_rollout_and_grpo(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def judge(completion, gold):\n    return {'value': len(completion.text) % 2, 'reason': str(gold)}\n"
+    )
+    rewards = [
+        {"kind": "math_answer"},
+        {"kind": "python", "file": "mine.py"},
+        {"kind": "kimi_length", "weight": 0.2},
+        {"kind": "format", "weight": 0.1},
+    ]
+    stages = [{**ROLLOUT, "rewards": rewards}, {**GRPO, "rewards": rewards, "steps": 1}]
+    run(write_recipe(tmp_path, PROBLEMS, *stages), tmp_path)
+    rows = list(read_rows(stage(tmp_path, "rollout") / "rows.jsonl"))
+    for row in rows:
+        assert isinstance(row, Completion)
+        assert list(row.verdicts) == sorted(["math_answer", "judge", "kimi_length", "format"])
+        assert row.verdicts["judge"] == Verdict(value=float(len(row.text) % 2), reason=str(row.gold))
+    (line,) = metrics(tmp_path, "grpo")
+    assert {f"reward/{label}" for label in ("math_answer", "judge", "kimi_length", "format")} <= set(line)
 
 
 def test_constant_reward_leaves_the_model_bytes_as_they_are(tmp_path: Path) -> None:

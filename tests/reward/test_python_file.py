@@ -137,7 +137,7 @@ def test_a_file_that_is_not_there_or_broken_is_told_at_the_door(tmp_path: Path) 
         PythonReward(file=str(tmp_path / "broken.py")).warm()
 
 
-def test_verdicts_are_kept_by_file_and_function(reward: Any) -> None:
-    assert reward().label == "mine.judge"
+def test_verdicts_are_kept_by_the_functions_name(reward: Any) -> None:
+    assert reward().label == "judge"
     assert reward().is_outcome
     assert not reward(shaping=True).is_outcome
