@@ -243,7 +243,7 @@ def test_rewards_of_ones_own_are_imported_and_audited(said: Callable[..., list[s
     rewards = [{"kind": "python", "file": "mine.py"}]
     text = "\n".join(said(PROBLEMS, {**GRPO, "rewards": rewards}))
     assert "judge pays for what solves nothing: the gold in the thinking only" in text
-    with pytest.raises(RecipeError, match="stage 'grpo': reward .*mine.py: AttributeError: .* no function 'judges'"):
+    with pytest.raises(RecipeError, match=r"stage 'grpo': reward .*mine.py: AttributeError: .* no function 'judges'"):
         said(PROBLEMS, {**GRPO, "rewards": [{**rewards[0], "name": "judges"}]})
 
 
