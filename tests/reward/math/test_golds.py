@@ -28,7 +28,7 @@ FIELDS = {
     "mawps/singleop.jsonl": "target",
 }
 
-UNUSABLE: dict[str, str] = {}
+UNUSABLE = {"": "two rows of MATH came to the data set without an answer"}
 """Golds that cannot be judged, each with the reason."""
 
 EQUAL_BY_CHANCE: set[frozenset[str]] = set()
