@@ -73,8 +73,8 @@ class CosineLength(BaseReward):
     """
 
     role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
-    needs_outcome: ClassVar[bool] = True
     needs_tokens: ClassVar[bool] = True
+    needs_outcome: ClassVar[bool] = True
     kind: Literal["cosine_length"] = "cosine_length"
     max_tokens: int = Field(gt=0)
     right: list[Value] = Field(default=[1.0, 0.5], min_length=2, max_length=2, description="at 0 and at max_tokens")
@@ -131,8 +131,8 @@ class KimiLength(BaseReward):
     """
 
     role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
-    needs_outcome: ClassVar[bool] = True
     needs_tokens: ClassVar[bool] = True
+    needs_outcome: ClassVar[bool] = True
     kind: Literal["kimi_length"] = "kimi_length"
 
     @property

@@ -29,6 +29,11 @@ class Repetition(BaseReward):
     n: int = Field(default=3, ge=1)
     max_penalty: float = Field(default=-1.0, le=0, allow_inf_nan=False)
 
+    @property
+    def bound(self) -> float:
+        """What an endless loop would cost."""
+        return abs(self.max_penalty)
+
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
         """The verdict on one completion; `gold` is not looked at."""
         said: Sequence[Hashable]

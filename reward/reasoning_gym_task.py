@@ -1,0 +1,219 @@
+"""Is the answer right by the scorer of the reasoning_gym task that the prompt came from."""
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.rows import Completion
+from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, cores, in_threads
+from qwen_align.reward.boxes import last_boxes
+from qwen_align.reward.pool import Pool, PoolError, StartError, UnservedError, WorkError
+from qwen_align.reward.reasoning_gym_guards import REFUSED, admits, revived
+from qwen_align.reward.thinking import after_thinking
+from qwen_align.reward.verdict import Verdict
+
+MISSING = "reasoning_gym is not installed; pip install 'qwen-align[reasoning-gym]'"
+_LONGEST_ANSWER = 10_000  # characters; the largest gold, an ARC board, has under 2,000
+_OPEN, _CLOSE = "<answer>", "</answer>"
+_EXAMPLES = ("possible_answer", "example_correct_answer")  # of an entry's metadata, where there are many answers
+
+
+class ReasoningGym(BaseReward):
+    """1.0 if the task's own scorer gives the answer full marks and the guards admit it, else 0.0.
+
+    Gold: `{"dataset": name, "entry": {...}}` with an item of reasoning_gym (github.com/open-thought/reasoning-gym) as
+    the builder of the same name writes it, and `settings`, the data set's configuration, where it is not the default.
+    The answer is what the last `<answer>` tags after the thinking hold, else the last box, else all of the text.
+
+    Some scorers `eval` the answer, hand it to sympy or loop over it, so they run in worker processes, and some pay
+    in full for wrong answers: `reasoning_gym_guards` says which, and what is asked besides. Their marks between 0 and
+    1 are often for form alone (0.05 for anything that parses), so only `partial_credit` passes them on.
+    """
+
+    role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    partial_credit: bool = False
+    time_limit_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+
+    def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
+        """The verdict on one completion; without `gold`, against the completion's own."""
+        text = completion if isinstance(completion, str) else completion.text
+        if gold is None and not isinstance(completion, str):
+            gold = completion.gold
+        task = read_gold(gold)
+        if task is None:
+            return Verdict(value=None, reason="unusable gold")
+        answer, fault = said(text)
+        if fault:
+            return Verdict(value=0.0, reason=fault)
+        self.warm()
+        try:
+            reply = self._pool().ask(task._asdict() | {"answer": answer})
+        except UnservedError:
+            return UNJUDGED
+        except WorkError:  # settings or metadata that the data set cannot be made of
+            return Verdict(value=None, reason="unusable gold")
+        except PoolError as error:  # late, or dead of memory: the answer's doing
+            return Verdict(value=0.0, reason=str(error))
+        return self._verdict(reply)
+
+    def _verdict(self, reply: dict[str, Any]) -> Verdict:
+        score, reason = reply["score"], reply["reason"]
+        if score is None or reason:
+            return Verdict(value=score, reason=reason)
+        if score == 1.0:
+            return Verdict(value=1.0, reason="correct")
+        if not 0.0 <= score < 1.0:
+            return Verdict(value=0.0, reason="score out of range")
+        return Verdict(value=score if self.partial_credit else 0.0, reason="partly" if score else "wrong")
+
+    def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
+        """The verdicts in order, as many at a time as there are cores."""
+        return in_threads(self.judge, completions, deadline)
+
+    def judge_gold(self, gold: Any) -> Verdict:
+        """The verdict on a completion that says the known answer; 1.0 where the task has many and tells none."""
+        task = read_gold(gold)
+        if task is None:
+            return Verdict(value=None, reason="unusable gold")
+        known = known_answer(task.entry)
+        if known is None:
+            return Verdict(value=1.0, reason="no answer known")
+        return self.judge(f"{_OPEN}\n{known}\n{_CLOSE}", gold)
+
+    def warm(self) -> None:
+        """Start the server of the workers; raises RecipeError if reasoning_gym is not installed."""
+        if importlib.util.find_spec("reasoning_gym") is None:
+            raise RecipeError(MISSING)
+        try:
+            self._pool().warm()
+        except StartError as error:
+            raise RecipeError(f"reward reasoning_gym: {error}") from error
+
+    def _pool(self) -> Pool:
+        return _pool(self.time_limit_s, self.memory_gib)
+
+    def probes(self) -> list[Probe]:
+        """Items of a task with one answer, of one whose scorer pays anything, and of one that evaluates the answer."""
+        entries = {
+            "leg_counting": ("How many legs are there in total if you have 3 dogs, 2 ducks?", "16", {}),
+            "game_of_life_halting": ("Will this Game of Life halt within 5 steps?", "True", {}),
+            "simple_integration": (
+                "Find the indefinite integral: ∫ 2*x dx",
+                "x**2 + C",
+                {"variable": "x", "integrand": "2*x", "expected_expression": "x**2 + C"},
+            ),
+        }
+        golds = {
+            name: {"dataset": name, "entry": {"question": question, "answer": answer, "metadata": metadata}}
+            for name, (question, answer, metadata) in entries.items()
+        }
+        legs, halting, integral = golds.values()
+        code = "__import__('os').getpid()"
+        return [
+            Probe("the answer in tags", "<think>\n12+4\n</think>\n\n<answer>16</answer>", legs, True),
+            Probe("the answer in a box", r"It is \boxed{16}.", legs, True),
+            Probe("the bare answer", "16", legs, True),
+            Probe("an equal integral", "<answer>x*x + 7</answer>", integral, True),
+            Probe("empty", "", legs, False),
+            Probe("wrong", "<answer>17</answer>", legs, False),
+            Probe("hedged", "<answer>16 or 17</answer>", legs, False),
+            Probe("only in the thinking", "<think>\n<answer>16</answer>\n</think>\n\nDone.", legs, False),
+            Probe("thinking never ends", "<think>\n<answer>16</answer>", legs, False),
+            Probe("corrected afterwards", "<answer>16</answer> No: <answer>17</answer>", legs, False),
+            Probe("any text where the scorer pays any", "<answer>False</answer>", halting, False),
+            Probe("the question's own integral", "<answer>Integral(2*x, x)</answer>", integral, False),
+            Probe("code", f"<answer>{code}</answer>", integral, False),
+            Probe("a power that never ends", "<answer>9**9**9**9*x</answer>", integral, False),
+            Probe("unusable gold", "<answer>16</answer>", {"dataset": "no_such_task", "entry": legs["entry"]}, False),
+        ]
+
+
+class Task(NamedTuple):
+    """An item and the data set it is of."""
+
+    dataset: str
+    entry: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def read_gold(gold: Any) -> Task | None:
+    """The item a gold names, None if it is unusable; whether the data set exists is the worker's to say."""
+    if not isinstance(gold, dict) or not {"dataset", "entry"} <= set(gold) <= {"dataset", "entry", "settings"}:
+        return None
+    task = Task(gold["dataset"], gold["entry"], gold.get("settings", {}))
+    if not (isinstance(task.dataset, str) and isinstance(task.entry, dict) and isinstance(task.settings, dict)):
+        return None
+    entry = task.entry
+    told = isinstance(entry.get("question"), str) and isinstance(entry.get("metadata"), dict) and "answer" in entry
+    return task if told and isinstance(entry["answer"], str | None) and task.dataset not in REFUSED else None
+
+
+def known_answer(entry: dict[str, Any]) -> str | None:
+    """The entry's answer, or the example its metadata gives, as a model would write it."""
+    for answer in (entry["answer"], *(entry["metadata"].get(name) for name in _EXAMPLES)):
+        if answer is not None:
+            return answer if isinstance(answer, str) else json.dumps(answer)
+    return None
+
+
+def said(text: str) -> tuple[str, str]:
+    """The answer in a completion and "", or "" and the short reason why there is none."""
+    spoken = after_thinking(text)
+    if spoken is None:
+        return "", "unfinished thinking"
+    if _OPEN in spoken:
+        answer, closed, _ = spoken.rpartition(_OPEN)[2].partition(_CLOSE)
+        if not closed:
+            return "", "unfinished answer"
+    else:
+        boxes = last_boxes(spoken)
+        if boxes == "unterminated box":
+            return "", boxes
+        if not isinstance(boxes, str) and len(boxes) > 1:
+            return "", "several answers"
+        answer = spoken if isinstance(boxes, str) else boxes[0].content
+    answer = answer.strip()
+    if len(answer) > _LONGEST_ANSWER:
+        return "", "answer too long"
+    return (answer, "") if answer else ("", "no answer")
+
+
+@cache
+def _pool(time_limit_s: float, memory_gib: float) -> Pool:
+    entry = "qwen_align.reward.reasoning_gym_task:serve"
+    return Pool(entry, workers=cores(), limit_s=time_limit_s, memory_gib=memory_gib)
+
+
+def serve(argument: None) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """In the workers' server: imports reasoning_gym and returns what scores one answer."""
+    from reasoning_gym.factory import DATASETS, create_dataset
+
+    @lru_cache(maxsize=64)
+    def dataset(name: str, settings: str) -> Any:
+        return create_dataset(name, **json.loads(settings))
+
+    def handle(request: dict[str, Any]) -> dict[str, Any]:
+        name, entry = request["dataset"], request["entry"]
+        if name not in DATASETS:
+            return {"score": None, "reason": "unusable gold"}
+        if not admits(name, request["answer"], entry):
+            return {"score": 0.0, "reason": "not admitted"}
+        scorer = dataset(name, json.dumps(request["settings"], sort_keys=True))
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # some scorers print
+            try:
+                score = float(scorer.score_answer(request["answer"], revived(name, entry)))
+            except Exception:  # noqa: BLE001  # a library's code on a model's text may raise anything
+                return {"score": 0.0, "reason": "scorer raised"}
+        return {"score": score, "reason": ""} if math.isfinite(score) else {"score": 0.0, "reason": "score not finite"}
+
+    return handle
