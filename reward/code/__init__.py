@@ -1,0 +1,1 @@
+"""Running model-written code: the isolation, the protocol with what runs inside it, and its tests."""

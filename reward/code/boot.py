@@ -1,0 +1,25 @@
+"""Starts the server of a sandbox: `python -S -s -P boot.py SETTINGS`.
+
+By path, without `site` and without the `__init__` of the packages above: each page the server holds is paid for
+again at every fork, and what it has not imported no candidate can find in its memory.
+"""
+
+import json
+import sys
+import types
+
+
+def _main() -> None:
+    settings = json.loads(sys.argv[1])
+    sys.argv = ["main.py"]
+    for name, folder in (("qwen_align", ""), ("qwen_align.reward", "/reward")):
+        package = types.ModuleType(name)
+        package.__path__ = [settings["package"] + folder]
+        sys.modules[name] = package
+    from qwen_align.reward.code.server import serve
+
+    serve(settings)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,93 @@
+"""What a fresh cell does to itself before it runs anything: files, limits, rights."""
+
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import NamedTuple
+
+from qwen_align.reward.code import kernel, seccomp
+from qwen_align.reward.code.job import MIB, Limits
+from qwen_align.reward.code.namespaces import Door
+
+# The files of a cell, by number. The server keeps its own above them: see `reserve`.
+_INPUT, _OUTPUT, _ERRORS, _CHANNEL, LIFE = range(5)
+_OPEN_FILES = 64
+_THREADS = 64
+_CPU_SLACK_S = 2  # the wall clock's limit comes first; this ends a cell whose server was stopped
+
+
+class Files(NamedTuple):
+    """The files that come with a job."""
+
+    life: int
+    channel: int
+    given: int
+    payload: int
+    output: int
+
+
+def reserve(file: int) -> int:
+    """The same open file under a number that no cell's file has; those numbers are taken from now on."""
+    import fcntl
+
+    high = fcntl.fcntl(file, fcntl.F_DUPFD, LIFE + 1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (_INPUT, _OUTPUT, _CHANNEL, LIFE):
+        os.dup2(null, number)
+    for number in {file, null} - set(range(LIFE + 1)):
+        os.close(number)
+    return high
+
+
+def confine(files: Files, limits: Limits, door: Door | None, folder: str | None) -> socket.socket:
+    """The cell's channel; from here on it has that, its input, its output and `LIFE` open.
+
+    Raises OSError where the kernel refuses something.
+    """
+    os.dup2(files.life, LIFE)
+    os.dup2(files.given, _INPUT)
+    os.dup2(files.output, _OUTPUT)
+    os.dup2(files.channel, _CHANNEL)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, _ERRORS)
+    os.setsid()
+    os.umask(0o077)
+    if door:
+        door.close_behind(limits)
+    if folder:
+        os.chdir(folder)
+        os.environ["HOME"] = folder
+    kernel.close_from(LIFE + 1)
+    _limit(limits, has_own_user=door is not None)
+    sys.stdin = open(_INPUT, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stdout = open(_OUTPUT, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(_ERRORS, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+    return socket.socket(fileno=_CHANNEL)
+
+
+def give_up_rights(limits: Limits, door: Door | None) -> None:
+    """Puts the cell under its system call filter: the last step, after which nothing can be set up."""
+    if sys.platform != "linux":
+        return
+    kernel.die_with_parent(signal.SIGKILL)
+    kernel.no_new_privileges()
+    processes = limits.processes > 1
+    program = seccomp.program(kernel.machine(), processes=processes, signals=door is not None, pid=os.getpid())
+    kernel.set_filter(program)
+
+
+def _limit(limits: Limits, *, has_own_user: bool) -> None:
+    wanted = {
+        resource.RLIMIT_CPU: int(limits.time_limit_s) + _CPU_SLACK_S,
+        resource.RLIMIT_FSIZE: max(limits.disk_mib * MIB, limits.output_bytes + 1),
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+        resource.RLIMIT_CORE: 0,
+    }
+    if sys.platform != "darwin":  # has the limit by name only, and refuses to set it
+        wanted[resource.RLIMIT_AS] = limits.memory_mib * MIB
+    if has_own_user:  # elsewhere it would count all processes of the owner's user
+        wanted[resource.RLIMIT_NPROC] = limits.processes + _THREADS
+    for kind, most in wanted.items():
+        resource.setrlimit(kind, (most, most))

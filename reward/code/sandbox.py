@@ -1,0 +1,283 @@
+"""Isolated processes for model-written code: `sandbox(isolation).start(entry, payload, limits)`."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from qwen_align.reward.code.job import (
+    KILL,
+    RESULT_BYTES,
+    Entry,
+    How,
+    Isolation,
+    Job,
+    Limits,
+    Result,
+    packed_job,
+    read_result,
+)
+
+__all__ = ["Cell", "Ended", "Limits", "Sandbox", "SandboxError", "sandbox"]
+
+_PACKAGE = Path(__file__).parents[2]
+_SHOWN_PACKAGES = ("numpy", "numpy.libs")
+"""The packages cells may import besides Python's own."""
+_START_S = 60.0  # for the server's imports, on a machine that is busy with something else
+_END_S = 30.0  # for the server to tell of an end it was told to make
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",  # the order of a set is the same in every run
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",  # an arena a thread is 64 MiB of address space
+}
+
+
+class SandboxError(Exception):
+    """This machine does not give the isolation asked for, or no more of it."""
+
+
+class Ended(NamedTuple):
+    """How a cell ended: `status` is its exit status or the signal, `output` its standard output."""
+
+    how: How
+    status: int
+    output: bytes
+    cpu_s: float
+
+
+class Cell:
+    """A process, with all it starts, that runs an entry function; killed at the end of a `with`."""
+
+    channel: socket.socket
+    """The other end is the entry function's."""
+
+    def __init__(self, life: socket.socket, channel: socket.socket, output: int, limits: Limits) -> None:
+        self.channel = channel
+        self._life = life
+        self._output = output
+        self._limits = limits
+        self._ended: Ended | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Leaves no process of the cell; raises `SandboxError` if it never came to be one."""
+        self.end(0.0)
+
+    def end(self, deadline: float | None = None) -> Ended:
+        """How the cell ended; waits for it, and kills it at the `deadline`, a `time.monotonic()`.
+
+        When it returns no process of the cell is left. Raises `SandboxError` if the cell could not be set up.
+        """
+        if self._ended is None:
+            try:
+                self._ended = self._wait(deadline)
+            finally:
+                self.channel.close()
+                self._life.close()
+                os.close(self._output)
+        return self._ended
+
+    def _wait(self, deadline: float | None) -> Ended:
+        result = self._received(RESULT_BYTES, deadline)
+        if not result:  # the server was ended, and the kernel ended its cells
+            return Ended("signal", 9, self._written(), 0.0)
+        told = read_result(result)
+        if isinstance(told, int):
+            why = self._received(told, None).decode(errors="replace")
+            raise SandboxError(f"a cell could not be set up: {why}")
+        return self._as_told(told)
+
+    def _received(self, size: int, deadline: float | None) -> bytes:
+        """That many bytes from the server, nothing where it is gone; asks it to end the cell at the deadline."""
+        received = b""
+        while len(received) < size:
+            try:
+                self._life.settimeout(None if deadline is None else max(1e-6, deadline - time.monotonic()))
+                part = self._life.recv(size - len(received))
+            except TimeoutError:
+                with contextlib.suppress(OSError):
+                    self._life.send(KILL)
+                deadline = None
+                continue
+            except OSError:
+                return b""
+            if not part:
+                return b""
+            received += part
+        return received
+
+    def _written(self) -> bytes:
+        size = os.lseek(self._output, 0, os.SEEK_CUR)
+        return os.pread(self._output, min(size, self._limits.output_bytes), 0)
+
+    def _as_told(self, told: Result) -> Ended:
+        too_much = os.lseek(self._output, 0, os.SEEK_CUR) > self._limits.output_bytes
+        how: How = "output limit" if too_much and told.how in ("exit", "signal") else told.how
+        return Ended(how, told.status, self._written(), told.cpu_s)
+
+
+class Sandbox:
+    """Starts cells, in any thread; has one server process, started with the first cell and again should it end."""
+
+    def __init__(self, isolation: Isolation = "full") -> None:
+        self._isolation: Isolation = isolation
+        self._lock = threading.Lock()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+
+    def warm(self) -> None:
+        """Starts the server if there is none; raises `SandboxError` where this machine lacks what it needs."""
+        with self._lock:
+            self._connect()
+
+    def start(self, entry: Entry, payload: bytes, limits: Limits | None = None, *, stdin: bytes = b"") -> Cell:
+        """A cell that runs the entry function on the payload; raises `SandboxError` where none can be had."""
+        limits = limits or Limits()
+        here_life, its_life = socket.socketpair()
+        here, its = socket.socketpair()
+        output = _file(b"", size=limits.output_bytes + 1)
+        given, load = _file(stdin), _file(payload)
+        try:
+            files = [its_life.fileno(), its.fileno(), given, load, output]
+            self._send(packed_job(Job(entry, limits)), files)
+        except BaseException:
+            here.close()
+            here_life.close()
+            os.close(output)
+            raise
+        finally:
+            its_life.close()
+            its.close()
+            os.close(given)
+            os.close(load)
+        return Cell(here_life, here, output, limits)
+
+    def close(self) -> None:
+        """Ends the server and with it every cell."""
+        with self._lock:
+            self._disconnect()
+
+    def _send(self, message: bytes, files: list[int]) -> None:
+        with self._lock:
+            try:
+                socket.send_fds(self._connect(), [message], files)
+            except (BrokenPipeError, ConnectionError):  # the server is gone; a second one is not
+                self._disconnect()
+                socket.send_fds(self._connect(), [message], files)
+
+    def _connect(self) -> socket.socket:
+        if self._control is None:
+            self._server, self._control = _started(self._isolation)
+        return self._control
+
+    def _disconnect(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._server is not None:
+            self._server.wait()
+            self._server = None
+
+    def _forget(self) -> None:
+        """In a forked child: the server is its parent's."""
+        self._lock = threading.Lock()
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._server is not None:
+            self._server.returncode = 0  # what is not this process's child shall not be waited for
+            self._server = None
+
+
+@cache
+def sandbox(isolation: Isolation) -> Sandbox:
+    """The sandbox of this process."""
+    return Sandbox(isolation)
+
+
+def _started(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A new server and the socket to ask it by."""
+    if not hasattr(os, "fork"):
+        raise SandboxError("code rewards need Linux, or macOS with isolation: process; on Windows use WSL 2")
+    if isolation == "full" and sys.platform != "linux":
+        raise SandboxError("isolation: full needs Linux's namespaces; use Linux, or accept isolation: process by name")
+    here, its = socket.socketpair()
+    settings = {
+        "package": str(_PACKAGE),
+        "isolation": isolation,
+        "packages": _shown_packages(),
+        "control": its.fileno(),
+    }
+    boot = str(Path(__file__).with_name("boot.py"))
+    server = subprocess.Popen(
+        [sys.executable, "-S", "-s", "-P", boot, json.dumps(settings)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[its.fileno()],
+        cwd="/",
+        env=_ENVIRONMENT,
+        start_new_session=True,
+    )
+    its.close()
+    here.settimeout(_START_S)
+    try:
+        told = here.makefile().readline().strip()
+    except TimeoutError:
+        told = f"its server was not ready after {_START_S:.0f} s"
+    here.settimeout(None)
+    if told == "ready":
+        return server, here
+    here.close()
+    server.kill()
+    server.wait()
+    raise SandboxError(f"isolation: {isolation} cannot be had here: {told or 'its server ended before it was ready'}")
+
+
+def _shown_packages() -> list[str]:
+    """Paths of the packages cells may import."""
+    found = importlib.util.find_spec("numpy")
+    if found is None or not found.submodule_search_locations:
+        return []
+    site = Path(next(iter(found.submodule_search_locations))).parent
+    return [str(site / name) for name in _SHOWN_PACKAGES if (site / name).is_dir()]
+
+
+def _file(content: bytes, *, size: int | None = None) -> int:
+    """An open file without a name; with a `size`, an empty one that cannot grow beyond it."""
+    if sys.platform != "linux":
+        import tempfile
+
+        with tempfile.TemporaryFile() as named:
+            named.write(content)
+            named.seek(0)
+            return os.dup(named.fileno())
+    import fcntl
+
+    file = os.memfd_create("cell", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    if size is None:
+        os.write(file, content)
+        os.lseek(file, 0, os.SEEK_SET)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    else:
+        os.truncate(file, size)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return file

@@ -1,0 +1,216 @@
+"""The warm server of a sandbox: forks a cell for each job it is sent, ends it in time, and tells how it ended.
+
+It runs no model-written code itself. Its memory holds no more than one job's limits: payloads, inputs and outputs are
+files that only their cell reads.
+"""
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple, NoReturn
+
+from qwen_align.reward.code import inside
+from qwen_align.reward.code.confine import LIFE, Files, confine, give_up_rights, reserve
+from qwen_align.reward.code.job import (
+    JOB_BYTES,
+    How,
+    Job,
+    Result,
+    packed_failure,
+    packed_result,
+    read_job,
+)
+from qwen_align.reward.code.namespaces import PACKAGES, Door
+
+MEMORY_STATUS = 113
+"""How a cell exits whose entry function let a MemoryError through."""
+
+# What solutions import, so that it is paid once. numpy is not among them: it makes every fork dearer.
+_PRELOADED = (
+    "abc array ast atexit base64 bisect calendar cmath collections.abc contextlib copy ctypes dataclasses datetime "
+    "decimal enum fractions functools hashlib heapq io itertools json keyword math numbers operator queue random re "
+    "secrets statistics string struct textwrap threading time traceback types typing unicodedata warnings zlib"
+).split()
+_WAKE_BYTES = 4096
+_SETUP_FAILED = 114
+
+
+class _Cell(NamedTuple):
+    """A cell that runs."""
+
+    life: socket.socket
+    deadline: float
+    cpu_limit_s: float
+    folder: str | None
+
+
+def serve(settings: dict[str, Any]) -> NoReturn:
+    """Starts cells for the owner until it closes its end of the control socket."""
+    control = socket.socket(fileno=reserve(settings["control"]))
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    try:
+        server = _Server(control, settings)
+    except OSError as error:
+        control.sendall(f"{error}\n".encode())
+        sys.exit(1)
+    control.sendall(b"ready\n")
+    server.run()
+    os._exit(0)
+
+
+class _Server:
+    def __init__(self, control: socket.socket, settings: dict[str, Any]) -> None:
+        packages: list[str] = settings["packages"]
+        self._control = control
+        self._door = Door(packages) if settings["isolation"] == "full" else None
+        self._folders = None if self._door else tempfile.mkdtemp(prefix="qwen-align-cells-")
+        sys.path += [PACKAGES] if self._door else sorted({os.path.dirname(path) for path in packages})
+        self._cells: dict[int, _Cell] = {}  # by process id
+        self._stopped: set[int] = set()
+        self._lives: dict[int, int] = {}  # process ids, by the file that says whether the owner still wants the cell
+        self._poll = select.poll()
+        self._woken, wake = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(wake, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        gc.collect()
+        gc.disable()  # a collection in a cell would touch, and so copy, every page
+        gc.freeze()
+
+    def run(self) -> None:
+        """Until the owner is gone; then its cells are ended too."""
+        control = self._control.fileno()
+        self._poll.register(control, select.POLLIN)
+        self._poll.register(self._woken, select.POLLIN)
+        owned = True
+        while owned:
+            for file, _ in self._poll.poll(self._patience_ms()):
+                if file == control:
+                    owned = self._take_job()
+                elif file == self._woken:
+                    os.read(self._woken, _WAKE_BYTES)
+                elif file in self._lives:
+                    self._stop(self._lives[file])
+                    self._poll.unregister(file)
+            now = time.monotonic()
+            for pid, cell in self._cells.items():
+                if cell.deadline <= now:
+                    self._stop(pid)
+            self._reap()
+        for pid in self._cells:
+            _kill(pid)
+        if self._folders:
+            shutil.rmtree(self._folders, ignore_errors=True)
+
+    def _patience_ms(self) -> float | None:
+        if not self._cells:
+            return None
+        return max(0.0, min(cell.deadline for cell in self._cells.values()) - time.monotonic()) * 1000 + 1
+
+    def _take_job(self) -> bool:
+        """Whether there was a job rather than the owner's end; starts it."""
+        message, files, _, _ = socket.recv_fds(self._control, JOB_BYTES, len(Files._fields))
+        if len(message) < JOB_BYTES:
+            return False
+        job = read_job(message)
+        folder = tempfile.mkdtemp(dir=self._folders) if self._folders else None
+        try:
+            pid = self._door.fork() if self._door else os.fork()
+        except OSError as error:
+            os.write(files[0], packed_failure(f"fork: {error}"))
+            for file in files:
+                os.close(file)
+            return True
+        if not pid:
+            _be_cell(job, Files(*files), self._door, folder)
+        for file in files[1:]:
+            os.close(file)
+        life = socket.socket(fileno=files[0])
+        time_limit_s = job.limits.time_limit_s
+        self._cells[pid] = _Cell(life, time.monotonic() + time_limit_s, time_limit_s, folder)
+        self._lives[files[0]] = pid
+        self._poll.register(files[0], select.POLLIN)
+        return True
+
+    def _stop(self, pid: int) -> None:
+        self._stopped.add(pid)
+        _kill(pid)
+
+    def _reap(self) -> None:
+        """Tells the owner of each cell that ended."""
+        while self._cells:
+            pid, status, used = os.wait4(-1, os.WNOHANG)
+            if not pid:
+                return
+            cell = self._cells.pop(pid, None)
+            if cell is None:
+                continue
+            if not self._door:
+                _kill(pid)
+            file = cell.life.fileno()
+            del self._lives[file]
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(file)
+            result = _result(cell, status, used.ru_utime + used.ru_stime, stopped=pid in self._stopped)
+            self._stopped.discard(pid)
+            with contextlib.suppress(OSError), cell.life:  # an owner that does not wait any more
+                cell.life.sendall(packed_result(result))
+            if cell.folder:
+                shutil.rmtree(cell.folder, ignore_errors=True)
+
+
+def _kill(pid: int) -> None:
+    """Kills a cell: with the first process of a pid namespace all others of it, elsewhere with its session's group."""
+    for kill in (os.kill, os.killpg):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+
+
+def _result(cell: _Cell, status: int, cpu_s: float, *, stopped: bool) -> Result:
+    code = os.waitstatus_to_exitcode(status)
+    how: How = "exit" if code >= 0 else "signal"
+    if code == MEMORY_STATUS:
+        how = "memory limit"
+    elif -code == signal.SIGXFSZ:
+        how = "output limit"
+    elif -code == signal.SIGKILL and (stopped or cpu_s >= cell.cpu_limit_s):
+        how = "time limit"
+    return Result(how, abs(code), cpu_s)
+
+
+def _be_cell(job: Job, files: Files, door: Door | None, folder: str | None) -> NoReturn:
+    """In the child: confines itself, runs the entry function, and exits."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        payload = os.pread(files.payload, os.fstat(files.payload).st_size, 0)
+        try:
+            channel = confine(files, job.limits, door, folder)
+            give_up_rights(job.limits, door)
+        except OSError as error:
+            os.write(LIFE, packed_failure(str(error)))
+            os._exit(_SETUP_FAILED)
+        os.close(LIFE)
+        gc.enable()
+        run = inside.candidate if job.entry == "candidate" else inside.tests
+        run(payload, channel)
+        status = 0
+    except MemoryError:
+        status = MEMORY_STATUS
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 - whatever model-written code raises, it must not go on as the server
+        status = 1
+    finally:
+        os._exit(status & 0xFF)
