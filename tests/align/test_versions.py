@@ -6,6 +6,7 @@
 import ast
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from qwen_align.align.spec.recipe import PRODUCTS
 from qwen_align.align.versions import CODE_VERSIONS
 
 ROOT = Path(__file__).parents[2]
+NAMED = re.compile(r"qwen_align(?:\.\w+)+(?::\w+)?")
 RECORDED = ROOT / "tests" / "code_versions.json"
 
 # What says whether, where and how visibly a stage runs, but not what it makes: refusals and their words, names of
@@ -52,8 +54,12 @@ def path_of(module: str) -> Path:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The modules of this package that a module imports, late imports included."""
+    """The modules of this package that a module imports, late or by their name in a string ("qwen_align.a.b:run")."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMED.fullmatch(node.value):
+            module = node.value.partition(":")[0].removeprefix("qwen_align.")
+            if path_of(module).exists():
+                yield module
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("qwen_align."):
             module = node.module.removeprefix("qwen_align.")
             within = {name.name for name in node.names if path_of(f"{module}.{name.name}").exists()}
@@ -117,7 +123,8 @@ def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
         code_of("sft")
     )
     assert {"data_builders.arithmetic", "reward.math_answer", "align.rows"} <= set(code_of("build_data"))
-    assert {"align.rollout.slots", "align.metrics", "reward.boxes"} <= set(code_of("evaluate"))
+    assert {"align.rollout.slots", "align.metrics", "reward.combine"} <= set(code_of("evaluate"))
+    assert {"reward.pool_server", "reward.combine"} <= set(code_of("rollout")), "also what runs in worker processes"
     for kind in CODE_VERSIONS:
         assert not CANNOT_CHANGE_RESULTS & set(code_of(kind))
     assert "align.stages.grpo" not in code_of("sft")
