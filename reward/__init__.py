@@ -18,7 +18,7 @@ _ROOMS = {
     "MathAnswer": "math_answer",
     "PythonReward": "python_file",
     "Random": "controls",
-    "ReasoningGymTask": "reasoning_gym_task",
+    "ReasoningGym": "reasoning_gym_task",
     "Repetition": "repetition",
     "SoftOverlong": "length",
     "ToolCalls": "tool_calls",

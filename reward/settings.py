@@ -11,14 +11,16 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.strict import did_you_mean
 from qwen_align.reward.controls import Constant, Random
 from qwen_align.reward.format import Format
+from qwen_align.reward.instructions import Instructions
 from qwen_align.reward.language import LanguageShare
 from qwen_align.reward.length import CosineLength, KimiLength, SoftOverlong
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
+from qwen_align.reward.reasoning_gym_task import ReasoningGym
 from qwen_align.reward.repetition import Repetition
 from qwen_align.reward.tool_calls import ToolCalls
 
-Outcome = MathAnswer | ToolCalls | Random | Constant
+Outcome = MathAnswer | Instructions | ToolCalls | ReasoningGym | Random | Constant
 Shaping = Format | SoftOverlong | CosineLength | KimiLength | Repetition | LanguageShare
 Reward = Outcome | Shaping | PythonReward
 RewardSettings = Annotated[Reward, Field(discriminator="kind")]
