@@ -1,0 +1,1 @@
+"""Mathematical answers: what they say, and when two of them say the same."""

@@ -1,0 +1,41 @@
+"""Values for letters: the same for the same name, in domains that tell expressions apart."""
+
+from fractions import Fraction
+from functools import lru_cache
+from hashlib import blake2b
+
+# Least and largest size, and the sign: small, large and negative values, and signs that differ between letters.
+_DOMAINS = (
+    (Fraction(11, 10), Fraction(4), "+"),
+    (Fraction(1, 10), Fraction(9, 10), "+"),
+    (Fraction(1, 10), Fraction(9, 10), "-"),
+    (Fraction(11, 10), Fraction(6), "?"),
+    (Fraction(2), Fraction(13), "+"),
+    (Fraction(1, 10), Fraction(3, 2), "?"),
+    (Fraction(6, 5), Fraction(5), "-"),
+    (Fraction(1, 10), Fraction(3), "+"),
+)
+_GRAINS = (97, 89, 83, 79, 73, 71, 67, 61)  # denominators without a common factor: no period suits two points
+N_REAL = len(_DOMAINS)
+N_WHOLE = 6
+
+
+@lru_cache(maxsize=1_024)
+def real_value(name: str, place: int) -> Fraction:
+    """A fraction of size below 13 for the letter at the point number `place`, below N_REAL."""
+    least, most, sign = _DOMAINS[place]
+    drawn = _drawn(name, place)
+    step = drawn % 10_007
+    value = least + (most - least) * Fraction(step, 10_007)
+    value = Fraction(round(value * _GRAINS[place]), _GRAINS[place])
+    return -value if sign == "-" or (sign == "?" and drawn // 10_007 % 2) else value
+
+
+@lru_cache(maxsize=1_024)
+def whole_value(name: str, place: int) -> Fraction:
+    """A whole number from 1 to 12 for the letter at the point number `place`, below N_WHOLE."""
+    return Fraction(1 + (_drawn(name, 0) + 5 * place) % 12)
+
+
+def _drawn(name: str, place: int) -> int:
+    return int.from_bytes(blake2b(f"{place} {name}".encode(), digest_size=8).digest())
