@@ -7,10 +7,11 @@ from pydantic import Field
 from qwen_align.data_builders.arithmetic import Arithmetic
 from qwen_align.data_builders.local_file import LocalFile
 from qwen_align.data_builders.pairs import Pairs
+from qwen_align.data_builders.reasoning_gym_tasks import GymTask, ReasoningGymTasks
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, Sources, sieve
 from qwen_align.data_builders.think_mix import Switches, ThinkMix
 
-Builder = Arithmetic | LocalFile | Pairs | ThinkMix
+Builder = Arithmetic | LocalFile | Pairs | ReasoningGymTasks | ThinkMix
 BuilderSettings = Annotated[Builder, Field(discriminator="kind")]
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "BuilderSettings",
     "Drop",
     "Drops",
+    "GymTask",
     "LocalFile",
     "Pairs",
+    "ReasoningGymTasks",
     "Sieve",
     "Sources",
     "Switches",

@@ -138,6 +138,7 @@ def _literal(answer: str, entry: Entry) -> bool:
 
 
 GUARDS: dict[str, Guard] = {
+    "advanced_geometry": _no_longer,
     "binary_matrix": _literal,
     "codeio": _same_json,
     "coin_flip": _close,
@@ -148,6 +149,7 @@ GUARDS: dict[str, Guard] = {
     "game_of_life_halting": _same_text,  # the scorer compares `bool(text)`s: it pays every answer
     "gsm_symbolic": _one_number,
     "intermediate_integration": _formula,
+    "knights_knaves": _no_longer,
     "letter_jumble": _no_longer,
     "n_queens": _literal,
     "number_sorting": _same_numbers,
@@ -159,5 +161,6 @@ GUARDS: dict[str, Guard] = {
     "spiral_matrix": _literal,
     "string_insertion": _literal,
     "time_intervals": _no_longer,
+    "word_sorting": _no_longer,
 }
 """What an answer must hold besides, by task."""
