@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-from qwen_align.reward.ifeval.latin import LATIN, likeliest
+from qwen_align.reward.ifeval.latin import LATIN, may_be
 from qwen_align.reward.ifeval.words import words
 
 # A text is in another script if that has more than half as many letters: langdetect's own rule for leaving out Latin
@@ -47,8 +47,8 @@ class _Signs:
 
 _SHARED: dict[str, dict[str, _Signs]] = {
     "CYRILLIC": {
-        "ru": _Signs("іїєґјљњќџѓѕђћў", "что это из к или так же он она его её был для мы вы они я у"),
-        "uk": _Signs("ыэёъјљњќџѓѕђћў", "що це та і й з із від або є також як ми ви вони він вона у"),
+        "ru": _Signs("іїєґјљњќџѓѕђћў", "что это из к или так да же он она его её был для мы вы они я у"),
+        "uk": _Signs("ыэёъјљњќџѓѕђћў", "що це та так і й з із від або є також як ми ви вони він вона у"),
         "bg": _Signs("ыэёіїєґјљњќџѓѕђћў", "да се са като който това че ще си към е от и ние съм"),
         "mk": _Signs("ыэёъіїєґйщьюяђћў", "се да од што ќе во со го ги тоа дека ова сум и е"),
     },
@@ -59,7 +59,7 @@ _SHARED: dict[str, dict[str, _Signs]] = {
     },
     "DEVANAGARI": {
         "hi": _Signs("ळ", "है हैं का की के में और से ने पर यह था कि को एक हूँ हूं मैं आप हो वह"),
-        "mr": _Signs("", "आहे आहेत आणि हे ते ही व होते साठी तो ती मी या", "च्या मध्ये ांना ण्याची"),
+        "mr": _Signs("", "आहे आहेत आणि हे ते ही व होते साठी तो ती मी या हो", "च्या मध्ये ांना ण्याची"),
         "ne": _Signs("ळ", "छ छन् र मा लाई हो थियो पनि यो को म तपाईं हुन्छ", "हरू एको लाई को मा छन्"),
     },
 }
@@ -89,7 +89,7 @@ def is_in(text: str, code: str) -> bool:
         is_japanese = kana >= _KANA_SHARE * (kana + letters["CJK"])
         return is_japanese if code == "ja" else not is_japanese and _written_as(text, code)
     if code in LATIN:
-        return likeliest(text, code)
+        return may_be(text, code)
     return _fits(text, code, _SHARED.get(SCRIPTS[code][0], {}))
 
 

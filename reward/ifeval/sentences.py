@@ -22,14 +22,14 @@ _NEVER = frozenset(
 _BEFORE_NUMBERS = frozenset("no nos fig figs vol ch sec eq eqs p pp art ca approx".split())
 # These may end a sentence; it does where the next word often begins one.
 _MAYBE = frozenset(
-    "inc ltd co corp bros jr sr etc al ph.d jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs"
-    " fri sat sun ave blvd rd dept est min max oz lb lbs ft tbsp tsp esq".split()
+    "inc ltd co corp bros jr sr etc al ph.d jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed"
+    " thu thurs fri sat sun ave blvd rd dept est min max oz lb lbs ft tbsp tsp esq".split()
 )
 _BEGINNERS = frozenset(
-    "a after all although an and another as at because before both but by despite do during each every finally first"
-    " for from furthermore he her here his how however i if in it its let many meanwhile moreover most my no on once one"
-    " our please she since so some that the their then there therefore these they this those though to today we what when"
-    " where while who why with yes you your".split()
+    "a after all although an and another as at because before both but by despite do during each every finally"
+    " first for from furthermore he her here his how however i if in it its let many meanwhile moreover most my"
+    " no on once one our please she since so some that the their then there therefore these they this those"
+    " though to today we what when where while who why with yes you your".split()
 )
 
 
@@ -52,7 +52,7 @@ def _ends(text: str, stop: re.Match[str]) -> bool:
     if not following:
         return True
     if mark != ".":
-        return not set(mark) <= {".", "…"} or not following[0].islower()
+        return not set(mark) <= {".", "…"} or (following[0].isalnum() and not following[0].islower())
     if _LIST_NUMBER.search(before):
         return False
     tokens = before.split()
