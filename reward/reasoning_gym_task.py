@@ -14,7 +14,7 @@ from pydantic import Field
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, cores, in_threads
-from qwen_align.reward.boxes import last_boxes
+from qwen_align.reward.math.final import boxed_answers
 from qwen_align.reward.pool import Pool, PoolError, StartError, UnservedError, WorkError
 from qwen_align.reward.reasoning_gym_guards import REFUSED, admits, revived
 from qwen_align.reward.thinking import after_thinking
@@ -176,12 +176,12 @@ def said(text: str) -> tuple[str, str]:
         if not closed:
             return "", "unfinished answer"
     else:
-        boxes = last_boxes(spoken)
-        if boxes == "unterminated box":
+        boxes = boxed_answers(spoken)
+        if isinstance(boxes, str):
             return "", boxes
-        if not isinstance(boxes, str) and len(boxes) > 1:
+        if boxes is not None and len(boxes) > 1:
             return "", "several answers"
-        answer = spoken if isinstance(boxes, str) else boxes[0].content
+        answer = spoken if boxes is None else boxes[0]
     answer = answer.strip()
     if len(answer) > _LONGEST_ANSWER:
         return "", "answer too long"
