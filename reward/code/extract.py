@@ -1,32 +1,44 @@
 """The code of a completion: all of it, or its last fenced block of Python."""
 
 import re
+from typing import NamedTuple
 
-_FENCE = re.compile(r"^([ \t]*)(`{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]*)(`{3,})([^\n`]*)$", re.MULTILINE)
 _PYTHON = frozenset({"", "python", "py", "python3", "py3"})
 MAX_CHARACTERS = 200_000  # of code; ten times the longest accepted solution of a programming contest
 
 
-def codes(text: str) -> list[str]:
-    """What may be the code of a text without thinking, the likelier first; none where a fence is left open.
+class Code(NamedTuple):
+    """What may be the code, in the order in which to try.
+
+    `fenced` is False where there are fences but no block to take.
+    """
+
+    texts: list[str]
+    fenced: bool
+
+
+def code(text: str) -> Code | None:
+    """The code of a text without thinking, None if there is none for certain.
 
     A text without fences is code as it stands. One with fences may still be, where they are part of a string: such
-    a text compiles as a whole, which only the sandbox finds out; otherwise the last block of Python counts.
+    a text compiles as a whole, which only the sandbox finds out; otherwise the last block of Python counts, and none
+    does where the last fence is left open.
     """
     if len(text) > MAX_CHARACTERS or not text.strip():
-        return []
+        return None
     fences = list(_FENCE.finditer(text))
     if not fences:
-        return [text]
+        return Code([text], fenced=True)
     block = _last_block(text, fences)
-    return [text] if block is None else [text, block]
+    return Code([text], fenced=False) if block is None else Code([text, block], fenced=True)
 
 
 def _last_block(text: str, fences: list[re.Match[str]]) -> str | None:
     last: str | None = None
     opened: re.Match[str] | None = None
     for fence in fences:
-        indent, ticks, info = fence.groups()
+        _, ticks, info = fence.groups()
         if opened is None:
             opened = fence
         elif len(ticks) >= len(opened[2]) and not info.strip():

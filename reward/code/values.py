@@ -157,7 +157,7 @@ class _Encoder:
         number = self.number(kind, value)
         if number is not None:
             return number
-        if kind is type and _TYPES.get(value.__name__) is value:
+        if kind is type and value in _TYPES.values():
             return {"T": value.__name__}
         if self.special is not None:
             made = self.special(value)

@@ -1,0 +1,39 @@
+"""Is what a program printed, or a function returned, what the data set expects?"""
+
+from typing import Any
+
+
+def same_lines(said: str, expected: str) -> bool:
+    """Whether the texts have the same lines, white space at their ends and empty lines at the end aside."""
+    return lines(said) == lines(expected)
+
+
+def lines(text: str) -> list[str]:
+    """The lines without white space at their ends, and without empty lines at the end."""
+    found = [line.rstrip() for line in text.split("\n")]
+    while found and not found[-1]:
+        found.pop()
+    return found
+
+
+def same_output(value: Any, expected: Any) -> bool:
+    """Whether a returned value is the expected one, which went through JSON: a tuple became a list, keys became text.
+
+    Numbers are equal as Python has it, so True is 1; nan is no number's equal.
+    """
+    return bool(as_json(value) == expected)
+
+
+def as_json(value: Any) -> Any:
+    """The value with lists for tuples and text for the keys of a dict, as JSON would have written them."""
+    if isinstance(value, list | tuple):
+        return [as_json(one) for one in value]
+    if isinstance(value, dict):
+        return {_key(key): as_json(one) for key, one in value.items()}
+    return value
+
+
+def _key(key: Any) -> Any:
+    if key is None or key is True or key is False:
+        return {None: "null", True: "true", False: "false"}[key]
+    return str(key) if type(key) in (int, float) and (type(key) is float or key.bit_length() < 1024) else key

@@ -1,0 +1,86 @@
+"""What runs inside a cell. Nothing in a candidate's cell knows an expected output, and its word decides nothing.
+
+The job of a cell is a file that only this cell reads: the server, whose memory every cell inherits, never does.
+"""
+
+import atexit
+import json
+import os
+import random
+import socket
+import sys
+import threading
+from typing import Any, NoReturn
+
+from qwen_align.reward.code.frames import Frames
+from qwen_align.reward.code.loading import SYNTAX_STATUS, UnloadedError, function, load
+from qwen_align.reward.code.peer import Peer
+from qwen_align.reward.code.tested import run_tests
+from qwen_align.reward.code.values import MAX_BYTES, NotPlainError, decode, encode, write
+
+
+def candidate(payload: bytes, channel: socket.socket) -> None:
+    """Runs a candidate: answers the calls of its job, or those that come, or lives as a program."""
+    frames = Frames(channel)
+    job = json.loads(payload)
+    random.seed(0)  # cells are forks of one server: the same verdict in every run
+    if job["mode"] == "program":
+        _be_program(job)
+    try:
+        (_answer_calls if job["mode"] == "calls" else _serve)(job, frames)
+    except UnloadedError as error:
+        frames.send(write(["end", str(error)]))
+    except MemoryError:
+        frames.send(write(["end", "memory limit"]))
+    except SystemExit:
+        frames.send(write(["end", "exited early"]))
+    except BaseException:  # noqa: BLE001 - whatever a candidate raises is its failure, and ours to report
+        frames.send(write(["end", "crashed"]))
+
+
+def tests(payload: bytes, channel: socket.socket) -> None:
+    """Runs test code of a data set against the candidate at the other end of the channel."""
+    random.seed(0)
+    run_tests(json.loads(payload), Frames(channel))
+
+
+def _answer_calls(job: dict[str, Any], frames: Frames) -> None:
+    module = load(job)
+    for number, (name, args, kwargs) in enumerate(job["calls"]):
+        frames.send(_record(number, function(module, name), args, kwargs))
+    frames.send(write(["done"]))
+
+
+def _record(number: int, called: Any, args: Any, kwargs: Any) -> bytes:
+    try:
+        value = called(*decode(args), **decode(kwargs))
+        record = write(["value", number, encode(value)])
+        return record if len(record) <= MAX_BYTES else write(["not plain", number])
+    except NotPlainError:
+        return write(["not plain", number])
+    except (MemoryError, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - a call that raises anything else is a record like any other
+        return write(["raised", number])
+
+
+def _serve(job: dict[str, Any], frames: Frames) -> None:
+    module = load(job)
+    frames.send(write(["ready"]))
+    Peer(frames, lambda name: function(module, name)).serve()
+
+
+def _be_program(job: dict[str, Any]) -> NoReturn:
+    status = 0
+    try:
+        load(job)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except UnloadedError:
+        status = SYNTAX_STATUS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # programs of contests write their output there
+    sys.stdout.flush()
+    os._exit(status & 0xFF)

@@ -1,0 +1,112 @@
+"""What a test holds of a candidate's function or object: it can be called and asked for values, never to judge."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Ask = Callable[..., Any]
+
+
+class RefusedError(BaseException):
+    """A value a test may not use; no test's `except Exception` takes it for what it expects."""
+
+
+class Remote:
+    """A function or an object in the other cell.
+
+    A candidate's own class may answer calls with values, for those are compared here. It may not compare: `==`,
+    `in`, `<` and arithmetic would hand it the expected value and believe its answer. For the same reason a function
+    has no attributes, and what it returns is plain or again a function: `f(x).startswith("a")` asks a real string.
+    Objects come only from calls of a class, which is a name that begins with a capital, and from their methods.
+    """
+
+    __slots__ = ("_ask", "_of_class", "_target")
+
+    def __init__(self, ask: Ask, target: list[Any], *, of_class: bool) -> None:
+        object.__setattr__(self, "_ask", ask)
+        object.__setattr__(self, "_target", target)
+        object.__setattr__(self, "_of_class", of_class)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return object.__getattribute__(self, "_ask")("call", self, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _do(self, "get", name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _do(self, "set", name, value)
+
+    def __len__(self) -> int:
+        return int(_do(self, "len"))
+
+    def __getitem__(self, key: Any) -> Any:
+        return _do(self, "item", key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        _do(self, "put", key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        _do(self, "drop", key)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(_do(self, "iter"))
+
+    def __str__(self) -> str:
+        return str(_do(self, "str"))
+
+    def __repr__(self) -> str:
+        return str(_do(self, "repr"))
+
+    def __int__(self) -> int:
+        return int(_do(self, "int"))
+
+    def __float__(self) -> float:
+        return float(_do(self, "float"))
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __enter__(self) -> Any:
+        return _do(self, "enter")
+
+    def __exit__(self, *error: object) -> None:
+        _do(self, "exit", None, None, None)
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if other is None or other is self:
+            return other is self
+        raise RefusedError
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+def target(remote: Remote) -> Any:
+    """What the other end knows the object by."""
+    return object.__getattribute__(remote, "_target")
+
+
+def of_class(remote: Remote) -> bool:
+    """Whether the object is a class of the candidate or came from one."""
+    return bool(object.__getattribute__(remote, "_of_class"))
+
+
+def _do(remote: Remote, operation: str, *args: Any) -> Any:
+    if not of_class(remote):
+        raise RefusedError
+    return object.__getattribute__(remote, "_ask")(operation, remote, args, {})
+
+
+def _refuse(self: Remote, *others: object) -> Any:
+    raise RefusedError
+
+
+for _name in ("contains", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
+    setattr(Remote, f"__{_name}__", _refuse)
+for _name in ("radd", "rsub", "rmul", "rtruediv", "rfloordiv", "rmod", "rpow", "and", "or", "xor"):
+    setattr(Remote, f"__{_name}__", _refuse)
+for _name in ("neg", "pos", "abs", "invert", "round", "floor", "ceil", "trunc", "index", "format", "divmod", "rdivmod"):
+    setattr(Remote, f"__{_name}__", _refuse)

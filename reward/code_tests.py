@@ -1,0 +1,96 @@
+"""Does the code pass its tests? Run in a sandbox that knows no expected value; judged outside it."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from qwen_align.align.rows import Completion
+from qwen_align.reward.base import BaseReward, Probe, in_threads
+from qwen_align.reward.code.extract import code
+from qwen_align.reward.code.plan import plan
+from qwen_align.reward.code.run import PASSED, run
+from qwen_align.reward.code.sandbox import Limits, sandbox
+from qwen_align.reward.thinking import after_thinking
+from qwen_align.reward.verdict import Verdict
+
+
+class CodeTests(BaseReward):
+    """1.0 if the code passes all tests of the gold, else 0.0; no verdict if the gold is unusable.
+
+    The code is the last block of Python fenced after the thinking, or all that is said after it. Golds:
+    `{"tests": [assert lines]}` with `imports`, `setup` (before the code too) or `test_setup_code` (after it);
+    `{"prompt", "test", "entry_point"}` with a `check(candidate)`, where the completion is the function or its body;
+    `{"inputs", "outputs"}` of a program, or with `fn_name` of a function or a method of `Solution`.
+    """
+
+    kind: Literal["code_tests"] = "code_tests"
+    time_limit_s: Annotated[float, Field(gt=0, le=600)] = 6.0  # LiveCodeBench's; wall clock, for all tests of one
+    memory_mib: Annotated[int, Field(ge=128)] = Limits().memory_mib
+    isolation: Literal["full", "process"] = "full"
+    """`process` protects the verdict and not the machine: a session and resource limits, no namespaces."""
+    partial: bool = False
+    """Whether the value is the share of tests passed; a wrong program then earns something."""
+
+    def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
+        """The verdict on one completion; without `gold`, against the completion's own.
+
+        Raises SandboxError where the machine does not give the isolation asked for.
+        """
+        text = completion if isinstance(completion, str) else completion.text
+        if gold is None and not isinstance(completion, str):
+            gold = completion.gold
+        planned = plan(gold)
+        if planned is None:
+            return Verdict(value=None, reason="unusable gold")
+        spoken = after_thinking(text)
+        if spoken is None:
+            return Verdict(value=0.0, reason="unfinished thinking")
+        found = code(spoken)
+        if found is None:
+            return Verdict(value=0.0, reason="no code")
+        limits = Limits(self.time_limit_s, self.memory_mib)
+        score = run(planned, found.texts, sandbox(self.isolation), limits, partial=self.partial)
+        if score.reason == PASSED:
+            return Verdict(value=1.0, reason=PASSED)
+        reason = "no code" if score.reason == "syntax error" and not found.fenced else score.reason
+        return Verdict(value=score.passed / score.n_tests if self.partial else 0.0, reason=reason)
+
+    def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
+        """The verdicts on completions of any prompts, in their order, as many at a time as there are cores."""
+        self.warm()
+        return in_threads(self.judge, completions, deadline)
+
+    def judge_gold(self, gold: Any) -> Verdict:
+        """The verdict on the gold's own solution where it has one, else on the form of the tests."""
+        if plan(gold) is None:
+            return Verdict(value=None, reason="unusable gold")
+        solution = next((gold[key] for key in ("canonical_solution", "code") if isinstance(gold.get(key), str)), None)
+        return Verdict(value=1.0, reason="usable") if solution is None else self.judge(solution, gold)
+
+    def warm(self) -> None:
+        """Starts the sandbox's server; raises SandboxError where the machine does not give the isolation."""
+        sandbox(self.isolation).warm()
+
+    def probes(self) -> list[Probe]:
+        """Right solutions in each form, and wrong ones that cheat a harness which runs tests beside the code."""
+        gold = {"tests": ["assert add(1, 2) == 3", "assert add(5, 7) == 12"]}
+        right, wrong = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return -1\n"
+        equal = "class Equal(int):\n    def __eq__(self, other):\n        return True\n"
+        program = {"inputs": ["1 2\n"], "outputs": ["3\n"]}
+        cases = {
+            "right": (right, gold, True),
+            "right, fenced": (f"<think>\nAdd.\n</think>\n\nHere:\n```python\n{right}```\n", gold, True),
+            "right program": ("print(sum(map(int, input().split())))", program, True),
+            "empty": ("", gold, False),
+            "copied tests": (gold["tests"][0], gold, False),
+            "only in thinking": (f"<think>\n```python\n{right}```\n</think>\n\nDone.", gold, False),
+            "unfinished block": (f"```python\n{right}", gold, False),
+            "wrong": (wrong, gold, False),
+            "exits with 0": ("import os\nos._exit(0)", gold, False),
+            "equal to all": (f"{equal}def add(a, b):\n    return Equal(99)\n", gold, False),
+            "prints the expected": (f"print(3)\nprint('passed')\n{wrong}", gold, False),
+            "prints more than asked": ("print(3)\nprint(4)", program, False),
+            "no tests": (right, {"tests": []}, False),
+        }
+        return [Probe(name, *case) for name, case in cases.items()]
