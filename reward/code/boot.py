@@ -16,6 +16,10 @@ def _main() -> None:
         package = types.ModuleType(name)
         package.__path__ = [settings["package"] + folder]
         sys.modules[name] = package
+    if settings["isolation"] == "probe":
+        from qwen_align.reward.code.probe import report
+
+        report()
     from qwen_align.reward.code.server import serve
 
     serve(settings)

@@ -81,7 +81,7 @@ def give_up_rights(limits: Limits, door: Door | None) -> None:
 def _limit(limits: Limits, *, has_own_user: bool) -> None:
     wanted = {
         resource.RLIMIT_CPU: int(limits.time_limit_s) + _CPU_SLACK_S,
-        resource.RLIMIT_FSIZE: max(limits.disk_mib * MIB, limits.output_bytes + 1),
+        resource.RLIMIT_FSIZE: max(limits.disk_mib * MIB, 2 * limits.output_bytes),
         resource.RLIMIT_NOFILE: _OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }

@@ -28,12 +28,12 @@ class Door:
         Raises OSError where the kernel refuses.
         """
         owner = os.pidfd_open(os.getppid())
-        self._is_root = _enter()
+        self._has_nobody = enter(_SHARED | kernel.NEW_PIDS) and _is_mapped(_NOBODY)
         _keep_until_end_of(owner)
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends it shall not end the training
-        _leave_file_system(packages)
+        read_only_root(packages)
 
     def fork(self) -> int:
         """As os.fork; the child is the first process of a pid namespace, so nothing of it outlives it."""
@@ -57,7 +57,7 @@ class Door:
         no_programs = kernel.NOSUID | kernel.NODEV | kernel.NOEXEC
         kernel.mount("cell", PRIVATE_FOLDER, "tmpfs", no_programs, options)
         os.chdir(PRIVATE_FOLDER)
-        if self._is_root:
+        if self._has_nobody:
             os.setgroups([])
             os.setresgid(_NOBODY, _NOBODY, _NOBODY)
             os.setresuid(_NOBODY, _NOBODY, _NOBODY)
@@ -68,20 +68,29 @@ class Door:
         kernel.drop_capabilities()
 
 
-def _enter() -> bool:
-    """Whether root's own rights are enough for the server's namespaces; otherwise it is in a user namespace now."""
+def enter(namespaces: int) -> bool:
+    """Whether root's own rights were enough for the namespaces; otherwise the process is in a user namespace too."""
     if os.geteuid() == 0:
         try:
-            kernel.unshare(_SHARED | kernel.NEW_PIDS, "mount, ipc, net and pid namespaces")
+            kernel.unshare(namespaces, "namespaces by root's rights")
             return True
         except PermissionError:  # root of a container that may not administer; perhaps it may have a user namespace
             pass
     user, group = os.geteuid(), os.getegid()
-    kernel.unshare(kernel.NEW_USER | _SHARED | kernel.NEW_PIDS, "user, mount, ipc, net and pid namespaces")
+    kernel.unshare(kernel.NEW_USER | namespaces, "namespaces for the server")
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     _map_user(proc, user, group, inside=0)
     os.close(proc)
     return False
+
+
+def _is_mapped(user: int) -> bool:
+    """Whether the process's user namespace has a user and a group of that number."""
+    for name in ("uid_map", "gid_map"):
+        ranges = [line.split() for line in Path("/proc/self", name).read_text().splitlines()]
+        if not any(int(first) <= user < int(first) + int(count) for first, _, count in ranges):
+            return False
+    return True
 
 
 def _map_user(proc: int, user: int, group: int, inside: int) -> None:
@@ -113,7 +122,7 @@ def _keep_until_end_of(owner: int) -> None:
     os._exit(0)
 
 
-def _leave_file_system(packages: list[str]) -> None:
+def read_only_root(packages: list[str]) -> None:
     """Makes a root that shows, read-only, Python's library, the shared libraries it uses and the given packages."""
     kernel.mount("", "/", "", kernel.RECURSIVE | kernel.PRIVATE)
     shown = {path: path for path in [*_library_folders(), "/usr/share/zoneinfo"] if os.path.isdir(path)}

@@ -2,18 +2,22 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from qwen_align.reward.code.advice import advice
 from qwen_align.reward.code.job import (
     KILL,
     RESULT_BYTES,
@@ -22,7 +26,6 @@ from qwen_align.reward.code.job import (
     Isolation,
     Job,
     Limits,
-    Result,
     packed_job,
     read_result,
 )
@@ -34,6 +37,8 @@ _SHOWN_PACKAGES = ("numpy", "numpy.libs")
 """The packages cells may import besides Python's own."""
 _START_S = 60.0  # for the server's imports, on a machine that is busy with something else
 _END_S = 30.0  # for the server to tell of an end it was told to make
+_SLACK_BYTES = 2**16
+"""A write that would cross a file's last byte may be refused whole: smaller ones still show that there was too much."""
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -63,18 +68,19 @@ class Cell:
     channel: socket.socket
     """The other end is the entry function's."""
 
-    def __init__(self, life: socket.socket, channel: socket.socket, output: int, limits: Limits) -> None:
+    def __init__(self, life: socket.socket, channel: socket.socket, output: io.FileIO, limits: Limits) -> None:
         self.channel = channel
         self._life = life
         self._output = output
         self._limits = limits
-        self._ended: Ended | None = None
+        self._end: Ended | SandboxError | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.kill()
+        if isinstance(self._ended(0.0), SandboxError) and error is None:
+            self.kill()
 
     def kill(self) -> None:
         """Leaves no process of the cell; raises `SandboxError` if it never came to be one."""
@@ -85,24 +91,30 @@ class Cell:
 
         When it returns no process of the cell is left. Raises `SandboxError` if the cell could not be set up.
         """
-        if self._ended is None:
-            try:
-                self._ended = self._wait(deadline)
-            finally:
-                self.channel.close()
-                self._life.close()
-                os.close(self._output)
-        return self._ended
+        end = self._ended(deadline)
+        if isinstance(end, SandboxError):
+            raise end
+        return end
 
-    def _wait(self, deadline: float | None) -> Ended:
+    def _ended(self, deadline: float | None) -> Ended | SandboxError:
+        if self._end is None:
+            self._end = self._wait(deadline)
+            self.channel.close()
+            self._life.close()
+            self._output.close()
+        return self._end
+
+    def _wait(self, deadline: float | None) -> Ended | SandboxError:
         result = self._received(RESULT_BYTES, deadline)
         if not result:  # the server was ended, and the kernel ended its cells
-            return Ended("signal", 9, self._written(), 0.0)
+            return Ended("signal", signal.SIGKILL, self._written(), 0.0)
         told = read_result(result)
         if isinstance(told, int):
             why = self._received(told, None).decode(errors="replace")
-            raise SandboxError(f"a cell could not be set up: {why}")
-        return self._as_told(told)
+            return SandboxError(f"a cell could not be set up: {why}; {advice()}")
+        too_much = self._output.tell() > self._limits.output_bytes
+        how: How = "output limit" if too_much and told.how in ("exit", "signal") else told.how
+        return Ended(how, told.status, self._written(), told.cpu_s)
 
     def _received(self, size: int, deadline: float | None) -> bytes:
         """That many bytes from the server, nothing where it is gone; asks it to end the cell at the deadline."""
@@ -124,20 +136,14 @@ class Cell:
         return received
 
     def _written(self) -> bytes:
-        size = os.lseek(self._output, 0, os.SEEK_CUR)
-        return os.pread(self._output, min(size, self._limits.output_bytes), 0)
-
-    def _as_told(self, told: Result) -> Ended:
-        too_much = os.lseek(self._output, 0, os.SEEK_CUR) > self._limits.output_bytes
-        how: How = "output limit" if too_much and told.how in ("exit", "signal") else told.how
-        return Ended(how, told.status, self._written(), told.cpu_s)
+        return os.pread(self._output.fileno(), min(self._output.tell(), self._limits.output_bytes), 0)
 
 
 class Sandbox:
     """Starts cells, in any thread; has one server process, started with the first cell and again should it end."""
 
     def __init__(self, isolation: Isolation = "full") -> None:
-        self._isolation: Isolation = isolation
+        self._isolation = isolation
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -145,24 +151,25 @@ class Sandbox:
             os.register_at_fork(after_in_child=self._forget)
 
     def warm(self) -> None:
-        """Starts the server if there is none; raises `SandboxError` where this machine lacks what it needs."""
-        with self._lock:
-            self._connect()
+        """Starts the server, and a cell to see that it can; raises `SandboxError` where this machine cannot."""
+        with self.start("candidate", b"") as cell:
+            cell.channel.shutdown(socket.SHUT_RDWR)  # without a job it ends by itself
+            cell.end(time.monotonic() + _START_S)
 
     def start(self, entry: Entry, payload: bytes, limits: Limits | None = None, *, stdin: bytes = b"") -> Cell:
         """A cell that runs the entry function on the payload; raises `SandboxError` where none can be had."""
         limits = limits or Limits()
         here_life, its_life = socket.socketpair()
         here, its = socket.socketpair()
-        output = _file(b"", size=limits.output_bytes + 1)
+        output = io.FileIO(_file(b"", size=limits.output_bytes + _SLACK_BYTES))
         given, load = _file(stdin), _file(payload)
         try:
-            files = [its_life.fileno(), its.fileno(), given, load, output]
+            files = [its_life.fileno(), its.fileno(), given, load, output.fileno()]
             self._send(packed_job(Job(entry, limits)), files)
         except BaseException:
             here.close()
             here_life.close()
-            os.close(output)
+            output.close()
             raise
         finally:
             its_life.close()
@@ -217,19 +224,13 @@ def sandbox(isolation: Isolation) -> Sandbox:
 def _started(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """A new server and the socket to ask it by."""
     if not hasattr(os, "fork"):
-        raise SandboxError("code rewards need Linux, or macOS with isolation: process; on Windows use WSL 2")
+        raise SandboxError("code is run in forked processes, which Windows does not have; use WSL 2")
     if isolation == "full" and sys.platform != "linux":
-        raise SandboxError("isolation: full needs Linux's namespaces; use Linux, or accept isolation: process by name")
+        raise SandboxError(f"isolation: full needs Linux's namespaces; {advice()}")
     here, its = socket.socketpair()
-    settings = {
-        "package": str(_PACKAGE),
-        "isolation": isolation,
-        "packages": _shown_packages(),
-        "control": its.fileno(),
-    }
-    boot = str(Path(__file__).with_name("boot.py"))
+    settings = {"isolation": isolation, "packages": _shown_packages(), "control": its.fileno()}
     server = subprocess.Popen(
-        [sys.executable, "-S", "-s", "-P", boot, json.dumps(settings)],
+        server_command(settings),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[its.fileno()],
@@ -249,7 +250,14 @@ def _started(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.sock
     here.close()
     server.kill()
     server.wait()
-    raise SandboxError(f"isolation: {isolation} cannot be had here: {told or 'its server ended before it was ready'}")
+    why = told or "its server ended before it was ready"
+    raise SandboxError(f"isolation: {isolation} cannot be had here: {why}; {advice()}")
+
+
+def server_command(settings: Mapping[str, object]) -> list[str]:
+    """The command of a server, or of what else `boot.py` starts."""
+    boot = str(Path(__file__).with_name("boot.py"))
+    return [sys.executable, "-S", "-s", "-P", boot, json.dumps({**settings, "package": str(_PACKAGE)})]
 
 
 def _shown_packages() -> list[str]:

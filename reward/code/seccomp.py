@@ -69,7 +69,7 @@ _FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)  # no F_SETOWN, F_SETS
 _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE = 1, 1, 0xF
 
 
-class UnknownMachine(Exception):
+class UnknownMachineError(Exception):
     """There is no table of system calls for this machine."""
 
 
@@ -156,7 +156,7 @@ def _numbers(calls: str, column: int) -> dict[str, int]:
 @cache
 def _program(machine: str, processes: bool, signals: bool) -> bytes:
     if machine not in _MACHINES:
-        raise UnknownMachine(f"no table of system calls for {machine}; there is one for {', '.join(_MACHINES)}")
+        raise UnknownMachineError(f"no table of system calls for {machine}; there is one for {', '.join(_MACHINES)}")
     column, architecture = _MACHINES[machine]
     argued = _argued(processes, signals)
     program = _code(_LOAD, _ARCH) + _code(_EQUAL, architecture, 1) + _code(_RETURN, _KILL) + _code(_LOAD, _NUMBER)

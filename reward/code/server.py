@@ -60,7 +60,7 @@ def serve(settings: dict[str, Any]) -> NoReturn:
     try:
         server = _Server(control, settings)
     except OSError as error:
-        control.sendall(f"{error}\n".encode())
+        control.sendall(f"{error.strerror}\n".encode())
         sys.exit(1)
     control.sendall(b"ready\n")
     server.run()
@@ -127,7 +127,7 @@ class _Server:
         try:
             pid = self._door.fork() if self._door else os.fork()
         except OSError as error:
-            os.write(files[0], packed_failure(f"fork: {error}"))
+            os.write(files[0], packed_failure(f"fork: {error.strerror}"))
             for file in files:
                 os.close(file)
             return True
@@ -199,7 +199,7 @@ def _be_cell(job: Job, files: Files, door: Door | None, folder: str | None) -> N
             channel = confine(files, job.limits, door, folder)
             give_up_rights(job.limits, door)
         except OSError as error:
-            os.write(LIFE, packed_failure(str(error)))
+            os.write(LIFE, packed_failure(error.strerror or str(error)))
             os._exit(_SETUP_FAILED)
         os.close(LIFE)
         gc.enable()
