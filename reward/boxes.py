@@ -1,12 +1,14 @@
-r"""The boxes of a text: `\boxed{...}` and `\fbox{...}`, matched by braces in one pass."""
+r"""The boxes of a text: `\boxed{...}` and `\fbox{...}`, matched by braces in one pass, and `\boxed 7`."""
 
 import re
 from typing import NamedTuple
 
 _TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BARE = re.compile(r"\\(?:boxed|fbox)\s+(-?[0-9][0-9.,/]*|[A-Za-z])(?=[\s$.,;\\]|$)")
 _LONGEST_JOINT = 80  # characters; room for `$ \quad \text{ and } \quad $` on a few lines
-_JOINT = re.compile(
-    r"(?:[\s,;/&*$、和或与]|\\[,;:! ()\[\]]|\\q?quad\b|\band\b|\bor\b|\\(?:text|mathrm|mbox)\{\s*(?:and|or)\s*\})*"
+JOINT = re.compile(
+    r"(?:[\s,;/&*$、和或与及]|\\[,;:! ()\[\]]|\\q?quad\b|\band\b|\bor\b"
+    r"|\\(?:text|mathrm|mbox)\{\s*,?\s*(?:and|or)?\s*\})*"
 )
 
 
@@ -22,6 +24,7 @@ def last_boxes(text: str) -> list[Box] | str:
     A box inside a box is part of the outer one. If the last box that opens never closes there is no answer: an
     earlier box is not what the writer ended on.
     """
+    text = _BARE.sub(r"\\boxed{\1}", text)
     boxes = _outermost(text)
     if isinstance(boxes, str):
         return boxes
@@ -33,7 +36,7 @@ def last_boxes(text: str) -> list[Box] | str:
 
 def _are_joined(text: str, left: Box, right: Box) -> bool:
     gap = right.start - left.end
-    return gap <= _LONGEST_JOINT and _JOINT.fullmatch(text, left.end, right.start) is not None
+    return gap <= _LONGEST_JOINT and JOINT.fullmatch(text, left.end, right.start) is not None
 
 
 def _outermost(text: str) -> list[Box] | str:

@@ -1,82 +1,281 @@
-r"""Is the boxed answer the gold? Numbers exactly, all else as text in normal form; when in doubt, no."""
+r"""Is the answer the gold? Exactly decided, by the gold's type; what only a guarded sympy accepts is said to be so."""
 
 import math
+import re
+import time
+from collections.abc import Sequence
 from decimal import Decimal
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, Literal
 
 from qwen_align.align.rows import Completion
-from qwen_align.align.strict import Strict
-from qwen_align.reward.boxes import last_boxes
-from qwen_align.reward.simple_value import MAX_DIGITS, Value, equal, parse
-from qwen_align.reward.thinking import after_thinking
+from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, in_threads
+from qwen_align.reward.math import fallback
+from qwen_align.reward.math.compare import agree
+from qwen_align.reward.math.final import boxed_answers, declared_answer, minerva_answer
+from qwen_align.reward.math.layout import MAX_CHARS
+from qwen_align.reward.math.plain_number import MAX_DIGITS
+from qwen_align.reward.math.read import read
+from qwen_align.reward.math.scalars import is_defined
+from qwen_align.reward.math.units import ANY_WORD, Unit, letters_of
+from qwen_align.reward.math.values import Group, Matrix, Row, Scalar, Union, Value, Words
+from qwen_align.reward.math.written import written
+from qwen_align.reward.pool import UnservedError
+from qwen_align.reward.thinking import CLOSE, OPEN, after_thinking
 from qwen_align.reward.verdict import Verdict
 
+_CORRECT = Verdict(value=1.0, reason="correct")
+_WRONG = Verdict(value=0.0, reason="wrong")
+_UNUSABLE = Verdict(value=None, reason="unusable gold")
+_PLAIN = (
+    r"\s*([+-]?)(?:([0-9]{1,15}|[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3}){1,4})(?:\.([0-9]{1,4}))?"
+    r"|\\[dt]?frac\{([0-9]{1,15})\}\{([1-9][0-9]{0,14})\}|([0-9]{1,15})/([1-9][0-9]{0,14}))\s*"
+)
+_PLAIN_BOX = re.compile(_PLAIN + r"\}")
+_PLAIN_GOLD = re.compile(_PLAIN)
+_BOX = "\\boxed{"
 
-class MathAnswer(Strict):
-    r"""1.0 if the last `\boxed{}` after the thinking states the gold, else 0.0; no verdict if the gold is unusable.
+# name, completion, gold, whether it is to be paid
+_PROBES: tuple[tuple[str, str, str | None, bool], ...] = (
+    ("right", r"So the answer is \boxed{42}.", "42", True),
+    ("right, written differently", r"\boxed{\frac{6}{4}}", "1.5", True),
+    ("right, after the thinking", "<think>\nperhaps 41\n</think>\n\n\\boxed{42}", "42", True),
+    ("right list in another order", r"\boxed{3, 1, 2}", "1,2,3", True),
+    ("right for a long text", "We check it again. " * 500 + r"\boxed{42}", "42", True),
+    ("wrong", r"\boxed{41}", "42", False),
+    ("empty", "", "42", False),
+    ("empty box", r"\boxed{}", "42", False),
+    ("many boxes", r"\boxed{40}, \boxed{41}, \boxed{42}", "42", False),
+    ("many boxes, right one last", r"\boxed{1} or \boxed{2} or \boxed{42}", "42", False),
+    ("earlier box right", r"\boxed{42}. No, it is \boxed{41}.", "42", False),
+    ("box cut off", r"\boxed{42}. No: \boxed{4", "42", False),
+    ("prompt copied", r"What is 6 times 7? Put your final answer within \boxed{}.", "42", False),
+    ("answer only in the thinking", "<think>\n\\boxed{42}\n</think>\n\nI am done.", "42", False),
+    ("thinking never closed", "<think>\nso \\boxed{42}", "42", False),
+    ("repeated tags", "<think></think>" * 200 + "<think> \\boxed{42}", "42", False),
+    ("length padding", "We check it again. " * 2_000 + r"\boxed{41}", "42", False),
+    ("hedge in a box", r"\boxed{41 \text{ or } 42}", "42", False),
+    ("hedge in brackets", r"\boxed{42 \text{ (or 43)}}", "42", False),
+    ("every option", r"\boxed{A, B, C, D}", "B", False),
+    ("denial", r"\boxed{\text{not } B}", "B", False),
+    ("equation for its right side", r"\boxed{2x = 42}", "42", False),
+    ("about", r"\boxed{\approx 42}", "42", False),
+    ("percent for its hundredth", r"\boxed{4200\%}", "42", False),
+    ("tiny difference", r"\boxed{\frac{1}{2^{99}}}", r"\frac{1}{2^{98}}", False),
+    ("letters in another order", r"\boxed{\text{silent}}", "listen", False),
+    ("code", r"\boxed{__import__('os').getpid() * 0 + 42}", "42", False),
+    ("power tower", r"\boxed{9^{9^{9^{9}}}}", "42", False),
+    ("undefined", r"\boxed{\frac{42}{0}}", "42", False),
+    ("gold empty", r"\boxed{42}", "", False),
+    ("gold undefined", r"\boxed{\frac{1}{0}}", r"\frac{1}{0}", False),
+    ("no gold", r"\boxed{None}", None, False),
+)
 
-    Integers, decimals, fractions, mixed numbers, percent, money and common units are compared as exact numbers; a
-    unit counts only where both have one, so `50%` is 50 but not 0.5. Everything else is compared as text: algebra,
-    sets and intervals are right only if written alike. Several different boxes joined by commas, "and", "or" are
-    wrong, whatever they hold.
+Contents = tuple[str, ...]
+Pairs = tuple[tuple[str, str], ...]
+
+
+class MathAnswer(BaseReward):
+    r"""1.0 if the completion's final answer is the gold, else 0.0; no verdict if the gold is unusable.
+
+    The answer is the last `\boxed{}` after the thinking, and those joined to it by commas, "and", "or" are one list.
+    The gold's type decides: numbers are compared exactly, lists without order, points in order, equations by their
+    zero set, a unit only where both have one, `50%` as 50 and never as 0.5. What this cannot decide (integrals,
+    limits) goes to sympy in a process with a limit of a second; if it says equal, the reason is "fallback". The
+    first such verdict starts that process, which takes up to 5 seconds: `warm` does it beforehand.
     """
 
     kind: Literal["math_answer"] = "math_answer"
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    box: Literal["preferred", "required"] = "preferred"
+    r"""With "preferred", a completion that holds no box may declare its answer at its end: "The answer is 5." """
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
         """The verdict on one completion; without `gold`, against the completion's own."""
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
-        right = gold_value(gold)
-        if right is None:
-            return Verdict(value=None, reason="unusable gold")
-        said = final_value(text)
-        if isinstance(said, str):
-            return Verdict(value=0.0, reason=said)
-        if equal(said, right):
-            return Verdict(value=1.0, reason="correct")
-        return Verdict(value=0.0, reason="wrong")
+        verdict = self._exact(text, gold)
+        return verdict if isinstance(verdict, Verdict) else _by_fallback(verdict, None)
+
+    def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
+        """The verdicts on all completions of one prompt in one mode."""
+        return self.judge_many(group)
+
+    def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
+        """The verdicts on completions in their order: the exact ones first, so that no slow one delays them."""
+        verdicts: list[Verdict] = []
+        doubtful: dict[int, Pairs] = {}
+        for place, one in enumerate(completions):
+            late = deadline is not None and time.monotonic() > deadline
+            verdict = UNJUDGED if late else self._exact(one.text, one.gold)
+            if not isinstance(verdict, Verdict):
+                doubtful[place] = verdict
+                verdict = UNJUDGED
+            verdicts.append(verdict)
+        pairs_of = {id(completions[place]): pairs for place, pairs in doubtful.items()}
+        asked = in_threads(
+            lambda one: _by_fallback(pairs_of[id(one)], deadline), [completions[place] for place in doubtful], deadline
+        )
+        for place, verdict in zip(doubtful, asked, strict=True):
+            verdicts[place] = verdict
+        return verdicts
 
     def judge_gold(self, gold: Any) -> Verdict:
         """The verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
-        right = gold_value(gold)
-        said = gold if isinstance(gold, str) or right is None else right.text
-        return self.judge(rf"\boxed{{{said}}}", gold)
+        text = _gold_text(gold)
+        if text is None:
+            return _UNUSABLE
+        verdict = _decided((text,), text)
+        return verdict if isinstance(verdict, Verdict) else _by_fallback(verdict, None)
 
     def answer(self, completion: str | Completion) -> str | None:
-        """The answer in normal form, without unit, for counting votes; None if there is none."""
-        said = final_value(completion if isinstance(completion, str) else completion.text)
-        return None if isinstance(said, str) else said.text
+        """The answer in one spelling, without unit, for counting votes; None if there is none."""
+        found = self._contents(completion if isinstance(completion, str) else completion.text)
+        value = None if isinstance(found, str) else _said(found, frozenset())
+        return None if value is None else written(value)
+
+    def warm(self) -> None:
+        """Start the processes of the fallback, so that no verdict waits for them."""
+        fallback.warm()
+
+    def probes(self) -> list[Probe]:
+        """Completions that look like answers; only the first few are."""
+        return [Probe(*probe) for probe in _PROBES]
+
+    def _exact(self, text: str, gold: Any) -> Verdict | Pairs:
+        """The verdict of the exact layer, or the pairs it leaves to the fallback."""
+        wanted = _plain_gold(gold) if type(gold) is str else None
+        if wanted is not None:
+            said = _plain_box(text)
+            if said is not None:
+                return _CORRECT if said == wanted else _WRONG
+        right = _gold_text(gold)
+        if right is None or _gold_value(right) is None:
+            return _UNUSABLE
+        found = self._contents(text)
+        return Verdict(value=0.0, reason=found) if isinstance(found, str) else _decided(found, right)
+
+    def _contents(self, text: str) -> Contents | str:
+        """The texts of the answer's boxes, or the reason why there is none."""
+        spoken = after_thinking(text)
+        if spoken is None:
+            return "unfinished thinking"
+        boxes = boxed_answers(spoken)
+        if self.box == "preferred":
+            declared = declared_answer(spoken) if boxes is None else minerva_answer(spoken)
+            if declared is not None and "\\boxed" not in declared:
+                return (declared,)
+        if boxes is None:
+            return "no answer" if self.box == "preferred" else "no boxed answer"
+        return boxes if isinstance(boxes, str) else tuple(boxes)
 
 
-def gold_value(gold: Any) -> Value | None:
-    """The value of a data set's gold (a string, an integer or a finite float), None if it is unusable."""
+def _by_fallback(pairs: Pairs, deadline: float | None) -> Verdict:
+    try:
+        reason = fallback.ask(pairs, deadline=deadline)
+    except UnservedError:
+        return UNJUDGED
+    return Verdict(value=1.0 if reason == "fallback" else 0.0, reason=reason)
+
+
+@lru_cache(maxsize=32_768)  # the 8 to 64 completions of a prompt repeat their answers
+def _decided(contents: Contents, gold: str) -> Verdict | Pairs:
+    right = _gold_value(gold)
+    if right is None:
+        return _UNUSABLE
+    said = _said(contents, letters_of(_unit_in(right)))
+    if said is None:
+        return Verdict(value=0.0, reason="empty box")
+    doubts: list[tuple[str, str]] = []
+    if agree(right, said, doubts):
+        return tuple(doubts) if doubts else _CORRECT
+    if max(map(len, contents)) > MAX_CHARS:
+        return Verdict(value=0.0, reason="too large")
+    several = isinstance(said, Group) and len(said.items) > 1 and not isinstance(right, Group)
+    return Verdict(value=0.0, reason="several answers") if several else _WRONG
+
+
+def _said(contents: Contents, letters: frozenset[str]) -> Value | None:
+    """The value of the boxes together, None if it is the only one and says nothing."""
+    values = [read(content, letters) for content in contents]
+    if len(values) == 1:
+        return values[0]
+    return Group(tuple(Words("?") if value is None else value for value in values))
+
+
+def _gold_text(gold: Any) -> str | None:
+    """What a data set's gold (a string, an integer or a finite float) says, None if it is no such thing."""
     if isinstance(gold, str):
-        value = final_value(gold) if r"\boxed" in gold else parse(gold)
-        return value if isinstance(value, Value) else None
+        if "\\boxed" not in gold:
+            return gold
+        boxes = boxed_answers(gold)
+        return ", ".join(boxes) if isinstance(boxes, list) else None
     if isinstance(gold, bool):
         return None
     if isinstance(gold, int):
-        return parse(str(gold)) if abs(gold) < 10**MAX_DIGITS else None
+        return str(gold) if abs(gold) < 10**MAX_DIGITS else None
     if isinstance(gold, float) and math.isfinite(gold):
-        return parse(format(Decimal(repr(gold)), "f"))
+        return format(Decimal(repr(gold)), "f")
     return None
 
 
-def final_value(text: str) -> Value | str:
-    """What the last box after the thinking says, else the short reason why it says nothing."""
-    spoken = after_thinking(text)
-    if spoken is None:
-        return "unfinished thinking"
-    boxes = last_boxes(spoken)
-    if isinstance(boxes, str):
-        return boxes
-    last = parse(boxes[-1].content)
-    if last is None:
-        return "empty box"
-    others = (parse(box.content) for box in boxes[:-1])
-    return last if all(other is not None and equal(other, last) for other in others) else "several answers"
+@lru_cache(maxsize=32_768)
+def _gold_value(text: str) -> Value | None:
+    """The value of a gold, None if it is not equal to itself."""
+    value = read(text, frozenset({ANY_WORD}))
+    return value if value is not None and _is_usable(value) else None
+
+
+def _is_usable(value: Value) -> bool:
+    if isinstance(value, Scalar):
+        return is_defined(value)
+    if isinstance(value, Words):
+        return value.text != "?"
+    if isinstance(value, Row | Group):
+        return all(map(_is_usable, value.items))
+    if isinstance(value, Union):
+        return all(map(_is_usable, (*value.parts, *value.without)))
+    if isinstance(value, Matrix):
+        return all(_is_usable(cell) for row in value.rows for cell in row)
+    return True
+
+
+def _unit_in(value: Value) -> Unit | None:
+    """The unit of a gold, of a list's first item with one."""
+    if isinstance(value, Scalar):
+        return value.unit
+    items = value.items if isinstance(value, Row | Group) else ()
+    return next((unit for unit in map(_unit_in, items) if unit is not None), None)
+
+
+@lru_cache(maxsize=32_768)
+def _plain_gold(gold: str) -> Fraction | None:
+    found = _PLAIN_GOLD.fullmatch(gold)
+    return None if found is None else _fraction(found)
+
+
+def _plain_box(text: str) -> Fraction | None:
+    """The number in the only box of a text that ends its thinking, if it is written plainly: the usual case, fast."""
+    place = text.find(_BOX)
+    if place < 0 or text.find("boxed", place + 7) >= 0 or text.find("boxed", 0, place) >= 0 or "fbox" in text:
+        return None
+    if text[place - 1 : place] == "\\" or ("think>" in text and not _ends_thinking_before(text, place)):
+        return None
+    found = _PLAIN_BOX.match(text, place + 7)
+    return None if found is None else _fraction(found)
+
+
+def _ends_thinking_before(text: str, place: int) -> bool:
+    closed = text.rfind(CLOSE)
+    return closed < place and text.rfind(OPEN) <= closed
+
+
+def _fraction(found: re.Match[str]) -> Fraction:
+    sign, whole, places, above, below, left, right = found.groups()
+    if whole is not None:
+        digits = whole.replace("{,}", "").replace(",", "")
+        size = Fraction(int(digits)) if places is None else Fraction(int(digits + places), 10 ** len(places))
+    else:
+        size = Fraction(int(above or left), int(below or right))
+    return -size if sign == "-" else size

@@ -1,0 +1,92 @@
+"""Math-Verify and sympy on what the exact layer cannot decide, in processes that are killed by deadline.
+
+Only pairs of single expressions come here (integrals, limits, infinite sums, special functions), and only "equal" or
+"not equal" comes back.
+"""
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from qwen_align.reward.base import cores
+from qwen_align.reward.pool import DeadError, LateError, Pool, WorkError
+
+LIMIT_S = 1.0  # wall time of one item; with the kill every call ends within 1.2 s of its start
+MEMORY_GIB = 2.0
+MIN_WORKERS = 4  # so that a few bombs at once do not make the next caller wait on a small machine
+_MAX_KEPT = 10_000  # replies, a few hundred bytes each
+
+_kept: OrderedDict[tuple[tuple[str, str], ...], str] = OrderedDict()
+_lock = threading.Lock()
+
+
+def ask(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) -> str:
+    """The reason of the verdict: "fallback" if all pairs are equal, else "wrong", "time limit" or "worker died".
+
+    Raises pool.UnservedError if the deadline, a `time.monotonic()`, passes first, and pool.StartError if the
+    installation is at fault. The first call of a process starts the workers, which may take 5 seconds.
+    """
+    if not hasattr(os, "fork"):
+        return "no fallback on this platform"
+    with _lock:
+        if pairs in _kept:
+            _kept.move_to_end(pairs)
+            return _kept[pairs]
+    try:
+        reason = "fallback" if _pool().ask(pairs, deadline=deadline) is True else "wrong"
+    except LateError:
+        reason = "time limit"
+    except DeadError:
+        reason = "worker died"
+    except WorkError:  # Math-Verify could not read or compare them
+        reason = "wrong"
+    with _lock:
+        _kept[pairs] = reason
+        while len(_kept) > _MAX_KEPT:
+            _kept.popitem(last=False)
+    return reason
+
+
+def warm() -> None:
+    """Start the workers now; does nothing on a platform that cannot fork."""
+    if hasattr(os, "fork"):
+        _pool().warm()
+
+
+@cache
+def _pool() -> Pool:
+    logging.getLogger(__name__).info("starting the workers of the math fallback: up to 5 seconds, once a process")
+    return Pool(
+        "qwen_align.reward.math.fallback:serve",
+        workers=max(MIN_WORKERS, cores()),
+        limit_s=LIMIT_S,
+        memory_gib=MEMORY_GIB,
+    )
+
+
+def serve(argument: None) -> Callable[[list[list[str]]], bool]:
+    """The handler that runs in the workers: whether every pair of a gold's and an answer's expression is equal."""
+    import math_verify
+    import sympy
+
+    logging.disable()  # Math-Verify reports every unreadable answer
+
+    def expressions(text: str) -> list[Any]:
+        found = math_verify.parse(f"${text}$", parsing_timeout=None, raise_on_error=True)
+        return [one for one in found if isinstance(one, sympy.Basic | sympy.MatrixBase)]
+
+    def are_equal(pairs: list[list[str]]) -> bool:
+        for gold, said in pairs:
+            golds, saids = expressions(gold), expressions(said)
+            if not golds or not saids:
+                return False
+            if not math_verify.verify(golds[:1], saids[:1], timeout_seconds=None, raise_on_error=True):
+                return False
+        return True
+
+    are_equal([[r"\frac{1}{2}", r"\int_0^1 x\,dx"]])  # loads the parser before the workers are forked
+    return are_equal

@@ -1,0 +1,90 @@
+r"""The answer a text ends on: its last boxes, else what it declares ("The answer is 5."), else its last formula."""
+
+import re
+
+from qwen_align.reward.boxes import JOINT, last_boxes
+
+_LONGEST_END = 1_500  # characters at the end of a text in which an answer without a box is looked for
+_LONGEST_BARE = 300  # characters of a text that is nothing but its answer
+_MAX_READ = 20_000  # characters at the end of a text that are looked at at all
+_AFTER_THE_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id)\|>|</s>")
+_COURTESY = re.compile(r"(?:I hope (?:it|this) is correct\.?|∎)\Z", re.IGNORECASE)
+_MINERVA = re.compile(
+    r"Final Answer: The final answer is \$?([^\n$]{1,400}?)\$?\.? I hope it is correct\.?\s*(?:<\||\Z)"
+)
+_DECLARED = re.compile(
+    r"(?:answer|solution|答案)\**\s*(?:(?:is|are|为|是)\s*[:：]?|[:：])\**|^\s*answer\s(?=\s*(?:\$|\\[(\[]))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FORMULA = re.compile(r"\$\$([^$]{1,800})\$\$|\$([^$]{1,800})\$|\\\((.{1,800}?)\\\)|\\\[(.{1,800}?)\\\]", re.DOTALL)
+_VERB = re.compile(r"(?<![A-Za-z])(?:is|are|equals)(?![A-Za-z])(?:\s*[:：])?|是|为")
+_SENTENCE_END = re.compile(r"[.。!！](?=\s|$)|\n\s*\n")
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_UNIT_AFTER = re.compile(r"[ ]?(?:%|\\%|percent|°|degrees?|[a-z]{2,12}|[一-鿿]{1,3})(?=[.。\s]|$)")
+
+
+def boxed_answers(text: str) -> list[str] | str | None:
+    """What the last boxes hold, else the reason why there is none; None where the text holds no box at all."""
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return None
+    boxes = last_boxes(text)
+    return boxes if isinstance(boxes, str) else [box.content for box in boxes]
+
+
+def minerva_answer(text: str) -> str | None:
+    """What a text in Minerva's form ends on: "Final Answer: The final answer is", arXiv:2206.14858."""
+    end = text[-_LONGEST_END:]
+    place = end.rfind("Final Answer: The final answer is ")
+    found = _MINERVA.match(end, place) if place >= 0 else None
+    return None if found is None else found[1].strip()
+
+
+def declared_answer(text: str) -> str | None:
+    """The one answer a text without a box ends on, None if it ends on none.
+
+    It is what follows the last "answer is", else the last formula of the last lines, else the text itself where that
+    is short and of one line.
+    """
+    text = _AFTER_THE_TURN.split(text, maxsplit=1)[0]
+    text = _COURTESY.sub("", text[-_MAX_READ:].strip()).strip()
+    end = text[-_LONGEST_END:]
+    declared = [found.end() for found in _DECLARED.finditer(end)]
+    if declared:
+        return _stated(end[declared[-1] :])
+    formula = _last_formulas(end)
+    if formula is not None:
+        return formula
+    is_bare = len(text) <= _LONGEST_BARE and "\n" not in text
+    is_expression = text.isascii() and not any(map(str.isspace, text))
+    return (text or None) if is_bare or is_expression else None
+
+
+def _stated(text: str) -> str | None:
+    """The answer in a statement that follows "answer is": its formula, or the words after its last verb."""
+    text = text.strip()
+    paragraph = text if text.startswith(("\\[", "$$")) else _PARAGRAPH.split(text, maxsplit=1)[0]
+    verbs = [found.end() for found in _VERB.finditer(_FORMULA.sub(lambda found: "x" * len(found[0]), paragraph))]
+    rest = (paragraph[verbs[-1] :] if verbs else paragraph).strip()
+    formulas = list(_FORMULA.finditer(rest))
+    if formulas:
+        return _joined_formulas(rest, formulas)
+    sentence = _SENTENCE_END.search(rest)
+    said = rest if sentence is None else rest[: sentence.start()]
+    return said.strip(" *\n") or None
+
+
+def _last_formulas(text: str) -> str | None:
+    lines = [line for line in text.splitlines() if line.strip()]
+    tail = text if text.endswith(("\\]", "$$")) else "\n".join(lines[-2:])
+    formulas = list(_FORMULA.finditer(tail))
+    return _joined_formulas(tail, formulas) if formulas else None
+
+
+def _joined_formulas(text: str, formulas: list[re.Match[str]]) -> str:
+    """The last formula with those joined to it and the unit right after it."""
+    first = len(formulas) - 1
+    while first > 0 and JOINT.fullmatch(text, formulas[first - 1].end(), formulas[first].start()):
+        first -= 1
+    said = ", ".join(next(part for part in formula.groups() if part is not None) for formula in formulas[first:])
+    unit = _UNIT_AFTER.match(text, formulas[-1].end())
+    return said + (" " + unit[0].strip() if unit is not None else "")

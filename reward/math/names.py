@@ -1,0 +1,35 @@
+"""Left sides that only name what the right side says: `x` of `x = 5`, `f(x)`, `(x, y)`, `AB`."""
+
+import re
+
+_SYMBOL = (
+    r"(?:\\text\{[^{}]*\}|\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu"
+    r"|xi|rho|sigma|tau|phi|varphi|chi|psi|omega|ell|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega)|[A-Za-z])"
+    r"(?:_(?:[A-Za-z0-9]|\{[^{}]*\}))?'*"
+)
+_POINTS = (
+    r"(?:[A-Z]{2,4}|\\(?:angle|triangle|overline|widehat|vec|overrightarrow|bar|hat)"
+    r" ?(?:\{[A-Za-z]+\}|[A-Za-z]+))"
+)
+_APPLIED = rf"(?:{_SYMBOL}\((?:{_SYMBOL}|-?[0-9]+)(?:,(?:{_SYMBOL}|-?[0-9]+))*\)|[fghFGPQ]\([^()=]*\))"
+_NAME = rf"(?:{_APPLIED}|{_POINTS}|\|{_POINTS}\||[fgh]\^\{{-1\}}\({_SYMBOL}\)|{_SYMBOL})"
+_WORD_NAME = re.compile(r"[A-Za-z][A-Za-z ]{2,40}|[一-鿿]{1,10}")
+_LISTED = re.compile(rf"{_NAME}|\({_NAME}(?:,{_NAME})+\)")
+_OF_A_GOLD = re.compile(rf"{_NAME}(?::{_NAME})+|\\frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}/{_NAME}|\|{_NAME}\|")
+_INDEX = re.compile(r"_(?:[A-Za-z0-9]|\{[^{}]*\})")
+
+
+def name_of(side: str, *, of_a_gold: bool) -> str | None:
+    """The name a left side is, in one spelling, None if it is more than a name; a gold may name more things."""
+    bare = side.replace(" ", "").replace("{}", "")
+    if bare.startswith("{") and bare.endswith("}"):
+        bare = bare[1:-1]
+    if _LISTED.fullmatch(bare) or (of_a_gold and _OF_A_GOLD.fullmatch(bare)):
+        return re.sub(r"_\{([^{}]*)\}", r"_\1", bare)
+    words = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", side).strip()
+    return words.lower() if _WORD_NAME.fullmatch(words) and len(words.replace(" ", "")) > 3 else None
+
+
+def base_of(name: str) -> str:
+    """The name without its index: x of x_1 and x_2, whose values have no order."""
+    return _INDEX.sub("", name.rstrip("'0123456789"))

@@ -1,0 +1,87 @@
+"""Whether two expressions or two words are the same: exact numbers first, then the expression layer."""
+
+import re
+
+from qwen_align.reward.math.expression import parse
+from qwen_align.reward.math.same import same
+from qwen_align.reward.math.units import agree as units_agree
+from qwen_align.reward.math.values import Doubts, Scalar, Value, Words
+
+_MIN_DECIMAL_DIGITS = 10  # as in same.py: only a longer decimal may stand for an exact value
+_MAX_DOUBT_CHARS = 300  # longer expressions are not worth a second of a worker
+_CALCULUS = re.compile(r"\\(?:int|iint|iiint|oint|lim|sum|prod|partial|Gamma|zeta|Re|Im|arg|frac ?\{ ?d)(?![A-Za-z])")
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_LETTERS = re.compile(r"[A-Za-z]{2,3}")
+_LOOKS = re.compile(r"[\s{}]|\\text(?=\{)")
+_PRODUCTS = (frozenset("xyzabckmnpqrtuvw"), frozenset("ABCDEFGHKLMNOPQRSTUVXYZ"))
+
+
+def same_words(gold: Value, said: Value) -> bool:
+    """Whether two texts read alike, one of which is words; `xy` is also the product that `y \\cdot x` is."""
+    if isinstance(gold, Words) and isinstance(said, Words):
+        if _squeezed(gold.text) == _squeezed(said.text):
+            return True
+        return _is_product(gold) and _is_product(said) and _same_texts(gold.written, said.written)
+    words, other = (gold, said) if isinstance(gold, Words) else (said, gold)
+    if not isinstance(words, Words) or not isinstance(other, Scalar) or other.number is not None:
+        return False
+    if _LETTERS.fullmatch(words.written) and _same_texts(words.written, other.text):
+        return True
+    return _squeezed(words.text) == _squeezed(_TEXT.sub(r" \1 ", other.text).lower())
+
+
+def same_scalars(gold: Scalar, said: Scalar, doubts: Doubts | None) -> bool:
+    """Whether the numbers or expressions are equal; a unit counts only where both have one, converted exactly."""
+    factor = None
+    if gold.unit is not None and said.unit is not None:
+        factor = units_agree(said.unit, gold.unit)
+        if factor is None:
+            return False
+    if gold.number is not None and said.number is not None:
+        if gold.number == (said.number if factor is None else said.number * factor):
+            return True
+        if not _is_long_decimal(gold.text) and not _is_long_decimal(said.text):
+            return False
+    text = _plain(said)
+    if factor is not None and factor != 1:
+        text = rf"({text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+    return _same_texts(_plain(gold), text, doubts)
+
+
+def is_defined(value: Value) -> bool:
+    """False for what equals not even itself: `5/0`, `\\infty-\\infty`."""
+    if not isinstance(value, Scalar) or value.number is not None:
+        return True
+    node = parse(value.text)
+    return node is None or same(node, node) is not False
+
+
+def _same_texts(gold: str, said: str, doubts: Doubts | None = None) -> bool:
+    one, other = parse(gold), parse(said)
+    if one is None or other is None:
+        if _LOOKS.sub("", gold) == _LOOKS.sub("", said):
+            return True
+        is_equal = None if _CALCULUS.search(gold) or _CALCULUS.search(said) else False
+    else:
+        is_equal = same(one, other)
+    if is_equal is None and doubts is not None and len(gold) + len(said) <= _MAX_DOUBT_CHARS:
+        doubts.append((gold, said))
+        return True
+    return is_equal is True
+
+
+def _plain(scalar: Scalar) -> str:
+    return scalar.text.replace(",", "") if scalar.number is not None else scalar.text
+
+
+def _is_long_decimal(text: str) -> bool:
+    return "." in text and sum(map(str.isdigit, text)) >= _MIN_DECIMAL_DIGITS
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"[\s\-.{}]", "", text)
+
+
+def _is_product(words: Words) -> bool:
+    """Whether a run of letters reads as a product: two or three letters that data sets use as variables."""
+    return _LETTERS.fullmatch(words.written) is not None and any(set(words.written) <= letters for letters in _PRODUCTS)
