@@ -5,7 +5,7 @@
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 from qwen_align.reward.code.evaluate import FUNCTIONS, Evaluator, UnsupportedError, bound, supported
@@ -45,6 +45,7 @@ class Check(NamedTuple):
     said: ast.expr
     names: dict[str, Any]
     slots: dict[int, int]
+    functions: Set[str]
 
 
 def planned_asserts(
@@ -85,7 +86,7 @@ def _is_true(check: Check, outcomes: Sequence[Outcome]) -> bool:
         name: outcomes[value.number].get() if isinstance(value, _Pending) else value
         for name, value in check.names.items()
     }
-    return bool(Evaluator(names, lambda node: outcomes[check.slots[id(node)]].get()).value(check.said))
+    return bool(Evaluator(names, check.functions, lambda node: outcomes[check.slots[id(node)]].get()).value(check.said))
 
 
 class _Planner:
@@ -108,7 +109,7 @@ class _Planner:
                 return []
             case ast.Expr(value=ast.Call(func=ast.Name(id=name)) as call) if name in self.functions:
                 number = self.call(call)
-                return [Check(ast.Constant(True), {"_": _Pending(number)}, {})]
+                return [Check(ast.Constant(True), {"_": _Pending(number)}, {}, set())]
             case ast.Assign(targets=[target], value=value):
                 self.assign(target, value)
                 return []
@@ -131,7 +132,7 @@ class _Planner:
             return []
         if not supported(said, frozenset(names) | self.functions):
             raise UnsupportedError("form")
-        return [Check(self.with_expected(said), names, slots)]
+        return [Check(self.with_expected(said), names, slots, self.functions)]
 
     def with_expected(self, said: ast.expr) -> ast.expr:
         """The comparison with its right side already evaluated, where no call is needed for that."""
@@ -185,7 +186,7 @@ class _Planner:
 
     def evaluator(self) -> Evaluator:
         known = {name: value for name, value in self.names.items() if not isinstance(value, _Pending)}
-        return Evaluator(known, _no_call)
+        return Evaluator(known, self.functions, _no_call)
 
     def evaluate(self, node: ast.expr) -> Any:
         for one in ast.walk(node):

@@ -7,7 +7,7 @@ largest values that cross (see `values`), because it holds the interpreter's loc
 import ast
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 from qwen_align.reward.code.values import MAX_BITS, MAX_BYTES, MAX_ITEMS, NotPlainError, build_dict, build_set
@@ -18,10 +18,11 @@ class UnsupportedError(Exception):
 
 
 class Evaluator:
-    """Values of expressions over `names`; `calls` gives the value of a call node of the candidate's function."""
+    """Values of expressions over `names`; `calls` gives the value of a call of one of the candidate's `functions`."""
 
-    def __init__(self, names: Mapping[str, Any], calls: Callable[[ast.Call], Any]) -> None:
+    def __init__(self, names: Mapping[str, Any], functions: Set[str], calls: Callable[[ast.Call], Any]) -> None:
         self.names = names
+        self.functions = functions
         self.calls = calls
 
     def value(self, node: ast.AST) -> Any:
@@ -66,7 +67,9 @@ class Evaluator:
 
     def _function(self, node: ast.expr) -> Callable[..., Any] | None:
         if isinstance(node, ast.Name):
-            return None if node.id in self.names else FUNCTIONS.get(node.id)
+            if node.id in self.functions:
+                return None
+            return FUNCTIONS[node.id] if node.id in FUNCTIONS else _unsupported(node.id)
         if not isinstance(node, ast.Attribute):
             raise UnsupportedError(type(node).__name__)
         if isinstance(node.value, ast.Name) and node.value.id == "math" and "math" not in self.names:
@@ -109,7 +112,7 @@ class Evaluator:
         loop, *inner = loops
         for item in _bounded(self.value(loop.iter)):
             names = {**self.names, **bound(loop.target, item)}
-            here = Evaluator(names, self.calls)
+            here = Evaluator(names, self.functions, self.calls)
             if all(here.value(condition) for condition in loop.ifs):
                 if inner:
                     yield from here._looped(inner, element)
