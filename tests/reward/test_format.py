@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message, Mode
-from qwen_align.reward.format import Format, obeys
+from qwen_align.reward.format import Format, obeys, split_answer_tags
 from qwen_align.reward.thinking import Turn, after_thinking, split_turn
 
 EMPTY = "<think>\n\n</think>\n\n"
@@ -89,6 +89,60 @@ def test_parts_of_a_turn() -> None:
 )
 def test_what_follows_the_thinking(text: str, after: str | None) -> None:
     assert after_thinking(text) == after
+
+
+# text, reason in thinking mode, in no_think mode and without a mode
+ANSWER_TAGS = [
+    ("<think>\na\n</think>\n<answer>\n2\n</answer>", "well formed", "thinking not asked for", "well formed"),
+    ("<think>a</think><answer>2</answer>", "well formed", "thinking not asked for", "well formed"),
+    ("\n<think>a</think>\n\n<answer>2</answer>\n", "well formed", "thinking not asked for", "well formed"),
+    ("<answer>2</answer>", "no thinking", "well formed", "well formed"),
+    (EMPTY + "<answer>2</answer>", "no thinking", "well formed", "well formed"),
+    *(
+        (text, reason, reason, reason)
+        for text, reason in [
+            ("", "no answer"),
+            ("2", "no answer"),
+            ("<think>a</think><answer> </answer>", "no answer"),
+            ("<think>a</think>2", "malformed tags"),
+            ("<think>a", "unfinished thinking"),
+            ("<think>a</think><answer>2", "malformed tags"),
+            ("<think>a</think><answer>2</answer> So 2.", "text outside the tags"),
+            ("Sure: <think>a</think><answer>2</answer>", "text outside the tags"),
+            ("<think>a</think> so <answer>2</answer>", "text outside the tags"),
+            ("<think>a</think><answer>2</answer><answer>3</answer>", "malformed tags"),
+            ("<think><think>a</think></think><answer>2</answer>", "malformed tags"),
+            ("<answer>2</answer><think>a</think>", "malformed tags"),
+            ("<think>a<answer>2</answer></think>", "malformed tags"),
+            ("a</think><answer>2</answer>", "malformed tags"),
+            ("<think>a</think></answer>2<answer>", "malformed tags"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "think", "no_think", "either"), ANSWER_TAGS)
+def test_answer_tags(text: str, think: str, no_think: str, either: str) -> None:
+    reward = Format(layout="answer_tags")
+    modes: tuple[Mode | None, ...] = ("think", "no_think", None)
+    for mode, reason in zip(modes, (think, no_think, either), strict=True):
+        verdict = reward.judge(completion(text, mode))
+        assert (verdict.reason, verdict.value) == (reason, float(reason == "well formed"))
+    assert reward.judge(text).reason == either
+
+
+tagged = st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "\n", "a"]), max_size=8).map("".join)
+
+
+@given(tagged)
+def test_answer_tags_are_met_in_one_mode_and_by_their_parts_alone(text: str) -> None:
+    reward = Format(layout="answer_tags")
+    values = [reward.judge(completion(text, mode)).value or 0.0 for mode in ("think", "no_think")]
+    assert sum(values) == reward.judge(text).value
+    turn = split_answer_tags(text)
+    if isinstance(turn, Turn):
+        assert text.count("<answer>") == text.count("</answer>") == 1
+        assert text.split("<answer>")[1].split("</answer>")[0] == turn.answer
 
 
 pieces = st.lists(st.sampled_from(["<think>", "</think>", "\n", "\n\n", " ", "a", EMPTY]), max_size=9).map("".join)
