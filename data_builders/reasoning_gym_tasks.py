@@ -1,8 +1,10 @@
 """Problems made by reasoning_gym: puzzles, arithmetic, logic, graphs, in any number, each with a scorer of its own."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from random import Random
 from typing import Annotated, Any, Literal
@@ -128,9 +130,19 @@ def _items(task: GymTask, seed: int, place: int) -> Iterator[dict[str, Any]]:
     while True:
         drawn = Random(f"reasoning_gym {task.name} {place} {seed} {chunk}").getrandbits(31)
         try:
-            items = create_dataset(task.name, **task.settings, seed=drawn, size=_CHUNK)
+            with _silence():
+                items = create_dataset(task.name, **task.settings, seed=drawn, size=_CHUNK)
         except (AssertionError, TypeError, ValueError) as error:
             raise RecipeError(f"tasks: '{task.name}': settings {task.settings}: {error}") from error
         for number in range(_CHUNK):
-            yield json.loads(json.dumps(items[number]))
+            with _silence():
+                item = json.dumps(items[number])
+            yield json.loads(item)
         chunk += 1
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Some tasks print while they draw."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

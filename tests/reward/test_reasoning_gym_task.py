@@ -278,7 +278,17 @@ def _wrong(row: Problem, right: str | None, answers: list[str | None], name: str
     others = [one for one in answers if one not in (right, None)]
     hedges = [f"{right} or {others[0]}", f"{others[0]} or {right}"] if right and others else []
     wrong = [*JUNK, row.gold["entry"]["question"], *hedges, *([] if name in MANY_ANSWERS else others)]
-    return [one for one in wrong if one is not None and one.casefold() != (right or "").casefold()]
+    return [one for one in wrong if one is not None and not _is_same(one, right or "")]
+
+
+def _is_same(said: str, right: str) -> bool:
+    """Equal but for case, the form of a number, and a unit: "1" for "1 days"."""
+    if said.casefold() == right.casefold():
+        return True
+    try:
+        return float(said) == float(right.split()[0])
+    except (ValueError, IndexError):
+        return False
 
 
 def _pays(reward: ReasoningGym, answer: str, row: Problem) -> bool:
