@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
+from qwen_align.reward.math.closed_form import closed_form
 from qwen_align.reward.math.node import Node
 
 MAX_BITS = 10_000  # of a numerator or denominator; larger values are compared by their form only
 MAX_TERMS = 400  # of a sum or product that is added up term by term
+MAX_STEPS = 3_000
 MAX_MODULUS_BITS = 512  # of `a^b mod m`, whose exponent may have MAX_BITS
 
 
@@ -48,11 +50,19 @@ def literal(text: str) -> Fraction:
     return value * Fraction(10) ** int(power or 0)
 
 
-class Exact:
-    """Rational values of expressions; values once found are kept, `bound` gives those of bound letters."""
+class LongSeriesError(TooLargeError):
+    """A sum or product of more terms than are added up; its value need not be large."""
 
-    def __init__(self, bound: dict[str, Fraction] | None = None) -> None:
+
+class Exact:
+    """Rational values of expressions; values once found are kept, `bound` gives those of bound letters.
+
+    `steps` is what is left of the work allowed, about two microseconds each.
+    """
+
+    def __init__(self, bound: dict[str, Fraction] | None = None, steps: list[int] | None = None) -> None:
         self.bound = bound or {}
+        self.steps = [MAX_STEPS] if steps is None else steps
         self.known: dict[Node, Fraction | ArithmeticError] = {}
 
     def value(self, node: Node) -> Fraction:
@@ -63,13 +73,23 @@ class Exact:
         known = self.known.get(node)
         if known is None:
             try:
-                known = _within_bounds(_RULES[node.head](self, node))
+                known = self.bounded(_RULES[node.head](self, node))
             except (NotRationalError, UndefinedError, TooLargeError) as found:
                 known = found
             self.known[node] = known
         if isinstance(known, ArithmeticError):
             raise known
         return known
+
+    def bounded(self, value: Fraction) -> Fraction:
+        """`value`, which is paid for and may not be too large."""
+        bits = max(value.numerator.bit_length(), value.denominator.bit_length())
+        if bits > MAX_BITS:
+            raise TooLargeError("a number")
+        self.steps[0] -= 1 + bits // 300
+        if self.steps[0] < 0:
+            raise LongSeriesError("too much work")
+        return value
 
     def whole(self, node: Node) -> int:
         """The value, which must be an integer."""
@@ -87,14 +107,14 @@ class Exact:
     def sum(self, node: Node) -> Fraction:
         total = Fraction(0)
         for term in node.args:
-            total = _within_bounds(total + self.value(term))
+            total = self.bounded(total + self.value(term))
         return total
 
     def product(self, node: Node) -> Fraction:
         values = [self.value(factor) for factor in node.args]
         total = Fraction(1)
         for value in values:
-            total = _within_bounds(total * value)
+            total = self.bounded(total * value)
         return total
 
     def quotient(self, node: Node) -> Fraction:
@@ -141,13 +161,20 @@ class Exact:
     def series(self, node: Node) -> Fraction:
         variable, first, last, body = node.args
         start, stop = self.whole(first), self.whole(last)
-        if stop - start >= MAX_TERMS or (stop - start) * body.size > 20 * MAX_TERMS:
-            raise TooLargeError("a long sum")
         is_sum = node.value == "sum"
+
+        def term(index: int) -> Fraction:
+            self.steps[0] -= 5
+            return Exact({**self.bound, str(variable.value): Fraction(index)}, self.steps).value(body)
+
+        if stop - start >= MAX_TERMS or (stop - start) * body.size > MAX_STEPS // 3:
+            found = None if body.size > MAX_TERMS // 10 else closed_form(term, start, stop, self.bounded, is_sum=is_sum)
+            if found is None:
+                raise LongSeriesError("a long sum")
+            return found
         total = Fraction(0 if is_sum else 1)
         for index in range(start, stop + 1):
-            term = Exact({**self.bound, str(variable.value): Fraction(index)}).value(body)
-            total = _within_bounds(total + term if is_sum else total * term)
+            total = self.bounded(total + term(index) if is_sum else total * term(index))
         return total
 
     def decimal(self, node: Node) -> Fraction:
@@ -225,12 +252,6 @@ def _power(base: Fraction, exponent: int) -> Fraction:
     if abs(exponent) * (bits - 1) > MAX_BITS:
         raise TooLargeError("a power")
     return base**exponent
-
-
-def _within_bounds(value: Fraction) -> Fraction:
-    if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
-        raise TooLargeError("a number")
-    return value
 
 
 def _wholes(values: Sequence[Fraction]) -> list[int]:

@@ -6,6 +6,10 @@ from fractions import Fraction
 Value = Fraction | str
 
 
+_NONE: frozenset[str] = frozenset()
+_NAMING = frozenset(("symbol", "apply", "series"))
+
+
 class Node:
     """One operation on its `args`; two nodes are equal when they are the same tree.
 
@@ -15,15 +19,23 @@ class Node:
     apply (an unknown function's name: `f(2)`), series ("sum" or "product"; args: variable, first, last, body).
     """
 
-    __slots__ = ("_hash", "args", "depth", "head", "size", "value")
+    __slots__ = ("_hash", "applied", "args", "depth", "head", "letters", "size", "value")
 
     def __init__(self, head: str, args: tuple["Node", ...] = (), value: Value = "") -> None:
         self.head = head
         self.args = args
         self.value = value
-        self.depth: int = 1 + max((arg.depth for arg in args), default=0)
-        self.size: int = 1 + sum(arg.size for arg in args)
         self._hash = hash((head, args, value))
+        depth, size = 0, 1
+        letters = applied = _NONE
+        for arg in args:
+            depth = arg.depth if arg.depth > depth else depth
+            size += arg.size
+            letters = letters | arg.letters if arg.letters else letters
+            applied = applied | arg.applied if arg.applied else applied
+        if head in _NAMING:
+            letters, applied = _named(head, args, str(value), letters, applied)
+        self.depth, self.size, self.letters, self.applied = depth + 1, size, letters, applied
 
     def __hash__(self) -> int:
         return self._hash
@@ -68,19 +80,26 @@ def walk(node: Node) -> Iterator[Node]:
 
 def symbols(node: Node) -> frozenset[str]:
     """The names of the free letters, without those bound by a sum or product sign and without e, i and pi."""
-    if node.head == "symbol":
-        return frozenset((str(node.value),))
-    if node.head == "series":
-        variable, first, last, body = node.args
-        return symbols(first) | symbols(last) | (symbols(body) - symbols(variable))
-    return frozenset().union(*map(symbols, node.args)) if node.args else frozenset()
+    return node.letters
 
 
 def applied(node: Node) -> frozenset[str]:
     """The names of the unknown functions: `f` of `f(2)`."""
-    return frozenset(str(one.value) for one in walk(node) if one.head == "apply")
+    return node.applied
 
 
 def is_number(node: Node) -> bool:
     """Whether the expression has no letter besides e, i and pi, and no unknown function."""
-    return not any(one.head == "apply" for one in walk(node)) and not symbols(node)
+    return not node.letters and not node.applied
+
+
+def _named(
+    head: str, args: tuple[Node, ...], name: str, letters: frozenset[str], applied: frozenset[str]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The free letters and unknown functions of a node that names or binds one."""
+    if head == "symbol":
+        return frozenset((name,)), applied
+    if head == "apply":
+        return letters, applied | {name}
+    variable, first, last, body = args
+    return first.letters | last.letters | (body.letters - variable.letters), applied

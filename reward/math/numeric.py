@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen_align.reward.math.exact import MAX_TERMS, Exact, NotRationalError, TooLargeError, UndefinedError
 from qwen_align.reward.math.node import Node, symbols
@@ -51,23 +51,33 @@ def values(nodes: tuple[Node, ...], point: Point, bits: int, *, is_real: bool) -
         return [one.value(node) for node in nodes]
 
 
-def agree(nodes: tuple[Node, Node], point: Point, bits: int, *, is_real: bool) -> bool | None:
-    """True if the two values differ by no more than rounding, False if twice the bits show the same difference.
+class Difference(NamedTuple):
+    """The size of the difference of two values and of the larger of them."""
 
-    None where neither holds: more bits are needed. Raises what `values` raises.
-    """
+    distance: Number
+    size: Number
+
+    def is_rounding(self, bits: int) -> bool:
+        """Whether it is no more than rounding leaves of values that were computed to `bits` bits."""
+        with _lock:
+            return bool(self.distance <= _context().ldexp(self.size, -(bits * 7) // 10))
+
+    def vanishes(self, first: "Difference", bits: int) -> bool:
+        """Whether it is far smaller than `first`, which was computed to `bits` bits, itself to twice as many."""
+        with _lock:
+            return bool(self.distance <= _context().ldexp(first.distance, -bits // 2))
+
+    def is_near(self, first: "Difference") -> bool:
+        """Whether more bits left the difference as it was."""
+        with _lock:
+            return bool(abs(self.distance - first.distance) <= _context().ldexp(self.distance, -10))
+
+
+def difference(nodes: tuple[Node, Node], point: Point, bits: int, *, is_real: bool) -> Difference:
+    """How far two values are apart at a point; raises what `values` raises."""
     one, other = values(nodes, point, bits, is_real=is_real)
     with _lock:
-        context = _context()
-        distance, size = abs(one - other), max(abs(one), abs(other))
-        if distance <= context.ldexp(size, -(bits * 7) // 10):
-            return True
-    one, other = values(nodes, point, 2 * bits, is_real=is_real)
-    with _lock:
-        closer = abs(one - other)
-        if closer <= context.ldexp(distance, -bits // 2):
-            return True
-        return False if abs(distance - closer) <= context.ldexp(closer, -10) else None
+        return Difference(abs(one - other), max(abs(one), abs(other)))
 
 
 def as_fraction(value: Number) -> Fraction | None:
@@ -210,7 +220,7 @@ class _Numeric:
         except NotRationalError:
             raise UndefinedError("the ends of a sum are not whole") from None
         if (stop - start) * body.size > MAX_TERMS * 4:
-            raise TooLargeError("a long sum")
+            raise UnsupportedError("a long sum")
         is_sum = node.value == "sum"
         total = self.context.mpf(0 if is_sum else 1)
         for index in range(start, stop + 1):

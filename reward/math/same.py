@@ -1,13 +1,14 @@
 """Whether two expressions have the same value for all values of their letters."""
 
+import math
 from fractions import Fraction
 from functools import lru_cache
 
 from qwen_align.reward.math.decimals import stands_for
-from qwen_align.reward.math.exact import Exact, TooLargeError, UndefinedError
+from qwen_align.reward.math.exact import LongSeriesError, TooLargeError, UndefinedError, rational
 from qwen_align.reward.math.modular import Fingerprint
 from qwen_align.reward.math.node import Node, applied, symbols, walk
-from qwen_align.reward.math.numeric import Point, UnsupportedError, agree, values
+from qwen_align.reward.math.numeric import Point, UnsupportedError, difference, values
 from qwen_align.reward.math.points import N_REAL, N_WHOLE, real_value, whole_value
 from qwen_align.reward.math.size import size_of
 
@@ -17,6 +18,8 @@ _POINT_BITS = 160
 _FIRST_BITS = 80  # enough to tell most unequal values apart
 _MIN_POINTS = 3
 _MAX_WORK = 12_000  # about one unit a microsecond
+_COSTLY = frozenset(("call", "power", "root"))
+_GAMMA = frozenset(("factorial", "binomial"))
 
 _INDEPENDENT = (frozenset(("pi",)), frozenset(("e",)))  # each transcendental: unequal rational functions of it differ
 
@@ -58,17 +61,18 @@ class _Comparison:
         self.prints = prints
         self.has_letters = bool(symbols(a) | symbols(b) | applied(a) | applied(b))
         self.bits = 0
-        self.n_points = 0
+        self.left = _MAX_WORK
+        self.parts = [sum(counts) for counts in zip(*map(_parts, self.nodes), strict=True)]
 
     def decide(self, *, is_same: bool) -> bool | None:
         """The verdict; `is_same`: the forms are equal, so the values are, where there are any."""
         try:
-            exact = Exact()
-            self.bits = 2 * int(max(size_of(node, exact).bits for node in self.nodes))
+            self.bits = 2 * int(max(size_of(node, self.prints.exact).bits for node in self.nodes))
+        except LongSeriesError:
+            return is_same or None
         except TooLargeError:
             return is_same
-        self.n_points = min(N_REAL, _MAX_WORK // self.work())
-        if self.bits > 2 * _MAX_BITS or self.n_points < 1:
+        if self.bits > 2 * _MAX_BITS:
             return is_same or None
         try:
             if is_same:
@@ -77,17 +81,18 @@ class _Comparison:
         except (UnsupportedError, TooLargeError):
             return is_same or None
 
-    def work(self) -> int:
-        """About the microseconds one evaluation of both sides takes."""
-        bits = self.bits + (_POINT_BITS if self.has_letters else _CONSTANT_BITS)
-        parts = {part for node in self.nodes for part in walk(node)}
-        costly = sum(part.head in {"call", "power", "root", "series"} for part in parts)
-        return 3 * len(parts) + costly * (10 + bits * bits // 5_000) + 1
+    def spend(self, bits: int) -> None:
+        """Pays for one evaluation of both sides; raises UnsupportedError when that would be too much work."""
+        gamma, costly, plain = self.parts
+        self.left -= plain + costly * (15 + bits * bits // 16_000) + gamma * (60 + bits * bits // 1_800)
+        if self.left < 0:
+            raise UnsupportedError("too much work")
 
     def is_defined(self) -> bool:
         """Whether there is a point where both have a value."""
         for is_real in (True, False):
-            for place in range(self.n_points if self.has_letters else 1):
+            for place in range(N_REAL if self.has_letters else 1):
+                self.spend(_FIRST_BITS + self.bits)
                 try:
                     values(self.nodes, self.point(place), _FIRST_BITS + self.bits, is_real=is_real)
                 except UndefinedError:
@@ -110,28 +115,44 @@ class _Comparison:
         stages = [(False, False)] if is_complex else [(True, False), (True, True), (False, False)]
         for is_real, is_whole in stages:
             agreed = disagreed = 0
-            for place in range(N_WHOLE if is_whole else self.n_points):
+            for place in range(N_WHOLE if is_whole else N_REAL):
                 try:
                     found = self.agree(self.point(place, is_whole=is_whole), _POINT_BITS, is_real=is_real)
                 except UndefinedError:
                     continue
+                except UnsupportedError:
+                    if agreed >= _MIN_POINTS:
+                        return True
+                    raise
                 if found is not True and (is_real or is_complex):
                     return found
                 agreed += found is True
                 disagreed += found is not True
             if disagreed:
                 return None if agreed else False
-            if agreed >= min(_MIN_POINTS, self.n_points):
+            if agreed >= _MIN_POINTS:
                 return True
         return False
 
     def agree(self, point: Point, bits: int, *, is_real: bool) -> bool | None:
         """Whether the values at one point are the same, which takes more bits where they nearly are."""
         for more in (_FIRST_BITS, bits, 2 * bits):
-            found = agree(self.nodes, point, more + self.bits, is_real=is_real)
+            found = self.judged(point, more + self.bits, is_real=is_real)
             if found is False or (found and more > _FIRST_BITS):
                 return found
         return None
+
+    def judged(self, point: Point, bits: int, *, is_real: bool) -> bool | None:
+        """True if the values differ by no more than rounding, False if twice the bits show the same difference."""
+        self.spend(bits)
+        first = difference(self.nodes, point, bits, is_real=is_real)
+        if first.is_rounding(bits):
+            return True
+        self.spend(2 * bits)
+        second = difference(self.nodes, point, 2 * bits, is_real=is_real)
+        if second.vanishes(first, bits):
+            return True
+        return False if second.is_near(first) else None
 
     def point(self, place: int, *, is_whole: bool = False) -> Point:
         def value_of(name: str) -> Fraction:
@@ -144,3 +165,21 @@ class _Comparison:
         if node.value in self.prints.products and len(node.args) == 1:
             return None
         return f"{node.value}{self.prints.of(node)}"
+
+
+def _parts(node: Node) -> tuple[int, int, int]:
+    """How many different parts an evaluation has to work out: factorials, other functions and roots, all."""
+    gamma = costly = plain = 0
+    for part in set(walk(node)):
+        times = _n_terms(part) if part.head == "series" else 1
+        inner = _parts(part.args[3]) if part.head == "series" else (0, 0, 0)
+        gamma += times * inner[0] + (part.head == "call" and part.value in _GAMMA)
+        costly += times * inner[1] + (part.head in _COSTLY)
+        plain += times * inner[2] + 4
+    return gamma, costly, plain
+
+
+def _n_terms(series: Node) -> int:
+    """How many terms a sum has; letters are at most 13."""
+    first, last = rational(series.args[1]), rational(series.args[2])
+    return 13 if first is None or last is None else max(1, math.ceil(last - first) + 1)

@@ -4,10 +4,19 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-from qwen_align.reward.math.exact import MAX_BITS, Exact, NotRationalError, TooLargeError, UndefinedError
+from qwen_align.reward.math.exact import (
+    MAX_BITS,
+    MAX_TERMS,
+    Exact,
+    LongSeriesError,
+    NotRationalError,
+    TooLargeError,
+    UndefinedError,
+)
 from qwen_align.reward.math.node import Node
 
 _POINT = 4.0  # bits before the point of a letter's value: letters are given values up to 13
+_CONSTANTS = {"pi": 1.66, "e": 1.45, "i": 0.0}
 _EXPONENTIAL = frozenset(("sinh", "cosh", "tanh", "coth", "sech", "csch"))
 _UNBOUNDED = frozenset(("tan", "cot", "sec", "csc"))
 _BOUNDED = frozenset(("sin", "cos", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc"))
@@ -47,7 +56,7 @@ class _Estimate:
 
     def estimate(self, node: Node) -> Size:
         if node.head == "constant":
-            return Size(2.0, 2.0)
+            return Size(_CONSTANTS[str(node.value)], 2.0)
         if node.head in {"symbol", "apply"}:
             return Size(_POINT, 2 * _POINT)
         if node.head == "decimal":
@@ -66,7 +75,9 @@ class _Estimate:
             return Size(parts[0].above + parts[1].bits, parts[0].bits + parts[1].bits)
         if node.head == "power":
             return self.power(node, parts[0])
-        return parts[0]  # negative, root
+        if node.head == "root":
+            return Size(parts[0].above / 2, parts[0].bits)
+        return parts[0]
 
     def power(self, node: Node, base: Size) -> Size:
         try:
@@ -93,17 +104,18 @@ class _Estimate:
         return Size(above + 2, bits + 2)
 
     def series(self, node: Node) -> Size:
-        body = self.of(node.args[3])
-        count = 2**_POINT
+        """For at most 2^_POINT terms where an end is a letter; long ones are given up with LongSeriesError."""
+        _, first, last, body = (self.of(arg) if arg.head != "constant" else Size(0.0, 0.0) for arg in node.args)
         try:
-            count = max(1.0, float(self.exact.value(node.args[2]) - self.exact.value(node.args[1])))
+            count = self.exact.whole(node.args[2]) - self.exact.whole(node.args[1])
         except (NotRationalError, UndefinedError, TooLargeError):
-            pass
-        except OverflowError:
-            raise TooLargeError("a long sum") from None
+            count = int(_two_to(max(first.above, last.above)))
+        if count > MAX_TERMS:
+            raise LongSeriesError("a long sum")
         if node.value == "sum":
-            return Size(body.above + math.log2(count), body.bits + math.log2(count))
-        return Size(body.above * count, body.bits * count)
+            more = math.log2(max(count, 1))
+            return Size(body.above + more, body.bits + more)
+        return Size(body.above * max(count, 1), body.bits * max(count, 1))
 
 
 def _rational_size(value: Fraction) -> Size:

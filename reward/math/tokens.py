@@ -3,7 +3,7 @@ r"""Tokens of a LaTeX or plain expression; layout commands are gone and redundan
 import re
 
 MAX_CHARS = 8_000  # two thousand redundant brackets around a value, a sum of several hundred terms
-MAX_TOKENS = 3_000
+MAX_TOKENS = 2_000
 MAX_DIGITS = 1_000
 
 _GREEK = [
