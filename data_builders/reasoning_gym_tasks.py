@@ -136,9 +136,14 @@ def _items(task: GymTask, seed: int, place: int) -> Iterator[dict[str, Any]]:
             raise RecipeError(f"tasks: '{task.name}': settings {task.settings}: {error}") from error
         for number in range(_CHUNK):
             with _silence():
-                item = json.dumps(items[number])
+                item = json.dumps(items[number], default=_plain)
             yield json.loads(item)
         chunk += 1
+
+
+def _plain(value: Any) -> Any:
+    """A numpy number as Python's, anything else (gsm_symbolic's Fractions, which its scorer does not read) as text."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,8 @@ class ReasoningGym(BaseReward):
 
     Some scorers `eval` the answer, hand it to sympy or loop over it, so they run in worker processes, and some pay
     in full for wrong answers: `reasoning_gym_guards` says which, and what is asked besides. Their marks between 0 and
-    1 are often for form alone (0.05 for anything that parses), so only `partial_credit` passes them on.
+    1 are often for form alone (0.05 for anything that parses), so only `partial_credit` passes them on. Some scorers
+    evaluate the item too: take golds from the builder, not from strangers' files.
     """
 
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"

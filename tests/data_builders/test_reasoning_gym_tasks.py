@@ -10,7 +10,7 @@ from qwen_align.data_builders.sieve import Drops, Sieve, sieve
 
 pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
 
-TASKS: list[str | GymTask] = ["leg_counting", "spell_backward", "coin_flip"]
+TASKS: list[str | GymTask] = ["leg_counting", "spell_backward", "coin_flip", "gsm_symbolic"]
 
 
 def test_rows_are_problems_of_the_tasks_and_pass_the_sieve() -> None:
