@@ -186,7 +186,7 @@ def _decided(contents: Contents, gold: str) -> Verdict | Pairs:
         return _UNUSABLE
     said = _said(contents, letters_of(_unit_in(right)))
     if said is None:
-        return Verdict(value=0.0, reason="empty box")
+        return _WRONG if any(map(str.isalnum, "".join(contents))) else Verdict(value=0.0, reason="empty box")
     doubts: list[tuple[str, str]] = []
     if agree(right, said, doubts):
         return tuple(doubts) if doubts else _CORRECT

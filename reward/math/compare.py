@@ -43,9 +43,28 @@ def _same_kind(gold: Value, said: Value, doubts: Doubts | None) -> bool:
         return gold.kind == said.kind and _in_order(
             [Row("(", row, ")") for row in gold.rows], [Row("(", row, ")") for row in said.rows], doubts
         )
+    if isinstance(gold, Scalar) and isinstance(said, Matrix):
+        value = _determinant(said)
+        return value is not None and same_scalars(gold, value, None)
     if isinstance(gold, Ratio) and isinstance(said, Ratio):
         return _ratios(gold, said)
     return False
+
+
+def _determinant(matrix: Matrix) -> Scalar | None:
+    """What a determinant of two or three rows is worth, as an expression."""
+    cells = [[f"({cell.text})" if isinstance(cell, Scalar) else "" for cell in row] for row in matrix.rows]
+    size = len(cells)
+    if matrix.kind != "determinant" or size not in (2, 3) or any(len(row) != size or not all(row) for row in cells):
+        return None
+    if size == 2:
+        return Scalar(_cross(*cells[0], *cells[1]))
+    (a, b, c), (d, e, f), (g, h, i) = cells
+    return Scalar(rf"{a}({_cross(e, f, h, i)})-{b}({_cross(d, f, g, i)})+{c}({_cross(d, e, g, h)})")
+
+
+def _cross(a: str, b: str, c: str, d: str) -> str:
+    return rf"{a}\cdot{d}-{b}\cdot{c}"
 
 
 def _items(value: Value) -> tuple[Value, ...]:
@@ -156,7 +175,18 @@ def _related(gold: Value, said: Value, doubts: Doubts | None) -> bool:
         return _chains(gold, said)
     if isinstance(gold, Group) and isinstance(said, Group) and (golds is None or saids is None):
         return _groups(gold.items, said.items, None)
-    return isinstance(said, Chain) and not isinstance(gold, Chain) and _is_worked_out(gold, said)
+    if isinstance(said, Chain):
+        return not isinstance(gold, Chain) and _is_worked_out(gold, said)
+    return isinstance(gold, Chain) and _is_a_stated_number(gold, said)
+
+
+def _is_a_stated_number(gold: Chain, said: Value) -> bool:
+    """Whether `said` is a number of a gold that states one in several ways: `0.56 = 56\\%`, `\\approx 8.24`."""
+    if not set(gold.relations) <= {"=", r"\approx"}:
+        return False
+    sides = [value_of(side) for side in gold.sides if side]
+    numbers = [side for side in sides if isinstance(side, Scalar) and side.number is not None]
+    return len(numbers) == len(sides) and any(agree(number, said, None) for number in numbers)
 
 
 def _is_inequality(value: Value) -> bool:

@@ -116,6 +116,7 @@ _THIN_COMMA = re.compile(r"(?<=[0-9])(?:,\s*\\!\s*|\{,\}\s*)(?=[0-9]{3})")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
 _OPERATOR = re.compile(r"\\operatorname\s*\*?\s*\{\s*([A-Za-z]+)\s*\}")
 _NEGATED = re.compile(r"\\not\s*(=|\\in\b)")
+_OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
 _SPACE = re.compile(r"(?:\\[,;:>! ]|~|\s)+")
 _CIRCLE = re.compile(r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°|\{\s*°\s*\}|o(?=[CF]\b))")
 
@@ -131,7 +132,10 @@ def layout(text: str) -> str:
         text = _THOUSANDS_SPACE.sub("", text)
         text = _OPERATOR.sub(_operator, text)
         text = _COMMAND.sub(_command, text)
+        if r"\over" in text or r"\choose" in text:
+            text = _OVER.sub(_above, text)
         text = _CIRCLE.sub("°", _NEGATED.sub(_negated, text))
+    text = text.replace("...", r"\ldots ") if "..." in text else text
     return _SPACE.sub(" ", text).strip()
 
 
@@ -162,6 +166,10 @@ def _plain_run(run: str) -> str:
         else:
             parts.append("".join(_SIGNS.get(sign, sign) for sign in plain))
     return "".join(parts) + ("}" if script else "")
+
+
+def _above(found: re.Match[str]) -> str:
+    return rf"\{'frac' if found[2] == 'over' else 'binom'}{{{found[1].strip()}}}{{{found[3].strip()}}}"
 
 
 def _operator(found: re.Match[str]) -> str:

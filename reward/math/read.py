@@ -1,10 +1,11 @@
 r"""From the text of an answer to its typed value; None where it says nothing."""
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 from qwen_align.reward.math.layout import MAX_CHARS, ROW_BREAK, layout
-from qwen_align.reward.math.plain_number import plain_number, spelled_number
+from qwen_align.reward.math.plain_number import MAX_DIGITS, plain_number, spelled_number
 from qwen_align.reward.math.split import (
     bracket_items,
     inside,
@@ -35,7 +36,7 @@ _MAX_DEPTH = 12  # brackets in brackets that are read as sets and points; deeper
 _MAX_SIGNS = 3  # plus-minus signs that are expanded, to eight values
 
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|选项|选)\s*)?(?:\(([A-Z])\)|([A-Z])|\(([A-Z])\)[.:]?\s*(\S.*)|([A-Z])(?:[.)]\s*|[:]\s+)(\S.*))",
+    r"(?:(?:option|choice|选项|选)\s*)?(?:\(([A-Z])\)|([A-Z])[.):]?|\(([A-Z])\)[.:]?\s*(\S.*)|([A-Z])(?:[.)]\s*|[:]\s+)(\S.*))",
     re.IGNORECASE,
 )
 _BASED = re.compile(
@@ -46,7 +47,7 @@ _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|smallmatrix|array)\}((?:(?!\\beg
 _ONE_THOUSANDS = re.compile(r"[^,;]*(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])[^,;]*")
 _KINDS = {"vmatrix": "determinant", "Vmatrix": "norm"}
 _COLUMNS = re.compile(r"\s*\{[lcr| ]*\}")
-_ALPHABETIC = re.compile(r"[A-Za-z一-鿿\u3040-\u30ff\uac00-\ud7af' \-.]+")
+_ALPHABETIC = re.compile(r"[A-Za-z一-鿿\u3040-\u30ff\uac00-\ud7af' .]+")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _LETTER_RUN = re.compile(r"[A-Za-z]{2,}")
 _LONG_RUN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
@@ -67,7 +68,7 @@ _NOTHING = re.compile(
     r"|there (?:is|are) no (?:real )?solutions?"
 )
 _INFINITY = re.compile(r"([+-]?) ?(?:\\infty|infinity|inf|无穷大?|正无穷大?)", re.IGNORECASE)
-_SAYS_NOTHING = re.compile(r"(?:\?+|nan|none|null|undefined|unknown|n/a|\\text\{\}|\\ldots|-|\.)?", re.IGNORECASE)
+_SAYS_NOTHING = re.compile(r"(?:\?+|nan|none|null|undefined|unknown|n/a|\\text\{\}|-|\.)?", re.IGNORECASE)
 
 
 @lru_cache(maxsize=16_384)  # the completions of a group repeat their answers and share one gold
@@ -119,6 +120,8 @@ def _choice_or_words(text: str, letters: frozenset[str], depth: int) -> Value | 
 
 
 def _words(text: str) -> Value | None:
+    if all(len(letter) == 1 for letter in text.split()):
+        return None  # `x y z` is a product
     folded = fold(text)
     number = spelled_number(folded)
     if number is not None:
@@ -149,7 +152,16 @@ def items_of(items: list[str], letters: frozenset[str], depth: int) -> Value | N
     values = tuple(value_of(item, letters, depth + 1) for item in items)
     if len(values) == 1:
         return values[0]
-    return Group(tuple(value if value is not None else Words("?") for value in values))
+    return Group(tuple(_flat(items, values)))
+
+
+def _flat(items: list[str], values: tuple[Value | None, ...]) -> Iterator[Value]:
+    """The values, where plus-minus stands for two of them both."""
+    for item, value in zip(items, values, strict=True):
+        if isinstance(value, Group) and (r"\pm" in item or r"\mp" in item) and not item.startswith((r"\{", "{")):
+            yield from value.items
+        else:
+            yield Words("?") if value is None else value
 
 
 def _chain(text: str, letters: frozenset[str], depth: int) -> Value | None:
@@ -215,7 +227,7 @@ def _bracketed(text: str, letters: frozenset[str], depth: int) -> Value | None:
             if len(said) == 2 and opening == r"\{":
                 return value_of(said[1], letters, depth + 1)
             items = [item for item in list_items(found[0]) if item]
-            return Group(tuple(value_of(item, letters, depth + 1) or Words("?") for item in items))
+            return Group(tuple(_flat(items, tuple(value_of(item, letters, depth + 1) for item in items))))
     return None
 
 
@@ -234,7 +246,7 @@ def _signs(text: str, letters: frozenset[str], depth: int) -> Value | None:
 
 
 def _digits(text: str, letters: frozenset[str], depth: int) -> Value | None:
-    found = _BASED.fullmatch(text)
+    found = _BASED.fullmatch(text) if "_" in text and len(text) <= MAX_DIGITS else None
     if found is None:
         return None
     name = found[4] or found[5]

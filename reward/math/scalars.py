@@ -13,7 +13,9 @@ _CALCULUS = re.compile(r"\\(?:int|iint|iiint|oint|lim|sum|prod|partial|Gamma|zet
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _LETTERS = re.compile(r"[A-Za-z]{2,3}")
 _LOOKS = re.compile(r"[\s{}]|\\text(?=\{)")
-_PRODUCTS = (frozenset("xyzabckmnpqrtuvw"), frozenset("ABCDEFGHKLMNOPQRSTUVXYZ"))
+_PAIRS = (frozenset("xyzabckmnpqrtuvw"), frozenset("ABCDEFGHKLMNOPQRSTUVXYZ"))
+_TRIPLES = tuple(map(frozenset, ("xyz", "abc", "pqr", "uvw", "rst", "kmn", "mnp", "abx", "axy", "ABC", "PQR", "XYZ")))
+_PAIRS_THAT_ARE_WORDS = frozenset("am an at by my up us we ax pa ma".split())
 
 
 def same_words(gold: Value, said: Value) -> bool:
@@ -83,5 +85,8 @@ def _squeezed(text: str) -> str:
 
 
 def _is_product(words: Words) -> bool:
-    """Whether a run of letters reads as a product: two or three letters that data sets use as variables."""
-    return _LETTERS.fullmatch(words.written) is not None and any(set(words.written) <= letters for letters in _PRODUCTS)
+    """Whether a run of letters reads as a product: two or three that data sets use as variables together."""
+    run = words.written
+    if len(run) == 2:
+        return run not in _PAIRS_THAT_ARE_WORDS and any(set(run) <= letters for letters in _PAIRS)
+    return len(run) == 3 and any(set(run) <= letters for letters in _TRIPLES)

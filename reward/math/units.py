@@ -113,6 +113,8 @@ penguin dinosaur dragon handshake scoop serving portion dish spool toothpick str
 ANY_WORD = "*"  # among `letters`: the text is a gold, whose unit may be any word
 _NO_UNITS = frozenset("squared cubed factorial mod over plus minus times divided root not none half double".split())
 _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3}
+_ASIDES = frozenset("of the a an each total different distinct possible old long tall high wide deep away".split())
+_SPEEDS = frozenset({"m/s", "m/s^2", "m/s^{2}"})  # the one compound of single letters that is read without \\text
 _SCALES = {
     "hundred": 10**2,
     "thousand": 10**3,
@@ -231,7 +233,9 @@ def _read_unit(tail: str, letters: frozenset[str], after_number: bool) -> Measur
     """The unit that all of `tail` is, with the scale words before it."""
     words: list[tuple[str, int]] = []
     scale, power, sign = 1, 1, 1
-    for word, exponent, is_text in _pieces(tail):
+    is_speed = after_number and tail.replace(" ", "") in _SPEEDS
+    for said, exponent, is_text in _pieces(tail):
+        word = said.rstrip(".") if said.rstrip(".") in _POWER_WORDS else said
         if word == "/" or word == "per":
             if not words:
                 return None
@@ -246,9 +250,9 @@ def _read_unit(tail: str, letters: frozenset[str], after_number: bool) -> Measur
             power = _POWER_WORDS[word]
         elif word in ("squared", "cubed") and words:
             words[-1] = (words[-1][0], words[-1][1] * (2 if word == "squared" else 3))
-        elif word in ("of", "the", "a", "an", "each", "total", "different", "distinct", "possible"):
+        elif word in _ASIDES:
             continue
-        elif _is_unit(word, letters, is_text) and (after_number or is_text or len(word) > 1):
+        elif _is_unit(word, letters, is_text or sign < 0 or is_speed) and (after_number or is_text or len(word) > 1):
             words.append((word, sign * power))
             power = 1
         else:
@@ -300,7 +304,13 @@ def _is_unit(word: str, letters: frozenset[str], is_text: bool) -> bool:
         return True
     if len(word) == 1 and word.isascii() and word.isalpha():
         return is_text and word in _UNITS
-    if ANY_WORD in letters and len(word) > 2 and word.isalpha() and word.lower() not in _NO_UNITS:
+    if (
+        ANY_WORD in letters
+        and len(word) > 2
+        and word.isalpha()
+        and not word.isupper()
+        and word.lower() not in _NO_UNITS
+    ):
         return True
     return _known(word) is not None
 
