@@ -21,6 +21,11 @@ class Node:
 
     __slots__ = ("_hash", "applied", "args", "depth", "head", "letters", "size", "value")
 
+    depth: int
+    size: int
+    letters: frozenset[str]
+    applied: frozenset[str]
+
     def __init__(self, head: str, args: tuple["Node", ...] = (), value: Value = "") -> None:
         self.head = head
         self.args = args

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from qwen_align.reward.math.exact import MAX_TERMS, Exact, NotRationalError, TooLargeError, UndefinedError
 from qwen_align.reward.math.node import Node, symbols
 
+_MAX_INDEX = 32  # of a root; above it logarithms are faster
 Number = Any  # mpmath's mpf or mpc
 
 _lock = threading.Lock()  # mpmath's precision and its caches of constants belong to no thread
@@ -191,10 +192,16 @@ class _Numeric:
     def rooted(self, base: Number, index: int) -> Number:
         if not self.is_complex(base) and base < 0:
             if index % 2:
-                return -self.context.root(-base, index)
+                return -self.rooted(-base, index)
             if self.is_real:
                 raise UndefinedError("an even root of a negative number")
-        return self.context.sqrt(base) if index == 2 else self.context.root(base, index)
+        if index == 2:
+            return self.context.sqrt(base)
+        return (
+            self.context.root(base, index)
+            if index <= _MAX_INDEX
+            else self.raised(base, self.fraction(Fraction(1, index)))
+        )
 
     def call(self, node: Node) -> Number:
         name = str(node.value)

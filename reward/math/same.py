@@ -18,6 +18,7 @@ _POINT_BITS = 160
 _FIRST_BITS = 80  # enough to tell most unequal values apart
 _MIN_POINTS = 3
 _MAX_WORK = 12_000  # about one unit a microsecond
+_STAGES = ((True, False), (True, True), (False, False))  # whether values are real, whether letters are whole numbers
 _COSTLY = frozenset(("call", "power", "root"))
 _GAMMA = frozenset(("factorial", "binomial"))
 
@@ -90,11 +91,11 @@ class _Comparison:
 
     def is_defined(self) -> bool:
         """Whether there is a point where both have a value."""
-        for is_real in (True, False):
-            for place in range(N_REAL if self.has_letters else 1):
+        for is_real, is_whole in _STAGES:
+            for place in range(N_WHOLE if self.has_letters else 1):
                 self.spend(_FIRST_BITS + self.bits)
                 try:
-                    values(self.nodes, self.point(place), _FIRST_BITS + self.bits, is_real=is_real)
+                    values(self.nodes, self.point(place, is_whole=is_whole), _FIRST_BITS + self.bits, is_real=is_real)
                 except UndefinedError:
                     continue
                 return True
@@ -112,8 +113,7 @@ class _Comparison:
         One real point where they differ is enough to tell them apart; of complex values that could be another branch.
         """
         is_complex = "i" in self.prints.atoms
-        stages = [(False, False)] if is_complex else [(True, False), (True, True), (False, False)]
-        for is_real, is_whole in stages:
+        for is_real, is_whole in _STAGES[-1:] if is_complex else _STAGES:
             agreed = disagreed = 0
             for place in range(N_WHOLE if is_whole else N_REAL):
                 try:
