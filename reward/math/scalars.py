@@ -12,7 +12,8 @@ _MAX_DOUBT_CHARS = 300  # longer expressions are not worth a second of a worker
 _CALCULUS = re.compile(r"\\(?:int|iint|iiint|oint|lim|sum|prod|partial|Gamma|zeta|Re|Im|arg|frac ?\{ ?d)(?![A-Za-z])")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _LETTERS = re.compile(r"[A-Za-z]{2,3}")
-_LOOKS = re.compile(r"[\s{}]|\\text(?=\{)")
+_LOOKS = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])|\\text(?=\{)")
+_ONE_SIGN = re.compile(r"\{([A-Za-z0-9])\}")
 _PAIRS = (frozenset("xyzabckmnpqrtuvw"), frozenset("ABCDEFGHKLMNOPQRSTUVXYZ"))
 _TRIPLES = tuple(map(frozenset, ("xyz", "abc", "pqr", "uvw", "rst", "kmn", "mnp", "abx", "axy", "ABC", "PQR", "XYZ")))
 _PAIRS_THAT_ARE_WORDS = frozenset("am an at by my up us we ax pa ma".split())
@@ -61,7 +62,7 @@ def is_defined(value: Value) -> bool:
 def _same_texts(gold: str, said: str, doubts: Doubts | None = None) -> bool:
     one, other = parse(gold), parse(said)
     if one is None or other is None:
-        if _LOOKS.sub("", gold) == _LOOKS.sub("", said):
+        if _bare(gold) == _bare(said):
             return True
         is_equal = None if _CALCULUS.search(gold) or _CALCULUS.search(said) else False
     else:
@@ -80,8 +81,12 @@ def _is_long_decimal(text: str) -> bool:
     return "." in text and sum(map(str.isdigit, text)) >= _MIN_DECIMAL_DIGITS
 
 
+def _bare(text: str) -> str:
+    return _LOOKS.sub("", _ONE_SIGN.sub(r"\1", text))
+
+
 def _squeezed(text: str) -> str:
-    return re.sub(r"[\s\-.{}]", "", text)
+    return re.sub(r"[-.{}]|(?<![0-9])\s+|\s+(?![0-9])", "", text)
 
 
 def _is_product(words: Words) -> bool:

@@ -11,7 +11,6 @@ from qwen_align.reward.format import Format
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
 from qwen_align.reward.settings import Outcome, Reward, RewardList, RewardName, Shaping, reward_of_kind
-from qwen_align.reward.units import _UNITS
 
 REWARDS: TypeAdapter[list[Reward]] = TypeAdapter(RewardList)
 
@@ -45,10 +44,6 @@ def test_rewards_by_the_name_on_a_row() -> None:
     with pytest.raises(ValueError, match=r"'math_anser' is no reward that rows can name. Did you mean 'math_answer'\?"):
         TypeAdapter(RewardName).validate_python("math_anser")
 
-
-def test_no_unit_is_listed_twice() -> None:
-    words = _UNITS.split()
-    assert sorted(words) == sorted(set(words))
 
 
 def test_every_reward_is_named_by_its_kind_and_exported() -> None:
