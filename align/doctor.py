@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_align.align import store
+from qwen_align.reward.code.isolation import isolation_here
 
 MIN_PYTHON = (3, 11)
 NEEDED = {"trl": "1.16", "transformers": "5.23", "peft": "0.21"}
@@ -40,7 +41,7 @@ class Finding(NamedTuple):
 
 def examine(home: Path) -> list[Finding]:
     """All findings, the ones that stop a run marked bad."""
-    return [*_python(), *_libraries(), *_torch(), *_disk(home)]
+    return [*_python(), *_libraries(), *_torch(), *_sandbox(), *_disk(home)]
 
 
 def _python() -> Iterator[Finding]:
@@ -68,6 +69,17 @@ def _torch() -> Iterator[Finding]:
         return
     probe = json.loads(said.stdout)
     yield Finding("devices", ", ".join(probe["gpus"]) or f"no GPU, {probe['threads']} CPU threads")
+
+
+def _sandbox() -> Iterator[Finding]:
+    here = isolation_here()
+    layers = [layer for layer in here.layers if not layer.name.startswith("isolation:")]
+    if here.full:
+        yield Finding("sandbox", f"full: {', '.join(layer.name for layer in layers if layer.given)}")
+        return
+    missing = "; ".join(f"no {layer.name}: {layer.why}" for layer in layers if not layer.given)
+    found = "process only (a session and resource limits)" if here.process else "none"
+    yield Finding("sandbox", f"{found}; {missing}", f"code_tests: {here.advice}")
 
 
 def _disk(home: Path) -> Iterator[Finding]:

@@ -5,12 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe, in_threads
 from qwen_align.reward.code.extract import code
 from qwen_align.reward.code.plan import plan
 from qwen_align.reward.code.run import PASSED, run
-from qwen_align.reward.code.sandbox import Limits, sandbox
+from qwen_align.reward.code.sandbox import Limits, SandboxError, sandbox
 from qwen_align.reward.thinking import after_thinking
 from qwen_align.reward.verdict import Verdict
 
@@ -67,6 +68,13 @@ class CodeTests(BaseReward):
             return Verdict(value=None, reason="unusable gold")
         solution = next((gold[key] for key in ("canonical_solution", "code") if isinstance(gold.get(key), str)), None)
         return Verdict(value=1.0, reason="usable") if solution is None else self.judge(solution, gold)
+
+    def check_here(self) -> None:
+        """Raises RecipeError where this machine does not give the isolation asked for."""
+        try:
+            self.warm()
+        except SandboxError as error:
+            raise RecipeError(f"reward code_tests: {error}") from error
 
     def warm(self) -> None:
         """Starts the sandbox's server; raises SandboxError where the machine does not give the isolation."""

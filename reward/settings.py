@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.strict import did_you_mean
+from qwen_align.reward.code_tests import CodeTests
 from qwen_align.reward.controls import Constant, Random
 from qwen_align.reward.format import Format
 from qwen_align.reward.instructions import Instructions
@@ -20,7 +21,7 @@ from qwen_align.reward.reasoning_gym_task import ReasoningGym
 from qwen_align.reward.repetition import Repetition
 from qwen_align.reward.tool_calls import ToolCalls
 
-Outcome = MathAnswer | Instructions | ToolCalls | ReasoningGym | Random | Constant
+Outcome = MathAnswer | CodeTests | Instructions | ToolCalls | ReasoningGym | Random | Constant
 Shaping = Format | SoftOverlong | CosineLength | KimiLength | Repetition | LanguageShare
 Reward = Outcome | Shaping | PythonReward
 RewardSettings = Annotated[Reward, Field(discriminator="kind")]

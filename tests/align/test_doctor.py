@@ -10,15 +10,21 @@ import pytest
 
 from qwen_align.align import doctor, store
 from qwen_align.align.doctor import Finding
+from qwen_align.reward.code.isolation import Isolation, Layer
 
 PROBED = subprocess.CompletedProcess([], 0, stdout='{"torch": "2.13.0", "gpus": [], "threads": 2}', stderr="")
 BROKEN = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nImportError: libcudart.so: not found\n")
+
+
+LAYERS = (Layer("pid namespace", True, "given"), Layer("system call filter", True, "given"))
+FULL = Isolation(True, True, LAYERS, "")
 
 
 @pytest.fixture(autouse=True)
 def _probed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe's answer without the seconds that importing torch takes; one test below asks for real."""
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: PROBED)
+    monkeypatch.setattr(doctor, "isolation_here", lambda: FULL)
 
 
 def found(findings: list[Finding], what: str) -> Finding:
@@ -44,7 +50,7 @@ def test_a_version_that_was_not_tested_is_wrong(tmp_path: Path, monkeypatch: pyt
 
 def test_a_torch_that_cannot_be_imported_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: BROKEN)
-    assert doctor.examine(tmp_path)[-2] == Finding(
+    assert doctor.examine(tmp_path)[-3] == Finding(
         "torch", "ImportError: libcudart.so: not found", "reinstall torch", is_bad=True
     )
 
@@ -78,4 +84,14 @@ def test_torch_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     (finding,) = doctor._torch()
     assert finding.what == "devices"
+    assert not finding.is_bad
+
+
+def test_the_isolation_of_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(doctor.examine(tmp_path), "sandbox").found == "full: pid namespace, system call filter"
+    layers = (LAYERS[0], Layer("user namespace", False, "Operation not permitted"))
+    monkeypatch.setattr(doctor, "isolation_here", lambda: Isolation(False, True, layers, "set sysctl x=1"))
+    finding = found(doctor.examine(tmp_path), "sandbox")
+    assert finding.found == "process only (a session and resource limits); no user namespace: Operation not permitted"
+    assert finding.advice == "code_tests: set sysctl x=1"
     assert not finding.is_bad
