@@ -91,7 +91,7 @@ def as_fraction(value: Number) -> Fraction | None:
 
 @cache
 def _context() -> Any:
-    import mpmath  # type: ignore[import-untyped]  # late: a reward of another kind never needs it
+    import mpmath  # late: a reward of another kind never needs it
 
     return mpmath.MPContext()
 
