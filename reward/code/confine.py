@@ -1,5 +1,6 @@
 """What a fresh cell does to itself before it runs anything: files, limits, rights."""
 
+import io
 import os
 import resource
 import signal
@@ -41,6 +42,20 @@ def reserve(file: int) -> int:
     return high
 
 
+def prepare(door: Door | None) -> dict[bool, bytes]:
+    """The filters of cells that may not, and may, fork; and done once what each cell would else do for the first time.
+
+    A fork copies each page that either side writes to: what is made before the fork is paid for once.
+    """
+    for text in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(text, io.TextIOWrapper):  # an owner may have started us without one
+            text.reconfigure(encoding="utf-8", errors="replace")
+    if sys.platform != "linux":
+        return {}
+    machine = kernel.machine()
+    return {forks: seccomp.program(machine, processes=forks, signals=door is not None) for forks in (False, True)}
+
+
 def confine(files: Files, limits: Limits, door: Door | None, folder: str | None) -> socket.socket:
     """The cell's channel; from here on it has that, its input, its output and `LIFE` open.
 
@@ -61,21 +76,14 @@ def confine(files: Files, limits: Limits, door: Door | None, folder: str | None)
         os.environ["HOME"] = folder
     kernel.close_from(LIFE + 1)
     _limit(limits, has_own_user=door is not None)
-    sys.stdin = open(_INPUT, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stdout = open(_OUTPUT, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(_ERRORS, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     return socket.socket(fileno=_CHANNEL)
 
 
-def give_up_rights(limits: Limits, door: Door | None) -> None:
+def give_up_rights(program: bytes) -> None:
     """Puts the cell under its system call filter: the last step, after which nothing can be set up."""
-    if sys.platform != "linux":
-        return
     kernel.die_with_parent(signal.SIGKILL)
     kernel.no_new_privileges()
-    processes = limits.processes > 1
-    program = seccomp.program(kernel.machine(), processes=processes, signals=door is not None, pid=os.getpid())
-    kernel.set_filter(program)
+    kernel.set_filter(seccomp.for_process(program, os.getpid()))
 
 
 def _limit(limits: Limits, *, has_own_user: bool) -> None:

@@ -56,7 +56,8 @@ def _refusal(attempt: Callable[[], object]) -> str | None:
 
 def _filter() -> None:
     kernel.no_new_privileges()
-    kernel.set_filter(seccomp.program(kernel.machine(), processes=False, signals=False, pid=os.getpid()))
+    filtering = seccomp.program(kernel.machine(), processes=False, signals=False)
+    kernel.set_filter(seccomp.for_process(filtering, os.getpid()))
 
 
 def _file_system() -> None:

@@ -5,7 +5,6 @@ itself), other processes, mounts, namespaces, keys, tracing, bpf and io_uring no
 """
 
 import struct
-from functools import cache
 
 # name:x86_64:aarch64, by Linux's syscall_64.tbl and include/uapi/asm-generic/unistd.h.
 _CALLS = """
@@ -153,23 +152,23 @@ def _numbers(calls: str, column: int) -> dict[str, int]:
     return {word[0]: int(word[column]) for word in words if word[column] != "-"}
 
 
-@cache
-def _program(machine: str, processes: bool, signals: bool) -> bytes:
+def program(machine: str, *, processes: bool, signals: bool) -> bytes:
+    """The filter, but for the process it is for: see `for_process`.
+
+    `processes` lets the cell fork; `signals` lets it signal whatever it sees, which must be its own processes
+    alone, else it may signal none but itself.
+    """
     if machine not in _MACHINES:
         raise UnknownMachineError(f"no table of system calls for {machine}; there is one for {', '.join(_MACHINES)}")
     column, architecture = _MACHINES[machine]
     argued = _argued(processes, signals)
-    program = _code(_LOAD, _ARCH) + _code(_EQUAL, architecture, 1) + _code(_RETURN, _KILL) + _code(_LOAD, _NUMBER)
+    code = _code(_LOAD, _ARCH) + _code(_EQUAL, architecture, 1) + _code(_RETURN, _KILL) + _code(_LOAD, _NUMBER)
     for name, number in _numbers(_ARGUED_CALLS, column).items():
-        program += _code(_EQUAL, number, 0, len(argued[name]) // 8) + argued[name]
-    program += _code(_ABOVE, _LAST_KNOWN, 0, 1) + _code(_RETURN, _ENOSYS)
-    return program + _search(_ranges(list(_numbers(_CALLS, column).values())))
+        code += _code(_EQUAL, number, 0, len(argued[name]) // 8) + argued[name]
+    code += _code(_ABOVE, _LAST_KNOWN, 0, 1) + _code(_RETURN, _ENOSYS)
+    return code + _search(_ranges(list(_numbers(_CALLS, column).values())))
 
 
-def program(machine: str, *, processes: bool, signals: bool, pid: int) -> bytes:
-    """The filter for `kernel.set_filter`.
-
-    `processes` lets the cell fork; `signals` lets it signal whatever it sees, which must be its own processes
-    alone, else it may signal none but itself, `pid`.
-    """
-    return _program(machine, processes, signals).replace(struct.pack("=I", _SELF), struct.pack("=I", pid))
+def for_process(filtering: bytes, pid: int) -> bytes:
+    """The filter for `kernel.set_filter` in the process `pid`."""
+    return filtering.replace(struct.pack("=I", _SELF), struct.pack("=I", pid))

@@ -18,7 +18,7 @@ import time
 from typing import Any, NamedTuple, NoReturn
 
 from qwen_align.reward.code import inside
-from qwen_align.reward.code.confine import LIFE, Files, confine, give_up_rights, reserve
+from qwen_align.reward.code.confine import LIFE, Files, confine, give_up_rights, prepare, reserve
 from qwen_align.reward.code.job import (
     JOB_BYTES,
     How,
@@ -83,6 +83,8 @@ class _Server:
         os.set_blocking(wake, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self._filters = prepare(self._door)
+        inside.warm()
         gc.collect()
         gc.disable()  # a collection in a cell would touch, and so copy, every page
         gc.freeze()
@@ -132,7 +134,7 @@ class _Server:
                 os.close(file)
             return True
         if not pid:
-            _be_cell(job, Files(*files), self._door, folder)
+            _be_cell(job, Files(*files), self._door, folder, self._filters)
         for file in files[1:]:
             os.close(file)
         life = socket.socket(fileno=files[0])
@@ -188,7 +190,7 @@ def _result(cell: _Cell, status: int, cpu_s: float, *, stopped: bool) -> Result:
     return Result(how, abs(code), cpu_s)
 
 
-def _be_cell(job: Job, files: Files, door: Door | None, folder: str | None) -> NoReturn:
+def _be_cell(job: Job, files: Files, door: Door | None, folder: str | None, filters: dict[bool, bytes]) -> NoReturn:
     """In the child: confines itself, runs the entry function, and exits."""
     status = 1
     try:
@@ -197,7 +199,8 @@ def _be_cell(job: Job, files: Files, door: Door | None, folder: str | None) -> N
         payload = os.pread(files.payload, os.fstat(files.payload).st_size, 0)
         try:
             channel = confine(files, job.limits, door, folder)
-            give_up_rights(job.limits, door)
+            if filters:
+                give_up_rights(filters[job.limits.processes > 1])
         except OSError as error:
             os.write(LIFE, packed_failure(error.strerror or str(error)))
             os._exit(_SETUP_FAILED)
