@@ -362,7 +362,7 @@ class _Reader:
         exponent: Node | None = None
         while self.peek() in {"_", "^"}:
             if self.take() == "_":
-                base = self.script()
+                base = self.base()
             else:
                 exponent = self.script()
         if name in _SEVERAL:
@@ -377,6 +377,14 @@ class _Reader:
             return call("arc" + name, argument)
         node = _function_node(name, argument, base)
         return node if exponent is None else Node("power", (node, exponent))
+
+    def base(self) -> Node:
+        r"""A logarithm's base: the first digit where the rest is the argument, as in `\log_28`."""
+        token = self.peek()
+        follows = self.peek(1)
+        if token.isdigit() and len(token) > 1 and not (follows in _STARTS or self.is_letter(follows) or follows == "|"):
+            return self.argument()
+        return self.script()
 
     def function_argument(self, name: str) -> Node:
         if self.peek() in {"(", "[", "{"}:
