@@ -1,13 +1,16 @@
 """Audits: every reward's own probes, and what a careless one pays for."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from qwen_align.align.rows import Completion, Message, Problem
 from qwen_align.reward.audit import audit, bad_completions
+from qwen_align.reward.base import BaseReward
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
+from qwen_align.reward.settings import Outcome, Shaping
 
 CARELESS = """
 def judge(completion, gold):
@@ -37,3 +40,11 @@ def test_bad_completions_keep_what_the_problem_says() -> None:
     for _, row in bad_completions(asked):
         assert isinstance(row, Completion)
         assert (row.gold, row.mode, row.meta, row.prompt) == ("42", "think", {"level": 3}, asked.messages)
+
+
+@pytest.mark.parametrize("kind", get_args(Outcome) + get_args(Shaping), ids=lambda kind: kind.__name__)
+def test_every_reward_passes_its_own_audit(kind: type[BaseReward]) -> None:
+    needed = {name: 100 for name, field in kind.model_fields.items() if field.is_required()}
+    found = audit(kind(kind=kind.model_fields["kind"].default, **needed))
+    assert [(one.probe, one.verdict) for one in found if one.is_wrong] == []
+    assert any(one.pays is not True for one in found), "an audit shows what should not be paid"
