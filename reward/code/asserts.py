@@ -81,6 +81,12 @@ def holds(checks: list[Check], outcomes: Sequence[Outcome]) -> bool:
         return False
 
 
+def needed(checks: list[Check]) -> int:
+    """How many outcomes the checks need."""
+    pending = [value.number for check in checks for value in check.names.values() if isinstance(value, _Pending)]
+    return max([*pending, *(number for check in checks for number in check.slots.values())], default=-1) + 1
+
+
 def _is_true(check: Check, outcomes: Sequence[Outcome]) -> bool:
     names = {
         name: outcomes[value.number].get() if isinstance(value, _Pending) else value
@@ -108,11 +114,9 @@ class _Planner:
             case ast.Expr(value=ast.Constant() | ast.Name()) | ast.Pass():
                 return []
             case ast.Expr(value=ast.Call(func=ast.Name(id=name)) as call) if name in self.functions:
-                number = self.call(call)
-                return [Check(ast.Constant(True), {"_": _Pending(number)}, {}, set())]
+                return [_returns(self.call(call))]
             case ast.Assign(targets=[target], value=value):
-                self.assign(target, value)
-                return []
+                return self.assign(target, value)
             case ast.For(target=target, iter=over, body=body, orelse=[]):
                 return [one for item in self.items(over) for one in self.turn(target, item, body)]
             case ast.If(test=test, body=body, orelse=other):
@@ -123,14 +127,13 @@ class _Planner:
 
     def asserted(self, said: ast.expr) -> list[Check]:
         slots = self.slots(said)
-        names = {
-            one.id: self.load(one.id) for one in ast.walk(said) if isinstance(one, ast.Name) and one.id in self.names
-        }
+        used = {one.id for one in self.outside_calls(said) if isinstance(one, ast.Name)}
+        names = {name: self.load(name) for name in used if name in self.names}
         if not slots and not any(isinstance(value, _Pending) for value in names.values()):
             if not self.evaluate(said):
                 raise UnsupportedError("false")
             return []
-        if not supported(said, frozenset(names) | self.functions):
+        if not supported(said, self.names.keys() | self.functions):
             raise UnsupportedError("form")
         return [Check(self.with_expected(said), names, slots, self.functions)]
 
@@ -154,6 +157,11 @@ class _Planner:
         if len(found) < sum(map(self.is_call, ast.walk(said))):
             raise UnsupportedError("call in a loop")
         return found
+
+    def outside_calls(self, node: ast.AST) -> list[ast.AST]:
+        if self.is_call(node):
+            return []
+        return [node, *(found for one in ast.iter_child_nodes(node) for found in self.outside_calls(one))]
 
     def is_call(self, node: ast.AST) -> bool:
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.functions
@@ -201,11 +209,13 @@ class _Planner:
         self.names = {**self.names, **bound(target, item)}
         return self.run(body)
 
-    def assign(self, target: ast.expr, value: ast.expr) -> None:
+    def assign(self, target: ast.expr, value: ast.expr) -> list[Check]:
+        checks = []
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in self.functions:
             if not isinstance(target, ast.Name):
                 raise UnsupportedError("unpacking")
             new: Any = {target.id: _Pending(self.call(value))}
+            checks = [_returns(new[target.id].number)]
         else:
             found = self.evaluate(value)
             if hasattr(found, "__next__"):
@@ -214,6 +224,12 @@ class _Planner:
         if new.keys() & (self.functions | FUNCTIONS.keys()):
             raise UnsupportedError("hides a function")
         self.names = {**self.names, **new}
+        return checks
+
+
+def _returns(number: int) -> Check:
+    """The check that a call does not raise."""
+    return Check(ast.Constant(True), {"_": _Pending(number)}, {}, set())
 
 
 def _no_call(node: ast.Call) -> Any:

@@ -314,7 +314,7 @@ _NODES: dict[type[ast.AST], Callable[[Evaluator, Any], Any]] = {
 }
 
 
-def supported(node: ast.AST, names: frozenset[str]) -> bool:
+def supported(node: ast.AST, names: Set[str]) -> bool:
     """Whether the expression is one that is evaluated here, so far as its form tells; `names` are known."""
     if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp):
         targets = {one.id for loop in node.generators for one in ast.walk(loop.target) if isinstance(one, ast.Name)}

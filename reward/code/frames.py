@@ -29,6 +29,7 @@ class Frames:
     def __init__(self, channel: socket.socket, deadline: float | None = None) -> None:
         self.channel = channel
         self.deadline = deadline
+        self.n_bytes = 0
         self._read = bytearray()
 
     def send(self, body: bytes) -> None:
@@ -73,6 +74,7 @@ class Frames:
             raise ClosedError from None
         if not data:
             raise ClosedError
+        self.n_bytes += len(data)
         self._read += data
 
     def _wait(self) -> None:

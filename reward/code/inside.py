@@ -131,5 +131,3 @@ def f(values: List[float], start: int = 0) -> str:
 
 assert f([2.5, 3, "a"])
 '''
-
-warm()

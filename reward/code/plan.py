@@ -7,11 +7,17 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-from qwen_align.reward.code.asserts import Outcome, holds, planned_asserts
+from qwen_align.reward.code.asserts import Call, Check, Outcome, holds, needed, planned_asserts
 from qwen_align.reward.code.compare import lines, same_output
 from qwen_align.reward.code.values import NotPlainError, encode
 
-Test = Callable[[Sequence[Outcome]], bool]
+
+class Test(NamedTuple):
+    """Whether the outcomes of the calls are right, which can be said as soon as there are `n_outcomes`."""
+
+    n_outcomes: int
+    passes: Callable[[Sequence[Outcome]], bool]
+
 
 MODULES = frozenset(
     {"math", "cmath", "sys", "re", "collections", "itertools", "functools", "random", "string", "datetime", "copy"}
@@ -48,7 +54,7 @@ class Tested(NamedTuple):
 class Calls(NamedTuple):
     """Calls with plain arguments, and tests of what they give; `otherwise` where a test needs more than values."""
 
-    calls: list[tuple[str, Any, Any]]
+    calls: list[Call]
     tests: list[Test]
     otherwise: Tested | None
 
@@ -134,7 +140,8 @@ def _of_outputs(gold: dict[str, Any]) -> Plan | None:
     if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs or len(inputs) != len(outputs):
         return None
     if name is None:
-        return Plan(Programs([_text(one) for one in inputs], [lines(_text(one)) for one in outputs]), [])
+        expected = [lines(_text(one)) for one in outputs]
+        return Plan(Programs([_text(one) for one in inputs], expected), []) if any(expected) else None
     if not isinstance(name, str) or not name.isidentifier():
         return None
     if all(isinstance(one, str) for one in (*inputs, *outputs)):  # LiveCodeBench: an argument a line, in JSON
@@ -142,15 +149,15 @@ def _of_outputs(gold: dict[str, Any]) -> Plan | None:
         outputs = [json.loads(one) for one in outputs]
     calls = [(name, *_arguments(one)) for one in inputs]
     wrapped = all(isinstance(one, list) and len(one) == 1 for one in outputs)  # as APPS writes them
-    tests: list[Test] = [partial(_returned, at, one, wrapped) for at, one in enumerate(outputs)]
+    tests = [Test(at + 1, partial(_returned, at, one, wrapped)) for at, one in enumerate(outputs)]
     return Plan(Calls(calls, tests, None), [PRELUDE])
 
 
-def _calls_or(work: Tested, planned: tuple[list[tuple[str, Any, Any]], list[Any]] | None) -> Calls | Tested:
+def _calls_or(work: Tested, planned: tuple[list[Call], list[list[Check]]] | None) -> Calls | Tested:
     if planned is None:
         return work
     calls, tests = planned
-    return Calls(calls, [partial(holds, test) for test in tests], work)
+    return Calls(calls, [Test(needed(test), partial(holds, test)) for test in tests], work)
 
 
 def _returned(at: int, expected: Any, wrapped: bool, outcomes: Sequence[Outcome]) -> bool:
@@ -179,6 +186,7 @@ def _text(given: Any) -> str:
         return "\n".join(given)
     if not isinstance(given, str):
         raise TypeError("no text")
+    given.encode()  # raises ValueError
     return given
 
 

@@ -16,6 +16,7 @@ from qwen_align.reward.code.tested import TO_CANDIDATE
 from qwen_align.reward.code.values import NotPlainError, decode, read, write
 
 PASSED = "all tests passed"
+_CHEATS = frozenset({"forged record", "exited early"})
 _NO_VALUE = {"raised": "tests failed", "not plain": "value not plain data"}
 _ENDS = frozenset({"syntax error", "function not defined", "crashed", "exited early", "memory limit"})
 _ENDED = {
@@ -24,6 +25,7 @@ _ENDED = {
     "memory limit": "memory limit",
     "output limit": "output limit",
 }
+_MAX_BYTES = 16 << 20  # of all values of one candidate, which are held here until it is judged
 _END_S = 1.0  # for the sandbox to tell how a cell ended that has closed its channel
 
 
@@ -73,20 +75,29 @@ class _Runner(NamedTuple):
 
     def calls(self, work: Calls) -> Score:
         """The score of calls whose values are compared here."""
-        outcomes: list[Outcome] = []
-        reason = "tests failed"
+        told: list[str] = []
         with self.box.start("candidate", self.job("calls", calls=work.calls), self.left()) as cell:
-            frames = Frames(cell.channel, self.deadline)
             try:
-                for number in range(len(work.calls)):
-                    outcomes.append(_outcome(_record(frames, cell), number))
-                if _record(frames, cell) != ["done"]:
-                    raise _StoppedError("forged record")
+                for said in self.answers(work, Frames(cell.channel, self.deadline), cell):
+                    told.append(said)
+                    if said != PASSED and not self.partial:
+                        break
             except _StoppedError as stop:
-                reason = str(stop)
-                if not self.partial or reason == "forged record":
-                    return Score(0, len(work.tests), reason)
-        return _judged(work.tests, outcomes, reason)
+                return _stopped(str(stop), told.count(PASSED), len(work.tests))
+        reason = next((said for said in told if said != PASSED), PASSED)
+        return Score(told.count(PASSED), len(work.tests), reason)
+
+    def answers(self, work: Calls, frames: Frames, cell: Cell) -> Iterator[str]:
+        """The reasons of the tests, each as soon as the candidate has answered its calls."""
+        outcomes: list[Outcome] = []
+        for test in work.tests:
+            while len(outcomes) < test.n_outcomes:
+                outcomes.append(_outcome(_record(frames, cell), len(outcomes)))
+                if frames.n_bytes > _MAX_BYTES:
+                    raise _StoppedError("output limit")
+            yield _said(test, outcomes)
+        if _record(frames, cell) != ["done"]:
+            raise _StoppedError("forged record")
 
     def programs(self, work: Programs) -> Score:
         """The score of a program run afresh for each input."""
@@ -131,30 +142,26 @@ class _Runner(NamedTuple):
                     failed += said != PASSED
                     reason = said if reason == PASSED else reason
             except _StoppedError as stop:
-                reason = str(stop)
-                passed = 0 if reason == "forged record" else passed
-        if reason != PASSED and not self.partial:
-            passed = 0
-        n_tests = passed + failed if reason == PASSED else max(work.n_tests, passed + failed, passed + 1)
-        return Score(passed, n_tests, reason)
+                return _stopped(str(stop), passed, max(work.n_tests, passed + failed))
+        return Score(passed, passed + failed if reason == PASSED else max(work.n_tests, passed + failed), reason)
 
     def left(self) -> Limits:
         """The limits with what time is left."""
         return self.limits._replace(time_limit_s=max(0.01, self.deadline - time.monotonic()))
 
 
-def _judged(tests: Sequence[Test], outcomes: list[Outcome], stopped: str) -> Score:
-    passed, reason = 0, PASSED
-    for test in tests:
-        try:
-            said = PASSED if test(outcomes) else "tests failed"
-        except NoValueError as error:
-            said = str(error)
-        except IndexError:  # the candidate stopped before this test's calls
-            said = stopped
-        passed += said == PASSED
-        reason = said if reason == PASSED else reason
-    return Score(passed, len(tests), reason)
+def _stopped(reason: str, passed: int, n_tests: int) -> Score:
+    """The score of a candidate that ended before its tests did: less than all, and nothing for one that cheats."""
+    if reason in _CHEATS:
+        return Score(0, n_tests, reason)
+    return Score(passed, max(n_tests, passed + 1), reason)
+
+
+def _said(test: Test, outcomes: Sequence[Outcome]) -> str:
+    try:
+        return PASSED if test.passes(outcomes) else "tests failed"
+    except NoValueError as error:
+        return str(error)
 
 
 def _send(frames: Frames, cell: Cell, body: bytes) -> None:

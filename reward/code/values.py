@@ -198,6 +198,7 @@ _DATES: dict[type, Callable[[str], Any]] = {
 class _Decoder:
     def __init__(self, special: Special | None) -> None:
         self.special = special
+        self.items = MAX_ITEMS
 
     def value(self, tree: Any, depth: int) -> Any:
         kind = type(tree)
@@ -206,7 +207,7 @@ class _Decoder:
         if depth > MAX_DEPTH:
             raise NotPlainError("too deep")
         if kind is list:
-            return [self.value(one, depth + 1) for one in tree]
+            return self.values(tree, depth)
         if len(tree) != 1:
             raise NotPlainError("no tag")
         [(tag, content)] = tree.items()
@@ -223,6 +224,9 @@ class _Decoder:
     def values(self, content: Any, depth: int) -> list[Any]:
         if type(content) is not list:
             raise NotPlainError("wrong content")
+        self.items -= len(content)
+        if self.items < 0:
+            raise NotPlainError("too large")
         return [self.value(one, depth + 1) for one in content]
 
     def integer(self, content: Any) -> int:
