@@ -1,0 +1,192 @@
+"""LIMO's selection: questions between two models' abilities, and of each the chain that reads most like reasoning.
+
+arXiv:2502.03387v3, sections 3.1 and 3.2. The authors published the rows, not the code: the rule's four measures and
+their weights are theirs; the word lists, how lengths are counted and how the measures are brought to one scale are
+undisclosed, so those are our choice.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from qwen_align.align.errors import DataError
+from qwen_align.align.references import DataRef
+from qwen_align.align.rows import Completion, Row, RowError, Trace
+from qwen_align.align.strict import Strict
+from qwen_align.data_builders.completions import verdict_value
+from qwen_align.data_builders.pass_rate import Band, BandName, band_of
+from qwen_align.data_builders.selection_features import Attempts, noted, prompt_of, rank_shares
+from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.reward.thinking import split_turn
+
+WORD = re.compile(r"[^\W\d_]+")
+
+# The first two of each list are the paper's examples, the others and the inflected forms our choice.
+VERIFICATION = (
+    "check verify checks checked checking verifies verified verifying verification confirm confirms confirmed"
+)
+TENTATIVE = "perhaps might maybe possibly probably likely could seems seem suppose wondering unsure"
+CONNECTIVES = "therefore since because thus hence so then consequently accordingly implies"
+
+
+class Measures(NamedTuple):
+    """What the rule looks at in a chain: its words, and the shares of them that are of each list."""
+
+    length: float
+    verification: float
+    tentative: float
+    connectives: float
+
+
+class ChainScore(Strict):
+    """A weighted mean of four places among all chains compared: 1 for the highest, 0 for the lowest.
+
+    Lengths are words, keywords are counted as shares of the words. Places, not values, are weighed, so that one
+    extreme chain does not flatten the others' differences.
+    """
+
+    length: float = Field(default=0.30, ge=0)
+    verification: float = Field(default=0.20, ge=0)
+    tentative: float = Field(default=0.25, ge=0)
+    connectives: float = Field(default=0.25, ge=0)
+    verification_words: list[str] = Field(default=VERIFICATION.split())
+    tentative_words: list[str] = Field(default=TENTATIVE.split())
+    connective_words: list[str] = Field(default=CONNECTIVES.split())
+
+    @field_validator("verification_words", "tentative_words", "connective_words")
+    @classmethod
+    def _check_words(cls, words: list[str]) -> list[str]:
+        for word in words:
+            if WORD.fullmatch(word) is None or word != word.lower():
+                raise ValueError(f"'{word}': is not one word of small letters")
+        return words
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        total = sum(self.weights)
+        if not 0.999 < total < 1.001:
+            raise ValueError(f"length, verification, tentative and connectives are {total:.4g} in all, not 1")
+        return self
+
+    @property
+    def weights(self) -> Measures:
+        return Measures(self.length, self.verification, self.tentative, self.connectives)
+
+    def measures(self, chain: str) -> Measures:
+        """The four measures of one chain; all 0 without words."""
+        counts = Counter(WORD.findall(chain.lower()))
+        n_words = counts.total()
+        lists = (self.verification_words, self.tentative_words, self.connective_words)
+        shares = (sum(counts[word] for word in set(words)) / max(1, n_words) for words in lists)
+        return Measures(n_words, *shares)
+
+    def scores(self, chains: Sequence[str]) -> list[float]:
+        """Each chain's score from 0 to 1 among these."""
+        if not chains:
+            return []
+        places = [rank_shares(column) for column in zip(*map(self.measures, chains), strict=True)]
+        return [
+            sum(weight * place for weight, place in zip(self.weights, row, strict=True))
+            for row in zip(*places, strict=True)
+        ]
+
+
+class Limo(Strict):
+    """The best chain of each of the `n` best questions, from traces and from rollouts' right completions.
+
+    A question is one prompt's id. Those that the weak model solved at all are dropped, then those that the strong model
+    did not solve as often as `band` says. Rows come by score, the best first; meta `limo` holds score and rank.
+    """
+
+    kind: Literal["limo"] = "limo"
+    from_data: Annotated[list[DataRef], Field(min_length=1)]  # LIMO: of R1, its 32B distillation and QwQ-32B
+    reward: str = Field(default="math_answer", description="whose verdict says that a rollout's chain is right")
+    correct_from: float = Field(default=1.0, description="reward of a right chain")
+    weak: Attempts | None = Field(description="LIMO: 4 of Qwen2.5-Math-7B-Instruct; null: no such test")
+    strong: Attempts | None = Field(description="LIMO: 32 of DeepSeek-R1-Distill-Qwen-32B; null: no such test")
+    band: Band | BandName = "limo"
+    score: ChainScore = ChainScore()
+    n: int | None = Field(default=800, ge=1, description="null: every question's best chain")
+
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """The chosen traces; raises DataError if there are fewer questions than `n`."""
+        chains = list(self._hard(self._chains(sources, drops), sources, drops))
+        scored = list(zip(chains, self.score.scores([_text(one.trace) for one in chains]), strict=True))
+        scored.sort(key=lambda pair: -pair[1])  # of equal ones the earlier stays first
+        best: dict[str, tuple[Chain, float]] = {}
+        for chain, score in scored:
+            if best.setdefault(chain.prompt_id, (chain, score))[0] is not chain:
+                drops.add("not its question's best chain", chain.trace.id, f"{score:.4f}, stage '{chain.stage}'")
+        if self.n is not None and len(best) < self.n:
+            raise DataError(f"limo: {len(best)} questions are left, fewer than n: {self.n}; lower n or widen band")
+        for rank, (chain, score) in enumerate(best.values(), start=1):
+            if self.n is not None and rank > self.n:
+                drops.add("ranked below n", chain.trace.id, f"{score:.4f}, rank {rank}")
+            else:
+                facts = {"score": score, "rank": rank, "stage": chain.stage}
+                yield noted(chain.trace, "limo", facts)
+
+    def _chains(self, sources: Sources, drops: Drops) -> Iterator["Chain"]:
+        for stage in self.from_data:
+            for row in sources[stage]():
+                if isinstance(row, Trace):
+                    yield Chain(prompt_of(row.id), row, stage)
+                elif isinstance(row, Completion):
+                    found = self._trace(row)
+                    if isinstance(found, Trace):
+                        yield Chain(row.prompt_id, found, stage)
+                    else:
+                        drops.add(found, row.id, f"stage '{stage}'")
+                else:
+                    raise RowError(f"stage '{stage}': row '{row.id}' is a {row.row} row; chains are traces or rollouts")
+
+    def _trace(self, row: Completion) -> Trace | str:
+        """The completion as a trace, else why it is no chain."""
+        value, turn = verdict_value(row, self.reward), split_turn(row.text)
+        if value is None or value < self.correct_from:
+            return "no verdict" if value is None else "wrong"
+        if row.finish_reason == "length":
+            return "cut at the length limit"
+        if isinstance(turn, str) or turn.thinking is None:
+            return "malformed turn" if isinstance(turn, str) else "no thinking"
+        return Trace(
+            id=row.id,
+            messages=row.prompt,
+            thinking=turn.thinking,
+            answer=turn.answer,
+            gold=row.gold,
+            reward=row.reward or self.reward,
+            source=row.source,
+            meta=row.meta,
+        )
+
+    def _hard(self, chains: Iterator["Chain"], sources: Sources, drops: Drops) -> Iterator["Chain"]:
+        """The chains of questions that pass both models' tests."""
+        weak = self.weak.reader(sources) if self.weak else None
+        strong = self.strong.reader(sources) if self.strong else None
+        band = band_of(self.band)
+        for chain in chains:
+            easy, hard = (weak(chain.trace) if weak else None), (strong(chain.trace) if strong else None)
+            if (weak and easy is None) or (strong and hard is None):
+                drops.add("no judged answer", chain.trace.id, "of the weak model" if weak and easy is None else "")
+            elif easy is not None and easy.n_correct > 0:
+                drops.add("solved by the weak model", chain.trace.id, f"{easy.n_correct} of {easy.n_judged}")
+            elif hard is not None and (fault := band.fault(hard)):
+                drops.add(f"{fault} for the strong model", chain.trace.id, f"{hard.n_correct} of {hard.n_judged}")
+            else:
+                yield chain
+
+
+class Chain(NamedTuple):
+    """A solution of a question and the stage it comes from."""
+
+    prompt_id: str
+    trace: Trace
+    stage: str
+
+
+def _text(trace: Trace) -> str:
+    return f"{trace.thinking}\n\n{trace.answer}"

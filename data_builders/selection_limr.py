@@ -1,0 +1,158 @@
+"""LIMR's selection: the prompts whose reward rises over training as the average prompt's does.
+
+arXiv:2502.11886, section 2.2; GAIR-NLP/LIMR at 98ebf1b, lim/lim_selection.py.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from math import fsum, isfinite
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from qwen_align.align.errors import DataError
+from qwen_align.align.references import DataRef
+from qwen_align.align.rows import Row, RowError
+from qwen_align.align.strict import Strict
+from qwen_align.data_builders.selection_features import Attempts, Selectable, noted, selectable
+from qwen_align.data_builders.sieve import Drops, Sources
+
+
+class Limr(Strict):
+    """The rows whose alignment with the average learning curve reaches `threshold`, in order; meta `limr` says it.
+
+    What an epoch's accuracy is comes from one of three: `rewards_column`, a list in the row's meta with one entry an
+    epoch, which is the list of the rewards of its samples (a reward of 1 is a right answer), its accuracy, or null if
+    the prompt was not trained in that epoch; `from_rollouts`, a rollout stage for each checkpoint in turn; or
+    `score_column`, scores that somebody computed before.
+    """
+
+    kind: Literal["limr"] = "limr"
+    from_data: DataRef
+    rewards_column: str | None = Field(default=None, min_length=1)
+    from_rollouts: list[DataRef] | None = Field(default=None, min_length=1)
+    reward: str = Field(default="math_answer", description="whose verdict counts in from_rollouts")
+    score_column: str | None = Field(default=None, min_length=1)
+    epochs: int | None = Field(default=None, ge=1, description="the first so many; null: all; LIMR looked at 21")
+    threshold: float = Field(default=0.6, allow_inf_nan=False)  # the paper's; the script's own default is 0.2
+    comparison: Literal["at_least", "above"] = Field(
+        default="at_least", description="at_least is the code's, and gives the published 1,389; above is the paper's"
+    )
+    n: int | None = Field(default=None, ge=1, description="rows there have to be; the best of them are kept")
+
+    @model_validator(mode="after")
+    def _check_origin(self) -> Self:
+        origins = (self.rewards_column, self.from_rollouts, self.score_column)
+        if sum(one is not None for one in origins) != 1:
+            raise ValueError("say where learning curves or scores are: rewards_column, from_rollouts or score_column")
+        if self.score_column is not None and self.epochs is not None:
+            raise ValueError("epochs: scores have none; leave it out")
+        if self.from_rollouts is None and "reward" in self.model_fields_set:
+            raise ValueError("reward: is for from_rollouts")
+        if self.from_rollouts is not None and self.epochs is not None:
+            raise ValueError("epochs: is as many as from_rollouts names; leave it out")
+        return self
+
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """The chosen rows; raises DataError if there are fewer than `n`."""
+        rows = selectable(sources, self.from_data)
+        scores = self.scores(rows, sources)
+        passing: list[str] = []
+        for row in rows:
+            score = scores.get(row.id)
+            if score is None:
+                drops.add("no score" if self.score_column else "epochs missing", row.id)
+            elif score > self.threshold or (self.comparison == "at_least" and score == self.threshold):
+                passing.append(row.id)
+            else:
+                drops.add("learns unlike the average", row.id, f"{score:.4f}")
+        if self.n is not None and len(passing) < self.n:
+            raise DataError(f"limr: {len(passing)} rows pass, fewer than n: {self.n}; lower n or threshold")
+        ranked = sorted(passing, key=lambda row_id: -scores[row_id])  # of equal ones the earlier stays first
+        rank_of = {row_id: rank for rank, row_id in enumerate(ranked, start=1)}
+        for row in rows:
+            rank = rank_of.get(row.id)
+            if rank is not None and self.n is not None and rank > self.n:
+                drops.add("ranked below n", row.id, f"{scores[row.id]:.4f}, rank {rank}")
+            elif rank is not None:
+                yield noted(row, "limr", {"score": scores[row.id], "rank": rank})
+
+    def scores(self, rows: Sequence[Selectable], sources: Sources) -> dict[str, float]:
+        """Scores by id; rows without one are left out. Raises RowError for a column that holds something else."""
+        if self.score_column is not None:
+            given = {row.id: _score(row, self.score_column) for row in rows}
+            return {row_id: score for row_id, score in given.items() if score is not None}
+        curve_of = self._curve_reader(sources)
+        return alignment_scores({row.id: curve_of(row) for row in rows})
+
+    def _curve_reader(self, sources: Sources) -> Callable[[Selectable], list[float | None]]:
+        if self.from_rollouts is None:
+            return lambda row: _curve(row, str(self.rewards_column), self.epochs)
+        stages = [Attempts(from_rollout=stage, reward=self.reward).reader(sources) for stage in self.from_rollouts]
+
+        def curve(row: Selectable) -> list[float | None]:
+            tries = [read(row) for read in stages]
+            return [None if one is None else one.n_correct / one.n_judged for one in tries]
+
+        return curve
+
+
+def alignment_scores(curves: dict[str, list[float | None]]) -> dict[str, float]:
+    """Each prompt's alignment with the average curve, 1 for one that is always solved or equal to the average.
+
+    1 - sum (r_k - avg_k)^2 / sum (1 - avg_k)^2 over epochs k, where r is the prompt's accuracy and avg the mean over all
+    prompts that are scored. An epoch a prompt was not trained in (None) takes the value of the next epoch, if that has
+    one; prompts that still miss epochs are left out. Raises DataError if every prompt is solved in every epoch, and
+    ValueError for curves of different lengths.
+    """
+    if len({len(curve) for curve in curves.values()}) > 1:
+        raise ValueError("the curves have different numbers of epochs")
+    filled = {prompt: back_filled(curve) for prompt, curve in curves.items()}
+    whole = {prompt: [one for one in curve if one is not None] for prompt, curve in filled.items() if None not in curve}
+    if not whole:
+        return {}
+    average = [fsum(epoch) / len(whole) for epoch in zip(*whole.values(), strict=True)]
+    room = fsum((1 - mean) ** 2 for mean in average)
+    if room == 0:
+        raise DataError("limr: every prompt is solved in every epoch, so no curve tells prompts apart")
+    return {
+        prompt: 1 - fsum((one - mean) ** 2 for one, mean in zip(curve, average, strict=True)) / room
+        for prompt, curve in whole.items()
+    }
+
+
+def back_filled(curve: Sequence[float | None]) -> list[float | None]:
+    """The curve with each missing epoch taken from the next; of a longer gap only the last epoch is filled."""
+    following = [*curve[1:], None]
+    return [after if one is None else one for one, after in zip(curve, following, strict=True)]
+
+
+def _curve(row: Selectable, column: str, epochs: int | None) -> list[float | None]:
+    entries = row.meta.get(column)
+    if not isinstance(entries, list) or not entries:
+        raise RowError(f"row '{row.id}': meta '{column}' is {entries!r:.60}; wanted is a list with one entry an epoch")
+    if epochs is not None and len(entries) < epochs:
+        raise RowError(f"row '{row.id}': meta '{column}' has {len(entries)} epochs of {epochs}")
+    return [_accuracy(entry, row, column) for entry in entries[:epochs]]
+
+
+def _accuracy(entry: Any, row: Selectable, column: str) -> float | None:
+    if entry is None or entry == []:
+        return None
+    if isinstance(entry, list) and all(_is_number(one) for one in entry):
+        return sum(one == 1 for one in entry) / len(entry)
+    if _is_number(entry) and 0 <= entry <= 1:
+        return float(entry)
+    raise RowError(
+        f"row '{row.id}': meta '{column}': an epoch is {entry!r:.60}; wanted are rewards, an accuracy from 0 to 1, or null"
+    )
+
+
+def _score(row: Selectable, column: str) -> float | None:
+    score = row.meta.get(column)
+    if score is None or _is_number(score):
+        return score
+    raise RowError(f"row '{row.id}': meta '{column}' is {score!r:.60}; a score is a number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -1,0 +1,236 @@
+"""s1's selection of 1,000 traces by quality, difficulty and diversity, as its authors' notebook does it.
+
+arXiv:2501.19393, section 2.2; simplescaling/s1 at 77272c6, data/filter.ipynb cells 4 to 21. What the notebook leaves
+to chance is settled here: it draws unseeded and orders domains by Python's string hash; we draw from a seed, with
+domains by name.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from qwen_align.align.errors import DataError, RecipeError
+from qwen_align.align.references import DataRef
+from qwen_align.align.rows import Row, RowError, Trace
+from qwen_align.align.strict import Strict
+from qwen_align.data_builders.domain_draws import Candidate, draw_by_domain, legacy_random, length_ranks
+from qwen_align.data_builders.domains import ByColumn, DomainSettings
+from qwen_align.data_builders.selection_features import Attempts, Selectable, noted, question_of, selectable
+from qwen_align.data_builders.sieve import Drops, Sources
+
+FormatRule = Literal["asy", "image", "numbered_point", "bold_number"]
+
+
+class Preselect(Strict):
+    """Rows that are taken before any is drawn: of a source, right, and with thinking longer than a bound."""
+
+    source: str | None = Field(default=None, description="the whole source")
+    source_has: str | None = Field(default=None, min_length=1, description="a part of the source")
+    longer_than: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _check_source(self) -> Self:
+        if (self.source is None) == (self.source_has is None):
+            raise ValueError("say either source or source_has")
+        return self
+
+    def takes(self, source: str, length: int) -> bool:
+        is_of = source == self.source if self.source is not None else str(self.source_has) in source
+        return is_of and (self.longer_than is None or length > self.longer_than)
+
+
+# Cell 14. The hub has since renamed qfq/openaimath to simplescaling/openaimath.
+PRESELECT = [
+    Preselect(source="Idavidrein/gpqa"),
+    Preselect(source="qq8933/AIME_1983_2024"),
+    Preselect(source_has="qfq/openaimath", longer_than=5600),
+]
+
+
+class Benchmarks(Strict):
+    """The domains that the last rows are drawn by: those of one source as they are, of another scaled to `ratio` of it.
+
+    Both are counted over the hard rows; the scaled counts are cut to whole numbers (cells 17 and 18).
+    """
+
+    whole: str = "qq8933/AIME_1983_2024"
+    scaled: str = "Idavidrein/gpqa"
+    ratio: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+
+
+class S1(Strict):
+    """`n` rows: well formed, solved by no small model, some sources whole, the rest drawn domain by domain.
+
+    Every feature is a column of the row's `meta`, a rollout stage's verdicts, or, for domains, a classifier. Where
+    paper and code differ the defaults are the code's; `uniform_until: null` is the paper's Algorithm 1, all domains
+    alike to the end. Rows come in the source's order; meta `s1` says how a row was chosen, and its place by length
+    among the hard rows of its domain, the longest 0.
+    """
+
+    kind: Literal["s1"] = "s1"
+    from_data: DataRef
+    n: int = Field(default=1000, ge=1)
+    solvers: Annotated[list[Attempts], Field(min_length=1)]  # s1: Qwen2.5-7B-Instruct and Qwen2.5-32B-Instruct
+    teacher: Attempts = Field(
+        description="whether the trace itself is right; wrong ones can be drawn, not pre-selected"
+    )
+    length_column: str | None = Field(description="meta with the thinking's tokens; null: count its characters")
+    domain: DomainSettings = ByColumn()
+    source_column: str | None = Field(default=None, description="null: the row's source")
+    refused: list[FormatRule] = Field(default=["asy", "image", "numbered_point", "bold_number"])
+    asy_allowed_in: str | None = Field(
+        default="AIME", min_length=1, description="sources with this part may draw; no rule applies to what does"
+    )
+    preselect: list[Preselect] = Field(default=PRESELECT)
+    uniform_until: int | None = Field(default=700, ge=0, description="rows before `benchmarks` weigh the domains")
+    benchmarks: Benchmarks = Benchmarks()
+    seed: int | None = Field(default=None, ge=0, lt=2**32, description="null: the recipe's")
+
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """The chosen rows; raises DataError if there are not `n`, or more are pre-selected."""
+        hard = self.hard(sources, drops)
+        how = self.choose(hard, seed if self.seed is None else self.seed)
+        ranks = length_ranks(_candidates(hard))
+        for one in hard:
+            if one.row.id not in how:
+                drops.add("not drawn", one.row.id, one.domain)
+                continue
+            facts = {"chosen": how[one.row.id], "domain": one.domain, "length": one.length}
+            yield noted(one.row, "s1", {**facts, "length_rank": ranks[one.row.id]})
+
+    def hard(self, sources: Sources, drops: Drops) -> list["Featured"]:
+        """Rows with every feature, well formed, that no solver solved; cells 4, 7 and 9."""
+        solved = [attempts.reader(sources) for attempts in self.solvers]
+        taught = self.teacher.reader(sources)
+        rows = selectable(sources, self.from_data)
+        hard = []
+        for row, label in zip(rows, self.domain.label(rows), strict=True):
+            tries, teacher, length = [read(row) for read in solved], taught(row), self._length(row)
+            source = self._source(row)
+            if teacher is None or length is None or label.domain is None or None in tries:
+                missing = [one.where for one, found in zip(self.solvers, tries, strict=True) if found is None]
+                missing += [self.teacher.where] if teacher is None else []
+                missing += [self._length_from] if length is None else []
+                missing += [f"domain: {label.why}"] if label.domain is None else []
+                drops.add("missing feature", row.id, ", ".join(missing))
+            elif fault := format_fault(question_of(row), source, self.refused, self.asy_allowed_in):
+                drops.add("format", row.id, fault)
+            elif any(found is not None and found.n_correct for found in tries):
+                drops.add("solved by a small model", row.id, "")
+            else:
+                hard.append(Featured(row, source, label.domain, length, teacher.n_correct > 0))
+        return hard
+
+    def choose(self, hard: Sequence["Featured"], seed: int) -> dict[str, str]:
+        """How each chosen row was: `preselected`, `uniform` or `benchmark`; cells 14 to 21."""
+        if not 0 <= seed < 2**32:
+            raise RecipeError(f"s1: seed {seed}: the draws take seeds from 0 to 2**32 - 1; set seed in the builder")
+        before = [one.row.id for one in hard if one.is_right and self._is_preselected(one)]
+        if not len(before) <= self.n <= len(hard):
+            raise DataError(
+                f"s1: n is {self.n}, but {len(hard)} hard rows are left, {len(before)} of them pre-selected; n must lie "
+                "between: change it, bring more rows, or narrow preselect"
+            )
+        by_benchmark = {} if self.uniform_until is None else benchmark_counts(hard, self.benchmarks)
+        if self.uniform_until is not None and self.uniform_until < self.n and not by_benchmark:
+            raise DataError(
+                f"s1: no hard row has source '{self.benchmarks.whole}' or '{self.benchmarks.scaled}', by whose domains "
+                f"{self.n - self.uniform_until} rows are to be drawn; name yours in benchmarks, or uniform_until: null"
+            )
+        return draw_by_domain(
+            _candidates(hard),
+            dict.fromkeys(before, "preselected"),
+            n=self.n,
+            uniform_until=self.uniform_until,
+            weights=by_benchmark,
+            random=legacy_random(seed),
+        )
+
+    def _is_preselected(self, one: "Featured") -> bool:
+        return any(rule.takes(one.source, one.length) for rule in self.preselect)
+
+    def _source(self, row: Selectable) -> str:
+        source = row.source if self.source_column is None else row.meta.get(self.source_column)
+        if not isinstance(source, str):
+            raise RowError(f"row '{row.id}': meta '{self.source_column}' is {source!r:.60}; a source is a text")
+        return source
+
+    @property
+    def _length_from(self) -> str:
+        return "thinking" if self.length_column is None else f"meta '{self.length_column}'"
+
+    def _length(self, row: Selectable) -> int | None:
+        if self.length_column is None:
+            return len(row.thinking) if isinstance(row, Trace) else None
+        length = row.meta.get(self.length_column)
+        if length is None or (isinstance(length, int) and not isinstance(length, bool)):
+            return length
+        raise RowError(f"row '{row.id}': meta '{self.length_column}' is {length!r:.60}; a length is a whole number")
+
+
+class Featured(NamedTuple):
+    """A row with what the selection needs to know of it; `is_right` is the teacher."""
+
+    row: Selectable
+    source: str
+    domain: str
+    length: int
+    is_right: bool
+
+
+def _candidates(rows: Sequence[Featured]) -> list[Candidate]:
+    return [Candidate(one.row.id, one.domain, one.length) for one in rows]
+
+
+_NUMBERED_POINT = re.compile(
+    r"p[1-9][0-9]{0,2}\."
+)  # "p1." to "p999.": several questions in one, and "step1." with them
+
+
+def format_fault(question: str, source: str, refused: Sequence[FormatRule], asy_allowed_in: str | None) -> str | None:
+    """What s1 refuses in a question, None if nothing; cell 7."""
+    if "[asy]" in question and asy_allowed_in is not None and asy_allowed_in in source:
+        return None
+    found: dict[FormatRule, bool] = {
+        "asy": "[asy]" in question,
+        "image": "![Image]" in question,
+        "numbered_point": _NUMBERED_POINT.search(question) is not None,
+        "bold_number": has_bold_number(question),
+    }
+    return next((rule for rule in found if found[rule] and rule in refused), None)
+
+
+_RUN = re.compile(r"[^\s\]]+")
+_DIGIT = re.compile(r"\d")
+
+
+def has_bold_number(question: str) -> bool:
+    r"""Whether `\*\*(?=.*\d)[^\s\]]*\*\*` is found; in linear time, where that takes quadratic on many stars."""
+    for line in question.split("\n"):
+        if "**" in line:
+            last_digit = max((found.start() for found in _DIGIT.finditer(line)), default=-1)
+            for run in _RUN.finditer(line):
+                first = run.group().find("**")
+                if first >= 0 and run.group().find("**", first + 2) >= 0 and last_digit >= run.start() + first + 2:
+                    return True
+    return False
+
+
+def benchmark_counts(rows: Sequence[Featured], benchmarks: Benchmarks) -> dict[str, int]:
+    """Domains with their weights, in whole numbers and in the notebook's order; empty if neither source is there.
+
+    Raises DataError if only one is.
+    """
+    scaled = Counter(one.domain for one in rows if one.source == benchmarks.scaled)
+    whole = Counter(one.domain for one in rows if one.source == benchmarks.whole)
+    if not scaled and not whole:
+        return {}
+    if not scaled or not whole:
+        absent = benchmarks.whole if scaled else benchmarks.scaled
+        raise DataError(f"s1: benchmarks: no hard row has source '{absent}'; name another, or uniform_until: null")
+    ratio = benchmarks.ratio * whole.total() / scaled.total()
+    counts = Counter({domain: int(count * ratio) for domain, count in scaled.items()})
+    return dict(counts + whole)  # which leaves out domains cut to nothing
