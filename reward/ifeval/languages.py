@@ -97,15 +97,18 @@ def _letters(text: str) -> Counter[str]:
     """The weighted number of letters of each script."""
     found: Counter[str] = Counter()
     for char, count in Counter(text).items():
-        if char.isalpha():
-            script = _script(char)
+        if script := _script(char):
             found[script] += count * _WEIGHTS.get(script, 1)
     return found
 
 
 @lru_cache(maxsize=16_384)
 def _script(char: str) -> str:
-    return unicodedata.name(unicodedata.normalize("NFKC", char)[0], "UNKNOWN").partition(" ")[0]
+    """The script of a letter or vowel sign by its Unicode name, "" for what is neither."""
+    category = unicodedata.category(char)
+    name = unicodedata.name(unicodedata.normalize("NFKC", char)[0], "").partition(" ")[0]
+    is_sign = category[0] == "M" and (name in _SHARED or name in _OWN_SCRIPT.values())
+    return name if category[0] == "L" or is_sign else ""
 
 
 def _written_as(text: str, code: str) -> bool:

@@ -36,10 +36,13 @@ _BEGINNERS = frozenset(
 def n_sentences(text: str) -> int:
     """How many sentences a text has; what has no letter or digit is none."""
     count = here = 0
+    has_word = False
     for stop in _STOP.finditer(text):
-        if _ends(text, stop) and _WORD.search(text, here, stop.start()):
-            count, here = count + 1, stop.end()
-    return count + (_WORD.search(text, here) is not None)
+        has_word = has_word or _WORD.search(text, here, stop.start()) is not None
+        here = stop.end()
+        if has_word and _ends(text, stop):
+            count, has_word = count + 1, False
+    return count + (has_word or _WORD.search(text, here) is not None)
 
 
 def _ends(text: str, stop: re.Match[str]) -> bool:
