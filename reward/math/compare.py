@@ -116,7 +116,8 @@ def _each_is_among(
     items: tuple[Value, ...], others: tuple[Value, ...], doubts: Doubts | None, *, swapped: bool
 ) -> bool:
     for item in items:
-        pairs = [(other, item) if swapped else (item, other) for other in others]
+        alike = [other for other in others if isinstance(other, Group) == isinstance(item, Group)]
+        pairs = [(other, item) if swapped else (item, other) for other in alike]
         if any(agree(gold, said, None) for gold, said in pairs):
             continue
         if doubts is None or not any(_with_doubts(gold, said, doubts) for gold, said in pairs):
@@ -165,6 +166,8 @@ def _has_chain(value: Value) -> bool:
 
 def _related(gold: Value, said: Value, doubts: Doubts | None) -> bool:
     golds, saids = named_values(gold, of_a_gold=True), named_values(said, of_a_gold=False)
+    if golds is not None and saids is not None and len(golds) != len(saids):
+        golds, saids = _by_coordinate(golds), _by_coordinate(saids)
     if golds is not None and saids is not None and _named(golds, saids, doubts):
         return True
     if _is_inequality(gold) or _is_inequality(said):
@@ -213,16 +216,25 @@ def _name_and_value(chain: Chain, of_a_gold: bool) -> tuple[str, Value] | None:
     sides, relations = chain
     if set(relations) != {"="} and relations != (r"\in",):
         return None
-    name = name_of(sides[0], of_a_gold=of_a_gold)
+    values = [value_of(side) for side in sides[1:]]
+    name = name_of(sides[0], of_a_gold=of_a_gold or isinstance(values[-1], Ratio))
     if name is None and len(sides) == 2 and relations == ("=",):  # `5 = x`
         left = value_of(sides[0])
         if isinstance(left, Scalar) and left.number is not None:
-            name, sides = name_of(sides[1], of_a_gold=of_a_gold), sides[::-1]
-    values = [value_of(side) for side in sides[1:]]
+            name, values = name_of(sides[1], of_a_gold=of_a_gold), [left]
     last = values[-1]
     if name is None or last is None or any(one is None or not agree(last, one, None) for one in values[:-1]):
         return None
     return name, last
+
+
+def _by_coordinate(entries: list[tuple[str, Value]]) -> list[tuple[str, Value]]:
+    """`(x, y) = (1, 2)` as `x = 1, y = 2`."""
+    name, value = entries[0]
+    names = name.strip("()").split(",")
+    if len(entries) == 1 and name.startswith("(") and isinstance(value, Row) and len(names) == len(value.items):
+        return list(zip(names, value.items, strict=True))
+    return entries
 
 
 def _named(golds: list[tuple[str, Value]], saids: list[tuple[str, Value]], doubts: Doubts | None) -> bool:
@@ -230,7 +242,7 @@ def _named(golds: list[tuple[str, Value]], saids: list[tuple[str, Value]], doubt
     gold_values, said_values = tuple(value for _, value in golds), tuple(value for _, value in saids)
     if "" not in gold_names and "" not in said_names:
         if len(golds) == len(saids) == 1:
-            return gold_names == said_names and agree(gold_values[0], said_values[0], doubts)
+            return _one_name(*gold_names, *said_names) and agree(gold_values[0], said_values[0], doubts)
         return _pairs_match(golds, saids) and _pairs_match(saids, golds)
     if len({base_of(name) for name in gold_names}) == len({base_of(name) for name in said_names}) == 1:
         return _groups(gold_values, said_values, doubts)
@@ -246,6 +258,11 @@ def _named(golds: list[tuple[str, Value]], saids: list[tuple[str, Value]], doubt
         row = Row("(", tuple(others), ")")
         return agree(point, row, doubts) if len(golds) == 1 else agree(row, point, doubts)
     return False
+
+
+def _one_name(one: str, other: str) -> bool:
+    """Whether two names are one; a function's value may be called `y` or `f(x)`."""
+    return one == other or {one, other} in ({"y", "f(x)"}, {"y", "y(x)"}, {"y", "g(x)"})
 
 
 def _pairs_match(some: list[tuple[str, Value]], others: list[tuple[str, Value]]) -> bool:

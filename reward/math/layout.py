@@ -116,6 +116,8 @@ _THIN_COMMA = re.compile(r"(?<=[0-9])(?:,\s*\\!\s*|\{,\}\s*)(?=[0-9]{3})")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
 _OPERATOR = re.compile(r"\\operatorname\s*\*?\s*\{\s*([A-Za-z]+)\s*\}")
 _NEGATED = re.compile(r"\\not\s*(=|\\in\b)")
+_COLOUR = re.compile(r"\\(?:(?:text)?color|[hv]space\*?|textcolor)\s*\{[^{}]*\}")
+_ROW_SKIP = re.compile(rf"{ROW_BREAK}\s*\[-?[0-9.]+(?:pt|em|ex|cm|mm|in)\]")
 _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
 _SPACE = re.compile(r"(?:\\[,;:>! ]|~|\s)+")
 _CIRCLE = re.compile(r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°|\{\s*°\s*\}|o(?=[CF]\b))")
@@ -128,7 +130,7 @@ def layout(text: str) -> str:
     if "$" in text and len(_DOLLAR.findall(text)) % 2 == 0:  # an odd one is money
         text = _DOLLAR.sub(" ", text)
     if "\\" in text or "{" in text or "~" in text:
-        text = _THIN_COMMA.sub("", text)
+        text = _THIN_COMMA.sub("", _COLOUR.sub(" ", _ROW_SKIP.sub(ROW_BREAK, text)))
         text = _THOUSANDS_SPACE.sub("", text)
         text = _OPERATOR.sub(_operator, text)
         text = _COMMAND.sub(_command, text)

@@ -15,7 +15,10 @@ _APPLIED = rf"(?:{_SYMBOL}\((?:{_SYMBOL}|-?[0-9]+)(?:,(?:{_SYMBOL}|-?[0-9]+))*\)
 _NAME = rf"(?:{_APPLIED}|{_POINTS}|\|{_POINTS}\||[fgh]\^\{{-1\}}\({_SYMBOL}\)|{_SYMBOL})"
 _WORD_NAME = re.compile(r"[A-Za-z][A-Za-z ]{2,40}|[一-鿿]{1,10}")
 _LISTED = re.compile(rf"{_NAME}|\({_NAME}(?:,{_NAME})+\)")
-_OF_A_GOLD = re.compile(rf"{_NAME}(?::{_NAME})+|\\frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}/{_NAME}|\|{_NAME}\|")
+_OF_A_GOLD = re.compile(
+    rf"\\(?:sin|cos|tan|cot|sec|csc|log|ln) ?(?:{_NAME}|\({_NAME}\))|\\frac\{{d[a-zA-Z]\}}\{{d[a-zA-Z]\}}|"
+    rf"{_NAME}(?::{_NAME})+|\\frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}/{_NAME}|\|{_NAME}\|"
+)
 _INDEX = re.compile(r"_(?:[A-Za-z0-9]|\{[^{}]*\})")
 
 

@@ -46,6 +46,12 @@ def spelled_number(word: str) -> Fraction | None:
     """The number a word says: `seven`, 十五, 三分之一."""
     if word in _ENGLISH:
         return Fraction(_ENGLISH[word])
+    if word.startswith("负"):
+        size = spelled_number(word[1:])
+        return None if size is None else -size
+    whole, point, places = word.partition("点")
+    if point and _CHINESE.fullmatch(whole) and places and set(places) <= set(_CHINESE_DIGITS):
+        return Fraction(_chinese(whole)) + Fraction(_chinese(places), 10 ** len(places))
     if found := _CHINESE_FRACTION.fullmatch(word):
         below, above = (_chinese(part) for part in found.groups())
         return Fraction(above, below) if below else None

@@ -11,6 +11,7 @@ from qwen_align.reward.math.split import (
     inside,
     joined_sets,
     list_items,
+    list_with_joints,
     ratio_parts,
     relation_sides,
     such_that,
@@ -44,6 +45,11 @@ _BASED = re.compile(
     r" ?_ ?(?:([0-9])|\{ ?(?:\\text\{)? ?([0-9]{1,2}|[a-z]+) ?\}{1,2})"
 )
 _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|smallmatrix|array)\}((?:(?!\\begin|\\end).)*)\\end\{\1\}")
+_SPACED_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?")
+_NAMED_POINT = re.compile(r"[A-Z]'? ?(\([^()]*[,;][^()]*\))")
+_LABELLED = re.compile(r"\\text\{ ?\(?([A-Z])[).:]+ ?\} ?(\S.*)")
+_CHINESE_MEASURED = re.compile(r"([零〇一二两三四五六七八九十百千万亿点]+)([^零〇一二两三四五六七八九十百千万亿点].*)")
+_AND = re.compile(r"and|且|\\text\{\s*,?\s*and\s*\}")
 _ONE_THOUSANDS = re.compile(r"[^,;]*(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])[^,;]*")
 _KINDS = {"vmatrix": "determinant", "Vmatrix": "norm"}
 _COLUMNS = re.compile(r"\s*\{[lcr| ]*\}")
@@ -65,10 +71,11 @@ _REALS = re.compile(
 )
 _NOTHING = re.compile(
     r"\\emptyset|\\\{ *\\\}|(?:the )?empty ?set|空集|no (?:real )?solutions?|无解|无实数解"
-    r"|there (?:is|are) no (?:real )?solutions?"
+    r"|there (?:is|are) no (?:real )?solutions?",
+    re.IGNORECASE,
 )
 _INFINITY = re.compile(r"([+-]?) ?(?:\\infty|infinity|inf|无穷大?|正无穷大?)", re.IGNORECASE)
-_SAYS_NOTHING = re.compile(r"(?:\?+|nan|none|null|undefined|unknown|n/a|\\text\{\}|-|\.)?", re.IGNORECASE)
+_SAYS_NOTHING = re.compile(r"(?:\?+|nan|none|null|unknown|n/a|\\text\{\}|-|\.)?", re.IGNORECASE)
 
 
 @lru_cache(maxsize=16_384)  # the completions of a group repeat their answers and share one gold
@@ -85,6 +92,8 @@ def value_of(text: str, letters: frozenset[str] = frozenset(), depth: int = 0) -
     text = unwrapped(text)
     if _SAYS_NOTHING.fullmatch(text):
         return None
+    if text[-1:].isdigit() and " " in text and _SPACED_THOUSANDS.fullmatch(text):
+        text = text.replace(" ", "")
     number = plain_number(text)
     if number is not None:
         return Scalar(text, number)
@@ -108,6 +117,8 @@ def _named_set(text: str, letters: frozenset[str], depth: int) -> Value | None:
 
 
 def _choice_or_words(text: str, letters: frozenset[str], depth: int) -> Value | None:
+    if labelled := _LABELLED.fullmatch(text):
+        return Choice(labelled[1], labelled[2])
     if len(text) > 1 and text[0] in "([" and text[1] == text[1].lower():
         return None
     if found := _CHOICE.fullmatch(text):
@@ -126,6 +137,12 @@ def _words(text: str) -> Value | None:
     number = spelled_number(folded)
     if number is not None:
         return Scalar(text, number)
+    if not text.isascii() and (found := _CHINESE_MEASURED.fullmatch(text)):
+        number, unit = spelled_number(found[1]), measured("1" + found[2]).unit
+        if number is not None and unit is not None:
+            return Scalar(str(number), number, unit)
+    if not text.isascii() and folded.startswith("百分之") and (number := spelled_number(folded[3:])) is not None:
+        return Scalar(str(number), number, measured("1%").unit)
     return Words(folded, text) if " " in text or _LETTER_RUN.fullmatch(text) or not text.isascii() else None
 
 
@@ -138,14 +155,22 @@ def fold(text: str) -> str:
 
 
 def _list(text: str, letters: frozenset[str], depth: int) -> Value | None:
-    items = list_items(text)
+    items, joints = list_with_joints(text)
     if len(items) == 1 and items[0] == text:
         return None
     if not items:
         return None
     if len(items) > 1 and _ONE_THOUSANDS.fullmatch(text):  # `$1,000.99`, `12,500 cm`
         return value_of(text.replace(",", ""), letters, depth + 1)
-    return items_of(items, letters, depth)
+    found = items_of(items, letters, depth)
+    if isinstance(found, Group) and all(_AND.fullmatch(joint) for joint in joints) and _are_half_lines(found):
+        return found._replace(all_hold=True)
+    return found
+
+
+def _are_half_lines(group: Group) -> bool:
+    """Whether all items are inequalities, of which "and" makes one."""
+    return all(isinstance(item, Chain) and not set(item.relations) & {"=", r"\ne", r"\in"} for item in group.items)
 
 
 def items_of(items: list[str], letters: frozenset[str], depth: int) -> Value | None:
@@ -207,6 +232,8 @@ def _fenced_matrix(text: str, letters: frozenset[str], depth: int) -> Value | No
 
 
 def _bracketed(text: str, letters: frozenset[str], depth: int) -> Value | None:
+    if named := _NAMED_POINT.fullmatch(text):
+        text = named[1]
     for opening, closing in (("(", (")", "]")), ("[", (")", "]")), (r"\langle", (r"\rangle",))):
         if found := inside(text, opening, closing):
             items = bracket_items(found[0])

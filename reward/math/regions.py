@@ -132,7 +132,21 @@ def _of_group(group: Group, of_a_gold: bool) -> Region | None:
         known = tuple(hole for hole in holes if hole is not None)
         inner = region(Group(known), of_a_gold=of_a_gold)
         return _without(whole, inner) if name is not None and inner is not None else None
-    return _joined([region(item, of_a_gold=of_a_gold) for item in group.items])
+    regions = [region(item, of_a_gold=of_a_gold) for item in group.items]
+    return _in_common(regions) if group.all_hold else _joined(regions)
+
+
+def _in_common(regions: list[Region | None]) -> Region | None:
+    """Where a half-line up and a half-line down overlap: `x > 1 and x < 2`."""
+    both = _joined(regions)
+    if both is None or len(both.intervals) != 2:
+        return None
+    up, down = sorted(both.intervals, key=lambda one: one.low == _LEAST)
+    if up.high != _MOST or down.low != _LEAST or up.low == _LEAST or down.high == _MOST:
+        return None
+    if _is_placed(up.low) and _is_placed(down.high) and _order(up.low, down.high) >= 0:
+        return None
+    return both._replace(intervals=(Interval(up.low, down.high, up.has_low, down.has_high),))
 
 
 def _joined(regions: list[Region | None]) -> Region | None:

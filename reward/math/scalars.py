@@ -24,11 +24,16 @@ def same_words(gold: Value, said: Value) -> bool:
     if isinstance(gold, Words) and isinstance(said, Words):
         if _squeezed(gold.text) == _squeezed(said.text):
             return True
-        return _is_product(gold) and _is_product(said) and _same_texts(gold.written, said.written)
+        return (
+            len(gold.written) == 2
+            and _is_product(gold)
+            and _is_product(said)
+            and _same_texts(gold.written, said.written)
+        )
     words, other = (gold, said) if isinstance(gold, Words) else (said, gold)
     if not isinstance(words, Words) or not isinstance(other, Scalar) or other.number is not None:
         return False
-    if _LETTERS.fullmatch(words.written) and _same_texts(words.written, other.text):
+    if _is_product(words) and _same_texts(words.written, other.text):
         return True
     return _squeezed(words.text) == _squeezed(_TEXT.sub(r" \1 ", other.text).lower())
 
@@ -90,8 +95,8 @@ def _squeezed(text: str) -> str:
 
 
 def _is_product(words: Words) -> bool:
-    """Whether a run of letters reads as a product: two or three that data sets use as variables together."""
+    """Whether a run of two or three letters reads as a product of variables and not as a word."""
     run = words.written
     if len(run) == 2:
         return run not in _PAIRS_THAT_ARE_WORDS and any(set(run) <= letters for letters in _PAIRS)
-    return len(run) == 3 and any(set(run) <= letters for letters in _TRIPLES)
+    return len(run) == 3 and (any(set(run) <= letters for letters in _TRIPLES) or not set(run.lower()) & set("aeiou"))

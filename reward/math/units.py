@@ -24,6 +24,7 @@ mass 1/1000 gram gramme g gm gms gr 克
 mass 1 kilogram kg kgs 千克 公斤
 mass 45359237/100000000 pound lb lbs 磅
 mass 45359237/1600000000 ounce oz
+mass 1/2 斤
 mass 1000 tonne 吨
 mass-ton 1 ton
 time 1/1000 millisecond ms
@@ -113,7 +114,10 @@ penguin dinosaur dragon handshake scoop serving portion dish spool toothpick str
 ANY_WORD = "*"  # among `letters`: the text is a gold, whose unit may be any word
 _NO_UNITS = frozenset("squared cubed factorial mod over plus minus times divided root not none half double".split())
 _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3}
-_ASIDES = frozenset("of the a an each total different distinct possible old long tall high wide deep away".split())
+_ASIDES = frozenset(
+    "of the a an each total different distinct possible old long tall high wide deep away more fewer new red blue "
+    "green yellow black white".split()
+)
 _SPEEDS = frozenset({"m/s", "m/s^2", "m/s^{2}"})  # the one compound of single letters that is read without \\text
 _SCALES = {
     "hundred": 10**2,
@@ -127,7 +131,14 @@ _SCALES = {
     "万": 10**4,
     "亿": 10**8,
 }
-_SIGN_UNITS = {r"\$": "$", "$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹"}
+_SIGN_UNITS = {name: name.lower() for name in ("USD", "RMB", "CNY", "EUR", "GBP", "Rs")} | {
+    r"\$": "$",
+    "$": "$",
+    "€": "€",
+    "£": "£",
+    "¥": "¥",
+    "₹": "₹",
+}
 
 
 class Unit(NamedTuple):
@@ -167,8 +178,12 @@ _TAIL = re.compile(
 )
 _PIECE = re.compile(r"\\text\{([^{}\\]*)\}|\^\{?(-?[1-4])\}?|(\\%|°[CF]?|[%¢€£¥₹])|([A-Za-z.]+|\\Omega)|([一-鿿]+)|(/)")
 _WORDS_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z.]*|°[CF]?|[%¢€£¥$]|[一-鿿]+)|\^\{?(-?[1-4])\}?|(/)|[ \-(),·⋅*]+|\\?\$")
+_CLASSIFIERS = frozenset("个人只本张支棵条头匹辆台件朵颗粒名位盒箱袋瓶杯碗盘枝把间道题次种组架艘套岁倍")
+_LONGEST_COUNTED = 5  # characters of a Chinese classifier with what is counted
 _LONGEST_TAIL = 96  # characters of a unit that are looked at
-_LEADING_MONEY = re.compile(r"([+-]?)\s*(?:US|USD|RMB|CNY)?\s*(\\\$|[$€£¥₹])\s*([+-]?)\s*(?=[0-9.\\])")
+_LEADING_MONEY = re.compile(
+    r"([+-]?)\s*(?:US)?\s*(\\\$|[$€£¥₹]|(?:USD|RMB|CNY|EUR|GBP|Rs\.?) )\s*([+-]?)\s*(?=[0-9.\\])"
+)
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _ENDS_A_VALUE = re.compile(r"(?:[0-9.})\]!|]|\\[A-Za-z]+|[A-Za-z])$")
 
@@ -181,7 +196,7 @@ def measured(text: str, letters: frozenset[str] = frozenset()) -> Measured:
     """
     if money := _LEADING_MONEY.match(text):
         rest = measured(money[1] + money[3] + text[money.end() :], letters)
-        unit = _unit_of([(_SIGN_UNITS[money[2]], 1)])
+        unit = _unit_of([(_SIGN_UNITS[money[2].rstrip(". ")], 1)])
         return rest._replace(unit=unit) if rest.unit is None or rest.unit == unit else Measured(text)
     start = max(0, len(text) - _LONGEST_TAIL)
     tail = _TAIL.search(text, start)
@@ -292,7 +307,9 @@ def _pieces(tail: str) -> list[tuple[str, int, bool]]:
 
 
 def _chinese(word: str) -> list[str]:
-    """平方厘米 is 平方 and 厘米; other words stay whole."""
+    """平方厘米 is 平方 and 厘米, 名学生 is 名 with what is counted; other words stay whole."""
+    if word not in _UNITS and word[0] in _CLASSIFIERS and len(word) <= _LONGEST_COUNTED:
+        return [word[0]]
     for head in ("平方", "立方", "万", "亿", "千", "百"):
         if word.startswith(head) and word != head and word not in _UNITS:
             return [head, *_chinese(word[len(head) :])]

@@ -37,9 +37,12 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Items without order: a set, or answers joined by commas and "or"."""
+    """Items without order: a set, or answers joined by commas and "or"; `all_hold` if they are inequalities that
+    "and" joins.
+    """
 
     items: tuple["Value", ...]
+    all_hold: bool = False
 
 
 class Union(NamedTuple):

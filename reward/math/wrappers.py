@@ -5,13 +5,13 @@ import re
 from qwen_align.reward.math.split import inside
 
 _MAX_WRAPPERS = 12  # nested wrappers that are taken off; answers have one or two
-_PAIRS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("`", "`"), ('"', '"'))
+_PAIRS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"), ("__", "__"), ("`", "`"), ('"', '"'))
 _COMMANDS = (r"\boxed", r"\fbox", r"\text", r"\underline")
-_ENVIRONMENT = re.compile(r"\\begin\{(align|aligned|equation|gather|gathered|split|displaymath|math)(\*?)\}")
+_ENVIRONMENT = re.compile(r"\\begin\{(cases|align|aligned|equation|gather|gathered|split|displaymath|math)(\*?)\}")
 _PHRASE = re.compile(
     r"(?:\\therefore|so|thus|hence|therefore|因此|所以|故)?[ ,，]*(?:(?:the|my) )?(?:final |correct |最终|正确)?"
     r"(?:answer|solution|result|答案|结果|解)\s*(?:(?:is|are|为|是)\s*[:=：]?|[:：])\s*"
-    r"|\\therefore\s*",
+    r"|\\therefore\s*|答\s*[:：]\s*",
     re.IGNORECASE,
 )
 
@@ -49,8 +49,15 @@ def _without_double_parentheses(text: str) -> str:
     return text[n_pairs - 1 : len(text) - n_pairs + 1] if n_pairs > 1 and not opened else text
 
 
+def _rows(text: str) -> str:
+    """The rows of a system of equations as a list; a function by cases stays as it is."""
+    return text if "&" in text.replace("&=", "=") else text.replace("&", "").strip("\ue000 ").replace("\ue000", ",")
+
+
 def _without_full_stop(text: str) -> str:
     if text.endswith((".", ",", ";", "\ue000")) and not text.endswith(".."):
+        return text[:-1].rstrip()
+    if text.endswith("$") and text.count("$") == 1:
         return text[:-1].rstrip()
     if text.startswith((":", "=")) and text[1:2] not in ("=", ":"):
         return text[1:].lstrip()
@@ -72,7 +79,8 @@ def _without_pair(text: str) -> str:
         if found_environment := _ENVIRONMENT.match(text):
             end = rf"\end{{{found_environment[1]}{found_environment[2]}}}"
             if text.endswith(end):
-                return text[found_environment.end() : -len(end)].replace("&", "").strip()
+                inside_text = text[found_environment.end() : -len(end)].strip()
+                return _rows(inside_text) if found_environment[1] == "cases" else inside_text.replace("&", "").strip()
     if text.startswith("{"):
         found = inside(text, "{", ("}",))
         if found is not None and "," not in found[0]:
