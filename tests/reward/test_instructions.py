@@ -1,6 +1,5 @@
 """Instructions: every kind by table, golds of the data set, loose and whole-prompt accuracy, time, and properties."""
 
-import builtins
 import json
 import sys
 import time
@@ -226,15 +225,7 @@ def test_probes_are_paid_as_they_say() -> None:
 
 
 def test_what_needs_langdetect_says_so_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("langdetect"):
-            raise ModuleNotFoundError(name)
-        return found(name, *args, **kwargs)
-
     latin._profiles.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.setitem(sys.modules, "langdetect", None)
     try:
         for asked in (("language:response_language", {"language": "fr"}), ("change_case:english_capital", {})):
