@@ -9,8 +9,11 @@ import sys
 from typing import NamedTuple
 
 from qwen_align.reward.code import kernel, seccomp
+from qwen_align.reward.code.folders import Folders
 from qwen_align.reward.code.job import MIB, Limits
 from qwen_align.reward.code.namespaces import Door
+
+Exits = Door | Folders
 
 # The files of a cell, by number. The server keeps its own above them: see `reserve`.
 _INPUT, _OUTPUT, _ERRORS, _CHANNEL, LIFE = range(5)
@@ -42,7 +45,7 @@ def reserve(file: int) -> int:
     return high
 
 
-def prepare(door: Door | None) -> dict[bool, bytes]:
+def prepare(exits: Exits) -> dict[bool, bytes]:
     """The filters of cells that may not, and may, fork; and done once what each cell would else do for the first time.
 
     A fork copies each page that either side writes to: what is made before the fork is paid for once.
@@ -53,10 +56,10 @@ def prepare(door: Door | None) -> dict[bool, bytes]:
     if sys.platform != "linux":
         return {}
     machine = kernel.machine()
-    return {forks: seccomp.program(machine, processes=forks, signals=door is not None) for forks in (False, True)}
+    return {forks: seccomp.program(machine, processes=forks, signals=exits.owns_processes) for forks in (False, True)}
 
 
-def confine(files: Files, limits: Limits, door: Door | None, folder: str | None) -> socket.socket:
+def confine(files: Files, limits: Limits, exits: Exits) -> socket.socket:
     """The cell's channel; from here on it has that, its input, its output and `LIFE` open.
 
     Raises OSError where the kernel refuses something.
@@ -69,13 +72,9 @@ def confine(files: Files, limits: Limits, door: Door | None, folder: str | None)
     os.dup2(null, _ERRORS)
     os.setsid()
     os.umask(0o077)
-    if door:
-        door.close_behind(limits)
-    if folder:
-        os.chdir(folder)
-        os.environ["HOME"] = folder
+    exits.close_behind(limits)
     kernel.close_from(LIFE + 1)
-    _limit(limits, has_own_user=door is not None)
+    _limit(limits, has_own_user=exits.owns_processes)
     return socket.socket(fileno=_CHANNEL)
 
 

@@ -49,6 +49,12 @@ def machine() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
 
 
+def call(number: int, what: str, *arguments: int | bytes | None) -> int:
+    """The result of a system call that the C library has no function for."""
+    sized = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    return _checked(_libc().syscall(ctypes.c_long(number), *sized), what)
+
+
 def unshare(flags: int, what: str) -> None:
     """Puts the calling process (for pids: its next child) into new namespaces."""
     _checked(_libc().unshare(flags), what)
@@ -69,17 +75,13 @@ def restrict_mount(target: str, attributes: int, *, recursive: bool = False) -> 
     """Adds attributes, such as read-only, to a mount; Linux 5.12."""
     wanted = struct.pack("=QQQQ", attributes, 0, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
-    number = ctypes.c_long(_MOUNT_SETATTR)
-    done = _libc().syscall(
-        number, _AT_FDCWD, target.encode(), ctypes.c_uint(flags), wanted, ctypes.c_size_t(len(wanted))
-    )
-    _checked(done, f"mount_setattr of {target}")
+    call(_MOUNT_SETATTR, f"mount_setattr of {target}", _AT_FDCWD, target.encode(), flags, wanted, len(wanted))
 
 
 def change_root(new_root: str) -> None:
     """Makes a mount the root and lets go of the old one."""
     os.chdir(new_root)
-    _checked(_libc().syscall(ctypes.c_long(_NUMBERS[machine()][0]), b".", b"."), "pivot_root")
+    call(_NUMBERS[machine()][0], "pivot_root", b".", b".")
     _checked(_libc().umount2(b".", _DETACH), "umount of the old root")
     os.chdir("/")
 
@@ -87,17 +89,15 @@ def change_root(new_root: str) -> None:
 def drop_capabilities() -> None:
     """Leaves the process without any capability in its user namespace."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    done = _libc().syscall(ctypes.c_long(_NUMBERS[machine()][1]), header, bytes(24))
-    _checked(done, "capset")
+    call(_NUMBERS[machine()][1], "capset", header, bytes(24))
 
 
 def close_from(first: int) -> None:
     """Closes every file descriptor from `first` on."""
-    if sys.platform == "linux":
-        number = ctypes.c_long(_CLOSE_RANGE)
-        if _libc().syscall(number, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0) == 0:
-            return
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    if sys.platform != "linux":
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        return
+    call(_CLOSE_RANGE, "close_range", first, 0xFFFFFFFF, 0)
 
 
 def die_with_parent(signal_number: int) -> None:

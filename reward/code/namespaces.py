@@ -1,5 +1,6 @@
 """The namespaces of the server, in which nothing of the machine is left, and those each cell gets of its own."""
 
+import contextlib
 import os
 import select
 import signal
@@ -15,12 +16,15 @@ _INSIDE = 1000  # how a cell sees its user and group
 _MAX_FILES = 4096  # in a cell's private folder
 _DEVICES = ("null", "zero", "urandom")
 _READ_ONLY = kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV
-PACKAGES = "/packages"
-PRIVATE_FOLDER = "/tmp"
+_PACKAGES = "/packages"
+_PRIVATE_FOLDER = "/tmp"
 
 
 class Door:
     """Where cells leave the server: each is forked into its own pid namespace, and there gets the others."""
+
+    owns_processes = True
+    packages = _PACKAGES
 
     def __init__(self, packages: list[str]) -> None:
         """Isolates the calling process for good; returns in its child, which is then the server.
@@ -55,8 +59,8 @@ class Door:
         kernel.unshare(_SHARED, "mount, ipc and net namespaces for a cell")
         options = f"size={limits.disk_mib * MIB},nr_inodes={_MAX_FILES},mode=1777"
         no_programs = kernel.NOSUID | kernel.NODEV | kernel.NOEXEC
-        kernel.mount("cell", PRIVATE_FOLDER, "tmpfs", no_programs, options)
-        os.chdir(PRIVATE_FOLDER)
+        kernel.mount("cell", _PRIVATE_FOLDER, "tmpfs", no_programs, options)
+        os.chdir(_PRIVATE_FOLDER)
         if self._has_nobody:
             os.setgroups([])
             os.setresgid(_NOBODY, _NOBODY, _NOBODY)
@@ -66,6 +70,17 @@ class Door:
         kernel.unshare(kernel.NEW_USER, "a user namespace for a cell")
         _map_user(self._proc, user, group, inside=_INSIDE)
         kernel.drop_capabilities()
+
+    def kill(self, pid: int) -> None:
+        """Ends a cell: with the first process of a pid namespace the kernel ends all others of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def ended(self, pid: int) -> None:
+        """Of a cell that ended nothing is left."""
+
+    def close(self) -> None:
+        """Nothing lies outside the namespaces."""
 
 
 def enter(namespaces: int) -> bool:
@@ -125,13 +140,13 @@ def _keep_until_end_of(owner: int) -> None:
 def read_only_root(packages: list[str]) -> None:
     """Makes a root that shows, read-only, Python's library, the shared libraries it uses and the given packages."""
     kernel.mount("", "/", "", kernel.RECURSIVE | kernel.PRIVATE)
-    shown = {path: path for path in [*_library_folders(), "/usr/share/zoneinfo"] if os.path.isdir(path)}
-    shown |= {f"{PACKAGES}/{os.path.basename(path)}": path for path in packages}
+    shown = {path: path for path in [*library_folders(), "/usr/share/zoneinfo"] if os.path.isdir(path)}
+    shown |= {f"{_PACKAGES}/{os.path.basename(path)}": path for path in packages}
     shown |= {f"/dev/{name}": f"/dev/{name}" for name in _DEVICES}
     sources = {place: os.open(path, os.O_PATH) for place, path in shown.items()}
-    root = PRIVATE_FOLDER
+    root = _PRIVATE_FOLDER
     kernel.mount("root", root, "tmpfs", kernel.NOSUID | kernel.NODEV, "size=1m,nr_inodes=1024,mode=0755")
-    for folder in (PRIVATE_FOLDER, PACKAGES, "/dev", "/empty"):
+    for folder in (_PRIVATE_FOLDER, _PACKAGES, "/dev", "/empty"):
         os.mkdir(root + folder, 0o755)
     for place in sorted(shown):
         target = root + place
@@ -151,7 +166,7 @@ def read_only_root(packages: list[str]) -> None:
     kernel.restrict_mount("/", _READ_ONLY)
 
 
-def _library_folders() -> list[str]:
+def library_folders() -> list[str]:
     """Folders of Python's library and of the shared libraries loaded now; none lies in another."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     loaded = {os.path.dirname(line.split(maxsplit=5)[5]) for line in lines if ".so" in line}

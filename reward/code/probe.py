@@ -8,9 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
-from qwen_align.reward.code import kernel, seccomp
+from qwen_align.reward.code import kernel, landlock, seccomp
 from qwen_align.reward.code.namespaces import enter, read_only_root
 
+FILE_RULES = "file rules (only `isolation: process` uses them)"
 _NAMESPACES = {
     "pid namespace": kernel.NEW_PIDS,
     "mount namespace": kernel.NEW_MOUNTS,
@@ -26,6 +27,7 @@ def report() -> NoReturn:
         "user namespace": lambda: kernel.unshare(kernel.NEW_USER, "unshare"),
         **{name: partial(enter, flag) for name, flag in _NAMESPACES.items()},
         "private file system": _file_system,
+        FILE_RULES: _file_rules,
     }
     sys.stdout.write(json.dumps({name: _refusal(attempt) for name, attempt in layers.items()}))
     sys.stdout.flush()
@@ -63,3 +65,8 @@ def _filter() -> None:
 def _file_system() -> None:
     enter(kernel.NEW_MOUNTS)
     read_only_root([])
+
+
+def _file_rules() -> None:
+    kernel.no_new_privileges()
+    landlock.only_files([], "/")

