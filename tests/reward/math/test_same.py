@@ -103,7 +103,7 @@ def oracle(a: Tree, b: Tree) -> bool | None:
             one, other = value(a, at), value(b, at)
         except (ArithmeticError, ValueError):
             continue
-        if abs(one - other) > 1e-35 * max(abs(one), abs(other)):
+        if abs(one - other) > max(1e-35 * max(abs(one), abs(other)), CONTEXT.mpf(10) ** -48):
             return False
         agreed += 1
     return True if agreed >= 4 else None
