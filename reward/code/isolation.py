@@ -31,12 +31,12 @@ class Isolation(NamedTuple):
 
 def isolation_here() -> Isolation:
     """What this machine gives, each layer tried, and a whole cell started under each isolation."""
-    layers = [*_probed(), _cell("process"), _cell("full")]
+    layers = [*kernel_layers(), _cell("process"), _cell("full")]
     process, full = layers[-2:]
     return Isolation(full.given, process.given, tuple(layers), "" if full.given else advice())
 
 
-def _probed() -> list[Layer]:
+def kernel_layers() -> list[Layer]:
     """What the kernel gives, asked in a process of its own: to enter a namespace is for good."""
     if sys.platform != "linux":
         return [Layer("namespaces and system call filters", False, f"they are Linux's; this is {sys.platform}")]

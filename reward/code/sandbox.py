@@ -250,8 +250,9 @@ def _started(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.sock
     here.close()
     server.kill()
     server.wait()
-    why = told or "its server ended before it was ready"
-    raise SandboxError(f"isolation: {isolation} cannot be had here: {why}; {advice()}")
+    if not told:
+        raise SandboxError(f"the server of isolation: {isolation} ended before it was ready: see standard error")
+    raise SandboxError(f"isolation: {isolation} cannot be had here: {told}; {advice()}")
 
 
 def server_command(settings: Mapping[str, object]) -> list[str]:

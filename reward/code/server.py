@@ -27,7 +27,8 @@ from qwen_align.reward.code.job import (
     packed_result,
     read_job,
 )
-from qwen_align.reward.code.namespaces import Doorfrom qwen_align.reward.code.seccomp import UnknownMachineError
+from qwen_align.reward.code.namespaces import Door
+from qwen_align.reward.code.seccomp import UnknownMachineError
 
 MEMORY_STATUS = 113
 """How a cell exits whose entry function let a MemoryError through."""
