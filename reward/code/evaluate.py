@@ -332,7 +332,7 @@ def supported(node: ast.AST, names: Set[str]) -> bool:
     return all(supported(one, names) for one in ast.iter_child_nodes(node))
 
 
-def _supported_function(node: ast.expr, names: frozenset[str]) -> bool:
+def _supported_function(node: ast.expr, names: Set[str]) -> bool:
     if isinstance(node, ast.Name):
         return node.id in names or node.id in FUNCTIONS
     if not isinstance(node, ast.Attribute):

