@@ -15,7 +15,7 @@ __all__ = ["Node", "applied", "is_number", "parse", "symbols"]
 
 MAX_NESTING = 64
 MAX_DEPTH = 160  # of the tree: an evaluation takes two frames a level, CPython allows 1,000
-MAX_INDEX = 1_000  # of a root
+MAX_CACHED = 400  # characters: longer answers are rare, and their trees large
 
 _APPLIED = frozenset("fghFGPQ")
 _OPENING = {"(": ")", "[": "]", "{": "}", "|<": ">|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
@@ -40,8 +40,8 @@ _OPAQUE = frozenset(
 _GREEK = frozenset(
     rf"\{name}"
     for name in (
-        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma "
-        "tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell"
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma "
+        "tau upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell"
     ).split()
 )
 _CONSTANTS = {"pi": "pi", "e": "e", "i": "i", r"\infty": "infinity"}
@@ -55,14 +55,16 @@ _STARTS = (
 _MINUS_ONE = number(-1)
 
 
-@lru_cache(maxsize=4_096)  # the completions of a group repeat their answers and share one gold
 def parse(text: str) -> Node | None:
     """The tree of `text` if the whole of it is one scalar expression, else None."""
+    return _parsed(text) if len(text) <= MAX_CACHED else _parsed.__wrapped__(text)
+
+
+@lru_cache(maxsize=4_096)  # the completions of a group repeat their answers and share one gold
+def _parsed(text: str) -> Node | None:
     try:
         tokens = tokens_of(text)
-        if not tokens:
-            return None
-        return _Reader(tokens).whole()
+        return _Reader(tokens).whole() if tokens else None
     except NotAnExpressionError:
         return None
 
@@ -88,7 +90,7 @@ class _Reader:
         self.bound: list[str] = []
 
     def whole(self) -> Node:
-        node = self.sum()
+        node = self.stacked()
         if self.tokens[self.place]:
             raise NotAnExpressionError(f"{self.tokens[self.place]!r} was not expected")
         if node.depth > MAX_DEPTH:
@@ -107,6 +109,16 @@ class _Reader:
     def expect(self, token: str) -> None:
         if self.take() != token:
             raise NotAnExpressionError(f"{token!r} was expected")
+
+    def stacked(self) -> Node:
+        r"""A sum, or two of them over each other: `{3 \over 2}`, `{6 \choose 3}`."""
+        node = self.sum()
+        sign = self.peek()
+        if sign not in {r"\over", r"\choose"}:
+            return node
+        self.take()
+        below = self.sum()
+        return Node("quotient", (node, below)) if sign == r"\over" else call("binomial", node, below)
 
     def sum(self) -> Node:
         terms = [self.product()]
@@ -304,7 +316,7 @@ class _Reader:
             self.expect("|")
             return call("abs", node)
         bars, self.bars = self.bars, 0
-        node = self.sum()
+        node = self.stacked() if opening == "{" else self.sum()
         self.bars = bars
         self.expect(_OPENING[opening])
         name = {"|<": "abs", r"\lfloor": "floor", r"\lceil": "ceil"}.get(opening)

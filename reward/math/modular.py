@@ -9,12 +9,13 @@ from collections.abc import Callable
 from fractions import Fraction
 from hashlib import blake2b
 
-from qwen_align.reward.math.exact import Exact, NotRationalError, TooLargeError, UndefinedError
+from qwen_align.reward.math.exact import Exact, NotRationalError, TooLargeError, UndefinedError, literal
 from qwen_align.reward.math.node import Node, walk
 
 # Safe primes p = 2q + 1: every element but 0, 1 and -1 has order q or 2q, so no power of a small number repeats.
 PRIMES = (2305843009213699919, 2305843009213701227)
 MAX_EXPONENT = 1 << 40  # a degree far below the primes, which bounds the probability of a false agreement
+MAX_ADDED = 600  # nodes worked out for a sum whose terms have letters
 
 _COMMUTATIVE = frozenset(("gcd", "lcm", "max", "min"))
 
@@ -23,7 +24,7 @@ class Fingerprint:
     """The two residues of expressions, equal for equal rational functions, and what else the expressions hold.
 
     `atoms` are the heads and names of the parts that are no rational operation; without atoms unequal fingerprints
-    are a proof. `inside` says whether a letter was met.
+    are a proof.
     """
 
     def __init__(self, products: frozenset[str] = frozenset()) -> None:
@@ -45,6 +46,9 @@ class Fingerprint:
         return _drawn(kind, *parts)
 
     def symbol(self, node: Node) -> tuple[int, int]:
+        value = self.exact.bound.get(str(node.value))
+        if value is not None:
+            return _residues(value)
         return self.bound.get(str(node.value)) or _drawn("symbol", node.value)
 
     def number(self, node: Node) -> tuple[int, int]:
@@ -54,7 +58,16 @@ class Fingerprint:
         try:
             return _residues(self.exact.value(node))
         except TooLargeError:
-            return self.atom("decimal", node.value)
+            return self.scaled(str(node.value))
+
+    def scaled(self, text: str) -> tuple[int, int]:
+        """The residues of `1.5e9999`."""
+        mantissa, _, power = text.lower().partition("e")
+        if len(power) > 12:
+            return self.atom("decimal", text)
+        one, other = _residues(literal(mantissa))
+        scale = _raised((10, 10), int(power))
+        return one * scale[0] % PRIMES[0], other * scale[1] % PRIMES[1]
 
     def constant(self, node: Node) -> tuple[int, int]:
         if node.value == "infinity":
@@ -126,15 +139,40 @@ class Fingerprint:
         return _drawn("apply", node.value, *parts)
 
     def series(self, node: Node) -> tuple[int, int]:
-        variable, first, last, body = node.args
-        is_infinite = "infinity" in {end.value for arg in (first, last) for end in walk(arg)}
-        if not self.bound and not is_infinite:
+        first, last = node.args[1:3]
+        if "infinity" in {end.value for arg in (first, last) for end in walk(arg)}:
+            return self.opaque_series(node, repr(first), repr(last))
+        if not self.bound:
             try:
                 return _residues(self.exact.value(node))
-            except (NotRationalError, TooLargeError):
+            except TooLargeError:
                 pass
-        ends = (repr(first), repr(last)) if is_infinite else (self.of(first), self.of(last))
+            except NotRationalError:
+                try:
+                    return self.added_up(node, self.exact.whole(first), self.exact.whole(last))
+                except (NotRationalError, TooLargeError):
+                    pass
+        return self.opaque_series(node, self.of(first), self.of(last))
+
+    def added_up(self, node: Node, start: int, stop: int) -> tuple[int, int]:
+        """The residues of a short sum or product, term by term; raises TooLargeError for a long one."""
+        variable, body = node.args[0], node.args[3]
+        if (stop - start) * body.size > MAX_ADDED:
+            raise TooLargeError("a long sum")
+        is_sum = node.value == "sum"
+        one, other = (0, 0) if is_sum else (1, 1)
+        for index in range(start, stop + 1):
+            inner = Fingerprint(self.products)
+            inner.exact = Exact({**self.exact.bound, str(variable.value): Fraction(index)}, self.exact.steps)
+            a, b = inner.of(body)
+            self.atoms |= inner.atoms
+            one, other = (one + a, other + b) if is_sum else (one * a, other * b)
+        return one % PRIMES[0], other % PRIMES[1]
+
+    def opaque_series(self, node: Node, *ends: object) -> tuple[int, int]:
+        variable, body = node.args[0], node.args[3]
         inner = Fingerprint(self.products)
+        inner.exact.steps = self.exact.steps
         inner.bound = {**self.bound, str(variable.value): _drawn("bound", len(self.bound))}
         part = inner.of(body)
         self.atoms |= inner.atoms

@@ -5,15 +5,17 @@ from fractions import Fraction
 from functools import lru_cache
 
 from qwen_align.reward.math.decimals import stands_for
-from qwen_align.reward.math.exact import LongSeriesError, TooLargeError, UndefinedError, rational
+from qwen_align.reward.math.exact import Exact, LongSeriesError, TooLargeError, UndefinedError, rational
+from qwen_align.reward.math.expression import parse
 from qwen_align.reward.math.modular import Fingerprint
 from qwen_align.reward.math.node import Node, applied, symbols, walk
 from qwen_align.reward.math.numeric import Point, UnsupportedError, difference, values
 from qwen_align.reward.math.points import N_REAL, N_WHOLE, real_value, whole_value
 from qwen_align.reward.math.size import size_of
 
-_MAX_BITS = 2_000  # of values that are evaluated; larger ones are compared by their form
+_MAX_BITS = 4_000  # of values that are evaluated; larger ones are compared by their form
 _CONSTANT_BITS = 420  # 126 decimal digits
+_MAX_CACHED = 400  # nodes
 _POINT_BITS = 160
 _FIRST_BITS = 80  # enough to tell most unequal values apart
 _MIN_POINTS = 3
@@ -25,13 +27,18 @@ _GAMMA = frozenset(("factorial", "binomial"))
 _INDEPENDENT = (frozenset(("pi",)), frozenset(("e",)))  # each transcendental: unequal rational functions of it differ
 
 
-@lru_cache(maxsize=4_096)
 def same(a: Node, b: Node) -> bool | None:
     """Whether the values are the same wherever both are defined; None where that was not decided.
 
     Undefined values are the same as nothing, an infinity only as itself. A decimal of at least ten digits is the
     same as the number it rounds.
     """
+    a, b = _euler_reading(a, b), _euler_reading(b, a)
+    return _same(a, b) if a.size + b.size <= _MAX_CACHED else _same.__wrapped__(a, b)
+
+
+@lru_cache(maxsize=4_096)  # the completions of a group repeat their answers
+def _same(a: Node, b: Node) -> bool | None:
     one, other = _infinity(a), _infinity(b)
     if one or other:
         return one == other
@@ -45,6 +52,15 @@ def same(a: Node, b: Node) -> bool | None:
     if not prints.atoms or (not is_same and prints.atoms in _INDEPENDENT):
         return is_same
     return _Comparison(a, b, prints).decide(is_same=is_same)
+
+
+def _euler_reading(node: Node, other: Node) -> Node:
+    """`2e-3` as a multiple of Euler's number and a term where the other side has Euler's number."""
+    text = str(node.value)
+    if node.head != "decimal" or "e" not in text or not any(part.value == "e" for part in walk(other)):
+        return node
+    factor, _, term = text.partition("e")
+    return parse(f"({factor}) e {term}") or node if term[0] in "+-" else node
 
 
 def _infinity(node: Node) -> int:
@@ -61,31 +77,50 @@ class _Comparison:
         self.nodes = (a, b)
         self.prints = prints
         self.has_letters = bool(symbols(a) | symbols(b) | applied(a) | applied(b))
-        self.bits = 0
+        self.bits: int | None = None
         self.left = _MAX_WORK
         self.parts = [sum(counts) for counts in zip(*map(_parts, self.nodes), strict=True)]
 
     def decide(self, *, is_same: bool) -> bool | None:
         """The verdict; `is_same`: the forms are equal, so the values are, where there are any."""
         try:
-            self.bits = 2 * int(max(size_of(node, self.prints.exact).bits for node in self.nodes))
+            self.bits = self.bits_of(self.prints.exact)
         except LongSeriesError:
             return is_same or None
         except TooLargeError:
-            return is_same
-        if self.bits > 2 * _MAX_BITS:
-            return is_same or None
+            if not self.has_letters:
+                return is_same
+            self.bits = None
         try:
             if is_same:
                 return self.is_defined()
             return self.agree_at_points() if self.has_letters else self.constants_agree()
-        except (UnsupportedError, TooLargeError):
+        except TooLargeError:
+            return is_same
+        except UnsupportedError:
             return is_same or None
+
+    def bits_of(self, exact: Exact) -> int:
+        """The bits that tell values of this size apart, before those that tell rounding from a difference."""
+        bits = int(1.5 * max(size_of(node, exact).bits for node in self.nodes))
+        if bits > _MAX_BITS:
+            raise TooLargeError("a value")
+        return bits
+
+    def bits_at(self, point: Point) -> int:
+        """The same at one point, where the bound for all points is too large."""
+        if self.bits is not None:
+            return self.bits
+        self.left -= 20 * self.parts[2]
+        if self.left < 0:
+            raise UnsupportedError("too much work")
+        letters = self.nodes[0].letters | self.nodes[1].letters
+        return self.bits_of(Exact({name: point.value_of(name) for name in letters}))
 
     def spend(self, bits: int) -> None:
         """Pays for one evaluation of both sides; raises UnsupportedError when that would be too much work."""
         gamma, costly, plain = self.parts
-        self.left -= plain + costly * (15 + bits * bits // 16_000) + gamma * (60 + bits * bits // 1_800)
+        self.left -= plain + costly * (15 + bits * bits // 16_000) + gamma * (100 + bits * bits // 600)
         if self.left < 0:
             raise UnsupportedError("too much work")
 
@@ -93,9 +128,11 @@ class _Comparison:
         """Whether there is a point where both have a value."""
         for is_real, is_whole in _STAGES:
             for place in range(N_WHOLE if self.has_letters else 1):
-                self.spend(_FIRST_BITS + self.bits)
+                point = self.point(place, is_whole=is_whole)
                 try:
-                    values(self.nodes, self.point(place, is_whole=is_whole), _FIRST_BITS + self.bits, is_real=is_real)
+                    bits = _FIRST_BITS + self.bits_at(point)
+                    self.spend(bits)
+                    values(self.nodes, point, bits, is_real=is_real)
                 except UndefinedError:
                     continue
                 return True
@@ -118,7 +155,7 @@ class _Comparison:
             for place in range(N_WHOLE if is_whole else N_REAL):
                 try:
                     found = self.agree(self.point(place, is_whole=is_whole), _POINT_BITS, is_real=is_real)
-                except UndefinedError:
+                except (UndefinedError, TooLargeError):
                     continue
                 except UnsupportedError:
                     if agreed >= _MIN_POINTS:
@@ -136,8 +173,9 @@ class _Comparison:
 
     def agree(self, point: Point, bits: int, *, is_real: bool) -> bool | None:
         """Whether the values at one point are the same, which takes more bits where they nearly are."""
+        least = self.bits_at(point)
         for more in (_FIRST_BITS, bits, 2 * bits):
-            found = self.judged(point, more + self.bits, is_real=is_real)
+            found = self.judged(point, more + least, is_real=is_real)
             if found is False or (found and more > _FIRST_BITS):
                 return found
         return None

@@ -56,7 +56,8 @@ class _Estimate:
 
     def estimate(self, node: Node) -> Size:
         if node.head == "constant":
-            return Size(_CONSTANTS[str(node.value)], 2.0)
+            above = _CONSTANTS.get(str(node.value), _POINT)
+            return Size(above, above)
         if node.head in {"symbol", "apply"}:
             return Size(_POINT, 2 * _POINT)
         if node.head == "decimal":
@@ -91,6 +92,8 @@ class _Estimate:
     def call(self, node: Node) -> Size:
         parts = [self.of(arg) for arg in node.args]
         above, bits = max(part.above for part in parts), max(part.bits for part in parts)
+        if node.value in {"ln", "log"}:
+            return Size(math.log2(bits + 2), bits + 2)
         if node.value in _BOUNDED:
             return Size(2.0, bits + 2)
         if node.value in _UNBOUNDED:
@@ -99,8 +102,8 @@ class _Estimate:
             grown = 2 * _two_to(above)
             return Size(grown, max(grown, bits))
         if node.value in {"factorial", "binomial"}:
-            grown = _two_to(above) * (above + 1)
-            return Size(grown, grown)
+            grown = _two_to(above) * max(above - 1.4, 1.0) + above + 1  # Stirling
+            return Size(grown, max(grown, bits))
         return Size(above + 2, bits + 2)
 
     def series(self, node: Node) -> Size:

@@ -50,6 +50,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_EULER = re.compile("[0-9]+e[+-][0-9]")  # `2e-3` as a part of more is a multiple of Euler's number and a term
 _THOUSANDS = re.compile(_COMMA_GROUPS)
 _SEPARATORS = re.compile(r"\{,\}|,\\!|\\,|\\!,|,")
 _RENAMED = {
@@ -81,6 +82,10 @@ _RENAMED = {
     r"\operatorname": None,
     **{f"\\{word}": word for word in FUNCTION_WORDS},
     r"\pi": "pi",
+    r"\varphi": r"\phi",
+    r"\varepsilon": r"\epsilon",
+    r"\vartheta": r"\theta",
+    r"\varrho": r"\rho",
     r"\tg": "tan",
     r"\ctg": "cot",
     r"\arctg": "arctan",
@@ -109,6 +114,9 @@ def tokens_of(text: str) -> list[str]:
             raise NotAnExpressionError(f"{text[place]!r} is no part of an expression")
         place = found.end()
         token = _token(found)
+        if _EULER.fullmatch(token) and token != text.strip():
+            token = found[0][: found[0].lower().index("e")]
+            place = found.start() + len(token)
         if token:
             tokens.append(token)
             brackets += (token in {"(", "[", r"\{"}) - (token in {")", "]", r"\}"})

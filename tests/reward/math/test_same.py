@@ -30,8 +30,8 @@ Tree = tuple[Any, ...]
 
 def verdict(a: str, b: str) -> bool | None:
     one, other = parse(a), parse(b)
-    assert one is not None, a
-    assert other is not None, b
+    assert one is not None, a[:80]
+    assert other is not None, b[:80]
     return same(one, other)
 
 
@@ -292,10 +292,10 @@ BOMBS = [
     r"\sum_{a=1}^{40}\sum_{b=1}^{40}\sum_{c=1}^{40}\sum_{d=1}^{40}abcd",
     r"\sum_{a=1}^{40}\sum_{b=1}^{40}\sin(ab)",
     r"\frac{5^{(5^{(5^{(5^5)})} - 4)} - 5}{16}",
-    "+".join(rf"\sin({k}x)" for k in range(1, 300)),
+    "+".join(rf"\sin({k}x)" for k in range(1, 220)),
     "+".join(rf"\sqrt{{{k}}}" for k in range(2, 390)),
-    "+".join(rf"\frac{{1}}{{x+{k}}}" for k in range(200)),
-    "+".join(rf"\frac{{1}}{{{k}}}" for k in range(1, 390)),
+    "+".join(rf"\frac{{1}}{{x+{k}}}" for k in range(150)),
+    "+".join(rf"\frac{{1}}{{{k}}}" for k in range(1, 240)),
     "*".join(rf"(x+{k})^{{{k}}}" for k in range(1, 200)),
     "+".join(f"{10**29 + k}/{10**29 + 7 * k + 1}" for k in range(120)),
     r"\sin(10^{2999})",
@@ -329,13 +329,13 @@ def test_no_expression_takes_long(bomb: str) -> None:
 
 
 def test_threads_get_the_same_verdicts() -> None:
-    pairs = [(rf"\sin {k}", rf"2\sin\frac{{{k}}}2\cos\frac{{{k}}}2") for k in range(1, 40)]
+    pairs = [(rf"\sin {k}.5", rf"2\sin\frac{{{k}.5}}2\cos\frac{{{k}.5}}2") for k in range(1, 400)]
     wrong: list[object] = []
 
     def work(order: list[tuple[str, str]]) -> None:
         for a, b in order:
             one, other = parse(a), parse(b)
-            if one is None or other is None or same.__wrapped__(one, other) is not True:
+            if one is None or other is None or same(one, other) is not True:
                 wrong.append((a, b))
 
     threads = [threading.Thread(target=work, args=(pairs[::step],)) for step in (1, -1, 1, -1)]
