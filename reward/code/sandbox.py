@@ -156,26 +156,33 @@ class Sandbox:
             cell.channel.shutdown(socket.SHUT_RDWR)  # without a job it ends by itself
             cell.end(time.monotonic() + _START_S)
 
-    def start(self, entry: Entry, payload: bytes, limits: Limits | None = None, *, stdin: bytes = b"") -> Cell:
-        """A cell that runs the entry function on the payload; raises `SandboxError` where none can be had."""
+    def start(
+        self,
+        entry: Entry,
+        payload: bytes,
+        limits: Limits | None = None,
+        *,
+        stdin: bytes = b"",
+        channel: socket.socket | None = None,
+    ) -> Cell:
+        """A cell that runs the entry function on the payload; raises `SandboxError` where none can be had.
+
+        Its end of the channel is the given socket, closed here, or one of a new pair whose other is `Cell.channel`.
+        """
         limits = limits or Limits()
-        here_life, its_life = socket.socketpair()
-        here, its = socket.socketpair()
-        output = io.FileIO(_file(b"", size=limits.output_bytes + _SLACK_BYTES))
-        given, load = _file(stdin), _file(payload)
-        try:
-            files = [its_life.fileno(), its.fileno(), given, load, output.fileno()]
+        with contextlib.ExitStack() as passed, contextlib.ExitStack() as kept:
+            here, its = (channel, channel) if channel else socket.socketpair()
+            here_life, its_life = socket.socketpair()
+            output = kept.enter_context(io.FileIO(_file(b"", size=limits.output_bytes + _SLACK_BYTES)))
+            kept.enter_context(here)
+            kept.enter_context(here_life)
+            passed.enter_context(its)
+            passed.enter_context(its_life)
+            given = passed.enter_context(io.FileIO(_file(stdin)))
+            load = passed.enter_context(io.FileIO(_file(payload)))
+            files = [one.fileno() for one in (its_life, its, given, load, output)]
             self._send(packed_job(Job(entry, limits)), files)
-        except BaseException:
-            here.close()
-            here_life.close()
-            output.close()
-            raise
-        finally:
-            its_life.close()
-            its.close()
-            os.close(given)
-            os.close(load)
+            kept.pop_all()
         return Cell(here_life, here, output, limits)
 
     def close(self) -> None:
@@ -198,6 +205,8 @@ class Sandbox:
 
     def _disconnect(self) -> None:
         if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.shutdown(socket.SHUT_RDWR)  # which a copy in a forked child cannot hold up
             self._control.close()
             self._control = None
         if self._server is not None:

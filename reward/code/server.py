@@ -59,7 +59,7 @@ def serve(settings: dict[str, Any]) -> NoReturn:
     try:
         server = _Server(control, settings)
     except (OSError, UnknownMachineError) as error:
-        control.sendall(f"{error.strerror if isinstance(error, OSError) else error}\n".encode())
+        control.sendall(f"{_why(error)}\n".encode())
         sys.exit(1)
     control.sendall(b"ready\n")
     server.run()
@@ -125,7 +125,7 @@ class _Server:
         try:
             pid = self._exits.fork()
         except OSError as error:
-            os.write(files[0], packed_failure(f"fork: {error.strerror}"))
+            os.write(files[0], packed_failure(f"fork: {_why(error)}"))
             for file in files:
                 os.close(file)
             return True
@@ -164,6 +164,12 @@ class _Server:
                 cell.life.sendall(packed_result(result))
 
 
+def _why(error: OSError | UnknownMachineError) -> str:
+    if isinstance(error, OSError):
+        return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
+    return str(error)
+
+
 def _result(cell: _Cell, status: int, cpu_s: float, *, stopped: bool) -> Result:
     code = os.waitstatus_to_exitcode(status)
     how: How = "exit" if code >= 0 else "signal"
@@ -188,7 +194,7 @@ def _be_cell(job: Job, files: Files, exits: Exits, filters: dict[bool, bytes]) -
             if filters:
                 give_up_rights(filters[job.limits.processes > 1])
         except OSError as error:
-            os.write(LIFE, packed_failure(error.strerror or str(error)))
+            os.write(LIFE, packed_failure(_why(error)))
             os._exit(_SETUP_FAILED)
         os.close(LIFE)
         gc.enable()

@@ -417,6 +417,22 @@ def test_channel(full: Sandbox) -> None:
     assert says(full, "print('well')") == "well"
 
 
+def test_given_channel(full: Sandbox) -> None:
+    """Two cells can be each other's channel."""
+    ends = socket.socketpair()
+    codes = (
+        "import os\nos.write(3, b'ping')\nprint(os.read(3, 9))",
+        "import os\nprint(os.read(3, 9))\nos.write(3, b'pong')",
+    )
+    jobs = [json.dumps({"mode": "program", "name": "__main__", "texts": [code]}).encode() for code in codes]
+    first, second = (
+        full.start("candidate", job, Limits(time_limit_s=5.0), channel=end) for job, end in zip(jobs, ends, strict=True)
+    )
+    with first, second:
+        assert (first.end().output, second.end().output) == (b"b'pong'\n", b"b'ping'\n")
+    assert [end.fileno() for end in ends] == [-1, -1]
+
+
 # ---- the server and its owner
 
 
