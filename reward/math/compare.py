@@ -101,7 +101,7 @@ def _groups(golds: tuple[Value, ...], saids: tuple[Value, ...], doubts: Doubts |
     if ones is not None and others is not None and ones == others:
         return True
     golds, saids = tuple(dict.fromkeys(golds)), tuple(dict.fromkeys(saids))
-    if len(golds) * len(saids) > MAX_PAIRS:
+    if len(golds) * len(saids) > MAX_PAIRS or len(saids) > 2 * len(golds) + 2:
         return set(golds) == set(saids)
     return _each_is_among(golds, saids, doubts, swapped=False) and _each_is_among(saids, golds, doubts, swapped=True)
 

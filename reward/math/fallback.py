@@ -6,6 +6,7 @@ Only pairs of single expressions come here (integrals, limits, infinite sums, sp
 
 import logging
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,6 +19,10 @@ from qwen_align.reward.pool import DeadError, LateError, Pool, WorkError
 LIMIT_S = 1.0  # wall time of one item; with the kill every call ends within 1.2 s of its start
 MEMORY_GIB = 2.0
 MIN_WORKERS = 4  # so that a few bombs at once do not make the next caller wait on a small machine
+_DIGITS = 30
+_SURE_DIGITS = 25  # that a series' or integral's value must share with the gold's
+_SURE_BITS = 90  # of a value that sympy computed to all its digits
+_UNBRACED = re.compile(r"([_^]|\\sqrt(?![A-Za-z]))\s*([A-Za-z0-9]|\\pi(?![A-Za-z]))")
 _MAX_KEPT = 10_000  # replies, a few hundred bytes each
 
 _kept: OrderedDict[tuple[tuple[str, str], ...], str] = OrderedDict()
@@ -75,18 +80,30 @@ def serve(argument: None) -> Callable[[list[list[str]]], bool]:
 
     logging.disable()  # Math-Verify reports every unreadable answer
 
-    def expressions(text: str) -> list[Any]:
-        found = math_verify.parse(f"${text}$", parsing_timeout=None, raise_on_error=True)
-        return [one for one in found if isinstance(one, sympy.Basic | sympy.MatrixBase)]
+    def expression(text: str) -> Any:
+        braced = _UNBRACED.sub(r"\1{\2}", text)  # the grammar reads no `\int_1^e`
+        found = math_verify.parse(f"${braced}$", parsing_timeout=None, raise_on_error=True)
+        known = [one for one in found if isinstance(one, sympy.Basic | sympy.MatrixBase)]
+        return known[0] if known else None
+
+    def value(one: Any) -> Any:
+        """The value of a constant if all its digits are sure, else None."""
+        number = None if one.free_symbols else sympy.N(one, _DIGITS)
+        return number if number is not None and number.is_Float and number._prec >= _SURE_BITS else None
 
     def are_equal(pairs: list[list[str]]) -> bool:
         for gold, said in pairs:
-            golds, saids = expressions(gold), expressions(said)
-            if not golds or not saids:
+            one, other = expression(gold), expression(said)
+            if one is None or other is None:
                 return False
-            if not math_verify.verify(golds[:1], saids[:1], timeout_seconds=None, raise_on_error=True):
+            first, second = value(one), value(other)
+            if first is not None and second is not None:
+                if abs(first - second) > abs(first) / 10**_SURE_DIGITS:
+                    return False
+            elif not math_verify.verify([one], [other], timeout_seconds=None, raise_on_error=True):
                 return False
         return True
 
-    are_equal([[r"\frac{1}{2}", r"\int_0^1 x\,dx"]])  # loads the parser before the workers are forked
+    for said in (r"\int_0^1 x\,dx", r"\lim_{x\to 0}\frac{x}{2x}", r"\sum_{n=1}^{\infty}\frac{1}{3^n}"):
+        are_equal([[r"\frac{1}{2}", said]])  # loads what the work needs before the workers are forked
     return are_equal

@@ -3,6 +3,7 @@ r"""The answer a text ends on: its last boxes, else what it declares ("The answe
 import re
 
 from qwen_align.reward.boxes import JOINT, last_boxes
+from qwen_align.reward.math.units import measured
 
 _LONGEST_END = 1_500  # characters at the end of a text in which an answer without a box is looked for
 _LONGEST_BARE = 300  # characters of a text that is nothing but its answer
@@ -13,14 +14,16 @@ _MINERVA = re.compile(
     r"Final Answer: The final answer is \$?([^\n$]{1,400}?)\$?\.? I hope it is correct\.?\s*(?:<\||\Z)"
 )
 _DECLARED = re.compile(
-    r"(?:answer|solution|答案)\**\s*(?:(?:is|are|为|是)\s*[:：]?|[:：])\**|^\s*answer\s(?=\s*(?:\$|\\[(\[]))",
+    r"(?:answer|solution|答案)\**\s*(?:(?:is|are|为|是|选)\s*[:：]?|[:：])\**|[故应]选\s*[:：]?"
+    r"|^\s*answer\s(?=\s*(?:\$|\\[(\[]))",
     re.IGNORECASE | re.MULTILINE,
 )
 _FORMULA = re.compile(r"\$\$([^$]{1,800})\$\$|\$([^$]{1,800})\$|\\\((.{1,800}?)\\\)|\\\[(.{1,800}?)\\\]", re.DOTALL)
 _VERB = re.compile(r"(?<![A-Za-z])(?:is|are|equals)(?![A-Za-z])(?:\s*[:：])?|是|为")
+_ADVERB = re.compile(r"(?:thus|therefore|then|simply|exactly|indeed)(?![A-Za-z])[ ,]*")
 _SENTENCE_END = re.compile(r"[.。!！](?=\s|$)|\n\s*\n")
 _PARAGRAPH = re.compile(r"\n\s*\n")
-_UNIT_AFTER = re.compile(r"[ ]?(?:%|\\%|percent|°|degrees?|[a-z]{2,12}|[一-鿿]{1,3})(?=[.。\s]|$)")
+_UNIT_AFTER = re.compile(r"[^.。\n]{0,40}")
 
 
 def boxed_answers(text: str) -> list[str] | str | None:
@@ -65,6 +68,8 @@ def _stated(text: str) -> str | None:
     paragraph = text if text.startswith(("\\[", "$$")) else _PARAGRAPH.split(text, maxsplit=1)[0]
     verbs = [found.end() for found in _VERB.finditer(_FORMULA.sub(lambda found: "x" * len(found[0]), paragraph))]
     rest = (paragraph[verbs[-1] :] if verbs else paragraph).strip()
+    if adverb := _ADVERB.match(rest):
+        rest = rest[adverb.end() :]
     formulas = list(_FORMULA.finditer(rest))
     if formulas:
         return _joined_formulas(rest, formulas)
@@ -86,5 +91,6 @@ def _joined_formulas(text: str, formulas: list[re.Match[str]]) -> str:
     while first > 0 and JOINT.fullmatch(text, formulas[first - 1].end(), formulas[first].start()):
         first -= 1
     said = ", ".join(next(part for part in formula.groups() if part is not None) for formula in formulas[first:])
-    unit = _UNIT_AFTER.match(text, formulas[-1].end())
-    return said + (" " + unit[0].strip() if unit is not None else "")
+    after = _UNIT_AFTER.match(text, formulas[-1].end())
+    unit = "" if after is None else after[0].strip()
+    return f"{said} {unit}" if unit and measured(f"1 {unit}").text == "1" else said

@@ -131,7 +131,7 @@ def _choice_or_words(text: str, letters: frozenset[str], depth: int) -> Value | 
 
 
 def _words(text: str) -> Value | None:
-    if all(len(letter) == 1 for letter in text.split()):
+    if text.isascii() and all(len(letter) == 1 for letter in text.split()):
         return None  # `x y z` is a product
     folded = fold(text)
     number = spelled_number(folded)
