@@ -1,5 +1,6 @@
 """Every command of the READMEs runs as it stands there, in their order; the two make targets are what CI runs."""
 
+import ast
 import os
 import re
 import shutil
@@ -52,6 +53,23 @@ def test_every_command_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         assert done.stdout or ">" in line, f"{line} said nothing"
     assert (tmp_path / "runs" / "first_sft" / "report.md").exists()
+
+
+def test_the_python_that_is_printed_runs() -> None:
+    """Each line with a comment says in it what the expression gives."""
+    for name in (*READMES, "docs/rewards.md"):
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert blocks, name
+        for block in blocks:
+            known: dict[str, object] = {}
+            for node in ast.parse(block).body:
+                line = ast.get_source_segment(block, node) or ""
+                if isinstance(node, ast.Expr):
+                    given = repr(eval(line, known))
+                    said = block.splitlines()[(node.end_lineno or 1) - 1].rpartition("  # ")[2]
+                    assert said.strip("…") in given, f"{name}: {line} gives {given}"
+                else:
+                    exec(line, known)
 
 
 def test_the_recipes_that_are_printed_are_recipes(tmp_path: Path) -> None:
