@@ -19,13 +19,17 @@ _POINT = 4.0  # bits before the point of a letter's value: letters are given val
 _CONSTANTS = {"pi": 1.66, "e": 1.45, "i": 0.0}
 _EXPONENTIAL = frozenset(("sinh", "cosh", "tanh", "coth", "sech", "csch"))
 _UNBOUNDED = frozenset(("tan", "cot", "sec", "csc"))
-_BOUNDED = frozenset(("sin", "cos", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc"))
+_BOUNDED = {
+    **dict.fromkeys(("sin", "cos"), 0.0),
+    **dict.fromkeys(("arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc"), 2.0),
+}
 
 
 class Size(NamedTuple):
-    """`above`: log2 of a bound on the value, not below 0; `bits`: at least `above`, and enough for small values too."""
+    """`above` and `below`: log2 of bounds on the value and on its inverse, not below 0; `bits`: at least both."""
 
     above: float
+    below: float
     bits: float
 
 
@@ -57,58 +61,62 @@ class _Estimate:
     def estimate(self, node: Node) -> Size:
         if node.head == "constant":
             above = _CONSTANTS.get(str(node.value), _POINT)
-            return Size(above, above)
+            return Size(above, 0.0, above)
         if node.head in {"symbol", "apply"}:
-            return Size(_POINT, 2 * _POINT)
+            return Size(_POINT, _POINT, 2 * _POINT)
         if node.head == "decimal":
             raise TooLargeError("a decimal")
         if node.head == "call":
             return self.call(node)
         if node.head == "series":
             return self.series(node)
-        parts = [self.of(arg) for arg in node.args]
+        return self.operation(node, [self.of(arg) for arg in node.args])
+
+    def operation(self, node: Node, parts: list[Size]) -> Size:
+        first = parts[0]
         if node.head == "sum":
             more = math.log2(len(parts))
-            return Size(max(part.above for part in parts) + more, max(part.bits for part in parts) + more)
+            bits = max(part.bits for part in parts) + more
+            return Size(max(part.above for part in parts) + more, bits, bits)
         if node.head == "product":
-            return Size(sum(part.above for part in parts), sum(part.bits for part in parts))
+            above, below, bits = (sum(sizes) for sizes in zip(*parts, strict=True))
+            return Size(above, below, bits)
         if node.head == "quotient":
-            return Size(parts[0].above + parts[1].bits, parts[0].bits + parts[1].bits)
+            above, below = first.above + parts[1].below, first.below + parts[1].above
+            return Size(above, below, first.bits + parts[1].bits)
         if node.head == "power":
-            return self.power(node, parts[0])
-        if node.head == "root":
-            return Size(parts[0].above / 2, parts[0].bits)
-        return parts[0]
+            factor = self.exponent(node.args[1])
+            return Size(*(size * factor + 1 for size in first))
+        return Size(first.above / 2, first.below / 2, first.bits) if node.head == "root" else first
 
-    def power(self, node: Node, base: Size) -> Size:
+    def exponent(self, node: Node) -> float:
         try:
-            factor = float(abs(self.exact.value(node.args[1])))
+            return float(abs(self.exact.value(node)))
         except OverflowError:
             raise TooLargeError("a power") from None
         except (NotRationalError, UndefinedError, TooLargeError):
-            factor = _two_to(self.of(node.args[1]).above)
-        return Size(base.above * factor + 1, base.bits * factor + 1)
+            return _two_to(self.of(node).above)
 
     def call(self, node: Node) -> Size:
         parts = [self.of(arg) for arg in node.args]
         above, bits = max(part.above for part in parts), max(part.bits for part in parts)
         if node.value in {"ln", "log"}:
-            return Size(math.log2(bits + 2), bits + 2)
+            return Size(math.log2(bits + 2), bits + 2, bits + 2)
         if node.value in _BOUNDED:
-            return Size(2.0, bits + 2)
+            return Size(_BOUNDED[str(node.value)], bits + 2, bits + 2)
         if node.value in _UNBOUNDED:
-            return Size(bits + 2, bits + 2)
+            return Size(bits + 2, bits + 2, bits + 2)
         if node.value in _EXPONENTIAL:
             grown = 2 * _two_to(above)
-            return Size(grown, max(grown, bits))
+            return Size(grown, max(grown, bits), max(grown, bits))
         if node.value in {"factorial", "binomial"}:
             grown = _two_to(above) * max(above - 1.4, 1.0) + above + 1  # Stirling
-            return Size(grown, max(grown, bits))
-        return Size(above + 2, bits + 2)
+            return Size(grown, max(grown, bits), max(grown, bits))
+        return Size(above + 2, bits + 2, bits + 2)
 
     def series(self, node: Node) -> Size:
         """For at most 2^_POINT terms where an end is a letter; long ones are given up with LongSeriesError."""
-        _, first, last, body = (self.of(arg) if arg.head != "constant" else Size(0.0, 0.0) for arg in node.args)
+        _, first, last, body = (self.of(arg) if arg.head != "constant" else Size(0.0, 0.0, 0.0) for arg in node.args)
         try:
             count = self.exact.whole(node.args[2]) - self.exact.whole(node.args[1])
         except (NotRationalError, UndefinedError, TooLargeError):
@@ -117,13 +125,13 @@ class _Estimate:
             raise LongSeriesError("a long sum")
         if node.value == "sum":
             more = math.log2(max(count, 1))
-            return Size(body.above + more, body.bits + more)
-        return Size(body.above * max(count, 1), body.bits * max(count, 1))
+            return Size(body.above + more, body.bits + more, body.bits + more)
+        return Size(*(size * max(count, 1) for size in body))
 
 
 def _rational_size(value: Fraction) -> Size:
     above, below = value.numerator.bit_length(), value.denominator.bit_length()
-    return Size(max(0.0, above - below + 1), float(above + below))
+    return Size(max(0.0, above - below + 1.0), max(0.0, below - above + 1.0), float(above + below))
 
 
 def _two_to(power: float) -> float:

@@ -75,7 +75,7 @@ def value(t: Tree, at: dict[str, Any]) -> Any:
     got = [value(arg, at) for arg in args]
     if head == "/" and abs(got[1]) < 1e-40:
         raise ZeroDivisionError
-    if (head in {"sqrt", "ln"} and got[0] <= 0) or abs(got[0]) > 1e6:
+    if (head in {"sqrt", "ln"} and got[0] <= 1e-40) or abs(got[0]) > 1e6:
         raise ArithmeticError
     rules: dict[str, Callable[..., Any]] = {
         "+": lambda a, b: a + b,
