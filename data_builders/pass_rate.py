@@ -86,4 +86,4 @@ class PassRate(Strict):
             if fault is None:
                 yield noted(row, self.note_as, tries._asdict())
             else:
-                drops.add(fault, row.id, f"{tries.n_correct} of {tries.n_judged} correct, mean {tries.mean:.4g}")
+                drops.add(fault, row.id, tries.said)

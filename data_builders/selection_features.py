@@ -22,6 +22,10 @@ class Tries(NamedTuple):
     n_judged: int
     mean: float
 
+    @property
+    def said(self) -> str:
+        return f"{self.n_correct} of {self.n_judged} correct, mean {self.mean:.4g}"
+
 
 class Attempts(Strict):
     """How often a model solved a prompt: a rollout stage's verdicts, or a column of the rows' own `meta`.

@@ -1,6 +1,6 @@
 """LIMO's selection: questions between two models' abilities, and of each the chain that reads most like reasoning.
 
-arXiv:2502.03387v3, sections 3.1 and 3.2. The authors published the rows, not the code: the rule's four measures and
+arXiv:2502.03387v3. The authors published the rows, not the code: the rule's four measures and
 their weights are theirs; the word lists, how lengths are counted and how the measures are brought to one scale are
 undisclosed, so those are our choice.
 """
@@ -164,18 +164,16 @@ class Limo(Strict):
         )
 
     def _hard(self, chains: Iterator["Chain"], sources: Sources, drops: Drops) -> Iterator["Chain"]:
-        """The chains of questions that pass both models' tests."""
-        weak = self.weak.reader(sources) if self.weak else None
-        strong = self.strong.reader(sources) if self.strong else None
-        band = band_of(self.band)
+        """The chains of questions that pass both models' tests; the strong one need not have tried what fails first."""
+        tests = [("weak model", one.reader(sources), Band(max_correct=0)) for one in (self.weak,) if one]
+        tests += [("strong model", one.reader(sources), band_of(self.band)) for one in (self.strong,) if one]
         for chain in chains:
-            easy, hard = (weak(chain.trace) if weak else None), (strong(chain.trace) if strong else None)
-            if (weak and easy is None) or (strong and hard is None):
-                drops.add("no judged answer", chain.trace.id, "of the weak model" if weak and easy is None else "")
-            elif easy is not None and easy.n_correct > 0:
-                drops.add("solved by the weak model", chain.trace.id, f"{easy.n_correct} of {easy.n_judged}")
-            elif hard is not None and (fault := band.fault(hard)):
-                drops.add(f"{fault} for the strong model", chain.trace.id, f"{hard.n_correct} of {hard.n_judged}")
+            for model, read, band in tests:
+                tries = read(chain.trace)
+                fault = "no judged answer" if tries is None else band.fault(tries)
+                if fault is not None:
+                    drops.add(f"{model}: {fault}", chain.trace.id, tries.said if tries else "")
+                    break
             else:
                 yield chain
 

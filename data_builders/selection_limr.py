@@ -1,11 +1,11 @@
 """LIMR's selection: the prompts whose reward rises over training as the average prompt's does.
 
-arXiv:2502.11886, section 2.2; GAIR-NLP/LIMR at 98ebf1b, lim/lim_selection.py.
+arXiv:2502.11886, p. 3-4; GAIR-NLP/LIMR at 98ebf1b, lim/lim_selection.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from math import fsum, isfinite
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeGuard
 
 from pydantic import Field, model_validator
 
@@ -97,15 +97,17 @@ class Limr(Strict):
 
 
 def alignment_scores(curves: dict[str, list[float | None]]) -> dict[str, float]:
-    """Each prompt's alignment with the average curve, 1 for one that is always solved or equal to the average.
+    """Each prompt's alignment with the average curve: 1 for the average itself, 0 for a prompt that is always solved.
 
-    1 - sum (r_k - avg_k)^2 / sum (1 - avg_k)^2 over epochs k, where r is the prompt's accuracy and avg the mean over all
-    prompts that are scored. An epoch a prompt was not trained in (None) takes the value of the next epoch, if that has
-    one; prompts that still miss epochs are left out. Raises DataError if every prompt is solved in every epoch, and
-    ValueError for curves of different lengths.
+    1 - sum (r_k - avg_k)^2 / sum (1 - avg_k)^2 over epochs k, where r is the prompt's accuracy and avg the mean over
+    all prompts that are scored. An epoch a prompt was not trained in (None) takes the value of the next epoch, if that
+    has one; prompts that still miss epochs are left out. Raises DataError if every prompt is solved in every epoch, or
+    curves have different lengths.
     """
-    if len({len(curve) for curve in curves.values()}) > 1:
-        raise ValueError("the curves have different numbers of epochs")
+    lengths = {len(curve): prompt for prompt, curve in curves.items()}
+    if len(lengths) > 1:
+        said = ", ".join(f"{length} epochs in '{prompt}'" for length, prompt in lengths.items())
+        raise DataError(f"limr: learning curves differ in length: {said}; set epochs to what all of them have")
     filled = {prompt: back_filled(curve) for prompt, curve in curves.items()}
     whole = {prompt: [one for one in curve if one is not None] for prompt, curve in filled.items() if None not in curve}
     if not whole:
@@ -122,8 +124,7 @@ def alignment_scores(curves: dict[str, list[float | None]]) -> dict[str, float]:
 
 def back_filled(curve: Sequence[float | None]) -> list[float | None]:
     """The curve with each missing epoch taken from the next; of a longer gap only the last epoch is filled."""
-    following = [*curve[1:], None]
-    return [after if one is None else one for one, after in zip(curve, following, strict=True)]
+    return [curve[place + 1] if one is None and place + 1 < len(curve) else one for place, one in enumerate(curve)]
 
 
 def _curve(row: Selectable, column: str, epochs: int | None) -> list[float | None]:
@@ -139,20 +140,22 @@ def _accuracy(entry: Any, row: Selectable, column: str) -> float | None:
     if entry is None or entry == []:
         return None
     if isinstance(entry, list) and all(_is_number(one) for one in entry):
-        return sum(one == 1 for one in entry) / len(entry)
+        return entry.count(1) / len(entry)
     if _is_number(entry) and 0 <= entry <= 1:
         return float(entry)
     raise RowError(
-        f"row '{row.id}': meta '{column}': an epoch is {entry!r:.60}; wanted are rewards, an accuracy from 0 to 1, or null"
+        f"row '{row.id}': meta '{column}': an epoch is {entry!r:.60}; wanted: rewards, an accuracy from 0 to 1, or null"
     )
 
 
 def _score(row: Selectable, column: str) -> float | None:
     score = row.meta.get(column)
-    if score is None or _is_number(score):
-        return score
+    if score is None:
+        return None
+    if _is_number(score):
+        return float(score)
     raise RowError(f"row '{row.id}': meta '{column}' is {score!r:.60}; a score is a number")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

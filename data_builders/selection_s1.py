@@ -131,7 +131,7 @@ class S1(Strict):
         before = [one.row.id for one in hard if one.is_right and self._is_preselected(one)]
         if not len(before) <= self.n <= len(hard):
             raise DataError(
-                f"s1: n is {self.n}, but {len(hard)} hard rows are left, {len(before)} of them pre-selected; n must lie "
+                f"s1: n is {self.n}, but {len(hard)} hard rows are left, {len(before)} of them pre-selected; n lies "
                 "between: change it, bring more rows, or narrow preselect"
             )
         by_benchmark = {} if self.uniform_until is None else benchmark_counts(hard, self.benchmarks)
