@@ -3,10 +3,11 @@
 import re
 from fractions import Fraction
 
-from qwen_align.reward.math.exact import Exact, NotRationalError, TooLargeError, UndefinedError, literal, rational
+from qwen_align.reward.math.arithmetic import NotRationalError, TooLargeError, UndefinedError, UnsupportedError, literal
+from qwen_align.reward.math.exact import Exact, rational
 from qwen_align.reward.math.node import Node, is_number
-from qwen_align.reward.math.numeric import Point, UnsupportedError, as_fraction, values
-from qwen_align.reward.math.points import real_value
+from qwen_align.reward.math.numeric import as_fraction, values
+from qwen_align.reward.math.points import Point, real_value
 from qwen_align.reward.math.size import size_of
 
 MIN_DIGITS = 10  # significant; `3.14` is not pi

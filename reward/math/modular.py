@@ -9,7 +9,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from hashlib import blake2b
 
-from qwen_align.reward.math.exact import Exact, NotRationalError, TooLargeError, UndefinedError, literal
+from qwen_align.reward.math.arithmetic import NotRationalError, TooLargeError, UndefinedError, literal
+from qwen_align.reward.math.exact import Exact
 from qwen_align.reward.math.node import Node, walk
 
 # Safe primes p = 2q + 1: every element but 0, 1 and -1 has order q or 2q, so no power of a small number repeats.

@@ -1,8 +1,11 @@
 """Values for letters: the same for the same name, in domains that tell expressions apart."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from hashlib import blake2b
+
+from qwen_align.reward.math.node import Node
 
 # Least and largest size, and the sign: small, large and negative values, and signs that differ between letters.
 _DOMAINS = (
@@ -18,6 +21,14 @@ _DOMAINS = (
 _GRAINS = (97, 89, 83, 79, 73, 71, 67, 61)  # denominators without a common factor: no period suits two points
 N_REAL = len(_DOMAINS)
 N_WHOLE = 6
+
+
+class Point:
+    """Values for the letters; the values of unknown functions are letters named by `name_of`."""
+
+    def __init__(self, value_of: Callable[[str], Fraction], name_of: Callable[[Node], str | None]) -> None:
+        self.value_of = value_of
+        self.name_of = name_of
 
 
 @lru_cache(maxsize=1_024)

@@ -4,13 +4,14 @@ import math
 from fractions import Fraction
 from functools import lru_cache
 
+from qwen_align.reward.math.arithmetic import LongSeriesError, TooLargeError, UndefinedError, UnsupportedError
 from qwen_align.reward.math.decimals import stands_for
-from qwen_align.reward.math.exact import Exact, LongSeriesError, TooLargeError, UndefinedError, rational
+from qwen_align.reward.math.exact import Exact, rational
 from qwen_align.reward.math.expression import parse
 from qwen_align.reward.math.modular import Fingerprint
 from qwen_align.reward.math.node import Node, applied, symbols, walk
-from qwen_align.reward.math.numeric import Point, UnsupportedError, difference, values
-from qwen_align.reward.math.points import N_REAL, N_WHOLE, real_value, whole_value
+from qwen_align.reward.math.numeric import difference, values
+from qwen_align.reward.math.points import N_REAL, N_WHOLE, Point, real_value, whole_value
 from qwen_align.reward.math.size import size_of
 
 _MAX_BITS = 4_000  # of values that are evaluated; larger ones are compared by their form

@@ -4,15 +4,8 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-from qwen_align.reward.math.exact import (
-    MAX_BITS,
-    MAX_TERMS,
-    Exact,
-    LongSeriesError,
-    NotRationalError,
-    TooLargeError,
-    UndefinedError,
-)
+from qwen_align.reward.math.arithmetic import MAX_BITS, LongSeriesError, NotRationalError, TooLargeError, UndefinedError
+from qwen_align.reward.math.exact import MAX_TERMS, Exact
 from qwen_align.reward.math.node import Node
 
 _POINT = 4.0  # bits before the point of a letter's value: letters are given values up to 13

@@ -1,0 +1,157 @@
+"""Exact arithmetic on fractions, each step's size bounded before it is taken, and the ways in which it fails."""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import lru_cache
+
+MAX_BITS = 10_000  # of a numerator or denominator; larger values are compared by their form only
+
+
+class UndefinedError(ArithmeticError):
+    """The expression has no value: a division by zero, the logarithm of zero, an infinity."""
+
+
+class NotRationalError(ArithmeticError):
+    """The value is not plainly rational."""
+
+
+class TooLargeError(ArithmeticError):
+    """The value, or the work to get it, is above the bounds."""
+
+
+class LongSeriesError(TooLargeError):
+    """A sum or product of more terms than are added up; its value need not be large."""
+
+
+class UnsupportedError(ArithmeticError):
+    """The expression holds what has no numeric rule, such as an infinite sum."""
+
+
+@lru_cache(maxsize=4_096)
+def literal(text: str) -> Fraction:
+    """The value of digits as written: `0.25`, `0.1(6)` for a repeating decimal, `1.5e3`; raises TooLargeError."""
+    mantissa, _, power = text.lower().partition("e")
+    if len(power) > 5 or abs(int(power or 0)) > MAX_BITS // 4:
+        raise TooLargeError(text)
+    mantissa, _, period = mantissa.partition("(")
+    whole, _, places = mantissa.partition(".")
+    value = Fraction(int(whole + places or "0"), 10 ** len(places))
+    if period:
+        digits = period.rstrip(")")
+        value += Fraction(int(digits), (10 ** len(digits) - 1) * 10 ** len(places))
+    return value * Fraction(10) ** int(power or 0)
+
+
+def exact_root(value: Fraction, index: int) -> Fraction:
+    """The rational root, the real one of a negative number for an odd index; raises NotRationalError without one."""
+    if value < 0:
+        if index % 2 == 0:
+            raise NotRationalError("an even root of a negative number")
+        return -exact_root(-value, index)
+    return Fraction(_whole_root(value.numerator, index), _whole_root(value.denominator, index))
+
+
+def _whole_root(value: int, index: int) -> int:
+    if index == 1 or value < 2:
+        return value
+    if index == 2:
+        root = math.isqrt(value)
+    else:
+        if value.bit_length() > 1_000:
+            raise NotRationalError("a root of a large number")
+        root = round(math.exp(math.log(value) / index)) if value.bit_length() <= index * 40 else _newton(value, index)
+    if root**index != value:
+        raise NotRationalError("an irrational root")
+    return root
+
+
+def _newton(value: int, index: int) -> int:
+    """The whole part of a large root."""
+    root = 1 << -(-value.bit_length() // index)
+    while True:
+        closer = ((index - 1) * root + value // root ** (index - 1)) // index
+        if closer >= root:
+            return root
+        root = closer
+
+
+def exact_power(base: Fraction, exponent: int) -> Fraction:
+    if base == 0:
+        if exponent <= 0:
+            raise UndefinedError("zero to a power that is not positive")
+        return base
+    if abs(base) == 1:
+        return base if exponent % 2 else Fraction(1)
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if abs(exponent) * (bits - 1) > MAX_BITS:
+        raise TooLargeError("a power")
+    return base**exponent
+
+
+def _wholes(values: Sequence[Fraction]) -> list[int]:
+    if any(value.denominator != 1 for value in values):
+        raise NotRationalError("not whole")
+    return [value.numerator for value in values]
+
+
+def _factorial(values: Sequence[Fraction]) -> Fraction:
+    (n,) = _wholes(values)
+    if n < 0:
+        raise UndefinedError("factorial of a negative number")
+    if n > MAX_BITS // 8:  # log2(n!) is above 8 n from there
+        raise TooLargeError("a factorial")
+    return Fraction(math.factorial(n))
+
+
+def _binomial(values: Sequence[Fraction]) -> Fraction:
+    n, k = _wholes(values)
+    if n < 0:
+        raise NotRationalError("a binomial of a negative number")
+    if k < 0 or k > n:
+        return Fraction(0)
+    k = min(k, n - k)
+    if k * n.bit_length() > MAX_BITS and n > MAX_BITS:
+        raise TooLargeError("a binomial")
+    return Fraction(math.comb(n, k))
+
+
+def _modulo(values: Sequence[Fraction]) -> Fraction:
+    if not values[1]:
+        raise UndefinedError("modulo zero")
+    return values[0] % values[1]
+
+
+def _logarithm(values: Sequence[Fraction]) -> Fraction:
+    value, base = values
+    if value <= 0 or base <= 0 or base == 1:
+        raise UndefinedError("logarithm") if value == 0 or base in {0, 1} else NotRationalError("logarithm")
+    if base < 1:
+        value, base = 1 / value, 1 / base
+    sign = 1
+    if value < 1:
+        value, sign = 1 / value, -1
+    step = _log(base)
+    exponent = round(_log(value) / step) if step else 0
+    if exact_power(base, exponent) != value:
+        raise NotRationalError("logarithm")
+    return Fraction(sign * exponent)
+
+
+def _log(value: Fraction) -> float:
+    return math.log(value.numerator) - math.log(value.denominator)
+
+
+FUNCTIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
+    "abs": lambda values: abs(values[0]),
+    "floor": lambda values: Fraction(math.floor(values[0])),
+    "ceil": lambda values: Fraction(math.ceil(values[0])),
+    "gcd": lambda values: Fraction(math.gcd(*_wholes(values))),
+    "lcm": lambda values: Fraction(math.lcm(*_wholes(values))),
+    "max": max,
+    "min": min,
+    "mod": _modulo,
+    "factorial": _factorial,
+    "binomial": _binomial,
+    "log": _logarithm,
+}
