@@ -119,6 +119,9 @@ _NEGATED = re.compile(r"\\not\s*(=|\\in\b)")
 _COLOUR = re.compile(r"\\(?:(?:text)?color|[hv]space\*?|textcolor)\s*\{[^{}]*\}")
 _ROW_SKIP = re.compile(rf"{ROW_BREAK}\s*\[-?[0-9.]+(?:pt|em|ex|cm|mm|in)\]")
 _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
+_PYTHON_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+_PYTHON = re.compile(r"(?<![A-Za-z\\{])(asin|acos|atan)(?=\s*[({\\])")
+_HALF_DAY = re.compile(r"(?<![A-Za-z])([ap])\.\s?m\.")
 _SPACE = re.compile(r"(?:\\[,;:>! ]|~|\s)+")
 _CIRCLE = re.compile(r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°|\{\s*°\s*\}|o(?=[CF]\b))")
 
@@ -127,6 +130,8 @@ _CIRCLE = re.compile(r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°|\{\s*°
 def layout(text: str) -> str:
     """`text` in its layout form."""
     text = plain_characters(text).replace("\\\\", ROW_BREAK)
+    if "a" in text or "A" in text or ".m" in text:
+        text = _HALF_DAY.sub(r"\1m", _PYTHON.sub(lambda found: rf"\{_PYTHON_NAMES[found[1]]} ", text))
     if "$" in text and len(_DOLLAR.findall(text)) % 2 == 0:  # an odd one is money
         text = _DOLLAR.sub(" ", text)
     if "\\" in text or "{" in text or "~" in text:
@@ -175,7 +180,8 @@ def _above(found: re.Match[str]) -> str:
 
 
 def _operator(found: re.Match[str]) -> str:
-    return rf"\{found[1]} " if found[1] in _NAMED_FUNCTIONS else rf"\text{{{found[1]}}}"
+    name = _PYTHON_NAMES.get(found[1], found[1])
+    return rf"\{name} " if name in _NAMED_FUNCTIONS else rf"\text{{{name}}}"
 
 
 def _negated(found: re.Match[str]) -> str:

@@ -83,7 +83,8 @@ def read(answer: str, letters: frozenset[str] = frozenset()) -> Value | None:
     """The value an answer states, None if it states nothing; `letters` as in `units.measured`."""
     if len(answer) > MAX_CHARS:
         return Words(" ".join(answer.split()))
-    return value_of(layout(answer), letters)
+    text = layout(answer)
+    return value_of(text[1:] if text[:1] in (":", "=") else text, letters)
 
 
 @lru_cache(maxsize=16_384)

@@ -132,6 +132,8 @@ def _of_group(group: Group, of_a_gold: bool) -> Region | None:
         known = tuple(hole for hole in holes if hole is not None)
         inner = region(Group(known), of_a_gold=of_a_gold)
         return _without(whole, inner) if name is not None and inner is not None else None
+    if any(isinstance(item, Scalar) for item in group.items) and not all(isinstance(i, Scalar) for i in group.items):
+        return None  # a number beside an inequality is another answer
     regions = [region(item, of_a_gold=of_a_gold) for item in group.items]
     return _in_common(regions) if group.all_hold else _joined(regions)
 

@@ -67,14 +67,17 @@ def is_defined(value: Value) -> bool:
 
 def _same_texts(gold: str, said: str, doubts: Doubts | None = None) -> bool:
     one, other = parse(gold), parse(said)
+    is_calculus = _CALCULUS.search(gold) or _CALCULUS.search(said)
     if one is None or other is None:
         if _bare(gold) == _bare(said):
             return True
-        is_equal = None if _CALCULUS.search(gold) or _CALCULUS.search(said) else False
+        is_equal = None if is_calculus else False
     else:
         is_special = _SPECIAL.search(gold) or _SPECIAL.search(said)
         is_equal = None if is_special and one != other else same(one, other)
-    if is_equal is None and doubts is not None and len(gold) + len(said) <= _MAX_DOUBT_CHARS:
+        is_calculus = is_calculus or is_special
+    may_ask = is_calculus and "°" not in gold + said and len(gold) + len(said) <= _MAX_DOUBT_CHARS
+    if is_equal is None and may_ask and doubts is not None:
         doubts.append((gold, said))
         return True
     return is_equal is True

@@ -203,7 +203,9 @@ def measured(text: str, letters: frozenset[str] = frozenset()) -> Measured:
     if tail is None:
         return Measured(text)
     for piece in _PIECE.finditer(text, tail.start()):
-        body = text[: piece.start()].rstrip(" -")
+        body = text[: piece.start()].rstrip()
+        if piece[4] and body.endswith("-"):  # `5-inch`
+            body = body[:-1]
         if piece[6] or piece[2] or not _ENDS_A_VALUE.search(body):
             continue
         found = _read_unit(text[piece.start() :], letters, _follows_number(body))

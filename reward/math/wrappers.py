@@ -59,8 +59,6 @@ def _without_full_stop(text: str) -> str:
         return text[:-1].rstrip()
     if text.endswith("$") and text.count("$") == 1:
         return text[:-1].rstrip()
-    if text.startswith((":", "=")) and text[1:2] not in ("=", ":"):
-        return text[1:].lstrip()
     return text
 
 
