@@ -96,7 +96,7 @@ def one_of_number(draw: Draw, number: Number) -> str:  # type: ignore[type-arg]
         turned,
         f"{above}{under}",
         f"{above}+\\left({tail}\\right)",
-        f"{above} + {times} \\cdot \\sqrt{root}",
+        f"{above} + {times} \\cdot \\sqrt{{{root}}}",
     ]
     if wide == 1:
         return pick(draw, ways)

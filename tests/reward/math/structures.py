@@ -321,7 +321,10 @@ def to_base(draw: Any, is_equal: bool) -> tuple[str, str]:
 def ratio(draw: Any, is_equal: bool) -> tuple[str, str]:
     a, b, k = draw(st.integers(1, 60)), draw(st.integers(1, 60)), draw(st.integers(2, 5))
     if is_equal:
-        return pick(draw, [f"{a} : {b}", f"{a}:{b}", f"{a}：{b}", rf"\text{{{a}:{b}}}", f"{k * a}:{k * b}"]), f"{a}:{b}"
+        ways = [f"{a} : {b}", f"{a}:{b}", f"{a}：{b}", rf"\text{{{a}:{b}}}"]
+        if b < 10 or k * a > 24:  # else both may be times of day
+            ways.append(f"{k * a}:{k * b}")
+        return pick(draw, ways), f"{a}:{b}"
     c, d = pick(draw, [(b, a), (a + 1, b), (a, b + 1), (a, 10 * b)])
     assume(a * d != b * c)
     return f"{c}:{d}", f"{a}:{b}"
