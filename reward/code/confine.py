@@ -50,6 +50,8 @@ def prepare(exits: Exits) -> dict[bool, bytes]:
 
     A fork copies each page that either side writes to: what is made before the fork is paid for once.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each cell that runs
     for text in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(text, io.TextIOWrapper):  # an owner may have started us without one
             text.reconfigure(encoding="utf-8", errors="replace")
@@ -95,6 +97,6 @@ def _limit(limits: Limits, *, has_own_user: bool) -> None:
     if sys.platform != "darwin":  # has the limit by name only, and refuses to set it
         wanted[resource.RLIMIT_AS] = limits.memory_mib * MIB
     if has_own_user:  # elsewhere it would count all processes of the owner's user
-        wanted[resource.RLIMIT_NPROC] = limits.processes + _THREADS
+        wanted[resource.RLIMIT_NPROC] = limits.processes if limits.processes > 1 else _THREADS
     for kind, most in wanted.items():
         resource.setrlimit(kind, (most, most))

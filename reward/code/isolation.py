@@ -6,7 +6,8 @@ import sys
 from typing import Literal, NamedTuple
 
 from qwen_align.reward.code.advice import advice
-from qwen_align.reward.code.sandbox import Sandbox, SandboxError, server_command
+from qwen_align.reward.code.launch import SandboxError, server_command
+from qwen_align.reward.code.sandbox import Sandbox
 
 _PROBE_S = 60.0
 

@@ -23,7 +23,7 @@ class Limits(NamedTuple):
     disk_mib: int = 64
     """Files in the cell's private folder. Counts as memory of the machine: it is a tmpfs."""
     processes: int = 1
-    """1: the cell cannot fork. More: it may, to as many processes of `memory_mib` each."""
+    """1: the cell cannot fork, and may have 64 threads. More: so many processes and threads, of `memory_mib` each."""
     output_bytes: int = 64 * 2**10
     """Standard output that is kept; a cell that writes more ends as "output limit"."""
 

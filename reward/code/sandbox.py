@@ -1,9 +1,7 @@
 """Isolated processes for model-written code: `sandbox(isolation).start(entry, payload, limits)`."""
 
 import contextlib
-import importlib.util
 import io
-import json
 import os
 import signal
 import socket
@@ -11,9 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -29,28 +25,13 @@ from qwen_align.reward.code.job import (
     packed_job,
     read_result,
 )
+from qwen_align.reward.code.launch import START_S, SandboxError, started
 
 __all__ = ["Cell", "Ended", "Limits", "Sandbox", "SandboxError", "sandbox"]
 
-_PACKAGE = Path(__file__).parents[2]
-_SHOWN_PACKAGES = ("numpy", "numpy.libs")
-"""The packages cells may import besides Python's own."""
-_START_S = 60.0  # for the server's imports, on a machine that is busy with something else
-_END_S = 30.0  # for the server to tell of an end it was told to make
+_END_S = 30.0  # for the server to tell of an end, on a machine that is busy with something else
 _SLACK_BYTES = 2**16
 """A write that would cross a file's last byte may be refused whole: smaller ones still show that there was too much."""
-_ENVIRONMENT = {
-    "PATH": "/usr/bin:/bin",
-    "HOME": "/tmp",
-    "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",  # the order of a set is the same in every run
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "2",  # an arena a thread is 64 MiB of address space
-}
-
-
-class SandboxError(Exception):
-    """This machine does not give the isolation asked for, or no more of it."""
 
 
 class Ended(NamedTuple):
@@ -98,7 +79,10 @@ class Cell:
 
     def _ended(self, deadline: float | None) -> Ended | SandboxError:
         if self._end is None:
-            self._end = self._wait(deadline)
+            try:
+                self._end = self._wait(deadline)
+            except TimeoutError:
+                self._end = SandboxError(f"the sandbox's server did not end a cell within {_END_S:.0f} s")
             self.channel.close()
             self._life.close()
             self._output.close()
@@ -117,16 +101,23 @@ class Cell:
         return Ended(how, told.status, self._written(), told.cpu_s)
 
     def _received(self, size: int, deadline: float | None) -> bytes:
-        """That many bytes from the server, nothing where it is gone; asks it to end the cell at the deadline."""
+        """That many bytes from the server, nothing where it is gone; asks it to end the cell at the deadline.
+
+        Raises TimeoutError where it does not even answer that.
+        """
         received = b""
+        asked = False
+        until = time.monotonic() + self._limits.time_limit_s + _END_S if deadline is None else deadline
         while len(received) < size:
             try:
-                self._life.settimeout(None if deadline is None else max(1e-6, deadline - time.monotonic()))
+                self._life.settimeout(max(1e-6, until - time.monotonic()))
                 part = self._life.recv(size - len(received))
             except TimeoutError:
+                if asked:
+                    raise
                 with contextlib.suppress(OSError):
                     self._life.send(KILL)
-                deadline = None
+                asked, until = True, time.monotonic() + _END_S
                 continue
             except OSError:
                 return b""
@@ -154,7 +145,7 @@ class Sandbox:
         """Starts the server, and a cell to see that it can; raises `SandboxError` where this machine cannot."""
         with self.start("candidate", b"") as cell:
             cell.channel.shutdown(socket.SHUT_RDWR)  # without a job it ends by itself
-            cell.end(time.monotonic() + _START_S)
+            cell.end(time.monotonic() + START_S)
 
     def start(
         self,
@@ -200,7 +191,7 @@ class Sandbox:
 
     def _connect(self) -> socket.socket:
         if self._control is None:
-            self._server, self._control = _started(self._isolation)
+            self._server, self._control = started(self._isolation)
         return self._control
 
     def _disconnect(self) -> None:
@@ -228,55 +219,6 @@ class Sandbox:
 def sandbox(isolation: Isolation) -> Sandbox:
     """The sandbox of this process."""
     return Sandbox(isolation)
-
-
-def _started(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A new server and the socket to ask it by."""
-    if not hasattr(os, "fork"):
-        raise SandboxError("code is run in forked processes, which Windows does not have; use WSL 2")
-    if isolation == "full" and sys.platform != "linux":
-        raise SandboxError(f"isolation: full needs Linux's namespaces; {advice()}")
-    here, its = socket.socketpair()
-    settings = {"isolation": isolation, "packages": _shown_packages(), "control": its.fileno()}
-    server = subprocess.Popen(
-        server_command(settings),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        pass_fds=[its.fileno()],
-        cwd="/",
-        env=_ENVIRONMENT,
-        start_new_session=True,
-    )
-    its.close()
-    here.settimeout(_START_S)
-    try:
-        told = here.makefile().readline().strip()
-    except TimeoutError:
-        told = f"its server was not ready after {_START_S:.0f} s"
-    here.settimeout(None)
-    if told == "ready":
-        return server, here
-    here.close()
-    server.kill()
-    server.wait()
-    if not told:
-        raise SandboxError(f"the server of isolation: {isolation} ended before it was ready: see standard error")
-    raise SandboxError(f"isolation: {isolation} cannot be had here: {told}; {advice()}")
-
-
-def server_command(settings: Mapping[str, object]) -> list[str]:
-    """The command of a server, or of what else `boot.py` starts."""
-    boot = str(Path(__file__).with_name("boot.py"))
-    return [sys.executable, "-S", "-s", "-P", boot, json.dumps({**settings, "package": str(_PACKAGE)})]
-
-
-def _shown_packages() -> list[str]:
-    """Paths of the packages cells may import."""
-    found = importlib.util.find_spec("numpy")
-    if found is None or not found.submodule_search_locations:
-        return []
-    site = Path(next(iter(found.submodule_search_locations))).parent
-    return [str(site / name) for name in _SHOWN_PACKAGES if (site / name).is_dir()]
 
 
 def _file(content: bytes, *, size: int | None = None) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from qwen_align.reward.code.isolation import isolation_here, kernel_layers
-from qwen_align.reward.code.sandbox import Cell, Ended, Limits, Sandbox, sandbox
+from qwen_align.reward.code.sandbox import Cell, Ended, Limits, Sandbox, SandboxError, sandbox
 
 ROOT = Path(__file__).parents[3]
 CASES = [json.loads(line) for line in (ROOT / "tests/cases/sandbox_attacks.jsonl").read_text().splitlines()]
@@ -379,14 +379,14 @@ print(made)
 
 
 def test_forks_are_bounded_where_allowed(full: Sandbox) -> None:
-    assert 4 <= int(says(full, FORKS, processes=8)) < 80
+    assert says(full, FORKS, processes=8) == "7"
 
 
 def test_fork_storm_ends_with_its_cell(full: Sandbox) -> None:
     storm = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     began = time.monotonic()
     assert run(full, storm, processes=8, time_limit_s=0.7).how == "time limit"
-    assert time.monotonic() - began < 0.7 + 2 * SLACK_S  # 72 processes spin on few cores
+    assert time.monotonic() - began < 0.7 + 2 * SLACK_S  # 8 processes spin on few cores
 
 
 def test_orphans_end_with_their_cell(full: Sandbox) -> None:
@@ -482,6 +482,18 @@ def test_a_dead_server_is_replaced(full: Sandbox) -> None:
         assert cell.end()[:2] == ("signal", signal.SIGKILL)
         assert gone(left)
     assert says(box, "print('again')") == "again"
+    box.close()
+
+
+def test_a_server_that_does_not_answer(full: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_align.reward.code.sandbox._END_S", 0.2)
+    box = Sandbox("full")
+    box.warm()
+    os.kill(server_of(box), signal.SIGSTOP)
+    with pytest.raises(SandboxError, match="did not end"), start(box, "print(1)", Limits(time_limit_s=0.1)) as cell:
+        cell.end()
+    os.kill(server_of(box), signal.SIGKILL)
+    assert says(box, "print(2)") == "2"
     box.close()
 
 
