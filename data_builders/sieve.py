@@ -1,4 +1,4 @@
-"""What may not pass into a data folder: duplicates, golds that fail their own reward, malformed thinking."""
+"""What may not pass into a data folder: duplicates, benchmark questions, unusable golds, malformed thinking."""
 
 import hashlib
 import re
@@ -10,6 +10,9 @@ from pydantic import Field
 
 from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
 from qwen_align.align.strict import Strict
+from qwen_align.data_builders.contamination import Benchmark, Contamination, contamination, read_benchmarks
+from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
+from qwen_align.data_builders.row_texts import all_texts, part_of
 from qwen_align.reward.settings import reward_of_kind
 from qwen_align.reward.thinking import CLOSE, OPEN
 
@@ -53,19 +56,25 @@ class Sieve(Strict):
         le=1,
         description="share of letters in the language's script, formulas, code and links left out",
     )
+    contamination: list[Contamination] = Field(
+        default_factory=list, description="no row repeats a question of these benchmarks"
+    )
+    near_duplicates: NearDuplicates | None = Field(
+        default=None, description="no earlier row of the same kind and mode says nearly the same"
+    )
 
 
-def sieve(rows: Iterable[Row], settings: Sieve, drops: Drops) -> Iterator[Row]:
-    """The rows that hold what `settings` says, in order; the others go to `drops`."""
-    seen: dict[bytes, str] = {}
+def sieve(rows: Iterable[Row], settings: Sieve, drops: Drops, sources: Sources | None = None) -> Iterator[Row]:
+    """The rows that hold what `settings` says, in order; the others go to `drops`.
+
+    `sources` holds the stages that the settings name as benchmarks.
+    """
+    benchmarks = read_benchmarks(settings.contamination, sources or {})
+    earlier = _Earlier(settings)
     for row in rows:
-        fault = _fault(row, settings)
-        if fault is None and settings.is_unique:  # last, so that a dropped row does not shadow a good one
-            key = _key(row)
-            if key in seen:
-                fault = Fault("duplicate", f"of {seen[key]}")
-            else:
-                seen[key] = row.id
+        fault = _fault(row, settings) or _contamination_fault(row, benchmarks)
+        if fault is None:  # last, so that a dropped row does not shadow a good one
+            fault = earlier.fault(row)
         if fault is None:
             yield row
         else:
@@ -77,12 +86,53 @@ class Fault(NamedTuple):
     detail: str
 
 
+class _Earlier:
+    """The rows kept so far, as far as later ones have to differ from them."""
+
+    def __init__(self, settings: Sieve) -> None:
+        self._same: dict[bytes, str] | None = {} if settings.is_unique else None
+        self._near: tuple[NearDuplicates, NearDuplicateFinder] | None = None
+        if settings.near_duplicates is not None:
+            self._near = settings.near_duplicates, settings.near_duplicates.finder()
+
+    def fault(self, row: Row) -> Fault | None:
+        """What an earlier row has in common with this one; without a fault the row counts as kept."""
+        key = _key(row) if self._same is not None else b""
+        if self._same is not None and key in self._same:
+            return Fault("duplicate", f"of {self._same[key]}")
+        if self._near is not None and not isinstance(row, Completion):  # alike answers of a model are no duplicates
+            settings, finder = self._near
+            near = finder.find_or_keep(row.id, part_of(row, settings.part), _group(row))
+            if near is not None:
+                return Fault("near duplicate", f"of {near.id}: {near.jaccard:.2f} of the shingles are common")
+        if self._same is not None:
+            self._same[key] = row.id
+        return None
+
+
+def _group(row: Problem | Chat | Trace | Pair | Text) -> str:
+    """Equal for rows that may be near duplicates: of one kind, mode, system message and with the same tool calls."""
+    if isinstance(row, Text):
+        return row.row
+    system = [turn.content for turn in row.messages if turn.role == "system"]
+    parts = [row.row, row.mode, row.flag, system, [turn.tool_calls for turn in row.messages if turn.tool_calls]]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _contamination_fault(row: Row, benchmarks: list[Benchmark]) -> Fault | None:
+    found = contamination(row, benchmarks)
+    if found is None:
+        return None
+    reason, overlap = found
+    return Fault(reason, f"{overlap.question}: {overlap.shared}"[:_LONGEST_DETAIL])
+
+
 def _fault(row: Row, settings: Sieve) -> Fault | None:
     fault = _thinking_fault(row) if settings.thinking_is_clean else None
     if fault is None and settings.gold_is_usable:
         fault = _gold_fault(row)
     if fault is None and settings.language is not None:
-        share = script_share(" ".join(_texts(row)), settings.language)
+        share = script_share(" ".join(all_texts(row)), settings.language)
         if share is not None and share < settings.min_script_share:
             fault = Fault(f"not {settings.language}", f"{share:.2f} of the letters")
     return fault
@@ -120,29 +170,14 @@ def _gold_fault(row: Row) -> Fault | None:
     return None
 
 
-_LONGEST_DETAIL = 200  # characters of a gold that are quoted
-
-
-def _texts(row: Row) -> list[str]:
-    """Everything that is said in the row, in order."""
-    if isinstance(row, Text):
-        return [row.text]
-    messages = row.prompt if isinstance(row, Completion) else row.messages
-    texts = [text for message in messages for text in (message.thinking or "", message.content)]
-    if isinstance(row, Completion):
-        texts.append(row.text)
-    elif isinstance(row, Trace):
-        texts += [row.thinking, row.answer]
-    elif isinstance(row, Pair):
-        texts += [part for side in (row.chosen, row.rejected) for part in (side.thinking or "", side.content)]
-    return texts
+_LONGEST_DETAIL = 200  # characters of a gold or of a shared text that are quoted
 
 
 def _key(row: Row) -> bytes:
     """Equal for rows of one kind that say the same in the same mode; white space does not count."""
     if isinstance(row, Completion):
         return row.id.encode()  # equal answers of a model are no duplicates
-    parts: list[object] = [row.row, *(" ".join(text.split()) for text in _texts(row))]
+    parts: list[object] = [row.row, *(" ".join(text.split()) for text in all_texts(row))]
     if not isinstance(row, Text):
         parts += [row.mode, row.flag, [(turn.role, turn.tool_calls) for turn in row.messages]]
     return hashlib.sha256(repr(parts).encode()).digest()

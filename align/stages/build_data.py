@@ -36,7 +36,7 @@ def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context
 
 def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
     """The kept rows; `check` walks them without a folder to write to."""
-    built = sieve(spec.builder.build(sources, seed, drops), spec.sieve, drops)
+    built = sieve(spec.builder.build(sources, seed, drops), spec.sieve, drops, sources)
     for number, row in enumerate(built, start=1):
         yield row
         if number == spec.limit:

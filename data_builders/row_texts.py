@@ -1,0 +1,43 @@
+"""What a row says, as text: everything, or only what it was asked."""
+
+from typing import Literal
+
+from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
+
+Part = Literal["question", "everything"]
+
+
+def all_texts(row: Row) -> list[str]:
+    """Everything that is said in the row, in order, empty texts included."""
+    if isinstance(row, Text):
+        return [row.text]
+    texts = [text for message in _turns(row) for text in (message.thinking or "", message.content)]
+    return texts + _own_texts(row)
+
+
+def part_of(row: Row, part: Part) -> str:
+    """The user turns (`question`), or every turn with its thinking but the system's, on lines of their own.
+
+    System turns are left out because the same one stands in every row. A Text row is its text.
+    """
+    if isinstance(row, Text):
+        return row.text
+    if part == "question":
+        return "\n".join(message.content for message in _turns(row) if message.role == "user")
+    texts = [text for one in _turns(row) if one.role != "system" for text in (one.thinking or "", one.content)]
+    return "\n".join(text for text in texts + _own_texts(row) if text)
+
+
+def _turns(row: Problem | Chat | Trace | Pair | Completion) -> list[Message]:
+    return row.prompt if isinstance(row, Completion) else row.messages
+
+
+def _own_texts(row: Problem | Chat | Trace | Pair | Completion) -> list[str]:
+    """What is said beside the turns."""
+    if isinstance(row, Completion):
+        return [row.text]
+    if isinstance(row, Trace):
+        return [row.thinking, row.answer]
+    if isinstance(row, Pair):
+        return [text for side in (row.chosen, row.rejected) for text in (side.thinking or "", side.content)]
+    return []

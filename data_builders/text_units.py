@@ -1,0 +1,23 @@
+"""The units texts are compared by: lower-case words, numbers and single CJK characters, with or without signs."""
+
+import re
+import unicodedata
+
+# Kana and Han: written without spaces, so that a character is what a word is elsewhere.
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
+_WORD_OR_SIGN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+|[^\w\s]|_")
+
+
+def words(text: str) -> list[str]:
+    """Words, numbers and CJK characters in order, lower case, widths folded (NFKC); signs are dropped."""
+    return _WORD.findall(_folded(text))
+
+
+def words_and_signs(text: str) -> list[str]:
+    """As `words`, with every sign as a unit of its own: `3-2` and `3+2` differ."""
+    return _WORD_OR_SIGN.findall(_folded(text))
+
+
+def _folded(text: str) -> str:
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower()
