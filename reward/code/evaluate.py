@@ -199,9 +199,8 @@ def _sum(values: Any, start: int | float = 0) -> Any:
     return sum(values, start)
 
 
-def _dict(*values: Any, **names: Any) -> dict[Any, Any]:
-    pairs = [value.items() if isinstance(value, dict) else value for value in values]
-    return build_dict([*(pairs[0] if pairs else ()), *names.items()])
+def _dict(pairs: Any = ()) -> dict[Any, Any]:
+    return build_dict(pairs.items() if isinstance(pairs, dict) else pairs)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -326,6 +325,10 @@ def supported(node: ast.AST, names: Set[str]) -> bool:
             supported(one, names) for one in (*node.args, *(keyword.value for keyword in node.keywords))
         )
     if isinstance(node, ast.expr) and type(node) not in _NODES and not isinstance(node, ast.Starred):
+        return False
+    if (isinstance(node, ast.BinOp) and type(node.op) not in _BINARY) or (
+        isinstance(node, ast.Dict) and None in node.keys
+    ):
         return False
     if isinstance(node, ast.Attribute):
         return isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in _CONSTANTS

@@ -6,6 +6,9 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+ENDS = frozenset({"syntax error", "function not defined", "crashed", "exited early", "memory limit"})
+"""What a candidate's cell may tell of its own end."""
+
 SYNTAX_STATUS = 112
 """How the cell of a program exits that does not compile."""
 

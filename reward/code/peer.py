@@ -5,8 +5,10 @@ import functools
 import secrets
 import types
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+from qwen_align.reward.code.frames import ClosedError, Frames, TooLargeError
+from qwen_align.reward.code.loading import ENDS
 from qwen_align.reward.code.remote import RefusedError, Remote, of_class, target
 from qwen_align.reward.code.values import MAX_BYTES, NotPlainError, decode, encode, read, write
 
@@ -19,11 +21,8 @@ class ForgedError(BaseException):
     """The other end broke the order of calls and answers, or its answer is no answer."""
 
 
-class Line(Protocol):
-    """Whole frames to and from the other cell."""
-
-    def send(self, body: bytes) -> None: ...
-    def receive(self) -> bytes: ...
+class EndedError(BaseException):
+    """The other end is gone; the message says how where it told."""
 
 
 class Peer:
@@ -32,10 +31,12 @@ class Peer:
     An answer repeats the random number of its call, so that nothing can be answered before it was asked.
     """
 
-    def __init__(self, line: Line, names: Callable[[str], Any] | None = None) -> None:
-        self.line = line
+    def __init__(self, frames: Frames, names: Callable[[str], Any] | None = None) -> None:
+        self.frames = frames
         self.names = names
         self.lent: list[Any] = []
+        self.trouble: BaseException | None = None
+        """The last error that was no answer. A test's bare `except:` may take it for what it waits for."""
 
     def serve(self) -> None:
         """Answers calls for as long as the other end lives."""
@@ -44,12 +45,21 @@ class Peer:
 
     def call(self, operation: str, on: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the other end gives; its exception is raised here as the nearest built-in one."""
+        try:
+            return self._called(operation, on, args, kwargs)
+        except (RefusedError, ForgedError, EndedError) as error:
+            self.trouble = error
+            raise
+
+    def _called(self, operation: str, on: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(self.trouble, ForgedError | EndedError):
+            raise self.trouble
         number = secrets.token_hex(8)
         try:
             arguments = [self._tree(args), self._tree(kwargs)]
         except NotPlainError:
             raise RefusedError from None
-        self.line.send(write(["call", number, operation, target(on), *arguments]))
+        self._send(write(["call", number, operation, target(on), *arguments]))
         while (message := self._message())[0] == "call":
             self._answer(message)
         kind, answered, *content = message
@@ -79,19 +89,29 @@ class Peer:
 
     def _message(self) -> list[Any]:
         try:
-            message = read(self.line.receive())
-        except NotPlainError:
+            message = read(self.frames.receive())
+        except ClosedError:
+            raise EndedError from None
+        except (NotPlainError, TooLargeError):
             raise ForgedError from None
         shape = [type(part) for part in message] if type(message) is list else []
         if shape[:2] != [str, str] or len(shape) != _LENGTHS.get(message[0]):
             raise ForgedError
+        if message[0] == "end":
+            raise EndedError(message[1]) if message[1] in ENDS else ForgedError
         return message  # type: ignore[no-any-return]
+
+    def _send(self, body: bytes) -> None:
+        try:
+            self.frames.send(body)
+        except ClosedError:
+            raise EndedError from None
 
     def _answer(self, message: list[Any]) -> None:
         if message[0] != "call":
             raise ForgedError
         _, number, operation, target, args, kwargs = message
-        self.line.send(self._result(number, operation, target, args, kwargs))
+        self._send(self._result(number, operation, target, args, kwargs))
 
     def _result(self, number: str, operation: str, target: Any, args: Any, kwargs: Any) -> bytes:
         on = self._target(operation, target)
@@ -162,7 +182,7 @@ class Peer:
         raise ForgedError
 
 
-_LENGTHS = {"call": 6, "value": 4, "raised": 4, "not plain": 2}
+_LENGTHS = {"call": 6, "value": 4, "raised": 4, "not plain": 2, "end": 2}
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda on, *args, **kwargs: on(*args, **kwargs),
     "get": getattr,

@@ -1,6 +1,7 @@
 """A completion's code run by the plan of its gold, and the verdict on it, all of it outside the candidate's cell."""
 
-import selectors
+import json
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,16 +10,15 @@ from qwen_align.reward.code.asserts import NoValueError, Outcome
 from qwen_align.reward.code.compare import lines
 from qwen_align.reward.code.evaluate import UnsupportedError
 from qwen_align.reward.code.frames import ClosedError, Frames, TooLargeError, TooLateError
-from qwen_align.reward.code.loading import SYNTAX_STATUS
+from qwen_align.reward.code.loading import ENDS, SYNTAX_STATUS
 from qwen_align.reward.code.plan import Calls, Plan, Programs, Script, Trial
 from qwen_align.reward.code.sandbox import Cell, Limits, Sandbox
-from qwen_align.reward.code.tested import TO_CANDIDATE
+from qwen_align.reward.code.tested import CLOSED
 from qwen_align.reward.code.values import NotPlainError, decode, read, write
 
 PASSED = "all tests passed"
 _CHEATS = frozenset({"forged record", "exited early"})
 _NO_VALUE = {"raised": "tests failed", "not plain": "value not plain data"}
-_ENDS = frozenset({"syntax error", "function not defined", "crashed", "exited early", "memory limit"})
 _ENDED = {
     "signal": "crashed",
     "time limit": "time limit",
@@ -26,7 +26,8 @@ _ENDED = {
     "output limit": "output limit",
 }
 _MAX_BYTES = 16 << 20  # of all values of one candidate, which are held here until it is judged
-_END_S = 1.0  # for the sandbox to tell how a cell ended that has closed its channel
+_TOLD_BYTES = 1 << 20  # a line for each of the asserts that run
+_END_S = 0.2  # for the sandbox to tell how a cell ended that has closed its channel
 
 
 class Score(NamedTuple):
@@ -125,25 +126,23 @@ class _Runner(NamedTuple):
             return PASSED if lines(ended.output.decode("utf-8", "replace")) == expected else "tests failed"
 
     def script(self, work: Script) -> Score:
-        """The score of test code in a cell of its own; both cells speak through here, and only the tests are heard."""
+        """The score of test code in a cell of its own, which speaks with the candidate's, and alone is heard here."""
         tests_job = write({**work._asdict(), "partial": self.partial})
-        with (
-            self.box.start("candidate", self.job("serve"), self.left()) as cell,
-            self.box.start("tests", tests_job, self.left()) as other,
-        ):
-            candidate, tests = Frames(cell.channel, self.deadline), Frames(other.channel, self.deadline)
-            passed = failed = 0
-            reason = PASSED
-            try:
-                if _record(candidate, cell) != ["ready"]:
-                    raise _StoppedError("forged record")
-                for said in _relayed(candidate, cell, tests, other):
-                    passed += said == PASSED
-                    failed += said != PASSED
-                    reason = said if reason == PASSED else reason
-            except _StoppedError as stop:
-                return _stopped(str(stop), passed, max(work.n_tests, passed + failed))
-        return Score(passed, passed + failed if reason == PASSED else max(work.n_tests, passed + failed), reason)
+        one_end, other_end = socket.socketpair()
+        with one_end, other_end:
+            cell = self.box.start("candidate", self.job("serve"), self.left(), channel=one_end)
+            limits = self.left()._replace(output_bytes=_TOLD_BYTES)
+            with cell, self.box.start("tests", tests_job, limits, channel=other_end) as tests:
+                ended = tests.end(self.deadline)
+                said, stopped = _told(ended.output)
+                stopped = _ENDED.get(ended.how, stopped)
+                if stopped == CLOSED:
+                    stopped = _how(cell)
+        n_tests = max(work.n_tests, len(said))
+        if stopped is not None:
+            return _stopped(stopped, said.count(PASSED), n_tests)
+        reason = next((one for one in said if one != PASSED), PASSED)
+        return Score(said.count(PASSED), len(said) if reason == PASSED else n_tests, reason)
 
     def left(self) -> Limits:
         """The limits with what time is left."""
@@ -157,20 +156,29 @@ def _stopped(reason: str, passed: int, n_tests: int) -> Score:
     return Score(passed, max(n_tests, passed + 1), reason)
 
 
+def _told(output: bytes) -> tuple[list[str], str | None]:
+    """What the tests' cell tells: the reason of each test, and why they stopped before they were done."""
+    said: list[str] = []
+    for line in output.splitlines():
+        try:
+            told = json.loads(line)
+        except ValueError:  # test code that wrote there itself
+            return said, "crashed"
+        match told:
+            case ["test", passed, reason]:
+                said.append(PASSED if passed else reason)
+            case ["stopped", reason]:
+                return said, str(reason)
+            case ["done"]:
+                return said, None
+    return said, "crashed"
+
+
 def _said(test: Trial, outcomes: Sequence[Outcome]) -> str:
     try:
         return PASSED if test.passes(outcomes) else "tests failed"
     except NoValueError as error:
         return str(error)
-
-
-def _send(frames: Frames, cell: Cell, body: bytes) -> None:
-    try:
-        frames.send(body)
-    except TooLateError:
-        raise _StoppedError("time limit") from None
-    except ClosedError:
-        raise _StoppedError(_how(cell)) from None
 
 
 def _record(frames: Frames, cell: Cell) -> Any:
@@ -184,7 +192,7 @@ def _record(frames: Frames, cell: Cell) -> Any:
     except (TooLargeError, NotPlainError):
         raise _StoppedError("forged record") from None
     if type(record) is list and len(record) == 2 and record[0] == "end":
-        raise _StoppedError(record[1] if type(record[1]) is str and record[1] in _ENDS else "forged record")
+        raise _StoppedError(record[1] if type(record[1]) is str and record[1] in ENDS else "forged record")
     return record
 
 
@@ -205,61 +213,3 @@ def _outcome(record: Any, number: int) -> Outcome:
 def _how(cell: Cell) -> str:
     ended = cell.end(time.monotonic() + _END_S)
     return _ENDED.get(ended.how, "exited early")
-
-
-def _relayed(candidate: Frames, cell: Cell, tests: Frames, other: Cell) -> Iterator[str]:
-    """Passes frames on between the cells, unread, until the tests are done; gives what they tell of each test."""
-    with selectors.DefaultSelector() as both:
-        both.register(cell.channel, selectors.EVENT_READ, (candidate, cell))
-        both.register(other.channel, selectors.EVENT_READ, (tests, other))
-        while True:
-            left = candidate.deadline - time.monotonic() if candidate.deadline is not None else None
-            ready = both.select(left)
-            if not ready:
-                raise _StoppedError("time limit")
-            for key, _ in ready:
-                frames, whose = key.data
-                _fill(frames, whose)
-                while (body := _next(frames)) is not None:
-                    if frames is candidate:
-                        _send(tests, other, _not_ended(body))
-                    elif body.startswith(TO_CANDIDATE):
-                        _send(candidate, cell, body[len(TO_CANDIDATE) :])
-                    elif (said := _told_by_tests(body)) is None:
-                        return
-                    else:
-                        yield said
-
-
-def _fill(frames: Frames, cell: Cell) -> None:
-    try:
-        frames.fill()
-    except ClosedError:
-        raise _StoppedError(_how(cell)) from None
-    except TooLateError:
-        raise _StoppedError("time limit") from None
-
-
-def _next(frames: Frames) -> bytes | None:
-    try:
-        return frames.ready()
-    except TooLargeError:
-        raise _StoppedError("forged record") from None
-
-
-def _not_ended(body: bytes) -> bytes:
-    """The frame, unless it tells that the candidate ended."""
-    if body.startswith(b'["end",'):
-        told = body[len(b'["end","') : -len(b'"]')].decode("ascii", "replace")
-        raise _StoppedError(told if told in _ENDS else "forged record")
-    return body
-
-
-def _told_by_tests(body: bytes) -> str | None:
-    """What the tests' cell tells of a test; None when they are done."""
-    match read(body):
-        case ["test", passed, why]:
-            return PASSED if passed else str(why)
-        case ["done"]:
-            return None
-    raise _StoppedError("forged record")

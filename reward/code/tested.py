@@ -2,66 +2,94 @@
 
 import ast
 import importlib
+import os
 import sys
 import types
 from typing import Any
 
-from qwen_align.reward.code.frames import Frames
-from qwen_align.reward.code.peer import ForgedError, Peer
+from qwen_align.reward.code.frames import ClosedError, Frames, TooLargeError
+from qwen_align.reward.code.loading import ENDS
+from qwen_align.reward.code.peer import EndedError, ForgedError, Peer
 from qwen_align.reward.code.remote import RefusedError, Remote
-from qwen_align.reward.code.values import write
+from qwen_align.reward.code.values import NotPlainError, read, write
 
-TO_CANDIDATE = b"R"
-"""Opens a frame that the owner passes on to the candidate; all others are for the owner."""
+CLOSED = "closed"
+"""Told of a candidate that ended without a word: its own cell knows how."""
 
 _PASSED, _FAILED = "_passed_", "_failed_"
 _TOLD = f"try:\n    pass\nexcept BaseException as _error_:\n    {_FAILED}(_error_)\nelse:\n    {_PASSED}()"
 
 
-class _Line:
-    """The candidate, behind the owner of both cells."""
-
-    def __init__(self, frames: Frames) -> None:
-        self.frames = frames
-
-    def send(self, body: bytes) -> None:
-        self.frames.send(TO_CANDIDATE + body)
-
-    def receive(self) -> bytes:
-        return self.frames.receive()
+class _StoppedError(BaseException):
+    """No further test can be run."""
 
 
 class _Counts:
-    """Tells the owner of each test that passed or failed."""
+    """Tells the owner, on a file of its own, of each test that passed or failed."""
 
-    def __init__(self, frames: Frames) -> None:
-        self.frames = frames
+    def __init__(self, peer: Peer, file: int) -> None:
+        self.peer = peer
+        self.file = file
+
+    def tell(self, *words: Any) -> None:
+        """One line of JSON."""
+        os.write(self.file, write(words) + b"\n")
 
     def passed(self) -> None:
-        self.frames.send(write(["test", True, ""]))
+        """A test came to its end: it passed, if nothing it took for an answer was none."""
+        if self.peer.trouble is None:
+            self.tell("test", True, "")
+        else:
+            self.failed(self.peer.trouble)
 
     def failed(self, error: BaseException) -> None:
-        """Tells of a test that raised; raises again what is not the test's to survive."""
-        if isinstance(error, ForgedError | MemoryError):
+        """A test raised; raises _StoppedError where no other can be run."""
+        error = self.peer.trouble or error
+        if isinstance(error, ForgedError | EndedError):
+            reason = "forged record" if isinstance(error, ForgedError) else str(error) or CLOSED
+            self.tell("stopped", reason)
+            raise _StoppedError
+        if isinstance(error, MemoryError | _StoppedError):
             raise error
-        refused = isinstance(error, RefusedError)
-        self.frames.send(write(["test", False, "value not plain data" if refused else "tests failed"]))
+        self.peer.trouble = None
+        self.tell("test", False, "value not plain data" if isinstance(error, RefusedError) else "tests failed")
 
 
-def run_tests(job: dict[str, Any], frames: Frames) -> None:
-    """Runs the tests of a job and tells its owner of each; ends with `done`, also where the test code itself fails."""
-    counts = _Counts(frames)
+def run_tests(job: dict[str, Any], frames: Frames, file: int) -> None:
+    """Runs the tests of a job and tells of each in the file, and then `done` or `stopped`."""
+    peer = Peer(frames)
+    counts = _Counts(peer, file)
     try:
-        module = _module(job, Peer(_Line(frames)))
+        _wait_for(frames, peer)
+        module = _module(job, peer)
         if job["entry"] is None:
             _run_list(job, module, counts)
         else:
             _run_check(job, module, counts)
-    except ForgedError:
-        frames.send(write(["forged"]))
+    except _StoppedError:
+        return
     except BaseException as error:  # noqa: BLE001 - test code may raise anything, and the verdict is then its failure
-        counts.failed(error)
-    frames.send(write(["done"]))
+        try:
+            counts.failed(error)
+        except _StoppedError:
+            return
+    counts.tell("done")
+
+
+def _wait_for(frames: Frames, peer: Peer) -> None:
+    """Returns when the candidate's code is loaded; what it tells instead is the trouble that all tests have."""
+    try:
+        told = read(frames.receive())
+    except ClosedError:
+        peer.trouble = EndedError()
+    except (NotPlainError, TooLargeError):
+        peer.trouble = ForgedError()
+    else:
+        if told != ["ready"]:
+            ended = type(told) is list and len(told) == 2 and told[0] == "end" and told[1] in ENDS
+            peer.trouble = EndedError(told[1]) if ended else ForgedError()
+    if peer.trouble is not None:
+        raise peer.trouble
 
 
 def _module(job: dict[str, Any], peer: Peer) -> types.ModuleType:

@@ -218,7 +218,7 @@ class _Decoder:
             return self.special(tree)
         try:
             return read_tag(self, content, depth)
-        except (TypeError, ValueError, KeyError, ArithmeticError, AttributeError):
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
             raise NotPlainError("wrong content") from None
 
     def values(self, content: Any, depth: int) -> list[Any]:
