@@ -457,10 +457,8 @@ def test_nothing_grows(isolation: str, request: pytest.FixtureRequest) -> None:
         run(box, "print(1)" if number % 2 else "import os\nos._exit(3)")
         with start(box, "while True: pass", Limits()):
             pass
-    end = time.monotonic() + 1.0
-    while counts(box) != before and time.monotonic() < end:
-        time.sleep(0.01)  # the server tells of an end before it closes its files
-    assert counts(box) == before
+    time.sleep(0.1)  # the server tells of an end before it closes its files
+    assert [after - one for after, one in zip(counts(box), before, strict=True) if after > one] == []
     assert memory_kib(server_of(box)) - memory < 256
 
 
