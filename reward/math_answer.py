@@ -18,7 +18,8 @@ from qwen_align.reward.math.layout import MAX_CHARS
 from qwen_align.reward.math.plain_number import MAX_DIGITS
 from qwen_align.reward.math.read import read
 from qwen_align.reward.math.scalars import is_defined
-from qwen_align.reward.math.units import ANY_WORD, Unit, letters_of
+from qwen_align.reward.math.unit_words import Unit
+from qwen_align.reward.math.units import ANY_WORD, letters_of
 from qwen_align.reward.math.values import Group, Matrix, Row, Scalar, Union, Value, Words
 from qwen_align.reward.math.written import written
 from qwen_align.reward.pool import UnservedError

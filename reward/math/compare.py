@@ -1,16 +1,27 @@
 """Whether an answer's value is the gold's; the gold's type decides what counts as the same."""
 
-from fractions import Fraction
-
 from qwen_align.reward.math.equations import same_zero_set
-from qwen_align.reward.math.names import base_of, name_of
+from qwen_align.reward.math.named import by_coordinate, named_values, same_named
 from qwen_align.reward.math.read import value_of
 from qwen_align.reward.math.regions import INEQUALITIES, Interval, Region, merged, region
 from qwen_align.reward.math.scalars import same_scalars, same_words
 from qwen_align.reward.math.units import agree as units_agree
-from qwen_align.reward.math.values import Chain, Choice, Doubts, Group, Matrix, Ratio, Row, Scalar, Union, Value, Words
+from qwen_align.reward.math.unordered import same_items
+from qwen_align.reward.math.values import (
+    Chain,
+    Choice,
+    Doubts,
+    Group,
+    Matrix,
+    Ratio,
+    Row,
+    Scalar,
+    Union,
+    Value,
+    Words,
+    items_in,
+)
 
-MAX_PAIRS = 900  # comparisons of items without order: thirty against thirty
 _DOWNWARD = {">": "<", r"\ge": r"\le"}
 
 
@@ -26,7 +37,7 @@ def agree(gold: Value, said: Value, doubts: Doubts | None) -> bool:
     if isinstance(gold, Union) or isinstance(said, Union):
         return _same_region(gold, said, doubts)
     if isinstance(gold, Group) or isinstance(said, Group):
-        return _groups(_items(gold), _items(said), doubts)
+        return same_items(items_in(gold), items_in(said), doubts, agree)
     return _same_kind(gold, said, doubts)
 
 
@@ -67,10 +78,6 @@ def _cross(a: str, b: str, c: str, d: str) -> str:
     return rf"{a}\cdot{d}-{b}\cdot{c}"
 
 
-def _items(value: Value) -> tuple[Value, ...]:
-    return value.items if isinstance(value, Group) else (value,)
-
-
 def _is_one_choice(gold: Choice, said: Choice) -> bool:
     """Whether what stands beside the letter names no other option and is not another text than the gold's."""
     if not said.rest or said.rest == gold.rest:
@@ -91,46 +98,6 @@ def _rows(gold: Row, said: Row, doubts: Doubts | None) -> bool:
 
 def _in_order(golds: list[Value] | list[Row], saids: list[Value] | list[Row], doubts: Doubts | None) -> bool:
     return len(golds) == len(saids) and all(agree(one, other, doubts) for one, other in zip(golds, saids, strict=True))
-
-
-def _groups(golds: tuple[Value, ...], saids: tuple[Value, ...], doubts: Doubts | None) -> bool:
-    """Whether each is one of the others, both ways; said twice is said once."""
-    if not golds or not saids:
-        return not golds and not saids
-    ones, others = _numbers(golds), _numbers(saids)
-    if ones is not None and others is not None and ones == others:
-        return True
-    golds, saids = tuple(dict.fromkeys(golds)), tuple(dict.fromkeys(saids))
-    if len(golds) * len(saids) > MAX_PAIRS or len(saids) > 2 * len(golds) + 2:
-        return set(golds) == set(saids)
-    return _each_is_among(golds, saids, doubts, swapped=False) and _each_is_among(saids, golds, doubts, swapped=True)
-
-
-def _numbers(items: tuple[Value, ...]) -> frozenset[Fraction] | None:
-    numbers = [item.number for item in items if isinstance(item, Scalar) and item.unit is None]
-    known = frozenset(number for number in numbers if number is not None)
-    return known if len(numbers) == len(items) and None not in numbers else None
-
-
-def _each_is_among(
-    items: tuple[Value, ...], others: tuple[Value, ...], doubts: Doubts | None, *, swapped: bool
-) -> bool:
-    for item in items:
-        alike = [other for other in others if isinstance(other, Group) == isinstance(item, Group)]
-        pairs = [(other, item) if swapped else (item, other) for other in alike]
-        if any(agree(gold, said, None) for gold, said in pairs):
-            continue
-        if doubts is None or not any(_with_doubts(gold, said, doubts) for gold, said in pairs):
-            return False
-    return True
-
-
-def _with_doubts(gold: Value, said: Value, doubts: Doubts) -> bool:
-    n_before = len(doubts)
-    if agree(gold, said, doubts):
-        return True
-    del doubts[n_before:]
-    return False
 
 
 def _ratios(gold: Ratio, said: Ratio) -> bool:
@@ -165,10 +132,10 @@ def _has_chain(value: Value) -> bool:
 
 
 def _related(gold: Value, said: Value, doubts: Doubts | None) -> bool:
-    golds, saids = named_values(gold, of_a_gold=True), named_values(said, of_a_gold=False)
+    golds, saids = named_values(gold, agree, of_a_gold=True), named_values(said, agree, of_a_gold=False)
     if golds is not None and saids is not None and len(golds) != len(saids):
-        golds, saids = _by_coordinate(golds), _by_coordinate(saids)
-    if golds is not None and saids is not None and _named(golds, saids, doubts):
+        golds, saids = by_coordinate(golds), by_coordinate(saids)
+    if golds is not None and saids is not None and same_named(golds, saids, doubts, agree):
         return True
     if _is_inequality(gold) or _is_inequality(said):
         wanted, found = region(gold, of_a_gold=True), region(said, of_a_gold=False)
@@ -177,7 +144,7 @@ def _related(gold: Value, said: Value, doubts: Doubts | None) -> bool:
     if isinstance(gold, Chain) and isinstance(said, Chain):
         return _chains(gold, said)
     if isinstance(gold, Group) and isinstance(said, Group) and (golds is None or saids is None):
-        return _groups(gold.items, said.items, None)
+        return same_items(gold.items, said.items, None, agree)
     if isinstance(said, Chain):
         return not isinstance(gold, Chain) and _is_worked_out(gold, said)
     return isinstance(gold, Chain) and _is_a_stated_number(gold, said)
@@ -194,81 +161,8 @@ def _is_a_stated_number(gold: Chain, said: Value) -> bool:
 
 def _is_inequality(value: Value) -> bool:
     return any(
-        isinstance(one, Chain) and set(one.relations) & (INEQUALITIES | {r"\in"}) for one in _items(value)
+        isinstance(one, Chain) and set(one.relations) & (INEQUALITIES | {r"\in"}) for one in items_in(value)
     ) or isinstance(value, Union)
-
-
-def named_values(value: Value, *, of_a_gold: bool) -> list[tuple[str, Value]] | None:
-    """Each value with the name it is given ("" for none), None if there is a relation that gives no name."""
-    entries: list[tuple[str, Value]] = []
-    for item in _items(value):
-        if not isinstance(item, Chain):
-            entries.append((entries[-1][0] if entries else "", item))
-            continue
-        named = _name_and_value(item, of_a_gold)
-        if named is None:
-            return None
-        entries += [(named[0], inner) for inner in (_items(named[1]) or (named[1],))]
-    return entries
-
-
-def _name_and_value(chain: Chain, of_a_gold: bool) -> tuple[str, Value] | None:
-    sides, relations = chain
-    if set(relations) != {"="} and relations != (r"\in",):
-        return None
-    values = [value_of(side) for side in sides[1:]]
-    name = name_of(sides[0], of_a_gold=of_a_gold or isinstance(values[-1], Ratio))
-    if name is None and len(sides) == 2 and relations == ("=",):  # `5 = x`
-        left = value_of(sides[0])
-        if isinstance(left, Scalar) and left.number is not None:
-            name, values = name_of(sides[1], of_a_gold=of_a_gold), [left]
-    last = values[-1]
-    if name is None or last is None or any(one is None or not agree(last, one, None) for one in values[:-1]):
-        return None
-    return name, last
-
-
-def _by_coordinate(entries: list[tuple[str, Value]]) -> list[tuple[str, Value]]:
-    """`(x, y) = (1, 2)` as `x = 1, y = 2`."""
-    name, value = entries[0]
-    names = name.strip("()").split(",")
-    if len(entries) == 1 and name.startswith("(") and isinstance(value, Row) and len(names) == len(value.items):
-        return list(zip(names, value.items, strict=True))
-    return entries
-
-
-def _named(golds: list[tuple[str, Value]], saids: list[tuple[str, Value]], doubts: Doubts | None) -> bool:
-    gold_names, said_names = {name for name, _ in golds}, {name for name, _ in saids}
-    gold_values, said_values = tuple(value for _, value in golds), tuple(value for _, value in saids)
-    if "" not in gold_names and "" not in said_names:
-        if len(golds) == len(saids) == 1:
-            return _one_name(*gold_names, *said_names) and agree(gold_values[0], said_values[0], doubts)
-        return _pairs_match(golds, saids) and _pairs_match(saids, golds)
-    if len({base_of(name) for name in gold_names}) == len({base_of(name) for name in said_names}) == 1:
-        return _groups(gold_values, said_values, doubts)
-    if len(golds) == len(saids):
-        return _in_order(list(gold_values), list(said_values), doubts)
-    # `x = 1, y = 2` says the point (1, 2)
-    point, others, names = (
-        (gold_values[0], said_values, [name for name, _ in saids])
-        if len(golds) == 1
-        else (said_values[0], gold_values, [name for name, _ in golds])
-    )
-    if isinstance(point, Row) and min(len(golds), len(saids)) == 1 and names == sorted(set(names)):
-        row = Row("(", tuple(others), ")")
-        return agree(point, row, doubts) if len(golds) == 1 else agree(row, point, doubts)
-    return False
-
-
-def _one_name(one: str, other: str) -> bool:
-    """Whether two names are one; a function's value may be called `y` or `f(x)`."""
-    return one == other or {one, other} in ({"y", "f(x)"}, {"y", "y(x)"}, {"y", "g(x)"})
-
-
-def _pairs_match(some: list[tuple[str, Value]], others: list[tuple[str, Value]]) -> bool:
-    return len(some) * len(others) <= MAX_PAIRS and all(
-        any(name == other_name and agree(value, other, None) for other_name, other in others) for name, value in some
-    )
 
 
 def _chains(gold: Chain, said: Chain) -> bool:
@@ -316,14 +210,14 @@ def _same_region(gold: Value, said: Value, doubts: Doubts | None) -> bool:
     if wanted is not None and found is not None:
         return _regions(wanted, found, doubts)
     if isinstance(gold, Union) and isinstance(said, Union):
-        return _groups(gold.parts, said.parts, None) and _groups(gold.without, said.without, None)
+        return same_items(gold.parts, said.parts, None, agree) and same_items(gold.without, said.without, None, agree)
     return False
 
 
 def _regions(gold: Region, said: Region, doubts: Doubts | None) -> bool:
     if gold.name and said.name and gold.name != said.name:
         return False
-    return _groups(_as_rows(merged(gold.intervals)), _as_rows(merged(said.intervals)), doubts)
+    return same_items(_as_rows(merged(gold.intervals)), _as_rows(merged(said.intervals)), doubts, agree)
 
 
 def _as_rows(intervals: tuple[Interval, ...]) -> tuple[Value, ...]:

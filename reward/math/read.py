@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from qwen_align.reward.math.layout import MAX_CHARS, ROW_BREAK, layout
+from qwen_align.reward.math.layout import MAX_CHARS, layout
+from qwen_align.reward.math.matrices import matrix_cells
 from qwen_align.reward.math.plain_number import MAX_DIGITS, plain_number, spelled_number
 from qwen_align.reward.math.split import (
     bracket_items,
@@ -21,7 +22,6 @@ from qwen_align.reward.math.units import measured
 from qwen_align.reward.math.values import (
     Based,
     Chain,
-    Choice,
     Group,
     Matrix,
     Ratio,
@@ -31,39 +31,25 @@ from qwen_align.reward.math.values import (
     Value,
     Words,
 )
+from qwen_align.reward.math.words import STOP_WORDS, choice_or_words, fold
 from qwen_align.reward.math.wrappers import unwrapped
 
 _MAX_DEPTH = 12  # brackets in brackets that are read as sets and points; deeper is an expression
 _MAX_SIGNS = 3  # plus-minus signs that are expanded, to eight values
 
-_CHOICE = re.compile(
-    r"(?:(?:option|choice|选项|选)\s*)?(?:\(([A-Z])\)|([A-Z])[.):]?|\(([A-Z])\)[.:]?\s*(\S.*)|([A-Z])(?:[.)]\s*|[:]\s+)(\S.*))",
-    re.IGNORECASE,
-)
 _BASED = re.compile(
     r"(-?)(?:([0-9A-Za-z]*[0-9][0-9A-Za-z]*(?:\.[0-9A-Za-z]+)?)|\(([0-9A-Za-z]+)\))"
     r" ?_ ?(?:([0-9])|\{ ?(?:\\text\{)? ?([0-9]{1,2}|[a-z]+) ?\}{1,2})"
 )
-_MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|smallmatrix|array)\}((?:(?!\\begin|\\end).)*)\\end\{\1\}")
 _SPACED_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _NAMED_POINT = re.compile(r"[A-Z]'? ?(\([^()]*[,;][^()]*\))")
-_LABELLED = re.compile(r"\\text\{ ?\(?([A-Z])[).:]+ ?\} ?(\S.*)")
-_CHINESE_MEASURED = re.compile(r"([零〇一二两三四五六七八九十百千万亿点]+)([^零〇一二两三四五六七八九十百千万亿点].*)")
 _AND = re.compile(r"and|且|\\text\{\s*,?\s*and\s*\}")
 _ONE_THOUSANDS = re.compile(r"[^,;]*(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])[^,;]*")
-_KINDS = {"vmatrix": "determinant", "Vmatrix": "norm"}
-_COLUMNS = re.compile(r"\s*\{[lcr| ]*\}")
-_ALPHABETIC = re.compile(r"[A-Za-z一-鿿\u3040-\u30ff\uac00-\ud7af' .]+")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_LETTER_RUN = re.compile(r"[A-Za-z]{2,}")
 _LONG_RUN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _FUNCTION_WORDS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm max min mod sqrt pi frac asin "
     "acos atan abs floor ceil det oo inf theta alpha beta gamma infty".split()
-)
-_STOP_WORDS = frozenset(
-    "or and not no if is of to in on at so as by be an we it he up do are the for any all but one two has can may "
-    "yes nor its was".split()
 )
 _REALS = re.compile(
     r"\\mathbb ?\{ ?R ?\}|\\mathbb R|\\mathbf ?\{ ?R ?\}|\\R|\\Re|(?:the set of )?all (?:the )?real(?:s| numbers)?"
@@ -100,7 +86,7 @@ def value_of(text: str, letters: frozenset[str] = frozenset(), depth: int = 0) -
         return Scalar(text, number)
     if depth > _MAX_DEPTH:
         return Scalar(text)
-    for reader in (_named_set, _choice_or_words, _list, _chain, _sets, _matrix, _bracketed, _signs, _digits, _ratio):
+    for reader in (_named_set, _option_or_words, _list, _chain, _sets, _matrix, _bracketed, _signs, _digits, _ratio):
         found = reader(text, letters, depth)
         if found is not None:
             return found
@@ -117,42 +103,8 @@ def _named_set(text: str, letters: frozenset[str], depth: int) -> Value | None:
     return None
 
 
-def _choice_or_words(text: str, letters: frozenset[str], depth: int) -> Value | None:
-    if labelled := _LABELLED.fullmatch(text):
-        return Choice(labelled[1], labelled[2])
-    if len(text) > 1 and text[0] in "([" and text[1] == text[1].lower():
-        return None
-    if found := _CHOICE.fullmatch(text):
-        letter = found[1] or found[2] or found[3] or found[5]
-        if letter.isupper():
-            return Choice(letter, (found[4] or found[6] or "").strip())
-    if _ALPHABETIC.fullmatch(text) and len(list_items(text)) == 1 and len(ratio_parts(text)) == 1:
-        return _words(text)
-    return None
-
-
-def _words(text: str) -> Value | None:
-    if text.isascii() and all(len(letter) == 1 for letter in text.split()):
-        return None  # `x y z` is a product
-    folded = fold(text)
-    number = spelled_number(folded)
-    if number is not None:
-        return Scalar(text, number)
-    if not text.isascii() and (found := _CHINESE_MEASURED.fullmatch(text)):
-        number, unit = spelled_number(found[1]), measured("1" + found[2]).unit
-        if number is not None and unit is not None:
-            return Scalar(str(number), number, unit)
-    if not text.isascii() and folded.startswith("百分之") and (number := spelled_number(folded[3:])) is not None:
-        return Scalar(str(number), number, measured("1%").unit)
-    return Words(folded, text) if " " in text or _LETTER_RUN.fullmatch(text) or not text.isascii() else None
-
-
-def fold(text: str) -> str:
-    """A text in lower case without its article; short capitals such as `AB` name points and keep their case."""
-    if (text.isupper() and len(text) <= 3) or len(text) <= 2:
-        return text.lower() if text.lower() in _STOP_WORDS else text
-    words = text.lower().split()
-    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+def _option_or_words(text: str, letters: frozenset[str], depth: int) -> Value | None:
+    return choice_or_words(text)
 
 
 def _list(text: str, letters: frozenset[str], depth: int) -> Value | None:
@@ -206,30 +158,11 @@ def _sets(text: str, letters: frozenset[str], depth: int) -> Value | None:
 
 
 def _matrix(text: str, letters: frozenset[str], depth: int) -> Value | None:
-    found = _MATRIX.search(text)
-    if found is None or found.end() != len(text):
-        return _fenced_matrix(text, letters, depth)
-    factor = text[: found.start()].strip().removesuffix(r"\cdot").strip()
-    body = _COLUMNS.sub("", found[2], count=1) if found[1] == "array" else found[2]
-    rows = [row.strip() for row in body.replace(r"\hline", "").split(ROW_BREAK)]
-    cells = [[cell.strip() for cell in row.split("&")] for row in rows if row]
-    kind = _KINDS.get(found[1], "matrix")
-    if factor:
-        if kind != "matrix" or relation_sides(factor)[1]:
-            return None
-        factor = "-1" if factor == "-" else factor
-        cells = [[f"({factor})\\cdot({cell})" for cell in row] for row in cells]
-    values = [tuple(value_of(cell, letters, depth + 1) or Words("?") for cell in row) for row in cells]
-    return Matrix(kind, tuple(values)) if values else None
-
-
-def _fenced_matrix(text: str, letters: frozenset[str], depth: int) -> Value | None:
-    """A matrix between brackets of its own: `[\\begin{array}...\\end{array}]`."""
-    if text[:1] in ("(", "[", "|") and text[1:].lstrip().startswith(r"\begin{") and text[-1:] in (")", "]", "|"):
-        inner = _matrix(text[1:-1].strip(), letters, depth + 1)
-        if isinstance(inner, Matrix):
-            return Matrix("determinant", inner.rows) if text[0] == "|" else inner
-    return None
+    found = matrix_cells(text) if r"\begin" in text else None
+    if found is None:
+        return None
+    kind, cells = found
+    return Matrix(kind, tuple(tuple(value_of(cell, letters, depth + 1) or Words("?") for cell in row) for row in cells))
 
 
 def _bracketed(text: str, letters: frozenset[str], depth: int) -> Value | None:
@@ -315,7 +248,7 @@ def _scalar(text: str, letters: frozenset[str], depth: int) -> Value | None:
 def _expression(text: str) -> Value | None:
     plain = _TEXT.sub(r" \1 ", text) if r"\text" in text else text
     for run in _LONG_RUN.findall(plain):
-        if run.lower() in _STOP_WORDS or (
+        if run.lower() in STOP_WORDS or (
             len(run) > 3 and run.lower() not in _FUNCTION_WORDS and list(run) != sorted(run)
         ):
             return Words(fold(plain), plain)

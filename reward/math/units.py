@@ -5,132 +5,15 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-# dimension: factor name other-names ...; exact by definition (SI brochure; international yard and pound, 1959).
-_MEASURES = """
-length 1/1000000000 nanometer nanometre nm
-length 1/1000000 micrometer micrometre micron um
-length 1/1000 millimeter millimetre mm 毫米
-length 1/100 centimeter centimetre cm 厘米
-length 1/10 decimeter decimetre dm 分米
-length 1 meter metre m 米
-length 1000 kilometer kilometre km kms 千米 公里
-length 127/5000 inch inches in
-length 381/1250 foot feet ft
-length 1143/1250 yard yd yds
-length 201168/125 mile mi 英里
-length 1852 nautical_mile
-mass 1/1000000 milligram mg 毫克
-mass 1/1000 gram gramme g gm gms gr 克
-mass 1 kilogram kg kgs 千克 公斤
-mass 45359237/100000000 pound lb lbs 磅
-mass 45359237/1600000000 ounce oz
-mass 1/2 斤
-mass 1000 tonne 吨
-mass-ton 1 ton
-time 1/1000 millisecond ms
-time 1 second sec secs s 秒 秒钟
-time 60 minute min mins 分钟
-time 3600 hour hr hrs h 小时
-time 86400 day d 天 日
-time 604800 week wk wks 周 星期
-month 1 month 个月 月
-month 12 year yr yrs 年
-month 120 decade
-month 1200 century centuries
-volume 1/1000 liter litre l L 升
-volume 1/1000000 milliliter millilitre ml mL 毫升
-volume-us 1 cup
-volume-us 2 pint
-volume-us 4 quart qt
-volume-us 16 gallon gal
-teaspoon 1 teaspoon tsp
-teaspoon 3 tablespoon tbsp
-area 10000 hectare ha 公顷
-area-us 1 acre
-degree 1 degree deg ° 度
-degree 1/60 arcminute
-radian 1 radian rad
-celsius 1 °C C celsius 摄氏度
-fahrenheit 1 °F F fahrenheit 华氏度
-kelvin 1 K kelvin
-percent 1 % percent percentage pct
-money-usd 1 $ dollar usd bucks 美元
-money-usd 1/100 cent ¢
-money-usd 1/100 penny pennies
-money-usd 1/20 nickel
-money-usd 1/10 dime
-money-eur 1 euro € eur 欧元
-money-gbp 1 £ gbp pound_sterling 英镑
-money-cny 1 yuan ¥ 元 rmb cny 块 块钱 人民币 圆
-money-cny 1/10 jiao 角
-money-cny 1/100 fen 分
-money-inr 1 rupee rs ₹ inr
-money-jpy 1 yen 日元
-money-peso 1 peso
-newton 1 newton N 牛 牛顿
-joule 1 joule J
-joule 1000 kilojoule kJ
-watt 1 watt W
-watt 1000 kilowatt kW
-volt 1 volt V
-ampere 1 ampere amp A
-ohm 1 ohm \\Omega
-hertz 1 hertz Hz
-pascal 1 pascal Pa
-mole 1 mole mol
-unit 1 unit 单位
-clock-am 1 am a.m. a.m
-clock-pm 1 pm p.m. p.m
-byte 1 byte
-bit 1 bit
-"""
-# Counted things: a unit only after a number. A word that changes the number (dozen, pair, half) must not be here.
-_COUNTED = """
-apple orange banana pear peach plum mango grape lemon melon watermelon strawberry cherry berry pineapple tomato potato
-carrot onion cabbage vegetable fruit nut egg cookie cake pie cupcake brownie muffin donut doughnut candy chocolate
-lollipop sweet biscuit cracker pizza slice sandwich burger hamburger taco bagel bread loaf meal snack drink bottle can
-jar box bag basket bucket crate case carton pack packet package container tray plate bowl glass pot pan spoon fork
-knife napkin towel blanket pillow sheet shirt sock shoe hat coat jacket dress skirt glove scarf button coin stamp card
-marble ball balloon toy doll block bead sticker book page chapter word letter notebook magazine newspaper pencil pen
-crayon marker eraser ruler paper envelope photo picture painting poster ticket token point goal game match round inning
-player team member student pupil teacher child children kid boy girl man men woman women people person adult friend
-guest visitor passenger customer worker employee soldier doctor nurse farmer driver animal dog cat puppy kitten bird
-chicken hen duck goose geese turkey cow horse pig sheep goat rabbit mouse mice fish shark whale frog turtle snake
-lizard bee butterfly ant spider insect bug tree plant flower rose tulip daisy seed leaf leaves branch bush garden field
-farm house home room floor door window wall tile brick chair table desk bed sofa lamp shelf shelves car truck bus
-buses bike bicycle motorcycle train plane airplane boat ship trip lap mile_marker step stair block_of_flats street
-store shop school class classroom group row column line segment side edge face vertex vertices corner diagonal angle
-triangle square rectangle circle cube sphere polygon digit number integer solution root value factor divisor multiple
-prime term element subset set function way arrangement permutation combination outcome possibility choice option
-sequence path route color colour pair_of_shoes chip disk disc lamp_post bulb light battery machine computer phone
-device problem question answer song movie show video call message email vote piece item object thing unit part time
-hit run mark score grade pebble rock stone shell seashell crystal gem diamond ring bracelet necklace feather stick log
-board pole post flag sign rope string ribbon bale sack barrel tank pool lake river island city town state country
-night evening morning shift session lesson practice minute_hand squirrel monkey lion tiger elephant bear camel
-penguin dinosaur dragon handshake scoop serving portion dish spool toothpick straw lily pad kilocalorie calorie
-个 人 只 本 张 支 棵 条 头 匹 辆 台 件 块 朵 颗 粒 名 位 盒 箱 袋 瓶 杯 碗 盘 枝 把 间 层 页 道 题 次
-种 组 排 行 列 座 架 艘 套 双 对 岁 倍 分 个人 种方法 个苹果
-"""
+from qwen_align.reward.math.unit_words import POWER_WORDS, SCALES, UNITS, Unit, known_word
+
 ANY_WORD = "*"  # among `letters`: the text is a gold, whose unit may be any word
 _NO_UNITS = frozenset("squared cubed factorial mod over plus minus times divided root not none half double".split())
-_POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3}
 _ASIDES = frozenset(
     "of the a an each total different distinct possible old long tall high wide deep away more fewer new red blue "
     "green yellow black white".split()
 )
 _SPEEDS = frozenset({"m/s", "m/s^2", "m/s^{2}"})  # the one compound of single letters that is read without \\text
-_SCALES = {
-    "hundred": 10**2,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "dozen": 12,
-    "百": 10**2,
-    "千": 10**3,
-    "万": 10**4,
-    "亿": 10**8,
-}
 _SIGN_UNITS = {name: name.lower() for name in ("USD", "RMB", "CNY", "EUR", "GBP", "Rs")} | {
     r"\$": "$",
     "$": "$",
@@ -141,13 +24,6 @@ _SIGN_UNITS = {name: name.lower() for name in ("USD", "RMB", "CNY", "EUR", "GBP"
 }
 
 
-class Unit(NamedTuple):
-    """`factor` base units of the dimensions; two units agree when their dimensions do."""
-
-    factor: Fraction
-    dimensions: tuple[tuple[str, int], ...]
-
-
 class Measured(NamedTuple):
     """`text` is what is left before the unit; it is to be multiplied by `scale` (of `million`, `dozen`)."""
 
@@ -156,22 +32,6 @@ class Measured(NamedTuple):
     scale: int = 1
 
 
-_NAMED_DIMENSIONS = {"volume": ("length", 3), "area": ("length", 2)}
-
-
-def _listed() -> dict[str, Unit]:
-    speed = (("length", 1), ("time", -1))
-    units = {"mph": Unit(Fraction(201168, 125 * 3600), speed), "kph": Unit(Fraction(1000, 3600), speed)}
-    for line in _MEASURES.strip().splitlines():
-        dimension, factor, *names = line.split()
-        for name in names:
-            units[name] = Unit(Fraction(factor), (_NAMED_DIMENSIONS.get(dimension, (dimension, 1)),))
-    for word in _COUNTED.split():
-        units.setdefault(word, Unit(Fraction(1), ((word, 1),)))
-    return units
-
-
-_UNITS = _listed()
 _TAIL = re.compile(
     r"(?:\\text\{[^{}\\]*\}|\\%|\\Omega(?![A-Za-z])|(?<![A-Za-z\\_])[A-Za-z]+\.?(?![A-Za-z])|°[CF]?|[%¢€£¥₹一-鿿]"
     r"|\^(?:-?[1-4]|\{-?[1-4]\})|\\cdot ?|[/ ]|(?<=[0-9}])-(?=[a-z]))+$"
@@ -229,8 +89,8 @@ def letters_of(unit: Unit | None) -> frozenset[str]:
     if unit is None:
         return frozenset()
     wanted = {dimension for dimension, _ in unit.dimensions}
-    named = (name for name, one in _UNITS.items() if len(name) == 1 and one.dimensions[0][0] in wanted)
-    return frozenset([*named, *(dimension for dimension in wanted if dimension not in _UNITS)])
+    named = (name for name, one in UNITS.items() if len(name) == 1 and one.dimensions[0][0] in wanted)
+    return frozenset([*named, *(dimension for dimension in wanted if dimension not in UNITS)])
 
 
 def _alike(unit: Unit) -> tuple[tuple[str, int], ...]:
@@ -252,7 +112,7 @@ def _read_unit(tail: str, letters: frozenset[str], after_number: bool) -> Measur
     scale, power, sign = 1, 1, 1
     is_speed = after_number and tail.replace(" ", "") in _SPEEDS
     for said, exponent, is_text in _pieces(tail):
-        word = said.rstrip(".") if said.rstrip(".") in _POWER_WORDS else said
+        word = said.rstrip(".") if said.rstrip(".") in POWER_WORDS else said
         if word == "/" or word == "per":
             if not words:
                 return None
@@ -261,10 +121,10 @@ def _read_unit(tail: str, letters: frozenset[str], after_number: bool) -> Measur
             if not words:
                 return None
             words[-1] = (words[-1][0], words[-1][1] * exponent)
-        elif word in _SCALES and not words:
-            scale *= _SCALES[word]
-        elif word in _POWER_WORDS:
-            power = _POWER_WORDS[word]
+        elif word in SCALES and not words:
+            scale *= SCALES[word]
+        elif word in POWER_WORDS:
+            power = POWER_WORDS[word]
         elif word in ("squared", "cubed") and words:
             words[-1] = (words[-1][0], words[-1][1] * (2 if word == "squared" else 3))
         elif word in _ASIDES:
@@ -310,10 +170,10 @@ def _pieces(tail: str) -> list[tuple[str, int, bool]]:
 
 def _chinese(word: str) -> list[str]:
     """平方厘米 is 平方 and 厘米, 名学生 is 名 with what is counted; other words stay whole."""
-    if word not in _UNITS and word[0] in _CLASSIFIERS and len(word) <= _LONGEST_COUNTED:
+    if word not in UNITS and word[0] in _CLASSIFIERS and len(word) <= _LONGEST_COUNTED:
         return [word[0]]
     for head in ("平方", "立方", "万", "亿", "千", "百"):
-        if word.startswith(head) and word != head and word not in _UNITS:
+        if word.startswith(head) and word != head and word not in UNITS:
             return [head, *_chinese(word[len(head) :])]
     return [word]
 
@@ -322,7 +182,7 @@ def _is_unit(word: str, letters: frozenset[str], is_text: bool) -> bool:
     if word in letters or _singular(word) in letters:
         return True
     if len(word) == 1 and word.isascii() and word.isalpha():
-        return is_text and word in _UNITS
+        return is_text and word in UNITS
     if (
         ANY_WORD in letters
         and len(word) > 2
@@ -331,33 +191,19 @@ def _is_unit(word: str, letters: frozenset[str], is_text: bool) -> bool:
         and word.lower() not in _NO_UNITS
     ):
         return True
-    return _known(word) is not None
+    return known_word(word) is not None
 
 
 def _singular(word: str) -> str:
     return word.lower().removesuffix("s")
 
 
-def _known(word: str) -> str | None:
-    """The listed form of a word: as it is, in lower case, without its full stop or its plural ending."""
-    lower = word.lower()
-    forms = [word, word.rstrip("."), lower, lower.rstrip(".")]
-    bare = lower.rstrip(".")
-    if bare.endswith("s") and len(bare) > 3:
-        forms += [bare[:-1]]
-        if bare.endswith("es"):
-            forms += [bare[:-2]]
-        if bare.endswith("ies"):
-            forms += [bare[:-3] + "y"]
-    return next((form for form in forms if form in _UNITS and (len(form) > 1 or form == word)), None)
-
-
 def _unit_of(words: list[tuple[str, int]]) -> Unit:
     factor = Fraction(1)
     dimensions: dict[str, int] = {}
     for word, power in words:
-        known = _known(word)
-        one = _UNITS[known] if known else Unit(Fraction(1), ((_singular(word), 1),))
+        known = known_word(word)
+        one = UNITS[known] if known else Unit(Fraction(1), ((_singular(word), 1),))
         factor *= one.factor**power
         for dimension, exponent in one.dimensions:
             dimensions[dimension] = dimensions.get(dimension, 0) + exponent * power

@@ -1,9 +1,10 @@
 """What an answer can be: a small closed set of typed values, as read from text. Nothing here is evaluated."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
-from qwen_align.reward.math.units import Unit
+from qwen_align.reward.math.unit_words import Unit
 
 
 class Scalar(NamedTuple):
@@ -84,3 +85,11 @@ Doubts = list[tuple[str, str]]
 """Pairs of expressions, a gold's and an answer's, that are left to the fallback."""
 
 Value = Scalar | Words | Choice | Row | Group | Union | Matrix | Chain | Based | Ratio
+
+Agree = Callable[[Value, Value, Doubts | None], bool]
+"""`compare.agree`, which the modules below it call for the parts of a value."""
+
+
+def items_in(value: Value) -> tuple[Value, ...]:
+    """The items of a list, a single value as a list of one."""
+    return value.items if isinstance(value, Group) else (value,)

@@ -1,7 +1,9 @@
 """One spelling for equal answers, to count votes by."""
 
+from qwen_align.reward.math.compare import agree
 from qwen_align.reward.math.exact import rational
 from qwen_align.reward.math.expression import parse
+from qwen_align.reward.math.named import named_values
 from qwen_align.reward.math.regions import INEQUALITIES, Region, merged, region
 from qwen_align.reward.math.values import Based, Chain, Choice, Group, Matrix, Ratio, Row, Scalar, Union, Value, Words
 
@@ -40,10 +42,8 @@ def _scalar(value: Scalar) -> str:
 
 
 def _relation(value: Chain | Union) -> str:
-    from qwen_align.reward.math.compare import named_values
-
     if isinstance(value, Chain):
-        named = named_values(value, of_a_gold=False)
+        named = named_values(value, agree, of_a_gold=False)
         if named is not None and len(named) == 1:
             return written(named[0][1])
     if isinstance(value, Union) or set(value.relations) & INEQUALITIES:

@@ -1,0 +1,85 @@
+"""Answers that name their values: `x = 1, y = 2`, `(x, y) = (1, 2)`, `f(x) = 2x`."""
+
+from qwen_align.reward.math.names import base_of, name_of
+from qwen_align.reward.math.read import value_of
+from qwen_align.reward.math.values import Agree, Chain, Doubts, Group, Ratio, Row, Scalar, Value, items_in
+
+_MAX_PAIRS = 900  # comparisons of named values
+
+Named = list[tuple[str, Value]]
+
+
+def named_values(value: Value, agree: Agree, *, of_a_gold: bool) -> Named | None:
+    """Each value with the name it is given ("" for none), None if there is a relation that gives no name."""
+    entries: Named = []
+    for item in items_in(value):
+        if not isinstance(item, Chain):
+            entries.append((entries[-1][0] if entries else "", item))
+            continue
+        named = _name_and_value(item, of_a_gold, agree)
+        if named is None:
+            return None
+        entries += [(named[0], inner) for inner in (items_in(named[1]) or (named[1],))]
+    return entries
+
+
+def _name_and_value(chain: Chain, of_a_gold: bool, agree: Agree) -> tuple[str, Value] | None:
+    sides, relations = chain
+    if set(relations) != {"="} and relations != (r"\in",):
+        return None
+    values = [value_of(side) for side in sides[1:]]
+    name = name_of(sides[0], of_a_gold=of_a_gold or isinstance(values[-1], Ratio))
+    if name is None and len(sides) == 2 and relations == ("=",):  # `5 = x`
+        left = value_of(sides[0])
+        if isinstance(left, Scalar) and left.number is not None:
+            name, values = name_of(sides[1], of_a_gold=of_a_gold), [left]
+    last = values[-1]
+    if name is None or last is None or any(one is None or not agree(last, one, None) for one in values[:-1]):
+        return None
+    return name, last
+
+
+def by_coordinate(entries: Named) -> Named:
+    """`(x, y) = (1, 2)` as `x = 1, y = 2`."""
+    name, value = entries[0]
+    names = name.strip("()").split(",")
+    if len(entries) == 1 and name.startswith("(") and isinstance(value, Row) and len(names) == len(value.items):
+        return list(zip(names, value.items, strict=True))
+    return entries
+
+
+def same_named(golds: Named, saids: Named, doubts: Doubts | None, agree: Agree) -> bool:
+    """Whether both give the same values to the same names; where one side names nothing, the order or a common
+    letter (`x_1`, `x_2`) tells which is which.
+    """
+    gold_names, said_names = {name for name, _ in golds}, {name for name, _ in saids}
+    gold_values, said_values = tuple(value for _, value in golds), tuple(value for _, value in saids)
+    if "" not in gold_names and "" not in said_names:
+        if len(golds) == len(saids) == 1:
+            return _one_name(*gold_names, *said_names) and agree(gold_values[0], said_values[0], doubts)
+        return _pairs_match(golds, saids, agree) and _pairs_match(saids, golds, agree)
+    if len({base_of(name) for name in gold_names}) == len({base_of(name) for name in said_names}) == 1:
+        return agree(Group(gold_values), Group(said_values), doubts)
+    if len(golds) == len(saids):
+        return agree(Row("(", gold_values, ")"), Row("(", said_values, ")"), doubts)
+    # `x = 1, y = 2` says the point (1, 2)
+    point, others, names = (
+        (gold_values[0], said_values, [name for name, _ in saids])
+        if len(golds) == 1
+        else (said_values[0], gold_values, [name for name, _ in golds])
+    )
+    if isinstance(point, Row) and min(len(golds), len(saids)) == 1 and names == sorted(set(names)):
+        row = Row("(", tuple(others), ")")
+        return agree(point, row, doubts) if len(golds) == 1 else agree(row, point, doubts)
+    return False
+
+
+def _one_name(one: str, other: str) -> bool:
+    """Whether two names are one; a function's value may be called `y` or `f(x)`."""
+    return one == other or {one, other} in ({"y", "f(x)"}, {"y", "y(x)"}, {"y", "g(x)"})
+
+
+def _pairs_match(some: Named, others: Named, agree: Agree) -> bool:
+    return len(some) * len(others) <= _MAX_PAIRS and all(
+        any(name == other_name and agree(value, other, None) for other_name, other in others) for name, value in some
+    )
