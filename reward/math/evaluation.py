@@ -132,7 +132,8 @@ class Evaluation:
             try:
                 return self.fraction(self.exact.value(node))
             except NotRationalError:
-                pass
+                if name in _ON_WHOLE:
+                    raise UndefinedError(f"{name} of what is not whole") from None
         rule = _FUNCTIONS.get(name)
         if rule is None:
             raise UnsupportedError(name)
@@ -206,11 +207,6 @@ class Evaluation:
     def modulo(self, value: Number, modulus: Number) -> Number:
         return value - modulus * self.floor(self.divided(value, modulus))
 
-    def factorial(self, value: Number) -> Number:
-        if not self.is_complex(value) and value < 0 and value == self.context.nint(value):
-            raise UndefinedError("factorial of a negative number")
-        return self.context.factorial(value)
-
     def inverse(self, name: str, value: Number) -> Number:
         return self.snapped(getattr(self.context, name)(value))
 
@@ -231,6 +227,7 @@ _RULES: dict[str, Callable[[Evaluation, Node], Number]] = {
     "apply": Evaluation.apply,
 }
 
+_ON_WHOLE = frozenset(("factorial", "binomial", "gcd", "lcm"))
 _ON_RATIONALS = frozenset(("floor", "ceil", "gcd", "lcm", "mod", "factorial", "binomial", "log"))
 
 _FUNCTIONS: dict[str, Callable[..., Number]] = {
@@ -267,6 +264,4 @@ _FUNCTIONS: dict[str, Callable[..., Number]] = {
     "max": lambda one, *several: max(one.ordered(x) for x in several),
     "min": lambda one, *several: min(one.ordered(x) for x in several),
     "degrees": lambda one, x: x * one.context.pi / 180,
-    "factorial": Evaluation.factorial,
-    "binomial": lambda one, n, k: one.divided(one.factorial(n), one.factorial(k) * one.factorial(n - k)),
 }

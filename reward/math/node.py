@@ -74,6 +74,16 @@ def call(name: str, *args: Node) -> Node:
     return Node("call", args, name)
 
 
+def product_of(factors: list[Node]) -> Node:
+    """The product, flat; a single factor is itself."""
+    if len(factors) == 1:
+        return factors[0]
+    flat: list[Node] = []
+    for factor in factors:
+        flat.extend(factor.args if factor.head == "product" else (factor,))
+    return Node("product", tuple(flat))
+
+
 def walk(node: Node) -> Iterator[Node]:
     """Every node of the tree, the root first."""
     waiting = [node]

@@ -70,6 +70,17 @@ def as_fraction(value: Number) -> Fraction | None:
     return Fraction(-int(mantissa) if sign else int(mantissa)) * Fraction(2) ** int(exponent)
 
 
+def warm() -> None:
+    """Imports mpmath and lets it work out its constants, which the first values would have to wait for."""
+    with _lock:
+        context = _context()
+        for bits in (120, 240, 500, 1_000):
+            context.prec = bits
+            for function in (context.exp, context.log, context.sin, context.atan, context.sqrt, context.asin):
+                function(context.mpf(2) / 3)
+            context.mpf(context.pi)
+
+
 @cache
 def _context() -> Any:
     import mpmath  # late: a reward of another kind never needs it

@@ -20,7 +20,7 @@ _DOMAINS = (
 )
 _GRAINS = (97, 89, 83, 79, 73, 71, 67, 61)  # denominators without a common factor: no period suits two points
 N_REAL = len(_DOMAINS)
-N_WHOLE = 6
+N_WHOLE = 8
 
 
 class Point:

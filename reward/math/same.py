@@ -5,6 +5,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from qwen_align.reward.math.arithmetic import LongSeriesError, TooLargeError, UndefinedError, UnsupportedError
+from qwen_align.reward.math.atoms import DEFAULT_BASE
 from qwen_align.reward.math.decimals import stands_for
 from qwen_align.reward.math.exact import Exact, rational
 from qwen_align.reward.math.expression import parse
@@ -23,7 +24,6 @@ _MIN_POINTS = 3
 _MAX_WORK = 12_000  # about one unit a microsecond
 _STAGES = ((True, False), (True, True), (False, False))  # whether values are real, whether letters are whole numbers
 _COSTLY = frozenset(("call", "power", "root"))
-_GAMMA = frozenset(("factorial", "binomial"))
 
 _INDEPENDENT = (frozenset(("pi",)), frozenset(("e",)))  # each transcendental: unequal rational functions of it differ
 
@@ -32,9 +32,16 @@ def same(a: Node, b: Node) -> bool | None:
     """Whether the values are the same wherever both are defined; None where that was not decided.
 
     Undefined values are the same as nothing, an infinity only as itself. A decimal of at least ten digits is the
-    same as the number it rounds.
+    same as the number it rounds. Logarithms without a base may have base ten or e, the same on both sides.
     """
     a, b = _euler_reading(a, b), _euler_reading(b, a)
+    is_same = _judged(a, b)
+    if is_same is not True and any(part == DEFAULT_BASE for node in (a, b) for part in walk(node)):
+        return _judged(_natural(a), _natural(b)) or is_same
+    return is_same
+
+
+def _judged(a: Node, b: Node) -> bool | None:
     return _same(a, b) if a.size + b.size <= _MAX_CACHED else _same.__wrapped__(a, b)
 
 
@@ -62,6 +69,13 @@ def _euler_reading(node: Node, other: Node) -> Node:
         return node
     factor, _, term = text.partition("e")
     return parse(f"({factor}) e {term}") or node if term[0] in "+-" else node
+
+
+def _natural(node: Node) -> Node:
+    """The tree with e as the base of logarithms without one."""
+    if node == DEFAULT_BASE:
+        return Node("constant", (), "e")
+    return Node(node.head, tuple(map(_natural, node.args)), node.value) if node.args else node
 
 
 def _infinity(node: Node) -> int:
@@ -112,7 +126,7 @@ class _Comparison:
         """The same at one point, where the bound for all points is too large."""
         if self.bits is not None:
             return self.bits
-        self.left -= 20 * self.parts[2]
+        self.left -= 20 * self.parts[1]
         if self.left < 0:
             raise UnsupportedError("too much work")
         letters = self.nodes[0].letters | self.nodes[1].letters
@@ -120,8 +134,8 @@ class _Comparison:
 
     def spend(self, bits: int) -> None:
         """Pays for one evaluation of both sides; raises UnsupportedError when that would be too much work."""
-        gamma, costly, plain = self.parts
-        self.left -= plain + costly * (15 + bits * bits // 16_000) + gamma * (100 + bits * bits // 600)
+        costly, plain = self.parts
+        self.left -= plain + costly * (15 + bits * bits // 16_000)
         if self.left < 0:
             raise UnsupportedError("too much work")
 
@@ -206,16 +220,17 @@ class _Comparison:
         return f"{node.value}{self.prints.of(node)}"
 
 
-def _parts(node: Node) -> tuple[int, int, int]:
-    """How many different parts an evaluation has to work out: factorials, other functions and roots, all."""
-    gamma = costly = plain = 0
+def _parts(node: Node) -> tuple[int, int]:
+    """How many different parts an evaluation has to work out: functions and roots, then four units for any."""
+    costly = plain = 0
     for part in set(walk(node)):
-        times = _n_terms(part) if part.head == "series" else 1
-        inner = _parts(part.args[3]) if part.head == "series" else (0, 0, 0)
-        gamma += times * inner[0] + (part.head == "call" and part.value in _GAMMA)
-        costly += times * inner[1] + (part.head in _COSTLY)
-        plain += times * inner[2] + 4
-    return gamma, costly, plain
+        costly += part.head in _COSTLY
+        plain += 4
+        if part.head == "series":
+            inner = _parts(part.args[3])
+            costly += _n_terms(part) * inner[0]
+            plain += _n_terms(part) * inner[1]
+    return costly, plain
 
 
 def _n_terms(series: Node) -> int:

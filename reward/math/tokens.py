@@ -31,9 +31,11 @@ _SIGNS = str.maketrans(
 )
 FUNCTION_WORDS = (
     "arcsin arccos arctan arccot arcsec arccsc arsinh arcosh artanh sinh cosh tanh coth sech csch "
-    "sin cos tan cot sec csc cotan ln lg log exp sqrt abs gcd lcm max min floor ceil"
+    "sin cos tan cot sec csc cotan ln lg log exp sqrt abs gcd lcm max min floor ceil "
+    "asin acos atan acot asec acsc asinh acosh atanh Abs ceiling"  # as computer algebra prints them
 ).split()
-_WORDS = "|".join(sorted([*FUNCTION_WORDS, "pi", "mod"], key=len, reverse=True))
+_BEFORE_BRACKET = r"a(?:sin|cos|tan)h?(?=\s*\()|Abs(?=\s*\()"  # `asin x` is a product with a
+_WORDS = "|".join([_BEFORE_BRACKET, *sorted([*FUNCTION_WORDS[:-9], "pi", "mod"], key=len, reverse=True)])
 _GROUPS = r"[0-9]{1,3}(?:(?:\{,\}|,\\!|\\,|\\!,)[0-9]{3})+(?![0-9])"
 _COMMA_GROUPS = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,)"
 _TOKEN = re.compile(
