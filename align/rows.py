@@ -7,9 +7,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.strict import Strict
@@ -97,6 +97,41 @@ class Pair(Strict):
     meta: dict[str, Any] = Field(default_factory=dict)
 
 
+class Labelled(Strict):
+    """A completion with a thumb up or down, `label`, as the next assistant turn after `messages` (KTO)."""
+
+    row: Literal["labelled"] = "labelled"
+    id: str
+    messages: list[Message]
+    completion: Message
+    label: bool
+    mode: Mode | None = None
+    flag: Flag | None = None
+    source: str = ""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class Steps(Strict):
+    """A solution in steps, each with whether it is right, or how likely: what a process reward model is trained on."""
+
+    row: Literal["steps"] = "steps"
+    id: str
+    messages: list[Message]
+    steps: list[str] = Field(min_length=1)
+    labels: list[bool | float]
+    gold: Any = None
+    source: str = ""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_label_a_step(self) -> Self:
+        if len(self.labels) != len(self.steps):
+            raise ValueError(f"{len(self.steps)} steps have {len(self.labels)} labels; each needs one")
+        if any(not isinstance(label, bool) and not 0 <= label <= 1 for label in self.labels):
+            raise ValueError("a label is true, false, or a probability from 0 to 1")
+        return self
+
+
 class Completion(Strict):
     """One sampled answer to a Problem and what the rewards said of it.
 
@@ -127,7 +162,7 @@ class Completion(Strict):
         return f"{self.prompt_id}#{self.sample}"
 
 
-Row = Text | Problem | Chat | Trace | Pair | Completion
+Row = Text | Problem | Chat | Trace | Pair | Labelled | Steps | Completion
 _Kind = TypeVar("_Kind", Pair, Problem)
 _ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="row")])
 
