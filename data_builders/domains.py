@@ -79,10 +79,13 @@ def _any_of(keywords: Sequence[str]) -> re.Pattern[str]:
 
 
 def _whole(keyword: str) -> str:
-    """A pattern for the keyword, at the borders of words where it begins or ends with a letter of a spaced script."""
-    start = r"(?<!\w)" if re.match(rf"(?!{_NO_SPACES})\w", keyword) else ""
+    """A pattern for the keyword, at the borders of words where it begins or ends with a letter of a spaced script.
+
+    It looks back after its first letter, not before: patterns that begin with a letter are searched for at once.
+    """
+    start = r"(?<!\w\w)" if re.match(rf"(?!{_NO_SPACES})\w", keyword) else ""
     end = r"(?!\w)" if re.match(rf"(?!{_NO_SPACES})\w", keyword[-1]) else ""
-    return start + re.escape(keyword) + end
+    return re.escape(keyword[0]) + start + re.escape(keyword[1:]) + end
 
 
 def _most_frequent(patterns: Sequence[tuple[str, re.Pattern[str]]], question: str) -> Label:

@@ -8,6 +8,7 @@ undisclosed, so those are our choice.
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from math import fsum
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -88,8 +89,9 @@ class ChainScore(Strict):
         if not chains:
             return []
         places = [rank_shares(column) for column in zip(*map(self.measures, chains), strict=True)]
+        # fsum, as sum() rounds otherwise from Python 3.12 on
         return [
-            sum(weight * place for weight, place in zip(self.weights, row, strict=True))
+            fsum(weight * place for weight, place in zip(self.weights, row, strict=True))
             for row in zip(*places, strict=True)
         ]
 

@@ -3,7 +3,7 @@
 arXiv:2502.11886, p. 3-4; GAIR-NLP/LIMR at 98ebf1b, lim/lim_selection.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import fsum, isfinite
 from typing import Any, Literal, Self, TypeGuard
 
@@ -113,13 +113,17 @@ def alignment_scores(curves: dict[str, list[float | None]]) -> dict[str, float]:
     if not whole:
         return {}
     average = [fsum(epoch) / len(whole) for epoch in zip(*whole.values(), strict=True)]
-    room = fsum((1 - mean) ** 2 for mean in average)
+    room = _squares(1 - mean for mean in average)
     if room == 0:
         raise DataError("limr: every prompt is solved in every epoch, so no curve tells prompts apart")
     return {
-        prompt: 1 - fsum((one - mean) ** 2 for one, mean in zip(curve, average, strict=True)) / room
+        prompt: 1 - _squares(one - mean for one, mean in zip(curve, average, strict=True)) / room
         for prompt, curve in whole.items()
     }
+
+
+def _squares(values: Iterable[float]) -> float:
+    return fsum(one * one for one in values)  # pow() is the platform's, and may round otherwise
 
 
 def back_filled(curve: Sequence[float | None]) -> list[float | None]:

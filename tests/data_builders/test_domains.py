@@ -59,6 +59,9 @@ KEYWORDS = [
     ("triangles, encircle, equations", None),  # whole words only
     ("CIRCLE!", "geometry"),
     ("求三角形的面积", "几何"),
+    ("x圆x", "几何"),
+    ("circle", "geometry"),
+    ("a-circle_", None),
     ("", None),
 ]
 
@@ -166,6 +169,11 @@ def test_which_rows_depends_on_the_seed_and_not_on_their_order() -> None:
     assert kept == {row.id for row in built(shuffled, n=20)[0]}
     assert kept != {row.id for row in built(rows, 1, n=20)[0]}
     assert digest(built(rows, n=20)[0]) == digest(built(rows, n=20)[0])
+
+
+def test_an_unfinished_turn_favours_no_name() -> None:
+    counts = Counter(built(of_sizes(a=3, b=3), seed, n=1)[0][0].meta["domain"] for seed in range(40))
+    assert min(counts["a"], counts["b"]) >= 8
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.data())
