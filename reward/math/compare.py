@@ -133,9 +133,9 @@ def _has_chain(value: Value) -> bool:
 
 def _related(gold: Value, said: Value, doubts: Doubts | None) -> bool:
     golds, saids = named_values(gold, agree, of_a_gold=True), named_values(said, agree, of_a_gold=False)
-    if golds is not None and saids is not None and len(golds) != len(saids):
+    if golds and saids and len(golds) != len(saids):
         golds, saids = by_coordinate(golds), by_coordinate(saids)
-    if golds is not None and saids is not None and same_named(golds, saids, doubts, agree):
+    if golds and saids and same_named(golds, saids, doubts, agree):
         return True
     if _is_inequality(gold) or _is_inequality(said):
         wanted, found = region(gold, of_a_gold=True), region(said, of_a_gold=False)

@@ -22,6 +22,13 @@ _FORMULA = re.compile(r"\$\$([^$]{1,800})\$\$|\$([^$]{1,800})\$|\\\((.{1,800}?)\
 _VERB = re.compile(r"(?<![A-Za-z])(?:is|are|equals)(?![A-Za-z])(?:\s*[:：])?|是|为")
 _ADVERB = re.compile(r"(?:thus|therefore|then|simply|exactly|indeed)(?![A-Za-z])[ ,]*")
 _SENTENCE_END = re.compile(r"[.。!！](?=\s|$)|\n\s*\n")
+_ENDS = re.compile(r"[.。!！](?=\s|$)|\n")
+_DENIED = re.compile(
+    r"(?<![A-Za-z])(?:not|no|never|less|more|greater|smaller|larger|least|most|about|approximately|around|roughly|between|"
+    r"than|below|above|either|neither|among|maybe|perhaps|possibly|probably|could|might|unlikely|wrong)(?![A-Za-z])"
+    r"|n't|不|非|大于|小于|约",
+    re.IGNORECASE,
+)
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _UNIT_AFTER = re.compile(r"[^.。\n]{0,40}")
 
@@ -72,7 +79,7 @@ def _stated(text: str) -> str | None:
         rest = rest[adverb.end() :]
     formulas = list(_FORMULA.finditer(rest))
     if formulas:
-        return _joined_formulas(rest, formulas)
+        return None if _DENIED.search(_FORMULA.sub("", _sentence(rest))) else _joined_formulas(rest, formulas)
     sentence = _SENTENCE_END.search(rest)
     said = rest if sentence is None else rest[: sentence.start()]
     return said.strip(" *\n") or None
@@ -82,7 +89,16 @@ def _last_formulas(text: str) -> str | None:
     lines = [line for line in text.splitlines() if line.strip()]
     tail = text if text.endswith(("\\]", "$$")) else "\n".join(lines[-2:])
     formulas = list(_FORMULA.finditer(tail))
-    return _joined_formulas(tail, formulas) if formulas else None
+    if not formulas:
+        return None
+    before = _SENTENCE_END.split(tail[: formulas[-1].start()])[-1]
+    after = _sentence(tail[formulas[-1].end() :])
+    return None if _DENIED.search(_FORMULA.sub("", before + after)) else _joined_formulas(tail, formulas)
+
+
+def _sentence(text: str) -> str:
+    """The text up to its first full stop or line break; a question and its reply are one sentence."""
+    return _ENDS.split(text, maxsplit=1)[0]
 
 
 def _joined_formulas(text: str, formulas: list[re.Match[str]]) -> str:

@@ -41,9 +41,11 @@ def _name_and_value(chain: Chain, of_a_gold: bool, agree: Agree) -> tuple[str, V
 
 def by_coordinate(entries: Named) -> Named:
     """`(x, y) = (1, 2)` as `x = 1, y = 2`."""
+    if len(entries) != 1:
+        return entries
     name, value = entries[0]
     names = name.strip("()").split(",")
-    if len(entries) == 1 and name.startswith("(") and isinstance(value, Row) and len(names) == len(value.items):
+    if name.startswith("(") and isinstance(value, Row) and len(names) == len(value.items):
         return list(zip(names, value.items, strict=True))
     return entries
 
