@@ -28,10 +28,13 @@ FIELDS = {
     "mawps/singleop.jsonl": "target",
 }
 
-UNUSABLE = {"": "two rows of MATH came to the data set without an answer"}
+UNUSABLE = {
+    "": "two rows of MATH came to the data set without an answer",
+    "None": "two rows of MATH hold what a failed extraction left; their answers are 9 and 2",
+}
 """Golds that cannot be judged, each with the reason."""
 
-EQUAL_BY_CHANCE: set[frozenset[str]] = set()
+EQUAL_BY_CHANCE = {frozenset({"x = 12", r"12\text{ square units}"})}
 """Golds of two problems that are written differently and mean the same."""
 
 
