@@ -29,13 +29,15 @@ _SIGNS = str.maketrans(
         **dict(zip("αβγδεζηθικλμνξρστυφχψω", _GREEK, strict=True)),
     }
 )
-FUNCTION_WORDS = (
+_PLAIN_WORDS = (
     "arcsin arccos arctan arccot arcsec arccsc arsinh arcosh artanh sinh cosh tanh coth sech csch "
-    "sin cos tan cot sec csc cotan ln lg log exp sqrt abs gcd lcm max min floor ceil "
-    "asin acos atan acot asec acsc asinh acosh atanh Abs ceiling"  # as computer algebra prints them
+    "sin cos tan cot sec csc cotan ln lg log exp sqrt abs gcd lcm max min floor ceil"
 ).split()
+_PRINTED_WORDS = "asin acos atan acot asec acsc asinh acosh atanh Abs ceiling".split()  # by computer algebra
+FUNCTION_WORDS = (*_PLAIN_WORDS, *_PRINTED_WORDS)
+_GREEK_WORDS = "alpha gamma delta epsilon theta lambda sigma omega".split()  # the shorter ones may be products
 _BEFORE_BRACKET = r"a(?:sin|cos|tan)h?(?=\s*\()|Abs(?=\s*\()"  # `asin x` is a product with a
-_WORDS = "|".join([_BEFORE_BRACKET, *sorted([*FUNCTION_WORDS[:-9], "pi", "mod"], key=len, reverse=True)])
+_WORDS = "|".join([_BEFORE_BRACKET, *sorted([*_PLAIN_WORDS, *_GREEK_WORDS, "pi", "mod"], key=len, reverse=True)])
 _GROUPS = r"[0-9]{1,3}(?:(?:\{,\}|,\\!|\\,|\\!,)[0-9]{3})+(?![0-9])"
 _COMMA_GROUPS = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,)"
 _TOKEN = re.compile(
@@ -43,7 +45,7 @@ _TOKEN = re.compile(
       (?P<space>(?:\s|~|\\[,;:!>\ ]|\\(?:quad|qquad|displaystyle|textstyle|limits|nolimits|mathstrut|strut
           |[bB]igg?[lr]?(?![a-z])|middle)(?![A-Za-z]))+)
     | (?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar|dot)\s*(?:\{{[0-9]+\}}|[0-9]))
-    | (?P<number>(?:{_GROUPS}|[0-9]+)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+(?![A-Za-z0-9.]))?|\.[0-9]+)
+    | (?P<number>(?:{_GROUPS}|[0-9]+)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+(?![A-Za-z0-9.]))?|\.[0-9]+(?:[eE][+-]?[0-9]+(?![A-Za-z0-9.]))?)
     | (?P<named>\\(?:text|textrm|textnormal|textit|textbf|mathrm|mathbf|mathit|mathsf|mbox|operatorname\*?)
           \s*\{{\s*(?P<name>[A-Za-z]+|[0-9]+)\s*\}})
     | (?P<sized>\\(?:left|right)\s*(?P<bracket>\\(?:[A-Za-z]+|[{{}}|])|[()\[\]|.]))
@@ -83,6 +85,7 @@ _RENAMED = {
     r"\prime": "'",
     r"\operatorname": None,
     **{f"\\{word}": word for word in FUNCTION_WORDS},
+    **{word: f"\\{word}" for word in _GREEK_WORDS},
     r"\pi": "pi",
     r"\varphi": r"\phi",
     r"\varepsilon": r"\epsilon",

@@ -49,6 +49,8 @@ READ = [
     (r"\mathrm{e}", "(constant e)"),
     (r"\operatorname{lcm}(4,6)", "(call lcm (number 4) (number 6))"),
     (r"\max\{1,2\}", "(call max (number 1) (number 2))"),
+    ("2theta", r"(product (number 2) (symbol \theta))"),
+    (".5e3", "(decimal .5e3)"),
     ("5!", "(call factorial (number 5))"),
     (r"\sum_{i=1}^3i+1", "(sum (series sum (symbol i) (number 1) (number 3) (symbol i)) (number 1))"),
     ("√2", "(root (number 2) (number 2))"),
