@@ -45,7 +45,7 @@ _TOKEN = re.compile(
       (?P<space>(?:\s|~|\\[,;:!>\ ]|\\(?:quad|qquad|displaystyle|textstyle|limits|nolimits|mathstrut|strut
           |[bB]igg?[lr]?(?![a-z])|middle)(?![A-Za-z]))+)
     | (?P<repeating>[0-9]*\.[0-9]*\\(?:overline|bar|dot)\s*(?:\{{[0-9]+\}}|[0-9]))
-    | (?P<number>(?:{_GROUPS}|[0-9]+)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+(?![A-Za-z0-9.]))?|\.[0-9]+(?:[eE][+-]?[0-9]+(?![A-Za-z0-9.]))?)
+    | (?P<number>(?:(?:{_GROUPS}|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+(?![A-Za-z0-9.]))?)
     | (?P<named>\\(?:text|textrm|textnormal|textit|textbf|mathrm|mathbf|mathit|mathsf|mbox|operatorname\*?)
           \s*\{{\s*(?P<name>[A-Za-z]+|[0-9]+)\s*\}})
     | (?P<sized>\\(?:left|right)\s*(?P<bracket>\\(?:[A-Za-z]+|[{{}}|])|[()\[\]|.]))
