@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from qwen_align.reward.code import kernel, seccomp
 from qwen_align.reward.code.folders import Folders
-from qwen_align.reward.code.job import MIB, Limits
+from qwen_align.reward.code.job import MIB, Job, Limits
 from qwen_align.reward.code.namespaces import Door
 
 Exits = Door | Folders
@@ -61,7 +61,7 @@ def prepare(exits: Exits) -> dict[bool, bytes]:
     return {forks: seccomp.program(machine, processes=forks, signals=exits.owns_processes) for forks in (False, True)}
 
 
-def confine(files: Files, limits: Limits, exits: Exits) -> socket.socket:
+def confine(files: Files, job: Job, exits: Exits) -> socket.socket:
     """The cell's channel; from here on it has that, its input, its output and `LIFE` open.
 
     Raises OSError where the kernel refuses something.
@@ -74,9 +74,9 @@ def confine(files: Files, limits: Limits, exits: Exits) -> socket.socket:
     os.dup2(null, _ERRORS)
     os.setsid()
     os.umask(0o077)
-    exits.close_behind(limits)
+    exits.close_behind(job.entry, job.limits)
     kernel.close_from(LIFE + 1)
-    _limit(limits, has_own_user=exits.owns_processes)
+    _limit(job.limits, has_own_user=exits.owns_processes)
     return socket.socket(fileno=_CHANNEL)
 
 

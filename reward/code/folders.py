@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 from qwen_align.reward.code import kernel, landlock
-from qwen_align.reward.code.job import Limits
+from qwen_align.reward.code.job import Entry, Limits
 from qwen_align.reward.code.namespaces import library_folders
 
 
@@ -37,7 +37,7 @@ class Folders:
             self._own[pid] = self._next
         return pid
 
-    def close_behind(self, limits: Limits) -> None:
+    def close_behind(self, entry: Entry, limits: Limits) -> None:
         """In the child: goes into its folder, and leaves the files of others where the kernel has rules for that."""
         os.chdir(self._next)
         os.environ["HOME"] = self._next

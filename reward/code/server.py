@@ -33,7 +33,7 @@ from qwen_align.reward.code.seccomp import UnknownMachineError
 MEMORY_STATUS = 113
 """How a cell exits whose entry function let a MemoryError through."""
 
-# What solutions import, so that it is paid once. numpy is not among them: it makes every fork dearer.
+# Paid for once. numpy is not among them: it makes every fork dearer.
 _PRELOADED = (
     "abc array ast atexit base64 bisect calendar cmath collections.abc contextlib copy ctypes dataclasses datetime "
     "decimal enum fractions functools hashlib heapq io itertools json keyword math numbers operator queue random re "
@@ -51,11 +51,15 @@ class _Cell(NamedTuple):
     cpu_limit_s: float
 
 
+def preload() -> None:
+    """Imports what solutions import."""
+    for name in _PRELOADED:
+        importlib.import_module(name)
+
+
 def serve(settings: dict[str, Any]) -> NoReturn:
     """Starts cells for the owner until it closes its end of the control socket."""
     control = socket.socket(fileno=reserve(settings["control"]))
-    for name in _PRELOADED:
-        importlib.import_module(name)
     try:
         server = _Server(control, settings)
     except (OSError, UnknownMachineError) as error:
@@ -190,7 +194,7 @@ def _be_cell(job: Job, files: Files, exits: Exits, filters: dict[bool, bytes]) -
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         payload = os.pread(files.payload, os.fstat(files.payload).st_size, 0)
         try:
-            channel = confine(files, job.limits, exits)
+            channel = confine(files, job, exits)
             if filters:
                 give_up_rights(filters[job.limits.processes > 1])
         except OSError as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from qwen_align.reward.code.frames import Frames
 from qwen_align.reward.code.isolation import isolation_here, kernel_layers
 from qwen_align.reward.code.sandbox import Cell, Ended, Limits, Sandbox, SandboxError, sandbox
 
@@ -267,6 +268,29 @@ def says_beside(box: Sandbox, code: str) -> str:
     """As `says`, while other cells run."""
     with start(box, code, Limits(time_limit_s=5.0)) as cell:
         return cell.end().output.decode().strip()
+
+
+def test_cells_of_test_code(full: Sandbox) -> None:
+    """They write no file, see no other process, and have as few rights as candidates."""
+    code = f"""
+import os, socket
+{TRIED}
+facts = [
+    (os.getpid(), os.getppid(), os.getuid() != 0, os.listdir("."), tried(lambda: open("own", "w"))),
+    (tried(lambda: open("/etc/passwd")), tried(socket.socket), tried(os.fork), tried(lambda: os.kill(-1, 9))),
+]
+os.write(1, repr(facts).encode() + b"\\n")
+"""
+    job = {"before": [], "tests": [code], "entry": None, "remote": [], "modules": [], "partial": False}
+    with full.start("tests", json.dumps(job).encode(), Limits(time_limit_s=5.0)) as cell:
+        Frames(cell.channel).send(json.dumps(["ready"]).encode())
+        told = cell.end().output.decode().splitlines()
+    assert told[0] == str(
+        [
+            (1, 0, True, [], "OSError"),
+            ("FileNotFoundError", "PermissionError", "PermissionError", "ProcessLookupError"),
+        ]
+    )
 
 
 # ---- time
