@@ -123,6 +123,16 @@ def _schema(parsed: argparse.Namespace, out: "Console") -> int:
     return 0
 
 
+def _build(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align import build
+
+    summary = build.build(build.load(parsed.spec, parsed.set), parsed.out)
+    out.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
+    for reason, count in summary["dropped"].items():
+        out.print(f"{count:>9,}  dropped: {reason}", soft_wrap=True)
+    return 0
+
+
 def _score(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.progress import Progress, TextColumn
 
@@ -204,6 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     recipes = _command(commands, "recipes", _recipes, "list the shipped recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this recipe, to be saved and changed")
     _command(commands, "schema", _schema, "JSON Schema of a recipe, for editors")
+    build = _command(commands, "build", _build, "build one data stage alone, with a card of what it holds")
+    build.add_argument("spec", type=Path, help="the stage's settings (YAML): builder, sieve, limit, seed")
+    build.add_argument("--out", type=Path, required=True, help="a new folder for rows.jsonl and what goes with it")
     score = _command(commands, "score", _score, "judge a file of completions and golds")
     score.add_argument("rows", type=Path, help="JSON lines with completion (or text) and gold")
     score.add_argument("--reward", required=True, metavar="REWARD", help="a kind, or my_reward.py:function")
@@ -213,8 +226,10 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("reward", metavar="REWARD", help="a kind, or my_reward.py:function")
     audit.add_argument("--rows", type=Path, help="also against these problems (rows.jsonl of a data stage)")
     audit.add_argument("--first", type=int, default=4, help="how many of the problems (default 4)")
-    for command in (score, audit):
-        command.add_argument("--set", metavar="SETTING=VALUE", action="append", default=[], help="a reward's setting")
+    for command in (build, score, audit):
+        command.add_argument(
+            "--set", metavar="SETTING=VALUE", action="append", default=[], help="change a setting; repeatable"
+        )
     _command(commands, "doctor", _doctor, "what this machine has, and what is wrong with it")
     prune = _command(commands, "prune", _prune, "delete stored stages that no run links to")
     prune.add_argument("--dry-run", action="store_true", help="only say what would be deleted")

@@ -5,28 +5,44 @@ from typing import Annotated
 from pydantic import Field
 
 from qwen_align.data_builders.arithmetic import Arithmetic
+from qwen_align.data_builders.domains import Domains
 from qwen_align.data_builders.local_file import LocalFile
 from qwen_align.data_builders.pairs import Pairs
+from qwen_align.data_builders.pass_rate import BANDS, Band, PassRate
 from qwen_align.data_builders.reasoning_gym_tasks import GymTask, ReasoningGymTasks
+from qwen_align.data_builders.selection_features import Attempts
+from qwen_align.data_builders.selection_limo import ChainScore, Limo
+from qwen_align.data_builders.selection_limr import Limr, alignment_scores
+from qwen_align.data_builders.selection_s1 import S1
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, Sources, sieve
 from qwen_align.data_builders.think_mix import Switches, ThinkMix
 
-Builder = Arithmetic | LocalFile | Pairs | ReasoningGymTasks | ThinkMix
+Builder = Arithmetic | LocalFile | Pairs | ReasoningGymTasks | ThinkMix | Domains | PassRate | Limo | Limr | S1
 BuilderSettings = Annotated[Builder, Field(discriminator="kind")]
 
 __all__ = [
+    "BANDS",
+    "S1",
     "Arithmetic",
+    "Attempts",
+    "Band",
     "Builder",
     "BuilderSettings",
+    "ChainScore",
+    "Domains",
     "Drop",
     "Drops",
     "GymTask",
+    "Limo",
+    "Limr",
     "LocalFile",
     "Pairs",
+    "PassRate",
     "ReasoningGymTasks",
     "Sieve",
     "Sources",
     "Switches",
     "ThinkMix",
+    "alignment_scores",
     "sieve",
 ]

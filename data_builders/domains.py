@@ -19,7 +19,7 @@ from qwen_align.data_builders.selection_features import Selectable, noted, quest
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.base import cores
 from qwen_align.reward.pool import Pool, PoolError, StartError
-from qwen_align.reward.python_file import _function
+from qwen_align.reward.python_file import user_function
 
 
 class Label(NamedTuple):
@@ -128,7 +128,7 @@ def _pool(file: str, name: str, time_limit_s: float, memory_gib: float) -> Pool:
 
 def serve(argument: dict[str, Any]) -> Callable[[str], str | None]:
     """In the workers' server: imports the user's file and returns what answers requests."""
-    function = _function(Path(argument["file"]), argument["name"])
+    function = user_function(Path(argument["file"]), argument["name"])
 
     def handle(question: str) -> str | None:
         found = function(question)

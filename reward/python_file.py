@@ -97,7 +97,7 @@ _ROWS = TypeAdapter(list[Completion])
 
 def serve(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
     """In the workers' server: imports the user's file and returns what answers requests."""
-    function = _function(Path(argument["file"]), argument["name"])
+    function = user_function(Path(argument["file"]), argument["name"])
 
     def handle(request: dict[str, Any]) -> list[dict[str, Any]]:
         if "text" in request:
@@ -112,7 +112,8 @@ def serve(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str,
     return handle
 
 
-def _function(file: Path, name: str) -> Callable[..., Any]:
+def user_function(file: Path, name: str) -> Callable[..., Any]:
+    """The function of a user's file, which is imported here; raises what the import raises, or AttributeError."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there")
     sys.path.insert(0, str(file.parent))  # its neighbours can be imported

@@ -21,6 +21,7 @@ LAYERS = (
     ("data_builders.*", "data_builders"),
     ("align.spec.*",),
     (
+        "align.card",
         "align.context",
         "align.graph",
         "align.metrics",
@@ -35,6 +36,7 @@ LAYERS = (
     ("align.rollout.*", "align.trl_args", "align.model", "align.checkpoint"),
     ("align.stages.*",),
     (
+        "align.build",
         "align.check",
         "align.doctor",
         "align.launch",

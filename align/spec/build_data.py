@@ -15,4 +15,5 @@ class BuildData(StageSettings, CanBeEmpty):
     kind: Literal["build_data"]
     builder: BuilderSettings
     sieve: Sieve = Sieve()
+    licences: dict[str, str] = Field(default_factory=dict, description="a source's licence, for the data card")
     limit: int | None = Field(None, ge=1, description="stop after this many kept rows")

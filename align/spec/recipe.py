@@ -119,14 +119,20 @@ def load(path: Path, overrides: Sequence[str] = ()) -> list[Variant]:
 
     Raises RecipeError.
     """
-    raw = _read(path)
-    for (setting, value), override in zip(assignments(overrides), overrides, strict=True):
-        _set(raw, setting, value, where=f"--set {override}")
+    raw = read(path, overrides)
     whole = _validate(raw, path)
     return [
         Variant(axes, _validate(cell, path)) if axes else Variant(axes, whole)
         for axes, cell in _cells(raw, whole.matrix, path)
     ]
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The file's settings with the overrides set, not yet validated; raises RecipeError."""
+    raw = _read(path)
+    for (setting, value), override in zip(assignments(overrides), overrides, strict=True):
+        _set(raw, setting, value, where=f"--set {override}")
+    return raw
 
 
 def assignments(overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -256,9 +262,14 @@ def _validate(raw: dict[str, Any], path: Path) -> Recipe:
     try:
         return Recipe.model_validate(raw, context={"folder": str(path.parent)})
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        said = "\n".join(f"{path}: {_explain(detail, raw)}" for detail in details[:5])
-        raise RecipeError(said + (f"\n... and {len(details) - 5} more" if len(details) > 5 else "")) from None
+        raise explained(error, raw, path) from None
+
+
+def explained(error: ValidationError, raw: dict[str, Any], path: Path) -> RecipeError:
+    """What is wrong with the settings in a file, by the places in it."""
+    details = error.errors(include_url=False)
+    said = "\n".join(f"{path}: {_explain(detail, raw)}" for detail in details[:5])
+    return RecipeError(said + (f"\n... and {len(details) - 5} more" if len(details) > 5 else ""))
 
 
 def _explain(detail: Mapping[str, Any], raw: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qwen_align.align import store
+from qwen_align.align.card import Tally, card
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Row, read_rows, to_line
@@ -14,12 +16,14 @@ from qwen_align.data_builders.sieve import Drops, Sources, sieve
 
 
 def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    drops = Drops()
+    drops, tally = Drops(), Tally()
     kept = 0
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") as file:
         for row in rows(spec, _readers(inputs), context.seed, drops):
-            file.write(to_line(row) + "\n")
+            line = to_line(row) + "\n"
+            file.write(line)
+            tally.add(row, line)
             kept += 1
             context.progress(kept, spec.limit or 0, unit="rows")
             context.stop_if_asked()
@@ -30,6 +34,7 @@ def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context
         )
     with (out / "dropped.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
+    store.write_text(out / "README.md", card(spec, context.seed, tally, drops.counts))
     unfinished.replace(out / "rows.jsonl")
     return {"rows": kept, "dropped": drops.counts}
 

@@ -97,6 +97,7 @@ def test_a_stages_folder_says_what_it_is_and_what_it_made(done: Path) -> None:
     folder = stage_folder(done, "pairs")
     assert folder.parent == done / "store"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
         "dropped.jsonl",
         "lock",
         "log.txt",
@@ -109,7 +110,8 @@ def test_a_stages_folder_says_what_it_is_and_what_it_made(done: Path) -> None:
     assert folder.name == f"build_data-{manifest['key'][:16]}"
     assert manifest["key"] == job["key"]
     assert manifest["outputs"] == {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("rows.jsonl", "dropped.jsonl")
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("rows.jsonl", "dropped.jsonl", "README.md")
     }
     assert manifest["summary"] == {"rows": 6, "dropped": {}}
     assert job["inputs"]["draws"]["folder"] == str(stage_folder(done, "draws"))

@@ -1,0 +1,102 @@
+"""`build`: one data stage alone, with its card; and what is left when it fails: nothing."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qwen_align.align.rows import read_rows
+
+Cli = Callable[..., Any]
+SPEC = {"builder": {"kind": "arithmetic", "rows": "problem", "n": 20, "steps": [2]}, "licences": {"arithmetic": "mit"}}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump({**SPEC, **changes}))
+    return path
+
+
+def test_rows_drops_and_a_card(cli: Cli, tmp_path: Path) -> None:
+    done = cli("build", write(tmp_path), "--out", tmp_path / "data")
+    assert (done.code, done.out.splitlines()[0]) == (0, f"20 rows written: {tmp_path / 'data'}")
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["README.md", "dropped.jsonl", "rows.jsonl"]
+    assert len(list(read_rows(tmp_path / "data" / "rows.jsonl"))) == 20
+    _, front, body = (tmp_path / "data" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["license"] == "mit"
+    assert yaml.safe_load(front)["configs"] == [{"config_name": "default", "data_files": "rows.jsonl"}]
+    assert hashlib.sha256((tmp_path / "data" / "rows.jsonl").read_bytes()).hexdigest() in body
+    assert "| arithmetic | mit | 20 |" in body
+    assert "Nothing was dropped." in body
+
+
+def test_what_is_dropped_is_counted_on_the_card(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"prompt": f"1+{n}?", "gold": gold} for n, gold in enumerate(["1", "2", "?"])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    builder = {"kind": "local_file", "path": "rows.jsonl", "rows": "problem", "source": "mine|own"}
+    done = cli("build", write(tmp_path, builder=builder), "--out", tmp_path / "data")
+    assert done.code == 0
+    assert "        1  dropped: duplicate" in done.out
+    card = (tmp_path / "data" / "README.md").read_text()
+    assert "| duplicate | 1 |\n" in card
+    assert "| unusable gold | 1 |\n" in card
+    assert "| mine\\|own | not stated | 2 |" in card
+    assert str(tmp_path) not in card
+
+
+def test_the_same_settings_and_seed_give_the_same_bytes(cli: Cli, tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two", 1), ("other", 2)):
+        assert cli("build", write(tmp_path), "--set", f"seed={seed}", "--out", tmp_path / name).code == 0
+    one, two, other = (
+        [(tmp_path / name / file).read_bytes() for file in ("rows.jsonl", "dropped.jsonl", "README.md")]
+        for name in ("one", "two", "other")
+    )
+    assert one == two
+    assert one[0] != other[0]
+
+
+def test_rows_of_another_build_are_read_where_data_says(cli: Cli, tmp_path: Path) -> None:
+    assert cli("build", write(tmp_path), "--out", tmp_path / "questions").code == 0
+    sieve = {"contamination": [{"against": "held_out", "method": "same_words"}]}
+    spec = write(tmp_path, sieve=sieve, data={"held_out": "questions"}, on_empty="pass_through")
+    done = cli("build", spec, "--out", tmp_path / "clean")
+    assert (done.code, done.out.splitlines()[0]) == (0, f"0 rows written: {tmp_path / 'clean'}"), done.err
+    assert "       20  dropped: contaminated: held_out, same_words" in done.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"builder": {"kind": "arithmetik"}}, "kind 'arithmetik' is unknown. Did you mean 'arithmetic'?"),
+        ({"bilder": 1}, "'bilder' is no setting here. Did you mean 'builder'?"),
+        ({"builder": {"kind": "pairs", "from_data": "draws"}}, "builder.from_data: where does 'draws' lie?"),
+        ({"builder": {"kind": "pairs", "from_data": "draws"}, "data": {"draws": "no"}}, "holds no rows.jsonl"),
+    ],
+)
+def test_wrong_settings_are_told_and_nothing_is_written(
+    cli: Cli, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    done = cli("build", write(tmp_path, **changes), "--out", tmp_path / "data")
+    assert done.code == 2
+    assert said in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.yaml"]
+
+
+def test_a_build_that_fails_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1?", "gold": "2"}\n{"prompt": 3}\n')
+    builder = {"kind": "local_file", "path": "rows.jsonl", "rows": "problem"}
+    done = cli("build", write(tmp_path, builder=builder), "--out", tmp_path / "data")
+    assert done.code == 3
+    assert "rows.jsonl:2: " in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "spec.yaml"]
+
+
+def test_a_folder_with_something_in_it_is_left_alone(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.txt").write_text("mine")
+    done = cli("build", write(tmp_path), "--out", tmp_path / "data")
+    assert (done.code, [path.name for path in (tmp_path / "data").iterdir()]) == (2, ["mine.txt"])
