@@ -352,3 +352,38 @@ def identity(draw: Any, is_equal: bool) -> tuple[str, str]:
     if place == 3 or (place > 1 and draw(st.booleans())):  # the first two know no a, the fourth no k
         return one(k, a + 1), other(k, a)
     return one(k + 1, a), other(k, a)
+
+
+@kind
+def product_of_letters(draw: Any, is_equal: bool) -> tuple[str, str]:
+    letters = draw(st.permutations(list("abcmnpqxyz")))[: draw(st.integers(2, 3))]
+    gold = "".join(letters)
+    if is_equal:
+        turned = draw(st.permutations(letters))
+        ways = [
+            r" \cdot ".join(turned),
+            r"\times ".join(turned),
+            "*".join(turned),
+            f"({turned[0]})({''.join(turned[1:])})",
+        ]
+        return pick(draw, [*ways, gold, f"2{gold}-{gold}"]), gold
+    ways = [
+        "-".join(letters),
+        "+".join(letters),
+        f"-{gold}",
+        "/".join(letters),
+        "^".join(letters),
+        f"{gold}^2",
+        f"2{gold}",
+    ]
+    ways += [
+        f"{gold[:-1]}-{gold[-1]}",
+        f"{gold}d",
+        f"d{gold[1:]}",
+        gold[:-1],
+        f"{gold}+1",
+        f"{gold}!",
+        ",".join(letters),
+    ]
+    ways += [" - ".join(letters), f"- {gold}", f"{gold[:-1]}_{gold[-1]}"]
+    return pick(draw, ways), gold
