@@ -180,7 +180,7 @@ def _by_fallback(pairs: Pairs, deadline: float | None) -> Verdict:
     return Verdict(value=1.0 if reason == "fallback" else 0.0, reason=reason)
 
 
-@lru_cache(maxsize=32_768)  # the 8 to 64 completions of a prompt repeat their answers
+@lru_cache(maxsize=8_192)  # the 8 to 64 completions of a prompt repeat their answers
 def _decided(contents: Contents, gold: str) -> Verdict | Pairs:
     right = _gold_value(gold)
     if right is None:
@@ -221,7 +221,7 @@ def _gold_text(gold: Any) -> str | None:
     return None
 
 
-@lru_cache(maxsize=32_768)
+@lru_cache(maxsize=8_192)
 def _gold_value(text: str) -> Value | None:
     """The value of a gold, None if it is not equal to itself."""
     value = read(text, frozenset({ANY_WORD}))
@@ -250,7 +250,7 @@ def _unit_in(value: Value) -> Unit | None:
     return next((unit for unit in map(_unit_in, items) if unit is not None), None)
 
 
-@lru_cache(maxsize=32_768)
+@lru_cache(maxsize=8_192)
 def _plain_gold(gold: str) -> Fraction | None:
     found = _PLAIN_GOLD.fullmatch(gold)
     return None if found is None else _fraction(found)

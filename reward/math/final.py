@@ -64,7 +64,7 @@ def declared_answer(text: str) -> str | None:
     formula = _last_formulas(end)
     if formula is not None:
         return formula
-    is_bare = len(text) <= _LONGEST_BARE and "\n" not in text
+    is_bare = len(text) <= _LONGEST_BARE and "\n" not in text and _DENIED.search(text) is None
     is_expression = text.isascii() and not any(map(str.isspace, text))
     return (text or None) if is_bare or is_expression else None
 

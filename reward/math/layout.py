@@ -122,12 +122,12 @@ _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
 _PYTHON_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _PYTHON = re.compile(r"(?<![A-Za-z\\{])(asin|acos|atan)(?=\s*[({\\])")
 _HALF_DAY = re.compile(r"(?<![A-Za-z])([ap])\.\s?m\.")
-_FACTORIAL_BEFORE_DIGIT = re.compile(r"!(?:\\[,;:! ]|\s)*(?=[0-9])")
+_FACTORIAL_BEFORE_DIGIT = re.compile(r"(?<!\\)!(?:\\[,;:! ]|\s)*(?=[0-9])")
 _SPACE = re.compile(r"(?:\\[,;:>! ]|~|\s)+")
 _CIRCLE = re.compile(r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°|\{\s*°\s*\}|o(?=[CF]\b))")
 
 
-@lru_cache(maxsize=8_192)
+@lru_cache(maxsize=2_048)
 def layout(text: str) -> str:
     """`text` in its layout form."""
     text = plain_characters(text).replace("\\\\", ROW_BREAK)

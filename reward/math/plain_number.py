@@ -32,12 +32,9 @@ def plain_number(text: str) -> Fraction | None:
     """The exact number written plainly in `text` (in layout form), else None."""
     if len(text) > MAX_DIGITS:
         return None
-    sign = 1
-    while text[:1] in ("-", "+"):
-        sign = -sign if text[0] == "-" else sign
+    sign = -1 if text[:1] == "-" else 1
+    if text[:1] in ("-", "+"):
         text = text[1:].lstrip()
-        if sign == 1 and text[:1] in ("-", "+"):
-            return None  # `--5` and `+-5` are not written plainly
     size = _unsigned(text)
     return None if size is None else sign * size
 

@@ -64,7 +64,7 @@ _INFINITY = re.compile(r"([+-]?) ?(?:\\infty|infinity|inf|无穷大?|正无穷�
 _SAYS_NOTHING = re.compile(r"(?:\?+|nan|none|null|unknown|n/a|\\text\{\}|-|\.)?", re.IGNORECASE)
 
 
-@lru_cache(maxsize=16_384)  # the completions of a group repeat their answers and share one gold
+@lru_cache(maxsize=4_096)  # the completions of a group repeat their answers and share one gold
 def read(answer: str, letters: frozenset[str] = frozenset()) -> Value | None:
     """The value an answer states, None if it states nothing; `letters` as in `units.measured`."""
     if len(answer) > MAX_CHARS:
@@ -73,7 +73,7 @@ def read(answer: str, letters: frozenset[str] = frozenset()) -> Value | None:
     return value_of(text[1:] if text[:1] in (":", "=") else text, letters)
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=4_096)
 def value_of(text: str, letters: frozenset[str] = frozenset(), depth: int = 0) -> Value | None:
     """The value of a text in layout form."""
     text = unwrapped(text)

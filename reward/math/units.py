@@ -48,7 +48,7 @@ _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _ENDS_A_VALUE = re.compile(r"(?:[0-9.})\]!|]|\\[A-Za-z]+|[A-Za-z])$")
 
 
-@lru_cache(maxsize=8_192)
+@lru_cache(maxsize=4_096)
 def measured(text: str, letters: frozenset[str] = frozenset()) -> Measured:
     """`text` (in layout form) without its trailing unit or leading money sign.
 
