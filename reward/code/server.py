@@ -179,8 +179,6 @@ def _result(cell: _Cell, status: int, cpu_s: float, *, stopped: bool) -> Result:
     how: How = "exit" if code >= 0 else "signal"
     if code == MEMORY_STATUS:
         how = "memory limit"
-    elif -code == signal.SIGXFSZ:
-        how = "output limit"
     elif -code == signal.SIGKILL and (stopped or cpu_s >= cell.cpu_limit_s):
         how = "time limit"
     return Result(how, abs(code), cpu_s)
