@@ -1,0 +1,24 @@
+"""The rows of a file of any kind we read, told by its name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qwen_align.data_builders import json_file
+from qwen_align.data_builders.bad_row import Reject, refuse
+from qwen_align.data_builders.table_file import PARQUET_SUFFIXES, TEXT_SUFFIXES, read_csv, read_parquet
+
+SUFFIXES = (*json_file.SUFFIXES, *TEXT_SUFFIXES, *PARQUET_SUFFIXES)
+
+
+def read_source(path: Path, reject: Reject = refuse) -> Iterator[tuple[str, Any]]:
+    """(place, row) of every row of a JSON Lines, JSON, CSV, TSV or Parquet file, in order.
+
+    A row that cannot be read goes to `reject`. Raises DataError if there is no such file or nothing we can read in it.
+    """
+    if path.name.endswith(TEXT_SUFFIXES):
+        return read_csv(path, reject)
+    if path.name.endswith(PARQUET_SUFFIXES):
+        return read_parquet(path, reject)
+    json_file.check_path(path, SUFFIXES)
+    return json_file.read_values(path, reject)
