@@ -22,6 +22,7 @@ from qwen_align.reward.math.values import (
     items_in,
 )
 
+_HOURS = 24
 _DOWNWARD = {">": "<", r"\ge": r"\le"}
 
 
@@ -105,7 +106,7 @@ def _ratios(gold: Ratio, said: Ratio) -> bool:
         return False
     if gold.unit is not None and said.unit is not None and units_agree(gold.unit, said.unit) != 1:
         return False
-    if _is_time(gold):
+    if _is_time(gold) and _is_time(said):
         return [part.number for part in gold.parts] == [part.number for part in said.parts]
     first, other_first = gold.parts[0], said.parts[0]
     return all(
@@ -124,7 +125,8 @@ def _is_time(ratio: Ratio) -> bool:
     numbers = [part.number for part in ratio.parts]
     if any(number is None or number.denominator != 1 for number in numbers):
         return False
-    return all(len(part.text) == 2 and part.text < "60" for part in ratio.parts[1:])
+    is_hour = numbers[0] is not None and 0 <= numbers[0] <= _HOURS
+    return is_hour and all(len(part.text) == 2 and part.text < "60" for part in ratio.parts[1:])
 
 
 def _has_chain(value: Value) -> bool:

@@ -9,12 +9,12 @@ _LONGEST_END = 1_500  # characters at the end of a text in which an answer witho
 _LONGEST_BARE = 300  # characters of a text that is nothing but its answer
 _MAX_READ = 20_000  # characters at the end of a text that are looked at at all
 _AFTER_THE_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id)\|>|</s>")
-_COURTESY = re.compile(r"(?:I hope (?:it|this) is correct\.?|∎)\Z", re.IGNORECASE)
+_COURTESY = re.compile(r"(?:</answer>|I hope (?:it|this) is correct\.?|∎)\Z", re.IGNORECASE)
 _MINERVA = re.compile(
     r"Final Answer: The final answer is \$?([^\n$]{1,400}?)\$?\.? I hope it is correct\.?\s*(?:<\||\Z)"
 )
 _DECLARED = re.compile(
-    r"(?:answer|solution|答案)\**\s*(?:(?:is|are|为|是|选)\s*[:：]?|[:：])\**|[故应]选\s*[:：]?"
+    r"(?:answer|solution|option|choice|答案)\**\s*(?:(?:is|are|为|是|选)\s*[:：]?|[:：])\**|[故应]选\s*[:：]?|^####|<answer>|final answer\**\s*$"
     r"|^\s*answer\s(?=\s*(?:\$|\\[(\[]))",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -14,6 +14,7 @@ _SPECIAL = re.compile(r"\\(?:Gamma|zeta|Re|Im|arg) ?[({]")  # functions that the
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _LETTERS = re.compile(r"[A-Za-z]{2,3}")
 _LOOKS = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])|\\text(?=\{)")
+_WORD_LOOKS = re.compile(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})|\.\Z|(?<![0-9])\s+|\s+(?![0-9])")  # `co-prime`, `Mon.`
 _ONE_SIGN = re.compile(r"\{([A-Za-z0-9])\}")
 _PAIRS = (frozenset("xyzabckmnpqrtuvw"), frozenset("ABCDEFGHKLMNOPQRSTUVXYZ"))
 _TRIPLES = tuple(map(frozenset, ("xyz", "abc", "pqr", "uvw", "rst", "kmn", "mnp", "abx", "axy", "ABC", "PQR", "XYZ")))
@@ -96,7 +97,18 @@ def _bare(text: str) -> str:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"[-.{}]|(?<![0-9])\s+|\s+(?![0-9])", "", text)
+    return _WORD_LOOKS.sub("", text)
+
+
+def _is_triple(words: Words) -> bool:
+    """Whether the run might be a word's letters: then only an expression on the other side makes it a product."""
+    return len(words.written) > 2 and not _are_neighbours(words.written)
+
+
+def _are_neighbours(run: str) -> bool:
+    """Whether the letters are neighbours of the alphabet, each once: abc, zyx, prq."""
+    places = sorted(map(ord, run))
+    return run.islower() and places == list(range(places[0], places[0] + len(places)))
 
 
 def _is_product(words: Words) -> bool:
@@ -104,4 +116,6 @@ def _is_product(words: Words) -> bool:
     run = words.written
     if len(run) == 2:
         return run not in _PAIRS_THAT_ARE_WORDS and any(set(run) <= letters for letters in _PAIRS)
-    return len(run) == 3 and (any(set(run) <= letters for letters in _TRIPLES) or not set(run.lower()) & set("aeiou"))
+    return len(run) == 3 and (
+        _are_neighbours(run) or any(set(run) <= letters for letters in _TRIPLES) or not set(run.lower()) & set("aeiou")
+    )

@@ -11,6 +11,11 @@ _CHOICE = re.compile(
     r"(?:(?:option|choice|选项|选)\s*)?(?:\(([A-Z])\)|([A-Z])[.):]?|\(([A-Z])\)[.:]?\s*(\S.*)|([A-Z])(?:[.)]\s*|[:]\s+)(\S.*))",
     re.IGNORECASE,
 )
+_NO_OPTION = re.compile(
+    r"\A(?:[=+*/^_<>!|-]|\\(?:ne|lnot|neg|cup|cap|times|cdot|in|le|ge)(?![A-Za-z]))"
+    r"|(?<![A-Za-z])(?:not|or|and|nor|wrong|incorrect|false|but|isn't)(?![A-Za-z])|\([A-Z]\)|(?<![A-Za-z])[A-Z][.):]",
+    re.IGNORECASE,
+)
 _ALPHABETIC = re.compile(r"[A-Za-z一-鿿\u3040-\u30ff\uac00-\ud7af' .]+")
 _LETTER_RUN = re.compile(r"[A-Za-z]{2,}")
 _LABELLED = re.compile(r"\\text\{ ?\(?([A-Z])[).:]+ ?\} ?(\S.*)")
@@ -29,8 +34,9 @@ def choice_or_words(text: str) -> Value | None:
         return None
     if found := _CHOICE.fullmatch(text):
         letter = found[1] or found[2] or found[3] or found[5]
-        if letter.isupper():
-            return Choice(letter, (found[4] or found[6] or "").strip())
+        rest = (found[4] or found[6] or "").strip()
+        if letter.isupper() and not _NO_OPTION.search(rest):
+            return Choice(letter, rest)
     if _ALPHABETIC.fullmatch(text) and len(list_items(text)) == 1 and len(ratio_parts(text)) == 1:
         return _words(text)
     return None
