@@ -33,11 +33,10 @@ from qwen_align.reward.code.seccomp import UnknownMachineError
 MEMORY_STATUS = 113
 """How a cell exits whose entry function let a MemoryError through."""
 
-# Paid for once. numpy is not among them: it makes every fork dearer.
+# Paid for once; what is rarely imported is not here, as each megabyte makes every fork dearer.
 _PRELOADED = (
-    "abc array ast atexit base64 bisect calendar cmath collections.abc contextlib copy ctypes dataclasses datetime "
-    "decimal enum fractions functools hashlib heapq io itertools json keyword math numbers operator queue random re "
-    "secrets statistics string struct textwrap threading time traceback types typing unicodedata warnings zlib"
+    "abc ast bisect cmath collections.abc copy dataclasses datetime decimal enum fractions functools heapq io itertools "
+    "math numbers operator random re string textwrap threading traceback types typing warnings"
 ).split()
 _WAKE_BYTES = 4096
 _SETUP_FAILED = 114
