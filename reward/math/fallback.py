@@ -41,8 +41,9 @@ def ask(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) ->
         if pairs in _kept:
             _kept.move_to_end(pairs)
             return _kept[pairs]
+        pool = _pool()  # under the lock: two threads must not make two
     try:
-        reason = "fallback" if _pool().ask(pairs, deadline=deadline) is True else "wrong"
+        reason = "fallback" if pool.ask(pairs, deadline=deadline) is True else "wrong"
     except LateError:
         reason = "time limit"
     except DeadError:
@@ -59,7 +60,9 @@ def ask(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) ->
 def warm() -> None:
     """Start the workers now; does nothing on a platform that cannot fork."""
     if hasattr(os, "fork"):
-        _pool().warm()
+        with _lock:
+            pool = _pool()
+        pool.warm()
 
 
 @cache

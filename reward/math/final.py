@@ -14,7 +14,8 @@ _MINERVA = re.compile(
     r"Final Answer: The final answer is \$?([^\n$]{1,400}?)\$?\.? I hope it is correct\.?\s*(?:<\||\Z)"
 )
 _DECLARED = re.compile(
-    r"(?:answer|solution|option|choice|答案)\**\s*(?:(?:is|are|为|是|选)\s*[:：]?|[:：])\**|[故应]选\s*[:：]?|^####|<answer>|final answer\**\s*$"
+    r"(?:answer|solution|option|choice|答案)\**\s*(?:(?:is|are|为|是|选)\s*[:：]?|[:：])\**"
+    r"|[故应]选\s*[:：]?|^####|<answer>|final answer\**\s*$"
     r"|^\s*answer\s(?=\s*(?:\$|\\[(\[]))",
     re.IGNORECASE | re.MULTILINE,
 )

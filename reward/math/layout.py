@@ -122,6 +122,7 @@ _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
 _PYTHON_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _PYTHON = re.compile(r"(?<![A-Za-z\\{])(asin|acos|atan)(?=\s*[({\\])")
 _HALF_DAY = re.compile(r"(?<![A-Za-z])([ap])\.\s?m\.")
+_ROOT_OF_DIGITS = re.compile(r"\\sqrt ?([0-9]{2,})")  # LaTeX would draw the root over the first digit only
 _FACTORIAL_BEFORE_DIGIT = re.compile(r"(?<!\\)!(?:\\[,;:! ]|\s)*(?=[0-9])")
 _SPACE = re.compile(r"(?:\\[,;:>! ]|~|\s)+")
 _CIRCLE = re.compile(r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°|\{\s*°\s*\}|o(?=[CF]\b))")
@@ -143,6 +144,7 @@ def layout(text: str) -> str:
         if r"\over" in text or r"\choose" in text:
             text = _OVER.sub(_above, text)
         text = _CIRCLE.sub("°", _NEGATED.sub(_negated, text))
+    text = _ROOT_OF_DIGITS.sub(r"\\sqrt{\1}", text) if r"\sqrt" in text else text
     text = _FACTORIAL_BEFORE_DIGIT.sub(r"!\\cdot ", text) if "!" in text else text
     text = text.replace("...", r"\ldots ") if "..." in text else text
     return _SPACE.sub(" ", text).strip()

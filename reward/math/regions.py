@@ -141,6 +141,11 @@ def _of_group(group: Group, of_a_gold: bool) -> Region | None:
 def _in_common(regions: list[Region | None]) -> Region | None:
     """Where a half-line up and a half-line down overlap: `x > 1 and x < 2`."""
     both = _joined(regions)
+    if both is not None:
+        bounded = tuple(one for one in both.intervals if (one.low, one.high) != (_LEAST, _MOST))
+        both = both._replace(intervals=bounded)
+        if len(bounded) == 1:  # the other says `x < \infty`
+            return both
     if both is None or len(both.intervals) != 2:
         return None
     up, down = sorted(both.intervals, key=lambda one: one.low == _LEAST)

@@ -26,12 +26,8 @@ def same_words(gold: Value, said: Value) -> bool:
     if isinstance(gold, Words) and isinstance(said, Words):
         if _squeezed(gold.text) == _squeezed(said.text):
             return True
-        return (
-            len(gold.written) == 2
-            and _is_product(gold)
-            and _is_product(said)
-            and _same_texts(gold.written, said.written)
-        )
+        may_be = _is_product(gold) and _is_product(said) and not _might_spell(gold.written)
+        return may_be and _same_texts(gold.written, said.written)
     words, other = (gold, said) if isinstance(gold, Words) else (said, gold)
     if not isinstance(words, Words) or not isinstance(other, Scalar) or other.number is not None:
         return False
@@ -100,9 +96,9 @@ def _squeezed(text: str) -> str:
     return _WORD_LOOKS.sub("", text)
 
 
-def _is_triple(words: Words) -> bool:
-    """Whether the run might be a word's letters: then only an expression on the other side makes it a product."""
-    return len(words.written) > 2 and not _are_neighbours(words.written)
+def _might_spell(run: str) -> bool:
+    """Whether a run might be a word's letters: then only an expression on the other side makes it a product."""
+    return len(run) > 2 and not _are_neighbours(run)
 
 
 def _are_neighbours(run: str) -> bool:
@@ -116,6 +112,6 @@ def _is_product(words: Words) -> bool:
     run = words.written
     if len(run) == 2:
         return run not in _PAIRS_THAT_ARE_WORDS and any(set(run) <= letters for letters in _PAIRS)
-    return len(run) == 3 and (
-        _are_neighbours(run) or any(set(run) <= letters for letters in _TRIPLES) or not set(run.lower()) & set("aeiou")
-    )
+    if len(run) != 3 or _are_neighbours(run):
+        return len(run) == 3
+    return any(set(run) <= letters for letters in _TRIPLES) or not set(run.lower()) & set("aeiou")

@@ -7,7 +7,7 @@ _CLOSING = frozenset({")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil", r
 _BRACKETS = r"\\[A-Za-z]+|\\.|[()\[\]{}]"
 _AND = r"(?:and|or|及|和|或者|或|与|以及)"
 _LIST = re.compile(
-    rf"(\\text\{{\s*[,;]?\s*{_AND}?\s*[,;]?\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|[,;]|或者|以及|[和或与及且])|{_BRACKETS}"
+    rf"(\\text\{{\s*[,;]?\s*{_AND}?\s*[,;]?\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:lor|land|wedge)(?![A-Za-z])|\\vee(?![A-Za-z])|[,;]|或者|以及|[和或与及且])|{_BRACKETS}"
 )
 _RELATION = re.compile(
     r"((?:\\(?:le|ge|ne|in|notin|approx|equiv|sim|cong|simeq|parallel|perp|subset|subseteq|mid|propto|ll|gg)(?![A-Za-z]))"

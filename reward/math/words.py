@@ -28,7 +28,8 @@ STOP_WORDS = frozenset(
 
 def choice_or_words(text: str) -> Value | None:
     """The option, words or spelled number that a text in layout form is, None if it is something else."""
-    if labelled := _LABELLED.fullmatch(text):
+    labelled = _LABELLED.fullmatch(text)
+    if labelled and not _NO_OPTION.search(labelled[2]):
         return Choice(labelled[1], labelled[2])
     if len(text) > 1 and text[0] in "([" and text[1] == text[1].lower():
         return None
