@@ -193,6 +193,7 @@ class Qwen25Overlap(_Rule):
 
     Qwen2.5 (arXiv:2412.15115): 13 tokens and 0.6. Tokens are those of `tokenizer`; without one, words and CJK
     characters in lower case without signs (our choice: needs no tokenizer's file, and case does not hide a copy).
+    For questions: of a trace of thousands of tokens, nearly any question's words are a subsequence by chance.
     """
 
     method: Literal["qwen2.5"] = "qwen2.5"

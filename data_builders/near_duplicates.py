@@ -14,6 +14,8 @@ from qwen_align.align.strict import Strict
 from qwen_align.data_builders.row_texts import Part
 from qwen_align.data_builders.text_units import words_and_signs
 
+_BATCH = 4096  # shingles hashed at once: each takes 4 bytes a hash function, so a text of 10 MB would take gigabytes
+
 
 class NearDuplicates(Strict):
     """Texts are near duplicates from `threshold` on: shingles of both over shingles of either.
@@ -68,7 +70,9 @@ class NearDuplicateFinder:
         if not shingles:
             return None
         minhash = self._empty.copy()
-        minhash.update_batch([shingle.encode() for shingle in shingles])
+        encoded = [shingle.encode() for shingle in shingles]
+        for start in range(0, len(encoded), _BATCH):
+            minhash.update_batch(encoded[start : start + _BATCH])
         number = self._groups.setdefault(group, len(self._groups))
         for place in sorted(self._index.query(minhash)):
             kept = self._kept[place]

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
+from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 
+Dialogue = Problem | Chat | Trace | Pair | Labelled | Steps | Completion
 Part = Literal["question", "everything"]
 
 
@@ -28,16 +29,23 @@ def part_of(row: Row, part: Part) -> str:
     return "\n".join(text for text in texts + _own_texts(row) if text)
 
 
-def _turns(row: Problem | Chat | Trace | Pair | Completion) -> list[Message]:
+def _turns(row: Dialogue) -> list[Message]:
     return row.prompt if isinstance(row, Completion) else row.messages
 
 
-def _own_texts(row: Problem | Chat | Trace | Pair | Completion) -> list[str]:
+def _own_texts(row: Dialogue) -> list[str]:
     """What is said beside the turns."""
     if isinstance(row, Completion):
         return [row.text]
     if isinstance(row, Trace):
         return [row.thinking, row.answer]
+    if isinstance(row, Steps):
+        return row.steps
+    return [text for reply in replies(row) for text in (reply.thinking or "", reply.content)]
+
+
+def replies(row: Row) -> list[Message]:
+    """The assistant turns that stand beside the row's messages: both sides of a pair, a labelled completion."""
     if isinstance(row, Pair):
-        return [text for side in (row.chosen, row.rejected) for text in (side.thinking or "", side.content)]
-    return []
+        return [row.chosen, row.rejected]
+    return [row.completion] if isinstance(row, Labelled) else []

@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
+from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.align.strict import Strict
 from qwen_align.data_builders.contamination import Benchmark, Contamination, contamination, read_benchmarks
 from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
-from qwen_align.data_builders.row_texts import all_texts, part_of
+from qwen_align.data_builders.row_texts import all_texts, part_of, replies
 from qwen_align.reward.settings import reward_of_kind
 from qwen_align.reward.thinking import CLOSE, OPEN
 
@@ -110,13 +110,21 @@ class _Earlier:
         return None
 
 
-def _group(row: Problem | Chat | Trace | Pair | Text) -> str:
-    """Equal for rows that may be near duplicates: of one kind, mode, system message and with the same tool calls."""
-    if isinstance(row, Text):
+def _group(row: Row) -> str:
+    """Equal for rows that may be near duplicates: all but what they say is the same, system messages included."""
+    if isinstance(row, Text | Completion):
         return row.row
     system = [turn.content for turn in row.messages if turn.role == "system"]
-    parts = [row.row, row.mode, row.flag, system, [turn.tool_calls for turn in row.messages if turn.tool_calls]]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    calls = [turn.tool_calls for turn in (*row.messages, *replies(row)) if turn.tool_calls]
+    return hashlib.sha256(repr([row.row, *_labels(row), system, calls]).encode()).hexdigest()
+
+
+def _labels(row: Row) -> list[object]:
+    """What a row says of itself beside its texts: mode and flag, and whether it is good."""
+    if isinstance(row, Steps):
+        return [row.labels]
+    labels: list[object] = [] if isinstance(row, Text) else [row.mode, row.flag]
+    return [*labels, row.label] if isinstance(row, Labelled) else labels
 
 
 def _contamination_fault(row: Row, benchmarks: list[Benchmark]) -> Fault | None:
@@ -144,8 +152,10 @@ def _thinking_fault(row: Row) -> Fault | None:
         if not row.thinking.strip():
             return Fault("blank thinking", "a Trace row has thinking; without any it is a Chat row")
         turns = [Message(role="assistant", content=row.answer, thinking=row.thinking)]
-    elif isinstance(row, Pair):
-        turns = [row.chosen, row.rejected]
+    elif isinstance(row, Pair | Labelled):
+        turns = replies(row)
+    elif isinstance(row, Steps):
+        turns = [Message(role="assistant", content="\n".join(row.steps))]
     elif isinstance(row, Chat):
         turns = [message for message in row.messages if message.role == "assistant"]
     else:
@@ -179,7 +189,7 @@ def _key(row: Row) -> bytes:
         return row.id.encode()  # equal answers of a model are no duplicates
     parts: list[object] = [row.row, *(" ".join(text.split()) for text in all_texts(row))]
     if not isinstance(row, Text):
-        parts += [row.mode, row.flag, [(turn.role, turn.tool_calls) for turn in row.messages]]
+        parts += [*_labels(row), [(turn.role, turn.tool_calls) for turn in (*row.messages, *replies(row))]]
     return hashlib.sha256(repr(parts).encode()).digest()
 
 

@@ -12,6 +12,8 @@ from pydantic import TypeAdapter
 from qwen_align.align.errors import DataError
 from qwen_align.align.references import outside_files, references
 from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Text, Trace
+from qwen_align.align.spec.build_data import BuildData
+from qwen_align.align.stages.build_data import rows as build
 from qwen_align.data_builders.contamination import (
     Contamination,
     Finder,
@@ -140,6 +142,31 @@ def test_tokens_of_a_tokenizer(tmp_path: Path) -> None:
     assert find(ASKED.upper()) is None  # case is the tokenizer's business
     with pytest.raises(ValueError, match="there is no such file"):
         finder("qwen2.5", ASKED, tokenizer=str(tmp_path / "none.json"))
+
+
+def plain_s1(train: list[str], test: list[str]) -> list[int]:
+    """Rows that share an 8-gram with the test side, by building all n-grams of both."""
+
+    def ngrams(text: str) -> set[str]:
+        said = " ".join(text.lower().strip().split()).split()
+        return {" ".join(said[start : start + 8]) for start in range(len(said) - 7)}
+
+    asked = set[str]().union(*map(ngrams, test))
+    return [place for place, text in enumerate(train) if not asked.isdisjoint(ngrams(text))]
+
+
+@pytest.mark.skipif(not (DATA / "gsm8k").is_dir(), reason=f"no real data at {DATA}; set QWEN_ALIGN_TEST_DATA")
+@pytest.mark.filterwarnings("ignore:contamination:UserWarning")
+def test_s1_verdicts_on_real_rows_are_those_of_the_plain_way() -> None:
+    def column(path: str, key: str) -> list[str]:
+        return [json.loads(line)[key] for line in (DATA / path).read_text(encoding="utf-8").splitlines()]
+
+    train, test = column("gsm8k/train.jsonl", "question"), column("gsm8k/test.jsonl", "question")
+    find = finder("s1", *test)
+    found = [place for place, text in enumerate(train) if find(text)]
+    assert found == plain_s1(train, test)
+    assert len(found) == 70
+    assert all(find(text) for text in test if len(text.split()) >= 8)
 
 
 def user(text: str) -> Message:
@@ -281,6 +308,18 @@ def test_stages_and_files_are_inputs_of_the_stage(tmp_path: Path) -> None:
         ("contamination[1].against_file", str(tmp_path / "b.jsonl")),
         ("contamination[1].tokenizer", str(tmp_path / "t.json")),
     ]
+
+
+def test_a_stage_reads_its_benchmark_from_an_earlier_one() -> None:
+    data = {"kind": "arithmetic", "rows": "problem", "n": 8, "steps": [5]}
+    spec = BuildData.model_validate({"name": "data", "kind": "build_data", "builder": data})
+    bench = list(build(spec, {}, 0, Drops()))
+    rules = [{"against": "dev", "method": "same_words"}]
+    spec = spec.model_copy(update={"sieve": Sieve.model_validate({"contamination": rules})})
+    drops = Drops()
+    kept = list(build(spec, {"dev": lambda: iter(bench[:3])}, 0, drops))
+    assert kept == bench[3:]
+    assert drops.counts == {"contaminated: dev, same_words": 3}
 
 
 def test_rules_are_named_by_their_classes_too() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
+from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, script_share, sieve
 
 
@@ -34,6 +34,14 @@ def trace(row_id: str, thinking: str = "1+1=2", answer: str = "\\boxed{2}", **fi
 
 def pair(row_id: str, chosen: str = "2", rejected: str = "3") -> Pair:
     return Pair(id=row_id, messages=[user("1+1?")], chosen=assistant(chosen), rejected=assistant(rejected))
+
+
+def labelled(row_id: str, completion: str = "2", label: bool = True) -> Labelled:
+    return Labelled(id=row_id, messages=[user("1+1?")], completion=assistant(completion), label=label)
+
+
+def steps(row_id: str, *texts: str, labels: Sequence[bool | float] | None = None) -> Steps:
+    return Steps(id=row_id, messages=[user("1+1?")], steps=list(texts), labels=list(labels or [True] * len(texts)))
 
 
 def chat(row_id: str, *contents: str, **fields: Any) -> Chat:
@@ -71,6 +79,12 @@ def sifted(rows: Sequence[Row], **settings: Any) -> tuple[list[str], list[tuple[
         (pair("a"), pair("b"), True),
         (pair("a"), pair("b", rejected="4"), False),
         (pair("a", "2", "3"), pair("b", "3", "2"), False),
+        (labelled("a"), labelled("b"), True),
+        (labelled("a"), labelled("b", "3"), False),
+        (labelled("a"), labelled("b", label=False), False),
+        (steps("a", "1+1", "=2"), steps("b", "1+1", "=2"), True),
+        (steps("a", "1+1", "=2"), steps("b", "1+1", "=3"), False),
+        (steps("a", "1+1", "=2"), steps("b", "1+1", "=2", labels=[True, False]), False),
         (Text(id="a", text="x y"), Text(id="b", text="x\ny"), True),
         (Text(id="a", text="x y"), Text(id="b", text="x y z"), False),
     ],
@@ -88,6 +102,16 @@ def test_the_roles_and_the_tool_calls_of_turns_count() -> None:
         Chat(id="c", messages=[Message(role="system", content="x"), assistant("")]),
     ]
     assert sifted(rows, thinking_is_clean=False) == (["a", "b", "c"], [])
+
+
+def test_the_tool_calls_of_a_pair_count() -> None:
+    sides = [assistant("", tool_calls=[{"name": name}]) for name in ("add", "multiply", "divide")]
+    rows = [
+        Pair(id="a", messages=[user("x")], chosen=sides[0], rejected=sides[1]),
+        Pair(id="b", messages=[user("x")], chosen=sides[0], rejected=sides[2]),
+        Pair(id="c", messages=[user("x")], chosen=sides[0], rejected=sides[1]),
+    ]
+    assert sifted(rows) == (["a", "b"], [("c", "duplicate")])
 
 
 def test_equal_completions_of_a_model_are_no_duplicates() -> None:
@@ -148,6 +172,10 @@ TAGS = "thinking tags in the text"
         (pair("a", chosen="</think>"), TAGS),
         (pair("a", rejected="<think>"), TAGS),
         (pair("a", rejected=" "), "blank answer"),
+        (labelled("a", "</think>2"), TAGS),
+        (labelled("a", " "), "blank answer"),
+        (steps("a", "1+1", "</think>2"), TAGS),
+        (steps("a", "", " "), "blank answer"),
         (Text(id="a", text="<think>"), None),
         (problem("a", "What does </think> do?"), None),
     ],
