@@ -36,8 +36,6 @@ class Door:
         _keep_until_end_of(owner)
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
-        with contextlib.suppress(OSError):  # no part of the isolation
-            Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends it shall not end the training
         read_only_root(packages)
 
     def fork(self) -> int:
@@ -65,6 +63,8 @@ class Door:
             no_programs = kernel.NOSUID | kernel.NODEV | kernel.NOEXEC
             kernel.mount("cell", _PRIVATE_FOLDER, "tmpfs", no_programs, options)
         os.chdir(_PRIVATE_FOLDER)
+        with contextlib.suppress(OSError):  # no part of the isolation: where memory ends, a cell is ended first
+            _write(self._proc, "oom_score_adj", "1000")
         if self._has_nobody:
             os.setgroups([])
             os.setresgid(_NOBODY, _NOBODY, _NOBODY)
@@ -114,8 +114,14 @@ def _is_mapped(user: int) -> bool:
 
 def _map_user(proc: int, user: int, group: int, inside: int) -> None:
     for name, text in (("setgroups", "deny"), ("gid_map", f"{inside} {group} 1"), ("uid_map", f"{inside} {user} 1")):
-        file = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
+        _write(proc, name, text)
+
+
+def _write(proc: int, name: str, text: str) -> None:
+    file = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
+    try:
         os.write(file, text.encode())
+    finally:
         os.close(file)
 
 

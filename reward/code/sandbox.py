@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -60,17 +59,20 @@ class Cell:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if isinstance(self._ended(0.0), SandboxError) and error is None:
-            self.kill()
+        is_news = self._end is None
+        end = self._ended(0.0)
+        if is_news and error is None and isinstance(end, SandboxError):
+            raise end
 
     def kill(self) -> None:
-        """Leaves no process of the cell; raises `SandboxError` if it never came to be one."""
+        """Leaves no process of the cell; raises `SandboxError` as `end` does."""
         self.end(0.0)
 
     def end(self, deadline: float | None = None) -> Ended:
         """How the cell ended; waits for it, and kills it at the `deadline`, a `time.monotonic()`.
 
-        When it returns no process of the cell is left. Raises `SandboxError` if the cell could not be set up.
+        When it returns no process of the cell is left. Raises `SandboxError` if the cell could not be set up, or was
+        ended from outside: never for what the cell did.
         """
         end = self._ended(deadline)
         if isinstance(end, SandboxError):
@@ -90,8 +92,8 @@ class Cell:
 
     def _wait(self, deadline: float | None) -> Ended | SandboxError:
         result = self._received(RESULT_BYTES, deadline)
-        if not result:  # the server was ended, and the kernel ended its cells
-            return Ended("signal", signal.SIGKILL, self._written(), 0.0)
+        if not result:  # and the kernel ended the cell
+            return SandboxError("the sandbox's server was ended while a cell ran")
         told = read_result(result)
         if isinstance(told, int):
             why = self._received(told, None).decode(errors="replace")

@@ -35,8 +35,8 @@ MEMORY_STATUS = 113
 
 # Paid for once; what is rarely imported is not here, as each megabyte makes every fork dearer.
 _PRELOADED = (
-    "abc ast bisect cmath collections.abc copy dataclasses datetime decimal enum fractions functools heapq io itertools "
-    "math numbers operator random re string textwrap threading traceback types typing warnings"
+    "abc ast bisect cmath collections.abc copy dataclasses datetime decimal enum fractions functools heapq io "
+    "itertools math numbers operator random re string textwrap threading traceback types typing warnings"
 ).split()
 _WAKE_BYTES = 4096
 _SETUP_FAILED = 114
