@@ -27,7 +27,12 @@ def advice() -> str:
             "start the container so that it may make namespaces: docker run --security-opt seccomp=unconfined "
             "--security-opt apparmor=unconfined, or --privileged"
         )
-    return "; or ".join([*found, "accept `isolation: process` by name, where a cell can read and write your files"])
+    return "; or ".join(
+        [
+            *found,
+            "accept `isolation: process` by name, which shares the machine and, where it has no Landlock, its files",
+        ]
+    )
 
 
 def _value(switch: str) -> str | None:
