@@ -4,6 +4,7 @@ The job of a cell is a file that only this cell reads: the server, whose memory 
 """
 
 import atexit
+import contextlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 
 from qwen_align.reward.code.frames import Frames
 from qwen_align.reward.code.loading import SYNTAX_STATUS, UnloadedError, function, load
-from qwen_align.reward.code.peer import Peer
+from qwen_align.reward.code.peer import EndedError, Peer
 from qwen_align.reward.code.tested import run_tests
 from qwen_align.reward.code.values import MAX_BYTES, NotPlainError, decode, encode, write
 
@@ -71,7 +72,8 @@ def _record(number: int, called: Any, args: Any, kwargs: Any) -> bytes:
 def _serve(job: dict[str, Any], frames: Frames) -> None:
     module = load(job)
     frames.send(write(["ready"]))
-    Peer(frames, lambda name: function(module, name)).serve()
+    with contextlib.suppress(EndedError):  # the tests are done
+        Peer(frames, lambda name: function(module, name)).serve()
 
 
 def _be_program(job: dict[str, Any]) -> NoReturn:
@@ -92,20 +94,24 @@ def _be_program(job: dict[str, Any]) -> NoReturn:
 
 def warm() -> None:
     """Has the server do once what every cell would otherwise do for a first time: the parser's state, say, is 1 ms."""
-    here, there = socket.socketpair()
-    with here, there:
-        there_frames = Frames(there)
-        jobs = [("calls", [["f", encode(([1.5, {"a": (True, None)}],)), encode({})]]), ("calls", [])]
-        for mode, calls in jobs:
-            job = {"mode": mode, "name": "solution", "texts": [_SAMPLE], "before": [], "calls": calls}
-            candidate(write(job), here)
-        while there_frames.receive() != write(["done"]):
-            continue
-        there_frames.send(write(["ready"]))
-        shown = sys.stdout
-        nothing = {"before": [_SAMPLE], "tests": ["assert True"], "entry": None, "remote": ["g"], "modules": []}
-        tests(write({**nothing, "partial": True}), here)
-        sys.stdout = shown
+    shown = sys.stdout
+    for mode in ("calls", "serve"):
+        here, there = socket.socketpair()
+        job = {"mode": mode, "name": "solution", "texts": [_SAMPLE], "before": []}
+        calls = [["f", encode(([1.5, 2],)), encode({})]]
+        cell = threading.Thread(target=candidate, args=(write({**job, "calls": calls}), here))
+        cell.start()
+        if mode == "serve":
+            nothing = {"before": [], "entry": None, "remote": ["f"], "modules": [], "partial": True}
+            tests(write({**nothing, "tests": ["for x in [1.5]:\n    assert f([x, 2])"]}), there)
+        else:
+            frames = Frames(there)
+            while frames.receive() != write(["done"]):
+                continue
+        there.close()
+        cell.join()
+        here.close()
+    sys.stdout = shown
     sys.modules.pop("solution")
     sys.modules.pop("tests")
 

@@ -121,6 +121,8 @@ def _of_check(gold: dict[str, Any]) -> Plan | None:
     tree = ast.parse(test)
     whole = f"{prompt.rstrip()}\n    pass\n" if prompt.strip() else ""
     head = ast.parse(whole)
+    if not _bound([head]) & _used([tree]) - {entry}:
+        whole = ""  # the tests need nothing of it
     check = next((one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == "check"), None)
     free = _free_names([head, tree]) | {entry}
     modules = _modules([tree], free)
@@ -129,7 +131,9 @@ def _of_check(gold: dict[str, Any]) -> Plan | None:
     if check is not None and (len(check.args.args) != 1 or not _called([check]) & {check.args.args[0].arg, entry}):
         return None
     n_tests = len(_asserts([tree]))
-    work = Script([whole], [test], entry if check else None, sorted(free - modules), sorted(modules), n_tests)
+    work = Script(
+        [whole] if whole else [], [test], entry if check else None, sorted(free - modules), sorted(modules), n_tests
+    )
     planned = planned_asserts([tree], {entry}, [], check) if check is not None else None
     return Plan(_calls_or(work, planned), [], prompt or None, entry)
 
@@ -201,11 +205,19 @@ def _called(trees: Sequence[ast.AST]) -> set[str]:
 
 def _free_names(trees: Sequence[ast.AST]) -> set[str]:
     """The names that the code uses and binds nowhere, built-in ones aside: those of the candidate, and of modules."""
-    used: set[str] = set()
-    bound: set[str] = set(dir(builtins))
+    return _used(trees) - _bound(trees) - set(dir(builtins))
+
+
+def _used(trees: Sequence[ast.AST]) -> set[str]:
+    names = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return {name.id for name in names if isinstance(name.ctx, ast.Load)}
+
+
+def _bound(trees: Sequence[ast.AST]) -> set[str]:
+    bound: set[str] = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Name):
-            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            bound.add(node.id)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             bound.add(node.name)
         elif isinstance(node, ast.arg):
@@ -214,7 +226,7 @@ def _free_names(trees: Sequence[ast.AST]) -> set[str]:
             bound.add((node.asname or node.name).split(".")[0])
         elif isinstance(node, ast.ExceptHandler) and node.name:
             bound.add(node.name)
-    return used - bound
+    return bound
 
 
 def _modules(trees: Sequence[ast.AST], free: set[str]) -> set[str]:
