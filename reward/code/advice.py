@@ -27,12 +27,8 @@ def advice() -> str:
             "start the container so that it may make namespaces: docker run --security-opt seccomp=unconfined "
             "--security-opt apparmor=unconfined, or --privileged"
         )
-    return "; or ".join(
-        [
-            *found,
-            "accept `isolation: process` by name, which shares the machine and, where it has no Landlock, its files",
-        ]
-    )
+    weaker = "accept `isolation: process` by name, which shares the machine and, where it has no Landlock, its files"
+    return "; or ".join([*found, weaker])
 
 
 def _value(switch: str) -> str | None:
