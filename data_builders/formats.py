@@ -1,7 +1,7 @@
 """Which format a source's rows are in: recognised by their keys, or said to be unclear."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from qwen_align.align.errors import DataError
 from qwen_align.data_builders.chat_formats import CHAT_FORMATS
@@ -69,15 +69,18 @@ def recognise(rows: list[tuple[str, Any]], source: str, kind: Kind | None = None
             for one in found
         )
         raise DataError(
-            f"{source}: could be in {len(found)} formats; name one, such as format: {found[0].name}. {listed}"
+            f"{source}: could be in {len(found)} formats; name one, such as format: {found[0].name}, or say what to make "
+            f"of its rows, such as rows: {_kind(found[0].name)} with format: auto. {listed}"
         )
     keys = list(dict.fromkeys(str(key) for _, value in rows if isinstance(value, Mapping) for key in value))
     kinds = "" if kind is None else f" of those that make {kind} rows"
     known = [one for one in FORMATS.values() if kind is None or kind in one.kinds]
+    said = ", ".join(keys) or "none, they are no objects"
     raise DataError(
-        f"{source}: the rows are in no format we know{kinds}; their keys: {', '.join(keys) or 'none, they are no objects'}. "
-        f"Name one, and in columns the keys it lacks: {'; '.join(f'{one.name} ({one.says})' for one in known)}"
+        f"{source}: the rows are in no format we know{kinds}; their keys: {said}. Name one as format, and in columns "
+        f"the keys it lacks: {'; '.join(f'{one.name} ({one.says})' for one in known)}"
     )
 
 
-assert set(get_args(FormatName)) == set(FORMATS)
+def _kind(name: str) -> str:
+    return TYPED if name == TYPED else FORMATS[name].kinds[0]

@@ -52,8 +52,7 @@ def _preference(values: Values, target: Target) -> Row:
         prompt = alpaca_prompt(values)
     else:
         prompt = _common_prompt(chosen, rejected)
-    sides = [_after(prompt, side, name) for side, name in ((chosen, "chosen"), (rejected, "rejected"))]
-    return _pair(prompt, *sides, values, target)
+    return _pair(prompt, _after(prompt, chosen, "chosen"), _after(prompt, rejected, "rejected"), values, target)
 
 
 def _side(values: Values, side: str, target: Target) -> list[Message]:

@@ -39,7 +39,7 @@ def _problem(messages: list[Message], gold: Any, target: Target) -> Row:
 
 
 def _gsm8k(values: Values, target: Target) -> Row:
-    """As a chat the reply is the solution as written; as a trace its steps are the thinking, the boxed gold the answer."""
+    """A chat's reply is the solution as written; a trace's thinking is its steps, the answer the boxed gold."""
     messages, solution = prompt_turns(values, "question", target), text(values, "answer")
     gold = gold_after(solution, GSM8K_MARK)
     if not gold:
@@ -98,7 +98,8 @@ def _prompt_gold(values: Values, target: Target) -> Row:
 
 def _gold(values: Values) -> Any:
     """The gold, or what the solution boxes if there is no key for one; a null or blank gold is a bad one."""
-    key = next((key for key in _GOLDS if key in values), None)
+    there = [key for key in _GOLDS if key in values]
+    key = next((key for key in there if values[key] is not None), there[0] if there else None)
     if key is None:
         boxes = last_boxes(text(values, "solution"))
         if isinstance(boxes, str):

@@ -1,0 +1,53 @@
+"""What a source was recognised as, what was made of its rows, and which of their columns nobody read."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Report:
+    """What a source was recognised as and what was made of it; complete when its rows have been read."""
+
+    source: str = ""
+    format: str = ""
+    is_recognised: bool = False
+    made: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def lines(self) -> list[str]:
+        """The report, a statement a line."""
+        how = "recognised as" if self.is_recognised else "read as"
+        lines = [f"{self.source}: {how} {self.format}"]
+        lines += [f"{n:,} {kind} rows made" for kind, n in self.made.items()]
+        lines += [f"{what}: {n:,}" for what, n in sorted(self.seen.items())]
+        lines += [f"column '{key}' left out of {n:,} rows" for key, n in sorted(self.left_out.items())]
+        return lines
+
+    def counts(self) -> dict[str, Any]:
+        """The report for a manifest."""
+        return {
+            "format": self.format,
+            "recognised": self.is_recognised,
+            "made": dict(self.made),
+            "converted": dict(sorted(self.seen.items())),
+            "columns_left_out": dict(sorted(self.left_out.items())),
+        }
+
+
+class ReadValues(dict[str, Any]):
+    """A row that knows which of its keys were read."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)

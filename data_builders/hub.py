@@ -1,0 +1,100 @@
+"""Rows of a data set on the Hugging Face hub, at a fixed revision. *Untested on the hub*: tests use a stand-in."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from qwen_align.align.errors import DataError
+from qwen_align.align.rows import Row
+from qwen_align.data_builders.bad_row import BadRow, Reject, has_nul
+from qwen_align.data_builders.conversion import Conversion
+from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.sieve import Drops, Sources
+
+_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_MOVING = ("main", "master", "HEAD")
+
+
+def _fixed(revision: str) -> str:
+    if revision in _MOVING or revision.startswith("refs/"):
+        raise ValueError(
+            f"'{revision}' moves, so the same recipe would give other rows tomorrow; give the commit's 40 hex digits "
+            "(on the data set's page: Files and versions, History), or a tag"
+        )
+    if re.fullmatch(r"[0-9a-f]{7,39}", revision):
+        raise ValueError(f"'{revision}' is a part of a commit's name; give all 40 hex digits")
+    return revision
+
+
+def _named(dataset: str) -> str:
+    if not _NAME.fullmatch(dataset):
+        raise ValueError(f"'{dataset}' is no data set of the hub: owner/name; a file of your own is kind: local_file")
+    return dataset
+
+
+class Hub(Conversion):
+    """A split of a hub data set; no code of the data set's is ever run. See Conversion for what rows become.
+
+    The revision is in the stage's key: a commit never changes; of a tag its owner has to be trusted not to move it.
+    With `streaming` rows are read as they arrive, without it the split is downloaded and cached first.
+    """
+
+    kind: Literal["hub"] = "hub"
+    dataset: Annotated[str, AfterValidator(_named)]
+    name: str | None = Field(default=None, min_length=1, description="the data set's configuration")
+    split: str = Field(default="train", min_length=1)
+    revision: Annotated[str, Field(min_length=1), AfterValidator(_fixed)]
+    streaming: bool = True
+
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """The split's rows in order.
+
+        Raises DataError if the hub cannot be reached or does not have it, RowError naming the row for the first that
+        is wrong, unless `on_bad_row` is drop.
+        """
+        return self.build_with(Report(), drops)
+
+    def build_with(self, report: Report, drops: Drops) -> Iterator[Row]:
+        """As `build`; the report is filled as the rows are read."""
+        return self.convert(self._read, self.dataset.rpartition("/")[2], drops, report)
+
+    @property
+    def _where(self) -> str:
+        config = f" ({self.name})" if self.name else ""
+        return f"{self.dataset}{config} at {self.revision}, {self.split}"
+
+    def _read(self, reject: Reject) -> Iterator[tuple[str, Any]]:
+        number = 0
+        try:
+            for row in self._rows():
+                number += 1
+                where = f"{self._where}: row {number}"
+                if has_nul(row):
+                    reject(BadRow(where, "NUL character", "holds a NUL character"))
+                else:
+                    yield where, row
+        except DataError:
+            raise
+        # The hub's errors are of these kinds: no connection, no such data set or revision, no such configuration or
+        # split, a file that is damaged or of another form than its data set's card says.
+        except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise DataError(f"{self._where}: {self._said(error)}") from None
+
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        from datasets import load_dataset  # takes seconds, and only who reads the hub needs it
+
+        rows: Iterable[dict[str, Any]] = load_dataset(
+            self.dataset, self.name, split=self.split, revision=self.revision, streaming=self.streaming
+        )
+        return rows
+
+    def _said(self, error: Exception) -> str:
+        first = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, ConnectionError):
+            return (
+                f"the hub cannot be reached ({first}); connect, unset HF_HUB_OFFLINE, or save the rows where there is "
+                "a connection and read them as kind: local_file"
+            )
+        return f"cannot be read: {first}"
