@@ -140,7 +140,7 @@ def test_a_dropped_row_is_no_earlier_one() -> None:
         (trace("a", gold="{"), "gold fails its own reward"),
         (trace("a", gold=None), None),
         (chat("a", "x", "y"), None),
-        (Problem(id="a", messages=[user("x")], reward="format"), None),
+        (Problem(id="a", messages=[user("x")], reward="constant"), None),
     ],
 )
 def test_golds(row: Row, reason: str | None) -> None:
