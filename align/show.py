@@ -8,9 +8,10 @@ from rich.text import Text as Styled
 
 from qwen_align.align.check import Preview, Unknown
 from qwen_align.align.errors import DataError, RecipeError
+from qwen_align.align.overview import as_trained, overview, read_drops
 from qwen_align.align.pipeline import Plan, Planned, product
 from qwen_align.align.render import Renderer
-from qwen_align.align.rows import Completion, Pair, Problem, Row
+from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps
 from qwen_align.align.samples import Sample, pieces
 
 TRAINED, MASKED = "black on green", "dim"
@@ -29,6 +30,10 @@ def lines(planned: Plan, name: str, *, rows: int, first: int) -> Iterator[Styled
     try:
         renderer = _renderer(one, planned, preview)
         read = _read(one, preview)
+        if product(one) == "data" and (one.is_stored or one.stage.kind == "build_data"):
+            drops = preview.drops.get(one.stage.name)
+            dropped = drops.counts if drops else read_drops(one.folder.path)
+            yield from map(Styled, overview(preview.rows(one.stage.name), dropped, renderer))
         for number, row in enumerate(islice(read, first, first + rows), start=first):
             yield Styled(f"--- row {number}: {row.row} {row.id}", style="bold")
             yield from _row(row, renderer)
@@ -78,11 +83,15 @@ def _row(row: Row, renderer: Renderer) -> Iterator[Styled]:
         prompt = renderer.prompt(row.messages, mode=row.mode, flag=row.flag)
         yield _coloured(Sample(prompt.ids, [False] * len(prompt.ids)), renderer, TRAINED)
         yield Styled(f"gold: {row.gold}  reward: {row.reward}")
+    elif isinstance(row, Steps):
+        yield from (Styled(f"{label}: {step}") for step, label in zip(row.steps, row.labels, strict=True))
     elif isinstance(row, Completion) and row.finish_reason == "length":
         yield Styled(f"{row.text}  [cut at the token limit: not trained on]")
     else:
-        for sample in renderer.samples(row):
+        for sample in renderer.samples(as_trained(row)):
             yield _coloured(sample, renderer, TRAINED)
+        if isinstance(row, Labelled):
+            yield Styled(f"label: {'good' if row.label else 'bad'}")
         if isinstance(row, Completion):
             said = ", ".join(f"{kind}: {verdict.value} ({verdict.reason})" for kind, verdict in row.verdicts.items())
             yield Styled(f"verdicts: {said or 'none'}")

@@ -25,6 +25,7 @@ LAYERS = (
         "align.context",
         "align.graph",
         "align.metrics",
+        "align.overview",
         "align.render",
         "align.samples",
         "align.store",
@@ -67,12 +68,16 @@ HEAVY = {
     ),
     "transformers": ("align.model", "align.checkpoint", "align.rollout.*", "align.stages.*", "align.server"),
     "trl": ("align.trl_args", "align.stages.sft", "align.stages.dpo", "align.stages.grpo", "align.server"),
-    "datasets": ("align.stages.*",),
+    "datasets": ("align.stages.*", "data_builders.hub"),
     "accelerate": (),
     "peft": ("align.model", "align.trl_args", "align.stages.*", "align.server"),
     "huggingface_hub": ("align.model",),
 }
-LATE = {"align.worker": {"torch"}, "align.server": {"torch", "transformers", "trl", "peft"}}
+LATE = {
+    "align.worker": {"torch"},
+    "data_builders.hub": {"datasets"},
+    "align.server": {"torch", "transformers", "trl", "peft"},
+}
 
 
 @cache

@@ -74,7 +74,9 @@ def test_trained_tokens_and_the_others_are_coloured_apart(plan: Callable[..., pi
 
 def test_a_data_stage_is_shown_as_its_reader_renders_it(plan: Callable[..., pipeline.Plan]) -> None:
     planned = plan([chat(1)], SFT)
-    assert [line.plain for line in shown(planned, "data")] == [line.plain for line in shown(planned, "sft")]
+    data, sft = ([line.plain for line in shown(planned, name)] for name in ("data", "sft"))
+    assert data[:2] == ["1 rows: 1 chat", "tokens a row: p50 24, p90 24, p99 24, p100 24"]
+    assert data[3:] == sft
 
 
 def test_rows_are_chosen_by_number(plan: Callable[..., pipeline.Plan]) -> None:
@@ -122,7 +124,8 @@ def test_a_rollout_that_ran_shows_its_completions_and_verdicts(plan: Callable[..
     rows = [whole, completion(1, "<th", finish_reason="length")]
     (folder / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in rows))
     (folder / "manifest.json").write_text(json.dumps({"summary": {}}))
-    _, said, verdicts, _, cut, _ = shown(planned, "draws")
+    head, *_, _, said, verdicts, _, cut, _ = shown(planned, "draws")
+    assert head.plain == "2 rows: 2 completion"
     assert parts(said, show.TRAINED).endswith("2<|im_end|>")
     assert verdicts.plain == "verdicts: math_answer: 1.0 (correct)"
     assert cut.plain == "<th  [cut at the token limit: not trained on]"
