@@ -18,7 +18,8 @@ from qwen_align.reward.math.vocabulary import (
     TRIGONOMETRIC,
 )
 
-DEFAULT_BASE = Node("decimal", (), "10.")  # of a logarithm without one: ten, but `same` tries e too; no text is read as "10."
+# The base of a logarithm without one is ten, but `same` tries e too; no text is read as "10.", which marks it.
+DEFAULT_BASE = Node("decimal", (), "10.")
 
 
 def read_atom(reader: Cursor, token: str) -> Node:

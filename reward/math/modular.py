@@ -163,6 +163,9 @@ class Fingerprint:
         is_sum = node.value == "sum"
         one, other = (0, 0) if is_sum else (1, 1)
         for index in range(start, stop + 1):
+            self.exact.steps[0] -= 2 * body.size
+            if self.exact.steps[0] < 0:
+                raise TooLargeError("a long sum")
             inner = Fingerprint(self.products)
             inner.exact = Exact({**self.exact.bound, str(variable.value): Fraction(index)}, self.exact.steps)
             a, b = inner.of(body)

@@ -223,13 +223,22 @@ class _Comparison:
 def _parts(node: Node) -> tuple[int, int]:
     """How many different parts an evaluation has to work out: functions and roots, then four units for any."""
     costly = plain = 0
-    for part in set(walk(node)):
+    met: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        part = waiting.pop()
+        if part in met:
+            continue
+        met.add(part)
         costly += part.head in _COSTLY
         plain += 4
         if part.head == "series":
             inner = _parts(part.args[3])
             costly += _n_terms(part) * inner[0]
             plain += _n_terms(part) * inner[1]
+            waiting.extend(part.args[1:3])
+        else:
+            waiting.extend(part.args)
     return costly, plain
 
 
