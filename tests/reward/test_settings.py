@@ -45,7 +45,6 @@ def test_rewards_by_the_name_on_a_row() -> None:
         TypeAdapter(RewardName).validate_python("math_anser")
 
 
-
 def test_every_reward_is_named_by_its_kind_and_exported() -> None:
     kinds = [kind for union in (Outcome, Shaping) for kind in get_args(union)]
     for kind in [*kinds, PythonReward]:
