@@ -28,8 +28,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from qwen_align.data_builders.benchmark import Question
 from qwen_align.data_builders.common_subsequence import lcs_length
-from qwen_align.data_builders.contamination import Question, Qwen25MathOverlap, Qwen25Overlap, S1Overlap
+from qwen_align.data_builders.contamination import Qwen25MathOverlap, Qwen25Overlap, S1Overlap
 from qwen_align.data_builders.near_duplicates import NearDuplicates
 from qwen_align.data_builders.text_units import words
 

@@ -14,10 +14,10 @@ from qwen_align.align.references import outside_files, references
 from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Text, Trace
 from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.stages.build_data import rows as build
+from qwen_align.data_builders.benchmark import Question
 from qwen_align.data_builders.contamination import (
     Contamination,
     Finder,
-    Question,
     Qwen25MathOverlap,
     Qwen25Overlap,
     S1Overlap,
