@@ -4,7 +4,6 @@ Qwen3's third stage (arXiv:2505.09388, p. 11): the thinking half is sampled from
 fused, so that its reasoning is kept, and part of it carries no flag, so that thinking stays the default.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from random import Random
@@ -13,14 +12,15 @@ from typing import Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef
-from qwen_align.align.rows import Chat, Completion, Flag, Message, Row, RowError, Text, Trace
+from qwen_align.align.rows import Chat, Flag, Row, RowError, Text, Trace
 from qwen_align.align.strict import Strict
-from qwen_align.data_builders.completions import by_prompt, completions, verdict_value
+from qwen_align.data_builders.completions import by_prompt, completions
+from qwen_align.data_builders.mixed_flags import MixedFlags
+from qwen_align.data_builders.prompt_flags import asks_for_a_mode
 from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.data_builders.solved_traces import solved_trace
 from qwen_align.reward.settings import RewardName
-from qwen_align.reward.thinking import split_turn
 
-_FLAG_IN_TEXT = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
 _Row = TypeVar("_Row", Trace, Chat, Text)
 
 
@@ -62,6 +62,7 @@ class ThinkMix(Strict):
     per_prompt: int = Field(default=1, ge=1)
     flagged_share: float = Field(default=0.4, ge=0, le=1)  # our choice; the quickstart's prototype did well
     switches: Switches = Switches()
+    mixed_flags: MixedFlags = MixedFlags()
     thinking_share: float | None = Field(
         default=None, gt=0, lt=1, description="of thinking and other chat rows; the side that has too many is cut"
     )
@@ -77,14 +78,15 @@ class ThinkMix(Strict):
         replay = _shuffled(self._texts(sources), self.max_replay, random, drops)
         thinking, chats = self._balanced(thinking, chats, drops)
         n_flagged = round(len(thinking) * self.flagged_share)
-        rows: list[Row] = [
+        flagged: list[Trace | Chat] = [
             row.model_copy(update={"flag": "/think" if place < n_flagged else None})
             for place, row in enumerate(thinking)
         ]
-        rows += [
+        flagged += [
             row.model_copy(update={"flag": flag})
             for row, flag in zip(chats, cycle(self.switches.round()), strict=False)
         ]
+        rows: list[Row] = [*self.mixed_flags.apply(flagged, chats, seed)]
         rows += replay if rows else []
         random.shuffle(rows)
         yield from rows
@@ -94,7 +96,7 @@ class ThinkMix(Strict):
         for rows in by_prompt(completions(sources[self.from_rollout], self.from_rollout)).values():
             kept: dict[str, Trace] = {}
             for row in rows:
-                found = self._trace(row)
+                found = solved_trace(row, self.reward, self.correct_from)
                 if isinstance(found, str):
                     drops.add(found, row.id)
                 elif row.text in kept:
@@ -105,31 +107,6 @@ class ThinkMix(Strict):
                     kept[row.text] = found
             traces += kept.values()
         return traces
-
-    def _trace(self, row: Completion) -> Trace | str:
-        """The completion as a training row, else the reason why it is none."""
-        value, turn = verdict_value(row, self.reward), split_turn(row.text)
-        if row.mode == "no_think":
-            return "not in thinking mode"
-        if row.finish_reason == "length":
-            return "cut at the length limit"
-        if isinstance(turn, str) or turn.thinking is None:
-            return "malformed turn" if isinstance(turn, str) else "no thinking"
-        if value is None or value < self.correct_from:
-            return "no verdict" if value is None else "wrong"
-        if _asks_for_a_mode(row.prompt):
-            return "flag in the prompt's text"
-        return Trace(
-            id=row.id,
-            messages=row.prompt,
-            thinking=turn.thinking,
-            answer=turn.answer,
-            gold=row.gold,
-            reward=self.reward,
-            mode="think",
-            source=row.source,
-            meta=row.meta,
-        )
 
     def _chats(self, sources: Sources, drops: Drops) -> list[Chat]:
         chats = []
@@ -142,7 +119,7 @@ class ThinkMix(Strict):
                 drops.add("chat with thinking", row.id)
             elif row.messages[-1].role != "assistant":
                 drops.add("chat without a reply", row.id)
-            elif _asks_for_a_mode(row.messages):
+            elif asks_for_a_mode(row.messages):
                 drops.add("flag in the prompt's text", row.id)
             else:
                 chats.append(row.model_copy(update={"mode": "no_think"}))
@@ -184,8 +161,3 @@ def _first(rows: list[_Row], n: int, drops: Drops) -> list[_Row]:
     for row in rows[n:]:
         drops.add("over the cap", row.id)
     return rows[:n]
-
-
-def _asks_for_a_mode(messages: Sequence[Message]) -> bool:
-    """Whether a prompt's own text holds a flag, which would contradict the one it is given."""
-    return any(_FLAG_IN_TEXT.search(turn.content) for turn in messages if turn.role in ("user", "system"))

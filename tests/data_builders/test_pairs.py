@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message, Pair, Row, RowError, Text
 from qwen_align.data_builders import Drops, Pairs
-from qwen_align.data_builders.pairs import common_prefix
+from qwen_align.data_builders.pair_matching import common_prefix
 from qwen_align.reward.verdict import Verdict
 
 PROMPT = [Message(role="user", content="1+1?")]

@@ -1,0 +1,143 @@
+"""Which answers to one prompt are set against each other: the rules that pair builders share."""
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from qwen_align.align.rows import Message
+from qwen_align.align.strict import Strict
+
+Rule = Literal["correct_vs_wrong", "best_vs_worst", "online_dpo_r1"]
+
+
+class Candidate(NamedTuple):
+    """An answer that may be a side of a pair: its value, its length, and what the side would be.
+
+    `text` is what common beginnings are measured on. One that is not `well_formed` can only be rejected.
+    """
+
+    name: str
+    text: str
+    value: float
+    length: int
+    message: Message
+    well_formed: bool = True
+
+
+class Match(NamedTuple):
+    """Two sides and the number of characters they begin alike with."""
+
+    chosen: Candidate
+    rejected: Candidate
+    prefix: int
+
+    @property
+    def margin(self) -> float:
+        return self.chosen.value - self.rejected.value
+
+    @property
+    def length_gap(self) -> int:
+        return abs(self.chosen.length - self.rejected.length)
+
+
+class NoMatch(NamedTuple):
+    """Why a prompt makes no pair, in a short, countable reason and in detail."""
+
+    reason: str
+    detail: str
+
+
+class Matching(Strict):
+    """How many and which pairs a prompt makes.
+
+    correct_vs_wrong: an answer worth `correct_from` over one worth less, those with the longest common beginning
+    first: sides that part late differ in what made one of them wrong, and sides of like length leave DPO less to learn
+    about length. best_vs_worst: the largest margins first, every answer in one pair at most. online_dpo_r1: the first
+    best over the first worst if their values differ, one pair, no other condition (Online-DPO-R1 dd35ca9,
+    dpo_iteration/run_dpo.py and reward_labeling.py).
+    """
+
+    rule: Rule = "correct_vs_wrong"
+    correct_from: float = Field(default=1.0, description="reward of a correct completion; below is wrong")
+    per_prompt: int = Field(default=2, ge=1)
+    max_length_difference: int | None = Field(default=None, ge=0, description="tokens")
+    min_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="between the sides' values")
+
+    @model_validator(mode="after")
+    def _check_rule(self) -> Self:
+        idle = {"best_vs_worst": {"correct_from"}, "correct_vs_wrong": set()}.get(
+            self.rule, {"correct_from", "per_prompt", "max_length_difference", "min_margin"}
+        )
+        if said := sorted(idle & self.model_fields_set):
+            raise ValueError(f"{', '.join(said)}: rule '{self.rule}' does not look at it; leave it out")
+        return self
+
+    def matches(self, candidates: Sequence[Candidate]) -> list[Match] | NoMatch:
+        """The pairs of one prompt's candidates, which come in the order of their samples; never two of equal texts."""
+        if self.rule == "correct_vs_wrong":
+            return self._correct_vs_wrong(candidates)
+        chosen = [one for one in candidates if one.well_formed]
+        if not chosen or len(candidates) < 2:
+            n_usable = f"of {len(candidates)} usable completions"
+            return NoMatch("no usable completion" if not chosen else "one usable completion", n_usable)
+        if max(one.value for one in chosen) <= min(one.value for one in candidates):
+            return NoMatch("tie", f"of {len(candidates)} usable completions, each worth {chosen[0].value:.6g}")
+        if self.rule == "online_dpo_r1":
+            best, worst = max(chosen, key=lambda one: one.value), min(candidates, key=lambda one: one.value)
+            return [Match(best, worst, common_prefix(best.text, worst.text))]
+        return self._best_vs_worst(chosen, candidates)
+
+    def _correct_vs_wrong(self, candidates: Sequence[Candidate]) -> list[Match] | NoMatch:
+        correct = [one for one in candidates if one.well_formed and one.value >= self.correct_from]
+        wrong = [one for one in candidates if one.value < self.correct_from]
+        if not correct or not wrong:
+            reason = "no correct completion" if not correct else "no wrong completion"
+            return NoMatch(reason, f"of {len(candidates)} usable completions")
+        found = self._allowed(product(correct, wrong), f"of {len(correct)} correct and {len(wrong)} wrong")
+        if isinstance(found, NoMatch):
+            return found
+        return sorted(found, key=lambda one: (-one.prefix, one.length_gap))[: self.per_prompt]
+
+    def _best_vs_worst(self, chosen: Sequence[Candidate], rejected: Sequence[Candidate]) -> list[Match] | NoMatch:
+        differing = ((one, other) for one, other in product(chosen, rejected) if one.value > other.value)
+        found = self._allowed(differing, f"of {len(rejected)} usable completions")
+        if isinstance(found, NoMatch):
+            return found
+        kept: list[Match] = []
+        used: set[str] = set()
+        for match in sorted(found, key=lambda one: -one.margin):  # stable: of equal margins the first samples'
+            if not used & {match.chosen.text, match.rejected.text}:
+                kept.append(match)
+                used |= {match.chosen.text, match.rejected.text}
+        return kept[: self.per_prompt]
+
+    def _allowed(self, sides: Iterable[tuple[Candidate, Candidate]], of: str) -> list[Match] | NoMatch:
+        """The matches within length and margin, one for the same two texts; else what forbade them all."""
+        matches: dict[tuple[str, str], Match] = {}
+        n_alike = 0
+        for chosen, rejected in sides:
+            match = Match(chosen, rejected, 0)
+            if self.max_length_difference is not None and match.length_gap > self.max_length_difference:
+                continue
+            n_alike += 1
+            if self.min_margin is None or match.margin >= self.min_margin:
+                texts = chosen.text, rejected.text
+                if texts not in matches:
+                    matches[texts] = match._replace(prefix=common_prefix(*texts))
+        if matches:
+            return list(matches.values())
+        return NoMatch("margin too small" if n_alike else "no pair of like length", of)
+
+
+def common_prefix(one: str, other: str) -> int:
+    """How many characters two texts begin alike with."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # by bisection, as slices compare at C speed
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,135 @@
+"""Parts of data that share no question: a question's words alone decide its part, in every stage and kind of row."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from qwen_align.align.references import DataRef
+from qwen_align.align.rows import Completion, Message, Row, Text
+from qwen_align.align.strict import Strict, did_you_mean
+from qwen_align.data_builders.prompt_flags import without_flags
+from qwen_align.data_builders.seeded_draws import stable_number
+from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.data_builders.text_units import words_and_signs
+
+Asked = Literal["first", "last", "all"]
+
+
+class QuestionPart(Strict):
+    """One part of all questions, by a hash of their normal form: lower case, without flags, white space apart.
+
+    Two stages whose `shares`, `salt`, `asked` and `without` are equal never share a question between parts of two
+    names: not a problem and its traces, pairs, completions or chats, not two files or generators that hold the same
+    question. The recipe's seed changes nothing. A raw text is a question as a whole.
+    """
+
+    part: str = Field(min_length=1)
+    shares: dict[str, float] = Field(min_length=2, description="part: its share of all questions; together 1")
+    salt: str = Field(default="", description="another text makes other parts")
+    asked: Asked = Field(
+        default="first",  # the one that two conversations have in common if the shorter begins the longer
+        description="user turn that is the question; last where the first ones are examples",
+    )
+    without: list[str] = Field(default_factory=list, description="texts around questions, such as an instruction")
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "QuestionPart":
+        if self.part not in self.shares:
+            raise ValueError(f"part: '{self.part}' is none of the shares{did_you_mean(self.part, self.shares)}")
+        if wrong := [name for name, share in self.shares.items() if not 0 < share < 1]:
+            raise ValueError(f"shares: '{wrong[0]}' is {self.shares[wrong[0]]}; a share is above 0 and below 1")
+        total = sum(map(_exact, self.shares.values()))
+        if total != 1:
+            raise ValueError(f"shares: they are {float(total)} together, not 1")
+        return self
+
+    def holds(self, row: Row) -> bool | None:
+        """Whether the row's question is in this part, None if it asks nothing."""
+        found = self.part_of(row)
+        return None if found is None else found == self.part
+
+    def part_of(self, row: Row) -> str | None:
+        """The part that the row's question is in, None if it asks nothing."""
+        question = normal_question(row, self.asked, self.without)
+        if not question:
+            return None
+        place, below = Fraction(stable_number("part", self.salt, question), 2**64), Fraction(0)
+        for name in sorted(self.shares):  # a recipe may list them in any order
+            below += _exact(self.shares[name])
+            if place < below:
+                return name
+        raise AssertionError("shares add up to 1")
+
+
+class Split(QuestionPart):
+    """The rows of one part, in order; the others are dropped as belonging to another."""
+
+    kind: Literal["split"] = "split"
+    from_data: DataRef
+
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """The part's rows; the seed is not looked at, or stages with seeds of their own would cut differently."""
+        for row in sources[self.from_data]():
+            found = self.part_of(row)
+            if found is None:
+                drops.add("no question", row.id)
+            elif found != self.part:
+                drops.add(f"in part '{found}'", row.id)
+            else:
+                yield row
+
+
+class Unused(Strict):
+    """The rows whose questions no other stage's rows ask, in order: Qwen3's RL queries, unused in the cold start."""
+
+    kind: Literal["unused"] = "unused"
+    from_data: DataRef
+    unused_in: list[DataRef] = Field(min_length=1)
+    asked: Asked = "all"
+    without: list[str] = Field(default_factory=list, description="texts around questions, such as an instruction")
+
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """The rows that are left; a row counts as used if any user turn of another stage's row is a turn of its own."""
+        used: dict[str, str] = {}
+        for stage in self.unused_in:
+            for row in sources[stage]():
+                for question in questions(row, self.without):
+                    used.setdefault(question, f"in '{row.id}' of stage '{stage}'")
+        for row in sources[self.from_data]():
+            asked = _picked(questions(row, self.without), self.asked)
+            where = next((used[question] for question in asked if question in used), None)
+            if where is None:
+                yield row
+            else:
+                drops.add("question used", row.id, where)
+
+
+def normal_question(row: Row, asked: Asked = "first", without: list[str] | None = None) -> str:
+    """The row's question in its normal form; equal for questions that differ in case, flags and white space alone."""
+    return "\n".join(_picked(questions(row, without or []), asked))
+
+
+def questions(row: Row, without: list[str]) -> list[str]:
+    """The normal form of every user turn that says anything, in order; of a raw text, of the text."""
+    if isinstance(row, Text):
+        said = [row.text]
+    else:
+        turns: list[Message] = row.prompt if isinstance(row, Completion) else row.messages
+        said = [turn.content for turn in turns if turn.role == "user"]
+    return [normal for text in said if (normal := _normal(text, without))]
+
+
+def _normal(text: str, without: list[str]) -> str:
+    for part in without:
+        text = text.replace(part, " ")
+    return " ".join(words_and_signs(without_flags(text)))
+
+
+def _picked(found: list[str], asked: Asked) -> list[str]:
+    return found if asked == "all" else found[:1] if asked == "first" else found[-1:]
+
+
+def _exact(share: float) -> Fraction:
+    return Fraction(str(share))  # the decimal that was written, so that 0.1 and 0.2 and 0.7 make 1
