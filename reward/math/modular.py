@@ -132,9 +132,13 @@ class Fingerprint:
                 pass
         return self.atom(kind, *parts)
 
+    def is_product(self, node: Node) -> bool:
+        """Whether `h(a+b)` is h times a sum: `products` are the letters that also stand alone."""
+        return node.value in self.products and len(node.args) == 1 and node.args[0].head == "sum"
+
     def apply(self, node: Node) -> tuple[int, int]:
         parts = [self.of(arg) for arg in node.args]
-        if node.value in self.products and len(parts) == 1:
+        if self.is_product(node):
             one, other = _drawn("symbol", node.value)
             return one * parts[0][0] % PRIMES[0], other * parts[0][1] % PRIMES[1]
         return _drawn("apply", node.value, *parts)

@@ -215,9 +215,7 @@ class _Comparison:
 
     def name_of(self, node: Node) -> str | None:
         """A name for the value of an unknown function, the same for equal arguments; None for a product."""
-        if node.value in self.prints.products and len(node.args) == 1:
-            return None
-        return f"{node.value}{self.prints.of(node)}"
+        return None if self.prints.is_product(node) else f"{node.value}{self.prints.of(node)}"
 
 
 def _parts(node: Node) -> tuple[int, int]:
