@@ -8,7 +8,8 @@ import ast
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
-from qwen_align.reward.code.evaluate import FUNCTIONS, Evaluator, UnsupportedError, bound, supported
+from qwen_align.reward.code.evaluate import Evaluator, UnsupportedError, bound, supported
+from qwen_align.reward.code.operations import FUNCTIONS
 from qwen_align.reward.code.values import NotPlainError, encode
 
 _MAX_CALLS = 2_000  # of one gold; the longest list of tests in MBPP and HumanEval has 100

@@ -19,6 +19,8 @@ class Trial(NamedTuple):
     passes: Callable[[Sequence[Outcome]], bool]
 
 
+_PARSE_TRIES = 10
+
 MODULES = frozenset(
     {"math", "cmath", "sys", "re", "collections", "itertools", "functools", "random", "string", "datetime", "copy"}
     | {"json", "heapq", "bisect", "operator", "statistics", "decimal", "fractions", "typing"}
@@ -101,8 +103,8 @@ def _plan(written: str) -> Plan | None:
 def _of_list(gold: dict[str, Any]) -> Plan | None:
     tests = _texts(gold["tests"])
     imports, setup, late = (_texts(gold.get(key) or []) for key in ("imports", "setup", "test_setup_code"))
-    trees = [ast.parse(test) for test in tests]
-    before = [ast.parse(source) for source in (*imports, *setup, *late)]
+    trees = [_parsed(test) for test in tests]
+    before = [_parsed(source) for source in (*imports, *setup, *late)]
     free = _free_names([*before, *trees])
     modules = _modules([*before, *trees], free)
     called = _called(trees) & ((free - modules) or _builtin_subjects(trees))
@@ -110,7 +112,7 @@ def _of_list(gold: dict[str, Any]) -> Plan | None:
         return None
     remote = sorted((free - modules) or called)
     work = Script([*imports, *setup, *late], tests, None, remote, sorted(modules), len(tests))
-    own = [source for source in setup if not _free_names([*before[: len(imports)], ast.parse(source)])]
+    own = [source for source in setup if not _free_names([*before[: len(imports)], _parsed(source)])]
     return Plan(_calls_or(work, planned_asserts(trees, called, before)), [*imports, *own])
 
 
@@ -118,9 +120,9 @@ def _of_check(gold: dict[str, Any]) -> Plan | None:
     prompt, entry, test = gold.get("prompt") or "", gold["entry_point"], gold["test"]
     if not all(isinstance(one, str) for one in (prompt, entry, test)) or not entry.isidentifier():
         return None
-    tree = ast.parse(test)
+    tree = _parsed(test)
     whole = f"{prompt.rstrip()}\n    pass\n" if prompt.strip() else ""
-    head = ast.parse(whole)
+    head = _parsed(whole)
     if not _bound([head]) & _used([tree]) - {entry}:
         whole = ""  # the tests need nothing of it
     check = next((one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == "check"), None)
@@ -155,6 +157,20 @@ def _of_outputs(gold: dict[str, Any]) -> Plan | None:
     wrapped = all(isinstance(one, list) and len(one) == 1 for one in outputs)  # as APPS writes them
     tests = [Trial(at + 1, partial(_returned, at, one, wrapped)) for at, one in enumerate(outputs)]
     return Plan(Calls(calls, tests, None), [PRELUDE])
+
+
+def _parsed(source: str) -> ast.Module:
+    """The tree of a source; raises SyntaxError, ValueError.
+
+    CPython 3.11 keeps one count of the nesting for all threads, so that of two which parse at once one may get a
+    SystemError for a right source: github.com/python/cpython/issues/106905.
+    """
+    for _ in range(_PARSE_TRIES - 1):
+        try:
+            return ast.parse(source)
+        except SystemError:
+            continue
+    return ast.parse(source)
 
 
 def _calls_or(work: Script, planned: tuple[list[Call], list[list[Check]]] | None) -> Calls | Script:
