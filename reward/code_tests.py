@@ -26,7 +26,8 @@ class CodeTests(BaseReward):
     """
 
     kind: Literal["code_tests"] = "code_tests"
-    time_limit_s: Annotated[float, Field(gt=0, le=600)] = 6.0  # LiveCodeBench's; wall clock, for all tests of one
+    time_limit_s: Annotated[float, Field(gt=0, le=600)] = Limits().time_limit_s
+    """Wall clock, for all tests of one completion; others' work on the machine counts in it."""
     memory_mib: Annotated[int, Field(ge=128)] = Limits().memory_mib
     isolation: Literal["full", "process"] = "full"
     """`process` protects the verdict and not the machine: a session and resource limits, no namespaces."""

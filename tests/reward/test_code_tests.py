@@ -40,6 +40,7 @@ GOLDS: dict[str, Any] = {
     "program": {"inputs": ["1 2\n", "5 7\n"], "outputs": ["3\n", "12\n"]},
 }
 REWARD = CodeTests(time_limit_s=5.0)
+PATIENT = CodeTests(time_limit_s=60.0)  # the slowest references take 3 s of a machine of their own
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -251,11 +252,11 @@ def test_humaneval_is_paid_in_full() -> None:
         rows = [json.loads(line) for line in lines]
     plans = [plan(row) for row in rows]
     assert sum(one is not None and not isinstance(one.work, Script) for one in plans) >= 160
-    unpaid = [row["task_id"] for row in rows if REWARD.judge(row["canonical_solution"], row).value != 1.0]
+    unpaid = [row["task_id"] for row in rows if PATIENT.judge(row["canonical_solution"], row).value != 1.0]
     unpaid += [
-        row["task_id"] for row in rows if REWARD.judge(row["prompt"] + row["canonical_solution"], row).value != 1.0
+        row["task_id"] for row in rows if PATIENT.judge(row["prompt"] + row["canonical_solution"], row).value != 1.0
     ]
-    paid = [row["task_id"] for row in rows if REWARD.judge("    return None\n", row).value != 0.0]
+    paid = [row["task_id"] for row in rows if PATIENT.judge("    return None\n", row).value != 0.0]
     assert (len(rows), unpaid, paid) == (164, [], [])
 
 
@@ -268,6 +269,6 @@ def test_mbpp_is_paid_in_full() -> None:
         of(row["code"], {"tests": row["test_list"] + row["challenge_test_list"], "setup": row["test_setup_code"]})
         for row in rows
     ]
-    verdicts = REWARD.judge_many(batch)
+    verdicts = PATIENT.judge_many(batch)
     unpaid = {row["task_id"]: said.reason for row, said in zip(rows, verdicts, strict=True) if said.value != 1.0}
     assert (len(rows), unpaid) == (974, {})
