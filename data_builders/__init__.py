@@ -5,8 +5,11 @@ from typing import Annotated
 from pydantic import Field
 
 from qwen_align.data_builders.arithmetic import Arithmetic
+from qwen_align.data_builders.benchmark import Question
+from qwen_align.data_builders.contamination import Overlap, Qwen25MathOverlap, Qwen25Overlap, S1Overlap, SameWords
 from qwen_align.data_builders.domains import Domains
 from qwen_align.data_builders.local_file import LocalFile
+from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
 from qwen_align.data_builders.pairs import Pairs
 from qwen_align.data_builders.pass_rate import BANDS, Band, PassRate
 from qwen_align.data_builders.reasoning_gym_tasks import GymTask, ReasoningGymTasks
@@ -36,9 +39,17 @@ __all__ = [
     "Limo",
     "Limr",
     "LocalFile",
+    "NearDuplicateFinder",
+    "NearDuplicates",
+    "Overlap",
     "Pairs",
     "PassRate",
+    "Question",
+    "Qwen25MathOverlap",
+    "Qwen25Overlap",
     "ReasoningGymTasks",
+    "S1Overlap",
+    "SameWords",
     "Sieve",
     "Sources",
     "Switches",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, in_threads
-from qwen_align.reward.math import fallback
+from qwen_align.reward.math import fallback, numeric
 from qwen_align.reward.math.compare import agree
 from qwen_align.reward.math.final import boxed_answers, declared_answer, minerva_answer
 from qwen_align.reward.math.layout import MAX_CHARS
@@ -125,10 +125,7 @@ class MathAnswer(BaseReward):
     def judge_gold(self, gold: Any) -> Verdict:
         """The verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
         text = _gold_text(gold)
-        if text is None:
-            return _UNUSABLE
-        verdict = _decided((text,), text)
-        return verdict if isinstance(verdict, Verdict) else _by_fallback(verdict, None)
+        return _UNUSABLE if text is None else self.judge(rf"\boxed{{{text}}}", text)
 
     def answer(self, completion: str | Completion) -> str | None:
         """The answer in one spelling, without unit, for counting votes; None if there is none."""
@@ -137,7 +134,8 @@ class MathAnswer(BaseReward):
         return None if value is None else written(value)
 
     def warm(self) -> None:
-        """Start the processes of the fallback, so that no verdict waits for them."""
+        """Start the processes of the fallback and import what the numeric comparison needs: no verdict waits then."""
+        numeric.warm()
         fallback.warm()
 
     def probes(self) -> list[Probe]:

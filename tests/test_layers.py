@@ -173,7 +173,7 @@ codes = [main([*command, "--home", home]) for command in (
     ["check", recipe], ["show", recipe, "sft"], ["report", recipe], ["schema"], ["recipes"], ["prune", "--dry-run"])]
 import qwen_align.align.stages.build_data, qwen_align.align.worker, qwen_align.align.server, qwen_align.align.progress
 heavy = {"torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy", "pandas", "huggingface_hub",
-         "sympy", "mpmath", "math_verify", "reasoning_gym", "langdetect", "jsonschema"}
+         "sympy", "mpmath", "math_verify", "reasoning_gym", "langdetect", "jsonschema", "datasketch", "scipy"}
 print(json.dumps({"codes": codes, "heavy": sorted(heavy & set(sys.modules))}), file=sys.stderr)
 """
 
