@@ -43,7 +43,8 @@ def code_of(kind: str) -> list[str]:
         module = waiting.pop()
         if module not in found | CANNOT_CHANGE_RESULTS:
             found.add(module)
-            needed = set(imported(ast.parse(path_of(module).read_text(encoding="utf-8"))))
+            tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
+            needed = {*imported(tree), *started(tree, module)}
             waiting += needed - others if module == "align.trl_args" else needed
     return sorted(found)
 
@@ -70,6 +71,15 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (
                 one.name.removeprefix("qwen_align.") for one in node.names if one.name.startswith("qwen_align.")
             )
+
+
+def started(tree: ast.AST, module: str) -> Iterator[str]:
+    """The modules beside this one that it names by their file, as it does what it runs in another process."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"\w+\.py", node.value):
+            beside = path_of(module).with_name(node.value)
+            if beside.exists():
+                yield f"{module.rpartition('.')[0]}.{beside.stem}"
 
 
 def digest(kind: str) -> str:
@@ -125,6 +135,7 @@ def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
     assert {"data_builders.arithmetic", "reward.math_answer", "align.rows"} <= set(code_of("build_data"))
     assert {"align.rollout.slots", "align.metrics", "reward.combine"} <= set(code_of("evaluate"))
     assert {"reward.pool_server", "reward.combine"} <= set(code_of("rollout")), "also what runs in worker processes"
+    assert {"reward.code.server", "reward.code.inside", "reward.math.fallback"} <= set(code_of("evaluate"))
     for kind in CODE_VERSIONS:
         assert not CANNOT_CHANGE_RESULTS & set(code_of(kind))
     assert "align.stages.grpo" not in code_of("sft")
