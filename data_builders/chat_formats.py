@@ -21,6 +21,7 @@ from qwen_align.data_builders.turns import Tools, reply, with_system
 
 QUESTIONS = ("prompt", "question", "problem", "input")
 REPLIES = ("answer", "response")
+GSM8K_MARK = "####"  # before the gold
 
 
 def conversation(messages: Sequence[Message], target: Target, tools: Tools | None = None) -> Row:
@@ -99,9 +100,10 @@ def _is_labelled(values: Values) -> bool:
 
 
 def _is_question_answer(values: Values) -> bool:
-    is_other = "solution" in values or has(values, "thinking") or any(key in values for key in ("completion", "test"))
-    has_question = any(key in values for key in QUESTIONS[:3])
-    return has_question and not is_other and any(isinstance(values.get(key), str) for key in REPLIES)
+    is_other = any(has(values, key) for key in ("solution", "thinking", "completion", "test"))
+    has_question = any(has(values, key) for key in QUESTIONS[:3])
+    said = [values[key] for key in REPLIES if isinstance(values.get(key), str)]
+    return has_question and not is_other and any(GSM8K_MARK not in text for text in said)
 
 
 CHAT_FORMATS = (
@@ -126,7 +128,7 @@ CHAT_FORMATS = (
         "instruction, output; input, history, system",
         ("instruction", "input", "output", "history", "system"),
         ("chat", "trace"),
-        lambda values: "instruction" in values and "output" in values and not _is_labelled(values),
+        lambda values: has(values, "instruction", "output") and not _is_labelled(values),
         _alpaca,
     ),
     RowFormat(
@@ -134,7 +136,7 @@ CHAT_FORMATS = (
         "prompt, completion",
         ("prompt", "completion", "system", "tools"),
         ("chat", "trace"),
-        lambda values: "prompt" in values and "completion" in values and not _is_labelled(values),
+        lambda values: has(values, "prompt", "completion") and not _is_labelled(values),
         _prompt_completion,
     ),
     RowFormat(

@@ -28,7 +28,7 @@ def _mbpp(values: Values, target: Target) -> Row:
             gold[ours] = values[key]
     if values.get("test_imports"):
         gold["imports"] = values["test_imports"]
-    task = text(values, "text" if "text" in values else "prompt").strip()
+    task = text(values, "text" if has(values, "text") else "prompt").strip()
     return _problem(f"{task} Your code should pass these tests:\n\n" + "\n".join(tests), gold, target)
 
 
@@ -43,7 +43,7 @@ CODE_FORMATS = (
         "prompt, test, entry_point; canonical_solution",
         ("prompt", "test", "entry_point", "canonical_solution"),
         ("problem",),
-        lambda values: all(key in values for key in ("prompt", "test", "entry_point")),
+        lambda values: has(values, "prompt", "test", "entry_point"),
         _humaneval,
     ),
     RowFormat(
@@ -51,7 +51,7 @@ CODE_FORMATS = (
         "text or prompt, test_list; code, test_setup_code, test_imports",
         ("text", "prompt", "test_list", "code", "test_setup_code", "test_imports"),
         ("problem",),
-        lambda values: "test_list" in values and ("text" in values or "prompt" in values),
+        lambda values: has(values, "test_list") and (has(values, "text") or has(values, "prompt")),
         _mbpp,
     ),
 )

@@ -85,8 +85,9 @@ class Conversion(Strict):
                 )
 
     def convert(self, read: Read, source: str, drops: Drops, report: Report) -> Iterator[Row]:
-        """The rows of a source as ours, in order; `source` is what rows without an id are called after.
+        """The rows of a source as ours, in order.
 
+        `source` names it in errors; rows without an id are called after its last part, up to the first dot.
         Raises DataError if the format is unclear or a named column is in no row, RowError, naming the place, for the
         first row that is wrong unless `on_bad_row` is drop.
         """
@@ -101,20 +102,21 @@ class Conversion(Strict):
         head = list(islice(rows, LOOKED_AT))
         report.source = source
         convert = self._converter(head, source, report)
+        stem = PurePath(source).name.partition(".")[0]
         taken: dict[str, str] = {}
         met: set[str] = set()
         for number, where, value in chain(head, rows):
             try:
                 if isinstance(value, dict):
                     met.update(value)
-                row = convert(value, f"{source}:{number}")
+                row = convert(value, f"{stem}:{number}")
                 if row.id in taken:
                     said = f"id '{row.id}' is that of {taken[row.id]} too; every row needs its own"
                     raise BadValue("duplicate id", said)
             except BadValue as error:
                 reject(BadRow(where, error.reason, str(error)))
                 continue
-            taken[row.id] = where
+            taken[row.id] = PurePath(where).name
             report.made[row.row] += 1
             yield row
         kept = [] if self.keep_columns == "all" else self.keep_columns

@@ -51,36 +51,33 @@ def _fitting(value: Any) -> list[str]:
     return [one.name for one in FORMATS.values() if one.fits(value)]
 
 
-def recognise(rows: list[tuple[str, Any]], source: str, kind: Kind | None = None) -> str:
+def recognise(rows: list[tuple[str, Any]], place: str, kind: Kind | None = None) -> str:
     """The one format that the rows, given with their places, can be in: `typed` or a name of FORMATS.
 
     Rows that fit no format do not count: they are bad rows of the others' format. Raises DataError, listing the
     candidates, if there are several or none.
     """
     if not rows:
-        raise DataError(f"{source}: has no row to recognise a format by; name one if it may be empty: format: alpaca")
+        raise DataError(f"{place}: has no row to recognise a format by; name one if it may be empty: format: alpaca")
     found = guesses(rows, kind)
     if len(found) == 1:
         return found[0].name
     if found:
-        listed = "; ".join(
-            f"{one.name} ({'our own rows' if one.name == TYPED else FORMATS[one.name].says}): "
-            f"{one.n_rows} of the first {len(rows)}, at {one.first}"
-            for one in found
-        )
-        raise DataError(
-            f"{source}: could be in {len(found)} formats; name one, such as format: {found[0].name}, or say what to make "
-            f"of its rows, such as rows: {_kind(found[0].name)} with format: auto. {listed}"
-        )
+        listed = "; ".join(_described(one, len(rows)) for one in found)
+        raise DataError(f"{place}: could be in {len(found)} formats; name one, as format: {found[0].name}. {listed}")
     keys = list(dict.fromkeys(str(key) for _, value in rows if isinstance(value, Mapping) for key in value))
-    kinds = "" if kind is None else f" of those that make {kind} rows"
-    known = [one for one in FORMATS.values() if kind is None or kind in one.kinds]
+    kinds = "" if kind is None else f" that makes {kind} rows"
+    known = ", ".join(one.name for one in FORMATS.values() if kind is None or kind in one.kinds)
     said = ", ".join(keys) or "none, they are no objects"
+    alone = " (separated by ';'? Then convert it)" if len(keys) == 1 and ";" in keys[0] else ""
     raise DataError(
-        f"{source}: the rows are in no format we know{kinds}; their keys: {said}. Name one as format, and in columns "
-        f"the keys it lacks: {'; '.join(f'{one.name} ({one.says})' for one in known)}"
+        f"{place}: the rows are in no format we know{kinds}; their keys: {said}{alone}. Say what to make of them, as "
+        f"rows: chat, or name a format ({known}), and in columns the keys that differ"
     )
 
 
-def _kind(name: str) -> str:
-    return TYPED if name == TYPED else FORMATS[name].kinds[0]
+def _described(guess: Guess, n_rows: int) -> str:
+    """A candidate: what it reads, what it makes, and how many of the rows looked at could be in it."""
+    one = FORMATS.get(guess.name)
+    what = "our own rows" if one is None else f"{one.says} -> {' or '.join(one.kinds)} rows"
+    return f"{guess.name} ({what}) fits {guess.n_rows} of the first {n_rows} rows, first {guess.first}"

@@ -58,7 +58,7 @@ class Hub(Conversion):
 
     def build_with(self, report: Report, drops: Drops) -> Iterator[Row]:
         """As `build`; the report is filled as the rows are read."""
-        return self.convert(self._read, self.dataset.rpartition("/")[2], drops, report)
+        return self.convert(self._read, self.dataset, drops, report)
 
     @property
     def _where(self) -> str:

@@ -173,21 +173,24 @@ def _list(raw: bytes, line: int, path: Path, reject: Reject) -> Iterator[tuple[s
     except BadValue as error:
         raise BadRow(str(path), error.reason, str(error)) from None
     place, row = _next(text, text.index("[") + 1), 0
-    while not text.startswith("]", place):
+    is_over = text.startswith("]", place)
+    while not is_over:
         row += 1
         where = f"{path}: row {row}"
         try:
             value, end = _element(text, place)
-            yield where, value
         except BadValue as error:
             reject(BadRow(where, error.reason, str(error)))
             end = _end(text, place, where)
         except (ValueError, RecursionError) as error:
             raise _cut(text, place, where, line, error) from None
+        else:
+            yield where, value
         place = _next(text, end)
+        is_over = text.startswith("]", place)
         if text.startswith(",", place):
             place = _next(text, place + 1)
-        elif not text.startswith("]", place):
+        elif not is_over:
             raise _cut(text, place, f"{path}: after row {row}", line, ValueError("neither ',' nor ']' follows"))
     if text[place + 1 :].strip(_BLANK):
         raise BadRow(str(path), "not JSON", "something follows the list's end; one list, or one object a line, is read")

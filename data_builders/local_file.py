@@ -41,4 +41,4 @@ class LocalFile(Conversion):
     def build_with(self, report: Report, drops: Drops) -> Iterator[Row]:
         """As `build`; the report is filled as the rows are read."""
         path = Path(self.path)
-        return self.convert(partial(read_source, path), path.name.partition(".")[0], drops, report)
+        return self.convert(partial(read_source, path), str(path), drops, report)

@@ -38,6 +38,8 @@ def mapped(values: Values, columns: Mapping[str, str], mark: str | None, target:
     """
     found = _fields(values, columns, target.kind)
     if target.kind == "text":
+        if target.meta:
+            raise BadValue("no meta", "keep_columns: text rows have no meta to keep them in; leave it out")
         return Text(id=target.id, **found)
     if target.kind == "chat" and "messages" in found:
         return Chat(**target.shared, messages=turns(found["messages"], "messages", target.seen))

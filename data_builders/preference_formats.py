@@ -92,10 +92,10 @@ def _kto(values: Values, target: Target) -> Row:
     schemas(values, target)
     if has(values, "completion"):
         said = [*prompt_turns(values, "prompt", target), reply(values["completion"], "completion", target.seen)]
-    elif "instruction" in values:
+    elif has(values, "instruction"):
         said = [*alpaca_prompt(values), reply(wanted(values, "output"), "output", target.seen)]
     else:
-        key = "conversations" if "conversations" in values else "messages"
+        key = "conversations" if has(values, "conversations") else "messages"
         said = turn_list(values, key, target)
     if len(said) < 2 or said[-1].role != "assistant":
         raise BadValue("no reply", "does not end with an assistant's turn after a prompt, which the label would be of")
@@ -115,8 +115,8 @@ def _label(values: Values) -> bool:
 
 def _is_kto(values: Values) -> bool:
     has_turns = has_list(values, "messages") or has_list(values, "conversations")
-    has_answer = "completion" in values or ("instruction" in values and "output" in values)
-    label = values.get("kto_tag", values.get("label"))
+    has_answer = has(values, "completion") or has(values, "instruction", "output")
+    label = values.get("kto_tag") if has(values, "kto_tag") else values.get("label")
     is_label = isinstance(label, bool) or (isinstance(label, str) and label.lower() in _LABELS)
     return is_label and (has_turns or has_answer)
 
@@ -130,7 +130,7 @@ PREFERENCE_FORMATS = (
             *("margin", "score_chosen", "score_rejected"),
         ),
         ("pair",),
-        lambda values: "chosen" in values and "rejected" in values and not has_list(values, "conversations"),
+        lambda values: has(values, "chosen", "rejected") and not has_list(values, "conversations"),
         _preference,
     ),
     RowFormat(
@@ -138,7 +138,7 @@ PREFERENCE_FORMATS = (
         "conversations, chosen, rejected",
         ("conversations", "chosen", "rejected", "system", "tools", "margin", "score_chosen", "score_rejected"),
         ("pair",),
-        lambda values: has_list(values, "conversations") and "chosen" in values and "rejected" in values,
+        lambda values: has_list(values, "conversations") and has(values, "chosen", "rejected"),
         _sharegpt_preference,
     ),
     RowFormat(

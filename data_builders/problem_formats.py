@@ -6,7 +6,7 @@ from typing import Any
 
 from qwen_align.align.rows import Message, Problem, Row, Text, Trace
 from qwen_align.data_builders.bad_row import BadValue, quoted
-from qwen_align.data_builders.chat_formats import QUESTIONS, conversation, one_of
+from qwen_align.data_builders.chat_formats import GSM8K_MARK, QUESTIONS, conversation, one_of
 from qwen_align.data_builders.row_format import (
     RowFormat,
     Target,
@@ -20,7 +20,6 @@ from qwen_align.data_builders.row_format import (
 from qwen_align.data_builders.turns import reply, turns
 from qwen_align.reward.boxes import last_boxes
 
-GSM8K_MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # openai/grade-school-math, calculator.py: what its calculator writes over
 _GOLDS = ("gold", "answer", "target")
 _MATH = "math_answer"
@@ -90,10 +89,7 @@ def _limo(values: Values, target: Target) -> Row:
 
 
 def _prompt_gold(values: Values, target: Target) -> Row:
-    messages = prompt_turns(values, one_of(values, QUESTIONS), target)
-    if target.kind == "problem":
-        return _problem(messages, _gold(values), target)
-    return conversation([*messages, reply(text(values, "solution"), "solution", target.seen)], target)
+    return _problem(prompt_turns(values, one_of(values, QUESTIONS), target), _gold(values), target)
 
 
 def _gold(values: Values) -> Any:
@@ -118,27 +114,29 @@ def _svamp(values: Values, target: Target) -> Row:
 
 
 def _text(values: Values, target: Target) -> Row:
+    if target.meta:
+        raise BadValue("no meta", "keep_columns: text rows have no meta to keep them in; leave it out")
     return Text(id=target.id, text=text(values, "text"), language=optional_text(values, "language") or None)
 
 
 def _is_gsm8k(values: Values) -> bool:
     answer = values.get("answer")
-    return "question" in values and isinstance(answer, str) and GSM8K_MARK in answer and "solution" not in values
+    return has(values, "question") and isinstance(answer, str) and GSM8K_MARK in answer and not has(values, "solution")
 
 
 def _is_limo(values: Values) -> bool:
-    return all(key in values for key in ("question", "solution", "answer"))
+    return has(values, "question", "solution", "answer")
 
 
 def _is_prompt_gold(values: Values) -> bool:
-    has_prompt = any(key in values for key in QUESTIONS[:3])
+    has_prompt = any(has(values, key) for key in QUESTIONS[:3])
     others = ("chosen", "completion", "instruction", "thinking", "test", "test_list", "attempt", "deepseek_attempt")
-    if any(key in values for key in (*others, "gemini_attempt")) or _is_gsm8k(values):
+    if any(has(values, key) for key in (*others, "gemini_attempt")) or _is_gsm8k(values):
         return False
-    if _is_limo(values) and "problem" not in values:
+    if _is_limo(values) and not has(values, "problem"):
         return False
     is_number = isinstance(values.get("target"), int | float)
-    return (has_prompt and any(key in values for key in ("gold", "answer", "solution"))) or (
+    return (has_prompt and any(has(values, key) for key in ("gold", "answer", "solution"))) or (
         is_number and (has_prompt or "input" in values)
     )
 
@@ -149,7 +147,7 @@ def _s1k_format(name: str, thinking_key: str, attempt_key: str) -> RowFormat:
         f"question, {thinking_key}, {attempt_key}",
         ("question", thinking_key, attempt_key, "system"),
         ("trace",),
-        lambda values: has(values, thinking_key) and "question" in values and attempt_key in values,
+        lambda values: has(values, "question", thinking_key, attempt_key),
         partial(_s1k, thinking_key, attempt_key),
     )
 
@@ -171,7 +169,7 @@ PROBLEM_FORMATS = (
         "prompt, question or problem; thinking, answer",
         (*QUESTIONS, "thinking", "answer", "gold", "system"),
         ("trace",),
-        lambda values: any(key in values for key in QUESTIONS[:3]) and "thinking" in values and "answer" in values,
+        lambda values: any(has(values, key) for key in QUESTIONS[:3]) and has(values, "thinking", "answer"),
         _prompt_trace,
     ),
     RowFormat(
@@ -186,7 +184,7 @@ PROBLEM_FORMATS = (
         "prompt_gold",
         "prompt, question, problem or input; gold, answer or target, else what the solution boxes",
         (*QUESTIONS, *_GOLDS, "solution", "system"),
-        ("problem", "chat", "trace"),
+        ("problem",),
         _is_prompt_gold,
         _prompt_gold,
     ),
@@ -195,7 +193,7 @@ PROBLEM_FORMATS = (
         "Body, Question, Answer",
         ("Body", "Question", "Answer"),
         ("problem",),
-        lambda values: all(key in values for key in ("Body", "Question", "Answer")),
+        lambda values: has(values, "Body", "Question", "Answer"),
         _svamp,
     ),
     RowFormat(
@@ -203,7 +201,7 @@ PROBLEM_FORMATS = (
         "text; language",
         ("text", "language"),
         ("text",),
-        lambda values: isinstance(values.get("text"), str) and not any(key in values for key in _NO_RAW_TEXT),
+        lambda values: isinstance(values.get("text"), str) and not any(has(values, key) for key in _NO_RAW_TEXT),
         _text,
     ),
 )

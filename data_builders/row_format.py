@@ -11,7 +11,7 @@ from qwen_align.data_builders.turns import Tools, tools, turns, with_system
 
 Kind = Literal["problem", "trace", "chat", "pair", "labelled", "text"]
 Values = Mapping[str, Any]
-"""A source's row. Keys whose value is null are not there."""
+"""A source's row. A key whose value is null tells nothing of the format."""
 
 
 @dataclass(frozen=True)

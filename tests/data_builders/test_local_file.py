@@ -232,9 +232,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.jsonl: there is no such file; a relative path starts at the recipe"):
         built(tmp_path / "none.jsonl", rows="text")
-    (tmp_path / "x.csv").write_text("a")
-    with pytest.raises(ValueError, match=r"x\.csv: is none of \.jsonl, \.json"):
-        built(tmp_path / "x.csv", rows="text")
+    (tmp_path / "x.xlsx").write_text("a")
+    with pytest.raises(ValueError, match=r"x\.xlsx: is none of \.jsonl, \.json"):
+        built(tmp_path / "x.xlsx", rows="text")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,13 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
         ({"rows": "text", "gold_after": "####"}, "gold_after: a text row has no gold"),
         ({"rows": "typed", "columns": {"prompt": "q"}, "mode": "think"}, "columns, mode: typed rows say everything"),
         ({"rows": "problem", "reward": "maths"}, "'maths' is no reward"),
-        ({"rows": "problems"}, "Input should be 'typed'"),
+        ({"rows": "problems"}, "Input should be 'auto', 'typed'"),
+        ({"columns": {"prompt": "q"}}, "columns: a format is recognised by its own keys; name the format too"),
+        ({"format": "gsm8k", "rows": "pair"}, "rows: gsm8k makes problem or chat or trace rows, no pair rows"),
+        ({"format": "alpaca", "columns": {"promt": "q"}}, "'promt' is no field of format alpaca"),
+        ({"format": "gsm8k", "gold_after": "####"}, "gold_after: format gsm8k has no gold to look for it in"),
+        ({"format": "alpaca", "calculator_marks": "remove"}, "calculator_marks: is for format: gsm8k"),
+        ({"format": "alpacas"}, "Input should be 'auto'"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -263,7 +269,7 @@ REAL = [
         {"rows": "problem", "columns": {"prompt": "question", "gold": "answer"}, "gold_after": "####"},
         1319,
     ),
-    ("limr/math_8k.json", {"rows": "problem", "columns": {"gold": "answer"}}, 8521),
+    ("limr/math_8k.json", {"rows": "problem", "columns": {"gold": "answer"}}, 8519),
     ("math500/test.jsonl", {"rows": "problem", "columns": {"prompt": "problem", "gold": "answer"}}, 500),
     ("amc23/test.jsonl", {"rows": "problem", "columns": {"prompt": "question", "gold": "answer"}}, 40),
     ("mawps/addsub.jsonl", {"rows": "problem", "columns": {"prompt": "input", "gold": "target"}}, None),
