@@ -52,7 +52,10 @@ class CodeTests(BaseReward):
         if found is None:
             return Verdict(value=0.0, reason="no code")
         limits = Limits(self.time_limit_s, self.memory_mib)
-        score = run(planned, found.texts, sandbox(self.isolation), limits, partial=self.partial)
+        try:
+            score = run(planned, found.texts, sandbox(self.isolation), limits, partial=self.partial)
+        except SandboxError:  # the sandbox's server was killed from outside; if that was not all, it is raised again
+            score = run(planned, found.texts, sandbox(self.isolation), limits, partial=self.partial)
         if score.reason == PASSED:
             return Verdict(value=1.0, reason=PASSED)
         reason = "no code" if score.reason == "syntax error" and not found.fenced else score.reason

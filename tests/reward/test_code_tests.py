@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from qwen_align.align.rows import Completion, Message
 from qwen_align.reward.base import UNJUDGED
 from qwen_align.reward.code.plan import Script, plan
-from qwen_align.reward.code.sandbox import SandboxError
+from qwen_align.reward.code.sandbox import SandboxError, sandbox
 from qwen_align.reward.code_tests import CodeTests
 
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
@@ -272,3 +273,15 @@ def test_mbpp_is_paid_in_full() -> None:
     verdicts = PATIENT.judge_many(batch)
     unpaid = {row["task_id"]: said.reason for row, said in zip(rows, verdicts, strict=True) if said.value != 1.0}
     assert (len(rows), unpaid) == (974, {})
+
+
+def test_a_server_killed_in_the_middle_costs_no_verdict() -> None:
+    gold = {"tests": ["assert slow(1) == 2"]}
+    slow = "import time\ndef slow(x):\n    time.sleep(1)\n    return x + 1\n"
+    CodeTests().warm()
+    server = sandbox("full")._server
+    assert server is not None
+    killer = threading.Timer(0.4, server.kill)
+    killer.start()
+    assert CodeTests().judge(slow, gold).value == 1.0
+    killer.join()
