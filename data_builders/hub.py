@@ -1,4 +1,7 @@
-"""Rows of a data set on the Hugging Face hub, at a fixed revision. *Untested on the hub*: tests use a stand-in."""
+"""Rows of a data set on the Hugging Face hub, at a fixed revision.
+
+*Untested on the hub*: the tests serve a hub of their own to the library.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,6 +17,7 @@ from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.sieve import Drops, Sources
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _MOVING = ("main", "master", "HEAD")
 
 
@@ -83,12 +87,23 @@ class Hub(Conversion):
             raise DataError(f"{self._where}: {self._said(error)}") from None
 
     def _rows(self) -> Iterable[dict[str, Any]]:
-        from datasets import load_dataset  # takes seconds, and only who reads the hub needs it
+        from datasets import load_dataset_builder  # takes seconds, and only who reads the hub needs it
 
-        rows: Iterable[dict[str, Any]] = load_dataset(
-            self.dataset, self.name, split=self.split, revision=self.revision, streaming=self.streaming
-        )
-        return rows
+        builder = load_dataset_builder(self.dataset, self.name, revision=self.revision)
+        # Where it cannot get the revision the library takes whichever it has cached, and only logs it.
+        is_cached = type(builder).__module__.startswith("datasets.packaged_modules.cache")
+        is_wrong = builder.hash != self.revision if _COMMIT.fullmatch(self.revision) else is_cached
+        if is_wrong:
+            raise DataError(
+                f"{self._where}: the hub cannot be reached or has no such revision; the library offers {builder.hash}, "
+                "which is not what the recipe names"
+            )
+        if self.streaming:
+            streamed: Iterable[dict[str, Any]] = builder.as_streaming_dataset(split=self.split)
+            return streamed
+        builder.download_and_prepare()
+        prepared: Iterable[dict[str, Any]] = builder.as_dataset(split=self.split)
+        return prepared
 
     def _said(self, error: Exception) -> str:
         first = str(error).partition("\n")[0] or type(error).__name__
