@@ -1,4 +1,4 @@
-"""Generated pairs of scalar answers and golds, equal or not by the exact values they were made from.
+"""Generated pairs of numbers and golds, equal or not by the exact values they were made from.
 
 Each maker draws a value, then the value again or a near miss of it, and writes both in ways drawn from those in use.
 """
@@ -19,6 +19,7 @@ from tests.reward.math.numbers import (
     fractions,
     integers,
     nonzero,
+    numbers,
     one_of_fraction,
     one_of_integer,
     one_of_number,
@@ -244,146 +245,28 @@ def logarithm(draw: Any, is_equal: bool) -> tuple[str, str]:
     return said, one_of_fraction(draw, value if is_equal else beside(draw, Number(value)).plain)
 
 
-def polynomial(coefficients: list[Fraction], letter: str, is_rising: bool) -> str:
-    """The sum of terms, coefficient of the lowest power first in the list."""
-    terms = [(c, p) for p, c in enumerate(coefficients) if c]
-    text = ""
-    for c, p in terms if is_rising else reversed(terms):
-        size = abs(c)
-        number = str(size) if size.denominator == 1 else rf"\frac{{{size.numerator}}}{{{size.denominator}}}"
-        factor = "" if size == 1 and p else number
-        body = "" if p == 0 else letter if p == 1 else f"{letter}^{p}" if p < 10 else f"{letter}^{{{p}}}"
-        text += ("-" if c < 0 else "+" if text else "") + factor + body
-    return text or "0"
-
-
-def times(one: list[Fraction], other: list[Fraction]) -> list[Fraction]:
-    product = [Fraction(0)] * (len(one) + len(other) - 1)
-    for i, a in enumerate(one):
-        for j, b in enumerate(other):
-            product[i + j] += a * b
-    return product
-
-
 @kind
-def polynomials(draw: Any, is_equal: bool) -> tuple[str, str]:
-    letter = pick(draw, list("xyntakm"))
-    roots, lead = draw(st.lists(small, min_size=1, max_size=4)), draw(small.filter(bool))
-    value = [Fraction(lead)]
-    for root in roots:
-        value = times(value, [Fraction(-root), Fraction(1)])
-    said = value.copy()
+def complex_number(draw: Any, is_equal: bool) -> tuple[str, str]:
+    a, b = draw(small), draw(small.filter(bool))
+    c, d = a, b
     if not is_equal:
-        place = draw(st.integers(0, len(said) - 1))
-        said[place] = pick(draw, [said[place] + 1, said[place] - 1, -said[place], said[place] + Fraction(1, 1000)])
-        assume(said != value)
-    factored = "".join(f"({letter}{-root:+d})" if root else letter for root in sorted(roots))
-    front = {1: "", -1: "-"}.get(lead, str(lead))
-    written = pick(draw, [f"{front}{factored}", polynomial(value, letter, False), polynomial(value, letter, True)])
-    return dressed_by_spaces(draw, polynomial(said, letter, draw(st.booleans()))), written
-
-
-def dressed_by_spaces(draw: Any, text: str) -> str:
-    return pick(
-        draw,
-        [text, text.replace("+", " + ").replace("-", " - "), text.replace("(", r"\left(").replace(")", r"\right)")],
-    )
-
-
-@kind
-def two_letters(draw: Any, is_equal: bool) -> tuple[str, str]:
-    a, b, c, d = (draw(small.filter(bool)) for _ in range(4))
-    one, other = pick(draw, [("x", "y"), ("a", "b"), ("m", "n"), (r"\alpha", r"\beta")])
-    squares, mixed, others = a * c, a * d + b * c, b * d
-    if not is_equal:
-        changed = pick(
-            draw,
-            [
-                (squares + 1, mixed, others),
-                (others, mixed, squares),
-                (squares, -mixed, others),
-                (squares, mixed, others - 1),
-            ],
-        )
-        assume(changed != (squares, mixed, others))
-        squares, mixed, others = changed
-    gap = " " if one.startswith("\\") else ""
-    expanded = f"{squares}{one}^2{mixed:+d}{one}{gap}{other}{others:+d}{other}^2"
-    return expanded, f"({a}{one}{b:+d}{other})({c}{one}{d:+d}{other})"
-
-
-@kind
-def partial_fractions(draw: Any, is_equal: bool) -> tuple[str, str]:
-    a, b = draw(small.filter(bool)), draw(small.filter(bool))
-    p, q = draw(small), draw(small)
-    assume(p != q)
-    top = (a + b, -(a * q + b * p))
-    if not is_equal:
-        top = pick(draw, [(top[0] + 1, top[1]), (top[0], top[1] - 1), (top[0], -top[1]), (-top[0], top[1])])
-        assume(top != (a + b, -(a * q + b * p)))
-    said = rf"\frac{{{a}}}{{x{-p:+d}}}+\frac{{{b}}}{{x{-q:+d}}}"
-    return said, rf"\frac{{{top[0]}x{top[1]:+d}}}{{(x{-p:+d})(x{-q:+d})}}"
-
-
-@kind
-def identity(draw: Any, is_equal: bool) -> tuple[str, str]:
-    """Sides of textbook identities with a parameter each: unequal where the parameters differ."""
-    k, a = draw(st.integers(1, 7)), draw(st.integers(2, 9))
-    sides = [
-        (lambda k, a: rf"\sin {2 * k}x", lambda k, a: rf"2\sin {k}x\cos {k}x"),
-        (lambda k, a: rf"\cos({2 * k}x)", lambda k, a: rf"1-2\sin^2({k}x)"),
-        (lambda k, a: rf"{a}\tan {k}x", lambda k, a: rf"\frac{{{a}\sin {k}x}}{{\cos {k}x}}"),
-        (lambda k, a: rf"{a}\sec^2 x", lambda k, a: rf"{a}+{a}\tan^2 x"),
-        (lambda k, a: f"e^{{{k + a}x}}", lambda k, a: f"e^{{{k}x}}e^{{{a}x}}"),
-        (lambda k, a: rf"\ln {a**k}", lambda k, a: rf"{k}\ln {a}"),
-        (lambda k, a: rf"\ln {a * k + a}", lambda k, a: rf"\ln {a}+\ln {k + 1}"),
-        (lambda k, a: f"{a}^{{{k}+n}}", lambda k, a: rf"{a**k}\cdot {a}^n"),
-        (lambda k, a: rf"\sqrt{{{a * a * k}x}}", lambda k, a: rf"{a}\sqrt{{{k}}}\sqrt{{x}}"),
-        (lambda k, a: rf"x^{{\frac{{{k}}}{{{a}}}}}", lambda k, a: rf"\sqrt[{a}]{{x^{{{k}}}}}"),
-        (lambda k, a: rf"\sin({a}x+{k}y)", lambda k, a: rf"\sin({a}x)\cos({k}y)+\cos({a}x)\sin({k}y)"),
-        (lambda k, a: rf"{a}^{{-{k}x}}", lambda k, a: rf"\left(\frac{{1}}{{{a**k}}}\right)^x"),
-    ]
-    place = draw(st.integers(0, len(sides) - 1))
-    assume(place != 9 or math.gcd(k, a) == 1)  # the fourth root of x^4 is |x|
-    one, other = sides[place]
-    if is_equal:
-        said = pick(draw, [(one, other), (other, one)])
-        return said[0](k, a), said[1](k, a)
-    if place == 3 or (place > 1 and draw(st.booleans())):  # the first two know no a, the fourth no k
-        return one(k, a + 1), other(k, a)
-    return one(k + 1, a), other(k, a)
-
-
-@kind
-def product_of_letters(draw: Any, is_equal: bool) -> tuple[str, str]:
-    letters = draw(st.permutations(list("abcmnpqxyz")))[: draw(st.integers(2, 3))]
-    gold = "".join(letters)
-    if is_equal:
-        turned = draw(st.permutations(letters))
-        ways = [
-            r" \cdot ".join(turned),
-            r"\times ".join(turned),
-            "*".join(turned),
-            f"({turned[0]})({''.join(turned[1:])})",
-        ]
-        return pick(draw, [*ways, gold, f"2{gold}-{gold}"]), gold
+        c, d = pick(draw, [(a, -b), (b, a), (-a, b), (a + 1, b), (a, b + 1), (a + b, 0)])
+        assume((c, d) != (a, b))
+    p, q = draw(small), draw(small.filter(bool))
+    norm = p * p + q * q
+    above = f"{c * p + d * q}{d * p - c * q:+d}i"
     ways = [
-        "-".join(letters),
-        "+".join(letters),
-        f"-{gold}",
-        "/".join(letters),
-        "^".join(letters),
-        f"{gold}^2",
-        f"2{gold}",
+        f"{c}{d:+d}i",
+        f"{d}i{c:+d}",
+        rf"{c} {'-' if d < 0 else '+'} {abs(d)} \cdot i",
+        rf"\frac{{{2 * c}{2 * d:+d}i}}{{2}}",
     ]
-    ways += [
-        f"{gold[:-1]}-{gold[-1]}",
-        f"{gold}d",
-        f"d{gold[1:]}",
-        gold[:-1],
-        f"{gold}+1",
-        f"{gold}!",
-        ",".join(letters),
-    ]
-    ways += [" - ".join(letters), f"- {gold}", f"{gold[:-1]}_{gold[-1]}"]
-    return pick(draw, ways), gold
+    ways += [f"{c}{'-' if d < 0 else '+'}\\sqrt{{-{d * d}}}", rf"({above})({p}{q:+d}i) \div {norm}"]
+    return pick(draw, ways), f"{a}{b:+d}i"
+
+
+@kind
+def dressed_number(draw: Any, is_equal: bool) -> tuple[str, str]:
+    value = draw(numbers())
+    said = value if is_equal else beside(draw, value)
+    return dressed(draw, one_of_number(draw, said)), one_of_number(draw, value)

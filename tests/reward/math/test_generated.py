@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_align.reward.math_answer import MathAnswer
-from tests.reward.math import strategies, structures
+from tests.reward.math import expressions, kinds_of_text, strategies, structures
 from tests.reward.math.kinds import EQUAL, UNEQUAL, Pair
 
 REWARD = MathAnswer()
@@ -38,7 +38,8 @@ def judged(pairs: list[Pair], value: float) -> list[str]:
 
 
 def test_every_kind_is_in_both_tables() -> None:
-    assert {strategies.integer.__name__, structures.matrix.__name__} <= EQUAL.keys() == UNEQUAL.keys()
+    makers = strategies.integer, expressions.polynomials, structures.matrix, kinds_of_text.word
+    assert {maker.__name__ for maker in makers} <= EQUAL.keys() == UNEQUAL.keys()
 
 
 @pytest.mark.parametrize("n_each", SIZES)
