@@ -375,3 +375,47 @@ def test_thinking_and_answer_come_apart_as_they_were_put_together(thinking: str,
     split = split_thinking(f"<think>\n{thinking}\n</think>\n\n{answer}")
     assert split.thinking == thinking.strip()
     assert split.answer == answer.lstrip()
+
+
+WRONG_ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": "1+1?", "chosen": "2", "rejected": "2"}, "chosen and rejected are equal"),
+    ({"prompt": "1+1?", "chosen": [NO, ASK, SAY], "rejected": "3"}, "chosen: has 3 turns, and those before the last"),
+    ({"prompt": "1+1?", "chosen": [ASK], "rejected": "3"}, "chosen: ends with a user's turn"),
+    ({"chosen": [ASK, SAY], "rejected": [SAY, NO]}, "'prompt' is missing, and chosen and rejected begin with no"),
+    ({"chosen": "2", "rejected": "3"}, "'prompt' is missing, and chosen and rejected begin with no"),
+    ({"prompt": "1+1?", "chosen": "2", "rejected": "3", "margin": "1"}, "margin: is '1', not a number"),
+    ({"prompt": [ASK, SAY], "chosen": "2", "rejected": "3"}, "prompt: ends with an assistant's turn"),
+    ({"prompt": "1+1?", "chosen": "2", "rejected": "3", "tools": [ADD]}, "tools: pair rows carry none"),
+    ({"conversations": [HUMAN, GPT], "chosen": GPT, "rejected": GPT}, "conversations: ends with an assistant's turn"),
+    ({"messages": [{"role": "system", "content": "a"}, ASK, SAY], "system": "b"}, "opens with a system message of its"),
+    ({"messages": [ASK, SAY], "tools": "[{}]"}, "tools.0.: is {}; a function's schema has a name"),
+    ({"messages": [ASK, SAY], "tools": "[{"}, "tools: is not JSON"),
+    ({"messages": [{**ASK, "thinking": "a"}, SAY]}, "has thinking in a user turn"),
+    (
+        {"messages": [ASK, {**SAY, "thinking": "a", "reasoning_content": "b"}]},
+        "has both thinking and reasoning_content",
+    ),
+    ({"messages": [{**ASK, "content": " "}, SAY]}, "messages: a user's turn is blank"),
+    ({"messages": [ASK], "label": True}, "does not end with an assistant's turn after a prompt"),
+    ({"instruction": "a", "output": "b", "history": [["c"]]}, "history: 0: is ..c.., not two texts"),
+    ({"instruction": "a", "output": "b", "history": "c"}, "history: is 'c', not a list of turns"),
+    ({"instruction": "a", "input": 3, "output": "b"}, "input: is 3, not a text"),
+    ({"problem": "a", "question": "b", "answer": 2}, "question and problem are both there and differ; say which"),
+    ({"problem": "a", "solution": "no box"}, "solution: .*and there is no other gold"),
+    ({"question": "a", "answer": "b\n#### "}, "answer: nothing follows the last '####'"),
+    ({**S1, "thinking_trajectories": [" "], "attempt": "2"}, "thinking_trajectories: is blank"),
+    ({**S1, "thinking_trajectories": [1], "attempt": "2"}, "thinking_trajectories: is .1., not a text or a list"),
+    ({"text": "Write f.", "test_list": "assert f()"}, "test_list: is 'assert f..', not a list of texts"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), WRONG_ROWS)
+def test_wrong_rows_of_a_format_are_named(tmp_path: Path, value: dict[str, Any], message: str) -> None:
+    with pytest.raises(RowError, match=rf"x\.jsonl:1: .*{message}"):
+        built(tmp_path, value)
+
+
+def test_a_named_column_decides_between_two(tmp_path: Path) -> None:
+    value = {"problem": "a", "question": "1+1?", "answer": 2}
+    row = built(tmp_path, value, format="prompt_gold", columns={"prompt": "question"})
+    assert row == [Problem(id="x:1", gold=2, **TRACE)]
