@@ -1,0 +1,126 @@
+"""Problems that ask a model to go on after each step of a solution, or to say which step is the first wrong one."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from qwen_align.align.references import DataRef
+from qwen_align.align.rows import Message, Problem, Row
+from qwen_align.align.strict import Strict
+from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.data_builders.step_solutions import STEP_BREAK, Solution, solutions
+from qwen_align.reward.settings import RewardName
+
+GO_ON = (
+    "{question}\n\nHere is how a solution begins:\n\n{steps}\n\n"
+    "Go on from there, without starting again, and put the final answer within \\boxed{{}}."
+)
+FIND_ERROR = (
+    "{question}\n\nA solution, its paragraphs numbered from 0:\n\n{steps}\n\nGo through the paragraphs one after "
+    "the other. Put the number of the first paragraph that holds an error within \\boxed{{}}, or -1 if none does."
+)
+
+
+class StepPrefixes(Strict):
+    """A problem for every step of a solution but the last: its question with the steps so far.
+
+    A `rollout` of them says how often each prefix still leads to the gold, which is what `monte_carlo_steps` reads.
+    The prefix stands in the last user turn, so that any chat model can go on from it. The last step needs none: after
+    it the answer is settled.
+    """
+
+    kind: Literal["step_prefixes"] = "step_prefixes"
+    from_data: DataRef
+    reward: RewardName = Field(default="math_answer", description="what judges the continuations")
+    step_break: str = Field(default=STEP_BREAK, min_length=1)
+    prompt: str = GO_ON
+    max_steps: int | None = Field(default=None, ge=1, description="solutions of more steps are dropped")
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, prompt: str) -> str:
+        return checked_prompt(prompt)
+
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """Problems in the order of the solutions and their steps, with the solution's id and the step in `meta`."""
+        for solution in solutions(sources, self.from_data):
+            steps = solution.steps(self.step_break)
+            fault = _fault(solution, steps, self.max_steps)
+            if fault is not None:
+                drops.add(fault, solution.id)
+                continue
+            for place in range(len(steps) - 1):
+                yield Problem(
+                    id=prefix_id(solution.id, place),
+                    messages=_asked(solution, self.prompt, self.step_break.join(steps[: place + 1])),
+                    gold=solution.gold,
+                    reward=self.reward,
+                    source=solution.source,
+                    meta={**solution.meta, "solution": solution.id, "step": place},
+                )
+
+
+class StepCritiques(Strict):
+    """A problem for every solution: which of its steps is the first wrong one, -1 for none (as in ProcessBench).
+
+    `step_consensus` reads a rollout of them. They have no gold; rewards that need one give no verdict.
+    """
+
+    kind: Literal["step_critiques"] = "step_critiques"
+    from_data: DataRef
+    step_break: str = Field(default=STEP_BREAK, min_length=1)
+    prompt: str = FIND_ERROR
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, prompt: str) -> str:
+        return checked_prompt(prompt)
+
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """Problems in the order of the solutions, with the solution's id in `meta`."""
+        for solution in solutions(sources, self.from_data):
+            steps = solution.steps(self.step_break)
+            fault = _fault(solution, steps, None)
+            if fault is not None:
+                drops.add(fault, solution.id)
+                continue
+            numbered = "\n\n".join(f"[{place}] {step}" for place, step in enumerate(steps))
+            yield Problem(
+                id=f"{solution.id}@critique",
+                messages=_asked(solution, self.prompt, numbered),
+                reward="constant",
+                source=solution.source,
+                meta={**solution.meta, "solution": solution.id, "n_steps": len(steps)},
+            )
+
+
+def prefix_id(solution_id: str, place: int) -> str:
+    """The id of the problem that goes on after step `place`, counted from 0."""
+    return f"{solution_id}@{place}"
+
+
+def checked_prompt(prompt: str) -> str:
+    """The prompt; raises ValueError if it leaves out the question or the steps, or names anything else."""
+    try:
+        said = prompt.format(question="\0q", steps="\0s")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"holds more than {{question}} and {{steps}}: {error}; write other braces twice") from None
+    if "\0q" not in said or "\0s" not in said:
+        raise ValueError("has to hold {question} and {steps}")
+    return prompt
+
+
+def _asked(solution: Solution, prompt: str, steps: str) -> list[Message]:
+    *earlier, asked = solution.messages
+    return [*earlier, Message(role="user", content=prompt.format(question=asked.content, steps=steps))]
+
+
+def _fault(solution: Solution, steps: list[str], max_steps: int | None) -> str | None:
+    if not steps:
+        return "no step"
+    if not solution.messages or solution.messages[-1].role != "user":
+        return "no question before the solution"
+    if max_steps is not None and len(steps) > max_steps:
+        return f"over {max_steps} steps"
+    return None
