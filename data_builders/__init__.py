@@ -7,7 +7,9 @@ from pydantic import Field
 from qwen_align.data_builders.arithmetic import Arithmetic
 from qwen_align.data_builders.benchmark import Question
 from qwen_align.data_builders.contamination import Overlap, Qwen25MathOverlap, Qwen25Overlap, S1Overlap, SameWords
+from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.domains import Domains
+from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.local_file import LocalFile
 from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
 from qwen_align.data_builders.pairs import Pairs
@@ -20,7 +22,7 @@ from qwen_align.data_builders.selection_s1 import S1
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, Sources, sieve
 from qwen_align.data_builders.think_mix import Switches, ThinkMix
 
-Builder = Arithmetic | LocalFile | Pairs | ReasoningGymTasks | ThinkMix | Domains | PassRate | Limo | Limr | S1
+Builder = Arithmetic | LocalFile | Hub | Pairs | ReasoningGymTasks | ThinkMix | Domains | PassRate | Limo | Limr | S1
 BuilderSettings = Annotated[Builder, Field(discriminator="kind")]
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Drop",
     "Drops",
     "GymTask",
+    "Hub",
     "Limo",
     "Limr",
     "LocalFile",
@@ -48,6 +51,7 @@ __all__ = [
     "Qwen25MathOverlap",
     "Qwen25Overlap",
     "ReasoningGymTasks",
+    "Report",
     "S1Overlap",
     "SameWords",
     "Sieve",

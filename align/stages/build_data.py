@@ -12,15 +12,17 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Row, read_rows, to_line
 from qwen_align.align.spec.build_data import BuildData
+from qwen_align.data_builders.conversion import Conversion
+from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.sieve import Drops, Sources, sieve
 
 
 def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    drops, tally = Drops(), Tally()
+    drops, tally, report = Drops(), Tally(), Report()
     kept = 0
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") as file:
-        for row in rows(spec, _readers(inputs), context.seed, drops):
+        for row in rows(spec, _readers(inputs), context.seed, drops, report):
             line = to_line(row) + "\n"
             file.write(line)
             tally.add(row, line)
@@ -36,12 +38,16 @@ def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
     store.write_text(out / "README.md", card(spec, context.seed, tally, drops.counts))
     unfinished.replace(out / "rows.jsonl")
-    return {"rows": kept, "dropped": drops.counts}
+    return {"rows": kept, "dropped": drops.counts, **({"conversion": report.counts()} if report.format else {})}
 
 
-def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-    """The kept rows; `check` walks them without a folder to write to."""
-    built = sieve(spec.builder.build(sources, seed, drops), spec.sieve, drops, sources)
+def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None = None) -> Iterator[Row]:
+    """The kept rows; `check` walks them without a folder to write to. `report` is filled by what converts files."""
+    if isinstance(spec.builder, Conversion):
+        made = spec.builder.build_with(report or Report(), drops)
+    else:
+        made = spec.builder.build(sources, seed, drops)
+    built = sieve(made, spec.sieve, drops, sources)
     for number, row in enumerate(built, start=1):
         yield row
         if number == spec.limit:

@@ -106,7 +106,8 @@ def _ratios(gold: Ratio, said: Ratio) -> bool:
         return False
     if gold.unit is not None and said.unit is not None and units_agree(gold.unit, said.unit) != 1:
         return False
-    if _is_time(gold) and _is_time(said):
+    has_zero = any(part.number == 0 for part in (*gold.parts, *said.parts))  # every multiple of 12:0 would be the same
+    if has_zero or (_is_time(gold) and _is_time(said)):
         return [part.number for part in gold.parts] == [part.number for part in said.parts]
     first, other_first = gold.parts[0], said.parts[0]
     return all(

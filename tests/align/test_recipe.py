@@ -105,8 +105,8 @@ def test_a_wrong_setting_is_named_with_its_stage(
             "stage 'd': builder.steps[0]: Input should be less than or equal to 8; found 9",
         ),
         (
-            "{name: d, kind: build_data, builder: {kind: local_file, path: x.csv, rows: text}}",
-            "/x.csv: is none of .jsonl, .json, .jsonl.gz, .json.gz; convert the file",
+            "{name: d, kind: build_data, builder: {kind: local_file, path: x.xlsx, rows: text}}",
+            ".json.gz, .csv, .tsv, .csv.gz, .tsv.gz, .parquet; convert the file",
         ),
         (
             ROLLOUTS.replace("math_answer", "maths_answer"),
