@@ -15,8 +15,9 @@ class LabelledPairs(JudgedFile):
     """Right solutions over wrong ones for the same question (`rows: pair`), or every solution with its label.
 
     A solution is an object such as `{"is_correct": true, "solution": "..."}`. `solutions` names the keys that hold one
-    each, as in GSM8K's `model_solutions.jsonl`, or a single key that holds a list of them. Labelled rows are for outcome
-    reward models and KTO; with `both_sides_only`, as for Qwen2.5-Math's, only of questions solved by some and not all.
+    each, as in GSM8K's `model_solutions.jsonl`, or a single key that holds a list of them. Labelled rows are for
+    outcome reward models and KTO; with `both_sides_only`, as for Qwen2.5-Math's, only of questions that are solved by
+    some and not by all.
     """
 
     kind: Literal["labelled_pairs"] = "labelled_pairs"

@@ -176,3 +176,91 @@ def test_common_prefix(head: str, one: str, other: str) -> None:
     assert (head + one)[: length + 1] != (head + other)[: length + 1] or length == min(
         map(len, (head + one, head + other))
     )
+
+
+VALUES = [0.2, 0.9, 0.5, 0.9, 0.1, 0.1]
+SCORED = [
+    completion("p", sample, thought(f"{sample}" * (sample + 1), "2"), value) for sample, value in enumerate(VALUES)
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "ids"),
+    [
+        ({"rule": "online_dpo_r1"}, ["p#1>4"]),
+        ({"rule": "best_vs_worst", "per_prompt": 1}, ["p#1>4"]),
+        ({"rule": "best_vs_worst"}, ["p#1>4", "p#3>5"]),
+        ({"rule": "best_vs_worst", "per_prompt": 9}, ["p#1>4", "p#3>5", "p#2>0"]),
+        ({"rule": "best_vs_worst", "per_prompt": 9, "min_margin": 0.5}, ["p#1>4", "p#3>5"]),
+        ({"rule": "best_vs_worst", "per_prompt": 9, "max_length_difference": 1}, ["p#3>4", "p#1>0"]),
+        ({"correct_from": 0.9, "min_margin": 0.75}, ["p#3>4", "p#3>5"]),
+    ],
+)
+def test_rules_for_rewards_of_any_value(settings: dict[str, Any], ids: list[str]) -> None:
+    pairs, dropped = built(SCORED, **settings)
+    assert [pair.id for pair in pairs] == ids
+    assert dropped == []
+    for pair in pairs:
+        chosen, rejected = pair.id.removeprefix("p#").split(">")
+        assert pair.margin == VALUES[int(chosen)] - VALUES[int(rejected)] > 0
+
+
+@given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 1.0]), max_size=8))
+def test_online_dpo_r1_as_its_code_has_it(values: list[float]) -> None:
+    rows = [completion("p", sample, f"{sample}", value) for sample, value in enumerate(values)]
+    pairs, _ = built(rows, rule="online_dpo_r1")
+    best = max(range(len(values)), key=lambda place: values[place], default=-1)  # as argmax, the first of equal ones
+    worst = min(range(len(values)), key=lambda place: values[place], default=-1)
+    differ = len(values) > 1 and values[best] != values[worst]
+    assert [pair.id for pair in pairs] == ([f"p#{best}>{worst}"] if differ else [])
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "drop"),
+    [
+        ([0.5, 0.5], {"rule": "best_vs_worst"}, ("tie", "p", "of 2 usable completions, each worth 0.5")),
+        ([0.5, 0.5], {"rule": "online_dpo_r1"}, ("tie", "p", "of 2 usable completions, each worth 0.5")),
+        ([0.5], {"rule": "best_vs_worst"}, ("one usable completion", "p", "of 1 usable completions")),
+        (
+            [0.5, 0.4],
+            {"rule": "best_vs_worst", "min_margin": 0.2},
+            ("margin too small", "p", "of 2 usable completions"),
+        ),
+        ([1.0, 0.9], {"min_margin": 0.2}, ("margin too small", "p", "of 1 correct and 1 wrong")),
+    ],
+)
+def test_ties_and_empty_groups_are_counted(values: list[float], settings: dict[str, Any], drop: Any) -> None:
+    rows = [completion("p", sample, f"{sample}", value) for sample, value in enumerate(values)]
+    assert built(rows, **settings) == ([], [drop])
+
+
+def test_a_group_without_a_verdict_is_counted() -> None:
+    _, dropped = built([completion("p", 0, "2", None)], rule="best_vs_worst")
+    assert [drop[0] for drop in dropped] == ["no verdict", "no usable completion"]
+
+
+def test_malformed_and_cut_completions_can_be_rejected_and_never_chosen() -> None:
+    rows = [
+        completion("p", 0, thought("a", "2"), 0.5),
+        completion("p", 1, "<think>\nb", 0.0, finish_reason="length"),
+        completion("p", 2, "<think>b</think>2", 1.0),
+    ]
+    assert built(rows, rule="online_dpo_r1")[0] == []
+    (pair,), dropped = built(rows, rule="online_dpo_r1", reject_malformed=True)
+    assert pair.id == "p#0>1"
+    assert pair.rejected == Message(role="assistant", content="<think>\nb")
+    assert dropped == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "online_dpo_r1", "per_prompt": 1}, "per_prompt: rule 'online_dpo_r1' does not look at it"),
+        ({"rule": "best_vs_worst", "correct_from": 0.5}, "correct_from: rule 'best_vs_worst' does not look at it"),
+        ({"min_margin": 0.0}, "greater than 0"),
+        ({"rule": "first_vs_last"}, "'best_vs_worst' or 'online_dpo_r1'"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        built([], **settings)

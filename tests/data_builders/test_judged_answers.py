@@ -1,0 +1,158 @@
+"""Pairs and labels from files of judged answers."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_align.align.rows import Labelled, Message, Pair, RowError
+from qwen_align.data_builders.labelled_pairs import LabelledPairs
+from qwen_align.data_builders.scored_pairs import ScoredPairs
+from qwen_align.data_builders.sieve import Drops
+
+DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
+KEYS = ["6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"]
+
+
+def labelled(path: Path, *rows: Any, **settings: Any) -> tuple[list[Any], Drops]:
+    if rows:
+        path = path / "solutions.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    drops = Drops()
+    builder = LabelledPairs.model_validate({"path": f"{path}", "rows": "pair", "solutions": ["tries"]} | settings)
+    return list(builder.build({}, 0, drops)), drops
+
+
+def scored(path: Path, *rows: Any, **settings: Any) -> tuple[list[Any], Drops]:
+    file = path / "scores.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    drops = Drops()
+    return list(ScoredPairs.model_validate({"path": f"{file}"} | settings).build({}, 0, drops)), drops
+
+
+def tries(*judged: tuple[bool, str]) -> dict[str, Any]:
+    return {"question": "1+1?", "tries": [{"is_correct": label, "solution": text} for label, text in judged]}
+
+
+def test_a_pair_and_its_labelled_rows_in_full(tmp_path: Path) -> None:
+    row = tries((False, "1+1 = <<1+1=3>>3"), (True, "1+1 = <<1+1=2>>2"))
+    pairs, drops = labelled(tmp_path, row, strip_marks=True, source="toy", system="Be short.")
+    asked = [Message(role="system", content="Be short."), Message(role="user", content="1+1?")]
+    right, wrong = (Message(role="assistant", content=f"1+1 = {n}") for n in (2, 3))
+    assert pairs == [
+        Pair(
+            id="solutions:1#tries1>tries0",
+            messages=asked,
+            chosen=right,
+            rejected=wrong,
+            margin=1.0,
+            kind="is_correct",
+            source="toy",
+            meta={"common_prefix": 6},
+        )
+    ]
+    assert drops.rows == []
+    rows, _ = labelled(tmp_path, row, rows="labelled", strip_marks=True)
+    assert [(one.id, one.label, one.completion) for one in rows] == [
+        ("solutions:1#tries0", False, wrong),
+        ("solutions:1#tries1", True, right),
+    ]
+
+
+def test_what_is_dropped(tmp_path: Path) -> None:
+    rows = [tries((True, "2")), tries((False, "3")), tries((True, "2"), (False, " "), (False, "<think>3"))]
+    kept, drops = labelled(tmp_path, *rows)
+    assert kept == []
+    assert [tuple(drop) for drop in drops.rows] == [
+        ("no wrong completion", "solutions:1", "of 1 usable completions"),
+        ("no correct completion", "solutions:2", "of 1 usable completions"),
+        ("malformed turn", "solutions:3#tries1", "no answer"),
+        ("malformed turn", "solutions:3#tries2", "unfinished thinking"),
+        ("no wrong completion", "solutions:3", "of 1 usable completions"),
+    ]
+    kept, drops = labelled(tmp_path, *rows, rows="labelled", both_sides_only=True)
+    assert kept == []
+    assert drops.counts == {"all right": 2, "malformed turn": 2, "all wrong": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"tries": []}, "solutions.jsonl:1: 'question' is missing"),
+        ({"question": "a"}, "solutions.jsonl:1: 'tries' is missing"),
+        ({"question": "a", "tries": ["2"]}, "neither a solution nor a list of them"),
+        ({"question": "a", "tries": [{"is_correct": 1, "solution": "2"}]}, "'is_correct' is 1, not true or false"),
+        ({"question": "a", "tries": [{"correct": True, "solution": "2"}]}, "Did you mean 'correct'?"),
+        ({"question": "a", "tries": [{"is_correct": True, "solution": 2}]}, "'solution' is 2, not a text"),
+        (["a"], "is list .* not an object"),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path: Path, row: Any, message: str) -> None:
+    with pytest.raises(RowError, match=message.replace("?", r"\?")):
+        labelled(tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "best_vs_worst"}, "labels are true or false"),
+        ({"both_sides_only": True}, "both_sides_only: is nothing for 'rows: pair'"),
+        ({"rows": "labelled", "per_prompt": 1}, "per_prompt: is nothing for 'rows: labelled'"),
+        ({"path": "a.xml"}, "a.xml: is none of"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        labelled(tmp_path, tries(), **settings)
+
+
+def test_scored_responses(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "1+1?", "responses": ["3", "2", "4", "5"], "rewards": [-0.5, 1, -1.0, None]},
+        {"prompt": "2+1?", "responses": ["3", "4"], "rewards": [0.5, 0.5]},
+        {"prompt": "3+1?", "responses": [], "rewards": []},
+    ]
+    pairs, drops = scored(tmp_path, *rows, rule="online_dpo_r1")
+    assert [(pair.id, pair.chosen.content, pair.rejected.content, pair.margin) for pair in pairs] == [
+        ("scores:1#1>2", "2", "4", 2.0)
+    ]
+    assert [(drop.reason, drop.id) for drop in drops.rows] == [
+        ("no verdict", "scores:1#3"),
+        ("tie", "scores:2"),
+        ("no usable completion", "scores:3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a", "responses": ["b"], "rewards": []}, "have to be lists of one length"),
+        ({"prompt": "a", "responses": ["b"], "rewards": [True]}, "'rewards' holds True, not a number"),
+        ({"prompt": "a", "responses": [1], "rewards": [1.0]}, "'responses' holds 1, not a text"),
+    ],
+)
+def test_wrong_scores_are_named(tmp_path: Path, row: Any, message: str) -> None:
+    with pytest.raises(RowError, match=message):
+        scored(tmp_path, row)
+
+
+@pytest.mark.skipif(
+    not (DATA / "gsm8k").is_dir(), reason=f"no real data at {DATA}; set QWEN_ALIGN_TEST_DATA to the folder of gsm8k"
+)
+def test_every_solution_of_gsm8ks_models_is_a_row_or_counted() -> None:
+    path = DATA / "gsm8k" / "model_solutions.jsonl"
+    rows, drops = labelled(path, rows="labelled", solutions=KEYS, strip_marks=True)
+    assert len(rows) + len(drops.rows) == 1319 * 4
+    assert all(isinstance(row, Labelled) and "<<" not in row.completion.content for row in rows)
+    truth = Counter(
+        one[key]["is_correct"] for line in path.open(encoding="utf-8") for one in [json.loads(line)] for key in KEYS
+    )
+    assert Counter(row.label for row in rows) == truth
+    pairs, drops = labelled(path, solutions=KEYS, per_prompt=1)
+    assert len(pairs) + len(drops.rows) == 1319
+    assert set(drops.counts) == {"no wrong completion", "no correct completion"}
+    both = {row.meta["question"] for row in rows if row.label} & {row.meta["question"] for row in rows if not row.label}
+    assert len(pairs) == len(both)

@@ -1,0 +1,151 @@
+"""Splits by question: the same question is in the same part whatever row, stage or generator it comes from."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
+from qwen_align.data_builders.arithmetic import Arithmetic
+from qwen_align.data_builders.question_split import Split, Unused, normal_question
+from qwen_align.data_builders.sieve import Drops
+
+SHARES = {"cold_start": 0.3, "rl": 0.5, "test": 0.2}
+
+
+def user(content: str) -> Message:
+    return Message(role="user", content=content)
+
+
+def said(content: str) -> Message:
+    return Message(role="assistant", content=content)
+
+
+def every_kind(question: str, number: int) -> list[Row]:
+    """The question as a row of every kind that asks one, with systems, flags and later turns of their own."""
+    asked, system = [user(question)], Message(role="system", content=f"You are number {number}.")
+    return [
+        Problem(id=f"{number}", messages=asked, gold="2", reward="math_answer"),
+        Problem(id=f"{number}f", messages=[system, user(f"{question} /no_think")], gold="2", reward="math_answer"),
+        Trace(id=f"{number}t", messages=asked, thinking="hm", answer="2", gold="2", reward="math_answer"),
+        Chat(id=f"{number}c", messages=[system, *asked, said("2"), user(f"And {number}?"), said("3")]),
+        Pair(id=f"{number}p", messages=asked, chosen=said("2"), rejected=said("3")),
+        Labelled(id=f"{number}l", messages=asked, completion=said("2"), label=True),
+        Steps(id=f"{number}s", messages=asked, steps=["2"], labels=[True]),
+        Completion(
+            prompt_id=f"{number}",
+            sample=0,
+            prompt=asked,
+            text="2",
+            finish_reason="stop",
+            n_tokens=1,
+            gold="2",
+            mode="think",
+        ),
+        Text(id=f"{number}x", text=f"  {question.upper()} "),
+    ]
+
+
+def part(rows: Sequence[Row], name: str, *, seed: int = 0, **changes: Any) -> tuple[list[Row], Drops]:
+    drops = Drops()
+    split = Split.model_validate({"from_data": "all", "part": name, "shares": SHARES} | changes)
+    return list(split.build({"all": lambda: iter(rows)}, seed, drops)), drops
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text(min_size=1, max_size=30).filter(str.isalnum), min_size=1, max_size=8, unique_by=str.lower),
+    st.integers(),
+)
+def test_parts_share_no_question_whatever_the_row(questions: list[str], seed: int) -> None:
+    rows = [row for number, question in enumerate(questions) for row in every_kind(question, number)]
+    parts = {name: part(rows, name, seed=seed)[0] for name in SHARES}
+    assert sorted(row.id for kept in parts.values() for row in kept) == sorted(row.id for row in rows)
+    asked = [{normal_question(row) for row in kept} for kept in parts.values()]
+    assert sum(map(len, asked)) == len(set.union(*asked))
+
+
+def test_the_reinforcement_queries_are_unused_in_the_cold_start() -> None:
+    """As in Qwen3: two generators and files with common questions, split by stages of different seeds."""
+    generators = [
+        Arithmetic(rows="problem", n=300, steps=[1, 2]),
+        Arithmetic(rows="trace", n=300, steps=[2, 1], seed=1),
+    ]
+    rows = [row for one in generators for row in one.generate(0)]
+    rows += [row.model_copy(update={"id": f"again-{row.id}"}) for row in rows[:200]]
+    cold_start, dropped = part(rows, "cold_start", seed=1)
+    rl, _ = part(rows, "rl", seed=2, shares=dict(reversed(SHARES.items())))
+    assert len(cold_start) > 150
+    assert len(rl) > 300
+    assert not {normal_question(row) for row in cold_start} & {normal_question(row) for row in rl}
+    assert len(cold_start) + len(dropped.rows) == len(rows)
+    assert set(dropped.counts) == {"in part 'rl'", "in part 'test'"}
+    assert {row.id for row in rl if row.id.startswith("again-")}
+
+
+def test_shares_come_out_as_said() -> None:
+    rows = [Text(id=f"{n}", text=f"question {n}") for n in range(4000)]
+    found = Counter({name: len(part(rows, name)[0]) for name in SHARES})
+    assert {name: round(n / 4000, 1) for name, n in found.items()} == SHARES
+    assert found.total() == 4000
+
+
+def test_parts_are_the_same_on_every_machine() -> None:
+    rows = [Text(id=f"{n}", text=f"question {n}") for n in range(12)]
+    assert [row.id for row in part(rows, "cold_start")[0]] == ["2", "3", "10"]
+    assert part(rows, "cold_start", salt="other")[0] != part(rows, "cold_start")[0]
+
+
+def test_texts_around_a_question_can_be_left_out() -> None:
+    suffix = "Put your final answer within \\boxed{}."
+    row = Problem(id="a", messages=[user(f"1 + 1?\n{suffix}")], reward="math_answer")
+    assert normal_question(row, without=[suffix]) == normal_question(Text(id="b", text="1+1?"))
+    assert normal_question(row) != normal_question(Text(id="b", text="1+1?"))
+
+
+def test_which_turn_is_the_question() -> None:
+    row = Chat(id="a", messages=[user("An example"), said("a"), user("A question"), said("b")])
+    assert [normal_question(row, asked) for asked in ("first", "last", "all")] == [
+        "an example",
+        "a question",
+        "an example\na question",
+    ]
+
+
+def test_a_row_without_a_question_is_counted() -> None:
+    rows = [Chat(id="a", messages=[user(" "), said("hi")])]
+    kept, drops = part(rows, "rl")
+    assert (kept, drops.counts) == ([], {"no question": 1})
+
+
+def test_unused_leaves_out_what_other_stages_ask() -> None:
+    pool = [row for n, question in enumerate(("One?", "Two?", "Three?")) for row in every_kind(question, n)[:3]]
+    used = [Chat(id="u", messages=[user("hello"), said("b"), user("TWO ? /think"), said("b")])]
+    drops = Drops()
+    unused = Unused.model_validate({"from_data": "pool", "unused_in": ["used"]})
+    kept = list(unused.build({"pool": lambda: iter(pool), "used": lambda: iter(used)}, 0, drops))
+    assert [row.id for row in kept] == ["0", "0f", "0t", "2", "2f", "2t"]
+    assert next(tuple(drop) for drop in drops.rows) == ("question used", "1", "in 'u' of stage 'used'")
+    assert drops.counts == {"question used": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"part": "tset"}, "'tset' is none of the shares. Did you mean 'test'?"),
+        ({"shares": {"rl": 0.5, "test": 0.4}}, "0.9 together, not 1"),
+        ({"shares": {"rl": 1.0, "test": 0.0}}, "a share is above 0 and below 1"),
+        ({"shares": {"rl": 1.0}}, "at least 2 items"),
+    ],
+)
+def test_wrong_shares_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message.replace("?", r"\?")):
+        part([], **{"name": "rl"} | changes if "part" not in changes else {"name": changes["part"]})
+
+
+def test_shares_of_decimals_add_up() -> None:
+    assert part([], "a", shares={"a": 0.1, "b": 0.2, "c": 0.7})[0] == []
