@@ -57,7 +57,7 @@ def _run(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.errors import AlignError
     from qwen_align.align.progress import Progress, stop_on_signals
 
-    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
+    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     with Progress(out, planned) as progress, stop_on_signals() as stop:
         try:
             pipeline.run(planned, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
@@ -75,7 +75,7 @@ def _run(parsed: argparse.Namespace, out: "Console") -> int:
 def _check(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align import check, pipeline
 
-    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
+    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     for line in check.lines(planned):
         out.print(line, soft_wrap=True)
     return 0
@@ -84,7 +84,7 @@ def _check(parsed: argparse.Namespace, out: "Console") -> int:
 def _show(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align import pipeline, show
 
-    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
+    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     for line in show.lines(planned, parsed.stage, rows=parsed.rows, first=parsed.first):
         out.print(line if out.is_terminal else show.marked(line), soft_wrap=True, markup=False)
     return 0
@@ -93,7 +93,7 @@ def _show(parsed: argparse.Namespace, out: "Console") -> int:
 def _report(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align import pipeline, report
 
-    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set)
+    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     written = report.write(planned)
     if not planned.run_folder.exists():
         out.print(f"{planned.run_folder}: nothing has run yet: `qwen-align run {parsed.recipe}`", soft_wrap=True)
@@ -130,6 +130,13 @@ def _build(parsed: argparse.Namespace, out: "Console") -> int:
     out.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
     for reason, count in summary["dropped"].items():
         out.print(f"{count:>9,}  dropped: {reason}", soft_wrap=True)
+    return 0
+
+
+def _push(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align.push import push
+
+    out.print(f"pushed: {push(parsed.folder, parsed.to, private=parsed.private)}", soft_wrap=True)
     return 0
 
 
@@ -217,6 +224,10 @@ def _parser() -> argparse.ArgumentParser:
     build = _command(commands, "build", _build, "build one data stage alone, with a card of what it holds")
     build.add_argument("spec", type=Path, help="the stage's settings (YAML): builder, sieve, limit, seed")
     build.add_argument("--out", type=Path, required=True, help="a new folder for rows.jsonl and what goes with it")
+    push = _command(commands, "push", _push, "upload built data with their card to the Hugging Face hub")
+    push.add_argument("folder", type=Path, help="what `build` wrote, or a data stage's folder under store/")
+    push.add_argument("--to", required=True, metavar="OWNER/NAME", help="the data set on the hub; made if need be")
+    push.add_argument("--private", action="store_true", help="a data set that is made is private")
     score = _command(commands, "score", _score, "judge a file of completions and golds")
     score.add_argument("rows", type=Path, help="JSON lines with completion (or text) and gold")
     score.add_argument("--reward", required=True, metavar="REWARD", help="a kind, or my_reward.py:function")
@@ -251,6 +262,7 @@ def _command(
         parser.add_argument(
             "--set", metavar="SETTING=VALUE", action="append", default=[], help="change a setting; repeatable"
         )
+        parser.add_argument("--tiny", action="store_true", help="the recipe's tiny form, to try it out on this machine")
     else:
         parser.set_defaults(set=[])
     parser.add_argument(

@@ -44,6 +44,7 @@ LAYERS = (
         "align.pipeline",
         "align.progress",
         "align.prune",
+        "align.push",
         "align.report",
         "align.score",
         "align.server",
@@ -71,7 +72,7 @@ HEAVY = {
     "datasets": ("align.stages.*", "data_builders.hub"),
     "accelerate": (),
     "peft": ("align.model", "align.trl_args", "align.stages.*", "align.server"),
-    "huggingface_hub": ("align.model",),
+    "huggingface_hub": ("align.model", "align.push"),
 }
 LATE = {
     "align.worker": {"torch"},
