@@ -23,6 +23,8 @@ from qwen_align.align.spec.sft import Sft
 from qwen_align.align.spec.stage import micro_batches, steps_of
 from qwen_align.align.stages.build_data import rows as build
 from qwen_align.align.store import read_json
+from qwen_align.data_builders.conversion import Conversion
+from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.audit import audit
 from qwen_align.reward.combine import SHAPING_SHARE, shaping_scale
@@ -55,6 +57,10 @@ class Preview:
                 self._rows[name] = list(read_rows(one.folder.path / "rows.jsonl"))
             elif isinstance(one.stage.settings, BuildData):
                 settings, drops = one.stage.settings, Drops()
+                if one.missing:
+                    raise Unknown(f"{one.missing} is there")
+                if isinstance(settings.builder, Hub):  # a look before anything runs is not to download
+                    raise Unknown(f"{settings.builder.dataset} is downloaded")
                 sources = {ref: self._reader(target) for ref, target in one.stage.targets.items()}
                 try:
                     self._rows[name] = list(build(settings, sources, one.stage.seed, drops))
@@ -64,6 +70,17 @@ class Preview:
             else:
                 raise Unknown(name)
         return self._rows[name]
+
+    def count(self, name: str) -> int | None:
+        """How many rows a data stage has, or will have if all are kept; None if nobody can say yet."""
+        try:
+            return len(self.rows(name))
+        except Unknown:
+            settings: Any = self._by_name[name].stage.settings
+            builder = settings.builder if isinstance(settings, BuildData) else None
+            if not isinstance(builder, Conversion) or builder.expect_rows is None:
+                return None
+            return min(builder.expect_rows, settings.limit or builder.expect_rows)
 
     def _reader(self, name: str) -> Any:
         rows = self.rows(name)
@@ -122,7 +139,7 @@ def lines(planned: Plan) -> Iterator[str]:
             try:
                 said = list(_stage(one, preview))
             except Unknown as unknown:
-                said = [f"unknown until {unknown}"]
+                said = [f"unknown until {unknown}", *_forecast(one, preview)]
             except AlignError as error:
                 raise BY_EXIT_CODE[error.exit_code](f"stage '{one.stage.name}': {error}") from None
         notes += [f"note: stage '{one.stage.name}': {warning.message}" for warning in caught]
@@ -175,6 +192,35 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         yield f"{len(preview.rows(one.stage.targets[settings.from_data])):,} documents"
 
 
+def _forecast(one: Planned, preview: Preview) -> Iterator[str]:
+    """What can be said of a stage whose rows or model are not there yet."""
+    settings: Any = one.stage.settings
+    refs = getattr(settings, "from_data", [])
+    counts = [preview.count(one.stage.targets[ref]) for ref in ([refs] if isinstance(refs, str) else refs)]
+    if isinstance(settings, BuildData):
+        counts = [preview.count(one.stage.name)]
+    known = [count for count in counts if count is not None]
+    if not known or len(known) < len(counts):
+        return
+    n_rows = sum(known)
+    kept = f"if all {n_rows:,} rows are kept: "
+    if isinstance(settings, Sft | Dpo):
+        steps = steps_of(n_rows, settings.epochs, settings.batch)
+        yield f"{kept}steps {steps:,}, {_warm_up(settings, steps)}; limit {settings.max_tokens}"
+    elif isinstance(settings, Evaluate):
+        yield f"{kept}{n_rows:,} questions x {len(settings.switches)} switches x {settings.samples} completions"
+    elif isinstance(settings, Rollout):
+        yield f"{kept}{n_rows:,} prompts x {settings.samples} completions"
+    elif isinstance(settings, BuildData):
+        yield f"rows {n_rows:,}, if all are kept"
+
+
+def _warm_up(settings: Sft | Dpo, steps: int) -> str:
+    if settings.warmup_steps >= steps:
+        return f"all of warm-up (warmup_steps {settings.warmup_steps})"
+    return f"{settings.warmup_steps:,} of warm-up" if settings.warmup_steps else "no warm-up"
+
+
 def _data(one: Planned, preview: Preview) -> str:
     if one.is_stored:
         return summary(one.folder.manifest()["summary"])
@@ -191,7 +237,8 @@ def _training(lengths: list[int], dropped: dict[str, int], settings: Sft | Dpo, 
             f"nothing to train on; dropped: {dropped or 'none, there were no rows'}. See max_tokens, from_data"
         )
     steps = steps_of(kept, settings.epochs, settings.batch)
-    yield summary({"samples": kept, "dropped": dropped, "steps": steps}) or "nothing to train on"
+    said = summary({"samples": kept, "dropped": dropped, "steps": steps}) or "nothing to train on"
+    yield f"{said}, {_warm_up(settings, steps)}" if steps else said
     if lengths:
         yield f"{_percentiles(lengths)}, limit {settings.max_tokens}"
 
@@ -221,6 +268,8 @@ def _judgeable(prompts: list[Problem], rewards: list[Reward]) -> None:
     """Raises DataError for the first question whose reward cannot use its gold, as the stage would."""
     settings: dict[str, Reward] = {reward.kind: reward for reward in rewards}
     for row in prompts:
+        if row.reward == "python" and "python" not in settings:
+            raise RecipeError("its questions are judged by a reward of your own; name it here too, in rewards")
         said = (settings.get(row.reward) or reward_of_kind(row.reward)).judge_gold(row.gold)
         if said.value != 1.0:
             raise DataError(f"question '{row.id}': {said.reason}; its gold is {row.gold!r:.60}")

@@ -1,5 +1,6 @@
 """Carries a recipe through its stages: what is stored is skipped, the rest runs, and a run folder links it all."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +15,25 @@ from qwen_align.align.graph import Graph, Stage
 from qwen_align.align.launch import Launcher, uses_server
 from qwen_align.align.render import Renderer
 from qwen_align.align.spec import recipe
+from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.spec.recipe import PRODUCTS, Recipe, Variant
 from qwen_align.align.store import Folder, Store
 from qwen_align.align.strict import did_you_mean
+from qwen_align.data_builders.local_file import LocalFile
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage with its key and its folder; `inputs` is what the worker is told of each reference."""
+    """A stage with its key and its folder; `inputs` is what the worker is told of each reference.
+
+    `missing`: the file of rows that is not there yet; `check` can go on without it, a run cannot.
+    """
 
     stage: Stage
     key: str
     folder: Folder
     inputs: dict[str, dict[str, str]]
+    missing: str | None = None
 
     @property
     def is_stored(self) -> bool:
@@ -64,9 +71,9 @@ class Listener(Protocol):
     def finished(self, planned: Planned) -> None: ...
 
 
-def plan(path: Path, home: Path, overrides: Sequence[str] = ()) -> Plan:
+def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
     """Reads and binds the recipe and computes every key; nothing is written but the cache of file digests."""
-    variants = recipe.load(path, overrides)
+    variants = recipe.load(path, overrides, tiny=tiny)
     try:
         return _planned(variants, home)
     except RecipeError as error:
@@ -86,16 +93,30 @@ def _planned(variants: Sequence[Variant], home: Path) -> Plan:
             raise RecipeError(f"models: {name}: {error}") from None
     planned = []
     for stage in whole.stages:
-        key = stored.key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
+        missing = _missing(stage)
+        # A key that no stage has ever had: what reads rows that are not there is not stored either.
+        key = (
+            hashlib.sha256(f"missing: {missing}".encode()).hexdigest()
+            if missing
+            else stored.key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
+        )
         folder = stored.folder(stage.kind, key)
         inputs = {
             ref: {"name": target, "folder": str(folders[target]), "key": keys[target]}
             for ref, target in stage.targets.items()
         }
-        planned.append(Planned(stage, key, folder, inputs))
+        planned.append(Planned(stage, key, folder, inputs, missing))
         keys[stage.name], folders[stage.name] = key, folder.path.resolve()
     stored.save_digests()
     return Plan(variants[0].recipe, whole, planned, home)
+
+
+def _missing(stage: Stage) -> str | None:
+    """The stage's file of rows if it is not there yet and the recipe says how many rows it will have."""
+    builder = stage.settings.builder if isinstance(stage.settings, BuildData) else None
+    if isinstance(builder, LocalFile) and builder.expect_rows and not Path(builder.path).exists():
+        return str(builder.path)
+    return None
 
 
 def run(
@@ -107,6 +128,9 @@ def run(
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Runs what is not stored yet, in order; raises the AlignError of the first stage that fails."""
+    for one in planned.stages:
+        if one.missing:
+            raise RecipeError(f"stage '{one.stage.origin}': builder.path: {one.missing}: no such file")
     again = [one for asked in force for one in planned.named(asked)]
     check_models(planned, again)
     for one in again:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, cast
 from pydantic import Field, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.rows import Mode, Row, RowError, Text, first_error, parse_row
+from qwen_align.align.rows import Completion, Message, Mode, Row, RowError, Text, first_error, parse_row
 from qwen_align.align.strict import Strict, did_you_mean
 from qwen_align.data_builders.bad_row import BadRow, BadValue, Reject, quoted
 from qwen_align.data_builders.conversion_report import ReadValues, Report
@@ -43,15 +43,20 @@ class Conversion(Strict):
     keep_columns: list[str] | Literal["all"] = Field(default_factory=list, description="columns that go into meta")
     gold_after: str | None = Field(default=None, min_length=1)
     calculator_marks: Literal["keep", "remove"] = Field(default="keep", description="GSM8K's <<48/2=24>> in solutions")
-    reward: RewardName = Field(default="math_answer", description="the reward that judges against the gold")
+    reward: RewardName | Literal["python"] = Field(
+        default="math_answer",
+        description="the reward that judges against the gold; python: the one of this kind that a stage names",
+    )
     mode: Mode | None = None
     source: str = ""
+    system: str | None = Field(default=None, min_length=1, description="a system message for rows that bring none")
     on_bad_row: Literal["fail", "drop"] = Field(default="fail", description="drop: count it and go on")
+    expect_rows: int | None = Field(default=None, ge=1, description="how many rows, bad ones too, the source has")
 
     @model_validator(mode="after")
     def _check_conversion(self) -> Self:
         if self.rows == "typed":
-            said = sorted(set(Conversion.model_fields) & self.model_fields_set - {"rows", "on_bad_row"})
+            said = sorted(set(Conversion.model_fields) & self.model_fields_set - {"rows", "on_bad_row", "expect_rows"})
             if said:
                 raise ValueError(f"{', '.join(said)}: typed rows say everything themselves; leave it out")
             return self
@@ -88,11 +93,14 @@ class Conversion(Strict):
         """The rows of a source as ours, in order.
 
         `source` names it in errors; rows without an id are called after its last part, up to the first dot.
-        Raises DataError if the format is unclear or a named column is in no row, RowError, naming the place, for the
-        first row that is wrong unless `on_bad_row` is drop.
+        Raises DataError if the format is unclear, a named column is in no row or `expect_rows` is not how many there
+        are, RowError, naming the place, for the first row that is wrong unless `on_bad_row` is drop.
         """
+        n_bad = 0
 
         def reject(error: BadRow) -> None:
+            nonlocal n_bad
+            n_bad += 1
             if self.on_bad_row == "fail":
                 raise error
             # The folder is left out: the same data gives the same bytes wherever it lies.
@@ -119,6 +127,9 @@ class Conversion(Strict):
             taken[row.id] = PurePath(where).name
             report.made[row.row] += 1
             yield row
+        n_rows = len(taken) + n_bad
+        if self.expect_rows not in (None, n_rows):
+            raise DataError(f"{source}: has {n_rows:,} rows, but expect_rows is {self.expect_rows:,}: other data?")
         kept = [] if self.keep_columns == "all" else self.keep_columns
         never = [key for key in (*self.columns.values(), *kept) if key not in met]
         if never and (head or taken):
@@ -164,10 +175,17 @@ class Conversion(Strict):
                 values.read |= {self.columns.get(key, key) for key in renamed.read}
         except ValidationError as error:
             raise BadValue("wrong type", first_error(error)) from None
+        row = self._with_system(row)
         _check_writable(row)
         kept = self.keep_columns if isinstance(self.keep_columns, list) else value
         report.left_out.update(key for key in value if key not in values.read and key not in kept)
         return row
+
+    def _with_system(self, row: Row) -> Row:
+        """The row after the settings' system message, if it opens with none of its own."""
+        if self.system is None or isinstance(row, Text | Completion) or row.messages[0].role == "system":
+            return row
+        return row.model_copy(update={"messages": [Message(role="system", content=self.system), *row.messages]})
 
     def _renamed(self, values: ReadValues) -> ReadValues:
         """The row with the format's own keys for those that `columns` names."""

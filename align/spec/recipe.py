@@ -36,6 +36,9 @@ PRODUCTS: dict[str, Product] = {
 }
 
 
+TINY_SUFFIX = "_tiny"  # of the run's name, so that its folder is not that of the whole
+
+
 class ModelSource(Strict):
     """A model from outside: exactly one of a shipped one, a folder, or a hub id with its commit."""
 
@@ -102,6 +105,9 @@ class Recipe(Strict):
     matrix: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default_factory=dict, description="dotted setting -> the values to try"
     )
+    tiny: dict[str, Any] = Field(
+        default_factory=dict, exclude=True, description="dotted setting -> its value under --tiny, a form to try out"
+    )
     anchors: dict[str, Any] = Field(default_factory=dict, exclude=True, description="a place for YAML anchors")
     stages: list[Item] = Field(min_length=1)
     report: Report = Report()
@@ -114,12 +120,12 @@ class Variant(NamedTuple):
     recipe: Recipe
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> list[Variant]:
+def load(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> list[Variant]:
     """The recipe's variants (one without a matrix); `overrides` are `dotted.setting=value` in YAML.
 
-    Raises RecipeError.
+    `tiny` takes the values of the recipe's `tiny` section first, and names the run so. Raises RecipeError.
     """
-    raw = read(path, overrides)
+    raw = read(path, overrides, tiny=tiny)
     whole = _validate(raw, path)
     return [
         Variant(axes, _validate(cell, path)) if axes else Variant(axes, whole)
@@ -127,12 +133,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> list[Variant]:
     ]
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> dict[str, Any]:
     """The file's settings with the overrides set, not yet validated; raises RecipeError."""
     raw = _read(path)
+    if tiny:
+        _make_tiny(raw, path)
     for (setting, value), override in zip(assignments(overrides), overrides, strict=True):
         _set(raw, setting, value, where=f"--set {override}")
     return raw
+
+
+def _make_tiny(raw: dict[str, Any], path: Path) -> None:
+    found = raw.get("tiny")
+    if not isinstance(found, dict) or not found:
+        raise RecipeError(f"{path}: has no tiny form: a section `tiny` would map dotted settings to their values")
+    for setting, value in found.items():
+        _set(raw, str(setting), copy.deepcopy(value), where=f"{path}: tiny")
+    if isinstance(raw.get("name"), str):
+        raw["name"] += TINY_SUFFIX
 
 
 def assignments(overrides: Sequence[str]) -> list[tuple[str, Any]]:

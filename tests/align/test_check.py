@@ -96,7 +96,7 @@ def test_every_kind_says_what_it_would_do(said: Callable[..., list[str]]) -> Non
     assert names == ["data", "problems", "sft", "draws", "pairs", "dpo", "grpo", "eval"]
     text = "\n".join(lines)
     assert "data      build_data  to run  rows 40" in text
-    assert "samples 40, steps 15" in text  # 40 samples x 3 epochs / batches of 8
+    assert "samples 40, steps 15, no warm-up" in text  # 40 samples x 3 epochs / batches of 8
     assert "40 prompts x 2 completions, at most 8 tokens each" in text
     assert "pairs     build_data  to run  unknown until draws" in text
     assert "dpo       dpo         to run  unknown until draws" in text
@@ -108,7 +108,7 @@ def test_lengths_and_drops_are_those_of_the_rendered_rows(said: Callable[..., li
     rows = [chat(number, n_words) for number, n_words in enumerate([1, 2, 3, 4, 50])]
     lines = said(file_stage(tmp_path, *rows), {**SFT, "max_tokens": 40, "batch": 3, "epochs": 1})
     assert lines[0].endswith("rows 5")
-    assert lines[1].endswith("samples 4, dropped 1 over 40 tokens, steps 2")
+    assert lines[1].endswith("samples 4, dropped 1 over 40 tokens, steps 2, no warm-up")
     percentiles = dict(part.split()[-2:] for part in lines[2].partition("tokens: ")[2].split(", ")[:-1])
     assert list(percentiles) == ["p50", "p90", "p99", "p100"]
     prompt = int(percentiles["p50"]) - 2 * 3  # " 7" is two tokens; the median answer has three of them
@@ -214,7 +214,7 @@ def test_pairs_are_counted_with_their_longer_side(said: Callable[..., list[str]]
 
     rows = file_stage(tmp_path, pair(1, 1, 2), pair(2, 60, 1), pair(3, 1, 60), name="pairs")
     lines = said(rows, {**DPO, "from_model": "base", "max_tokens": 90, "batch": 1, "epochs": 1})
-    assert lines[1].endswith("samples 1, dropped 2 over 90 tokens, steps 1")
+    assert lines[1].endswith("samples 1, dropped 2 over 90 tokens, steps 1, no warm-up")
 
 
 def test_limits_are_checked_at_the_door(tiny_model: Path, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
