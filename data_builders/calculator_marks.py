@@ -30,7 +30,10 @@ def marks(text: str, *, may_round: bool = True) -> list[Mark]:
     A mark is right if every side equals the first. With `may_round` a side with decimals may be the first one rounded,
     or cut, to as many: `<<1/3=0.33>>`, `<<2/3=0.66>>`, `<<4.2*7=29.400000000000002>>`; a whole number has to be exact.
     """
-    return [read_mark(found, may_round) for found in MARK.finditer(text)]
+    found = [read_mark(found, may_round) for found in MARK.finditer(text)]
+    if "<<" in without_marks(text):
+        raise UnreadableMarkError("a mark is not closed")
+    return found
 
 
 def read_mark(found: re.Match[str], may_round: bool) -> Mark:

@@ -17,7 +17,7 @@ from qwen_align.reward.thinking import split_turn
 
 
 class Group(NamedTuple):
-    """One question and its answers; `malformed` are those whose thinking block is."""
+    """One question and its answers; `malformed` has the others: id and why they are none."""
 
     id: str
     messages: list[Message]
@@ -62,7 +62,7 @@ class JudgedFile(Matching):
         malformed: list[tuple[str, str]] = []
         for name, text, worth in judged:
             said = without_marks(text) if self.strip_marks else text
-            turn = split_turn(said)
+            turn = "unclosed calculator mark" if self.strip_marks and "<<" in said else split_turn(said)
             if isinstance(turn, str):
                 malformed.append((f"{row_id}#{name}", turn))
             else:
