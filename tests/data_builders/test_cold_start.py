@@ -1,0 +1,192 @@
+"""The cold start's filters: each drops what it is for, counts it, and leaves sound traces alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from qwen_align.align.rows import Completion, Message, Problem, Row, Trace
+from qwen_align.data_builders.cold_start import ColdStart
+from qwen_align.data_builders.guessing import guess_in, numbers_in
+from qwen_align.data_builders.sieve import Drops
+from qwen_align.reward.verdict import Verdict
+
+QUESTION = "Tom has 12 apples and buys 30 more. How many apples does he have?"
+THINKING = "Tom starts with 12 apples. He buys 30, so we add: 12 + 30 = 42."
+ANSWER = "Tom has \\boxed{42} apples."
+
+
+def completion(
+    sample: int = 0,
+    thinking: str = THINKING,
+    answer: str = ANSWER,
+    *,
+    prompt_id: str = "p",
+    question: str = QUESTION,
+    value: float | None = 1.0,
+    **fields: Any,
+) -> Completion:
+    defaults: dict[str, Any] = {"mode": "think", "finish_reason": "stop", "n_tokens": len(thinking), "gold": "42"}
+    return Completion(
+        prompt_id=prompt_id,
+        sample=sample,
+        prompt=[Message(role="user", content=question)],
+        text=f"<think>\n{thinking}\n</think>\n\n{answer}",
+        verdicts={"math_answer": Verdict(value=value, reason="judged")},
+        **defaults | fields,
+    )
+
+
+def built(
+    rows: Sequence[Row], held_out: Sequence[Row] = (), seed: int = 0, **settings: Any
+) -> tuple[list[Trace], list[tuple[str, str]], Drops]:
+    drops = Drops()
+    builder = ColdStart.model_validate({"from_rollout": "own", "validation": [], **settings})
+    sources = {"own": lambda: iter(rows), "held_out": lambda: iter(held_out)}
+    kept = [row for row in builder.build(sources, seed, drops) if isinstance(row, Trace)]
+    return kept, [(drop.reason, drop.id) for drop in drops.rows], drops
+
+
+def test_a_trace_in_full() -> None:
+    kept, dropped, _ = built([completion(3, source="toy", meta={"level": 1})])
+    assert kept == [
+        Trace(
+            id="p#3",
+            messages=[Message(role="user", content=QUESTION)],
+            thinking=THINKING,
+            answer=ANSWER,
+            gold="42",
+            reward="math_answer",
+            source="toy",
+            meta={"level": 1},
+        )
+    ]
+    assert dropped == []
+
+
+LOOP = "Wait, let me add the apples that he bought to those that he had at the start of the day and see. "
+FILTERS: list[tuple[str, dict[str, Any]]] = [
+    ("wrong", {"value": 0.0}),
+    ("no verdict", {"value": None}),
+    ("cut at the length limit", {"finish_reason": "length"}),
+    ("malformed turn", {"thinking": " "}),
+    ("not in thinking mode", {"mode": "no_think"}),
+    ("flag in the prompt's text", {"question": f"{QUESTION} /no_think"}),
+    ("repetitive", {"thinking": THINKING + LOOP * 5}),
+    ("guessed", {"thinking": "Easy."}),
+    ("guessed", {"thinking": "I cannot tell how many there are. I'll just guess 42."}),
+    ("guessed", {"thinking": "There are some apples, and then some more, which makes a number of apples."}),
+    ("thinking and summary disagree", {"thinking": f"{THINKING} So it is \\boxed{{43}}."}),
+    ("mixed language", {"thinking": f"{THINKING} 所以汤姆现在一共有四十二个苹果, 我们再检查一遍。"}),
+    ("mixed language", {"thinking": "汤姆有十二个苹果, 又买了三十个, 所以12+30=42, 一共四十二个苹果。"}),
+]
+
+
+@pytest.mark.parametrize(("reason", "fields"), FILTERS, ids=lambda one: one if isinstance(one, str) else "")
+def test_each_filter_counts_what_it_drops(reason: str, fields: dict[str, Any]) -> None:
+    kept, dropped, drops = built([completion(**fields)])
+    assert kept == []
+    assert dropped == [(reason, "p#0"), ("prompt without a trace", "p")]
+    assert drops.rows[-1].detail == f"1 {reason}"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking": f"{THINKING} So it is \\boxed{{42}}. Let me check: 42 - 30 = 12. Yes."},
+        {
+            "thinking": "First perhaps I could guess, but no. "
+            + THINKING
+            + " "
+            + "We check it again by 42 - 30 = 12. " * 2
+        },
+        {"thinking": f"{THINKING} In \\boxed{{12}} and 30, that is \\boxed{{42.0}}."},
+        {"thinking": "12+30=42, so that is it", "answer": "$\\boxed{42}$"},
+        {
+            "question": "汤姆有12个苹果, 又买了30个。一共有几个?",
+            "thinking": "十二加三十: 12+30=42。",
+            "answer": "一共\\boxed{42}个。",
+        },
+        {"thinking": f'He said "苹果". {THINKING}'},
+    ],
+)
+def test_sound_traces_pass(fields: dict[str, Any]) -> None:
+    kept, dropped, _ = built([completion(**fields)])
+    assert dropped == []
+    assert len(kept) == 1
+
+
+def test_validation_items_are_kept_away() -> None:
+    near = "  TOM has 12 apples and buys 30 more. How many pears does he have?"
+    held_out = [Problem(id="v1", messages=[Message(role="user", content=near)], reward="math_answer")]
+    rows = [completion(), completion(prompt_id="q", question="Ann has 12 books and buys 30. How many are there?")]
+    rule = {"method": "s1", "against": "held_out"}
+    kept, dropped, drops = built(rows, held_out, validation=[rule])
+    assert [row.id for row in kept] == ["q#0"]
+    assert dropped[0] == ("too near to validation", "p#0")
+    assert drops.rows[0].detail.startswith("held_out, s1: v1: 'tom has 12 apples and buys 30 more.")
+    assert len(built(rows, held_out)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("choose", "ids"),
+    [("first", ["p#0", "p#1"]), ("shortest", ["p#2", "p#0"]), ("longest", ["p#1", "p#3"]), ("random", ["p#3", "p#2"])],
+)
+def test_which_traces_of_a_prompt_are_kept(choose: str, ids: list[str]) -> None:
+    more = ("", " And that is all there is to it.", "", " Good.")
+    rows = [completion(n, f"{THINKING}{text} {n}") for n, text in enumerate(more)]
+    rows[2] = completion(2, "12+30=42, done")
+    kept, dropped, _ = built(rows, choose=choose, per_prompt=2)
+    assert [row.id for row in kept] == ids
+    assert [reason for reason, _ in dropped] == ["over per_prompt"] * 2
+    assert {row_id for _, row_id in dropped} | {row.id for row in kept} == {f"p#{n}" for n in range(4)}
+
+
+def test_equal_texts_are_one_trace() -> None:
+    kept, dropped, _ = built([completion(0), completion(1)], per_prompt=2)
+    assert ([row.id for row in kept], dropped) == (["p#0"], [("duplicate", "p#1")])
+
+
+def test_a_small_subset_is_drawn_by_the_seed_and_keeps_the_order() -> None:
+    rows = [completion(prompt_id=f"p{n:02}") for n in range(30)]
+    kept, dropped, _ = built(rows, max_prompts=10)
+    assert len(kept) == 10
+    assert [row.id for row in kept] == sorted(row.id for row in kept)
+    assert dropped == [("over max_prompts", row.id) for row in rows if row.id not in {one.id for one in kept}]
+    assert built(rows, max_prompts=10)[0] == kept
+    assert built(rows, seed=1, max_prompts=10)[0] != kept
+
+
+def test_every_completion_is_a_row_or_counted_once() -> None:
+    rows = [completion(n, **fields) for n, (_, fields) in enumerate(FILTERS)] + [completion(99)]
+    kept, dropped, _ = built(rows)
+    assert sorted([row.id for row in kept] + [row_id for _, row_id in dropped]) == sorted(row.id for row in rows)
+
+
+def test_what_is_held_out_has_to_be_said() -> None:
+    with pytest.raises(ValidationError, match="validation"):
+        ColdStart.model_validate({"from_rollout": "own"})
+
+
+@pytest.mark.parametrize(
+    ("thinking", "answer", "is_guess"),
+    [
+        ("half of it is 0.5, I think", "\\boxed{\\frac12}", False),
+        ("one half is \\frac{1}{2} of it", "\\boxed{0.5}", False),
+        ("12 and 1,200 make it", "\\boxed{1200}", False),
+        ("there are seven days in it", "\\boxed{7}", False),
+        ("minus 7 is the one", "\\boxed{-7}", False),
+        ("the sum of x and y", "\\boxed{x+y}", False),
+        ("there are 17 and 27 and 1.7", "\\boxed{7}", True),
+        ("I guess that 7 is right", "\\boxed{7}", False),
+        ("no idea, a wild guess: 7", "\\boxed{7}", True),
+        ("我不知道, 猜一个: 7", "\\boxed{7}", True),
+    ],
+)
+def test_guesses(thinking: str, answer: str, is_guess: bool) -> None:
+    assert (guess_in(thinking, answer, 3) is not None) == is_guess
+
+
+def test_numbers_in_a_hostile_text_are_found_in_linear_time() -> None:
+    assert len(numbers_in("1," * 50_000 + "\\frac{" * 50_000 + "9" * 50_000)) < 10
