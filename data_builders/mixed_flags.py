@@ -29,7 +29,7 @@ class MixedFlags(Strict):
         default=0.0, ge=0, le=1, description="of rows with several user turns: those whose earlier ones draw flags"
     )
     system_share: float = Field(
-        default=0.0, ge=0, le=1, description="of flagged rows with a system message: those with the flag there"
+        default=0.0, ge=0, le=1, description="of rows under /think with a system message: those with the flag there"
     )
 
     def apply(self, rows: Sequence[Turns], chats: Sequence[Chat], seed: int) -> list[Turns]:
@@ -39,7 +39,7 @@ class MixedFlags(Strict):
         chosen = _chosen(found, several, self.earlier_flags_share, "earlier flags", seed)
         for place in chosen:
             found[place] = with_earlier_flags(found[place], random_for("flags", seed, found[place].id))
-        can = [n for n, row in enumerate(found) if n not in chosen and row.flag and row.messages[0].role == "system"]
+        can = [place for place, row in enumerate(found) if place not in chosen and _can_move(row)]
         for place in _chosen(found, can, self.system_share, "system", seed):
             found[place] = with_flag_in_system(found[place])
         return found
@@ -88,6 +88,12 @@ def with_flag_in_system(row: Turns) -> Turns:
 def obeyed_flag(row: Turns) -> Flag | None:
     """The last flag the model sees before its last answer."""
     return row.flag or last_flag(row.messages)
+
+
+def _can_move(row: Turns) -> bool:
+    # `/no_think` stays with the user: the renderer takes the soft switch, which trains the empty block, from the row's
+    # flag alone; in a text it would be rendered as the hard switch, whose block is in the prompt and not trained.
+    return row.flag == "/think" and row.messages[0].role == "system"
 
 
 def _n_asked(row: Turns) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Row, RowError, Text, Trace
+from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Row, RowError, Text, Trace, digest
 from qwen_align.data_builders import Drops, ThinkMix
 from qwen_align.reward.verdict import Verdict
 
@@ -232,3 +232,15 @@ def test_rows_of_the_wrong_kind_are_an_error() -> None:
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ThinkMix.model_validate({**SETTINGS, **settings})
+
+
+def test_mixed_flags_are_applied_to_the_mix() -> None:
+    plain, _ = built(replay=REPLAY)
+    mixed, _ = built(replay=REPLAY, mixed_flags={"history_share": 0.5})
+    assert [row.id for row in mixed] == [row.id for row in plain]
+    assert sum("history" in row.meta for row in mixed if isinstance(row, Trace)) == 5
+    assert switches(mixed) == switches(plain)
+
+
+def test_the_bytes_of_a_mix_are_what_they_were() -> None:
+    assert digest(built(replay=REPLAY)[0]) == "3f9afd66cf1cf55060683c1249efe3644045fff6034a80239158bbda08181249"
