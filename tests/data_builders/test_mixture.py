@@ -2,6 +2,7 @@
 
 from collections import Counter
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ STAGES = {"a": chats("a", 30), "b": chats("b", 20), "c": chats("c", 10)}
 def built(*given: dict[str, Any], seed: int = 0, stages: dict[str, list[Row]] = STAGES, **settings: Any) -> Any:
     drops = Drops()
     mixture = Mixture.model_validate({"sources": [*given], **settings})
-    rows = list(mixture.build({name: lambda rows=rows: iter(rows) for name, rows in stages.items()}, seed, drops))
+    rows = list(mixture.build({name: partial(iter, rows) for name, rows in stages.items()}, seed, drops))
     return rows, drops
 
 

@@ -40,7 +40,9 @@ def built(rows: Sequence[Row], **settings: Any) -> tuple[list[Pair], list[tuple[
 
     drops = Drops()
     pairs = Pairs.model_validate({"from_data": "rollouts", **settings}).build({"rollouts": read}, 0, drops)
-    return [pair for pair in pairs if isinstance(pair, Pair)], [tuple(drop) for drop in drops.rows]
+    return [pair for pair in pairs if isinstance(pair, Pair)], [
+        (drop.reason, drop.id, drop.detail) for drop in drops.rows
+    ]
 
 
 def test_a_pair_in_full() -> None:

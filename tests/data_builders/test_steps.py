@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Completion, Message, Problem, Row, RowError, Steps, Text, Trace
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
 from qwen_align.data_builders.step_prefixes import StepCritiques, StepPrefixes, prefix_id
@@ -40,7 +41,7 @@ def continued(prompt_id: str, values: Sequence[float | None], **fields: Any) -> 
 def run(builder: Any, **stages: Sequence[Row]) -> tuple[list[Any], list[tuple[str, str, str]]]:
     drops = Drops()
     rows = list(builder.build({name: lambda rows=rows: iter(rows) for name, rows in stages.items()}, 0, drops))
-    return rows, [tuple(drop) for drop in drops.rows]
+    return rows, [(drop.reason, drop.id, drop.detail) for drop in drops.rows]
 
 
 def labelled(
@@ -54,7 +55,7 @@ GOOD = solution("s", "2+3=5.", "5+4=9.", "So \\boxed{9}.")
 
 
 def test_prefixes_ask_to_go_on_after_each_step_but_the_last() -> None:
-    rows, dropped = run(StepPrefixes(from_data="rows"), rows=[GOOD])
+    rows, dropped = run(StepPrefixes(from_data=DataRef("rows")), rows=[GOOD])
     assert dropped == []
     assert [(row.id, row.gold, row.meta) for row in rows] == [
         ("s@0", "9", {"solution": "s", "step": 0}),
@@ -69,13 +70,13 @@ def test_prefixes_ask_to_go_on_after_each_step_but_the_last() -> None:
 
 def test_prefixes_that_cannot_be_made_are_counted() -> None:
     chat = Chat(id="c", messages=[Message(role="assistant", content="Hello.")])
-    rows, dropped = run(StepPrefixes(from_data="rows", max_steps=2), rows=[chat, GOOD])
+    rows, dropped = run(StepPrefixes(from_data=DataRef("rows"), max_steps=2), rows=[chat, GOOD])
     assert rows == []
     assert dropped == [("no question before the solution", "c", ""), ("over 2 steps", "s", "")]
     with pytest.raises(RowError, match="row 't' is a text row without a solution"):
-        run(StepPrefixes(from_data="rows"), rows=[Text(id="t", text="t")])
+        run(StepPrefixes(from_data=DataRef("rows")), rows=[Text(id="t", text="t")])
     with pytest.raises(RowError, match="id 's' occurs twice"):
-        run(StepPrefixes(from_data="rows"), rows=[GOOD, GOOD])
+        run(StepPrefixes(from_data=DataRef("rows")), rows=[GOOD, GOOD])
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def judged(solution_id: str, *texts: str) -> list[Row]:
 def test_the_consensus_keeps_what_both_sides_say() -> None:
     mine = [steps("a", True, False), steps("b", True, True), steps("c", 0.5, 0.0), steps("d", False), steps("e", True)]
     theirs = [steps("a", True, False, True), steps("b", True, False), steps("c", 0.1, 0.0, 0.0), steps("d", True)]
-    kept, dropped = run(StepConsensus(from_data="mine", judge="theirs"), mine=mine, theirs=theirs)
+    kept, dropped = run(StepConsensus(from_data=DataRef("mine"), judge=DataRef("theirs")), mine=mine, theirs=theirs)
     assert [row.id for row in kept] == ["a", "c"]
     assert dropped == [
         ("judge disagrees", "b", "step -1 here, 1 by the judge; -1 is none"),
@@ -175,7 +176,7 @@ def test_the_consensus_keeps_what_both_sides_say() -> None:
 
 
 def test_critiques_vote_for_the_first_wrong_step() -> None:
-    rows, _ = run(StepCritiques(from_data="rows"), rows=[GOOD])
+    rows, _ = run(StepCritiques(from_data=DataRef("rows")), rows=[GOOD])
     assert rows[0].meta == {"solution": "s", "n_steps": 3}
     assert "[0] 2+3=5.\n\n[1] 5+4=9.\n\n[2] So" in rows[0].messages[-1].content
     assert list(sieve(rows, Sieve(), Drops())) == rows
@@ -185,13 +186,13 @@ def test_critiques_vote_for_the_first_wrong_step() -> None:
         *judged("b", "It is fine: \\boxed{-1}"),
         *judged("c", "\\boxed{0}", "\\boxed{1}"),
     ]
-    kept, dropped = run(StepConsensus(from_data="mine", judge="theirs"), mine=mine, theirs=theirs)
+    kept, dropped = run(StepConsensus(from_data=DataRef("mine"), judge=DataRef("theirs")), mine=mine, theirs=theirs)
     assert [row.id for row in kept] == ["a", "b"]
     assert [drop[0] for drop in dropped] == ["judgement without a step's number", "judge undecided"]
 
 
 def test_only_steps_and_judgements_are_compared() -> None:
     with pytest.raises(RowError, match="row 's' is a trace row; steps rows are wanted"):
-        run(StepConsensus(from_data="mine", judge="theirs"), mine=[GOOD], theirs=[])
+        run(StepConsensus(from_data=DataRef("mine"), judge=DataRef("theirs")), mine=[GOOD], theirs=[])
     with pytest.raises(RowError, match="row 's' is a trace row; a judge gives steps rows"):
-        run(StepConsensus(from_data="mine", judge="theirs"), mine=[], theirs=[GOOD])
+        run(StepConsensus(from_data=DataRef("mine"), judge=DataRef("theirs")), mine=[], theirs=[GOOD])

@@ -56,13 +56,13 @@ def built(
 
 
 def switches(rows: Sequence[Row]) -> Counter[tuple[Mode | None, Flag | None]]:
-    return Counter((row.mode, row.flag) for row in rows if not isinstance(row, Text))
+    return Counter((row.mode, row.flag) for row in rows if isinstance(row, Trace | Chat))
 
 
 def test_every_row_once_under_exact_shares() -> None:
     rows, drops = built(replay=REPLAY)
     assert drops.rows == []
-    assert sorted(row.id for row in rows) == sorted([row.id for row in (*OWN, *DIRECT, *REPLAY)])
+    assert sorted(row.id for row in rows) == sorted([row.id for given in (OWN, DIRECT, REPLAY) for row in given])
     assert switches(rows) == {
         ("think", "/think"): 4,
         ("think", None): 6,
