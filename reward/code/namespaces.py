@@ -18,6 +18,7 @@ _DEVICES = ("null", "zero", "urandom")
 _READ_ONLY = kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV
 _PACKAGES = "/packages"
 _PRIVATE_FOLDER = "/tmp"
+TIME_ZONES = "/usr/share/zoneinfo"
 
 
 class Door:
@@ -150,7 +151,7 @@ def _keep_until_end_of(owner: int) -> None:
 def read_only_root(packages: list[str]) -> None:
     """Makes a root that shows, read-only, Python's library, the shared libraries it uses and the given packages."""
     kernel.mount("", "/", "", kernel.RECURSIVE | kernel.PRIVATE)
-    shown = {path: path for path in [*library_folders(), "/usr/share/zoneinfo"] if os.path.isdir(path)}
+    shown = {path: path for path in [*library_folders(), TIME_ZONES] if os.path.isdir(path)}
     shown |= {f"{_PACKAGES}/{os.path.basename(path)}": path for path in packages}
     shown |= {f"/dev/{name}": f"/dev/{name}" for name in _DEVICES}
     sources = {place: os.open(path, os.O_PATH) for place, path in shown.items()}

@@ -149,12 +149,15 @@ class _Server:
 
     def _reap(self) -> None:
         """Tells the owner of each cell that ended."""
-        while self._cells:
-            pid, status, used = os.wait4(-1, os.WNOHANG)
+        while True:
+            try:
+                pid, status, used = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
             if not pid:
                 return
             cell = self._cells.pop(pid, None)
-            if cell is None:
+            if cell is None:  # the removal of what a cell left
                 continue
             self._exits.ended(pid)
             file = cell.life.fileno()

