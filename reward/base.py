@@ -40,7 +40,7 @@ class BaseReward(Strict, ABC):
     """Whether the verdict depends on `completion.n_tokens`."""
 
     kind: str
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0  # beyond it sums would lose what they add
     gate: bool = Field(False, description="no outcome is paid unless this reward's value is 1")
 
     @property

@@ -5,9 +5,11 @@ With W the sum of the outcomes' weights, O the weighted sum of their values and 
 - a right completion (every outcome says 1, every gate is passed) gets W + S,
 - any other gets KEPT_SHARE * O + S, and O counts 0 where a gate is not passed.
 
-S is scaled down, if need be, so that it stays within SHAPING_SHARE * W either way. So whatever the weights, a right
-completion gets at least 0.75 W and a wrong one at most 0.65 W: no shaping makes a wrong answer beat a right one, and
-among wrong answers the one nearer to right still gets more of its outcome. Without shaping and gates the sum is O.
+An outcome counts from 0 to 1 and shaping up to its bound, whatever a
+reward returns. S is scaled down, if need be, so that it stays within SHAPING_SHARE * W either way. So whatever the
+weights, a right completion gets at least 0.75 W and a wrong one at most 0.65 W: no shaping makes a wrong answer beat a
+right one, and among wrong answers the one nearer to right still gets more of its outcome. Without shaping and gates the
+sum is O, of the values as they are.
 """
 
 import math
@@ -62,13 +64,19 @@ def _combined(rewards: Sequence[BaseReward], parts: dict[str, Verdict], scale: f
     values = {label: part.value for label, part in parts.items() if part.value is not None}
     outcomes = [reward for reward in rewards if reward.is_outcome]
     shaping = [reward for reward in rewards if not reward.is_outcome]
-    paid = math.fsum(reward.weight * values[reward.label] for reward in outcomes)
-    passed = all(values[reward.label] >= 1.0 for reward in rewards if reward.gate)
-    if outcomes and (shaping or not passed):
-        is_right = passed and all(values[reward.label] >= 1.0 for reward in outcomes)
-        paid = paid if is_right else KEPT_SHARE * paid if passed else min(0.0, paid)
-    shaped = math.fsum(
-        reward.weight * max(-reward.bound, min(reward.bound, values[reward.label])) for reward in shaping
-    )
+    if outcomes and (shaping or any(reward.gate for reward in rewards)):
+        paid = _gated(outcomes, values, passed=all(values[one.label] >= 1.0 for one in rewards if one.gate))
+    else:
+        paid = math.fsum(reward.weight * values[reward.label] for reward in outcomes)
+    shaped = math.fsum(one.weight * max(-one.bound, min(one.bound, values[one.label])) for one in shaping)
     reason = "; ".join(part.reason for part in parts.values())
     return Verdict(value=paid + scale * shaped, reason=reason, parts=parts)
+
+
+def _gated(outcomes: Sequence[BaseReward], values: dict[str, float], *, passed: bool) -> float:
+    """What the outcomes are paid beside shaping or gates: each counts from 0 to 1, whatever it returned."""
+    if not passed:
+        return 0.0
+    is_right = all(values[reward.label] >= 1.0 for reward in outcomes)
+    paid = math.fsum(reward.weight * max(0.0, min(1.0, values[reward.label])) for reward in outcomes)
+    return paid if is_right else KEPT_SHARE * paid

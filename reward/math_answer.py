@@ -93,9 +93,13 @@ class MathAnswer(BaseReward):
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
         """The verdict on one completion; without `gold`, against the completion's own."""
-        text = completion if isinstance(completion, str) else completion.text
-        if gold is None and not isinstance(completion, str):
-            gold = completion.gold
+        if isinstance(completion, str):
+            text = completion
+        elif isinstance(completion, Completion):
+            text = completion.text
+            gold = completion.gold if gold is None else gold
+        else:
+            raise TypeError(f"a completion is a text or a Completion, not {type(completion).__name__}")
         verdict = self._exact(text, gold)
         return verdict if isinstance(verdict, Verdict) else _by_fallback(verdict, None)
 
@@ -206,6 +210,8 @@ def _said(contents: Contents, letters: frozenset[str]) -> Value | None:
 def _gold_text(gold: Any) -> str | None:
     """What a data set's gold (a string, an integer or a finite float) says, None if it is no such thing."""
     if isinstance(gold, str):
+        if "####" in gold:  # GSM8K's mark of the answer after its solution
+            gold = gold.rpartition("####")[2]
         if "\\boxed" not in gold:
             return gold
         boxes = boxed_answers(gold)

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 START_LIMIT_S = 60.0  # importing sympy takes a second, on a loaded machine ten
@@ -34,6 +36,10 @@ class UnservedError(PoolError):
 
 class DeadError(PoolError):
     """The worker died of its work: memory, a fatal signal, an exit."""
+
+
+class GoneError(DeadError):
+    """The server was ended from outside, twice."""
 
 
 class WorkError(PoolError):
@@ -69,27 +75,33 @@ class Pool:
 
         `deadline` is a `time.monotonic()`.
         """
-        free = self._free
-        if not free.acquire(timeout=None if deadline is None else max(0.0, deadline - time.monotonic())):
-            raise UnservedError("batch deadline")
-        try:
-            with self._lock:
-                server = self._running()
-                worker = self._idle.pop() if self._idle else server.fork()
-            limit = time.monotonic() + self._limit_s
+        with self._turns.turn(deadline):
             try:
-                reply = worker.ask(request, limit if deadline is None else min(limit, deadline))
-            except PoolError as error:
-                worker.end()
-                with self._lock:
-                    server.kill(worker.pid)
-                if isinstance(error, LateError) and deadline is not None and deadline < limit:
-                    raise UnservedError("batch deadline") from error
-                raise
+                return self._asked(request, deadline)
+            except GoneError:  # somebody else ended the server or its worker; if that was not all, it is told
+                return self._asked(request, deadline)
+
+    def _asked(self, request: Any, deadline: float | None) -> Any:
+        with self._lock:
+            server = self._running()
+            worker = self._idle.pop() if self._idle else server.fork()
+        limit = time.monotonic() + self._limit_s
+        try:
+            reply = worker.ask(request, limit if deadline is None else min(limit, deadline))
+        except PoolError as error:
+            worker.end()
             with self._lock:
+                alive = server.kill(worker.pid)
+            if isinstance(error, DeadError) and not alive:
+                raise GoneError("worker died") from error
+            if isinstance(error, LateError) and deadline is not None and deadline < limit:
+                raise UnservedError("batch deadline") from error
+            raise
+        with self._lock:
+            if server is self._server:
                 self._idle.append(worker)
-        finally:
-            free.release()
+            else:
+                worker.end()
         if "raised" in reply:
             raise WorkError(reply["raised"])
         return reply["reply"]
@@ -103,7 +115,7 @@ class Pool:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._free = threading.Semaphore(self._workers)
+        self._turns = _Turns(self._workers)
         self._server: _Server | None = None
         self._idle: list[_Worker] = []
 
@@ -128,6 +140,50 @@ class Pool:
         return self._server
 
 
+class _Turns:
+    """Lets `most` threads in at a time, in the order they came: a semaphore would let some wait for ever."""
+
+    def __init__(self, most: int) -> None:
+        self._lock = threading.Lock()
+        self._left = most
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextlib.contextmanager
+    def turn(self, deadline: float | None) -> Iterator[None]:
+        """Raises UnservedError if the turn has not come by the deadline."""
+        self._wait(deadline)
+        try:
+            yield
+        finally:
+            self._give_on()
+
+    def _wait(self, deadline: float | None) -> None:
+        with self._lock:
+            if self._left and not self._waiting:
+                self._left -= 1
+                return
+            called = threading.Event()
+            self._waiting.append(called)
+        if called.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            return
+        with self._lock:
+            if called.is_set():  # called in the meantime: it is given on to the next
+                is_called = True
+            else:
+                is_called = False
+                self._waiting.remove(called)
+        if is_called:
+            self._give_on()
+        raise UnservedError("batch deadline")
+
+    def _give_on(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._left += 1
+
+
 class _Server:
     def __init__(self, start: dict[str, Any]) -> None:
         if not hasattr(os, "fork"):
@@ -135,7 +191,7 @@ class _Server:
         self.control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "qwen_align.reward.pool_server", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "qwen_align.reward.pool_server", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
@@ -155,14 +211,24 @@ class _Server:
 
     def fork(self) -> "_Worker":
         ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self.control, [b"fork\n"], [theirs.fileno()])
-        return _Worker(ours, int(self._line()))
+        try:
+            with theirs:
+                socket.send_fds(self.control, [b"fork\n"], [theirs.fileno()])
+            pid = self._line()
+        except OSError:
+            pid = ""
+        if not pid:
+            ours.close()
+            raise GoneError("worker died")
+        return _Worker(ours, int(pid))
 
-    def kill(self, pid: int) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the server is gone, and its workers with it
+    def kill(self, pid: int) -> bool:
+        """Whether the server is still there to do it; otherwise its workers ended with it."""
+        try:
             self.control.sendall(b"kill %d\n" % pid)
-            self._line()
+            return bool(self._line())
+        except OSError:
+            return False
 
     def end(self) -> None:
         self.control.close()  # it ends with its input
@@ -171,7 +237,7 @@ class _Server:
     def _line(self) -> str:
         """One line from the server, "" if it is gone."""
         read = b""
-        with contextlib.suppress(ConnectionResetError, TimeoutError):
+        with contextlib.suppress(OSError):
             while not read.endswith(b"\n"):
                 part = self.control.recv(4096)
                 if not part:
@@ -189,7 +255,7 @@ class _Worker:
         try:
             self._channel.sendall(json.dumps(request).encode() + b"\n")
             return json.loads(self._read(limit))  # type: ignore[no-any-return]
-        except (BrokenPipeError, ConnectionResetError) as error:
+        except OSError as error:
             raise DeadError("worker died") from error
 
     def end(self) -> None:

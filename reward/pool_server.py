@@ -5,6 +5,7 @@ then `fork` with the worker's socket attached (answer: its pid) and `kill PID`. 
 control socket does.
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -55,6 +56,8 @@ def main() -> None:
 
 def _kill(workers: set[int]) -> None:
     for pid in workers:  # ours until waited for, so the number cannot have passed to another process
+        with contextlib.suppress(ProcessLookupError):  # it has not got so far as to lead a group
+            os.killpg(pid, signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
@@ -75,7 +78,8 @@ def _work(channel: socket.socket, handle: Callable[[Any], Any], memory_bytes: in
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))  # macOS refuses it
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with channel, channel.makefile("rb") as requests:
+    os.setsid()  # whatever the work starts is ended with it
+    with contextlib.suppress(BrokenPipeError), channel, channel.makefile("rb") as requests:
         for line in requests:
             try:
                 reply = {"reply": handle(json.loads(line))}

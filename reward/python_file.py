@@ -1,5 +1,7 @@
 """A user's own function as a reward, run in worker processes with a deadline."""
 
+import inspect
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -98,6 +100,7 @@ _ROWS = TypeAdapter(list[Completion])
 def serve(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
     """In the workers' server: imports the user's file and returns what answers requests."""
     function = user_function(Path(argument["file"]), argument["name"])
+    _check_call(function, group=argument["group"])
 
     def handle(request: dict[str, Any]) -> list[dict[str, Any]]:
         if "text" in request:
@@ -130,6 +133,17 @@ def user_function(file: Path, name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
+def _check_call(function: Callable[..., Any], *, group: bool) -> None:
+    """Raises TypeError for a function that cannot be called as it will be."""
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{function.__name__} is async; a reward is an ordinary function")
+    try:
+        inspect.signature(function).bind(*([None] if group else [None, None]))
+    except TypeError as error:
+        wanted = "one argument, the list of completions" if group else "two arguments, completion and gold"
+        raise TypeError(f"{function.__name__} has to take {wanted}: {error}") from None
+
+
 def _verdict(returned: Any) -> Verdict:
     if isinstance(returned, Verdict):
         return returned
@@ -141,6 +155,6 @@ def _verdict(returned: Any) -> Verdict:
         except ValidationError as error:
             raise TypeError(f"the dict returned is no verdict: {error.errors()[0]['msg']}") from None
     value = float(returned)
-    if value != value or value in (float("inf"), float("-inf")):
+    if not math.isfinite(value):
         raise ValueError(f"{value} is no reward")
     return Verdict(value=value, reason="judged")

@@ -1,5 +1,9 @@
 """What a reward says of a completion."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from qwen_align.align.strict import Strict
 
 
@@ -10,7 +14,7 @@ class Verdict(Strict):
     `parts` holds the verdicts a combined reward was made from; `steps` one value a reasoning step.
     """
 
-    value: float | None
+    value: Annotated[float, Field(allow_inf_nan=False)] | None
     reason: str
     parts: dict[str, "Verdict"] | None = None
     steps: list[float] | None = None

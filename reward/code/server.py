@@ -112,6 +112,8 @@ class _Server:
             self._reap()
         for pid in self._cells:
             self._exits.kill(pid)
+        for pid in self._cells:
+            os.waitpid(pid, 0)
         self._exits.close()
 
     def _patience_ms(self) -> float | None:

@@ -23,6 +23,9 @@ _DIGITS = 30
 _SURE_DIGITS = 25  # that a series' or integral's value must share with the gold's
 _SURE_BITS = 90  # of a value that sympy computed to all its digits
 _UNBRACED = re.compile(r"([_^]|\\sqrt(?![A-Za-z]))\s*([A-Za-z0-9]|\\pi(?![A-Za-z]))")
+_SIDED = re.compile(r"(\\to\s*)(-?(?:[0-9.]+|[a-z](?![a-z])|\\pi|\{[^{}]*\}))\s*(?:\^\s*([+-])|\^\s*\{\s*([+-])\s*\})")
+_ANY_SIDE = re.compile(r"\^\s*\{?\s*[+-]\s*\}|\^\s*[+-]|[0-9][+-]\s*\}|\\(?:down|up|se|ne)arrow")
+_DIFFERENTIALS = re.compile("d[A-Za-z]?")  # letters that a derivative of higher order is misread as
 _MAX_KEPT = 10_000  # replies, a few hundred bytes each
 
 _kept: OrderedDict[tuple[tuple[str, str], ...], str] = OrderedDict()
@@ -47,11 +50,12 @@ def ask(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) ->
     except LateError:
         reason = "time limit"
     except DeadError:
-        reason = "worker died"
+        return "worker died"  # not kept: what killed it need not have been these pairs
     except WorkError:  # Math-Verify could not read or compare them
         reason = "wrong"
     with _lock:
-        _kept[pairs] = reason
+        if reason != "worker died":  # which may have come from outside
+            _kept[pairs] = reason
         while len(_kept) > _MAX_KEPT:
             _kept.popitem(last=False)
     return reason
@@ -76,6 +80,11 @@ def _pool() -> Pool:
     )
 
 
+def _braced_side(found: re.Match[str]) -> str:
+    place = found[2].strip("{}")
+    return f"{found[1]}{{{place}}}^{{{found[3] or found[4]}}}"
+
+
 def serve(argument: None) -> Callable[[list[list[str]]], bool]:
     """The handler that runs in the workers: whether every pair of a gold's and an answer's expression is equal."""
     import math_verify
@@ -84,10 +93,27 @@ def serve(argument: None) -> Callable[[list[list[str]]], bool]:
     logging.disable()  # Math-Verify reports every unreadable answer
 
     def expression(text: str) -> Any:
-        braced = _UNBRACED.sub(r"\1{\2}", text)  # the grammar reads no `\int_1^e`
+        sided, n_sided = _SIDED.subn(_braced_side, text)
+        n_limits = text.count(r"\lim")
+        if n_limits and (n_sided not in (0, n_limits) or (n_sided == 0 and _ANY_SIDE.search(text))):
+            return None  # the grammar would read a side as an exponent, or leave it out
+        braced = _UNBRACED.sub(r"\1{\2}", sided)  # the grammar reads no `\int_1^e`
         found = math_verify.parse(f"${braced}$", parsing_timeout=None, raise_on_error=True)
         known = [one for one in found if isinstance(one, sympy.Basic | sympy.MatrixBase)]
-        return known[0] if known else None
+        if not known or any(map(is_unknown, known[0].atoms(sympy.Derivative, sympy.Symbol))):
+            return None
+        return known[0].replace(lambda one: isinstance(one, sympy.Limit), lambda one: limit(one, not n_sided))
+
+    def is_unknown(one: Any) -> bool:
+        """Whether it is the derivative of a letter, which sympy takes for zero, or a letter that is none."""
+        if isinstance(one, sympy.Symbol):
+            return _DIFFERENTIALS.fullmatch(one.name) is not None
+        return one.expr.is_Symbol or not one.expr.has(*one.variables)
+
+    def limit(one: Any, is_two_sided: bool) -> Any:
+        """The limit's value; raises ValueError where the limits from both sides differ."""
+        of, variable, place, side = one.args
+        return sympy.Limit(of, variable, place, "+-" if is_two_sided and place.is_finite else str(side)).doit()
 
     def value(one: Any) -> Any:
         """The value of a constant if all its digits are sure, else None."""
@@ -96,6 +122,8 @@ def serve(argument: None) -> Callable[[list[list[str]]], bool]:
 
     def are_equal(pairs: list[list[str]]) -> bool:
         for gold, said in pairs:
+            if (r"\partial" in gold) != (r"\partial" in said) and "frac" in gold and "frac" in said:
+                return False  # derivatives of two kinds
             one, other = expression(gold), expression(said)
             if one is None or other is None:
                 return False

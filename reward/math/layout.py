@@ -20,6 +20,8 @@ _RENAMED = {
     **dict.fromkeys(("lt",), "<"),
     **dict.fromkeys(("gt",), ">"),
     **dict.fromkeys(("neq",), r"\ne"),
+    **dict.fromkeys(("wedge",), r"\land"),
+    **dict.fromkeys(("vee",), r"\lor"),
     **dict.fromkeys(("varnothing", "empty"), r"\emptyset"),
     **dict.fromkeys(("dots", "cdots", "dotsc", "dotsb", "hdots"), r"\ldots"),
     **dict.fromkeys(("lbrace",), r"\{"),
@@ -42,7 +44,7 @@ _RENAMED = {
 _DROPPED = frozenset(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle displaystyle textstyle "
     "scriptstyle limits nolimits mathbf mathit boldsymbol bm mathnormal ensuremath bf it rm sf tt Large large huge "
-    "Huge small normalsize rmfamily hfill hspace mathopen mathclose mathord mathstrut strut phantom null relax".split()
+    "Huge small normalsize rmfamily hfill hspace mathopen mathclose mathord mathstrut strut null relax".split()
 )
 _TEXTS = frozenset("text textrm textnormal textbf textit textsf texttt textup emph mathrm mathsf mbox hbox".split())
 _NAMED_FUNCTIONS = frozenset(
@@ -64,6 +66,8 @@ _SIGNS = {
     "≠": r"\ne ",
     "≈": r"\approx ",
     "≡": r"\equiv ",
+    "∧": r"\land ",
+    "∨": r"\lor ",
     "∪": r"\cup ",
     "∩": r"\cap ",
     "∈": r"\in ",
@@ -117,6 +121,15 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
 _OPERATOR = re.compile(r"\\operatorname\s*\*?\s*\{\s*([A-Za-z]+)\s*\}")
 _NEGATED = re.compile(r"\\not\s*(=|\\in\b)")
 _COLOUR = re.compile(r"\\(?:(?:text)?color|[hv]space\*?|textcolor)\s*\{[^{}]*\}")
+_PHANTOM = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}")  # takes room and shows nothing
+_ARROW = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat|widehat)\s*(?:\{\s*(?:\\[a-z]+|[A-Za-z]+)\s*\}|\s[A-Za-z]|\\[a-z]+)"
+_CROSS = re.compile(
+    rf"({_ARROW}(?:_\w|_\{{[^{{}}]*\}})?\s*)\\times(?=\s*(?:\(|\\left\b|{_ARROW}))|(\)\s*)\\times(?=\s*{_ARROW})"
+)
+_TRANSPOSED = re.compile(
+    r"\^\s*(?:\{\s*)?(?:\\top|\\intercal|\\(?:mathsf|mathrm|text|mathtt|rm|intercal)\s*(?:\{\s*T\s*\}|\s?T))(?![A-Za-z])(?:\s*\})?"
+)
+_DIFFERENTIAL = re.compile(r"\\(?:mathrm|text|textrm|mathsf|rm)(?:\s*\{\s*d\s*\}|\s+d)(?=\s*(?:[A-Za-z}^]|\\[a-z]))")
 _ROW_SKIP = re.compile(rf"{ROW_BREAK}\s*\[-?[0-9.]+(?:pt|em|ex|cm|mm|in)\]")
 _OVER = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
 _PYTHON_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
@@ -137,6 +150,10 @@ def layout(text: str) -> str:
     if "$" in text and len(_DOLLAR.findall(text)) % 2 == 0:  # an odd one is money
         text = _DOLLAR.sub(" ", text)
     if "\\" in text or "{" in text or "~" in text:
+        if r"\times" in text:
+            text = _CROSS.sub(r"\1\2\\crossed ", text)  # no product: it changes its sign with the order
+        text = _TRANSPOSED.sub("^{T}", _PHANTOM.sub("", text)) if "^" in text or "phantom" in text else text
+        text = _DIFFERENTIAL.sub("d ", text) if r"\int" in text or r"\frac" in text else text
         text = _THIN_COMMA.sub("", _COLOUR.sub(" ", _ROW_SKIP.sub(ROW_BREAK, text)))
         text = _THOUSANDS_SPACE.sub("", text)
         text = _OPERATOR.sub(_operator, text)

@@ -43,7 +43,7 @@ _BASED = re.compile(
 )
 _SPACED_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _NAMED_POINT = re.compile(r"[A-Z]'? ?(\([^()]*[,;][^()]*\))")
-_AND = re.compile(r"and|且|\\land|\\wedge|\\text\{\s*,?\s*and\s*\}")
+_AND = re.compile(r"and|且|\\land|\\text\{\s*,?\s*and\s*\}")
 _ONE_THOUSANDS = re.compile(r"[^,;]*(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])[^,;]*")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _LONG_RUN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")

@@ -7,7 +7,7 @@ _CLOSING = frozenset({")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil", r
 _BRACKETS = r"\\[A-Za-z]+|\\.|[()\[\]{}]"
 _AND = r"(?:and|or|及|和|或者|或|与|以及)"
 _LIST = re.compile(
-    rf"(\\text\{{\s*[,;]?\s*{_AND}?\s*[,;]?\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:lor|land|wedge)(?![A-Za-z])|\\vee(?![A-Za-z])|[,;]|或者|以及|[和或与及且])|{_BRACKETS}"
+    rf"(\\text\{{\s*[,;]?\s*{_AND}?\s*[,;]?\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:lor|land)(?![A-Za-z])|[,;]|或者|以及|[和或与及且])|{_BRACKETS}"
 )
 _RELATION = re.compile(
     r"((?:\\(?:le|ge|ne|in|notin|approx|equiv|sim|cong|simeq|parallel|perp|subset|subseteq|mid|propto|ll|gg)(?![A-Za-z]))"
@@ -18,6 +18,7 @@ _MINUS = re.compile(rf"(\\setminus(?![A-Za-z]))|{_BRACKETS}")
 _COLON = re.compile(rf"(:|\\text\{{\s*(?:to|:)\s*\}}|(?<=[0-9a-z}}])\s+to\s+(?=[0-9a-z\\]))|{_BRACKETS}")
 _SUCH_THAT = re.compile(rf"(\||:|\\mid(?![A-Za-z])|\\vert(?![A-Za-z]))|{_BRACKETS}")
 _COMMA = re.compile(rf"([,;])|{_BRACKETS}")
+_LOGICAL = frozenset((r"\lor", r"\land"))
 _SAME = {"<=": r"\le", ">=": r"\ge", ":=": "="}
 
 
@@ -29,6 +30,8 @@ def list_items(text: str) -> list[str]:
 def list_with_joints(text: str) -> tuple[list[str], list[str]]:
     """The items of a list and what stands between them."""
     pieces, marks = _cut(text, _LIST)
+    if not _LOGICAL.isdisjoint(marks) and not all(_cut(piece, _RELATION)[1] for piece in pieces):
+        return [text], []  # `p \\land q` is one proposition, `x > 1 \\land x < 2` two relations
     return (_without_empty_ends(pieces) if marks else pieces), marks
 
 

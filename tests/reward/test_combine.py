@@ -98,13 +98,18 @@ def test_no_verdict_of_a_part_is_no_verdict_at_all() -> None:
     assert verdict.parts["format"].value == 1.0
 
 
+def test_outcomes_alone_are_paid_as_they_are() -> None:
+    rewards = [Says(of="a", weight=2.0), Says(of="b")]
+    assert judge_all(rewards, [completion("", meta={"a": 3.5, "b": -1.0})])[0].value == 6.0
+
+
 def test_a_gate_that_is_not_passed_pays_no_outcome() -> None:
     rewards = [MathAnswer(), Format(weight=0.1, gate=True)]
     values = [judge_all(rewards, [completion(text)])[0].value for text in (RIGHT, "\\boxed{2}", WRONG)]
     assert values == [1.1, 0.0, 0.1]
 
 
-weights = st.floats(1e-3, 1e3)
+weights = st.floats(1e-3, 1e6)
 signed = st.floats(-1e6, 1e6)
 shares = st.floats(0.0, 1.0)
 
@@ -122,8 +127,9 @@ def test_right_beats_wrong_whatever_the_weights(data: st.DataObject) -> None:
     def drawn(value: st.SearchStrategy[float]) -> dict[str, float]:
         return {one.of: data.draw(value if one.is_outcome else signed) for one in rewards} | {"gate": 1.0}
 
-    right = completion("", meta=drawn(st.just(1.0)))
-    wrong = completion("", meta=drawn(st.floats(0.0, 0.999)))
+    right = completion("", meta=drawn(st.floats(1.0, 1e6)))
+    short = {data.draw(st.sampled_from(outcomes)).of: data.draw(st.floats(-1e6, 0.999))}
+    wrong = completion("", meta={**drawn(signed), **short})
     unpassed = completion("", meta={**drawn(st.just(1.0)), "gate": 0.0})
     best, *others = (verdict.value for verdict in judge_all(rewards, [right, wrong, *[unpassed] * gated]))
     assert best is not None

@@ -198,3 +198,53 @@ pool.ask(["power", None])
     asker.stdout.close()
     assert gone(server)
     assert gone(worker)
+
+
+def test_kills_from_outside_cost_no_reply(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(workers=4, limit_s=5.0)
+    _, server = pool.ask(["pids", None])
+    found: list[Any] = []
+
+    def ask() -> None:
+        for number in range(10):
+            try:
+                found.append(pool.ask(["sleep", 0.01]) and pool.ask(["add", number]) - number)
+            except Exception as error:  # noqa: BLE001  # told below
+                found.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    os.kill(server, signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    assert found == [1] * 60
+
+
+def test_who_came_first_is_served_first(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(workers=1, limit_s=5.0)
+    pool.warm()
+    done: list[int] = []
+
+    def ask(number: int) -> None:
+        pool.ask(["sleep", 0.02])
+        done.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.002)
+    for thread in threads:
+        thread.join()
+    assert done == sorted(done)
+
+
+def test_a_users_files_do_not_stand_for_pythons_own(
+    make_pool: Callable[..., Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    for name in ("random", "numbers", "json", "socket"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise SystemExit('shadowed')")
+    monkeypatch.chdir(tmp_path / "here")
+    assert make_pool().ask(["add", 1]) == 2

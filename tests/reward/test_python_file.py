@@ -37,6 +37,7 @@ def judge(completion, gold):
         return 0.5
     return {
         "number": 2, "bool": True, "none": None, "nan": float("nan"), "text": "good",
+        "nan dict": {"value": float("inf")},
         "dict": {"value": 0.25, "reason": "a quarter"}, "bad dict": {"valeu": 1.0},
         "verdict": Verdict(value=-1.0, reason="mine"), "gold": float(gold or 0) * FACTOR,
     }[text]
@@ -48,6 +49,19 @@ def short(completions):
     return [1.0]
 
 not_a_function = 3
+
+def one_argument(completion):
+    return 1.0
+
+async def waits(completion, gold):
+    return 1.0
+
+def starts(completion, gold):
+    import subprocess
+    child = subprocess.Popen(["sleep", "60"])
+    with open(gold, "w") as file:
+        file.write(str(child.pid))
+    time.sleep(60)
 """
 
 
@@ -82,6 +96,7 @@ def completion(text: str, **fields: Any) -> Completion:
         ("print", 0.5, "judged"),
         ("nan", None, "ValueError: nan is no reward"),
         ("text", None, "ValueError: could not convert string to float: 'good'"),
+        ("nan dict", None, "TypeError: the dict returned is no verdict: Input should be a finite number"),
         ("bad dict", None, "TypeError: the dict returned is no verdict: 'valeu' is no setting here"),
         ("raise", None, "KeyError: 'missing'"),
         ("crash", None, "worker died"),
@@ -120,7 +135,7 @@ def test_a_function_of_groups(reward: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("jugde", "has no function 'jugde'; it has: Verdict, judge, spread, short"),
+        ("jugde", "has no function 'jugde'; it has: Verdict, judge, spread, short, one_argument, waits, starts"),
         ("not_a_function", "has no function"),
     ],
 )
@@ -141,3 +156,18 @@ def test_verdicts_are_kept_by_the_functions_name(reward: Any) -> None:
     assert reward().label == "judge"
     assert reward().is_outcome
     assert not reward(shaping=True).is_outcome
+
+
+def test_what_the_function_starts_is_ended_with_it(reward: Any, tmp_path: Path) -> None:
+    mine = reward(name="starts", time_limit_s=1.0)
+    mine.warm()
+    assert mine.judge(completion("x"), str(tmp_path / "pid")).reason == "time limit"
+    pid = int((tmp_path / "pid").read_text())
+    limit = time.monotonic() + 5.0
+    while (
+        time.monotonic() < limit
+        and Path(f"/proc/{pid}").exists()
+        and " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    ):
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text()
