@@ -177,6 +177,9 @@ def _audit(parsed: argparse.Namespace, out: "Console") -> int:
         value = "none" if one.verdict.value is None else f"{one.verdict.value:g}"
         table.add_row(sign, one.probe, value, one.verdict.reason)
     out.print(table)
+    if not any(one.verdict.value is not None for one in found):
+        out.print("it has no verdict on any of them")
+        return 4
     wrong, paid = sum(one.is_wrong for one in found), sum(one.is_paid and one.pays is None for one in found)
     out.print(f"{len(found)} completions: {wrong} judged wrongly, {paid} paid that solve nothing")
     return 4 if wrong else 0
@@ -229,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--to", required=True, metavar="OWNER/NAME", help="the data set on the hub; made if need be")
     push.add_argument("--private", action="store_true", help="a data set that is made is private")
     score = _command(commands, "score", _score, "judge a file of completions and golds")
-    score.add_argument("rows", type=Path, help="JSON lines with completion (or text) and gold")
+    score.add_argument("rows", type=Path, help="completions (or text) and golds: JSON Lines, JSON, CSV, Parquet")
     score.add_argument("--reward", required=True, metavar="REWARD", help="a kind, or my_reward.py:function")
     score.add_argument("--out", type=Path, required=True, help="the same rows with value and reason")
     audit = _command(commands, "audit", _audit, "show a reward golden and adversarial completions: what does it pay?")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion
+from qwen_align.data_builders.source_file import read_source
 from qwen_align.reward.settings import Reward
 
 TOGETHER = 1024  # rows, so that rewards that wait for processes keep all cores busy
@@ -29,10 +30,15 @@ class Scored(NamedTuple):
 def score(source: Path, target: Path, reward: Reward, progress: Callable[[int], None] = lambda rows: None) -> Scored:
     """Writes every row of `source` to `target` with `value`, `reason` and, where there are any, `parts`.
 
-    Rows are JSON objects with `completion` (or `text`) and `gold`; completions of a rollout will do. Raises
-    DataError naming file and line of the first bad row, with nothing written.
+    Rows have `completion` (or `text`) and `gold`; completions of a rollout will do. JSON Lines, a JSON list, CSV and
+    Parquet are read. Raises DataError naming file and line of the first bad row, with nothing written.
     """
     reward.check_here()
+    target = target.resolve()
+    if target.exists() and not target.is_file():
+        raise DataError(f"{target}: is no ordinary file; name a file for the judged rows")
+    if not target.parent.is_dir():
+        raise DataError(f"{target.parent}: there is no such folder")
     reasons: Counter[str] = Counter()
     total, rows, without = 0.0, 0, 0
     unfinished = target.with_name(f".{target.name}.unfinished")
@@ -49,6 +55,8 @@ def score(source: Path, target: Path, reward: Reward, progress: Callable[[int], 
                     total, without = total + (verdict.value or 0.0), without + (verdict.value is None)
                 rows += len(chunk)
                 progress(rows)
+        if not rows:
+            raise DataError(f"{source}: holds no rows")
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -64,21 +72,10 @@ def _chunks(rows: Iterable[tuple[dict[str, Any], Completion]]) -> Iterator[list[
 
 def _read(source: Path, reward: Reward) -> Iterator[tuple[dict[str, Any], Completion]]:
     needs_gold = reward.judge_gold(None).value != 1.0
-    with source.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                row = _object(line, f"{source}:{number}")
-                yield row, _completion(row, f"{source}:{number}", reward, needs_gold)
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: no JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a row is a JSON object with completion and gold, not {type(row).__name__}")
-    return row
+    for where, row in read_source(source):
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a row is an object with completion and gold, not {type(row).__name__}")
+        yield row, _completion(row, where, reward, needs_gold)
 
 
 def _completion(row: dict[str, Any], where: str, reward: Reward, needs_gold: bool) -> Completion:

@@ -91,5 +91,8 @@ def named(name: str, settings: Mapping[str, Any] | None = None) -> Reward:
     try:
         return _REWARD.validate_python({**given, **(settings or {})}, context={"folder": "."})
     except ValidationError as error:
+        if error.errors()[0]["type"] == "union_tag_invalid":
+            kinds = [str(kind.model_fields["kind"].default) for kind in get_args(Reward)]
+            raise RecipeError(f"'{name}' is no reward{did_you_mean(name, kinds)}") from None
         said = "; ".join(f"{'.'.join(map(str, one['loc'][1:])) or 'reward'}: {one['msg']}" for one in error.errors())
         raise RecipeError(f"reward '{name}': {said}") from None

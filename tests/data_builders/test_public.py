@@ -18,7 +18,7 @@ BUILDERS: TypeAdapter[Builder] = TypeAdapter(BuilderSettings)
 def test_builders_are_told_apart_by_kind() -> None:
     assert isinstance(BUILDERS.validate_python({"kind": "pairs", "from_data": "rollouts"}), Pairs)
     assert isinstance(BUILDERS.validate_python({"kind": "local_file", "path": "x.jsonl", "rows": "text"}), LocalFile)
-    with pytest.raises(ValidationError, match=r"'pair' found .* expected tags: 'arithmetic', 'local_file', 'hub'"):
+    with pytest.raises(ValidationError, match=r"'pair' found .* expected tags: 'arithmetic', 'hub', 'local_file'"):
         BUILDERS.validate_python({"kind": "pair"})
 
 
