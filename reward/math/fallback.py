@@ -13,12 +13,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from qwen_align.reward.base import cores
 from qwen_align.reward.pool import DeadError, LateError, Pool, WorkError
 
 LIMIT_S = 1.0  # wall time of one item; with the kill every call ends within 1.2 s of its start
 MEMORY_GIB = 2.0
-MIN_WORKERS = 4  # so that a few bombs at once do not make the next caller wait on a small machine
+WORKERS = 32  # forked when needed: so many callers at once do not wait for each other, whatever they ask
 _DIGITS = 30
 _SURE_DIGITS = 25  # that a series' or integral's value must share with the gold's
 _SURE_BITS = 90  # of a value that sympy computed to all its digits
@@ -74,10 +73,49 @@ def _pool() -> Pool:
     logging.getLogger(__name__).info("starting the workers of the math fallback: up to 5 seconds, once a process")
     return Pool(
         "qwen_align.reward.math.fallback:serve",
-        workers=max(MIN_WORKERS, cores()),
+        workers=WORKERS,
         limit_s=LIMIT_S,
         memory_gib=MEMORY_GIB,
     )
+
+
+def serve(argument: None) -> Callable[[list[list[str]]], bool]:
+    """The handler that runs in the workers: whether every pair of a gold's and an answer's expression is equal."""
+    logging.disable()  # Math-Verify reports every unreadable answer
+    for said in (r"\int_0^1 x\,dx", r"\lim_{x\to 0}\frac{x}{2x}", r"\sum_{n=1}^{\infty}\frac{1}{3^n}"):
+        _are_equal(r"\frac{1}{2}", said)  # loads what the work needs before the workers are forked
+    return lambda pairs: all(_are_equal(gold, said) for gold, said in pairs)
+
+
+def _are_equal(gold: str, said: str) -> bool:
+    import math_verify
+
+    if (r"\partial" in gold) != (r"\partial" in said) and r"\frac" in gold and r"\frac" in said:
+        return False  # derivatives of two kinds
+    one, other = _expression(gold), _expression(said)
+    if one is None or other is None:
+        return False
+    first, second = _value(one), _value(other)
+    if first is not None and second is not None:
+        return bool(abs(first - second) <= abs(first) / 10**_SURE_DIGITS)
+    return bool(math_verify.verify([one], [other], timeout_seconds=None, raise_on_error=True))
+
+
+def _expression(text: str) -> Any:
+    """What sympy makes of a text, its limits taken, None if that is not what the text says."""
+    import math_verify
+    import sympy
+
+    sided, n_sided = _SIDED.subn(_braced_side, text)
+    n_limits = text.count(r"\lim")
+    if n_limits and (n_sided not in (0, n_limits) or (n_sided == 0 and _ANY_SIDE.search(text))):
+        return None  # the grammar would read a side as an exponent, or leave it out
+    braced = _UNBRACED.sub(r"\1{\2}", sided)  # the grammar reads no `\int_1^e`
+    found = math_verify.parse(f"${braced}$", parsing_timeout=None, raise_on_error=True)
+    known = next((one for one in found if isinstance(one, sympy.Basic | sympy.MatrixBase)), None)
+    if known is None or any(map(_is_misread, known.atoms(sympy.Derivative, sympy.Symbol))):
+        return None
+    return known.replace(lambda one: isinstance(one, sympy.Limit), lambda one: _limit(one, is_two_sided=not n_sided))
 
 
 def _braced_side(found: re.Match[str]) -> str:
@@ -85,56 +123,24 @@ def _braced_side(found: re.Match[str]) -> str:
     return f"{found[1]}{{{place}}}^{{{found[3] or found[4]}}}"
 
 
-def serve(argument: None) -> Callable[[list[list[str]]], bool]:
-    """The handler that runs in the workers: whether every pair of a gold's and an answer's expression is equal."""
-    import math_verify
+def _is_misread(one: Any) -> bool:
+    """Whether it is the derivative of a letter, which sympy takes for zero, or a letter that is none."""
+    if one.is_Symbol:
+        return _DIFFERENTIALS.fullmatch(one.name) is not None
+    return one.expr.is_Symbol or not one.expr.has(*one.variables)
+
+
+def _limit(one: Any, *, is_two_sided: bool) -> Any:
+    """The limit's value; raises ValueError where the limits from both sides differ."""
     import sympy
 
-    logging.disable()  # Math-Verify reports every unreadable answer
+    of, variable, place, side = one.args
+    return sympy.Limit(of, variable, place, "+-" if is_two_sided and place.is_finite else str(side)).doit()
 
-    def expression(text: str) -> Any:
-        sided, n_sided = _SIDED.subn(_braced_side, text)
-        n_limits = text.count(r"\lim")
-        if n_limits and (n_sided not in (0, n_limits) or (n_sided == 0 and _ANY_SIDE.search(text))):
-            return None  # the grammar would read a side as an exponent, or leave it out
-        braced = _UNBRACED.sub(r"\1{\2}", sided)  # the grammar reads no `\int_1^e`
-        found = math_verify.parse(f"${braced}$", parsing_timeout=None, raise_on_error=True)
-        known = [one for one in found if isinstance(one, sympy.Basic | sympy.MatrixBase)]
-        if not known or any(map(is_unknown, known[0].atoms(sympy.Derivative, sympy.Symbol))):
-            return None
-        return known[0].replace(lambda one: isinstance(one, sympy.Limit), lambda one: limit(one, not n_sided))
 
-    def is_unknown(one: Any) -> bool:
-        """Whether it is the derivative of a letter, which sympy takes for zero, or a letter that is none."""
-        if isinstance(one, sympy.Symbol):
-            return _DIFFERENTIALS.fullmatch(one.name) is not None
-        return one.expr.is_Symbol or not one.expr.has(*one.variables)
+def _value(one: Any) -> Any:
+    """The value of a constant if all its digits are sure, else None."""
+    import sympy
 
-    def limit(one: Any, is_two_sided: bool) -> Any:
-        """The limit's value; raises ValueError where the limits from both sides differ."""
-        of, variable, place, side = one.args
-        return sympy.Limit(of, variable, place, "+-" if is_two_sided and place.is_finite else str(side)).doit()
-
-    def value(one: Any) -> Any:
-        """The value of a constant if all its digits are sure, else None."""
-        number = None if one.free_symbols else sympy.N(one, _DIGITS)
-        return number if number is not None and number.is_Float and number._prec >= _SURE_BITS else None
-
-    def are_equal(pairs: list[list[str]]) -> bool:
-        for gold, said in pairs:
-            if (r"\partial" in gold) != (r"\partial" in said) and "frac" in gold and "frac" in said:
-                return False  # derivatives of two kinds
-            one, other = expression(gold), expression(said)
-            if one is None or other is None:
-                return False
-            first, second = value(one), value(other)
-            if first is not None and second is not None:
-                if abs(first - second) > abs(first) / 10**_SURE_DIGITS:
-                    return False
-            elif not math_verify.verify([one], [other], timeout_seconds=None, raise_on_error=True):
-                return False
-        return True
-
-    for said in (r"\int_0^1 x\,dx", r"\lim_{x\to 0}\frac{x}{2x}", r"\sum_{n=1}^{\infty}\frac{1}{3^n}"):
-        are_equal([[r"\frac{1}{2}", said]])  # loads what the work needs before the workers are forked
-    return are_equal
+    number = None if one.free_symbols else sympy.N(one, _DIGITS)
+    return number if number is not None and number.is_Float and number._prec >= _SURE_BITS else None
