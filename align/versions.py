@@ -5,11 +5,11 @@ change is blessed as one that leaves results as they are.
 """
 
 CODE_VERSIONS = {
-    "build_data": 1,
+    "build_data": 2,
     "pretrain": 1,
-    "rollout": 1,
+    "rollout": 2,
     "sft": 1,
     "dpo": 1,
-    "grpo": 1,
-    "evaluate": 1,
+    "grpo": 2,
+    "evaluate": 2,
 }
