@@ -12,6 +12,7 @@ from qwen_align.reward.code.extract import code
 from qwen_align.reward.code.plan import plan
 from qwen_align.reward.code.run import PASSED, run
 from qwen_align.reward.code.sandbox import Limits, SandboxError, sandbox
+from qwen_align.reward.code.tested import UNUSABLE
 from qwen_align.reward.thinking import after_thinking
 from qwen_align.reward.verdict import Verdict
 
@@ -21,6 +22,7 @@ class CodeTests(BaseReward):
 
     The code is the last block of Python fenced after the thinking, or all that is said after it. Golds:
     `{"tests": [assert lines]}` with `imports`, `setup` (before the code too) or `test_setup_code` (after it);
+    these may be pytest's or unittest's tests without fixtures, which import the code from `solution`;
     `{"prompt", "test", "entry_point"}` with a `check(candidate)`, where the completion is the function or its body;
     `{"inputs", "outputs"}` of a program, or with `fn_name` of a function or a method of `Solution`.
     """
@@ -44,7 +46,7 @@ class CodeTests(BaseReward):
             gold = completion.gold
         planned = plan(gold)
         if planned is None:
-            return Verdict(value=None, reason="unusable gold")
+            return Verdict(value=None, reason=UNUSABLE)
         spoken = after_thinking(text)
         if spoken is None:
             return Verdict(value=0.0, reason="unfinished thinking")
@@ -56,6 +58,8 @@ class CodeTests(BaseReward):
             score = run(planned, found.texts, sandbox(self.isolation), limits, partial=self.partial)
         except SandboxError:  # the sandbox's server was killed from outside; if that was not all, it is raised again
             score = run(planned, found.texts, sandbox(self.isolation), limits, partial=self.partial)
+        if score.reason == UNUSABLE:
+            return Verdict(value=None, reason=UNUSABLE)
         if score.reason == PASSED:
             return Verdict(value=1.0, reason=PASSED)
         reason = "no code" if score.reason == "syntax error" and not found.fenced else score.reason
@@ -69,7 +73,7 @@ class CodeTests(BaseReward):
     def judge_gold(self, gold: Any) -> Verdict:
         """The verdict on the gold's own solution where it has one, else on the form of the tests."""
         if plan(gold) is None:
-            return Verdict(value=None, reason="unusable gold")
+            return Verdict(value=None, reason=UNUSABLE)
         solution = next((gold[key] for key in ("canonical_solution", "code") if isinstance(gold.get(key), str)), None)
         return Verdict(value=1.0, reason="usable") if solution is None else self.judge(solution, gold)
 

@@ -82,6 +82,11 @@ def holds(checks: list[Check], outcomes: Sequence[Outcome]) -> bool:
         return False
 
 
+def asserts_something(check: Check) -> bool:
+    """Whether the check is more than that a call does not raise."""
+    return not isinstance(check.said, ast.Constant)
+
+
 def needed(checks: list[Check]) -> int:
     """How many outcomes the checks need."""
     pending = [value.number for check in checks for value in check.names.values() if isinstance(value, _Pending)]

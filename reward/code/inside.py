@@ -102,7 +102,7 @@ def warm() -> None:
         cell = threading.Thread(target=candidate, args=(write({**job, "calls": calls}), here))
         cell.start()
         if mode == "serve":
-            nothing = {"before": [], "entry": None, "remote": ["f"], "modules": [], "partial": True}
+            nothing = {"before": [], "entry": None, "remote": ["f"], "modules": [], "partial": True, "tells": False}
             tests(write({**nothing, "tests": ["for x in [1.5]:\n    assert f([x, 2])"]}), there)
         else:
             frames = Frames(there)

@@ -35,6 +35,7 @@ class Peer:
         self.frames = frames
         self.names = names
         self.lent: list[Any] = []
+        self.n_calls = 0
         self.trouble: BaseException | None = None
         """The last error that was no answer. A test's bare `except:` may take it for what it waits for."""
 
@@ -54,6 +55,7 @@ class Peer:
     def _called(self, operation: str, on: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(self.trouble, ForgedError | EndedError):
             raise self.trouble
+        self.n_calls += 1
         number = secrets.token_hex(8)
         try:
             arguments = [self._tree(args), self._tree(kwargs)]

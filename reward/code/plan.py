@@ -1,14 +1,32 @@
 """What to run for a gold, and how to judge what comes back: the gold is read here and never by the candidate."""
 
 import ast
-import builtins
 import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-from qwen_align.reward.code.asserts import Call, Check, Outcome, holds, needed, planned_asserts
+from qwen_align.reward.code.asserts import Call, Check, Outcome, asserts_something, holds, needed, planned_asserts
+from qwen_align.reward.code.collect import (
+    Collected,
+    UncollectedError,
+    asserts_by_method,
+    collected,
+    is_certain,
+    pays_all,
+    telling,
+)
 from qwen_align.reward.code.compare import lines, same_output
+from qwen_align.reward.code.names import (
+    asserts,
+    bound_names,
+    builtin_subjects,
+    called_names,
+    free_names,
+    importable,
+    module_names,
+    used_names,
+)
 from qwen_align.reward.code.values import NotPlainError, encode
 
 
@@ -20,12 +38,6 @@ class Trial(NamedTuple):
 
 
 _PARSE_TRIES = 10
-
-MODULES = frozenset(
-    {"math", "cmath", "sys", "re", "collections", "itertools", "functools", "random", "string", "datetime", "copy"}
-    | {"json", "heapq", "bisect", "operator", "statistics", "decimal", "fractions", "typing"}
-)
-"""Modules a test may name without importing them: MBPP's rely on the candidate's own imports."""
 
 PRELUDE = "\n".join(
     [
@@ -51,6 +63,8 @@ class Script(NamedTuple):
     remote: list[str]
     modules: list[str]
     n_tests: int
+    tells: bool
+    """Whether the assertions tell that they were evaluated: where it is not certain that one is."""
 
 
 class Calls(NamedTuple):
@@ -96,24 +110,25 @@ def _plan(written: str) -> Plan | None:
         if "test" in gold:
             return _of_check(gold)
         return _of_outputs(gold)
-    except (KeyError, TypeError, SyntaxError, ValueError, RecursionError, NotPlainError):
+    except (KeyError, TypeError, SyntaxError, ValueError, RecursionError, NotPlainError, UncollectedError):
         return None
 
 
 def _of_list(gold: dict[str, Any]) -> Plan | None:
-    tests = _texts(gold["tests"])
+    found = _collected(_texts(gold["tests"]))
     imports, setup, late = (_texts(gold.get(key) or []) for key in ("imports", "setup", "test_setup_code"))
-    trees = [_parsed(test) for test in tests]
+    trees = [_parsed(test) for test in (*found.before, *found.tests)]
     before = [_parsed(source) for source in (*imports, *setup, *late)]
-    free = _free_names([*before, *trees])
-    modules = _modules([*before, *trees], free)
-    called = _called(trees) & ((free - modules) or _builtin_subjects(trees))
-    if not called or not _asserts(trees):
+    free = free_names([*before, *trees])
+    modules = module_names([*before, *trees], free)
+    called = called_names(trees) & ((free - modules) or builtin_subjects(trees))
+    if not called or not _tests([*before, *trees]):
         return None
     remote = sorted((free - modules) or called)
-    work = Script([*imports, *setup, *late], tests, None, remote, sorted(modules), len(tests))
-    own = [source for source in setup if not _free_names([*before[: len(imports)], _parsed(source)])]
-    return Plan(_calls_or(work, planned_asserts(trees, called, before)), [*imports, *own])
+    is_sure = any(is_certain(tree.body) for tree in trees)
+    work = _script([*imports, *setup, *late, *found.before], found.tests, None, remote, modules, is_sure=is_sure)
+    own = [source for source in setup if not free_names([*before[: len(imports)], _parsed(source)])]
+    return _plan_of(work, planned_asserts(found.bodies or trees, called, before), Plan(work, [*imports, *own]))
 
 
 def _of_check(gold: dict[str, Any]) -> Plan | None:
@@ -121,23 +136,48 @@ def _of_check(gold: dict[str, Any]) -> Plan | None:
     if not all(isinstance(one, str) for one in (prompt, entry, test)) or not entry.isidentifier():
         return None
     tree = _parsed(test)
+    check = next((one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == "check"), None)
+    found = _collected([test]) if check is None else Collected([], [test], None)
+    trees = [_parsed(one) for one in (*found.before, *found.tests)]
     whole = f"{prompt.rstrip()}\n    pass\n" if prompt.strip() else ""
     head = _parsed(whole)
-    if not _bound([head]) & _used([tree]) - {entry}:
+    if not bound_names([head]) & used_names(trees) - {entry}:
         whole = ""  # the tests need nothing of it
-    check = next((one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == "check"), None)
-    free = _free_names([head, tree]) | {entry}
-    modules = _modules([tree], free)
-    if not _asserts([tree]) or (check is None and not _called([tree]) & free):
+    free = free_names([head, *trees]) | {entry}
+    modules = module_names(trees, free)
+    if not _tests([head, *trees]) or (check is None and not called_names(trees) & free):
         return None
-    if check is not None and (len(check.args.args) != 1 or not _called([check]) & {check.args.args[0].arg, entry}):
+    if check is not None and (len(check.args.args) != 1 or not called_names([check]) & {check.args.args[0].arg, entry}):
         return None
-    n_tests = len(_asserts([tree]))
-    work = Script(
-        [whole] if whole else [], [test], entry if check else None, sorted(free - modules), sorted(modules), n_tests
-    )
+    before = [whole, *found.before] if whole else found.before
+    is_sure = is_certain(check.body if check else [one for tree in trees for one in tree.body])
+    named = entry if check else None
+    work = _script(before, found.tests, named, sorted(free - modules), modules, is_sure=is_sure)
     planned = planned_asserts([tree], {entry}, [], check) if check is not None else None
-    return Plan(_calls_or(work, planned), [], prompt or None, entry)
+    return _plan_of(work, planned, Plan(work, [], prompt or None, entry))
+
+
+def _collected(sources: list[str]) -> Collected:
+    """The sources as code that runs their tests."""
+    parts = [collected(source, _parsed(source)) for source in sources]
+    bodies = [one for part in parts for one in part.bodies or []] if all(part.bodies for part in parts) else None
+    return Collected(
+        [one for part in parts for one in part.before], [one for part in parts for one in part.tests], bodies
+    )
+
+
+def _script(
+    before: list[str], tests: list[str], entry: str | None, remote: list[str], modules: set[str], *, is_sure: bool
+) -> Script:
+    n_tests = len(tests) if entry is None else len(asserts([_parsed(one) for one in tests]))
+    if not is_sure:
+        before, tests = [telling(_parsed(one)) for one in before], [telling(_parsed(one)) for one in tests]
+    return Script(before, tests, entry, remote, sorted(modules), n_tests, not is_sure)
+
+
+def _tests(trees: Sequence[ast.AST]) -> bool:
+    """Whether the code asserts something, and nothing that holds whatever the candidate does."""
+    return bool(asserts(trees) or asserts_by_method(trees)) and not any(map(pays_all, trees)) and importable(trees)
 
 
 def _of_outputs(gold: dict[str, Any]) -> Plan | None:
@@ -173,11 +213,14 @@ def _parsed(source: str) -> ast.Module:
     return ast.parse(source)
 
 
-def _calls_or(work: Script, planned: tuple[list[Call], list[list[Check]]] | None) -> Calls | Script:
+def _plan_of(work: Script, planned: tuple[list[Call], list[list[Check]]] | None, otherwise: Plan) -> Plan | None:
+    """The plan with calls where the tests could be taken apart, None if nothing is asserted of what they give."""
     if planned is None:
-        return work
+        return otherwise
     calls, tests = planned
-    return Calls(calls, [Trial(needed(test), partial(holds, test)) for test in tests], work)
+    if not any(map(asserts_something, (check for test in tests for check in test))):
+        return None
+    return otherwise._replace(work=Calls(calls, [Trial(needed(test), partial(holds, test)) for test in tests], work))
 
 
 def _returned(at: int, expected: Any, wrapped: bool, outcomes: Sequence[Outcome]) -> bool:
@@ -208,58 +251,3 @@ def _text(given: Any) -> str:
         raise TypeError("no text")
     given.encode()  # raises ValueError
     return given
-
-
-def _asserts(trees: Sequence[ast.AST]) -> list[ast.AST]:
-    return [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-
-
-def _called(trees: Sequence[ast.AST]) -> set[str]:
-    calls = (node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
-    return {name.id for call in calls for name in ast.walk(call) if isinstance(name, ast.Name)}
-
-
-def _free_names(trees: Sequence[ast.AST]) -> set[str]:
-    """The names that the code uses and binds nowhere, built-in ones aside: those of the candidate, and of modules."""
-    return _used(trees) - _bound(trees) - set(dir(builtins))
-
-
-def _used(trees: Sequence[ast.AST]) -> set[str]:
-    names = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name))
-    return {name.id for name in names if isinstance(name.ctx, ast.Load)}
-
-
-def _bound(trees: Sequence[ast.AST]) -> set[str]:
-    bound: set[str] = set()
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            bound.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.alias):
-            bound.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            bound.add(node.name)
-    return bound
-
-
-def _modules(trees: Sequence[ast.AST], free: set[str]) -> set[str]:
-    """Those of the names that are modules: known ones of which only attributes are used."""
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    bases = [node.value for node in nodes if isinstance(node, ast.Attribute)]
-    inside = {id(base) for base in bases if isinstance(base, ast.Name)}
-    alone = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in inside}
-    return (free & MODULES) - alone
-
-
-def _builtin_subjects(trees: Sequence[ast.Module]) -> set[str]:
-    """The built-in functions that the asserts call outermost: what is under test where they call nothing else."""
-    found = set()
-    for node in _asserts(trees):
-        assert isinstance(node, ast.Assert)
-        said = node.test.left if isinstance(node.test, ast.Compare) else node.test
-        if isinstance(said, ast.Call) and isinstance(said.func, ast.Name):
-            found.add(said.func.id)
-    return found

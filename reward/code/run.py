@@ -13,11 +13,11 @@ from qwen_align.reward.code.frames import ClosedError, Frames, TooLargeError, To
 from qwen_align.reward.code.loading import ENDS, SYNTAX_STATUS
 from qwen_align.reward.code.plan import Calls, Plan, Programs, Script, Trial
 from qwen_align.reward.code.sandbox import Cell, Limits, Sandbox
-from qwen_align.reward.code.tested import CLOSED
+from qwen_align.reward.code.tested import CLOSED, UNREACHED, UNUSABLE
 from qwen_align.reward.code.values import NotPlainError, decode, read, write
 
 PASSED = "all tests passed"
-_CHEATS = frozenset({"forged record", "exited early"})
+_UNPAID = frozenset({"forged record", "exited early", UNREACHED, UNUSABLE})
 _NO_VALUE = {"raised": "tests failed", "not plain": "value not plain data"}
 _ENDED = {
     "signal": "crashed",
@@ -151,7 +151,7 @@ class _Runner(NamedTuple):
 
 def _stopped(reason: str, passed: int, n_tests: int) -> Score:
     """The score of a candidate that ended before its tests did: less than all, and nothing for one that cheats."""
-    if reason in _CHEATS:
+    if reason in _UNPAID:
         return Score(0, n_tests, reason)
     return Score(passed, max(n_tests, passed + 1), reason)
 

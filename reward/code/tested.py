@@ -7,6 +7,7 @@ import sys
 import types
 from typing import Any
 
+from qwen_align.reward.code.collect import REACHED
 from qwen_align.reward.code.frames import ClosedError, Frames, TooLargeError
 from qwen_align.reward.code.loading import ENDS
 from qwen_align.reward.code.peer import EndedError, ForgedError, Peer
@@ -15,6 +16,10 @@ from qwen_align.reward.code.values import NotPlainError, read, write
 
 CLOSED = "closed"
 """Told of a candidate that ended without a word: its own cell knows how."""
+
+UNREACHED = "no test reached"
+UNUSABLE = "unusable gold"
+"""Told of tests that came to their end without an assertion, and never called the candidate."""
 
 _PASSED, _FAILED = "_passed_", "_failed_"
 _TOLD = f"try:\n    pass\nexcept BaseException as _error_:\n    {_FAILED}(_error_)\nelse:\n    {_PASSED}()"
@@ -30,6 +35,12 @@ class _Counts:
     def __init__(self, peer: Peer, file: int) -> None:
         self.peer = peer
         self.file = file
+        self.n_reached = 0
+        self.n_failed = 0
+
+    def reach(self) -> None:
+        """An assertion was evaluated."""
+        self.n_reached += 1
 
     def tell(self, *words: Any) -> None:
         """One line of JSON."""
@@ -52,6 +63,7 @@ class _Counts:
         if isinstance(error, MemoryError | _StoppedError):
             raise error
         self.peer.trouble = None
+        self.n_failed += 1
         self.tell("test", False, "value not plain data" if isinstance(error, RefusedError) else "tests failed")
 
 
@@ -61,7 +73,7 @@ def run_tests(job: dict[str, Any], frames: Frames, file: int) -> None:
     counts = _Counts(peer, file)
     try:
         _wait_for(frames, peer)
-        module = _module(job, peer)
+        module = _module(job, peer, counts)
         if job["entry"] is None:
             _run_list(job, module, counts)
         else:
@@ -73,6 +85,9 @@ def run_tests(job: dict[str, Any], frames: Frames, file: int) -> None:
             counts.failed(error)
         except _StoppedError:
             return
+    if job["tells"] and not counts.n_reached + counts.n_failed:
+        counts.tell("stopped", UNREACHED if peer.n_calls else UNUSABLE)
+        return
     counts.tell("done")
 
 
@@ -92,10 +107,11 @@ def _wait_for(frames: Frames, peer: Peer) -> None:
         raise peer.trouble
 
 
-def _module(job: dict[str, Any], peer: Peer) -> types.ModuleType:
+def _module(job: dict[str, Any], peer: Peer, counts: _Counts) -> types.ModuleType:
     module = types.ModuleType("tests")
     sys.modules["tests"] = module
     names = module.__dict__
+    names[REACHED] = counts.reach
     names.update({name: importlib.import_module(name) for name in job["modules"]})
     remotes = {name: Remote(peer.call, ["name", name], of_class=name[:1].isupper()) for name in job["remote"]}
     names.update(remotes)

@@ -9,6 +9,7 @@ import pytest
 from qwen_align.reward.code.plan import Calls, Script, plan
 from qwen_align.reward.code.run import run
 from qwen_align.reward.code.sandbox import Limits, SandboxError, sandbox
+from qwen_align.reward.code_tests import CodeTests
 
 LIMITS = Limits(time_limit_s=5.0)
 LINES = (Path(__file__).parents[2] / "cases" / "code_forms.jsonl").read_text(encoding="utf-8").splitlines()
@@ -70,3 +71,42 @@ def test_a_check_may_use_what_its_prompt_defines() -> None:
     cheat = "def twice(x):\n    return 0\n\ndef half(x):\n    return 0\n"
     assert score(gold, cheat, script=False) == "tests failed"
     assert score(gold, "def half(x):\n    return 4 * x // twice(4)\n", script=False) == "all tests passed"
+
+
+@pytest.mark.parametrize(
+    ("why", "tests"),
+    [
+        ("a tuple", ["assert (f(1) == 2, 'two')"]),
+        ("or True", ["assert f(1) == 2 or True"]),
+        ("nobody calls it", ["def run():\n    assert f(1) == 2"]),
+        ("never runs", ["if 0:\n    assert f(1) == 2\nf(1)"]),
+        ("over nothing", ["f(1)\nfor x in []:\n    assert f(x) == 2"]),
+        ("a fixture", ["def test_it(tmp_path):\n    assert f(1) == 2"]),
+        ("a set-up", ["def setup_module():\n    pass\ndef test_it():\n    assert f(1) == 2"]),
+        ("a coroutine", ["async def test_it():\n    assert f(1) == 2"]),
+        ("parameters", ["@mark('x', [1])\ndef test_it():\n    assert f(1) == 2"]),
+        ("a module that cells have not", ["import pytest\ndef test_it():\n    assert f(1) == 2"]),
+    ],
+)
+def test_tests_that_would_pay_all_or_none_are_unusable(why: str, tests: list[str]) -> None:
+    verdict = CodeTests(time_limit_s=5.0).judge("def f(x): return x + 1", {"tests": tests})
+    assert (verdict.value, verdict.reason) == (None, "unusable gold"), why
+
+
+@pytest.mark.parametrize(
+    "body", ["return\n    assert candidate(1) == 2", "def run():\n        assert candidate(1) == 2", "candidate(1)"]
+)
+def test_a_check_that_asserts_nothing_is_unusable(body: str) -> None:
+    gold = {"prompt": "", "test": f"def check(candidate):\n    {body}\n", "entry_point": "f"}
+    assert CodeTests(time_limit_s=5.0).judge("def f(x): return x + 1", gold).value is None
+
+
+def test_a_candidate_that_keeps_its_tests_from_asserting_is_not_paid() -> None:
+    gold = {"tests": ["for x in f(3):\n    assert x < 3"]}
+    said = [
+        CodeTests(partial=partial).judge(f"def f(x): return {given}", gold)
+        for partial in (False, True)
+        for given in ("[]", "[1]")
+    ]
+    assert [one.value for one in said] == [0.0, 1.0, 0.0, 1.0]
+    assert said[0].reason == "no test reached"

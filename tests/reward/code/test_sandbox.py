@@ -293,7 +293,7 @@ facts = [
 ]
 os.write(1, repr(facts).encode() + b"\\n")
 """
-    job = {"before": [], "tests": [code], "entry": None, "remote": [], "modules": [], "partial": False}
+    job = {"before": [], "tests": [code], "entry": None, "remote": [], "modules": [], "partial": False, "tells": False}
     with full.start("tests", json.dumps(job).encode(), Limits(time_limit_s=5.0)) as cell:
         Frames(cell.channel).send(json.dumps(["ready"]).encode())
         told = cell.end().output.decode().splitlines()
