@@ -3,11 +3,6 @@
 from typing import Any
 
 
-def same_lines(said: str, expected: str) -> bool:
-    """Whether the texts have the same lines, white space at their ends and empty lines at the end aside."""
-    return lines(said) == lines(expected)
-
-
 def lines(text: str) -> list[str]:
     """The lines without white space at their ends, and without empty lines at the end."""
     found = [line.rstrip() for line in text.split("\n")]
