@@ -264,3 +264,84 @@ def test_golds_a_reward_cannot_use_are_counted(said: Callable[..., list[str]], t
     assert "math_answer: 1 golds of 2 are unusable, the first 'p1': None" in text
     with pytest.raises(DataError, match="stage 'eval': question 'p1': unusable gold; its gold is None"):
         said({**data, "sieve": {"gold_is_usable": False}}, EVALUATE | {"from_model": "base"})
+
+
+def later(name: str, folder: Path, expect_rows: int | None = 100, **rest: Any) -> dict[str, Any]:
+    """A stage on a file that is not there yet."""
+    path = str(folder / f"{name}.jsonl")
+    builder: dict[str, Any] = {"kind": "local_file", "path": path, "rows": "typed"}
+    if expect_rows:
+        builder["expect_rows"] = expect_rows
+    return {"name": name, "kind": "build_data", "builder": builder, **rest}
+
+
+def test_rows_to_come_are_counted_as_the_recipe_expects_them(said: Callable[..., list[str]], tmp_path: Path) -> None:
+    more = {**later("more", tmp_path, 60), "limit": 20}
+    sft = {**SFT, "from_data": ["data", "more"], "batch": 16, "epochs": 5, "warmup_steps": 3}
+    evaluate = {**EVALUATE, "from_model": "sft", "from_data": ["more"]}
+    rollout = {**ROLLOUT, "from_data": "more"}
+    lines = [line.split("to run")[-1].strip() for line in said(later("data", tmp_path), more, sft, evaluate, rollout)]
+    assert lines == [
+        f"unknown until {tmp_path}/data.jsonl is there",
+        "rows 100, if all are kept",
+        f"unknown until {tmp_path}/more.jsonl is there",
+        "rows 20, if all are kept",
+        f"unknown until {tmp_path}/data.jsonl is there",
+        "if all 120 rows are kept: steps 38, 3 of warm-up; limit 128",
+        f"unknown until {tmp_path}/more.jsonl is there",
+        "if all 20 rows are kept: 20 questions x 2 switches x 3 completions",
+        f"unknown until {tmp_path}/more.jsonl is there",
+        "if all 20 rows are kept: 20 prompts x 2 completions",
+    ]
+
+
+def test_rows_that_are_there_count_beside_those_to_come(said: Callable[..., list[str]], tmp_path: Path) -> None:
+    lines = said(DATA, later("more", tmp_path, 8), {**SFT, "from_data": ["data", "more"], "batch": 4, "epochs": 1})
+    assert lines[-1].strip() == "if all 48 rows are kept: steps 12, no warm-up; limit 128"
+
+
+def test_a_missing_file_of_unknown_size_is_refused(said: Callable[..., list[str]], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"stage 'data': builder\.path: .*data\.jsonl: no such file"):
+        said(later("data", tmp_path, None), SFT)
+
+
+def test_nothing_runs_while_a_file_is_missing(
+    tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    path = write_recipe([DATA, later("more", tmp_path), SFT], models={"base": {"path": str(tiny_model)}})
+    planned = pipeline.plan(path, tmp_path)
+    with pytest.raises(RecipeError, match=r"stage 'more': builder\.path: .*more\.jsonl: no such file"):
+        pipeline.run(planned, None)  # type: ignore[arg-type]
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "more.jsonl").write_text(to_line(chat(1, 1)) + "\n")
+    there = pipeline.plan(path, tmp_path)
+    assert [one.missing for one in there.stages] == [None, None, None]
+    assert there.named("more")[0].key != planned.named("more")[0].key
+    assert there.named("sft")[0].key == planned.named("sft")[0].key, "it does not read the file"
+
+
+def test_what_is_on_the_hub_is_not_downloaded_for_a_look(said: Callable[..., list[str]]) -> None:
+    builder = {"kind": "hub", "dataset": "someone/rows", "revision": "0" * 40, "format": "messages", "expect_rows": 10}
+    lines = said({"name": "data", "kind": "build_data", "builder": builder}, {**SFT, "batch": 3, "epochs": 1})
+    assert lines[0].endswith("unknown until someone/rows is downloaded")
+    assert lines[3].strip() == "if all 10 rows are kept: steps 4, no warm-up; limit 128"
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "says"),
+    [(0, "no warm-up"), (14, "14 of warm-up"), (15, "all of warm-up (warmup_steps 15)"), (99, "all of warm-up")],
+)
+def test_warm_up_is_told(said: Callable[..., list[str]], warm_up: int, says: str) -> None:
+    assert f"steps 15, {says}" in said(DATA, {**SFT, "warmup_steps": warm_up})[1]
+
+
+def test_questions_judged_by_ones_own_reward_want_its_file(said: Callable[..., list[str]], tmp_path: Path) -> None:
+    asked = [Message(role="user", content="?")]
+    rows = file_stage(tmp_path, Problem(id="p", messages=asked, gold="x", reward="python"), name="problems")
+    rows["sieve"] = {"gold_is_usable": False}
+    evaluate = {**EVALUATE, "from_model": "base"}
+    with pytest.raises(RecipeError, match="stage 'eval': its questions are judged by a reward of your own; name it"):
+        said(rows, evaluate)
+    (tmp_path / "mine.py").write_text("def judge(completion, gold):\n    return 0.0\n")
+    lines = said(rows, {**evaluate, "rewards": [{"kind": "python", "file": "mine.py"}]})
+    assert "1 questions x 2 switches" in lines[1]

@@ -275,3 +275,59 @@ def test_merged_anchors_may_be_overridden_and_nested(read: Callable[..., list[Va
     text += "  - {<<: *second, name: e, from_model: base}\n  - {<<: *second, name: f, samples: 3, from_model: base}"
     variant = read(text)[0]
     assert (stage(variant, "e").samples, stage(variant, "f").samples) == (2, 3)
+
+
+TINY = "tiny: {stages.sft.batch: 4, stages.data.builder: {kind: arithmetic, rows: trace, n: 2, steps: [2]}}\n"
+
+
+def tiny(tmp_path: Path, text: str, *overrides: str) -> Variant:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load(path, overrides, tiny=True)[0]
+
+
+def test_a_tiny_form_sets_what_it_names(tmp_path: Path, read: Callable[..., list[Variant]]) -> None:
+    whole, small = read(HEAD + SFT + TINY)[0], tiny(tmp_path, HEAD + SFT + TINY)
+    assert (stage(whole, "sft").batch, stage(small, "sft").batch) == (1, 4)
+    assert (stage(whole, "data").builder.n, stage(small, "data").builder.n) == (4, 2)
+    assert stage(small, "sft").epochs == stage(whole, "sft").epochs
+    assert (whole.recipe.name, small.recipe.name) == ("trial", "trial_tiny")
+    assert "tiny" not in small.recipe.model_dump()
+
+
+def test_what_the_command_line_sets_goes_over_the_tiny_form(tmp_path: Path) -> None:
+    small = tiny(tmp_path, HEAD + SFT + TINY, "stages.sft.batch=7", "stages.data.builder.n=9")
+    assert (stage(small, "sft").batch, stage(small, "data").builder.n) == (7, 9)
+
+
+def test_a_tiny_form_reaches_into_repeats_and_the_matrix(tmp_path: Path) -> None:
+    text = f"{HEAD}{SFT}  -{REPEAT}tiny: {{stages.dpo.batch: 3, matrix: {{seed: [5]}}}}\nmatrix: {{seed: [1, 2]}}\n"
+    text = text.replace("carry: {policy: dpo}", "carry: {}").replace("from_model: policy", "from_model: sft")
+    small = tiny(tmp_path, text)
+    assert small.axes == {"seed": "5"}
+    (block,) = [item.repeat for item in small.recipe.stages if hasattr(item, "repeat")]
+    assert [inner.batch for inner in block.stages if inner.name == "dpo"] == [3]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("", "recipe.yaml: has no tiny form: a section `tiny` would map"),
+        ("tiny: {}\n", "recipe.yaml: has no tiny form"),
+        (
+            "tiny: {stages.stf.batch: 4}\n",
+            "recipe.yaml: tiny: 'stages.stf': no stage is called 'stf'. Did you",
+        ),
+        ("tiny: {stages.sft.bacth: 4}\n", "recipe.yaml: stage 'sft': 'bacth' is no setting here"),
+        ("tiny: {name.x: 4}\n", "recipe.yaml: tiny: 'name.x' names no setting"),
+    ],
+)
+def test_a_wrong_tiny_form_is_refused(tmp_path: Path, section: str, message: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        tiny(tmp_path, HEAD + SFT + section)
+    assert message in re.sub(r"\S*/recipe\.yaml", "recipe.yaml", str(refused.value))
+
+
+def test_a_tiny_form_leaves_a_missing_name_missing(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="name: Field required"):
+        tiny(tmp_path, HEAD.replace("name: trial\n", "") + SFT + TINY)
