@@ -16,7 +16,7 @@ from qwen_align.reward.math.compare import agree
 from qwen_align.reward.math.final import boxed_answers, declared_answer, minerva_answer
 from qwen_align.reward.math.layout import MAX_CHARS
 from qwen_align.reward.math.plain_number import MAX_DIGITS
-from qwen_align.reward.math.read import read
+from qwen_align.reward.math.read import MAX_ITEMS, read
 from qwen_align.reward.math.scalars import is_defined
 from qwen_align.reward.math.unit_words import Unit
 from qwen_align.reward.math.units import ANY_WORD, letters_of
@@ -171,6 +171,8 @@ class MathAnswer(BaseReward):
                 return (declared,)
         if boxes is None:
             return "no answer" if self.box == "preferred" else "no boxed answer"
+        if isinstance(boxes, list) and len(boxes) > MAX_ITEMS:
+            return "too large"
         return boxes if isinstance(boxes, str) else tuple(boxes)
 
 
@@ -210,12 +212,11 @@ def _said(contents: Contents, letters: frozenset[str]) -> Value | None:
 def _gold_text(gold: Any) -> str | None:
     """What a data set's gold (a string, an integer or a finite float) says, None if it is no such thing."""
     if isinstance(gold, str):
-        if "####" in gold:  # GSM8K's mark of the answer after its solution
-            gold = gold.rpartition("####")[2]
-        if "\\boxed" not in gold:
-            return gold
-        boxes = boxed_answers(gold)
-        return ", ".join(boxes) if isinstance(boxes, list) else None
+        said: str = gold.rpartition("####")[2]  # GSM8K's mark of the answer after its solution
+        if "\\boxed" not in said:
+            return said
+        boxes = boxed_answers(said)
+        return ", ".join(boxes) if isinstance(boxes, list) and len(boxes) <= MAX_ITEMS else None
     if isinstance(gold, bool):
         return None
     if isinstance(gold, int):

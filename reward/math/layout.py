@@ -122,7 +122,10 @@ _OPERATOR = re.compile(r"\\operatorname\s*\*?\s*\{\s*([A-Za-z]+)\s*\}")
 _NEGATED = re.compile(r"\\not\s*(=|\\in\b)")
 _COLOUR = re.compile(r"\\(?:(?:text)?color|[hv]space\*?|textcolor)\s*\{[^{}]*\}")
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}")  # takes room and shows nothing
-_ARROW = r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat|widehat)\s*(?:\{\s*(?:\\[a-z]+|[A-Za-z]+)\s*\}|\s[A-Za-z]|\\[a-z]+)"
+_ARROW = (
+    r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat|widehat)\s*"
+    r"(?:\{\s*(?:\\[a-z]+|[A-Za-z]+)\s*\}|\s[A-Za-z]|\\[a-z]+)"
+)  # a vector
 _CROSS = re.compile(
     rf"({_ARROW}(?:_\w|_\{{[^{{}}]*\}})?\s*)\\times(?=\s*(?:\(|\\left\b|{_ARROW}))|(\)\s*)\\times(?=\s*{_ARROW})"
 )

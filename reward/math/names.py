@@ -14,6 +14,11 @@ _POINTS = (
 _APPLIED = rf"(?:{_SYMBOL}\((?:{_SYMBOL}|-?[0-9]+)(?:,(?:{_SYMBOL}|-?[0-9]+))*\)|[fghFGPQ]\([^()=]*\))"
 _NAME = rf"(?:{_APPLIED}|{_POINTS}|\|{_POINTS}\||[fgh]\^\{{-1\}}\({_SYMBOL}\)|{_SYMBOL})"
 _WORD_NAME = re.compile(r"[A-Za-z][A-Za-z ]{2,40}|[一-鿿]{1,10}")
+_NO_NAME = re.compile(  # words of a condition, a denial or a bound
+    r"\b(?:when|if|for|where|unless|except|until|not|no|never|least|most|less|more|greater|about|approximately|around"
+    r"|nearly|almost|roughly|wrong|incorrect)\b",
+    re.IGNORECASE,
+)
 _LISTED = re.compile(rf"{_NAME}|\({_NAME}(?:,{_NAME})+\)")
 _OF_A_GOLD = re.compile(
     rf"\\(?:sin|cos|tan|cot|sec|csc|log|ln) ?(?:{_NAME}|\({_NAME}\))|\\frac\{{d[a-zA-Z]\}}\{{d[a-zA-Z]\}}|"
@@ -30,6 +35,8 @@ def name_of(side: str, *, of_a_gold: bool) -> str | None:
     if _LISTED.fullmatch(bare) or (of_a_gold and _OF_A_GOLD.fullmatch(bare)):
         return re.sub(r"_\{([^{}]*)\}", r"_\1", bare)
     words = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", side).strip()
+    if _NO_NAME.search(words):
+        return None
     return words.lower() if _WORD_NAME.fullmatch(words) and len(words.replace(" ", "")) > 3 else None
 
 

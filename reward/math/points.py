@@ -19,7 +19,11 @@ _DOMAINS = (
     (Fraction(1, 10), Fraction(3), "+"),
 )
 _GRAINS = (97, 89, 83, 79, 73, 71, 67, 61)  # denominators without a common factor: no period suits two points
+# Signs by a letter's place among the letters: with these, up to three letters have every mixture of signs.
+_NEGATIVE = {3: "0101", 5: "1010", 8: "1100", 9: "0011", 10: "1001", 11: "0110"}
+_PARTS = (1, 2, 1, 3, 1, 4, 2, 6)  # what whole numbers are divided by at points where rounding functions jump
 N_REAL = len(_DOMAINS)
+N_SIGNED = 12  # real points for two and more letters
 N_WHOLE = 8
 
 
@@ -40,6 +44,18 @@ def real_value(name: str, place: int) -> Fraction:
     value = least + (most - least) * Fraction(step, 10_007)
     value = Fraction(round(value * _GRAINS[place]), _GRAINS[place])
     return -value if sign == "-" or (sign == "?" and drawn // 10_007 % 2) else value
+
+
+def signed_value(name: str, place: int, rank: int) -> Fraction:
+    """The same below N_SIGNED for a letter whose place among the letters is `rank`."""
+    value = real_value(name, place % N_REAL if place < N_REAL else place - 5)
+    signs = _NEGATIVE.get(place)
+    return value if signs is None else abs(value) * (-1 if signs[rank % 4] == "1" else 1)
+
+
+def jump_value(name: str, place: int) -> Fraction:
+    """A whole number or a simple fraction, where floor and ceil have jumps."""
+    return whole_value(name, place) / _PARTS[place % len(_PARTS)]
 
 
 @lru_cache(maxsize=1_024)

@@ -34,6 +34,7 @@ from qwen_align.reward.math.values import (
 from qwen_align.reward.math.words import STOP_WORDS, choice_or_words, fold
 from qwen_align.reward.math.wrappers import unwrapped
 
+MAX_ITEMS = 1_000  # of a list; longer ones are compared as they are written
 _MAX_DEPTH = 12  # brackets in brackets that are read as sets and points; deeper is an expression
 _MAX_SIGNS = 3  # plus-minus signs that are expanded, to eight values
 
@@ -45,6 +46,7 @@ _SPACED_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?
 _NAMED_POINT = re.compile(r"[A-Z]'? ?(\([^()]*[,;][^()]*\))")
 _AND = re.compile(r"and|且|\\land|\\text\{\s*,?\s*and\s*\}")
 _ONE_THOUSANDS = re.compile(r"[^,;]*(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])[^,;]*")
+_UPRIGHT = re.compile(r"[$ ]*\\text *\{ *([A-Za-z]{2,}) *\}[$ .]*")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _LONG_RUN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _FUNCTION_WORDS = frozenset(
@@ -76,6 +78,9 @@ def read(answer: str, letters: frozenset[str] = frozenset()) -> Value | None:
 @lru_cache(maxsize=4_096)
 def value_of(text: str, letters: frozenset[str] = frozenset(), depth: int = 0) -> Value | None:
     """The value of a text in layout form."""
+    if (upright := _UPRIGHT.fullmatch(text)) is not None:
+        value = value_of(upright[1], letters, depth + 1)
+        return value._replace(written="") if isinstance(value, Words) else value  # a word, no product of letters
     text = unwrapped(text)
     if _SAYS_NOTHING.fullmatch(text):
         return None
@@ -113,6 +118,8 @@ def _list(text: str, letters: frozenset[str], depth: int) -> Value | None:
         return None
     if not items:
         return None
+    if len(items) > MAX_ITEMS:
+        return Words(text)
     if len(items) > 1 and _ONE_THOUSANDS.fullmatch(text):  # `$1,000.99`, `12,500 cm`
         return value_of(text.replace(",", ""), letters, depth + 1)
     found = items_of(items, letters, depth)

@@ -27,6 +27,10 @@ class Region(NamedTuple):
     name: str = ""
 
 
+_REAL_LINE = Row("(", (_LEAST, _MOST), ")")
+_LINE = Region((Interval(_LEAST, _MOST, False, False),))
+
+
 def region(value: Value, *, of_a_gold: bool) -> Region | None:
     """The part of the number line a value says, None if it says none; an inequality must be solved for a name."""
     if isinstance(value, Chain):
@@ -123,19 +127,43 @@ def _of_row(row: Row) -> Interval | None:
 
 
 def _of_group(group: Group, of_a_gold: bool) -> Region | None:
-    relations = [item.relations for item in group.items if isinstance(item, Chain)]
-    if relations and all(relation == (r"\ne",) for relation in relations):
-        first = group.items[0]
+    kept, holes = _parted(group.items)
+    if holes:
+        whole = region(Group(kept, group.all_hold), of_a_gold=of_a_gold) if kept else _LINE
+        first = holes[0]
         name = name_of(first.sides[0], of_a_gold=of_a_gold) if isinstance(first, Chain) else None
-        holes = [value_of(item.sides[1]) if isinstance(item, Chain) else item for item in group.items]
-        whole = Region((Interval(_LEAST, _MOST, False, False),), name or "")
-        known = tuple(hole for hole in holes if hole is not None)
-        inner = region(Group(known), of_a_gold=of_a_gold)
-        return _without(whole, inner) if name is not None and inner is not None else None
+        known = [value_of(item.sides[1]) if isinstance(item, Chain) else item for item in holes]
+        inner = region(Group(tuple(hole for hole in known if hole is not None)), of_a_gold=of_a_gold)
+        if whole is None or inner is None or name is None or whole.name not in ("", name):
+            return None
+        return _without(whole._replace(name=name), inner)
+    group = group._replace(items=kept)
+    if len({isinstance(item, Chain) and r"\in" in item.relations for item in kept if isinstance(item, Chain)}) == 2:
+        return None  # `x \\in (0,5), x > 3` may say either
     if any(isinstance(item, Scalar) for item in group.items) and not all(isinstance(i, Scalar) for i in group.items):
         return None  # a number beside an inequality is another answer
     regions = [region(item, of_a_gold=of_a_gold) for item in group.items]
-    return _in_common(regions) if group.all_hold else _joined(regions)
+    if group.all_hold:
+        return _in_common(regions)
+    joined = _joined(regions)
+    covers = joined is not None and len(regions) > 1 and merged(joined.intervals) == _LINE.intervals
+    return None if covers else joined  # `x > 1, x < 2` means both at once
+
+
+def _parted(items: tuple[Value, ...]) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+    """The items without a mere domain (`x \\in \\mathbb{R}` beside other relations), and those from `x \\ne 3` on."""
+    chains = [item for item in items if isinstance(item, Chain)]
+    domains = [item for item in chains if item.relations == (r"\in",) and value_of(item.sides[1]) == _REAL_LINE]
+    if domains and len(chains) > len(domains):
+        items = tuple(item for item in items if item not in domains)
+    kept: list[Value] = []
+    holes: list[Value] = []
+    place = kept
+    for item in items:
+        if isinstance(item, Chain):
+            place = holes if item.relations == (r"\ne",) else kept
+        place.append(item)
+    return tuple(kept), tuple(holes)
 
 
 def _in_common(regions: list[Region | None]) -> Region | None:

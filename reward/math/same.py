@@ -1,8 +1,9 @@
 """Whether two expressions have the same value for all values of their letters."""
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from qwen_align.reward.math.arithmetic import LongSeriesError, TooLargeError, UndefinedError, UnsupportedError
 from qwen_align.reward.math.atoms import DEFAULT_BASE
@@ -12,7 +13,16 @@ from qwen_align.reward.math.expression import parse
 from qwen_align.reward.math.modular import Fingerprint
 from qwen_align.reward.math.node import Node, applied, symbols, walk
 from qwen_align.reward.math.numeric import difference, values
-from qwen_align.reward.math.points import N_REAL, N_WHOLE, Point, real_value, whole_value
+from qwen_align.reward.math.points import (
+    N_REAL,
+    N_SIGNED,
+    N_WHOLE,
+    Point,
+    jump_value,
+    real_value,
+    signed_value,
+    whole_value,
+)
 from qwen_align.reward.math.size import size_of
 
 _MAX_BITS = 4_000  # of values that are evaluated; larger ones are compared by their form
@@ -23,6 +33,7 @@ _FIRST_BITS = 80  # enough to tell most unequal values apart
 _MIN_POINTS = 3
 _MAX_WORK = 12_000  # about one unit a microsecond
 _STAGES = ((True, False), (True, True), (False, False))  # whether values are real, whether letters are whole numbers
+_JUMPING = frozenset(("floor", "ceil", "mod"))
 _COSTLY = frozenset(("call", "power", "root"))
 
 _INDEPENDENT = (frozenset(("pi",)), frozenset(("e",)))  # each transcendental: unequal rational functions of it differ
@@ -91,7 +102,8 @@ class _Comparison:
     def __init__(self, a: Node, b: Node, prints: Fingerprint) -> None:
         self.nodes = (a, b)
         self.prints = prints
-        self.has_letters = bool(symbols(a) | symbols(b) | applied(a) | applied(b))
+        self.letters = sorted(symbols(a) | symbols(b))
+        self.has_letters = bool(self.letters or applied(a) or applied(b))
         self.bits: int | None = None
         self.left = _MAX_WORK
         self.parts = [sum(counts) for counts in zip(*map(_parts, self.nodes), strict=True)]
@@ -129,8 +141,7 @@ class _Comparison:
         self.left -= 20 * self.parts[1]
         if self.left < 0:
             raise UnsupportedError("too much work")
-        letters = self.nodes[0].letters | self.nodes[1].letters
-        return self.bits_of(Exact({name: point.value_of(name) for name in letters}))
+        return self.bits_of(Exact({name: point.value_of(name) for name in self.letters}))
 
     def spend(self, bits: int) -> None:
         """Pays for one evaluation of both sides; raises UnsupportedError when that would be too much work."""
@@ -165,11 +176,13 @@ class _Comparison:
         One real point where they differ is enough to tell them apart; of complex values that could be another branch.
         """
         is_complex = "i" in self.prints.atoms
+        if not self.agree_where_they_jump():
+            return False
         for is_real, is_whole in _STAGES[-1:] if is_complex else _STAGES:
             agreed = disagreed = 0
-            for place in range(N_WHOLE if is_whole else N_REAL):
+            for point in self.points(is_whole=is_whole):
                 try:
-                    found = self.agree(self.point(place, is_whole=is_whole), _POINT_BITS, is_real=is_real)
+                    found = self.agree(point, _POINT_BITS, is_real=is_real)
                 except (UndefinedError, TooLargeError):
                     continue
                 except UnsupportedError:
@@ -185,6 +198,19 @@ class _Comparison:
             if agreed >= _MIN_POINTS:
                 return True
         return False
+
+    def agree_where_they_jump(self) -> bool:
+        """False if functions that round differ at a point where they jump, at which no letter lies by chance."""
+        if _JUMPING.isdisjoint(self.prints.atoms):
+            return True
+        for place in range(N_WHOLE):
+            point = Point(partial(jump_value, place=place), self.name_of)
+            try:
+                if self.agree(point, _POINT_BITS, is_real=True) is False:
+                    return False
+            except (UndefinedError, TooLargeError):
+                continue
+        return True
 
     def agree(self, point: Point, bits: int, *, is_real: bool) -> bool | None:
         """Whether the values at one point are the same, which takes more bits where they nearly are."""
@@ -207,9 +233,18 @@ class _Comparison:
             return True
         return False if second.is_near(first) else None
 
+    def points(self, *, is_whole: bool) -> Iterator[Point]:
+        n_real = N_SIGNED if len(self.letters) > 1 else N_REAL
+        for place in range(N_WHOLE if is_whole else n_real):
+            yield self.point(place, is_whole=is_whole)
+
     def point(self, place: int, *, is_whole: bool = False) -> Point:
         def value_of(name: str) -> Fraction:
-            return whole_value(name, place) if is_whole else real_value(name, place)
+            if is_whole:
+                return whole_value(name, place)
+            if len(self.letters) > 1 and name in self.letters:
+                return signed_value(name, place, self.letters.index(name))
+            return real_value(name, place % N_REAL)
 
         return Point(value_of, self.name_of)
 

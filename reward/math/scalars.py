@@ -14,11 +14,16 @@ _SPECIAL = re.compile(r"\\(?:Gamma|zeta|Re|Im|arg) ?[({]")  # functions that the
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _LETTERS = re.compile(r"[A-Za-z]{2,3}")
 _LOOKS = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])|\\text(?=\{)")
+_MATRIX_ALGEBRA = re.compile(  # `A^{-1}B`, `AB^T`: matrices, whose order counts
+    r"[A-Z] ?\^ ?(?:\{ ?(?:-1|T|-T) ?\}|T)[ *]*(?:\\cdot ?)?[A-Z]"
+    r"|[A-Z](?: |\*|\\cdot ?)*[A-Z] ?\^ ?(?:\{ ?(?:-1|T|-T) ?\}|T)"
+)
+_MATRIX_POWER = re.compile(r"\^ ?\{ ?(-1|T|-T) ?\}")
 _WORD_LOOKS = re.compile(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})|\.\Z|(?<![0-9])\s+|\s+(?![0-9])")  # `co-prime`, `Mon.`
 _ONE_SIGN = re.compile(r"\{([A-Za-z0-9])\}")
 _PAIRS = (frozenset("xyzabckmnpqrtuvw"), frozenset("ABCDEFGHKLMNOPQRSTUVXYZ"))
 _TRIPLES = tuple(map(frozenset, ("xyz", "abc", "pqr", "uvw", "rst", "kmn", "mnp", "abx", "axy", "ABC", "PQR", "XYZ")))
-_PAIRS_THAT_ARE_WORDS = frozenset("am an at by my up us we pa ma".split())
+_PAIRS_THAT_ARE_WORDS = frozenset("am an at by my up us we pa ma NE SE NW SW EN ES NO ON SO OS US UN TO UP".split())
 
 
 def same_words(gold: Value, said: Value) -> bool:
@@ -63,6 +68,8 @@ def is_defined(value: Value) -> bool:
 
 
 def _same_texts(gold: str, said: str, doubts: Doubts | None = None) -> bool:
+    if _MATRIX_ALGEBRA.search(gold) or _MATRIX_ALGEBRA.search(said):
+        return _without_dots(gold) == _without_dots(said)
     one, other = parse(gold), parse(said)
     is_calculus = _CALCULUS.search(gold) or _CALCULUS.search(said)
     if one is None or other is None:
@@ -86,6 +93,10 @@ def _plain(scalar: Scalar) -> str:
 
 def _is_long_decimal(text: str) -> bool:
     return "." in text and sum(map(str.isdigit, text)) >= _MIN_DECIMAL_DIGITS
+
+
+def _without_dots(text: str) -> str:
+    return _bare(_MATRIX_POWER.sub(r"^\1", text.replace(r"\cdot", "").replace("*", "")))
 
 
 def _bare(text: str) -> str:

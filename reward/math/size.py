@@ -9,6 +9,7 @@ from qwen_align.reward.math.exact import MAX_TERMS, Exact
 from qwen_align.reward.math.node import Node
 
 _POINT = 4.0  # bits before the point of a letter's value: letters are given values up to 13
+_EVERYDAY_BITS = 32.0
 _CONSTANTS = {"pi": 1.66, "e": 1.45, "i": 0.0}
 _EXPONENTIAL = frozenset(("sinh", "cosh", "tanh", "coth", "sech", "csch"))
 _UNBOUNDED = frozenset(("tan", "cot", "sec", "csc"))
@@ -79,8 +80,16 @@ class _Estimate:
             return Size(above, below, first.bits + parts[1].bits)
         if node.head == "power":
             factor = self.exponent(node.args[1])
-            return Size(*(size * factor + 1 for size in first))
-        return Size(first.above / 2, first.below / 2, first.bits) if node.head == "root" else first
+            above, below, bits = (size * factor + 1 for size in first)
+            return Size(above, below, bits + self.of_a_fine_exponent(node.args[1], parts[1]))
+        return Size(first.above / 2, first.below / 2, _finer(first.bits)) if node.head == "root" else first
+
+    def of_a_fine_exponent(self, node: Node, size: Size) -> float:
+        """The bits that an exponent adds which is no whole number: `2^{10^{-9}}` is nearly 1."""
+        try:
+            return 0.0 if self.exact.value(node).denominator == 1 else _finer(size.bits)
+        except (NotRationalError, UndefinedError, TooLargeError):
+            return _finer(size.bits)
 
     def exponent(self, node: Node) -> float:
         try:
@@ -92,7 +101,7 @@ class _Estimate:
 
     def call(self, node: Node) -> Size:
         parts = [self.of(arg) for arg in node.args]
-        above, bits = max(part.above for part in parts), max(part.bits for part in parts)
+        above, bits = max(part.above for part in parts), _finer(max(part.bits for part in parts))
         if node.value in {"ln", "log"}:
             return Size(math.log2(bits + 2), bits + 2, bits + 2)
         if node.value in _BOUNDED:
@@ -100,7 +109,7 @@ class _Estimate:
         if node.value in _UNBOUNDED:
             return Size(bits + 2, bits + 2, bits + 2)
         if node.value in _EXPONENTIAL:
-            grown = 2 * _two_to(above)
+            grown = 3 * _two_to(above)  # 1 - tanh(x) is 2 exp(-2x), and 2 log2(e) is 2.9
             return Size(grown, max(grown, bits), max(grown, bits))
         if node.value in {"factorial", "binomial"}:
             grown = _two_to(above) * max(above - 1.4, 1.0) + above + 1  # Stirling
@@ -125,6 +134,11 @@ class _Estimate:
 def _rational_size(value: Fraction) -> Size:
     above, below = value.numerator.bit_length(), value.denominator.bit_length()
     return Size(max(0.0, above - below + 1.0), max(0.0, below - above + 1.0), float(above + below))
+
+
+def _finer(bits: float) -> float:
+    """Twice the bits beyond those of everyday numbers: near zero, cos x differs from 1 by half the square of x."""
+    return bits + max(0.0, bits - _EVERYDAY_BITS)
 
 
 def _two_to(power: float) -> float:

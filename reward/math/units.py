@@ -45,6 +45,7 @@ _LEADING_MONEY = re.compile(
     r"([+-]?)\s*(?:US)?\s*(\\\$|[$€£¥₹]|(?:USD|RMB|CNY|EUR|GBP|Rs\.?) )\s*([+-]?)\s*(?=[0-9.\\])"
 )
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_PERCENT_OF_PERCENT = (("percent", 2),)
 _ENDS_A_VALUE = re.compile(r"(?:[0-9.})\]!|]|\\[A-Za-z]+|[A-Za-z])$")
 
 
@@ -69,6 +70,8 @@ def measured(text: str, letters: frozenset[str] = frozenset()) -> Measured:
         if piece[6] or piece[2] or not _ENDS_A_VALUE.search(body):
             continue
         found = _read_unit(text[piece.start() :], letters, _follows_number(body))
+        if found is not None and found.unit is not None and found.unit.dimensions == _PERCENT_OF_PERCENT:
+            return Measured(text)
         if found is not None and not (_is_angle(found.unit) and _TRIGONOMETRY.search(body)):
             return found._replace(text=body)
     return Measured(text)
@@ -76,6 +79,8 @@ def measured(text: str, letters: frozenset[str] = frozenset()) -> Measured:
 
 def agree(one: Unit, other: Unit) -> Fraction | None:
     """How many of `other` one of `one` is, None where they measure different things."""
+    if {name for unit in (one, other) for name, _ in unit.dimensions} >= {"celsius", "fahrenheit"}:
+        return None
     if one.dimensions == other.dimensions or _alike(one) == _alike(other):
         return one.factor / other.factor
     ones, others = dict(one.dimensions), dict(other.dimensions)
