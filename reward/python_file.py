@@ -75,9 +75,10 @@ class PythonReward(BaseReward):
         return []
 
     def _ask(self, request: dict[str, Any], count: int = 1) -> list[Verdict]:
-        self.warm()
         try:
             found = self._pool().ask(request)
+        except StartError as error:
+            raise RecipeError(f"reward {self.file}: {error}") from error
         except PoolError as error:
             reason = str(error)
             return [Verdict(value=0.0 if reason == "time limit" else None, reason=reason)] * count
