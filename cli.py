@@ -173,7 +173,8 @@ def _audit(parsed: argparse.Namespace, out: "Console") -> int:
     found = audit(reward, problems)
     table = Table("", "completion", "value", "reason", box=None, pad_edge=False)
     for one in found:
-        sign = "wrong" if one.is_wrong else "paid" if one.is_paid and not one.pays else "ok"
+        is_silent = one.verdict.value is None and one.pays is None
+        sign = "wrong" if one.is_wrong else "none" if is_silent else "paid" if one.is_paid and not one.pays else "ok"
         value = "none" if one.verdict.value is None else f"{one.verdict.value:g}"
         table.add_row(sign, one.probe, value, one.verdict.reason)
     out.print(table)

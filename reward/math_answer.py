@@ -22,7 +22,7 @@ from qwen_align.reward.math.unit_words import Unit
 from qwen_align.reward.math.units import ANY_WORD, letters_of
 from qwen_align.reward.math.values import Group, Matrix, Row, Scalar, Union, Value, Words
 from qwen_align.reward.math.written import written
-from qwen_align.reward.pool import UnservedError
+from qwen_align.reward.pool import GoneError, UnservedError
 from qwen_align.reward.thinking import CLOSE, OPEN, after_thinking
 from qwen_align.reward.verdict import Verdict
 
@@ -181,6 +181,8 @@ def _by_fallback(pairs: Pairs, deadline: float | None) -> Verdict:
         reason = fallback.ask(pairs, deadline=deadline)
     except UnservedError:
         return UNJUDGED
+    except GoneError as error:  # no fault of the completion's
+        return Verdict(value=None, reason=str(error))
     return Verdict(value=1.0 if reason == "fallback" else 0.0, reason=reason)
 
 

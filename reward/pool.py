@@ -93,7 +93,7 @@ class Pool:
             with self._lock:
                 alive = server.kill(worker.pid)
             if isinstance(error, DeadError) and not alive:
-                raise GoneError("worker died") from error
+                raise GoneError("worker ended from outside") from error
             if isinstance(error, LateError) and deadline is not None and deadline < limit:
                 raise UnservedError("batch deadline") from error
             raise
@@ -219,7 +219,7 @@ class _Server:
             pid = ""
         if not pid:
             ours.close()
-            raise GoneError("worker died")
+            raise GoneError("worker ended from outside")
         return _Worker(ours, int(pid))
 
     def kill(self, pid: int) -> bool:

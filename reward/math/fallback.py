@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from qwen_align.reward.pool import DeadError, LateError, Pool, WorkError
+from qwen_align.reward.pool import DeadError, GoneError, LateError, Pool, WorkError
 
 LIMIT_S = 1.0  # wall time of one item; with the kill every call ends within 1.2 s of its start
 MEMORY_GIB = 2.0
@@ -35,7 +35,7 @@ def ask(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) ->
     """The reason of the verdict: "fallback" if all pairs are equal, else "wrong", "time limit" or "worker died".
 
     Raises pool.UnservedError if the deadline, a `time.monotonic()`, passes first, and pool.StartError if the
-    installation is at fault. The first call of a process starts the workers, which may take 5 seconds.
+    installation is at fault, pool.GoneError if the workers' server was ended from outside twice. The first call of a process starts the workers, which may take 5 seconds.
     """
     if not hasattr(os, "fork"):
         return "no fallback on this platform"
@@ -48,13 +48,14 @@ def ask(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) ->
         reason = "fallback" if pool.ask(pairs, deadline=deadline) is True else "wrong"
     except LateError:
         reason = "time limit"
+    except GoneError:
+        raise
     except DeadError:
         return "worker died"  # not kept: what killed it need not have been these pairs
     except WorkError:  # Math-Verify could not read or compare them
         reason = "wrong"
     with _lock:
-        if reason != "worker died":  # which may have come from outside
-            _kept[pairs] = reason
+        _kept[pairs] = reason
         while len(_kept) > _MAX_KEPT:
             _kept.popitem(last=False)
     return reason
