@@ -195,12 +195,23 @@ def _decided(contents: Contents, gold: str) -> Verdict | Pairs:
     if said is None:
         return _WRONG if any(map(str.isalnum, "".join(contents))) else Verdict(value=0.0, reason="empty box")
     doubts: list[tuple[str, str]] = []
-    if agree(right, said, doubts):
+    if agree(right, said, doubts) or _agree_in_units(gold, right, said):
         return tuple(doubts) if doubts else _CORRECT
     if max(map(len, contents)) > MAX_CHARS:
         return Verdict(value=0.0, reason="too large")
     several = isinstance(said, Group) and len(said.items) > 1 and not isinstance(right, Group)
     return Verdict(value=0.0, reason="several answers") if several else _WRONG
+
+
+def _agree_in_units(gold: str, right: Value, said: Value) -> bool:
+    """Whether a gold's last letter is the unit that the answer has another of: `1000 m` for `1 km`."""
+    unit = _unit_in(said)
+    if unit is None or not isinstance(right, Scalar) or right.unit is not None:
+        return False
+    value = read(gold, letters_of(unit) | {ANY_WORD})
+    return (
+        isinstance(value, Scalar) and value.number is not None and value.unit is not None and agree(value, said, None)
+    )
 
 
 def _said(contents: Contents, letters: frozenset[str]) -> Value | None:

@@ -35,6 +35,9 @@ def agree(gold: Value, said: Value, doubts: Doubts | None) -> bool:
     if isinstance(said, Choice) and said.rest and not isinstance(gold, Choice):
         rest = value_of(said.rest)
         return rest is not None and agree(gold, rest, doubts)
+    if isinstance(gold, Choice) and gold.rest and isinstance(said, Scalar | Row):
+        wanted = value_of(gold.rest)
+        return isinstance(wanted, Scalar | Row) and agree(wanted, said, doubts)
     if isinstance(gold, Union) or isinstance(said, Union):
         return _same_region(gold, said, doubts)
     if isinstance(gold, Group) or isinstance(said, Group):

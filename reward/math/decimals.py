@@ -11,22 +11,35 @@ from qwen_align.reward.math.points import Point, real_value
 from qwen_align.reward.math.size import size_of
 
 MIN_DIGITS = 10  # significant; `3.14` is not pi
+_FLOAT_DIGITS = 15  # of a float printed in full, whose last digit may be off by one: 1.4142135623730951
 _BITS = 420
 _MAX_BITS = 2_000
 _PLAIN = re.compile(r"([0-9]*)\.([0-9]+)(?:e([+-]?[0-9]{1,3}))?")
 
 
 def stands_for(one: Node, other: Node) -> bool:
-    """Whether `one` is a decimal of at least MIN_DIGITS digits that rounds or cuts off the value of `other`."""
+    """Whether `one` is a decimal of at least MIN_DIGITS digits that rounds or cuts off the value of `other`.
+
+    With the digits of a float the last one may be off by less than one.
+    """
     written = _written(one)
     if written is None or _written(other) is not None or not is_number(other):
         return False
     value, unit = written
+    error = unit if _n_digits(one) >= _FLOAT_DIGITS else unit / 2
     exact = _value(other)
     if exact is None:
         return False
     is_cut = abs(value) <= abs(exact) < abs(value) + unit and (exact < 0) == (value < 0)
-    return is_cut or abs(exact - value) * 2 <= unit
+    return is_cut or abs(exact - value) < error or abs(exact - value) * 2 == unit
+
+
+def _n_digits(node: Node) -> int:
+    """The significant digits of the decimal in a tree that `_written` reads."""
+    while node.head in ("negative", "product"):
+        node = node.args[0]
+    mantissa = str(node.value).lower().partition("e")[0]
+    return len(mantissa.replace(".", "").lstrip("0"))
 
 
 def _written(node: Node) -> tuple[Fraction, Fraction] | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from qwen_align.reward.math.exact import rational
 from qwen_align.reward.math.expression import Node, parse, symbols
-from qwen_align.reward.math.node import number
+from qwen_align.reward.math.node import number, with_values
 from qwen_align.reward.math.same import same
 
 _POINTS = ((3, 5, 7, 11, 13, 17, 19, 23), (29, 2, 31, 37, 3, 41, 43, 5), (8, 27, 6, 15, 21, 10, 33, 14))
@@ -22,7 +22,7 @@ def same_zero_set(one: tuple[str, str], other: tuple[str, str], *, positive: boo
     if not positive and same(first, second):
         return True
     for point in _points(sorted(symbols(first))):
-        above, below = _at(first, point), _at(second, point)
+        above, below = with_values(first, point), with_values(second, point)
         if same(above, _ZERO) is not False or same(below, _ZERO) is not False:
             continue
         if positive:
@@ -43,14 +43,3 @@ def _difference(left: str, right: str) -> Node | None:
 def _points(names: list[str]) -> Iterator[dict[str, Node]]:
     for numbers in _POINTS:
         yield {name: number(numbers[place % 8] + place // 8) for place, name in enumerate(names)}
-
-
-def _at(node: Node, point: dict[str, Node]) -> Node:
-    """The node with numbers in the place of its letters, but not of those a sum or product sign binds."""
-    if node.head == "symbol":
-        return point.get(str(node.value), node)
-    if node.head == "series":
-        variable, first, last, body = node.args
-        inner = {name: value for name, value in point.items() if name != variable.value}
-        return Node("series", (variable, _at(first, point), _at(last, point), _at(body, inner)), node.value)
-    return Node(node.head, tuple(_at(arg, point) for arg in node.args), node.value) if node.args else node

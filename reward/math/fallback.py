@@ -35,7 +35,8 @@ def ask(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) ->
     """The reason of the verdict: "fallback" if all pairs are equal, else "wrong", "time limit" or "worker died".
 
     Raises pool.UnservedError if the deadline, a `time.monotonic()`, passes first, and pool.StartError if the
-    installation is at fault, pool.GoneError if the workers' server was ended from outside twice. The first call of a process starts the workers, which may take 5 seconds.
+    installation is at fault, pool.GoneError if the workers' server was ended from outside twice. The first call of a
+    process starts the workers, which may take 5 seconds.
     """
     if not hasattr(os, "fork"):
         return "no fallback on this platform"

@@ -1,10 +1,17 @@
 """Answers that name their values: `x = 1, y = 2`, `(x, y) = (1, 2)`, `f(x) = 2x`."""
 
+import re
+
+from qwen_align.reward.math.expression import parse
 from qwen_align.reward.math.names import base_of, name_of
+from qwen_align.reward.math.node import symbol, with_values
 from qwen_align.reward.math.read import value_of
+from qwen_align.reward.math.same import same
 from qwen_align.reward.math.values import Agree, Chain, Doubts, Group, Ratio, Row, Scalar, Value, items_in
 
 _MAX_PAIRS = 900  # comparisons of named values
+
+_FUNCTION = re.compile(r"([A-Za-z]'*)\(([A-Za-z])\)")
 
 Named = list[tuple[str, Value]]
 
@@ -58,6 +65,10 @@ def same_named(golds: Named, saids: Named, doubts: Doubts | None, agree: Agree) 
     gold_values, said_values = tuple(value for _, value in golds), tuple(value for _, value in saids)
     if "" not in gold_names and "" not in said_names:
         if len(golds) == len(saids) == 1:
+            if gold_names != said_names and _are_points(*gold_names, *said_names):
+                return same_named(by_coordinate(golds), by_coordinate(saids), doubts, agree)
+            if (letters := _arguments(*gold_names, *said_names)) is not None:
+                return _same_functions(gold_values[0], said_values[0], *letters)
             return _one_name(*gold_names, *said_names) and agree(gold_values[0], said_values[0], doubts)
         return _pairs_match(golds, saids, agree) and _pairs_match(saids, golds, agree)
     if len({base_of(name) for name in gold_names}) == len({base_of(name) for name in said_names}) == 1:
@@ -70,6 +81,8 @@ def same_named(golds: Named, saids: Named, doubts: Doubts | None, agree: Agree) 
         if len(golds) == 1
         else (said_values[0], gold_values, [name for name, _ in golds])
     )
+    if set(names) in ({"x", "y"}, {"x", "y", "z"}) and len(names) == len(set(names)):
+        others, names = tuple(others[names.index(name)] for name in sorted(names)), sorted(names)
     if isinstance(point, Row) and min(len(golds), len(saids)) == 1 and names == sorted(set(names)):
         row = Row("(", tuple(others), ")")
         return agree(point, row, doubts) if len(golds) == 1 else agree(row, point, doubts)
@@ -79,6 +92,29 @@ def same_named(golds: Named, saids: Named, doubts: Doubts | None, agree: Agree) 
 def _one_name(one: str, other: str) -> bool:
     """Whether two names are one; a function's value may be called `y` or `f(x)`."""
     return one == other or {one, other} in ({"y", "f(x)"}, {"y", "y(x)"}, {"y", "g(x)"})
+
+
+def _are_points(one: str, other: str) -> bool:
+    """Whether both name the same coordinates, in another order: `(x,y)` and `(y,x)`."""
+    return one[:1] == other[:1] == "(" and sorted(one.strip("()").split(",")) == sorted(other.strip("()").split(","))
+
+
+def _arguments(one: str, other: str) -> tuple[str, str] | None:
+    """The letters x and t of `f(x)` and `f(t)`."""
+    first, second = _FUNCTION.fullmatch(one), _FUNCTION.fullmatch(other)
+    if first is None or second is None or first[1] != second[1] or first[2] == second[2]:
+        return None
+    return first[2], second[2]
+
+
+def _same_functions(gold: Value, said: Value, letter: str, other: str) -> bool:
+    """Whether two expressions are the same but for the letter of their variable."""
+    if not isinstance(gold, Scalar) or not isinstance(said, Scalar):
+        return False
+    one, two = parse(gold.text), parse(said.text)
+    if one is None or two is None or letter in two.letters or other in one.letters:
+        return False
+    return same(one, with_values(two, {other: symbol(letter)})) is True
 
 
 def _pairs_match(some: Named, others: Named, agree: Agree) -> bool:

@@ -20,8 +20,9 @@ _NO_NAME = re.compile(  # words of a condition, a denial or a bound
     re.IGNORECASE,
 )
 _LISTED = re.compile(rf"{_NAME}|\({_NAME}(?:,{_NAME})+\)")
+_DERIVATIVE = re.compile(r"\\frac\{d[a-zA-Z]\}\{d[a-zA-Z]\}|d[a-z]/d[a-z]")
 _OF_A_GOLD = re.compile(
-    rf"\\(?:sin|cos|tan|cot|sec|csc|log|ln) ?(?:{_NAME}|\({_NAME}\))|\\frac\{{d[a-zA-Z]\}}\{{d[a-zA-Z]\}}|"
+    rf"\\(?:sin|cos|tan|cot|sec|csc|log|ln) ?(?:{_NAME}|\({_NAME}\))|"
     rf"{_NAME}(?::{_NAME})+|\\frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}/{_NAME}|\|{_NAME}\|"
 )
 _INDEX = re.compile(r"_(?:[A-Za-z0-9]|\{[^{}]*\})")
@@ -32,7 +33,7 @@ def name_of(side: str, *, of_a_gold: bool) -> str | None:
     bare = side.replace(" ", "").replace("{}", "")
     if bare.startswith("{") and bare.endswith("}"):
         bare = bare[1:-1]
-    if _LISTED.fullmatch(bare) or (of_a_gold and _OF_A_GOLD.fullmatch(bare)):
+    if _LISTED.fullmatch(bare) or _DERIVATIVE.fullmatch(bare) or (of_a_gold and _OF_A_GOLD.fullmatch(bare)):
         return re.sub(r"_\{([^{}]*)\}", r"_\1", bare)
     words = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", side).strip()
     if _NO_NAME.search(words):

@@ -108,6 +108,21 @@ def is_number(node: Node) -> bool:
     return not node.letters and not node.applied
 
 
+def with_values(node: Node, point: dict[str, Node]) -> Node:
+    """The node with others in the place of its letters, but not of those a sum or product sign binds."""
+    if node.head == "symbol":
+        return point.get(str(node.value), node)
+    if node.head == "series":
+        variable, first, last, body = node.args
+        inner = {name: value for name, value in point.items() if name != variable.value}
+        return Node(
+            "series",
+            (variable, with_values(first, point), with_values(last, point), with_values(body, inner)),
+            node.value,
+        )
+    return Node(node.head, tuple(with_values(arg, point) for arg in node.args), node.value) if node.args else node
+
+
 def _named(
     head: str, args: tuple[Node, ...], name: str, letters: frozenset[str], applied: frozenset[str]
 ) -> tuple[frozenset[str], frozenset[str]]:

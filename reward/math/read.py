@@ -53,6 +53,7 @@ _FUNCTION_WORDS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm max min mod sqrt pi frac asin "
     "acos atan abs floor ceil det oo inf theta alpha beta gamma infty".split()
 )
+_COUNTER = re.compile(r"\(?(?:\\forall )?([kmn]) ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z)\)?")
 _REALS = re.compile(
     r"\\mathbb ?\{ ?R ?\}|\\mathbb R|\\mathbf ?\{ ?R ?\}|\\R|\\Re|(?:the set of )?all (?:the )?real(?:s| numbers)?"
     r"|(?:全体|所有)?实数集?|任意实数"
@@ -62,7 +63,7 @@ _NOTHING = re.compile(
     r"|there (?:is|are) no (?:real )?solutions?",
     re.IGNORECASE,
 )
-_INFINITY = re.compile(r"([+-]?) ?(?:\\infty|infinity|inf|无穷大?|正无穷大?)", re.IGNORECASE)
+_INFINITY = re.compile(r"([+-]?) ?(?:\\infty|infinity|inf|oo|无穷大?|正无穷大?)", re.IGNORECASE)
 _SAYS_NOTHING = re.compile(r"(?:\?+|nan|none|null|unknown|n/a|\\text\{\}|-|\.)?", re.IGNORECASE)
 
 
@@ -120,12 +121,24 @@ def _list(text: str, letters: frozenset[str], depth: int) -> Value | None:
         return None
     if len(items) > MAX_ITEMS:
         return Words(text)
+    if len(items) > 1:
+        items = _without_counters(items)
     if len(items) > 1 and _ONE_THOUSANDS.fullmatch(text):  # `$1,000.99`, `12,500 cm`
         return value_of(text.replace(",", ""), letters, depth + 1)
     found = items_of(items, letters, depth)
     if isinstance(found, Group) and all(_AND.fullmatch(joint) for joint in joints) and _are_half_lines(found):
         return found._replace(all_hold=True)
     return found
+
+
+def _without_counters(items: list[str]) -> list[str]:
+    """The items without `k \\in \\mathbb{Z}` where k occurs in another: that is what k means there."""
+    counters = {item: found[1] for item in items if (found := _COUNTER.fullmatch(item))}
+    others = [item for item in items if item not in counters]
+    is_used = all(
+        any(re.search(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", one) for one in others) for letter in counters.values()
+    )
+    return others if counters and others and is_used else items
 
 
 def _are_half_lines(group: Group) -> bool:
@@ -183,6 +196,8 @@ def _bracketed(text: str, letters: frozenset[str], depth: int) -> Value | None:
             if len(items) == 1 and opening == "[" and ".." not in text:
                 return value_of(found[0], letters, depth + 1)
             values = tuple(value_of(item, letters, depth + 1) or Words("?") for item in items)
+            if opening + found[1] == "[]" and (rows := _rows_of_a_matrix(values)):
+                return Matrix("matrix", rows)
             return Row("(" if opening == r"\langle" else opening, values, ")" if opening == r"\langle" else found[1])
     if text[:1] == "]" or (text[:1] == "[" and text[-1:] == "["):  # ]0,1[ is the French open interval
         items = bracket_items(text[1:-1])
@@ -197,6 +212,12 @@ def _bracketed(text: str, letters: frozenset[str], depth: int) -> Value | None:
             items = [item for item in list_items(found[0]) if item]
             return Group(tuple(_flat(items, tuple(value_of(item, letters, depth + 1) for item in items))))
     return None
+
+
+def _rows_of_a_matrix(values: tuple[Value, ...]) -> tuple[tuple[Value, ...], ...]:
+    """The rows of `[[1,2],[3,4]]`, none if the values are not rows of one length."""
+    rows = [value.items for value in values if isinstance(value, Row) and (value.opening, value.closing) == ("[", "]")]
+    return tuple(rows) if len(rows) == len(values) and len(set(map(len, rows))) == 1 else ()
 
 
 def _signs(text: str, letters: frozenset[str], depth: int) -> Value | None:

@@ -1,5 +1,6 @@
 r"""Parts of the number line: intervals, unions, solved inequalities and `x \ne 3` in one form."""
 
+import re
 from fractions import Fraction
 from functools import cmp_to_key
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from qwen_align.reward.math.read import value_of
 from qwen_align.reward.math.values import Chain, Group, Row, Scalar, Union, Value
 
 _LEAST, _MOST = Scalar(r"-\infty"), Scalar(r"\infty")
+_BARS = re.compile(r"\| ?([a-z]) ?\|")
 _UPWARD = {"<": "<", r"\le": r"\le", ">": "<", r"\ge": r"\le"}
 INEQUALITIES = frozenset(_UPWARD) | {r"\ne"}
 
@@ -92,7 +94,24 @@ def _of_chain(chain: Chain, of_a_gold: bool) -> Region | None:
         if name is None or low is None or high is None:
             return None
         return Region((Interval(low, high, closed[0], closed[1]),), name)
+    if (strip := _strip(sides[0], sides[1], closed[0], of_a_gold)) is not None:
+        return strip
     return _half_line(sides[0], sides[1], closed[0], of_a_gold)
+
+
+def _strip(less: str, more: str, is_closed: bool, of_a_gold: bool) -> Region | None:
+    """What `|x| < 3` or `|x| > 3` says, None if it is no such thing."""
+    for side, other in ((less, more), (more, less)):
+        bars = _BARS.fullmatch(side)
+        name = None if bars is None else name_of(bars[1], of_a_gold=of_a_gold)
+        end = value_of(other)
+        if name is None or not isinstance(end, Scalar) or end.number is None or end.number <= 0:
+            continue
+        low = Scalar(f"-{end.text}", -end.number)
+        if side == less:
+            return Region((Interval(low, end, is_closed, is_closed),), name)
+        return Region((Interval(_LEAST, low, False, is_closed), Interval(end, _MOST, is_closed, False)), name)
+    return None
 
 
 def _half_line(less: str, more: str, is_closed: bool, of_a_gold: bool) -> Region | None:

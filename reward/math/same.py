@@ -11,7 +11,7 @@ from qwen_align.reward.math.decimals import stands_for
 from qwen_align.reward.math.exact import Exact, rational
 from qwen_align.reward.math.expression import parse
 from qwen_align.reward.math.modular import Fingerprint
-from qwen_align.reward.math.node import Node, applied, symbols, walk
+from qwen_align.reward.math.node import Node, applied, symbols, walk, with_values
 from qwen_align.reward.math.numeric import difference, values
 from qwen_align.reward.math.points import (
     N_REAL,
@@ -33,6 +33,7 @@ _FIRST_BITS = 80  # enough to tell most unequal values apart
 _MIN_POINTS = 3
 _MAX_WORK = 12_000  # about one unit a microsecond
 _STAGES = ((True, False), (True, True), (False, False))  # whether values are real, whether letters are whole numbers
+_EULER = Node("constant", (), "e")
 _JUMPING = frozenset(("floor", "ceil", "mod"))
 _COSTLY = frozenset(("call", "power", "root"))
 
@@ -46,6 +47,7 @@ def same(a: Node, b: Node) -> bool | None:
     same as the number it rounds. Logarithms without a base may have base ten or e, the same on both sides.
     """
     a, b = _euler_reading(a, b), _euler_reading(b, a)
+    a, b = _printed_euler(a, b), _printed_euler(b, a)
     is_same = _judged(a, b)
     if is_same is not True and any(part == DEFAULT_BASE for node in (a, b) for part in walk(node)):
         return _judged(_natural(a), _natural(b)) or is_same
@@ -80,6 +82,18 @@ def _euler_reading(node: Node, other: Node) -> Node:
         return node
     factor, _, term = text.partition("e")
     return parse(f"({factor}) e {term}") or node if term[0] in "+-" else node
+
+
+def _printed_euler(node: Node, other: Node) -> Node:
+    """A tree whose `E` is Euler's number, as sympy prints it, where the other side has e and no E."""
+    if "E" not in node.letters or "E" in other.letters or _has_e(node) or _EULER not in walk(other):
+        return node
+    return with_values(node, {"E": _EULER})
+
+
+def _has_e(node: Node) -> bool:
+    """Whether Euler's number stands in the tree for more than the base of an exponential function."""
+    return any(part.head != "power" and _EULER in part.args for part in walk(node))
 
 
 def _natural(node: Node) -> Node:

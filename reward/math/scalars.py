@@ -3,6 +3,7 @@
 import re
 
 from qwen_align.reward.math.expression import parse
+from qwen_align.reward.math.node import Node, symbol
 from qwen_align.reward.math.same import same
 from qwen_align.reward.math.units import agree as units_agree
 from qwen_align.reward.math.values import Doubts, Scalar, Value, Words
@@ -21,6 +22,8 @@ _MATRIX_ALGEBRA = re.compile(  # `A^{-1}B`, `AB^T`: matrices, whose order counts
 _MATRIX_POWER = re.compile(r"\^ ?\{ ?(-1|T|-T) ?\}")
 _WORD_LOOKS = re.compile(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})|\.\Z|(?<![0-9])\s+|\s+(?![0-9])")  # `co-prime`, `Mon.`
 _ONE_SIGN = re.compile(r"\{([A-Za-z0-9])\}")
+_INTEGRATION = frozenset(("C", "c", "C_0", "C_1", "c_0", "c_1"))
+_VARIABLES = frozenset((*"rstuvxyz", r"\theta"))  # beside which such a letter is no parameter
 _PAIRS = (frozenset("xyzabckmnpqrtuvw"), frozenset("ABCDEFGHKLMNOPQRSTUVXYZ"))
 _TRIPLES = tuple(map(frozenset, ("xyz", "abc", "pqr", "uvw", "rst", "kmn", "mnp", "abx", "axy", "ABC", "PQR", "XYZ")))
 _PAIRS_THAT_ARE_WORDS = frozenset("am an at by my up us we pa ma NE SE NW SW EN ES NO ON SO OS US UN TO UP".split())
@@ -78,6 +81,7 @@ def _same_texts(gold: str, said: str, doubts: Doubts | None = None) -> bool:
         is_equal = None if is_calculus else False
     else:
         is_special = _SPECIAL.search(gold) or _SPECIAL.search(said)
+        one, other = _with_constant(one), _with_constant(other)
         is_equal = None if is_special and one != other else same(one, other)
         is_calculus = is_calculus or is_special
     may_ask = is_calculus and "°" not in gold + said and len(gold) + len(said) <= _MAX_DOUBT_CHARS
@@ -85,6 +89,16 @@ def _same_texts(gold: str, said: str, doubts: Doubts | None = None) -> bool:
         doubts.append((gold, said))
         return True
     return is_equal is True
+
+
+def _with_constant(node: Node) -> Node:
+    """An antiderivative with `C` as the letter of its constant of integration; other trees as they are."""
+    constants = [arg for arg in node.args if arg.head == "symbol" and arg.value in _INTEGRATION]
+    if node.head != "sum" or len(constants) != 1 or node.applied:
+        return node
+    rest = tuple(arg for arg in node.args if arg is not constants[0])
+    letters = frozenset[str]().union(*(arg.letters for arg in rest))
+    return Node("sum", (*rest, symbol("C"))) if letters and letters <= _VARIABLES else node
 
 
 def _plain(scalar: Scalar) -> str:

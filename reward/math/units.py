@@ -45,6 +45,8 @@ _LEADING_MONEY = re.compile(
     r"([+-]?)\s*(?:US)?\s*(\\\$|[$€£¥₹]|(?:USD|RMB|CNY|EUR|GBP|Rs\.?) )\s*([+-]?)\s*(?=[0-9.\\])"
 )
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_INCHES = re.compile(r"([0-9./]+) ?(?:''|\"|\^ ?\{ ?(?:''|\\prime ?\\prime) ?\})")
+_RATE = re.compile(r"([0-9.,]+) ?(?:\\text\{ ?)?(?:per |/ ?|an? |each )(?:\\text\{ ?)?([A-Za-z]{2,}) ?\}?")
 _PERCENT_OF_PERCENT = (("percent", 2),)
 _ENDS_A_VALUE = re.compile(r"(?:[0-9.})\]!|]|\\[A-Za-z]+|[A-Za-z])$")
 
@@ -55,9 +57,14 @@ def measured(text: str, letters: frozenset[str] = frozenset()) -> Measured:
 
     Single bare letters are units only if in `letters`, and words outside the list as well.
     """
+    if (inches := _INCHES.fullmatch(text)) is not None:
+        return Measured(inches[1], UNITS["inch"])
     if money := _LEADING_MONEY.match(text):
+        money_word = _SIGN_UNITS[money[2].rstrip(". ")]
+        if (rate := _RATE.fullmatch(text, money.end())) and known_word(rate[2]):
+            return Measured(money[1] + money[3] + rate[1], _unit_of([(money_word, 1), (rate[2], -1)]))
         rest = measured(money[1] + money[3] + text[money.end() :], letters)
-        unit = _unit_of([(_SIGN_UNITS[money[2].rstrip(". ")], 1)])
+        unit = _unit_of([(money_word, 1)])
         return rest._replace(unit=unit) if rest.unit is None or rest.unit == unit else Measured(text)
     start = max(0, len(text) - _LONGEST_TAIL)
     tail = _TAIL.search(text, start)

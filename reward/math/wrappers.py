@@ -11,7 +11,7 @@ _ENVIRONMENT = re.compile(r"\\begin\{(cases|align|aligned|equation|gather|gather
 _PHRASE = re.compile(
     r"(?:\\therefore|so|thus|hence|therefore|因此|所以|故)?[ ,，]*(?:(?:the|my) )?(?:final |correct |最终|正确)?"
     r"(?:answer|solution|result|答案|结果|解)\s*(?:(?:is|are|为|是)\s*[:=：]?|[:：])\s*"
-    r"|\\therefore\s*|答\s*[:：]\s*",
+    r"|\\therefore\s*|exactly (?=[0-9])|答\s*[:：]\s*",
     re.IGNORECASE,
 )
 
