@@ -10,6 +10,7 @@ from qwen_align.reward.audit import audit, bad_completions
 from qwen_align.reward.base import BaseReward
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
+from qwen_align.reward.reasoning_gym_task import ReasoningGym
 from qwen_align.reward.settings import Outcome, Shaping
 
 CARELESS = """
@@ -42,7 +43,13 @@ def test_bad_completions_keep_what_the_problem_says() -> None:
         assert (row.gold, row.mode, row.meta, row.prompt) == ("42", "think", {"level": 3}, asked.messages)
 
 
-@pytest.mark.parametrize("kind", get_args(Outcome) + get_args(Shaping), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, id=kind.__name__, marks=[pytest.mark.slow] if kind is ReasoningGym else [])  # 6 s of imports
+        for kind in get_args(Outcome) + get_args(Shaping)
+    ],
+)
 def test_every_reward_passes_its_own_audit(kind: type[BaseReward]) -> None:
     needed = {name: 100 for name, field in kind.model_fields.items() if field.is_required()}
     found = audit(kind(kind=kind.model_fields["kind"].default, **needed))

@@ -65,36 +65,35 @@ def test_the_golds_take_the_ways_they_are_to_test() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "gold", "pays"),
-    [
-        pytest.param(one["code"], gold, one["pays"], id=f"{one['name']}-{gold}")
-        for one in ATTACKS
-        for gold in one["golds"]
-    ],
+    ("one", "gold"),
+    [pytest.param(one, gold, id=f"{one['name']}-{gold}") for one in ATTACKS for gold in one["golds"]],
 )
-def test_only_right_code_is_paid(code: str, gold: str, pays: bool) -> None:
+def test_only_right_code_is_paid(one: dict[str, Any], gold: str) -> None:
+    reward = REWARD.model_copy(update={"time_limit_s": one.get("time_limit_s", REWARD.time_limit_s)})
     start = time.monotonic()
-    verdict = REWARD.judge(code, GOLDS[gold])
-    assert verdict.value == (1.0 if pays else 0.0), verdict
-    assert time.monotonic() - start < REWARD.time_limit_s + 0.3
+    verdict = reward.judge(one["code"], GOLDS[gold])
+    assert verdict.value == (1.0 if one["pays"] else 0.0), verdict
+    assert time.monotonic() - start < reward.time_limit_s + 0.3
+
+
+ENDLESS = [
+    "while True: pass",
+    "import time\ntime.sleep(60)",
+    "import signal\nfor one in (2, 14, 15): signal.signal(one, signal.SIG_IGN)\nwhile True: pass",
+    "def add(a, b):\n    return 10 ** (10 ** 9)\nadd(1, 2)",
+    "import re\nre.match('(a+)+b', 'a' * 60)",
+]
 
 
 @pytest.mark.parametrize("gold", ["list", "rpc", "program"])
-@pytest.mark.parametrize(
-    "code",
-    [
-        "while True: pass",
-        "import time\ntime.sleep(60)",
-        "import signal\nfor one in (2, 14, 15): signal.signal(one, signal.SIG_IGN)\nwhile True: pass",
-        "def add(a, b):\n    return 10 ** (10 ** 9)\nadd(1, 2)",
-        "import re\nre.match('(a+)+b', 'a' * 60)",
-    ],
-)
-def test_a_time_limit_is_kept(code: str, gold: str) -> None:
-    start = time.monotonic()
-    verdict = REWARD.model_copy(update={"time_limit_s": 0.3}).judge(code, GOLDS[gold])
-    assert (verdict.value, verdict.reason) == (0.0, "time limit")
-    assert time.monotonic() - start < 0.3 + 0.3
+def test_a_time_limit_is_kept(gold: str) -> None:
+    def judged(code: str) -> tuple[float | None, str, bool]:
+        start = time.monotonic()
+        verdict = REWARD.model_copy(update={"time_limit_s": 0.3}).judge(code, GOLDS[gold])
+        return verdict.value, verdict.reason, time.monotonic() - start < 0.3 + 0.3
+
+    with ThreadPoolExecutor(len(ENDLESS)) as threads:
+        assert set(threads.map(judged, ENDLESS)) == {(0.0, "time limit", True)}
 
 
 def test_reasons_can_be_counted() -> None:
@@ -193,8 +192,8 @@ def test_a_batch_is_judged_as_one_by_one() -> None:
 def test_a_batch_keeps_its_deadline() -> None:
     batch = [of("while True: pass", LIST, sample) for sample in range(20)]
     start = time.monotonic()
-    verdicts = REWARD.model_copy(update={"time_limit_s": 0.4}).judge_many(batch, deadline=start + 1.0)
-    assert time.monotonic() - start < 1.6
+    verdicts = REWARD.model_copy(update={"time_limit_s": 0.2}).judge_many(batch, deadline=start + 0.5)
+    assert time.monotonic() - start < 1.1
     assert UNJUDGED in verdicts
     assert {one.reason for one in verdicts} == {"time limit", "batch deadline"}
 
@@ -277,11 +276,11 @@ def test_mbpp_is_paid_in_full() -> None:
 
 def test_a_server_killed_in_the_middle_costs_no_verdict() -> None:
     gold = {"tests": ["assert slow(1) == 2"]}
-    slow = "import time\ndef slow(x):\n    time.sleep(1)\n    return x + 1\n"
+    slow = "import time\ndef slow(x):\n    time.sleep(0.5)\n    return x + 1\n"
     CodeTests().warm()
     server = sandbox("full")._server
     assert server is not None
-    killer = threading.Timer(0.4, server.kill)
+    killer = threading.Timer(0.2, server.kill)
     killer.start()
     assert CodeTests().judge(slow, gold).value == 1.0
     killer.join()
