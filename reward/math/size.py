@@ -36,6 +36,7 @@ class _Estimate:
     def __init__(self, exact: Exact) -> None:
         self.exact = exact
         self.known: dict[Node, Size] = {}
+        self.fine: dict[Node, float] = {}
 
     def of(self, node: Node) -> Size:
         found = self.known.get(node)
@@ -81,15 +82,26 @@ class _Estimate:
         if node.head == "power":
             factor = self.exponent(node.args[1])
             above, below, bits = (size * factor + 1 for size in first)
-            return Size(above, below, bits + self.of_a_fine_exponent(node.args[1], parts[1]))
-        return Size(first.above / 2, first.below / 2, _finer(first.bits)) if node.head == "root" else first
+            fine = self.fineness(node.args[1])
+            return Size(above, below, bits + 2 * fine + (_EVERYDAY_BITS if fine else 0.0))
+        if node.head == "root":
+            return Size(first.above / 2, first.below / 2, first.bits + self.fineness(node.args[0]))
+        return first
 
-    def of_a_fine_exponent(self, node: Node, size: Size) -> float:
-        """The bits that an exponent adds which is no whole number: `2^{10^{-9}}` is nearly 1."""
-        try:
-            return 0.0 if self.exact.value(node).denominator == 1 else _finer(size.bits)
-        except (NotRationalError, UndefinedError, TooLargeError):
-            return _finer(size.bits)
+    def fineness(self, node: Node) -> float:
+        """The bits of the node's constants beyond those of everyday numbers.
+
+        As many more are needed to tell a function's value at a tiny argument from that of its first terms: near zero,
+        cos x differs from 1 by half the square of x.
+        """
+        found = self.fine.get(node)
+        if found is None:
+            if node.letters or node.applied:
+                found = sum(map(self.fineness, node.args))
+            else:
+                found = max(0.0, self.of(node).bits - _EVERYDAY_BITS)
+            self.fine[node] = found
+        return found
 
     def exponent(self, node: Node) -> float:
         try:
@@ -101,7 +113,8 @@ class _Estimate:
 
     def call(self, node: Node) -> Size:
         parts = [self.of(arg) for arg in node.args]
-        above, bits = max(part.above for part in parts), _finer(max(part.bits for part in parts))
+        above = max(part.above for part in parts)
+        bits = max(part.bits for part in parts) + sum(map(self.fineness, node.args))
         if node.value in {"ln", "log"}:
             return Size(math.log2(bits + 2), bits + 2, bits + 2)
         if node.value in _BOUNDED:
@@ -134,11 +147,6 @@ class _Estimate:
 def _rational_size(value: Fraction) -> Size:
     above, below = value.numerator.bit_length(), value.denominator.bit_length()
     return Size(max(0.0, above - below + 1.0), max(0.0, below - above + 1.0), float(above + below))
-
-
-def _finer(bits: float) -> float:
-    """Twice the bits beyond those of everyday numbers: near zero, cos x differs from 1 by half the square of x."""
-    return bits + max(0.0, bits - _EVERYDAY_BITS)
 
 
 def _two_to(power: float) -> float:
