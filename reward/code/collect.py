@@ -42,8 +42,8 @@ def collected(source: str, tree: ast.Module) -> Collected:
     if not calls:
         return Collected([], [source if len(body) == len(tree.body) else _source(body)], None)
     rest = [one for one in body if one not in functions]
-    asserts = any(isinstance(node, ast.Assert) for one in rest if not _defines(one) for node in ast.walk(one))
-    before, tests = ([], [_source(body), *calls]) if asserts else ([_source(body)], calls)
+    is_tested = bool(_asserts([one for one in rest if not _defines(one)]))
+    before, tests = ([], [_source(body), *calls]) if is_tested else ([_source(body)], calls)
     is_plain = all(isinstance(one, ast.Import | ast.ImportFrom) for one in rest)
     bodies = [ast.Module([*rest, *one.body], []) for one in functions] if is_plain else None
     return Collected(before, tests, bodies)
@@ -64,9 +64,11 @@ def always_holds(said: ast.expr) -> bool:
 
 
 def pays_all(tree: ast.AST) -> bool:
-    """Whether an assertion looks like a test of a call and always holds."""
-    asserts = (node.test for node in ast.walk(tree) if isinstance(node, ast.Assert))
-    return any(always_holds(said) and any(isinstance(one, ast.Call) for one in ast.walk(said)) for said in asserts)
+    """Whether an assertion looks like a test of a call and cannot fail."""
+    asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert) and _has_call(node.test)]
+    tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try) and _swallows(node)]
+    swallowed = [one for node in tries for one in _asserts(node.body)]
+    return any(always_holds(one.test) or one in swallowed for one in asserts)
 
 
 def is_certain(body: Sequence[ast.stmt]) -> bool:
@@ -105,11 +107,33 @@ class _Telling(ast.NodeTransformer):
 
     def visit_Try(self, node: ast.Try) -> ast.AST:
         """An exception taken where an `assert` would have failed is what the test expects."""
-        expects = any(isinstance(one, ast.Assert) for part in (*node.body, *node.orelse) for one in ast.walk(part))
+        expects = _asserts(node.orelse) or (_asserts(node.body) and not _swallows(node))
         self.generic_visit(node)
         for handler in node.handlers if expects else ():
             handler.body.insert(0, _told())
         return node
+
+
+def _asserts(body: Sequence[ast.stmt]) -> list[ast.AST]:
+    return [node for one in body for node in ast.walk(one) if isinstance(node, ast.Assert)]
+
+
+def _swallows(node: ast.Try) -> bool:
+    """Whether an assertion that fails in the body is passed over in silence."""
+    for handler in node.handlers:
+        if handler.type is None or any(_is_failure(one) for one in ast.walk(handler.type)):
+            return not any(
+                isinstance(one, ast.Raise | ast.Assert) or _is_method_assert(one) for one in ast.walk(handler)
+            )
+    return False
+
+
+def _is_failure(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("AssertionError", "Exception", "BaseException")
+
+
+def _has_call(said: ast.expr) -> bool:
+    return any(isinstance(one, ast.Call) for one in ast.walk(said))
 
 
 def _told() -> ast.Expr:

@@ -78,6 +78,7 @@ def test_a_check_may_use_what_its_prompt_defines() -> None:
     [
         ("a tuple", ["assert (f(1) == 2, 'two')"]),
         ("or True", ["assert f(1) == 2 or True"]),
+        ("failures passed over", ["try:\n    assert f(1) == 2\nexcept Exception:\n    pass"]),
         ("nobody calls it", ["def run():\n    assert f(1) == 2"]),
         ("never runs", ["if 0:\n    assert f(1) == 2\nf(1)"]),
         ("over nothing", ["f(1)\nfor x in []:\n    assert f(x) == 2"]),
@@ -94,7 +95,13 @@ def test_tests_that_would_pay_all_or_none_are_unusable(why: str, tests: list[str
 
 
 @pytest.mark.parametrize(
-    "body", ["return\n    assert candidate(1) == 2", "def run():\n        assert candidate(1) == 2", "candidate(1)"]
+    "body",
+    [
+        "try:\n        assert candidate(1) == 2\n    except:\n        pass",
+        "return\n    assert candidate(1) == 2",
+        "def run():\n        assert candidate(1) == 2",
+        "candidate(1)",
+    ],
 )
 def test_a_check_that_asserts_nothing_is_unusable(body: str) -> None:
     gold = {"prompt": "", "test": f"def check(candidate):\n    {body}\n", "entry_point": "f"}
