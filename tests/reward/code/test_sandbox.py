@@ -342,7 +342,7 @@ while True:
 }
 
 
-@pytest.mark.parametrize("isolation", ["full", "process"])
+@pytest.mark.parametrize("isolation", ["full", pytest.param("process", marks=pytest.mark.slow)])
 def test_time_is_limited(isolation: str, request: pytest.FixtureRequest) -> None:
     box = request.getfixturevalue(isolation)
     box.warm()
@@ -521,6 +521,7 @@ def test_a_dead_server_is_replaced(full: Sandbox) -> None:
     box.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer(full: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qwen_align.reward.code.sandbox._END_S", 0.2)
     box = Sandbox("full")
@@ -677,6 +678,7 @@ except SandboxError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("most", "told"), [("20", "time limit"), ("0", "a user namespace for a cell: No space left on device")]
 )
