@@ -112,7 +112,9 @@ def _same_functions(gold: Value, said: Value, letter: str, other: str) -> bool:
     if not isinstance(gold, Scalar) or not isinstance(said, Scalar):
         return False
     one, two = parse(gold.text), parse(said.text)
-    if one is None or two is None or letter in two.letters or other in one.letters:
+    if one is None or two is None or (letter in one.letters) + (other in two.letters) < 2:
+        return False  # `f(2)` and `P(A)` are values of their own
+    if letter in two.letters or other in one.letters:
         return False
     return same(one, with_values(two, {other: symbol(letter)})) is True
 

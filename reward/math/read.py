@@ -45,6 +45,7 @@ _BASED = re.compile(
 _SPACED_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _NAMED_POINT = re.compile(r"[A-Z]'? ?(\([^()]*[,;][^()]*\))")
 _AND = re.compile(r"and|且|\\land|\\text\{\s*,?\s*and\s*\}")
+_OR = re.compile(r"or|或者?|\\lor|\\text\{\s*,?\s*or\s*\}")
 _ONE_THOUSANDS = re.compile(r"[^,;]*(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])[^,;]*")
 _UPRIGHT = re.compile(r"[$ ]*\\text *\{ *([A-Za-z]{2,}) *\}[$ .]*")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
@@ -128,17 +129,38 @@ def _list(text: str, letters: frozenset[str], depth: int) -> Value | None:
     found = items_of(items, letters, depth)
     if isinstance(found, Group) and all(_AND.fullmatch(joint) for joint in joints) and _are_half_lines(found):
         return found._replace(all_hold=True)
+    if isinstance(found, Group) and all(map(_OR.fullmatch, joints)) and _are_of_several(found):
+        return Group((Words("or"), *found.items))
     return found
+
+
+def _are_of_several(group: Group) -> bool:
+    """Whether all items are relations and they begin differently: `x = 0 or y = 0` is not `x = 0, y = 0`."""
+    sides = {item.sides[0] if isinstance(item, Chain) else "" for item in group.items}
+    return (
+        len(sides) > 1
+        and "" not in sides
+        and all(set(item.relations) == {"="} for item in group.items if isinstance(item, Chain))
+    )
 
 
 def _without_counters(items: list[str]) -> list[str]:
     """The items without `k \\in \\mathbb{Z}` where k occurs in another: that is what k means there."""
     counters = {item: found[1] for item in items if (found := _COUNTER.fullmatch(item))}
     others = [item for item in items if item not in counters]
-    is_used = all(
-        any(re.search(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", one) for one in others) for letter in counters.values()
+    if not counters or not all(any(_counts(one, letter) for one in others) for letter in counters.values()):
+        return items
+    is_bound = any(
+        relation_sides(one)[1] and not _counts(one, letter) for one in others for letter in counters.values()
     )
-    return others if counters and others and is_used else items
+    return items if is_bound else others
+
+
+def _counts(item: str, letter: str) -> bool:
+    """Whether an item gives values numbered by the letter: `x = 2k\\pi`, but not `k > 3`."""
+    sides, relations = relation_sides(item)
+    occurs = [re.search(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", side) is not None for side in sides]
+    return occurs[-1] and set(relations) <= {"="} and (len(sides) == 1 or not occurs[0])
 
 
 def _are_half_lines(group: Group) -> bool:

@@ -65,6 +65,18 @@ def test_completion_brings_its_own_gold() -> None:
     assert REWARD.judge(completion(r"\boxed{2}")).value is None
 
 
+@pytest.mark.parametrize("said", [None, 5, b"5", [r"\boxed{5}"]])
+def test_what_is_no_completion_is_refused(said: Any) -> None:
+    with pytest.raises(TypeError, match="a text or a Completion, not"):
+        REWARD.judge(said, "5")
+
+
+def test_a_list_of_thousands_of_boxes_is_too_large() -> None:
+    many = ", ".join(rf"\boxed{{{n}}}" for n in range(1_500))
+    assert REWARD.judge(many, "5").reason == "too large"
+    assert REWARD.judge(many, many).value is None
+
+
 def test_completion_cut_at_the_limit_is_judged_by_its_text() -> None:
     assert REWARD.judge(completion(r"\boxed{2} and so", gold="2", finish_reason="length")).value == 1.0
 
