@@ -44,7 +44,7 @@ def test_every_folder_with_code_is_a_listed_package(project: dict[str, Any]) -> 
 def test_every_shipped_file_matches_the_package_data(project: dict[str, Any]) -> None:
     patterns = project["tool"]["setuptools"]["package-data"]["qwen_align"]
     shipped = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    assert {path for path in (ROOT / "recipes").rglob("*") if path.is_file()} <= shipped
+    assert {path for path in (ROOT / "recipes").rglob("*") if path.is_file() and path.suffix != ".pyc"} <= shipped
     assert ROOT / "py.typed" in shipped
 
 
@@ -112,7 +112,11 @@ def test_a_wheel_holds_the_package_and_nothing_beside_it(wheel: Path) -> None:
     version = qwen_align.__version__
     assert {name.partition("/")[0] for name in names} == {"qwen_align", f"qwen_align-{version}.dist-info"}
     code = {f"qwen_align/{path.relative_to(ROOT)}" for path in sources() if "tests" not in path.relative_to(ROOT).parts}
-    data = {f"qwen_align/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").rglob("*") if path.is_file()}
+    data = {
+        f"qwen_align/{path.relative_to(ROOT)}"
+        for path in (ROOT / "recipes").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
     assert {name for name in names if name.startswith("qwen_align/")} == code | data | {"qwen_align/py.typed"}
     assert "qwen_align/recipes/quickstart.yaml" in names
     entry_points = zipfile.ZipFile(wheel).read(f"qwen_align-{version}.dist-info/entry_points.txt").decode()
