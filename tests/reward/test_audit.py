@@ -11,7 +11,6 @@ from qwen_align.reward.base import BaseReward
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
 from qwen_align.reward.reasoning_gym_task import ReasoningGym
-from qwen_align.reward.reasoning_gym_task import ReasoningGym
 from qwen_align.reward.settings import Outcome, Shaping
 
 CARELESS = """
