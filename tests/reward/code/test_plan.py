@@ -80,6 +80,7 @@ def test_a_check_may_use_what_its_prompt_defines() -> None:
         ("or True", ["assert f(1) == 2 or True"]),
         ("failures passed over", ["try:\n    assert f(1) == 2\nexcept Exception:\n    pass"]),
         ("nobody calls it", ["def run():\n    assert f(1) == 2"]),
+        ("nobody calls it, and what runs is no test", ["assert 1 + 1 == 2\ndef run():\n    assert f(1) == 2"]),
         ("never runs", ["if 0:\n    assert f(1) == 2\nf(1)"]),
         ("over nothing", ["f(1)\nfor x in []:\n    assert f(x) == 2"]),
         ("a fixture", ["def test_it(tmp_path):\n    assert f(1) == 2"]),
