@@ -28,7 +28,7 @@ from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.audit import audit
 from qwen_align.reward.combine import SHAPING_SHARE, shaping_scale
-from qwen_align.reward.settings import Reward, check_all, reward_of_kind
+from qwen_align.reward.settings import Reward, check_all, reward_for
 
 AUDITED = 2  # problems whose bad completions a reward is shown
 LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is among them, or next to it
@@ -266,11 +266,8 @@ def _rewards(rewards: list[Reward], prompts: list[Problem]) -> Iterator[str]:
 
 def _judgeable(prompts: list[Problem], rewards: list[Reward]) -> None:
     """Raises DataError for the first question whose reward cannot use its gold, as the stage would."""
-    settings: dict[str, Reward] = {reward.kind: reward for reward in rewards}
     for row in prompts:
-        if row.reward == "python" and "python" not in settings:
-            raise RecipeError("its questions are judged by a reward of your own; name it here too, in rewards")
-        said = (settings.get(row.reward) or reward_of_kind(row.reward)).judge_gold(row.gold)
+        said = reward_for(row.reward, rewards).judge_gold(row.gold)
         if said.value != 1.0:
             raise DataError(f"question '{row.id}': {said.reason}; its gold is {row.gold!r:.60}")
 

@@ -74,6 +74,16 @@ def reward_of_kind(kind: str) -> Reward:
     return found
 
 
+def reward_for(kind: str, given: Sequence[Reward]) -> Reward:
+    """The reward of a kind that a row names: with the given settings, else with its own."""
+    for reward in given:
+        if reward.kind == kind:
+            return reward
+    if kind == str(PythonReward.model_fields["kind"].default):
+        raise RecipeError("its questions are judged by a reward of your own; name it here too, in rewards")
+    return reward_of_kind(kind)
+
+
 def check_all(rewards: Sequence[Reward]) -> None:
     """Raises RecipeError where one of the rewards cannot judge on this machine."""
     for reward in rewards:

@@ -16,7 +16,7 @@ from qwen_align.align.spec.rollout import Switch
 from qwen_align.align.stages.parts import Draw, draw, open_engine
 from qwen_align.reward.format import Format, obeys
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.settings import Reward, check_all, reward_of_kind
+from qwen_align.reward.settings import Reward, check_all, reward_for
 from qwen_align.reward.verdict import Verdict
 
 
@@ -33,6 +33,7 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
             questions = list(only(Problem, read_rows(inputs[ref] / "rows.jsonl")))
             if not questions:
                 raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
+            check_all([reward_for(kind, spec.rewards) for kind in {row.reward: None for row in questions}])
             for number, switch in enumerate(spec.switches):
                 asked = [put(problem, renderer, switch) for problem in questions]
                 # By place, not by name: a stage's folder is the same whatever its inputs are called.
@@ -49,10 +50,9 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
 
 def judged(rows: Sequence[Completion], rewards: Sequence[Reward]) -> list[Completion]:
     """Each completion with the verdict of its question's own reward, and of the format."""
-    settings: dict[str, Reward] = {reward.kind: reward for reward in rewards}
     verdicts: list[dict[str, Verdict]] = [{} for _ in rows]
     for kind in {row.reward: None for row in rows}:
-        reward = settings.get(kind) or reward_of_kind(kind)
+        reward = reward_for(kind, rewards)
         places = [place for place, row in enumerate(rows) if row.reward == kind]
         for place, verdict in zip(places, reward.judge_many([rows[place] for place in places]), strict=True):
             verdicts[place][kind] = verdict
