@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
+from qwen_align.reward.math.joints import AND, OR, are_half_lines, are_of_several, without_counters
 from qwen_align.reward.math.layout import MAX_CHARS, layout
 from qwen_align.reward.math.matrices import matrix_cells
 from qwen_align.reward.math.plain_number import MAX_DIGITS, plain_number, spelled_number
@@ -44,8 +45,6 @@ _BASED = re.compile(
 )
 _SPACED_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _NAMED_POINT = re.compile(r"[A-Z]'? ?(\([^()]*[,;][^()]*\))")
-_AND = re.compile(r"and|且|\\land|\\text\{\s*,?\s*and\s*\}")
-_OR = re.compile(r"or|或者?|\\lor|\\text\{\s*,?\s*or\s*\}")
 _ONE_THOUSANDS = re.compile(r"[^,;]*(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])[^,;]*")
 _UPRIGHT = re.compile(r"[$ ]*\\text *\{ *([A-Za-z]{2,}) *\}[$ .]*")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
@@ -54,7 +53,6 @@ _FUNCTION_WORDS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm max min mod sqrt pi frac asin "
     "acos atan abs floor ceil det oo inf theta alpha beta gamma infty".split()
 )
-_COUNTER = re.compile(r"\(?(?:\\forall )?([kmn]) ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z)\)?")
 _REALS = re.compile(
     r"\\mathbb ?\{ ?R ?\}|\\mathbb R|\\mathbf ?\{ ?R ?\}|\\R|\\Re|(?:the set of )?all (?:the )?real(?:s| numbers)?"
     r"|(?:全体|所有)?实数集?|任意实数"
@@ -123,49 +121,15 @@ def _list(text: str, letters: frozenset[str], depth: int) -> Value | None:
     if len(items) > MAX_ITEMS:
         return Words(text)
     if len(items) > 1:
-        items = _without_counters(items)
+        items = without_counters(items)
     if len(items) > 1 and _ONE_THOUSANDS.fullmatch(text):  # `$1,000.99`, `12,500 cm`
         return value_of(text.replace(",", ""), letters, depth + 1)
     found = items_of(items, letters, depth)
-    if isinstance(found, Group) and all(_AND.fullmatch(joint) for joint in joints) and _are_half_lines(found):
+    if isinstance(found, Group) and all(AND.fullmatch(joint) for joint in joints) and are_half_lines(found):
         return found._replace(all_hold=True)
-    if isinstance(found, Group) and all(map(_OR.fullmatch, joints)) and _are_of_several(found):
+    if isinstance(found, Group) and all(map(OR.fullmatch, joints)) and are_of_several(found):
         return Group((Words("or"), *found.items))
     return found
-
-
-def _are_of_several(group: Group) -> bool:
-    """Whether all items are relations and they begin differently: `x = 0 or y = 0` is not `x = 0, y = 0`."""
-    sides = {item.sides[0] if isinstance(item, Chain) else "" for item in group.items}
-    return (
-        len(sides) > 1
-        and "" not in sides
-        and all(set(item.relations) == {"="} for item in group.items if isinstance(item, Chain))
-    )
-
-
-def _without_counters(items: list[str]) -> list[str]:
-    """The items without `k \\in \\mathbb{Z}` where k occurs in another: that is what k means there."""
-    counters = {item: found[1] for item in items if (found := _COUNTER.fullmatch(item))}
-    others = [item for item in items if item not in counters]
-    if not counters or not all(any(_counts(one, letter) for one in others) for letter in counters.values()):
-        return items
-    is_bound = any(
-        relation_sides(one)[1] and not _counts(one, letter) for one in others for letter in counters.values()
-    )
-    return items if is_bound else others
-
-
-def _counts(item: str, letter: str) -> bool:
-    """Whether an item gives values numbered by the letter: `x = 2k\\pi`, but not `k > 3`."""
-    sides, relations = relation_sides(item)
-    occurs = [re.search(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", side) is not None for side in sides]
-    return occurs[-1] and set(relations) <= {"="} and (len(sides) == 1 or not occurs[0])
-
-
-def _are_half_lines(group: Group) -> bool:
-    """Whether all items are inequalities, of which "and" makes one."""
-    return all(isinstance(item, Chain) and not set(item.relations) & {"=", r"\ne", r"\in"} for item in group.items)
 
 
 def items_of(items: list[str], letters: frozenset[str], depth: int) -> Value | None:
