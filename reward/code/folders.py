@@ -1,6 +1,8 @@
 """Cells without namespaces: each has a folder, and where the kernel has file rules sees little else."""
 
 import contextlib
+import fcntl
+import glob
 import os
 import resource
 import signal
@@ -12,6 +14,8 @@ from qwen_align.reward.code import kernel, landlock
 from qwen_align.reward.code.job import Entry, Limits
 from qwen_align.reward.code.namespaces import TIME_ZONES, library_folders
 
+_PREFIX = "qwen-align-cells-"
+_LOCK = "lock"
 _REMOVAL_S = 60
 """For what one cell left, wall clock and CPU: 100,000 files take 3 s."""
 _REMOVE = 'rm -rf "$0" || { chmod -R u+rwx "$0"; exec rm -rf "$0"; }'
@@ -24,7 +28,9 @@ class Folders:
     owns_processes = False
 
     def __init__(self, packages: list[str]) -> None:
-        self._base = tempfile.mkdtemp(prefix="qwen-align-cells-")
+        _remove_what_killed_servers_left()
+        self._base = tempfile.mkdtemp(prefix=_PREFIX)
+        _lock(self._base)
         self._own: dict[int, str] = {}  # by process id
         self._next = ""
         self._readable = [*library_folders(), *packages] if _has_file_rules() else None
@@ -75,6 +81,24 @@ class Folders:
     def close(self) -> None:
         """Removes all folders."""
         os.waitpid(_remove(self._base), 0)
+
+
+def _lock(folder: str) -> None:
+    """Marks the folder as in use for as long as this process lives."""
+    new = os.path.join(folder, "new")
+    fcntl.flock(os.open(new, os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX)
+    os.rename(new, os.path.join(folder, _LOCK))  # only now: nobody sees it before it is locked
+
+
+def _remove_what_killed_servers_left() -> None:
+    for folder in glob.glob(os.path.join(tempfile.gettempdir(), f"{_PREFIX}*")):
+        with contextlib.suppress(OSError):  # another user's, or in use
+            lock = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(folder)
+            finally:
+                os.close(lock)
 
 
 def _remove(folder: str) -> int:

@@ -751,7 +751,7 @@ def test_what_a_cell_leaves_is_removed_and_holds_up_nobody(process: Sandbox, cod
     folder = Path(says_beside(process, "import os\nprint(os.getcwd())"))
     assert time.monotonic() - began < SLACK_S
     assert folder.parent.is_dir()
-    wait_until(lambda: [one.name for one in folder.parent.iterdir()] == ["packages"])
+    wait_until(lambda: {one.name for one in folder.parent.iterdir()} == {"lock", "packages"})
 
 
 def test_closing_leaves_no_folder() -> None:
@@ -763,6 +763,19 @@ def test_closing_leaves_no_folder() -> None:
         assert not folder.exists()
         with pytest.raises(SandboxError, match="ended while a cell ran"):
             cell.end()
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(process: Sandbox) -> None:
+    boxes = [Sandbox("process") for _ in range(2)]
+    lasting, folder = (Path(says_beside(box, "import os\nprint(os.getcwd())")).parent for box in (process, boxes[0]))
+    os.kill(server_of(boxes[0]), signal.SIGKILL)
+    assert gone([server_of(boxes[0])])
+    assert folder.is_dir()
+    boxes[1].warm()
+    wait_until(lambda: not folder.exists())
+    assert lasting.is_dir()
+    for box in boxes:
+        box.close()
 
 
 def test_temporary_files_and_time_zones_of_the_weaker_isolation(process: Sandbox) -> None:
