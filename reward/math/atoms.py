@@ -32,6 +32,8 @@ def read_atom(reader: Cursor, token: str) -> Node:
         return function(reader, token)
     if token in _READERS:
         return _READERS[token](reader)
+    if token in {r"\angle", r"\triangle"}:
+        return symbol(token + vertices(reader))
     if token in OPAQUE:
         return symbol(token + opaque_text(reader))
     if reader.is_letter(token) or token in CONSTANTS:
@@ -123,6 +125,14 @@ def opaque_text(reader: Cursor) -> str:
         depth += (token == "{") - (token == "}")
         parts.append(token)
     return " ".join(parts[:-1])
+
+
+def vertices(reader: Cursor) -> str:
+    """The points of an angle or triangle, in their order; an angle read backwards is the same."""
+    text = opaque_text(reader).replace(" ", "")
+    while len(text) < 3 and text.isupper() and len(reader.peek()) == 1 and reader.peek().isupper():
+        text += reader.take()
+    return min(text, text[::-1]) if text.isupper() else text
 
 
 def several(reader: Cursor) -> list[Node]:

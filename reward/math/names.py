@@ -15,7 +15,7 @@ _APPLIED = rf"(?:{_SYMBOL}\((?:{_SYMBOL}|-?[0-9]+)(?:,(?:{_SYMBOL}|-?[0-9]+))*\)
 _NAME = rf"(?:{_APPLIED}|{_POINTS}|\|{_POINTS}\||[fgh]\^\{{-1\}}\({_SYMBOL}\)|{_SYMBOL})"
 _WORD_NAME = re.compile(r"[A-Za-z][A-Za-z ]{2,40}|[一-鿿]{1,10}")
 _NO_NAME = re.compile(  # words of a condition, a denial or a bound
-    r"\b(?:when|if|for|where|unless|except|until|not|no|never|least|most|less|more|greater|about|approximately|around"
+    r"\b(?:when|if|for|where|suppose|assume|let|given|maybe|perhaps|possibly|probably|could|might|unless|except|until|not|no|never|least|most|less|more|greater|about|approximately|around"
     r"|nearly|almost|roughly|wrong|incorrect)\b",
     re.IGNORECASE,
 )
