@@ -1,5 +1,7 @@
 """The list of rewards as a recipe writes it."""
 
+import subprocess
+import sys
 from typing import Any, get_args
 
 import pytest
@@ -59,3 +61,27 @@ def test_every_reward_is_named_by_its_kind_and_exported() -> None:
 def test_outcomes_and_shaping_are_what_their_class_says() -> None:
     for union, role in ((Outcome, "outcome"), (Shaping, "shaping")):
         assert {kind.role for kind in get_args(union)} == {role}
+
+
+def test_rewards_are_imported_and_judge_where_only_unix_has_modules() -> None:
+    program = """
+import os, sys
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+for name in ("fork", "register_at_fork", "sched_getaffinity"):
+    delattr(os, name)
+import qwen_align.reward.settings
+from qwen_align.reward import CodeTests, MathAnswer
+sys.platform = "win32"
+print(MathAnswer().judge(r"\\boxed{\\frac12}", "0.5").reason)
+try:
+    CodeTests().check_here()
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    right, refused = done.stdout.splitlines()
+    assert right == "correct"
+    assert refused == (
+        "reward code_tests: code rewards need Linux, or macOS with isolation: process; on Windows use WSL 2"
+    )
