@@ -56,6 +56,8 @@ class Sieve(Strict):
         le=1,
         description="share of letters in the language's script, formulas, code and links left out",
     )
+    min_characters: int = Field(default=0, ge=0, description="of everything a row says, prompt included")
+    max_characters: int | None = Field(default=None, ge=1, description="of everything a row says; tokens: max_tokens")
     contamination: list[Contamination] = Field(
         default_factory=list, description="no row repeats a question of these benchmarks"
     )
@@ -139,11 +141,21 @@ def _fault(row: Row, settings: Sieve) -> Fault | None:
     fault = _thinking_fault(row) if settings.thinking_is_clean else None
     if fault is None and settings.gold_is_usable:
         fault = _gold_fault(row)
+    if fault is None and (settings.min_characters or settings.max_characters is not None):
+        fault = _length_fault(sum(map(len, all_texts(row))), settings)
     if fault is None and settings.language is not None:
         share = script_share(" ".join(all_texts(row)), settings.language)
         if share is not None and share < settings.min_script_share:
             fault = Fault(f"not {settings.language}", f"{share:.2f} of the letters")
     return fault
+
+
+def _length_fault(n_characters: int, settings: Sieve) -> Fault | None:
+    if n_characters < settings.min_characters:
+        return Fault("too short", f"{n_characters} characters")
+    if settings.max_characters is not None and n_characters > settings.max_characters:
+        return Fault("too long", f"{n_characters} characters")
+    return None
 
 
 def _thinking_fault(row: Row) -> Fault | None:

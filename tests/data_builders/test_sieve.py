@@ -217,3 +217,19 @@ def test_drops_are_counted_by_reason_and_say_what_they_saw() -> None:
     assert drops.rows[0] == Drop("duplicate", "b", "of a")
     assert drops.rows[2].detail.startswith("empty box: '}}")
     assert len(drops.rows[2].detail) == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept", "reason"),
+    [
+        ({"min_characters": 5}, ["b" * 5, "c" * 9], "too short"),
+        ({"max_characters": 5}, ["a" * 4, "b" * 5], "too long"),
+        ({"min_characters": 5, "max_characters": 9}, ["b" * 5, "c" * 9], "too short"),
+    ],
+)
+def test_length_in_characters(settings: dict[str, int], kept: list[str], reason: str) -> None:
+    drops = Drops()
+    rows = [Text(id=text, text=text) for text in ("a" * 4, "b" * 5, "c" * 9)]
+    assert [row.id for row in sieve(rows, Sieve(**settings), drops)] == kept  # type: ignore[arg-type]
+    assert drops.rows[0].reason == reason
+    assert drops.rows[0].detail in ("4 characters", "9 characters")
