@@ -130,6 +130,11 @@ def _build(parsed: argparse.Namespace, out: "Console") -> int:
     out.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
     for reason, count in summary["dropped"].items():
         out.print(f"{count:>9,}  dropped: {reason}", soft_wrap=True)
+    converted = summary.get("conversion", {})
+    if converted:
+        out.print(f"format: {converted['format']}{' (recognised)' if converted['recognised'] else ''}")
+    for column, count in converted.get("columns_left_out", {}).items():
+        out.print(f"{count:>9,}  rows' column left out: {column}", soft_wrap=True)
     return 0
 
 
