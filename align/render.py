@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Pair, Row, Text, Trace
+from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Pair, Row, Text, Trace, last_flag
 from qwen_align.align.samples import PairIds as PairIds
 from qwen_align.align.samples import Sample as Sample
 from qwen_align.align.samples import merge_turns
@@ -252,7 +252,9 @@ class Renderer:
         flag: Flag | None,
         tools: list[dict[str, Any]] | None = None,
     ) -> "_Asked":
-        switch = read_switch(self.traits, mode, flag)
+        # A soft switch in the prompt's own text is obeyed as one, or the empty block it asks for would not be trained.
+        soft = last_flag(messages) if mode == "no_think" and flag is None else None
+        switch = read_switch(self.traits, mode, soft if soft == "/no_think" else flag)
         return _Asked(with_flag(messages, flag), tools, switch)
 
     def _text_sample(self, row: Text) -> Sample:

@@ -5,9 +5,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
@@ -27,6 +28,16 @@ class Message(Strict):
     content: str
     thinking: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+
+
+FLAG_IN_TEXT = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
+
+
+def last_flag(messages: Sequence[Message]) -> Flag | None:
+    """The flag that a model has to obey: the last one in the texts of user and system turns."""
+    texts = [turn.content for turn in messages if turn.role in ("user", "system")]
+    flags = [flag for text in texts for flag in FLAG_IN_TEXT.findall(text)]
+    return cast(Flag, flags[-1]) if flags else None
 
 
 class Text(Strict):

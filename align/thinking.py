@@ -8,6 +8,7 @@ Builders write `mode` and `flag`; only this module turns them into template sett
     think      /think      default, flag after the last user message  the same
     no_think   /no_think   default, flag (the soft switch)            an empty thinking block, answer
     no_think   None        thinking off (the hard switch)             answer; the empty block is in the prompt
+    no_think   None, with /no_think as the last flag of the prompt's own text: as under the flag
     no_think   /think      thinking off, flag                         answer: the hard switch wins
     think      /no_think   refused
 

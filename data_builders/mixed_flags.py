@@ -10,9 +10,9 @@ from random import Random
 
 from pydantic import Field
 
-from qwen_align.align.rows import Chat, Flag, Trace
+from qwen_align.align.rows import Chat, Flag, Trace, last_flag
 from qwen_align.align.strict import Strict
-from qwen_align.data_builders.prompt_flags import last_flag, with_flag
+from qwen_align.data_builders.prompt_flags import with_flag
 from qwen_align.data_builders.seeded_draws import drawn_order, random_for
 
 Turns = Trace | Chat
@@ -29,7 +29,7 @@ class MixedFlags(Strict):
         default=0.0, ge=0, le=1, description="of rows with several user turns: those whose earlier ones draw flags"
     )
     system_share: float = Field(
-        default=0.0, ge=0, le=1, description="of rows under /think with a system message: those with the flag there"
+        default=0.0, ge=0, le=1, description="of flagged rows with a system message: those with the flag there"
     )
 
     def apply(self, rows: Sequence[Turns], chats: Sequence[Chat], seed: int) -> list[Turns]:
@@ -91,9 +91,7 @@ def obeyed_flag(row: Turns) -> Flag | None:
 
 
 def _can_move(row: Turns) -> bool:
-    # `/no_think` stays with the user: the renderer takes the soft switch, which trains the empty block, from the row's
-    # flag alone; in a text it would be rendered as the hard switch, whose block is in the prompt and not trained.
-    return row.flag == "/think" and row.messages[0].role == "system"
+    return row.flag is not None and row.messages[0].role == "system"
 
 
 def _n_asked(row: Turns) -> int:

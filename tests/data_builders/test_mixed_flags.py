@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import qwen_align
 from qwen_align.align.render import Renderer
-from qwen_align.align.rows import Chat, Flag, Message, Mode, Row, Trace
+from qwen_align.align.rows import Chat, Flag, Message, Mode, Row, Trace, last_flag
 from qwen_align.data_builders.mixed_flags import MixedFlags, obeyed_flag, with_earlier_flags
-from qwen_align.data_builders.prompt_flags import asks_for_a_mode, last_flag, without_flags
+from qwen_align.data_builders.prompt_flags import asks_for_a_mode, without_flags
 from qwen_align.data_builders.seeded_draws import random_for
 
 ROOT = Path(qwen_align.__path__[0])
@@ -93,7 +93,7 @@ def test_shares_are_exact_and_the_seed_decides_whose() -> None:
     assert len(joined) == 20
     assert all(isinstance(row, Trace) and sum(turn.role == "user" for turn in row.messages) > 1 for row in joined)
     some = MixedFlags(system_share=0.5).apply(ROWS, CHATS, 0)
-    can = [row for row in ROWS if row.flag == "/think" and row.messages[0].role == "system"]
+    can = [row for row in ROWS if row.flag is not None and row.messages[0].role == "system"]
     moved = [row for row in some if row.messages[0].role == "system" and asks_for_a_mode(row.messages[:1])]
     assert len(moved) == round(len(can) / 2) > 5
     assert all(row.flag is None for row in moved)
@@ -145,10 +145,12 @@ def test_a_thinking_row_with_its_flag_in_the_system_message_is_trained_to_think(
     assert answer.startswith("<think>\nhm\n</think>")
 
 
-def test_the_soft_switch_stays_where_it_trains_the_empty_block() -> None:
+def test_the_soft_switch_in_a_system_message_trains_the_empty_block() -> None:
     rows = MixedFlags(system_share=1.0).apply([chat("c", 1, system(), flag="/no_think")], [], 0)
+    assert (rows[0].flag, rows[0].messages[0].content) == (None, "Be kind. /no_think")
     [(seen, answer)] = trained(rows[0])
     assert "<think>" not in seen
+    assert seen.count("/no_think") == 1
     assert answer.startswith("<think>\n\n</think>")
 
 
