@@ -227,7 +227,7 @@ def _data(one: Planned, preview: Preview) -> str:
     assert isinstance(one.stage.settings, BuildData)
     kept, dropped = len(preview.rows(one.stage.name)), preview.drops[one.stage.name].counts
     if not kept and one.stage.settings.on_empty == "fail":
-        raise DataError(f"no row is left; dropped: {dropped or 'none, the source is empty'}. See builder and sieve")
+        raise DataError(f"no row is left; dropped: {dropped or 'none, the builder made no row'}. See builder and sieve")
     return summary({"rows": kept, "dropped": dropped}) or "no rows"
 
 

@@ -47,6 +47,8 @@ class StepPrefixes(Strict):
         for solution in solutions(sources, self.from_data):
             steps = solution.steps(self.step_break)
             fault = _fault(solution, steps, self.max_steps)
+            if fault is None and len(steps) == 1:
+                fault = "single step"  # its only prefix is all of it; perhaps step_break is another
             if fault is not None:
                 drops.add(fault, solution.id)
                 continue

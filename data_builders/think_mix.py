@@ -87,7 +87,11 @@ class ThinkMix(Strict):
             for row, flag in zip(chats, cycle(self.switches.round()), strict=False)
         ]
         rows: list[Row] = [*self.mixed_flags.apply(flagged, chats, seed)]
-        rows += replay if rows else []
+        if rows:
+            rows += replay
+        else:
+            for text in replay:
+                drops.add("nothing to mix with", text.id)
         random.shuffle(rows)
         yield from rows
 

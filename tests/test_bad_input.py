@@ -119,9 +119,9 @@ def test_a_data_file_that_is_not_there_is_the_recipes_fault(refusal: Callable[..
         ("check", '{"prompt": "1+1?", "gold": "2"}\n\n{"prompt": "1+2?"}\n', "rows.jsonl:3: 'gold' is missing"),
         ("check", '{"prompt": "1+1?", "gold": "2"}\n[1]\n', "rows.jsonl:2: is "),
         ("check", '[{"prompt": "1+1?", "gold": "2"}, 7]', "rows.jsonl: row 2: is int 7, not an object"),
-        ("check", "", "no row is left; dropped: none, the source is empty"),
-        ("run", "", "no row is left; dropped: none, the source is empty"),
-        ("check", "\n\n", "no row is left; dropped: none, the source is empty"),
+        ("check", "", "no row is left; dropped: none, the builder made no row"),
+        ("run", "", "no row is left; dropped: none, the builder made no row"),
+        ("check", "\n\n", "no row is left; dropped: none, the builder made no row"),
         ("check", '{"prompt": "1+1?", "gold": ""}\n', "no row is left; dropped: {'unusable gold': 1}"),
     ],
 )

@@ -32,7 +32,7 @@ def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context
     if kept == 0 and spec.on_empty == "fail":
         unfinished.unlink()
         raise DataError(
-            f"no row is left; dropped: {drops.counts or 'none, the source is empty'}. See builder and sieve"
+            f"no row is left; dropped: {drops.counts or 'none, the builder made no row'}. See builder and sieve"
         )
     with (out / "dropped.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)

@@ -196,3 +196,9 @@ def test_only_steps_and_judgements_are_compared() -> None:
         run(StepConsensus(from_data=DataRef("mine"), judge=DataRef("theirs")), mine=[GOOD], theirs=[])
     with pytest.raises(RowError, match="row 's' is a trace row; a judge gives steps rows"):
         run(StepConsensus(from_data=DataRef("mine"), judge=DataRef("theirs")), mine=[], theirs=[GOOD])
+
+
+def test_a_solution_of_one_step_has_no_prefix_and_is_counted() -> None:
+    rows, dropped = run(StepPrefixes(from_data=DataRef("rows"), step_break="no such break"), rows=[GOOD])
+    assert rows == []
+    assert dropped == [("single step", "s", "")]

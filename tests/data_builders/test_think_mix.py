@@ -207,7 +207,7 @@ def test_why_chats_are_dropped() -> None:
 def test_one_side_alone_makes_no_mix(own: list[Row], direct: list[Row], reason: str) -> None:
     rows, drops = built(own, direct, REPLAY)
     assert rows == []
-    assert drops.counts == {reason: len(own) + len(direct)}
+    assert drops.counts == {reason: len(own) + len(direct), "nothing to mix with": len(REPLAY)}
 
 
 def test_rows_of_the_wrong_kind_are_an_error() -> None:
