@@ -1,11 +1,9 @@
 r"""Is the answer the gold? Exactly decided, by the gold's type; what only a guarded sympy accepts is said to be so."""
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from decimal import Decimal
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -13,9 +11,11 @@ from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, in_threads
 from qwen_align.reward.math import fallback, numeric
 from qwen_align.reward.math.compare import agree
-from qwen_align.reward.math.final import boxed_answers, declared_answer, minerva_answer
+from qwen_align.reward.math.final import MINERVA, boxed_answers, declared_answer, minerva_answer
 from qwen_align.reward.math.layout import MAX_CHARS
+from qwen_align.reward.math.plain_box import plain_box, plain_gold
 from qwen_align.reward.math.plain_number import MAX_DIGITS
+from qwen_align.reward.math.probes import PROBES
 from qwen_align.reward.math.read import MAX_ITEMS, read
 from qwen_align.reward.math.scalars import is_defined
 from qwen_align.reward.math.unit_words import Unit
@@ -23,55 +23,12 @@ from qwen_align.reward.math.units import ANY_WORD, letters_of
 from qwen_align.reward.math.values import Group, Matrix, Row, Scalar, Union, Value, Words
 from qwen_align.reward.math.written import written
 from qwen_align.reward.pool import GoneError, UnservedError
-from qwen_align.reward.thinking import CLOSE, OPEN, after_thinking
+from qwen_align.reward.thinking import after_thinking
 from qwen_align.reward.verdict import Verdict
 
 _CORRECT = Verdict(value=1.0, reason="correct")
 _WRONG = Verdict(value=0.0, reason="wrong")
 _UNUSABLE = Verdict(value=None, reason="unusable gold")
-_PLAIN = (
-    r"\s*([+-]?)(?:([0-9]{1,15}|[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3}){1,4})(?:\.([0-9]{1,4}))?"
-    r"|\\[dt]?frac\{([0-9]{1,15})\}\{([1-9][0-9]{0,14})\}|([0-9]{1,15})/([1-9][0-9]{0,14}))\s*"
-)
-_PLAIN_BOX = re.compile(_PLAIN + r"\}")
-_PLAIN_GOLD = re.compile(_PLAIN)
-_BOX = "\\boxed{"
-
-# name, completion, gold, whether it is to be paid
-_PROBES: tuple[tuple[str, str, str | None, bool], ...] = (
-    ("right", r"So the answer is \boxed{42}.", "42", True),
-    ("right, written differently", r"\boxed{\frac{6}{4}}", "1.5", True),
-    ("right, after the thinking", "<think>\nperhaps 41\n</think>\n\n\\boxed{42}", "42", True),
-    ("right list in another order", r"\boxed{3, 1, 2}", "1,2,3", True),
-    ("right for a long text", "We check it again. " * 500 + r"\boxed{42}", "42", True),
-    ("wrong", r"\boxed{41}", "42", False),
-    ("empty", "", "42", False),
-    ("empty box", r"\boxed{}", "42", False),
-    ("many boxes", r"\boxed{40}, \boxed{41}, \boxed{42}", "42", False),
-    ("many boxes, right one last", r"\boxed{1} or \boxed{2} or \boxed{42}", "42", False),
-    ("earlier box right", r"\boxed{42}. No, it is \boxed{41}.", "42", False),
-    ("box cut off", r"\boxed{42}. No: \boxed{4", "42", False),
-    ("prompt copied", r"What is 6 times 7? Put your final answer within \boxed{}.", "42", False),
-    ("answer only in the thinking", "<think>\n\\boxed{42}\n</think>\n\nI am done.", "42", False),
-    ("thinking never closed", "<think>\nso \\boxed{42}", "42", False),
-    ("repeated tags", "<think></think>" * 200 + "<think> \\boxed{42}", "42", False),
-    ("length padding", "We check it again. " * 2_000 + r"\boxed{41}", "42", False),
-    ("hedge in a box", r"\boxed{41 \text{ or } 42}", "42", False),
-    ("hedge in brackets", r"\boxed{42 \text{ (or 43)}}", "42", False),
-    ("every option", r"\boxed{A, B, C, D}", "B", False),
-    ("denial", r"\boxed{\text{not } B}", "B", False),
-    ("equation for its right side", r"\boxed{2x = 42}", "42", False),
-    ("about", r"\boxed{\approx 42}", "42", False),
-    ("percent for its hundredth", r"\boxed{4200\%}", "42", False),
-    ("tiny difference", r"\boxed{\frac{1}{2^{99}}}", r"\frac{1}{2^{98}}", False),
-    ("letters in another order", r"\boxed{\text{silent}}", "listen", False),
-    ("code", r"\boxed{__import__('os').getpid() * 0 + 42}", "42", False),
-    ("power tower", r"\boxed{9^{9^{9^{9}}}}", "42", False),
-    ("undefined", r"\boxed{\frac{42}{0}}", "42", False),
-    ("gold empty", r"\boxed{42}", "", False),
-    ("gold undefined", r"\boxed{\frac{1}{0}}", r"\frac{1}{0}", False),
-    ("no gold", r"\boxed{None}", None, False),
-)
 
 Contents = tuple[str, ...]
 Pairs = tuple[tuple[str, str], ...]
@@ -89,7 +46,8 @@ class MathAnswer(BaseReward):
 
     kind: Literal["math_answer"] = "math_answer"
     box: Literal["preferred", "required"] = "preferred"
-    r"""With "preferred", a completion that holds no box may declare its answer at its end: "The answer is 5." """
+    r"""With "preferred", a completion that holds no box may declare its answer at its end: "The answer is 5."; one in
+    Minerva's form ("Final Answer: The final answer is $5$. I hope it is correct.") does so beside a box too."""
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
         """The verdict on one completion; without `gold`, against the completion's own."""
@@ -144,13 +102,13 @@ class MathAnswer(BaseReward):
 
     def probes(self) -> list[Probe]:
         """Completions that look like answers; only the first few are."""
-        return [Probe(*probe) for probe in _PROBES]
+        return [Probe(*probe) for probe in PROBES]
 
     def _exact(self, text: str, gold: Any) -> Verdict | Pairs:
         """The verdict of the exact layer, or the pairs it leaves to the fallback."""
-        wanted = _plain_gold(gold) if type(gold) is str else None
-        if wanted is not None:
-            said = _plain_box(text)
+        wanted = plain_gold(gold) if type(gold) is str else None
+        if wanted is not None and (self.box == "required" or MINERVA not in text):
+            said = plain_box(text)
             if said is not None:
                 return _CORRECT if said == wanted else _WRONG
         right = _gold_text(gold)
@@ -266,35 +224,3 @@ def _unit_in(value: Value) -> Unit | None:
         return value.unit
     items = value.items if isinstance(value, Row | Group) else ()
     return next((unit for unit in map(_unit_in, items) if unit is not None), None)
-
-
-@lru_cache(maxsize=8_192)
-def _plain_gold(gold: str) -> Fraction | None:
-    found = _PLAIN_GOLD.fullmatch(gold)
-    return None if found is None else _fraction(found)
-
-
-def _plain_box(text: str) -> Fraction | None:
-    """The number in the only box of a text that ends its thinking, if it is written plainly: the usual case, fast."""
-    place = text.find(_BOX)
-    if place < 0 or text.find("boxed", place + 7) >= 0 or text.find("boxed", 0, place) >= 0 or "fbox" in text:
-        return None
-    if text[place - 1 : place] == "\\" or ("think>" in text and not _ends_thinking_before(text, place)):
-        return None
-    found = _PLAIN_BOX.match(text, place + 7)
-    return None if found is None else _fraction(found)
-
-
-def _ends_thinking_before(text: str, place: int) -> bool:
-    closed = text.rfind(CLOSE)
-    return closed < place and text.rfind(OPEN) <= closed
-
-
-def _fraction(found: re.Match[str]) -> Fraction:
-    sign, whole, places, above, below, left, right = found.groups()
-    if whole is not None:
-        digits = whole.replace("{,}", "").replace(",", "")
-        size = Fraction(int(digits)) if places is None else Fraction(int(digits + places), 10 ** len(places))
-    else:
-        size = Fraction(int(above or left), int(below or right))
-    return -size if sign == "-" else size

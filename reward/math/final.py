@@ -10,9 +10,8 @@ _LONGEST_BARE = 300  # characters of a text that is nothing but its answer
 _MAX_READ = 20_000  # characters at the end of a text that are looked at at all
 _AFTER_THE_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id)\|>|</s>")
 _COURTESY = re.compile(r"(?:</answer>|I hope (?:it|this) is correct\.?|∎)\Z", re.IGNORECASE)
-_MINERVA = re.compile(
-    r"Final Answer: The final answer is \$?([^\n$]{1,400}?)\$?\.? I hope it is correct\.?\s*(?:<\||\Z)"
-)
+MINERVA = "Final Answer: The final answer is "  # how its answers begin, arXiv:2206.14858
+_MINERVA = re.compile(rf"{MINERVA}\$?([^\n$]{{1,400}}?)\$?\.? I hope it is correct\.?\s*(?:<\||\Z)")
 _DECLARED = re.compile(
     r"(?:answer|solution|option|choice|答案)\**\s*(?:(?:is|are|为|是|选)\s*[:：]?|[:：])\**"
     r"|[故应]选\s*[:：]?|^####|<answer>|final answer\**\s*$"
@@ -43,9 +42,9 @@ def boxed_answers(text: str) -> list[str] | str | None:
 
 
 def minerva_answer(text: str) -> str | None:
-    """What a text in Minerva's form ends on: "Final Answer: The final answer is", arXiv:2206.14858."""
+    """What a text in Minerva's form ends on."""
     end = text[-_LONGEST_END:]
-    place = end.rfind("Final Answer: The final answer is ")
+    place = end.rfind(MINERVA)
     found = _MINERVA.match(end, place) if place >= 0 else None
     return None if found is None else found[1].strip()
 
