@@ -1,6 +1,6 @@
 """What is wrong with one row of a source, and who decides whether it ends the build."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from qwen_align.align.rows import RowError
@@ -38,6 +38,17 @@ def quoted(value: Any) -> str:
     """The value as Python writes it, cut to 60 characters."""
     text = repr(value[:60] if isinstance(value, str | list) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def without_nul(
+    rows: Iterable[dict[str, Any]], where: Callable[[int], str], reject: Reject, first: int = 1
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of the rows; one that holds a NUL character goes to `reject`. `where` names a row by its number."""
+    for number, row in enumerate(rows, start=first):
+        if has_nul(row):
+            reject(BadRow(where(number), "NUL character", "holds a NUL character"))
+        else:
+            yield where(number), row
 
 
 def has_nul(value: Any) -> bool:

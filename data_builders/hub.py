@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Row
-from qwen_align.data_builders.bad_row import BadRow, Reject, has_nul
+from qwen_align.data_builders.bad_row import Reject, without_nul
 from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.sieve import Drops, Sources
@@ -70,15 +70,8 @@ class Hub(Conversion):
         return f"{self.dataset}{config} at {self.revision}, {self.split}"
 
     def _read(self, reject: Reject) -> Iterator[tuple[str, Any]]:
-        number = 0
         try:
-            for row in self._rows():
-                number += 1
-                where = f"{self._where}: row {number}"
-                if has_nul(row):
-                    reject(BadRow(where, "NUL character", "holds a NUL character"))
-                else:
-                    yield where, row
+            yield from without_nul(self._rows(), lambda number: f"{self._where}: row {number}", reject)
         except DataError:
             raise
         # The hub's errors are of these kinds: no connection, no such data set or revision, no such configuration or

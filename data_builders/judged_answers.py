@@ -11,7 +11,7 @@ from qwen_align.align.rows import Message, Mode, RowError
 from qwen_align.align.strict import did_you_mean
 from qwen_align.data_builders.calculator_marks import without_marks
 from qwen_align.data_builders.pair_matching import Candidate, Match, Matching
-from qwen_align.data_builders.source_file import SUFFIXES, read_source
+from qwen_align.data_builders.source_file import check_suffix, read_source
 from qwen_align.reward.repetition import units
 from qwen_align.reward.thinking import split_turn
 
@@ -38,8 +38,7 @@ class JudgedFile(Matching):
 
     @model_validator(mode="after")
     def _check_path(self) -> "JudgedFile":
-        if not self.path.endswith(SUFFIXES):
-            raise ValueError(f"path: {self.path}: is none of {', '.join(SUFFIXES)}; convert the file")
+        check_suffix(self.path)
         return self
 
     def objects(self) -> Iterator[tuple[str, str, dict[str, Any]]]:

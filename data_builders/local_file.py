@@ -12,7 +12,7 @@ from qwen_align.align.rows import Row
 from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.source_file import SUFFIXES, read_source
+from qwen_align.data_builders.source_file import check_suffix, read_source
 
 
 class LocalFile(Conversion):
@@ -26,8 +26,7 @@ class LocalFile(Conversion):
 
     @model_validator(mode="after")
     def _check_suffix(self) -> Self:
-        if not self.path.endswith(SUFFIXES):
-            raise ValueError(f"path: {self.path}: is none of {', '.join(SUFFIXES)}; convert the file")
+        check_suffix(self.path)
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from random import Random
 
 from pydantic import Field
 
-from qwen_align.align.rows import Chat, Flag, Trace, last_flag
+from qwen_align.align.rows import Chat, Flag, Trace
 from qwen_align.align.strict import Strict
 from qwen_align.data_builders.prompt_flags import with_flag
 from qwen_align.data_builders.seeded_draws import drawn_order, random_for
@@ -83,11 +83,6 @@ def with_flag_in_system(row: Turns) -> Turns:
     """The row with its flag at the end of its system message rather than of its last user message."""
     system, *others = row.messages
     return row.model_copy(update={"messages": [with_flag(system, row.flag), *others], "flag": None})
-
-
-def obeyed_flag(row: Turns) -> Flag | None:
-    """The last flag the model sees before its last answer."""
-    return row.flag or last_flag(row.messages)
 
 
 def _can_move(row: Turns) -> bool:

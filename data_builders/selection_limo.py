@@ -21,6 +21,7 @@ from qwen_align.data_builders.completions import verdict_value
 from qwen_align.data_builders.pass_rate import Band, BandName, band_of
 from qwen_align.data_builders.selection_features import Attempts, noted, prompt_of, rank_shares
 from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.data_builders.solved_traces import as_trace
 from qwen_align.reward.thinking import split_turn
 
 WORD = re.compile(r"[^\W\d_]+")
@@ -154,16 +155,7 @@ class Limo(Strict):
             return "cut at the length limit"
         if isinstance(turn, str) or turn.thinking is None:
             return "malformed turn" if isinstance(turn, str) else "no thinking"
-        return Trace(
-            id=row.id,
-            messages=row.prompt,
-            thinking=turn.thinking,
-            answer=turn.answer,
-            gold=row.gold,
-            reward=row.reward or self.reward,
-            source=row.source,
-            meta=row.meta,
-        )
+        return as_trace(row, turn.thinking, turn.answer, row.reward or self.reward)
 
     def _hard(self, chains: Iterator["Chain"], sources: Sources, drops: Drops) -> Iterator["Chain"]:
         """The chains of questions that pass both models' tests; the strong one need not have tried what fails first."""

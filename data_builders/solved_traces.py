@@ -22,14 +22,18 @@ def solved_trace(row: Completion, reward: str, correct_from: float) -> Trace | s
         return "no verdict" if value is None else "wrong"
     if asks_for_a_mode(row.prompt):
         return "flag in the prompt's text"
+    return as_trace(row, turn.thinking, turn.answer, reward)
+
+
+def as_trace(row: Completion, thinking: str, answer: str, reward: str) -> Trace:
+    """The completion as a thinking row, with what it is to be judged by."""
     return Trace(
         id=row.id,
         messages=row.prompt,
-        thinking=turn.thinking,
-        answer=turn.answer,
+        thinking=thinking,
+        answer=answer,
         gold=row.gold,
         reward=reward,
-        mode="think",
         source=row.source,
         meta=row.meta,
     )

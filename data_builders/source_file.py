@@ -11,6 +11,12 @@ from qwen_align.data_builders.table_file import PARQUET_SUFFIXES, TEXT_SUFFIXES,
 SUFFIXES = (*json_file.SUFFIXES, *TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 
 
+def check_suffix(path: str) -> None:
+    """Raises ValueError for a file of a kind we do not read."""
+    if not path.endswith(SUFFIXES):
+        raise ValueError(f"path: {path}: is none of {', '.join(SUFFIXES)}; convert the file")
+
+
 def read_source(path: Path, reject: Reject = refuse) -> Iterator[tuple[str, Any]]:
     """(place, row) of every row of a JSON Lines, JSON, CSV, TSV or Parquet file, in order.
 

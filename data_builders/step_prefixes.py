@@ -1,9 +1,9 @@
 """Problems that ask a model to go on after each step of a solution, or to say which step is the first wrong one."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Message, Problem, Row
@@ -22,6 +22,20 @@ FIND_ERROR = (
 )
 
 
+def checked_prompt(prompt: str) -> str:
+    """The prompt; raises ValueError if it leaves out the question or the steps, or names anything else."""
+    try:
+        said = prompt.format(question="\0q", steps="\0s")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"holds more than {{question}} and {{steps}}: {error}; write other braces twice") from None
+    if "\0q" not in said or "\0s" not in said:
+        raise ValueError("has to hold {question} and {steps}")
+    return prompt
+
+
+Prompt = Annotated[str, AfterValidator(checked_prompt)]
+
+
 class StepPrefixes(Strict):
     """A problem for every step of a solution but the last: its question with the steps so far.
 
@@ -34,24 +48,17 @@ class StepPrefixes(Strict):
     from_data: DataRef
     reward: RewardName = Field(default="math_answer", description="what judges the continuations")
     step_break: str = Field(default=STEP_BREAK, min_length=1)
-    prompt: str = GO_ON
+    prompt: Prompt = GO_ON
     max_steps: int | None = Field(default=None, ge=1, description="solutions of more steps are dropped")
-
-    @field_validator("prompt")
-    @classmethod
-    def _check_prompt(cls, prompt: str) -> str:
-        return checked_prompt(prompt)
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Problems in the order of the solutions and their steps, with the solution's id and the step in `meta`."""
-        for solution in solutions(sources, self.from_data):
-            steps = solution.steps(self.step_break)
-            fault = _fault(solution, steps, self.max_steps)
-            if fault is None and len(steps) == 1:
-                fault = "single step"  # its only prefix is all of it; perhaps step_break is another
-            if fault is not None:
-                drops.add(fault, solution.id)
+        for solution, steps in _divided(self, sources, drops):
+            if self.max_steps is not None and len(steps) > self.max_steps:
+                drops.add(f"over {self.max_steps} steps", solution.id)
                 continue
+            if len(steps) == 1:  # its only prefix is all of it; perhaps step_break is another
+                drops.add("single step", solution.id)
             for place in range(len(steps) - 1):
                 yield Problem(
                     id=prefix_id(solution.id, place),
@@ -72,21 +79,11 @@ class StepCritiques(Strict):
     kind: Literal["step_critiques"] = "step_critiques"
     from_data: DataRef
     step_break: str = Field(default=STEP_BREAK, min_length=1)
-    prompt: str = FIND_ERROR
-
-    @field_validator("prompt")
-    @classmethod
-    def _check_prompt(cls, prompt: str) -> str:
-        return checked_prompt(prompt)
+    prompt: Prompt = FIND_ERROR
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Problems in the order of the solutions, with the solution's id in `meta`."""
-        for solution in solutions(sources, self.from_data):
-            steps = solution.steps(self.step_break)
-            fault = _fault(solution, steps, None)
-            if fault is not None:
-                drops.add(fault, solution.id)
-                continue
+        for solution, steps in _divided(self, sources, drops):
             numbered = "\n\n".join(f"[{place}] {step}" for place, step in enumerate(steps))
             yield Problem(
                 id=f"{solution.id}@critique",
@@ -102,27 +99,20 @@ def prefix_id(solution_id: str, place: int) -> str:
     return f"{solution_id}@{place}"
 
 
-def checked_prompt(prompt: str) -> str:
-    """The prompt; raises ValueError if it leaves out the question or the steps, or names anything else."""
-    try:
-        said = prompt.format(question="\0q", steps="\0s")
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"holds more than {{question}} and {{steps}}: {error}; write other braces twice") from None
-    if "\0q" not in said or "\0s" not in said:
-        raise ValueError("has to hold {question} and {steps}")
-    return prompt
-
-
 def _asked(solution: Solution, prompt: str, steps: str) -> list[Message]:
     *earlier, asked = solution.messages
     return [*earlier, Message(role="user", content=prompt.format(question=asked.content, steps=steps))]
 
 
-def _fault(solution: Solution, steps: list[str], max_steps: int | None) -> str | None:
-    if not steps:
-        return "no step"
-    if not solution.messages or solution.messages[-1].role != "user":
-        return "no question before the solution"
-    if max_steps is not None and len(steps) > max_steps:
-        return f"over {max_steps} steps"
-    return None
+def _divided(
+    builder: StepPrefixes | StepCritiques, sources: Sources, drops: Drops
+) -> Iterator[tuple[Solution, list[str]]]:
+    """The solutions with their steps; those without a step, or a question before it, are dropped."""
+    for solution in solutions(sources, builder.from_data):
+        steps = solution.steps(builder.step_break)
+        if not steps:
+            drops.add("no step", solution.id)
+        elif not solution.messages or solution.messages[-1].role != "user":
+            drops.add("no question before the solution", solution.id)
+        else:
+            yield solution, steps

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import DataError
-from qwen_align.data_builders.bad_row import MOST_BYTES_A_ROW, MOST_MIB_A_ROW, BadRow, BadValue, Reject, has_nul, refuse
+from qwen_align.data_builders.bad_row import (
+    MOST_BYTES_A_ROW,
+    MOST_MIB_A_ROW,
+    BadRow,
+    BadValue,
+    Reject,
+    refuse,
+    without_nul,
+)
 from qwen_align.data_builders.json_file import check_path, opened
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -95,13 +103,8 @@ def read_parquet(path: Path, reject: Reject = refuse) -> Iterator[tuple[str, dic
                 raise BadRow(f"{path}: after row {number}", "damaged Parquet", _first_line(error)) from None
             if batch is None:
                 return
-            for row in rows:
-                number += 1
-                where = f"{path}: row {number}"
-                if has_nul(row):
-                    reject(BadRow(where, "NUL character", "holds a NUL character"))
-                else:
-                    yield where, row
+            yield from without_nul(rows, lambda number: f"{path}: row {number}", reject, first=number + 1)
+            number += len(rows)
 
 
 def _first_line(error: Exception) -> str:

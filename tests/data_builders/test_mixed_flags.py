@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import qwen_align
 from qwen_align.align.render import Renderer
 from qwen_align.align.rows import Chat, Flag, Message, Mode, Row, Trace, last_flag
-from qwen_align.data_builders.mixed_flags import MixedFlags, obeyed_flag, with_earlier_flags
+from qwen_align.data_builders.mixed_flags import MixedFlags, with_earlier_flags
 from qwen_align.data_builders.prompt_flags import asks_for_a_mode, without_flags
 from qwen_align.data_builders.seeded_draws import random_for
 
@@ -58,6 +58,11 @@ ROWS: list[Trace | Chat] = [
     *CHATS,
 ]
 EVERYTHING = MixedFlags(history_share=0.5, earlier_flags_share=0.8, system_share=0.6)
+
+
+def obeyed_flag(row: Trace | Chat) -> Flag | None:
+    """The last flag the model sees before its last answer."""
+    return row.flag or last_flag(row.messages)
 
 
 def obeys(row: Trace | Chat) -> bool:
