@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from qwen_align.align.references import OutsideFile, Ref
+from qwen_align.align.references import plain
 from qwen_align.align.rows import Row, Steps, Text
 from qwen_align.align.spec.build_data import BuildData
 
@@ -77,16 +77,5 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
-def _plain(value: Any) -> Any:
-    """Settings as plain YAML values."""
-    if isinstance(value, OutsideFile):
-        return "(a file)"
-    if isinstance(value, Ref):
-        return f"(a stage's {value.product})"
-    if isinstance(value, BaseModel):
-        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def _plain(settings: BaseModel) -> Any:
+    return plain(settings, ref=lambda ref: f"(a stage's {ref.product})", file=lambda path: "(a file)")

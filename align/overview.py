@@ -1,9 +1,7 @@
 """A data stage at a glance: rows by kind, drops by reason, and how long the rows are, as a histogram."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from qwen_align.align.render import Renderer
 from qwen_align.align.rows import Chat, Completion, Labelled, Pair, Problem, Row, Steps
@@ -62,12 +60,3 @@ def histogram(lengths: Sequence[int]) -> Iterator[str]:
         start = low + place * width
         bar = "█" * -(-counts[place] * _WIDTH // most)
         yield f"{start:>{digits},}-{min(start + width - 1, high):<{digits},} {bar} {counts[place]:,}"
-
-
-def read_drops(folder: Path) -> dict[str, int]:
-    """Drops by reason of a stored stage, the most frequent first."""
-    path = folder / "dropped.jsonl"
-    if not path.exists():
-        return {}
-    with path.open(encoding="utf-8") as file:
-        return dict(Counter(json.loads(line)["reason"] for line in file).most_common())

@@ -7,7 +7,7 @@ from qwen_align.align.errors import DataError, RecipeError
 FILES = ("README.md", "rows.jsonl", "dropped.jsonl")
 
 
-def push(folder: Path, repository: str, *, private: bool, revision: str | None = None) -> str:
+def push(folder: Path, repository: str, *, private: bool) -> str:
     """Uploads card, rows and drops of a data folder to a data set repository, made if need be; returns its address.
 
     The token is the one `hf auth login` or HF_TOKEN gave; it is neither read nor shown here. Raises DataError if the
@@ -28,7 +28,6 @@ def push(folder: Path, repository: str, *, private: bool, revision: str | None =
                 repo_type="dataset",
                 folder_path=folder,
                 allow_patterns=list(FILES),
-                revision=revision,
                 commit_message="Data built by qwen-align",
             )
         )

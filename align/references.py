@@ -1,6 +1,6 @@
 """References between stages: typed strings, found at any depth of a stage's settings by one walker."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -82,3 +82,18 @@ def outside_files(settings: Any) -> Iterator[tuple[str, OutsideFile]]:
     for place, leaf in leaves(settings):
         if isinstance(leaf, OutsideFile):
             yield place, leaf
+
+
+def plain(value: Any, *, ref: Callable[[Ref], Any], file: Callable[[OutsideFile], Any]) -> Any:
+    """Settings as plain JSON values, with what `ref` says for references and `file` for outside files."""
+    if isinstance(value, Ref):
+        return ref(value)
+    if isinstance(value, OutsideFile):
+        return file(value)
+    if isinstance(value, BaseModel):
+        return {field: plain(getattr(value, field), ref=ref, file=file) for field in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, ref=ref, file=file) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, ref=ref, file=file) for item in value]
+    return value

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion
 from qwen_align.data_builders.source_file import read_source
+from qwen_align.reward.base import JUDGED_TOGETHER
 from qwen_align.reward.settings import Reward
 
-TOGETHER = 1024  # rows, so that rewards that wait for processes keep all cores busy
 _KNOWN = ("prompt_id", "sample", "prompt", "mode", "finish_reason", "n_tokens", "token_ids", "meta")
 
 
@@ -66,7 +66,7 @@ def score(source: Path, target: Path, reward: Reward, progress: Callable[[int], 
 
 def _chunks(rows: Iterable[tuple[dict[str, Any], Completion]]) -> Iterator[list[tuple[dict[str, Any], Completion]]]:
     waiting = iter(rows)
-    while chunk := list(islice(waiting, TOGETHER)):
+    while chunk := list(islice(waiting, JUDGED_TOGETHER)):
         yield chunk
 
 

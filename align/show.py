@@ -1,5 +1,6 @@
 """What a stage's rows become: tokens and loss mask, coloured; or the rows of a data stage nothing trains on."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from typing import Any
@@ -8,7 +9,7 @@ from rich.text import Text as Styled
 
 from qwen_align.align.check import Preview, Unknown
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.overview import as_trained, overview, read_drops
+from qwen_align.align.overview import as_trained, overview
 from qwen_align.align.pipeline import Plan, Planned, product
 from qwen_align.align.render import Renderer
 from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps
@@ -31,15 +32,20 @@ def lines(planned: Plan, name: str, *, rows: int, first: int) -> Iterator[Styled
         renderer = _renderer(one, planned, preview)
         read = _read(one, preview)
         if product(one) == "data" and (one.is_stored or one.stage.kind == "build_data"):
-            drops = preview.drops.get(one.stage.name)
-            dropped = drops.counts if drops else read_drops(one.folder.path)
-            yield from map(Styled, overview(preview.rows(one.stage.name), dropped, renderer))
+            yield from map(Styled, overview(preview.rows(one.stage.name), _dropped(one, preview), renderer))
         for number, row in enumerate(islice(read, first, first + rows), start=first):
             yield Styled(f"--- row {number}: {row.row} {row.id}", style="bold")
             yield from _row(row, renderer)
     except Unknown as unknown:
         raise DataError(f"stage '{name}': its data is unknown until {unknown}; run the recipe first") from None
     yield Styled("trained", style=TRAINED) + Styled("  ") + Styled("seen, not trained", style=MASKED)
+
+
+def _dropped(one: Planned, preview: Preview) -> dict[str, int]:
+    """Drops by reason, the most frequent first."""
+    if not one.is_stored:
+        return preview.drops[one.stage.name].counts
+    return dict(Counter(one.folder.manifest()["summary"].get("dropped", {})).most_common())
 
 
 def _read(one: Planned, preview: Preview) -> Iterable[Row]:

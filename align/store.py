@@ -12,11 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.graph import Stage
-from qwen_align.align.references import OutsideFile, Ref, outside_files
+from qwen_align.align.references import OutsideFile, Ref, outside_files, plain
 from qwen_align.align.spec.recipe import ModelSource
 from qwen_align.align.versions import CODE_VERSIONS
 
@@ -84,8 +82,15 @@ class Store:
                 raise RecipeError(
                     f"stage '{stage.origin}': {place}: {path}: {what}; a relative path starts at the recipe's folder"
                 ) from None
+
+        def ref(one: Ref) -> dict[str, str]:
+            return {"input": input_keys[one]}
+
+        def file(path: OutsideFile) -> dict[str, str]:
+            return {"sha256": self.file_digest(path)}
+
         settings = {
-            field: canonical(getattr(stage.settings, field), input_keys, self.file_digest)
+            field: plain(getattr(stage.settings, field), ref=ref, file=file)
             for field in type(stage.settings).model_fields
             if field not in _NOT_IN_KEY
         }
@@ -146,21 +151,6 @@ class _DigestCache:
             return read_json(self.path)
         except (OSError, ValueError):  # none yet, or not ours: it is made anew
             return {}
-
-
-def canonical(value: Any, input_keys: Mapping[str, str], digest: Any) -> Any:
-    """The settings as plain JSON values, references as the keys of what they mean, files as their digests."""
-    if isinstance(value, Ref):
-        return {"input": input_keys[value]}
-    if isinstance(value, OutsideFile):
-        return {"sha256": digest(value)}
-    if isinstance(value, BaseModel):
-        return {field: canonical(getattr(value, field), input_keys, digest) for field in type(value).model_fields}
-    if isinstance(value, Mapping):
-        return {str(key): canonical(item, input_keys, digest) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [canonical(item, input_keys, digest) for item in value]
-    return value
 
 
 def model_folder(source: ModelSource) -> Path:

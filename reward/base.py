@@ -14,6 +14,7 @@ from qwen_align.align.rows import Completion
 from qwen_align.align.strict import Strict
 from qwen_align.reward.verdict import Verdict
 
+JUDGED_TOGETHER = 1024  # completions, so that rewards that wait for processes keep all cores busy
 UNJUDGED = Verdict(value=None, reason="batch deadline")
 
 

@@ -26,7 +26,7 @@ _WORD = re.compile(
 # Names of variables, points and functions are in no language: x, AB, sin.
 _SYMBOL = re.compile(r"[A-Za-z]|[A-Z]{2,4}|sin|cos|tan|cot|sec|csc|log|ln|lg|exp|lim|max|min|mod|gcd|lcm")
 _NO_WORD = re.compile(r".*[\d_].*|[\u0370-\u03ff\U0001d400-\U0001d7ff]")  # x_1, 3x, a Greek or mathematical letter
-_KANA_SHARE = 0.1  # our choice: Japanese prose has about half; names of things in Chinese prose stay far below
+KANA_SHARE = 0.1  # our choice: Japanese prose has about half; names of things in Chinese prose stay far below
 
 _OPENER = re.compile(r"```|`|\$\$|\$|\\\[|\\\(|\\begin\{[a-z]{1,12}\*?\}")
 _LEFT_OUT = re.compile(
@@ -112,7 +112,7 @@ def shares(text: str) -> dict[str, float]:
         if language == "other" and _NO_WORD.fullmatch(word[0]):
             continue
         counts[language] += 1
-    if counts["ja"] >= _KANA_SHARE * (counts["ja"] + counts["zh"]):
+    if counts["ja"] >= KANA_SHARE * (counts["ja"] + counts["zh"]):
         counts["ja"] += counts.pop("zh", 0)
     n_words = counts.total()
     return {language: count / n_words for language, count in counts.items() if count}

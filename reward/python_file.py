@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Completion
-from qwen_align.reward.base import BaseReward, Probe, cores, in_threads
+from qwen_align.reward.base import BaseReward, cores, in_threads
 from qwen_align.reward.pool import Pool, PoolError, StartError
 from qwen_align.reward.verdict import Verdict
 
@@ -70,9 +70,6 @@ class PythonReward(BaseReward):
             self._pool().warm()
         except StartError as error:
             raise RecipeError(f"reward {self.file}: {error}") from error
-
-    def probes(self) -> list[Probe]:
-        return []
 
     def _ask(self, request: dict[str, Any], count: int = 1) -> list[Verdict]:
         try:

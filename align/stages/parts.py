@@ -17,11 +17,11 @@ from qwen_align.align.rollout.engine import Engine, Request
 from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Completion, read_rows, to_line
 from qwen_align.align.spec.sampling import SamplingSettings
+from qwen_align.reward.base import JUDGED_TOGETHER
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import Reward
 from qwen_align.reward.verdict import Verdict
 
-JUDGED_TOGETHER = 1024  # completions, so that rewards that wait for processes keep all cores busy
 BATCHES_A_PART = 4  # so that the engine can sort by length, and a crash loses a minute rather than an hour
 
 

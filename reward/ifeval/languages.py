@@ -12,12 +12,12 @@ from functools import lru_cache
 
 from qwen_align.reward.ifeval.latin import LATIN, may_be
 from qwen_align.reward.ifeval.words import words
+from qwen_align.reward.language import KANA_SHARE
 
 # A text is in another script if that has more than half as many letters: langdetect's own rule for leaving out Latin
 # words (detector.py, cleaning_text). A Chinese character says about as much as three letters.
 _FOREIGN_SHARE = 0.5
 _WEIGHTS = {"CJK": 3, "HIRAGANA": 3, "KATAKANA": 3, "HANGUL": 3}
-_KANA_SHARE = 0.1  # of Japanese text at least; the names of things in Chinese text have less
 
 _OWN_SCRIPT = {
     "bn": "BENGALI",
@@ -86,7 +86,7 @@ def is_in(text: str, code: str) -> bool:
         return False
     if code in _HAN or code == "ja":
         kana = sum(letters[script] for script in _KANA)
-        is_japanese = kana >= _KANA_SHARE * (kana + letters["CJK"])
+        is_japanese = kana >= KANA_SHARE * (kana + letters["CJK"])
         return is_japanese if code == "ja" else not is_japanese and _written_as(text, code)
     if code in LATIN:
         return may_be(text, code)

@@ -1,6 +1,5 @@
 """A data stage at a glance: counts, drops and lengths."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_align.align.overview import BINS, as_trained, histogram, n_tokens, overview, read_drops
+from qwen_align.align.overview import BINS, as_trained, histogram, n_tokens, overview
 from qwen_align.align.render import Renderer
 from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, Steps, Text
 
@@ -57,10 +56,3 @@ def test_every_length_is_in_one_bar(lengths: list[int]) -> None:
         assert count == sum(low <= length <= high for length in lengths)
         total, before = total + count, high
     assert total == len(lengths)
-
-
-def test_drops_of_a_stored_stage(tmp_path: Path) -> None:
-    assert read_drops(tmp_path) == {}
-    reasons = ["duplicate", "not en", "duplicate"]
-    (tmp_path / "dropped.jsonl").write_text("".join(json.dumps({"reason": one, "id": "x"}) + "\n" for one in reasons))
-    assert read_drops(tmp_path) == {"duplicate": 2, "not en": 1}

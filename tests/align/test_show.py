@@ -165,3 +165,14 @@ def test_without_colours_the_mask_stands_in_marks() -> None:
     line.append(" dim", style=show.MASKED).append("no", style=show.REJECTED).append(" end")
     assert show.marked(line) == "seen «1+2» dim‹no› end"
     assert show.marked(Text("plain")) == "plain"
+
+
+def test_drops_of_a_stored_stage_are_those_of_its_manifest(plan: Callable[..., pipeline.Plan]) -> None:
+    planned = plan([chat(1)], SFT)
+    folder = planned.named("data")[0].folder.path
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text(to_line(chat(1)) + "\n")
+    for dropped, said in (({}, None), ({"not en": 1, "duplicate": 2}, "3 dropped: 2 duplicate, 1 not en")):
+        (folder / "manifest.json").write_text(json.dumps({"summary": {"rows": 1, "dropped": dropped}}))
+        lines = [line.plain for line in shown(planned, "data")]
+        assert [line for line in lines if "dropped" in line] == ([said] if said else [])
