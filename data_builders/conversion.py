@@ -97,10 +97,11 @@ class Conversion(Strict):
         are, RowError, naming the place, for the first row that is wrong unless `on_bad_row` is drop.
         """
         n_bad = 0
+        first_bad: BadRow | None = None
 
         def reject(error: BadRow) -> None:
-            nonlocal n_bad
-            n_bad += 1
+            nonlocal n_bad, first_bad
+            n_bad, first_bad = n_bad + 1, first_bad or error
             if self.on_bad_row == "fail":
                 raise error
             # The folder is left out: the same data gives the same bytes wherever it lies.
@@ -109,7 +110,12 @@ class Conversion(Strict):
         rows = _numbered(read, reject)
         head = list(islice(rows, LOOKED_AT))
         report.source = source
-        convert = self._converter(head, source, report)
+        try:
+            convert = self._converter(head, source, report)
+        except DataError as error:
+            if first_bad is None:
+                raise
+            raise DataError(f"{error}. Before that {n_bad:,} bad rows were dropped, the first: {first_bad}") from None
         stem = PurePath(source).name.partition(".")[0]
         taken: dict[str, str] = {}
         met: set[str] = set()

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.rows import Labelled, Pair, Row, RowError
 from qwen_align.data_builders.judged_answers import Group, JudgedFile, at, pair_fields, text_at
-from qwen_align.data_builders.pair_matching import NoMatch
+from qwen_align.data_builders.pair_matching import NoMatch, count_unpaired
 from qwen_align.data_builders.sieve import Drops, Sources
 
 
@@ -37,7 +37,7 @@ class LabelledPairs(JudgedFile):
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Rows in the file's order; a question that makes no pair is dropped with the reason."""
+        """Rows in the file's order; questions that make no pair and solutions in none are dropped."""
         for where, row_id, row in self.objects():
             judged = list(self._judged(row, where))
             group = self.group(row_id, self.asked(row, where), judged)
@@ -61,8 +61,8 @@ class LabelledPairs(JudgedFile):
 
     def _pairs(self, group: Group, drops: Drops) -> Iterator[Row]:
         found = self.matches(group.answers)
+        count_unpaired(found, group.answers, group.id, drops)
         if isinstance(found, NoMatch):
-            drops.add(found.reason, group.id, found.detail)
             return
         for match in found:
             fields = pair_fields(group, match)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.rows import Message
 from qwen_align.align.strict import Strict
+from qwen_align.data_builders.sieve import Drops
 
 Rule = Literal["correct_vs_wrong", "best_vs_worst", "online_dpo_r1"]
 
@@ -129,6 +130,18 @@ class Matching(Strict):
         if matches:
             return list(matches.values())
         return NoMatch("margin too small" if n_alike else "no pair of like length", of)
+
+
+def count_unpaired(found: list[Match] | NoMatch, candidates: Iterable[Candidate], prompt_id: str, drops: Drops) -> None:
+    """Drops a prompt that makes no pair, with the reason, and every candidate that is a side of none."""
+    matches = [] if isinstance(found, NoMatch) else found
+    paired = {side.name for match in matches for side in (match.chosen, match.rejected)}
+    if isinstance(found, NoMatch):
+        drops.add(found.reason, prompt_id, found.detail)
+    said = found.reason if isinstance(found, NoMatch) else f"others make {len(matches)}"
+    for one in candidates:
+        if one.name not in paired:
+            drops.add("in no pair", f"{prompt_id}#{one.name}", said)
 
 
 def common_prefix(one: str, other: str) -> int:

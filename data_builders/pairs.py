@@ -8,7 +8,7 @@ from pydantic import Field
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Message, Pair, Row
 from qwen_align.data_builders.completions import by_prompt, completions, verdict_value
-from qwen_align.data_builders.pair_matching import Candidate, Match, Matching, NoMatch
+from qwen_align.data_builders.pair_matching import Candidate, Match, Matching, NoMatch, count_unpaired
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.thinking import split_turn
 
@@ -27,12 +27,12 @@ class Pairs(Matching):
     reject_malformed: bool = False
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Pairs in the order of the prompts; a prompt that makes none is dropped with the reason."""
+        """Pairs in the order of the prompts; prompts that make none and completions in none are dropped."""
         for prompt_id, rows in by_prompt(completions(sources[self.from_data], self.from_data)).items():
             usable = [one for row in rows if (one := self._candidate(row, drops)) is not None]
             found = self.matches(usable)
+            count_unpaired(found, usable, prompt_id, drops)
             if isinstance(found, NoMatch):
-                drops.add(found.reason, prompt_id, found.detail)
                 continue
             row_of = {str(row.sample): row for row in rows}
             yield from (_pair(match, row_of[match.chosen.name], self.reward) for match in found)

@@ -12,7 +12,7 @@ def all_texts(row: Row) -> list[str]:
     """Everything that is said in the row, in order, empty texts included."""
     if isinstance(row, Text):
         return [row.text]
-    texts = [text for message in _turns(row) for text in (message.thinking or "", message.content)]
+    texts = [text for message in turns_of(row) for text in (message.thinking or "", message.content)]
     return texts + _own_texts(row)
 
 
@@ -24,12 +24,13 @@ def part_of(row: Row, part: Part) -> str:
     if isinstance(row, Text):
         return row.text
     if part == "question":
-        return "\n".join(message.content for message in _turns(row) if message.role == "user")
-    texts = [text for one in _turns(row) if one.role != "system" for text in (one.thinking or "", one.content)]
+        return "\n".join(message.content for message in turns_of(row) if message.role == "user")
+    texts = [text for one in turns_of(row) if one.role != "system" for text in (one.thinking or "", one.content)]
     return "\n".join(text for text in texts + _own_texts(row) if text)
 
 
-def _turns(row: Dialogue) -> list[Message]:
+def turns_of(row: Dialogue) -> list[Message]:
+    """The turns that stand in the row as a list, what is asked among them."""
     return row.prompt if isinstance(row, Completion) else row.messages
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from qwen_align.align.rows import Pair, Row, RowError
 from qwen_align.data_builders.judged_answers import JudgedFile, at, pair_fields
-from qwen_align.data_builders.pair_matching import NoMatch, Rule
+from qwen_align.data_builders.pair_matching import NoMatch, Rule, count_unpaired
 from qwen_align.data_builders.sieve import Drops, Sources
 
 
@@ -27,14 +27,14 @@ class ScoredPairs(JudgedFile):
     scores: str = Field(default="rewards", min_length=1, description="the file's key of their scores")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Rows in the file's order; a prompt that makes no pair is dropped with the reason."""
+        """Rows in the file's order; prompts that make no pair and responses in none are dropped."""
         for where, row_id, row in self.objects():
             group = self.group(row_id, self.asked(row, where), list(self._judged(row, where, row_id, drops)))
             for answer_id, reason in group.malformed:
                 drops.add("malformed turn", answer_id, reason)
             found = self.matches(group.answers)
+            count_unpaired(found, group.answers, row_id, drops)
             if isinstance(found, NoMatch):
-                drops.add(found.reason, row_id, found.detail)
                 continue
             for match in found:
                 yield Pair(kind=self.scores, mode=self.mode, source=self.source, **pair_fields(group, match))

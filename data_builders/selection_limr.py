@@ -5,16 +5,19 @@ arXiv:2502.11886, p. 3-4; GAIR-NLP/LIMR at 98ebf1b, lim/lim_selection.py.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import fsum, isfinite
+from pathlib import Path
 from typing import Any, Literal, Self, TypeGuard
 
 from pydantic import Field, model_validator
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.references import DataRef
+from qwen_align.align.references import DataRef, OutsideFile
 from qwen_align.align.rows import Row, RowError
 from qwen_align.align.strict import Strict
-from qwen_align.data_builders.selection_features import Attempts, Selectable, noted, selectable
+from qwen_align.data_builders.bad_row import quoted
+from qwen_align.data_builders.selection_features import Attempts, Selectable, noted, question_of, selectable
 from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.data_builders.source_file import check_suffix, read_source
 
 
 class Limr(Strict):
@@ -22,8 +25,9 @@ class Limr(Strict):
 
     What an epoch's accuracy is comes from one of three: `rewards_column`, a list in the row's meta with one entry an
     epoch, which is the list of the rewards of its samples (a reward of 1 is a right answer), its accuracy, or null if
-    the prompt was not trained in that epoch; `from_rollouts`, a rollout stage for each checkpoint in turn; or
-    `score_column`, scores that somebody computed before.
+    the prompt was not trained in that epoch; `from_rollouts`, a rollout stage for each checkpoint in turn; or scores
+    that somebody computed before, in the row's meta (`score_column`), or in a file of objects with `prompt` and
+    `score`, as the authors published them (`scores_file`), where a row's are those of its very question.
     """
 
     kind: Literal["limr"] = "limr"
@@ -32,6 +36,7 @@ class Limr(Strict):
     from_rollouts: list[DataRef] | None = Field(default=None, min_length=1)
     reward: str = Field(default="math_answer", description="whose verdict counts in from_rollouts")
     score_column: str | None = Field(default=None, min_length=1)
+    scores_file: OutsideFile | None = None
     epochs: int | None = Field(default=None, ge=1, description="the first so many; null: all; LIMR looked at 21")
     threshold: float = Field(default=0.6, allow_inf_nan=False)  # the paper's; the script's own default is 0.2
     comparison: Literal["at_least", "above"] = Field(
@@ -41,10 +46,15 @@ class Limr(Strict):
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:
-        origins = (self.rewards_column, self.from_rollouts, self.score_column)
-        if sum(one is not None for one in origins) != 1:
-            raise ValueError("say where learning curves or scores are: rewards_column, from_rollouts or score_column")
-        if self.score_column is not None and self.epochs is not None:
+        curves = (self.rewards_column, self.from_rollouts)
+        scores = (self.score_column, self.scores_file)
+        if sum(one is not None for one in curves + scores) != 1:
+            raise ValueError(
+                "say where learning curves or scores are: rewards_column, from_rollouts, score_column or scores_file"
+            )
+        if self.scores_file is not None:
+            check_suffix(self.scores_file)
+        if curves == (None, None) and self.epochs is not None:
             raise ValueError("epochs: scores have none; leave it out")
         if self.from_rollouts is None and "reward" in self.model_fields_set:
             raise ValueError("reward: is for from_rollouts")
@@ -60,7 +70,7 @@ class Limr(Strict):
         for row in rows:
             score = scores.get(row.id)
             if score is None:
-                drops.add("no score" if self.score_column else "epochs missing", row.id)
+                drops.add("epochs missing" if self.rewards_column or self.from_rollouts else "no score", row.id)
             elif score > self.threshold or (self.comparison == "at_least" and score == self.threshold):
                 passing.append(row.id)
             else:
@@ -81,6 +91,9 @@ class Limr(Strict):
         if self.score_column is not None:
             given = {row.id: _score(row, self.score_column) for row in rows}
             return {row_id: score for row_id, score in given.items() if score is not None}
+        if self.scores_file is not None:
+            score_of = _scores_by_prompt(Path(self.scores_file))
+            return {row.id: score_of[question] for row in rows if (question := question_of(row)) in score_of}
         curve_of = self._curve_reader(sources)
         return alignment_scores({row.id: curve_of(row) for row in rows})
 
@@ -159,6 +172,18 @@ def _score(row: Selectable, column: str) -> float | None:
     if _is_number(score):
         return float(score)
     raise RowError(f"row '{row.id}': meta '{column}' is {score!r:.60}; a score is a number")
+
+
+def _scores_by_prompt(path: Path) -> dict[str, float]:
+    """The scores of a file; raises RowError for a row that has none, or that scores a prompt otherwise than before."""
+    scores: dict[str, float] = {}
+    for where, row in read_source(path):
+        prompt, score = (row.get("prompt"), row.get("score")) if isinstance(row, dict) else (None, None)
+        if not isinstance(prompt, str) or not _is_number(score):
+            raise RowError(f"{where}: is {quoted(row)}; wanted: an object with a text 'prompt' and a number 'score'")
+        if scores.setdefault(prompt, float(score)) != score:
+            raise RowError(f"{where}: scores a prompt {score} that was {scores[prompt]} before: {prompt:.60}")
+    return scores
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

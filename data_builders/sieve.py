@@ -13,6 +13,7 @@ from qwen_align.align.strict import Strict
 from qwen_align.data_builders.contamination import Benchmark, Contamination, contamination, read_benchmarks
 from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
 from qwen_align.data_builders.row_texts import all_texts, part_of, replies
+from qwen_align.data_builders.turn_order import disorder
 from qwen_align.reward.settings import reward_of_kind
 from qwen_align.reward.thinking import CLOSE, OPEN
 
@@ -49,6 +50,10 @@ class Sieve(Strict):
     is_unique: bool = Field(default=True, description="no earlier row says the same but for white space")
     gold_is_usable: bool = Field(default=True, description="saying the gold passes the row's own reward")
     thinking_is_clean: bool = Field(default=True, description="no thinking tags in texts, no blank thinking or answer")
+    has_no_control_tokens: bool = Field(default=True, description="no text holds a token such as <|im_end|>")
+    turns_are_in_order: bool = Field(
+        default=True, description="a system turn comes first, user and assistant in turn, tools' results after calls"
+    )
     language: Literal["en", "zh"] | None = Field(default=None, description="most letters are of its script")
     min_script_share: float = Field(
         default=0.5,  # our choice: names, quotes and units in the other script stay far below it
@@ -139,6 +144,10 @@ def _contamination_fault(row: Row, benchmarks: list[Benchmark]) -> Fault | None:
 
 def _fault(row: Row, settings: Sieve) -> Fault | None:
     fault = _thinking_fault(row) if settings.thinking_is_clean else None
+    if fault is None and settings.has_no_control_tokens:
+        fault = _control_token_fault(row)
+    if fault is None and settings.turns_are_in_order and (said := disorder(row)):
+        fault = Fault("turns out of order", said)
     if fault is None and settings.gold_is_usable:
         fault = _gold_fault(row)
     if fault is None and (settings.min_characters or settings.max_characters is not None):
@@ -179,6 +188,18 @@ def _thinking_fault(row: Row) -> Fault | None:
         if not turn.content.strip() and not turn.tool_calls:
             return Fault("blank answer", "")
     return None
+
+
+# What Qwen's tokenizers read as one token of their own: in a row's text it would end turns and open others.
+_CONTROL_TOKEN = re.compile(
+    r"<\|(?:endoftext|im_start|im_end|fim_(?:prefix|middle|suffix|pad)|repo_name|file_sep|(?:image|video|vision)_pad"
+    r"|(?:object_ref|box|quad|vision)_(?:start|end))\|>"
+)
+
+
+def _control_token_fault(row: Row) -> Fault | None:
+    found = next((one for text in all_texts(row) if (one := _CONTROL_TOKEN.search(text))), None)
+    return Fault("control token in the text", found[0]) if found else None
 
 
 def _gold_fault(row: Row) -> Fault | None:

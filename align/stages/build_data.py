@@ -1,7 +1,7 @@
 """build_data: a builder's rows through the sieve into `rows.jsonl`, every drop counted and listed."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from qwen_align.align import store
 from qwen_align.align.card import Tally, card
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.rows import Row, read_rows, to_line
+from qwen_align.align.rows import Row, Text, read_rows, to_line
 from qwen_align.align.spec.build_data import BuildData
+from qwen_align.align.strict import did_you_mean
 from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.sieve import Drops, Sources, sieve
@@ -42,16 +43,29 @@ def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context
 
 
 def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None = None) -> Iterator[Row]:
-    """The kept rows; `check` walks them without a folder to write to. `report` is filled by what converts files."""
+    """The kept rows; `check` walks them without a folder to write to. `report` is filled by what converts files.
+
+    Raises DataError at the end for a licence of a source that no row came from, unless `limit` left rows unread.
+    """
     if isinstance(spec.builder, Conversion):
         made = spec.builder.build_with(report or Report(), drops)
     else:
         made = spec.builder.build(sources, seed, drops)
-    built = sieve(made, spec.sieve, drops, sources)
+    met: set[str] = set()
+    built = sieve(_noting_sources(made, met), spec.sieve, drops, sources)
     for number, row in enumerate(built, start=1):
         yield row
         if number == spec.limit:
             return
+    for source in spec.licences:
+        if source not in met and met:
+            raise DataError(f"licences: no row is of source '{source}'{did_you_mean(source, filter(None, met))}")
+
+
+def _noting_sources(made: Iterable[Row], met: set[str]) -> Iterator[Row]:
+    for row in made:
+        met.add("" if isinstance(row, Text) else row.source)
+        yield row
 
 
 def _readers(inputs: Mapping[str, Path]) -> Sources:

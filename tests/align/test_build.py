@@ -38,7 +38,7 @@ def test_what_is_dropped_is_counted_on_the_card(cli: Cli, tmp_path: Path) -> Non
     rows = [{"prompt": f"1+{n}?", "gold": gold} for n, gold in enumerate(["1", "2", "?"])]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
     builder = {"kind": "local_file", "path": "rows.jsonl", "rows": "problem", "source": "mine|own"}
-    done = cli("build", write(tmp_path, builder=builder), "--out", tmp_path / "data")
+    done = cli("build", write(tmp_path, builder=builder, licences={}), "--out", tmp_path / "data")
     assert done.code == 0
     assert "        1  dropped: duplicate" in done.out
     card = (tmp_path / "data" / "README.md").read_text()
@@ -100,3 +100,30 @@ def test_a_folder_with_something_in_it_is_left_alone(cli: Cli, tmp_path: Path) -
     (tmp_path / "data" / "mine.txt").write_text("mine")
     done = cli("build", write(tmp_path), "--out", tmp_path / "data")
     assert (done.code, [path.name for path in (tmp_path / "data").iterdir()]) == (2, ["mine.txt"])
+
+
+def test_a_licence_of_a_source_that_no_row_has_is_refused(cli: Cli, tmp_path: Path) -> None:
+    done = cli("build", write(tmp_path, licences={"arithmetics": "mit"}), "--out", tmp_path / "data")
+    assert done.code == 3
+    assert "licences: no row is of source 'arithmetics'. Did you mean 'arithmetic'?" in done.err
+    assert not (tmp_path / "data").exists()
+    stopped = cli("build", write(tmp_path, licences={"arithmetics": "mit"}, limit=2), "--out", tmp_path / "data")
+    assert stopped.code == 0  # what was not read may be of it
+
+
+def test_a_licence_of_a_source_whose_rows_are_all_dropped_is_fine(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"row": "text", "id": "a", "text": "b"}, {**PROBLEM, "gold": "?"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    builder = {"kind": "local_file", "path": "rows.jsonl", "rows": "typed"}
+    done = cli("build", write(tmp_path, builder=builder, licences={"lost": "mit"}), "--out", tmp_path / "data")
+    assert done.code == 0, done.err
+    assert "dropped: unusable gold" in done.out
+
+
+PROBLEM = {
+    "row": "problem",
+    "id": "p",
+    "messages": [{"role": "user", "content": "1+1?"}],
+    "reward": "math_answer",
+    "source": "lost",
+}

@@ -113,7 +113,7 @@ def test_a_stages_folder_says_what_it_is_and_what_it_made(done: Path) -> None:
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("rows.jsonl", "dropped.jsonl", "README.md")
     }
-    assert manifest["summary"] == {"rows": 6, "dropped": {}}
+    assert manifest["summary"] == {"rows": 6, "dropped": {"in no pair": 3}}
     assert job["inputs"]["draws"]["folder"] == str(stage_folder(done, "draws"))
     assert all(manifest[figure] > 0 for figure in ("seconds", "import_seconds", "peak_rss_gib", "disk_gib"))
     assert {"torch", "transformers", "trl"} <= set(manifest["libraries"])

@@ -68,10 +68,13 @@ def test_what_is_dropped(tmp_path: Path) -> None:
     assert kept == []
     assert [tuple(drop) for drop in drops.rows] == [
         ("no wrong completion", "solutions:1", "of 1 usable completions"),
+        ("in no pair", "solutions:1#tries0", "no wrong completion"),
         ("no correct completion", "solutions:2", "of 1 usable completions"),
+        ("in no pair", "solutions:2#tries0", "no correct completion"),
         ("malformed turn", "solutions:3#tries1", "no answer"),
         ("malformed turn", "solutions:3#tries2", "unfinished thinking"),
         ("no wrong completion", "solutions:3", "of 1 usable completions"),
+        ("in no pair", "solutions:3#tries0", "no wrong completion"),
     ]
     kept, drops = labelled(tmp_path, *rows, rows="labelled", both_sides_only=True)
     assert kept == []
@@ -121,7 +124,10 @@ def test_scored_responses(tmp_path: Path) -> None:
     ]
     assert [(drop.reason, drop.id) for drop in drops.rows] == [
         ("no verdict", "scores:1#3"),
+        ("in no pair", "scores:1#0"),
         ("tie", "scores:2"),
+        ("in no pair", "scores:2#0"),
+        ("in no pair", "scores:2#1"),
         ("no usable completion", "scores:3"),
     ]
 
@@ -153,7 +159,10 @@ def test_every_solution_of_gsm8ks_models_is_a_row_or_counted() -> None:
     assert drops.counts == {"malformed turn": 5}  # marks that the model never closed
     assert truth - Counter(row.label for row in rows) == {False: 5}
     pairs, drops = labelled(path, solutions=KEYS, per_prompt=1)
-    assert len(pairs) + len(drops.rows) == 1319
-    assert set(drops.counts) == {"no wrong completion", "no correct completion"}
+    groups = [drop for drop in drops.rows if "#" not in drop.id]
+    assert len(pairs) + len(groups) == 1319
+    assert {drop.reason for drop in groups} == {"no wrong completion", "no correct completion"}
+    assert 2 * len(pairs) + len(drops.rows) - len(groups) == 1319 * 4
+    assert drops.counts["in no pair"] == 1319 * 4 - 2 * len(pairs) - drops.counts.get("malformed turn", 0)
     both = {row.meta["question"] for row in rows if row.label} & {row.meta["question"] for row in rows if not row.label}
     assert len(pairs) == len(both)

@@ -486,6 +486,14 @@ def test_a_bad_row_is_named_or_counted(tmp_path: Path, case: Bad) -> None:
     assert str(tmp_path) not in drops.rows[0].id + drops.rows[0].detail
 
 
+def test_bad_rows_before_a_format_that_is_not_recognised_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"prompt": "a", "gold": \n{"prompt": \n')
+    with pytest.raises(DataError, match="has no row to recognise") as error:
+        built(path, Drops(), on_bad_row="drop")
+    assert f"Before that 2 bad rows were dropped, the first: {path}:1: " in str(error.value)
+
+
 def test_a_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").mkdir()
     with pytest.raises(DataError, match=r"x\.jsonl: is a folder; name one file"):

@@ -33,7 +33,13 @@ def thought(thinking: str, answer: str) -> str:
 
 
 def built(rows: Sequence[Row], **settings: Any) -> tuple[list[Pair], list[tuple[str, str, str]]]:
-    """The pairs; reason, id and detail of what was dropped."""
+    """The pairs; reason, id and detail of what was dropped, but for completions that are in no pair."""
+    pairs, dropped = built_whole(rows, **settings)
+    return pairs, [drop for drop in dropped if drop[0] != "in no pair"]
+
+
+def built_whole(rows: Sequence[Row], **settings: Any) -> tuple[list[Pair], list[tuple[str, str, str]]]:
+    """The pairs; reason, id and detail of everything that was dropped."""
 
     def read() -> Iterator[Row]:
         return iter(rows)
@@ -150,6 +156,35 @@ def test_why_completions_and_prompts_are_dropped() -> None:
             ("no pair of like length", "length", "of 1 correct and 1 wrong"),
         ],
     )
+
+
+def test_completions_in_no_pair_are_counted() -> None:
+    rows = [completion("p", sample, f"{sample}", float(sample == 0)) for sample in range(3)]
+    rows += [completion("q", sample, f"{sample}", 1.0) for sample in range(2)]
+    pairs, dropped = built_whole(rows, per_prompt=1)
+    assert [pair.id for pair in pairs] == ["p#0>1"]
+    assert dropped == [
+        ("in no pair", "p#2", "others make 1"),
+        ("no wrong completion", "q", "of 2 usable completions"),
+        ("in no pair", "q#0", "no wrong completion"),
+        ("in no pair", "q#1", "no wrong completion"),
+    ]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([None, 0.0, 0.5, 1.0]), st.sampled_from(["stop", "length"])), max_size=6),
+    st.sampled_from([{}, {"per_prompt": 1}, {"rule": "best_vs_worst"}, {"rule": "online_dpo_r1"}]),
+)
+def test_every_completion_is_in_a_pair_or_dropped_once(values: list[Any], settings: dict[str, Any]) -> None:
+    rows = [
+        completion("p", sample, f"{sample % 4}", value, finish_reason=finish)
+        for sample, (value, finish) in enumerate(values)
+    ]
+    pairs, dropped = built_whole(rows, **settings)
+    paired = {f"p#{side}" for pair in pairs for side in pair.id.removeprefix("p#").split(">")}
+    lost = [row_id for _, row_id, _ in dropped if row_id != "p"]
+    assert sorted([*paired, *lost]) == sorted(row.id for row in rows)
+    assert (["p"] if rows and not pairs else []) == [row_id for _, row_id, _ in dropped if row_id == "p"]
 
 
 def test_what_is_correct_is_a_setting() -> None:

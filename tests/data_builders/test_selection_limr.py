@@ -52,6 +52,10 @@ def test_the_published_prompts(comparison: str, n_kept: int) -> None:
     assert drops.counts.total() + n_kept == len(rows) if isinstance(drops.counts, Counter) else True
     assert sum(drops.counts.values()) + n_kept == len(rows) == 8523
     if comparison == "at_least":
+        from_file, _ = built(
+            [problem(entry["id"], entry["prompt"]) for entry in prompts], scores_file=str(DATA / "scores.json")
+        )
+        assert [row.id for row in from_file] == [row.id for row in kept]
         assert hashlib.sha256("\n".join(sorted(row.id for row in kept)).encode()).hexdigest() == PUBLISHED
 
 
@@ -172,6 +176,31 @@ def test_wrong_curves(rewards: Any, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_scores_of_a_file_go_to_rows_that_ask_just_that(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    path.write_text('{"prompt": "1+1?", "score": 0.7}\n{"prompt": "1+2?", "score": 0.5}\n')
+    rows = [problem("a", "1+1?"), problem("b", "1+2?"), problem("c", "1 + 1?")]
+    kept, drops = built(rows, scores_file=str(path))
+    assert [(row.id, row.meta["limr"]) for row in kept] == [("a", {"score": 0.7, "rank": 1})]
+    assert [(drop.id, drop.reason) for drop in drops.rows] == [("b", "learns unlike the average"), ("c", "no score")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "1+1?"}', r"scores.jsonl:2: is \{'prompt': '1\+1\?'\}; wanted: an object with a text 'prompt'"),
+        ('{"prompt": "1+1?", "score": "0.7"}', "wanted: an object with a text 'prompt' and a number 'score'"),
+        ('{"prompt": "1+1?", "score": 0.6}', r"scores.jsonl:2: scores a prompt 0.6 that was 0.7 before: 1\+1\?"),
+        ("7", "scores.jsonl:2: is 7; wanted"),
+    ],
+)
+def test_wrong_files_of_scores(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "scores.jsonl"
+    path.write_text(f'{{"prompt": "1+1?", "score": 0.7}}\n{line}\n')
+    with pytest.raises(RowError, match=message):
+        built([problem("a", "1+1?")], scores_file=str(path))
+
+
 def test_wrong_scores() -> None:
     with pytest.raises(RowError, match=r"'a': meta 'score' is '0\.9'; a score is a number"):
         built([problem("a", score="0.9")], score_column="score")
@@ -187,6 +216,9 @@ def test_prompts_that_are_always_solved_tell_nothing() -> None:
     [
         {},
         {"rewards_column": "a", "score_column": "b"},
+        {"scores_file": "a.jsonl", "score_column": "b"},
+        {"scores_file": "a.jsonl", "epochs": 3},
+        {"scores_file": "a.txt"},
         {"score_column": "a", "epochs": 3},
         {"score_column": "a", "reward": "math_answer"},
         {"from_rollouts": ["a"], "epochs": 3},

@@ -101,7 +101,7 @@ def test_the_roles_and_the_tool_calls_of_turns_count() -> None:
         Chat(id="b", messages=[user("x"), assistant("", tool_calls=call)]),
         Chat(id="c", messages=[Message(role="system", content="x"), assistant("")]),
     ]
-    assert sifted(rows, thinking_is_clean=False) == (["a", "b", "c"], [])
+    assert sifted(rows, thinking_is_clean=False, turns_are_in_order=False) == (["a", "b", "c"], [])
 
 
 def test_the_tool_calls_of_a_pair_count() -> None:

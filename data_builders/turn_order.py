@@ -1,0 +1,59 @@
+"""Whether a row's turns come in an order that a model meets when it is used."""
+
+from collections.abc import Sequence
+
+from qwen_align.align.rows import Chat, Message, Row, Text
+from qwen_align.data_builders.row_texts import Dialogue, turns_of
+
+# What may come after what. A chat template renders other orders too, as conversations that nobody will have.
+_BEFORE = {
+    "user": ("", "system", "assistant"),
+    "tool": ("calls", "tool"),
+    "assistant": ("user", "tool"),
+}
+
+
+def disorder(row: Row) -> str | None:
+    """What is wrong with the order of the row's turns, None if nothing is; a raw text has none.
+
+    At most one system turn, which is the first; then user and assistant in turn, results of tools after an assistant
+    that calls them. What is beside the turns (a trace's answer, both sides of a pair) is an assistant's.
+    """
+    if isinstance(row, Text):
+        return None
+    return _fault(turns_of(row)) or _end(row)
+
+
+def _end(row: Dialogue) -> str | None:
+    turns = turns_of(row)
+    if isinstance(row, Chat):
+        return None if any(turn.role == "assistant" for turn in turns) else "no assistant turn"
+    return (
+        None
+        if turns[-1].role in ("user", "tool")
+        else f"an answer after {'an assistant' if turns[-1].role == 'assistant' else 'a system'} turn"
+    )
+
+
+def _fault(turns: Sequence[Message]) -> str | None:
+    if not turns:
+        return "no turn"
+    before = ""
+    for place, turn in enumerate(turns, start=1):
+        if turn.role == "system":
+            if place > 1:
+                return f"turn {place}: a system turn that is not the first"
+        elif before not in _BEFORE[turn.role]:
+            return f"turn {place}: {turn.role} {_NAMES[before]}"
+        before = "calls" if turn.role == "assistant" and turn.tool_calls else turn.role
+    return None
+
+
+_NAMES = {
+    "": "opens the conversation",
+    "calls": "after calls of tools, before their results",
+    "system": "after the system turn",
+    "user": "after user",
+    "assistant": "after assistant",
+    "tool": "after results of tools, before the assistant says anything",
+}
