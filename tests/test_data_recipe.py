@@ -25,10 +25,12 @@ anchors:
     samples: 8
     sampling: {temperature: 1.0, top_p: 1.0, top_k: 0, max_tokens: 96}
     rewards: [{kind: math_answer, box: required}]
+  sums: &sums {kind: arithmetic, split: train}
+  sft: &sft {kind: sft, max_tokens: 256, batch: 8, learning_rate: 2e-3}
 stages:
-  - {name: traces, kind: build_data, builder: {kind: arithmetic, rows: trace, n: 300, steps: [1, 2, 3], split: train}}
-  - {name: sft, kind: sft, from_model: base, from_data: [traces], max_tokens: 256, batch: 8, epochs: 4, learning_rate: 2e-3}
-  - {name: prompts, kind: build_data, seed: 5, builder: {kind: arithmetic, rows: problem, n: 60, steps: [2, 3], split: train}}
+  - {name: traces, kind: build_data, builder: {<<: *sums, rows: trace, n: 300, steps: [1, 2, 3]}}
+  - {<<: *sft, name: sft, from_model: base, from_data: [traces], epochs: 4}
+  - {name: prompts, kind: build_data, seed: 5, builder: {<<: *sums, rows: problem, n: 60, steps: [2, 3]}}
   - {<<: *rollout, name: draws, from_model: sft, from_data: prompts}
   - name: limo_rows
     kind: build_data
@@ -46,16 +48,27 @@ stages:
   - name: mixed
     kind: build_data
     builder: {kind: mixture, sources: [{from_data: traces, weight: 3}, {from_data: limo_rows, weight: 1}]}
-  - {name: again, kind: sft, from_model: sft, from_data: [mixed], max_tokens: 256, batch: 8, epochs: 1, learning_rate: 1e-3}
+  - {<<: *sft, name: again, from_model: sft, from_data: [mixed], epochs: 1}
   - {name: solutions, kind: build_data, builder: {kind: local_file, path: solutions.jsonl, rows: typed}}
-  - {name: prefixes, kind: build_data, builder: {kind: step_prefixes, from_data: solutions, step_break: "\n", prompt: "{question}\n{steps}"}}
+  - name: prefixes
+    kind: build_data
+    builder: {kind: step_prefixes, from_data: solutions, step_break: "\n", prompt: "{question}\n{steps}"}
   - {<<: *rollout, name: continued, from_model: sft, from_data: prefixes}
   - name: steps
     kind: build_data
-    builder: {kind: monte_carlo_steps, from_data: solutions, from_rollout: continued, cut_after_wrong: false, labels: soft, step_break: "\n"}
+    builder:
+      kind: monte_carlo_steps
+      from_data: solutions
+      from_rollout: continued
+      cut_after_wrong: false
+      labels: soft
+      step_break: "\n"
   - {name: critiques, kind: build_data, builder: {kind: step_critiques, from_data: solutions, step_break: "\n"}}
   - {<<: *rollout, name: judged, from_model: sft, from_data: critiques, samples: 3, rewards: [{kind: constant}]}
-  - {name: agreed, kind: build_data, on_empty: pass_through, builder: {kind: step_consensus, from_data: steps, judge: judged}}
+  - name: agreed
+    kind: build_data
+    on_empty: pass_through
+    builder: {kind: step_consensus, from_data: steps, judge: judged}
 """
 
 
