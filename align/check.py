@@ -17,6 +17,7 @@ from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.spec.dpo import Dpo
 from qwen_align.align.spec.evaluate import Evaluate
 from qwen_align.align.spec.grpo import Grpo
+from qwen_align.align.spec.ppo import Ppo
 from qwen_align.align.spec.pretrain import Pretrain
 from qwen_align.align.spec.rollout import Rollout, Switch
 from qwen_align.align.spec.sft import Sft
@@ -165,7 +166,7 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         paired = render_pairs(preview.renderer(one), pairs, settings.max_tokens)
         _fits(preview, one, max((n for n in paired.lengths if n <= settings.max_tokens), default=0), "a pair's side")
         yield from _training(paired.lengths, paired.dropped, settings, len(paired.pairs))
-    elif isinstance(settings, Grpo):
+    elif isinstance(settings, Grpo | Ppo):
         check_all(settings.rewards)
         prompts = list(only(Problem, preview.rows_for(one, settings.from_data)))
         micro_batches(settings.prompts * settings.samples, one.stage.runtime)

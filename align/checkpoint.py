@@ -36,6 +36,7 @@ class WholeCheckpoints:
         self._checkpoint_root = None
         _barrier()
         if self.args.should_save:
+            self._save_more(home / "partial" / name)
             _complete(home / "partial" / name)
             store.remove_tree(home / name)
             (home / "partial" / name).rename(home / name)
@@ -43,6 +44,9 @@ class WholeCheckpoints:
                 if old.name != name:
                     store.remove_tree(old)
         _barrier()
+
+    def _save_more(self, folder: Path) -> None:
+        """What else a checkpoint has to hold; in the main process."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the stage's manifest says what the model is."""

@@ -14,6 +14,7 @@ from qwen_align.align.spec.stage import Runtime
 from qwen_align.align.store import write_text
 
 PROGRESS = "progress.json"
+NOTES = "notes.jsonl"
 
 
 @dataclass
@@ -60,9 +61,16 @@ class Context:
             with (self.out / "samples.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **sample}, ensure_ascii=False, sort_keys=True) + "\n")
 
+    def note(self, step: int, what: str, message: str) -> None:
+        """Appends a word to people to notes.jsonl; whoever watches the run shows it at once."""
+        if self.is_main:
+            with (self.out / NOTES).open("a", encoding="utf-8") as file:
+                said = {"step": step, "what": what, "message": message}
+                file.write(json.dumps(said, ensure_ascii=False, sort_keys=True) + "\n")
+
     def forget_after(self, step: int) -> None:
         """Drops what was logged of steps beyond `step`, which a resumed stage will log again."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", NOTES):
             path = self.out / name
             if self.is_main and path.exists():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

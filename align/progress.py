@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from qwen_align.align.context import PROGRESS
+from qwen_align.align.context import NOTES, PROGRESS
 from qwen_align.align.pipeline import Plan, Planned, other_versions
 
 
@@ -23,6 +23,7 @@ class Progress:
         self._total = len(planned.stages)
         self._width = max(len(one.stage.name) for one in planned.stages)
         self._number = 0
+        self._notes_said = 0
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -49,11 +50,13 @@ class Progress:
 
     def started(self, planned: Planned) -> None:
         self._number += 1
+        self._notes_said = 0
         self._bar.reset(self._task, description=self._title(planned), total=None, says="starting", visible=True)
         if not self._console.is_terminal:
             self._line(planned, "started", "")
 
     def going(self, planned: Planned) -> None:
+        self._notes(planned)
         path = planned.folder.path / PROGRESS
         if self._console.is_terminal and path.exists():
             with contextlib.suppress(FileNotFoundError):  # the stage finished between the two calls
@@ -62,7 +65,20 @@ class Progress:
                 self._bar.update(self._task, completed=said["done"], total=total, says=says(said))
         self._bar.refresh()
 
+    def _notes(self, planned: Planned) -> None:
+        """Prints what the stage has said to people since the last look; a line that is still being written waits."""
+        path = planned.folder.path / NOTES
+        if not path.exists():
+            return
+        *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for line in lines[self._notes_said :]:
+            note = json.loads(line)
+            at = f"step {note['step']}: " if note["step"] else ""
+            self._console.print(Text(f"  {planned.stage.name}: {at}{note['what']}: {note['message']}"), soft_wrap=True)
+        self._notes_said = len(lines)
+
     def finished(self, planned: Planned) -> None:
+        self._notes(planned)
         self._bar.update(self._task, visible=False)
         manifest = planned.folder.manifest()
         self._line(planned, f"{manifest['seconds']:7.1f} s", summary(manifest["summary"]))

@@ -174,7 +174,7 @@ class Completion(Strict):
 
 
 Row = Text | Problem | Chat | Trace | Pair | Labelled | Steps | Completion
-_Kind = TypeVar("_Kind", Pair, Problem)
+_Kind = TypeVar("_Kind", Pair, Problem, Text)
 _ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="row")])
 
 

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.spec.dpo import Dpo
 from qwen_align.align.spec.grpo import Grpo
+from qwen_align.align.spec.online_rl import OnlineRl
+from qwen_align.align.spec.ppo import Ppo
 from qwen_align.align.spec.sampling import Sampling
 from qwen_align.align.spec.sft import Sft
 from qwen_align.align.spec.stage import Lora, Optimizer, Runtime, micro_batches
@@ -42,6 +45,18 @@ def dpo(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) ->
     )
 
 
+def online_rl(settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int) -> TrainingArguments:
+    """For our own loop, which cuts its batches itself."""
+    return TrainingArguments(
+        **_common(settings, runtime, out, steps=settings.optimizer_steps, seed=seed),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        remove_unused_columns=False,
+        # A critic's warm-up leaves the policy's parameters unused.
+        ddp_find_unused_parameters=isinstance(settings, Ppo) and settings.critic.warmup_steps > 0,
+    )
+
+
 def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
     rows, accumulation = micro_batches(settings.prompts * settings.samples, runtime)
     return GRPOConfig(
@@ -55,12 +70,15 @@ def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, see
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         min_p=sampling.min_p or None,
-        loss_type=settings.loss,
+        loss_type="grpo" if settings.loss == "gspo" else settings.loss,
+        importance_sampling_level="sequence" if settings.loss == "gspo" else "token",
         scale_rewards=settings.advantage_scale,
         epsilon=settings.clip_low,
-        epsilon_high=settings.clip_high,
-        beta=settings.beta,
-        entropy_coef=settings.entropy,
+        # TRL's bound for cispo is that of the ratio itself.
+        epsilon_high=1 + settings.clip_high if settings.loss == "cispo" else settings.clip_high,
+        beta=settings.kl.coefficient if settings.kl else 0.0,
+        use_bias_correction_kl=settings.kl.weighted if settings.kl else False,
+        entropy_coef=settings.entropy.coefficient if settings.entropy else 0.0,
         mask_truncated_completions=settings.mask_truncated,
         remove_unused_columns=False,
         shuffle_dataset=False,

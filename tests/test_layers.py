@@ -34,7 +34,8 @@ LAYERS = (
         "align.tiny_tokenizer",
         "align.versions",
     ),
-    ("align.rollout.*", "align.trl_args", "align.model", "align.checkpoint"),
+    ("align.rollout.*", "align.trl_args", "align.compat", "align.model", "align.checkpoint"),
+    ("align.rl.*",),
     ("align.stages.*",),
     (
         "align.build",
@@ -54,7 +55,7 @@ LAYERS = (
     ),
     ("cli",),
 )
-PACKAGES = {"align", "align.rollout", "align.spec", "align.stages"}  # whose __init__ holds no import
+PACKAGES = {"align", "align.rl", "align.rollout", "align.spec", "align.stages"}  # whose __init__ holds no import
 
 # Who may import what takes seconds, wherever in the file; `align.worker` and `align.server` do it late.
 HEAVY = {
@@ -62,16 +63,33 @@ HEAVY = {
         "align.model",
         "align.checkpoint",
         "align.trl_args",
+        "align.compat",
+        "align.rl.*",
         "align.rollout.*",
         "align.stages.*",
         "align.worker",
         "align.server",
     ),
-    "transformers": ("align.model", "align.checkpoint", "align.rollout.*", "align.stages.*", "align.server"),
-    "trl": ("align.trl_args", "align.stages.sft", "align.stages.dpo", "align.stages.grpo", "align.server"),
+    "transformers": (
+        "align.model",
+        "align.checkpoint",
+        "align.trl_args",
+        "align.rl.*",
+        "align.rollout.*",
+        "align.stages.*",
+        "align.server",
+    ),
+    "trl": (
+        "align.trl_args",
+        "align.compat",
+        "align.stages.sft",
+        "align.stages.dpo",
+        "align.stages.grpo_trl",
+        "align.server",
+    ),
     "datasets": ("align.stages.*", "data_builders.hub"),
-    "accelerate": (),
-    "peft": ("align.model", "align.trl_args", "align.stages.*", "align.server"),
+    "accelerate": ("align.rl.trainer",),
+    "peft": ("align.model", "align.trl_args", "align.rl.*", "align.stages.*", "align.server"),
     "huggingface_hub": ("align.model", "align.push"),
 }
 LATE = {

@@ -55,6 +55,11 @@ class Generation:
 class Engine(Protocol):
     """Anything that turns requests into generations."""
 
+    @property
+    def holds_a_copy(self) -> bool:
+        """Whether it samples from weights of its own, which `sync` brings up to date, and not from the live model."""
+        ...
+
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         """Every completion asked for, in an order of the engine's choosing; the set is a function of the requests.
 
@@ -63,7 +68,11 @@ class Engine(Protocol):
         ...
 
     def sync(self, model: Any, version: int) -> str:
-        """Takes the model's weights and returns `weights_checksum` of what the engine now holds."""
+        """Takes the model's weights and returns the checksum of what the engine now holds."""
+        ...
+
+    def checksum(self, model: Any) -> str:
+        """What `sync` has to return for this model."""
         ...
 
 

@@ -49,10 +49,17 @@ class LocalEngine:
                     finished = slots.advance(self.compact_at)
                 yield from finished
 
+    @property
+    def holds_a_copy(self) -> bool:
+        return False
+
     def sync(self, model: PreTrainedModel, version: int) -> str:
         """Samples from `model` from now on; returns the checksum of its weights."""
         self.model = _checked(model, self.stop_ids)
-        return weights_checksum(self.model.named_parameters())
+        return self.checksum(model)
+
+    def checksum(self, model: PreTrainedModel) -> str:
+        return weights_checksum(model.named_parameters())
 
 
 def plan(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -> list[list[Row]]:

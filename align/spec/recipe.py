@@ -16,13 +16,14 @@ from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.spec.dpo import Dpo
 from qwen_align.align.spec.evaluate import Evaluate
 from qwen_align.align.spec.grpo import Grpo
+from qwen_align.align.spec.ppo import Ppo
 from qwen_align.align.spec.pretrain import Pretrain
 from qwen_align.align.spec.rollout import Rollout
 from qwen_align.align.spec.sft import Sft
 from qwen_align.align.spec.stage import Runtime
 from qwen_align.align.strict import Strict, did_you_mean
 
-StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | Grpo | Evaluate
+StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | Grpo | Ppo | Evaluate
 AnyStage = Annotated[StageSpec, Field(discriminator="kind")]
 
 PRODUCTS: dict[str, Product] = {
@@ -32,6 +33,7 @@ PRODUCTS: dict[str, Product] = {
     "sft": "model",
     "dpo": "model",
     "grpo": "model",
+    "ppo": "model",
     "evaluate": "evaluation",
 }
 
@@ -89,6 +91,7 @@ Item = Annotated[
     | Annotated[Sft, Tag("sft")]
     | Annotated[Dpo, Tag("dpo")]
     | Annotated[Grpo, Tag("grpo")]
+    | Annotated[Ppo, Tag("ppo")]
     | Annotated[Evaluate, Tag("evaluate")]
     | Annotated[RepeatBlock, Tag("repeat")],
     Discriminator(_kind),

@@ -1,5 +1,6 @@
 """What the stages that train with a transformers Trainer share: start or resume, stop when asked, save."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from qwen_align.align.spec.stage import CanBeEmpty
 
 def train(trainer: Any, source: Path, out: Path, context: Context) -> None:
     """Trains from the newest whole checkpoint or from the start, and saves the model of a finished run."""
+    fit(trainer, out, context)
+    hand_on(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
+
+
+def fit(trainer: Any, out: Path, context: Context) -> None:
+    """Trains from the newest whole checkpoint or from the start; raises Preempted when asked to stop before the end."""
     asked, got = context.runtime.processes, trainer.accelerator.num_processes
     if asked != got:
         raise StageError(f"runtime asks for {asked} processes, but training would run in {got}")
@@ -22,9 +29,12 @@ def train(trainer: Any, source: Path, out: Path, context: Context) -> None:
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
-    is_adapter = isinstance(trainer.model, PeftModel)
+
+
+def hand_on(source: Path, out: Path, context: Context, *, is_adapter: bool, save: Callable[[str], None]) -> None:
+    """What the stage made, as a model for the next one: a whole model, or an adapter on the source's."""
     folder = out / ("adapter" if is_adapter else "model")
-    trainer.save_model(str(folder))
+    save(str(folder))
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if is_adapter:

@@ -37,7 +37,7 @@ def code_of(kind: str) -> list[str]:
     """The modules that can change what a kind of stage makes: its own and all that they import, sorted."""
     found: set[str] = set()
     # trl_args turns each kind's settings into TRL's arguments; a kind never sees those of the others.
-    others = {f"align.spec.{other}" for other in CODE_VERSIONS if other != kind}
+    others = {f"align.spec.{other}" for other in (*CODE_VERSIONS, "online_rl") if other != kind}
     waiting = [f"align.stages.{kind}"]
     while waiting:
         module = waiting.pop()

@@ -1,0 +1,1 @@
+"""Online reinforcement learning: prompts to judged completions to updates."""

@@ -1,0 +1,148 @@
+"""What grpo and ppo share: the prompts, the judge, the actor and its trainer, put together and run."""
+
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from qwen_align.align import model, trl_args
+from qwen_align.align.checkpoint import Watcher
+from qwen_align.align.context import Context
+from qwen_align.align.errors import DataError
+from qwen_align.align.render import Renderer, render_rows
+from qwen_align.align.rl.actor import VALUE_ADAPTER, Actor, Critic, use_adapter
+from qwen_align.align.rl.experience import Experience, Questions
+from qwen_align.align.rl.judge import Judge
+from qwen_align.align.rl.play import Player
+from qwen_align.align.rl.ptx import Texts
+from qwen_align.align.rl.stream import PromptStream, variances
+from qwen_align.align.rl.trainer import OnlineTrainer
+from qwen_align.align.rollout.ask import Asked, put
+from qwen_align.align.rollout.local import LocalEngine
+from qwen_align.align.rows import Completion, Problem, Text, only, read_rows
+from qwen_align.align.spec.grpo import Grpo
+from qwen_align.align.spec.online_rl import ByVariance
+from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.stages import training
+from qwen_align.data_builders.completions import completions, verdict_value
+from qwen_align.reward.combine import judge_all
+from qwen_align.reward.settings import check_all, reward_for
+from qwen_align.reward.verdict import Verdict
+
+
+def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    source = inputs[spec.from_model]
+    renderer = model.renderer_of(source)
+    asked = [put(problem, renderer) for problem in _problems(spec.from_data, inputs)]
+    if not asked:
+        return training.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
+    check_all(spec.rewards)
+    actor = _actor(spec, source, context)
+    trainer = OnlineTrainer(
+        actor,
+        trl_args.online_rl(spec, context.runtime, out, seed=context.seed),
+        spec,
+        _experience(spec, actor, asked, renderer, inputs, context),
+        context,
+        reference=_reference(spec, source),
+        texts=_texts(spec, renderer, inputs, context),
+        callbacks=[Watcher(context)],
+    )
+    training.fit(trainer, out, context)
+    training.hand_on(source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy)
+    found: dict[str, Any] = {"problems": len(asked), "steps": spec.steps, "skipped_updates": trainer.skipped}
+    if spec.held_out:
+        found |= dict(zip(("held_out_accuracy", "held_out_stderr"), trainer.held_out_now(), strict=True))
+    return {**found, "counts": dict(sorted(trainer.experience.counts.items()))}
+
+
+def _problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
+    return list(only(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
+
+
+def _actor(spec: Grpo | Ppo, source: Path, context: Context) -> Actor:
+    """The policy, with new adapters if LoRA is asked for, and for PPO a critic."""
+    policy: PreTrainedModel | PeftModel = model.load(source)
+    if spec.lora:
+        policy = get_peft_model(policy, trl_args.lora(spec.lora))
+    critic = None
+    if isinstance(spec, Ppo):
+        hidden_size = policy.config.get_text_config().hidden_size
+        trunk = None
+        if spec.critic.kind == "separate" and isinstance(policy, PeftModel):
+            policy.add_adapter(VALUE_ADAPTER, trl_args.lora(spec.lora))
+            use_adapter(policy, VALUE_ADAPTER)
+            use_adapter(policy, "default")
+        elif spec.critic.kind == "separate":
+            trunk = model.load(source).base_model
+        critic = Critic(hidden_size, trunk, detached=spec.critic.detached)
+    temperature = spec.sampling.for_policy().temperature
+    actor = Actor(policy, temperature, critic)
+    if context.runtime.gradient_checkpointing and actor.has_value_adapter:
+        raise DataError("gradient_checkpointing with critic: separate and lora would recompute under the wrong adapter")
+    return actor
+
+
+def _reference(spec: Grpo | Ppo, source: Path) -> Actor | None:
+    """A copy of the model the stage starts from, where the policy's own trunk is not one."""
+    if spec.kl is None or spec.lora:
+        return None
+    return Actor(model.load(source), spec.sampling.for_policy().temperature)
+
+
+def _experience(
+    spec: Grpo | Ppo,
+    actor: Actor,
+    asked: list[Asked],
+    renderer: Renderer,
+    inputs: Mapping[str, Path],
+    context: Context,
+) -> Experience:
+    engine = LocalEngine(actor.causal_lm, stop_ids=renderer.stop_ids, max_rows=context.runtime.rollout_rows)
+    player = Player(engine, renderer, spec.sampling.for_policy(), spec.samples, context.seed)
+    known = _reward_variances(spec.order, inputs) if isinstance(spec.order, ByVariance) else {}
+    stream = PromptStream(asked, spec.order, context.seed, variances=known)
+    for reward in spec.rewards:
+        reward.warm()
+    judge = Judge(lambda group: judge_all(spec.rewards, group))
+    return Experience(spec, player, stream, judge, context, _questions(spec, player, renderer, inputs))
+
+
+def _reward_variances(order: ByVariance, inputs: Mapping[str, Path]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for row in completions(lambda: read_rows(inputs[order.from_rollout] / "rows.jsonl"), order.from_rollout):
+        value = verdict_value(row, order.reward)
+        if value is not None:
+            values.setdefault(row.prompt_id, []).append(value)
+    return variances(values)
+
+
+def _questions(spec: Grpo | Ppo, player: Player, renderer: Renderer, inputs: Mapping[str, Path]) -> Questions | None:
+    settings = spec.held_out
+    if settings is None:
+        return None
+    asked = [put(problem, renderer) for problem in _problems(settings.from_data, inputs)]
+    if not asked:
+        raise DataError(f"held_out.from_data: {', '.join(settings.from_data)}: holds no problem")
+    sampling = settings.sampling.for_policy() if settings.sampling else player.sampling
+
+    def own_reward(group: list[Completion]) -> list[Verdict]:
+        return reward_for(group[0].reward, settings.rewards).judge_group(group)
+
+    return Questions(player._replace(sampling=sampling, samples=settings.samples), asked, Judge(own_reward))
+
+
+def _texts(spec: Grpo | Ppo, renderer: Renderer, inputs: Mapping[str, Path], context: Context) -> Texts | None:
+    if not isinstance(spec, Ppo) or spec.ptx is None:
+        return None
+    rows = only(Text, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.ptx.from_data))
+    rendered = render_rows(renderer, rows, max_tokens=spec.ptx.max_tokens)
+    samples = [sample for sample in rendered.samples if len(sample.ids) > 1]
+    if not samples:
+        raise DataError(f"ptx: nothing to train on; dropped: {rendered.dropped or 'nothing'}. See max_tokens")
+    for reason, count in rendered.dropped.items():
+        context.note(0, "ptx", f"{count:,} texts dropped: {reason}")
+    return Texts(samples, spec.ptx.batch, context.seed)

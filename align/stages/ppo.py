@@ -1,0 +1,13 @@
+"""ppo: proximal policy optimisation with a learned value of every token."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen_align.align.context import Context
+from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.stages import online_rl
+
+
+def run(spec: Ppo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    return online_rl.run(spec, inputs, out, context)
