@@ -19,6 +19,7 @@ from qwen_align.align.spec.evaluate import Evaluate
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.ppo import Ppo
 from qwen_align.align.spec.pretrain import Pretrain
+from qwen_align.align.spec.reward_model import RewardModel
 from qwen_align.align.spec.rollout import Rollout, Switch
 from qwen_align.align.spec.sft import Sft
 from qwen_align.align.spec.stage import micro_batches, steps_of
@@ -160,7 +161,7 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         rendered = render_rows(preview.renderer(one), preview.rows_for(one, settings.from_data), settings.max_tokens)
         _fits(preview, one, max((len(sample.ids) for sample in rendered.samples), default=0), "a sample")
         yield from _training(rendered.lengths, rendered.dropped, settings, len(rendered.samples))
-    elif isinstance(settings, Dpo):
+    elif isinstance(settings, Dpo | RewardModel):
         pairs = list(only(Pair, preview.rows_for(one, settings.from_data)))
         micro_batches(settings.batch, one.stage.runtime)
         paired = render_pairs(preview.renderer(one), pairs, settings.max_tokens)
@@ -205,7 +206,7 @@ def _forecast(one: Planned, preview: Preview) -> Iterator[str]:
         return
     n_rows = sum(known)
     kept = f"if all {n_rows:,} rows are kept: "
-    if isinstance(settings, Sft | Dpo):
+    if isinstance(settings, Sft | Dpo | RewardModel):
         steps = steps_of(n_rows, settings.epochs, settings.batch)
         yield f"{kept}steps {steps:,}, {_warm_up(settings, steps)}; limit {settings.max_tokens}"
     elif isinstance(settings, Evaluate):
@@ -216,7 +217,7 @@ def _forecast(one: Planned, preview: Preview) -> Iterator[str]:
         yield f"rows {n_rows:,}, if all are kept"
 
 
-def _warm_up(settings: Sft | Dpo, steps: int) -> str:
+def _warm_up(settings: Sft | Dpo | RewardModel, steps: int) -> str:
     if settings.warmup_steps >= steps:
         return f"all of warm-up (warmup_steps {settings.warmup_steps})"
     return f"{settings.warmup_steps:,} of warm-up" if settings.warmup_steps else "no warm-up"
@@ -232,8 +233,10 @@ def _data(one: Planned, preview: Preview) -> str:
     return summary({"rows": kept, "dropped": dropped}) or "no rows"
 
 
-def _training(lengths: list[int], dropped: dict[str, int], settings: Sft | Dpo, kept: int) -> Iterator[str]:
-    if not kept and settings.on_empty == "fail":
+def _training(
+    lengths: list[int], dropped: dict[str, int], settings: Sft | Dpo | RewardModel, kept: int
+) -> Iterator[str]:
+    if not kept and (isinstance(settings, RewardModel) or settings.on_empty == "fail"):
         raise DataError(
             f"nothing to train on; dropped: {dropped or 'none, there were no rows'}. See max_tokens, from_data"
         )

@@ -49,7 +49,9 @@ def build(variants: Sequence[Variant]) -> Graph:
 def _bound(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Stage]:
     _check_names(recipe)
     unbound = list(_rounds(recipe))
-    products: dict[str, Product] = dict.fromkeys(recipe.models, "model")
+    products: dict[str, Product] = {
+        name: "scorer" if source.is_scorer else "model" for name, source in recipe.models.items()
+    }
     last: dict[str, str] = {name: name for name in recipe.models}
     for name, settings, _, _ in unbound:
         if name in products:

@@ -81,7 +81,11 @@ def load(folder: Path) -> PreTrainedModel:
 
     Raises StageError when a merged adapter's logits differ from the adapter's own.
     """
-    files = locate(folder)
+    return load_files(locate(folder))
+
+
+def load_files(files: ModelFiles) -> PreTrainedModel:
+    """As `load`."""
     model = load_folder(base_folder(files))
     for adapter in files.adapters:
         model = _merged(model, adapter)

@@ -37,6 +37,10 @@ class DataRef(Ref):
     product = "data"
 
 
+class ScorerRef(Ref):
+    product = "scorer"
+
+
 def references(settings: Any) -> Iterator[tuple[str, Ref]]:
     """(dotted place, reference) of every reference inside models, lists and mappings, in order."""
     for place, leaf in leaves(settings):

@@ -228,6 +228,14 @@ class Renderer:
                 return self._chat_samples(row)
             raise TemplateError(f"a {row.row} row has no answer to train; wanted text, chat, trace or completion rows")
 
+    def whole(self, row: Completion) -> list[int]:
+        """Prompt and completion as a scorer reads them, ended by the end of the turn, whether the model did or not."""
+        with located(f"completion '{row.id}'"):
+            asked = self._ask(row.prompt, row.mode, row.flag)
+            supplied = self.traits.supplied[asked.switch.enable_thinking]
+            said = self.encode(row.text.removeprefix(supplied))
+            return [*self.encode(self._prompt_text(asked)), *said, self.end_of_turn_id]
+
     def pair(self, row: Pair) -> PairIds:
         """Prompt, chosen and rejected ids. The chosen side has to obey the row's mode, the rejected one need not.
 

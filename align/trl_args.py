@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from trl import DPOConfig, GRPOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.spec.dpo import Dpo
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.online_rl import OnlineRl
 from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.spec.reward_model import RewardModel
 from qwen_align.align.spec.sampling import Sampling
 from qwen_align.align.spec.sft import Sft
 from qwen_align.align.spec.stage import Lora, Optimizer, Runtime, micro_batches
@@ -86,13 +87,28 @@ def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, see
     )
 
 
-def lora(settings: Lora | None) -> Any:
+def reward_model(settings: RewardModel, runtime: Runtime, out: Path, *, steps: int, seed: int) -> RewardConfig:
+    rows, accumulation = micro_batches(settings.batch, runtime)
+    return RewardConfig(
+        **_common(settings, runtime, out, steps=steps, seed=seed),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        max_length=None,  # render has dropped what is too long
+        train_sampling_strategy="sequential",
+        center_rewards_coefficient=settings.centre or None,
+        disable_dropout=True,
+    )
+
+
+def lora(settings: Lora | None, *, head: str | None = None) -> Any:
+    """peft's settings; `head` names a new head that is trained whole beside the adapters."""
     if settings is None:
         return None
     from peft import LoraConfig
 
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if head else "CAUSAL_LM",
+        modules_to_save=[head] if head else None,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,

@@ -10,6 +10,7 @@ CODE_VERSIONS = {
     "rollout": 2,
     "sft": 1,
     "dpo": 1,
+    "reward_model": 1,
     "grpo": 3,
     "ppo": 1,
     "evaluate": 2,

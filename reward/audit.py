@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from qwen_align.align.rows import Completion, Message, Problem
 from qwen_align.reward.base import BaseReward, Probe
+from qwen_align.reward.learned import Learned
 from qwen_align.reward.verdict import Verdict
 
 # What a reward without probes of its own is audited on, where the user gives no problems.
@@ -29,7 +30,12 @@ class Audited(NamedTuple):
 
 
 def audit(reward: BaseReward, problems: Sequence[Problem] = ()) -> list[Audited]:
-    """The reward's own probes, then the same eight bad completions of every problem."""
+    """The reward's own probes, then the same eight bad completions of every problem.
+
+    Nothing for a reward whose scorer is not loaded.
+    """
+    if isinstance(reward, Learned) and not reward.is_bound:
+        return []
     found = [Audited(one.name, _judge(reward, one), one.pays) for one in reward.probes()]
     for problem in problems or ([] if found else [_SUM]):
         found += [Audited(name, reward.judge(row), None) for name, row in bad_completions(problem)]

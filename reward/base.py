@@ -86,6 +86,10 @@ class BaseReward(Strict, ABC):
         """The verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
         return Verdict(value=1.0, reason="needs no gold")
 
+    def solved(self, verdict: Verdict) -> bool | None:
+        """Whether a verdict of this reward says that the task was done; None where it does not speak of that."""
+        return None if verdict.value is None or not self.is_outcome else verdict.value >= 1.0
+
     def check_here(self) -> None:
         """Raises RecipeError where this machine or the reward's settings make verdicts impossible."""
 

@@ -48,6 +48,15 @@ def judge_all(
     return [_combined(rewards, {one.label: part[one.label] for one in rewards}, scale) for part in parts]
 
 
+def solved(rewards: Sequence[BaseReward], verdict: Verdict) -> bool | None:
+    """Whether every reward that says when the task is done says so; None where none does, or one has no verdict."""
+    parts = verdict.parts or {}
+    said = [one.solved(parts[one.label]) for one in rewards if one.label in parts]
+    if verdict.value is None or all(one is None for one in said):
+        return None
+    return all(one is not False for one in said)
+
+
 def shaping_scale(rewards: Sequence[BaseReward]) -> float:
     """What the shaping rewards' weights are multiplied with, 1.0 where they are small enough as they are."""
     outcomes = sum(reward.weight for reward in rewards if reward.is_outcome)

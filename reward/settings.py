@@ -14,6 +14,7 @@ from qwen_align.reward.controls import Constant, Random
 from qwen_align.reward.format import Format
 from qwen_align.reward.instructions import Instructions
 from qwen_align.reward.language import LanguageShare
+from qwen_align.reward.learned import Learned, Qwen25Math
 from qwen_align.reward.length import CosineLength, KimiLength, SoftOverlong
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
@@ -23,7 +24,7 @@ from qwen_align.reward.tool_calls import ToolCalls
 
 Outcome = MathAnswer | CodeTests | Instructions | ToolCalls | ReasoningGym | Random | Constant
 Shaping = Format | SoftOverlong | CosineLength | KimiLength | Repetition | LanguageShare
-Reward = Outcome | Shaping | PythonReward
+Reward = Outcome | Shaping | PythonReward | Learned | Qwen25Math
 RewardSettings = Annotated[Reward, Field(discriminator="kind")]
 _REWARD: TypeAdapter[Reward] = TypeAdapter(RewardSettings)
 

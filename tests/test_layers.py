@@ -34,7 +34,7 @@ LAYERS = (
         "align.tiny_tokenizer",
         "align.versions",
     ),
-    ("align.rollout.*", "align.trl_args", "align.compat", "align.model", "align.checkpoint"),
+    ("align.rollout.*", "align.trl_args", "align.compat", "align.model", "align.scorer", "align.checkpoint"),
     ("align.rl.*",),
     ("align.stages.*",),
     (
@@ -61,6 +61,7 @@ PACKAGES = {"align", "align.rl", "align.rollout", "align.spec", "align.stages"} 
 HEAVY = {
     "torch": (
         "align.model",
+        "align.scorer",
         "align.checkpoint",
         "align.trl_args",
         "align.compat",
@@ -72,6 +73,7 @@ HEAVY = {
     ),
     "transformers": (
         "align.model",
+        "align.scorer",
         "align.checkpoint",
         "align.trl_args",
         "align.rl.*",
@@ -85,11 +87,12 @@ HEAVY = {
         "align.stages.sft",
         "align.stages.dpo",
         "align.stages.grpo_trl",
+        "align.stages.reward_model",
         "align.server",
     ),
     "datasets": ("align.stages.*", "data_builders.hub"),
     "accelerate": ("align.rl.trainer",),
-    "peft": ("align.model", "align.trl_args", "align.rl.*", "align.stages.*", "align.server"),
+    "peft": ("align.model", "align.scorer", "align.trl_args", "align.rl.*", "align.stages.*", "align.server"),
     "huggingface_hub": ("align.model", "align.push"),
 }
 LATE = {

@@ -49,6 +49,12 @@ class Experience:
     def engine(self) -> Engine:
         return self.player.engine
 
+    def use(self, engine: Engine) -> None:
+        """From now on completions come from this engine."""
+        self.player = self.player._replace(engine=engine)
+        if self.questions is not None:
+            self.questions.player = self.questions.player._replace(engine=engine)
+
     def next(self, model: Any, logged_at: int) -> Played:
         """The next batch, judged; `model` is the policy as it is now, `logged_at` the optimiser step to come."""
         step, self.batches = self.batches, self.batches + 1
@@ -57,7 +63,7 @@ class Experience:
             self._ahead = self._play(step + 1, model, logged_at) if step + 1 < self.spec.steps else None
         else:
             played = self._play(step, model, logged_at)
-        settle(played, self.stream, f"batch {step + 1}")
+        settle(played, self.player, self.stream, f"batch {step + 1}")
         self._count(played)
         return played
 
@@ -98,7 +104,7 @@ class Experience:
         if not self.engine.holds_a_copy:
             return
         held = self.engine.sync(model, self.batches)
-        if held != self.engine.checksum(model):
+        if held is not None and held != self.engine.checksum(model):
             raise StageError(
                 f"batch {self.batches}: the engine's weights are not the policy's after they were sent: "
                 f"checksum {held}, and {self.engine.checksum(model)} here"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from qwen_align.align import metrics
 from qwen_align.align.errors import DataError
 from qwen_align.align.rl.judge import Judge, check_judged
-from qwen_align.align.rl.play import Player, draw
+from qwen_align.align.rl.play import Player, draw, solved_share
 from qwen_align.align.rl.stream import Drawn
 from qwen_align.align.rollout.ask import Asked
 
@@ -30,11 +30,11 @@ def accuracy(player: Player, asked: Sequence[Asked], judge: Judge) -> Accuracy:
     groups = draw(player, [Drawn(place, one) for place, one in enumerate(asked)], judge, EVALUATION)
     shares = []
     for group in groups:
-        values = [value for value in group.values if value is not None]
-        if not values:
+        share = solved_share(group.judged, player)
+        if share is None:
             row, verdict = group.judged[0]
             raise DataError(f"held_out: question '{row.prompt_id}': {verdict.reason}; its gold is {row.gold!r:.60}")
-        shares.append(sum(value >= 1 for value in values) / len(values))
+        shares.append(share)
     found = metrics.estimate(shares)
     return Accuracy(found.mean, found.se or 0.0, len(shares))
 
@@ -55,8 +55,9 @@ def preflight(player: Player, asked: Sequence[Asked], judge: Judge) -> str:
     cut = sum(one.row.finish_reason == "length" for one in judged)
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    share = solved_share(judged, player)
     said = [
-        f"{len(judged)} rollouts before the first step: {sum(value >= 1 for value in values) / len(values):.0%} right",
+        f"{len(judged)} rollouts before the first step" + ("" if share is None else f": {share:.0%} right"),
         f"reward {mean:.3g} with a spread of {spread:.3g}",
         f"{sum(group.has_signal for group in groups)} of {len(groups)} groups with a signal",
         f"{tokens[0]}-{tokens[-1]} tokens, {tokens[len(tokens) // 2]} in the middle",

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from qwen_align.align.rollout.ask import as_row
 from qwen_align.align.rollout.engine import Engine, Generation, Request
 from qwen_align.align.rows import Completion
 from qwen_align.align.spec.sampling import Sampling
+from qwen_align.reward.verdict import Verdict
 
 
 class Player(NamedTuple):
@@ -28,6 +29,7 @@ class Player(NamedTuple):
     sampling: Sampling
     samples: int
     seed: int
+    solved: Callable[[Verdict], bool | None]  # what a verdict says of the task
 
 
 @dataclass
@@ -123,16 +125,22 @@ def play(
     return played
 
 
-def settle(played: Played, stream: PromptStream, where: str) -> None:
-    """Waits for the verdicts that are still out and tells the stream what share of each prompt was right."""
+def settle(played: Played, player: Player, stream: PromptStream, where: str) -> None:
+    """Waits for the verdicts that are still out and tells the stream what share of each prompt was solved."""
     started = time.monotonic()
     everything = [one for group in played.tried for one in group.judged]
     played.seconds_waiting = time.monotonic() - started
     check_judged(everything, where)
     for group in played.tried:
-        known = [value for value in group.values if value is not None]
-        if known:
-            stream.note(group.drawn.asked.problem.id, sum(value >= 1 for value in known) / len(known))
+        rate = solved_share(group.judged, player)
+        if rate is not None:
+            stream.note(group.drawn.asked.problem.id, rate)
+
+
+def solved_share(judged: Sequence[Judged], player: Player) -> float | None:
+    """The share that was solved of those of which that can be said; None if it cannot be said of any."""
+    said = [found for one in judged if (found := player.solved(one.verdict)) is not None]
+    return sum(said) / len(said) if said else None
 
 
 def assembled(played: Played, *, mask_truncated: bool) -> Rollouts:

@@ -67,8 +67,8 @@ class Engine(Protocol):
         """
         ...
 
-    def sync(self, model: Any, version: int) -> str:
-        """Takes the model's weights and returns the checksum of what the engine now holds."""
+    def sync(self, model: Any, version: int) -> str | None:
+        """Takes the model's weights; returns the checksum of what the engine now holds, None if it cannot tell."""
         ...
 
     def checksum(self, model: Any) -> str:

@@ -159,6 +159,24 @@ class Watch(Strict):
     mismatch: float = Field(0.05, gt=0, description="nats a token between the engine's and the trainer's log-probs")
 
 
+class Vllm(Strict):
+    """vLLM draws the completions: on the trainer's own GPUs, or on a server (`trl vllm-serve` or `vllm serve`)."""
+
+    kind: Literal["vllm"]
+    mode: Literal["colocate", "server"] = "colocate"
+    base_url: str | None = Field(None, description="of the server, as http://localhost:8000")
+    group_port: int = Field(51216, ge=1, le=65535, description="through which weights go to the server")  # TRL's
+    server_timeout_s: float = Field(240.0, gt=0)
+    memory_share: float = Field(0.3, gt=0, lt=1, description="of each GPU's memory for a colocated vLLM")
+    sleeps: bool = Field(False, description="a colocated vLLM gives its memory back while the policy is updated")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.mode == "server") != (self.base_url is not None):
+            raise ValueError("base_url: goes with mode: server, and a server needs one")
+        return self
+
+
 class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
     """`steps` times: draw `samples` completions of `prompts` prompts, judge them, train on them."""
 
@@ -181,7 +199,7 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
     mask_truncated: bool = Field(False, description="completions cut by max_tokens train nothing")
     correction: Correction | None = None
     async_steps: Literal[0, 1] = Field(0, description="1: draw with the model of the step before, judge meanwhile")
-    engine: Literal["local", "vllm"] = "local"
+    engine: Literal["local"] | Vllm = "local"
     held_out: HeldOut | None = None
     watch: Watch = Watch()
     keep_samples: int = Field(4, ge=0, description="completions a step in samples.jsonl")

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qwen_align.align.references import DataRef
+from qwen_align.align.references import DataRef, ScorerRef
 from qwen_align.align.spec.online_rl import OnlineRl
 from qwen_align.align.strict import Strict
 
@@ -12,12 +12,13 @@ from qwen_align.align.strict import Strict
 class Critic(Strict):
     """What predicts the return from every token on.
 
-    separate: a model of its own, which starts as the policy, with a new head; with LoRA a second adapter
-    on the policy's trunk. head: a new head on the policy's own hidden states; its loss changes the trunk too unless
-    `detached`.
+    separate: a model of its own, which starts as the policy with a new head, or as the scorer of `from_scorer`; with
+    LoRA a second adapter on the policy's trunk. head: a new head on the policy's own hidden states; its loss changes
+    the trunk too unless `detached`.
     """
 
     kind: Literal["separate", "head"] = "separate"
+    from_scorer: ScorerRef | None = None
     detached: bool = Field(False, description="a head's loss leaves the trunk alone")
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(0, ge=0, description="steps that train the value alone")
@@ -28,6 +29,8 @@ class Critic(Strict):
     def _agree(self) -> Self:
         if self.detached and self.kind != "head":
             raise ValueError("detached: is for a head on the policy's trunk; leave it out")
+        if self.from_scorer and self.kind != "separate":
+            raise ValueError("from_scorer: is a model of its own; set kind: separate")
         return self
 
 
@@ -52,3 +55,11 @@ class Ppo(OnlineRl):
         "none", description="verdicts minus their running mean, and over their running deviation"
     )
     ptx: Ptx | None = None
+
+    @model_validator(mode="after")
+    def _one_trunk(self) -> Self:
+        if self.lora and self.critic.from_scorer:
+            raise ValueError(
+                "critic.from_scorer: with lora the critic is an adapter on the policy's trunk; leave it out"
+            )
+        return self

@@ -18,12 +18,13 @@ from qwen_align.align.spec.evaluate import Evaluate
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.ppo import Ppo
 from qwen_align.align.spec.pretrain import Pretrain
+from qwen_align.align.spec.reward_model import RewardModel
 from qwen_align.align.spec.rollout import Rollout
 from qwen_align.align.spec.sft import Sft
 from qwen_align.align.spec.stage import Runtime
 from qwen_align.align.strict import Strict, did_you_mean
 
-StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | Grpo | Ppo | Evaluate
+StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | RewardModel | Grpo | Ppo | Evaluate
 AnyStage = Annotated[StageSpec, Field(discriminator="kind")]
 
 PRODUCTS: dict[str, Product] = {
@@ -32,6 +33,7 @@ PRODUCTS: dict[str, Product] = {
     "rollout": "data",
     "sft": "model",
     "dpo": "model",
+    "reward_model": "scorer",
     "grpo": "model",
     "ppo": "model",
     "evaluate": "evaluation",
@@ -48,6 +50,7 @@ class ModelSource(Strict):
     path: OutsideFile | None = Field(None, description="folder in Hugging Face form, relative to the recipe")
     hub: str | None = None
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="the hub commit, 40 hex digits")
+    is_scorer: bool = Field(False, description="a sequence classifier with one output, for learned rewards")
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSource":
@@ -90,6 +93,7 @@ Item = Annotated[
     | Annotated[Rollout, Tag("rollout")]
     | Annotated[Sft, Tag("sft")]
     | Annotated[Dpo, Tag("dpo")]
+    | Annotated[RewardModel, Tag("reward_model")]
     | Annotated[Grpo, Tag("grpo")]
     | Annotated[Ppo, Tag("ppo")]
     | Annotated[Evaluate, Tag("evaluate")]

@@ -14,7 +14,7 @@ import datasets
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
-from qwen_align.align import model, trl_args
+from qwen_align.align import model, scorer, trl_args
 from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
@@ -54,6 +54,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     if not asked:
         return training.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
     check_all(spec.rewards)
+    scorer.bind(spec.rewards, inputs, device=model.device_of(context.runtime), max_rows=context.runtime.micro_batch)
     drawn = [asked[number] for number in order(len(asked), spec.steps * spec.prompts, context.seed)]
     sampling = spec.sampling.for_policy()
     game = Game(spec, drawn, renderer, sampling, context)

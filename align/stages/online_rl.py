@@ -1,6 +1,7 @@
 """What grpo and ppo share: the prompts, the judge, the actor and its trainer, put together and run."""
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from qwen_align.align import model, trl_args
+from qwen_align.align import compat, model, scorer, trl_args
 from qwen_align.align.checkpoint import Watcher
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
@@ -22,13 +23,14 @@ from qwen_align.align.rl.stream import PromptStream, variances
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rollout.ask import Asked, put
 from qwen_align.align.rollout.local import LocalEngine
+from qwen_align.align.rollout.vllm import VllmEngine
 from qwen_align.align.rows import Completion, Problem, Text, only, read_rows
 from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.online_rl import ByVariance
+from qwen_align.align.spec.online_rl import ByVariance, Vllm
 from qwen_align.align.spec.ppo import Ppo
 from qwen_align.align.stages import training
 from qwen_align.data_builders.completions import completions, verdict_value
-from qwen_align.reward.combine import judge_all
+from qwen_align.reward.combine import judge_all, solved
 from qwen_align.reward.settings import check_all, reward_for
 from qwen_align.reward.verdict import Verdict
 
@@ -40,7 +42,8 @@ def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Contex
     if not asked:
         return training.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
     check_all(spec.rewards)
-    actor = _actor(spec, source, context)
+    scorer.bind(spec.rewards, inputs, device=model.device_of(context.runtime), max_rows=context.runtime.micro_batch)
+    actor = _actor(spec, source, inputs, context)
     trainer = OnlineTrainer(
         actor,
         trl_args.online_rl(spec, context.runtime, out, seed=context.seed),
@@ -51,6 +54,8 @@ def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Contex
         texts=_texts(spec, renderer, inputs, context),
         callbacks=[Watcher(context)],
     )
+    if isinstance(spec.engine, Vllm):
+        trainer.experience.use(_vllm(spec.engine, trainer, actor, asked, renderer, source))
     training.fit(trainer, out, context)
     training.hand_on(source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy)
     found: dict[str, Any] = {"problems": len(asked), "steps": spec.steps, "skipped_updates": trainer.skipped}
@@ -63,7 +68,7 @@ def _problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
     return list(only(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
-def _actor(spec: Grpo | Ppo, source: Path, context: Context) -> Actor:
+def _actor(spec: Grpo | Ppo, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
     """The policy, with new adapters if LoRA is asked for, and for PPO a critic."""
     policy: PreTrainedModel | PeftModel = model.load(source)
     if spec.lora:
@@ -71,14 +76,20 @@ def _actor(spec: Grpo | Ppo, source: Path, context: Context) -> Actor:
     critic = None
     if isinstance(spec, Ppo):
         hidden_size = policy.config.get_text_config().hidden_size
-        trunk = None
-        if spec.critic.kind == "separate" and isinstance(policy, PeftModel):
+        trunk, head = None, None
+        if spec.critic.from_scorer:
+            started = scorer.load(inputs[spec.critic.from_scorer])
+            trunk, head = started.base_model, started.score.weight
+            hidden_size = head.shape[1]
+        elif spec.critic.kind == "separate" and isinstance(policy, PeftModel):
             policy.add_adapter(VALUE_ADAPTER, trl_args.lora(spec.lora))
             use_adapter(policy, VALUE_ADAPTER)
             use_adapter(policy, "default")
         elif spec.critic.kind == "separate":
             trunk = model.load(source).base_model
         critic = Critic(hidden_size, trunk, detached=spec.critic.detached)
+        if head is not None:
+            critic.head.weight.data.copy_(head)
     temperature = spec.sampling.for_policy().temperature
     actor = Actor(policy, temperature, critic)
     if context.runtime.gradient_checkpointing and actor.has_value_adapter:
@@ -102,13 +113,29 @@ def _experience(
     context: Context,
 ) -> Experience:
     engine = LocalEngine(actor.causal_lm, stop_ids=renderer.stop_ids, max_rows=context.runtime.rollout_rows)
-    player = Player(engine, renderer, spec.sampling.for_policy(), spec.samples, context.seed)
+    sampling, solved_by = spec.sampling.for_policy(), partial(solved, spec.rewards)
+    player = Player(engine, renderer, sampling, spec.samples, context.seed, solved_by)
     known = _reward_variances(spec.order, inputs) if isinstance(spec.order, ByVariance) else {}
     stream = PromptStream(asked, spec.order, context.seed, variances=known)
     for reward in spec.rewards:
         reward.warm()
     judge = Judge(lambda group: judge_all(spec.rewards, group))
     return Experience(spec, player, stream, judge, context, _questions(spec, player, renderer, inputs))
+
+
+def _vllm(
+    settings: Vllm, trainer: OnlineTrainer, actor: Actor, asked: list[Asked], renderer: Renderer, source: Path
+) -> VllmEngine:
+    longest = max(len(one.prompt.ids) for one in asked) + trainer.experience.player.sampling.max_tokens
+    tokenizer = training.tokenizer(source)
+    generation = compat.vllm_generation(actor.policy, trainer.accelerator, tokenizer, settings, max_tokens=longest)
+    config = actor.causal_lm.config
+    return VllmEngine(
+        generation,
+        stop_ids=renderer.stop_ids,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+    )
 
 
 def _reward_variances(order: ByVariance, inputs: Mapping[str, Path]) -> dict[str, float]:
@@ -132,7 +159,11 @@ def _questions(spec: Grpo | Ppo, player: Player, renderer: Renderer, inputs: Map
     def own_reward(group: list[Completion]) -> list[Verdict]:
         return reward_for(group[0].reward, settings.rewards).judge_group(group)
 
-    return Questions(player._replace(sampling=sampling, samples=settings.samples), asked, Judge(own_reward))
+    def is_right(verdict: Verdict) -> bool | None:
+        return None if verdict.value is None else verdict.value >= 1
+
+    asker = player._replace(sampling=sampling, samples=settings.samples, solved=is_right)
+    return Questions(asker, asked, Judge(own_reward))
 
 
 def _texts(spec: Grpo | Ppo, renderer: Renderer, inputs: Mapping[str, Path], context: Context) -> Texts | None:

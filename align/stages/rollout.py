@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align import model
+from qwen_align.align import model, scorer
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.rollout.ask import put
@@ -23,6 +23,7 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     if not asked and spec.on_empty == "fail":
         raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
     check_all(spec.rewards)
+    scorer.bind(spec.rewards, inputs, device=model.device_of(context.runtime), max_rows=context.runtime.micro_batch)
     how = Draw(spec.sampling, spec.samples, context.seed, keep_tokens=spec.keep_tokens)
     drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
     if not context.is_main:

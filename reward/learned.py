@@ -1,0 +1,77 @@
+"""Rewards that a trained scorer gives: its score alone, or as Qwen2.5-Math shapes it with a rule.
+
+The settings are here; the scorer itself is a model, which a stage loads and binds (`align.scorer`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr
+
+from qwen_align.align.references import ScorerRef
+from qwen_align.align.rows import Completion
+from qwen_align.reward.base import BaseReward
+from qwen_align.reward.math_answer import MathAnswer
+from qwen_align.reward.verdict import Verdict
+
+Score = Callable[[Sequence[Completion]], list[float]]
+
+
+class Learned(BaseReward):
+    """The score of a reward model, as it is: any number, higher is better."""
+
+    kind: Literal["learned"] = "learned"
+    from_scorer: ScorerRef
+    _score: Score | None = PrivateAttr(None)
+
+    def bind(self, score: Score) -> None:
+        """From now on verdicts are of `score`, which gives one number a completion. Safe in any thread."""
+        self._score = score
+
+    @property
+    def is_bound(self) -> bool:
+        return self._score is not None
+
+    def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
+        if isinstance(completion, str):
+            raise TypeError(f"{self.label} judges Completion rows: a scorer reads the prompt too")
+        return self.judge_group([completion])[0]
+
+    def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
+        return [Verdict(value=score, reason="scored") for score in self._scores(group)]
+
+    def solved(self, verdict: Verdict) -> bool | None:
+        return None
+
+    def _scores(self, group: Sequence[Completion]) -> list[float]:
+        if self._score is None:
+            raise RuntimeError(f"reward {self.label}: its scorer is not bound; a stage does that")
+        return self._score(group)
+
+
+class Qwen25Math(Learned):
+    """sigmoid(0.5 * score) + (right - 1): every right answer above every wrong one, by score within (arXiv:2409.12122).
+
+    Right is what `rule` says, 1 or 0.
+    """
+
+    kind: Literal["qwen2_5_math"] = "qwen2_5_math"  # type: ignore[assignment]
+    rule: MathAnswer = Field(default=MathAnswer(), description="settings of the math_answer that says what is right")
+
+    def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
+        right = [self.rule.judge(one) for one in group]
+        return [self._shaped(*both) for both in zip(right, self._scores(group), strict=True)]
+
+    def judge_gold(self, gold: Any) -> Verdict:
+        return self.rule.judge_gold(gold)
+
+    def solved(self, verdict: Verdict) -> bool | None:
+        return self.rule.solved((verdict.parts or {})[self.rule.label])
+
+    def _shaped(self, right: Verdict, score: float) -> Verdict:
+        parts = {self.rule.label: right, "scorer": Verdict(value=score, reason="scored")}
+        if right.value is None:
+            return Verdict(value=None, reason=right.reason, parts=parts)
+        value = 1 / (1 + math.exp(-max(-60.0, min(60.0, 0.5 * score)))) + (right.value - 1)
+        return Verdict(value=value, reason=right.reason, parts=parts)

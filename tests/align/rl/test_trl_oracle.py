@@ -1,0 +1,178 @@
+"""TRL's GRPOTrainer as the oracle: on one batch our loss and its gradient are TRL's, and so are ten steps' weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOTrainer
+
+from qwen_align.align import trl_args
+from qwen_align.align.rl.actor import Actor
+from qwen_align.align.rl.objective import Terms, Whole, loss_of
+from qwen_align.align.rl.rollouts import Rollouts, micro_batches
+from qwen_align.align.spec.grpo import Grpo
+from qwen_align.align.spec.stage import Runtime
+
+N_PROMPT, N_TOKENS, MAX_TOKENS = [5, 9, 3, 7], [6, 2, 8, 5], 12
+TEMPERATURE = 0.8
+
+
+def spec(**settings: Any) -> Grpo:
+    return Grpo.model_validate(
+        {
+            "kind": "grpo",
+            "name": "grpo",
+            "from_model": "base",
+            "from_data": ["problems"],
+            "rewards": [{"kind": "math_answer"}],
+            "steps": 1,
+            "prompts": 2,
+            "samples": 2,
+            "sampling": {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS},
+            "learning_rate": 1e-3,
+            **settings,
+        }
+    )
+
+
+def rollouts(vocab: int) -> Rollouts:
+    """Four completions whose old and reference log-probs are far enough from the model's that all bounds are met."""
+    draw = torch.Generator().manual_seed(0)
+    n_tokens = torch.tensor(N_TOKENS)
+
+    def flat(scale: float, shift: float = 0.0) -> torch.Tensor:
+        return torch.randn(int(n_tokens.sum()), generator=draw) * scale + shift
+
+    return Rollouts(
+        ids=torch.randint(5, vocab, (sum(N_PROMPT) + sum(N_TOKENS),), generator=draw),
+        n_prompt=torch.tensor(N_PROMPT),
+        n_tokens=n_tokens,
+        group=torch.tensor([0, 0, 1, 1]),
+        reward=torch.tensor([1.0, 0.0, 0.5, 0.0]),
+        truncated=torch.tensor([False, False, True, False]),
+        old_logps=flat(0.4, -6.0),
+        sampled_logps=flat(0.4, -6.0),
+        counts=torch.ones(4, dtype=torch.bool),
+        advantages=torch.tensor([0.7, -0.7, 1.2, -1.2]).repeat_interleave(n_tokens),
+        reference_logps=flat(0.4, -6.0),
+    )
+
+
+def theirs(one: Rollouts, *, mask_truncated: bool) -> dict[str, torch.Tensor]:
+    """The batch as TRL's loss takes it: prompts padded on the left, completions on the right."""
+    prompts = [one.prompt_and_completion(row)[:n] for row, n in enumerate(N_PROMPT)]
+    completions = [one.prompt_and_completion(row)[n:] for row, n in enumerate(N_PROMPT)]
+    width, length = max(N_PROMPT), max(N_TOKENS)
+    mask = torch.tensor([[1] * n + [0] * (length - n) for n in N_TOKENS])
+    if mask_truncated:
+        mask = mask * ~one.truncated[:, None]
+    return {
+        "prompt_ids": torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts]),
+        "prompt_mask": torch.tensor([[0] * (width - n) + [1] * n for n in N_PROMPT]),
+        "completion_ids": torch.tensor([ids + [0] * (length - len(ids)) for ids in completions]),
+        "completion_mask": mask,
+        "advantages": one.advantages[one.n_tokens.cumsum(0) - 1],
+        "old_per_token_logps": one.padded(one.old_logps),
+        "ref_per_token_logps": one.padded(one.reference_logps) if one.reference_logps is not None else None,
+        "num_items_in_batch": mask.sum(),
+    }
+
+
+@pytest.mark.parametrize("settings", [{}, {"kl": {"coefficient": 0.3}}, {"kl": {"coefficient": 0.3, "weighted": True}}])
+@pytest.mark.parametrize("mask_truncated", [False, True])
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_loss_and_gradient_are_trls(
+    tiny_model: Path, tmp_path: Path, loss: str, mask_truncated: bool, settings: dict[str, Any]
+) -> None:
+    settings = {**settings, "loss": loss, "mask_truncated": mask_truncated}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    one = rollouts(model.config.vocab_size)
+    ours = spec(**settings)
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=trl_args.grpo(
+            spec(**settings, trainer="trl"), ours.sampling.for_policy(), Runtime(device="cpu"), tmp_path, seed=0
+        ),
+        train_dataset=datasets.Dataset.from_dict({"prompt": ["a"] * 4}),
+        processing_class=AutoTokenizer.from_pretrained(tiny_model),
+    )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    expected = trainer._compute_loss(trainer.model, theirs(one, mask_truncated=mask_truncated))
+    expected.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    if mask_truncated:
+        one.counts = ~one.truncated
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_model)
+    actor = Actor(fresh, TEMPERATURE)
+    whole = Whole.of(one, [0, 1, 2, 3], MAX_TOKENS)
+    coefficient = ours.kl.coefficient if ours.kl else 0.0
+    terms = Terms(on_policy=False, policy=True, value=False, kl_coefficient=coefficient, entropy_coefficient=0.0)
+    total = torch.zeros(())
+    for batch in micro_batches(one, range(4), max_rows=1):  # in several passes, whose losses have to add up
+        part, _ = loss_of(actor(batch), batch, one, whole, terms, ours)
+        part.backward()
+        total += part.detach()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+    for name, parameter in fresh.named_parameters():
+        apart = (parameter.grad - gradients[name]).abs().max().item()
+        assert apart <= 1e-5 * max(1.0, gradients[name].abs().max().item()), name
+
+
+RECIPE: dict[str, Any] = {
+    "name": "oracle",
+    "models": {"base": {"shipped": "tiny_base"}},
+    "runtime": {"device": "cpu", "threads": 1, "micro_batch": 16},
+    "stages": [
+        {
+            "name": "problems",
+            "kind": "build_data",
+            "builder": {"kind": "arithmetic", "rows": "problem", "n": 40, "steps": [2]},
+        },
+        {
+            "name": "grpo",
+            "kind": "grpo",
+            "from_model": "base",
+            "from_data": ["problems"],
+            "rewards": [{"kind": "random"}],
+            "steps": 10,
+            "prompts": 4,
+            "samples": 4,
+            "sampling": {"temperature": 1.0, "max_tokens": 32},
+            "learning_rate": 1e-3,
+            "schedule": "linear",
+            "warmup_steps": 2,
+            "kl": {"coefficient": 0.02},
+        },
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["dapo", "grpo"])
+def test_ten_steps_give_the_weights_that_trl_gives(tmp_path: Path, loss: str) -> None:
+    found = {}
+    for trainer in ("native", "trl"):
+        recipe = json.loads(json.dumps(RECIPE))
+        recipe["stages"][1] |= {"trainer": trainer, "loss": loss}
+        path = tmp_path / f"{trainer}.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        line = [sys.executable, "-m", "qwen_align.cli", "run", str(path), "--home", str(tmp_path / trainer)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder,) = (tmp_path / trainer).glob("store/grpo-*")
+        found[trainer] = load_file(folder / "model" / "model.safetensors")
+    base = load_file(Path(__file__).parents[3] / "recipes" / "tiny_base" / "model.safetensors")
+    for name, weight in found["native"].items():
+        assert (weight - found["trl"][name]).abs().max().item() < 1e-4, name
+    assert max((weight - base[name]).abs().max().item() for name, weight in found["native"].items()) > 1e-3
