@@ -21,10 +21,10 @@ lint: .venv/dev .typing/qwen_align
 # What takes longer than CI should: several seeds of the ladder, and benchmarks. Figures go to docs/ by hand.
 evidence: .venv/dev
 	$(BIN)/qwen-align run recipes/quickstart.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
-	$(BIN)/python tests/bench/bench_rollout.py
-	$(BIN)/python tests/bench/bench_math.py
-	$(BIN)/python tests/bench/bench_code.py
-	$(BIN)/python tests/bench/bench_contamination.py
+	$(BIN)/python tests/bench/rollout.py
+	$(BIN)/python tests/bench/math_answer.py
+	$(BIN)/python tests/bench/code_tests.py
+	$(BIN)/python tests/bench/contamination.py
 
 .venv/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

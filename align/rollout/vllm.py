@@ -77,7 +77,7 @@ class VllmEngine:
         generation.generation_kwargs = {"stop_token_ids": sorted(self.stop_ids)}
 
     def _padded(self, requests: Sequence[Request]) -> list[Request]:
-        """On a server all processes ask together and have to ask for as many: the last request again, not to be used."""
+        """On a server all processes ask together, for as many each: the last request again, whose answers go unused."""
         listed = list(requests)
         if self.generation.mode != "server" or not torch.distributed.is_initialized():
             return listed
@@ -90,7 +90,7 @@ class VllmEngine:
     def _generation(self, request: Request, sample: int, ids: list[int], logps: list[float]) -> Generation:
         if len(ids) != len(logps) or any(logp is None or logp != logp for logp in logps):
             raise FloatingPointError(
-                f"request '{request.id}', sample {sample}: vLLM gave {len(ids)} tokens and no log-prob for some of them; "
+                f"request '{request.id}', sample {sample}: vLLM gave {len(ids)} tokens, and no log-prob for some; "
                 "a server needs --logprobs-mode processed_logprobs"
             )
         reason: FinishReason = "stop" if ids and ids[-1] in self.stop_ids else "length"
@@ -111,7 +111,7 @@ def order_free_checksum(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtyp
         seen.add(weight.data_ptr())
         flat = weight.detach().to(dtype).flatten()
         bits = flat.view(_INTEGERS[flat.element_size()])
-        for part in bits.split(1 << 24):  # 128 MiB of int64 at a time
+        for part in torch.split(bits, 1 << 24):  # 128 MiB of int64 at a time
             whole = part.to(torch.int64)
             plain += int(whole.sum())
             squared += int((whole * whole).sum())

@@ -3,7 +3,7 @@
 Lengths differ, as they do in RL: a few tokens stop a completion, so that a random model stops about once in 75
 tokens, and no completion has more than 120. Both sample at temperature 1; only tokens up to the stop count.
 
-    python tests/bench/bench_rollout.py [--rows 128] [--rounds 3] [--threads 1] [--model FOLDER]
+    python tests/bench/rollout.py [--rows 128] [--rounds 3] [--threads 1] [--model FOLDER]
 """
 
 import argparse

