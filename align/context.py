@@ -74,7 +74,8 @@ class Context:
             path = self.out / name
             if self.is_main and path.exists():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-                write_text(path, "".join(line for line in lines if (_step_of(line) or step + 1) <= step))
+                kept = [line for line in lines if step and (said := _step_of(line)) is not None and said <= step]
+                write_text(path, "".join(kept))
 
     def listen_for_stop(self) -> None:
         """From now on SIGTERM and SIGINT ask the stage to stop."""

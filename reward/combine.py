@@ -79,7 +79,10 @@ def _combined(rewards: Sequence[BaseReward], parts: dict[str, Verdict], scale: f
         paid = math.fsum(reward.weight * values[reward.label] for reward in outcomes)
     shaped = math.fsum(one.weight * max(-one.bound, min(one.bound, values[one.label])) for one in shaping)
     reason = "; ".join(part.reason for part in parts.values())
-    return Verdict(value=paid + scale * shaped, reason=reason, parts=parts)
+    value = paid + scale * shaped
+    if not math.isfinite(value):
+        return Verdict(value=None, reason="rewards beyond any number", parts=parts)
+    return Verdict(value=value, reason=reason, parts=parts)
 
 
 def _gated(outcomes: Sequence[BaseReward], values: dict[str, float], *, passed: bool) -> float:

@@ -1,6 +1,5 @@
 """Judging beside generation: a group is judged as soon as it is whole, while later ones are still being drawn."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,14 +41,7 @@ class Judge:
             raise StageError(
                 f"rewards: {len(verdicts)} verdicts for {len(group)} completions of '{group[0].prompt_id}'"
             )
-        return [Judged(row, _finite(verdict)) for row, verdict in zip(group, verdicts, strict=True)]
-
-
-def _finite(verdict: Verdict) -> Verdict:
-    """The verdict; a value that is no number is none."""
-    if verdict.value is None or math.isfinite(verdict.value):
-        return verdict
-    return verdict.model_copy(update={"value": None, "reason": "not a finite number"})
+        return [Judged(row, verdict) for row, verdict in zip(group, verdicts, strict=True)]
 
 
 def check_judged(judged: Sequence[Judged], where: str) -> None:

@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
+from qwen_align.align.rl.actor import Scores
 from qwen_align.align.rl.rollouts import MicroBatch, micro_batch
 from qwen_align.align.samples import Sample
 
@@ -17,6 +19,7 @@ class Texts:
     samples: Sequence[Sample]
     batch: int
     seed: int
+    dropped: dict[str, int] = field(default_factory=dict)  # texts that are none of the samples, by reason
 
     def drawn(self, step: int) -> list[int]:
         """Numbers of the texts of optimiser step `step`, counted from 0."""
@@ -31,6 +34,12 @@ class Texts:
     def n_tokens(self, numbers: Sequence[int]) -> int:
         """Tokens in the loss of these texts; a text's first token has nothing before it."""
         return sum(len(self.samples[number].ids) - 1 for number in numbers)
+
+    @staticmethod
+    def loss(scores: Scores, n_tokens: int) -> Tensor:
+        """This pass's part of the mean next-token loss over `n_tokens`."""
+        assert scores.logps is not None
+        return -scores.logps.sum() / max(n_tokens, 1)
 
     def batches(self, numbers: Sequence[int], *, max_rows: int) -> Iterator[MicroBatch]:
         """The texts for forward passes; the first token of each is only seen."""

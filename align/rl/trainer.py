@@ -315,7 +315,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
 
     def _text_loss(self, model: Any, *, batch: MicroBatch, n_tokens: int) -> Tensor:
         assert self.texts is not None
-        loss: Tensor = -model(batch.to(self.args.device), temperature=1.0).logps.sum() / max(n_tokens, 1)
+        loss = self.texts.loss(model(batch.to(self.args.device), temperature=1.0), n_tokens)
         self._add({"ptx/loss": loss.detach()})
         assert isinstance(self.spec, Ppo)
         assert self.spec.ptx is not None
@@ -334,8 +334,8 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             torch.distributed.all_reduce(whole)
         total, *values = whole.tolist()
         sums = dict(zip(names, values, strict=True))
-        if not self._is_first:
-            sums.pop("mismatch/mean", None)  # by now the policy itself has moved
+        if not self._is_first or self.spec.async_steps:
+            sums.pop("mismatch/mean", None)  # the policy itself has moved since
         self.figures |= {"loss": total, "skipped": float(is_skipped)}
         n = max(sums.pop("tokens", 0.0), 1.0)
         if "ptx/loss" in sums:

@@ -61,6 +61,8 @@ def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Contex
     found: dict[str, Any] = {"problems": len(asked), "steps": spec.steps, "skipped_updates": trainer.skipped}
     if spec.held_out:
         found |= dict(zip(("held_out_accuracy", "held_out_stderr"), trainer.held_out_now(), strict=True))
+    if trainer.texts is not None:
+        found |= {"ptx_texts": len(trainer.texts.samples), "dropped": trainer.texts.dropped}
     return {**found, "counts": dict(sorted(trainer.experience.counts.items()))}
 
 
@@ -174,6 +176,4 @@ def _texts(spec: Grpo | Ppo, renderer: Renderer, inputs: Mapping[str, Path], con
     samples = [sample for sample in rendered.samples if len(sample.ids) > 1]
     if not samples:
         raise DataError(f"ptx: nothing to train on; dropped: {rendered.dropped or 'nothing'}. See max_tokens")
-    for reason, count in rendered.dropped.items():
-        context.note(0, "ptx", f"{count:,} texts dropped: {reason}")
-    return Texts(samples, spec.ptx.batch, context.seed)
+    return Texts(samples, spec.ptx.batch, context.seed, dropped=rendered.dropped)

@@ -75,8 +75,8 @@ def main() -> None:
         for way in options.ways:
             theirs, ours = (child(options, model, way, side) for side in ("theirs", "ours"))
             print(
-                f"{model}, {options.rows} rows, {way}: generate {theirs['rate']:,.0f}, local {ours['rate']:,.0f} tokens "
-                f"per CPU second, ratio {ours['rate'] / theirs['rate']:.2f}; "
+                f"{model}, {options.rows} rows, {way}: generate {theirs['rate']:,.0f}, local {ours['rate']:,.0f} "
+                f"tokens per CPU second, ratio {ours['rate'] / theirs['rate']:.2f}; "
                 f"peak beyond the model {theirs['mib']:,.0f} and {ours['mib']:,.0f} MiB"
             )
 

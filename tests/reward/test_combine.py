@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message
 from qwen_align.reward.base import UNJUDGED, BaseReward, is_right
-from qwen_align.reward.combine import judge_all, shaping_scale
+from qwen_align.reward.combine import judge_all, shaping_scale, solved
 from qwen_align.reward.format import Format
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.verdict import Verdict
@@ -194,3 +194,18 @@ def test_from_asyncio() -> None:
         return [verdict for (verdict,) in await asyncio.gather(*both)]
 
     assert [verdict.value for verdict in asyncio.run(judged())] == [1.0, 0.0]
+
+
+def test_a_sum_beyond_any_number_is_no_verdict() -> None:
+    rewards = [Says(of=name, weight=1e6) for name in ("a", "b")]
+    (verdict,) = judge_all(rewards, [completion("", meta={"a": 1e308, "b": 1e308})])
+    assert (verdict.value, verdict.reason) == (None, "rewards beyond any number")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [((1.0, 1.0), True), ((1.0, 0.5), False), ((1.0, None), None), ((0.0, 0.0), False)]
+)
+def test_solved_is_what_every_outcome_says(values: tuple[float | None, float | None], expected: bool | None) -> None:
+    rewards = [Says(of="a"), Says(of="b"), Says(of="c", shapes=True)]
+    (verdict,) = judge_all(rewards, [completion("", meta={"a": values[0], "b": values[1], "c": 0.0})])
+    assert solved(rewards, verdict) == expected
