@@ -376,3 +376,56 @@ def test_without_data_a_stage_ends_with_3_or_hands_the_model_on(tmp_path: Path) 
     (done,) = (path.parent for path in tmp_path.glob("store/dpo-*/manifest.json"))
     assert json.loads((done / "model.json").read_text())["adapters"] == []
     assert json.loads((done / "manifest.json").read_text())["summary"]["passed_through"] is True
+
+
+def test_two_processes_of_online_rl_see_the_losses_of_one(tmp_path: Path) -> None:
+    kl = {"coefficient": 0.05, "place": "reward", "estimator": "k1"}
+    grpo = {**GRPO, "steps": 3, "updates": {"epochs": 2, "minibatches": 2}, "dynamic_sampling": {"most_prompts": 6}}
+    ppo = {
+        **{name: value for name, value in GRPO.items() if name != "kind"},
+        "kind": "ppo",
+        "name": "ppo",
+        "steps": 3,
+        "critic": {"learning_rate": 1e-3, "warmup_steps": 1},
+        "kl": kl,
+        "updates": {"epochs": 2},
+    }
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        run(write_recipe(folder, PROBLEMS, grpo, ppo, processes=processes), folder)
+    for kind in ("grpo", "ppo"):
+        one, two = (metrics(tmp_path / str(processes), kind) for processes in (1, 2))
+        assert len(one) == len(two) == {"grpo": 12, "ppo": 6}[kind]
+        for left, right in zip(one, two, strict=True):
+            for name in ("loss", "entropy", "reward", "value/loss", "kl"):
+                if name in left:
+                    assert left[name] == pytest.approx(right[name], abs=1e-5), (left["step"], name)
+
+
+def test_a_reward_model_learns_its_pairs_and_pays_in_grpo(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path)
+    scorer = {
+        "name": "rm",
+        "kind": "reward_model",
+        "from_model": "base",
+        "from_data": ["pairs"],
+        "max_tokens": 256,
+        "batch": 8,
+        "epochs": 12,
+        "learning_rate": 2e-3,
+    }
+    small = {**scorer, "name": "rm_lora", "lora": {"rank": 4, "alpha": 8}, "epochs": 1}
+    paid = [{**GRPO, "rewards": [{"kind": "learned", "from_scorer": name}], "steps": 1} for name in ("rm", "rm_lora")]
+    shaped = {**GRPO, "name": "shaped", "rewards": [{"kind": "qwen2_5_math", "from_scorer": "rm"}], "steps": 1}
+    stages = [scorer, small, paid[0], {**paid[1], "name": "grpo_lora"}, shaped]
+    run(write_recipe(tmp_path, PROBLEMS, pairs, *stages), tmp_path)
+    folders = sorted(tmp_path.glob("store/reward_model-*"), key=lambda path: (path / "adapter").exists())
+    learned = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
+    assert learned[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "a new head says 0 of both sides"
+    assert sum(one["accuracy"] for one in learned[-5:]) / 5 > 0.8
+    assert (folders[1] / "adapter" / "adapter_model.safetensors").exists()
+    labels = {
+        label for path in tmp_path.glob("store/grpo-*/metrics.jsonl") for label in json.loads(path.open().readline())
+    }
+    assert {"reward/learned", "reward/qwen2_5_math"} <= labels
