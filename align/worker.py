@@ -24,6 +24,7 @@ from qwen_align.align.spec.recipe import AnyStage
 from qwen_align.align.spec.stage import Runtime
 
 _STARTED = time.monotonic()
+_WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 _MEBI_PER_GIBI = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss: KiB on Linux, bytes on macOS
 
 
@@ -97,6 +98,7 @@ def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], *, secon
         "outputs": {str(path.relative_to(folder)): store.file_sha256(path) for path in files},
         "summary": summary,
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(sum(sum(resource.getrusage(who)[:2]) for who in _WHO), 3),  # processes it waited for too
         "import_seconds": round(imports, 3),
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEBI_PER_GIBI, 3),
         "disk_gib": round(sum(path.stat().st_size for path in files) / 2**30, 6),
