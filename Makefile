@@ -21,7 +21,9 @@ lint: .venv/dev .typing/qwen_align
 # What takes longer than CI should: several seeds of the ladder, and benchmarks. Figures go to docs/ by hand.
 evidence: .venv/dev
 	$(BIN)/qwen-align run recipes/quickstart.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
+	$(BIN)/qwen-align run recipes/online_rl.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
 	$(BIN)/python tests/bench/rollout.py
+	$(BIN)/python tests/bench/grpo_step.py
 	$(BIN)/python tests/bench/math_answer.py
 	$(BIN)/python tests/bench/code_tests.py
 	$(BIN)/python tests/bench/contamination.py

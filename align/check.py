@@ -173,7 +173,10 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         micro_batches(settings.prompts * settings.samples, one.stage.runtime)
         lengths = [preview.prompt_length(one, row, row.mode, row.flag) for row in prompts]
         _fits(preview, one, max(lengths, default=0) + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
-        yield f"{settings.steps} steps of {settings.prompts} prompts x {settings.samples} completions"
+        yield (
+            f"{settings.steps:,} steps of {settings.prompts} prompts x {settings.samples} completions, "
+            f"{settings.optimizer_steps:,} updates"
+        )
         yield f"prompt {_percentiles(lengths)}"
         yield from _rewards(settings.rewards, prompts)
     elif isinstance(settings, Rollout):
