@@ -20,6 +20,7 @@ examples:
   qwen-align run my.yaml                                      run it, or go on where it stopped
   qwen-align run my.yaml --set stages.grpo.learning_rate=1e-6
   qwen-align show my.yaml sft                                 tokens and loss mask of what a stage trains on
+  qwen-align chat my.yaml sft                                 talk to what a stage made
   qwen-align score rows.jsonl --reward math_answer --out scored.jsonl
   qwen-align audit reward my_reward.py:judge                  what does this reward pay for?
 """
@@ -100,6 +101,29 @@ def _report(parsed: argparse.Namespace, out: "Console") -> int:
         return 0
     out.print(report.table(written))
     out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
+    return 0
+
+
+def _chat(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align import chat, model, pipeline
+    from qwen_align.align.rollout.local import LocalEngine
+    from qwen_align.align.spec.sampling import SamplingSettings
+    from qwen_align.align.spec.stage import Runtime
+
+    folder = chat.model_folder(pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
+    renderer = model.renderer_of(folder)
+    engine = LocalEngine(model.load(folder).to(model.device_of(Runtime())), stop_ids=renderer.stop_ids)
+    sampling = SamplingSettings(
+        temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
+    )
+    conversation = chat.Conversation(engine, renderer, sampling, seed=parsed.seed, mode=parsed.mode)
+    out.print(f"{parsed.stage}: /quit ends, /help lists what else there is", style="dim")
+    chat.talk(
+        conversation,
+        input,
+        lambda text, is_thinking: out.print(text, end="", style="dim italic" if is_thinking else "", soft_wrap=True),
+        lambda text: out.print(text, style="dim", soft_wrap=True),
+    )
     return 0
 
 
@@ -227,6 +251,14 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=int, default=3, help="how many rows (default 3)")
     show.add_argument("--first", type=int, default=0, help="skip so many rows first")
     _command(commands, "report", _report, "write and print the report of what is done so far", recipe=True)
+    chat = _command(commands, "chat", _chat, "talk to a stage's model in the terminal", recipe=True)
+    chat.add_argument("stage", help="a stage that makes a model, or a name under models")
+    chat.add_argument("--mode", choices=["think", "no_think"], help="to begin with (default: as the model likes)")
+    chat.add_argument("--max-tokens", type=int, default=2048, help="of an answer (default 2048)")
+    chat.add_argument("--temperature", type=float, help="default: Qwen3's advice for the mode")
+    chat.add_argument("--top-p", type=float, help="the same")
+    chat.add_argument("--top-k", type=int, help="the same")
+    chat.add_argument("--seed", type=int, default=0, help="the same seed and words get the same answers")
     recipes = _command(commands, "recipes", _recipes, "list the shipped recipes, or print one")
     recipes.add_argument("name", nargs="?", help="print this recipe, to be saved and changed")
     _command(commands, "schema", _schema, "JSON Schema of a recipe, for editors")

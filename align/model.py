@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.render import Renderer
@@ -93,6 +94,7 @@ def load_files(files: ModelFiles) -> PreTrainedModel:
 
 
 def load_folder(folder: Path) -> PreTrainedModel:
+    logging.disable_progress_bar()  # of the loading of weights, which is not what anyone waits for
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
     except OSError as error:

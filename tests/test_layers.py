@@ -39,6 +39,7 @@ LAYERS = (
     ("align.stages.*",),
     (
         "align.build",
+        "align.chat",
         "align.check",
         "align.doctor",
         "align.launch",

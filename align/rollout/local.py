@@ -49,6 +49,18 @@ class LocalEngine:
                     finished = slots.advance(self.compact_at)
                 yield from finished
 
+    def stream(self, request: Request) -> Iterator[int]:
+        """The tokens of one completion as they are drawn, the stop token included; the same as `generate` gives."""
+        config = self.model.config
+        check_requests([request], vocab_size=config.vocab_size, max_positions=config.max_position_embeddings)
+        with _still(self.model):
+            slots = Slots(self.model, [Row(request, request.first_sample)], stop_ids=self.stop_ids)
+        is_done = False
+        while not is_done:
+            with _still(self.model):
+                token, is_done = slots.next_token()
+            yield token
+
     @property
     def holds_a_copy(self) -> bool:
         return False

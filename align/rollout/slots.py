@@ -72,6 +72,11 @@ class Slots:
             if n_done == len(self.rows) or n_done >= max(1, compact_at * len(self.rows)):
                 return self._drop_finished()
 
+    def next_token(self) -> tuple[int, bool]:
+        """The first row's next token, and whether the row has then ended."""
+        self._step()
+        return int(self.state.tokens[0, self.n_made - 1]), bool(self.state.ends[0])
+
     def _step(self) -> None:
         state, made = self.state, self.n_made
         column = self.width - 1 + made
