@@ -92,6 +92,14 @@ def summarise(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary
     )
 
 
+def best_of(questions: Mapping[str, Sequence[SampleScore]], scores: Mapping[str, Sequence[float]]) -> Estimate:
+    """The value of the sample with the highest score of each question, the first of equal ones; over questions."""
+    return estimate(
+        samples[max(range(len(samples)), key=lambda place: scores[name][place])].value
+        for name, samples in questions.items()
+    )
+
+
 def question_means(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, float]:
     """The mean value of each question's samples: what `paired_test` takes."""
     return {name: _mean(sample.value for sample in samples) for name, samples in questions.items()}

@@ -1,5 +1,7 @@
-"""The report of a run: `report.json` for programs, `report.md` and a table for people."""
+"""The report of a run: `report.json` for programs, `report.md`, `report.html` and a table for people."""
 
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -32,35 +34,50 @@ class Written(NamedTuple):
     ladder: list[dict[str, Any]]
     controls: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
+    comparisons: list[dict[str, Any]]
     stages: list[dict[str, Any]]
 
 
+class Measured(NamedTuple):
+    """An evaluation's row, and the mean of each of its questions, if they are kept."""
+
+    row: dict[str, Any]
+    means: dict[str, float]
+
+
 def write(planned: Plan) -> Written:
-    """Writes runs/NAME/report.json and report.md from what is stored now; nothing for a recipe never run."""
+    """Writes report.json, report.md and report.html into runs/NAME from what is stored; nothing if nothing has run."""
+    from qwen_align.align import page
+
     written = collect(planned)
     if planned.run_folder.exists():
         store.write_json(planned.run_folder / "report.json", written._asdict())
         store.write_text(planned.run_folder / "report.md", markdown(planned, written))
+        store.write_text(planned.run_folder / "report.html", page.html(planned, written))
     return written
 
 
 def collect(planned: Plan) -> Written:
     done = [one for one in planned.stages if one.is_stored]
-    evaluations = [row for one in done if one.stage.kind == "evaluate" for row in _evaluated(one, planned)]
+    measured = [found for one in done if one.stage.kind == "evaluate" for found in _evaluated(one, planned)]
+    evaluations = [one.row for one in measured]
     rows = [({field: row[field] for field in FIELDS}, row["is_control"]) for row in evaluations]
     return Written(
         ladder=[row for row, is_control in rows if not is_control],
         controls=[row for row, is_control in rows if is_control],
         evaluations=evaluations,
+        comparisons=list(_compared(measured)),
         stages=[_stage(one) for one in done],
     )
 
 
-def _evaluated(one: Planned, planned: Plan) -> list[dict[str, Any]]:
+def _evaluated(one: Planned, planned: Plan) -> list[Measured]:
     origins = {stage.name: stage.origin for stage in planned.graph.stages}
     settings: Any = one.stage.settings
     model = one.stage.targets[settings.from_model]
-    return [
+    kept = one.folder.path / "questions.json"
+    means = store.read_json(kept)["means"] if kept.exists() else []
+    rows = [
         {
             **result,
             "stage": _name(model, one),
@@ -72,6 +89,57 @@ def _evaluated(one: Planned, planned: Plan) -> list[dict[str, Any]]:
         }
         for place, result in enumerate(one.folder.manifest()["summary"]["results"])
     ]
+    return [Measured(row, means[place] if means else {}) for place, row in enumerate(rows)]
+
+
+def _compared(measured: Sequence[Measured]) -> Iterator[dict[str, Any]]:
+    """Every model against the rung below it on the same questions; a control against the rung it stands beside.
+
+    With several cells of a matrix (seeds, bases) each has its test, and all together have one over questions' means.
+    """
+    groups: dict[tuple[Any, ...], dict[str, dict[str, Measured]]] = {}
+    for one in measured:
+        asked = (one.row["set"], one.row["switch"], one.row["mode"])
+        cell = json.dumps({"seed": one.row["seed"], **one.row["axes"]}, sort_keys=True)
+        groups.setdefault(asked, {}).setdefault(cell, {})[one.row["stage"]] = one
+    for (data, switch, mode), cells in groups.items():
+        together: dict[tuple[str, str], list[tuple[dict[str, float], dict[str, float]]]] = {}
+        for rungs in cells.values():
+            below: Measured | None = None
+            for one in rungs.values():
+                if below is not None and one.means and one.means.keys() == below.means.keys():
+                    pair = below.row["stage"], one.row["stage"]
+                    together.setdefault(pair, []).append((below.means, one.means))
+                    where = {"set": data, "switch": switch, "mode": mode, "seed": one.row["seed"]}
+                    yield _comparison(pair, where, below.means, one.means, axes=one.row["axes"])
+                below = below if one.row["is_control"] else one
+        for pair, both in together.items():
+            if len(both) > 1 and len({frozenset(means) for cell in both for means in cell}) == 1:
+                before, after = (_averaged([cell[side] for cell in both]) for side in (0, 1))
+                where = {"set": data, "switch": switch, "mode": mode, "seed": None}
+                yield _comparison(pair, where, before, after, axes={"cells": len(both)})
+
+
+def _comparison(
+    pair: tuple[str, str], where: dict[str, Any], before: dict[str, float], after: dict[str, float], *, axes: Any
+) -> dict[str, Any]:
+    from qwen_align.align import metrics
+
+    found = metrics.paired_test(before, after)
+    return {
+        "from": pair[0],
+        "to": pair[1],
+        **where,
+        "axes": axes,
+        "difference": found.difference,
+        "stderr": found.se or 0.0,
+        "p": found.p,
+        "n_questions": found.n_questions,
+    }
+
+
+def _averaged(cells: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {question: sum(cell[question] for cell in cells) / len(cells) for question in cells[0]}
 
 
 def _name(target: str, one: Planned) -> str:
@@ -82,12 +150,12 @@ def _name(target: str, one: Planned) -> str:
 
 def _stage(one: Planned) -> dict[str, Any]:
     manifest = one.folder.manifest()
-    measured = ("seconds", "import_seconds", "peak_rss_gib", "disk_gib")
+    measured = ("seconds", "cpu_seconds", "import_seconds", "peak_rss_gib", "disk_gib")
     return {
         "name": one.stage.name,
         "kind": one.stage.kind,
         "key": one.key,
-        **{field: manifest[field] for field in measured},
+        **{field: manifest.get(field) for field in measured},
         "summary": {name: value for name, value in manifest["summary"].items() if name != "results"},
     }
 
@@ -135,6 +203,15 @@ def markdown(planned: Plan, written: Written) -> str:
             "",
         ]
         lines += _markdown_table(list(COLUMNS), [_cells(row) for row in written.evaluations])
+    if written.comparisons:
+        lines += ["", "## Against the rung before", ""]
+        lines += [
+            "Paired by question: the mean difference in points ± one standard error, and the two-sided p of a "
+            "permutation test.",
+            "",
+        ]
+        header = ["from", "to", "seed", "set", "asked", "difference", "p"]
+        lines += _markdown_table(header, [_compared_cells(one) for one in written.comparisons])
     lines += ["", "## Stages", ""]
     header = ["stage", "kind", "seconds", "of imports", "peak RSS GiB", "disk GiB", "key"]
     lines += _markdown_table(
@@ -163,6 +240,15 @@ def markdown(planned: Plan, written: Written) -> str:
     if waiting:
         lines += ["", f"Not run yet: {', '.join(waiting)}."]
     return "\n".join(lines) + "\n"
+
+
+def _compared_cells(one: dict[str, Any]) -> list[str]:
+    axes = {axis: value for axis, value in one["axes"].items() if axis not in ("seed", "cells")}
+    cell = "".join(f", {axis}={value}" for axis, value in axes.items())
+    seed = f"all {one['axes']['cells']}" if one["seed"] is None else f"{one['seed']}{cell}"
+    asked = one["switch"] if one["mode"] is None else f"{one['switch']} {one['mode']}"
+    difference = f"{100 * one['difference']:+.1f} ± {100 * one['stderr']:.1f}"
+    return [one["from"], one["to"], seed, one["set"], asked, difference, f"{one['p']:.2g}"]
 
 
 def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -88,6 +88,12 @@ def _checked(found: Any, folder: Path) -> PreTrainedModel:
     return found
 
 
+def of(folder: Path, *, device: torch.device, max_rows: int) -> Scorer:
+    """The scorer of a stage's folder or of a model folder, ready to score."""
+    trunk: Any = load(folder).to(device)
+    return Scorer(trunk.requires_grad_(False), model.renderer_of(folder), max_rows=max_rows)
+
+
 def bind(rewards: Iterable[Reward], inputs: Mapping[str, Path], *, device: torch.device, max_rows: int) -> None:
     """Loads the scorers that learned rewards name, each once, and binds them."""
     made: dict[str, Scorer] = {}
@@ -95,6 +101,5 @@ def bind(rewards: Iterable[Reward], inputs: Mapping[str, Path], *, device: torch
         if isinstance(reward, Learned):
             name = str(reward.from_scorer)
             if name not in made:
-                trunk = load(inputs[name]).to(device).requires_grad_(False)
-                made[name] = Scorer(trunk, model.renderer_of(inputs[name]), max_rows=max_rows)
+                made[name] = of(inputs[name], device=device, max_rows=max_rows)
             reward.bind(made[name])

@@ -13,5 +13,5 @@ CODE_VERSIONS = {
     "reward_model": 1,
     "grpo": 3,
     "ppo": 1,
-    "evaluate": 2,
+    "evaluate": 3,
 }

@@ -45,6 +45,8 @@ LAYERS = (
         "align.launch",
         "align.pipeline",
         "align.progress",
+        "align.page",
+        "align.plots",
         "align.prune",
         "align.push",
         "align.report",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from qwen_align.align.references import DataRef, ModelRef
+from qwen_align.align.references import DataRef, ModelRef, ScorerRef
 from qwen_align.align.spec.rollout import Switch
 from qwen_align.align.spec.sampling import SamplingSettings
 from qwen_align.align.spec.stage import StageSettings
@@ -24,4 +24,7 @@ class Evaluate(StageSettings):
     sampling: SamplingSettings
     switches: list[Switch] = Field([Switch()], min_length=1)
     rewards: list[RewardSettings] = Field([], description="settings of rewards that questions name, else the defaults")
+    best_by: ScorerRef | None = Field(
+        None, description="a scorer that picks one of the completions of each question: best of n"
+    )
     engine: Literal["local"] = "local"

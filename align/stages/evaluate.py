@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align import metrics, model
+from qwen_align.align import metrics, model, scorer, store
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.render import Renderer
@@ -19,6 +19,8 @@ from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.settings import Reward, check_all, reward_for
 from qwen_align.reward.verdict import Verdict
 
+QUESTIONS = "questions.json"  # the mean of each question, for each set and switch in turn: what paired tests compare
+
 
 def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
@@ -26,7 +28,9 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
     engine = open_engine(source, renderer, context)
     how = Draw(spec.sampling, spec.samples, context.seed)
     check_all(spec.rewards)
-    results = []
+    device, rows_at_once = model.device_of(context.runtime), context.runtime.micro_batch
+    picker = scorer.of(inputs[spec.best_by], device=device, max_rows=rows_at_once) if spec.best_by else None
+    results, questions_of = [], []
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:
         for place, ref in enumerate(spec.from_data):
@@ -41,10 +45,15 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
                 rows = judged(list(drawn), spec.rewards)
                 if file:
                     file.writelines(to_line(row) + "\n" for row in rows)
-                    result = score(rows, switch, renderer, spec.samples)
+                    by_question = scored(rows, switch, renderer)
+                    result = figures(metrics.summarise(by_question, spec.samples), rows)
+                    questions_of.append(metrics.question_means(by_question))
+                    if picker:
+                        result |= best(rows, picker)
                     results.append({"set": ref, "switch": switch.switch, "mode": switch.mode, **result})
     if context.is_main:
         unfinished.replace(out / "completions.jsonl")
+        store.write_json(out / QUESTIONS, {"means": questions_of})
     return {"results": results}
 
 
@@ -63,8 +72,8 @@ def judged(rows: Sequence[Completion], rewards: Sequence[Reward]) -> list[Comple
     ]
 
 
-def score(rows: list[Completion], switch: Switch, renderer: Renderer, k: int) -> dict[str, Any]:
-    """The figures of one data set under one switch."""
+def scored(rows: list[Completion], switch: Switch, renderer: Renderer) -> dict[str, list[metrics.SampleScore]]:
+    """The samples of each question of one data set under one switch."""
     answers = MathAnswer()
     # A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
     wanted = None if renderer.thinking in ("none", "never") else drawn_as(switch.mode, renderer)
@@ -82,7 +91,21 @@ def score(rows: list[Completion], switch: Switch, renderer: Renderer, k: int) ->
                 answer=answers.answer(row) if row.reward == answers.kind else None,
             )
         )
-    return figures(metrics.summarise(questions, k), rows)
+    return questions
+
+
+def best(rows: list[Completion], picker: scorer.Scorer) -> dict[str, float]:
+    """How often the completion that the scorer likes best is right, and the standard error over questions."""
+    questions: dict[str, list[metrics.SampleScore]] = {}
+    scores: dict[str, list[float]] = {}
+    for row, found in zip(rows, picker(rows), strict=True):
+        value = row.verdicts[row.reward].value or 0.0
+        questions.setdefault(row.prompt_id, []).append(
+            metrics.SampleScore(value, stopped=True, obeyed=None, n_tokens=row.n_tokens, answer=None)
+        )
+        scores.setdefault(row.prompt_id, []).append(found)
+    estimate = metrics.best_of(questions, scores)
+    return {"best_of_k": estimate.mean, "best_of_k_stderr": estimate.se or 0.0}
 
 
 def figures(summary: metrics.Summary, rows: list[Completion]) -> dict[str, Any]:

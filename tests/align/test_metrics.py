@@ -10,6 +10,7 @@ import pytest
 
 from qwen_align.align.metrics import (
     SampleScore,
+    best_of,
     estimate,
     maj_at_k,
     paired_test,
@@ -236,3 +237,13 @@ def test_p_is_uniform_when_nothing_differs():
 def test_a_paired_test_on_other_questions_is_refused():
     with pytest.raises(ValueError, match="2 are in one only: \\['x', 'y'\\]"):
         paired_test({"q": 1.0, "x": 1.0}, {"q": 1.0, "y": 0.0})
+
+
+def test_best_of_takes_the_highest_score_of_each_question() -> None:
+    def sample(value: float) -> SampleScore:
+        return SampleScore(value, stopped=True, obeyed=None, n_tokens=1, answer=None)
+
+    questions = {"a": [sample(0.0), sample(1.0)], "b": [sample(1.0), sample(0.0)], "c": [sample(0.0), sample(1.0)]}
+    found = best_of(questions, {"a": [0.1, 0.9], "b": [-3.0, -2.0], "c": [5.0, 5.0]})
+    assert found.mean == pytest.approx(1 / 3)  # of equal scores the first
+    assert found.se == pytest.approx(1 / 3)

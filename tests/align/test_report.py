@@ -114,7 +114,7 @@ def test_a_run_that_is_under_way_is_reported_so_far(plan: Callable[..., Plan]) -
 
 def test_a_recipe_that_never_ran_has_no_report(plan: Callable[..., Plan]) -> None:
     planned = plan(DATA, BEFORE)
-    assert report.write(planned) == ([], [], [], [])
+    assert report.write(planned) == ([], [], [], [], [])
     assert not planned.run_folder.exists()
 
 
