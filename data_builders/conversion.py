@@ -1,6 +1,5 @@
 """A source's rows as ours: the settings that every source shares, and a report of what became of what."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import PurePath
@@ -9,7 +8,7 @@ from typing import Any, Literal, Self, cast
 from pydantic import Field, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.rows import Completion, Message, Mode, Row, RowError, Text, first_error, parse_row
+from qwen_align.align.rows import Completion, Message, Mode, Row, Text, first_error
 from qwen_align.align.strict import Strict, did_you_mean
 from qwen_align.data_builders.bad_row import BadRow, BadValue, Reject, quoted
 from qwen_align.data_builders.conversion_report import ReadValues, Report
@@ -17,6 +16,7 @@ from qwen_align.data_builders.formats import FORMATS, LOOKED_AT, TYPED, FormatNa
 from qwen_align.data_builders.mapped_columns import FIELDS, mapped
 from qwen_align.data_builders.row_format import Kind, Target
 from qwen_align.data_builders.sieve import Drops
+from qwen_align.data_builders.typed_rows import check_json, check_writable, typed_row
 from qwen_align.reward.settings import RewardName
 
 Read = Callable[[Reject], Iterable[tuple[str, Any]]]
@@ -152,7 +152,7 @@ class Conversion(Strict):
             report.is_recognised = True
         report.format = name or f"{self.rows} rows by columns"
         if name == TYPED:
-            return lambda value, new_id: _typed(value)
+            return lambda value, new_id: typed_row(value)
         return lambda value, new_id: self._row(value, new_id, name, report)
 
     def _row(self, value: Any, new_id: str, name: str | None, report: Report) -> Row:
@@ -182,7 +182,7 @@ class Conversion(Strict):
         except ValidationError as error:
             raise BadValue("wrong type", first_error(error)) from None
         row = self._with_system(row)
-        _check_writable(row)
+        check_writable(row)
         kept = self.keep_columns if isinstance(self.keep_columns, list) else value
         report.left_out.update(key for key in value if key not in values.read and key not in kept)
         return row
@@ -205,7 +205,7 @@ class Conversion(Strict):
     def _meta(self, value: dict[str, Any]) -> dict[str, Any]:
         keys = list(value) if self.keep_columns == "all" else self.keep_columns
         meta = {key: value[key] for key in keys if value.get(key) is not None}
-        _check_json(meta, "keep_columns")
+        check_json(meta, "keep_columns")
         return meta
 
 
@@ -229,31 +229,3 @@ def _id(value: Any, new_id: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise BadValue("wrong type", f"id: is {quoted(value)}, neither a text nor a whole number")
     return str(value)
-
-
-def _typed(value: Any) -> Row:
-    if isinstance(value, dict):  # a column that is null in this row of a table is not there
-        value = {key: item for key, item in value.items() if item is not None}
-    _check_json(value, "row")
-    try:
-        return parse_row(json.dumps(value), where="")
-    except RowError as error:
-        raise BadValue("no row of ours", str(error).removeprefix(": ")) from None
-
-
-def _check_writable(row: Row) -> None:
-    """Raises BadValue for what JSON cannot hold where a row may hold anything: NaN, a table's dates."""
-    if isinstance(row, Text):
-        return
-    for what in ("gold", "tools"):
-        value = getattr(row, what, None)
-        if value is not None and not isinstance(value, str):
-            _check_json(value, what)
-
-
-def _check_json(value: Any, what: str) -> None:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (ValueError, TypeError, RecursionError) as error:
-        said = f"{what}: is {quoted(value)}, which JSON cannot hold: {error}"
-        raise BadValue("not JSON", said) from None

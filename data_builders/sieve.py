@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.align.strict import Strict
 from qwen_align.data_builders.contamination import Benchmark, Contamination, contamination, read_benchmarks
@@ -74,7 +75,7 @@ class Sieve(Strict):
 def sieve(rows: Iterable[Row], settings: Sieve, drops: Drops, sources: Sources | None = None) -> Iterator[Row]:
     """The rows that hold what `settings` says, in order; the others go to `drops`.
 
-    `sources` holds the stages that the settings name as benchmarks.
+    `sources` holds the stages that the settings name as benchmarks. Raises DataError for a row whose reward is unknown.
     """
     benchmarks = read_benchmarks(settings.contamination, sources or {})
     earlier = _Earlier(settings)
@@ -205,7 +206,12 @@ def _control_token_fault(row: Row) -> Fault | None:
 def _gold_fault(row: Row) -> Fault | None:
     if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
         return None  # a trace may be trained without anyone judging it
-    verdict = reward_of_kind(row.reward).judge_gold(row.gold)
+    try:
+        reward = reward_of_kind(row.reward)
+    except ValueError as error:
+        said = "so nobody can tell whether its gold is usable; set sieve.gold_is_usable: false"
+        raise DataError(f"row '{row.id}': reward: {error}, {said}") from None
+    verdict = reward.judge_gold(row.gold)
     if verdict.value is None:
         return Fault(verdict.reason, f"{row.gold!r}"[:_LONGEST_DETAIL])
     if verdict.value < 1.0:

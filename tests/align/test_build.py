@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from qwen_align.align.rows import read_rows
+from qwen_align.data_builders import Arithmetic
 
 Cli = Callable[..., Any]
 SPEC = {"builder": {"kind": "arithmetic", "rows": "problem", "n": 20, "steps": [2]}, "licences": {"arithmetic": "mit"}}
@@ -93,6 +94,59 @@ def test_a_build_that_fails_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
     assert done.code == 3
     assert "rows.jsonl:2: " in done.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "spec.yaml"]
+
+
+TEXT = {"text": "Ann, 30, a baker", "label": "Ann"}
+OWN_REWARD = {
+    "kind": "local_file",
+    "path": "rows.jsonl",
+    "rows": "problem",
+    "columns": {"prompt": "text", "gold": "label"},
+    "reward": "python",
+}
+
+
+def test_a_reward_of_ones_own_needs_golds_that_nobody_tries(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(TEXT) + "\n")
+    done = cli("build", write(tmp_path, builder=OWN_REWARD, licences={}), "--out", tmp_path / "data")
+    assert done.code == 3
+    assert done.err.startswith("qwen-align: row 'rows:1': reward: 'python' is a reward of your own")
+    assert done.err.endswith("set sieve.gold_is_usable: false\n")
+    spec = write(tmp_path, builder=OWN_REWARD, licences={}, sieve={"gold_is_usable": False})
+    assert cli("build", spec, "--out", tmp_path / "data").code == 0
+
+
+def test_a_typed_row_with_an_unknown_reward_is_a_bad_row(cli: Cli, tmp_path: Path) -> None:
+    rows = [{**PROBLEM, "gold": "2"}, {**PROBLEM, "id": "q", "gold": "2", "reward": "nope"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    builder = {"kind": "local_file", "path": "rows.jsonl", "rows": "typed"}
+    done = cli("build", write(tmp_path, builder=builder, licences={}), "--out", tmp_path / "data")
+    assert done.code == 3
+    assert "rows.jsonl:2: reward: 'nope' is no reward that rows can name" in done.err
+    spec = write(tmp_path, builder={**builder, "on_bad_row": "drop"}, licences={})
+    done = cli("build", spec, "--out", tmp_path / "data")
+    assert (done.code, done.out.splitlines()[1]) == (0, "        1  dropped: unknown reward")
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_tokenizer_that_is_none_is_told(cli: Cli, tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    rule = {"method": "qwen2.5", "against": "held_out", "tokenizer": "tokenizer.json"}
+    assert cli("build", write(tmp_path), "--out", tmp_path / "questions").code == 0
+    spec = write(tmp_path, sieve={"contamination": [rule]}, data={"held_out": "questions"})
+    done = cli("build", spec, "--out", tmp_path / "clean")
+    assert done.code == 3
+    assert done.err.startswith(f"qwen-align: tokenizer: {tmp_path / 'tokenizer.json'}: ")
+
+
+def test_what_a_builder_raises_for_its_settings_is_no_crash(cli: Cli, tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ValueError("n: there are not so many")
+
+    monkeypatch.setattr(Arithmetic, "build", refuse)
+    done = cli("build", write(tmp_path), "--out", tmp_path / "data")
+    assert (done.code, done.err) == (3, "qwen-align: n: there are not so many\n")
 
 
 def test_a_folder_with_something_in_it_is_left_alone(cli: Cli, tmp_path: Path) -> None:

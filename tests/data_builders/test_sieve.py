@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, script_share, sieve
 
@@ -148,9 +149,18 @@ def test_golds(row: Row, reason: str | None) -> None:
     assert sifted([row], gold_is_usable=False) == (["a"], [])
 
 
-def test_a_reward_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"'maths' is no reward"):
-        sifted([Problem(id="a", messages=[user("x")], gold="2", reward="maths")])
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("maths", r"row 'a': reward: 'maths' is no reward that rows can name\. .*set sieve\.gold_is_usable: false"),
+        ("python", r"row 'a': reward: 'python' is a reward of your own, .*set sieve\.gold_is_usable: false"),
+    ],
+)
+def test_a_reward_that_nobody_knows_here_is_an_error(reward: str, said: str) -> None:
+    row = Problem(id="a", messages=[user("x")], gold="2", reward=reward)
+    with pytest.raises(DataError, match=said):
+        sifted([row])
+    assert sifted([row], gold_is_usable=False) == (["a"], [])
 
 
 TAGS = "thinking tags in the text"

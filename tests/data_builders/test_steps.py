@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Completion, Message, Problem, Row, RowError, Steps, Text, Trace
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
@@ -139,6 +140,14 @@ def test_what_cannot_be_labelled_is_counted() -> None:
         ("too few continuations", "s", "step 0 has 3 of 4"),
         ("solution not judged", "n", ""),
     ]
+
+
+def test_a_trace_whose_reward_nobody_knows_here_is_an_error() -> None:
+    own = GOOD.model_copy(update={"reward": "python"})
+    with pytest.raises(
+        DataError, match=r"row 's': reward: 'python' is a reward of your own, .*let it judge completions"
+    ):
+        labelled([own], TRIES)
 
 
 def test_completions_are_solutions_too_and_their_verdict_counts() -> None:
