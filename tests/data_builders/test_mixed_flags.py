@@ -107,7 +107,7 @@ def test_shares_are_exact_and_the_seed_decides_whose() -> None:
 def test_history_goes_between_the_system_message_and_the_question() -> None:
     rows = MixedFlags(history_share=1.0).apply([trace("t", system("Count."))], [chat("c", 2, system())], 0)
     assert [turn.content for turn in rows[0].messages] == ["Count.", "c 0?", "0", "c 1?", "1", "t?"]
-    assert rows[0].meta == {"history": "c"}
+    assert rows[0].meta == {"asked": ["t?"], "history": "c"}
     tools = [{"function": {"name": "f"}}]
     assert MixedFlags(history_share=1.0).apply([trace("t")], [chat("c", tools=tools)], 0) == [trace("t")]
 

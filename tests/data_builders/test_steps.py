@@ -59,8 +59,8 @@ def test_prefixes_ask_to_go_on_after_each_step_but_the_last() -> None:
     rows, dropped = run(StepPrefixes(from_data=DataRef("rows")), rows=[GOOD])
     assert dropped == []
     assert [(row.id, row.gold, row.meta) for row in rows] == [
-        ("s@0", "9", {"solution": "s", "step": 0}),
-        ("s@1", "9", {"solution": "s", "step": 1}),
+        ("s@0", "9", {"asked": ["2+3+4?"], "solution": "s", "step": 0}),
+        ("s@1", "9", {"asked": ["2+3+4?"], "solution": "s", "step": 1}),
     ]
     assert all(isinstance(row, Problem) and row.messages[0] == ASKED[0] for row in rows)
     assert rows[0].messages[1].content.startswith("2+3+4?\n\n")
@@ -186,7 +186,7 @@ def test_the_consensus_keeps_what_both_sides_say() -> None:
 
 def test_critiques_vote_for_the_first_wrong_step() -> None:
     rows, _ = run(StepCritiques(from_data=DataRef("rows")), rows=[GOOD])
-    assert rows[0].meta == {"solution": "s", "n_steps": 3}
+    assert rows[0].meta == {"asked": ["2+3+4?"], "solution": "s", "n_steps": 3}
     assert "[0] 2+3=5.\n\n[1] 5+4=9.\n\n[2] So" in rows[0].messages[-1].content
     assert list(sieve(rows, Sieve(), Drops())) == rows
     mine = [steps("a", True, False), steps("b", True), steps("c", True, False)]
