@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from qwen_align.align.rows import Chat, Labelled, Pair, Problem, Row, Text, Trace
 from qwen_align.data_builders.bad_row import BadValue
+from qwen_align.data_builders.preference_formats import label
 from qwen_align.data_builders.problem_formats import gold_after
 from qwen_align.data_builders.row_format import Target, Values
 from qwen_align.data_builders.turns import reply, turns
@@ -51,7 +52,7 @@ def mapped(values: Values, columns: Mapping[str, str], mark: str | None, target:
         return Pair(**target.shared, messages=messages, chosen=chosen, rejected=rejected)
     if target.kind == "labelled":
         completion = reply(found["completion"], "completion", target.seen)
-        return Labelled(**target.shared, messages=messages, completion=completion, label=found["label"])
+        return Labelled(**target.shared, messages=messages, completion=completion, label=label(found["label"], "label"))
     gold = found.get("gold")
     if mark is not None and gold is not None:
         gold = gold_after(gold, mark)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from qwen_align.align.rows import Problem, Row, RowError, Text, Trace, parse_row
+from qwen_align.align.rows import Problem, Row, RowError, Text, Trace, parse_row, to_line
 from qwen_align.data_builders.bad_row import BadValue, quoted
 from qwen_align.reward.settings import check_nameable
 
@@ -26,13 +26,18 @@ def typed_row(value: Any) -> Row:
 
 
 def check_writable(row: Row) -> None:
-    """Raises BadValue for what JSON cannot hold where a row may hold anything: NaN, a table's dates."""
+    """Raises BadValue for a row that cannot be written, or not be read again: NaN, a table's dates, deep nesting."""
     if isinstance(row, Text):
         return
     for what in ("gold", "tools"):
         value = getattr(row, what, None)
         if value is not None and not isinstance(value, str):
             check_json(value, what)
+    try:
+        parse_row(to_line(row), where="")
+    except (ValueError, RecursionError) as error:
+        said = str(error).removeprefix(": ")
+        raise BadValue("not JSON", f"cannot be read again once it is written: {said}") from None
 
 
 def check_json(value: Any, what: str) -> None:

@@ -146,6 +146,7 @@ def test_scored_responses(tmp_path: Path) -> None:
     [
         ({"prompt": "a", "responses": ["b"], "rewards": []}, "have to be lists of one length"),
         ({"prompt": "a", "responses": ["b"], "rewards": [True]}, "'rewards' holds True, not a number"),
+        ({"prompt": "a", "responses": ["b"], "rewards": [int("9" * 400)]}, "'rewards' holds 9.*, not a number that a"),
         ({"prompt": "a", "responses": [1], "rewards": [1.0]}, "'responses' holds 1, not a text"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, RowError, Text, Trace, to_line
+from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, RowError, Text, Trace, to_line
 from qwen_align.data_builders import Drops, LocalFile, Sieve, sieve
 
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -185,6 +185,30 @@ def test_wrong_rows_of_other_kinds(tmp_path: Path, rows: str, value: Any, messag
     else:
         with pytest.raises(RowError, match=f"x.jsonl:1: .*{message}"):
             built(path, rows=rows)
+
+
+@pytest.mark.parametrize(("cell", "label"), [("true", True), ("False", False), (" TRUE ", True)])
+def test_labels_of_a_table_are_words(tmp_path: Path, cell: str, label: bool) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"prompt,completion,label\n1+1?,2,{cell}\n")
+    expected = [Labelled(id="x:1", messages=[user], completion=assistant, label=label)]
+    assert built(path, rows="labelled") == built(path, format="kto") == expected
+
+
+def test_a_label_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,completion,label\n1+1?,2,1\n")
+    with pytest.raises(RowError, match=r"x\.csv:2: label: is '1'; a label is true or false"):
+        built(path, rows="labelled")
+
+
+def test_margins_of_a_table_are_texts_that_write_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,chosen,rejected,margin\n1+1?,2,3,0.5\n")
+    three = Message(role="assistant", content="3")
+    assert built(path) == [Pair(id="x:1", messages=[user], chosen=assistant, rejected=three, margin=0.5)]
+    path.write_text("prompt,chosen,rejected,score_chosen,score_rejected\n1+1?,2,3,1e0,-2\n")
+    assert built(path) == [Pair(id="x:1", messages=[user], chosen=assistant, rejected=three, margin=3.0)]
 
 
 def test_the_place_in_a_list_is_named(tmp_path: Path) -> None:
