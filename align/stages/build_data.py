@@ -10,7 +10,7 @@ from qwen_align.align import store
 from qwen_align.align.card import Tally, card
 from qwen_align.align.context import Context
 from qwen_align.align.errors import AlignError, DataError
-from qwen_align.align.rows import Row, Text, read_rows, to_line
+from qwen_align.align.rows import Row, read_rows, to_line
 from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.strict import did_you_mean
 from qwen_align.data_builders.conversion import Conversion
@@ -74,7 +74,7 @@ def _rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Re
 
 def _noting_sources(made: Iterable[Row], met: set[str]) -> Iterator[Row]:
     for row in made:
-        met.add("" if isinstance(row, Text) else row.source)
+        met.add(row.source)
         yield row
 
 

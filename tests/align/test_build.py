@@ -76,6 +76,7 @@ def test_rows_of_another_build_are_read_where_data_says(cli: Cli, tmp_path: Path
         ({"bilder": 1}, "'bilder' is no setting here. Did you mean 'builder'?"),
         ({"builder": {"kind": "pairs", "from_data": "draws"}}, "builder.from_data: where does 'draws' lie?"),
         ({"builder": {"kind": "pairs", "from_data": "draws"}, "data": {"draws": "no"}}, "holds no rows.jsonl"),
+        ({"data": {"held_out": "no"}}, "data.held_out: no setting refers to it\n"),
     ],
 )
 def test_wrong_settings_are_told_and_nothing_is_written(
@@ -163,6 +164,23 @@ def test_a_licence_of_a_source_that_no_row_has_is_refused(cli: Cli, tmp_path: Pa
     assert not (tmp_path / "data").exists()
     stopped = cli("build", write(tmp_path, licences={"arithmetics": "mit"}, limit=2), "--out", tmp_path / "data")
     assert stopped.code == 0  # what was not read may be of it
+
+
+def test_data_that_is_named_otherwise_is_told(cli: Cli, tmp_path: Path) -> None:
+    assert cli("build", write(tmp_path), "--out", tmp_path / "questions").code == 0
+    sieve = {"contamination": [{"against": "held_out", "method": "same_words"}]}
+    spec = write(tmp_path, sieve=sieve, data={"held_out": "questions", "heldout": "questions"})
+    done = cli("build", spec, "--out", tmp_path / "clean")
+    assert done.code == 2
+    assert "data.heldout: no setting refers to it. Did you mean 'held_out'?" in done.err
+
+
+def test_texts_can_be_given_a_licence(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "books.jsonl").write_text('{"text": "Once upon a time."}\n')
+    builder = {"kind": "local_file", "path": "books.jsonl", "source": "books"}
+    done = cli("build", write(tmp_path, builder=builder, licences={"books": "cc0-1.0"}), "--out", tmp_path / "data")
+    assert done.code == 0, done.err
+    assert "| books | cc0-1.0 | 1 |" in (tmp_path / "data" / "README.md").read_text()
 
 
 def test_a_licence_of_a_source_whose_rows_are_all_dropped_is_fine(cli: Cli, tmp_path: Path) -> None:
