@@ -27,6 +27,7 @@ evidence: .venv/dev
 	$(BIN)/python tests/bench/math_answer.py
 	$(BIN)/python tests/bench/code_tests.py
 	$(BIN)/python tests/bench/contamination.py
+	$(BIN)/python tests/bench/near_duplicates.py
 
 .venv/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

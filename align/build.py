@@ -14,6 +14,7 @@ from qwen_align.align.spec import recipe
 from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.spec.stage import Runtime
 from qwen_align.align.stages import build_data
+from qwen_align.align.strict import did_you_mean
 
 
 class BuildSpec(BuildData):
@@ -34,6 +35,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
             raise RecipeError(f"{path}: {place}: where does '{ref}' lie? Say it under data: {{{ref}: FOLDER}}")
         if not (Path(spec.data[ref]) / "rows.jsonl").is_file():
             raise RecipeError(f"{path}: data.{ref}: {spec.data[ref]} holds no rows.jsonl")
+    named = {str(ref) for _, ref in references(spec)}
+    for name in spec.data:
+        if name not in named:
+            raise RecipeError(f"{path}: data.{name}: no setting refers to it{did_you_mean(name, named)}")
     return spec
 
 

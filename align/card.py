@@ -29,7 +29,7 @@ class Tally:
     def add(self, row: Row, line: str) -> None:
         """`line` is the row as it stands in the file, with its newline."""
         self.kinds[row.row] += 1
-        self.sources["" if isinstance(row, Text) else row.source] += 1
+        self.sources[row.source] += 1
         self.modes["none" if isinstance(row, Text | Steps) else row.mode or "none"] += 1
         self._sha.update(line.encode())
 

@@ -64,10 +64,7 @@ class Preview:
                 if isinstance(settings.builder, Hub):  # a look before anything runs is not to download
                     raise Unknown(f"{settings.builder.dataset} is downloaded")
                 sources = {ref: self._reader(target) for ref, target in one.stage.targets.items()}
-                try:
-                    self._rows[name] = list(build(settings, sources, one.stage.seed, drops))
-                except ValueError as error:  # what builders raise for settings that make no rows, and for bad rows
-                    raise DataError(str(error)) from None
+                self._rows[name] = list(build(settings, sources, one.stage.seed, drops))
                 self.drops[name] = drops
             else:
                 raise Unknown(name)

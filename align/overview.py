@@ -2,10 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
 
 from qwen_align.align.render import Renderer
 from qwen_align.align.rows import Chat, Completion, Labelled, Pair, Problem, Row, Steps
 from qwen_align.align.samples import length_percentiles
+from qwen_align.align.template import TemplateError
 
 BINS = 10
 _WIDTH = 40  # characters of the longest bar
@@ -18,11 +21,50 @@ def overview(rows: Sequence[Row], dropped: Mapping[str, int], renderer: Renderer
     if dropped:
         said = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())
         yield f"{sum(dropped.values()):,} dropped: {said}"
-    lengths = [n_tokens(row, renderer) for row in rows]
+    lengths, odd = [], Counter[str]()
+    for row in rows:
+        shown = as_shown(row, renderer)
+        if shown.row is not None:
+            lengths.append(shown.n_tokens)
+        if shown.note:
+            odd["cannot be rendered" if shown.row is None else "say no mode; shown as no_think"] += 1
+    yield from (f"{n:,} of them {what}" for what, n in odd.items())
     if lengths:
         at = length_percentiles(lengths)
         yield f"tokens a row: {', '.join(f'p{percent} {tokens}' for percent, tokens in at.items())}"
         yield from histogram(lengths)
+
+
+class Shown(NamedTuple):
+    """A row as it can be rendered, with its length; None if it cannot be. The note says what was done to it, or why."""
+
+    row: Row | None
+    n_tokens: int
+    note: str = ""
+
+
+def as_shown(row: Row, renderer: Renderer) -> Shown:
+    """The row as a stage that reads the data is given it, or in mode no_think where it says none and never thinks.
+
+    A data stage's rows need not be what is trained: a later stage may set their mode.
+    """
+    try:
+        return Shown(row, n_tokens(row, renderer))
+    except TemplateError as error:
+        as_it_is = error
+    other = _as_no_think(row)
+    with suppress(TemplateError):
+        if other is not None:
+            return Shown(other, n_tokens(other, renderer), f"shown with mode: no_think; as it is, {as_it_is}")
+    return Shown(None, 0, f"cannot be rendered: {as_it_is}")
+
+
+def _as_no_think(row: Row) -> Row | None:
+    if not isinstance(row, Chat | Pair | Labelled) or row.mode is not None or row.flag is not None:
+        return None
+    sides = [row.chosen] if isinstance(row, Pair) else [row.completion] if isinstance(row, Labelled) else []
+    has_thinking = any(turn.thinking for turn in (*row.messages, *sides))
+    return None if has_thinking else row.model_copy(update={"mode": "no_think"})
 
 
 def n_tokens(row: Row, renderer: Renderer) -> int:

@@ -34,6 +34,7 @@ from qwen_align.align.thinking import (
     has_tags,
     read_switch,
     thought_in,
+    turn_switch,
     with_flag,
     with_inline_thinking,
 )
@@ -210,12 +211,12 @@ class Renderer:
 
         A conversation is one sample an assistant turn, with its history as inference would render it at that turn
         (Qwen3's template leaves out the thinking of earlier ones). Turns that merely continue the one before are
-        one sample with it.
+        one sample with it. A turn that contradicts the flag in its user message's text is seen, not trained.
         """
         return merge_turns(self.turns(row))
 
     def turns(self, row: Row) -> list[Sample]:
-        """One sample an assistant turn, none merged."""
+        """One sample an assistant turn that does not contradict its user message's own flag, none merged."""
         with located(f"row '{row.id}'"):
             if isinstance(row, Text):
                 return [self._text_sample(row)]
@@ -275,11 +276,16 @@ class Renderer:
         places = [place for place, message in enumerate(row.messages) if message.role == "assistant"]
         if not places:
             raise TemplateError("has no assistant turn, so no token would be in the loss")
+        read_switch(self.traits, row.mode, row.flag)
         samples = []
         for place in places:
             with located(f"message {place + 1}"):
-                asked = self._ask(row.messages[:place], row.mode, row.flag, row.tools)
-                samples.append(self._turn_sample(asked, row.messages[place]))
+                switch = turn_switch(row.messages[:place], row.mode, row.flag)
+                if switch is not None:
+                    asked = self._ask(row.messages[:place], switch.mode, switch.flag, row.tools)
+                    samples.append(self._turn_sample(asked, row.messages[place]))
+        if not samples:
+            raise TemplateError(f"flag '{row.flag}' contradicts those in its user messages; drop it or them")
         return samples
 
     def _completion_sample(self, row: Completion) -> Sample:

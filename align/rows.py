@@ -47,6 +47,7 @@ class Text(Strict):
     id: str
     text: str
     language: str | None = None
+    source: str = ""
 
 
 class Problem(Strict):

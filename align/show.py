@@ -9,11 +9,12 @@ from rich.text import Text as Styled
 
 from qwen_align.align.check import Preview, Unknown
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.overview import as_trained, overview
+from qwen_align.align.overview import as_shown, as_trained, overview
 from qwen_align.align.pipeline import Plan, Planned, product
 from qwen_align.align.render import Renderer
-from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps
+from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_line
 from qwen_align.align.samples import Sample, pieces
+from qwen_align.align.template import TemplateError
 
 TRAINED, MASKED = "black on green", "dim"
 REJECTED = "black on red"
@@ -31,11 +32,12 @@ def lines(planned: Plan, name: str, *, rows: int, first: int) -> Iterator[Styled
     try:
         renderer = _renderer(one, planned, preview)
         read = _read(one, preview)
-        if product(one) == "data" and (one.is_stored or one.stage.kind == "build_data"):
+        is_data = product(one) == "data"
+        if is_data and (one.is_stored or one.stage.kind == "build_data"):
             yield from map(Styled, overview(preview.rows(one.stage.name), _dropped(one, preview), renderer))
         for number, row in enumerate(islice(read, first, first + rows), start=first):
             yield Styled(f"--- row {number}: {row.row} {row.id}", style="bold")
-            yield from _row(row, renderer)
+            yield from _data_row(row, renderer) if is_data else _row(row, renderer)
     except Unknown as unknown:
         raise DataError(f"stage '{name}': its data is unknown until {unknown}; run the recipe first") from None
     yield Styled("trained", style=TRAINED) + Styled("  ") + Styled("seen, not trained", style=MASKED)
@@ -78,6 +80,20 @@ def _renderer(one: Planned, planned: Plan, preview: Preview) -> Renderer:
     if not readers:
         raise DataError(f"stage '{one.stage.name}': no stage of this recipe has a model whose template could be shown")
     return preview.renderer((near or readers)[0])
+
+
+def _data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
+    """The row as its readers are given it, or why that cannot be shown."""
+    shown = as_shown(row, renderer)
+    note, lines = shown.note, [Styled(row.text if isinstance(row, Completion) else to_line(row))]
+    if shown.row is not None:
+        try:
+            lines = list(_row(shown.row, renderer))
+        except TemplateError as error:  # a completion that cannot be trained has a length all the same
+            note = f"cannot be trained: {error}"
+    if note:
+        yield Styled(f"note: {note}")
+    yield from lines
 
 
 def _row(row: Row, renderer: Renderer) -> Iterator[Styled]:

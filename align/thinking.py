@@ -12,13 +12,14 @@ Builders write `mode` and `flag`; only this module turns them into template sett
     no_think   /think      thinking off, flag                         answer: the hard switch wins
     think      /no_think   refused
 
-A flag without a mode implies its mode.
+A flag without a mode implies its mode. In a conversation whose user messages hold flags of their own, each answer obeys
+that of its message, or is not trained: see `turn_switch`.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qwen_align.align.rows import Flag, Message, Mode
+from qwen_align.align.rows import Flag, Message, Mode, last_flag
 from qwen_align.align.template import END_THINK, THINK, TemplateError, Traits
 
 _MODE_OF_FLAG: dict[Flag, Mode] = {"/think": "think", "/no_think": "no_think"}
@@ -91,6 +92,27 @@ def with_flag(messages: Sequence[Message], flag: Flag | None) -> list[Message]:
             flagged[place] = flagged[place].model_copy(update={"content": content})
             return flagged
     raise TemplateError(f"there is no user message to put flag '{flag}' on")
+
+
+class TurnSwitch(NamedTuple):
+    """Mode and flag of one answer in a conversation."""
+
+    mode: Mode | None
+    flag: Flag | None
+
+
+def turn_switch(messages: Sequence[Message], mode: Mode | None, flag: Flag | None) -> TurnSwitch | None:
+    """What the answer after these messages has to obey, in a conversation of `mode` and `flag`.
+
+    A user message has one flag: the conversation's is for those that hold none. None if the answer, which is in the
+    conversation's mode, would be trained against its message's own; only the hard switch wins over `/think`.
+    """
+    asked = next((message for message in reversed(messages) if message.role == "user"), None)
+    own = None if asked is None else last_flag([asked])
+    if flag is None or own is None:
+        return TurnSwitch(mode, flag)
+    is_hard = mode == "no_think" and flag == "/think"
+    return TurnSwitch(mode or _MODE_OF_FLAG[flag], None) if own == flag or is_hard else None
 
 
 def with_inline_thinking(message: Message) -> Message:

@@ -8,7 +8,7 @@ CODE_VERSIONS = {
     "build_data": 3,
     "pretrain": 1,
     "rollout": 2,
-    "sft": 1,
+    "sft": 2,
     "dpo": 1,
     "reward_model": 1,
     "grpo": 3,

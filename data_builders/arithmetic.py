@@ -21,6 +21,7 @@ from qwen_align.data_builders.sieve import Drops, Sources
 Split = Literal["train", "dev", "test"]
 
 REWARD = "math_answer"
+_SOURCE = "arithmetic"
 LARGEST_VALUE = 99
 SMALLEST_CHANGE, LARGEST_CHANGE = 2, 20
 FACTS_A_CHAIN = 6  # about as many tokens as a solved problem, so that shares of documents are shares of tokens
@@ -145,7 +146,7 @@ class Arithmetic(Strict):
         gold = str(value(total))
         shared: dict[str, Any] = {
             "id": content_id(question),
-            "source": "arithmetic",
+            "source": _SOURCE,
             "meta": {"steps": len(total.changes), "form": form},
         }
         if self.rows == "problem":
@@ -164,7 +165,7 @@ class Arithmetic(Strict):
             steps = random.choice(self.direct_steps if direct else self.steps)
             total = draw_total(random, steps, self.split)
             text = raw_text(ask(random, total)[0], total, direct=direct)
-        return Text(id=content_id(text), text=text, language="en")
+        return Text(id=content_id(text), text=text, language="en", source=_SOURCE)
 
 
 def raw_text(question: str, total: Total, *, direct: bool) -> str:

@@ -9,10 +9,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Row
 from qwen_align.data_builders.benchmark import Against, Question, Reader
@@ -152,11 +153,7 @@ class Qwen25Overlap(_Rule):
     def _units(self) -> Units:
         if self.tokenizer is None:
             return words
-        from tokenizers import Tokenizer
-
-        if not Path(self.tokenizer).is_file():
-            raise ValueError(f"tokenizer: {self.tokenizer}: there is no such file; a model's tokenizer.json is meant")
-        tokenizer = Tokenizer.from_file(str(self.tokenizer))
+        tokenizer = _read_tokenizer(Path(self.tokenizer))
         return lambda text: list(map(str, tokenizer.encode(text, add_special_tokens=False).ids))
 
     @property
@@ -172,6 +169,20 @@ class Qwen25Overlap(_Rule):
             return None if alike is None else Overlap(ids[alike.text], _in_common(alike.common, alike.share))
 
         return find
+
+
+def _read_tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise DataError(f"tokenizer: {path}: {what}; a model's tokenizer.json is meant")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no narrower class for a file it cannot read
+        if type(error) is not Exception:
+            raise
+        raise DataError(f"tokenizer: {path}: is no tokenizer.json: {error}; a model's is meant") from None
 
 
 class SameWords(_Rule):

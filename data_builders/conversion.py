@@ -1,6 +1,5 @@
 """A source's rows as ours: the settings that every source shares, and a report of what became of what."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import PurePath
@@ -9,14 +8,15 @@ from typing import Any, Literal, Self, cast
 from pydantic import Field, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.rows import Completion, Message, Mode, Row, RowError, Text, first_error, parse_row
+from qwen_align.align.rows import Completion, Message, Mode, Row, Text, first_error
 from qwen_align.align.strict import Strict, did_you_mean
 from qwen_align.data_builders.bad_row import BadRow, BadValue, Reject, quoted
 from qwen_align.data_builders.conversion_report import ReadValues, Report
 from qwen_align.data_builders.formats import FORMATS, LOOKED_AT, TYPED, FormatName, recognise
 from qwen_align.data_builders.mapped_columns import FIELDS, mapped
-from qwen_align.data_builders.row_format import Kind, Target
+from qwen_align.data_builders.row_format import Kind, RowFormat, Target
 from qwen_align.data_builders.sieve import Drops
+from qwen_align.data_builders.typed_rows import check_json, check_writable, typed_row
 from qwen_align.reward.settings import RewardName
 
 Read = Callable[[Reject], Iterable[tuple[str, Any]]]
@@ -56,20 +56,30 @@ class Conversion(Strict):
     @model_validator(mode="after")
     def _check_conversion(self) -> Self:
         if self.rows == "typed":
-            said = sorted(set(Conversion.model_fields) & self.model_fields_set - {"rows", "on_bad_row", "expect_rows"})
-            if said:
-                raise ValueError(f"{', '.join(said)}: typed rows say everything themselves; leave it out")
+            if said := self._idle_for_typed():
+                raise ValueError(said)
             return self
         if self.format in (None, "auto") and (self.rows == "auto" or self.format):
             if self.columns:
                 raise ValueError("columns: a format is recognised by its own keys; name the format too")
         else:
             self._check_columns()
+        if "text" in (self.rows, self.format) and (said := self._idle_for_text()):
+            raise ValueError(said)
         if self.gold_after is not None and (self.format or self.rows not in ("problem", "trace")):
             raise ValueError(f"gold_after: {self._what} has no gold to look for it in; leave it out")
         if "calculator_marks" in self.model_fields_set and self.format not in ("auto", "gsm8k"):
             raise ValueError("calculator_marks: is for format: gsm8k; leave it out")
         return self
+
+    def _idle_for_typed(self) -> str:
+        read = {"rows", "on_bad_row", "expect_rows", *(["format"] if self.rows == "auto" else [])}
+        said = ", ".join(sorted(set(Conversion.model_fields) & self.model_fields_set - read))
+        return said and f"{said}: typed rows say everything themselves; leave it out"
+
+    def _idle_for_text(self) -> str:
+        said = ", ".join(sorted({"mode", "system"} & self.model_fields_set))
+        return said and f"{said}: a text is no conversation; leave it out"
 
     @property
     def _what(self) -> str:
@@ -150,9 +160,12 @@ class Conversion(Strict):
             kind: Kind | None = None if self.rows == "auto" else self.rows
             name = recognise([(where, value) for _, where, value in head], source, kind)
             report.is_recognised = True
+            said = self._idle_for_typed() if name == TYPED else self._idle_for_text() if name == "text" else ""
+            if said:
+                raise DataError(f"{source}: recognised as {name}: {said}")
         report.format = name or f"{self.rows} rows by columns"
         if name == TYPED:
-            return lambda value, new_id: _typed(value)
+            return lambda value, new_id: typed_row(value)
         return lambda value, new_id: self._row(value, new_id, name, report)
 
     def _row(self, value: Any, new_id: str, name: str | None, report: Report) -> Row:
@@ -177,15 +190,26 @@ class Conversion(Strict):
                 row = mapped(values, self.columns, self.gold_after, target)
             else:
                 renamed = self._renamed(values)
-                row = one.convert(renamed, target)
+                row = self._in_format(one, renamed, value, target)
                 values.read |= {self.columns.get(key, key) for key in renamed.read}
         except ValidationError as error:
             raise BadValue("wrong type", first_error(error)) from None
         row = self._with_system(row)
-        _check_writable(row)
+        check_writable(row)
         kept = self.keep_columns if isinstance(self.keep_columns, list) else value
         report.left_out.update(key for key in value if key not in values.read and key not in kept)
         return row
+
+    def _in_format(self, one: RowFormat, renamed: ReadValues, value: dict[str, Any], target: Target) -> Row:
+        try:
+            return one.convert(renamed, target)
+        except BadValue as error:
+            absent = [f"'{theirs}' as {ours}" for ours, theirs in self.columns.items() if theirs not in value]
+            if error.reason != "missing field" or not absent:
+                raise
+            keys = ", ".join(map(str, value)) or "none"
+            said = f"columns names {', '.join(absent)}, which the row does not have; its keys: {keys}"
+            raise BadValue(error.reason, f"{error}. But {said}") from None
 
     def _with_system(self, row: Row) -> Row:
         """The row after the settings' system message, if it opens with none of its own."""
@@ -205,7 +229,7 @@ class Conversion(Strict):
     def _meta(self, value: dict[str, Any]) -> dict[str, Any]:
         keys = list(value) if self.keep_columns == "all" else self.keep_columns
         meta = {key: value[key] for key in keys if value.get(key) is not None}
-        _check_json(meta, "keep_columns")
+        check_json(meta, "keep_columns")
         return meta
 
 
@@ -229,31 +253,3 @@ def _id(value: Any, new_id: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise BadValue("wrong type", f"id: is {quoted(value)}, neither a text nor a whole number")
     return str(value)
-
-
-def _typed(value: Any) -> Row:
-    if isinstance(value, dict):  # a column that is null in this row of a table is not there
-        value = {key: item for key, item in value.items() if item is not None}
-    _check_json(value, "row")
-    try:
-        return parse_row(json.dumps(value), where="")
-    except RowError as error:
-        raise BadValue("no row of ours", str(error).removeprefix(": ")) from None
-
-
-def _check_writable(row: Row) -> None:
-    """Raises BadValue for what JSON cannot hold where a row may hold anything: NaN, a table's dates."""
-    if isinstance(row, Text):
-        return
-    for what in ("gold", "tools"):
-        value = getattr(row, what, None)
-        if value is not None and not isinstance(value, str):
-            _check_json(value, what)
-
-
-def _check_json(value: Any, what: str) -> None:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (ValueError, TypeError, RecursionError) as error:
-        said = f"{what}: is {quoted(value)}, which JSON cannot hold: {error}"
-        raise BadValue("not JSON", said) from None

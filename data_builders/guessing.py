@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 
+from qwen_align.data_builders.spelled_numbers import spelled_numbers
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.repetition import units
 
@@ -12,14 +13,12 @@ _NUMBER = re.compile(
     r"|(?P<whole>[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]{1,30})(?:\.(?P<places>[0-9]{1,30}))?"
     r"|\.(?P<only_places>[0-9]{1,30})"
 )
-_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
-_SAID = {word: number for number, word in enumerate(_WORDS)} | dict(
-    zip("零一二三四五六七八九十", range(11), strict=True)
+_POWER = re.compile(
+    r"(?<![0-9.])(?P<times>[0-9]{1,30}(?:\.[0-9]{1,30})?)"
+    r"(?:[eE](?P<places>[-+]?[0-9]{1,2})(?![0-9])"
+    r"|\s?(?:\\times|\\cdot|×|·|\*)\s?10\s?(?:\^|\*\*)\s?\{?\s?(?P<power>[-+]?[0-9]{1,2})(?![0-9]))"
+    r"|(?<![0-9.])10\s?(?:\^|\*\*)\s?\{?\s?(?P<bare>[-+]?[0-9]{1,2})(?![0-9])"
 )
-_SAID["两"] = 2
 _RATIO = re.compile(r"(-?)([0-9]{1,30})(?:/([0-9]{1,30}))?")
 # Words of one who does not know, at the end of the thinking, where an answer is settled; before it they are a start.
 _ADMITTED = re.compile(
@@ -36,7 +35,8 @@ def guess_in(thinking: str, answer: str, min_words: int, *, numbers: bool = True
     """Why the answer counts as guessed, None if it does not.
 
     With `numbers`, an answer that is one number has to be met in the thinking, as `1/2`, `0.5` or `\\frac{1}{2}`
-    alike, sign apart; digits of years and names count too, so this finds answers from nowhere and no others.
+    alike, sign apart; digits of years and names count too, so this finds answers from nowhere and no others. Ordinals,
+    fractions in English words and words of other languages are not read.
     """
     n_words = len(units(thinking))
     if n_words < min_words:
@@ -52,8 +52,11 @@ def guess_in(thinking: str, answer: str, min_words: int, *, numbers: bool = True
 
 
 def numbers_in(text: str) -> set[Fraction]:
-    """The sizes of all numbers in a text: whole, decimal, fractions and their parts, and words up to twenty."""
-    found: set[Fraction] = set()
+    """The sizes of all numbers in a text: whole, decimal, fractions, powers of ten, words, and the parts of them."""
+    found = set(spelled_numbers(text))
+    for match in _POWER.finditer(text):
+        power = int(match["places"] or match["power"] or match["bare"])
+        found.add(Fraction(match["times"] or 1) * Fraction(10) ** power)
     for match in _NUMBER.finditer(text):
         above, below = match["above"] or match["left"], match["below"] or match["right"]
         if above is not None:
@@ -64,7 +67,7 @@ def numbers_in(text: str) -> set[Fraction]:
             places = match["places"] or match["only_places"] or ""
             whole = re.sub("[^0-9]", "", match["whole"] or "0")
             found.add(Fraction(int(whole)) + Fraction(int(places or 0), 10 ** len(places)))
-    return found | {Fraction(_SAID[word]) for word in units(text) if word in _SAID}
+    return found
 
 
 def _value(spelled: str | None) -> Fraction | None:

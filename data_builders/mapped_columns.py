@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from qwen_align.align.rows import Chat, Labelled, Pair, Problem, Row, Text, Trace
 from qwen_align.data_builders.bad_row import BadValue
+from qwen_align.data_builders.preference_formats import label, number
 from qwen_align.data_builders.problem_formats import gold_after
 from qwen_align.data_builders.row_format import Target, Values
-from qwen_align.data_builders.turns import reply, turns
+from qwen_align.data_builders.turns import reply, tools, turns, with_system
 
 
 class Fields(NamedTuple):
@@ -22,11 +23,11 @@ class Fields(NamedTuple):
 
 
 FIELDS = {
-    "problem": Fields((("prompt", "gold"),)),
-    "trace": Fields((("prompt", "thinking", "answer"),), ("gold",)),
-    "chat": Fields((("messages",), ("prompt", "answer"))),
-    "pair": Fields((("prompt", "chosen", "rejected"),)),
-    "labelled": Fields((("prompt", "completion", "label"),)),
+    "problem": Fields((("prompt", "gold"),), ("system",)),
+    "trace": Fields((("prompt", "thinking", "answer"),), ("gold", "system")),
+    "chat": Fields((("messages",), ("prompt", "answer")), ("system", "tools")),
+    "pair": Fields((("prompt", "chosen", "rejected"),), ("margin", "system")),
+    "labelled": Fields((("prompt", "completion", "label"),), ("system",)),
     "text": Fields((("text",),), ("language",)),
 }
 
@@ -40,18 +41,19 @@ def mapped(values: Values, columns: Mapping[str, str], mark: str | None, target:
     if target.kind == "text":
         if target.meta:
             raise BadValue("no meta", "keep_columns: text rows have no meta to keep them in; leave it out")
-        return Text(id=target.id, **found)
-    if target.kind == "chat" and "messages" in found:
-        return Chat(**target.shared, messages=turns(found["messages"], "messages", target.seen))
-    messages = turns(found["prompt"], "prompt", target.seen)
+        return Text(id=target.id, source=target.source, **found)
+    asked = "messages" if "messages" in found else "prompt"
+    messages = with_system(found.get("system"), turns(found[asked], asked, target.seen))
     if target.kind == "chat":
-        return Chat(**target.shared, messages=[*messages, reply(found["answer"], "answer", target.seen)])
+        answer = [] if asked == "messages" else [reply(found["answer"], "answer", target.seen)]
+        return Chat(**target.shared, messages=[*messages, *answer], tools=tools(found.get("tools")))
     if target.kind == "pair":
         chosen, rejected = (reply(found[side], side, target.seen) for side in ("chosen", "rejected"))
-        return Pair(**target.shared, messages=messages, chosen=chosen, rejected=rejected)
+        margin = number(found["margin"], "margin") if "margin" in found else None
+        return Pair(**target.shared, messages=messages, chosen=chosen, rejected=rejected, margin=margin)
     if target.kind == "labelled":
         completion = reply(found["completion"], "completion", target.seen)
-        return Labelled(**target.shared, messages=messages, completion=completion, label=found["label"])
+        return Labelled(**target.shared, messages=messages, completion=completion, label=label(found["label"], "label"))
     gold = found.get("gold")
     if mark is not None and gold is not None:
         gold = gold_after(gold, mark)

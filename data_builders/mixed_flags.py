@@ -12,6 +12,7 @@ from pydantic import Field
 
 from qwen_align.align.rows import Chat, Flag, Trace
 from qwen_align.align.strict import Strict
+from qwen_align.data_builders.asked_questions import with_questions
 from qwen_align.data_builders.prompt_flags import with_flag
 from qwen_align.data_builders.seeded_draws import drawn_order, random_for
 
@@ -61,7 +62,8 @@ def after_chat(row: Turns, chat: Chat) -> Turns:
     own = [turn for turn in row.messages if turn.role != "system"]
     history = [turn for turn in chat.messages if turn.role != "system"]
     messages = [*own_system, *history, *own]
-    return row.model_copy(update={"messages": messages, "meta": {**row.meta, "history": chat.id}})
+    meta = {**with_questions(row.meta, row.messages), "history": chat.id}
+    return row.model_copy(update={"messages": messages, "meta": meta})
 
 
 def with_earlier_flags(row: Turns, random: Random) -> Turns:

@@ -11,6 +11,7 @@ from qwen_align.align.strict import Strict
 from qwen_align.data_builders.sieve import Drops
 
 Rule = Literal["correct_vs_wrong", "best_vs_worst", "online_dpo_r1"]
+_EQUAL = "equal answers of different worth"
 
 
 class Candidate(NamedTuple):
@@ -57,7 +58,7 @@ class Matching(Strict):
     first: sides that part late differ in what made one of them wrong, and sides of like length leave DPO less to learn
     about length. best_vs_worst: the largest margins first, every answer in one pair at most. online_dpo_r1: the first
     best over the first worst if their values differ, one pair, no other condition (Online-DPO-R1 dd35ca9,
-    dpo_iteration/run_dpo.py and reward_labeling.py).
+    dpo_iteration/run_dpo.py and reward_labeling.py). Two answers that are equal make no pair, whatever they are worth.
     """
 
     rule: Rule = "correct_vs_wrong"
@@ -87,6 +88,8 @@ class Matching(Strict):
             return NoMatch("tie", f"of {len(candidates)} usable completions, each worth {chosen[0].value:.6g}")
         if self.rule == "online_dpo_r1":
             best, worst = max(chosen, key=lambda one: one.value), min(candidates, key=lambda one: one.value)
+            if _are_equal(best, worst):
+                return NoMatch(_EQUAL, f"of {len(candidates)} usable completions")
             return [Match(best, worst, common_prefix(best.text, worst.text))]
         return self._best_vs_worst(chosen, candidates)
 
@@ -117,8 +120,11 @@ class Matching(Strict):
     def _allowed(self, sides: Iterable[tuple[Candidate, Candidate]], of: str) -> list[Match] | NoMatch:
         """The matches within length and margin, one for the same two texts; else what forbade them all."""
         matches: dict[tuple[str, str], Match] = {}
-        n_alike = 0
+        n_differing = n_alike = 0
         for chosen, rejected in sides:
+            if _are_equal(chosen, rejected):
+                continue
+            n_differing += 1
             match = Match(chosen, rejected, 0)
             if self.max_length_difference is not None and match.length_gap > self.max_length_difference:
                 continue
@@ -129,7 +135,13 @@ class Matching(Strict):
                     matches[texts] = match._replace(prefix=common_prefix(*texts))
         if matches:
             return list(matches.values())
+        if not n_differing:
+            return NoMatch(_EQUAL, of)
         return NoMatch("margin too small" if n_alike else "no pair of like length", of)
+
+
+def _are_equal(one: Candidate, other: Candidate) -> bool:
+    return one.text.strip() == other.text.strip() or one.message == other.message
 
 
 def count_unpaired(found: list[Match] | NoMatch, candidates: Iterable[Candidate], prompt_id: str, drops: Drops) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from qwen_align.align.rows import Labelled, Message, Pair, Row
 from qwen_align.data_builders.bad_row import BadValue, quoted
 from qwen_align.data_builders.chat_formats import alpaca_prompt
+from qwen_align.data_builders.finite import finite_in
 from qwen_align.data_builders.row_format import (
     RowFormat,
     Target,
@@ -31,17 +32,19 @@ def _pair(prompt: list[Message], chosen: Message, rejected: Message, values: Val
 def _margin(values: Values) -> float | None:
     """The margin, or the difference of both sides' scores, as UltraFeedback names them."""
     if has(values, "margin"):
-        return _number(values, "margin")
+        return number(values["margin"], "margin")
     if has(values, "score_chosen", "score_rejected"):
-        return _number(values, "score_chosen") - _number(values, "score_rejected")
+        chosen, rejected = (number(values[key], key) for key in ("score_chosen", "score_rejected"))
+        return number(chosen - rejected, "score_chosen - score_rejected")
     return None
 
 
-def _number(values: Values, key: str) -> float:
-    value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadValue("wrong type", f"{key}: is {quoted(value)}, not a number")
-    return float(value)
+def number(value: Any, field: str) -> float:
+    """The number, or the one that a text writes; raises BadValue for anything else."""
+    found = finite_in(value)
+    if found is None:
+        raise BadValue("wrong type", f"{field}: is {quoted(value)}, not a number that a float can hold")
+    return found
 
 
 def _preference(values: Values, target: Target) -> Row:
@@ -99,25 +102,24 @@ def _kto(values: Values, target: Target) -> Row:
         said = turn_list(values, key, target)
     if len(said) < 2 or said[-1].role != "assistant":
         raise BadValue("no reply", "does not end with an assistant's turn after a prompt, which the label would be of")
-    label = _label(values)
-    return Labelled(messages=said[:-1], completion=said[-1], label=label, **target.shared)
-
-
-def _label(values: Values) -> bool:
-    """True or false, or as CSV writes them."""
     key = "kto_tag" if has(values, "kto_tag") else "label"
-    value: Any = wanted(values, key)
-    found = _LABELS.get(value.lower()) if isinstance(value, str) else value
+    said_of_it = label(wanted(values, key), key)
+    return Labelled(messages=said[:-1], completion=said[-1], label=said_of_it, **target.shared)
+
+
+def label(value: Any, field: str) -> bool:
+    """True or false, or as CSV writes them; raises BadValue for anything else."""
+    found = _LABELS.get(value.strip().lower()) if isinstance(value, str) else value
     if not isinstance(found, bool):
-        raise BadValue("wrong type", f"{key}: is {quoted(value)}; a label is true or false")
+        raise BadValue("wrong type", f"{field}: is {quoted(value)}; a label is true or false")
     return found
 
 
 def _is_kto(values: Values) -> bool:
     has_turns = has_list(values, "messages") or has_list(values, "conversations")
     has_answer = has(values, "completion") or has(values, "instruction", "output")
-    label = values.get("kto_tag") if has(values, "kto_tag") else values.get("label")
-    is_label = isinstance(label, bool) or (isinstance(label, str) and label.lower() in _LABELS)
+    said = values.get("kto_tag") if has(values, "kto_tag") else values.get("label")
+    is_label = isinstance(said, bool) or (isinstance(said, str) and said.strip().lower() in _LABELS)
     return is_label and (has_turns or has_answer)
 
 

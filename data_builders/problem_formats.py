@@ -116,7 +116,8 @@ def _svamp(values: Values, target: Target) -> Row:
 def _text(values: Values, target: Target) -> Row:
     if target.meta:
         raise BadValue("no meta", "keep_columns: text rows have no meta to keep them in; leave it out")
-    return Text(id=target.id, text=text(values, "text"), language=optional_text(values, "language") or None)
+    language = optional_text(values, "language") or None
+    return Text(id=target.id, text=text(values, "text"), language=language, source=target.source)
 
 
 def _is_gsm8k(values: Values) -> bool:

@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef
-from qwen_align.align.rows import Completion, Message, Row, Text
+from qwen_align.align.rows import Row
 from qwen_align.align.strict import Strict, did_you_mean
+from qwen_align.data_builders.asked_questions import all_questions, own_questions
 from qwen_align.data_builders.prompt_flags import without_flags
 from qwen_align.data_builders.seeded_draws import stable_number
 from qwen_align.data_builders.sieve import Drops, Sources
@@ -22,7 +23,8 @@ class QuestionPart(Strict):
 
     Two stages whose `shares`, `salt`, `asked` and `without` are equal never share a question between parts of two
     names: not a problem and its traces, pairs, completions or chats, not two files or generators that hold the same
-    question. The recipe's seed changes nothing. A raw text is a question as a whole.
+    question. The recipe's seed changes nothing. A raw text is a question as a whole. Prefixes and critiques of a
+    solution ask the solution's question, and what goes on after a chat asks its own.
     """
 
     part: str = Field(min_length=1)
@@ -91,14 +93,15 @@ class Unused(Strict):
     without: list[str] = Field(default_factory=list, description="texts around questions, such as an instruction")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The rows that are left; a row counts as used if any user turn of another stage's row is a turn of its own."""
+        """The rows that are left; a row counts as used if any question of another stage's row is one of its own."""
         used: dict[str, str] = {}
         for stage in self.unused_in:
             for row in sources[stage]():
-                for question in questions(row, self.without):
+                for question in _normal_forms(all_questions(row), self.without):
                     used.setdefault(question, f"in '{row.id}' of stage '{stage}'")
         for row in sources[self.from_data]():
-            asked = _picked(questions(row, self.without), self.asked)
+            texts = all_questions(row) if self.asked == "all" else own_questions(row)
+            asked = _picked(_normal_forms(texts, self.without), self.asked)
             where = next((used[question] for question in asked if question in used), None)
             if where is None:
                 yield row
@@ -112,13 +115,12 @@ def normal_question(row: Row, asked: Asked = "first", without: list[str] | None 
 
 
 def questions(row: Row, without: list[str]) -> list[str]:
-    """The normal form of every user turn that says anything, in order; of a raw text, of the text."""
-    if isinstance(row, Text):
-        said = [row.text]
-    else:
-        turns: list[Message] = row.prompt if isinstance(row, Completion) else row.messages
-        said = [turn.content for turn in turns if turn.role == "user"]
-    return [normal for text in said if (normal := _normal(text, without))]
+    """The normal form of every question that the row asks in its own right and that says anything, in order."""
+    return _normal_forms(own_questions(row), without)
+
+
+def _normal_forms(texts: list[str], without: list[str]) -> list[str]:
+    return [normal for text in texts if (normal := _normal(text, without))]
 
 
 def _normal(text: str, without: list[str]) -> str:

@@ -5,17 +5,18 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from qwen_align.align.errors import DataError, RecipeError
+from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.rows import Message, Mode, Problem, Row
-from qwen_align.align.strict import Strict, did_you_mean
+from qwen_align.align.strict import Strict
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.reward.reasoning_gym_guards import REFUSED
 from qwen_align.reward.reasoning_gym_task import MISSING
 
 Split = Literal["train", "dev", "test"]
@@ -23,7 +24,7 @@ Split = Literal["train", "dev", "test"]
 REWARD = "reasoning_gym"
 INSTRUCTION = "Give the final answer between <answer> and </answer>, and nothing else between them."
 REDRAWS = 1000  # items in a row that are duplicates or of another split before a build says the task is exhausted
-_CHUNK = 500  # reasoning_gym's own size; a data set of more is continued under another seed
+_PROCESS = "qwen_align.data_builders.reasoning_gym_items"
 
 
 class GymTask(Strict):
@@ -64,23 +65,22 @@ class ReasoningGymTasks(Strict):
         """`n` distinct rows; the same for the same settings, seed and version of reasoning_gym."""
         seed = seed if self.seed is None else self.seed
         tasks = [GymTask(name=task) if isinstance(task, str) else task for task in self.tasks]
-        _check_names([task.name for task in tasks])
-        items = [_items(task, seed, place) for place, task in enumerate(tasks)]
         random = Random(f"reasoning_gym {self.split} {seed}")
         seen: set[str] = set()
-        for index in range(self.n):
-            [place] = random.choices(range(len(tasks)), [task.weight for task in tasks])
-            for _ in range(REDRAWS):
-                row = self._problem(tasks[place], next(items[place]))
-                if row.id not in seen and split_of(row.id) == self.split:
-                    break
-            else:
-                raise DataError(
-                    f"reasoning_gym: task '{tasks[place].name}': no new question for row {index + 1} of {self.n} in "
-                    f"split '{self.split}'; ask for fewer rows, more tasks or other settings"
-                )
-            seen.add(row.id)
-            yield row
+        with _drawing(tasks, seed) as next_item:
+            for index in range(self.n):
+                [place] = random.choices(range(len(tasks)), [task.weight for task in tasks])
+                for _ in range(REDRAWS):
+                    row = self._problem(tasks[place], next_item(place))
+                    if row.id not in seen and split_of(row.id) == self.split:
+                        break
+                else:
+                    raise DataError(
+                        f"reasoning_gym: task '{tasks[place].name}': no new question for row {index + 1} of {self.n} "
+                        f"in split '{self.split}'; ask for fewer rows, more tasks or other settings"
+                    )
+                seen.add(row.id)
+                yield row
 
     def _problem(self, task: GymTask, entry: dict[str, Any]) -> Problem:
         question = entry["question"]
@@ -110,44 +110,40 @@ def split_of(row_id: str) -> Split:
     return "test" if tenth == 0 else "dev" if tenth == 1 else "train"
 
 
-def _check_names(names: list[str]) -> None:
+@contextlib.contextmanager
+def _drawing(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[str, Any]]]:
+    """What gives the next item of the task at a place; a process draws them, which ends with the context.
+
+    Raises RecipeError for tasks that cannot be drawn from.
+    """
     if importlib.util.find_spec("reasoning_gym") is None:
         raise RecipeError(MISSING)
-    from reasoning_gym.factory import DATASETS
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", _PROCESS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        start_new_session=True,  # Ctrl-C is for the asker, whose end is the process's
+    )
 
-    for name in names:
-        if name in REFUSED:
-            raise RecipeError(f"tasks: '{name}' is not used: {REFUSED[name]}")
-        if name not in DATASETS:
-            raise RecipeError(f"tasks: '{name}' is no task of reasoning_gym{did_you_mean(name, set(DATASETS))}")
+    def ask(asked: Any) -> Any:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(asked) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise StageError("reasoning_gym: the process that draws items has ended; see its error above")
+        answer = json.loads(line)
+        if "refused" in answer:
+            raise RecipeError(answer["refused"])
+        return answer["item"]
 
-
-def _items(task: GymTask, seed: int, place: int) -> Iterator[dict[str, Any]]:
-    """Items of the task without end, as JSON holds them."""
-    from reasoning_gym.factory import create_dataset
-
-    chunk = 0
-    while True:
-        drawn = Random(f"reasoning_gym {task.name} {place} {seed} {chunk}").getrandbits(31)
+    with process:
         try:
-            with _silence():
-                items = create_dataset(task.name, **task.settings, seed=drawn, size=_CHUNK)
-        except (AssertionError, TypeError, ValueError) as error:
-            raise RecipeError(f"tasks: '{task.name}': settings {task.settings}: {error}") from error
-        for number in range(_CHUNK):
-            with _silence():
-                item = json.dumps(items[number], default=_plain)
-            yield json.loads(item)
-        chunk += 1
-
-
-def _plain(value: Any) -> Any:
-    """A numpy number as Python's, anything else (gsm_symbolic's Fractions, which its scorer does not read) as text."""
-    return value.item() if hasattr(value, "item") else str(value)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Some tasks print while they draw."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
+            ask({"tasks": [{"name": task.name, "settings": task.settings} for task in tasks], "seed": seed})
+            yield ask
+        finally:
+            process.kill()

@@ -1,12 +1,13 @@
 """Pairs from files of prompts with several responses and their scores, as a reward model writes them."""
 
 from collections.abc import Iterator
-from math import isfinite
 from typing import Any, Literal
 
 from pydantic import Field
 
 from qwen_align.align.rows import Pair, Row, RowError
+from qwen_align.data_builders.bad_row import quoted
+from qwen_align.data_builders.finite import finite
 from qwen_align.data_builders.judged_answers import JudgedFile, at, pair_fields
 from qwen_align.data_builders.pair_matching import NoMatch, Rule, count_unpaired
 from qwen_align.data_builders.sieve import Drops, Sources
@@ -48,7 +49,7 @@ class ScoredPairs(JudgedFile):
                 raise RowError(f"{where}: '{self.responses}' holds {text!r:.40}, not a text")
             if score is None:
                 drops.add("no verdict", f"{row_id}#{place}")
-            elif isinstance(score, bool) or not isinstance(score, int | float) or not isfinite(score):
-                raise RowError(f"{where}: '{self.scores}' holds {score!r:.40}, not a number")
+            elif (value := finite(score)) is None:
+                raise RowError(f"{where}: '{self.scores}' holds {quoted(score)}, not a number that a float can hold")
             else:
-                yield str(place), text, float(score)
+                yield str(place), text, value

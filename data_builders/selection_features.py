@@ -1,7 +1,7 @@
 """What selections read: the rows to choose from, their questions, and how often a model solved them."""
 
 from collections.abc import Callable, Iterable
-from math import fsum, isfinite
+from math import fsum
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Pair, Problem, RowError, Trace
 from qwen_align.align.strict import Strict
+from qwen_align.data_builders.bad_row import quoted
 from qwen_align.data_builders.completions import completions, verdict_value
+from qwen_align.data_builders.finite import finite
 from qwen_align.data_builders.sieve import Sources
 
 Selectable = Problem | Trace | Chat | Pair
@@ -75,7 +77,11 @@ class Attempts(Strict):
         return lambda row: tries.get(row.id, tries.get(prompt_of(row.id)))
 
     def _tries(self, values: list[float]) -> Tries:
-        return Tries(sum(value >= self.correct_from for value in values), len(values), fsum(values) / len(values))
+        try:
+            mean = fsum(values) / len(values)
+        except OverflowError:  # each is a float, their sum is none
+            mean = fsum(value / len(values) for value in values)
+        return Tries(sum(value >= self.correct_from for value in values), len(values), mean)
 
     def _from_column(self, row: Selectable) -> Tries | None:
         value = row.meta.get(str(self.column))
@@ -94,11 +100,11 @@ class Attempts(Strict):
                 return Tries(round(value * self.samples), self.samples, float(value))
         wanted = {"correct": "true or false", "rewards": "a list of rewards", "count": "a count", "share": "a share"}
         of = f" of {self.samples}" if self.samples else ""
-        raise RowError(f"row '{row.id}': meta '{self.column}' is {value!r:.60}, not {wanted[self.holds]}{of}")
+        raise RowError(f"row '{row.id}': meta '{self.column}' is {quoted(value)}, not {wanted[self.holds]}{of}")
 
 
 def _is_reward(value: Any) -> bool:
-    return value is None or (isinstance(value, bool | int | float) and isfinite(value))
+    return value is None or isinstance(value, bool) or finite(value) is not None
 
 
 def selectable(sources: Sources, stage: str) -> list[Selectable]:

@@ -4,7 +4,7 @@ arXiv:2502.11886, p. 3-4; GAIR-NLP/LIMR at 98ebf1b, lim/lim_selection.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from math import fsum, isfinite
+from math import fsum
 from pathlib import Path
 from typing import Any, Literal, Self, TypeGuard
 
@@ -15,6 +15,7 @@ from qwen_align.align.references import DataRef, OutsideFile
 from qwen_align.align.rows import Row, RowError
 from qwen_align.align.strict import Strict
 from qwen_align.data_builders.bad_row import quoted
+from qwen_align.data_builders.finite import finite, finite_in
 from qwen_align.data_builders.selection_features import Attempts, Selectable, noted, question_of, selectable
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.data_builders.source_file import check_suffix, read_source
@@ -160,9 +161,8 @@ def _accuracy(entry: Any, row: Selectable, column: str) -> float | None:
         return entry.count(1) / len(entry)
     if _is_number(entry) and 0 <= entry <= 1:
         return float(entry)
-    raise RowError(
-        f"row '{row.id}': meta '{column}': an epoch is {entry!r:.60}; wanted: rewards, an accuracy from 0 to 1, or null"
-    )
+    wanted = "wanted: rewards, an accuracy from 0 to 1, or null"
+    raise RowError(f"row '{row.id}': meta '{column}': an epoch is {quoted(entry)}; {wanted}")
 
 
 def _score(row: Selectable, column: str) -> float | None:
@@ -171,20 +171,21 @@ def _score(row: Selectable, column: str) -> float | None:
         return None
     if _is_number(score):
         return float(score)
-    raise RowError(f"row '{row.id}': meta '{column}' is {score!r:.60}; a score is a number")
+    raise RowError(f"row '{row.id}': meta '{column}' is {quoted(score)}; a score is a number that a float can hold")
 
 
 def _scores_by_prompt(path: Path) -> dict[str, float]:
     """The scores of a file; raises RowError for a row that has none, or that scores a prompt otherwise than before."""
     scores: dict[str, float] = {}
     for where, row in read_source(path):
-        prompt, score = (row.get("prompt"), row.get("score")) if isinstance(row, dict) else (None, None)
-        if not isinstance(prompt, str) or not _is_number(score):
+        prompt, given = (row.get("prompt"), row.get("score")) if isinstance(row, dict) else (None, None)
+        score = finite_in(given)
+        if not isinstance(prompt, str) or score is None:
             raise RowError(f"{where}: is {quoted(row)}; wanted: an object with a text 'prompt' and a number 'score'")
-        if scores.setdefault(prompt, float(score)) != score:
+        if scores.setdefault(prompt, score) != score:
             raise RowError(f"{where}: scores a prompt {score} that was {scores[prompt]} before: {prompt:.60}")
     return scores
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return finite(value) is not None

@@ -92,7 +92,7 @@ class S1(Strict):
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """The chosen rows; raises DataError if there are not `n`, or more are pre-selected."""
         hard = self.hard(sources, drops)
-        how = self.choose(hard, seed if self.seed is None else self.seed)
+        how = self.choose(hard, seed if self.seed is None else self.seed, drops)
         ranks = length_ranks(_candidates(hard))
         for one in hard:
             if one.row.id not in how:
@@ -124,15 +124,15 @@ class S1(Strict):
                 hard.append(Featured(row, source, label.domain, length, teacher.n_correct > 0))
         return hard
 
-    def choose(self, hard: Sequence["Featured"], seed: int) -> dict[str, str]:
-        """How each chosen row was: `preselected`, `uniform` or `benchmark`; cells 14 to 21."""
+    def choose(self, hard: Sequence["Featured"], seed: int, drops: Drops) -> dict[str, str]:
+        """How each chosen row was: `preselected`, `uniform` or `benchmark`; cells 14 to 21. `drops` has the others."""
         if not 0 <= seed < 2**32:
             raise RecipeError(f"s1: seed {seed}: the draws take seeds from 0 to 2**32 - 1; set seed in the builder")
         before = [one.row.id for one in hard if one.is_right and self._is_preselected(one)]
         if not len(before) <= self.n <= len(hard):
             raise DataError(
                 f"s1: n is {self.n}, but {len(hard)} hard rows are left, {len(before)} of them pre-selected; n lies "
-                "between: change it, bring more rows, or narrow preselect"
+                f"between: change it, bring more rows, or narrow preselect. Dropped: {_dropped(drops)}"
             )
         by_benchmark = {} if self.uniform_until is None else benchmark_counts(hard, self.benchmarks)
         if self.uniform_until is not None and self.uniform_until < self.n and not by_benchmark:
@@ -169,6 +169,15 @@ class S1(Strict):
         if length is None or (isinstance(length, int) and not isinstance(length, bool)):
             return length
         raise RowError(f"row '{row.id}': meta '{self.length_column}' is {length!r:.60}; a length is a whole number")
+
+
+def _dropped(drops: Drops) -> str:
+    """Counts by reason, each with its first detail: what is missing in every row may be a column's name."""
+    first: dict[str, str] = {}
+    for drop in drops.rows:
+        first.setdefault(drop.reason, drop.detail)
+    said = [f"{n:,} {reason}{f' ({first[reason]})' * bool(first[reason])}" for reason, n in drops.counts.items()]
+    return ", ".join(said) or "none"
 
 
 class Featured(NamedTuple):

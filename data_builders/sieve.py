@@ -1,21 +1,28 @@
 """What may not pass into a data folder: duplicates, benchmark questions, unusable golds, malformed thinking."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
+from qwen_align.align.rows import Chat, Completion, Labelled, Row, Steps, Text
 from qwen_align.align.strict import Strict
 from qwen_align.data_builders.contamination import Benchmark, Contamination, contamination, read_benchmarks
 from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
+from qwen_align.data_builders.row_faults import (
+    LONGEST_DETAIL,
+    Fault,
+    control_token_fault,
+    emptiness_fault,
+    gold_fault,
+    language_fault,
+    length_fault,
+    thinking_fault,
+)
 from qwen_align.data_builders.row_texts import all_texts, part_of, replies
 from qwen_align.data_builders.turn_order import disorder
-from qwen_align.reward.settings import reward_of_kind
-from qwen_align.reward.thinking import CLOSE, OPEN
 
 Sources = Mapping[str, Callable[[], Iterator[Row]]]
 """A reader of the rows of every stage that a builder's settings refer to, by the stage's name."""
@@ -45,7 +52,10 @@ class Drops:
 
 
 class Sieve(Strict):
-    """Which rows are dropped; each is a statement that holds for every row that is kept."""
+    """Which rows are dropped; each is a statement that holds for every row that is kept.
+
+    Of any row that is kept, every user turn and raw text says something, and the sides of a pair differ.
+    """
 
     is_unique: bool = Field(default=True, description="no earlier row says the same but for white space")
     gold_is_usable: bool = Field(default=True, description="saying the gold passes the row's own reward")
@@ -74,7 +84,7 @@ class Sieve(Strict):
 def sieve(rows: Iterable[Row], settings: Sieve, drops: Drops, sources: Sources | None = None) -> Iterator[Row]:
     """The rows that hold what `settings` says, in order; the others go to `drops`.
 
-    `sources` holds the stages that the settings name as benchmarks.
+    `sources` holds the stages that the settings name as benchmarks. Raises DataError for a row whose reward is unknown.
     """
     benchmarks = read_benchmarks(settings.contamination, sources or {})
     earlier = _Earlier(settings)
@@ -86,11 +96,6 @@ def sieve(rows: Iterable[Row], settings: Sieve, drops: Drops, sources: Sources |
             yield row
         else:
             drops.add(fault.reason, row.id, fault.detail)
-
-
-class Fault(NamedTuple):
-    reason: str
-    detail: str
 
 
 class _Earlier:
@@ -127,10 +132,12 @@ def _group(row: Row) -> str:
 
 
 def _labels(row: Row) -> list[object]:
-    """What a row says of itself beside its texts: mode and flag, and whether it is good."""
+    """What a row says of itself beside its texts: mode and flag, the tools it may call, and whether it is good."""
     if isinstance(row, Steps):
         return [row.labels]
     labels: list[object] = [] if isinstance(row, Text) else [row.mode, row.flag]
+    if isinstance(row, Chat):
+        labels.append(row.tools)
     return [*labels, row.label] if isinstance(row, Labelled) else labels
 
 
@@ -139,81 +146,24 @@ def _contamination_fault(row: Row, benchmarks: list[Benchmark]) -> Fault | None:
     if found is None:
         return None
     reason, overlap = found
-    return Fault(reason, f"{overlap.question}: {overlap.shared}"[:_LONGEST_DETAIL])
+    return Fault(reason, f"{overlap.question}: {overlap.shared}"[:LONGEST_DETAIL])
 
 
 def _fault(row: Row, settings: Sieve) -> Fault | None:
-    fault = _thinking_fault(row) if settings.thinking_is_clean else None
+    fault = emptiness_fault(row)
+    if fault is None and settings.thinking_is_clean:
+        fault = thinking_fault(row)
     if fault is None and settings.has_no_control_tokens:
-        fault = _control_token_fault(row)
+        fault = control_token_fault(row)
     if fault is None and settings.turns_are_in_order and (said := disorder(row)):
         fault = Fault("turns out of order", said)
     if fault is None and settings.gold_is_usable:
-        fault = _gold_fault(row)
+        fault = gold_fault(row)
     if fault is None and (settings.min_characters or settings.max_characters is not None):
-        fault = _length_fault(sum(map(len, all_texts(row))), settings)
+        fault = length_fault(sum(map(len, all_texts(row))), settings.min_characters, settings.max_characters)
     if fault is None and settings.language is not None:
-        share = script_share(" ".join(all_texts(row)), settings.language)
-        if share is not None and share < settings.min_script_share:
-            fault = Fault(f"not {settings.language}", f"{share:.2f} of the letters")
+        fault = language_fault(row, settings.language, settings.min_script_share)
     return fault
-
-
-def _length_fault(n_characters: int, settings: Sieve) -> Fault | None:
-    if n_characters < settings.min_characters:
-        return Fault("too short", f"{n_characters} characters")
-    if settings.max_characters is not None and n_characters > settings.max_characters:
-        return Fault("too long", f"{n_characters} characters")
-    return None
-
-
-def _thinking_fault(row: Row) -> Fault | None:
-    """What is wrong with the assistant's turns; user turns may speak of tags."""
-    if isinstance(row, Trace):
-        if not row.thinking.strip():
-            return Fault("blank thinking", "a Trace row has thinking; without any it is a Chat row")
-        turns = [Message(role="assistant", content=row.answer, thinking=row.thinking)]
-    elif isinstance(row, Pair | Labelled):
-        turns = replies(row)
-    elif isinstance(row, Steps):
-        turns = [Message(role="assistant", content="\n".join(row.steps))]
-    elif isinstance(row, Chat):
-        turns = [message for message in row.messages if message.role == "assistant"]
-    else:
-        return None
-    for turn in turns:
-        tag = next((tag for tag in (OPEN, CLOSE) if tag in turn.content or tag in (turn.thinking or "")), None)
-        if tag:
-            return Fault("thinking tags in the text", f"{tag}; thinking goes into a field of its own, without tags")
-        if not turn.content.strip() and not turn.tool_calls:
-            return Fault("blank answer", "")
-    return None
-
-
-# What Qwen's tokenizers read as one token of their own: in a row's text it would end turns and open others.
-_CONTROL_TOKEN = re.compile(
-    r"<\|(?:endoftext|im_start|im_end|fim_(?:prefix|middle|suffix|pad)|repo_name|file_sep|(?:image|video|vision)_pad"
-    r"|(?:object_ref|box|quad|vision)_(?:start|end))\|>"
-)
-
-
-def _control_token_fault(row: Row) -> Fault | None:
-    found = next((one for text in all_texts(row) if (one := _CONTROL_TOKEN.search(text))), None)
-    return Fault("control token in the text", found[0]) if found else None
-
-
-def _gold_fault(row: Row) -> Fault | None:
-    if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
-        return None  # a trace may be trained without anyone judging it
-    verdict = reward_of_kind(row.reward).judge_gold(row.gold)
-    if verdict.value is None:
-        return Fault(verdict.reason, f"{row.gold!r}"[:_LONGEST_DETAIL])
-    if verdict.value < 1.0:
-        return Fault("gold fails its own reward", f"{verdict.reason}: {row.gold!r}"[:_LONGEST_DETAIL])
-    return None
-
-
-_LONGEST_DETAIL = 200  # characters of a gold or of a shared text that are quoted
 
 
 def _key(row: Row) -> bytes:
@@ -224,22 +174,3 @@ def _key(row: Row) -> bytes:
     if not isinstance(row, Text):
         parts += [*_labels(row), [(turn.role, turn.tool_calls) for turn in (*row.messages, *replies(row))]]
     return hashlib.sha256(repr(parts).encode()).digest()
-
-
-_NOT_PROSE = re.compile(
-    r"```.{0,4000}?```|`[^`\n]*`|\$\$.{0,2000}?\$\$|\$[^$\n]*\$|\\\[.{0,2000}?\\\]|\\\(.{0,2000}?\\\)|\\[A-Za-z]+|https?://\S+",
-    re.DOTALL,
-)
-_LATIN = re.compile(r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f]")
-_HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
-
-
-def script_share(text: str, language: Literal["en", "zh"]) -> float | None:
-    """Share of the letters that are of the language's script, None without letters.
-
-    Formulas between dollar signs or LaTeX brackets, code, commands and links are left out.
-    """
-    prose = _NOT_PROSE.sub(" ", text)
-    n_letters = sum(map(str.isalpha, prose))
-    script = _LATIN if language == "en" else _HAN
-    return len(script.findall(prose)) / n_letters if n_letters else None

@@ -1,13 +1,14 @@
 """Problems that ask a model to go on after each step of a solution, or to say which step is the first wrong one."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Message, Problem, Row
 from qwen_align.align.strict import Strict
+from qwen_align.data_builders.asked_questions import with_questions
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.data_builders.step_solutions import STEP_BREAK, Solution, solutions
 from qwen_align.reward.settings import RewardName
@@ -66,7 +67,7 @@ class StepPrefixes(Strict):
                     gold=solution.gold,
                     reward=self.reward,
                     source=solution.source,
-                    meta={**solution.meta, "solution": solution.id, "step": place},
+                    meta={**_meta(solution), "step": place},
                 )
 
 
@@ -90,13 +91,17 @@ class StepCritiques(Strict):
                 messages=_asked(solution, self.prompt, numbered),
                 reward="constant",
                 source=solution.source,
-                meta={**solution.meta, "solution": solution.id, "n_steps": len(steps)},
+                meta={**_meta(solution), "n_steps": len(steps)},
             )
 
 
 def prefix_id(solution_id: str, place: int) -> str:
     """The id of the problem that goes on after step `place`, counted from 0."""
     return f"{solution_id}@{place}"
+
+
+def _meta(solution: Solution) -> dict[str, Any]:
+    return {**with_questions(solution.meta, solution.messages), "solution": solution.id}
 
 
 def _asked(solution: Solution, prompt: str, steps: str) -> list[Message]:

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Row, RowError, Trace
 from qwen_align.data_builders.completions import verdict_value
 from qwen_align.data_builders.sieve import Sources
-from qwen_align.reward.settings import reward_of_kind
+from qwen_align.reward.settings import Reward, reward_of_kind
 from qwen_align.reward.thinking import after_thinking
 
 STEP_BREAK = "\n\n"  # Qwen2.5-Math-PRM (arXiv:2501.07301) splits there; GSM8K's and Math-Shepherd's steps are lines
@@ -29,7 +30,7 @@ class Solution(NamedTuple):
 
 
 def solutions(sources: Sources, stage: str, reward: str | None = None, correct_from: float = 1.0) -> list[Solution]:
-    """The solutions of a stage's rows in order, each with an id of its own; raises RowError for other rows.
+    """The solutions of a stage's rows in order, each with an id of its own; raises DataError for other rows.
 
     With `reward`, completions are right by its verdict and traces by judging their answers; labelled rows by their
     label; chats are not judged. Of a completion and a trace it is the answer, not the thinking, that is cut into steps.
@@ -41,7 +42,7 @@ def solutions(sources: Sources, stage: str, reward: str | None = None, correct_f
         if isinstance(row, Completion):
             value = verdict_value(row, reward)
         else:
-            value = reward_of_kind(row.reward).judge(row.answer, row.gold).value
+            value = _reward(row).judge(row.answer, row.gold).value
         return None if value is None else value >= correct_from
 
     found: dict[str, Solution] = {}
@@ -50,6 +51,14 @@ def solutions(sources: Sources, stage: str, reward: str | None = None, correct_f
             raise RowError(f"stage '{stage}': id '{row.id}' occurs twice; every solution needs its own")
         found[row.id] = _solution(row, stage, is_right)
     return list(found.values())
+
+
+def _reward(row: Trace) -> Reward:
+    try:
+        return reward_of_kind(row.reward)
+    except ValueError as error:
+        said = "let it judge completions in a rollout, and read those"
+        raise DataError(f"row '{row.id}': reward: {error}; {said}") from None
 
 
 def _solution(row: Row, stage: str, is_right: Callable[[Completion | Trace], bool | None]) -> Solution:

@@ -17,6 +17,9 @@ from qwen_align.data_builders.bad_row import (
 )
 from qwen_align.data_builders.json_file import check_path, opened
 
+_LONGEST_CELL = (
+    64 * MOST_BYTES_A_ROW
+)  # longer ones end the reading, or a quote left open would take any file into memory
 TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_SUFFIXES = (".parquet",)
 _ROWS_A_BATCH = 256  # our choice: a batch of long traces stays at some tens of MiB
@@ -29,7 +32,7 @@ def read_csv(path: Path, reject: Reject = refuse) -> Iterator[tuple[str, dict[st
     more or fewer cells than the header goes to `reject`. Raises RowError where the rest of the file cannot be read.
     """
     check_path(path, TEXT_SUFFIXES)
-    csv.field_size_limit(max(csv.field_size_limit(), MOST_BYTES_A_ROW))
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     with opened(path) as raw:
         # What is not UTF-8 comes out as surrogates, which `_row` refuses for the row they are in.
         lines = (line.decode("utf-8", "surrogateescape") for line in raw)

@@ -65,10 +65,22 @@ RewardName = Annotated[str, AfterValidator(_known)]
 """The kind of a reward, as rows and verdicts are labelled with it."""
 
 
+OWN: str = PythonReward.model_fields["kind"].default
+"""What rows name whose reward is the user's; which one it is, the stage says that judges them."""
+
+
+def check_nameable(kind: str) -> None:
+    """Raises ValueError for what is neither a kind of reward that rows can name nor `python`."""
+    if kind != OWN:
+        reward_of_kind(kind)
+
+
 @cache  # asked for every row
 def reward_of_kind(kind: str) -> Reward:
-    """The reward a row names, with its default settings; raises ValueError for an unknown kind."""
+    """The reward a row names, with its default settings; raises ValueError for an unknown kind, and for `python`."""
     kinds = {str(reward.model_fields["kind"].default): reward for reward in get_args(Outcome)}
+    if kind == OWN:
+        raise ValueError(f"'{OWN}' is a reward of your own, which only a stage that names it in rewards knows")
     if kind not in kinds:
         raise ValueError(f"'{kind}' is no reward that rows can name{did_you_mean(kind, kinds)}")
     found: Reward = kinds[kind]()
@@ -80,7 +92,7 @@ def reward_for(kind: str, given: Sequence[Reward]) -> Reward:
     for reward in given:
         if reward.kind == kind:
             return reward
-    if kind == str(PythonReward.model_fields["kind"].default):
+    if kind == OWN:
         raise RecipeError("its questions are judged by a reward of your own; name it here too, in rewards")
     return reward_of_kind(kind)
 

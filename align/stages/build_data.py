@@ -9,8 +9,8 @@ from typing import Any
 from qwen_align.align import store
 from qwen_align.align.card import Tally, card
 from qwen_align.align.context import Context
-from qwen_align.align.errors import DataError
-from qwen_align.align.rows import Row, Text, read_rows, to_line
+from qwen_align.align.errors import AlignError, DataError
+from qwen_align.align.rows import Row, read_rows, to_line
 from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.strict import did_you_mean
 from qwen_align.data_builders.conversion import Conversion
@@ -45,8 +45,18 @@ def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context
 def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None = None) -> Iterator[Row]:
     """The kept rows; `check` walks them without a folder to write to. `report` is filled by what converts files.
 
-    Raises DataError at the end for a licence of a source that no row came from, unless `limit` left rows unread.
+    Raises DataError for rows and settings that the builder or the sieve cannot use, and at the end for a licence of a
+    source that no row came from, unless `limit` left rows unread.
     """
+    try:
+        yield from _rows(spec, sources, seed, drops, report)
+    except AlignError:
+        raise
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None) -> Iterator[Row]:
     if isinstance(spec.builder, Conversion):
         made = spec.builder.build_with(report or Report(), drops)
     else:
@@ -64,7 +74,7 @@ def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Rep
 
 def _noting_sources(made: Iterable[Row], met: set[str]) -> Iterator[Row]:
     for row in made:
-        met.add("" if isinstance(row, Text) else row.source)
+        met.add(row.source)
         yield row
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from qwen_align.align.rows import read_rows
+from qwen_align.data_builders import Arithmetic
 
 Cli = Callable[..., Any]
 SPEC = {"builder": {"kind": "arithmetic", "rows": "problem", "n": 20, "steps": [2]}, "licences": {"arithmetic": "mit"}}
@@ -75,6 +76,7 @@ def test_rows_of_another_build_are_read_where_data_says(cli: Cli, tmp_path: Path
         ({"bilder": 1}, "'bilder' is no setting here. Did you mean 'builder'?"),
         ({"builder": {"kind": "pairs", "from_data": "draws"}}, "builder.from_data: where does 'draws' lie?"),
         ({"builder": {"kind": "pairs", "from_data": "draws"}, "data": {"draws": "no"}}, "holds no rows.jsonl"),
+        ({"data": {"held_out": "no"}}, "data.held_out: no setting refers to it\n"),
     ],
 )
 def test_wrong_settings_are_told_and_nothing_is_written(
@@ -95,6 +97,59 @@ def test_a_build_that_fails_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "spec.yaml"]
 
 
+TEXT = {"text": "Ann, 30, a baker", "label": "Ann"}
+OWN_REWARD = {
+    "kind": "local_file",
+    "path": "rows.jsonl",
+    "rows": "problem",
+    "columns": {"prompt": "text", "gold": "label"},
+    "reward": "python",
+}
+
+
+def test_a_reward_of_ones_own_needs_golds_that_nobody_tries(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(TEXT) + "\n")
+    done = cli("build", write(tmp_path, builder=OWN_REWARD, licences={}), "--out", tmp_path / "data")
+    assert done.code == 3
+    assert done.err.startswith("qwen-align: row 'rows:1': reward: 'python' is a reward of your own")
+    assert done.err.endswith("set sieve.gold_is_usable: false\n")
+    spec = write(tmp_path, builder=OWN_REWARD, licences={}, sieve={"gold_is_usable": False})
+    assert cli("build", spec, "--out", tmp_path / "data").code == 0
+
+
+def test_a_typed_row_with_an_unknown_reward_is_a_bad_row(cli: Cli, tmp_path: Path) -> None:
+    rows = [{**PROBLEM, "gold": "2"}, {**PROBLEM, "id": "q", "gold": "2", "reward": "nope"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    builder = {"kind": "local_file", "path": "rows.jsonl", "rows": "typed"}
+    done = cli("build", write(tmp_path, builder=builder, licences={}), "--out", tmp_path / "data")
+    assert done.code == 3
+    assert "rows.jsonl:2: reward: 'nope' is no reward that rows can name" in done.err
+    spec = write(tmp_path, builder={**builder, "on_bad_row": "drop"}, licences={})
+    done = cli("build", spec, "--out", tmp_path / "data")
+    assert (done.code, done.out.splitlines()[1]) == (0, "        1  dropped: unknown reward")
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_tokenizer_that_is_none_is_told(cli: Cli, tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    rule = {"method": "qwen2.5", "against": "held_out", "tokenizer": "tokenizer.json"}
+    assert cli("build", write(tmp_path), "--out", tmp_path / "questions").code == 0
+    spec = write(tmp_path, sieve={"contamination": [rule]}, data={"held_out": "questions"})
+    done = cli("build", spec, "--out", tmp_path / "clean")
+    assert done.code == 3
+    assert done.err.startswith(f"qwen-align: tokenizer: {tmp_path / 'tokenizer.json'}: ")
+
+
+def test_what_a_builder_raises_for_its_settings_is_no_crash(cli: Cli, tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ValueError("n: there are not so many")
+
+    monkeypatch.setattr(Arithmetic, "build", refuse)
+    done = cli("build", write(tmp_path), "--out", tmp_path / "data")
+    assert (done.code, done.err) == (3, "qwen-align: n: there are not so many\n")
+
+
 def test_a_folder_with_something_in_it_is_left_alone(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.txt").write_text("mine")
@@ -109,6 +164,23 @@ def test_a_licence_of_a_source_that_no_row_has_is_refused(cli: Cli, tmp_path: Pa
     assert not (tmp_path / "data").exists()
     stopped = cli("build", write(tmp_path, licences={"arithmetics": "mit"}, limit=2), "--out", tmp_path / "data")
     assert stopped.code == 0  # what was not read may be of it
+
+
+def test_data_that_is_named_otherwise_is_told(cli: Cli, tmp_path: Path) -> None:
+    assert cli("build", write(tmp_path), "--out", tmp_path / "questions").code == 0
+    sieve = {"contamination": [{"against": "held_out", "method": "same_words"}]}
+    spec = write(tmp_path, sieve=sieve, data={"held_out": "questions", "heldout": "questions"})
+    done = cli("build", spec, "--out", tmp_path / "clean")
+    assert done.code == 2
+    assert "data.heldout: no setting refers to it. Did you mean 'held_out'?" in done.err
+
+
+def test_texts_can_be_given_a_licence(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "books.jsonl").write_text('{"text": "Once upon a time."}\n')
+    builder = {"kind": "local_file", "path": "books.jsonl", "source": "books"}
+    done = cli("build", write(tmp_path, builder=builder, licences={"books": "cc0-1.0"}), "--out", tmp_path / "data")
+    assert done.code == 0, done.err
+    assert "| books | cc0-1.0 | 1 |" in (tmp_path / "data" / "README.md").read_text()
 
 
 def test_a_licence_of_a_source_whose_rows_are_all_dropped_is_fine(cli: Cli, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from qwen_align.align import pipeline, show
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, to_line
+from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, to_line
 from qwen_align.reward.verdict import Verdict
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 8}
@@ -137,6 +137,58 @@ def test_what_a_rollout_has_yet_to_make_is_refused(plan: Callable[..., pipeline.
     for name in ("pairs", "dpo"):
         with pytest.raises(DataError, match=f"stage '{name}': its data is unknown until draws; run the recipe first"):
             shown(planned, name)
+
+
+SAID = Message(role="assistant", content="2")
+MODELESS: list[Row] = [
+    Chat(id="c", messages=[*ASKED, SAID]),
+    Chat(id="t", messages=[*ASKED, SAID], tools=[{"type": "function", "function": {"name": "add"}}]),
+    Pair(id="p", messages=ASKED, chosen=SAID, rejected=Message(role="assistant", content="3")),
+    Labelled(id="l", messages=ASKED, completion=SAID, label=True),
+]
+
+
+@pytest.mark.parametrize("row", MODELESS, ids=lambda row: row.id)
+def test_a_data_row_without_mode_and_thinking_is_shown_as_no_think(
+    plan: Callable[..., pipeline.Plan], row: Row
+) -> None:
+    lines = shown(plan([row], {**DPO} if isinstance(row, Pair) else SFT), "data")
+    said = [line.plain for line in lines]
+    assert said[1] == "1 of them say no mode; shown as no_think"
+    assert said[2].startswith("tokens a row: p50 ")
+    note, first = lines[5], lines[6]
+    assert note.plain.startswith(f"note: shown with mode: no_think; as it is, row '{row.id}': ")
+    assert "has no thinking, but its prompt asks for it" in note.plain
+    assert parts(first, show.TRAINED) == "2<|im_end|>"
+    assert parts(first, show.MASKED).replace("⏎\n", "\n").endswith("<think>\n\n</think>\n\n")
+
+
+def test_what_a_training_stage_would_refuse_is_refused_there(plan: Callable[..., pipeline.Plan]) -> None:
+    with pytest.raises(RecipeError, match=r"row 'c': .*has no thinking, but its prompt asks for it"):
+        shown(plan([MODELESS[0]], SFT), "sft")
+
+
+def test_a_data_row_that_cannot_be_rendered_is_printed_as_it_is(plan: Callable[..., pipeline.Plan]) -> None:
+    mixed = Chat(id="m", messages=[*chat(1).messages, *ASKED, SAID])
+    said = [line.plain for line in shown(plan([mixed, chat(1)], SFT), "data")]
+    assert said[:2] == ["2 rows: 2 chat", "1 of them cannot be rendered"]
+    assert said[2] == "tokens a row: p50 24, p90 24, p99 24, p100 24"
+    place = said.index("--- row 0: chat m")
+    assert said[place + 1].startswith("note: cannot be rendered: row 'm': message 4: has no thinking")
+    assert said[place + 2] == to_line(mixed)
+    assert said[place + 3] == "--- row 1: chat c1"
+
+
+def test_a_completion_that_cannot_be_trained_is_printed_as_it_is(plan: Callable[..., pipeline.Plan]) -> None:
+    planned = plan([problem()], ROLLOUT)
+    folder = planned.named("draws")[0].folder.path
+    folder.mkdir(parents=True)
+    row = completion(0, "<think>\na\n</think>\n\n2", finish_reason="stop", mode="no_think", flag="/no_think")
+    (folder / "rows.jsonl").write_text(to_line(row) + "\n")
+    (folder / "manifest.json").write_text(json.dumps({"summary": {}}))
+    said = [line.plain for line in shown(planned, "draws")]
+    assert said[-3].startswith("note: cannot be trained: row 'p#0': has thinking, but its prompt asks for none")
+    assert said[-2] == row.text
 
 
 def test_a_stage_that_is_not_there_or_has_no_model_is_refused(plan: Callable[..., pipeline.Plan]) -> None:

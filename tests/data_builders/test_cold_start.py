@@ -1,5 +1,6 @@
 """The cold start's filters: each drops what it is for, counts it, and leaves sound traces alone."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -178,7 +179,13 @@ def test_what_is_held_out_has_to_be_said() -> None:
         ("there are seven days in it", "\\boxed{7}", False),
         ("minus 7 is the one", "\\boxed{-7}", False),
         ("the sum of x and y", "\\boxed{x+y}", False),
+        ("half of sixty is thirty, so that is it", "\\boxed{30}", False),
+        ("that makes two hundred and five of them", "\\boxed{205}", False),
+        ("一共是三十五个苹果", "\\boxed{35}", False),
+        ("that is 2.5e3 in all", "\\boxed{2500}", False),
         ("there are 17 and 27 and 1.7", "\\boxed{7}", True),
+        ("there are twenty, then five more", "\\boxed{25}", True),
+        ("he is the thirtieth of them", "\\boxed{30}", True),
         ("I guess that 7 is right", "\\boxed{7}", False),
         ("no idea, a wild guess: 7", "\\boxed{7}", True),
         ("我不知道, 猜一个: 7", "\\boxed{7}", True),
@@ -188,5 +195,45 @@ def test_guesses(thinking: str, answer: str, is_guess: bool) -> None:
     assert (guess_in(thinking, answer, 3) is not None) == is_guess
 
 
-def test_numbers_in_a_hostile_text_are_found_in_linear_time() -> None:
-    assert len(numbers_in("1," * 50_000 + "\\frac{" * 50_000 + "9" * 50_000)) < 10
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("Thirty-five", {"35", "30", "5"}),
+        ("one thousand, two hundred and thirty four", {"1234"}),
+        ("three million and one", {"3000001"}),
+        ("twelve hundred", {"1200"}),
+        ("three twenty-five", {"3", "25"}),
+        ("one two three", {"1", "2", "3"}),
+        ("ninety nine thousand", {"99000"}),
+        ("a hundred", {"100"}),
+        ("一百零二", {"102"}),
+        ("两千零六", {"2006"}),
+        ("三万五千", {"35000"}),
+        ("二〇二六", {"2026"}),
+        ("三點五", {"7/2"}),
+        ("三分之一", {"1/3"}),
+        ("3.5万", {"35000"}),
+        ("2.5 million", {"2500000"}),
+        ("2.5e3 and 1E-2", {"2500", "1/100"}),
+        ("2.5 \\times 10^{3}", {"2500"}),
+        ("3*10**4 or 10^6", {"30000", "1000000"}),
+    ],
+)
+def test_numbers_that_are_spelled_out_or_have_an_exponent(text: str, numbers: set[str]) -> None:
+    assert numbers <= {str(number) for number in numbers_in(text)}
+
+
+def test_what_is_no_number_word_is_none() -> None:
+    assert numbers_in("someone, often, tension, thirtyish, a ton") == set()
+    assert numbers_in("thirty, five") == {30, 5}
+    assert 24 not in numbers_in("four twenty, twenty and four tens, 10^123")
+
+
+HOSTILE = ("1,", "\\frac{", "9", "one and ", "twenty-", "thousand, ", "9.9e", "10^ ", "1\\times ", "亿", "一点", "分之")
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_numbers_in_a_hostile_text_are_found_in_linear_time(part: str) -> None:
+    started = time.process_time()
+    assert len(numbers_in(part * 50_000)) < 10
+    assert time.process_time() - started < 5

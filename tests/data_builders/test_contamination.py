@@ -142,6 +142,12 @@ def test_tokens_of_a_tokenizer(tmp_path: Path) -> None:
     assert find(ASKED.upper()) is None  # case is the tokenizer's business
     with pytest.raises(ValueError, match="there is no such file"):
         finder("qwen2.5", ASKED, tokenizer=str(tmp_path / "none.json"))
+    with pytest.raises(DataError, match=r"tokenizer: .*: is a folder; a model's tokenizer\.json is meant"):
+        finder("qwen2.5", ASKED, tokenizer=str(tmp_path))
+    for content in ("{}", "", '{"model": {}}'):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(DataError, match=r"other\.json: is no tokenizer\.json: .*; a model's is meant"):
+            finder("qwen2.5", ASKED, tokenizer=str(tmp_path / "other.json"))
 
 
 def plain_s1(train: list[str], test: list[str]) -> list[int]:

@@ -321,6 +321,34 @@ def test_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
         built(tmp_path, {**GSM8K, "level": 1}, keep_columns=["levl"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "value", "message"),
+    [
+        (
+            {"format": "gsm8k", "columns": {"question": "nope"}},
+            {"question": "a", "answer": "#### 2"},
+            r"'question' is missing; .*But columns names 'nope' as question, which the row does not have; its keys: "
+            "question, answer",
+        ),
+        (
+            {"format": "prompt_gold", "columns": {"prompt": "q", "gold": "a"}},
+            {"q": "1+1?", "b": 2},
+            "columns names 'a' as gold, which the row does not have; its keys: q, b",
+        ),
+        (
+            {"format": "gsm8k", "columns": {"question": "q"}},
+            {"q": "1+1?"},
+            "'answer' is missing; the row's keys: [^.]*$",
+        ),
+    ],
+)
+def test_a_column_that_the_first_row_lacks_is_named(
+    tmp_path: Path, settings: dict[str, Any], value: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RowError, match=rf"x\.jsonl:1: .*{message}"):
+        built(tmp_path, value, **settings)
+
+
 def test_what_was_converted_is_reported(tmp_path: Path) -> None:
     report = Report()
     thought = {"role": "assistant", "content": "<think>a</think>2", "name": "ann"}
@@ -383,7 +411,9 @@ WRONG_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "1+1?", "chosen": [ASK], "rejected": "3"}, "chosen: ends with a user's turn"),
     ({"chosen": [ASK, SAY], "rejected": [SAY, NO]}, "'prompt' is missing, and chosen and rejected begin with no"),
     ({"chosen": "2", "rejected": "3"}, "'prompt' is missing, and chosen and rejected begin with no"),
-    ({"prompt": "1+1?", "chosen": "2", "rejected": "3", "margin": "1"}, "margin: is '1', not a number"),
+    ({"prompt": "1+1?", "chosen": "2", "rejected": "3", "margin": "one"}, "margin: is 'one', not a number"),
+    ({"prompt": "1+1?", "chosen": "2", "rejected": "3", "margin": "nan"}, "margin: is 'nan', not a number"),
+    ({"prompt": "1+1?", "chosen": "2", "rejected": "3", "margin": True}, "margin: is True, not a number"),
     ({"prompt": [ASK, SAY], "chosen": "2", "rejected": "3"}, "prompt: ends with an assistant's turn"),
     ({"prompt": "1+1?", "chosen": "2", "rejected": "3", "tools": [ADD]}, "tools: pair rows carry none"),
     ({"conversations": [HUMAN, GPT], "chosen": GPT, "rejected": GPT}, "conversations: ends with an assistant's turn"),

@@ -62,6 +62,15 @@ def test_a_pair_and_its_labelled_rows_in_full(tmp_path: Path) -> None:
     ]
 
 
+def test_equal_answers_judged_differently_make_no_pair(tmp_path: Path) -> None:
+    kept, drops = labelled(tmp_path, tries((True, "2"), (False, "2 ")))
+    assert (kept, drops.rows[0].reason) == ([], "equal answers of different worth")
+    kept, drops = scored(tmp_path, {"prompt": "1+1?", "responses": ["2", "2", "3"], "rewards": [1.0, 0.5, 0.7]})
+    assert [pair.id for pair in kept] == ["scores:1#0>2"]
+    kept, drops = scored(tmp_path, {"prompt": "1+1?", "responses": ["2", "2"], "rewards": [1.0, 0.5]})
+    assert (kept, drops.rows[0].reason) == ([], "equal answers of different worth")
+
+
 def test_what_is_dropped(tmp_path: Path) -> None:
     rows = [tries((True, "2")), tries((False, "3")), tries((True, "2"), (False, " "), (False, "<think>3"))]
     kept, drops = labelled(tmp_path, *rows)
@@ -137,6 +146,7 @@ def test_scored_responses(tmp_path: Path) -> None:
     [
         ({"prompt": "a", "responses": ["b"], "rewards": []}, "have to be lists of one length"),
         ({"prompt": "a", "responses": ["b"], "rewards": [True]}, "'rewards' holds True, not a number"),
+        ({"prompt": "a", "responses": ["b"], "rewards": [int("9" * 400)]}, "'rewards' holds 9.*, not a number that a"),
         ({"prompt": "a", "responses": [1], "rewards": [1.0]}, "'responses' holds 1, not a text"),
     ],
 )

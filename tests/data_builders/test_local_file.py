@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, RowError, Text, Trace, to_line
+from qwen_align.align.errors import DataError
+from qwen_align.align.rows import (
+    Chat,
+    Completion,
+    Labelled,
+    Message,
+    Pair,
+    Problem,
+    Row,
+    RowError,
+    Text,
+    Trace,
+    to_line,
+)
 from qwen_align.data_builders import Drops, LocalFile, Sieve, sieve
 
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -185,6 +198,73 @@ def test_wrong_rows_of_other_kinds(tmp_path: Path, rows: str, value: Any, messag
     else:
         with pytest.raises(RowError, match=f"x.jsonl:1: .*{message}"):
             built(path, rows=rows)
+
+
+def test_columns_of_system_tools_and_margin_are_read(tmp_path: Path) -> None:
+    system, tool = Message(role="system", content="Be kind."), {"type": "function", "function": {"name": "add"}}
+    said = {"prompt": "1+1?", "answer": "2", "completion": "2", "label": True, "gold": "2", "thinking": "hm"}
+    path = written(tmp_path, {**said, "system": "Be kind.", "chosen": "2", "rejected": "3"})
+    for kind in ("problem", "trace", "chat", "pair", "labelled"):
+        [row] = built(path, rows=kind)
+        assert not isinstance(row, Text)
+        assert not isinstance(row, Completion)
+        assert row.messages[:2] == [system, user]
+    path = written(tmp_path, {**said, "first": "Be kind.", "may_call": [{"name": "add"}]})
+    expected = Chat(id="x:1", messages=[system, user, assistant], tools=[tool])
+    assert built(path, rows="chat", columns={"system": "first", "tools": "may_call"}) == [expected]
+    path = written(tmp_path, {"messages": "1+1?", "tools": json.dumps([tool])})
+    assert built(path, rows="chat") == [Chat(id="x:1", messages=[user], tools=[tool])]
+    three = Message(role="assistant", content="3")
+    path = written(tmp_path, {"prompt": "1+1?", "chosen": "2", "rejected": "3", "by": 0.5})
+    expected_pair = Pair(id="x:1", messages=[user], chosen=assistant, rejected=three, margin=0.5)
+    assert built(path, rows="pair", columns={"margin": "by"}) == [expected_pair]
+    with pytest.raises(RowError, match=r"x\.jsonl:1: margin: is 'much', not a number"):
+        built(written(tmp_path, {"prompt": "1+1?", "chosen": "2", "rejected": "3", "margin": "much"}), rows="pair")
+
+
+def test_texts_have_a_source_and_nothing_of_a_conversation(tmp_path: Path) -> None:
+    path = written(tmp_path, {"text": "a"})
+    expected = [Text(id="x:1", text="a", source="books")]
+    assert built(path, source="books") == built(path, rows="text", source="books") == expected
+    assert built(path, format="text", source="books") == expected
+    for settings in ({"mode": "think"}, {"system": "Be kind."}):
+        (name,) = settings
+        for how in ({"rows": "text"}, {"format": "text"}):
+            with pytest.raises(ValidationError, match=f"{name}: a text is no conversation; leave it out"):
+                built(path, **how, **settings)
+        with pytest.raises(DataError, match=rf"x\.jsonl: recognised as text: {name}: a text is no conversation"):
+            built(path, **settings)
+
+
+def test_settings_that_typed_rows_say_themselves_are_refused_where_they_are_recognised(tmp_path: Path) -> None:
+    path = written(tmp_path, {"row": "text", "id": "a", "text": "b"})
+    assert built(path, format="auto", expect_rows=1) == built(path) == [Text(id="a", text="b")]
+    with pytest.raises(DataError, match=r"x\.jsonl: recognised as typed: mode, source: typed rows say everything"):
+        built(path, mode="think", source="books")
+
+
+@pytest.mark.parametrize(("cell", "label"), [("true", True), ("False", False), (" TRUE ", True)])
+def test_labels_of_a_table_are_words(tmp_path: Path, cell: str, label: bool) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"prompt,completion,label\n1+1?,2,{cell}\n")
+    expected = [Labelled(id="x:1", messages=[user], completion=assistant, label=label)]
+    assert built(path, rows="labelled") == built(path, format="kto") == expected
+
+
+def test_a_label_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,completion,label\n1+1?,2,1\n")
+    with pytest.raises(RowError, match=r"x\.csv:2: label: is '1'; a label is true or false"):
+        built(path, rows="labelled")
+
+
+def test_margins_of_a_table_are_texts_that_write_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,chosen,rejected,margin\n1+1?,2,3,0.5\n")
+    three = Message(role="assistant", content="3")
+    assert built(path) == [Pair(id="x:1", messages=[user], chosen=assistant, rejected=three, margin=0.5)]
+    path.write_text("prompt,chosen,rejected,score_chosen,score_rejected\n1+1?,2,3,1e0,-2\n")
+    assert built(path) == [Pair(id="x:1", messages=[user], chosen=assistant, rejected=three, margin=3.0)]
 
 
 def test_the_place_in_a_list_is_named(tmp_path: Path) -> None:

@@ -34,6 +34,19 @@ def chats(line: bytes) -> bytes:
     return good + line + b"\n" + good
 
 
+HUGE = int("9" * 400)
+PAIR = {"prompt": "1+1?", "chosen": "2", "rejected": "3"}
+
+
+def typed(row_id: str, **fields: Any) -> dict[str, Any]:
+    sides = {side: {"role": "assistant", "content": PAIR[side]} for side in ("chosen", "rejected")}
+    return {"row": "pair", "id": row_id, "messages": [{"role": "user", "content": "1+1?"}], **sides, **fields}
+
+
+def pairs(row: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(one).encode() + b"\n" for one in (PAIR, row, PAIR))
+
+
 def parquet(rows: list[dict[str, Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -200,6 +213,68 @@ BAD = [
         lambda: b"prompt,gold\na,b\n" + b"a" * 8_000_000 + b"," + b"b" * 2_000_000 + b"\nc,d\n",
         "x.csv:3: is over 8 MiB",
         "row too large",
+    ),
+    Bad(
+        "x.csv",
+        "10 MB in one cell",
+        lambda: b"prompt,gold\na,b\n" + b"a" * TEN_MB + b",b\nc,d\n",
+        "x.csv:3: is over 8 MiB",
+        "row too large",
+    ),
+    Bad(
+        "x.csv",
+        "10 MB in one cell of many lines",
+        lambda: b'prompt,gold\na,b\n"' + b"a,b\n" * (TEN_MB // 4) + b'",b\nc,d\n',
+        "x.csv:3: is over 8 MiB",
+        "row too large",
+    ),
+    Bad(
+        "x.jsonl",
+        "margin of 400 digits",
+        lambda: pairs({**PAIR, "margin": HUGE}),
+        "x.jsonl:2: margin: is 999.*, not a number that a float can hold",
+        "wrong type",
+        AUTO,
+    ),
+    Bad(
+        "x.jsonl",
+        "score of 400 digits",
+        lambda: pairs({**PAIR, "score_chosen": HUGE, "score_rejected": 1}),
+        "x.jsonl:2: score_chosen: is 999.*, not a number that a float can hold",
+        "wrong type",
+        AUTO,
+    ),
+    Bad(
+        "x.jsonl",
+        "scores further apart than a float can say",
+        lambda: pairs({**PAIR, "score_chosen": 1e308, "score_rejected": -1e308}),
+        "x.jsonl:2: score_chosen - score_rejected: is inf",
+        "wrong type",
+        AUTO,
+    ),
+    Bad(
+        "x.jsonl",
+        "typed margin of 400 digits",
+        lambda: b"".join(json.dumps(one).encode() + b"\n" for one in (typed("a"), typed("b", margin=HUGE), typed("c"))),
+        "x.jsonl:2: pair.margin: Input should be a valid number",
+        "no row of ours",
+        {"rows": "typed"},
+    ),
+    Bad(
+        "x.jsonl",
+        "nesting that is not read again",
+        lambda: lines({**GOOD, "more": json.loads("[" * 300 + "]" * 300)}),
+        "x.jsonl:2: cannot be read again once it is written: .*recursion limit",
+        "not JSON",
+        {"keep_columns": ["more"]},
+    ),
+    Bad(
+        "x.jsonl",
+        "call that is not read again",
+        lambda: chats(assistant("", tool_calls=[{"name": "f", "arguments": {"a": json.loads("[" * 300 + "]" * 300)}}])),
+        "x.jsonl:2: cannot be read again once it is written: .*recursion limit",
+        "not JSON",
+        AUTO,
     ),
     Bad(
         "x.jsonl",

@@ -1,5 +1,6 @@
 """Flags in several turns and in system messages: what is asked for last is what the answer obeys."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 import qwen_align
 from qwen_align.align.render import Renderer
-from qwen_align.align.rows import Chat, Flag, Message, Mode, Row, Trace, last_flag
+from qwen_align.align.rows import FLAG_IN_TEXT, Chat, Flag, Message, Mode, Row, Trace, last_flag
+from qwen_align.align.template import TemplateError
 from qwen_align.data_builders.mixed_flags import MixedFlags, with_earlier_flags
 from qwen_align.data_builders.prompt_flags import asks_for_a_mode, without_flags
 from qwen_align.data_builders.seeded_draws import random_for
@@ -107,7 +109,7 @@ def test_shares_are_exact_and_the_seed_decides_whose() -> None:
 def test_history_goes_between_the_system_message_and_the_question() -> None:
     rows = MixedFlags(history_share=1.0).apply([trace("t", system("Count."))], [chat("c", 2, system())], 0)
     assert [turn.content for turn in rows[0].messages] == ["Count.", "c 0?", "0", "c 1?", "1", "t?"]
-    assert rows[0].meta == {"history": "c"}
+    assert rows[0].meta == {"asked": ["t?"], "history": "c"}
     tools = [{"function": {"name": "f"}}]
     assert MixedFlags(history_share=1.0).apply([trace("t")], [chat("c", tools=tools)], 0) == [trace("t")]
 
@@ -159,12 +161,40 @@ def test_the_soft_switch_in_a_system_message_trains_the_empty_block() -> None:
     assert answer.startswith("<think>\n\n</think>")
 
 
-@pytest.mark.parametrize("n_turns", [2, 3])
-def test_a_multi_turn_chat_is_trained_without_thinking_in_every_turn(n_turns: int) -> None:
-    [row] = MixedFlags(earlier_flags_share=1.0).apply([chat("c", n_turns, flag="/no_think")], [], 3)
+EMPTY = "<think>\n\n</think>\n\n"
+USER_TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
+
+
+@given(st.sampled_from(SWITCHES), st.integers(2, 4), st.integers(0, 2**32))
+def test_no_user_turn_has_two_flags_and_no_answer_is_trained_against_the_last_one(
+    switch: tuple[Mode, Flag | None], n_turns: int, seed: int
+) -> None:
+    mode, flag = switch
+    before = chat("c", n_turns, flag=flag)
+    row = before if mode == "no_think" else trace("t", *before.messages, flag=flag)
+    [row] = MixedFlags(earlier_flags_share=1.0).apply([row], [], seed)
     answers = trained(row)
-    assert len(answers) == n_turns
-    assert "/think<|im_end|>" in answers[-1][0]
+    assert answers
     for seen, answer in answers:
-        assert seen.rstrip().removesuffix("<|im_start|>assistant").rstrip().endswith("/no_think<|im_end|>")
-        assert answer.startswith("<think>\n\n</think>")
+        asked = [FLAG_IN_TEXT.findall(text) for text in USER_TURN.findall(seen)]
+        assert all(len(flags) <= 1 for flags in asked)
+        last = next((flags[0] for flags in reversed(asked) if flags), None)
+        is_hard = seen.endswith(EMPTY)
+        assert answer.startswith("<think>\nhm") == (mode == "think") == (last != "/no_think" and not is_hard)
+        assert answer.startswith(EMPTY) == (last == "/no_think")
+        assert not (is_hard and last == "/no_think")
+
+
+def test_an_answer_without_thinking_is_not_trained_under_think_but_by_the_hard_switch() -> None:
+    turns = [user("a /think"), said("1"), user("b /no_think"), said("2"), user("c"), said("3")]
+    soft = Chat(id="c", messages=turns, mode="no_think", flag="/no_think")
+    assert [answer for _, answer in trained(soft)] == [f"{EMPTY}{said}<|im_end|>" for said in "23"]
+    hard = soft.model_copy(update={"flag": "/think"})
+    assert [answer for _, answer in trained(hard)] == ["1<|im_end|>", f"{EMPTY}2<|im_end|>", "3<|im_end|>"]
+    assert [seen.endswith(EMPTY) for seen, _ in trained(hard)] == [True, False, True]
+
+
+def test_a_chat_in_which_no_answer_obeys_its_flag_is_refused() -> None:
+    row = Chat(id="c", messages=[user("a /think"), said("1")], mode="no_think", flag="/no_think")
+    with pytest.raises(TemplateError, match="row 'c': flag '/no_think' contradicts those in its user messages"):
+        trained(row)

@@ -4,12 +4,13 @@ import os
 import random
 import subprocess
 import sys
+import zlib
 from typing import Any
 
 import pytest
 
 from qwen_align.align.rows import Chat, Completion, Message, Problem, Row, Text
-from qwen_align.data_builders.near_duplicates import Near, NearDuplicates
+from qwen_align.data_builders.near_duplicates import Near, NearDuplicateFinder, NearDuplicates
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, sieve
 
 WORDS = [f"word{number}" for number in range(400)]
@@ -64,6 +65,69 @@ def test_recall_and_precision_on_random_texts() -> None:
     found = [finder.find_or_keep(f"copy {number}", changed(text, 4)) for number, text in enumerate(originals)]
     assert all(near.id == str(number) for number, near in enumerate(found) if near)
     assert sum(near is not None for near in found) >= 290  # 0.9 a pair: 0.9996 of them
+
+
+def by_the_library(texts: list[str], settings: NearDuplicates) -> list[Near | None]:
+    """The verdicts by datasketch's own index, every candidate counted."""
+    from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
+
+    n_hashes = settings.bands * settings.hashes_per_band
+    index = MinHashLSH(num_perm=n_hashes, params=(settings.bands, settings.hashes_per_band))
+    kept: list[set[str]] = []
+    verdicts: list[Near | None] = []
+    names: list[str] = []
+    for number, text in enumerate(texts):
+        words, n = text.split(), settings.shingle
+        shingles = {" ".join(words[at : at + n]) for at in range(max(1, len(words) - n + 1))}
+        minhash = MinHash(num_perm=n_hashes, seed=1, hashfunc=zlib.crc32, scheme="affine32")
+        minhash.update_batch([shingle.encode() for shingle in shingles])
+        indices = ((place, len(shingles & kept[place]) / len(shingles | kept[place])) for place in index.query(minhash))
+        near = min(((place, alike) for place, alike in indices if alike >= settings.threshold), default=None)
+        verdicts.append(None if near is None else Near(names[near[0]], near[1]))
+        if near is None:
+            index.insert(len(kept), minhash, check_duplication=False)
+            kept.append(shingles)
+            names.append(f"{number}")
+    return verdicts
+
+
+def templated(n: int, n_common: int, n_own: int, seed: int = 0) -> list[str]:
+    """Texts that begin with the same words."""
+    draw = random.Random(seed)
+    common = " ".join(draw.choices(WORDS, k=n_common))
+    return [f"{common} {' '.join(draw.choices(WORDS, k=n_own))}" for _ in range(n)]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"threshold": 0.6}, {"threshold": 0.9, "shingle": 2}, {"bands": 30, "hashes_per_band": 3}]
+)
+def test_verdicts_are_those_of_counting_every_candidate(settings: dict[str, Any]) -> None:
+    draw = random.Random(2)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randrange(1, 90))) for _ in range(150)]
+    texts += [" ".join(draw.choices(WORDS, k=900)) for _ in range(5)]
+    texts += [changed(text, draw.randrange(1 + len(text.split()) // 8)) for text in draw.choices(texts, k=150)]
+    texts += [*templated(60, 60, 16), *templated(60, 60, 8, seed=1)]
+    draw.shuffle(texts)
+    finder = NearDuplicates(**settings).finder()
+    found = [finder.find_or_keep(f"{number}", text) for number, text in enumerate(texts)]
+    assert found == by_the_library(texts, NearDuplicates(**settings))
+    assert 50 < sum(near is not None for near in found) < 250
+
+
+def test_texts_of_one_template_are_hardly_ever_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the pairs are candidates, at an index of 0.64."""
+    n_counted = 0
+    shingles = NearDuplicateFinder._shingles
+
+    def counting(finder: NearDuplicateFinder, units: list[str]) -> set[str]:
+        nonlocal n_counted
+        n_counted += 1
+        return shingles(finder, units)
+
+    monkeypatch.setattr(NearDuplicateFinder, "_shingles", counting)
+    finder = NearDuplicates().finder()
+    assert not any(finder.find_or_keep(f"{n}", text) for n, text in enumerate(templated(600, 60, 16)))
+    assert 600 <= n_counted < 700
 
 
 def test_chinese_by_characters() -> None:

@@ -271,6 +271,32 @@ def test_ties_and_empty_groups_are_counted(values: list[float], settings: dict[s
     assert built(rows, **settings) == ([], [drop])
 
 
+@pytest.mark.parametrize(
+    ("rule", "ids"),
+    [("correct_vs_wrong", ["p#0>2", "p#3>1"]), ("best_vs_worst", ["p#0>2"]), ("online_dpo_r1", [])],
+)
+def test_equal_answers_are_never_set_against_each_other(rule: str, ids: list[str]) -> None:
+    judged = [("a", 1.0), ("a", 0.0), ("b", 0.0), ("b", 1.0)]
+    rows = [completion("p", n, thought(text, "2"), value) for n, (text, value) in enumerate(judged)]
+    pairs, dropped = built(rows, rule=rule, per_prompt=9) if rule != "online_dpo_r1" else built(rows, rule=rule)
+    assert [pair.id for pair in pairs] == ids
+    assert [drop[0] for drop in dropped] == ([] if ids else ["equal answers of different worth"])
+    of_one_text = rows[:2]
+    pairs, dropped = built(of_one_text, rule=rule)
+    assert (pairs, [drop[0] for drop in dropped]) == ([], ["equal answers of different worth"])
+
+
+def test_a_cut_answer_is_not_set_against_the_same_words() -> None:
+    rows = [
+        completion("p", 0, thought("a", "2"), 1.0),
+        completion("p", 1, thought("a", "2"), 0.0, finish_reason="length"),
+    ]
+    assert built(rows, reject_malformed=True) == (
+        [],
+        [("equal answers of different worth", "p", "of 1 correct and 1 wrong")],
+    )
+
+
 def test_a_group_without_a_verdict_is_counted() -> None:
     _, dropped = built([completion("p", 0, "2", None)], rule="best_vs_worst")
     assert [drop[0] for drop in dropped] == ["no verdict", "no usable completion"]

@@ -1,7 +1,7 @@
 """Splits by question: the same question is in the same part whatever row, stage or generator it comes from."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.arithmetic import Arithmetic
+from qwen_align.data_builders.mixed_flags import after_chat
 from qwen_align.data_builders.question_split import Split, Unused, normal_question
 from qwen_align.data_builders.sieve import Drops
+from qwen_align.data_builders.step_prefixes import StepCritiques, StepPrefixes
 
 SHARES = {"cold_start": 0.3, "rl": 0.5, "test": 0.2}
 
@@ -114,6 +117,62 @@ def test_which_turn_is_the_question() -> None:
         "a question",
         "an example\na question",
     ]
+
+
+def made_of(question: str, number: int) -> Iterator[Row]:
+    """A trace, alone and after other turns, and what builders put its question into."""
+    turns = [user("Hello"), said("Hello, what can I do?"), user(question)]
+    for messages in ([user(question)], turns):
+        trace = Trace(
+            id=f"{number}", messages=messages, thinking="hm", answer="1.\n\n2.\n\n3.", gold="3", reward="math_answer"
+        )
+        sources = {"traces": lambda trace=trace: iter([trace])}
+        prefixes = list(StepPrefixes(from_data=DataRef("traces")).build(sources, 0, Drops()))
+        yield trace
+        yield from prefixes
+        yield from StepCritiques(from_data=DataRef("traces")).build(sources, 0, Drops())
+        yield from (rolled_out(row) for row in prefixes if isinstance(row, Problem))
+        yield after_chat(trace, Chat(id="c", messages=[user("Another question"), said("a")]))
+
+
+def rolled_out(row: Problem) -> Completion:
+    return Completion(
+        prompt_id=row.id,
+        sample=0,
+        prompt=row.messages,
+        text="2",
+        finish_reason="stop",
+        n_tokens=1,
+        meta=row.meta,
+    )
+
+
+@pytest.mark.parametrize("asked", ["first", "last", "all"])
+def test_what_is_made_of_a_question_is_in_its_part(asked: str) -> None:
+    for number in range(20):
+        rows = list(made_of(f"What is {number} and {number}?", number))
+        split = Split.model_validate({"from_data": "all", "part": "rl", "shares": SHARES, "asked": asked})
+        half = len(rows) // 2
+        for one_trace, *others in (rows[:half], rows[half:]):
+            assert len(others) == 6
+            assert {split.part_of(row) for row in others} == {split.part_of(one_trace)}
+
+
+def test_a_question_inside_a_prefix_or_after_a_chat_counts_as_used() -> None:
+    question = Problem(id="q", messages=[user("One and one?")], reward="math_answer")
+    history = Problem(id="h", messages=[user("another QUESTION")], reward="math_answer")
+    other = Problem(id="o", messages=[user("Two and two?")], reward="math_answer")
+    unused = Unused.model_validate({"from_data": "pool", "unused_in": ["used"]})
+
+    def left(pool: list[Row], used: Row) -> set[str]:
+        return {row.id for row in unused.build({"pool": lambda: iter(pool), "used": lambda: iter([used])}, 0, Drops())}
+
+    for row in made_of("One and one?", 1):
+        has_history = not isinstance(row, Text) and "history" in row.meta
+        assert left([question, history, other], row) == ({"o"} if has_history else {"o", "h"})
+        assert left([row], question) == set()
+        assert left([row], history) == (set() if has_history else {row.id})
+        assert left([row], other) == {row.id}
 
 
 def test_a_row_without_a_question_is_counted() -> None:

@@ -1,12 +1,19 @@
 """reasoning_gym's tasks as problems: the same for the same seed, splits that share no question, golds that are paid."""
 
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
-from qwen_align.align.errors import DataError, RecipeError
+from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.rows import parse_row, to_line
+from qwen_align.data_builders.reasoning_gym_items import UNREPEATABLE
 from qwen_align.data_builders.reasoning_gym_tasks import INSTRUCTION, GymTask, ReasoningGymTasks, split_of
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
+from qwen_align.reward.reasoning_gym_guards import REFUSED
 
 pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
 
@@ -33,6 +40,64 @@ def test_the_same_seed_gives_the_same_rows() -> None:
     assert lines(1) == lines(1)
     assert lines(1) != lines(2)
     assert lines(1, own=5) == lines(2, own=5)
+
+
+LATER = """
+import datetime, time
+
+class OfItsKind(type):
+    def __instancecheck__(cls, value):
+        return isinstance(value, cls.__mro__[1])
+
+class Date(datetime.date, metaclass=OfItsKind):
+    @classmethod
+    def today(cls):
+        return datetime.date.fromtimestamp(time.time())
+
+class Datetime(datetime.datetime, metaclass=OfItsKind):
+    @classmethod
+    def now(cls, tz=None):
+        return Datetime.__mro__[1].fromtimestamp(time.time(), tz)
+
+clock = time.time
+time.time = lambda: clock() + 1000.3 * 86400
+datetime.date, datetime.datetime = Date, Datetime
+"""
+
+
+def lines_in_other_times(monkeypatch: pytest.MonkeyPatch, folder: Path, tasks: list[str | GymTask], n: int) -> Any:
+    """The rows now, and as a process with other hashes makes them a thousand days later."""
+    (folder / "sitecustomize.py").write_text(LATER)
+    for environment in ({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2", "PYTHONPATH": str(folder)}):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield [to_line(row) for row in ReasoningGymTasks(tasks=tasks, n=n).generate(3)]
+
+
+def test_neither_hashes_nor_global_chance_nor_the_day_change_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tasks: list[str | GymTask] = ["list_functions", "time_intervals", "isomorphic_strings", "polynomial_multiplication"]
+    now, later = lines_in_other_times(monkeypatch, tmp_path, tasks, 300)
+    assert now == later
+
+
+@pytest.mark.slow
+def test_every_task_gives_the_same_rows_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from reasoning_gym.factory import DATASETS
+
+    tasks: list[str | GymTask] = [*sorted(set(DATASETS) - set(REFUSED) - set(UNREPEATABLE))]
+    now, later = lines_in_other_times(monkeypatch, tmp_path, tasks, 12 * len(tasks))
+    drawn = Counter(json.loads(line)["meta"]["task"] for line in now)
+    assert len(drawn) == len(tasks) >= 103
+    assert {json.loads(one)["meta"]["task"] for one, other in zip(now, later, strict=True) if one != other} == set()
+
+
+def test_a_process_that_ends_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(StageError, match="reasoning_gym: the process that draws items has ended"):
+        next(ReasoningGymTasks(tasks=TASKS, n=1).generate(1))
 
 
 def test_a_smaller_n_is_a_beginning() -> None:
@@ -78,6 +143,7 @@ def test_a_task_without_new_questions_says_so() -> None:
         ("leg_count", r"'leg_count' is no task of reasoning_gym. Did you mean 'leg_counting'\?"),
         ("propositional_logic", "'propositional_logic' is not used: its scorer pays any premise"),
         ("composite", "'composite' is not used"),
+        ("codeio", "'codeio' is not used: it runs 3,002 snippets"),
         (GymTask(name="leg_counting", settings={"legs": 3}), "'leg_counting': settings .*legs"),
         (GymTask(name="leg_counting", settings={"min_animals": 9, "max_animals": 2}), "'leg_counting': settings"),
     ],

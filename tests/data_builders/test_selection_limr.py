@@ -179,7 +179,10 @@ def test_wrong_curves(rewards: Any, message: str) -> None:
 def test_scores_of_a_file_go_to_rows_that_ask_just_that(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_text('{"prompt": "1+1?", "score": 0.7}\n{"prompt": "1+2?", "score": 0.5}\n')
+    table = tmp_path / "scores.csv"
+    table.write_text("prompt,score\n1+1?,0.7\n1+2?,5e-1\n")
     rows = [problem("a", "1+1?"), problem("b", "1+2?"), problem("c", "1 + 1?")]
+    assert built(rows, scores_file=str(path))[0] == built(rows, scores_file=str(table))[0]
     kept, drops = built(rows, scores_file=str(path))
     assert [(row.id, row.meta["limr"]) for row in kept] == [("a", {"score": 0.7, "rank": 1})]
     assert [(drop.id, drop.reason) for drop in drops.rows] == [("b", "learns unlike the average"), ("c", "no score")]
@@ -189,7 +192,7 @@ def test_scores_of_a_file_go_to_rows_that_ask_just_that(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"prompt": "1+1?"}', r"scores.jsonl:2: is \{'prompt': '1\+1\?'\}; wanted: an object with a text 'prompt'"),
-        ('{"prompt": "1+1?", "score": "0.7"}', "wanted: an object with a text 'prompt' and a number 'score'"),
+        ('{"prompt": "1+1?", "score": "high"}', "wanted: an object with a text 'prompt' and a number 'score'"),
         ('{"prompt": "1+1?", "score": 0.6}', r"scores.jsonl:2: scores a prompt 0.6 that was 0.7 before: 1\+1\?"),
         ("7", "scores.jsonl:2: is 7; wanted"),
     ],
@@ -204,6 +207,12 @@ def test_wrong_files_of_scores(tmp_path: Path, line: str, message: str) -> None:
 def test_wrong_scores() -> None:
     with pytest.raises(RowError, match=r"'a': meta 'score' is '0\.9'; a score is a number"):
         built([problem("a", score="0.9")], score_column="score")
+    huge = int("9" * 400)
+    with pytest.raises(RowError, match=r"'a': meta 'score' is 9.*; a score is a number that a float can hold"):
+        built([problem("a", score=huge)], score_column="score")
+    for entry in (huge, [huge]):
+        with pytest.raises(RowError, match=r"'a': meta 'rewards': an epoch is .*9.*; wanted: rewards"):
+            built([problem("a", rewards=[entry])], rewards_column="rewards")
 
 
 def test_prompts_that_are_always_solved_tell_nothing() -> None:

@@ -224,6 +224,13 @@ def test_features_from_rollouts() -> None:
     ("rows", "settings", "error", "message"),
     [
         ([trace("a")], {"n": 2}, DataError, "n is 2, but 1 hard rows are left"),
+        ([trace("a")], {"n": 2}, DataError, "narrow preselect. Dropped: none"),
+        (
+            [trace("a"), trace("b")],
+            {"length_column": "lenght"},
+            DataError,
+            "or narrow preselect. Dropped: 2 missing feature (meta 'lenght')",
+        ),
         ([trace(i, source="Idavidrein/gpqa") for i in "ab"], {}, DataError, "2 of them pre-selected"),
         ([trace("a")], {"uniform_until": 0}, DataError, "name yours in benchmarks, or uniform_until: null"),
         ([trace("a", source="Idavidrein/gpqa")], {"uniform_until": 0}, DataError, "'qq8933/AIME_1983_2024'"),

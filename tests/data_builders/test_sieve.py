@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
-from qwen_align.data_builders.sieve import Drop, Drops, Sieve, script_share, sieve
+from qwen_align.data_builders.near_duplicates import NearDuplicates
+from qwen_align.data_builders.row_faults import script_share
+from qwen_align.data_builders.sieve import Drop, Drops, Sieve, sieve
 
 
 def user(content: str) -> Message:
@@ -104,6 +107,20 @@ def test_the_roles_and_the_tool_calls_of_turns_count() -> None:
     assert sifted(rows, thinking_is_clean=False, turns_are_in_order=False) == (["a", "b", "c"], [])
 
 
+def test_the_tools_of_a_chat_count() -> None:
+    question = "Which of the tools that you were given would you take for this, and what would you call it with?"
+    tools = [[{"type": "function", "function": {"name": name}}] for name in ("add", "multiply")]
+    rows = [
+        chat("a", question, "None.", tools=tools[0]),
+        chat("b", question, "None.", tools=tools[1]),
+        chat("c", question, "None."),
+        chat("d", question, " None.", tools=tools[0]),
+    ]
+    assert sifted(rows) == (["a", "b", "c"], [("d", "duplicate")])
+    near = sifted(rows, is_unique=False, near_duplicates=NearDuplicates())
+    assert near == (["a", "b", "c"], [("d", "near duplicate")])
+
+
 def test_the_tool_calls_of_a_pair_count() -> None:
     sides = [assistant("", tool_calls=[{"name": name}]) for name in ("add", "multiply", "divide")]
     rows = [
@@ -148,9 +165,47 @@ def test_golds(row: Row, reason: str | None) -> None:
     assert sifted([row], gold_is_usable=False) == (["a"], [])
 
 
-def test_a_reward_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"'maths' is no reward"):
-        sifted([Problem(id="a", messages=[user("x")], gold="2", reward="maths")])
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("maths", r"row 'a': reward: 'maths' is no reward that rows can name\. .*set sieve\.gold_is_usable: false"),
+        ("python", r"row 'a': reward: 'python' is a reward of your own, .*set sieve\.gold_is_usable: false"),
+    ],
+)
+def test_a_reward_that_nobody_knows_here_is_an_error(reward: str, said: str) -> None:
+    row = Problem(id="a", messages=[user("x")], gold="2", reward=reward)
+    with pytest.raises(DataError, match=said):
+        sifted([row])
+    assert sifted([row], gold_is_usable=False) == (["a"], [])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (Text(id="a", text=" \n"), "blank text"),
+        (problem("a", " "), "blank user turn"),
+        (trace("a").model_copy(update={"messages": [user("1+1?"), assistant("2"), user("\t")]}), "blank user turn"),
+        (chat("a", "", "2"), "blank user turn"),
+        (chat("a", "1+1?", "2", " ", "3"), "blank user turn"),
+        (pair("a", "2", "3").model_copy(update={"messages": [user("")]}), "blank user turn"),
+        (labelled("a").model_copy(update={"messages": [user("")]}), "blank user turn"),
+        (steps("a", "2").model_copy(update={"messages": [user("")]}), "blank user turn"),
+        (pair("a", "2", "2"), "chosen equals rejected"),
+        (pair("a", "2", " 2\n"), "chosen equals rejected"),
+        (pair("a", "2", "2").model_copy(update={"rejected": assistant("2", thinking="")}), "chosen equals rejected"),
+        (pair("a", "2", "2").model_copy(update={"rejected": assistant("2", thinking="hm")}), None),
+        (pair("a", "", "").model_copy(update={"rejected": assistant("", tool_calls=[{"name": "f"}])}), None),
+        (Chat(id="a", messages=[Message(role="system", content=""), user("1+1?"), assistant("2")]), None),
+    ],
+)
+def test_rows_that_say_nothing_are_dropped_whatever_the_settings(row: Row, reason: str | None) -> None:
+    off = {"thinking_is_clean": False, "gold_is_usable": False, "turns_are_in_order": False, "is_unique": False}
+    assert sifted([row], **off) == ((["a"], []) if reason is None else ([], [("a", reason)]))
+
+
+def test_where_nobody_looks_at_golds_a_blank_one_is_kept() -> None:
+    assert sifted([problem("a", gold="")]) == ([], [("a", "unusable gold")])
+    assert sifted([problem("a", gold="")], gold_is_usable=False) == (["a"], [])
 
 
 TAGS = "thinking tags in the text"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Completion, Message, Problem, Row, RowError, Steps, Text, Trace
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
@@ -58,8 +59,8 @@ def test_prefixes_ask_to_go_on_after_each_step_but_the_last() -> None:
     rows, dropped = run(StepPrefixes(from_data=DataRef("rows")), rows=[GOOD])
     assert dropped == []
     assert [(row.id, row.gold, row.meta) for row in rows] == [
-        ("s@0", "9", {"solution": "s", "step": 0}),
-        ("s@1", "9", {"solution": "s", "step": 1}),
+        ("s@0", "9", {"asked": ["2+3+4?"], "solution": "s", "step": 0}),
+        ("s@1", "9", {"asked": ["2+3+4?"], "solution": "s", "step": 1}),
     ]
     assert all(isinstance(row, Problem) and row.messages[0] == ASKED[0] for row in rows)
     assert rows[0].messages[1].content.startswith("2+3+4?\n\n")
@@ -141,6 +142,14 @@ def test_what_cannot_be_labelled_is_counted() -> None:
     ]
 
 
+def test_a_trace_whose_reward_nobody_knows_here_is_an_error() -> None:
+    own = GOOD.model_copy(update={"reward": "python"})
+    with pytest.raises(
+        DataError, match=r"row 's': reward: 'python' is a reward of your own, .*let it judge completions"
+    ):
+        labelled([own], TRIES)
+
+
 def test_completions_are_solutions_too_and_their_verdict_counts() -> None:
     rows = continued("p", [1.0, 0.0], text="<think>\nhm\n</think>\n\n5.\n\n\\boxed{9}", gold="9", prompt=ASKED)
     tries = [*continued("p#0@0", [1.0] * 4), *continued("p#1@0", [1.0] * 4)]
@@ -177,7 +186,7 @@ def test_the_consensus_keeps_what_both_sides_say() -> None:
 
 def test_critiques_vote_for_the_first_wrong_step() -> None:
     rows, _ = run(StepCritiques(from_data=DataRef("rows")), rows=[GOOD])
-    assert rows[0].meta == {"solution": "s", "n_steps": 3}
+    assert rows[0].meta == {"asked": ["2+3+4?"], "solution": "s", "n_steps": 3}
     assert "[0] 2+3=5.\n\n[1] 5+4=9.\n\n[2] So" in rows[0].messages[-1].content
     assert list(sieve(rows, Sieve(), Drops())) == rows
     mine = [steps("a", True, False), steps("b", True), steps("c", True, False)]

@@ -243,4 +243,4 @@ def test_mixed_flags_are_applied_to_the_mix() -> None:
 
 
 def test_the_bytes_of_a_mix_are_what_they_were() -> None:
-    assert digest(built(replay=REPLAY)[0]) == "3f9afd66cf1cf55060683c1249efe3644045fff6034a80239158bbda08181249"
+    assert digest(built(replay=REPLAY)[0]) == "494a622afe599a3440680bc4d56a4cf314dd69d0ee061562b2746909f7effc73"

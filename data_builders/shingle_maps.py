@@ -1,0 +1,89 @@
+"""Bit maps of sets of shingles, by which most pairs of sets that are far apart are told without counting."""
+
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BITS_A_SHINGLE = 8  # at least: so full, a map hides one in nine of the shingles that the other set lacks
+_FEWEST_BITS = 256
+_BLOCK = 4096  # maps compared at once: so many stay in the processor's cache
+_ROUNDING = 1e-6  # what an inequality of floats may be off by, in shingles
+
+Hashes = NDArray[np.uint32]
+Places = NDArray[np.uintc]
+_Number = TypeVar("_Number", np.int32, np.uint64)
+
+
+class ShingleMaps:
+    """Remembers sets of shingles by their hashes, each at a place counted from 0.
+
+    In a map the bits are set that the set's hashes fall on. A bit that is set for one set and not for another is of a
+    shingle that the other does not have, so the maps bound from above how many two sets can have in common.
+    """
+
+    def __init__(self) -> None:
+        self._sizes = _Grid(1, np.int32)
+        self._n_bits = _Grid(1, np.int32)
+        self._rows = _Grid(1, np.int32)
+        self._maps: dict[int, _Grid[np.uint64]] = {}
+
+    def add(self, hashes: Hashes) -> None:
+        """The set at the next place."""
+        n_bits = max(_FEWEST_BITS, 1 << (_BITS_A_SHINGLE * len(hashes) - 1).bit_length())
+        maps = self._maps.setdefault(n_bits, _Grid(n_bits // 64, np.uint64))
+        self._sizes.append(len(hashes))
+        self._n_bits.append(n_bits)
+        self._rows.append(len(maps))
+        maps.append(_map(hashes, n_bits))
+
+    def alike(self, places: Places, hashes: Hashes, threshold: float) -> Places:
+        """Those of the places whose sets could have a Jaccard index of `threshold` with this one; all that have it."""
+        own: dict[int, NDArray[np.uint64]] = {}
+        found = []
+        for start in range(0, len(places), _BLOCK):
+            block = places[start : start + _BLOCK]
+            sizes, n_bits = self._sizes.rows(block)[:, 0], self._n_bits.rows(block)[:, 0]
+            wanted = threshold / (1 + threshold) * (len(hashes) + sizes) - _ROUNDING  # i / (a + b - i) >= t
+            could = np.minimum(sizes, len(hashes)) >= wanted
+            for width, maps in self._maps.items():
+                here = np.flatnonzero(could & (n_bits == width))
+                if len(here):
+                    if width not in own:
+                        own[width] = _map(hashes, width)
+                    theirs = maps.rows(self._rows.rows(block[here])[:, 0])
+                    lacking = _n_bits(own[width]) - _n_bits(theirs & own[width])
+                    found.append(block[here[len(hashes) - lacking >= wanted[here]]])
+        return np.concatenate(found) if found else places[:0]
+
+
+def _n_bits(maps: NDArray[np.uint64]) -> NDArray[np.int32]:
+    """How many bits are set in each map."""
+    counts: NDArray[np.int32] = np.einsum("...i->...", np.bitwise_count(maps), dtype=np.int32)
+    return counts
+
+
+def _map(hashes: Hashes, n_bits: int) -> NDArray[np.uint64]:
+    bits = np.zeros(n_bits, np.uint8)
+    bits[hashes & np.uint32(n_bits - 1)] = 1
+    return np.packbits(bits).view(np.uint64)
+
+
+class _Grid(Generic[_Number]):
+    """Rows of one width, which grow in number."""
+
+    def __init__(self, width: int, dtype: type[_Number]) -> None:
+        self._n_rows = 0
+        self._held: NDArray[_Number] = np.zeros((16, width), dtype)
+
+    def __len__(self) -> int:
+        return self._n_rows
+
+    def append(self, row: int | NDArray[_Number]) -> None:
+        if self._n_rows == len(self._held):
+            self._held = np.concatenate([self._held, np.zeros_like(self._held)])
+        self._held[self._n_rows] = row
+        self._n_rows += 1
+
+    def rows(self, places: NDArray[np.integer[Any]]) -> NDArray[_Number]:
+        return self._held.take(places, axis=0)
