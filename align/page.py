@@ -37,6 +37,7 @@ CURVES = (
     ("value/explained", "variance the critic explains", "价值模型解释的方差"),
     ("grad_norm", "gradient norm", "梯度范数"),
 )
+OTHERS = ("pass_at_k", "maj_at_k", "obeyed_share", "stopped_share", "mean_tokens")
 MOST_SAMPLES, MOST_CHARACTERS, MOST_COMPLETIONS = 12, 4000, 20_000
 
 
@@ -50,7 +51,7 @@ class Row(NamedTuple):
     mean: float
     error: float
     values: list[float]
-    first: dict[str, Any]
+    others: dict[str, float | None]
 
 
 def html(planned: Plan, written: "Written") -> str:
@@ -58,17 +59,18 @@ def html(planned: Plan, written: "Written") -> str:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("qwen_align") / "align" / "page.html.j2").read_text(encoding="utf-8"))
     done = [one for one in planned.stages if one.is_stored]
-    rows = list(_rows(written.evaluations))
+    groups, rows = _groups(done), list(_rows(written.evaluations))
     return template.render(
         title=planned.recipe.report.title or planned.recipe.name,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         rows=rows,
         pictures=_ladder_pictures(rows),
         comparisons=written.comparisons,
-        training=[found for one in done if (found := _training(one))],
-        lengths=[found for one in done if (found := _lengths(one))],
+        training=[found for name, group in groups if (found := _training(name, group))],
+        lengths=[found for _, group in groups if (found := _lengths(group[0]))],
         notes=[{**note, "stage": one.stage.name} for one in done for note in _lines(one, "notes.jsonl")],
-        samples=[found for one in done if (found := _samples(one))],
+        samples=[found for _, group in groups if (found := _samples(group[0]))],
+        several=any(len(group) > 1 for _, group in groups),
         data=[_data(one) for one in done if one.stage.kind in ("build_data", "rollout")],
         stages=written.stages,
         waiting=[one.stage.name for one in planned.stages if not one.is_stored],
@@ -92,7 +94,13 @@ def _rows(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
         values = [float(one["accuracy"]) for one in cells]
         error = float(cells[0]["stderr"]) if len(cells) == 1 else statistics.stdev(values) / sqrt(len(values))
         control = bool(cells[0]["is_control"])
-        yield Row(stage, data, asked, control, statistics.fmean(values), error, values, dict(cells[0]))
+        others = {name: _mean([one.get(name) for one in cells]) for name in OTHERS}
+        yield Row(stage, data, asked, control, statistics.fmean(values), error, values, others)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def _ladder_pictures(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -120,15 +128,31 @@ def _label(row: Row) -> str:
     return f"{row.stage}{asked}{' (control)' if row.is_control else ''}"
 
 
-def _training(one: Planned) -> dict[str, Any] | None:
-    logged = list(_lines(one, "metrics.jsonl"))
+def _groups(stages: Sequence[Planned]) -> list[tuple[str, list[Planned]]]:
+    """Stages that differ by seed alone stand together."""
+    groups: dict[str, list[Planned]] = {}
+    for one in stages:
+        cell = [f"{axis}={value}" for axis, value in one.stage.axes.items() if axis != "seed"]
+        groups.setdefault(" ".join([one.stage.origin, *cell]), []).append(one)
+    return list(groups.items())
+
+
+def _training(name: str, group: Sequence[Planned]) -> dict[str, Any] | None:
+    """Curves of one training stage, a line a seed."""
+    logged = [list(_lines(one, "metrics.jsonl")) for one in group]
     pictures: list[dict[str, Any]] = []
     for metric, english, chinese in CURVES:
-        points = [(float(line["step"]), float(line[metric])) for line in logged if metric in line]
-        if len(points) > 1:
-            svg = plots.curves([plots.Curve(metric, points, len(pictures))], title=english)
-            pictures.append({"en": english, "zh": chinese, "svg": Markup(svg), "last": points[-1][1]})
-    return {"name": one.stage.name, "kind": one.stage.kind, "pictures": pictures} if pictures else None
+        lines = [[(float(line["step"]), float(line[metric])) for line in run if metric in line] for run in logged]
+        drawn = [
+            plots.Curve(points, place if len(lines) > 1 else len(pictures))
+            for place, points in enumerate(lines)
+            if len(points) > 1
+        ]
+        if drawn:
+            last = statistics.fmean(curve.points[-1][1] for curve in drawn)
+            svg = Markup(plots.curves(drawn, title=english))
+            pictures.append({"en": english, "zh": chinese, "svg": svg, "last": last})
+    return {"name": name, "kind": group[0].stage.kind, "pictures": pictures} if pictures else None
 
 
 def _lengths(one: Planned) -> dict[str, Any] | None:
@@ -160,9 +184,10 @@ def _lengths(one: Planned) -> dict[str, Any] | None:
 def _samples(one: Planned) -> dict[str, Any] | None:
     """Completions to read: of RL those of the first and last batch, of an evaluation right and wrong ones in turn."""
     if one.stage.kind == "evaluate":
-        rows = list(islice(_lines(one, "completions.jsonl"), MOST_COMPLETIONS))
         by_value: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-        for row in rows:
+        # One a question: its samples are much alike.
+        of_questions = {row["prompt_id"]: row for row in islice(_lines(one, "completions.jsonl"), MOST_COMPLETIONS)}
+        for row in of_questions.values():
             by_value[(row["verdicts"].get(row.get("reward", ""), {}).get("value") or 0) >= 1].append(row)
         half = MOST_SAMPLES // 2
         chosen = [row for pair in zip(by_value[True][:half], by_value[False][:half], strict=False) for row in pair]
@@ -219,7 +244,7 @@ def _lines(one: Planned, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _cells(row: Row) -> list[str]:
-    obeyed = row.first["obeyed_share"]
+    obeyed = row.others["obeyed_share"]
     return [
         row.stage + (" (control)" if row.is_control else ""),
         row.data,
@@ -227,7 +252,7 @@ def _cells(row: Row) -> list[str]:
         f"{100 * row.mean:.1f} ± {100 * row.error:.1f}",
         str(len(row.values)),
         "" if obeyed is None else f"{100 * obeyed:.1f}",
-        f"{row.first['mean_tokens']:.0f}",
+        f"{row.others['mean_tokens']:.0f}",
     ]
 
 

@@ -21,7 +21,6 @@ class Bar(NamedTuple):
 
 
 class Curve(NamedTuple):
-    name: str
     points: Sequence[tuple[float, float]]
     colour: int = 0
 
@@ -146,8 +145,8 @@ def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 def _nice(low: float, high: float) -> tuple[float, float]:
     """Bounds that hold the values, with some air; a flat line gets a scale around it."""
     if high - low < 1e-12 + 1e-6 * abs(high):
-        reach = abs(high) * 0.1 or 1.0
-        return low - reach, high + reach
+        reach = 0.1 * abs(high)
+        return (low - reach, high + reach) if reach else (0.0, 1.0)
     air = 0.04 * (high - low)
     return (0.0 if 0 <= low < 0.2 * high else low - air), high + air
 
