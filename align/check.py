@@ -11,7 +11,8 @@ from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError, RecipeE
 from qwen_align.align.pipeline import Plan, Planned, check_models
 from qwen_align.align.progress import summary
 from qwen_align.align.render import Renderer, render_pairs, render_rows
-from qwen_align.align.rows import Flag, Mode, Pair, Problem, Row, only, read_rows
+from qwen_align.align.rollout.ask import put
+from qwen_align.align.rows import Pair, Problem, Row, only, read_rows
 from qwen_align.align.samples import length_percentiles
 from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.spec.dpo import Dpo
@@ -48,7 +49,7 @@ class Preview:
         self._by_name = {one.stage.name: one for one in planned.stages}
         self._rows: dict[str, list[Row]] = {}
         self._renderers: dict[Path, Renderer] = {}
-        self._lengths: dict[tuple[Path, int, Mode | None, Flag | None], int] = {}
+        self._lengths: dict[tuple[Path, int, str | None], int] = {}
         self.drops: dict[str, Drops] = {}
 
     def rows(self, name: str) -> list[Row]:
@@ -95,11 +96,12 @@ class Preview:
             self._renderers[folder] = Renderer.load(folder)
         return self._renderers[folder]
 
-    def prompt_length(self, one: Planned, row: Problem, mode: Mode | None, flag: Flag | None) -> int:
-        """Tokens of the row's prompt under this mode and flag; rendered once for all stages with the same template."""
-        name = (self._model_folder(one), id(row), mode, flag)  # rows live as long as the preview does
+    def prompt_length(self, one: Planned, row: Problem, switch: Switch | None) -> int:
+        """Tokens of the row's prompt as it is put; rendered once for all stages with the same template."""
+        asked = None if switch is None else switch.model_dump_json()
+        name = (self._model_folder(one), id(row), asked)  # rows live as long as the preview does
         if name not in self._lengths:
-            self._lengths[name] = len(self.renderer(one).prompt(row.messages, mode=mode, flag=flag).ids)
+            self._lengths[name] = len(put(row, self.renderer(one), switch).prompt.ids)
         return self._lengths[name]
 
     def positions(self, one: Planned) -> int | None:
@@ -168,7 +170,7 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         check_all(settings.rewards)
         prompts = list(only(Problem, preview.rows_for(one, settings.from_data)))
         micro_batches(settings.prompts * settings.samples, one.stage.runtime)
-        lengths = [preview.prompt_length(one, row, row.mode, row.flag) for row in prompts]
+        lengths = [preview.prompt_length(one, row, None) for row in prompts]
         _fits(preview, one, max(lengths, default=0) + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
         yield (
             f"{settings.steps:,} steps of {settings.prompts} prompts x {settings.samples} completions, "
@@ -284,11 +286,11 @@ def _asked(one: Planned, preview: Preview, prompts: list[Problem], switches: lis
     prompts = nlargest(LONGEST_LOOKED_AT, prompts, key=lambda row: sum(len(turn.content) for turn in row.messages))
     for row in prompts if not switches else ():
         settings.sampling.for_mode(row.mode or renderer.traits.default_mode)
-        longest = max(longest, preview.prompt_length(one, row, row.mode, row.flag))
+        longest = max(longest, preview.prompt_length(one, row, None))
     for switch in switches:
         settings.sampling.for_mode(switch.mode or renderer.traits.default_mode)
         for row in prompts:
-            longest = max(longest, preview.prompt_length(one, row, switch.mode, switch.flag))
+            longest = max(longest, preview.prompt_length(one, row, switch))
     _fits(preview, one, longest + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
     return f"at most {settings.sampling.max_tokens} tokens each"
 

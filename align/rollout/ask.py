@@ -1,13 +1,16 @@
 """From rows to requests, and from generations to judged completions: what rollout, evaluate and RL share."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_align.align.render import Prompt, Renderer
-from qwen_align.align.rollout.engine import Generation
 from qwen_align.align.rows import Completion, Flag, Mode, Problem
-from qwen_align.align.spec.rollout import Switch
+from qwen_align.align.spec.rollout import QUESTION, Switch
 from qwen_align.align.spec.sampling import Sampling, SamplingSettings
+from qwen_align.align.template import TemplateError
+
+if TYPE_CHECKING:  # `check` puts prompts too, and starts without torch
+    from qwen_align.align.rollout.engine import Generation
 
 
 class Asked(NamedTuple):
@@ -23,8 +26,19 @@ def put(problem: Problem, renderer: Renderer, switch: Switch | None = None) -> A
     """The problem under the switch, or under its own mode and flag without one."""
     mode = problem.mode if switch is None else switch.mode
     flag = problem.flag if switch is None else switch.flag
-    prompt = renderer.prompt(problem.messages, mode=mode, flag=flag, where=f"problem '{problem.id}'")
-    return Asked(problem, mode, flag, prompt)
+    where = f"problem '{problem.id}'"
+    if switch and switch.prompt is not None:
+        text = switch.prompt.replace(QUESTION, _only_question(problem, where))
+        return Asked(problem, None, None, Prompt(renderer.encode(text), supplied=""))
+    return Asked(problem, mode, flag, renderer.prompt(problem.messages, mode=mode, flag=flag, where=where))
+
+
+def _only_question(problem: Problem, where: str) -> str:
+    if [turn.role for turn in problem.messages] != ["user"]:
+        raise TemplateError(
+            f"{where}: a plain prompt has room for one user message, not for a chat or a system message"
+        )
+    return problem.messages[0].content
 
 
 def drawn_as(mode: Mode | None, renderer: Renderer) -> Mode:
@@ -36,7 +50,7 @@ def sampling_for(asked: Asked, renderer: Renderer, settings: SamplingSettings) -
     return settings.for_mode(drawn_as(asked.mode, renderer))
 
 
-def as_row(asked: Asked, generation: Generation, renderer: Renderer) -> Completion:
+def as_row(asked: Asked, generation: "Generation", renderer: Renderer) -> Completion:
     """The generation as text, with what the prompt supplied of the thinking block put back in front."""
     problem = asked.problem
     return Completion(

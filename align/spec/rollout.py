@@ -11,20 +11,30 @@ from qwen_align.align.spec.stage import CanBeEmpty, StageSettings
 from qwen_align.align.strict import Strict
 from qwen_align.reward.settings import RewardList
 
+QUESTION = "{question}"
+
 
 class Switch(Strict):
-    """How a model is asked to think or not: by default, by a flag in the prompt, or by the template's argument."""
+    """How a model is asked to think or not: by default, by a flag in the prompt, or by the template's argument.
 
-    switch: Literal["default", "flag", "kwarg"] = "default"
+    `plain` asks without a chat template: how a base model that has never seen one is measured.
+    """
+
+    switch: Literal["default", "flag", "kwarg", "plain"] = "default"
     mode: Mode | None = None
+    prompt: str | None = Field(None, description="of 'plain': the whole prompt, with {question} in it")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if (self.switch == "default") != (self.mode is None):
+        if (self.switch in ("default", "plain")) != (self.mode is None):
             raise ValueError(
-                f"switch '{self.switch}' with mode {self.mode}: 'default' asks for nothing, so it has no mode; "
-                "'flag' and 'kwarg' need mode: think or mode: no_think"
+                f"switch '{self.switch}' with mode {self.mode}: 'default' and 'plain' ask for nothing, so they have "
+                "no mode; 'flag' and 'kwarg' need mode: think or mode: no_think"
             )
+        if (self.switch == "plain") != (self.prompt is not None):
+            raise ValueError("'prompt' belongs to switch 'plain', and that needs one")
+        if self.prompt is not None and self.prompt.count(QUESTION) != 1:
+            raise ValueError(f"prompt {self.prompt!r} has to hold {QUESTION} once")
         return self
 
     @property

@@ -76,7 +76,8 @@ def scored(rows: list[Completion], switch: Switch, renderer: Renderer) -> dict[s
     """The samples of each question of one data set under one switch."""
     answers = MathAnswer()
     # A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
-    wanted = None if renderer.thinking in ("none", "never") else drawn_as(switch.mode, renderer)
+    knows_none = renderer.thinking in ("none", "never") or switch.switch == "plain"
+    wanted = None if knows_none else drawn_as(switch.mode, renderer)
     questions: dict[str, list[metrics.SampleScore]] = {}
     for row in rows:
         verdict = row.verdicts[row.reward]

@@ -114,7 +114,15 @@ def test_a_wrong_setting_is_named_with_its_stage(
         ),
         (
             "{<<: *protocol, name: e, from_model: base, switches: [{switch: flag}]}",
-            "stage 'e': switches[0]: switch 'flag' with mode None: 'default' asks for nothing",
+            "stage 'e': switches[0]: switch 'flag' with mode None: 'default' and 'plain' ask for nothing",
+        ),
+        (
+            "{<<: *protocol, name: e, from_model: base, switches: [{switch: plain}]}",
+            "stage 'e': switches[0]: 'prompt' belongs to switch 'plain', and that needs one",
+        ),
+        (
+            "{<<: *protocol, name: e, from_model: base, switches: [{switch: plain, prompt: 'Q: {problem}'}]}",
+            "stage 'e': switches[0]: prompt 'Q: {problem}' has to hold {question} once",
         ),
         (REPEAT.replace("beta: 0.1", "betta: 0.1"), "stage 'dpo': 'betta' is no setting here. Did you mean 'beta'?"),
         (REPEAT.replace("beta: 0.1", "beta: no"), "stage 'dpo': beta: Input should be a valid number; found False"),
