@@ -1,7 +1,7 @@
 """The report of a run: `report.json` for programs, `report.md`, `report.html` and a table for people."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -66,7 +66,7 @@ def collect(planned: Plan) -> Written:
         ladder=[row for row, is_control in rows if not is_control],
         controls=[row for row, is_control in rows if is_control],
         evaluations=evaluations,
-        comparisons=list(_compared(measured)),
+        comparisons=list(_compared(measured, planned.recipe.report.compare)),
         stages=[_stage(one) for one in done],
     )
 
@@ -92,8 +92,8 @@ def _evaluated(one: Planned, planned: Plan) -> list[Measured]:
     return [Measured(row, means[place] if means else {}) for place, row in enumerate(rows)]
 
 
-def _compared(measured: Sequence[Measured]) -> Iterator[dict[str, Any]]:
-    """Every model against the rung below it on the same questions; a control against the rung it stands beside.
+def _compared(measured: Sequence[Measured], more: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """Every model against the rung below it on the same questions, a control against the rung it stands beside, `more`.
 
     With several cells of a matrix (seeds, bases) each has its test, and all together have one over questions' means.
     """
@@ -105,19 +105,28 @@ def _compared(measured: Sequence[Measured]) -> Iterator[dict[str, Any]]:
     for (data, switch, mode), cells in groups.items():
         together: dict[tuple[str, str], list[tuple[dict[str, float], dict[str, float]]]] = {}
         for rungs in cells.values():
-            below: Measured | None = None
-            for one in rungs.values():
-                if below is not None and one.means and one.means.keys() == below.means.keys():
-                    pair = below.row["stage"], one.row["stage"]
-                    together.setdefault(pair, []).append((below.means, one.means))
-                    where = {"set": data, "switch": switch, "mode": mode, "seed": one.row["seed"]}
-                    yield _comparison(pair, where, below.means, one.means, axes=one.row["axes"])
-                below = below if one.row["is_control"] else one
+            for pair in dict.fromkeys([*_neighbours(rungs.values()), *((one, other) for one, other in more)]):
+                if not (pair[0] in rungs and pair[1] in rungs):
+                    continue
+                before, after = (rungs[name].means for name in pair)
+                if after and after.keys() == before.keys():
+                    together.setdefault(pair, []).append((before, after))
+                    row = rungs[pair[1]].row
+                    where = {"set": data, "switch": switch, "mode": mode, "seed": row["seed"]}
+                    yield _comparison(pair, where, before, after, axes=row["axes"])
         for pair, both in together.items():
             if len(both) > 1 and len({frozenset(means) for cell in both for means in cell}) == 1:
                 before, after = (_averaged([cell[side] for cell in both]) for side in (0, 1))
                 where = {"set": data, "switch": switch, "mode": mode, "seed": None}
                 yield _comparison(pair, where, before, after, axes={"cells": len(both)})
+
+
+def _neighbours(rungs: Iterable[Measured]) -> Iterator[tuple[str, str]]:
+    below: str | None = None
+    for one in rungs:
+        if below is not None:
+            yield below, one.row["stage"]
+        below = below if one.row["is_control"] else one.row["stage"]
 
 
 def _comparison(
@@ -204,7 +213,7 @@ def markdown(planned: Plan, written: Written) -> str:
         ]
         lines += _markdown_table(list(COLUMNS), [_cells(row) for row in written.evaluations])
     if written.comparisons:
-        lines += ["", "## Against the rung before", ""]
+        lines += ["", "## Against each other", ""]
         lines += [
             "Paired by question: the mean difference in points ± one standard error, and the two-sided p of a "
             "permutation test.",

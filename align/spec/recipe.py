@@ -79,6 +79,9 @@ class Report(Strict):
 
     title: str = ""
     controls: list[str] = Field(default_factory=list, description="evaluated models that are no rung of the ladder")
+    compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=list, description="pairs of evaluated models, besides each with the rung below it"
+    )
 
 
 def _kind(item: Any) -> str | None:
@@ -118,6 +121,19 @@ class Recipe(Strict):
     anchors: dict[str, Any] = Field(default_factory=dict, exclude=True, description="a place for YAML anchors")
     stages: list[Item] = Field(min_length=1)
     report: Report = Report()
+
+    @model_validator(mode="after")
+    def _report_names_what_there_is(self) -> "Recipe":
+        inside = [stage for item in self.stages if isinstance(item, RepeatBlock) for stage in item.repeat.stages]
+        stages = [item for item in self.stages if not isinstance(item, RepeatBlock)]
+        names = [*self.models, *(stage.name for stage in [*stages, *inside])]
+        for setting, said in (("controls", self.report.controls), ("compare", itertools.chain(*self.report.compare))):
+            for name in said:
+                if name not in names and not any(name.startswith(f"{stage.name}.") for stage in inside):
+                    raise ValueError(
+                        f"report.{setting}: no model or stage is called '{name}'{did_you_mean(name, names)}"
+                    )
+        return self
 
 
 class Variant(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align import pipeline, report, store
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline import Plan
 from qwen_align.align.spec.evaluate import Evaluate
 
@@ -141,6 +142,32 @@ def test_controls_stand_apart(plan: Callable[..., Plan]) -> None:
     assert text.startswith("# A trial\n")
     assert "| base (control) | 0 | test |" in text
     assert "Not run yet" not in text
+
+
+def test_pairs_that_the_recipe_asks_for_are_compared_besides_the_rungs(plan: Callable[..., Plan]) -> None:
+    more = {**SFT, "name": "more", "from_model": "sft"}
+    ask = {**EVALUATE, "from_data": ["test"], "switches": [{"switch": "default"}]}
+    after = {**ask, "name": "eval_more", "from_model": "more"}
+    report_ = {"compare": [["base", "more"], ["base", "sft"]]}
+    planned = plan(DATA, SFT, more, {**ask, "name": "eval_base", "from_model": "base"}, ask, after, report=report_)
+    finish(planned, *(one.stage.name for one in planned.stages))
+    means = {"eval_base": 0.0, "eval_sft": 0.25, "eval_more": 0.75}
+    for one in planned.stages:
+        if one.stage.kind == "evaluate":
+            mean = means[one.stage.name]
+            store.write_json(one.folder.path / "questions.json", {"means": [{"a": mean, "b": mean + 0.25}]})
+    found = report.collect(planned).comparisons
+    assert [(one["from"], one["to"], one["difference"]) for one in found] == [
+        ("base", "sft", 0.25),
+        ("sft", "more", 0.5),
+        ("base", "more", 0.75),
+    ]
+
+
+@pytest.mark.parametrize("said", [{"controls": ["stf"]}, {"compare": [["base", "stf"]]}])
+def test_a_report_of_what_is_not_there_is_refused(plan: Callable[..., Plan], said: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"report.*no model or stage is called 'stf'. Did you mean 'sft'"):
+        plan(DATA, OTHER, SFT, EVALUATE, report=said)
 
 
 def test_cells_of_a_matrix_and_rounds_are_told_apart(plan: Callable[..., Plan]) -> None:
