@@ -137,3 +137,14 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
+
+
+def stop_at_end_of_turn(folder: Path) -> None:
+    """Adds the end of a turn to what generation_config.json stops at; a base's stops at the end of a text only."""
+    path = folder / "generation_config.json"
+    said = read_json(path) if path.exists() else {}
+    ends = said.get("eos_token_id", [])
+    ends = ends if isinstance(ends, list) else [ends]
+    end_of_turn = Renderer.load(folder).end_of_turn_id
+    if end_of_turn not in ends:
+        write_json(path, {**said, "eos_token_id": [end_of_turn, *(end for end in ends if end is not None)]})

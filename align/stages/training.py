@@ -41,6 +41,7 @@ def hand_on(source: Path, out: Path, context: Context, *, is_adapter: bool, save
             model.describe(source, out, ["adapter"])
         else:
             model.copy_tokenizer(model.base_folder(model.locate(source)), folder)
+            model.stop_at_end_of_turn(folder)
             store.write_json(out / "model.json", {"model": "model"})
 
 
@@ -58,12 +59,11 @@ def nothing_to_train(
 
 
 def tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """transformers' tokenizer, which TRL's trainers want for padding; the ids come from render."""
+    """transformers' tokenizer, which TRL's trainers want for padding; ids and the padding token come from render.
+
+    The bases of Qwen2.5 and Qwen3 pad with the token that ends their texts.
+    """
     loaded = AutoTokenizer.from_pretrained(str(model.base_folder(model.locate(source))))
     assert isinstance(loaded, PreTrainedTokenizerBase)
-    if loaded.pad_token_id is None or loaded.pad_token_id == loaded.eos_token_id:
-        raise StageError(
-            f"{source}: the tokenizer's pad token must be set and differ from its end token "
-            f"({loaded.eos_token}); Qwen pads with <|endoftext|>"
-        )
+    loaded.pad_token = loaded.convert_ids_to_tokens(model.renderer_of(source).pad_id)
     return loaded

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,6 +363,22 @@ def test_two_processes_die_with_their_run_and_go_on(tmp_path: Path, in_two_proce
     run(recipe, tmp_path)
     one, two = (weights(home, "sft") for home in (tmp_path, in_two_processes))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_base_that_ends_and_pads_with_the_end_of_a_text_learns_to_end_its_turn(tmp_path: Path) -> None:
+    """As the bases of Qwen2.5 and Qwen3 are published: vLLM and `generate` would never stop after an answer."""
+    base = shutil.copytree(Path(__file__).parents[2] / "recipes" / "tiny_base", tmp_path / "base")
+    said = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**said, "eos_token": "<|endoftext|>"}))
+    ends = json.loads((base / "generation_config.json").read_text())
+    of_text, of_turn = ends["pad_token_id"], ends["eos_token_id"][0]
+    (base / "generation_config.json").write_text(json.dumps({**ends, "eos_token_id": of_text}))
+    recipe = write_recipe(tmp_path, TRACES, {**SFT, "epochs": 0.2})
+    whole = {**yaml.safe_load(recipe.read_text()), "models": {"base": {"path": "base"}}}
+    recipe.write_text(yaml.safe_dump(whole))
+    run(recipe, tmp_path)
+    model = stage(tmp_path, "sft") / "model"
+    assert json.loads((model / "generation_config.json").read_text())["eos_token_id"] == [of_turn, of_text]
 
 
 def test_without_data_a_stage_ends_with_3_or_hands_the_model_on(tmp_path: Path) -> None:
