@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -105,7 +106,9 @@ def _compared(measured: Sequence[Measured], more: Sequence[Sequence[str]]) -> It
     for (data, switch, mode), cells in groups.items():
         together: dict[tuple[str, str], list[tuple[dict[str, float], dict[str, float]]]] = {}
         for rungs in cells.values():
-            for pair in dict.fromkeys([*_neighbours(rungs.values()), *((one, other) for one, other in more)]):
+            for pair in dict.fromkeys(
+                [*_neighbours(rungs.values(), chain(*more)), *((one, other) for one, other in more)]
+            ):
                 if not (pair[0] in rungs and pair[1] in rungs):
                     continue
                 before, after = (rungs[name].means for name in pair)
@@ -121,12 +124,13 @@ def _compared(measured: Sequence[Measured], more: Sequence[Sequence[str]]) -> It
                 yield _comparison(pair, where, before, after, axes={"cells": len(both)})
 
 
-def _neighbours(rungs: Iterable[Measured]) -> Iterator[tuple[str, str]]:
-    below: str | None = None
-    for one in rungs:
-        if below is not None:
-            yield below, one.row["stage"]
-        below = below if one.row["is_control"] else one.row["stage"]
+def _neighbours(rungs: Iterable[Measured], placed: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """A control that the recipe places elsewhere has no neighbour."""
+    below, placed = None, set(placed)
+    for name, is_control in ((one.row["stage"], one.row["is_control"]) for one in rungs):
+        if below is not None and not (is_control and name in placed):
+            yield below, name
+        below = below if is_control else name
 
 
 def _comparison(

@@ -118,6 +118,14 @@ class Recipe(Strict):
     tiny: dict[str, Any] = Field(
         default_factory=dict, exclude=True, description="dotted setting -> its value under --tiny, a form to try out"
     )
+    extends: str | None = Field(
+        None, exclude=True, description="a recipe beside this one, whose settings and stages come before these"
+    )
+    change: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude=True,
+        description="dotted setting of the recipe that is extended -> its value here",
+    )
     anchors: dict[str, Any] = Field(default_factory=dict, exclude=True, description="a place for YAML anchors")
     stages: list[Item] = Field(min_length=1)
     report: Report = Report()
@@ -158,12 +166,41 @@ def load(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> li
 
 def read(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> dict[str, Any]:
     """The file's settings with the overrides set, not yet validated; raises RecipeError."""
-    raw = _read(path)
+    raw = _extended(_read(path), path)
     if tiny:
         _make_tiny(raw, path)
     for (setting, value), override in zip(assignments(overrides), overrides, strict=True):
         _set(raw, setting, value, where=f"--set {override}")
     return raw
+
+
+def _extended(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings on top of those of the recipe that they extend; stages come behind its stages."""
+    if "extends" not in raw:
+        if "change" in raw:
+            raise RecipeError(f"{path}: change: changes the recipe that this one extends; there is no `extends`")
+        return raw
+    name = raw.pop("extends")
+    if not isinstance(name, str) or Path(name).name != name or name == path.name:
+        raise RecipeError(f"{path}: extends: must be the name of another recipe in the same folder; found {name!r}")
+    if "name" not in raw:
+        raise RecipeError(f"{path}: name: is missing; with that of {name} their runs would share a folder")
+    base = _extended(_read(path.parent / name), path.parent / name)
+    for setting, value in _mapping(raw.pop("change", {}), f"{path}: change").items():
+        _set(base, str(setting), copy.deepcopy(value), where=f"{path}: change")
+    for group in ("models", "runtime"):
+        if group in base and group in raw:
+            raw[group] = _mapping(base[group], f"{name}: {group}") | _mapping(raw[group], f"{path}: {group}")
+    more = raw.get("stages", [])
+    if not isinstance(more, list) or not isinstance(base.get("stages"), list):
+        return base | raw  # validation says what is wrong
+    return base | raw | {"stages": base["stages"] + more}
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where}: must be a mapping; found {value!r}")
+    return value
 
 
 def _make_tiny(raw: dict[str, Any], path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.spec.recipe import Variant, load
+from qwen_align.align.spec.recipe import RepeatBlock, Variant, load
 
 BASE = "{path: models/base}"
 HEAD = f"""
@@ -339,3 +339,59 @@ def test_a_wrong_tiny_form_is_refused(tmp_path: Path, section: str, message: str
 def test_a_tiny_form_leaves_a_missing_name_missing(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="name: Field required"):
         tiny(tmp_path, HEAD.replace("name: trial\n", "") + SFT + TINY)
+
+
+def write_extension(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "recipe.yaml").write_text(f"{HEAD}{SFT}  - {{<<: *protocol, name: after, from_model: sft}}\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_recipe_that_extends_another_has_its_stages_changed_and_more(tmp_path: Path) -> None:
+    more = "{name: more, kind: build_data, builder: {kind: arithmetic, rows: trace, n: 2, steps: [1]}}"
+    path = write_extension(
+        tmp_path,
+        f"""
+name: mine
+extends: recipe.yaml
+models: {{other: {{path: models/other}}}}
+change: {{stages.sft.from_data: [data, more], seed: 3}}
+stages:
+  - {more}
+""",
+    )
+    (whole,) = load(path, ["stages.sft.batch=4"])
+    recipe = whole.recipe
+    assert (recipe.name, recipe.seed, sorted(recipe.models)) == ("mine", 3, ["base", "other"])
+    stages: Any = {stage.name: stage for stage in recipe.stages if not isinstance(stage, RepeatBlock)}
+    assert list(stages) == ["data", "sft", "after", "more"]
+    assert stages["sft"].from_data == ["data", "more"]
+    assert (stages["sft"].batch, stages["sft"].max_tokens) == (4, 8)
+    assert stages["after"].samples == 1  # the anchors are the extended recipe's own
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "extends: recipe.yaml",
+            "mine.yaml: name: is missing; with that of recipe.yaml their runs would share a folder",
+        ),
+        ("name: mine\nextends: ../recipe.yaml", "must be the name of another recipe in the same folder"),
+        ("name: mine\nextends: mine.yaml", "must be the name of another recipe in the same folder"),
+        ("name: mine\nextends: [recipe.yaml]", "must be the name of another recipe in the same folder"),
+        ("name: mine\nextends: recipes.yaml", "recipes.yaml: no such recipe"),
+        ("name: mine\nextends: recipe.yaml\nchange: [1]", "mine.yaml: change: must be a mapping; found [1]"),
+        (
+            "name: mine\nextends: recipe.yaml\nchange: {stages.stf.batch: 1}",
+            "no stage is called 'stf'. Did you mean 'sft'",
+        ),
+        ("name: mine\nextends: recipe.yaml\nmodels: 1", "mine.yaml: models: must be a mapping; found 1"),
+        ("name: mine\nchange: {seed: 1}", "change: changes the recipe that this one extends; there is no `extends`"),
+    ],
+)
+def test_an_extension_that_cannot_be_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        load(write_extension(tmp_path, text))
+    assert says in str(refused.value)
