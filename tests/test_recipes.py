@@ -18,6 +18,7 @@ from qwen_align.align import pipeline
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion, Message
 from qwen_align.align.spec import recipe
+from qwen_align.data_builders.arithmetic import Arithmetic
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -187,6 +188,47 @@ def test_tiny_forms_learn(name: str, tmp_path: Path) -> None:
     assert accuracy["sft", "sums_2_3"] > 0.6
     resolved = yaml.safe_load((tmp_path / "runs" / f"{name}_tiny" / "recipe.yaml").read_text())
     assert "tiny" not in resolved
+
+
+def write_like_gsm8k(folder: Path) -> None:
+    """Rows in the form of GSM8K's files, and solutions labelled right and wrong."""
+    folder.mkdir()
+    for name, seed, n in (("train", 0, 160), ("test", 1, 24)):
+        lines = []
+        for row in Arithmetic(rows="trace", n=n, steps=[2], split="test" if name == "test" else "train").generate(seed):
+            assert row.row == "trace"
+            solution = "\n".join(f"<<{line}>>{line}" for line in row.thinking.splitlines())
+            lines.append({"question": row.messages[0].content, "answer": f"{solution}\n#### {row.gold}"})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = [
+        {
+            "question": line["question"],
+            "175b_verification": {"is_correct": True, "solution": line["answer"].replace("####", "A:")},
+            "6b_verification": {"is_correct": False, "solution": "It is 100.\nA: 100"},
+        }
+        for line in lines
+    ]
+    (folder / "model_solutions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in judged))
+
+
+@pytest.mark.slow
+def test_the_ladder_of_real_rows_goes_through(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text((RECIPES / "gsm8k_smollm2.yaml").read_text())
+    write_like_gsm8k(tmp_path / "gsm8k")
+    command = [
+        sys.executable,
+        "-m",
+        "qwen_align.cli",
+        "run",
+        "recipe.yaml",
+        "--set",
+        "models.base={shipped: tiny_base}",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(dict.fromkeys(stage for stage, _ in figures(tmp_path, "gsm8k_smollm2"))) == [
+        "base", "sft", "dpo", "grpo", "fusion"
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -68,6 +68,12 @@ def loss_of(
     return loss * whole.share, sums
 
 
+def moves_without_advantage(spec: Grpo | Ppo) -> bool:
+    """Whether a completion whose advantage is zero moves the model: a value is learnt, or KL or entropy has a price."""
+    has_kl = spec.kl is not None and spec.kl.place == "loss" and spec.kl.everywhere
+    return isinstance(spec, Ppo) or spec.entropy is not None or has_kl
+
+
 def _policy(
     scores: Scores, batch: MicroBatch, rollouts: Rollouts, whole: Whole, terms: Terms, spec: Grpo | Ppo
 ) -> tuple[Tensor, Sums]:

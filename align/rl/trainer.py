@@ -31,7 +31,7 @@ from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, R
 from qwen_align.align.rl.credit import credit, reference_kl
 from qwen_align.align.rl.experience import Experience
 from qwen_align.align.rl.figures import of_play, samples_to_read
-from qwen_align.align.rl.objective import Sums, Terms, Whole, loss_of
+from qwen_align.align.rl.objective import Sums, Terms, Whole, loss_of, moves_without_advantage
 from qwen_align.align.rl.play import assembled
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, micro_batches
@@ -281,12 +281,10 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         return [*passes, *self._text_passes()]
 
     def _with_signal(self, rows: list[int]) -> list[int]:
-        """Those that move something: without another term in the loss an advantage of zero moves nothing."""
+        """Those that move something."""
         if self.rollouts is None:
             return []
-        kl, entropy = self.spec.kl, self.spec.entropy
-        has_terms = isinstance(self.spec, Ppo) or entropy is not None or (kl is not None and kl.place == "loss")
-        kept = set(self.rollouts.trained(without_signal=has_terms))
+        kept = set(self.rollouts.trained(without_signal=moves_without_advantage(self.spec)))
         return [row for row in rows if row in kept]
 
     def _loss(self, model: Any, *, batch: MicroBatch, whole: Whole) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qwen_align.align.spec.online_rl import DynamicSampling, OnlineRl, Shuffled, Updates
+from qwen_align.align.spec.online_rl import DynamicSampling, Kl, OnlineRl, Shuffled, Updates
 from qwen_align.align.spec.stage import Runtime, micro_batches
 
 NOT_IN_TRL = ("order", "updates", "correction", "held_out", "dynamic_sampling", "async_steps")
@@ -60,12 +60,7 @@ class Grpo(OnlineRl):
             asked.append("advantage")
         if self.engine != "local":
             asked.append("engine")
-        if self.kl and (self.kl.estimator, self.kl.place, self.kl.target, self.kl.renew_every) != (
-            "k3",
-            "loss",
-            None,
-            None,
-        ):
+        if self.kl and self.kl != Kl(coefficient=self.kl.coefficient, weighted=self.kl.weighted):
             asked.append("kl")
         if self.entropy and self.entropy.target is not None:
             asked.append("entropy.target")

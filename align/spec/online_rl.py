@@ -44,14 +44,17 @@ class Kl(Strict):
         None, gt=0, description="nats a completion; the coefficient follows it (arXiv:1909.08593, section 2.2)"
     )
     horizon: int = Field(10_000, ge=1, description="completions over which the coefficient follows")
+    everywhere: bool = Field(
+        True, description="in the loss, also of completions whose advantage is zero; false saves their passes"
+    )
     renew_every: int | None = Field(None, ge=1, description="steps after which the policy becomes the reference")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.place == "loss" and self.estimator == "k1" and not self.weighted:
             raise ValueError("estimator k1 has no gradient in the loss but with weighted: true; else take k2 or k3")
-        if self.place == "reward" and self.weighted:
-            raise ValueError("weighted: is for a term of the loss; leave it out")
+        if self.place == "reward" and {"weighted", "everywhere"} & self.model_fields_set:
+            raise ValueError("weighted, everywhere: are for a term of the loss; leave them out")
         if self.target is None and "horizon" in self.model_fields_set:
             raise ValueError("horizon: is for a target; leave it out")
         return self

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from qwen_align.align.rl.actor import Actor, Critic
 from qwen_align.align.rl.controllers import RewardScale
 from qwen_align.align.rl.credit import credit
-from qwen_align.align.rl.objective import Terms, Whole, loss_of
+from qwen_align.align.rl.objective import Terms, Whole, loss_of, moves_without_advantage
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollouts import Rollouts, micro_batches
 from qwen_align.align.samples import Sample
@@ -154,6 +154,28 @@ def test_equal_rewards_move_nothing(tiny_model: Path) -> None:
         assert one.trained(without_signal=False) == []
         gradients(actor, one, spec)
         assert all(not p.grad.any() for p in actor.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "moves"),
+    [
+        ({}, False),
+        ({"entropy": {"coefficient": 0.1}}, True),
+        ({"kl": {"coefficient": 0.1, "place": "reward", "estimator": "k1"}}, False),
+        ({"kl": {"coefficient": 0.1}}, True),
+        ({"kl": {"coefficient": 0.1, "everywhere": False}}, False),
+    ],
+)
+def test_only_other_terms_move_what_has_no_advantage(tiny_model: Path, settings: dict[str, Any], moves: bool) -> None:
+    spec = spec_of(kind="grpo", **settings)
+    assert moves_without_advantage(spec) == moves
+    actor = actor_of(tiny_model, spec)
+    one = rollouts_of(actor, [0.5] * 8)
+    one.reference_logps = one.old_logps - 0.1
+    credit(one, spec_of(kind="grpo"), 0.0, RewardScale())
+    gradients(actor, one, spec)
+    is_left_out = settings.get("kl", {}).get("everywhere") is False
+    assert any(p.grad.any() for p in actor.parameters() if p.grad is not None) == (moves or is_left_out)
 
 
 def test_half_the_groups_move_the_model_half_as_much(tiny_model: Path) -> None:
