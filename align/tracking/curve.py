@@ -26,7 +26,7 @@ class Point(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A curve as one tracker knows it; `last_step` is the last one it has, None for a new run."""
+    """A curve as one tracker knows it; `last_step` is the last one it has, None when it has none."""
 
     id: str
     name: str

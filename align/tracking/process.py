@@ -122,6 +122,7 @@ class Sending:
         if known is None or any(known.get(field) != value for field, value in filed.items()):
             known = {**filed, "id": uuid.uuid4().hex[:16], "step": None}
         self._known: dict[str, Any] = known
+        self._write()
         run = Run(known["id"], curve.name, curve.kind, where.project, where.group, curve.config, known["step"])
         if said := tracker.begin(run):
             say(said)
@@ -140,10 +141,13 @@ class Sending:
                 last = found.step
         if fresh:
             self._known["step"] = last
-            self._mark.parent.mkdir(exist_ok=True)
-            store.write_json(self._mark, self._known)
+            self._write()
             for step, figures in fresh:
                 self._tracker.log(step, figures)
+
+    def _write(self) -> None:
+        self._mark.parent.mkdir(exist_ok=True)
+        store.write_json(self._mark, self._known)
 
 
 def _known(mark: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The run's side of tracking: a process a tracker, told by a file what to follow and never waited for."""
 
+import contextlib
 import json
 import os
 import signal
@@ -144,9 +145,7 @@ class _Sender:
     def close(self) -> None:
         """Ends the process and what it has started, if they are still there."""
         self.hang_up()
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has left nothing behind
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         self._scratch.cleanup()

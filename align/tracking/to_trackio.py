@@ -20,7 +20,7 @@ class Trackio:
             name=f"{run.name}-{run.id[:8]}",  # runs are resumed by name
             group=run.group,
             config=run.config,
-            resume="never" if run.last_step is None else "allow",
+            resume="allow",
             space_id=self._space,
             embed=False,
             auto_log_cpu=False,

@@ -6,7 +6,7 @@ from typing import Any
 
 from qwen_align.align.spec.tracking import Tracking
 from qwen_align.align.tracking.curve import Run
-from qwen_align.align.tracking.places import wandb_mode
+from qwen_align.align.tracking.places import WandbMode, wandb_mode
 
 INIT_TIMEOUT_S = 30.0
 
@@ -17,7 +17,7 @@ class Wandb:
 
         self._wandb = wandb
         self._folder = folder
-        self._mode = wandb_mode()
+        self._mode: WandbMode = wandb_mode()
 
     def begin(self, run: Run) -> str | None:
         """Opens the run; returns what people should know if the server was not reached: it is offline then."""
