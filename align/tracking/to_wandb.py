@@ -8,7 +8,7 @@ from qwen_align.align.spec.tracking import Tracking
 from qwen_align.align.tracking.curve import Run
 from qwen_align.align.tracking.places import WandbMode, wandb_mode
 
-INIT_TIMEOUT_S = 30.0
+INIT_TIMEOUT_S = 15.0  # half of what the end of a run waits, so that a short run still has its files
 
 
 class Wandb:
@@ -29,16 +29,17 @@ class Wandb:
             self._wandb.teardown()
             self._mode = "offline"
             self._run = self._init(run)
-            return f"not reached, so offline ({error}); upload with `wandb sync {self._folder / 'offline-run-*'}`"
+            why = str(error).partition("\n")[0]
+            return f"not reached, so offline ({why}); upload with `wandb sync {self._folder / 'offline-run-*'}`"
         return None
 
     def _init(self, run: Run) -> Any:
-        # wandb puts its files into a folder `wandb` of its own below `dir`
         settings = self._wandb.Settings(
             console="off",
             disable_code=True,
             disable_git=True,
             disable_job_creation=True,
+            host="",
             init_timeout=INIT_TIMEOUT_S,
             save_code=False,
             silent=True,
@@ -55,7 +56,7 @@ class Wandb:
             name=run.name,
             id=run.id,
             config=run.config,
-            dir=self._folder.parent,
+            dir=self._folder.parent,  # in which it has a folder `wandb` of its own
             mode=self._mode,
             resume="allow" if self._mode == "online" else None,
             settings=settings,
