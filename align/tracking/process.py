@@ -54,8 +54,8 @@ def main(folder: Path) -> int:
     os.nice(10)  # training first
     job = store.read_json(folder / "job.json")
 
-    def say(message: str) -> None:
-        store.write_json(folder / "said.json", {"message": message})
+    def say(message: str, *, is_last: bool = False) -> None:
+        store.write_json(folder / "said.json", {"message": message, "is_last": is_last})
 
     try:
         tracker = make(job["where"]["tracker"], Tracking.model_validate(job["tracking"]), Path(job["folder"]))
@@ -63,7 +63,7 @@ def main(folder: Path) -> int:
     except Exception as error:  # noqa: BLE001 - the boundary to trackers' code, which may raise anything
         traceback.print_exc()
         said = str(error).strip().splitlines()
-        say(f"{type(error).__name__}: {said[0]}" if said else type(error).__name__)
+        say(": ".join([type(error).__name__, *said[:1]]), is_last=True)
         return 1
     return 0
 

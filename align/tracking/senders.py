@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from qwen_align.align import store
 from qwen_align.align.spec.tracking import Tracking
@@ -50,17 +50,24 @@ class Senders:
     def look(self) -> None:
         """Notes the trackers that have failed since the last look; takes no time."""
         for sender in list(self._senders):
-            if (code := sender.process.poll()) is not None:
-                self._drop(sender, sender.said() or f"its process ended with code {code}")
-            elif message := sender.said():
-                self._note(f"tracking: {sender.name}: {message}")
+            code = sender.process.poll()  # before its word is read, which comes first
+            if said := sender.said():
+                self._hear(sender, said)
+            elif code is not None:
+                self._drop(sender, f"its process ended with code {code}")
+
+    def _hear(self, sender: "_Sender", said: "_Said") -> None:
+        if said.is_last:
+            self._drop(sender, said.message)
+        else:
+            self._note(f"tracking: {sender.name}: {said.message}")
 
     def __exit__(self, kind: object, *_: object) -> None:
         deadline = time.monotonic() + (FINISH_S if kind is None else LEAVE_S)
         try:
             for sender in self._senders:
                 sender.hang_up()
-            for sender in self._senders:
+            for sender in list(self._senders):
                 self._await(sender, max(0.0, deadline - time.monotonic()))
         finally:
             for sender in self._senders:
@@ -70,12 +77,12 @@ class Senders:
         try:
             code = sender.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._tell(sender, "did not finish in time and was ended")
+            self._drop(sender, "did not finish in time and was ended")
             return
-        if message := sender.said():
-            self._note(f"tracking: {sender.name}: {message}") if code == 0 else self._tell(sender, message)
+        if said := sender.said():
+            self._hear(sender, said)
         elif code != 0:
-            self._tell(sender, f"its process ended with code {code}")
+            self._drop(sender, f"its process ended with code {code}")
 
     def _start(self) -> None:
         for name in self._tracking.to:
@@ -101,6 +108,13 @@ class Senders:
             f"tracking: {sender.name}: {why}; the run is not touched by it, "
             f"and metrics.jsonl holds every figure; log: {sender.log}"
         )
+
+
+class _Said(NamedTuple):
+    """A tracker's word to people; after the last one it does nothing more."""
+
+    message: str
+    is_last: bool
 
 
 class _Sender:
@@ -129,14 +143,14 @@ class _Sender:
         with (self._home / "orders.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(order) + "\n")
 
-    def said(self) -> str | None:
+    def said(self) -> _Said | None:
         """Its word to people, once."""
         path = self._home / "said.json"
         if not path.exists():
             return None
-        message = str(store.read_json(path)["message"])
+        said = _Said(**store.read_json(path))
         path.unlink()
-        return message
+        return said
 
     def hang_up(self) -> None:
         assert self.process.stdin

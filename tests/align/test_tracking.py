@@ -95,7 +95,7 @@ def test_a_killed_and_resumed_stage_gives_each_step_once_in_one_run(tmp_path: Pa
     assert first.ends == [False], "the run went away before the stage had ended"
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # as a kill leaves it
-    serve(second, tmp_path, lambda: cut_after(tmp_path, 5), lambda: write_steps(tmp_path, 6, 9), end=False)
+    serve(second, tmp_path, lambda: cut_after(tmp_path, 5), lambda: write_steps(tmp_path, 6, 9))
     assert first.steps + second.steps == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert first.runs[0].id == second.runs[0].id
     assert (first.runs[0].last_step, second.runs[0].last_step) == (None, 7)
@@ -330,30 +330,18 @@ def test_a_tracker_that_raises_is_noted_once_and_the_run_goes_on(
 
 
 def test_a_tracker_that_fails_early_is_noted_while_the_stage_runs(
-    stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = Heard()
-
-    def until_noted(watch: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not heard.notes and time.monotonic() < deadline:
-            watch()
-
     fake("trackio", RAISES, tmp_path, monkeypatch)
-    monkeypatch.setattr(pipeline, "Launcher", Toy)
-    monkeypatch.setattr(Toy, "during", staticmethod(lambda watch: None))
-    planned = pipeline.plan(stages({"to": ["trackio"]}), tmp_path)
-    original = Toy.run
-
-    def slow(self: Toy, stage: Any, folder: Path, watch: Callable[[], bool]) -> Ended:
-        if stage.kind == "sft":
-            until_noted(watch)
-            assert len(heard.notes) == 1
-        return original(self, stage, folder, watch)
-
-    monkeypatch.setattr(Toy, "run", slow)
-    pipeline.run(planned, heard)
-    assert len(heard.notes) == 1
+    notes: list[str] = []
+    deadline = time.monotonic() + 60
+    with senders.Senders(Tracking(to=["trackio"]), "group", tmp_path / "tracking", notes.append) as tracked:
+        tracked.begin(Curve("sft", "sft", tmp_path, {}))
+        while not notes and time.monotonic() < deadline:
+            tracked.look()
+        assert len(notes) == 1
+        tracked.end(is_whole=True)
+    assert len(notes) == 1
 
 
 def test_a_tracker_that_hangs_is_ended_after_a_bounded_wait(
