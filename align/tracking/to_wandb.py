@@ -48,6 +48,7 @@ class Wandb:
             x_disable_meta=True,
             x_disable_stats=True,
             x_save_requirements=False,
+            x_transaction_log_flush_interval=1.0,  # seconds; a kill loses what is not on disk
         )
         return self._wandb.init(
             project=run.project,

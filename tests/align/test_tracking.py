@@ -227,6 +227,12 @@ def fake(name: str, code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.syspath_prepend(str(folder / "fakes"))
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine imports slowly; here that is no tracker's failure."""
+    monkeypatch.setattr(senders, "FINISH_S", 300.0)
+
+
 def test_nothing_of_it_is_in_a_key(stages: Callable[..., Path], tmp_path: Path) -> None:
     plain = [one.key for one in pipeline.plan(stages(), tmp_path).stages]
     tracked = pipeline.plan(stages({"to": ["tensorboard"], "project": "p", "group": "g"}), tmp_path)
@@ -317,6 +323,7 @@ def init(**given):
 """
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_tracker_that_raises_is_noted_once_and_the_run_goes_on(
     stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +406,7 @@ def test_tensorboard_holds_each_step_once_over_a_kill(tmp_path: Path) -> None:
     assert b"learning_rate: 0.0001" in settings.tensor_proto.string_val[0]
 
 
+@pytest.mark.usefixtures("patient")
 def test_trackio_stays_local_and_holds_each_step_once(
     stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +428,7 @@ def test_trackio_stays_local_and_holds_each_step_once(
     assert groups == {"trial"}
 
 
+@pytest.mark.usefixtures("patient")
 def test_wandb_without_a_key_writes_offline_files_and_no_more(
     stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
