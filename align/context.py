@@ -15,6 +15,7 @@ from qwen_align.align.store import write_text
 
 PROGRESS = "progress.json"
 NOTES = "notes.jsonl"
+TRACKING = "tracking"  # a folder: how far each tracker has got
 
 
 @dataclass

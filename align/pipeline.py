@@ -19,6 +19,9 @@ from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.spec.recipe import PRODUCTS, Recipe, Variant
 from qwen_align.align.store import Folder, Store
 from qwen_align.align.strict import did_you_mean
+from qwen_align.align.tracking import places
+from qwen_align.align.tracking.curve import EVALUATED, TRAINED, Curve, Point, evaluation
+from qwen_align.align.tracking.senders import Senders
 from qwen_align.data_builders.local_file import LocalFile
 
 
@@ -53,6 +56,16 @@ class Plan:
     def run_folder(self) -> Path:
         return self.home / "runs" / self.recipe.name
 
+    @property
+    def tracking_folder(self) -> Path:
+        """Where trackers keep their files and logs."""
+        return self.run_folder / "tracking"
+
+    @property
+    def group(self) -> str:
+        """What trackers file the run's stages under."""
+        return self.recipe.tracking.group or self.recipe.name
+
     def named(self, name: str) -> list[Planned]:
         """The stages called so, in the plan or in the recipe; raises RecipeError when there is none."""
         found = [planned for planned in self.stages if name in (planned.stage.name, planned.stage.origin)]
@@ -69,6 +82,7 @@ class Listener(Protocol):
     def started(self, planned: Planned) -> None: ...
     def going(self, planned: Planned) -> None: ...
     def finished(self, planned: Planned) -> None: ...
+    def noted(self, message: str) -> None: ...
 
 
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
@@ -131,13 +145,15 @@ def run(
     for one in planned.stages:
         if one.missing:
             raise RecipeError(f"stage '{one.stage.origin}': builder.path: {one.missing}: no such file")
+    places.check(planned.recipe.tracking)
     again = [one for asked in force for one in planned.named(asked)]
     check_models(planned, again)
     for one in again:
         _forget(one)
     _link(planned)
     todo = [one for one in planned.stages if not one.is_stored]
-    with Launcher() as launcher:
+    senders = Senders(planned.recipe.tracking, planned.group, planned.tracking_folder, listener.noted)
+    with Launcher() as launcher, senders:
         if any(uses_server(one.stage) for one in todo):
             launcher.warm_up()
         for one in planned.stages:
@@ -146,7 +162,7 @@ def run(
                     _check_versions(one)
                 listener.skipped(one)
             else:
-                _run_one(one, launcher, listener, stop)
+                _run_one(one, launcher, senders, listener, stop)
 
 
 def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
@@ -180,8 +196,9 @@ def _cannot(one: Planned, error: OSError) -> StageError:
     return StageError(f"stage '{one.stage.name}': {error.filename or one.folder.path}: {error.strerror or error}")
 
 
-def _run_one(one: Planned, launcher: Launcher, listener: Listener, stop: Callable[[], bool]) -> None:
+def _run_one(one: Planned, launcher: Launcher, senders: Senders, listener: Listener, stop: Callable[[], bool]) -> None:
     def watch() -> bool:
+        senders.look()
         listener.going(one)
         return stop()
 
@@ -195,7 +212,12 @@ def _run_one(one: Planned, launcher: Launcher, listener: Listener, stop: Callabl
                 raise BY_EXIT_CODE[75]("stopped as asked; run again to go on")
             store.write_json(one.folder.path / "stage.json", job(one))
             listener.started(one)
+            is_tracked = one.stage.kind in (*TRAINED, EVALUATED)
+            if is_tracked:
+                senders.begin(_curve(one))
             ended = launcher.run(one.stage, one.folder.path, watch)
+            if is_tracked:
+                senders.end(_measured(one), is_whole=one.is_stored)
     except OSError as error:
         raise _cannot(one, error) from None
     if ended.code != 0:
@@ -203,6 +225,17 @@ def _run_one(one: Planned, launcher: Launcher, listener: Listener, stop: Callabl
     if not one.is_stored:
         raise StageError(f"stage '{name}' ended without a manifest\nlog: {one.folder.path / 'log.txt'}")
     listener.finished(one)
+
+
+def _curve(one: Planned) -> Curve:
+    settings = one.stage.settings.model_dump(mode="json")
+    resolved = {"seed": one.stage.seed, "runtime": one.stage.runtime.model_dump(mode="json"), "key": one.key}
+    return Curve(one.stage.name, one.stage.kind, one.folder.path.resolve(), settings | resolved)
+
+
+def _measured(one: Planned) -> list[Point]:
+    is_measured = one.stage.kind == EVALUATED and one.is_stored
+    return [evaluation(one.folder.manifest()["summary"])] if is_measured else []
 
 
 def job(one: Planned) -> dict[str, Any]:

@@ -83,6 +83,9 @@ class Progress:
         manifest = planned.folder.manifest()
         self._line(planned, f"{manifest['seconds']:7.1f} s", summary(manifest["summary"]))
 
+    def noted(self, message: str) -> None:
+        self._console.print(Text(f"  {message}"), soft_wrap=True)
+
     def _line(self, planned: Planned, state: str, says: str) -> None:
         text = Text(f"{self._title(planned)}  {state:>9}  {says}", overflow="ellipsis", no_wrap=True)
         self._console.print(text, soft_wrap=not self._console.is_terminal)

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qwen_align.align import store
-from qwen_align.align.context import NOTES, PROGRESS, Context, main_process
+from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context, main_process
 from qwen_align.align.errors import AlignError
 from qwen_align.align.server import die_with_parent
 from qwen_align.align.spec.recipe import AnyStage
@@ -85,7 +85,7 @@ def _run(folder: Path, *, started: float, imported_before: float) -> None:
 
 
 def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], *, seconds: float, imports: float) -> None:
-    temporary = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl"}
+    temporary = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
     files = sorted(
         path
         for path in folder.rglob("*")

@@ -37,6 +37,7 @@ LAYERS = (
     ("align.rollout.*", "align.trl_args", "align.compat", "align.model", "align.scorer", "align.checkpoint"),
     ("align.rl.*",),
     ("align.stages.*",),
+    ("align.tracking.*",),
     (
         "align.build",
         "align.chat",
@@ -58,7 +59,8 @@ LAYERS = (
     ),
     ("cli",),
 )
-PACKAGES = {"align", "align.rl", "align.rollout", "align.spec", "align.stages"}  # whose __init__ holds no import
+# Whose __init__ holds no import.
+PACKAGES = {"align", "align.rl", "align.rollout", "align.spec", "align.stages", "align.tracking"}
 
 # Who may import what takes seconds, wherever in the file; `align.worker` and `align.server` do it late.
 HEAVY = {
@@ -71,6 +73,7 @@ HEAVY = {
         "align.rl.*",
         "align.rollout.*",
         "align.stages.*",
+        "align.tracking.to_tensorboard",
         "align.worker",
         "align.server",
     ),
@@ -100,6 +103,7 @@ HEAVY = {
 }
 LATE = {
     "align.worker": {"torch"},
+    "align.tracking.to_tensorboard": {"torch"},
     "data_builders.hub": {"datasets"},
     "align.server": {"torch", "transformers", "trl", "peft"},
 }

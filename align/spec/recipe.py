@@ -22,6 +22,7 @@ from qwen_align.align.spec.reward_model import RewardModel
 from qwen_align.align.spec.rollout import Rollout
 from qwen_align.align.spec.sft import Sft
 from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.spec.tracking import Tracking
 from qwen_align.align.strict import Strict, did_you_mean
 
 StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | RewardModel | Grpo | Ppo | Evaluate
@@ -129,6 +130,7 @@ class Recipe(Strict):
     anchors: dict[str, Any] = Field(default_factory=dict, exclude=True, description="a place for YAML anchors")
     stages: list[Item] = Field(min_length=1)
     report: Report = Report()
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _report_names_what_there_is(self) -> "Recipe":

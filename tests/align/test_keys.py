@@ -174,6 +174,7 @@ def test_seeds_of_a_matrix_share_the_stages_with_a_fixed_seed(
         ("sft.runtime", {"micro_batch": 3, "processes": 2}),
         (".runtime", {"device": "cpu", "checkpoint_every": 7}),
         (".report", {"title": "other"}),
+        (".tracking", {"to": ["wandb"], "project": "other"}),
         (".name", "other"),
         (".seed", 0),
         ("sft.weight_decay", 0.0),  # its default, written out

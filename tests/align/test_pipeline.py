@@ -45,6 +45,9 @@ class Heard:
     def finished(self, planned: Planned) -> None:
         self.said.append(f"{planned.stage.name} finished")
 
+    def noted(self, message: str) -> None:
+        self.said.append(message)
+
 
 def completion(prompt: int, sample: int, value: float) -> Completion:
     return Completion(

@@ -1,0 +1,34 @@
+"""TensorBoard: event files, a folder a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from qwen_align.align.spec.tracking import Tracking
+from qwen_align.align.tracking.curve import Run
+
+
+class TensorBoard:
+    def __init__(self, tracking: Tracking, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._open = SummaryWriter
+        self._folder = folder
+
+    def begin(self, run: Run) -> str | None:
+        purge = None if run.last_step is None else run.last_step + 1  # what a kill has left beyond is not shown
+        self._writer = self._open(str(self._folder / f"{run.name}-{run.id[:8]}"), purge_step=purge)
+        if run.last_step is None:
+            settings = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
+            self._writer.add_text("settings", "".join(f"    {line}\n" for line in settings.splitlines()))  # as code
+            self._writer.flush()
+        return None
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def end(self, *, is_whole: bool) -> None:
+        self._writer.close()

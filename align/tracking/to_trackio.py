@@ -1,0 +1,35 @@
+"""trackio: a local database, or a Hugging Face Space that the recipe names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from qwen_align.align.spec.tracking import Tracking
+from qwen_align.align.tracking.curve import Run
+
+
+class Trackio:
+    def __init__(self, tracking: Tracking, folder: Path) -> None:
+        import trackio
+
+        self._trackio = trackio
+        self._space = tracking.space
+
+    def begin(self, run: Run) -> str | None:
+        self._run = self._trackio.init(
+            project=run.project,
+            name=f"{run.name}-{run.id[:8]}",  # runs are resumed by name
+            group=run.group,
+            config=run.config,
+            resume="allow",
+            space_id=self._space,
+            embed=False,
+            auto_log_cpu=False,
+            auto_log_gpu=False,
+        )
+        return None
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def end(self, *, is_whole: bool) -> None:
+        self._run.finish()

@@ -1,0 +1,70 @@
+"""Weights & Biases: offline without a key in the environment, and never more than the figures and the settings."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen_align.align.spec.tracking import Tracking
+from qwen_align.align.tracking.curve import Run
+from qwen_align.align.tracking.places import WandbMode, wandb_mode
+
+INIT_TIMEOUT_S = 15.0  # half of what the end of a run waits, so that a short run still has its files
+
+
+class Wandb:
+    def __init__(self, tracking: Tracking, folder: Path) -> None:
+        import wandb
+
+        self._wandb = wandb
+        self._folder = folder
+        self._mode: WandbMode = wandb_mode()
+
+    def begin(self, run: Run) -> str | None:
+        """Opens the run; returns what people should know if the server was not reached: it is offline then."""
+        try:
+            self._run = self._init(run)
+        except self._wandb.Error as error:
+            if self._mode != "online":
+                raise
+            self._wandb.teardown()
+            self._mode = "offline"
+            self._run = self._init(run)
+            why = str(error).partition("\n")[0]
+            return f"not reached, so offline ({why}); upload with `wandb sync {self._folder / 'offline-run-*'}`"
+        return None
+
+    def _init(self, run: Run) -> Any:
+        settings = self._wandb.Settings(
+            console="off",
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            host="",
+            init_timeout=INIT_TIMEOUT_S,
+            save_code=False,
+            silent=True,
+            symlink=False,
+            x_disable_machine_info=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+            x_transaction_log_flush_interval=1.0,  # seconds; a kill loses what is not on disk
+        )
+        return self._wandb.init(
+            project=run.project,
+            group=run.group,
+            job_type=run.kind,
+            name=run.name,
+            id=run.id,
+            config=run.config,
+            dir=self._folder.parent,  # in which it has a folder `wandb` of its own
+            mode=self._mode,
+            resume="allow" if self._mode == "online" else None,
+            settings=settings,
+        )
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        self._run.log(dict(figures), step=step, commit=True)
+
+    def end(self, *, is_whole: bool) -> None:
+        self._run.finish(exit_code=0 if is_whole else 1)
