@@ -111,6 +111,8 @@ def main(parts: list[str]) -> int:
         except UnsoundError as error:
             print(error, file=sys.stderr)
             return 2
+        finally:
+            copy.end()
     n_caught = sum(by is not None for by in found.values())
     by_message = sum(fault.command is not None and found[fault.name] is not None for fault in faults)
     first = sum(fault.first_uncaught for fault in faults)
