@@ -75,10 +75,10 @@ class Copy:
             return Ended(process.returncode, said)
 
     def tests(self, tests: Sequence[str], *, limit_s: float, stop: bool = True) -> Ended:
-        """What pytest says of these tests, up to the first that fails if it is to `stop` there."""
+        """What pytest says of those that are not slow, up to the first that fails if it is to `stop` there."""
         log = self.root.parent / "log.txt"
         first = ["-x"] if stop else []
-        arguments = ["-q", *first, "-p", "no:cacheprovider", *tests]
+        arguments = ["-q", *first, "-m", "not slow", "-p", "no:cacheprovider", *tests]
         process = self._forks()
         assert process.stdin
         assert process.stdout
