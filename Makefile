@@ -18,7 +18,7 @@ lint: .venv/dev .typing/qwen_align
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What takes longer than CI should: several seeds of the ladder, and benchmarks. Figures go to docs/ by hand.
+# What takes longer than CI should: several seeds of the ladder, benchmarks, planted faults. Figures go to docs/ by hand.
 evidence: .venv/dev
 	$(BIN)/qwen-align run recipes/quickstart.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
 	$(BIN)/qwen-align run recipes/online_rl.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
@@ -28,6 +28,7 @@ evidence: .venv/dev
 	$(BIN)/python tests/bench/code_tests.py
 	$(BIN)/python tests/bench/contamination.py
 	$(BIN)/python tests/bench/near_duplicates.py
+	$(BIN)/python tests/evidence/faults.py
 
 .venv/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

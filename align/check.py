@@ -32,6 +32,7 @@ from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.audit import audit
 from qwen_align.reward.combine import SHAPING_SHARE, shaping_scale
+from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.settings import Reward, check_all, reward_for
 
 AUDITED = 2  # problems whose bad completions a reward is shown
@@ -171,7 +172,7 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         yield from _training(paired.lengths, paired.dropped, settings, len(paired.pairs))
     elif isinstance(settings, Grpo | Ppo):
         check_all(settings.rewards)
-        prompts = list(only(Problem, preview.rows_for(one, settings.from_data)))
+        prompts = _problems(preview.rows_for(one, settings.from_data))
         micro_batches(settings.prompts * settings.samples, one.stage.runtime)
         lengths = [preview.prompt_length(one, row, None) for row in prompts]
         _fits(preview, one, max(lengths, default=0) + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
@@ -183,13 +184,13 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         yield from _rewards(settings.rewards, prompts)
     elif isinstance(settings, Rollout):
         check_all(settings.rewards)
-        prompts = list(only(Problem, preview.rows_for(one, [settings.from_data])))
+        prompts = _problems(preview.rows_for(one, [settings.from_data]))
         switches = [settings.switch] if settings.switch else []
         yield f"{len(prompts):,} prompts x {settings.samples} completions, {_asked(one, preview, prompts, switches)}"
         yield from _rewards(settings.rewards, prompts)
     elif isinstance(settings, Evaluate):
         check_all(settings.rewards)
-        prompts = list(only(Problem, preview.rows_for(one, settings.from_data)))
+        prompts = _problems(preview.rows_for(one, settings.from_data))
         _judgeable(prompts, settings.rewards)
         yield (
             f"{len(prompts):,} questions x {len(settings.switches)} switches x {settings.samples} completions, "
@@ -271,6 +272,24 @@ def _rewards(rewards: list[Reward], prompts: list[Problem]) -> Iterator[str]:
             )
             if paid:
                 yield f"{reward.label} pays for what solves nothing: {', '.join(paid)}"
+
+
+def _problems(rows: Iterator[Row]) -> list[Problem]:
+    """The rows as problems; raises DataError where questions and golds look exchanged, which trains without a word."""
+    problems = list(only(Problem, rows))
+    judged = [row for row in problems if row.reward == MathAnswer().kind and isinstance(row.gold, str)]
+    longer = [row for row in judged if len(_answer_in(row.gold)) > sum(len(turn.content) for turn in row.messages)]
+    if 2 * len(longer) > len(judged):
+        raise DataError(
+            f"{len(longer):,} of {len(judged):,} golds are longer than their questions, the first that of "
+            f"'{longer[0].id}': {longer[0].gold!r:.60}; question and gold look exchanged: see the builder's columns"
+        )
+    return problems
+
+
+def _answer_in(gold: str) -> str:
+    """The answer at the end of a gold that holds a whole solution, as GSM8K's do."""
+    return "" if "\\boxed" in gold else gold.rpartition("####")[2]
 
 
 def _judgeable(prompts: list[Problem], rewards: list[Reward]) -> None:

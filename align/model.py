@@ -18,6 +18,7 @@ from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.render import Renderer
 from qwen_align.align.spec.stage import Runtime
 from qwen_align.align.store import read_json, write_json
+from qwen_align.align.vocabulary import check_vocabulary
 
 # What the folder of a tokenizer may hold; copied unchanged, so a tuned model keeps its inference template.
 TOKENIZER_FILES = (
@@ -67,7 +68,11 @@ def base_folder(files: ModelFiles) -> Path:
 
 
 def renderer_of(folder: Path) -> Renderer:
-    return Renderer.load(base_folder(locate(folder)))
+    """The renderer of the model's base; raises RecipeError where tokenizer and model do not belong together."""
+    base = base_folder(locate(folder))
+    renderer = Renderer.load(base)
+    check_vocabulary(base, renderer)
+    return renderer
 
 
 def device_of(runtime: Runtime) -> torch.device:

@@ -22,6 +22,7 @@ from qwen_align.align.strict import did_you_mean
 from qwen_align.align.tracking import places
 from qwen_align.align.tracking.curve import EVALUATED, TRAINED, Curve, Point, evaluation
 from qwen_align.align.tracking.senders import Senders
+from qwen_align.align.vocabulary import check_vocabulary
 from qwen_align.data_builders.local_file import LocalFile
 
 
@@ -166,8 +167,8 @@ def run(
 
 
 def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
-    """Raises RecipeError when a stage to run cannot start: its local model has no tokenizer or template to train on,
-    or its DeepSpeed file is missing.
+    """Raises RecipeError when a stage to run cannot start: its local model has no tokenizer of its own or no template
+    to train on, or its DeepSpeed file is missing.
 
     `again`: stored stages that will run again.
     """
@@ -179,7 +180,7 @@ def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
     for name, folder in read.items():
         if name in planned.graph.models and not planned.graph.models[name].hub:
             try:
-                Renderer.load(folder)
+                check_vocabulary(folder, Renderer.load(folder))
             except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
                 raise RecipeError(f"models: {name}: {error}") from None
 

@@ -171,6 +171,10 @@ WRONG_MODELS: list[tuple[tuple[str, ...], dict[str, str], str]] = [
     ((), {"chat_template_jinja": NOT_STABLE}, "chat_template.jinja: not prefix-stable"),
     ((), {"chat_template_jinja": "{{ raise_exception('no') }}"}, "the template refuses these messages: no"),
     ((), {"tokenizer_config_json": "{"}, "base: "),
+    ((), {"config_json": '{"vocab_size": 50}'}, "ids up to 399, but the model has embeddings for 50 (vocab_size"),
+    ((), {"config_json": '{"text_config": {"vocab_size": 50}}'}, "has embeddings for 50"),
+    ((), {"config_json": '{"eos_token_id": 7}', "generation_config_json": "{}"}, "the model stops at id 7 ("),
+    ((), {"config_json": "{}", "generation_config_json": '{"eos_token_id": [7, 8]}'}, "the model stops at id 7 ("),
 ]
 
 

@@ -33,6 +33,7 @@ LAYERS = (
         "align.thinking",
         "align.tiny_tokenizer",
         "align.versions",
+        "align.vocabulary",
     ),
     ("align.rollout.*", "align.trl_args", "align.compat", "align.model", "align.scorer", "align.checkpoint"),
     ("align.rl.*",),

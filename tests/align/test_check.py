@@ -266,6 +266,42 @@ def test_golds_a_reward_cannot_use_are_counted(said: Callable[..., list[str]], t
         said({**data, "sieve": {"gold_is_usable": False}}, EVALUATE | {"from_model": "base"})
 
 
+@pytest.mark.parametrize("stage", [GRPO, EVALUATE, ROLLOUT])
+def test_questions_and_golds_that_look_exchanged_are_refused(
+    said: Callable[..., list[str]], tmp_path: Path, stage: dict[str, Any]
+) -> None:
+    """A sentence is a usable gold, so nothing else would say so."""
+
+    def rows(*exchanged: bool) -> dict[str, Any]:
+        asked = ["What is the sum of one apple and two?", "3"]
+        made = [
+            Problem(
+                id=f"p{n}",
+                messages=[Message(role="user", content=pair[0] + "!" * n)],
+                gold=pair[1],
+                reward="math_answer",
+            )
+            for n, pair in enumerate(asked[::-1] if one else asked for one in exchanged)
+        ]
+        return file_stage(tmp_path, *made, name="problems")
+
+    stage = {**stage, "from_model": "base"}
+    with pytest.raises(DataError, match=r"2 of 3 golds are longer than their questions, the first that of 'p0': 'What"):
+        said(rows(True, False, True), stage)
+    assert said(rows(True, False, False), stage), "one long answer proves nothing"
+
+
+def test_a_gold_that_is_a_whole_solution_is_not_taken_for_a_question(
+    said: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    golds = ["We add one and two, which makes three. #### 3", r"One and two make three, \boxed{3}."]
+    rows = [
+        Problem(id=f"p{n}", messages=[Message(role="user", content=f"1+{n}?")], gold=gold, reward="math_answer")
+        for n, gold in enumerate(golds)
+    ]
+    assert said(file_stage(tmp_path, *rows, name="problems"), GRPO)
+
+
 def later(name: str, folder: Path, expect_rows: int | None = 100, **rest: Any) -> dict[str, Any]:
     """A stage on a file that is not there yet."""
     path = str(folder / f"{name}.jsonl")

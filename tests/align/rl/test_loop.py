@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 from qwen_align.align.context import Context
-from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.rows import to_line
 from qwen_align.align.spec.recipe import AnyStage
 from qwen_align.align.spec.stage import Runtime
@@ -50,13 +50,14 @@ def prepare(folder: Path, model: Path, settings: dict[str, Any], **runtime: Any)
     (folder / "job.json").write_text(json.dumps(job))
 
 
-def run(folder: Path, model: Path, settings: dict[str, Any], **runtime: Any) -> dict[str, Any]:
-    """Runs the stage in this process; what it made lies in `out`."""
+def run(folder: Path, model: Path, settings: dict[str, Any], *, stop: bool = False, **runtime: Any) -> dict[str, Any]:
+    """Runs the stage in this process; what it made lies in `out`. `stop`: asked to stop after the first update."""
     prepare(folder, model, settings, **runtime)
     job = json.loads((folder / "job.json").read_text())
     stage: Any = TypeAdapter[Any](AnyStage).validate_python(settings, context={"folder": str(folder)})
     (folder / "out").mkdir(exist_ok=True)
     context = Context(folder / "out", 0, Runtime.model_validate(job["runtime"]))
+    context._asked = stop
     code = importlib.import_module(f"qwen_align.align.stages.{stage.kind}")
     found: dict[str, Any] = code.run(
         stage, {name: Path(path) for name, path in job["inputs"].items()}, folder / "out", context
@@ -163,6 +164,21 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(
     assert json.loads((killed / "out" / "summary.json").read_text()) == json.loads(
         (whole / "out" / "summary.json").read_text()
     )
+
+
+def test_stopped_and_resumed_goes_on_with_what_it_had_learnt_of_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    """Coefficients that follow the run are no weights and no settings, and still decide what comes next."""
+    kl = {"coefficient": 0.05, "target": 2.0, "horizon": 50}
+    entropy = {"coefficient": 0.01, "target": 9.0, "change": 0.002}
+    settings = {**GRPO, "steps": 2, "kl": kl, "entropy": entropy}
+    run(tmp_path / "whole", tiny_model, settings)
+    with pytest.raises(Preempted):
+        run(tmp_path / "stopped", tiny_model, settings, stop=True)
+    run(tmp_path / "stopped", tiny_model, settings)
+    whole, resumed = (without_times(lines(tmp_path / name, "metrics.jsonl")) for name in ("whole", "stopped"))
+    assert resumed == whole
+    for name in ("kl/coefficient", "entropy/coefficient"):
+        assert whole[0][name] != whole[1][name]
 
 
 def digest(folder: Path) -> str:
