@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
     @property
     def step(self) -> int:
-        return step_of(self.folder) if self.folder else 0
+        return (step_of(self.folder) or 0) if self.folder else 0
 
     def tell(self, context: Context) -> None:
         """A note for each damaged checkpoint; to be called after `context.forget_after`, which would drop them."""
@@ -107,14 +107,15 @@ def newest(home: Path) -> Found:
 
 def _look(home: Path) -> Found:
     store.remove_tree(home / "partial")
-    damaged = []
-    for folder in sorted(_checkpoints(home), key=step_of, reverse=True):
+    steps = {folder: step_of(folder) for folder in _checkpoints(home)}
+    damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
+    for step, folder in sorted(((step, folder) for folder, step in steps.items() if step is not None), reverse=True):
         try:
             said = whole.opened(folder)
         except whole.Damaged as error:
             damaged.append(f"{folder}: {error}")
             continue
-        if folder.name == f"checkpoint-{said['step']}":
+        if said["step"] == step:
             return Found(folder, damaged)
         damaged.append(f"{folder}: holds step {said['step']}")
     return Found(None, damaged)
@@ -124,10 +125,10 @@ def _checkpoints(home: Path) -> list[Path]:
     return [path for path in home.glob("checkpoint-*") if path.is_dir()]
 
 
-def step_of(folder: Path) -> int:
-    """The step in the folder's name; -1 where there is none."""
+def step_of(folder: Path) -> int | None:
+    """The step in the folder's name."""
     said = folder.name.removeprefix("checkpoint-")
-    return int(said) if said.isdecimal() else -1
+    return int(said) if said.isdecimal() else None
 
 
 def _world_size() -> int:

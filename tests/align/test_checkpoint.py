@@ -25,7 +25,7 @@ def make(home: Path, step: int, world_size: int = 1) -> Path:
 
 
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:-20])
 
 
 def flip(path: Path) -> None:
@@ -48,7 +48,7 @@ def in_seal(change: Callable[[dict[str, object]], object]) -> Callable[[Path], o
 def forget_file(folder: Path) -> None:
     """The optimiser's file is gone, and so is every trace of it."""
     (folder / "optimizer.pt").unlink()
-    in_seal(lambda said: said["files"].pop("optimizer.pt"))(folder)  # type: ignore[attr-defined]
+    in_seal(lambda said: said["files"].pop("optimizer.pt"))(folder)
 
 
 def of_an_older_version(folder: Path) -> None:
@@ -80,16 +80,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "complete.json empty": (lambda folder: (folder / whole.COMPLETE).write_text(""), "complete.json"),
     "complete.json no object": (lambda folder: (folder / whole.COMPLETE).write_text("[]"), "complete.json"),
     "complete.json has a flipped byte": (lambda folder: flip(folder / whole.COMPLETE), ""),
-    "complete.json lacks a file": (in_seal(lambda said: said["files"].popitem()), "complete.json"),  # type: ignore[attr-defined]
+    "complete.json lacks a file": (in_seal(lambda said: said["files"].popitem()), "complete.json"),
     "complete.json lacks a file that is gone": (forget_file, "complete.json"),
     "complete.json names another step": (in_seal(lambda said: said.update(step=9)), "complete.json"),
     "of an older version": (of_an_older_version, "complete.json"),
     "an empty folder": (empty, "complete.json is missing"),
     "renamed to a later step": (lambda folder: folder.rename(folder.with_name("checkpoint-12")), "holds step 10"),
-    "half-renamed": (lambda folder: folder.rename(folder.with_name("checkpoint-10.tmp")), "checkpoint-10.tmp"),
-    "half-renamed without a step": (lambda folder: folder.rename(folder.with_name("checkpoint-")), "checkpoint-"),
+    "half-renamed": (
+        lambda folder: folder.rename(folder.with_name("checkpoint-10.tmp")),
+        "checkpoint-10.tmp: its name has no step",
+    ),
+    "half-renamed without a step": (
+        lambda folder: folder.rename(folder.with_name("checkpoint-")),
+        "checkpoint-: its name has no step",
+    ),
     "half-copied into itself": (
-        lambda folder: (shutil.copytree(folder, folder.with_name("x")), empty(folder), (folder.with_name("x")).rename(folder / folder.name)),
+        lambda folder: (
+            shutil.copytree(folder, folder.with_name("x")),
+            empty(folder),
+            (folder.with_name("x")).rename(folder / folder.name),
+        ),
         "complete.json is missing",
     ),
 }
