@@ -18,10 +18,11 @@ lint: .venv/dev .typing/qwen_align
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What takes longer than CI should: several seeds of the ladder, and benchmarks. Figures go to docs/ by hand.
+# What takes longer than CI should: several seeds of the ladder, fifty kills, and benchmarks. Figures go to docs/ by hand.
 evidence: .venv/dev
 	$(BIN)/qwen-align run recipes/quickstart.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
 	$(BIN)/qwen-align run recipes/online_rl.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
+	$(BIN)/python tests/evidence/kills.py
 	$(BIN)/python tests/bench/rollout.py
 	$(BIN)/python tests/bench/grpo_step.py
 	$(BIN)/python tests/bench/math_answer.py
