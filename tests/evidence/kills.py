@@ -52,16 +52,23 @@ RECIPE = {
     "runtime": {"device": "cpu", "threads": 1, "checkpoint_every": 2, "rollout_rows": 8},
     "stages": [
         data("traces", kind="arithmetic", rows="trace", n=80, steps=[1, 2]),
-        {**TUNED, "name": "sft", "from_model": "base", "from_data": ["traces"], "epochs": 2},
+        data("direct", kind="arithmetic", rows="direct", n=32, steps=[1]),
+        {**TUNED, "name": "sft", "from_model": "base", "from_data": ["traces", "direct"], "epochs": 1.5},
         data("problems", kind="arithmetic", rows="problem", n=24, steps=[1, 2]),
-        {**DRAWN, "name": "rollouts", "kind": "rollout", "from_model": "sft", "from_data": "problems"},
+        {
+            **DRAWN,
+            "name": "rollouts",
+            "kind": "rollout",
+            "from_model": "sft",
+            "from_data": "problems",
+            "switch": {"switch": "kwarg", "mode": "no_think"},  # no pair's chosen side may lack its thinking
+        },
         data("pairs", kind="pairs", from_data="rollouts", reward="random", per_prompt=2),
         {**PAIRED, "name": "dpo", "kind": "dpo", "from_model": "sft", "beta": 0.1},
         {**PAIRED, "name": "scorer", "kind": "reward_model", "from_model": "sft"},
         {**ONLINE, "name": "grpo", "kind": "grpo", "from_model": "dpo"},
         {**ONLINE, "name": "ppo", "kind": "ppo", "from_model": "dpo", "critic": {"learning_rate": 1e-3}},
         {**DRAWN, "name": "own", "kind": "rollout", "from_model": "grpo", "from_data": "problems", "samples": 1},
-        data("direct", kind="arithmetic", rows="direct", n=32, steps=[1]),
         data("mix", kind="think_mix", from_rollout="own", from_chats="direct", reward="random"),
         {**TUNED, "name": "fusion", "from_model": "grpo", "from_data": ["mix"], "epochs": 2},
         {
