@@ -51,9 +51,9 @@ RECIPE = {
     "models": {"base": {"shipped": "tiny_base"}},
     "runtime": {"device": "cpu", "threads": 1, "checkpoint_every": 2, "rollout_rows": 8},
     "stages": [
-        data("traces", kind="arithmetic", rows="trace", n=80, steps=[1, 2]),
+        data("traces", kind="arithmetic", rows="trace", n=240, steps=[1, 2]),
         data("direct", kind="arithmetic", rows="direct", n=32, steps=[1]),
-        {**TUNED, "name": "sft", "from_model": "base", "from_data": ["traces", "direct"], "epochs": 1.5},
+        {**TUNED, "name": "sft", "from_model": "base", "from_data": ["traces", "direct"], "epochs": 2},
         data("problems", kind="arithmetic", rows="problem", n=24, steps=[1, 2]),
         {
             **DRAWN,
@@ -68,7 +68,7 @@ RECIPE = {
         {**PAIRED, "name": "scorer", "kind": "reward_model", "from_model": "sft"},
         {**ONLINE, "name": "grpo", "kind": "grpo", "from_model": "dpo"},
         {**ONLINE, "name": "ppo", "kind": "ppo", "from_model": "dpo", "critic": {"learning_rate": 1e-3}},
-        {**DRAWN, "name": "own", "kind": "rollout", "from_model": "grpo", "from_data": "problems", "samples": 1},
+        {**DRAWN, "name": "own", "kind": "rollout", "from_model": "grpo", "from_data": "problems"},
         data("mix", kind="think_mix", from_rollout="own", from_chats="direct", reward="random"),
         {**TUNED, "name": "fusion", "from_model": "grpo", "from_data": ["mix"], "epochs": 2},
         {
@@ -83,6 +83,7 @@ RECIPE = {
 }
 NAMES = [str(stage["name"]) for stage in RECIPE["stages"]]  # type: ignore[attr-defined]
 TRAINED = ["sft", "dpo", "scorer", "grpo", "ppo", "fusion"]
+WAYS = ("checkpoints/checkpoint-*", "checkpoints/partial/*", "parts/*.jsonl", "parts/*/*.jsonl")
 
 
 class Aim(NamedTuple):
@@ -201,7 +202,8 @@ class Ladder:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         going_on = next((name for name in NAMES if not self.is_done(name)), "the end")
-        left = [path.name for kind in ("checkpoints", "parts") for path in self.folder(going_on).glob(f"{kind}/*")]
+        folder = self.folder(going_on)
+        left = [str(path.relative_to(folder)) for way in WAYS for path in folder.glob(way)]
         return f"killed in {going_on}, which had {', '.join(sorted(left)) or 'nothing'}"
 
     def _wait(self, sign: Callable[[], bool], process: "subprocess.Popen[bytes]", aim: Aim) -> None:

@@ -119,7 +119,7 @@ def test_damaged_and_started_again_equals_uninterrupted(kind: str, inputs: dict[
     shutil.rmtree(tmp_path / "whole" / "checkpoints", ignore_errors=True)
     with pytest.raises(Preempted):
         run(kind, inputs, tmp_path / "stopped", stop_after=STOPPED_AFTER)
-    (saved,) = (tmp_path / "stopped" / "checkpoints").iterdir()
+    (saved,) = (tmp_path / "stopped" / "checkpoints").glob("checkpoint-*")
     assert saved.name == f"checkpoint-{STOPPED_AFTER}"
     files = [str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()]
     for name in files:
