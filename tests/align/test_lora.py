@@ -54,6 +54,7 @@ def write_pairs(path: Path) -> None:
             "messages": [{"role": "user", "content": f"What is {place} plus 1?"}],
             "chosen": {"role": "assistant", "content": str(place + 1)},
             "rejected": {"role": "assistant", "content": str(place)},
+            "mode": "no_think",
         }
         for place in range(16)
     ]
