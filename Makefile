@@ -18,10 +18,12 @@ lint: .venv/dev .typing/qwen_align
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What takes longer than CI should: several seeds of the ladder, benchmarks, planted faults. Figures go to docs/ by hand.
+# What takes longer than CI should: seeds, controls, kills, planted faults, benchmarks. Figures go to docs/ by hand.
 evidence: .venv/dev
-	$(BIN)/qwen-align run recipes/quickstart.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
+	$(BIN)/qwen-align run recipes/tiny_base.yaml --home build/evidence --set seed=1
+	$(BIN)/qwen-align run recipes/evidence.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2], base: [{shipped: tiny_base}, {path: ../build/evidence/runs/tiny_base/stages/base/model}]}'
 	$(BIN)/qwen-align run recipes/online_rl.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
+	$(BIN)/python tests/evidence/kills.py
 	$(BIN)/python tests/bench/rollout.py
 	$(BIN)/python tests/bench/grpo_step.py
 	$(BIN)/python tests/bench/math_answer.py

@@ -1,21 +1,36 @@
 """Checkpoints that are whole or not there, and a trainer that stops when asked."""
 
-import json
 import math
 import os
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qwen_align.align import store
+from qwen_align.align import store, whole
 from qwen_align.align.context import Context, main_process
 from qwen_align.align.errors import StageError
 
-COMPLETE = "complete.json"
 NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the first two Adam starts anew, silently
+
+
+class Found(NamedTuple):
+    """The checkpoint to go on from, None for the beginning, and what is wrong with those that were passed over."""
+
+    folder: Path | None
+    damaged: list[str]
+
+    @property
+    def step(self) -> int:
+        return (step_of(self.folder) or 0) if self.folder else 0
+
+    def tell(self, context: Context) -> None:
+        """A note for each damaged checkpoint; to be called after `context.forget_after`, which would drop them."""
+        instead = f"going on from {self.folder.name}" if self.folder else "starting from the beginning"
+        for what in self.damaged:
+            context.note(self.step, "damaged checkpoint", f"{what}; {instead}")
 
 
 class WholeCheckpoints:
@@ -30,19 +45,15 @@ class WholeCheckpoints:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         home = Path(str(self.args.output_dir))
-        name = f"checkpoint-{self.state.global_step}"
-        self._checkpoint_root = home / "partial"
+        folder = unfinished(home, self.state.global_step)
+        self._checkpoint_root = folder.parent
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         self._checkpoint_root = None
         _barrier()
         if self.args.should_save:
-            self._save_more(home / "partial" / name)
-            _complete(home / "partial" / name)
-            store.remove_tree(home / name)
-            (home / "partial" / name).rename(home / name)
-            for old in _checkpoints(home):
-                if old.name != name:
-                    store.remove_tree(old)
+            self._save_more(folder)
+            _check_saved(folder)
+            finish(home, self.state.global_step)
         _barrier()
 
     def _save_more(self, folder: Path) -> None:
@@ -52,46 +63,85 @@ class WholeCheckpoints:
         """Nothing: the stage's manifest says what the model is."""
 
 
-def _complete(folder: Path) -> None:
+def unfinished(home: Path, step: int) -> Path:
+    """Where the files of a checkpoint are written before `finish`."""
+    return home / "partial" / f"checkpoint-{step}"
+
+
+def finish(home: Path, step: int) -> None:
+    """Seals the unfinished checkpoint and renames it into place; the others are deleted."""
+    folder = unfinished(home, step)
     (folder / "training_args.bin").unlink(missing_ok=True)
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    for name in files:
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-    store.write_json(folder / COMPLETE, {"files": files, "world_size": int(os.environ.get("WORLD_SIZE", "1"))})
+    whole.seal(folder, step=step, world_size=_world_size())
+    store.remove_tree(home / folder.name)
+    folder.rename(home / folder.name)
+    for old in _checkpoints(home):
+        if old.name != folder.name:
+            store.remove_tree(old)
 
 
-def newest(home: Path) -> Path | None:
-    """The newest whole checkpoint; raises StageError when it was made by another number of processes."""
-    if main_process():
-        store.remove_tree(home / "partial")
-    _barrier()
-    for folder in sorted(_checkpoints(home), key=step_of, reverse=True):
-        if _is_whole(folder):
-            made_by = store.read_json(folder / COMPLETE)["world_size"]
-            if made_by != (now := int(os.environ.get("WORLD_SIZE", "1"))):
-                raise StageError(
-                    f"{folder}: saved by {made_by} process(es), but this run has {now}; "
-                    "run with as many as before, or recompute the stage with --force"
-                )
-            return folder
-    return None
+def _check_saved(folder: Path) -> None:
+    """Raises StageError when the trainer has left out what it needs to go on. DeepSpeed has files of its own."""
+    missing = [name for name in NEEDED if not (folder / name).exists()]
+    if not any(folder.glob("rng_state*")):
+        missing.append("rng_state.pth")
+    if missing and not (folder / "latest").exists():
+        raise StageError(f"{folder}: transformers saved no {', '.join(missing)}; see NEEDED in align/checkpoint.py")
 
 
-def _is_whole(folder: Path) -> bool:
-    if not (folder / COMPLETE).exists():
-        return False
-    files = json.loads((folder / COMPLETE).read_text())["files"]
-    sizes_hold = all((folder / name).exists() and (folder / name).stat().st_size == files[name] for name in files)
-    return sizes_hold and all(name in files for name in NEEDED) and any("rng_state" in name for name in files)
+def newest(home: Path) -> Found:
+    """The newest whole checkpoint; raises StageError when another number of processes made it.
+
+    The main process reads all files and tells the others.
+    """
+    found = _from_main(_look(home) if main_process() else None)
+    if found.folder:
+        made_by = store.read_json(found.folder / whole.COMPLETE)["world_size"]
+        if made_by != (now := _world_size()):
+            raise StageError(
+                f"{found.folder}: saved by {made_by} process(es), but this run has {now}; "
+                "run with as many as before, or recompute the stage with --force"
+            )
+    return found
+
+
+def _look(home: Path) -> Found:
+    store.remove_tree(home / "partial")
+    steps = {folder: step_of(folder) for folder in _checkpoints(home)}
+    damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
+    for step, folder in sorted(((step, folder) for folder, step in steps.items() if step is not None), reverse=True):
+        try:
+            said = whole.opened(folder)
+        except whole.Damaged as error:
+            damaged.append(f"{folder}: {error}")
+            continue
+        if said["step"] == step:
+            return Found(folder, damaged)
+        damaged.append(f"{folder}: holds step {said['step']}")
+    return Found(None, damaged)
 
 
 def _checkpoints(home: Path) -> list[Path]:
     return [path for path in home.glob("checkpoint-*") if path.is_dir()]
 
 
-def step_of(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
+def step_of(folder: Path) -> int | None:
+    """The step in the folder's name."""
+    said = folder.name.removeprefix("checkpoint-")
+    return int(said) if said.isdecimal() else None
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _from_main(found: Found | None) -> Found:
+    """What the main process found, in every process."""
+    said = [found]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(said, src=0)
+    assert said[0] is not None
+    return said[0]
 
 
 def _barrier() -> None:

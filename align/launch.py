@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.graph import Stage
-from qwen_align.align.server import NO_THREADS
+from qwen_align.align.server import NO_THREADS, PARENT
 from qwen_align.align.spec.stage import Runtime
 
 TORCH_FREE = {"build_data"}
@@ -159,6 +159,7 @@ def environment() -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         **os.environ,
+        PARENT: str(os.getpid()),
     }
 
 

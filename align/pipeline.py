@@ -13,6 +13,7 @@ from qwen_align.align import graph, store
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
 from qwen_align.align.graph import Graph, Stage
 from qwen_align.align.launch import Launcher, uses_server
+from qwen_align.align.products import Inspector
 from qwen_align.align.render import Renderer
 from qwen_align.align.spec import recipe
 from qwen_align.align.spec.build_data import BuildData
@@ -154,6 +155,7 @@ def run(
     _link(planned)
     todo = [one for one in planned.stages if not one.is_stored]
     senders = Senders(planned.recipe.tracking, planned.group, planned.tracking_folder, listener.noted)
+    inspector = Inspector({one.folder.path.resolve(): one.stage.name for one in planned.stages})
     with Launcher() as launcher, senders:
         if any(uses_server(one.stage) for one in todo):
             launcher.warm_up()
@@ -161,8 +163,11 @@ def run(
             if one.is_stored:
                 if same_versions:
                     _check_versions(one)
+                one.folder.remove_leftovers()
                 listener.skipped(one)
             else:
+                for entry in one.inputs.values():
+                    inspector.look(Path(entry["folder"]))
                 _run_one(one, launcher, senders, listener, stop)
 
 

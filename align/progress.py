@@ -23,7 +23,7 @@ class Progress:
         self._total = len(planned.stages)
         self._width = max(len(one.stage.name) for one in planned.stages)
         self._number = 0
-        self._notes_said = 0
+        self._notes_said: set[str] = set()
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -50,7 +50,7 @@ class Progress:
 
     def started(self, planned: Planned) -> None:
         self._number += 1
-        self._notes_said = 0
+        self._notes_said.clear()
         self._bar.reset(self._task, description=self._title(planned), total=None, says="starting", visible=True)
         if not self._console.is_terminal:
             self._line(planned, "started", "")
@@ -71,11 +71,13 @@ class Progress:
         if not path.exists():
             return
         *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for line in lines[self._notes_said :]:
+        for line in lines:
+            if line in self._notes_said:  # by its text: a stage that goes on forgets what was said after its checkpoint
+                continue
+            self._notes_said.add(line)
             note = json.loads(line)
             at = f"step {note['step']}: " if note["step"] else ""
             self._console.print(Text(f"  {planned.stage.name}: {at}{note['what']}: {note['message']}"), soft_wrap=True)
-        self._notes_said = len(lines)
 
     def finished(self, planned: Planned) -> None:
         self._notes(planned)

@@ -17,6 +17,8 @@ from typing import Any
 # Environment in which no library starts a thread, which a fork would lose: numpy's BLAS, Arrow's allocator.
 NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
+PARENT = "QWEN_ALIGN_PARENT"  # environment: the process whose end is to be ours
+
 
 def main() -> None:
     started = time.monotonic()
@@ -59,10 +61,16 @@ def _stage(request: dict[str, str], imported: float) -> None:
 
 
 def die_with_parent() -> None:
-    """On Linux this process is killed when its parent dies, however it dies; elsewhere it ends with its input."""
+    """On Linux this process is killed when its parent dies, however it dies; elsewhere it ends with its input.
+
+    A parent that names itself in the environment may also have died before this call, while Python started.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+            os._exit(128 + signal.SIGKILL)
+        os.environ[PARENT] = str(os.getpid())  # for what this process starts
 
 
 def _say(what: dict[str, Any]) -> None:

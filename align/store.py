@@ -19,6 +19,7 @@ from qwen_align.align.spec.recipe import ModelSource
 from qwen_align.align.versions import CODE_VERSIONS
 
 LIBRARIES = ("accelerate", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")
+UNFINISHED = ("checkpoints", "parts")  # folders of a stage that is not complete
 _NOT_IN_KEY = {"name", "runtime", "seed"}  # the seed stands beside the settings, resolved
 
 
@@ -33,7 +34,20 @@ class Folder:
         return (self.path / "manifest.json").exists()
 
     def manifest(self) -> dict[str, Any]:
-        return read_json(self.path / "manifest.json")
+        """Raises StageError when it cannot be read."""
+        try:
+            return read_json(self.path / "manifest.json")
+        except ValueError:
+            raise StageError(
+                f"{self.path / 'manifest.json'}: cannot be read; delete it to make the stage again"
+            ) from None
+
+    def remove_leftovers(self) -> None:
+        """Deletes what a finished stage needs no more: checkpoints and parts, which a kill at its end may have left."""
+        for name in UNFINISHED:
+            if (self.path / name).exists():
+                with self.locked():
+                    remove_tree(self.path / name)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -179,8 +193,10 @@ def to_json(value: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Raises ValueError when the file holds no JSON object."""
     loaded = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(loaded, dict)
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: not a JSON object")
     return loaded
 
 

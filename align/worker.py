@@ -89,7 +89,7 @@ def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], *, secon
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] not in {*temporary, "checkpoints", "parts"}
+        if path.is_file() and path.relative_to(folder).parts[0] not in {*temporary, *store.UNFINISHED}
     )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     manifest = {
@@ -108,7 +108,7 @@ def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], *, secon
     }
     (folder / PROGRESS).unlink(missing_ok=True)
     store.write_json(folder / "manifest.json", manifest)
-    for name in ("checkpoints", "parts"):
+    for name in store.UNFINISHED:
         store.remove_tree(folder / name)
 
 

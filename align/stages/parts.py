@@ -1,5 +1,6 @@
 """Completions drawn part by part, each part on disk before the next: a killed stage goes on where it was."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 
 from qwen_align.align import model, store
 from qwen_align.align.context import Context
+from qwen_align.align.errors import StageError
 from qwen_align.align.render import Renderer
 from qwen_align.align.rollout.ask import Asked, as_row, in_order, sampling_for
 from qwen_align.align.rollout.engine import Engine, Request
@@ -54,21 +56,24 @@ def draw(
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     done, tokens = 0, 0
     for number, (start, stop) in enumerate(spans):
-        path = _part(parts, start, stop)
-        if number % world == rank and not path.exists():
+        if number % world == rank and _part(parts, start, stop, context) is None:
             rows = []
             for row in _drawn(engine, renderer, asked[start:stop], how):
                 rows.append(row)
                 tokens += row.n_tokens
                 context.progress(done + len(rows), len(asked) * how.samples // world, tokens, unit="completions")
             ordered = in_order(rows, asked[start:stop])
-            store.write_text(path, "".join(to_line(row) + "\n" for row in ordered))
+            text = "".join(to_line(row) + "\n" for row in ordered)
+            store.write_text(parts / f"{start:08d}-{stop:08d}.{_short(text.encode())}.jsonl", text)
         done += (stop - start) * how.samples if number % world == rank else 0
         context.stop_if_asked()
     _wait_for_all(world)
     if context.is_main:
         for start, stop in spans:
-            yield from (row for row in read_rows(_part(parts, start, stop)) if isinstance(row, Completion))
+            path = _part(parts, start, stop, context)
+            if path is None:
+                raise StageError(f"{parts}: the completions of prompts {start} to {stop} are gone; run again")
+            yield from (row for row in read_rows(path) if isinstance(row, Completion))
 
 
 def judged(rows: Iterable[Completion], rewards: Sequence[Reward]) -> Iterator[tuple[Completion, Verdict]]:
@@ -82,8 +87,18 @@ def judged(rows: Iterable[Completion], rewards: Sequence[Reward]) -> Iterator[tu
     yield from zip(waiting, judge_all(rewards, waiting), strict=True)
 
 
-def _part(parts: Path, start: int, stop: int) -> Path:
-    return parts / f"{start:08d}-{stop:08d}.jsonl"
+def _part(parts: Path, start: int, stop: int, context: Context) -> Path | None:
+    """The part as it was written, which its name's digest tells; a damaged one is deleted and said."""
+    for path in parts.glob(f"{start:08d}-{stop:08d}.*.jsonl"):
+        if path.suffixes[0] == f".{_short(path.read_bytes())}":
+            return path
+        context.note(0, "damaged part", f"{path}: is not what was written; it is drawn again")
+        path.unlink()
+    return None
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _drawn(engine: Engine, renderer: Renderer, asked: Sequence[Asked], how: Draw) -> Iterator[Completion]:

@@ -6,7 +6,6 @@ and step, the order of the data is a function of seed and epoch, and nothing els
 
 import itertools
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
+from qwen_align.align import checkpoint
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, StageError
 from qwen_align.align.model import device_of
@@ -25,7 +25,7 @@ from qwen_align.align.rows import RowError, Text, read_rows
 from qwen_align.align.spec.pretrain import Architecture, Pretrain
 from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 
-CHECKPOINT = "checkpoints/last.pt"
+STATE = "state.pt"  # in a checkpoint
 ENCODED_AT_ONCE = 10_000  # documents; keeps the tokenizer's bookkeeping out of memory
 
 
@@ -36,7 +36,7 @@ def run(spec: Pretrain, inputs: Mapping[str, Path], out: Path, context: Context)
     documents = encode_documents(tokenizer, texts)
     torch.manual_seed(context.seed)
     model = Qwen3ForCausalLM(model_config(spec.architecture, tokenizer)).to(device_of(context.runtime))
-    loss = train(spec, model, documents, out / CHECKPOINT, context)
+    loss = train(spec, model, documents, out / "checkpoints", context)
     folder = out / "model"
     model.generation_config = generation_config(tokenizer)
     model.save_pretrained(folder)
@@ -53,12 +53,14 @@ def run(spec: Pretrain, inputs: Mapping[str, Path], out: Path, context: Context)
 
 
 def train(
-    spec: Pretrain, model: Qwen3ForCausalLM, documents: list[list[int]], checkpoint: Path, context: Context
+    spec: Pretrain, model: Qwen3ForCausalLM, documents: list[list[int]], checkpoints: Path, context: Context
 ) -> float:
-    """Trains `model` in place, from the checkpoint where there is one; the last logged loss."""
+    """Trains `model` in place, from the newest whole checkpoint where there is one; the last logged loss."""
     optimizers = build_optimizers(spec, model)
-    done, losses = load_checkpoint(checkpoint, model, optimizers)
+    found = checkpoint.newest(checkpoints)
+    done, losses = load_checkpoint(found.folder, model, optimizers)
     context.forget_after(done)
+    found.tell(context)
     batches = itertools.islice(stream(documents, spec, context.seed), done, None)
     n_tokens = spec.rows * spec.block
     model.train()
@@ -73,7 +75,7 @@ def train(
             context.log({"step": step, "loss": loss, "rate": rate(spec, step), "tokens": step * n_tokens})
         # Not after the last step, so that a run that continues always has a step left to log.
         if step < spec.steps and (context.stopping() or step % context.runtime.checkpoint_every == 0):
-            save_checkpoint(checkpoint, model, optimizers, step, losses)
+            save_checkpoint(checkpoints, model, optimizers, step, losses)
             context.stop_if_asked()
     return loss
 
@@ -192,27 +194,26 @@ def pack(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
 
 
 def save_checkpoint(
-    path: Path, model: Qwen3ForCausalLM, optimizers: list[Optimizer], step: int, losses: list[Tensor]
+    home: Path, model: Qwen3ForCausalLM, optimizers: list[Optimizer], step: int, losses: list[Tensor]
 ) -> None:
     """Replaces the checkpoint at once: a kill leaves the old one or the new one, never half of one.
 
     `losses` are those not logged yet, or the log of a resumed run would differ.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".half")
-    with half.open("wb") as file:
-        states = [optimizer.state_dict() for optimizer in optimizers]
-        torch.save({"step": step, "model": model.state_dict(), "optimizers": states, "losses": losses}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(path)
+    folder = checkpoint.unfinished(home, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"step": step, "model": model.state_dict(), "optimizers": states, "losses": losses}, folder / STATE)
+    checkpoint.finish(home, step)
 
 
-def load_checkpoint(path: Path, model: Qwen3ForCausalLM, optimizers: list[Optimizer]) -> tuple[int, list[Tensor]]:
+def load_checkpoint(
+    folder: Path | None, model: Qwen3ForCausalLM, optimizers: list[Optimizer]
+) -> tuple[int, list[Tensor]]:
     """Restores model and optimisers in place; the step reached and the losses not logged yet, (0, []) without one."""
-    if not path.exists():
+    if folder is None:
         return 0, []
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(folder / STATE, weights_only=True)
     model.load_state_dict(saved["model"])
     for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(state)

@@ -24,9 +24,10 @@ def fit(trainer: Any, out: Path, context: Context) -> None:
     asked, got = context.runtime.processes, trainer.accelerator.num_processes
     if asked != got:
         raise StageError(f"runtime asks for {asked} processes, but training would run in {got}")
-    resume_from = checkpoint.newest(out / "checkpoints")
-    context.forget_after(checkpoint.step_of(resume_from) if resume_from else 0)
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    found = checkpoint.newest(out / "checkpoints")
+    context.forget_after(found.step)
+    found.tell(context)
+    trainer.train(resume_from_checkpoint=str(found.folder) if found.folder else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
 

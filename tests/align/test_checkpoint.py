@@ -1,57 +1,153 @@
-"""Checkpoints are whole or they do not count."""
+"""A damaged checkpoint is passed over and said, whatever is wrong with it, and never gone on from."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qwen_align.align import checkpoint
+from qwen_align.align import checkpoint, store, whole
 from qwen_align.align.errors import StageError
 
-FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth")
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth", "more/state.json")
 
 
-def write(home: Path, step: int, *, without: str = "") -> Path:
-    """A finished checkpoint, such as a trainer leaves it."""
-    folder = home / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
+def make(home: Path, step: int, world_size: int = 1) -> Path:
+    """A checkpoint put in place as trainers do, and nothing else there."""
+    folder = checkpoint.unfinished(home, step)
     for name in FILES:
-        if name != without:
-            (folder / name).write_bytes(bytes(100))
-    checkpoint._complete(folder)
-    return folder
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(f"{name} of step {step}".encode() * 100)
+    whole.seal(folder, step=step, world_size=world_size)
+    folder.rename(home / folder.name)
+    return home / folder.name
 
 
-def test_the_newest_whole_one_counts(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path) is None
-    write(tmp_path, 9)
-    later = write(tmp_path, 10)
-    assert checkpoint.newest(tmp_path) == later, "by number, not by name"
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
 
 
-DAMAGE: dict[str, Callable[[Path], object]] = {
-    "half a file": lambda folder: (folder / "model.safetensors").write_bytes(bytes(50)),
-    "half an optimiser": lambda folder: (folder / "optimizer.pt").write_bytes(bytes(50)),
-    "a file is missing": lambda folder: (folder / "model.safetensors").unlink(),
-    "not said to be complete": lambda folder: (folder / checkpoint.COMPLETE).unlink(),
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def in_seal(change: Callable[[dict[str, object]], object]) -> Callable[[Path], object]:
+    """The damage that changes what complete.json says."""
+
+    def damage(folder: Path) -> None:
+        said = store.read_json(folder / whole.COMPLETE)
+        change(said)
+        store.write_json(folder / whole.COMPLETE, said)
+
+    return damage
+
+
+def forget_file(folder: Path) -> None:
+    """The optimiser's file is gone, and so is every trace of it."""
+    (folder / "optimizer.pt").unlink()
+    in_seal(lambda said: said["files"].pop("optimizer.pt"))(folder)
+
+
+def of_an_older_version(folder: Path) -> None:
+    """Sizes instead of digests, and no seal."""
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
+    (folder / whole.COMPLETE).write_text(json.dumps({"files": sizes, "world_size": 1}))
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    **{f"{name} truncated": (lambda folder, name=name: truncate(folder / name), name) for name in FILES},
+    **{f"{name} removed": (lambda folder, name=name: (folder / name).unlink(), f"{name} is missing") for name in FILES},
+    **{f"{name} has a flipped byte": (lambda folder, name=name: flip(folder / name), name) for name in FILES},
+    **{f"{name} is empty": (lambda folder, name=name: (folder / name).write_bytes(b""), name) for name in FILES},
+    "two files swapped": (
+        lambda folder: (
+            (folder / "optimizer.pt").rename(folder / "kept"),
+            (folder / "scheduler.pt").rename(folder / "optimizer.pt"),
+            (folder / "kept").rename(folder / "scheduler.pt"),
+        ),
+        "is not what was written",
+    ),
+    "complete.json missing": (lambda folder: (folder / whole.COMPLETE).unlink(), "complete.json is missing"),
+    "complete.json cut": (lambda folder: truncate(folder / whole.COMPLETE), "complete.json"),
+    "complete.json empty": (lambda folder: (folder / whole.COMPLETE).write_text(""), "complete.json"),
+    "complete.json no object": (lambda folder: (folder / whole.COMPLETE).write_text("[]"), "complete.json"),
+    "complete.json has a flipped byte": (lambda folder: flip(folder / whole.COMPLETE), ""),
+    "complete.json lacks a file": (in_seal(lambda said: said["files"].popitem()), "complete.json"),
+    "complete.json lacks a file that is gone": (forget_file, "complete.json"),
+    "complete.json names another step": (in_seal(lambda said: said.update(step=9)), "complete.json"),
+    "of an older version": (of_an_older_version, "complete.json"),
+    "an empty folder": (empty, "complete.json is missing"),
+    "renamed to a later step": (lambda folder: folder.rename(folder.with_name("checkpoint-12")), "holds step 10"),
+    "half-renamed": (
+        lambda folder: folder.rename(folder.with_name("checkpoint-10.tmp")),
+        "checkpoint-10.tmp: its name has no step",
+    ),
+    "half-renamed without a step": (
+        lambda folder: folder.rename(folder.with_name("checkpoint-")),
+        "checkpoint-: its name has no step",
+    ),
+    "half-copied into itself": (
+        lambda folder: (
+            shutil.copytree(folder, folder.with_name("x")),
+            empty(folder),
+            (folder.with_name("x")).rename(folder / folder.name),
+        ),
+        "complete.json is missing",
+    ),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: str) -> None:
-    before = write(tmp_path, 1)
-    DAMAGE[damage](write(tmp_path, 2))
-    assert checkpoint.newest(tmp_path) == before
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, name: str) -> None:
+    damage, message = DAMAGES[name]
+    older, newer = make(tmp_path, 5), make(tmp_path, 10)
+    damage(newer)
+    found = checkpoint.newest(tmp_path)
+    assert found.folder == older
+    (said,) = found.damaged
+    assert said.startswith(f"{tmp_path}/checkpoint-")
+    assert message in said
+    shutil.rmtree(older)
+    assert checkpoint.newest(tmp_path) == checkpoint.Found(None, [said])
 
 
-@pytest.mark.parametrize("needed", ["optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"])
-def test_one_from_which_training_would_go_on_otherwise_is_passed_over(tmp_path: Path, needed: str) -> None:
-    write(tmp_path, 1, without=needed)
-    assert checkpoint.newest(tmp_path) is None
+def test_the_newest_whole_one_is_taken_and_nothing_is_said(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "none") == checkpoint.Found(None, [])
+    make(tmp_path, 5)
+    newer = make(tmp_path, 10)
+    assert checkpoint.newest(tmp_path) == checkpoint.Found(newer, [])
 
 
-def test_what_another_number_of_processes_saved_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, 1)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(StageError, match=r"checkpoint-1: saved by 1 process\(es\), but this run has 2"):
+def test_an_unfinished_one_is_no_damage_and_is_cleared_away(tmp_path: Path) -> None:
+    folder = checkpoint.unfinished(tmp_path, 5)
+    folder.mkdir(parents=True)
+    (folder / "optimizer.pt").write_text("half")
+    assert checkpoint.newest(tmp_path) == checkpoint.Found(None, [])
+    assert not folder.exists()
+
+
+def test_one_of_another_number_of_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, 5, world_size=2)
+    with pytest.raises(StageError, match=r"checkpoint-5: saved by 2 process\(es\), but this run has 1; run with"):
         checkpoint.newest(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert checkpoint.newest(tmp_path).step == 5
+
+
+def test_finishing_one_deletes_the_others_damaged_ones_too(tmp_path: Path) -> None:
+    make(tmp_path, 5)
+    empty(make(tmp_path, 10))
+    folder = checkpoint.unfinished(tmp_path, 7)
+    folder.mkdir(parents=True)
+    (folder / "optimizer.pt").write_text("o")
+    checkpoint.finish(tmp_path, 7)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-7"]
+    assert checkpoint.newest(tmp_path).step == 7

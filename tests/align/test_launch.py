@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from qwen_align.align import launch, pipeline
 from qwen_align.align.launch import Asked, Ended, Launcher
+from qwen_align.align.server import PARENT
 
 DATA = {"name": "data", "kind": "build_data", "builder": {"kind": "arithmetic", "rows": "text", "n": 2, "steps": [1]}}
 
@@ -85,3 +87,16 @@ def test_what_the_user_has_set_in_the_environment_stands(monkeypatch: pytest.Mon
     assert launch.environment()["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert launch.environment()["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's end on Linux only")
+def test_a_process_whose_parent_died_while_it_started_ends_too() -> None:
+    program = "from qwen_align.align.server import die_with_parent; die_with_parent(); print('alive')"
+
+    def said(parent: int) -> tuple[int, str]:
+        environment = {**launch.environment(), PARENT: str(parent)}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    assert said(os.getpid()) == (0, "alive\n")
+    assert said(2**22 + 1) == (128 + signal.SIGKILL, ""), "no process has this number"

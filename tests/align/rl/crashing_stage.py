@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qwen_align.align import checkpoint
+from qwen_align.align import whole
 from qwen_align.align.context import Context
 from qwen_align.align.rl import judge, trainer
 from qwen_align.align.rollout import slots
@@ -28,7 +28,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "judging": (judge.Judge, "_judge"),
     "update": (trainer.OnlineTrainer, "_loss"),
     "checkpoint": (trainer.OnlineTrainer, "_save_more"),
-    "half a checkpoint": (checkpoint, "_complete"),
+    "half a checkpoint": (whole, "seal"),
 }
 
 

@@ -100,7 +100,7 @@ def test_killed_after_a_checkpoint_equals_uninterrupted(
     with pytest.raises(KeyboardInterrupt):
         run(spec, data, tmp_path / "killed")
     monkeypatch.undo()
-    assert (tmp_path / "killed" / pretrain.CHECKPOINT).exists()
+    assert (tmp_path / "killed" / "checkpoints" / "checkpoint-8" / pretrain.STATE).exists()
     run(spec, data, tmp_path / "killed")
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
     lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
