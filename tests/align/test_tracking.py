@@ -182,7 +182,7 @@ class Toy:
             write_steps(folder, 1, 3)
         self.during(watch)
         summary = {"results": [RESULT]} if stage.kind == "evaluate" else {}
-        manifest = {"key": "", "kind": stage.kind, "summary": summary, "seconds": 0.0, "libraries": {}}
+        manifest = {"key": "", "kind": stage.kind, "summary": summary, "seconds": 0.0, "libraries": {}, "outputs": {}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         return Ended(0, "")
 
