@@ -377,7 +377,7 @@ def test_a_run_that_fails_waits_less_and_says_its_own_error(
     planned = pipeline.plan(stages({"to": ["trackio"]}), tmp_path)
     for one in planned.stages[:2]:
         one.folder.path.mkdir(parents=True)
-        (one.folder.path / "manifest.json").write_text("{}")
+        (one.folder.path / "manifest.json").write_text(json.dumps({"outputs": {}}))
     with pytest.raises(type(error)):
         pipeline.run(planned, heard)
     assert len(heard.notes) == 1
