@@ -151,3 +151,20 @@ def test_finishing_one_deletes_the_others_damaged_ones_too(tmp_path: Path) -> No
     checkpoint.finish(tmp_path, 7)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-7"]
     assert checkpoint.newest(tmp_path).step == 7
+
+
+@pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"])
+def test_one_from_which_training_would_go_on_otherwise_is_not_sealed(tmp_path: Path, missing: str) -> None:
+    for name in FILES:
+        if name != missing:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"1")
+    with pytest.raises(StageError, match=f"transformers saved no {missing}"):
+        checkpoint._check_saved(tmp_path)
+    (tmp_path / missing).write_bytes(b"1")
+    checkpoint._check_saved(tmp_path)
+
+
+def test_deepspeed_keeps_its_optimiser_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "latest").write_text("global_step1")
+    checkpoint._check_saved(tmp_path)
