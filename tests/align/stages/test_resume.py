@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -83,8 +84,13 @@ def run(kind: str, inputs: dict[str, Path], out: Path, *, stop_after: int | None
     out.mkdir(parents=True, exist_ok=True)
     context = Context(out, 0, Runtime(device="cpu", micro_batch=4, rollout_rows=64, checkpoint_every=100))
     if stop_after is not None:
-        asked = iter(range(1, 100))
-        context.stopping = lambda: setattr(context, "_asked", next(asked) >= stop_after) or context._asked  # type: ignore[method-assign,func-returns-value]
+        looks = itertools.count(1)
+
+        def stopping() -> bool:
+            context._asked = next(looks) >= stop_after
+            return context._asked
+
+        context.stopping = stopping  # type: ignore[method-assign]
     stage = importlib.import_module(f"qwen_align.align.stages.{kind}")
     stage.run(spec, inputs, out, context)
 
