@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from qwen_align.align.compat import token_scores
 from qwen_align.align.rl.rollouts import MicroBatch
+from qwen_align.align.rollout.local import has_full_attention, takes_masks
 
 POLICY_ADAPTER, VALUE_ADAPTER = "default", "value"
 
@@ -110,6 +112,17 @@ class Actor(nn.Module):
             yield
         use_adapter(self.causal_lm, POLICY_ADAPTER)
 
+    @property
+    def can_share_prompts(self) -> bool:
+        """Whether completions can attend to keys and values of a prompt that was computed once."""
+        backbones = [self.causal_lm.base_model]
+        if self.critic is not None and self.critic.trunk is not None:
+            backbones.append(self.critic.trunk)
+        return all(
+            takes_masks(one.config) and has_full_attention(one.config) and not one.is_gradient_checkpointing
+            for one in backbones
+        )
+
     def gradient_checkpointing_enable(self, **settings: Any) -> None:
         """What Trainer calls on its model."""
         self.causal_lm.gradient_checkpointing_enable(**settings)
@@ -139,11 +152,36 @@ def use_adapter(model: nn.Module, adapter: str) -> None:
             parameter.requires_grad_(True)
 
 
-def _states(backbone: nn.Module, batch: MicroBatch) -> Tensor:
-    """Hidden states at the places of the batch; (M, H)."""
-    done = backbone(input_ids=batch.input_ids, use_cache=False)
+def _states(backbone: Any, batch: MicroBatch) -> Tensor:
+    """Hidden states that say the completions' tokens; (M, H)."""
+    states = _after_shared(backbone, batch) if batch.shares_prompts else _after_own(backbone, batch)
+    return states[batch.tokens]
+
+
+def _after_own(backbone: Any, batch: MicroBatch) -> Tensor:
+    """(B, T, H); each row with its prompt. Causal attention needs no mask, for the padding is on the right."""
+    input_ids, places = batch.whole()
+    hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def _after_shared(backbone: Any, batch: MicroBatch) -> Tensor:
+    """(B, T, H); each prompt is computed once, and its rows attend to its keys and values."""
+    cache = DynamicCache(config=backbone.config)
+    backbone(input_ids=batch.prompts, past_key_values=cache, use_cache=True)
+    cache.batch_select_indices(batch.prompt_of)
+    n_prompt = batch.n_prompt[batch.prompt_of][:, None]
+    seen = torch.arange(batch.prompts.shape[1], device=n_prompt.device) < n_prompt
+    columns = torch.arange(batch.input_ids.shape[1], device=n_prompt.device)
+    done = backbone(
+        input_ids=batch.input_ids,
+        past_key_values=cache,
+        use_cache=True,
+        attention_mask=torch.cat([seen, torch.ones_like(batch.input_ids, dtype=torch.bool)], dim=1).long(),
+        position_ids=n_prompt + columns,
+    )
     hidden: Tensor = done.last_hidden_state
-    return hidden.reshape(-1, hidden.shape[-1])[batch.places]
+    return hidden
 
 
 def _by_row(flat: Tensor, batch: MicroBatch) -> Tensor:

@@ -47,4 +47,4 @@ class Texts:
         for start in range(0, len(ordered), max_rows):
             part = ordered[start : start + max_rows]
             ids = [torch.tensor(self.samples[number].ids) for number in part]
-            yield micro_batch(part, ids, torch.ones(len(part), dtype=torch.int64))
+            yield micro_batch(part, ids, [1] * len(part))

@@ -34,7 +34,7 @@ from qwen_align.align.rl.figures import of_play, samples_to_read
 from qwen_align.align.rl.objective import Sums, Terms, Whole, loss_of, moves_without_advantage
 from qwen_align.align.rl.play import assembled
 from qwen_align.align.rl.ptx import Texts
-from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, micro_batches
+from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, micro_batches, shares
 from qwen_align.align.rl.watch import Watchdogs
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.ppo import Ppo
@@ -423,15 +423,18 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         return int(self.args.world_size)
 
     def _shares(self, rows: Sequence[int]) -> list[list[int]]:
-        """The rows of each process, about as many tokens each: dealt out from the longest to the shortest."""
         assert self.rollouts is not None
-        lengths = (self.rollouts.n_prompt + self.rollouts.n_tokens).tolist()
-        ordered = sorted(rows, key=lambda row: (-lengths[row], row))
-        return [ordered[rank :: self._world] for rank in range(self._world)]
+        return shares(self.rollouts, rows, self._world)
 
     def _batches(self, rollouts: Rollouts, rows: Sequence[int]) -> Iterator[MicroBatch]:
         most = CPU_TOKENS if self.args.device.type == "cpu" else None
-        return micro_batches(rollouts, rows, max_rows=self.context.runtime.micro_batch, max_tokens=most)
+        return micro_batches(
+            rollouts,
+            rows,
+            max_rows=self.context.runtime.micro_batch,
+            max_tokens=most,
+            share_prompts=self.model.can_share_prompts,
+        )
 
     def _synchronised(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged between devices after the last pass alone."""

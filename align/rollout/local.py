@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from itertools import groupby
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from qwen_align.align.rollout.engine import Generation, Request, check_requests, weights_checksum
 from qwen_align.align.rollout.slots import Row, Slots, n_columns
@@ -111,17 +111,27 @@ def plan(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -
     return batches
 
 
+def takes_masks(config: PreTrainedConfig) -> bool:
+    """Whether attention takes a mask that hides the padding of shorter prompts."""
+    return config._attn_implementation in ("sdpa", "eager")
+
+
+def has_full_attention(config: PreTrainedConfig) -> bool:
+    """Whether every layer keeps the keys and values of all tokens."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]  # Llama's config has no such field
+    return set(kinds) == {"full_attention"}
+
+
 def _checked(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedModel:
     """The model, if this engine can run it; ValueError otherwise."""
     config = model.config
-    # Only these two take the additive mask that hides the padding of shorter prompts.
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if not takes_masks(config):
         raise ValueError(
             f"the local engine needs attn_implementation 'sdpa' or 'eager', not '{config._attn_implementation}'; "
             "load the model with attn_implementation='sdpa' or use another engine"
         )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])  # Llama's config has no such field
-    if kinds != {"full_attention"}:
+    if not has_full_attention(config):
+        kinds = set(config.layer_types)
         raise ValueError(f"the local engine runs full attention only, and this model has {sorted(kinds)}")
     strange = [token for token in stop_ids if not 0 <= token < config.vocab_size]
     if strange:

@@ -1,23 +1,27 @@
 """A step's completions as tensors: padding, micro-batches, files; and that cutting them up changes no score or loss."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from qwen_align.align.rl.actor import Actor, Critic
-from qwen_align.align.rl.rollouts import Rollouts, micro_batch, micro_batches
+from qwen_align.align.rl.rollouts import Rollouts, micro_batch, micro_batches, shares
 
-N_PROMPT, N_TOKENS = [4, 2, 7, 3, 5], [3, 6, 1, 4, 2]
+N_PROMPT, N_TOKENS = [4, 4, 4, 7, 7], [3, 6, 1, 4, 2]
 
 
 def rollouts(vocab: int = 100) -> Rollouts:
+    """Three completions of one prompt and two of another."""
     draw = torch.Generator().manual_seed(0)
     n_tokens = torch.tensor(N_TOKENS)
     total = int(n_tokens.sum())
+    first, second, *completions = torch.randint(5, vocab, (11 + total,), generator=draw).split([4, 7, *N_TOKENS])
+    prompts = [first, first, first, second, second]
     return Rollouts(
-        ids=torch.randint(5, vocab, (sum(N_PROMPT) + total,), generator=draw),
+        ids=torch.cat([part for pair in zip(prompts, completions, strict=True) for part in pair]),
         n_prompt=torch.tensor(N_PROMPT),
         n_tokens=n_tokens,
         group=torch.tensor([0, 0, 0, 1, 1]),
@@ -67,53 +71,145 @@ def test_a_file_holds_every_bit(tmp_path: Path) -> None:
         assert not isinstance(value, torch.Tensor) or found.dtype == value.dtype
 
 
-@pytest.mark.parametrize(("max_rows", "max_tokens"), [(1, None), (2, None), (5, None), (5, 9), (5, 1)])
-def test_micro_batches_hold_every_row_once_within_the_budget(max_rows: int, max_tokens: int | None) -> None:
+@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize(("max_rows", "max_tokens"), [(1, None), (2, None), (5, None), (5, 15), (5, 1)])
+def test_micro_batches_hold_every_row_once_within_the_budget(
+    max_rows: int, max_tokens: int | None, share_prompts: bool
+) -> None:
     one = rollouts()
-    batches = list(micro_batches(one, range(5), max_rows=max_rows, max_tokens=max_tokens))
+    batches = list(micro_batches(one, range(5), max_rows=max_rows, max_tokens=max_tokens, share_prompts=share_prompts))
     assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3, 4]
+    budget = min(max_rows * 11, max_tokens or 10**9)
     for batch in batches:
-        budget = min(max_rows * 8, max_tokens or 10**9)
-        assert batch.input_ids.numel() <= budget or len(batch.rows) == 1
+        ids, places = batch.whole()
+        computed = batch.prompts.numel() + batch.input_ids.numel() if batch.shares_prompts else ids.numel()
+        assert computed <= budget or len(batch.rows) == 1
+        assert share_prompts or not batch.shares_prompts
         for place, row in enumerate(batch.rows):
             whole = one.prompt_and_completion(row)
-            assert batch.input_ids[place, : len(whole)].tolist() == whole
+            assert ids[place, : len(whole) - 1].tolist() == whole[:-1]
+            assert places[place, : N_TOKENS[row]].tolist() == list(range(N_PROMPT[row] - 1, len(whole) - 1))
         targets = [token for row in batch.rows for token in one.prompt_and_completion(row)[N_PROMPT[row] :]]
         assert batch.targets.tolist() == targets
+    assert share_prompts == any(batch.shares_prompts for batch in batches) or max_rows == 1 or max_tokens == 1
 
 
-def scores(actor: Actor, one: Rollouts, **settings: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def test_processes_get_whole_groups_of_about_as_many_tokens_each() -> None:
+    one = of_lengths(10, [30, 30, 5, 5, 20, 20, 12, 12, 9, 9, 8, 8], samples=2)
+    dealt = shares(one, range(12), 2)
+    assert sorted(row for share in dealt for row in share) == list(range(12))
+    assert all({row ^ 1 for row in share} == set(share) for share in dealt)
+    n_tokens = [sum(10 + int(one.n_tokens[row]) for row in share) for share in dealt]
+    assert max(n_tokens) <= 1.1 * min(n_tokens)
+
+
+def test_with_fewer_prompts_than_processes_no_process_is_idle() -> None:
+    assert sorted(map(len, shares(of_lengths(10, [5] * 8, samples=8), range(8), 4))) == [2, 2, 2, 2]
+
+
+def of_lengths(n_prompt: int, n_tokens: list[int], samples: int) -> Rollouts:
+    """As many completions of each prompt, of these lengths one after another."""
+    prompts = torch.arange(len(n_tokens) // samples).repeat_interleave(samples)
+    parts = [
+        torch.cat([prompt.repeat(n_prompt), torch.ones(n, dtype=torch.int64)])
+        for prompt, n in zip(prompts, n_tokens, strict=True)
+    ]
+    return Rollouts(
+        ids=torch.cat(parts),
+        n_prompt=torch.full((len(n_tokens),), n_prompt),
+        n_tokens=torch.tensor(n_tokens),
+        group=prompts,
+        reward=torch.zeros(len(n_tokens)),
+        truncated=torch.zeros(len(n_tokens), dtype=torch.bool),
+        old_logps=torch.zeros(sum(n_tokens)),
+        sampled_logps=torch.zeros(sum(n_tokens)),
+        counts=torch.ones(len(n_tokens), dtype=torch.bool),
+        advantages=torch.zeros(sum(n_tokens)),
+    )
+
+
+def computed(one: Rollouts, **settings: Any) -> int:
+    """Tokens that go through the model, padding included."""
+    return sum(
+        batch.prompts.numel() + batch.input_ids.numel() if batch.shares_prompts else batch.whole()[0].numel()
+        for batch in micro_batches(one, range(len(one)), **settings)
+    )
+
+
+def test_a_long_prompt_is_computed_about_once() -> None:
+    one = of_lengths(200, [20] * 64, samples=8)
+    assert computed(one, max_rows=8) <= 1.1 * 8 * (200 + 8 * 20)
+    assert computed(one, max_rows=8, share_prompts=False) >= 64 * 219
+
+
+def test_completions_of_very_different_lengths_do_not_pad_each_other_for_the_sake_of_a_short_prompt() -> None:
+    one = of_lengths(10, [25, 50, 100, 200] * 32, samples=8)
+    assert computed(one, max_rows=8) <= computed(one, max_rows=8, share_prompts=False)
+    assert computed(one, max_rows=8) <= 1.15 * sum([25, 50, 100, 200] * 32)
+
+
+def scores(actor: Actor, one: Rollouts, **settings: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probs, entropies and values; their sum's gradients are left in the parameters."""
     found = [torch.zeros(5, 6) for _ in range(3)]
     for batch in micro_batches(one, range(5), **settings):
         said = actor(batch, values=True)
-        for whole, part in zip(found, (said.logps, said.entropies, said.values), strict=True):
+        for whole, part in zip(found, said, strict=True):
             assert part is not None
             whole[batch.rows, : part.shape[1]] = part.detach()
+        (said.logps.sum() + said.entropies.sum() + said.values.sum()).backward()
     return found[0], found[1], found[2]
 
 
-def test_scores_are_those_of_a_plain_forward_pass_in_any_micro_batch(tiny_model: Path) -> None:
+@pytest.mark.parametrize("own_trunk", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_rows": 5}, {"max_rows": 5, "share_prompts": False}, {"max_rows": 1}, {"max_rows": 2}],
+    ids=["shared", "apart", "alone", "in pairs"],
+)
+def test_scores_and_gradients_are_those_of_plain_forward_passes(
+    tiny_model: Path, settings: dict[str, Any], own_trunk: bool
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    critic = Critic(model.config.hidden_size)
+    trunk = AutoModelForCausalLM.from_pretrained(tiny_model).base_model if own_trunk else None
+    critic = Critic(model.config.hidden_size, trunk)
     torch.nn.init.normal_(critic.head.weight)
     actor, one = Actor(model, 0.7, critic), rollouts()
-    together, alone = scores(actor, one, max_rows=5), scores(actor, one, max_rows=1)
+    found = scores(actor, one, **settings)
+    gradients = {name: parameter.grad.clone() for name, parameter in actor.named_parameters()}
+    actor.zero_grad()
     for row in range(5):
         ids, n = torch.tensor([one.prompt_and_completion(row)]), N_PROMPT[row]
         done = model(input_ids=ids, output_hidden_states=True)
-        logps = (done.logits[0, n - 1 : -1].double() / 0.7).log_softmax(-1)
+        states = trunk(input_ids=ids).last_hidden_state if trunk is not None else done.hidden_states[-1]
+        logps = (done.logits[0, n - 1 : -1] / 0.7).log_softmax(-1)
         expected = (
             logps.gather(1, ids[0, n:, None])[:, 0],
             -(logps.exp() * logps).sum(-1),
-            critic.head(done.hidden_states[-1])[0, n - 1 : -1, 0].double(),
+            critic.head(states)[0, n - 1 : -1, 0],
         )
-        for found, single, true in zip(together, alone, expected, strict=True):
-            torch.testing.assert_close(found[row, : N_TOKENS[row]].double(), true, atol=2e-5, rtol=1e-5)
-            torch.testing.assert_close(found[row], single[row], atol=2e-5, rtol=1e-5)
-            assert (found[row, N_TOKENS[row] :] == 0).all()
+        sum(one.sum() for one in expected).backward()
+        for said, true in zip(found, expected, strict=True):
+            torch.testing.assert_close(said[row, : N_TOKENS[row]], true.detach(), atol=2e-5, rtol=1e-5)
+            assert (said[row, N_TOKENS[row] :] == 0).all()
+    for name, parameter in actor.named_parameters():
+        apart = (parameter.grad - gradients[name]).abs().max().item()
+        assert apart <= 1e-5 * max(1.0, parameter.grad.abs().max().item()), name
+
+
+def test_a_model_that_drops_old_keys_computes_every_prompt_anew(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert Actor(model, 1.0).can_share_prompts
+    model.config.layer_types = ["sliding_attention", *model.config.layer_types[1:]]
+    assert not Actor(model, 1.0).can_share_prompts
+
+
+def test_gradient_checkpointing_keeps_no_keys(tiny_model: Path) -> None:
+    actor = Actor(AutoModelForCausalLM.from_pretrained(tiny_model), 1.0)
+    actor.gradient_checkpointing_enable()
+    assert not actor.can_share_prompts
 
 
 def test_raw_texts_are_scored_but_for_their_first_token() -> None:
-    batch = micro_batch([0, 1], [torch.tensor([7, 8, 9]), torch.tensor([5, 6])], torch.tensor([1, 1]))
+    batch = micro_batch([0, 1], [torch.tensor([7, 8, 9]), torch.tensor([5, 6])], [1, 1])
     assert batch.targets.tolist() == [8, 9, 6]
     assert batch.tokens.tolist() == [[True, True], [True, False]]
