@@ -11,7 +11,7 @@ CODE_VERSIONS = {
     "sft": 2,
     "dpo": 1,
     "reward_model": 1,
-    "grpo": 3,
-    "ppo": 1,
+    "grpo": 4,
+    "ppo": 2,
     "evaluate": 3,
 }

@@ -160,7 +160,7 @@ def micro_batches(
     So short completions go in larger numbers, and more of them where they share a prompt. A longer row goes alone.
     """
     n_prompt, n_tokens = rollouts.n_prompt.tolist(), rollouts.n_tokens.tolist()
-    parts = dict(enumerate(torch.split(rollouts.ids, (rollouts.n_prompt + rollouts.n_tokens).tolist())))
+    parts = torch.split(rollouts.ids, (rollouts.n_prompt + rollouts.n_tokens).tolist())
     all_rows = [
         _Row(row, parts[row][: n_prompt[row] - 1].numpy().tobytes(), n_prompt[row], n_tokens[row]) for row in rows
     ]
