@@ -143,7 +143,7 @@ LENGTH_CLASSES = (1, 2, 4, 8, 16)
 
 class _Row(NamedTuple):
     number: int
-    prompt: bytes  # all but its last token
+    prompt: bytes  # what names it: all but its last token, or a name of the row's own where prompts are not shared
     n_prompt: int
     n_tokens: int
 
@@ -161,31 +161,29 @@ def micro_batches(
     """
     n_prompt, n_tokens = rollouts.n_prompt.tolist(), rollouts.n_tokens.tolist()
     parts = torch.split(rollouts.ids, (rollouts.n_prompt + rollouts.n_tokens).tolist())
-    all_rows = [
-        _Row(row, parts[row][: n_prompt[row] - 1].numpy().tobytes(), n_prompt[row], n_tokens[row]) for row in rows
-    ]
+    names = {row: parts[row][: n_prompt[row] - 1].numpy().tobytes() if share_prompts else b"%d" % row for row in rows}
+    all_rows = [_Row(row, names[row], n_prompt[row], n_tokens[row]) for row in rows]
     budget = max_rows * max((row.length for row in all_rows), default=0)
     budget = budget if max_tokens is None else min(budget, max_tokens)
-    for one in _plan(all_rows, budget, share_prompts=share_prompts):
+    for one in _plan(all_rows, budget):
         numbers = [row.number for row in one]
-        prompts = [row.prompt for row in one] if share_prompts else None
-        yield micro_batch(numbers, [parts[n] for n in numbers], [n_prompt[n] for n in numbers], prompts)
+        yield micro_batch(
+            numbers, [parts[n] for n in numbers], [n_prompt[n] for n in numbers], [names[n] for n in numbers]
+        )
 
 
-def _plan(rows: Sequence[_Row], budget: int, *, share_prompts: bool) -> list[list[_Row]]:
+def _plan(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:
     """The rows of each pass."""
-    if not share_prompts:
-        return _packed(sorted(rows, key=lambda row: (-row.length, row.number)), budget, share_prompts=False)[0]
+    plans = [_packed(sorted(rows, key=lambda row: (-row.length, row.number)), budget)]
     ordered = sorted(rows, key=lambda row: (-row.n_tokens, row.number))
-    plans = []
     for classes in LENGTH_CLASSES:
         length_class = {row.number: place * classes // len(rows) for place, row in enumerate(ordered)}
         alike = sorted(ordered, key=lambda row: (length_class[row.number], -row.n_prompt, row.prompt, row.number))
-        plans.append(_packed(alike, budget, share_prompts=True))
+        plans.append(_packed(alike, budget))
     return min(plans, key=lambda plan: plan[1])[0]
 
 
-def _packed(rows: Sequence[_Row], budget: int, *, share_prompts: bool) -> tuple[list[list[_Row]], int]:
+def _packed(rows: Sequence[_Row], budget: int) -> tuple[list[list[_Row]], int]:
     """Passes of neighbours within the budget, and the tokens that are computed, padding included."""
     passes: list[list[_Row]] = []
     prompts: set[bytes] = set()
@@ -193,7 +191,7 @@ def _packed(rows: Sequence[_Row], budget: int, *, share_prompts: bool) -> tuple[
     for row in rows:
         widest = max(n_prompt, row.n_prompt), max(n_tokens, row.n_tokens), max(length, row.length)
         n_rows = len(passes[-1]) + 1 if passes else 1
-        n_prompts = len(prompts) + (row.prompt not in prompts) if share_prompts else n_rows
+        n_prompts = len(prompts) + (row.prompt not in prompts)
         more = n_prompts * widest[0] + n_rows * widest[1] if n_prompts < n_rows else n_rows * widest[2]
         if not passes or more > budget:
             total += cost
