@@ -11,7 +11,7 @@ CODE_VERSIONS = {
     "sft": 2,
     "dpo": 1,
     "reward_model": 1,
-    "grpo": 4,
+    "grpo": 5,
     "ppo": 2,
     "evaluate": 3,
 }

@@ -6,7 +6,7 @@ which here is a list of completions of the step's play, trained on in micro-batc
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -190,8 +190,13 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             self.rollouts, self.minibatches = None, [[] for _ in range(self.spec.updates.count)]
             return
         self.rollouts = assembled(played, mask_truncated=self.spec.mask_truncated)
+        everything = range(len(self.rollouts))
         self._score(self.rollouts)
+        if self._is_kl_of_all:
+            self._score_by_reference(self.rollouts, everything)
         credit(self.rollouts, self.spec, self.kl_coefficient.value, self.reward_scale)
+        if self.spec.kl and not self._is_kl_of_all:
+            self._score_by_reference(self.rollouts, self._with_signal(everything))
         self.minibatches = self._schedule(len(self.rollouts))
         if self.rollouts.reference_logps is not None:
             self._follow_reference(self.rollouts)
@@ -199,26 +204,35 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             self.context.keep_sample(self.state.global_step + 1, sample)
 
     def _score(self, rollouts: Rollouts) -> None:
-        """What the models say of the completions before they are trained on."""
-        policy: Any = self.model_wrapped
-        if self.spec.kl and self.reference is not None:
-            rollouts.reference_logps = self._scores(rollouts, self.reference, lambda one: one.logps)
-        elif self.spec.kl:
-            with self.model.as_reference():
-                rollouts.reference_logps = self._scores(rollouts, policy, lambda one: one.logps)
+        """What the policy and the critic say of the completions before they are trained on."""
+        policy, everything = self.model_wrapped, range(len(rollouts))
         if not self._is_on_policy and not self._engine_is_exact:
-            rollouts.old_logps = self._scores(rollouts, policy, lambda one: one.logps)
+            rollouts.old_logps = self._scores(rollouts, everything, policy, lambda one: one.logps)
         if isinstance(self.spec, Ppo):
-            rollouts.values = self._scores(rollouts, policy, lambda one: one.values, values=True)
+            rollouts.values = self._scores(rollouts, everything, policy, lambda one: one.values, values=True)
+
+    def _score_by_reference(self, rollouts: Rollouts, rows: Sequence[int]) -> None:
+        """What the reference says of these completions; NaN of the others' tokens."""
+        if self.reference is not None:
+            rollouts.reference_logps = self._scores(rollouts, rows, self.reference, lambda one: one.logps)
+        else:
+            with self.model.as_reference():
+                rollouts.reference_logps = self._scores(rollouts, rows, self.model_wrapped, lambda one: one.logps)
 
     @torch.no_grad()
     def _scores(
-        self, rollouts: Rollouts, model: Any, what: Callable[[Scores], Tensor | None], *, values: bool = False
+        self,
+        rollouts: Rollouts,
+        rows: Sequence[int],
+        model: Any,
+        what: Callable[[Scores], Tensor | None],
+        *,
+        values: bool = False,
     ) -> Tensor:
-        """One score of every token, flat; the completions are shared among the processes."""
+        """One score of every token of the rows, flat, NaN elsewhere; the rows are shared among the processes."""
         n_tokens = rollouts.n_tokens.tolist()
         parts: dict[int, Tensor] = {}
-        for batch in self._batches(rollouts, self._shares(range(len(rollouts)))[self._rank]):
+        for batch in self._batches(rollouts, self._shares(rows)[self._rank]):
             with self.compute_loss_context_manager():
                 scores = what(model(batch.to(self.args.device), policy=not values, values=values))
             assert scores is not None
@@ -228,7 +242,8 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             gathered: list[Any] = [None] * self._world
             torch.distributed.all_gather_object(gathered, parts)
             parts = {row: said for part in gathered for row, said in part.items()}
-        return torch.cat([parts[row] for row in range(len(rollouts))])
+        unsaid = {row: torch.full((n,), torch.nan) for row, n in enumerate(n_tokens) if row not in parts}
+        return torch.cat([(parts | unsaid)[row] for row in range(len(rollouts))])
 
     def _schedule(self, n: int) -> list[list[int]]:
         """The completions of each optimiser step of this batch: every pass deals all of them out anew."""
@@ -244,7 +259,9 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
     def _follow_reference(self, rollouts: Rollouts) -> None:
         settings = self.spec.kl
         assert settings is not None
-        mean = float((reference_kl(rollouts, "k3") * rollouts.mask()).sum() / max(rollouts.n_all_tokens, 1))
+        apart = reference_kl(rollouts, "k3")
+        scored = rollouts.mask() * ~apart.isnan()
+        mean = float((apart.nan_to_num() * scored).sum() / scored.sum().clamp(min=1))
         self.figures |= {"kl": mean, "kl/coefficient": self.kl_coefficient.value}
         if self.experience.batches == 1 and not abs(mean) < FIRST_KL_TOLERANCE:
             raise StageError(f"the first KL is {mean:.3g}, not 0: the reference is another model")
@@ -280,7 +297,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         passes += [idle] * (max(map(len, batches)) - len(mine))
         return [*passes, *self._text_passes()]
 
-    def _with_signal(self, rows: list[int]) -> list[int]:
+    def _with_signal(self, rows: Iterable[int]) -> list[int]:
         """Those that move something."""
         if self.rollouts is None:
             return []
@@ -444,6 +461,12 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         return self.accelerator.no_sync(model)  # type: ignore[no-any-return]
 
     # --- where the run stands
+
+    @property
+    def _is_kl_of_all(self) -> bool:
+        """Whether the KL of completions counts that do not train: it has a price or a target there."""
+        kl = self.spec.kl
+        return kl is not None and (kl.place == "reward" or kl.target is not None or moves_without_advantage(self.spec))
 
     @property
     def _is_on_policy(self) -> bool:

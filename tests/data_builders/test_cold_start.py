@@ -1,6 +1,5 @@
 """The cold start's filters: each drops what it is for, counts it, and leaves sound traces alone."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from qwen_align.data_builders.cold_start import ColdStart
 from qwen_align.data_builders.guessing import guess_in, numbers_in
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.verdict import Verdict
+from tests.clock import cpu_limit
 
 QUESTION = "Tom has 12 apples and buys 30 more. How many apples does he have?"
 THINKING = "Tom starts with 12 apples. He buys 30, so we add: 12 + 30 = 42."
@@ -234,6 +234,5 @@ HOSTILE = ("1,", "\\frac{", "9", "one and ", "twenty-", "thousand, ", "9.9e", "1
 
 @pytest.mark.parametrize("part", HOSTILE)
 def test_numbers_in_a_hostile_text_are_found_in_linear_time(part: str) -> None:
-    started = time.process_time()
-    assert len(numbers_in(part * 50_000)) < 10
-    assert time.process_time() - started < 5
+    with cpu_limit(5.0, part):
+        assert len(numbers_in(part * 50_000)) < 10

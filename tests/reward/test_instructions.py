@@ -18,6 +18,7 @@ from qwen_align.reward.ifeval import latin
 from qwen_align.reward.ifeval.kinds import KINDS
 from qwen_align.reward.ifeval.languages import SCRIPTS
 from qwen_align.reward.instructions import Instructions
+from tests.clock import cpu_limit
 
 CASES = [
     json.loads(line) for line in (Path(__file__).parents[1] / "cases" / "ifeval.jsonl").read_text("utf-8").splitlines()
@@ -344,6 +345,5 @@ def test_a_long_text_takes_linear_time(unit: str) -> None:
 def test_a_megabyte_of_prose_takes_a_second() -> None:
     text = ("Green tea, [black] tea. *Dr.* Who's? " * 27_028)[:1_000_000]
     gold = gold_of(*{kind: (kind, kwargs) for kind, kwargs in ASKED}.values())
-    start = time.process_time()
-    assert Instructions().judge(text, gold).value is not None
-    assert time.process_time() - start < 5.0
+    with cpu_limit(5.0):
+        assert Instructions().judge(text, gold).value is not None

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from qwen_align.align.rows import Completion, Message
 from qwen_align.reward.math.unit_words import MEASURES
 from qwen_align.reward.math_answer import MathAnswer
+from tests.clock import cpu_limit
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -205,10 +206,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_is_judged_soon(name: str) -> None:
-    start = time.process_time()
-    first = REWARD.judge(HOSTILE[name], "5")
-    REWARD.judge(HOSTILE[name], HOSTILE[name])
-    assert time.process_time() - start < 1.0  # 0.1 s at most on two slow cores; quadratic work would take minutes
+    with cpu_limit(1.0):  # 0.1 s at most on two slow cores; quadratic work would take minutes
+        first = REWARD.judge(HOSTILE[name], "5")
+        REWARD.judge(HOSTILE[name], HOSTILE[name])
     assert first.value in (0.0, 1.0)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from qwen_align.reward.strict_json import DEEPEST, LONGEST, JsonError, canonical, read_json
 from qwen_align.reward.tool_calls import ToolCalls, render
 from qwen_align.reward.tool_gold import Call
+from tests.clock import cpu_limit
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -132,9 +132,8 @@ HOSTILE = [
 def test_hostile_blocks_end_soon(block: str) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True, "pattern": "^(x+)+$"}}}
     gold = {"calls": [{"name": "f", "arguments": {"a": [1]}}], "tools": [{"name": "f", "parameters": schema}]}
-    start = time.process_time()
-    assert ToolCalls().judge(f"<tool_call>{block}</tool_call>", gold).value == 0.0
-    assert time.process_time() - start < 1.0
+    with cpu_limit(1.0, block):
+        assert ToolCalls().judge(f"<tool_call>{block}</tool_call>", gold).value == 0.0
 
 
 @pytest.mark.skipif(

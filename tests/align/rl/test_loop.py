@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted, RecipeError, StageError
+from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import to_line
 from qwen_align.align.spec.recipe import AnyStage
 from qwen_align.align.spec.stage import Runtime
@@ -252,6 +253,35 @@ def test_groups_without_signal_are_replaced_up_to_the_bound(tiny_model: Path, tm
     said = [one for one in lines(tmp_path / "dynamic", "notes.jsonl") if one["what"] == "dynamic_sampling"]
     assert [one["step"] for one in said] == short
     assert all("1 of 2 groups with a signal among 4 prompts" in one["message"] for one in said)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
+def test_the_reference_scores_what_trains_and_that_changes_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
+) -> None:
+    scored: list[int] = []
+    scores = OnlineTrainer._scores
+
+    def counted(self: OnlineTrainer, rollouts: Any, rows: Any, *args: Any, **more: Any) -> torch.Tensor:
+        scored.append(len(rows))
+        return scores(self, rollouts, rows, *args, **more)
+
+    monkeypatch.setattr(OnlineTrainer, "_scores", counted)
+    kl = {"coefficient": 0.5, "everywhere": False}
+    rewards = [{"kind": "random", "p": 0.2}]
+    settings = {**GRPO, "rewards": rewards, "prompts": 4, "learning_rate": 1e-2, "kl": kl, "lora": lora}
+    run(tmp_path / "some", tiny_model, settings)
+    some, scored[:] = scored[:], []
+    monkeypatch.setattr(OnlineTrainer, "_is_kl_of_all", True)
+    run(tmp_path / "all", tiny_model, settings)
+    assert scored == [16, 16, 16]
+    assert 0 < sum(some) < sum(scored)
+    found = [load_file(next((tmp_path / name).glob("out/*/*model.safetensors"))) for name in ("some", "all")]
+    assert max(float((found[0][name] - found[1][name]).abs().max()) for name in found[0]) < 1e-5
+    for one, figures in zip(some, lines(tmp_path / "some", "metrics.jsonl"), strict=True):
+        assert one == 4 * round(4 * (1 - figures["groups/no_signal_share"])), "whole groups"
+        assert math.isfinite(figures["kl"])
+    assert lines(tmp_path / "some", "metrics.jsonl")[-1]["kl"] > 1e-6, "it has moved"
 
 
 def test_a_step_without_any_signal_is_skipped_counted_and_moves_nothing(tiny_model: Path, tmp_path: Path) -> None:
