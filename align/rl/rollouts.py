@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -170,6 +170,18 @@ def micro_batches(
         yield micro_batch(
             numbers, [parts[n] for n in numbers], [n_prompt[n] for n in numbers], [names[n] for n in numbers]
         )
+
+
+def turns(
+    rollouts: Rollouts, rows: Sequence[int], process: tuple[int, int], **packing: Any
+) -> tuple[list[MicroBatch], list[MicroBatch]]:
+    """The micro-batches of one process, given by its rank and how many there are, and idle ones, to pass for no effect.
+
+    With these all processes make equally many passes, as those that wait for each other at every pass have to.
+    """
+    rank, world = process
+    batches = [list(micro_batches(rollouts, share, **packing)) for share in shares(rollouts, rows, world)]
+    return batches[rank], batches[0][:1] * (max(map(len, batches)) - len(batches[rank]))
 
 
 def _plan(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:

@@ -6,7 +6,7 @@ which here is a list of completions of the step's play, trained on in micro-batc
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from qwen_align.align.rl.figures import of_play, samples_to_read
 from qwen_align.align.rl.objective import Sums, Terms, Whole, loss_of, moves_without_advantage
 from qwen_align.align.rl.play import assembled
 from qwen_align.align.rl.ptx import Texts
-from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, micro_batches, shares
+from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, turns
 from qwen_align.align.rl.watch import Watchdogs
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.ppo import Ppo
@@ -232,9 +232,12 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         """One score of every token of the rows, flat, NaN elsewhere; the rows are shared among the processes."""
         n_tokens = rollouts.n_tokens.tolist()
         parts: dict[int, Tensor] = {}
-        for batch in self._batches(rollouts, self._shares(rows)[self._rank]):
+        mine, idle = self._turns(rollouts, rows)
+        for number, batch in enumerate([*mine, *idle]):
             with self.compute_loss_context_manager():
                 scores = what(model(batch.to(self.args.device), policy=not values, values=values))
+            if number >= len(mine):
+                continue
             assert scores is not None
             for row, said in zip(batch.rows, scores.float().cpu(), strict=True):
                 parts[row] = said[: n_tokens[row]]
@@ -284,17 +287,15 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
     # --- an optimiser step
 
     def _passes(self, rows: list[int]) -> list[Callable[[Any], Tensor]]:
-        """The forward passes of this process; as many as in every other, so that they can wait for each other."""
+        """The forward passes of this process."""
         trained = self._with_signal(rows)
         if not trained:
             return []
         assert self.rollouts is not None
         whole = Whole.of(self.rollouts, rows, self.experience.player.sampling.max_tokens)
-        batches = [list(self._batches(self.rollouts, share)) for share in self._shares(trained)]
-        mine = batches[self._rank]
+        mine, idle = self._turns(self.rollouts, trained)
         passes = [partial(self._loss, batch=batch, whole=whole) for batch in mine]
-        idle = partial(self._loss, batch=batches[0][0], whole=whole._replace(share=0.0))
-        passes += [idle] * (max(map(len, batches)) - len(mine))
+        passes += [partial(self._loss, batch=batch, whole=whole._replace(share=0.0)) for batch in idle]
         return [*passes, *self._text_passes()]
 
     def _with_signal(self, rows: Iterable[int]) -> list[int]:
@@ -439,17 +440,13 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
     def _world(self) -> int:
         return int(self.args.world_size)
 
-    def _shares(self, rows: Sequence[int]) -> list[list[int]]:
-        assert self.rollouts is not None
-        return shares(self.rollouts, rows, self._world)
-
-    def _batches(self, rollouts: Rollouts, rows: Sequence[int]) -> Iterator[MicroBatch]:
-        most = CPU_TOKENS if self.args.device.type == "cpu" else None
-        return micro_batches(
+    def _turns(self, rollouts: Rollouts, rows: Sequence[int]) -> tuple[list[MicroBatch], list[MicroBatch]]:
+        return turns(
             rollouts,
             rows,
+            (self._rank, self._world),
             max_rows=self.context.runtime.micro_batch,
-            max_tokens=most,
+            max_tokens=CPU_TOKENS if self.args.device.type == "cpu" else None,
             share_prompts=self.model.can_share_prompts,
         )
 

@@ -402,6 +402,7 @@ def test_two_processes_of_online_rl_see_the_losses_of_one(tmp_path: Path) -> Non
         **{name: value for name, value in GRPO.items() if name != "kind"},
         "kind": "ppo",
         "name": "ppo",
+        "prompts": 3,  # so that one process has more passes to make than the other
         "steps": 3,
         "critic": {"learning_rate": 1e-3, "warmup_steps": 1},
         "kl": kl,
@@ -410,7 +411,7 @@ def test_two_processes_of_online_rl_see_the_losses_of_one(tmp_path: Path) -> Non
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        run(write_recipe(folder, PROBLEMS, grpo, ppo, processes=processes), folder)
+        run(write_recipe(folder, PROBLEMS, grpo, ppo, processes=processes, micro_batch=4), folder)
     for kind in ("grpo", "ppo"):
         one, two = (metrics(tmp_path / str(processes), kind) for processes in (1, 2))
         assert len(one) == len(two) == {"grpo": 12, "ppo": 6}[kind]

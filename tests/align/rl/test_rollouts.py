@@ -1,5 +1,6 @@
 """A step's completions as tensors: padding, micro-batches, files; and that cutting them up changes no score or loss."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qwen_align.align.rl.actor import Actor, Critic
-from qwen_align.align.rl.rollouts import Rollouts, micro_batch, micro_batches, shares
+from qwen_align.align.rl.rollouts import Rollouts, micro_batch, micro_batches, shares, turns
 
 N_PROMPT, N_TOKENS = [4, 4, 4, 7, 7], [3, 6, 1, 4, 2]
 
@@ -105,6 +106,17 @@ def test_processes_get_whole_groups_of_about_as_many_tokens_each() -> None:
 
 def test_with_fewer_prompts_than_processes_no_process_is_idle() -> None:
     assert sorted(map(len, shares(of_lengths(10, [5] * 8, samples=8), range(8), 4))) == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "n_idle"), [(range(12), [1, 1, 0]), ([3, 4, 5, 9], [0, 0, 0]), ([7], [0, 1, 1]), ([], [0, 0, 0])]
+)
+def test_every_process_makes_as_many_passes(rows: Sequence[int], n_idle: list[int]) -> None:
+    one = of_lengths(10, [30, 30, 30, 5, 5, 5, 20, 20, 20, 12, 12, 12], samples=3)
+    found = [turns(one, rows, (rank, 3), max_rows=2) for rank in range(3)]
+    assert len({len(mine) + len(idle) for mine, idle in found}) == 1
+    assert sorted(row for mine, _ in found for batch in mine for row in batch.rows) == sorted(rows)
+    assert [len(idle) for _, idle in found] == n_idle
 
 
 def of_lengths(n_prompt: int, n_tokens: list[int], samples: int) -> Rollouts:
