@@ -175,12 +175,16 @@ def micro_batches(
 def turns(
     rollouts: Rollouts, rows: Sequence[int], process: tuple[int, int], **packing: Any
 ) -> tuple[list[MicroBatch], list[MicroBatch]]:
-    """The micro-batches of one process, given by its rank and how many there are, and idle ones, to pass for no effect.
+    """The micro-batches of one process, given by its rank and how many there are, and idle ones."""
+    rank, world = process
+    return of_process([list(micro_batches(rollouts, part, **packing)) for part in shares(rollouts, rows, world)], rank)
+
+
+def of_process(batches: Sequence[list[MicroBatch]], rank: int) -> tuple[list[MicroBatch], list[MicroBatch]]:
+    """Of each process's micro-batches those of one, and idle ones, to pass for no effect.
 
     With these all processes make equally many passes, as those that wait for each other at every pass have to.
     """
-    rank, world = process
-    batches = [list(micro_batches(rollouts, share, **packing)) for share in shares(rollouts, rows, world)]
     return batches[rank], batches[0][:1] * (max(map(len, batches)) - len(batches[rank]))
 
 

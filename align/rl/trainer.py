@@ -34,7 +34,7 @@ from qwen_align.align.rl.figures import of_play, samples_to_read
 from qwen_align.align.rl.objective import Sums, Terms, Whole, loss_of, moves_without_advantage
 from qwen_align.align.rl.play import assembled
 from qwen_align.align.rl.ptx import Texts
-from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, turns
+from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, of_process, turns
 from qwen_align.align.rl.watch import Watchdogs
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.ppo import Ppo
@@ -327,11 +327,14 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         numbers = self.texts.drawn(self.state.global_step)
         n_tokens, rows = self.texts.n_tokens(numbers), self.context.runtime.micro_batch
         batches = [list(self.texts.batches(numbers[r :: self._world], max_rows=rows)) for r in range(self._world)]
-        return [partial(self._text_loss, batch=batch, n_tokens=n_tokens) for batch in batches[self._rank]]
+        mine, idle = of_process(batches, self._rank)
+        passes: list[Callable[[Any], Tensor]]
+        passes = [partial(self._text_loss, batch=batch, n_tokens=n_tokens) for batch in mine]
+        return passes + [partial(self._text_loss, batch=batch, n_tokens=n_tokens, share=0.0) for batch in idle]
 
-    def _text_loss(self, model: Any, *, batch: MicroBatch, n_tokens: int) -> Tensor:
+    def _text_loss(self, model: Any, *, batch: MicroBatch, n_tokens: int, share: float = 1.0) -> Tensor:
         assert self.texts is not None
-        loss = self.texts.loss(model(batch.to(self.args.device), temperature=1.0), n_tokens)
+        loss = share * self.texts.loss(model(batch.to(self.args.device), temperature=1.0), n_tokens)
         self._add({"ptx/loss": loss.detach()})
         assert isinstance(self.spec, Ppo)
         assert self.spec.ptx is not None

@@ -407,16 +407,18 @@ def test_two_processes_of_online_rl_see_the_losses_of_one(tmp_path: Path) -> Non
         "critic": {"learning_rate": 1e-3, "warmup_steps": 1},
         "kl": kl,
         "updates": {"epochs": 2},
+        "ptx": {"from_data": ["texts"], "coefficient": 0.1, "batch": 3, "max_tokens": 200},
     }
+    texts = {**PROBLEMS, "name": "texts", "builder": {**PROBLEMS["builder"], "rows": "text", "n": 10}}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        run(write_recipe(folder, PROBLEMS, grpo, ppo, processes=processes, micro_batch=4), folder)
+        run(write_recipe(folder, PROBLEMS, texts, grpo, ppo, processes=processes, micro_batch=4), folder)
     for kind in ("grpo", "ppo"):
         one, two = (metrics(tmp_path / str(processes), kind) for processes in (1, 2))
         assert len(one) == len(two) == {"grpo": 12, "ppo": 6}[kind]
         for left, right in zip(one, two, strict=True):
-            for name in ("loss", "entropy", "reward", "value/loss", "kl"):
+            for name in ("loss", "entropy", "reward", "value/loss", "kl", "ptx/loss"):
                 if name in left:
                     assert left[name] == pytest.approx(right[name], abs=1e-5), (left["step"], name)
 
