@@ -245,8 +245,9 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             gathered: list[Any] = [None] * self._world
             torch.distributed.all_gather_object(gathered, parts)
             parts = {row: said for part in gathered for row, said in part.items()}
-        unsaid = {row: torch.full((n,), torch.nan) for row, n in enumerate(n_tokens) if row not in parts}
-        return torch.cat([(parts | unsaid)[row] for row in range(len(rollouts))])
+        return torch.cat(
+            [parts[row] if row in parts else torch.full((n,), torch.nan) for row, n in enumerate(n_tokens)]
+        )
 
     def _schedule(self, n: int) -> list[list[int]]:
         """The completions of each optimiser step of this batch: every pass deals all of them out anew."""
