@@ -11,7 +11,7 @@ test: .venv/dev
 	$(BIN)/pytest
 
 fast: .venv/dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
 
 lint: .venv/dev .typing/qwen_align
 	$(BIN)/ruff check .
