@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -65,8 +66,8 @@ class Launcher:
         asked = Asked(watch)
         with tempfile.TemporaryDirectory(prefix="qwen-align-") as scratch:
             report = Path(scratch, "report.json")
-            if uses_server(stage):
-                code = self._run_in_server(folder, report, asked)
+            if uses_server(stage) or (stage.kind in TORCH_FREE and self._ready):
+                code = self._run_in_server(stage, folder, report, asked)
             else:
                 code = _run_fresh(command(stage, folder, report), folder / "log.txt", asked)
             said = json.loads(report.read_text()) if report.exists() else None
@@ -78,17 +79,28 @@ class Launcher:
             return Ended(75, "stopped as asked before it had begun; run again to go on")
         return Ended(0, "") if code == 0 else Ended(4, _ended_by(code))
 
-    def _run_in_server(self, folder: Path, report: Path, asked: "Asked") -> int:
+    def _run_in_server(self, stage: Stage, folder: Path, report: Path, asked: "Asked") -> int:
         self.warm_up()
         if not self._ready:
             self._answer(asked, None)
             self._ready = True
         assert self._server
         assert self._server.stdin
-        request = {"folder": str(folder), "report": str(report), "log": str(folder / "log.txt")}
+        request = {
+            "folder": str(folder),
+            "report": str(report),
+            "log": str(folder / "log.txt"),
+            "processes": processes_of(stage),
+        }
         print(json.dumps(request), file=self._server.stdin, flush=True)
-        pid = self._answer(asked, None)["pid"]
-        return int(self._answer(asked, lambda: os.kill(pid, signal.SIGTERM))["exit"])
+        pids = self._answer(asked, None)["pids"]
+
+        def stop() -> None:
+            for pid in pids:
+                with suppress(ProcessLookupError):  # it has ended by itself
+                    os.kill(pid, signal.SIGTERM)
+
+        return int(self._answer(asked, stop)["exit"])
 
     def _answer(self, asked: "Asked", stop: Callable[[], None] | None) -> dict[str, Any]:
         assert self._server
@@ -124,21 +136,27 @@ class Asked:
 def command(stage: Stage, folder: Path, report: Path) -> list[str]:
     """The command line that runs the stage in a process of its own, or in one a device through torchrun."""
     worker = ["-m", "qwen_align.align.worker", str(folder), str(report)]
-    runtime = stage.runtime
-    if stage.kind in ONE_PROCESS or runtime.processes == 1:
+    processes = processes_of(stage)
+    if processes == 1:
         return [sys.executable, *worker]
     # torchrun, which is to die with us as its workers die with it
     torchrun = (
         "from qwen_align.align.server import die_with_parent; die_with_parent(); "
         "from torch.distributed.run import main; main()"
     )
-    return [sys.executable, "-c", torchrun, "--nproc_per_node", str(runtime.processes), "--standalone", *worker]
+    return [sys.executable, "-c", torchrun, "--nproc_per_node", str(processes), "--standalone", *worker]
+
+
+def processes_of(stage: Stage) -> int:
+    """How many processes run the stage."""
+    return 1 if stage.kind in ONE_PROCESS else stage.runtime.processes
 
 
 def uses_server(stage: Stage) -> bool:
-    """Whether the stage is forked from the warm server: one process on a CPU."""
+    """Whether the stage is forked from the warm server: on a CPU, but several processes of DeepSpeed."""
     runtime = stage.runtime
-    return stage.kind not in TORCH_FREE and runtime.processes == 1 and not on_cuda(runtime)
+    is_torchruns = runtime.deepspeed is not None and processes_of(stage) > 1
+    return stage.kind not in TORCH_FREE and not on_cuda(runtime) and not is_torchruns
 
 
 def on_cuda(runtime: Runtime) -> bool:

@@ -138,6 +138,7 @@ def _common(settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, see
         "gradient_checkpointing": runtime.gradient_checkpointing,
         "deepspeed": runtime.deepspeed,
         "ddp_backend": "gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        "ddp_broadcast_buffers": False,  # rotary tables, which are alike in all processes
         "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 1,  # a mean over more would begin anew when a stage is resumed

@@ -24,7 +24,6 @@ from qwen_align.align.spec.recipe import AnyStage
 from qwen_align.align.spec.stage import Runtime
 
 _STARTED = time.monotonic()
-_WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 _MEBI_PER_GIBI = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss: KiB on Linux, bytes on macOS
 
 
@@ -80,11 +79,29 @@ def _run(folder: Path, *, started: float, imported_before: float) -> None:
     imported = time.monotonic()
     inputs = {ref: Path(entry["folder"]) for ref, entry in job["inputs"].items()}
     summary = stage.run(settings, inputs, folder, context)
+    times = {
+        "seconds": time.monotonic() - imported,
+        "cpu_seconds": _cpu_seconds(),
+        "import_seconds": imported - started + imported_before,
+    }
     if context.is_main:
-        _finish(folder, job, summary, seconds=time.monotonic() - imported, imports=imported - started + imported_before)
+        _finish(folder, job, summary, {name: round(seconds, 3) for name, seconds in times.items()})
 
 
-def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], *, seconds: float, imports: float) -> None:
+def _cpu_seconds() -> float:
+    """Of all the stage's processes and of those they have waited for."""
+    mine = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return mine
+    import torch.distributed
+
+    parts = [0.0] * world
+    torch.distributed.all_gather_object(parts, mine)
+    return sum(parts)
+
+
+def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], times: dict[str, float]) -> None:
     temporary = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
     files = sorted(
         path
@@ -97,9 +114,7 @@ def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], *, secon
         "kind": job["settings"]["kind"],
         "outputs": {str(path.relative_to(folder)): store.file_sha256(path) for path in files},
         "summary": summary,
-        "seconds": round(seconds, 3),
-        "cpu_seconds": round(sum(sum(resource.getrusage(who)[:2]) for who in _WHO), 3),  # processes it waited for too
-        "import_seconds": round(imports, 3),
+        **times,
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEBI_PER_GIBI, 3),
         "disk_gib": round(sum(path.stat().st_size for path in files) / 2**30, 6),
         "world_size": world,

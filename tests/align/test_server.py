@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,12 +36,51 @@ def test_it_forks_from_one_thread_and_ends_with_its_input(server: "subprocess.Po
     assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1
     # A folder without stage.json: the fork says so and the server lives on.
     report, log = tmp_path / "report.json", tmp_path / "log.txt"
-    request = {"folder": str(tmp_path), "report": str(report), "log": str(log)}
+    request = {"folder": str(tmp_path), "report": str(report), "log": str(log), "processes": 1}
     for _ in range(2):
         print(json.dumps(request), file=server.stdin, flush=True)
-        assert json.loads(server.stdout.readline())["pid"] > 0
+        assert len(json.loads(server.stdout.readline())["pids"]) == 1
         assert json.loads(server.stdout.readline())["exit"] == 4
         assert "stage.json" in json.loads(report.read_text())["message"]
     assert "FileNotFoundError" in log.read_text()
     server.stdin.close()
     assert server.wait(timeout=30) == 0
+
+
+def test_when_one_of_a_stages_processes_has_died_the_others_are_stopped() -> None:
+    program = """
+import os, subprocess, sys, time
+from qwen_align.align import server
+server.GRACE_S = 0.5
+def started(code):
+    return subprocess.Popen([sys.executable, "-c", code]).pid
+def waited(*codes):
+    began = time.monotonic()
+    return server._wait([started(code) for code in codes]), time.monotonic() - began < 30
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+print(waited("", ""), waited("raise SystemExit(3)", "import time; time.sleep(60)"))
+print(waited(deaf, "import time; time.sleep(.5); raise SystemExit(4)"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "(0, True) (3, True)\n(4, True)\n"
+
+
+@pytest.mark.slow
+def test_a_stages_processes_find_each_other_and_share_the_cores() -> None:
+    program = """
+import os, sys, torch
+from qwen_align.align import server, worker
+def run_stage(folder, report, **_):
+    torch.distributed.init_process_group("gloo")
+    parts = [None, None]
+    torch.distributed.all_gather_object(parts, (os.getpid(), torch.get_num_threads()))
+    report.write_text(repr(parts))
+    return 0
+worker.run_stage = run_stage
+torch.set_num_threads(2)
+pids = server._fork({"processes": 2, "folder": "", "report": sys.argv[1], "log": sys.argv[1] + ".log"}, 0.0)
+assert server._wait(pids) == 0
+assert eval(open(sys.argv[1]).read()) == [(pid, 1) for pid in pids]
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", program, f"{folder}/said"], check=True)
