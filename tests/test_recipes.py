@@ -40,6 +40,12 @@ def test_every_shipped_recipe_is_read(path: Path) -> None:
     assert recipe.load(path)[0].recipe.name == path.stem
 
 
+def test_the_coin_is_grpo_but_for_its_reward() -> None:
+    by_name = {stage.name: stage for stage in recipe.load(RECIPES / "evidence.yaml")[0].recipe.stages}
+    coin, grpo = (by_name[name].model_dump(exclude={"name", "rewards", "runtime"}) for name in ("grpo_random", "grpo"))
+    assert coin == grpo
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_tiny_form_is_read_where_there_is_one(path: Path) -> None:
     if path.stem in WITH_TINY:

@@ -174,11 +174,14 @@ def _moved(tensor: Tensor, to: Tensor, source: Tensor) -> Tensor:
 
 
 class ColumnCache(Cache):  # type: ignore[misc]
-    """Keys and values (rows, heads, columns, size) of every layer; a step writes one column of all rows."""
+    """Keys and values (rows, heads, columns, size) of every layer; a step writes one column of all rows.
 
-    def __init__(self, n_rows: int, n_columns: int) -> None:
+    Prompts lie in the columns before `width`.
+    """
+
+    def __init__(self, n_rows: int, n_columns: int, *, width: int) -> None:
         super().__init__(layers=[])
-        self.n_rows, self.n_columns = n_rows, n_columns
+        self.n_rows, self.n_columns, self.width = n_rows, n_columns, width
         self.start = self.column = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -190,8 +193,9 @@ class ColumnCache(Cache):  # type: ignore[misc]
     def add_layer(self, keys: Tensor, values: Tensor) -> None:
         """Room for one more layer, of the heads, size, type and place of these."""
         for like, into in ((keys, self.keys), (values, self.values)):
-            # Zeros, for what is hidden by the mask is still multiplied, and must not be NaN.
-            into.append(like.new_zeros(self.n_rows, like.shape[1], self.n_columns, like.shape[3]))
+            into.append(like.new_empty(self.n_rows, like.shape[1], self.n_columns, like.shape[3]))
+            # What the mask hides of prompts is still multiplied, and must not be NaN; a step writes its column of all rows.
+            into[-1][:, :, : self.width] = 0
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -215,7 +219,8 @@ class ColumnCache(Cache):  # type: ignore[misc]
 
 def _prefilled(model: PreTrainedModel, rows: Sequence[Row], *, n_columns: int) -> ColumnCache:
     """A cache that holds each row's prompt but its last token, computed once a prompt."""
-    cache, width = ColumnCache(len(rows), n_columns), rows[0].n_prompt - 1
+    width = rows[0].n_prompt - 1
+    cache = ColumnCache(len(rows), n_columns, width=width)
     if not width:
         return cache
     prompts = [ids for ids, _ in groupby(row.request.prompt_ids for row in rows)]

@@ -56,7 +56,7 @@ def make_model(name="qwen3"):
 @torch.no_grad()
 def decode(model, step, *, n_steps=12, n_rows=5):
     """Logits of each step from an empty cache; row r begins at column r, so that pads are hidden by the mask."""
-    cache = ColumnCache(n_rows, n_steps)
+    cache = ColumnCache(n_rows, n_steps, width=0)
     tokens = torch.randint(0, 61, (n_steps, n_rows, 1), generator=torch.Generator().manual_seed(0))
     starts = torch.arange(n_rows)[:, None]
     hidden = torch.where(torch.arange(n_steps) < starts, torch.finfo(torch.float32).min / 2, 0.0)[:, None, None]
