@@ -57,7 +57,7 @@ STAGES: list[dict[str, Any]] = [
     {"name": "pairs", "kind": "build_data", "builder": {"kind": "pairs", "from_data": "rollouts", "reward": "random"}},
     {**TUNED, "name": "dpo", "kind": "dpo", "from_model": "sft", "from_data": ["pairs"], "beta": 0.1},
     {**TUNED, "name": "scorer", "kind": "reward_model", "from_model": "sft", "from_data": ["pairs"]},
-    {**ONLINE, "name": "grpo", "kind": "grpo"},
+    {**ONLINE, "name": "grpo", "kind": "grpo", "runtime": {"processes": 2}},
     {**ONLINE, "name": "coder", "kind": "grpo", "from_data": ["code"], "rewards": [{"kind": "code_tests"}]},
     {**ONLINE, "name": "ppo", "kind": "ppo", "critic": {"learning_rate": 1e-4}},
     {

@@ -194,7 +194,7 @@ class ColumnCache(Cache):  # type: ignore[misc]
         """Room for one more layer, of the heads, size, type and place of these."""
         for like, into in ((keys, self.keys), (values, self.values)):
             into.append(like.new_empty(self.n_rows, like.shape[1], self.n_columns, like.shape[3]))
-            # What the mask hides of prompts is still multiplied, and must not be NaN; a step writes its column of all rows.
+            # What the mask hides is still multiplied, and must not be NaN; from `width` on a step writes what it reads.
             into[-1][:, :, : self.width] = 0
 
     def update(

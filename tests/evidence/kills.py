@@ -66,7 +66,7 @@ RECIPE = {
         data("pairs", kind="pairs", from_data="rollouts", reward="random", per_prompt=2),
         {**PAIRED, "name": "dpo", "kind": "dpo", "from_model": "sft", "beta": 0.1},
         {**PAIRED, "name": "scorer", "kind": "reward_model", "from_model": "sft"},
-        {**ONLINE, "name": "grpo", "kind": "grpo", "from_model": "dpo"},
+        {**ONLINE, "name": "grpo", "kind": "grpo", "from_model": "dpo", "runtime": {"processes": 2}},
         {**ONLINE, "name": "ppo", "kind": "ppo", "from_model": "dpo", "critic": {"learning_rate": 1e-3}},
         {**DRAWN, "name": "own", "kind": "rollout", "from_model": "grpo", "from_data": "problems"},
         data("mix", kind="think_mix", from_rollout="own", from_chats="direct", reward="random"),
