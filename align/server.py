@@ -71,7 +71,7 @@ def _fork(request: dict[str, Any], imported: float) -> list[int]:
 
 
 def _kept_store(n: int) -> Any:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is documented
 
     return TCPStore("127.0.0.1", 0, n, is_master=True, wait_for_workers=False)
 

@@ -71,10 +71,13 @@ def test_a_stages_processes_find_each_other_and_share_the_cores() -> None:
 import os, sys, torch
 from qwen_align.align import server, worker
 def run_stage(folder, report, **_):
+    assert abs(worker._cpu_seconds() - sum(os.times()[:4])) < 0.3, "they have not met"
     torch.distributed.init_process_group("gloo")
+    sum(i * i for i in range(10_000_000))  # longer than the tolerance
     parts = [None, None]
-    torch.distributed.all_gather_object(parts, (os.getpid(), torch.get_num_threads()))
-    report.write_text(repr(parts))
+    torch.distributed.all_gather_object(parts, (os.getpid(), torch.get_num_threads(), sum(os.times()[:4])))
+    assert abs(worker._cpu_seconds() - sum(part[2] for part in parts)) < 0.3
+    report.write_text(repr([part[:2] for part in parts]))
     return 0
 worker.run_stage = run_stage
 torch.set_num_threads(2)
