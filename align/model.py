@@ -76,10 +76,17 @@ def renderer_of(folder: Path) -> Renderer:
 
 
 def device_of(runtime: Runtime) -> torch.device:
-    """This process's device: of several GPUs the one that torchrun gave it."""
-    if runtime.device == "cuda" or (runtime.device == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    """This process's device: of several GPUs the one that torchrun gave it. RecipeError when there is none for it."""
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if runtime.device == "cpu" or (runtime.device == "auto" and not n_gpus):
+        return torch.device("cpu")
+    if not n_gpus:
+        raise RecipeError("runtime.device: cuda, but torch sees no GPU: `qwen-align doctor`")
+    if (number := int(os.environ.get("LOCAL_RANK", "0"))) >= n_gpus:
+        raise RecipeError(
+            f"runtime.processes: {runtime.processes}, but torch sees {n_gpus} GPUs; ask for fewer, or for `device: cpu`"
+        )
+    return torch.device("cuda", number)
 
 
 def load(folder: Path) -> PreTrainedModel:

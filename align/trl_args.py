@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
-from qwen_align.align.errors import RecipeError
+from qwen_align.align.model import device_of
 from qwen_align.align.spec.dpo import Dpo
 from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.online_rl import OnlineRl
@@ -117,9 +116,7 @@ def lora(settings: Lora | None, *, head: str | None = None) -> Any:
 
 
 def _common(settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, seed: int) -> dict[str, Any]:
-    on_cpu = runtime.device == "cpu" or not torch.cuda.is_available()
-    if runtime.device == "cuda" and on_cpu:
-        raise RecipeError("runtime.device: cuda, but torch sees no GPU: `qwen-align doctor`")
+    on_cpu = device_of(runtime).type == "cpu"
     return {
         "output_dir": str(out / "checkpoints"),
         "learning_rate": settings.learning_rate,
