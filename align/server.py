@@ -54,6 +54,7 @@ def _fork(request: dict[str, Any], imported: float) -> list[int]:
     read, write = os.pipe()
     pids = [os.fork()]
     if pids[0] == 0:
+        _enter(request)
         if n > 1:
             store = _kept_store(n)
             os.write(write, str(store.port).encode())
@@ -65,6 +66,7 @@ def _fork(request: dict[str, Any], imported: float) -> list[int]:
     for rank in range(1, n if port else 1):
         pids.append(os.fork())
         if pids[-1] == 0:
+            _enter(request)
             _become(rank, n, int(port))
             _stage(request, imported)
     return pids
@@ -109,14 +111,17 @@ def _signal(pids: set[int], number: int) -> None:
         os.kill(pid, number)
 
 
-def _stage(request: dict[str, Any], imported: float) -> None:
-    from qwen_align.align.worker import run_stage
-
+def _enter(request: dict[str, Any]) -> None:
     die_with_parent()
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+
+def _stage(request: dict[str, Any], imported: float) -> None:
+    from qwen_align.align.worker import run_stage
+
     code = run_stage(
         Path(request["folder"]), Path(request["report"]), started=time.monotonic(), imported_before=imported
     )
