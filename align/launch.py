@@ -71,6 +71,8 @@ class Launcher:
             else:
                 code = _run_fresh(command(stage, folder, report), folder / "log.txt", asked)
             said = json.loads(report.read_text()) if report.exists() else None
+        if code < 0 and not asked.yes:
+            return Ended(4, _ended_by(code))  # what others of the stage's processes say follows from it
         if said and said["code"] == 75 and not asked.yes:
             return Ended(4, "another process of the stage died and took this one along; the log says more")
         if said and said["code"] != 0:

@@ -56,8 +56,10 @@ def test_torchruns_own_code_says_less_than_the_stages(ended: Callable[..., Ended
     assert ended(1, {"code": 3, "message": "no rows"}, False) == Ended(3, "no rows")
 
 
-def test_a_kill_is_named(ended: Callable[..., Ended]) -> None:
-    said = ended(-signal.SIGKILL, None, False)
+@pytest.mark.parametrize("report", [None, {"code": 4, "message": "Connection closed by peer"}])
+def test_a_kill_is_named(ended: Callable[..., Ended], report: dict[str, object] | None) -> None:
+    """Also that of one of several processes, whatever the first says of it."""
+    said = ended(-signal.SIGKILL, report, False)
     assert said.code == 4
     assert "SIGKILL" in said.message
     assert "memory" in said.message
