@@ -71,7 +71,6 @@ HEAVY = {
         "align.model",
         "align.scorer",
         "align.checkpoint",
-        "align.trl_args",
         "align.compat",
         "align.rl.*",
         "align.rollout.*",
