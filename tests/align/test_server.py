@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def test_it_forks_from_one_thread_and_ends_with_its_input(server: "subprocess.Po
 
 def test_when_one_of_a_stages_processes_has_died_the_others_are_stopped() -> None:
     program = """
-import os, subprocess, sys, time
+import subprocess, sys, time
 from qwen_align.align import server
 server.GRACE_S = 0.5
 def started(code):
@@ -66,7 +65,7 @@ print(waited(deaf, "import time; time.sleep(.5); raise SystemExit(4)"))
 
 
 @pytest.mark.slow
-def test_a_stages_processes_find_each_other_and_share_the_cores() -> None:
+def test_a_stages_processes_find_each_other_and_share_the_cores(tmp_path: Path) -> None:
     program = """
 import os, sys, torch
 from qwen_align.align import server, worker
@@ -85,5 +84,4 @@ pids = server._fork({"processes": 2, "folder": "", "report": sys.argv[1], "log":
 assert server._wait(pids) == 0
 assert eval(open(sys.argv[1]).read()) == [(pid, 1) for pid in pids]
 """
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-c", program, f"{folder}/said"], check=True)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "said")], check=True)
