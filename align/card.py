@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from qwen_align.align.references import plain
+from qwen_align.align.references import to_plain_value
 from qwen_align.align.rows import Row, Steps, Text
 from qwen_align.align.spec.build_data import BuildData
 
@@ -78,4 +78,4 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _plain(settings: BaseModel) -> Any:
-    return plain(settings, ref=lambda ref: f"(a stage's {ref.product})", file=lambda path: "(a file)")
+    return to_plain_value(settings, ref=lambda ref: f"(a stage's {ref.product})", file=lambda path: "(a file)")

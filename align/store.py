@@ -14,7 +14,8 @@ from typing import Any
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.graph import Stage
-from qwen_align.align.references import OutsideFile, Ref, outside_files, plain
+from qwen_align.align.keys import list_key_fields
+from qwen_align.align.references import OutsideFile, Ref, outside_files, to_plain_value
 from qwen_align.align.spec.recipe import ModelSource
 from qwen_align.align.versions import CODE_VERSIONS
 
@@ -104,9 +105,9 @@ class Store:
             return {"sha256": self.file_digest(path)}
 
         settings = {
-            field: plain(getattr(stage.settings, field), ref=ref, file=file)
-            for field in type(stage.settings).model_fields
-            if field not in _NOT_IN_KEY
+            name: to_plain_value(value, ref=ref, file=file, fields=list_key_fields)
+            for name, value in list_key_fields(stage.settings)
+            if name not in _NOT_IN_KEY
         }
         whole: dict[str, Any] = {"settings": settings, "code": CODE_VERSIONS[stage.kind], "seed": stage.seed}
         if depends := stage.settings.runtime_in_key(stage.runtime):

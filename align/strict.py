@@ -7,6 +7,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+from qwen_align.align.renamed import old_field_names
+
+# Marks a field (`Annotated[..., ALWAYS_IN_KEY]`) that stands in a stage's key also at its default: one whose default is
+# to change. Of other fields a new default asks for a new code version of every kind of stage that has them.
+ALWAYS_IN_KEY = "always in key"
+
 
 class Strict(BaseModel):
     """Frozen, no conversion between types, no unknown keys."""
@@ -21,7 +27,13 @@ class Strict(BaseModel):
         known = [field.alias or name for name, field in cls.model_fields.items()]
         unknown = [str(key) for key in data if key not in known]
         if unknown:
-            said = "; ".join(f"'{key}' is no setting here{did_you_mean(key, known)}" for key in unknown)
+            new_names = {old: new for new, old in old_field_names(cls).items()}
+            said = "; ".join(
+                f"'{key}' is now called '{new_names[key]}'"
+                if key in new_names
+                else f"'{key}' is no setting here{did_you_mean(key, known)}"
+                for key in unknown
+            )
             raise PydanticCustomError("unknown_key", "{said}", {"said": said})
         return data
 

@@ -1,13 +1,13 @@
 """Settings every stage has, and how a stage is run."""
 
 import math
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile
-from qwen_align.align.strict import Strict
+from qwen_align.align.strict import ALWAYS_IN_KEY, Strict
 
 
 class Runtime(Strict):
@@ -88,4 +88,6 @@ class Optimizer(Strict):
     weight_decay: float = Field(0.0, ge=0)
     betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
     max_grad_norm: float = Field(1.0, gt=0)
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 = autocast over fp32 weights")
+    precision: Annotated[Literal["fp32", "bf16"], ALWAYS_IN_KEY] = Field(
+        "fp32", description="of the computation; bf16 = autocast over fp32 weights"
+    )

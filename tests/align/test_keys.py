@@ -5,16 +5,25 @@ import json
 import os
 import random
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from qwen_align.align import pipeline, shipped, store
+from qwen_align.align import pipeline, renamed, shipped, store
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.spec.recipe import _Loader
+from qwen_align.align.keys import is_always_in_key, list_key_fields
+from qwen_align.align.references import to_plain_value
+from qwen_align.align.spec.recipe import PRODUCTS, AnyStage, _Loader
+from qwen_align.align.strict import ALWAYS_IN_KEY, Strict
+from qwen_align.align.versions import CODE_VERSIONS
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 SFT = {
     "name": "sft",
@@ -110,7 +119,7 @@ def edits(settings: Any, random_: random.Random) -> Iterator[Edit]:
             yield Edit(settings, field, WORDS[value])
 
 
-def renamed(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+def rename_stage(raw: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     def walk(value: Any, is_reference: bool = False) -> Any:
         if isinstance(value, dict):
             return {name: walk(item, name == "name" or name.startswith("from_")) for name, item in value.items()}
@@ -134,7 +143,7 @@ def test_random_edits_change_the_keys_of_exactly_the_dependent_stages(
         place, field, value = random_.choice([*edits(stage, random_), seed])
         place[field] = value
         old = random_.choice(raw["stages"])["name"]
-        noisy = renamed(raw, old, "another_name")
+        noisy = rename_stage(raw, old, "another_name")
         random_.shuffle(noisy["stages"])
         # micro_batch is left alone: with an SFT term, as here, dpo depends on it (see below)
         noisy["runtime"] = {**raw["runtime"], "rollout_rows": random_.randint(1, 99), "threads": random_.randint(1, 4)}
@@ -271,3 +280,145 @@ def test_planning_writes_nothing_into_a_new_home(
 ) -> None:
     keys(small)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "rows.jsonl"]
+
+
+# --- settings that come, go and change their names
+
+
+class Inner(Strict):
+    kind: Literal["inner"] = "inner"
+    rate: float = 0.5
+
+
+class Outer(Strict):
+    needed: int
+    flag: bool = False
+    marked: Annotated[str, ALWAYS_IN_KEY] = "auto"
+    inner: Inner = Inner()
+
+
+def test_a_field_at_its_default_is_left_out_of_keys_unless_it_is_marked() -> None:
+    assert list_key_fields(Outer(needed=1)) == [("needed", 1), ("marked", "auto")]
+    assert list_key_fields(Outer(needed=1, flag=False, inner=Inner(rate=0.5))) == list_key_fields(Outer(needed=1))
+    changed = dict(list_key_fields(Outer(needed=1, flag=True, inner=Inner(rate=0.1))))
+    assert changed == {"needed": 1, "flag": True, "marked": "auto", "inner": Inner(rate=0.1)}
+    assert list_key_fields(Inner(rate=0.1)) == [("kind", "inner"), ("rate", 0.1)]
+
+
+def test_a_renamed_field_keeps_its_name_in_keys_and_its_old_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(renamed.RENAMED_FIELDS, "Outer", {"flag": "was_flag"})
+    assert ("was_flag", True) in list_key_fields(Outer(needed=1, flag=True))
+    with pytest.raises(ValueError, match="'was_flag' is now called 'flag'"):
+        Outer.model_validate({"needed": 1, "was_flag": True})
+
+
+def test_every_renamed_field_is_a_field_and_its_old_name_is_free() -> None:
+    classes = {settings.__name__: settings for kind in PRODUCTS for settings in settings_classes(kind)}
+    for name, fields in renamed.RENAMED_FIELDS.items():
+        if name in classes:
+            assert fields.keys() <= classes[name].model_fields.keys()
+            assert not set(fields.values()) & (classes[name].model_fields.keys() - fields.keys())
+
+
+def test_the_keys_of_the_shipped_recipes_are_those_that_results_are_stored_under() -> None:
+    """After a change that is meant (a recipe's own settings): `python tests/align/test_keys.py --record`."""
+    recorded = json.loads((GOLDEN / "stage_keys.json").read_text())
+    found = recipe_keys()
+    assert found.keys() == recorded.keys()
+    for name in recorded:
+        assert found[name] == recorded[name], f"recipes/{name}.yaml: stored results of these stages would be lost"
+
+
+def test_another_default_asks_for_another_code_version() -> None:
+    """A default is not in the key, so changing it would find results that were made with the one before."""
+    recorded = json.loads((GOLDEN / "defaults.json").read_text())
+    for kind, of_kind in found_defaults().items():
+        before = recorded.get(kind, {"version": 0, "defaults": {}})
+        changed = {
+            field: value
+            for field, value in of_kind["defaults"].items()
+            if before["defaults"].get(field, value) != value and before["version"] >= of_kind["version"]
+        }
+        assert not changed, (
+            f"raise the code version of '{kind}' (its keys leave defaults out), or mark the field ALWAYS_IN_KEY; then "
+            "`python tests/align/test_keys.py --record`"
+        )
+    assert found_defaults() == recorded, "fields came or went: record them with the same command"
+
+
+def recipe_keys() -> dict[str, dict[str, str]]:
+    """The key of every stage of every shipped recipe, as if all code versions were 1 and all models the same."""
+    versions = dict(CODE_VERSIONS)
+    CODE_VERSIONS.update(dict.fromkeys(versions, 1))
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            shutil.copytree(Path(store.__file__).parents[1] / "recipes", folder, dirs_exist_ok=True)
+            (folder / "stand_in").mkdir()
+            for name in ("config.json", "model.safetensors"):
+                (folder / "stand_in" / name).write_text("{}")
+            found = {}
+            for path in sorted(folder.glob("*.yaml")):
+                raw = yaml.load(path.read_text(), _Loader)
+                if "extends" in raw:
+                    raw = {**yaml.load((folder / raw["extends"]).read_text(), _Loader), "name": raw["name"]}
+                local = [name for name, source in raw.get("models", {}).items() if "hub" not in source]
+                stand_ins = [f"models.{name}={{path: stand_in}}" for name in local]
+                make_missing_files(raw, folder)
+                found[path.stem] = {one.stage.name: one.key for one in pipeline.plan(path, folder, stand_ins).stages}
+            return found
+    finally:
+        CODE_VERSIONS.update(versions)
+
+
+def make_missing_files(settings: Any, folder: Path) -> None:
+    """Writes something where the recipe reads a file that is not shipped."""
+    for field, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
+        if isinstance(value, dict | list):
+            make_missing_files(value, folder)
+        elif field == "path" and not (folder / value).exists():
+            (folder / value).parent.mkdir(parents=True, exist_ok=True)
+            (folder / value).write_text("{}")
+
+
+def settings_classes(kind: str) -> list[type[BaseModel]]:
+    """Every settings class that a stage of this kind may hold, its own first."""
+    waiting: list[Any] = [
+        one for one in get_args(get_args(AnyStage)[0]) if kind in get_args(one.model_fields["kind"].annotation)
+    ]
+    found: list[type[BaseModel]] = []
+    while waiting:
+        one = waiting.pop(0)
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            if one not in found:
+                found.append(one)
+                waiting += [field.annotation for name, field in one.model_fields.items() if name != "runtime"]
+        else:
+            waiting += get_args(one)
+    return found
+
+
+def found_defaults() -> dict[str, Any]:
+    """The defaults that keys leave out, by kind of stage, with the kind's code version."""
+    return {
+        kind: {
+            "version": CODE_VERSIONS[kind],
+            "defaults": {
+                f"{settings.__name__}.{name}": to_plain_value(
+                    field.get_default(call_default_factory=True), ref=str, file=str, fields=list_key_fields
+                )
+                for settings in settings_classes(kind)
+                for name, field in settings.model_fields.items()
+                if not is_always_in_key(name, field) and name not in ("runtime", "seed")  # never in a key
+            },
+        }
+        for kind in sorted(CODE_VERSIONS)
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--record"]:
+        sys.exit(f"usage: {sys.argv[0]} --record")
+    GOLDEN.mkdir(exist_ok=True)
+    for name, found in (("stage_keys", recipe_keys()), ("defaults", found_defaults())):
+        (GOLDEN / f"{name}.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
