@@ -107,8 +107,8 @@ def _report(parsed: argparse.Namespace, out: "Console") -> int:
 def _chat(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align import chat, model, pipeline
     from qwen_align.align.rollout.local import LocalEngine
-    from qwen_align.align.spec.sampling import SamplingSettings
-    from qwen_align.align.spec.stage import Runtime
+    from qwen_align.align.settings.sampling import SamplingSettings
+    from qwen_align.align.settings.stage import Runtime
 
     folder = chat.model_folder(pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
     renderer = model.renderer_of(folder)
@@ -141,7 +141,7 @@ def _recipes(parsed: argparse.Namespace, out: "Console") -> int:
 def _schema(parsed: argparse.Namespace, out: "Console") -> int:
     import json
 
-    from qwen_align.align.spec.recipe import Recipe
+    from qwen_align.align.settings.recipe import Recipe
 
     sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=1) + "\n")
     return 0
@@ -173,7 +173,7 @@ def _score(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.progress import Progress, TextColumn
 
     from qwen_align.align.score import score
-    from qwen_align.align.spec.recipe import assignments
+    from qwen_align.align.settings.recipe import assignments
     from qwen_align.reward.settings import named
 
     reward = named(parsed.reward, dict(assignments(parsed.set)))
@@ -192,7 +192,7 @@ def _audit(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.table import Table
 
     from qwen_align.align.rows import Problem, only, read_rows
-    from qwen_align.align.spec.recipe import assignments
+    from qwen_align.align.settings.recipe import assignments
     from qwen_align.reward.audit import audit
     from qwen_align.reward.settings import named
 

@@ -10,11 +10,11 @@ from pydantic import Field, ValidationError
 from qwen_align.align.context import PROGRESS, Context
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile, references
-from qwen_align.align.spec import recipe
-from qwen_align.align.spec.build_data import BuildData
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings import recipe
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.stages import build_data
-from qwen_align.align.strict import did_you_mean
 
 
 class BuildSpec(BuildData):

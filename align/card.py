@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from qwen_align.align.references import to_plain_value
 from qwen_align.align.rows import Row, Steps, Text
-from qwen_align.align.spec.build_data import BuildData
+from qwen_align.align.settings.build_data import BuildData
 
 NOT_STATED = "not stated"
 # https://huggingface.co/docs/hub/datasets-cards: the names of size_categories.

@@ -11,8 +11,8 @@ from qwen_align.align.render import Renderer
 from qwen_align.align.rollout.engine import Request
 from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Message, Mode
-from qwen_align.align.spec.sampling import SamplingSettings
-from qwen_align.align.strict import did_you_mean
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 COMMANDS = """/think, /no_think   think, or do not, from this turn on; behind a message: in this turn alone

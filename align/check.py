@@ -14,16 +14,16 @@ from qwen_align.align.render import Renderer, render_pairs, render_rows
 from qwen_align.align.rollout.ask import put
 from qwen_align.align.rows import Pair, Problem, Row, only, read_rows
 from qwen_align.align.samples import length_percentiles
-from qwen_align.align.spec.build_data import BuildData
-from qwen_align.align.spec.dpo import Dpo
-from qwen_align.align.spec.evaluate import Evaluate
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.ppo import Ppo
-from qwen_align.align.spec.pretrain import Pretrain
-from qwen_align.align.spec.reward_model import RewardModel
-from qwen_align.align.spec.rollout import Rollout, Switch
-from qwen_align.align.spec.sft import Sft
-from qwen_align.align.spec.stage import micro_batches, steps_of
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.evaluate import Evaluate
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
+from qwen_align.align.settings.pretrain import Pretrain
+from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.rollout import Rollout, Switch
+from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.stage import micro_batches, steps_of
 from qwen_align.align.stages.build_data import rows as build
 from qwen_align.align.store import read_json
 from qwen_align.align.tracking import places

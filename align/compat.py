@@ -7,7 +7,7 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.spec.online_rl import Vllm
+from qwen_align.align.settings.online_rl import Vllm
 
 _MOST_COLUMNS = 32_768  # of the vocabulary in one tile, as TRL's fused head has it
 

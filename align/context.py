@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import Preempted
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.store import write_text
 
 PROGRESS = "progress.json"

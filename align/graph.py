@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import Product, references
-from qwen_align.align.spec.recipe import PRODUCTS, ModelSource, Recipe, RepeatBlock, StageSpec, Variant
-from qwen_align.align.spec.stage import Runtime
-from qwen_align.align.strict import did_you_mean
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.recipe import PRODUCTS, ModelSource, Recipe, RepeatBlock, StageSpec, Variant
+from qwen_align.align.settings.stage import Runtime
 
 
 @dataclass(frozen=True)

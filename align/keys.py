@@ -5,8 +5,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from qwen_align.align.renamed import old_field_names
-from qwen_align.align.strict import ALWAYS_IN_KEY
+from qwen_align.align.settings.base import ALWAYS_IN_KEY
+from qwen_align.align.settings.renamed import old_field_names
 
 
 def list_key_fields(settings: BaseModel) -> list[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self
 from qwen_align.align.errors import StageError
 from qwen_align.align.graph import Stage
 from qwen_align.align.server import NO_THREADS, PARENT
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.stage import Runtime
 
 TORCH_FREE = {"build_data"}
 ONE_PROCESS = {"build_data", "pretrain"}  # whatever the runtime offers the other kinds

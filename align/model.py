@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.render import Renderer
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.store import read_json, write_json
 from qwen_align.align.vocabulary import check_vocabulary
 

@@ -15,11 +15,11 @@ from qwen_align.align.graph import Graph, Stage
 from qwen_align.align.launch import Launcher, uses_server
 from qwen_align.align.products import Inspector
 from qwen_align.align.render import Renderer
-from qwen_align.align.spec import recipe
-from qwen_align.align.spec.build_data import BuildData
-from qwen_align.align.spec.recipe import PRODUCTS, Recipe, Variant
+from qwen_align.align.settings import recipe
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.recipe import PRODUCTS, Recipe, Variant
 from qwen_align.align.store import Folder, Store
-from qwen_align.align.strict import did_you_mean
 from qwen_align.align.tracking import places
 from qwen_align.align.tracking.curve import EVALUATED, TRAINED, Curve, Point, evaluation
 from qwen_align.align.tracking.senders import Senders

@@ -4,7 +4,7 @@ import importlib.resources
 from collections.abc import Iterator
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.strict import did_you_mean
+from qwen_align.align.settings.base import did_you_mean
 
 
 def listing() -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.graph import Stage
 from qwen_align.align.keys import list_key_fields
 from qwen_align.align.references import OutsideFile, Ref, outside_files, to_plain_value
-from qwen_align.align.spec.recipe import ModelSource
+from qwen_align.align.settings.recipe import ModelSource
 from qwen_align.align.versions import CODE_VERSIONS
 
 LIBRARIES = ("accelerate", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")

@@ -8,14 +8,14 @@ from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
 from qwen_align.align.model import device_of
-from qwen_align.align.spec.dpo import Dpo
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.online_rl import OnlineRl
-from qwen_align.align.spec.ppo import Ppo
-from qwen_align.align.spec.reward_model import RewardModel
-from qwen_align.align.spec.sampling import Sampling
-from qwen_align.align.spec.sft import Sft
-from qwen_align.align.spec.stage import Lora, Optimizer, Runtime, micro_batches
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.online_rl import OnlineRl
+from qwen_align.align.settings.ppo import Ppo
+from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.sampling import Sampling
+from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.stage import Lora, Optimizer, Runtime, micro_batches
 
 
 def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:

@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
-from qwen_align.align.spec import recipe
-from qwen_align.align.spec.tracking import TrackerName, Tracking
+from qwen_align.align.settings import recipe
+from qwen_align.align.settings.tracking import TrackerName, Tracking
 from qwen_align.align.tracking import senders, to_wandb
 from qwen_align.align.tracking.curve import EVALUATED, TRAINED
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each may import the layers before it and its own.
 LAYERS = (
-    ("align.errors", "align.strict", "align.references"),
+    ("align.errors", "align.settings.base", "align.references"),
     ("reward.verdict", "align.rows"),
     ("reward.*", "reward"),
     ("data_builders.*", "data_builders"),

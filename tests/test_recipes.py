@@ -17,7 +17,7 @@ import yaml
 from qwen_align.align import pipeline
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion, Message
-from qwen_align.align.spec import recipe
+from qwen_align.align.settings import recipe
 from qwen_align.data_builders.arithmetic import Arithmetic
 
 ROOT = Path(__file__).parents[1]

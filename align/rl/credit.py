@@ -7,9 +7,9 @@ from qwen_align.align.rl import losses
 from qwen_align.align.rl.advantages import gae, group_advantages, leave_one_out, returns_to_go, whitened
 from qwen_align.align.rl.controllers import RewardScale
 from qwen_align.align.rl.rollouts import Rollouts
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.online_rl import OnlineRl
-from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.online_rl import OnlineRl
+from qwen_align.align.settings.ppo import Ppo
 
 
 def credit(rollouts: Rollouts, spec: Grpo | Ppo, kl_coefficient: float, scale: RewardScale) -> None:

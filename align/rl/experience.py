@@ -14,8 +14,8 @@ from qwen_align.align.rl.play import Played, Player, play, settle
 from qwen_align.align.rl.stream import PromptStream
 from qwen_align.align.rollout.ask import Asked
 from qwen_align.align.rollout.engine import Engine
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
 
 PENDING = "pending.json"
 

@@ -11,7 +11,7 @@ from qwen_align.align.rl.play import Group, Played
 from qwen_align.align.rl.stream import Drawn
 from qwen_align.align.rollout.ask import Asked, as_row
 from qwen_align.align.rollout.engine import Generation, Request
-from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.settings.sampling import Sampling
 from qwen_align.reward.verdict import Verdict
 
 

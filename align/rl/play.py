@@ -17,7 +17,7 @@ from qwen_align.align.rl.stream import Drawn, PromptStream
 from qwen_align.align.rollout.ask import as_row
 from qwen_align.align.rollout.engine import Engine, Generation, Request
 from qwen_align.align.rows import Completion
-from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.settings.sampling import Sampling
 from qwen_align.reward.verdict import Verdict
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rollout.ask import Asked
-from qwen_align.align.spec.online_rl import ByPassRate, ByVariance, PromptOrder
+from qwen_align.align.settings.online_rl import ByPassRate, ByVariance, PromptOrder
 
 
 class Drawn(NamedTuple):

@@ -36,8 +36,8 @@ from qwen_align.align.rl.play import assembled
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, of_process, turns
 from qwen_align.align.rl.watch import Watchdogs
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",

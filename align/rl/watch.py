@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.spec.online_rl import Watch, Watchdog
+from qwen_align.align.settings.online_rl import Watch, Watchdog
 
 FIRST_STEPS = 5  # steps whose mean later ones are compared with
 SAID_AGAIN_AFTER = 50  # steps for which a watchdog that has barked is quiet

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_align.align.render import Prompt, Renderer
 from qwen_align.align.rows import Completion, Flag, Mode, Problem
-from qwen_align.align.spec.rollout import QUESTION, Switch
-from qwen_align.align.spec.sampling import Sampling, SamplingSettings
+from qwen_align.align.settings.rollout import QUESTION, Switch
+from qwen_align.align.settings.sampling import Sampling, SamplingSettings
 from qwen_align.align.template import TemplateError
 
 if TYPE_CHECKING:  # `check` puts prompts too, and starts without torch

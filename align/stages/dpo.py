@@ -15,8 +15,8 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.render import PairIds, render_pairs
 from qwen_align.align.rows import Pair, only, read_rows
-from qwen_align.align.spec.dpo import Dpo
-from qwen_align.align.spec.stage import steps_of
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.stage import steps_of
 from qwen_align.align.stages import training
 
 FIRST_REWARD_TOLERANCE = 1e-3  # moves the sigmoid loss from ln 2 by at most that; float rounding is about 1e-6

@@ -11,8 +11,8 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.render import Renderer
 from qwen_align.align.rollout.ask import drawn_as, put
 from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
-from qwen_align.align.spec.evaluate import Evaluate
-from qwen_align.align.spec.rollout import Switch
+from qwen_align.align.settings.evaluate import Evaluate
+from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.stages.parts import Draw, draw, open_engine
 from qwen_align.reward.format import Format, obeys
 from qwen_align.reward.math_answer import MathAnswer

@@ -23,8 +23,8 @@ from qwen_align.align.rollout.ask import Asked, as_row, put
 from qwen_align.align.rollout.engine import Generation, Request
 from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Problem, only, read_rows
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.stages import training
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import check_all

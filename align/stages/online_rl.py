@@ -25,9 +25,9 @@ from qwen_align.align.rollout.ask import Asked, put
 from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rollout.vllm import VllmEngine
 from qwen_align.align.rows import Completion, Problem, Text, only, read_rows
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.online_rl import ByVariance, Vllm
-from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.online_rl import ByVariance, Vllm
+from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.stages import training
 from qwen_align.data_builders.completions import completions, verdict_value
 from qwen_align.reward.combine import judge_all, solved

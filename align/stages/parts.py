@@ -18,7 +18,7 @@ from qwen_align.align.rollout.ask import Asked, as_row, in_order, sampling_for
 from qwen_align.align.rollout.engine import Engine, Request
 from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Completion, read_rows, to_line
-from qwen_align.align.spec.sampling import SamplingSettings
+from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.reward.base import JUDGED_TOGETHER
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import Reward

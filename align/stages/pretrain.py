@@ -22,7 +22,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, StageError
 from qwen_align.align.model import device_of
 from qwen_align.align.rows import RowError, Text, read_rows
-from qwen_align.align.spec.pretrain import Architecture, Pretrain
+from qwen_align.align.settings.pretrain import Architecture, Pretrain
 from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 
 STATE = "state.pt"  # in a checkpoint

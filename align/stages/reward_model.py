@@ -15,8 +15,8 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.render import PairIds, render_pairs
 from qwen_align.align.rows import Pair, only, read_rows
-from qwen_align.align.spec.reward_model import RewardModel
-from qwen_align.align.spec.stage import steps_of
+from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.stage import steps_of
 from qwen_align.align.stages import training
 
 

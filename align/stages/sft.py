@@ -13,8 +13,8 @@ from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
 from qwen_align.align.render import Sample, render_rows
 from qwen_align.align.rows import read_rows
-from qwen_align.align.spec.sft import Sft
-from qwen_align.align.spec.stage import steps_of
+from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.stage import steps_of
 from qwen_align.align.stages import training
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.spec.tracking import Tracking
+from qwen_align.align.settings.tracking import Tracking
 
 KEYS_OF = {"WANDB_API_KEY": "wandb", "HF_TOKEN": "trackio", "HUGGING_FACE_HUB_TOKEN": "trackio"}
 WandbMode = Literal["online", "offline", "disabled"]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from qwen_align.align import store
 from qwen_align.align.context import TRACKING
-from qwen_align.align.spec.tracking import Tracking
+from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking.curve import Curve, Lines, Point, Run, point
 
 POLL_S = 0.5

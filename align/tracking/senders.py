@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from qwen_align.align import store
-from qwen_align.align.spec.tracking import Tracking
+from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking.curve import Curve, Point
 from qwen_align.align.tracking.places import environment
 

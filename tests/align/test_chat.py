@@ -14,7 +14,7 @@ from qwen_align.align.render import Renderer
 from qwen_align.align.rollout.engine import Request
 from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Message
-from qwen_align.align.spec.sampling import Sampling, SamplingSettings
+from qwen_align.align.settings.sampling import Sampling, SamplingSettings
 
 
 def joined(texts: list[str]) -> tuple[str, str]:

@@ -15,12 +15,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from qwen_align.align import pipeline, renamed, shipped, store
+from qwen_align.align import pipeline, shipped, store
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.keys import is_always_in_key, list_key_fields
 from qwen_align.align.references import to_plain_value
-from qwen_align.align.spec.recipe import PRODUCTS, AnyStage, _Loader
-from qwen_align.align.strict import ALWAYS_IN_KEY, Strict
+from qwen_align.align.settings import renamed
+from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
+from qwen_align.align.settings.recipe import PRODUCTS, AnyStage, _Loader
 from qwen_align.align.versions import CODE_VERSIONS
 
 GOLDEN = Path(__file__).parents[1] / "golden"

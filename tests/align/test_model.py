@@ -5,7 +5,7 @@ import torch
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.model import device_of
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.stage import Runtime
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from qwen_align.align import pipeline, report, store
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline import Plan
-from qwen_align.align.spec.evaluate import Evaluate
+from qwen_align.align.settings.evaluate import Evaluate
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 8}
 DATA: dict[str, Any] = {

@@ -12,8 +12,8 @@ from qwen_align.align import pipeline, trl_args
 from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.launch import Ended
 from qwen_align.align.pipeline import Planned
-from qwen_align.align.spec import recipe
-from qwen_align.align.spec.tracking import Tracking
+from qwen_align.align.settings import recipe
+from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking import places, process, senders
 from qwen_align.align.tracking.curve import Curve, Lines, Run, evaluation, point
 
@@ -304,7 +304,7 @@ def test_a_trackers_process_gets_its_own_key_and_nothing_that_reports() -> None:
 
 
 def test_no_trainer_reports_by_itself(tmp_path: Path, stages: Callable[..., Path]) -> None:
-    from qwen_align.align.spec.stage import Runtime
+    from qwen_align.align.settings.stage import Runtime
 
     (variant,) = recipe.load(stages())
     (sft,) = (stage for stage in variant.recipe.stages if getattr(stage, "name", "") == "sft")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align.spec.recipe import PRODUCTS
+from qwen_align.align.settings.recipe import PRODUCTS
 from qwen_align.align.versions import CODE_VERSIONS
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ CANNOT_CHANGE_RESULTS = {
     "align.errors",
     "align.references",
     "align.store",
-    "align.strict",
+    "align.settings.base",
     "align.versions",
 }
 
@@ -129,7 +129,7 @@ def test_every_kind_has_a_version_and_nothing_else_has() -> None:
 
 
 def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
-    assert {"align.render", "align.template", "align.trl_args", "align.checkpoint", "align.spec.sft"} <= set(
+    assert {"align.render", "align.template", "align.trl_args", "align.checkpoint", "align.settings.sft"} <= set(
         code_of("sft")
     )
     assert {"data_builders.arithmetic", "reward.math_answer", "align.rows"} <= set(code_of("build_data"))

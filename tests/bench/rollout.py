@@ -27,7 +27,7 @@ from transformers import (
 
 from qwen_align.align.rollout.engine import Request
 from qwen_align.align.rollout.local import LocalEngine
-from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.settings.sampling import Sampling
 
 GROUP, SPREAD = 8, 8
 PROMPT_LENGTHS = (50, 100)

@@ -18,8 +18,8 @@ from qwen_align.align import whole
 from qwen_align.align.context import Context
 from qwen_align.align.rl import judge, trainer
 from qwen_align.align.rollout import slots
-from qwen_align.align.spec.recipe import AnyStage
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.recipe import AnyStage
+from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.stages import grpo, ppo  # noqa: F401 - imported before the forks
 
 # Where it dies: in the middle of rollouts, of judging, of an update, or while a checkpoint is written.

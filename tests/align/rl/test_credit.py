@@ -8,8 +8,8 @@ import torch
 from qwen_align.align.rl.controllers import RewardScale
 from qwen_align.align.rl.credit import credit
 from qwen_align.align.rl.rollouts import Rollouts
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
 
 N_TOKENS = [2, 1, 3, 2, 1, 2]  # three completions of each of two prompts
 REWARDS = [1.0, 0.0, 0.5, 3.0, 2.0, 2.5]

@@ -18,9 +18,9 @@ from qwen_align.align.rl.stream import PromptStream
 from qwen_align.align.rollout.ask import Asked
 from qwen_align.align.rollout.engine import Generation, Request, weights_checksum
 from qwen_align.align.rows import Message, Problem
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.online_rl import Shuffled
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.online_rl import Shuffled
+from qwen_align.align.settings.stage import Runtime
 from qwen_align.reward.verdict import Verdict
 
 

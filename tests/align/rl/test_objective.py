@@ -14,8 +14,8 @@ from qwen_align.align.rl.objective import Terms, Whole, loss_of, moves_without_a
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollouts import Rollouts, micro_batches
 from qwen_align.align.samples import Sample
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
 
 N_PROMPT, N_TOKENS, MAX_TOKENS = [4] * 4 + [6] * 4, [5, 3, 7, 4, 6, 2, 5, 5], 8
 SHARED = {

@@ -16,8 +16,8 @@ from qwen_align.align.rl.stream import PromptStream
 from qwen_align.align.rollout.ask import Asked
 from qwen_align.align.rollout.engine import Generation, Request
 from qwen_align.align.rows import Completion, Message, Problem
-from qwen_align.align.spec.online_rl import Shuffled
-from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.settings.online_rl import Shuffled
+from qwen_align.align.settings.sampling import Sampling
 from qwen_align.reward.verdict import Verdict
 
 

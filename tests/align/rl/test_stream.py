@@ -9,7 +9,7 @@ from qwen_align.align.render import Prompt
 from qwen_align.align.rl.stream import PromptStream, variances
 from qwen_align.align.rollout.ask import Asked
 from qwen_align.align.rows import Message, Problem
-from qwen_align.align.spec.online_rl import ByPassRate, ByVariance, PromptOrder, Shuffled
+from qwen_align.align.settings.online_rl import ByPassRate, ByVariance, PromptOrder, Shuffled
 
 
 def asked(n: int = 6, **meta: object) -> list[Asked]:

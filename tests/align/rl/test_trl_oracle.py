@@ -18,8 +18,8 @@ from qwen_align.align import trl_args
 from qwen_align.align.rl.actor import Actor
 from qwen_align.align.rl.objective import Terms, Whole, loss_of
 from qwen_align.align.rl.rollouts import Rollouts, micro_batches
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.stage import Runtime
 
 N_PROMPT, N_TOKENS, MAX_TOKENS = [5, 9, 3, 7], [6, 2, 8, 5], 12
 TEMPERATURE = 0.8

@@ -9,7 +9,7 @@ import pytest
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.rl.watch import FIRST_STEPS, SAID_AGAIN_AFTER, Watchdogs
-from qwen_align.align.spec.online_rl import Watch
+from qwen_align.align.settings.online_rl import Watch
 
 SOUND = {
     "reward": 0.5,

@@ -7,7 +7,7 @@ import pytest
 from qwen_align.align.render import Renderer
 from qwen_align.align.rollout.ask import put
 from qwen_align.align.rows import Message, Problem
-from qwen_align.align.spec.rollout import Switch
+from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.template import TemplateError
 
 FOLDER = Path(__file__).parents[3] / "recipes" / "tiny_base"

@@ -18,7 +18,7 @@ from qwen_align.align.render import Renderer
 from qwen_align.align.rollout.draw import uniforms
 from qwen_align.align.rollout.engine import Generation, Request, sample_key
 from qwen_align.align.rollout.local import LocalEngine
-from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.settings.sampling import Sampling
 from qwen_align.data_builders.arithmetic import Arithmetic
 
 pytestmark = pytest.mark.slow

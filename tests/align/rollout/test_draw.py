@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from qwen_align.align.rollout.draw import candidates, draw, uniforms
-from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.settings.sampling import Sampling
 
 CUTS = {
     "top_p": {"top_p": 0.8},

@@ -20,7 +20,7 @@ from qwen_align.align.rollout.engine import Request
 from qwen_align.align.rollout.fused import fits
 from qwen_align.align.rollout.local import LocalEngine, plan
 from qwen_align.align.rollout.slots import n_columns
-from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.settings.sampling import Sampling
 
 VOCAB = 61
 SIZES = {

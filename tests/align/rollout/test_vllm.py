@@ -11,7 +11,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from qwen_align.align.rollout.engine import Request
 from qwen_align.align.rollout.vllm import VllmEngine, order_free_checksum
-from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.settings.sampling import Sampling
 
 SAMPLING = Sampling(temperature=0.7, max_tokens=4)
 

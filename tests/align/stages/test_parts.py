@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qwen_align.align.context import Context
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.stages import parts
 
 ROWS = '{"row": "completion"}\n' * 3

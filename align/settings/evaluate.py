@@ -5,9 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from qwen_align.align.references import DataRef, ModelRef, ScorerRef
-from qwen_align.align.spec.rollout import Switch
-from qwen_align.align.spec.sampling import SamplingSettings
-from qwen_align.align.spec.stage import StageSettings
+from qwen_align.align.settings.rollout import Switch
+from qwen_align.align.settings.sampling import SamplingSettings
+from qwen_align.align.settings.stage import StageSettings
 from qwen_align.reward.settings import RewardSettings
 
 

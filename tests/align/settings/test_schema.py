@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from qwen_align.align import shipped
-from qwen_align.align.spec.recipe import PRODUCTS, Recipe, _read, load
+from qwen_align.align.settings.recipe import PRODUCTS, Recipe, _read, load
 
 
 def test_every_kind_of_stage_makes_a_known_product() -> None:

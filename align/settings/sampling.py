@@ -5,7 +5,7 @@ import warnings
 from pydantic import Field
 
 from qwen_align.align.rows import Mode
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 
 # (temperature, top_p, top_k) by mode, for what a recipe leaves out: Qwen3 technical report, arXiv:2505.09388,
 # section "Post-training Evaluation". A prompt without a mode is answered directly, so it takes the second.

@@ -12,18 +12,18 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile, Product
-from qwen_align.align.spec.build_data import BuildData
-from qwen_align.align.spec.dpo import Dpo
-from qwen_align.align.spec.evaluate import Evaluate
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.ppo import Ppo
-from qwen_align.align.spec.pretrain import Pretrain
-from qwen_align.align.spec.reward_model import RewardModel
-from qwen_align.align.spec.rollout import Rollout
-from qwen_align.align.spec.sft import Sft
-from qwen_align.align.spec.stage import Runtime
-from qwen_align.align.spec.tracking import Tracking
-from qwen_align.align.strict import Strict, did_you_mean
+from qwen_align.align.settings.base import Strict, did_you_mean
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.evaluate import Evaluate
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
+from qwen_align.align.settings.pretrain import Pretrain
+from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.rollout import Rollout
+from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.tracking import Tracking
 
 StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | RewardModel | Grpo | Ppo | Evaluate
 AnyStage = Annotated[StageSpec, Field(discriminator="kind")]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.spec.recipe import RepeatBlock, Variant, load
+from qwen_align.align.settings.recipe import RepeatBlock, Variant, load
 
 BASE = "{path: models/base}"
 HEAD = f"""

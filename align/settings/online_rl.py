@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
-from qwen_align.align.spec.sampling import SamplingSettings
-from qwen_align.align.spec.stage import CanBeEmpty, Lora, Optimizer, StageSettings, refuse_dropout
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.sampling import SamplingSettings
+from qwen_align.align.settings.stage import CanBeEmpty, Lora, Optimizer, StageSettings, refuse_dropout
 from qwen_align.reward.settings import RewardList, RewardSettings
 
 Watchdog = Literal[

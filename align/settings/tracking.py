@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 

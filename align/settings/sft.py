@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from qwen_align.align.references import DataRef, ModelRef
-from qwen_align.align.spec.stage import CanBeEmpty, Lora, Optimizer, StageSettings
+from qwen_align.align.settings.stage import CanBeEmpty, Lora, Optimizer, StageSettings
 
 
 class Sft(StageSettings, Optimizer, CanBeEmpty):

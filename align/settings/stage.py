@@ -7,7 +7,7 @@ from pydantic import Field
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile
-from qwen_align.align.strict import ALWAYS_IN_KEY, Strict
+from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
 
 
 class Runtime(Strict):

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from qwen_align.align.renamed import old_field_names
+from qwen_align.align.settings.renamed import old_field_names
 
 # Marks a field (`Annotated[..., ALWAYS_IN_KEY]`) that stands in a stage's key also at its default: one whose default is
 # to change. Of other fields a new default asks for a new code version of every kind of stage that has them.

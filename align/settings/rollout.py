@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.rows import Flag, Mode
-from qwen_align.align.spec.sampling import SamplingSettings
-from qwen_align.align.spec.stage import CanBeEmpty, StageSettings
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.sampling import SamplingSettings
+from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.reward.settings import RewardList
 
 QUESTION = "{question}"

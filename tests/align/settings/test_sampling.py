@@ -3,7 +3,7 @@ import warnings
 import pytest
 from pydantic import ValidationError
 
-from qwen_align.align.spec.sampling import Sampling, SamplingSettings
+from qwen_align.align.settings.sampling import Sampling, SamplingSettings
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ScorerRef
-from qwen_align.align.spec.online_rl import OnlineRl
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.online_rl import OnlineRl
 
 
 class Critic(Strict):

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
-from qwen_align.align.spec.stage import (
+from qwen_align.align.settings.stage import (
     CanBeEmpty,
     Lora,
     Optimizer,

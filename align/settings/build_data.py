@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from qwen_align.align.spec.stage import CanBeEmpty, StageSettings
+from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.data_builders import BuilderSettings
 from qwen_align.data_builders.sieve import Sieve
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef
-from qwen_align.align.spec.stage import StageSettings
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.stage import StageSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]

@@ -4,8 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qwen_align.align.spec.online_rl import DynamicSampling, Kl, OnlineRl, Shuffled, Updates
-from qwen_align.align.spec.stage import Runtime, micro_batches
+from qwen_align.align.settings.online_rl import DynamicSampling, Kl, OnlineRl, Shuffled, Updates
+from qwen_align.align.settings.stage import Runtime, micro_batches
 
 NOT_IN_TRL = ("order", "updates", "correction", "held_out", "dynamic_sampling", "async_steps")
 
