@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline import Plan
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rollout.engine import Request
 from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Message, Mode

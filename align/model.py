@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from qwen_align.align.errors import RecipeError, StageError
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.tokenizer_check import check_vocabulary
 from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.store import read_json, write_json
-from qwen_align.align.vocabulary import check_vocabulary
 
 # What the folder of a tokenizer may hold; copied unchanged, so a tuned model keeps its inference template.
 TOKENIZER_FILES = (

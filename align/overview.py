@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.chat_template import TemplateError
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.samples import length_percentiles
 from qwen_align.align.rows import Chat, Completion, Labelled, Pair, Problem, Row, Steps
-from qwen_align.align.samples import length_percentiles
-from qwen_align.align.template import TemplateError
 
 BINS = 10
 _WIDTH = 40  # characters of the longest bar

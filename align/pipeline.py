@@ -14,7 +14,8 @@ from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
 from qwen_align.align.graph import Graph, Stage
 from qwen_align.align.launch import Launcher, uses_server
 from qwen_align.align.products import Inspector
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.tokenizer_check import check_vocabulary
 from qwen_align.align.settings import recipe
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
@@ -23,7 +24,6 @@ from qwen_align.align.store import Folder, Store
 from qwen_align.align.tracking import places
 from qwen_align.align.tracking.curve import EVALUATED, TRAINED, Curve, Point, evaluation
 from qwen_align.align.tracking.senders import Senders
-from qwen_align.align.vocabulary import check_vocabulary
 from qwen_align.data_builders.local_file import LocalFile
 
 

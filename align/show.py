@@ -11,10 +11,10 @@ from qwen_align.align.check import Preview, Unknown
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.overview import as_shown, as_trained, overview
 from qwen_align.align.pipeline import Plan, Planned, product
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.chat_template import TemplateError
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.samples import Sample, pieces
 from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_line
-from qwen_align.align.samples import Sample, pieces
-from qwen_align.align.template import TemplateError
 
 TRAINED, MASKED = "black on green", "dim"
 REJECTED = "black on red"

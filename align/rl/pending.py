@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rl.judge import Judged
 from qwen_align.align.rl.play import Group, Played
 from qwen_align.align.rl.stream import Drawn

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rl.judge import Judge, Judged, check_judged
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rl.stream import Drawn, PromptStream

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from qwen_align.align.render import Prompt, Renderer
+from qwen_align.align.rendering.chat_template import TemplateError
+from qwen_align.align.rendering.renderer import Prompt, Renderer
 from qwen_align.align.rows import Completion, Flag, Mode, Problem
 from qwen_align.align.settings.rollout import QUESTION, Switch
 from qwen_align.align.settings.sampling import Sampling, SamplingSettings
-from qwen_align.align.template import TemplateError
 
 if TYPE_CHECKING:  # `check` puts prompts too, and starts without torch
     from qwen_align.align.rollout.engine import Generation

@@ -13,7 +13,7 @@ from qwen_align.align import model, trl_args
 from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.render import PairIds, render_pairs
+from qwen_align.align.rendering.renderer import PairIds, render_pairs
 from qwen_align.align.rows import Pair, only, read_rows
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.stage import steps_of

@@ -8,7 +8,7 @@ from typing import Any
 from qwen_align.align import metrics, model, scorer, store
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rollout.ask import drawn_as, put
 from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
 from qwen_align.align.settings.evaluate import Evaluate

@@ -18,7 +18,7 @@ from qwen_align.align import model, scorer, trl_args
 from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rollout.ask import Asked, as_row, put
 from qwen_align.align.rollout.engine import Generation, Request
 from qwen_align.align.rollout.local import LocalEngine

@@ -13,7 +13,7 @@ from qwen_align.align import compat, model, scorer, trl_args
 from qwen_align.align.checkpoint import Watcher
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.render import Renderer, render_rows
+from qwen_align.align.rendering.renderer import Renderer, render_rows
 from qwen_align.align.rl.actor import VALUE_ADAPTER, Actor, Critic, use_adapter
 from qwen_align.align.rl.experience import Experience, Questions
 from qwen_align.align.rl.judge import Judge

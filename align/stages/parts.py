@@ -13,7 +13,7 @@ import torch
 from qwen_align.align import model, store
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rollout.ask import Asked, as_row, in_order, sampling_for
 from qwen_align.align.rollout.engine import Engine, Request
 from qwen_align.align.rollout.local import LocalEngine

@@ -21,9 +21,9 @@ from qwen_align.align import checkpoint
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, StageError
 from qwen_align.align.model import device_of
+from qwen_align.align.rendering.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from qwen_align.align.rows import RowError, Text, read_rows
 from qwen_align.align.settings.pretrain import Architecture, Pretrain
-from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 
 STATE = "state.pt"  # in a checkpoint
 ENCODED_AT_ONCE = 10_000  # documents; keeps the tokenizer's bookkeeping out of memory

@@ -11,7 +11,7 @@ from trl import SFTTrainer
 from qwen_align.align import model, trl_args
 from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
-from qwen_align.align.render import Sample, render_rows
+from qwen_align.align.rendering.renderer import Sample, render_rows
 from qwen_align.align.rows import read_rows
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.stage import steps_of

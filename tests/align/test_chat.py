@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from qwen_align.align.chat import COMMANDS, Conversation, Piece, parted, talk
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rollout.engine import Request
 from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Message

@@ -8,7 +8,7 @@ import torch
 
 from qwen_align.align import scorer
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, Message
 
 

@@ -129,9 +129,13 @@ def test_every_kind_has_a_version_and_nothing_else_has() -> None:
 
 
 def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
-    assert {"align.render", "align.template", "align.trl_args", "align.checkpoint", "align.settings.sft"} <= set(
-        code_of("sft")
-    )
+    assert {
+        "align.rendering.renderer",
+        "align.rendering.chat_template",
+        "align.trl_args",
+        "align.checkpoint",
+        "align.settings.sft",
+    } <= set(code_of("sft"))
     assert {"data_builders.arithmetic", "reward.math_answer", "align.rows"} <= set(code_of("build_data"))
     assert {"align.rollout.slots", "align.metrics", "reward.combine"} <= set(code_of("evaluate"))
     assert {"reward.pool_server", "reward.combine"} <= set(code_of("rollout")), "also what runs in worker processes"

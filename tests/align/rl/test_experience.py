@@ -10,7 +10,7 @@ from torch import nn
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.render import Prompt
+from qwen_align.align.rendering.renderer import Prompt
 from qwen_align.align.rl.experience import Experience
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.play import Player

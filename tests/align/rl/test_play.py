@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.render import Prompt
+from qwen_align.align.rendering.renderer import Prompt
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.play import Player, assembled, play, settle
 from qwen_align.align.rl.stream import PromptStream

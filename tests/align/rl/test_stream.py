@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.render import Prompt
+from qwen_align.align.rendering.renderer import Prompt
 from qwen_align.align.rl.stream import PromptStream, variances
 from qwen_align.align.rollout.ask import Asked
 from qwen_align.align.rows import Message, Problem

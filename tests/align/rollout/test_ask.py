@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.chat_template import TemplateError
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rollout.ask import put
 from qwen_align.align.rows import Message, Problem
 from qwen_align.align.settings.rollout import Switch
-from qwen_align.align.template import TemplateError
 
 FOLDER = Path(__file__).parents[3] / "recipes" / "tiny_base"
 PLAIN = Switch(switch="plain", prompt="Question:\n{question}\nSteps:\n")

@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rollout.draw import uniforms
 from qwen_align.align.rollout.engine import Generation, Request, sample_key
 from qwen_align.align.rollout.local import LocalEngine

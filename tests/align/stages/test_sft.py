@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from qwen_align.align.checkpoint import order
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted
-from qwen_align.align.render import Renderer, render_rows
+from qwen_align.align.rendering.renderer import Renderer, render_rows
 from qwen_align.align.rows import to_line
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.stage import Runtime

@@ -9,7 +9,13 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from qwen_align.align.template import ChatTemplate, TemplateError, continuation, load_template, read_traits
+from qwen_align.align.rendering.chat_template import (
+    ChatTemplate,
+    TemplateError,
+    continuation,
+    load_template,
+    read_traits,
+)
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
 EMPTY_BLOCK = "<think>\n\n</think>\n\n"

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from qwen_align.align.tiny_tokenizer import CHAT_TEMPLATE, save_tokenizer, train_tokenizer
+from qwen_align.align.rendering.tiny_tokenizer import CHAT_TEMPLATE, save_tokenizer, train_tokenizer
 
-DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[3].parent / "shared" / "data"))
 TEXTS = ["Ann has 33 apples. Tom gives Ann 12 more.\n33+12=45\n\\boxed{45}"] * 50
 
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from qwen_align.align.render import Renderer, render_pairs, render_rows
+from qwen_align.align.rendering.chat_template import TemplateError
+from qwen_align.align.rendering.renderer import Renderer, render_pairs, render_rows
+from qwen_align.align.rendering.samples import Sample, length_percentiles, merge_turns, pieces
 from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
-from qwen_align.align.samples import Sample, length_percentiles, merge_turns, pieces
-from qwen_align.align.template import TemplateError
 
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>")
 QWEN3 = (*CHATML, "<think>", "</think>")
@@ -483,7 +483,7 @@ def test_any_thinking_chat_trains_exactly_what_is_said(
 
 def test_render_needs_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, qwen_align.align.render;"
+        "import sys, qwen_align.align.rendering.renderer;"
         "print(*{'torch', 'transformers', 'trl', 'datasets', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -19,8 +19,8 @@ that of its message, or is not trained: see `turn_switch`.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from qwen_align.align.rendering.chat_template import END_THINK, THINK, TemplateError, Traits
 from qwen_align.align.rows import Flag, Message, Mode, last_flag
-from qwen_align.align.template import END_THINK, THINK, TemplateError, Traits
 
 _MODE_OF_FLAG: dict[Flag, Mode] = {"/think": "think", "/no_think": "no_think"}
 

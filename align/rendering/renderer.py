@@ -14,11 +14,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Pair, Row, Text, Trace, last_flag
-from qwen_align.align.samples import PairIds as PairIds
-from qwen_align.align.samples import Sample as Sample
-from qwen_align.align.samples import merge_turns
-from qwen_align.align.template import (
+from qwen_align.align.rendering.chat_template import (
     ChatTemplate,
     TemplateError,
     Thinking,
@@ -28,7 +24,10 @@ from qwen_align.align.template import (
     located,
     read_traits,
 )
-from qwen_align.align.thinking import (
+from qwen_align.align.rendering.samples import PairIds as PairIds
+from qwen_align.align.rendering.samples import Sample as Sample
+from qwen_align.align.rendering.samples import merge_turns
+from qwen_align.align.rendering.thinking_modes import (
     Switch,
     check_mode,
     has_tags,
@@ -38,6 +37,7 @@ from qwen_align.align.thinking import (
     with_flag,
     with_inline_thinking,
 )
+from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Pair, Row, Text, Trace, last_flag
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document in every Qwen base model, and pads
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.store import read_json
 
 CONFIGS = ("config.json", "generation_config.json")

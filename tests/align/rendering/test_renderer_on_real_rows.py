@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from qwen_align.align.render import Renderer, render_rows
+from qwen_align.align.rendering.renderer import Renderer, render_rows
 from qwen_align.align.rows import Chat, Message, Row, Trace
 
-DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
+DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[3] / "../shared/data")).resolve()
 GOLDEN = DATA.parent / "golden" / "rendered_strings.json"
 pytestmark = [
     pytest.mark.slow,
