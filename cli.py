@@ -225,7 +225,7 @@ def _doctor(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _prune(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import prune
+    from qwen_align.align.store.store import prune
 
     for folder, gib in prune.prune(parsed.home, dry_run=parsed.dry_run):
         out.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)

@@ -25,7 +25,7 @@ from qwen_align.align.settings.rollout import Rollout, Switch
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.stage import micro_batches, steps_of
 from qwen_align.align.stages.build_data import rows as build
-from qwen_align.align.store import read_json
+from qwen_align.align.store.store import read_json
 from qwen_align.align.tracking import places
 from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.hub import Hub

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qwen_align.align import store, whole
 from qwen_align.align.context import Context, main_process
 from qwen_align.align.errors import StageError
+from qwen_align.align.store.store import integrity, store
 
 NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the first two Adam starts anew, silently
 
@@ -72,7 +72,7 @@ def finish(home: Path, step: int) -> None:
     """Seals the unfinished checkpoint and renames it into place; the others are deleted."""
     folder = unfinished(home, step)
     (folder / "training_args.bin").unlink(missing_ok=True)
-    whole.seal(folder, step=step, world_size=_world_size())
+    integrity.seal(folder, step=step, world_size=_world_size())
     store.remove_tree(home / folder.name)
     folder.rename(home / folder.name)
     for old in _checkpoints(home):
@@ -96,7 +96,7 @@ def newest(home: Path) -> Found:
     """
     found = _from_main(_look(home) if main_process() else None)
     if found.folder:
-        made_by = store.read_json(found.folder / whole.COMPLETE)["world_size"]
+        made_by = store.read_json(found.folder / integrity.COMPLETE)["world_size"]
         if made_by != (now := _world_size()):
             raise StageError(
                 f"{found.folder}: saved by {made_by} process(es), but this run has {now}; "
@@ -111,8 +111,8 @@ def _look(home: Path) -> Found:
     damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
     for step, folder in sorted(((step, folder) for folder, step in steps.items() if step is not None), reverse=True):
         try:
-            said = whole.opened(folder)
-        except whole.Damaged as error:
+            said = integrity.opened(folder)
+        except integrity.Damaged as error:
             damaged.append(f"{folder}: {error}")
             continue
         if said["step"] == step:

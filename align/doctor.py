@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen_align.align import store
+from qwen_align.align.store.store import store
 from qwen_align.reward.code.isolation import isolation_here
 
 MIN_PYTHON = (3, 11)

@@ -18,7 +18,7 @@ from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_vocabulary
 from qwen_align.align.settings.stage import Runtime
-from qwen_align.align.store import read_json, write_json
+from qwen_align.align.store.store import read_json, write_json
 
 # What the folder of a tokenizer may hold; copied unchanged, so a tuned model keeps its inference template.
 TOKENIZER_FILES = (

@@ -9,18 +9,18 @@ from typing import Any, Protocol
 
 import yaml
 
-from qwen_align.align import graph, store
+from qwen_align.align import graph
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
 from qwen_align.align.graph import Graph, Stage
 from qwen_align.align.launch import Launcher, uses_server
-from qwen_align.align.products import Inspector
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_vocabulary
 from qwen_align.align.settings import recipe
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.recipe import PRODUCTS, Recipe, Variant
-from qwen_align.align.store import Folder, Store
+from qwen_align.align.store.store import Folder, Store, store
+from qwen_align.align.store.verify_inputs import Inspector
 from qwen_align.align.tracking import places
 from qwen_align.align.tracking.curve import EVALUATED, TRAINED, Curve, Point, evaluation
 from qwen_align.align.tracking.senders import Senders

@@ -16,12 +16,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qwen_align.align import store
 from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context, main_process
 from qwen_align.align.errors import AlignError
 from qwen_align.align.server import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.store.store import store
 
 _STARTED = time.monotonic()
 _MEBI_PER_GIBI = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss: KiB on Linux, bytes on macOS

@@ -22,7 +22,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from qwen_align.align import store
 from qwen_align.align.checkpoint import WholeCheckpoints
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
@@ -38,6 +37,7 @@ from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, of_pr
 from qwen_align.align.rl.watch import Watchdogs
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
+from qwen_align.align.store.store import store
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",

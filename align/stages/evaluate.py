@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align import metrics, model, scorer, store
+from qwen_align.align import metrics, model, scorer
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.rendering.renderer import Renderer
@@ -14,6 +14,7 @@ from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.stages.parts import Draw, draw, open_engine
+from qwen_align.align.store.store import store
 from qwen_align.reward.format import Format, obeys
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.settings import Reward, check_all, reward_for

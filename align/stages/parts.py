@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from qwen_align.align import model, store
+from qwen_align.align import model
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.rendering.renderer import Renderer
@@ -19,6 +19,7 @@ from qwen_align.align.rollout.engine import Engine, Request
 from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Completion, read_rows, to_line
 from qwen_align.align.settings.sampling import SamplingSettings
+from qwen_align.align.store.store import store
 from qwen_align.reward.base import JUDGED_TOGETHER
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import Reward

@@ -7,10 +7,11 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from qwen_align.align import checkpoint, model, store
+from qwen_align.align import checkpoint, model
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
 from qwen_align.align.settings.stage import CanBeEmpty
+from qwen_align.align.store.store import store
 
 
 def train(trainer: Any, source: Path, out: Path, context: Context) -> None:

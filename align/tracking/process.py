@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from qwen_align.align import store
 from qwen_align.align.context import TRACKING
 from qwen_align.align.settings.tracking import Tracking
+from qwen_align.align.store.store import store
 from qwen_align.align.tracking.curve import Curve, Lines, Point, Run, point
 
 POLL_S = 0.5

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from qwen_align.align import store
 from qwen_align.align.settings.tracking import Tracking
+from qwen_align.align.store.store import store
 from qwen_align.align.tracking.curve import Curve, Point
 from qwen_align.align.tracking.places import environment
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen_align.align import checkpoint, store, whole
+from qwen_align.align import checkpoint
 from qwen_align.align.errors import StageError
+from qwen_align.align.store.store import integrity, store
 
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth", "more/state.json")
 
@@ -19,7 +20,7 @@ def make(home: Path, step: int, world_size: int = 1) -> Path:
     for name in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(f"{name} of step {step}".encode() * 100)
-    whole.seal(folder, step=step, world_size=world_size)
+    integrity.seal(folder, step=step, world_size=world_size)
     folder.rename(home / folder.name)
     return home / folder.name
 
@@ -38,9 +39,9 @@ def in_seal(change: Callable[[dict[str, object]], object]) -> Callable[[Path], o
     """The damage that changes what complete.json says."""
 
     def damage(folder: Path) -> None:
-        said = store.read_json(folder / whole.COMPLETE)
+        said = store.read_json(folder / integrity.COMPLETE)
         change(said)
-        store.write_json(folder / whole.COMPLETE, said)
+        store.write_json(folder / integrity.COMPLETE, said)
 
     return damage
 
@@ -54,7 +55,7 @@ def forget_file(folder: Path) -> None:
 def of_an_older_version(folder: Path) -> None:
     """Sizes instead of digests, and no seal."""
     sizes = {name: (folder / name).stat().st_size for name in FILES}
-    (folder / whole.COMPLETE).write_text(json.dumps({"files": sizes, "world_size": 1}))
+    (folder / integrity.COMPLETE).write_text(json.dumps({"files": sizes, "world_size": 1}))
 
 
 def empty(folder: Path) -> None:
@@ -75,11 +76,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "is not what was written",
     ),
-    "complete.json missing": (lambda folder: (folder / whole.COMPLETE).unlink(), "complete.json is missing"),
-    "complete.json cut": (lambda folder: truncate(folder / whole.COMPLETE), "complete.json"),
-    "complete.json empty": (lambda folder: (folder / whole.COMPLETE).write_text(""), "complete.json"),
-    "complete.json no object": (lambda folder: (folder / whole.COMPLETE).write_text("[]"), "complete.json"),
-    "complete.json has a flipped byte": (lambda folder: flip(folder / whole.COMPLETE), ""),
+    "complete.json missing": (lambda folder: (folder / integrity.COMPLETE).unlink(), "complete.json is missing"),
+    "complete.json cut": (lambda folder: truncate(folder / integrity.COMPLETE), "complete.json"),
+    "complete.json empty": (lambda folder: (folder / integrity.COMPLETE).write_text(""), "complete.json"),
+    "complete.json no object": (lambda folder: (folder / integrity.COMPLETE).write_text("[]"), "complete.json"),
+    "complete.json has a flipped byte": (lambda folder: flip(folder / integrity.COMPLETE), ""),
     "complete.json lacks a file": (in_seal(lambda said: said["files"].popitem()), "complete.json"),
     "complete.json lacks a file that is gone": (forget_file, "complete.json"),
     "complete.json names another step": (in_seal(lambda said: said.update(step=9)), "complete.json"),

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import doctor, store
+from qwen_align.align import doctor
 from qwen_align.align.doctor import Finding
+from qwen_align.align.store.store import store
 from qwen_align.reward.code.isolation import Isolation, Layer
 
 PROBED = subprocess.CompletedProcess([], 0, stdout='{"torch": "2.13.0", "gpus": [], "threads": 2}', stderr="")

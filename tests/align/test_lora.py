@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, Qwen3ForCausalLM
 
-from qwen_align.align import model, store
+from qwen_align.align import model
+from qwen_align.align.store.store import store
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import pipeline, report, store
+from qwen_align.align import pipeline, report
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline import Plan
 from qwen_align.align.settings.evaluate import Evaluate
+from qwen_align.align.store.store import store
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 8}
 DATA: dict[str, Any] = {

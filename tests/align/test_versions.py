@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.settings.recipe import PRODUCTS
-from qwen_align.align.versions import CODE_VERSIONS
+from qwen_align.align.store.code_versions import CODE_VERSIONS
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"qwen_align(?:\.\w+)+(?::\w+)?")
@@ -27,9 +27,9 @@ CANNOT_CHANGE_RESULTS = {
     "align.context",
     "align.errors",
     "align.references",
-    "align.store",
+    "align.store.store",
     "align.settings.base",
-    "align.versions",
+    "align.store.code_versions",
 }
 
 
@@ -118,7 +118,7 @@ def test_a_stages_code_is_the_one_its_version_was_recorded_with(kind: str) -> No
     if CODE_VERSIONS[kind] == version:
         assert digest(kind) == recorded[kind]["digest"], (
             f"the code of '{kind}' changed ({', '.join(code_of(kind))}). If its results change, raise "
-            f"CODE_VERSIONS['{kind}'] in align/versions.py; if they stay as they are, do not. Then record it: `{bless}`"
+            f"CODE_VERSIONS['{kind}'] in align/store/code_versions.py; if they stay as they are, do not. Then record it: `{bless}`"
         )
     assert CODE_VERSIONS[kind] == version, f"version {CODE_VERSIONS[kind]} of '{kind}' is new: record it with `{bless}`"
 

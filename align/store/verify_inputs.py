@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from qwen_align.align import store, whole
 from qwen_align.align.errors import StageError
-from qwen_align.align.store import Folder
+from qwen_align.align.store.store import Folder, integrity, store
 
 
 class Inspector:
@@ -25,8 +24,8 @@ class Inspector:
         folder = folder.resolve()
         name = self._names[folder]
         try:
-            whole.compare(folder, Folder(folder).manifest()["outputs"])
-        except whole.Damaged as error:
+            integrity.compare(folder, Folder(folder).manifest()["outputs"])
+        except integrity.Damaged as error:
             raise StageError(f"stage '{name}': {folder}: {error}; recompute it with --force {name}") from None
         self._seen.add(folder)
         for below in _named_by(folder):

@@ -14,10 +14,10 @@ from typing import Any
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.graph import Stage
-from qwen_align.align.keys import list_key_fields
 from qwen_align.align.references import OutsideFile, Ref, outside_files, to_plain_value
 from qwen_align.align.settings.recipe import ModelSource
-from qwen_align.align.versions import CODE_VERSIONS
+from qwen_align.align.store.code_versions import CODE_VERSIONS
+from qwen_align.align.store.keys import list_key_fields
 
 LIBRARIES = ("accelerate", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")
 UNFINISHED = ("checkpoints", "parts")  # folders of a stage that is not complete
@@ -170,7 +170,7 @@ class _DigestCache:
 
 def model_folder(source: ModelSource) -> Path:
     """The folder of a shipped or local model; raises RecipeError when it holds no model."""
-    shipped = Path(__file__).parents[1] / "recipes"
+    shipped = Path(__file__).parents[2] / "recipes"
     folder = shipped / source.shipped if source.shipped else Path(str(source.path))
     missing = next((name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))), None)
     if missing:

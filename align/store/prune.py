@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen_align.align import store
 from qwen_align.align.errors import StageError
-from qwen_align.align.store import Folder
+from qwen_align.align.store.store import Folder, store
 
 
 def prune(home: Path, *, dry_run: bool) -> Iterator[tuple[Path, float]]:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from qwen_align.align import store
 from qwen_align.align.errors import StageError
-from qwen_align.align.store import Folder, Store
+from qwen_align.align.store.store import Folder, Store, store
 
 HOLD = """
 import sys
 from pathlib import Path
-from qwen_align.align.store import Folder
+from qwen_align.align.store.store import Folder
 with Folder(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.read()

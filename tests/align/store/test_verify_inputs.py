@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import store
 from qwen_align.align.errors import StageError
-from qwen_align.align.products import Inspector
+from qwen_align.align.store.store import store
+from qwen_align.align.store.verify_inputs import Inspector
 
 BUILDERS = {
     "problems": {"kind": "arithmetic", "rows": "problem", "n": 5, "steps": [1]},

@@ -15,16 +15,17 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from qwen_align.align import pipeline, shipped, store
+from qwen_align.align import pipeline, shipped
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.keys import is_always_in_key, list_key_fields
 from qwen_align.align.references import to_plain_value
 from qwen_align.align.settings import renamed
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
 from qwen_align.align.settings.recipe import PRODUCTS, AnyStage, _Loader
-from qwen_align.align.versions import CODE_VERSIONS
+from qwen_align.align.store.code_versions import CODE_VERSIONS
+from qwen_align.align.store.keys import is_always_in_key, list_key_fields
+from qwen_align.align.store.store import store
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 SFT = {
     "name": "sft",
@@ -322,7 +323,7 @@ def test_every_renamed_field_is_a_field_and_its_old_name_is_free() -> None:
 
 
 def test_the_keys_of_the_shipped_recipes_are_those_that_results_are_stored_under() -> None:
-    """After a change that is meant (a recipe's own settings): `python tests/align/test_keys.py --record`."""
+    """After a change that is meant (a recipe's own settings): `python tests/align/store/test_keys.py --record`."""
     recorded = json.loads((GOLDEN / "stage_keys.json").read_text())
     found = recipe_keys()
     assert found.keys() == recorded.keys()
@@ -342,7 +343,7 @@ def test_another_default_asks_for_another_code_version() -> None:
         }
         assert not changed, (
             f"raise the code version of '{kind}' (its keys leave defaults out), or mark the field ALWAYS_IN_KEY; then "
-            "`python tests/align/test_keys.py --record`"
+            "`python tests/align/store/test_keys.py --record`"
         )
     assert found_defaults() == recorded, "fields came or went: record them with the same command"
 

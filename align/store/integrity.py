@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align import store
+from qwen_align.align.store.store import store
 
 COMPLETE = "complete.json"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align.prune import prune
-from qwen_align.align.store import Folder
+from qwen_align.align.store.prune import prune
+from qwen_align.align.store.store import Folder
 
 
 @pytest.fixture
