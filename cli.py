@@ -105,14 +105,15 @@ def _report(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _chat(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import chat, model, pipeline
+    from qwen_align.align import chat, pipeline
+    from qwen_align.align.models import loading
     from qwen_align.align.rollout.local import LocalEngine
     from qwen_align.align.settings.sampling import SamplingSettings
     from qwen_align.align.settings.stage import Runtime
 
     folder = chat.model_folder(pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
-    renderer = model.renderer_of(folder)
-    engine = LocalEngine(model.load(folder).to(model.device_of(Runtime())), stop_ids=renderer.stop_ids)
+    renderer = loading.renderer_of(folder)
+    engine = LocalEngine(loading.load(folder).to(loading.device_of(Runtime())), stop_ids=renderer.stop_ids)
     sampling = SamplingSettings(
         temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
     )

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
-from qwen_align.align.model import device_of
+from qwen_align.align.models.loading import device_of
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import OnlineRl

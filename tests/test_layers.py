@@ -36,7 +36,14 @@ LAYERS = (
         "align.rendering.tokenizer_check",
         "align.store.integrity",
     ),
-    ("align.rollout.*", "align.trl_args", "align.compat", "align.model", "align.scorer", "align.checkpoint"),
+    (
+        "align.rollout.*",
+        "align.trl_args",
+        "align.compat",
+        "align.models.loading",
+        "align.models.reward_scorer",
+        "align.checkpoint",
+    ),
     ("align.rl.*",),
     ("align.stages.*",),
     ("align.tracking.*",),
@@ -68,8 +75,8 @@ PACKAGES = {"align", "align.rl", "align.rollout", "align.spec", "align.stages", 
 # Who may import what takes seconds, wherever in the file; `align.worker` and `align.server` do it late.
 HEAVY = {
     "torch": (
-        "align.model",
-        "align.scorer",
+        "align.models.loading",
+        "align.models.reward_scorer",
         "align.checkpoint",
         "align.compat",
         "align.rl.*",
@@ -80,8 +87,8 @@ HEAVY = {
         "align.server",
     ),
     "transformers": (
-        "align.model",
-        "align.scorer",
+        "align.models.loading",
+        "align.models.reward_scorer",
         "align.checkpoint",
         "align.trl_args",
         "align.rl.*",
@@ -100,8 +107,15 @@ HEAVY = {
     ),
     "datasets": ("align.stages.*", "data_builders.hub"),
     "accelerate": ("align.rl.trainer",),
-    "peft": ("align.model", "align.scorer", "align.trl_args", "align.rl.*", "align.stages.*", "align.server"),
-    "huggingface_hub": ("align.model", "align.push"),
+    "peft": (
+        "align.models.loading",
+        "align.models.reward_scorer",
+        "align.trl_args",
+        "align.rl.*",
+        "align.stages.*",
+        "align.server",
+    ),
+    "huggingface_hub": ("align.models.loading", "align.push"),
 }
 LATE = {
     "align.worker": {"torch"},

@@ -5,9 +5,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align import metrics, model, scorer
+from qwen_align.align import metrics
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
+from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rollout.ask import drawn_as, put
 from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
@@ -25,12 +26,12 @@ QUESTIONS = "questions.json"  # the mean of each question, for each set and swit
 
 def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
-    renderer = model.renderer_of(source)
+    renderer = loading.renderer_of(source)
     engine = open_engine(source, renderer, context)
     how = Draw(spec.sampling, spec.samples, context.seed)
     check_all(spec.rewards)
-    device, rows_at_once = model.device_of(context.runtime), context.runtime.micro_batch
-    picker = scorer.of(inputs[spec.best_by], device=device, max_rows=rows_at_once) if spec.best_by else None
+    device, rows_at_once = loading.device_of(context.runtime), context.runtime.micro_batch
+    picker = reward_scorer.of(inputs[spec.best_by], device=device, max_rows=rows_at_once) if spec.best_by else None
     results, questions_of = [], []
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:
@@ -96,7 +97,7 @@ def scored(rows: list[Completion], switch: Switch, renderer: Renderer) -> dict[s
     return questions
 
 
-def best(rows: list[Completion], picker: scorer.Scorer) -> dict[str, float]:
+def best(rows: list[Completion], picker: reward_scorer.Scorer) -> dict[str, float]:
     """How often the completion that the scorer likes best is right, and the standard error over questions."""
     questions: dict[str, list[metrics.SampleScore]] = {}
     scores: dict[str, list[float]] = {}

@@ -9,10 +9,11 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from qwen_align.align import compat, model, scorer, trl_args
+from qwen_align.align import compat, trl_args
 from qwen_align.align.checkpoint import Watcher
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
+from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer, render_rows
 from qwen_align.align.rl.actor import VALUE_ADAPTER, Actor, Critic, use_adapter
 from qwen_align.align.rl.experience import Experience, Questions
@@ -37,12 +38,14 @@ from qwen_align.reward.verdict import Verdict
 
 def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
-    renderer = model.renderer_of(source)
+    renderer = loading.renderer_of(source)
     asked = [put(problem, renderer) for problem in _problems(spec.from_data, inputs)]
     if not asked:
         return training.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
     check_all(spec.rewards)
-    scorer.bind(spec.rewards, inputs, device=model.device_of(context.runtime), max_rows=context.runtime.micro_batch)
+    reward_scorer.bind(
+        spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
+    )
     actor = _actor(spec, source, inputs, context)
     trainer = OnlineTrainer(
         actor,
@@ -72,7 +75,7 @@ def _problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
 
 def _actor(spec: Grpo | Ppo, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
     """The policy, with new adapters if LoRA is asked for, and for PPO a critic."""
-    policy: PreTrainedModel | PeftModel = model.load(source)
+    policy: PreTrainedModel | PeftModel = loading.load(source)
     if spec.lora:
         policy = get_peft_model(policy, trl_args.lora(spec.lora))
     critic = None
@@ -80,7 +83,7 @@ def _actor(spec: Grpo | Ppo, source: Path, inputs: Mapping[str, Path], context: 
         hidden_size = policy.config.get_text_config().hidden_size
         trunk, head = None, None
         if spec.critic.from_scorer:
-            started = scorer.load(inputs[spec.critic.from_scorer])
+            started = reward_scorer.load(inputs[spec.critic.from_scorer])
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
         elif spec.critic.kind == "separate" and isinstance(policy, PeftModel):
@@ -88,7 +91,7 @@ def _actor(spec: Grpo | Ppo, source: Path, inputs: Mapping[str, Path], context: 
             use_adapter(policy, VALUE_ADAPTER)
             use_adapter(policy, "default")
         elif spec.critic.kind == "separate":
-            trunk = model.load(source).base_model
+            trunk = loading.load(source).base_model
         critic = Critic(hidden_size, trunk, detached=spec.critic.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)
@@ -103,7 +106,7 @@ def _reference(spec: Grpo | Ppo, source: Path) -> Actor | None:
     """A copy of the model the stage starts from, where the policy's own trunk is not one."""
     if spec.kl is None or spec.lora:
         return None
-    return Actor(model.load(source), spec.sampling.for_policy().temperature)
+    return Actor(loading.load(source), spec.sampling.for_policy().temperature)
 
 
 def _experience(

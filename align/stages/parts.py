@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from qwen_align.align import model
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
+from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rollout.ask import Asked, as_row, in_order, sampling_for
 from qwen_align.align.rollout.engine import Engine, Request
@@ -39,7 +39,7 @@ class Draw:
 
 
 def open_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
-    policy = model.load(source).to(model.device_of(context.runtime))
+    policy = loading.load(source).to(loading.device_of(context.runtime))
     return LocalEngine(policy, stop_ids=renderer.stop_ids, max_rows=context.runtime.rollout_rows)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import datasets
 from trl import SFTTrainer
 
-from qwen_align.align import model, trl_args
+from qwen_align.align import trl_args
 from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
+from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Sample, render_rows
 from qwen_align.align.rows import read_rows
 from qwen_align.align.settings.sft import Sft
@@ -25,13 +26,13 @@ class Trainer(WholeCheckpoints, SFTTrainer):  # type: ignore[misc]
 def run(spec: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data)
-    rendered = render_rows(model.renderer_of(source), rows, max_tokens=spec.max_tokens)
+    rendered = render_rows(loading.renderer_of(source), rows, max_tokens=spec.max_tokens)
     if not rendered.samples:
         return training.nothing_to_train(spec, source, out, rendered.dropped, "max_tokens or from_data")
     steps = steps_of(len(rendered.samples), spec.epochs, spec.batch)
     drawn = order(len(rendered.samples), steps * spec.batch, context.seed)
     trainer = Trainer(
-        model=model.load(source),
+        model=loading.load(source),
         args=trl_args.sft(spec, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=training_set(rendered.samples).select(drawn),
         processing_class=training.tokenizer(source),

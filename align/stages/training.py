@@ -7,9 +7,10 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from qwen_align.align import checkpoint, model
+from qwen_align.align import checkpoint
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
+from qwen_align.align.models import loading
 from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.store import store
 
@@ -40,10 +41,10 @@ def hand_on(source: Path, out: Path, context: Context, *, is_adapter: bool, save
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if is_adapter:
-            model.describe(source, out, ["adapter"])
+            loading.describe(source, out, ["adapter"])
         else:
-            model.copy_tokenizer(model.base_folder(model.locate(source)), folder)
-            model.stop_at_end_of_turn(folder)
+            loading.copy_tokenizer(loading.base_folder(loading.locate(source)), folder)
+            loading.stop_at_end_of_turn(folder)
             store.write_json(out / "model.json", {"model": "model"})
 
 
@@ -56,7 +57,7 @@ def nothing_to_train(
             f"nothing to train on (dropped: {dropped or 'nothing, there were no rows'}); see {setting}, "
             "or set on_empty: pass_through to hand the model on as it is"
         )
-    model.describe(source, out, [])
+    loading.describe(source, out, [])
     return {"samples": 0, "dropped": dropped, "steps": 0, "passed_through": True}
 
 
@@ -65,7 +66,7 @@ def tokenizer(source: Path) -> PreTrainedTokenizerBase:
 
     The bases of Qwen2.5 and Qwen3 pad with the token that ends their texts.
     """
-    loaded = AutoTokenizer.from_pretrained(str(model.base_folder(model.locate(source))))
+    loaded = AutoTokenizer.from_pretrained(str(loading.base_folder(loading.locate(source))))
     assert isinstance(loaded, PreTrainedTokenizerBase)
-    loaded.pad_token = loaded.convert_ids_to_tokens(model.renderer_of(source).pad_id)
+    loaded.pad_token = loaded.convert_ids_to_tokens(loading.renderer_of(source).pad_id)
     return loaded

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.model import device_of
+from qwen_align.align.models.loading import device_of
 from qwen_align.align.settings.stage import Runtime
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from qwen_align.align import model
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion
 from qwen_align.reward.learned import Learned
@@ -47,7 +47,7 @@ class Scorer:
 
 def classifier(source: Path, pad_id: int) -> PreTrainedModel:
     """The model of a stage or folder with a new head that says 0 of everything, in fp32."""
-    causal = model.load(source)
+    causal = loading.load(source)
     config = causal.config
     config.num_labels, config.pad_token_id = 1, pad_id
     made: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -59,12 +59,12 @@ def classifier(source: Path, pad_id: int) -> PreTrainedModel:
 
 def load(folder: Path) -> PreTrainedModel:
     """The scorer of a stage's folder, or of a folder in Hugging Face form, in fp32 on the CPU."""
-    files = model.locate(folder)
+    files = loading.locate(folder)
     if not files.adapters:
         try:
             return _checked(
                 AutoModelForSequenceClassification.from_pretrained(
-                    str(model.base_folder(files)), dtype=torch.float32, use_safetensors=True
+                    str(loading.base_folder(files)), dtype=torch.float32, use_safetensors=True
                 ),
                 folder,
             )
@@ -73,7 +73,7 @@ def load(folder: Path) -> PreTrainedModel:
     from peft import PeftModel
 
     *earlier, own = files.adapters
-    causal = model.load_files(model.ModelFiles(files.base, earlier))
+    causal = loading.load_files(loading.ModelFiles(files.base, earlier))
     config = causal.config
     config.num_labels = 1
     made: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -91,7 +91,7 @@ def _checked(found: Any, folder: Path) -> PreTrainedModel:
 def of(folder: Path, *, device: torch.device, max_rows: int) -> Scorer:
     """The scorer of a stage's folder or of a model folder, ready to score."""
     trunk: Any = load(folder).to(device)
-    return Scorer(trunk.requires_grad_(False), model.renderer_of(folder), max_rows=max_rows)
+    return Scorer(trunk.requires_grad_(False), loading.renderer_of(folder), max_rows=max_rows)
 
 
 def bind(rewards: Iterable[Reward], inputs: Mapping[str, Path], *, device: torch.device, max_rows: int) -> None:

@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from qwen_align.align import scorer
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.models import reward_scorer
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, Message
 
 
 @pytest.fixture
-def one(tiny_model: Path) -> scorer.Scorer:
+def one(tiny_model: Path) -> reward_scorer.Scorer:
     renderer = Renderer.load(tiny_model)
-    model = scorer.classifier(tiny_model, renderer.pad_id)
+    model = reward_scorer.classifier(tiny_model, renderer.pad_id)
     torch.manual_seed(0)
     torch.nn.init.normal_(model.score.weight)
-    return scorer.Scorer(model, renderer, max_rows=2)
+    return reward_scorer.Scorer(model, renderer, max_rows=2)
 
 
 def completion(text: str, question: str = "1 + 2?", **fields: Any) -> Completion:
@@ -30,13 +30,13 @@ def completion(text: str, question: str = "1 + 2?", **fields: Any) -> Completion
 ROWS = [completion("3"), completion("It is three, as one sees.", "Once more: 1 + 2?"), completion("4")]
 
 
-def test_a_batch_scores_as_one_by_one(one: scorer.Scorer) -> None:
+def test_a_batch_scores_as_one_by_one(one: reward_scorer.Scorer) -> None:
     together = one(ROWS)
     assert together == pytest.approx([one([row])[0] for row in ROWS], abs=1e-5)
     assert len(set(together)) == 3
 
 
-def test_it_is_the_head_over_the_last_hidden_state_and_what_transformers_gives(one: scorer.Scorer) -> None:
+def test_it_is_the_head_over_the_last_hidden_state_and_what_transformers_gives(one: reward_scorer.Scorer) -> None:
     for row, score in zip(ROWS, one(ROWS), strict=True):
         ids = torch.tensor([one.renderer.whole(row)])
         with torch.no_grad():
@@ -46,7 +46,7 @@ def test_it_is_the_head_over_the_last_hidden_state_and_what_transformers_gives(o
             assert score == pytest.approx(float(one.model(input_ids=padded).logits[0, 0]), abs=1e-5)
 
 
-def test_prompt_and_answer_both_count_and_a_cut_answer_is_ended(one: scorer.Scorer) -> None:
+def test_prompt_and_answer_both_count_and_a_cut_answer_is_ended(one: reward_scorer.Scorer) -> None:
     assert one([completion("3")]) != one([completion("3", "Another question?")])
     ids = one.renderer.whole(completion("3", finish_reason="length"))
     assert ids == one.renderer.whole(completion("3"))
@@ -55,21 +55,21 @@ def test_prompt_and_answer_both_count_and_a_cut_answer_is_ended(one: scorer.Scor
 
 def test_a_new_scorer_says_zero_of_everything(tiny_model: Path) -> None:
     renderer = Renderer.load(tiny_model)
-    fresh = scorer.Scorer(scorer.classifier(tiny_model, renderer.pad_id), renderer, max_rows=8)
+    fresh = reward_scorer.Scorer(reward_scorer.classifier(tiny_model, renderer.pad_id), renderer, max_rows=8)
     assert fresh(ROWS) == [0.0] * 3
 
 
-def test_saved_and_loaded_it_scores_the_same(one: scorer.Scorer, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_scores_the_same(one: reward_scorer.Scorer, tmp_path: Path) -> None:
     one.model.save_pretrained(tmp_path)
-    again = scorer.Scorer(scorer.load(tmp_path), one.renderer, max_rows=8)
+    again = reward_scorer.Scorer(reward_scorer.load(tmp_path), one.renderer, max_rows=8)
     assert again(ROWS) == pytest.approx(one(ROWS), abs=1e-6)
 
 
-def test_a_classifier_of_several_labels_is_no_scorer(one: scorer.Scorer, tmp_path: Path) -> None:
+def test_a_classifier_of_several_labels_is_no_scorer(one: reward_scorer.Scorer, tmp_path: Path) -> None:
     config = one.model.config
     config.num_labels = 3
     from transformers import AutoModelForSequenceClassification
 
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="gives 3 numbers; a scorer gives one"):
-        scorer.load(tmp_path)
+        reward_scorer.load(tmp_path)
