@@ -22,7 +22,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from qwen_align.align.checkpoint import WholeCheckpoints
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor, Scores
@@ -38,6 +37,7 @@ from qwen_align.align.rl.watch import Watchdogs
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.store.store import store
+from qwen_align.align.training.checkpoints import WholeCheckpoints
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",

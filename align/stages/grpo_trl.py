@@ -14,8 +14,6 @@ import datasets
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
-from qwen_align.align import trl_args
-from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.models import loading, reward_scorer
@@ -26,7 +24,8 @@ from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Problem, only, read_rows
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.sampling import Sampling
-from qwen_align.align.stages import training
+from qwen_align.align.training import fit, trl_arguments
+from qwen_align.align.training.checkpoints import Watcher, WholeCheckpoints, order
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import check_all
 
@@ -53,7 +52,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     rows = only(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data))
     asked = [put(problem, renderer) for problem in rows]
     if not asked:
-        return training.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
+        return fit.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
     check_all(spec.rewards)
     reward_scorer.bind(
         spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
@@ -64,17 +63,17 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     trainer = Trainer(
         model=loading.load(source),
         reward_funcs=game.judge,
-        args=trl_args.grpo(spec, sampling, context.runtime, out, seed=context.seed),
+        args=trl_arguments.grpo(spec, sampling, context.runtime, out, seed=context.seed),
         # TRL repeats each row `samples` times; the place among the drawn is all that has to pass through it.
         train_dataset=datasets.Dataset.from_dict({"prompt": [str(place) for place in range(len(drawn))]}),
-        processing_class=training.tokenizer(source),
-        peft_config=trl_args.lora(spec.lora),
+        processing_class=fit.tokenizer(source),
+        peft_config=trl_arguments.lora(spec.lora),
         rollout_func=game.play,
         callbacks=[Watcher(context), StartsAtReference()],
     )
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
         trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load(source).state_dict())
-    training.train(trainer, source, out, context)
+    fit.train(trainer, source, out, context)
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] if context.is_main else []
     completions = spec.prompts * spec.samples
     without = round(sum(line["no_verdict_share"] for line in logged) * completions)

@@ -9,8 +9,6 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from qwen_align.align import compat, trl_args
-from qwen_align.align.checkpoint import Watcher
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.models import loading, reward_scorer
@@ -29,7 +27,8 @@ from qwen_align.align.rows import Completion, Problem, Text, only, read_rows
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import ByVariance, Vllm
 from qwen_align.align.settings.ppo import Ppo
-from qwen_align.align.stages import training
+from qwen_align.align.training import fit, trl_arguments, trl_compat
+from qwen_align.align.training.checkpoints import Watcher
 from qwen_align.data_builders.completions import completions, verdict_value
 from qwen_align.reward.combine import judge_all, solved
 from qwen_align.reward.settings import check_all, reward_for
@@ -41,7 +40,7 @@ def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Contex
     renderer = loading.renderer_of(source)
     asked = [put(problem, renderer) for problem in _problems(spec.from_data, inputs)]
     if not asked:
-        return training.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
+        return fit.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
     check_all(spec.rewards)
     reward_scorer.bind(
         spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
@@ -49,7 +48,7 @@ def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Contex
     actor = _actor(spec, source, inputs, context)
     trainer = OnlineTrainer(
         actor,
-        trl_args.online_rl(spec, context.runtime, out, seed=context.seed),
+        trl_arguments.online_rl(spec, context.runtime, out, seed=context.seed),
         spec,
         _experience(spec, actor, asked, renderer, inputs, context),
         context,
@@ -59,8 +58,8 @@ def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Contex
     )
     if isinstance(spec.engine, Vllm):
         trainer.experience.use(_vllm(spec.engine, trainer, actor, asked, renderer, source))
-    training.fit(trainer, out, context)
-    training.hand_on(source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy)
+    fit.fit(trainer, out, context)
+    fit.hand_on(source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy)
     found: dict[str, Any] = {"problems": len(asked), "steps": spec.steps, "skipped_updates": trainer.skipped}
     if spec.held_out:
         found |= dict(zip(("held_out_accuracy", "held_out_stderr"), trainer.held_out_now(), strict=True))
@@ -77,7 +76,7 @@ def _actor(spec: Grpo | Ppo, source: Path, inputs: Mapping[str, Path], context: 
     """The policy, with new adapters if LoRA is asked for, and for PPO a critic."""
     policy: PreTrainedModel | PeftModel = loading.load(source)
     if spec.lora:
-        policy = get_peft_model(policy, trl_args.lora(spec.lora))
+        policy = get_peft_model(policy, trl_arguments.lora(spec.lora))
     critic = None
     if isinstance(spec, Ppo):
         hidden_size = policy.config.get_text_config().hidden_size
@@ -87,7 +86,7 @@ def _actor(spec: Grpo | Ppo, source: Path, inputs: Mapping[str, Path], context: 
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
         elif spec.critic.kind == "separate" and isinstance(policy, PeftModel):
-            policy.add_adapter(VALUE_ADAPTER, trl_args.lora(spec.lora))
+            policy.add_adapter(VALUE_ADAPTER, trl_arguments.lora(spec.lora))
             use_adapter(policy, VALUE_ADAPTER)
             use_adapter(policy, "default")
         elif spec.critic.kind == "separate":
@@ -132,8 +131,8 @@ def _vllm(
     settings: Vllm, trainer: OnlineTrainer, actor: Actor, asked: list[Asked], renderer: Renderer, source: Path
 ) -> VllmEngine:
     longest = max(len(one.prompt.ids) for one in asked) + trainer.experience.player.sampling.max_tokens
-    tokenizer = training.tokenizer(source)
-    generation = compat.vllm_generation(actor.policy, trainer.accelerator, tokenizer, settings, max_tokens=longest)
+    tokenizer = fit.tokenizer(source)
+    generation = trl_compat.vllm_generation(actor.policy, trainer.accelerator, tokenizer, settings, max_tokens=longest)
     config = actor.causal_lm.config
     return VllmEngine(
         generation,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import pipeline, trl_args
+from qwen_align.align import pipeline
 from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.launch import Ended
 from qwen_align.align.pipeline import Planned
@@ -16,6 +16,7 @@ from qwen_align.align.settings import recipe
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking import places, process, senders
 from qwen_align.align.tracking.curve import Curve, Lines, Run, evaluation, point
+from qwen_align.align.training import trl_arguments
 
 DATA: dict[str, Any] = {
     "name": "data",
@@ -308,7 +309,7 @@ def test_no_trainer_reports_by_itself(tmp_path: Path, stages: Callable[..., Path
 
     (variant,) = recipe.load(stages())
     (sft,) = (stage for stage in variant.recipe.stages if getattr(stage, "name", "") == "sft")
-    arguments = trl_args.sft(sft, Runtime(device="cpu"), tmp_path, steps=1, seed=0)  # type: ignore[arg-type]
+    arguments = trl_arguments.sft(sft, Runtime(device="cpu"), tmp_path, steps=1, seed=0)  # type: ignore[arg-type]
     assert arguments.report_to == []
 
 

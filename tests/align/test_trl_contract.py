@@ -6,7 +6,7 @@ import pytest
 from transformers import Trainer
 from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
-from qwen_align.align.checkpoint import WholeCheckpoints
+from qwen_align.align.training.checkpoints import WholeCheckpoints
 
 
 def parameters(function: object) -> list[str]:

@@ -45,7 +45,7 @@ def code_of(kind: str) -> list[str]:
             found.add(module)
             tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
             needed = {*imported(tree), *started(tree, module)}
-            waiting += needed - others if module == "align.trl_args" else needed
+            waiting += needed - others if module == "align.training.trl_arguments" else needed
     return sorted(found)
 
 
@@ -132,8 +132,8 @@ def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
     assert {
         "align.rendering.renderer",
         "align.rendering.chat_template",
-        "align.trl_args",
-        "align.checkpoint",
+        "align.training.trl_arguments",
+        "align.training.checkpoints",
         "align.settings.sft",
     } <= set(code_of("sft"))
     assert {"data_builders.arithmetic", "reward.math_answer", "align.rows"} <= set(code_of("build_data"))

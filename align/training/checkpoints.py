@@ -86,7 +86,9 @@ def _check_saved(folder: Path) -> None:
     if not any(folder.glob("rng_state*")):
         missing.append("rng_state.pth")
     if missing and not (folder / "latest").exists():
-        raise StageError(f"{folder}: transformers saved no {', '.join(missing)}; see NEEDED in align/checkpoint.py")
+        raise StageError(
+            f"{folder}: transformers saved no {', '.join(missing)}; see NEEDED in align/training/checkpoints.py"
+        )
 
 
 def newest(home: Path) -> Found:

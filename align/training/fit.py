@@ -7,12 +7,12 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from qwen_align.align import checkpoint
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
 from qwen_align.align.models import loading
 from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.store import store
+from qwen_align.align.training import checkpoints
 
 
 def train(trainer: Any, source: Path, out: Path, context: Context) -> None:
@@ -26,7 +26,7 @@ def fit(trainer: Any, out: Path, context: Context) -> None:
     asked, got = context.runtime.processes, trainer.accelerator.num_processes
     if asked != got:
         raise StageError(f"runtime asks for {asked} processes, but training would run in {got}")
-    found = checkpoint.newest(out / "checkpoints")
+    found = checkpoints.newest(out / "checkpoints")
     context.forget_after(found.step)
     found.tell(context)
     trainer.train(resume_from_checkpoint=str(found.folder) if found.folder else None)
