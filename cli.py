@@ -106,8 +106,8 @@ def _report(parsed: argparse.Namespace, out: "Console") -> int:
 
 def _chat(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align import chat, pipeline
+    from qwen_align.align.generation.local import LocalEngine
     from qwen_align.align.models import loading
-    from qwen_align.align.rollout.local import LocalEngine
     from qwen_align.align.settings.sampling import SamplingSettings
     from qwen_align.align.settings.stage import Runtime
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.generation.engine import Request
+from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.pipeline import Plan
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rollout.engine import Request
-from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Message, Mode
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.sampling import SamplingSettings

@@ -7,13 +7,13 @@ from typing import Any
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
+from qwen_align.align.generation.engine import Engine
+from qwen_align.align.generation.requests import Asked
 from qwen_align.align.rl import pending
 from qwen_align.align.rl.held_out import accuracy, preflight
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.play import Played, Player, play, settle
 from qwen_align.align.rl.stream import PromptStream
-from qwen_align.align.rollout.ask import Asked
-from qwen_align.align.rollout.engine import Engine
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.rollout.ask import Asked
+from qwen_align.align.generation.requests import Asked
 from qwen_align.align.settings.online_rl import ByPassRate, ByVariance, PromptOrder
 
 

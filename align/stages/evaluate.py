@@ -8,13 +8,13 @@ from typing import Any
 from qwen_align.align import metrics
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
+from qwen_align.align.generation.requests import drawn_as, put
+from qwen_align.align.generation.resumable import Draw, draw, open_engine
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rollout.ask import drawn_as, put
 from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.rollout import Switch
-from qwen_align.align.stages.parts import Draw, draw, open_engine
 from qwen_align.align.store.store import store
 from qwen_align.reward.format import Format, obeys
 from qwen_align.reward.math_answer import MathAnswer

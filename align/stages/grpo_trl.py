@@ -16,11 +16,11 @@ from trl import GRPOTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
+from qwen_align.align.generation.engine import Generation, Request
+from qwen_align.align.generation.local import LocalEngine
+from qwen_align.align.generation.requests import Asked, as_row, put
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rollout.ask import Asked, as_row, put
-from qwen_align.align.rollout.engine import Generation, Request
-from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Problem, only, read_rows
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.sampling import Sampling

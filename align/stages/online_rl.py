@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
+from qwen_align.align.generation.local import LocalEngine
+from qwen_align.align.generation.requests import Asked, put
+from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer, render_rows
 from qwen_align.align.rl.actor import VALUE_ADAPTER, Actor, Critic, use_adapter
@@ -20,9 +23,6 @@ from qwen_align.align.rl.play import Player
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.stream import PromptStream, variances
 from qwen_align.align.rl.trainer import OnlineTrainer
-from qwen_align.align.rollout.ask import Asked, put
-from qwen_align.align.rollout.local import LocalEngine
-from qwen_align.align.rollout.vllm import VllmEngine
 from qwen_align.align.rows import Completion, Problem, Text, only, read_rows
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import ByVariance, Vllm

@@ -7,11 +7,11 @@ from typing import Any
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
+from qwen_align.align.generation.requests import put
+from qwen_align.align.generation.resumable import Draw, draw, judged, open_engine
 from qwen_align.align.models import loading, reward_scorer
-from qwen_align.align.rollout.ask import put
 from qwen_align.align.rows import Problem, only, read_rows, to_line
 from qwen_align.align.settings.rollout import Rollout
-from qwen_align.align.stages.parts import Draw, draw, judged, open_engine
 from qwen_align.reward.settings import check_all
 
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from qwen_align.align.chat import COMMANDS, Conversation, Piece, parted, talk
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.generation.engine import Request
+from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rollout.engine import Request
-from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Message
 from qwen_align.align.settings.sampling import Sampling, SamplingSettings
 

@@ -224,8 +224,8 @@ def parts(options: argparse.Namespace) -> dict[str, float]:
     from accelerate import Accelerator
     from rollout import make_model
 
+    from qwen_align.align.generation.local import LocalEngine
     from qwen_align.align.rl.actor import Actor
-    from qwen_align.align.rollout.local import LocalEngine
 
     clock, generate = Clock(), LocalEngine.generate
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from qwen_align.align.generation.requests import put
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rollout.ask import put
 from qwen_align.align.rows import Message, Problem
 from qwen_align.align.settings.rollout import Switch
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from trl.generation.vllm_generation import VLLMGeneration
 
-from qwen_align.align.rollout.engine import Request
-from qwen_align.align.rollout.vllm import VllmEngine, order_free_checksum
+from qwen_align.align.generation.engine import Request
+from qwen_align.align.generation.vllm import VllmEngine, order_free_checksum
 from qwen_align.align.settings.sampling import Sampling
 
 SAMPLING = Sampling(temperature=0.7, max_tokens=4)

@@ -11,7 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from qwen_align.align.rollout.draw import candidates, draw, uniforms
+from qwen_align.align.generation.token_sampling import candidates, draw, uniforms
 from qwen_align.align.settings.sampling import Sampling
 
 CUTS = {

@@ -14,10 +14,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from qwen_align.align.generation.engine import Generation, Request, sample_key
+from qwen_align.align.generation.local import LocalEngine
+from qwen_align.align.generation.token_sampling import uniforms
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rollout.draw import uniforms
-from qwen_align.align.rollout.engine import Generation, Request, sample_key
-from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.data_builders.arithmetic import Arithmetic
 

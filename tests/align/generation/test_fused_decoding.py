@@ -12,9 +12,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from qwen_align.align.rollout import fused
-from qwen_align.align.rollout.fused import fits, step_of
-from qwen_align.align.rollout.slots import ColumnCache
+from qwen_align.align.generation import fused_decoding
+from qwen_align.align.generation.batched_decoding import ColumnCache
+from qwen_align.align.generation.fused_decoding import fits, step_of
 
 SIZES = {
     "vocab_size": 61,
@@ -131,5 +131,5 @@ def test_unknown_families_and_settings_run_through_the_modules():
 
 def test_a_large_model_runs_through_the_modules(monkeypatch):
     model = make_model()
-    monkeypatch.setattr(fused, "MAX_PARAMETERS", model.num_parameters() - 1)
+    monkeypatch.setattr(fused_decoding, "MAX_PARAMETERS", model.num_parameters() - 1)
     assert not fits(model)

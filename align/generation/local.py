@@ -7,8 +7,8 @@ from itertools import groupby
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qwen_align.align.rollout.engine import Generation, Request, check_requests, weights_checksum
-from qwen_align.align.rollout.slots import Row, Slots, n_columns
+from qwen_align.align.generation.batched_decoding import Row, Slots, n_columns
+from qwen_align.align.generation.engine import Generation, Request, check_requests, weights_checksum
 
 
 class LocalEngine:

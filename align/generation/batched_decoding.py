@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from qwen_align.align.rollout.draw import draw, uniforms
-from qwen_align.align.rollout.engine import FinishReason, Generation, Request, sample_key
-from qwen_align.align.rollout.fused import step_of
+from qwen_align.align.generation.engine import FinishReason, Generation, Request, sample_key
+from qwen_align.align.generation.fused_decoding import step_of
+from qwen_align.align.generation.token_sampling import draw, uniforms
 
 
 class Row(NamedTuple):

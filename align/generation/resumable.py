@@ -12,11 +12,11 @@ import torch
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
+from qwen_align.align.generation.engine import Engine, Request
+from qwen_align.align.generation.local import LocalEngine
+from qwen_align.align.generation.requests import Asked, as_row, in_order, sampling_for
 from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rollout.ask import Asked, as_row, in_order, sampling_for
-from qwen_align.align.rollout.engine import Engine, Request
-from qwen_align.align.rollout.local import LocalEngine
 from qwen_align.align.rows import Completion, read_rows, to_line
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.store.store import store

@@ -10,7 +10,7 @@ from qwen_align.align.settings.rollout import QUESTION, Switch
 from qwen_align.align.settings.sampling import Sampling, SamplingSettings
 
 if TYPE_CHECKING:  # `check` puts prompts too, and starts without torch
-    from qwen_align.align.rollout.engine import Generation
+    from qwen_align.align.generation.engine import Generation
 
 
 class Asked(NamedTuple):

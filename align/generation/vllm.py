@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from qwen_align.align.rollout.engine import FinishReason, Generation, Request, check_requests
+from qwen_align.align.generation.engine import FinishReason, Generation, Request, check_requests
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qwen_align.align.rollout.engine import Request, sample_key, weights_checksum
+from qwen_align.align.generation.engine import Request, sample_key, weights_checksum
 from qwen_align.align.settings.sampling import Sampling
 
 FREE = Sampling(temperature=1.0, max_tokens=5)

@@ -16,10 +16,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from qwen_align.align.rollout.engine import Request
-from qwen_align.align.rollout.fused import fits
-from qwen_align.align.rollout.local import LocalEngine, plan
-from qwen_align.align.rollout.slots import n_columns
+from qwen_align.align.generation.batched_decoding import n_columns
+from qwen_align.align.generation.engine import Request
+from qwen_align.align.generation.fused_decoding import fits
+from qwen_align.align.generation.local import LocalEngine, plan
 from qwen_align.align.settings.sampling import Sampling
 
 VOCAB = 61
