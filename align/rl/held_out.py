@@ -8,9 +8,9 @@ from typing import NamedTuple
 from qwen_align.align import metrics
 from qwen_align.align.errors import DataError
 from qwen_align.align.generation.requests import Asked
+from qwen_align.align.rl.collect import Player, draw, solved_share
 from qwen_align.align.rl.judge import Judge, check_judged
-from qwen_align.align.rl.play import Player, draw, solved_share
-from qwen_align.align.rl.stream import Drawn
+from qwen_align.align.rl.prompt_stream import Drawn
 
 # In the place of a step, so that neither draws the numbers of a training step.
 PREFLIGHT, EVALUATION = -1, -2

@@ -17,11 +17,11 @@ from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer, render_rows
 from qwen_align.align.rl.actor import VALUE_ADAPTER, Actor, Critic, use_adapter
-from qwen_align.align.rl.experience import Experience, Questions
+from qwen_align.align.rl.collect import Player
 from qwen_align.align.rl.judge import Judge
-from qwen_align.align.rl.play import Player
+from qwen_align.align.rl.prompt_stream import PromptStream, variances
 from qwen_align.align.rl.ptx import Texts
-from qwen_align.align.rl.stream import PromptStream, variances
+from qwen_align.align.rl.rollout_batches import Experience, Questions
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import Completion, Problem, Text, only, read_rows
 from qwen_align.align.settings.grpo import Grpo

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rl.actor import Actor, Critic
+from qwen_align.align.rl.assign_advantages import credit
 from qwen_align.align.rl.controllers import RewardScale
-from qwen_align.align.rl.credit import credit
 from qwen_align.align.rl.objective import Terms, Whole, loss_of, moves_without_advantage
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollouts import Rollouts, micro_batches

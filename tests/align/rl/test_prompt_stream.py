@@ -7,7 +7,7 @@ import pytest
 from qwen_align.align.errors import DataError
 from qwen_align.align.generation.requests import Asked
 from qwen_align.align.rendering.renderer import Prompt
-from qwen_align.align.rl.stream import PromptStream, variances
+from qwen_align.align.rl.prompt_stream import PromptStream, variances
 from qwen_align.align.rows import Message, Problem
 from qwen_align.align.settings.online_rl import ByPassRate, ByVariance, PromptOrder, Shuffled
 

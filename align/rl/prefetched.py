@@ -8,9 +8,9 @@ from typing import Any
 from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.requests import Asked, as_row
 from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rl.collect import Group, Played
 from qwen_align.align.rl.judge import Judged
-from qwen_align.align.rl.play import Group, Played
-from qwen_align.align.rl.stream import Drawn
+from qwen_align.align.rl.prompt_stream import Drawn
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.reward.verdict import Verdict
 

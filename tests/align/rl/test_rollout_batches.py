@@ -13,10 +13,10 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Generation, Request, weights_checksum
 from qwen_align.align.generation.requests import Asked
 from qwen_align.align.rendering.renderer import Prompt
-from qwen_align.align.rl.experience import Experience
+from qwen_align.align.rl.collect import Player
 from qwen_align.align.rl.judge import Judge
-from qwen_align.align.rl.play import Player
-from qwen_align.align.rl.stream import PromptStream
+from qwen_align.align.rl.prompt_stream import PromptStream
+from qwen_align.align.rl.rollout_batches import Experience
 from qwen_align.align.rows import Message, Problem
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import Shuffled

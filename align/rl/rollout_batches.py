@@ -9,11 +9,11 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Engine
 from qwen_align.align.generation.requests import Asked
-from qwen_align.align.rl import pending
+from qwen_align.align.rl import prefetched
+from qwen_align.align.rl.collect import Played, Player, play, settle
 from qwen_align.align.rl.held_out import accuracy, preflight
 from qwen_align.align.rl.judge import Judge
-from qwen_align.align.rl.play import Played, Player, play, settle
-from qwen_align.align.rl.stream import PromptStream
+from qwen_align.align.rl.prompt_stream import PromptStream
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
 
@@ -129,10 +129,10 @@ class Experience:
 
     def save_ahead(self, folder: Path) -> None:
         if self._ahead is not None:
-            pending.save(self._ahead, folder / PENDING)
+            prefetched.save(self._ahead, folder / PENDING)
 
     def restore(self, state: dict[str, Any], folder: Path) -> None:
         self.batches, self.counts = state["batches"], Counter(state["counts"])
         self.stream.restore(state["stream"])
         path = folder / PENDING
-        self._ahead = pending.load(path, self.stream.asked, self.player.renderer) if path.exists() else None
+        self._ahead = prefetched.load(path, self.stream.asked, self.player.renderer) if path.exists() else None

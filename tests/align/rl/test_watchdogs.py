@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.rl.watch import FIRST_STEPS, SAID_AGAIN_AFTER, Watchdogs
+from qwen_align.align.rl.watchdogs import FIRST_STEPS, SAID_AGAIN_AFTER, Watchdogs
 from qwen_align.align.settings.online_rl import Watch
 
 SOUND = {

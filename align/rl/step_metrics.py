@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from qwen_align.align.rl.play import Group, Played
+from qwen_align.align.rl.collect import Group, Played
 from qwen_align.align.rl.rollouts import Rollouts
 
 

@@ -14,8 +14,8 @@ from qwen_align.align.generation.engine import Engine, Generation, Request
 from qwen_align.align.generation.requests import as_row
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rl.judge import Judge, Judged, check_judged
+from qwen_align.align.rl.prompt_stream import Drawn, PromptStream
 from qwen_align.align.rl.rollouts import Rollouts
-from qwen_align.align.rl.stream import Drawn, PromptStream
 from qwen_align.align.rows import Completion
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.reward.verdict import Verdict

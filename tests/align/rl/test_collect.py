@@ -12,9 +12,9 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.requests import Asked
 from qwen_align.align.rendering.renderer import Prompt
+from qwen_align.align.rl.collect import Player, assembled, play, settle
 from qwen_align.align.rl.judge import Judge
-from qwen_align.align.rl.play import Player, assembled, play, settle
-from qwen_align.align.rl.stream import PromptStream
+from qwen_align.align.rl.prompt_stream import PromptStream
 from qwen_align.align.rows import Completion, Message, Problem
 from qwen_align.align.settings.online_rl import Shuffled
 from qwen_align.align.settings.sampling import Sampling

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from qwen_align.align.rl.assign_advantages import credit
 from qwen_align.align.rl.controllers import RewardScale
-from qwen_align.align.rl.credit import credit
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
