@@ -136,9 +136,9 @@ def _neighbours(rungs: Iterable[Measured], placed: Iterable[str]) -> Iterator[tu
 def _comparison(
     pair: tuple[str, str], where: dict[str, Any], before: dict[str, float], after: dict[str, float], *, axes: Any
 ) -> dict[str, Any]:
-    from qwen_align.align import metrics
+    from qwen_align.align.evaluation import statistics
 
-    found = metrics.paired_test(before, after)
+    found = statistics.paired_test(before, after)
     return {
         "from": pair[0],
         "to": pair[1],

@@ -24,7 +24,7 @@ LAYERS = (
         "align.card",
         "align.context",
         "align.graph",
-        "align.metrics",
+        "align.evaluation.statistics",
         "align.overview",
         "align.rendering.renderer",
         "align.rendering.samples",

@@ -137,7 +137,9 @@ def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
         "align.settings.sft",
     } <= set(code_of("sft"))
     assert {"data_builders.arithmetic", "reward.math_answer", "align.rows"} <= set(code_of("build_data"))
-    assert {"align.generation.batched_decoding", "align.metrics", "reward.combine"} <= set(code_of("evaluate"))
+    assert {"align.generation.batched_decoding", "align.evaluation.statistics", "reward.combine"} <= set(
+        code_of("evaluate")
+    )
     assert {"reward.pool_server", "reward.combine"} <= set(code_of("rollout")), "also what runs in worker processes"
     assert {"reward.code.server", "reward.code.inside", "reward.math.fallback"} <= set(code_of("evaluate"))
     for kind in CODE_VERSIONS:

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from qwen_align.align.metrics import (
+from qwen_align.align.evaluation.statistics import (
     SampleScore,
     best_of,
     estimate,
