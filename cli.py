@@ -54,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import pipeline, report
+    from qwen_align.align import report
     from qwen_align.align.errors import AlignError
+    from qwen_align.align.pipeline.run import run as pipeline
     from qwen_align.align.progress import Progress, stop_on_signals
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
@@ -74,7 +75,8 @@ def _run(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _check(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import check, pipeline
+    from qwen_align.align import check
+    from qwen_align.align.pipeline.run import run as pipeline
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     for line in check.lines(planned):
@@ -83,7 +85,8 @@ def _check(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _show(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import pipeline, show
+    from qwen_align.align import show
+    from qwen_align.align.pipeline.run import run as pipeline
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     for line in show.lines(planned, parsed.stage, rows=parsed.rows, first=parsed.first):
@@ -92,7 +95,8 @@ def _show(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _report(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import pipeline, report
+    from qwen_align.align import report
+    from qwen_align.align.pipeline.run import run as pipeline
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     written = report.write(planned)
@@ -105,9 +109,10 @@ def _report(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _chat(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import chat, pipeline
+    from qwen_align.align import chat
     from qwen_align.align.generation.local import LocalEngine
     from qwen_align.align.models import loading
+    from qwen_align.align.pipeline.run import run as pipeline
     from qwen_align.align.settings.sampling import SamplingSettings
     from qwen_align.align.settings.stage import Runtime
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError, RecipeError
 from qwen_align.align.generation.requests import put
-from qwen_align.align.pipeline import Plan, Planned, check_models
+from qwen_align.align.pipeline.run import Plan, Planned, check_models
 from qwen_align.align.progress import summary
 from qwen_align.align.rendering.renderer import Renderer, render_pairs, render_rows
 from qwen_align.align.rendering.samples import length_percentiles

@@ -15,7 +15,7 @@ import yaml
 from markupsafe import Markup
 
 from qwen_align.align import plots
-from qwen_align.align.pipeline import Plan, Planned
+from qwen_align.align.pipeline.run import Plan, Planned
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from qwen_align.align.pipeline import Plan, Planned
+from qwen_align.align.pipeline.run import Plan, Planned
 from qwen_align.align.store.store import store
 
 # What a row of the ladder has; "evaluations" say more: cells of the matrix, pass@k, maj@k, format.

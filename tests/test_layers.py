@@ -23,7 +23,7 @@ LAYERS = (
     (
         "align.card",
         "align.context",
-        "align.graph",
+        "align.pipeline.graph",
         "align.evaluation.statistics",
         "align.overview",
         "align.rendering.renderer",
@@ -52,8 +52,8 @@ LAYERS = (
         "align.chat",
         "align.check",
         "align.doctor",
-        "align.launch",
-        "align.pipeline",
+        "align.pipeline.launcher",
+        "align.pipeline.run",
         "align.store.verify_inputs",
         "align.progress",
         "align.page",
@@ -62,10 +62,10 @@ LAYERS = (
         "align.push",
         "align.report",
         "align.score",
-        "align.server",
+        "align.pipeline.warm_server",
         "align.shipped",
         "align.show",
-        "align.worker",
+        "align.pipeline.worker",
     ),
     ("cli",),
 )
@@ -83,8 +83,8 @@ HEAVY = {
         "align.rollout.*",
         "align.stages.*",
         "align.tracking.to_tensorboard",
-        "align.worker",
-        "align.server",
+        "align.pipeline.worker",
+        "align.pipeline.warm_server",
     ),
     "transformers": (
         "align.models.loading",
@@ -94,7 +94,7 @@ HEAVY = {
         "align.rl.*",
         "align.rollout.*",
         "align.stages.*",
-        "align.server",
+        "align.pipeline.warm_server",
     ),
     "trl": (
         "align.training.trl_arguments",
@@ -103,7 +103,7 @@ HEAVY = {
         "align.stages.dpo",
         "align.stages.grpo_trl",
         "align.stages.reward_model",
-        "align.server",
+        "align.pipeline.warm_server",
     ),
     "datasets": ("align.stages.*", "data_builders.hub"),
     "accelerate": ("align.rl.trainer",),
@@ -113,15 +113,15 @@ HEAVY = {
         "align.training.trl_arguments",
         "align.rl.*",
         "align.stages.*",
-        "align.server",
+        "align.pipeline.warm_server",
     ),
     "huggingface_hub": ("align.models.loading", "align.push"),
 }
 LATE = {
-    "align.worker": {"torch"},
+    "align.pipeline.worker": {"torch"},
     "align.tracking.to_tensorboard": {"torch"},
     "data_builders.hub": {"datasets"},
-    "align.server": {"torch", "transformers", "trl", "peft"},
+    "align.pipeline.warm_server": {"torch", "transformers", "trl", "peft"},
 }
 
 
@@ -216,7 +216,7 @@ from qwen_align.cli import main
 recipe, home = sys.argv[1:]
 codes = [main([*command, "--home", home]) for command in (
     ["check", recipe], ["show", recipe, "sft"], ["report", recipe], ["schema"], ["recipes"], ["prune", "--dry-run"])]
-import qwen_align.align.stages.build_data, qwen_align.align.worker, qwen_align.align.server, qwen_align.align.progress
+import qwen_align.align.stages.build_data, qwen_align.align.pipeline.worker, qwen_align.align.pipeline.warm_server, qwen_align.align.progress
 heavy = {"torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy", "pandas", "huggingface_hub",
          "sympy", "mpmath", "math_verify", "reasoning_gym", "langdetect", "jsonschema", "datasketch", "scipy"}
 print(json.dumps({"codes": codes, "heavy": sorted(heavy & set(sys.modules))}), file=sys.stderr)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen_align.align import pipeline
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.pipeline.run import run as pipeline
 from qwen_align.align.rows import Completion, Message
 from qwen_align.align.settings import recipe
 from qwen_align.data_builders.arithmetic import Arithmetic

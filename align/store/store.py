@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import RecipeError, StageError
-from qwen_align.align.graph import Stage
+from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.references import OutsideFile, Ref, outside_files, to_plain_value
 from qwen_align.align.settings.recipe import ModelSource
 from qwen_align.align.store.code_versions import CODE_VERSIONS

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import check, pipeline
+from qwen_align.align import check
 from qwen_align.align.errors import DataError, RecipeError
+from qwen_align.align.pipeline.run import run as pipeline
 from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_line
 from qwen_align.data_builders import arithmetic
 

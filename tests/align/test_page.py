@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align import report
-from qwen_align.align.pipeline import Plan
+from qwen_align.align.pipeline.run import Plan
 from qwen_align.align.store.store import store
 from tests.align.test_report import BEFORE, DATA, EVALUATE, OTHER, SFT, finish, plan
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import pipeline, report
+from qwen_align.align import report
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.pipeline import Plan
+from qwen_align.align.pipeline.run import Plan
+from qwen_align.align.pipeline.run import run as pipeline
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.store.store import store
 

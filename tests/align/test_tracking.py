@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import pipeline
 from qwen_align.align.errors import Preempted, RecipeError, StageError
-from qwen_align.align.launch import Ended
-from qwen_align.align.pipeline import Planned
+from qwen_align.align.pipeline.launcher import Ended
+from qwen_align.align.pipeline.run import Planned
+from qwen_align.align.pipeline.run import run as pipeline
 from qwen_align.align.settings import recipe
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking import places, process, senders

@@ -15,8 +15,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from qwen_align.align import pipeline, shipped
+from qwen_align.align import shipped
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.pipeline.run import run as pipeline
 from qwen_align.align.references import to_plain_value
 from qwen_align.align.settings import renamed
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict

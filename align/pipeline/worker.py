@@ -1,4 +1,4 @@
-"""Runs one stage: `python -m qwen_align.align.worker FOLDER REPORT`. All it reads is FOLDER/stage.json.
+"""Runs one stage: `python -m qwen_align.align.pipeline.worker FOLDER REPORT`. All it reads is FOLDER/stage.json.
 
 REPORT gets one JSON object at the end: exit code and message.
 """
@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context, main_process
 from qwen_align.align.errors import AlignError
-from qwen_align.align.server import die_with_parent
+from qwen_align.align.pipeline.warm_server import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.store.store import store

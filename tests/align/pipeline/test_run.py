@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen_align.align import pipeline
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.pipeline import Planned
+from qwen_align.align.pipeline.run import Planned
+from qwen_align.align.pipeline.run import run as pipeline
 from qwen_align.align.rows import Completion, Message, to_line
 from qwen_align.reward.verdict import Verdict
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.graph import Stage
-from qwen_align.align.server import NO_THREADS, PARENT
+from qwen_align.align.pipeline.graph import Stage
+from qwen_align.align.pipeline.warm_server import NO_THREADS, PARENT
 from qwen_align.align.settings.stage import Runtime
 
 TORCH_FREE = {"build_data"}
@@ -52,7 +52,7 @@ class Launcher:
         """Starts the server's imports in the background."""
         if self._server is None:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "qwen_align.align.server"],
+                [sys.executable, "-m", "qwen_align.align.pipeline.warm_server"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
@@ -137,13 +137,13 @@ class Asked:
 
 def command(stage: Stage, folder: Path, report: Path) -> list[str]:
     """The command line that runs the stage in a process of its own, or in one a device through torchrun."""
-    worker = ["-m", "qwen_align.align.worker", str(folder), str(report)]
+    worker = ["-m", "qwen_align.align.pipeline.worker", str(folder), str(report)]
     processes = processes_of(stage)
     if processes == 1:
         return [sys.executable, *worker]
     # torchrun, which is to die with us as its workers die with it
     torchrun = (
-        "from qwen_align.align.server import die_with_parent; die_with_parent(); "
+        "from qwen_align.align.pipeline.warm_server import die_with_parent; die_with_parent(); "
         "from torch.distributed.run import main; main()"
     )
     return [sys.executable, "-c", torchrun, "--nproc_per_node", str(processes), "--standalone", *worker]

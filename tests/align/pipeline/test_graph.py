@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.graph import Graph, Stage, build
+from qwen_align.align.pipeline.graph import Graph, Stage, build
 from qwen_align.align.settings.recipe import Recipe, Variant
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 8}

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from qwen_align.align.server import NO_THREADS
+from qwen_align.align.pipeline.warm_server import NO_THREADS
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "qwen_align.align.server"],
+        [sys.executable, "-m", "qwen_align.align.pipeline.warm_server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -29,27 +29,27 @@ def server() -> Iterator["subprocess.Popen[str]"]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_it_forks_from_one_thread_and_ends_with_its_input(server: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    assert server.stdin
-    assert server.stdout
-    assert json.loads(server.stdout.readline())["ready"] > 0
-    assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1
+    assert warm_server.stdin
+    assert warm_server.stdout
+    assert json.loads(warm_server.stdout.readline())["ready"] > 0
+    assert len(list(Path(f"/proc/{warm_server.pid}/task").iterdir())) == 1
     # A folder without stage.json: the fork says so and the server lives on.
     report, log = tmp_path / "report.json", tmp_path / "log.txt"
     request = {"folder": str(tmp_path), "report": str(report), "log": str(log), "processes": 1}
     for _ in range(2):
-        print(json.dumps(request), file=server.stdin, flush=True)
-        assert len(json.loads(server.stdout.readline())["pids"]) == 1
-        assert json.loads(server.stdout.readline())["exit"] == 4
+        print(json.dumps(request), file=warm_server.stdin, flush=True)
+        assert len(json.loads(warm_server.stdout.readline())["pids"]) == 1
+        assert json.loads(warm_server.stdout.readline())["exit"] == 4
         assert "stage.json" in json.loads(report.read_text())["message"]
     assert "FileNotFoundError" in log.read_text()
-    server.stdin.close()
-    assert server.wait(timeout=30) == 0
+    warm_server.stdin.close()
+    assert warm_server.wait(timeout=30) == 0
 
 
 def test_when_one_of_a_stages_processes_has_died_the_others_are_stopped() -> None:
     program = """
 import subprocess, sys, time
-from qwen_align.align import server
+from qwen_align.align.pipeline.run import warm_server
 server.GRACE_S = 0.5
 def started(code):
     return subprocess.Popen([sys.executable, "-c", code]).pid
@@ -68,7 +68,8 @@ print(waited(deaf, "import time; time.sleep(.5); raise SystemExit(4)"))
 def test_a_stages_processes_find_each_other_and_share_the_cores(tmp_path: Path) -> None:
     program = """
 import os, sys, torch
-from qwen_align.align import server, worker
+from qwen_align.align.pipeline.run import warm_server
+from qwen_align.align.pipeline.run import worker
 def run_stage(folder, report, **_):
     assert abs(worker._cpu_seconds() - sum(os.times()[:4])) < 0.3, "they have not met"
     torch.distributed.init_process_group("gloo")

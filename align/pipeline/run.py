@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import yaml
 
-from qwen_align.align import graph
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
-from qwen_align.align.graph import Graph, Stage
-from qwen_align.align.launch import Launcher, uses_server
+from qwen_align.align.pipeline.graph import Graph, Stage
+from qwen_align.align.pipeline.launcher import Launcher, uses_server
+from qwen_align.align.pipeline.run import graph
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_vocabulary
 from qwen_align.align.settings import recipe

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen_align.align import launch, pipeline
-from qwen_align.align.launch import Asked, Ended, Launcher
-from qwen_align.align.server import PARENT
+from qwen_align.align.pipeline.launcher import Asked, Ended, Launcher
+from qwen_align.align.pipeline.run import launcher
+from qwen_align.align.pipeline.run import run as pipeline
+from qwen_align.align.pipeline.warm_server import PARENT
 
 DATA = {"name": "data", "kind": "build_data", "builder": {"kind": "arithmetic", "rows": "text", "n": 2, "steps": [1]}}
 
@@ -30,7 +31,7 @@ def ended(
                 Path(line[-1]).write_text(json.dumps(report))
             return code
 
-        monkeypatch.setattr(launch, "_run_fresh", run)
+        monkeypatch.setattr(launcher, "_run_fresh", run)
         (one,) = pipeline.plan(write_recipe([DATA]), tmp_path).stages
         with Launcher() as launcher:
             return launcher.run(one.stage, tmp_path, lambda: is_asked)
@@ -78,7 +79,7 @@ def test_a_process_is_not_left_behind_by_an_exception(tmp_path: Path) -> None:
 
     program = f"import os, pathlib, time; pathlib.Path({str(pids)!r}).write_text(str(os.getpid())); time.sleep(60)"
     with pytest.raises(Stopped):
-        launch._run_fresh([sys.executable, "-c", program], tmp_path / "log", Asked(watch))
+        launcher._run_fresh([sys.executable, "-c", program], tmp_path / "log", Asked(watch))
     pid = int(pids.read_text())
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
@@ -86,18 +87,18 @@ def test_a_process_is_not_left_behind_by_an_exception(tmp_path: Path) -> None:
 
 def test_what_the_user_has_set_in_the_environment_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert launch.environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert launcher.environment()["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert launch.environment().items() >= {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7"}.items()
+    assert launcher.environment().items() >= {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7"}.items()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's end on Linux only")
 def test_a_process_whose_parent_died_while_it_started_ends_too() -> None:
-    program = "from qwen_align.align.server import die_with_parent; die_with_parent(); print('alive')"
+    program = "from qwen_align.align.pipeline.warm_server import die_with_parent; die_with_parent(); print('alive')"
 
     def said(parent: int) -> tuple[int, str]:
-        environment = {**launch.environment(), PARENT: str(parent)}
+        environment = {**launcher.environment(), PARENT: str(parent)}
         done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
         return done.returncode, done.stdout
 

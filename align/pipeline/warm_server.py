@@ -1,6 +1,6 @@
 """The warm server: imports torch, transformers, trl and peft once, starts no thread, and forks the stages' processes.
 
-`python -m qwen_align.align.server` reads one JSON object a line (folder, report, log, processes) and writes one a line:
+`python -m qwen_align.align.pipeline.warm_server` reads one JSON object a line (folder, report, log, processes) and writes one a line:
 `{"ready": seconds}` once, then `{"pids": [n]}` and `{"exit": status}` for each stage. It ends with its input.
 """
 
@@ -45,7 +45,7 @@ def _import_everything() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
     from trl import DPOTrainer, GRPOTrainer, SFTTrainer  # noqa: F401
 
-    from qwen_align.align import worker  # noqa: F401
+    from qwen_align.align.pipeline.run import worker  # noqa: F401
 
 
 def _fork(request: dict[str, Any], imported: float) -> list[int]:
@@ -120,7 +120,7 @@ def _enter(request: dict[str, Any]) -> None:
 
 
 def _stage(request: dict[str, Any], imported: float) -> None:
-    from qwen_align.align.worker import run_stage
+    from qwen_align.align.pipeline.worker import run_stage
 
     code = run_stage(
         Path(request["folder"]), Path(request["report"]), started=time.monotonic(), imported_before=imported
