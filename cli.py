@@ -54,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import report
     from qwen_align.align.errors import AlignError
     from qwen_align.align.pipeline.run import run as pipeline
     from qwen_align.align.progress import Progress, stop_on_signals
+    from qwen_align.align.reporting import results
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     with Progress(out, planned) as progress, stop_on_signals() as stop:
@@ -65,11 +65,11 @@ def _run(parsed: argparse.Namespace, out: "Console") -> int:
             pipeline.run(planned, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
         except AlignError:
             with contextlib.suppress(OSError):  # what went wrong is said; on a full disk there is no report beside it
-                report.write(planned)
+                results.write(planned)
             raise
-    written = report.write(planned)
+    written = results.write(planned)
     if written.ladder or written.controls:
-        out.print(report.table(written))
+        out.print(results.table(written))
     out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
     return 0
 
@@ -95,15 +95,15 @@ def _show(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _report(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import report
     from qwen_align.align.pipeline.run import run as pipeline
+    from qwen_align.align.reporting import results
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    written = report.write(planned)
+    written = results.write(planned)
     if not planned.run_folder.exists():
         out.print(f"{planned.run_folder}: nothing has run yet: `qwen-align run {parsed.recipe}`", soft_wrap=True)
         return 0
-    out.print(report.table(written))
+    out.print(results.table(written))
     out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
     return 0
 

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align.card import Tally, card
 from qwen_align.align.context import Context
 from qwen_align.align.errors import AlignError, DataError
+from qwen_align.align.reporting.data_card import Tally, card
 from qwen_align.align.rows import Row, read_rows, to_line
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from qwen_align.align import report
-from qwen_align.align.pipeline.run import Plan
-from qwen_align.align.store.store import store
 from tests.align.test_report import BEFORE, DATA, EVALUATE, OTHER, SFT, finish, plan
+
+from qwen_align.align.pipeline.run import Plan
+from qwen_align.align.reporting import results
+from qwen_align.align.store.store import store
 
 __all__ = ["plan"]
 BAD = "<script>alert(1)</script>"
@@ -70,7 +70,7 @@ def page(plan: Callable[..., Plan]) -> str:
         if one.stage.name == "eval_sft":
             rows = [completion("a", 1.0, "<think>\none\n</think>\n\n2"), completion("b", 0.0, f"<think>\n{BAD}")]
             lines_of(one.folder.path / "completions.jsonl", rows)
-    report.write(planned)
+    results.write(planned)
     return (planned.run_folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -140,7 +140,7 @@ def test_seeds_are_pooled_their_questions_paired_and_the_curves_stand_together(p
             store.write_json(one.folder.path / "questions.json", {"means": [means, means]})
         if one.stage.kind == "sft":
             lines_of(one.folder.path / "metrics.jsonl", [{"step": step, "loss": 1.0} for step in (1, 2, 3)])
-    written = report.write(planned)
+    written = results.write(planned)
     default = [one for one in written.comparisons if one["switch"] == "default"]
     assert [(one["from"], one["to"], one["seed"]) for one in default] == [
         ("base", "sft", 0),

@@ -14,12 +14,12 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from qwen_align.align import plots
 from qwen_align.align.pipeline.run import Plan, Planned
+from qwen_align.align.reporting import svg
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 if TYPE_CHECKING:
-    from qwen_align.align.report import Written
+    from qwen_align.align.reporting.results import Written
 
 # What is drawn of a training stage, where it is logged: (metric, English, Chinese). Reward and accuracy come first, for
 # an on-policy loss says nothing.
@@ -109,7 +109,7 @@ def _ladder_pictures(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = []
     for data in dict.fromkeys(row.data for row in rows):
         bars = [
-            plots.Bar(
+            svg.Bar(
                 _label(row),
                 row.mean,
                 row.error,
@@ -119,7 +119,7 @@ def _ladder_pictures(rows: Sequence[Row]) -> list[dict[str, Any]]:
             for row in rows
             if row.data == data
         ]
-        found.append({"set": data, "svg": Markup(plots.bars(bars, title=f"accuracy on {data}"))})
+        found.append({"set": data, "svg": Markup(svg.bars(bars, title=f"accuracy on {data}"))})
     return found
 
 
@@ -144,13 +144,13 @@ def _training(name: str, group: Sequence[Planned]) -> dict[str, Any] | None:
     for metric, english, chinese in CURVES:
         lines = [[(float(line["step"]), float(line[metric])) for line in run if metric in line] for run in logged]
         drawn = [
-            plots.Curve(points, place if len(lines) > 1 else len(pictures))
+            svg.Curve(points, place if len(lines) > 1 else len(pictures))
             for place, points in enumerate(lines)
             if len(points) > 1
         ]
         if drawn:
             last = statistics.fmean(curve.points[-1][1] for curve in drawn)
-            svg = Markup(plots.curves(drawn, title=english))
+            svg = Markup(svg.curves(drawn, title=english))
             pictures.append({"en": english, "zh": chinese, "svg": svg, "last": last})
     return {"name": name, "kind": group[0].stage.kind, "pictures": pictures} if pictures else None
 
@@ -174,8 +174,8 @@ def _lengths(one: Planned) -> dict[str, Any] | None:
     groups = [("right", right, 2), ("wrong", wrong, 1)]
     return {
         "name": one.stage.name,
-        "tokens": Markup(plots.histogram(groups, title="tokens of right and wrong completions")),
-        "values": Markup(plots.histogram([("reward", values, 0)], title="rewards")),
+        "tokens": Markup(svg.histogram(groups, title="tokens of right and wrong completions")),
+        "values": Markup(svg.histogram([("reward", values, 0)], title="rewards")),
         "n_right": len(right),
         "n_wrong": len(wrong),
     }

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import report
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.run import Plan
 from qwen_align.align.pipeline.run import run as pipeline
+from qwen_align.align.reporting import results
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.store.store import store
 
@@ -89,20 +89,20 @@ def results(settings: Evaluate, accuracy: float) -> list[dict[str, Any]]:
 def test_each_rung_is_a_row_for_each_set_and_switch(plan: Callable[..., Plan]) -> None:
     planned = plan(DATA, OTHER, SFT, EVALUATE)
     finish(planned, "test", "other", "sft", "eval_sft")
-    rows = report.collect(planned).ladder
+    rows = results.collect(planned).ladder
     assert [(row["stage"], row["set"], row["switch"], row["mode"], row["accuracy"]) for row in rows] == [
         ("sft", "test", "default", None, 0.5),
         ("sft", "test", "kwarg", "no_think", 0.51),
         ("sft", "other", "default", None, 0.52),
         ("sft", "other", "kwarg", "no_think", 0.53),
     ]
-    assert all(set(row) == set(report.FIELDS) for row in rows)
+    assert all(set(row) == set(results.FIELDS) for row in rows)
 
 
 def test_a_run_that_is_under_way_is_reported_so_far(plan: Callable[..., Plan]) -> None:
     planned = plan(DATA, OTHER, SFT, BEFORE, EVALUATE)
     finish(planned, "test", "eval_base")
-    written = report.write(planned)
+    written = results.write(planned)
     text = (planned.run_folder / "report.md").read_text()
     assert [row["stage"] for row in written.ladder] == ["base", "base"]
     assert "| base | 0 | test | default | 50.0 ± 2.5 | 75.0 |  | 100.0 | 12 |" in text
@@ -117,7 +117,7 @@ def test_a_run_that_is_under_way_is_reported_so_far(plan: Callable[..., Plan]) -
 
 def test_a_recipe_that_never_ran_has_no_report(plan: Callable[..., Plan]) -> None:
     planned = plan(DATA, BEFORE)
-    assert report.write(planned) == ([], [], [], [], [])
+    assert results.write(planned) == ([], [], [], [], [])
     assert not planned.run_folder.exists()
 
 
@@ -130,14 +130,14 @@ def test_stages_renamed_after_they_ran_have_their_new_names(plan: Callable[..., 
         {**EVALUATE, "name": "after", "from_model": "cold", "from_data": ["exam", "quiz"]},
     )
     assert all(one.is_stored for one in renamed.stages)
-    rows = report.collect(renamed).ladder
+    rows = results.collect(renamed).ladder
     assert [(row["stage"], row["set"]) for row in rows] == [("cold", "exam")] * 2 + [("cold", "quiz")] * 2
 
 
 def test_controls_stand_apart(plan: Callable[..., Plan]) -> None:
     planned = plan(DATA, OTHER, SFT, BEFORE, EVALUATE, report={"title": "A trial", "controls": ["base"]})
     finish(planned, "test", "other", "sft", "eval_base", "eval_sft")
-    written = report.write(planned)
+    written = results.write(planned)
     assert {row["stage"] for row in written.controls} == {"base"}
     assert {row["stage"] for row in written.ladder} == {"sft"}
     text = (planned.run_folder / "report.md").read_text()
@@ -158,7 +158,7 @@ def test_pairs_that_the_recipe_asks_for_are_compared_besides_the_rungs(plan: Cal
         if one.stage.kind == "evaluate":
             mean = means[one.stage.name]
             store.write_json(one.folder.path / "questions.json", {"means": [{"a": mean, "b": mean + 0.25}]})
-    found = report.collect(planned).comparisons
+    found = results.collect(planned).comparisons
     assert [(one["from"], one["to"], one["difference"]) for one in found] == [
         ("base", "sft", 0.25),
         ("base", "more", 0.75),
@@ -176,14 +176,14 @@ def test_cells_of_a_matrix_and_rounds_are_told_apart(plan: Callable[..., Plan]) 
     matrix = {"seed": [0, 1], "stages.eval_base.samples": [4, 8]}
     planned = plan(DATA, block, BEFORE, matrix=matrix, report={"controls": ["sft"]})
     finish(planned, *(one.stage.name for one in planned.stages))
-    rows = [row for row in report.collect(planned).evaluations if row["switch"] == "default"]
+    rows = [row for row in results.collect(planned).evaluations if row["switch"] == "default"]
     assert [(row["stage"], row["set"], row["seed"], row["axes"]["samples"], row["is_control"]) for row in rows] == [
         (name, "test", seed, samples, name != "base")
         for seed in (0, 1)
         for samples in ("4", "8")
         for name in ("sft.1", "sft.2", "base")
     ]
-    text = report.markdown(planned, report.collect(planned))
+    text = results.markdown(planned, results.collect(planned))
     assert "| sft.2 samples=8 (control) | 1 | test | default |" in text
     assert "| base samples=4 | 0 | test | default |" in text
 

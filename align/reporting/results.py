@@ -48,13 +48,13 @@ class Measured(NamedTuple):
 
 def write(planned: Plan) -> Written:
     """Writes report.json, report.md and report.html into runs/NAME from what is stored; nothing if nothing has run."""
-    from qwen_align.align import page
+    from qwen_align.align.reporting import html
 
     written = collect(planned)
     if planned.run_folder.exists():
         store.write_json(planned.run_folder / "report.json", written._asdict())
         store.write_text(planned.run_folder / "report.md", markdown(planned, written))
-        store.write_text(planned.run_folder / "report.html", page.html(planned, written))
+        store.write_text(planned.run_folder / "report.html", html.html(planned, written))
     return written
 
 
