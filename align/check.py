@@ -26,7 +26,7 @@ from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.stage import micro_batches, steps_of
 from qwen_align.align.stages.build_data import rows as build
 from qwen_align.align.store.store import read_json
-from qwen_align.align.tracking import places
+from qwen_align.align.tracking import setup
 from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops
@@ -130,7 +130,7 @@ class Preview:
 
 def lines(planned: Plan) -> Iterator[str]:
     """What would run, a line or a few a stage; raises the AlignError of the first thing that is wrong."""
-    places.check(planned.recipe.tracking)
+    setup.check(planned.recipe.tracking)
     check_models(planned)
     preview = Preview(planned)
     width = max(len(one.stage.name) for one in planned.stages)
@@ -150,7 +150,7 @@ def lines(planned: Plan) -> Iterator[str]:
         for row, text in enumerate(said):
             yield (head if row == 0 else " " * len(head)) + text
     yield from notes
-    yield from places.where(planned.recipe.tracking, planned.group, planned.tracking_folder)
+    yield from setup.where(planned.recipe.tracking, planned.group, planned.tracking_folder)
     to_run = sum(not one.is_stored for one in planned.stages)
     yield f"{len(planned.stages)} stages, {to_run} to run; home: {planned.home.resolve()}"
 

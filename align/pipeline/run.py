@@ -21,9 +21,9 @@ from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.recipe import PRODUCTS, Recipe, Variant
 from qwen_align.align.store.store import Folder, Store, store
 from qwen_align.align.store.verify_inputs import Inspector
-from qwen_align.align.tracking import places
+from qwen_align.align.tracking import setup
 from qwen_align.align.tracking.curve import EVALUATED, TRAINED, Curve, Point, evaluation
-from qwen_align.align.tracking.senders import Senders
+from qwen_align.align.tracking.tracker_clients import Senders
 from qwen_align.data_builders.local_file import LocalFile
 
 
@@ -147,7 +147,7 @@ def run(
     for one in planned.stages:
         if one.missing:
             raise RecipeError(f"stage '{one.stage.origin}': builder.path: {one.missing}: no such file")
-    places.check(planned.recipe.tracking)
+    setup.check(planned.recipe.tracking)
     again = [one for asked in force for one in planned.named(asked)]
     check_models(planned, again)
     for one in again:

@@ -1,4 +1,4 @@
-"""A tracker's process: `python -m qwen_align.align.tracking.process FOLDER`; it reads stages' files and sends them on.
+"""A tracker's process: `python -m qwen_align.align.tracking.tracker_process FOLDER`; it reads stages' files and sends them on.
 
 FOLDER/job.json says which tracker, FOLDER/orders.jsonl grows while the run goes on, FOLDER/said.json is its word to
 people. Nobody waits for it and it asks for nothing; when its input ends, which is when the run does, it finishes.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.store.store import store
 from qwen_align.align.tracking.curve import Curve, Point
-from qwen_align.align.tracking.places import environment
+from qwen_align.align.tracking.setup import environment
 
 FINISH_S = 30.0  # for all trackers together, at the end of a run
 LEAVE_S = 5.0  # the same when a run fails or is asked to stop, which leaves little time on a shared machine
@@ -131,7 +131,7 @@ class _Sender:
         store.write_json(self._home / "job.json", job)
         with self.log.open("a") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qwen_align.align.tracking.process", str(self._home)],
+                [sys.executable, "-m", "qwen_align.align.tracking.tracker_process", str(self._home)],
                 stdin=subprocess.PIPE,  # its end tells the process that the run is over, however it ended
                 stdout=output,
                 stderr=output,

@@ -14,7 +14,7 @@ from qwen_align.align.pipeline.run import Planned
 from qwen_align.align.pipeline.run import run as pipeline
 from qwen_align.align.settings import recipe
 from qwen_align.align.settings.tracking import Tracking
-from qwen_align.align.tracking import places, process, senders
+from qwen_align.align.tracking import setup, tracker_clients, tracker_process
 from qwen_align.align.tracking.curve import Curve, Lines, Run, evaluation, point
 from qwen_align.align.training import trl_arguments
 
@@ -87,7 +87,9 @@ def serve(tracker: Kept, folder: Path, *events: Callable[[], object], project: s
             left.pop(0)()
         return not left
 
-    process.serve(tracker, process.Where("kept", project, "group"), orders, is_over, lambda message: None)
+    tracker_process.serve(
+        tracker, tracker_process.Where("kept", project, "group"), orders, is_over, lambda message: None
+    )
 
 
 def test_a_killed_and_resumed_stage_gives_each_step_once_in_one_run(tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def fake(name: str, code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine imports slowly; here that is no tracker's failure."""
-    monkeypatch.setattr(senders, "FINISH_S", 300.0)
+    monkeypatch.setattr(tracker_clients, "FINISH_S", 300.0)
 
 
 def test_nothing_of_it_is_in_a_key(stages: Callable[..., Path], tmp_path: Path) -> None:
@@ -263,7 +265,7 @@ def test_wrong_settings_are_refused(stages: Callable[..., Path], tracking: dict[
 def test_a_missing_library_is_said_before_anything_runs(
     stages: Callable[..., Path], cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(places.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     path = stages({"to": ["wandb", "trackio"]})
     for command in ("check", "run"):
         said = cli(command, path)
@@ -275,7 +277,7 @@ def test_a_missing_library_is_said_before_anything_runs(
 def test_check_says_where_the_curves_go(
     stages: Callable[..., Path], cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(places, "check", lambda tracking: None)
+    monkeypatch.setattr(setup, "check", lambda tracking: None)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     said = cli("check", stages({"to": ["tensorboard", "wandb", "trackio"]})).out
     folder = tmp_path / "runs" / "trial" / "tracking"
@@ -285,21 +287,21 @@ def test_check_says_where_the_curves_go(
 
 
 def test_wandb_is_online_only_with_a_key_in_the_environment() -> None:
-    assert places.wandb_mode({}) == "offline"
-    assert places.wandb_mode({"WANDB_MODE": "online"}) == "offline"
-    assert places.wandb_mode({"WANDB_API_KEY": "k"}) == "online"
-    assert places.wandb_mode({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}) == "offline"
+    assert setup.wandb_mode({}) == "offline"
+    assert setup.wandb_mode({"WANDB_MODE": "online"}) == "offline"
+    assert setup.wandb_mode({"WANDB_API_KEY": "k"}) == "online"
+    assert setup.wandb_mode({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}) == "offline"
 
 
 def test_a_trackers_process_gets_its_own_key_and_nothing_that_reports() -> None:
     given = {"WANDB_API_KEY": "w", "HF_TOKEN": "h", "TRACKIO_SPACE_ID": "me/else", "PATH": "/bin"}
     local, space = Tracking(to=["trackio"]), Tracking(to=["trackio"], space="me/curves")
-    wandb = places.environment("wandb", local, given)
+    wandb = setup.environment("wandb", local, given)
     assert (wandb["WANDB_API_KEY"], "HF_TOKEN" in wandb, wandb["WANDB_ERROR_REPORTING"]) == ("w", False, "false")
-    trackio = places.environment("trackio", local, given)
+    trackio = setup.environment("trackio", local, given)
     assert not {"WANDB_API_KEY", "HF_TOKEN", "TRACKIO_SPACE_ID"} & set(trackio)
     assert trackio["HF_HUB_OFFLINE"] == "1"
-    sent = places.environment("trackio", space, given)
+    sent = setup.environment("trackio", space, given)
     assert sent["HF_TOKEN"] == "h"
     assert not {"HF_HUB_OFFLINE", "TRACKIO_SPACE_ID"} & set(sent)
 
@@ -343,7 +345,7 @@ def test_a_tracker_that_fails_early_is_noted_while_the_stage_runs(
     fake("trackio", RAISES, tmp_path, monkeypatch)
     notes: list[str] = []
     deadline = time.monotonic() + 60
-    with senders.Senders(Tracking(to=["trackio"]), "group", tmp_path / "tracking", notes.append) as tracked:
+    with tracker_clients.Senders(Tracking(to=["trackio"]), "group", tmp_path / "tracking", notes.append) as tracked:
         tracked.begin(Curve("sft", "sft", tmp_path, {}))
         while not notes and time.monotonic() < deadline:
             tracked.look()
@@ -356,7 +358,7 @@ def test_a_tracker_that_hangs_is_ended_after_a_bounded_wait(
     stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake("trackio", HANGS, tmp_path, monkeypatch)
-    monkeypatch.setattr(senders, "FINISH_S", 0.2)
+    monkeypatch.setattr(tracker_clients, "FINISH_S", 0.2)
     started = time.monotonic()
     (note,) = run(stages({"to": ["trackio"]}), tmp_path, monkeypatch)
     assert time.monotonic() - started < 30, "it would have slept 600 s"
@@ -371,7 +373,7 @@ def test_a_run_that_fails_waits_less_and_says_its_own_error(
         raise error
 
     fake("trackio", HANGS, tmp_path, monkeypatch)
-    monkeypatch.setattr(senders, "LEAVE_S", 0.2)
+    monkeypatch.setattr(tracker_clients, "LEAVE_S", 0.2)
     monkeypatch.setattr(Toy, "during", staticmethod(fail))
     monkeypatch.setattr(pipeline, "Launcher", Toy)
     heard = Heard()
@@ -394,7 +396,7 @@ def test_tensorboard_holds_each_step_once_over_a_kill(tmp_path: Path) -> None:
     stage, files = tmp_path / "stage", tmp_path / "files"
     stage.mkdir()
     for first, last in ((1, 7), (6, 9)):
-        tracker = process.make("tensorboard", Tracking(to=["tensorboard"]), files)
+        tracker = tracker_process.make("tensorboard", Tracking(to=["tensorboard"]), files)
         if first > 1:
             cut_after(stage, first - 1)
         write_steps(stage, first, last)
