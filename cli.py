@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace, out: "Console") -> int:
+    from qwen_align.align.commands.progress import Progress, stop_on_signals
     from qwen_align.align.errors import AlignError
     from qwen_align.align.pipeline.run import run as pipeline
-    from qwen_align.align.progress import Progress, stop_on_signals
     from qwen_align.align.reporting import results
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
@@ -75,7 +75,7 @@ def _run(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _check(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import check
+    from qwen_align.align.commands import check
     from qwen_align.align.pipeline.run import run as pipeline
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
@@ -85,7 +85,7 @@ def _check(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _show(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import show
+    from qwen_align.align.commands import show
     from qwen_align.align.pipeline.run import run as pipeline
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
@@ -109,7 +109,7 @@ def _report(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _chat(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import chat
+    from qwen_align.align.commands import chat
     from qwen_align.align.generation.local import LocalEngine
     from qwen_align.align.models import loading
     from qwen_align.align.pipeline.run import run as pipeline
@@ -134,12 +134,12 @@ def _chat(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _recipes(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import shipped
+    from qwen_align.align.commands import shipped_recipes
 
     if parsed.name:
-        sys.stdout.write(shipped.text(parsed.name))
+        sys.stdout.write(shipped_recipes.text(parsed.name))
         return 0
-    for name, says in shipped.listing():
+    for name, says in shipped_recipes.listing():
         out.print(f"{name:<14} {says}", soft_wrap=True)
     return 0
 
@@ -154,7 +154,7 @@ def _schema(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _build(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import build
+    from qwen_align.align.commands import build
 
     summary = build.build(build.load(parsed.spec, parsed.set), parsed.out)
     out.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
@@ -169,7 +169,7 @@ def _build(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _push(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align.push import push
+    from qwen_align.align.commands.push import push
 
     out.print(f"pushed: {push(parsed.folder, parsed.to, private=parsed.private)}", soft_wrap=True)
     return 0
@@ -178,7 +178,7 @@ def _push(parsed: argparse.Namespace, out: "Console") -> int:
 def _score(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.progress import Progress, TextColumn
 
-    from qwen_align.align.score import score
+    from qwen_align.align.commands.score import score
     from qwen_align.align.settings.recipe import assignments
     from qwen_align.reward.settings import named
 
@@ -222,7 +222,7 @@ def _audit(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _doctor(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import doctor
+    from qwen_align.align.commands import doctor
 
     findings = doctor.examine(parsed.home)
     for finding in findings:

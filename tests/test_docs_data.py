@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 import pytest
 import yaml
 
-from qwen_align.align.build import BuildSpec
+from qwen_align.align.commands.build import BuildSpec
 from qwen_align.align.settings import recipe
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.data_builders import BANDS, Builder

@@ -25,7 +25,7 @@ LAYERS = (
         "align.context",
         "align.pipeline.graph",
         "align.evaluation.statistics",
-        "align.overview",
+        "align.commands.data_summary",
         "align.rendering.renderer",
         "align.rendering.samples",
         "align.store.store",
@@ -48,23 +48,23 @@ LAYERS = (
     ("align.stages.*",),
     ("align.tracking.*",),
     (
-        "align.build",
-        "align.chat",
-        "align.check",
-        "align.doctor",
+        "align.commands.build",
+        "align.commands.chat",
+        "align.commands.check",
+        "align.commands.doctor",
         "align.pipeline.launcher",
         "align.pipeline.run",
         "align.store.verify_inputs",
-        "align.progress",
+        "align.commands.progress",
         "align.reporting.html",
         "align.reporting.svg",
         "align.store.prune",
-        "align.push",
+        "align.commands.push",
         "align.reporting.results",
-        "align.score",
+        "align.commands.score",
         "align.pipeline.warm_server",
-        "align.shipped",
-        "align.show",
+        "align.commands.shipped_recipes",
+        "align.commands.show",
         "align.pipeline.worker",
     ),
     ("cli",),
@@ -115,7 +115,7 @@ HEAVY = {
         "align.stages.*",
         "align.pipeline.warm_server",
     ),
-    "huggingface_hub": ("align.models.loading", "align.push"),
+    "huggingface_hub": ("align.models.loading", "align.commands.push"),
 }
 LATE = {
     "align.pipeline.worker": {"torch"},
@@ -216,7 +216,7 @@ from qwen_align.cli import main
 recipe, home = sys.argv[1:]
 codes = [main([*command, "--home", home]) for command in (
     ["check", recipe], ["show", recipe, "sft"], ["report", recipe], ["schema"], ["recipes"], ["prune", "--dry-run"])]
-import qwen_align.align.stages.build_data, qwen_align.align.pipeline.worker, qwen_align.align.pipeline.warm_server, qwen_align.align.progress
+import qwen_align.align.stages.build_data, qwen_align.align.pipeline.worker, qwen_align.align.pipeline.warm_server, qwen_align.align.commands.progress
 heavy = {"torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy", "pandas", "huggingface_hub",
          "sympy", "mpmath", "math_verify", "reasoning_gym", "langdetect", "jsonschema", "datasketch", "scipy"}
 print(json.dumps({"codes": codes, "heavy": sorted(heavy & set(sys.modules))}), file=sys.stderr)

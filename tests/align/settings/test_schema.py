@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from qwen_align.align import shipped
+from qwen_align.align.commands import shipped_recipes
 from qwen_align.align.settings.recipe import PRODUCTS, Recipe, _read, load
 
 
@@ -17,10 +17,10 @@ def test_every_kind_of_stage_makes_a_known_product() -> None:
     assert set(PRODUCTS) <= kinds
 
 
-@pytest.mark.parametrize("name", [name for name, _ in shipped.listing()])
+@pytest.mark.parametrize("name", [name for name, _ in shipped_recipes.listing()])
 def test_shipped_recipes_load_and_the_schema_takes_them(name: str, tmp_path: Path) -> None:
-    for each, _ in shipped.listing():  # one may extend another
-        (tmp_path / f"{each}.yaml").write_text(shipped.text(each), encoding="utf-8")
+    for each, _ in shipped_recipes.listing():  # one may extend another
+        (tmp_path / f"{each}.yaml").write_text(shipped_recipes.text(each), encoding="utf-8")
     path = tmp_path / f"{name}.yaml"
     variants = load(path)
     assert variants[0].recipe.name == name

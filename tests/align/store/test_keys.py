@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from qwen_align.align import shipped
+from qwen_align.align.commands import shipped_recipes
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.run import run as pipeline
 from qwen_align.align.references import to_plain_value
@@ -56,7 +56,7 @@ def keys(tmp_path: Path) -> Callable[[dict[str, Any]], dict[str, str]]:
 @pytest.fixture
 def quickstart(tiny_model: Path) -> dict[str, Any]:
     """The shipped quickstart on the tiny model, its anchors filled in."""
-    raw: dict[str, Any] = json.loads(json.dumps(yaml.load(shipped.text("quickstart"), _Loader)))
+    raw: dict[str, Any] = json.loads(json.dumps(yaml.load(shipped_recipes.text("quickstart"), _Loader)))
     raw["models"]["base"] = {"path": str(tiny_model)}
     del raw["anchors"]
     return raw

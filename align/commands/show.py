@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.text import Text as Styled
 
-from qwen_align.align.check import Preview, Unknown
+from qwen_align.align.commands.check import Preview, Unknown
+from qwen_align.align.commands.data_summary import as_shown, as_trained, overview
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.overview import as_shown, as_trained, overview
 from qwen_align.align.pipeline.run import Plan, Planned, product
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from qwen_align.align.chat import COMMANDS, Conversation, Piece, parted, talk
+from qwen_align.align.commands.chat import COMMANDS, Conversation, Piece, parted, talk
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.generation.engine import Request
 from qwen_align.align.generation.local import LocalEngine

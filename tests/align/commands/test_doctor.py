@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import doctor
-from qwen_align.align.doctor import Finding
+from qwen_align.align.commands import doctor
+from qwen_align.align.commands.doctor import Finding
 from qwen_align.align.store.store import store
 from qwen_align.reward.code.isolation import Isolation, Layer
 

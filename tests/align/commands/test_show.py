@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from qwen_align.align import show
+from qwen_align.align.commands import show
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.pipeline.run import run as pipeline
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, to_line

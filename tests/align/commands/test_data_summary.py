@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_align.align.overview import BINS, as_trained, histogram, n_tokens, overview
+from qwen_align.align.commands.data_summary import BINS, as_trained, histogram, n_tokens, overview
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, Steps, Text
 

@@ -7,10 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from qwen_align.align.commands.progress import summary
 from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError, RecipeError
 from qwen_align.align.generation.requests import put
 from qwen_align.align.pipeline.run import Plan, Planned, check_models
-from qwen_align.align.progress import summary
 from qwen_align.align.rendering.renderer import Renderer, render_pairs, render_rows
 from qwen_align.align.rendering.samples import length_percentiles
 from qwen_align.align.rows import Pair, Problem, Row, only, read_rows

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import check
+from qwen_align.align.commands import check
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.pipeline.run import run as pipeline
 from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_line
