@@ -1,6 +1,6 @@
 """The code version of each kind of stage: part of the key of everything the kind makes.
 
-Raise a number when results change; `tests/align/test_versions.py` fails until that is done, or until the
+Raise a number when results change; `tests/architecture/test_code_versions.py` fails until that is done, or until the
 change is blessed as one that leaves results as they are.
 """
 

@@ -1,6 +1,6 @@
 """Keeps the code versions honest: a change of a stage's code fails here until its version is raised or it is blessed.
 
-`python tests/align/test_versions.py --bless` records the code as it is, after you have decided.
+`python tests/architecture/test_code_versions.py --bless` records the code as it is, after you have decided.
 """
 
 import ast
@@ -111,7 +111,7 @@ def _is_bare_text(node: Any) -> bool:
 @pytest.mark.parametrize("kind", sorted(CODE_VERSIONS))
 def test_a_stages_code_is_the_one_its_version_was_recorded_with(kind: str) -> None:
     recorded = json.loads(RECORDED.read_text())
-    bless = "python tests/align/test_versions.py --bless"
+    bless = "python tests/architecture/test_code_versions.py --bless"
     assert kind in recorded, f"'{kind}' is new: record it with `{bless}`"
     version = recorded[kind]["version"]
     assert CODE_VERSIONS[kind] >= version, f"CODE_VERSIONS['{kind}'] was {version}; versions are never lowered"

@@ -16,7 +16,7 @@ import pytest
 
 import qwen_align
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CODE = ("align", "data_builders", "reward")
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "store", "runs", "tests")
 BUILD = """

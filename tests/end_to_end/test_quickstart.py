@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-REPORT = Path(__file__).parents[1] / "runs" / "quickstart" / "report.json"
+REPORT = Path(__file__).parents[2] / "runs" / "quickstart" / "report.json"
 LADDER = ["base", "sft", "dpo", "grpo", "fusion"]
 
 

@@ -20,7 +20,7 @@ from qwen_align.align.rows import Completion, Message
 from qwen_align.align.settings import recipe
 from qwen_align.data_builders.arithmetic import Arithmetic
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 WITH_TINY = ["limo", "s1"]
 DOC = ROOT / "docs" / "own_task.md"
