@@ -173,28 +173,32 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
     elif isinstance(settings, Grpo | Ppo):
         check_all(settings.rewards)
         prompts = _problems(preview.rows_for(one, settings.from_data))
-        micro_batches(settings.prompts * settings.samples, one.stage.runtime)
+        micro_batches(settings.prompts_per_step * settings.completions_per_prompt, one.stage.runtime)
         lengths = [preview.prompt_length(one, row, None) for row in prompts]
         _fits(preview, one, max(lengths, default=0) + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
         yield (
-            f"{settings.steps:,} steps of {settings.prompts} prompts x {settings.samples} completions, "
-            f"{settings.optimizer_steps:,} updates"
+            f"{settings.steps:,} steps of {settings.prompts_per_step} prompts x {settings.completions_per_prompt} "
+            f"completions, {settings.optimizer_steps:,} updates"
         )
         yield f"prompt {_percentiles(lengths)}"
         yield from _rewards(settings.rewards, prompts)
     elif isinstance(settings, Rollout):
         check_all(settings.rewards)
         prompts = _problems(preview.rows_for(one, [settings.from_data]))
-        switches = [settings.switch] if settings.switch else []
-        yield f"{len(prompts):,} prompts x {settings.samples} completions, {_asked(one, preview, prompts, switches)}"
+        switches = [settings.thinking_switch] if settings.thinking_switch else []
+        yield (
+            f"{len(prompts):,} prompts x {settings.completions_per_prompt} completions, "
+            f"{_asked(one, preview, prompts, switches)}"
+        )
         yield from _rewards(settings.rewards, prompts)
     elif isinstance(settings, Evaluate):
         check_all(settings.rewards)
         prompts = _problems(preview.rows_for(one, settings.from_data))
         _judgeable(prompts, settings.rewards)
         yield (
-            f"{len(prompts):,} questions x {len(settings.switches)} switches x {settings.samples} completions, "
-            f"{_asked(one, preview, prompts, settings.switches)}"
+            f"{len(prompts):,} questions x {len(settings.thinking_switches)} switches x "
+            f"{settings.completions_per_prompt} completions, "
+            f"{_asked(one, preview, prompts, settings.thinking_switches)}"
         )
     else:
         yield f"{len(preview.rows(one.stage.targets[settings.from_data])):,} documents"
@@ -216,9 +220,12 @@ def _forecast(one: Planned, preview: Preview) -> Iterator[str]:
         steps = steps_of(n_rows, settings.epochs, settings.batch)
         yield f"{kept}steps {steps:,}, {_warm_up(settings, steps)}; limit {settings.max_tokens}"
     elif isinstance(settings, Evaluate):
-        yield f"{kept}{n_rows:,} questions x {len(settings.switches)} switches x {settings.samples} completions"
+        yield (
+            f"{kept}{n_rows:,} questions x {len(settings.thinking_switches)} switches x "
+            f"{settings.completions_per_prompt} completions"
+        )
     elif isinstance(settings, Rollout):
-        yield f"{kept}{n_rows:,} prompts x {settings.samples} completions"
+        yield f"{kept}{n_rows:,} prompts x {settings.completions_per_prompt} completions"
     elif isinstance(settings, BuildData):
         yield f"rows {n_rows:,}, if all are kept"
 

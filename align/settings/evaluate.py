@@ -12,7 +12,7 @@ from qwen_align.reward.settings import RewardSettings
 
 
 class Evaluate(StageSettings):
-    """Accuracy over `samples` completions a question, for each data set and each switch.
+    """Accuracy over `completions_per_prompt` completions a question, for each data set and each switch.
 
     A question is right when its own reward pays 1.
     """
@@ -20,11 +20,11 @@ class Evaluate(StageSettings):
     kind: Literal["evaluate"]
     from_model: ModelRef
     from_data: list[DataRef] = Field(min_length=1)
-    samples: int = Field(ge=1)
+    completions_per_prompt: int = Field(ge=1)
     sampling: SamplingSettings
-    switches: list[Switch] = Field([Switch()], min_length=1)
+    thinking_switches: list[Switch] = Field([Switch()], min_length=1)
     rewards: list[RewardSettings] = Field([], description="settings of rewards that questions name, else the defaults")
-    best_by: ScorerRef | None = Field(
+    best_of_n_scorer: ScorerRef | None = Field(
         None, description="a scorer that picks one of the completions of each question: best of n"
     )
     engine: Literal["local"] = "local"

@@ -11,7 +11,7 @@ from qwen_align.align.settings.stage import CanBeEmpty, Lora, Optimizer, StageSe
 from qwen_align.reward.settings import RewardList, RewardSettings
 
 Watchdog = Literal[
-    "clipped", "no_signal", "no_verdict", "held_out", "entropy", "length", "kl", "mismatch", "skipped"
+    "truncated", "no_signal", "no_verdict", "held_out", "entropy", "length", "update_kl", "engine_mismatch", "skipped"
 ]  # fmt: skip
 
 
@@ -36,25 +36,29 @@ class Kl(Strict):
 
     coefficient: float = Field(gt=0)
     estimator: Literal["k1", "k2", "k3"] = "k3"
-    place: Literal["loss", "reward"] = "loss"
-    weighted: bool = Field(
+    apply_to: Literal["loss", "reward"] = "loss"
+    importance_weighted: bool = Field(
         False, description="in the loss, each token's KL times its ratio: unbiased also after several updates"
     )
     target: float | None = Field(
         None, gt=0, description="nats a completion; the coefficient follows it (arXiv:1909.08593, section 2.2)"
     )
     horizon: int = Field(10_000, ge=1, description="completions over which the coefficient follows")
-    everywhere: bool = Field(
+    include_zero_advantage: bool = Field(
         True, description="in the loss, also of completions whose advantage is zero; false saves their passes"
     )
-    renew_every: int | None = Field(None, ge=1, description="steps after which the policy becomes the reference")
+    reference_sync_steps: int | None = Field(
+        None, ge=1, description="steps after which the policy becomes the reference"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.place == "loss" and self.estimator == "k1" and not self.weighted:
-            raise ValueError("estimator k1 has no gradient in the loss but with weighted: true; else take k2 or k3")
-        if self.place == "reward" and {"weighted", "everywhere"} & self.model_fields_set:
-            raise ValueError("weighted, everywhere: are for a term of the loss; leave them out")
+        if self.apply_to == "loss" and self.estimator == "k1" and not self.importance_weighted:
+            raise ValueError(
+                "estimator k1 has no gradient in the loss but with importance_weighted: true; else take k2 or k3"
+            )
+        if self.apply_to == "reward" and {"importance_weighted", "include_zero_advantage"} & self.model_fields_set:
+            raise ValueError("importance_weighted, include_zero_advantage: are for a term of the loss; leave them out")
         if self.target is None and "horizon" in self.model_fields_set:
             raise ValueError("horizon: is for a target; leave it out")
         return self
@@ -63,19 +67,20 @@ class Kl(Strict):
 class Entropy(Strict):
     """A bonus on the mean entropy of the drawn tokens' distributions.
 
-    With a `target` the bonus is paid only while the entropy is at or below it, and the coefficient grows by `change` a
-    step then and shrinks otherwise, within 0 and `most` (Skywork-OR1, arXiv:2505.22312).
+    With a `target` the bonus is paid only while the entropy is at or below it, and the coefficient grows by
+    `coefficient_delta` a step then and shrinks otherwise, within 0 and `max_coefficient` (Skywork-OR1,
+    arXiv:2505.22312).
     """
 
     coefficient: float = Field(gt=0)
     target: float | None = Field(None, gt=0, description="nats a token")
-    change: float = Field(0.0, ge=0)
-    most: float | None = Field(None, gt=0)
+    coefficient_delta: float = Field(0.0, ge=0)
+    max_coefficient: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.target is None and {"change", "most"} & self.model_fields_set:
-            raise ValueError("change, most: are for a target; leave them out")
+        if self.target is None and {"coefficient_delta", "max_coefficient"} & self.model_fields_set:
+            raise ValueError("coefficient_delta, max_coefficient: are for a target; leave them out")
         return self
 
 
@@ -85,7 +90,7 @@ class DynamicSampling(Strict):
     At the bound the step trains on the groups it has, each as heavily as in a full step; with none it is skipped.
     """
 
-    most_prompts: int = Field(ge=1, description="prompts a step may try in all")
+    max_prompts: int = Field(ge=1, description="prompts a step may try in all")
 
 
 class Shuffled(Strict):
@@ -95,20 +100,22 @@ class Shuffled(Strict):
 
 
 class ByPassRate(Strict):
-    """As shuffled, without the prompts whose last pass rate lies outside `band`, but for every `retry_every`-th pass.
+    """As shuffled, without the prompts whose last pass rate lies outside `pass_rate_range`, but for every
+    `retry_every`-th pass.
 
-    Pass rates are those the stage itself sees; until then those of `column`, as `pass_rate` notes them in `meta`.
+    Pass rates are those the stage itself sees; until then those of `pass_rate_column`, as the builder
+    `pass_rate` notes them in `meta`.
     """
 
     kind: Literal["pass_rate"]
-    band: list[float] = Field([0.01, 0.99], min_length=2, max_length=2)
+    pass_rate_range: list[float] = Field([0.01, 0.99], min_length=2, max_length=2)
     retry_every: int = Field(4, ge=1, description="passes")  # our choice: a model gets better in a few
-    column: str | None = Field(None, min_length=1)
+    pass_rate_column: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if not 0 <= self.band[0] < self.band[1] <= 1:
-            raise ValueError(f"band: {self.band}: wanted are two shares, the lower first")
+        if not 0 <= self.pass_rate_range[0] < self.pass_rate_range[1] <= 1:
+            raise ValueError(f"pass_rate_range: {self.pass_rate_range}: wanted are two shares, the lower first")
         return self
 
 
@@ -130,16 +137,16 @@ class Correction(Strict):
     """
 
     level: Literal["token", "sequence"] = "token"
-    most: float = Field(3.0, gt=1)  # TRL 1.16's vllm_importance_sampling_clip_max
-    beyond: Literal["truncate", "mask"] = Field("truncate", description="what becomes of weights above `most`")
+    max_weight: float = Field(3.0, gt=1)  # TRL 1.16's vllm_importance_sampling_clip_max
+    above_max: Literal["truncate", "mask"] = Field("truncate", description="what becomes of weights above `max_weight`")
 
 
 class HeldOut(Strict):
     """Accuracy on other questions while RL goes on, at temperature 1 as it trains, or as `sampling` says."""
 
     from_data: list[DataRef] = Field(min_length=1)
-    every: int = Field(ge=1, description="steps; also before the first and after the last")
-    samples: int = Field(1, ge=1)
+    every_steps: int = Field(ge=1, description="steps; also before the first and after the last")
+    completions_per_prompt: int = Field(1, ge=1)
     sampling: SamplingSettings | None = None
     rewards: list[RewardSettings] = Field([], description="settings of rewards that questions name")
 
@@ -147,19 +154,21 @@ class HeldOut(Strict):
 class Watch(Strict):
     """What the watchdogs look for, and which of them stop the stage; what is no number always does.
 
-    Shares are of completions or groups; `steps` in a row have to agree, so that one odd batch is no alarm.
+    Shares are of completions or groups; `patience_steps` in a row have to agree, so that one odd batch is no alarm.
     """
 
     stop_on: list[Watchdog] = Field([])
-    steps: int = Field(3, ge=1)
-    clipped_share: float = Field(0.5, gt=0, le=1)  # our choice, as all numbers here: well above a sound run's
+    patience_steps: int = Field(3, ge=1)
+    truncated_share: float = Field(0.5, gt=0, le=1)  # our choice, as all numbers here: well above a sound run's
     no_signal_share: float = Field(0.9, gt=0, le=1)
     no_verdict_share: float = Field(0.5, gt=0, le=1)
     held_out_fall: float = Field(2.0, gt=0, description="standard errors below its best, while the reward rises")
-    entropy_share: float = Field(0.1, gt=0, lt=1, description="of the first steps' entropy")
+    min_entropy_share: float = Field(0.1, gt=0, lt=1, description="of the first steps' entropy")
     length_factor: float = Field(3.0, gt=1, description="of the first steps' mean length")
-    kl: float = Field(1.0, gt=0, description="nats a token between the policy and the one that drew")
-    mismatch: float = Field(0.05, gt=0, description="nats a token between the engine's and the trainer's log-probs")
+    update_kl: float = Field(1.0, gt=0, description="nats a token between the policy and the one that drew")
+    engine_mismatch: float = Field(
+        0.05, gt=0, description="nats a token between the engine's and the trainer's log-probs"
+    )
 
 
 class Vllm(Strict):
@@ -170,8 +179,10 @@ class Vllm(Strict):
     base_url: str | None = Field(None, description="of the server, as http://localhost:8000")
     group_port: int = Field(51216, ge=1, le=65535, description="through which weights go to the server")  # TRL's
     server_timeout_s: float = Field(240.0, gt=0)
-    memory_share: float = Field(0.3, gt=0, lt=1, description="of each GPU's memory for a colocated vLLM")
-    sleeps: bool = Field(False, description="a colocated vLLM gives its memory back while the policy is updated")
+    gpu_memory_utilization: float = Field(0.3, gt=0, lt=1, description="of each GPU's memory for a colocated vLLM")
+    enable_sleep_mode: bool = Field(
+        False, description="a colocated vLLM gives its memory back while the policy is updated"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -181,30 +192,32 @@ class Vllm(Strict):
 
 
 class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
-    """`steps` times: draw `samples` completions of `prompts` prompts, judge them, train on them."""
+    """`steps` times: draw `completions_per_prompt` completions of each of `prompts_per_step` prompts, judge
+    them, train on them.
+    """
 
     from_model: ModelRef
     from_data: list[DataRef] = Field(min_length=1)
     rewards: RewardList
     steps: int = Field(ge=1, description="batches of rollouts")
-    prompts: int = Field(ge=1, description="prompts a step, over all devices")
-    samples: int = Field(ge=1, description="completions a prompt")
+    prompts_per_step: int = Field(ge=1, description="prompts a step, over all devices")
+    completions_per_prompt: int = Field(ge=1, description="completions a prompt")
     sampling: SamplingSettings
-    truncated_sampling: Literal["qwen"] | None = Field(
-        None, description="qwen: allow top_p, top_k or min_p, as Qwen's PPO had top_p 0.9 (arXiv:2309.16609)"
+    allow_truncated_sampling: bool = Field(
+        False, description="allow top_p, top_k or min_p, as Qwen's PPO had top_p 0.9 (arXiv:2309.16609)"
     )
-    order: PromptOrder = Shuffled()
+    prompt_sampler: PromptOrder = Shuffled()
     updates: Updates = Updates()
     clip_low: float = Field(0.2, gt=0)
     clip_high: float = Field(0.28, gt=0)  # clip-higher, DAPO, arXiv:2503.14476
     kl: Kl | None = None
     entropy: Entropy | None = None
     mask_truncated: bool = Field(False, description="completions cut by max_tokens train nothing")
-    correction: Correction | None = None
+    importance_sampling_correction: Correction | None = None
     async_steps: Literal[0, 1] = Field(0, description="1: draw with the model of the step before, judge meanwhile")
     engine: Literal["local"] | Vllm = "local"
     held_out: HeldOut | None = None
-    watch: Watch = Watch()
+    watchdogs: Watch = Watch()
     keep_samples: int = Field(4, ge=0, description="completions a step in samples.jsonl")
     lora: Lora | None = None
 
@@ -214,8 +227,10 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
 
     @model_validator(mode="after")
     def _one_reference(self) -> Self:
-        if self.lora and self.kl and self.kl.renew_every:
-            raise ValueError("kl.renew_every: with lora the reference is the model without the adapter; leave it out")
+        if self.lora and self.kl and self.kl.reference_sync_steps:
+            raise ValueError(
+                "kl.reference_sync_steps: with lora the reference is the model without the adapter; leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -223,12 +238,12 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
         drawn = self.sampling
         if drawn.temperature is None or drawn.temperature == 0:
             raise ValueError("sampling.temperature must be given and above 0: a group of equal answers teaches nothing")
-        if self._cuts != (self.truncated_sampling is not None):
+        if self._cuts != self.allow_truncated_sampling:
             raise ValueError(
                 "sampling: top_p, top_k or min_p draws from another distribution than the one trained, which "
-                "biases the ratio; leave them out, or set truncated_sampling: qwen if you mean it"
+                "biases the ratio; leave them out, or set allow_truncated_sampling: true if you mean it"
                 if self._cuts
-                else "truncated_sampling: sampling cuts nothing; leave it out"
+                else "allow_truncated_sampling: sampling cuts nothing; leave it out"
             )
         return self
 

@@ -23,7 +23,7 @@ class Critic(Strict):
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(0, ge=0, description="steps that train the value alone")
     clip: float | None = Field(0.15, gt=0, description="how far a value may move in a step's updates")  # Qwen 2023
-    weight: float = Field(1.0, gt=0, description="of the value loss beside the policy's")
+    loss_weight: float = Field(1.0, gt=0, description="of the value loss beside the policy's")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -50,8 +50,10 @@ class Ppo(OnlineRl):
     critic: Critic
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)  # arXiv:1707.06347
-    whiten: bool = Field(True, description="advantages to mean 0 and deviation 1 over all tokens of the step")
-    normalise_rewards: Literal["none", "running_mean", "running"] = Field(
+    whiten_advantages: bool = Field(
+        True, description="advantages to mean 0 and deviation 1 over all tokens of the step"
+    )
+    normalise_rewards: Literal["none", "running_mean", "running_mean_std"] = Field(
         "none", description="verdicts minus their running mean, and over their running deviation"
     )
     ptx: Ptx | None = None

@@ -56,14 +56,17 @@ class AdamWSettings(Strict):
 
 
 class Pretrain(StageSettings):
-    """Trains tokenizer and model on Text rows; `rows` x `block` tokens a step, each row opening with a document."""
+    """Trains tokenizer and model on Text rows; `batch` x `sequence_length` tokens a step.
+
+    Each row opens with a document.
+    """
 
     kind: Literal["pretrain"]
     from_data: DataRef
     architecture: Architecture = Architecture()
     tokenizer: TokenizerTraining = TokenizerTraining()
-    rows: Positive = 20
-    block: Positive = 160
+    batch: Positive = 20
+    sequence_length: Positive = 160
     steps: Positive
     muon: MuonSettings = MuonSettings()
     adamw: AdamWSettings = AdamWSettings()
@@ -73,8 +76,11 @@ class Pretrain(StageSettings):
 
     @model_validator(mode="after")
     def _check_schedule(self) -> "Pretrain":
-        if self.block > self.architecture.max_tokens:
-            raise ValueError(f"block is {self.block}, more than architecture.max_tokens {self.architecture.max_tokens}")
+        if self.sequence_length > self.architecture.max_tokens:
+            raise ValueError(
+                f"sequence_length is {self.sequence_length}, more than "
+                f"architecture.max_tokens {self.architecture.max_tokens}"
+            )
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps is {self.warmup_steps}, which leaves none of {self.steps} steps")
         return self

@@ -18,7 +18,7 @@ class RewardModel(StageSettings, Optimizer):
     batch: int = Field(ge=1, description="pairs an optimiser step, over all devices")
     epochs: float = Field(gt=0)
     margins: bool = Field(False, description="subtract each pair's margin from the difference (arXiv:2307.09288)")
-    centre: float = Field(
+    center_rewards_coefficient: float = Field(
         0.0, ge=0, description="weight of the squared sum of both scores, which keeps them near 0 (arXiv:2312.09244)"
     )
     lora: Lora | None = None

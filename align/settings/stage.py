@@ -19,7 +19,7 @@ class Runtime(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: int = Field(default=1, ge=1, description="processes on this machine; on GPUs one a device")
     micro_batch: int = Field(default=8, ge=1, description="rows (pairs) a device holds in one forward pass")
-    rollout_rows: int = Field(default=256, ge=1, description="completions decoded side by side")
+    generation_batch: int = Field(default=256, ge=1, description="completions decoded side by side")
     checkpoint_every: int = Field(default=100, ge=1, description="optimiser steps between checkpoints")
     gradient_checkpointing: bool = False
     deepspeed: OutsideFile | None = Field(default=None, description="a DeepSpeed JSON, relative to the recipe")
