@@ -46,7 +46,7 @@ def draw(
     """All completions, by prompt as asked and then by sample, of every rank's parts; none outside the main process,
     where this has to be drained all the same.
 
-    The parts depend on runtime.rollout_rows alone, so a resumed stage decodes the same batches.
+    The parts depend on runtime.generation_batch alone, so a resumed stage decodes the same batches.
     """
     parts.mkdir(parents=True, exist_ok=True)
     size = max(1, BATCHES_A_PART * context.runtime.generation_batch // how.samples)

@@ -180,7 +180,10 @@ def test_cells_of_a_matrix_and_rounds_are_told_apart(plan: Callable[..., Plan]) 
     planned = plan(DATA, block, BEFORE, matrix=matrix, report={"controls": ["sft"]})
     finish(planned, *(one.stage.name for one in planned.stages))
     rows = [row for row in results.collect(planned).evaluations if row["switch"] == "default"]
-    assert [(row["stage"], row["set"], row["seed"], row["axes"]["completions_per_prompt"], row["is_control"]) for row in rows] == [
+    assert [
+        (row["stage"], row["set"], row["seed"], row["axes"]["completions_per_prompt"], row["is_control"])
+        for row in rows
+    ] == [
         (name, "test", seed, samples, name != "base")
         for seed in (0, 1)
         for samples in ("4", "8")
