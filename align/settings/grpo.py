@@ -18,7 +18,7 @@ NOT_IN_TRL = (
 
 
 class Grpo(OnlineRl):
-    """The advantage of a completion is its reward against the others of its prompt.
+    """Trains a policy with GRPO or a variant: a completion's advantage is its reward relative to its group.
 
     loss: how tokens are weighed and ratios clipped. grpo, a mean over completions of their token means; dr_grpo, token
     sums over a constant (arXiv:2503.20783); dapo, a mean over all tokens (arXiv:2503.14476); gspo, grpo with one ratio
@@ -28,13 +28,20 @@ class Grpo(OnlineRl):
     """
 
     kind: Literal["grpo"]
-    trainer: Literal["native", "trl"] = Field("native", description="trl: TRL's GRPOTrainer, with what it can do")
-    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "dapo"
-    advantage: Literal["group", "rloo", "reinforce++"] = "group"
-    advantage_scale: Literal["group", "batch", "none"] = Field(
-        "group", description="the standard deviation that group advantages are divided by"
+    trainer: Literal["native", "trl"] = Field(
+        "native", description="native: our loop; trl: TRL's GRPOTrainer, with our prompts, engine and rewards"
     )
-    dynamic_sampling: DynamicSampling | None = None
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = Field(
+        "dapo", description="how token losses are averaged and importance ratios clipped; see above"
+    )
+    advantage: Literal["group", "rloo", "reinforce++"] = Field("group", description="advantage estimator; see above")
+    advantage_scale: Literal["group", "batch", "none"] = Field(
+        "group",
+        description="standard deviation that group advantages are divided by: of the group, of the whole batch, or none",
+    )
+    dynamic_sampling: DynamicSampling | None = Field(
+        None, description="replace groups whose rewards are all equal by other prompts; null = train on what was drawn"
+    )
 
     def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
         """TRL's entropy is a mean over the tokens of a device's forward pass, so it depends on its size."""
