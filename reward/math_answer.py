@@ -9,19 +9,19 @@ from typing import Any, Literal
 
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, in_threads
-from qwen_align.reward.math import fallback, numeric
-from qwen_align.reward.math.compare import agree
-from qwen_align.reward.math.final import MINERVA, boxed_answers, declared_answer, minerva_answer
-from qwen_align.reward.math.layout import MAX_CHARS
-from qwen_align.reward.math.plain_box import plain_box, plain_gold
-from qwen_align.reward.math.plain_number import MAX_DIGITS
-from qwen_align.reward.math.probes import PROBES
-from qwen_align.reward.math.read import MAX_ITEMS, read
-from qwen_align.reward.math.scalars import is_defined
-from qwen_align.reward.math.unit_words import Unit
+from qwen_align.reward.math import numeric_comparison, sympy_fallback
+from qwen_align.reward.math.answer_equality import agree
+from qwen_align.reward.math.answer_parser import MAX_ITEMS, read
+from qwen_align.reward.math.answer_values import Group, Matrix, Row, Scalar, Union, Value, Words
+from qwen_align.reward.math.audit_probes import PROBES
+from qwen_align.reward.math.boxed_number_fast_path import plain_box, plain_gold
+from qwen_align.reward.math.canonical_spelling import written
+from qwen_align.reward.math.final_answer import MINERVA, boxed_answers, declared_answer, minerva_answer
+from qwen_align.reward.math.latex_normalization import MAX_CHARS
+from qwen_align.reward.math.number_parser import MAX_DIGITS
+from qwen_align.reward.math.scalar_equality import is_defined
+from qwen_align.reward.math.unit_table import Unit
 from qwen_align.reward.math.units import ANY_WORD, letters_of
-from qwen_align.reward.math.values import Group, Matrix, Row, Scalar, Union, Value, Words
-from qwen_align.reward.math.written import written
 from qwen_align.reward.pool import GoneError, UnservedError
 from qwen_align.reward.thinking import after_thinking
 from qwen_align.reward.verdict import Verdict
@@ -97,8 +97,8 @@ class MathAnswer(BaseReward):
 
     def warm(self) -> None:
         """Start the processes of the fallback and import what the numeric comparison needs: no verdict waits then."""
-        numeric.warm()
-        fallback.warm()
+        numeric_comparison.warm()
+        sympy_fallback.warm()
 
     def probes(self) -> list[Probe]:
         """Completions that look like answers; only the first few are."""
@@ -136,7 +136,7 @@ class MathAnswer(BaseReward):
 
 def _by_fallback(pairs: Pairs, deadline: float | None) -> Verdict:
     try:
-        reason = fallback.ask(pairs, deadline=deadline)
+        reason = sympy_fallback.ask(pairs, deadline=deadline)
     except UnservedError:
         return UNJUDGED
     except GoneError as error:  # no fault of the completion's

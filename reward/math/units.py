@@ -5,7 +5,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from qwen_align.reward.math.unit_words import POWER_WORDS, SCALES, UNITS, Unit, known_word
+from qwen_align.reward.math.unit_table import POWER_WORDS, SCALES, UNITS, Unit, known_word
 
 ANY_WORD = "*"  # among `letters`: the text is a gold, whose unit may be any word
 _NO_UNITS = frozenset("squared cubed factorial mod over plus minus times divided root not none half double".split())

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from qwen_align.reward.math_answer import MathAnswer  # noqa: E402
-from tests.reward.math import test_bombs, test_pairs  # noqa: E402
+from tests.reward.math import test_labelled_pairs, test_resource_bombs  # noqa: E402
 
 CASES = (
     Path(os.environ.get("QWEN_ALIGN_TEST_DATA", ROOT.parent / "shared" / "data")).parent / "cases" / "math_cases.jsonl"
@@ -102,9 +102,9 @@ def shared_items() -> tuple[list[Item], list[Item]]:
 
 
 def own_items() -> tuple[list[Item], list[Item]]:
-    cases = [case for case in test_pairs.CASES if case["right"] is not None]
-    items = [Item(test_pairs.completion(case), str(case["gold"]), case["right"]) for case in cases]
-    return items, [Item(text, gold, False) for text, gold in test_bombs.TEXTS.values()]
+    cases = [case for case in test_labelled_pairs.CASES if case["right"] is not None]
+    items = [Item(test_labelled_pairs.completion(case), str(case["gold"]), case["right"]) for case in cases]
+    return items, [Item(text, gold, False) for text, gold in test_resource_bombs.TEXTS.values()]
 
 
 def plain_numbers(n: int) -> list[Item]:

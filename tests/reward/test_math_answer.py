@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message
-from qwen_align.reward.math.unit_words import MEASURES
+from qwen_align.reward.math.unit_table import MEASURES
 from qwen_align.reward.math_answer import MathAnswer
 from tests.clock import cpu_limit
 
