@@ -1,232 +1,263 @@
 """Whether an answer's value is the gold's; the gold's type decides what counts as the same."""
 
-from qwen_align.reward.math.answer_parser import value_of
+from qwen_align.reward.math.answer_parser import parse_normalized
 from qwen_align.reward.math.answer_values import (
-    Chain,
+    AnswerValue,
+    BracketedTuple,
     Choice,
-    Doubts,
-    Group,
+    DeferredPairs,
     Matrix,
     Ratio,
-    Row,
+    RelationChain,
     Scalar,
-    Union,
-    Value,
+    SetUnion,
+    UnorderedItems,
     Words,
-    items_in,
+    get_items,
 )
-from qwen_align.reward.math.equation_equality import same_zero_set
-from qwen_align.reward.math.named_value_equality import by_coordinate, named_values, same_named
-from qwen_align.reward.math.number_line_regions import INEQUALITIES, Interval, Region, merged, region
-from qwen_align.reward.math.scalar_equality import same_scalars, same_words
-from qwen_align.reward.math.units import agree as units_agree
-from qwen_align.reward.math.unordered_equality import same_items
+from qwen_align.reward.math.equation_equality import has_same_zero_set
+from qwen_align.reward.math.named_value_equality import collect_named_values, has_same_named_values, split_by_coordinate
+from qwen_align.reward.math.number_line_regions import INEQUALITIES, Interval, Region, merge_intervals, to_region
+from qwen_align.reward.math.scalar_equality import is_same_scalar, is_same_words
+from qwen_align.reward.math.units import get_conversion_factor as units_agree
+from qwen_align.reward.math.unordered_equality import has_same_items
 
-_HOURS = 24
-_DOWNWARD = {">": "<", r"\ge": r"\le"}
+_HOURS_PER_DAY = 24
+_REVERSED_RELATIONS = {">": "<", r"\ge": r"\le"}
 
 
-def agree(gold: Value, said: Value, doubts: Doubts | None) -> bool:
+def is_same_answer(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
     """Whether `said` says `gold`, on condition that all `doubts` it adds turn out equal; None allows no doubts."""
-    if type(gold) is type(said) and gold == said:
+    if type(gold) is type(answer) and gold == answer:
         return True
-    if _has_chain(gold) or _has_chain(said):
-        return _related(gold, said, doubts)
-    if isinstance(said, Choice) and said.rest and not isinstance(gold, Choice):
-        rest = value_of(said.rest)
-        return rest is not None and agree(gold, rest, doubts)
-    if isinstance(gold, Choice) and gold.rest and isinstance(said, Scalar | Row):
-        wanted = value_of(gold.rest)
-        return isinstance(wanted, Scalar | Row) and agree(wanted, said, doubts)
-    if isinstance(gold, Union) or isinstance(said, Union):
-        return _same_region(gold, said, doubts)
-    if isinstance(gold, Group) or isinstance(said, Group):
-        return same_items(items_in(gold), items_in(said), doubts, agree)
-    return _same_kind(gold, said, doubts)
+    if _has_relation(gold) or _has_relation(answer):
+        return _is_same_relation(gold, answer, deferred)
+    if isinstance(answer, Choice) and answer.rest and not isinstance(gold, Choice):
+        answer_rest = parse_normalized(answer.rest)
+        return answer_rest is not None and is_same_answer(gold, answer_rest, deferred)
+    if isinstance(gold, Choice) and gold.rest and isinstance(answer, Scalar | BracketedTuple):
+        gold_rest = parse_normalized(gold.rest)
+        return isinstance(gold_rest, Scalar | BracketedTuple) and is_same_answer(gold_rest, answer, deferred)
+    if isinstance(gold, SetUnion) or isinstance(answer, SetUnion):
+        return _is_same_union(gold, answer, deferred)
+    if isinstance(gold, UnorderedItems) or isinstance(answer, UnorderedItems):
+        return has_same_items(get_items(gold), get_items(answer), deferred, is_same_answer)
+    return _is_same_typed_value(gold, answer, deferred)
 
 
-def _same_kind(gold: Value, said: Value, doubts: Doubts | None) -> bool:
-    if isinstance(gold, Words) or isinstance(said, Words):
-        return same_words(gold, said)
-    if isinstance(gold, Scalar) and isinstance(said, Scalar):
-        return same_scalars(gold, said, doubts)
-    if isinstance(gold, Choice) and isinstance(said, Choice):
-        return gold.letter == said.letter and _is_one_choice(gold, said)
-    if isinstance(gold, Row) and isinstance(said, Row):
-        return _rows(gold, said, doubts)
-    if isinstance(gold, Matrix) and isinstance(said, Matrix):
-        return gold.kind == said.kind and _in_order(
-            [Row("(", row, ")") for row in gold.rows], [Row("(", row, ")") for row in said.rows], doubts
+def _is_same_typed_value(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
+    if isinstance(gold, Words) or isinstance(answer, Words):
+        return is_same_words(gold, answer)
+    if isinstance(gold, Scalar) and isinstance(answer, Scalar):
+        return is_same_scalar(gold, answer, deferred)
+    if isinstance(gold, Choice) and isinstance(answer, Choice):
+        return gold.letter == answer.letter and _is_single_choice(gold, answer)
+    if isinstance(gold, BracketedTuple) and isinstance(answer, BracketedTuple):
+        return _is_same_tuple(gold, answer, deferred)
+    if isinstance(gold, Matrix) and isinstance(answer, Matrix):
+        return gold.kind == answer.kind and _is_same_sequence(
+            [BracketedTuple("(", row, ")") for row in gold.rows],
+            [BracketedTuple("(", row, ")") for row in answer.rows],
+            deferred,
         )
-    if isinstance(gold, Scalar) and isinstance(said, Matrix):
-        value = _determinant(said)
-        return value is not None and same_scalars(gold, value, None)
-    if isinstance(gold, Ratio) and isinstance(said, Ratio):
-        return _ratios(gold, said)
+    if isinstance(gold, Scalar) and isinstance(answer, Matrix):
+        value = _expand_determinant(answer)
+        return value is not None and is_same_scalar(gold, value, None)
+    if isinstance(gold, Ratio) and isinstance(answer, Ratio):
+        return _is_same_ratio(gold, answer)
     return False
 
 
-def _determinant(matrix: Matrix) -> Scalar | None:
+def _expand_determinant(matrix: Matrix) -> Scalar | None:
     """What a determinant of two or three rows is worth, as an expression."""
     cells = [[f"({cell.text})" if isinstance(cell, Scalar) else "" for cell in row] for row in matrix.rows]
     size = len(cells)
     if matrix.kind != "determinant" or size not in (2, 3) or any(len(row) != size or not all(row) for row in cells):
         return None
     if size == 2:
-        return Scalar(_cross(*cells[0], *cells[1]))
+        return Scalar(_expand_two_by_two(*cells[0], *cells[1]))
     (a, b, c), (d, e, f), (g, h, i) = cells
-    return Scalar(rf"{a}({_cross(e, f, h, i)})-{b}({_cross(d, f, g, i)})+{c}({_cross(d, e, g, h)})")
-
-
-def _cross(a: str, b: str, c: str, d: str) -> str:
-    return rf"{a}\cdot{d}-{b}\cdot{c}"
-
-
-def _is_one_choice(gold: Choice, said: Choice) -> bool:
-    """Whether what stands beside the letter names no other option and is not another text than the gold's."""
-    if not said.rest or said.rest == gold.rest:
-        return True
-    rest = value_of(said.rest)
-    if isinstance(rest, Choice | Group | Chain) and not gold.rest:
-        return isinstance(rest, Chain)
-    wanted = value_of(gold.rest) if gold.rest else None
-    return wanted is None or (rest is not None and agree(wanted, rest, None))
-
-
-def _rows(gold: Row, said: Row, doubts: Doubts | None) -> bool:
-    is_interval = len(gold.items) == 2
-    if is_interval and (gold.opening, gold.closing) != (said.opening, said.closing):
-        return False
-    return _in_order(list(gold.items), list(said.items), doubts)
-
-
-def _in_order(golds: list[Value] | list[Row], saids: list[Value] | list[Row], doubts: Doubts | None) -> bool:
-    return len(golds) == len(saids) and all(agree(one, other, doubts) for one, other in zip(golds, saids, strict=True))
-
-
-def _ratios(gold: Ratio, said: Ratio) -> bool:
-    if len(gold.parts) != len(said.parts):
-        return False
-    if gold.unit is not None and said.unit is not None and units_agree(gold.unit, said.unit) != 1:
-        return False
-    has_zero = any(part.number == 0 for part in (*gold.parts, *said.parts))  # every multiple of 12:0 would be the same
-    if has_zero or (_is_time(gold) and _is_time(said)):
-        return [part.number for part in gold.parts] == [part.number for part in said.parts]
-    first, other_first = gold.parts[0], said.parts[0]
-    return all(
-        same_scalars(_product(part, other_first), _product(other, first), None)
-        for part, other in zip(gold.parts[1:], said.parts[1:], strict=True)
+    return Scalar(
+        rf"{a}({_expand_two_by_two(e, f, h, i)})-{b}({_expand_two_by_two(d, f, g, i)})"
+        rf"+{c}({_expand_two_by_two(d, e, g, h)})"
     )
 
 
-def _product(one: Scalar, other: Scalar) -> Scalar:
-    number = None if one.number is None or other.number is None else one.number * other.number
-    return Scalar(rf"({one.text})\cdot({other.text})", number)
+def _expand_two_by_two(a: str, b: str, c: str, d: str) -> str:
+    return rf"{a}\cdot{d}-{b}\cdot{c}"
 
 
-def _is_time(ratio: Ratio) -> bool:
+def _is_single_choice(gold: Choice, answer: Choice) -> bool:
+    """Whether what stands beside the letter names no other option and is not another text than the gold's."""
+    if not answer.rest or answer.rest == gold.rest:
+        return True
+    answer_rest = parse_normalized(answer.rest)
+    if isinstance(answer_rest, Choice | UnorderedItems | RelationChain) and not gold.rest:
+        return isinstance(answer_rest, RelationChain)
+    gold_rest = parse_normalized(gold.rest) if gold.rest else None
+    return gold_rest is None or (answer_rest is not None and is_same_answer(gold_rest, answer_rest, None))
+
+
+def _is_same_tuple(gold: BracketedTuple, answer: BracketedTuple, deferred: DeferredPairs | None) -> bool:
+    is_interval = len(gold.items) == 2
+    if is_interval and (gold.opening, gold.closing) != (answer.opening, answer.closing):
+        return False
+    return _is_same_sequence(list(gold.items), list(answer.items), deferred)
+
+
+def _is_same_sequence(
+    golds: list[AnswerValue] | list[BracketedTuple],
+    answers: list[AnswerValue] | list[BracketedTuple],
+    deferred: DeferredPairs | None,
+) -> bool:
+    return len(golds) == len(answers) and all(
+        is_same_answer(gold_item, answer_item, deferred) for gold_item, answer_item in zip(golds, answers, strict=True)
+    )
+
+
+def _is_same_ratio(gold: Ratio, answer: Ratio) -> bool:
+    if len(gold.parts) != len(answer.parts):
+        return False
+    if gold.unit is not None and answer.unit is not None and units_agree(gold.unit, answer.unit) != 1:
+        return False
+    has_zero = any(
+        part.number == 0 for part in (*gold.parts, *answer.parts)
+    )  # every multiple of 12:0 would be the same
+    if has_zero or (_is_time_of_day(gold) and _is_time_of_day(answer)):
+        return [part.number for part in gold.parts] == [part.number for part in answer.parts]
+    gold_first, answer_first = gold.parts[0], answer.parts[0]
+    return all(
+        is_same_scalar(_multiply_scalars(part, answer_first), _multiply_scalars(answer_part, gold_first), None)
+        for part, answer_part in zip(gold.parts[1:], answer.parts[1:], strict=True)
+    )
+
+
+def _multiply_scalars(left: Scalar, right: Scalar) -> Scalar:
+    number = None if left.number is None or right.number is None else left.number * right.number
+    return Scalar(rf"({left.text})\cdot({right.text})", number)
+
+
+def _is_time_of_day(ratio: Ratio) -> bool:
     """Whether the parts are written as a time of the day: `12:00`, `7:32`."""
     numbers = [part.number for part in ratio.parts]
     if any(number is None or number.denominator != 1 for number in numbers):
         return False
-    is_hour = numbers[0] is not None and 0 <= numbers[0] <= _HOURS
+    is_hour = numbers[0] is not None and 0 <= numbers[0] <= _HOURS_PER_DAY
     return is_hour and all(len(part.text) == 2 and part.text < "60" for part in ratio.parts[1:])
 
 
-def _has_chain(value: Value) -> bool:
-    return isinstance(value, Chain) or (isinstance(value, Group) and any(isinstance(one, Chain) for one in value.items))
+def _has_relation(value: AnswerValue) -> bool:
+    return isinstance(value, RelationChain) or (
+        isinstance(value, UnorderedItems) and any(isinstance(item, RelationChain) for item in value.items)
+    )
 
 
-def _related(gold: Value, said: Value, doubts: Doubts | None) -> bool:
-    golds, saids = named_values(gold, agree, of_a_gold=True), named_values(said, agree, of_a_gold=False)
-    if golds and saids and len(golds) != len(saids):
-        golds, saids = by_coordinate(golds), by_coordinate(saids)
-    if golds and saids and same_named(golds, saids, doubts, agree):
+def _is_same_relation(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
+    golds, answers = (
+        collect_named_values(gold, is_same_answer, is_gold=True),
+        collect_named_values(answer, is_same_answer, is_gold=False),
+    )
+    if golds and answers and len(golds) != len(answers):
+        golds, answers = split_by_coordinate(golds), split_by_coordinate(answers)
+    if golds and answers and has_same_named_values(golds, answers, deferred, is_same_answer):
         return True
-    if _is_inequality(gold) or _is_inequality(said):
-        wanted, found = region(gold, of_a_gold=True), region(said, of_a_gold=False)
-        if wanted is not None and found is not None:
-            return _regions(wanted, found, doubts)
-    if isinstance(gold, Chain) and isinstance(said, Chain):
-        return _chains(gold, said)
-    if isinstance(gold, Group) and isinstance(said, Group) and (golds is None or saids is None):
-        return same_items(gold.items, said.items, None, agree)
-    if isinstance(said, Chain):
-        return not isinstance(gold, Chain) and _is_worked_out(gold, said)
-    return isinstance(gold, Chain) and _is_a_stated_number(gold, said)
+    if _has_inequality(gold) or _has_inequality(answer):
+        gold_region, answer_region = to_region(gold, is_gold=True), to_region(answer, is_gold=False)
+        if gold_region is not None and answer_region is not None:
+            return _is_same_region(gold_region, answer_region, deferred)
+    if isinstance(gold, RelationChain) and isinstance(answer, RelationChain):
+        return _is_same_chain(gold, answer)
+    if isinstance(gold, UnorderedItems) and isinstance(answer, UnorderedItems) and (golds is None or answers is None):
+        return has_same_items(gold.items, answer.items, None, is_same_answer)
+    if isinstance(answer, RelationChain):
+        return not isinstance(gold, RelationChain) and _is_worked_calculation(gold, answer)
+    return isinstance(gold, RelationChain) and _is_one_of_stated_numbers(gold, answer)
 
 
-def _is_a_stated_number(gold: Chain, said: Value) -> bool:
+def _is_one_of_stated_numbers(gold: RelationChain, answer: AnswerValue) -> bool:
     """Whether `said` is a number of a gold that states one in several ways: `0.56 = 56\\%`, `\\approx 8.24`."""
     if not set(gold.relations) <= {"=", r"\approx"}:
         return False
-    sides = [value_of(side) for side in gold.sides if side]
+    sides = [parse_normalized(side) for side in gold.sides if side]
     numbers = [side for side in sides if isinstance(side, Scalar) and side.number is not None]
-    return len(numbers) == len(sides) and any(agree(number, said, None) for number in numbers)
+    return len(numbers) == len(sides) and any(is_same_answer(number, answer, None) for number in numbers)
 
 
-def _is_inequality(value: Value) -> bool:
+def _has_inequality(value: AnswerValue) -> bool:
     return any(
-        isinstance(one, Chain) and set(one.relations) & (INEQUALITIES | {r"\in"}) for one in items_in(value)
-    ) or isinstance(value, Union)
+        isinstance(item, RelationChain) and set(item.relations) & (INEQUALITIES | {r"\in"}) for item in get_items(value)
+    ) or isinstance(value, SetUnion)
 
 
-def _chains(gold: Chain, said: Chain) -> bool:
-    gold, said = _upward(gold), _upward(said)
-    if gold.relations == said.relations and _sides_agree(gold.sides, said.sides):
+def _is_same_chain(gold: RelationChain, answer: RelationChain) -> bool:
+    gold, answer = _order_ascending(gold), _order_ascending(answer)
+    if gold.relations == answer.relations and _are_sides_equal(gold.sides, answer.sides):
         return True
     relation = gold.relations[0]
-    if len(gold.sides) != 2 or len(said.sides) != 2 or relation != said.relations[0]:
+    if len(gold.sides) != 2 or len(answer.sides) != 2 or relation != answer.relations[0]:
         return False
-    (left, right), (other_left, other_right) = gold.sides, said.sides
+    (left, right), (answer_left, answer_right) = gold.sides, answer.sides
     if relation in ("=", r"\ne"):
-        return same_zero_set((left, right), (other_left, other_right))
+        return has_same_zero_set((left, right), (answer_left, answer_right))
     if relation in ("<", r"\le"):
-        return same_zero_set((left, right), (other_left, other_right), positive=True)
-    return relation in (r"\parallel", r"\perp", r"\sim", r"\cong") and _sides_agree(gold.sides, said.sides[::-1])
+        return has_same_zero_set((left, right), (answer_left, answer_right), needs_positive_factor=True)
+    return relation in (r"\parallel", r"\perp", r"\sim", r"\cong") and _are_sides_equal(gold.sides, answer.sides[::-1])
 
 
-def _sides_agree(golds: tuple[str, ...], saids: tuple[str, ...]) -> bool:
-    return len(golds) == len(saids) and all(
-        one == other or _texts_agree(one, other) for one, other in zip(golds, saids, strict=True)
+def _are_sides_equal(golds: tuple[str, ...], answers: tuple[str, ...]) -> bool:
+    return len(golds) == len(answers) and all(
+        gold_side == answer_side or _is_same_text_value(gold_side, answer_side)
+        for gold_side, answer_side in zip(golds, answers, strict=True)
     )
 
 
-def _texts_agree(one: str, other: str) -> bool:
-    gold, said = value_of(one), value_of(other)
-    return gold is not None and said is not None and agree(gold, said, None)
+def _is_same_text_value(gold_text: str, answer_text: str) -> bool:
+    gold_value, answer_value = parse_normalized(gold_text), parse_normalized(answer_text)
+    return gold_value is not None and answer_value is not None and is_same_answer(gold_value, answer_value, None)
 
 
-def _upward(chain: Chain) -> Chain:
+def _order_ascending(chain: RelationChain) -> RelationChain:
     """The chain from less to more, `5 \\ge x` as `x \\le 5`."""
-    if not set(chain.relations) <= set(_DOWNWARD):
+    if not set(chain.relations) <= set(_REVERSED_RELATIONS):
         return chain
-    return Chain(chain.sides[::-1], tuple(_DOWNWARD[relation] for relation in reversed(chain.relations)))
-
-
-def _is_worked_out(gold: Value, said: Chain) -> bool:
-    """Whether every side of a chain of equations is the gold: `2+3=5`, but not `5 = x+1`."""
-    return set(said.relations) == {"="} and all(
-        (value := value_of(side)) is not None and agree(gold, value, None) for side in said.sides
+    return RelationChain(
+        chain.sides[::-1], tuple(_REVERSED_RELATIONS[relation] for relation in reversed(chain.relations))
     )
 
 
-def _same_region(gold: Value, said: Value, doubts: Doubts | None) -> bool:
-    wanted, found = region(gold, of_a_gold=True), region(said, of_a_gold=False)
-    if wanted is not None and found is not None:
-        return _regions(wanted, found, doubts)
-    if isinstance(gold, Union) and isinstance(said, Union):
-        return same_items(gold.parts, said.parts, None, agree) and same_items(gold.without, said.without, None, agree)
+def _is_worked_calculation(gold: AnswerValue, answer: RelationChain) -> bool:
+    """Whether every side of a chain of equations is the gold: `2+3=5`, but not `5 = x+1`."""
+    return set(answer.relations) == {"="} and all(
+        (value := parse_normalized(side)) is not None and is_same_answer(gold, value, None) for side in answer.sides
+    )
+
+
+def _is_same_union(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
+    gold_region, answer_region = to_region(gold, is_gold=True), to_region(answer, is_gold=False)
+    if gold_region is not None and answer_region is not None:
+        return _is_same_region(gold_region, answer_region, deferred)
+    if isinstance(gold, SetUnion) and isinstance(answer, SetUnion):
+        return has_same_items(gold.parts, answer.parts, None, is_same_answer) and has_same_items(
+            gold.removed, answer.removed, None, is_same_answer
+        )
     return False
 
 
-def _regions(gold: Region, said: Region, doubts: Doubts | None) -> bool:
-    if gold.name and said.name and gold.name != said.name:
+def _is_same_region(gold: Region, answer: Region, deferred: DeferredPairs | None) -> bool:
+    if gold.name and answer.name and gold.name != answer.name:
         return False
-    return same_items(_as_rows(merged(gold.intervals)), _as_rows(merged(said.intervals)), doubts, agree)
+    return has_same_items(
+        _to_interval_tuples(merge_intervals(gold.intervals)),
+        _to_interval_tuples(merge_intervals(answer.intervals)),
+        deferred,
+        is_same_answer,
+    )
 
 
-def _as_rows(intervals: tuple[Interval, ...]) -> tuple[Value, ...]:
+def _to_interval_tuples(intervals: tuple[Interval, ...]) -> tuple[AnswerValue, ...]:
     return tuple(
-        Row("[" if one.has_low else "(", (one.low, one.high), "]" if one.has_high else ")") for one in intervals
+        BracketedTuple(
+            "[" if interval.includes_low else "(", (interval.low, interval.high), "]" if interval.includes_high else ")"
+        )
+        for interval in intervals
     )

@@ -19,7 +19,7 @@ class Words(NamedTuple):
     """A text, folded where case says nothing, and as it was written."""
 
     text: str
-    written: str = ""
+    original_text: str = ""
 
 
 class Choice(NamedTuple):
@@ -29,45 +29,45 @@ class Choice(NamedTuple):
     rest: str = ""
 
 
-class Row(NamedTuple):
+class BracketedTuple(NamedTuple):
     """Items in order between brackets: a point, a vector, and with two items perhaps an interval."""
 
     opening: str
-    items: tuple["Value", ...]
+    items: tuple["AnswerValue", ...]
     closing: str
 
 
-class Group(NamedTuple):
+class UnorderedItems(NamedTuple):
     """Items without order: a set, or answers joined by commas and "or"; `all_hold` if they are inequalities that
     "and" joins.
     """
 
-    items: tuple["Value", ...]
+    items: tuple["AnswerValue", ...]
     all_hold: bool = False
 
 
-class Union(NamedTuple):
+class SetUnion(NamedTuple):
     r"""Sets joined by \\cup; `without` is what is taken away from them."""
 
-    parts: tuple["Value", ...]
-    without: tuple["Value", ...] = ()
+    parts: tuple["AnswerValue", ...]
+    removed: tuple["AnswerValue", ...] = ()
 
 
 class Matrix(NamedTuple):
     """`kind` is "matrix", "determinant" or "norm"."""
 
     kind: str
-    rows: tuple[tuple["Value", ...], ...]
+    rows: tuple[tuple["AnswerValue", ...], ...]
 
 
-class Chain(NamedTuple):
+class RelationChain(NamedTuple):
     """Sides joined by relations: `sides[0] relations[0] sides[1] ...`."""
 
     sides: tuple[str, ...]
     relations: tuple[str, ...]
 
 
-class Based(NamedTuple):
+class BaseNumeral(NamedTuple):
     """Digits in a named base, in lower case, without leading zeros."""
 
     digits: str
@@ -81,15 +81,17 @@ class Ratio(NamedTuple):
     unit: Unit | None = None
 
 
-Doubts = list[tuple[str, str]]
+DeferredPairs = list[tuple[str, str]]
 """Pairs of expressions, a gold's and an answer's, that are left to the fallback."""
 
-Value = Scalar | Words | Choice | Row | Group | Union | Matrix | Chain | Based | Ratio
+AnswerValue = (
+    Scalar | Words | Choice | BracketedTuple | UnorderedItems | SetUnion | Matrix | RelationChain | BaseNumeral | Ratio
+)
 
-Agree = Callable[[Value, Value, Doubts | None], bool]
+AnswerComparer = Callable[[AnswerValue, AnswerValue, DeferredPairs | None], bool]
 """`compare.agree`, which the modules below it call for the parts of a value."""
 
 
-def items_in(value: Value) -> tuple[Value, ...]:
+def get_items(value: AnswerValue) -> tuple[AnswerValue, ...]:
     """The items of a list, a single value as a list of one."""
-    return value.items if isinstance(value, Group) else (value,)
+    return value.items if isinstance(value, UnorderedItems) else (value,)

@@ -9,43 +9,54 @@ from functools import lru_cache
 
 from qwen_align.reward.thinking import CLOSE, OPEN
 
-_PLAIN = (
+_PLAIN_NUMBER = (
     r"\s*([+-]?)(?:([0-9]{1,15}|[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3}){1,4})(?:\.([0-9]{1,4}))?"
     r"|\\[dt]?frac\{([0-9]{1,15})\}\{([1-9][0-9]{0,14})\}|([0-9]{1,15})/([1-9][0-9]{0,14}))\s*"
 )
-_IN_BOX = re.compile(_PLAIN + r"\}")
-_ALONE = re.compile(_PLAIN)
-_BOX = "\\boxed{"
+_NUMBER_THEN_BRACE = re.compile(_PLAIN_NUMBER + r"\}")
+_NUMBER_ALONE = re.compile(_PLAIN_NUMBER)
+_BOX_OPENING = "\\boxed{"
 
 
 @lru_cache(maxsize=8_192)
-def plain_gold(gold: str) -> Fraction | None:
+def parse_plain_gold(gold: str) -> Fraction | None:
     """The number a gold is, if it is nothing but one written plainly."""
-    found = _ALONE.fullmatch(gold)
-    return None if found is None else _fraction(found)
+    match = _NUMBER_ALONE.fullmatch(gold)
+    return None if match is None else _to_fraction(match)
 
 
-def plain_box(text: str) -> Fraction | None:
+def parse_plain_box(text: str) -> Fraction | None:
     """The number in the only box of a text that ends its thinking, if it is written plainly: the usual case, fast."""
-    place = text.find(_BOX)
-    if place < 0 or text.find("boxed", place + 7) >= 0 or text.find("boxed", 0, place) >= 0 or "fbox" in text:
+    box_position = text.find(_BOX_OPENING)
+    if (
+        box_position < 0
+        or text.find("boxed", box_position + 7) >= 0
+        or text.find("boxed", 0, box_position) >= 0
+        or "fbox" in text
+    ):
         return None
-    if text[place - 1 : place] == "\\" or ("think>" in text and not _ends_thinking_before(text, place)):
+    if text[box_position - 1 : box_position] == "\\" or (
+        "think>" in text and not _is_after_thinking(text, box_position)
+    ):
         return None
-    found = _IN_BOX.match(text, place + 7)
-    return None if found is None else _fraction(found)
+    match = _NUMBER_THEN_BRACE.match(text, box_position + 7)
+    return None if match is None else _to_fraction(match)
 
 
-def _ends_thinking_before(text: str, place: int) -> bool:
-    closed = text.rfind(CLOSE)
-    return closed < place and text.rfind(OPEN) <= closed
+def _is_after_thinking(text: str, box_position: int) -> bool:
+    close_position = text.rfind(CLOSE)
+    return close_position < box_position and text.rfind(OPEN) <= close_position
 
 
-def _fraction(found: re.Match[str]) -> Fraction:
-    sign, whole, places, above, below, left, right = found.groups()
-    if whole is not None:
-        digits = whole.replace("{,}", "").replace(",", "")
-        size = Fraction(int(digits)) if places is None else Fraction(int(digits + places), 10 ** len(places))
+def _to_fraction(match: re.Match[str]) -> Fraction:
+    sign, integer_digits, decimal_digits, numerator, denominator, slash_numerator, slash_denominator = match.groups()
+    if integer_digits is not None:
+        digits = integer_digits.replace("{,}", "").replace(",", "")
+        magnitude = (
+            Fraction(int(digits))
+            if decimal_digits is None
+            else Fraction(int(digits + decimal_digits), 10 ** len(decimal_digits))
+        )
     else:
-        size = Fraction(int(above or left), int(below or right))
-    return -size if sign == "-" else size
+        magnitude = Fraction(int(numerator or slash_numerator), int(denominator or slash_denominator))
+    return -magnitude if sign == "-" else magnitude

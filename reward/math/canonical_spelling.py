@@ -1,76 +1,77 @@
 """One spelling for equal answers, to count votes by."""
 
-from qwen_align.reward.math.answer_equality import agree
+from qwen_align.reward.math.answer_equality import is_same_answer
 from qwen_align.reward.math.answer_values import (
-    Based,
-    Chain,
+    AnswerValue,
+    BaseNumeral,
+    BracketedTuple,
     Choice,
-    Group,
     Matrix,
     Ratio,
-    Row,
+    RelationChain,
     Scalar,
-    Union,
-    Value,
+    SetUnion,
+    UnorderedItems,
     Words,
 )
-from qwen_align.reward.math.exact_evaluator import rational
-from qwen_align.reward.math.expression_parser import parse
-from qwen_align.reward.math.named_value_equality import named_values
-from qwen_align.reward.math.number_line_regions import INEQUALITIES, Region, merged, region
+from qwen_align.reward.math.exact_evaluator import evaluate_rational
+from qwen_align.reward.math.expression_parser import parse_expression
+from qwen_align.reward.math.named_value_equality import collect_named_values
+from qwen_align.reward.math.number_line_regions import INEQUALITIES, Region, merge_intervals, to_region
 
 
-def written(value: Value) -> str:
+def spell_canonically(value: AnswerValue) -> str:
     """`value` in a spelling that equal numbers, points and sets share; expressions as they were typed, without spaces.
 
     Units and the names of unknowns are left out.
     """
     if isinstance(value, Scalar):
-        return _scalar(value)
+        return _spell_scalar(value)
     if isinstance(value, Words):
         return value.text
     if isinstance(value, Choice):
         return value.letter
-    if isinstance(value, Row):
-        return f"{value.opening}{','.join(map(written, value.items))}{value.closing}"
-    if isinstance(value, Group):
-        return f"{{{','.join(sorted(set(map(written, value.items))))}}}"
+    if isinstance(value, BracketedTuple):
+        return f"{value.opening}{','.join(map(spell_canonically, value.items))}{value.closing}"
+    if isinstance(value, UnorderedItems):
+        return f"{{{','.join(sorted(set(map(spell_canonically, value.items))))}}}"
     if isinstance(value, Matrix):
-        rows = ("&".join(map(written, row)) for row in value.rows)
+        rows = ("&".join(map(spell_canonically, row)) for row in value.rows)
         return f"{value.kind}[{';'.join(rows)}]"
-    if isinstance(value, Based):
+    if isinstance(value, BaseNumeral):
         return f"{value.digits}_{value.base}"
     if isinstance(value, Ratio):
-        return ":".join(map(written, value.parts))
-    return _relation(value)
+        return ":".join(map(spell_canonically, value.parts))
+    return _spell_relation(value)
 
 
-def _scalar(value: Scalar) -> str:
+def _spell_scalar(value: Scalar) -> str:
     if value.number is not None:
         return str(value.number)
-    node = parse(value.text)
-    number = None if node is None else rational(node)
+    node = parse_expression(value.text)
+    number = None if node is None else evaluate_rational(node)
     return str(number) if number is not None else value.text.replace(" ", "")
 
 
-def _relation(value: Chain | Union) -> str:
-    if isinstance(value, Chain):
-        named = named_values(value, agree, of_a_gold=False)
-        if named is not None and len(named) == 1:
-            return written(named[0][1])
-    if isinstance(value, Union) or set(value.relations) & INEQUALITIES:
-        found = region(value, of_a_gold=False)
-        if found is not None:
-            return _region(found)
-    if isinstance(value, Union):
-        return r"\cup".join(map(written, value.parts))
+def _spell_relation(value: RelationChain | SetUnion) -> str:
+    if isinstance(value, RelationChain):
+        named_values = collect_named_values(value, is_same_answer, is_gold=False)
+        if named_values is not None and len(named_values) == 1:
+            return spell_canonically(named_values[0][1])
+    if isinstance(value, SetUnion) or set(value.relations) & INEQUALITIES:
+        region = to_region(value, is_gold=False)
+        if region is not None:
+            return _spell_region(region)
+    if isinstance(value, SetUnion):
+        return r"\cup".join(map(spell_canonically, value.parts))
     sides = [side.replace(" ", "") for side in value.sides]
     return "".join(side + relation for side, relation in zip(sides, (*value.relations, ""), strict=True))
 
 
-def _region(found: Region) -> str:
-    rows = (
-        f"{'[' if one.has_low else '('}{written(one.low)},{written(one.high)}{']' if one.has_high else ')'}"
-        for one in merged(found.intervals)
+def _spell_region(region: Region) -> str:
+    intervals = (
+        f"{'[' if interval.includes_low else '('}{spell_canonically(interval.low)},"
+        f"{spell_canonically(interval.high)}{']' if interval.includes_high else ')'}"
+        for interval in merge_intervals(region.intervals)
     )
-    return r"\cup".join(rows)
+    return r"\cup".join(intervals)

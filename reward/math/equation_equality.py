@@ -2,44 +2,59 @@
 
 from collections.abc import Iterator
 
-from qwen_align.reward.math.exact_evaluator import rational
-from qwen_align.reward.math.expression_equality import same
-from qwen_align.reward.math.expression_parser import parse
-from qwen_align.reward.math.expression_tree import Node, number, symbols, with_values
+from qwen_align.reward.math.exact_evaluator import evaluate_rational
+from qwen_align.reward.math.expression_equality import decide_equality
+from qwen_align.reward.math.expression_parser import parse_expression
+from qwen_align.reward.math.expression_tree import Node, get_free_letters, make_number, substitute_letters
 
 _POINTS = ((3, 5, 7, 11, 13, 17, 19, 23), (29, 2, 31, 37, 3, 41, 43, 5), (8, 27, 6, 15, 21, 10, 33, 14))
-_ZERO = number(0)
+_ZERO = make_number(0)
 
 
-def same_zero_set(one: tuple[str, str], other: tuple[str, str], *, positive: bool = False) -> bool:
+def has_same_zero_set(
+    gold_sides: tuple[str, str], answer_sides: tuple[str, str], *, needs_positive_factor: bool = False
+) -> bool:
     """Whether `left - right` of both differ by a constant factor, above 0 if `positive`; in doubt they do not.
 
     The factor is read off at one point, so two equations without solutions are not equal because of that.
     """
-    first, second = _difference(*one), _difference(*other)
-    if first is None or second is None or symbols(first) != symbols(second) or not symbols(first):
+    gold_difference, answer_difference = _subtract_sides(*gold_sides), _subtract_sides(*answer_sides)
+    if (
+        gold_difference is None
+        or answer_difference is None
+        or get_free_letters(gold_difference) != get_free_letters(answer_difference)
+        or not get_free_letters(gold_difference)
+    ):
         return False
-    if not positive and same(first, second):
+    if not needs_positive_factor and decide_equality(gold_difference, answer_difference):
         return True
-    for point in _points(sorted(symbols(first))):
-        above, below = with_values(first, point), with_values(second, point)
-        if same(above, _ZERO) is not False or same(below, _ZERO) is not False:
+    for point in _iterate_points(sorted(get_free_letters(gold_difference))):
+        gold_value, answer_value = (
+            substitute_letters(gold_difference, point),
+            substitute_letters(answer_difference, point),
+        )
+        if decide_equality(gold_value, _ZERO) is not False or decide_equality(answer_value, _ZERO) is not False:
             continue
-        if positive:
-            factor = rational(Node("quotient", (above, below)))
+        if needs_positive_factor:
+            factor = evaluate_rational(Node("quotient", (gold_value, answer_value)))
             if factor is None or factor <= 0:
                 return False
-        return same(Node("product", (first, below)), Node("product", (second, above))) is True
+        return (
+            decide_equality(
+                Node("product", (gold_difference, answer_value)), Node("product", (answer_difference, gold_value))
+            )
+            is True
+        )
     return False
 
 
-def _difference(left: str, right: str) -> Node | None:
-    sides = parse(left), parse(right)
+def _subtract_sides(left: str, right: str) -> Node | None:
+    sides = parse_expression(left), parse_expression(right)
     if sides[0] is None or sides[1] is None:
         return None
     return Node("sum", (sides[0], Node("negative", (sides[1],))))
 
 
-def _points(names: list[str]) -> Iterator[dict[str, Node]]:
+def _iterate_points(letters: list[str]) -> Iterator[dict[str, Node]]:
     for numbers in _POINTS:
-        yield {name: number(numbers[place % 8] + place // 8) for place, name in enumerate(names)}
+        yield {letter: make_number(numbers[index % 8] + index // 8) for index, letter in enumerate(letters)}

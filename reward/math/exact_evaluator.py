@@ -6,17 +6,17 @@ from functools import lru_cache
 
 from qwen_align.reward.math.expression_tree import Node
 from qwen_align.reward.math.rational_arithmetic import (
-    FUNCTIONS,
+    EXACT_FUNCTIONS,
     MAX_BITS,
     LongSeriesError,
     NotRationalError,
     TooLargeError,
     UndefinedError,
-    exact_power,
-    exact_root,
-    literal,
+    parse_decimal_literal,
+    raise_to_power,
+    take_exact_root,
 )
-from qwen_align.reward.math.series_closed_form import closed_form
+from qwen_align.reward.math.series_closed_form import find_closed_form
 
 MAX_TERMS = 400  # of a sum or product that is added up term by term
 MAX_STEPS = 3_000
@@ -24,110 +24,110 @@ MAX_MODULUS_BITS = 512  # of `a^b mod m`, whose exponent may have MAX_BITS
 
 
 @lru_cache(maxsize=4_096)
-def rational(node: Node) -> Fraction | None:
+def evaluate_rational(node: Node) -> Fraction | None:
     """The exact value of an expression without letters, None if it is not plainly rational, undefined or too large."""
     try:
-        return Exact().value(node)
+        return ExactEvaluator().evaluate(node)
     except (UndefinedError, NotRationalError, TooLargeError):
         return None
 
 
-class Exact:
+class ExactEvaluator:
     """Rational values of expressions; values once found are kept, `bound` gives those of bound letters.
 
     `steps` is what is left of the work allowed, about two microseconds each.
     """
 
-    def __init__(self, bound: dict[str, Fraction] | None = None, steps: list[int] | None = None) -> None:
-        self.bound = bound or {}
-        self.steps = [MAX_STEPS] if steps is None else steps
-        self.known: dict[Node, Fraction | ArithmeticError] = {}
+    def __init__(self, bound_values: dict[str, Fraction] | None = None, steps_left: list[int] | None = None) -> None:
+        self.bound_values = bound_values or {}
+        self.steps_left = [MAX_STEPS] if steps_left is None else steps_left
+        self.cache: dict[Node, Fraction | ArithmeticError] = {}
 
-    def value(self, node: Node) -> Fraction:
+    def evaluate(self, node: Node) -> Fraction:
         """The exact value; raises NotRationalError, UndefinedError or TooLargeError."""
         if node.head == "number":
             assert isinstance(node.value, Fraction)
             return node.value
-        known = self.known.get(node)
-        if known is None:
+        result = self.cache.get(node)
+        if result is None:
             try:
-                known = self.bounded(_RULES[node.head](self, node))
-            except (NotRationalError, UndefinedError, TooLargeError) as found:
-                known = found
-            self.known[node] = known
-        if isinstance(known, ArithmeticError):
-            raise known
-        return known
+                result = self.charge_and_check(_HEAD_RULES[node.head](self, node))
+            except (NotRationalError, UndefinedError, TooLargeError) as error:
+                result = error
+            self.cache[node] = result
+        if isinstance(result, ArithmeticError):
+            raise result
+        return result
 
-    def bounded(self, value: Fraction) -> Fraction:
+    def charge_and_check(self, value: Fraction) -> Fraction:
         """`value`, which is paid for and may not be too large."""
         bits = max(value.numerator.bit_length(), value.denominator.bit_length())
         if bits > MAX_BITS:
             raise TooLargeError("a number")
-        self.steps[0] -= 1 + bits // 300
-        if self.steps[0] < 0:
+        self.steps_left[0] -= 1 + bits // 300
+        if self.steps_left[0] < 0:
             raise LongSeriesError("too much work")
         return value
 
-    def whole(self, node: Node) -> int:
+    def evaluate_integer(self, node: Node) -> int:
         """The value, which must be an integer."""
-        value = self.value(node)
+        value = self.evaluate(node)
         if value.denominator != 1:
             raise NotRationalError("not whole")
         return value.numerator
 
-    def symbol(self, node: Node) -> Fraction:
-        value = self.bound.get(str(node.value))
+    def evaluate_symbol(self, node: Node) -> Fraction:
+        value = self.bound_values.get(str(node.value))
         if value is None:
             raise NotRationalError("a letter")
         return value
 
-    def sum(self, node: Node) -> Fraction:
+    def evaluate_sum(self, node: Node) -> Fraction:
         total = Fraction(0)
         for term in node.args:
-            total = self.bounded(total + self.value(term))
+            total = self.charge_and_check(total + self.evaluate(term))
         return total
 
-    def product(self, node: Node) -> Fraction:
-        values = [self.value(factor) for factor in node.args]
+    def evaluate_product(self, node: Node) -> Fraction:
+        values = [self.evaluate(factor) for factor in node.args]
         total = Fraction(1)
         for value in values:
-            total = self.bounded(total * value)
+            total = self.charge_and_check(total * value)
         return total
 
-    def quotient(self, node: Node) -> Fraction:
-        above, below = (self.value(arg) for arg in node.args)
-        if not below:
+    def evaluate_quotient(self, node: Node) -> Fraction:
+        numerator, denominator = (self.evaluate(arg) for arg in node.args)
+        if not denominator:
             raise UndefinedError("division by zero")
-        return above / below
+        return numerator / denominator
 
-    def power(self, node: Node) -> Fraction:
-        base, exponent = (self.value(arg) for arg in node.args)
+    def evaluate_power(self, node: Node) -> Fraction:
+        base, exponent = (self.evaluate(arg) for arg in node.args)
         if exponent.denominator != 1:
             if exponent.denominator > MAX_TERMS:
                 raise NotRationalError("a power")
-            base = exact_root(base, exponent.denominator)
-        return exact_power(base, exponent.numerator)
+            base = take_exact_root(base, exponent.denominator)
+        return raise_to_power(base, exponent.numerator)
 
-    def root(self, node: Node) -> Fraction:
-        base, index = self.value(node.args[0]), self.whole(node.args[1])
+    def evaluate_root(self, node: Node) -> Fraction:
+        base, index = self.evaluate(node.args[0]), self.evaluate_integer(node.args[1])
         if not 0 < index <= MAX_TERMS:
             raise UndefinedError("a root of this index")
-        return exact_root(base, index)
+        return take_exact_root(base, index)
 
-    def call(self, node: Node) -> Fraction:
+    def evaluate_call(self, node: Node) -> Fraction:
         name = str(node.value)
         if name == "mod" and node.args[0].head == "power":
-            return self.power_modulo(node)
-        rule = FUNCTIONS.get(name)
+            return self.evaluate_power_modulo(node)
+        rule = EXACT_FUNCTIONS.get(name)
         if rule is None:
             raise NotRationalError(name)
-        return rule([self.value(arg) for arg in node.args])
+        return rule([self.evaluate(arg) for arg in node.args])
 
-    def power_modulo(self, node: Node) -> Fraction:
+    def evaluate_power_modulo(self, node: Node) -> Fraction:
         """`a^b mod m` without a^b."""
-        base, exponent = (self.whole(arg) for arg in node.args[0].args)
-        modulus = self.whole(node.args[1])
+        base, exponent = (self.evaluate_integer(arg) for arg in node.args[0].args)
+        modulus = self.evaluate_integer(node.args[1])
         if modulus == 0:
             raise UndefinedError("modulo zero")
         if exponent < 0:
@@ -136,51 +136,57 @@ class Exact:
             raise TooLargeError("a modular power")
         return Fraction(pow(base, exponent, modulus))
 
-    def series(self, node: Node) -> Fraction:
+    def evaluate_series(self, node: Node) -> Fraction:
         variable, first, last, body = node.args
-        start, stop = self.whole(first), self.whole(last)
+        start, stop = self.evaluate_integer(first), self.evaluate_integer(last)
         is_sum = node.value == "sum"
 
         def term(index: int) -> Fraction:
-            self.steps[0] -= 5
-            return Exact({**self.bound, str(variable.value): Fraction(index)}, self.steps).value(body)
+            self.steps_left[0] -= 5
+            return ExactEvaluator(
+                {**self.bound_values, str(variable.value): Fraction(index)}, self.steps_left
+            ).evaluate(body)
 
         if stop - start >= MAX_TERMS or (stop - start) * body.size > MAX_STEPS // 3:
-            found = None if body.size > MAX_TERMS // 10 else closed_form(term, start, stop, self.bounded, is_sum=is_sum)
-            if found is None:
+            closed_form_value = (
+                None
+                if body.size > MAX_TERMS // 10
+                else find_closed_form(term, start, stop, self.charge_and_check, is_sum=is_sum)
+            )
+            if closed_form_value is None:
                 raise LongSeriesError("a long sum")
-            return found
+            return closed_form_value
         total = Fraction(0 if is_sum else 1)
         for index in range(start, stop + 1):
-            total = self.bounded(total + term(index) if is_sum else total * term(index))
+            total = self.charge_and_check(total + term(index) if is_sum else total * term(index))
         return total
 
-    def decimal(self, node: Node) -> Fraction:
-        return literal(str(node.value))
+    def evaluate_decimal(self, node: Node) -> Fraction:
+        return parse_decimal_literal(str(node.value))
 
-    def constant(self, node: Node) -> Fraction:
+    def evaluate_constant(self, node: Node) -> Fraction:
         if node.value == "infinity":
             raise UndefinedError("infinity")
         raise NotRationalError(str(node.value))
 
-    def apply(self, node: Node) -> Fraction:
+    def evaluate_unknown_function(self, node: Node) -> Fraction:
         raise NotRationalError(str(node.value))
 
-    def negative(self, node: Node) -> Fraction:
-        return -self.value(node.args[0])
+    def evaluate_negative(self, node: Node) -> Fraction:
+        return -self.evaluate(node.args[0])
 
 
-_RULES: dict[str, Callable[[Exact, Node], Fraction]] = {
-    "decimal": Exact.decimal,
-    "symbol": Exact.symbol,
-    "constant": Exact.constant,
-    "sum": Exact.sum,
-    "product": Exact.product,
-    "negative": Exact.negative,
-    "quotient": Exact.quotient,
-    "power": Exact.power,
-    "root": Exact.root,
-    "call": Exact.call,
-    "apply": Exact.apply,
-    "series": Exact.series,
+_HEAD_RULES: dict[str, Callable[[ExactEvaluator, Node], Fraction]] = {
+    "decimal": ExactEvaluator.evaluate_decimal,
+    "symbol": ExactEvaluator.evaluate_symbol,
+    "constant": ExactEvaluator.evaluate_constant,
+    "sum": ExactEvaluator.evaluate_sum,
+    "product": ExactEvaluator.evaluate_product,
+    "negative": ExactEvaluator.evaluate_negative,
+    "quotient": ExactEvaluator.evaluate_quotient,
+    "power": ExactEvaluator.evaluate_power,
+    "root": ExactEvaluator.evaluate_root,
+    "call": ExactEvaluator.evaluate_call,
+    "apply": ExactEvaluator.evaluate_unknown_function,
+    "series": ExactEvaluator.evaluate_series,
 }

@@ -4,114 +4,114 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from qwen_align.reward.math.expression_tokenizer import NotAnExpressionError
-from qwen_align.reward.math.expression_tree import Node, call, is_number, number, product_of, symbol
+from qwen_align.reward.math.expression_tree import Node, is_constant, make_call, make_number, make_product, make_symbol
 from qwen_align.reward.math.expression_vocabulary import (
-    APPLIED,
+    CLOSING_BRACKETS,
     CONSTANTS,
-    FUNCTIONS,
-    OPAQUE,
-    OPENING,
-    RENAMED,
-    SEVERAL,
-    STARTS,
-    TRIGONOMETRIC,
+    FACTOR_STARTS,
+    FUNCTION_ALIASES,
+    FUNCTION_NAMES,
+    MULTI_ARGUMENT_FUNCTIONS,
+    OPAQUE_COMMANDS,
+    TRIGONOMETRIC_FUNCTIONS,
+    UNKNOWN_FUNCTION_LETTERS,
 )
-from qwen_align.reward.math.token_cursor import Cursor
+from qwen_align.reward.math.token_cursor import TokenCursor
 
 # The base of a logarithm without one is ten, but `same` tries e too; no text is read as "10.", which marks it.
 DEFAULT_BASE = Node("decimal", (), "10.")
 
 
-def read_atom(reader: Cursor, token: str) -> Node:
+def parse_atom_from_token(cursor: TokenCursor, token: str) -> Node:
     """The node that starts with `token`, which is taken; raises NotAnExpressionError if none does."""
     if token[:1].isdigit() or token[:1] == ".":
-        return numeral(reader, token)
-    if token in OPENING or token == "|":
-        return reader.group(token)
-    if token in FUNCTIONS:
-        return function(reader, token)
-    if token in _READERS:
-        return _READERS[token](reader)
+        return parse_numeral(cursor, token)
+    if token in CLOSING_BRACKETS or token == "|":
+        return cursor.parse_group(token)
+    if token in FUNCTION_NAMES:
+        return parse_function(cursor, token)
+    if token in _COMMAND_PARSERS:
+        return _COMMAND_PARSERS[token](cursor)
     if token in {r"\angle", r"\triangle"}:
-        return symbol(token + vertices(reader))
-    if token in OPAQUE:
-        return symbol(token + opaque_text(reader))
-    if reader.is_letter(token) or token in CONSTANTS:
-        return letter(reader, token)
+        return make_symbol(token + parse_vertices(cursor))
+    if token in OPAQUE_COMMANDS:
+        return make_symbol(token + take_opaque_text(cursor))
+    if cursor.is_letter(token) or token in CONSTANTS:
+        return parse_letter(cursor, token)
     raise NotAnExpressionError(f"{token!r} was not expected")
 
 
-def numeral(reader: Cursor, token: str) -> Node:
+def parse_numeral(cursor: TokenCursor, token: str) -> Node:
     """A number, or the mixed number that starts with it."""
-    node = literal(token)
-    if reader.peek() == "_":
+    node = make_literal(token)
+    if cursor.peek_token() == "_":
         raise NotAnExpressionError("a number in another base")
     if not token.isdigit():
         return node
-    part = fraction_ahead(reader)
-    return node if part is None else Node("sum", (node, part))
+    proper_fraction = take_proper_fraction(cursor)
+    return node if proper_fraction is None else Node("sum", (node, proper_fraction))
 
 
-def fraction_ahead(reader: Cursor) -> Node | None:
+def take_proper_fraction(cursor: TokenCursor) -> Node | None:
     r"""The proper fraction `\frac{1}{3}` or `1/3` that follows, taken."""
-    start, cut, tokens = reader.place, reader.cut, reader.tokens
-    if reader.peek() == r"\frac":
-        reader.tokens = list(tokens)
-        reader.take()
-        digits = [digits_argument(reader), digits_argument(reader)]
-    elif reader.peek().isdigit() and reader.peek(1) == "/" and reader.peek(2).isdigit():
-        digits = [reader.peek(), reader.peek(2)]
-        reader.place += 3
+    start_position, start_cut, start_tokens = cursor.position, cursor.cut_position, cursor.tokens
+    if cursor.peek_token() == r"\frac":
+        cursor.tokens = list(start_tokens)
+        cursor.take_token()
+        digits = [take_digits_argument(cursor), take_digits_argument(cursor)]
+    elif cursor.peek_token().isdigit() and cursor.peek_token(1) == "/" and cursor.peek_token(2).isdigit():
+        digits = [cursor.peek_token(), cursor.peek_token(2)]
+        cursor.position += 3
     else:
         return None
     if all(digits) and int(digits[0]) < int(digits[1]):
-        return number(Fraction(int(digits[0]), int(digits[1])))
-    reader.place, reader.cut, reader.tokens = start, cut, tokens
+        return make_number(Fraction(int(digits[0]), int(digits[1])))
+    cursor.position, cursor.cut_position, cursor.tokens = start_position, start_cut, start_tokens
     return None
 
 
-def digits_argument(reader: Cursor) -> str:
+def take_digits_argument(cursor: TokenCursor) -> str:
     """The next argument of a command if it is a plain whole number, else ""."""
-    if reader.peek() == "{":
-        if not reader.peek(1).isdigit() or reader.peek(2) != "}":
+    if cursor.peek_token() == "{":
+        if not cursor.peek_token(1).isdigit() or cursor.peek_token(2) != "}":
             return ""
-        reader.place += 3
-        return reader.tokens[reader.place - 2]
-    token = reader.peek()
+        cursor.position += 3
+        return cursor.tokens[cursor.position - 2]
+    token = cursor.peek_token()
     if not token.isdigit():
         return ""
     if len(token) > 1:
-        reader.tokens[reader.place] = token[1:]
-        reader.cut = reader.place
+        cursor.tokens[cursor.position] = token[1:]
+        cursor.cut_position = cursor.position
         return token[0]
-    reader.take()
+    cursor.take_token()
     return token
 
 
-def literal(token: str) -> Node:
+def make_literal(token: str) -> Node:
     if token.isdigit():
-        return number(int(token))
+        return make_number(int(token))
     return Node("decimal", (), token)
 
 
-def letter(reader: Cursor, token: str) -> Node:
+def parse_letter(cursor: TokenCursor, token: str) -> Node:
     name = token
-    if reader.peek() == "_":
-        reader.take()
-        name += "_" + (opaque_text(reader))
-    while reader.peek() == "'" or (reader.peek() == "^" and reader.peek(1) == "'"):
-        reader.place += 1 if reader.peek() == "'" else 2
+    if cursor.peek_token() == "_":
+        cursor.take_token()
+        name += "_" + (take_opaque_text(cursor))
+    while cursor.peek_token() == "'" or (cursor.peek_token() == "^" and cursor.peek_token(1) == "'"):
+        cursor.position += 1 if cursor.peek_token() == "'" else 2
         name += "'"
-    if name[0] in APPLIED and reader.peek() == "(":
-        return Node("apply", tuple(several(reader)), name)
-    if name in CONSTANTS and name not in reader.bound:
+    if name[0] in UNKNOWN_FUNCTION_LETTERS and cursor.peek_token() == "(":
+        return Node("apply", tuple(parse_argument_list(cursor)), name)
+    if name in CONSTANTS and name not in cursor.bound_letters:
         return Node("constant", (), CONSTANTS[name])
-    return symbol(name)
+    return make_symbol(name)
 
 
-def opaque_text(reader: Cursor) -> str:
+def take_opaque_text(cursor: TokenCursor) -> str:
     """The next argument as text, for names that are not looked into."""
-    token = reader.take()
+    token = cursor.take_token()
     if token != "{":
         if not (token.isalnum() or token[:1] == "\\"):
             raise NotAnExpressionError("an argument is missing")
@@ -119,7 +119,7 @@ def opaque_text(reader: Cursor) -> str:
     parts: list[str] = []
     depth = 1
     while depth:
-        token = reader.take()
+        token = cursor.take_token()
         if not token:
             raise NotAnExpressionError("an argument is missing")
         depth += (token == "{") - (token == "}")
@@ -127,141 +127,154 @@ def opaque_text(reader: Cursor) -> str:
     return " ".join(parts[:-1])
 
 
-def vertices(reader: Cursor) -> str:
+def parse_vertices(cursor: TokenCursor) -> str:
     """The points of an angle or triangle, in their order; an angle read backwards is the same."""
-    text = opaque_text(reader).replace(" ", "")
-    while len(text) < 3 and text.isupper() and len(reader.peek()) == 1 and reader.peek().isupper():
-        text += reader.take()
+    text = take_opaque_text(cursor).replace(" ", "")
+    while len(text) < 3 and text.isupper() and len(cursor.peek_token()) == 1 and cursor.peek_token().isupper():
+        text += cursor.take_token()
     return min(text, text[::-1]) if text.isupper() else text
 
 
-def several(reader: Cursor) -> list[Node]:
+def parse_argument_list(cursor: TokenCursor) -> list[Node]:
     """The arguments in brackets, one or more with commas between them."""
-    opening = reader.take()
+    opening = cursor.take_token()
     closing = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}.get(opening)
     if closing is None:
         raise NotAnExpressionError("an argument is missing")
-    bars, reader.bars = reader.bars, 0
-    found = [reader.sum()]
-    while reader.peek() == ",":
-        reader.take()
-        found.append(reader.sum())
-    reader.bars = bars
-    reader.expect(closing)
-    return found
+    outer_bars, cursor.open_bars = cursor.open_bars, 0
+    arguments = [cursor.parse_sum()]
+    while cursor.peek_token() == ",":
+        cursor.take_token()
+        arguments.append(cursor.parse_sum())
+    cursor.open_bars = outer_bars
+    cursor.expect_token(closing)
+    return arguments
 
 
-def function(reader: Cursor, name: str) -> Node:
+def parse_function(cursor: TokenCursor, name: str) -> Node:
     r"""A known function's value: `\sin^2 x`, `\log_2 8`, `\ln 2x`, `\gcd(4, 6)`."""
     base: Node | None = None
     exponent: Node | None = None
-    while reader.peek() in {"_", "^"}:
-        if reader.take() == "_":
-            base = logarithm_base(reader)
+    while cursor.peek_token() in {"_", "^"}:
+        if cursor.take_token() == "_":
+            base = parse_logarithm_base(cursor)
         else:
-            exponent = reader.script()
-    if name in SEVERAL:
+            exponent = cursor.parse_exponent()
+    if name in MULTI_ARGUMENT_FUNCTIONS:
         if base is not None or exponent is not None:
             raise NotAnExpressionError(f"{name} takes no exponent")
-        return call(name, *several(reader))
-    argument = function_argument(reader, name)
-    name = RENAMED.get(name, name)
+        return make_call(name, *parse_argument_list(cursor))
+    argument = parse_function_argument(cursor, name)
+    name = FUNCTION_ALIASES.get(name, name)
     if base is not None and name != "log":
         raise NotAnExpressionError(f"{name} takes no base")
-    if exponent == Node("negative", (number(1),)) and name in TRIGONOMETRIC:
-        return call("arc" + name, argument)
-    node = _function_node(name, argument, base)
+    if exponent == Node("negative", (make_number(1),)) and name in TRIGONOMETRIC_FUNCTIONS:
+        return make_call("arc" + name, argument)
+    node = _make_function_node(name, argument, base)
     return node if exponent is None else Node("power", (node, exponent))
 
 
-def logarithm_base(reader: Cursor) -> Node:
+def parse_logarithm_base(cursor: TokenCursor) -> Node:
     r"""A logarithm's base: the first digit where the rest is the argument, as in `\log_28`."""
-    token = reader.peek()
-    follows = reader.peek(1)
-    if token.isdigit() and len(token) > 1 and not (follows in STARTS or reader.is_letter(follows) or follows == "|"):
-        return reader.argument()
-    return reader.script()
+    token = cursor.peek_token()
+    next_token = cursor.peek_token(1)
+    if (
+        token.isdigit()
+        and len(token) > 1
+        and not (next_token in FACTOR_STARTS or cursor.is_letter(next_token) or next_token == "|")
+    ):
+        return cursor.parse_argument()
+    return cursor.parse_exponent()
 
 
-def function_argument(reader: Cursor, name: str) -> Node:
-    if reader.peek() in {"(", "[", "{"}:
-        return reader.group(reader.take())
-    is_negative = reader.peek() == "-"
+def parse_function_argument(cursor: TokenCursor, name: str) -> Node:
+    if cursor.peek_token() in {"(", "[", "{"}:
+        return cursor.parse_group(cursor.take_token())
+    is_negative = cursor.peek_token() == "-"
     if is_negative:
-        reader.take()
-    factors = [reader.power()]
-    while reader.starts_factor() and reader.peek() not in FUNCTIONS and reader.peek() not in {"(", "[", "|<", r"\sum"}:
-        factors.append(reader.power())
-    node = product_of(factors)
-    if name in TRIGONOMETRIC and reader.peek() == "/" and reader.peek(1).isdigit() and is_number(node):
-        reader.take()
-        node = Node("quotient", (node, reader.power()))
+        cursor.take_token()
+    factors = [cursor.parse_power()]
+    while (
+        cursor.is_factor_ahead()
+        and cursor.peek_token() not in FUNCTION_NAMES
+        and cursor.peek_token() not in {"(", "[", "|<", r"\sum"}
+    ):
+        factors.append(cursor.parse_power())
+    node = make_product(factors)
+    if (
+        name in TRIGONOMETRIC_FUNCTIONS
+        and cursor.peek_token() == "/"
+        and cursor.peek_token(1).isdigit()
+        and is_constant(node)
+    ):
+        cursor.take_token()
+        node = Node("quotient", (node, cursor.parse_power()))
     return Node("negative", (node,)) if is_negative else node
 
 
-def fraction(reader: Cursor) -> Node:
-    start = reader.place
-    above = reader.argument()
-    between = reader.place
-    below = reader.argument()
+def parse_fraction(cursor: TokenCursor) -> Node:
+    start_position = cursor.position
+    numerator = cursor.parse_argument()
+    middle_position = cursor.position
+    denominator = cursor.parse_argument()
     texts = [
-        [token for token in reader.tokens[a:b] if token not in "{}"]
-        for a, b in ((start, between), (between, reader.place))
+        [token for token in cursor.tokens[a:b] if token not in "{}"]
+        for a, b in ((start_position, middle_position), (middle_position, cursor.position))
     ]
     if texts[0][:1] == ["d"] and texts[1][:1] == ["d"] and len(texts[1]) > 1:
         raise NotAnExpressionError("a derivative")
-    return Node("quotient", (above, below))
+    return Node("quotient", (numerator, denominator))
 
 
-def root(reader: Cursor) -> Node:
-    index = number(2)
-    if reader.peek() == "[":
-        reader.take()
-        index = reader.sum()
-        reader.expect("]")
-    radicand = reader.group(reader.take()) if reader.peek() == "(" else reader.argument()
+def parse_root(cursor: TokenCursor) -> Node:
+    index = make_number(2)
+    if cursor.peek_token() == "[":
+        cursor.take_token()
+        index = cursor.parse_sum()
+        cursor.expect_token("]")
+    radicand = cursor.parse_group(cursor.take_token()) if cursor.peek_token() == "(" else cursor.parse_argument()
     return Node("root", (radicand, index))
 
 
-def plain_root(reader: Cursor) -> Node:
-    return Node("root", (reader.atom(), number(2)))
+def parse_radical_sign(cursor: TokenCursor) -> Node:
+    return Node("root", (cursor.parse_atom(), make_number(2)))
 
 
-def binomial(reader: Cursor) -> Node:
-    return call("binomial", reader.argument(), reader.argument())
+def parse_binomial(cursor: TokenCursor) -> Node:
+    return make_call("binomial", cursor.parse_argument(), cursor.parse_argument())
 
 
-def series(reader: Cursor, kind: str) -> Node:
+def parse_series(cursor: TokenCursor, kind: str) -> Node:
     r"""`\sum_{k=1}^{n} body`; the body is a product."""
-    reader.expect("_")
-    reader.expect("{")
-    name = reader.take()
-    if not reader.is_letter(name):
+    cursor.expect_token("_")
+    cursor.expect_token("{")
+    name = cursor.take_token()
+    if not cursor.is_letter(name):
         raise NotAnExpressionError("a letter was expected under the sign")
-    reader.expect("=")
-    first = reader.sum()
-    reader.expect("}")
-    reader.expect("^")
-    last = reader.script()
-    reader.bound.append(name)
-    body = reader.product()
-    reader.bound.pop()
-    return Node("series", (symbol(name), first, last, body), kind)
+    cursor.expect_token("=")
+    first = cursor.parse_sum()
+    cursor.expect_token("}")
+    cursor.expect_token("^")
+    last = cursor.parse_exponent()
+    cursor.bound_letters.append(name)
+    body = cursor.parse_product()
+    cursor.bound_letters.pop()
+    return Node("series", (make_symbol(name), first, last, body), kind)
 
 
-def _function_node(name: str, argument: Node, base: Node | None) -> Node:
+def _make_function_node(name: str, argument: Node, base: Node | None) -> Node:
     if name == "exp":
         return Node("power", (Node("constant", (), "e"), argument))
     if name in {"log", "lg"}:
-        return call("log", argument, DEFAULT_BASE if base is None and name == "log" else base or number(10))
-    return call(name, argument)
+        return make_call("log", argument, DEFAULT_BASE if base is None and name == "log" else base or make_number(10))
+    return make_call(name, argument)
 
 
-_READERS: dict[str, Callable[[Cursor], Node]] = {
-    r"\frac": fraction,
-    "sqrt": root,
-    "√": plain_root,
-    r"\binom": binomial,
-    r"\sum": lambda reader: series(reader, "sum"),
-    r"\prod": lambda reader: series(reader, "product"),
+_COMMAND_PARSERS: dict[str, Callable[[TokenCursor], Node]] = {
+    r"\frac": parse_fraction,
+    "sqrt": parse_root,
+    "√": parse_radical_sign,
+    r"\binom": parse_binomial,
+    r"\sum": lambda cursor: parse_series(cursor, "sum"),
+    r"\prod": lambda cursor: parse_series(cursor, "product"),
 }

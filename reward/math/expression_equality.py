@@ -5,127 +5,152 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache, partial
 
-from qwen_align.reward.math.exact_evaluator import Exact, rational
+from qwen_align.reward.math.exact_evaluator import ExactEvaluator, evaluate_rational
 from qwen_align.reward.math.expression_atom_parser import DEFAULT_BASE
-from qwen_align.reward.math.expression_parser import parse
-from qwen_align.reward.math.expression_tree import Node, applied, symbols, walk, with_values
-from qwen_align.reward.math.magnitude_estimate import size_of
+from qwen_align.reward.math.expression_parser import parse_expression
+from qwen_align.reward.math.expression_tree import (
+    Node,
+    get_free_letters,
+    get_unknown_functions,
+    iterate_nodes,
+    substitute_letters,
+)
+from qwen_align.reward.math.magnitude_estimate import estimate_magnitude
 from qwen_align.reward.math.modular_fingerprint import Fingerprint
-from qwen_align.reward.math.numeric_comparison import difference, values
+from qwen_align.reward.math.numeric_comparison import evaluate_nodes, measure_difference
 from qwen_align.reward.math.rational_arithmetic import LongSeriesError, TooLargeError, UndefinedError, UnsupportedError
-from qwen_align.reward.math.rounded_decimals import stands_for
+from qwen_align.reward.math.rounded_decimals import is_rounding_of
 from qwen_align.reward.math.sample_points import (
-    N_REAL,
-    N_SIGNED,
-    N_WHOLE,
-    Point,
-    jump_value,
-    real_value,
-    signed_value,
-    whole_value,
+    N_INTEGER_POINTS,
+    N_REAL_POINTS,
+    N_SIGNED_POINTS,
+    SamplePoint,
+    draw_integer_value,
+    draw_jump_value,
+    draw_real_value,
+    draw_signed_value,
 )
 
 _MAX_BITS = 4_000  # of values that are evaluated; larger ones are compared by their form
 _CONSTANT_BITS = 420  # 126 decimal digits
-_MAX_CACHED = 400  # nodes
+_MAX_CACHED_NODES = 400  # nodes
 _POINT_BITS = 160
 _FIRST_BITS = 80  # enough to tell most unequal values apart
 _MIN_POINTS = 3
-_MAX_WORK = 12_000  # about one unit a microsecond
-_STAGES = ((True, False), (True, True), (False, False))  # whether values are real, whether letters are whole numbers
+_MAX_WORK_UNITS = 12_000  # about one unit a microsecond
+_DOMAIN_STAGES = (
+    (True, False),
+    (True, True),
+    (False, False),
+)  # whether values are real, whether letters are whole numbers
 _EULER = Node("constant", (), "e")
-_JUMPING = frozenset(("floor", "ceil", "mod"))
-_COSTLY = frozenset(("call", "power", "root"))
+_ROUNDING_FUNCTIONS = frozenset(("floor", "ceil", "mod"))
+_COSTLY_HEADS = frozenset(("call", "power", "root"))
 
-_INDEPENDENT = (frozenset(("pi",)), frozenset(("e",)))  # each transcendental: unequal rational functions of it differ
+_SINGLE_TRANSCENDENTALS = (
+    frozenset(("pi",)),
+    frozenset(("e",)),
+)  # each transcendental: unequal rational functions of it differ
 
 
-def same(a: Node, b: Node) -> bool | None:
+def decide_equality(left: Node, right: Node) -> bool | None:
     """Whether the values are the same wherever both are defined; None where that was not decided.
 
     Undefined values are the same as nothing, an infinity only as itself. A decimal of at least ten digits is the
     same as the number it rounds. Logarithms without a base may have base ten or e, the same on both sides.
     """
-    a, b = _euler_reading(a, b), _euler_reading(b, a)
-    a, b = _printed_euler(a, b), _printed_euler(b, a)
-    is_same = _judged(a, b)
-    if is_same is not True and any(part == DEFAULT_BASE for node in (a, b) for part in walk(node)):
-        return _judged(_natural(a), _natural(b)) or is_same
+    left, right = _reread_exponent_as_euler(left, right), _reread_exponent_as_euler(right, left)
+    left, right = _replace_printed_euler(left, right), _replace_printed_euler(right, left)
+    is_same = _decide_with_cache(left, right)
+    if is_same is not True and any(part == DEFAULT_BASE for node in (left, right) for part in iterate_nodes(node)):
+        return _decide_with_cache(_use_natural_logarithms(left), _use_natural_logarithms(right)) or is_same
     return is_same
 
 
-def _judged(a: Node, b: Node) -> bool | None:
-    return _same(a, b) if a.size + b.size <= _MAX_CACHED else _same.__wrapped__(a, b)
+def _decide_with_cache(left: Node, right: Node) -> bool | None:
+    return (
+        _decide_pair(left, right)
+        if left.size + right.size <= _MAX_CACHED_NODES
+        else _decide_pair.__wrapped__(left, right)
+    )
 
 
 @lru_cache(maxsize=4_096)  # the completions of a group repeat their answers
-def _same(a: Node, b: Node) -> bool | None:
-    one, other = _infinity(a), _infinity(b)
-    if one or other:
-        return one == other
-    prints = Fingerprint((applied(a) | applied(b)) & (symbols(a) | symbols(b)))
+def _decide_pair(left: Node, right: Node) -> bool | None:
+    left_infinity, right_infinity = _get_infinity_sign(left), _get_infinity_sign(right)
+    if left_infinity or right_infinity:
+        return left_infinity == right_infinity
+    fingerprint = Fingerprint(
+        (get_unknown_functions(left) | get_unknown_functions(right))
+        & (get_free_letters(left) | get_free_letters(right))
+    )
     try:
-        is_same = prints.of(a) == prints.of(b)
+        is_same = fingerprint.compute_residues(left) == fingerprint.compute_residues(right)
     except UndefinedError:
         return False
-    if not is_same and (stands_for(a, b) or stands_for(b, a)):
+    if not is_same and (is_rounding_of(left, right) or is_rounding_of(right, left)):
         return True
-    if not prints.atoms or (not is_same and prints.atoms in _INDEPENDENT):
+    if not fingerprint.atoms or (not is_same and fingerprint.atoms in _SINGLE_TRANSCENDENTALS):
         return is_same
-    return _Comparison(a, b, prints).decide(is_same=is_same)
+    return _Comparison(left, right, fingerprint).decide(is_same=is_same)
 
 
-def _euler_reading(node: Node, other: Node) -> Node:
+def _reread_exponent_as_euler(node: Node, other: Node) -> Node:
     """`2e-3` as a multiple of Euler's number and a term where the other side has Euler's number."""
     text = str(node.value)
-    if node.head != "decimal" or "e" not in text or not any(part.value == "e" for part in walk(other)):
+    if node.head != "decimal" or "e" not in text or not any(part.value == "e" for part in iterate_nodes(other)):
         return node
     factor, _, term = text.partition("e")
-    return parse(f"({factor}) e {term}") or node if term[0] in "+-" else node
+    return parse_expression(f"({factor}) e {term}") or node if term[0] in "+-" else node
 
 
-def _printed_euler(node: Node, other: Node) -> Node:
+def _replace_printed_euler(node: Node, other: Node) -> Node:
     """A tree whose `E` is Euler's number, as sympy prints it, where the other side has e and no E."""
-    if "E" not in node.letters or "E" in other.letters or _has_e(node) or _EULER not in walk(other):
+    if (
+        "E" not in node.letters
+        or "E" in other.letters
+        or _has_standalone_euler(node)
+        or _EULER not in iterate_nodes(other)
+    ):
         return node
-    return with_values(node, {"E": _EULER})
+    return substitute_letters(node, {"E": _EULER})
 
 
-def _has_e(node: Node) -> bool:
+def _has_standalone_euler(node: Node) -> bool:
     """Whether Euler's number stands in the tree for more than the base of an exponential function."""
-    return any(part.head != "power" and _EULER in part.args for part in walk(node))
+    return any(part.head != "power" and _EULER in part.args for part in iterate_nodes(node))
 
 
-def _natural(node: Node) -> Node:
+def _use_natural_logarithms(node: Node) -> Node:
     """The tree with e as the base of logarithms without one."""
     if node == DEFAULT_BASE:
         return Node("constant", (), "e")
-    return Node(node.head, tuple(map(_natural, node.args)), node.value) if node.args else node
+    return Node(node.head, tuple(map(_use_natural_logarithms, node.args)), node.value) if node.args else node
 
 
-def _infinity(node: Node) -> int:
+def _get_infinity_sign(node: Node) -> int:
     """1 or -1 for an infinity with its sign, else 0."""
     if node.head == "negative":
-        return -_infinity(node.args[0])
+        return -_get_infinity_sign(node.args[0])
     return int(node.head == "constant" and node.value == "infinity")
 
 
 class _Comparison:
     """Two expressions with parts that are no rational operations, `prints` their fingerprints."""
 
-    def __init__(self, a: Node, b: Node, prints: Fingerprint) -> None:
-        self.nodes = (a, b)
-        self.prints = prints
-        self.letters = sorted(symbols(a) | symbols(b))
-        self.has_letters = bool(self.letters or applied(a) or applied(b))
+    def __init__(self, left: Node, right: Node, fingerprint: Fingerprint) -> None:
+        self.nodes = (left, right)
+        self.fingerprint = fingerprint
+        self.letters = sorted(get_free_letters(left) | get_free_letters(right))
+        self.has_letters = bool(self.letters or get_unknown_functions(left) or get_unknown_functions(right))
         self.bits: int | None = None
-        self.left = _MAX_WORK
-        self.parts = [sum(counts) for counts in zip(*map(_parts, self.nodes), strict=True)]
+        self.work_left = _MAX_WORK_UNITS
+        self.part_counts = [sum(counts) for counts in zip(*map(_count_parts, self.nodes), strict=True)]
 
     def decide(self, *, is_same: bool) -> bool | None:
         """The verdict; `is_same`: the forms are equal, so the values are, where there are any."""
         try:
-            self.bits = self.bits_of(self.prints.exact)
+            self.bits = self.estimate_required_bits(self.fingerprint.exact)
         except LongSeriesError:
             return is_same or None
         except TooLargeError:
@@ -134,162 +159,168 @@ class _Comparison:
             self.bits = None
         try:
             if is_same:
-                return self.is_defined()
-            return self.agree_at_points() if self.has_letters else self.constants_agree()
+                return self.is_defined_somewhere()
+            return self.compare_at_points() if self.has_letters else self.compare_constants()
         except TooLargeError:
             return is_same
         except UnsupportedError:
             return is_same or None
 
-    def bits_of(self, exact: Exact) -> int:
+    def estimate_required_bits(self, exact: ExactEvaluator) -> int:
         """The bits that tell values of this size apart, before those that tell rounding from a difference."""
-        bits = int(1.5 * max(size_of(node, exact).bits for node in self.nodes))
+        bits = int(1.5 * max(estimate_magnitude(node, exact).bits for node in self.nodes))
         if bits > _MAX_BITS:
             raise TooLargeError("a value")
         return bits
 
-    def bits_at(self, point: Point) -> int:
+    def estimate_bits_at_point(self, point: SamplePoint) -> int:
         """The same at one point, where the bound for all points is too large."""
         if self.bits is not None:
             return self.bits
-        self.left -= 20 * self.parts[1]
-        if self.left < 0:
+        self.work_left -= 20 * self.part_counts[1]
+        if self.work_left < 0:
             raise UnsupportedError("too much work")
-        return self.bits_of(Exact({name: point.value_of(name) for name in self.letters}))
+        return self.estimate_required_bits(
+            ExactEvaluator({name: point.get_letter_value(name) for name in self.letters})
+        )
 
-    def spend(self, bits: int) -> None:
+    def spend_work(self, bits: int) -> None:
         """Pays for one evaluation of both sides; raises UnsupportedError when that would be too much work."""
-        costly, plain = self.parts
-        self.left -= plain + costly * (15 + bits * bits // 16_000)
-        if self.left < 0:
+        costly, plain = self.part_counts
+        self.work_left -= plain + costly * (15 + bits * bits // 16_000)
+        if self.work_left < 0:
             raise UnsupportedError("too much work")
 
-    def is_defined(self) -> bool:
+    def is_defined_somewhere(self) -> bool:
         """Whether there is a point where both have a value."""
-        for is_real, is_whole in _STAGES:
-            for place in range(N_WHOLE if self.has_letters else 1):
-                point = self.point(place, is_whole=is_whole)
+        for is_real, is_integer in _DOMAIN_STAGES:
+            for point_index in range(N_INTEGER_POINTS if self.has_letters else 1):
+                point = self.build_point(point_index, is_integer=is_integer)
                 try:
-                    bits = _FIRST_BITS + self.bits_at(point)
-                    self.spend(bits)
-                    values(self.nodes, point, bits, is_real=is_real)
+                    bits = _FIRST_BITS + self.estimate_bits_at_point(point)
+                    self.spend_work(bits)
+                    evaluate_nodes(self.nodes, point, bits, is_real=is_real)
                 except UndefinedError:
                     continue
                 return True
         return False
 
-    def constants_agree(self) -> bool | None:
+    def compare_constants(self) -> bool | None:
         try:
-            return self.agree(self.point(0), _CONSTANT_BITS, is_real=False)
+            return self.compare_at_point(self.build_point(0), _CONSTANT_BITS, is_real=False)
         except UndefinedError:
             return False
 
-    def agree_at_points(self) -> bool | None:
+    def compare_at_points(self) -> bool | None:
         """Agreement at real points, at whole numbers, else at real points with complex values.
 
         One real point where they differ is enough to tell them apart; of complex values that could be another branch.
         """
-        is_complex = "i" in self.prints.atoms
-        if not self.agree_where_they_jump():
+        is_complex = "i" in self.fingerprint.atoms
+        if not self.is_equal_at_jumps():
             return False
-        for is_real, is_whole in _STAGES[-1:] if is_complex else _STAGES:
-            agreed = disagreed = 0
-            for point in self.points(is_whole=is_whole):
+        for is_real, is_integer in _DOMAIN_STAGES[-1:] if is_complex else _DOMAIN_STAGES:
+            n_agreed = n_disagreed = 0
+            for point in self.iterate_points(is_integer=is_integer):
                 try:
-                    found = self.agree(point, _POINT_BITS, is_real=is_real)
+                    outcome = self.compare_at_point(point, _POINT_BITS, is_real=is_real)
                 except (UndefinedError, TooLargeError):
                     continue
                 except UnsupportedError:
-                    if agreed >= _MIN_POINTS:
+                    if n_agreed >= _MIN_POINTS:
                         return True
                     raise
-                if found is not True and (is_real or is_complex):
-                    return found
-                agreed += found is True
-                disagreed += found is not True
-            if disagreed:
-                return None if agreed else False
-            if agreed >= _MIN_POINTS:
+                if outcome is not True and (is_real or is_complex):
+                    return outcome
+                n_agreed += outcome is True
+                n_disagreed += outcome is not True
+            if n_disagreed:
+                return None if n_agreed else False
+            if n_agreed >= _MIN_POINTS:
                 return True
         return False
 
-    def agree_where_they_jump(self) -> bool:
+    def is_equal_at_jumps(self) -> bool:
         """False if functions that round differ at a point where they jump, at which no letter lies by chance."""
-        if _JUMPING.isdisjoint(self.prints.atoms):
+        if _ROUNDING_FUNCTIONS.isdisjoint(self.fingerprint.atoms):
             return True
-        for place in range(N_WHOLE):
-            point = Point(partial(jump_value, place=place), self.name_of)
+        for point_index in range(N_INTEGER_POINTS):
+            point = SamplePoint(partial(draw_jump_value, point_index=point_index), self.name_unknown_function)
             try:
-                if self.agree(point, _POINT_BITS, is_real=True) is False:
+                if self.compare_at_point(point, _POINT_BITS, is_real=True) is False:
                     return False
             except (UndefinedError, TooLargeError):
                 continue
         return True
 
-    def agree(self, point: Point, bits: int, *, is_real: bool) -> bool | None:
+    def compare_at_point(self, point: SamplePoint, bits: int, *, is_real: bool) -> bool | None:
         """Whether the values at one point are the same, which takes more bits where they nearly are."""
-        least = self.bits_at(point)
-        for more in (_FIRST_BITS, bits, 2 * bits):
-            found = self.judged(point, more + least, is_real=is_real)
-            if found is False or (found and more > _FIRST_BITS):
-                return found
+        base_bits = self.estimate_bits_at_point(point)
+        for extra_bits in (_FIRST_BITS, bits, 2 * bits):
+            outcome = self.compare_at_precision(point, extra_bits + base_bits, is_real=is_real)
+            if outcome is False or (outcome and extra_bits > _FIRST_BITS):
+                return outcome
         return None
 
-    def judged(self, point: Point, bits: int, *, is_real: bool) -> bool | None:
+    def compare_at_precision(self, point: SamplePoint, bits: int, *, is_real: bool) -> bool | None:
         """True if the values differ by no more than rounding, False if twice the bits show the same difference."""
-        self.spend(bits)
-        first = difference(self.nodes, point, bits, is_real=is_real)
-        if first.is_rounding(bits):
+        self.spend_work(bits)
+        coarse_difference = measure_difference(self.nodes, point, bits, is_real=is_real)
+        if coarse_difference.is_rounding_error(bits):
             return True
-        self.spend(2 * bits)
-        second = difference(self.nodes, point, 2 * bits, is_real=is_real)
-        if second.vanishes(first, bits):
+        self.spend_work(2 * bits)
+        fine_difference = measure_difference(self.nodes, point, 2 * bits, is_real=is_real)
+        if fine_difference.has_vanished_since(coarse_difference, bits):
             return True
-        return False if second.is_near(first) else None
+        return False if fine_difference.is_unchanged_since(coarse_difference) else None
 
-    def points(self, *, is_whole: bool) -> Iterator[Point]:
-        n_real = N_SIGNED if len(self.letters) > 1 else N_REAL
-        for place in range(N_WHOLE if is_whole else n_real):
-            yield self.point(place, is_whole=is_whole)
+    def iterate_points(self, *, is_integer: bool) -> Iterator[SamplePoint]:
+        n_real = N_SIGNED_POINTS if len(self.letters) > 1 else N_REAL_POINTS
+        for point_index in range(N_INTEGER_POINTS if is_integer else n_real):
+            yield self.build_point(point_index, is_integer=is_integer)
 
-    def point(self, place: int, *, is_whole: bool = False) -> Point:
-        def value_of(name: str) -> Fraction:
-            if is_whole:
-                return whole_value(name, place)
+    def build_point(self, point_index: int, *, is_integer: bool = False) -> SamplePoint:
+        def get_letter_value(name: str) -> Fraction:
+            if is_integer:
+                return draw_integer_value(name, point_index)
             if len(self.letters) > 1 and name in self.letters:
-                return signed_value(name, place, self.letters.index(name))
-            return real_value(name, place % N_REAL)
+                return draw_signed_value(name, point_index, self.letters.index(name))
+            return draw_real_value(name, point_index % N_REAL_POINTS)
 
-        return Point(value_of, self.name_of)
+        return SamplePoint(get_letter_value, self.name_unknown_function)
 
-    def name_of(self, node: Node) -> str | None:
+    def name_unknown_function(self, node: Node) -> str | None:
         """A name for the value of an unknown function, the same for equal arguments; None for a product."""
-        return None if self.prints.is_product(node) else f"{node.value}{self.prints.of(node)}"
+        return (
+            None
+            if self.fingerprint.is_implicit_product(node)
+            else f"{node.value}{self.fingerprint.compute_residues(node)}"
+        )
 
 
-def _parts(node: Node) -> tuple[int, int]:
+def _count_parts(node: Node) -> tuple[int, int]:
     """How many different parts an evaluation has to work out: functions and roots, then four units for any."""
     costly = plain = 0
-    met: set[Node] = set()
-    waiting = [node]
-    while waiting:
-        part = waiting.pop()
-        if part in met:
+    visited: set[Node] = set()
+    pending = [node]
+    while pending:
+        part = pending.pop()
+        if part in visited:
             continue
-        met.add(part)
-        costly += part.head in _COSTLY
+        visited.add(part)
+        costly += part.head in _COSTLY_HEADS
         plain += 4
         if part.head == "series":
-            inner = _parts(part.args[3])
-            costly += _n_terms(part) * inner[0]
-            plain += _n_terms(part) * inner[1]
-            waiting.extend(part.args[1:3])
+            inner_counts = _count_parts(part.args[3])
+            costly += _count_terms(part) * inner_counts[0]
+            plain += _count_terms(part) * inner_counts[1]
+            pending.extend(part.args[1:3])
         else:
-            waiting.extend(part.args)
+            pending.extend(part.args)
     return costly, plain
 
 
-def _n_terms(series: Node) -> int:
+def _count_terms(series: Node) -> int:
     """How many terms a sum has; letters are at most 13."""
-    first, last = rational(series.args[1]), rational(series.args[2])
+    first, last = evaluate_rational(series.args[1]), evaluate_rational(series.args[2])
     return 13 if first is None or last is None else max(1, math.ceil(last - first) + 1)

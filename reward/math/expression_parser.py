@@ -6,180 +6,183 @@ What two readers could read differently is read so: `2\frac{1}{3}` is the mixed 
 
 from functools import lru_cache
 
-from qwen_align.reward.math.expression_atom_parser import literal, read_atom
-from qwen_align.reward.math.expression_tokenizer import NotAnExpressionError, tokens_of
-from qwen_align.reward.math.expression_tree import Node, call, product_of
-from qwen_align.reward.math.expression_vocabulary import FUNCTIONS, OPENING, STARTS
-from qwen_align.reward.math.token_cursor import Cursor
+from qwen_align.reward.math.expression_atom_parser import make_literal, parse_atom_from_token
+from qwen_align.reward.math.expression_tokenizer import NotAnExpressionError, tokenize_expression
+from qwen_align.reward.math.expression_tree import Node, make_call, make_product
+from qwen_align.reward.math.expression_vocabulary import CLOSING_BRACKETS, FACTOR_STARTS, FUNCTION_NAMES
+from qwen_align.reward.math.token_cursor import TokenCursor
 
 MAX_CACHED = 400  # characters: longer answers are rare, and their trees large
 MAX_NESTING = 64
 MAX_DEPTH = 160  # of the tree: an evaluation takes three frames a level, CPython allows 1,000
 
 
-def parse(text: str) -> Node | None:
+def parse_expression(text: str) -> Node | None:
     """The tree of `text` if the whole of it is one scalar expression, else None."""
-    return _parsed(text) if len(text) <= MAX_CACHED else _parsed.__wrapped__(text)
+    return _parse_uncached(text) if len(text) <= MAX_CACHED else _parse_uncached.__wrapped__(text)
 
 
 @lru_cache(maxsize=4_096)  # the completions of a group repeat their answers and share one gold
-def _parsed(text: str) -> Node | None:
+def _parse_uncached(text: str) -> Node | None:
     try:
-        tokens = tokens_of(text)
-        return Reader(tokens).whole() if tokens else None
+        tokens = tokenize_expression(text)
+        return ExpressionParser(tokens).parse_whole() if tokens else None
     except NotAnExpressionError:
         return None
 
 
-class Reader(Cursor):
+class ExpressionParser(TokenCursor):
     """The reader of sums, products, powers and brackets; other factors are read by `read_atom`."""
 
-    def whole(self) -> Node:
-        node = self.stacked()
-        if self.tokens[self.place]:
-            raise NotAnExpressionError(f"{self.tokens[self.place]!r} was not expected")
+    def parse_whole(self) -> Node:
+        node = self.parse_stacked()
+        if self.tokens[self.position]:
+            raise NotAnExpressionError(f"{self.tokens[self.position]!r} was not expected")
         if node.depth > MAX_DEPTH:
             raise NotAnExpressionError("too deep")
         return node
 
-    def stacked(self) -> Node:
+    def parse_stacked(self) -> Node:
         r"""A sum, or two of them over each other: `{3 \over 2}`, `{6 \choose 3}`."""
-        node = self.sum()
-        sign = self.peek()
+        node = self.parse_sum()
+        sign = self.peek_token()
         if sign not in {r"\over", r"\choose"}:
             return node
-        self.take()
-        below = self.sum()
-        return Node("quotient", (node, below)) if sign == r"\over" else call("binomial", node, below)
+        self.take_token()
+        denominator = self.parse_sum()
+        return Node("quotient", (node, denominator)) if sign == r"\over" else make_call("binomial", node, denominator)
 
-    def sum(self) -> Node:
-        terms = [self.product()]
-        while (sign := self.peek()) in {"+", "-"}:
-            self.take()
-            term = self.product()
+    def parse_sum(self) -> Node:
+        terms = [self.parse_product()]
+        while (sign := self.peek_token()) in {"+", "-"}:
+            self.take_token()
+            term = self.parse_product()
             terms.append(Node("negative", (term,)) if sign == "-" else term)
         return terms[0] if len(terms) == 1 else Node("sum", tuple(terms))
 
-    def product(self) -> Node:
-        factors = [self.signed()]
+    def parse_product(self) -> Node:
+        factors = [self.parse_signed_factor()]
         while True:
-            token = self.peek()
+            token = self.peek_token()
             if token == "*":
-                self.take()
-                factors.append(self.signed())
+                self.take_token()
+                factors.append(self.parse_signed_factor())
             elif token == "/":
-                self.take()
-                factors = [Node("quotient", (product_of(factors), self.denominator()))]
+                self.take_token()
+                factors = [Node("quotient", (make_product(factors), self.parse_denominator()))]
             elif token == "mod":
-                self.take()
-                factors = [call("mod", product_of(factors), self.signed())]
-            elif self.starts_factor():
-                factors.append(self.power())
+                self.take_token()
+                factors = [make_call("mod", make_product(factors), self.parse_signed_factor())]
+            elif self.is_factor_ahead():
+                factors.append(self.parse_power())
             else:
-                return product_of(factors)
+                return make_product(factors)
 
-    def denominator(self) -> Node:
+    def parse_denominator(self) -> Node:
         """What a slash divides by: `1/2x` by 2, `1/xy` by xy."""
-        factors = [self.signed()]
-        if self.tokens[self.place - 1].isalpha() and factors[0].head in {"symbol", "power"}:
-            while self.is_letter(self.peek()):
-                factors.append(self.power())
-        return product_of(factors)
+        factors = [self.parse_signed_factor()]
+        if self.tokens[self.position - 1].isalpha() and factors[0].head in {"symbol", "power"}:
+            while self.is_letter(self.peek_token()):
+                factors.append(self.parse_power())
+        return make_product(factors)
 
-    def signed(self) -> Node:
+    def parse_signed_factor(self) -> Node:
         is_negative = False
-        while (sign := self.peek()) in {"+", "-"}:
-            self.take()
+        while (sign := self.peek_token()) in {"+", "-"}:
+            self.take_token()
             is_negative ^= sign == "-"
-        node = self.power()
+        node = self.parse_power()
         return Node("negative", (node,)) if is_negative else node
 
-    def starts_factor(self) -> bool:
+    def is_factor_ahead(self) -> bool:
         """Whether a factor follows without a sign; a number may follow only a bracket, `x2` is refused."""
-        token = self.peek()
+        token = self.peek_token()
         if token[:1].isdigit() or token[:1] == ".":
-            if self.tokens[self.place - 1] in {")", "]", "}", ">|", r"\rfloor", r"\rceil"} or self.place == self.cut:
+            if (
+                self.tokens[self.position - 1] in {")", "]", "}", ">|", r"\rfloor", r"\rceil"}
+                or self.position == self.cut_position
+            ):
                 return True
             raise NotAnExpressionError("a number follows without a sign")
         if token == "|":
-            return self.bars == 0
-        return token in STARTS or self.is_letter(token)
+            return self.open_bars == 0
+        return token in FACTOR_STARTS or self.is_letter(token)
 
-    def power(self) -> Node:
+    def parse_power(self) -> Node:
         """A factor with its factorials and exponents."""
-        base = self.atom()
-        while self.peek() == "!":
-            self.take()
-            base = call("factorial", base)
-            if self.peek() == "!":
+        base = self.parse_atom()
+        while self.peek_token() == "!":
+            self.take_token()
+            base = make_call("factorial", base)
+            if self.peek_token() == "!":
                 raise NotAnExpressionError("double factorials are not read")
-        if self.peek() != "^":
+        if self.peek_token() != "^":
             return base
-        if self.is_circle():
-            return call("degrees", base)
+        if self.take_degree_sign():
+            return make_call("degrees", base)
         exponents = [base]
-        while self.peek() == "^":
-            self.take()
-            exponents.append(self.script())
-        if self.peek() == "!":
+        while self.peek_token() == "^":
+            self.take_token()
+            exponents.append(self.parse_exponent())
+        if self.peek_token() == "!":
             raise NotAnExpressionError("a factorial of a power needs brackets")
         node = exponents.pop()
         while exponents:
             node = Node("power", (exponents.pop(), node))
         return node
 
-    def is_circle(self) -> bool:
+    def take_degree_sign(self) -> bool:
         """Takes a degree sign if one follows."""
-        rest = self.tokens[self.place : self.place + 4]
-        for sign in (["^", r"\circ"], ["^", "{", r"\circ", "}"], ["^", "degree"], ["^", "{", "degree", "}"]):
-            if rest[: len(sign)] == sign:
-                self.place += len(sign)
+        next_tokens = self.tokens[self.position : self.position + 4]
+        for spelling in (["^", r"\circ"], ["^", "{", r"\circ", "}"], ["^", "degree"], ["^", "{", "degree", "}"]):
+            if next_tokens[: len(spelling)] == spelling:
+                self.position += len(spelling)
                 return True
         return False
 
-    def script(self) -> Node:
+    def parse_exponent(self) -> Node:
         """An exponent: a group, a number, a letter or a command with its arguments, with signs before it."""
         is_negative = False
-        while (sign := self.peek()) in {"+", "-"}:
-            self.take()
+        while (sign := self.peek_token()) in {"+", "-"}:
+            self.take_token()
             is_negative ^= sign == "-"
-        token = self.peek()
-        if token in FUNCTIONS or token in {r"\sum", r"\prod", "|"}:
+        token = self.peek_token()
+        if token in FUNCTION_NAMES or token in {r"\sum", r"\prod", "|"}:
             raise NotAnExpressionError(f"the exponent {token} needs brackets")
-        node = literal(self.take()) if token[:1].isdigit() or token[:1] == "." else self.atom()
+        node = make_literal(self.take_token()) if token[:1].isdigit() or token[:1] == "." else self.parse_atom()
         return Node("negative", (node,)) if is_negative else node
 
-    def argument(self) -> Node:
+    def parse_argument(self) -> Node:
         """An argument of a LaTeX command: a group, or the next single character or command."""
-        token = self.peek()
+        token = self.peek_token()
         if token.isdigit() and len(token) > 1:
-            self.tokens[self.place] = token[1:]
-            self.cut = self.place
-            return literal(token[0])
-        if token in {"+", "-", "|", ""} or token in FUNCTIONS:
+            self.tokens[self.position] = token[1:]
+            self.cut_position = self.position
+            return make_literal(token[0])
+        if token in {"+", "-", "|", ""} or token in FUNCTION_NAMES:
             raise NotAnExpressionError("an argument is missing")
-        return literal(self.take()) if token.isdigit() else self.atom()
+        return make_literal(self.take_token()) if token.isdigit() else self.parse_atom()
 
-    def atom(self) -> Node:
-        self.nesting += 1
-        if self.nesting > MAX_NESTING:
+    def parse_atom(self) -> Node:
+        self.nesting_depth += 1
+        if self.nesting_depth > MAX_NESTING:
             raise NotAnExpressionError("nested too deeply")
-        token = self.take()
+        token = self.take_token()
         try:
-            return read_atom(self, token)
+            return parse_atom_from_token(self, token)
         finally:
-            self.nesting -= 1
+            self.nesting_depth -= 1
 
-    def group(self, opening: str) -> Node:
+    def parse_group(self, opening: str) -> Node:
         if opening == "|":
-            self.bars += 1
-            node = self.sum()
-            self.bars -= 1
-            self.expect("|")
-            return call("abs", node)
-        bars, self.bars = self.bars, 0
-        node = self.stacked() if opening == "{" else self.sum()
-        self.bars = bars
-        self.expect(OPENING[opening])
+            self.open_bars += 1
+            node = self.parse_sum()
+            self.open_bars -= 1
+            self.expect_token("|")
+            return make_call("abs", node)
+        outer_bars, self.open_bars = self.open_bars, 0
+        node = self.parse_stacked() if opening == "{" else self.parse_sum()
+        self.open_bars = outer_bars
+        self.expect_token(CLOSING_BRACKETS[opening])
         name = {"|<": "abs", r"\lfloor": "floor", r"\lceil": "ceil"}.get(opening)
-        return call(name, node) if name else node
+        return make_call(name, node) if name else node

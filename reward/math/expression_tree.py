@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from fractions import Fraction
 
-Value = Fraction | str
+NodeValue = Fraction | str
 
 
-_NONE: frozenset[str] = frozenset()
-_NAMING = frozenset(("symbol", "apply", "series"))
+_NO_NAMES: frozenset[str] = frozenset()
+_NAMING_HEADS = frozenset(("symbol", "apply", "series"))
 
 
 class Node:
@@ -19,28 +19,30 @@ class Node:
     apply (an unknown function's name: `f(2)`), series ("sum" or "product"; args: variable, first, last, body).
     """
 
-    __slots__ = ("_hash", "applied", "args", "depth", "head", "letters", "size", "value")
+    __slots__ = ("_hash", "args", "depth", "head", "letters", "size", "unknown_functions", "value")
 
     depth: int
     size: int
     letters: frozenset[str]
-    applied: frozenset[str]
+    unknown_functions: frozenset[str]
 
-    def __init__(self, head: str, args: tuple["Node", ...] = (), value: Value = "") -> None:
+    def __init__(self, head: str, args: tuple["Node", ...] = (), value: NodeValue = "") -> None:
         self.head = head
         self.args = args
         self.value = value
         self._hash = hash((head, args, value))
         depth, size = 0, 1
-        letters = applied = _NONE
+        letters = unknown_functions = _NO_NAMES
         for arg in args:
             depth = arg.depth if arg.depth > depth else depth
             size += arg.size
             letters = letters | arg.letters if arg.letters else letters
-            applied = applied | arg.applied if arg.applied else applied
-        if head in _NAMING:
-            letters, applied = _named(head, args, str(value), letters, applied)
-        self.depth, self.size, self.letters, self.applied = depth + 1, size, letters, applied
+            unknown_functions = (
+                unknown_functions | arg.unknown_functions if arg.unknown_functions else unknown_functions
+            )
+        if head in _NAMING_HEADS:
+            letters, unknown_functions = _collect_names(head, args, str(value), letters, unknown_functions)
+        self.depth, self.size, self.letters, self.unknown_functions = depth + 1, size, letters, unknown_functions
 
     def __hash__(self) -> int:
         return self._hash
@@ -59,22 +61,22 @@ class Node:
         return f"({' '.join(parts)})"
 
 
-def number(value: int | Fraction) -> Node:
+def make_number(value: int | Fraction) -> Node:
     """The node of an exact number."""
     return Node("number", (), Fraction(value))
 
 
-def symbol(name: str) -> Node:
+def make_symbol(name: str) -> Node:
     """The node of a letter or another opaque name."""
     return Node("symbol", (), name)
 
 
-def call(name: str, *args: Node) -> Node:
+def make_call(name: str, *args: Node) -> Node:
     """The node of a known function."""
     return Node("call", args, name)
 
 
-def product_of(factors: list[Node]) -> Node:
+def make_product(factors: list[Node]) -> Node:
     """The product, flat; a single factor is itself."""
     if len(factors) == 1:
         return factors[0]
@@ -84,52 +86,61 @@ def product_of(factors: list[Node]) -> Node:
     return Node("product", tuple(flat))
 
 
-def walk(node: Node) -> Iterator[Node]:
+def iterate_nodes(node: Node) -> Iterator[Node]:
     """Every node of the tree, the root first."""
-    waiting = [node]
-    while waiting:
-        one = waiting.pop()
-        yield one
-        waiting.extend(one.args)
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        yield current
+        pending.extend(current.args)
 
 
-def symbols(node: Node) -> frozenset[str]:
+def get_free_letters(node: Node) -> frozenset[str]:
     """The names of the free letters, without those bound by a sum or product sign and without e, i and pi."""
     return node.letters
 
 
-def applied(node: Node) -> frozenset[str]:
+def get_unknown_functions(node: Node) -> frozenset[str]:
     """The names of the unknown functions: `f` of `f(2)`."""
-    return node.applied
+    return node.unknown_functions
 
 
-def is_number(node: Node) -> bool:
+def is_constant(node: Node) -> bool:
     """Whether the expression has no letter besides e, i and pi, and no unknown function."""
-    return not node.letters and not node.applied
+    return not node.letters and not node.unknown_functions
 
 
-def with_values(node: Node, point: dict[str, Node]) -> Node:
+def substitute_letters(node: Node, replacements: dict[str, Node]) -> Node:
     """The node with others in the place of its letters, but not of those a sum or product sign binds."""
     if node.head == "symbol":
-        return point.get(str(node.value), node)
+        return replacements.get(str(node.value), node)
     if node.head == "series":
         variable, first, last, body = node.args
-        inner = {name: value for name, value in point.items() if name != variable.value}
+        inner_replacements = {name: value for name, value in replacements.items() if name != variable.value}
         return Node(
             "series",
-            (variable, with_values(first, point), with_values(last, point), with_values(body, inner)),
+            (
+                variable,
+                substitute_letters(first, replacements),
+                substitute_letters(last, replacements),
+                substitute_letters(body, inner_replacements),
+            ),
             node.value,
         )
-    return Node(node.head, tuple(with_values(arg, point) for arg in node.args), node.value) if node.args else node
+    return (
+        Node(node.head, tuple(substitute_letters(arg, replacements) for arg in node.args), node.value)
+        if node.args
+        else node
+    )
 
 
-def _named(
-    head: str, args: tuple[Node, ...], name: str, letters: frozenset[str], applied: frozenset[str]
+def _collect_names(
+    head: str, args: tuple[Node, ...], name: str, letters: frozenset[str], unknown_functions: frozenset[str]
 ) -> tuple[frozenset[str], frozenset[str]]:
     """The free letters and unknown functions of a node that names or binds one."""
     if head == "symbol":
-        return frozenset((name,)), applied
+        return frozenset((name,)), unknown_functions
     if head == "apply":
-        return letters, applied | {name}
+        return letters, unknown_functions | {name}
     variable, first, last, body = args
-    return first.letters | last.letters | (body.letters - variable.letters), applied
+    return first.letters | last.letters | (body.letters - variable.letters), unknown_functions

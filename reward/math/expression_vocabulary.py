@@ -2,18 +2,18 @@
 
 from qwen_align.reward.math.expression_tokenizer import FUNCTION_WORDS
 
-APPLIED = frozenset("fghFGPQ")
-OPENING = {"(": ")", "[": "]", "{": "}", "|<": ">|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
-SEVERAL = frozenset(("gcd", "lcm", "max", "min"))
-FUNCTIONS = frozenset(FUNCTION_WORDS) - {"sqrt"}
-TRIGONOMETRIC = frozenset("sin cos tan cot sec csc sinh cosh tanh coth sech csch".split())
-RENAMED = {
+UNKNOWN_FUNCTION_LETTERS = frozenset("fghFGPQ")
+CLOSING_BRACKETS = {"(": ")", "[": "]", "{": "}", "|<": ">|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
+MULTI_ARGUMENT_FUNCTIONS = frozenset(("gcd", "lcm", "max", "min"))
+FUNCTION_NAMES = frozenset(FUNCTION_WORDS) - {"sqrt"}
+TRIGONOMETRIC_FUNCTIONS = frozenset("sin cos tan cot sec csc sinh cosh tanh coth sech csch".split())
+FUNCTION_ALIASES = {
     "cotan": "cot",
     "Abs": "abs",
     "ceiling": "ceil",
     **{f"a{name}": f"arc{name}" for name in "sin cos tan cot sec csc sinh cosh tanh".split()},
 }
-OPAQUE = frozenset(
+OPAQUE_COMMANDS = frozenset(
     (
         r"\overline",
         r"\bar",
@@ -27,7 +27,7 @@ OPAQUE = frozenset(
         r"\triangle",
     )
 )
-GREEK = frozenset(
+GREEK_LETTERS = frozenset(
     rf"\{name}"
     for name in (
         "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma "
@@ -35,10 +35,10 @@ GREEK = frozenset(
     ).split()
 )
 CONSTANTS = {"pi": "pi", "e": "e", "i": "i", r"\infty": "infinity"}
-STARTS = (
+FACTOR_STARTS = (
     frozenset(("(", "[", "{", "|<", r"\lfloor", r"\lceil", "sqrt", "√", "pi", r"\infty", r"\frac", r"\binom"))
     | frozenset((r"\sum", r"\prod"))
-    | FUNCTIONS
-    | GREEK
-    | OPAQUE
+    | FUNCTION_NAMES
+    | GREEK_LETTERS
+    | OPAQUE_COMMANDS
 )

@@ -2,40 +2,44 @@ r"""What the items of a list say together: all at once, one of them, or one with
 
 import re
 
-from qwen_align.reward.math.answer_values import Chain, Group
-from qwen_align.reward.math.bracket_aware_split import relation_sides
-from qwen_align.reward.math.variable_names import base_of
+from qwen_align.reward.math.answer_values import RelationChain, UnorderedItems
+from qwen_align.reward.math.bracket_aware_split import split_relations
+from qwen_align.reward.math.variable_names import strip_index
 
-_COUNTER = re.compile(r"\(?(?:\\forall )?([kmn]) ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z)\)?")
-AND = re.compile(r"and|且|\\land|\\text\{\s*,?\s*and\s*\}")
-OR = re.compile(r"or|或者?|\\lor|\\text\{\s*,?\s*or\s*\}")
+_COUNTER_DOMAIN = re.compile(r"\(?(?:\\forall )?([kmn]) ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z)\)?")
+AND_PATTERN = re.compile(r"and|且|\\land|\\text\{\s*,?\s*and\s*\}")
+OR_PATTERN = re.compile(r"or|或者?|\\lor|\\text\{\s*,?\s*or\s*\}")
 
 
-def are_of_several(group: Group) -> bool:
+def has_several_variables(group: UnorderedItems) -> bool:
     """Whether all items are relations and they begin differently: `x = 0 or y = 0` is not `x = 0, y = 0`."""
-    chains = [item for item in group.items if isinstance(item, Chain) and set(item.relations) == {"="}]
-    return len(chains) == len(group.items) and len({base_of(chain.sides[0]) for chain in chains}) > 1
+    chains = [item for item in group.items if isinstance(item, RelationChain) and set(item.relations) == {"="}]
+    return len(chains) == len(group.items) and len({strip_index(chain.sides[0]) for chain in chains}) > 1
 
 
-def without_counters(items: list[str]) -> list[str]:
+def drop_counters(items: list[str]) -> list[str]:
     """The items without `k \\in \\mathbb{Z}` where k occurs in another: that is what k means there."""
-    counters = {item: found[1] for item in items if (found := _COUNTER.fullmatch(item))}
+    counters = {item: match[1] for item in items if (match := _COUNTER_DOMAIN.fullmatch(item))}
     others = [item for item in items if item not in counters]
-    if not counters or not all(any(_counts(one, letter) for one in others) for letter in counters.values()):
+    if not counters or not all(any(_is_numbered_by(item, letter) for item in others) for letter in counters.values()):
         return items
     is_bound = any(
-        relation_sides(one)[1] and not _counts(one, letter) for one in others for letter in counters.values()
+        split_relations(item)[1] and not _is_numbered_by(item, letter)
+        for item in others
+        for letter in counters.values()
     )
     return items if is_bound else others
 
 
-def _counts(item: str, letter: str) -> bool:
+def _is_numbered_by(item: str, letter: str) -> bool:
     """Whether an item gives values numbered by the letter: `x = 2k\\pi`, but not `k > 3`."""
-    sides, relations = relation_sides(item)
+    sides, relations = split_relations(item)
     occurs = [re.search(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", side) is not None for side in sides]
     return occurs[-1] and set(relations) <= {"="} and (len(sides) == 1 or not occurs[0])
 
 
-def are_half_lines(group: Group) -> bool:
+def has_only_inequalities(group: UnorderedItems) -> bool:
     """Whether all items are inequalities, of which "and" makes one."""
-    return all(isinstance(item, Chain) and not set(item.relations) & {"=", r"\ne", r"\in"} for item in group.items)
+    return all(
+        isinstance(item, RelationChain) and not set(item.relations) & {"=", r"\ne", r"\in"} for item in group.items
+    )

@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-from qwen_align.reward.math.exact_evaluator import MAX_TERMS, Exact
+from qwen_align.reward.math.exact_evaluator import MAX_TERMS, ExactEvaluator
 from qwen_align.reward.math.expression_tree import Node
 from qwen_align.reward.math.rational_arithmetic import (
     MAX_BITS,
@@ -14,148 +14,161 @@ from qwen_align.reward.math.rational_arithmetic import (
     UndefinedError,
 )
 
-_POINT = 4.0  # bits before the point of a letter's value: letters are given values up to 13
+_LETTER_BITS = 4.0  # bits before the point of a letter's value: letters are given values up to 13
 _EVERYDAY_BITS = 32.0
-_CONSTANTS = {"pi": 1.66, "e": 1.45, "i": 0.0}
-_EXPONENTIAL = frozenset(("sinh", "cosh", "tanh", "coth", "sech", "csch"))
-_UNBOUNDED = frozenset(("tan", "cot", "sec", "csc"))
-_BOUNDED = {
+_CONSTANT_LOG2 = {"pi": 1.66, "e": 1.45, "i": 0.0}
+_EXPONENTIAL_FUNCTIONS = frozenset(("sinh", "cosh", "tanh", "coth", "sech", "csch"))
+_UNBOUNDED_FUNCTIONS = frozenset(("tan", "cot", "sec", "csc"))
+_BOUNDED_FUNCTIONS = {
     **dict.fromkeys(("sin", "cos"), 0.0),
     **dict.fromkeys(("arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc"), 2.0),
 }
 
 
-class Size(NamedTuple):
+class Magnitude(NamedTuple):
     """`above` and `below`: log2 of bounds on the value and on its inverse, not below 0; `bits`: at least both."""
 
-    above: float
-    below: float
+    log2_upper: float
+    log2_inverse: float
     bits: float
 
 
-def size_of(node: Node, exact: Exact) -> Size:
+def estimate_magnitude(node: Node, exact: ExactEvaluator) -> Magnitude:
     """The size of the value; raises TooLargeError above MAX_BITS."""
-    return _Estimate(exact).of(node)
+    return _MagnitudeEstimator(exact).estimate(node)
 
 
-class _Estimate:
-    def __init__(self, exact: Exact) -> None:
+class _MagnitudeEstimator:
+    def __init__(self, exact: ExactEvaluator) -> None:
         self.exact = exact
-        self.known: dict[Node, Size] = {}
-        self.fine: dict[Node, float] = {}
+        self.cache: dict[Node, Magnitude] = {}
+        self.fine_bits: dict[Node, float] = {}
 
-    def of(self, node: Node) -> Size:
-        found = self.known.get(node)
-        if found is None:
-            found = self.exactly(node) or self.estimate(node)
-            if found.bits > MAX_BITS:
+    def estimate(self, node: Node) -> Magnitude:
+        magnitude = self.cache.get(node)
+        if magnitude is None:
+            magnitude = self.measure_exactly(node) or self.estimate_by_rule(node)
+            if magnitude.bits > MAX_BITS:
                 raise TooLargeError("a value")
-            self.known[node] = found
-        return found
+            self.cache[node] = magnitude
+        return magnitude
 
-    def exactly(self, node: Node) -> Size | None:
+    def measure_exactly(self, node: Node) -> Magnitude | None:
         try:
-            return _rational_size(self.exact.value(node))
+            return _measure_rational(self.exact.evaluate(node))
         except (NotRationalError, UndefinedError, TooLargeError):
             return None
 
-    def estimate(self, node: Node) -> Size:
+    def estimate_by_rule(self, node: Node) -> Magnitude:
         if node.head == "constant":
-            above = _CONSTANTS.get(str(node.value), _POINT)
-            return Size(above, 0.0, above)
+            log2_upper = _CONSTANT_LOG2.get(str(node.value), _LETTER_BITS)
+            return Magnitude(log2_upper, 0.0, log2_upper)
         if node.head in {"symbol", "apply"}:
-            return Size(_POINT, _POINT, 2 * _POINT)
+            return Magnitude(_LETTER_BITS, _LETTER_BITS, 2 * _LETTER_BITS)
         if node.head == "decimal":
             raise TooLargeError("a decimal")
         if node.head == "call":
-            return self.call(node)
+            return self.estimate_call(node)
         if node.head == "series":
-            return self.series(node)
-        return self.operation(node, [self.of(arg) for arg in node.args])
+            return self.estimate_series(node)
+        return self.estimate_operation(node, [self.estimate(arg) for arg in node.args])
 
-    def operation(self, node: Node, parts: list[Size]) -> Size:
-        first = parts[0]
+    def estimate_operation(self, node: Node, part_magnitudes: list[Magnitude]) -> Magnitude:
+        first_part = part_magnitudes[0]
         if node.head == "sum":
-            more = math.log2(len(parts))
-            bits = max(part.bits for part in parts) + more
-            return Size(max(part.above for part in parts) + more, bits, bits)
+            log2_count = math.log2(len(part_magnitudes))
+            bits = max(part.bits for part in part_magnitudes) + log2_count
+            return Magnitude(max(part.log2_upper for part in part_magnitudes) + log2_count, bits, bits)
         if node.head == "product":
-            above, below, bits = (sum(sizes) for sizes in zip(*parts, strict=True))
-            return Size(above, below, bits)
+            log2_upper, log2_inverse, bits = (sum(sizes) for sizes in zip(*part_magnitudes, strict=True))
+            return Magnitude(log2_upper, log2_inverse, bits)
         if node.head == "quotient":
-            above, below = first.above + parts[1].below, first.below + parts[1].above
-            return Size(above, below, first.bits + parts[1].bits)
+            log2_upper, log2_inverse = (
+                first_part.log2_upper + part_magnitudes[1].log2_inverse,
+                first_part.log2_inverse + part_magnitudes[1].log2_upper,
+            )
+            return Magnitude(log2_upper, log2_inverse, first_part.bits + part_magnitudes[1].bits)
         if node.head == "power":
-            factor = self.exponent(node.args[1])
-            above, below, bits = (size * factor + 1 for size in first)
-            fine = self.fineness(node.args[1])
-            return Size(above, below, bits + 2 * fine + (_EVERYDAY_BITS if fine else 0.0))
+            exponent_bound = self.bound_exponent(node.args[1])
+            log2_upper, log2_inverse, bits = (size * exponent_bound + 1 for size in first_part)
+            fine_bits = self.count_fine_bits(node.args[1])
+            return Magnitude(log2_upper, log2_inverse, bits + 2 * fine_bits + (_EVERYDAY_BITS if fine_bits else 0.0))
         if node.head == "root":
-            return Size(first.above / 2, first.below / 2, first.bits + self.fineness(node.args[0]))
-        return first
+            return Magnitude(
+                first_part.log2_upper / 2,
+                first_part.log2_inverse / 2,
+                first_part.bits + self.count_fine_bits(node.args[0]),
+            )
+        return first_part
 
-    def fineness(self, node: Node) -> float:
+    def count_fine_bits(self, node: Node) -> float:
         """The bits of the node's constants beyond those of everyday numbers.
 
         As many more are needed to tell a function's value at a tiny argument from that of its first terms: near zero,
         cos x differs from 1 by half the square of x.
         """
-        found = self.fine.get(node)
-        if found is None:
-            if node.letters or node.applied:
-                found = sum(map(self.fineness, node.args))
+        bits = self.fine_bits.get(node)
+        if bits is None:
+            if node.letters or node.unknown_functions:
+                bits = sum(map(self.count_fine_bits, node.args))
             else:
-                found = max(0.0, self.of(node).bits - _EVERYDAY_BITS)
-            self.fine[node] = found
-        return found
+                bits = max(0.0, self.estimate(node).bits - _EVERYDAY_BITS)
+            self.fine_bits[node] = bits
+        return bits
 
-    def exponent(self, node: Node) -> float:
+    def bound_exponent(self, node: Node) -> float:
         try:
-            return float(abs(self.exact.value(node)))
+            return float(abs(self.exact.evaluate(node)))
         except OverflowError:
             raise TooLargeError("a power") from None
         except (NotRationalError, UndefinedError, TooLargeError):
-            return _two_to(self.of(node).above)
+            return _raise_two_to(self.estimate(node).log2_upper)
 
-    def call(self, node: Node) -> Size:
-        parts = [self.of(arg) for arg in node.args]
-        above = max(part.above for part in parts)
-        bits = max(part.bits for part in parts) + sum(map(self.fineness, node.args))
+    def estimate_call(self, node: Node) -> Magnitude:
+        part_magnitudes = [self.estimate(arg) for arg in node.args]
+        log2_upper = max(part.log2_upper for part in part_magnitudes)
+        bits = max(part.bits for part in part_magnitudes) + sum(map(self.count_fine_bits, node.args))
         if node.value in {"ln", "log"}:
-            return Size(math.log2(bits + 2), bits + 2, bits + 2)
-        if node.value in _BOUNDED:
-            return Size(_BOUNDED[str(node.value)], bits + 2, bits + 2)
-        if node.value in _UNBOUNDED:
-            return Size(bits + 2, bits + 2, bits + 2)
-        if node.value in _EXPONENTIAL:
-            grown = 3 * _two_to(above)  # 1 - tanh(x) is 2 exp(-2x), and 2 log2(e) is 2.9
-            return Size(grown, max(grown, bits), max(grown, bits))
+            return Magnitude(math.log2(bits + 2), bits + 2, bits + 2)
+        if node.value in _BOUNDED_FUNCTIONS:
+            return Magnitude(_BOUNDED_FUNCTIONS[str(node.value)], bits + 2, bits + 2)
+        if node.value in _UNBOUNDED_FUNCTIONS:
+            return Magnitude(bits + 2, bits + 2, bits + 2)
+        if node.value in _EXPONENTIAL_FUNCTIONS:
+            log2_grown = 3 * _raise_two_to(log2_upper)  # 1 - tanh(x) is 2 exp(-2x), and 2 log2(e) is 2.9
+            return Magnitude(log2_grown, max(log2_grown, bits), max(log2_grown, bits))
         if node.value in {"factorial", "binomial"}:
-            grown = _two_to(above) * max(above - 1.4, 1.0) + above + 1  # Stirling
-            return Size(grown, max(grown, bits), max(grown, bits))
-        return Size(above + 2, bits + 2, bits + 2)
+            log2_grown = _raise_two_to(log2_upper) * max(log2_upper - 1.4, 1.0) + log2_upper + 1  # Stirling
+            return Magnitude(log2_grown, max(log2_grown, bits), max(log2_grown, bits))
+        return Magnitude(log2_upper + 2, bits + 2, bits + 2)
 
-    def series(self, node: Node) -> Size:
+    def estimate_series(self, node: Node) -> Magnitude:
         """For at most 2^_POINT terms where an end is a letter; long ones are given up with LongSeriesError."""
-        _, first, last, body = (self.of(arg) if arg.head != "constant" else Size(0.0, 0.0, 0.0) for arg in node.args)
+        _, first, last, body = (
+            self.estimate(arg) if arg.head != "constant" else Magnitude(0.0, 0.0, 0.0) for arg in node.args
+        )
         try:
-            count = self.exact.whole(node.args[2]) - self.exact.whole(node.args[1])
+            n_terms = self.exact.evaluate_integer(node.args[2]) - self.exact.evaluate_integer(node.args[1])
         except (NotRationalError, UndefinedError, TooLargeError):
-            count = int(_two_to(max(first.above, last.above)))
-        if count > MAX_TERMS:
+            n_terms = int(_raise_two_to(max(first.log2_upper, last.log2_upper)))
+        if n_terms > MAX_TERMS:
             raise LongSeriesError("a long sum")
         if node.value == "sum":
-            more = math.log2(max(count, 1))
-            return Size(body.above + more, body.bits + more, body.bits + more)
-        return Size(*(size * max(count, 1) for size in body))
+            log2_count = math.log2(max(n_terms, 1))
+            return Magnitude(body.log2_upper + log2_count, body.bits + log2_count, body.bits + log2_count)
+        return Magnitude(*(size * max(n_terms, 1) for size in body))
 
 
-def _rational_size(value: Fraction) -> Size:
-    above, below = value.numerator.bit_length(), value.denominator.bit_length()
-    return Size(max(0.0, above - below + 1.0), max(0.0, below - above + 1.0), float(above + below))
+def _measure_rational(value: Fraction) -> Magnitude:
+    numerator_bits, denominator_bits = value.numerator.bit_length(), value.denominator.bit_length()
+    return Magnitude(
+        max(0.0, numerator_bits - denominator_bits + 1.0),
+        max(0.0, denominator_bits - numerator_bits + 1.0),
+        float(numerator_bits + denominator_bits),
+    )
 
 
-def _two_to(power: float) -> float:
+def _raise_two_to(power: float) -> float:
     if power > math.log2(MAX_BITS):
         raise TooLargeError("a power")
     return math.exp2(power)

@@ -8,41 +8,41 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from qwen_align.reward.math.exact_evaluator import MAX_TERMS, Exact
-from qwen_align.reward.math.expression_tree import Node, symbols
+from qwen_align.reward.math.exact_evaluator import MAX_TERMS, ExactEvaluator
+from qwen_align.reward.math.expression_tree import Node, get_free_letters
 from qwen_align.reward.math.rational_arithmetic import NotRationalError, TooLargeError, UndefinedError, UnsupportedError
-from qwen_align.reward.math.sample_points import Point
+from qwen_align.reward.math.sample_points import SamplePoint
 
-_MAX_INDEX = 32  # of a root; above it logarithms are faster
-Number = Any  # mpmath's mpf or mpc
+_MAX_ROOT_INDEX = 32  # of a root; above it logarithms are faster
+MpNumber = Any  # mpmath's mpf or mpc
 
 
-class Evaluation:
+class MpmathEvaluator:
     """Values at one point, in the precision of `context`; `bound` are the values of the letters."""
 
-    def __init__(self, context: Any, point: Point, bound: dict[str, Fraction], is_real: bool) -> None:
+    def __init__(self, context: Any, point: SamplePoint, bound_values: dict[str, Fraction], is_real: bool) -> None:
         self.context = context
         self.point = point
         self.is_real = is_real
-        self.bound = bound
-        self.exact = Exact(bound)
-        self.least = -(context.prec * 4) // 5
-        self.known: dict[Node, Number] = {}
+        self.bound_values = bound_values
+        self.exact = ExactEvaluator(bound_values)
+        self.least_magnitude = -(context.prec * 4) // 5
+        self.cache: dict[Node, MpNumber] = {}
 
-    def value(self, node: Node) -> Number:
-        found = self.known.get(node)
-        if found is None:
-            found = self.known[node] = _RULES[node.head](self, node)
-        return found
+    def evaluate(self, node: Node) -> MpNumber:
+        result = self.cache.get(node)
+        if result is None:
+            result = self.cache[node] = _HEAD_RULES[node.head](self, node)
+        return result
 
-    def fraction(self, value: Fraction) -> Number:
-        whole = self.context.mpf(value.numerator)
-        return whole if value.denominator == 1 else whole / value.denominator
+    def to_mpf(self, value: Fraction) -> MpNumber:
+        numerator = self.context.mpf(value.numerator)
+        return numerator if value.denominator == 1 else numerator / value.denominator
 
-    def number(self, node: Node) -> Number:
-        return self.fraction(self.exact.value(node))
+    def evaluate_number(self, node: Node) -> MpNumber:
+        return self.to_mpf(self.exact.evaluate(node))
 
-    def constant(self, node: Node) -> Number:
+    def evaluate_constant(self, node: Node) -> MpNumber:
         if node.value == "infinity":
             raise UndefinedError("infinity")
         if node.value == "i":
@@ -51,101 +51,101 @@ class Evaluation:
             return self.context.mpc(0, 1)
         return +(self.context.pi if node.value == "pi" else self.context.e)
 
-    def sum(self, node: Node) -> Number:
-        terms = [self.value(arg) for arg in node.args]
+    def evaluate_sum(self, node: Node) -> MpNumber:
+        terms = [self.evaluate(arg) for arg in node.args]
         total = self.context.mpf(0)
         for term in terms:
             total += term
         size = max((self.context.mag(term) for term in terms if term), default=0)
-        return self.snapped(total, size)
+        return self.drop_rounding_residue(total, size)
 
-    def product(self, node: Node) -> Number:
-        total = self.value(node.args[0])
+    def evaluate_product(self, node: Node) -> MpNumber:
+        total = self.evaluate(node.args[0])
         for arg in node.args[1:]:
-            total = total * self.value(arg)
+            total = total * self.evaluate(arg)
         return total
 
-    def negative(self, node: Node) -> Number:
-        return -self.value(node.args[0])
+    def evaluate_negative(self, node: Node) -> MpNumber:
+        return -self.evaluate(node.args[0])
 
-    def quotient(self, node: Node) -> Number:
-        return self.divided(self.value(node.args[0]), self.value(node.args[1]))
+    def evaluate_quotient(self, node: Node) -> MpNumber:
+        return self.divide(self.evaluate(node.args[0]), self.evaluate(node.args[1]))
 
-    def divided(self, above: Number, below: Number) -> Number:
-        if not below or self.context.mag(below) < self.least:
+    def divide(self, numerator: MpNumber, denominator: MpNumber) -> MpNumber:
+        if not denominator or self.context.mag(denominator) < self.least_magnitude:
             raise UndefinedError("division by zero")
-        return above / below
+        return numerator / denominator
 
-    def power(self, node: Node) -> Number:
-        base, exponent = self.value(node.args[0]), node.args[1]
+    def evaluate_power(self, node: Node) -> MpNumber:
+        base, exponent = self.evaluate(node.args[0]), node.args[1]
         try:
-            known = self.exact.value(exponent)
+            exact_exponent = self.exact.evaluate(exponent)
         except (NotRationalError, TooLargeError):
-            return self.raised(base, self.value(exponent))
-        if known.denominator == 1:
-            return self.whole_power(base, known.numerator)
-        if known.denominator > MAX_TERMS or symbols(exponent):
-            return self.raised(base, self.fraction(known))
-        return self.whole_power(self.rooted(base, known.denominator), known.numerator)
+            return self.raise_to_power(base, self.evaluate(exponent))
+        if exact_exponent.denominator == 1:
+            return self.raise_to_integer(base, exact_exponent.numerator)
+        if exact_exponent.denominator > MAX_TERMS or get_free_letters(exponent):
+            return self.raise_to_power(base, self.to_mpf(exact_exponent))
+        return self.raise_to_integer(self.take_root(base, exact_exponent.denominator), exact_exponent.numerator)
 
-    def whole_power(self, base: Number, exponent: int) -> Number:
+    def raise_to_integer(self, base: MpNumber, exponent: int) -> MpNumber:
         if not base and exponent <= 0:
             raise UndefinedError("zero to a power that is not positive")
-        return self.snapped(base**exponent)
+        return self.drop_rounding_residue(base**exponent)
 
-    def raised(self, base: Number, exponent: Number) -> Number:
+    def raise_to_power(self, base: MpNumber, exponent: MpNumber) -> MpNumber:
         if not base:
             if self.is_complex(exponent) or exponent <= 0:
                 raise UndefinedError("zero to a power that is not positive")
             return base
         if self.is_real and base < 0:
             raise UndefinedError("a power of a negative number")
-        return self.snapped(self.context.exp(exponent * self.context.log(base)))
+        return self.drop_rounding_residue(self.context.exp(exponent * self.context.log(base)))
 
-    def root(self, node: Node) -> Number:
-        base = self.value(node.args[0])
+    def evaluate_root(self, node: Node) -> MpNumber:
+        base = self.evaluate(node.args[0])
         try:
-            index = self.exact.whole(node.args[1])
+            index = self.exact.evaluate_integer(node.args[1])
         except (NotRationalError, TooLargeError):
-            return self.raised(base, self.divided(self.context.mpf(1), self.value(node.args[1])))
+            return self.raise_to_power(base, self.divide(self.context.mpf(1), self.evaluate(node.args[1])))
         if not 0 < index <= MAX_TERMS:
             raise UndefinedError("a root of this index")
-        return self.rooted(base, index)
+        return self.take_root(base, index)
 
-    def rooted(self, base: Number, index: int) -> Number:
+    def take_root(self, base: MpNumber, index: int) -> MpNumber:
         if not self.is_complex(base) and base < 0:
             if index % 2:
-                return -self.rooted(-base, index)
+                return -self.take_root(-base, index)
             if self.is_real:
                 raise UndefinedError("an even root of a negative number")
         if index == 2:
             return self.context.sqrt(base)
         return (
             self.context.root(base, index)
-            if index <= _MAX_INDEX
-            else self.raised(base, self.fraction(Fraction(1, index)))
+            if index <= _MAX_ROOT_INDEX
+            else self.raise_to_power(base, self.to_mpf(Fraction(1, index)))
         )
 
-    def call(self, node: Node) -> Number:
+    def evaluate_call(self, node: Node) -> MpNumber:
         name = str(node.value)
-        if name in _ON_RATIONALS:
+        if name in _RATIONAL_FUNCTIONS:
             try:
-                return self.fraction(self.exact.value(node))
+                return self.to_mpf(self.exact.evaluate(node))
             except NotRationalError:
-                if name in _ON_WHOLE:
+                if name in _INTEGER_FUNCTIONS:
                     raise UndefinedError(f"{name} of what is not whole") from None
-        rule = _FUNCTIONS.get(name)
+        rule = _FUNCTION_RULES.get(name)
         if rule is None:
             raise UnsupportedError(name)
-        found = rule(self, *[self.value(arg) for arg in node.args])
-        if self.is_real and self.is_complex(found):
+        result = rule(self, *[self.evaluate(arg) for arg in node.args])
+        if self.is_real and self.is_complex(result):
             raise UndefinedError("no real value")
-        return found
+        return result
 
-    def series(self, node: Node) -> Number:
+    def evaluate_series(self, node: Node) -> MpNumber:
         variable, first, last, body = node.args
         try:
-            start, stop = self.exact.whole(first), self.exact.whole(last)
+            start, stop = self.exact.evaluate_integer(first), self.exact.evaluate_integer(last)
         except UndefinedError:
             raise UnsupportedError("an infinite sum") from None
         except NotRationalError:
@@ -155,113 +155,117 @@ class Evaluation:
         is_sum = node.value == "sum"
         total = self.context.mpf(0 if is_sum else 1)
         for index in range(start, stop + 1):
-            bound = {**self.bound, str(variable.value): Fraction(index)}
-            term = Evaluation(self.context, self.point, bound, self.is_real).value(body)
+            bound_values = {**self.bound_values, str(variable.value): Fraction(index)}
+            term = MpmathEvaluator(self.context, self.point, bound_values, self.is_real).evaluate(body)
             total = total + term if is_sum else total * term
         return total
 
-    def apply(self, node: Node) -> Number:
-        name = self.point.name_of(node)
+    def evaluate_unknown_function(self, node: Node) -> MpNumber:
+        name = self.point.get_call_name(node)
         if name is None:
-            return self.fraction(self.point.value_of(str(node.value))) * self.value(node.args[0])
-        return self.fraction(self.point.value_of(name))
+            return self.to_mpf(self.point.get_letter_value(str(node.value))) * self.evaluate(node.args[0])
+        return self.to_mpf(self.point.get_letter_value(name))
 
-    def is_complex(self, value: Number) -> bool:
+    def is_complex(self, value: MpNumber) -> bool:
         return isinstance(value, self.context.mpc)
 
-    def snapped(self, value: Number, size: int = 0) -> Number:
+    def drop_rounding_residue(self, value: MpNumber, size: int = 0) -> MpNumber:
         """`value` with parts that are only rounding, next to `size` (log2) or to its other part, set to zero."""
         if not self.is_complex(value):
-            return value if not value or self.context.mag(value) >= self.least + size else self.context.mpf(0)
+            return value if not value or self.context.mag(value) >= self.least_magnitude + size else self.context.mpf(0)
         real, imaginary = value.real, value.imag
-        least = self.least + max(size, self.context.mag(value) if value else 0)
-        if not imaginary or self.context.mag(imaginary) < least:
-            return real if real and self.context.mag(real) >= self.least + size else self.context.mpf(0)
-        return value if not real or self.context.mag(real) >= least else self.context.mpc(0, imaginary)
+        least_magnitude = self.least_magnitude + max(size, self.context.mag(value) if value else 0)
+        if not imaginary or self.context.mag(imaginary) < least_magnitude:
+            return real if real and self.context.mag(real) >= self.least_magnitude + size else self.context.mpf(0)
+        return value if not real or self.context.mag(real) >= least_magnitude else self.context.mpc(0, imaginary)
 
-    def logarithm(self, value: Number) -> Number:
-        if not value or self.context.mag(value) < self.least:
+    def take_logarithm(self, value: MpNumber) -> MpNumber:
+        if not value or self.context.mag(value) < self.least_magnitude:
             raise UndefinedError("logarithm of zero")
         if self.is_real and value < 0:
             raise UndefinedError("logarithm of a negative number")
-        return self.snapped(self.context.log(value))
+        return self.drop_rounding_residue(self.context.log(value))
 
-    def sine(self, value: Number) -> Number:
-        return self.snapped(self.context.sin(value))
+    def take_sine(self, value: MpNumber) -> MpNumber:
+        return self.drop_rounding_residue(self.context.sin(value))
 
-    def cosine(self, value: Number) -> Number:
-        return self.snapped(self.context.cos(value))
+    def take_cosine(self, value: MpNumber) -> MpNumber:
+        return self.drop_rounding_residue(self.context.cos(value))
 
-    def ordered(self, value: Number) -> Number:
+    def require_ordered(self, value: MpNumber) -> MpNumber:
         if self.is_complex(value):
             raise UndefinedError("complex numbers have no order")
         return value
 
-    def floor(self, value: Number) -> Number:
+    def take_floor(self, value: MpNumber) -> MpNumber:
         """The whole part; what is only rounding away from a whole number is that number."""
-        nearest = self.context.nint(self.ordered(value))
-        if abs(value - nearest) < self.context.ldexp(1, self.least + max(0, self.context.mag(value))):
+        nearest = self.context.nint(self.require_ordered(value))
+        if abs(value - nearest) < self.context.ldexp(1, self.least_magnitude + max(0, self.context.mag(value))):
             return nearest
         return self.context.floor(value)
 
-    def modulo(self, value: Number, modulus: Number) -> Number:
-        return value - modulus * self.floor(self.divided(value, modulus))
+    def take_modulo(self, value: MpNumber, modulus: MpNumber) -> MpNumber:
+        return value - modulus * self.take_floor(self.divide(value, modulus))
 
-    def inverse(self, name: str, value: Number) -> Number:
-        return self.snapped(getattr(self.context, name)(value))
+    def apply_inverse_function(self, name: str, value: MpNumber) -> MpNumber:
+        return self.drop_rounding_residue(getattr(self.context, name)(value))
 
 
-_RULES: dict[str, Callable[[Evaluation, Node], Number]] = {
-    "number": Evaluation.number,
-    "decimal": Evaluation.number,
-    "symbol": Evaluation.number,
-    "constant": Evaluation.constant,
-    "sum": Evaluation.sum,
-    "product": Evaluation.product,
-    "negative": Evaluation.negative,
-    "quotient": Evaluation.quotient,
-    "power": Evaluation.power,
-    "root": Evaluation.root,
-    "call": Evaluation.call,
-    "series": Evaluation.series,
-    "apply": Evaluation.apply,
+_HEAD_RULES: dict[str, Callable[[MpmathEvaluator, Node], MpNumber]] = {
+    "number": MpmathEvaluator.evaluate_number,
+    "decimal": MpmathEvaluator.evaluate_number,
+    "symbol": MpmathEvaluator.evaluate_number,
+    "constant": MpmathEvaluator.evaluate_constant,
+    "sum": MpmathEvaluator.evaluate_sum,
+    "product": MpmathEvaluator.evaluate_product,
+    "negative": MpmathEvaluator.evaluate_negative,
+    "quotient": MpmathEvaluator.evaluate_quotient,
+    "power": MpmathEvaluator.evaluate_power,
+    "root": MpmathEvaluator.evaluate_root,
+    "call": MpmathEvaluator.evaluate_call,
+    "series": MpmathEvaluator.evaluate_series,
+    "apply": MpmathEvaluator.evaluate_unknown_function,
 }
 
-_ON_WHOLE = frozenset(("factorial", "binomial", "gcd", "lcm"))
-_ON_RATIONALS = frozenset(("floor", "ceil", "gcd", "lcm", "mod", "factorial", "binomial", "log"))
+_INTEGER_FUNCTIONS = frozenset(("factorial", "binomial", "gcd", "lcm"))
+_RATIONAL_FUNCTIONS = frozenset(("floor", "ceil", "gcd", "lcm", "mod", "factorial", "binomial", "log"))
 
-_FUNCTIONS: dict[str, Callable[..., Number]] = {
-    "sin": Evaluation.sine,
-    "cos": Evaluation.cosine,
-    "tan": lambda one, x: one.divided(one.sine(x), one.cosine(x)),
-    "cot": lambda one, x: one.divided(one.cosine(x), one.sine(x)),
-    "sec": lambda one, x: one.divided(one.context.mpf(1), one.cosine(x)),
-    "csc": lambda one, x: one.divided(one.context.mpf(1), one.sine(x)),
-    "sinh": lambda one, x: one.context.sinh(x),
-    "cosh": lambda one, x: one.context.cosh(x),
-    "tanh": lambda one, x: one.context.tanh(x),
-    "coth": lambda one, x: one.divided(one.context.mpf(1), one.context.tanh(x)),
-    "sech": lambda one, x: one.divided(one.context.mpf(1), one.context.cosh(x)),
-    "csch": lambda one, x: one.divided(one.context.mpf(1), one.context.sinh(x)),
-    "arcsin": lambda one, x: one.inverse("asin", x),
-    "arccos": lambda one, x: one.inverse("acos", x),
-    "arctan": lambda one, x: one.inverse("atan", x),
-    "arccot": lambda one, x: one.context.pi / 2 - one.inverse("atan", x),
-    "arcsec": lambda one, x: one.inverse("acos", one.divided(one.context.mpf(1), x)),
-    "arccsc": lambda one, x: one.inverse("asin", one.divided(one.context.mpf(1), x)),
-    "arsinh": lambda one, x: one.inverse("asinh", x),
-    "arcosh": lambda one, x: one.inverse("acosh", x),
-    "artanh": lambda one, x: one.inverse("atanh", x),
-    "arcsinh": lambda one, x: one.inverse("asinh", x),
-    "arccosh": lambda one, x: one.inverse("acosh", x),
-    "arctanh": lambda one, x: one.inverse("atanh", x),
-    "ln": Evaluation.logarithm,
-    "log": lambda one, x, base: one.divided(one.logarithm(x), one.logarithm(base)),
-    "abs": lambda one, x: abs(x),
-    "floor": Evaluation.floor,
-    "ceil": lambda one, x: -one.floor(-x),
-    "mod": Evaluation.modulo,
-    "max": lambda one, *several: max(one.ordered(x) for x in several),
-    "min": lambda one, *several: min(one.ordered(x) for x in several),
-    "degrees": lambda one, x: x * one.context.pi / 180,
+_FUNCTION_RULES: dict[str, Callable[..., MpNumber]] = {
+    "sin": MpmathEvaluator.take_sine,
+    "cos": MpmathEvaluator.take_cosine,
+    "tan": lambda evaluator, x: evaluator.divide(evaluator.take_sine(x), evaluator.take_cosine(x)),
+    "cot": lambda evaluator, x: evaluator.divide(evaluator.take_cosine(x), evaluator.take_sine(x)),
+    "sec": lambda evaluator, x: evaluator.divide(evaluator.context.mpf(1), evaluator.take_cosine(x)),
+    "csc": lambda evaluator, x: evaluator.divide(evaluator.context.mpf(1), evaluator.take_sine(x)),
+    "sinh": lambda evaluator, x: evaluator.context.sinh(x),
+    "cosh": lambda evaluator, x: evaluator.context.cosh(x),
+    "tanh": lambda evaluator, x: evaluator.context.tanh(x),
+    "coth": lambda evaluator, x: evaluator.divide(evaluator.context.mpf(1), evaluator.context.tanh(x)),
+    "sech": lambda evaluator, x: evaluator.divide(evaluator.context.mpf(1), evaluator.context.cosh(x)),
+    "csch": lambda evaluator, x: evaluator.divide(evaluator.context.mpf(1), evaluator.context.sinh(x)),
+    "arcsin": lambda evaluator, x: evaluator.apply_inverse_function("asin", x),
+    "arccos": lambda evaluator, x: evaluator.apply_inverse_function("acos", x),
+    "arctan": lambda evaluator, x: evaluator.apply_inverse_function("atan", x),
+    "arccot": lambda evaluator, x: evaluator.context.pi / 2 - evaluator.apply_inverse_function("atan", x),
+    "arcsec": lambda evaluator, x: evaluator.apply_inverse_function(
+        "acos", evaluator.divide(evaluator.context.mpf(1), x)
+    ),
+    "arccsc": lambda evaluator, x: evaluator.apply_inverse_function(
+        "asin", evaluator.divide(evaluator.context.mpf(1), x)
+    ),
+    "arsinh": lambda evaluator, x: evaluator.apply_inverse_function("asinh", x),
+    "arcosh": lambda evaluator, x: evaluator.apply_inverse_function("acosh", x),
+    "artanh": lambda evaluator, x: evaluator.apply_inverse_function("atanh", x),
+    "arcsinh": lambda evaluator, x: evaluator.apply_inverse_function("asinh", x),
+    "arccosh": lambda evaluator, x: evaluator.apply_inverse_function("acosh", x),
+    "arctanh": lambda evaluator, x: evaluator.apply_inverse_function("atanh", x),
+    "ln": MpmathEvaluator.take_logarithm,
+    "log": lambda evaluator, x, base: evaluator.divide(evaluator.take_logarithm(x), evaluator.take_logarithm(base)),
+    "abs": lambda evaluator, x: abs(x),
+    "floor": MpmathEvaluator.take_floor,
+    "ceil": lambda evaluator, x: -evaluator.take_floor(-x),
+    "mod": MpmathEvaluator.take_modulo,
+    "max": lambda evaluator, *arguments: max(evaluator.require_ordered(x) for x in arguments),
+    "min": lambda evaluator, *arguments: min(evaluator.require_ordered(x) for x in arguments),
+    "degrees": lambda evaluator, x: x * evaluator.context.pi / 180,
 }

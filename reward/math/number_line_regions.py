@@ -5,21 +5,28 @@ from fractions import Fraction
 from functools import cmp_to_key
 from typing import NamedTuple
 
-from qwen_align.reward.math.answer_parser import value_of
-from qwen_align.reward.math.answer_values import Chain, Group, Row, Scalar, Union, Value
-from qwen_align.reward.math.variable_names import name_of
+from qwen_align.reward.math.answer_parser import parse_normalized
+from qwen_align.reward.math.answer_values import (
+    AnswerValue,
+    BracketedTuple,
+    RelationChain,
+    Scalar,
+    SetUnion,
+    UnorderedItems,
+)
+from qwen_align.reward.math.variable_names import normalize_variable_name
 
-_LEAST, _MOST = Scalar(r"-\infty"), Scalar(r"\infty")
-_BARS = re.compile(r"\| ?([a-z]) ?\|")
-_UPWARD = {"<": "<", r"\le": r"\le", ">": "<", r"\ge": r"\le"}
-INEQUALITIES = frozenset(_UPWARD) | {r"\ne"}
+_MINUS_INFINITY, _PLUS_INFINITY = Scalar(r"-\infty"), Scalar(r"\infty")
+_ABSOLUTE_VALUE = re.compile(r"\| ?([a-z]) ?\|")
+_ASCENDING_RELATIONS = {"<": "<", r"\le": r"\le", ">": "<", r"\ge": r"\le"}
+INEQUALITIES = frozenset(_ASCENDING_RELATIONS) | {r"\ne"}
 
 
 class Interval(NamedTuple):
     low: Scalar
     high: Scalar
-    has_low: bool
-    has_high: bool
+    includes_low: bool
+    includes_high: bool
 
 
 class Region(NamedTuple):
@@ -29,114 +36,132 @@ class Region(NamedTuple):
     name: str = ""
 
 
-_REAL_LINE = Row("(", (_LEAST, _MOST), ")")
-_LINE = Region((Interval(_LEAST, _MOST, False, False),))
+_REAL_LINE = BracketedTuple("(", (_MINUS_INFINITY, _PLUS_INFINITY), ")")
+_WHOLE_LINE = Region((Interval(_MINUS_INFINITY, _PLUS_INFINITY, False, False),))
 
 
-def region(value: Value, *, of_a_gold: bool) -> Region | None:
+def to_region(value: AnswerValue, *, is_gold: bool) -> Region | None:
     """The part of the number line a value says, None if it says none; an inequality must be solved for a name."""
-    if isinstance(value, Chain):
-        return _of_chain(value, of_a_gold)
-    if isinstance(value, Row):
-        interval = _of_row(value)
+    if isinstance(value, RelationChain):
+        return _chain_to_region(value, is_gold)
+    if isinstance(value, BracketedTuple):
+        interval = _tuple_to_interval(value)
         return None if interval is None else Region((interval,))
     if isinstance(value, Scalar):
         return Region((Interval(value, value, True, True),))
-    if isinstance(value, Group):
-        return _of_group(value, of_a_gold)
-    if isinstance(value, Union):
-        whole = _joined([region(part, of_a_gold=of_a_gold) for part in value.parts])
-        holes = _joined([region(part, of_a_gold=of_a_gold) for part in value.without])
-        return _without(whole, holes) if whole is not None and holes is not None else None
+    if isinstance(value, UnorderedItems):
+        return _group_to_region(value, is_gold)
+    if isinstance(value, SetUnion):
+        united = _unite_regions([to_region(part, is_gold=is_gold) for part in value.parts])
+        holes = _unite_regions([to_region(part, is_gold=is_gold) for part in value.removed])
+        return _remove_points(united, holes) if united is not None and holes is not None else None
     return None
 
 
-def merged(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
+def merge_intervals(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
     """The intervals by rising low end, touching ones joined, if all ends are plain numbers or infinite."""
-    if not all(_is_placed(one.low) and _is_placed(one.high) for one in intervals):
+    if not all(_is_comparable_end(interval.low) and _is_comparable_end(interval.high) for interval in intervals):
         return intervals
     kept: list[Interval] = []
-    for one in sorted(intervals, key=cmp_to_key(_by_low)):
-        if _order(one.low, one.high) > 0 or (_order(one.low, one.high) == 0 and not (one.has_low and one.has_high)):
+    for interval in sorted(intervals, key=cmp_to_key(_compare_low_ends)):
+        if _compare_ends(interval.low, interval.high) > 0 or (
+            _compare_ends(interval.low, interval.high) == 0 and not (interval.includes_low and interval.includes_high)
+        ):
             continue  # nothing lies in it
-        last = kept[-1] if kept else None
-        if last is None or not _touch(last, one):
-            kept.append(one)
+        previous = kept[-1] if kept else None
+        if previous is None or not _is_touching(previous, interval):
+            kept.append(interval)
             continue
-        by_high = _order(last.high, one.high)
-        has_high = last.has_high or one.has_high if by_high == 0 else (last if by_high > 0 else one).has_high
-        has_low = last.has_low or (one.has_low and _order(last.low, one.low) == 0)
-        kept[-1] = Interval(last.low, last.high if by_high >= 0 else one.high, has_low, has_high)
+        high_order = _compare_ends(previous.high, interval.high)
+        includes_high = (
+            previous.includes_high or interval.includes_high
+            if high_order == 0
+            else (previous if high_order > 0 else interval).includes_high
+        )
+        includes_low = previous.includes_low or (
+            interval.includes_low and _compare_ends(previous.low, interval.low) == 0
+        )
+        kept[-1] = Interval(
+            previous.low, previous.high if high_order >= 0 else interval.high, includes_low, includes_high
+        )
     return tuple(kept)
 
 
-def _of_chain(chain: Chain, of_a_gold: bool) -> Region | None:
+def _chain_to_region(chain: RelationChain, is_gold: bool) -> Region | None:
     sides, relations = chain
     if len(sides) == 2 and relations[0] in (r"\ne", r"\in", "="):
-        name = name_of(sides[0], of_a_gold=of_a_gold)
-        value = value_of(sides[1])
+        name = normalize_variable_name(sides[0], is_gold=is_gold)
+        value = parse_normalized(sides[1])
         if name is None or value is None:
             return None
-        inner = region(value, of_a_gold=of_a_gold)
-        if relations[0] == r"\ne" and inner is not None:
-            inner = _without(Region((Interval(_LEAST, _MOST, False, False),)), inner)
-        return None if inner is None else inner._replace(name=name)
-    if not set(relations) <= set(_UPWARD) or len(sides) > 3:
+        inner_region = to_region(value, is_gold=is_gold)
+        if relations[0] == r"\ne" and inner_region is not None:
+            inner_region = _remove_points(
+                Region((Interval(_MINUS_INFINITY, _PLUS_INFINITY, False, False),)), inner_region
+            )
+        return None if inner_region is None else inner_region._replace(name=name)
+    if not set(relations) <= set(_ASCENDING_RELATIONS) or len(sides) > 3:
         return None
-    if len({_is_upward(relation) for relation in relations}) == 2:
+    if len({_is_less_than(relation) for relation in relations}) == 2:
         return None
-    if not _is_upward(relations[0]):
+    if not _is_less_than(relations[0]):
         sides, relations = sides[::-1], relations[::-1]
-    closed = [_UPWARD[relation] == r"\le" for relation in relations]
+    closed = [_ASCENDING_RELATIONS[relation] == r"\le" for relation in relations]
     if len(sides) == 3:
-        name = name_of(sides[1], of_a_gold=of_a_gold)
-        low, high = _end(sides[0], name), _end(sides[2], name)
+        name = normalize_variable_name(sides[1], is_gold=is_gold)
+        low, high = _parse_interval_end(sides[0], name), _parse_interval_end(sides[2], name)
         if name is None or low is None or high is None:
             return None
         return Region((Interval(low, high, closed[0], closed[1]),), name)
-    if (strip := _strip(sides[0], sides[1], closed[0], of_a_gold)) is not None:
-        return strip
-    return _half_line(sides[0], sides[1], closed[0], of_a_gold)
+    if (strip_region := _absolute_value_to_region(sides[0], sides[1], closed[0], is_gold)) is not None:
+        return strip_region
+    return _half_line_to_region(sides[0], sides[1], closed[0], is_gold)
 
 
-def _strip(less: str, more: str, is_closed: bool, of_a_gold: bool) -> Region | None:
+def _absolute_value_to_region(lesser_side: str, greater_side: str, is_closed: bool, is_gold: bool) -> Region | None:
     """What `|x| < 3` or `|x| > 3` says, None if it is no such thing."""
-    for side, other in ((less, more), (more, less)):
-        bars = _BARS.fullmatch(side)
-        name = None if bars is None else name_of(bars[1], of_a_gold=of_a_gold)
-        end = value_of(other)
+    for side, other_side in ((lesser_side, greater_side), (greater_side, lesser_side)):
+        match = _ABSOLUTE_VALUE.fullmatch(side)
+        name = None if match is None else normalize_variable_name(match[1], is_gold=is_gold)
+        end = parse_normalized(other_side)
         if name is None or not isinstance(end, Scalar) or end.number is None or end.number <= 0:
             continue
         low = Scalar(f"-{end.text}", -end.number)
-        if side == less:
+        if side == lesser_side:
             return Region((Interval(low, end, is_closed, is_closed),), name)
-        return Region((Interval(_LEAST, low, False, is_closed), Interval(end, _MOST, is_closed, False)), name)
+        return Region(
+            (Interval(_MINUS_INFINITY, low, False, is_closed), Interval(end, _PLUS_INFINITY, is_closed, False)), name
+        )
     return None
 
 
-def _half_line(less: str, more: str, is_closed: bool, of_a_gold: bool) -> Region | None:
-    for side, other, is_above in ((less, more, False), (more, less, True)):
-        name = name_of(side, of_a_gold=of_a_gold)
-        end = _end(other, name)
-        if name is not None and end is not None and name_of(other, of_a_gold=of_a_gold) is None:
-            interval = Interval(end, _MOST, is_closed, False) if is_above else Interval(_LEAST, end, False, is_closed)
+def _half_line_to_region(lesser_side: str, greater_side: str, is_closed: bool, is_gold: bool) -> Region | None:
+    for side, other_side, is_above in ((lesser_side, greater_side, False), (greater_side, lesser_side, True)):
+        name = normalize_variable_name(side, is_gold=is_gold)
+        end = _parse_interval_end(other_side, name)
+        if name is not None and end is not None and normalize_variable_name(other_side, is_gold=is_gold) is None:
+            interval = (
+                Interval(end, _PLUS_INFINITY, is_closed, False)
+                if is_above
+                else Interval(_MINUS_INFINITY, end, False, is_closed)
+            )
             return Region((interval,), name)
     return None
 
 
-def _end(side: str, name: str | None) -> Scalar | None:
+def _parse_interval_end(side: str, name: str | None) -> Scalar | None:
     """An end of the interval, None if the variable occurs in it: then the inequality is not solved."""
-    value = value_of(side)
+    value = parse_normalized(side)
     if name is None or not isinstance(value, Scalar) or (value.number is None and name in value.text):
         return None
     return value
 
 
-def _is_upward(relation: str) -> bool:
+def _is_less_than(relation: str) -> bool:
     return relation in ("<", r"\le")
 
 
-def _of_row(row: Row) -> Interval | None:
+def _tuple_to_interval(row: BracketedTuple) -> Interval | None:
     if len(row.items) != 2:
         return None
     low, high = row.items
@@ -145,117 +170,154 @@ def _of_row(row: Row) -> Interval | None:
     return None
 
 
-def _of_group(group: Group, of_a_gold: bool) -> Region | None:
-    kept, holes = _parted(group.items)
+def _group_to_region(group: UnorderedItems, is_gold: bool) -> Region | None:
+    kept, holes = _split_off_holes(group.items)
     if holes:
-        whole = region(Group(kept, group.all_hold), of_a_gold=of_a_gold) if kept else _LINE
-        first = holes[0]
-        name = name_of(first.sides[0], of_a_gold=of_a_gold) if isinstance(first, Chain) else None
-        known = [value_of(item.sides[1]) if isinstance(item, Chain) else item for item in holes]
-        inner = region(Group(tuple(hole for hole in known if hole is not None)), of_a_gold=of_a_gold)
-        if whole is None or inner is None or name is None or whole.name not in ("", name):
+        base_region = to_region(UnorderedItems(kept, group.all_hold), is_gold=is_gold) if kept else _WHOLE_LINE
+        first_hole = holes[0]
+        name = (
+            normalize_variable_name(first_hole.sides[0], is_gold=is_gold)
+            if isinstance(first_hole, RelationChain)
+            else None
+        )
+        hole_values = [parse_normalized(item.sides[1]) if isinstance(item, RelationChain) else item for item in holes]
+        hole_region = to_region(
+            UnorderedItems(tuple(hole for hole in hole_values if hole is not None)), is_gold=is_gold
+        )
+        if base_region is None or hole_region is None or name is None or base_region.name not in ("", name):
             return None
-        return _without(whole._replace(name=name), inner)
+        return _remove_points(base_region._replace(name=name), hole_region)
     group = group._replace(items=kept)
-    if len({isinstance(item, Chain) and r"\in" in item.relations for item in kept if isinstance(item, Chain)}) == 2:
+    if (
+        len(
+            {
+                isinstance(item, RelationChain) and r"\in" in item.relations
+                for item in kept
+                if isinstance(item, RelationChain)
+            }
+        )
+        == 2
+    ):
         return None  # `x \\in (0,5), x > 3` may say either
     if any(isinstance(item, Scalar) for item in group.items) and not all(isinstance(i, Scalar) for i in group.items):
         return None  # a number beside an inequality is another answer
-    regions = [region(item, of_a_gold=of_a_gold) for item in group.items]
+    regions = [to_region(item, is_gold=is_gold) for item in group.items]
     if group.all_hold:
-        return _in_common(regions)
-    joined = _joined(regions)
-    covers = joined is not None and len(regions) > 1 and merged(joined.intervals) == _LINE.intervals
-    return None if covers else joined  # `x > 1, x < 2` means both at once
+        return _intersect_half_lines(regions)
+    united = _unite_regions(regions)
+    covers = united is not None and len(regions) > 1 and merge_intervals(united.intervals) == _WHOLE_LINE.intervals
+    return None if covers else united  # `x > 1, x < 2` means both at once
 
 
-def _parted(items: tuple[Value, ...]) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+def _split_off_holes(items: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue, ...], tuple[AnswerValue, ...]]:
     """The items without a mere domain (`x \\in \\mathbb{R}` beside other relations), and those from `x \\ne 3` on."""
-    chains = [item for item in items if isinstance(item, Chain)]
-    domains = [item for item in chains if item.relations == (r"\in",) and value_of(item.sides[1]) == _REAL_LINE]
+    chains = [item for item in items if isinstance(item, RelationChain)]
+    domains = [item for item in chains if item.relations == (r"\in",) and parse_normalized(item.sides[1]) == _REAL_LINE]
     if domains and len(chains) > len(domains):
         items = tuple(item for item in items if item not in domains)
-    kept: list[Value] = []
-    holes: list[Value] = []
-    place = kept
+    kept: list[AnswerValue] = []
+    holes: list[AnswerValue] = []
+    target = kept
     for item in items:
-        if isinstance(item, Chain):
-            place = holes if item.relations == (r"\ne",) else kept
-        place.append(item)
+        if isinstance(item, RelationChain):
+            target = holes if item.relations == (r"\ne",) else kept
+        target.append(item)
     return tuple(kept), tuple(holes)
 
 
-def _in_common(regions: list[Region | None]) -> Region | None:
+def _intersect_half_lines(regions: list[Region | None]) -> Region | None:
     """Where a half-line up and a half-line down overlap: `x > 1 and x < 2`."""
-    both = _joined(regions)
-    if both is not None:
-        bounded = tuple(one for one in both.intervals if (one.low, one.high) != (_LEAST, _MOST))
-        both = both._replace(intervals=bounded)
+    united = _unite_regions(regions)
+    if united is not None:
+        bounded = tuple(
+            interval
+            for interval in united.intervals
+            if (interval.low, interval.high) != (_MINUS_INFINITY, _PLUS_INFINITY)
+        )
+        united = united._replace(intervals=bounded)
         if len(bounded) == 1:  # the other says `x < \infty`
-            return both
-    if both is None or len(both.intervals) != 2:
+            return united
+    if united is None or len(united.intervals) != 2:
         return None
-    up, down = sorted(both.intervals, key=lambda one: one.low == _LEAST)
-    if up.high != _MOST or down.low != _LEAST or up.low == _LEAST or down.high == _MOST:
+    upward, downward = sorted(united.intervals, key=lambda interval: interval.low == _MINUS_INFINITY)
+    if (
+        upward.high != _PLUS_INFINITY
+        or downward.low != _MINUS_INFINITY
+        or upward.low == _MINUS_INFINITY
+        or downward.high == _PLUS_INFINITY
+    ):
         return None
-    if _is_placed(up.low) and _is_placed(down.high) and _order(up.low, down.high) >= 0:
+    if (
+        _is_comparable_end(upward.low)
+        and _is_comparable_end(downward.high)
+        and _compare_ends(upward.low, downward.high) >= 0
+    ):
         return None
-    return both._replace(intervals=(Interval(up.low, down.high, up.has_low, down.has_high),))
+    return united._replace(
+        intervals=(Interval(upward.low, downward.high, upward.includes_low, downward.includes_high),)
+    )
 
 
-def _joined(regions: list[Region | None]) -> Region | None:
-    known = [one for one in regions if one is not None]
-    names = {one.name for one in known if one.name}
-    if len(known) < len(regions) or len(names) > 1:
+def _unite_regions(regions: list[Region | None]) -> Region | None:
+    known_regions = [region for region in regions if region is not None]
+    names = {region.name for region in known_regions if region.name}
+    if len(known_regions) < len(regions) or len(names) > 1:
         return None
-    return Region(tuple(interval for one in known for interval in one.intervals), next(iter(names), ""))
+    return Region(tuple(interval for region in known_regions for interval in region.intervals), next(iter(names), ""))
 
 
-def _without(whole: Region, holes: Region) -> Region | None:
+def _remove_points(region: Region, holes: Region) -> Region | None:
     """The region without single points whose places are plain numbers."""
-    intervals = list(whole.intervals)
-    if holes.intervals and not all(_is_placed(one.low) and _is_placed(one.high) for one in intervals):
+    intervals = list(region.intervals)
+    if holes.intervals and not all(
+        _is_comparable_end(interval.low) and _is_comparable_end(interval.high) for interval in intervals
+    ):
         return None
     for hole in holes.intervals:
         if hole.low != hole.high:
             return None
         if hole.low.number is None:
-            if len(holes.intervals) > 1 or len(intervals) > 1 or intervals[0][:2] != (_LEAST, _MOST):
+            if len(holes.intervals) > 1 or len(intervals) > 1 or intervals[0][:2] != (_MINUS_INFINITY, _PLUS_INFINITY):
                 return None
-            intervals = [Interval(_LEAST, hole.low, False, False), Interval(hole.low, _MOST, False, False)]
+            intervals = [
+                Interval(_MINUS_INFINITY, hole.low, False, False),
+                Interval(hole.low, _PLUS_INFINITY, False, False),
+            ]
             continue
-        cut: list[Interval] = []
-        for one in intervals:
-            if _order(one.low, hole.low) > 0 or _order(one.high, hole.low) < 0:
-                cut.append(one)
+        remaining: list[Interval] = []
+        for interval in intervals:
+            if _compare_ends(interval.low, hole.low) > 0 or _compare_ends(interval.high, hole.low) < 0:
+                remaining.append(interval)
                 continue
-            if _order(one.low, hole.low) < 0:
-                cut.append(one._replace(high=hole.low, has_high=False))
-            if _order(one.high, hole.low) > 0:
-                cut.append(one._replace(low=hole.low, has_low=False))
-        intervals = cut
-    return whole._replace(intervals=tuple(intervals))
+            if _compare_ends(interval.low, hole.low) < 0:
+                remaining.append(interval._replace(high=hole.low, includes_high=False))
+            if _compare_ends(interval.high, hole.low) > 0:
+                remaining.append(interval._replace(low=hole.low, includes_low=False))
+        intervals = remaining
+    return region._replace(intervals=tuple(intervals))
 
 
-def _is_placed(end: Scalar) -> bool:
-    return end.number is not None or end.text in (_LEAST.text, _MOST.text)
+def _is_comparable_end(end: Scalar) -> bool:
+    return end.number is not None or end.text in (_MINUS_INFINITY.text, _PLUS_INFINITY.text)
 
 
-def _order(one: Scalar, other: Scalar) -> int:
-    (rank, place), (other_rank, other_place) = _place(one), _place(other)
-    return (rank > other_rank) - (rank < other_rank) or (place > other_place) - (place < other_place)
+def _compare_ends(left: Scalar, right: Scalar) -> int:
+    (left_rank, left_value), (right_rank, right_value) = _rank_end(left), _rank_end(right)
+    return (left_rank > right_rank) - (left_rank < right_rank) or (left_value > right_value) - (
+        left_value < right_value
+    )
 
 
-def _place(end: Scalar) -> tuple[int, Fraction]:
+def _rank_end(end: Scalar) -> tuple[int, Fraction]:
     if end.number is not None:
         return 0, end.number
-    return (-1 if end.text == _LEAST.text else 1), Fraction(0)
+    return (-1 if end.text == _MINUS_INFINITY.text else 1), Fraction(0)
 
 
-def _by_low(one: Interval, other: Interval) -> int:
-    return _order(one.low, other.low) or other.has_low - one.has_low
+def _compare_low_ends(left: Interval, right: Interval) -> int:
+    return _compare_ends(left.low, right.low) or right.includes_low - left.includes_low
 
 
-def _touch(one: Interval, other: Interval) -> bool:
-    order = _order(one.high, other.low)
-    return order > 0 or (order == 0 and (one.has_high or other.has_low))
+def _is_touching(left: Interval, right: Interval) -> bool:
+    order = _compare_ends(left.high, right.low)
+    return order > 0 or (order == 0 and (left.includes_high or right.includes_low))

@@ -5,17 +5,17 @@ from fractions import Fraction
 
 MAX_DIGITS = 1_000  # far below CPython's own limit of 4,300 for int(); arithmetic on these takes microseconds
 
-_WHOLE = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)"
-_DECIMAL = rf"(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+)"
-_PLAIN = re.compile(_DECIMAL)
+_INTEGER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)"
+_DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
+_PLAIN_DECIMAL = re.compile(_DECIMAL)
 _FRACTION = re.compile(
     rf"\\frac ?(?:\{{ ?([+-]? ?{_DECIMAL}) ?\}}|([0-9])) ?(?:\{{ ?([+-]? ?{_DECIMAL}) ?\}}|([0-9]))"
     rf"|({_DECIMAL}) ?/ ?([+-]? ?{_DECIMAL})"
 )
-_MIXED = re.compile(
+_MIXED_NUMBER = re.compile(
     r"([0-9]+) ?\\frac ?(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))|([0-9]+) ([0-9]+) ?/ ?([0-9]+)"
 )
-_ENGLISH = {
+_ENGLISH_NUMBERS = {
     word: number
     for number, word in enumerate(
         "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -24,72 +24,83 @@ _ENGLISH = {
 }
 _CHINESE_DIGITS = {digit: number for number, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 _CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000}
-_CHINESE = re.compile(r"[零〇一二两三四五六七八九十百千万亿]{1,20}")
-_CHINESE_FRACTION = re.compile(rf"({_CHINESE.pattern}|[0-9]+)分之({_CHINESE.pattern}|[0-9]+)")
+_CHINESE_NUMERAL = re.compile(r"[零〇一二两三四五六七八九十百千万亿]{1,20}")
+_CHINESE_FRACTION = re.compile(rf"({_CHINESE_NUMERAL.pattern}|[0-9]+)分之({_CHINESE_NUMERAL.pattern}|[0-9]+)")
 
 
-def plain_number(text: str) -> Fraction | None:
+def parse_plain_number(text: str) -> Fraction | None:
     """The exact number written plainly in `text` (in layout form), else None."""
     if len(text) > MAX_DIGITS:
         return None
     sign = -1 if text[:1] == "-" else 1
     if text[:1] in ("-", "+"):
         text = text[1:].lstrip()
-    size = _unsigned(text)
-    return None if size is None else sign * size
+    magnitude = _parse_unsigned(text)
+    return None if magnitude is None else sign * magnitude
 
 
-def spelled_number(word: str) -> Fraction | None:
+def parse_spelled_number(word: str) -> Fraction | None:
     """The number a word says: `seven`, 十五, 三分之一."""
-    if word in _ENGLISH:
-        return Fraction(_ENGLISH[word])
+    if word in _ENGLISH_NUMBERS:
+        return Fraction(_ENGLISH_NUMBERS[word])
     if word.startswith("负"):
-        size = spelled_number(word[1:])
-        return None if size is None else -size
-    whole, point, places = word.partition("点")
-    if point and _CHINESE.fullmatch(whole) and places and set(places) <= set(_CHINESE_DIGITS):
-        return Fraction(_chinese(whole)) + Fraction(_chinese(places), 10 ** len(places))
-    if found := _CHINESE_FRACTION.fullmatch(word):
-        below, above = (_chinese(part) for part in found.groups())
-        return Fraction(above, below) if below else None
-    return Fraction(_chinese(word)) if _CHINESE.fullmatch(word) else None
+        magnitude = parse_spelled_number(word[1:])
+        return None if magnitude is None else -magnitude
+    integer_digits, point, decimal_digits = word.partition("点")
+    if (
+        point
+        and _CHINESE_NUMERAL.fullmatch(integer_digits)
+        and decimal_digits
+        and set(decimal_digits) <= set(_CHINESE_DIGITS)
+    ):
+        return Fraction(_parse_chinese_integer(integer_digits)) + Fraction(
+            _parse_chinese_integer(decimal_digits), 10 ** len(decimal_digits)
+        )
+    if match := _CHINESE_FRACTION.fullmatch(word):
+        denominator, numerator = (_parse_chinese_integer(part) for part in match.groups())
+        return Fraction(numerator, denominator) if denominator else None
+    return Fraction(_parse_chinese_integer(word)) if _CHINESE_NUMERAL.fullmatch(word) else None
 
 
-def _unsigned(text: str) -> Fraction | None:
-    if _PLAIN.fullmatch(text):
-        return _decimal(text)
-    if found := _FRACTION.fullmatch(text):
-        above, below = (_signed(part) for part in found.groups() if part is not None)
-        return above / below if below else None
-    if found := _MIXED.fullmatch(text):
-        whole, above, below = (_decimal(part) for part in found.groups() if part is not None)
-        return whole + above / below if above < below else None
+def _parse_unsigned(text: str) -> Fraction | None:
+    if _PLAIN_DECIMAL.fullmatch(text):
+        return _parse_decimal(text)
+    if match := _FRACTION.fullmatch(text):
+        numerator, denominator = (_parse_signed_decimal(part) for part in match.groups() if part is not None)
+        return numerator / denominator if denominator else None
+    if match := _MIXED_NUMBER.fullmatch(text):
+        integer_part, numerator, denominator = (_parse_decimal(part) for part in match.groups() if part is not None)
+        return integer_part + numerator / denominator if numerator < denominator else None
     return None
 
 
-def _signed(text: str) -> Fraction:
-    size = _decimal(text.lstrip("+- "))
-    return -size if text.startswith("-") else size
+def _parse_signed_decimal(text: str) -> Fraction:
+    magnitude = _parse_decimal(text.lstrip("+- "))
+    return -magnitude if text.startswith("-") else magnitude
 
 
-def _decimal(text: str) -> Fraction:
-    whole, _, places = text.replace(",", "").partition(".")
-    return Fraction(int((whole + places) or "0"), 10 ** len(places)) if places else Fraction(int(whole or "0"))
+def _parse_decimal(text: str) -> Fraction:
+    integer_digits, _, decimal_digits = text.replace(",", "").partition(".")
+    return (
+        Fraction(int((integer_digits + decimal_digits) or "0"), 10 ** len(decimal_digits))
+        if decimal_digits
+        else Fraction(int(integer_digits or "0"))
+    )
 
 
-def _chinese(word: str) -> int:
+def _parse_chinese_integer(word: str) -> int:
     if word.isdigit() and word.isascii():
         return int(word)
-    if not any(sign in "十百千万亿" for sign in word):
-        return int("".join(str(_CHINESE_DIGITS[sign]) for sign in word))
+    if not any(character in "十百千万亿" for character in word):
+        return int("".join(str(_CHINESE_DIGITS[character]) for character in word))
     total = section = digit = 0
-    for sign in word:
-        if sign in _CHINESE_DIGITS:
-            digit = _CHINESE_DIGITS[sign]
-        elif sign in _CHINESE_UNITS:
-            section += (digit or 1) * _CHINESE_UNITS[sign]
+    for character in word:
+        if character in _CHINESE_DIGITS:
+            digit = _CHINESE_DIGITS[character]
+        elif character in _CHINESE_UNITS:
+            section += (digit or 1) * _CHINESE_UNITS[character]
             digit = 0
         else:
-            total = (total + section + digit) * (10_000 if sign == "万" else 100_000_000)
+            total = (total + section + digit) * (10_000 if character == "万" else 100_000_000)
             section = digit = 0
     return total + section + digit

@@ -6,9 +6,9 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
 
-from qwen_align.reward.math.expression_tree import Node, symbols
-from qwen_align.reward.math.mpmath_evaluator import Evaluation, Number
-from qwen_align.reward.math.sample_points import Point
+from qwen_align.reward.math.expression_tree import Node, get_free_letters
+from qwen_align.reward.math.mpmath_evaluator import MpmathEvaluator, MpNumber
+from qwen_align.reward.math.sample_points import SamplePoint
 
 _lock = threading.Lock()  # mpmath's precision and its caches of constants belong to no thread
 
@@ -23,46 +23,46 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def values(nodes: tuple[Node, ...], point: Point, bits: int, *, is_real: bool) -> list[Number]:
+def evaluate_nodes(nodes: tuple[Node, ...], point: SamplePoint, bits: int, *, is_real: bool) -> list[MpNumber]:
     """The values at `point`; raises UndefinedError, TooLargeError or UnsupportedError."""
     with _lock:
-        context = _context()
+        context = _get_context()
         context.prec = bits
-        bound = {name: point.value_of(name) for node in nodes for name in symbols(node)}
-        one = Evaluation(context, point, bound, is_real)
-        return [one.value(node) for node in nodes]
+        bound_values = {name: point.get_letter_value(name) for node in nodes for name in get_free_letters(node)}
+        evaluator = MpmathEvaluator(context, point, bound_values, is_real)
+        return [evaluator.evaluate(node) for node in nodes]
 
 
 class Difference(NamedTuple):
     """The size of the difference of two values and of the larger of them."""
 
-    distance: Number
-    size: Number
+    distance: MpNumber
+    size: MpNumber
 
-    def is_rounding(self, bits: int) -> bool:
+    def is_rounding_error(self, bits: int) -> bool:
         """Whether it is no more than rounding leaves of values that were computed to `bits` bits."""
         with _lock:
-            return bool(self.distance <= _context().ldexp(self.size, -(bits * 7) // 10))
+            return bool(self.distance <= _get_context().ldexp(self.size, -(bits * 7) // 10))
 
-    def vanishes(self, first: "Difference", bits: int) -> bool:
+    def has_vanished_since(self, coarser: "Difference", bits: int) -> bool:
         """Whether it is far smaller than `first`, which was computed to `bits` bits, itself to twice as many."""
         with _lock:
-            return bool(self.distance <= _context().ldexp(first.distance, -bits // 2))
+            return bool(self.distance <= _get_context().ldexp(coarser.distance, -bits // 2))
 
-    def is_near(self, first: "Difference") -> bool:
+    def is_unchanged_since(self, coarser: "Difference") -> bool:
         """Whether more bits left the difference as it was."""
         with _lock:
-            return bool(abs(self.distance - first.distance) <= _context().ldexp(self.distance, -10))
+            return bool(abs(self.distance - coarser.distance) <= _get_context().ldexp(self.distance, -10))
 
 
-def difference(nodes: tuple[Node, Node], point: Point, bits: int, *, is_real: bool) -> Difference:
+def measure_difference(nodes: tuple[Node, Node], point: SamplePoint, bits: int, *, is_real: bool) -> Difference:
     """How far two values are apart at a point; raises what `values` raises."""
-    one, other = values(nodes, point, bits, is_real=is_real)
+    left, right = evaluate_nodes(nodes, point, bits, is_real=is_real)
     with _lock:
-        return Difference(abs(one - other), max(abs(one), abs(other)))
+        return Difference(abs(left - right), max(abs(left), abs(right)))
 
 
-def as_fraction(value: Number) -> Fraction | None:
+def to_fraction(value: MpNumber) -> Fraction | None:
     """The exact value of a real result, None for a complex one."""
     if not hasattr(value, "_mpf_"):
         return None
@@ -70,10 +70,10 @@ def as_fraction(value: Number) -> Fraction | None:
     return Fraction(-int(mantissa) if sign else int(mantissa)) * Fraction(2) ** int(exponent)
 
 
-def warm() -> None:
+def warm_up_mpmath() -> None:
     """Imports mpmath and lets it work out its constants, which the first values would have to wait for."""
     with _lock:
-        context = _context()
+        context = _get_context()
         for bits in (120, 240, 500, 1_000):
             context.prec = bits
             for function in (context.exp, context.log, context.sin, context.atan, context.sqrt, context.asin):
@@ -82,7 +82,7 @@ def warm() -> None:
 
 
 @cache
-def _context() -> Any:
+def _get_context() -> Any:
     import mpmath  # late: a reward of another kind never needs it
 
     return mpmath.MPContext()

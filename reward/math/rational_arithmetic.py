@@ -29,30 +29,30 @@ class UnsupportedError(ArithmeticError):
 
 
 @lru_cache(maxsize=4_096)
-def literal(text: str) -> Fraction:
+def parse_decimal_literal(text: str) -> Fraction:
     """The value of digits as written: `0.25`, `0.1(6)` for a repeating decimal, `1.5e3`; raises TooLargeError."""
-    mantissa, _, power = text.lower().partition("e")
-    if len(power) > 5 or abs(int(power or 0)) > MAX_BITS // 4:
+    mantissa, _, exponent_digits = text.lower().partition("e")
+    if len(exponent_digits) > 5 or abs(int(exponent_digits or 0)) > MAX_BITS // 4:
         raise TooLargeError(text)
-    mantissa, _, period = mantissa.partition("(")
-    whole, _, places = mantissa.partition(".")
-    value = Fraction(int(whole + places or "0"), 10 ** len(places))
-    if period:
-        digits = period.rstrip(")")
-        value += Fraction(int(digits), (10 ** len(digits) - 1) * 10 ** len(places))
-    return value * Fraction(10) ** int(power or 0)
+    mantissa, _, repeating_digits = mantissa.partition("(")
+    integer_digits, _, decimal_digits = mantissa.partition(".")
+    value = Fraction(int(integer_digits + decimal_digits or "0"), 10 ** len(decimal_digits))
+    if repeating_digits:
+        period_digits = repeating_digits.rstrip(")")
+        value += Fraction(int(period_digits), (10 ** len(period_digits) - 1) * 10 ** len(decimal_digits))
+    return value * Fraction(10) ** int(exponent_digits or 0)
 
 
-def exact_root(value: Fraction, index: int) -> Fraction:
+def take_exact_root(value: Fraction, index: int) -> Fraction:
     """The rational root, the real one of a negative number for an odd index; raises NotRationalError without one."""
     if value < 0:
         if index % 2 == 0:
             raise NotRationalError("an even root of a negative number")
-        return -exact_root(-value, index)
-    return Fraction(_whole_root(value.numerator, index), _whole_root(value.denominator, index))
+        return -take_exact_root(-value, index)
+    return Fraction(_take_integer_root(value.numerator, index), _take_integer_root(value.denominator, index))
 
 
-def _whole_root(value: int, index: int) -> int:
+def _take_integer_root(value: int, index: int) -> int:
     if index == 1 or value < 2:
         return value
     if index == 2:
@@ -60,23 +60,27 @@ def _whole_root(value: int, index: int) -> int:
     else:
         if value.bit_length() > 1_000:
             raise NotRationalError("a root of a large number")
-        root = round(math.exp(math.log(value) / index)) if value.bit_length() <= index * 40 else _newton(value, index)
+        root = (
+            round(math.exp(math.log(value) / index))
+            if value.bit_length() <= index * 40
+            else _floor_root_by_newton(value, index)
+        )
     if root**index != value:
         raise NotRationalError("an irrational root")
     return root
 
 
-def _newton(value: int, index: int) -> int:
+def _floor_root_by_newton(value: int, index: int) -> int:
     """The whole part of a large root."""
     root = 1 << -(-value.bit_length() // index)
     while True:
-        closer = ((index - 1) * root + value // root ** (index - 1)) // index
-        if closer >= root:
+        next_root = ((index - 1) * root + value // root ** (index - 1)) // index
+        if next_root >= root:
             return root
-        root = closer
+        root = next_root
 
 
-def exact_power(base: Fraction, exponent: int) -> Fraction:
+def raise_to_power(base: Fraction, exponent: int) -> Fraction:
     if base == 0:
         if exponent <= 0:
             raise UndefinedError("zero to a power that is not positive")
@@ -89,14 +93,14 @@ def exact_power(base: Fraction, exponent: int) -> Fraction:
     return base**exponent
 
 
-def _wholes(values: Sequence[Fraction]) -> list[int]:
+def _require_integers(values: Sequence[Fraction]) -> list[int]:
     if any(value.denominator != 1 for value in values):
         raise NotRationalError("not whole")
     return [value.numerator for value in values]
 
 
-def _factorial(values: Sequence[Fraction]) -> Fraction:
-    (n,) = _wholes(values)
+def _compute_factorial(values: Sequence[Fraction]) -> Fraction:
+    (n,) = _require_integers(values)
     if n < 0:
         raise UndefinedError("factorial of a negative number")
     if n > MAX_BITS // 8:  # log2(n!) is above 8 n from there
@@ -104,8 +108,8 @@ def _factorial(values: Sequence[Fraction]) -> Fraction:
     return Fraction(math.factorial(n))
 
 
-def _binomial(values: Sequence[Fraction]) -> Fraction:
-    n, k = _wholes(values)
+def _compute_binomial(values: Sequence[Fraction]) -> Fraction:
+    n, k = _require_integers(values)
     if n < 0:
         raise NotRationalError("a binomial of a negative number")
     if k < 0 or k > n:
@@ -116,13 +120,13 @@ def _binomial(values: Sequence[Fraction]) -> Fraction:
     return Fraction(math.comb(n, k))
 
 
-def _modulo(values: Sequence[Fraction]) -> Fraction:
+def _compute_modulo(values: Sequence[Fraction]) -> Fraction:
     if not values[1]:
         raise UndefinedError("modulo zero")
     return values[0] % values[1]
 
 
-def _logarithm(values: Sequence[Fraction]) -> Fraction:
+def _compute_logarithm(values: Sequence[Fraction]) -> Fraction:
     value, base = values
     if value <= 0 or base <= 0 or base == 1:
         raise UndefinedError("logarithm") if value == 0 or base in {0, 1} else NotRationalError("logarithm")
@@ -131,27 +135,27 @@ def _logarithm(values: Sequence[Fraction]) -> Fraction:
     sign = 1
     if value < 1:
         value, sign = 1 / value, -1
-    step = _log(base)
-    exponent = round(_log(value) / step) if step else 0
-    if exact_power(base, exponent) != value:
+    log_of_base = _approximate_log(base)
+    exponent = round(_approximate_log(value) / log_of_base) if log_of_base else 0
+    if raise_to_power(base, exponent) != value:
         raise NotRationalError("logarithm")
     return Fraction(sign * exponent)
 
 
-def _log(value: Fraction) -> float:
+def _approximate_log(value: Fraction) -> float:
     return math.log(value.numerator) - math.log(value.denominator)
 
 
-FUNCTIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
+EXACT_FUNCTIONS: dict[str, Callable[[Sequence[Fraction]], Fraction]] = {
     "abs": lambda values: abs(values[0]),
     "floor": lambda values: Fraction(math.floor(values[0])),
     "ceil": lambda values: Fraction(math.ceil(values[0])),
-    "gcd": lambda values: Fraction(math.gcd(*_wholes(values))),
-    "lcm": lambda values: Fraction(math.lcm(*_wholes(values))),
+    "gcd": lambda values: Fraction(math.gcd(*_require_integers(values))),
+    "lcm": lambda values: Fraction(math.lcm(*_require_integers(values))),
     "max": max,
     "min": min,
-    "mod": _modulo,
-    "factorial": _factorial,
-    "binomial": _binomial,
-    "log": _logarithm,
+    "mod": _compute_modulo,
+    "factorial": _compute_factorial,
+    "binomial": _compute_binomial,
+    "log": _compute_logarithm,
 }

@@ -18,51 +18,53 @@ _DOMAINS = (
     (Fraction(6, 5), Fraction(5), "-"),
     (Fraction(1, 10), Fraction(3), "+"),
 )
-_GRAINS = (97, 89, 83, 79, 73, 71, 67, 61)  # denominators without a common factor: no period suits two points
+_DENOMINATORS = (97, 89, 83, 79, 73, 71, 67, 61)  # denominators without a common factor: no period suits two points
 # Signs by a letter's place among the letters: with these, up to three letters have every mixture of signs.
-_NEGATIVE = {3: "0101", 5: "1010", 8: "1100", 9: "0011", 10: "1001", 11: "0110"}
-_PARTS = (1, 2, 1, 3, 1, 4, 2, 6)  # what whole numbers are divided by at points where rounding functions jump
-N_REAL = len(_DOMAINS)
-N_SIGNED = 12  # real points for two and more letters
-N_WHOLE = 8
+_SIGN_PATTERNS = {3: "0101", 5: "1010", 8: "1100", 9: "0011", 10: "1001", 11: "0110"}
+_JUMP_DIVISORS = (1, 2, 1, 3, 1, 4, 2, 6)  # what whole numbers are divided by at points where rounding functions jump
+N_REAL_POINTS = len(_DOMAINS)
+N_SIGNED_POINTS = 12  # real points for two and more letters
+N_INTEGER_POINTS = 8
 
 
-class Point:
+class SamplePoint:
     """Values for the letters; the values of unknown functions are letters named by `name_of`."""
 
-    def __init__(self, value_of: Callable[[str], Fraction], name_of: Callable[[Node], str | None]) -> None:
-        self.value_of = value_of
-        self.name_of = name_of
+    def __init__(
+        self, get_letter_value: Callable[[str], Fraction], get_call_name: Callable[[Node], str | None]
+    ) -> None:
+        self.get_letter_value = get_letter_value
+        self.get_call_name = get_call_name
 
 
 @lru_cache(maxsize=1_024)
-def real_value(name: str, place: int) -> Fraction:
+def draw_real_value(name: str, point_index: int) -> Fraction:
     """A fraction of size below 13 for the letter at the point number `place`, below N_REAL."""
-    least, most, sign = _DOMAINS[place]
-    drawn = _drawn(name, place)
-    step = drawn % 10_007
-    value = least + (most - least) * Fraction(step, 10_007)
-    value = Fraction(round(value * _GRAINS[place]), _GRAINS[place])
-    return -value if sign == "-" or (sign == "?" and drawn // 10_007 % 2) else value
+    low, high, sign = _DOMAINS[point_index]
+    hash_value = _draw_hash(name, point_index)
+    step = hash_value % 10_007
+    value = low + (high - low) * Fraction(step, 10_007)
+    value = Fraction(round(value * _DENOMINATORS[point_index]), _DENOMINATORS[point_index])
+    return -value if sign == "-" or (sign == "?" and hash_value // 10_007 % 2) else value
 
 
-def signed_value(name: str, place: int, rank: int) -> Fraction:
+def draw_signed_value(name: str, point_index: int, letter_index: int) -> Fraction:
     """The same below N_SIGNED for a letter whose place among the letters is `rank`."""
-    value = real_value(name, place % N_REAL if place < N_REAL else place - 5)
-    signs = _NEGATIVE.get(place)
-    return value if signs is None else abs(value) * (-1 if signs[rank % 4] == "1" else 1)
+    value = draw_real_value(name, point_index % N_REAL_POINTS if point_index < N_REAL_POINTS else point_index - 5)
+    signs = _SIGN_PATTERNS.get(point_index)
+    return value if signs is None else abs(value) * (-1 if signs[letter_index % 4] == "1" else 1)
 
 
-def jump_value(name: str, place: int) -> Fraction:
+def draw_jump_value(name: str, point_index: int) -> Fraction:
     """A whole number or a simple fraction, where floor and ceil have jumps."""
-    return whole_value(name, place) / _PARTS[place % len(_PARTS)]
+    return draw_integer_value(name, point_index) / _JUMP_DIVISORS[point_index % len(_JUMP_DIVISORS)]
 
 
 @lru_cache(maxsize=1_024)
-def whole_value(name: str, place: int) -> Fraction:
+def draw_integer_value(name: str, point_index: int) -> Fraction:
     """A whole number from 1 to 12 for the letter at the point number `place`, below N_WHOLE."""
-    return Fraction(1 + (_drawn(name, 0) + 5 * place) % 12)
+    return Fraction(1 + (_draw_hash(name, 0) + 5 * point_index) % 12)
 
 
-def _drawn(name: str, place: int) -> int:
-    return int.from_bytes(blake2b(f"{place} {name}".encode(), digest_size=8).digest())
+def _draw_hash(name: str, point_index: int) -> int:
+    return int.from_bytes(blake2b(f"{point_index} {name}".encode(), digest_size=8).digest())

@@ -15,23 +15,25 @@ from typing import Any
 
 from qwen_align.reward.pool import DeadError, GoneError, LateError, Pool, WorkError
 
-LIMIT_S = 1.0  # wall time of one item; with the kill every call ends within 1.2 s of its start
+TIME_LIMIT_S = 1.0  # wall time of one item; with the kill every call ends within 1.2 s of its start
 MEMORY_GIB = 2.0
-WORKERS = 32  # forked when needed: so many callers at once do not wait for each other, whatever they ask
+MAX_WORKERS = 32  # forked when needed: so many callers at once do not wait for each other, whatever they ask
 _DIGITS = 30
-_SURE_DIGITS = 25  # that a series' or integral's value must share with the gold's
-_SURE_BITS = 90  # of a value that sympy computed to all its digits
-_UNBRACED = re.compile(r"([_^]|\\sqrt(?![A-Za-z]))\s*([A-Za-z0-9]|\\pi(?![A-Za-z]))")
-_SIDED = re.compile(r"(\\to\s*)(-?(?:[0-9.]+|[a-z](?![a-z])|\\pi|\{[^{}]*\}))\s*(?:\^\s*([+-])|\^\s*\{\s*([+-])\s*\})")
-_ANY_SIDE = re.compile(r"\^\s*\{?\s*[+-]\s*\}|\^\s*[+-]|[0-9][+-]\s*\}|\\(?:down|up|se|ne)arrow")
-_DIFFERENTIALS = re.compile("d[A-Za-z]?")  # letters that a derivative of higher order is misread as
-_MAX_KEPT = 10_000  # replies, a few hundred bytes each
+_REQUIRED_DIGITS = 25  # that a series' or integral's value must share with the gold's
+_REQUIRED_BITS = 90  # of a value that sympy computed to all its digits
+_UNBRACED_ARGUMENT = re.compile(r"([_^]|\\sqrt(?![A-Za-z]))\s*([A-Za-z0-9]|\\pi(?![A-Za-z]))")
+_ONE_SIDED_LIMIT = re.compile(
+    r"(\\to\s*)(-?(?:[0-9.]+|[a-z](?![a-z])|\\pi|\{[^{}]*\}))\s*(?:\^\s*([+-])|\^\s*\{\s*([+-])\s*\})"
+)
+_ANY_SIDE_MARK = re.compile(r"\^\s*\{?\s*[+-]\s*\}|\^\s*[+-]|[0-9][+-]\s*\}|\\(?:down|up|se|ne)arrow")
+_DIFFERENTIAL_NAME = re.compile("d[A-Za-z]?")  # letters that a derivative of higher order is misread as
+_MAX_CACHED_REPLIES = 10_000  # replies, a few hundred bytes each
 
-_kept: OrderedDict[tuple[tuple[str, str], ...], str] = OrderedDict()
+_reply_cache: OrderedDict[tuple[tuple[str, str], ...], str] = OrderedDict()
 _lock = threading.Lock()
 
 
-def ask(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) -> str:
+def judge_pairs(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) -> str:
     """The reason of the verdict: "fallback" if all pairs are equal, else "wrong", "time limit" or "worker died".
 
     Raises pool.UnservedError if the deadline, a `time.monotonic()`, passes first, and pool.StartError if the
@@ -41,10 +43,10 @@ def ask(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) ->
     if not hasattr(os, "fork"):
         return "no fallback on this platform"
     with _lock:
-        if pairs in _kept:
-            _kept.move_to_end(pairs)
-            return _kept[pairs]
-        pool = _pool()  # under the lock: two threads must not make two
+        if pairs in _reply_cache:
+            _reply_cache.move_to_end(pairs)
+            return _reply_cache[pairs]
+        pool = _get_pool()  # under the lock: two threads must not make two
     try:
         reason = "fallback" if pool.ask(pairs, deadline=deadline) is True else "wrong"
     except LateError:
@@ -56,93 +58,98 @@ def ask(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) ->
     except WorkError:  # Math-Verify could not read or compare them
         reason = "wrong"
     with _lock:
-        _kept[pairs] = reason
-        while len(_kept) > _MAX_KEPT:
-            _kept.popitem(last=False)
+        _reply_cache[pairs] = reason
+        while len(_reply_cache) > _MAX_CACHED_REPLIES:
+            _reply_cache.popitem(last=False)
     return reason
 
 
-def warm() -> None:
+def start_workers() -> None:
     """Start the workers now; does nothing on a platform that cannot fork."""
     if hasattr(os, "fork"):
         with _lock:
-            pool = _pool()
+            pool = _get_pool()
         pool.warm()
 
 
 @cache
-def _pool() -> Pool:
+def _get_pool() -> Pool:
     logging.getLogger(__name__).info("starting the workers of the math fallback: up to 5 seconds, once a process")
     return Pool(
-        "qwen_align.reward.math.sympy_fallback:serve",
-        workers=WORKERS,
-        limit_s=LIMIT_S,
+        "qwen_align.reward.math.sympy_fallback:load_pair_checker",
+        workers=MAX_WORKERS,
+        limit_s=TIME_LIMIT_S,
         memory_gib=MEMORY_GIB,
     )
 
 
-def serve(argument: None) -> Callable[[list[list[str]]], bool]:
+def load_pair_checker(argument: None) -> Callable[[list[list[str]]], bool]:
     """The handler that runs in the workers: whether every pair of a gold's and an answer's expression is equal."""
     logging.disable()  # Math-Verify reports every unreadable answer
-    for said in (r"\int_0^1 x\,dx", r"\lim_{x\to 0}\frac{x}{2x}", r"\sum_{n=1}^{\infty}\frac{1}{3^n}"):
-        _are_equal(r"\frac{1}{2}", said)  # loads what the work needs before the workers are forked
-    return lambda pairs: all(_are_equal(gold, said) for gold, said in pairs)
+    for answer in (r"\int_0^1 x\,dx", r"\lim_{x\to 0}\frac{x}{2x}", r"\sum_{n=1}^{\infty}\frac{1}{3^n}"):
+        _is_pair_equal(r"\frac{1}{2}", answer)  # loads what the work needs before the workers are forked
+    return lambda pairs: all(_is_pair_equal(gold, answer) for gold, answer in pairs)
 
 
-def _are_equal(gold: str, said: str) -> bool:
+def _is_pair_equal(gold: str, answer: str) -> bool:
     import math_verify
 
-    if (r"\partial" in gold) != (r"\partial" in said) and r"\frac" in gold and r"\frac" in said:
+    if (r"\partial" in gold) != (r"\partial" in answer) and r"\frac" in gold and r"\frac" in answer:
         return False  # derivatives of two kinds
-    one, other = _expression(gold), _expression(said)
-    if one is None or other is None:
+    gold_expression, answer_expression = _parse_with_sympy(gold), _parse_with_sympy(answer)
+    if gold_expression is None or answer_expression is None:
         return False
-    first, second = _value(one), _value(other)
-    if first is not None and second is not None:
-        return bool(abs(first - second) <= abs(first) / 10**_SURE_DIGITS)
-    return bool(math_verify.verify([one], [other], timeout_seconds=None, raise_on_error=True))
+    gold_value, answer_value = _evaluate_constant(gold_expression), _evaluate_constant(answer_expression)
+    if gold_value is not None and answer_value is not None:
+        return bool(abs(gold_value - answer_value) <= abs(gold_value) / 10**_REQUIRED_DIGITS)
+    return bool(math_verify.verify([gold_expression], [answer_expression], timeout_seconds=None, raise_on_error=True))
 
 
-def _expression(text: str) -> Any:
+def _parse_with_sympy(text: str) -> Any:
     """What sympy makes of a text, its limits taken, None if that is not what the text says."""
     import math_verify
     import sympy
 
-    sided, n_sided = _SIDED.subn(_braced_side, text)
+    text_with_sides, n_one_sided = _ONE_SIDED_LIMIT.subn(_brace_limit_side, text)
     n_limits = text.count(r"\lim")
-    if n_limits and (n_sided not in (0, n_limits) or (n_sided == 0 and _ANY_SIDE.search(text))):
+    if n_limits and (n_one_sided not in (0, n_limits) or (n_one_sided == 0 and _ANY_SIDE_MARK.search(text))):
         return None  # the grammar would read a side as an exponent, or leave it out
-    braced = _UNBRACED.sub(r"\1{\2}", sided)  # the grammar reads no `\int_1^e`
-    found = math_verify.parse(f"${braced}$", parsing_timeout=None, raise_on_error=True)
-    known = next((one for one in found if isinstance(one, sympy.Basic | sympy.MatrixBase)), None)
-    if known is None or any(map(_is_misread, known.atoms(sympy.Derivative, sympy.Symbol))):
+    braced_text = _UNBRACED_ARGUMENT.sub(r"\1{\2}", text_with_sides)  # the grammar reads no `\int_1^e`
+    parsed = math_verify.parse(f"${braced_text}$", parsing_timeout=None, raise_on_error=True)
+    expression = next(
+        (candidate for candidate in parsed if isinstance(candidate, sympy.Basic | sympy.MatrixBase)), None
+    )
+    if expression is None or any(map(_is_misread, expression.atoms(sympy.Derivative, sympy.Symbol))):
         return None
-    return known.replace(lambda one: isinstance(one, sympy.Limit), lambda one: _limit(one, is_two_sided=not n_sided))
+    return expression.replace(
+        lambda candidate: isinstance(candidate, sympy.Limit),
+        lambda candidate: _evaluate_limit(candidate, is_two_sided=not n_one_sided),
+    )
 
 
-def _braced_side(found: re.Match[str]) -> str:
-    place = found[2].strip("{}")
-    return f"{found[1]}{{{place}}}^{{{found[3] or found[4]}}}"
+def _brace_limit_side(match: re.Match[str]) -> str:
+    point = match[2].strip("{}")
+    return f"{match[1]}{{{point}}}^{{{match[3] or match[4]}}}"
 
 
-def _is_misread(one: Any) -> bool:
+def _is_misread(atom: Any) -> bool:
     """Whether it is the derivative of a letter, which sympy takes for zero, or a letter that is none."""
-    if one.is_Symbol:
-        return _DIFFERENTIALS.fullmatch(one.name) is not None
-    return one.expr.is_Symbol or not one.expr.has(*one.variables)
+    if atom.is_Symbol:
+        return _DIFFERENTIAL_NAME.fullmatch(atom.name) is not None
+    return atom.expr.is_Symbol or not atom.expr.has(*atom.variables)
 
 
-def _limit(one: Any, *, is_two_sided: bool) -> Any:
+def _evaluate_limit(limit: Any, *, is_two_sided: bool) -> Any:
     """The limit's value; raises ValueError where the limits from both sides differ."""
     import sympy
 
-    of, variable, place, side = one.args
-    return sympy.Limit(of, variable, place, "+-" if is_two_sided and place.is_finite else str(side)).doit()
+    function, variable, point, direction = limit.args
+    return sympy.Limit(function, variable, point, "+-" if is_two_sided and point.is_finite else str(direction)).doit()
 
 
-def _value(one: Any) -> Any:
+def _evaluate_constant(expression: Any) -> Any:
     """The value of a constant if all its digits are sure, else None."""
     import sympy
 
-    number = None if one.free_symbols else sympy.N(one, _DIGITS)
-    return number if number is not None and number.is_Float and number._prec >= _SURE_BITS else None
+    number = None if expression.free_symbols else sympy.N(expression, _DIGITS)
+    return number if number is not None and number.is_Float and number._prec >= _REQUIRED_BITS else None

@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 
 from qwen_align.reward.math.expression_tokenizer import NotAnExpressionError
 from qwen_align.reward.math.expression_tree import Node
-from qwen_align.reward.math.expression_vocabulary import GREEK
+from qwen_align.reward.math.expression_vocabulary import GREEK_LETTERS
 
 
-class Cursor(ABC):
+class TokenCursor(ABC):
     r"""The tokens and the place of the next one.
 
     `bars` counts the open signs of absolute value, `bound` holds the letters bound by sum and product signs, and `cut`
@@ -16,56 +16,56 @@ class Cursor(ABC):
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = [*tokens, ""]
-        self.place = 0
-        self.nesting = 0
-        self.bars = 0
-        self.bound: list[str] = []
-        self.cut = -1
+        self.position = 0
+        self.nesting_depth = 0
+        self.open_bars = 0
+        self.bound_letters: list[str] = []
+        self.cut_position = -1
 
-    def take(self) -> str:
-        token = self.tokens[self.place]
-        self.place += 1 if token else 0
+    def take_token(self) -> str:
+        token = self.tokens[self.position]
+        self.position += 1 if token else 0
         return token
 
-    def peek(self, ahead: int = 0) -> str:
-        place = self.place + ahead
-        return self.tokens[place] if place < len(self.tokens) else ""
+    def peek_token(self, ahead: int = 0) -> str:
+        position = self.position + ahead
+        return self.tokens[position] if position < len(self.tokens) else ""
 
-    def expect(self, token: str) -> None:
-        if self.take() != token:
+    def expect_token(self, token: str) -> None:
+        if self.take_token() != token:
             raise NotAnExpressionError(f"{token!r} was expected")
 
     def is_letter(self, token: str) -> bool:
-        return (len(token) == 1 and token.isalpha()) or token in GREEK or token == "pi"
+        return (len(token) == 1 and token.isalpha()) or token in GREEK_LETTERS or token == "pi"
 
     @abstractmethod
-    def sum(self) -> Node:
+    def parse_sum(self) -> Node:
         """The longest sum from here."""
 
     @abstractmethod
-    def product(self) -> Node:
+    def parse_product(self) -> Node:
         """The longest product from here."""
 
     @abstractmethod
-    def power(self) -> Node:
+    def parse_power(self) -> Node:
         """A factor with its factorials and exponents."""
 
     @abstractmethod
-    def script(self) -> Node:
+    def parse_exponent(self) -> Node:
         """An exponent."""
 
     @abstractmethod
-    def argument(self) -> Node:
+    def parse_argument(self) -> Node:
         """An argument of a LaTeX command."""
 
     @abstractmethod
-    def atom(self) -> Node:
+    def parse_atom(self) -> Node:
         """A factor without its exponents."""
 
     @abstractmethod
-    def group(self, opening: str) -> Node:
+    def parse_group(self, opening: str) -> Node:
         """What is in the brackets whose opening one was taken."""
 
     @abstractmethod
-    def starts_factor(self) -> bool:
+    def is_factor_ahead(self) -> bool:
         """Whether a factor follows without a sign."""

@@ -4,7 +4,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 # dimension: factor name other-names ...; exact by definition (SI brochure; international yard and pound, 1959).
-MEASURES = """
+MEASUREMENT_UNITS = """
 length 1/1000000000 nanometer nanometre nm
 length 1/1000000 micrometer micrometre micron um
 length 1/1000 millimeter millimetre mm 毫米
@@ -83,7 +83,7 @@ byte 1 byte
 bit 1 bit
 """
 # Counted things: a unit only after a number. A word that changes the number (dozen, pair, half) must not be here.
-COUNTED = """
+COUNTED_THINGS = """
 apple orange banana pear peach plum mango grape lemon melon watermelon strawberry cherry berry pineapple tomato potato
 carrot onion cabbage vegetable fruit nut egg cookie cake pie cupcake brownie muffin donut doughnut candy chocolate
 lollipop sweet biscuit cracker pizza slice sandwich burger hamburger taco bagel bread loaf meal snack drink bottle can
@@ -131,33 +131,33 @@ class Unit(NamedTuple):
     dimensions: tuple[tuple[str, int], ...]
 
 
-_NAMED_DIMENSIONS = {"volume": ("length", 3), "area": ("length", 2)}
+_DERIVED_DIMENSIONS = {"volume": ("length", 3), "area": ("length", 2)}
 
 
-def _listed() -> dict[str, Unit]:
+def _build_unit_table() -> dict[str, Unit]:
     speed = (("length", 1), ("time", -1))
     units = {"mph": Unit(Fraction(201168, 125 * 3600), speed), "kph": Unit(Fraction(1000, 3600), speed)}
-    for line in MEASURES.strip().splitlines():
+    for line in MEASUREMENT_UNITS.strip().splitlines():
         dimension, factor, *names = line.split()
         for name in names:
-            units[name] = Unit(Fraction(factor), (_NAMED_DIMENSIONS.get(dimension, (dimension, 1)),))
-    for word in COUNTED.split():
+            units[name] = Unit(Fraction(factor), (_DERIVED_DIMENSIONS.get(dimension, (dimension, 1)),))
+    for word in COUNTED_THINGS.split():
         units.setdefault(word, Unit(Fraction(1), ((word, 1),)))
     return units
 
 
-UNITS = _listed()
+UNITS = _build_unit_table()
 
 
-def known_word(word: str) -> str | None:
+def find_listed_word(word: str) -> str | None:
     """The listed form of a word: as it is, in lower case, without its full stop or its plural ending."""
     lower = word.lower()
     forms = [word, word.rstrip("."), lower, lower.rstrip(".")]
-    bare = lower.rstrip(".")
-    if bare.endswith("s") and len(bare) > 3:
-        forms += [bare[:-1]]
-        if bare.endswith("es"):
-            forms += [bare[:-2]]
-        if bare.endswith("ies"):
-            forms += [bare[:-3] + "y"]
+    stem = lower.rstrip(".")
+    if stem.endswith("s") and len(stem) > 3:
+        forms += [stem[:-1]]
+        if stem.endswith("es"):
+            forms += [stem[:-2]]
+        if stem.endswith("ies"):
+            forms += [stem[:-3] + "y"]
     return next((form for form in forms if form in UNITS and (len(form) > 1 or form == word)), None)

@@ -2,45 +2,59 @@
 
 from fractions import Fraction
 
-from qwen_align.reward.math.answer_values import Agree, Doubts, Group, Scalar, Value
+from qwen_align.reward.math.answer_values import AnswerComparer, AnswerValue, DeferredPairs, Scalar, UnorderedItems
 
-MAX_PAIRS = 900  # comparisons of items without order: thirty against thirty
+MAX_COMPARISONS = 900  # comparisons of items without order: thirty against thirty
 
 
-def same_items(golds: tuple[Value, ...], saids: tuple[Value, ...], doubts: Doubts | None, agree: Agree) -> bool:
+def has_same_items(
+    golds: tuple[AnswerValue, ...],
+    answers: tuple[AnswerValue, ...],
+    deferred: DeferredPairs | None,
+    is_same_answer: AnswerComparer,
+) -> bool:
     """Whether each is one of the others, both ways; said twice is said once."""
-    if not golds or not saids:
-        return not golds and not saids
-    ones, others = _numbers(golds), _numbers(saids)
-    if ones is not None and others is not None and ones == others:
+    if not golds or not answers:
+        return not golds and not answers
+    gold_numbers, answer_numbers = _collect_plain_numbers(golds), _collect_plain_numbers(answers)
+    if gold_numbers is not None and answer_numbers is not None and gold_numbers == answer_numbers:
         return True
-    golds, saids = tuple(dict.fromkeys(golds)), tuple(dict.fromkeys(saids))
-    if len(golds) * len(saids) > MAX_PAIRS or len(saids) > 2 * len(golds) + 2:
-        return set(golds) == set(saids)
-    return _each_is_among(golds, saids, doubts, agree) and _each_is_among(
-        saids, golds, doubts, lambda said, gold, doubts: agree(gold, said, doubts)
+    golds, answers = tuple(dict.fromkeys(golds)), tuple(dict.fromkeys(answers))
+    if len(golds) * len(answers) > MAX_COMPARISONS or len(answers) > 2 * len(golds) + 2:
+        return set(golds) == set(answers)
+    return _is_each_item_among(golds, answers, deferred, is_same_answer) and _is_each_item_among(
+        answers, golds, deferred, lambda answer, gold, deferred: is_same_answer(gold, answer, deferred)
     )
 
 
-def _numbers(items: tuple[Value, ...]) -> frozenset[Fraction] | None:
+def _collect_plain_numbers(items: tuple[AnswerValue, ...]) -> frozenset[Fraction] | None:
     numbers = [item.number for item in items if isinstance(item, Scalar) and item.unit is None]
     known = frozenset(number for number in numbers if number is not None)
     return known if len(numbers) == len(items) and None not in numbers else None
 
 
-def _each_is_among(items: tuple[Value, ...], others: tuple[Value, ...], doubts: Doubts | None, agree: Agree) -> bool:
+def _is_each_item_among(
+    items: tuple[AnswerValue, ...],
+    others: tuple[AnswerValue, ...],
+    deferred: DeferredPairs | None,
+    is_same_answer: AnswerComparer,
+) -> bool:
     for item in items:
-        alike = [other for other in others if isinstance(other, Group) == isinstance(item, Group)]
-        if any(agree(item, other, None) for other in alike):
+        same_kind = [other for other in others if isinstance(other, UnorderedItems) == isinstance(item, UnorderedItems)]
+        if any(is_same_answer(item, other, None) for other in same_kind):
             continue
-        if doubts is None or not any(_with_doubts(item, other, doubts, agree) for other in alike):
+        if deferred is None or not any(
+            _is_same_with_deferral(item, other, deferred, is_same_answer) for other in same_kind
+        ):
             return False
     return True
 
 
-def _with_doubts(item: Value, other: Value, doubts: Doubts, agree: Agree) -> bool:
-    n_before = len(doubts)
-    if agree(item, other, doubts):
+def _is_same_with_deferral(
+    item: AnswerValue, other: AnswerValue, deferred: DeferredPairs, is_same_answer: AnswerComparer
+) -> bool:
+    n_before = len(deferred)
+    if is_same_answer(item, other, deferred):
         return True
-    del doubts[n_before:]
+    del deferred[n_before:]
     return False

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message
-from qwen_align.reward.math.unit_table import MEASURES
+from qwen_align.reward.math.unit_table import MEASUREMENT_UNITS
 from qwen_align.reward.math_answer import MathAnswer
 from tests.clock import cpu_limit
 
@@ -242,7 +242,7 @@ def test_labels_of_the_shared_cases() -> None:
 
 
 def test_no_unit_is_listed_twice() -> None:
-    words = [name for line in MEASURES.strip().splitlines() for name in set(line.split()[2:])]
+    words = [name for line in MEASUREMENT_UNITS.strip().splitlines() for name in set(line.split()[2:])]
     assert sorted(words) == sorted(set(words))
 
 

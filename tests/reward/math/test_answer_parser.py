@@ -8,12 +8,23 @@ from typing import Any
 import pytest
 
 from qwen_align.reward.math import sympy_fallback
-from qwen_align.reward.math.answer_parser import read
-from qwen_align.reward.math.answer_values import Based, Chain, Choice, Group, Matrix, Ratio, Row, Scalar, Union, Words
-from qwen_align.reward.math.final_answer import declared_answer
-from qwen_align.reward.math.latex_normalization import layout
-from qwen_align.reward.math.number_parser import plain_number, spelled_number
-from qwen_align.reward.math.units import agree, measured
+from qwen_align.reward.math.answer_parser import parse_answer
+from qwen_align.reward.math.answer_values import (
+    BaseNumeral,
+    BracketedTuple,
+    Choice,
+    Matrix,
+    Ratio,
+    RelationChain,
+    Scalar,
+    SetUnion,
+    UnorderedItems,
+    Words,
+)
+from qwen_align.reward.math.final_answer import extract_declared_answer
+from qwen_align.reward.math.latex_normalization import normalize_latex
+from qwen_align.reward.math.number_parser import parse_plain_number, parse_spelled_number
+from qwen_align.reward.math.units import get_conversion_factor, split_off_unit
 from qwen_align.reward.math_answer import MathAnswer
 
 TABLE = Path(__file__).parents[2] / "cases" / "math_gold_spellings.jsonl"
@@ -33,20 +44,22 @@ def test_ways_to_say_a_gold(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        (r"3\sqrt{2}", Scalar), ("east", Words), ("(C)", Choice), ("C. 12", Choice), ("(1,2]", Row), ("1,2", Group),
-        (r"\{1\}", Group), (r"1\pm\sqrt2", Group), (r"(0,1)\cup(2,3)", Union), (r"\mathbb{R}\setminus\{0\}", Union),
-        (r"\begin{bmatrix}1&2\end{bmatrix}", Matrix), ("2x+1=0", Chain), (r"a \ge b", Chain), ("101_2", Based),
-        ("3:2", Ratio), ("7:32", Ratio), ("x y z", Scalar), ("5 (or 6)", Words), (r"\text{all real numbers}", Row),
-        ("1,234", Scalar), ("32, 349", Group), (r"\infty", Scalar), ("f(x)", Scalar), ("x_1", Scalar),
+        (r"3\sqrt{2}", Scalar), ("east", Words), ("(C)", Choice), ("C. 12", Choice), ("(1,2]", BracketedTuple),
+        ("1,2", UnorderedItems), (r"\{1\}", UnorderedItems), (r"1\pm\sqrt2", UnorderedItems),
+        (r"(0,1)\cup(2,3)", SetUnion), (r"\mathbb{R}\setminus\{0\}", SetUnion),
+        (r"\begin{bmatrix}1&2\end{bmatrix}", Matrix), ("2x+1=0", RelationChain), (r"a \ge b", RelationChain),
+        ("101_2", BaseNumeral), ("3:2", Ratio), ("7:32", Ratio), ("x y z", Scalar), ("5 (or 6)", Words),
+        (r"\text{all real numbers}", BracketedTuple), ("1,234", Scalar), ("32, 349", UnorderedItems),
+        (r"\infty", Scalar), ("f(x)", Scalar), ("x_1", Scalar),
     ],
 )  # fmt: skip
 def test_kinds_of_values(text: str, kind: type) -> None:
-    assert type(read(text)) is kind
+    assert type(parse_answer(text)) is kind
 
 
 @pytest.mark.parametrize("text", ["", "?", " ", "{}", r"\text{}", "None", "nan", "$$", r"\boxed{}"])
 def test_what_says_nothing(text: str) -> None:
-    assert read(text) is None
+    assert parse_answer(text) is None
 
 
 @pytest.mark.parametrize(
@@ -68,15 +81,15 @@ def test_what_says_nothing(text: str) -> None:
     ],
 )
 def test_units_are_converted_exactly_or_not_at_all(one: str, other: str, factor: Fraction | None) -> None:
-    first, second = measured(layout(one)).unit, measured(layout(other)).unit
+    first, second = split_off_unit(normalize_latex(one)).unit, split_off_unit(normalize_latex(other)).unit
     assert first is not None
     assert second is not None
-    assert agree(first, second) == factor
+    assert get_conversion_factor(first, second) == factor
 
 
 @pytest.mark.parametrize("text", ["2h", "x^2 t", r"\frac{a}{2}c", r"\sin 30°", "5", "cm", r"2\cos 15°", "5 million of"])
 def test_what_has_no_unit(text: str) -> None:
-    assert measured(text).unit is None
+    assert split_off_unit(text).unit is None
 
 
 @pytest.mark.parametrize(
@@ -87,7 +100,7 @@ def test_what_has_no_unit(text: str) -> None:
     ],
 )  # fmt: skip
 def test_plain_numbers(text: str, number: Fraction | None) -> None:
-    assert plain_number(text) == number
+    assert parse_plain_number(text) == number
 
 
 @pytest.mark.parametrize(
@@ -99,7 +112,7 @@ def test_plain_numbers(text: str, number: Fraction | None) -> None:
     ],
 )  # fmt: skip
 def test_spelled_numbers(word: str, number: Fraction | None) -> None:
-    assert spelled_number(word) == number
+    assert parse_spelled_number(word) == number
 
 
 @pytest.mark.parametrize(
@@ -114,12 +127,12 @@ def test_spelled_numbers(word: str, number: Fraction | None) -> None:
     ],
 )
 def test_declared_answers(text: str, answer: str | None) -> None:
-    assert declared_answer(text) == answer
+    assert extract_declared_answer(text) == answer
 
 
 def test_only_calculus_reaches_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(sympy_fallback, "ask", lambda pairs, deadline=None: asked.append(pairs) or "wrong")
+    monkeypatch.setattr(sympy_fallback, "judge_pairs", lambda pairs, deadline=None: asked.append(pairs) or "wrong")
     for answer in ("133!", "9^{9^{9}}", "silent", "x^2+1=0", "101_2", "5\\text{ cm}", r"\sin^{40} x", "x^{x^x}", "|||"):
         assert REWARD.judge(rf"\boxed{{{answer}}}", r"x^{x^{x}}+1").reason == "wrong"
     assert asked == []

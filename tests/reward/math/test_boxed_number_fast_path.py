@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwen_align.reward import math_answer
-from qwen_align.reward.math.boxed_number_fast_path import plain_box, plain_gold
+from qwen_align.reward.math.boxed_number_fast_path import parse_plain_box, parse_plain_gold
 from qwen_align.reward.math_answer import MathAnswer
 
 NUMBERS = st.sampled_from(
@@ -30,12 +30,12 @@ def test_it_decides_as_the_whole_text_does(text: str, gold: str, box: str) -> No
     reward = MathAnswer.model_validate({"box": box})
     fast = reward.judge(text, gold)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(math_answer, "plain_box", lambda text: None)
+        patch.setattr(math_answer, "parse_plain_box", lambda text: None)
         slow = reward.judge(text, gold)
     assert fast.value == slow.value
 
 
 def test_it_is_the_way_of_usual_answers() -> None:
-    assert plain_gold("1,234.5") is not None
+    assert parse_plain_gold("1,234.5") is not None
     for text in (r"So $\boxed{12}$.", "<think>\n3 or 4\n</think>\n\nIt is \\boxed{-3/4}.", r"\boxed{\frac{1}{2}}"):
-        assert plain_box(text) is not None
+        assert parse_plain_box(text) is not None

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_align.reward.math.exact_evaluator import rational
-from qwen_align.reward.math.expression_equality import same
-from qwen_align.reward.math.expression_parser import parse
-from qwen_align.reward.math.numeric_comparison import warm
+from qwen_align.reward.math.exact_evaluator import evaluate_rational
+from qwen_align.reward.math.expression_equality import decide_equality
+from qwen_align.reward.math.expression_parser import parse_expression
+from qwen_align.reward.math.numeric_comparison import warm_up_mpmath
 from tests.clock import cpu_limit
 
 TABLE = Path(__file__).parents[2] / "cases" / "math_expression_pairs.jsonl"
@@ -31,10 +31,10 @@ Tree = tuple[Any, ...]
 
 
 def verdict(a: str, b: str) -> bool | None:
-    one, other = parse(a), parse(b)
+    one, other = parse_expression(a), parse_expression(b)
     assert one is not None, a[:80]
     assert other is not None, b[:80]
-    return same(one, other)
+    return decide_equality(one, other)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['why']}: {case['a'][:30]} {case['b'][:30]}")
@@ -260,7 +260,7 @@ def test_at_most_one_of_a_thousand_unequal_and_two_percent_of_equal_pairs_are_mi
 def test_rationals_are_decided_exactly(number: Fraction, more: int) -> None:
     a, b = rf"\frac{{{number.numerator}}}{{{number.denominator}}}", number + Fraction(more, 10**40)
     text = rf"\frac{{{b.numerator}}}{{{b.denominator}}}"
-    assert rational(parse(text)) == b  # type: ignore[arg-type]
+    assert evaluate_rational(parse_expression(text)) == b  # type: ignore[arg-type]
     assert verdict(a, text) is (more == 0)
 
 
@@ -324,7 +324,7 @@ BOMBS = [
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda text: text[:40])
 def test_no_expression_takes_long(bomb: str, request: pytest.FixtureRequest) -> None:
-    warm()
+    warm_up_mpmath()
     gc.collect()
     gc.disable()  # what the test process has collected is not the expression's cost
     request.addfinalizer(gc.enable)
@@ -341,8 +341,8 @@ def test_threads_get_the_same_verdicts() -> None:
 
     def work(order: list[tuple[str, str]]) -> None:
         for a, b in order:
-            one, other = parse(a), parse(b)
-            if one is None or other is None or same(one, other) is not True:
+            one, other = parse_expression(a), parse_expression(b)
+            if one is None or other is None or decide_equality(one, other) is not True:
                 wrong.append((a, b))
 
     threads = [threading.Thread(target=work, args=(pairs[::step],)) for step in (1, -1, 1, -1)]
@@ -355,9 +355,10 @@ def test_threads_get_the_same_verdicts() -> None:
 
 def test_import_and_rational_verdicts_need_no_algebra_system() -> None:
     code = (
-        "import sys; from qwen_align.reward.math.expression_parser import parse;"
-        "from qwen_align.reward.math.expression_equality import same;"
-        "assert same(parse('(x+1)^2'), parse('x^2+2x+1')); print([m for m in ('sympy', 'mpmath') if m in sys.modules])"
+        "import sys; from qwen_align.reward.math.expression_parser import parse_expression;"
+        "from qwen_align.reward.math.expression_equality import decide_equality;"
+        "assert decide_equality(parse_expression('(x+1)^2'), parse_expression('x^2+2x+1'));"
+        "print([m for m in ('sympy', 'mpmath') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
