@@ -1,4 +1,7 @@
-r"""Is the answer the gold? Exactly decided, by the gold's type; what only a guarded sympy accepts is said to be so."""
+"""The reward for mathematics: whether a completion's answer is the gold, decided exactly by the gold's type.
+
+What only the guarded sympy accepts has the reason "fallback".
+"""
 
 import math
 import time
@@ -6,6 +9,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal
+
+from pydantic import Field
 
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, in_threads
@@ -48,7 +53,7 @@ FallbackPairs = tuple[tuple[str, str], ...]
 
 
 class MathAnswer(BaseReward):
-    r"""1.0 if the completion's final answer is the gold, else 0.0; no verdict if the gold is unusable.
+    r"""Pays 1.0 if the completion's final answer is the gold, else 0.0; gives no verdict if the gold is unusable.
 
     The answer is the last `\boxed{}` after the thinking, and those joined to it by commas, "and", "or" are one list.
     The gold's type decides: numbers are compared exactly, lists without order, points in order, equations by their
@@ -58,12 +63,15 @@ class MathAnswer(BaseReward):
     """
 
     kind: Literal["math_answer"] = "math_answer"
-    box: Literal["preferred", "required"] = "preferred"
-    r"""With "preferred", a completion that holds no box may declare its answer at its end: "The answer is 5."; one in
-    Minerva's form ("Final Answer: The final answer is $5$. I hope it is correct.") does so beside a box too."""
+    box: Literal["preferred", "required"] = Field(
+        default="preferred",
+        description=r"whether the answer must stand in a \boxed{}; with 'preferred', a completion that has no box may "
+        'declare its answer at its end ("The answer is 5."), and one in Minerva\'s form ("Final Answer: The final '
+        'answer is $5$. I hope it is correct.") does so beside a box too',
+    )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; without `gold`, against the completion's own."""
+        """Returns the verdict on one completion; without `gold`, against the completion's own."""
         if isinstance(completion, str):
             text = completion
         elif isinstance(completion, Completion):
@@ -75,11 +83,14 @@ class MathAnswer(BaseReward):
         return verdict if isinstance(verdict, Verdict) else _judge_by_fallback(verdict, None)
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        """The verdicts on all completions of one prompt in one mode."""
+        """Returns the verdicts on all completions of one prompt in one mode."""
         return self.judge_many(group)
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
-        """The verdicts on completions in their order: the exact ones first, so that no slow one delays them."""
+        """Returns the verdicts on completions in their order.
+
+        Exact comparisons come first, so that no slow completion delays the others.
+        """
         verdicts: list[Verdict] = []
         deferred: dict[int, FallbackPairs] = {}
         for index, completion in enumerate(completions):
@@ -100,27 +111,27 @@ class MathAnswer(BaseReward):
         return verdicts
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """The verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
+        """Returns the verdict on the gold itself as an answer: anything but 1.0 makes the gold unusable."""
         gold_text = _to_gold_text(gold)
         return _UNUSABLE if gold_text is None else self.judge(rf"\boxed{{{gold_text}}}", gold_text)
 
     def answer(self, completion: str | Completion) -> str | None:
-        """The answer in one spelling, without unit, for counting votes; None if there is none."""
+        """Returns the answer in one spelling, without unit, for counting votes; None if there is none."""
         contents = self._extract_contents(completion if isinstance(completion, str) else completion.text)
         value = None if isinstance(contents, str) else _parse_contents(contents, frozenset())
         return None if value is None else spell_canonically(value)
 
     def warm(self) -> None:
-        """Start the processes of the fallback and import what the numeric comparison needs: no verdict waits then."""
+        """Starts the workers of the fallback and imports what the numeric comparison needs: no verdict waits then."""
         numeric_comparison.warm_up_mpmath()
         sympy_fallback.start_workers()
 
     def probes(self) -> list[Probe]:
-        """Completions that look like answers; only the first few are."""
+        """Returns completions that look like answers, of which only the first few are."""
         return [Probe(*probe) for probe in PROBES]
 
     def _judge_exactly(self, text: str, gold: Any) -> Verdict | FallbackPairs:
-        """The verdict of the exact layer, or the pairs it leaves to the fallback."""
+        """Returns the verdict by exact comparison, or the pairs of expressions it leaves to the fallback."""
         gold_number = parse_plain_gold(gold) if type(gold) is str else None
         if gold_number is not None and (self.box == "required" or MINERVA_PREFIX not in text):
             answer_number = parse_plain_box(text)
@@ -135,7 +146,7 @@ class MathAnswer(BaseReward):
         )
 
     def _extract_contents(self, text: str) -> BoxContents | str:
-        """The texts of the answer's boxes, or the reason why there is none."""
+        """Returns the contents of the answer's boxes, or the reason why there are none."""
         response = after_thinking(text)
         if response is None:
             return "unfinished thinking"
@@ -152,6 +163,7 @@ class MathAnswer(BaseReward):
 
 
 def _judge_by_fallback(pairs: FallbackPairs, deadline: float | None) -> Verdict:
+    """Returns the verdict of the fallback on pairs of expressions that must all be equal."""
     try:
         reason = sympy_fallback.judge_pairs(pairs, deadline=deadline)
     except UnservedError:
@@ -163,6 +175,7 @@ def _judge_by_fallback(pairs: FallbackPairs, deadline: float | None) -> Verdict:
 
 @lru_cache(maxsize=8_192)  # the 8 to 64 completions of a prompt repeat their answers
 def _judge_contents(contents: BoxContents, gold: str) -> Verdict | FallbackPairs:
+    """Compares the contents of the boxes with the gold: the verdict, or the pairs left to the fallback."""
     gold_value = _parse_gold(gold)
     if gold_value is None:
         return _UNUSABLE
@@ -183,7 +196,7 @@ def _judge_contents(contents: BoxContents, gold: str) -> Verdict | FallbackPairs
 
 
 def _is_same_in_other_unit(gold: str, gold_value: AnswerValue, answer_value: AnswerValue) -> bool:
-    """Whether a gold's last letter is the unit that the answer has another of: `1000 m` for `1 km`."""
+    """Checks whether a gold's last letter is a unit and the answer has another for it: `1000 m` for `1 km`."""
     unit = _find_unit(answer_value)
     if unit is None or not isinstance(gold_value, Scalar) or gold_value.unit is not None:
         return False
@@ -197,7 +210,7 @@ def _is_same_in_other_unit(gold: str, gold_value: AnswerValue, answer_value: Ans
 
 
 def _parse_contents(contents: BoxContents, unit_letters: frozenset[str]) -> AnswerValue | None:
-    """The value of the boxes together, None if it is the only one and says nothing."""
+    """Parses the boxes to one value, several to a list; None if the only box states nothing."""
     values = [parse_answer(content, unit_letters) for content in contents]
     if len(values) == 1:
         return values[0]
@@ -205,7 +218,7 @@ def _parse_contents(contents: BoxContents, unit_letters: frozenset[str]) -> Answ
 
 
 def _to_gold_text(gold: Any) -> str | None:
-    """What a data set's gold (a string, an integer or a finite float) says, None if it is no such thing."""
+    """Returns the text of a data set's gold (a string, an integer or a finite float), None if it is no such thing."""
     if isinstance(gold, str):
         final_part: str = gold.rpartition("####")[2]  # GSM8K's mark of the answer after its solution
         if "\\boxed" not in final_part:
@@ -223,12 +236,13 @@ def _to_gold_text(gold: Any) -> str | None:
 
 @lru_cache(maxsize=8_192)
 def _parse_gold(text: str) -> AnswerValue | None:
-    """The value of a gold, None if it is not equal to itself."""
+    """Parses a gold, None if its value is not equal to itself."""
     value = parse_answer(text, frozenset({ANY_WORD}))
     return value if value is not None and _is_usable_gold(value) else None
 
 
 def _is_usable_gold(value: AnswerValue) -> bool:
+    """Checks whether a gold's value is defined in all its parts."""
     if isinstance(value, Scalar):
         return is_defined(value)
     if isinstance(value, Words):
@@ -243,7 +257,7 @@ def _is_usable_gold(value: AnswerValue) -> bool:
 
 
 def _find_unit(value: AnswerValue) -> Unit | None:
-    """The unit of a gold, of a list's first item with one."""
+    """Returns the unit of a gold, of a list's first item with one."""
     if isinstance(value, Scalar):
         return value.unit
     items = value.items if isinstance(value, BracketedTuple | UnorderedItems) else ()

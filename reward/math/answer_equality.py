@@ -1,4 +1,4 @@
-"""Whether an answer's value is the gold's; the gold's type decides what counts as the same."""
+"""Decides whether an answer's value is the gold's; the gold's type decides what counts as the same."""
 
 from qwen_align.reward.math.answer_parser import parse_normalized
 from qwen_align.reward.math.answer_values import (
@@ -19,7 +19,7 @@ from qwen_align.reward.math.equation_equality import has_same_zero_set
 from qwen_align.reward.math.named_value_equality import collect_named_values, has_same_named_values, split_by_coordinate
 from qwen_align.reward.math.number_line_regions import INEQUALITIES, Interval, Region, merge_intervals, to_region
 from qwen_align.reward.math.scalar_equality import is_same_scalar, is_same_words
-from qwen_align.reward.math.units import get_conversion_factor as units_agree
+from qwen_align.reward.math.units import get_conversion_factor
 from qwen_align.reward.math.unordered_equality import has_same_items
 
 _HOURS_PER_DAY = 24
@@ -27,7 +27,10 @@ _REVERSED_RELATIONS = {">": "<", r"\ge": r"\le"}
 
 
 def is_same_answer(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
-    """Whether `said` says `gold`, on condition that all `doubts` it adds turn out equal; None allows no doubts."""
+    """Checks whether the answer's value is the gold's, on condition that all pairs added to `deferred` turn out equal.
+
+    With None for `deferred` no pair is left to the fallback: what is not decided here is not the same.
+    """
     if type(gold) is type(answer) and gold == answer:
         return True
     if _has_relation(gold) or _has_relation(answer):
@@ -46,6 +49,7 @@ def is_same_answer(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPai
 
 
 def _is_same_typed_value(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two values are the same, neither of which is a list, a union or a relation."""
     if isinstance(gold, Words) or isinstance(answer, Words):
         return is_same_words(gold, answer)
     if isinstance(gold, Scalar) and isinstance(answer, Scalar):
@@ -69,7 +73,7 @@ def _is_same_typed_value(gold: AnswerValue, answer: AnswerValue, deferred: Defer
 
 
 def _expand_determinant(matrix: Matrix) -> Scalar | None:
-    """What a determinant of two or three rows is worth, as an expression."""
+    """Expands a determinant of two or three rows to an expression, None for other matrices."""
     cells = [[f"({cell.text})" if isinstance(cell, Scalar) else "" for cell in row] for row in matrix.rows]
     size = len(cells)
     if matrix.kind != "determinant" or size not in (2, 3) or any(len(row) != size or not all(row) for row in cells):
@@ -84,11 +88,12 @@ def _expand_determinant(matrix: Matrix) -> Scalar | None:
 
 
 def _expand_two_by_two(a: str, b: str, c: str, d: str) -> str:
+    """Returns the text `a d - b c`."""
     return rf"{a}\cdot{d}-{b}\cdot{c}"
 
 
 def _is_single_choice(gold: Choice, answer: Choice) -> bool:
-    """Whether what stands beside the letter names no other option and is not another text than the gold's."""
+    """Checks whether the text beside the answer's letter names no other option and is no other text than the gold's."""
     if not answer.rest or answer.rest == gold.rest:
         return True
     answer_rest = parse_normalized(answer.rest)
@@ -99,6 +104,7 @@ def _is_single_choice(gold: Choice, answer: Choice) -> bool:
 
 
 def _is_same_tuple(gold: BracketedTuple, answer: BracketedTuple, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two tuples have the same items in order, and as intervals the same brackets."""
     is_interval = len(gold.items) == 2
     if is_interval and (gold.opening, gold.closing) != (answer.opening, answer.closing):
         return False
@@ -110,19 +116,20 @@ def _is_same_sequence(
     answers: list[AnswerValue] | list[BracketedTuple],
     deferred: DeferredPairs | None,
 ) -> bool:
+    """Checks whether two sequences are of one length and have the same items in order."""
     return len(golds) == len(answers) and all(
         is_same_answer(gold_item, answer_item, deferred) for gold_item, answer_item in zip(golds, answers, strict=True)
     )
 
 
 def _is_same_ratio(gold: Ratio, answer: Ratio) -> bool:
+    """Checks whether two ratios are proportional, or two times of the day the same."""
     if len(gold.parts) != len(answer.parts):
         return False
-    if gold.unit is not None and answer.unit is not None and units_agree(gold.unit, answer.unit) != 1:
+    if gold.unit is not None and answer.unit is not None and get_conversion_factor(gold.unit, answer.unit) != 1:
         return False
-    has_zero = any(
-        part.number == 0 for part in (*gold.parts, *answer.parts)
-    )  # every multiple of 12:0 would be the same
+    # Every multiple of 12:0 would be the same.
+    has_zero = any(part.number == 0 for part in (*gold.parts, *answer.parts))
     if has_zero or (_is_time_of_day(gold) and _is_time_of_day(answer)):
         return [part.number for part in gold.parts] == [part.number for part in answer.parts]
     gold_first, answer_first = gold.parts[0], answer.parts[0]
@@ -133,12 +140,13 @@ def _is_same_ratio(gold: Ratio, answer: Ratio) -> bool:
 
 
 def _multiply_scalars(left: Scalar, right: Scalar) -> Scalar:
+    """Multiplies two scalars without their units."""
     number = None if left.number is None or right.number is None else left.number * right.number
     return Scalar(rf"({left.text})\cdot({right.text})", number)
 
 
 def _is_time_of_day(ratio: Ratio) -> bool:
-    """Whether the parts are written as a time of the day: `12:00`, `7:32`."""
+    """Checks whether the parts are written as a time of the day: `12:00`, `7:32`."""
     numbers = [part.number for part in ratio.parts]
     if any(number is None or number.denominator != 1 for number in numbers):
         return False
@@ -147,12 +155,14 @@ def _is_time_of_day(ratio: Ratio) -> bool:
 
 
 def _has_relation(value: AnswerValue) -> bool:
+    """Checks whether a value is a relation or a list with one in it."""
     return isinstance(value, RelationChain) or (
         isinstance(value, UnorderedItems) and any(isinstance(item, RelationChain) for item in value.items)
     )
 
 
 def _is_same_relation(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two values are the same, one of which at least is an equation or inequality."""
     golds, answers = (
         collect_named_values(gold, is_same_answer, is_gold=True),
         collect_named_values(answer, is_same_answer, is_gold=False),
@@ -175,7 +185,7 @@ def _is_same_relation(gold: AnswerValue, answer: AnswerValue, deferred: Deferred
 
 
 def _is_one_of_stated_numbers(gold: RelationChain, answer: AnswerValue) -> bool:
-    """Whether `said` is a number of a gold that states one in several ways: `0.56 = 56\\%`, `\\approx 8.24`."""
+    r"""Checks whether the answer is one of a gold's several statements of a number: `0.56 = 56\%`, `\approx 8.24`."""
     if not set(gold.relations) <= {"=", r"\approx"}:
         return False
     sides = [parse_normalized(side) for side in gold.sides if side]
@@ -184,12 +194,14 @@ def _is_one_of_stated_numbers(gold: RelationChain, answer: AnswerValue) -> bool:
 
 
 def _has_inequality(value: AnswerValue) -> bool:
+    r"""Checks whether a value is or holds an inequality, an `\in` or a union of sets."""
     return any(
         isinstance(item, RelationChain) and set(item.relations) & (INEQUALITIES | {r"\in"}) for item in get_items(value)
     ) or isinstance(value, SetUnion)
 
 
 def _is_same_chain(gold: RelationChain, answer: RelationChain) -> bool:
+    """Checks whether two equations or inequalities are the same, by their sides or by their zero set."""
     gold, answer = _order_ascending(gold), _order_ascending(answer)
     if gold.relations == answer.relations and _are_sides_equal(gold.sides, answer.sides):
         return True
@@ -205,6 +217,7 @@ def _is_same_chain(gold: RelationChain, answer: RelationChain) -> bool:
 
 
 def _are_sides_equal(golds: tuple[str, ...], answers: tuple[str, ...]) -> bool:
+    """Checks whether the sides of two relations are the same in order."""
     return len(golds) == len(answers) and all(
         gold_side == answer_side or _is_same_text_value(gold_side, answer_side)
         for gold_side, answer_side in zip(golds, answers, strict=True)
@@ -212,12 +225,13 @@ def _are_sides_equal(golds: tuple[str, ...], answers: tuple[str, ...]) -> bool:
 
 
 def _is_same_text_value(gold_text: str, answer_text: str) -> bool:
+    """Checks whether two texts parse to the same value."""
     gold_value, answer_value = parse_normalized(gold_text), parse_normalized(answer_text)
     return gold_value is not None and answer_value is not None and is_same_answer(gold_value, answer_value, None)
 
 
 def _order_ascending(chain: RelationChain) -> RelationChain:
-    """The chain from less to more, `5 \\ge x` as `x \\le 5`."""
+    r"""Returns the chain from less to more, `5 \ge x` as `x \le 5`."""
     if not set(chain.relations) <= set(_REVERSED_RELATIONS):
         return chain
     return RelationChain(
@@ -226,13 +240,14 @@ def _order_ascending(chain: RelationChain) -> RelationChain:
 
 
 def _is_worked_calculation(gold: AnswerValue, answer: RelationChain) -> bool:
-    """Whether every side of a chain of equations is the gold: `2+3=5`, but not `5 = x+1`."""
+    """Checks whether every side of a chain of equations is the gold: `2+3=5`, but not `5 = x+1`."""
     return set(answer.relations) == {"="} and all(
         (value := parse_normalized(side)) is not None and is_same_answer(gold, value, None) for side in answer.sides
     )
 
 
 def _is_same_union(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two unions of sets are the same region, or have the same parts."""
     gold_region, answer_region = to_region(gold, is_gold=True), to_region(answer, is_gold=False)
     if gold_region is not None and answer_region is not None:
         return _is_same_region(gold_region, answer_region, deferred)
@@ -244,6 +259,7 @@ def _is_same_union(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPai
 
 
 def _is_same_region(gold: Region, answer: Region, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two parts of the number line are the same, and of the same variable where both name one."""
     if gold.name and answer.name and gold.name != answer.name:
         return False
     return has_same_items(
@@ -255,6 +271,7 @@ def _is_same_region(gold: Region, answer: Region, deferred: DeferredPairs | None
 
 
 def _to_interval_tuples(intervals: tuple[Interval, ...]) -> tuple[AnswerValue, ...]:
+    """Converts intervals to tuples with their brackets."""
     return tuple(
         BracketedTuple(
             "[" if interval.includes_low else "(", (interval.low, interval.high), "]" if interval.includes_high else ")"

@@ -1,4 +1,4 @@
-r"""From the text of an answer to its typed value; None where it says nothing."""
+"""Parses the text of an answer to a typed value; None where it states nothing."""
 
 import re
 from collections.abc import Iterator
@@ -41,8 +41,8 @@ from qwen_align.reward.math.number_parser import MAX_DIGITS, parse_plain_number,
 from qwen_align.reward.math.units import split_off_unit
 from qwen_align.reward.math.word_and_choice_parser import STOP_WORDS, normalize_words, parse_choice_or_words
 
-MAX_ITEMS = 1_000  # of a list; longer ones are compared as they are written
-_MAX_DEPTH = 12  # brackets in brackets that are read as sets and points; deeper is an expression
+MAX_ITEMS = 1_000  # of a list; longer ones are compared as text
+_MAX_DEPTH = 12  # nested brackets parsed as sets and points; deeper ones are an expression
 _MAX_PLUS_MINUS_SIGNS = 3  # plus-minus signs that are expanded, to eight values
 
 _BASE_NUMERAL = re.compile(
@@ -74,7 +74,10 @@ _NO_ANSWER = re.compile(r"(?:\?+|nan|none|null|unknown|n/a|\\text\{\}|-|\.)?", r
 
 @lru_cache(maxsize=4_096)  # the completions of a group repeat their answers and share one gold
 def parse_answer(answer: str, unit_letters: frozenset[str] = frozenset()) -> AnswerValue | None:
-    """The value an answer states, None if it states nothing; `letters` as in `units.measured`."""
+    """Parses an answer as a model or a data set wrote it; None if it states nothing.
+
+    `unit_letters` as in `units.split_off_unit`. An answer above MAX_CHARS is kept as words.
+    """
     if len(answer) > MAX_CHARS:
         return Words(" ".join(answer.split()))
     text = normalize_latex(answer)
@@ -83,7 +86,7 @@ def parse_answer(answer: str, unit_letters: frozenset[str] = frozenset()) -> Ans
 
 @lru_cache(maxsize=4_096)
 def parse_normalized(text: str, unit_letters: frozenset[str] = frozenset(), depth: int = 0) -> AnswerValue | None:
-    """The value of a text in layout form."""
+    """Parses an answer in normalized LaTeX to its typed value; None if it states nothing."""
     if (upright_word := _UPRIGHT_WORD.fullmatch(text)) is not None:
         value = parse_normalized(upright_word[1], unit_letters, depth + 1)
         return value._replace(original_text="") if isinstance(value, Words) else value  # a word, no product of letters
@@ -116,6 +119,7 @@ def parse_normalized(text: str, unit_letters: frozenset[str] = frozenset(), dept
 
 
 def _parse_named_set(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    r"""Parses names of sets and infinities: all real numbers, the empty set, `-\infty`."""
     if _REAL_LINE.fullmatch(text):
         return BracketedTuple("(", (Scalar(r"-\infty"), Scalar(r"\infty")), ")")
     if _EMPTY_SET.fullmatch(text):
@@ -126,10 +130,12 @@ def _parse_named_set(text: str, unit_letters: frozenset[str], depth: int) -> Ans
 
 
 def _parse_choice_or_words(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses a multiple-choice option or an answer in words."""
     return parse_choice_or_words(text)
 
 
 def _parse_list(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses a list of answers that commas, semicolons or words such as "and" and "or" separate."""
     items, connectives = split_list_with_connectives(text)
     if len(items) == 1 and items[0] == text:
         return None
@@ -158,6 +164,7 @@ def _parse_list(text: str, unit_letters: frozenset[str], depth: int) -> AnswerVa
 
 
 def parse_items(items: list[str], unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses the items of a list to one unordered value; a list of one is its item."""
     values = tuple(parse_normalized(item, unit_letters, depth + 1) for item in items)
     if len(values) == 1:
         return values[0]
@@ -165,7 +172,7 @@ def parse_items(items: list[str], unit_letters: frozenset[str], depth: int) -> A
 
 
 def _expand_plus_minus_items(items: list[str], values: tuple[AnswerValue | None, ...]) -> Iterator[AnswerValue]:
-    """The values, where plus-minus stands for two of them both."""
+    """Yields the values of a list's items, both values of an item with a plus-minus sign."""
     for item, value in zip(items, values, strict=True):
         if (
             isinstance(value, UnorderedItems)
@@ -178,11 +185,13 @@ def _expand_plus_minus_items(items: list[str], values: tuple[AnswerValue | None,
 
 
 def _parse_relations(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses an equation, an inequality or a chain of them."""
     sides, relations = split_relations(text)
     return RelationChain(tuple(sides), tuple(relations)) if relations else None
 
 
 def _parse_set_union(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    r"""Parses unions and differences of sets: `(0,1)\cup(2,3)`, `\mathbb{R}\setminus\{0\}`."""
     set_and_removed = split_set_difference(text)
     joined_parts = split_set_union(set_and_removed[0])
     if len(joined_parts) == 1 and len(set_and_removed) == 1:
@@ -197,6 +206,7 @@ def _parse_set_union(text: str, unit_letters: frozenset[str], depth: int) -> Ans
 
 
 def _parse_matrix(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses a LaTeX matrix or determinant with its cells."""
     kind_and_cells = parse_matrix_cells(text) if r"\begin" in text else None
     if kind_and_cells is None:
         return None
@@ -208,6 +218,7 @@ def _parse_matrix(text: str, unit_letters: frozenset[str], depth: int) -> Answer
 
 
 def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses points, intervals, vectors and sets, and what stands in brackets that change nothing."""
     if named_point := _NAMED_POINT.fullmatch(text):
         text = named_point[1]
     for opening, closing in (("(", (")", "]")), ("[", (")", "]")), (r"\langle", (r"\rangle",))):
@@ -251,7 +262,7 @@ def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> Answ
 
 
 def _to_matrix_rows(values: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue, ...], ...]:
-    """The rows of `[[1,2],[3,4]]`, none if the values are not rows of one length."""
+    """Returns the rows of `[[1,2],[3,4]]`, nothing if the values are not rows of one length."""
     rows = [
         value.items
         for value in values
@@ -261,7 +272,7 @@ def _to_matrix_rows(values: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue,
 
 
 def _parse_plus_minus(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    """Plus-minus as the values it stands for; with \\mp in the same text all signs go together."""
+    r"""Parses a text with plus-minus signs to the values it stands for; with \mp in it all signs go together."""
     n_signs = text.count(r"\pm") + text.count(r"\mp")
     if not n_signs or n_signs > _MAX_PLUS_MINUS_SIGNS or split_list(text) != [text]:
         return None
@@ -275,6 +286,7 @@ def _parse_plus_minus(text: str, unit_letters: frozenset[str], depth: int) -> An
 
 
 def _parse_base_numeral(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses a numeral with its base as an index: `101_2`, `1a_{16}`."""
     match = _BASE_NUMERAL.fullmatch(text) if "_" in text and len(text) <= MAX_DIGITS else None
     if match is None:
         return None
@@ -289,6 +301,7 @@ def _parse_base_numeral(text: str, unit_letters: frozenset[str], depth: int) -> 
 
 
 def _parse_ratio(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses a ratio or a time of the day: `3:2`, `7:32`."""
     parts = split_ratio(text)
     if not 2 <= len(parts) <= 6 or not all(parts):
         return None
@@ -299,6 +312,7 @@ def _parse_ratio(text: str, unit_letters: frozenset[str], depth: int) -> AnswerV
 
 
 def _parse_scalar(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses a single expression with its unit."""
     measured = split_off_unit(text, unit_letters)
     if measured.unit is None and measured.scale == 1:
         return _parse_expression_or_words(text)
@@ -314,6 +328,7 @@ def _parse_scalar(text: str, unit_letters: frozenset[str], depth: int) -> Answer
 
 
 def _parse_expression_or_words(text: str) -> AnswerValue | None:
+    """Returns the text as an expression, or as words if a run of letters in it reads as a word."""
     plain_text = _TEXT_COMMAND.sub(r" \1 ", text) if r"\text" in text else text
     for letter_run in _LETTER_RUN.findall(plain_text):
         if letter_run.lower() in STOP_WORDS or (

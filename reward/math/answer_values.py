@@ -1,4 +1,4 @@
-"""What an answer can be: a small closed set of typed values, as read from text. Nothing here is evaluated."""
+"""The types of answers: a small closed set of values, as parsed from text and not evaluated."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,14 +16,14 @@ class Scalar(NamedTuple):
 
 
 class Words(NamedTuple):
-    """A text, folded where case says nothing, and as it was written."""
+    """An answer in words: `text` in lower case where case does not matter, `original_text` as it was written."""
 
     text: str
     original_text: str = ""
 
 
 class Choice(NamedTuple):
-    """The letter of an option; `rest` is what stands beside it."""
+    """The letter of a multiple-choice option; `rest` is the text beside it."""
 
     letter: str
     rest: str = ""
@@ -38,8 +38,9 @@ class BracketedTuple(NamedTuple):
 
 
 class UnorderedItems(NamedTuple):
-    """Items without order: a set, or answers joined by commas and "or"; `all_hold` if they are inequalities that
-    "and" joins.
+    """Items whose order does not matter: a set, or answers joined by commas and "or".
+
+    `all_hold` is true for inequalities that are joined by "and".
     """
 
     items: tuple["AnswerValue", ...]
@@ -47,51 +48,51 @@ class UnorderedItems(NamedTuple):
 
 
 class SetUnion(NamedTuple):
-    r"""Sets joined by \\cup; `without` is what is taken away from them."""
+    r"""Sets joined by \cup; `removed` holds the sets that are taken away from them by \setminus."""
 
     parts: tuple["AnswerValue", ...]
     removed: tuple["AnswerValue", ...] = ()
 
 
 class Matrix(NamedTuple):
-    """`kind` is "matrix", "determinant" or "norm"."""
+    """A matrix with its cells by row; `kind` is "matrix", "determinant" or "norm"."""
 
     kind: str
     rows: tuple[tuple["AnswerValue", ...], ...]
 
 
 class RelationChain(NamedTuple):
-    """Sides joined by relations: `sides[0] relations[0] sides[1] ...`."""
+    """Sides joined by relations, as text: `sides[0] relations[0] sides[1] ...`."""
 
     sides: tuple[str, ...]
     relations: tuple[str, ...]
 
 
 class BaseNumeral(NamedTuple):
-    """Digits in a named base, in lower case, without leading zeros."""
+    """A numeral in a named base: digits in lower case, without leading zeros."""
 
     digits: str
     base: int
 
 
 class Ratio(NamedTuple):
-    """Parts between colons, a ratio or the time of a day; `unit` tells the half of the day."""
+    """Parts between colons, a ratio or a time of the day; `unit` holds "am" or "pm"."""
 
     parts: tuple["Scalar", ...]
     unit: Unit | None = None
 
 
 DeferredPairs = list[tuple[str, str]]
-"""Pairs of expressions, a gold's and an answer's, that are left to the fallback."""
+"""Pairs of expressions, a gold's and an answer's, that are left to sympy_fallback."""
 
 AnswerValue = (
     Scalar | Words | Choice | BracketedTuple | UnorderedItems | SetUnion | Matrix | RelationChain | BaseNumeral | Ratio
 )
 
 AnswerComparer = Callable[[AnswerValue, AnswerValue, DeferredPairs | None], bool]
-"""`compare.agree`, which the modules below it call for the parts of a value."""
+"""The type of `answer_equality.is_same_answer`, handed to modules that compare the parts of a value with it."""
 
 
 def get_items(value: AnswerValue) -> tuple[AnswerValue, ...]:
-    """The items of a list, a single value as a list of one."""
+    """Returns the items of a list of answers, or a single answer as a tuple of one."""
     return value.items if isinstance(value, UnorderedItems) else (value,)

@@ -1,10 +1,10 @@
-"""Taking off what encloses an answer and says nothing: marks of math and text, an opening phrase, a full stop."""
+"""Strips what encloses an answer and states nothing: marks of math and text, an opening phrase, a full stop."""
 
 import re
 
 from qwen_align.reward.math.bracket_aware_split import extract_bracket_content
 
-_MAX_WRAPPERS = 12  # nested wrappers that are taken off; answers have one or two
+_MAX_WRAPPERS = 12  # nested wrappers that are stripped; answers have one or two
 _ENCLOSING_PAIRS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"), ("__", "__"), ("`", "`"), ('"', '"'))
 _ENCLOSING_COMMANDS = (r"\boxed", r"\fbox", r"\text", r"\underline")
 _ENVIRONMENT = re.compile(r"\\begin\{(cases|align|aligned|equation|gather|gathered|split|displaymath|math)(\*?)\}")
@@ -17,7 +17,7 @@ _OPENING_PHRASE = re.compile(
 
 
 def strip_wrappers(text: str) -> str:
-    """`text` (in layout form) without what encloses all of it."""
+    """Strips what encloses the whole of an answer in normalized LaTeX."""
     text = _strip_double_parentheses(text.strip())
     for _ in range(_MAX_WRAPPERS):
         stripped = _strip_full_stop(_strip_enclosing_pair(text))
@@ -30,7 +30,7 @@ def strip_wrappers(text: str) -> str:
 
 
 def _strip_double_parentheses(text: str) -> str:
-    """`((((1))))` as `(1)`, in one pass."""
+    """Strips all but one of the parentheses around a text, `((((1))))` to `(1)`, in one pass."""
     n_left = len(text) - len(text.lstrip("("))
     n_right = len(text) - len(text.rstrip(")"))
     if min(n_left, n_right) < 2:
@@ -50,11 +50,12 @@ def _strip_double_parentheses(text: str) -> str:
 
 
 def _list_system_rows(text: str) -> str:
-    """The rows of a system of equations as a list; a function by cases stays as it is."""
+    """Returns the rows of a system of equations as a list with commas; a function by cases stays as it is."""
     return text if "&" in text.replace("&=", "=") else text.replace("&", "").strip("\ue000 ").replace("\ue000", ",")
 
 
 def _strip_full_stop(text: str) -> str:
+    """Strips one full stop, comma, semicolon or unpaired dollar sign from the end."""
     if text.endswith((".", ",", ";", "\ue000")) and not text.endswith(".."):
         return text[:-1].rstrip()
     if text.endswith("$") and text.count("$") == 1:
@@ -63,6 +64,7 @@ def _strip_full_stop(text: str) -> str:
 
 
 def _strip_enclosing_pair(text: str) -> str:
+    """Strips one pair of marks, one command or one environment that encloses the whole text."""
     for opening, closing in _ENCLOSING_PAIRS:
         if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing):
             inner = text[len(opening) : -len(closing)]

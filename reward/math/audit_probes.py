@@ -1,6 +1,6 @@
-r"""Completions an audit shows to the math reward: they look like answers, and only the first few are."""
+"""Completions that an audit shows to the math reward: they look like answers, and only the first few are."""
 
-# name, completion, gold, whether it is to be paid
+# name, completion, gold, whether the reward must pay it
 PROBES: tuple[tuple[str, str, str | None, bool], ...] = (
     ("right", r"So the answer is \boxed{42}.", "42", True),
     ("right, written differently", r"\boxed{\frac{6}{4}}", "1.5", True),

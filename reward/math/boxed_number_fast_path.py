@@ -1,6 +1,6 @@
-r"""The usual case, fast: a gold that is a plain number, and a text that ends on one box with a plain number in it.
+"""The usual case, fast: the gold is a plain number and the completion has one box with a plain number in it.
 
-Where it decides, reading the whole text would decide the same; where it is not sure, it says nothing.
+Where this decides, the full parsers would decide the same; where it is not sure, it returns None.
 """
 
 import re
@@ -20,13 +20,16 @@ _BOX_OPENING = "\\boxed{"
 
 @lru_cache(maxsize=8_192)
 def parse_plain_gold(gold: str) -> Fraction | None:
-    """The number a gold is, if it is nothing but one written plainly."""
+    """Returns the gold's number if the gold is nothing but a plainly written number, else None."""
     match = _NUMBER_ALONE.fullmatch(gold)
     return None if match is None else _to_fraction(match)
 
 
 def parse_plain_box(text: str) -> Fraction | None:
-    """The number in the only box of a text that ends its thinking, if it is written plainly: the usual case, fast."""
+    """Returns the plainly written number in the only box of a completion, else None.
+
+    None also for a box inside the thinking or in a thinking that never ends.
+    """
     box_position = text.find(_BOX_OPENING)
     if (
         box_position < 0
@@ -44,11 +47,13 @@ def parse_plain_box(text: str) -> Fraction | None:
 
 
 def _is_after_thinking(text: str, box_position: int) -> bool:
+    """Checks whether the last thinking has ended before the position of the box."""
     close_position = text.rfind(CLOSE)
     return close_position < box_position and text.rfind(OPEN) <= close_position
 
 
 def _to_fraction(match: re.Match[str]) -> Fraction:
+    """Converts a match of `_PLAIN_NUMBER` to its exact value."""
     sign, integer_digits, decimal_digits, numerator, denominator, slash_numerator, slash_denominator = match.groups()
     if integer_digits is not None:
         digits = integer_digits.replace("{,}", "").replace(",", "")

@@ -1,4 +1,4 @@
-"""One spelling for equal answers, to count votes by."""
+"""Spells equal answers equally, to count votes by."""
 
 from qwen_align.reward.math.answer_equality import is_same_answer
 from qwen_align.reward.math.answer_values import (
@@ -21,7 +21,7 @@ from qwen_align.reward.math.number_line_regions import INEQUALITIES, Region, mer
 
 
 def spell_canonically(value: AnswerValue) -> str:
-    """`value` in a spelling that equal numbers, points and sets share; expressions as they were typed, without spaces.
+    """Returns a spelling that equal numbers, points and sets share; expressions as they were typed, without spaces.
 
     Units and the names of unknowns are left out.
     """
@@ -46,6 +46,7 @@ def spell_canonically(value: AnswerValue) -> str:
 
 
 def _spell_scalar(value: Scalar) -> str:
+    """Spells an expression as its exact number if it has one, else as it was typed."""
     if value.number is not None:
         return str(value.number)
     node = parse_expression(value.text)
@@ -54,6 +55,7 @@ def _spell_scalar(value: Scalar) -> str:
 
 
 def _spell_relation(value: RelationChain | SetUnion) -> str:
+    """Spells the value of `x = 5`, the intervals of an inequality or a union, else the sides and relations as typed."""
     if isinstance(value, RelationChain):
         named_values = collect_named_values(value, is_same_answer, is_gold=False)
         if named_values is not None and len(named_values) == 1:
@@ -69,6 +71,7 @@ def _spell_relation(value: RelationChain | SetUnion) -> str:
 
 
 def _spell_region(region: Region) -> str:
+    """Spells a region as a union of intervals."""
     intervals = (
         f"{'[' if interval.includes_low else '('}{spell_canonically(interval.low)},"
         f"{spell_canonically(interval.high)}{']' if interval.includes_high else ')'}"

@@ -1,4 +1,4 @@
-"""When two equations or inequalities say the same: their differences are one another's multiple by a constant."""
+"""Decides when two equations or inequalities are the same: their differences are multiples by a constant."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ _ZERO = make_number(0)
 def has_same_zero_set(
     gold_sides: tuple[str, str], answer_sides: tuple[str, str], *, needs_positive_factor: bool = False
 ) -> bool:
-    """Whether `left - right` of both differ by a constant factor, above 0 if `positive`; in doubt they do not.
+    """Checks whether left minus right of both differ by a constant factor, a positive one if needed; False in doubt.
 
     The factor is read off at one point, so two equations without solutions are not equal because of that.
     """
@@ -49,6 +49,7 @@ def has_same_zero_set(
 
 
 def _subtract_sides(left: str, right: str) -> Node | None:
+    """Returns the tree of left minus right, None if a side is no expression."""
     sides = parse_expression(left), parse_expression(right)
     if sides[0] is None or sides[1] is None:
         return None
@@ -56,5 +57,6 @@ def _subtract_sides(left: str, right: str) -> Node | None:
 
 
 def _iterate_points(letters: list[str]) -> Iterator[dict[str, Node]]:
+    """Yields points with a whole number for each letter."""
     for numbers in _POINTS:
         yield {letter: make_number(numbers[index % 8] + index // 8) for index, letter in enumerate(letters)}

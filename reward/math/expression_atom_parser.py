@@ -1,4 +1,4 @@
-r"""Numbers, letters, functions and LaTeX commands: what an expression's factors start with, each read to its end."""
+"""Parses what a factor starts with: numbers, letters, functions and LaTeX commands, each to its end."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,12 +18,12 @@ from qwen_align.reward.math.expression_vocabulary import (
 )
 from qwen_align.reward.math.token_cursor import TokenCursor
 
-# The base of a logarithm without one is ten, but `same` tries e too; no text is read as "10.", which marks it.
+# The base of a logarithm without one is ten, but `decide_equality` tries e too. "10." marks it: no text parses to that.
 DEFAULT_BASE = Node("decimal", (), "10.")
 
 
 def parse_atom_from_token(cursor: TokenCursor, token: str) -> Node:
-    """The node that starts with `token`, which is taken; raises NotAnExpressionError if none does."""
+    """Parses the factor that starts with a token already taken; raises NotAnExpressionError if none does."""
     if token[:1].isdigit() or token[:1] == ".":
         return parse_numeral(cursor, token)
     if token in CLOSING_BRACKETS or token == "|":
@@ -42,7 +42,7 @@ def parse_atom_from_token(cursor: TokenCursor, token: str) -> Node:
 
 
 def parse_numeral(cursor: TokenCursor, token: str) -> Node:
-    """A number, or the mixed number that starts with it."""
+    """Parses a number, or the mixed number that starts with it."""
     node = make_literal(token)
     if cursor.peek_token() == "_":
         raise NotAnExpressionError("a number in another base")
@@ -53,7 +53,7 @@ def parse_numeral(cursor: TokenCursor, token: str) -> Node:
 
 
 def take_proper_fraction(cursor: TokenCursor) -> Node | None:
-    r"""The proper fraction `\frac{1}{3}` or `1/3` that follows, taken."""
+    r"""Takes a proper fraction `\frac{1}{3}` or `1/3` if one follows, and returns it."""
     start_position, start_cut, start_tokens = cursor.position, cursor.cut_position, cursor.tokens
     if cursor.peek_token() == r"\frac":
         cursor.tokens = list(start_tokens)
@@ -71,7 +71,7 @@ def take_proper_fraction(cursor: TokenCursor) -> Node | None:
 
 
 def take_digits_argument(cursor: TokenCursor) -> str:
-    """The next argument of a command if it is a plain whole number, else ""."""
+    """Takes the next argument of a command if it is a plain whole number, and returns its digits, else ""."""
     if cursor.peek_token() == "{":
         if not cursor.peek_token(1).isdigit() or cursor.peek_token(2) != "}":
             return ""
@@ -89,12 +89,14 @@ def take_digits_argument(cursor: TokenCursor) -> str:
 
 
 def make_literal(token: str) -> Node:
+    """Makes the node of a number as written."""
     if token.isdigit():
         return make_number(int(token))
     return Node("decimal", (), token)
 
 
 def parse_letter(cursor: TokenCursor, token: str) -> Node:
+    """Parses a letter with its index and primes, or an unknown function's value `f(x)`."""
     name = token
     if cursor.peek_token() == "_":
         cursor.take_token()
@@ -110,7 +112,7 @@ def parse_letter(cursor: TokenCursor, token: str) -> Node:
 
 
 def take_opaque_text(cursor: TokenCursor) -> str:
-    """The next argument as text, for names that are not looked into."""
+    """Takes the next argument as text, for names that are not parsed further."""
     token = cursor.take_token()
     if token != "{":
         if not (token.isalnum() or token[:1] == "\\"):
@@ -128,7 +130,7 @@ def take_opaque_text(cursor: TokenCursor) -> str:
 
 
 def parse_vertices(cursor: TokenCursor) -> str:
-    """The points of an angle or triangle, in their order; an angle read backwards is the same."""
+    """Parses the points of an angle or triangle; an angle with its points backwards is the same."""
     text = take_opaque_text(cursor).replace(" ", "")
     while len(text) < 3 and text.isupper() and len(cursor.peek_token()) == 1 and cursor.peek_token().isupper():
         text += cursor.take_token()
@@ -136,7 +138,7 @@ def parse_vertices(cursor: TokenCursor) -> str:
 
 
 def parse_argument_list(cursor: TokenCursor) -> list[Node]:
-    """The arguments in brackets, one or more with commas between them."""
+    """Parses the arguments in brackets, one or more with commas between them."""
     opening = cursor.take_token()
     closing = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}.get(opening)
     if closing is None:
@@ -152,7 +154,7 @@ def parse_argument_list(cursor: TokenCursor) -> list[Node]:
 
 
 def parse_function(cursor: TokenCursor, name: str) -> Node:
-    r"""A known function's value: `\sin^2 x`, `\log_2 8`, `\ln 2x`, `\gcd(4, 6)`."""
+    r"""Parses a known function's value: `\sin^2 x`, `\log_2 8`, `\ln 2x`, `\gcd(4, 6)`."""
     base: Node | None = None
     exponent: Node | None = None
     while cursor.peek_token() in {"_", "^"}:
@@ -175,7 +177,7 @@ def parse_function(cursor: TokenCursor, name: str) -> Node:
 
 
 def parse_logarithm_base(cursor: TokenCursor) -> Node:
-    r"""A logarithm's base: the first digit where the rest is the argument, as in `\log_28`."""
+    r"""Parses a logarithm's base: only the first digit where the rest is the argument, as in `\log_28`."""
     token = cursor.peek_token()
     next_token = cursor.peek_token(1)
     if (
@@ -188,6 +190,7 @@ def parse_logarithm_base(cursor: TokenCursor) -> Node:
 
 
 def parse_function_argument(cursor: TokenCursor, name: str) -> Node:
+    """Parses a function's argument: a group, or the product that follows without brackets."""
     if cursor.peek_token() in {"(", "[", "{"}:
         return cursor.parse_group(cursor.take_token())
     is_negative = cursor.peek_token() == "-"
@@ -213,6 +216,7 @@ def parse_function_argument(cursor: TokenCursor, name: str) -> Node:
 
 
 def parse_fraction(cursor: TokenCursor) -> Node:
+    r"""Parses `\frac` with its two arguments; raises NotAnExpressionError for a derivative."""
     start_position = cursor.position
     numerator = cursor.parse_argument()
     middle_position = cursor.position
@@ -227,6 +231,7 @@ def parse_fraction(cursor: TokenCursor) -> Node:
 
 
 def parse_root(cursor: TokenCursor) -> Node:
+    r"""Parses `\sqrt` with its index, of a group or of an argument."""
     index = make_number(2)
     if cursor.peek_token() == "[":
         cursor.take_token()
@@ -237,15 +242,17 @@ def parse_root(cursor: TokenCursor) -> Node:
 
 
 def parse_radical_sign(cursor: TokenCursor) -> Node:
+    """Parses the argument of a bare `√`."""
     return Node("root", (cursor.parse_atom(), make_number(2)))
 
 
 def parse_binomial(cursor: TokenCursor) -> Node:
+    r"""Parses `\binom` with its two arguments."""
     return make_call("binomial", cursor.parse_argument(), cursor.parse_argument())
 
 
 def parse_series(cursor: TokenCursor, kind: str) -> Node:
-    r"""`\sum_{k=1}^{n} body`; the body is a product."""
+    r"""Parses `\sum_{k=1}^{n} body` or a `\prod`; the body is a product."""
     cursor.expect_token("_")
     cursor.expect_token("{")
     name = cursor.take_token()
@@ -263,6 +270,7 @@ def parse_series(cursor: TokenCursor, kind: str) -> Node:
 
 
 def _make_function_node(name: str, argument: Node, base: Node | None) -> Node:
+    """Makes the node of a known function's value, with the base of a logarithm."""
     if name == "exp":
         return Node("power", (Node("constant", (), "e"), argument))
     if name in {"log", "lg"}:

@@ -1,4 +1,4 @@
-"""Whether two expressions have the same value for all values of their letters."""
+"""Decides whether two expressions have the same value for all values of their letters."""
 
 import math
 from collections.abc import Iterator
@@ -31,33 +31,28 @@ from qwen_align.reward.math.sample_points import (
     draw_signed_value,
 )
 
-_MAX_BITS = 4_000  # of values that are evaluated; larger ones are compared by their form
+_MAX_BITS = 4_000  # of values that are evaluated; larger ones are compared by their fingerprints
 _CONSTANT_BITS = 420  # 126 decimal digits
-_MAX_CACHED_NODES = 400  # nodes
+_MAX_CACHED_NODES = 400
 _POINT_BITS = 160
 _FIRST_BITS = 80  # enough to tell most unequal values apart
 _MIN_POINTS = 3
 _MAX_WORK_UNITS = 12_000  # about one unit a microsecond
-_DOMAIN_STAGES = (
-    (True, False),
-    (True, True),
-    (False, False),
-)  # whether values are real, whether letters are whole numbers
+# Whether values are real, whether letters are whole numbers.
+_DOMAIN_STAGES = ((True, False), (True, True), (False, False))
 _EULER = Node("constant", (), "e")
 _ROUNDING_FUNCTIONS = frozenset(("floor", "ceil", "mod"))
 _COSTLY_HEADS = frozenset(("call", "power", "root"))
 
-_SINGLE_TRANSCENDENTALS = (
-    frozenset(("pi",)),
-    frozenset(("e",)),
-)  # each transcendental: unequal rational functions of it differ
+# Each is transcendental: unequal rational functions of it differ.
+_SINGLE_TRANSCENDENTALS = (frozenset(("pi",)), frozenset(("e",)))
 
 
 def decide_equality(left: Node, right: Node) -> bool | None:
-    """Whether the values are the same wherever both are defined; None where that was not decided.
+    """Decides whether two expressions are equal wherever both are defined; None where that was not decided.
 
-    Undefined values are the same as nothing, an infinity only as itself. A decimal of at least ten digits is the
-    same as the number it rounds. Logarithms without a base may have base ten or e, the same on both sides.
+    Undefined values are equal to nothing, an infinity only to itself. A decimal of at least ten digits equals the
+    number it rounds. Logarithms without a base may have base ten or e, the same on both sides.
     """
     left, right = _reread_exponent_as_euler(left, right), _reread_exponent_as_euler(right, left)
     left, right = _replace_printed_euler(left, right), _replace_printed_euler(right, left)
@@ -68,6 +63,7 @@ def decide_equality(left: Node, right: Node) -> bool | None:
 
 
 def _decide_with_cache(left: Node, right: Node) -> bool | None:
+    """Decides as `_decide_pair` does, around the cache for large trees."""
     return (
         _decide_pair(left, right)
         if left.size + right.size <= _MAX_CACHED_NODES
@@ -77,6 +73,7 @@ def _decide_with_cache(left: Node, right: Node) -> bool | None:
 
 @lru_cache(maxsize=4_096)  # the completions of a group repeat their answers
 def _decide_pair(left: Node, right: Node) -> bool | None:
+    """Decides by infinities, fingerprints and rounded decimals, and where these do not suffice by evaluation."""
     left_infinity, right_infinity = _get_infinity_sign(left), _get_infinity_sign(right)
     if left_infinity or right_infinity:
         return left_infinity == right_infinity
@@ -95,48 +92,48 @@ def _decide_pair(left: Node, right: Node) -> bool | None:
     return _Comparison(left, right, fingerprint).decide(is_same=is_same)
 
 
-def _reread_exponent_as_euler(node: Node, other: Node) -> Node:
-    """`2e-3` as a multiple of Euler's number and a term where the other side has Euler's number."""
+def _reread_exponent_as_euler(node: Node, other_side: Node) -> Node:
+    """Reads `2e-3` as a multiple of Euler's number and a term where the other side has Euler's number."""
     text = str(node.value)
-    if node.head != "decimal" or "e" not in text or not any(part.value == "e" for part in iterate_nodes(other)):
+    if node.head != "decimal" or "e" not in text or not any(part.value == "e" for part in iterate_nodes(other_side)):
         return node
     factor, _, term = text.partition("e")
     return parse_expression(f"({factor}) e {term}") or node if term[0] in "+-" else node
 
 
-def _replace_printed_euler(node: Node, other: Node) -> Node:
-    """A tree whose `E` is Euler's number, as sympy prints it, where the other side has e and no E."""
+def _replace_printed_euler(node: Node, other_side: Node) -> Node:
+    """Replaces `E`, as sympy prints it, by Euler's number where the other side has e and no E."""
     if (
         "E" not in node.letters
-        or "E" in other.letters
+        or "E" in other_side.letters
         or _has_standalone_euler(node)
-        or _EULER not in iterate_nodes(other)
+        or _EULER not in iterate_nodes(other_side)
     ):
         return node
     return substitute_letters(node, {"E": _EULER})
 
 
 def _has_standalone_euler(node: Node) -> bool:
-    """Whether Euler's number stands in the tree for more than the base of an exponential function."""
+    """Checks whether Euler's number stands in the tree for more than the base of an exponential function."""
     return any(part.head != "power" and _EULER in part.args for part in iterate_nodes(node))
 
 
 def _use_natural_logarithms(node: Node) -> Node:
-    """The tree with e as the base of logarithms without one."""
+    """Replaces the base of logarithms without one by e."""
     if node == DEFAULT_BASE:
         return Node("constant", (), "e")
     return Node(node.head, tuple(map(_use_natural_logarithms, node.args)), node.value) if node.args else node
 
 
 def _get_infinity_sign(node: Node) -> int:
-    """1 or -1 for an infinity with its sign, else 0."""
+    """Returns 1 or -1 for an infinity with its sign, 0 for everything else."""
     if node.head == "negative":
         return -_get_infinity_sign(node.args[0])
     return int(node.head == "constant" and node.value == "infinity")
 
 
 class _Comparison:
-    """Two expressions with parts that are no rational operations, `prints` their fingerprints."""
+    """Compares two expressions with parts that are no rational operations, by evaluation within a budget of work."""
 
     def __init__(self, left: Node, right: Node, fingerprint: Fingerprint) -> None:
         self.nodes = (left, right)
@@ -148,7 +145,10 @@ class _Comparison:
         self.part_counts = [sum(counts) for counts in zip(*map(_count_parts, self.nodes), strict=True)]
 
     def decide(self, *, is_same: bool) -> bool | None:
-        """The verdict; `is_same`: the forms are equal, so the values are, where there are any."""
+        """Returns the verdict; None where it was not decided.
+
+        `is_same` says that the fingerprints are equal, so the values are, where there are any.
+        """
         try:
             self.bits = self.estimate_required_bits(self.fingerprint.exact)
         except LongSeriesError:
@@ -167,14 +167,17 @@ class _Comparison:
             return is_same or None
 
     def estimate_required_bits(self, exact: ExactEvaluator) -> int:
-        """The bits that tell values of this size apart, before those that tell rounding from a difference."""
+        """Estimates the bits that tell values of this size apart, before those that tell rounding from a difference.
+
+        Raises TooLargeError above _MAX_BITS.
+        """
         bits = int(1.5 * max(estimate_magnitude(node, exact).bits for node in self.nodes))
         if bits > _MAX_BITS:
             raise TooLargeError("a value")
         return bits
 
     def estimate_bits_at_point(self, point: SamplePoint) -> int:
-        """The same at one point, where the bound for all points is too large."""
+        """Estimates the required bits at one point, where the bound for all points is too large."""
         if self.bits is not None:
             return self.bits
         self.work_left -= 20 * self.part_counts[1]
@@ -185,14 +188,14 @@ class _Comparison:
         )
 
     def spend_work(self, bits: int) -> None:
-        """Pays for one evaluation of both sides; raises UnsupportedError when that would be too much work."""
+        """Charges for one evaluation of both sides; raises UnsupportedError when that would be too much work."""
         costly, plain = self.part_counts
         self.work_left -= plain + costly * (15 + bits * bits // 16_000)
         if self.work_left < 0:
             raise UnsupportedError("too much work")
 
     def is_defined_somewhere(self) -> bool:
-        """Whether there is a point where both have a value."""
+        """Checks whether there is a point where both expressions have a value."""
         for is_real, is_integer in _DOMAIN_STAGES:
             for point_index in range(N_INTEGER_POINTS if self.has_letters else 1):
                 point = self.build_point(point_index, is_integer=is_integer)
@@ -206,13 +209,14 @@ class _Comparison:
         return False
 
     def compare_constants(self) -> bool | None:
+        """Compares the values of two expressions without letters; None if rounding hides whether they differ."""
         try:
             return self.compare_at_point(self.build_point(0), _CONSTANT_BITS, is_real=False)
         except UndefinedError:
             return False
 
     def compare_at_points(self) -> bool | None:
-        """Agreement at real points, at whole numbers, else at real points with complex values.
+        """Compares the values at real points, at whole numbers, else at real points with complex values.
 
         One real point where they differ is enough to tell them apart; of complex values that could be another branch.
         """
@@ -241,7 +245,7 @@ class _Comparison:
         return False
 
     def is_equal_at_jumps(self) -> bool:
-        """False if functions that round differ at a point where they jump, at which no letter lies by chance."""
+        """Checks whether rounding functions are equal at points where they jump, at which no letter lies by chance."""
         if _ROUNDING_FUNCTIONS.isdisjoint(self.fingerprint.atoms):
             return True
         for point_index in range(N_INTEGER_POINTS):
@@ -254,7 +258,7 @@ class _Comparison:
         return True
 
     def compare_at_point(self, point: SamplePoint, bits: int, *, is_real: bool) -> bool | None:
-        """Whether the values at one point are the same, which takes more bits where they nearly are."""
+        """Compares the values at one point, with more bits where they are nearly equal; None if that is not enough."""
         base_bits = self.estimate_bits_at_point(point)
         for extra_bits in (_FIRST_BITS, bits, 2 * bits):
             outcome = self.compare_at_precision(point, extra_bits + base_bits, is_real=is_real)
@@ -263,7 +267,10 @@ class _Comparison:
         return None
 
     def compare_at_precision(self, point: SamplePoint, bits: int, *, is_real: bool) -> bool | None:
-        """True if the values differ by no more than rounding, False if twice the bits show the same difference."""
+        """Returns True if the values differ by no more than rounding, False if twice the bits show the same difference.
+
+        None if neither is so.
+        """
         self.spend_work(bits)
         coarse_difference = measure_difference(self.nodes, point, bits, is_real=is_real)
         if coarse_difference.is_rounding_error(bits):
@@ -275,11 +282,14 @@ class _Comparison:
         return False if fine_difference.is_unchanged_since(coarse_difference) else None
 
     def iterate_points(self, *, is_integer: bool) -> Iterator[SamplePoint]:
+        """Yields the points of a stage: real ones, or ones whose letters are whole numbers."""
         n_real = N_SIGNED_POINTS if len(self.letters) > 1 else N_REAL_POINTS
         for point_index in range(N_INTEGER_POINTS if is_integer else n_real):
             yield self.build_point(point_index, is_integer=is_integer)
 
     def build_point(self, point_index: int, *, is_integer: bool = False) -> SamplePoint:
+        """Builds the point of this number, with values for all letters."""
+
         def get_letter_value(name: str) -> Fraction:
             if is_integer:
                 return draw_integer_value(name, point_index)
@@ -290,7 +300,10 @@ class _Comparison:
         return SamplePoint(get_letter_value, self.name_unknown_function)
 
     def name_unknown_function(self, node: Node) -> str | None:
-        """A name for the value of an unknown function, the same for equal arguments; None for a product."""
+        """Returns a name for an unknown function's value, the same for equal arguments.
+
+        None for an implicit product.
+        """
         return (
             None
             if self.fingerprint.is_implicit_product(node)
@@ -299,7 +312,7 @@ class _Comparison:
 
 
 def _count_parts(node: Node) -> tuple[int, int]:
-    """How many different parts an evaluation has to work out: functions and roots, then four units for any."""
+    """Counts the different parts an evaluation works out: functions and roots, then four units of work for any part."""
     costly = plain = 0
     visited: set[Node] = set()
     pending = [node]
@@ -321,6 +334,6 @@ def _count_parts(node: Node) -> tuple[int, int]:
 
 
 def _count_terms(series: Node) -> int:
-    """How many terms a sum has; letters are at most 13."""
+    """Counts the terms of a series; an end with a letter is at most 13."""
     first, last = evaluate_rational(series.args[1]), evaluate_rational(series.args[2])
     return 13 if first is None or last is None else max(1, math.ceil(last - first) + 1)

@@ -1,7 +1,7 @@
-r"""One scalar expression, LaTeX or plain, as a tree of nodes: recursive descent over its tokens.
+r"""Parses one scalar expression, LaTeX or plain, to a tree: recursive descent over its tokens.
 
-What two readers could read differently is read so: `2\frac{1}{3}` is the mixed number, `ab` a product, `1/2x` is
-`(1/2)x` but `1/xy` is `1/(xy)`, `\sin 2x` takes all of `2x`, `\log` has base 10, `f(x)` is an unknown function's value.
+Where notation is ambiguous: `2\frac{1}{3}` is the mixed number, `ab` a product, `1/2x` is `(1/2)x` but `1/xy` is
+`1/(xy)`, `\sin 2x` takes all of `2x`, `\log` has base 10, `f(x)` is an unknown function's value.
 """
 
 from functools import lru_cache
@@ -18,12 +18,13 @@ MAX_DEPTH = 160  # of the tree: an evaluation takes three frames a level, CPytho
 
 
 def parse_expression(text: str) -> Node | None:
-    """The tree of `text` if the whole of it is one scalar expression, else None."""
+    """Parses a text to a tree if the whole of it is one scalar expression, else returns None."""
     return _parse_uncached(text) if len(text) <= MAX_CACHED else _parse_uncached.__wrapped__(text)
 
 
 @lru_cache(maxsize=4_096)  # the completions of a group repeat their answers and share one gold
 def _parse_uncached(text: str) -> Node | None:
+    """Parses a text to a tree; `parse_expression` calls it around the cache for long texts."""
     try:
         tokens = tokenize_expression(text)
         return ExpressionParser(tokens).parse_whole() if tokens else None
@@ -32,9 +33,10 @@ def _parse_uncached(text: str) -> Node | None:
 
 
 class ExpressionParser(TokenCursor):
-    """The reader of sums, products, powers and brackets; other factors are read by `read_atom`."""
+    """The parser of sums, products, powers and brackets; other factors are parsed by `parse_atom_from_token`."""
 
     def parse_whole(self) -> Node:
+        """Parses all tokens to one tree; raises NotAnExpressionError if tokens are left or the tree is too deep."""
         node = self.parse_stacked()
         if self.tokens[self.position]:
             raise NotAnExpressionError(f"{self.tokens[self.position]!r} was not expected")
@@ -43,7 +45,7 @@ class ExpressionParser(TokenCursor):
         return node
 
     def parse_stacked(self) -> Node:
-        r"""A sum, or two of them over each other: `{3 \over 2}`, `{6 \choose 3}`."""
+        r"""Parses a sum, or two of them over each other: `{3 \over 2}`, `{6 \choose 3}`."""
         node = self.parse_sum()
         sign = self.peek_token()
         if sign not in {r"\over", r"\choose"}:
@@ -53,6 +55,7 @@ class ExpressionParser(TokenCursor):
         return Node("quotient", (node, denominator)) if sign == r"\over" else make_call("binomial", node, denominator)
 
     def parse_sum(self) -> Node:
+        """Parses the longest sum from here."""
         terms = [self.parse_product()]
         while (sign := self.peek_token()) in {"+", "-"}:
             self.take_token()
@@ -61,6 +64,7 @@ class ExpressionParser(TokenCursor):
         return terms[0] if len(terms) == 1 else Node("sum", tuple(terms))
 
     def parse_product(self) -> Node:
+        """Parses the longest product from here, with quotients and `mod`."""
         factors = [self.parse_signed_factor()]
         while True:
             token = self.peek_token()
@@ -79,7 +83,7 @@ class ExpressionParser(TokenCursor):
                 return make_product(factors)
 
     def parse_denominator(self) -> Node:
-        """What a slash divides by: `1/2x` by 2, `1/xy` by xy."""
+        """Parses what a slash divides by: `1/2x` by 2, `1/xy` by xy."""
         factors = [self.parse_signed_factor()]
         if self.tokens[self.position - 1].isalpha() and factors[0].head in {"symbol", "power"}:
             while self.is_letter(self.peek_token()):
@@ -87,6 +91,7 @@ class ExpressionParser(TokenCursor):
         return make_product(factors)
 
     def parse_signed_factor(self) -> Node:
+        """Parses a factor with plus and minus signs before it."""
         is_negative = False
         while (sign := self.peek_token()) in {"+", "-"}:
             self.take_token()
@@ -95,7 +100,10 @@ class ExpressionParser(TokenCursor):
         return Node("negative", (node,)) if is_negative else node
 
     def is_factor_ahead(self) -> bool:
-        """Whether a factor follows without a sign; a number may follow only a bracket, `x2` is refused."""
+        """Checks whether a factor follows without a sign of multiplication.
+
+        A number may follow only a bracket: raises NotAnExpressionError for `x2`.
+        """
         token = self.peek_token()
         if token[:1].isdigit() or token[:1] == ".":
             if (
@@ -109,7 +117,7 @@ class ExpressionParser(TokenCursor):
         return token in FACTOR_STARTS or self.is_letter(token)
 
     def parse_power(self) -> Node:
-        """A factor with its factorials and exponents."""
+        """Parses a factor with its factorials and exponents."""
         base = self.parse_atom()
         while self.peek_token() == "!":
             self.take_token()
@@ -132,7 +140,7 @@ class ExpressionParser(TokenCursor):
         return node
 
     def take_degree_sign(self) -> bool:
-        """Takes a degree sign if one follows."""
+        """Moves behind a degree sign if one follows; returns whether one did."""
         next_tokens = self.tokens[self.position : self.position + 4]
         for spelling in (["^", r"\circ"], ["^", "{", r"\circ", "}"], ["^", "degree"], ["^", "{", "degree", "}"]):
             if next_tokens[: len(spelling)] == spelling:
@@ -141,7 +149,7 @@ class ExpressionParser(TokenCursor):
         return False
 
     def parse_exponent(self) -> Node:
-        """An exponent: a group, a number, a letter or a command with its arguments, with signs before it."""
+        """Parses an exponent: a group, a number, a letter or a command with its arguments, with signs before it."""
         is_negative = False
         while (sign := self.peek_token()) in {"+", "-"}:
             self.take_token()
@@ -153,7 +161,7 @@ class ExpressionParser(TokenCursor):
         return Node("negative", (node,)) if is_negative else node
 
     def parse_argument(self) -> Node:
-        """An argument of a LaTeX command: a group, or the next single character or command."""
+        """Parses an argument of a LaTeX command: a group, or the next single character or command."""
         token = self.peek_token()
         if token.isdigit() and len(token) > 1:
             self.tokens[self.position] = token[1:]
@@ -164,6 +172,7 @@ class ExpressionParser(TokenCursor):
         return make_literal(self.take_token()) if token.isdigit() else self.parse_atom()
 
     def parse_atom(self) -> Node:
+        """Parses a factor without its exponents; raises NotAnExpressionError if it is nested too deeply."""
         self.nesting_depth += 1
         if self.nesting_depth > MAX_NESTING:
             raise NotAnExpressionError("nested too deeply")
@@ -174,6 +183,7 @@ class ExpressionParser(TokenCursor):
             self.nesting_depth -= 1
 
     def parse_group(self, opening: str) -> Node:
+        """Parses what is in the brackets whose opening one was taken, as the absolute value for bars."""
         if opening == "|":
             self.open_bars += 1
             node = self.parse_sum()

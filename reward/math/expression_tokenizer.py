@@ -1,4 +1,4 @@
-r"""Tokens of a LaTeX or plain expression; layout commands are gone and redundant brackets are stripped."""
+"""Splits a LaTeX or plain expression into tokens; layout commands are dropped and redundant brackets stripped."""
 
 import re
 
@@ -54,9 +54,8 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_EULER_NUMBER_TERM = re.compile(
-    "[0-9]+e[+-][0-9]"
-)  # `2e-3` as a part of more is a multiple of Euler's number and a term
+# `2e-3` as a part of more is a multiple of Euler's number and a term.
+_EULER_NUMBER_TERM = re.compile("[0-9]+e[+-][0-9]")
 _COMMA_THOUSANDS_RUN = re.compile(_COMMA_THOUSANDS)
 _THOUSANDS_SEPARATORS = re.compile(r"\{,\}|,\\!|\\,|\\!,|,")
 _TOKEN_ALIASES = {
@@ -105,7 +104,10 @@ class NotAnExpressionError(ValueError):
 
 
 def tokenize_expression(text: str) -> list[str]:
-    """The tokens of `text`, brackets balanced and none of them redundant; raises NotAnExpressionError."""
+    """Splits an expression into tokens; raises NotAnExpressionError if its brackets do not match.
+
+    Of brackets that enclose the same text only one pair is kept.
+    """
     if len(text) > MAX_CHARS:
         raise NotAnExpressionError("too long")
     text = text.translate(_UNICODE_SIGNS) if not text.isascii() else text
@@ -134,6 +136,7 @@ def tokenize_expression(text: str) -> list[str]:
 
 
 def _normalize_token(match: re.Match[str]) -> str:
+    """Converts a match of `_TOKEN` to its token; "" for a space."""
     kind, text = match.lastgroup, match[0]
     if kind == "space":
         return ""
@@ -154,19 +157,20 @@ def _normalize_token(match: re.Match[str]) -> str:
 
 
 def _rewrite_repeating_decimal(text: str) -> str:
-    """`0.1\\overline{6}` as `0.1(6)`."""
+    r"""Rewrites `0.1\overline{6}` as `0.1(6)`."""
     leading_digits, _, period = text.partition("\\")
     return f"{leading_digits}({period.lstrip('abcdeinotrlv').strip(' {}')})"
 
 
 def _convert_upright_word(name: str) -> str:
-    """What an upright word stands for: a letter, a number or a known function; no other word is an expression."""
+    """Converts an upright word to a token: a letter, a number or a known function; other words are no expression."""
     if len(name) == 1 or name.isdigit() or name in FUNCTION_WORDS or name in {"mod", "pi"}:
         return name
     raise NotAnExpressionError(f"{name!r} is a word")
 
 
 def _convert_sized_bracket(text: str, bracket: str) -> str:
+    r"""Converts a bracket after `\left` or `\right` to its token."""
     if bracket == ".":
         raise NotAnExpressionError("a bracket is missing")
     token = _TOKEN_ALIASES.get(bracket, bracket)
@@ -176,7 +180,7 @@ def _convert_sized_bracket(text: str, bracket: str) -> str:
 
 
 def _drop_redundant_brackets(tokens: list[str]) -> list[str]:
-    """The tokens without the inner one of two brackets that enclose the same text: `((1))` becomes `(1)`."""
+    """Drops the inner one of two pairs of brackets that enclose the same text: `((1))` becomes `(1)`."""
     closing_index = [-1] * len(tokens)
     open_indices: list[int] = []
     for index, token in enumerate(tokens):

@@ -1,4 +1,4 @@
-"""Nodes of a scalar expression: immutable trees whose hash, depth and size are known at construction."""
+"""The tree of a scalar expression: immutable nodes whose hash, depth and size are known at construction."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -62,22 +62,22 @@ class Node:
 
 
 def make_number(value: int | Fraction) -> Node:
-    """The node of an exact number."""
+    """Makes the node of an exact number."""
     return Node("number", (), Fraction(value))
 
 
 def make_symbol(name: str) -> Node:
-    """The node of a letter or another opaque name."""
+    """Makes the node of a letter or another opaque name."""
     return Node("symbol", (), name)
 
 
 def make_call(name: str, *args: Node) -> Node:
-    """The node of a known function."""
+    """Makes the node of a known function's value."""
     return Node("call", args, name)
 
 
 def make_product(factors: list[Node]) -> Node:
-    """The product, flat; a single factor is itself."""
+    """Makes the node of a product, flat; a single factor is itself."""
     if len(factors) == 1:
         return factors[0]
     flat: list[Node] = []
@@ -87,7 +87,7 @@ def make_product(factors: list[Node]) -> Node:
 
 
 def iterate_nodes(node: Node) -> Iterator[Node]:
-    """Every node of the tree, the root first."""
+    """Yields every node of the tree, the root first."""
     pending = [node]
     while pending:
         current = pending.pop()
@@ -96,22 +96,22 @@ def iterate_nodes(node: Node) -> Iterator[Node]:
 
 
 def get_free_letters(node: Node) -> frozenset[str]:
-    """The names of the free letters, without those bound by a sum or product sign and without e, i and pi."""
+    """Returns the names of the free letters, without those that a sum or product sign binds and without e, i and pi."""
     return node.letters
 
 
 def get_unknown_functions(node: Node) -> frozenset[str]:
-    """The names of the unknown functions: `f` of `f(2)`."""
+    """Returns the names of the unknown functions: `f` of `f(2)`."""
     return node.unknown_functions
 
 
 def is_constant(node: Node) -> bool:
-    """Whether the expression has no letter besides e, i and pi, and no unknown function."""
+    """Checks whether the expression has no letter besides e, i and pi, and no unknown function."""
     return not node.letters and not node.unknown_functions
 
 
 def substitute_letters(node: Node, replacements: dict[str, Node]) -> Node:
-    """The node with others in the place of its letters, but not of those a sum or product sign binds."""
+    """Replaces the free letters of a tree by other trees."""
     if node.head == "symbol":
         return replacements.get(str(node.value), node)
     if node.head == "series":
@@ -137,7 +137,7 @@ def substitute_letters(node: Node, replacements: dict[str, Node]) -> Node:
 def _collect_names(
     head: str, args: tuple[Node, ...], name: str, letters: frozenset[str], unknown_functions: frozenset[str]
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """The free letters and unknown functions of a node that names or binds one."""
+    """Returns the free letters and the unknown functions of a node that names or binds one."""
     if head == "symbol":
         return frozenset((name,)), unknown_functions
     if head == "apply":

@@ -1,4 +1,6 @@
-r"""The answer a text ends on: its last boxes, else what it declares ("The answer is 5."), else its last formula."""
+"""Finds the final answer in a completion: its last boxes, else what it declares ("The answer is 5."), else its last
+formula.
+"""
 
 import re
 
@@ -7,7 +9,7 @@ from qwen_align.reward.math.units import split_off_unit
 
 _MAX_TAIL_CHARS = 1_500  # characters at the end of a text in which an answer without a box is looked for
 _MAX_BARE_CHARS = 300  # characters of a text that is nothing but its answer
-_MAX_SCANNED_CHARS = 20_000  # characters at the end of a text that are looked at at all
+_MAX_SCANNED_CHARS = 20_000  # characters at the end of a text that are scanned at all
 _END_OF_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id)\|>|</s>")
 _CLOSING_PHRASE = re.compile(r"(?:</answer>|I hope (?:it|this) is correct\.?|∎)\Z", re.IGNORECASE)
 MINERVA_PREFIX = "Final Answer: The final answer is "  # how its answers begin, arXiv:2206.14858
@@ -34,7 +36,10 @@ _TEXT_AFTER_FORMULA = re.compile(r"[^.。\n]{0,40}")
 
 
 def extract_boxed_answers(text: str) -> list[str] | str | None:
-    """What the last boxes hold, else the reason why there is none; None where the text holds no box at all."""
+    """Returns the contents of the last boxes of a text, or the reason why they hold no answer.
+
+    None if the text has no box at all. Boxes joined by commas, "and", "or" are returned together.
+    """
     if "\\boxed" not in text and "\\fbox" not in text:
         return None
     boxes = last_boxes(text)
@@ -42,7 +47,7 @@ def extract_boxed_answers(text: str) -> list[str] | str | None:
 
 
 def extract_minerva_answer(text: str) -> str | None:
-    """What a text in Minerva's form ends on."""
+    """Returns the answer of a text that ends in Minerva's form, None if it does not."""
     tail = text[-_MAX_TAIL_CHARS:]
     position = tail.rfind(MINERVA_PREFIX)
     match = _MINERVA_ANSWER.match(tail, position) if position >= 0 else None
@@ -50,7 +55,7 @@ def extract_minerva_answer(text: str) -> str | None:
 
 
 def extract_declared_answer(text: str) -> str | None:
-    """The one answer a text without a box ends on, None if it ends on none.
+    """Returns the answer that a text without a box ends on, None if there is none.
 
     It is what follows the last "answer is", else the last formula of the last lines, else the text itself where that
     is short and of one line.
@@ -70,7 +75,7 @@ def extract_declared_answer(text: str) -> str | None:
 
 
 def _extract_stated_answer(text: str) -> str | None:
-    """The answer in a statement that follows "answer is": its formula, or the words after its last verb."""
+    """Returns the answer in the words after "answer is": their formula, or what follows their last verb."""
     text = text.strip()
     paragraph = text if text.startswith(("\\[", "$$")) else _PARAGRAPH_BREAK.split(text, maxsplit=1)[0]
     verb_ends = [match.end() for match in _VERB.finditer(_FORMULA.sub(lambda match: "x" * len(match[0]), paragraph))]
@@ -90,6 +95,7 @@ def _extract_stated_answer(text: str) -> str | None:
 
 
 def _extract_last_formulas(text: str) -> str | None:
+    """Returns the formulas that the last two lines of a text end on, None if there is none or a word denies it."""
     lines = [line for line in text.splitlines() if line.strip()]
     tail = text if text.endswith(("\\]", "$$")) else "\n".join(lines[-2:])
     formulas = list(_FORMULA.finditer(tail))
@@ -105,12 +111,15 @@ def _extract_last_formulas(text: str) -> str | None:
 
 
 def _take_first_sentence(text: str) -> str:
-    """The text up to its first full stop or line break; a question and its reply are one sentence."""
+    """Returns the text up to its first full stop or line break.
+
+    A question mark ends no sentence: a question and its reply belong together.
+    """
     return _SENTENCE_OR_LINE_END.split(text, maxsplit=1)[0]
 
 
 def _join_last_formulas(text: str, formulas: list[re.Match[str]]) -> str:
-    """The last formula with those joined to it and the unit right after it."""
+    """Returns the last formula with those joined to it by commas, "and", "or" and with the unit right after it."""
     first_index = len(formulas) - 1
     while first_index > 0 and JOINT.fullmatch(text, formulas[first_index - 1].end(), formulas[first_index].start()):
         first_index -= 1

@@ -1,4 +1,4 @@
-r"""The layout form of an answer: what differs only in typesetting becomes the same string.
+r"""Normalizes LaTeX and Unicode: what differs only in typesetting becomes the same string.
 
 Spaces stay (single), because `2 1/3` is no `21/3`; everything else that only changes the looks goes: Unicode forms,
 `\left`, `\displaystyle`, font commands, `\,`, dollar signs, thin spaces between groups of thousands.
@@ -8,7 +8,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-MAX_CHARS = 10_000  # longer answers are compared as they are written; the longest real gold has some hundred
+MAX_CHARS = 10_000  # longer answers are compared as text; the longest real gold has some hundred
 ROW_BREAK = "\ue000"  # stands for LaTeX's double backslash, whose second half is no command
 
 _COMMAND_ALIASES = {
@@ -127,7 +127,7 @@ _PHANTOM = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}")  # takes room and shows no
 _VECTOR = (
     r"\\(?:vec|overrightarrow|mathbf|boldsymbol|bm|hat|widehat)\s*"
     r"(?:\{\s*(?:\\[a-z]+|[A-Za-z]+)\s*\}|\s[A-Za-z]|\\[a-z]+)"
-)  # a vector
+)
 _CROSS_PRODUCT = re.compile(
     rf"({_VECTOR}(?:_\w|_\{{[^{{}}]*\}})?\s*)\\times(?=\s*(?:\(|\\left\b|{_VECTOR}))|(\)\s*)\\times(?=\s*{_VECTOR})"
 )
@@ -148,7 +148,7 @@ _DEGREE_CIRCLE = re.compile(r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°|
 
 @lru_cache(maxsize=2_048)
 def normalize_latex(text: str) -> str:
-    """`text` in its layout form."""
+    """Returns the answer as normalized LaTeX, in which only typesetting is changed."""
     text = normalize_unicode(text).replace("\\\\", ROW_BREAK)
     if "a" in text or "A" in text or ".m" in text:
         text = _HALF_DAY.sub(r"\1m", _PYTHON_FUNCTION.sub(lambda match: rf"\{_PYTHON_NAMES[match[1]]} ", text))
@@ -173,7 +173,10 @@ def normalize_latex(text: str) -> str:
 
 
 def normalize_unicode(text: str) -> str:
-    """NFKC in LaTeX's names, but `2½` as `2\\frac{1}{2}` and `5²` as `5^{2}`, which NFKC would make 21/2 and 52."""
+    r"""Replaces Unicode characters by ASCII and LaTeX commands.
+
+    As NFKC does, but `2½` becomes `2\frac{1}{2}` and `5²` becomes `5^{2}`, which NFKC would make 21/2 and 52.
+    """
     if text.isascii():
         return text
     text = _UNICODE_ROOT.sub(
@@ -183,6 +186,7 @@ def normalize_unicode(text: str) -> str:
 
 
 def _normalize_unicode_run(run: str) -> str:
+    """Replaces the characters of a run without ASCII by ASCII and LaTeX commands."""
     parts: list[str] = []
     open_script = ""  # the open `^{` or `_{`
     for character in run:
@@ -204,19 +208,23 @@ def _normalize_unicode_run(run: str) -> str:
 
 
 def _rewrite_over(match: re.Match[str]) -> str:
+    r"""Rewrites `{a \over b}` as `\frac{a}{b}` and `{a \choose b}` as `\binom{a}{b}`."""
     return rf"\{'frac' if match[2] == 'over' else 'binom'}{{{match[1].strip()}}}{{{match[3].strip()}}}"
 
 
 def _rewrite_operator(match: re.Match[str]) -> str:
+    r"""Rewrites `\operatorname{name}` as `\name` if it is a known function, else as text."""
     name = _PYTHON_NAMES.get(match[1], match[1])
     return rf"\{name} " if name in _NAMED_FUNCTIONS else rf"\text{{{name}}}"
 
 
 def _rewrite_negation(match: re.Match[str]) -> str:
+    r"""Rewrites `\not=` as `\ne` and `\not\in` as `\notin`."""
     return r"\ne " if match[1] == "=" else r"\notin "
 
 
 def _rewrite_command(match: re.Match[str]) -> str:
+    """Rewrites a LaTeX command by its usual name, or drops it if it only changes the looks."""
     name = match[1]
     if name in _DROPPED_COMMANDS:
         return "" if name in ("left", "right") else " "

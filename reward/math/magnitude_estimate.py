@@ -1,4 +1,4 @@
-"""How large a value can be and how many bits it takes to tell it from others, estimated before any evaluation."""
+"""Estimates how large a value can be and how many bits tell it from others, before any evaluation."""
 
 import math
 from fractions import Fraction
@@ -26,7 +26,7 @@ _BOUNDED_FUNCTIONS = {
 
 
 class Magnitude(NamedTuple):
-    """`above` and `below`: log2 of bounds on the value and on its inverse, not below 0; `bits`: at least both."""
+    """Bounds on a value: log2 of one on its size and of one on its inverse, not below 0, and `bits`, at least both."""
 
     log2_upper: float
     log2_inverse: float
@@ -34,17 +34,20 @@ class Magnitude(NamedTuple):
 
 
 def estimate_magnitude(node: Node, exact: ExactEvaluator) -> Magnitude:
-    """The size of the value; raises TooLargeError above MAX_BITS."""
+    """Estimates the magnitude of a node's value; raises TooLargeError above MAX_BITS."""
     return _MagnitudeEstimator(exact).estimate(node)
 
 
 class _MagnitudeEstimator:
+    """Estimates the magnitudes of nodes and caches them."""
+
     def __init__(self, exact: ExactEvaluator) -> None:
         self.exact = exact
         self.cache: dict[Node, Magnitude] = {}
         self.fine_bits: dict[Node, float] = {}
 
     def estimate(self, node: Node) -> Magnitude:
+        """Returns the magnitude of a node's value, exact for a rational one; raises TooLargeError above MAX_BITS."""
         magnitude = self.cache.get(node)
         if magnitude is None:
             magnitude = self.measure_exactly(node) or self.estimate_by_rule(node)
@@ -54,12 +57,14 @@ class _MagnitudeEstimator:
         return magnitude
 
     def measure_exactly(self, node: Node) -> Magnitude | None:
+        """Returns the magnitude of a rational value, None if the node has none."""
         try:
             return _measure_rational(self.exact.evaluate(node))
         except (NotRationalError, UndefinedError, TooLargeError):
             return None
 
     def estimate_by_rule(self, node: Node) -> Magnitude:
+        """Estimates the magnitude of a node from its head and the magnitudes of its arguments."""
         if node.head == "constant":
             log2_upper = _CONSTANT_LOG2.get(str(node.value), _LETTER_BITS)
             return Magnitude(log2_upper, 0.0, log2_upper)
@@ -74,6 +79,7 @@ class _MagnitudeEstimator:
         return self.estimate_operation(node, [self.estimate(arg) for arg in node.args])
 
     def estimate_operation(self, node: Node, part_magnitudes: list[Magnitude]) -> Magnitude:
+        """Estimates the magnitude of a sum, product, quotient, power, root or negative."""
         first_part = part_magnitudes[0]
         if node.head == "sum":
             log2_count = math.log2(len(part_magnitudes))
@@ -102,7 +108,7 @@ class _MagnitudeEstimator:
         return first_part
 
     def count_fine_bits(self, node: Node) -> float:
-        """The bits of the node's constants beyond those of everyday numbers.
+        """Counts the bits of the node's constants beyond those of everyday numbers.
 
         As many more are needed to tell a function's value at a tiny argument from that of its first terms: near zero,
         cos x differs from 1 by half the square of x.
@@ -117,6 +123,7 @@ class _MagnitudeEstimator:
         return bits
 
     def bound_exponent(self, node: Node) -> float:
+        """Returns an upper bound on the size of an exponent."""
         try:
             return float(abs(self.exact.evaluate(node)))
         except OverflowError:
@@ -125,6 +132,7 @@ class _MagnitudeEstimator:
             return _raise_two_to(self.estimate(node).log2_upper)
 
     def estimate_call(self, node: Node) -> Magnitude:
+        """Estimates the magnitude of a known function's value."""
         part_magnitudes = [self.estimate(arg) for arg in node.args]
         log2_upper = max(part.log2_upper for part in part_magnitudes)
         bits = max(part.bits for part in part_magnitudes) + sum(map(self.count_fine_bits, node.args))
@@ -143,7 +151,10 @@ class _MagnitudeEstimator:
         return Magnitude(log2_upper + 2, bits + 2, bits + 2)
 
     def estimate_series(self, node: Node) -> Magnitude:
-        """For at most 2^_POINT terms where an end is a letter; long ones are given up with LongSeriesError."""
+        """Estimates the magnitude of a sum or product of terms; raises LongSeriesError for too many.
+
+        Where an end is a letter, there are at most 2^_LETTER_BITS terms.
+        """
         _, first, last, body = (
             self.estimate(arg) if arg.head != "constant" else Magnitude(0.0, 0.0, 0.0) for arg in node.args
         )
@@ -160,6 +171,7 @@ class _MagnitudeEstimator:
 
 
 def _measure_rational(value: Fraction) -> Magnitude:
+    """Returns the magnitude of a fraction."""
     numerator_bits, denominator_bits = value.numerator.bit_length(), value.denominator.bit_length()
     return Magnitude(
         max(0.0, numerator_bits - denominator_bits + 1.0),
@@ -169,6 +181,7 @@ def _measure_rational(value: Fraction) -> Magnitude:
 
 
 def _raise_two_to(power: float) -> float:
+    """Returns 2 to a power; raises TooLargeError above MAX_BITS."""
     if power > math.log2(MAX_BITS):
         raise TooLargeError("a power")
     return math.exp2(power)

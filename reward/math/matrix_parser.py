@@ -1,4 +1,4 @@
-"""The cells of a matrix or determinant, as text."""
+"""Parses the cells of a matrix or determinant, as text."""
 
 import re
 
@@ -11,7 +11,10 @@ _COLUMN_SPEC = re.compile(r"\s*\{[lcr| ]*\}")
 
 
 def parse_matrix_cells(text: str) -> tuple[str, list[list[str]]] | None:
-    """The kind ("matrix", "determinant", "norm") and the cells, with a factor before a matrix multiplied in."""
+    """Returns the kind ("matrix", "determinant", "norm") and the cells of a LaTeX matrix; None if the text is none.
+
+    A factor before a matrix is multiplied into its cells.
+    """
     match = _MATRIX.search(text)
     if match is None or match.end() != len(text):
         return _parse_bracketed_matrix(text)
@@ -29,7 +32,7 @@ def parse_matrix_cells(text: str) -> tuple[str, list[list[str]]] | None:
 
 
 def _parse_bracketed_matrix(text: str) -> tuple[str, list[list[str]]] | None:
-    """A matrix between brackets of its own: `[\\begin{array}...\\end{array}]`."""
+    r"""Parses a matrix between brackets of its own: `[\begin{array}...\end{array}]`."""
     if text[:1] not in ("(", "[", "|") or text[-1:] not in (")", "]", "|"):
         return None
     inner = text[1:-1].strip()

@@ -1,4 +1,4 @@
-"""Answers that name their values: `x = 1, y = 2`, `(x, y) = (1, 2)`, `f(x) = 2x`."""
+"""Compares answers that name their values: `x = 1, y = 2`, `(x, y) = (1, 2)`, `f(x) = 2x`."""
 
 import re
 
@@ -27,7 +27,7 @@ NamedValues = list[tuple[str, AnswerValue]]
 
 
 def collect_named_values(value: AnswerValue, is_same_answer: AnswerComparer, *, is_gold: bool) -> NamedValues | None:
-    """Each value with the name it is given ("" for none), None if there is a relation that gives no name."""
+    """Returns each value with its name ("" for none), None if there is a relation that names no value."""
     entries: NamedValues = []
     for item in get_items(value):
         if not isinstance(item, RelationChain):
@@ -43,6 +43,7 @@ def collect_named_values(value: AnswerValue, is_same_answer: AnswerComparer, *, 
 def _split_name_and_value(
     chain: RelationChain, is_gold: bool, is_same_answer: AnswerComparer
 ) -> tuple[str, AnswerValue] | None:
+    """Splits an equation into the name it gives and the value, None if it is no such equation."""
     sides, relations = chain
     if set(relations) != {"="} and relations != (r"\in",):
         return None
@@ -66,7 +67,7 @@ def _split_name_and_value(
 
 
 def split_by_coordinate(entries: NamedValues) -> NamedValues:
-    """`(x, y) = (1, 2)` as `x = 1, y = 2`."""
+    """Splits `(x, y) = (1, 2)` into `x = 1, y = 2`; returns other entries as they are."""
     if len(entries) != 1:
         return entries
     name, value = entries[0]
@@ -79,8 +80,9 @@ def split_by_coordinate(entries: NamedValues) -> NamedValues:
 def has_same_named_values(
     golds: NamedValues, answers: NamedValues, deferred: DeferredPairs | None, is_same_answer: AnswerComparer
 ) -> bool:
-    """Whether both give the same values to the same names; where one side names nothing, the order or a common
-    letter (`x_1`, `x_2`) tells which is which.
+    """Checks whether gold and answer give the same values to the same names.
+
+    Where one side names nothing, the order or a common letter (`x_1`, `x_2`) tells which is which.
     """
     gold_names, answer_names = {name for name, _ in golds}, {name for name, _ in answers}
     gold_values, answer_values = tuple(value for _, value in golds), tuple(value for _, value in answers)
@@ -102,7 +104,7 @@ def has_same_named_values(
         return is_same_answer(UnorderedItems(gold_values), UnorderedItems(answer_values), deferred)
     if len(golds) == len(answers):
         return is_same_answer(BracketedTuple("(", gold_values, ")"), BracketedTuple("(", answer_values, ")"), deferred)
-    # `x = 1, y = 2` says the point (1, 2)
+    # `x = 1, y = 2` states the point (1, 2)
     point, other_values, names = (
         (gold_values[0], answer_values, [name for name, _ in answers])
         if len(golds) == 1
@@ -117,19 +119,19 @@ def has_same_named_values(
 
 
 def _is_same_name(first: str, second: str) -> bool:
-    """Whether two names are one; a function's value may be called `y` or `f(x)`."""
+    """Checks whether two names are one; a function's value may be called `y` or `f(x)`."""
     return first == second or {first, second} in ({"y", "f(x)"}, {"y", "y(x)"}, {"y", "g(x)"})
 
 
 def _are_reordered_coordinates(first: str, second: str) -> bool:
-    """Whether both name the same coordinates, in another order: `(x,y)` and `(y,x)`."""
+    """Checks whether two names hold the same coordinates, in another order: `(x,y)` and `(y,x)`."""
     return first[:1] == second[:1] == "(" and sorted(first.strip("()").split(",")) == sorted(
         second.strip("()").split(",")
     )
 
 
 def _get_argument_letters(first: str, second: str) -> tuple[str, str] | None:
-    """The letters x and t of `f(x)` and `f(t)`."""
+    """Returns the letters x and t of `f(x)` and `f(t)`, None for other names."""
     first_match, second_match = _FUNCTION_OF_LETTER.fullmatch(first), _FUNCTION_OF_LETTER.fullmatch(second)
     if (
         first_match is None
@@ -142,7 +144,7 @@ def _get_argument_letters(first: str, second: str) -> tuple[str, str] | None:
 
 
 def _is_same_function(gold: AnswerValue, answer: AnswerValue, gold_letter: str, answer_letter: str) -> bool:
-    """Whether two expressions are the same but for the letter of their variable."""
+    """Checks whether two expressions are the same but for the letter of their variable."""
     if not isinstance(gold, Scalar) or not isinstance(answer, Scalar):
         return False
     gold_node, answer_node = parse_expression(gold.text), parse_expression(answer.text)
@@ -160,7 +162,8 @@ def _is_same_function(gold: AnswerValue, answer: AnswerValue, gold_letter: str, 
 
 
 def _is_each_pair_among(entries: NamedValues, others: NamedValues, is_same_answer: AnswerComparer) -> bool:
+    """Checks whether each name and value is among the others."""
     return len(entries) * len(others) <= _MAX_COMPARISONS and all(
-        any(name == other_name and is_same_answer(value, other, None) for other_name, other in others)
+        any(name == other_name and is_same_answer(value, other_value, None) for other_name, other_value in others)
         for name, value in entries
     )

@@ -23,6 +23,8 @@ INEQUALITIES = frozenset(_ASCENDING_RELATIONS) | {r"\ne"}
 
 
 class Interval(NamedTuple):
+    """An interval between two ends, each of which it may include."""
+
     low: Scalar
     high: Scalar
     includes_low: bool
@@ -30,7 +32,7 @@ class Interval(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A union of intervals; `name` is the variable an inequality told, "" if none was."""
+    """A union of intervals; `name` is the variable that an inequality names, "" if none does."""
 
     intervals: tuple[Interval, ...]
     name: str = ""
@@ -41,7 +43,10 @@ _WHOLE_LINE = Region((Interval(_MINUS_INFINITY, _PLUS_INFINITY, False, False),))
 
 
 def to_region(value: AnswerValue, *, is_gold: bool) -> Region | None:
-    """The part of the number line a value says, None if it says none; an inequality must be solved for a name."""
+    """Converts a value to the part of the number line it states, None if it states none.
+
+    An inequality must be solved for a name.
+    """
     if isinstance(value, RelationChain):
         return _chain_to_region(value, is_gold)
     if isinstance(value, BracketedTuple):
@@ -59,18 +64,18 @@ def to_region(value: AnswerValue, *, is_gold: bool) -> Region | None:
 
 
 def merge_intervals(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
-    """The intervals by rising low end, touching ones joined, if all ends are plain numbers or infinite."""
+    """Sorts the intervals by their low ends and joins touching ones, if all ends are plain numbers or infinite."""
     if not all(_is_comparable_end(interval.low) and _is_comparable_end(interval.high) for interval in intervals):
         return intervals
-    kept: list[Interval] = []
+    merged: list[Interval] = []
     for interval in sorted(intervals, key=cmp_to_key(_compare_low_ends)):
         if _compare_ends(interval.low, interval.high) > 0 or (
             _compare_ends(interval.low, interval.high) == 0 and not (interval.includes_low and interval.includes_high)
         ):
-            continue  # nothing lies in it
-        previous = kept[-1] if kept else None
+            continue  # empty
+        previous = merged[-1] if merged else None
         if previous is None or not _is_touching(previous, interval):
-            kept.append(interval)
+            merged.append(interval)
             continue
         high_order = _compare_ends(previous.high, interval.high)
         includes_high = (
@@ -81,13 +86,14 @@ def merge_intervals(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
         includes_low = previous.includes_low or (
             interval.includes_low and _compare_ends(previous.low, interval.low) == 0
         )
-        kept[-1] = Interval(
+        merged[-1] = Interval(
             previous.low, previous.high if high_order >= 0 else interval.high, includes_low, includes_high
         )
-    return tuple(kept)
+    return tuple(merged)
 
 
 def _chain_to_region(chain: RelationChain, is_gold: bool) -> Region | None:
+    """Converts a relation to the region it states for its variable, None if it is not solved."""
     sides, relations = chain
     if len(sides) == 2 and relations[0] in (r"\ne", r"\in", "="):
         name = normalize_variable_name(sides[0], is_gold=is_gold)
@@ -119,7 +125,7 @@ def _chain_to_region(chain: RelationChain, is_gold: bool) -> Region | None:
 
 
 def _absolute_value_to_region(lesser_side: str, greater_side: str, is_closed: bool, is_gold: bool) -> Region | None:
-    """What `|x| < 3` or `|x| > 3` says, None if it is no such thing."""
+    """Converts `|x| < 3` or `|x| > 3` to its region, None for any other inequality."""
     for side, other_side in ((lesser_side, greater_side), (greater_side, lesser_side)):
         match = _ABSOLUTE_VALUE.fullmatch(side)
         name = None if match is None else normalize_variable_name(match[1], is_gold=is_gold)
@@ -136,6 +142,7 @@ def _absolute_value_to_region(lesser_side: str, greater_side: str, is_closed: bo
 
 
 def _half_line_to_region(lesser_side: str, greater_side: str, is_closed: bool, is_gold: bool) -> Region | None:
+    """Converts `x < 3` or `x > 3` to its half-line, None if neither side is only a name."""
     for side, other_side, is_above in ((lesser_side, greater_side, False), (greater_side, lesser_side, True)):
         name = normalize_variable_name(side, is_gold=is_gold)
         end = _parse_interval_end(other_side, name)
@@ -150,7 +157,7 @@ def _half_line_to_region(lesser_side: str, greater_side: str, is_closed: bool, i
 
 
 def _parse_interval_end(side: str, name: str | None) -> Scalar | None:
-    """An end of the interval, None if the variable occurs in it: then the inequality is not solved."""
+    """Parses an end of an interval, None if the variable occurs in it: then the inequality is not solved."""
     value = parse_normalized(side)
     if name is None or not isinstance(value, Scalar) or (value.number is None and name in value.text):
         return None
@@ -158,10 +165,12 @@ def _parse_interval_end(side: str, name: str | None) -> Scalar | None:
 
 
 def _is_less_than(relation: str) -> bool:
+    """Checks whether the relation is "less than" or "at most"."""
     return relation in ("<", r"\le")
 
 
 def _tuple_to_interval(row: BracketedTuple) -> Interval | None:
+    """Converts a pair of scalars in brackets to an interval, None for other tuples."""
     if len(row.items) != 2:
         return None
     low, high = row.items
@@ -171,9 +180,14 @@ def _tuple_to_interval(row: BracketedTuple) -> Interval | None:
 
 
 def _group_to_region(group: UnorderedItems, is_gold: bool) -> Region | None:
-    kept, holes = _split_off_holes(group.items)
+    """Converts a list of relations, intervals or numbers to one region, None if it may mean several things."""
+    items_without_holes, holes = _split_off_holes(group.items)
     if holes:
-        base_region = to_region(UnorderedItems(kept, group.all_hold), is_gold=is_gold) if kept else _WHOLE_LINE
+        base_region = (
+            to_region(UnorderedItems(items_without_holes, group.all_hold), is_gold=is_gold)
+            if items_without_holes
+            else _WHOLE_LINE
+        )
         first_hole = holes[0]
         name = (
             normalize_variable_name(first_hole.sides[0], is_gold=is_gold)
@@ -187,18 +201,18 @@ def _group_to_region(group: UnorderedItems, is_gold: bool) -> Region | None:
         if base_region is None or hole_region is None or name is None or base_region.name not in ("", name):
             return None
         return _remove_points(base_region._replace(name=name), hole_region)
-    group = group._replace(items=kept)
+    group = group._replace(items=items_without_holes)
     if (
         len(
             {
                 isinstance(item, RelationChain) and r"\in" in item.relations
-                for item in kept
+                for item in items_without_holes
                 if isinstance(item, RelationChain)
             }
         )
         == 2
     ):
-        return None  # `x \\in (0,5), x > 3` may say either
+        return None  # `x \in (0,5), x > 3` may mean either
     if any(isinstance(item, Scalar) for item in group.items) and not all(isinstance(i, Scalar) for i in group.items):
         return None  # a number beside an inequality is another answer
     regions = [to_region(item, is_gold=is_gold) for item in group.items]
@@ -210,23 +224,23 @@ def _group_to_region(group: UnorderedItems, is_gold: bool) -> Region | None:
 
 
 def _split_off_holes(items: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue, ...], tuple[AnswerValue, ...]]:
-    """The items without a mere domain (`x \\in \\mathbb{R}` beside other relations), and those from `x \\ne 3` on."""
+    r"""Splits a list before its first `x \ne 3`; a domain such as `x \in \mathbb{R}` beside relations is dropped."""
     chains = [item for item in items if isinstance(item, RelationChain)]
     domains = [item for item in chains if item.relations == (r"\in",) and parse_normalized(item.sides[1]) == _REAL_LINE]
     if domains and len(chains) > len(domains):
         items = tuple(item for item in items if item not in domains)
-    kept: list[AnswerValue] = []
+    items_without_holes: list[AnswerValue] = []
     holes: list[AnswerValue] = []
-    target = kept
+    target = items_without_holes
     for item in items:
         if isinstance(item, RelationChain):
-            target = holes if item.relations == (r"\ne",) else kept
+            target = holes if item.relations == (r"\ne",) else items_without_holes
         target.append(item)
-    return tuple(kept), tuple(holes)
+    return tuple(items_without_holes), tuple(holes)
 
 
 def _intersect_half_lines(regions: list[Region | None]) -> Region | None:
-    """Where a half-line up and a half-line down overlap: `x > 1 and x < 2`."""
+    """Intersects a half-line up and a half-line down: `x > 1 and x < 2`."""
     united = _unite_regions(regions)
     if united is not None:
         bounded = tuple(
@@ -235,7 +249,7 @@ def _intersect_half_lines(regions: list[Region | None]) -> Region | None:
             if (interval.low, interval.high) != (_MINUS_INFINITY, _PLUS_INFINITY)
         )
         united = united._replace(intervals=bounded)
-        if len(bounded) == 1:  # the other says `x < \infty`
+        if len(bounded) == 1:  # the other is `x < \infty`
             return united
     if united is None or len(united.intervals) != 2:
         return None
@@ -259,6 +273,7 @@ def _intersect_half_lines(regions: list[Region | None]) -> Region | None:
 
 
 def _unite_regions(regions: list[Region | None]) -> Region | None:
+    """Unites regions of one variable, None if one is unknown or the variables differ."""
     known_regions = [region for region in regions if region is not None]
     names = {region.name for region in known_regions if region.name}
     if len(known_regions) < len(regions) or len(names) > 1:
@@ -267,7 +282,7 @@ def _unite_regions(regions: list[Region | None]) -> Region | None:
 
 
 def _remove_points(region: Region, holes: Region) -> Region | None:
-    """The region without single points whose places are plain numbers."""
+    """Removes single points from a region, None if their places in it are not known."""
     intervals = list(region.intervals)
     if holes.intervals and not all(
         _is_comparable_end(interval.low) and _is_comparable_end(interval.high) for interval in intervals
@@ -298,10 +313,12 @@ def _remove_points(region: Region, holes: Region) -> Region | None:
 
 
 def _is_comparable_end(end: Scalar) -> bool:
+    """Checks whether an end is a plain number or infinite."""
     return end.number is not None or end.text in (_MINUS_INFINITY.text, _PLUS_INFINITY.text)
 
 
 def _compare_ends(left: Scalar, right: Scalar) -> int:
+    """Compares two ends: below 0, 0 or above 0 as the left is less than, equal to or greater than the right."""
     (left_rank, left_value), (right_rank, right_value) = _rank_end(left), _rank_end(right)
     return (left_rank > right_rank) - (left_rank < right_rank) or (left_value > right_value) - (
         left_value < right_value
@@ -309,15 +326,18 @@ def _compare_ends(left: Scalar, right: Scalar) -> int:
 
 
 def _rank_end(end: Scalar) -> tuple[int, Fraction]:
+    """Returns a key that sorts ends from minus infinity to infinity."""
     if end.number is not None:
         return 0, end.number
     return (-1 if end.text == _MINUS_INFINITY.text else 1), Fraction(0)
 
 
 def _compare_low_ends(left: Interval, right: Interval) -> int:
+    """Compares two intervals by their low ends; at equal ends the one that includes its end comes first."""
     return _compare_ends(left.low, right.low) or right.includes_low - left.includes_low
 
 
 def _is_touching(left: Interval, right: Interval) -> bool:
+    """Checks whether the right interval overlaps or continues the left one."""
     order = _compare_ends(left.high, right.low)
     return order > 0 or (order == 0 and (left.includes_high or right.includes_low))

@@ -1,4 +1,4 @@
-r"""Numbers written plainly, read exactly and without a parser: `-1,234.5`, `\frac{3}{4}`, `2 1/3`, 十五, three."""
+r"""Parses plainly written numbers exactly: `-1,234.5`, `\frac{3}{4}`, `2 1/3`, 十五, three."""
 
 import re
 from fractions import Fraction
@@ -29,7 +29,7 @@ _CHINESE_FRACTION = re.compile(rf"({_CHINESE_NUMERAL.pattern}|[0-9]+)分之({_CH
 
 
 def parse_plain_number(text: str) -> Fraction | None:
-    """The exact number written plainly in `text` (in layout form), else None."""
+    """Returns the exact value of a plainly written number in normalized LaTeX, None if the text is anything else."""
     if len(text) > MAX_DIGITS:
         return None
     sign = -1 if text[:1] == "-" else 1
@@ -40,7 +40,7 @@ def parse_plain_number(text: str) -> Fraction | None:
 
 
 def parse_spelled_number(word: str) -> Fraction | None:
-    """The number a word says: `seven`, 十五, 三分之一."""
+    """Returns the number that an English or Chinese word spells: `seven`, 十五, 三分之一; None for other words."""
     if word in _ENGLISH_NUMBERS:
         return Fraction(_ENGLISH_NUMBERS[word])
     if word.startswith("负"):
@@ -63,6 +63,7 @@ def parse_spelled_number(word: str) -> Fraction | None:
 
 
 def _parse_unsigned(text: str) -> Fraction | None:
+    """Parses a decimal, a fraction or a mixed number without a sign."""
     if _PLAIN_DECIMAL.fullmatch(text):
         return _parse_decimal(text)
     if match := _FRACTION.fullmatch(text):
@@ -75,11 +76,13 @@ def _parse_unsigned(text: str) -> Fraction | None:
 
 
 def _parse_signed_decimal(text: str) -> Fraction:
+    """Parses a decimal that may have a sign before it."""
     magnitude = _parse_decimal(text.lstrip("+- "))
     return -magnitude if text.startswith("-") else magnitude
 
 
 def _parse_decimal(text: str) -> Fraction:
+    """Parses a decimal with or without thousands separators to its exact value."""
     integer_digits, _, decimal_digits = text.replace(",", "").partition(".")
     return (
         Fraction(int((integer_digits + decimal_digits) or "0"), 10 ** len(decimal_digits))
@@ -89,6 +92,7 @@ def _parse_decimal(text: str) -> Fraction:
 
 
 def _parse_chinese_integer(word: str) -> int:
+    """Parses a whole number in Chinese numerals (or in ASCII digits)."""
     if word.isdigit() and word.isascii():
         return int(word)
     if not any(character in "十百千万亿" for character in word):

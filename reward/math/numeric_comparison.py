@@ -1,4 +1,4 @@
-"""Values of expressions to any number of bits, and how far two of them are apart. Safe in any thread."""
+"""Evaluates expressions to any number of bits and measures how far two are apart. Safe in any thread."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ _lock = threading.Lock()  # mpmath's precision and its caches of constants belon
 
 
 def _renew_lock() -> None:
-    """A child forked while another thread of its parent was evaluating must not wait for that thread."""
+    """Renews the lock in a forked child, which must not wait for a thread that only its parent has."""
     global _lock
     _lock = threading.Lock()
 
@@ -24,7 +24,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def evaluate_nodes(nodes: tuple[Node, ...], point: SamplePoint, bits: int, *, is_real: bool) -> list[MpNumber]:
-    """The values at `point`; raises UndefinedError, TooLargeError or UnsupportedError."""
+    """Returns the values of nodes at a point; raises UndefinedError, TooLargeError or UnsupportedError."""
     with _lock:
         context = _get_context()
         context.prec = bits
@@ -34,36 +34,39 @@ def evaluate_nodes(nodes: tuple[Node, ...], point: SamplePoint, bits: int, *, is
 
 
 class Difference(NamedTuple):
-    """The size of the difference of two values and of the larger of them."""
+    """The distance of two values and the size of the larger of them."""
 
     distance: MpNumber
     size: MpNumber
 
     def is_rounding_error(self, bits: int) -> bool:
-        """Whether it is no more than rounding leaves of values that were computed to `bits` bits."""
+        """Checks whether the distance is no more than rounding leaves of values that were computed to `bits` bits."""
         with _lock:
             return bool(self.distance <= _get_context().ldexp(self.size, -(bits * 7) // 10))
 
     def has_vanished_since(self, coarser: "Difference", bits: int) -> bool:
-        """Whether it is far smaller than `first`, which was computed to `bits` bits, itself to twice as many."""
+        """Checks whether the distance is far smaller than in an earlier computation.
+
+        That one was to `bits` bits, this one is to twice as many.
+        """
         with _lock:
             return bool(self.distance <= _get_context().ldexp(coarser.distance, -bits // 2))
 
     def is_unchanged_since(self, coarser: "Difference") -> bool:
-        """Whether more bits left the difference as it was."""
+        """Checks whether more bits left the distance as it was in an earlier computation."""
         with _lock:
             return bool(abs(self.distance - coarser.distance) <= _get_context().ldexp(self.distance, -10))
 
 
 def measure_difference(nodes: tuple[Node, Node], point: SamplePoint, bits: int, *, is_real: bool) -> Difference:
-    """How far two values are apart at a point; raises what `values` raises."""
+    """Measures how far two nodes' values are apart at a point; raises what `evaluate_nodes` raises."""
     left, right = evaluate_nodes(nodes, point, bits, is_real=is_real)
     with _lock:
         return Difference(abs(left - right), max(abs(left), abs(right)))
 
 
 def to_fraction(value: MpNumber) -> Fraction | None:
-    """The exact value of a real result, None for a complex one."""
+    """Converts mpmath's real number to its exact value, None for a complex one."""
     if not hasattr(value, "_mpf_"):
         return None
     sign, mantissa, exponent, _ = value._mpf_
@@ -83,6 +86,7 @@ def warm_up_mpmath() -> None:
 
 @cache
 def _get_context() -> Any:
+    """Returns the one context of mpmath, imported at the first call."""
     import mpmath  # late: a reward of another kind never needs it
 
     return mpmath.MPContext()

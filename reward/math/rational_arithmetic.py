@@ -21,7 +21,7 @@ class TooLargeError(ArithmeticError):
 
 
 class LongSeriesError(TooLargeError):
-    """A sum or product of more terms than are added up; its value need not be large."""
+    """A sum or product has more terms than are added up; its value need not be large."""
 
 
 class UnsupportedError(ArithmeticError):
@@ -30,7 +30,7 @@ class UnsupportedError(ArithmeticError):
 
 @lru_cache(maxsize=4_096)
 def parse_decimal_literal(text: str) -> Fraction:
-    """The value of digits as written: `0.25`, `0.1(6)` for a repeating decimal, `1.5e3`; raises TooLargeError."""
+    """Parses digits as written: `0.25`, `0.1(6)` for a repeating decimal, `1.5e3`; raises TooLargeError."""
     mantissa, _, exponent_digits = text.lower().partition("e")
     if len(exponent_digits) > 5 or abs(int(exponent_digits or 0)) > MAX_BITS // 4:
         raise TooLargeError(text)
@@ -44,7 +44,10 @@ def parse_decimal_literal(text: str) -> Fraction:
 
 
 def take_exact_root(value: Fraction, index: int) -> Fraction:
-    """The rational root, the real one of a negative number for an odd index; raises NotRationalError without one."""
+    """Returns the root of a fraction if it is rational; raises NotRationalError otherwise.
+
+    A root of odd index of a negative number is the real one.
+    """
     if value < 0:
         if index % 2 == 0:
             raise NotRationalError("an even root of a negative number")
@@ -53,6 +56,7 @@ def take_exact_root(value: Fraction, index: int) -> Fraction:
 
 
 def _take_integer_root(value: int, index: int) -> int:
+    """Returns the whole root of a whole number; raises NotRationalError if there is none."""
     if index == 1 or value < 2:
         return value
     if index == 2:
@@ -71,7 +75,7 @@ def _take_integer_root(value: int, index: int) -> int:
 
 
 def _floor_root_by_newton(value: int, index: int) -> int:
-    """The whole part of a large root."""
+    """Returns the root of a large number, rounded down, by Newton's method on integers."""
     root = 1 << -(-value.bit_length() // index)
     while True:
         next_root = ((index - 1) * root + value // root ** (index - 1)) // index
@@ -81,6 +85,7 @@ def _floor_root_by_newton(value: int, index: int) -> int:
 
 
 def raise_to_power(base: Fraction, exponent: int) -> Fraction:
+    """Raises a fraction to a whole power; raises TooLargeError before it takes one that is too large."""
     if base == 0:
         if exponent <= 0:
             raise UndefinedError("zero to a power that is not positive")
@@ -94,12 +99,14 @@ def raise_to_power(base: Fraction, exponent: int) -> Fraction:
 
 
 def _require_integers(values: Sequence[Fraction]) -> list[int]:
+    """Returns the values as integers; raises NotRationalError if one is not whole."""
     if any(value.denominator != 1 for value in values):
         raise NotRationalError("not whole")
     return [value.numerator for value in values]
 
 
 def _compute_factorial(values: Sequence[Fraction]) -> Fraction:
+    """Computes n! of a list of one number."""
     (n,) = _require_integers(values)
     if n < 0:
         raise UndefinedError("factorial of a negative number")
@@ -109,6 +116,7 @@ def _compute_factorial(values: Sequence[Fraction]) -> Fraction:
 
 
 def _compute_binomial(values: Sequence[Fraction]) -> Fraction:
+    """Computes the binomial coefficient of a list of n and k."""
     n, k = _require_integers(values)
     if n < 0:
         raise NotRationalError("a binomial of a negative number")
@@ -121,12 +129,14 @@ def _compute_binomial(values: Sequence[Fraction]) -> Fraction:
 
 
 def _compute_modulo(values: Sequence[Fraction]) -> Fraction:
+    """Computes the remainder of the first number divided by the second."""
     if not values[1]:
         raise UndefinedError("modulo zero")
     return values[0] % values[1]
 
 
 def _compute_logarithm(values: Sequence[Fraction]) -> Fraction:
+    """Computes a logarithm from value and base if it is a whole number; raises NotRationalError otherwise."""
     value, base = values
     if value <= 0 or base <= 0 or base == 1:
         raise UndefinedError("logarithm") if value == 0 or base in {0, 1} else NotRationalError("logarithm")
@@ -143,6 +153,7 @@ def _compute_logarithm(values: Sequence[Fraction]) -> Fraction:
 
 
 def _approximate_log(value: Fraction) -> float:
+    """Approximates the natural logarithm of a fraction of any size as a float."""
     return math.log(value.numerator) - math.log(value.denominator)
 
 

@@ -24,7 +24,7 @@ _DECIMAL = re.compile(r"([0-9]*)\.([0-9]+)(?:e([+-]?[0-9]{1,3}))?")
 
 
 def is_rounding_of(decimal: Node, exact_node: Node) -> bool:
-    """Whether `one` is a decimal of at least MIN_DIGITS digits that rounds or cuts off the value of `other`.
+    """Checks whether a decimal of at least MIN_DIGITS digits rounds or cuts off the value of the other expression.
 
     With the digits of a float the last one may be off by less than one.
     """
@@ -41,7 +41,7 @@ def is_rounding_of(decimal: Node, exact_node: Node) -> bool:
 
 
 def _count_significant_digits(node: Node) -> int:
-    """The significant digits of the decimal in a tree that `_written` reads."""
+    """Counts the significant digits of the decimal in a tree that `_parse_long_decimal` accepts."""
     while node.head in ("negative", "product"):
         node = node.args[0]
     mantissa = str(node.value).lower().partition("e")[0]
@@ -49,7 +49,7 @@ def _count_significant_digits(node: Node) -> int:
 
 
 def _parse_long_decimal(node: Node) -> tuple[Fraction, Fraction] | None:
-    """The value of a decimal with enough digits and the unit of its last place."""
+    """Returns the value of a decimal with enough digits and the unit of its last place, None for anything else."""
     if node.head == "negative":
         value_and_unit = _parse_long_decimal(node.args[0])
         return None if value_and_unit is None else (-value_and_unit[0], value_and_unit[1])
@@ -66,7 +66,7 @@ def _parse_long_decimal(node: Node) -> tuple[Fraction, Fraction] | None:
 
 
 def _approximate_value(node: Node) -> Fraction | None:
-    """The value, exact or to more bits than a decimal has digits."""
+    """Returns the value of a constant, exact or to more bits than a decimal has digits; None if it has none."""
     evaluator = ExactEvaluator()
     try:
         return evaluator.evaluate(node)

@@ -15,9 +15,9 @@ def find_closed_form(
     *,
     is_sum: bool,
 ) -> Fraction | None:
-    """The sum or product of `term` from `start` to `stop`, None if no small rational function gives it.
+    """Returns the sum or product of `term` from `start` to `stop`, None if no small rational function gives it.
 
-    `bounded` returns a number that is not too large and raises for others.
+    `check_size` returns a number that is not too large and raises for others.
 
     The function is guessed from the first partial results by Thiele's continued fraction and proved by its recurrence:
     a step from n-1 to n adds, or multiplies by, the n-th term.
@@ -48,12 +48,14 @@ def find_closed_form(
 def _compute_inverse_difference(
     nodes: list[Fraction], coefficients: list[Fraction], node: Fraction, value: Fraction
 ) -> Fraction:
+    """Returns the next coefficient of Thiele's continued fraction, from the value at a new node."""
     for earlier_node, coefficient in zip(nodes, coefficients, strict=True):
         value = (node - earlier_node) / (value - coefficient)
     return value
 
 
 def _evaluate_continued_fraction(nodes: list[Fraction], coefficients: list[Fraction], node: Fraction) -> Fraction:
+    """Evaluates Thiele's continued fraction at a node."""
     value = coefficients[-1]
     for earlier_node, coefficient in zip(nodes[-2::-1], coefficients[-2::-1], strict=True):
         value = coefficient + (node - earlier_node) / value

@@ -1,4 +1,4 @@
-"""Math-Verify and sympy on what the exact layer cannot decide, in processes that are killed by deadline.
+"""Judges what the exact parts cannot decide by Math-Verify and sympy, in processes that are killed by deadline.
 
 Only pairs of single expressions come here (integrals, limits, infinite sums, special functions), and only "equal" or
 "not equal" comes back.
@@ -17,7 +17,7 @@ from qwen_align.reward.pool import DeadError, GoneError, LateError, Pool, WorkEr
 
 TIME_LIMIT_S = 1.0  # wall time of one item; with the kill every call ends within 1.2 s of its start
 MEMORY_GIB = 2.0
-MAX_WORKERS = 32  # forked when needed: so many callers at once do not wait for each other, whatever they ask
+MAX_WORKERS = 32  # forked when needed: so many callers at once do not wait for each other
 _DIGITS = 30
 _REQUIRED_DIGITS = 25  # that a series' or integral's value must share with the gold's
 _REQUIRED_BITS = 90  # of a value that sympy computed to all its digits
@@ -26,7 +26,7 @@ _ONE_SIDED_LIMIT = re.compile(
     r"(\\to\s*)(-?(?:[0-9.]+|[a-z](?![a-z])|\\pi|\{[^{}]*\}))\s*(?:\^\s*([+-])|\^\s*\{\s*([+-])\s*\})"
 )
 _ANY_SIDE_MARK = re.compile(r"\^\s*\{?\s*[+-]\s*\}|\^\s*[+-]|[0-9][+-]\s*\}|\\(?:down|up|se|ne)arrow")
-_DIFFERENTIAL_NAME = re.compile("d[A-Za-z]?")  # letters that a derivative of higher order is misread as
+_DIFFERENTIAL_NAME = re.compile("d[A-Za-z]?")  # letters that a derivative of higher order is misparsed as
 _MAX_CACHED_REPLIES = 10_000  # replies, a few hundred bytes each
 
 _reply_cache: OrderedDict[tuple[tuple[str, str], ...], str] = OrderedDict()
@@ -34,11 +34,12 @@ _lock = threading.Lock()
 
 
 def judge_pairs(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) -> str:
-    """The reason of the verdict: "fallback" if all pairs are equal, else "wrong", "time limit" or "worker died".
+    """Returns "fallback" if every pair of a gold's and an answer's expression is equal, else the reason for 0.
 
-    Raises pool.UnservedError if the deadline, a `time.monotonic()`, passes first, and pool.StartError if the
-    installation is at fault, pool.GoneError if the workers' server was ended from outside twice. The first call of a
-    process starts the workers, which may take 5 seconds.
+    The other reasons are "wrong", "time limit", "worker died" and "no fallback on this platform".
+    Raises pool.UnservedError if the deadline, a `time.monotonic()`, passes first, pool.StartError if the installation
+    is at fault, and pool.GoneError if the workers' server was ended from outside twice. The first call of a process
+    starts the workers, which may take 5 seconds.
     """
     if not hasattr(os, "fork"):
         return "no fallback on this platform"
@@ -54,7 +55,7 @@ def judge_pairs(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = 
     except GoneError:
         raise
     except DeadError:
-        return "worker died"  # not kept: what killed it need not have been these pairs
+        return "worker died"  # not cached: what killed it need not have been these pairs
     except WorkError:  # Math-Verify could not read or compare them
         reason = "wrong"
     with _lock:
@@ -65,7 +66,7 @@ def judge_pairs(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = 
 
 
 def start_workers() -> None:
-    """Start the workers now; does nothing on a platform that cannot fork."""
+    """Starts the worker processes now; does nothing on a platform that cannot fork."""
     if hasattr(os, "fork"):
         with _lock:
             pool = _get_pool()
@@ -74,6 +75,7 @@ def start_workers() -> None:
 
 @cache
 def _get_pool() -> Pool:
+    """Returns the one pool of workers of this process, started at the first call."""
     logging.getLogger(__name__).info("starting the workers of the math fallback: up to 5 seconds, once a process")
     return Pool(
         "qwen_align.reward.math.sympy_fallback:load_pair_checker",
@@ -84,7 +86,7 @@ def _get_pool() -> Pool:
 
 
 def load_pair_checker(argument: None) -> Callable[[list[list[str]]], bool]:
-    """The handler that runs in the workers: whether every pair of a gold's and an answer's expression is equal."""
+    """Imports what the workers need and returns the function they run: whether every pair of expressions is equal."""
     logging.disable()  # Math-Verify reports every unreadable answer
     for answer in (r"\int_0^1 x\,dx", r"\lim_{x\to 0}\frac{x}{2x}", r"\sum_{n=1}^{\infty}\frac{1}{3^n}"):
         _is_pair_equal(r"\frac{1}{2}", answer)  # loads what the work needs before the workers are forked
@@ -92,6 +94,7 @@ def load_pair_checker(argument: None) -> Callable[[list[list[str]]], bool]:
 
 
 def _is_pair_equal(gold: str, answer: str) -> bool:
+    """Checks whether Math-Verify or a value to _REQUIRED_DIGITS digits says that gold and answer are equal."""
     import math_verify
 
     if (r"\partial" in gold) != (r"\partial" in answer) and r"\frac" in gold and r"\frac" in answer:
@@ -106,7 +109,7 @@ def _is_pair_equal(gold: str, answer: str) -> bool:
 
 
 def _parse_with_sympy(text: str) -> Any:
-    """What sympy makes of a text, its limits taken, None if that is not what the text says."""
+    """Parses a text to a sympy expression and evaluates its limits, None if the text says something else."""
     import math_verify
     import sympy
 
@@ -128,19 +131,20 @@ def _parse_with_sympy(text: str) -> Any:
 
 
 def _brace_limit_side(match: re.Match[str]) -> str:
+    r"""Rewrites the side of a limit so that the grammar reads it: `\to 0^+` as `\to{0}^{+}`."""
     point = match[2].strip("{}")
     return f"{match[1]}{{{point}}}^{{{match[3] or match[4]}}}"
 
 
 def _is_misread(atom: Any) -> bool:
-    """Whether it is the derivative of a letter, which sympy takes for zero, or a letter that is none."""
+    """Checks whether an atom is a derivative of a letter, which sympy takes for zero, or a differential as a letter."""
     if atom.is_Symbol:
         return _DIFFERENTIAL_NAME.fullmatch(atom.name) is not None
     return atom.expr.is_Symbol or not atom.expr.has(*atom.variables)
 
 
 def _evaluate_limit(limit: Any, *, is_two_sided: bool) -> Any:
-    """The limit's value; raises ValueError where the limits from both sides differ."""
+    """Returns a limit's value; raises ValueError where the limits from both sides differ."""
     import sympy
 
     function, variable, point, direction = limit.args
@@ -148,7 +152,7 @@ def _evaluate_limit(limit: Any, *, is_two_sided: bool) -> Any:
 
 
 def _evaluate_constant(expression: Any) -> Any:
-    """The value of a constant if all its digits are sure, else None."""
+    """Returns the value of a constant if all its digits are sure, else None."""
     import sympy
 
     number = None if expression.free_symbols else sympy.N(expression, _DIGITS)

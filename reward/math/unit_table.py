@@ -125,7 +125,10 @@ SCALES = {
 
 
 class Unit(NamedTuple):
-    """`factor` base units of the dimensions; two units agree when their dimensions do."""
+    """A unit of measurement: `factor` base units of its dimensions.
+
+    Two units can be compared when their dimensions are the same.
+    """
 
     factor: Fraction
     dimensions: tuple[tuple[str, int], ...]
@@ -135,6 +138,7 @@ _DERIVED_DIMENSIONS = {"volume": ("length", 3), "area": ("length", 2)}
 
 
 def _build_unit_table() -> dict[str, Unit]:
+    """Builds the table from a unit's names to its factor and dimensions."""
     speed = (("length", 1), ("time", -1))
     units = {"mph": Unit(Fraction(201168, 125 * 3600), speed), "kph": Unit(Fraction(1000, 3600), speed)}
     for line in MEASUREMENT_UNITS.strip().splitlines():
@@ -150,7 +154,10 @@ UNITS = _build_unit_table()
 
 
 def find_listed_word(word: str) -> str | None:
-    """The listed form of a word: as it is, in lower case, without its full stop or its plural ending."""
+    """Returns the form of a word that the table of units lists, None if there is none.
+
+    Tried as it is, in lower case, without its full stop and without its plural ending.
+    """
     lower = word.lower()
     forms = [word, word.rstrip("."), lower, lower.rstrip(".")]
     stem = lower.rstrip(".")

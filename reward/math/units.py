@@ -1,4 +1,4 @@
-r"""Trailing units: a closed list with exact factors, so that `2h` stays a product and 1 m is 100 cm."""
+"""Splits off and converts trailing units: a closed list with exact factors; `2h` stays a product, 1 m is 100 cm."""
 
 import re
 from fractions import Fraction
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from qwen_align.reward.math.unit_table import POWER_WORDS, SCALES, UNITS, Unit, find_listed_word
 
-ANY_WORD = "*"  # among `letters`: the text is a gold, whose unit may be any word
+ANY_WORD = "*"  # among `unit_letters`: the text is a gold, whose unit may be any word
 _NON_UNIT_WORDS = frozenset(
     "squared cubed factorial mod over plus minus times divided root not none half double".split()
 )
@@ -15,7 +15,7 @@ _IGNORED_WORDS = frozenset(
     "of the a an each total different distinct possible old long tall high wide deep away more fewer new red blue "
     "green yellow black white".split()
 )
-_SPEED_UNITS = frozenset({"m/s", "m/s^2", "m/s^{2}"})  # the one compound of single letters that is read without \\text
+_SPEED_UNITS = frozenset({"m/s", "m/s^2", "m/s^{2}"})  # the only compound of single letters accepted outside \text
 _CURRENCY_UNITS = {name: name.lower() for name in ("USD", "RMB", "CNY", "EUR", "GBP", "Rs")} | {
     r"\$": "$",
     "$": "$",
@@ -27,7 +27,7 @@ _CURRENCY_UNITS = {name: name.lower() for name in ("USD", "RMB", "CNY", "EUR", "
 
 
 class MeasuredText(NamedTuple):
-    """`text` is what is left before the unit; it is to be multiplied by `scale` (of `million`, `dozen`)."""
+    """A text without its unit: `text` is what stands before it, to be multiplied by `scale` (of `million`, `dozen`)."""
 
     text: str
     unit: Unit | None = None
@@ -44,7 +44,7 @@ _UNIT_PIECE = re.compile(
 _WORDS_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z.]*|°[CF]?|[%¢€£¥$]|[一-鿿]+)|\^\{?(-?[1-4])\}?|(/)|[ \-(),·⋅*]+|\\?\$")
 _CHINESE_CLASSIFIERS = frozenset("个人只本张支棵条头匹辆台件朵颗粒名位盒箱袋瓶杯碗盘枝把间道题次种组架艘套岁倍")
 _MAX_COUNTED_CHARS = 5  # characters of a Chinese classifier with what is counted
-_MAX_TAIL_CHARS = 96  # characters of a unit that are looked at
+_MAX_TAIL_CHARS = 96  # characters at the end of a text in which a unit is looked for
 _LEADING_MONEY = re.compile(
     r"([+-]?)\s*(?:US)?\s*(\\\$|[$€£¥₹]|(?:USD|RMB|CNY|EUR|GBP|Rs\.?) )\s*([+-]?)\s*(?=[0-9.\\])"
 )
@@ -57,9 +57,9 @@ _VALUE_END = re.compile(r"(?:[0-9.})\]!|]|\\[A-Za-z]+|[A-Za-z])$")
 
 @lru_cache(maxsize=4_096)
 def split_off_unit(text: str, unit_letters: frozenset[str] = frozenset()) -> MeasuredText:
-    """`text` (in layout form) without its trailing unit or leading money sign.
+    """Splits normalized LaTeX into what is measured and its trailing unit or leading currency sign.
 
-    Single bare letters are units only if in `letters`, and words outside the list as well.
+    Single bare letters are units only if they are in `unit_letters`, and words outside the list as well.
     """
     if (inch_match := _INCH_MARK.fullmatch(text)) is not None:
         return MeasuredText(inch_match[1], UNITS["inch"])
@@ -91,7 +91,7 @@ def split_off_unit(text: str, unit_letters: frozenset[str] = frozenset()) -> Mea
 
 
 def get_conversion_factor(first: Unit, second: Unit) -> Fraction | None:
-    """How many of `other` one of `one` is, None where they measure different things."""
+    """Returns how many of the second unit make one of the first, None if they measure different things."""
     if {name for unit in (first, second) for name, _ in unit.dimensions} >= {"celsius", "fahrenheit"}:
         return None
     if first.dimensions == second.dimensions or _merge_degree_dimensions(first) == _merge_degree_dimensions(second):
@@ -107,7 +107,7 @@ def get_conversion_factor(first: Unit, second: Unit) -> Fraction | None:
 
 
 def get_unit_letters(unit: Unit | None) -> frozenset[str]:
-    """The single letters that may stand for the parts of a gold's unit in an answer."""
+    """Returns the single letters that may stand for the parts of a gold's unit in an answer."""
     if unit is None:
         return frozenset()
     dimensions = {dimension for dimension, _ in unit.dimensions}
@@ -116,20 +116,25 @@ def get_unit_letters(unit: Unit | None) -> frozenset[str]:
 
 
 def _merge_degree_dimensions(unit: Unit) -> tuple[tuple[str, int], ...]:
-    """The dimensions with degrees of an angle and of a temperature told by one name: `37 degrees` may be either."""
+    """Returns the unit's dimensions with degrees of angle and of temperature under one name.
+
+    `37 degrees` may be either.
+    """
     return tuple(("degree" if name in ("celsius", "fahrenheit") else name, power) for name, power in unit.dimensions)
 
 
 def _is_angle_unit(unit: Unit | None) -> bool:
+    """Checks whether a unit is degrees of an angle."""
     return unit is not None and unit.dimensions == (("degree", 1),)
 
 
 def _ends_with_number(body: str) -> bool:
+    """Checks whether the text before a unit ends with a number."""
     return body[-1:].isdigit() or body.endswith((".", "}", r"\pi"))
 
 
 def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) -> MeasuredText | None:
-    """The unit that all of `tail` is, with the scale words before it."""
+    """Parses a text that is a unit as a whole, with scale words before it; None if it is anything else."""
     words: list[tuple[str, int]] = []
     scale, power, sign = 1, 1, 1
     is_speed = is_after_number and tail.replace(" ", "") in _SPEED_UNITS
@@ -164,7 +169,7 @@ def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) 
 
 
 def _split_unit_words(tail: str) -> list[tuple[str, int, bool]]:
-    """The words and powers of a unit's text: word, exponent (0 for a word), whether it stood in \\text."""
+    r"""Splits a unit's text into words and powers: word, exponent (0 for a word), whether it stood in \text."""
     pieces: list[tuple[str, int, bool]] = []
     for match in _UNIT_PIECE.finditer(tail):
         if match[1] is not None:
@@ -193,7 +198,10 @@ def _split_unit_words(tail: str) -> list[tuple[str, int, bool]]:
 
 
 def _split_chinese_unit(word: str) -> list[str]:
-    """平方厘米 is 平方 and 厘米, 名学生 is 名 with what is counted; other words stay whole."""
+    """Splits a Chinese unit into its prefix and its unit: 平方厘米 into 平方 and 厘米.
+
+    名学生 becomes 名 alone (a counting word with what is counted); other words are not split.
+    """
     if word not in UNITS and word[0] in _CHINESE_CLASSIFIERS and len(word) <= _MAX_COUNTED_CHARS:
         return [word[0]]
     for head in ("平方", "立方", "万", "亿", "千", "百"):
@@ -203,6 +211,7 @@ def _split_chinese_unit(word: str) -> list[str]:
 
 
 def _is_unit_word(word: str, unit_letters: frozenset[str], is_text: bool) -> bool:
+    """Checks whether a word names a unit here."""
     if word in unit_letters or _to_singular(word) in unit_letters:
         return True
     if len(word) == 1 and word.isascii() and word.isalpha():
@@ -219,10 +228,12 @@ def _is_unit_word(word: str, unit_letters: frozenset[str], is_text: bool) -> boo
 
 
 def _to_singular(word: str) -> str:
+    """Returns the word in lower case without a plural ending."""
     return word.lower().removesuffix("s")
 
 
 def _combine_units(words: list[tuple[str, int]]) -> Unit:
+    """Multiplies units raised to powers into one unit."""
     factor = Fraction(1)
     dimensions: dict[str, int] = {}
     for word, power in words:

@@ -1,4 +1,4 @@
-"""Left sides that only name what the right side says: `x` of `x = 5`, `f(x)`, `(x, y)`, `AB`."""
+"""Recognizes left sides that only name what the right side states: `x` of `x = 5`, `f(x)`, `(x, y)`, `AB`."""
 
 import re
 
@@ -29,7 +29,7 @@ _INDEX = re.compile(r"_(?:[A-Za-z0-9]|\{[^{}]*\})")
 
 
 def normalize_variable_name(side: str, *, is_gold: bool) -> str | None:
-    """The name a left side is, in one spelling, None if it is more than a name; a gold may name more things."""
+    """Returns a left side in one spelling if it is only a name, else None; a gold may name more things."""
     bare = side.replace(" ", "").replace("{}", "")
     if bare.startswith("{") and bare.endswith("}"):
         bare = bare[1:-1]
@@ -42,5 +42,5 @@ def normalize_variable_name(side: str, *, is_gold: bool) -> str | None:
 
 
 def strip_index(name: str) -> str:
-    """The name without its index: x of x_1 and x_2, whose values have no order."""
+    """Returns a name without its index: x of x_1 and x_2, whose values have no order."""
     return _INDEX.sub("", name.rstrip("'0123456789"))

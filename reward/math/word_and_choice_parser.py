@@ -1,4 +1,4 @@
-"""Answers in words: options, names, spelled numbers."""
+"""Parses answers in words: multiple-choice options, names, spelled numbers."""
 
 import re
 
@@ -27,7 +27,7 @@ STOP_WORDS = frozenset(
 
 
 def parse_choice_or_words(text: str) -> AnswerValue | None:
-    """The option, words or spelled number that a text in layout form is, None if it is something else."""
+    """Parses normalized LaTeX to a multiple-choice option, words or a spelled number; None if it is something else."""
     labelled = _LABELLED_OPTION.fullmatch(text)
     if labelled and not _NOT_AN_OPTION.search(labelled[2]):
         return Choice(labelled[1], labelled[2])
@@ -44,6 +44,7 @@ def parse_choice_or_words(text: str) -> AnswerValue | None:
 
 
 def _parse_words(text: str) -> AnswerValue | None:
+    """Parses an alphabetic text to words or a spelled number; None where it reads as a product of letters."""
     if text.isascii() and all(len(letter) == 1 for letter in text.split()):
         return None  # `x y z` is a product
     folded = normalize_words(text)
@@ -60,7 +61,10 @@ def _parse_words(text: str) -> AnswerValue | None:
 
 
 def normalize_words(text: str) -> str:
-    """A text in lower case without its article; short capitals such as `AB` name points and keep their case."""
+    """Returns the words in lower case without a leading article.
+
+    Short capitals such as `AB` name points and keep their case.
+    """
     if (text.isupper() and len(text) <= 3) or len(text) <= 2:
         return text.lower() if text.lower() in STOP_WORDS else text
     words = text.lower().split()
