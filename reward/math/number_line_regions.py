@@ -181,13 +181,10 @@ def _tuple_to_interval(row: BracketedTuple) -> Interval | None:
 
 def _group_to_region(group: UnorderedItems, is_gold: bool) -> Region | None:
     """Converts a list of relations, intervals or numbers to one region, None if it may mean several things."""
-    items_without_holes, holes = _split_off_holes(group.items)
+    plain_items, holes = _split_off_holes(group.items)
     if holes:
-        base_region = (
-            to_region(UnorderedItems(items_without_holes, group.all_hold), is_gold=is_gold)
-            if items_without_holes
-            else _WHOLE_LINE
-        )
+        plain_group = UnorderedItems(plain_items, group.all_hold)
+        base_region = to_region(plain_group, is_gold=is_gold) if plain_items else _WHOLE_LINE
         first_hole = holes[0]
         name = (
             normalize_variable_name(first_hole.sides[0], is_gold=is_gold)
@@ -201,17 +198,9 @@ def _group_to_region(group: UnorderedItems, is_gold: bool) -> Region | None:
         if base_region is None or hole_region is None or name is None or base_region.name not in ("", name):
             return None
         return _remove_points(base_region._replace(name=name), hole_region)
-    group = group._replace(items=items_without_holes)
-    if (
-        len(
-            {
-                isinstance(item, RelationChain) and r"\in" in item.relations
-                for item in items_without_holes
-                if isinstance(item, RelationChain)
-            }
-        )
-        == 2
-    ):
+    group = group._replace(items=plain_items)
+    are_memberships = {r"\in" in item.relations for item in plain_items if isinstance(item, RelationChain)}
+    if len(are_memberships) == 2:
         return None  # `x \in (0,5), x > 3` may mean either
     if any(isinstance(item, Scalar) for item in group.items) and not all(isinstance(i, Scalar) for i in group.items):
         return None  # a number beside an inequality is another answer
@@ -229,14 +218,14 @@ def _split_off_holes(items: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue,
     domains = [item for item in chains if item.relations == (r"\in",) and parse_normalized(item.sides[1]) == _REAL_LINE]
     if domains and len(chains) > len(domains):
         items = tuple(item for item in items if item not in domains)
-    items_without_holes: list[AnswerValue] = []
+    plain_items: list[AnswerValue] = []
     holes: list[AnswerValue] = []
-    target = items_without_holes
+    target = plain_items
     for item in items:
         if isinstance(item, RelationChain):
-            target = holes if item.relations == (r"\ne",) else items_without_holes
+            target = holes if item.relations == (r"\ne",) else plain_items
         target.append(item)
-    return tuple(items_without_holes), tuple(holes)
+    return tuple(plain_items), tuple(holes)
 
 
 def _intersect_half_lines(regions: list[Region | None]) -> Region | None:
@@ -319,10 +308,8 @@ def _is_comparable_end(end: Scalar) -> bool:
 
 def _compare_ends(left: Scalar, right: Scalar) -> int:
     """Compares two ends: below 0, 0 or above 0 as the left is less than, equal to or greater than the right."""
-    (left_rank, left_value), (right_rank, right_value) = _rank_end(left), _rank_end(right)
-    return (left_rank > right_rank) - (left_rank < right_rank) or (left_value > right_value) - (
-        left_value < right_value
-    )
+    left_key, right_key = _rank_end(left), _rank_end(right)
+    return (left_key > right_key) - (left_key < right_key)
 
 
 def _rank_end(end: Scalar) -> tuple[int, Fraction]:
