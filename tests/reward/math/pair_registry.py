@@ -1,4 +1,4 @@
-"""The tables of generated pairs: one strategy of equal and one of unequal pairs a kind of answer."""
+"""The tables of generated pairs: for each kind of answer a strategy of equal and one of unequal pairs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 
 class Pair(NamedTuple):
+    """An answer and a gold of one kind."""
+
     kind: str
     answer: str
     gold: str
@@ -17,12 +19,13 @@ UNEQUAL: dict[str, st.SearchStrategy[Pair]] = {}
 Maker = Callable[[Any, bool], tuple[str, str]]
 
 
-def kind(make: Maker) -> Maker:
-    """Puts a maker of (answer, gold) into both tables; its second argument says whether they are to be equal."""
-    name = make.__name__
+def register_kind(make: Maker) -> Maker:
+    """Registers a maker of (answer, gold) in both tables; its second argument says whether they are to be equal."""
+    name = make.__name__.removeprefix("make_")
 
     @st.composite
     def pairs(draw: Any, is_equal: bool) -> Pair:
+        """Draws a pair from the maker."""
         return Pair(name, *make(draw, is_equal))
 
     EQUAL[name], UNEQUAL[name] = pairs(True), pairs(False)

@@ -1,4 +1,4 @@
-"""Golds with many ways to say them, right and wrong, and what the layers below make of a text."""
+"""Golds with many right and wrong ways to write them, and what the parsers make of a text."""
 
 import json
 from fractions import Fraction
@@ -34,11 +34,14 @@ REWARD = MathAnswer()
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['why']}: {case['gold']}")
 def test_ways_to_say_a_gold(case: dict[str, Any]) -> None:
-    def paid(answers: list[str]) -> list[str]:
-        return [said for said in answers if REWARD.judge(rf"It is $\boxed{{{said}}}$.", case["gold"]).value == 1.0]
+    def list_paid(answers: list[str]) -> list[str]:
+        """Returns the answers that are paid."""
+        return [
+            answer for answer in answers if REWARD.judge(rf"It is $\boxed{{{answer}}}$.", case["gold"]).value == 1.0
+        ]
 
-    assert paid(case["wrong"]) == []
-    assert paid(case["right"]) == case["right"]
+    assert list_paid(case["wrong"]) == []
+    assert list_paid(case["right"]) == case["right"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,7 @@ def test_what_says_nothing(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "factor"),
+    ("first_text", "second_text", "factor"),
     [
         (r"1\text{ m}", "1 cm", Fraction(100)),
         ("1 inch", "1 cm", Fraction(127, 50)),
@@ -80,11 +83,14 @@ def test_what_says_nothing(text: str) -> None:
         ("1 year", "1 day", None),
     ],
 )
-def test_units_are_converted_exactly_or_not_at_all(one: str, other: str, factor: Fraction | None) -> None:
-    first, second = split_off_unit(normalize_latex(one)).unit, split_off_unit(normalize_latex(other)).unit
-    assert first is not None
-    assert second is not None
-    assert get_conversion_factor(first, second) == factor
+def test_units_are_converted_exactly_or_not_at_all(first_text: str, second_text: str, factor: Fraction | None) -> None:
+    first_unit, second_unit = (
+        split_off_unit(normalize_latex(first_text)).unit,
+        split_off_unit(normalize_latex(second_text)).unit,
+    )
+    assert first_unit is not None
+    assert second_unit is not None
+    assert get_conversion_factor(first_unit, second_unit) == factor
 
 
 @pytest.mark.parametrize("text", ["2h", "x^2 t", r"\frac{a}{2}c", r"\sin 30°", "5", "cm", r"2\cos 15°", "5 million of"])
@@ -131,10 +137,12 @@ def test_declared_answers(text: str, answer: str | None) -> None:
 
 
 def test_only_calculus_reaches_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(sympy_fallback, "judge_pairs", lambda pairs, deadline=None: asked.append(pairs) or "wrong")
+    asked_pairs: list[Any] = []
+    monkeypatch.setattr(
+        sympy_fallback, "judge_pairs", lambda pairs, deadline=None: asked_pairs.append(pairs) or "wrong"
+    )
     for answer in ("133!", "9^{9^{9}}", "silent", "x^2+1=0", "101_2", "5\\text{ cm}", r"\sin^{40} x", "x^{x^x}", "|||"):
         assert REWARD.judge(rf"\boxed{{{answer}}}", r"x^{x^{x}}+1").reason == "wrong"
-    assert asked == []
+    assert asked_pairs == []
     REWARD.judge(r"\boxed{\int_0^1 \sqrt{t}\,dt}", r"\frac{2}{3}")
-    assert asked == [((r"\frac{2}{3}", r"\int_0^1 \sqrt{t} dt"),)]
+    assert asked_pairs == [((r"\frac{2}{3}", r"\int_0^1 \sqrt{t} dt"),)]

@@ -15,24 +15,27 @@ REWARD = MathAnswer()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _warm() -> None:
+def _start_workers() -> None:
+    """Starts the workers before any time is measured."""
     REWARD.warm()
 
 
-def completion(place: int, text: str, gold: str) -> Completion:
+def build_completion(index: int, text: str, gold: str) -> Completion:
+    """Builds a completion with its gold."""
     prompt = [Message(role="user", content="?")]
-    fields = {"prompt_id": f"p{place}", "sample": 0, "prompt": prompt, "finish_reason": "stop", "n_tokens": 9}
+    fields = {"prompt_id": f"p{index}", "sample": 0, "prompt": prompt, "finish_reason": "stop", "n_tokens": 9}
     return Completion(text=text, gold=gold, **fields)
 
 
-def hard(n: int) -> str:
+def build_hard_answer(n: int) -> str:
+    """Returns an integral that no fallback solves in time, another for each number."""
     return rf"\boxed{{\int_0^1 \frac{{\cos(x^{{{n}}})e^{{x^5}}\ln(2+x^7)}}{{1+x^{{29}}}}dx}}"
 
 
 @pytest.mark.slow
 def test_bombs_in_a_batch_leave_the_others_their_verdicts() -> None:
-    rows = [completion(n, rf"\boxed{{{n}}}", str(n if n % 2 else -n - 1)) for n in range(400)]
-    rows[::40] = [completion(n, hard(n + 31), "3") for n in range(0, 400, 40)]
+    rows = [build_completion(n, rf"\boxed{{{n}}}", str(n if n % 2 else -n - 1)) for n in range(400)]
+    rows[::40] = [build_completion(n, build_hard_answer(n + 31), "3") for n in range(0, 400, 40)]
     start = time.monotonic()
     verdicts = REWARD.judge_many(rows)
     took_s = time.monotonic() - start
@@ -41,7 +44,9 @@ def test_bombs_in_a_batch_leave_the_others_their_verdicts() -> None:
 
 
 def test_a_deadline_leaves_what_it_cuts_off_without_a_verdict() -> None:
-    rows = [completion(n, hard(n + 700), "3") for n in range(6)] + [completion(9, r"\boxed{5}", "5")]
+    rows = [build_completion(n, build_hard_answer(n + 700), "3") for n in range(6)] + [
+        build_completion(9, r"\boxed{5}", "5")
+    ]
     start = time.monotonic()
     verdicts = REWARD.judge_many(rows, deadline=start + 0.5)
     assert time.monotonic() - start < 1.7
@@ -55,6 +60,7 @@ def test_other_threads_go_on_while_bombs_are_judged() -> None:
     done = threading.Event()
 
     def judge_all() -> None:
+        """Judges all bombs, then sets the event."""
         for text, _ in TEXTS.values():
             REWARD.judge(text, "2002")
         done.set()
@@ -71,7 +77,7 @@ def test_other_threads_go_on_while_bombs_are_judged() -> None:
 def test_from_asyncio() -> None:
     async def judge_all() -> list[float | None]:
         texts = [rf"\boxed{{\frac{{{2 * n}}}{{4}}}}" for n in range(1, 40)]
-        said = [asyncio.to_thread(REWARD.judge, text, f"{n}/2") for n, text in enumerate(texts, 1)]
-        return [verdict.value for verdict in await asyncio.gather(*said)]
+        verdicts = [asyncio.to_thread(REWARD.judge, text, f"{n}/2") for n, text in enumerate(texts, 1)]
+        return [verdict.value for verdict in await asyncio.gather(*verdicts)]
 
     assert asyncio.run(judge_all()) == [1.0] * 39

@@ -1,4 +1,4 @@
-"""The fast way decides as reading the whole text does, or not at all."""
+"""The fast path decides as parsing the whole text does, or not at all."""
 
 import pytest
 from hypothesis import example, given, settings

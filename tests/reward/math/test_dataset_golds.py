@@ -38,8 +38,8 @@ EQUAL_BY_CHANCE = {frozenset({"x = 12", r"12\text{ square units}"})}
 """Golds of two problems that are written differently and mean the same."""
 
 
-def golds_of(name: str) -> list[Any]:
-    """The different golds of a data set, in the order of the file; skips where the file is absent."""
+def load_golds(name: str) -> list[Any]:
+    """Loads the different golds of a data set, in the order of the file; skips where the file is absent."""
     path = DATA / name
     if not path.is_file():
         pytest.skip(f"no real data at {path}; set QWEN_ALIGN_TEST_DATA to the folder that holds gsm8k and limr")
@@ -51,8 +51,8 @@ def golds_of(name: str) -> list[Any]:
     return list(dict.fromkeys(golds))
 
 
-def plain(gold: Any) -> str:
-    """The gold without what says nothing, so that golds that differ here are worth comparing."""
+def strip_typesetting(gold: Any) -> str:
+    """Returns the gold without typesetting, so that golds that differ here are worth comparing."""
     text = re.sub(
         r"\\(left|right|!|,|;|\$|%|text|mbox|textbf|mathrm|dfrac|tfrac|frac|circ)|[\s{}$%^(),]", "", str(gold)
     )
@@ -61,7 +61,7 @@ def plain(gold: Any) -> str:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_gold_is_right_for_itself(name: str) -> None:
-    golds = [gold for gold in golds_of(name) if str(gold) not in UNUSABLE]
+    golds = [gold for gold in load_golds(name) if str(gold) not in UNUSABLE]
     failed = [gold for gold in golds if REWARD.judge_gold(gold).value != 1.0]
     unpaid = [gold for gold in golds if REWARD.judge(rf"Hence $\boxed{{{gold}}}$.", gold).value != 1.0]
     print(f"{name}: {len(golds)} different golds", *failed, *unpaid, sep="\n")
@@ -71,14 +71,19 @@ def test_every_gold_is_right_for_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_gold_is_wrong_for_another_problem(name: str) -> None:
-    golds = [gold for gold in golds_of(name) if str(gold) not in UNUSABLE]
-    drawn = random.Random(0)
-    pairs = [(one, drawn.choice(golds)) for one in golds for _ in range(2)]
+    golds = [gold for gold in load_golds(name) if str(gold) not in UNUSABLE]
+    rng = random.Random(0)
+    pairs = [(gold, rng.choice(golds)) for gold in golds for _ in range(2)]
     pairs = [
-        (one, other)
-        for one, other in pairs
-        if plain(one) != plain(other) and frozenset({str(one), str(other)}) not in EQUAL_BY_CHANCE
+        (gold, other_gold)
+        for gold, other_gold in pairs
+        if strip_typesetting(gold) != strip_typesetting(other_gold)
+        and frozenset({str(gold), str(other_gold)}) not in EQUAL_BY_CHANCE
     ]
-    paid = [(one, other) for one, other in pairs if REWARD.judge(rf"Hence $\boxed{{{one}}}$.", other).value == 1.0]
+    paid = [
+        (gold, other_gold)
+        for gold, other_gold in pairs
+        if REWARD.judge(rf"Hence $\boxed{{{gold}}}$.", other_gold).value == 1.0
+    ]
     print(f"{name}: {len(pairs)} pairs of different golds", *paid, sep="\n")
     assert paid == []

@@ -1,4 +1,4 @@
-"""What is read as one expression, as which tree, and what is refused; no text makes the reader raise or hang."""
+"""Which texts are parsed to which tree, and which are refused; no text makes the parser raise or hang."""
 
 import random
 
@@ -153,11 +153,11 @@ def test_letters_and_functions_of_an_expression() -> None:
 
 
 def test_equal_trees_are_equal_and_hash_alike() -> None:
-    one, other = parse_expression("x^2 + 1"), parse_expression("x^{2}+1")
-    assert one == other
-    assert hash(one) == hash(other)
-    assert one != parse_expression("x^2+2")
-    assert one != "x^2+1"
+    left, right = parse_expression("x^2 + 1"), parse_expression("x^{2}+1")
+    assert left == right
+    assert hash(left) == hash(right)
+    assert left != parse_expression("x^2+2")
+    assert left != "x^2+1"
 
 
 PIECES = [
@@ -185,7 +185,7 @@ def test_any_text_never_raises(text: str) -> None:
 
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join))
 def test_never_a_part_of_the_text(text: str) -> None:
-    """What is read of a text with something unreadable behind it is nothing."""
+    """A text with something behind it that cannot be parsed is refused as a whole."""
     assert parse_expression(text + "=") is None
     assert parse_expression(text + " , 7") is None
 

@@ -13,24 +13,26 @@ CASES = [json.loads(line) for line in TABLE.read_text("utf-8").splitlines()]
 REWARD = MathAnswer()
 
 
-def completion(case: dict[str, Any]) -> str:
+def build_completion(case: dict[str, Any]) -> str:
+    """Returns the case's completion, or its answer in a box."""
     return str(case["response"]) if "response" in case else rf"The final answer is $\boxed{{{case['answer']}}}$."
 
 
-def named(case: dict[str, Any]) -> str:
-    said = case.get("response", case.get("answer", ""))
-    return f"{case['why']}: {said[-60:]!r} for {case['gold']!r}"
+def name_case(case: dict[str, Any]) -> str:
+    """Returns a case's name for the report."""
+    answer = case.get("response", case.get("answer", ""))
+    return f"{case['why']}: {answer[-60:]!r} for {case['gold']!r}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", CASES, ids=name_case)
 def test_verdict_is_the_label(case: dict[str, Any]) -> None:
-    verdict = REWARD.judge(completion(case), case["gold"])
+    verdict = REWARD.judge(build_completion(case), case["gold"])
     assert verdict.value == (None if case["right"] is None else float(case["right"])), verdict.reason
 
 
 def test_verdicts_do_not_depend_on_the_order_or_the_cache() -> None:
-    once = [REWARD.judge(completion(case), case["gold"]) for case in CASES]
-    again = [MathAnswer().judge(completion(case), case["gold"]) for case in reversed(CASES)]
+    once = [REWARD.judge(build_completion(case), case["gold"]) for case in CASES]
+    again = [MathAnswer().judge(build_completion(case), case["gold"]) for case in reversed(CASES)]
     assert once == again[::-1]
 
 

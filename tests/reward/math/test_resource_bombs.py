@@ -1,4 +1,4 @@
-r"""Texts made to hang, to exhaust or to take over a verifier: judged in time from any thread, and nothing is run."""
+"""Texts made to hang, to exhaust or to take over a verifier: judged in time from any thread, and nothing is run."""
 
 import threading
 import time
@@ -16,11 +16,13 @@ CPU_LIMIT_S = 9.0
 """For the whole table in this process and its children, a tenth of what Math-Verify 0.9.0 needs for 36 such items."""
 
 
-def boxed(answer: str) -> str:
+def box_answer(answer: str) -> str:
+    """Returns a completion with the answer in a box."""
     return rf"The final answer is $\boxed{{{answer}}}$."
 
 
-def roots(last: str, depth: int = 9) -> str:
+def nest_roots(last: str, depth: int = 9) -> str:
+    """Returns square roots nested to a depth, with `last` innermost."""
     return "".join(rf"\sqrt{{{n}+" for n in range(2, depth)) + last + "}" * (depth - 2)
 
 
@@ -63,7 +65,7 @@ ANSWERS = {
     "brackets open": ("(" * 5_000 + "1", "1"),
     "fractions nested": (r"\frac{1}{1+" * 300 + "1" + "}" * 300, "1"),
     "roots nested": (r"\sqrt{" * 400 + "5" + "}" * 400, "1"),
-    "roots nested, near": (roots("9", 12), roots("10", 12)),
+    "roots nested, near": (nest_roots("9", 12), nest_roots("10", 12)),
     "exponents nested": ("x^{" * 400 + "2" + "}" * 400, "x"),
     "minus signs": ("-" * 5_001 + "2", "2"),
     "absolute values": ("|" * 901 + "1" + "|" * 901, "2"),
@@ -115,7 +117,7 @@ RESPONSES = {
     "a million letters": "a" * 1_000_000,
     "boxes in a row": r"\boxed{4}, " * 5_000,
 }
-TEXTS = {name: (boxed(answer), gold) for name, (answer, gold) in ANSWERS.items()}
+TEXTS = {name: (box_answer(answer), gold) for name, (answer, gold) in ANSWERS.items()}
 TEXTS |= {f"completion of {name}": (text, "5") for name, text in RESPONSES.items()}
 
 EQUAL = {
@@ -127,18 +129,20 @@ EQUAL = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _warm() -> None:
+def _start_workers() -> None:
+    """Starts the workers before any time is measured."""
     REWARD.warm()
 
 
-def timed(text: str, gold: str) -> tuple[Verdict, float]:
+def judge_timed(text: str, gold: str) -> tuple[Verdict, float]:
+    """Judges a text and returns the verdict and its wall time in seconds."""
     start = time.monotonic()
     verdict = REWARD.judge(text, gold)
     return verdict, time.monotonic() - start
 
 
-def cpu_s() -> float:
-    """CPU seconds of this process and of all its descendants, with those they have waited for."""
+def measure_cpu_s() -> float:
+    """Returns the CPU seconds of this process and all its descendants, with those they have waited for."""
     children = psutil.Process().children(recursive=True)
     return time.process_time() + sum(sum(child.cpu_times()[:4]) for child in children if child.is_running())
 
@@ -146,25 +150,26 @@ def cpu_s() -> float:
 @pytest.mark.parametrize("name", TEXTS)
 def test_bomb_is_not_paid_and_does_not_hang(name: str) -> None:
     text, gold = TEXTS[name]
-    verdict, wall_s = timed(text, gold)
+    verdict, wall_s = judge_timed(text, gold)
     assert verdict.value == 0.0
     assert wall_s < WALL_LIMIT_S
 
 
 @pytest.mark.parametrize("name", EQUAL)
 def test_a_large_right_answer_is_paid(name: str) -> None:
-    verdict, wall_s = timed(boxed(EQUAL[name][0]), EQUAL[name][1])
+    verdict, wall_s = judge_timed(box_answer(EQUAL[name][0]), EQUAL[name][1])
     assert verdict.value == 1.0
     assert wall_s < WALL_LIMIT_S
 
 
 def test_from_another_thread_too_and_the_pool_is_well_afterwards() -> None:
     late: dict[str, float] = {}
-    start = cpu_s()
+    start = measure_cpu_s()
 
     def judge_all() -> None:
+        """Judges all texts and notes those that took too long or got another verdict than 0."""
         for name, (text, _) in TEXTS.items():
-            verdict, wall_s = timed(text, "1001")  # a gold that no verdict is kept for
+            verdict, wall_s = judge_timed(text, "1001")  # a gold that no verdict is kept for
             if wall_s >= WALL_LIMIT_S or verdict.value != 0.0:
                 late[name] = wall_s
 
@@ -173,9 +178,9 @@ def test_from_another_thread_too_and_the_pool_is_well_afterwards() -> None:
     thread.join(60)
     assert not thread.is_alive()
     assert late == {}
-    assert cpu_s() - start < CPU_LIMIT_S
+    assert measure_cpu_s() - start < CPU_LIMIT_S
     for gold, answer in (("2", r"\int_0^{\pi}\sin t\,dt"), (r"\frac{1}{3}", r"\int_0^1 t^2\,dt")):
-        verdict, wall_s = timed(boxed(answer), gold)
+        verdict, wall_s = judge_timed(box_answer(answer), gold)
         assert verdict.value == 1.0
         assert wall_s < WALL_LIMIT_S
 
@@ -186,7 +191,7 @@ def test_judging_gold_bombs_is_bounded() -> None:
     for name, (answer, _) in ANSWERS.items():
         start = time.monotonic()
         REWARD.judge_gold(answer)
-        REWARD.judge(boxed("1"), answer)
+        REWARD.judge(box_answer("1"), answer)
         wall_s = time.monotonic() - start
         if wall_s > 2 * WALL_LIMIT_S:
             slow[name] = wall_s
@@ -223,7 +228,7 @@ def test_python_in_an_answer_is_not_run(gold: str, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     for code in INJECTIONS:
         answer = code.format(marker)
-        for text in (boxed(answer), answer, f"The answer is ${answer}$"):
+        for text in (box_answer(answer), answer, f"The answer is ${answer}$"):
             assert REWARD.judge(text, gold).value == 0.0
             REWARD.judge(text, answer)
             REWARD.judge_gold(answer)
