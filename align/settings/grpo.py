@@ -37,7 +37,7 @@ class Grpo(OnlineRl):
     advantage: Literal["group", "rloo", "reinforce++"] = Field("group", description="advantage estimator; see above")
     advantage_scale: Literal["group", "batch", "none"] = Field(
         "group",
-        description="standard deviation that group advantages are divided by: of the group, of the whole batch, or none",
+        description="standard deviation that advantages are divided by: of the group, of the whole batch, or none",
     )
     dynamic_sampling: DynamicSampling | None = Field(
         None, description="replace groups whose rewards are all equal by other prompts; null = train on what was drawn"

@@ -33,6 +33,11 @@ class RewardModel(StageSettings, Optimizer):
     )
     lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a stage without rows fails: there is no scorer to pass through."""
+        return True
+
     @model_validator(mode="after")
     def _no_dropout(self) -> Self:
         return refuse_dropout(self, self.lora)
