@@ -36,4 +36,3 @@ class Evaluate(StageSettings):
         None,
         description="reward model that picks one of each question's completions: best of n is reported too",
     )
-    engine: Literal["local"] = "local"

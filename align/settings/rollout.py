@@ -62,5 +62,4 @@ class Rollout(StageSettings, CanBeEmpty):
     thinking_switch: Switch | None = Field(
         None, description="how the model is asked to think or not; null = each prompt's own mode and flag"
     )
-    engine: Literal["local"] = "local"
     keep_tokens: bool = Field(False, description="write token ids and log-probabilities beside the text")
