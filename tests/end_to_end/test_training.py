@@ -59,7 +59,7 @@ ROLLOUT = {
     "kind": "rollout",
     "from_model": "base",
     "from_data": "problems",
-    "samples": 4,
+    "completions_per_prompt": 4,
     "sampling": SAMPLING,
     "rewards": [{"kind": "math_answer"}],
 }
@@ -68,9 +68,9 @@ EVALUATE = {
     "kind": "evaluate",
     "from_model": "base",
     "from_data": ["problems"],
-    "samples": 4,
+    "completions_per_prompt": 4,
     "sampling": SAMPLING,
-    "switches": [{"switch": "default"}, {"switch": "kwarg", "mode": "no_think"}],
+    "thinking_switches": [{"method": "default"}, {"method": "kwarg", "mode": "no_think"}],
 }
 GRPO = {
     "name": "grpo",
@@ -79,8 +79,8 @@ GRPO = {
     "from_data": ["problems"],
     "rewards": [{"kind": "random"}],  # so that every group has a signal
     "steps": 6,
-    "prompts": 4,
-    "samples": 4,
+    "prompts_per_step": 4,
+    "completions_per_prompt": 4,
     "sampling": {**SAMPLING, "max_tokens": 64},
     "learning_rate": 1e-3,
     "schedule": "constant",
@@ -108,7 +108,7 @@ def write_recipe(folder: Path, *stages: dict[str, Any], **runtime: Any) -> Path:
     recipe = {
         "name": "trained",
         "models": {"base": {"shipped": "tiny_base"}},
-        "runtime": {"checkpoint_every": 5, "rollout_rows": 16, "device": "cpu", "threads": 1, **runtime},
+        "runtime": {"checkpoint_every": 5, "generation_batch": 16, "device": "cpu", "threads": 1, **runtime},
         "stages": list(stages),
     }
     path = folder / "recipe.yaml"
@@ -388,7 +388,7 @@ def test_without_data_a_stage_ends_with_3_or_hands_the_model_on(tmp_path: Path) 
     said = run(write_recipe(tmp_path, pairs, DPO), tmp_path, code=3)
     assert "on_empty: pass_through" in said
     handed_on = {**DPO, "on_empty": "pass_through"}
-    rollout = {**ROLLOUT, "from_model": "dpo", "samples": 1}
+    rollout = {**ROLLOUT, "from_model": "dpo", "completions_per_prompt": 1}
     run(write_recipe(tmp_path, pairs, handed_on, PROBLEMS, rollout), tmp_path)
     (done,) = (path.parent for path in tmp_path.glob("store/dpo-*/manifest.json"))
     assert json.loads((done / "model.json").read_text())["adapters"] == []
@@ -396,13 +396,13 @@ def test_without_data_a_stage_ends_with_3_or_hands_the_model_on(tmp_path: Path) 
 
 
 def test_two_processes_of_online_rl_see_the_losses_of_one(tmp_path: Path) -> None:
-    kl = {"coefficient": 0.05, "place": "reward", "estimator": "k1"}
-    grpo = {**GRPO, "steps": 3, "updates": {"epochs": 2, "minibatches": 2}, "dynamic_sampling": {"most_prompts": 6}}
+    kl = {"coefficient": 0.05, "apply_to": "reward", "estimator": "k1"}
+    grpo = {**GRPO, "steps": 3, "updates": {"epochs": 2, "minibatches": 2}, "dynamic_sampling": {"max_prompts": 6}}
     ppo = {
         **{name: value for name, value in GRPO.items() if name != "kind"},
         "kind": "ppo",
         "name": "ppo",
-        "prompts": 3,  # so that one process has more passes to make than the other
+        "prompts_per_step": 3,  # so that one process has more passes to make than the other
         "steps": 3,
         "critic": {"learning_rate": 1e-3, "warmup_steps": 1},
         "kl": kl,
