@@ -10,7 +10,7 @@ from typing import Any
 from qwen_align.align.commands.progress import summary
 from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError, RecipeError
 from qwen_align.align.generation.requests import put
-from qwen_align.align.pipeline.run import Plan, Planned, check_models
+from qwen_align.align.pipeline.plan import Plan, Planned, check_models
 from qwen_align.align.rendering.renderer import Renderer, render_pairs, render_rows
 from qwen_align.align.rendering.samples import length_percentiles
 from qwen_align.align.rows import Pair, Problem, Row, only, read_rows
@@ -25,7 +25,7 @@ from qwen_align.align.settings.rollout import Rollout, Switch
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.stage import micro_batches, steps_of
 from qwen_align.align.stages.build_data import rows as build
-from qwen_align.align.store.store import read_json
+from qwen_align.align.store.files import read_json
 from qwen_align.align.tracking import setup
 from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.hub import Hub

@@ -17,7 +17,9 @@ from qwen_align.align.rows import Pair, only, read_rows
 from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.stage import steps_of
 from qwen_align.align.training import fit, trl_arguments
-from qwen_align.align.training.checkpoints import Watcher, WholeCheckpoints, order
+from qwen_align.align.training.callbacks import Watcher
+from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.row_order import draw_row_order
 
 
 class Trainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
@@ -32,7 +34,7 @@ def run(spec: RewardModel, inputs: Mapping[str, Path], out: Path, context: Conte
     if not rendered.pairs:
         raise DataError(f"nothing to train on (dropped: {rendered.dropped or 'nothing'}); see max_tokens or from_data")
     steps = steps_of(len(rendered.pairs), spec.epochs, spec.batch)
-    drawn = order(len(rendered.pairs), steps * spec.batch, context.seed)
+    drawn = draw_row_order(len(rendered.pairs), steps * spec.batch, context.seed)
     tokens = sum(len(ids) for i in drawn for ids in rendered.pairs[i])
     trainer = Trainer(
         model=reward_scorer.classifier(source, renderer.pad_id),

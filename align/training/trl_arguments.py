@@ -1,6 +1,5 @@
 """Our settings as TRL's arguments: the one place that knows their names."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.stage import Lora, Optimizer, Runtime, micro_batches
+from qwen_align.align.training.distributed import get_world_size
 
 
 def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
@@ -134,7 +134,7 @@ def _common(settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, see
         "save_strategy": "steps",
         "gradient_checkpointing": runtime.gradient_checkpointing,
         "deepspeed": runtime.deepspeed,
-        "ddp_backend": "gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        "ddp_backend": "gloo" if on_cpu and get_world_size() > 1 else None,
         "ddp_broadcast_buffers": False,  # rotary tables, which are alike in all processes
         "report_to": "none",
         "disable_tqdm": True,

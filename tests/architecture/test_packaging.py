@@ -117,7 +117,7 @@ def test_a_wheel_holds_the_package_and_nothing_beside_it(wheel: Path) -> None:
         for path in (ROOT / "recipes").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    template = "qwen_align/align/page.html.j2"
+    template = "qwen_align/align/reporting/page.html.j2"
     assert {name for name in names if name.startswith("qwen_align/")} == code | data | {"qwen_align/py.typed", template}
     assert "qwen_align/recipes/quickstart.yaml" in names
     entry_points = zipfile.ZipFile(wheel).read(f"qwen_align-{version}.dist-info/entry_points.txt").decode()

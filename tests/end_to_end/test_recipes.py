@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.pipeline.run import run as pipeline
+from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.rows import Completion, Message
 from qwen_align.align.settings import recipe
 from qwen_align.data_builders.arithmetic import Arithmetic
@@ -111,7 +111,7 @@ def test_limo_rows_become_chats_under_its_system_message(cli: Callable[..., Any]
     said = cli("check", tmp_path / "limo.yaml")
     assert said.code == 3
     assert "has 3 rows, but expect_rows is 800" in said.err.replace("\n", " ")
-    stage = pipeline.plan(tmp_path / "limo.yaml", tmp_path, ["stages.limo.builder.expect_rows=3"]).stages[0]
+    stage = make_plan(tmp_path / "limo.yaml", tmp_path, ["stages.limo.builder.expect_rows=3"]).stages[0]
     builder = stage.stage.settings.builder
     first = next(iter(builder.build({}, 0, None)))
     assert [turn.role for turn in first.messages] == ["system", "user", "assistant"]

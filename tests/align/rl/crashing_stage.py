@@ -20,7 +20,7 @@ from qwen_align.align.rl import judge, trainer
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.stages import grpo, ppo  # noqa: F401 - imported before the forks
-from qwen_align.align.store.store import integrity
+from qwen_align.align.store import integrity
 
 # Where it dies: in the middle of rollouts, of judging, of an update, or while a checkpoint is written.
 PLACES: dict[str, tuple[Any, str]] = {

@@ -17,14 +17,14 @@ from pydantic import BaseModel
 
 from qwen_align.align.commands import shipped_recipes
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.pipeline.run import run as pipeline
+from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.references import to_plain_value
 from qwen_align.align.settings import renamed
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
 from qwen_align.align.settings.recipe import PRODUCTS, AnyStage, _Loader
+from qwen_align.align.store import store
 from qwen_align.align.store.code_versions import CODE_VERSIONS
 from qwen_align.align.store.keys import is_always_in_key, list_key_fields
-from qwen_align.align.store.store import store
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -48,7 +48,7 @@ def keys(tmp_path: Path) -> Callable[[dict[str, Any]], dict[str, str]]:
     def of(raw: dict[str, Any]) -> dict[str, str]:
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(raw, sort_keys=False))
-        return {one.stage.name: one.key for one in pipeline.plan(path, tmp_path).stages}
+        return {one.stage.name: one.key for one in make_plan(path, tmp_path).stages}
 
     return of
 
@@ -368,7 +368,7 @@ def recipe_keys() -> dict[str, dict[str, str]]:
                 local = [name for name, source in raw.get("models", {}).items() if "hub" not in source]
                 stand_ins = [f"models.{name}={{path: stand_in}}" for name in local]
                 make_missing_files(raw, folder)
-                found[path.stem] = {one.stage.name: one.key for one in pipeline.plan(path, folder, stand_ins).stages}
+                found[path.stem] = {one.stage.name: one.key for one in make_plan(path, folder, stand_ins).stages}
             return found
     finally:
         CODE_VERSIONS.update(versions)
