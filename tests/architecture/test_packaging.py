@@ -18,7 +18,8 @@ import qwen_align
 
 ROOT = Path(__file__).parents[2]
 CODE = ("align", "data_builders", "reward")
-NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "store", "runs", "tests")
+GENERATED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+NOT_SHIPPED = {"build", "dist", "store", "runs", "tests"}  # at the root
 BUILD = """
 import sys
 from setuptools import build_meta
@@ -99,7 +100,10 @@ def build(what: str, source: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean copy, because a build leaves folders behind."""
-    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "copy", ignore=NOT_SOURCE))
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        return GENERATED(folder, names) | (NOT_SHIPPED & set(names) if Path(folder) == ROOT else set())
+
+    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "copy", ignore=ignore))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.align.test_report import BEFORE, DATA, EVALUATE, OTHER, SFT, finish, plan
+from tests.align.reporting.test_results import BEFORE, DATA, EVALUATE, OTHER, SFT, finish, plan
 
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.reporting import results

@@ -356,7 +356,7 @@ def recipe_keys() -> dict[str, dict[str, str]]:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            shutil.copytree(Path(store.__file__).parents[1] / "recipes", folder, dirs_exist_ok=True)
+            shutil.copytree(Path(__file__).parents[3] / "recipes", folder, dirs_exist_ok=True)
             (folder / "stand_in").mkdir()
             for name in ("config.json", "model.safetensors"):
                 (folder / "stand_in" / name).write_text("{}")
