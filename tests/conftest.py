@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from safetensors.numpy import save_file
 
@@ -55,6 +56,28 @@ class Said(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`made_once("name", make)`: a folder that `make` fills once in a test run, however many processes it has."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # each process has a folder of its own in it
+
+    def get(name: str, make: Callable[[Path], None]) -> Path:
+        folder, ended = shared / f"made-{name}", shared / f"made-{name}.txt"
+        with FileLock(shared / f"made-{name}.lock"):
+            if not ended.exists():
+                folder.mkdir()
+                ended.write_text("it could not be made; the first test that asked for it says why")
+                make(folder)
+                ended.write_text("")
+            if said := ended.read_text():
+                pytest.fail(f"{name}: {said}")
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")
