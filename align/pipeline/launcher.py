@@ -17,7 +17,7 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.pipeline.process_lifetime import PARENT
 from qwen_align.align.pipeline.warm_server import NO_THREADS
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 
 TORCH_FREE = {"build_data"}
 ONE_PROCESS = {"build_data", "pretrain"}  # whatever the runtime offers the other kinds

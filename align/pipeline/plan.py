@@ -11,10 +11,10 @@ from qwen_align.align.pipeline import graph
 from qwen_align.align.pipeline.graph import Graph, Stage
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_vocabulary
-from qwen_align.align.settings import recipe
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
-from qwen_align.align.settings.recipe import PRODUCTS, Recipe, Variant
+from qwen_align.align.settings.recipe import PRODUCTS, Recipe
+from qwen_align.align.settings.recipe_file import Variant, load_variants
 from qwen_align.align.store.provenance import read_library_versions
 from qwen_align.align.store.store import Folder, Store
 from qwen_align.data_builders.local_file import LocalFile
@@ -72,7 +72,7 @@ class Plan:
 
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
     """Reads and binds the recipe and computes every key; nothing is written but the cache of file digests."""
-    variants = recipe.load(path, overrides, tiny=tiny)
+    variants = load_variants(path, overrides, tiny=tiny)
     try:
         return _planned(variants, home)
     except RecipeError as error:

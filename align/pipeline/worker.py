@@ -19,7 +19,7 @@ from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context
 from qwen_align.align.errors import AlignError
 from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store import store
 from qwen_align.align.store.files import compute_sha256, read_json, remove_tree, write_json
 from qwen_align.align.store.provenance import find_git_commit, read_library_versions
