@@ -1,12 +1,15 @@
 """A stored stage whose files are no longer what it wrote is named before another stage reads it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from qwen_align import cli as command_line
 from qwen_align.align.errors import StageError
 from qwen_align.align.store.files import compute_sha256
 from qwen_align.align.store.verify_inputs import Inspector
@@ -24,6 +27,15 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the problems are stored."""
+    home = tmp_path_factory.mktemp("stored")
+    (home / "recipe.yaml").write_text(yaml.safe_dump({"name": "trial", "stages": STAGES[:1]}))
+    assert command_line.main(["run", str(home / "recipe.yaml"), "--home", str(home)]) == 0
+    return home
+
+
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
@@ -34,9 +46,14 @@ def flip(path: Path) -> None:
     ],
 )
 def test_damaged_rows_are_noticed_and_can_be_made_again(
-    tmp_path: Path, write_recipe: Callable[..., Path], cli: Callable[..., Any], damage: Callable[[Path], Any], what: str
+    stored: Path,
+    tmp_path: Path,
+    write_recipe: Callable[..., Path],
+    cli: Callable[..., Any],
+    damage: Callable[[Path], Any],
+    what: str,
 ) -> None:
-    assert cli("run", write_recipe(STAGES[:1])).code == 0
+    shutil.copytree(stored / "store", tmp_path / "store")
     (folder,) = tmp_path.glob("store/build_data-*")
     rows = (folder / "rows.jsonl").read_bytes()
     damage(folder / "rows.jsonl")
