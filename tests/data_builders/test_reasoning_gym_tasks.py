@@ -40,6 +40,7 @@ def test_rows_are_problems_of_the_tasks_and_pass_the_sieve(thirty: list[Problem]
         assert parse_row(to_line(row), where="here") == row
 
 
+@pytest.mark.slow(seconds=3)
 def test_the_seed_decides_the_rows_and_a_smaller_n_is_a_beginning(thirty: list[Problem]) -> None:
     def lines(seed: int, own: int | None = None) -> list[str]:
         return [to_line(row) for row in ReasoningGymTasks(tasks=TASKS, n=12, seed=own).generate(seed)]
@@ -121,6 +122,7 @@ def test_splits_share_no_question_whatever_the_seed() -> None:
     assert all(split_of(one) == split for split, found in ids.items() for one in found)
 
 
+@pytest.mark.slow(seconds=3)
 def test_weights_and_settings() -> None:
     tasks: list[str | GymTask] = [
         GymTask(name="leg_counting", weight=9.0, settings={"min_animals": 2, "max_animals": 2}),
@@ -136,6 +138,7 @@ def test_weights_and_settings() -> None:
     assert all("settings" not in row.gold for row in rows if row not in legs)
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_task_without_new_questions_says_so() -> None:
     tasks: list[str | GymTask] = [GymTask(name="coin_flip", settings={"min_trials": 3, "max_trials": 3})]
     with pytest.raises(DataError, match="task 'coin_flip': no new question for row"):

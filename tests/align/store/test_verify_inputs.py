@@ -39,10 +39,15 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "rows.jsonl is not what was written"),
-        (lambda path: path.unlink(), "rows.jsonl is missing"),
         (flip, "rows.jsonl is not what was written"),
-        (lambda path: path.with_name("manifest.json").write_text('{"key": '), "manifest.json: cannot be read"),
+        *(
+            pytest.param(damage, what, marks=pytest.mark.slow(seconds=2))
+            for damage, what in [
+                (lambda path: path.write_bytes(path.read_bytes()[:-3]), "rows.jsonl is not what was written"),
+                (lambda path: path.unlink(), "rows.jsonl is missing"),
+                (lambda path: path.with_name("manifest.json").write_text('{"key": '), "manifest.json: cannot be read"),
+            ]
+        ),
     ],
 )
 def test_damaged_rows_are_noticed_and_can_be_made_again(
