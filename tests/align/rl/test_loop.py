@@ -189,6 +189,7 @@ def digest(folder: Path) -> str:
 # --- PPO
 
 
+@pytest.mark.slow(seconds=2)
 def test_fifty_steps_of_warm_up_leave_every_bit_of_the_policy(tiny_model: Path, tmp_path: Path) -> None:
     settings = {**PPO, "steps": 50, "critic": {"learning_rate": 1e-2, "warmup_steps": 50}, "weight_decay": 0.1}
     run(tmp_path, tiny_model, settings, checkpoint_every=1000)

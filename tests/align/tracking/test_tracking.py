@@ -411,11 +411,11 @@ def test_tensorboard_holds_each_step_once_over_a_kill(tmp_path: Path) -> None:
     assert b"learning_rate: 0.0001" in settings.tensor_proto.string_val[0]
 
 
+@pytest.mark.engine
 @pytest.mark.usefixtures("patient")
 def test_trackio_stays_local_and_holds_each_step_once(
     stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("trackio")
     import sqlite3
 
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
@@ -433,11 +433,11 @@ def test_trackio_stays_local_and_holds_each_step_once(
     assert groups == {"trial"}
 
 
+@pytest.mark.engine
 @pytest.mark.usefixtures("patient")
 def test_wandb_without_a_key_writes_offline_files_and_no_more(
     stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert run(stages({"to": ["wandb"]}), tmp_path, monkeypatch) == []
     folder = tmp_path / "runs" / "trial" / "tracking" / "wandb"
