@@ -19,8 +19,8 @@ from qwen_align.reward.settings import Reward
 HEAD = """# Reference of settings
 
 Every setting that a recipe can have. `make generated` writes this page from the classes in `align/settings/`,
-`data_builders/` and `reward/`; `qwen-align schema` prints the same as a JSON schema for editors. Stages, builders and rewards
-are named by their `kind`. `null` is YAML's word for nothing.
+`data_builders/` and `reward/`; `qwen-align schema` prints the same as a JSON schema for editors. Stages, builders and
+rewards are named by their `kind`. `null` is YAML's word for nothing.
 """
 CHAPTERS: dict[str, tuple[type[BaseModel], ...]] = {
     "Stage": get_args(StageSpec),
@@ -78,7 +78,7 @@ def is_choice(field: FieldInfo) -> bool:
 
 def _list_parents(classes: list[type[BaseModel]]) -> list[type[BaseModel]]:
     """The base classes whose fields several classes share, the most general ones last."""
-    parents = []
+    parents: list[type[BaseModel]] = []
     for settings_class in classes:
         for parent in settings_class.__mro__[1:]:
             if issubclass(parent, Strict) and _own_fields(parent) and parent not in (*classes, *parents):
@@ -87,9 +87,11 @@ def _list_parents(classes: list[type[BaseModel]]) -> list[type[BaseModel]]:
 
 
 def _own_fields(settings_class: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields that the class itself declares."""
+    """The fields that the class itself declares, without a `kind: str` that its subclasses fill in."""
     return {
-        name: field for name, field in settings_class.model_fields.items() if name in settings_class.__annotations__
+        name: field
+        for name, field in settings_class.model_fields.items()
+        if name in settings_class.__annotations__ and not (name in ("kind", "method") and field.annotation is str)
     }
 
 
@@ -99,12 +101,12 @@ def _chapter_of(settings_class: type[BaseModel]) -> str | None:
 
 def _render_section(settings_class: type[BaseModel], level: int, classes: list[type[BaseModel]]) -> str:
     chapter = _chapter_of(settings_class)
-    title = f"{chapter} `{kind_of(settings_class)}`" if chapter else settings_class.__name__
+    title = f"{chapter} `{kind_of(settings_class)}`" if chapter else _name_of(settings_class)
     lines = [f"{'#' * level} {title}", "", *_render_docstring(settings_class)]
+    fields = {name: field for name, field in _own_fields(settings_class).items() if name != "kind" or not chapter}
     rows = [
-        f"| `{field.alias or name}` | {describe_type(field)} | {describe_default(field)} | {_escape(field.description or '')} |"
-        for name, field in _own_fields(settings_class).items()
-        if not (chapter and name == "kind")
+        f"| `{field.alias or name}` | {describe_type(field)} | {describe_default(field)} | {_escape(field)} |"
+        for name, field in fields.items()
     ]
     if rows:
         lines += ["| setting | type | default | |", "|---|---|---|---|", *rows, ""]
@@ -191,7 +193,7 @@ def describe_default(field: FieldInfo) -> str:
     if isinstance(default, BaseModel) and default == type(default).model_construct():
         return "its defaults"
     plain = to_plain_value(default, ref=str, file=str, fields=_list_given)
-    return f"`{_escape(_to_yaml(plain))}`"
+    return f"`{_to_yaml(plain)}`".replace("|", "\\|")
 
 
 def _list_given(settings: BaseModel) -> list[tuple[str, Any]]:
@@ -212,7 +214,11 @@ def _link(settings_class: type[BaseModel]) -> str:
     chapter = _chapter_of(settings_class)
     if chapter:
         return f"[{kind_of(settings_class)}](#{chapter.lower()}-{kind_of(settings_class)})"
-    return f"[{settings_class.__name__}](#{settings_class.__name__.lower()})"
+    return f"[{_name_of(settings_class)}](#{_name_of(settings_class).lower()})"
+
+
+def _name_of(settings_class: type[BaseModel]) -> str:
+    return settings_class.__name__.removeprefix("_")
 
 
 def _join(words: Iterable[str], last: str = "or") -> str:
@@ -220,8 +226,9 @@ def _join(words: Iterable[str], last: str = "or") -> str:
     return f"{', '.join(first)} {last} {end}" if first else end
 
 
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", "\\n")
+def _escape(field: FieldInfo) -> str:
+    """The field's description as a cell of a Markdown table."""
+    return (field.description or "").replace("|", "\\|")
 
 
 if __name__ == "__main__":

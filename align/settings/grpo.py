@@ -26,10 +26,10 @@ class Grpo(OnlineRl):
     )
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = Field(
         "dapo",
-        description="how token losses are averaged and importance ratios clipped. grpo: a mean over completions of their "
-        "token means; dr_grpo: token sums over a constant (arXiv:2503.20783); dapo: a mean over all tokens "
-        "(arXiv:2503.14476); gspo: grpo with one ratio per completion (arXiv:2507.18071); cispo: dapo with the ratio as a "
-        "bounded weight (arXiv:2506.13585)",
+        description="how token losses are averaged and importance ratios clipped. grpo: a mean over completions of "
+        "their token means; dr_grpo: token sums over a constant (arXiv:2503.20783); dapo: a mean over all tokens "
+        "(arXiv:2503.14476); gspo: grpo with one ratio per completion (arXiv:2507.18071); cispo: dapo with the ratio "
+        "as a bounded weight (arXiv:2506.13585)",
     )
     advantage: Literal["group", "rloo", "reinforce++"] = Field(
         "group",

@@ -32,5 +32,11 @@ def test_every_setting_has_a_description(settings_class: type[BaseModel]) -> Non
 def test_a_class_that_is_reached_through_any_field_has_its_section() -> None:
     text = REFERENCE.read_text(encoding="utf-8")
     assert {"Recipe", "Lora", "Kl", "Watch", "Sieve", "SamplingSettings"} <= {one.__name__ for one in CLASSES}
-    for heading in ("### Stage `grpo`", "### Builder `local_file`", "### Reward `math_answer`", "### Kl", "### Runtime"):
+    for heading in (
+        "### Stage `grpo`",
+        "### Builder `local_file`",
+        "### Reward `math_answer`",
+        "### Kl",
+        "### Runtime",
+    ):
         assert f"\n{heading}\n" in text
