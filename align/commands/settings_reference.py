@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from qwen_align.align.references import OutsideFile, Ref, to_plain_value
+from qwen_align.align.references import OutsideFile, Ref, list_fields, to_plain_value
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.recipe import Recipe, StageSpec
 from qwen_align.data_builders import Builder
@@ -198,10 +198,11 @@ def describe_default(field: FieldInfo) -> str:
 
 def _list_given(settings: BaseModel) -> list[tuple[str, Any]]:
     """(name, value) of the first field, which is often the kind, and of those that are not at their default."""
+    fields = type(settings).model_fields
     return [
-        (name, getattr(settings, name))
-        for position, (name, field) in enumerate(type(settings).model_fields.items())
-        if position == 0 or getattr(settings, name) != field.get_default(call_default_factory=True)
+        (name, value)
+        for position, (name, value) in enumerate(list_fields(settings))
+        if position == 0 or value != fields[name].get_default(call_default_factory=True)
     ]
 
 
