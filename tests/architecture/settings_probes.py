@@ -104,6 +104,8 @@ def data_stages() -> dict[str, list[Row]]:
             for n, problem in enumerate(generate("problem", 12, 0))
             for sample, value in enumerate((0.0, n / 12))
         ],
+        "coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 8, 3)],
+        "more_coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 5, 4)],
         "none": [],
     }
 
@@ -192,6 +194,11 @@ class World:
             "group": plan.group,
         }
 
+    def runtime(self, settings: Settings) -> Any:
+        """What a stage's process is told of the recipe's runtime and its own."""
+        plan = self.plan_recipe(settings)
+        return [(one.name, one.runtime.model_dump()) for one in plan.stages]
+
     def report(self, settings: Settings) -> Any:
         """report.md of a recipe with three evaluations."""
         from qwen_align.align.reporting import results
@@ -203,6 +210,7 @@ class World:
         plan = self.plan_recipe({**settings, "models": models, "stages": [{**DATA, "name": "problems"}, *evaluations]})
         for place, stage in enumerate(plan.named(f"eval_{name}")[0] for name in models):
             store_evaluation(stage, accuracy=0.5 + place / 10)
+        plan.run_folder.mkdir(parents=True, exist_ok=True)
         results.write(plan)
         return (plan.run_folder / "report.md").read_text()
 
@@ -254,7 +262,7 @@ class World:
 
         spec, renderer = to_stage({"name": "stage", **settings}), Renderer.load(self.inputs["base"])
         switches = spec.thinking_switches if spec.kind == "evaluate" else [getattr(spec, "thinking_switch", None)]
-        problem = Problem(id="p", messages=[user("What is 1 + 1?")], gold="2")
+        problem = Problem(id="p", messages=[user("What is 1 + 1?")], gold="2", reward="math_answer")
         asked = [put(problem, renderer, switch) for switch in switches]
         if spec.kind in ("grpo", "ppo"):
             return spec.sampling.for_policy()
@@ -385,7 +393,17 @@ def store_evaluation(stage: Any, accuracy: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     summary = {"results": [{**result, **shares, "n_questions": 4, "mean_tokens_right": 3.0, "mean_tokens_wrong": 4.0}]}
     (folder / "questions.json").write_text(json.dumps({"means": [{f"q{n}": accuracy for n in range(4)}]}))
-    manifest = {"summary": summary, "key": stage.key, "kind": "evaluate", "times": {"seconds": 1.0}, "outputs": {}}
+    manifest = {
+        "summary": summary,
+        "key": stage.key,
+        "kind": "evaluate",
+        "seconds": 1.0,
+        "import_seconds": 1.0,
+        "cpu_seconds": 1.0,
+        "peak_rss_gib": 1.0,
+        "disk_gib": 1.0,
+        "outputs": {},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -487,7 +505,10 @@ def draw_prompts(spec: Any) -> list[str]:
     from qwen_align.align.rl.prompt_stream import PromptStream
 
     problems = [
-        Problem(id=f"p{n}", messages=[user(str(n))], gold="1", meta={"solved": n / 8, "often": 1.0}) for n in range(8)
+        Problem(
+            id=f"p{n}", messages=[user(str(n))], gold="1", reward="math_answer", meta={"solved": n / 8, "often": 1.0}
+        )
+        for n in range(8)
     ]
     asked = [Asked(problem, None, None, Prompt([1], supplied="")) for problem in problems]
     stream = PromptStream(asked, spec.prompt_sampler, 0)
