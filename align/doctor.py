@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_align.align import store
-from qwen_align.reward.code.isolation import isolation_here
+from qwen_align.reward.code.isolation_report import isolation_here
 
 MIN_PYTHON = (3, 11)
 NEEDED = {"trl": "1.16", "transformers": "5.23", "peft": "0.21"}

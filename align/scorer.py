@@ -15,7 +15,7 @@ from qwen_align.align import model
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.render import Renderer
 from qwen_align.align.rows import Completion
-from qwen_align.reward.learned import Learned
+from qwen_align.reward.reward_model_score import Learned
 from qwen_align.reward.settings import Reward
 
 

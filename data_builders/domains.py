@@ -18,8 +18,8 @@ from qwen_align.align.strict import Strict
 from qwen_align.data_builders.selection_features import Selectable, noted, question_of, selectable
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.base import cores
-from qwen_align.reward.pool import Pool, PoolError, StartError
 from qwen_align.reward.python_file import user_function
+from qwen_align.reward.worker_pool import Pool, PoolError, StartError
 
 
 class Label(NamedTuple):

@@ -18,7 +18,7 @@ from qwen_align.data_builders.row_format import (
     wanted,
 )
 from qwen_align.data_builders.turns import reply, turns
-from qwen_align.reward.boxes import last_boxes
+from qwen_align.reward.boxed_answers import last_boxes
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # openai/grade-school-math, calculator.py: what its calculator writes over
 _GOLDS = ("gold", "answer", "target")

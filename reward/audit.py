@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from qwen_align.align.rows import Completion, Message, Problem
 from qwen_align.reward.base import BaseReward, Probe
-from qwen_align.reward.learned import Learned
+from qwen_align.reward.reward_model_score import Learned
 from qwen_align.reward.verdict import Verdict
 
 # What a reward without probes of its own is audited on, where the user gives no problems.

@@ -8,11 +8,11 @@ from pydantic import Field
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe, in_threads
-from qwen_align.reward.code.extract import code
-from qwen_align.reward.code.plan import plan
-from qwen_align.reward.code.run import PASSED, run
+from qwen_align.reward.code.extract_code import code
+from qwen_align.reward.code.plan_from_gold import plan
+from qwen_align.reward.code.run_candidate import PASSED, run
+from qwen_align.reward.code.run_dataset_tests import UNUSABLE
 from qwen_align.reward.code.sandbox import Limits, SandboxError, sandbox
-from qwen_align.reward.code.tested import UNUSABLE
 from qwen_align.reward.thinking import after_thinking
 from qwen_align.reward.verdict import Verdict
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe
 from qwen_align.reward.ifeval.instruction import Instruction
-from qwen_align.reward.ifeval.kinds import read_gold
-from qwen_align.reward.ifeval.latin import LATIN, need_langdetect
+from qwen_align.reward.ifeval.instruction_kinds import read_gold
+from qwen_align.reward.ifeval.latin_languages import LATIN, need_langdetect
 from qwen_align.reward.thinking import CLOSE, after_thinking
 from qwen_align.reward.verdict import Verdict
 
@@ -15,10 +15,10 @@ from qwen_align.reward.verdict import Verdict
 class Instructions(BaseReward):
     """The share of the gold's instructions that are followed, one part each; with `every` 1.0 for all, else 0.0.
 
-    Kinds and golds are those of IFEval (arXiv:2311.07911; `ifeval.kinds` has the table), `every` is its prompt-level
-    accuracy. Only what follows the thinking is looked at; nothing and unfinished thinking follow no instruction.
-    `loose` also pays where the text without its first line, its last line, both, or without asterisks follows one, as
-    IFEval's loose accuracy does.
+    Kinds and golds are those of IFEval (arXiv:2311.07911; `ifeval.instruction_kinds` has the table), `every` is its
+    prompt-level accuracy. Only what follows the thinking is looked at; nothing and unfinished thinking follow no
+    instruction. `loose` also pays where the text without its first line, its last line, both, or without asterisks
+    follows one, as IFEval's loose accuracy does.
 
     It says that instructions were followed and nothing of the answer: stuffing in the keywords is following. Where the
     content matters, use it beside a reward that judges that.

@@ -22,9 +22,9 @@ from qwen_align.reward.math.unit_words import Unit
 from qwen_align.reward.math.units import ANY_WORD, letters_of
 from qwen_align.reward.math.values import Group, Matrix, Row, Scalar, Union, Value, Words
 from qwen_align.reward.math.written import written
-from qwen_align.reward.pool import GoneError, UnservedError
 from qwen_align.reward.thinking import after_thinking
 from qwen_align.reward.verdict import Verdict
+from qwen_align.reward.worker_pool import GoneError, UnservedError
 
 _CORRECT = Verdict(value=1.0, reason="correct")
 _WRONG = Verdict(value=0.0, reason="wrong")

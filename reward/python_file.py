@@ -15,8 +15,8 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, cores, in_threads
-from qwen_align.reward.pool import Pool, PoolError, StartError
 from qwen_align.reward.verdict import Verdict
+from qwen_align.reward.worker_pool import Pool, PoolError, StartError
 
 
 class PythonReward(BaseReward):

@@ -15,10 +15,10 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, cores, in_threads
 from qwen_align.reward.math.final import boxed_answers
-from qwen_align.reward.pool import Pool, PoolError, StartError, UnservedError, WorkError
 from qwen_align.reward.reasoning_gym_guards import REFUSED, admits, revived
 from qwen_align.reward.thinking import after_thinking
 from qwen_align.reward.verdict import Verdict
+from qwen_align.reward.worker_pool import Pool, PoolError, StartError, UnservedError, WorkError
 
 MISSING = "reasoning_gym is not installed; pip install 'qwen-align[reasoning-gym]'"
 _LONGEST_ANSWER = 10_000  # characters; the largest gold, an ARC board, has under 2,000

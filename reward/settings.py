@@ -10,16 +10,16 @@ from pydantic_core import PydanticCustomError
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.strict import did_you_mean
 from qwen_align.reward.code_tests import CodeTests
-from qwen_align.reward.controls import Constant, Random
+from qwen_align.reward.control_rewards import Constant, Random
 from qwen_align.reward.format import Format
 from qwen_align.reward.instructions import Instructions
 from qwen_align.reward.language import LanguageShare
-from qwen_align.reward.learned import Learned, Qwen25Math
 from qwen_align.reward.length import CosineLength, KimiLength, SoftOverlong
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
 from qwen_align.reward.reasoning_gym_task import ReasoningGym
 from qwen_align.reward.repetition import Repetition
+from qwen_align.reward.reward_model_score import Learned, Qwen25Math
 from qwen_align.reward.tool_calls import ToolCalls
 
 Outcome = MathAnswer | CodeTests | Instructions | ToolCalls | ReasoningGym | Random | Constant

@@ -10,7 +10,7 @@ from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe
 from qwen_align.reward.strict_json import JsonError, read_json
 from qwen_align.reward.thinking import after_thinking
-from qwen_align.reward.tool_gold import Call, Wanted, is_call, key_of, read_gold
+from qwen_align.reward.tool_call_gold import Call, Wanted, is_call, key_of, read_gold
 from qwen_align.reward.verdict import Verdict
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"

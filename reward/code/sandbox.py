@@ -12,8 +12,9 @@ from functools import cache
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from qwen_align.reward.code.advice import advice
-from qwen_align.reward.code.job import (
+from qwen_align.reward.code.isolation_advice import advice
+from qwen_align.reward.code.launch_server import START_S, SandboxError, started
+from qwen_align.reward.code.server_messages import (
     KILL,
     RESULT_BYTES,
     Entry,
@@ -24,7 +25,6 @@ from qwen_align.reward.code.job import (
     packed_job,
     read_result,
 )
-from qwen_align.reward.code.launch import START_S, SandboxError, started
 
 __all__ = ["Cell", "Ended", "Limits", "Sandbox", "SandboxError", "sandbox"]
 

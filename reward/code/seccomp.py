@@ -170,5 +170,5 @@ def program(machine: str, *, processes: bool, signals: bool) -> bytes:
 
 
 def for_process(filtering: bytes, pid: int) -> bytes:
-    """The filter for `kernel.set_filter` in the process `pid`."""
+    """The filter for `syscalls.set_filter` in the process `pid`."""
     return filtering.replace(struct.pack("=I", _SELF), struct.pack("=I", pid))

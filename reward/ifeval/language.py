@@ -6,8 +6,8 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from qwen_align.align.strict import did_you_mean
+from qwen_align.reward.ifeval.detect_language import SCRIPTS, is_in
 from qwen_align.reward.ifeval.instruction import Instruction
-from qwen_align.reward.ifeval.languages import SCRIPTS, is_in
 
 
 def _known(code: str) -> str:

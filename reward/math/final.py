@@ -2,7 +2,7 @@ r"""The answer a text ends on: its last boxes, else what it declares ("The answe
 
 import re
 
-from qwen_align.reward.boxes import JOINT, last_boxes
+from qwen_align.reward.boxed_answers import JOINT, last_boxes
 from qwen_align.reward.math.units import measured
 
 _LONGEST_END = 1_500  # characters at the end of a text in which an answer without a box is looked for

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_align.align import doctor, store
 from qwen_align.align.doctor import Finding
-from qwen_align.reward.code.isolation import Isolation, Layer
+from qwen_align.reward.code.isolation_report import Isolation, Layer
 
 PROBED = subprocess.CompletedProcess([], 0, stdout='{"torch": "2.13.0", "gpus": [], "threads": 2}', stderr="")
 BROKEN = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nImportError: libcudart.so: not found\n")

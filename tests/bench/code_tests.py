@@ -93,8 +93,8 @@ def official() -> tuple[Judge, int]:
 
 def ours(rows: list[Problem], *, rewritten: bool) -> tuple[Judge, int]:
     """The code reward, or its way for tests that cannot be rewritten; and how many of the rows are such."""
-    from qwen_align.reward.code import run
-    from qwen_align.reward.code.plan import Calls, Script, plan
+    from qwen_align.reward.code import run_candidate
+    from qwen_align.reward.code.plan_from_gold import Calls, Script, plan
     from qwen_align.reward.code.sandbox import Limits, sandbox
     from qwen_align.reward.code_tests import CodeTests
 
@@ -109,8 +109,8 @@ def ours(rows: list[Problem], *, rewritten: bool) -> tuple[Judge, int]:
         if isinstance(planned.work, Calls) and planned.work.otherwise:
             planned = planned._replace(work=planned.work.otherwise)
         texts = [row["canonical_solution"]]
-        score = run.run(planned, texts, sandbox("full"), Limits(TIME_LIMIT_S), partial=False)
-        return score.reason == run.PASSED
+        score = run_candidate.run(planned, texts, sandbox("full"), Limits(TIME_LIMIT_S), partial=False)
+        return score.reason == run_candidate.PASSED
 
     if rewritten:
         return lambda row: reward.judge(row["canonical_solution"], row).value == 1.0, n_rpc

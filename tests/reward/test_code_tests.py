@@ -14,7 +14,7 @@ import pytest
 
 from qwen_align.align.rows import Completion, Message
 from qwen_align.reward.base import UNJUDGED
-from qwen_align.reward.code.plan import Script, plan
+from qwen_align.reward.code.plan_from_gold import Script, plan
 from qwen_align.reward.code.sandbox import SandboxError, sandbox
 from qwen_align.reward.code_tests import CodeTests
 

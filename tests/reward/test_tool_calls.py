@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_align.reward.strict_json import DEEPEST, LONGEST, JsonError, canonical, read_json
+from qwen_align.reward.tool_call_gold import Call
 from qwen_align.reward.tool_calls import ToolCalls, render
-from qwen_align.reward.tool_gold import Call
 from tests.clock import cpu_limit
 
 ROOT = Path(__file__).parents[2]

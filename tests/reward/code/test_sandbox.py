@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from qwen_align.reward.code.frames import Frames
-from qwen_align.reward.code.isolation import isolation_here, kernel_layers
+from qwen_align.reward.code.isolation_report import isolation_here, kernel_layers
 from qwen_align.reward.code.sandbox import Cell, Ended, Limits, Sandbox, SandboxError, sandbox
+from qwen_align.reward.code.socket_frames import Frames
 
 ROOT = Path(__file__).parents[3]
 CASES = [json.loads(line) for line in (ROOT / "tests/cases/sandbox_attacks.jsonl").read_text().splitlines()]
@@ -795,7 +795,7 @@ def test_importing_needs_nothing_of_linux() -> None:
 import sys
 for name in ("fcntl", "resource", "pwd", "grp"):
     sys.modules[name] = None
-import qwen_align.reward.code.sandbox, qwen_align.reward.code.isolation
+import qwen_align.reward.code.sandbox, qwen_align.reward.code.isolation_report
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -2,8 +2,8 @@
 
 import pytest
 
-from qwen_align.reward.ifeval.sentences import n_sentences
-from qwen_align.reward.ifeval.words import n_words
+from qwen_align.reward.ifeval.count_sentences import n_sentences
+from qwen_align.reward.ifeval.count_words import n_words
 
 
 @pytest.mark.parametrize(

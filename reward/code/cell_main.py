@@ -1,0 +1,146 @@
+"""What runs inside a cell. Nothing in a candidate's cell knows an expected output, and its word decides nothing.
+
+The job of a cell is a file that only this cell reads: the server, whose memory every cell inherits, never does.
+"""
+
+import atexit
+import contextlib
+import io
+import json
+import os
+import random
+import socket
+import sys
+import threading
+from typing import Any, NoReturn
+
+from qwen_align.reward.code.cell_rpc import EndedError, Peer
+from qwen_align.reward.code.load_candidate import SYNTAX_STATUS, UnloadedError, function, load
+from qwen_align.reward.code.run_dataset_tests import run_tests
+from qwen_align.reward.code.socket_frames import Frames
+from qwen_align.reward.code.value_serialization import MAX_BYTES, NotPlainError, decode, encode, write
+
+_OUTPUT = 1
+
+
+def candidate(payload: bytes, channel: socket.socket) -> None:
+    """Runs a candidate: answers the calls of its job, or those that come, or lives as a program."""
+    frames = Frames(channel)
+    job = json.loads(payload)
+    random.seed(0)  # cells are forks of one server: the same verdict in every run
+    if job["mode"] == "program":
+        _be_program(job)
+    try:
+        (_answer_calls if job["mode"] == "calls" else _serve)(job, frames)
+    except UnloadedError as error:
+        frames.send(write(["end", str(error)]))
+    except MemoryError:
+        frames.send(write(["end", "memory limit"]))
+    except SystemExit:
+        frames.send(write(["end", "exited early"]))
+    except BaseException:  # noqa: BLE001 - whatever a candidate raises is its failure, and ours to report
+        frames.send(write(["end", "crashed"]))
+
+
+def tests(payload: bytes, channel: socket.socket) -> None:
+    """Runs test code of a data set against the candidate at the other end of the channel."""
+    random.seed(0)
+    sys.stdout = io.StringIO()  # what the tests print is not what they tell
+    run_tests(json.loads(payload), Frames(channel), _OUTPUT)
+
+
+def _answer_calls(job: dict[str, Any], frames: Frames) -> None:
+    module = load(job)
+    for number, (name, args, kwargs) in enumerate(job["calls"]):
+        frames.send(_record(number, function(module, name), args, kwargs))
+    frames.send(write(["done"]))
+
+
+def _record(number: int, called: Any, args: Any, kwargs: Any) -> bytes:
+    try:
+        value = called(*decode(args), **decode(kwargs))
+        record = write(["value", number, encode(value)])
+        return record if len(record) <= MAX_BYTES else write(["not plain", number])
+    except NotPlainError:
+        return write(["not plain", number])
+    except (MemoryError, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - a call that raises anything else is a record like any other
+        return write(["raised", number])
+
+
+def _serve(job: dict[str, Any], frames: Frames) -> None:
+    module = load(job)
+    frames.send(write(["ready"]))
+    with contextlib.suppress(EndedError):  # the tests are done
+        Peer(frames, lambda name: function(module, name)).serve()
+
+
+def _be_program(job: dict[str, Any]) -> NoReturn:
+    status = 0
+    try:
+        load(job)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except UnloadedError:
+        status = SYNTAX_STATUS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # programs of contests write their output there
+    sys.stdout.flush()
+    os._exit(status & 0xFF)
+
+
+def warm() -> None:
+    """Has the server do once what every cell would otherwise do for a first time: the parser's state, say, is 1 ms."""
+    shown = sys.stdout
+    for mode in ("calls", "serve"):
+        here, there = socket.socketpair()
+        job = {"mode": mode, "name": "solution", "texts": [_SAMPLE], "before": []}
+        calls = [["f", encode(([1.5, 2],)), encode({})]]
+        cell = threading.Thread(target=candidate, args=(write({**job, "calls": calls}), here))
+        cell.start()
+        if mode == "serve":
+            nothing = {"before": [], "entry": None, "remote": ["f"], "modules": [], "partial": True, "tells": False}
+            tests(write({**nothing, "tests": ["for x in [1.5]:\n    assert f([x, 2])"]}), there)
+        else:
+            frames = Frames(there)
+            while frames.receive() != write(["done"]):
+                continue
+        there.close()
+        cell.join()
+        here.close()
+    sys.stdout = shown
+    sys.modules.pop("solution")
+    sys.modules.pop("tests")
+
+
+_SAMPLE = '''
+import math
+from typing import List
+
+class Node:
+    """A node."""
+    def __init__(self, value, *rest, left=None, **more):
+        self.value, self.left = value, left
+
+def f(values: List[float], start: int = 0) -> str:
+    """Doc."""
+    total, seen = start, {}
+    for at, one in enumerate(values[1:]):
+        if one and not at % 2 or at in seen:
+            total += math.sqrt(abs(one)) if isinstance(one, float) else -1
+        while total > 10:
+            total //= 2
+            continue
+    try:
+        found = sorted({x for x in map(str, values)}, key=lambda x: (len(x), x))[::-1]
+    except (ValueError, TypeError) as error:
+        raise RuntimeError(f"{error!r}") from None
+    with open("/dev/null") as nothing:
+        pass
+    return ", ".join([*found, f"{total:.2f}"])
+
+assert f([2.5, 3, "a"])
+'''

@@ -1,0 +1,79 @@
+"""Starting the server of a sandbox."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from qwen_align.reward.code.isolation_advice import advice
+from qwen_align.reward.code.server_messages import Isolation
+
+_PACKAGE = Path(__file__).parents[2]
+_SHOWN_PACKAGES = ("numpy", "numpy.libs")
+"""The packages cells may import besides Python's own."""
+START_S = 60.0  # for the server's imports, on a machine that is busy with something else
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",  # the order of a set is the same in every run
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",  # an arena a thread is 64 MiB of address space
+}
+
+
+class SandboxError(Exception):
+    """This machine does not give the isolation asked for, or no more of it."""
+
+
+def started(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A new server and the socket to ask it by."""
+    if not hasattr(os, "fork"):
+        raise SandboxError("code is run in forked processes, which Windows does not have; use WSL 2")
+    if isolation == "full" and sys.platform != "linux":
+        raise SandboxError(f"isolation: full needs Linux's namespaces; {advice()}")
+    here, its = socket.socketpair()
+    settings = {"isolation": isolation, "packages": _shown_packages(), "control": its.fileno()}
+    server = subprocess.Popen(
+        server_command(settings),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[its.fileno()],
+        cwd="/",
+        env=_ENVIRONMENT,
+        start_new_session=True,
+    )
+    its.close()
+    here.settimeout(START_S)
+    try:
+        told = here.makefile().readline().strip()
+    except TimeoutError:
+        told = f"its server was not ready after {START_S:.0f} s"
+    here.settimeout(None)
+    if told == "ready":
+        return server, here
+    here.close()
+    server.kill()
+    server.wait()
+    if not told:
+        raise SandboxError(f"the server of isolation: {isolation} ended before it was ready: see standard error")
+    raise SandboxError(f"isolation: {isolation} cannot be had here: {told}; {advice()}")
+
+
+def server_command(settings: Mapping[str, object]) -> list[str]:
+    """The command of a server, or of what else `cell_server_main.py` starts."""
+    main = str(Path(__file__).with_name("cell_server_main.py"))
+    return [sys.executable, "-S", "-s", "-P", main, json.dumps({**settings, "package": str(_PACKAGE)})]
+
+
+def _shown_packages() -> list[str]:
+    """Paths of the packages cells may import."""
+    found = importlib.util.find_spec("numpy")
+    if found is None or not found.submodule_search_locations:
+        return []
+    site = Path(next(iter(found.submodule_search_locations))).parent
+    return [str(site / name) for name in _SHOWN_PACKAGES if (site / name).is_dir()]

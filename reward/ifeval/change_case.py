@@ -1,0 +1,49 @@
+"""change_case: everything in capital or in small letters, or some words in capital letters."""
+
+import re
+
+from qwen_align.reward.ifeval.detect_language import is_in
+from qwen_align.reward.ifeval.instruction import Instruction, Positive, Relation, holds
+
+# What nltk's tokenizer, used by the official code, takes off a word, and dashes and curly quotes.
+_TOKEN = re.compile(r"[^\s,;:@#$%&?!\"()\[\]{}<>…—“”«»„]+")
+
+
+class EnglishCapital(Instruction):
+    """English, without a small letter (officially any language: langdetect leaves words in capital letters out)."""
+
+    @property
+    def spoken(self) -> str:
+        return "en"
+
+    def follows(self, text: str) -> bool:
+        return text.isupper() and is_in(text, "en")
+
+
+class EnglishLowercase(Instruction):
+    """English, without a capital letter."""
+
+    @property
+    def spoken(self) -> str:
+        return "en"
+
+    def follows(self, text: str) -> bool:
+        return text.islower() and is_in(text, "en")
+
+
+class CapitalWordFrequency(Instruction):
+    """How many words are in capital letters only; "I" is one, and so is "WELL-KNOWN" and the NASA of "NASA's".
+
+    "DON'T" is one word (officially two).
+    """
+
+    capital_frequency: Positive
+    capital_relation: Relation
+
+    def follows(self, text: str) -> bool:
+        found = sum(1 for token in _TOKEN.finditer(text.replace("--", " ")) if _head(token[0]).isupper())
+        return holds(found, self.capital_relation, self.capital_frequency)
+
+
+def _head(token: str) -> str:
+    return token.replace("’", "'").strip("'").partition("'")[0]

@@ -1,0 +1,77 @@
+"""length_constraints: how many words, sentences and paragraphs."""
+
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from qwen_align.reward.ifeval.count_sentences import n_sentences
+from qwen_align.reward.ifeval.count_words import n_words
+from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Positive, Relation, holds
+
+_DIVIDER = "***"
+_PARAGRAPH = "\n\n"
+
+
+class NumberSentences(Instruction):
+    """How many sentences; see `count_sentences` for where one ends."""
+
+    num_sentences: Positive
+    relation: Relation
+
+    def follows(self, text: str) -> bool:
+        return holds(n_sentences(text), self.relation, self.num_sentences)
+
+
+class NumberWords(Instruction):
+    """How many words; see `count_words` for what one is."""
+
+    num_words: Positive
+    relation: Relation
+
+    def follows(self, text: str) -> bool:
+        return holds(n_words(text), self.relation, self.num_words)
+
+
+class NumberParagraphs(Instruction):
+    """Exactly so many paragraphs between dividers `***`; only the first and the last may be blank and do not count."""
+
+    num_paragraphs: Positive
+
+    def follows(self, text: str) -> bool:
+        first, *others = text.split(_DIVIDER)
+        last = others.pop() if others else ""
+        if not all(inner.strip() for inner in others):
+            return False
+        return len(others) + bool(first.strip()) + bool(last.strip()) == self.num_paragraphs
+
+
+class NthParagraphFirstWord(Instruction):
+    """Exactly so many paragraphs between blank lines, and the nth starts with a word, whatever its case.
+
+    Blank paragraphs do not count but keep their place, as in the official code: after three blank lines the nth
+    paragraph is one further back. The word ends at the first of `.,?!'"`, in the argument too.
+    """
+
+    num_paragraphs: Positive
+    nth_paragraph: Positive
+    first_word: Phrase
+
+    @model_validator(mode="after")
+    def _can_be_followed(self) -> "NthParagraphFirstWord":
+        if self.nth_paragraph > self.num_paragraphs:
+            raise PydanticCustomError("nth", "nth_paragraph is more than num_paragraphs")
+        if len(self.first_word.split()) > 1 or not _first_word(self.first_word):
+            raise PydanticCustomError("word", "first_word is not one word")
+        return self
+
+    def follows(self, text: str) -> bool:
+        paragraphs = text.split(_PARAGRAPH)
+        if sum(1 for one in paragraphs if one.strip()) != self.num_paragraphs:
+            return False
+        nth = paragraphs[self.nth_paragraph - 1]
+        return bool(nth.strip()) and _first_word(nth) == _first_word(self.first_word)
+
+
+def _first_word(text: str) -> str:
+    word = text.split(maxsplit=1)[0].lstrip("'").lstrip('"')
+    ends = [place for place in map(word.find, ".,?!'\"") if place >= 0]
+    return word[: min(ends, default=len(word))].lower()

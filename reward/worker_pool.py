@@ -1,0 +1,280 @@
+"""Worker processes that are killed when an item takes too long: the only limit that holds against any input.
+
+Threads and signals do not protect: big-integer arithmetic keeps the interpreter's lock, and a bare `except` swallows
+an alarm. A server process (`worker_pool_server.py`) imports what the work needs once and forks the workers, so a killed
+one is replaced in milliseconds. Requests and replies are JSON; nothing is unpickled.
+"""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+START_LIMIT_S = 60.0  # importing sympy takes a second, on a loaded machine ten
+_MAX_REPLY = 1 << 20  # bytes
+
+
+class PoolError(Exception):
+    """No reply; the message is a short, countable reason."""
+
+
+class LateError(PoolError):
+    """The worker was killed at the item's time limit."""
+
+
+class UnservedError(PoolError):
+    """The batch deadline passed before the work was done or its own limit reached."""
+
+
+class DeadError(PoolError):
+    """The worker died of its work: memory, a fatal signal, an exit."""
+
+
+class GoneError(DeadError):
+    """The server was ended from outside, twice."""
+
+
+class WorkError(PoolError):
+    """The work raised; the message names the exception."""
+
+
+class StartError(PoolError):
+    """The server could not start: a fault of the installation or of a user's file, not of an item."""
+
+
+class Pool:
+    """Up to `workers` processes that answer requests, one at a time each, within `limit_s` seconds of wall time.
+
+    `entry` is "module:function"; called once in the server with `argument`, it returns the handler that the workers
+    call with each request. Safe in any thread; a fork of this process starts a server of its own.
+    """
+
+    def __init__(self, entry: str, argument: Any = None, *, workers: int, limit_s: float, memory_gib: float) -> None:
+        self._start = {"entry": entry, "argument": argument, "memory_bytes": int(memory_gib * 2**30)}
+        self._limit_s = limit_s
+        self._workers = workers
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget_parents)
+
+    def warm(self) -> None:
+        """Start the server and wait until it is ready; raises StartError."""
+        with self._lock:
+            self._running()
+
+    def ask(self, request: Any, *, deadline: float | None = None) -> Any:
+        """The handler's reply; raises a PoolError. The limit counts from the start of the work, not from this call.
+
+        `deadline` is a `time.monotonic()`.
+        """
+        with self._turns.turn(deadline):
+            try:
+                return self._asked(request, deadline)
+            except GoneError:  # somebody else ended the server or its worker; if that was not all, it is told
+                return self._asked(request, deadline)
+
+    def _asked(self, request: Any, deadline: float | None) -> Any:
+        with self._lock:
+            server = self._running()
+            worker = self._idle.pop() if self._idle else server.fork()
+        limit = time.monotonic() + self._limit_s
+        try:
+            reply = worker.ask(request, limit if deadline is None else min(limit, deadline))
+        except PoolError as error:
+            worker.end()
+            with self._lock:
+                alive = server.kill(worker.pid)
+            if isinstance(error, DeadError) and not alive:
+                raise GoneError("worker ended from outside") from error
+            if isinstance(error, LateError) and deadline is not None and deadline < limit:
+                raise UnservedError("batch deadline") from error
+            raise
+        with self._lock:
+            if server is self._server:
+                self._idle.append(worker)
+            else:
+                worker.end()
+        if "raised" in reply:
+            raise WorkError(reply["raised"])
+        return reply["reply"]
+
+    def close(self) -> None:
+        """End the server and with it all workers; the next call starts others."""
+        with self._lock:
+            if self._server is not None:
+                self._server.end()
+            self._drop_server()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._turns = _Turns(self._workers)
+        self._server: _Server | None = None
+        self._idle: list[_Worker] = []
+
+    def _forget_parents(self) -> None:
+        """In a forked child: the server and the workers are the parent's."""
+        if self._server is not None:
+            self._server.control.close()
+        self._drop_server()
+        self._forget()
+
+    def _drop_server(self) -> None:
+        for worker in self._idle:
+            worker.end()
+        self._idle, self._server = [], None
+
+    def _running(self) -> "_Server":
+        if self._server is not None and not self._server.is_alive():
+            self._server.end()
+            self._drop_server()
+        if self._server is None:
+            self._server = _Server(self._start)
+        return self._server
+
+
+class _Turns:
+    """Lets `most` threads in at a time, in the order they came: a semaphore would let some wait for ever."""
+
+    def __init__(self, most: int) -> None:
+        self._lock = threading.Lock()
+        self._left = most
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextlib.contextmanager
+    def turn(self, deadline: float | None) -> Iterator[None]:
+        """Raises UnservedError if the turn has not come by the deadline."""
+        self._wait(deadline)
+        try:
+            yield
+        finally:
+            self._give_on()
+
+    def _wait(self, deadline: float | None) -> None:
+        with self._lock:
+            if self._left and not self._waiting:
+                self._left -= 1
+                return
+            called = threading.Event()
+            self._waiting.append(called)
+        if called.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            return
+        with self._lock:
+            if called.is_set():  # called in the meantime: it is given on to the next
+                is_called = True
+            else:
+                is_called = False
+                self._waiting.remove(called)
+        if is_called:
+            self._give_on()
+        raise UnservedError("batch deadline")
+
+    def _give_on(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._left += 1
+
+
+class _Server:
+    def __init__(self, start: dict[str, Any]) -> None:
+        if not hasattr(os, "fork"):
+            raise StartError("worker processes need fork(): use Linux, macOS or WSL")
+        self.control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "qwen_align.reward.worker_pool_server", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # a fork loses threads
+                start_new_session=True,  # Ctrl-C is for the asker, whose end is the server's
+            )
+        self.control.sendall(json.dumps(start).encode() + b"\n")
+        self.control.settimeout(START_LIMIT_S)
+        said = self._line()
+        if said != "ready":
+            self._process.kill()
+            self.end()
+            raise StartError(said or "the worker server ended while it started; see its error above")
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def fork(self) -> "_Worker":
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                socket.send_fds(self.control, [b"fork\n"], [theirs.fileno()])
+            pid = self._line()
+        except OSError:
+            pid = ""
+        if not pid:
+            ours.close()
+            raise GoneError("worker ended from outside")
+        return _Worker(ours, int(pid))
+
+    def kill(self, pid: int) -> bool:
+        """Whether the server is still there to do it; otherwise its workers ended with it."""
+        try:
+            self.control.sendall(b"kill %d\n" % pid)
+            return bool(self._line())
+        except OSError:
+            return False
+
+    def end(self) -> None:
+        self.control.close()  # it ends with its input
+        self._process.wait()
+
+    def _line(self) -> str:
+        """One line from the server, "" if it is gone."""
+        read = b""
+        with contextlib.suppress(OSError):
+            while not read.endswith(b"\n"):
+                part = self.control.recv(4096)
+                if not part:
+                    break
+                read += part
+        return read.decode().strip()
+
+
+class _Worker:
+    def __init__(self, channel: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self._channel = channel
+
+    def ask(self, request: Any, limit: float) -> dict[str, Any]:
+        try:
+            self._channel.sendall(json.dumps(request).encode() + b"\n")
+            return json.loads(self._read(limit))  # type: ignore[no-any-return]
+        except OSError as error:
+            raise DeadError("worker died") from error
+
+    def end(self) -> None:
+        self._channel.close()
+
+    def _read(self, limit: float) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        while True:
+            if not poll.poll(max(0.0, limit - time.monotonic()) * 1000):
+                raise LateError("time limit")
+            part = self._channel.recv(1 << 16)
+            if not part:
+                raise DeadError("worker died")
+            parts.append(part)
+            size += len(part)
+            if part.endswith(b"\n"):
+                return b"".join(parts)
+            if size > _MAX_REPLY:
+                raise DeadError("reply too long")
