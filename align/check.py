@@ -30,10 +30,10 @@ from qwen_align.align.tracking import places
 from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops
-from qwen_align.reward.audit import audit
-from qwen_align.reward.combine import SHAPING_SHARE, shaping_scale
+from qwen_align.reward.audit import audit_reward
+from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.settings import Reward, check_all, reward_for
+from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 
 AUDITED = 2  # problems whose bad completions a reward is shown
 LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is among them, or next to it
@@ -171,7 +171,7 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         _fits(preview, one, max((n for n in paired.lengths if n <= settings.max_tokens), default=0), "a pair's side")
         yield from _training(paired.lengths, paired.dropped, settings, len(paired.pairs))
     elif isinstance(settings, Grpo | Ppo):
-        check_all(settings.rewards)
+        check_rewards(settings.rewards)
         prompts = _problems(preview.rows_for(one, settings.from_data))
         micro_batches(settings.prompts * settings.samples, one.stage.runtime)
         lengths = [preview.prompt_length(one, row, None) for row in prompts]
@@ -183,13 +183,13 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         yield f"prompt {_percentiles(lengths)}"
         yield from _rewards(settings.rewards, prompts)
     elif isinstance(settings, Rollout):
-        check_all(settings.rewards)
+        check_rewards(settings.rewards)
         prompts = _problems(preview.rows_for(one, [settings.from_data]))
         switches = [settings.switch] if settings.switch else []
         yield f"{len(prompts):,} prompts x {settings.samples} completions, {_asked(one, preview, prompts, switches)}"
         yield from _rewards(settings.rewards, prompts)
     elif isinstance(settings, Evaluate):
-        check_all(settings.rewards)
+        check_rewards(settings.rewards)
         prompts = _problems(preview.rows_for(one, settings.from_data))
         _judgeable(prompts, settings.rewards)
         yield (
@@ -255,7 +255,7 @@ def _training(
 
 def _rewards(rewards: list[Reward], prompts: list[Problem]) -> Iterator[str]:
     """What is amiss with the rewards of a stage: golds they cannot use, bad completions they pay, scaled weights."""
-    scale = shaping_scale(rewards)
+    scale = compute_shaping_scale(rewards)
     if scale < 1:
         yield (
             f"shaping weights x {scale:.3g}, so that all shaping together reaches {SHAPING_SHARE:g} of the outcomes' "
@@ -268,7 +268,7 @@ def _rewards(rewards: list[Reward], prompts: list[Problem]) -> Iterator[str]:
             yield f"{reward.label}: {len(unusable):,} golds of {len(prompts):,} are unusable, the first {first}"
         if reward.is_outcome:
             paid = dict.fromkeys(
-                one.probe for one in audit(reward, prompts[:AUDITED]) if one.pays is None and one.is_paid
+                one.probe for one in audit_reward(reward, prompts[:AUDITED]) if one.pays is None and one.is_paid
             )
             if paid:
                 yield f"{reward.label} pays for what solves nothing: {', '.join(paid)}"
@@ -295,7 +295,7 @@ def _answer_in(gold: str) -> str:
 def _judgeable(prompts: list[Problem], rewards: list[Reward]) -> None:
     """Raises DataError for the first question whose reward cannot use its gold, as the stage would."""
     for row in prompts:
-        said = reward_for(row.reward, rewards).judge_gold(row.gold)
+        said = pick_reward(row.reward, rewards).judge_gold(row.gold)
         if said.value != 1.0:
             raise DataError(f"question '{row.id}': {said.reason}; its gold is {row.gold!r:.60}")
 

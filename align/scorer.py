@@ -102,4 +102,4 @@ def bind(rewards: Iterable[Reward], inputs: Mapping[str, Path], *, device: torch
             name = str(reward.from_scorer)
             if name not in made:
                 made[name] = of(inputs[name], device=device, max_rows=max_rows)
-            reward.bind(made[name])
+            reward.bind_scorer(made[name])

@@ -13,7 +13,7 @@ _SUM = Problem(id="sum", messages=[Message(role="user", content="What is 17 + 25
 _PADDING = 20_000  # characters; far beyond an answer, quick to judge
 
 
-class Audited(NamedTuple):
+class AuditRow(NamedTuple):
     """A probe and what the reward said; `pays` is what a sound reward does, None where that is for the user to say."""
 
     probe: str
@@ -29,43 +29,43 @@ class Audited(NamedTuple):
         return self.pays is not None and self.pays != self.is_paid
 
 
-def audit(reward: BaseReward, problems: Sequence[Problem] = ()) -> list[Audited]:
+def audit_reward(reward: BaseReward, problems: Sequence[Problem] = ()) -> list[AuditRow]:
     """The reward's own probes, then the same eight bad completions of every problem.
 
     Nothing for a reward whose scorer is not loaded.
     """
     if isinstance(reward, Learned) and not reward.is_bound:
         return []
-    found = [Audited(one.name, _judge(reward, one), one.pays) for one in reward.probes()]
-    for problem in problems or ([] if found else [_SUM]):
-        found += [Audited(name, reward.judge(row), None) for name, row in bad_completions(problem)]
-    return found
+    rows = [AuditRow(probe.name, _judge_probe(reward, probe), probe.pays) for probe in reward.probes()]
+    for problem in problems or ([] if rows else [_SUM]):
+        rows += [AuditRow(name, reward.judge(completion), None) for name, completion in make_bad_completions(problem)]
+    return rows
 
 
-def _judge(reward: BaseReward, probe: Probe) -> Verdict:
+def _judge_probe(reward: BaseReward, probe: Probe) -> Verdict:
     if isinstance(probe.completion, Completion) and probe.gold is None:
         return reward.judge(probe.completion)
     return reward.judge(probe.completion, probe.gold)
 
 
-def bad_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
+def make_bad_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
     """Completions that solve nothing, by name."""
     gold = problem.gold if isinstance(problem.gold, str | int | float) else ""
-    asked = problem.messages[-1].content
+    prompt = problem.messages[-1].content
     for name, text in (
         ("empty", ""),
         ("white space", " \n\n "),
-        ("the prompt copied", asked),
+        ("the prompt copied", prompt),
         ("the gold in the thinking only", f"<think>\nIt is \\boxed{{{gold}}}.\n</think>\n\n"),
         ("the gold in thinking without end", f"<think>\nIt is \\boxed{{{gold}}}."),
         ("many boxes", " or ".join(f"\\boxed{{{answer}}}" for answer in (gold, "0", "1", "x", "A"))),
         ("repeated tags", "<think>\n</think>\n" * 20),
         ("padding", "wait, " * (_PADDING // 6)),
     ):
-        yield name, _completion(problem, text)
+        yield name, _make_completion(problem, text)
 
 
-def _completion(problem: Problem, text: str) -> Completion:
+def _make_completion(problem: Problem, text: str) -> Completion:
     shared: dict[str, Any] = {"mode": problem.mode, "flag": problem.flag, "meta": problem.meta}
     return Completion(
         prompt_id=problem.id,

@@ -64,7 +64,7 @@ class BaseReward(Strict, ABC):
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
         """The verdicts on all completions of one prompt in one mode."""
-        return [self.judge(one) for one in group]
+        return [self.judge(completion) for completion in group]
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
         """The verdicts on completions of any prompts, in their order.
@@ -72,28 +72,28 @@ class BaseReward(Strict, ABC):
         `deadline` is a `time.monotonic()`; what is not judged by then has no verdict (`UNJUDGED`).
         """
         groups: dict[tuple[str, str | None], list[int]] = {}
-        for place, one in enumerate(completions):
-            groups.setdefault((one.prompt_id, one.mode), []).append(place)
+        for index, completion in enumerate(completions):
+            groups.setdefault((completion.prompt_id, completion.mode), []).append(index)
         verdicts = [UNJUDGED] * len(completions)
-        for places in groups.values():
+        for indices in groups.values():
             if deadline is not None and time.monotonic() > deadline:
                 break
-            for place, verdict in zip(places, self.judge_group([completions[p] for p in places]), strict=True):
-                verdicts[place] = verdict
+            for index, verdict in zip(indices, self.judge_group([completions[i] for i in indices]), strict=True):
+                verdicts[index] = verdict
         return verdicts
 
     def judge_gold(self, gold: Any) -> Verdict:
         """The verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
         return Verdict(value=1.0, reason="needs no gold")
 
-    def solved(self, verdict: Verdict) -> bool | None:
+    def is_solved(self, verdict: Verdict) -> bool | None:
         """Whether a verdict of this reward says that the task was done; None where it does not speak of that."""
         return None if verdict.value is None or not self.is_outcome else verdict.value >= 1.0
 
-    def check_here(self) -> None:
+    def check_machine(self) -> None:
         """Raises RecipeError where this machine or the reward's settings make verdicts impossible."""
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Start now what the first verdict would have to wait for."""
 
     def probes(self) -> list[Probe]:
@@ -110,26 +110,26 @@ def is_right(completion: str | Completion) -> bool | None:
     return all(value >= 1.0 for value in values if value is not None)
 
 
-def in_threads(
+def judge_in_threads(
     judge: Callable[[Completion], Verdict], completions: Sequence[Completion], deadline: float | None
 ) -> list[Verdict]:
     """Verdicts of a `judge` that waits for a process, as many at a time as there are cores, in order."""
 
-    def unless_late(one: Completion) -> Verdict:
-        late = deadline is not None and time.monotonic() > deadline
-        return UNJUDGED if late else judge(one)
+    def unless_late(completion: Completion) -> Verdict:
+        is_late = deadline is not None and time.monotonic() > deadline
+        return UNJUDGED if is_late else judge(completion)
 
-    futures = [_threads(os.getpid()).submit(unless_late, one) for one in completions]
+    futures = [_get_thread_pool(os.getpid()).submit(unless_late, one) for one in completions]
     wait(futures, None if deadline is None else max(0.0, deadline - time.monotonic()))
     return [future.result() if future.done() else UNJUDGED for future in futures]
 
 
 @cache
-def _threads(pid: int) -> ThreadPoolExecutor:
+def _get_thread_pool(pid: int) -> ThreadPoolExecutor:
     """One pool a process: threads do not survive a fork."""
-    return ThreadPoolExecutor(cores(), thread_name_prefix="reward")
+    return ThreadPoolExecutor(count_cores(), thread_name_prefix="reward")
 
 
-def cores() -> int:
+def count_cores() -> int:
     """The processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 _TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_BARE = re.compile(r"\\(?:boxed|fbox)(?:\s+|(?=[0-9]))(-?[0-9][0-9.,/]*|[A-Za-z])(?=[\s$.,;\\]|$)")
+_BRACELESS = re.compile(r"\\(?:boxed|fbox)(?:\s+|(?=[0-9]))(-?[0-9][0-9.,/]*|[A-Za-z])(?=[\s$.,;\\]|$)")
 _LONGEST_JOINT = 80  # characters; room for `$ \quad \text{ and } \quad $` on a few lines
 JOINT = re.compile(
     r"(?:[\s,;/&*$、和或与及者且以]|\\[,;:! ()\[\]]|\\q?quad\b|\band\b|\bor\b"
@@ -18,14 +18,14 @@ class Box(NamedTuple):
     content: str
 
 
-def last_boxes(text: str) -> list[Box] | str:
+def find_last_boxes(text: str) -> list[Box] | str:
     """The last box and those joined to it by no more than `,`, "and", "or"; else the reason why there is none.
 
     A box inside a box is part of the outer one. If the last box that opens never closes there is no answer: an
     earlier box is not what the writer ended on.
     """
-    text = _BARE.sub(r"\\boxed{\1}", text)
-    boxes = _outermost(text)
+    text = _BRACELESS.sub(r"\\boxed{\1}", text)
+    boxes = _find_outermost_boxes(text)
     if isinstance(boxes, str):
         return boxes
     first = len(boxes) - 1
@@ -39,24 +39,24 @@ def _are_joined(text: str, left: Box, right: Box) -> bool:
     return gap <= _LONGEST_JOINT and JOINT.fullmatch(text, left.end, right.start) is not None
 
 
-def _outermost(text: str) -> list[Box] | str:
-    opened: list[tuple[int, int] | None] = []  # span of what opened it; None for a plain brace
-    closed: list[tuple[int, int, int]] = []  # start of the box, start and end of its content
+def _find_outermost_boxes(text: str) -> list[Box] | str:
+    open_spans: list[tuple[int, int] | None] = []  # span of what opened it; None for a plain brace
+    closed_boxes: list[tuple[int, int, int]] = []  # start of the box, start and end of its content
     for token in _TOKENS.finditer(text):
-        found = token.group()
-        if found == "}" and opened:
-            span = opened.pop()
+        mark = token.group()
+        if mark == "}" and open_spans:
+            span = open_spans.pop()
             if span is not None:
-                closed.append((*span, token.start()))
-        elif found == "{":
-            opened.append(None)
-        elif len(found) > 2:
-            opened.append(token.span())
-    still_open = max((span[0] for span in opened if span is not None), default=-1)
-    if not closed:
-        return "no boxed answer" if still_open < 0 else "unterminated box"
+                closed_boxes.append((*span, token.start()))
+        elif mark == "{":
+            open_spans.append(None)
+        elif len(mark) > 2:
+            open_spans.append(token.span())
+    last_open = max((span[0] for span in open_spans if span is not None), default=-1)
+    if not closed_boxes:
+        return "no boxed answer" if last_open < 0 else "unterminated box"
     outermost: list[Box] = []
-    for start, begin, end in reversed(closed):  # by falling end, so an outer box comes before what it holds
+    for start, begin, end in reversed(closed_boxes):  # by falling end, so an outer box comes before what it holds
         if not outermost or end < outermost[-1].start:
             outermost.append(Box(start, end + 1, text[begin:end]))
-    return "unterminated box" if still_open > outermost[0].start else outermost[::-1]
+    return "unterminated box" if last_open > outermost[0].start else outermost[::-1]

@@ -7,13 +7,13 @@ from pydantic import Field
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
-from qwen_align.reward.base import BaseReward, Probe, in_threads
-from qwen_align.reward.code.extract_code import code
-from qwen_align.reward.code.plan_from_gold import plan
-from qwen_align.reward.code.run_candidate import PASSED, run
+from qwen_align.reward.base import BaseReward, Probe, judge_in_threads
+from qwen_align.reward.code.extract_code import extract_code
+from qwen_align.reward.code.plan_from_gold import plan_from_gold
+from qwen_align.reward.code.run_candidate import PASSED, run_candidate
 from qwen_align.reward.code.run_dataset_tests import UNUSABLE
-from qwen_align.reward.code.sandbox import Limits, SandboxError, sandbox
-from qwen_align.reward.thinking import after_thinking
+from qwen_align.reward.code.sandbox import Limits, SandboxError, get_sandbox
+from qwen_align.reward.thinking import strip_thinking
 from qwen_align.reward.verdict import Verdict
 
 
@@ -44,49 +44,49 @@ class CodeTests(BaseReward):
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
-        planned = plan(gold)
-        if planned is None:
+        plan = plan_from_gold(gold)
+        if plan is None:
             return Verdict(value=None, reason=UNUSABLE)
-        spoken = after_thinking(text)
-        if spoken is None:
+        answer = strip_thinking(text)
+        if answer is None:
             return Verdict(value=0.0, reason="unfinished thinking")
-        found = code(spoken)
-        if found is None:
+        code = extract_code(answer)
+        if code is None:
             return Verdict(value=0.0, reason="no code")
         limits = Limits(self.time_limit_s, self.memory_mib)
         try:
-            score = run(planned, found.texts, sandbox(self.isolation), limits, partial=self.partial)
+            score = run_candidate(plan, code.texts, get_sandbox(self.isolation), limits, partial=self.partial)
         except SandboxError:  # the sandbox's server was killed from outside; if that was not all, it is raised again
-            score = run(planned, found.texts, sandbox(self.isolation), limits, partial=self.partial)
+            score = run_candidate(plan, code.texts, get_sandbox(self.isolation), limits, partial=self.partial)
         if score.reason == UNUSABLE:
             return Verdict(value=None, reason=UNUSABLE)
         if score.reason == PASSED:
             return Verdict(value=1.0, reason=PASSED)
-        reason = "no code" if score.reason == "syntax error" and not found.fenced else score.reason
+        reason = "no code" if score.reason == "syntax error" and not code.fenced else score.reason
         return Verdict(value=score.passed / score.n_tests if self.partial else 0.0, reason=reason)
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
         """The verdicts on completions of any prompts, in their order, as many at a time as there are cores."""
-        self.warm()
-        return in_threads(self.judge, completions, deadline)
+        self.warm_up()
+        return judge_in_threads(self.judge, completions, deadline)
 
     def judge_gold(self, gold: Any) -> Verdict:
         """The verdict on the gold's own solution where it has one, else on the form of the tests."""
-        if plan(gold) is None:
+        if plan_from_gold(gold) is None:
             return Verdict(value=None, reason=UNUSABLE)
         solution = next((gold[key] for key in ("canonical_solution", "code") if isinstance(gold.get(key), str)), None)
         return Verdict(value=1.0, reason="usable") if solution is None else self.judge(solution, gold)
 
-    def check_here(self) -> None:
+    def check_machine(self) -> None:
         """Raises RecipeError where this machine does not give the isolation asked for."""
         try:
-            self.warm()
+            self.warm_up()
         except SandboxError as error:
             raise RecipeError(f"reward code_tests: {error}") from error
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Starts the sandbox's server; raises SandboxError where the machine does not give the isolation."""
-        sandbox(self.isolation).warm()
+        get_sandbox(self.isolation).warm_up()
 
     def probes(self) -> list[Probe]:
         """Right solutions in each form, and wrong ones that cheat a harness which runs tests beside the code."""

@@ -32,10 +32,10 @@ class Random(BaseReward):
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
         """The verdict on one completion; `gold` is not looked at."""
         if isinstance(completion, str):
-            tossed: tuple[object, ...] = (self.seed, completion)
+            hashed: tuple[object, ...] = (self.seed, completion)
         else:
-            tossed = (self.seed, completion.prompt_id, completion.sample, completion.text)
-        digest = hashlib.blake2b(repr(tossed).encode(), digest_size=_DIGEST_BYTES).digest()
+            hashed = (self.seed, completion.prompt_id, completion.sample, completion.text)
+        digest = hashlib.blake2b(repr(hashed).encode(), digest_size=_DIGEST_BYTES).digest()
         heads = int.from_bytes(digest, "big") < self.p * 2 ** (8 * _DIGEST_BYTES)
         return Verdict(value=float(heads), reason="heads" if heads else "tails")
 

@@ -13,7 +13,7 @@ _ANSWER = ["<answer>", "</answer>"]
 _BOTH = ["<think>", "</think>", *_ANSWER]
 
 
-def obeys(text: str, mode: Mode) -> bool:
+def follows_mode(text: str, mode: Mode) -> bool:
     """Whether the model thought, or did not, as asked; a malformed block obeys neither mode."""
     turn = split_turn(text)
     return isinstance(turn, Turn) and (turn.thinking is not None) == (mode == "think")
@@ -51,9 +51,9 @@ class Format(BaseReward):
     def probes(self) -> list[Probe]:
         """Well-formed turns, and the layouts that patterns with lazy quantifiers let through."""
         answer = "7" if self.layout == "qwen" else "<answer>7</answer>"
-        thought = f"<think>\n3+4=7\n</think>\n\n{answer}"
+        full_turn = f"<think>\n3+4=7\n</think>\n\n{answer}"
         return [
-            Probe("thinking and answer", thought, None, True),
+            Probe("thinking and answer", full_turn, None, True),
             Probe("answer alone", answer, None, True),
             Probe("empty block", f"<think>\n\n</think>\n\n{answer}", None, True),
             Probe("empty", "", None, False),
@@ -61,9 +61,9 @@ class Format(BaseReward):
             Probe("no answer", "<think>\n3+4=7\n</think>\n\n", None, False),
             Probe("thinking never ends", "<think>\n3+4=7", None, False),
             Probe("no opening tag", f"3+4=7\n</think>\n\n{answer}", None, False),
-            Probe("block within a block", f"<think>\n{thought}\n</think>\n\n{answer}", None, False),
-            Probe("second block", thought + "\n" + thought, None, False),
-            Probe("text before", "Sure! " + thought, None, False),
+            Probe("block within a block", f"<think>\n{full_turn}\n</think>\n\n{answer}", None, False),
+            Probe("second block", full_turn + "\n" + full_turn, None, False),
+            Probe("text before", "Sure! " + full_turn, None, False),
             Probe("tags repeated", "<think></think>" * 50 + answer, None, False),
         ]
 

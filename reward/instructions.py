@@ -6,9 +6,9 @@ from typing import Any, Literal
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe
 from qwen_align.reward.ifeval.instruction import Instruction
-from qwen_align.reward.ifeval.instruction_kinds import read_gold
-from qwen_align.reward.ifeval.latin_languages import LATIN, need_langdetect
-from qwen_align.reward.thinking import CLOSE, after_thinking
+from qwen_align.reward.ifeval.instruction_kinds import parse_instruction_gold
+from qwen_align.reward.ifeval.latin_languages import LATIN, require_langdetect
+from qwen_align.reward.thinking import CLOSE, strip_thinking
 from qwen_align.reward.verdict import Verdict
 
 
@@ -34,22 +34,22 @@ class Instructions(BaseReward):
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
         try:
-            asked = read_gold(gold)
+            instructions = parse_instruction_gold(gold)
         except ValueError:
             return Verdict(value=None, reason="unusable gold")
-        said = after_thinking(text)
-        answer = "" if said is None else said.lstrip("\n") if CLOSE in text else said
-        followed = [self._follows(one, answer) for _, one in asked]
+        visible = strip_thinking(text)
+        answer = "" if visible is None else visible.lstrip("\n") if CLOSE in text else visible
+        followed = [self._is_followed(instruction, answer) for _, instruction in instructions]
         share = sum(followed) / len(followed)
-        if said is None:
+        if visible is None:
             reason = "unfinished thinking"
         elif not answer.strip():
             reason = "no answer"
         else:
             reason = {1.0: "all followed", 0.0: "none followed"}.get(share, "some followed")
         parts: dict[str, Verdict] = {}
-        for (id_, _), is_followed in zip(asked, followed, strict=True):
-            parts[_label(id_, parts)] = Verdict(
+        for (id_, _), is_followed in zip(instructions, followed, strict=True):
+            parts[_make_label(id_, parts)] = Verdict(
                 value=float(is_followed), reason="followed" if is_followed else "not followed"
             )
         return Verdict(value=float(share == 1.0) if self.every else share, reason=reason, parts=parts)
@@ -60,11 +60,11 @@ class Instructions(BaseReward):
         Raises RecipeError if one needs langdetect, which is not installed.
         """
         try:
-            asked = read_gold(gold)
+            instructions = parse_instruction_gold(gold)
         except ValueError as error:
             return Verdict(value=None, reason=f"unusable gold: {error}")
-        if any(one.spoken in LATIN for _, one in asked):
-            need_langdetect()
+        if any(instruction.required_language in LATIN for _, instruction in instructions):
+            require_langdetect()
         return Verdict(value=1.0, reason="usable gold")
 
     def probes(self) -> list[Probe]:
@@ -74,37 +74,37 @@ class Instructions(BaseReward):
             "kwargs": [{"keywords": ["tea"]}, {"num_bullets": 2}],
         }
         options = {"instructions": [{"id": "detectable_format:constrained_response"}]}
-        both, one = "* green tea\n* black tea", "Green tea."
+        follows_both, follows_one = "* green tea\n* black tea", "Green tea."
         return [
-            Probe("follows both", both, gold, True),
-            Probe("follows both after thinking", f"<think>\nTwo points.\n</think>\n\n{both}", gold, True),
-            Probe("follows one", one, gold, not self.every),
+            Probe("follows both", follows_both, gold, True),
+            Probe("follows both after thinking", f"<think>\nTwo points.\n</think>\n\n{follows_both}", gold, True),
+            Probe("follows one", follows_one, gold, not self.every),
             Probe("follows none", "Coffee.", gold, False),
             Probe("empty", "", gold, False),
-            Probe("only in the thinking", f"<think>\n{both}\n</think>\n\nCoffee.", gold, False),
-            Probe("unfinished thinking", f"<think>\n{both}", gold, False),
-            Probe("unknown instruction", both, {"instructions": [{"id": "keywords:tea"}]}, False),
-            Probe("argument missing", both, {"instructions": [{"id": "keywords:existence"}]}, False),
+            Probe("only in the thinking", f"<think>\n{follows_both}\n</think>\n\nCoffee.", gold, False),
+            Probe("unfinished thinking", f"<think>\n{follows_both}", gold, False),
+            Probe("unknown instruction", follows_both, {"instructions": [{"id": "keywords:tea"}]}, False),
+            Probe("argument missing", follows_both, {"instructions": [{"id": "keywords:existence"}]}, False),
             Probe("all three options", _HEDGE, options, False),
         ]
 
-    def _follows(self, instruction: Instruction, answer: str) -> bool:
-        texts = _variants(answer) if self.mode == "loose" else iter((answer,))
+    def _is_followed(self, instruction: Instruction, answer: str) -> bool:
+        texts = _list_loose_variants(answer) if self.mode == "loose" else iter((answer,))
         return any(text.strip() and instruction.follows(text) for text in texts)
 
 
 _HEDGE = "My answer is yes. My answer is no. My answer is maybe."
 
 
-def _variants(text: str) -> Iterator[str]:
+def _list_loose_variants(text: str) -> Iterator[str]:
     """The eight texts of IFEval's loose accuracy: whole, without first or last line or both, each without asterisks."""
     lines = text.split("\n")
     texts = (text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])))
-    for one in texts:
-        yield one
-        yield one.replace("*", "")
+    for variant in texts:
+        yield variant
+        yield variant.replace("*", "")
 
 
-def _label(id_: str, taken: dict[str, Verdict]) -> str:
+def _make_label(id_: str, taken: dict[str, Verdict]) -> str:
     """The id, with a number where it was asked before: IFEval asks for at least and less than of the same."""
     return id_ if id_ not in taken else f"{id_}#{1 + sum(label.split('#')[0] == id_ for label in taken)}"

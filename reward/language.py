@@ -58,54 +58,56 @@ class LanguageShare(BaseReward):
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
         """The verdict on one completion; `gold` is not looked at."""
-        target = self._wanted(completion)
+        target = self._find_target(completion)
         if target is None:
             return Verdict(value=None, reason="no language in the prompt")
-        thinking, answer = _split(completion if isinstance(completion, str) else completion.text)
+        thinking, answer = _split_thinking(completion if isinstance(completion, str) else completion.text)
         if self.where == "thinking" and thinking is None:
             return Verdict(value=0.0, reason="no thinking")
-        thought = [] if thinking is None or self.where == "answer" else [thinking]
-        spoken = [] if self.where == "thinking" else [answer]
-        found = [one for one in map(shares, thought + spoken) if one]
-        if not found:
+        thinking_parts = [] if thinking is None or self.where == "answer" else [thinking]
+        answer_parts = [] if self.where == "thinking" else [answer]
+        part_shares = [
+            part_share for part_share in map(compute_language_shares, thinking_parts + answer_parts) if part_share
+        ]
+        if not part_shares:
             return Verdict(value=0.0, reason="no words")
-        share = min(one.get(target, 0.0) for one in found)
+        share = min(part_share.get(target, 0.0) for part_share in part_shares)
         if share < self.threshold or share == 0.0:
             return Verdict(value=0.0, reason="wrong language")
         return Verdict(value=share, reason="one language" if share == 1.0 else "mixed languages")
 
-    def _wanted(self, completion: str | Completion) -> Language | None:
+    def _find_target(self, completion: str | Completion) -> Language | None:
         if self.target != "prompt":
             return self.target
-        asked = [] if isinstance(completion, str) else [turn for turn in completion.prompt if turn.role == "user"]
-        found = shares(asked[-1].content) if asked else {}
-        return next((language for language in LANGUAGES if found.get(language, 0.0) > 0.5), None)
+        user_turns = [] if isinstance(completion, str) else [turn for turn in completion.prompt if turn.role == "user"]
+        shares = compute_language_shares(user_turns[-1].content) if user_turns else {}
+        return next((language for language in LANGUAGES if shares.get(language, 0.0) > 0.5), None)
 
     def probes(self) -> list[Probe]:
         """Texts in and out of the target language; for `prompt` a string has no target, so none is paid."""
-        said = {
+        sentences = {
             "en": "Three and four make seven.",
             "zh": "三加四等于七。",
             "ja": "三たす四は七です。",
             "ko": "셋 더하기 넷은 일곱.",
         }
-        named = self.target if self.target != "prompt" else None
-        other = "zh" if named != "zh" else "en"
-        inside = said[named or "en"]
+        target = self.target if self.target != "prompt" else None
+        other = "zh" if target != "zh" else "en"
+        sentence = sentences[target or "en"]
         return [
-            Probe("in the language", f"<think>\n{inside}\n</think>\n\n{inside}", None, named is not None),
-            Probe("in another language", f"<think>\n{said[other]}\n</think>\n\n{said[other]}", None, False),
+            Probe("in the language", f"<think>\n{sentence}\n</think>\n\n{sentence}", None, target is not None),
+            Probe("in another language", f"<think>\n{sentences[other]}\n</think>\n\n{sentences[other]}", None, False),
             Probe("empty", "", None, False),
             Probe("formulas only", "<think>\n$3+4=7$\n</think>\n\n$7$", None, False),
-            Probe("code only", f"<think>\n```\n{inside}\n```\n</think>\n\n`7`", None, False),
+            Probe("code only", f"<think>\n```\n{sentence}\n```\n</think>\n\n`7`", None, False),
             Probe("numbers only", "<think>\n3+4=7\n</think>\n\n7", None, False),
         ]
 
 
-def shares(text: str) -> dict[str, float]:
+def compute_language_shares(text: str) -> dict[str, float]:
     """The share of each language in the words of a text, "other" for all the rest; empty without words."""
     counts: Counter[str] = Counter()
-    for word in _WORD.finditer(prose(text)):
+    for word in _WORD.finditer(extract_prose(text)):
         language = word.lastgroup or "other"
         if language == "en" and _SYMBOL.fullmatch(word[0]):
             continue
@@ -118,13 +120,13 @@ def shares(text: str) -> dict[str, float]:
     return {language: count / n_words for language, count in counts.items() if count}
 
 
-def prose(text: str) -> str:
+def extract_prose(text: str) -> str:
     """The text without code, formulas, links, LaTeX commands and short quotes; linear in its length."""
     kept: list[str] = []
-    here = 0
+    position = 0
     unclosed: set[str] = set()  # closers that do not occur any more, or every opener would search to the end
     for opener in _OPENER.finditer(text):
-        if opener.start() < here:
+        if opener.start() < position:
             continue
         mark = opener[0]
         closer = {r"\[": r"\]", r"\(": r"\)"}.get(mark, mark.replace("begin", "end", 1))
@@ -132,15 +134,15 @@ def prose(text: str) -> str:
         if end < 0:
             unclosed.add(closer)
         elif mark not in ("`", "$") or "\n" not in text[opener.end() : end]:
-            kept.append(text[here : opener.start()])
-            here = end + len(closer)
-    kept.append(text[here:])
+            kept.append(text[position : opener.start()])
+            position = end + len(closer)
+    kept.append(text[position:])
     return _LEFT_OUT.sub(" ", " ".join(kept))
 
 
-def _split(text: str) -> tuple[str | None, str]:
+def _split_thinking(text: str) -> tuple[str | None, str]:
     """What comes before the last `</think>` and after it; without tags all is answer, in an open block all thinking."""
-    before, closed, after = text.rpartition(CLOSE)
-    if not closed and OPEN in after:
-        before, closed, after = after, CLOSE, ""
-    return (before.replace(OPEN, " ").replace(CLOSE, " "), after) if closed else (None, after)
+    before, closer, after = text.rpartition(CLOSE)
+    if not closer and OPEN in after:
+        before, closer, after = after, CLOSE, ""
+    return (before.replace(OPEN, " ").replace(CLOSE, " "), after) if closer else (None, after)

@@ -35,7 +35,7 @@ class SoftOverlong(BaseReward):
     cache_tokens: int = Field(default=4_096, ge=0)
 
     @model_validator(mode="after")
-    def _cache_fits(self) -> "SoftOverlong":
+    def _check_cache_fits(self) -> "SoftOverlong":
         if self.cache_tokens > self.max_tokens:
             raise ValueError(
                 f"cache_tokens is {self.cache_tokens} of max_tokens {self.max_tokens}; it is the last part of them"
@@ -46,19 +46,19 @@ class SoftOverlong(BaseReward):
         """The verdict by the completion's tokens; `gold` is not looked at."""
         if isinstance(completion, str):
             return _NO_COUNT
-        over = completion.n_tokens - (self.max_tokens - self.cache_tokens)
-        if over <= 0:
+        n_over = completion.n_tokens - (self.max_tokens - self.cache_tokens)
+        if n_over <= 0:
             return Verdict(value=0.0, reason="not too long")
-        if over > self.cache_tokens:
+        if n_over > self.cache_tokens:
             return Verdict(value=-1.0, reason="too long")
-        return Verdict(value=-over / self.cache_tokens, reason="nearly too long")
+        return Verdict(value=-n_over / self.cache_tokens, reason="nearly too long")
 
     def probes(self) -> list[Probe]:
         """Nothing is ever paid: length only costs."""
         return [
-            Probe("short", _sized(1), None, False),
-            Probe("at the limit", _sized(self.max_tokens), None, False),
-            Probe("padded beyond the limit", _sized(100 * self.max_tokens), None, False),
+            Probe("short", _make_completion(1), None, False),
+            Probe("at the limit", _make_completion(self.max_tokens), None, False),
+            Probe("padded beyond the limit", _make_completion(100 * self.max_tokens), None, False),
             Probe("no token count", "7", None, False),
         ]
 
@@ -86,7 +86,7 @@ class CosineLength(BaseReward):
         return max(map(abs, (*self.right, *self.wrong, self.exceeded)))
 
     @model_validator(mode="after")
-    def _order_holds(self) -> "CosineLength":
+    def _check_order(self) -> "CosineLength":
         if min(self.right) <= max(self.wrong):
             raise ValueError(f"right {self.right} has to lie above wrong {self.wrong}, whatever the lengths")
         if self.exceeded > min(self.wrong):
@@ -112,12 +112,12 @@ class CosineLength(BaseReward):
         """Right answers within the length are paid, nothing else."""
         few, many = 1, self.max_tokens - 1
         return [
-            Probe("right and short", _sized(few, right=True), None, self.right[0] > 0),
-            Probe("wrong and short", _sized(few, right=False), None, self.wrong[0] > 0),
-            Probe("wrong and long", _sized(many, right=False), None, self.wrong[1] > 0),
-            Probe("right, padded to twice the limit", _sized(2 * self.max_tokens, right=True), None, False),
-            Probe("wrong, padded to twice the limit", _sized(2 * self.max_tokens, right=False), None, False),
-            Probe("not judged", _sized(few), None, False),
+            Probe("right and short", _make_completion(few, right=True), None, self.right[0] > 0),
+            Probe("wrong and short", _make_completion(few, right=False), None, self.wrong[0] > 0),
+            Probe("wrong and long", _make_completion(many, right=False), None, self.wrong[1] > 0),
+            Probe("right, padded to twice the limit", _make_completion(2 * self.max_tokens, right=True), None, False),
+            Probe("wrong, padded to twice the limit", _make_completion(2 * self.max_tokens, right=False), None, False),
+            Probe("not judged", _make_completion(few), None, False),
             Probe("no token count", "7", None, False),
         ]
 
@@ -145,21 +145,21 @@ class KimiLength(BaseReward):
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
         """The verdicts on all completions of one prompt, whatever their order."""
-        lengths = [one.n_tokens for one in group]
+        lengths = [completion.n_tokens for completion in group]
         shortest, spread = min(lengths, default=0), max(lengths, default=0) - min(lengths, default=0)
-        return [_kimi(one, shortest, spread) for one in group]
+        return [_judge_kimi_length(completion, shortest, spread) for completion in group]
 
     def probes(self) -> list[Probe]:
         """One completion is no group, so it is never paid."""
         return [
-            Probe("right, alone", _sized(9, right=True), None, False),
-            Probe("wrong, alone", _sized(9, right=False), None, False),
-            Probe("not judged", _sized(9), None, False),
+            Probe("right, alone", _make_completion(9, right=True), None, False),
+            Probe("wrong, alone", _make_completion(9, right=False), None, False),
+            Probe("not judged", _make_completion(9), None, False),
             Probe("no token count", "7", None, False),
         ]
 
 
-def _kimi(completion: Completion, shortest: int, spread: int) -> Verdict:
+def _judge_kimi_length(completion: Completion, shortest: int, spread: int) -> Verdict:
     right = is_right(completion)
     if right is None:
         return _NO_OUTCOME
@@ -169,7 +169,7 @@ def _kimi(completion: Completion, shortest: int, spread: int) -> Verdict:
     return Verdict(value=gain if right else min(0.0, gain), reason="right" if right else "wrong")
 
 
-def _sized(n_tokens: int, *, right: bool | None = None) -> Completion:
+def _make_completion(n_tokens: int, *, right: bool | None = None) -> Completion:
     """A completion of so many tokens, judged right or wrong or not at all."""
     verdicts = {} if right is None else {"outcome": Verdict(value=float(right), reason="given")}
     return Completion(

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from qwen_align.align.rows import Completion
-from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, in_threads
+from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, judge_in_threads
 from qwen_align.reward.math import fallback, numeric
 from qwen_align.reward.math.compare import agree
 from qwen_align.reward.math.final import MINERVA, boxed_answers, declared_answer, minerva_answer
@@ -22,7 +22,7 @@ from qwen_align.reward.math.unit_words import Unit
 from qwen_align.reward.math.units import ANY_WORD, letters_of
 from qwen_align.reward.math.values import Group, Matrix, Row, Scalar, Union, Value, Words
 from qwen_align.reward.math.written import written
-from qwen_align.reward.thinking import after_thinking
+from qwen_align.reward.thinking import strip_thinking
 from qwen_align.reward.verdict import Verdict
 from qwen_align.reward.worker_pool import GoneError, UnservedError
 
@@ -77,7 +77,7 @@ class MathAnswer(BaseReward):
                 verdict = UNJUDGED
             verdicts.append(verdict)
         pairs_of = {id(completions[place]): pairs for place, pairs in doubtful.items()}
-        asked = in_threads(
+        asked = judge_in_threads(
             lambda one: _by_fallback(pairs_of[id(one)], deadline), [completions[place] for place in doubtful], deadline
         )
         for place, verdict in zip(doubtful, asked, strict=True):
@@ -95,7 +95,7 @@ class MathAnswer(BaseReward):
         value = None if isinstance(found, str) else _said(found, frozenset())
         return None if value is None else written(value)
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Start the processes of the fallback and import what the numeric comparison needs: no verdict waits then."""
         numeric.warm()
         fallback.warm()
@@ -119,7 +119,7 @@ class MathAnswer(BaseReward):
 
     def _contents(self, text: str) -> Contents | str:
         """The texts of the answer's boxes, or the reason why there is none."""
-        spoken = after_thinking(text)
+        spoken = strip_thinking(text)
         if spoken is None:
             return "unfinished thinking"
         boxes = boxed_answers(spoken)

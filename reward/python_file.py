@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Completion
-from qwen_align.reward.base import BaseReward, cores, in_threads
+from qwen_align.reward.base import BaseReward, count_cores, judge_in_threads
 from qwen_align.reward.verdict import Verdict
 from qwen_align.reward.worker_pool import Pool, PoolError, StartError
 
@@ -49,71 +49,73 @@ class PythonReward(BaseReward):
         if isinstance(completion, str):
             if self.group:
                 raise TypeError(f"{self.label} judges groups: give it Completion rows, through judge_group")
-            return self._ask({"text": completion, "gold": gold})[0]
+            return self._ask_workers({"text": completion, "gold": gold})[0]
         row = completion if gold is None else completion.model_copy(update={"gold": gold})
         return self.judge_group([row])[0]
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        return self._ask({"rows": [one.model_dump(exclude_none=True) for one in group]}, len(group))
+        return self._ask_workers(
+            {"rows": [completion.model_dump(exclude_none=True) for completion in group]}, len(group)
+        )
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
         if self.group:
             return super().judge_many(completions, deadline=deadline)
-        return in_threads(self.judge, completions, deadline)
+        return judge_in_threads(self.judge, completions, deadline)
 
-    def check_here(self) -> None:
+    def check_machine(self) -> None:
         """Import the file; raises RecipeError if it cannot be, or does not have the function."""
-        self.warm()
+        self.warm_up()
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         try:
-            self._pool().warm()
+            self._get_pool().warm_up()
         except StartError as error:
             raise RecipeError(f"reward {self.file}: {error}") from error
 
-    def _ask(self, request: dict[str, Any], count: int = 1) -> list[Verdict]:
+    def _ask_workers(self, request: dict[str, Any], count: int = 1) -> list[Verdict]:
         try:
-            found = self._pool().ask(request)
+            replies = self._get_pool().ask(request)
         except StartError as error:
             raise RecipeError(f"reward {self.file}: {error}") from error
         except PoolError as error:
             reason = str(error)
             return [Verdict(value=0.0 if reason == "time limit" else None, reason=reason)] * count
-        return [Verdict.model_validate(one) for one in found]
+        return [Verdict.model_validate(reply) for reply in replies]
 
-    def _pool(self) -> Pool:
-        return _pool(self.file, self.name, self.group, self.time_limit_s, self.memory_gib)
+    def _get_pool(self) -> Pool:
+        return _make_pool(self.file, self.name, self.group, self.time_limit_s, self.memory_gib)
 
 
 @cache
-def _pool(file: str, name: str, group: bool, time_limit_s: float, memory_gib: float) -> Pool:
+def _make_pool(file: str, name: str, group: bool, time_limit_s: float, memory_gib: float) -> Pool:
     argument = {"file": str(Path(file).resolve()), "name": name, "group": group}
-    entry = "qwen_align.reward.python_file:serve"
-    return Pool(entry, argument, workers=cores(), limit_s=time_limit_s, memory_gib=memory_gib)
+    entry = "qwen_align.reward.python_file:make_handler"
+    return Pool(entry, argument, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)
 
 
 _ROWS = TypeAdapter(list[Completion])
 
 
-def serve(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
+def make_handler(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
     """In the workers' server: imports the user's file and returns what answers requests."""
-    function = user_function(Path(argument["file"]), argument["name"])
-    _check_call(function, group=argument["group"])
+    function = load_user_function(Path(argument["file"]), argument["name"])
+    _check_signature(function, group=argument["group"])
 
     def handle(request: dict[str, Any]) -> list[dict[str, Any]]:
         if "text" in request:
             returned = [function(request["text"], request["gold"])]
         else:
             rows = _ROWS.validate_python(request["rows"])
-            returned = list(function(rows)) if argument["group"] else [function(one, one.gold) for one in rows]
+            returned = list(function(rows)) if argument["group"] else [function(value, value.gold) for value in rows]
             if len(returned) != len(rows):
                 raise ValueError(f"{len(returned)} values returned for {len(rows)} completions")
-        return [_verdict(one).model_dump(exclude_none=False) for one in returned]
+        return [_to_verdict(value).model_dump(exclude_none=False) for value in returned]
 
     return handle
 
 
-def user_function(file: Path, name: str) -> Callable[..., Any]:
+def load_user_function(file: Path, name: str) -> Callable[..., Any]:
     """The function of a user's file, which is imported here; raises what the import raises, or AttributeError."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there")
@@ -131,7 +133,7 @@ def user_function(file: Path, name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _check_call(function: Callable[..., Any], *, group: bool) -> None:
+def _check_signature(function: Callable[..., Any], *, group: bool) -> None:
     """Raises TypeError for a function that cannot be called as it will be."""
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"{function.__name__} is async; a reward is an ordinary function")
@@ -142,7 +144,7 @@ def _check_call(function: Callable[..., Any], *, group: bool) -> None:
         raise TypeError(f"{function.__name__} has to take {wanted}: {error}") from None
 
 
-def _verdict(returned: Any) -> Verdict:
+def _to_verdict(returned: Any) -> Verdict:
     if isinstance(returned, Verdict):
         return returned
     if returned is None:

@@ -36,12 +36,12 @@ class Repetition(BaseReward):
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
         """The verdict on one completion; `gold` is not looked at."""
-        said: Sequence[Hashable]
+        units: Sequence[Hashable]
         if isinstance(completion, Completion) and completion.token_ids is not None:
-            said = completion.token_ids
+            units = completion.token_ids
         else:
-            said = units(completion if isinstance(completion, str) else completion.text)
-        share = repeated_share(said, self.n)
+            units = split_words(completion if isinstance(completion, str) else completion.text)
+        share = compute_repeated_share(units, self.n)
         if share is None:
             return Verdict(value=0.0, reason="too short to repeat")
         return Verdict(value=self.max_penalty * share if share else 0.0, reason="repeats" if share else "no repeats")
@@ -56,18 +56,18 @@ class Repetition(BaseReward):
         ]
 
 
-def units(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text in lower case, Chinese and Japanese by characters; punctuation is left out."""
     return _UNITS.findall(text.lower())
 
 
-def repeated_share(said: Sequence[Hashable], n: int) -> float | None:
+def compute_repeated_share(units: Sequence[Hashable], n: int) -> float | None:
     """The share of n-grams that are not the first of their kind, in [0, 1); None without any n-gram."""
-    if len(said) < n:
+    if len(units) < n:
         return None
     # A gram of width a + b is named by its first and its last part of width a, so names double in width: exact,
     # unlike a rolling hash, and n steps of work become log n.
-    grams: Sequence[Hashable] = said
+    grams: Sequence[Hashable] = units
     width = 1
     while width < n:
         step = min(width, n - width)

@@ -25,7 +25,7 @@ class Learned(BaseReward):
     from_scorer: ScorerRef
     _score: Score | None = PrivateAttr(None)
 
-    def bind(self, score: Score) -> None:
+    def bind_scorer(self, score: Score) -> None:
         """From now on verdicts are of `score`, which gives one number a completion. Safe in any thread."""
         self._score = score
 
@@ -39,12 +39,12 @@ class Learned(BaseReward):
         return self.judge_group([completion])[0]
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        return [Verdict(value=score, reason="scored") for score in self._scores(group)]
+        return [Verdict(value=score, reason="scored") for score in self._score_group(group)]
 
-    def solved(self, verdict: Verdict) -> bool | None:
+    def is_solved(self, verdict: Verdict) -> bool | None:
         return None
 
-    def _scores(self, group: Sequence[Completion]) -> list[float]:
+    def _score_group(self, group: Sequence[Completion]) -> list[float]:
         if self._score is None:
             raise RuntimeError(f"reward {self.label}: its scorer is not bound; a stage does that")
         return self._score(group)
@@ -60,18 +60,18 @@ class Qwen25Math(Learned):
     rule: MathAnswer = Field(default=MathAnswer(), description="settings of the math_answer that says what is right")
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        right = [self.rule.judge(one) for one in group]
-        return [self._shaped(*both) for both in zip(right, self._scores(group), strict=True)]
+        rule_verdicts = [self.rule.judge(completion) for completion in group]
+        return [self._shape_score(*pair) for pair in zip(rule_verdicts, self._score_group(group), strict=True)]
 
     def judge_gold(self, gold: Any) -> Verdict:
         return self.rule.judge_gold(gold)
 
-    def solved(self, verdict: Verdict) -> bool | None:
-        return self.rule.solved((verdict.parts or {})[self.rule.label])
+    def is_solved(self, verdict: Verdict) -> bool | None:
+        return self.rule.is_solved((verdict.parts or {})[self.rule.label])
 
-    def _shaped(self, right: Verdict, score: float) -> Verdict:
-        parts = {self.rule.label: right, "scorer": Verdict(value=score, reason="scored")}
-        if right.value is None:
-            return Verdict(value=None, reason=right.reason, parts=parts)
-        value = 1 / (1 + math.exp(-max(-60.0, min(60.0, 0.5 * score)))) + (right.value - 1)
-        return Verdict(value=value, reason=right.reason, parts=parts)
+    def _shape_score(self, rule_verdict: Verdict, score: float) -> Verdict:
+        parts = {self.rule.label: rule_verdict, "scorer": Verdict(value=score, reason="scored")}
+        if rule_verdict.value is None:
+            return Verdict(value=None, reason=rule_verdict.reason, parts=parts)
+        value = 1 / (1 + math.exp(-max(-60.0, min(60.0, 0.5 * score)))) + (rule_verdict.value - 1)
+        return Verdict(value=value, reason=rule_verdict.reason, parts=parts)

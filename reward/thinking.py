@@ -14,12 +14,12 @@ class Turn(NamedTuple):
     answer: str
 
 
-def after_thinking(text: str) -> str | None:
+def strip_thinking(text: str) -> str | None:
     """What follows the last `</think>`, the whole text without tags, None if a `<think>` is still open."""
-    closed = text.rfind(CLOSE)
-    if text.rfind(OPEN) > closed:
+    close_start = text.rfind(CLOSE)
+    if text.rfind(OPEN) > close_start:
         return None
-    return text if closed < 0 else text[closed + len(CLOSE) :]
+    return text if close_start < 0 else text[close_start + len(CLOSE) :]
 
 
 def split_turn(text: str) -> Turn | str:

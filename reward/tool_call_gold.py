@@ -5,73 +5,73 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from qwen_align.reward.strict_json import canonical, read_json
+from qwen_align.reward.strict_json import parse_json, to_comparable
 
 Schemas = dict[str, dict[str, Any]]
 
 
-class Call(NamedTuple):
+class ToolCall(NamedTuple):
     name: str
     arguments: dict[str, Any]
 
 
-class Wanted(NamedTuple):
+class ToolCallGold(NamedTuple):
     """The calls, what each is compared by, and each tool's schema, None where the gold names no tools."""
 
-    calls: list[Call]
+    calls: list[ToolCall]
     keys: list[Hashable]
     schemas: Schemas | None
 
 
-def read_gold(gold: Any) -> Wanted | str:
+def parse_tool_gold(gold: Any) -> ToolCallGold | str:
     """What is wanted, else the short reason why the gold is unusable."""
     if not isinstance(gold, dict) or not isinstance(gold.get("calls"), list) or not set(gold) <= {"calls", "tools"}:
         return "unusable gold"
     try:
-        return _read(json.dumps(gold))
+        return _parse_gold_json(json.dumps(gold))
     except (TypeError, ValueError, RecursionError):
         return "unusable gold"
 
 
-def key_of(call: Call, schemas: Schemas | None) -> Hashable:
+def make_call_key(call: ToolCall, schemas: Schemas | None) -> Hashable:
     """Equal for equal calls: numbers by value, keys in any order, without arguments that say their default."""
     properties = (schemas or {}).get(call.name, {}).get("properties", {})
-    said = {
-        name: canonical(value)
+    arguments = {
+        name: to_comparable(value)
         for name, value in call.arguments.items()
         if not (name in properties and _is_default(value, properties[name]))
     }
-    return call.name, frozenset(said.items())
+    return call.name, frozenset(arguments.items())
 
 
-def is_call(said: Any) -> bool:
+def is_tool_call(value: Any) -> bool:
     """Whether this has a name and arguments."""
-    return isinstance(said, dict) and isinstance(said.get("name"), str) and isinstance(said.get("arguments"), dict)
+    return isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict)
 
 
 def _is_default(value: Any, schema: Any) -> bool:
-    return isinstance(schema, dict) and "default" in schema and canonical(value) == canonical(schema["default"])
+    return isinstance(schema, dict) and "default" in schema and to_comparable(value) == to_comparable(schema["default"])
 
 
 @lru_cache(maxsize=4096)  # a prompt's completions share their gold, and checking its schemas takes milliseconds
-def _read(text: str) -> Wanted | str:
+def _parse_gold_json(text: str) -> ToolCallGold | str:
     gold = json.loads(text)
     tools = gold.get("tools")
-    schemas = None if tools is None else _read_tools(tools)
+    schemas = None if tools is None else _parse_tool_schemas(tools)
     calls = []
-    for said in gold["calls"]:
-        call = said.get("function", said) if isinstance(said, dict) else said
+    for item in gold["calls"]:
+        call = item.get("function", item) if isinstance(item, dict) else item
         if isinstance(call, dict) and isinstance(call.get("arguments"), str):
-            call = call | {"arguments": read_json(call["arguments"])}
-        if not is_call(call):
+            call = call | {"arguments": parse_json(call["arguments"])}
+        if not is_tool_call(call):
             return "unusable gold"
-        calls.append(Call(call["name"], call["arguments"]))
-    if schemas is not None and not all(_fits(call, schemas) for call in calls):
+        calls.append(ToolCall(call["name"], call["arguments"]))
+    if schemas is not None and not all(_fits_schema(call, schemas) for call in calls):
         return "gold breaks its schema"
-    return Wanted(calls, [key_of(call, schemas) for call in calls], schemas)
+    return ToolCallGold(calls, [make_call_key(call, schemas) for call in calls], schemas)
 
 
-def _read_tools(tools: Any) -> Schemas:
+def _parse_tool_schemas(tools: Any) -> Schemas:
     """The schema of each tool's arguments, by its name; raises TypeError or ValueError where there is none."""
     schemas: Schemas = {}
     for tool in tools:
@@ -85,7 +85,7 @@ def _read_tools(tools: Any) -> Schemas:
     return schemas
 
 
-def _fits(call: Call, schemas: Schemas) -> bool:
+def _fits_schema(call: ToolCall, schemas: Schemas) -> bool:
     """Whether the call is to one of the tools and its arguments are valid (JSON schema 2020-12)."""
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 START_LIMIT_S = 60.0  # importing sympy takes a second, on a loaded machine ten
-_MAX_REPLY = 1 << 20  # bytes
+_MAX_REPLY_BYTES = 1 << 20  # bytes
 
 
 class PoolError(Exception):
@@ -61,38 +61,38 @@ class Pool:
         self._start = {"entry": entry, "argument": argument, "memory_bytes": int(memory_gib * 2**30)}
         self._limit_s = limit_s
         self._workers = workers
-        self._forget()
+        self._reset()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget_parents)
+            os.register_at_fork(after_in_child=self._forget_parents_server)
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Start the server and wait until it is ready; raises StartError."""
         with self._lock:
-            self._running()
+            self._get_running_server()
 
     def ask(self, request: Any, *, deadline: float | None = None) -> Any:
         """The handler's reply; raises a PoolError. The limit counts from the start of the work, not from this call.
 
         `deadline` is a `time.monotonic()`.
         """
-        with self._turns.turn(deadline):
+        with self._turns.hold_turn(deadline):
             try:
-                return self._asked(request, deadline)
+                return self._ask_worker(request, deadline)
             except GoneError:  # somebody else ended the server or its worker; if that was not all, it is told
-                return self._asked(request, deadline)
+                return self._ask_worker(request, deadline)
 
-    def _asked(self, request: Any, deadline: float | None) -> Any:
+    def _ask_worker(self, request: Any, deadline: float | None) -> Any:
         with self._lock:
-            server = self._running()
-            worker = self._idle.pop() if self._idle else server.fork()
+            server = self._get_running_server()
+            worker = self._idle.pop() if self._idle else server.fork_worker()
         limit = time.monotonic() + self._limit_s
         try:
             reply = worker.ask(request, limit if deadline is None else min(limit, deadline))
         except PoolError as error:
             worker.end()
             with self._lock:
-                alive = server.kill(worker.pid)
-            if isinstance(error, DeadError) and not alive:
+                is_alive = server.kill_worker(worker.pid)
+            if isinstance(error, DeadError) and not is_alive:
                 raise GoneError("worker ended from outside") from error
             if isinstance(error, LateError) and deadline is not None and deadline < limit:
                 raise UnservedError("batch deadline") from error
@@ -113,25 +113,25 @@ class Pool:
                 self._server.end()
             self._drop_server()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._turns = _Turns(self._workers)
+        self._turns = _FairQueue(self._workers)
         self._server: _Server | None = None
         self._idle: list[_Worker] = []
 
-    def _forget_parents(self) -> None:
+    def _forget_parents_server(self) -> None:
         """In a forked child: the server and the workers are the parent's."""
         if self._server is not None:
             self._server.control.close()
         self._drop_server()
-        self._forget()
+        self._reset()
 
     def _drop_server(self) -> None:
         for worker in self._idle:
             worker.end()
         self._idle, self._server = [], None
 
-    def _running(self) -> "_Server":
+    def _get_running_server(self) -> "_Server":
         if self._server is not None and not self._server.is_alive():
             self._server.end()
             self._drop_server()
@@ -140,7 +140,7 @@ class Pool:
         return self._server
 
 
-class _Turns:
+class _FairQueue:
     """Lets `most` threads in at a time, in the order they came: a semaphore would let some wait for ever."""
 
     def __init__(self, most: int) -> None:
@@ -149,34 +149,34 @@ class _Turns:
         self._waiting: deque[threading.Event] = deque()
 
     @contextlib.contextmanager
-    def turn(self, deadline: float | None) -> Iterator[None]:
+    def hold_turn(self, deadline: float | None) -> Iterator[None]:
         """Raises UnservedError if the turn has not come by the deadline."""
-        self._wait(deadline)
+        self._wait_for_turn(deadline)
         try:
             yield
         finally:
-            self._give_on()
+            self._pass_on()
 
-    def _wait(self, deadline: float | None) -> None:
+    def _wait_for_turn(self, deadline: float | None) -> None:
         with self._lock:
             if self._left and not self._waiting:
                 self._left -= 1
                 return
-            called = threading.Event()
-            self._waiting.append(called)
-        if called.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            event = threading.Event()
+            self._waiting.append(event)
+        if event.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
             return
         with self._lock:
-            if called.is_set():  # called in the meantime: it is given on to the next
+            if event.is_set():  # called in the meantime: it is given on to the next
                 is_called = True
             else:
                 is_called = False
-                self._waiting.remove(called)
+                self._waiting.remove(event)
         if is_called:
-            self._give_on()
+            self._pass_on()
         raise UnservedError("batch deadline")
 
-    def _give_on(self) -> None:
+    def _pass_on(self) -> None:
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().set()
@@ -188,11 +188,11 @@ class _Server:
     def __init__(self, start: dict[str, Any]) -> None:
         if not hasattr(os, "fork"):
             raise StartError("worker processes need fork(): use Linux, macOS or WSL")
-        self.control, theirs = socket.socketpair()
-        with theirs:
+        self.control, server_end = socket.socketpair()
+        with server_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "qwen_align.reward.worker_pool_server", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", "qwen_align.reward.worker_pool_server", str(server_end.fileno())],
+                pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # a fork loses threads
@@ -200,33 +200,33 @@ class _Server:
             )
         self.control.sendall(json.dumps(start).encode() + b"\n")
         self.control.settimeout(START_LIMIT_S)
-        said = self._line()
-        if said != "ready":
+        answer = self._read_line()
+        if answer != "ready":
             self._process.kill()
             self.end()
-            raise StartError(said or "the worker server ended while it started; see its error above")
+            raise StartError(answer or "the worker server ended while it started; see its error above")
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def fork(self) -> "_Worker":
-        ours, theirs = socket.socketpair()
+    def fork_worker(self) -> "_Worker":
+        our_end, worker_end = socket.socketpair()
         try:
-            with theirs:
-                socket.send_fds(self.control, [b"fork\n"], [theirs.fileno()])
-            pid = self._line()
+            with worker_end:
+                socket.send_fds(self.control, [b"fork\n"], [worker_end.fileno()])
+            pid = self._read_line()
         except OSError:
             pid = ""
         if not pid:
-            ours.close()
+            our_end.close()
             raise GoneError("worker ended from outside")
-        return _Worker(ours, int(pid))
+        return _Worker(our_end, int(pid))
 
-    def kill(self, pid: int) -> bool:
+    def kill_worker(self, pid: int) -> bool:
         """Whether the server is still there to do it; otherwise its workers ended with it."""
         try:
             self.control.sendall(b"kill %d\n" % pid)
-            return bool(self._line())
+            return bool(self._read_line())
         except OSError:
             return False
 
@@ -234,16 +234,16 @@ class _Server:
         self.control.close()  # it ends with its input
         self._process.wait()
 
-    def _line(self) -> str:
+    def _read_line(self) -> str:
         """One line from the server, "" if it is gone."""
-        read = b""
+        received = b""
         with contextlib.suppress(OSError):
-            while not read.endswith(b"\n"):
+            while not received.endswith(b"\n"):
                 part = self.control.recv(4096)
                 if not part:
                     break
-                read += part
-        return read.decode().strip()
+                received += part
+        return received.decode().strip()
 
 
 class _Worker:
@@ -254,14 +254,14 @@ class _Worker:
     def ask(self, request: Any, limit: float) -> dict[str, Any]:
         try:
             self._channel.sendall(json.dumps(request).encode() + b"\n")
-            return json.loads(self._read(limit))  # type: ignore[no-any-return]
+            return json.loads(self._read_reply(limit))  # type: ignore[no-any-return]
         except OSError as error:
             raise DeadError("worker died") from error
 
     def end(self) -> None:
         self._channel.close()
 
-    def _read(self, limit: float) -> bytes:
+    def _read_reply(self, limit: float) -> bytes:
         parts: list[bytes] = []
         size = 0
         poll = select.poll()
@@ -276,5 +276,5 @@ class _Worker:
             size += len(part)
             if part.endswith(b"\n"):
                 return b"".join(parts)
-            if size > _MAX_REPLY:
+            if size > _MAX_REPLY_BYTES:
                 raise DeadError("reply too long")

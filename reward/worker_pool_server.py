@@ -21,10 +21,10 @@ from typing import Any
 
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
-    start = json.loads(_first_line(control))
-    module, _, name = start["entry"].partition(":")
+    start = json.loads(_read_first_line(control))
+    module, _, function_name = start["entry"].partition(":")
     try:
-        handle = getattr(importlib.import_module(module), name)(start["argument"])
+        handle = getattr(importlib.import_module(module), function_name)(start["argument"])
     except Exception as error:  # noqa: BLE001  # a user's file may raise anything; the asker says so
         control.sendall(f"{type(error).__name__}: {error}".replace("\n", " ").encode()[:4000] + b"\n")
         return
@@ -34,27 +34,27 @@ def main() -> None:
     workers: set[int] = set()
     try:
         while True:
-            said, fds, _, _ = socket.recv_fds(control, 64, 1)
-            if not said:
+            message, fds, _, _ = socket.recv_fds(control, 64, 1)
+            if not message:
                 return
             if fds:
                 pid = os.fork()
                 if pid == 0:
                     control.close()
-                    _work(socket.socket(fileno=fds[0]), handle, start["memory_bytes"])
+                    _run_worker(socket.socket(fileno=fds[0]), handle, start["memory_bytes"])
                 os.close(fds[0])
                 workers.add(pid)
                 control.sendall(b"%d\n" % pid)
             else:
-                pid = int(said.split()[1])
-                _kill({pid} & workers)
+                pid = int(message.split()[1])
+                _kill_workers({pid} & workers)
                 workers.discard(pid)
                 control.sendall(b"killed\n")
     finally:
-        _kill(workers)
+        _kill_workers(workers)
 
 
-def _kill(workers: set[int]) -> None:
+def _kill_workers(workers: set[int]) -> None:
     for pid in workers:  # ours until waited for, so the number cannot have passed to another process
         with contextlib.suppress(ProcessLookupError):  # it has not got so far as to lead a group
             os.killpg(pid, signal.SIGKILL)
@@ -62,17 +62,17 @@ def _kill(workers: set[int]) -> None:
         os.waitpid(pid, 0)
 
 
-def _first_line(control: socket.socket) -> bytes:
-    read = b""
-    while not read.endswith(b"\n"):
+def _read_first_line(control: socket.socket) -> bytes:
+    received = b""
+    while not received.endswith(b"\n"):
         part = control.recv(1 << 16)
         if not part:
             sys.exit(1)
-        read += part
-    return read
+        received += part
+    return received
 
 
-def _work(channel: socket.socket, handle: Callable[[Any], Any], memory_bytes: int) -> None:
+def _run_worker(channel: socket.socket, handle: Callable[[Any], Any], memory_bytes: int) -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h; the server has one thread, whose death is its own
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

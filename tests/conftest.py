@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from qwen_align import cli as command_line
 from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from qwen_align.data_builders.arithmetic import Arithmetic
-from qwen_align.reward.base import cores
+from qwen_align.reward.base import count_cores
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, CONTEXT = 16, 2, 2, 1, 8, 32, 256
 
@@ -22,7 +22,7 @@ HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, CONTEXT = 16, 2, 2, 1, 
 def pytest_configure() -> None:
     """With `pytest -n N` the cores are shared out, to processes that tests start too; torch is not imported yet."""
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(workers))))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // int(workers))))
 
 
 class Said(NamedTuple):

@@ -27,7 +27,7 @@ from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.sampling import Sampling
 from qwen_align.align.stages import training
 from qwen_align.reward.combine import judge_all
-from qwen_align.reward.settings import check_all
+from qwen_align.reward.settings import check_rewards
 
 FIRST_KL_TOLERANCE = 1e-4  # float rounding is about 1e-7
 SAMPLES_KEPT = 2  # completions a step written to samples.jsonl, to be read by eye
@@ -53,7 +53,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     asked = [put(problem, renderer) for problem in rows]
     if not asked:
         return training.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
-    check_all(spec.rewards)
+    check_rewards(spec.rewards)
     scorer.bind(spec.rewards, inputs, device=model.device_of(context.runtime), max_rows=context.runtime.micro_batch)
     drawn = [asked[number] for number in order(len(asked), spec.steps * spec.prompts, context.seed)]
     sampling = spec.sampling.for_policy()

@@ -12,7 +12,7 @@ from qwen_align.align.rollout.ask import put
 from qwen_align.align.rows import Problem, only, read_rows, to_line
 from qwen_align.align.spec.rollout import Rollout
 from qwen_align.align.stages.parts import Draw, draw, judged, open_engine
-from qwen_align.reward.settings import check_all
+from qwen_align.reward.settings import check_rewards
 
 
 def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     asked = [put(problem, renderer, spec.switch) for problem in rows]
     if not asked and spec.on_empty == "fail":
         raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
-    check_all(spec.rewards)
+    check_rewards(spec.rewards)
     scorer.bind(spec.rewards, inputs, device=model.device_of(context.runtime), max_rows=context.runtime.micro_batch)
     how = Draw(spec.sampling, spec.samples, context.seed, keep_tokens=spec.keep_tokens)
     drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")

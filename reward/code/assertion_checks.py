@@ -8,9 +8,9 @@ import ast
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
-from qwen_align.reward.code.expression_evaluator import Evaluator, UnsupportedError, bound, supported
+from qwen_align.reward.code.expression_evaluator import Evaluator, UnsupportedError, bind_names, is_supported
 from qwen_align.reward.code.expression_operations import FUNCTIONS
-from qwen_align.reward.code.value_serialization import NotPlainError, encode
+from qwen_align.reward.code.value_serialization import NotPlainError, encode_value
 
 _MAX_CALLS = 2_000  # of one gold; the longest list of tests in MBPP and HumanEval has 100
 _RAISED = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError, RecursionError)
@@ -23,33 +23,33 @@ class NoValueError(Exception):
     """A call gave no value."""
 
 
-class Outcome(NamedTuple):
+class CallOutcome(NamedTuple):
     """What came back of a call: a value, or the countable reason why there is none."""
 
     value: Any
     missing: str | None = None
 
-    def get(self) -> Any:
+    def require_value(self) -> Any:
         """The value; raises NoValueError."""
         if self.missing is not None:
             raise NoValueError(self.missing)
         return self.value
 
 
-class _Pending(NamedTuple):
+class _PendingCall(NamedTuple):
     number: int
 
 
 class Check(NamedTuple):
     """An expression that has to be true; `slots` gives the number of each call in it, by the node's id."""
 
-    said: ast.expr
+    expression: ast.expr
     names: dict[str, Any]
-    slots: dict[int, int]
+    call_numbers: dict[int, int]
     functions: Set[str]
 
 
-def planned_asserts(
+def split_assertions(
     trees: Sequence[ast.Module], functions: set[str], before: Sequence[ast.Module], check: ast.FunctionDef | None = None
 ) -> tuple[list[Call], list[list[Check]]] | None:
     """The calls of `functions` in the trees, and the checks of each tree, or of each assertion of the function `check`.
@@ -57,204 +57,224 @@ def planned_asserts(
     None for test code that cannot be taken apart so.
     """
     names = functions if check is None else functions | {check.args.args[0].arg}
-    planner = _Planner(names, "" if check is None else next(iter(functions)))
+    splitter = _AssertionSplitter(names, "" if check is None else next(iter(functions)))
     try:
         for tree in before:
-            planner.run(tree.body)
+            splitter.split_statements(tree.body)
         if check is None:
-            tests = [planner.run(tree.body) for tree in trees]
+            tests = [splitter.split_statements(tree.body) for tree in trees]
         else:
-            planner.run([one for tree in trees for one in tree.body if one is not check])
-            tests = [[one] for one in planner.run(check.body)]
+            splitter.split_statements([node for tree in trees for node in tree.body if node is not check])
+            tests = [[node] for node in splitter.split_statements(check.body)]
     except (UnsupportedError, NotPlainError, NoValueError, *_RAISED):
         return None
-    return (planner.calls, tests) if planner.calls and len(planner.calls) <= _MAX_CALLS else None
+    return (splitter.calls, tests) if splitter.calls and len(splitter.calls) <= _MAX_CALLS else None
 
 
-def holds(checks: list[Check], outcomes: Sequence[Outcome]) -> bool:
+def are_checks_true(checks: list[Check], outcomes: Sequence[CallOutcome]) -> bool:
     """Whether all checks are true of the outcomes; raises NoValueError, UnsupportedError.
 
     What Python raises for an operation on the values fails the check, as it fails the assertion.
     """
     try:
-        return all(_is_true(check, outcomes) for check in checks)
+        return all(_is_check_true(check, outcomes) for check in checks)
     except (NotPlainError, *_RAISED):
         return False
 
 
-def asserts_something(check: Check) -> bool:
+def checks_a_value(check: Check) -> bool:
     """Whether the check is more than that a call does not raise."""
-    return not isinstance(check.said, ast.Constant)
+    return not isinstance(check.expression, ast.Constant)
 
 
-def needed(checks: list[Check]) -> int:
+def count_needed_outcomes(checks: list[Check]) -> int:
     """How many outcomes the checks need."""
-    pending = [value.number for check in checks for value in check.names.values() if isinstance(value, _Pending)]
-    return max([*pending, *(number for check in checks for number in check.slots.values())], default=-1) + 1
+    numbers = [
+        name_value.number
+        for check in checks
+        for name_value in check.names.values()
+        if isinstance(name_value, _PendingCall)
+    ]
+    return max([*numbers, *(number for check in checks for number in check.call_numbers.values())], default=-1) + 1
 
 
-def _is_true(check: Check, outcomes: Sequence[Outcome]) -> bool:
+def _is_check_true(check: Check, outcomes: Sequence[CallOutcome]) -> bool:
     names = {
-        name: outcomes[value.number].get() if isinstance(value, _Pending) else value
+        name: outcomes[value.number].require_value() if isinstance(value, _PendingCall) else value
         for name, value in check.names.items()
     }
-    return bool(Evaluator(names, check.functions, lambda node: outcomes[check.slots[id(node)]].get()).value(check.said))
+    evaluator = Evaluator(names, check.functions, lambda node: outcomes[check.call_numbers[id(node)]].require_value())
+    return bool(evaluator.evaluate(check.expression))
 
 
-class _Planner:
-    def __init__(self, functions: set[str], only: str) -> None:
+class _AssertionSplitter:
+    def __init__(self, functions: set[str], entry: str) -> None:
         self.functions = functions
-        self.only = only
+        self.entry = entry
         self.calls: list[Call] = []
         self.names: dict[str, Any] = {}
-        self.lent: list[Any] = []
+        self.passed_mutables: list[Any] = []
 
-    def run(self, body: Sequence[ast.stmt]) -> list[Check]:
+    def split_statements(self, body: Sequence[ast.stmt]) -> list[Check]:
         """The checks of the statements, in the order in which they would run."""
-        return [check for statement in body for check in self.statement(statement)]
+        return [check for statement in body for check in self.split_statement(statement)]
 
-    def statement(self, node: ast.stmt) -> list[Check]:
+    def split_statement(self, node: ast.stmt) -> list[Check]:
         match node:
             case ast.Assert():
-                return self.asserted(node.test)
+                return self.split_assertion(node.test)
             case ast.Expr(value=ast.Constant() | ast.Name()) | ast.Pass():
                 return []
             case ast.Expr(value=ast.Call(func=ast.Name(id=name)) as call) if name in self.functions:
-                return [_returns(self.call(call))]
+                return [_check_call_returns(self.record_call(call))]
             case ast.Assign(targets=[target], value=value):
-                return self.assign(target, value)
+                return self.split_assignment(target, value)
             case ast.For(target=target, iter=over, body=body, orelse=[]):
-                return [one for item in self.items(over) for one in self.turn(target, item, body)]
+                return [
+                    check for item in self.list_loop_items(over) for check in self.split_loop_turn(target, item, body)
+                ]
             case ast.If(test=test, body=body, orelse=other):
-                return self.run(body if self.evaluate(test) else other)
+                return self.split_statements(body if self.evaluate_expression(test) else other)
             case ast.Import(names=[ast.alias(name="math" | "typing", asname=None)]):
                 return []
         raise UnsupportedError(type(node).__name__)
 
-    def asserted(self, said: ast.expr) -> list[Check]:
-        slots = self.slots(said)
-        used = {one.id for one in self.outside_calls(said) if isinstance(one, ast.Name)}
-        names = {name: self.load(name) for name in used if name in self.names}
-        if not slots and not any(isinstance(value, _Pending) for value in names.values()):
-            if not self.evaluate(said):
+    def split_assertion(self, expression: ast.expr) -> list[Check]:
+        call_numbers = self.number_calls(expression)
+        used_names = {node.id for node in self.list_nodes_outside_calls(expression) if isinstance(node, ast.Name)}
+        names = {name: self.load_name(name) for name in used_names if name in self.names}
+        if not call_numbers and not any(isinstance(value, _PendingCall) for value in names.values()):
+            if not self.evaluate_expression(expression):
                 raise UnsupportedError("false")
             return []
-        if not supported(said, self.names.keys() | self.functions):
+        if not is_supported(expression, self.names.keys() | self.functions):
             raise UnsupportedError("form")
-        return [Check(self.with_expected(said), names, slots, self.functions)]
+        return [Check(self.fold_expected_side(expression), names, call_numbers, self.functions)]
 
-    def with_expected(self, said: ast.expr) -> ast.expr:
+    def fold_expected_side(self, expression: ast.expr) -> ast.expr:
         """The comparison with its right side already evaluated, where no call is needed for that."""
-        if isinstance(said, ast.Compare) and len(said.ops) == 1 and not self.slots(said.comparators[0], dry=True):
+        if (
+            isinstance(expression, ast.Compare)
+            and len(expression.ops) == 1
+            and not self.number_calls(expression.comparators[0], dry=True)
+        ):
             try:
-                expected = self.evaluate(said.comparators[0])
+                expected = self.evaluate_expression(expression.comparators[0])
             except UnsupportedError:
-                return said
-            encode(expected)
+                return expression
+            encode_value(expected)
             if not hasattr(expected, "__next__"):
-                return ast.Compare(said.left, said.ops, [ast.Constant(expected)])
-        return said
+                return ast.Compare(expression.left, expression.ops, [ast.Constant(expected)])
+        return expression
 
-    def slots(self, said: ast.expr, *, dry: bool = False) -> dict[int, int]:
-        found: dict[int, int] = {}
-        for node in _outside_loops(said):
-            if isinstance(node, ast.Call) and self.is_call(node):
-                found[id(node)] = 0 if dry else self.call(node)
-        if len(found) < sum(map(self.is_call, ast.walk(said))):
+    def number_calls(self, expression: ast.expr, *, dry: bool = False) -> dict[int, int]:
+        call_numbers: dict[int, int] = {}
+        for node in _list_nodes_in_order(expression):
+            if isinstance(node, ast.Call) and self.is_candidate_call(node):
+                call_numbers[id(node)] = 0 if dry else self.record_call(node)
+        if len(call_numbers) < sum(map(self.is_candidate_call, ast.walk(expression))):
             raise UnsupportedError("call in a loop")
-        return found
+        return call_numbers
 
-    def outside_calls(self, node: ast.AST) -> list[ast.AST]:
-        if self.is_call(node):
+    def list_nodes_outside_calls(self, node: ast.AST) -> list[ast.AST]:
+        if self.is_candidate_call(node):
             return []
-        return [node, *(found for one in ast.iter_child_nodes(node) for found in self.outside_calls(one))]
+        return [
+            node,
+            *(inner for child in ast.iter_child_nodes(node) for inner in self.list_nodes_outside_calls(child)),
+        ]
 
-    def is_call(self, node: ast.AST) -> bool:
+    def is_candidate_call(self, node: ast.AST) -> bool:
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.functions
 
-    def call(self, node: ast.Call) -> int:
+    def record_call(self, node: ast.Call) -> int:
         assert isinstance(node.func, ast.Name)
-        plain = self.evaluator()
-        args = tuple(plain.values(node.args))
+        evaluator = self.make_evaluator()
+        args = tuple(evaluator.evaluate_all(node.args))
         if any(keyword.arg is None for keyword in node.keywords):
             raise UnsupportedError("**")
-        kwargs = {str(keyword.arg): plain.value(keyword.value) for keyword in node.keywords}
-        called = (self.only or node.func.id, encode(args), encode(kwargs))
+        kwargs = {str(keyword.arg): evaluator.evaluate(keyword.value) for keyword in node.keywords}
+        call = (self.entry or node.func.id, encode_value(args), encode_value(kwargs))
         for name in (
-            one.id for part in (*node.args, *node.keywords) for one in ast.walk(part) if isinstance(one, ast.Name)
+            name_node.id
+            for part in (*node.args, *node.keywords)
+            for name_node in ast.walk(part)
+            if isinstance(name_node, ast.Name)
         ):
-            self.lend(name)
-        self.calls.append(called)
+            self.mark_as_passed(name)
+        self.calls.append(call)
         return len(self.calls) - 1
 
-    def lend(self, name: str) -> None:
+    def mark_as_passed(self, name: str) -> None:
         """A candidate may change what it is given, so a test that looks at it afterwards needs the real thing."""
         if name in self.names:
-            self.lent += _mutables(self.names[name])
+            self.passed_mutables += _list_mutable_parts(self.names[name])
 
-    def load(self, name: str) -> Any:
+    def load_name(self, name: str) -> Any:
         value = self.names[name]
-        if self.lent and any(one is other for one in _mutables(value) for other in self.lent):
+        if self.passed_mutables and any(
+            part is passed for part in _list_mutable_parts(value) for passed in self.passed_mutables
+        ):
             raise UnsupportedError("changed by the candidate")
         return value
 
-    def evaluator(self) -> Evaluator:
-        known = {name: value for name, value in self.names.items() if not isinstance(value, _Pending)}
-        return Evaluator(known, self.functions, _no_call)
+    def make_evaluator(self) -> Evaluator:
+        known = {name: value for name, value in self.names.items() if not isinstance(value, _PendingCall)}
+        return Evaluator(known, self.functions, _refuse_call)
 
-    def evaluate(self, node: ast.expr) -> Any:
-        for one in ast.walk(node):
-            if isinstance(one, ast.Name) and one.id in self.names:
-                self.load(one.id)
-        return self.evaluator().value(node)
+    def evaluate_expression(self, node: ast.expr) -> Any:
+        for name_node in ast.walk(node):
+            if isinstance(name_node, ast.Name) and name_node.id in self.names:
+                self.load_name(name_node.id)
+        return self.make_evaluator().evaluate(node)
 
-    def items(self, over: ast.expr) -> Sequence[Any]:
-        return [*self.evaluate(over)]
+    def list_loop_items(self, over: ast.expr) -> Sequence[Any]:
+        return [*self.evaluate_expression(over)]
 
-    def turn(self, target: ast.expr, item: Any, body: Sequence[ast.stmt]) -> list[Check]:
-        self.names = {**self.names, **bound(target, item)}
-        return self.run(body)
+    def split_loop_turn(self, target: ast.expr, item: Any, body: Sequence[ast.stmt]) -> list[Check]:
+        self.names = {**self.names, **bind_names(target, item)}
+        return self.split_statements(body)
 
-    def assign(self, target: ast.expr, value: ast.expr) -> list[Check]:
+    def split_assignment(self, target: ast.expr, value: ast.expr) -> list[Check]:
         checks = []
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in self.functions:
             if not isinstance(target, ast.Name):
                 raise UnsupportedError("unpacking")
-            new: Any = {target.id: _Pending(self.call(value))}
-            checks = [_returns(new[target.id].number)]
+            new_names: Any = {target.id: _PendingCall(self.record_call(value))}
+            checks = [_check_call_returns(new_names[target.id].number)]
         else:
-            found = self.evaluate(value)
-            if hasattr(found, "__next__"):
+            assigned = self.evaluate_expression(value)
+            if hasattr(assigned, "__next__"):
                 raise UnsupportedError("iterator")
-            new = bound(target, found)
-        if new.keys() & (self.functions | FUNCTIONS.keys()):
+            new_names = bind_names(target, assigned)
+        if new_names.keys() & (self.functions | FUNCTIONS.keys()):
             raise UnsupportedError("hides a function")
-        self.names = {**self.names, **new}
+        self.names = {**self.names, **new_names}
         return checks
 
 
-def _returns(number: int) -> Check:
+def _check_call_returns(number: int) -> Check:
     """The check that a call does not raise."""
-    return Check(ast.Constant(True), {"_": _Pending(number)}, {}, set())
+    return Check(ast.Constant(True), {"_": _PendingCall(number)}, {}, set())
 
 
-def _no_call(node: ast.Call) -> Any:
+def _refuse_call(node: ast.Call) -> Any:
     raise UnsupportedError("call")
 
 
-def _outside_loops(said: ast.AST) -> list[ast.AST]:
+def _list_nodes_in_order(expression: ast.AST) -> list[ast.AST]:
     """The nodes of an expression in the order of evaluation; none in a loop may be a call with a value of its own."""
-    found = [said]
-    for one in ast.iter_child_nodes(said):
-        if not isinstance(said, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.Lambda):
-            found += _outside_loops(one)
-    return found
+    nodes = [expression]
+    for child in ast.iter_child_nodes(expression):
+        if not isinstance(expression, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.Lambda):
+            nodes += _list_nodes_in_order(child)
+    return nodes
 
 
-def _mutables(value: Any) -> list[Any]:
-    found = [value] if isinstance(value, _MUTABLE) else []
+def _list_mutable_parts(value: Any) -> list[Any]:
+    parts = [value] if isinstance(value, _MUTABLE) else []
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if isinstance(value, list | tuple):
-        found += [other for one in value for other in _mutables(one)]
-    return found
+        parts += [part for item in value for part in _list_mutable_parts(item)]
+    return parts

@@ -11,29 +11,29 @@ import tempfile
 from typing import NoReturn
 
 from qwen_align.reward.code import landlock, syscalls
-from qwen_align.reward.code.namespaces import TIME_ZONES, library_folders
+from qwen_align.reward.code.namespaces import TIME_ZONES, list_library_folders
 from qwen_align.reward.code.server_messages import Entry, Limits
 
 _PREFIX = "qwen-align-cells-"
 _LOCK = "lock"
-_REMOVAL_S = 60
+_REMOVAL_LIMIT_S = 60
 """For what one cell left, wall clock and CPU: 100,000 files take 3 s."""
-_REMOVE = 'rm -rf "$0" || { chmod -R u+rwx "$0"; exec rm -rf "$0"; }'
+_REMOVE_COMMAND = 'rm -rf "$0" || { chmod -R u+rwx "$0"; exec rm -rf "$0"; }'
 """Not by our own code: `rm` needs no recursion for a folder nested deeper than a path can say."""
 
 
-class Folders:
+class CellFolders:
     """Where cells leave a server that shares the machine's file system, processes and network."""
 
     owns_processes = False
 
     def __init__(self, packages: list[str]) -> None:
-        _remove_what_killed_servers_left()
+        _remove_stale_folders()
         self._base = tempfile.mkdtemp(prefix=_PREFIX)
-        _lock(self._base)
+        _lock_folder(self._base)
         self._own: dict[int, str] = {}  # by process id
         self._next = ""
-        self._readable = [*library_folders(), *packages] if _has_file_rules() else None
+        self._readable = [*list_library_folders(), *packages] if _has_file_rules() else None
         if self._readable and os.path.isdir(TIME_ZONES):
             self._readable.append(TIME_ZONES)
         self.packages = os.path.join(self._base, "packages")
@@ -43,7 +43,7 @@ class Folders:
         if self._readable:
             self._readable.append(self.packages)
 
-    def fork(self) -> int:
+    def fork_cell(self) -> int:
         """As os.fork; the child has a folder."""
         self._next = tempfile.mkdtemp(dir=self._base)
         pid = os.fork()
@@ -51,24 +51,24 @@ class Folders:
             self._own[pid] = self._next
         return pid
 
-    def close_behind(self, entry: Entry, limits: Limits) -> None:
+    def isolate_cell(self, entry: Entry, limits: Limits) -> None:
         """In the child: goes into its folder, and leaves the files of others where the kernel has rules for that."""
         os.chdir(self._next)
         os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = self._next
         if sys.platform != "linux":
             return
         syscalls.drop_capabilities()  # root's cells could else raise their limits
-        syscalls.no_new_privileges()
+        syscalls.forbid_new_privileges()
         if self._readable:
-            landlock.only_files(self._readable, self._next)
+            landlock.restrict_files(self._readable, self._next)
 
-    def kill(self, pid: int) -> None:
+    def kill_cell(self, pid: int) -> None:
         """Ends a cell: its first process and all of its session's group."""
-        for kill in (os.kill, os.killpg):
+        for send_signal in (os.kill, os.killpg):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(pid, signal.SIGKILL)
+                send_signal(pid, signal.SIGKILL)
 
-    def ended(self, pid: int) -> None:
+    def clean_up_cell(self, pid: int) -> None:
         """Removes what a cell whose first process ended left."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
@@ -76,48 +76,48 @@ class Folders:
         try:
             os.rmdir(folder)
         except OSError:  # it left something, perhaps much: other cells' deadlines do not wait for that
-            _remove(folder)
+            _start_removal(folder)
 
-    def close(self) -> None:
+    def remove_all(self) -> None:
         """Removes all folders."""
-        os.waitpid(_remove(self._base), 0)
+        os.waitpid(_start_removal(self._base), 0)
 
 
-def _lock(folder: str) -> None:
+def _lock_folder(folder: str) -> None:
     """Marks the folder as in use for as long as this process lives."""
-    new = os.path.join(folder, "new")
-    fcntl.flock(os.open(new, os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX)
-    os.rename(new, os.path.join(folder, _LOCK))  # only now: nobody sees it before it is locked
+    unlocked = os.path.join(folder, "new")
+    fcntl.flock(os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX)
+    os.rename(unlocked, os.path.join(folder, _LOCK))  # only now: nobody sees it before it is locked
 
 
-def _remove_what_killed_servers_left() -> None:
+def _remove_stale_folders() -> None:
     for folder in glob.glob(os.path.join(tempfile.gettempdir(), f"{_PREFIX}*")):
         with contextlib.suppress(OSError):  # another user's, or in use
             lock = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(folder)
+                _start_removal(folder)
             finally:
                 os.close(lock)
 
 
-def _remove(folder: str) -> int:
+def _start_removal(folder: str) -> int:
     """The id of a process that removes a folder and ends in time."""
     pid = os.fork()
     if not pid:
-        _be_removal(folder)
+        _run_removal(folder)
     return pid
 
 
-def _be_removal(folder: str) -> NoReturn:
+def _run_removal(folder: str) -> NoReturn:
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
             os.dup2(null, number)
-        syscalls.close_from(3)
-        resource.setrlimit(resource.RLIMIT_CPU, (_REMOVAL_S, _REMOVAL_S))
-        signal.alarm(_REMOVAL_S)
-        os.execv("/bin/sh", ["sh", "-c", _REMOVE, folder])
+        syscalls.close_files_from(3)
+        resource.setrlimit(resource.RLIMIT_CPU, (_REMOVAL_LIMIT_S, _REMOVAL_LIMIT_S))
+        signal.alarm(_REMOVAL_LIMIT_S)
+        os.execv("/bin/sh", ["sh", "-c", _REMOVE_COMMAND, folder])
     finally:
         os._exit(1)
 
@@ -126,5 +126,5 @@ def _has_file_rules() -> bool:
     if sys.platform != "linux":
         return False
     with contextlib.suppress(OSError):
-        return landlock.version() > 0
+        return landlock.get_landlock_version() > 0
     return False

@@ -14,72 +14,72 @@ import sys
 import threading
 from typing import Any, NoReturn
 
-from qwen_align.reward.code.cell_rpc import EndedError, Peer
-from qwen_align.reward.code.load_candidate import SYNTAX_STATUS, UnloadedError, function, load
-from qwen_align.reward.code.run_dataset_tests import run_tests
+from qwen_align.reward.code.cell_rpc import EndedError, RpcPeer
+from qwen_align.reward.code.load_candidate import SYNTAX_STATUS, UnloadedError, find_function, load_module
+from qwen_align.reward.code.run_dataset_tests import run_dataset_tests
 from qwen_align.reward.code.socket_frames import Frames
-from qwen_align.reward.code.value_serialization import MAX_BYTES, NotPlainError, decode, encode, write
+from qwen_align.reward.code.value_serialization import MAX_BYTES, NotPlainError, decode_value, encode_value, write_json
 
 _OUTPUT = 1
 
 
-def candidate(payload: bytes, channel: socket.socket) -> None:
+def run_candidate_cell(payload: bytes, channel: socket.socket) -> None:
     """Runs a candidate: answers the calls of its job, or those that come, or lives as a program."""
     frames = Frames(channel)
     job = json.loads(payload)
     random.seed(0)  # cells are forks of one server: the same verdict in every run
     if job["mode"] == "program":
-        _be_program(job)
+        _run_program(job)
     try:
-        (_answer_calls if job["mode"] == "calls" else _serve)(job, frames)
+        (_answer_calls if job["mode"] == "calls" else _serve_test_calls)(job, frames)
     except UnloadedError as error:
-        frames.send(write(["end", str(error)]))
+        frames.send_frame(write_json(["end", str(error)]))
     except MemoryError:
-        frames.send(write(["end", "memory limit"]))
+        frames.send_frame(write_json(["end", "memory limit"]))
     except SystemExit:
-        frames.send(write(["end", "exited early"]))
+        frames.send_frame(write_json(["end", "exited early"]))
     except BaseException:  # noqa: BLE001 - whatever a candidate raises is its failure, and ours to report
-        frames.send(write(["end", "crashed"]))
+        frames.send_frame(write_json(["end", "crashed"]))
 
 
-def tests(payload: bytes, channel: socket.socket) -> None:
+def run_tests_cell(payload: bytes, channel: socket.socket) -> None:
     """Runs test code of a data set against the candidate at the other end of the channel."""
     random.seed(0)
     sys.stdout = io.StringIO()  # what the tests print is not what they tell
-    run_tests(json.loads(payload), Frames(channel), _OUTPUT)
+    run_dataset_tests(json.loads(payload), Frames(channel), _OUTPUT)
 
 
 def _answer_calls(job: dict[str, Any], frames: Frames) -> None:
-    module = load(job)
+    module = load_module(job)
     for number, (name, args, kwargs) in enumerate(job["calls"]):
-        frames.send(_record(number, function(module, name), args, kwargs))
-    frames.send(write(["done"]))
+        frames.send_frame(_make_call_record(number, find_function(module, name), args, kwargs))
+    frames.send_frame(write_json(["done"]))
 
 
-def _record(number: int, called: Any, args: Any, kwargs: Any) -> bytes:
+def _make_call_record(number: int, function: Any, args: Any, kwargs: Any) -> bytes:
     try:
-        value = called(*decode(args), **decode(kwargs))
-        record = write(["value", number, encode(value)])
-        return record if len(record) <= MAX_BYTES else write(["not plain", number])
+        value = function(*decode_value(args), **decode_value(kwargs))
+        record = write_json(["value", number, encode_value(value)])
+        return record if len(record) <= MAX_BYTES else write_json(["not plain", number])
     except NotPlainError:
-        return write(["not plain", number])
+        return write_json(["not plain", number])
     except (MemoryError, SystemExit):
         raise
     except BaseException:  # noqa: BLE001 - a call that raises anything else is a record like any other
-        return write(["raised", number])
+        return write_json(["raised", number])
 
 
-def _serve(job: dict[str, Any], frames: Frames) -> None:
-    module = load(job)
-    frames.send(write(["ready"]))
+def _serve_test_calls(job: dict[str, Any], frames: Frames) -> None:
+    module = load_module(job)
+    frames.send_frame(write_json(["ready"]))
     with contextlib.suppress(EndedError):  # the tests are done
-        Peer(frames, lambda name: function(module, name)).serve()
+        RpcPeer(frames, lambda name: find_function(module, name)).serve_calls()
 
 
-def _be_program(job: dict[str, Any]) -> NoReturn:
+def _run_program(job: dict[str, Any]) -> NoReturn:
     status = 0
     try:
-        load(job)
+        load_module(job)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except UnloadedError:
@@ -92,26 +92,26 @@ def _be_program(job: dict[str, Any]) -> NoReturn:
     os._exit(status & 0xFF)
 
 
-def warm() -> None:
+def warm_up() -> None:
     """Has the server do once what every cell would otherwise do for a first time: the parser's state, say, is 1 ms."""
-    shown = sys.stdout
+    stdout = sys.stdout
     for mode in ("calls", "serve"):
-        here, there = socket.socketpair()
+        cell_end, our_end = socket.socketpair()
         job = {"mode": mode, "name": "solution", "texts": [_SAMPLE], "before": []}
-        calls = [["f", encode(([1.5, 2],)), encode({})]]
-        cell = threading.Thread(target=candidate, args=(write({**job, "calls": calls}), here))
+        calls = [["f", encode_value(([1.5, 2],)), encode_value({})]]
+        cell = threading.Thread(target=run_candidate_cell, args=(write_json({**job, "calls": calls}), cell_end))
         cell.start()
         if mode == "serve":
-            nothing = {"before": [], "entry": None, "remote": ["f"], "modules": [], "partial": True, "tells": False}
-            tests(write({**nothing, "tests": ["for x in [1.5]:\n    assert f([x, 2])"]}), there)
+            empty_job = {"before": [], "entry": None, "remote": ["f"], "modules": [], "partial": True, "tells": False}
+            run_tests_cell(write_json({**empty_job, "tests": ["for x in [1.5]:\n    assert f([x, 2])"]}), our_end)
         else:
-            frames = Frames(there)
-            while frames.receive() != write(["done"]):
+            frames = Frames(our_end)
+            while frames.receive_frame() != write_json(["done"]):
                 continue
-        there.close()
+        our_end.close()
         cell.join()
-        here.close()
-    sys.stdout = shown
+        cell_end.close()
+    sys.stdout = stdout
     sys.modules.pop("solution")
     sys.modules.pop("tests")
 

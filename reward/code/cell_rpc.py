@@ -7,10 +7,17 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from qwen_align.reward.code.load_candidate import ENDS
-from qwen_align.reward.code.remote_objects import RefusedError, Remote, of_class, target
+from qwen_align.reward.code.load_candidate import END_REASONS
+from qwen_align.reward.code.remote_objects import RefusedError, RemoteObject, get_target, is_of_class
 from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError
-from qwen_align.reward.code.value_serialization import MAX_BYTES, NotPlainError, decode, encode, read, write
+from qwen_align.reward.code.value_serialization import (
+    MAX_BYTES,
+    NotPlainError,
+    decode_value,
+    encode_value,
+    read_json,
+    write_json,
+)
 
 _MUTABLE = frozenset({list, dict, set, bytearray})
 _FUNCTIONS = frozenset({types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, functools.partial})
@@ -25,7 +32,7 @@ class EndedError(BaseException):
     """The other end is gone; the message says how where it told."""
 
 
-class Peer:
+class RpcPeer:
     """One end. `names` finds what the other end may call by name; None lets it call only functions lent to it.
 
     An answer repeats the random number of its call, so that nothing can be answered before it was asked.
@@ -36,47 +43,49 @@ class Peer:
         self.names = names
         self.lent: list[Any] = []
         self.n_calls = 0
-        self.trouble: BaseException | None = None
+        self.failure: BaseException | None = None
         """The last error that was no answer. A test's bare `except:` may take it for what it waits for."""
 
-    def serve(self) -> None:
+    def serve_calls(self) -> None:
         """Answers calls for as long as the other end lives."""
         while True:
-            self._answer(self._message())
+            self._answer_call(self._receive_message())
 
-    def call(self, operation: str, on: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_remote(self, operation: str, remote: RemoteObject, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the other end gives; its exception is raised here as the nearest built-in one."""
         try:
-            return self._called(operation, on, args, kwargs)
+            return self._exchange_call(operation, remote, args, kwargs)
         except (RefusedError, ForgedError, EndedError) as error:
-            self.trouble = error
+            self.failure = error
             raise
 
-    def _called(self, operation: str, on: Remote, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(self.trouble, ForgedError | EndedError):
-            raise self.trouble
+    def _exchange_call(
+        self, operation: str, remote: RemoteObject, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if isinstance(self.failure, ForgedError | EndedError):
+            raise self.failure
         self.n_calls += 1
-        number = secrets.token_hex(8)
+        call_id = secrets.token_hex(8)
         try:
-            arguments = [self._tree(args), self._tree(kwargs)]
+            arguments = [self._encode(args), self._encode(kwargs)]
         except NotPlainError:
             raise RefusedError from None
-        self._send(write(["call", number, operation, target(on), *arguments]))
-        while (message := self._message())[0] == "call":
-            self._answer(message)
-        kind, answered, *content = message
-        if answered != number:
+        self._send_message(write_json(["call", call_id, operation, get_target(remote), *arguments]))
+        while (message := self._receive_message())[0] == "call":
+            self._answer_call(message)
+        kind, answered_id, *content = message
+        if answered_id != call_id:
             raise ForgedError
         if kind == "raised":
-            raise _exception(*content)
+            raise _rebuild_exception(*content)
         if kind != "value":
             raise RefusedError
-        value = self._value(content[0], of_class=of_class(on))
+        value = self._decode(content[0], of_class=is_of_class(remote))
         if value is None:
-            self._change(args, content[1])
+            self._apply_changes(args, content[1])
         return value
 
-    def _change(self, args: tuple[Any, ...], changed: Any) -> None:
+    def _apply_changes(self, args: tuple[Any, ...], changed: Any) -> None:
         """Shows what a function that returns nothing did to its arguments.
 
         What one that returns something did to them is kept from the test: its `assert f(xs) == sorted(xs)` would
@@ -84,14 +93,14 @@ class Peer:
         """
         if type(changed) is not list:
             raise ForgedError
-        for position, tree in map(_pair, changed):
+        for position, tree in map(_check_pair, changed):
             if type(position) is not int or not 0 <= position < len(args):
                 raise ForgedError
-            _refill(args[position], self._value(tree))
+            _refill_container(args[position], self._decode(tree))
 
-    def _message(self) -> list[Any]:
+    def _receive_message(self) -> list[Any]:
         try:
-            message = read(self.frames.receive())
+            message = read_json(self.frames.receive_frame())
         except ClosedError:
             raise EndedError from None
         except (NotPlainError, TooLargeError):
@@ -100,83 +109,87 @@ class Peer:
         if shape[:2] != [str, str] or len(shape) != _LENGTHS.get(message[0]):
             raise ForgedError
         if message[0] == "end":
-            raise EndedError(message[1]) if message[1] in ENDS else ForgedError
+            raise EndedError(message[1]) if message[1] in END_REASONS else ForgedError
         return message  # type: ignore[no-any-return]
 
-    def _send(self, body: bytes) -> None:
+    def _send_message(self, body: bytes) -> None:
         try:
-            self.frames.send(body)
+            self.frames.send_frame(body)
         except ClosedError:
             raise EndedError from None
 
-    def _answer(self, message: list[Any]) -> None:
+    def _answer_call(self, message: list[Any]) -> None:
         if message[0] != "call":
             raise ForgedError
-        _, number, operation, target, args, kwargs = message
-        self._send(self._result(number, operation, target, args, kwargs))
+        _, call_id, operation, called, args, kwargs = message
+        self._send_message(self._run_call(call_id, operation, called, args, kwargs))
 
-    def _result(self, number: str, operation: str, target: Any, args: Any, kwargs: Any) -> bytes:
-        on = self._target(operation, target)
-        given = self._value(args)
+    def _run_call(self, call_id: str, operation: str, called: Any, args: Any, kwargs: Any) -> bytes:
+        receiver = self._find_receiver(operation, called)
+        arguments = self._decode(args)
         try:
-            value = _OPERATIONS[operation](on, *given, **self._value(kwargs))
-            before = zip(given, args["t"], strict=True)
-            changed = [[at, self._tree(one)] for at, (one, tree) in enumerate(before) if self._differs(one, tree)]
-            body = write(["value", number, self._tree(value), changed])
-            return body if len(body) <= MAX_BYTES else write(["not plain", number])
+            value = _OPERATIONS[operation](receiver, *arguments, **self._decode(kwargs))
+            argument_trees = zip(arguments, args["t"], strict=True)
+            changed = [
+                [position, self._encode(argument)]
+                for position, (argument, tree) in enumerate(argument_trees)
+                if self._has_changed(argument, tree)
+            ]
+            body = write_json(["value", call_id, self._encode(value), changed])
+            return body if len(body) <= MAX_BYTES else write_json(["not plain", call_id])
         except NotPlainError:
-            return write(["not plain", number])
+            return write_json(["not plain", call_id])
         except (MemoryError, SystemExit):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a candidate raises is for the test to see
-            return write(["raised", number, *self._raised(error)])
+            return write_json(["raised", call_id, *self._describe_error(error)])
 
-    def _target(self, operation: str, named: Any) -> Any:
-        kind, which = _pair(named)
+    def _find_receiver(self, operation: str, handle: Any) -> Any:
+        kind, key = _check_pair(handle)
         if kind == "name" and self.names is not None:
-            return self.names(which)
-        if kind != "lent" or type(which) is not int or not 0 <= which < len(self.lent):
+            return self.names(key)
+        if kind != "lent" or type(key) is not int or not 0 <= key < len(self.lent):
             raise ForgedError
         if self.names is None and operation != "call":
             raise ForgedError
-        return self.lent[which]
+        return self.lent[key]
 
-    def _differs(self, value: Any, tree: Any) -> bool:
-        return type(value) in _MUTABLE and self._tree(value) != tree
+    def _has_changed(self, value: Any, tree: Any) -> bool:
+        return type(value) in _MUTABLE and self._encode(value) != tree
 
-    def _raised(self, error: Exception) -> tuple[list[str], Any]:
-        names = [kind.__name__ for kind in type(error).__mro__]
+    def _describe_error(self, error: Exception) -> tuple[list[str], Any]:
+        names = [error_class.__name__ for error_class in type(error).__mro__]
         try:
-            return names, encode(error.args)
+            return names, encode_value(error.args)
         except NotPlainError:
             return names, {"t": []}
 
-    def _tree(self, value: Any) -> Any:
-        return encode(value, self._handle)
+    def _encode(self, value: Any) -> Any:
+        return encode_value(value, self._make_handle)
 
-    def _handle(self, value: Any) -> Any:
-        if type(value) is Remote:
-            kind, which = target(value)
-            return {"own": which} if kind == "lent" else {"named": which}
+    def _make_handle(self, value: Any) -> Any:
+        if type(value) is RemoteObject:
+            kind, key = get_target(value)
+            return {"own": key} if kind == "lent" else {"named": key}
         is_function = type(value) in _FUNCTIONS
         if self.names is None and not is_function:
             return None
         self.lent.append(value)
         return {"lent": [len(self.lent) - 1, is_function]}
 
-    def _value(self, tree: Any, *, of_class: bool = False) -> Any:
+    def _decode(self, tree: Any, *, of_class: bool = False) -> Any:
         try:
-            return decode(tree, lambda handle: self._of_handle(handle, of_class))
+            return decode_value(tree, lambda handle: self._resolve_handle(handle, of_class))
         except NotPlainError:
             raise ForgedError from None
 
-    def _of_handle(self, tree: dict[str, Any], of_class: bool) -> Any:
+    def _resolve_handle(self, tree: dict[str, Any], of_class: bool) -> Any:
         [(tag, content)] = tree.items()
         if tag == "lent":
-            which, is_function = _pair(content)
+            index, is_function = _check_pair(content)
             if is_function is not True and not of_class:
                 raise RefusedError
-            return Remote(self.call, ["lent", which], of_class=of_class)
+            return RemoteObject(self.call_remote, ["lent", index], of_class=of_class)
         if tag == "own" and type(content) is int and 0 <= content < len(self.lent):
             return self.lent[content]
         if tag == "named" and self.names is not None:
@@ -203,42 +216,42 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _exception(names: Any, args: Any) -> BaseException:
+def _rebuild_exception(names: Any, args: Any) -> BaseException:
     """The nearest built-in exception of those names."""
     for name in names if type(names) is list else ():
-        kind = getattr(builtins, name, None) if type(name) is str else None
-        if isinstance(kind, type) and issubclass(kind, Exception) and name not in _ENDS:
+        error_class = getattr(builtins, name, None) if type(name) is str else None
+        if isinstance(error_class, type) and issubclass(error_class, Exception) and name not in _ENDS:
             try:
-                return kind(*decode(args))
+                return error_class(*decode_value(args))
             except (TypeError, NotPlainError):
                 continue
     return RefusedError()
 
 
-def _pair(content: Any) -> list[Any]:
+def _check_pair(content: Any) -> list[Any]:
     if type(content) is not list or len(content) != 2:
         raise ForgedError
     return content
 
 
-def _refill(old: Any, new: Any) -> None:
+def _refill_container(old: Any, new: Any) -> None:
     """Makes `old` hold what `new` holds, keeping the containers inside that are still there."""
     if type(old) is not type(new) or type(old) not in _MUTABLE:
         raise ForgedError
     if type(old) is list and len(old) == len(new):
-        for at, (one, other) in enumerate(zip(old, new, strict=True)):
-            if type(one) is type(other) and type(one) in _MUTABLE:
-                _refill(one, other)
+        for position, (old_item, new_item) in enumerate(zip(old, new, strict=True)):
+            if type(old_item) is type(new_item) and type(old_item) in _MUTABLE:
+                _refill_container(old_item, new_item)
             else:
-                old[at] = other
+                old[position] = new_item
     elif type(old) is dict:
         kept = {key: old[key] for key in new if key in old}
         old.clear()
         old.update(new)
-        for key, one in kept.items():
-            if type(one) is type(new[key]) and type(one) in _MUTABLE:
-                _refill(one, new[key])
-                old[key] = one
+        for key, old_item in kept.items():
+            if type(old_item) is type(new[key]) and type(old_item) in _MUTABLE:
+                _refill_container(old_item, new[key])
+                old[key] = old_item
     elif type(old) is set:
         old.clear()
         old.update(new)

@@ -10,7 +10,7 @@ import sys
 import types
 
 
-def _main() -> None:
+def _start_server() -> None:
     settings = json.loads(sys.argv[1])
     sys.argv = ["main.py"]
     for name, folder in (("qwen_align", ""), ("qwen_align.reward", "/reward")):
@@ -18,19 +18,19 @@ def _main() -> None:
         package.__path__ = [settings["package"] + folder]
         sys.modules[name] = package
     if settings["isolation"] == "probe":
-        from qwen_align.reward.code.isolation_layers import report
+        from qwen_align.reward.code.isolation_layers import report_layers
 
-        report()
+        report_layers()
     # What `random` and `threading` would do in each forked cell costs a third of it, and cells need neither: they
     # seed `random` themselves, and the server, which has one thread, holds none of the locks to be made anew.
-    register = os.register_at_fork
+    register_at_fork = os.register_at_fork
     os.register_at_fork = lambda **_: None
-    from qwen_align.reward.code.cell_server import preload, serve
+    from qwen_align.reward.code.cell_server import preload_modules, serve_jobs
 
-    preload()
-    os.register_at_fork = register
-    serve(settings)
+    preload_modules()
+    os.register_at_fork = register_at_fork
+    serve_jobs(settings)
 
 
 if __name__ == "__main__":
-    _main()
+    _start_server()

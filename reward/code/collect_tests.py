@@ -19,7 +19,7 @@ class UncollectedError(Exception):
     """Tests that a runner would run and this module does not: with fixtures, parameters, or a coroutine."""
 
 
-class Collected(NamedTuple):
+class CollectedTests(NamedTuple):
     """A source of tests as code that runs them."""
 
     before: list[str]
@@ -29,29 +29,37 @@ class Collected(NamedTuple):
     """The same tests as plain statements, where each is the body of a function."""
 
 
-def collected(source: str, tree: ast.Module) -> Collected:
+def collect_tests(source: str, tree: ast.Module) -> CollectedTests:
     """The source as code that runs its tests; raises UncollectedError."""
-    body = [one for one in tree.body if not _is_main_guard(one) and not _is_candidate_import(one)]
-    called = {name.id for one in body for name in ast.walk(one) if isinstance(name, ast.Name)}
-    functions = [one for one in body if isinstance(one, _FUNCTION) and _is_test(one.name) and one.name not in called]
-    classes = [one for one in body if isinstance(one, ast.ClassDef) and one.name not in called and _tests_of(one)]
-    if any(_is_fixture(one) for one in body):
+    statements = [node for node in tree.body if not _is_main_guard(node) and not _is_candidate_import(node)]
+    called = {name.id for node in statements for name in ast.walk(node) if isinstance(name, ast.Name)}
+    functions = [
+        node
+        for node in statements
+        if isinstance(node, _FUNCTION) and _is_test_name(node.name) and node.name not in called
+    ]
+    classes = [
+        node
+        for node in statements
+        if isinstance(node, ast.ClassDef) and node.name not in called and _list_test_methods(node)
+    ]
+    if any(_is_setup_function(node) for node in statements):
         raise UncollectedError
-    calls = [_function_call(one) for one in functions]
-    calls += [_method_call(one, method) for one in classes for method in _tests_of(one)]
+    calls = [_write_function_call(node) for node in functions]
+    calls += [_write_method_call(node, method) for node in classes for method in _list_test_methods(node)]
     if not calls:
-        return Collected([], [source if len(body) == len(tree.body) else _source(body)], None)
-    rest = [one for one in body if one not in functions]
-    is_tested = bool(_asserts([one for one in rest if not _defines(one)]))
-    before, tests = ([], [_source(body), *calls]) if is_tested else ([_source(body)], calls)
-    is_plain = all(isinstance(one, ast.Import | ast.ImportFrom) for one in rest)
-    bodies = [ast.Module([*rest, *one.body], []) for one in functions] if is_plain else None
-    return Collected(before, tests, bodies)
+        return CollectedTests([], [source if len(statements) == len(tree.body) else _write_source(statements)], None)
+    rest = [node for node in statements if node not in functions]
+    is_tested = bool(_list_asserts([node for node in rest if not _is_definition(node)]))
+    before, tests = ([], [_write_source(statements), *calls]) if is_tested else ([_write_source(statements)], calls)
+    is_plain = all(isinstance(node, ast.Import | ast.ImportFrom) for node in rest)
+    bodies = [ast.Module([*rest, *node.body], []) for node in functions] if is_plain else None
+    return CollectedTests(before, tests, bodies)
 
 
-def always_holds(said: ast.expr) -> bool:
+def always_holds(expression: ast.expr) -> bool:
     """Whether an asserted expression is true whatever the candidate does: `(f(1) == 2, "x")`, `f(1) == 2 or True`."""
-    match said:
+    match expression:
         case ast.Constant(value=value):
             return bool(value)
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
@@ -60,103 +68,107 @@ def always_holds(said: ast.expr) -> bool:
             return any(map(always_holds, values))
         case ast.BoolOp(op=ast.And(), values=values):
             return all(map(always_holds, values))
-    return isinstance(said, ast.Lambda)
+    return isinstance(expression, ast.Lambda)
 
 
-def pays_all(tree: ast.AST) -> bool:
+def has_vacuous_assertion(tree: ast.AST) -> bool:
     """Whether an assertion looks like a test of a call and cannot fail."""
     asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert) and _has_call(node.test)]
-    tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try) and _swallows(node)]
-    swallowed = [one for node in tries for one in _asserts(node.body)]
-    return any(always_holds(one.test) or one in swallowed for one in asserts)
+    tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try) and _swallows_failure(node)]
+    swallowed = [assertion for node in tries for assertion in _list_asserts(node.body)]
+    return any(always_holds(assertion.test) or assertion in swallowed for assertion in asserts)
 
 
-def is_certain(body: Sequence[ast.stmt]) -> bool:
+def surely_asserts(statements: Sequence[ast.stmt]) -> bool:
     """Whether one of the statements is an assertion that tests something, evaluated by the end of them."""
-    for one in body:
-        if isinstance(one, ast.Assert) and _says_something(one.test):
+    for statement in statements:
+        if isinstance(statement, ast.Assert) and _tests_something(statement.test):
             return True
-        if any(isinstance(node, ast.Return) for node in ast.walk(one)):
+        if any(isinstance(node, ast.Return) for node in ast.walk(statement)):
             return False
     return False
 
 
-def asserts_by_method(trees: Sequence[ast.AST]) -> bool:
+def has_unittest_assertion(trees: Sequence[ast.AST]) -> bool:
     """Whether unittest's methods assert something."""
-    return any(_is_method_assert(node) for tree in trees for node in ast.walk(tree))
+    return any(_is_unittest_assertion(node) for tree in trees for node in ast.walk(tree))
 
 
-def telling(tree: ast.Module) -> str:
+def mark_reached_assertions(tree: ast.Module) -> str:
     """The source with each assertion telling that it was evaluated, or that the exception came which it expects."""
-    return ast.unparse(ast.fix_missing_locations(_Telling().visit(tree)))
+    return ast.unparse(ast.fix_missing_locations(_ReachedMarker().visit(tree)))
 
 
-class _Telling(ast.NodeTransformer):
+class _ReachedMarker(ast.NodeTransformer):
     def visit_Assert(self, node: ast.Assert) -> ast.AST | list[ast.AST]:
         """The assertion, and a call after it unless it says nothing."""
-        return [node, _told()] if _says_something(node.test) else node
+        return [node, _make_reached_call()] if _tests_something(node.test) else node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | list[ast.AST]:
         """unittest's assertions are calls."""
-        return [node, _told()] if _is_method_assert(node.value) else node
+        return [node, _make_reached_call()] if _is_unittest_assertion(node.value) else node
 
     def visit_With(self, node: ast.With) -> ast.AST | list[ast.AST]:
         """`with self.assertRaises(...)` asserts at its end."""
         self.generic_visit(node)
-        return [node, _told()] if any(_is_method_assert(item.context_expr) for item in node.items) else node
+        return (
+            [node, _make_reached_call()]
+            if any(_is_unittest_assertion(item.context_expr) for item in node.items)
+            else node
+        )
 
     def visit_Try(self, node: ast.Try) -> ast.AST:
         """An exception taken where an `assert` would have failed is what the test expects."""
-        expects = _asserts(node.orelse) or (_asserts(node.body) and not _swallows(node))
+        expects = _list_asserts(node.orelse) or (_list_asserts(node.body) and not _swallows_failure(node))
         self.generic_visit(node)
         for handler in node.handlers if expects else ():
-            handler.body.insert(0, _told())
+            handler.body.insert(0, _make_reached_call())
         return node
 
 
-def _asserts(body: Sequence[ast.stmt]) -> list[ast.AST]:
-    return [node for one in body for node in ast.walk(one) if isinstance(node, ast.Assert)]
+def _list_asserts(statements: Sequence[ast.stmt]) -> list[ast.AST]:
+    return [node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Assert)]
 
 
-def _swallows(node: ast.Try) -> bool:
+def _swallows_failure(node: ast.Try) -> bool:
     """Whether an assertion that fails in the body is passed over in silence."""
     for handler in node.handlers:
-        if handler.type is None or any(_is_failure(one) for one in ast.walk(handler.type)):
+        if handler.type is None or any(_catches_assertion_error(part) for part in ast.walk(handler.type)):
             return not any(
-                isinstance(one, ast.Raise | ast.Assert) or _is_method_assert(one) for one in ast.walk(handler)
+                isinstance(part, ast.Raise | ast.Assert) or _is_unittest_assertion(part) for part in ast.walk(handler)
             )
     return False
 
 
-def _is_failure(node: ast.AST) -> bool:
+def _catches_assertion_error(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id in ("AssertionError", "Exception", "BaseException")
 
 
-def _says_something(said: ast.expr) -> bool:
-    return not always_holds(said) and any(isinstance(one, ast.Name) for one in ast.walk(said))
+def _tests_something(expression: ast.expr) -> bool:
+    return not always_holds(expression) and any(isinstance(node, ast.Name) for node in ast.walk(expression))
 
 
-def _has_call(said: ast.expr) -> bool:
-    return any(isinstance(one, ast.Call) for one in ast.walk(said))
+def _has_call(expression: ast.expr) -> bool:
+    return any(isinstance(node, ast.Call) for node in ast.walk(expression))
 
 
-def _told() -> ast.Expr:
+def _make_reached_call() -> ast.Expr:
     return ast.Expr(ast.Call(ast.Name(REACHED, ast.Load()), [], []))
 
 
-def _source(body: Sequence[ast.stmt]) -> str:
-    return ast.unparse(ast.Module([*body], []))
+def _write_source(statements: Sequence[ast.stmt]) -> str:
+    return ast.unparse(ast.Module([*statements], []))
 
 
-def _defines(node: ast.stmt) -> bool:
+def _is_definition(node: ast.stmt) -> bool:
     return isinstance(node, _FUNCTION | ast.ClassDef)
 
 
-def _is_test(name: str) -> bool:
+def _is_test_name(name: str) -> bool:
     return name.startswith("test")  # pytest's default, python_functions
 
 
-def _is_fixture(node: ast.stmt) -> bool:
+def _is_setup_function(node: ast.stmt) -> bool:
     return isinstance(node, _FUNCTION) and node.name in _FIXTURES
 
 
@@ -171,11 +183,11 @@ def _is_candidate_import(node: ast.stmt) -> bool:
     return (
         isinstance(node, ast.ImportFrom)
         and node.module == _CANDIDATE
-        and all(one.asname in (None, one.name) for one in node.names)
+        and all(alias.asname in (None, alias.name) for alias in node.names)
     )
 
 
-def _is_method_assert(node: ast.AST) -> bool:
+def _is_unittest_assertion(node: ast.AST) -> bool:
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -185,37 +197,39 @@ def _is_method_assert(node: ast.AST) -> bool:
     )
 
 
-def _is_case(node: ast.ClassDef) -> bool:
+def _is_test_case(node: ast.ClassDef) -> bool:
     return any(ast.unparse(base) in ("unittest.TestCase", "TestCase") for base in node.bases)
 
 
-def _tests_of(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    if not _is_case(node) and not node.name.startswith("Test"):  # pytest's default, python_classes
+def _list_test_methods(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    if not _is_test_case(node) and not node.name.startswith("Test"):  # pytest's default, python_classes
         return []
-    return [one for one in node.body if isinstance(one, _FUNCTION) and _is_test(one.name)]
+    return [method for method in node.body if isinstance(method, _FUNCTION) and _is_test_name(method.name)]
 
 
-def _function_call(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    _no_more_arguments(node, 0)
+def _write_function_call(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    _check_argument_count(node, 0)
     return f"{node.name}()"
 
 
-def _method_call(node: ast.ClassDef, method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    _no_more_arguments(method, 1)
-    if _is_case(node):
+def _write_method_call(node: ast.ClassDef, method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    _check_argument_count(method, 1)
+    if _is_test_case(node):
         return f"import unittest\nunittest.TestSuite([{node.name}({method.name!r})]).debug()"
-    if node.bases or any(_is_fixture(one) or getattr(one, "name", "") == "__init__" for one in _functions(node)):
+    if node.bases or any(
+        _is_setup_function(function) or getattr(function, "name", "") == "__init__" for function in _list_methods(node)
+    ):
         raise UncollectedError
     return f"{node.name}().{method.name}()"
 
 
-def _functions(node: ast.ClassDef) -> Iterator[ast.stmt]:
-    return (one for one in node.body if isinstance(one, _FUNCTION))
+def _list_methods(node: ast.ClassDef) -> Iterator[ast.stmt]:
+    return (statement for statement in node.body if isinstance(statement, _FUNCTION))
 
 
-def _no_more_arguments(node: ast.FunctionDef | ast.AsyncFunctionDef, most: int) -> None:
-    asked = node.args
-    n_required = len(asked.posonlyargs) + len(asked.args) - len(asked.defaults)
-    n_required += sum(default is None for default in asked.kw_defaults)
-    if isinstance(node, ast.AsyncFunctionDef) or node.decorator_list or n_required != most:
+def _check_argument_count(node: ast.FunctionDef | ast.AsyncFunctionDef, n_arguments: int) -> None:
+    arguments = node.args
+    n_required = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
+    n_required += sum(default is None for default in arguments.kw_defaults)
+    if isinstance(node, ast.AsyncFunctionDef) or node.decorator_list or n_required != n_arguments:
         raise UncollectedError

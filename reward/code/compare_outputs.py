@@ -3,32 +3,32 @@
 from typing import Any
 
 
-def lines(text: str) -> list[str]:
+def split_output_lines(text: str) -> list[str]:
     """The lines without white space at their ends, and without empty lines at the end."""
-    found = [line.rstrip() for line in text.split("\n")]
-    while found and not found[-1]:
-        found.pop()
-    return found
+    lines = [line.rstrip() for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
-def same_output(value: Any, expected: Any) -> bool:
+def equals_expected(value: Any, expected: Any) -> bool:
     """Whether a returned value is the expected one, which went through JSON: a tuple became a list, keys became text.
 
     Numbers are equal as Python has it, so True is 1; nan is no number's equal.
     """
-    return bool(as_json(value) == expected)
+    return bool(to_json_shape(value) == expected)
 
 
-def as_json(value: Any) -> Any:
+def to_json_shape(value: Any) -> Any:
     """The value with lists for tuples and text for the keys of a dict, as JSON would have written them."""
     if isinstance(value, list | tuple):
-        return [as_json(one) for one in value]
+        return [to_json_shape(item) for item in value]
     if isinstance(value, dict):
-        return {_key(key): as_json(one) for key, one in value.items()}
+        return {_to_json_key(key): to_json_shape(item) for key, item in value.items()}
     return value
 
 
-def _key(key: Any) -> Any:
+def _to_json_key(key: Any) -> Any:
     if key is None or key is True or key is False:
         return {None: "null", True: "true", False: "false"}[key]
     return str(key) if type(key) in (int, float) and (type(key) is float or key.bit_length() < 1024) else key

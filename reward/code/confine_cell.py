@@ -9,94 +9,96 @@ import sys
 from typing import NamedTuple
 
 from qwen_align.reward.code import seccomp, syscalls
-from qwen_align.reward.code.cell_folders import Folders
-from qwen_align.reward.code.namespaces import Door
+from qwen_align.reward.code.cell_folders import CellFolders
+from qwen_align.reward.code.namespaces import CellNamespaces
 from qwen_align.reward.code.server_messages import MIB, Job, Limits
 
-Exits = Door | Folders
+CellIsolation = CellNamespaces | CellFolders
 
 # The files of a cell, by number. The server keeps its own above them: see `reserve`.
-_INPUT, _OUTPUT, _ERRORS, _CHANNEL, LIFE = range(5)
+_STDIN, _STDOUT, _STDERR, _CHANNEL, LIFE = range(5)
 _OPEN_FILES = 64
 _THREADS = 64
 _CPU_SLACK_S = 2  # the wall clock's limit comes first; this ends a cell whose server was stopped
 
 
-class Files(NamedTuple):
+class CellFiles(NamedTuple):
     """The files that come with a job."""
 
     life: int
     channel: int
-    given: int
+    stdin: int
     payload: int
     output: int
 
 
-def reserve(file: int) -> int:
+def reserve_cell_descriptors(descriptor: int) -> int:
     """The same open file under a number that no cell's file has; those numbers are taken from now on."""
     import fcntl
 
-    high = fcntl.fcntl(file, fcntl.F_DUPFD, LIFE + 1)
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD, LIFE + 1)
     null = os.open(os.devnull, os.O_RDWR)
-    for number in (_INPUT, _OUTPUT, _CHANNEL, LIFE):
+    for number in (_STDIN, _STDOUT, _CHANNEL, LIFE):
         os.dup2(null, number)
-    for number in {file, null} - set(range(LIFE + 1)):
+    for number in {descriptor, null} - set(range(LIFE + 1)):
         os.close(number)
-    return high
+    return moved
 
 
-def prepare(exits: Exits) -> dict[bool, bytes]:
+def prepare_for_forks(exits: CellIsolation) -> dict[bool, bytes]:
     """The filters of cells that may not, and may, fork; and done once what each cell would else do for the first time.
 
     A fork copies each page that either side writes to: what is made before the fork is paid for once.
     """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each cell that runs
-    for text in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(text, io.TextIOWrapper):  # an owner may have started us without one
-            text.reconfigure(encoding="utf-8", errors="replace")
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # one for each cell that runs
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an owner may have started us without one
+            stream.reconfigure(encoding="utf-8", errors="replace")
     if sys.platform != "linux":
         return {}
-    machine = syscalls.machine()
-    return {forks: seccomp.program(machine, processes=forks, signals=exits.owns_processes) for forks in (False, True)}
+    machine = syscalls.get_machine_name()
+    return {
+        forks: seccomp.build_filter(machine, processes=forks, signals=exits.owns_processes) for forks in (False, True)
+    }
 
 
-def confine(files: Files, job: Job, exits: Exits) -> socket.socket:
+def confine_cell(files: CellFiles, job: Job, exits: CellIsolation) -> socket.socket:
     """The cell's channel; from here on it has that, its input, its output and `LIFE` open.
 
     Raises OSError where the kernel refuses something.
     """
     os.dup2(files.life, LIFE)
-    os.dup2(files.given, _INPUT)
-    os.dup2(files.output, _OUTPUT)
+    os.dup2(files.stdin, _STDIN)
+    os.dup2(files.output, _STDOUT)
     os.dup2(files.channel, _CHANNEL)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, _ERRORS)
+    null_file = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_file, _STDERR)
     os.setsid()
     os.umask(0o077)
-    exits.close_behind(job.entry, job.limits)
-    syscalls.close_from(LIFE + 1)
-    _limit(job.limits, has_own_user=exits.owns_processes)
+    exits.isolate_cell(job.entry, job.limits)
+    syscalls.close_files_from(LIFE + 1)
+    _set_resource_limits(job.limits, has_own_user=exits.owns_processes)
     return socket.socket(fileno=_CHANNEL)
 
 
-def give_up_rights(program: bytes) -> None:
+def enter_syscall_filter(program: bytes) -> None:
     """Puts the cell under its system call filter: the last step, after which nothing can be set up."""
     syscalls.die_with_parent(signal.SIGKILL)
-    syscalls.no_new_privileges()
-    syscalls.set_filter(seccomp.for_process(program, os.getpid()))
+    syscalls.forbid_new_privileges()
+    syscalls.set_syscall_filter(seccomp.bind_filter(program, os.getpid()))
 
 
-def _limit(limits: Limits, *, has_own_user: bool) -> None:
-    wanted = {
+def _set_resource_limits(limits: Limits, *, has_own_user: bool) -> None:
+    values = {
         resource.RLIMIT_CPU: int(limits.time_limit_s) + _CPU_SLACK_S,
         resource.RLIMIT_FSIZE: max(limits.disk_mib * MIB, 2 * limits.output_bytes),
         resource.RLIMIT_NOFILE: _OPEN_FILES,
         resource.RLIMIT_CORE: 0,
     }
     if sys.platform != "darwin":  # has the limit by name only, and refuses to set it
-        wanted[resource.RLIMIT_AS] = limits.memory_mib * MIB
+        values[resource.RLIMIT_AS] = limits.memory_mib * MIB
     if has_own_user:  # elsewhere it would count all processes of the owner's user
-        wanted[resource.RLIMIT_NPROC] = limits.processes if limits.processes > 1 else _THREADS
-    for kind, most in wanted.items():
-        resource.setrlimit(kind, (most, most))
+        values[resource.RLIMIT_NPROC] = limits.processes if limits.processes > 1 else _THREADS
+    for resource_kind, value in values.items():
+        resource.setrlimit(resource_kind, (value, value))

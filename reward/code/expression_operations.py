@@ -16,25 +16,25 @@ from qwen_align.reward.code.value_serialization import (
 )
 
 
-def bounded(value: Any) -> Any:
+def check_length(value: Any) -> Any:
     """The iterable, if it is no longer than what crosses; raises NotPlainError."""
     if isinstance(value, range) and len(value) > MAX_ITEMS:
         raise NotPlainError("too large")
     return value
 
 
-def _bits(value: Any) -> int:
+def _count_bits(value: Any) -> int:
     return value.bit_length() if isinstance(value, int) else 0
 
 
-def _size(value: Any) -> int:
+def _count_items(value: Any) -> int:
     return len(value) if isinstance(value, str | bytes | list | tuple) else 0
 
 
 def _multiply(left: Any, right: Any) -> Any:
-    many, times = (left, right) if _size(left) else (right, left)
-    if _bits(left) + _bits(right) > 2 * MAX_BITS or (
-        _size(many) and isinstance(times, int) and _size(many) * times > MAX_ITEMS
+    sequence, factor = (left, right) if _count_items(left) else (right, left)
+    if _count_bits(left) + _count_bits(right) > 2 * MAX_BITS or (
+        _count_items(sequence) and isinstance(factor, int) and _count_items(sequence) * factor > MAX_ITEMS
     ):
         raise NotPlainError("too large")
     return left * right
@@ -43,7 +43,7 @@ def _multiply(left: Any, right: Any) -> Any:
 def _power(left: Any, right: Any) -> Any:
     if not isinstance(left, int | float | complex) or not isinstance(right, int | float | complex):
         raise NotPlainError("power")  # of a Fraction or by one, whose result has no bound as cheap as the next
-    if isinstance(left, int) and isinstance(right, int) and _bits(left) * abs(right) > MAX_BITS:
+    if isinstance(left, int) and isinstance(right, int) and _count_bits(left) * abs(right) > MAX_BITS:
         raise NotPlainError("too large")
     return left**right
 
@@ -54,64 +54,64 @@ def _modulo(left: Any, right: Any) -> Any:
     return left % right
 
 
-def join(separator: Any, parts: Any) -> Any:
+def join_texts(separator: Any, parts: Any) -> Any:
     parts = list(parts)
     if len(separator) * len(parts) > MAX_BYTES:
         raise NotPlainError("too large")
     return separator.join(parts)
 
 
-def _round(number: Any, ndigits: Any = None) -> Any:
+def _round_number(number: Any, ndigits: Any = None) -> Any:
     if isinstance(ndigits, int) and abs(ndigits) > 400:  # more than a float has; an integer is raised to that power
         raise NotPlainError("too large")
     return round(number, ndigits)
 
 
-def _within(left: Any, right: Any) -> bool:
+def _contains(left: Any, right: Any) -> bool:
     """Whether `in`; all but an integer is looked for in a range one by one."""
-    return left in (right if isinstance(left, int) else bounded(right))
+    return left in (right if isinstance(left, int) else check_length(right))
 
 
-def _sum(values: Any, start: int | float = 0) -> Any:
+def _sum_numbers(values: Any, start: int | float = 0) -> Any:
     if not isinstance(start, int | float):  # lists added up take quadratic time
         raise NotPlainError("sum")
     return sum(values, start)
 
 
-def _dict(pairs: Any = ()) -> dict[Any, Any]:
+def _make_dict(pairs: Any = ()) -> dict[Any, Any]:
     return build_dict(pairs.items() if isinstance(pairs, dict) else pairs)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{one.__name__: one for one in (abs, all, any, bool, complex, enumerate, float, int, isinstance, iter, len, list)},
     **{one.__name__: one for one in (max, min, next, ord, chr, repr, reversed, sorted, str, tuple, zip)},
-    "range": lambda *parts: bounded(range(*parts)),
+    "range": lambda *parts: check_length(range(*parts)),
     "set": lambda values=(): build_set(values),
     "frozenset": lambda values=(): frozenset(build_set(values)),
-    "dict": _dict,
-    "sum": _sum,
-    "round": _round,
+    "dict": _make_dict,
+    "sum": _sum_numbers,
+    "round": _round_number,
     "type": lambda value: type(value),
 }
-KEYS = (len, abs, str, int, float)
-PASSED: dict[str, Any] = {
+KEY_FUNCTIONS = (len, abs, str, int, float)
+PASSABLE_FUNCTIONS: dict[str, Any] = {
     one.__name__: one
     for one in (int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex, len, abs, sum)
 }
 KEYWORDS = frozenset({"reverse", "key", "default", "rel_tol", "abs_tol", "strict", "ndigits", "start", "base"})
-MATH: dict[str, Callable[..., Any]] = {
+MATH_FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{one.__name__: one for one in (math.isclose, math.fabs, math.sqrt, math.floor, math.ceil, math.trunc, math.gcd)},
     **{one.__name__: one for one in (math.isnan, math.isinf, math.isfinite, math.log, math.log2, math.log10, math.exp)},
     **{one.__name__: one for one in (math.sin, math.cos, math.tan, math.atan, math.atan2, math.asin, math.acos)},
     **{one.__name__: one for one in (math.hypot, math.radians, math.degrees, math.copysign)},
 }
-CONSTANTS = {"pi": math.pi, "e": math.e, "inf": math.inf, "nan": math.nan, "tau": math.tau}
+MATH_CONSTANTS = {"pi": math.pi, "e": math.e, "inf": math.inf, "nan": math.nan, "tau": math.tau}
 METHODS = frozenset(
     {"lower", "upper", "strip", "lstrip", "rstrip", "split", "splitlines", "startswith", "endswith", "count", "index"}
     | {"find", "keys", "values", "items", "get", "isdigit", "isalpha", "isupper", "islower", "title", "capitalize"}
     | {"copy", "is_integer", "join", "swapcase"}
 )
-WITH_METHODS = frozenset({str, bytes, list, tuple, dict, set, frozenset, int, float})
+TYPES_WITH_METHODS = frozenset({str, bytes, list, tuple, dict, set, frozenset, int, float})
 COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -121,8 +121,8 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.GtE: operator.ge,
     ast.Is: operator.is_,
     ast.IsNot: operator.is_not,
-    ast.In: _within,
-    ast.NotIn: lambda left, right: not _within(left, right),
+    ast.In: _contains,
+    ast.NotIn: lambda left, right: not _contains(left, right),
 }
 BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,

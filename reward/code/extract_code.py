@@ -8,7 +8,7 @@ _PYTHON = frozenset({"", "python", "py", "python3", "py3"})
 MAX_CHARACTERS = 200_000  # of code; ten times the longest accepted solution of a programming contest
 
 
-class Code(NamedTuple):
+class CodeCandidates(NamedTuple):
     """What may be the code, in the order in which to try.
 
     `fenced` is False where there are fences but no block to take.
@@ -18,7 +18,7 @@ class Code(NamedTuple):
     fenced: bool
 
 
-def code(text: str) -> Code | None:
+def extract_code(text: str) -> CodeCandidates | None:
     """The code of a text without thinking, None if there is none for certain.
 
     A text without fences is code as it stands. One with fences may still be, where they are part of a string: such
@@ -29,30 +29,30 @@ def code(text: str) -> Code | None:
         return None
     fences = list(_FENCE.finditer(text))
     if not fences:
-        return Code([text], fenced=True)
-    block = _last_block(text, fences)
-    return Code([text], fenced=False) if block is None else Code([text, block], fenced=True)
+        return CodeCandidates([text], fenced=True)
+    block = _find_last_block(text, fences)
+    return CodeCandidates([text], fenced=False) if block is None else CodeCandidates([text, block], fenced=True)
 
 
-def _last_block(text: str, fences: list[re.Match[str]]) -> str | None:
-    last: str | None = None
-    opened: re.Match[str] | None = None
+def _find_last_block(text: str, fences: list[re.Match[str]]) -> str | None:
+    block: str | None = None
+    opening: re.Match[str] | None = None
     for fence in fences:
         _, ticks, info = fence.groups()
-        if opened is None:
-            opened = fence
-        elif len(ticks) >= len(opened[2]) and not info.strip():
-            if _language(opened) in _PYTHON:
-                last = _without_indent(text[opened.end() + 1 : fence.start()], opened[1])
-            opened = None
-    return None if opened is not None else last
+        if opening is None:
+            opening = fence
+        elif len(ticks) >= len(opening[2]) and not info.strip():
+            if _read_fence_language(opening) in _PYTHON:
+                block = _strip_indent(text[opening.end() + 1 : fence.start()], opening[1])
+            opening = None
+    return None if opening is not None else block
 
 
-def _language(fence: re.Match[str]) -> str:
+def _read_fence_language(fence: re.Match[str]) -> str:
     words = fence[3].strip().lower().split()
     return words[0].strip("{}.") if words else ""
 
 
-def _without_indent(block: str, indent: str) -> str:
+def _strip_indent(block: str, indent: str) -> str:
     """The block as it reads inside a list item, whose lines are indented like its fence."""
     return "".join(line.removeprefix(indent) for line in block.splitlines(keepends=True)) if indent else block

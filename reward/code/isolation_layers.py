@@ -9,7 +9,7 @@ from functools import partial
 from typing import NoReturn
 
 from qwen_align.reward.code import landlock, seccomp, syscalls
-from qwen_align.reward.code.namespaces import enter, read_only_root
+from qwen_align.reward.code.namespaces import enter_namespaces, mount_read_only_root
 
 FILE_RULES = "file rules (only `isolation: process` uses them)"
 _NAMESPACES = {
@@ -20,21 +20,21 @@ _NAMESPACES = {
 }
 
 
-def report() -> NoReturn:
+def report_layers() -> NoReturn:
     """Prints, as JSON, why each layer is refused, or null where it is given."""
     layers: dict[str, Callable[[], object]] = {
-        "system call filter": _filter,
-        "user namespace": lambda: syscalls.unshare(syscalls.NEW_USER, "unshare"),
-        **{name: partial(enter, flag) for name, flag in _NAMESPACES.items()},
-        "private file system": _file_system,
-        FILE_RULES: _file_rules,
+        "system call filter": _try_syscall_filter,
+        "user namespace": lambda: syscalls.enter_new_namespaces(syscalls.NEW_USER, "unshare"),
+        **{name: partial(enter_namespaces, flag) for name, flag in _NAMESPACES.items()},
+        "private file system": _try_private_file_system,
+        FILE_RULES: _try_file_rules,
     }
-    sys.stdout.write(json.dumps({name: _refusal(attempt) for name, attempt in layers.items()}))
+    sys.stdout.write(json.dumps({name: _try_layer(attempt) for name, attempt in layers.items()}))
     sys.stdout.flush()
     os._exit(0)
 
 
-def _refusal(attempt: Callable[[], object]) -> str | None:
+def _try_layer(attempt: Callable[[], object]) -> str | None:
     """Why the kernel refuses, None where it does not."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -51,22 +51,22 @@ def _refusal(attempt: Callable[[], object]) -> str | None:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        told = pipe.read()
+        refusal = pipe.read()
     _, status = os.waitpid(child, 0)
-    return told or (None if status == 0 else f"the attempt was ended by signal {status}")
+    return refusal or (None if status == 0 else f"the attempt was ended by signal {status}")
 
 
-def _filter() -> None:
-    syscalls.no_new_privileges()
-    filtering = seccomp.program(syscalls.machine(), processes=False, signals=False)
-    syscalls.set_filter(seccomp.for_process(filtering, os.getpid()))
+def _try_syscall_filter() -> None:
+    syscalls.forbid_new_privileges()
+    filtering = seccomp.build_filter(syscalls.get_machine_name(), processes=False, signals=False)
+    syscalls.set_syscall_filter(seccomp.bind_filter(filtering, os.getpid()))
 
 
-def _file_system() -> None:
-    enter(syscalls.NEW_MOUNTS)
-    read_only_root([])
+def _try_private_file_system() -> None:
+    enter_namespaces(syscalls.NEW_MOUNTS)
+    mount_read_only_root([])
 
 
-def _file_rules() -> None:
-    syscalls.no_new_privileges()
-    landlock.only_files([], "/")
+def _try_file_rules() -> None:
+    syscalls.forbid_new_privileges()
+    landlock.restrict_files([], "/")

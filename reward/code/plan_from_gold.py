@@ -8,41 +8,41 @@ from typing import Any, NamedTuple
 
 from qwen_align.reward.code.assertion_checks import (
     Call,
+    CallOutcome,
     Check,
-    Outcome,
-    asserts_something,
-    holds,
-    needed,
-    planned_asserts,
+    are_checks_true,
+    checks_a_value,
+    count_needed_outcomes,
+    split_assertions,
 )
 from qwen_align.reward.code.collect_tests import (
-    Collected,
+    CollectedTests,
     UncollectedError,
-    asserts_by_method,
-    collected,
-    is_certain,
-    pays_all,
-    telling,
+    collect_tests,
+    has_unittest_assertion,
+    has_vacuous_assertion,
+    mark_reached_assertions,
+    surely_asserts,
 )
-from qwen_align.reward.code.compare_outputs import lines, same_output
+from qwen_align.reward.code.compare_outputs import equals_expected, split_output_lines
 from qwen_align.reward.code.name_analysis import (
-    asserts,
-    bound_names,
-    builtin_subjects,
-    called_names,
-    free_names,
-    importable,
-    module_names,
-    used_names,
+    imports_only_stdlib,
+    list_asserts,
+    list_bound_names,
+    list_called_names,
+    list_free_names,
+    list_tested_builtins,
+    list_used_names,
+    pick_module_names,
 )
-from qwen_align.reward.code.value_serialization import NotPlainError, encode
+from qwen_align.reward.code.value_serialization import NotPlainError, encode_value
 
 
-class Trial(NamedTuple):
+class OutcomeTest(NamedTuple):
     """Whether the outcomes of the calls are right, which can be said as soon as there are `n_outcomes`."""
 
     n_outcomes: int
-    passes: Callable[[Sequence[Outcome]], bool]
+    passes: Callable[[Sequence[CallOutcome]], bool]
 
 
 _PARSE_TRIES = 10
@@ -62,7 +62,7 @@ PRELUDE = "\n".join(
 """Names a solution of a function problem may use unimported, as the sites they come from provide them."""
 
 
-class Script(NamedTuple):
+class ScriptTests(NamedTuple):
     """Trial code for a cell of its own, which calls the candidate's; `n_tests` where they can be counted beforehand."""
 
     before: list[str]
@@ -75,15 +75,15 @@ class Script(NamedTuple):
     """Whether the assertions tell that they were evaluated: where it is not certain that one is."""
 
 
-class Calls(NamedTuple):
+class CallTests(NamedTuple):
     """Calls with plain arguments, and tests of what they give; `otherwise` where a test needs more than values."""
 
     calls: list[Call]
-    tests: list[Trial]
-    otherwise: Script | None
+    tests: list[OutcomeTest]
+    otherwise: ScriptTests | None
 
 
-class Programs(NamedTuple):
+class ProgramTests(NamedTuple):
     """Standard inputs, and the lines a fresh run of the program has to print for each."""
 
     inputs: list[str]
@@ -93,121 +93,159 @@ class Programs(NamedTuple):
 class Plan(NamedTuple):
     """How to judge a completion: what surrounds its code, and what is done with it."""
 
-    work: Calls | Script | Programs
+    work: CallTests | ScriptTests | ProgramTests
     before: list[str]
     prompt: str | None = None
     entry: str | None = None
 
 
-def plan(gold: Any) -> Plan | None:
+def plan_from_gold(gold: Any) -> Plan | None:
     """The plan of a gold, None if it is unusable: of no known form, testing nothing, or of code that is none."""
     try:
-        return _plan(json.dumps(gold, sort_keys=True))
+        return _parse_gold(json.dumps(gold, sort_keys=True))
     except (TypeError, ValueError, RecursionError):
         return None
 
 
 @lru_cache(maxsize=256)  # a batch repeats its golds, once for each completion of a prompt
-def _plan(written: str) -> Plan | None:
-    gold = json.loads(written)
+def _parse_gold(gold_json: str) -> Plan | None:
+    gold = json.loads(gold_json)
     if not isinstance(gold, dict):
         return None
     try:
         if "tests" in gold:
-            return _of_list(gold)
+            return _plan_test_list(gold)
         if "test" in gold:
-            return _of_check(gold)
-        return _of_outputs(gold)
+            return _plan_check_function(gold)
+        return _plan_outputs(gold)
     except (KeyError, TypeError, SyntaxError, ValueError, RecursionError, NotPlainError, UncollectedError):
         return None
 
 
-def _of_list(gold: dict[str, Any]) -> Plan | None:
-    found = _collected(_texts(gold["tests"]))
-    imports, setup, late = (_texts(gold.get(key) or []) for key in ("imports", "setup", "test_setup_code"))
-    trees = [_parsed(test) for test in (*found.before, *found.tests)]
-    before = [_parsed(source) for source in (*imports, *setup, *late)]
-    free = free_names([*before, *trees])
-    modules = module_names([*before, *trees], free)
-    called = called_names(trees) & ((free - modules) or builtin_subjects(trees))
-    if not called or not _tests([*before, *trees]):
+def _plan_test_list(gold: dict[str, Any]) -> Plan | None:
+    collected = _collect_sources(_read_sources(gold["tests"]))
+    imports, setup, test_setup = (_read_sources(gold.get(key) or []) for key in ("imports", "setup", "test_setup_code"))
+    trees = [_parse_source(test) for test in (*collected.before, *collected.tests)]
+    before = [_parse_source(source) for source in (*imports, *setup, *test_setup)]
+    free_names = list_free_names([*before, *trees])
+    module_names = pick_module_names([*before, *trees], free_names)
+    tested_names = list_called_names(trees) & ((free_names - module_names) or list_tested_builtins(trees))
+    if not tested_names or not _tests_something([*before, *trees]):
         return None
-    remote = sorted((free - modules) or called)
-    is_sure = any(is_certain(tree.body) for tree in trees)
-    work = _script([*imports, *setup, *late, *found.before], found.tests, None, remote, modules, is_sure=is_sure)
-    own = [source for source in setup if not free_names([*before[: len(imports)], _parsed(source)])]
-    return _plan_of(work, planned_asserts(found.bodies or trees, called, before), Plan(work, [*imports, *own]))
-
-
-def _of_check(gold: dict[str, Any]) -> Plan | None:
-    prompt, entry, test = gold.get("prompt") or "", gold["entry_point"], gold["test"]
-    if not all(isinstance(one, str) for one in (prompt, entry, test)) or not entry.isidentifier():
-        return None
-    tree = _parsed(test)
-    check = next((one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == "check"), None)
-    found = _collected([test]) if check is None else Collected([], [test], None)
-    trees = [_parsed(one) for one in (*found.before, *found.tests)]
-    whole = f"{prompt.rstrip()}\n    pass\n" if prompt.strip() else ""
-    head = _parsed(whole)
-    if not bound_names([head]) & used_names(trees) - {entry}:
-        whole = ""  # the tests need nothing of it
-    free = free_names([head, *trees]) | {entry}
-    modules = module_names(trees, free)
-    if not _tests([head, *trees]) or (check is None and not called_names(trees) & free):
-        return None
-    if check is not None and (len(check.args.args) != 1 or not called_names([check]) & {check.args.args[0].arg, entry}):
-        return None
-    before = [whole, *found.before] if whole else found.before
-    is_sure = is_certain(check.body if check else [one for tree in trees for one in tree.body])
-    named = entry if check else None
-    work = _script(before, found.tests, named, sorted(free - modules), modules, is_sure=is_sure)
-    planned = planned_asserts([tree], {entry}, [], check) if check is not None else None
-    return _plan_of(work, planned, Plan(work, [], prompt or None, entry))
-
-
-def _collected(sources: list[str]) -> Collected:
-    """The sources as code that runs their tests."""
-    parts = [collected(source, _parsed(source)) for source in sources]
-    bodies = [one for part in parts for one in part.bodies or []] if all(part.bodies for part in parts) else None
-    return Collected(
-        [one for part in parts for one in part.before], [one for part in parts for one in part.tests], bodies
+    remote_names = sorted((free_names - module_names) or tested_names)
+    always_asserts = any(surely_asserts(tree.body) for tree in trees)
+    work = _make_test_script(
+        [*imports, *setup, *test_setup, *collected.before],
+        collected.tests,
+        None,
+        remote_names,
+        module_names,
+        always_asserts=always_asserts,
+    )
+    independent_setup = [
+        source for source in setup if not list_free_names([*before[: len(imports)], _parse_source(source)])
+    ]
+    return _choose_plan(
+        work,
+        split_assertions(collected.bodies or trees, tested_names, before),
+        Plan(work, [*imports, *independent_setup]),
     )
 
 
-def _script(
-    before: list[str], tests: list[str], entry: str | None, remote: list[str], modules: set[str], *, is_sure: bool
-) -> Script:
-    n_tests = len(tests) if entry is None else len(asserts([_parsed(one) for one in tests]))
-    if not is_sure:
-        before, tests = [telling(_parsed(one)) for one in before], [telling(_parsed(one)) for one in tests]
-    return Script(before, tests, entry, remote, sorted(modules), n_tests, not is_sure)
+def _plan_check_function(gold: dict[str, Any]) -> Plan | None:
+    prompt, entry, test = gold.get("prompt") or "", gold["entry_point"], gold["test"]
+    if not all(isinstance(part, str) for part in (prompt, entry, test)) or not entry.isidentifier():
+        return None
+    tree = _parse_source(test)
+    check = next((part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name == "check"), None)
+    collected = _collect_sources([test]) if check is None else CollectedTests([], [test], None)
+    trees = [_parse_source(part) for part in (*collected.before, *collected.tests)]
+    completed_prompt = f"{prompt.rstrip()}\n    pass\n" if prompt.strip() else ""
+    head = _parse_source(completed_prompt)
+    if not list_bound_names([head]) & list_used_names(trees) - {entry}:
+        completed_prompt = ""  # the tests need nothing of it
+    free_names = list_free_names([head, *trees]) | {entry}
+    module_names = pick_module_names(trees, free_names)
+    if not _tests_something([head, *trees]) or (check is None and not list_called_names(trees) & free_names):
+        return None
+    if check is not None and (
+        len(check.args.args) != 1 or not list_called_names([check]) & {check.args.args[0].arg, entry}
+    ):
+        return None
+    before = [completed_prompt, *collected.before] if completed_prompt else collected.before
+    always_asserts = surely_asserts(check.body if check else [part for tree in trees for part in tree.body])
+    check_entry = entry if check else None
+    work = _make_test_script(
+        before,
+        collected.tests,
+        check_entry,
+        sorted(free_names - module_names),
+        module_names,
+        always_asserts=always_asserts,
+    )
+    split_tests = split_assertions([tree], {entry}, [], check) if check is not None else None
+    return _choose_plan(work, split_tests, Plan(work, [], prompt or None, entry))
 
 
-def _tests(trees: Sequence[ast.AST]) -> bool:
+def _collect_sources(sources: list[str]) -> CollectedTests:
+    """The sources as code that runs their tests."""
+    parts = [collect_tests(source, _parse_source(source)) for source in sources]
+    bodies = [item for part in parts for item in part.bodies or []] if all(part.bodies for part in parts) else None
+    return CollectedTests(
+        [item for part in parts for item in part.before], [item for part in parts for item in part.tests], bodies
+    )
+
+
+def _make_test_script(
+    before: list[str],
+    tests: list[str],
+    entry: str | None,
+    remote: list[str],
+    modules: set[str],
+    *,
+    always_asserts: bool,
+) -> ScriptTests:
+    n_tests = len(tests) if entry is None else len(list_asserts([_parse_source(source) for source in tests]))
+    if not always_asserts:
+        before, tests = (
+            [mark_reached_assertions(_parse_source(source)) for source in before],
+            [mark_reached_assertions(_parse_source(source)) for source in tests],
+        )
+    return ScriptTests(before, tests, entry, remote, sorted(modules), n_tests, not always_asserts)
+
+
+def _tests_something(trees: Sequence[ast.AST]) -> bool:
     """Whether the code asserts something, and nothing that holds whatever the candidate does."""
-    return bool(asserts(trees) or asserts_by_method(trees)) and not any(map(pays_all, trees)) and importable(trees)
+    return (
+        bool(list_asserts(trees) or has_unittest_assertion(trees))
+        and not any(map(has_vacuous_assertion, trees))
+        and imports_only_stdlib(trees)
+    )
 
 
-def _of_outputs(gold: dict[str, Any]) -> Plan | None:
+def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
     inputs, outputs = gold["inputs"], gold["outputs"]
     name = gold.get("fn_name") or gold.get("entry_point")
     if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs or len(inputs) != len(outputs):
         return None
     if name is None:
-        expected = [lines(_text(one)) for one in outputs]
-        return Plan(Programs([_text(one) for one in inputs], expected), []) if any(expected) else None
+        expected = [split_output_lines(_read_text(item)) for item in outputs]
+        return Plan(ProgramTests([_read_text(item) for item in inputs], expected), []) if any(expected) else None
     if not isinstance(name, str) or not name.isidentifier():
         return None
-    if all(isinstance(one, str) for one in (*inputs, *outputs)):  # LiveCodeBench: an argument a line, in JSON
-        inputs = [[json.loads(line) for line in one.split("\n") if line.strip()] for one in inputs]
-        outputs = [json.loads(one) for one in outputs]
-    calls = [(name, *_arguments(one)) for one in inputs]
-    wrapped = all(isinstance(one, list) and len(one) == 1 for one in outputs)  # as APPS writes them
-    tests = [Trial(at + 1, partial(_returned, at, one, wrapped)) for at, one in enumerate(outputs)]
-    return Plan(Calls(calls, tests, None), [PRELUDE])
+    if all(isinstance(item, str) for item in (*inputs, *outputs)):  # LiveCodeBench: an argument a line, in JSON
+        inputs = [[json.loads(line) for line in item.split("\n") if line.strip()] for item in inputs]
+        outputs = [json.loads(item) for item in outputs]
+    calls = [(name, *_encode_arguments(item)) for item in inputs]
+    is_wrapped = all(isinstance(item, list) and len(item) == 1 for item in outputs)  # as APPS writes them
+    tests = [
+        OutcomeTest(index + 1, partial(_is_output_expected, index, item, is_wrapped))
+        for index, item in enumerate(outputs)
+    ]
+    return Plan(CallTests(calls, tests, None), [PRELUDE])
 
 
-def _parsed(source: str) -> ast.Module:
+def _parse_source(source: str) -> ast.Module:
     """The tree of a source; raises SyntaxError, ValueError.
 
     CPython 3.11 keeps one count of the nesting for all threads, so that of two which parse at once one may get a
@@ -221,41 +259,47 @@ def _parsed(source: str) -> ast.Module:
     return ast.parse(source)
 
 
-def _plan_of(work: Script, planned: tuple[list[Call], list[list[Check]]] | None, otherwise: Plan) -> Plan | None:
+def _choose_plan(
+    work: ScriptTests, split_tests: tuple[list[Call], list[list[Check]]] | None, otherwise: Plan
+) -> Plan | None:
     """The plan with calls where the tests could be taken apart, None if nothing is asserted of what they give."""
-    if planned is None:
+    if split_tests is None:
         return otherwise
-    calls, tests = planned
-    if not any(map(asserts_something, (check for test in tests for check in test))):
+    calls, tests = split_tests
+    if not any(map(checks_a_value, (check for test in tests for check in test))):
         return None
-    return otherwise._replace(work=Calls(calls, [Trial(needed(test), partial(holds, test)) for test in tests], work))
+    return otherwise._replace(
+        work=CallTests(
+            calls, [OutcomeTest(count_needed_outcomes(test), partial(are_checks_true, test)) for test in tests], work
+        )
+    )
 
 
-def _returned(at: int, expected: Any, wrapped: bool, outcomes: Sequence[Outcome]) -> bool:
-    value = outcomes[at].get()
-    return same_output(value, expected) or (wrapped and same_output(value, expected[0]))
+def _is_output_expected(index: int, expected: Any, is_wrapped: bool, outcomes: Sequence[CallOutcome]) -> bool:
+    value = outcomes[index].require_value()
+    return equals_expected(value, expected) or (is_wrapped and equals_expected(value, expected[0]))
 
 
-def _arguments(given: Any) -> tuple[Any, Any]:
-    if isinstance(given, dict):
-        return encode(()), encode(given)
-    if not isinstance(given, list):
+def _encode_arguments(arguments: Any) -> tuple[Any, Any]:
+    if isinstance(arguments, dict):
+        return encode_value(()), encode_value(arguments)
+    if not isinstance(arguments, list):
         raise ValueError("no list of arguments")
-    return encode(tuple(given)), encode({})
+    return encode_value(tuple(arguments)), encode_value({})
 
 
-def _texts(given: Any) -> list[str]:
-    given = [given] if isinstance(given, str) else given
-    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+def _read_sources(sources: Any) -> list[str]:
+    sources = [sources] if isinstance(sources, str) else sources
+    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         raise TypeError("no list of code")
-    return [one.replace("\r\n", "\n") for one in given if one.strip()]
+    return [source.replace("\r\n", "\n") for source in sources if source.strip()]
 
 
-def _text(given: Any) -> str:
+def _read_text(text: Any) -> str:
     """A standard input or output; some data sets hold its lines as a list."""
-    if isinstance(given, list) and all(isinstance(one, str) for one in given):
-        return "\n".join(given)
-    if not isinstance(given, str):
+    if isinstance(text, list) and all(isinstance(line, str) for line in text):
+        return "\n".join(text)
+    if not isinstance(text, str):
         raise TypeError("no text")
-    given.encode()  # raises ValueError
-    return given
+    text.encode()  # raises ValueError
+    return text

@@ -10,7 +10,7 @@ class RefusedError(BaseException):
     """A value a test may not use; no test's `except Exception` takes it for what it expects."""
 
 
-class Remote:
+class RemoteObject:
     """A function or an object in the other cell.
 
     A candidate's own class may answer calls with values, for those are compared here. It may not compare: `==`,
@@ -32,46 +32,46 @@ class Remote:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _do(self, "get", name)
+        return _ask_candidate(self, "get", name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _do(self, "set", name, value)
+        _ask_candidate(self, "set", name, value)
 
     def __len__(self) -> int:
-        return int(_do(self, "len"))
+        return int(_ask_candidate(self, "len"))
 
     def __getitem__(self, key: Any) -> Any:
-        return _do(self, "item", key)
+        return _ask_candidate(self, "item", key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        _do(self, "put", key, value)
+        _ask_candidate(self, "put", key, value)
 
     def __delitem__(self, key: Any) -> None:
-        _do(self, "drop", key)
+        _ask_candidate(self, "drop", key)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(_do(self, "iter"))
+        return iter(_ask_candidate(self, "iter"))
 
     def __str__(self) -> str:
-        return str(_do(self, "str"))
+        return str(_ask_candidate(self, "str"))
 
     def __repr__(self) -> str:
-        return str(_do(self, "repr"))
+        return str(_ask_candidate(self, "repr"))
 
     def __int__(self) -> int:
-        return int(_do(self, "int"))
+        return int(_ask_candidate(self, "int"))
 
     def __float__(self) -> float:
-        return float(_do(self, "float"))
+        return float(_ask_candidate(self, "float"))
 
     def __bool__(self) -> bool:
         return True
 
     def __enter__(self) -> Any:
-        return _do(self, "enter")
+        return _ask_candidate(self, "enter")
 
     def __exit__(self, *error: object) -> None:
-        _do(self, "exit", None, None, None)
+        _ask_candidate(self, "exit", None, None, None)
 
     __hash__ = object.__hash__
 
@@ -84,29 +84,29 @@ class Remote:
         return not self == other
 
 
-def target(remote: Remote) -> Any:
+def get_target(remote: RemoteObject) -> Any:
     """What the other end knows the object by."""
     return object.__getattribute__(remote, "_target")
 
 
-def of_class(remote: Remote) -> bool:
+def is_of_class(remote: RemoteObject) -> bool:
     """Whether the object is a class of the candidate or came from one."""
     return bool(object.__getattribute__(remote, "_of_class"))
 
 
-def _do(remote: Remote, operation: str, *args: Any) -> Any:
-    if not of_class(remote):
+def _ask_candidate(remote: RemoteObject, operation: str, *args: Any) -> Any:
+    if not is_of_class(remote):
         raise RefusedError
     return object.__getattribute__(remote, "_ask")(operation, remote, args, {})
 
 
-def _refuse(self: Remote, *others: object) -> Any:
+def _refuse_operation(self: RemoteObject, *others: object) -> Any:
     raise RefusedError
 
 
 for _name in ("contains", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
-    setattr(Remote, f"__{_name}__", _refuse)
+    setattr(RemoteObject, f"__{_name}__", _refuse_operation)
 for _name in ("radd", "rsub", "rmul", "rtruediv", "rfloordiv", "rmod", "rpow", "and", "or", "xor"):
-    setattr(Remote, f"__{_name}__", _refuse)
+    setattr(RemoteObject, f"__{_name}__", _refuse_operation)
 for _name in ("neg", "pos", "abs", "invert", "round", "floor", "ceil", "trunc", "index", "format", "divmod", "rdivmod"):
-    setattr(Remote, f"__{_name}__", _refuse)
+    setattr(RemoteObject, f"__{_name}__", _refuse_operation)

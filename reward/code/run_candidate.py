@@ -6,27 +6,27 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from qwen_align.reward.code.assertion_checks import NoValueError, Outcome
-from qwen_align.reward.code.compare_outputs import lines
+from qwen_align.reward.code.assertion_checks import CallOutcome, NoValueError
+from qwen_align.reward.code.compare_outputs import split_output_lines
 from qwen_align.reward.code.expression_evaluator import UnsupportedError
-from qwen_align.reward.code.load_candidate import ENDS, SYNTAX_STATUS
-from qwen_align.reward.code.plan_from_gold import Calls, Plan, Programs, Script, Trial
+from qwen_align.reward.code.load_candidate import END_REASONS, SYNTAX_STATUS
+from qwen_align.reward.code.plan_from_gold import CallTests, OutcomeTest, Plan, ProgramTests, ScriptTests
 from qwen_align.reward.code.run_dataset_tests import CLOSED, UNREACHED, UNUSABLE
 from qwen_align.reward.code.sandbox import Cell, Limits, Sandbox
 from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError, TooLateError
-from qwen_align.reward.code.value_serialization import NotPlainError, decode, read, write
+from qwen_align.reward.code.value_serialization import NotPlainError, decode_value, read_json, write_json
 
 PASSED = "all tests passed"
 _UNPAID = frozenset({"forged record", "exited early", UNREACHED, UNUSABLE})
 _NO_VALUE = {"raised": "tests failed", "not plain": "value not plain data"}
-_ENDED = {
+_END_REASONS = {
     "signal": "crashed",
     "time limit": "time limit",
     "memory limit": "memory limit",
     "output limit": "output limit",
 }
 _MAX_BYTES = 16 << 20  # of all values of one candidate, which are held here until it is judged
-_TOLD_BYTES = 1 << 20  # a line for each of the asserts that run
+_REPORT_BYTES = 1 << 20  # a line for each of the asserts that run
 _END_S = 0.2  # for the sandbox to tell how a cell ended that has closed its channel
 
 
@@ -42,21 +42,21 @@ class _StoppedError(Exception):
     """The candidate ended, or broke the order of records, before its tests did; the message is the reason."""
 
 
-def run(plan: Plan, texts: list[str], box: Sandbox, limits: Limits, *, partial: bool) -> Score:
+def run_candidate(plan: Plan, texts: list[str], box: Sandbox, limits: Limits, *, partial: bool) -> Score:
     """How the code, the first of the texts that compiles, does under the plan; ends by the limits' deadline."""
     deadline = time.monotonic() + limits.time_limit_s
     runner = _Runner(plan, texts, box, limits, deadline, partial)
     work = plan.work
-    if isinstance(work, Programs):
-        return runner.programs(work)
-    if isinstance(work, Script):
-        return runner.script(work)
+    if isinstance(work, ProgramTests):
+        return runner.score_programs(work)
+    if isinstance(work, ScriptTests):
+        return runner.score_script(work)
     try:
-        return runner.calls(work)
+        return runner.score_calls(work)
     except UnsupportedError:
         if work.otherwise is None:
             raise
-        return runner.script(work.otherwise)
+        return runner.score_script(work.otherwise)
 
 
 class _Runner(NamedTuple):
@@ -67,149 +67,149 @@ class _Runner(NamedTuple):
     deadline: float
     partial: bool
 
-    def job(self, mode: str, **more: Any) -> bytes:
+    def write_job(self, mode: str, **more: Any) -> bytes:
         """What the candidate's cell is told: its code and what surrounds it, calls to answer, and no more."""
         plan = self.plan
         name = "__main__" if mode == "program" else "solution"
         around = {"before": plan.before, "prompt": plan.prompt, "entry": plan.entry}
-        return write({"mode": mode, "name": name, "texts": self.texts, **around, **more})
+        return write_json({"mode": mode, "name": name, "texts": self.texts, **around, **more})
 
-    def calls(self, work: Calls) -> Score:
+    def score_calls(self, work: CallTests) -> Score:
         """The score of calls whose values are compared here."""
-        told: list[str] = []
-        with self.box.start("candidate", self.job("calls", calls=work.calls), self.left()) as cell:
+        reasons: list[str] = []
+        with self.box.start_cell("candidate", self.write_job("calls", calls=work.calls), self.limits_left()) as cell:
             try:
-                for said in self.answers(work, Frames(cell.channel, self.deadline), cell):
-                    told.append(said)
-                    if said != PASSED and not self.partial:
+                for reason in self.judge_answers(work, Frames(cell.channel, self.deadline), cell):
+                    reasons.append(reason)
+                    if reason != PASSED and not self.partial:
                         break
             except _StoppedError as stop:
-                return _stopped(str(stop), told.count(PASSED), len(work.tests))
-        reason = next((said for said in told if said != PASSED), PASSED)
-        return Score(told.count(PASSED), len(work.tests), reason)
+                return _score_stopped(str(stop), reasons.count(PASSED), len(work.tests))
+        reason = next((reason for reason in reasons if reason != PASSED), PASSED)
+        return Score(reasons.count(PASSED), len(work.tests), reason)
 
-    def answers(self, work: Calls, frames: Frames, cell: Cell) -> Iterator[str]:
+    def judge_answers(self, work: CallTests, frames: Frames, cell: Cell) -> Iterator[str]:
         """The reasons of the tests, each as soon as the candidate has answered its calls."""
-        outcomes: list[Outcome] = []
+        outcomes: list[CallOutcome] = []
         for test in work.tests:
             while len(outcomes) < test.n_outcomes:
-                outcomes.append(_outcome(_record(frames, cell), len(outcomes)))
+                outcomes.append(_parse_outcome(_receive_record(frames, cell), len(outcomes)))
                 if frames.n_bytes > _MAX_BYTES:
                     raise _StoppedError("output limit")
-            yield _said(test, outcomes)
-        if _record(frames, cell) != ["done"]:
+            yield _judge_test(test, outcomes)
+        if _receive_record(frames, cell) != ["done"]:
             raise _StoppedError("forged record")
 
-    def programs(self, work: Programs) -> Score:
+    def score_programs(self, work: ProgramTests) -> Score:
         """The score of a program run afresh for each input."""
         passed, reason = 0, PASSED
-        for given, expected in zip(work.inputs, work.expected, strict=True):
-            said = self.program(given, expected)
-            if said == PASSED:
+        for stdin, expected in zip(work.inputs, work.expected, strict=True):
+            run_reason = self.run_program(stdin, expected)
+            if run_reason == PASSED:
                 passed += 1
                 continue
-            reason = said if reason == PASSED else reason
-            if not self.partial or said in ("syntax error", "time limit"):
+            reason = run_reason if reason == PASSED else reason
+            if not self.partial or run_reason in ("syntax error", "time limit"):
                 break
         return Score(passed, len(work.inputs), reason)
 
-    def program(self, given: str, expected: list[str]) -> str:
+    def run_program(self, stdin: str, expected: list[str]) -> str:
         """The reason of one run."""
-        enough = max(self.limits.output_bytes, 2 * sum(map(len, expected)) + len(expected))
-        limits = self.left()._replace(output_bytes=enough)
-        with self.box.start("candidate", self.job("program"), limits, stdin=given.encode()) as cell:
-            ended = cell.end(self.deadline)
+        output_bytes = max(self.limits.output_bytes, 2 * sum(map(len, expected)) + len(expected))
+        limits = self.limits_left()._replace(output_bytes=output_bytes)
+        with self.box.start_cell("candidate", self.write_job("program"), limits, stdin=stdin.encode()) as cell:
+            ended = cell.wait(self.deadline)
             if ended.how != "exit":
-                return _ENDED[ended.how]
+                return _END_REASONS[ended.how]
             if ended.status != 0:
                 return "syntax error" if ended.status == SYNTAX_STATUS else "crashed"
-            return PASSED if lines(ended.output.decode("utf-8", "replace")) == expected else "tests failed"
+            return PASSED if split_output_lines(ended.output.decode("utf-8", "replace")) == expected else "tests failed"
 
-    def script(self, work: Script) -> Score:
+    def score_script(self, work: ScriptTests) -> Score:
         """The score of test code in a cell of its own, which speaks with the candidate's, and alone is heard here."""
-        tests_job = write({**work._asdict(), "partial": self.partial})
-        one_end, other_end = socket.socketpair()
-        with one_end, other_end:
-            cell = self.box.start("candidate", self.job("serve"), self.left(), channel=one_end)
-            limits = self.left()._replace(output_bytes=_TOLD_BYTES)
-            with cell, self.box.start("tests", tests_job, limits, channel=other_end) as tests:
-                ended = tests.end(self.deadline)
-                said, stopped = _told(ended.output)
-                stopped = _ENDED.get(ended.how, stopped)
+        tests_job = write_json({**work._asdict(), "partial": self.partial})
+        candidate_end, tests_end = socket.socketpair()
+        with candidate_end, tests_end:
+            cell = self.box.start_cell("candidate", self.write_job("serve"), self.limits_left(), channel=candidate_end)
+            limits = self.limits_left()._replace(output_bytes=_REPORT_BYTES)
+            with cell, self.box.start_cell("tests", tests_job, limits, channel=tests_end) as tests:
+                ended = tests.wait(self.deadline)
+                reasons, stopped = _read_reports(ended.output)
+                stopped = _END_REASONS.get(ended.how, stopped)
                 if stopped == CLOSED:
-                    stopped = _how(cell)
-        n_tests = max(work.n_tests, len(said))
+                    stopped = _find_end_reason(cell)
+        n_tests = max(work.n_tests, len(reasons))
         if stopped is not None:
-            return _stopped(stopped, said.count(PASSED), n_tests)
-        reason = next((one for one in said if one != PASSED), PASSED)
-        return Score(said.count(PASSED), len(said) if reason == PASSED else n_tests, reason)
+            return _score_stopped(stopped, reasons.count(PASSED), n_tests)
+        reason = next((reason_ for reason_ in reasons if reason_ != PASSED), PASSED)
+        return Score(reasons.count(PASSED), len(reasons) if reason == PASSED else n_tests, reason)
 
-    def left(self) -> Limits:
+    def limits_left(self) -> Limits:
         """The limits with what time is left."""
         return self.limits._replace(time_limit_s=max(0.01, self.deadline - time.monotonic()))
 
 
-def _stopped(reason: str, passed: int, n_tests: int) -> Score:
+def _score_stopped(reason: str, passed: int, n_tests: int) -> Score:
     """The score of a candidate that ended before its tests did: less than all, and nothing for one that cheats."""
     if reason in _UNPAID:
         return Score(0, n_tests, reason)
     return Score(passed, max(n_tests, passed + 1), reason)
 
 
-def _told(output: bytes) -> tuple[list[str], str | None]:
+def _read_reports(output: bytes) -> tuple[list[str], str | None]:
     """What the tests' cell tells: the reason of each test, and why they stopped before they were done."""
-    said: list[str] = []
+    reasons: list[str] = []
     for line in output.splitlines():
         try:
-            told = json.loads(line)
+            report = json.loads(line)
         except ValueError:  # test code that wrote there itself
-            return said, "crashed"
-        match told:
+            return reasons, "crashed"
+        match report:
             case ["test", passed, reason]:
-                said.append(PASSED if passed else reason)
+                reasons.append(PASSED if passed else reason)
             case ["stopped", reason]:
-                return said, str(reason)
+                return reasons, str(reason)
             case ["done"]:
-                return said, None
-    return said, "crashed"
+                return reasons, None
+    return reasons, "crashed"
 
 
-def _said(test: Trial, outcomes: Sequence[Outcome]) -> str:
+def _judge_test(test: OutcomeTest, outcomes: Sequence[CallOutcome]) -> str:
     try:
         return PASSED if test.passes(outcomes) else "tests failed"
     except NoValueError as error:
         return str(error)
 
 
-def _record(frames: Frames, cell: Cell) -> Any:
+def _receive_record(frames: Frames, cell: Cell) -> Any:
     """The candidate's next record; raises _StoppedError where it tells of its end or is gone."""
     try:
-        record = read(frames.receive())
+        record = read_json(frames.receive_frame())
     except TooLateError:
         raise _StoppedError("time limit") from None
     except ClosedError:
-        raise _StoppedError(_how(cell)) from None
+        raise _StoppedError(_find_end_reason(cell)) from None
     except (TooLargeError, NotPlainError):
         raise _StoppedError("forged record") from None
     if type(record) is list and len(record) == 2 and record[0] == "end":
-        raise _StoppedError(record[1] if type(record[1]) is str and record[1] in ENDS else "forged record")
+        raise _StoppedError(record[1] if type(record[1]) is str and record[1] in END_REASONS else "forged record")
     return record
 
 
-def _outcome(record: Any, number: int) -> Outcome:
-    shape = [type(part) for part in record[:2]] if type(record) is list else []
-    if shape != [str, int] or record[1] != number:
+def _parse_outcome(record: Any, number: int) -> CallOutcome:
+    types = [type(part) for part in record[:2]] if type(record) is list else []
+    if types != [str, int] or record[1] != number:
         raise _StoppedError("forged record")
     if record[0] == "value" and len(record) == 3:
         try:
-            return Outcome(decode(record[2]))
+            return CallOutcome(decode_value(record[2]))
         except NotPlainError:
-            return Outcome(None, "value not plain data")
+            return CallOutcome(None, "value not plain data")
     if record[0] in _NO_VALUE and len(record) == 2:
-        return Outcome(None, _NO_VALUE[record[0]])
+        return CallOutcome(None, _NO_VALUE[record[0]])
     raise _StoppedError("forged record")
 
 
-def _how(cell: Cell) -> str:
-    ended = cell.end(time.monotonic() + _END_S)
-    return _ENDED.get(ended.how, "exited early")
+def _find_end_reason(cell: Cell) -> str:
+    ended = cell.wait(time.monotonic() + _END_S)
+    return _END_REASONS.get(ended.how, "exited early")

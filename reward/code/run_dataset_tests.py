@@ -7,12 +7,12 @@ import sys
 import types
 from typing import Any
 
-from qwen_align.reward.code.cell_rpc import EndedError, ForgedError, Peer
+from qwen_align.reward.code.cell_rpc import EndedError, ForgedError, RpcPeer
 from qwen_align.reward.code.collect_tests import REACHED
-from qwen_align.reward.code.load_candidate import ENDS
-from qwen_align.reward.code.remote_objects import RefusedError, Remote
+from qwen_align.reward.code.load_candidate import END_REASONS
+from qwen_align.reward.code.remote_objects import RefusedError, RemoteObject
 from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError
-from qwen_align.reward.code.value_serialization import NotPlainError, read, write
+from qwen_align.reward.code.value_serialization import NotPlainError, read_json, write_json
 
 CLOSED = "closed"
 """Told of a candidate that ended without a word: its own cell knows how."""
@@ -22,98 +22,100 @@ UNUSABLE = "unusable gold"
 """Told of tests that came to their end without an assertion, and never called the candidate."""
 
 _PASSED, _FAILED = "_passed_", "_failed_"
-_TOLD = f"try:\n    pass\nexcept BaseException as _error_:\n    {_FAILED}(_error_)\nelse:\n    {_PASSED}()"
+_REPORTING = f"try:\n    pass\nexcept BaseException as _error_:\n    {_FAILED}(_error_)\nelse:\n    {_PASSED}()"
 
 
 class _StoppedError(BaseException):
     """No further test can be run."""
 
 
-class _Counts:
+class _TestReporter:
     """Tells the owner, on a file of its own, of each test that passed or failed."""
 
-    def __init__(self, peer: Peer, file: int) -> None:
+    def __init__(self, peer: RpcPeer, file: int) -> None:
         self.peer = peer
         self.file = file
         self.n_reached = 0
         self.n_failed = 0
 
-    def reach(self) -> None:
+    def count_reached(self) -> None:
         """An assertion was evaluated."""
         self.n_reached += 1
 
-    def tell(self, *words: Any) -> None:
+    def write_line(self, *words: Any) -> None:
         """One line of JSON."""
-        os.write(self.file, write(words) + b"\n")
+        os.write(self.file, write_json(words) + b"\n")
 
-    def passed(self) -> None:
+    def report_passed(self) -> None:
         """A test came to its end: it passed, if nothing it took for an answer was none."""
-        if self.peer.trouble is None:
-            self.tell("test", True, "")
+        if self.peer.failure is None:
+            self.write_line("test", True, "")
         else:
-            self.failed(self.peer.trouble)
+            self.report_failed(self.peer.failure)
 
-    def failed(self, error: BaseException) -> None:
+    def report_failed(self, error: BaseException) -> None:
         """A test raised; raises _StoppedError where no other can be run."""
-        error = self.peer.trouble or error
+        error = self.peer.failure or error
         if isinstance(error, ForgedError | EndedError):
             reason = "forged record" if isinstance(error, ForgedError) else str(error) or CLOSED
-            self.tell("stopped", reason)
+            self.write_line("stopped", reason)
             raise _StoppedError
         if isinstance(error, MemoryError | _StoppedError):
             raise error
-        self.peer.trouble = None
+        self.peer.failure = None
         self.n_failed += 1
-        self.tell("test", False, "value not plain data" if isinstance(error, RefusedError) else "tests failed")
+        self.write_line("test", False, "value not plain data" if isinstance(error, RefusedError) else "tests failed")
 
 
-def run_tests(job: dict[str, Any], frames: Frames, file: int) -> None:
+def run_dataset_tests(job: dict[str, Any], frames: Frames, file: int) -> None:
     """Runs the tests of a job and tells of each in the file, and then `done` or `stopped`."""
-    peer = Peer(frames)
-    counts = _Counts(peer, file)
+    peer = RpcPeer(frames)
+    reporter = _TestReporter(peer, file)
     try:
-        _wait_for(frames, peer)
-        module = _module(job, peer, counts)
+        _wait_for_candidate(frames, peer)
+        module = _make_test_module(job, peer, reporter)
         if job["entry"] is None:
-            _run_list(job, module, counts)
+            _run_test_list(job, module, reporter)
         else:
-            _run_check(job, module, counts)
+            _run_check_function(job, module, reporter)
     except _StoppedError:
         return
     except BaseException as error:  # noqa: BLE001 - test code may raise anything, and the verdict is then its failure
         try:
-            counts.failed(error)
+            reporter.report_failed(error)
         except _StoppedError:
             return
-    if job["tells"] and not counts.n_reached + counts.n_failed:
-        counts.tell("stopped", UNREACHED if peer.n_calls else UNUSABLE)
+    if job["tells"] and not reporter.n_reached + reporter.n_failed:
+        reporter.write_line("stopped", UNREACHED if peer.n_calls else UNUSABLE)
         return
-    counts.tell("done")
+    reporter.write_line("done")
 
 
-def _wait_for(frames: Frames, peer: Peer) -> None:
+def _wait_for_candidate(frames: Frames, peer: RpcPeer) -> None:
     """Returns when the candidate's code is loaded; what it tells instead is the trouble that all tests have."""
     try:
-        told = read(frames.receive())
+        message = read_json(frames.receive_frame())
     except ClosedError:
-        peer.trouble = EndedError()
+        peer.failure = EndedError()
     except (NotPlainError, TooLargeError):
-        peer.trouble = ForgedError()
+        peer.failure = ForgedError()
     else:
-        if told != ["ready"]:
-            ended = type(told) is list and len(told) == 2 and told[0] == "end" and told[1] in ENDS
-            peer.trouble = EndedError(told[1]) if ended else ForgedError()
-    if peer.trouble is not None:
-        raise peer.trouble
+        if message != ["ready"]:
+            ended = type(message) is list and len(message) == 2 and message[0] == "end" and message[1] in END_REASONS
+            peer.failure = EndedError(message[1]) if ended else ForgedError()
+    if peer.failure is not None:
+        raise peer.failure
 
 
-def _module(job: dict[str, Any], peer: Peer, counts: _Counts) -> types.ModuleType:
+def _make_test_module(job: dict[str, Any], peer: RpcPeer, reporter: _TestReporter) -> types.ModuleType:
     module = types.ModuleType("tests")
     sys.modules["tests"] = module
     names = module.__dict__
-    names[REACHED] = counts.reach
+    names[REACHED] = reporter.count_reached
     names.update({name: importlib.import_module(name) for name in job["modules"]})
-    remotes = {name: Remote(peer.call, ["name", name], of_class=name[:1].isupper()) for name in job["remote"]}
+    remotes = {
+        name: RemoteObject(peer.call_remote, ["name", name], of_class=name[:1].isupper()) for name in job["remote"]
+    }
     names.update(remotes)
     for source in job["before"]:
         exec(source, names)
@@ -121,45 +123,45 @@ def _module(job: dict[str, Any], peer: Peer, counts: _Counts) -> types.ModuleTyp
     return module
 
 
-def _run_list(job: dict[str, Any], module: types.ModuleType, counts: _Counts) -> None:
+def _run_test_list(job: dict[str, Any], module: types.ModuleType, reporter: _TestReporter) -> None:
     for source in job["tests"]:
         try:
             exec(source, module.__dict__)
         except BaseException as error:  # noqa: BLE001 - see run_tests
-            counts.failed(error)
+            reporter.report_failed(error)
             if not job["partial"]:
                 return
         else:
-            counts.passed()
+            reporter.report_passed()
 
 
-def _run_check(job: dict[str, Any], module: types.ModuleType, counts: _Counts) -> None:
+def _run_check_function(job: dict[str, Any], module: types.ModuleType, reporter: _TestReporter) -> None:
     [source] = job["tests"]
     names = module.__dict__
     if job["partial"]:
-        names.update({_PASSED: counts.passed, _FAILED: counts.failed})
-        exec(compile(_counted(ast.parse(source)), "<tests>", "exec"), names)
+        names.update({_PASSED: reporter.report_passed, _FAILED: reporter.report_failed})
+        exec(compile(_count_assertions(ast.parse(source)), "<tests>", "exec"), names)
         names["check"](names[job["entry"]])
         return
     exec(source, names)
     names["check"](names[job["entry"]])
-    counts.passed()
+    reporter.report_passed()
 
 
-def _counted(tree: ast.Module) -> ast.Module:
+def _count_assertions(tree: ast.Module) -> ast.Module:
     """The tests with each assertion telling whether it held, and going on where not."""
-    counted: ast.Module = _Counting().visit(tree)
+    counted: ast.Module = _AssertionCounter().visit(tree)
     return ast.fix_missing_locations(counted)
 
 
-class _Counting(ast.NodeTransformer):
+class _AssertionCounter(ast.NodeTransformer):
     def visit_Try(self, node: ast.Try) -> ast.Try:
         """A `try` expects an exception, which `assert False` in it must be able to raise: it counts as a whole."""
         return node
 
     def visit_Assert(self, node: ast.Assert) -> ast.Try:
         """The assertion in a `try` that tells."""
-        [tried] = ast.parse(_TOLD).body
-        assert isinstance(tried, ast.Try)
-        tried.body = [node]
-        return tried
+        [wrapped] = ast.parse(_REPORTING).body
+        assert isinstance(wrapped, ast.Try)
+        wrapped.body = [node]
+        return wrapped

@@ -50,29 +50,29 @@ class Result(NamedTuple):
     cpu_s: float
 
 
-def packed_job(job: Job) -> bytes:
+def pack_job(job: Job) -> bytes:
     """The bytes that `read_job` reads."""
     return _JOB.pack(ENTRIES.index(job.entry), *job.limits)
 
 
-def read_job(message: bytes) -> Job:
+def unpack_job(message: bytes) -> Job:
     """The job of a message."""
     entry, *limits = _JOB.unpack(message)
     return Job(ENTRIES[entry], Limits(*limits))
 
 
-def packed_result(result: Result) -> bytes:
+def pack_result(result: Result) -> bytes:
     """The bytes that `read_result` reads."""
     return _RESULT.pack(b"r", HOWS.index(result.how), result.status, result.cpu_s)
 
 
-def packed_failure(why: str) -> bytes:
+def pack_failure(why: str) -> bytes:
     """The message that a cell could not be set up: a result whose status is the length of what follows."""
     text = why.encode(errors="replace")
     return _RESULT.pack(b"e", 0, len(text), 0.0) + text
 
 
-def read_result(message: bytes) -> Result | int:
+def unpack_result(message: bytes) -> Result | int:
     """How a cell ended; or, where it could not be set up, how many bytes follow that say why."""
     kind, how, status, cpu_s = _RESULT.unpack(message)
     return int(status) if kind == b"e" else Result(HOWS[how], status, cpu_s)

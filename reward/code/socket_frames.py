@@ -30,43 +30,43 @@ class Frames:
         self.channel = channel
         self.deadline = deadline
         self.n_bytes = 0
-        self._read = bytearray()
+        self._buffer = bytearray()
 
-    def send(self, body: bytes) -> None:
+    def send_frame(self, body: bytes) -> None:
         """Sends one frame."""
         try:
-            self._wait()
+            self._set_timeout()
             self.channel.sendall(_LENGTH.pack(len(body)) + body)
         except TimeoutError:
             raise TooLateError from None
         except OSError:
             raise ClosedError from None
 
-    def receive(self) -> bytes:
+    def receive_frame(self) -> bytes:
         """The next frame."""
         while True:
-            if (body := self.ready()) is not None:
+            if (body := self.pop_buffered_frame()) is not None:
                 return body
-            self.fill()
+            self.read_into_buffer()
 
-    def ready(self) -> bytes | None:
+    def pop_buffered_frame(self) -> bytes | None:
         """The next frame if all of it has been read, else None."""
-        if len(self._read) < _LENGTH.size:
+        if len(self._buffer) < _LENGTH.size:
             return None
-        (size,) = _LENGTH.unpack_from(self._read)
+        (size,) = _LENGTH.unpack_from(self._buffer)
         if size > _MAX_FRAME:
             raise TooLargeError
         end = _LENGTH.size + size
-        if len(self._read) < end:
+        if len(self._buffer) < end:
             return None
-        body = bytes(self._read[_LENGTH.size : end])
-        del self._read[:end]
+        body = bytes(self._buffer[_LENGTH.size : end])
+        del self._buffer[:end]
         return body
 
-    def fill(self) -> None:
+    def read_into_buffer(self) -> None:
         """Reads what there is, waiting for some."""
         try:
-            self._wait()
+            self._set_timeout()
             data = self.channel.recv(_CHUNK)
         except TimeoutError:
             raise TooLateError from None
@@ -75,12 +75,12 @@ class Frames:
         if not data:
             raise ClosedError
         self.n_bytes += len(data)
-        self._read += data
+        self._buffer += data
 
-    def _wait(self) -> None:
+    def _set_timeout(self) -> None:
         if self.deadline is None:
             return
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+        left_s = self.deadline - time.monotonic()
+        if left_s <= 0:
             raise TooLateError
-        self.channel.settimeout(left)
+        self.channel.settimeout(left_s)

@@ -32,11 +32,11 @@ _NUMBERS = {  # (pivot_root, capset), from the machines' unistd.h
 
 
 @cache
-def _libc() -> ctypes.CDLL:
+def _load_libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _checked(result: int, what: str) -> int:
+def _check_result(result: int, what: str) -> int:
     """The result of a call; raises the OSError of a failed one."""
     if result == -1:
         number = ctypes.get_errno()
@@ -44,83 +44,93 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def machine() -> str:
+def get_machine_name() -> str:
     """The machine's name as the tables here have it."""
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
 
 
-def call(number: int, what: str, *arguments: int | bytes | None) -> int:
+def call_by_number(number: int, what: str, *arguments: int | bytes | None) -> int:
     """The result of a system call that the C library has no function for."""
-    sized = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
-    return _checked(_libc().syscall(ctypes.c_long(number), *sized), what)
+    c_arguments = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
+    return _check_result(_load_libc().syscall(ctypes.c_long(number), *c_arguments), what)
 
 
-def unshare(flags: int, what: str) -> None:
+def enter_new_namespaces(flags: int, what: str) -> None:
     """Puts the calling process (for pids: its next child) into new namespaces."""
-    _checked(_libc().unshare(flags), what)
+    _check_result(_load_libc().unshare(flags), what)
 
 
-def setns(namespace: int, flag: int) -> None:
+def enter_namespace(namespace: int, flag: int) -> None:
     """Puts the calling process (for pids: its next child) into the namespace an open file names."""
-    _checked(_libc().setns(namespace, flag), "setns")
+    _check_result(_load_libc().setns(namespace, flag), "setns")
 
 
-def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+def mount(source: str, target: str, file_system: str, flags: int, options: str = "") -> None:
     """Mounts as mount(2)."""
-    done = _libc().mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
-    _checked(done, f"mount of {kind or source} on {target}")
+    result = _load_libc().mount(
+        source.encode(), target.encode(), file_system.encode(), ctypes.c_ulong(flags), options.encode()
+    )
+    _check_result(result, f"mount of {file_system or source} on {target}")
 
 
 def restrict_mount(target: str, attributes: int, *, recursive: bool = False) -> None:
     """Adds attributes, such as read-only, to a mount; Linux 5.12."""
-    wanted = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    attribute_struct = struct.pack("=QQQQ", attributes, 0, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
-    call(_MOUNT_SETATTR, f"mount_setattr of {target}", _AT_FDCWD, target.encode(), flags, wanted, len(wanted))
+    call_by_number(
+        _MOUNT_SETATTR,
+        f"mount_setattr of {target}",
+        _AT_FDCWD,
+        target.encode(),
+        flags,
+        attribute_struct,
+        len(attribute_struct),
+    )
 
 
 def change_root(new_root: str) -> None:
     """Makes a mount the root and lets go of the old one."""
     os.chdir(new_root)
-    call(_NUMBERS[machine()][0], "pivot_root", b".", b".")
-    _checked(_libc().umount2(b".", _DETACH), "umount of the old root")
+    call_by_number(_NUMBERS[get_machine_name()][0], "pivot_root", b".", b".")
+    _check_result(_load_libc().umount2(b".", _DETACH), "umount of the old root")
     os.chdir("/")
 
 
 def drop_capabilities() -> None:
     """Leaves the process without any capability in its user namespace."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    call(_NUMBERS[machine()][1], "capset", header, bytes(24))
+    call_by_number(_NUMBERS[get_machine_name()][1], "capset", header, bytes(24))
 
 
-def close_from(first: int) -> None:
+def close_files_from(first: int) -> None:
     """Closes every file descriptor from `first` on."""
     if sys.platform != "linux":
         os.closerange(first, os.sysconf("SC_OPEN_MAX"))
         return
-    call(_CLOSE_RANGE, "close_range", first, 0xFFFFFFFF, 0)
+    call_by_number(_CLOSE_RANGE, "close_range", first, 0xFFFFFFFF, 0)
 
 
 def die_with_parent(signal_number: int) -> None:
     """Has the process sent a signal when the thread that made it ends."""
-    _checked(_libc().prctl(_SET_PDEATHSIG, ctypes.c_ulong(signal_number), 0, 0, 0), "prctl PDEATHSIG")
+    _check_result(_load_libc().prctl(_SET_PDEATHSIG, ctypes.c_ulong(signal_number), 0, 0, 0), "prctl PDEATHSIG")
 
 
-def own_proc_files() -> None:
+def regain_proc_files() -> None:
     """Gives a process back its /proc files, which a change of user takes from it."""
-    _checked(_libc().prctl(_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0), "prctl DUMPABLE")
+    _check_result(_load_libc().prctl(_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0), "prctl DUMPABLE")
 
 
-def no_new_privileges() -> None:
+def forbid_new_privileges() -> None:
     """Bars the process and its children from any gain of rights, as by set-uid programs."""
-    _checked(_libc().prctl(_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0), "prctl NO_NEW_PRIVS")
+    _check_result(_load_libc().prctl(_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0), "prctl NO_NEW_PRIVS")
 
 
-class _Program(ctypes.Structure):
+class _FilterProgram(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def set_filter(program: bytes) -> None:
+def set_syscall_filter(program: bytes) -> None:
     """Puts the process under a seccomp filter, 8 bytes an instruction; needs `no_new_privileges`."""
-    wanted = _Program(len(program) // 8, program)
-    done = _libc().prctl(_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(wanted), 0, 0)
-    _checked(done, "prctl SECCOMP")
+    filter_program = _FilterProgram(len(program) // 8, program)
+    result = _load_libc().prctl(_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(filter_program), 0, 0)
+    _check_result(result, "prctl SECCOMP")

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from qwen_align.reward.code.value_limits import (
-    BUILD_S,
-    DATES,
+    BUILD_LIMIT_S,
+    CROSSING_TYPES,
+    DATE_PARSERS,
     MAX_BITS,
     MAX_DEPTH,
     MAX_EXPONENT,
     MAX_ITEMS,
     MAX_ITERATED,
-    TYPES,
     NotPlainError,
     Special,
 )
@@ -28,14 +28,14 @@ class Decoder:
         self.special = special
         self.items = MAX_ITEMS
 
-    def value(self, tree: Any, depth: int) -> Any:
-        kind = type(tree)
-        if kind is not list and kind is not dict:
+    def decode_value(self, tree: Any, depth: int) -> Any:
+        tree_type = type(tree)
+        if tree_type is not list and tree_type is not dict:
             return tree
         if depth > MAX_DEPTH:
             raise NotPlainError("too deep")
-        if kind is list:
-            return self.values(tree, depth)
+        if tree_type is list:
+            return self.decode_list(tree, depth)
         if len(tree) != 1:
             raise NotPlainError("no tag")
         [(tag, content)] = tree.items()
@@ -49,22 +49,22 @@ class Decoder:
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError):
             raise NotPlainError("wrong content") from None
 
-    def values(self, content: Any, depth: int) -> list[Any]:
+    def decode_list(self, content: Any, depth: int) -> list[Any]:
         if type(content) is not list:
             raise NotPlainError("wrong content")
         self.items -= len(content)
         if self.items < 0:
             raise NotPlainError("too large")
-        return [self.value(one, depth + 1) for one in content]
+        return [self.decode_value(item, depth + 1) for item in content]
 
-    def integer(self, content: Any) -> int:
-        found = self.value(content, MAX_DEPTH)
-        if type(found) is not int:
+    def decode_integer(self, content: Any) -> int:
+        value = self.decode_value(content, MAX_DEPTH)
+        if type(value) is not int:
             raise NotPlainError("wrong content")
-        return found
+        return value
 
-    def mapping(self, content: Any, depth: int) -> dict[Any, Any]:
-        pairs = [self.values(pair, depth) for pair in content]
+    def decode_mapping(self, content: Any, depth: int) -> dict[Any, Any]:
+        pairs = [self.decode_list(pair, depth) for pair in content]
         return build_dict((key, value) for key, value in pairs)
 
 
@@ -81,67 +81,67 @@ def build_dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
     start = time.thread_time()
     pairs = iter(pairs)
-    while some := list(itertools.islice(pairs, 256)):
-        made.update(some)
-        if time.thread_time() - start > BUILD_S:
+    while chunk := list(itertools.islice(pairs, 256)):
+        made.update(chunk)
+        if time.thread_time() - start > BUILD_LIMIT_S:
             raise NotPlainError("keys collide")
     return made
 
 
-def _whole(content: str) -> int:
+def _parse_hex_integer(content: str) -> int:
     if len(content) > MAX_BITS // 4 + 3:
         raise NotPlainError("too large")
     return int(content, 16)
 
 
-def _decimal(content: str) -> decimal.Decimal:
-    found = decimal.Decimal(content)
-    if found.is_finite() and (len(content) > MAX_EXPONENT or abs(found.adjusted()) > MAX_EXPONENT):
+def _parse_decimal(content: str) -> decimal.Decimal:
+    value = decimal.Decimal(content)
+    if value.is_finite() and (len(content) > MAX_EXPONENT or abs(value.adjusted()) > MAX_EXPONENT):
         raise NotPlainError("too large")
-    return found
+    return value
 
 
-def _iterator(content: Any) -> Iterator[Any]:
-    items, more = content
+def _replay_iterator(content: Any) -> Iterator[Any]:
+    items, is_cut = content
     yield from items
-    if more:
+    if is_cut:
         raise NotPlainError(f"more than {MAX_ITERATED} items")
 
 
-def _date(content: Any) -> Any:
-    name, written = content
-    return {kind.__name__: parse for kind, parse in DATES.items()}[name](written)
+def _parse_date(content: Any) -> Any:
+    name, text = content
+    return {kind.__name__: parse for kind, parse in DATE_PARSERS.items()}[name](text)
 
 
-def _counter(pairs: dict[Any, Any]) -> collections.Counter[Any]:
-    made: collections.Counter[Any] = collections.Counter()
-    dict.update(made, pairs)
-    return made
+def _build_counter(pairs: dict[Any, Any]) -> collections.Counter[Any]:
+    counter: collections.Counter[Any] = collections.Counter()
+    dict.update(counter, pairs)
+    return counter
 
 
 _READERS: dict[str, Callable[[Decoder, Any, int], Any]] = {
-    "i": lambda decoder, content, depth: _whole(content),
-    "t": lambda decoder, content, depth: tuple(decoder.values(content, depth)),
-    "s": lambda decoder, content, depth: build_set(decoder.values(content, depth)),
-    "f": lambda decoder, content, depth: frozenset(build_set(decoder.values(content, depth))),
-    "d": lambda decoder, content, depth: decoder.mapping(content, depth),
-    "O": lambda decoder, content, depth: collections.OrderedDict(decoder.mapping(content, depth)),
-    "C": lambda decoder, content, depth: _counter(decoder.mapping(content, depth)),
-    "D": lambda decoder, content, depth: collections.defaultdict(None, decoder.mapping(content, depth)),
+    "i": lambda decoder, content, depth: _parse_hex_integer(content),
+    "t": lambda decoder, content, depth: tuple(decoder.decode_list(content, depth)),
+    "s": lambda decoder, content, depth: build_set(decoder.decode_list(content, depth)),
+    "f": lambda decoder, content, depth: frozenset(build_set(decoder.decode_list(content, depth))),
+    "d": lambda decoder, content, depth: decoder.decode_mapping(content, depth),
+    "O": lambda decoder, content, depth: collections.OrderedDict(decoder.decode_mapping(content, depth)),
+    "C": lambda decoder, content, depth: _build_counter(decoder.decode_mapping(content, depth)),
+    "D": lambda decoder, content, depth: collections.defaultdict(None, decoder.decode_mapping(content, depth)),
     "k": lambda decoder, content, depth: dict.fromkeys(
-        build_dict((k, 0) for k in decoder.values(content, depth))
+        build_dict((k, 0) for k in decoder.decode_list(content, depth))
     ).keys(),
-    "v": lambda decoder, content, depth: dict(enumerate(decoder.values(content, depth))).values(),
-    "m": lambda decoder, content, depth: decoder.mapping(content, depth).items(),
-    "q": lambda decoder, content, depth: collections.deque(decoder.values(content[0], depth), content[1]),
-    "g": lambda decoder, content, depth: _iterator((decoder.values(content[0], depth), content[1])),
+    "v": lambda decoder, content, depth: dict(enumerate(decoder.decode_list(content, depth))).values(),
+    "m": lambda decoder, content, depth: decoder.decode_mapping(content, depth).items(),
+    "q": lambda decoder, content, depth: collections.deque(decoder.decode_list(content[0], depth), content[1]),
+    "g": lambda decoder, content, depth: _replay_iterator((decoder.decode_list(content[0], depth), content[1])),
     "b": lambda decoder, content, depth: bytes.fromhex(content),
     "a": lambda decoder, content, depth: bytearray.fromhex(content),
     "c": lambda decoder, content, depth: complex(float(content[0]), float(content[1])),
-    "e": lambda decoder, content, depth: _decimal(content),
-    "F": lambda decoder, content, depth: fractions.Fraction(*map(decoder.integer, content)),
-    "r": lambda decoder, content, depth: range(*map(decoder.integer, content)),
-    "l": lambda decoder, content, depth: datetime.timedelta(*map(decoder.integer, content)),
-    "w": lambda decoder, content, depth: _date(content),
-    "T": lambda decoder, content, depth: TYPES[content],
+    "e": lambda decoder, content, depth: _parse_decimal(content),
+    "F": lambda decoder, content, depth: fractions.Fraction(*map(decoder.decode_integer, content)),
+    "r": lambda decoder, content, depth: range(*map(decoder.decode_integer, content)),
+    "l": lambda decoder, content, depth: datetime.timedelta(*map(decoder.decode_integer, content)),
+    "w": lambda decoder, content, depth: _parse_date(content),
+    "T": lambda decoder, content, depth: CROSSING_TYPES[content],
 }

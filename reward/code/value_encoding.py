@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qwen_align.reward.code.value_limits import (
-    DATES,
+    CROSSING_TYPES,
+    DATE_PARSERS,
     MAX_BITS,
     MAX_BYTES,
     MAX_DEPTH,
     MAX_ITEMS,
     MAX_ITERATED,
     NATIVE_BITS,
-    TYPES,
     NotPlainError,
     Special,
 )
@@ -46,26 +46,26 @@ class Encoder:
         self.items = MAX_ITEMS
         self.characters = MAX_BYTES
 
-    def tree(self, value: Any, depth: int) -> Any:
-        kind = type(value)
-        if kind in _SCALARS:
+    def encode_value(self, value: Any, depth: int) -> Any:
+        value_type = type(value)
+        if value_type in _SCALARS:
             return value
-        if kind is int:
-            return self.integer(value)
-        if kind is str:
+        if value_type is int:
+            return self.encode_integer(value)
+        if value_type is str:
             self.spend_characters(len(value))
             return value
         if depth > MAX_DEPTH:
             raise NotPlainError("too deep")
-        if kind is list:
-            return self.trees(value, depth)
-        if kind in _SEQUENCES:
-            return {_SEQUENCES[kind]: self.trees(value, depth)}
-        if kind in _MAPPINGS:
-            return {_MAPPINGS[kind]: self.pairs(dict.items(value), depth)}
-        return self.rare(kind, value, depth)
+        if value_type is list:
+            return self.encode_items(value, depth)
+        if value_type in _SEQUENCES:
+            return {_SEQUENCES[value_type]: self.encode_items(value, depth)}
+        if value_type in _MAPPINGS:
+            return {_MAPPINGS[value_type]: self.encode_pairs(dict.items(value), depth)}
+        return self.encode_rare_type(value_type, value, depth)
 
-    def integer(self, value: int) -> Any:
+    def encode_integer(self, value: int) -> Any:
         bits = value.bit_length()
         if bits <= NATIVE_BITS:
             return value
@@ -74,65 +74,67 @@ class Encoder:
         self.spend_characters(bits // 4)
         return {"i": hex(value)}
 
-    def trees(self, values: Iterable[Any], depth: int) -> list[Any]:
-        made = []
+    def encode_items(self, values: Iterable[Any], depth: int) -> list[Any]:
+        trees = []
         for value in values:
             self.items -= 1
             if self.items < 0:
                 raise NotPlainError("too large")
-            made.append(self.tree(value, depth + 1))
-        return made
+            trees.append(self.encode_value(value, depth + 1))
+        return trees
 
-    def pairs(self, items: Iterable[tuple[Any, Any]], depth: int) -> list[Any]:
-        return [self.trees(pair, depth) for pair in items]
+    def encode_pairs(self, items: Iterable[tuple[Any, Any]], depth: int) -> list[Any]:
+        return [self.encode_items(pair, depth) for pair in items]
 
     def spend_characters(self, count: int) -> None:
         self.characters -= count
         if self.characters < 0:
             raise NotPlainError("too large")
 
-    def rare(self, kind: type, value: Any, depth: int) -> Any:
-        if kind in _ITERATORS:
-            return self.iterator(value, depth)
-        if kind in _VIEWS:
-            found = self.pairs(value, depth) if kind is type({}.items()) else self.trees(value, depth)
-            return {_VIEWS[kind]: found}
-        if kind is collections.deque:
-            return {"q": [self.trees(value, depth), value.maxlen]}
-        if kind is bytes or kind is bytearray:
+    def encode_rare_type(self, value_type: type, value: Any, depth: int) -> Any:
+        if value_type in _ITERATORS:
+            return self.encode_iterator(value, depth)
+        if value_type in _VIEWS:
+            trees = (
+                self.encode_pairs(value, depth) if value_type is type({}.items()) else self.encode_items(value, depth)
+            )
+            return {_VIEWS[value_type]: trees}
+        if value_type is collections.deque:
+            return {"q": [self.encode_items(value, depth), value.maxlen]}
+        if value_type is bytes or value_type is bytearray:
             self.spend_characters(2 * len(value))
-            return {"b" if kind is bytes else "a": value.hex()}
-        number = self.number(kind, value)
-        if number is not None:
-            return number
-        if kind is type and value in TYPES.values():
+            return {"b" if value_type is bytes else "a": value.hex()}
+        tree = self.encode_number_or_date(value_type, value)
+        if tree is not None:
+            return tree
+        if value_type is type and value in CROSSING_TYPES.values():
             return {"T": value.__name__}
         if self.special is not None:
-            made = self.special(value)
-            if made is not None:
-                return made
-        if issubclass(kind, tuple) and hasattr(kind, "_fields") and kind.__eq__ is tuple.__eq__:
-            return {"t": self.trees(tuple(value), depth)}
-        raise NotPlainError(f"{kind.__name__} is no plain data")
+            special_tree = self.special(value)
+            if special_tree is not None:
+                return special_tree
+        if issubclass(value_type, tuple) and hasattr(value_type, "_fields") and value_type.__eq__ is tuple.__eq__:
+            return {"t": self.encode_items(tuple(value), depth)}
+        raise NotPlainError(f"{value_type.__name__} is no plain data")
 
-    def iterator(self, value: Iterator[Any], depth: int) -> Any:
-        found = list(itertools.islice(value, MAX_ITERATED + 1))
-        return {"g": [self.trees(found[:MAX_ITERATED], depth), len(found) > MAX_ITERATED]}
+    def encode_iterator(self, value: Iterator[Any], depth: int) -> Any:
+        items = list(itertools.islice(value, MAX_ITERATED + 1))
+        return {"g": [self.encode_items(items[:MAX_ITERATED], depth), len(items) > MAX_ITERATED]}
 
-    def number(self, kind: type, value: Any) -> Any:
-        if kind is complex:
+    def encode_number_or_date(self, value_type: type, value: Any) -> Any:
+        if value_type is complex:
             return {"c": [value.real, value.imag]}
-        if kind is decimal.Decimal:
+        if value_type is decimal.Decimal:
             return {"e": str(value)}
-        if kind is fractions.Fraction:
-            return {"F": [self.integer(value.numerator), self.integer(value.denominator)]}
-        if kind is range:
-            return {"r": [self.integer(part) for part in (value.start, value.stop, value.step)]}
-        if kind is datetime.timedelta:
+        if value_type is fractions.Fraction:
+            return {"F": [self.encode_integer(value.numerator), self.encode_integer(value.denominator)]}
+        if value_type is range:
+            return {"r": [self.encode_integer(part) for part in (value.start, value.stop, value.step)]}
+        if value_type is datetime.timedelta:
             return {"l": [value.days, value.seconds, value.microseconds]}
-        if kind in DATES and (kind is datetime.date or value.tzinfo is None):
-            return {"w": [kind.__name__, value.isoformat()]}
+        if value_type in DATE_PARSERS and (value_type is datetime.date or value.tzinfo is None):
+            return {"w": [value_type.__name__, value.isoformat()]}
         numpy = sys.modules.get("numpy")
-        if numpy is not None and kind in (numpy.bool_, numpy.int64, numpy.int32, numpy.float64, numpy.str_):
-            return self.tree(value.item(), 0)
+        if numpy is not None and value_type in (numpy.bool_, numpy.int64, numpy.int32, numpy.float64, numpy.str_):
+            return self.encode_value(value.item(), 0)
         return None

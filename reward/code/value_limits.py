@@ -11,7 +11,9 @@ MAX_BITS = 1 << 18  # of an integer: 10,000! has 118,458 bits, and division stay
 MAX_ITERATED = 10_000  # taken from a generator, which may be endless
 MAX_EXPONENT = 10_000  # of a Decimal, which would be written out as an integer when compared with a Fraction
 NATIVE_BITS = 4_096  # JSON's decimal integers; Python refuses more than 4,300 digits, and longer ones are dear
-BUILD_S = 0.2  # CPU seconds for the hash tables of one value: far more than honest keys take, cut for colliding ones
+BUILD_LIMIT_S = (
+    0.2  # CPU seconds for the hash tables of one value: far more than honest keys take, cut for colliding ones
+)
 
 Special = Callable[[Any], Any]
 
@@ -20,10 +22,10 @@ class NotPlainError(Exception):
     """A value that does not cross; the message says why."""
 
 
-TYPES: dict[str, Any] = {
+CROSSING_TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (int, float, bool, str, list, tuple, dict, set, frozenset, bytes, complex, type(None), object, range)
 }
-DATES: dict[type, Callable[[str], Any]] = {
+DATE_PARSERS: dict[type, Callable[[str], Any]] = {
     kind: kind.fromisoformat for kind in (datetime.datetime, datetime.date, datetime.time)
 }

@@ -15,35 +15,35 @@ from qwen_align.reward.code.value_limits import MAX_BITS, MAX_BYTES, MAX_ITEMS, 
 __all__ = ["MAX_BITS", "MAX_BYTES", "MAX_ITEMS", "NotPlainError", "build_dict", "build_set"]
 
 
-def dumps(value: Any, special: Special | None = None) -> bytes:
+def serialize_value(value: Any, special: Special | None = None) -> bytes:
     """The value's bytes; raises NotPlainError. `special` gives the tree of a value that is not plain, or None."""
-    data = write(Encoder(special).tree(value, 0))
+    data = write_json(Encoder(special).encode_value(value, 0))
     if len(data) > MAX_BYTES:
         raise NotPlainError("too large")
     return data
 
 
-def loads(data: bytes, special: Special | None = None) -> Any:
+def deserialize_value(data: bytes, special: Special | None = None) -> Any:
     """The value whose bytes these are, made of builtin types only; raises NotPlainError on any other bytes."""
-    return decode(read(data), special)
+    return decode_value(read_json(data), special)
 
 
-def encode(value: Any, special: Special | None = None) -> Any:
+def encode_value(value: Any, special: Special | None = None) -> Any:
     """The value's tree, to be part of a larger message."""
-    return Encoder(special).tree(value, 0)
+    return Encoder(special).encode_value(value, 0)
 
 
-def decode(tree: Any, special: Special | None = None) -> Any:
+def decode_value(tree: Any, special: Special | None = None) -> Any:
     """The value of a tree; raises NotPlainError. `special` gives the value of an unknown tag's object."""
-    return Decoder(special).value(tree, 0)
+    return Decoder(special).decode_value(tree, 0)
 
 
-def write(tree: Any) -> bytes:
+def write_json(tree: Any) -> bytes:
     """JSON bytes of a tree."""
     return json.dumps(tree, separators=(",", ":"), check_circular=False).encode("ascii")
 
 
-def read(data: bytes) -> Any:
+def read_json(data: bytes) -> Any:
     """The tree of JSON bytes, whoever wrote them; raises NotPlainError."""
     if len(data) > MAX_BYTES:
         raise NotPlainError("too large")

@@ -2,8 +2,8 @@
 
 import re
 
-from qwen_align.reward.ifeval.detect_language import is_in
-from qwen_align.reward.ifeval.instruction import Instruction, Positive, Relation, holds
+from qwen_align.reward.ifeval.detect_language import is_in_language
+from qwen_align.reward.ifeval.instruction import Instruction, Positive, Relation, satisfies_relation
 
 # What nltk's tokenizer, used by the official code, takes off a word, and dashes and curly quotes.
 _TOKEN = re.compile(r"[^\s,;:@#$%&?!\"()\[\]{}<>…—“”«»„]+")
@@ -13,22 +13,22 @@ class EnglishCapital(Instruction):
     """English, without a small letter (officially any language: langdetect leaves words in capital letters out)."""
 
     @property
-    def spoken(self) -> str:
+    def required_language(self) -> str:
         return "en"
 
     def follows(self, text: str) -> bool:
-        return text.isupper() and is_in(text, "en")
+        return text.isupper() and is_in_language(text, "en")
 
 
 class EnglishLowercase(Instruction):
     """English, without a capital letter."""
 
     @property
-    def spoken(self) -> str:
+    def required_language(self) -> str:
         return "en"
 
     def follows(self, text: str) -> bool:
-        return text.islower() and is_in(text, "en")
+        return text.islower() and is_in_language(text, "en")
 
 
 class CapitalWordFrequency(Instruction):
@@ -41,9 +41,9 @@ class CapitalWordFrequency(Instruction):
     capital_relation: Relation
 
     def follows(self, text: str) -> bool:
-        found = sum(1 for token in _TOKEN.finditer(text.replace("--", " ")) if _head(token[0]).isupper())
-        return holds(found, self.capital_relation, self.capital_frequency)
+        n_capital = sum(1 for token in _TOKEN.finditer(text.replace("--", " ")) if _cut_apostrophe(token[0]).isupper())
+        return satisfies_relation(n_capital, self.capital_relation, self.capital_frequency)
 
 
-def _head(token: str) -> str:
+def _cut_apostrophe(token: str) -> str:
     return token.replace("’", "'").strip("'").partition("'")[0]

@@ -10,7 +10,7 @@ from qwen_align.reward.ifeval.instruction import Instruction
 _DIVIDER = "******"
 
 
-def _said(value: str) -> str:
+def _check_prompt(value: str) -> str:
     if not value.strip():
         raise PydanticCustomError("blank", "the prompt to repeat is blank")
     return value.strip()
@@ -21,15 +21,15 @@ class TwoResponses(Instruction):
 
     def follows(self, text: str) -> bool:
         first, *others = (part.strip() for part in text.split(_DIVIDER))
-        inner = others[:-1]
-        said = [part for part in (first, *others) if part]
-        return all(inner) and len(said) == 2 and said[0] != said[1]
+        between = others[:-1]
+        responses = [part for part in (first, *others) if part]
+        return all(between) and len(responses) == 2 and responses[0] != responses[1]
 
 
 class RepeatPrompt(Instruction):
     """The text starts with the request, whatever the case."""
 
-    prompt_to_repeat: Annotated[str, AfterValidator(_said)]
+    prompt_to_repeat: Annotated[str, AfterValidator(_check_prompt)]
 
     def follows(self, text: str) -> bool:
         return text.strip().lower().startswith(self.prompt_to_repeat.lower())

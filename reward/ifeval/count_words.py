@@ -12,7 +12,7 @@ MARKS = (
 _WORD = re.compile(rf"[{_EASTERN}]|[^\W{_EASTERN}](?:[^\W{_EASTERN}]|[{MARKS}])*+")
 
 
-def words(text: str) -> list[str]:
+def split_into_words(text: str) -> list[str]:
     r"""The words of a text: runs of `\w` as in the official code, where "don't" is two.
 
     Unlike there, a vowel sign does not cut a Hindi word, and every Chinese or Japanese character is a word.
@@ -20,6 +20,6 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def n_words(text: str) -> int:
+def count_words(text: str) -> int:
     """How many words a text has."""
     return sum(1 for _ in _WORD.finditer(text))

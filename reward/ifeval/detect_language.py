@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-from qwen_align.reward.ifeval.count_words import words
-from qwen_align.reward.ifeval.latin_languages import LATIN, may_be
+from qwen_align.reward.ifeval.count_words import split_into_words
+from qwen_align.reward.ifeval.latin_languages import LATIN, may_be_language
 from qwen_align.reward.language import KANA_SHARE
 
 # A text is in another script if that has more than half as many letters: langdetect's own rule for leaving out Latin
@@ -36,7 +36,7 @@ _HAN = dict.fromkeys(("zh", "zh-cn", "zh-tw"), ("CJK",))
 _KANA = ("HIRAGANA", "KATAKANA")
 
 
-class _Signs:
+class _LanguageSigns:
     """What tells a language from the others of its script: letters it does not have, its own words and endings."""
 
     def __init__(self, missing: str, words: str, endings: str = "") -> None:
@@ -45,28 +45,28 @@ class _Signs:
         self.endings = tuple(endings.split())
 
 
-_SHARED: dict[str, dict[str, _Signs]] = {
+_SHARED_SCRIPTS: dict[str, dict[str, _LanguageSigns]] = {
     "CYRILLIC": {
-        "ru": _Signs("іїєґјљњќџѓѕђћў", "что это из к или так да же он она его её был для мы вы они я у"),
-        "uk": _Signs("ыэёъјљњќџѓѕђћў", "що це та так і й з із від або є також як ми ви вони він вона у"),
-        "bg": _Signs("ыэёіїєґјљњќџѓѕђћў", "да се са като който това че ще си към е от и ние съм"),
-        "mk": _Signs("ыэёъіїєґйщьюяђћў", "се да од што ќе во со го ги тоа дека ова сум и е"),
+        "ru": _LanguageSigns("іїєґјљњќџѓѕђћў", "что это из к или так да же он она его её был для мы вы они я у"),
+        "uk": _LanguageSigns("ыэёъјљњќџѓѕђћў", "що це та так і й з із від або є також як ми ви вони він вона у"),
+        "bg": _LanguageSigns("ыэёіїєґјљњќџѓѕђћў", "да се са като който това че ще си към е от и ние съм"),
+        "mk": _LanguageSigns("ыэёъіїєґйщьюяђћў", "се да од што ќе во со го ги тоа дека ова сум и е"),
     },
     "ARABIC": {
-        "ar": _Signs("پچژگکیٹڈڑںےہھ", "في من على أن إلى التي الذي هذا هذه و عن مع كان لا ما هو هي"),
-        "fa": _Signs("ةيكىٹڈڑںےہھ", "در به از که این را با است برای آن و می من تو هم یک"),
-        "ur": _Signs("ةيكىهإأ", "کے کی میں ہے اور سے کا کو پر ہیں یہ نے وہ ایک بھی تھا"),
+        "ar": _LanguageSigns("پچژگکیٹڈڑںےہھ", "في من على أن إلى التي الذي هذا هذه و عن مع كان لا ما هو هي"),
+        "fa": _LanguageSigns("ةيكىٹڈڑںےہھ", "در به از که این را با است برای آن و می من تو هم یک"),
+        "ur": _LanguageSigns("ةيكىهإأ", "کے کی میں ہے اور سے کا کو پر ہیں یہ نے وہ ایک بھی تھا"),
     },
     "DEVANAGARI": {
-        "hi": _Signs("ळ", "है हैं का की के में और से ने पर यह था कि को एक हूँ हूं मैं आप हो वह"),
-        "mr": _Signs("", "आहे आहेत आणि हे ते ही व होते साठी तो ती मी या हो", "च्या मध्ये ांना ण्याची"),
-        "ne": _Signs("ळ", "छ छन् र मा लाई हो थियो पनि यो को म तपाईं हुन्छ", "हरू एको लाई को मा छन्"),
+        "hi": _LanguageSigns("ळ", "है हैं का की के में और से ने पर यह था कि को एक हूँ हूं मैं आप हो वह"),
+        "mr": _LanguageSigns("", "आहे आहेत आणि हे ते ही व होते साठी तो ती मी या हो", "च्या मध्ये ांना ण्याची"),
+        "ne": _LanguageSigns("ळ", "छ छन् र मा लाई हो थियो पनि यो को म तपाईं हुन्छ", "हरू एको लाई को मा छन्"),
     },
 }
 
 SCRIPTS: dict[str, tuple[str, ...]] = {
     **{code: (script,) for code, script in _OWN_SCRIPT.items()},
-    **{code: (script,) for script, family in _SHARED.items() for code in family},
+    **{code: (script,) for script, family in _SHARED_SCRIPTS.items() for code in family},
     **_HAN,
     "ja": (*_KANA, "CJK"),
     **dict.fromkeys(LATIN, ("LATIN",)),
@@ -74,58 +74,58 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
 """The scripts of the languages that can be asked for: all that langdetect knows, and zh for both ways of writing it."""
 
 # Letters of the commonest words that are written in one way in mainland China and in another in Taiwan and Hong Kong.
-_SIMPLE = "们这个为来说国时会对学发后过么还没开关问间见现话长东车门马风飞鱼鸟语书电气头实点无与两从应当业产经济"
-_FULL = "們這個為來說國時會對學發後過麼還沒開關問間見現話長東車門馬風飛魚鳥語書電氣頭實點無與兩從應當業產經濟"
+_SIMPLIFIED = "们这个为来说国时会对学发后过么还没开关问间见现话长东车门马风飞鱼鸟语书电气头实点无与两从应当业产经济"
+_TRADITIONAL = "們這個為來說國時會對學發後過麼還沒開關問間見現話長東車門馬風飛魚鳥語書電氣頭實點無與兩從應當業產經濟"
 
 
-def is_in(text: str, code: str) -> bool:
+def is_in_language(text: str, code: str) -> bool:
     """Whether a text is in the language; False without letters."""
-    letters = _letters(text)
-    own = sum(letters[script] for script in SCRIPTS[code])
-    if own == 0 or letters.total() - own > _FOREIGN_SHARE * own:
+    letters = _count_script_letters(text)
+    n_own = sum(letters[script] for script in SCRIPTS[code])
+    if n_own == 0 or letters.total() - n_own > _FOREIGN_SHARE * n_own:
         return False
     if code in _HAN or code == "ja":
         kana = sum(letters[script] for script in _KANA)
         is_japanese = kana >= KANA_SHARE * (kana + letters["CJK"])
-        return is_japanese if code == "ja" else not is_japanese and _written_as(text, code)
+        return is_japanese if code == "ja" else not is_japanese and _uses_characters_of(text, code)
     if code in LATIN:
-        return may_be(text, code)
-    return _fits(text, code, _SHARED.get(SCRIPTS[code][0], {}))
+        return may_be_language(text, code)
+    return _fits_best(text, code, _SHARED_SCRIPTS.get(SCRIPTS[code][0], {}))
 
 
-def _letters(text: str) -> Counter[str]:
+def _count_script_letters(text: str) -> Counter[str]:
     """The weighted number of letters of each script."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for char, count in Counter(text).items():
-        if script := _script(char):
-            found[script] += count * _WEIGHTS.get(script, 1)
-    return found
+        if script := _find_script(char):
+            counts[script] += count * _WEIGHTS.get(script, 1)
+    return counts
 
 
 @lru_cache(maxsize=16_384)
-def _script(char: str) -> str:
+def _find_script(char: str) -> str:
     """The script of a letter or vowel sign by its Unicode name, "" for what is neither."""
     category = unicodedata.category(char)
     name = unicodedata.name(unicodedata.normalize("NFKC", char)[0], "").partition(" ")[0]
-    is_sign = category[0] == "M" and (name in _SHARED or name in _OWN_SCRIPT.values())
+    is_sign = category[0] == "M" and (name in _SHARED_SCRIPTS or name in _OWN_SCRIPT.values())
     return name if category[0] == "L" or is_sign else ""
 
 
-def _written_as(text: str, code: str) -> bool:
+def _uses_characters_of(text: str, code: str) -> bool:
     """Whether Chinese is in the characters asked for; where none tells, it is."""
     counts = Counter(text)
-    simple, full = (sum(counts[char] for char in chars) for chars in (_SIMPLE, _FULL))
+    simple, full = (sum(counts[char] for char in chars) for chars in (_SIMPLIFIED, _TRADITIONAL))
     return {"zh": True, "zh-cn": simple >= full, "zh-tw": full >= simple}[code]
 
 
-def _fits(text: str, code: str, family: dict[str, _Signs]) -> bool:
+def _fits_best(text: str, code: str, family: dict[str, _LanguageSigns]) -> bool:
     """Whether no other language of the script fits better; True for the only one."""
-    counts = Counter(word.lower() for word in words(text))
-    fits = {other: _fit(counts.items(), signs) for other, signs in family.items()}
+    counts = Counter(word.lower() for word in split_into_words(text))
+    fits = {other: _score_fit(counts.items(), signs) for other, signs in family.items()}
     return not fits or fits[code] == max(fits.values())
 
 
-def _fit(counts: Iterable[tuple[str, int]], signs: _Signs) -> int:
+def _score_fit(counts: Iterable[tuple[str, int]], signs: _LanguageSigns) -> int:
     """Words that speak for a language less those that cannot be in it."""
     fit = 0
     for word, count in counts:

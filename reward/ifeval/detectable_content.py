@@ -12,7 +12,7 @@ class NumberPlaceholders(Instruction):
     num_placeholders: Positive
 
     def follows(self, text: str) -> bool:
-        return sum(map(_n_placeholders, text.split("\n"))) >= self.num_placeholders
+        return sum(map(_count_placeholders, text.split("\n"))) >= self.num_placeholders
 
 
 class Postscript(Instruction):
@@ -21,21 +21,21 @@ class Postscript(Instruction):
     postscript_marker: Phrase
 
     def follows(self, text: str) -> bool:
-        return _marker(self.postscript_marker.lower()).search(text.lower()) is not None
+        return _compile_marker(self.postscript_marker.lower()).search(text.lower()) is not None
 
 
-def _n_placeholders(line: str) -> int:
-    count, here = 0, line.find("[")
-    while here >= 0:
-        end = line.find("]", here)
+def _count_placeholders(line: str) -> int:
+    count, position = 0, line.find("[")
+    while position >= 0:
+        end = line.find("]", position)
         if end < 0:
             break
-        count, here = count + 1, line.find("[", end)
+        count, position = count + 1, line.find("[", end)
     return count
 
 
 @lru_cache(maxsize=256)
-def _marker(marker: str) -> re.Pattern[str]:
+def _compile_marker(marker: str) -> re.Pattern[str]:
     if marker not in ("p.s.", "p.p.s", "p.p.s."):
         return re.compile(re.escape(marker))
     head, last = marker.rstrip(".").split("."), marker[-1] == "."

@@ -41,8 +41,8 @@ class NumberHighlightedSections(Instruction):
 
     def follows(self, text: str) -> bool:
         text = _MANY_STARS.sub("**", text)
-        found = sum(1 for mark in (_ITALIC, _BOLD) for part in mark.finditer(text) if part[0].strip("*").strip())
-        return found >= self.num_highlights
+        n_highlights = sum(1 for mark in (_ITALIC, _BOLD) for part in mark.finditer(text) if part[0].strip("*").strip())
+        return n_highlights >= self.num_highlights
 
 
 class MultipleSections(Instruction):
@@ -52,7 +52,7 @@ class MultipleSections(Instruction):
     num_sections: Positive
 
     def follows(self, text: str) -> bool:
-        return sum(1 for _ in _heading(self.section_spliter).finditer(text)) >= self.num_sections
+        return sum(1 for _ in _compile_heading(self.section_spliter).finditer(text)) >= self.num_sections
 
 
 class JsonFormat(Instruction):
@@ -64,7 +64,9 @@ class JsonFormat(Instruction):
             text = text.removeprefix(fence)
         try:
             # Numbers stay text: converting long ones takes quadratic time.
-            json.loads(text.removesuffix("```").strip(), parse_int=str, parse_float=str, parse_constant=_no_json)
+            json.loads(
+                text.removesuffix("```").strip(), parse_int=str, parse_float=str, parse_constant=_refuse_constant
+            )
         except (ValueError, RecursionError):
             return False
         return True
@@ -82,10 +84,10 @@ def _has_title(line: str) -> bool:
     return start >= 0 and start + 3 <= end and bool(line[start:end].lstrip("<").rstrip(">").strip())
 
 
-def _no_json(word: str) -> None:
+def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
 @lru_cache(maxsize=256)
-def _heading(word: str) -> re.Pattern[str]:
+def _compile_heading(word: str) -> re.Pattern[str]:
     return re.compile(re.escape(word) + r"\s?\d+")

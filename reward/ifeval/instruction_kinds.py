@@ -22,10 +22,10 @@ from qwen_align.reward.ifeval import (
     punctuation,
     startend,
 )
-from qwen_align.reward.ifeval.instruction import Instruction, without_empty
+from qwen_align.reward.ifeval.instruction import Instruction, drop_empty_arguments
 from qwen_align.reward.ifeval.language import ResponseLanguage
 
-KINDS: dict[str, type[Instruction]] = {
+INSTRUCTION_KINDS: dict[str, type[Instruction]] = {
     "keywords:existence": keywords.Existence,
     "keywords:frequency": keywords.Frequency,
     "keywords:forbidden_words": keywords.ForbiddenWords,
@@ -54,19 +54,19 @@ KINDS: dict[str, type[Instruction]] = {
 }
 
 
-def read_gold(gold: Any) -> list[tuple[str, Instruction]]:
+def parse_instruction_gold(gold: Any) -> list[tuple[str, Instruction]]:
     """The instructions of a gold with their ids; raises ValueError that names what is unusable.
 
     A gold is a row of the data set, `{"instruction_id_list": [...], "kwargs": [{...}, ...]}`, whose other fields are
     not looked at, or `{"instructions": [{"id": ..., **kwargs}, ...]}`. Arguments that are None are not given.
     """
-    asked = _asked(gold)
-    if not asked:
+    items = _list_instructions(gold)
+    if not items:
         raise ValueError("the gold has no instructions")
-    return [(id_, _instruction(id_, kwargs)) for id_, kwargs in asked]
+    return [(id_, _make_instruction(id_, kwargs)) for id_, kwargs in items]
 
 
-def _asked(gold: Any) -> list[tuple[Any, Any]]:
+def _list_instructions(gold: Any) -> list[tuple[Any, Any]]:
     if not isinstance(gold, Mapping):
         raise ValueError("the gold is no object with instruction_id_list and kwargs, or instructions")
     if "instructions" in gold:
@@ -80,12 +80,12 @@ def _asked(gold: Any) -> list[tuple[Any, Any]]:
     return list(zip(ids, kwargs, strict=True))
 
 
-def _instruction(id_: Any, kwargs: Any) -> Instruction:
-    if not isinstance(id_, str) or id_ not in KINDS:
-        raise ValueError(f"'{str(id_)[:80]}' is no instruction{did_you_mean(str(id_)[:80], KINDS)}")
+def _make_instruction(id_: Any, kwargs: Any) -> Instruction:
+    if not isinstance(id_, str) or id_ not in INSTRUCTION_KINDS:
+        raise ValueError(f"'{str(id_)[:80]}' is no instruction{did_you_mean(str(id_)[:80], INSTRUCTION_KINDS)}")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise ValueError(f"{id_}: its kwargs are no object")
     try:
-        return KINDS[id_](**without_empty(kwargs or {}))
+        return INSTRUCTION_KINDS[id_](**drop_empty_arguments(kwargs or {}))
     except ValidationError as error:
         raise ValueError(f"{id_}: {first_error(error)}") from None

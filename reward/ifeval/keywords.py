@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Phrases, Positive, Relation, holds
+from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Phrases, Positive, Relation, satisfies_relation
 
 # Written without spaces between words: Han, kana, Thai, Lao, Burmese, Khmer.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
-def _one_letter(value: str) -> str:
+def _check_letter(value: str) -> str:
     if len(value.strip()) != 1:
         raise PydanticCustomError("letter", "'{said}' is not one letter", {"said": value[:20]})
     return value.strip()
@@ -37,7 +37,7 @@ class Frequency(Instruction):
     relation: Relation
 
     def follows(self, text: str) -> bool:
-        return holds(text.casefold().count(self.keyword.casefold()), self.relation, self.frequency)
+        return satisfies_relation(text.casefold().count(self.keyword.casefold()), self.relation, self.frequency)
 
 
 class ForbiddenWords(Instruction):
@@ -51,26 +51,26 @@ class ForbiddenWords(Instruction):
 
     def follows(self, text: str) -> bool:
         text = text.casefold()
-        return not any(_as_word(word.casefold()).search(text) for word in self.forbidden_words)
+        return not any(_compile_word(word.casefold()).search(text) for word in self.forbidden_words)
 
 
 class LetterFrequency(Instruction):
     """How often a letter is there, large or small; `#` and `!` are letters too (officially another is drawn)."""
 
-    letter: Annotated[str, AfterValidator(_one_letter)]
+    letter: Annotated[str, AfterValidator(_check_letter)]
     let_frequency: Positive
     let_relation: Relation
 
     def follows(self, text: str) -> bool:
-        return holds(text.lower().count(self.letter.lower()), self.let_relation, self.let_frequency)
+        return satisfies_relation(text.lower().count(self.letter.lower()), self.let_relation, self.let_frequency)
 
 
 @lru_cache(maxsize=1_024)
-def _as_word(word: str) -> re.Pattern[str]:
-    before = r"(?<!\w)" if _is_spaced(word[0]) else ""
-    after = r"(?!\w)" if _is_spaced(word[-1]) else ""
+def _compile_word(word: str) -> re.Pattern[str]:
+    before = r"(?<!\w)" if _needs_spaces(word[0]) else ""
+    after = r"(?!\w)" if _needs_spaces(word[-1]) else ""
     return re.compile(before + re.escape(word) + after)
 
 
-def _is_spaced(char: str) -> bool:
+def _needs_spaces(char: str) -> bool:
     return re.match(r"\w", char) is not None and _UNSPACED.match(char) is None

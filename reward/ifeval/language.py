@@ -6,25 +6,25 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from qwen_align.align.strict import did_you_mean
-from qwen_align.reward.ifeval.detect_language import SCRIPTS, is_in
+from qwen_align.reward.ifeval.detect_language import SCRIPTS, is_in_language
 from qwen_align.reward.ifeval.instruction import Instruction
 
 
-def _known(code: str) -> str:
+def _check_language(code: str) -> str:
     if code not in SCRIPTS:
-        said = f"'{code[:20]}' is no language known here{did_you_mean(code, SCRIPTS)}"
-        raise PydanticCustomError("language", "{said}", {"said": said})
+        message = f"'{code[:20]}' is no language known here{did_you_mean(code, SCRIPTS)}"
+        raise PydanticCustomError("language", "{said}", {"said": message})
     return code
 
 
 class ResponseLanguage(Instruction):
     """The text is in a language, told by its ISO 639-1 code; one without letters is in none (officially in any)."""
 
-    language: Annotated[str, AfterValidator(_known)]
+    language: Annotated[str, AfterValidator(_check_language)]
 
     @property
-    def spoken(self) -> str:
+    def required_language(self) -> str:
         return self.language
 
     def follows(self, text: str) -> bool:
-        return is_in(text, self.language)
+        return is_in_language(text, self.language)

@@ -25,49 +25,53 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 _AS_IN_PROFILES = str.maketrans("șțȘȚ", "şţŞŢ")
 
 
-class _Profiles(NamedTuple):
+class _LetterProfiles(NamedTuple):
     """Letter groups, and the logarithm of their share in each language; a row a group, a column a language."""
 
     rows: dict[str, int]
     logs: Any  # numpy: this module is imported without it
 
 
-def may_be(text: str, code: str) -> bool:
+def may_be_language(text: str, code: str) -> bool:
     """Whether no other language in Latin letters is clearly likelier; raises RecipeError without langdetect."""
-    profiles = _profiles()
-    found = [(profiles.rows[group], n) for group, n in _groups(_windows(text)).items() if group in profiles.rows]
-    if not found:
+    profiles = _load_profiles()
+    known_groups = [
+        (profiles.rows[group], n)
+        for group, n in _count_letter_groups(_cut_windows(text)).items()
+        if group in profiles.rows
+    ]
+    if not known_groups:
         return True
-    rows, counts = zip(*found, strict=True)
+    rows, counts = zip(*known_groups, strict=True)
     likelihood = counts @ profiles.logs[list(rows)]
     return bool(likelihood.max() - likelihood[LATIN.index(code)] <= _MARGIN)
 
 
-def need_langdetect() -> None:
+def require_langdetect() -> None:
     """Raises RecipeError if langdetect is not installed."""
-    _profiles()
+    _load_profiles()
 
 
-def _windows(text: str) -> str:
+def _cut_windows(text: str) -> str:
     if len(text) <= 3 * _WINDOW:
         return text
     middle = (len(text) - _WINDOW) // 2
     return " ".join((text[:_WINDOW], text[middle : middle + _WINDOW], text[-_WINDOW:]))
 
 
-def _groups(text: str) -> Counter[str]:
+def _count_letter_groups(text: str) -> Counter[str]:
     """The groups of one to three letters, with the space before and after a word; capital words as small ones."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for word, count in Counter(_WORD.findall(unicodedata.normalize("NFC", text).translate(_AS_IN_PROFILES))).items():
         spaced = f" {word.lower() if word.isupper() else word} "
         for size in (1, 2, 3):
-            for place in range(len(spaced) - size + 1):
-                found[spaced[place : place + size]] += count
-    return found
+            for start in range(len(spaced) - size + 1):
+                counts[spaced[start : start + size]] += count
+    return counts
 
 
 @cache
-def _profiles() -> _Profiles:
+def _load_profiles() -> _LetterProfiles:
     import numpy as np
 
     rows: dict[str, int] = {}
@@ -86,8 +90,8 @@ def _profiles() -> _Profiles:
         for group in shares[-1]:
             rows.setdefault(group, len(rows))
     table = np.full((len(rows), len(LATIN)), _MISSED)
-    for column, known in enumerate(shares):
-        for group, share in known.items():
+    for column, profile_shares in enumerate(shares):
+        for group, share in profile_shares.items():
             table[rows[group], column] += share
     rows.pop(" ", None)
-    return _Profiles(rows, np.log(table))
+    return _LetterProfiles(rows, np.log(table))

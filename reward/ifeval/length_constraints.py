@@ -3,9 +3,9 @@
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from qwen_align.reward.ifeval.count_sentences import n_sentences
-from qwen_align.reward.ifeval.count_words import n_words
-from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Positive, Relation, holds
+from qwen_align.reward.ifeval.count_sentences import count_sentences
+from qwen_align.reward.ifeval.count_words import count_words
+from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Positive, Relation, satisfies_relation
 
 _DIVIDER = "***"
 _PARAGRAPH = "\n\n"
@@ -18,7 +18,7 @@ class NumberSentences(Instruction):
     relation: Relation
 
     def follows(self, text: str) -> bool:
-        return holds(n_sentences(text), self.relation, self.num_sentences)
+        return satisfies_relation(count_sentences(text), self.relation, self.num_sentences)
 
 
 class NumberWords(Instruction):
@@ -28,7 +28,7 @@ class NumberWords(Instruction):
     relation: Relation
 
     def follows(self, text: str) -> bool:
-        return holds(n_words(text), self.relation, self.num_words)
+        return satisfies_relation(count_words(text), self.relation, self.num_words)
 
 
 class NumberParagraphs(Instruction):
@@ -39,7 +39,7 @@ class NumberParagraphs(Instruction):
     def follows(self, text: str) -> bool:
         first, *others = text.split(_DIVIDER)
         last = others.pop() if others else ""
-        if not all(inner.strip() for inner in others):
+        if not all(middle.strip() for middle in others):
             return False
         return len(others) + bool(first.strip()) + bool(last.strip()) == self.num_paragraphs
 
@@ -56,22 +56,22 @@ class NthParagraphFirstWord(Instruction):
     first_word: Phrase
 
     @model_validator(mode="after")
-    def _can_be_followed(self) -> "NthParagraphFirstWord":
+    def _check_can_be_followed(self) -> "NthParagraphFirstWord":
         if self.nth_paragraph > self.num_paragraphs:
             raise PydanticCustomError("nth", "nth_paragraph is more than num_paragraphs")
-        if len(self.first_word.split()) > 1 or not _first_word(self.first_word):
+        if len(self.first_word.split()) > 1 or not _find_first_word(self.first_word):
             raise PydanticCustomError("word", "first_word is not one word")
         return self
 
     def follows(self, text: str) -> bool:
         paragraphs = text.split(_PARAGRAPH)
-        if sum(1 for one in paragraphs if one.strip()) != self.num_paragraphs:
+        if sum(1 for paragraph in paragraphs if paragraph.strip()) != self.num_paragraphs:
             return False
         nth = paragraphs[self.nth_paragraph - 1]
-        return bool(nth.strip()) and _first_word(nth) == _first_word(self.first_word)
+        return bool(nth.strip()) and _find_first_word(nth) == _find_first_word(self.first_word)
 
 
-def _first_word(text: str) -> str:
+def _find_first_word(text: str) -> str:
     word = text.split(maxsplit=1)[0].lstrip("'").lstrip('"')
-    ends = [place for place in map(word.find, ".,?!'\"") if place >= 0]
+    ends = [position for position in map(word.find, ".,?!'\"") if position >= 0]
     return word[: min(ends, default=len(word))].lower()

@@ -9,8 +9,8 @@ class EndChecker(Instruction):
     end_phrase: Phrase
 
     def follows(self, text: str) -> bool:
-        said, phrase = text.strip().lower(), self.end_phrase.lower()
-        return said.endswith(phrase) or said.strip('"').endswith(phrase)
+        lowered, phrase = text.strip().lower(), self.end_phrase.lower()
+        return lowered.endswith(phrase) or lowered.strip('"').endswith(phrase)
 
 
 class Quotation(Instruction):

@@ -67,7 +67,7 @@ def warm() -> None:
     if hasattr(os, "fork"):
         with _lock:
             pool = _pool()
-        pool.warm()
+        pool.warm_up()
 
 
 @cache

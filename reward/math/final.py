@@ -2,7 +2,7 @@ r"""The answer a text ends on: its last boxes, else what it declares ("The answe
 
 import re
 
-from qwen_align.reward.boxed_answers import JOINT, last_boxes
+from qwen_align.reward.boxed_answers import JOINT, find_last_boxes
 from qwen_align.reward.math.units import measured
 
 _LONGEST_END = 1_500  # characters at the end of a text in which an answer without a box is looked for
@@ -37,7 +37,7 @@ def boxed_answers(text: str) -> list[str] | str | None:
     """What the last boxes hold, else the reason why there is none; None where the text holds no box at all."""
     if "\\boxed" not in text and "\\fbox" not in text:
         return None
-    boxes = last_boxes(text)
+    boxes = find_last_boxes(text)
     return boxes if isinstance(boxes, str) else [box.content for box in boxes]
 
 

@@ -24,7 +24,7 @@ FULL = Isolation(True, True, LAYERS, "")
 def _probed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe's answer without the seconds that importing torch takes; one test below asks for real."""
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: PROBED)
-    monkeypatch.setattr(doctor, "isolation_here", lambda: FULL)
+    monkeypatch.setattr(doctor, "check_isolation", lambda: FULL)
 
 
 def found(findings: list[Finding], what: str) -> Finding:
@@ -90,7 +90,7 @@ def test_torch_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch)
 def test_the_isolation_of_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(doctor.examine(tmp_path), "sandbox").found == "full: pid namespace, system call filter"
     layers = (LAYERS[0], Layer("user namespace", False, "Operation not permitted"))
-    monkeypatch.setattr(doctor, "isolation_here", lambda: Isolation(False, True, layers, "set sysctl x=1"))
+    monkeypatch.setattr(doctor, "check_isolation", lambda: Isolation(False, True, layers, "set sysctl x=1"))
     finding = found(doctor.examine(tmp_path), "sandbox")
     assert finding.found == "process only (a session and resource limits); no user namespace: Operation not permitted"
     assert finding.advice == "code_tests: set sysctl x=1"

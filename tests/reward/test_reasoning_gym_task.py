@@ -9,8 +9,8 @@ import pytest
 from qwen_align.align.rows import Completion, Message, Problem
 from qwen_align.data_builders.reasoning_gym_items import UNREPEATABLE
 from qwen_align.data_builders.reasoning_gym_tasks import ReasoningGymTasks
-from qwen_align.reward.reasoning_gym_guards import GUARDS, REFUSED, admits, revived
-from qwen_align.reward.reasoning_gym_task import ReasoningGym, known_answer, said
+from qwen_align.reward.reasoning_gym_guards import GUARDS, REFUSED_TASKS, is_answer_admitted, restore_tuples
+from qwen_align.reward.reasoning_gym_task import ReasoningGym, extract_answer, find_known_answer
 
 pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
 
@@ -48,7 +48,7 @@ def gold(dataset: str, answer: str | None, **metadata: Any) -> dict[str, Any]:
     ],
 )
 def test_what_the_answer_is(text: str, expected: tuple[str, str]) -> None:
-    assert said(text) == expected
+    assert extract_answer(text) == expected
 
 
 # data set, entry, admitted answers, answers that are not
@@ -132,21 +132,21 @@ GUARDED = [
 
 @pytest.mark.parametrize(("dataset", "item", "admitted", "refused"), GUARDED, ids=[case[0] for case in GUARDED])
 def test_guards(dataset: str, item: dict[str, Any], admitted: list[str], refused: list[str]) -> None:
-    assert [answer for answer in admitted if not admits(dataset, answer, item)] == []
-    assert [answer for answer in refused if admits(dataset, answer, item)] == []
+    assert [answer for answer in admitted if not is_answer_admitted(dataset, answer, item)] == []
+    assert [answer for answer in refused if is_answer_admitted(dataset, answer, item)] == []
 
 
 def test_deep_answers_do_not_end_the_guards() -> None:
     item = entry("1", numbers=[1], target=1, variable="x")
     for dataset in GUARDS:
         for answer in ("(" * 10_000, "-" * 10_000 + "1", "[" * 10_000, "1" * 10_000, "1+" * 5_000 + "1"):
-            assert admits(dataset, answer, item) in (True, False)
+            assert is_answer_admitted(dataset, answer, item) in (True, False)
 
 
 def test_boards_are_tuples_again() -> None:
-    item = revived("arc_agi", entry("1 2", output=[[1, 2]]))
+    item = restore_tuples("arc_agi", entry("1 2", output=[[1, 2]]))
     assert item["metadata"]["output"] == ((1, 2),)
-    assert revived("leg_counting", item) == item
+    assert restore_tuples("leg_counting", item) == item
 
 
 @pytest.mark.parametrize("probe", REWARD.probes(), ids=lambda probe: probe.name)
@@ -176,7 +176,7 @@ def test_no_answer_runs_code(tmp_path: Path) -> None:
 def test_an_endless_answer_ends_at_the_limit_and_the_next_is_judged() -> None:
     reward = ReasoningGym(time_limit_s=2.0)
     item = gold("simple_integration", "x**2 + C", variable="x", integrand="2*x")
-    reward.warm()
+    reward.warm_up()
     start = time.monotonic()
     assert reward.judge("<answer>9**9**9**9*x</answer>", item).reason == "time limit"
     assert time.monotonic() - start < 6.0
@@ -237,7 +237,7 @@ SOME_FAIL = {
 def task_names() -> list[str]:
     from reasoning_gym.factory import DATASETS
 
-    return sorted(set(DATASETS) - set(REFUSED) - set(UNREPEATABLE))
+    return sorted(set(DATASETS) - set(REFUSED_TASKS) - set(UNREPEATABLE))
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_every_task_pays_its_own_gold() -> None:
     for name in names:
         rows = list(ReasoningGymTasks(tasks=[name], n=2 if name == "knight_swap" else 6).generate(1))
         verdicts = [reward.judge_gold(row.gold) for row in rows]
-        told = {known_answer(row.gold["entry"]) is not None for row in rows}
+        told = {find_known_answer(row.gold["entry"]) is not None for row in rows}
         assert told == {name not in UNTOLD}, name
         if name not in SOME_FAIL and any(one.value != 1.0 for one in verdicts):
             wrong[name] = [(one.reason, row.gold["entry"]["answer"]) for one, row in zip(verdicts, rows, strict=True)]
@@ -269,7 +269,7 @@ def test_no_task_pays_junk_hedges_or_another_items_answer() -> None:
         if name == "knight_swap":  # a second of search an item
             continue
         rows = list(ReasoningGymTasks(tasks=[name], n=4).generate(2))
-        answers = [known_answer(row.gold["entry"]) for row in rows]
+        answers = [find_known_answer(row.gold["entry"]) for row in rows]
         for row, right in zip(rows, answers, strict=True):
             paid += [(name, right, said) for said in _wrong(row, right, answers, name) if _pays(reward, said, row)]
     assert paid == []

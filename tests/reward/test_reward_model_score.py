@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message
-from qwen_align.reward.audit import audit
-from qwen_align.reward.combine import judge_all, solved
+from qwen_align.reward.audit import audit_reward
+from qwen_align.reward.combine import is_task_solved, judge_all
 from qwen_align.reward.reward_model_score import Learned, Qwen25Math
 from qwen_align.reward.settings import RewardName
 
@@ -26,7 +26,7 @@ def lengths(group: Sequence[Completion]) -> list[float]:
 
 def bound(kind: type[Learned] = Learned) -> Learned:
     one = kind.model_validate({"kind": kind.model_fields["kind"].default, "from_scorer": "rm"})
-    one.bind(lengths)
+    one.bind_scorer(lengths)
     return one
 
 
@@ -35,9 +35,9 @@ def test_the_score_as_it_is() -> None:
     said = one.judge_group([completion("ab"), completion("abcd")])
     assert [verdict.value for verdict in said] == [2.0, 4.0]
     assert one.judge(completion("abc")).value == 3.0
-    assert one.solved(said[0]) is None
+    assert one.is_solved(said[0]) is None
     (verdict,) = judge_all([one], [completion("ab")])
-    assert solved([one], verdict) is None
+    assert is_task_solved([one], verdict) is None
 
 
 def test_a_scorer_that_is_not_there_is_said() -> None:
@@ -46,24 +46,24 @@ def test_a_scorer_that_is_not_there_is_said() -> None:
         one.judge(completion("a"))
     with pytest.raises(TypeError, match="judges Completion rows"):
         bound().judge("a")
-    assert audit(one) == []
+    assert audit_reward(one) == []
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
 def test_every_right_answer_beats_every_wrong_one(right: float, wrong: float) -> None:
     one = bound(Qwen25Math)
-    one.bind(lambda group: [right if "2" in each.text else wrong for each in group])
+    one.bind_scorer(lambda group: [right if "2" in each.text else wrong for each in group])
     good, bad = one.judge_group([completion("\\boxed{2}"), completion("\\boxed{3}", 1)])
     assert good.value is not None
     assert bad.value is not None
     assert good.value >= 0.0 >= bad.value
     assert good.value > bad.value or (right < -50 and wrong > 50)  # beyond, both round to 0
-    assert (one.solved(good), one.solved(bad)) == (True, False)
+    assert (one.is_solved(good), one.is_solved(bad)) == (True, False)
 
 
 def test_the_formula_of_qwen25_math() -> None:
     one = bound(Qwen25Math)
-    one.bind(lambda group: [2.0] * len(group))
+    one.bind_scorer(lambda group: [2.0] * len(group))
     good, bad = one.judge_group([completion("\\boxed{2}"), completion("\\boxed{3}", 1)])
     assert good.value == pytest.approx(0.7310585786)  # sigmoid(1) + 1 - 1
     assert bad.value == pytest.approx(0.7310585786 - 1)

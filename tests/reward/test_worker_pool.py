@@ -126,7 +126,7 @@ def test_what_the_work_raises_is_told(make_pool: Callable[..., Pool]) -> None:
 
 def test_waiting_for_a_worker_does_not_count_as_work(make_pool: Callable[..., Pool]) -> None:
     pool = make_pool(workers=1, limit_s=1.0)
-    pool.warm()
+    pool.warm_up()
     done: list[float] = []
     threads = [threading.Thread(target=lambda: done.append(pool.ask(["sleep", 0.5]))) for _ in range(4)]
     for thread in threads:
@@ -138,7 +138,7 @@ def test_waiting_for_a_worker_does_not_count_as_work(make_pool: Callable[..., Po
 
 def test_a_deadline_ends_the_wait(make_pool: Callable[..., Pool]) -> None:
     pool = make_pool(workers=1, limit_s=5.0)
-    pool.warm()
+    pool.warm_up()
     busy = threading.Thread(target=pool.ask, args=(["sleep", 1.0],))
     busy.start()
     time.sleep(0.2)
@@ -152,7 +152,7 @@ def test_a_deadline_ends_the_wait(make_pool: Callable[..., Pool]) -> None:
 
 def test_a_file_that_cannot_start_is_told(make_pool: Callable[..., Pool]) -> None:
     with pytest.raises(StartError, match="ValueError: no such thing as this"):
-        make_pool(argument="broken").warm()
+        make_pool(argument="broken").warm_up()
 
 
 def test_a_killed_server_is_replaced(make_pool: Callable[..., Pool]) -> None:
@@ -189,7 +189,7 @@ pool = Pool("pool_work:serve", 1, workers=1, limit_s=60.0, memory_gib=1.0)
 print(*pool.ask(["pids", None]), flush=True)
 pool.ask(["power", None])
 """
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))}
     asker = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=env, text=True)
     assert asker.stdout is not None
     worker, server = map(int, asker.stdout.readline().split())
@@ -224,7 +224,7 @@ def test_kills_from_outside_cost_no_reply(make_pool: Callable[..., Pool]) -> Non
 
 def test_who_came_first_is_served_first(make_pool: Callable[..., Pool]) -> None:
     pool = make_pool(workers=1, limit_s=5.0)
-    pool.warm()
+    pool.warm_up()
     done: list[int] = []
 
     def ask(number: int) -> None:

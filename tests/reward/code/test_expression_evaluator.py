@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.reward.code.expression_evaluator import Evaluator, UnsupportedError, supported
+from qwen_align.reward.code.expression_evaluator import Evaluator, UnsupportedError, is_supported
 from qwen_align.reward.code.value_serialization import NotPlainError
 from tests.clock import cpu_limit
 
@@ -53,8 +53,8 @@ repr([1, "a"]) + str(None)
 
 def value(source: str, **names: Any) -> Any:
     tree = ast.parse(source, mode="eval").body
-    assert supported(tree, names.keys()), source
-    return Evaluator(names, set(), lambda node: pytest.fail("a call")).value(tree)
+    assert is_supported(tree, names.keys()), source
+    return Evaluator(names, set(), lambda node: pytest.fail("a call")).evaluate(tree)
 
 
 @pytest.mark.parametrize("source", ALIKE)
@@ -84,7 +84,7 @@ def test_it_raises_where_python_does(source: str) -> None:
     with pytest.raises(
         (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError, UnsupportedError)
     ):
-        Evaluator({}, set(), lambda node: None).value(tree)
+        Evaluator({}, set(), lambda node: None).evaluate(tree)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_it_raises_where_python_does(source: str) -> None:
 )
 def test_nothing_else_is_evaluated(source: str) -> None:
     tree = ast.parse(source, mode="eval").body
-    assert not supported(tree, {"x"})
+    assert not is_supported(tree, {"x"})
     with pytest.raises((UnsupportedError, AttributeError)):
-        Evaluator({"x": 1}, set(), lambda node: None).value(tree)
+        Evaluator({"x": 1}, set(), lambda node: None).evaluate(tree)
 
 
 @pytest.mark.parametrize(

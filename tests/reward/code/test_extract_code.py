@@ -2,15 +2,15 @@
 
 import pytest
 
-from qwen_align.reward.code.extract_code import Code, code
+from qwen_align.reward.code.extract_code import CodeCandidates, extract_code
 from tests.clock import cpu_limit
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("x = 1\n", Code(["x = 1\n"], True)),
-        ("    return 1", Code(["    return 1"], True)),
+        ("x = 1\n", CodeCandidates(["x = 1\n"], True)),
+        ("    return 1", CodeCandidates(["    return 1"], True)),
         ("```python\na\n```", "a\n"),
         ("```py\na\n```", "a\n"),
         ("```Python3 title=x\na\n```", "a\n"),
@@ -30,15 +30,15 @@ from tests.clock import cpu_limit
         ("text ```python\na\n```", None),
     ],
 )
-def test_the_last_block_of_python_counts(text: str, found: Code | str | None) -> None:
-    if not isinstance(found, Code):
-        found = Code([text], False) if found is None else Code([text, found], True)
-    assert code(text) == found
+def test_the_last_block_of_python_counts(text: str, found: CodeCandidates | str | None) -> None:
+    if not isinstance(found, CodeCandidates):
+        found = CodeCandidates([text], False) if found is None else CodeCandidates([text, found], True)
+    assert extract_code(text) == found
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t", "x" * 300_000])
 def test_no_text_is_no_code(text: str) -> None:
-    assert code(text) is None
+    assert extract_code(text) is None
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_no_text_is_no_code(text: str) -> None:
 )
 def test_any_text_is_read_in_linear_time(text: str) -> None:
     with cpu_limit(1.0, text):
-        code(text)
+        extract_code(text)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from qwen_align.reward.code.plan_from_gold import Calls, Script, plan
-from qwen_align.reward.code.run_candidate import run
-from qwen_align.reward.code.sandbox import Limits, SandboxError, sandbox
+from qwen_align.reward.code.plan_from_gold import CallTests, ScriptTests, plan_from_gold
+from qwen_align.reward.code.run_candidate import run_candidate
+from qwen_align.reward.code.sandbox import Limits, SandboxError, get_sandbox
 from qwen_align.reward.code_tests import CodeTests
 
 LIMITS = Limits(time_limit_s=5.0)
@@ -19,26 +19,26 @@ CASES = [pytest.param(case, id=case["why"]) for case in map(json.loads, LINES)]
 @pytest.fixture(scope="module", autouse=True)
 def server() -> None:
     try:
-        sandbox("full").warm()
+        get_sandbox("full").warm_up()
     except SandboxError as error:
         pytest.skip(f"no sandbox here: {error}")
 
 
 def score(gold: Any, text: str, *, script: bool) -> str:
-    planned = plan(gold)
+    planned = plan_from_gold(gold)
     assert planned is not None
-    if script and isinstance(planned.work, Calls):
+    if script and isinstance(planned.work, CallTests):
         assert planned.work.otherwise is not None
         planned = planned._replace(work=planned.work.otherwise)
-    return run(planned, [text], sandbox("full"), LIMITS, partial=False).reason
+    return run_candidate(planned, [text], get_sandbox("full"), LIMITS, partial=False).reason
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_right_code_passes_and_wrong_code_fails_both_ways(case: dict[str, Any]) -> None:
     gold = {"tests": case["tests"]}
-    planned = plan(gold)
+    planned = plan_from_gold(gold)
     assert planned is not None
-    assert isinstance(planned.work, Calls if case["way"] == "apart" else Script)
+    assert isinstance(planned.work, CallTests if case["way"] == "apart" else ScriptTests)
     for script in (False, True) if case["way"] == "apart" else (True,):
         assert score(gold, case["right"], script=script) == "all tests passed"
         assert score(gold, case["wrong"], script=script) in ("tests failed", "value not plain data", "exited early")
@@ -46,9 +46,9 @@ def test_right_code_passes_and_wrong_code_fails_both_ways(case: dict[str, Any]) 
 
 def test_no_expected_value_is_in_what_a_candidate_is_told() -> None:
     gold = {"tests": ["assert f(1) == 123456", "assert f(2) in (654321,)", "assert abs(f(3) - 777777) < 1"]}
-    planned = plan(gold)
+    planned = plan_from_gold(gold)
     assert planned is not None
-    assert isinstance(planned.work, Calls)
+    assert isinstance(planned.work, CallTests)
     told = repr(planned.work.calls) + repr((planned.before, planned.prompt, planned.entry))
     assert not any(number in told for number in ("123456", "654321", "777777"))
 

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_align.reward.code.value_serialization import MAX_BITS, NotPlainError, build_set, decode, dumps, loads, write
+from qwen_align.reward.code.value_serialization import (
+    MAX_BITS,
+    NotPlainError,
+    build_set,
+    decode_value,
+    deserialize_value,
+    serialize_value,
+    write_json,
+)
 from tests.clock import cpu_limit
 
 SCALARS = (
@@ -41,7 +49,7 @@ def types_of(value: Any) -> Any:
 @given(VALUES)
 @settings(max_examples=300, deadline=None)
 def test_a_plain_value_comes_back(value: Any) -> None:
-    back = loads(dumps(value))
+    back = deserialize_value(serialize_value(value))
     assert back == value
     assert types_of(back) == types_of(value)
 
@@ -70,7 +78,7 @@ def test_a_plain_value_comes_back(value: Any) -> None:
     ],
 )
 def test_values_of_the_standard_library_come_back(value: Any) -> None:
-    back = loads(dumps(value))
+    back = deserialize_value(serialize_value(value))
     assert back == value
     assert type(back) is type(value)
     assert repr(back) == repr(value)
@@ -78,10 +86,10 @@ def test_values_of_the_standard_library_come_back(value: Any) -> None:
 
 def test_what_equals_a_plain_value_by_its_contents_crosses_as_that() -> None:
     point = collections.namedtuple("point", "x y")
-    assert loads(dumps(point(1, 2))) == (1, 2)
-    assert list(loads(dumps(x * x for x in range(4)))) == [0, 1, 4, 9]
-    assert list(loads(dumps(map(str, (1, 2))))) == ["1", "2"]
-    assert math.isnan(loads(dumps(math.nan)))
+    assert deserialize_value(serialize_value(point(1, 2))) == (1, 2)
+    assert list(deserialize_value(serialize_value(x * x for x in range(4)))) == [0, 1, 4, 9]
+    assert list(deserialize_value(serialize_value(map(str, (1, 2))))) == ["1", "2"]
+    assert math.isnan(deserialize_value(serialize_value(math.nan)))
 
 
 def test_an_endless_generator_gives_its_first_values() -> None:
@@ -91,7 +99,7 @@ def test_an_endless_generator_gives_its_first_values() -> None:
             yield at
             at += 1
 
-    values = loads(dumps(count()))
+    values = deserialize_value(serialize_value(count()))
     assert [next(values) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(NotPlainError):
         list(values)
@@ -136,7 +144,7 @@ cyclic.append(cyclic)
 )
 def test_nothing_else_crosses(value: Any) -> None:
     with pytest.raises(NotPlainError):
-        dumps(value)
+        serialize_value(value)
 
 
 TREES = st.recursive(
@@ -148,11 +156,11 @@ TREES = st.recursive(
 )
 
 
-@given(st.binary(max_size=40) | TREES.map(write))
+@given(st.binary(max_size=40) | TREES.map(write_json))
 @settings(max_examples=500, deadline=None)
 def test_any_bytes_are_a_value_or_refused(data: bytes) -> None:
     try:
-        value = loads(data)
+        value = deserialize_value(data)
     except NotPlainError:
         return
     assert type(value).__module__ in ("builtins", "collections", "decimal", "fractions", "datetime")
@@ -181,7 +189,7 @@ def test_any_bytes_are_a_value_or_refused(data: bytes) -> None:
 )
 def test_hostile_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(NotPlainError):
-        loads(data)
+        deserialize_value(data)
 
 
 def test_colliding_keys_are_given_up_in_time() -> None:
@@ -189,5 +197,5 @@ def test_colliding_keys_are_given_up_in_time() -> None:
         with pytest.raises(NotPlainError):
             build_set(fractions.Fraction(i * (2**61 - 1)) for i in range(100_000))
         with pytest.raises(NotPlainError):
-            decode({"d": [[i * (2**61 - 1), 0] for i in range(100_000)]})
+            decode_value({"d": [[i * (2**61 - 1), 0] for i in range(100_000)]})
     assert len(build_set(range(100_000))) == 100_000

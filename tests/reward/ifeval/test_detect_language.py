@@ -3,7 +3,7 @@
 import pytest
 
 from qwen_align.reward.ifeval import latin_languages
-from qwen_align.reward.ifeval.detect_language import SCRIPTS, is_in
+from qwen_align.reward.ifeval.detect_language import SCRIPTS, is_in_language
 
 
 def test_all_languages_of_ifeval_can_be_asked_for() -> None:
@@ -34,7 +34,9 @@ def test_a_sentence_in_latin_letters_is_in_its_language_only(code: str, text: st
     pytest.importorskip("langdetect", reason="not installed: pip install 'qwen-align[ifeval]'")
     for written in (text, text.lower(), text.upper()):
         assert [
-            one for one in ("en", "es", "pt", "it", "pl", "vi", "fi", "sw", "tr", "hu", "ro") if is_in(written, one)
+            one
+            for one in ("en", "es", "pt", "it", "pl", "vi", "fi", "sw", "tr", "hu", "ro")
+            if is_in_language(written, one)
         ] == [code]
 
 
@@ -67,14 +69,16 @@ def test_a_sentence_in_latin_letters_is_in_its_language_only(code: str, text: st
 )
 def test_a_sentence_in_another_script_is_in_its_language_only(code: str, text: str) -> None:
     others = set(SCRIPTS) - {"zh-cn", "zh-tw"}
-    assert {one for one in others - set(latin_languages.LATIN) if is_in(text, one)} == {code}
-    assert is_in(text + " (ChatGPT)", code)
-    assert not is_in(text + " Here is what this means in English: a cat sleeps on a sofa, because of the heat.", code)
+    assert {one for one in others - set(latin_languages.LATIN) if is_in_language(text, one)} == {code}
+    assert is_in_language(text + " (ChatGPT)", code)
+    assert not is_in_language(
+        text + " Here is what this means in English: a cat sleeps on a sofa, because of the heat.", code
+    )
 
 
 def test_both_ways_of_writing_chinese() -> None:
     simple, full, either = "我们喜欢这个国家的语言。", "我們喜歡這個國家的語言。", "你好"
     asked = ("zh", "zh-cn", "zh-tw")
-    assert [is_in(simple, code) for code in asked] == [True, True, False]
-    assert [is_in(full, code) for code in asked] == [True, False, True]
-    assert [is_in(either, code) for code in asked] == [True, True, True]
+    assert [is_in_language(simple, code) for code in asked] == [True, True, False]
+    assert [is_in_language(full, code) for code in asked] == [True, False, True]
+    assert [is_in_language(either, code) for code in asked] == [True, True, True]

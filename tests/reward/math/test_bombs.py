@@ -128,7 +128,7 @@ EQUAL = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm() -> None:
-    REWARD.warm()
+    REWARD.warm_up()
 
 
 def timed(text: str, gold: str) -> tuple[Verdict, float]:
