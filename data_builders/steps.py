@@ -9,7 +9,7 @@ from pydantic import Field
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Row, RowError, Steps
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.completions import completions, verdict_value
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.data_builders.step_prefixes import prefix_id

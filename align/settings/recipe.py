@@ -1,0 +1,138 @@
+"""A recipe: the file a user writes, checked and read into typed settings."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from qwen_align.align.references import OutsideFile, Product
+from qwen_align.align.settings.base import Strict, did_you_mean
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.evaluate import Evaluate
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
+from qwen_align.align.settings.pretrain import Pretrain
+from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.rollout import Rollout
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.tracking import Tracking
+
+StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | RewardModel | Grpo | Ppo | Evaluate
+AnyStage = Annotated[StageSpec, Field(discriminator="kind")]
+
+PRODUCTS: dict[str, Product] = {
+    "build_data": "data",
+    "pretrain": "model",
+    "rollout": "data",
+    "sft": "model",
+    "dpo": "model",
+    "reward_model": "scorer",
+    "grpo": "model",
+    "ppo": "model",
+    "evaluate": "evaluation",
+}
+
+
+class ModelSource(Strict):
+    """A model from outside: exactly one of a shipped one, a folder, or a hub id with its commit."""
+
+    shipped: Literal["tiny_base"] | None = None
+    path: OutsideFile | None = Field(None, description="folder in Hugging Face form, relative to the recipe")
+    hub: str | None = None
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="the hub commit, 40 hex digits")
+    is_scorer: bool = Field(False, description="a sequence classifier with one output, for learned rewards")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelSource":
+        given = [name for name in ("shipped", "path", "hub") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of shipped, path, hub; found {', '.join(given) or 'none'}")
+        if bool(self.hub) != bool(self.revision):
+            raise ValueError("hub and revision go together: a hub model is pinned by its commit (40 hex digits)")
+        return self
+
+
+class Repeat(Strict):
+    """The stages `times` over; in later rounds a name in `carry` means what its stage made the round before."""
+
+    times: int = Field(ge=1)
+    carry: dict[str, str] = Field(default_factory=dict)
+    stages: list[AnyStage] = Field(min_length=1)
+
+
+class RepeatBlock(Strict):
+    repeat: Repeat
+
+
+class Report(Strict):
+    """How the report names things; no part of any key."""
+
+    title: str = ""
+    controls: list[str] = Field(default_factory=list, description="evaluated models that are no rung of the ladder")
+    compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=list, description="pairs of evaluated models, besides each with the rung below it"
+    )
+
+
+def _kind(item: Any) -> str | None:
+    if isinstance(item, RepeatBlock) or (isinstance(item, Mapping) and "repeat" in item):
+        return "repeat"
+    return item.get("kind") if isinstance(item, Mapping) else getattr(item, "kind", None)
+
+
+Item = Annotated[
+    Annotated[BuildData, Tag("build_data")]
+    | Annotated[Pretrain, Tag("pretrain")]
+    | Annotated[Rollout, Tag("rollout")]
+    | Annotated[Sft, Tag("sft")]
+    | Annotated[Dpo, Tag("dpo")]
+    | Annotated[RewardModel, Tag("reward_model")]
+    | Annotated[Grpo, Tag("grpo")]
+    | Annotated[Ppo, Tag("ppo")]
+    | Annotated[Evaluate, Tag("evaluate")]
+    | Annotated[RepeatBlock, Tag("repeat")],
+    Discriminator(_kind),
+]
+
+
+class Recipe(Strict):
+    """Named models and stages; order comes from references, not from position."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    seed: int = 0
+    models: dict[str, ModelSource] = Field(default_factory=dict)
+    runtime: Runtime = Runtime()
+    matrix: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default_factory=dict, description="dotted setting -> the values to try"
+    )
+    tiny: dict[str, Any] = Field(
+        default_factory=dict, exclude=True, description="dotted setting -> its value under --tiny, a form to try out"
+    )
+    extends: str | None = Field(
+        None, exclude=True, description="a recipe beside this one, whose settings and stages come before these"
+    )
+    change: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude=True,
+        description="dotted setting of the recipe that is extended -> its value here",
+    )
+    anchors: dict[str, Any] = Field(default_factory=dict, exclude=True, description="a place for YAML anchors")
+    stages: list[Item] = Field(min_length=1)
+    report: Report = Report()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _report_names_what_there_is(self) -> "Recipe":
+        inside = [stage for item in self.stages if isinstance(item, RepeatBlock) for stage in item.repeat.stages]
+        stages = [item for item in self.stages if not isinstance(item, RepeatBlock)]
+        names = [*self.models, *(stage.name for stage in [*stages, *inside])]
+        for setting, said in (("controls", self.report.controls), ("compare", itertools.chain(*self.report.compare))):
+            for name in said:
+                if name not in names and not any(name.startswith(f"{stage.name}.") for stage in inside):
+                    raise ValueError(
+                        f"report.{setting}: no model or stage is called '{name}'{did_you_mean(name, names)}"
+                    )
+        return self

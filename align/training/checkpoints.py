@@ -1,0 +1,131 @@
+"""Checkpoints that are whole or not there, and a trainer that stops when asked."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import TrainerState, TrainingArguments
+
+from qwen_align.align.context import Context
+from qwen_align.align.errors import StageError
+from qwen_align.align.store import integrity
+from qwen_align.align.store.files import read_json, remove_tree
+from qwen_align.align.training.distributed import broadcast_from_main, get_world_size, is_main_process, wait_for_all
+
+NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the first two Adam starts anew, silently
+
+
+class Found(NamedTuple):
+    """The checkpoint to go on from, None for the beginning, and what is wrong with those that were passed over."""
+
+    folder: Path | None
+    damaged: list[str]
+
+    @property
+    def step(self) -> int:
+        return (step_of(self.folder) or 0) if self.folder else 0
+
+    def tell(self, context: Context) -> None:
+        """A note for each damaged checkpoint; to be called after `context.forget_after`, which would drop them."""
+        instead = f"going on from {self.folder.name}" if self.folder else "starting from the beginning"
+        for what in self.damaged:
+            context.note(self.step, "damaged checkpoint", f"{what}; {instead}")
+
+
+class WholeCheckpoints:
+    """Mixin before a transformers Trainer: a checkpoint is renamed into place after all of it is on disk."""
+
+    args: TrainingArguments
+    state: TrainerState
+    _checkpoint_root: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._checkpoint_root or self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        home = Path(str(self.args.output_dir))
+        folder = unfinished(home, self.state.global_step)
+        self._checkpoint_root = folder.parent
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        self._checkpoint_root = None
+        wait_for_all()
+        if self.args.should_save:
+            self._save_more(folder)
+            _check_saved(folder)
+            finish(home, self.state.global_step)
+        wait_for_all()
+
+    def _save_more(self, folder: Path) -> None:
+        """What else a checkpoint has to hold; in the main process."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the stage's manifest says what the model is."""
+
+
+def unfinished(home: Path, step: int) -> Path:
+    """Where the files of a checkpoint are written before `finish`."""
+    return home / "partial" / f"checkpoint-{step}"
+
+
+def finish(home: Path, step: int) -> None:
+    """Seals the unfinished checkpoint and renames it into place; the others are deleted."""
+    folder = unfinished(home, step)
+    (folder / "training_args.bin").unlink(missing_ok=True)
+    integrity.seal(folder, step=step, world_size=get_world_size())
+    remove_tree(home / folder.name)
+    folder.rename(home / folder.name)
+    for old in _checkpoints(home):
+        if old.name != folder.name:
+            remove_tree(old)
+
+
+def _check_saved(folder: Path) -> None:
+    """Raises StageError when the trainer has left out what it needs to go on. DeepSpeed has files of its own."""
+    missing = [name for name in NEEDED if not (folder / name).exists()]
+    if not any(folder.glob("rng_state*")):
+        missing.append("rng_state.pth")
+    if missing and not (folder / "latest").exists():
+        raise StageError(
+            f"{folder}: transformers saved no {', '.join(missing)}; see NEEDED in align/training/checkpoints.py"
+        )
+
+
+def newest(home: Path) -> Found:
+    """The newest whole checkpoint; raises StageError when another number of processes made it.
+
+    The main process reads all files and tells the others.
+    """
+    found = broadcast_from_main(_look(home) if is_main_process() else None)
+    if found.folder:
+        made_by = read_json(found.folder / integrity.COMPLETE)["world_size"]
+        if made_by != (now := get_world_size()):
+            raise StageError(
+                f"{found.folder}: saved by {made_by} process(es), but this run has {now}; "
+                "run with as many as before, or recompute the stage with --force"
+            )
+    return found
+
+
+def _look(home: Path) -> Found:
+    remove_tree(home / "partial")
+    steps = {folder: step_of(folder) for folder in _checkpoints(home)}
+    damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
+    for step, folder in sorted(((step, folder) for folder, step in steps.items() if step is not None), reverse=True):
+        try:
+            said = integrity.opened(folder)
+        except integrity.Damaged as error:
+            damaged.append(f"{folder}: {error}")
+            continue
+        if said["step"] == step:
+            return Found(folder, damaged)
+        damaged.append(f"{folder}: holds step {said['step']}")
+    return Found(None, damaged)
+
+
+def _checkpoints(home: Path) -> list[Path]:
+    return [path for path in home.glob("checkpoint-*") if path.is_dir()]
+
+
+def step_of(folder: Path) -> int | None:
+    """The step in the folder's name."""
+    said = folder.name.removeprefix("checkpoint-")
+    return int(said) if said.isdecimal() else None
