@@ -1,4 +1,4 @@
-"""What a reward pays for: golden and adversarial completions of its own domain, and of the user's own problems."""
+"""Audits what a reward pays for: right and adversarial completions, of its own domain and of the user's problems."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ _PADDING = 20_000  # characters; far beyond an answer, quick to judge
 
 
 class AuditRow(NamedTuple):
-    """A probe and what the reward said; `pays` is what a sound reward does, None where that is for the user to say."""
+    """A probe and the reward's verdict on it; `pays` is what a sound reward does, None where the user has to say."""
 
     probe: str
     verdict: Verdict
@@ -22,17 +22,19 @@ class AuditRow(NamedTuple):
 
     @property
     def is_paid(self) -> bool:
+        """Whether the verdict's value is above 0."""
         return self.verdict.value is not None and self.verdict.value > 0
 
     @property
     def is_wrong(self) -> bool:
+        """Whether the reward paid what a sound one would not, or the other way round."""
         return self.pays is not None and self.pays != self.is_paid
 
 
 def audit_reward(reward: BaseReward, problems: Sequence[Problem] = ()) -> list[AuditRow]:
-    """The reward's own probes, then the same eight bad completions of every problem.
+    """Judges the reward's own probes, then the same eight bad completions of every problem.
 
-    Nothing for a reward whose scorer is not loaded.
+    Returns nothing for a reward whose scorer is not loaded.
     """
     if isinstance(reward, Learned) and not reward.is_bound:
         return []
@@ -43,13 +45,14 @@ def audit_reward(reward: BaseReward, problems: Sequence[Problem] = ()) -> list[A
 
 
 def _judge_probe(reward: BaseReward, probe: Probe) -> Verdict:
+    """Returns the verdict on a probe."""
     if isinstance(probe.completion, Completion) and probe.gold is None:
         return reward.judge(probe.completion)
     return reward.judge(probe.completion, probe.gold)
 
 
 def make_bad_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
-    """Completions that solve nothing, by name."""
+    """Yields completions of a problem that solve nothing, each with its name."""
     gold = problem.gold if isinstance(problem.gold, str | int | float) else ""
     prompt = problem.messages[-1].content
     for name, text in (
@@ -66,6 +69,7 @@ def make_bad_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
 
 
 def _make_completion(problem: Problem, text: str) -> Completion:
+    """Returns a text as a completion of the problem."""
     shared: dict[str, Any] = {"mode": problem.mode, "flag": problem.flag, "meta": problem.meta}
     return Completion(
         prompt_id=problem.id,

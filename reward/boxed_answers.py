@@ -1,4 +1,4 @@
-r"""The boxes of a text: `\boxed{...}` and `\fbox{...}`, matched by braces in one pass, and `\boxed 7`."""
+r"""Finds the boxed answers of a text: `\boxed{...}` and `\fbox{...}`, matched by braces in one pass, and `\boxed 7`."""
 
 import re
 from typing import NamedTuple
@@ -13,13 +13,15 @@ JOINT = re.compile(
 
 
 class Box(NamedTuple):
+    """A box in a text: where it starts and ends, and what it holds."""
+
     start: int
     end: int
     content: str
 
 
 def find_last_boxes(text: str) -> list[Box] | str:
-    """The last box and those joined to it by no more than `,`, "and", "or"; else the reason why there is none.
+    """Returns the last box and those joined to it by no more than `,`, "and", "or"; else why there is none.
 
     A box inside a box is part of the outer one. If the last box that opens never closes there is no answer: an
     earlier box is not what the writer ended on.
@@ -35,11 +37,13 @@ def find_last_boxes(text: str) -> list[Box] | str:
 
 
 def _are_joined(text: str, left: Box, right: Box) -> bool:
+    """Returns whether nothing but joints stands between two boxes."""
     gap = right.start - left.end
     return gap <= _LONGEST_JOINT and JOINT.fullmatch(text, left.end, right.start) is not None
 
 
 def _find_outermost_boxes(text: str) -> list[Box] | str:
+    """Returns the boxes that lie in no other box, in order; else the reason why there is none."""
     open_spans: list[tuple[int, int] | None] = []  # span of what opened it; None for a plain brace
     closed_boxes: list[tuple[int, int, int]] = []  # start of the box, start and end of its content
     for token in _TOKENS.finditer(text):

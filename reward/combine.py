@@ -1,4 +1,4 @@
-"""Several rewards on the same completions: outcomes are paid, shaping tips the scales between equals.
+"""Combines several rewards on the same completions: outcomes are paid, shaping tips the scales between equals.
 
 With W the sum of the outcomes' weights, O the weighted sum of their values and S that of the shaping rewards:
 
@@ -27,7 +27,7 @@ KEPT_SHARE = 0.4  # of a partial outcome's credit; KEPT_SHARE + SHAPING_SHARE < 
 def judge_all(
     rewards: Sequence[BaseReward], completions: Sequence[Completion], *, deadline_s: float | None = None
 ) -> list[Verdict]:
-    """One verdict a completion, with the rewards' own verdicts as its parts; None if one of them has no value.
+    """Returns one combined verdict a completion, with the rewards' own verdicts as its parts; None if one has no value.
 
     After `deadline_s` seconds of wall time what is not judged yet has no verdict. For asyncio:
     `await asyncio.to_thread(judge_all, rewards, completions)`.
@@ -51,7 +51,7 @@ def judge_all(
 
 
 def is_task_solved(rewards: Sequence[BaseReward], verdict: Verdict) -> bool | None:
-    """Whether every reward that says when the task is done says so; None where none does, or one has no verdict."""
+    """Returns whether all rewards that can tell say the task was done; None where none can or one has no verdict."""
     parts = verdict.parts or {}
     answers = [reward.is_solved(parts[reward.label]) for reward in rewards if reward.label in parts]
     if verdict.value is None or all(answer is None for answer in answers):
@@ -60,7 +60,7 @@ def is_task_solved(rewards: Sequence[BaseReward], verdict: Verdict) -> bool | No
 
 
 def compute_shaping_scale(rewards: Sequence[BaseReward]) -> float:
-    """What the shaping rewards' weights are multiplied with, 1.0 where they are small enough as they are."""
+    """Returns the factor for the shaping rewards' weights, 1.0 where they are small enough as they are."""
     outcomes = sum(reward.weight for reward in rewards if reward.is_outcome)
     reach = sum(abs(reward.weight) * reward.bound for reward in rewards if not reward.is_outcome)
     if not outcomes or reach <= SHAPING_SHARE * outcomes:
@@ -69,6 +69,7 @@ def compute_shaping_scale(rewards: Sequence[BaseReward]) -> float:
 
 
 def _combine_parts(rewards: Sequence[BaseReward], parts: dict[str, Verdict], scale: float) -> Verdict:
+    """Returns the combined verdict of the rewards' verdicts on one completion."""
     for part in parts.values():
         if part.value is None:
             return Verdict(value=None, reason=part.reason, parts=parts)
@@ -91,7 +92,7 @@ def _combine_parts(rewards: Sequence[BaseReward], parts: dict[str, Verdict], sca
 
 
 def _pay_outcomes(outcomes: Sequence[BaseReward], values: dict[str, float], *, passed: bool) -> float:
-    """What the outcomes are paid beside shaping or gates: each counts from 0 to 1, whatever it returned."""
+    """Returns what the outcomes are paid beside shaping or gates: each counts from 0 to 1, whatever it returned."""
     if not passed:
         return 0.0
     is_right = all(values[reward.label] >= 1.0 for reward in outcomes)

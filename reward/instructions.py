@@ -1,7 +1,9 @@
-"""Does the answer follow the instructions a program can check: the 25 kinds of IFEval."""
+"""The `instructions` reward: does the answer follow the instructions a program can check, the 25 kinds of IFEval."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
+
+from pydantic import Field
 
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe
@@ -13,7 +15,7 @@ from qwen_align.reward.verdict import Verdict
 
 
 class Instructions(BaseReward):
-    """The share of the gold's instructions that are followed, one part each; with `every` 1.0 for all, else 0.0.
+    """Pays the share of the gold's instructions that are followed, one part each; with `every` 1.0 for all, else 0.0.
 
     Kinds and golds are those of IFEval (arXiv:2311.07911; `ifeval.instruction_kinds` has the table), `every` is its
     prompt-level accuracy. Only what follows the thinking is looked at; nothing and unfinished thinking follow no
@@ -25,11 +27,13 @@ class Instructions(BaseReward):
     """
 
     kind: Literal["instructions"] = "instructions"
-    mode: Literal["strict", "loose"] = "strict"
-    every: bool = False
+    mode: Literal["strict", "loose"] = Field(
+        default="strict", description="loose also pays for the text without its first line, last line, or asterisks"
+    )
+    every: bool = Field(default=False, description="pay 1 where all instructions are followed and else 0, no share")
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; without `gold`, against the completion's own."""
+        """Returns the verdict on one completion; without `gold`, against the completion's own."""
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
@@ -55,7 +59,7 @@ class Instructions(BaseReward):
         return Verdict(value=float(share == 1.0) if self.every else share, reason=reason, parts=parts)
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """1.0 for a gold whose instructions can be checked, else no verdict and what is wrong with which of them.
+        """Returns 1.0 for a gold whose instructions can all be checked, else no verdict and what is wrong with it.
 
         Raises RecipeError if one needs langdetect, which is not installed.
         """
@@ -68,7 +72,7 @@ class Instructions(BaseReward):
         return Verdict(value=1.0, reason="usable gold")
 
     def probes(self) -> list[Probe]:
-        """Answers that follow two instructions, one of them, and none, and ways to seem to."""
+        """Returns answers that follow two instructions, one of them, and none, and ways to seem to."""
         gold = {
             "instruction_id_list": ["keywords:existence", "detectable_format:number_bullet_lists"],
             "kwargs": [{"keywords": ["tea"]}, {"num_bullets": 2}],
@@ -89,6 +93,7 @@ class Instructions(BaseReward):
         ]
 
     def _is_followed(self, instruction: Instruction, answer: str) -> bool:
+        """Returns whether the answer, or in loose mode one of its variants, follows an instruction."""
         texts = _list_loose_variants(answer) if self.mode == "loose" else iter((answer,))
         return any(text.strip() and instruction.follows(text) for text in texts)
 
@@ -97,7 +102,7 @@ _HEDGE = "My answer is yes. My answer is no. My answer is maybe."
 
 
 def _list_loose_variants(text: str) -> Iterator[str]:
-    """The eight texts of IFEval's loose accuracy: whole, without first or last line or both, each without asterisks."""
+    """Yields the eight texts of IFEval's loose accuracy: without first or last line or both, each without asterisks."""
     lines = text.split("\n")
     texts = (text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])))
     for variant in texts:
@@ -106,5 +111,5 @@ def _list_loose_variants(text: str) -> Iterator[str]:
 
 
 def _make_label(id_: str, taken: dict[str, Verdict]) -> str:
-    """The id, with a number where it was asked before: IFEval asks for at least and less than of the same."""
+    """Returns the id, with a number where it was asked before: IFEval asks for at least and less than of the same."""
     return id_ if id_ not in taken else f"{id_}#{1 + sum(label.split('#')[0] == id_ for label in taken)}"

@@ -1,4 +1,4 @@
-"""Is the text in the language it should be in: the share of its words that are written in that language's script."""
+"""The `language` reward: the share of a text's words that are written in the script of the language asked for."""
 
 import re
 from collections import Counter
@@ -36,7 +36,9 @@ _LEFT_OUT = re.compile(
 
 
 class LanguageShare(BaseReward):
-    """The share of words in the script of the `target` language, 0.0 if it is below `threshold` or there are no words.
+    """Pays the share of words in the script of the `target` language.
+
+    0.0 if it is below `threshold` or there are no words.
 
     The language consistency reward of DeepSeek-R1 (arXiv:2501.12948, section 2.3.2: the share of target language words
     in the chain of thought). Every Chinese or Japanese character is a word, as is any other run of letters. Formulas,
@@ -52,12 +54,16 @@ class LanguageShare(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
     kind: Literal["language"] = "language"
-    target: Language | Literal["prompt"] = "prompt"
-    where: Literal["thinking", "answer", "both"] = "both"
-    threshold: float = Field(default=0.0, ge=0, le=1)
+    target: Language | Literal["prompt"] = Field(
+        default="prompt", description="the language to write in; prompt: that of the last user message"
+    )
+    where: Literal["thinking", "answer", "both"] = Field(
+        default="both", description="the part that is looked at; both: the lower share of the two counts"
+    )
+    threshold: float = Field(default=0.0, ge=0, le=1, description="shares below it are paid 0")
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; `gold` is not looked at."""
+        """Returns the verdict on one completion; `gold` is not looked at."""
         target = self._find_target(completion)
         if target is None:
             return Verdict(value=None, reason="no language in the prompt")
@@ -77,6 +83,7 @@ class LanguageShare(BaseReward):
         return Verdict(value=share, reason="one language" if share == 1.0 else "mixed languages")
 
     def _find_target(self, completion: str | Completion) -> Language | None:
+        """Returns the language the text should be in, None where the prompt is in none of the four."""
         if self.target != "prompt":
             return self.target
         user_turns = [] if isinstance(completion, str) else [turn for turn in completion.prompt if turn.role == "user"]
@@ -84,7 +91,7 @@ class LanguageShare(BaseReward):
         return next((language for language in LANGUAGES if shares.get(language, 0.0) > 0.5), None)
 
     def probes(self) -> list[Probe]:
-        """Texts in and out of the target language; for `prompt` a string has no target, so none is paid."""
+        """Returns texts in and out of the target language; for `prompt` a string has no target, so none is paid."""
         sentences = {
             "en": "Three and four make seven.",
             "zh": "三加四等于七。",
@@ -92,11 +99,16 @@ class LanguageShare(BaseReward):
             "ko": "셋 더하기 넷은 일곱.",
         }
         target = self.target if self.target != "prompt" else None
-        other = "zh" if target != "zh" else "en"
-        sentence = sentences[target or "en"]
+        other_language = "zh" if target != "zh" else "en"
+        sentence, outside = sentences[target or "en"], sentences[other_language]
         return [
             Probe("in the language", f"<think>\n{sentence}\n</think>\n\n{sentence}", None, target is not None),
-            Probe("in another language", f"<think>\n{sentences[other]}\n</think>\n\n{sentences[other]}", None, False),
+            Probe(
+                "in another language",
+                f"<think>\n{outside}\n</think>\n\n{outside}",
+                None,
+                False,
+            ),
             Probe("empty", "", None, False),
             Probe("formulas only", "<think>\n$3+4=7$\n</think>\n\n$7$", None, False),
             Probe("code only", f"<think>\n```\n{sentence}\n```\n</think>\n\n`7`", None, False),
@@ -105,7 +117,7 @@ class LanguageShare(BaseReward):
 
 
 def compute_language_shares(text: str) -> dict[str, float]:
-    """The share of each language in the words of a text, "other" for all the rest; empty without words."""
+    """Returns the share of each language in the words of a text, "other" for all the rest; empty without words."""
     counts: Counter[str] = Counter()
     for word in _WORD.finditer(extract_prose(text)):
         language = word.lastgroup or "other"
@@ -121,8 +133,8 @@ def compute_language_shares(text: str) -> dict[str, float]:
 
 
 def extract_prose(text: str) -> str:
-    """The text without code, formulas, links, LaTeX commands and short quotes; linear in its length."""
-    kept: list[str] = []
+    """Returns the text without code, formulas, links, LaTeX commands and short quotes; linear in its length."""
+    prose_parts: list[str] = []
     position = 0
     unclosed: set[str] = set()  # closers that do not occur any more, or every opener would search to the end
     for opener in _OPENER.finditer(text):
@@ -134,14 +146,17 @@ def extract_prose(text: str) -> str:
         if end < 0:
             unclosed.add(closer)
         elif mark not in ("`", "$") or "\n" not in text[opener.end() : end]:
-            kept.append(text[position : opener.start()])
+            prose_parts.append(text[position : opener.start()])
             position = end + len(closer)
-    kept.append(text[position:])
-    return _LEFT_OUT.sub(" ", " ".join(kept))
+    prose_parts.append(text[position:])
+    return _LEFT_OUT.sub(" ", " ".join(prose_parts))
 
 
 def _split_thinking(text: str) -> tuple[str | None, str]:
-    """What comes before the last `</think>` and after it; without tags all is answer, in an open block all thinking."""
+    """Returns what comes before the last `</think>` and after it.
+
+    Without tags all is answer, in an open block all is thinking.
+    """
     before, closer, after = text.rpartition(CLOSE)
     if not closer and OPEN in after:
         before, closer, after = after, CLOSE, ""

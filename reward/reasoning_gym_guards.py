@@ -1,4 +1,4 @@
-"""What an answer to a reasoning_gym task must hold besides a full score from the task's own scorer.
+"""What an answer to a reasoning_gym task must satisfy besides a full score from the task's own scorer.
 
 Read and tried on reasoning_gym 0.1.25: items of every task were put the golds of others, hedges ("X or Y"),
 repetitions, the question itself and junk. The scorers named here paid in full for some of that, or evaluate the
@@ -34,7 +34,7 @@ _COIN_TOLERANCE = Fraction(1, 10_000)  # reasoning_gym's own `tol`
 
 
 def is_answer_admitted(dataset: str, answer: str, entry: Entry) -> bool:
-    """Whether the answer may be put to the scorer and be paid."""
+    """Returns whether the answer may be put to the task's scorer and be paid."""
     if _NOT_FINITE.search(answer) and not _NOT_FINITE.search(str(entry.get("answer"))):
         return False  # a distance to nan is nan, which `min(1.0, nan)` makes a full score
     guard = GUARDS.get(dataset)
@@ -45,7 +45,7 @@ def is_answer_admitted(dataset: str, answer: str, entry: Entry) -> bool:
 
 
 def restore_tuples(dataset: str, entry: Entry) -> Entry:
-    """The entry with the tuples that JSON made lists of, where a scorer compares with them."""
+    """Returns the entry with the tuples that JSON made lists of, where a scorer compares with them."""
     if dataset in ("arc_agi", "rearc"):
         board = tuple(tuple(row) for row in entry["metadata"]["output"])
         return entry | {"metadata": entry["metadata"] | {"output": board}}
@@ -53,47 +53,56 @@ def restore_tuples(dataset: str, entry: Entry) -> Entry:
 
 
 def _is_same_text(answer: str, entry: Entry) -> bool:
+    """Returns whether the answer is the gold, whatever its case and white space."""
     return "".join(answer.split()).casefold() == "".join(entry["answer"].split()).casefold()
 
 
 def _is_same_json(answer: str, entry: Entry) -> bool:
+    """Returns whether the answer is the gold's text or the same JSON value."""
     return bool(answer.strip() == entry["answer"].strip() or json.loads(answer) == json.loads(entry["answer"]))
 
 
 def _is_no_longer(answer: str, entry: Entry) -> bool:
-    """No more words than the gold, so that no second answer hides behind the first."""
+    """Returns whether the answer has no more words than the gold, so that no second answer hides behind the first."""
     return len(_WORD.findall(answer)) <= len(_WORD.findall(entry["answer"]))
 
 
 def _is_one_equal_number(answer: str, entry: Entry) -> bool:
-    """The scorer takes the first number and drops its sign."""
+    """Returns whether the answer is the gold's number alone: the scorer takes the first number and drops its sign."""
     numbers = _NUMBER.findall(answer)
     return len(numbers) == 1 and float(numbers[0]) == float(entry["answer"])
 
 
 def _is_close_probability(answer: str, entry: Entry) -> bool:
-    """The scorer pays an answer in full for beginning as the gold does, or the gold as it: "0" for "0.375"."""
-    given, expected = (text.replace(",", "").strip() for text in (answer, entry["answer"]))
-    return bool(_PROBABILITY.fullmatch(given)) and abs(Fraction(given) - Fraction(expected)) <= _COIN_TOLERANCE
+    """Returns whether the answer is the gold's probability.
+
+    The scorer pays an answer in full for beginning as the gold does, or the gold as it: "0" for "0.375".
+    """
+    answer_text, gold_text = (text.replace(",", "").strip() for text in (answer, entry["answer"]))
+    return (
+        bool(_PROBABILITY.fullmatch(answer_text))
+        and abs(Fraction(answer_text) - Fraction(gold_text)) <= _COIN_TOLERANCE
+    )
 
 
 def _has_same_numbers(answer: str, entry: Entry) -> bool:
-    """The scorer lets every number be off by one."""
-    given, expected = (json.loads(text.replace("'", '"')) for text in (answer, entry["answer"]))
-    return [float(number) for number in given] == [float(number) for number in expected]
+    """Returns whether the answer is the gold's list of numbers: the scorer lets every one be off by one."""
+    answer_numbers, gold_numbers = (json.loads(text.replace("'", '"')) for text in (answer, entry["answer"]))
+    return [float(number) for number in answer_numbers] == [float(number) for number in gold_numbers]
 
 
 def _makes_24(answer: str, entry: Entry) -> bool:
-    """The scorer takes any four numbers, and 24.9 for 24."""
+    """Returns whether the answer makes 24 of the numbers given: the scorer takes any four numbers, and 24.9 for 24."""
     return _uses_numbers_for(answer, entry["metadata"]["numbers"], Fraction(24))
 
 
 def _makes_target(answer: str, entry: Entry) -> bool:
-    """The scorer takes what is off by a hundred-thousandth."""
+    """Returns whether the answer makes the target of the numbers: the scorer takes what is off by 0.00001."""
     return _uses_numbers_for(answer, entry["metadata"]["numbers"], Fraction(entry["metadata"]["target"]))
 
 
 def _uses_numbers_for(answer: str, numbers: list[int], target: Fraction) -> bool:
+    """Returns whether the answer is arithmetic that uses just these numbers and has the target as its value."""
     if len(answer) > _MAX_ARITHMETIC_CHARACTERS:
         return False
     used: list[int] = []
@@ -103,7 +112,7 @@ def _uses_numbers_for(answer: str, numbers: list[int], target: Fraction) -> bool
 
 
 def _evaluate_arithmetic(node: ast.expr, used: list[int]) -> Fraction:
-    """The exact value of sums, differences, products and quotients of whole numbers, which are added to `used`."""
+    """Returns the exact value of sums, differences, products and quotients of whole numbers, added to `used`."""
     match node:
         case ast.Constant(value=int(number)) if not isinstance(number, bool):
             used.append(number)
@@ -121,9 +130,10 @@ def _evaluate_arithmetic(node: ast.expr, used: list[int]) -> Fraction:
 
 
 def _is_safe_formula(answer: str, entry: Entry) -> bool:
-    """The scorer hands the text to sympy's `parse_expr`, which is `eval`: only numbers, operators, known functions.
+    """Returns whether the answer is a formula of numbers, operators and known functions only.
 
-    So neither code nor `Integral(...)`, whose derivative is the question, nor "X or Y" gets there.
+    The scorer hands the text to sympy's `parse_expr`, which is `eval`. So neither code nor `Integral(...)`, whose
+    derivative is the question, nor "X or Y" gets there.
     """
     letters = {name for name in re.findall(r"[A-Za-z]+", str(entry["answer"])) if len(name) == 1}
     known = _FORMULA_NAMES | letters | {str(entry["metadata"].get("variable", ""))}
@@ -132,7 +142,10 @@ def _is_safe_formula(answer: str, entry: Entry) -> bool:
 
 
 def _is_literal(answer: str, entry: Entry) -> bool:
-    """The scorer hands the text to `eval` unless it is the gold: only a literal gets there."""
+    """Returns whether the answer is the gold or a Python literal; raises ValueError, SyntaxError for neither.
+
+    The scorer hands the text to `eval` unless it is the gold.
+    """
     if answer.strip() == str(entry["answer"]).strip() or answer in entry["metadata"].get("valid_answers", []):
         return True
     ast.literal_eval(answer.strip())

@@ -1,4 +1,4 @@
-"""Is the answer right by the scorer of the reasoning_gym task that the prompt came from."""
+"""The `reasoning_gym` reward: is the answer right by the scorer of the task that the prompt came from."""
 
 import contextlib
 import importlib.util
@@ -27,7 +27,7 @@ _EXAMPLES = ("possible_answer", "example_correct_answer")  # of an entry's metad
 
 
 class ReasoningGym(BaseReward):
-    """1.0 if the task's own scorer gives the answer full marks and the guards admit it, else 0.0.
+    """Pays 1.0 if the task's own scorer gives the answer full marks and the guards admit it, else 0.0.
 
     Gold: `{"dataset": name, "entry": {...}}` with an item of reasoning_gym (github.com/open-thought/reasoning-gym) as
     the builder of the same name writes it, and `settings`, the data set's configuration, where it is not the default.
@@ -41,12 +41,14 @@ class ReasoningGym(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
     kind: Literal["reasoning_gym"] = "reasoning_gym"
-    partial_credit: bool = False
-    time_limit_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
-    memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    partial_credit: bool = Field(default=False, description="pay the scorer's marks between 0 and 1 as they are")
+    time_limit_s: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="seconds to score one answer")
+    memory_gib: float = Field(
+        default=4.0, gt=0, allow_inf_nan=False, description="memory of one worker process, in GiB of address space"
+    )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; without `gold`, against the completion's own."""
+        """Returns the verdict on one completion; without `gold`, against the completion's own."""
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
@@ -68,6 +70,7 @@ class ReasoningGym(BaseReward):
         return self._to_verdict(reply)
 
     def _to_verdict(self, reply: dict[str, Any]) -> Verdict:
+        """Returns the verdict of a worker's reply."""
         score, reason = reply["score"], reply["reason"]
         if score is None or reason:
             return Verdict(value=score, reason=reason)
@@ -78,11 +81,11 @@ class ReasoningGym(BaseReward):
         return Verdict(value=score if self.partial_credit else 0.0, reason="partly" if score else "wrong")
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
-        """The verdicts in order, as many at a time as there are cores."""
+        """Returns the verdicts in order, judged as many at a time as there are cores."""
         return judge_in_threads(self.judge, completions, deadline)
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """The verdict on a completion that says the known answer; 1.0 where the task has many and tells none."""
+        """Returns the verdict on a completion that says the known answer; 1.0 where the task names none of many."""
         task = parse_task_gold(gold)
         if task is None:
             return Verdict(value=None, reason="unusable gold")
@@ -92,7 +95,7 @@ class ReasoningGym(BaseReward):
         return self.judge(f"{_OPEN}\n{known}\n{_CLOSE}", gold)
 
     def warm_up(self) -> None:
-        """Start the server of the workers; raises RecipeError if reasoning_gym is not installed."""
+        """Starts the server of the workers; raises RecipeError if reasoning_gym is not installed."""
         if importlib.util.find_spec("reasoning_gym") is None:
             raise RecipeError(NOT_INSTALLED)
         try:
@@ -101,10 +104,11 @@ class ReasoningGym(BaseReward):
             raise RecipeError(f"reward reasoning_gym: {error}") from error
 
     def _get_pool(self) -> Pool:
+        """Returns the worker pool of these settings."""
         return _make_pool(self.time_limit_s, self.memory_gib)
 
     def probes(self) -> list[Probe]:
-        """Items of a task with one answer, of one whose scorer pays anything, and of one that evaluates the answer."""
+        """Returns probes of three tasks: with one answer, with a scorer that pays anything, with one that evaluates."""
         entries = {
             "leg_counting": ("How many legs are there in total if you have 3 dogs, 2 ducks?", "16", {}),
             "game_of_life_halting": ("Will this Game of Life halt within 5 steps?", "True", {}),
@@ -140,7 +144,7 @@ class ReasoningGym(BaseReward):
 
 
 class TaskItem(NamedTuple):
-    """An item and the data set it is of."""
+    """An item of a task, and the data set it is of."""
 
     dataset: str
     entry: dict[str, Any]
@@ -148,7 +152,7 @@ class TaskItem(NamedTuple):
 
 
 def parse_task_gold(gold: Any) -> TaskItem | None:
-    """The item a gold names, None if it is unusable; whether the data set exists is the worker's to say."""
+    """Returns the item that a gold names, None if it is unusable; whether its data set exists, the worker says."""
     if not isinstance(gold, dict) or not {"dataset", "entry"} <= set(gold) <= {"dataset", "entry", "settings"}:
         return None
     task = TaskItem(gold["dataset"], gold["entry"], gold.get("settings", {}))
@@ -164,7 +168,7 @@ def parse_task_gold(gold: Any) -> TaskItem | None:
 
 
 def find_known_answer(entry: dict[str, Any]) -> str | None:
-    """The entry's answer, or the example its metadata gives, as a model would write it."""
+    """Returns the entry's answer, or the example its metadata gives, as a model would write it."""
     for answer in (entry["answer"], *(entry["metadata"].get(name) for name in _EXAMPLES)):
         if answer is not None:
             return answer if isinstance(answer, str) else json.dumps(answer)
@@ -172,7 +176,7 @@ def find_known_answer(entry: dict[str, Any]) -> str | None:
 
 
 def extract_answer(text: str) -> tuple[str, str]:
-    """The answer in a completion and "", or "" and the short reason why there is none."""
+    """Returns the answer of a completion and "", or "" and the short reason why there is none."""
     visible = strip_thinking(text)
     if visible is None:
         return "", "unfinished thinking"
@@ -195,6 +199,7 @@ def extract_answer(text: str) -> tuple[str, str]:
 
 @cache
 def _make_pool(time_limit_s: float, memory_gib: float) -> Pool:
+    """Returns a worker pool of the task scorers, the same one for the same settings."""
     entry = "qwen_align.reward.reasoning_gym_task:make_handler"
     return Pool(entry, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)
 
@@ -204,16 +209,18 @@ def make_handler(argument: None) -> Callable[[dict[str, Any]], dict[str, Any]]:
     from reasoning_gym.factory import DATASETS, create_dataset
 
     @lru_cache(maxsize=64)
-    def dataset(name: str, settings: str) -> Any:
+    def get_dataset(name: str, settings: str) -> Any:
+        """Returns a task's data set of these settings, which are written as JSON."""
         return create_dataset(name, **json.loads(settings))
 
     def handle(request: dict[str, Any]) -> dict[str, Any]:
+        """Returns the score of a request's answer and the reason, empty for a plain score."""
         name, entry = request["dataset"], request["entry"]
         if name not in DATASETS:
             return {"score": None, "reason": "unusable gold"}
         if not is_answer_admitted(name, request["answer"], entry):
             return {"score": 0.0, "reason": "not admitted"}
-        scorer = dataset(name, json.dumps(request["settings"], sort_keys=True))
+        scorer = get_dataset(name, json.dumps(request["settings"], sort_keys=True))
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # some scorers print
             try:
                 score = float(scorer.score_answer(request["answer"], restore_tuples(name, entry)))

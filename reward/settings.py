@@ -1,4 +1,7 @@
-"""The rewards a recipe can name. A new reward is one new file and one line in the union."""
+"""The rewards that a recipe can name.
+
+A new reward is one new file and one line in the union.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -30,11 +33,12 @@ _REWARD_ADAPTER: TypeAdapter[Reward] = TypeAdapter(RewardSettings)
 
 
 def _check_reward_list(rewards: list[Reward]) -> list[Reward]:
+    """Returns the rewards; raises where names repeat, an outcome has no weight, or an outcome is missing."""
     labels = [reward.label for reward in rewards]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
         raise PydanticCustomError(
-            "twice", "{labels} is named twice; verdicts are kept by name", {"labels": ", ".join(twice)}
+            "twice", "{labels} is named twice; verdicts are kept by name", {"labels": ", ".join(repeated)}
         )
     unpaid = [reward.label for reward in rewards if reward.is_outcome and reward.weight <= 0]
     if unpaid:
@@ -43,12 +47,12 @@ def _check_reward_list(rewards: list[Reward]) -> list[Reward]:
             "{labels}: an outcome's weight must be above 0; leave it out, or judge with it in `rollout`",
             {"labels": ", ".join(unpaid)},
         )
-    blind = [reward.label for reward in rewards if reward.needs_outcome]
-    if blind and not any(reward.is_outcome for reward in rewards):
+    without_outcome = [reward.label for reward in rewards if reward.needs_outcome]
+    if without_outcome and not any(reward.is_outcome for reward in rewards):
         raise PydanticCustomError(
             "blind",
             "{labels} depends on whether the completion is right: name an outcome, such as math_answer, beside it",
-            {"labels": ", ".join(blind)},
+            {"labels": ", ".join(without_outcome)},
         )
     return rewards
 
@@ -57,6 +61,7 @@ RewardList = Annotated[list[RewardSettings], Field(min_length=1), AfterValidator
 
 
 def _check_kind(kind: str) -> str:
+    """Returns the kind; raises ValueError for a kind that rows cannot name."""
     make_default_reward(kind)
     return kind
 
@@ -77,18 +82,18 @@ def check_row_reward(kind: str) -> None:
 
 @cache  # asked for every row
 def make_default_reward(kind: str) -> Reward:
-    """The reward a row names, with its default settings; raises ValueError for an unknown kind, and for `python`."""
+    """Returns the reward of a kind with default settings; raises ValueError for an unknown kind, and for `python`."""
     kinds = {str(reward.model_fields["kind"].default): reward for reward in get_args(Outcome)}
     if kind == OWN_REWARD:
         raise ValueError(f"'{OWN_REWARD}' is a reward of your own, which only a stage that names it in rewards knows")
     if kind not in kinds:
         raise ValueError(f"'{kind}' is no reward that rows can name{did_you_mean(kind, kinds)}")
-    made: Reward = kinds[kind]()
-    return made
+    default_reward: Reward = kinds[kind]()
+    return default_reward
 
 
 def pick_reward(kind: str, rewards: Sequence[Reward]) -> Reward:
-    """The reward of a kind that a row names: with the given settings, else with its own."""
+    """Returns the reward of a kind that a row names: of the given ones, else with default settings."""
     for reward in rewards:
         if reward.kind == kind:
             return reward
@@ -104,7 +109,7 @@ def check_rewards(rewards: Sequence[Reward]) -> None:
 
 
 def parse_reward(name: str, settings: Mapping[str, Any] | None = None) -> Reward:
-    """The reward a command line names: a kind, or `file.py:function`; raises RecipeError saying what is wrong."""
+    """Returns the reward that a command line names, a kind or `file.py:function`; raises RecipeError."""
     file, _, function = name.rpartition(":")
     values: dict[str, Any] = {"kind": name}
     if name.endswith(".py"):

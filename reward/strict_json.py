@@ -1,4 +1,4 @@
-"""JSON as its standard has it, from text that nobody vouches for, and equality of what it says."""
+"""Strict JSON, from text that nobody vouches for, and equality of the values it holds."""
 
 import json
 import math
@@ -14,11 +14,11 @@ _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 class JsonError(ValueError):
-    """Not one JSON value; the message is a short, countable reason."""
+    """Raised for a text that is not one JSON value; the message is a short, countable reason."""
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text; raises JsonError.
+    """Returns the value of a JSON text; raises JsonError.
 
     Refused beyond the standard's own errors: a key said twice, NaN and infinite numbers (`1e999`), and what is too
     long or too deep to be read safely.
@@ -41,7 +41,10 @@ def parse_json(text: str) -> Any:
 
 
 def to_comparable(value: Any) -> Hashable:
-    """Equal for equal JSON values: 1 and 1.0 are one number, 1 and true are not, keys have no order."""
+    """Returns a hashable that is equal for equal JSON values.
+
+    1 and 1.0 are one number, 1 and true are not, keys have no order.
+    """
     if isinstance(value, dict):
         return ("object", frozenset((key, to_comparable(item)) for key, item in value.items()))
     if isinstance(value, list):
@@ -50,6 +53,7 @@ def to_comparable(value: Any) -> Hashable:
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of the pairs; raises JsonError where a key is said twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise JsonError("JSON key twice")
@@ -57,10 +61,12 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(constant: str) -> Any:
+    """Raises JsonError for NaN and the infinities."""
     raise JsonError("invalid JSON")
 
 
 def _parse_finite(text: str) -> float:
+    """Returns the number of a text; raises JsonError for one too large."""
     number = float(text)
     if not math.isfinite(number):
         raise JsonError("JSON number too large")

@@ -15,7 +15,7 @@ class Turn(NamedTuple):
 
 
 def strip_thinking(text: str) -> str | None:
-    """What follows the last `</think>`, the whole text without tags, None if a `<think>` is still open."""
+    """Returns the text after the last `</think>`, all of it without tags, None if a `<think>` is still open."""
     close_start = text.rfind(CLOSE)
     if text.rfind(OPEN) > close_start:
         return None
@@ -23,7 +23,7 @@ def strip_thinking(text: str) -> str | None:
 
 
 def split_turn(text: str) -> Turn | str:
-    """Thinking and answer of a well-formed turn, else the short reason why it is none.
+    """Returns thinking and answer of a well-formed turn, else the short reason why it is none.
 
     Well formed is a non-blank answer, alone or after one block that opens the text: an empty block exactly as
     Qwen's template writes it, or a block with non-blank thinking. Tags anywhere else are malformed.

@@ -1,4 +1,4 @@
-"""What a tool-call gold wants: its calls, and the JSON schemas of the tools they go to."""
+"""Parses the gold of `tool_calls`: the calls it wants, and the JSON schemas of the tools they go to."""
 
 import json
 from collections.abc import Hashable
@@ -11,12 +11,14 @@ Schemas = dict[str, dict[str, Any]]
 
 
 class ToolCall(NamedTuple):
+    """A call of a tool: its name and its arguments."""
+
     name: str
     arguments: dict[str, Any]
 
 
 class ToolCallGold(NamedTuple):
-    """The calls, what each is compared by, and each tool's schema, None where the gold names no tools."""
+    """A gold's calls, what each is compared by, and each tool's schema, None where the gold names no tools."""
 
     calls: list[ToolCall]
     keys: list[Hashable]
@@ -24,7 +26,7 @@ class ToolCallGold(NamedTuple):
 
 
 def parse_tool_gold(gold: Any) -> ToolCallGold | str:
-    """What is wanted, else the short reason why the gold is unusable."""
+    """Returns the calls that a gold wants, else the short reason why it is unusable."""
     if not isinstance(gold, dict) or not isinstance(gold.get("calls"), list) or not set(gold) <= {"calls", "tools"}:
         return "unusable gold"
     try:
@@ -34,7 +36,10 @@ def parse_tool_gold(gold: Any) -> ToolCallGold | str:
 
 
 def make_call_key(call: ToolCall, schemas: Schemas | None) -> Hashable:
-    """Equal for equal calls: numbers by value, keys in any order, without arguments that say their default."""
+    """Returns a key that is equal for equal calls.
+
+    Numbers are compared by value, keys in any order, without arguments that say their default.
+    """
     properties = (schemas or {}).get(call.name, {}).get("properties", {})
     arguments = {
         name: to_comparable(value)
@@ -45,16 +50,18 @@ def make_call_key(call: ToolCall, schemas: Schemas | None) -> Hashable:
 
 
 def is_tool_call(value: Any) -> bool:
-    """Whether this has a name and arguments."""
+    """Returns whether a JSON value has a name and arguments."""
     return isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict)
 
 
 def _is_default(value: Any, schema: Any) -> bool:
+    """Returns whether an argument's value is its schema's default."""
     return isinstance(schema, dict) and "default" in schema and to_comparable(value) == to_comparable(schema["default"])
 
 
 @lru_cache(maxsize=4096)  # a prompt's completions share their gold, and checking its schemas takes milliseconds
 def _parse_gold_json(text: str) -> ToolCallGold | str:
+    """Returns the calls of a gold that is written as JSON."""
     gold = json.loads(text)
     tools = gold.get("tools")
     schemas = None if tools is None else _parse_tool_schemas(tools)
@@ -72,7 +79,7 @@ def _parse_gold_json(text: str) -> ToolCallGold | str:
 
 
 def _parse_tool_schemas(tools: Any) -> Schemas:
-    """The schema of each tool's arguments, by its name; raises TypeError or ValueError where there is none."""
+    """Returns the schema of each tool's arguments, by its name; raises TypeError or ValueError where there is none."""
     schemas: Schemas = {}
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else {}
@@ -86,7 +93,7 @@ def _parse_tool_schemas(tools: Any) -> Schemas:
 
 
 def _fits_schema(call: ToolCall, schemas: Schemas) -> bool:
-    """Whether the call is to one of the tools and its arguments are valid (JSON schema 2020-12)."""
+    """Returns whether a call is to one of the tools and its arguments are valid (JSON schema 2020-12)."""
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator
     from referencing import Registry

@@ -1,10 +1,15 @@
-"""Are the tool calls of an answer the gold's: Qwen's `<tool_call>` blocks, each of one JSON object."""
+"""The `tool_calls` reward: are the tool calls of an answer the gold's calls.
+
+A call is one of Qwen's `<tool_call>` blocks, each of one JSON object.
+"""
 
 import json
 from collections import Counter
 from collections.abc import Hashable
 from functools import cache
 from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe
@@ -18,7 +23,7 @@ _MOST_CALLS = 256  # blocks that are read
 
 
 class ToolCalls(BaseReward):
-    """1.0 if the calls after the thinking are the gold's calls, each as often, else 0.0.
+    """Pays 1.0 if the calls after the thinking are the gold's calls, each as often, else 0.0.
 
     Gold: `{"calls": [{"name": ..., "arguments": {...}}, ...], "tools": [...]}`, calls and tools also in OpenAI's
     wrapping (`{"type": "function", "function": {...}}`, arguments as a JSON text); `tools` may be left out, and
@@ -34,11 +39,13 @@ class ToolCalls(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
     kind: Literal["tool_calls"] = "tool_calls"
-    order_matters: bool = False
-    partial_credit: bool = False
+    order_matters: bool = Field(default=False, description="calls have to come in the gold's order")
+    partial_credit: bool = Field(
+        default=False, description="pay the share of calls that match, of the larger of both numbers of calls"
+    )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; without `gold`, against the completion's own."""
+        """Returns the verdict on one completion; without `gold`, against the completion's own."""
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
@@ -56,6 +63,7 @@ class ToolCalls(BaseReward):
         return self._compare_calls(calls, tool_gold)
 
     def _compare_calls(self, calls: list[ToolCall], tool_gold: ToolCallGold) -> Verdict:
+        """Returns the verdict on calls where the gold wants some."""
         gold_keys = tool_gold.keys
         keys = [make_call_key(call, tool_gold.schemas) for call in calls]
         if self.order_matters:
@@ -69,13 +77,13 @@ class ToolCalls(BaseReward):
         return Verdict(value=value, reason=_describe_mismatch(calls, keys, tool_gold))
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """The verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
+        """Returns the verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
         tool_gold = parse_tool_gold(gold)
         calls = [] if isinstance(tool_gold, str) else tool_gold.calls
         return self.judge("\n".join(map(render_call, calls)) or "No call is needed.", gold)
 
     def probes(self) -> list[Probe]:
-        """One call and none wanted; guesses beside the right call, calls in the thinking, copies of the tool list."""
+        """Returns probes with one call and none wanted: guesses, calls in the thinking, copies of the tool list."""
         right, wrong = ToolCall("add", {"a": 3, "b": 4}), ToolCall("add", {"a": 3, "b": 5})
         properties = {"a": {"type": "number"}, "b": {"type": "number"}}
         tool = {"name": "add", "parameters": {"type": "object", "properties": properties, "required": ["a", "b"]}}
@@ -107,12 +115,12 @@ class ToolCalls(BaseReward):
 
 
 def render_call(call: ToolCall) -> str:
-    """The call as Qwen's chat template writes it."""
+    """Returns the call as Qwen's chat template writes it."""
     return f"{_OPEN}\n{json.dumps(call._asdict(), ensure_ascii=False)}\n{_CLOSE}"
 
 
 def parse_tool_calls(text: str) -> list[ToolCall] | str:
-    """The calls in a text, else the short reason why they cannot be read."""
+    """Returns the calls in a text, else the short reason why they cannot be read."""
     calls: list[ToolCall] = []
     before, *blocks = text.split(_OPEN)
     if _CLOSE in before:
@@ -134,14 +142,14 @@ def parse_tool_calls(text: str) -> list[ToolCall] | str:
 
 
 def _judge_no_calls(calls: list[ToolCall], answer: str) -> Verdict:
-    """The verdict where no call is wanted."""
+    """Returns the verdict where no call is wanted."""
     if calls:
         return Verdict(value=0.0, reason="call not asked for")
     return Verdict(value=1.0, reason="correct") if answer.strip() else Verdict(value=0.0, reason="no answer")
 
 
 def _describe_mismatch(calls: list[ToolCall], keys: list[Hashable], tool_gold: ToolCallGold) -> str:
-    """What is wrong with the first call that does not match."""
+    """Returns what is wrong with the first call that does not match."""
     names, schemas = [call.name for call in tool_gold.calls], tool_gold.schemas
     for call, key in zip(calls, keys, strict=True):
         if key in tool_gold.keys:
@@ -158,7 +166,7 @@ def _describe_mismatch(calls: list[ToolCall], keys: list[Hashable], tool_gold: T
 
 @cache
 def _get_linear_validator() -> Any:
-    """A validator that only says why a call is wrong: keywords that hostile arguments could make slow are left out.
+    """Returns a validator that only says why a call is wrong, without keywords that hostile arguments make slow.
 
     A `pattern` may backtrack for ever, `uniqueItems` is quadratic, references may recurse.
     """

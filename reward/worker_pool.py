@@ -1,4 +1,4 @@
-"""Worker processes that are killed when an item takes too long: the only limit that holds against any input.
+"""A pool of worker processes that are killed when an item takes too long: the only limit that holds against any input.
 
 Threads and signals do not protect: big-integer arithmetic keeps the interpreter's lock, and a bare `except` swallows
 an alarm. A server process (`worker_pool_server.py`) imports what the work needs once and forks the workers, so a killed
@@ -23,31 +23,31 @@ _MAX_REPLY_BYTES = 1 << 20  # bytes
 
 
 class PoolError(Exception):
-    """No reply; the message is a short, countable reason."""
+    """Raised where there is no reply; the message is a short, countable reason."""
 
 
 class LateError(PoolError):
-    """The worker was killed at the item's time limit."""
+    """Raised where the worker was killed at the item's time limit."""
 
 
 class UnservedError(PoolError):
-    """The batch deadline passed before the work was done or its own limit reached."""
+    """Raised where the batch deadline passed before the work was done or its own limit reached."""
 
 
 class DeadError(PoolError):
-    """The worker died of its work: memory, a fatal signal, an exit."""
+    """Raised where the worker died of its work: memory, a fatal signal, an exit."""
 
 
 class GoneError(DeadError):
-    """The server was ended from outside, twice."""
+    """Raised where the server was ended from outside, twice."""
 
 
 class WorkError(PoolError):
-    """The work raised; the message names the exception."""
+    """Raised where the work raised; the message names the exception."""
 
 
 class StartError(PoolError):
-    """The server could not start: a fault of the installation or of a user's file, not of an item."""
+    """Raised where the server could not start: a fault of the installation or of a user's file, not of an item."""
 
 
 class Pool:
@@ -66,14 +66,14 @@ class Pool:
             os.register_at_fork(after_in_child=self._forget_parents_server)
 
     def warm_up(self) -> None:
-        """Start the server and wait until it is ready; raises StartError."""
+        """Starts the server and waits until it is ready; raises StartError."""
         with self._lock:
             self._get_running_server()
 
     def ask(self, request: Any, *, deadline: float | None = None) -> Any:
-        """The handler's reply; raises a PoolError. The limit counts from the start of the work, not from this call.
+        """Returns the handler's reply to a request; raises a PoolError.
 
-        `deadline` is a `time.monotonic()`.
+        The limit counts from the start of the work, not from this call. `deadline` is a `time.monotonic()`.
         """
         with self._turns.hold_turn(deadline):
             try:
@@ -82,6 +82,7 @@ class Pool:
                 return self._ask_worker(request, deadline)
 
     def _ask_worker(self, request: Any, deadline: float | None) -> Any:
+        """Sends a request to an idle or new worker and returns its reply."""
         with self._lock:
             server = self._get_running_server()
             worker = self._idle.pop() if self._idle else server.fork_worker()
@@ -107,31 +108,34 @@ class Pool:
         return reply["reply"]
 
     def close(self) -> None:
-        """End the server and with it all workers; the next call starts others."""
+        """Ends the server and with it all workers; the next call starts others."""
         with self._lock:
             if self._server is not None:
                 self._server.end()
             self._drop_server()
 
     def _reset(self) -> None:
+        """Sets up a pool without a server."""
         self._lock = threading.Lock()
         self._turns = _FairQueue(self._workers)
         self._server: _Server | None = None
         self._idle: list[_Worker] = []
 
     def _forget_parents_server(self) -> None:
-        """In a forked child: the server and the workers are the parent's."""
+        """In a forked child: lets go of the server and the workers, which are the parent's."""
         if self._server is not None:
             self._server.control.close()
         self._drop_server()
         self._reset()
 
     def _drop_server(self) -> None:
+        """Lets go of the server and its idle workers."""
         for worker in self._idle:
             worker.end()
         self._idle, self._server = [], None
 
     def _get_running_server(self) -> "_Server":
+        """Returns the server, started where none runs."""
         if self._server is not None and not self._server.is_alive():
             self._server.end()
             self._drop_server()
@@ -143,14 +147,14 @@ class Pool:
 class _FairQueue:
     """Lets `most` threads in at a time, in the order they came: a semaphore would let some wait for ever."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, n_turns: int) -> None:
         self._lock = threading.Lock()
-        self._left = most
+        self._left = n_turns
         self._waiting: deque[threading.Event] = deque()
 
     @contextlib.contextmanager
     def hold_turn(self, deadline: float | None) -> Iterator[None]:
-        """Raises UnservedError if the turn has not come by the deadline."""
+        """Waits for a turn and holds it; raises UnservedError if it has not come by the deadline."""
         self._wait_for_turn(deadline)
         try:
             yield
@@ -158,6 +162,7 @@ class _FairQueue:
             self._pass_on()
 
     def _wait_for_turn(self, deadline: float | None) -> None:
+        """Returns when the turn has come; raises UnservedError at the deadline."""
         with self._lock:
             if self._left and not self._waiting:
                 self._left -= 1
@@ -177,6 +182,7 @@ class _FairQueue:
         raise UnservedError("batch deadline")
 
     def _pass_on(self) -> None:
+        """Gives the turn to the thread that has waited longest."""
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().set()
@@ -185,7 +191,10 @@ class _FairQueue:
 
 
 class _Server:
+    """The server process, as the pool sees it."""
+
     def __init__(self, start: dict[str, Any]) -> None:
+        """Starts the server process; raises StartError with what it says of its start."""
         if not hasattr(os, "fork"):
             raise StartError("worker processes need fork(): use Linux, macOS or WSL")
         self.control, server_end = socket.socketpair()
@@ -207,9 +216,11 @@ class _Server:
             raise StartError(answer or "the worker server ended while it started; see its error above")
 
     def is_alive(self) -> bool:
+        """Returns whether the server process runs."""
         return self._process.poll() is None
 
     def fork_worker(self) -> "_Worker":
+        """Returns a new worker, forked from the server; raises GoneError."""
         our_end, worker_end = socket.socketpair()
         try:
             with worker_end:
@@ -223,7 +234,7 @@ class _Server:
         return _Worker(our_end, int(pid))
 
     def kill_worker(self, pid: int) -> bool:
-        """Whether the server is still there to do it; otherwise its workers ended with it."""
+        """Kills a worker; returns False where the server is gone, with which its workers ended."""
         try:
             self.control.sendall(b"kill %d\n" % pid)
             return bool(self._read_line())
@@ -231,11 +242,12 @@ class _Server:
             return False
 
     def end(self) -> None:
+        """Ends the server process, which stops with its input."""
         self.control.close()  # it ends with its input
         self._process.wait()
 
     def _read_line(self) -> str:
-        """One line from the server, "" if it is gone."""
+        """Returns one line from the server, "" if it is gone."""
         received = b""
         with contextlib.suppress(OSError):
             while not received.endswith(b"\n"):
@@ -247,11 +259,14 @@ class _Server:
 
 
 class _Worker:
+    """A worker process, as the pool sees it."""
+
     def __init__(self, channel: socket.socket, pid: int) -> None:
         self.pid = pid
         self._channel = channel
 
     def ask(self, request: Any, limit: float) -> dict[str, Any]:
+        """Returns the worker's answer to a request; raises LateError at the limit, DeadError."""
         try:
             self._channel.sendall(json.dumps(request).encode() + b"\n")
             return json.loads(self._read_reply(limit))  # type: ignore[no-any-return]
@@ -259,9 +274,11 @@ class _Worker:
             raise DeadError("worker died") from error
 
     def end(self) -> None:
+        """Closes the worker's channel, with which it ends."""
         self._channel.close()
 
     def _read_reply(self, limit: float) -> bytes:
+        """Returns the bytes of one reply; raises LateError at the limit, DeadError."""
         parts: list[bytes] = []
         size = 0
         poll = select.poll()

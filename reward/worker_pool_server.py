@@ -20,6 +20,7 @@ from typing import Any
 
 
 def main() -> None:
+    """Serves a pool on the socket whose descriptor is the first argument."""
     control = socket.socket(fileno=int(sys.argv[1]))
     start = json.loads(_read_first_line(control))
     module, _, function_name = start["entry"].partition(":")
@@ -55,6 +56,7 @@ def main() -> None:
 
 
 def _kill_workers(workers: set[int]) -> None:
+    """Kills workers and all they started."""
     for pid in workers:  # ours until waited for, so the number cannot have passed to another process
         with contextlib.suppress(ProcessLookupError):  # it has not got so far as to lead a group
             os.killpg(pid, signal.SIGKILL)
@@ -63,6 +65,7 @@ def _kill_workers(workers: set[int]) -> None:
 
 
 def _read_first_line(control: socket.socket) -> bytes:
+    """Returns the first line on the control socket; exits where it closes before that."""
     received = b""
     while not received.endswith(b"\n"):
         part = control.recv(1 << 16)
@@ -73,6 +76,7 @@ def _read_first_line(control: socket.socket) -> bytes:
 
 
 def _run_worker(channel: socket.socket, handle: Callable[[Any], Any], memory_bytes: int) -> None:
+    """In a worker: answers requests within the memory limit until the socket closes, and exits."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h; the server has one thread, whose death is its own
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

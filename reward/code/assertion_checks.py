@@ -1,7 +1,8 @@
-"""Assertions taken apart: calls of the candidate with plain arguments, and what is asserted of the values they give.
+"""Splits assertions into calls of the candidate and checks of the values they return.
 
-`assert abs(f(1.5) - 0.5) < 1e-6` becomes the call `f(1.5)`, all that its cell ever sees, and the check
-`abs(value - 0.5) < 1e-6`, which is evaluated here. Test code that is more than assertions is left alone.
+`assert abs(f(1.5) - 0.5) < 1e-6` becomes the call `f(1.5)`, which is all that the candidate's cell ever sees, and the
+check `abs(value - 0.5) < 1e-6`, which is evaluated outside the cell. Test code that is more than assertions is left
+alone.
 """
 
 import ast
@@ -20,28 +21,33 @@ Call = tuple[str, Any, Any]
 
 
 class NoValueError(Exception):
-    """A call gave no value."""
+    """Raised where a check needs the value of a call that gave none; the message is the reason."""
 
 
 class CallOutcome(NamedTuple):
-    """What came back of a call: a value, or the countable reason why there is none."""
+    """What came back from a call of the candidate: a value, or the countable reason why there is none."""
 
     value: Any
     missing: str | None = None
 
     def require_value(self) -> Any:
-        """The value; raises NoValueError."""
+        """Returns the value; raises NoValueError where the call gave none."""
         if self.missing is not None:
             raise NoValueError(self.missing)
         return self.value
 
 
 class _PendingCall(NamedTuple):
+    """Stands for the value of a call that the candidate has not answered yet."""
+
     number: int
 
 
 class Check(NamedTuple):
-    """An expression that has to be true; `slots` gives the number of each call in it, by the node's id."""
+    """An expression that has to be true of the candidate's values.
+
+    `call_numbers` gives the number of each call in the expression, by the `id` of its node.
+    """
 
     expression: ast.expr
     names: dict[str, Any]
@@ -52,9 +58,10 @@ class Check(NamedTuple):
 def split_assertions(
     trees: Sequence[ast.Module], functions: set[str], before: Sequence[ast.Module], check: ast.FunctionDef | None = None
 ) -> tuple[list[Call], list[list[Check]]] | None:
-    """The calls of `functions` in the trees, and the checks of each tree, or of each assertion of the function `check`.
+    """Splits test code into calls of the candidate and checks of the values they return.
 
-    None for test code that cannot be taken apart so.
+    Returns the calls of `functions` in the trees, and the checks of each tree, or of each assertion of the function
+    `check`. None for test code that cannot be split so. Trees `before` only define what the tests use.
     """
     names = functions if check is None else functions | {check.args.args[0].arg}
     splitter = _AssertionSplitter(names, "" if check is None else next(iter(functions)))
@@ -72,7 +79,7 @@ def split_assertions(
 
 
 def are_checks_true(checks: list[Check], outcomes: Sequence[CallOutcome]) -> bool:
-    """Whether all checks are true of the outcomes; raises NoValueError, UnsupportedError.
+    """Returns whether all checks are true of the calls' outcomes; raises NoValueError, UnsupportedError.
 
     What Python raises for an operation on the values fails the check, as it fails the assertion.
     """
@@ -83,12 +90,12 @@ def are_checks_true(checks: list[Check], outcomes: Sequence[CallOutcome]) -> boo
 
 
 def checks_a_value(check: Check) -> bool:
-    """Whether the check is more than that a call does not raise."""
+    """Returns whether a check looks at a value, and not only at whether a call raises."""
     return not isinstance(check.expression, ast.Constant)
 
 
 def count_needed_outcomes(checks: list[Check]) -> int:
-    """How many outcomes the checks need."""
+    """Returns how many of the calls, in their order, must have an outcome before the checks can be evaluated."""
     numbers = [
         name_value.number
         for check in checks
@@ -99,6 +106,7 @@ def count_needed_outcomes(checks: list[Check]) -> int:
 
 
 def _is_check_true(check: Check, outcomes: Sequence[CallOutcome]) -> bool:
+    """Returns whether the check's expression is true once the calls' values are put in."""
     names = {
         name: outcomes[value.number].require_value() if isinstance(value, _PendingCall) else value
         for name, value in check.names.items()
@@ -108,6 +116,11 @@ def _is_check_true(check: Check, outcomes: Sequence[CallOutcome]) -> bool:
 
 
 class _AssertionSplitter:
+    """Walks test code statement by statement and collects the candidate's calls and the checks.
+
+    `entry` is the name every call is made by; empty where each call is made by its own name.
+    """
+
     def __init__(self, functions: set[str], entry: str) -> None:
         self.functions = functions
         self.entry = entry
@@ -116,10 +129,11 @@ class _AssertionSplitter:
         self.passed_mutables: list[Any] = []
 
     def split_statements(self, body: Sequence[ast.stmt]) -> list[Check]:
-        """The checks of the statements, in the order in which they would run."""
+        """Returns the checks of the statements, in the order in which they would run."""
         return [check for statement in body for check in self.split_statement(statement)]
 
     def split_statement(self, node: ast.stmt) -> list[Check]:
+        """Returns the checks of one statement; raises UnsupportedError for a kind that cannot be split."""
         match node:
             case ast.Assert():
                 return self.split_assertion(node.test)
@@ -140,6 +154,7 @@ class _AssertionSplitter:
         raise UnsupportedError(type(node).__name__)
 
     def split_assertion(self, expression: ast.expr) -> list[Check]:
+        """Returns the check of an asserted expression, none if it holds without a call; raises UnsupportedError."""
         call_numbers = self.number_calls(expression)
         used_names = {node.id for node in self.list_nodes_outside_calls(expression) if isinstance(node, ast.Name)}
         names = {name: self.load_name(name) for name in used_names if name in self.names}
@@ -152,7 +167,7 @@ class _AssertionSplitter:
         return [Check(self.fold_expected_side(expression), names, call_numbers, self.functions)]
 
     def fold_expected_side(self, expression: ast.expr) -> ast.expr:
-        """The comparison with its right side already evaluated, where no call is needed for that."""
+        """Returns the comparison with its right side already evaluated, where that needs no call."""
         if (
             isinstance(expression, ast.Compare)
             and len(expression.ops) == 1
@@ -168,6 +183,10 @@ class _AssertionSplitter:
         return expression
 
     def number_calls(self, expression: ast.expr, *, dry: bool = False) -> dict[int, int]:
+        """Returns the number of each call of the candidate in an expression, by the node's id.
+
+        With `dry`, the calls are only found and not recorded. Raises UnsupportedError for a call within a loop.
+        """
         call_numbers: dict[int, int] = {}
         for node in _list_nodes_in_order(expression):
             if isinstance(node, ast.Call) and self.is_candidate_call(node):
@@ -177,6 +196,7 @@ class _AssertionSplitter:
         return call_numbers
 
     def list_nodes_outside_calls(self, node: ast.AST) -> list[ast.AST]:
+        """Returns the nodes of an expression without those inside calls of the candidate."""
         if self.is_candidate_call(node):
             return []
         return [
@@ -185,9 +205,11 @@ class _AssertionSplitter:
         ]
 
     def is_candidate_call(self, node: ast.AST) -> bool:
+        """Returns whether a node is a call of one of the candidate's functions."""
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.functions
 
     def record_call(self, node: ast.Call) -> int:
+        """Records a call with its evaluated arguments, returns its number; raises UnsupportedError, NotPlainError."""
         assert isinstance(node.func, ast.Name)
         evaluator = self.make_evaluator()
         args = tuple(evaluator.evaluate_all(node.args))
@@ -206,11 +228,15 @@ class _AssertionSplitter:
         return len(self.calls) - 1
 
     def mark_as_passed(self, name: str) -> None:
-        """A candidate may change what it is given, so a test that looks at it afterwards needs the real thing."""
+        """Remembers that the candidate was given the mutable value of a name, and may have changed it.
+
+        A test that looks at the value afterwards needs the real thing: see `load_name`.
+        """
         if name in self.names:
             self.passed_mutables += _list_mutable_parts(self.names[name])
 
     def load_name(self, name: str) -> Any:
+        """Returns the value of a name; raises UnsupportedError where the candidate may have changed it."""
         value = self.names[name]
         if self.passed_mutables and any(
             part is passed for part in _list_mutable_parts(value) for passed in self.passed_mutables
@@ -219,23 +245,28 @@ class _AssertionSplitter:
         return value
 
     def make_evaluator(self) -> Evaluator:
+        """Returns an evaluator over the names whose values are known without the candidate."""
         known = {name: value for name, value in self.names.items() if not isinstance(value, _PendingCall)}
         return Evaluator(known, self.functions, _refuse_call)
 
     def evaluate_expression(self, node: ast.expr) -> Any:
+        """Returns the value of an expression that needs no call; raises UnsupportedError."""
         for name_node in ast.walk(node):
             if isinstance(name_node, ast.Name) and name_node.id in self.names:
                 self.load_name(name_node.id)
         return self.make_evaluator().evaluate(node)
 
     def list_loop_items(self, over: ast.expr) -> Sequence[Any]:
+        """Returns the items that a `for` loop runs over."""
         return [*self.evaluate_expression(over)]
 
     def split_loop_turn(self, target: ast.expr, item: Any, body: Sequence[ast.stmt]) -> list[Check]:
+        """Returns the checks of a loop's body for one item, which is bound to the loop's target."""
         self.names = {**self.names, **bind_names(target, item)}
         return self.split_statements(body)
 
     def split_assignment(self, target: ast.expr, value: ast.expr) -> list[Check]:
+        """Binds the names of an assignment; returns the check that a call on its right side returns at all."""
         checks = []
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in self.functions:
             if not isinstance(target, ast.Name):
@@ -254,16 +285,17 @@ class _AssertionSplitter:
 
 
 def _check_call_returns(number: int) -> Check:
-    """The check that a call does not raise."""
+    """Returns the check that a call does not raise."""
     return Check(ast.Constant(True), {"_": _PendingCall(number)}, {}, set())
 
 
 def _refuse_call(node: ast.Call) -> Any:
+    """Raises UnsupportedError: an expression evaluated before the candidate runs cannot call it."""
     raise UnsupportedError("call")
 
 
 def _list_nodes_in_order(expression: ast.AST) -> list[ast.AST]:
-    """The nodes of an expression in the order of evaluation; none in a loop may be a call with a value of its own."""
+    """Returns the nodes of an expression in the order of evaluation, without the insides of loops and lambdas."""
     nodes = [expression]
     for child in ast.iter_child_nodes(expression):
         if not isinstance(expression, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.Lambda):
@@ -272,6 +304,7 @@ def _list_nodes_in_order(expression: ast.AST) -> list[ast.AST]:
 
 
 def _list_mutable_parts(value: Any) -> list[Any]:
+    """Returns the mutable containers of a value: itself, and those inside it at any depth."""
     parts = [value] if isinstance(value, _MUTABLE) else []
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]

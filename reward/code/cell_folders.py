@@ -1,4 +1,4 @@
-"""Cells without namespaces: each has a folder, and where the kernel has file rules sees little else."""
+"""`isolation: process`: cells without namespaces, each with a folder of its own."""
 
 import contextlib
 import fcntl
@@ -23,7 +23,10 @@ _REMOVE_COMMAND = 'rm -rf "$0" || { chmod -R u+rwx "$0"; exec rm -rf "$0"; }'
 
 
 class CellFolders:
-    """Where cells leave a server that shares the machine's file system, processes and network."""
+    """Isolation without namespaces: cells that share the machine's file system, processes and network.
+
+    Each cell has a folder of its own, and where the kernel has file rules it sees little else.
+    """
 
     owns_processes = False
 
@@ -44,7 +47,7 @@ class CellFolders:
             self._readable.append(self.packages)
 
     def fork_cell(self) -> int:
-        """As os.fork; the child has a folder."""
+        """Forks as os.fork does; the child has a folder."""
         self._next = tempfile.mkdtemp(dir=self._base)
         pid = os.fork()
         if pid:
@@ -52,7 +55,7 @@ class CellFolders:
         return pid
 
     def isolate_cell(self, entry: Entry, limits: Limits) -> None:
-        """In the child: goes into its folder, and leaves the files of others where the kernel has rules for that."""
+        """In the child: enters the cell's folder, and loses the other files where the kernel has rules for that."""
         os.chdir(self._next)
         os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = self._next
         if sys.platform != "linux":
@@ -63,7 +66,7 @@ class CellFolders:
             landlock.restrict_files(self._readable, self._next)
 
     def kill_cell(self, pid: int) -> None:
-        """Ends a cell: its first process and all of its session's group."""
+        """Kills a cell: its first process and all of its session's group."""
         for send_signal in (os.kill, os.killpg):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 send_signal(pid, signal.SIGKILL)
@@ -84,13 +87,14 @@ class CellFolders:
 
 
 def _lock_folder(folder: str) -> None:
-    """Marks the folder as in use for as long as this process lives."""
+    """Marks a folder as in use for as long as this process lives."""
     unlocked = os.path.join(folder, "new")
     fcntl.flock(os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX)
     os.rename(unlocked, os.path.join(folder, _LOCK))  # only now: nobody sees it before it is locked
 
 
 def _remove_stale_folders() -> None:
+    """Removes the folders that servers which were killed left behind."""
     for folder in glob.glob(os.path.join(tempfile.gettempdir(), f"{_PREFIX}*")):
         with contextlib.suppress(OSError):  # another user's, or in use
             lock = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
@@ -102,7 +106,7 @@ def _remove_stale_folders() -> None:
 
 
 def _start_removal(folder: str) -> int:
-    """The id of a process that removes a folder and ends in time."""
+    """Starts a process that removes a folder and ends in time; returns its id."""
     pid = os.fork()
     if not pid:
         _run_removal(folder)
@@ -110,6 +114,7 @@ def _start_removal(folder: str) -> int:
 
 
 def _run_removal(folder: str) -> NoReturn:
+    """In the child: removes a folder within limits of time, and exits."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
@@ -123,6 +128,7 @@ def _run_removal(folder: str) -> NoReturn:
 
 
 def _has_file_rules() -> bool:
+    """Returns whether this machine's kernel has Landlock."""
     if sys.platform != "linux":
         return False
     with contextlib.suppress(OSError):

@@ -1,5 +1,6 @@
-"""What runs inside a cell. Nothing in a candidate's cell knows an expected output, and its word decides nothing.
+"""Runs what a cell is for: a candidate's code, or a data set's tests.
 
+Nothing in a candidate's cell knows an expected output, and its word decides nothing.
 The job of a cell is a file that only this cell reads: the server, whose memory every cell inherits, never does.
 """
 
@@ -50,6 +51,7 @@ def run_tests_cell(payload: bytes, channel: socket.socket) -> None:
 
 
 def _answer_calls(job: dict[str, Any], frames: Frames) -> None:
+    """Makes the calls of the job, one after another, and sends a record of each."""
     module = load_module(job)
     for number, (name, args, kwargs) in enumerate(job["calls"]):
         frames.send_frame(_make_call_record(number, find_function(module, name), args, kwargs))
@@ -57,6 +59,7 @@ def _answer_calls(job: dict[str, Any], frames: Frames) -> None:
 
 
 def _make_call_record(number: int, function: Any, args: Any, kwargs: Any) -> bytes:
+    """Calls a function and returns the record of it: its value, that it raised, or that the value is not plain."""
     try:
         value = function(*decode_value(args), **decode_value(kwargs))
         record = write_json(["value", number, encode_value(value)])
@@ -70,6 +73,7 @@ def _make_call_record(number: int, function: Any, args: Any, kwargs: Any) -> byt
 
 
 def _serve_test_calls(job: dict[str, Any], frames: Frames) -> None:
+    """Answers the calls of the tests' cell until it is gone."""
     module = load_module(job)
     frames.send_frame(write_json(["ready"]))
     with contextlib.suppress(EndedError):  # the tests are done
@@ -77,6 +81,7 @@ def _serve_test_calls(job: dict[str, Any], frames: Frames) -> None:
 
 
 def _run_program(job: dict[str, Any]) -> NoReturn:
+    """Runs the code as a program and exits with its status."""
     status = 0
     try:
         load_module(job)
@@ -93,7 +98,7 @@ def _run_program(job: dict[str, Any]) -> NoReturn:
 
 
 def warm_up() -> None:
-    """Has the server do once what every cell would otherwise do for a first time: the parser's state, say, is 1 ms."""
+    """Does once what every cell would otherwise do for a first time: the parser's state, say, is 1 ms."""
     stdout = sys.stdout
     for mode in ("calls", "serve"):
         cell_end, our_end = socket.socketpair()

@@ -1,4 +1,4 @@
-"""Calls between a candidate's cell and the cell of its tests, both ways; only plain values and handles cross."""
+"""Remote calls between a candidate's cell and the cell of its tests, both ways; only plain values and handles cross."""
 
 import builtins
 import functools
@@ -25,17 +25,18 @@ _ENDS = frozenset({"SystemExit", "KeyboardInterrupt", "GeneratorExit", "MemoryEr
 
 
 class ForgedError(BaseException):
-    """The other end broke the order of calls and answers, or its answer is no answer."""
+    """Raised where the other end breaks the order of calls and answers, or its answer is no answer."""
 
 
 class EndedError(BaseException):
-    """The other end is gone; the message says how where it told."""
+    """Raised where the other end is gone; the message says how where it told."""
 
 
 class RpcPeer:
-    """One end. `names` finds what the other end may call by name; None lets it call only functions lent to it.
+    """One end of the calls between two cells.
 
-    An answer repeats the random number of its call, so that nothing can be answered before it was asked.
+    `names` finds what the other end may call by name; None lets it call only functions lent to it. An answer repeats
+    the random number of its call, so that nothing can be answered before it was asked.
     """
 
     def __init__(self, frames: Frames, names: Callable[[str], Any] | None = None) -> None:
@@ -52,7 +53,7 @@ class RpcPeer:
             self._answer_call(self._receive_message())
 
     def call_remote(self, operation: str, remote: RemoteObject, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the other end gives; its exception is raised here as the nearest built-in one."""
+        """Returns what the other end's operation gives; its exception is raised here as the nearest built-in one."""
         try:
             return self._exchange_call(operation, remote, args, kwargs)
         except (RefusedError, ForgedError, EndedError) as error:
@@ -62,6 +63,7 @@ class RpcPeer:
     def _exchange_call(
         self, operation: str, remote: RemoteObject, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Sends a call, answers calls that come back meanwhile, and returns the value of the answer."""
         if isinstance(self.failure, ForgedError | EndedError):
             raise self.failure
         self.n_calls += 1
@@ -99,6 +101,7 @@ class RpcPeer:
             _refill_container(args[position], self._decode(tree))
 
     def _receive_message(self) -> list[Any]:
+        """Returns the next message; raises EndedError, and ForgedError for one of no known shape."""
         try:
             message = read_json(self.frames.receive_frame())
         except ClosedError:
@@ -113,18 +116,21 @@ class RpcPeer:
         return message  # type: ignore[no-any-return]
 
     def _send_message(self, body: bytes) -> None:
+        """Sends a message; raises EndedError where the other end is gone."""
         try:
             self.frames.send_frame(body)
         except ClosedError:
             raise EndedError from None
 
     def _answer_call(self, message: list[Any]) -> None:
+        """Carries out a call and sends its result."""
         if message[0] != "call":
             raise ForgedError
         _, call_id, operation, called, args, kwargs = message
         self._send_message(self._run_call(call_id, operation, called, args, kwargs))
 
     def _run_call(self, call_id: str, operation: str, called: Any, args: Any, kwargs: Any) -> bytes:
+        """Returns the answer to a call: its value and what it changed of its arguments, or what it raised."""
         receiver = self._find_receiver(operation, called)
         arguments = self._decode(args)
         try:
@@ -145,6 +151,7 @@ class RpcPeer:
             return write_json(["raised", call_id, *self._describe_error(error)])
 
     def _find_receiver(self, operation: str, handle: Any) -> Any:
+        """Returns the object a call is on, by name or as lent; raises ForgedError where it may not be called."""
         kind, key = _check_pair(handle)
         if kind == "name" and self.names is not None:
             return self.names(key)
@@ -155,9 +162,11 @@ class RpcPeer:
         return self.lent[key]
 
     def _has_changed(self, value: Any, tree: Any) -> bool:
+        """Returns whether a mutable argument is no longer what its tree said."""
         return type(value) in _MUTABLE and self._encode(value) != tree
 
     def _describe_error(self, error: Exception) -> tuple[list[str], Any]:
+        """Returns the names of an exception's classes and the tree of its arguments."""
         names = [error_class.__name__ for error_class in type(error).__mro__]
         try:
             return names, encode_value(error.args)
@@ -165,9 +174,11 @@ class RpcPeer:
             return names, {"t": []}
 
     def _encode(self, value: Any) -> Any:
+        """Returns the tree of a value, in which functions and objects are handles; raises NotPlainError."""
         return encode_value(value, self._make_handle)
 
     def _make_handle(self, value: Any) -> Any:
+        """Returns the handle of a function or object, None where it may not cross."""
         if type(value) is RemoteObject:
             kind, key = get_target(value)
             return {"own": key} if kind == "lent" else {"named": key}
@@ -178,12 +189,14 @@ class RpcPeer:
         return {"lent": [len(self.lent) - 1, is_function]}
 
     def _decode(self, tree: Any, *, of_class: bool = False) -> Any:
+        """Returns the value of a tree; raises ForgedError for a tree of no value."""
         try:
             return decode_value(tree, lambda handle: self._resolve_handle(handle, of_class))
         except NotPlainError:
             raise ForgedError from None
 
     def _resolve_handle(self, tree: dict[str, Any], of_class: bool) -> Any:
+        """Returns the object of a handle: a remote one, or this end's own come back."""
         [(tag, content)] = tree.items()
         if tag == "lent":
             index, is_function = _check_pair(content)
@@ -217,7 +230,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def _rebuild_exception(names: Any, args: Any) -> BaseException:
-    """The nearest built-in exception of those names."""
+    """Returns the nearest built-in exception of the class names, RefusedError where there is none."""
     for name in names if type(names) is list else ():
         error_class = getattr(builtins, name, None) if type(name) is str else None
         if isinstance(error_class, type) and issubclass(error_class, Exception) and name not in _ENDS:
@@ -229,6 +242,7 @@ def _rebuild_exception(names: Any, args: Any) -> BaseException:
 
 
 def _check_pair(content: Any) -> list[Any]:
+    """Returns a list of two; raises ForgedError for anything else."""
     if type(content) is not list or len(content) != 2:
         raise ForgedError
     return content
@@ -245,10 +259,10 @@ def _refill_container(old: Any, new: Any) -> None:
             else:
                 old[position] = new_item
     elif type(old) is dict:
-        kept = {key: old[key] for key in new if key in old}
+        old_items = {key: old[key] for key in new if key in old}
         old.clear()
         old.update(new)
-        for key, old_item in kept.items():
+        for key, old_item in old_items.items():
             if type(old_item) is type(new[key]) and type(old_item) in _MUTABLE:
                 _refill_container(old_item, new[key])
                 old[key] = old_item

@@ -1,4 +1,4 @@
-"""The warm server of a sandbox: forks a cell for each job it is sent, ends it in time, and tells how it ended.
+"""The warm server of a sandbox: forks a cell for each job, ends it in time, and reports how it ended.
 
 It runs no model-written code itself. Its memory holds no more than one job's limits: payloads, inputs and outputs are
 files that only their cell reads.
@@ -78,6 +78,8 @@ def serve_jobs(settings: dict[str, Any]) -> NoReturn:
 
 
 class _CellServer:
+    """Forks a cell for each job, ends it in time and reports how it ended."""
+
     def __init__(self, control: socket.socket, settings: dict[str, Any]) -> None:
         packages: list[str] = settings["packages"]
         self._control = control
@@ -99,7 +101,7 @@ class _CellServer:
         gc.freeze()
 
     def serve_until_owner_ends(self) -> None:
-        """Until the owner is gone; then its cells are ended too."""
+        """Serves jobs until the owner is gone; then its cells are ended too."""
         control = self._control.fileno()
         self._poll.register(control, select.POLLIN)
         self._poll.register(self._woken, select.POLLIN)
@@ -125,12 +127,13 @@ class _CellServer:
         self._cell_isolation.remove_all()
 
     def _compute_poll_ms(self) -> float | None:
+        """Returns the milliseconds until the next cell's deadline, None where no cell runs."""
         if not self._cells:
             return None
         return max(0.0, min(cell.deadline for cell in self._cells.values()) - time.monotonic()) * 1000 + 1
 
     def _start_cell(self) -> bool:
-        """Whether there was a job rather than the owner's end; starts it."""
+        """Starts the cell of the next job; returns False where there is none, but the owner's end."""
         message, files, _, _ = socket.recv_fds(self._control, JOB_BYTES, len(CellFiles._fields))
         if len(message) < JOB_BYTES:
             return False
@@ -154,11 +157,12 @@ class _CellServer:
         return True
 
     def _kill_cell(self, pid: int) -> None:
+        """Kills a cell that is late or not wanted any more."""
         self._killed.add(pid)
         self._cell_isolation.kill_cell(pid)
 
     def _report_ended_cells(self) -> None:
-        """Tells the owner of each cell that ended."""
+        """Reports to the owner each cell that ended."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -181,12 +185,14 @@ class _CellServer:
 
 
 def _describe_error(error: OSError | UnknownMachineError) -> str:
+    """Returns an error's text, with the file where it names one."""
     if isinstance(error, OSError):
         return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
     return str(error)
 
 
 def _make_result(cell: _RunningCell, status: int, cpu_s: float, *, stopped: bool) -> Result:
+    """Returns how a cell ended, from its wait status."""
     code = os.waitstatus_to_exitcode(status)
     how: How = "exit" if code >= 0 else "signal"
     if code == MEMORY_STATUS:

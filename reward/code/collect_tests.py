@@ -1,6 +1,6 @@
-"""Tests that only a test runner would call: what pytest and unittest collect, as code that calls it.
+"""Finds the tests that pytest and unittest would collect and writes code that calls them.
 
-And what makes an assertion no test: one that always holds, or that nothing runs.
+Also finds what makes an assertion no test: that it always holds, or that nothing runs it.
 """
 
 import ast
@@ -16,11 +16,11 @@ _FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class UncollectedError(Exception):
-    """Tests that a runner would run and this module does not: with fixtures, parameters, or a coroutine."""
+    """Raised for tests that a runner would run and this module cannot: with fixtures, parameters, or a coroutine."""
 
 
 class CollectedTests(NamedTuple):
-    """A source of tests as code that runs them."""
+    """A source of tests, as code that runs them."""
 
     before: list[str]
     """Definitions and what else asserts nothing."""
@@ -30,7 +30,7 @@ class CollectedTests(NamedTuple):
 
 
 def collect_tests(source: str, tree: ast.Module) -> CollectedTests:
-    """The source as code that runs its tests; raises UncollectedError."""
+    """Finds the tests that pytest or unittest would run, and writes code that calls them; raises UncollectedError."""
     statements = [node for node in tree.body if not _is_main_guard(node) and not _is_candidate_import(node)]
     called = {name.id for node in statements for name in ast.walk(node) if isinstance(name, ast.Name)}
     functions = [
@@ -58,7 +58,10 @@ def collect_tests(source: str, tree: ast.Module) -> CollectedTests:
 
 
 def always_holds(expression: ast.expr) -> bool:
-    """Whether an asserted expression is true whatever the candidate does: `(f(1) == 2, "x")`, `f(1) == 2 or True`."""
+    """Returns whether an asserted expression is true whatever the candidate does.
+
+    Such as `(f(1) == 2, "x")` and `f(1) == 2 or True`.
+    """
     match expression:
         case ast.Constant(value=value):
             return bool(value)
@@ -72,7 +75,7 @@ def always_holds(expression: ast.expr) -> bool:
 
 
 def has_vacuous_assertion(tree: ast.AST) -> bool:
-    """Whether an assertion looks like a test of a call and cannot fail."""
+    """Returns whether an assertion looks like a test of a call and cannot fail."""
     asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert) and _has_call(node.test)]
     tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try) and _swallows_failure(node)]
     swallowed = [assertion for node in tries for assertion in _list_asserts(node.body)]
@@ -80,7 +83,7 @@ def has_vacuous_assertion(tree: ast.AST) -> bool:
 
 
 def surely_asserts(statements: Sequence[ast.stmt]) -> bool:
-    """Whether one of the statements is an assertion that tests something, evaluated by the end of them."""
+    """Returns whether running the statements to their end surely evaluates an assertion that tests something."""
     for statement in statements:
         if isinstance(statement, ast.Assert) and _tests_something(statement.test):
             return True
@@ -90,26 +93,28 @@ def surely_asserts(statements: Sequence[ast.stmt]) -> bool:
 
 
 def has_unittest_assertion(trees: Sequence[ast.AST]) -> bool:
-    """Whether unittest's methods assert something."""
+    """Returns whether unittest's methods, such as `self.assertEqual`, assert something in the code."""
     return any(_is_unittest_assertion(node) for tree in trees for node in ast.walk(tree))
 
 
 def mark_reached_assertions(tree: ast.Module) -> str:
-    """The source with each assertion telling that it was evaluated, or that the exception came which it expects."""
+    """Returns the source with a call of `REACHED` after each assertion, and where an expected exception is caught."""
     return ast.unparse(ast.fix_missing_locations(_ReachedMarker().visit(tree)))
 
 
 class _ReachedMarker(ast.NodeTransformer):
+    """Adds a call of `REACHED` behind everything that asserts."""
+
     def visit_Assert(self, node: ast.Assert) -> ast.AST | list[ast.AST]:
-        """The assertion, and a call after it unless it says nothing."""
+        """Adds the call after an `assert` that tests something."""
         return [node, _make_reached_call()] if _tests_something(node.test) else node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | list[ast.AST]:
-        """unittest's assertions are calls."""
+        """Adds the call after unittest's assertions, which are calls."""
         return [node, _make_reached_call()] if _is_unittest_assertion(node.value) else node
 
     def visit_With(self, node: ast.With) -> ast.AST | list[ast.AST]:
-        """`with self.assertRaises(...)` asserts at its end."""
+        """Adds the call after `with self.assertRaises(...)`, which asserts at its end."""
         self.generic_visit(node)
         return (
             [node, _make_reached_call()]
@@ -118,7 +123,7 @@ class _ReachedMarker(ast.NodeTransformer):
         )
 
     def visit_Try(self, node: ast.Try) -> ast.AST:
-        """An exception taken where an `assert` would have failed is what the test expects."""
+        """Adds the call to handlers of an expected exception: those taken where an `assert` would have failed."""
         expects = _list_asserts(node.orelse) or (_list_asserts(node.body) and not _swallows_failure(node))
         self.generic_visit(node)
         for handler in node.handlers if expects else ():
@@ -127,11 +132,12 @@ class _ReachedMarker(ast.NodeTransformer):
 
 
 def _list_asserts(statements: Sequence[ast.stmt]) -> list[ast.AST]:
+    """Returns the `assert` statements in the statements, at any depth."""
     return [node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Assert)]
 
 
 def _swallows_failure(node: ast.Try) -> bool:
-    """Whether an assertion that fails in the body is passed over in silence."""
+    """Returns whether an assertion that fails in the body of a `try` is passed over in silence."""
     for handler in node.handlers:
         if handler.type is None or any(_catches_assertion_error(part) for part in ast.walk(handler.type)):
             return not any(
@@ -141,38 +147,47 @@ def _swallows_failure(node: ast.Try) -> bool:
 
 
 def _catches_assertion_error(node: ast.AST) -> bool:
+    """Returns whether an exception's name, as a handler has it, covers AssertionError."""
     return isinstance(node, ast.Name) and node.id in ("AssertionError", "Exception", "BaseException")
 
 
 def _tests_something(expression: ast.expr) -> bool:
+    """Returns whether an asserted expression depends on a name and can be false."""
     return not always_holds(expression) and any(isinstance(node, ast.Name) for node in ast.walk(expression))
 
 
 def _has_call(expression: ast.expr) -> bool:
+    """Returns whether an expression calls anything."""
     return any(isinstance(node, ast.Call) for node in ast.walk(expression))
 
 
 def _make_reached_call() -> ast.Expr:
+    """Returns the statement that tells that an assertion was evaluated."""
     return ast.Expr(ast.Call(ast.Name(REACHED, ast.Load()), [], []))
 
 
 def _write_source(statements: Sequence[ast.stmt]) -> str:
+    """Returns the Python source of the statements."""
     return ast.unparse(ast.Module([*statements], []))
 
 
 def _is_definition(node: ast.stmt) -> bool:
+    """Returns whether a statement defines a function or a class."""
     return isinstance(node, _FUNCTION | ast.ClassDef)
 
 
 def _is_test_name(name: str) -> bool:
+    """Returns whether pytest takes a function of this name for a test."""
     return name.startswith("test")  # pytest's default, python_functions
 
 
 def _is_setup_function(node: ast.stmt) -> bool:
+    """Returns whether a statement is a set-up function of pytest or unittest."""
     return isinstance(node, _FUNCTION) and node.name in _FIXTURES
 
 
 def _is_main_guard(node: ast.stmt) -> bool:
+    """Returns whether a statement is `if __name__ == '__main__':`."""
     return isinstance(node, ast.If) and ast.unparse(node.test) in (
         "__name__ == '__main__'",
         "'__main__' == __name__",
@@ -180,6 +195,7 @@ def _is_main_guard(node: ast.stmt) -> bool:
 
 
 def _is_candidate_import(node: ast.stmt) -> bool:
+    """Returns whether a statement imports the candidate's function, under its own name, from `solution`."""
     return (
         isinstance(node, ast.ImportFrom)
         and node.module == _CANDIDATE
@@ -188,6 +204,7 @@ def _is_candidate_import(node: ast.stmt) -> bool:
 
 
 def _is_unittest_assertion(node: ast.AST) -> bool:
+    """Returns whether a node is a call of `self.assert...` or `self.fail...`."""
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -198,21 +215,25 @@ def _is_unittest_assertion(node: ast.AST) -> bool:
 
 
 def _is_test_case(node: ast.ClassDef) -> bool:
+    """Returns whether a class is a `unittest.TestCase`."""
     return any(ast.unparse(base) in ("unittest.TestCase", "TestCase") for base in node.bases)
 
 
 def _list_test_methods(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Returns the methods of a class that pytest or unittest would run as tests."""
     if not _is_test_case(node) and not node.name.startswith("Test"):  # pytest's default, python_classes
         return []
     return [method for method in node.body if isinstance(method, _FUNCTION) and _is_test_name(method.name)]
 
 
 def _write_function_call(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Returns the source that calls a test function; raises UncollectedError where it takes arguments."""
     _check_argument_count(node, 0)
     return f"{node.name}()"
 
 
 def _write_method_call(node: ast.ClassDef, method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Returns the source that runs a test method on an instance of its class; raises UncollectedError."""
     _check_argument_count(method, 1)
     if _is_test_case(node):
         return f"import unittest\nunittest.TestSuite([{node.name}({method.name!r})]).debug()"
@@ -224,10 +245,12 @@ def _write_method_call(node: ast.ClassDef, method: ast.FunctionDef | ast.AsyncFu
 
 
 def _list_methods(node: ast.ClassDef) -> Iterator[ast.stmt]:
+    """Returns the functions defined in a class."""
     return (statement for statement in node.body if isinstance(statement, _FUNCTION))
 
 
 def _check_argument_count(node: ast.FunctionDef | ast.AsyncFunctionDef, n_arguments: int) -> None:
+    """Raises UncollectedError unless a test function needs just `most` arguments and no decorator."""
     arguments = node.args
     n_required = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
     n_required += sum(default is None for default in arguments.kw_defaults)

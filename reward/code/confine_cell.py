@@ -23,7 +23,7 @@ _CPU_SLACK_S = 2  # the wall clock's limit comes first; this ends a cell whose s
 
 
 class CellFiles(NamedTuple):
-    """The files that come with a job."""
+    """The open files that come with a job, by their descriptors."""
 
     life: int
     channel: int
@@ -33,7 +33,7 @@ class CellFiles(NamedTuple):
 
 
 def reserve_cell_descriptors(descriptor: int) -> int:
-    """The same open file under a number that no cell's file has; those numbers are taken from now on."""
+    """Moves an open file above the numbers of a cell's files, and takes those numbers from now on."""
     import fcntl
 
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD, LIFE + 1)
@@ -46,7 +46,7 @@ def reserve_cell_descriptors(descriptor: int) -> int:
 
 
 def prepare_for_forks(exits: CellIsolation) -> dict[bool, bytes]:
-    """The filters of cells that may not, and may, fork; and done once what each cell would else do for the first time.
+    """Does once what each cell would else do for the first time; returns the filters of cells without and with forks.
 
     A fork copies each page that either side writes to: what is made before the fork is paid for once.
     """
@@ -64,9 +64,9 @@ def prepare_for_forks(exits: CellIsolation) -> dict[bool, bytes]:
 
 
 def confine_cell(files: CellFiles, job: Job, exits: CellIsolation) -> socket.socket:
-    """The cell's channel; from here on it has that, its input, its output and `LIFE` open.
+    """Sets up a fresh cell's files, rights and limits and returns its channel; raises OSError where refused.
 
-    Raises OSError where the kernel refuses something.
+    From here on the cell has its channel, its input, its output and `LIFE` open.
     """
     os.dup2(files.life, LIFE)
     os.dup2(files.stdin, _STDIN)
@@ -90,6 +90,7 @@ def enter_syscall_filter(program: bytes) -> None:
 
 
 def _set_resource_limits(limits: Limits, *, has_own_user: bool) -> None:
+    """Sets the cell's limits of CPU time, file size, open files, memory and processes."""
     values = {
         resource.RLIMIT_CPU: int(limits.time_limit_s) + _CPU_SLACK_S,
         resource.RLIMIT_FSIZE: max(limits.disk_mib * MIB, 2 * limits.output_bytes),

@@ -1,4 +1,4 @@
-"""A small part of Python's expressions, evaluated here: no attribute of a class, no call of anything unlisted.
+"""Evaluates a small part of Python's expressions: no attribute of a class, no call of anything unlisted.
 
 The expressions are a data set's, the values in them a candidate's: each step is bounded in time and memory for the
 largest values that cross (see `value_serialization`), because it holds the interpreter's lock.
@@ -27,11 +27,11 @@ from qwen_align.reward.code.value_serialization import build_dict, build_set
 
 
 class UnsupportedError(Exception):
-    """The expression is none of those evaluated here."""
+    """Raised for an expression that is not evaluated here."""
 
 
 class Evaluator:
-    """Values of expressions over `names`; `calls` gives the value of a call of one of the candidate's `functions`."""
+    """Evaluates expressions over `names`; `calls` gives the value of a call of one of the candidate's `functions`."""
 
     def __init__(self, names: Mapping[str, Any], functions: Set[str], calls: Callable[[ast.Call], Any]) -> None:
         self.names = names
@@ -39,14 +39,17 @@ class Evaluator:
         self.calls = calls
 
     def evaluate(self, node: ast.AST) -> Any:
-        """The value; raises UnsupportedError for other expressions and whatever Python raises for the operation."""
+        """Returns the value of an expression.
+
+        Raises UnsupportedError for other expressions, and whatever Python raises for the operation.
+        """
         evaluate_node = _NODES.get(type(node))
         if evaluate_node is None:
             raise UnsupportedError(type(node).__name__)
         return evaluate_node(self, node)
 
     def evaluate_all(self, nodes: list[ast.expr]) -> list[Any]:
-        """Their values; starred ones are spread."""
+        """Returns the values of expressions; starred ones are spread."""
         values = []
         for node in nodes:
             if isinstance(node, ast.Starred):
@@ -56,7 +59,7 @@ class Evaluator:
         return values
 
     def look_up_name(self, node: ast.Name) -> Any:
-        """The value of a name; a listed built-in function may be passed where a function is."""
+        """Returns the value of a name, or a listed built-in function where one may be passed."""
         if node.id in self.names:
             return self.names[node.id]
         if node.id in PASSABLE_FUNCTIONS:
@@ -64,7 +67,7 @@ class Evaluator:
         raise UnsupportedError(node.id)
 
     def evaluate_call(self, node: ast.Call) -> Any:
-        """The value of a call of a listed function or method, or of the candidate's."""
+        """Returns the value of a call of a listed function or method, or of the candidate's."""
         function = self._find_function(node.func)
         if function is None:
             return self.calls(node)
@@ -82,6 +85,7 @@ class Evaluator:
         return function(*args, **kwargs)
 
     def _find_function(self, node: ast.expr) -> Callable[..., Any] | None:
+        """Returns the listed function or method that a call names, None where it is the candidate's."""
         if isinstance(node, ast.Name):
             if node.id in self.functions:
                 return None
@@ -99,7 +103,7 @@ class Evaluator:
         return method
 
     def evaluate_comparison(self, node: ast.Compare) -> Any:
-        """The value of a chain of comparisons."""
+        """Returns the value of a chain of comparisons."""
         left = self.evaluate(node.left)
         result: Any = True
         for operation, right_node in zip(node.ops, node.comparators, strict=True):
@@ -111,7 +115,7 @@ class Evaluator:
         return result
 
     def evaluate_and_or(self, node: ast.BoolOp) -> Any:
-        """The value of `and` or `or`, of whose operands only the first that decides is evaluated last."""
+        """Returns the value of `and` or `or`; operands after the one that decides are not evaluated."""
         value: Any = None
         for operand in node.values:
             value = self.evaluate(operand)
@@ -120,11 +124,12 @@ class Evaluator:
         return value
 
     def evaluate_comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp) -> Any:
-        """The values of a comprehension, as a list also for a generator."""
+        """Returns the values of a comprehension, as a list also for a generator."""
         values = list(self._run_loops(node.generators, node.elt))
         return build_set(values) if isinstance(node, ast.SetComp) else values
 
     def _run_loops(self, loops: list[ast.comprehension], element: ast.expr) -> Iterator[Any]:
+        """Yields the element's value for each turn of the loops of a comprehension."""
         loop, *inner = loops
         for item in check_length(self.evaluate(loop.iter)):
             names = {**self.names, **bind_names(loop.target, item)}
@@ -137,7 +142,7 @@ class Evaluator:
 
 
 def bind_names(target: ast.expr, value: Any) -> dict[str, Any]:
-    """The names that an assignment of the value to the target binds."""
+    """Returns the names that an assignment of the value to the target binds, with their values."""
     if isinstance(target, ast.Name):
         return {target.id: value}
     if isinstance(target, ast.Tuple | ast.List) and isinstance(value, tuple | list):
@@ -152,16 +157,19 @@ def bind_names(target: ast.expr, value: Any) -> dict[str, Any]:
 
 
 def _raise_unsupported(name: str) -> Any:
+    """Raises UnsupportedError for a name."""
     raise UnsupportedError(name)
 
 
 def _evaluate_constant(evaluator: Evaluator, node: ast.Attribute) -> Any:
+    """Returns a constant of the `math` module, the only attribute that may stand without a call."""
     if isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in MATH_CONSTANTS:
         return MATH_CONSTANTS[node.attr]
     raise UnsupportedError(node.attr)
 
 
 def _evaluate_binary(evaluator: Evaluator, node: ast.BinOp) -> Any:
+    """Returns the value of an operation on two operands."""
     operate = BINARY.get(type(node.op))
     if operate is None:
         raise UnsupportedError(type(node.op).__name__)
@@ -169,6 +177,7 @@ def _evaluate_binary(evaluator: Evaluator, node: ast.BinOp) -> Any:
 
 
 def _evaluate_dict(evaluator: Evaluator, node: ast.Dict) -> Any:
+    """Returns the value of a dict display."""
     if None in node.keys:
         raise UnsupportedError("**")
     keys = [evaluator.evaluate(key) for key in node.keys if key is not None]
@@ -176,6 +185,7 @@ def _evaluate_dict(evaluator: Evaluator, node: ast.Dict) -> Any:
 
 
 def _evaluate_slice(evaluator: Evaluator, node: ast.Slice) -> slice:
+    """Returns the slice of a subscript."""
     parts = (node.lower, node.upper, node.step)
     return slice(*(None if part is None else evaluator.evaluate(part) for part in parts))
 
@@ -203,7 +213,7 @@ _NODES: dict[type[ast.AST], Callable[[Evaluator, Any], Any]] = {
 
 
 def is_supported(node: ast.AST, names: Set[str]) -> bool:
-    """Whether the expression is one that is evaluated here, so far as its form tells; `names` are known."""
+    """Returns whether an expression has a form that is evaluated here; `names` are known."""
     if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp):
         targets = {part.id for loop in node.generators for part in ast.walk(loop.target) if isinstance(part, ast.Name)}
         names = names | targets
@@ -225,6 +235,7 @@ def is_supported(node: ast.AST, names: Set[str]) -> bool:
 
 
 def _is_supported_function(node: ast.expr, names: Set[str]) -> bool:
+    """Returns whether what a call calls is evaluated here."""
     if isinstance(node, ast.Name):
         return node.id in names or node.id in FUNCTIONS
     if not isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""The code of a completion: all of it, or its last fenced block of Python."""
+"""Extracts the code of a completion: all of its answer, or the last fenced block of Python."""
 
 import re
 from typing import NamedTuple
@@ -9,7 +9,7 @@ MAX_CHARACTERS = 200_000  # of code; ten times the longest accepted solution of 
 
 
 class CodeCandidates(NamedTuple):
-    """What may be the code, in the order in which to try.
+    """The texts that may be a completion's code, in the order in which to try them.
 
     `fenced` is False where there are fences but no block to take.
     """
@@ -19,7 +19,7 @@ class CodeCandidates(NamedTuple):
 
 
 def extract_code(text: str) -> CodeCandidates | None:
-    """The code of a text without thinking, None if there is none for certain.
+    """Returns what may be the code of a completion's answer, None where there is none for certain.
 
     A text without fences is code as it stands. One with fences may still be, where they are part of a string: such
     a text compiles as a whole, which only the sandbox finds out; otherwise the last block of Python counts, and none
@@ -35,6 +35,7 @@ def extract_code(text: str) -> CodeCandidates | None:
 
 
 def _find_last_block(text: str, fences: list[re.Match[str]]) -> str | None:
+    """Returns the content of the last closed block of Python, None where the last fence is left open."""
     block: str | None = None
     opening: re.Match[str] | None = None
     for fence in fences:
@@ -49,10 +50,11 @@ def _find_last_block(text: str, fences: list[re.Match[str]]) -> str | None:
 
 
 def _read_fence_language(fence: re.Match[str]) -> str:
+    """Returns the language that an opening fence names, empty where it names none."""
     words = fence[3].strip().lower().split()
     return words[0].strip("{}.") if words else ""
 
 
 def _strip_indent(block: str, indent: str) -> str:
-    """The block as it reads inside a list item, whose lines are indented like its fence."""
+    """Returns the block as it reads inside a list item, whose lines are indented like its fence."""
     return "".join(line.removeprefix(indent) for line in block.splitlines(keepends=True)) if indent else block

@@ -1,4 +1,4 @@
-"""What this machine's kernel gives to an isolation: each thing tried, in a child that ends after it."""
+"""Tries, in child processes, each layer of the isolation that this machine's kernel may give or refuse."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ _NAMESPACES = {
 
 
 def report_layers() -> NoReturn:
-    """Prints, as JSON, why each layer is refused, or null where it is given."""
+    """Prints, as JSON, why the kernel refuses each layer of the isolation, or null where it gives it; exits."""
     layers: dict[str, Callable[[], object]] = {
         "system call filter": _try_syscall_filter,
         "user namespace": lambda: syscalls.enter_new_namespaces(syscalls.NEW_USER, "unshare"),
@@ -35,7 +35,7 @@ def report_layers() -> NoReturn:
 
 
 def _try_layer(attempt: Callable[[], object]) -> str | None:
-    """Why the kernel refuses, None where it does not."""
+    """Tries one layer in a child process; returns why the kernel refuses it, None where it does not."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -57,16 +57,19 @@ def _try_layer(attempt: Callable[[], object]) -> str | None:
 
 
 def _try_syscall_filter() -> None:
+    """Puts the process under the filter of a cell."""
     syscalls.forbid_new_privileges()
     filtering = seccomp.build_filter(syscalls.get_machine_name(), processes=False, signals=False)
     syscalls.set_syscall_filter(seccomp.bind_filter(filtering, os.getpid()))
 
 
 def _try_private_file_system() -> None:
+    """Mounts the root that cells see."""
     enter_namespaces(syscalls.NEW_MOUNTS)
     mount_read_only_root([])
 
 
 def _try_file_rules() -> None:
+    """Restricts the process's files by Landlock."""
     syscalls.forbid_new_privileges()
     landlock.restrict_files([], "/")

@@ -1,4 +1,4 @@
-"""What isolation this machine gives to model-written code, and what would give more."""
+"""Reports what isolation this machine gives to model-written code, and what would give more."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ _TRY_LIMIT_S = 60.0
 
 
 class Layer(NamedTuple):
-    """One thing an isolation is made of: whether this machine gives it, and why not."""
+    """One part of an isolation: whether this machine gives it, and why not."""
 
     name: str
     given: bool
@@ -21,7 +21,7 @@ class Layer(NamedTuple):
 
 
 class Isolation(NamedTuple):
-    """What this machine gives; `full` and `process` say what `Sandbox` would do."""
+    """What isolation this machine gives; `full` and `process` say whether `Sandbox` can have them."""
 
     full: bool
     process: bool
@@ -31,14 +31,14 @@ class Isolation(NamedTuple):
 
 
 def check_isolation() -> Isolation:
-    """What this machine gives, each layer tried, and a whole cell started under each isolation."""
+    """Tries each layer, and a whole cell under each isolation; returns what this machine gives."""
     layers = [*try_kernel_layers(), _try_cell("process"), _try_cell("full")]
     process, full = layers[-2:]
     return Isolation(full.given, process.given, tuple(layers), "" if full.given else suggest_isolation_fixes())
 
 
 def try_kernel_layers() -> list[Layer]:
-    """What the kernel gives, asked in a process of its own: to enter a namespace is for good."""
+    """Returns what this machine's kernel gives, tried in a process of its own: entering a namespace is for good."""
     if sys.platform != "linux":
         return [Layer("namespaces and system call filters", False, f"they are Linux's; this is {sys.platform}")]
     command = build_server_command({"isolation": "probe"})
@@ -49,7 +49,7 @@ def try_kernel_layers() -> list[Layer]:
 
 
 def _try_cell(isolation: Literal["full", "process"]) -> Layer:
-    """Whether a cell can be had under an isolation."""
+    """Returns whether a cell can be started under an isolation."""
     box = Sandbox(isolation)
     try:
         box.warm_up()

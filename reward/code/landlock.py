@@ -1,4 +1,4 @@
-"""Which files a cell may touch where it has no file system of its own: Landlock's rules, Linux 5.13."""
+"""File rules of the kernel (Landlock, Linux 5.13), for cells that have no file system of their own."""
 
 import os
 import struct
@@ -15,12 +15,15 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
 def get_landlock_version() -> int:
-    """The version of the kernel's Landlock; raises OSError where it has none."""
+    """Returns the version of the kernel's Landlock; raises OSError where it has none."""
     return syscalls.call_by_number(_CREATE, "Landlock", None, 0, _VERSION_FLAG)
 
 
 def restrict_files(readable: list[str], writable: str) -> None:
-    """From now on the process may read below some folders and do all below one; needs `no_new_privileges`."""
+    """Restricts the process for good to reading below some folders and all rights below one.
+
+    Needs `forbid_new_privileges`. Raises OSError where the kernel refuses.
+    """
     newest = get_landlock_version()
     everything = (1 << (_FIRST_RIGHTS + _LATER_RIGHTS.get(min(newest, 4), 0))) - 1
     ruleset = syscalls.call_by_number(_CREATE, "a set of file rules", struct.pack("=Q", everything), 8, 0)

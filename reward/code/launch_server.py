@@ -1,4 +1,4 @@
-"""Starting the server of a sandbox."""
+"""Starts the server process of a sandbox."""
 
 import importlib.util
 import json
@@ -27,11 +27,11 @@ _ENVIRONMENT = {
 
 
 class SandboxError(Exception):
-    """This machine does not give the isolation asked for, or no more of it."""
+    """Raised where this machine does not give the isolation asked for, or gives it no more."""
 
 
 def start_server(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A new server and the socket to ask it by."""
+    """Starts a server; returns its process and the socket to ask it by; raises SandboxError."""
     if not hasattr(os, "fork"):
         raise SandboxError("code is run in forked processes, which Windows does not have; use WSL 2")
     if isolation == "full" and sys.platform != "linux":
@@ -65,13 +65,13 @@ def start_server(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.
 
 
 def build_server_command(settings: Mapping[str, object]) -> list[str]:
-    """The command of a server, or of what else `cell_server_main.py` starts."""
+    """Returns the command of a server, or of what else `cell_server_main.py` starts."""
     program = str(Path(__file__).with_name("cell_server_main.py"))
     return [sys.executable, "-S", "-s", "-P", program, json.dumps({**settings, "package": str(_PACKAGE)})]
 
 
 def _find_shown_packages() -> list[str]:
-    """Paths of the packages cells may import."""
+    """Returns the paths of the packages cells may import."""
     spec = importlib.util.find_spec("numpy")
     if spec is None or not spec.submodule_search_locations:
         return []

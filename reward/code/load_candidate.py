@@ -1,4 +1,4 @@
-"""The candidate's code made into a module, inside the cell."""
+"""Loads the candidate's code as a module, inside its cell."""
 
 import re
 import sys
@@ -14,11 +14,11 @@ SYNTAX_STATUS = 112
 
 
 class UnloadedError(Exception):
-    """The code gives no module; the message is the verdict's reason."""
+    """Raised where the code gives no module or no function; the message is the verdict's reason."""
 
 
 def load_module(job: dict[str, Any]) -> types.ModuleType:
-    """The module of a job: what goes `before` (sources), then the first of the `texts` that compiles.
+    """Returns the module of a job: what goes `before` (sources), then the first of the `texts` that compiles.
 
     With a `prompt`, which ends in the head of the function `entry`, a text is the whole function or its body. Raises
     UnloadedError for what does not compile; whatever the code raises when it runs comes through.
@@ -34,7 +34,7 @@ def load_module(job: dict[str, Any]) -> types.ModuleType:
 
 
 def find_function(module: types.ModuleType, name: str) -> Any:
-    """The module's object of that name, or the method of its `Solution`; raises UnloadedError."""
+    """Returns the module's object of a name, or the method of its `Solution`; raises UnloadedError."""
     if name in module.__dict__:
         return module.__dict__[name]
     solution = module.__dict__.get("Solution")
@@ -44,6 +44,7 @@ def find_function(module: types.ModuleType, name: str) -> Any:
 
 
 def _compile_first(texts: list[str], prompt: str | None, entry: str | None) -> list[types.CodeType]:
+    """Returns the code of the first text that compiles, in any of its readings; raises UnloadedError."""
     for text in texts:
         for sources in _list_readings(text, prompt, entry):
             try:
@@ -54,6 +55,7 @@ def _compile_first(texts: list[str], prompt: str | None, entry: str | None) -> l
 
 
 def _list_readings(text: str, prompt: str | None, entry: str | None) -> Iterator[list[str]]:
+    """Yields the ways to read a completion after its prompt: as the whole function, or as its body."""
     if prompt is None:
         yield [text]
         return
@@ -65,9 +67,10 @@ def _list_readings(text: str, prompt: str | None, entry: str | None) -> Iterator
 
 
 def complete_prompt(prompt: str) -> str:
-    """The prompt with a body for the function whose head it ends in."""
+    """Returns the prompt with a body for the function whose head it ends in."""
     return f"{prompt.rstrip()}\n    pass\n"
 
 
 def _compile_source(source: str) -> types.CodeType:
+    """Compiles one source as the candidate's."""
     return compile(source, "<solution>", "exec", dont_inherit=True)

@@ -1,4 +1,4 @@
-"""The names and assertions in test code: what of it is the candidate's, what a module's, what its own."""
+"""Analyses the names in test code: which are the candidate's, which modules, which the tests' own."""
 
 import ast
 import builtins
@@ -13,25 +13,32 @@ MODULES = frozenset(
 
 
 def list_asserts(trees: Sequence[ast.AST]) -> list[ast.AST]:
+    """Returns the `assert` statements of the code."""
     return [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Assert)]
 
 
 def list_called_names(trees: Sequence[ast.AST]) -> set[str]:
+    """Returns the names in what the code calls, such as `f` and `g` in `f(g)(x)`."""
     callees = (node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
     return {name.id for callee in callees for name in ast.walk(callee) if isinstance(name, ast.Name)}
 
 
 def list_free_names(trees: Sequence[ast.AST]) -> set[str]:
-    """The names that the code uses and binds nowhere, built-in ones aside: those of the candidate, and of modules."""
+    """Returns the names that the code uses and binds nowhere, built-in ones aside.
+
+    These are the candidate's, and modules'.
+    """
     return list_used_names(trees) - list_bound_names(trees) - set(dir(builtins))
 
 
 def list_used_names(trees: Sequence[ast.AST]) -> set[str]:
+    """Returns the names that the code reads."""
     names = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name))
     return {name.id for name in names if isinstance(name.ctx, ast.Load)}
 
 
 def list_bound_names(trees: Sequence[ast.AST]) -> set[str]:
+    """Returns the names that the code binds: assigned, defined, imported, parameters, caught exceptions."""
     bound: set[str] = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
@@ -48,7 +55,7 @@ def list_bound_names(trees: Sequence[ast.AST]) -> set[str]:
 
 
 def pick_module_names(trees: Sequence[ast.AST], free_names: set[str]) -> set[str]:
-    """Those of the names that are modules: known ones of which only attributes are used."""
+    """Returns those of the free names that are modules: known ones of which only attributes are used."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
     bases = [node.value for node in nodes if isinstance(node, ast.Attribute)]
     with_attribute = {id(base) for base in bases if isinstance(base, ast.Name)}
@@ -57,7 +64,7 @@ def pick_module_names(trees: Sequence[ast.AST], free_names: set[str]) -> set[str
 
 
 def list_tested_builtins(trees: Sequence[ast.Module]) -> set[str]:
-    """The built-in functions that the asserts call outermost: what is under test where they call nothing else."""
+    """Returns the built-in functions that the asserts call outermost: what is tested where they call nothing else."""
     names = set()
     for node in list_asserts(trees):
         assert isinstance(node, ast.Assert)
@@ -68,7 +75,7 @@ def list_tested_builtins(trees: Sequence[ast.Module]) -> set[str]:
 
 
 def imports_only_stdlib(trees: Sequence[ast.AST]) -> bool:
-    """Whether the modules imported are of Python's library, or numpy."""
+    """Returns whether all modules imported are of Python's library, or numpy."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

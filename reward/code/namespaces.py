@@ -1,4 +1,4 @@
-"""The namespaces of the server, in which nothing of the machine is left, and those each cell gets of its own."""
+"""`isolation: full`: the namespaces of the server, in which nothing of the machine is left, and those of each cell."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ TIME_ZONES = "/usr/share/zoneinfo"
 
 
 class CellNamespaces:
-    """Where cells leave the server: each is forked into its own pid namespace, and there gets the others."""
+    """Isolation by Linux namespaces: the server's, which show nothing of the machine, and each cell's own."""
 
     owns_processes = True
     packages = _PACKAGES
@@ -40,7 +40,7 @@ class CellNamespaces:
         mount_read_only_root(packages)
 
     def fork_cell(self) -> int:
-        """As os.fork; the child is the first process of a pid namespace, so nothing of it outlives it."""
+        """Forks as os.fork does; the child is the first process of a pid namespace, so nothing of it outlives it."""
         syscalls.enter_new_namespaces(syscalls.NEW_PIDS, "a pid namespace for a cell")
         try:
             pid = os.fork()
@@ -52,7 +52,7 @@ class CellNamespaces:
         return pid
 
     def isolate_cell(self, entry: Entry, limits: Limits) -> None:
-        """In the child: gives it its own mounts, network, ipc and user namespaces, and takes every right from it.
+        """In the child: enters mount, network, ipc and user namespaces of its own, and gives up every right.
 
         The first three belong to the server's user namespace, so that not even the cell's root could change them.
         Test code of a data set has a namespace of its own for processes and users only, at half the cost: the others
@@ -77,19 +77,22 @@ class CellNamespaces:
         syscalls.drop_capabilities()
 
     def kill_cell(self, pid: int) -> None:
-        """Ends a cell: with the first process of a pid namespace the kernel ends all others of it."""
+        """Kills a cell: with the first process of a pid namespace the kernel ends all others of it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
     def clean_up_cell(self, pid: int) -> None:
-        """Of a cell that ended nothing is left."""
+        """Does nothing: of a cell that ended nothing is left."""
 
     def remove_all(self) -> None:
-        """Nothing lies outside the namespaces."""
+        """Does nothing: nothing lies outside the namespaces."""
 
 
 def enter_namespaces(namespaces: int) -> bool:
-    """Whether root's own rights were enough for the namespaces; otherwise the process is in a user namespace too."""
+    """Puts the process into new namespaces; returns whether root's own rights were enough for that.
+
+    Otherwise the process is in a new user namespace too. Raises OSError where the kernel refuses.
+    """
     if os.geteuid() == 0:
         try:
             syscalls.enter_new_namespaces(namespaces, "namespaces by root's rights")
@@ -105,7 +108,7 @@ def enter_namespaces(namespaces: int) -> bool:
 
 
 def _is_user_mapped(user: int) -> bool:
-    """Whether the process's user namespace has a user and a group of that number."""
+    """Returns whether the process's user namespace has a user and a group of that number."""
     for name in ("uid_map", "gid_map"):
         ranges = [line.split() for line in Path("/proc/self", name).read_text().splitlines()]
         if not any(int(first) <= user < int(first) + int(count) for first, _, count in ranges):
@@ -114,11 +117,13 @@ def _is_user_mapped(user: int) -> bool:
 
 
 def _map_user(proc: int, user: int, group: int, inside: int) -> None:
+    """Gives the process's user and group the number `inside` in its user namespace."""
     for name, text in (("setgroups", "deny"), ("gid_map", f"{inside} {group} 1"), ("uid_map", f"{inside} {user} 1")):
         _write_proc_file(proc, name, text)
 
 
 def _write_proc_file(proc: int, name: str, text: str) -> None:
+    """Writes one of the process's own files in /proc."""
     file = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
     try:
         os.write(file, text.encode())
@@ -127,11 +132,11 @@ def _write_proc_file(proc: int, name: str, text: str) -> None:
 
 
 def _continue_as_first_process(owner_file: int) -> None:
-    """Returns in a child, the first process of the pid namespace, with which the kernel ends all others of it.
+    """Returns in a child, the first process of the pid namespace, which ends when the owner ends.
 
-    The caller itself waits for that child or for the owner to end, whichever comes first. A file that stands for the
-    owner tells it also where the thread that started the server ended before the owner, or its files live on in a
-    child of it.
+    With that process the kernel ends all others of the namespace. The caller itself waits for the child or for the
+    owner to end, whichever comes first. A file that stands for the owner tells it also where the thread that started
+    the server ended before the owner, or its files live on in a child of it.
     """
     server = os.fork()
     if not server:
@@ -149,7 +154,7 @@ def _continue_as_first_process(owner_file: int) -> None:
 
 
 def mount_read_only_root(packages: list[str]) -> None:
-    """Makes a root that shows, read-only, Python's library, the shared libraries it uses and the given packages."""
+    """Mounts a root that shows, read-only, Python's library, its shared libraries and the given packages."""
     syscalls.mount("", "/", "", syscalls.RECURSIVE | syscalls.PRIVATE)
     shown = {path: path for path in [*list_library_folders(), TIME_ZONES] if os.path.isdir(path)}
     shown |= {f"{_PACKAGES}/{os.path.basename(path)}": path for path in packages}
@@ -180,10 +185,10 @@ def mount_read_only_root(packages: list[str]) -> None:
 
 
 def list_library_folders() -> list[str]:
-    """Folders of Python's library and of the shared libraries loaded now; none lies in another."""
+    """Returns the folders of Python's library and of the shared libraries loaded now; none lies in another."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     loaded = {os.path.dirname(line.split(maxsplit=5)[5]) for line in lines if ".so" in line}
     candidates = {f"/usr{path}" for path in loaded} | {path.removeprefix("/usr") for path in loaded}
     twins = {path for path in candidates if os.path.isdir(path) and os.path.realpath(path) == path}
     folders = {path for path in loaded | twins | set(sys.path) if os.path.isabs(path)}
-    return [folder for folder in folders if not any(folder.startswith(f"{other}/") for other in folders)]
+    return [folder for folder in folders if not any(folder.startswith(f"{parent}/") for parent in folders)]

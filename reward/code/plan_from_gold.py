@@ -1,4 +1,4 @@
-"""What to run for a gold, and how to judge what comes back: the gold is read here and never by the candidate."""
+"""Reads a code gold into a plan: what to run, and how to judge what comes back. The candidate never sees the gold."""
 
 import ast
 import json
@@ -39,7 +39,7 @@ from qwen_align.reward.code.value_serialization import NotPlainError, encode_val
 
 
 class OutcomeTest(NamedTuple):
-    """Whether the outcomes of the calls are right, which can be said as soon as there are `n_outcomes`."""
+    """A test of what the candidate's calls return, which can be judged as soon as there are `n_outcomes`."""
 
     n_outcomes: int
     passes: Callable[[Sequence[CallOutcome]], bool]
@@ -63,7 +63,7 @@ PRELUDE = "\n".join(
 
 
 class ScriptTests(NamedTuple):
-    """Trial code for a cell of its own, which calls the candidate's; `n_tests` where they can be counted beforehand."""
+    """Test code for a cell of its own, which calls the candidate's; `n_tests` where they can be counted beforehand."""
 
     before: list[str]
     tests: list[str]
@@ -100,7 +100,7 @@ class Plan(NamedTuple):
 
 
 def plan_from_gold(gold: Any) -> Plan | None:
-    """The plan of a gold, None if it is unusable: of no known form, testing nothing, or of code that is none."""
+    """Returns the plan of a gold, None if it is unusable: of no known form, testing nothing, or of broken code."""
     try:
         return _parse_gold(json.dumps(gold, sort_keys=True))
     except (TypeError, ValueError, RecursionError):
@@ -109,6 +109,7 @@ def plan_from_gold(gold: Any) -> Plan | None:
 
 @lru_cache(maxsize=256)  # a batch repeats its golds, once for each completion of a prompt
 def _parse_gold(gold_json: str) -> Plan | None:
+    """Returns the plan of a gold that is written as JSON."""
     gold = json.loads(gold_json)
     if not isinstance(gold, dict):
         return None
@@ -123,6 +124,7 @@ def _parse_gold(gold_json: str) -> Plan | None:
 
 
 def _plan_test_list(gold: dict[str, Any]) -> Plan | None:
+    """Plans a gold with a list of `tests`: assert lines, or tests of pytest and unittest."""
     collected = _collect_sources(_read_sources(gold["tests"]))
     imports, setup, test_setup = (_read_sources(gold.get(key) or []) for key in ("imports", "setup", "test_setup_code"))
     trees = [_parse_source(test) for test in (*collected.before, *collected.tests)]
@@ -153,6 +155,7 @@ def _plan_test_list(gold: dict[str, Any]) -> Plan | None:
 
 
 def _plan_check_function(gold: dict[str, Any]) -> Plan | None:
+    """Plans a gold with `test` code, which mostly defines a `check(candidate)`, and an `entry_point`."""
     prompt, entry, test = gold.get("prompt") or "", gold["entry_point"], gold["test"]
     if not all(isinstance(part, str) for part in (prompt, entry, test)) or not entry.isidentifier():
         return None
@@ -188,7 +191,7 @@ def _plan_check_function(gold: dict[str, Any]) -> Plan | None:
 
 
 def _collect_sources(sources: list[str]) -> CollectedTests:
-    """The sources as code that runs their tests."""
+    """Returns the sources as code that runs their tests."""
     parts = [collect_tests(source, _parse_source(source)) for source in sources]
     bodies = [item for part in parts for item in part.bodies or []] if all(part.bodies for part in parts) else None
     return CollectedTests(
@@ -205,6 +208,7 @@ def _make_test_script(
     *,
     always_asserts: bool,
 ) -> ScriptTests:
+    """Returns the script that runs the tests, marked where no assertion in them is certain to be evaluated."""
     n_tests = len(tests) if entry is None else len(list_asserts([_parse_source(source) for source in tests]))
     if not always_asserts:
         before, tests = (
@@ -215,7 +219,7 @@ def _make_test_script(
 
 
 def _tests_something(trees: Sequence[ast.AST]) -> bool:
-    """Whether the code asserts something, and nothing that holds whatever the candidate does."""
+    """Returns whether the code asserts something, and nothing that holds whatever the candidate does."""
     return (
         bool(list_asserts(trees) or has_unittest_assertion(trees))
         and not any(map(has_vacuous_assertion, trees))
@@ -224,6 +228,7 @@ def _tests_something(trees: Sequence[ast.AST]) -> bool:
 
 
 def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
+    """Plans a gold with `inputs` and `outputs`, of a program or of a function."""
     inputs, outputs = gold["inputs"], gold["outputs"]
     name = gold.get("fn_name") or gold.get("entry_point")
     if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs or len(inputs) != len(outputs):
@@ -246,7 +251,7 @@ def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
 
 
 def _parse_source(source: str) -> ast.Module:
-    """The tree of a source; raises SyntaxError, ValueError.
+    """Returns the tree of a source; raises SyntaxError, ValueError.
 
     CPython 3.11 keeps one count of the nesting for all threads, so that of two which parse at once one may get a
     SystemError for a right source: github.com/python/cpython/issues/106905.
@@ -262,7 +267,7 @@ def _parse_source(source: str) -> ast.Module:
 def _choose_plan(
     work: ScriptTests, split_tests: tuple[list[Call], list[list[Check]]] | None, otherwise: Plan
 ) -> Plan | None:
-    """The plan with calls where the tests could be taken apart, None if nothing is asserted of what they give."""
+    """Returns the plan with calls where the tests could be split so, None if nothing is asserted of what they give."""
     if split_tests is None:
         return otherwise
     calls, tests = split_tests
@@ -276,11 +281,13 @@ def _choose_plan(
 
 
 def _is_output_expected(index: int, expected: Any, is_wrapped: bool, outcomes: Sequence[CallOutcome]) -> bool:
+    """Returns whether a call returned the expected output, which may stand in a list of one."""
     value = outcomes[index].require_value()
     return equals_expected(value, expected) or (is_wrapped and equals_expected(value, expected[0]))
 
 
 def _encode_arguments(arguments: Any) -> tuple[Any, Any]:
+    """Returns the encoded positional and keyword arguments of a call; raises ValueError."""
     if isinstance(arguments, dict):
         return encode_value(()), encode_value(arguments)
     if not isinstance(arguments, list):
@@ -289,6 +296,7 @@ def _encode_arguments(arguments: Any) -> tuple[Any, Any]:
 
 
 def _read_sources(sources: Any) -> list[str]:
+    """Returns the non-blank sources of a text or a list of texts; raises TypeError."""
     sources = [sources] if isinstance(sources, str) else sources
     if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         raise TypeError("no list of code")
@@ -296,7 +304,7 @@ def _read_sources(sources: Any) -> list[str]:
 
 
 def _read_text(text: Any) -> str:
-    """A standard input or output; some data sets hold its lines as a list."""
+    """Returns a standard input or output; some data sets hold its lines as a list."""
     if isinstance(text, list) and all(isinstance(line, str) for line in text):
         return "\n".join(text)
     if not isinstance(text, str):

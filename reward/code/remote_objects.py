@@ -1,4 +1,4 @@
-"""What a test holds of a candidate's function or object: it can be called and asked for values, never to judge."""
+"""What a test holds of a candidate's function or object: it can be called and asked for values, never compared."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,11 +7,11 @@ Ask = Callable[..., Any]
 
 
 class RefusedError(BaseException):
-    """A value a test may not use; no test's `except Exception` takes it for what it expects."""
+    """Raised where a test may not use a value; no test's `except Exception` takes it for what it expects."""
 
 
 class RemoteObject:
-    """A function or an object in the other cell.
+    """A test's stand-in for a function or an object in the candidate's cell.
 
     A candidate's own class may answer calls with values, for those are compared here. It may not compare: `==`,
     `in`, `<` and arithmetic would hand it the expected value and believe its answer. For the same reason a function
@@ -85,22 +85,24 @@ class RemoteObject:
 
 
 def get_target(remote: RemoteObject) -> Any:
-    """What the other end knows the object by."""
+    """Returns what the other end knows the object by."""
     return object.__getattribute__(remote, "_target")
 
 
 def is_of_class(remote: RemoteObject) -> bool:
-    """Whether the object is a class of the candidate or came from one."""
+    """Returns whether the object is a class of the candidate or came from one."""
     return bool(object.__getattribute__(remote, "_of_class"))
 
 
 def _ask_candidate(remote: RemoteObject, operation: str, *args: Any) -> Any:
+    """Returns the result of an operation on an object of a candidate's class; raises RefusedError for a function."""
     if not is_of_class(remote):
         raise RefusedError
     return object.__getattribute__(remote, "_ask")(operation, remote, args, {})
 
 
 def _refuse_operation(self: RemoteObject, *others: object) -> Any:
+    """Raises RefusedError, whatever the operation."""
     raise RefusedError
 
 

@@ -1,4 +1,4 @@
-"""A completion's code run by the plan of its gold, and the verdict on it, all of it outside the candidate's cell."""
+"""Runs a completion's code by the plan of its gold and scores it, all of it outside the candidate's cell."""
 
 import json
 import socket
@@ -39,11 +39,11 @@ class Score(NamedTuple):
 
 
 class _StoppedError(Exception):
-    """The candidate ended, or broke the order of records, before its tests did; the message is the reason."""
+    """Raised where the candidate ends, or breaks the order of records, before its tests; the message is the reason."""
 
 
 def run_candidate(plan: Plan, texts: list[str], box: Sandbox, limits: Limits, *, partial: bool) -> Score:
-    """How the code, the first of the texts that compiles, does under the plan; ends by the limits' deadline."""
+    """Runs a candidate's code by its gold's plan and scores it; ends by the limits' deadline."""
     deadline = time.monotonic() + limits.time_limit_s
     runner = _Runner(plan, texts, box, limits, deadline, partial)
     work = plan.work
@@ -60,6 +60,8 @@ def run_candidate(plan: Plan, texts: list[str], box: Sandbox, limits: Limits, *,
 
 
 class _Runner(NamedTuple):
+    """One candidate, the first of the texts that compiles, and what it is run under."""
+
     plan: Plan
     texts: list[str]
     box: Sandbox
@@ -68,14 +70,14 @@ class _Runner(NamedTuple):
     partial: bool
 
     def write_job(self, mode: str, **more: Any) -> bytes:
-        """What the candidate's cell is told: its code and what surrounds it, calls to answer, and no more."""
+        """Returns the job of the candidate's cell: its code and what surrounds it, calls to answer, and no more."""
         plan = self.plan
         name = "__main__" if mode == "program" else "solution"
         around = {"before": plan.before, "prompt": plan.prompt, "entry": plan.entry}
         return write_json({"mode": mode, "name": name, "texts": self.texts, **around, **more})
 
     def score_calls(self, work: CallTests) -> Score:
-        """The score of calls whose values are compared here."""
+        """Scores calls whose values are compared here."""
         reasons: list[str] = []
         with self.box.start_cell("candidate", self.write_job("calls", calls=work.calls), self.limits_left()) as cell:
             try:
@@ -89,7 +91,7 @@ class _Runner(NamedTuple):
         return Score(reasons.count(PASSED), len(work.tests), reason)
 
     def judge_answers(self, work: CallTests, frames: Frames, cell: Cell) -> Iterator[str]:
-        """The reasons of the tests, each as soon as the candidate has answered its calls."""
+        """Yields the reason of each test as soon as the candidate has answered its calls."""
         outcomes: list[CallOutcome] = []
         for test in work.tests:
             while len(outcomes) < test.n_outcomes:
@@ -101,7 +103,7 @@ class _Runner(NamedTuple):
             raise _StoppedError("forged record")
 
     def score_programs(self, work: ProgramTests) -> Score:
-        """The score of a program run afresh for each input."""
+        """Scores a program run afresh for each input."""
         passed, reason = 0, PASSED
         for stdin, expected in zip(work.inputs, work.expected, strict=True):
             run_reason = self.run_program(stdin, expected)
@@ -114,7 +116,7 @@ class _Runner(NamedTuple):
         return Score(passed, len(work.inputs), reason)
 
     def run_program(self, stdin: str, expected: list[str]) -> str:
-        """The reason of one run."""
+        """Runs the program on one input and returns the reason."""
         output_bytes = max(self.limits.output_bytes, 2 * sum(map(len, expected)) + len(expected))
         limits = self.limits_left()._replace(output_bytes=output_bytes)
         with self.box.start_cell("candidate", self.write_job("program"), limits, stdin=stdin.encode()) as cell:
@@ -126,7 +128,7 @@ class _Runner(NamedTuple):
             return PASSED if split_output_lines(ended.output.decode("utf-8", "replace")) == expected else "tests failed"
 
     def score_script(self, work: ScriptTests) -> Score:
-        """The score of test code in a cell of its own, which speaks with the candidate's, and alone is heard here."""
+        """Scores test code in a cell of its own, which talks to the candidate's; only the tests' cell is heard here."""
         tests_job = write_json({**work._asdict(), "partial": self.partial})
         candidate_end, tests_end = socket.socketpair()
         with candidate_end, tests_end:
@@ -141,23 +143,23 @@ class _Runner(NamedTuple):
         n_tests = max(work.n_tests, len(reasons))
         if stopped is not None:
             return _score_stopped(stopped, reasons.count(PASSED), n_tests)
-        reason = next((reason_ for reason_ in reasons if reason_ != PASSED), PASSED)
+        reason = next((test_reason for test_reason in reasons if test_reason != PASSED), PASSED)
         return Score(reasons.count(PASSED), len(reasons) if reason == PASSED else n_tests, reason)
 
     def limits_left(self) -> Limits:
-        """The limits with what time is left."""
+        """Returns the limits with what time is left."""
         return self.limits._replace(time_limit_s=max(0.01, self.deadline - time.monotonic()))
 
 
 def _score_stopped(reason: str, passed: int, n_tests: int) -> Score:
-    """The score of a candidate that ended before its tests did: less than all, and nothing for one that cheats."""
+    """Returns the score of a candidate that ended before its tests did: less than all, nothing for one that cheats."""
     if reason in _UNPAID:
         return Score(0, n_tests, reason)
     return Score(passed, max(n_tests, passed + 1), reason)
 
 
 def _read_reports(output: bytes) -> tuple[list[str], str | None]:
-    """What the tests' cell tells: the reason of each test, and why they stopped before they were done."""
+    """Returns the reason of each test that the tests' cell reports, and why it stopped before the end."""
     reasons: list[str] = []
     for line in output.splitlines():
         try:
@@ -175,6 +177,7 @@ def _read_reports(output: bytes) -> tuple[list[str], str | None]:
 
 
 def _judge_test(test: OutcomeTest, outcomes: Sequence[CallOutcome]) -> str:
+    """Returns the reason of one test."""
     try:
         return PASSED if test.passes(outcomes) else "tests failed"
     except NoValueError as error:
@@ -182,7 +185,7 @@ def _judge_test(test: OutcomeTest, outcomes: Sequence[CallOutcome]) -> str:
 
 
 def _receive_record(frames: Frames, cell: Cell) -> Any:
-    """The candidate's next record; raises _StoppedError where it tells of its end or is gone."""
+    """Returns the candidate's next record; raises _StoppedError where it reports its end or is gone."""
     try:
         record = read_json(frames.receive_frame())
     except TooLateError:
@@ -197,6 +200,7 @@ def _receive_record(frames: Frames, cell: Cell) -> Any:
 
 
 def _parse_outcome(record: Any, number: int) -> CallOutcome:
+    """Returns the outcome of a call that a record reports; raises _StoppedError for a forged one."""
     types = [type(part) for part in record[:2]] if type(record) is list else []
     if types != [str, int] or record[1] != number:
         raise _StoppedError("forged record")
@@ -211,5 +215,6 @@ def _parse_outcome(record: Any, number: int) -> CallOutcome:
 
 
 def _find_end_reason(cell: Cell) -> str:
+    """Returns the reason for which a cell that closed its channel ended."""
     ended = cell.wait(time.monotonic() + _END_S)
     return _END_REASONS.get(ended.how, "exited early")

@@ -1,4 +1,4 @@
-"""Test code of a data set, run in its own cell; what it calls lives in the candidate's."""
+"""Runs the test code of a data set in a cell of its own; what the tests call lives in the candidate's cell."""
 
 import ast
 import importlib
@@ -26,11 +26,11 @@ _REPORTING = f"try:\n    pass\nexcept BaseException as _error_:\n    {_FAILED}(_
 
 
 class _StoppedError(BaseException):
-    """No further test can be run."""
+    """Raised where no further test can be run."""
 
 
 class _TestReporter:
-    """Tells the owner, on a file of its own, of each test that passed or failed."""
+    """Reports to the owner, on a file of its own, each test that passed or failed."""
 
     def __init__(self, peer: RpcPeer, file: int) -> None:
         self.peer = peer
@@ -39,22 +39,22 @@ class _TestReporter:
         self.n_failed = 0
 
     def count_reached(self) -> None:
-        """An assertion was evaluated."""
+        """Counts an assertion that was evaluated."""
         self.n_reached += 1
 
     def write_line(self, *words: Any) -> None:
-        """One line of JSON."""
+        """Writes one line of JSON."""
         os.write(self.file, write_json(words) + b"\n")
 
     def report_passed(self) -> None:
-        """A test came to its end: it passed, if nothing it took for an answer was none."""
+        """Reports a test that came to its end: passed, unless a call in it got no answer."""
         if self.peer.failure is None:
             self.write_line("test", True, "")
         else:
             self.report_failed(self.peer.failure)
 
     def report_failed(self, error: BaseException) -> None:
-        """A test raised; raises _StoppedError where no other can be run."""
+        """Reports a test that raised; raises _StoppedError where no other can be run."""
         error = self.peer.failure or error
         if isinstance(error, ForgedError | EndedError):
             reason = "forged record" if isinstance(error, ForgedError) else str(error) or CLOSED
@@ -68,7 +68,7 @@ class _TestReporter:
 
 
 def run_dataset_tests(job: dict[str, Any], frames: Frames, file: int) -> None:
-    """Runs the tests of a job and tells of each in the file, and then `done` or `stopped`."""
+    """Runs the tests of a job and writes a line for each to the file, then `done` or `stopped`."""
     peer = RpcPeer(frames)
     reporter = _TestReporter(peer, file)
     try:
@@ -92,7 +92,7 @@ def run_dataset_tests(job: dict[str, Any], frames: Frames, file: int) -> None:
 
 
 def _wait_for_candidate(frames: Frames, peer: RpcPeer) -> None:
-    """Returns when the candidate's code is loaded; what it tells instead is the trouble that all tests have."""
+    """Waits until the candidate's code is loaded; raises what all tests then fail by if it is not."""
     try:
         message = read_json(frames.receive_frame())
     except ClosedError:
@@ -108,6 +108,7 @@ def _wait_for_candidate(frames: Frames, peer: RpcPeer) -> None:
 
 
 def _make_test_module(job: dict[str, Any], peer: RpcPeer, reporter: _TestReporter) -> types.ModuleType:
+    """Returns the module the tests run in: the candidate's names are remote objects, other modules are imported."""
     module = types.ModuleType("tests")
     sys.modules["tests"] = module
     names = module.__dict__
@@ -124,6 +125,7 @@ def _make_test_module(job: dict[str, Any], peer: RpcPeer, reporter: _TestReporte
 
 
 def _run_test_list(job: dict[str, Any], module: types.ModuleType, reporter: _TestReporter) -> None:
+    """Runs tests that are sources, each for itself, up to the first failure unless partial credit is asked for."""
     for source in job["tests"]:
         try:
             exec(source, module.__dict__)
@@ -136,6 +138,7 @@ def _run_test_list(job: dict[str, Any], module: types.ModuleType, reporter: _Tes
 
 
 def _run_check_function(job: dict[str, Any], module: types.ModuleType, reporter: _TestReporter) -> None:
+    """Runs the data set's `check(candidate)`; for partial credit each of its assertions counts as a test."""
     [source] = job["tests"]
     names = module.__dict__
     if job["partial"]:
@@ -149,18 +152,20 @@ def _run_check_function(job: dict[str, Any], module: types.ModuleType, reporter:
 
 
 def _count_assertions(tree: ast.Module) -> ast.Module:
-    """The tests with each assertion telling whether it held, and going on where not."""
+    """Returns the tests with each assertion reporting whether it held, and going on where not."""
     counted: ast.Module = _AssertionCounter().visit(tree)
     return ast.fix_missing_locations(counted)
 
 
 class _AssertionCounter(ast.NodeTransformer):
+    """Wraps assertions so that each reports whether it held."""
+
     def visit_Try(self, node: ast.Try) -> ast.Try:
-        """A `try` expects an exception, which `assert False` in it must be able to raise: it counts as a whole."""
+        """Leaves a `try` unchanged, to count as a whole: `assert False` in it has to raise the exception expected."""
         return node
 
     def visit_Assert(self, node: ast.Assert) -> ast.Try:
-        """The assertion in a `try` that tells."""
+        """Returns the assertion in a `try` that reports."""
         [wrapped] = ast.parse(_REPORTING).body
         assert isinstance(wrapped, ast.Try)
         wrapped.body = [node]

@@ -1,4 +1,4 @@
-"""Isolated processes for model-written code: `sandbox(isolation).start(entry, payload, limits)`."""
+"""Isolated processes for model-written code: `get_sandbox(isolation).start_cell(entry, payload, limits)`."""
 
 import contextlib
 import io
@@ -59,20 +59,20 @@ class Cell:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        is_news = self._cell_end is None
+        is_first_wait = self._cell_end is None
         cell_end = self._wait_once(0.0)
-        if is_news and error is None and isinstance(cell_end, SandboxError):
+        if is_first_wait and error is None and isinstance(cell_end, SandboxError):
             raise cell_end
 
     def kill(self) -> None:
-        """Leaves no process of the cell; raises `SandboxError` as `end` does."""
+        """Kills every process of the cell; raises `SandboxError` as `wait` does."""
         self.wait(0.0)
 
     def wait(self, deadline: float | None = None) -> CellEnd:
-        """How the cell ended; waits for it, and kills it at the `deadline`, a `time.monotonic()`.
+        """Waits until the cell ends, kills it at the `deadline`, and returns how it ended.
 
-        When it returns no process of the cell is left. Raises `SandboxError` if the cell could not be set up, or was
-        ended from outside: never for what the cell did.
+        `deadline` is a `time.monotonic()`. When it returns no process of the cell is left. Raises `SandboxError` if the
+        cell could not be set up, or was ended from outside: never for what the cell did.
         """
         end = self._wait_once(deadline)
         if isinstance(end, SandboxError):
@@ -80,6 +80,7 @@ class Cell:
         return end
 
     def _wait_once(self, deadline: float | None) -> CellEnd | SandboxError:
+        """Returns how the cell ended, or the error, and closes its files; waits the first time only."""
         if self._cell_end is None:
             try:
                 self._cell_end = self._wait_for_result(deadline)
@@ -91,6 +92,7 @@ class Cell:
         return self._cell_end
 
     def _wait_for_result(self, deadline: float | None) -> CellEnd | SandboxError:
+        """Returns how the cell ended, as its server reports it, or why it could not be had."""
         result = self._receive_bytes(RESULT_BYTES, deadline)
         if not result:  # and the kernel ended the cell
             return SandboxError("the sandbox's server was ended while a cell ran")
@@ -103,23 +105,23 @@ class Cell:
         return CellEnd(how, unpacked.status, self._read_output(), unpacked.cpu_s)
 
     def _receive_bytes(self, size: int, deadline: float | None) -> bytes:
-        """That many bytes from the server, nothing where it is gone; asks it to end the cell at the deadline.
+        """Returns that many bytes from the server, nothing where it is gone; asks it to end the cell at the deadline.
 
         Raises TimeoutError where it does not even answer that.
         """
         received = b""
         has_asked = False
-        deadline_ = time.monotonic() + self._limits.time_limit_s + _END_LIMIT_S if deadline is None else deadline
+        give_up_at = time.monotonic() + self._limits.time_limit_s + _END_LIMIT_S if deadline is None else deadline
         while len(received) < size:
             try:
-                self._life.settimeout(max(1e-6, deadline_ - time.monotonic()))
+                self._life.settimeout(max(1e-6, give_up_at - time.monotonic()))
                 part = self._life.recv(size - len(received))
             except TimeoutError:
                 if has_asked:
                     raise
                 with contextlib.suppress(OSError):
                     self._life.send(KILL)
-                has_asked, deadline_ = True, time.monotonic() + _END_LIMIT_S
+                has_asked, give_up_at = True, time.monotonic() + _END_LIMIT_S
                 continue
             except OSError:
                 return b""
@@ -129,6 +131,7 @@ class Cell:
         return received
 
     def _read_output(self) -> bytes:
+        """Returns what the cell wrote to its standard output, up to the limit."""
         return os.pread(self._output.fileno(), min(self._output.tell(), self._limits.output_bytes), 0)
 
 
@@ -158,24 +161,24 @@ class Sandbox:
         stdin: bytes = b"",
         channel: socket.socket | None = None,
     ) -> Cell:
-        """A cell that runs the entry function on the payload; raises `SandboxError` where none can be had.
+        """Starts a cell that runs the entry function on the payload; raises `SandboxError` where none can be had.
 
         Its end of the channel is the given socket, closed here, or one of a new pair whose other is `Cell.channel`.
         """
         limits = limits or Limits()
-        with contextlib.ExitStack() as passed, contextlib.ExitStack() as kept:
+        with contextlib.ExitStack() as server_files, contextlib.ExitStack() as own_files:
             our_end, cell_end = (channel, channel) if channel else socket.socketpair()
             our_life, cell_life = socket.socketpair()
-            output = kept.enter_context(io.FileIO(_make_file(b"", size=limits.output_bytes + _SLACK_BYTES)))
-            kept.enter_context(our_end)
-            kept.enter_context(our_life)
-            passed.enter_context(cell_end)
-            passed.enter_context(cell_life)
-            stdin_file = passed.enter_context(io.FileIO(_make_file(stdin)))
-            payload_file = passed.enter_context(io.FileIO(_make_file(payload)))
+            output = own_files.enter_context(io.FileIO(_make_file(b"", size=limits.output_bytes + _SLACK_BYTES)))
+            own_files.enter_context(our_end)
+            own_files.enter_context(our_life)
+            server_files.enter_context(cell_end)
+            server_files.enter_context(cell_life)
+            stdin_file = server_files.enter_context(io.FileIO(_make_file(stdin)))
+            payload_file = server_files.enter_context(io.FileIO(_make_file(payload)))
             files = [file.fileno() for file in (cell_life, cell_end, stdin_file, payload_file, output)]
             self._send_job(pack_job(Job(entry, limits)), files)
-            kept.pop_all()
+            own_files.pop_all()
         return Cell(our_life, our_end, output, limits)
 
     def close(self) -> None:
@@ -184,6 +187,7 @@ class Sandbox:
             self._disconnect()
 
     def _send_job(self, message: bytes, files: list[int]) -> None:
+        """Sends a message and open files to the server, to a new one where the last is gone."""
         with self._lock:
             try:
                 socket.send_fds(self._connect(), [message], files)
@@ -192,11 +196,13 @@ class Sandbox:
                 socket.send_fds(self._connect(), [message], files)
 
     def _connect(self) -> socket.socket:
+        """Returns the socket to the server, which is started where there is none."""
         if self._control is None:
             self._server, self._control = start_server(self._isolation)
         return self._control
 
     def _disconnect(self) -> None:
+        """Closes the socket to the server and waits for the server to end."""
         if self._control is not None:
             with contextlib.suppress(OSError):
                 self._control.shutdown(socket.SHUT_RDWR)  # which a copy in a forked child cannot hold up
@@ -207,7 +213,7 @@ class Sandbox:
             self._server = None
 
     def _forget_server(self) -> None:
-        """In a forked child: the server is its parent's."""
+        """In a forked child: lets go of the server, which is its parent's."""
         self._lock = threading.Lock()
         if self._control is not None:
             self._control.close()
@@ -219,12 +225,12 @@ class Sandbox:
 
 @cache
 def get_sandbox(isolation: Isolation) -> Sandbox:
-    """The sandbox of this process."""
+    """Returns the sandbox of this process for an isolation."""
     return Sandbox(isolation)
 
 
 def _make_file(content: bytes, *, size: int | None = None) -> int:
-    """An open file without a name; with a `size`, an empty one that cannot grow beyond it."""
+    """Returns an open file without a name; with a `size`, an empty one that cannot grow beyond it."""
     if sys.platform != "linux":
         import tempfile
 

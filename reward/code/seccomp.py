@@ -1,4 +1,4 @@
-"""The seccomp filter of a cell: the system calls a Python computation needs, and no other.
+"""The system call filter of a cell (seccomp): the calls a Python computation needs, and no other.
 
 An allow-list, so that a call a later kernel adds is refused. Of programs, sockets (but for stream pairs of the cell
 itself), other processes, mounts, namespaces, keys, tracing, bpf and io_uring nothing is left.
@@ -69,26 +69,27 @@ _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE = 1, 1, 0xF
 
 
 class UnknownMachineError(Exception):
-    """There is no table of system calls for this machine."""
+    """Raised where there is no table of system calls for this machine's processor."""
 
 
 def _pack_instruction(operation: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
+    """Returns one instruction of the filter program."""
     return struct.pack("=HBBI", operation, then, otherwise, value)
 
 
 def _load_argument(number: int) -> bytes:
-    """Loads the low half of an argument, all the kernel reads of those tested here."""
+    """Returns the instruction that loads the low half of an argument, all the kernel reads of those tested here."""
     return _pack_instruction(_LOAD, _ARGUMENTS + 8 * number)
 
 
 def _allow_values(number: int, values: tuple[int, ...]) -> bytes:
-    """Allows a call whose argument is one of the values."""
+    """Returns instructions that allow a call whose argument is one of the values."""
     tests = b"".join(_pack_instruction(_EQUAL, value, len(values) - position) for position, value in enumerate(values))
     return _load_argument(number) + tests + _pack_instruction(_RETURN, _EPERM) + _pack_instruction(_RETURN, _ALLOW)
 
 
 def _filter_by_arguments(processes: bool, signals: bool) -> dict[str, bytes]:
-    """What is done about each call that is allowed for some arguments only."""
+    """Returns the instructions for each call that is allowed for some arguments only, by its name."""
     may_fork = _pack_instruction(_RETURN, _ALLOW if processes else _EPERM)
     own_process_only = _pack_instruction(_RETURN, _ALLOW) if signals else _allow_values(0, (_SELF,))
     clone = (
@@ -126,7 +127,7 @@ def _filter_by_arguments(processes: bool, signals: bool) -> dict[str, bytes]:
 
 
 def _find_ranges(numbers: list[int]) -> list[tuple[int, int]]:
-    """Numbers as ranges, both ends within."""
+    """Returns the numbers as ranges, both ends within."""
     ranges: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if ranges and ranges[-1][1] == number - 1:
@@ -137,7 +138,7 @@ def _find_ranges(numbers: list[int]) -> list[tuple[int, int]]:
 
 
 def _allow_ranges(ranges: list[tuple[int, int]]) -> bytes:
-    """Allows the ranges' numbers, by halves."""
+    """Returns instructions that allow the ranges' numbers, by binary search."""
     if len(ranges) == 1:
         low, high = ranges[0]
         is_inside = _pack_instruction(_NOT_BELOW, low, 0, 1) + _pack_instruction(_ABOVE, high, 0, 1)
@@ -148,15 +149,16 @@ def _allow_ranges(ranges: list[tuple[int, int]]) -> bytes:
 
 
 def _parse_call_table(calls: str, column: int) -> dict[str, int]:
+    """Returns the number of each call in a table's column, by the call's name."""
     words = [word.split(":") for line in calls.splitlines() if not line.startswith("#") for word in line.split()]
     return {word[0]: int(word[column]) for word in words if word[column] != "-"}
 
 
 def build_filter(machine: str, *, processes: bool, signals: bool) -> bytes:
-    """The filter, but for the process it is for: see `for_process`.
+    """Returns the filter program, but for the process it is for: see `bind_filter`.
 
-    `processes` lets the cell fork; `signals` lets it signal whatever it sees, which must be its own processes
-    alone, else it may signal none but itself.
+    `processes` lets the cell fork; `signals` lets it signal whatever it sees, which must be its own processes alone,
+    else it may signal none but itself.
     """
     if machine not in _MACHINES:
         raise UnknownMachineError(f"no table of system calls for {machine}; there is one for {', '.join(_MACHINES)}")
@@ -175,5 +177,5 @@ def build_filter(machine: str, *, processes: bool, signals: bool) -> bytes:
 
 
 def bind_filter(filter_program: bytes, pid: int) -> bytes:
-    """The filter for `syscalls.set_filter` in the process `pid`."""
+    """Returns the filter program for one process, ready for `syscalls.set_syscall_filter`."""
     return filter_program.replace(struct.pack("=I", _SELF), struct.pack("=I", pid))

@@ -1,4 +1,4 @@
-"""What a sandbox asks of its server, and is told: messages of fixed size."""
+"""The messages of fixed size between a sandbox and its server: jobs and results."""
 
 import struct
 from typing import Literal, NamedTuple
@@ -29,7 +29,7 @@ class Limits(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A cell to start, as the server is asked for it; its files come along: see `confine_cell.Files`."""
+    """A request to the server to start a cell; its files come along: see `confine_cell.CellFiles`."""
 
     entry: Entry
     limits: Limits
@@ -43,7 +43,7 @@ KILL = b"k"
 
 
 class Result(NamedTuple):
-    """How a cell ended."""
+    """How a cell ended: the cause, its exit status or signal, and the CPU seconds it used."""
 
     how: How
     status: int
@@ -51,28 +51,28 @@ class Result(NamedTuple):
 
 
 def pack_job(job: Job) -> bytes:
-    """The bytes that `read_job` reads."""
+    """Returns the bytes that `unpack_job` reads."""
     return _JOB.pack(ENTRIES.index(job.entry), *job.limits)
 
 
 def unpack_job(message: bytes) -> Job:
-    """The job of a message."""
+    """Returns the job of a message."""
     entry, *limits = _JOB.unpack(message)
     return Job(ENTRIES[entry], Limits(*limits))
 
 
 def pack_result(result: Result) -> bytes:
-    """The bytes that `read_result` reads."""
+    """Returns the bytes that `unpack_result` reads."""
     return _RESULT.pack(b"r", HOWS.index(result.how), result.status, result.cpu_s)
 
 
 def pack_failure(why: str) -> bytes:
-    """The message that a cell could not be set up: a result whose status is the length of what follows."""
+    """Returns the message that a cell could not be set up: a result whose status is the length of the reason behind."""
     text = why.encode(errors="replace")
     return _RESULT.pack(b"e", 0, len(text), 0.0) + text
 
 
 def unpack_result(message: bytes) -> Result | int:
-    """How a cell ended; or, where it could not be set up, how many bytes follow that say why."""
+    """Returns how a cell ended; or, where it could not be set up, how many bytes follow that say why."""
     kind, how, status, cpu_s = _RESULT.unpack(message)
     return int(status) if kind == b"e" else Result(HOWS[how], status, cpu_s)

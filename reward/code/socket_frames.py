@@ -1,4 +1,4 @@
-"""Frames on a socket, of a length and so many bytes; the other end may be hostile."""
+"""Length-prefixed frames of bytes on a socket whose other end may be hostile."""
 
 import socket
 import struct
@@ -12,19 +12,22 @@ _CHUNK = 1 << 16
 
 
 class ClosedError(Exception):
-    """The other end is gone before a whole frame came."""
+    """Raised where the other end closed the socket before a whole frame came."""
 
 
 class TooLateError(Exception):
-    """The deadline passed before a whole frame came or went."""
+    """Raised where the deadline passed before a whole frame came or went."""
 
 
 class TooLargeError(Exception):
-    """The other end announces a frame larger than any honest one."""
+    """Raised where the other end announces a frame larger than any honest one."""
 
 
 class Frames:
-    """Frames over a stream socket; `deadline` is a `time.monotonic()`, none inside a cell, which is killed anyway."""
+    """Sends and receives frames over a stream socket, until a `time.monotonic()` deadline.
+
+    Inside a cell there is no deadline: the cell is killed anyway.
+    """
 
     def __init__(self, channel: socket.socket, deadline: float | None = None) -> None:
         self.channel = channel
@@ -33,7 +36,7 @@ class Frames:
         self._buffer = bytearray()
 
     def send_frame(self, body: bytes) -> None:
-        """Sends one frame."""
+        """Sends one frame; raises ClosedError, TooLateError."""
         try:
             self._set_timeout()
             self.channel.sendall(_LENGTH.pack(len(body)) + body)
@@ -43,14 +46,14 @@ class Frames:
             raise ClosedError from None
 
     def receive_frame(self) -> bytes:
-        """The next frame."""
+        """Returns the next frame, waiting for it; raises ClosedError, TooLateError, TooLargeError."""
         while True:
             if (body := self.pop_buffered_frame()) is not None:
                 return body
             self.read_into_buffer()
 
     def pop_buffered_frame(self) -> bytes | None:
-        """The next frame if all of it has been read, else None."""
+        """Returns the next frame if all of it has been read, else None."""
         if len(self._buffer) < _LENGTH.size:
             return None
         (size,) = _LENGTH.unpack_from(self._buffer)
@@ -64,7 +67,7 @@ class Frames:
         return body
 
     def read_into_buffer(self) -> None:
-        """Reads what there is, waiting for some."""
+        """Reads what the socket has, waiting for some."""
         try:
             self._set_timeout()
             data = self.channel.recv(_CHUNK)
@@ -78,6 +81,7 @@ class Frames:
         self._buffer += data
 
     def _set_timeout(self) -> None:
+        """Sets the socket's time limit to what is left until the deadline."""
         if self.deadline is None:
             return
         left_s = self.deadline - time.monotonic()

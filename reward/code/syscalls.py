@@ -1,4 +1,4 @@
-"""The Linux system calls the isolation is made of that Python 3.11 has no name for."""
+"""The Linux system calls the isolation is made of that Python 3.11 has no function for."""
 
 import ctypes
 import os
@@ -33,11 +33,12 @@ _NUMBERS = {  # (pivot_root, capset), from the machines' unistd.h
 
 @cache
 def _load_libc() -> ctypes.CDLL:
+    """Returns the C library."""
     return ctypes.CDLL(None, use_errno=True)
 
 
 def _check_result(result: int, what: str) -> int:
-    """The result of a call; raises the OSError of a failed one."""
+    """Returns the result of a call; raises the OSError of a failed one."""
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
@@ -45,28 +46,28 @@ def _check_result(result: int, what: str) -> int:
 
 
 def get_machine_name() -> str:
-    """The machine's name as the tables here have it."""
+    """Returns the processor's name as the tables of system calls have it."""
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
 
 
 def call_by_number(number: int, what: str, *arguments: int | bytes | None) -> int:
-    """The result of a system call that the C library has no function for."""
+    """Makes a system call that the C library has no function for and returns its result; raises OSError."""
     c_arguments = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
     return _check_result(_load_libc().syscall(ctypes.c_long(number), *c_arguments), what)
 
 
 def enter_new_namespaces(flags: int, what: str) -> None:
-    """Puts the calling process (for pids: its next child) into new namespaces."""
+    """Puts the calling process (for pids: its next child) into new namespaces; raises OSError."""
     _check_result(_load_libc().unshare(flags), what)
 
 
 def enter_namespace(namespace: int, flag: int) -> None:
-    """Puts the calling process (for pids: its next child) into the namespace an open file names."""
+    """Puts the calling process (for pids: its next child) into the namespace of an open file; raises OSError."""
     _check_result(_load_libc().setns(namespace, flag), "setns")
 
 
 def mount(source: str, target: str, file_system: str, flags: int, options: str = "") -> None:
-    """Mounts as mount(2)."""
+    """Mounts a file system as mount(2) does; raises OSError."""
     result = _load_libc().mount(
         source.encode(), target.encode(), file_system.encode(), ctypes.c_ulong(flags), options.encode()
     )
@@ -126,11 +127,13 @@ def forbid_new_privileges() -> None:
 
 
 class _FilterProgram(ctypes.Structure):
+    """A seccomp program as the kernel takes it: sock_fprog."""
+
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
 def set_syscall_filter(program: bytes) -> None:
-    """Puts the process under a seccomp filter, 8 bytes an instruction; needs `no_new_privileges`."""
+    """Puts the process under a seccomp filter, 8 bytes an instruction; needs `forbid_new_privileges`."""
     filter_program = _FilterProgram(len(program) // 8, program)
     result = _load_libc().prctl(_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(filter_program), 0, 0)
     _check_result(result, "prctl SECCOMP")

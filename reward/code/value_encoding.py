@@ -1,4 +1,4 @@
-"""A plain value as a tree of JSON: by its exact type, and never by a method of its own."""
+"""Encodes a plain value as a tree of JSON: by its exact type, and never by a method of its own."""
 
 import collections
 import datetime
@@ -41,12 +41,15 @@ _VIEWS: dict[type, str] = {type({}.keys()): "k", type({}.values()): "v", type({}
 
 
 class Encoder:
+    """Encodes one value, within the limits of size and depth."""
+
     def __init__(self, special: Special | None) -> None:
         self.special = special
         self.items = MAX_ITEMS
         self.characters = MAX_BYTES
 
     def encode_value(self, value: Any, depth: int) -> Any:
+        """Returns the tree of a value; raises NotPlainError."""
         value_type = type(value)
         if value_type in _SCALARS:
             return value
@@ -66,6 +69,7 @@ class Encoder:
         return self.encode_rare_type(value_type, value, depth)
 
     def encode_integer(self, value: int) -> Any:
+        """Returns an integer as itself, or tagged and hexadecimal where JSON's decimal digits would be dear."""
         bits = value.bit_length()
         if bits <= NATIVE_BITS:
             return value
@@ -75,6 +79,7 @@ class Encoder:
         return {"i": hex(value)}
 
     def encode_items(self, values: Iterable[Any], depth: int) -> list[Any]:
+        """Returns the trees of an iterable's items; raises NotPlainError where the whole value becomes too large."""
         trees = []
         for value in values:
             self.items -= 1
@@ -84,14 +89,17 @@ class Encoder:
         return trees
 
     def encode_pairs(self, items: Iterable[tuple[Any, Any]], depth: int) -> list[Any]:
+        """Returns the trees of key and value pairs."""
         return [self.encode_items(pair, depth) for pair in items]
 
     def spend_characters(self, count: int) -> None:
+        """Takes from the characters the value may have; raises NotPlainError when they are spent."""
         self.characters -= count
         if self.characters < 0:
             raise NotPlainError("too large")
 
     def encode_rare_type(self, value_type: type, value: Any, depth: int) -> Any:
+        """Returns the tree of a value of one of the less common types; raises NotPlainError for any other."""
         if value_type in _ITERATORS:
             return self.encode_iterator(value, depth)
         if value_type in _VIEWS:
@@ -118,10 +126,12 @@ class Encoder:
         raise NotPlainError(f"{value_type.__name__} is no plain data")
 
     def encode_iterator(self, value: Iterator[Any], depth: int) -> Any:
+        """Returns the tree of an iterator's first items, and whether there were more."""
         items = list(itertools.islice(value, MAX_ITERATED + 1))
         return {"g": [self.encode_items(items[:MAX_ITERATED], depth), len(items) > MAX_ITERATED]}
 
     def encode_number_or_date(self, value_type: type, value: Any) -> Any:
+        """Returns the tree of a number, range, date or numpy scalar, None for a value of any other type."""
         if value_type is complex:
             return {"c": [value.real, value.imag]}
         if value_type is decimal.Decimal:

@@ -1,4 +1,4 @@
-"""What crosses between processes that do not trust each other: which types, and how much of them."""
+"""Limits of what crosses between processes that do not trust each other: which types, and how much of them."""
 
 import datetime
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Special = Callable[[Any], Any]
 
 
 class NotPlainError(Exception):
-    """A value that does not cross; the message says why."""
+    """Raised for a value that does not cross between processes; the message says why."""
 
 
 CROSSING_TYPES: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Plain values as bytes and back: how values cross the border between processes that do not trust each other.
+"""Serialises plain values to bytes and back: how values cross between processes that do not trust each other.
 
 Only exact types of the standard library cross, by their contents; no class, method or pickle of the sender
 reaches the receiver, so a value cannot say of itself that it is equal to something.
@@ -16,7 +16,10 @@ __all__ = ["MAX_BITS", "MAX_BYTES", "MAX_ITEMS", "NotPlainError", "build_dict", 
 
 
 def serialize_value(value: Any, special: Special | None = None) -> bytes:
-    """The value's bytes; raises NotPlainError. `special` gives the tree of a value that is not plain, or None."""
+    """Returns the value's bytes; raises NotPlainError.
+
+    `special` gives the tree of a value that is not plain, or None.
+    """
     data = write_json(Encoder(special).encode_value(value, 0))
     if len(data) > MAX_BYTES:
         raise NotPlainError("too large")
@@ -24,27 +27,30 @@ def serialize_value(value: Any, special: Special | None = None) -> bytes:
 
 
 def deserialize_value(data: bytes, special: Special | None = None) -> Any:
-    """The value whose bytes these are, made of builtin types only; raises NotPlainError on any other bytes."""
+    """Returns the value whose bytes these are, of builtin types only; raises NotPlainError on any other bytes."""
     return decode_value(read_json(data), special)
 
 
 def encode_value(value: Any, special: Special | None = None) -> Any:
-    """The value's tree, to be part of a larger message."""
+    """Returns the value's tree, to be part of a larger message; raises NotPlainError."""
     return Encoder(special).encode_value(value, 0)
 
 
 def decode_value(tree: Any, special: Special | None = None) -> Any:
-    """The value of a tree; raises NotPlainError. `special` gives the value of an unknown tag's object."""
+    """Returns the value of a tree; raises NotPlainError.
+
+    `special` gives the value of an unknown tag's object.
+    """
     return Decoder(special).decode_value(tree, 0)
 
 
 def write_json(tree: Any) -> bytes:
-    """JSON bytes of a tree."""
+    """Returns the JSON bytes of a tree."""
     return json.dumps(tree, separators=(",", ":"), check_circular=False).encode("ascii")
 
 
 def read_json(data: bytes) -> Any:
-    """The tree of JSON bytes, whoever wrote them; raises NotPlainError."""
+    """Returns the tree of JSON bytes, whoever wrote them; raises NotPlainError."""
     if len(data) > MAX_BYTES:
         raise NotPlainError("too large")
     try:

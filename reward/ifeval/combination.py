@@ -1,4 +1,4 @@
-"""combination: two responses, and the request before the answer."""
+"""IFEval's `combination` instructions: two responses, and the request before the answer."""
 
 from typing import Annotated
 
@@ -11,15 +11,17 @@ _DIVIDER = "******"
 
 
 def _check_prompt(value: str) -> str:
+    """Returns the prompt to repeat without white space around it; raises for a blank one."""
     if not value.strip():
         raise PydanticCustomError("blank", "the prompt to repeat is blank")
     return value.strip()
 
 
 class TwoResponses(Instruction):
-    """Two different texts with `******` between them; a divider may stand before the first and after the last too."""
+    """Follows with two different texts with `******` between them, and perhaps before the first and after the last."""
 
     def follows(self, text: str) -> bool:
+        """Returns whether the text holds just two different responses."""
         first, *others = (part.strip() for part in text.split(_DIVIDER))
         between = others[:-1]
         responses = [part for part in (first, *others) if part]
@@ -27,9 +29,10 @@ class TwoResponses(Instruction):
 
 
 class RepeatPrompt(Instruction):
-    """The text starts with the request, whatever the case."""
+    """Follows with a text that starts with the request, whatever the case."""
 
     prompt_to_repeat: Annotated[str, AfterValidator(_check_prompt)]
 
     def follows(self, text: str) -> bool:
+        """Returns whether the text starts with the request."""
         return text.strip().lower().startswith(self.prompt_to_repeat.lower())

@@ -1,4 +1,4 @@
-"""Which language a text is in: by its script, then by its letters and commonest words, then by langdetect.
+"""Detects a text's language: by its script, then by its letters and commonest words, then by langdetect's statistics.
 
 Languages alone in their script, and Russian, Ukrainian, Bulgarian, Macedonian, Arabic, Persian, Urdu, Hindi, Marathi
 and Nepali, are told without a library. Those in Latin letters need `langdetect`, which the official code uses for all.
@@ -79,7 +79,7 @@ _TRADITIONAL = "們這個為來說國時會對學發後過麼還沒開關問間�
 
 
 def is_in_language(text: str, code: str) -> bool:
-    """Whether a text is in the language; False without letters."""
+    """Returns whether a text is in the language; False without letters."""
     letters = _count_script_letters(text)
     n_own = sum(letters[script] for script in SCRIPTS[code])
     if n_own == 0 or letters.total() - n_own > _FOREIGN_SHARE * n_own:
@@ -94,7 +94,7 @@ def is_in_language(text: str, code: str) -> bool:
 
 
 def _count_script_letters(text: str) -> Counter[str]:
-    """The weighted number of letters of each script."""
+    """Returns the weighted number of letters of each script."""
     counts: Counter[str] = Counter()
     for char, count in Counter(text).items():
         if script := _find_script(char):
@@ -104,7 +104,7 @@ def _count_script_letters(text: str) -> Counter[str]:
 
 @lru_cache(maxsize=16_384)
 def _find_script(char: str) -> str:
-    """The script of a letter or vowel sign by its Unicode name, "" for what is neither."""
+    """Returns the script of a letter or vowel sign by its Unicode name, "" for what is neither."""
     category = unicodedata.category(char)
     name = unicodedata.name(unicodedata.normalize("NFKC", char)[0], "").partition(" ")[0]
     is_sign = category[0] == "M" and (name in _SHARED_SCRIPTS or name in _OWN_SCRIPT.values())
@@ -112,21 +112,21 @@ def _find_script(char: str) -> str:
 
 
 def _uses_characters_of(text: str, code: str) -> bool:
-    """Whether Chinese is in the characters asked for; where none tells, it is."""
+    """Returns whether Chinese is in the characters asked for; where no character tells, it is."""
     counts = Counter(text)
     simple, full = (sum(counts[char] for char in chars) for chars in (_SIMPLIFIED, _TRADITIONAL))
     return {"zh": True, "zh-cn": simple >= full, "zh-tw": full >= simple}[code]
 
 
 def _fits_best(text: str, code: str, family: dict[str, _LanguageSigns]) -> bool:
-    """Whether no other language of the script fits better; True for the only one."""
+    """Returns whether no other language of the script fits better; True for the only one."""
     counts = Counter(word.lower() for word in split_into_words(text))
     fits = {other: _score_fit(counts.items(), signs) for other, signs in family.items()}
     return not fits or fits[code] == max(fits.values())
 
 
 def _score_fit(counts: Iterable[tuple[str, int]], signs: _LanguageSigns) -> int:
-    """Words that speak for a language less those that cannot be in it."""
+    """Returns the number of words that speak for a language less those that cannot be in it."""
     fit = 0
     for word, count in counts:
         if not signs.missing.isdisjoint(word):

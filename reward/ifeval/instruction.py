@@ -1,4 +1,4 @@
-"""What an instruction is: its arguments, as the data set names them, and whether a text follows it."""
+"""The base class of an IFEval instruction: its arguments, as the data set names them, and whether a text follows it."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,11 +14,12 @@ MAX_PHRASE_CHARS = 1_000  # our choice; the longest phrase in IFEval has 124. Se
 
 
 def _to_integer(value: Any) -> Any:
-    """An integer for 3.0, which is what tables with empty cells make of 3."""
+    """Returns an integer for 3.0, which is what tables with empty cells make of 3."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _check_phrase(value: str) -> str:
+    """Returns the phrase without white space around it; raises for a blank or too long one."""
     phrase = value.strip()
     if not phrase or len(phrase) > MAX_PHRASE_CHARS:
         raise PydanticCustomError("phrase", "a phrase is neither blank nor longer than {n}", {"n": MAX_PHRASE_CHARS})
@@ -39,7 +40,7 @@ class Instruction(Strict, ABC):
 
     @abstractmethod
     def follows(self, text: str) -> bool:
-        """Whether a text that is not blank follows it; linear in the text's length."""
+        """Returns whether a text that is not blank follows the instruction; linear in the text's length."""
 
     @property
     def required_language(self) -> str | None:
@@ -48,12 +49,12 @@ class Instruction(Strict, ABC):
 
 
 def satisfies_relation(count: int, relation: Relation, bound: int) -> bool:
-    """Whether a count is as asked."""
+    """Returns whether a count is "less than" or "at least" what is asked."""
     return count < bound if relation == "less than" else count >= bound
 
 
 def drop_empty_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that are given; the hub's table has a column for every argument of every kind, None or NaN."""
+    """Returns the arguments that are given: the hub's table has a column for every one of every kind, None or NaN."""
     return {
         name: value
         for name, value in kwargs.items()

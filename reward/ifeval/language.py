@@ -1,4 +1,4 @@
-"""language: the whole text in one language."""
+"""IFEval's `language` instruction: the whole text in one language."""
 
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from qwen_align.reward.ifeval.instruction import Instruction
 
 
 def _check_language(code: str) -> str:
+    """Returns the code of a language; raises for one that is not known here."""
     if code not in SCRIPTS:
         message = f"'{code[:20]}' is no language known here{did_you_mean(code, SCRIPTS)}"
         raise PydanticCustomError("language", "{said}", {"said": message})
@@ -18,13 +19,18 @@ def _check_language(code: str) -> str:
 
 
 class ResponseLanguage(Instruction):
-    """The text is in a language, told by its ISO 639-1 code; one without letters is in none (officially in any)."""
+    """Follows with a text in a language, named by its ISO 639-1 code.
+
+    A text without letters is in none (officially in any).
+    """
 
     language: Annotated[str, AfterValidator(_check_language)]
 
     @property
     def required_language(self) -> str:
+        """The code of the language the text has to be in."""
         return self.language
 
     def follows(self, text: str) -> bool:
+        """Returns whether the text is in the language."""
         return is_in_language(text, self.language)

@@ -1,4 +1,4 @@
-"""Which language a text in Latin letters is in, by the letter statistics of langdetect.
+"""Tells languages in Latin letters apart, by the letter statistics of langdetect.
 
 langdetect draws letters at random until it is sure of a language, so that the official code's answers on short texts
 change from run to run, and reads the first 10,000 characters only. Here all letter groups of a word are counted, once.
@@ -33,7 +33,7 @@ class _LetterProfiles(NamedTuple):
 
 
 def may_be_language(text: str, code: str) -> bool:
-    """Whether no other language in Latin letters is clearly likelier; raises RecipeError without langdetect."""
+    """Returns whether no other language in Latin letters is clearly likelier; raises RecipeError without langdetect."""
     profiles = _load_profiles()
     known_groups = [
         (profiles.rows[group], n)
@@ -53,6 +53,7 @@ def require_langdetect() -> None:
 
 
 def _cut_windows(text: str) -> str:
+    """Returns the beginning, the middle and the end of a long text."""
     if len(text) <= 3 * _WINDOW:
         return text
     middle = (len(text) - _WINDOW) // 2
@@ -60,7 +61,7 @@ def _cut_windows(text: str) -> str:
 
 
 def _count_letter_groups(text: str) -> Counter[str]:
-    """The groups of one to three letters, with the space before and after a word; capital words as small ones."""
+    """Counts groups of one to three letters, with the spaces around a word; capital words as small ones."""
     counts: Counter[str] = Counter()
     for word, count in Counter(_WORD.findall(unicodedata.normalize("NFC", text).translate(_AS_IN_PROFILES))).items():
         spaced = f" {word.lower() if word.isupper() else word} "
@@ -72,6 +73,7 @@ def _count_letter_groups(text: str) -> Counter[str]:
 
 @cache
 def _load_profiles() -> _LetterProfiles:
+    """Returns langdetect's statistics of all Latin languages; raises RecipeError without langdetect."""
     import numpy as np
 
     rows: dict[str, int] = {}
