@@ -73,7 +73,7 @@ class CodeTests(BaseReward):
         if score.reason == PASSED:
             return Verdict(value=1.0, reason=PASSED)
         reason = "no code" if score.reason == "syntax error" and not code.fenced else score.reason
-        return Verdict(value=score.passed / score.n_tests if self.partial else 0.0, reason=reason)
+        return Verdict(value=score.n_passed / score.n_tests if self.partial else 0.0, reason=reason)
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
         """Returns the verdicts on completions in their order, judged as many at a time as there are cores."""

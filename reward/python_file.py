@@ -115,7 +115,7 @@ def make_handler(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[di
     function = load_user_function(Path(argument["file"]), argument["name"])
     _check_signature(function, group=argument["group"])
 
-    def handle(request: dict[str, Any]) -> list[dict[str, Any]]:
+    def judge_request(request: dict[str, Any]) -> list[dict[str, Any]]:
         """Returns the function's verdicts on a request's text or rows."""
         if "text" in request:
             returned = [function(request["text"], request["gold"])]
@@ -126,7 +126,7 @@ def make_handler(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[di
                 raise ValueError(f"{len(returned)} values returned for {len(rows)} completions")
         return [_to_verdict(value).model_dump(exclude_none=False) for value in returned]
 
-    return handle
+    return judge_request
 
 
 def load_user_function(file: Path, name: str) -> Callable[..., Any]:

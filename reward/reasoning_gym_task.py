@@ -213,7 +213,7 @@ def make_handler(argument: None) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Returns a task's data set of these settings, which are written as JSON."""
         return create_dataset(name, **json.loads(settings))
 
-    def handle(request: dict[str, Any]) -> dict[str, Any]:
+    def score_request(request: dict[str, Any]) -> dict[str, Any]:
         """Returns the score of a request's answer and the reason, empty for a plain score."""
         name, entry = request["dataset"], request["entry"]
         if name not in DATASETS:
@@ -228,4 +228,4 @@ def make_handler(argument: None) -> Callable[[dict[str, Any]], dict[str, Any]]:
                 return {"score": 0.0, "reason": "scorer raised"}
         return {"score": score, "reason": ""} if math.isfinite(score) else {"score": 0.0, "reason": "score not finite"}
 
-    return handle
+    return score_request

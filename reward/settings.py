@@ -71,7 +71,7 @@ RewardName = Annotated[str, AfterValidator(_check_kind)]
 
 
 OWN_REWARD: str = PythonReward.model_fields["kind"].default
-"""What rows name whose reward is the user's; which one it is, the stage says that judges them."""
+"""The reward that rows name to be judged by a user's own one; the stage that judges them says which."""
 
 
 def check_row_reward(kind: str) -> None:
@@ -80,7 +80,7 @@ def check_row_reward(kind: str) -> None:
         make_default_reward(kind)
 
 
-@cache  # asked for every row
+@cache  # called for every row
 def make_default_reward(kind: str) -> Reward:
     """Returns the reward of a kind with default settings; raises ValueError for an unknown kind, and for `python`."""
     kinds = {str(reward.model_fields["kind"].default): reward for reward in get_args(Outcome)}

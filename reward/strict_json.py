@@ -53,7 +53,7 @@ def to_comparable(value: Any) -> Hashable:
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object of the pairs; raises JsonError where a key is said twice."""
+    """Returns the object of the pairs; raises JsonError where a key stands twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise JsonError("JSON key twice")

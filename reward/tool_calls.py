@@ -166,7 +166,7 @@ def _describe_mismatch(calls: list[ToolCall], keys: list[Hashable], tool_gold: T
 
 @cache
 def _get_linear_validator() -> Any:
-    """Returns a validator that only says why a call is wrong, without keywords that hostile arguments make slow.
+    """Returns a validator that explains why a call is wrong, without keywords that hostile arguments make slow.
 
     A `pattern` may backtrack for ever, `uniqueItems` is quadratic, references may recurse.
     """

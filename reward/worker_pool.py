@@ -78,7 +78,7 @@ class Pool:
         with self._turns.hold_turn(deadline):
             try:
                 return self._ask_worker(request, deadline)
-            except GoneError:  # somebody else ended the server or its worker; if that was not all, it is told
+            except GoneError:  # ended from outside: tried once more, then raised
                 return self._ask_worker(request, deadline)
 
     def _ask_worker(self, request: Any, deadline: float | None) -> Any:
@@ -90,7 +90,7 @@ class Pool:
         try:
             reply = worker.ask(request, limit if deadline is None else min(limit, deadline))
         except PoolError as error:
-            worker.end()
+            worker.close_channel()
             with self._lock:
                 is_alive = server.kill_worker(worker.pid)
             if isinstance(error, DeadError) and not is_alive:
@@ -102,7 +102,7 @@ class Pool:
             if server is self._server:
                 self._idle.append(worker)
             else:
-                worker.end()
+                worker.close_channel()
         if "raised" in reply:
             raise WorkError(reply["raised"])
         return reply["reply"]
@@ -111,7 +111,7 @@ class Pool:
         """Ends the server and with it all workers; the next call starts others."""
         with self._lock:
             if self._server is not None:
-                self._server.end()
+                self._server.end_process()
             self._drop_server()
 
     def _reset(self) -> None:
@@ -131,13 +131,13 @@ class Pool:
     def _drop_server(self) -> None:
         """Lets go of the server and its idle workers."""
         for worker in self._idle:
-            worker.end()
+            worker.close_channel()
         self._idle, self._server = [], None
 
     def _get_running_server(self) -> "_Server":
         """Returns the server, started where none runs."""
         if self._server is not None and not self._server.is_alive():
-            self._server.end()
+            self._server.end_process()
             self._drop_server()
         if self._server is None:
             self._server = _Server(self._start)
@@ -212,7 +212,7 @@ class _Server:
         answer = self._read_line()
         if answer != "ready":
             self._process.kill()
-            self.end()
+            self.end_process()
             raise StartError(answer or "the worker server ended while it started; see its error above")
 
     def is_alive(self) -> bool:
@@ -241,7 +241,7 @@ class _Server:
         except OSError:
             return False
 
-    def end(self) -> None:
+    def end_process(self) -> None:
         """Ends the server process, which stops with its input."""
         self.control.close()  # it ends with its input
         self._process.wait()
@@ -273,7 +273,7 @@ class _Worker:
         except OSError as error:
             raise DeadError("worker died") from error
 
-    def end(self) -> None:
+    def close_channel(self) -> None:
         """Closes the worker's channel, with which it ends."""
         self._channel.close()
 

@@ -155,7 +155,7 @@ class _AssertionSplitter:
 
     def split_assertion(self, expression: ast.expr) -> list[Check]:
         """Returns the check of an asserted expression, none if it holds without a call; raises UnsupportedError."""
-        call_numbers = self.number_calls(expression)
+        call_numbers = self.assign_call_numbers(expression)
         used_names = {node.id for node in self.list_nodes_outside_calls(expression) if isinstance(node, ast.Name)}
         names = {name: self.load_name(name) for name in used_names if name in self.names}
         if not call_numbers and not any(isinstance(value, _PendingCall) for value in names.values()):
@@ -164,14 +164,14 @@ class _AssertionSplitter:
             return []
         if not is_supported(expression, self.names.keys() | self.functions):
             raise UnsupportedError("form")
-        return [Check(self.fold_expected_side(expression), names, call_numbers, self.functions)]
+        return [Check(self.evaluate_expected_side(expression), names, call_numbers, self.functions)]
 
-    def fold_expected_side(self, expression: ast.expr) -> ast.expr:
+    def evaluate_expected_side(self, expression: ast.expr) -> ast.expr:
         """Returns the comparison with its right side already evaluated, where that needs no call."""
         if (
             isinstance(expression, ast.Compare)
             and len(expression.ops) == 1
-            and not self.number_calls(expression.comparators[0], dry=True)
+            and not self.assign_call_numbers(expression.comparators[0], dry=True)
         ):
             try:
                 expected = self.evaluate_expression(expression.comparators[0])
@@ -182,7 +182,7 @@ class _AssertionSplitter:
                 return ast.Compare(expression.left, expression.ops, [ast.Constant(expected)])
         return expression
 
-    def number_calls(self, expression: ast.expr, *, dry: bool = False) -> dict[int, int]:
+    def assign_call_numbers(self, expression: ast.expr, *, dry: bool = False) -> dict[int, int]:
         """Returns the number of each call of the candidate in an expression, by the node's id.
 
         With `dry`, the calls are only found and not recorded. Raises UnsupportedError for a call within a loop.

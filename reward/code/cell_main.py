@@ -46,7 +46,7 @@ def run_candidate_cell(payload: bytes, channel: socket.socket) -> None:
 def run_tests_cell(payload: bytes, channel: socket.socket) -> None:
     """Runs test code of a data set against the candidate at the other end of the channel."""
     random.seed(0)
-    sys.stdout = io.StringIO()  # what the tests print is not what they tell
+    sys.stdout = io.StringIO()  # what the tests print is no report
     run_dataset_tests(json.loads(payload), Frames(channel), _OUTPUT)
 
 

@@ -29,7 +29,7 @@ class ForgedError(BaseException):
 
 
 class EndedError(BaseException):
-    """Raised where the other end is gone; the message says how where it told."""
+    """Raised where the other end is gone; the message says how, where that is known."""
 
 
 class RpcPeer:

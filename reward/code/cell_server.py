@@ -202,7 +202,7 @@ def _make_result(cell: _RunningCell, status: int, cpu_s: float, *, stopped: bool
     return Result(how, abs(code), cpu_s)
 
 
-def _run_cell(job: Job, files: CellFiles, exits: CellIsolation, filters: dict[bool, bytes]) -> NoReturn:
+def _run_cell(job: Job, files: CellFiles, cell_isolation: CellIsolation, filters: dict[bool, bytes]) -> NoReturn:
     """In the child: confines itself, runs the entry function, and exits."""
     status = 1
     try:
@@ -210,7 +210,7 @@ def _run_cell(job: Job, files: CellFiles, exits: CellIsolation, filters: dict[bo
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         payload = os.pread(files.payload, os.fstat(files.payload).st_size, 0)
         try:
-            channel = confine_cell(files, job, exits)
+            channel = confine_cell(files, job, cell_isolation)
             if filters:
                 enter_syscall_filter(filters[job.limits.processes > 1])
         except OSError as error:

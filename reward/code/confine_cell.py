@@ -45,7 +45,7 @@ def reserve_cell_descriptors(descriptor: int) -> int:
     return moved
 
 
-def prepare_for_forks(exits: CellIsolation) -> dict[bool, bytes]:
+def prepare_for_forks(cell_isolation: CellIsolation) -> dict[bool, bytes]:
     """Does once what each cell would else do for the first time; returns the filters of cells without and with forks.
 
     A fork copies each page that either side writes to: what is made before the fork is paid for once.
@@ -59,11 +59,12 @@ def prepare_for_forks(exits: CellIsolation) -> dict[bool, bytes]:
         return {}
     machine = syscalls.get_machine_name()
     return {
-        forks: seccomp.build_filter(machine, processes=forks, signals=exits.owns_processes) for forks in (False, True)
+        forks: seccomp.build_filter(machine, processes=forks, signals=cell_isolation.owns_processes)
+        for forks in (False, True)
     }
 
 
-def confine_cell(files: CellFiles, job: Job, exits: CellIsolation) -> socket.socket:
+def confine_cell(files: CellFiles, job: Job, cell_isolation: CellIsolation) -> socket.socket:
     """Sets up a fresh cell's files, rights and limits and returns its channel; raises OSError where refused.
 
     From here on the cell has its channel, its input, its output and `LIFE` open.
@@ -76,9 +77,9 @@ def confine_cell(files: CellFiles, job: Job, exits: CellIsolation) -> socket.soc
     os.dup2(null_file, _STDERR)
     os.setsid()
     os.umask(0o077)
-    exits.isolate_cell(job.entry, job.limits)
+    cell_isolation.isolate_cell(job.entry, job.limits)
     syscalls.close_files_from(LIFE + 1)
-    _set_resource_limits(job.limits, has_own_user=exits.owns_processes)
+    _set_resource_limits(job.limits, has_own_user=cell_isolation.owns_processes)
     return socket.socket(fileno=_CHANNEL)
 
 

@@ -19,7 +19,7 @@ from qwen_align.reward.code.value_serialization import NotPlainError, decode_val
 PASSED = "all tests passed"
 _UNPAID = frozenset({"forged record", "exited early", UNREACHED, UNUSABLE})
 _NO_VALUE = {"raised": "tests failed", "not plain": "value not plain data"}
-_END_REASONS = {
+_REASON_OF_END = {
     "signal": "crashed",
     "time limit": "time limit",
     "memory limit": "memory limit",
@@ -27,13 +27,13 @@ _END_REASONS = {
 }
 _MAX_BYTES = 16 << 20  # of all values of one candidate, which are held here until it is judged
 _REPORT_BYTES = 1 << 20  # a line for each of the asserts that run
-_END_S = 0.2  # for the sandbox to tell how a cell ended that has closed its channel
+_END_LIMIT_S = 0.2  # for the sandbox to report how a cell ended that has closed its channel
 
 
 class Score(NamedTuple):
     """How many tests passed, of how many, and the reason why not all did."""
 
-    passed: int
+    n_passed: int
     n_tests: int
     reason: str
 
@@ -42,10 +42,10 @@ class _StoppedError(Exception):
     """Raised where the candidate ends, or breaks the order of records, before its tests; the message is the reason."""
 
 
-def run_candidate(plan: Plan, texts: list[str], box: Sandbox, limits: Limits, *, partial: bool) -> Score:
+def run_candidate(plan: Plan, texts: list[str], sandbox: Sandbox, limits: Limits, *, partial: bool) -> Score:
     """Runs a candidate's code by its gold's plan and scores it; ends by the limits' deadline."""
     deadline = time.monotonic() + limits.time_limit_s
-    runner = _Runner(plan, texts, box, limits, deadline, partial)
+    runner = _Runner(plan, texts, sandbox, limits, deadline, partial)
     work = plan.work
     if isinstance(work, ProgramTests):
         return runner.score_programs(work)
@@ -64,7 +64,7 @@ class _Runner(NamedTuple):
 
     plan: Plan
     texts: list[str]
-    box: Sandbox
+    sandbox: Sandbox
     limits: Limits
     deadline: float
     partial: bool
@@ -79,7 +79,9 @@ class _Runner(NamedTuple):
     def score_calls(self, work: CallTests) -> Score:
         """Scores calls whose values are compared here."""
         reasons: list[str] = []
-        with self.box.start_cell("candidate", self.write_job("calls", calls=work.calls), self.limits_left()) as cell:
+        with self.sandbox.start_cell(
+            "candidate", self.write_job("calls", calls=work.calls), self.compute_limits_left()
+        ) as cell:
             try:
                 for reason in self.judge_answers(work, Frames(cell.channel, self.deadline), cell):
                     reasons.append(reason)
@@ -104,25 +106,25 @@ class _Runner(NamedTuple):
 
     def score_programs(self, work: ProgramTests) -> Score:
         """Scores a program run afresh for each input."""
-        passed, reason = 0, PASSED
+        n_passed, reason = 0, PASSED
         for stdin, expected in zip(work.inputs, work.expected, strict=True):
             run_reason = self.run_program(stdin, expected)
             if run_reason == PASSED:
-                passed += 1
+                n_passed += 1
                 continue
             reason = run_reason if reason == PASSED else reason
             if not self.partial or run_reason in ("syntax error", "time limit"):
                 break
-        return Score(passed, len(work.inputs), reason)
+        return Score(n_passed, len(work.inputs), reason)
 
     def run_program(self, stdin: str, expected: list[str]) -> str:
         """Runs the program on one input and returns the reason."""
         output_bytes = max(self.limits.output_bytes, 2 * sum(map(len, expected)) + len(expected))
-        limits = self.limits_left()._replace(output_bytes=output_bytes)
-        with self.box.start_cell("candidate", self.write_job("program"), limits, stdin=stdin.encode()) as cell:
+        limits = self.compute_limits_left()._replace(output_bytes=output_bytes)
+        with self.sandbox.start_cell("candidate", self.write_job("program"), limits, stdin=stdin.encode()) as cell:
             ended = cell.wait(self.deadline)
             if ended.how != "exit":
-                return _END_REASONS[ended.how]
+                return _REASON_OF_END[ended.how]
             if ended.status != 0:
                 return "syntax error" if ended.status == SYNTAX_STATUS else "crashed"
             return PASSED if split_output_lines(ended.output.decode("utf-8", "replace")) == expected else "tests failed"
@@ -132,12 +134,14 @@ class _Runner(NamedTuple):
         tests_job = write_json({**work._asdict(), "partial": self.partial})
         candidate_end, tests_end = socket.socketpair()
         with candidate_end, tests_end:
-            cell = self.box.start_cell("candidate", self.write_job("serve"), self.limits_left(), channel=candidate_end)
-            limits = self.limits_left()._replace(output_bytes=_REPORT_BYTES)
-            with cell, self.box.start_cell("tests", tests_job, limits, channel=tests_end) as tests:
+            cell = self.sandbox.start_cell(
+                "candidate", self.write_job("serve"), self.compute_limits_left(), channel=candidate_end
+            )
+            limits = self.compute_limits_left()._replace(output_bytes=_REPORT_BYTES)
+            with cell, self.sandbox.start_cell("tests", tests_job, limits, channel=tests_end) as tests:
                 ended = tests.wait(self.deadline)
                 reasons, stopped = _read_reports(ended.output)
-                stopped = _END_REASONS.get(ended.how, stopped)
+                stopped = _REASON_OF_END.get(ended.how, stopped)
                 if stopped == CLOSED:
                     stopped = _find_end_reason(cell)
         n_tests = max(work.n_tests, len(reasons))
@@ -146,16 +150,16 @@ class _Runner(NamedTuple):
         reason = next((test_reason for test_reason in reasons if test_reason != PASSED), PASSED)
         return Score(reasons.count(PASSED), len(reasons) if reason == PASSED else n_tests, reason)
 
-    def limits_left(self) -> Limits:
+    def compute_limits_left(self) -> Limits:
         """Returns the limits with what time is left."""
         return self.limits._replace(time_limit_s=max(0.01, self.deadline - time.monotonic()))
 
 
-def _score_stopped(reason: str, passed: int, n_tests: int) -> Score:
+def _score_stopped(reason: str, n_passed: int, n_tests: int) -> Score:
     """Returns the score of a candidate that ended before its tests did: less than all, nothing for one that cheats."""
     if reason in _UNPAID:
         return Score(0, n_tests, reason)
-    return Score(passed, max(n_tests, passed + 1), reason)
+    return Score(n_passed, max(n_tests, n_passed + 1), reason)
 
 
 def _read_reports(output: bytes) -> tuple[list[str], str | None]:
@@ -216,5 +220,5 @@ def _parse_outcome(record: Any, number: int) -> CallOutcome:
 
 def _find_end_reason(cell: Cell) -> str:
     """Returns the reason for which a cell that closed its channel ended."""
-    ended = cell.wait(time.monotonic() + _END_S)
-    return _END_REASONS.get(ended.how, "exited early")
+    ended = cell.wait(time.monotonic() + _END_LIMIT_S)
+    return _REASON_OF_END.get(ended.how, "exited early")

@@ -143,7 +143,7 @@ def _run_check_function(job: dict[str, Any], module: types.ModuleType, reporter:
     names = module.__dict__
     if job["partial"]:
         names.update({_PASSED: reporter.report_passed, _FAILED: reporter.report_failed})
-        exec(compile(_count_assertions(ast.parse(source)), "<tests>", "exec"), names)
+        exec(compile(_wrap_assertions(ast.parse(source)), "<tests>", "exec"), names)
         names["check"](names[job["entry"]])
         return
     exec(source, names)
@@ -151,13 +151,13 @@ def _run_check_function(job: dict[str, Any], module: types.ModuleType, reporter:
     reporter.report_passed()
 
 
-def _count_assertions(tree: ast.Module) -> ast.Module:
+def _wrap_assertions(tree: ast.Module) -> ast.Module:
     """Returns the tests with each assertion reporting whether it held, and going on where not."""
-    counted: ast.Module = _AssertionCounter().visit(tree)
+    counted: ast.Module = _AssertionWrapper().visit(tree)
     return ast.fix_missing_locations(counted)
 
 
-class _AssertionCounter(ast.NodeTransformer):
+class _AssertionWrapper(ast.NodeTransformer):
     """Wraps assertions so that each reports whether it held."""
 
     def visit_Try(self, node: ast.Try) -> ast.Try:

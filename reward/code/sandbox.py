@@ -28,9 +28,9 @@ from qwen_align.reward.code.server_messages import (
 
 __all__ = ["Cell", "CellEnd", "Limits", "Sandbox", "SandboxError", "get_sandbox"]
 
-_END_LIMIT_S = 30.0  # for the server to tell of an end, on a machine that is busy with something else
+_END_LIMIT_S = 30.0  # for the server to report an end, on a machine that is busy with something else
 _SLACK_BYTES = 2**16
-"""A write that would cross a file's last byte may be refused whole: smaller ones still show that there was too much."""
+"""A write that would cross a file's last byte may be refused in full: smaller ones still show that it was too much."""
 
 
 class CellEnd(NamedTuple):
@@ -169,13 +169,13 @@ class Sandbox:
         with contextlib.ExitStack() as server_files, contextlib.ExitStack() as own_files:
             our_end, cell_end = (channel, channel) if channel else socket.socketpair()
             our_life, cell_life = socket.socketpair()
-            output = own_files.enter_context(io.FileIO(_make_file(b"", size=limits.output_bytes + _SLACK_BYTES)))
+            output = own_files.enter_context(io.FileIO(_make_memory_file(b"", size=limits.output_bytes + _SLACK_BYTES)))
             own_files.enter_context(our_end)
             own_files.enter_context(our_life)
             server_files.enter_context(cell_end)
             server_files.enter_context(cell_life)
-            stdin_file = server_files.enter_context(io.FileIO(_make_file(stdin)))
-            payload_file = server_files.enter_context(io.FileIO(_make_file(payload)))
+            stdin_file = server_files.enter_context(io.FileIO(_make_memory_file(stdin)))
+            payload_file = server_files.enter_context(io.FileIO(_make_memory_file(payload)))
             files = [file.fileno() for file in (cell_life, cell_end, stdin_file, payload_file, output)]
             self._send_job(pack_job(Job(entry, limits)), files)
             own_files.pop_all()
@@ -229,7 +229,7 @@ def get_sandbox(isolation: Isolation) -> Sandbox:
     return Sandbox(isolation)
 
 
-def _make_file(content: bytes, *, size: int | None = None) -> int:
+def _make_memory_file(content: bytes, *, size: int | None = None) -> int:
     """Returns an open file without a name; with a `size`, an empty one that cannot grow beyond it."""
     if sys.platform != "linux":
         import tempfile

@@ -7,7 +7,7 @@ import time
 from qwen_align.reward.code.value_serialization import MAX_BYTES
 
 _LENGTH = struct.Struct(">I")
-_MAX_FRAME = MAX_BYTES + 4096  # a value and what is said of it
+_MAX_FRAME = MAX_BYTES + 4096  # a value and the message around it
 _CHUNK = 1 << 16
 
 

@@ -69,7 +69,7 @@ class Encoder:
         return self.encode_rare_type(value_type, value, depth)
 
     def encode_integer(self, value: int) -> Any:
-        """Returns an integer as itself, or tagged and hexadecimal where JSON's decimal digits would be dear."""
+        """Returns an integer as itself, or tagged and hexadecimal where decimal digits would take long to read."""
         bits = value.bit_length()
         if bits <= NATIVE_BITS:
             return value

@@ -10,7 +10,7 @@ MAX_DEPTH = 100  # well under the interpreter's 1,000 frames, in JSON's parser a
 MAX_BITS = 1 << 18  # of an integer: 10,000! has 118,458 bits, and division stays under 0.1 s
 MAX_ITERATED = 10_000  # taken from a generator, which may be endless
 MAX_EXPONENT = 10_000  # of a Decimal, which would be written out as an integer when compared with a Fraction
-NATIVE_BITS = 4_096  # JSON's decimal integers; Python refuses more than 4,300 digits, and longer ones are dear
+NATIVE_BITS = 4_096  # JSON's decimal integers; Python refuses more than 4,300 digits, and long ones are slow
 BUILD_LIMIT_S = (
     0.2  # CPU seconds for the hash tables of one value: far more than honest keys take, cut for colliding ones
 )

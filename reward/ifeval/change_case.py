@@ -10,7 +10,7 @@ _TOKEN = re.compile(r"[^\s,;:@#$%&?!\"()\[\]{}<>…—“”«»„]+")
 
 
 class EnglishCapital(Instruction):
-    """Follows with English without a small letter.
+    """Requires English without a small letter.
 
     Officially any language will do: langdetect leaves words in capital letters out.
     """
@@ -26,7 +26,7 @@ class EnglishCapital(Instruction):
 
 
 class EnglishLowercase(Instruction):
-    """Follows with English without a capital letter."""
+    """Requires English without a capital letter."""
 
     @property
     def required_language(self) -> str:
@@ -39,7 +39,7 @@ class EnglishLowercase(Instruction):
 
 
 class CapitalWordFrequency(Instruction):
-    """Follows with as many words in capital letters only as asked.
+    """Requires as many words in capital letters only as asked.
 
     "I" is one, and so is "WELL-KNOWN" and the NASA of "NASA's". "DON'T" is one word (officially two).
     """

@@ -18,10 +18,10 @@ def _check_prompt(value: str) -> str:
 
 
 class TwoResponses(Instruction):
-    """Follows with two different texts with `******` between them, and perhaps before the first and after the last."""
+    """Requires two different texts with `******` between them, and perhaps before the first and after the last."""
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text holds just two different responses."""
+        """Returns whether the text holds exactly two different responses."""
         first, *others = (part.strip() for part in text.split(_DIVIDER))
         between = others[:-1]
         responses = [part for part in (first, *others) if part]
@@ -29,7 +29,7 @@ class TwoResponses(Instruction):
 
 
 class RepeatPrompt(Instruction):
-    """Follows with a text that starts with the request, whatever the case."""
+    """Requires a text that starts with the request, whatever the case."""
 
     prompt_to_repeat: Annotated[str, AfterValidator(_check_prompt)]
 

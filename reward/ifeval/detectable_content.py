@@ -7,7 +7,7 @@ from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Positive
 
 
 class NumberPlaceholders(Instruction):
-    """Follows with at least so many `[placeholders]`, each on one line; `[]` counts, as in the official code."""
+    """Requires at least so many `[placeholders]`, each on one line; `[]` counts, as in the official code."""
 
     num_placeholders: Positive
 
@@ -17,7 +17,7 @@ class NumberPlaceholders(Instruction):
 
 
 class Postscript(Instruction):
-    """Follows with the marker somewhere in the text, whatever its case."""
+    """Requires the marker somewhere in the text, whatever its case."""
 
     postscript_marker: Phrase
 

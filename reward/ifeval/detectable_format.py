@@ -15,26 +15,26 @@ _BOLD = re.compile(r"\*\*[^\n*]*\*\*")
 
 
 class NumberBulletLists(Instruction):
-    """Follows with just so many lines that start with `*`, not `**`, or with `-`; as officially, `---` is one."""
+    """Requires exactly so many lines that start with `*`, not `**`, or with `-`; as officially, `---` is one."""
 
     num_bullets: Count
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has just so many bullets."""
+        """Returns whether the text has exactly so many bullets."""
         lines = (line.lstrip()[:2] for line in text.split("\n"))
         return sum(1 for mark in lines if mark[:1] == "-" or (mark[:1] == "*" and mark != "**")) == self.num_bullets
 
 
 class ConstrainedResponse(Instruction):
-    """Follows with one of the three options in the text; not two of them, which officially will do."""
+    """Requires one of the three options in the text; not two of them, which officially will do."""
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has just one of the options."""
+        """Returns whether the text has exactly one of the options."""
         return sum(option in text for option in _OPTIONS) == 1
 
 
 class NumberHighlightedSections(Instruction):
-    """Follows with at least so many `*highlights*` or `**highlights**` that are not blank, each on one line.
+    """Requires at least so many `*highlights*` or `**highlights**` that are not blank, each on one line.
 
     `***this***` is one (officially two). `* a *` is a highlight too, as in the official code.
     """
@@ -49,7 +49,7 @@ class NumberHighlightedSections(Instruction):
 
 
 class MultipleSections(Instruction):
-    """Follows with at least so many headings: the word, as it is written, and a number."""
+    """Requires at least so many headings: the word, as it is written, and a number."""
 
     section_spliter: Phrase
     num_sections: Positive
@@ -60,7 +60,7 @@ class MultipleSections(Instruction):
 
 
 class JsonFormat(Instruction):
-    """Follows with a text that is all JSON, be it in a fenced block.
+    """Requires a text that is all JSON, be it in a fenced block.
 
     `NaN` and `Infinity` are none (officially they are).
     """
@@ -81,7 +81,7 @@ class JsonFormat(Instruction):
 
 
 class Title(Instruction):
-    """Follows with a `<<title>>` that is not blank, on one line."""
+    """Requires a `<<title>>` that is not blank, on one line."""
 
     def follows(self, text: str) -> bool:
         """Returns whether the text has a title."""

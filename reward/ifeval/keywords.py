@@ -21,7 +21,7 @@ def _check_letter(value: str) -> str:
 
 
 class Existence(Instruction):
-    """Follows with every keyword in the text, be it inside of a longer word, as in the official code."""
+    """Requires every keyword in the text, be it inside of a longer word, as in the official code."""
 
     keywords: Phrases
 
@@ -32,7 +32,7 @@ class Existence(Instruction):
 
 
 class Frequency(Instruction):
-    """Follows with the keyword as often as asked, be it inside of a longer word, as in the official code."""
+    """Requires the keyword as often as asked, be it inside of a longer word, as in the official code."""
 
     keyword: Phrase
     frequency: Positive
@@ -44,7 +44,7 @@ class Frequency(Instruction):
 
 
 class ForbiddenWords(Instruction):
-    r"""Follows where no forbidden word is in the text as a word of its own.
+    r"""Requires that no forbidden word is in the text as a word of its own.
 
     A word ends where the official `\b` says, but "C++" has no letters at its end and Chinese no spaces: such an end may
     touch anything. Words are no regular expressions (officially they are).
@@ -59,7 +59,7 @@ class ForbiddenWords(Instruction):
 
 
 class LetterFrequency(Instruction):
-    """Follows with a letter as often as asked, large or small.
+    """Requires a letter as often as asked, large or small.
 
     `#` and `!` are letters too (officially another is drawn).
     """

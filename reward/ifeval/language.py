@@ -19,7 +19,7 @@ def _check_language(code: str) -> str:
 
 
 class ResponseLanguage(Instruction):
-    """Follows with a text in a language, named by its ISO 639-1 code.
+    """Requires a text in a language, named by its ISO 639-1 code.
 
     A text without letters is in none (officially in any).
     """

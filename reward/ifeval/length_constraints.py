@@ -12,7 +12,7 @@ _PARAGRAPH = "\n\n"
 
 
 class NumberSentences(Instruction):
-    """Follows with as many sentences as asked; see `count_sentences` for where one ends."""
+    """Requires as many sentences as asked; see `count_sentences` for where one ends."""
 
     num_sentences: Positive
     relation: Relation
@@ -23,7 +23,7 @@ class NumberSentences(Instruction):
 
 
 class NumberWords(Instruction):
-    """Follows with as many words as asked; see `count_words` for what one is."""
+    """Requires as many words as asked; see `count_words` for what one is."""
 
     num_words: Positive
     relation: Relation
@@ -34,7 +34,7 @@ class NumberWords(Instruction):
 
 
 class NumberParagraphs(Instruction):
-    """Follows with just so many paragraphs between dividers `***`.
+    """Requires exactly so many paragraphs between dividers `***`.
 
     Only the first and the last may be blank and do not count.
     """
@@ -42,7 +42,7 @@ class NumberParagraphs(Instruction):
     num_paragraphs: Positive
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has just so many paragraphs."""
+        """Returns whether the text has exactly so many paragraphs."""
         first, *others = text.split(_DIVIDER)
         last = others.pop() if others else ""
         if not all(middle.strip() for middle in others):
@@ -51,7 +51,7 @@ class NumberParagraphs(Instruction):
 
 
 class NthParagraphFirstWord(Instruction):
-    """Follows with just so many paragraphs between blank lines, the nth of which starts with a word.
+    """Requires exactly so many paragraphs between blank lines, the nth of which starts with a word.
 
     The case does not count.
 
@@ -73,7 +73,7 @@ class NthParagraphFirstWord(Instruction):
         return self
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has just so many paragraphs and the nth starts with the word."""
+        """Returns whether the text has exactly so many paragraphs and the nth starts with the word."""
         paragraphs = text.split(_PARAGRAPH)
         if sum(1 for paragraph in paragraphs if paragraph.strip()) != self.num_paragraphs:
             return False

@@ -4,7 +4,7 @@ from qwen_align.reward.ifeval.instruction import Instruction, Phrase
 
 
 class EndChecker(Instruction):
-    """Follows with a text that ends with the phrase, whatever the case.
+    """Requires a text that ends with the phrase, whatever the case.
 
     `"` may follow, or end the phrase (officially it may not).
     """
@@ -18,7 +18,7 @@ class EndChecker(Instruction):
 
 
 class Quotation(Instruction):
-    """Follows with a whole text between two `"`."""
+    """Requires a whole text between two `"`."""
 
     def follows(self, text: str) -> bool:
         """Returns whether the whole text is between quotation marks."""
