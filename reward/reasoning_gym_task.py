@@ -14,7 +14,7 @@ from pydantic import Field
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, count_cores, judge_in_threads
-from qwen_align.reward.math.final import boxed_answers
+from qwen_align.reward.math.final_answer import extract_boxed_answers
 from qwen_align.reward.reasoning_gym_guards import REFUSED_TASKS, is_answer_admitted, restore_tuples
 from qwen_align.reward.thinking import strip_thinking
 from qwen_align.reward.verdict import Verdict
@@ -185,7 +185,7 @@ def extract_answer(text: str) -> tuple[str, str]:
         if not closed:
             return "", "unfinished answer"
     else:
-        boxes = boxed_answers(visible)
+        boxes = extract_boxed_answers(visible)
         if isinstance(boxes, str):
             return "", boxes
         if boxes is not None and len(boxes) > 1:
