@@ -50,11 +50,11 @@ def try_kernel_layers() -> list[Layer]:
 
 def _try_cell(isolation: Literal["full", "process"]) -> Layer:
     """Returns whether a cell can be started under an isolation."""
-    box = Sandbox(isolation)
+    sandbox = Sandbox(isolation)
     try:
-        box.warm_up()
+        sandbox.warm_up()
     except SandboxError as error:
         return Layer(f"isolation: {isolation}", False, str(error))
     finally:
-        box.close()
+        sandbox.close()
     return Layer(f"isolation: {isolation}", True, "given")
