@@ -27,8 +27,8 @@ from qwen_align.align.spec.stage import micro_batches, steps_of
 from qwen_align.align.stages.build_data import rows as build
 from qwen_align.align.store import read_json
 from qwen_align.align.tracking import places
-from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.hub import Hub
+from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.audit import audit
 from qwen_align.reward.combine import SHAPING_SHARE, shaping_scale

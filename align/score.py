@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion
-from qwen_align.data_builders.source_file import read_source
+from qwen_align.data_builders.file_reader import read_source
 from qwen_align.reward.base import JUDGED_TOGETHER
 from qwen_align.reward.settings import Reward
 

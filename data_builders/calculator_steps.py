@@ -10,10 +10,10 @@ from pydantic import Field
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row, Steps
 from qwen_align.align.strict import Strict
-from qwen_align.data_builders.calculator_marks import Mark, UnreadableMarkError, marks, value, without_marks
+from qwen_align.data_builders.gsm8k_calculator_marks import Mark, UnreadableMarkError, marks, value, without_marks
 from qwen_align.data_builders.seeded_draws import drawn_order, random_for
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.step_solutions import Solution, solutions
+from qwen_align.data_builders.solution_steps import Solution, solutions
 
 _PLAIN = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,6})?")
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_align.align.rows import Chat, Message, Row, Trace
-from qwen_align.data_builders.bad_row import BadValue, quoted
-from qwen_align.data_builders.row_format import (
+from qwen_align.data_builders.bad_row_errors import BadValue, quoted
+from qwen_align.data_builders.format_definition import (
     RowFormat,
     Target,
     Values,
@@ -17,7 +17,7 @@ from qwen_align.data_builders.row_format import (
     text,
     turn_list,
 )
-from qwen_align.data_builders.turns import Tools, reply, with_system
+from qwen_align.data_builders.message_conversion import Tools, reply, with_system
 
 QUESTIONS = ("prompt", "question", "problem", "input")
 REPLIES = ("answer", "response")

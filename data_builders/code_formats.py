@@ -3,8 +3,8 @@
 from typing import Any
 
 from qwen_align.align.rows import Message, Problem, Row
-from qwen_align.data_builders.bad_row import BadValue, quoted
-from qwen_align.data_builders.row_format import RowFormat, Target, Values, has, optional_text, text, wanted
+from qwen_align.data_builders.bad_row_errors import BadValue, quoted
+from qwen_align.data_builders.format_definition import RowFormat, Target, Values, has, optional_text, text, wanted
 
 _REWARD = "code_tests"
 

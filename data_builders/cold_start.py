@@ -14,12 +14,12 @@ from pydantic import Field
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Row, Trace
 from qwen_align.align.strict import Strict
-from qwen_align.data_builders.completions import by_prompt, completions
+from qwen_align.data_builders.completions_to_traces import solved_trace
 from qwen_align.data_builders.contamination import Benchmark, Contamination, contamination, read_benchmarks
-from qwen_align.data_builders.guessing import guess_in
+from qwen_align.data_builders.guess_detection import guess_in
+from qwen_align.data_builders.rollout_completions import by_prompt, completions
 from qwen_align.data_builders.seeded_draws import drawn_order
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.solved_traces import solved_trace
 from qwen_align.reward.language import LanguageShare
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.repetition import repeated_share, units

@@ -16,11 +16,11 @@ from pydantic import Field
 from qwen_align.align.errors import DataError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Row
-from qwen_align.data_builders.benchmark import Against, Question, Reader
-from qwen_align.data_builders.common_subsequence import SubsequenceIndex, lcs_length, share_of_shorter
+from qwen_align.data_builders.benchmark_questions import Against, Question, Reader
+from qwen_align.data_builders.longest_common_subsequence import SubsequenceIndex, lcs_length, share_of_shorter
 from qwen_align.data_builders.ngram_index import NgramIndex
 from qwen_align.data_builders.row_texts import Part, part_of
-from qwen_align.data_builders.text_units import words
+from qwen_align.data_builders.text_to_words import words
 
 
 class Overlap(NamedTuple):

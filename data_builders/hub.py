@@ -11,9 +11,9 @@ from pydantic import AfterValidator, Field
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Row
-from qwen_align.data_builders.bad_row import Reject, without_nul
-from qwen_align.data_builders.conversion import Conversion
+from qwen_align.data_builders.bad_row_errors import Reject, without_nul
 from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")

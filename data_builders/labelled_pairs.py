@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.rows import Labelled, Pair, Row, RowError
-from qwen_align.data_builders.judged_answers import Group, JudgedFile, at, pair_fields, text_at
+from qwen_align.data_builders.judged_answer_files import Group, JudgedFile, at, pair_fields, text_at
 from qwen_align.data_builders.pair_matching import NoMatch, count_unpaired
 from qwen_align.data_builders.sieve import Drops, Sources
 

@@ -9,10 +9,10 @@ from pydantic import model_validator
 
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Row
-from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.file_reader import check_suffix, read_source
+from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.source_file import check_suffix, read_source
 
 
 class LocalFile(Conversion):

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from qwen_align.align.strict import Strict
 from qwen_align.data_builders.row_texts import Part
-from qwen_align.data_builders.text_units import words_and_signs
+from qwen_align.data_builders.text_to_words import words_and_signs
 
 if TYPE_CHECKING:
-    from qwen_align.data_builders.shingle_maps import Hashes
+    from qwen_align.data_builders.shingle_bitmaps import Hashes
 
 _BATCH = 4096  # shingles hashed at once: each takes 4 bytes a hash function, so a text of 10 MB would take gigabytes
 
@@ -63,7 +63,7 @@ class NearDuplicateFinder:
         # Take a third of a second, and only who removes near duplicates needs them.
         from datasketch import MinHash  # type: ignore[import-untyped]
 
-        from qwen_align.data_builders.shingle_maps import ShingleMaps
+        from qwen_align.data_builders.shingle_bitmaps import ShingleMaps
 
         self._settings = settings
         n_hashes = settings.bands * settings.hashes_per_band

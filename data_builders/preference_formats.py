@@ -3,10 +3,10 @@
 from typing import Any
 
 from qwen_align.align.rows import Labelled, Message, Pair, Row
-from qwen_align.data_builders.bad_row import BadValue, quoted
+from qwen_align.data_builders.bad_row_errors import BadValue, quoted
 from qwen_align.data_builders.chat_formats import alpaca_prompt
-from qwen_align.data_builders.finite import finite_in
-from qwen_align.data_builders.row_format import (
+from qwen_align.data_builders.finite_numbers import finite_in
+from qwen_align.data_builders.format_definition import (
     RowFormat,
     Target,
     Values,
@@ -17,7 +17,7 @@ from qwen_align.data_builders.row_format import (
     turn_list,
     wanted,
 )
-from qwen_align.data_builders.turns import reply, turns
+from qwen_align.data_builders.message_conversion import reply, turns
 
 _LABELS = {"true": True, "false": False}
 

@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any
 
 from qwen_align.align.rows import Message, Problem, Row, Text, Trace
-from qwen_align.data_builders.bad_row import BadValue, quoted
+from qwen_align.data_builders.bad_row_errors import BadValue, quoted
 from qwen_align.data_builders.chat_formats import GSM8K_MARK, QUESTIONS, conversation, one_of
-from qwen_align.data_builders.row_format import (
+from qwen_align.data_builders.format_definition import (
     RowFormat,
     Target,
     Values,
@@ -17,7 +17,7 @@ from qwen_align.data_builders.row_format import (
     text,
     wanted,
 )
-from qwen_align.data_builders.turns import reply, turns
+from qwen_align.data_builders.message_conversion import reply, turns
 from qwen_align.reward.boxes import last_boxes
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # openai/grade-school-math, calculator.py: what its calculator writes over

@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row
 from qwen_align.align.strict import Strict, did_you_mean
-from qwen_align.data_builders.asked_questions import all_questions, own_questions
-from qwen_align.data_builders.prompt_flags import without_flags
+from qwen_align.data_builders.row_questions import all_questions, own_questions
 from qwen_align.data_builders.seeded_draws import stable_number
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.text_units import words_and_signs
+from qwen_align.data_builders.text_to_words import words_and_signs
+from qwen_align.data_builders.thinking_flags import without_flags
 
 Asked = Literal["first", "last", "all"]
 

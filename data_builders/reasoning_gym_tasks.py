@@ -24,7 +24,7 @@ Split = Literal["train", "dev", "test"]
 REWARD = "reasoning_gym"
 INSTRUCTION = "Give the final answer between <answer> and </answer>, and nothing else between them."
 REDRAWS = 1000  # items in a row that are duplicates or of another split before a build says the task is exhausted
-_PROCESS = "qwen_align.data_builders.reasoning_gym_items"
+_PROCESS = "qwen_align.data_builders.reasoning_gym_worker"
 
 
 class GymTask(Strict):

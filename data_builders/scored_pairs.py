@@ -6,9 +6,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from qwen_align.align.rows import Pair, Row, RowError
-from qwen_align.data_builders.bad_row import quoted
-from qwen_align.data_builders.finite import finite
-from qwen_align.data_builders.judged_answers import JudgedFile, at, pair_fields
+from qwen_align.data_builders.bad_row_errors import quoted
+from qwen_align.data_builders.finite_numbers import finite
+from qwen_align.data_builders.judged_answer_files import JudgedFile, at, pair_fields
 from qwen_align.data_builders.pair_matching import NoMatch, Rule, count_unpaired
 from qwen_align.data_builders.sieve import Drops, Sources
 

@@ -17,11 +17,11 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Row, RowError, Trace
 from qwen_align.align.strict import Strict
-from qwen_align.data_builders.completions import verdict_value
-from qwen_align.data_builders.pass_rate import Band, BandName, band_of
-from qwen_align.data_builders.selection_features import Attempts, noted, prompt_of, rank_shares
+from qwen_align.data_builders.completions_to_traces import as_trace
+from qwen_align.data_builders.rollout_completions import verdict_value
+from qwen_align.data_builders.selection_inputs import Attempts, noted, prompt_of, rank_shares
+from qwen_align.data_builders.selection_pass_rate import Band, BandName, band_of
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.solved_traces import as_trace
 from qwen_align.reward.thinking import split_turn
 
 WORD = re.compile(r"[^\W\d_]+")

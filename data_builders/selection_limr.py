@@ -14,11 +14,11 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef, OutsideFile
 from qwen_align.align.rows import Row, RowError
 from qwen_align.align.strict import Strict
-from qwen_align.data_builders.bad_row import quoted
-from qwen_align.data_builders.finite import finite, finite_in
-from qwen_align.data_builders.selection_features import Attempts, Selectable, noted, question_of, selectable
+from qwen_align.data_builders.bad_row_errors import quoted
+from qwen_align.data_builders.file_reader import check_suffix, read_source
+from qwen_align.data_builders.finite_numbers import finite, finite_in
+from qwen_align.data_builders.selection_inputs import Attempts, Selectable, noted, question_of, selectable
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.source_file import check_suffix, read_source
 
 
 class Limr(Strict):

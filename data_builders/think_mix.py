@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Flag, Row, RowError, Text, Trace
 from qwen_align.align.strict import Strict
-from qwen_align.data_builders.completions import by_prompt, completions
-from qwen_align.data_builders.mixed_flags import MixedFlags
-from qwen_align.data_builders.prompt_flags import asks_for_a_mode
+from qwen_align.data_builders.completions_to_traces import solved_trace
+from qwen_align.data_builders.rollout_completions import by_prompt, completions
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.solved_traces import solved_trace
+from qwen_align.data_builders.thinking_flag_mixing import MixedFlags
+from qwen_align.data_builders.thinking_flags import asks_for_a_mode
 from qwen_align.reward.settings import RewardName
 
 _Row = TypeVar("_Row", Trace, Chat, Text)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from qwen_align.align.rows import Problem, Row, RowError, Text, Trace, parse_row, to_line
-from qwen_align.data_builders.bad_row import BadValue, quoted
+from qwen_align.data_builders.bad_row_errors import BadValue, quoted
 from qwen_align.reward.settings import check_nameable
 
 

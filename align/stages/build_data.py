@@ -13,8 +13,8 @@ from qwen_align.align.errors import AlignError, DataError
 from qwen_align.align.rows import Row, read_rows, to_line
 from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.strict import did_you_mean
-from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources, sieve
 
 

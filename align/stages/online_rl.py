@@ -29,7 +29,7 @@ from qwen_align.align.spec.grpo import Grpo
 from qwen_align.align.spec.online_rl import ByVariance, Vllm
 from qwen_align.align.spec.ppo import Ppo
 from qwen_align.align.stages import training
-from qwen_align.data_builders.completions import completions, verdict_value
+from qwen_align.data_builders.rollout_completions import completions, verdict_value
 from qwen_align.reward.combine import judge_all, solved
 from qwen_align.reward.settings import check_all, reward_for
 from qwen_align.reward.verdict import Verdict

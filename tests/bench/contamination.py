@@ -28,11 +28,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen_align.data_builders.benchmark import Question
-from qwen_align.data_builders.common_subsequence import lcs_length
+from qwen_align.data_builders.benchmark_questions import Question
 from qwen_align.data_builders.contamination import Qwen25MathOverlap, Qwen25Overlap, S1Overlap
+from qwen_align.data_builders.longest_common_subsequence import lcs_length
 from qwen_align.data_builders.near_duplicates import NearDuplicates
-from qwen_align.data_builders.text_units import words
+from qwen_align.data_builders.text_to_words import words
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Steps, to_line
-from qwen_align.data_builders.calculator_marks import UnreadableMarkError, marks, value, without_marks
 from qwen_align.data_builders.calculator_steps import CalculatorSteps
+from qwen_align.data_builders.gsm8k_calculator_marks import UnreadableMarkError, marks, value, without_marks
 from qwen_align.data_builders.sieve import Drops
 
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()

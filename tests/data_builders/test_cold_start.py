@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.rows import Completion, Message, Problem, Row, Trace
 from qwen_align.data_builders.cold_start import ColdStart
-from qwen_align.data_builders.guessing import guess_in, numbers_in
+from qwen_align.data_builders.guess_detection import guess_in, numbers_in
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.verdict import Verdict
 from tests.clock import cpu_limit

@@ -14,7 +14,7 @@ from qwen_align.align.references import outside_files, references
 from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Text, Trace
 from qwen_align.align.spec.build_data import BuildData
 from qwen_align.align.stages.build_data import rows as build
-from qwen_align.data_builders.benchmark import Question
+from qwen_align.data_builders.benchmark_questions import Question
 from qwen_align.data_builders.contamination import (
     Contamination,
     Finder,

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.arithmetic import Arithmetic
-from qwen_align.data_builders.mixed_flags import after_chat
 from qwen_align.data_builders.question_split import Split, Unused, normal_question
 from qwen_align.data_builders.sieve import Drops
-from qwen_align.data_builders.step_prefixes import StepCritiques, StepPrefixes
+from qwen_align.data_builders.step_prefixes_and_critiques import StepCritiques, StepPrefixes
+from qwen_align.data_builders.thinking_flag_mixing import after_chat
 
 SHARES = {"cold_start": 0.3, "rl": 0.5, "test": 0.2}
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.rows import parse_row, to_line
-from qwen_align.data_builders.reasoning_gym_items import UNREPEATABLE
 from qwen_align.data_builders.reasoning_gym_tasks import INSTRUCTION, GymTask, ReasoningGymTasks, split_of
+from qwen_align.data_builders.reasoning_gym_worker import UNREPEATABLE
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
 from qwen_align.reward.reasoning_gym_guards import REFUSED
 

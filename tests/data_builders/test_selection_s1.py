@@ -18,7 +18,9 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.rows import Completion, Message, Problem, Row, RowError, Text, Trace, digest
-from qwen_align.data_builders.domain_draws import (
+from qwen_align.data_builders.selection_s1 import S1, Benchmarks, Featured, benchmark_counts, format_fault
+from qwen_align.data_builders.selection_s1 import has_bold_number as is_bold
+from qwen_align.data_builders.selection_s1_sampling import (
     Candidate,
     draw_by_domain,
     integer_below,
@@ -27,8 +29,6 @@ from qwen_align.data_builders.domain_draws import (
     length_weights,
     place_by_weight,
 )
-from qwen_align.data_builders.selection_s1 import S1, Benchmarks, Featured, benchmark_counts, format_fault
-from qwen_align.data_builders.selection_s1 import has_bold_number as is_bold
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.verdict import Verdict
 

@@ -8,7 +8,7 @@ import pytest
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.near_duplicates import NearDuplicates
-from qwen_align.data_builders.row_faults import script_share
+from qwen_align.data_builders.row_checks import script_share
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, sieve
 
 

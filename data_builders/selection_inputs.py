@@ -1,0 +1,158 @@
+"""What selections read: the rows to choose from, their questions, and how often a model solved them."""
+
+from collections.abc import Callable, Iterable
+from math import fsum
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from qwen_align.align.references import DataRef
+from qwen_align.align.rows import Chat, Pair, Problem, RowError, Trace
+from qwen_align.align.strict import Strict
+from qwen_align.data_builders.bad_row_errors import quoted
+from qwen_align.data_builders.finite_numbers import finite
+from qwen_align.data_builders.rollout_completions import completions, verdict_value
+from qwen_align.data_builders.sieve import Sources
+
+Selectable = Problem | Trace | Chat | Pair
+
+
+class Tries(NamedTuple):
+    """A model's judged answers to one prompt; `mean` is that of their rewards."""
+
+    n_correct: int
+    n_judged: int
+    mean: float
+
+    @property
+    def said(self) -> str:
+        return f"{self.n_correct} of {self.n_judged} correct, mean {self.mean:.4g}"
+
+
+class Attempts(Strict):
+    """How often a model solved a prompt: a rollout stage's verdicts, or a column of the rows' own `meta`.
+
+    A column holds `correct` (true or false: one attempt), `rewards` (a list of numbers or booleans, null for an answer
+    nobody could judge), the `count` of correct answers out of `samples`, or their `share` from 0 to 1.
+    Answers without a verdict are no attempts. Completions are found by the row's id as their prompt's; a row made of
+    completion `p#3` is found as `p`.
+    """
+
+    from_rollout: DataRef | None = None
+    reward: str = Field(default="math_answer", description="whose verdict counts")
+    correct_from: float = Field(default=1.0, description="reward of a correct answer")
+    column: str | None = Field(default=None, min_length=1)
+    holds: Literal["correct", "rewards", "count", "share"] = "correct"
+    samples: int | None = Field(default=None, ge=1, description="how many answers a count or a share is of")
+
+    @model_validator(mode="after")
+    def _check_origin(self) -> Self:
+        if (self.from_rollout is None) == (self.column is None):
+            raise ValueError("say where the attempts are: either from_rollout or column")
+        said = {"holds", "samples"} if self.column is None else {"reward"}
+        if wrong := sorted(said & self.model_fields_set):
+            raise ValueError(f"{', '.join(wrong)}: is for {'column' if self.column is None else 'from_rollout'}")
+        if (self.samples is None) == (self.holds in ("count", "share")):
+            raise ValueError("samples: goes with a column that holds a count or a share, and only with one")
+        return self
+
+    @property
+    def where(self) -> str:
+        """What the attempts are called in reasons and errors."""
+        return f"stage '{self.from_rollout}'" if self.column is None else f"meta '{self.column}'"
+
+    def reader(self, sources: Sources) -> Callable[[Selectable], Tries | None]:
+        """A function from a row to its tries, None where there are none; a rollout stage is read once, here.
+
+        Raises RowError for verdicts that are not there and for columns that hold something else.
+        """
+        if self.from_rollout is None:
+            return lambda row: self._from_column(row)
+        values: dict[str, list[float]] = {}
+        for one in completions(sources[self.from_rollout], self.from_rollout):
+            value = verdict_value(one, self.reward)
+            if value is not None:
+                values.setdefault(one.prompt_id, []).append(value)
+        tries = {prompt_id: self._tries(found) for prompt_id, found in values.items()}
+        return lambda row: tries.get(row.id, tries.get(prompt_of(row.id)))
+
+    def _tries(self, values: list[float]) -> Tries:
+        try:
+            mean = fsum(values) / len(values)
+        except OverflowError:  # each is a float, their sum is none
+            mean = fsum(value / len(values) for value in values)
+        return Tries(sum(value >= self.correct_from for value in values), len(values), mean)
+
+    def _from_column(self, row: Selectable) -> Tries | None:
+        value = row.meta.get(str(self.column))
+        if value is None:
+            return None
+        if self.holds == "correct" and isinstance(value, bool):
+            return self._tries([float(value)])
+        if self.holds == "rewards" and isinstance(value, list) and all(_is_reward(one) for one in value):
+            judged = [float(one) for one in value if one is not None]
+            return self._tries(judged) if judged else None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if self.samples is not None and is_number:
+            if self.holds == "count" and isinstance(value, int) and 0 <= value <= self.samples:
+                return Tries(value, self.samples, value / self.samples)
+            if self.holds == "share" and 0 <= value <= 1:
+                return Tries(round(value * self.samples), self.samples, float(value))
+        wanted = {"correct": "true or false", "rewards": "a list of rewards", "count": "a count", "share": "a share"}
+        of = f" of {self.samples}" if self.samples else ""
+        raise RowError(f"row '{row.id}': meta '{self.column}' is {quoted(value)}, not {wanted[self.holds]}{of}")
+
+
+def _is_reward(value: Any) -> bool:
+    return value is None or isinstance(value, bool) or finite(value) is not None
+
+
+def selectable(sources: Sources, stage: str) -> list[Selectable]:
+    """The rows of a stage, each with an id of its own; raises RowError naming the first that cannot be chosen."""
+    rows: dict[str, Selectable] = {}
+    for row in sources[stage]():
+        if not isinstance(row, Selectable):
+            raise RowError(
+                f"stage '{stage}': row '{row.id}' is a {row.row} row; problem, trace, chat and pair rows can be chosen"
+            )
+        if row.id in rows:
+            raise RowError(f"stage '{stage}': id '{row.id}' occurs twice; every row needs its own")
+        rows[row.id] = row
+    return list(rows.values())
+
+
+def prompt_of(row_id: str) -> str:
+    """The prompt's id in a completion's, `p` of `p#3`; other ids as they are."""
+    prompt_id, _, sample = row_id.rpartition("#")
+    return prompt_id if prompt_id and sample.isascii() and sample.isdigit() else row_id
+
+
+def question_of(row: Selectable) -> str:
+    """What the user said, all turns."""
+    return "\n".join(turn.content for turn in row.messages if turn.role == "user")
+
+
+def noted(row: Selectable, key: str, found: object) -> Selectable:
+    """The row with what a selection found under a new key of its meta; raises RowError if the key is taken."""
+    if key in row.meta:
+        raise RowError(f"row '{row.id}': meta has '{key}' already, from an earlier selection or a column of that name")
+    return row.model_copy(update={"meta": {**row.meta, key: found}})
+
+
+def rank_shares(values: Iterable[float]) -> list[float]:
+    """Each value's place among all, from 0 for the lowest to 1 for the highest; equal values share their middle.
+
+    A lone value gets 0.5.
+    """
+    listed = list(values)
+    if len(listed) == 1:
+        return [0.5]
+    n_equal: dict[float, int] = {}
+    for value in listed:
+        n_equal[value] = n_equal.get(value, 0) + 1
+    share: dict[float, float] = {}
+    n_below = 0
+    for value in sorted(n_equal):
+        share[value] = (n_below + (n_equal[value] - 1) / 2) / (len(listed) - 1)
+        n_below += n_equal[value]
+    return [share[value] for value in listed]

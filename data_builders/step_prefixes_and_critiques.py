@@ -1,0 +1,123 @@
+"""Problems that ask a model to go on after each step of a solution, or to say which step is the first wrong one."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from qwen_align.align.references import DataRef
+from qwen_align.align.rows import Message, Problem, Row
+from qwen_align.align.strict import Strict
+from qwen_align.data_builders.row_questions import with_questions
+from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.data_builders.solution_steps import STEP_BREAK, Solution, solutions
+from qwen_align.reward.settings import RewardName
+
+GO_ON = (
+    "{question}\n\nHere is how a solution begins:\n\n{steps}\n\n"
+    "Go on from there, without starting again, and put the final answer within \\boxed{{}}."
+)
+FIND_ERROR = (
+    "{question}\n\nA solution, its paragraphs numbered from 0:\n\n{steps}\n\nGo through the paragraphs one after "
+    "the other. Put the number of the first paragraph that holds an error within \\boxed{{}}, or -1 if none does."
+)
+
+
+def checked_prompt(prompt: str) -> str:
+    """The prompt; raises ValueError if it leaves out the question or the steps, or names anything else."""
+    try:
+        said = prompt.format(question="\0q", steps="\0s")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"holds more than {{question}} and {{steps}}: {error}; write other braces twice") from None
+    if "\0q" not in said or "\0s" not in said:
+        raise ValueError("has to hold {question} and {steps}")
+    return prompt
+
+
+Prompt = Annotated[str, AfterValidator(checked_prompt)]
+
+
+class StepPrefixes(Strict):
+    """A problem for every step of a solution but the last: its question with the steps so far.
+
+    A `rollout` of them says how often each prefix still leads to the gold, which is what `monte_carlo_steps` reads.
+    The prefix stands in the last user turn, so that any chat model can go on from it. The last step needs none: after
+    it the answer is settled.
+    """
+
+    kind: Literal["step_prefixes"] = "step_prefixes"
+    from_data: DataRef
+    reward: RewardName = Field(default="math_answer", description="what judges the continuations")
+    step_break: str = Field(default=STEP_BREAK, min_length=1)
+    prompt: Prompt = GO_ON
+    max_steps: int | None = Field(default=None, ge=1, description="solutions of more steps are dropped")
+
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """Problems in the order of the solutions and their steps, with the solution's id and the step in `meta`."""
+        for solution, steps in _divided(self, sources, drops):
+            if self.max_steps is not None and len(steps) > self.max_steps:
+                drops.add(f"over {self.max_steps} steps", solution.id)
+                continue
+            if len(steps) == 1:  # its only prefix is all of it; perhaps step_break is another
+                drops.add("single step", solution.id)
+            for place in range(len(steps) - 1):
+                yield Problem(
+                    id=prefix_id(solution.id, place),
+                    messages=_asked(solution, self.prompt, self.step_break.join(steps[: place + 1])),
+                    gold=solution.gold,
+                    reward=self.reward,
+                    source=solution.source,
+                    meta={**_meta(solution), "step": place},
+                )
+
+
+class StepCritiques(Strict):
+    """A problem for every solution: which of its steps is the first wrong one, -1 for none (as in ProcessBench).
+
+    `step_consensus` reads a rollout of them. They have no gold; rewards that need one give no verdict.
+    """
+
+    kind: Literal["step_critiques"] = "step_critiques"
+    from_data: DataRef
+    step_break: str = Field(default=STEP_BREAK, min_length=1)
+    prompt: Prompt = FIND_ERROR
+
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """Problems in the order of the solutions, with the solution's id in `meta`."""
+        for solution, steps in _divided(self, sources, drops):
+            numbered = "\n\n".join(f"[{place}] {step}" for place, step in enumerate(steps))
+            yield Problem(
+                id=f"{solution.id}@critique",
+                messages=_asked(solution, self.prompt, numbered),
+                reward="constant",
+                source=solution.source,
+                meta={**_meta(solution), "n_steps": len(steps)},
+            )
+
+
+def prefix_id(solution_id: str, place: int) -> str:
+    """The id of the problem that goes on after step `place`, counted from 0."""
+    return f"{solution_id}@{place}"
+
+
+def _meta(solution: Solution) -> dict[str, Any]:
+    return {**with_questions(solution.meta, solution.messages), "solution": solution.id}
+
+
+def _asked(solution: Solution, prompt: str, steps: str) -> list[Message]:
+    *earlier, asked = solution.messages
+    return [*earlier, Message(role="user", content=prompt.format(question=asked.content, steps=steps))]
+
+
+def _divided(
+    builder: StepPrefixes | StepCritiques, sources: Sources, drops: Drops
+) -> Iterator[tuple[Solution, list[str]]]:
+    """The solutions with their steps; those without a step, or a question before it, are dropped."""
+    for solution in solutions(sources, builder.from_data):
+        steps = solution.steps(builder.step_break)
+        if not steps:
+            drops.add("no step", solution.id)
+        elif not solution.messages or solution.messages[-1].role != "user":
+            drops.add("no question before the solution", solution.id)
+        else:
+            yield solution, steps
