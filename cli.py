@@ -54,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import pipeline, report
+    from qwen_align.align.commands.progress import Progress, stop_on_signals
     from qwen_align.align.errors import AlignError
-    from qwen_align.align.progress import Progress, stop_on_signals
+    from qwen_align.align.pipeline.run import run as pipeline
+    from qwen_align.align.reporting import results
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     with Progress(out, planned) as progress, stop_on_signals() as stop:
@@ -64,17 +65,18 @@ def _run(parsed: argparse.Namespace, out: "Console") -> int:
             pipeline.run(planned, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
         except AlignError:
             with contextlib.suppress(OSError):  # what went wrong is said; on a full disk there is no report beside it
-                report.write(planned)
+                results.write(planned)
             raise
-    written = report.write(planned)
+    written = results.write(planned)
     if written.ladder or written.controls:
-        out.print(report.table(written))
+        out.print(results.table(written))
     out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
     return 0
 
 
 def _check(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import check, pipeline
+    from qwen_align.align.commands import check
+    from qwen_align.align.pipeline.run import run as pipeline
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     for line in check.lines(planned):
@@ -83,7 +85,8 @@ def _check(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _show(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import pipeline, show
+    from qwen_align.align.commands import show
+    from qwen_align.align.pipeline.run import run as pipeline
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     for line in show.lines(planned, parsed.stage, rows=parsed.rows, first=parsed.first):
@@ -92,27 +95,30 @@ def _show(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _report(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import pipeline, report
+    from qwen_align.align.pipeline.run import run as pipeline
+    from qwen_align.align.reporting import results
 
     planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    written = report.write(planned)
+    written = results.write(planned)
     if not planned.run_folder.exists():
         out.print(f"{planned.run_folder}: nothing has run yet: `qwen-align run {parsed.recipe}`", soft_wrap=True)
         return 0
-    out.print(report.table(written))
+    out.print(results.table(written))
     out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
     return 0
 
 
 def _chat(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import chat, model, pipeline
-    from qwen_align.align.rollout.local import LocalEngine
-    from qwen_align.align.spec.sampling import SamplingSettings
-    from qwen_align.align.spec.stage import Runtime
+    from qwen_align.align.commands import chat
+    from qwen_align.align.generation.local import LocalEngine
+    from qwen_align.align.models import loading
+    from qwen_align.align.pipeline.run import run as pipeline
+    from qwen_align.align.settings.sampling import SamplingSettings
+    from qwen_align.align.settings.stage import Runtime
 
     folder = chat.model_folder(pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
-    renderer = model.renderer_of(folder)
-    engine = LocalEngine(model.load(folder).to(model.device_of(Runtime())), stop_ids=renderer.stop_ids)
+    renderer = loading.renderer_of(folder)
+    engine = LocalEngine(loading.load(folder).to(loading.device_of(Runtime())), stop_ids=renderer.stop_ids)
     sampling = SamplingSettings(
         temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
     )
@@ -128,12 +134,12 @@ def _chat(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _recipes(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import shipped
+    from qwen_align.align.commands import shipped_recipes
 
     if parsed.name:
-        sys.stdout.write(shipped.text(parsed.name))
+        sys.stdout.write(shipped_recipes.text(parsed.name))
         return 0
-    for name, says in shipped.listing():
+    for name, says in shipped_recipes.listing():
         out.print(f"{name:<14} {says}", soft_wrap=True)
     return 0
 
@@ -141,14 +147,14 @@ def _recipes(parsed: argparse.Namespace, out: "Console") -> int:
 def _schema(parsed: argparse.Namespace, out: "Console") -> int:
     import json
 
-    from qwen_align.align.spec.recipe import Recipe
+    from qwen_align.align.settings.recipe import Recipe
 
     sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=1) + "\n")
     return 0
 
 
 def _build(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import build
+    from qwen_align.align.commands import build
 
     summary = build.build(build.load(parsed.spec, parsed.set), parsed.out)
     out.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
@@ -163,7 +169,7 @@ def _build(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _push(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align.push import push
+    from qwen_align.align.commands.push import push
 
     out.print(f"pushed: {push(parsed.folder, parsed.to, private=parsed.private)}", soft_wrap=True)
     return 0
@@ -172,8 +178,8 @@ def _push(parsed: argparse.Namespace, out: "Console") -> int:
 def _score(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.progress import Progress, TextColumn
 
-    from qwen_align.align.score import score
-    from qwen_align.align.spec.recipe import assignments
+    from qwen_align.align.commands.score import score
+    from qwen_align.align.settings.recipe import assignments
     from qwen_align.reward.settings import named
 
     reward = named(parsed.reward, dict(assignments(parsed.set)))
@@ -192,7 +198,7 @@ def _audit(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.table import Table
 
     from qwen_align.align.rows import Problem, only, read_rows
-    from qwen_align.align.spec.recipe import assignments
+    from qwen_align.align.settings.recipe import assignments
     from qwen_align.reward.audit import audit
     from qwen_align.reward.settings import named
 
@@ -216,7 +222,7 @@ def _audit(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _doctor(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import doctor
+    from qwen_align.align.commands import doctor
 
     findings = doctor.examine(parsed.home)
     for finding in findings:
@@ -225,7 +231,7 @@ def _doctor(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _prune(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align import prune
+    from qwen_align.align.store.store import prune
 
     for folder, gib in prune.prune(parsed.home, dry_run=parsed.dry_run):
         out.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import Preempted
-from qwen_align.align.spec.stage import Runtime
-from qwen_align.align.store import write_text
+from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.store.store import write_text
 
 PROGRESS = "progress.json"
 NOTES = "notes.jsonl"

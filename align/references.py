@@ -1,6 +1,6 @@
 """References between stages: typed strings, found at any depth of a stage's settings by one walker."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -88,16 +88,30 @@ def outside_files(settings: Any) -> Iterator[tuple[str, OutsideFile]]:
             yield place, leaf
 
 
-def plain(value: Any, *, ref: Callable[[Ref], Any], file: Callable[[OutsideFile], Any]) -> Any:
-    """Settings as plain JSON values, with what `ref` says for references and `file` for outside files."""
+def list_fields(settings: BaseModel) -> list[tuple[str, Any]]:
+    """Returns (name, value) of every field, in order."""
+    return [(name, getattr(settings, name)) for name in type(settings).model_fields]
+
+
+def to_plain_value(
+    value: Any,
+    *,
+    ref: Callable[[Ref], Any],
+    file: Callable[[OutsideFile], Any],
+    fields: Callable[[BaseModel], Iterable[tuple[str, Any]]] = list_fields,
+) -> Any:
+    """Converts settings to JSON values, with what `ref` says for references and `file` for outside files.
+
+    `fields`: which fields of each settings object are taken, and under which names.
+    """
     if isinstance(value, Ref):
         return ref(value)
     if isinstance(value, OutsideFile):
         return file(value)
     if isinstance(value, BaseModel):
-        return {field: plain(getattr(value, field), ref=ref, file=file) for field in type(value).model_fields}
+        return {name: to_plain_value(item, ref=ref, file=file, fields=fields) for name, item in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item, ref=ref, file=file) for key, item in value.items()}
+        return {str(key): to_plain_value(item, ref=ref, file=file, fields=fields) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, ref=ref, file=file) for item in value]
+        return [to_plain_value(item, ref=ref, file=file, fields=fields) for item in value]
     return value

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, cast
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.reward.verdict import Verdict
 
 Mode = Literal["think", "no_think"]

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Message, Problem, Row, Text, Trace
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.sieve import Drops, Sources
 
 Split = Literal["train", "dev", "test"]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef, OutsideFile
 from qwen_align.align.rows import Row, RowError
-from qwen_align.align.strict import Strict, did_you_mean
+from qwen_align.align.settings.base import Strict, did_you_mean
 from qwen_align.data_builders.json_reader import SUFFIXES, read_values
 from qwen_align.data_builders.row_texts import part_of
 

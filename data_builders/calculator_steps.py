@@ -9,7 +9,7 @@ from pydantic import Field
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row, Steps
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.gsm8k_calculator_marks import Mark, UnreadableMarkError, marks, value, without_marks
 from qwen_align.data_builders.seeded_draws import drawn_order, random_for
 from qwen_align.data_builders.sieve import Drops, Sources

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Row, Trace
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.completions_to_traces import solved_trace
 from qwen_align.data_builders.contamination import Benchmark, Contamination, contamination, read_benchmarks
 from qwen_align.data_builders.guess_detection import guess_in

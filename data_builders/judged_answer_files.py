@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Message, Mode, RowError
-from qwen_align.align.strict import did_you_mean
+from qwen_align.align.settings.base import did_you_mean
 from qwen_align.data_builders.file_reader import check_suffix, read_source
 from qwen_align.data_builders.gsm8k_calculator_marks import without_marks
 from qwen_align.data_builders.pair_matching import Candidate, Match, Matching

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Row, RowError, Text
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.seeded_draws import drawn_order
 from qwen_align.data_builders.sieve import Drops, Sources
 

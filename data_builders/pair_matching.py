@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.rows import Message
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.sieve import Drops
 
 Rule = Literal["correct_vs_wrong", "best_vs_worst", "online_dpo_r1"]

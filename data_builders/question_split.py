@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row
-from qwen_align.align.strict import Strict, did_you_mean
+from qwen_align.align.settings.base import Strict, did_you_mean
 from qwen_align.data_builders.row_questions import all_questions, own_questions
 from qwen_align.data_builders.seeded_draws import stable_number
 from qwen_align.data_builders.sieve import Drops, Sources

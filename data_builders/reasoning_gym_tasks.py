@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.rows import Message, Mode, Problem, Row
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.reasoning_gym_task import MISSING
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.strict import did_you_mean
+from qwen_align.align.settings.base import did_you_mean
 from qwen_align.data_builders.seeded_draws import stable_number
 from qwen_align.reward.reasoning_gym_guards import REFUSED
 

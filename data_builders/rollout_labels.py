@@ -7,7 +7,7 @@ from pydantic import Field
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Labelled, Message, Row
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.rollout_completions import by_prompt, completions, verdict_value
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.thinking import split_turn

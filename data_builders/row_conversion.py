@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion, Message, Mode, Row, Text, first_error
-from qwen_align.align.strict import Strict, did_you_mean
+from qwen_align.align.settings.base import Strict, did_you_mean
 from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, Reject, quoted
 from qwen_align.data_builders.column_mapping import FIELDS, mapped
 from qwen_align.data_builders.conversion_report import ReadValues, Report

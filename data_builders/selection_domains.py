@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.references import DataRef, OutsideFile
 from qwen_align.align.rows import Row, RowError
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.selection_inputs import Selectable, noted, question_of, selectable
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.base import cores

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Pair, Problem, RowError, Trace
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.bad_row_errors import quoted
 from qwen_align.data_builders.finite_numbers import finite
 from qwen_align.data_builders.rollout_completions import completions, verdict_value

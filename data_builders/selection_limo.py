@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Row, RowError, Trace
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.completions_to_traces import as_trace
 from qwen_align.data_builders.rollout_completions import verdict_value
 from qwen_align.data_builders.selection_inputs import Attempts, noted, prompt_of, rank_shares

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef, OutsideFile
 from qwen_align.align.rows import Row, RowError
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.bad_row_errors import quoted
 from qwen_align.data_builders.file_reader import check_suffix, read_source
 from qwen_align.data_builders.finite_numbers import finite, finite_in

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.selection_inputs import Attempts, Tries, noted, selectable
 from qwen_align.data_builders.sieve import Drops, Sources
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row, RowError, Trace
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.selection_domains import ByColumn, DomainSettings
 from qwen_align.data_builders.selection_inputs import Attempts, Selectable, noted, question_of, selectable
 from qwen_align.data_builders.selection_s1_sampling import Candidate, draw_by_domain, legacy_random, length_ranks

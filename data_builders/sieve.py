@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from qwen_align.align.rows import Chat, Completion, Labelled, Row, Steps, Text
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.contamination import Benchmark, Contamination, contamination, read_benchmarks
 from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
 from qwen_align.data_builders.row_checks import (

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Row, RowError, Steps
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.rollout_completions import completions, verdict_value
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.data_builders.solution_steps import STEP_BREAK, Solution, solutions

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Message, Problem, Row
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.row_questions import with_questions
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.data_builders.solution_steps import STEP_BREAK, Solution, solutions

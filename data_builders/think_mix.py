@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Flag, Row, RowError, Text, Trace
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.completions_to_traces import solved_trace
 from qwen_align.data_builders.rollout_completions import by_prompt, completions
 from qwen_align.data_builders.sieve import Drops, Sources

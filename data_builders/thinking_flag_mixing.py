@@ -11,7 +11,7 @@ from random import Random
 from pydantic import Field
 
 from qwen_align.align.rows import Chat, Flag, Trace
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.row_questions import with_questions
 from qwen_align.data_builders.seeded_draws import drawn_order, random_for
 from qwen_align.data_builders.thinking_flags import with_flag

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from qwen_align.align.rows import Completion
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 from qwen_align.reward.verdict import Verdict
 
 JUDGED_TOGETHER = 1024  # completions, so that rewards that wait for processes keep all cores busy

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.strict import did_you_mean
+from qwen_align.align.settings.base import did_you_mean
 from qwen_align.reward.code_tests import CodeTests
 from qwen_align.reward.controls import Constant, Random
 from qwen_align.reward.format import Format

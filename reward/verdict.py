@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 
 
 class Verdict(Strict):

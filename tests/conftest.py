@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from qwen_align import cli as command_line
-from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
+from qwen_align.align.rendering.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from qwen_align.data_builders.arithmetic import Arithmetic
 from qwen_align.reward.base import cores
 

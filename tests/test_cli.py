@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align import shipped
+from qwen_align.align.commands import shipped_recipes
 from tests.clock import slowness
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +122,7 @@ def test_recipes_are_listed_and_printed(cli: Callable[..., Any]) -> None:
     assert all(len(line.split()) > 4 for line in said.out.splitlines()), "a line each, with what it is for"
     for name in names:
         assert cli("recipes", name).out == (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert cli("recipes", "quickstart.yaml").out == shipped.text("quickstart")
+    assert cli("recipes", "quickstart.yaml").out == shipped_recipes.text("quickstart")
     said = cli("recipes", "quikstart")
     assert said == (2, "", "qwen-align: no shipped recipe is called 'quikstart'. Did you mean 'quickstart'?\n")
 

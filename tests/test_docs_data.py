@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, get_args
 import pytest
 import yaml
 
-from qwen_align.align.build import BuildSpec
-from qwen_align.align.spec import recipe
-from qwen_align.align.spec.build_data import BuildData
+from qwen_align.align.commands.build import BuildSpec
+from qwen_align.align.settings import recipe
+from qwen_align.align.settings.build_data import BuildData
 from qwen_align.data_builders import BANDS, Builder
 from qwen_align.data_builders.column_mapping import FIELDS
 from qwen_align.data_builders.contamination import Contamination

@@ -7,11 +7,11 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter
 
-from qwen_align.align.spec import recipe
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.online_rl import OnlineRl, Watchdog
-from qwen_align.align.spec.ppo import Critic, Ppo
-from qwen_align.align.spec.recipe import AnyStage
+from qwen_align.align.settings import recipe
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.online_rl import OnlineRl, Watchdog
+from qwen_align.align.settings.ppo import Critic, Ppo
+from qwen_align.align.settings.recipe import AnyStage
 
 TEXT = (Path(__file__).parents[1] / "docs" / "rl.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)

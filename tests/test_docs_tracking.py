@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 
-from qwen_align.align.spec import recipe
-from qwen_align.align.spec.tracking import TrackerName, Tracking
-from qwen_align.align.tracking import senders, to_wandb
+from qwen_align.align.settings import recipe
+from qwen_align.align.settings.tracking import TrackerName, Tracking
+from qwen_align.align.tracking import to_wandb, tracker_clients
 from qwen_align.align.tracking.curve import EVALUATED, TRAINED
 
 TEXT = (Path(__file__).parents[1] / "docs" / "tracking.md").read_text(encoding="utf-8")
@@ -26,6 +26,6 @@ def test_it_is_on_the_page(name: str) -> None:
 
 
 def test_its_times_are_those_of_the_code() -> None:
-    assert f"at most {senders.FINISH_S:.0f} seconds" in TEXT
-    assert f"together, {senders.LEAVE_S:.0f} when" in TEXT
+    assert f"at most {tracker_clients.FINISH_S:.0f} seconds" in TEXT
+    assert f"together, {tracker_clients.LEAVE_S:.0f} when" in TEXT
     assert f"within {to_wandb.INIT_TIMEOUT_S:.0f} seconds" in TEXT

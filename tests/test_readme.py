@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_align.align.spec import recipe
+from qwen_align.align.settings import recipe
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh.md")

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from qwen_align.align.rendering.tiny_tokenizer import CHAT_TEMPLATE
 from qwen_align.align.rows import Problem
-from qwen_align.align.tiny_tokenizer import CHAT_TEMPLATE
 from qwen_align.data_builders.arithmetic import Arithmetic, raw_prompt
 
 FOLDER = Path(str(files("qwen_align") / "recipes" / "tiny_base"))

@@ -10,9 +10,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from qwen_align.align.compat import token_scores
+from qwen_align.align.generation.local import has_full_attention, takes_masks
 from qwen_align.align.rl.rollouts import MicroBatch
-from qwen_align.align.rollout.local import has_full_attention, takes_masks
+from qwen_align.align.training.trl_compat import token_scores
 
 POLICY_ADAPTER, VALUE_ADAPTER = "default", "value"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from qwen_align.align.spec.online_rl import Entropy, Kl
+from qwen_align.align.settings.online_rl import Entropy, Kl
 
 MOST_ERROR = 0.2  # arXiv:1909.08593, section 2.2: how far off the target counts at most
 

@@ -5,12 +5,12 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qwen_align.align import metrics
 from qwen_align.align.errors import DataError
+from qwen_align.align.evaluation import statistics
+from qwen_align.align.generation.requests import Asked
+from qwen_align.align.rl.collect import Player, draw, solved_share
 from qwen_align.align.rl.judge import Judge, check_judged
-from qwen_align.align.rl.play import Player, draw, solved_share
-from qwen_align.align.rl.stream import Drawn
-from qwen_align.align.rollout.ask import Asked
+from qwen_align.align.rl.prompt_stream import Drawn
 
 # In the place of a step, so that neither draws the numbers of a training step.
 PREFLIGHT, EVALUATION = -1, -2
@@ -35,7 +35,7 @@ def accuracy(player: Player, asked: Sequence[Asked], judge: Judge) -> Accuracy:
             row, verdict = group.judged[0]
             raise DataError(f"held_out: question '{row.prompt_id}': {verdict.reason}; its gold is {row.gold!r:.60}")
         shares.append(share)
-    found = metrics.estimate(shares)
+    found = statistics.estimate(shares)
     return Accuracy(found.mean, found.se or 0.0, len(shares))
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from qwen_align.align.rl import losses
 from qwen_align.align.rl.actor import Scores
 from qwen_align.align.rl.rollouts import MicroBatch, Rollouts
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
 
 
 class Whole(NamedTuple):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rl.actor import Scores
 from qwen_align.align.rl.rollouts import MicroBatch, micro_batch
-from qwen_align.align.samples import Sample
 
 
 @dataclass(frozen=True)

@@ -22,22 +22,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from qwen_align.align import store
-from qwen_align.align.checkpoint import WholeCheckpoints
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor, Scores
+from qwen_align.align.rl.assign_advantages import credit, reference_kl
+from qwen_align.align.rl.collect import assembled
 from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
-from qwen_align.align.rl.credit import credit, reference_kl
-from qwen_align.align.rl.experience import Experience
-from qwen_align.align.rl.figures import of_play, samples_to_read
 from qwen_align.align.rl.objective import Sums, Terms, Whole, loss_of, moves_without_advantage
-from qwen_align.align.rl.play import assembled
 from qwen_align.align.rl.ptx import Texts
+from qwen_align.align.rl.rollout_batches import Experience
 from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, of_process, turns
-from qwen_align.align.rl.watch import Watchdogs
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.rl.step_metrics import of_play, samples_to_read
+from qwen_align.align.rl.watchdogs import Watchdogs
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
+from qwen_align.align.store.store import store
+from qwen_align.align.training.checkpoints import WholeCheckpoints
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",

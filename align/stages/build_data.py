@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align import store
-from qwen_align.align.card import Tally, card
 from qwen_align.align.context import Context
 from qwen_align.align.errors import AlignError, DataError
+from qwen_align.align.reporting.data_card import Tally, card
 from qwen_align.align.rows import Row, read_rows, to_line
-from qwen_align.align.spec.build_data import BuildData
-from qwen_align.align.strict import did_you_mean
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.store.store import store
 from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources, sieve

@@ -9,15 +9,15 @@ import datasets
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOTrainer
 
-from qwen_align.align import model, trl_args
-from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.render import PairIds, render_pairs
+from qwen_align.align.models import loading
+from qwen_align.align.rendering.renderer import PairIds, render_pairs
 from qwen_align.align.rows import Pair, only, read_rows
-from qwen_align.align.spec.dpo import Dpo
-from qwen_align.align.spec.stage import steps_of
-from qwen_align.align.stages import training
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.stage import steps_of
+from qwen_align.align.training import fit, trl_arguments
+from qwen_align.align.training.checkpoints import Watcher, WholeCheckpoints, order
 
 FIRST_REWARD_TOLERANCE = 1e-3  # moves the sigmoid loss from ln 2 by at most that; float rounding is about 1e-6
 
@@ -46,22 +46,22 @@ class StartsAtReference(TrainerCallback):  # type: ignore[misc]
 def run(spec: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data)
-    rendered = render_pairs(model.renderer_of(source), only(Pair, rows), max_tokens=spec.max_tokens)
+    rendered = render_pairs(loading.renderer_of(source), only(Pair, rows), max_tokens=spec.max_tokens)
     if not rendered.pairs:
-        return training.nothing_to_train(spec, source, out, rendered.dropped, "from_data (no pair) or max_tokens")
+        return fit.nothing_to_train(spec, source, out, rendered.dropped, "from_data (no pair) or max_tokens")
     steps = steps_of(len(rendered.pairs), spec.epochs, spec.batch)
     drawn = order(len(rendered.pairs), steps * spec.batch, context.seed)
     tokens = sum(len(ids) for i in drawn for ids in rendered.pairs[i])
     trainer = Trainer(
-        model=model.load(source),
-        ref_model=None if spec.lora else model.load(source),  # with adapters: the policy with the new adapter off
-        args=trl_args.dpo(spec, context.runtime, out, steps=steps, seed=context.seed),
+        model=loading.load(source),
+        ref_model=None if spec.lora else loading.load(source),  # with adapters: the policy with the new adapter off
+        args=trl_arguments.dpo(spec, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=training_set(rendered.pairs).select(drawn),
-        processing_class=training.tokenizer(source),
-        peft_config=trl_args.lora(spec.lora),
+        processing_class=fit.tokenizer(source),
+        peft_config=trl_arguments.lora(spec.lora),
         callbacks=[Watcher(context, tokens_a_step=tokens / steps), StartsAtReference()],
     )
-    training.train(trainer, source, out, context)
+    fit.train(trainer, source, out, context)
     return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
 
 

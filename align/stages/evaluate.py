@@ -5,15 +5,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align import metrics, model, scorer, store
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.render import Renderer
-from qwen_align.align.rollout.ask import drawn_as, put
+from qwen_align.align.evaluation import statistics
+from qwen_align.align.generation.requests import drawn_as, put
+from qwen_align.align.generation.resumable import Draw, draw, open_engine
+from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
-from qwen_align.align.spec.evaluate import Evaluate
-from qwen_align.align.spec.rollout import Switch
-from qwen_align.align.stages.parts import Draw, draw, open_engine
+from qwen_align.align.settings.evaluate import Evaluate
+from qwen_align.align.settings.rollout import Switch
+from qwen_align.align.store.store import store
 from qwen_align.reward.format import Format, obeys
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.settings import Reward, check_all, reward_for
@@ -24,12 +26,12 @@ QUESTIONS = "questions.json"  # the mean of each question, for each set and swit
 
 def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
-    renderer = model.renderer_of(source)
+    renderer = loading.renderer_of(source)
     engine = open_engine(source, renderer, context)
     how = Draw(spec.sampling, spec.samples, context.seed)
     check_all(spec.rewards)
-    device, rows_at_once = model.device_of(context.runtime), context.runtime.micro_batch
-    picker = scorer.of(inputs[spec.best_by], device=device, max_rows=rows_at_once) if spec.best_by else None
+    device, rows_at_once = loading.device_of(context.runtime), context.runtime.micro_batch
+    picker = reward_scorer.of(inputs[spec.best_by], device=device, max_rows=rows_at_once) if spec.best_by else None
     results, questions_of = [], []
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:
@@ -46,8 +48,8 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
                 if file:
                     file.writelines(to_line(row) + "\n" for row in rows)
                     by_question = scored(rows, switch, renderer)
-                    result = figures(metrics.summarise(by_question, spec.samples), rows)
-                    questions_of.append(metrics.question_means(by_question))
+                    result = figures(statistics.summarise(by_question, spec.samples), rows)
+                    questions_of.append(statistics.question_means(by_question))
                     if picker:
                         result |= best(rows, picker)
                     results.append({"set": ref, "switch": switch.switch, "mode": switch.mode, **result})
@@ -72,19 +74,19 @@ def judged(rows: Sequence[Completion], rewards: Sequence[Reward]) -> list[Comple
     ]
 
 
-def scored(rows: list[Completion], switch: Switch, renderer: Renderer) -> dict[str, list[metrics.SampleScore]]:
+def scored(rows: list[Completion], switch: Switch, renderer: Renderer) -> dict[str, list[statistics.SampleScore]]:
     """The samples of each question of one data set under one switch."""
     answers = MathAnswer()
     # A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
     knows_none = renderer.thinking in ("none", "never") or switch.switch == "plain"
     wanted = None if knows_none else drawn_as(switch.mode, renderer)
-    questions: dict[str, list[metrics.SampleScore]] = {}
+    questions: dict[str, list[statistics.SampleScore]] = {}
     for row in rows:
         verdict = row.verdicts[row.reward]
         if verdict.value is None:
             raise DataError(f"question '{row.prompt_id}': {verdict.reason}; its gold is {row.gold!r}")
         questions.setdefault(row.prompt_id, []).append(
-            metrics.SampleScore(
+            statistics.SampleScore(
                 value=verdict.value,
                 stopped=row.finish_reason == "stop",
                 obeyed=None if wanted is None else obeys(row.text, wanted),
@@ -95,21 +97,21 @@ def scored(rows: list[Completion], switch: Switch, renderer: Renderer) -> dict[s
     return questions
 
 
-def best(rows: list[Completion], picker: scorer.Scorer) -> dict[str, float]:
+def best(rows: list[Completion], picker: reward_scorer.Scorer) -> dict[str, float]:
     """How often the completion that the scorer likes best is right, and the standard error over questions."""
-    questions: dict[str, list[metrics.SampleScore]] = {}
+    questions: dict[str, list[statistics.SampleScore]] = {}
     scores: dict[str, list[float]] = {}
     for row, found in zip(rows, picker(rows), strict=True):
         value = row.verdicts[row.reward].value or 0.0
         questions.setdefault(row.prompt_id, []).append(
-            metrics.SampleScore(value, stopped=True, obeyed=None, n_tokens=row.n_tokens, answer=None)
+            statistics.SampleScore(value, stopped=True, obeyed=None, n_tokens=row.n_tokens, answer=None)
         )
         scores.setdefault(row.prompt_id, []).append(found)
-    estimate = metrics.best_of(questions, scores)
+    estimate = statistics.best_of(questions, scores)
     return {"best_of_k": estimate.mean, "best_of_k_stderr": estimate.se or 0.0}
 
 
-def figures(summary: metrics.Summary, rows: list[Completion]) -> dict[str, Any]:
+def figures(summary: statistics.Summary, rows: list[Completion]) -> dict[str, Any]:
     """The report's names for an evaluation's figures; errors are 0 for a single question."""
     return {
         "accuracy": summary.value.mean,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.context import Context
-from qwen_align.align.spec.grpo import Grpo
+from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.stages import grpo_trl, online_rl
 
 

@@ -14,18 +14,18 @@ import datasets
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
-from qwen_align.align import model, scorer, trl_args
-from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.render import Renderer
-from qwen_align.align.rollout.ask import Asked, as_row, put
-from qwen_align.align.rollout.engine import Generation, Request
-from qwen_align.align.rollout.local import LocalEngine
+from qwen_align.align.generation.engine import Generation, Request
+from qwen_align.align.generation.local import LocalEngine
+from qwen_align.align.generation.requests import Asked, as_row, put
+from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, only, read_rows
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.sampling import Sampling
-from qwen_align.align.stages import training
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.sampling import Sampling
+from qwen_align.align.training import fit, trl_arguments
+from qwen_align.align.training.checkpoints import Watcher, WholeCheckpoints, order
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import check_all
 
@@ -48,30 +48,32 @@ class StartsAtReference(TrainerCallback):  # type: ignore[misc]
 
 def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
-    renderer = model.renderer_of(source)
+    renderer = loading.renderer_of(source)
     rows = only(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data))
     asked = [put(problem, renderer) for problem in rows]
     if not asked:
-        return training.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
+        return fit.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
     check_all(spec.rewards)
-    scorer.bind(spec.rewards, inputs, device=model.device_of(context.runtime), max_rows=context.runtime.micro_batch)
+    reward_scorer.bind(
+        spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
+    )
     drawn = [asked[number] for number in order(len(asked), spec.steps * spec.prompts, context.seed)]
     sampling = spec.sampling.for_policy()
     game = Game(spec, drawn, renderer, sampling, context)
     trainer = Trainer(
-        model=model.load(source),
+        model=loading.load(source),
         reward_funcs=game.judge,
-        args=trl_args.grpo(spec, sampling, context.runtime, out, seed=context.seed),
+        args=trl_arguments.grpo(spec, sampling, context.runtime, out, seed=context.seed),
         # TRL repeats each row `samples` times; the place among the drawn is all that has to pass through it.
         train_dataset=datasets.Dataset.from_dict({"prompt": [str(place) for place in range(len(drawn))]}),
-        processing_class=training.tokenizer(source),
-        peft_config=trl_args.lora(spec.lora),
+        processing_class=fit.tokenizer(source),
+        peft_config=trl_arguments.lora(spec.lora),
         rollout_func=game.play,
         callbacks=[Watcher(context), StartsAtReference()],
     )
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
-        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(model.load(source).state_dict())
-    training.train(trainer, source, out, context)
+        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load(source).state_dict())
+    fit.train(trainer, source, out, context)
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] if context.is_main else []
     completions = spec.prompts * spec.samples
     without = round(sum(line["no_verdict_share"] for line in logged) * completions)

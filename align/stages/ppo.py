@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.context import Context
-from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.stages import online_rl
 
 

@@ -17,13 +17,13 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from qwen_align.align import checkpoint
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, StageError
-from qwen_align.align.model import device_of
+from qwen_align.align.models.loading import device_of
+from qwen_align.align.rendering.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from qwen_align.align.rows import RowError, Text, read_rows
-from qwen_align.align.spec.pretrain import Architecture, Pretrain
-from qwen_align.align.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
+from qwen_align.align.settings.pretrain import Architecture, Pretrain
+from qwen_align.align.training import checkpoints
 
 STATE = "state.pt"  # in a checkpoint
 ENCODED_AT_ONCE = 10_000  # documents; keeps the tokenizer's bookkeeping out of memory
@@ -57,7 +57,7 @@ def train(
 ) -> float:
     """Trains `model` in place, from the newest whole checkpoint where there is one; the last logged loss."""
     optimizers = build_optimizers(spec, model)
-    found = checkpoint.newest(checkpoints)
+    found = checkpoints.newest(checkpoints)
     done, losses = load_checkpoint(found.folder, model, optimizers)
     context.forget_after(done)
     found.tell(context)
@@ -200,11 +200,11 @@ def save_checkpoint(
 
     `losses` are those not logged yet, or the log of a resumed run would differ.
     """
-    folder = checkpoint.unfinished(home, step)
+    folder = checkpoints.unfinished(home, step)
     folder.mkdir(parents=True, exist_ok=True)
     states = [optimizer.state_dict() for optimizer in optimizers]
     torch.save({"step": step, "model": model.state_dict(), "optimizers": states, "losses": losses}, folder / STATE)
-    checkpoint.finish(home, step)
+    checkpoints.finish(home, step)
 
 
 def load_checkpoint(

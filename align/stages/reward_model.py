@@ -9,15 +9,15 @@ import datasets
 from peft import PeftModel
 from trl import RewardTrainer
 
-from qwen_align.align import model, scorer, trl_args
-from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.render import PairIds, render_pairs
+from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.rendering.renderer import PairIds, render_pairs
 from qwen_align.align.rows import Pair, only, read_rows
-from qwen_align.align.spec.reward_model import RewardModel
-from qwen_align.align.spec.stage import steps_of
-from qwen_align.align.stages import training
+from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.stage import steps_of
+from qwen_align.align.training import fit, trl_arguments
+from qwen_align.align.training.checkpoints import Watcher, WholeCheckpoints, order
 
 
 class Trainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
@@ -26,7 +26,7 @@ class Trainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
 
 def run(spec: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
-    renderer = model.renderer_of(source)
+    renderer = loading.renderer_of(source)
     rows = list(only(Pair, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data)))
     rendered = render_pairs(renderer, rows, max_tokens=spec.max_tokens)
     if not rendered.pairs:
@@ -35,15 +35,15 @@ def run(spec: RewardModel, inputs: Mapping[str, Path], out: Path, context: Conte
     drawn = order(len(rendered.pairs), steps * spec.batch, context.seed)
     tokens = sum(len(ids) for i in drawn for ids in rendered.pairs[i])
     trainer = Trainer(
-        model=scorer.classifier(source, renderer.pad_id),
-        args=trl_args.reward_model(spec, context.runtime, out, steps=steps, seed=context.seed),
+        model=reward_scorer.classifier(source, renderer.pad_id),
+        args=trl_arguments.reward_model(spec, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=training_set(rendered.pairs).select(drawn),
-        processing_class=training.tokenizer(source),
-        peft_config=trl_args.lora(spec.lora, head="score"),
+        processing_class=fit.tokenizer(source),
+        peft_config=trl_arguments.lora(spec.lora, head="score"),
         callbacks=[Watcher(context, tokens_a_step=tokens / steps)],
     )
-    training.fit(trainer, out, context)
-    training.hand_on(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
+    fit.fit(trainer, out, context)
+    fit.hand_on(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
     return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
 
 

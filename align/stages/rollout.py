@@ -5,25 +5,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align import model, scorer
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.rollout.ask import put
+from qwen_align.align.generation.requests import put
+from qwen_align.align.generation.resumable import Draw, draw, judged, open_engine
+from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rows import Problem, only, read_rows, to_line
-from qwen_align.align.spec.rollout import Rollout
-from qwen_align.align.stages.parts import Draw, draw, judged, open_engine
+from qwen_align.align.settings.rollout import Rollout
 from qwen_align.reward.settings import check_all
 
 
 def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
-    renderer = model.renderer_of(source)
+    renderer = loading.renderer_of(source)
     rows = only(Problem, read_rows(inputs[spec.from_data] / "rows.jsonl"))
     asked = [put(problem, renderer, spec.switch) for problem in rows]
     if not asked and spec.on_empty == "fail":
         raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
     check_all(spec.rewards)
-    scorer.bind(spec.rewards, inputs, device=model.device_of(context.runtime), max_rows=context.runtime.micro_batch)
+    reward_scorer.bind(
+        spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
+    )
     how = Draw(spec.sampling, spec.samples, context.seed, keep_tokens=spec.keep_tokens)
     drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
     if not context.is_main:

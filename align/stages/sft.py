@@ -8,14 +8,14 @@ from typing import Any
 import datasets
 from trl import SFTTrainer
 
-from qwen_align.align import model, trl_args
-from qwen_align.align.checkpoint import Watcher, WholeCheckpoints, order
 from qwen_align.align.context import Context
-from qwen_align.align.render import Sample, render_rows
+from qwen_align.align.models import loading
+from qwen_align.align.rendering.renderer import Sample, render_rows
 from qwen_align.align.rows import read_rows
-from qwen_align.align.spec.sft import Sft
-from qwen_align.align.spec.stage import steps_of
-from qwen_align.align.stages import training
+from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.stage import steps_of
+from qwen_align.align.training import fit, trl_arguments
+from qwen_align.align.training.checkpoints import Watcher, WholeCheckpoints, order
 
 
 class Trainer(WholeCheckpoints, SFTTrainer):  # type: ignore[misc]
@@ -25,20 +25,20 @@ class Trainer(WholeCheckpoints, SFTTrainer):  # type: ignore[misc]
 def run(spec: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data)
-    rendered = render_rows(model.renderer_of(source), rows, max_tokens=spec.max_tokens)
+    rendered = render_rows(loading.renderer_of(source), rows, max_tokens=spec.max_tokens)
     if not rendered.samples:
-        return training.nothing_to_train(spec, source, out, rendered.dropped, "max_tokens or from_data")
+        return fit.nothing_to_train(spec, source, out, rendered.dropped, "max_tokens or from_data")
     steps = steps_of(len(rendered.samples), spec.epochs, spec.batch)
     drawn = order(len(rendered.samples), steps * spec.batch, context.seed)
     trainer = Trainer(
-        model=model.load(source),
-        args=trl_args.sft(spec, context.runtime, out, steps=steps, seed=context.seed),
+        model=loading.load(source),
+        args=trl_arguments.sft(spec, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=training_set(rendered.samples).select(drawn),
-        processing_class=training.tokenizer(source),
-        peft_config=trl_args.lora(spec.lora),
+        processing_class=fit.tokenizer(source),
+        peft_config=trl_arguments.lora(spec.lora),
         callbacks=[Watcher(context, tokens_a_step=sum(len(rendered.samples[i].ids) for i in drawn) / steps)],
     )
-    training.train(trainer, source, out, context)
+    fit.train(trainer, source, out, context)
     return {
         "samples": len(rendered.samples),
         "dropped": rendered.dropped,

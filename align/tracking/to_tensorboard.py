@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from qwen_align.align.spec.tracking import Tracking
+from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking.curve import Run
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from qwen_align.align.spec.tracking import Tracking
+from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking.curve import Run
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align.spec.tracking import Tracking
+from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking.curve import Run
-from qwen_align.align.tracking.places import WandbMode, wandb_mode
+from qwen_align.align.tracking.setup import WandbMode, wandb_mode
 
 INIT_TIMEOUT_S = 15.0  # half of what the end of a run waits, so that a short run still has its files
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
 
 MAX_PHRASE_CHARS = 1_000  # our choice; the longest phrase in IFEval has 124. Searching takes at most chars x phrase
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qwen_align.align.rows import first_error
-from qwen_align.align.strict import did_you_mean
+from qwen_align.align.settings.base import did_you_mean
 from qwen_align.reward.ifeval import combination, content, keywords, layout, length, letter_case, punctuation, startend
 from qwen_align.reward.ifeval.instruction import Instruction, without_empty
 from qwen_align.reward.ifeval.language import ResponseLanguage

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from qwen_align.align.strict import did_you_mean
+from qwen_align.align.settings.base import did_you_mean
 from qwen_align.reward.ifeval.instruction import Instruction
 from qwen_align.reward.ifeval.languages import SCRIPTS, is_in
 

@@ -6,9 +6,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from qwen_align.align.references import DataRef, ModelRef, OutsideFile, leaves, outside_files, references
-from qwen_align.align.spec.build_data import BuildData
-from qwen_align.align.spec.evaluate import Evaluate
-from qwen_align.align.strict import Strict
+from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.evaluate import Evaluate
 
 
 class Inner(Strict):

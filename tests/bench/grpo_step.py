@@ -178,8 +178,8 @@ def trained(
     from qwen_align.align.context import Context
     from qwen_align.align.rl import trainer
     from qwen_align.align.rows import to_line
-    from qwen_align.align.spec.grpo import Grpo
-    from qwen_align.align.spec.stage import Runtime
+    from qwen_align.align.settings.grpo import Grpo
+    from qwen_align.align.settings.stage import Runtime
     from qwen_align.align.stages import online_rl
 
     data, out = options.folder / "data", options.folder / f"ours-{max_tokens}"
@@ -224,8 +224,8 @@ def parts(options: argparse.Namespace) -> dict[str, float]:
     from accelerate import Accelerator
     from rollout import make_model
 
+    from qwen_align.align.generation.local import LocalEngine
     from qwen_align.align.rl.actor import Actor
-    from qwen_align.align.rollout.local import LocalEngine
 
     clock, generate = Clock(), LocalEngine.generate
 

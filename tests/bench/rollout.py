@@ -25,9 +25,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from qwen_align.align.rollout.engine import Request
-from qwen_align.align.rollout.local import LocalEngine
-from qwen_align.align.spec.sampling import Sampling
+from qwen_align.align.generation.engine import Request
+from qwen_align.align.generation.local import LocalEngine
+from qwen_align.align.settings.sampling import Sampling
 
 GROUP, SPREAD = 8, 8
 PROMPT_LENGTHS = (50, 100)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from qwen_align.align.errors import DataError
 from qwen_align.align.references import outside_files, references
 from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Text, Trace
-from qwen_align.align.spec.build_data import BuildData
+from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.stages.build_data import rows as build
 from qwen_align.data_builders.benchmark_questions import Question
 from qwen_align.data_builders.contamination import (

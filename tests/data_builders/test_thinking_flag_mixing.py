@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qwen_align
-from qwen_align.align.render import Renderer
+from qwen_align.align.rendering.chat_template import TemplateError
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import FLAG_IN_TEXT, Chat, Flag, Message, Mode, Row, Trace, last_flag
-from qwen_align.align.template import TemplateError
 from qwen_align.data_builders.seeded_draws import random_for
 from qwen_align.data_builders.thinking_flag_mixing import MixedFlags, with_earlier_flags
 from qwen_align.data_builders.thinking_flags import asks_for_a_mode, without_flags

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from qwen_align.align.rendering.tiny_tokenizer import save_tokenizer, train_tokenizer
 from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_line
-from qwen_align.align.tiny_tokenizer import save_tokenizer, train_tokenizer
 from qwen_align.data_builders.arithmetic import Arithmetic, boxed
 
 BASE = Path(__file__).parents[2] / "recipes" / "tiny_base"

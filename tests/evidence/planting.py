@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Timer
 from typing import NamedTuple
 
-from qwen_align.align.server import NO_THREADS
+from qwen_align.align.pipeline.warm_server import NO_THREADS
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,21 +14,21 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qwen_align.align import whole
 from qwen_align.align.context import Context
+from qwen_align.align.generation import batched_decoding
 from qwen_align.align.rl import judge, trainer
-from qwen_align.align.rollout import slots
-from qwen_align.align.spec.recipe import AnyStage
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.recipe import AnyStage
+from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.stages import grpo, ppo  # noqa: F401 - imported before the forks
+from qwen_align.align.store.store import integrity
 
 # Where it dies: in the middle of rollouts, of judging, of an update, or while a checkpoint is written.
 PLACES: dict[str, tuple[Any, str]] = {
-    "rollouts": (slots.Slots, "_step"),
+    "rollouts": (batched_decoding.Slots, "_step"),
     "judging": (judge.Judge, "_judge"),
     "update": (trainer.OnlineTrainer, "_loss"),
     "checkpoint": (trainer.OnlineTrainer, "_save_more"),
-    "half a checkpoint": (whole, "seal"),
+    "half a checkpoint": (integrity, "seal"),
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
-from qwen_align.align.spec.online_rl import Entropy, Kl
+from qwen_align.align.settings.online_rl import Entropy, Kl
 
 
 @pytest.mark.parametrize(("kl", "factor"), [(6.0, 1.002), (0.0, 0.998), (3.3, 1.001), (3.0, 1.0), (100.0, 1.002)])

@@ -19,8 +19,8 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import to_line
-from qwen_align.align.spec.recipe import AnyStage
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.recipe import AnyStage
+from qwen_align.align.settings.stage import Runtime
 from qwen_align.data_builders import Arithmetic
 
 STAGE: dict[str, Any] = {

@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rl.actor import Actor, Critic
+from qwen_align.align.rl.assign_advantages import credit
 from qwen_align.align.rl.controllers import RewardScale
-from qwen_align.align.rl.credit import credit
 from qwen_align.align.rl.objective import Terms, Whole, loss_of, moves_without_advantage
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollouts import Rollouts, micro_batches
-from qwen_align.align.samples import Sample
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.ppo import Ppo
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
 
 N_PROMPT, N_TOKENS, MAX_TOKENS = [4] * 4 + [6] * 4, [5, 3, 7, 4, 6, 2, 5, 5], 8
 SHARED = {

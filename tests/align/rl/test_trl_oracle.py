@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
-from qwen_align.align import trl_args
 from qwen_align.align.rl.actor import Actor
 from qwen_align.align.rl.objective import Terms, Whole, loss_of
 from qwen_align.align.rl.rollouts import Rollouts, micro_batches
-from qwen_align.align.spec.grpo import Grpo
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.training import trl_arguments
 
 N_PROMPT, N_TOKENS, MAX_TOKENS = [5, 9, 3, 7], [6, 2, 8, 5], 12
 TEMPERATURE = 0.8
@@ -99,7 +99,7 @@ def test_loss_and_gradient_are_trls(
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=trl_args.grpo(
+        args=trl_arguments.grpo(
             spec(**settings, trainer="trl"), ours.sampling.for_policy(), Runtime(device="cpu"), tmp_path, seed=0
         ),
         train_dataset=datasets.Dataset.from_dict({"prompt": ["a"] * 4}),

@@ -10,11 +10,11 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qwen_align.align.context import Context
-from qwen_align.align.render import Renderer, render_pairs
+from qwen_align.align.rendering.renderer import Renderer, render_pairs
+from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rows import Message, Pair, to_line
-from qwen_align.align.samples import PairIds
-from qwen_align.align.spec.dpo import Dpo
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.stages import dpo
 from qwen_align.data_builders.arithmetic import Arithmetic, boxed
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from qwen_align.align import checkpoint, whole
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted
 from qwen_align.align.rows import Message, Pair, Row, to_line
-from qwen_align.align.spec.recipe import AnyStage
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.recipe import AnyStage
+from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.store.store import integrity
+from qwen_align.align.training import checkpoints
 from qwen_align.data_builders.arithmetic import Arithmetic, boxed
 
 pytestmark = pytest.mark.slow
@@ -132,9 +133,9 @@ def test_damaged_and_started_again_equals_uninterrupted(kind: str, inputs: dict[
         for damage in DAMAGES.values():
             shutil.copytree(saved, tmp_path / "copy" / saved.name)
             damage(tmp_path / "copy" / saved.name / name)
-            found = checkpoint.newest(tmp_path / "copy")
+            found = checkpoints.newest(tmp_path / "copy")
             assert found.folder is None
-            assert name in found.damaged[0] or whole.COMPLETE in found.damaged[0]
+            assert name in found.damaged[0] or integrity.COMPLETE in found.damaged[0]
             shutil.rmtree(tmp_path / "copy")
     # Whole, it goes on from the checkpoint; with its largest file damaged, from the beginning. Both end alike.
     shutil.copytree(tmp_path / "stopped", tmp_path / "damaged")

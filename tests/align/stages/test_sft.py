@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from qwen_align.align.checkpoint import order
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted
-from qwen_align.align.render import Renderer, render_rows
+from qwen_align.align.rendering.renderer import Renderer, render_rows
 from qwen_align.align.rows import to_line
-from qwen_align.align.spec.sft import Sft
-from qwen_align.align.spec.stage import Runtime
+from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.stages import sft
+from qwen_align.align.training.checkpoints import order
 from qwen_align.data_builders.arithmetic import Arithmetic
 
 BASE = Path(__file__).parents[3] / "recipes" / "tiny_base"

@@ -1,0 +1,64 @@
+"""`qwen-align build`: one data stage alone, from a file of its settings into a folder."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from qwen_align.align.context import PROGRESS, Context
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.references import OutsideFile, references
+from qwen_align.align.settings import recipe
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.stages import build_data
+
+
+class BuildSpec(BuildData):
+    """A `build_data` stage alone; `data` says in which folder what its settings refer to lies."""
+
+    data: dict[str, OutsideFile] = Field(default_factory=dict)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
+    """The settings in a YAML file, whose kind and name may be left out; raises RecipeError."""
+    raw = {"kind": "build_data", "name": "data", "seed": 0, **recipe.read(path, overrides)}
+    try:
+        spec = BuildSpec.model_validate(raw, context={"folder": str(path.parent)})
+    except ValidationError as error:
+        raise recipe.explained(error, raw, path) from None
+    for place, ref in references(spec):
+        if ref not in spec.data:
+            raise RecipeError(f"{path}: {place}: where does '{ref}' lie? Say it under data: {{{ref}: FOLDER}}")
+        if not (Path(spec.data[ref]) / "rows.jsonl").is_file():
+            raise RecipeError(f"{path}: data.{ref}: {spec.data[ref]} holds no rows.jsonl")
+    named = {str(ref) for _, ref in references(spec)}
+    for name in spec.data:
+        if name not in named:
+            raise RecipeError(f"{path}: data.{name}: no setting refers to it{did_you_mean(name, named)}")
+    return spec
+
+
+def build(spec: BuildSpec, out: Path) -> dict[str, Any]:
+    """Writes rows.jsonl, dropped.jsonl and README.md into the new folder `out`; returns counts of rows and drops.
+
+    Raises RecipeError if there is something in `out`; nothing is left there when the build fails.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise RecipeError(f"{out}: is there already; name a new folder")
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    inputs = {str(ref): Path(spec.data[ref]) for _, ref in references(spec)}
+    try:
+        summary = build_data.run(spec, inputs, unfinished, Context(unfinished, spec.seed or 0, Runtime()))
+        (unfinished / PROGRESS).unlink(missing_ok=True)
+        if out.exists():
+            out.rmdir()
+        unfinished.replace(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return summary

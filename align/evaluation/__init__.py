@@ -1,0 +1,1 @@
+"""Accuracy with its error, and tests between models."""

@@ -1,0 +1,244 @@
+"""Rows decoded together: slots that share their columns, in a key-value cache written in place.
+
+Prompts are right-aligned, so every step writes one column for all rows. A prompt without its last token is
+computed once and copied to its rows; the last token is each row's first input. A finished row gives its slot
+to the last live row, so that a step computes only rows that still need it.
+"""
+
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from qwen_align.align.generation.engine import FinishReason, Generation, Request, sample_key
+from qwen_align.align.generation.fused_decoding import step_of
+from qwen_align.align.generation.token_sampling import draw, uniforms
+
+
+class Row(NamedTuple):
+    """One completion to make."""
+
+    request: Request
+    sample: int
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.request.sampling.max_tokens
+
+    @property
+    def way(self) -> tuple[float, float, int, float]:
+        """The way of sampling; rows drawn in one call share it."""
+        sampling = self.request.sampling
+        return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p
+
+
+def n_columns(n_prompt: int, max_tokens: int) -> int:
+    """Columns of cache for the longest prompt and the longest completion; the last token drawn is never an input."""
+    return n_prompt + max_tokens - 1
+
+
+class Slots:
+    """The live rows of a micro-batch: `rows[i]` lies in slot i of every tensor.
+
+    `rows` come with the longest prompts first and those of one prompt side by side; all share one way of
+    sampling.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: Sequence[Row], *, stop_ids: Collection[int]) -> None:
+        self.rows = list(rows)
+        self.sampling = rows[0].request.sampling
+        self.width = rows[0].n_prompt
+        self.start = 0  # first column a live row's prompt lies in
+        self.n_made = 0
+        self.stop_ids = frozenset(stop_ids)
+        self.stops = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
+        self.stops[list(stop_ids)] = True
+        self.state = _state(model, rows)
+        self.forward = step_of(model, self.state.mask.shape[-1])
+        self.cache = _prefilled(model, rows, n_columns=self.state.mask.shape[-1])
+
+    def advance(self, compact_at: float) -> list[Generation]:
+        """Decodes until finished rows are `compact_at` of all, at least one; drops and returns them."""
+        while True:
+            self._step()
+            n_done = int((self.state.ends > 0).sum())
+            if n_done == len(self.rows) or n_done >= max(1, compact_at * len(self.rows)):
+                return self._drop_finished()
+
+    def next_token(self) -> tuple[int, bool]:
+        """The first row's next token, and whether the row has then ended."""
+        self._step()
+        return int(self.state.tokens[0, self.n_made - 1]), bool(self.state.ends[0])
+
+    def _step(self) -> None:
+        state, made = self.state, self.n_made
+        column = self.width - 1 + made
+        self.cache.open(self.start, column)
+        logits = self.forward(state.last, state.positions, state.mask[..., self.start : column + 1], self.cache)
+        drawn = draw(logits, uniforms(state.keys, made), self.sampling)
+        state.tokens[:, made] = drawn.tokens
+        state.policy[:, made] = drawn.policy
+        state.sampled[:, made] = drawn.sampled
+        state.last.copy_(drawn.tokens[:, None])
+        state.positions.add_(1)
+        self.n_made = made = made + 1
+        finished = self.stops[drawn.tokens] | (state.limits <= made)
+        state.ends.masked_fill_(finished & (state.ends == 0), made)
+
+    def _drop_finished(self) -> list[Generation]:
+        ends = self.state.ends.tolist()
+        done = [slot for slot, end in enumerate(ends) if end]
+        generations = self._generations(done, ends)
+        n_live = len(ends) - len(done)
+        holes = [slot for slot in done if slot < n_live]
+        movers = [slot for slot in range(n_live, len(ends)) if not ends[slot]]
+        for hole, mover in zip(holes, movers, strict=True):
+            self.rows[hole] = self.rows[mover]
+        del self.rows[n_live:]
+        self.start = self.width - max((row.n_prompt for row in self.rows), default=self.width)
+        to, source = torch.tensor([holes, movers], dtype=torch.int64, device=self.stops.device)
+        self.state = _State(*(_moved(tensor, to, source)[:n_live] for tensor in self.state))
+        self.cache.move(to, source)
+        return generations
+
+    def _generations(self, done: list[int], ends: list[int]) -> list[Generation]:
+        """What the rows in these slots made; FloatingPointError where the model's logits were no numbers."""
+        which = torch.tensor(done, device=self.stops.device)
+        state = self.state
+        records = [record.index_select(0, which)[:, : self.n_made] for record in (state.policy, state.sampled)]
+        policy, sampled = (record.log().tolist() for record in records)
+        tokens = state.tokens.index_select(0, which)[:, : self.n_made].tolist()
+        generations = []
+        for place, slot in enumerate(done):
+            row, end = self.rows[slot], ends[slot]
+            ids, logps = tokens[place][:end], policy[place][:end]
+            if any(logp != logp for logp in logps):
+                raise FloatingPointError(
+                    f"request '{row.request.id}', sample {row.sample}: the model's logits are not numbers; "
+                    "its weights are broken, or its precision too small"
+                )
+            reason: FinishReason = "stop" if ids[-1] in self.stop_ids else "length"
+            generations.append(Generation(row.request, row.sample, ids, logps, sampled[place][:end], reason))
+        return generations
+
+
+class _State(NamedTuple):
+    """What each slot holds; the first axis of every tensor is the slot."""
+
+    last: Tensor  # (B, 1) the next input
+    positions: Tensor  # (B, 1) its position
+    keys: Tensor  # (B,) of the random numbers
+    limits: Tensor  # (B,) most tokens
+    ends: Tensor  # (B,) tokens made when the row finished, 0 while it lives
+    tokens: Tensor  # (B, T) made so far
+    policy: Tensor  # (B, T) their probabilities before any cut
+    sampled: Tensor  # (B, T) and after
+    mask: Tensor  # (B, 1, 1, columns) added to attention scores
+
+
+def _state(model: PreTrainedModel, rows: Sequence[Row]) -> _State:
+    def column(values: list[int]) -> Tensor:
+        return torch.tensor(values, device=model.device)
+
+    limits = column([row.max_tokens for row in rows])
+    longest = int(limits.max())
+    positions = column([row.n_prompt - 1 for row in rows])[:, None]
+    width = rows[0].n_prompt
+    mask = torch.zeros(len(rows), n_columns(width, longest), dtype=model.dtype, device=model.device)
+    hidden = torch.arange(mask.shape[-1], device=model.device) < width - 1 - positions
+    # Half the range: still finite in bfloat16, for a block of columns that are all -inf may become NaN.
+    mask.masked_fill_(hidden, torch.finfo(model.dtype).min / 2)
+    probabilities = torch.ones(2, len(rows), longest, device=model.device)
+    return _State(
+        last=column([row.request.prompt_ids[-1] for row in rows])[:, None],
+        positions=positions,
+        keys=column([sample_key(row.request, row.sample) for row in rows]),
+        limits=limits,
+        ends=torch.zeros_like(limits),
+        tokens=torch.zeros(len(rows), longest, dtype=torch.int64, device=model.device),
+        policy=probabilities[0],
+        sampled=probabilities[1],
+        mask=mask[:, None, None],
+    )
+
+
+def _moved(tensor: Tensor, to: Tensor, source: Tensor) -> Tensor:
+    return tensor.index_copy_(0, to, tensor.index_select(0, source))
+
+
+class ColumnCache(Cache):  # type: ignore[misc]
+    """Keys and values (rows, heads, columns, size) of every layer; a step writes one column of all rows.
+
+    Prompts lie in the columns before `width`.
+    """
+
+    def __init__(self, n_rows: int, n_columns: int, *, width: int) -> None:
+        super().__init__(layers=[])
+        self.n_rows, self.n_columns, self.width = n_rows, n_columns, width
+        self.start = self.column = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def open(self, start: int, column: int) -> None:
+        """The next step writes `column` and sees the columns from `start` to it."""
+        self.start, self.column = start, column
+
+    def add_layer(self, keys: Tensor, values: Tensor) -> None:
+        """Room for one more layer, of the heads, size, type and place of these."""
+        for like, into in ((keys, self.keys), (values, self.values)):
+            into.append(like.new_empty(self.n_rows, like.shape[1], self.n_columns, like.shape[3]))
+            # What the mask hides is still multiplied, and must not be NaN; from `width` on a step writes what it reads.
+            into[-1][:, :, : self.width] = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if layer_idx == len(self.keys):
+            self.add_layer(key_states, value_states)
+        n_rows, end = key_states.shape[0], self.column + 1
+        keys, values = self.keys[layer_idx][:n_rows], self.values[layer_idx][:n_rows]
+        keys[:, :, self.column : end] = key_states
+        values[:, :, self.column : end] = value_states
+        return keys[:, :, self.start : end], values[:, :, self.start : end]
+
+    def move(self, to: Tensor, source: Tensor) -> None:
+        """Row `source[i]` takes the place of row `to[i]`."""
+        for tensor in (*self.keys, *self.values):
+            _moved(tensor[:, :, self.start : self.column + 1], to, source)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.column - self.start
+
+
+def _prefilled(model: PreTrainedModel, rows: Sequence[Row], *, n_columns: int) -> ColumnCache:
+    """A cache that holds each row's prompt but its last token, computed once a prompt."""
+    width = rows[0].n_prompt - 1
+    cache = ColumnCache(len(rows), n_columns, width=width)
+    if not width:
+        return cache
+    prompts = [ids for ids, _ in groupby(row.request.prompt_ids for row in rows)]
+    # Padded on the right, where causal attention needs no mask.
+    padded = [ids[:-1] + [0] * (width + 1 - len(ids)) for ids in prompts]
+    done = model(
+        input_ids=torch.tensor(padded, device=model.device),
+        past_key_values=DynamicCache(config=model.config),
+        use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values
+    for layer in done.layers:
+        cache.add_layer(layer.keys, layer.values)
+    row = prompt = 0
+    for ids, same in groupby(rows, key=lambda row: row.request.prompt_ids):
+        n, columns = len(list(same)), slice(width + 1 - len(ids), width)
+        for layer, keys, values in zip(done.layers, cache.keys, cache.values, strict=True):
+            keys[row : row + n, :, columns] = layer.keys[prompt, :, : len(ids) - 1]
+            values[row : row + n, :, columns] = layer.values[prompt, :, : len(ids) - 1]
+        row, prompt = row + n, prompt + 1
+    return cache

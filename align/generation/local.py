@@ -1,0 +1,156 @@
+"""The `local` engine: completions of a transformers causal LM, sampled from its live weights."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from qwen_align.align.generation.batched_decoding import Row, Slots, n_columns
+from qwen_align.align.generation.engine import Generation, Request, check_requests, weights_checksum
+
+
+class LocalEngine:
+    """Samples from `model` as it is when asked: nothing is copied, so `sync` only names the weights.
+
+    `max_rows` bounds a micro-batch, and so does `max_batch_tokens`: its rows times the columns of cache they
+    need. Finished rows are dropped once they are `compact_at` of the micro-batch;
+    0 drops each at once.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        stop_ids: Collection[int],
+        max_rows: int = 512,
+        max_batch_tokens: int = 131_072,
+        compact_at: float = 0.0,
+    ) -> None:
+        self.stop_ids = frozenset(stop_ids)
+        self.max_rows = max_rows
+        self.max_batch_tokens = max_batch_tokens
+        self.compact_at = compact_at
+        self.model = _checked(model, self.stop_ids)
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        """Every completion asked for, long prompts first, each as soon as its row is dropped.
+
+        Modules are back in their own train or eval mode whenever a completion is handed out.
+        """
+        config = self.model.config
+        check_requests(requests, vocab_size=config.vocab_size, max_positions=config.max_position_embeddings)
+        for rows in plan(requests, max_rows=self.max_rows, max_batch_tokens=self.max_batch_tokens):
+            with _still(self.model):
+                slots = Slots(self.model, rows, stop_ids=self.stop_ids)
+            while slots.rows:
+                with _still(self.model):
+                    finished = slots.advance(self.compact_at)
+                yield from finished
+
+    def stream(self, request: Request) -> Iterator[int]:
+        """The tokens of one completion as they are drawn, the stop token included; the same as `generate` gives."""
+        config = self.model.config
+        check_requests([request], vocab_size=config.vocab_size, max_positions=config.max_position_embeddings)
+        with _still(self.model):
+            slots = Slots(self.model, [Row(request, request.first_sample)], stop_ids=self.stop_ids)
+        is_done = False
+        while not is_done:
+            with _still(self.model):
+                token, is_done = slots.next_token()
+            yield token
+
+    @property
+    def holds_a_copy(self) -> bool:
+        return False
+
+    def sync(self, model: PreTrainedModel, version: int) -> str:
+        """Samples from `model` from now on; returns the checksum of its weights."""
+        self.model = _checked(model, self.stop_ids)
+        return self.checksum(model)
+
+    def checksum(self, model: PreTrainedModel) -> str:
+        return weights_checksum(model.named_parameters())
+
+
+def plan(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -> list[list[Row]]:
+    """Micro-batches within the budget, each of one way of sampling, its longest prompts first.
+
+    Rows of one prompt stay together unless they exceed the budget by themselves. Raises ValueError for a
+    completion that exceeds it alone.
+    """
+
+    def room(n_prompt: int, max_tokens: int) -> int:
+        return min(max_rows, max_batch_tokens // n_columns(n_prompt, max_tokens))
+
+    rows = [Row(request, sample) for request in requests for sample in request.samples]
+    rows.sort(key=lambda row: (row.way, -row.n_prompt, row.request.prompt_ids))
+    batches: list[list[Row]] = []
+    for _, alike in groupby(rows, key=lambda row: row.way):
+        batch: list[Row] = []
+        longest = 0
+        for prompt, same in groupby(alike, key=lambda row: row.request.prompt_ids):
+            group = list(same)
+            limit = max(row.max_tokens for row in group)
+            alone = room(len(prompt), limit)
+            if not alone:
+                raise ValueError(
+                    f"request '{group[0].request.id}': prompt and max_tokens need {n_columns(len(prompt), limit)} "
+                    f"columns of cache; max_batch_tokens is {max_batch_tokens}: raise it, or lower max_tokens"
+                )
+            longest = max(longest, limit)
+            if batch and len(batch) + len(group) > room(batch[0].n_prompt, longest):
+                batches.append(batch)
+                batch, longest = [], limit
+            while len(group) > alone:
+                batches.append(group[:alone])
+                group = group[alone:]
+            batch += group
+        batches.append(batch)
+    return batches
+
+
+def takes_masks(config: PreTrainedConfig) -> bool:
+    """Whether attention takes a mask that hides the padding of shorter prompts."""
+    return config._attn_implementation in ("sdpa", "eager")
+
+
+def has_full_attention(config: PreTrainedConfig) -> bool:
+    """Whether every layer keeps the keys and values of all tokens."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]  # Llama's config has no such field
+    return set(kinds) == {"full_attention"}
+
+
+def _checked(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedModel:
+    """The model, if this engine can run it; ValueError otherwise."""
+    config = model.config
+    if not takes_masks(config):
+        raise ValueError(
+            f"the local engine needs attn_implementation 'sdpa' or 'eager', not '{config._attn_implementation}'; "
+            "load the model with attn_implementation='sdpa' or use another engine"
+        )
+    if not has_full_attention(config):
+        kinds = set(config.layer_types)
+        raise ValueError(f"the local engine runs full attention only, and this model has {sorted(kinds)}")
+    strange = [token for token in stop_ids if not 0 <= token < config.vocab_size]
+    if strange:
+        raise ValueError(f"stop_ids {strange} lie outside the model's vocabulary of {config.vocab_size}")
+    return model
+
+
+@contextmanager
+def _still(model: PreTrainedModel) -> Iterator[None]:
+    """No gradients and no dropout inside; every module's own mode again afterwards.
+
+    Not inference_mode: a rotary embedding may store what it computed here, and training must be able to use it.
+    """
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,129 @@
+"""Completions drawn part by part, each part on disk before the next: a killed stage goes on where it was."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from qwen_align.align.context import Context
+from qwen_align.align.errors import StageError
+from qwen_align.align.generation.engine import Engine, Request
+from qwen_align.align.generation.local import LocalEngine
+from qwen_align.align.generation.requests import Asked, as_row, in_order, sampling_for
+from qwen_align.align.models import loading
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rows import Completion, read_rows, to_line
+from qwen_align.align.settings.sampling import SamplingSettings
+from qwen_align.align.store.store import store
+from qwen_align.reward.base import JUDGED_TOGETHER
+from qwen_align.reward.combine import judge_all
+from qwen_align.reward.settings import Reward
+from qwen_align.reward.verdict import Verdict
+
+BATCHES_A_PART = 4  # so that the engine can sort by length, and a crash loses a minute rather than an hour
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How many completions a prompt gets, and how they are drawn."""
+
+    settings: SamplingSettings
+    samples: int
+    seed: int
+    keep_tokens: bool = False
+
+
+def open_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
+    policy = loading.load(source).to(loading.device_of(context.runtime))
+    return LocalEngine(policy, stop_ids=renderer.stop_ids, max_rows=context.runtime.rollout_rows)
+
+
+def draw(
+    engine: Engine, renderer: Renderer, asked: Sequence[Asked], how: Draw, context: Context, parts: Path
+) -> Iterator[Completion]:
+    """All completions, by prompt as asked and then by sample, of every rank's parts; none outside the main process,
+    where this has to be drained all the same.
+
+    The parts depend on runtime.rollout_rows alone, so a resumed stage decodes the same batches.
+    """
+    parts.mkdir(parents=True, exist_ok=True)
+    size = max(1, BATCHES_A_PART * context.runtime.rollout_rows // how.samples)
+    spans = [(start, min(start + size, len(asked))) for start in range(0, len(asked), size)]
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    done, tokens = 0, 0
+    for number, (start, stop) in enumerate(spans):
+        if number % world == rank and _part(parts, start, stop, context) is None:
+            rows = []
+            for row in _drawn(engine, renderer, asked[start:stop], how):
+                rows.append(row)
+                tokens += row.n_tokens
+                context.progress(done + len(rows), len(asked) * how.samples // world, tokens, unit="completions")
+            ordered = in_order(rows, asked[start:stop])
+            text = "".join(to_line(row) + "\n" for row in ordered)
+            store.write_text(parts / f"{start:08d}-{stop:08d}.{_short(text.encode())}.jsonl", text)
+        done += (stop - start) * how.samples if number % world == rank else 0
+        context.stop_if_asked()
+    _wait_for_all(world)
+    if context.is_main:
+        for start, stop in spans:
+            path = _part(parts, start, stop, context)
+            if path is None:
+                raise StageError(f"{parts}: the completions of prompts {start} to {stop} are gone; run again")
+            yield from (row for row in read_rows(path) if isinstance(row, Completion))
+
+
+def judged(rows: Iterable[Completion], rewards: Sequence[Reward]) -> Iterator[tuple[Completion, Verdict]]:
+    """Each completion with its verdict, in order; `rows` come by prompt, whose completions are judged together."""
+    waiting: list[Completion] = []
+    for _, group in groupby(rows, key=lambda row: row.prompt_id):
+        waiting.extend(group)
+        if len(waiting) >= JUDGED_TOGETHER:
+            yield from zip(waiting, judge_all(rewards, waiting), strict=True)
+            waiting = []
+    yield from zip(waiting, judge_all(rewards, waiting), strict=True)
+
+
+def _part(parts: Path, start: int, stop: int, context: Context) -> Path | None:
+    """The part as it was written, which its name's digest tells; a damaged one is deleted and said."""
+    for path in parts.glob(f"{start:08d}-{stop:08d}.*.jsonl"):
+        if path.suffixes[0] == f".{_short(path.read_bytes())}":
+            return path
+        context.note(0, "damaged part", f"{path}: is not what was written; it is drawn again")
+        path.unlink()
+    return None
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _drawn(engine: Engine, renderer: Renderer, asked: Sequence[Asked], how: Draw) -> Iterator[Completion]:
+    by_id = {one.problem.id: one for one in asked}
+    requests = [
+        Request(
+            id=one.problem.id,
+            prompt_ids=one.prompt.ids,
+            n=how.samples,
+            sampling=sampling_for(one, renderer, how.settings),
+            seed=how.seed,
+        )
+        for one in asked
+    ]
+    for generation in engine.generate(requests):
+        row = as_row(by_id[generation.request.id], generation, renderer)
+        if how.keep_tokens:
+            row = row.model_copy(update={"token_ids": generation.token_ids, "logps": generation.logps})
+        yield row
+
+
+def _wait_for_all(world: int) -> None:
+    if world > 1:
+        if not torch.distributed.is_initialized():
+            # The default of 30 minutes would end a stage whose other part is longer.
+            torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        torch.distributed.barrier()

@@ -1,0 +1,104 @@
+"""One token a row from logits, by numbers that depend on the row alone."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qwen_align.align.settings.sampling import Sampling
+
+# splitmix64 (Steele, Lea and Flood, OOPSLA 2014, doi:10.1145/2660193.2660195), its constants as signed integers.
+_STEP = 0x9E3779B97F4A7C15 - 2**64
+_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
+
+class Drawn(NamedTuple):
+    """Token ids, and their probabilities under the policy and under the cut distribution; each (B,)."""
+
+    tokens: Tensor
+    policy: Tensor
+    sampled: Tensor
+
+
+def uniforms(keys: Tensor, position: int) -> Tensor:
+    """One number in [0, 1) a key, (B,) int64 -> (B,) float64: the `position`-th output of the key's generator.
+
+    52 bits, so that a number below 1 stays below 1 when it is multiplied by a total.
+    """
+    bits = keys + _signed((position + 1) * _STEP)
+    for shift, factor in _MIX:
+        bits = (bits ^ _shifted(bits, shift)) * factor
+    return _shifted(bits ^ _shifted(bits, 31), 12).double() * 2.0**-52
+
+
+def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
+    """The tokens whose share of the cumulated distribution, in order of token id, holds each row's number.
+
+    `logits` (B, V), `uniform` (B,). Greedy takes the likeliest token, the lowest id among equals, and reports
+    the policy at temperature 1.
+    """
+    logits = logits.float()
+    if sampling.is_greedy:
+        tokens = logits.argmax(-1)
+        policy = logits.softmax(-1).gather(1, tokens[:, None])[:, 0]
+        return Drawn(tokens, policy, torch.ones_like(policy))
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
+    probs = logits.softmax(-1)
+    if not sampling.cuts:
+        tokens = _invert(probs, uniform)[0]
+        policy = probs.gather(1, tokens[:, None])[:, 0]
+        return Drawn(tokens, policy, policy)
+    ids, kept = candidates(logits, sampling)
+    probs = probs.gather(1, ids)
+    places, total = _invert(probs * kept, uniform)
+    policy = probs.gather(1, places[:, None])[:, 0]
+    return Drawn(ids.gather(1, places[:, None])[:, 0], policy, (policy / total).float())
+
+
+def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Token ids in rising order and which of them top-k, then top-p, then min-p keep; both (B, M).
+
+    `logits` are already over the temperature. Tokens tied at the k-th place all stay, as in transformers; of
+    equal tokens at the border of top-p those with the lowest ids stay, where transformers takes any.
+    """
+    n_tokens = logits.shape[-1]
+    if 0 < sampling.top_k < n_tokens:
+        best = logits.topk(sampling.top_k)
+        least = best.values[:, -1:]
+        widest = int((logits >= least).sum(-1).max())
+        if widest > sampling.top_k:  # some row has ties at the k-th place
+            best = logits.topk(widest)
+        ids = best.indices.sort(-1).values
+        values = logits.gather(1, ids)
+        kept = values >= least
+    else:
+        ids = torch.arange(n_tokens, device=logits.device).expand_as(logits)
+        values, kept = logits, torch.ones_like(logits, dtype=torch.bool)
+    if sampling.top_p < 1:
+        falling, order = values.masked_fill(~kept, -torch.inf).sort(dim=-1, descending=True, stable=True)
+        share = falling.softmax(-1).double()
+        enough = share.cumsum(-1) - share >= sampling.top_p  # the likelier tokens alone
+        kept = kept & ~torch.empty_like(enough).scatter_(1, order, enough)
+    if sampling.min_p > 0:
+        probs = values.softmax(-1)  # a share of the top probability, so the other cuts do not change it
+        kept = kept & (probs >= sampling.min_p * probs.amax(-1, keepdim=True))
+    return ids, kept
+
+
+def _invert(probs: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's place where the cumulated probabilities pass `uniform` of their total, and that total; (B,)."""
+    # In float32 the sum over a large vocabulary would round its rare tokens away.
+    cumulated = probs.cumsum(-1, dtype=torch.float64)
+    total = cumulated[:, -1]
+    places = torch.searchsorted(cumulated, (uniform * total)[:, None], right=True)[:, 0]
+    return places.clamp_(max=probs.shape[-1] - 1), total  # past the end only if a logit is not a number
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Logical shift right: int64 shifts keep the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(number: int) -> int:
+    return (number + 2**63) % 2**64 - 2**63

@@ -1,0 +1,1 @@
+"""Models and reward scorers from their folders."""

@@ -1,0 +1,134 @@
+"""Runs one stage: `python -m qwen_align.align.pipeline.worker FOLDER REPORT`. All it reads is FOLDER/stage.json.
+
+REPORT gets one JSON object at the end: exit code and message.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context, main_process
+from qwen_align.align.errors import AlignError
+from qwen_align.align.pipeline.warm_server import die_with_parent
+from qwen_align.align.settings.recipe import AnyStage
+from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.store.store import store
+
+_STARTED = time.monotonic()
+_MEBI_PER_GIBI = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss: KiB on Linux, bytes on macOS
+
+
+def run_stage(folder: Path, report: Path, *, started: float, imported_before: float = 0.0) -> int:
+    """Runs the stage of `folder` and returns its exit code; never raises for what a stage can do wrong.
+
+    `started`: monotonic time the process came into being; `imported_before`: seconds of imports done for it.
+    """
+    said: dict[str, Any] = {"code": 0, "message": ""}
+    try:
+        _sweep(folder)
+        _run(folder, started=started, imported_before=imported_before)
+    except AlignError as error:
+        _print_traceback()
+        said = {"code": error.exit_code, "message": str(error)}
+    except OSError as error:
+        _print_traceback()
+        said = {"code": 4, "message": f"{error.filename or folder}: {error.strerror or error}"}
+    except Exception as error:  # noqa: BLE001 - the process boundary: whatever a library raises ends as exit code 4
+        _print_traceback()
+        said = {"code": 4, "message": f"{type(error).__name__}: {error}"}
+    if said["code"] != 0:
+        _sweep(folder)
+    if main_process():
+        report.write_text(json.dumps(said))
+    return int(said["code"])
+
+
+def _print_traceback() -> None:
+    with contextlib.suppress(OSError):  # the log is in the folder, whose disk may be what is full
+        traceback.print_exc()
+        sys.stderr.flush()
+
+
+def _sweep(folder: Path) -> None:
+    """Removes files that were being written when a stage ended; they are named with a dot until they are whole."""
+    if main_process():
+        for unfinished in folder.glob(".*"):
+            unfinished.unlink(missing_ok=True)
+
+
+def _run(folder: Path, *, started: float, imported_before: float) -> None:
+    job = store.read_json(folder / "stage.json")
+    settings: Any = TypeAdapter[Any](AnyStage).validate_python(job["settings"])
+    runtime = Runtime.model_validate(job["runtime"])
+    context = Context(folder, job["seed"], runtime, is_main=main_process())
+    context.listen_for_stop()
+    stage = importlib.import_module(f"qwen_align.align.stages.{settings.kind}")
+    if runtime.threads and settings.kind != "build_data":
+        import torch
+
+        torch.set_num_threads(runtime.threads)
+    imported = time.monotonic()
+    inputs = {ref: Path(entry["folder"]) for ref, entry in job["inputs"].items()}
+    summary = stage.run(settings, inputs, folder, context)
+    times = {
+        "seconds": time.monotonic() - imported,
+        "cpu_seconds": _cpu_seconds(),
+        "import_seconds": imported - started + imported_before,
+    }
+    if context.is_main:
+        _finish(folder, job, summary, {name: round(seconds, 3) for name, seconds in times.items()})
+
+
+def _cpu_seconds() -> float:
+    """Of all the stage's processes and of those they have waited for; of this one where they have not met."""
+    mine = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return mine
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():  # a stage without rows
+        return mine
+    parts = [0.0] * world
+    torch.distributed.all_gather_object(parts, mine)
+    return sum(parts)
+
+
+def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], times: dict[str, float]) -> None:
+    temporary = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] not in {*temporary, *store.UNFINISHED}
+    )
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    manifest = {
+        "key": job["key"],
+        "kind": job["settings"]["kind"],
+        "outputs": {str(path.relative_to(folder)): store.file_sha256(path) for path in files},
+        "summary": summary,
+        **times,
+        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEBI_PER_GIBI, 3),
+        "disk_gib": round(sum(path.stat().st_size for path in files) / 2**30, 6),
+        "world_size": world,
+        "git_commit": store.git_commit(),
+        "libraries": store.library_versions(),
+    }
+    (folder / PROGRESS).unlink(missing_ok=True)
+    store.write_json(folder / "manifest.json", manifest)
+    for name in store.UNFINISHED:
+        store.remove_tree(folder / name)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    sys.exit(run_stage(Path(sys.argv[1]), Path(sys.argv[2]), started=_STARTED))

@@ -1,1 +1,0 @@
-"""Engines that draw completions from a model."""

@@ -1,0 +1,74 @@
+"""How tokens are drawn: `SamplingSettings` as a recipe writes them, `Sampling` as an engine takes them."""
+
+import warnings
+
+from pydantic import Field
+
+from qwen_align.align.rows import Mode
+from qwen_align.align.settings.base import Strict
+
+# (temperature, top_p, top_k) by mode, for what a recipe leaves out: Qwen3 technical report, arXiv:2505.09388,
+# section "Post-training Evaluation". A prompt without a mode is answered directly, so it takes the second.
+DEFAULTS: dict[Mode | None, tuple[float, float, int]] = {
+    "think": (0.6, 0.95, 20),
+    "no_think": (0.7, 0.8, 20),
+    None: (0.7, 0.8, 20),
+}
+
+
+class Sampling(Strict):
+    """One distribution over next tokens: the logits over `temperature`, cut by top-k, then top-p, then min-p.
+
+    Temperature 0 takes the likeliest token and makes the three cuts idle. `top_p` 1, `top_k` 0 and `min_p` 0
+    cut nothing. A completion has at most `max_tokens` tokens, the stop token included.
+    """
+
+    temperature: float = Field(ge=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    max_tokens: int = Field(ge=1)
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def cuts(self) -> bool:
+        """Whether some tokens may be made impossible."""
+        return not self.is_greedy and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
+
+
+class SamplingSettings(Strict):
+    """The recipe's form: what is left out depends on who asks, evaluation (`for_mode`) or RL (`for_policy`)."""
+
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    max_tokens: int = Field(ge=1)
+
+    def for_mode(self, mode: Mode | None) -> Sampling:
+        """What is left out is Qwen3's advice for prompts of this mode; greedy thinking warns."""
+        temperature, top_p, top_k = DEFAULTS[mode]
+        sampling = self._filled(temperature, top_p, top_k)
+        if mode == "think" and sampling.is_greedy:
+            warnings.warn(
+                "sampling: temperature 0 in thinking mode: Qwen3 loops without end when it thinks greedily; "
+                "leave temperature out (0.6), or sample several completions and average",
+                stacklevel=2,
+            )
+        return sampling
+
+    def for_policy(self) -> Sampling:
+        """What is left out cuts nothing, at temperature 1: the very distribution that RL trains."""
+        return self._filled(1.0, 1.0, 0)
+
+    def _filled(self, temperature: float, top_p: float, top_k: int) -> Sampling:
+        return Sampling(
+            temperature=temperature if self.temperature is None else self.temperature,
+            top_p=top_p if self.top_p is None else self.top_p,
+            top_k=top_k if self.top_k is None else self.top_k,
+            min_p=self.min_p,
+            max_tokens=self.max_tokens,
+        )

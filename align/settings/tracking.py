@@ -1,0 +1,28 @@
+"""Where training curves go besides the run's own files."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from qwen_align.align.settings.base import Strict
+
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+
+
+class Tracking(Strict):
+    """Trackers that get the curves while stages run; no part of any key."""
+
+    to: list[TrackerName] = Field(default_factory=list, description="each needs the extra of its name")
+    project: str = Field("qwen-align", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
+    group: str | None = Field(None, description="what the runs of one recipe stand under; None = the recipe's name")
+    space: str | None = Field(
+        None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name of a Hugging Face Space for trackio; None = local"
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Tracking":
+        if len(set(self.to)) < len(self.to):
+            raise ValueError(f"to: a tracker is named twice: {', '.join(self.to)}")
+        if self.space and "trackio" not in self.to:
+            raise ValueError("space: is trackio's; add trackio to `to`, or leave space out")
+        return self

@@ -1,0 +1,28 @@
+"""What of a stage's settings is in its key: everything that is not at its default, under the names of the first day."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from qwen_align.align.settings.base import ALWAYS_IN_KEY
+from qwen_align.align.settings.renamed import old_field_names
+
+
+def list_key_fields(settings: BaseModel) -> list[tuple[str, Any]]:
+    """Returns (name in keys, value) of the fields that make the key.
+
+    A field at its default is left out, so that a new setting leaves all keys as they were; required fields, `kind` and
+    fields that are marked `ALWAYS_IN_KEY` stay. A renamed field has its old name.
+    """
+    old_names = old_field_names(type(settings))
+    return [
+        (old_names.get(name, name), getattr(settings, name))
+        for name, field in type(settings).model_fields.items()
+        if is_always_in_key(name, field) or getattr(settings, name) != field.get_default(call_default_factory=True)
+    ]
+
+
+def is_always_in_key(name: str, field: FieldInfo) -> bool:
+    """Tells whether the field stands in keys also at its default, so that another default is another key."""
+    return name == "kind" or field.is_required() or ALWAYS_IN_KEY in field.metadata

@@ -1,0 +1,54 @@
+"""What we take from TRL beside its trainers' constructors. Contract tests fail when a new version moves it."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.settings.online_rl import Vllm
+
+_MOST_COLUMNS = 32_768  # of the vocabulary in one tile, as TRL's fused head has it
+
+
+def vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings: Vllm, *, max_tokens: int) -> Any:
+    """TRL's way to vLLM; raises RecipeError where vLLM is not installed."""
+    from trl.generation.vllm_generation import VLLMGeneration
+    from trl.import_utils import is_vllm_available
+
+    if not is_vllm_available():
+        raise RecipeError("engine: vllm is not installed: pip install 'qwen-align[vllm]', or engine: local")
+    return VLLMGeneration(
+        model=model,
+        accelerator=accelerator,
+        processing_class=tokenizer,
+        mode=settings.mode,
+        server_base_url=settings.base_url,
+        server_timeout=settings.server_timeout_s,
+        group_port=settings.group_port,
+        gpu_memory_utilization=settings.memory_share,
+        max_model_length=max_tokens,
+        enable_sleep_mode=settings.sleeps,
+        logprobs=0,  # of the token drawn alone
+    )
+
+
+class TokenScores(NamedTuple):
+    """Natural logarithms of the tokens' probabilities, and the entropies of the distributions they are of; (N,)."""
+
+    logps: Tensor
+    entropies: Tensor
+
+
+def token_scores(hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float) -> TokenScores:
+    """Scores of `tokens` (N,) under the head over `hidden` (N, H), no (N, vocabulary) of logits ever in memory.
+
+    The logits are over `temperature`. Both scores have gradients.
+    """
+    weight, bias = head.weight, head.bias
+    with maybe_gather_lm_head_ctx(weight, bias):
+        logps, entropies, *_ = ChunkedLogProbFunction.apply(
+            hidden, weight, bias, tokens, temperature, min(_MOST_COLUMNS, weight.shape[0]), None, 1.0, ("entropy",)
+        )
+    return TokenScores(logps, entropies)

@@ -1,0 +1,387 @@
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from qwen_align.align.generation.batched_decoding import n_columns
+from qwen_align.align.generation.engine import Request
+from qwen_align.align.generation.fused_decoding import fits
+from qwen_align.align.generation.local import LocalEngine, plan
+from qwen_align.align.settings.sampling import Sampling
+
+VOCAB = 61
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.3,  # peaked enough that no two tokens nearly tie
+}
+FAMILIES = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8, "tie_word_embeddings": True}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+}
+FREE = Sampling(temperature=1.0, max_tokens=12)
+GREEDY = Sampling(temperature=0.0, max_tokens=20)
+CUT = Sampling(temperature=0.7, top_p=0.9, top_k=8, min_p=0.02, max_tokens=12)
+
+
+def make_model(family="qwen3", *, seed=0, by_modules=False, **settings):
+    """A model that decodes by the fused step, or by its own modules because something hooks into one."""
+    config, kind, more = FAMILIES[family]
+    torch.manual_seed(seed)
+    model = kind(config(**SIZES | more | settings)).eval()
+    if by_modules:
+        model.model.norm.register_forward_hook(lambda *_: None)
+    assert fits(model) != by_modules
+    return model
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["fused", "modules"])
+def model(request):
+    return make_model(by_modules=request.param)
+
+
+def make_prompts(lengths, *, seed=0):
+    draw = np.random.default_rng(seed)
+    return [draw.integers(5, VOCAB, size=length).tolist() for length in lengths]
+
+
+def make_requests(sampling=FREE, *, lengths=(1, 9, 3, 17, 3), n=4, **more):
+    prompts = make_prompts(lengths)
+    return [Request(f"p{i}", prompt, n, sampling, seed=7, **more) for i, prompt in enumerate(prompts)]
+
+
+def sampled(model, requests, *, stop_ids=(0, 1, 2), **settings):
+    """Generations by (request id, sample)."""
+    made = list(LocalEngine(model, stop_ids=stop_ids, **settings).generate(requests))
+    by_name = {(g.request.id, g.sample): g for g in made}
+    assert len(by_name) == len(made)
+    return by_name
+
+
+def tokens(by_name):
+    return {name: g.token_ids for name, g in by_name.items()}
+
+
+@torch.no_grad()
+def full_logits(model, generation):
+    """The logits each token was drawn from, by one plain forward over prompt and completion."""
+    prompt = generation.request.prompt_ids
+    logits = model(input_ids=torch.tensor([prompt + generation.token_ids])).logits[0]
+    return logits[len(prompt) - 1 : -1]
+
+
+@pytest.mark.parametrize("by_modules", [False, True], ids=["fused", "modules"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_hf_generate_on_prompts_of_different_lengths(family, by_modules):
+    model = make_model(family, by_modules=by_modules)
+    requests = make_requests(GREEDY, lengths=(1, 9, 3, 17, 3, 30), n=1)
+    ours = sampled(model, requests, stop_ids=(0, 1, 2, 3, 4))
+    for request in requests:
+        theirs = model.generate(
+            torch.tensor([request.prompt_ids]),
+            attention_mask=torch.ones(1, len(request.prompt_ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=[0, 1, 2, 3, 4],
+            pad_token_id=0,
+        )[0, len(request.prompt_ids) :].tolist()
+        assert ours[request.id, 0].token_ids == theirs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("by_modules", [False, True], ids=["fused", "modules"])
+@pytest.mark.parametrize("sampling", [FREE, CUT, GREEDY], ids=["free", "cut", "greedy"])
+def test_log_probs_equal_an_independent_full_forward(family, sampling, by_modules):
+    model = make_model(family, by_modules=by_modules)
+    for generation in sampled(model, make_requests(sampling)).values():
+        logits = full_logits(model, generation) / (sampling.temperature or 1.0)
+        drawn = torch.tensor(generation.token_ids)[:, None]
+        policy = logits.log_softmax(-1).gather(1, drawn)[:, 0]
+        torch.testing.assert_close(torch.tensor(generation.logps), policy, atol=1e-4, rtol=0)
+        if sampling is FREE:
+            assert generation.sampled_logps == generation.logps
+        elif sampling is GREEDY:
+            assert set(generation.sampled_logps) == {0.0}
+        else:
+            assert all(cut >= whole for cut, whole in zip(generation.sampled_logps, generation.logps, strict=True))
+
+
+def test_sampled_log_probs_are_of_the_cut_distribution(model):
+    """Enumerates the kept tokens by hand: top-k, then top-p of what it left, then min-p."""
+    for generation in sampled(model, make_requests(CUT)).values():
+        probs = (full_logits(model, generation) / 0.7).double().softmax(-1).numpy()
+        for row, token, logp in zip(probs, generation.token_ids, generation.sampled_logps, strict=True):
+            order = np.argsort(-row)[:8]
+            share = row[order] / row[order].sum()
+            before = np.cumsum(share) - share
+            kept = order[(before < 0.9) & (share >= 0.02 * share[0])]
+            assert token in kept
+            assert logp == pytest.approx(np.log(row[token] / row[kept].sum()), abs=1e-4)
+
+
+def test_a_padded_row_sees_its_own_prompt_only(model):
+    """A pad of more columns than the CPU attention kernel takes at once (512)."""
+    long, short = make_prompts((700, 4))
+    both = [Request("long", long, 1, FREE, seed=1), Request("short", short, 3, FREE, seed=1)]
+    assert tokens(sampled(model, both)).items() >= tokens(sampled(model, both[1:])).items()
+
+
+@pytest.mark.parametrize("sampling", [FREE, CUT], ids=["free", "cut"])
+def test_a_row_is_the_same_alone_in_a_mixed_batch_and_in_any_micro_batch(model, sampling):
+    requests = make_requests(sampling)
+    whole = tokens(sampled(model, requests))
+    assert len({tuple(ids) for ids in whole.values()}) > len(whole) // 2, "rows must differ for this to mean something"
+    alone = {}
+    for request, sample in itertools.product(requests, range(4)):
+        alone |= tokens(sampled(model, [replace(request, n=1, first_sample=sample)]))
+    assert whole == alone
+    assert whole == tokens(sampled(model, requests[::-1]))
+    assert whole == tokens(sampled(model, requests, max_rows=3))
+    assert whole == tokens(sampled(model, requests, max_batch_tokens=60))
+    others = [Request("other", [9, 9], 5, way, seed=1) for way in (FREE, GREEDY)]
+    for other in others:
+        assert whole.items() <= tokens(sampled(model, [other, *requests])).items()
+
+
+def test_samples_are_numbered_from_first_sample(model):
+    (request,) = make_requests(lengths=(6,), n=4)
+    whole = tokens(sampled(model, [request]))
+    parts = [replace(request, n=2), replace(request, n=2, first_sample=2)]
+    assert whole == tokens(sampled(model, parts))
+    assert sorted(sample for _, sample in whole) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"step": 1}, {"id": "q"}, {"first_sample": 4}])
+def test_seed_step_id_and_sample_each_change_the_draw(model, change):
+    (request,) = make_requests(lengths=(6,), n=4)
+    before = [g.token_ids for g in sampled(model, [request]).values()]
+    after = [g.token_ids for g in sampled(model, [replace(request, **change)]).values()]
+    assert before != after
+
+
+def test_dropping_finished_rows_changes_no_token(model):
+    requests = make_requests(n=16)
+    whole = {share: sampled(model, requests, compact_at=share) for share in (0.0, 0.3, 1.0)}
+    lengths = [len(g.token_ids) for g in whole[0.0].values()]
+    assert min(lengths) < max(lengths), "rows must end at different times for this to mean something"
+    assert tokens(whole[0.0]) == tokens(whole[0.3]) == tokens(whole[1.0])
+    for name, generation in whole[0.0].items():
+        torch.testing.assert_close(
+            torch.tensor(generation.logps), torch.tensor(whole[1.0][name].logps), atol=1e-5, rtol=0
+        )
+
+
+def test_completions_come_as_they_finish(model):
+    made = list(LocalEngine(model, stop_ids=(0, 1, 2)).generate(make_requests(n=16)))
+    lengths = [len(g.token_ids) for g in made]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1]
+
+
+def test_a_completion_ends_at_its_stop_token_or_at_its_own_limit(model):
+    prompts = make_prompts((5, 5))
+    requests = [
+        Request("few", prompts[0], 20, Sampling(temperature=1.0, max_tokens=3), seed=1),
+        Request("more", prompts[1], 20, Sampling(temperature=1.0, max_tokens=15), seed=1),
+    ]
+    stops = {0, 1, 2, 3, 4}
+    made = sampled(model, requests, stop_ids=stops)
+    for g in made.values():
+        assert not stops & set(g.token_ids[:-1])
+        assert (g.token_ids[-1] in stops) == (g.finish_reason == "stop")
+        assert len(g.token_ids) <= g.request.sampling.max_tokens
+        assert g.finish_reason == "stop" or len(g.token_ids) == g.request.sampling.max_tokens
+        assert len(g.token_ids) == len(g.logps) == len(g.sampled_logps)
+    assert {(g.request.id, g.finish_reason) for g in made.values()} == set(
+        itertools.product(("few", "more"), ("stop", "length"))
+    )
+
+
+def test_without_stop_ids_every_completion_is_full(model):
+    assert {len(ids) for ids in tokens(sampled(model, make_requests(), stop_ids=())).values()} == {12}
+
+
+def test_two_calls_agree_to_the_last_bit_and_so_does_a_new_process():
+    model = make_model()
+    requests = make_requests(CUT, n=6)
+    first, second = (list(LocalEngine(model, stop_ids=(0, 1, 2)).generate(requests)) for _ in range(2))
+    assert first == second
+    program = (
+        "import importlib.util, sys, torch; torch.set_num_threads(int(sys.argv[2]));"
+        "spec = importlib.util.spec_from_file_location('t', sys.argv[1]); t = importlib.util.module_from_spec(spec);"
+        "spec.loader.exec_module(t);"
+        "print([(g.request.id, g.sample, g.token_ids, g.logps, g.sampled_logps) for g in"
+        " t.LocalEngine(t.make_model(), stop_ids=(0, 1, 2)).generate(t.make_requests(t.CUT, n=6))])"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program, __file__, str(torch.get_num_threads())],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ,
+    ).stdout
+    ours = [(g.request.id, g.sample, g.token_ids, g.logps, g.sampled_logps) for g in first]
+    assert printed.splitlines()[-1] == str(ours)
+
+
+def test_each_prompt_is_computed_once_for_its_group(model):
+    seen = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    requests = make_requests(lengths=(9, 4), n=8)
+    list(LocalEngine(model, stop_ids=()).generate(requests))
+    hook.remove()
+    assert seen == [(2, 8)] + [(16, 1)] * 12
+
+
+def test_modes_of_the_modules_are_restored_even_between_completions(model):
+    model.train()
+    model.lm_head.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    for _ in LocalEngine(model, stop_ids=(0, 1, 2)).generate(make_requests()):
+        assert {name: module.training for name, module in model.named_modules()} == before
+        assert torch.is_grad_enabled()
+    model.eval()
+
+
+def test_dropout_is_off_while_sampling():
+    model = make_model("llama", attention_dropout=0.5, by_modules=True)
+    calm = tokens(sampled(model, make_requests()))
+    model.train()
+    assert tokens(sampled(model, make_requests())) == calm
+
+
+def test_the_model_trains_after_sampling(model):
+    list(LocalEngine(model, stop_ids=()).generate(make_requests()))
+    model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
+    assert model.lm_head.weight.grad.abs().sum() > 0
+    model.zero_grad()
+
+
+def test_live_weights_are_sampled_and_the_checksum_follows_them():
+    model = make_model()
+    engine = LocalEngine(model, stop_ids=())
+    requests = make_requests()
+    before, checksum = list(engine.generate(requests)), engine.sync(model, 0)
+    assert engine.sync(make_model(), 1) == checksum, "equal weights, equal checksum"
+    engine.sync(model, 1)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 4] += 1.0
+    assert engine.sync(model, 2) != checksum
+    assert list(engine.generate(requests)) != before
+
+
+def test_sync_takes_another_model():
+    engine = LocalEngine(make_model(), stop_ids=())
+    other = make_model(seed=1)
+    engine.sync(other, 1)
+    requests = make_requests()
+    assert list(engine.generate(requests)) == list(LocalEngine(other, stop_ids=()).generate(requests))
+
+
+def test_broken_weights_are_an_error_that_names_the_request():
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="request 'p"):
+        list(LocalEngine(model, stop_ids=()).generate(make_requests()))
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request("a", [], 1, FREE, seed=0), "request 'a': the prompt is empty"),
+        (Request("a", [VOCAB], 1, FREE, seed=0), "outside the vocabulary"),
+        (Request("a", [-1], 1, FREE, seed=0), "outside the vocabulary"),
+        (Request("a", [5], 0, FREE, seed=0), "at least one completion"),
+        (Request("a", [5] * 1020, 1, FREE, seed=0), "at most 4 can follow"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_is_refused(model, request_, message):
+    with pytest.raises(ValueError, match=message):
+        list(LocalEngine(model, stop_ids=()).generate([request_]))
+
+
+def test_a_sample_asked_for_twice_is_refused(model):
+    (request,) = make_requests(lengths=(3,), n=2)
+    with pytest.raises(ValueError, match="sample 1 is asked for 2 times"):
+        list(LocalEngine(model, stop_ids=()).generate([request, replace(request, first_sample=1)]))
+
+
+def test_models_this_engine_would_run_wrongly_are_refused(model):
+    sliding = make_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    with pytest.raises(ValueError, match="full attention only"):
+        LocalEngine(sliding, stop_ids=())
+    with pytest.raises(ValueError, match="stop_ids"):
+        LocalEngine(model, stop_ids=(VOCAB,))
+
+
+def test_no_requests_no_completions(model):
+    assert list(LocalEngine(model, stop_ids=()).generate([])) == []
+
+
+def test_micro_batches_keep_to_the_budget_and_groups_together():
+    requests = [
+        Request("short", [5] * 3, 4, FREE, seed=0),
+        Request("long", [6] * 30, 4, FREE, seed=0),
+        Request("greedy", [7] * 3, 2, GREEDY, seed=0),
+        Request("huge", [8] * 8, 11, FREE, seed=0),
+    ]
+    batches = plan(requests, max_rows=5, max_batch_tokens=4 * 41)
+    rows = [(row.request.id, row.sample) for batch in batches for row in batch]
+    assert sorted(rows) == sorted((r.id, s) for r in requests for s in range(r.n))
+    for batch in batches:
+        assert len(batch) <= 5
+        widest = n_columns(max(row.n_prompt for row in batch), max(row.max_tokens for row in batch))
+        assert len(batch) * widest <= 4 * 41
+        assert len({row.way for row in batch}) == 1
+        assert [row.n_prompt for row in batch] == sorted((row.n_prompt for row in batch), reverse=True)
+    holding = {id: sum(any(row.request.id == id for row in batch) for batch in batches) for id in ("short", "long")}
+    assert holding == {"short": 1, "long": 1}
+
+
+def test_a_long_prompt_and_a_long_completion_need_their_sum():
+    """Side by side they take 30 + 50 - 1 columns, though each alone takes fewer."""
+    requests = [
+        Request("prompt", [5] * 30, 2, Sampling(temperature=1.0, max_tokens=2), seed=0),
+        Request("completion", [6] * 2, 2, Sampling(temperature=1.0, max_tokens=50), seed=0),
+    ]
+    assert [len(batch) for batch in plan(requests, max_rows=9, max_batch_tokens=4 * 79)] == [4]
+    assert [len(batch) for batch in plan(requests, max_rows=9, max_batch_tokens=4 * 79 - 1)] == [2, 2]
+
+
+def test_rows_of_different_limits_share_a_batch(model):
+    """Finished rows stay until half have ended, beyond their own limit and the positions they were given."""
+    long, short = make_prompts((30, 2))
+    requests = [
+        Request("prompt", long, 3, Sampling(temperature=1.0, max_tokens=2), seed=0),
+        Request("completion", short, 3, Sampling(temperature=1.0, max_tokens=50), seed=0),
+    ]
+    kept = tokens(sampled(model, requests, stop_ids=(), compact_at=1.0))
+    assert kept == tokens(sampled(model, requests, stop_ids=()))
+    assert {name: len(ids) for (name, _), ids in kept.items()} == {"prompt": 2, "completion": 50}
+
+
+def test_the_budget_counts_the_columns_a_row_can_fill():
+    with pytest.raises(ValueError, match="need 14 columns of cache; max_batch_tokens is 13"):
+        plan([Request("a", [5] * 3, 1, FREE, seed=0)], max_rows=4, max_batch_tokens=13)

@@ -1,0 +1,106 @@
+"""How a stage's end is read: who asked it to stop, and who only died."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qwen_align.align.pipeline.launcher import Asked, Ended, Launcher
+from qwen_align.align.pipeline.run import launcher
+from qwen_align.align.pipeline.run import run as pipeline
+from qwen_align.align.pipeline.warm_server import PARENT
+
+DATA = {"name": "data", "kind": "build_data", "builder": {"kind": "arithmetic", "rows": "text", "n": 2, "steps": [1]}}
+
+
+@pytest.fixture
+def ended(
+    tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int, dict[str, object] | None, bool], Ended]:
+    """What the launcher makes of a process with this exit code and report, which was or was not asked to stop."""
+
+    def of(code: int, report: dict[str, object] | None, is_asked: bool) -> Ended:
+        def run(line: list[str], log: Path, asked: Asked) -> int:
+            asked.once(lambda: None)
+            if report is not None:
+                Path(line[-1]).write_text(json.dumps(report))
+            return code
+
+        monkeypatch.setattr(launcher, "_run_fresh", run)
+        (one,) = pipeline.plan(write_recipe([DATA]), tmp_path).stages
+        with Launcher() as launcher:
+            return launcher.run(one.stage, tmp_path, lambda: is_asked)
+
+    return of
+
+
+def test_a_stage_that_was_asked_and_saved_is_preempted(ended: Callable[..., Ended]) -> None:
+    assert ended(75, {"code": 75, "message": "after step 3"}, True) == Ended(75, "after step 3")
+
+
+def test_one_that_was_asked_before_it_listened_is_too(ended: Callable[..., Ended]) -> None:
+    assert ended(-signal.SIGTERM, None, True).code == 75
+
+
+def test_torchrun_stopping_the_others_when_one_has_died_is_a_failure(ended: Callable[..., Ended]) -> None:
+    said = ended(1, {"code": 75, "message": "stopped as asked"}, False)
+    assert said.code == 4
+    assert "another process of the stage died" in said.message
+
+
+def test_torchruns_own_code_says_less_than_the_stages(ended: Callable[..., Ended]) -> None:
+    assert ended(1, {"code": 3, "message": "no rows"}, False) == Ended(3, "no rows")
+
+
+@pytest.mark.parametrize("report", [None, {"code": 4, "message": "Connection closed by peer"}])
+def test_a_kill_is_named(ended: Callable[..., Ended], report: dict[str, object] | None) -> None:
+    """Also that of one of several processes, whatever the first says of it."""
+    said = ended(-signal.SIGKILL, report, False)
+    assert said.code == 4
+    assert "SIGKILL" in said.message
+    assert "memory" in said.message
+
+
+def test_a_process_is_not_left_behind_by_an_exception(tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    pids = tmp_path / "pid"
+
+    def watch() -> bool:
+        if pids.exists() and pids.read_text():
+            raise Stopped
+        return False
+
+    program = f"import os, pathlib, time; pathlib.Path({str(pids)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    with pytest.raises(Stopped):
+        launcher._run_fresh([sys.executable, "-c", program], tmp_path / "log", Asked(watch))
+    pid = int(pids.read_text())
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def test_what_the_user_has_set_in_the_environment_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert launcher.environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert launcher.environment().items() >= {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7"}.items()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's end on Linux only")
+def test_a_process_whose_parent_died_while_it_started_ends_too() -> None:
+    program = "from qwen_align.align.pipeline.warm_server import die_with_parent; die_with_parent(); print('alive')"
+
+    def said(parent: int) -> tuple[int, str]:
+        environment = {**launcher.environment(), PARENT: str(parent)}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    assert said(os.getpid()) == (0, "alive\n")
+    assert said(2**22 + 1) == (128 + signal.SIGKILL, ""), "no process has this number"

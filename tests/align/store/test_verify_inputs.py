@@ -1,0 +1,96 @@
+"""A stored stage whose files are no longer what it wrote is named before another stage reads it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_align.align.errors import StageError
+from qwen_align.align.store.store import store
+from qwen_align.align.store.verify_inputs import Inspector
+
+BUILDERS = {
+    "problems": {"kind": "arithmetic", "rows": "problem", "n": 5, "steps": [1]},
+    "mixed": {"kind": "mixture", "sources": [{"from_data": "problems"}]},
+}
+STAGES = [{"name": name, "kind": "build_data", "builder": builder} for name, builder in BUILDERS.items()]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "rows.jsonl is not what was written"),
+        (lambda path: path.unlink(), "rows.jsonl is missing"),
+        (flip, "rows.jsonl is not what was written"),
+        (lambda path: path.with_name("manifest.json").write_text('{"key": '), "manifest.json: cannot be read"),
+    ],
+)
+def test_damaged_rows_are_noticed_and_can_be_made_again(
+    tmp_path: Path, write_recipe: Callable[..., Path], cli: Callable[..., Any], damage: Callable[[Path], Any], what: str
+) -> None:
+    assert cli("run", write_recipe(STAGES[:1])).code == 0
+    (folder,) = tmp_path.glob("store/build_data-*")
+    rows = (folder / "rows.jsonl").read_bytes()
+    damage(folder / "rows.jsonl")
+    recipe = write_recipe(STAGES)
+    said = cli("run", recipe)
+    assert said.code == 4
+    assert what in said.err
+    assert str(folder) in said.err
+    assert len(list(tmp_path.glob("store/build_data-*/rows.jsonl"))) <= 1, "nothing was made of it"
+    assert cli("run", recipe, "--force", "problems").code == 0
+    assert (folder / "rows.jsonl").read_bytes() == rows
+
+
+def test_what_a_kill_left_of_a_finished_stage_is_cleared_away(
+    tmp_path: Path, write_recipe: Callable[..., Path], cli: Callable[..., Any]
+) -> None:
+    recipe = write_recipe(STAGES[:1])
+    cli("run", recipe)
+    (folder,) = tmp_path.glob("store/build_data-*")
+    (folder / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+    assert cli("run", recipe).code == 0
+    assert not (folder / "checkpoints").exists()
+
+
+def write_stage(folder: Path, name: str, content: str) -> Path:
+    """A stored stage with one file."""
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text(content)
+    return folder
+
+
+def finish(folder: Path) -> None:
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    outputs = {name: store.file_sha256(folder / name) for name in names}
+    (folder / "manifest.json").write_text(json.dumps({"outputs": outputs}))
+
+
+def test_adapters_below_are_looked_at_too_and_each_folder_once(tmp_path: Path) -> None:
+    sft = write_stage(tmp_path / "sft-1", "model/model.safetensors", "weights")
+    dpo = write_stage(tmp_path / "dpo-1", "adapter/adapter_model.safetensors", "weights")
+    grpo = write_stage(tmp_path / "grpo-1", "adapter/adapter_model.safetensors", "weights")
+    below = {"base": "../sft-1/model", "adapters": ["../dpo-1/adapter", "adapter"]}
+    (grpo / "model.json").write_text(json.dumps(below))
+    for folder in (sft, dpo, grpo):
+        finish(folder)
+    names = {folder.resolve(): folder.name.partition("-")[0] for folder in (sft, dpo, grpo)}
+    Inspector(names).look(grpo)
+    for folder in (sft, dpo):
+        (file,) = folder.rglob("*.safetensors")
+        looked = Inspector(names)
+        looked.look(folder)
+        flip(file)
+        looked.look(folder)  # seen already
+        with pytest.raises(StageError, match=rf"stage '{names[folder.resolve()]}'.*safetensors is not what was writ"):
+            Inspector(names).look(grpo)
+        flip(file)
+    Inspector({}).look(tmp_path / "elsewhere")  # a model from outside

@@ -1,0 +1,44 @@
+"""The parts of TRL and transformers we lean on beyond documented constructors: a new version must not move them."""
+
+import inspect
+
+import pytest
+from transformers import Trainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
+
+from qwen_align.align.training.checkpoints import WholeCheckpoints
+
+
+def parameters(function: object) -> list[str]:
+    assert callable(function)
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("trainer", [SFTTrainer, DPOTrainer, GRPOTrainer])
+def test_checkpoints_are_saved_through_the_method_we_wrap(trainer: type) -> None:
+    assert parameters(trainer._save_checkpoint) == parameters(WholeCheckpoints._save_checkpoint)
+    assert parameters(trainer._get_output_dir) == parameters(WholeCheckpoints._get_output_dir)
+    assert "super()._save_checkpoint" in inspect.getsource(trainer._save_checkpoint)
+
+
+def test_a_checkpoint_is_written_where_we_say_and_rotated_by_us() -> None:
+    source = inspect.getsource(Trainer._save_checkpoint)
+    assert "self._get_output_dir(trial=trial)" in source
+    assert "save_total_limit=self.args.save_total_limit" in source  # None, so nothing is rotated inside
+
+
+def test_dpo_prepares_its_data_in_the_method_we_replace() -> None:
+    assert parameters(DPOTrainer._prepare_dataset) == ["self", "dataset", "processing_class", "args", "dataset_name"]
+    source = inspect.getsource(DPOTrainer._prepare_dataset)
+    assert all(f'output["{column}"]' in source for column in ("prompt_ids", "chosen_ids", "rejected_ids"))
+
+
+def test_sft_takes_rows_that_are_tokenized() -> None:
+    assert 'is_processed = "input_ids" in column_names' in inspect.getsource(SFTTrainer._prepare_dataset)
+
+
+def test_grpo_calls_the_rollout_function_with_repeated_prompts_and_wants_three_columns() -> None:
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert "self.rollout_func(prompts, self)" in source
+    assert 'required_keys = {"prompt_ids", "completion_ids", "logprobs"}' in source
+    assert "reward if reward is not None else torch.nan" in inspect.getsource(GRPOTrainer._calculate_rewards)
