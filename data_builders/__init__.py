@@ -15,7 +15,7 @@ from qwen_align.data_builders.labelled_pairs import LabelledPairs
 from qwen_align.data_builders.local_file import LocalFile
 from qwen_align.data_builders.mixture import Ingredient, Mixture
 from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
-from qwen_align.data_builders.question_split import QuestionPart, Split, Unused, normal_question
+from qwen_align.data_builders.question_split import QuestionPart, Split, Unused, normalize_question
 from qwen_align.data_builders.reasoning_gym_tasks import GymTask, ReasoningGymTasks
 from qwen_align.data_builders.rollout_labels import Labels
 from qwen_align.data_builders.rollout_pairs import Pairs
@@ -23,7 +23,7 @@ from qwen_align.data_builders.scored_pairs import ScoredPairs
 from qwen_align.data_builders.selection_domains import Domains
 from qwen_align.data_builders.selection_inputs import Attempts
 from qwen_align.data_builders.selection_limo import ChainScore, Limo
-from qwen_align.data_builders.selection_limr import Limr, alignment_scores
+from qwen_align.data_builders.selection_limr import Limr, compute_alignment_scores
 from qwen_align.data_builders.selection_pass_rate import BANDS, Band, PassRate
 from qwen_align.data_builders.selection_s1 import S1
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, Sources, sieve
@@ -88,7 +88,7 @@ __all__ = [
     "Switches",
     "ThinkMix",
     "Unused",
-    "alignment_scores",
-    "normal_question",
+    "compute_alignment_scores",
+    "normalize_question",
     "sieve",
 ]

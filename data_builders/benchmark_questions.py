@@ -10,8 +10,8 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef, OutsideFile
 from qwen_align.align.rows import Row, RowError
 from qwen_align.align.settings.base import Strict, did_you_mean
-from qwen_align.data_builders.json_reader import SUFFIXES, read_values
-from qwen_align.data_builders.row_texts import part_of
+from qwen_align.data_builders.json_reader import SUFFIXES, read_json_values
+from qwen_align.data_builders.row_texts import join_part_texts
 
 Reader = Callable[[], Iterator[Row]]
 
@@ -45,26 +45,26 @@ class Against(Strict):
         """The stage's name, or the file's with its folder's, as many are called `test.jsonl`."""
         return self.against or "/".join(Path(self.against_file or "").parts[-2:])
 
-    def questions(self, sources: Mapping[str, Reader]) -> list[Question]:
+    def read_questions(self, sources: Mapping[str, Reader]) -> list[Question]:
         """The benchmark; raises DataError where it is empty, RowError naming file and line for a wrong row."""
         if self.against is not None:
             if self.against not in sources:
                 raise ValueError(f"against: '{self.against}' is none of the sources: {', '.join(sources) or 'none'}")
-            found = [Question(row.id, part_of(row, "question")) for row in sources[self.against]()]
+            questions = [Question(row.id, join_part_texts(row, "question")) for row in sources[self.against]()]
         else:
-            found = list(self._file_questions())
-        if not found:
+            questions = list(self._read_file_questions())
+        if not questions:
             raise DataError(f"contamination: {self.benchmark} holds no question, so nothing would be checked")
-        return found
+        return questions
 
-    def _file_questions(self) -> Iterator[Question]:
+    def _read_file_questions(self) -> Iterator[Question]:
         assert self.against_file is not None
         assert self.column is not None
-        for number, (where, value) in enumerate(read_values(Path(self.against_file)), start=1):
+        for number, (location, value) in enumerate(read_json_values(Path(self.against_file)), start=1):
             if not isinstance(value, dict):
-                raise RowError(f"{where}: is {type(value).__name__} {value!r:.40}, not an object with keys")
+                raise RowError(f"{location}: is {type(value).__name__} {value!r:.40}, not an object with keys")
             text = value.get(self.column)
             if not isinstance(text, str):
-                what = f"is {text!r:.40}, not a text" if self.column in value else "is missing"
-                raise RowError(f"{where}: '{self.column}' {what}{did_you_mean(self.column, map(str, value))}")
+                problem = f"is {text!r:.40}, not a text" if self.column in value else "is missing"
+                raise RowError(f"{location}: '{self.column}' {problem}{did_you_mean(self.column, map(str, value))}")
             yield Question(f"{self.benchmark}:{number}", text)

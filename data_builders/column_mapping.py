@@ -6,9 +6,14 @@ from typing import Any, NamedTuple
 from qwen_align.align.rows import Chat, Labelled, Pair, Problem, Row, Text, Trace
 from qwen_align.data_builders.bad_row_errors import BadValue
 from qwen_align.data_builders.format_definition import Target, Values
-from qwen_align.data_builders.message_conversion import reply, tools, turns, with_system
-from qwen_align.data_builders.preference_formats import label, number
-from qwen_align.data_builders.problem_formats import gold_after
+from qwen_align.data_builders.message_conversion import (
+    convert_reply,
+    convert_tool_schemas,
+    convert_turns,
+    prepend_system_message,
+)
+from qwen_align.data_builders.preference_formats import parse_label, parse_number
+from qwen_align.data_builders.problem_formats import extract_gold_after
 
 
 class Fields(NamedTuple):
@@ -32,48 +37,59 @@ FIELDS = {
 }
 
 
-def mapped(values: Values, columns: Mapping[str, str], mark: str | None, target: Target) -> Row:
+def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: str | None, target: Target) -> Row:
     """A row of the target's kind; with `mark` the gold is what follows its last occurrence.
 
     Raises BadValue for a field that is missing or of a wrong form.
     """
-    found = _fields(values, columns, target.kind)
+    fields = _collect_fields(values, columns, target.kind)
     if target.kind == "text":
         if target.meta:
             raise BadValue("no meta", "keep_columns: text rows have no meta to keep them in; leave it out")
-        return Text(id=target.id, source=target.source, **found)
-    asked = "messages" if "messages" in found else "prompt"
-    messages = with_system(found.get("system"), turns(found[asked], asked, target.seen))
+        return Text(id=target.id, source=target.source, **fields)
+    prompt_field = "messages" if "messages" in fields else "prompt"
+    messages = prepend_system_message(
+        fields.get("system"), convert_turns(fields[prompt_field], prompt_field, target.seen)
+    )
     if target.kind == "chat":
-        answer = [] if asked == "messages" else [reply(found["answer"], "answer", target.seen)]
-        return Chat(**target.shared, messages=[*messages, *answer], tools=tools(found.get("tools")))
+        answer = [] if prompt_field == "messages" else [convert_reply(fields["answer"], "answer", target.seen)]
+        return Chat(**target.shared, messages=[*messages, *answer], tools=convert_tool_schemas(fields.get("tools")))
     if target.kind == "pair":
-        chosen, rejected = (reply(found[side], side, target.seen) for side in ("chosen", "rejected"))
-        margin = number(found["margin"], "margin") if "margin" in found else None
+        chosen, rejected = (convert_reply(fields[side], side, target.seen) for side in ("chosen", "rejected"))
+        margin = parse_number(fields["margin"], "margin") if "margin" in fields else None
         return Pair(**target.shared, messages=messages, chosen=chosen, rejected=rejected, margin=margin)
     if target.kind == "labelled":
-        completion = reply(found["completion"], "completion", target.seen)
-        return Labelled(**target.shared, messages=messages, completion=completion, label=label(found["label"], "label"))
-    gold = found.get("gold")
-    if mark is not None and gold is not None:
-        gold = gold_after(gold, mark)
-    judged: dict[str, Any] = {"gold": gold, "reward": target.reward or "math_answer"}
+        completion = convert_reply(fields["completion"], "completion", target.seen)
+        return Labelled(
+            **target.shared, messages=messages, completion=completion, label=parse_label(fields["label"], "label")
+        )
+    gold = fields.get("gold")
+    if gold_mark is not None and gold is not None:
+        gold = extract_gold_after(gold, gold_mark)
+    gold_fields: dict[str, Any] = {"gold": gold, "reward": target.reward or "math_answer"}
     if target.kind == "problem":
-        return Problem(**target.shared, messages=messages, **judged)
-    return Trace(**target.shared, messages=messages, thinking=found["thinking"], answer=found["answer"], **judged)
+        return Problem(**target.shared, messages=messages, **gold_fields)
+    return Trace(
+        **target.shared, messages=messages, thinking=fields["thinking"], answer=fields["answer"], **gold_fields
+    )
 
 
-def _fields(values: Values, columns: Mapping[str, str], kind: str) -> dict[str, Any]:
+def _collect_fields(values: Values, columns: Mapping[str, str], kind: str) -> dict[str, Any]:
     """Our fields that are there, after checking that they make a row."""
-    fields = FIELDS[kind]
-    keys = {field: columns.get(field, field) for field in fields.all if field != "id"}
-    found = {field: values[key] for field, key in keys.items() if values.get(key) is not None}
-    if not any(found.keys() >= set(way) for way in fields.needed):
-        missing = next(keys[field] for way in reversed(fields.needed) for field in way if field not in found)
-        ways = ", or ".join(" and ".join(way) for way in fields.needed)
+    known_fields = FIELDS[kind]
+    keys = {field: columns.get(field, field) for field in known_fields.all if field != "id"}
+    given_fields = {field: values[key] for field, key in keys.items() if values.get(key) is not None}
+    if not any(given_fields.keys() >= set(required_fields) for required_fields in known_fields.needed):
+        missing = next(
+            keys[field]
+            for required_fields in reversed(known_fields.needed)
+            for field in required_fields
+            if field not in given_fields
+        )
+        alternatives = ", or ".join(" and ".join(required_fields) for required_fields in known_fields.needed)
         raise BadValue(
             "missing field",
-            f"'{missing}' is missing; a {kind} row has {ways}; the row's keys: "
+            f"'{missing}' is missing; a {kind} row has {alternatives}; the row's keys: "
             f"{', '.join(map(str, values)) or 'none'}. If the file names it otherwise, say so in columns",
         )
-    return found
+    return given_fields

@@ -1,17 +1,17 @@
 """Completions as training rows: those that thought, stopped by themselves, are well formed and correct."""
 
 from qwen_align.align.rows import Completion, Trace
-from qwen_align.data_builders.rollout_completions import verdict_value
-from qwen_align.data_builders.thinking_flags import asks_for_a_mode
+from qwen_align.data_builders.rollout_completions import get_verdict_value
+from qwen_align.data_builders.thinking_flags import has_thinking_flag
 from qwen_align.reward.thinking import split_turn
 
 
-def solved_trace(row: Completion, reward: str, correct_from: float) -> Trace | str:
+def convert_solved_completion(row: Completion, reward: str, correct_from: float) -> Trace | str:
     """The completion as a thinking row, else the short reason why it is none.
 
     Raises RowError if the reward did not judge the completion.
     """
-    value, turn = verdict_value(row, reward), split_turn(row.text)
+    value, turn = get_verdict_value(row, reward), split_turn(row.text)
     if row.mode == "no_think":
         return "not in thinking mode"
     if row.finish_reason == "length":
@@ -20,12 +20,12 @@ def solved_trace(row: Completion, reward: str, correct_from: float) -> Trace | s
         return "malformed turn" if isinstance(turn, str) else "no thinking"
     if value is None or value < correct_from:
         return "no verdict" if value is None else "wrong"
-    if asks_for_a_mode(row.prompt):
+    if has_thinking_flag(row.prompt):
         return "flag in the prompt's text"
-    return as_trace(row, turn.thinking, turn.answer, reward)
+    return make_trace(row, turn.thinking, turn.answer, reward)
 
 
-def as_trace(row: Completion, thinking: str, answer: str, reward: str) -> Trace:
+def make_trace(row: Completion, thinking: str, answer: str, reward: str) -> Trace:
     """The completion as a thinking row, with what it is to be judged by."""
     return Trace(
         id=row.id,

@@ -17,10 +17,14 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Row
 from qwen_align.data_builders.benchmark_questions import Against, Question, Reader
-from qwen_align.data_builders.longest_common_subsequence import SubsequenceIndex, lcs_length, share_of_shorter
+from qwen_align.data_builders.longest_common_subsequence import (
+    SubsequenceIndex,
+    compute_lcs_length,
+    compute_shorter_share,
+)
 from qwen_align.data_builders.ngram_index import NgramIndex
-from qwen_align.data_builders.row_texts import Part, part_of
-from qwen_align.data_builders.text_to_words import words
+from qwen_align.data_builders.row_texts import Part, join_part_texts
+from qwen_align.data_builders.text_to_words import split_words
 
 
 class Overlap(NamedTuple):
@@ -45,21 +49,21 @@ class _Rule(Against):
     method: str
     _help_for_short: ClassVar[str] = "a second rule with method same_words does"
 
-    def finder(self, questions: Sequence[Question]) -> Finder:
+    def make_finder(self, questions: Sequence[Question]) -> Finder:
         """Says of a text which question it repeats, if any; warns of questions that the rule can never find."""
-        units = self._units()
-        asked = [units(question.text) for question in questions]
-        too_short = sum(len(one) < self._fewest_units for one in asked)
-        if too_short:
+        split_units = self._choose_unit_splitter()
+        question_units = [split_units(question.text) for question in questions]
+        n_too_short = sum(len(units_of_question) < self._fewest_units for units_of_question in question_units)
+        if n_too_short:
             warnings.warn(
-                f"contamination: {too_short} of {len(asked)} questions of {self.benchmark} are too short for method "
+                f"contamination: {n_too_short} of {len(question_units)} questions of {self.benchmark} are too short for method "
                 f"'{self.method}', which finds no copy of them; {self._help_for_short}",
                 stacklevel=2,
             )
-        return self._finder([question.id for question in questions], asked, units)
+        return self._make_finder([question.id for question in questions], question_units, split_units)
 
     @abstractmethod
-    def _units(self) -> Units:
+    def _choose_unit_splitter(self) -> Units:
         """What texts are compared by."""
 
     @property
@@ -68,7 +72,9 @@ class _Rule(Against):
         """A question of fewer units is never found."""
 
     @abstractmethod
-    def _finder(self, ids: Sequence[str], asked: Sequence[Sequence[str]], units: Units) -> Finder: ...
+    def _make_finder(
+        self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units
+    ) -> Finder: ...
 
 
 class S1Overlap(_Rule):
@@ -91,7 +97,7 @@ class S1Overlap(_Rule):
         index = NgramIndex(asked, self.ngram)
 
         def find(text: str) -> Overlap | None:
-            for shared in index.shared(units(text)):
+            for shared in index.find_shared(units(text)):
                 return Overlap(ids[shared.texts[0]], f"{shared.words!r}")
             return None
 
@@ -110,7 +116,7 @@ class Qwen25MathOverlap(_Rule):
     above_share: float = Field(default=0.6, ge=0, lt=1)
 
     def _units(self) -> Units:
-        return words
+        return split_words
 
     @property
     def _fewest_units(self) -> int:
@@ -123,15 +129,15 @@ class Qwen25MathOverlap(_Rule):
         def find(text: str) -> Overlap | None:
             said = units(text)
             looked_at: set[int] = set()
-            for shared in index.shared(said):
+            for shared in index.find_shared(said):
                 for place in shared.texts:
                     if place in looked_at:
                         continue
                     looked_at.add(place)
-                    common = lcs_length(said, asked[place])
-                    share = share_of_shorter(common, len(said), len(asked[place]))
+                    common = compute_lcs_length(said, asked[place])
+                    share = compute_shorter_share(common, len(said), len(asked[place]))
                     if share > above:
-                        return Overlap(ids[place], f"{_in_common(common, share)}, {shared.words!r}")
+                        return Overlap(ids[place], f"{_describe_overlap(common, share)}, {shared.words!r}")
             return None
 
         return find
@@ -152,8 +158,8 @@ class Qwen25Overlap(_Rule):
 
     def _units(self) -> Units:
         if self.tokenizer is None:
-            return words
-        tokenizer = _read_tokenizer(Path(self.tokenizer))
+            return split_words
+        tokenizer = _load_tokenizer(Path(self.tokenizer))
         return lambda text: list(map(str, tokenizer.encode(text, add_special_tokens=False).ids))
 
     @property
@@ -165,18 +171,18 @@ class Qwen25Overlap(_Rule):
         index = SubsequenceIndex(asked, min_common=self.min_common, min_share=share)
 
         def find(text: str) -> Overlap | None:
-            alike = index.first_alike(units(text))
-            return None if alike is None else Overlap(ids[alike.text], _in_common(alike.common, alike.share))
+            alike = index.find_first_alike(units(text))
+            return None if alike is None else Overlap(ids[alike.text], _describe_overlap(alike.common, alike.share))
 
         return find
 
 
-def _read_tokenizer(path: Path) -> Any:
+def _load_tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer
 
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise DataError(f"tokenizer: {path}: {what}; a model's tokenizer.json is meant")
+        problem = "is a folder" if path.is_dir() else "there is no such file"
+        raise DataError(f"tokenizer: {path}: {problem}; a model's tokenizer.json is meant")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library has no narrower class for a file it cannot read
@@ -192,7 +198,7 @@ class SameWords(_Rule):
     _help_for_short: ClassVar[str] = "they hold no word"
 
     def _units(self) -> Units:
-        return words
+        return split_words
 
     @property
     def _fewest_units(self) -> int:
@@ -210,7 +216,7 @@ class SameWords(_Rule):
         return find
 
 
-def _in_common(common: int, share: Fraction) -> str:
+def _describe_overlap(common: int, share: Fraction) -> str:
     return f"{common} in common, {float(share):.2f} of the shorter"
 
 
@@ -228,15 +234,17 @@ class Benchmark(NamedTuple):
 def read_benchmarks(rules: Iterable[Contamination], sources: Mapping[str, Reader]) -> list[Benchmark]:
     """The rules, ready to be asked about rows, in order."""
     return [
-        Benchmark(f"contaminated: {rule.benchmark}, {rule.method}", rule.part, rule.finder(rule.questions(sources)))
+        Benchmark(
+            f"contaminated: {rule.benchmark}, {rule.method}", rule.part, rule.make_finder(rule.read_questions(sources))
+        )
         for rule in rules
     ]
 
 
-def contamination(row: Row, benchmarks: Iterable[Benchmark]) -> tuple[str, Overlap] | None:
+def find_contamination(row: Row, benchmarks: Iterable[Benchmark]) -> tuple[str, Overlap] | None:
     """The reason and the overlap of the first rule that finds the row contaminated."""
     for benchmark in benchmarks:
-        overlap = benchmark.find(part_of(row, benchmark.part))
+        overlap = benchmark.find(join_part_texts(row, benchmark.part))
         if overlap is not None:
             return benchmark.reason, overlap
     return None

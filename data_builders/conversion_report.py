@@ -17,16 +17,16 @@ class Report:
     seen: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def lines(self) -> list[str]:
+    def format_lines(self) -> list[str]:
         """The report, a statement a line."""
-        how = "recognised as" if self.is_recognised else "read as"
-        lines = [f"{self.source}: {how} {self.format}"]
-        lines += [f"{n:,} {kind} rows made" for kind, n in self.made.items()]
-        lines += [f"{what}: {n:,}" for what, n in sorted(self.seen.items())]
-        lines += [f"column '{key}' left out of {n:,} rows" for key, n in sorted(self.left_out.items())]
+        verb = "recognised as" if self.is_recognised else "read as"
+        lines = [f"{self.source}: {verb} {self.format}"]
+        lines += [f"{count:,} {kind} rows made" for kind, count in self.made.items()]
+        lines += [f"{conversion}: {count:,}" for conversion, count in sorted(self.seen.items())]
+        lines += [f"column '{key}' left out of {count:,} rows" for key, count in sorted(self.left_out.items())]
         return lines
 
-    def counts(self) -> dict[str, Any]:
+    def to_manifest(self) -> dict[str, Any]:
         """The report for a manifest."""
         return {
             "format": self.format,

@@ -7,86 +7,86 @@ from typing import Any
 
 from qwen_align.align.errors import DataError
 from qwen_align.data_builders.bad_row_errors import (
-    MOST_BYTES_A_ROW,
-    MOST_MIB_A_ROW,
+    MAX_ROW_BYTES,
+    MAX_ROW_MIB,
     BadRow,
     BadValue,
     Reject,
-    refuse,
-    without_nul,
+    raise_bad_row,
+    reject_rows_with_nul,
 )
-from qwen_align.data_builders.json_reader import check_path, opened
+from qwen_align.data_builders.json_reader import check_source_path, open_unpacked
 
-_LONGEST_CELL = (
-    64 * MOST_BYTES_A_ROW
+_MAX_CELL_CHARACTERS = (
+    64 * MAX_ROW_BYTES
 )  # longer ones end the reading, or a quote left open would take any file into memory
 TEXT_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_SUFFIXES = (".parquet",)
-_ROWS_A_BATCH = 256  # our choice: a batch of long traces stays at some tens of MiB
+_N_ROWS_PER_BATCH = 256  # our choice: a batch of long traces stays at some tens of MiB
 
 
-def read_csv(path: Path, reject: Reject = refuse) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_csv_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[str, dict[str, Any]]]:
     """(`path:line`, row) for every row below the header; cells are texts, an empty cell is None.
 
     Separated by commas, in a .tsv by tabs; quoted as in RFC 4180, so that a cell may hold line breaks. A row that has
     more or fewer cells than the header goes to `reject`. Raises RowError where the rest of the file cannot be read.
     """
-    check_path(path, TEXT_SUFFIXES)
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
-    with opened(path) as raw:
+    check_source_path(path, TEXT_SUFFIXES)
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL_CHARACTERS))
+    with open_unpacked(path) as raw:
         # What is not UTF-8 comes out as surrogates, which `_row` refuses for the row they are in.
         lines = (line.decode("utf-8", "surrogateescape") for line in raw)
         table = csv.reader(lines, strict=True, delimiter="\t" if ".tsv" in path.suffixes[-2:] else ",")
         header: list[str] | None = None
-        begins = 1
+        first_line = 1
         try:
             for cells in table:
-                where, begins = f"{path}:{begins}", table.line_num + 1
+                location, first_line = f"{path}:{first_line}", table.line_num + 1
                 if header is None:
-                    header = _header(cells, where) if cells else None
+                    header = _parse_header(cells, location) if cells else None
                 elif cells:
                     try:
-                        row = _row(cells, header)
+                        row = _parse_row(cells, header)
                     except BadValue as error:
-                        reject(BadRow(where, error.reason, str(error)))
+                        reject(BadRow(location, error.reason, str(error)))
                         continue
-                    yield where, row
+                    yield location, row
         except csv.Error as error:
-            said = f"is no CSV: {error}; the row begins here: is a quote left open?"
-            raise BadRow(f"{path}:{begins}", "not CSV", said) from None
+            message = f"is no CSV: {error}; the row begins here: is a quote left open?"
+            raise BadRow(f"{path}:{first_line}", "not CSV", message) from None
 
 
-def _header(cells: list[str], where: str) -> list[str]:
+def _parse_header(cells: list[str], location: str) -> list[str]:
     names = [cell.removeprefix("\ufeff").strip() for cell in cells]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise BadRow(where, "not CSV", f"the header names {', '.join(map(repr, twice))} twice")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise BadRow(location, "not CSV", f"the header names {', '.join(map(repr, repeated))} twice")
     if any("\0" in name or "\udc80" <= character <= "\udcff" for name in names for character in name):
-        raise BadRow(where, "not UTF-8", "the header is not UTF-8 text; convert the file")
+        raise BadRow(location, "not UTF-8", "the header is not UTF-8 text; convert the file")
     return names
 
 
-def _row(cells: list[str], header: list[str]) -> dict[str, Any]:
+def _parse_row(cells: list[str], header: list[str]) -> dict[str, Any]:
     if len(cells) != len(header):
         raise BadValue("ragged row", f"has {len(cells)} cells, the header {len(header)}")
-    whole = "".join(cells)
-    if len(whole) > MOST_BYTES_A_ROW:
-        raise BadValue("row too large", f"is over {MOST_MIB_A_ROW} MiB in one row")
+    joined_cells = "".join(cells)
+    if len(joined_cells) > MAX_ROW_BYTES:
+        raise BadValue("row too large", f"is over {MAX_ROW_MIB} MiB in one row")
     try:
-        whole.encode()
+        joined_cells.encode()
     except UnicodeEncodeError:
         raise BadValue("not UTF-8", "is not UTF-8; convert the file") from None
-    if "\0" in whole:
+    if "\0" in joined_cells:
         raise BadValue("NUL character", "holds a NUL character")
     return {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
-def read_parquet(path: Path, reject: Reject = refuse) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_parquet_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[str, dict[str, Any]]]:
     """(`path: row n`, row) for every row, nested ones as lists and dicts; read in batches.
 
     Raises DataError if it is no Parquet file, RowError where the rest of it cannot be read.
     """
-    check_path(path, PARQUET_SUFFIXES)
+    check_source_path(path, PARQUET_SUFFIXES)
     # Takes half a second, and only who reads Parquet needs it.
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
@@ -94,21 +94,23 @@ def read_parquet(path: Path, reject: Reject = refuse) -> Iterator[tuple[str, dic
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{path}: is no Parquet file, or a damaged one: {_first_line(error)}") from None
+        raise DataError(f"{path}: is no Parquet file, or a damaged one: {_get_first_line(error)}") from None
     number = 0
     with file:
-        batches = file.iter_batches(batch_size=_ROWS_A_BATCH)
+        batches = file.iter_batches(batch_size=_N_ROWS_PER_BATCH)
         while True:
             try:
                 batch = next(batches, None)
                 rows = [] if batch is None else batch.to_pylist()
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                raise BadRow(f"{path}: after row {number}", "damaged Parquet", _first_line(error)) from None
+                raise BadRow(f"{path}: after row {number}", "damaged Parquet", _get_first_line(error)) from None
             if batch is None:
                 return
-            yield from without_nul(rows, lambda number: f"{path}: row {number}", reject, first=number + 1)
+            yield from reject_rows_with_nul(
+                rows, lambda number: f"{path}: row {number}", reject, first_number=number + 1
+            )
             number += len(rows)
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__

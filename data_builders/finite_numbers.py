@@ -4,10 +4,10 @@ import re
 from math import isfinite
 from typing import Any
 
-_WRITTEN = re.compile(r"\s*[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\s*", re.ASCII)
+_DECIMAL_TEXT = re.compile(r"\s*[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\s*", re.ASCII)
 
 
-def finite(value: Any) -> float | None:
+def to_finite_float(value: Any) -> float | None:
     """The number as a float; None for anything else: true and false, NaN, what is too large for a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -18,8 +18,8 @@ def finite(value: Any) -> float | None:
     return number if isfinite(number) else None
 
 
-def finite_in(value: Any) -> float | None:
+def parse_finite_float(value: Any) -> float | None:
     """As `finite`, and of a text, which is all that a CSV file holds, the number that it writes."""
     if isinstance(value, str):
-        return finite(float(value)) if _WRITTEN.fullmatch(value) else None
-    return finite(value)
+        return to_finite_float(float(value)) if _DECIMAL_TEXT.fullmatch(value) else None
+    return to_finite_float(value)

@@ -6,8 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from qwen_align.align.rows import Message, Mode, Row
-from qwen_align.data_builders.bad_row_errors import BadValue, quoted
-from qwen_align.data_builders.message_conversion import Tools, tools, turns, with_system
+from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
+from qwen_align.data_builders.message_conversion import (
+    Tools,
+    convert_tool_schemas,
+    convert_turns,
+    prepend_system_message,
+)
 
 Kind = Literal["problem", "trace", "chat", "pair", "labelled", "text"]
 Values = Mapping[str, Any]
@@ -51,7 +56,7 @@ class RowFormat(NamedTuple):
     convert: Callable[[Values, Target], Row]
 
 
-def has(values: Values, *keys: str) -> bool:
+def has_values(values: Values, *keys: str) -> bool:
     """Whether all the keys are there; a null value is no value."""
     return all(values.get(key) is not None for key in keys)
 
@@ -60,60 +65,62 @@ def has_list(values: Values, key: str) -> bool:
     return isinstance(values.get(key), list)
 
 
-def text(values: Values, key: str) -> str:
+def read_text(values: Values, key: str) -> str:
     """The text under a key; raises BadValue if it is missing, blank or no text."""
-    value = wanted(values, key)
+    value = read_required(values, key)
     if not isinstance(value, str):
-        raise BadValue("wrong type", f"{key}: is {quoted(value)}, not a text")
+        raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a text")
     if not value.strip():
         raise BadValue("blank field", f"{key}: is blank")
     return value
 
 
-def optional_text(values: Values, key: str) -> str:
+def read_optional_text(values: Values, key: str) -> str:
     """The text under a key, empty if there is none; raises BadValue if it is no text."""
     value = values.get(key)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise BadValue("wrong type", f"{key}: is {quoted(value)}, not a text")
+        raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a text")
     return value
 
 
-def wanted(values: Values, key: str) -> Any:
+def read_required(values: Values, key: str) -> Any:
     """The value under a key; raises BadValue if it is missing or null."""
     if values.get(key) is None:
-        what = "is null" if key in values else "is missing"
-        raise BadValue("missing field", f"'{key}' {what}; the row's keys: {', '.join(map(str, values)) or 'none'}")
+        problem = "is null" if key in values else "is missing"
+        raise BadValue("missing field", f"'{key}' {problem}; the row's keys: {', '.join(map(str, values)) or 'none'}")
     return values[key]
 
 
-def turn_list(values: Values, key: str, target: Target) -> list[Message]:
+def read_turns(values: Values, key: str, target: Target) -> list[Message]:
     """The turns under a key, after the row's own system message; raises BadValue for a blank user turn."""
-    value = wanted(values, key)
+    value = read_required(values, key)
     if not isinstance(value, list):
-        raise BadValue("wrong type", f"{key}: is {quoted(value)}, not a list of turns")
-    said = with_system(values.get("system"), turns(value, key, target.seen))
-    for message in said:
+        raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a list of turns")
+    turns_read = prepend_system_message(values.get("system"), convert_turns(value, key, target.seen))
+    for message in turns_read:
         if message.role == "user" and not message.content.strip():
             raise BadValue("blank field", f"{key}: a user's turn is blank")
-    return said
+    return turns_read
 
 
-def prompt_turns(values: Values, key: str, target: Target) -> list[Message]:
+def read_prompt(values: Values, key: str, target: Target) -> list[Message]:
     """A text or a list of turns under a key, as what comes before the answer."""
-    value = wanted(values, key)
-    said = turn_list(values, key, target) if isinstance(value, list) else None
-    if said is None:
-        said = with_system(values.get("system"), [Message(role="user", content=text(values, key))])
-    if said[-1].role == "assistant":
+    value = read_required(values, key)
+    turns_read = read_turns(values, key, target) if isinstance(value, list) else None
+    if turns_read is None:
+        turns_read = prepend_system_message(
+            values.get("system"), [Message(role="user", content=read_text(values, key))]
+        )
+    if turns_read[-1].role == "assistant":
         raise BadValue("wrong roles", f"{key}: ends with an assistant's turn; a prompt ends before the answer")
-    return said
+    return turns_read
 
 
-def schemas(values: Values, target: Target) -> Tools | None:
+def read_tools(values: Values, target: Target) -> Tools | None:
     """The row's tools; raises BadValue where rows of the kind cannot carry them."""
-    found = tools(values.get("tools"))
-    if found and target.kind != "chat":
+    schemas = convert_tool_schemas(values.get("tools"))
+    if schemas and target.kind != "chat":
         raise BadValue("tools", f"tools: {target.kind} rows carry none; only chat rows do")
-    return found
+    return schemas

@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from qwen_align.data_builders.spelled_numbers import spelled_numbers
+from qwen_align.data_builders.spelled_numbers import find_spelled_numbers
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.repetition import units
 
@@ -28,10 +28,10 @@ _ADMITTED = re.compile(
     r"|猜一个|随便猜|瞎猜|只能猜|蒙一个|随便选",
     re.IGNORECASE,
 )
-_END = 300  # characters; a few sentences
+_N_FINAL_CHARACTERS = 300  # characters; a few sentences
 
 
-def guess_in(thinking: str, answer: str, min_words: int, *, numbers: bool = True) -> str | None:
+def find_guess_reason(thinking: str, answer: str, min_words: int, *, numbers: bool = True) -> str | None:
     """Why the answer counts as guessed, None if it does not.
 
     With `numbers`, an answer that is one number has to be met in the thinking, as `1/2`, `0.5` or `\\frac{1}{2}`
@@ -41,38 +41,38 @@ def guess_in(thinking: str, answer: str, min_words: int, *, numbers: bool = True
     n_words = len(units(thinking))
     if n_words < min_words:
         return f"{n_words} words of thinking"
-    admitted = _ADMITTED.search(thinking[-_END:])
+    admitted = _ADMITTED.search(thinking[-_N_FINAL_CHARACTERS:])
     if admitted:
         return f"says '{admitted[0]}'"
     if numbers:
-        wanted = _value(MathAnswer().answer(answer))
-        if wanted is not None and wanted not in numbers_in(thinking):
-            return f"{wanted} is never met in the thinking"
+        answer_number = _parse_single_number(MathAnswer().answer(answer))
+        if answer_number is not None and answer_number not in extract_numbers(thinking):
+            return f"{answer_number} is never met in the thinking"
     return None
 
 
-def numbers_in(text: str) -> set[Fraction]:
+def extract_numbers(text: str) -> set[Fraction]:
     """The sizes of all numbers in a text: whole, decimal, fractions, powers of ten, words, and the parts of them."""
-    found = set(spelled_numbers(text))
+    numbers = set(find_spelled_numbers(text))
     for match in _POWER.finditer(text):
         power = int(match["places"] or match["power"] or match["bare"])
-        found.add(Fraction(match["times"] or 1) * Fraction(10) ** power)
+        numbers.add(Fraction(match["times"] or 1) * Fraction(10) ** power)
     for match in _NUMBER.finditer(text):
-        above, below = match["above"] or match["left"], match["below"] or match["right"]
-        if above is not None:
-            found |= {Fraction(int(above)), Fraction(int(below))}
-            if int(below):
-                found.add(Fraction(int(above), int(below)))
+        numerator, denominator = match["above"] or match["left"], match["below"] or match["right"]
+        if numerator is not None:
+            numbers |= {Fraction(int(numerator)), Fraction(int(denominator))}
+            if int(denominator):
+                numbers.add(Fraction(int(numerator), int(denominator)))
         else:
-            places = match["places"] or match["only_places"] or ""
-            whole = re.sub("[^0-9]", "", match["whole"] or "0")
-            found.add(Fraction(int(whole)) + Fraction(int(places or 0), 10 ** len(places)))
-    return found
+            decimals = match["places"] or match["only_places"] or ""
+            integer_digits = re.sub("[^0-9]", "", match["whole"] or "0")
+            numbers.add(Fraction(int(integer_digits)) + Fraction(int(decimals or 0), 10 ** len(decimals)))
+    return numbers
 
 
-def _value(spelled: str | None) -> Fraction | None:
+def _parse_single_number(answer: str | None) -> Fraction | None:
     """The size of an answer that is one number."""
-    found = _RATIO.fullmatch(spelled) if spelled is not None else None
-    if found is None or (found[3] is not None and not int(found[3])):
+    ratio = _RATIO.fullmatch(answer) if answer is not None else None
+    if ratio is None or (ratio[3] is not None and not int(ratio[3])):
         return None
-    return Fraction(int(found[2]), int(found[3] or 1))
+    return Fraction(int(ratio[2]), int(ratio[3] or 1))

@@ -11,18 +11,18 @@ from pydantic import AfterValidator, Field
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Row
-from qwen_align.data_builders.bad_row_errors import Reject, without_nul
+from qwen_align.data_builders.bad_row_errors import Reject, reject_rows_with_nul
 from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_MOVING = ("main", "master", "HEAD")
+_MOVING_REVISIONS = ("main", "master", "HEAD")
 
 
-def _fixed(revision: str) -> str:
-    if revision in _MOVING or revision.startswith("refs/"):
+def _check_revision_is_fixed(revision: str) -> str:
+    if revision in _MOVING_REVISIONS or revision.startswith("refs/"):
         raise ValueError(
             f"'{revision}' moves, so the same recipe would give other rows tomorrow; give the commit's 40 hex digits "
             "(on the data set's page: Files and versions, History), or a tag"
@@ -32,7 +32,7 @@ def _fixed(revision: str) -> str:
     return revision
 
 
-def _named(dataset: str) -> str:
+def _check_dataset_name(dataset: str) -> str:
     if not _NAME.fullmatch(dataset):
         raise ValueError(f"'{dataset}' is no data set of the hub: owner/name; a file of your own is kind: local_file")
     return dataset
@@ -46,10 +46,10 @@ class Hub(Conversion):
     """
 
     kind: Literal["hub"] = "hub"
-    dataset: Annotated[str, AfterValidator(_named)]
+    dataset: Annotated[str, AfterValidator(_check_dataset_name)]
     name: str | None = Field(default=None, min_length=1, description="the data set's configuration")
     split: str = Field(default="train", min_length=1)
-    revision: Annotated[str, Field(min_length=1), AfterValidator(_fixed)]
+    revision: Annotated[str, Field(min_length=1), AfterValidator(_check_revision_is_fixed)]
     streaming: bool = True
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
@@ -58,28 +58,28 @@ class Hub(Conversion):
         Raises DataError if the hub cannot be reached or does not have it, RowError naming the row for the first that
         is wrong, unless `on_bad_row` is drop.
         """
-        return self.build_with(Report(), drops)
+        return self.build_with_report(Report(), drops)
 
-    def build_with(self, report: Report, drops: Drops) -> Iterator[Row]:
+    def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
         """As `build`; the report is filled as the rows are read."""
-        return self.convert(self._read, self.dataset, drops, report)
+        return self.convert_rows(self._read_rows, self.dataset, drops, report)
 
     @property
     def _where(self) -> str:
         config = f" ({self.name})" if self.name else ""
         return f"{self.dataset}{config} at {self.revision}, {self.split}"
 
-    def _read(self, reject: Reject) -> Iterator[tuple[str, Any]]:
+    def _read_rows(self, reject: Reject) -> Iterator[tuple[str, Any]]:
         try:
-            yield from without_nul(self._rows(), lambda number: f"{self._where}: row {number}", reject)
+            yield from reject_rows_with_nul(self._load_rows(), lambda number: f"{self._where}: row {number}", reject)
         except DataError:
             raise
         # The hub's errors are of these kinds: no connection, no such data set or revision, no such configuration or
         # split, a file that is damaged or of another form than its data set's card says.
         except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise DataError(f"{self._where}: {self._said(error)}") from None
+            raise DataError(f"{self._where}: {self._describe_error(error)}") from None
 
-    def _rows(self) -> Iterable[dict[str, Any]]:
+    def _load_rows(self) -> Iterable[dict[str, Any]]:
         from datasets import load_dataset_builder  # takes seconds, and only who reads the hub needs it
 
         builder = load_dataset_builder(self.dataset, self.name, revision=self.revision)
@@ -98,11 +98,11 @@ class Hub(Conversion):
         prepared: Iterable[dict[str, Any]] = builder.as_dataset(split=self.split)
         return prepared
 
-    def _said(self, error: Exception) -> str:
-        first = str(error).partition("\n")[0] or type(error).__name__
+    def _describe_error(self, error: Exception) -> str:
+        first_line = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, ConnectionError):
             return (
-                f"the hub cannot be reached ({first}); connect, unset HF_HUB_OFFLINE, or save the rows where there is "
+                f"the hub cannot be reached ({first_line}); connect, unset HF_HUB_OFFLINE, or save the rows where there is "
                 "a connection and read them as kind: local_file"
             )
-        return f"cannot be read: {first}"
+        return f"cannot be read: {first_line}"

@@ -12,37 +12,37 @@ from typing import Any, BinaryIO, cast
 
 from qwen_align.align.errors import DataError
 from qwen_align.data_builders.bad_row_errors import (
-    MOST_BYTES_A_ROW,
-    MOST_MIB_A_ROW,
+    MAX_ROW_BYTES,
+    MAX_ROW_MIB,
     BadRow,
     BadValue,
     Reject,
-    has_nul,
-    quoted,
-    refuse,
+    has_nul_character,
+    raise_bad_row,
+    shorten_repr,
 )
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 _UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 _BLANK = " \t\r\n"  # JSON's white space
-_SOLID = re.compile(r"[^ \t\r\n]")
-_CHUNK = 1 << 20
+_NOT_WHITE_SPACE = re.compile(r"[^ \t\r\n]")
+_CHUNK_BYTES = 1 << 20
 
 
-def read_values(path: Path, reject: Reject = refuse) -> Iterator[tuple[str, Any]]:
+def read_json_values(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[str, Any]]:
     """(`path:line`, value) of every line, or (`path: row n`, value) of a list that fills the file.
 
     Lines are read one at a time, a list is read into memory. A line that is no JSON in UTF-8 goes to `reject`, which
     raises or lets the next be read. Raises DataError if there is no such file, RowError if the rest of the file cannot
     be read. What is packed and what is a list is told by the content, because names lie.
     """
-    check_path(path, SUFFIXES)
-    with opened(path) as lines:
-        yield from _values(lines, path, reject)
+    check_source_path(path, SUFFIXES)
+    with open_unpacked(path) as lines:
+        yield from _read_lines_or_list(lines, path, reject)
 
 
-def check_path(path: Path, suffixes: tuple[str, ...]) -> None:
+def check_source_path(path: Path, suffixes: tuple[str, ...]) -> None:
     """Raises DataError if there is no such file, or if its name says that it holds something else."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name one file")
@@ -53,7 +53,7 @@ def check_path(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def open_unpacked(path: Path) -> Iterator[BinaryIO]:
     """The file's bytes, unpacked if they are gzip's; raises BadRow where they are damaged or no UTF-8 text at all."""
     with path.open("rb") as raw:
         is_packed = raw.read(2) == b"\x1f\x8b"
@@ -66,162 +66,166 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             lines.seek(0)
             yield lines
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            said = f"the gzip file is damaged or cut short: {error}"
-            raise BadRow(str(path), "damaged gzip", said) from None
+            message = f"the gzip file is damaged or cut short: {error}"
+            raise BadRow(str(path), "damaged gzip", message) from None
 
 
-def parsed(text: str) -> Any:
+def parse_json_value(text: str) -> Any:
     """The one JSON value in a text; raises BadValue for what is no JSON, or could not be written back as JSON."""
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        said = f"is not JSON: {error.msg} at character {error.pos + 1}"
-        raise BadValue("not JSON", said if text.strip("\0") else "is nothing but NUL bytes") from None
+        message = f"is not JSON: {error.msg} at character {error.pos + 1}"
+        raise BadValue("not JSON", message if text.strip("\0") else "is nothing but NUL bytes") from None
     except BadValue:
         raise
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
         raise BadValue("not JSON", f"cannot be read: {error}") from None
-    return _checked(value, text)
+    return _check_texts(value, text)
 
 
-def _checked(value: Any, text: str) -> Any:
+def _check_texts(value: Any, text: str) -> Any:
     """The value, if its texts can be written in UTF-8 and hold no NUL; only escapes can bring either in."""
     if "\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            said = f"holds half a surrogate pair, '\\u{ord(error.object[error.start]):x}'"
-            raise BadValue("half a surrogate pair", said) from None
-        if "\\u0000" in text and has_nul(value):
+            message = f"holds half a surrogate pair, '\\u{ord(error.object[error.start]):x}'"
+            raise BadValue("half a surrogate pair", message) from None
+        if "\\u0000" in text and has_nul_character(value):
             raise BadValue("NUL character", "holds a NUL character, '\\u0000'")
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object; of two equal keys Python would take the last and say nothing."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadValue("key twice", f"key {quoted(twice)} is there twice")
-    return found
+        repeated_key = next(key for key in keys if keys.count(key) > 1)
+        raise BadValue("key twice", f"key {shorten_repr(repeated_key)} is there twice")
+    return value
 
 
-def _finite(digits: str) -> float:
+def _parse_finite_float(digits: str) -> float:
     number = float(digits)
     if not isfinite(number):
         raise BadValue("not JSON", f"cannot be read: {digits} is too large a number")
     return number
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise BadValue("not JSON", f"is not JSON: {name} is no number of JSON's; write null, or leave the key out")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_refuse_repeated_keys, parse_float=_parse_finite_float, parse_constant=_refuse_constant
+)
 
 
-_ONE_BY_ONE = json.JSONDecoder(parse_int=str)  # finds where a bad row ends
+_LENIENT_DECODER = json.JSONDecoder(parse_int=str)  # finds where a bad row ends
 
 
-def _values(lines: BinaryIO, path: Path, reject: Reject) -> Iterator[tuple[str, Any]]:
+def _read_lines_or_list(lines: BinaryIO, path: Path, reject: Reject) -> Iterator[tuple[str, Any]]:
     is_first, number = True, 0
-    while line := lines.readline(MOST_BYTES_A_ROW + 1):
+    while line := lines.readline(MAX_ROW_BYTES + 1):
         number += 1
-        where = f"{path}:{number}"
+        location = f"{path}:{number}"
         if is_first and line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-            yield from _list(line + lines.read(), number, path, reject)
+            yield from _read_list(line + lines.read(), number, path, reject)
             return
         try:
-            if len(line) > MOST_BYTES_A_ROW:
-                _skip_line(lines, line)
-                raise BadValue("row too large", f"is over {MOST_MIB_A_ROW} MiB in one row; is a line break missing?")
-            text = decoded(line).strip(_BLANK)
+            if len(line) > MAX_ROW_BYTES:
+                _skip_rest_of_line(lines, line)
+                raise BadValue("row too large", f"is over {MAX_ROW_MIB} MiB in one row; is a line break missing?")
+            text = decode_line(line).strip(_BLANK)
             if not text:
                 continue
             is_first = False
-            value = parsed(text)
+            value = parse_json_value(text)
         except BadValue as error:
             is_first = False
             hint = "; an object over many lines? Wanted is a list of objects, or one a line"
-            reject(BadRow(where, error.reason, f"{error}{hint if line.strip() == b'{' else ''}"))
+            reject(BadRow(location, error.reason, f"{error}{hint if line.strip() == b'{' else ''}"))
             continue
-        yield where, value
+        yield location, value
 
 
-def _skip_line(lines: BinaryIO, line: bytes) -> None:
+def _skip_rest_of_line(lines: BinaryIO, line: bytes) -> None:
     while line and not line.endswith(b"\n"):
-        line = lines.readline(_CHUNK)
+        line = lines.readline(_CHUNK_BYTES)
 
 
-def decoded(line: bytes) -> str:
+def decode_line(line: bytes) -> str:
     """A line as text, without a byte order mark; raises BadValue if it is not UTF-8 or holds NUL bytes."""
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        said = f"is not UTF-8 ({error.reason} at byte {error.start}); convert the file"
-        raise BadValue("not UTF-8", said) from None
+        message = f"is not UTF-8 ({error.reason} at byte {error.start}); convert the file"
+        raise BadValue("not UTF-8", message) from None
     if "\0" in text:
         raise BadValue("NUL character", "holds NUL bytes; was the file cut by a crash, or is it UTF-16?")
     return text
 
 
-def _list(raw: bytes, line: int, path: Path, reject: Reject) -> Iterator[tuple[str, Any]]:
+def _read_list(raw: bytes, line: int, path: Path, reject: Reject) -> Iterator[tuple[str, Any]]:
     """The values of a list that begins in `line`, decoded one at a time; damage that hides what follows is raised."""
     try:
-        text = decoded(raw)
+        text = decode_line(raw)
     except BadValue as error:
         raise BadRow(str(path), error.reason, str(error)) from None
-    place, row = _next(text, text.index("[") + 1), 0
-    is_over = text.startswith("]", place)
-    while not is_over:
+    position, row = _skip_white_space(text, text.index("[") + 1), 0
+    is_at_end = text.startswith("]", position)
+    while not is_at_end:
         row += 1
         where = f"{path}: row {row}"
         try:
-            value, end = _element(text, place)
+            value, end = _decode_element(text, position)
         except BadValue as error:
             reject(BadRow(where, error.reason, str(error)))
-            end = _end(text, place, where)
+            end = _find_element_end(text, position, where)
         except (ValueError, RecursionError) as error:
-            raise _cut(text, place, where, line, error) from None
+            raise _make_broken_list_error(text, position, where, line, error) from None
         else:
             yield where, value
-        place = _next(text, end)
-        is_over = text.startswith("]", place)
-        if text.startswith(",", place):
-            place = _next(text, place + 1)
-        elif not is_over:
-            raise _cut(text, place, f"{path}: after row {row}", line, ValueError("neither ',' nor ']' follows"))
-    if text[place + 1 :].strip(_BLANK):
+        position = _skip_white_space(text, end)
+        is_at_end = text.startswith("]", position)
+        if text.startswith(",", position):
+            position = _skip_white_space(text, position + 1)
+        elif not is_at_end:
+            raise _make_broken_list_error(
+                text, position, f"{path}: after row {row}", line, ValueError("neither ',' nor ']' follows")
+            )
+    if text[position + 1 :].strip(_BLANK):
         raise BadRow(str(path), "not JSON", "something follows the list's end; one list, or one object a line, is read")
 
 
-def _element(text: str, place: int) -> tuple[Any, int]:
-    value, end = _DECODER.raw_decode(text, place)
-    if end - place > MOST_BYTES_A_ROW:
-        raise BadValue("row too large", f"is over {MOST_MIB_A_ROW} MiB in one row")
-    return _checked(value, text[place:end]), end
+def _decode_element(text: str, position: int) -> tuple[Any, int]:
+    value, end = _DECODER.raw_decode(text, position)
+    if end - position > MAX_ROW_BYTES:
+        raise BadValue("row too large", f"is over {MAX_ROW_MIB} MiB in one row")
+    return _check_texts(value, text[position:end]), end
 
 
-def _end(text: str, place: int, where: str) -> int:
+def _find_element_end(text: str, position: int, location: str) -> int:
     """Where a row ends that was refused for what it holds."""
     try:
-        return _ONE_BY_ONE.raw_decode(text, place)[1]
+        return _LENIENT_DECODER.raw_decode(text, position)[1]
     except (ValueError, RecursionError) as error:
-        raise BadRow(where, "not JSON", f"cannot be read: {error}") from None
+        raise BadRow(location, "not JSON", f"cannot be read: {error}") from None
 
 
-def _cut(text: str, place: int, where: str, line: int, error: Exception) -> BadRow:
+def _make_broken_list_error(text: str, position: int, location: str, line: int, error: Exception) -> BadRow:
     if isinstance(error, json.JSONDecodeError):
-        place, said = error.pos, f"is not JSON: {error.msg}"
+        position, message = error.pos, f"is not JSON: {error.msg}"
     else:
-        said = f"cannot be read: {error}"
-    if not text[place:].strip(_BLANK):
-        said += ", where the file ends; was it cut short?"
-    return BadRow(where, "not JSON", f"{said} (line {line + text.count(chr(10), 0, place)})")
+        message = f"cannot be read: {error}"
+    if not text[position:].strip(_BLANK):
+        message += ", where the file ends; was it cut short?"
+    return BadRow(location, "not JSON", f"{message} (line {line + text.count(chr(10), 0, position)})")
 
 
-def _next(text: str, place: int) -> int:
+def _skip_white_space(text: str, position: int) -> int:
     """The place of the next character that is no white space."""
-    found = _SOLID.search(text, place)
-    return found.start() if found else len(text)
+    match = _NOT_WHITE_SPACE.search(text, position)
+    return match.start() if match else len(text)

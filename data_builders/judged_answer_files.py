@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Message, Mode, RowError
 from qwen_align.align.settings.base import did_you_mean
-from qwen_align.data_builders.file_reader import check_suffix, read_source
-from qwen_align.data_builders.gsm8k_calculator_marks import without_marks
+from qwen_align.data_builders.file_reader import check_file_suffix, read_source_rows
+from qwen_align.data_builders.gsm8k_calculator_marks import remove_calculator_marks
 from qwen_align.data_builders.pair_matching import Candidate, Match, Matching
 from qwen_align.reward.repetition import units
 from qwen_align.reward.thinking import split_turn
@@ -38,39 +38,39 @@ class JudgedFile(Matching):
 
     @model_validator(mode="after")
     def _check_path(self) -> "JudgedFile":
-        check_suffix(self.path)
+        check_file_suffix(self.path)
         return self
 
-    def objects(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    def read_objects(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """(place, id, object) of every row; raises RowError for one that is no object."""
         path = Path(self.path)
-        for number, (where, row) in enumerate(read_source(path), start=1):
+        for number, (where, row) in enumerate(read_source_rows(path), start=1):
             if not isinstance(row, dict):
                 raise RowError(f"{where}: is {type(row).__name__} {row!r:.40}, not an object with keys")
             yield where, f"{path.name.partition('.')[0]}:{number}", row
 
-    def asked(self, row: dict[str, Any], where: str) -> list[Message]:
+    def make_prompt(self, row: dict[str, Any], where: str) -> list[Message]:
         """The prompt of a row."""
-        question = text_at(row, self.question, where)
+        question = read_text_field(row, self.question, where)
         system = [Message(role="system", content=self.system)] if self.system is not None else []
         return [*system, Message(role="user", content=question)]
 
-    def group(self, row_id: str, messages: list[Message], judged: list[tuple[str, str, float]]) -> Group:
+    def group_answers(self, row_id: str, messages: list[Message], judged: list[tuple[str, str, float]]) -> Group:
         """The question with its answers, given as (name, text, value)."""
         answers: list[Candidate] = []
         malformed: list[tuple[str, str]] = []
-        for name, text, worth in judged:
-            said = without_marks(text) if self.strip_marks else text
-            turn = "unclosed calculator mark" if self.strip_marks and "<<" in said else split_turn(said)
+        for name, text, value in judged:
+            answer_text = remove_calculator_marks(text) if self.strip_marks else text
+            turn = "unclosed calculator mark" if self.strip_marks and "<<" in answer_text else split_turn(answer_text)
             if isinstance(turn, str):
                 malformed.append((f"{row_id}#{name}", turn))
             else:
                 message = Message(role="assistant", content=turn.answer, thinking=turn.thinking)
-                answers.append(Candidate(name, said, worth, len(units(said)), message))
+                answers.append(Candidate(name, answer_text, value, len(units(answer_text)), message))
         return Group(row_id, messages, answers, malformed)
 
 
-def pair_fields(group: Group, match: Match) -> dict[str, Any]:
+def make_pair_fields(group: Group, match: Match) -> dict[str, Any]:
     """The fields of a Pair row that a match decides."""
     return {
         "id": f"{group.id}#{match.chosen.name}>{match.rejected.name}",
@@ -82,15 +82,15 @@ def pair_fields(group: Group, match: Match) -> dict[str, Any]:
     }
 
 
-def text_at(row: dict[str, Any], key: str, where: str) -> str:
+def read_text_field(row: dict[str, Any], key: str, where: str) -> str:
     """The text under a key; raises RowError naming the place."""
-    found = at(row, key, where)
-    if not isinstance(found, str):
-        raise RowError(f"{where}: '{key}' is {found!r:.40}, not a text")
-    return found
+    value = read_field(row, key, where)
+    if not isinstance(value, str):
+        raise RowError(f"{where}: '{key}' is {value!r:.40}, not a text")
+    return value
 
 
-def at(row: dict[str, Any], key: str, where: str) -> Any:
+def read_field(row: dict[str, Any], key: str, where: str) -> Any:
     """What is under a key; raises RowError naming the place."""
     if row.get(key) is None:
         raise RowError(f"{where}: '{key}' is missing{did_you_mean(key, map(str, row))}")

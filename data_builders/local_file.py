@@ -10,7 +10,7 @@ from pydantic import model_validator
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Row
 from qwen_align.data_builders.conversion_report import Report
-from qwen_align.data_builders.file_reader import check_suffix, read_source
+from qwen_align.data_builders.file_reader import check_file_suffix, read_source_rows
 from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources
 
@@ -26,7 +26,7 @@ class LocalFile(Conversion):
 
     @model_validator(mode="after")
     def _check_suffix(self) -> Self:
-        check_suffix(self.path)
+        check_file_suffix(self.path)
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
@@ -35,9 +35,9 @@ class LocalFile(Conversion):
         Raises DataError if there is no such file or its format is unclear, RowError naming file and line for the
         first row that is wrong, unless `on_bad_row` is drop.
         """
-        return self.build_with(Report(), drops)
+        return self.build_with_report(Report(), drops)
 
-    def build_with(self, report: Report, drops: Drops) -> Iterator[Row]:
+    def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
         """As `build`; the report is filled as the rows are read."""
         path = Path(self.path)
-        return self.convert(partial(read_source, path), str(path), drops, report)
+        return self.convert_rows(partial(read_source_rows, path), str(path), drops, report)

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-_LONGEST_BITS = 4096  # units of a text that become bits; a longer one is read against all candidates' bits at once
+_MAX_BITS = 4096  # units of a text that become bits; a longer one is read against all candidates' bits at once
 
 
 class Alike(NamedTuple):
@@ -21,15 +21,15 @@ class Alike(NamedTuple):
     share: Fraction
 
 
-def lcs_length(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
+def compute_lcs_length(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
     """How many units the longest common subsequence of two sequences has."""
-    short, long = (one, other) if len(one) <= len(other) else (other, one)
-    return _length(_places(short), long, len(short))
+    short, long = (left, right) if len(left) <= len(right) else (right, left)
+    return _compute_length_from_bits(_build_position_bits(short), long, len(short))
 
 
-def share_of_shorter(common: int, n_one: int, n_other: int) -> Fraction:
+def compute_shorter_share(common: int, n_left: int, n_right: int) -> Fraction:
     """What `common` units are of the shorter of two texts; 0 where it is empty."""
-    return Fraction(common, max(1, min(n_one, n_other)))
+    return Fraction(common, max(1, min(n_left, n_right)))
 
 
 class SubsequenceIndex:
@@ -43,82 +43,86 @@ class SubsequenceIndex:
         self._min_common = min_common
         self._min_share = min_share
         holders: dict[tuple[Hashable, int], list[int]] = {}
-        for place, text in enumerate(self._texts):
+        for index, text in enumerate(self._texts):
             for unit, count in Counter(text).items():
-                for nth in range(count):
-                    holders.setdefault((unit, nth), []).append(place)
+                for occurrence in range(count):
+                    holders.setdefault((unit, occurrence), []).append(index)
         # Who has a unit at least n times. What units two texts share, counted, is what the two have of these.
-        self._holders = {key: np.array(places, dtype=np.int32) for key, places in holders.items()}
+        self._holders = {key: np.array(indices, dtype=np.int32) for key, indices in holders.items()}
 
-    def first_alike(self, text: Sequence[Hashable]) -> Alike | None:
+    def find_first_alike(self, text: Sequence[Hashable]) -> Alike | None:
         """The first benchmark's text, most units in common first, that reaches both thresholds."""
-        places = self._candidates(text)
-        if not places:
+        indices = self._list_candidates(text)
+        if not indices:
             return None
-        for place, common in self._with_lengths(places, text):
-            share = share_of_shorter(common, len(text), len(self._texts[place]))
+        for index, common in self._measure_candidates(indices, text):
+            share = compute_shorter_share(common, len(text), len(self._texts[index]))
             if common >= self._min_common and share >= self._min_share:
-                return Alike(place, common, share)
+                return Alike(index, common, share)
         return None
 
-    def _with_lengths(self, places: Sequence[int], text: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
-        if len(text) > _LONGEST_BITS:
-            yield from zip(places, _lengths_at_once([self._texts[place] for place in places], text), strict=True)
+    def _measure_candidates(self, indices: Sequence[int], text: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
+        if len(text) > _MAX_BITS:
+            yield from zip(
+                indices, _compute_lengths_together([self._texts[index] for index in indices], text), strict=True
+            )
         else:
-            bits = _places(text)
-            yield from ((place, _length(bits, self._texts[place], len(text))) for place in places)
+            position_bits = _build_position_bits(text)
+            yield from (
+                (index, _compute_length_from_bits(position_bits, self._texts[index], len(text))) for index in indices
+            )
 
-    def _candidates(self, text: Sequence[Hashable]) -> list[int]:
+    def _list_candidates(self, text: Sequence[Hashable]) -> list[int]:
         """Places of the benchmark's texts that share enough units in any order, the largest share first."""
         import numpy as np
 
-        keys = ((unit, nth) for unit, count in Counter(text).items() for nth in range(count))
-        held: list[Any] = [self._holders[key] for key in keys if key in self._holders]
-        if len(held) < self._min_common:
+        keys = ((unit, occurrence) for unit, count in Counter(text).items() for occurrence in range(count))
+        holder_lists: list[Any] = [self._holders[key] for key in keys if key in self._holders]
+        if len(holder_lists) < self._min_common:
             return []
-        shared = np.bincount(np.concatenate(held), minlength=len(self._texts))
+        shared = np.bincount(np.concatenate(holder_lists), minlength=len(self._texts))
         shorter = np.minimum(self._lengths, len(text))
-        enough = shared * self._min_share.denominator >= shorter * self._min_share.numerator
-        places = np.flatnonzero(enough & (shared >= self._min_common))
-        order = np.argsort(-(shared[places] / shorter[places]), kind="stable")
-        return [int(place) for place in places[order]]
+        has_enough = shared * self._min_share.denominator >= shorter * self._min_share.numerator
+        indices = np.flatnonzero(has_enough & (shared >= self._min_common))
+        order = np.argsort(-(shared[indices] / shorter[indices]), kind="stable")
+        return [int(index) for index in indices[order]]
 
 
-def _places(units: Sequence[Hashable]) -> dict[Hashable, int]:
+def _build_position_bits(units: Sequence[Hashable]) -> dict[Hashable, int]:
     """For each unit an integer whose set bits are the places where it stands."""
     bits: dict[Hashable, int] = {}
-    for place, unit in enumerate(units):
-        bits[unit] = bits.get(unit, 0) | 1 << place
+    for position, unit in enumerate(units):
+        bits[unit] = bits.get(unit, 0) | 1 << position
     return bits
 
 
-def _length(bits: dict[Hashable, int], units: Sequence[Hashable], n_bits: int) -> int:
-    every = row = (1 << n_bits) - 1
+def _compute_length_from_bits(position_bits: dict[Hashable, int], units: Sequence[Hashable], n_bits: int) -> int:
+    all_bits = row = (1 << n_bits) - 1
     for unit in units:
-        at = bits.get(unit)
-        if at is not None:
-            common = row & at
-            row = (row + common | row - common) & every
+        unit_bits = position_bits.get(unit)
+        if unit_bits is not None:
+            common = row & unit_bits
+            row = (row + common | row - common) & all_bits
     return n_bits - row.bit_count()
 
 
-def _lengths_at_once(texts: Sequence[Sequence[Hashable]], units: Sequence[Hashable]) -> list[int]:
+def _compute_lengths_together(texts: Sequence[Sequence[Hashable]], units: Sequence[Hashable]) -> list[int]:
     """The length with each of the texts, whose bits lie side by side with one between them to catch the carry."""
     starts: list[int] = []
-    every, end = 0, 0
-    bits: dict[Hashable, int] = {}
+    all_bits, end = 0, 0
+    position_bits: dict[Hashable, int] = {}
     for text in texts:
         starts.append(end)
-        every |= (1 << len(text)) - 1 << end
-        for unit, places in _places(text).items():
-            bits[unit] = bits.get(unit, 0) | places << end
+        all_bits |= (1 << len(text)) - 1 << end
+        for unit, text_bits in _build_position_bits(text).items():
+            position_bits[unit] = position_bits.get(unit, 0) | text_bits << end
         end += len(text) + 1
-    row = every
+    row = all_bits
     for unit in units:
-        at = bits.get(unit)
-        if at is not None:
-            common = row & at
-            row = (row + common | row - common) & every
+        unit_bits = position_bits.get(unit)
+        if unit_bits is not None:
+            common = row & unit_bits
+            row = (row + common | row - common) & all_bits
     return [
         len(text) - (row >> start & (1 << len(text)) - 1).bit_count() for text, start in zip(texts, starts, strict=True)
     ]

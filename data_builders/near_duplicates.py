@@ -13,12 +13,14 @@ from pydantic import Field
 
 from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.row_texts import Part
-from qwen_align.data_builders.text_to_words import words_and_signs
+from qwen_align.data_builders.text_to_words import split_words_and_signs
 
 if TYPE_CHECKING:
     from qwen_align.data_builders.shingle_bitmaps import Hashes
 
-_BATCH = 4096  # shingles hashed at once: each takes 4 bytes a hash function, so a text of 10 MB would take gigabytes
+_BATCH_SHINGLES = (
+    4096  # shingles hashed at once: each takes 4 bytes a hash function, so a text of 10 MB would take gigabytes
+)
 
 
 class NearDuplicates(Strict):
@@ -36,7 +38,7 @@ class NearDuplicates(Strict):
     hashes_per_band: int = Field(default=8, ge=1, description="more make candidates more alike")
     part: Part = Field(default="everything", description="what of a row is compared; system turns have to be equal")
 
-    def finder(self) -> "NearDuplicateFinder":
+    def make_finder(self) -> "NearDuplicateFinder":
         return NearDuplicateFinder(self)
 
 
@@ -77,41 +79,45 @@ class NearDuplicateFinder:
         """The first kept text of the same group that the text nearly repeats; if there is none, the text is kept."""
         import numpy as np
 
-        units = words_and_signs(text)
-        shingles = self._shingles(units)
+        units = split_words_and_signs(text)
+        shingles = self._collect_shingles(units)
         if not shingles:
             return None
         # 32 bits, as the scheme takes, and twenty times as fast as sha1, the library's default
         hashes = np.fromiter((zlib.crc32(shingle.encode()) for shingle in shingles), np.uint32, len(shingles))
-        bands = self._bands_of(hashes, self._groups.setdefault(group, len(self._groups)))
-        sharing = [np.frombuffer(places, np.uintc) for band in bands if (places := self._bands.get(band))]
-        if sharing:
-            alike = self._maps.alike(np.concatenate(sharing), hashes, self._settings.threshold)
-            for place in np.unique(alike):
-                kept = self._kept[place]
-                theirs = self._shingles(kept.units.split(" "))
-                jaccard = len(shingles & theirs) / len(shingles | theirs)
+        bands = self._hash_bands(hashes, self._groups.setdefault(group, len(self._groups)))
+        indices_sharing_band = [
+            np.frombuffer(band_indices, np.uintc) for band in bands if (band_indices := self._bands.get(band))
+        ]
+        if indices_sharing_band:
+            candidates = self._maps.find_possibly_alike(
+                np.concatenate(indices_sharing_band), hashes, self._settings.threshold
+            )
+            for index in np.unique(candidates):
+                kept = self._kept[index]
+                kept_shingles = self._collect_shingles(kept.units.split(" "))
+                jaccard = len(shingles & kept_shingles) / len(shingles | kept_shingles)
                 if jaccard >= self._settings.threshold:
                     return Near(kept.id, jaccard)
-        del sharing  # as an array that is looked at cannot grow
+        del indices_sharing_band  # as an array that is looked at cannot grow
         for band in bands:
             self._bands.setdefault(band, array("I")).append(len(self._kept))
         self._maps.add(hashes)
         self._kept.append(_Kept(text_id, " ".join(units)))
         return None
 
-    def _bands_of(self, hashes: "Hashes", group: int) -> list[bytes]:
+    def _hash_bands(self, hashes: "Hashes", group: int) -> list[bytes]:
         """A name for each band, equal for texts of a group that have its hashes in common."""
         minhash = self._empty.copy()
-        for start in range(0, len(hashes), _BATCH):
-            minhash.update_batch(hashes[start : start + _BATCH])
+        for start in range(0, len(hashes), _BATCH_SHINGLES):
+            minhash.update_batch(hashes[start : start + _BATCH_SHINGLES])
         n = self._settings.hashes_per_band
         return [
             b"%d %d " % (group, band) + minhash.hashvalues[band * n : (band + 1) * n].tobytes()
             for band in range(self._settings.bands)
         ]
 
-    def _shingles(self, units: list[str]) -> set[str]:
+    def _collect_shingles(self, units: list[str]) -> set[str]:
         """Runs of units; a text shorter than a shingle is one itself."""
         n = self._settings.shingle
         return {" ".join(units[start : start + n]) for start in range(max(1, len(units) - n + 1))} if units else set()

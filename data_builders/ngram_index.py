@@ -26,30 +26,30 @@ class NgramIndex:
         self._n_short = max(1, n - STRIDE + 1)
         self._texts: dict[str, tuple[int, ...]] = {}
         self._short: set[tuple[str, ...]] = set()
-        one_of_each: dict[str, str] = {}
-        for place, text in enumerate(texts):
-            words = [one_of_each.setdefault(word, word) for word in text]
+        interned: dict[str, str] = {}
+        for index, text in enumerate(texts):
+            words = [interned.setdefault(word, word) for word in text]
             if len(words) < n:
                 continue
             self._short.update(zip(*(words[skip:] for skip in range(self._n_short)), strict=False))
-            alone = (place,)
+            only_this = (index,)
             for start in range(len(words) - n + 1):
                 ngram = " ".join(words[start : start + n])
-                known = self._texts.setdefault(ngram, alone)
-                if known[-1] != place:
-                    self._texts[ngram] = (*known, place)
+                known = self._texts.setdefault(ngram, only_this)
+                if known[-1] != index:
+                    self._texts[ngram] = (*known, index)
 
-    def shared(self, words: Sequence[str]) -> Iterator[SharedNgram]:
+    def find_shared(self, words: Sequence[str]) -> Iterator[SharedNgram]:
         """The n-grams that a text's words share with the benchmark, in the text's order."""
         n, n_short = self.n, self._n_short
         slack = n - n_short  # a short gram at `slack` lies inside the n-grams that start at 0 … slack
         grams = zip(*(words[slack + skip :: slack + 1] for skip in range(n_short)), strict=False)
         if self._short.isdisjoint(grams):  # all in C: this is where the texts without a shared n-gram end
             return
-        for at in range(slack, len(words) - n_short + 1, slack + 1):
-            if tuple(words[at : at + n_short]) not in self._short:
+        for gram_start in range(slack, len(words) - n_short + 1, slack + 1):
+            if tuple(words[gram_start : gram_start + n_short]) not in self._short:
                 continue
-            for start in range(at - slack, min(at, len(words) - n) + 1):
+            for start in range(gram_start - slack, min(gram_start, len(words) - n) + 1):
                 ngram = " ".join(words[start : start + n])
                 if ngram in self._texts:
                     yield SharedNgram(ngram, self._texts[ngram])

@@ -23,8 +23,8 @@ Split = Literal["train", "dev", "test"]
 
 REWARD = "reasoning_gym"
 INSTRUCTION = "Give the final answer between <answer> and </answer>, and nothing else between them."
-REDRAWS = 1000  # items in a row that are duplicates or of another split before a build says the task is exhausted
-_PROCESS = "qwen_align.data_builders.reasoning_gym_worker"
+MAX_REDRAWS = 1000  # items in a row that are duplicates or of another split before a build says the task is exhausted
+_WORKER_MODULE = "qwen_align.data_builders.reasoning_gym_worker"
 
 
 class GymTask(Strict):
@@ -36,9 +36,9 @@ class GymTask(Strict):
 
     @field_validator("settings")
     @classmethod
-    def _builder_draws(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        if said := sorted({"seed", "size"} & set(settings)):
-            raise ValueError(f"{', '.join(said)}: the builder's own; set seed and n there")
+    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if builder_settings := sorted({"seed", "size"} & set(settings)):
+            raise ValueError(f"{', '.join(builder_settings)}: the builder's own; set seed and n there")
         return settings
 
 
@@ -66,31 +66,31 @@ class ReasoningGymTasks(Strict):
         seed = seed if self.seed is None else self.seed
         tasks = [GymTask(name=task) if isinstance(task, str) else task for task in self.tasks]
         random = Random(f"reasoning_gym {self.split} {seed}")
-        seen: set[str] = set()
-        with _drawing(tasks, seed) as next_item:
+        row_ids: set[str] = set()
+        with _start_item_process(tasks, seed) as next_item:
             for index in range(self.n):
-                [place] = random.choices(range(len(tasks)), [task.weight for task in tasks])
-                for _ in range(REDRAWS):
-                    row = self._problem(tasks[place], next_item(place))
-                    if row.id not in seen and split_of(row.id) == self.split:
+                [task_index] = random.choices(range(len(tasks)), [task.weight for task in tasks])
+                for _ in range(MAX_REDRAWS):
+                    row = self._make_problem(tasks[task_index], next_item(task_index))
+                    if row.id not in row_ids and assign_split(row.id) == self.split:
                         break
                 else:
                     raise DataError(
-                        f"reasoning_gym: task '{tasks[place].name}': no new question for row {index + 1} of {self.n} "
+                        f"reasoning_gym: task '{tasks[task_index].name}': no new question for row {index + 1} of {self.n} "
                         f"in split '{self.split}'; ask for fewer rows, more tasks or other settings"
                     )
-                seen.add(row.id)
+                row_ids.add(row.id)
                 yield row
 
-    def _problem(self, task: GymTask, entry: dict[str, Any]) -> Problem:
+    def _make_problem(self, task: GymTask, entry: dict[str, Any]) -> Problem:
         question = entry["question"]
-        asked = f"{question}\n\n{self.instruction}" if self.instruction else question
+        prompt = f"{question}\n\n{self.instruction}" if self.instruction else question
         gold: dict[str, Any] = {"dataset": task.name, "entry": entry}
         if task.settings:
             gold["settings"] = task.settings
         return Problem(
-            id=content_id(task.name, question),
-            messages=[Message(role="user", content=asked)],
+            id=compute_content_id(task.name, question),
+            messages=[Message(role="user", content=prompt)],
             gold=gold,
             reward=REWARD,
             mode=self.mode,
@@ -99,19 +99,19 @@ class ReasoningGymTasks(Strict):
         )
 
 
-def content_id(task: str, question: str) -> str:
+def compute_content_id(task: str, question: str) -> str:
     """A stable id: equal questions of a task have equal ids."""
     return f"{task}-{hashlib.sha256(f'{task} {question}'.encode()).hexdigest()[:16]}"
 
 
-def split_of(row_id: str) -> Split:
+def assign_split(row_id: str) -> Split:
     """Eight in ten questions are for training, one for dev, one for test."""
     tenth = int(row_id[-8:], 16) % 10
     return "test" if tenth == 0 else "dev" if tenth == 1 else "train"
 
 
 @contextlib.contextmanager
-def _drawing(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[str, Any]]]:
+def _start_item_process(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[str, Any]]]:
     """What gives the next item of the task at a place; a process draws them, which ends with the context.
 
     Raises RecipeError for tasks that cannot be drawn from.
@@ -119,7 +119,7 @@ def _drawing(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[s
     if importlib.util.find_spec("reasoning_gym") is None:
         raise RecipeError(MISSING)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", _PROCESS],
+        [sys.executable, "-P", "-m", _WORKER_MODULE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -127,11 +127,11 @@ def _drawing(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[s
         start_new_session=True,  # Ctrl-C is for the asker, whose end is the process's
     )
 
-    def ask(asked: Any) -> Any:
+    def request_item(request: Any) -> Any:
         assert process.stdin is not None
         assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(asked) + "\n")
+            process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
         line = process.stdout.readline()
         if not line:
@@ -143,7 +143,7 @@ def _drawing(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[s
 
     with process:
         try:
-            ask({"tasks": [{"name": task.name, "settings": task.settings} for task in tasks], "seed": seed})
-            yield ask
+            request_item({"tasks": [{"name": task.name, "settings": task.settings} for task in tasks], "seed": seed})
+            yield request_item
         finally:
             process.kill()

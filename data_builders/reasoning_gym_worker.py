@@ -14,7 +14,7 @@ from typing import Any
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.base import did_you_mean
-from qwen_align.data_builders.seeded_draws import stable_number
+from qwen_align.data_builders.seeded_draws import hash_to_number
 from qwen_align.reward.reasoning_gym_guards import REFUSED
 
 UNREPEATABLE = {
@@ -22,20 +22,20 @@ UNREPEATABLE = {
 }
 """Tasks that would give other rows another time, and why; rows of them can be judged."""
 
-_CHUNK = 500  # reasoning_gym's own size; a data set of more is continued under another seed
+_CHUNK_ITEMS = 500  # reasoning_gym's own size; a data set of more is continued under another seed
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # some tasks print while they draw
-    sources: list[Iterator[Any]] = []
+    item_streams: list[Iterator[Any]] = []
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         try:
-            if sources:
-                item = next(sources[asked])
+            if item_streams:
+                item = next(item_streams[request])
             else:
-                item, sources = None, items(asked["tasks"], asked["seed"])
+                item, item_streams = None, create_item_streams(request["tasks"], request["seed"])
             answer = {"item": item}
         except RecipeError as error:
             answer = {"refused": str(error)}
@@ -43,7 +43,7 @@ def main() -> None:
         answers.flush()
 
 
-def items(tasks: Sequence[dict[str, Any]], seed: int) -> list[Iterator[dict[str, Any]]]:
+def create_item_streams(tasks: Sequence[dict[str, Any]], seed: int) -> list[Iterator[dict[str, Any]]]:
     """For each task, of `name` and `settings`, its items without end, as JSON holds them.
 
     Raises RecipeError for a name that is no task's or that is not used.
@@ -55,37 +55,37 @@ def items(tasks: Sequence[dict[str, Any]], seed: int) -> list[Iterator[dict[str,
             raise RecipeError(f"tasks: '{name}' is not used: {(REFUSED | UNREPEATABLE)[name]}")
         if name not in DATASETS:
             raise RecipeError(f"tasks: '{name}' is no task of reasoning_gym{did_you_mean(name, set(DATASETS))}")
-    return [_items(task["name"], task["settings"], f"{place} {seed}") for place, task in enumerate(tasks)]
+    return [_generate_items(task["name"], task["settings"], f"{index} {seed}") for index, task in enumerate(tasks)]
 
 
-def _items(name: str, settings: dict[str, Any], drawn_by: str) -> Iterator[dict[str, Any]]:
+def _generate_items(name: str, settings: dict[str, Any], draw_key: str) -> Iterator[dict[str, Any]]:
     """Raises RecipeError for settings that the task cannot be made with."""
     from reasoning_gym.factory import create_dataset
 
     chunk = 0
     while True:
-        seed = random.Random(f"reasoning_gym {name} {drawn_by} {chunk}").getrandbits(31)
+        seed = random.Random(f"reasoning_gym {name} {draw_key} {chunk}").getrandbits(31)
         try:
-            _settle(name, seed, "data set")
-            made = create_dataset(name, **settings, seed=seed, size=_CHUNK)
-            for number in range(_CHUNK):
-                _settle(name, seed, number)
-                yield _undated(name, json.loads(json.dumps(made[number], default=_plain)))
+            _seed_global_generators(name, seed, "data set")
+            dataset = create_dataset(name, **settings, seed=seed, size=_CHUNK_ITEMS)
+            for number in range(_CHUNK_ITEMS):
+                _seed_global_generators(name, seed, number)
+                yield _remove_date(name, json.loads(json.dumps(dataset[number], default=_to_plain_value)))
         except Exception as error:  # the process is the boundary: a library's code may raise anything
-            said = str(error) if isinstance(error, AssertionError | TypeError | ValueError) else repr(error)
-            raise RecipeError(f"tasks: '{name}': settings {settings}: {said}") from error
+            message = str(error) if isinstance(error, AssertionError | TypeError | ValueError) else repr(error)
+            raise RecipeError(f"tasks: '{name}': settings {settings}: {message}") from error
         chunk += 1
 
 
-def _settle(*drawn_by: object) -> None:
+def _seed_global_generators(*draw_key: object) -> None:
     """Seeds what some tasks draw from beside the generator of their own."""
     import numpy
 
-    random.seed(stable_number(*drawn_by))
-    numpy.random.seed(stable_number(*drawn_by) % 2**32)
+    random.seed(hash_to_number(*draw_key))
+    numpy.random.seed(hash_to_number(*draw_key) % 2**32)
 
 
-def _undated(name: str, item: dict[str, Any]) -> dict[str, Any]:
+def _remove_date(name: str, item: dict[str, Any]) -> dict[str, Any]:
     """The item without the day it was made on, which time_intervals notes beside times of day."""
     metadata = item["metadata"]
     if name == "time_intervals" and metadata["task_type"].startswith("time"):
@@ -94,7 +94,7 @@ def _undated(name: str, item: dict[str, Any]) -> dict[str, Any]:
     return item
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_value(value: Any) -> Any:
     """A numpy number as Python's, anything else (gsm_symbolic's Fractions, which its scorer does not read) as text."""
     return value.item() if hasattr(value, "item") else str(value)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from qwen_align.align.rows import Completion, Row, RowError
 
 
-def completions(read: Callable[[], Iterator[Row]], stage: str) -> Iterator[Completion]:
+def read_completions(read: Callable[[], Iterator[Row]], stage: str) -> Iterator[Completion]:
     """The rows of a rollout stage; raises RowError for a row of another kind."""
     for row in read():
         if not isinstance(row, Completion):
@@ -13,7 +13,7 @@ def completions(read: Callable[[], Iterator[Row]], stage: str) -> Iterator[Compl
         yield row
 
 
-def by_prompt(rows: Iterable[Completion]) -> dict[str, list[Completion]]:
+def group_by_prompt(rows: Iterable[Completion]) -> dict[str, list[Completion]]:
     """Completions under their prompt's id, prompts as they first come, samples by number."""
     prompts: dict[str, list[Completion]] = {}
     for row in rows:
@@ -21,7 +21,7 @@ def by_prompt(rows: Iterable[Completion]) -> dict[str, list[Completion]]:
     return {prompt_id: sorted(group, key=lambda row: row.sample) for prompt_id, group in prompts.items()}
 
 
-def verdict_value(row: Completion, reward: str) -> float | None:
+def get_verdict_value(row: Completion, reward: str) -> float | None:
     """The named reward's value, None if its verdict has none; raises RowError if the reward did not judge the row."""
     if reward not in row.verdicts:
         judged = ", ".join(row.verdicts) or "no reward"

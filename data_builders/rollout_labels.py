@@ -8,7 +8,7 @@ from pydantic import Field
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Labelled, Message, Row
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.rollout_completions import by_prompt, completions, verdict_value
+from qwen_align.data_builders.rollout_completions import get_verdict_value, group_by_prompt, read_completions
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.thinking import split_turn
 
@@ -28,25 +28,25 @@ class Labels(Strict):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Rows in the order of the prompts and their samples."""
-        for rows in by_prompt(completions(sources[self.from_data], self.from_data)).values():
-            found: dict[str, Labelled] = {}
+        for rows in group_by_prompt(read_completions(sources[self.from_data], self.from_data)).values():
+            labelled_of_text: dict[str, Labelled] = {}
             for row in rows:
-                one = self._labelled(row)
-                if isinstance(one, str):
-                    drops.add(one, row.id)
-                elif row.text in found:
-                    drops.add("duplicate", row.id, f"of {found[row.text].id}")
+                labelled = self._label_completion(row)
+                if isinstance(labelled, str):
+                    drops.add(labelled, row.id)
+                elif row.text in labelled_of_text:
+                    drops.add("duplicate", row.id, f"of {labelled_of_text[row.text].id}")
                 else:
-                    found[row.text] = one
-            sides = {one.label for one in found.values()}
-            for one in found.values():
-                if self.both_sides_only and len(sides) < 2:
-                    drops.add("all correct" if one.label else "all wrong", one.id)
+                    labelled_of_text[row.text] = labelled
+            labels = {labelled.label for labelled in labelled_of_text.values()}
+            for labelled in labelled_of_text.values():
+                if self.both_sides_only and len(labels) < 2:
+                    drops.add("all correct" if labelled.label else "all wrong", labelled.id)
                 else:
-                    yield one
+                    yield labelled
 
-    def _labelled(self, row: Completion) -> Labelled | str:
-        value, turn = verdict_value(row, self.reward), split_turn(row.text)
+    def _label_completion(self, row: Completion) -> Labelled | str:
+        value, turn = get_verdict_value(row, self.reward), split_turn(row.text)
         if value is None:
             return "no verdict"
         if row.finish_reason == "length":

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Message, Pair, Row
-from qwen_align.data_builders.pair_matching import Candidate, Match, Matching, NoMatch, count_unpaired
-from qwen_align.data_builders.rollout_completions import by_prompt, completions, verdict_value
+from qwen_align.data_builders.pair_matching import Candidate, Match, Matching, NoMatch, record_unpaired
+from qwen_align.data_builders.rollout_completions import get_verdict_value, group_by_prompt, read_completions
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.thinking import split_turn
 
@@ -28,17 +28,17 @@ class Pairs(Matching):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Pairs in the order of the prompts; prompts that make none and completions in none are dropped."""
-        for prompt_id, rows in by_prompt(completions(sources[self.from_data], self.from_data)).items():
-            usable = [one for row in rows if (one := self._candidate(row, drops)) is not None]
-            found = self.matches(usable)
-            count_unpaired(found, usable, prompt_id, drops)
-            if isinstance(found, NoMatch):
+        for prompt_id, rows in group_by_prompt(read_completions(sources[self.from_data], self.from_data)).items():
+            candidates = [candidate for row in rows if (candidate := self._make_candidate(row, drops)) is not None]
+            matches = self.select_matches(candidates)
+            record_unpaired(matches, candidates, prompt_id, drops)
+            if isinstance(matches, NoMatch):
                 continue
             row_of = {str(row.sample): row for row in rows}
-            yield from (_pair(match, row_of[match.chosen.name], self.reward) for match in found)
+            yield from (_make_pair(match, row_of[match.chosen.name], self.reward) for match in matches)
 
-    def _candidate(self, row: Completion, drops: Drops) -> Candidate | None:
-        value = verdict_value(row, self.reward)
+    def _make_candidate(self, row: Completion, drops: Drops) -> Candidate | None:
+        value = get_verdict_value(row, self.reward)
         turn = split_turn(row.text)
         is_cut = row.finish_reason == "length"
         if value is None:
@@ -56,7 +56,7 @@ class Pairs(Matching):
         return None
 
 
-def _pair(match: Match, row: Completion, reward: str) -> Pair:
+def _make_pair(match: Match, row: Completion, reward: str) -> Pair:
     return Pair(
         id=f"{row.prompt_id}#{match.chosen.name}>{match.rejected.name}",
         messages=row.prompt,

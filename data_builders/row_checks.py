@@ -5,11 +5,11 @@ from typing import Literal, NamedTuple
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
-from qwen_align.data_builders.row_texts import all_texts, replies, turns_of
+from qwen_align.data_builders.row_texts import get_turns, list_all_texts, list_replies
 from qwen_align.reward.settings import reward_of_kind
 from qwen_align.reward.thinking import CLOSE, OPEN
 
-LONGEST_DETAIL = 200  # characters of a gold or of a shared text that are quoted
+MAX_DETAIL_CHARACTERS = 200  # characters of a gold or of a shared text that are quoted
 
 
 class Fault(NamedTuple):
@@ -19,47 +19,49 @@ class Fault(NamedTuple):
     detail: str
 
 
-def emptiness_fault(row: Row) -> Fault | None:
+def find_empty_fault(row: Row) -> Fault | None:
     """A row that nothing can be learnt from: it asks nothing somewhere, holds no text, or prefers a text to itself."""
     if isinstance(row, Text):
         return None if row.text.strip() else Fault("blank text", "")
-    blank = next((n for n, turn in enumerate(turns_of(row), 1) if turn.role == "user" and not turn.content.strip()), 0)
-    if blank:
-        return Fault("blank user turn", f"turn {blank}")
-    if isinstance(row, Pair) and _said(row.chosen) == _said(row.rejected):
+    blank_turn = next(
+        (n for n, turn in enumerate(get_turns(row), 1) if turn.role == "user" and not turn.content.strip()), 0
+    )
+    if blank_turn:
+        return Fault("blank user turn", f"turn {blank_turn}")
+    if isinstance(row, Pair) and _strip_message(row.chosen) == _strip_message(row.rejected):
         return Fault("chosen equals rejected", "so nothing is preferred")
     return None
 
 
-def _said(turn: Message) -> tuple[str, str, object]:
+def _strip_message(turn: Message) -> tuple[str, str, object]:
     return turn.content.strip(), (turn.thinking or "").strip(), turn.tool_calls or None
 
 
-def length_fault(n_characters: int, fewest: int, most: int | None) -> Fault | None:
+def find_length_fault(n_characters: int, min_characters: int, max_characters: int | None) -> Fault | None:
     """`most` None: no bound."""
-    if n_characters < fewest:
+    if n_characters < min_characters:
         return Fault("too short", f"{n_characters} characters")
-    if most is not None and n_characters > most:
+    if max_characters is not None and n_characters > max_characters:
         return Fault("too long", f"{n_characters} characters")
     return None
 
 
-def language_fault(row: Row, language: Literal["en", "zh"], min_script_share: float) -> Fault | None:
+def find_language_fault(row: Row, language: Literal["en", "zh"], min_script_share: float) -> Fault | None:
     """A row without letters is of any language."""
-    share = script_share(" ".join(all_texts(row)), language)
+    share = compute_script_share(" ".join(list_all_texts(row)), language)
     if share is None or share >= min_script_share:
         return None
     return Fault(f"not {language}", f"{share:.2f} of the letters")
 
 
-def thinking_fault(row: Row) -> Fault | None:
+def find_thinking_fault(row: Row) -> Fault | None:
     """What is wrong with the assistant's turns; user turns may speak of tags."""
     if isinstance(row, Trace):
         if not row.thinking.strip():
             return Fault("blank thinking", "a Trace row has thinking; without any it is a Chat row")
         turns = [Message(role="assistant", content=row.answer, thinking=row.thinking)]
     elif isinstance(row, Pair | Labelled):
-        turns = replies(row)
+        turns = list_replies(row)
     elif isinstance(row, Steps):
         turns = [Message(role="assistant", content="\n".join(row.steps))]
     elif isinstance(row, Chat):
@@ -82,26 +84,26 @@ _CONTROL_TOKEN = re.compile(
 )
 
 
-def control_token_fault(row: Row) -> Fault | None:
+def find_control_token_fault(row: Row) -> Fault | None:
     """A token of the template or tokenizer in any text."""
-    found = next((one for text in all_texts(row) if (one := _CONTROL_TOKEN.search(text))), None)
-    return Fault("control token in the text", found[0]) if found else None
+    token = next((match for text in list_all_texts(row) if (match := _CONTROL_TOKEN.search(text))), None)
+    return Fault("control token in the text", token[0]) if token else None
 
 
-def gold_fault(row: Row) -> Fault | None:
+def find_gold_fault(row: Row) -> Fault | None:
     """A gold that does not pass its own reward; raises DataError if nobody knows the reward here."""
     if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
         return None  # a trace may be trained without anyone judging it
     try:
         reward = reward_of_kind(row.reward)
     except ValueError as error:
-        said = "so nobody can tell whether its gold is usable; set sieve.gold_is_usable: false"
-        raise DataError(f"row '{row.id}': reward: {error}, {said}") from None
+        consequence = "so nobody can tell whether its gold is usable; set sieve.gold_is_usable: false"
+        raise DataError(f"row '{row.id}': reward: {error}, {consequence}") from None
     verdict = reward.judge_gold(row.gold)
     if verdict.value is None:
-        return Fault(verdict.reason, f"{row.gold!r}"[:LONGEST_DETAIL])
+        return Fault(verdict.reason, f"{row.gold!r}"[:MAX_DETAIL_CHARACTERS])
     if verdict.value < 1.0:
-        return Fault("gold fails its own reward", f"{verdict.reason}: {row.gold!r}"[:LONGEST_DETAIL])
+        return Fault("gold fails its own reward", f"{verdict.reason}: {row.gold!r}"[:MAX_DETAIL_CHARACTERS])
     return None
 
 
@@ -113,7 +115,7 @@ _LATIN = re.compile(r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f]")
 _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
 
 
-def script_share(text: str, language: Literal["en", "zh"]) -> float | None:
+def compute_script_share(text: str, language: Literal["en", "zh"]) -> float | None:
     """Share of the letters that are of the language's script, None without letters.
 
     Formulas between dollar signs or LaTeX brackets, code, commands and links are left out.

@@ -10,18 +10,24 @@ from pydantic import Field, ValidationError, model_validator
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion, Message, Mode, Row, Text, first_error
 from qwen_align.align.settings.base import Strict, did_you_mean
-from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, Reject, quoted
-from qwen_align.data_builders.column_mapping import FIELDS, mapped
+from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, Reject, shorten_repr
+from qwen_align.data_builders.column_mapping import FIELDS, convert_by_columns
 from qwen_align.data_builders.conversion_report import ReadValues, Report
 from qwen_align.data_builders.format_definition import Kind, RowFormat, Target
-from qwen_align.data_builders.format_recognition import FORMATS, LOOKED_AT, TYPED, FormatName, recognise
+from qwen_align.data_builders.format_recognition import (
+    FORMATS,
+    N_ROWS_INSPECTED,
+    TYPED_FORMAT,
+    FormatName,
+    recognise_format,
+)
 from qwen_align.data_builders.sieve import Drops
-from qwen_align.data_builders.typed_rows import check_json, check_writable, typed_row
+from qwen_align.data_builders.typed_rows import check_json_value, check_writable_row, parse_typed_row
 from qwen_align.reward.settings import RewardName
 
-Read = Callable[[Reject], Iterable[tuple[str, Any]]]
+RowReader = Callable[[Reject], Iterable[tuple[str, Any]]]
 """Reads (place, row) from the start; what cannot be read goes to the function it is given."""
-_Numbered = tuple[int, str, Any]
+_NumberedRow = tuple[int, str, Any]
 
 
 class Conversion(Strict):
@@ -56,30 +62,30 @@ class Conversion(Strict):
     @model_validator(mode="after")
     def _check_conversion(self) -> Self:
         if self.rows == "typed":
-            if said := self._idle_for_typed():
-                raise ValueError(said)
+            if problem := self._list_idle_for_typed():
+                raise ValueError(problem)
             return self
         if self.format in (None, "auto") and (self.rows == "auto" or self.format):
             if self.columns:
                 raise ValueError("columns: a format is recognised by its own keys; name the format too")
         else:
             self._check_columns()
-        if "text" in (self.rows, self.format) and (said := self._idle_for_text()):
-            raise ValueError(said)
+        if "text" in (self.rows, self.format) and (problem := self._list_idle_for_text()):
+            raise ValueError(problem)
         if self.gold_after is not None and (self.format or self.rows not in ("problem", "trace")):
             raise ValueError(f"gold_after: {self._what} has no gold to look for it in; leave it out")
         if "calculator_marks" in self.model_fields_set and self.format not in ("auto", "gsm8k"):
             raise ValueError("calculator_marks: is for format: gsm8k; leave it out")
         return self
 
-    def _idle_for_typed(self) -> str:
-        read = {"rows", "on_bad_row", "expect_rows", *(["format"] if self.rows == "auto" else [])}
-        said = ", ".join(sorted(set(Conversion.model_fields) & self.model_fields_set - read))
-        return said and f"{said}: typed rows say everything themselves; leave it out"
+    def _list_idle_for_typed(self) -> str:
+        used_settings = {"rows", "on_bad_row", "expect_rows", *(["format"] if self.rows == "auto" else [])}
+        idle_settings = ", ".join(sorted(set(Conversion.model_fields) & self.model_fields_set - used_settings))
+        return idle_settings and f"{idle_settings}: typed rows say everything themselves; leave it out"
 
-    def _idle_for_text(self) -> str:
-        said = ", ".join(sorted({"mode", "system"} & self.model_fields_set))
-        return said and f"{said}: a text is no conversation; leave it out"
+    def _list_idle_for_text(self) -> str:
+        idle_settings = ", ".join(sorted({"mode", "system"} & self.model_fields_set))
+        return idle_settings and f"{idle_settings}: a text is no conversation; leave it out"
 
     @property
     def _what(self) -> str:
@@ -89,17 +95,19 @@ class Conversion(Strict):
         if self.format in (None, "auto"):
             known = FIELDS[self.rows].all
         else:
-            one = FORMATS[cast(str, self.format)]
-            if self.rows not in ("auto", *one.kinds):
-                raise ValueError(f"rows: {one.name} makes {' or '.join(one.kinds)} rows, no {self.rows} rows")
-            known = [*one.keys, "id"]
+            row_format = FORMATS[cast(str, self.format)]
+            if self.rows not in ("auto", *row_format.kinds):
+                raise ValueError(
+                    f"rows: {row_format.name} makes {' or '.join(row_format.kinds)} rows, no {self.rows} rows"
+                )
+            known = [*row_format.keys, "id"]
         for field_name in self.columns:
             if field_name not in known:
                 raise ValueError(
                     f"columns: '{field_name}' is no field of {self._what}{did_you_mean(field_name, known)}"
                 )
 
-    def convert(self, read: Read, source: str, drops: Drops, report: Report) -> Iterator[Row]:
+    def convert_rows(self, read: RowReader, source: str, drops: Drops, report: Report) -> Iterator[Row]:
         """The rows of a source as ours, in order.
 
         `source` names it in errors; rows without an id are called after its last part, up to the first dot.
@@ -117,139 +125,149 @@ class Conversion(Strict):
             # The folder is left out: the same data gives the same bytes wherever it lies.
             drops.add(error.reason, PurePath(error.where).name, str(error).removeprefix(f"{error.where}: "))
 
-        rows = _numbered(read, reject)
-        head = list(islice(rows, LOOKED_AT))
+        rows = _number_rows(read, reject)
+        head = list(islice(rows, N_ROWS_INSPECTED))
         report.source = source
         try:
-            convert = self._converter(head, source, report)
+            convert = self._choose_converter(head, source, report)
         except DataError as error:
             if first_bad is None:
                 raise
             raise DataError(f"{error}. Before that {n_bad:,} bad rows were dropped, the first: {first_bad}") from None
         stem = PurePath(source).name.partition(".")[0]
-        taken: dict[str, str] = {}
-        met: set[str] = set()
-        for number, where, value in chain(head, rows):
+        location_of_id: dict[str, str] = {}
+        met_keys: set[str] = set()
+        for number, location, value in chain(head, rows):
             try:
                 if isinstance(value, dict):
-                    met.update(value)
+                    met_keys.update(value)
                 row = convert(value, f"{stem}:{number}")
-                if row.id in taken:
-                    said = f"id '{row.id}' is that of {taken[row.id]} too; every row needs its own"
-                    raise BadValue("duplicate id", said)
+                if row.id in location_of_id:
+                    message = f"id '{row.id}' is that of {location_of_id[row.id]} too; every row needs its own"
+                    raise BadValue("duplicate id", message)
             except BadValue as error:
-                reject(BadRow(where, error.reason, str(error)))
+                reject(BadRow(location, error.reason, str(error)))
                 continue
-            taken[row.id] = PurePath(where).name
+            location_of_id[row.id] = PurePath(location).name
             report.made[row.row] += 1
             yield row
-        n_rows = len(taken) + n_bad
+        n_rows = len(location_of_id) + n_bad
         if self.expect_rows not in (None, n_rows):
             raise DataError(f"{source}: has {n_rows:,} rows, but expect_rows is {self.expect_rows:,}: other data?")
-        kept = [] if self.keep_columns == "all" else self.keep_columns
-        never = [key for key in (*self.columns.values(), *kept) if key not in met]
-        if never and (head or taken):
-            raise DataError(f"{source}: no row has '{never[0]}', which the recipe names{did_you_mean(never[0], met)}")
+        kept_columns = [] if self.keep_columns == "all" else self.keep_columns
+        never_met = [key for key in (*self.columns.values(), *kept_columns) if key not in met_keys]
+        if never_met and (head or location_of_id):
+            raise DataError(
+                f"{source}: no row has '{never_met[0]}', which the recipe names{did_you_mean(never_met[0], met_keys)}"
+            )
 
-    def _converter(self, head: list[_Numbered], source: str, report: Report) -> Callable[[Any, str], Row]:
+    def _choose_converter(self, head: list[_NumberedRow], source: str, report: Report) -> Callable[[Any, str], Row]:
         """What makes a row of a value and the id it has where it brings none."""
         name: str | None = self.format
         if self.rows == "typed":
-            name = TYPED
+            name = TYPED_FORMAT
         elif name == "auto" or (name is None and self.rows == "auto"):
             kind: Kind | None = None if self.rows == "auto" else self.rows
-            name = recognise([(where, value) for _, where, value in head], source, kind)
+            name = recognise_format([(where, value) for _, where, value in head], source, kind)
             report.is_recognised = True
-            said = self._idle_for_typed() if name == TYPED else self._idle_for_text() if name == "text" else ""
-            if said:
-                raise DataError(f"{source}: recognised as {name}: {said}")
+            problem = (
+                self._list_idle_for_typed()
+                if name == TYPED_FORMAT
+                else self._list_idle_for_text()
+                if name == "text"
+                else ""
+            )
+            if problem:
+                raise DataError(f"{source}: recognised as {name}: {problem}")
         report.format = name or f"{self.rows} rows by columns"
-        if name == TYPED:
-            return lambda value, new_id: typed_row(value)
-        return lambda value, new_id: self._row(value, new_id, name, report)
+        if name == TYPED_FORMAT:
+            return lambda value, new_id: parse_typed_row(value)
+        return lambda value, new_id: self._convert_row(value, new_id, name, report)
 
-    def _row(self, value: Any, new_id: str, name: str | None, report: Report) -> Row:
+    def _convert_row(self, value: Any, new_id: str, name: str | None, report: Report) -> Row:
         if not isinstance(value, dict):
-            raise BadValue("not an object", f"is {type(value).__name__} {quoted(value)}, not an object with keys")
-        one = None if name is None else FORMATS[name]
+            raise BadValue("not an object", f"is {type(value).__name__} {shorten_repr(value)}, not an object with keys")
+        row_format = None if name is None else FORMATS[name]
         values = ReadValues(value)
         id_key = self.columns.get("id", "id")
-        row_id = _id(values.get(id_key), new_id)
+        row_id = _read_row_id(values.get(id_key), new_id)
         target = Target(
             id=row_id,
-            kind=cast(Kind, self.rows) if one is None or self.rows != "auto" else one.kinds[0],
+            kind=cast(Kind, self.rows) if row_format is None or self.rows != "auto" else row_format.kinds[0],
             reward=self.reward if "reward" in self.model_fields_set else None,
             mode=self.mode,
             source=self.source,
-            meta=self._meta(value),
+            meta=self._collect_meta(value),
             calculator_marks=self.calculator_marks,
             seen=report.seen,
         )
         try:
-            if one is None:
-                row = mapped(values, self.columns, self.gold_after, target)
+            if row_format is None:
+                row = convert_by_columns(values, self.columns, self.gold_after, target)
             else:
-                renamed = self._renamed(values)
-                row = self._in_format(one, renamed, value, target)
+                renamed = self._rename_columns(values)
+                row = self._convert_in_format(row_format, renamed, value, target)
                 values.read |= {self.columns.get(key, key) for key in renamed.read}
         except ValidationError as error:
             raise BadValue("wrong type", first_error(error)) from None
-        row = self._with_system(row)
-        check_writable(row)
-        kept = self.keep_columns if isinstance(self.keep_columns, list) else value
-        report.left_out.update(key for key in value if key not in values.read and key not in kept)
+        row = self._add_system_message(row)
+        check_writable_row(row)
+        kept_columns = self.keep_columns if isinstance(self.keep_columns, list) else value
+        report.left_out.update(key for key in value if key not in values.read and key not in kept_columns)
         return row
 
-    def _in_format(self, one: RowFormat, renamed: ReadValues, value: dict[str, Any], target: Target) -> Row:
+    def _convert_in_format(
+        self, row_format: RowFormat, renamed: ReadValues, value: dict[str, Any], target: Target
+    ) -> Row:
         try:
-            return one.convert(renamed, target)
+            return row_format.convert(renamed, target)
         except BadValue as error:
-            absent = [f"'{theirs}' as {ours}" for ours, theirs in self.columns.items() if theirs not in value]
+            absent = [f"'{column}' as {field}" for field, column in self.columns.items() if column not in value]
             if error.reason != "missing field" or not absent:
                 raise
             keys = ", ".join(map(str, value)) or "none"
-            said = f"columns names {', '.join(absent)}, which the row does not have; its keys: {keys}"
-            raise BadValue(error.reason, f"{error}. But {said}") from None
+            hint = f"columns names {', '.join(absent)}, which the row does not have; its keys: {keys}"
+            raise BadValue(error.reason, f"{error}. But {hint}") from None
 
-    def _with_system(self, row: Row) -> Row:
+    def _add_system_message(self, row: Row) -> Row:
         """The row after the settings' system message, if it opens with none of its own."""
         if self.system is None or isinstance(row, Text | Completion) or row.messages[0].role == "system":
             return row
         return row.model_copy(update={"messages": [Message(role="system", content=self.system), *row.messages]})
 
-    def _renamed(self, values: ReadValues) -> ReadValues:
+    def _rename_columns(self, values: ReadValues) -> ReadValues:
         """The row with the format's own keys for those that `columns` names."""
         if not self.columns:
             return ReadValues(values)
-        taken = set(self.columns.values())
-        found = {key: item for key, item in values.items() if key not in taken and key not in self.columns}
-        found |= {key: values[theirs] for key, theirs in self.columns.items() if theirs in values}
-        return ReadValues(found)
+        renamed_keys = set(self.columns.values())
+        renamed = {key: item for key, item in values.items() if key not in renamed_keys and key not in self.columns}
+        renamed |= {key: values[column] for key, column in self.columns.items() if column in values}
+        return ReadValues(renamed)
 
-    def _meta(self, value: dict[str, Any]) -> dict[str, Any]:
+    def _collect_meta(self, value: dict[str, Any]) -> dict[str, Any]:
         keys = list(value) if self.keep_columns == "all" else self.keep_columns
         meta = {key: value[key] for key in keys if value.get(key) is not None}
-        check_json(meta, "keep_columns")
+        check_json_value(meta, "keep_columns")
         return meta
 
 
-def _numbered(read: Read, reject: Reject) -> Iterator[_Numbered]:
+def _number_rows(read: RowReader, reject: Reject) -> Iterator[_NumberedRow]:
     """The rows with their number, those that cannot be read counted."""
     number = 0
 
-    def counted(error: BadRow) -> None:
+    def count_and_reject(error: BadRow) -> None:
         nonlocal number
         number += 1
         reject(error)
 
-    for where, value in read(counted):
+    for location, value in read(count_and_reject):
         number += 1
-        yield number, where, value
+        yield number, location, value
 
 
-def _id(value: Any, new_id: str) -> str:
+def _read_row_id(value: Any, new_id: str) -> str:
     if value is None:
         return new_id
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise BadValue("wrong type", f"id: is {quoted(value)}, neither a text nor a whole number")
+        raise BadValue("wrong type", f"id: is {shorten_repr(value)}, neither a text nor a whole number")
     return str(value)

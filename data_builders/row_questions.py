@@ -8,31 +8,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_align.align.rows import Message, Row, Text
-from qwen_align.data_builders.row_texts import turns_of
+from qwen_align.data_builders.row_texts import get_turns
 
 _ASKED = "asked"  # the key in meta
 
 
-def with_questions(meta: dict[str, Any], messages: Sequence[Message]) -> dict[str, Any]:
+def add_questions_to_meta(meta: dict[str, Any], messages: Sequence[Message]) -> dict[str, Any]:
     """The meta of a row made of these turns, with their questions; those that are there already stay."""
-    return {_ASKED: _user_turns(messages), **meta}
+    return {_ASKED: _list_user_turns(messages), **meta}
 
 
-def own_questions(row: Row) -> list[str]:
+def list_own_questions(row: Row) -> list[str]:
     """What the row asks in its own right: what its meta says, else every user turn; of a raw text, the text."""
     if isinstance(row, Text):
         return [row.text]
-    said = row.meta.get(_ASKED)
-    if isinstance(said, list) and all(isinstance(one, str) for one in said):
-        return said
-    return _user_turns(turns_of(row))
+    stored = row.meta.get(_ASKED)
+    if isinstance(stored, list) and all(isinstance(question, str) for question in stored):
+        return stored
+    return _list_user_turns(get_turns(row))
 
 
-def all_questions(row: Row) -> list[str]:
+def list_all_questions(row: Row) -> list[str]:
     """What the row asks in its own right, and every user turn."""
-    own = own_questions(row)
-    return own if isinstance(row, Text) else list(dict.fromkeys([*own, *_user_turns(turns_of(row))]))
+    questions = list_own_questions(row)
+    return questions if isinstance(row, Text) else list(dict.fromkeys([*questions, *_list_user_turns(get_turns(row))]))
 
 
-def _user_turns(messages: Sequence[Message]) -> list[str]:
+def _list_user_turns(messages: Sequence[Message]) -> list[str]:
     return [turn.content for turn in messages if turn.role == "user"]

@@ -6,10 +6,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from qwen_align.align.rows import Pair, Row, RowError
-from qwen_align.data_builders.bad_row_errors import quoted
-from qwen_align.data_builders.finite_numbers import finite
-from qwen_align.data_builders.judged_answer_files import JudgedFile, at, pair_fields
-from qwen_align.data_builders.pair_matching import NoMatch, Rule, count_unpaired
+from qwen_align.data_builders.bad_row_errors import shorten_repr
+from qwen_align.data_builders.finite_numbers import to_finite_float
+from qwen_align.data_builders.judged_answer_files import JudgedFile, make_pair_fields, read_field
+from qwen_align.data_builders.pair_matching import NoMatch, Rule, record_unpaired
 from qwen_align.data_builders.sieve import Drops, Sources
 
 
@@ -29,27 +29,33 @@ class ScoredPairs(JudgedFile):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Rows in the file's order; prompts that make no pair and responses in none are dropped."""
-        for where, row_id, row in self.objects():
-            group = self.group(row_id, self.asked(row, where), list(self._judged(row, where, row_id, drops)))
+        for where, row_id, row in self.read_objects():
+            group = self.group_answers(
+                row_id, self.make_prompt(row, where), list(self._read_scored_responses(row, where, row_id, drops))
+            )
             for answer_id, reason in group.malformed:
                 drops.add("malformed turn", answer_id, reason)
-            found = self.matches(group.answers)
-            count_unpaired(found, group.answers, row_id, drops)
-            if isinstance(found, NoMatch):
+            matches = self.select_matches(group.answers)
+            record_unpaired(matches, group.answers, row_id, drops)
+            if isinstance(matches, NoMatch):
                 continue
-            for match in found:
-                yield Pair(kind=self.scores, mode=self.mode, source=self.source, **pair_fields(group, match))
+            for match in matches:
+                yield Pair(kind=self.scores, mode=self.mode, source=self.source, **make_pair_fields(group, match))
 
-    def _judged(self, row: dict[str, Any], where: str, row_id: str, drops: Drops) -> Iterator[tuple[str, str, float]]:
-        responses, scores = at(row, self.responses, where), at(row, self.scores, where)
+    def _read_scored_responses(
+        self, row: dict[str, Any], where: str, row_id: str, drops: Drops
+    ) -> Iterator[tuple[str, str, float]]:
+        responses, scores = read_field(row, self.responses, where), read_field(row, self.scores, where)
         if not isinstance(responses, list) or not isinstance(scores, list) or len(responses) != len(scores):
             raise RowError(f"{where}: '{self.responses}' and '{self.scores}' have to be lists of one length")
-        for place, (text, score) in enumerate(zip(responses, scores, strict=True)):
+        for index, (text, score) in enumerate(zip(responses, scores, strict=True)):
             if not isinstance(text, str):
                 raise RowError(f"{where}: '{self.responses}' holds {text!r:.40}, not a text")
             if score is None:
-                drops.add("no verdict", f"{row_id}#{place}")
-            elif (value := finite(score)) is None:
-                raise RowError(f"{where}: '{self.scores}' holds {quoted(score)}, not a number that a float can hold")
+                drops.add("no verdict", f"{row_id}#{index}")
+            elif (value := to_finite_float(score)) is None:
+                raise RowError(
+                    f"{where}: '{self.scores}' holds {shorten_repr(score)}, not a number that a float can hold"
+                )
             else:
-                yield str(place), text, value
+                yield str(index), text, value

@@ -8,19 +8,21 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 
 
-def stable_number(*parts: object) -> int:
+def hash_to_number(*parts: object) -> int:
     """A number of 64 bits that the parts' texts alone decide, on every machine."""
-    told = "".join(f"{len(text)}:{text}" for text in map(str, parts))  # the lengths keep ('a', 'bc') from ('ab', 'c')
-    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8])
+    encoded = "".join(
+        f"{len(text)}:{text}" for text in map(str, parts)
+    )  # the lengths keep ('a', 'bc') from ('ab', 'c')
+    return int.from_bytes(hashlib.sha256(encoded.encode()).digest()[:8])
 
 
-def random_for(*parts: object) -> Random:
+def make_random(*parts: object) -> Random:
     """A generator of the parts' own, such as one for a seed and a row's id."""
-    return Random(stable_number(*parts))
+    return Random(hash_to_number(*parts))
 
 
-def drawn_order(items: Sequence[_Item], names: Iterable[str], *seed: object) -> list[_Item]:
+def shuffle_by_name(items: Sequence[_Item], names: Iterable[str], *seed: object) -> list[_Item]:
     """The items in an order drawn by the seed; each one's place is decided by its name, then by its place before."""
-    keyed = [(stable_number(*seed, name), place) for place, name in enumerate(names)]
-    assert len(keyed) == len(items)
-    return [items[place] for _, place in sorted(keyed)]
+    keyed_indices = [(hash_to_number(*seed, name), index) for index, name in enumerate(names)]
+    assert len(keyed_indices) == len(items)
+    return [items[index] for _, index in sorted(keyed_indices)]

@@ -15,7 +15,12 @@ from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.references import DataRef, OutsideFile
 from qwen_align.align.rows import Row, RowError
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.selection_inputs import Selectable, noted, question_of, selectable
+from qwen_align.data_builders.selection_inputs import (
+    Selectable,
+    add_note_to_meta,
+    join_user_turns,
+    read_selectable_rows,
+)
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.base import cores
 from qwen_align.reward.pool import Pool, PoolError, StartError
@@ -35,11 +40,11 @@ class ByColumn(Strict):
     by: Literal["column"] = "column"
     column: str | None = Field(default="domain", min_length=1, description="null: the row's source")
 
-    def label(self, rows: Sequence[Selectable]) -> list[Label]:
+    def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
         """A label for each row; raises RowError for a column that holds something else."""
-        return [self._label(row) for row in rows]
+        return [self._label_row(row) for row in rows]
 
-    def _label(self, row: Selectable) -> Label:
+    def _label_row(self, row: Selectable) -> Label:
         value = row.source if self.column is None else row.meta.get(self.column)
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             raise RowError(f"row '{row.id}': meta '{self.column}' is {value!r:.60}, neither text nor a whole number")
@@ -63,22 +68,24 @@ class ByKeywords(Strict):
     @classmethod
     def _check_table(cls, table: dict[str, list[str]]) -> dict[str, list[str]]:
         for domain, keywords in table.items():
-            if not domain.strip() or not keywords or not all(one.strip() for one in keywords):
+            if not domain.strip() or not keywords or not all(keyword.strip() for keyword in keywords):
                 raise ValueError(f"'{domain}': a domain has a name and at least one keyword, none of them blank")
         return table
 
-    def label(self, rows: Sequence[Selectable]) -> list[Label]:
+    def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
         """A label for each row."""
-        patterns = [(domain, _any_of(self.table[domain])) for domain in sorted(self.table)]
-        return [_most_frequent(patterns, question_of(row)) for row in rows]
+        patterns = [(domain, _compile_keywords(self.table[domain])) for domain in sorted(self.table)]
+        return [_choose_most_frequent(patterns, join_user_turns(row)) for row in rows]
 
 
-def _any_of(keywords: Sequence[str]) -> re.Pattern[str]:
-    longest_first = sorted({" ".join(one.casefold().split()) for one in keywords}, key=lambda one: (-len(one), one))
-    return re.compile("|".join(map(_whole, longest_first)))
+def _compile_keywords(keywords: Sequence[str]) -> re.Pattern[str]:
+    longest_first = sorted(
+        {" ".join(keyword.casefold().split()) for keyword in keywords}, key=lambda keyword: (-len(keyword), keyword)
+    )
+    return re.compile("|".join(map(_make_word_pattern, longest_first)))
 
 
-def _whole(keyword: str) -> str:
+def _make_word_pattern(keyword: str) -> str:
     """A pattern for the keyword, at the borders of words where it begins or ends with a letter of a spaced script.
 
     It looks back after its first letter, not before: patterns that begin with a letter are searched for at once.
@@ -88,7 +95,7 @@ def _whole(keyword: str) -> str:
     return re.escape(keyword[0]) + start + re.escape(keyword[1:]) + end
 
 
-def _most_frequent(patterns: Sequence[tuple[str, re.Pattern[str]]], question: str) -> Label:
+def _choose_most_frequent(patterns: Sequence[tuple[str, re.Pattern[str]]], question: str) -> Label:
     text = " ".join(question.casefold().split())
     counts = {domain: sum(1 for _ in pattern.finditer(text)) for domain, pattern in patterns}
     best = max(counts, key=lambda domain: counts[domain])  # of equals the first, and the patterns stand by name
@@ -108,43 +115,43 @@ class ByPython(Strict):
     time_limit_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
 
-    def label(self, rows: Sequence[Selectable]) -> list[Label]:
+    def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
         """A label for each row; raises RecipeError if the file cannot be imported or lacks the function."""
-        pool = _pool(self.file, self.name, self.time_limit_s, self.memory_gib)
+        pool = _get_worker_pool(self.file, self.name, self.time_limit_s, self.memory_gib)
         try:
             pool.warm()
         except StartError as error:
             raise RecipeError(f"domains: {self.file}: {error}") from error
         with ThreadPoolExecutor(cores()) as threads:
-            return list(threads.map(lambda row: _ask(pool, question_of(row)), rows))
+            return list(threads.map(lambda row: _request_label(pool, join_user_turns(row)), rows))
 
 
 @cache
-def _pool(file: str, name: str, time_limit_s: float, memory_gib: float) -> Pool:
+def _get_worker_pool(file: str, name: str, time_limit_s: float, memory_gib: float) -> Pool:
     argument = {"file": str(Path(file).resolve()), "name": name}
-    entry = "qwen_align.data_builders.selection_domains:serve"
+    entry = "qwen_align.data_builders.selection_domains:load_domain_function"
     return Pool(entry, argument, workers=cores(), limit_s=time_limit_s, memory_gib=memory_gib)
 
 
-def serve(argument: dict[str, Any]) -> Callable[[str], str | None]:
+def load_domain_function(argument: dict[str, Any]) -> Callable[[str], str | None]:
     """In the workers' server: imports the user's file and returns what answers requests."""
     function = user_function(Path(argument["file"]), argument["name"])
 
     def handle(question: str) -> str | None:
-        found = function(question)
-        if found is not None and not isinstance(found, str):
-            raise TypeError(f"{found!r:.60} returned; a domain is a text, or None")
-        return found
+        domain = function(question)
+        if domain is not None and not isinstance(domain, str):
+            raise TypeError(f"{domain!r:.60} returned; a domain is a text, or None")
+        return domain
 
     return handle
 
 
-def _ask(pool: Pool, question: str) -> Label:
+def _request_label(pool: Pool, question: str) -> Label:
     try:
-        found = pool.ask(question)
+        domain = pool.ask(question)
     except PoolError as error:
         return Label(None, str(error))
-    return Label(found) if found and found.strip() else Label(None, "the function returned none")
+    return Label(domain) if domain and domain.strip() else Label(None, "the function returned none")
 
 
 DomainSettings = Annotated[ByColumn | ByKeywords | ByPython, Field(discriminator="by")]
@@ -168,41 +175,43 @@ class Domains(Strict):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """The chosen rows; raises DataError if there are fewer than `n`."""
-        rows = selectable(sources, self.from_data)
+        rows = read_selectable_rows(sources, self.from_data)
         domain_of: dict[str, str] = {}
-        for row, label in zip(rows, self.domain.label(rows), strict=True):
-            found = self.unknown if label.domain is None else label.domain
-            if found is None:
+        for row, label in zip(rows, self.domain.label_rows(rows), strict=True):
+            domain = self.unknown if label.domain is None else label.domain
+            if domain is None:
                 drops.add("no domain", row.id, label.why)
             else:
-                domain_of[row.id] = found
-        chosen = spread(domain_of, n=self.n, per_domain=self.per_domain, seed=seed)
+                domain_of[row.id] = domain
+        chosen = choose_evenly(domain_of, n=self.n, per_domain=self.per_domain, seed=seed)
         for row in rows:
             if row.id in chosen:
-                yield self._noted(row, domain_of[row.id])
+                yield self._note_domain(row, domain_of[row.id])
             elif row.id in domain_of:
                 drops.add("over its domain's part", row.id, domain_of[row.id])
 
-    def _noted(self, row: Selectable, domain: str) -> Selectable:
-        is_there = isinstance(self.domain, ByColumn) and self.domain.column == self.note_as
-        return row if is_there and self.note_as in row.meta else noted(row, self.note_as, domain)
+    def _note_domain(self, row: Selectable, domain: str) -> Selectable:
+        is_from_same_column = isinstance(self.domain, ByColumn) and self.domain.column == self.note_as
+        return row if is_from_same_column and self.note_as in row.meta else add_note_to_meta(row, self.note_as, domain)
 
 
-def spread(domain_of: dict[str, str], *, n: int | None, per_domain: int | None, seed: int) -> set[str]:
+def choose_evenly(domain_of: dict[str, str], *, n: int | None, per_domain: int | None, seed: int) -> set[str]:
     """The ids chosen by taking one of each domain in turn; raises DataError if there are fewer than `n`."""
     domains: dict[str, list[str]] = {}
-    for row_id in sorted(domain_of, key=lambda row_id: _lot(seed, row_id)):
+    for row_id in sorted(domain_of, key=lambda row_id: _compute_draw_key(seed, row_id)):
         domains.setdefault(domain_of[row_id], []).append(row_id)
-    turns = sorted(domains)
-    Random(f"domains {seed}").shuffle(turns)  # so that a last, unfinished turn favours no name
-    longest = max(map(len, domains.values()), default=0)
-    depth = longest if per_domain is None else min(longest, per_domain)
-    taken = [domains[domain][place] for place in range(depth) for domain in turns if place < len(domains[domain])]
-    if n is not None and len(taken) < n:
+    domain_order = sorted(domains)
+    Random(f"domains {seed}").shuffle(domain_order)  # so that a last, unfinished turn favours no name
+    largest_domain = max(map(len, domains.values()), default=0)
+    depth = largest_domain if per_domain is None else min(largest_domain, per_domain)
+    chosen = [
+        domains[domain][index] for index in range(depth) for domain in domain_order if index < len(domains[domain])
+    ]
+    if n is not None and len(chosen) < n:
         capped = "" if per_domain is None else f" at {per_domain} a domain"
-        raise DataError(f"domains: {len(taken)} rows of {len(domains)} domains{capped} are fewer than n: {n}; lower n")
-    return set(taken[:n])
+        raise DataError(f"domains: {len(chosen)} rows of {len(domains)} domains{capped} are fewer than n: {n}; lower n")
+    return set(chosen[:n])
 
 
-def _lot(seed: int, row_id: str) -> bytes:
+def _compute_draw_key(seed: int, row_id: str) -> bytes:
     return hashlib.sha256(f"domains {seed} {row_id}".encode()).digest()

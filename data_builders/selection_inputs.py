@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Pair, Problem, RowError, Trace
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.bad_row_errors import quoted
-from qwen_align.data_builders.finite_numbers import finite
-from qwen_align.data_builders.rollout_completions import completions, verdict_value
+from qwen_align.data_builders.bad_row_errors import shorten_repr
+from qwen_align.data_builders.finite_numbers import to_finite_float
+from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
 from qwen_align.data_builders.sieve import Sources
 
 Selectable = Problem | Trace | Chat | Pair
@@ -49,9 +49,9 @@ class Attempts(Strict):
     def _check_origin(self) -> Self:
         if (self.from_rollout is None) == (self.column is None):
             raise ValueError("say where the attempts are: either from_rollout or column")
-        said = {"holds", "samples"} if self.column is None else {"reward"}
-        if wrong := sorted(said & self.model_fields_set):
-            raise ValueError(f"{', '.join(wrong)}: is for {'column' if self.column is None else 'from_rollout'}")
+        idle_settings = {"holds", "samples"} if self.column is None else {"reward"}
+        if idle_given := sorted(idle_settings & self.model_fields_set):
+            raise ValueError(f"{', '.join(idle_given)}: is for {'column' if self.column is None else 'from_rollout'}")
         if (self.samples is None) == (self.holds in ("count", "share")):
             raise ValueError("samples: goes with a column that holds a count or a share, and only with one")
         return self
@@ -61,53 +61,55 @@ class Attempts(Strict):
         """What the attempts are called in reasons and errors."""
         return f"stage '{self.from_rollout}'" if self.column is None else f"meta '{self.column}'"
 
-    def reader(self, sources: Sources) -> Callable[[Selectable], Tries | None]:
+    def make_reader(self, sources: Sources) -> Callable[[Selectable], Tries | None]:
         """A function from a row to its tries, None where there are none; a rollout stage is read once, here.
 
         Raises RowError for verdicts that are not there and for columns that hold something else.
         """
         if self.from_rollout is None:
-            return lambda row: self._from_column(row)
+            return lambda row: self._read_column(row)
         values: dict[str, list[float]] = {}
-        for one in completions(sources[self.from_rollout], self.from_rollout):
-            value = verdict_value(one, self.reward)
+        for completion in read_completions(sources[self.from_rollout], self.from_rollout):
+            value = get_verdict_value(completion, self.reward)
             if value is not None:
-                values.setdefault(one.prompt_id, []).append(value)
-        tries = {prompt_id: self._tries(found) for prompt_id, found in values.items()}
-        return lambda row: tries.get(row.id, tries.get(prompt_of(row.id)))
+                values.setdefault(completion.prompt_id, []).append(value)
+        tries = {prompt_id: self._summarize_rewards(prompt_values) for prompt_id, prompt_values in values.items()}
+        return lambda row: tries.get(row.id, tries.get(get_prompt_id(row.id)))
 
-    def _tries(self, values: list[float]) -> Tries:
+    def _summarize_rewards(self, values: list[float]) -> Tries:
         try:
             mean = fsum(values) / len(values)
         except OverflowError:  # each is a float, their sum is none
             mean = fsum(value / len(values) for value in values)
         return Tries(sum(value >= self.correct_from for value in values), len(values), mean)
 
-    def _from_column(self, row: Selectable) -> Tries | None:
+    def _read_column(self, row: Selectable) -> Tries | None:
         value = row.meta.get(str(self.column))
         if value is None:
             return None
         if self.holds == "correct" and isinstance(value, bool):
-            return self._tries([float(value)])
-        if self.holds == "rewards" and isinstance(value, list) and all(_is_reward(one) for one in value):
-            judged = [float(one) for one in value if one is not None]
-            return self._tries(judged) if judged else None
+            return self._summarize_rewards([float(value)])
+        if self.holds == "rewards" and isinstance(value, list) and all(_is_reward(reward) for reward in value):
+            judged = [float(reward) for reward in value if reward is not None]
+            return self._summarize_rewards(judged) if judged else None
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if self.samples is not None and is_number:
             if self.holds == "count" and isinstance(value, int) and 0 <= value <= self.samples:
                 return Tries(value, self.samples, value / self.samples)
             if self.holds == "share" and 0 <= value <= 1:
                 return Tries(round(value * self.samples), self.samples, float(value))
-        wanted = {"correct": "true or false", "rewards": "a list of rewards", "count": "a count", "share": "a share"}
-        of = f" of {self.samples}" if self.samples else ""
-        raise RowError(f"row '{row.id}': meta '{self.column}' is {quoted(value)}, not {wanted[self.holds]}{of}")
+        expected = {"correct": "true or false", "rewards": "a list of rewards", "count": "a count", "share": "a share"}
+        sample_hint = f" of {self.samples}" if self.samples else ""
+        raise RowError(
+            f"row '{row.id}': meta '{self.column}' is {shorten_repr(value)}, not {expected[self.holds]}{sample_hint}"
+        )
 
 
 def _is_reward(value: Any) -> bool:
-    return value is None or isinstance(value, bool) or finite(value) is not None
+    return value is None or isinstance(value, bool) or to_finite_float(value) is not None
 
 
-def selectable(sources: Sources, stage: str) -> list[Selectable]:
+def read_selectable_rows(sources: Sources, stage: str) -> list[Selectable]:
     """The rows of a stage, each with an id of its own; raises RowError naming the first that cannot be chosen."""
     rows: dict[str, Selectable] = {}
     for row in sources[stage]():
@@ -121,38 +123,38 @@ def selectable(sources: Sources, stage: str) -> list[Selectable]:
     return list(rows.values())
 
 
-def prompt_of(row_id: str) -> str:
+def get_prompt_id(row_id: str) -> str:
     """The prompt's id in a completion's, `p` of `p#3`; other ids as they are."""
     prompt_id, _, sample = row_id.rpartition("#")
     return prompt_id if prompt_id and sample.isascii() and sample.isdigit() else row_id
 
 
-def question_of(row: Selectable) -> str:
+def join_user_turns(row: Selectable) -> str:
     """What the user said, all turns."""
     return "\n".join(turn.content for turn in row.messages if turn.role == "user")
 
 
-def noted(row: Selectable, key: str, found: object) -> Selectable:
+def add_note_to_meta(row: Selectable, key: str, note: object) -> Selectable:
     """The row with what a selection found under a new key of its meta; raises RowError if the key is taken."""
     if key in row.meta:
         raise RowError(f"row '{row.id}': meta has '{key}' already, from an earlier selection or a column of that name")
-    return row.model_copy(update={"meta": {**row.meta, key: found}})
+    return row.model_copy(update={"meta": {**row.meta, key: note}})
 
 
-def rank_shares(values: Iterable[float]) -> list[float]:
+def compute_rank_shares(values: Iterable[float]) -> list[float]:
     """Each value's place among all, from 0 for the lowest to 1 for the highest; equal values share their middle.
 
     A lone value gets 0.5.
     """
-    listed = list(values)
-    if len(listed) == 1:
+    numbers = list(values)
+    if len(numbers) == 1:
         return [0.5]
     n_equal: dict[float, int] = {}
-    for value in listed:
+    for value in numbers:
         n_equal[value] = n_equal.get(value, 0) + 1
     share: dict[float, float] = {}
     n_below = 0
     for value in sorted(n_equal):
-        share[value] = (n_below + (n_equal[value] - 1) / 2) / (len(listed) - 1)
+        share[value] = (n_below + (n_equal[value] - 1) / 2) / (len(numbers) - 1)
         n_below += n_equal[value]
-    return [share[value] for value in listed]
+    return [share[value] for value in numbers]

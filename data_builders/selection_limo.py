@@ -17,10 +17,10 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Row, RowError, Trace
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.completions_to_traces import as_trace
-from qwen_align.data_builders.rollout_completions import verdict_value
-from qwen_align.data_builders.selection_inputs import Attempts, noted, prompt_of, rank_shares
-from qwen_align.data_builders.selection_pass_rate import Band, BandName, band_of
+from qwen_align.data_builders.completions_to_traces import make_trace
+from qwen_align.data_builders.rollout_completions import get_verdict_value
+from qwen_align.data_builders.selection_inputs import Attempts, add_note_to_meta, compute_rank_shares, get_prompt_id
+from qwen_align.data_builders.selection_pass_rate import Band, BandName, resolve_band
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.thinking import split_turn
 
@@ -77,7 +77,7 @@ class ChainScore(Strict):
     def weights(self) -> Measures:
         return Measures(self.length, self.verification, self.tentative, self.connectives)
 
-    def measures(self, chain: str) -> Measures:
+    def measure_chain(self, chain: str) -> Measures:
         """The four measures of one chain; all 0 without words."""
         counts = Counter(WORD.findall(chain.lower()))
         n_words = counts.total()
@@ -85,15 +85,17 @@ class ChainScore(Strict):
         shares = (sum(counts[word] for word in set(words)) / max(1, n_words) for words in lists)
         return Measures(n_words, *shares)
 
-    def scores(self, chains: Sequence[str]) -> list[float]:
+    def score_chains(self, chains: Sequence[str]) -> list[float]:
         """Each chain's score from 0 to 1 among these."""
         if not chains:
             return []
-        places = [rank_shares(column) for column in zip(*map(self.measures, chains), strict=True)]
+        rank_columns = [
+            compute_rank_shares(measure_column) for measure_column in zip(*map(self.measure_chain, chains), strict=True)
+        ]
         # fsum, as sum() rounds otherwise from Python 3.12 on
         return [
-            fsum(weight * place for weight, place in zip(self.weights, row, strict=True))
-            for row in zip(*places, strict=True)
+            fsum(weight * rank for weight, rank in zip(self.weights, ranks, strict=True))
+            for ranks in zip(*rank_columns, strict=True)
         ]
 
 
@@ -116,8 +118,10 @@ class Limo(Strict):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """The chosen traces; raises DataError if there are fewer questions than `n`."""
-        chains = list(self._hard(self._chains(sources, drops), sources, drops))
-        scored = list(zip(chains, self.score.scores([_text(one.trace) for one in chains]), strict=True))
+        chains = list(self._filter_by_difficulty(self._read_chains(sources, drops), sources, drops))
+        scored = list(
+            zip(chains, self.score.score_chains([_join_trace_text(chain.trace) for chain in chains]), strict=True)
+        )
         scored.sort(key=lambda pair: -pair[1])  # of equal ones the earlier stays first
         best: dict[str, tuple[Chain, float]] = {}
         for chain, score in scored:
@@ -130,41 +134,47 @@ class Limo(Strict):
                 drops.add("ranked below n", chain.trace.id, f"{score:.4f}, rank {rank}")
             else:
                 facts = {"score": score, "rank": rank, "stage": chain.stage}
-                yield noted(chain.trace, "limo", facts)
+                yield add_note_to_meta(chain.trace, "limo", facts)
 
-    def _chains(self, sources: Sources, drops: Drops) -> Iterator["Chain"]:
+    def _read_chains(self, sources: Sources, drops: Drops) -> Iterator["Chain"]:
         for stage in self.from_data:
             for row in sources[stage]():
                 if isinstance(row, Trace):
-                    yield Chain(prompt_of(row.id), row, stage)
+                    yield Chain(get_prompt_id(row.id), row, stage)
                 elif isinstance(row, Completion):
-                    found = self._trace(row)
-                    if isinstance(found, Trace):
-                        yield Chain(row.prompt_id, found, stage)
+                    converted = self._convert_completion(row)
+                    if isinstance(converted, Trace):
+                        yield Chain(row.prompt_id, converted, stage)
                     else:
-                        drops.add(found, row.id, f"stage '{stage}'")
+                        drops.add(converted, row.id, f"stage '{stage}'")
                 else:
                     raise RowError(f"stage '{stage}': row '{row.id}' is a {row.row} row; chains are traces or rollouts")
 
-    def _trace(self, row: Completion) -> Trace | str:
+    def _convert_completion(self, row: Completion) -> Trace | str:
         """The completion as a trace, else why it is no chain."""
-        value, turn = verdict_value(row, self.reward), split_turn(row.text)
+        value, turn = get_verdict_value(row, self.reward), split_turn(row.text)
         if value is None or value < self.correct_from:
             return "no verdict" if value is None else "wrong"
         if row.finish_reason == "length":
             return "cut at the length limit"
         if isinstance(turn, str) or turn.thinking is None:
             return "malformed turn" if isinstance(turn, str) else "no thinking"
-        return as_trace(row, turn.thinking, turn.answer, row.reward or self.reward)
+        return make_trace(row, turn.thinking, turn.answer, row.reward or self.reward)
 
-    def _hard(self, chains: Iterator["Chain"], sources: Sources, drops: Drops) -> Iterator["Chain"]:
+    def _filter_by_difficulty(self, chains: Iterator["Chain"], sources: Sources, drops: Drops) -> Iterator["Chain"]:
         """The chains of questions that pass both models' tests; the strong one need not have tried what fails first."""
-        tests = [("weak model", one.reader(sources), Band(max_correct=0)) for one in (self.weak,) if one]
-        tests += [("strong model", one.reader(sources), band_of(self.band)) for one in (self.strong,) if one]
+        tests = [
+            ("weak model", attempts.make_reader(sources), Band(max_correct=0)) for attempts in (self.weak,) if attempts
+        ]
+        tests += [
+            ("strong model", attempts.make_reader(sources), resolve_band(self.band))
+            for attempts in (self.strong,)
+            if attempts
+        ]
         for chain in chains:
             for model, read, band in tests:
                 tries = read(chain.trace)
-                fault = "no judged answer" if tries is None else band.fault(tries)
+                fault = "no judged answer" if tries is None else band.find_fault(tries)
                 if fault is not None:
                     drops.add(f"{model}: {fault}", chain.trace.id, tries.said if tries else "")
                     break
@@ -180,5 +190,5 @@ class Chain(NamedTuple):
     stage: str
 
 
-def _text(trace: Trace) -> str:
+def _join_trace_text(trace: Trace) -> str:
     return f"{trace.thinking}\n\n{trace.answer}"

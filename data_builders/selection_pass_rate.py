@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.selection_inputs import Attempts, Tries, noted, selectable
+from qwen_align.data_builders.selection_inputs import Attempts, Tries, add_note_to_meta, read_selectable_rows
 from qwen_align.data_builders.sieve import Drops, Sources
 
 
@@ -29,12 +29,12 @@ class Band(Strict):
             raise ValueError(f"min_correct {self.min_correct} is above max_correct {self.max_correct}")
         if self.above is not None and self.below is not None and self.above >= self.below:
             raise ValueError(f"no mean reward is above {self.above} and below {self.below}")
-        bounds = [one for one in (self.min_correct, self.max_correct) if one is not None]
+        bounds = [bound for bound in (self.min_correct, self.max_correct) if bound is not None]
         if self.samples is not None and bounds and max(bounds) > self.samples:
             raise ValueError(f"{max(bounds)} correct answers of {self.samples}: there are never so many")
         return self
 
-    def fault(self, tries: Tries) -> str | None:
+    def find_fault(self, tries: Tries) -> str | None:
         """Why a prompt is outside, None if it is inside."""
         if self.samples is not None and tries.n_judged != self.samples:
             return f"not {self.samples} judged answers"
@@ -57,7 +57,7 @@ BANDS: dict[BandName, Band] = {
 }
 
 
-def band_of(band: Band | BandName) -> Band:
+def resolve_band(band: Band | BandName) -> Band:
     """The band itself, of a published one by its name."""
     return band if isinstance(band, Band) else BANDS[band]
 
@@ -76,14 +76,14 @@ class PassRate(Strict):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """The rows inside; the others are dropped as too hard, too easy or without attempts."""
-        tries_of, band = self.attempts.reader(sources), band_of(self.band)
-        for row in selectable(sources, self.from_data):
+        tries_of, band = self.attempts.make_reader(sources), resolve_band(self.band)
+        for row in read_selectable_rows(sources, self.from_data):
             tries = tries_of(row)
             if tries is None:
                 drops.add("no judged answer", row.id, f"in {self.attempts.where}")
                 continue
-            fault = band.fault(tries)
+            fault = band.find_fault(tries)
             if fault is None:
-                yield noted(row, self.note_as, tries._asdict())
+                yield add_note_to_meta(row, self.note_as, tries._asdict())
             else:
                 drops.add(fault, row.id, tries.said)

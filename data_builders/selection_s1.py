@@ -17,8 +17,19 @@ from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row, RowError, Trace
 from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.selection_domains import ByColumn, DomainSettings
-from qwen_align.data_builders.selection_inputs import Attempts, Selectable, noted, question_of, selectable
-from qwen_align.data_builders.selection_s1_sampling import Candidate, draw_by_domain, legacy_random, length_ranks
+from qwen_align.data_builders.selection_inputs import (
+    Attempts,
+    Selectable,
+    add_note_to_meta,
+    join_user_turns,
+    read_selectable_rows,
+)
+from qwen_align.data_builders.selection_s1_sampling import (
+    Candidate,
+    draw_by_domain,
+    make_numpy_random,
+    rank_within_domains,
+)
 from qwen_align.data_builders.sieve import Drops, Sources
 
 FormatRule = Literal["asy", "image", "numbered_point", "bold_number"]
@@ -37,9 +48,9 @@ class Preselect(Strict):
             raise ValueError("say either source or source_has")
         return self
 
-    def takes(self, source: str, length: int) -> bool:
-        is_of = source == self.source if self.source is not None else str(self.source_has) in source
-        return is_of and (self.longer_than is None or length > self.longer_than)
+    def is_taken(self, source: str, length: int) -> bool:
+        is_of_source = source == self.source if self.source is not None else str(self.source_has) in source
+        return is_of_source and (self.longer_than is None or length > self.longer_than)
 
 
 # Cell 14. The hub has since renamed qfq/openaimath to simplescaling/openaimath.
@@ -91,68 +102,74 @@ class S1(Strict):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """The chosen rows; raises DataError if there are not `n`, or more are pre-selected."""
-        hard = self.hard(sources, drops)
-        how = self.choose(hard, seed if self.seed is None else self.seed, drops)
-        ranks = length_ranks(_candidates(hard))
-        for one in hard:
-            if one.row.id not in how:
-                drops.add("not drawn", one.row.id, one.domain)
+        hard_rows = self.select_hard_rows(sources, drops)
+        choice_of = self.choose_rows(hard_rows, seed if self.seed is None else self.seed, drops)
+        ranks = rank_within_domains(_make_candidates(hard_rows))
+        for features in hard_rows:
+            if features.row.id not in choice_of:
+                drops.add("not drawn", features.row.id, features.domain)
                 continue
-            facts = {"chosen": how[one.row.id], "domain": one.domain, "length": one.length}
-            yield noted(one.row, "s1", {**facts, "length_rank": ranks[one.row.id]})
+            facts = {"chosen": choice_of[features.row.id], "domain": features.domain, "length": features.length}
+            yield add_note_to_meta(features.row, "s1", {**facts, "length_rank": ranks[features.row.id]})
 
-    def hard(self, sources: Sources, drops: Drops) -> list["Featured"]:
+    def select_hard_rows(self, sources: Sources, drops: Drops) -> list["RowFeatures"]:
         """Rows with every feature, well formed, that no solver solved; cells 4, 7 and 9."""
-        solved = [attempts.reader(sources) for attempts in self.solvers]
-        taught = self.teacher.reader(sources)
-        rows = selectable(sources, self.from_data)
-        hard = []
-        for row, label in zip(rows, self.domain.label(rows), strict=True):
-            tries, teacher, length = [read(row) for read in solved], taught(row), self._length(row)
-            source = self._source(row)
+        solver_readers = [attempts.make_reader(sources) for attempts in self.solvers]
+        read_teacher = self.teacher.make_reader(sources)
+        rows = read_selectable_rows(sources, self.from_data)
+        hard_rows = []
+        for row, label in zip(rows, self.domain.label_rows(rows), strict=True):
+            tries, teacher, length = [read(row) for read in solver_readers], read_teacher(row), self._read_length(row)
+            source = self._read_source(row)
             if teacher is None or length is None or label.domain is None or None in tries:
-                missing = [one.where for one, found in zip(self.solvers, tries, strict=True) if found is None]
+                missing = [
+                    attempts.where
+                    for attempts, tries_found in zip(self.solvers, tries, strict=True)
+                    if tries_found is None
+                ]
                 missing += [self.teacher.where] if teacher is None else []
                 missing += [self._length_from] if length is None else []
                 missing += [f"domain: {label.why}"] if label.domain is None else []
                 drops.add("missing feature", row.id, ", ".join(missing))
-            elif fault := format_fault(question_of(row), source, self.refused, self.asy_allowed_in):
+            elif fault := find_format_fault(join_user_turns(row), source, self.refused, self.asy_allowed_in):
                 drops.add("format", row.id, fault)
-            elif any(found is not None and found.n_correct for found in tries):
+            elif any(tries_found is not None and tries_found.n_correct for tries_found in tries):
                 drops.add("solved by a small model", row.id, "")
             else:
-                hard.append(Featured(row, source, label.domain, length, teacher.n_correct > 0))
-        return hard
+                hard_rows.append(RowFeatures(row, source, label.domain, length, teacher.n_correct > 0))
+        return hard_rows
 
-    def choose(self, hard: Sequence["Featured"], seed: int, drops: Drops) -> dict[str, str]:
+    def choose_rows(self, hard_rows: Sequence["RowFeatures"], seed: int, drops: Drops) -> dict[str, str]:
         """How each chosen row was: `preselected`, `uniform` or `benchmark`; cells 14 to 21. `drops` has the others."""
         if not 0 <= seed < 2**32:
             raise RecipeError(f"s1: seed {seed}: the draws take seeds from 0 to 2**32 - 1; set seed in the builder")
-        before = [one.row.id for one in hard if one.is_right and self._is_preselected(one)]
-        if not len(before) <= self.n <= len(hard):
+        preselected_ids = [
+            features.row.id for features in hard_rows if features.is_right and self._is_preselected(features)
+        ]
+        if not len(preselected_ids) <= self.n <= len(hard_rows):
             raise DataError(
-                f"s1: n is {self.n}, but {len(hard)} hard rows are left, {len(before)} of them pre-selected; n lies "
-                f"between: change it, bring more rows, or narrow preselect. Dropped: {_dropped(drops)}"
+                f"s1: n is {self.n}, but {len(hard_rows)} hard rows are left, {len(preselected_ids)} of them pre-selected; n lies "
+                f"between: change it, bring more rows, or narrow preselect. Dropped: {_describe_drops(drops)}"
             )
-        by_benchmark = {} if self.uniform_until is None else benchmark_counts(hard, self.benchmarks)
-        if self.uniform_until is not None and self.uniform_until < self.n and not by_benchmark:
+        domain_weights = {} if self.uniform_until is None else count_benchmark_domains(hard_rows, self.benchmarks)
+        if self.uniform_until is not None and self.uniform_until < self.n and not domain_weights:
             raise DataError(
                 f"s1: no hard row has source '{self.benchmarks.whole}' or '{self.benchmarks.scaled}', by whose domains "
                 f"{self.n - self.uniform_until} rows are to be drawn; name yours in benchmarks, or uniform_until: null"
             )
         return draw_by_domain(
-            _candidates(hard),
-            dict.fromkeys(before, "preselected"),
+            _make_candidates(hard_rows),
+            dict.fromkeys(preselected_ids, "preselected"),
             n=self.n,
             uniform_until=self.uniform_until,
-            weights=by_benchmark,
-            random=legacy_random(seed),
+            weights=domain_weights,
+            random=make_numpy_random(seed),
         )
 
-    def _is_preselected(self, one: "Featured") -> bool:
-        return any(rule.takes(one.source, one.length) for rule in self.preselect)
+    def _is_preselected(self, features: "RowFeatures") -> bool:
+        return any(rule.is_taken(features.source, features.length) for rule in self.preselect)
 
-    def _source(self, row: Selectable) -> str:
+    def _read_source(self, row: Selectable) -> str:
         source = row.source if self.source_column is None else row.meta.get(self.source_column)
         if not isinstance(source, str):
             raise RowError(f"row '{row.id}': meta '{self.source_column}' is {source!r:.60}; a source is a text")
@@ -162,7 +179,7 @@ class S1(Strict):
     def _length_from(self) -> str:
         return "thinking" if self.length_column is None else f"meta '{self.length_column}'"
 
-    def _length(self, row: Selectable) -> int | None:
+    def _read_length(self, row: Selectable) -> int | None:
         if self.length_column is None:
             return len(row.thinking) if isinstance(row, Trace) else None
         length = row.meta.get(self.length_column)
@@ -171,16 +188,19 @@ class S1(Strict):
         raise RowError(f"row '{row.id}': meta '{self.length_column}' is {length!r:.60}; a length is a whole number")
 
 
-def _dropped(drops: Drops) -> str:
+def _describe_drops(drops: Drops) -> str:
     """Counts by reason, each with its first detail: what is missing in every row may be a column's name."""
-    first: dict[str, str] = {}
+    first_detail: dict[str, str] = {}
     for drop in drops.rows:
-        first.setdefault(drop.reason, drop.detail)
-    said = [f"{n:,} {reason}{f' ({first[reason]})' * bool(first[reason])}" for reason, n in drops.counts.items()]
-    return ", ".join(said) or "none"
+        first_detail.setdefault(drop.reason, drop.detail)
+    reasons = [
+        f"{count:,} {reason}{f' ({first_detail[reason]})' * bool(first_detail[reason])}"
+        for reason, count in drops.counts.items()
+    ]
+    return ", ".join(reasons) or "none"
 
 
-class Featured(NamedTuple):
+class RowFeatures(NamedTuple):
     """A row with what the selection needs to know of it; `is_right` is the teacher."""
 
     row: Selectable
@@ -190,8 +210,8 @@ class Featured(NamedTuple):
     is_right: bool
 
 
-def _candidates(rows: Sequence[Featured]) -> list[Candidate]:
-    return [Candidate(one.row.id, one.domain, one.length) for one in rows]
+def _make_candidates(rows: Sequence[RowFeatures]) -> list[Candidate]:
+    return [Candidate(features.row.id, features.domain, features.length) for features in rows]
 
 
 _NUMBERED_POINT = re.compile(
@@ -199,17 +219,19 @@ _NUMBERED_POINT = re.compile(
 )  # "p1." to "p999.": several questions in one, and "step1." with them
 
 
-def format_fault(question: str, source: str, refused: Sequence[FormatRule], asy_allowed_in: str | None) -> str | None:
+def find_format_fault(
+    question: str, source: str, refused: Sequence[FormatRule], asy_allowed_in: str | None
+) -> str | None:
     """What s1 refuses in a question, None if nothing; cell 7."""
     if "[asy]" in question and asy_allowed_in is not None and asy_allowed_in in source:
         return None
-    found: dict[FormatRule, bool] = {
+    broken_rules: dict[FormatRule, bool] = {
         "asy": "[asy]" in question,
         "image": "![Image]" in question,
         "numbered_point": _NUMBERED_POINT.search(question) is not None,
         "bold_number": has_bold_number(question),
     }
-    return next((rule for rule in found if found[rule] and rule in refused), None)
+    return next((rule for rule in broken_rules if broken_rules[rule] and rule in refused), None)
 
 
 _RUN = re.compile(r"[^\s\]]+")
@@ -220,21 +242,25 @@ def has_bold_number(question: str) -> bool:
     r"""Whether `\*\*(?=.*\d)[^\s\]]*\*\*` is found; in linear time, where that takes quadratic on many stars."""
     for line in question.split("\n"):
         if "**" in line:
-            last_digit = max((found.start() for found in _DIGIT.finditer(line)), default=-1)
+            last_digit = max((match.start() for match in _DIGIT.finditer(line)), default=-1)
             for run in _RUN.finditer(line):
-                first = run.group().find("**")
-                if first >= 0 and run.group().find("**", first + 2) >= 0 and last_digit >= run.start() + first + 2:
+                first_stars = run.group().find("**")
+                if (
+                    first_stars >= 0
+                    and run.group().find("**", first_stars + 2) >= 0
+                    and last_digit >= run.start() + first_stars + 2
+                ):
                     return True
     return False
 
 
-def benchmark_counts(rows: Sequence[Featured], benchmarks: Benchmarks) -> dict[str, int]:
+def count_benchmark_domains(rows: Sequence[RowFeatures], benchmarks: Benchmarks) -> dict[str, int]:
     """Domains with their weights, in whole numbers and in the notebook's order; empty if neither source is there.
 
     Raises DataError if only one is.
     """
-    scaled = Counter(one.domain for one in rows if one.source == benchmarks.scaled)
-    whole = Counter(one.domain for one in rows if one.source == benchmarks.whole)
+    scaled = Counter(features.domain for features in rows if features.source == benchmarks.scaled)
+    whole = Counter(features.domain for features in rows if features.source == benchmarks.whole)
     if not scaled and not whole:
         return {}
     if not scaled or not whole:

@@ -35,8 +35,8 @@ def draw_by_domain(
     """
     chosen = dict(chosen)
     domains: dict[str, list[Candidate]] = {}
-    for one in candidates:
-        domains.setdefault(one.domain, []).append(one)
+    for candidate in candidates:
+        domains.setdefault(candidate.domain, []).append(candidate)
     names, weights = sorted(domains), dict(weights)
     while len(chosen) < n:
         is_uniform = uniform_until is None or len(chosen) < uniform_until
@@ -44,56 +44,58 @@ def draw_by_domain(
             kind = "domains" if is_uniform else "benchmarks' domains"
             raise DataError(f"the {kind} are used up at {len(chosen)} of {n} rows; lower n, or bring more rows")
         if is_uniform:
-            name = names[integer_below(len(names), random)]
+            name = names[draw_integer_below(len(names), random)]
         else:
-            name = list(weights)[place_by_weight(list(weights.values()), random.random())]
+            name = list(weights)[find_weighted_index(list(weights.values()), random.random())]
         members = domains[name]
-        place = place_by_weight(length_weights([one.length for one in members]), random.random())
-        chosen.setdefault(members.pop(place).id, "uniform" if is_uniform else "benchmark")
+        index = find_weighted_index(
+            compute_length_weights([candidate.length for candidate in members]), random.random()
+        )
+        chosen.setdefault(members.pop(index).id, "uniform" if is_uniform else "benchmark")
         if not members:
             names.remove(name)
             weights.pop(name, None)
     return chosen
 
 
-def length_places(lengths: Sequence[int]) -> list[int]:
+def rank_by_length(lengths: Sequence[int]) -> list[int]:
     """Each one's place by length, the longest 0; of equal ones the later comes first.
 
     The notebook's order of equal lengths is that of numpy's quicksort, which differs between processors; ours is that
     of a stable sort.
     """
-    shortest_first = sorted(range(len(lengths)), key=lambda place: lengths[place])
-    places = [0] * len(lengths)
-    for rank, place in enumerate(reversed(shortest_first)):
-        places[place] = rank
-    return places
+    shortest_first = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    ranks = [0] * len(lengths)
+    for rank, index in enumerate(reversed(shortest_first)):
+        ranks[index] = rank
+    return ranks
 
 
-def length_weights(lengths: Sequence[int]) -> list[float]:
+def compute_length_weights(lengths: Sequence[int]) -> list[float]:
     """2 to the power of minus each one's place by length."""
-    return [ldexp(1.0, -place) for place in length_places(lengths)]
+    return [ldexp(1.0, -rank) for rank in rank_by_length(lengths)]
 
 
-def length_ranks(candidates: Sequence[Candidate]) -> dict[str, int]:
+def rank_within_domains(candidates: Sequence[Candidate]) -> dict[str, int]:
     """Each one's place by length in its domain, by id."""
     domains: dict[str, list[Candidate]] = {}
-    for one in candidates:
-        domains.setdefault(one.domain, []).append(one)
+    for candidate in candidates:
+        domains.setdefault(candidate.domain, []).append(candidate)
     return {
-        one.id: place
+        candidate.id: rank
         for members in domains.values()
-        for one, place in zip(members, length_places([one.length for one in members]), strict=True)
+        for candidate, rank in zip(members, rank_by_length([candidate.length for candidate in members]), strict=True)
     }
 
 
-def place_by_weight(weights: Sequence[float], drawn: float) -> int:
+def find_weighted_index(weights: Sequence[float], drawn: float) -> int:
     """The place that a number drawn from [0, 1) falls on, as `RandomState.choice` with `p` finds it."""
     total = fsum(weights)
-    sums = list(accumulate(weight / total for weight in weights))
-    return bisect_right([one / sums[-1] for one in sums], drawn)
+    running_sums = list(accumulate(weight / total for weight in weights))
+    return bisect_right([running_sum / running_sums[-1] for running_sum in running_sums], drawn)
 
 
-def integer_below(bound: int, random: Random) -> int:
+def draw_integer_below(bound: int, random: Random) -> int:
     """What `RandomState.randint(bound)`, and so `choice` without `p`, draws: masked bits until they fit."""
     if bound == 1:
         return 0
@@ -103,14 +105,14 @@ def integer_below(bound: int, random: Random) -> int:
     return drawn
 
 
-def legacy_random(seed: int) -> Random:
+def make_numpy_random(seed: int) -> Random:
     """A generator that draws what `numpy.random.RandomState(seed)` does, for seeds from 0 to 2**32 - 1.
 
     Both are MT19937; they differ only in how a seed fills the state. Knuth's way, numpy's, is written out here.
     """
     state = [seed]
-    for place in range(1, 624):
-        state.append((1812433253 * (state[-1] ^ (state[-1] >> 30)) + place) & 0xFFFFFFFF)
+    for index in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ (state[-1] >> 30)) + index) & 0xFFFFFFFF)
     random = Random()
     random.setstate((3, (*state, 624), None))
     return random

@@ -5,13 +5,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-_BITS_A_SHINGLE = 8  # at least: so full, a map hides one in nine of the shingles that the other set lacks
-_FEWEST_BITS = 256
-_BLOCK = 4096  # maps compared at once: so many stay in the processor's cache
+_MIN_BITS_PER_SHINGLE = 8  # at least: so full, a map hides one in nine of the shingles that the other set lacks
+_MIN_BITS = 256
+_BLOCK_MAPS = 4096  # maps compared at once: so many stay in the processor's cache
 _ROUNDING = 1e-6  # what an inequality of floats may be off by, in shingles
 
 Hashes = NDArray[np.uint32]
-Places = NDArray[np.uintc]
+Indices = NDArray[np.uintc]
 _Number = TypeVar("_Number", np.int32, np.uint64)
 
 
@@ -23,53 +23,53 @@ class ShingleMaps:
     """
 
     def __init__(self) -> None:
-        self._sizes = _Grid(1, np.int32)
-        self._n_bits = _Grid(1, np.int32)
-        self._rows = _Grid(1, np.int32)
-        self._maps: dict[int, _Grid[np.uint64]] = {}
+        self._sizes = _GrowingArray(1, np.int32)
+        self._n_bits = _GrowingArray(1, np.int32)
+        self._rows = _GrowingArray(1, np.int32)
+        self._maps: dict[int, _GrowingArray[np.uint64]] = {}
 
     def add(self, hashes: Hashes) -> None:
         """The set at the next place."""
-        n_bits = max(_FEWEST_BITS, 1 << (_BITS_A_SHINGLE * len(hashes) - 1).bit_length())
-        maps = self._maps.setdefault(n_bits, _Grid(n_bits // 64, np.uint64))
+        n_bits = max(_MIN_BITS, 1 << (_MIN_BITS_PER_SHINGLE * len(hashes) - 1).bit_length())
+        maps = self._maps.setdefault(n_bits, _GrowingArray(n_bits // 64, np.uint64))
         self._sizes.append(len(hashes))
         self._n_bits.append(n_bits)
         self._rows.append(len(maps))
-        maps.append(_map(hashes, n_bits))
+        maps.append(_make_bitmap(hashes, n_bits))
 
-    def alike(self, places: Places, hashes: Hashes, threshold: float) -> Places:
+    def find_possibly_alike(self, indices: Indices, hashes: Hashes, threshold: float) -> Indices:
         """Those of the places whose sets could have a Jaccard index of `threshold` with this one; all that have it."""
-        own: dict[int, NDArray[np.uint64]] = {}
-        found = []
-        for start in range(0, len(places), _BLOCK):
-            block = places[start : start + _BLOCK]
+        own_maps: dict[int, NDArray[np.uint64]] = {}
+        alike = []
+        for start in range(0, len(indices), _BLOCK_MAPS):
+            block = indices[start : start + _BLOCK_MAPS]
             sizes, n_bits = self._sizes.rows(block)[:, 0], self._n_bits.rows(block)[:, 0]
-            wanted = threshold / (1 + threshold) * (len(hashes) + sizes) - _ROUNDING  # i / (a + b - i) >= t
-            could = np.minimum(sizes, len(hashes)) >= wanted
+            min_common = threshold / (1 + threshold) * (len(hashes) + sizes) - _ROUNDING  # i / (a + b - i) >= t
+            is_possible = np.minimum(sizes, len(hashes)) >= min_common
             for width, maps in self._maps.items():
-                here = np.flatnonzero(could & (n_bits == width))
-                if len(here):
-                    if width not in own:
-                        own[width] = _map(hashes, width)
-                    theirs = maps.rows(self._rows.rows(block[here])[:, 0])
-                    lacking = _n_bits(own[width]) - _n_bits(theirs & own[width])
-                    found.append(block[here[len(hashes) - lacking >= wanted[here]]])
-        return np.concatenate(found) if found else places[:0]
+                positions = np.flatnonzero(is_possible & (n_bits == width))
+                if len(positions):
+                    if width not in own_maps:
+                        own_maps[width] = _make_bitmap(hashes, width)
+                    stored_maps = maps.rows(self._rows.rows(block[positions])[:, 0])
+                    n_lacking = _count_set_bits(own_maps[width]) - _count_set_bits(stored_maps & own_maps[width])
+                    alike.append(block[positions[len(hashes) - n_lacking >= min_common[positions]]])
+        return np.concatenate(alike) if alike else indices[:0]
 
 
-def _n_bits(maps: NDArray[np.uint64]) -> NDArray[np.int32]:
+def _count_set_bits(maps: NDArray[np.uint64]) -> NDArray[np.int32]:
     """How many bits are set in each map."""
     counts: NDArray[np.int32] = np.einsum("...i->...", np.bitwise_count(maps), dtype=np.int32)
     return counts
 
 
-def _map(hashes: Hashes, n_bits: int) -> NDArray[np.uint64]:
+def _make_bitmap(hashes: Hashes, n_bits: int) -> NDArray[np.uint64]:
     bits = np.zeros(n_bits, np.uint8)
     bits[hashes & np.uint32(n_bits - 1)] = 1
     return np.packbits(bits).view(np.uint64)
 
 
-class _Grid(Generic[_Number]):
+class _GrowingArray(Generic[_Number]):
     """Rows of one width, which grow in number."""
 
     def __init__(self, width: int, dtype: type[_Number]) -> None:
@@ -85,5 +85,5 @@ class _Grid(Generic[_Number]):
         self._held[self._n_rows] = row
         self._n_rows += 1
 
-    def rows(self, places: NDArray[np.integer[Any]]) -> NDArray[_Number]:
-        return self._held.take(places, axis=0)
+    def rows(self, indices: NDArray[np.integer[Any]]) -> NDArray[_Number]:
+        return self._held.take(indices, axis=0)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Row, RowError, Trace
-from qwen_align.data_builders.rollout_completions import verdict_value
+from qwen_align.data_builders.rollout_completions import get_verdict_value
 from qwen_align.data_builders.sieve import Sources
 from qwen_align.reward.settings import Reward, reward_of_kind
 from qwen_align.reward.thinking import after_thinking
@@ -24,54 +24,56 @@ class Solution(NamedTuple):
     source: str
     meta: dict[str, Any]
 
-    def steps(self, step_break: str) -> list[str]:
+    def split_steps(self, step_break: str) -> list[str]:
         """Its steps, none blank; white space around a step goes."""
         return [step for part in self.text.split(step_break) if (step := part.strip())]
 
 
-def solutions(sources: Sources, stage: str, reward: str | None = None, correct_from: float = 1.0) -> list[Solution]:
+def read_solutions(
+    sources: Sources, stage: str, reward: str | None = None, correct_from: float = 1.0
+) -> list[Solution]:
     """The solutions of a stage's rows in order, each with an id of its own; raises DataError for other rows.
 
     With `reward`, completions are right by its verdict and traces by judging their answers; labelled rows by their
     label; chats are not judged. Of a completion and a trace it is the answer, not the thinking, that is cut into steps.
     """
 
-    def is_right(row: Completion | Trace) -> bool | None:
+    def is_row_right(row: Completion | Trace) -> bool | None:
         if reward is None:
             return None
         if isinstance(row, Completion):
-            value = verdict_value(row, reward)
+            value = get_verdict_value(row, reward)
         else:
-            value = _reward(row).judge(row.answer, row.gold).value
+            value = _get_reward(row).judge(row.answer, row.gold).value
         return None if value is None else value >= correct_from
 
-    found: dict[str, Solution] = {}
+    solution_of_id: dict[str, Solution] = {}
     for row in sources[stage]():
-        if row.id in found:
+        if row.id in solution_of_id:
             raise RowError(f"stage '{stage}': id '{row.id}' occurs twice; every solution needs its own")
-        found[row.id] = _solution(row, stage, is_right)
-    return list(found.values())
+        solution_of_id[row.id] = _make_solution(row, stage, is_row_right)
+    return list(solution_of_id.values())
 
 
-def _reward(row: Trace) -> Reward:
+def _get_reward(row: Trace) -> Reward:
     try:
         return reward_of_kind(row.reward)
     except ValueError as error:
-        said = "let it judge completions in a rollout, and read those"
-        raise DataError(f"row '{row.id}': reward: {error}; {said}") from None
+        advice = "let it judge completions in a rollout, and read those"
+        raise DataError(f"row '{row.id}': reward: {error}; {advice}") from None
 
 
-def _solution(row: Row, stage: str, is_right: Callable[[Completion | Trace], bool | None]) -> Solution:
+def _make_solution(row: Row, stage: str, is_right: Callable[[Completion | Trace], bool | None]) -> Solution:
     if isinstance(row, Completion):
-        said = after_thinking(row.text) or ""
-        return Solution(row.id, row.prompt, said, row.gold, is_right(row), row.source, row.meta)
+        answer = after_thinking(row.text) or ""
+        return Solution(row.id, row.prompt, answer, row.gold, is_right(row), row.source, row.meta)
     if isinstance(row, Trace):
         return Solution(row.id, row.messages, row.answer, row.gold, is_right(row), row.source, row.meta)
     if isinstance(row, Labelled):
         return Solution(row.id, row.messages, row.completion.content, None, row.label, row.source, row.meta)
     if isinstance(row, Chat) and row.messages[-1].role == "assistant":
-        *messages, said_last = row.messages
-        return Solution(row.id, messages, said_last.content, None, None, row.source, row.meta)
+        *messages, reply = row.messages
+        return Solution(row.id, messages, reply.content, None, None, row.source, row.meta)
     raise RowError(
         f"stage '{stage}': row '{row.id}' is a {row.row} row without a solution; traces, labelled rows, completions "
         "and chats that end with an answer have one"

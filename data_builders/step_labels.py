@@ -10,10 +10,10 @@ from pydantic import Field
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Row, RowError, Steps
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.rollout_completions import completions, verdict_value
+from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.solution_steps import STEP_BREAK, Solution, solutions
-from qwen_align.data_builders.step_prefixes_and_critiques import prefix_id
+from qwen_align.data_builders.solution_steps import STEP_BREAK, Solution, read_solutions
+from qwen_align.data_builders.step_prefixes_and_critiques import make_prefix_id
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.settings import RewardName
 
@@ -46,43 +46,49 @@ class MonteCarloSteps(Strict):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Rows in the order of the solutions; those without a judged answer or too few continuations are dropped."""
-        values: dict[str, list[bool]] = {}
-        for row in completions(sources[self.from_rollout], self.from_rollout):
-            judged = verdict_value(row, self.reward)
-            if judged is None:
+        correct_of_prefix: dict[str, list[bool]] = {}
+        for row in read_completions(sources[self.from_rollout], self.from_rollout):
+            value = get_verdict_value(row, self.reward)
+            if value is None:
                 drops.add("no verdict", row.id, row.verdicts[self.reward].reason)
             else:
-                values.setdefault(row.prompt_id, []).append(judged >= self.correct_from)
-        for solution in solutions(sources, self.from_data, self.reward, self.correct_from):
-            found = self._row(solution, values)
-            if isinstance(found, Steps):
-                yield found
+                correct_of_prefix.setdefault(row.prompt_id, []).append(value >= self.correct_from)
+        for solution in read_solutions(sources, self.from_data, self.reward, self.correct_from):
+            labelled = self._label_solution(solution, correct_of_prefix)
+            if isinstance(labelled, Steps):
+                yield labelled
             else:
-                drops.add(*found)
+                drops.add(*labelled)
 
-    def _row(self, solution: Solution, values: dict[str, list[bool]]) -> Steps | tuple[str, str, str]:
-        steps = solution.steps(self.step_break)
+    def _label_solution(
+        self, solution: Solution, correct_of_prefix: dict[str, list[bool]]
+    ) -> Steps | tuple[str, str, str]:
+        steps = solution.split_steps(self.step_break)
         if not steps:
             return "no step", solution.id, ""
         if solution.is_right is None:
             return "solution not judged", solution.id, ""
         shares: list[float] = []
-        for place in range(len(steps) - 1):
-            tries = values.get(prefix_id(solution.id, place), [])
-            if len(tries) < self.min_samples:
-                return "too few continuations", solution.id, f"step {place} has {len(tries)} of {self.min_samples}"
-            shares.append(fsum(tries) / len(tries))
+        for index in range(len(steps) - 1):
+            continuations = correct_of_prefix.get(make_prefix_id(solution.id, index), [])
+            if len(continuations) < self.min_samples:
+                return (
+                    "too few continuations",
+                    solution.id,
+                    f"step {index} has {len(continuations)} of {self.min_samples}",
+                )
+            shares.append(fsum(continuations) / len(continuations))
         shares.append(float(solution.is_right))
-        wrong = next((place for place, share in enumerate(shares) if share <= self.threshold), None)
-        kept = len(steps) if wrong is None or not self.cut_after_wrong else wrong + 1
+        first_wrong = next((index for index, share in enumerate(shares) if share <= self.threshold), None)
+        n_kept = len(steps) if first_wrong is None or not self.cut_after_wrong else first_wrong + 1
         return Steps(
             id=solution.id,
             messages=solution.messages,
-            steps=steps[:kept],
-            labels=[share if self.labels == "soft" else share > self.threshold for share in shares[:kept]],
+            steps=steps[:n_kept],
+            labels=[share if self.labels == "soft" else share > self.threshold for share in shares[:n_kept]],
             gold=solution.gold,
             source=solution.source,
-            meta={**solution.meta, "n_steps": len(steps), "first_wrong": -1 if wrong is None else wrong},
+            meta={**solution.meta, "n_steps": len(steps), "first_wrong": -1 if first_wrong is None else first_wrong},
         )
 
 
@@ -101,41 +107,45 @@ class StepConsensus(Strict):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """The rows agreed upon, in order; the others are dropped with what either side says."""
-        said = self._judged(sources, drops)
+        judgements = self._read_judgements(sources, drops)
         for row in sources[self.from_data]():
             if not isinstance(row, Steps):
                 raise RowError(f"stage '{self.from_data}': row '{row.id}' is a {row.row} row; steps rows are wanted")
-            mine, theirs = first_wrong(row, self.threshold), said.get(row.id, [])
-            if not theirs:
+            own_index, judged_indices = find_first_wrong_step(row, self.threshold), judgements.get(row.id, [])
+            if not judged_indices:
                 drops.add("not judged", row.id)
                 continue
-            (most, n_most), *_ = Counter(theirs).most_common()
-            if 2 * n_most <= len(theirs):
-                drops.add("judge undecided", row.id, f"of {len(theirs)} judgements {n_most} say {most}")
-            elif most != mine:
-                drops.add("judge disagrees", row.id, f"step {mine} here, {most} by the judge; -1 is none")
+            (majority_index, n_majority), *_ = Counter(judged_indices).most_common()
+            if 2 * n_majority <= len(judged_indices):
+                drops.add(
+                    "judge undecided", row.id, f"of {len(judged_indices)} judgements {n_majority} say {majority_index}"
+                )
+            elif majority_index != own_index:
+                drops.add(
+                    "judge disagrees", row.id, f"step {own_index} here, {majority_index} by the judge; -1 is none"
+                )
             else:
                 yield row
 
-    def _judged(self, sources: Sources, drops: Drops) -> dict[str, list[int]]:
-        said: dict[str, list[int]] = {}
+    def _read_judgements(self, sources: Sources, drops: Drops) -> dict[str, list[int]]:
+        judgements: dict[str, list[int]] = {}
         for row in sources[self.judge]():
             if isinstance(row, Steps):
-                said.setdefault(row.id, []).append(first_wrong(row, self.threshold))
+                judgements.setdefault(row.id, []).append(find_first_wrong_step(row, self.threshold))
             elif isinstance(row, Completion) and isinstance(row.meta.get("solution"), str):
-                place = _BOXED.answer(row.text) if row.finish_reason == "stop" else None
-                if place is None or not place.removeprefix("-").isdecimal():
-                    drops.add("judgement without a step's number", row.id, f"{place}"[:80])
+                step_number = _BOXED.answer(row.text) if row.finish_reason == "stop" else None
+                if step_number is None or not step_number.removeprefix("-").isdecimal():
+                    drops.add("judgement without a step's number", row.id, f"{step_number}"[:80])
                 else:
-                    said.setdefault(row.meta["solution"], []).append(int(place))
+                    judgements.setdefault(row.meta["solution"], []).append(int(step_number))
             else:
                 raise RowError(
                     f"stage '{self.judge}': row '{row.id}' is a {row.row} row; a judge gives steps rows, or "
                     "completions of step_critiques' problems"
                 )
-        return said
+        return judgements
 
 
-def first_wrong(row: Steps, threshold: float = 0.0) -> int:
+def find_first_wrong_step(row: Steps, threshold: float = 0.0) -> int:
     """The place of the first step whose label is not above the threshold, counted from 0; -1 if there is none."""
-    return next((place for place, label in enumerate(row.labels) if float(label) <= threshold), -1)
+    return next((index for index, label in enumerate(row.labels) if float(label) <= threshold), -1)

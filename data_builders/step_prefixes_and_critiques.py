@@ -8,9 +8,9 @@ from pydantic import AfterValidator, Field
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Message, Problem, Row
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.row_questions import with_questions
+from qwen_align.data_builders.row_questions import add_questions_to_meta
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.solution_steps import STEP_BREAK, Solution, solutions
+from qwen_align.data_builders.solution_steps import STEP_BREAK, Solution, read_solutions
 from qwen_align.reward.settings import RewardName
 
 GO_ON = (
@@ -23,18 +23,18 @@ FIND_ERROR = (
 )
 
 
-def checked_prompt(prompt: str) -> str:
+def check_prompt_template(prompt: str) -> str:
     """The prompt; raises ValueError if it leaves out the question or the steps, or names anything else."""
     try:
-        said = prompt.format(question="\0q", steps="\0s")
+        filled = prompt.format(question="\0q", steps="\0s")
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"holds more than {{question}} and {{steps}}: {error}; write other braces twice") from None
-    if "\0q" not in said or "\0s" not in said:
+    if "\0q" not in filled or "\0s" not in filled:
         raise ValueError("has to hold {question} and {steps}")
     return prompt
 
 
-Prompt = Annotated[str, AfterValidator(checked_prompt)]
+Prompt = Annotated[str, AfterValidator(check_prompt_template)]
 
 
 class StepPrefixes(Strict):
@@ -54,20 +54,20 @@ class StepPrefixes(Strict):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Problems in the order of the solutions and their steps, with the solution's id and the step in `meta`."""
-        for solution, steps in _divided(self, sources, drops):
+        for solution, steps in _read_divided_solutions(self, sources, drops):
             if self.max_steps is not None and len(steps) > self.max_steps:
                 drops.add(f"over {self.max_steps} steps", solution.id)
                 continue
             if len(steps) == 1:  # its only prefix is all of it; perhaps step_break is another
                 drops.add("single step", solution.id)
-            for place in range(len(steps) - 1):
+            for step_index in range(len(steps) - 1):
                 yield Problem(
-                    id=prefix_id(solution.id, place),
-                    messages=_asked(solution, self.prompt, self.step_break.join(steps[: place + 1])),
+                    id=make_prefix_id(solution.id, step_index),
+                    messages=_make_prompt(solution, self.prompt, self.step_break.join(steps[: step_index + 1])),
                     gold=solution.gold,
                     reward=self.reward,
                     source=solution.source,
-                    meta={**_meta(solution), "step": place},
+                    meta={**_make_meta(solution), "step": step_index},
                 )
 
 
@@ -84,37 +84,37 @@ class StepCritiques(Strict):
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Problems in the order of the solutions, with the solution's id in `meta`."""
-        for solution, steps in _divided(self, sources, drops):
-            numbered = "\n\n".join(f"[{place}] {step}" for place, step in enumerate(steps))
+        for solution, steps in _read_divided_solutions(self, sources, drops):
+            numbered = "\n\n".join(f"[{step_index}] {step}" for step_index, step in enumerate(steps))
             yield Problem(
                 id=f"{solution.id}@critique",
-                messages=_asked(solution, self.prompt, numbered),
+                messages=_make_prompt(solution, self.prompt, numbered),
                 reward="constant",
                 source=solution.source,
-                meta={**_meta(solution), "n_steps": len(steps)},
+                meta={**_make_meta(solution), "n_steps": len(steps)},
             )
 
 
-def prefix_id(solution_id: str, place: int) -> str:
+def make_prefix_id(solution_id: str, step_index: int) -> str:
     """The id of the problem that goes on after step `place`, counted from 0."""
-    return f"{solution_id}@{place}"
+    return f"{solution_id}@{step_index}"
 
 
-def _meta(solution: Solution) -> dict[str, Any]:
-    return {**with_questions(solution.meta, solution.messages), "solution": solution.id}
+def _make_meta(solution: Solution) -> dict[str, Any]:
+    return {**add_questions_to_meta(solution.meta, solution.messages), "solution": solution.id}
 
 
-def _asked(solution: Solution, prompt: str, steps: str) -> list[Message]:
-    *earlier, asked = solution.messages
-    return [*earlier, Message(role="user", content=prompt.format(question=asked.content, steps=steps))]
+def _make_prompt(solution: Solution, prompt: str, steps: str) -> list[Message]:
+    *earlier, question = solution.messages
+    return [*earlier, Message(role="user", content=prompt.format(question=question.content, steps=steps))]
 
 
-def _divided(
+def _read_divided_solutions(
     builder: StepPrefixes | StepCritiques, sources: Sources, drops: Drops
 ) -> Iterator[tuple[Solution, list[str]]]:
     """The solutions with their steps; those without a step, or a question before it, are dropped."""
-    for solution in solutions(sources, builder.from_data):
-        steps = solution.steps(builder.step_break)
+    for solution in read_solutions(sources, builder.from_data):
+        steps = solution.split_steps(builder.step_break)
         if not steps:
             drops.add("no step", solution.id)
         elif not solution.messages or solution.messages[-1].role != "user":

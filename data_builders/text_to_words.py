@@ -9,15 +9,15 @@ _WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
 _WORD_OR_SIGN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+|[^\w\s]|_")
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Words, numbers and CJK characters in order, lower case, widths folded (NFKC); signs are dropped."""
-    return _WORD.findall(_folded(text))
+    return _WORD.findall(_fold_case_and_width(text))
 
 
-def words_and_signs(text: str) -> list[str]:
+def split_words_and_signs(text: str) -> list[str]:
     """As `words`, with every sign as a unit of its own: `3-2` and `3+2` differ."""
-    return _WORD_OR_SIGN.findall(_folded(text))
+    return _WORD_OR_SIGN.findall(_fold_case_and_width(text))
 
 
-def _folded(text: str) -> str:
+def _fold_case_and_width(text: str) -> str:
     return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower()

@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Flag, Row, RowError, Text, Trace
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.completions_to_traces import solved_trace
-from qwen_align.data_builders.rollout_completions import by_prompt, completions
+from qwen_align.data_builders.completions_to_traces import convert_solved_completion
+from qwen_align.data_builders.rollout_completions import group_by_prompt, read_completions
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.data_builders.thinking_flag_mixing import MixedFlags
-from qwen_align.data_builders.thinking_flags import asks_for_a_mode
+from qwen_align.data_builders.thinking_flags import has_thinking_flag
 from qwen_align.reward.settings import RewardName
 
 _Row = TypeVar("_Row", Trace, Chat, Text)
@@ -35,12 +35,12 @@ class Switches(Strict):
     hard_under_think: int = Field(default=1, ge=0, description="the hard switch although the user asks to /think")
 
     @model_validator(mode="after")
-    def _not_none(self) -> Self:
-        if not self.round():
+    def _check_any_switch(self) -> Self:
+        if not self.list_round_flags():
             raise ValueError("all switches are 0; give one of soft, hard, hard_under_think at least 1")
         return self
 
-    def round(self) -> list[Flag | None]:
+    def list_round_flags(self) -> list[Flag | None]:
         """The flags of one round; the row's mode is no_think under each."""
         flags: list[Flag | None] = ["/no_think"] * self.soft
         return flags + [None] * self.hard + ["/think"] * self.hard_under_think
@@ -73,20 +73,20 @@ class ThinkMix(Strict):
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """The mixed rows; the same for the same sources, settings and seed."""
         random = Random(f"think_mix {seed}")
-        thinking = _shuffled(self._traces(sources, drops), self.max_thinking, random, drops)
-        chats = _shuffled(self._chats(sources, drops), self.max_non_thinking, random, drops)
-        replay = _shuffled(self._texts(sources), self.max_replay, random, drops)
-        thinking, chats = self._balanced(thinking, chats, drops)
+        thinking = _shuffle_and_cap(self._read_traces(sources, drops), self.max_thinking, random, drops)
+        chats = _shuffle_and_cap(self._read_chats(sources, drops), self.max_non_thinking, random, drops)
+        replay = _shuffle_and_cap(self._read_texts(sources), self.max_replay, random, drops)
+        thinking, chats = self._balance_modes(thinking, chats, drops)
         n_flagged = round(len(thinking) * self.flagged_share)
         flagged: list[Trace | Chat] = [
-            row.model_copy(update={"flag": "/think" if place < n_flagged else None})
-            for place, row in enumerate(thinking)
+            row.model_copy(update={"flag": "/think" if index < n_flagged else None})
+            for index, row in enumerate(thinking)
         ]
         flagged += [
             row.model_copy(update={"flag": flag})
-            for row, flag in zip(chats, cycle(self.switches.round()), strict=False)
+            for row, flag in zip(chats, cycle(self.switches.list_round_flags()), strict=False)
         ]
-        rows: list[Row] = [*self.mixed_flags.apply(flagged, chats, seed)]
+        rows: list[Row] = [*self.mixed_flags.mix_flags(flagged, chats, seed)]
         if rows:
             rows += replay
         else:
@@ -95,24 +95,24 @@ class ThinkMix(Strict):
         random.shuffle(rows)
         yield from rows
 
-    def _traces(self, sources: Sources, drops: Drops) -> list[Trace]:
+    def _read_traces(self, sources: Sources, drops: Drops) -> list[Trace]:
         traces: list[Trace] = []
-        for rows in by_prompt(completions(sources[self.from_rollout], self.from_rollout)).values():
+        for rows in group_by_prompt(read_completions(sources[self.from_rollout], self.from_rollout)).values():
             kept: dict[str, Trace] = {}
             for row in rows:
-                found = solved_trace(row, self.reward, self.correct_from)
-                if isinstance(found, str):
-                    drops.add(found, row.id)
+                converted = convert_solved_completion(row, self.reward, self.correct_from)
+                if isinstance(converted, str):
+                    drops.add(converted, row.id)
                 elif row.text in kept:
                     drops.add("duplicate", row.id, f"of {kept[row.text].id}")
                 elif len(kept) == self.per_prompt:
                     drops.add("over per_prompt", row.id)
                 else:
-                    kept[row.text] = found
+                    kept[row.text] = converted
             traces += kept.values()
         return traces
 
-    def _chats(self, sources: Sources, drops: Drops) -> list[Chat]:
+    def _read_chats(self, sources: Sources, drops: Drops) -> list[Chat]:
         chats = []
         for row in sources[self.from_chats]():
             if not isinstance(row, Chat):
@@ -123,13 +123,13 @@ class ThinkMix(Strict):
                 drops.add("chat with thinking", row.id)
             elif row.messages[-1].role != "assistant":
                 drops.add("chat without a reply", row.id)
-            elif asks_for_a_mode(row.messages):
+            elif has_thinking_flag(row.messages):
                 drops.add("flag in the prompt's text", row.id)
             else:
                 chats.append(row.model_copy(update={"mode": "no_think"}))
         return chats
 
-    def _texts(self, sources: Sources) -> list[Text]:
+    def _read_texts(self, sources: Sources) -> list[Text]:
         if self.from_texts is None:
             return []
         texts = []
@@ -139,29 +139,29 @@ class ThinkMix(Strict):
             texts.append(row)
         return texts
 
-    def _balanced(self, thinking: list[Trace], chats: list[Chat], drops: Drops) -> tuple[list[Trace], list[Chat]]:
+    def _balance_modes(self, thinking: list[Trace], chats: list[Chat], drops: Drops) -> tuple[list[Trace], list[Chat]]:
         """Both sides in the asked ratio; neither if one is empty, as one mode alone would unteach the other."""
         if not thinking or not chats:
             missing = "no non-thinking row" if thinking else "no thinking row"
-            left: list[Trace | Chat] = [*thinking, *chats]
-            for row in left:
+            dropped: list[Trace | Chat] = [*thinking, *chats]
+            for row in dropped:
                 drops.add(f"{missing} to mix with", row.id)
             return [], []
         if self.thinking_share is None:
             return thinking, chats
         odds = self.thinking_share / (1 - self.thinking_share)
         if len(thinking) > len(chats) * odds:
-            return _first(thinking, max(1, round(len(chats) * odds)), drops), chats
-        return thinking, _first(chats, max(1, round(len(thinking) / odds)), drops)
+            return _keep_first(thinking, max(1, round(len(chats) * odds)), drops), chats
+        return thinking, _keep_first(chats, max(1, round(len(thinking) / odds)), drops)
 
 
-def _shuffled(rows: Sequence[_Row], cap: int | None, random: Random, drops: Drops) -> list[_Row]:
+def _shuffle_and_cap(rows: Sequence[_Row], cap: int | None, random: Random, drops: Drops) -> list[_Row]:
     """`cap` of the rows, or all, in an order drawn from `random`."""
     drawn = random.sample(rows, len(rows))
-    return drawn if cap is None else _first(drawn, cap, drops)
+    return drawn if cap is None else _keep_first(drawn, cap, drops)
 
 
-def _first(rows: list[_Row], n: int, drops: Drops) -> list[_Row]:
+def _keep_first(rows: list[_Row], n: int, drops: Drops) -> list[_Row]:
     for row in rows[n:]:
         drops.add("over the cap", row.id)
     return rows[:n]

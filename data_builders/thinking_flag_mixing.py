@@ -12,9 +12,9 @@ from pydantic import Field
 
 from qwen_align.align.rows import Chat, Flag, Trace
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.row_questions import with_questions
-from qwen_align.data_builders.seeded_draws import drawn_order, random_for
-from qwen_align.data_builders.thinking_flags import with_flag
+from qwen_align.data_builders.row_questions import add_questions_to_meta
+from qwen_align.data_builders.seeded_draws import make_random, shuffle_by_name
+from qwen_align.data_builders.thinking_flags import append_flag
 
 Turns = Trace | Chat
 _FLAGS: tuple[Flag | None, ...] = (None, "/think", "/no_think")
@@ -33,69 +33,71 @@ class MixedFlags(Strict):
         default=0.0, ge=0, le=1, description="of flagged rows with a system message: those with the flag there"
     )
 
-    def apply(self, rows: Sequence[Turns], chats: Sequence[Chat], seed: int) -> list[Turns]:
+    def mix_flags(self, rows: Sequence[Turns], chats: Sequence[Chat], seed: int) -> list[Turns]:
         """The rows in their order; which are changed, and how, depends on the seed and their ids."""
-        found = self._with_history(rows, chats, seed)
-        several = [place for place, row in enumerate(found) if _n_asked(row) > 1]
-        chosen = _chosen(found, several, self.earlier_flags_share, "earlier flags", seed)
-        for place in chosen:
-            found[place] = with_earlier_flags(found[place], random_for("flags", seed, found[place].id))
-        can = [place for place, row in enumerate(found) if place not in chosen and _can_move(row)]
-        for place in _chosen(found, can, self.system_share, "system", seed):
-            found[place] = with_flag_in_system(found[place])
-        return found
+        mixed = self._add_histories(rows, chats, seed)
+        multi_turn_indices = [index for index, row in enumerate(mixed) if _count_user_turns(row) > 1]
+        changed_indices = _draw_share(mixed, multi_turn_indices, self.earlier_flags_share, "earlier flags", seed)
+        for index in changed_indices:
+            mixed[index] = add_earlier_flags(mixed[index], make_random("flags", seed, mixed[index].id))
+        movable_indices = [
+            index for index, row in enumerate(mixed) if index not in changed_indices and _can_move_flag(row)
+        ]
+        for index in _draw_share(mixed, movable_indices, self.system_share, "system", seed):
+            mixed[index] = move_flag_to_system(mixed[index])
+        return mixed
 
-    def _with_history(self, rows: Sequence[Turns], chats: Sequence[Chat], seed: int) -> list[Turns]:
-        found = list(rows)
-        earlier = [chat for chat in chats if not chat.tools and not any(turn.tool_calls for turn in chat.messages)]
-        thinking = [place for place, row in enumerate(found) if isinstance(row, Trace)]
-        if earlier:
-            before = cycle(drawn_order(earlier, (chat.id for chat in earlier), "history", seed))
-            for place in sorted(_chosen(found, thinking, self.history_share, "joined", seed)):
-                found[place] = after_chat(found[place], next(before))
-        return found
+    def _add_histories(self, rows: Sequence[Turns], chats: Sequence[Chat], seed: int) -> list[Turns]:
+        mixed = list(rows)
+        usable_chats = [chat for chat in chats if not chat.tools and not any(turn.tool_calls for turn in chat.messages)]
+        thinking_indices = [index for index, row in enumerate(mixed) if isinstance(row, Trace)]
+        if usable_chats:
+            chat_cycle = cycle(shuffle_by_name(usable_chats, (chat.id for chat in usable_chats), "history", seed))
+            for index in sorted(_draw_share(mixed, thinking_indices, self.history_share, "joined", seed)):
+                mixed[index] = append_to_chat(mixed[index], next(chat_cycle))
+        return mixed
 
 
-def after_chat(row: Turns, chat: Chat) -> Turns:
+def append_to_chat(row: Turns, chat: Chat) -> Turns:
     """The row as what is asked next in the chat, whose system message gives way to the row's own, or to none."""
     own_system = [turn for turn in row.messages if turn.role == "system"]
-    own = [turn for turn in row.messages if turn.role != "system"]
+    own_turns = [turn for turn in row.messages if turn.role != "system"]
     history = [turn for turn in chat.messages if turn.role != "system"]
-    messages = [*own_system, *history, *own]
-    meta = {**with_questions(row.meta, row.messages), "history": chat.id}
+    messages = [*own_system, *history, *own_turns]
+    meta = {**add_questions_to_meta(row.meta, row.messages), "history": chat.id}
     return row.model_copy(update={"messages": messages, "meta": meta})
 
 
-def with_earlier_flags(row: Turns, random: Random) -> Turns:
+def add_earlier_flags(row: Turns, random: Random) -> Turns:
     """The row with a flag drawn for every user turn but the last, each as often none, `/think` and `/no_think`.
 
     Where a thinking row has no flag of its own, the last flag drawn is `/think`, since the last one is obeyed.
     """
-    asked = [place for place, turn in enumerate(row.messages) if turn.role == "user"]
-    drawn = {place: random.choice(_FLAGS) for place in asked[:-1]}
+    user_indices = [index for index, turn in enumerate(row.messages) if turn.role == "user"]
+    flag_of = {index: random.choice(_FLAGS) for index in user_indices[:-1]}
     if row.mode == "think" and row.flag is None:
-        last = next((place for place in reversed(drawn) if drawn[place] is not None), None)
-        if last is not None:
-            drawn[last] = "/think"
-    messages = [with_flag(turn, drawn.get(place)) for place, turn in enumerate(row.messages)]
+        last_flagged = next((index for index in reversed(flag_of) if flag_of[index] is not None), None)
+        if last_flagged is not None:
+            flag_of[last_flagged] = "/think"
+    messages = [append_flag(turn, flag_of.get(index)) for index, turn in enumerate(row.messages)]
     return row.model_copy(update={"messages": messages})
 
 
-def with_flag_in_system(row: Turns) -> Turns:
+def move_flag_to_system(row: Turns) -> Turns:
     """The row with its flag at the end of its system message rather than of its last user message."""
     system, *others = row.messages
-    return row.model_copy(update={"messages": [with_flag(system, row.flag), *others], "flag": None})
+    return row.model_copy(update={"messages": [append_flag(system, row.flag), *others], "flag": None})
 
 
-def _can_move(row: Turns) -> bool:
+def _can_move_flag(row: Turns) -> bool:
     return row.flag is not None and row.messages[0].role == "system"
 
 
-def _n_asked(row: Turns) -> int:
+def _count_user_turns(row: Turns) -> int:
     return sum(turn.role == "user" for turn in row.messages)
 
 
-def _chosen(rows: Sequence[Turns], places: list[int], share: float, what: str, seed: int) -> set[int]:
+def _draw_share(rows: Sequence[Turns], indices: list[int], share: float, purpose: str, seed: int) -> set[int]:
     """As many of the places as the share says, drawn by the ids of their rows."""
-    drawn = drawn_order(places, (rows[place].id for place in places), what, seed)
-    return set(drawn[: round(share * len(places))])
+    drawn = shuffle_by_name(indices, (rows[index].id for index in indices), purpose, seed)
+    return set(drawn[: round(share * len(indices))])

@@ -39,7 +39,7 @@ def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
     store.write_text(out / "README.md", card(spec, context.seed, tally, drops.counts))
     unfinished.replace(out / "rows.jsonl")
-    return {"rows": kept, "dropped": drops.counts, **({"conversion": report.counts()} if report.format else {})}
+    return {"rows": kept, "dropped": drops.counts, **({"conversion": report.to_manifest()} if report.format else {})}
 
 
 def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None = None) -> Iterator[Row]:
@@ -58,7 +58,7 @@ def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Rep
 
 def _rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None) -> Iterator[Row]:
     if isinstance(spec.builder, Conversion):
-        made = spec.builder.build_with(report or Report(), drops)
+        made = spec.builder.build_with_report(report or Report(), drops)
     else:
         made = spec.builder.build(sources, seed, drops)
     met: set[str] = set()

@@ -104,7 +104,7 @@ def test_splits_share_no_numbers_whatever_seed_and_size() -> None:
 
 def test_split_shares_are_eight_one_one() -> None:
     totals = [arithmetic.Total(start, (change,)) for start in range(21, 80) for change in range(2, 21)]
-    shares = Counter(map(arithmetic.split_of, totals))
+    shares = Counter(map(arithmetic.assign_split, totals))
     assert 0.75 < shares["train"] / len(totals) < 0.85
     assert shares["dev"] > 0.07 * len(totals) < shares["test"]
 
@@ -128,7 +128,7 @@ def read_text(text: str) -> str:
         return "facts"
     _, question, *middle, answer = text.split("\n")
     numbers = read_question(question)
-    assert arithmetic.split_of(arithmetic.Total(numbers[0], tuple(numbers[1:]))) == "train"
+    assert arithmetic.assign_split(arithmetic.Total(numbers[0], tuple(numbers[1:]))) == "train"
     assert answer == f"\\boxed{{{sum(numbers)}}}"
     if middle == ["Answer:"]:
         return "direct"

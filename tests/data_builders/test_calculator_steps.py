@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Steps, to_line
 from qwen_align.data_builders.calculator_steps import CalculatorSteps
-from qwen_align.data_builders.gsm8k_calculator_marks import UnreadableMarkError, marks, value, without_marks
+from qwen_align.data_builders.gsm8k_calculator_marks import (
+    UnreadableMarkError,
+    evaluate_expression,
+    parse_calculator_marks,
+    remove_calculator_marks,
+)
 from qwen_align.data_builders.sieve import Drops
 
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
@@ -36,9 +41,9 @@ def test_sums_are_what_python_makes_of_them_exactly(text: str) -> None:
         wanted = eval(exact, {"F": Fraction})
     except ZeroDivisionError:
         with pytest.raises(UnreadableMarkError, match="divides by zero"):
-            value(text)
+            evaluate_expression(text)
     else:
-        assert value(text) == wanted
+        assert evaluate_expression(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -56,7 +61,7 @@ def test_sums_are_what_python_makes_of_them_exactly(text: str) -> None:
     ],
 )
 def test_values(text: str, wanted: str) -> None:
-    assert value(text) == Fraction(wanted)
+    assert evaluate_expression(text) == Fraction(wanted)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_values(text: str, wanted: str) -> None:
 )
 def test_what_is_no_sum(text: str) -> None:
     with pytest.raises(UnreadableMarkError):
-        value(text)
+        evaluate_expression(text)
 
 
 @pytest.mark.parametrize(
@@ -88,13 +93,13 @@ def test_what_is_no_sum(text: str) -> None:
     ],
 )
 def test_marks(mark: str, exact: bool, rounded: bool) -> None:
-    assert [marks(mark, may_round=may)[0].is_right for may in (False, True)] == [exact, rounded]
+    assert [parse_calculator_marks(mark, may_round=may)[0].is_right for may in (False, True)] == [exact, rounded]
 
 
 @pytest.mark.parametrize("text", ["<<24>>", "<<2x=4>>", "and <<2+2=4", "<<=>>"])
 def test_marks_that_cannot_be_read(text: str) -> None:
     with pytest.raises(UnreadableMarkError):
-        marks(text)
+        parse_calculator_marks(text)
 
 
 def chat(row_id: str, *lines: str) -> Chat:
@@ -154,7 +159,7 @@ def test_a_planted_error_is_the_last_step_and_the_only_wrong_one(seed: int, sums
     assert planted.steps[:-1] == sound.steps[: len(planted.steps) - 1]
     before, after = sound.steps[len(planted.steps) - 1], planted.steps[-1]
     assert before != after
-    (mark,) = marks(after)
+    (mark,) = parse_calculator_marks(after)
     assert not mark.is_right
     assert after[mark.end :] == f"{mark.sides[-1]} in all."  # the wrong result is said in the text, too
 
@@ -185,7 +190,7 @@ def test_every_mark_of_gsm8ks_people_is_right() -> None:
     assert all(all(row.labels) for row in found)
     assert all("<<" not in step and "####" not in step for row in found for step in row.steps)
     joined = ["\n".join(row.steps) for row in found]
-    texts = {row.id: without_marks(row.messages[-1].content).split("\n####")[0] for row in rows}
+    texts = {row.id: remove_calculator_marks(row.messages[-1].content).split("\n####")[0] for row in rows}
     wanted = ["\n".join(line.strip() for line in texts[row.id].split("\n") if line.strip()) for row in found]
     assert joined == wanted  # no word is lost
     planted, _ = built(rows, planted_share=0.5)

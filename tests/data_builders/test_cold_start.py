@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.rows import Completion, Message, Problem, Row, Trace
 from qwen_align.data_builders.cold_start import ColdStart
-from qwen_align.data_builders.guess_detection import guess_in, numbers_in
+from qwen_align.data_builders.guess_detection import extract_numbers, find_guess_reason
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.verdict import Verdict
 from tests.clock import cpu_limit
@@ -192,7 +192,7 @@ def test_what_is_held_out_has_to_be_said() -> None:
     ],
 )
 def test_guesses(thinking: str, answer: str, is_guess: bool) -> None:
-    assert (guess_in(thinking, answer, 3) is not None) == is_guess
+    assert (find_guess_reason(thinking, answer, 3) is not None) == is_guess
 
 
 @pytest.mark.parametrize(
@@ -220,13 +220,13 @@ def test_guesses(thinking: str, answer: str, is_guess: bool) -> None:
     ],
 )
 def test_numbers_that_are_spelled_out_or_have_an_exponent(text: str, numbers: set[str]) -> None:
-    assert numbers <= {str(number) for number in numbers_in(text)}
+    assert numbers <= {str(number) for number in extract_numbers(text)}
 
 
 def test_what_is_no_number_word_is_none() -> None:
-    assert numbers_in("someone, often, tension, thirtyish, a ton") == set()
-    assert numbers_in("thirty, five") == {30, 5}
-    assert 24 not in numbers_in("four twenty, twenty and four tens, 10^123")
+    assert extract_numbers("someone, often, tension, thirtyish, a ton") == set()
+    assert extract_numbers("thirty, five") == {30, 5}
+    assert 24 not in extract_numbers("four twenty, twenty and four tens, 10^123")
 
 
 HOSTILE = ("1,", "\\frac{", "9", "one and ", "twenty-", "thousand, ", "9.9e", "10^ ", "1\\times ", "亿", "一点", "分之")
@@ -235,4 +235,4 @@ HOSTILE = ("1,", "\\frac{", "9", "one and ", "twenty-", "thousand, ", "9.9e", "1
 @pytest.mark.parametrize("part", HOSTILE)
 def test_numbers_in_a_hostile_text_are_found_in_linear_time(part: str) -> None:
     with cpu_limit(5.0, part):
-        assert len(numbers_in(part * 50_000)) < 10
+        assert len(extract_numbers(part * 50_000)) < 10

@@ -35,7 +35,7 @@ WORDS = ASKED.split()
 
 def finder(method: str, *questions: str, **settings: Any) -> Finder:
     rule = ADAPTER.validate_python({"method": method, "against": "bench", **settings})
-    return rule.finder([Question(f"q{number}", text) for number, text in enumerate(questions)])
+    return rule.make_finder([Question(f"q{number}", text) for number, text in enumerate(questions)])
 
 
 @pytest.mark.skipif(not GOLDEN.is_file(), reason=f"no golden case at {GOLDEN}; set QWEN_ALIGN_TEST_DATA")
@@ -331,4 +331,4 @@ def test_a_stage_reads_its_benchmark_from_an_earlier_one() -> None:
 def test_rules_are_named_by_their_classes_too() -> None:
     asked = [Question("q0", ASKED)]
     for rule in (S1Overlap, Qwen25MathOverlap, Qwen25Overlap, SameWords):
-        assert rule(against="bench").finder(asked)(ASKED) is not None  # type: ignore[arg-type]
+        assert rule(against="bench").make_finder(asked)(ASKED) is not None  # type: ignore[arg-type]

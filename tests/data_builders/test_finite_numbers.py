@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.data_builders.finite_numbers import finite, finite_in
+from qwen_align.data_builders.finite_numbers import parse_finite_float, to_finite_float
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from qwen_align.data_builders.finite_numbers import finite, finite_in
     ],
 )
 def test_numbers(value: Any, number: float | None) -> None:
-    assert finite(value) == finite_in(value) == number
+    assert to_finite_float(value) == parse_finite_float(value) == number
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,5 @@ def test_numbers(value: Any, number: float | None) -> None:
     ],
 )
 def test_a_number_in_a_text(text: str, number: float | None) -> None:
-    assert finite(text) is None
-    assert finite_in(text) == number
+    assert to_finite_float(text) is None
+    assert parse_finite_float(text) == number

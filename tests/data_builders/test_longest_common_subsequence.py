@@ -7,7 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.data_builders import longest_common_subsequence
-from qwen_align.data_builders.longest_common_subsequence import SubsequenceIndex, lcs_length, share_of_shorter
+from qwen_align.data_builders.longest_common_subsequence import (
+    SubsequenceIndex,
+    compute_lcs_length,
+    compute_shorter_share,
+)
 
 UNITS = st.lists(st.sampled_from("abcd"), max_size=20)
 
@@ -24,7 +28,7 @@ def table_length(one: list[str], other: list[str]) -> int:
 
 @given(UNITS, UNITS)
 def test_length_is_that_of_the_table(one: list[str], other: list[str]) -> None:
-    assert lcs_length(one, other) == table_length(one, other)
+    assert compute_lcs_length(one, other) == table_length(one, other)
 
 
 @pytest.mark.parametrize("longest_bits", [0, 4096])
@@ -36,12 +40,12 @@ def test_the_index_finds_what_comparing_with_all_finds(
     all_alike = {}
     for place, other in enumerate(texts):
         common = table_length(text, other)
-        share = share_of_shorter(common, len(text), len(other))
+        share = compute_shorter_share(common, len(text), len(other))
         if common >= min_common and share >= min_share:
             all_alike[place] = (common, share)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(longest_common_subsequence, "_LONGEST_BITS", longest_bits)
-        found = SubsequenceIndex(texts, min_common=min_common, min_share=min_share).first_alike(text)
+        found = SubsequenceIndex(texts, min_common=min_common, min_share=min_share).find_first_alike(text)
     if found is None:
         assert not all_alike
     else:
@@ -53,18 +57,18 @@ def test_long_texts_and_short_ones_give_the_same() -> None:
     texts = [["x"] * 70, short]
     index = SubsequenceIndex(texts, min_common=13, min_share=Fraction(1))
     for padding in (10, 3000, 20000):
-        found = index.first_alike(["pad"] * padding + short)
+        found = index.find_first_alike(["pad"] * padding + short)
         assert found is not None
         assert (found.text, found.common, found.share) == (1, 60, 1)
-    assert index.first_alike(["pad"] * 20000 + short[::-1]) is None
+    assert index.find_first_alike(["pad"] * 20000 + short[::-1]) is None
 
 
 def test_thresholds_are_the_decimals_that_were_written() -> None:
     text = [str(place) for place in range(35)]
     half = text[:21] + ["x"] * 14
     assert 0.6 * 35 == 21  # so is the rule's; as a float product 0.07 * 100 is 7.000000000000001
-    assert SubsequenceIndex([half], min_common=1, min_share=Fraction("0.6")).first_alike(text) is not None
+    assert SubsequenceIndex([half], min_common=1, min_share=Fraction("0.6")).find_first_alike(text) is not None
     hundred = [str(place) for place in range(100)]
     seven = hundred[:7] + ["x"] * 93
     assert 0.07 * 100 > 7
-    assert SubsequenceIndex([seven], min_common=1, min_share=Fraction("0.07")).first_alike(hundred) is not None
+    assert SubsequenceIndex([seven], min_common=1, min_share=Fraction("0.07")).find_first_alike(hundred) is not None

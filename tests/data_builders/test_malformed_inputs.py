@@ -623,7 +623,7 @@ def test_numbers_as_texts_are_left_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("prompt,gold,n\na,007,1\n")
     report = Report()
-    [row] = LocalFile.model_validate({"path": str(path), "rows": "problem"}).build_with(report, Drops())
+    [row] = LocalFile.model_validate({"path": str(path), "rows": "problem"}).build_with_report(report, Drops())
     assert row.row == "problem"
     assert row.gold == "007"
     assert report.left_out == {"n": 1}

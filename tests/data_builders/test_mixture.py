@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Message, Row, RowError, Text
-from qwen_align.data_builders.mixture import Mixture, apportion, spread
+from qwen_align.data_builders.mixture import Mixture, apportion_total, interleave_evenly
 from qwen_align.data_builders.sieve import Drops
 
 
@@ -73,19 +73,19 @@ def test_used_in_part_over_several_rounds_counts_no_row_that_is_there() -> None:
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5))
 def test_every_stretch_has_the_ratio_of_the_whole(counts: list[int]) -> None:
-    order = [place for place, _ in spread(counts)]
+    order = [place for place, _ in interleave_evenly(counts)]
     assert Counter(order) == dict(enumerate(counts))
     for length in range(len(order) + 1):
         for place, count in enumerate(counts):
             wanted = length * count / len(order)
             assert abs(order[:length].count(place) - wanted) <= len(counts)
     for place, count in enumerate(counts):
-        assert [number for one, number in spread(counts) if one == place] == list(range(count))
+        assert [number for one, number in interleave_evenly(counts) if one == place] == list(range(count))
 
 
 @given(st.integers(0, 500), st.lists(st.fractions(Fraction(1, 50), 50), min_size=1, max_size=6))
 def test_apportioning_loses_nothing_and_is_off_by_less_than_one(total: int, weights: list[Fraction]) -> None:
-    counts = apportion(total, weights)
+    counts = apportion_total(total, weights)
     assert sum(counts) == total
     assert all(abs(n - total * w / sum(weights)) < 1 for n, w in zip(counts, weights, strict=True))
 

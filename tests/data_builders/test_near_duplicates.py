@@ -36,7 +36,7 @@ def sifted(rows: list[Row], **settings: Any) -> tuple[list[str], list[Drop]]:
 
 
 def test_every_near_one_is_named_with_its_true_index() -> None:
-    finder = NearDuplicates().finder()
+    finder = NearDuplicates().make_finder()
     text = " ".join(WORDS[:100])
     assert finder.find_or_keep("a", text) is None
     for n in (1, 5, 10):
@@ -51,7 +51,7 @@ def test_the_threshold_is_on_the_true_index(n_changed: int, is_near: bool) -> No
     """14 words of 100 give 82 of 110 shingles, 0.745; so many bands make candidates of both."""
     text = " ".join(WORDS[:100])
     assert (jaccard(text, changed(text, n_changed)) >= 0.75) == is_near
-    finder = NearDuplicates(bands=100, hashes_per_band=2).finder()
+    finder = NearDuplicates(bands=100, hashes_per_band=2).make_finder()
     assert finder.find_or_keep("a", text) is None
     assert (finder.find_or_keep("b", changed(text, n_changed)) is not None) == is_near
 
@@ -59,7 +59,7 @@ def test_the_threshold_is_on_the_true_index(n_changed: int, is_near: bool) -> No
 def test_recall_and_precision_on_random_texts() -> None:
     """At index 0.85 and above a pair becomes candidates with probability 0.988 and more (FineWeb's bands)."""
     draw = random.Random(1)
-    finder = NearDuplicates().finder()
+    finder = NearDuplicates().make_finder()
     originals = [" ".join(draw.choices(WORDS, k=80)) for _ in range(300)]
     assert not any(finder.find_or_keep(f"{number}", text) for number, text in enumerate(originals))
     found = [finder.find_or_keep(f"copy {number}", changed(text, 4)) for number, text in enumerate(originals)]
@@ -108,7 +108,7 @@ def test_verdicts_are_those_of_counting_every_candidate(settings: dict[str, Any]
     texts += [changed(text, draw.randrange(1 + len(text.split()) // 8)) for text in draw.choices(texts, k=150)]
     texts += [*templated(60, 60, 16), *templated(60, 60, 8, seed=1)]
     draw.shuffle(texts)
-    finder = NearDuplicates(**settings).finder()
+    finder = NearDuplicates(**settings).make_finder()
     found = [finder.find_or_keep(f"{number}", text) for number, text in enumerate(texts)]
     assert found == by_the_library(texts, NearDuplicates(**settings))
     assert 50 < sum(near is not None for near in found) < 250
@@ -125,13 +125,13 @@ def test_texts_of_one_template_are_hardly_ever_counted(monkeypatch: pytest.Monke
         return shingles(finder, units)
 
     monkeypatch.setattr(NearDuplicateFinder, "_shingles", counting)
-    finder = NearDuplicates().finder()
+    finder = NearDuplicates().make_finder()
     assert not any(finder.find_or_keep(f"{n}", text) for n, text in enumerate(templated(600, 60, 16)))
     assert 600 <= n_counted < 700
 
 
 def test_chinese_by_characters() -> None:
-    finder = NearDuplicates().finder()
+    finder = NearDuplicates().make_finder()
     text = "小明有十二个苹果，他又在市场上买了三十个苹果，然后把其中的一半送给了小红，请问小明现在还剩下多少个苹果呢？"
     assert finder.find_or_keep("a", text) is None
     assert finder.find_or_keep("b", text.replace("呢", "")) is not None
@@ -149,7 +149,7 @@ def test_chinese_by_characters() -> None:
     ],
 )
 def test_short_texts_are_one_shingle(one: str, other: str, is_near: bool) -> None:
-    finder = NearDuplicates().finder()
+    finder = NearDuplicates().make_finder()
     assert finder.find_or_keep("a", one) is None
     assert (finder.find_or_keep("b", other) is not None) == is_near
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.rows import parse_row, to_line
-from qwen_align.data_builders.reasoning_gym_tasks import INSTRUCTION, GymTask, ReasoningGymTasks, split_of
+from qwen_align.data_builders.reasoning_gym_tasks import INSTRUCTION, GymTask, ReasoningGymTasks, assign_split
 from qwen_align.data_builders.reasoning_gym_worker import UNREPEATABLE
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
 from qwen_align.reward.reasoning_gym_guards import REFUSED
@@ -113,7 +113,7 @@ def test_splits_share_no_question_whatever_the_seed() -> None:
     assert not ids["train"] & ids["dev"]
     assert not ids["train"] & ids["test"]
     assert not ids["dev"] & ids["test"]
-    assert all(split_of(one) == split for split, found in ids.items() for one in found)
+    assert all(assign_split(one) == split for split, found in ids.items() for one in found)
 
 
 def test_weights_and_settings() -> None:

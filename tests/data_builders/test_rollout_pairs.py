@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message, Pair, Row, RowError, Text
 from qwen_align.data_builders import Drops, Pairs
-from qwen_align.data_builders.pair_matching import common_prefix
+from qwen_align.data_builders.pair_matching import measure_common_prefix
 from qwen_align.reward.verdict import Verdict
 
 PROMPT = [Message(role="user", content="1+1?")]
@@ -207,7 +207,7 @@ def test_no_completions_no_pairs() -> None:
 
 @given(st.text("ab", max_size=8), st.text("ab", max_size=8), st.text("ab", max_size=8))
 def test_common_prefix(head: str, one: str, other: str) -> None:
-    length = common_prefix(head + one, head + other)
+    length = measure_common_prefix(head + one, head + other)
     assert length >= len(head)
     assert (head + one)[:length] == (head + other)[:length]
     assert (head + one)[: length + 1] != (head + other)[: length + 1] or length == min(

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.references import outside_files
 from qwen_align.align.rows import Message, Pair, Problem, Row, RowError, digest
-from qwen_align.data_builders.selection_domains import ByKeywords, Domains, spread
+from qwen_align.data_builders.selection_domains import ByKeywords, Domains, choose_evenly
 from qwen_align.data_builders.sieve import Drop, Drops
 
 
@@ -68,7 +68,7 @@ KEYWORDS = [
 
 @pytest.mark.parametrize(("question", "domain"), KEYWORDS)
 def test_by_keywords(question: str, domain: str | None) -> None:
-    [label] = ByKeywords(table=TABLE).label([problem("a", question)])
+    [label] = ByKeywords(table=TABLE).label_rows([problem("a", question)])
     assert label == (domain, "" if domain else "no keyword")
 
 
@@ -76,12 +76,12 @@ def test_the_order_of_the_table_settles_nothing() -> None:
     """The key of a stage is the same for both."""
     turned = dict(reversed(TABLE.items()))
     for question, domain in KEYWORDS:
-        assert ByKeywords(table=turned).label([problem("a", question)])[0].domain == domain
+        assert ByKeywords(table=turned).label_rows([problem("a", question)])[0].domain == domain
 
 
 def test_keywords_are_texts_not_patterns() -> None:
     rows = [problem("a", "c++ or (x"), problem("b", "cccc")]
-    labels = ByKeywords(table={"code": ["C++"], "brackets": ["(x", "(x"]}).label(rows)
+    labels = ByKeywords(table={"code": ["C++"], "brackets": ["(x", "(x"]}).label_rows(rows)
     assert [label.domain for label in labels] == ["brackets", None]
 
 
@@ -180,7 +180,7 @@ def test_an_unfinished_turn_favours_no_name() -> None:
 def test_no_domain_has_two_more_than_one_that_has_rows_left(sizes: list[int], data: st.DataObject) -> None:
     domain_of = {f"{domain}.{place}": f"{domain}" for domain, size in enumerate(sizes) for place in range(size)}
     n = data.draw(st.integers(1, len(domain_of)))
-    counts = Counter(domain_of[row_id] for row_id in spread(domain_of, n=n, per_domain=None, seed=3))
+    counts = Counter(domain_of[row_id] for row_id in choose_evenly(domain_of, n=n, per_domain=None, seed=3))
     assert counts.total() == n
     for domain, size in enumerate(sizes):
         if counts[str(domain)] < size:

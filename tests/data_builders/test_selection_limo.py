@@ -143,7 +143,7 @@ MEASURES = [
 
 @pytest.mark.parametrize(("chain", "measures"), MEASURES)
 def test_measures(chain: str, measures: Measures) -> None:
-    assert ChainScore().measures(chain) == measures
+    assert ChainScore().measure_chain(chain) == measures
 
 
 def test_weights_are_limos() -> None:
@@ -162,21 +162,21 @@ def test_weights_are_limos() -> None:
     ],
 )
 def test_what_raises_the_score(better: str, worse: str) -> None:
-    high, low = ChainScore().scores([better, worse])
+    high, low = ChainScore().score_chains([better, worse])
     assert 1 >= high > low >= 0
 
 
 @given(st.lists(st.text(alphabet="check so maybe ", max_size=60), max_size=8), st.randoms(use_true_random=False))
 def test_scores_do_not_depend_on_order(chains: list[str], random: Any) -> None:
     order = random.sample(range(len(chains)), len(chains))
-    scores = ChainScore().scores(chains)
-    assert ChainScore().scores([chains[place] for place in order]) == [scores[place] for place in order]
+    scores = ChainScore().score_chains(chains)
+    assert ChainScore().score_chains([chains[place] for place in order]) == [scores[place] for place in order]
     assert all(0 <= score <= 1 for score in scores)
 
 
 def test_own_words() -> None:
     score = ChainScore(length=0, verification=1, tentative=0, connectives=0, verification_words=["prüfe"])
-    assert score.scores(["Prüfe es", "check it"]) == [1.0, 0.0]
+    assert score.score_chains(["Prüfe es", "check it"]) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion, Message, Problem, Row, RowError
-from qwen_align.data_builders.selection_limr import Limr, alignment_scores, back_filled
+from qwen_align.data_builders.selection_limr import Limr, compute_alignment_scores, fill_missing_epochs
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.verdict import Verdict
 
@@ -94,7 +94,7 @@ def test_scores_are_the_authors(curves: list[list[float | None]]) -> None:
     expected = {
         name: 1 - np.sum((np.array(sequence) - mean) ** 2) / np.sum((1 - mean) ** 2) for name, sequence in whole.items()
     }
-    found = alignment_scores({str(place): curve for place, curve in enumerate(curves)})
+    found = compute_alignment_scores({str(place): curve for place, curve in enumerate(curves)})
     assert found == pytest.approx(expected)
 
 
@@ -110,7 +110,7 @@ def test_scores_are_the_authors(curves: list[list[float | None]]) -> None:
     ],
 )
 def test_back_fill(curve: list[float | None], filled: list[float | None]) -> None:
-    assert back_filled(curve) == filled
+    assert fill_missing_epochs(curve) == filled
 
 
 def test_only_the_first_epochs_count() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from qwen_align.align.rows import Completion, Message, Problem, Row, RowError, Text
-from qwen_align.data_builders.selection_inputs import Attempts, Tries, prompt_of, rank_shares
+from qwen_align.data_builders.selection_inputs import Attempts, Tries, compute_rank_shares, get_prompt_id
 from qwen_align.data_builders.selection_pass_rate import BANDS, PassRate
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.verdict import Verdict
@@ -123,7 +123,7 @@ COLUMNS = [
 @pytest.mark.parametrize(("settings", "value", "tries"), COLUMNS)
 def test_columns(settings: dict[str, Any], value: Any, tries: Tries | None) -> None:
     attempts = Attempts.model_validate({"column": "solved", **settings})
-    found = attempts.reader({})(problem("a", solved=value))
+    found = attempts.make_reader({})(problem("a", solved=value))
     assert (found is None) == (tries is None)
     assert found is None or found == pytest.approx(tries)
 
@@ -147,7 +147,7 @@ def test_columns(settings: dict[str, Any], value: Any, tries: Tries | None) -> N
 def test_columns_that_hold_something_else(settings: dict[str, Any], value: Any, message: str) -> None:
     attempts = Attempts.model_validate({"column": "solved", **settings})
     with pytest.raises(RowError, match="row 'a': meta 'solved' is") as caught:
-        attempts.reader({})(problem("a", solved=value))
+        attempts.make_reader({})(problem("a", solved=value))
     assert message in str(caught.value)
 
 
@@ -201,12 +201,12 @@ def test_wrong_rows(rows: list[Row], sampled: list[Row], message: str) -> None:
     ("row_id", "prompt_id"), [("p#3", "p"), ("p#3#0", "p#3"), ("p", "p"), ("p#", "p#"), ("p#x", "p#x"), ("#3", "#3")]
 )
 def test_prompt_of(row_id: str, prompt_id: str) -> None:
-    assert prompt_of(row_id) == prompt_id
+    assert get_prompt_id(row_id) == prompt_id
 
 
 def test_a_row_is_found_by_its_whole_id_first() -> None:
     sampled = [completion("p", 0, 0.0), completion("p#1", 0, 1.0)]
-    read = Attempts.model_validate({"from_rollout": "rollouts"}).reader(sources([], sampled))
+    read = Attempts.model_validate({"from_rollout": "rollouts"}).make_reader(sources([], sampled))
     assert read(problem("p#1")) == Tries(1, 1, 1.0)
     assert read(problem("p#2")) == Tries(0, 1, 0.0)
 
@@ -214,7 +214,7 @@ def test_a_row_is_found_by_its_whole_id_first() -> None:
 @given(st.lists(st.integers(-3, 3), min_size=2))
 def test_rank_shares(values: list[int]) -> None:
     """A value's place is the share of the others below it, equal ones counted half."""
-    shares = rank_shares(map(float, values))
+    shares = compute_rank_shares(map(float, values))
     for place, value in enumerate(values):
         others = values[:place] + values[place + 1 :]
         below = sum(1.0 if other < value else 0.5 if other == value else 0.0 for other in others)

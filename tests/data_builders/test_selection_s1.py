@@ -18,16 +18,22 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.rows import Completion, Message, Problem, Row, RowError, Text, Trace, digest
-from qwen_align.data_builders.selection_s1 import S1, Benchmarks, Featured, benchmark_counts, format_fault
+from qwen_align.data_builders.selection_s1 import (
+    S1,
+    Benchmarks,
+    RowFeatures,
+    count_benchmark_domains,
+    find_format_fault,
+)
 from qwen_align.data_builders.selection_s1 import has_bold_number as is_bold
 from qwen_align.data_builders.selection_s1_sampling import (
     Candidate,
+    compute_length_weights,
     draw_by_domain,
-    integer_below,
-    legacy_random,
-    length_places,
-    length_weights,
-    place_by_weight,
+    draw_integer_below,
+    find_weighted_index,
+    make_numpy_random,
+    rank_by_length,
 )
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.verdict import Verdict
@@ -100,8 +106,8 @@ def test_the_notebooks_own_selection() -> None:
 @needs_golden
 def test_the_notebooks_benchmark_weights() -> None:
     case, rows = golden()
-    hard = S1.model_validate(FEATURES).hard({"pool": lambda: iter(rows)}, Drops())
-    counts = benchmark_counts(hard, Benchmarks())
+    hard = S1.model_validate(FEATURES).select_hard_rows({"pool": lambda: iter(rows)}, Drops())
+    counts = count_benchmark_domains(hard, Benchmarks())
     assert list(counts) == case["benchmark_domains"]
     assert [count / sum(counts.values()) for count in counts.values()] == case["benchmark_weights"]
 
@@ -301,13 +307,13 @@ FORMATS = [
 @pytest.mark.parametrize(("question", "source", "fault"), FORMATS)
 def test_format(question: str, source: str, fault: str | None) -> None:
     rules: Any = ["asy", "image", "numbered_point", "bold_number"]
-    assert format_fault(question, source, rules, "AIME") == fault
+    assert find_format_fault(question, source, rules, "AIME") == fault
 
 
 def test_rules_can_be_left_out() -> None:
     everything = "[asy] ![Image] p1. **2**"
     rules: Any = ["asy", "image", "numbered_point", "bold_number"]
-    found = [format_fault(everything, "AIME", rules[place:], None) for place in range(5)]
+    found = [find_format_fault(everything, "AIME", rules[place:], None) for place in range(5)]
     assert found == [*rules, None]
 
 
@@ -327,30 +333,30 @@ def test_a_megabyte_of_stars_takes_no_time() -> None:
 @given(seed=st.integers(0, 2**32 - 1), bounds=st.lists(st.integers(1, 70_000), min_size=1, max_size=30))
 @settings(max_examples=50, deadline=None)
 def test_draws_are_numpys(seed: int, bounds: list[int]) -> None:
-    theirs, ours = np.random.RandomState(seed), legacy_random(seed)
+    theirs, ours = np.random.RandomState(seed), make_numpy_random(seed)
     for bound in bounds:
-        assert theirs.choice(bound, size=1)[0] == integer_below(bound, ours)
+        assert theirs.choice(bound, size=1)[0] == draw_integer_below(bound, ours)
         weights = [1.0 / (1 + place) for place in range(bound % 50 + 1)]
         probabilities = np.array(weights) / np.sum(weights)
-        assert theirs.choice(len(weights), p=probabilities) == place_by_weight(weights, ours.random())
+        assert theirs.choice(len(weights), p=probabilities) == find_weighted_index(weights, ours.random())
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=50, unique=True))
 def test_length_weights_are_the_notebooks(lengths: list[int]) -> None:
     ranks = len(lengths) - 1 - np.argsort(np.argsort(np.array(lengths)))
-    assert length_places(lengths) == ranks.tolist()
-    assert length_weights(lengths) == np.power(2.0, -ranks).tolist()
+    assert rank_by_length(lengths) == ranks.tolist()
+    assert compute_length_weights(lengths) == np.power(2.0, -ranks).tolist()
 
 
 def test_equal_lengths_have_an_order_of_their_own() -> None:
-    assert length_places([5, 5, 9, 5]) == [3, 2, 0, 1]
+    assert rank_by_length([5, 5, 9, 5]) == [3, 2, 0, 1]
 
 
 def test_the_longest_of_a_domain_is_drawn_in_half_of_the_draws() -> None:
     pool = [Candidate(f"{place}", "d", 100 - place) for place in range(6)]
     seeds = range(2000)
     counts = Counter(
-        next(iter(draw_by_domain(pool, {}, n=1, uniform_until=None, weights={}, random=legacy_random(seed))))
+        next(iter(draw_by_domain(pool, {}, n=1, uniform_until=None, weights={}, random=make_numpy_random(seed))))
         for seed in seeds
     )
     assert 0.46 < counts["0"] / len(seeds) < 0.55  # 32/63, within 4 standard deviations
@@ -361,7 +367,7 @@ def test_rows_chosen_before_are_drawn_in_vain_once() -> None:
     pool = [Candidate("long", "d", 100), Candidate("short", "d", 1)]
     for seed in range(20):
         chosen = draw_by_domain(
-            pool, {"long": "preselected"}, n=2, uniform_until=None, weights={}, random=legacy_random(seed)
+            pool, {"long": "preselected"}, n=2, uniform_until=None, weights={}, random=make_numpy_random(seed)
         )
         assert chosen == {"long": "preselected", "short": "uniform"}
 
@@ -382,9 +388,9 @@ def test_the_paper_draws_all_domains_alike_and_the_code_ends_with_the_benchmarks
 
 
 def test_domains_cut_to_nothing_have_no_weight() -> None:
-    def of(source: str, domain: str, count: int) -> list[Featured]:
-        return [Featured(trace("x"), source, domain, 1, True)] * count
+    def of(source: str, domain: str, count: int) -> list[RowFeatures]:
+        return [RowFeatures(trace("x"), source, domain, 1, True)] * count
 
     rows = of("gpqa", "rare", 1) + of("gpqa", "physics", 9) + of("aime", "algebra", 8) + of("aime", "physics", 2)
-    counts = benchmark_counts(rows, Benchmarks(whole="aime", scaled="gpqa"))
+    counts = count_benchmark_domains(rows, Benchmarks(whole="aime", scaled="gpqa"))
     assert counts == {"physics": 4 + 2, "algebra": 8}  # half of 10 rows over 10: 1 -> 0.5 -> 0, 9 -> 4.5 -> 4

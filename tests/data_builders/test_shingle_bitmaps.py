@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_align.data_builders.shingle_bitmaps import Hashes, Places, ShingleMaps
+from qwen_align.data_builders.shingle_bitmaps import Hashes, Indices, ShingleMaps
 
 
 def hashed(shingles: set[int]) -> Hashes:
@@ -22,8 +22,8 @@ def alike(sets: list[set[int]], one: set[int], threshold: float) -> list[int]:
     maps = ShingleMaps()
     for other in sets:
         maps.add(hashed(other))
-    everywhere: Places = np.arange(len(sets), dtype=np.uintc)
-    return sorted(map(int, maps.alike(everywhere, hashed(one), threshold)))
+    everywhere: Indices = np.arange(len(sets), dtype=np.uintc)
+    return sorted(map(int, maps.find_possibly_alike(everywhere, hashed(one), threshold)))
 
 
 SETS = st.sets(st.integers(0, 40) | st.integers(0, 2**32 - 1), min_size=1, max_size=60)
@@ -51,5 +51,5 @@ def test_only_the_places_asked_for_are_looked_at() -> None:
     for n in range(50):
         maps.add(hashed(set(range(n % 5, n % 5 + 10))))
     asked = np.array([0, 7, 45, 0], np.uintc)
-    assert list(maps.alike(asked, hashed(set(range(10))), 1.0)) == [0, 45, 0]
-    assert list(maps.alike(asked[:0], hashed({1}), 1.0)) == []
+    assert list(maps.find_possibly_alike(asked, hashed(set(range(10))), 1.0)) == [0, 45, 0]
+    assert list(maps.find_possibly_alike(asked[:0], hashed({1}), 1.0)) == []

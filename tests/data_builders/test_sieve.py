@@ -8,7 +8,7 @@ import pytest
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.near_duplicates import NearDuplicates
-from qwen_align.data_builders.row_checks import script_share
+from qwen_align.data_builders.row_checks import compute_script_share
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, sieve
 
 
@@ -253,8 +253,8 @@ def test_thinking(row: Row, reason: str | None) -> None:
     ],
 )
 def test_script_share(text: str, en: float | None, zh: float | None) -> None:
-    assert script_share(text, "en") == en
-    assert script_share(text, "zh") == zh
+    assert compute_script_share(text, "en") == en
+    assert compute_script_share(text, "zh") == zh
 
 
 def test_language() -> None:

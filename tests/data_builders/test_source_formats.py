@@ -39,7 +39,7 @@ def built(folder: Path, *values: Any, report: Report | None = None, **settings: 
     path = folder / "x.jsonl"
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
     builder = LocalFile.model_validate({"path": str(path), **settings})
-    return list(builder.build_with(report or Report(), Drops()))
+    return list(builder.build_with_report(report or Report(), Drops()))
 
 
 def chat(*messages: Message, **more: Any) -> Chat:
@@ -307,7 +307,7 @@ def test_columns_rename_and_are_kept(tmp_path: Path) -> None:
     )
     assert row == [Problem(id="7", gold="2", meta={"level": 3}, **TRACE)]
     assert report.left_out == {"url": 1, "nothing": 1}
-    assert report.lines()[1:] == [
+    assert report.format_lines()[1:] == [
         "1 problem rows made",
         "column 'nothing' left out of 1 rows",
         "column 'url' left out of 1 rows",
@@ -353,7 +353,7 @@ def test_what_was_converted_is_reported(tmp_path: Path) -> None:
     report = Report()
     thought = {"role": "assistant", "content": "<think>a</think>2", "name": "ann"}
     built(tmp_path, {"messages": [ASK, thought], "score": 1}, {"messages": [ASK, SAY, ASK]}, report=report)
-    assert report.counts() == {
+    assert report.to_manifest() == {
         "format": "messages",
         "recognised": True,
         "made": {"chat": 2},
@@ -393,7 +393,7 @@ def test_formats_of_one_conversation_give_one_row(pairs: list[tuple[str, str]], 
 
 def converted(value: dict[str, Any]) -> list[Row]:
     settings = LocalFile.model_validate({"path": "x.jsonl"})
-    return list(settings.convert(lambda reject: iter([("x.jsonl:1", value)]), "x.jsonl", Drops(), Report()))
+    return list(settings.convert_rows(lambda reject: iter([("x.jsonl:1", value)]), "x.jsonl", Drops(), Report()))
 
 
 @given(texts, texts)

@@ -11,8 +11,8 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Completion, Message, Problem, Row, RowError, Steps, Text, Trace
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
-from qwen_align.data_builders.step_labels import MonteCarloSteps, StepConsensus, first_wrong
-from qwen_align.data_builders.step_prefixes_and_critiques import StepCritiques, StepPrefixes, prefix_id
+from qwen_align.data_builders.step_labels import MonteCarloSteps, StepConsensus, find_first_wrong_step
+from qwen_align.data_builders.step_prefixes_and_critiques import StepCritiques, StepPrefixes, make_prefix_id
 from qwen_align.reward.verdict import Verdict
 
 ASKED = [Message(role="system", content="Be kind."), Message(role="user", content="2+3+4?")]
@@ -122,13 +122,15 @@ def test_soft_labels_are_shares_and_hard_ones_say_whether_any_succeeds(tries: li
     steps = [f"step {place}" for place in range(len(tries))]
     row = solution("s", *steps, "\\boxed{9}" if is_right else "\\boxed{8}")
     all_tries = [
-        one for place, values in enumerate(tries) for one in continued(prefix_id("s", place), [*map(float, values)])
+        one
+        for place, values in enumerate(tries)
+        for one in continued(make_prefix_id("s", place), [*map(float, values)])
     ]
     [soft], _ = labelled([row], all_tries, labels="soft")
     [hard], _ = labelled([row], all_tries, labels="hard")
     assert soft.labels == [*(sum(values) / len(values) for values in tries), float(is_right)]
     assert hard.labels == [*map(any, tries), is_right]
-    assert hard.meta["first_wrong"] == first_wrong(hard) == first_wrong(soft)
+    assert hard.meta["first_wrong"] == find_first_wrong_step(hard) == find_first_wrong_step(soft)
 
 
 def test_what_cannot_be_labelled_is_counted() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen_align.data_builders.text_to_words import words, words_and_signs
+from qwen_align.data_builders.text_to_words import split_words, split_words_and_signs
 
 
 @pytest.mark.parametrize(
@@ -20,5 +20,5 @@ from qwen_align.data_builders.text_to_words import words, words_and_signs
     ],
 )
 def test_units(text: str, only_words: str, with_signs: str) -> None:
-    assert words(text) == only_words.split()
-    assert words_and_signs(text) == with_signs.split()
+    assert split_words(text) == only_words.split()
+    assert split_words_and_signs(text) == with_signs.split()

@@ -13,9 +13,9 @@ import qwen_align
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import FLAG_IN_TEXT, Chat, Flag, Message, Mode, Row, Trace, last_flag
-from qwen_align.data_builders.seeded_draws import random_for
-from qwen_align.data_builders.thinking_flag_mixing import MixedFlags, with_earlier_flags
-from qwen_align.data_builders.thinking_flags import asks_for_a_mode, without_flags
+from qwen_align.data_builders.seeded_draws import make_random
+from qwen_align.data_builders.thinking_flag_mixing import MixedFlags, add_earlier_flags
+from qwen_align.data_builders.thinking_flags import has_thinking_flag, remove_flags
 
 ROOT = Path(qwen_align.__path__[0])
 SWITCHES: tuple[tuple[Mode, Flag | None], ...] = (
@@ -77,48 +77,48 @@ def obeys(row: Trace | Chat) -> bool:
 
 
 def test_nothing_is_changed_unless_asked() -> None:
-    assert MixedFlags().apply(ROWS, CHATS, 0) == ROWS
+    assert MixedFlags().mix_flags(ROWS, CHATS, 0) == ROWS
 
 
 @given(st.integers(0, 2**32))
 def test_the_last_flag_is_the_one_that_is_obeyed(seed: int) -> None:
-    mixed = EVERYTHING.apply(ROWS, CHATS, seed)
+    mixed = EVERYTHING.mix_flags(ROWS, CHATS, seed)
     assert [row.id for row in mixed] == [row.id for row in ROWS]
     assert all(obeys(row) for row in mixed)
     for before, after in zip(ROWS, mixed, strict=True):
         assert after.mode == before.mode
-        assert without_flags(after.messages[-1].content).strip() == before.messages[-1].content
+        assert remove_flags(after.messages[-1].content).strip() == before.messages[-1].content
         if before.flag is not None:
             assert after.flag == before.flag or (after.flag is None and last_flag(after.messages) == before.flag)
 
 
 def test_shares_are_exact_and_the_seed_decides_whose() -> None:
-    mixed = EVERYTHING.apply(ROWS, CHATS, 0)
-    assert mixed == EVERYTHING.apply(ROWS, CHATS, 0)
-    assert mixed != EVERYTHING.apply(ROWS, CHATS, 1)
+    mixed = EVERYTHING.mix_flags(ROWS, CHATS, 0)
+    assert mixed == EVERYTHING.mix_flags(ROWS, CHATS, 0)
+    assert mixed != EVERYTHING.mix_flags(ROWS, CHATS, 1)
     joined = [row for row in mixed if "history" in row.meta]
     assert len(joined) == 20
     assert all(isinstance(row, Trace) and sum(turn.role == "user" for turn in row.messages) > 1 for row in joined)
-    some = MixedFlags(system_share=0.5).apply(ROWS, CHATS, 0)
+    some = MixedFlags(system_share=0.5).mix_flags(ROWS, CHATS, 0)
     can = [row for row in ROWS if row.flag is not None and row.messages[0].role == "system"]
-    moved = [row for row in some if row.messages[0].role == "system" and asks_for_a_mode(row.messages[:1])]
+    moved = [row for row in some if row.messages[0].role == "system" and has_thinking_flag(row.messages[:1])]
     assert len(moved) == round(len(can) / 2) > 5
     assert all(row.flag is None for row in moved)
 
 
 def test_history_goes_between_the_system_message_and_the_question() -> None:
-    rows = MixedFlags(history_share=1.0).apply([trace("t", system("Count."))], [chat("c", 2, system())], 0)
+    rows = MixedFlags(history_share=1.0).mix_flags([trace("t", system("Count."))], [chat("c", 2, system())], 0)
     assert [turn.content for turn in rows[0].messages] == ["Count.", "c 0?", "0", "c 1?", "1", "t?"]
     assert rows[0].meta == {"asked": ["t?"], "history": "c"}
     tools = [{"function": {"name": "f"}}]
-    assert MixedFlags(history_share=1.0).apply([trace("t")], [chat("c", tools=tools)], 0) == [trace("t")]
+    assert MixedFlags(history_share=1.0).mix_flags([trace("t")], [chat("c", tools=tools)], 0) == [trace("t")]
 
 
 def test_earlier_turns_draw_every_flag_and_the_last_has_the_rows_own() -> None:
     row = chat("c", 3, flag="/no_think")
     drawn = Counter(
         tuple(last_flag([turn]) for turn in changed.messages if turn.role == "user")
-        for changed in (with_earlier_flags(row, random_for(seed)) for seed in range(300))
+        for changed in (add_earlier_flags(row, make_random(seed)) for seed in range(300))
     )
     assert set(drawn) == {(one, other, None) for one in flags(3) for other in flags(3)}
     assert min(drawn.values()) > 15
@@ -126,7 +126,7 @@ def test_earlier_turns_draw_every_flag_and_the_last_has_the_rows_own() -> None:
 
 def test_an_unflagged_thinking_row_is_never_told_not_to_think_last() -> None:
     row = trace("t", user("a"), said("b"), user("c"), said("d"))
-    seen = {obeyed_flag(with_earlier_flags(row, random_for(seed))) for seed in range(100)}
+    seen = {obeyed_flag(add_earlier_flags(row, make_random(seed))) for seed in range(100)}
     assert seen == {None, "/think"}
 
 
@@ -145,7 +145,7 @@ def trained(row: Row) -> list[tuple[str, str]]:
 
 
 def test_a_thinking_row_with_its_flag_in_the_system_message_is_trained_to_think() -> None:
-    [row] = MixedFlags(system_share=1.0).apply([trace("t", system(), flag="/think")], [], 0)
+    [row] = MixedFlags(system_share=1.0).mix_flags([trace("t", system(), flag="/think")], [], 0)
     [(seen, answer)] = trained(row)
     assert "/think<|im_end|>" in seen.split("<|im_start|>user")[0]
     assert "/think" not in seen.split("<|im_start|>user")[1]
@@ -153,7 +153,7 @@ def test_a_thinking_row_with_its_flag_in_the_system_message_is_trained_to_think(
 
 
 def test_the_soft_switch_in_a_system_message_trains_the_empty_block() -> None:
-    rows = MixedFlags(system_share=1.0).apply([chat("c", 1, system(), flag="/no_think")], [], 0)
+    rows = MixedFlags(system_share=1.0).mix_flags([chat("c", 1, system(), flag="/no_think")], [], 0)
     assert (rows[0].flag, rows[0].messages[0].content) == (None, "Be kind. /no_think")
     [(seen, answer)] = trained(rows[0])
     assert "<think>" not in seen
@@ -172,7 +172,7 @@ def test_no_user_turn_has_two_flags_and_no_answer_is_trained_against_the_last_on
     mode, flag = switch
     before = chat("c", n_turns, flag=flag)
     row = before if mode == "no_think" else trace("t", *before.messages, flag=flag)
-    [row] = MixedFlags(earlier_flags_share=1.0).apply([row], [], seed)
+    [row] = MixedFlags(earlier_flags_share=1.0).mix_flags([row], [], seed)
     answers = trained(row)
     assert answers
     for seen, answer in answers:

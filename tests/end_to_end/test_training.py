@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from qwen_align.align.rows import Completion, Message, Pair, read_rows, to_line
-from qwen_align.data_builders.arithmetic import Arithmetic, boxed
+from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 from qwen_align.reward.verdict import Verdict
 
 pytestmark = pytest.mark.slow
@@ -92,7 +92,7 @@ def write_pairs(folder: Path, n: int = 40) -> dict[str, Any]:
     lines = []
     for row in Arithmetic(rows="trace", n=n, steps=[2]).generate(7):
         assert row.row == "trace"
-        wrong = boxed(str(int(row.gold) + 1))
+        wrong = box_answer(str(int(row.gold) + 1))
         sides = [Message(role="assistant", content=said, thinking=row.thinking) for said in (row.answer, wrong)]
         pair = Pair(id=row.id, messages=row.messages, chosen=sides[0], rejected=sides[1], mode="think")
         lines.append(to_line(pair) + "\n")
