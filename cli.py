@@ -56,13 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.commands.progress import Progress, stop_on_signals
     from qwen_align.align.errors import AlignError
-    from qwen_align.align.pipeline.run import run as pipeline
+    from qwen_align.align.pipeline.plan import plan as make_plan
+    from qwen_align.align.pipeline.run import run as run_plan
     from qwen_align.align.reporting import results
 
-    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     with Progress(out, planned) as progress, stop_on_signals() as stop:
         try:
-            pipeline.run(planned, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
+            run_plan(planned, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
         except AlignError:
             with contextlib.suppress(OSError):  # what went wrong is said; on a full disk there is no report beside it
                 results.write(planned)
@@ -76,9 +77,9 @@ def _run(parsed: argparse.Namespace, out: "Console") -> int:
 
 def _check(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.commands import check
-    from qwen_align.align.pipeline.run import run as pipeline
+    from qwen_align.align.pipeline.plan import plan as make_plan
 
-    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     for line in check.lines(planned):
         out.print(line, soft_wrap=True)
     return 0
@@ -86,19 +87,19 @@ def _check(parsed: argparse.Namespace, out: "Console") -> int:
 
 def _show(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.commands import show
-    from qwen_align.align.pipeline.run import run as pipeline
+    from qwen_align.align.pipeline.plan import plan as make_plan
 
-    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     for line in show.lines(planned, parsed.stage, rows=parsed.rows, first=parsed.first):
         out.print(line if out.is_terminal else show.marked(line), soft_wrap=True, markup=False)
     return 0
 
 
 def _report(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align.pipeline.run import run as pipeline
+    from qwen_align.align.pipeline.plan import plan as make_plan
     from qwen_align.align.reporting import results
 
-    planned = pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     written = results.write(planned)
     if not planned.run_folder.exists():
         out.print(f"{planned.run_folder}: nothing has run yet: `qwen-align run {parsed.recipe}`", soft_wrap=True)
@@ -112,11 +113,11 @@ def _chat(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.commands import chat
     from qwen_align.align.generation.local import LocalEngine
     from qwen_align.align.models import loading
-    from qwen_align.align.pipeline.run import run as pipeline
+    from qwen_align.align.pipeline.plan import plan as make_plan
+    from qwen_align.align.settings.runtime import Runtime
     from qwen_align.align.settings.sampling import SamplingSettings
-    from qwen_align.align.settings.stage import Runtime
 
-    folder = chat.model_folder(pipeline.plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
+    folder = chat.model_folder(make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
     renderer = loading.renderer_of(folder)
     engine = LocalEngine(loading.load(folder).to(loading.device_of(Runtime())), stop_ids=renderer.stop_ids)
     sampling = SamplingSettings(
@@ -179,10 +180,10 @@ def _score(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.progress import Progress, TextColumn
 
     from qwen_align.align.commands.score import score
-    from qwen_align.align.settings.recipe import assignments
+    from qwen_align.align.settings.recipe_file import parse_overrides
     from qwen_align.reward.settings import named
 
-    reward = named(parsed.reward, dict(assignments(parsed.set)))
+    reward = named(parsed.reward, dict(parse_overrides(parsed.set)))
     with Progress(TextColumn("{task.completed:,.0f} rows judged"), console=out, transient=True) as bar:
         task = bar.add_task("", total=None)
         scored = score(parsed.rows, parsed.out, reward, lambda rows: bar.update(task, completed=rows))
@@ -198,11 +199,11 @@ def _audit(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.table import Table
 
     from qwen_align.align.rows import Problem, only, read_rows
-    from qwen_align.align.settings.recipe import assignments
+    from qwen_align.align.settings.recipe_file import parse_overrides
     from qwen_align.reward.audit import audit
     from qwen_align.reward.settings import named
 
-    reward = named(parsed.reward, dict(assignments(parsed.set)))
+    reward = named(parsed.reward, dict(parse_overrides(parsed.set)))
     reward.check_here()
     problems = list(only(Problem, read_rows(parsed.rows)))[: parsed.first] if parsed.rows else []
     found = audit(reward, problems)
@@ -231,7 +232,7 @@ def _doctor(parsed: argparse.Namespace, out: "Console") -> int:
 
 
 def _prune(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align.store.store import prune
+    from qwen_align.align.store import prune
 
     for folder, gib in prune.prune(parsed.home, dry_run=parsed.dry_run):
         out.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)

@@ -1,7 +1,6 @@
 """What a running stage is given besides its settings, and how it tells how far it is."""
 
 import json
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -10,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import Preempted
-from qwen_align.align.settings.stage import Runtime
-from qwen_align.align.store.store import write_text
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.store.files import write_text
 
 PROGRESS = "progress.json"
 NOTES = "notes.jsonl"
@@ -101,8 +100,3 @@ def _step_of(line: str) -> int | None:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def main_process() -> bool:
-    """Whether this is rank 0 (or there are no ranks)."""
-    return os.environ.get("RANK", "0") == "0"

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from qwen_align.align.settings import recipe
+from qwen_align.align.settings.recipe_file import read_settings
 from qwen_align.align.settings.tracking import TrackerName, Tracking
 from qwen_align.align.tracking import to_wandb, tracker_clients
 from qwen_align.align.tracking.curve import EVALUATED, TRAINED
@@ -17,7 +17,7 @@ TEXT = (Path(__file__).parents[1] / "docs" / "tracking.md").read_text(encoding="
 def test_the_settings_on_the_page_are_read(tmp_path: Path) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
     (tmp_path / "recipe.yaml").write_text(block)
-    assert Tracking.model_validate(recipe.read(tmp_path / "recipe.yaml")["tracking"]).group == "first-try"
+    assert Tracking.model_validate(read_settings(tmp_path / "recipe.yaml")["tracking"]).group == "first-try"
 
 
 @pytest.mark.parametrize("name", [*Tracking.model_fields, *get_args(TrackerName), *TRAINED, EVALUATED])

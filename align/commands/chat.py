@@ -8,7 +8,7 @@ from typing import NamedTuple
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.generation.engine import Request
 from qwen_align.align.generation.local import LocalEngine
-from qwen_align.align.pipeline.run import Plan
+from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Message, Mode
 from qwen_align.align.settings.base import did_you_mean

@@ -10,7 +10,7 @@ from typing import Any
 from qwen_align.align.commands.progress import summary
 from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError, RecipeError
 from qwen_align.align.generation.requests import put
-from qwen_align.align.pipeline.run import Plan, Planned, check_models
+from qwen_align.align.pipeline.plan import Plan, Planned, check_models
 from qwen_align.align.rendering.renderer import Renderer, render_pairs, render_rows
 from qwen_align.align.rendering.samples import length_percentiles
 from qwen_align.align.rows import Pair, Problem, Row, only, read_rows
@@ -22,10 +22,11 @@ from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.pretrain import Pretrain
 from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.rollout import Rollout, Switch
+from qwen_align.align.settings.runtime import split_into_micro_batches
 from qwen_align.align.settings.sft import Sft
-from qwen_align.align.settings.stage import micro_batches, steps_of
+from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.stages.build_data import rows as build
-from qwen_align.align.store.store import read_json
+from qwen_align.align.store.files import read_json
 from qwen_align.align.tracking import setup
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.row_conversion import Conversion
@@ -160,20 +161,20 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
     if isinstance(settings, BuildData):
         yield _data(one, preview)
     elif isinstance(settings, Sft):
-        micro_batches(settings.batch, one.stage.runtime)
+        split_into_micro_batches(settings.batch, one.stage.runtime)
         rendered = render_rows(preview.renderer(one), preview.rows_for(one, settings.from_data), settings.max_tokens)
         _fits(preview, one, max((len(sample.ids) for sample in rendered.samples), default=0), "a sample")
         yield from _training(rendered.lengths, rendered.dropped, settings, len(rendered.samples))
     elif isinstance(settings, Dpo | RewardModel):
         pairs = list(only(Pair, preview.rows_for(one, settings.from_data)))
-        micro_batches(settings.batch, one.stage.runtime)
+        split_into_micro_batches(settings.batch, one.stage.runtime)
         paired = render_pairs(preview.renderer(one), pairs, settings.max_tokens)
         _fits(preview, one, max((n for n in paired.lengths if n <= settings.max_tokens), default=0), "a pair's side")
         yield from _training(paired.lengths, paired.dropped, settings, len(paired.pairs))
     elif isinstance(settings, Grpo | Ppo):
         check_all(settings.rewards)
         prompts = _problems(preview.rows_for(one, settings.from_data))
-        micro_batches(settings.prompts * settings.samples, one.stage.runtime)
+        split_into_micro_batches(settings.prompts * settings.samples, one.stage.runtime)
         lengths = [preview.prompt_length(one, row, None) for row in prompts]
         _fits(preview, one, max(lengths, default=0) + settings.sampling.max_tokens, "a prompt and sampling.max_tokens")
         yield (
@@ -213,7 +214,7 @@ def _forecast(one: Planned, preview: Preview) -> Iterator[str]:
     n_rows = sum(known)
     kept = f"if all {n_rows:,} rows are kept: "
     if isinstance(settings, Sft | Dpo | RewardModel):
-        steps = steps_of(n_rows, settings.epochs, settings.batch)
+        steps = count_optimizer_steps(n_rows, settings.epochs, settings.batch)
         yield f"{kept}steps {steps:,}, {_warm_up(settings, steps)}; limit {settings.max_tokens}"
     elif isinstance(settings, Evaluate):
         yield f"{kept}{n_rows:,} questions x {len(settings.switches)} switches x {settings.samples} completions"
@@ -246,7 +247,7 @@ def _training(
         raise DataError(
             f"nothing to train on; dropped: {dropped or 'none, there were no rows'}. See max_tokens, from_data"
         )
-    steps = steps_of(kept, settings.epochs, settings.batch)
+    steps = count_optimizer_steps(kept, settings.epochs, settings.batch)
     said = summary({"samples": kept, "dropped": dropped, "steps": steps}) or "nothing to train on"
     yield f"{said}, {_warm_up(settings, steps)}" if steps else said
     if lengths:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen_align.align.store.store import store
+from qwen_align.align.store.provenance import read_library_versions
 from qwen_align.reward.code.isolation import isolation_here
 
 MIN_PYTHON = (3, 11)
@@ -51,7 +51,7 @@ def _python() -> Iterator[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    for name, version in store.library_versions().items():
+    for name, version in read_library_versions().items():
         wanted = NEEDED.get(name)
         is_off = wanted is not None and not f"{version}.".startswith(f"{wanted}.")
         yield Finding(name, version, f"{wanted}.* is what this was tested with" if is_off else "", is_off)

@@ -12,7 +12,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from qwen_align.align.context import NOTES, PROGRESS
-from qwen_align.align.pipeline.run import Plan, Planned, other_versions
+from qwen_align.align.pipeline.plan import Plan, Planned, other_versions
 
 
 class Progress:

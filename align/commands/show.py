@@ -10,7 +10,7 @@ from rich.text import Text as Styled
 from qwen_align.align.commands.check import Preview, Unknown
 from qwen_align.align.commands.data_summary import as_shown, as_trained, overview
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.pipeline.run import Plan, Planned, product
+from qwen_align.align.pipeline.plan import Plan, Planned, product
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.samples import Sample, pieces

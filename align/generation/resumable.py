@@ -1,14 +1,10 @@
 """Completions drawn part by part, each part on disk before the next: a killed stage goes on where it was."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
-
-import torch
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
@@ -19,7 +15,8 @@ from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, read_rows, to_line
 from qwen_align.align.settings.sampling import SamplingSettings
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import write_text
+from qwen_align.align.training.distributed import connect_on_cpu, get_rank, get_world_size, wait_for_all
 from qwen_align.reward.base import JUDGED_TOGETHER
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import Reward
@@ -54,7 +51,7 @@ def draw(
     parts.mkdir(parents=True, exist_ok=True)
     size = max(1, BATCHES_A_PART * context.runtime.rollout_rows // how.samples)
     spans = [(start, min(start + size, len(asked))) for start in range(0, len(asked), size)]
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = get_rank(), get_world_size()
     done, tokens = 0, 0
     for number, (start, stop) in enumerate(spans):
         if number % world == rank and _part(parts, start, stop, context) is None:
@@ -65,10 +62,11 @@ def draw(
                 context.progress(done + len(rows), len(asked) * how.samples // world, tokens, unit="completions")
             ordered = in_order(rows, asked[start:stop])
             text = "".join(to_line(row) + "\n" for row in ordered)
-            store.write_text(parts / f"{start:08d}-{stop:08d}.{_short(text.encode())}.jsonl", text)
+            write_text(parts / f"{start:08d}-{stop:08d}.{_short(text.encode())}.jsonl", text)
         done += (stop - start) * how.samples if number % world == rank else 0
         context.stop_if_asked()
-    _wait_for_all(world)
+    connect_on_cpu()
+    wait_for_all()
     if context.is_main:
         for start, stop in spans:
             path = _part(parts, start, stop, context)
@@ -119,11 +117,3 @@ def _drawn(engine: Engine, renderer: Renderer, asked: Sequence[Asked], how: Draw
         if how.keep_tokens:
             row = row.model_copy(update={"token_ids": generation.token_ids, "logps": generation.logps})
         yield row
-
-
-def _wait_for_all(world: int) -> None:
-    if world > 1:
-        if not torch.distributed.is_initialized():
-            # The default of 30 minutes would end a stage whose other part is longer.
-            torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
-        torch.distributed.barrier()

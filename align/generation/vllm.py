@@ -11,6 +11,7 @@ import torch.distributed
 from torch import Tensor
 
 from qwen_align.align.generation.engine import FinishReason, Generation, Request, check_requests
+from qwen_align.align.training.distributed import gather_objects, is_connected
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -79,10 +80,9 @@ class VllmEngine:
     def _padded(self, requests: Sequence[Request]) -> list[Request]:
         """On a server all processes ask together, for as many each: the last request again, whose answers go unused."""
         listed = list(requests)
-        if self.generation.mode != "server" or not torch.distributed.is_initialized():
+        if self.generation.mode != "server" or not is_connected():
             return listed
-        counts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(counts, (len(listed), listed[-1] if listed else None))
+        counts = gather_objects((len(listed), listed[-1] if listed else None))
         most = max(count for count, _ in counts)
         last = listed[-1] if listed else next((one for _, one in counts if one is not None), None)
         return listed + [last] * (most - len(listed)) if last is not None else []

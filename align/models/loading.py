@@ -17,8 +17,9 @@ from transformers.utils import logging
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_vocabulary
-from qwen_align.align.settings.stage import Runtime
-from qwen_align.align.store.store import read_json, write_json
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.store.files import read_json, write_json
+from qwen_align.align.training.distributed import get_local_rank
 
 # What the folder of a tokenizer may hold; copied unchanged, so a tuned model keeps its inference template.
 TOKENIZER_FILES = (
@@ -82,7 +83,7 @@ def device_of(runtime: Runtime) -> torch.device:
         return torch.device("cpu")
     if not n_gpus:
         raise RecipeError("runtime.device: cuda, but torch sees no GPU: `qwen-align doctor`")
-    if (number := int(os.environ.get("LOCAL_RANK", "0"))) >= n_gpus:
+    if (number := get_local_rank()) >= n_gpus:
         raise RecipeError(
             f"runtime.processes: {runtime.processes}, but torch sees {n_gpus} GPUs; ask for fewer, or for `device: cpu`"
         )

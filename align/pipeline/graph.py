@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import Product, references
 from qwen_align.align.settings.base import did_you_mean
-from qwen_align.align.settings.recipe import PRODUCTS, ModelSource, Recipe, RepeatBlock, StageSpec, Variant
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.recipe import PRODUCTS, ModelSource, Recipe, RepeatBlock, StageSpec
+from qwen_align.align.settings.recipe_file import Variant
+from qwen_align.align.settings.runtime import Runtime
 
 
 @dataclass(frozen=True)

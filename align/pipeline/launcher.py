@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, Self
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.pipeline.graph import Stage
-from qwen_align.align.pipeline.warm_server import NO_THREADS, PARENT
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.pipeline.process_lifetime import PARENT
+from qwen_align.align.pipeline.warm_server import NO_THREADS
+from qwen_align.align.settings.runtime import Runtime
 
 TORCH_FREE = {"build_data"}
 ONE_PROCESS = {"build_data", "pretrain"}  # whatever the runtime offers the other kinds
@@ -143,7 +144,7 @@ def command(stage: Stage, folder: Path, report: Path) -> list[str]:
         return [sys.executable, *worker]
     # torchrun, which is to die with us as its workers die with it
     torchrun = (
-        "from qwen_align.align.pipeline.warm_server import die_with_parent; die_with_parent(); "
+        "from qwen_align.align.pipeline.process_lifetime import die_with_parent; die_with_parent(); "
         "from torch.distributed.run import main; main()"
     )
     return [sys.executable, "-c", torchrun, "--nproc_per_node", str(processes), "--standalone", *worker]

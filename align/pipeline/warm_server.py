@@ -1,10 +1,10 @@
 """The warm server: imports torch, transformers, trl and peft once, starts no thread, and forks the stages' processes.
 
-`python -m qwen_align.align.pipeline.warm_server` reads one JSON object a line (folder, report, log, processes) and writes one a line:
-`{"ready": seconds}` once, then `{"pids": [n]}` and `{"exit": status}` for each stage. It ends with its input.
+`python -m qwen_align.align.pipeline.warm_server` reads one JSON object a line (folder, report, log, processes) and
+writes one a line: `{"ready": seconds}` once, then `{"pids": [n]}` and `{"exit": status}` for each stage. It ends with
+its input.
 """
 
-import ctypes
 import gc
 import json
 import os
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen_align.align.pipeline.process_lifetime import die_with_parent
+
 # Environment in which no library starts a thread, which a fork would lose: numpy's BLAS, Arrow's allocator.
 NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 GRACE_S = 30.0  # for processes whose fellow has died, as torchrun gives
-
-PARENT = "QWEN_ALIGN_PARENT"  # environment: the process whose end is to be ours
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def _import_everything() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
     from trl import DPOTrainer, GRPOTrainer, SFTTrainer  # noqa: F401
 
-    from qwen_align.align.pipeline.run import worker  # noqa: F401
+    from qwen_align.align.pipeline import worker  # noqa: F401
 
 
 def _fork(request: dict[str, Any], imported: float) -> list[int]:
@@ -126,19 +126,6 @@ def _stage(request: dict[str, Any], imported: float) -> None:
         Path(request["folder"]), Path(request["report"]), started=time.monotonic(), imported_before=imported
     )
     os._exit(code)
-
-
-def die_with_parent() -> None:
-    """On Linux this process is killed when its parent dies, however it dies; elsewhere it ends with its input.
-
-    A parent that names itself in the environment may also have died before this call, while Python started.
-    """
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1  # linux/prctl.h
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
-            os._exit(128 + signal.SIGKILL)
-        os.environ[PARENT] = str(os.getpid())  # for what this process starts
 
 
 def _say(what: dict[str, Any]) -> None:

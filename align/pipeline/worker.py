@@ -6,7 +6,6 @@ REPORT gets one JSON object at the end: exit code and message.
 import contextlib
 import importlib
 import json
-import os
 import resource
 import sys
 import time
@@ -16,12 +15,15 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context, main_process
+from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context
 from qwen_align.align.errors import AlignError
-from qwen_align.align.pipeline.warm_server import die_with_parent
+from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
-from qwen_align.align.settings.stage import Runtime
-from qwen_align.align.store.store import store
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.store import store
+from qwen_align.align.store.files import compute_sha256, read_json, remove_tree, write_json
+from qwen_align.align.store.provenance import find_git_commit, read_library_versions
+from qwen_align.align.training.distributed import gather_objects, get_world_size, is_main_process
 
 _STARTED = time.monotonic()
 _MEBI_PER_GIBI = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss: KiB on Linux, bytes on macOS
@@ -47,7 +49,7 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
         said = {"code": 4, "message": f"{type(error).__name__}: {error}"}
     if said["code"] != 0:
         _sweep(folder)
-    if main_process():
+    if is_main_process():
         report.write_text(json.dumps(said))
     return int(said["code"])
 
@@ -60,16 +62,16 @@ def _print_traceback() -> None:
 
 def _sweep(folder: Path) -> None:
     """Removes files that were being written when a stage ended; they are named with a dot until they are whole."""
-    if main_process():
+    if is_main_process():
         for unfinished in folder.glob(".*"):
             unfinished.unlink(missing_ok=True)
 
 
 def _run(folder: Path, *, started: float, imported_before: float) -> None:
-    job = store.read_json(folder / "stage.json")
+    job = read_json(folder / "stage.json")
     settings: Any = TypeAdapter[Any](AnyStage).validate_python(job["settings"])
     runtime = Runtime.model_validate(job["runtime"])
-    context = Context(folder, job["seed"], runtime, is_main=main_process())
+    context = Context(folder, job["seed"], runtime, is_main=is_main_process())
     context.listen_for_stop()
     stage = importlib.import_module(f"qwen_align.align.stages.{settings.kind}")
     if runtime.threads and settings.kind != "build_data":
@@ -91,16 +93,7 @@ def _run(folder: Path, *, started: float, imported_before: float) -> None:
 def _cpu_seconds() -> float:
     """Of all the stage's processes and of those they have waited for; of this one where they have not met."""
     mine = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return mine
-    import torch.distributed
-
-    if not torch.distributed.is_initialized():  # a stage without rows
-        return mine
-    parts = [0.0] * world
-    torch.distributed.all_gather_object(parts, mine)
-    return sum(parts)
+    return sum(gather_objects(mine))
 
 
 def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], times: dict[str, float]) -> None:
@@ -110,23 +103,22 @@ def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], times: d
         for path in folder.rglob("*")
         if path.is_file() and path.relative_to(folder).parts[0] not in {*temporary, *store.UNFINISHED}
     )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     manifest = {
         "key": job["key"],
         "kind": job["settings"]["kind"],
-        "outputs": {str(path.relative_to(folder)): store.file_sha256(path) for path in files},
+        "outputs": {str(path.relative_to(folder)): compute_sha256(path) for path in files},
         "summary": summary,
         **times,
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEBI_PER_GIBI, 3),
         "disk_gib": round(sum(path.stat().st_size for path in files) / 2**30, 6),
-        "world_size": world,
-        "git_commit": store.git_commit(),
-        "libraries": store.library_versions(),
+        "world_size": get_world_size(),
+        "git_commit": find_git_commit(),
+        "libraries": read_library_versions(),
     }
     (folder / PROGRESS).unlink(missing_ok=True)
-    store.write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest)
     for name in store.UNFINISHED:
-        store.remove_tree(folder / name)
+        remove_tree(folder / name)
 
 
 if __name__ == "__main__":

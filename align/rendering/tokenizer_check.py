@@ -5,7 +5,7 @@ from typing import Any
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.store.store import read_json
+from qwen_align.align.store.files import read_json
 
 CONFIGS = ("config.json", "generation_config.json")
 

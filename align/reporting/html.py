@@ -14,7 +14,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from qwen_align.align.pipeline.run import Plan, Planned
+from qwen_align.align.pipeline.plan import Plan, Planned
 from qwen_align.align.reporting import svg
 from qwen_align.reward.thinking import CLOSE, OPEN
 
@@ -57,7 +57,9 @@ class Row(NamedTuple):
 def html(planned: Plan, written: "Written") -> str:
     """The page. All of its text is escaped; it holds no script but its own and loads nothing."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("qwen_align") / "align" / "page.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        (files("qwen_align") / "align" / "reporting" / "page.html.j2").read_text(encoding="utf-8")
+    )
     done = [one for one in planned.stages if one.is_stored]
     groups, rows = _groups(done), list(_rows(written.evaluations))
     return template.render(
@@ -150,8 +152,8 @@ def _training(name: str, group: Sequence[Planned]) -> dict[str, Any] | None:
         ]
         if drawn:
             last = statistics.fmean(curve.points[-1][1] for curve in drawn)
-            svg = Markup(svg.curves(drawn, title=english))
-            pictures.append({"en": english, "zh": chinese, "svg": svg, "last": last})
+            picture = Markup(svg.curves(drawn, title=english))
+            pictures.append({"en": english, "zh": chinese, "svg": picture, "last": last})
     return {"name": name, "kind": group[0].stage.kind, "pictures": pictures} if pictures else None
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from qwen_align.align.pipeline.run import Plan, Planned
-from qwen_align.align.store.store import store
+from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.store.files import read_json, write_json, write_text
 
 # What a row of the ladder has; "evaluations" say more: cells of the matrix, pass@k, maj@k, format.
 FIELDS = (
@@ -52,9 +52,9 @@ def write(planned: Plan) -> Written:
 
     written = collect(planned)
     if planned.run_folder.exists():
-        store.write_json(planned.run_folder / "report.json", written._asdict())
-        store.write_text(planned.run_folder / "report.md", markdown(planned, written))
-        store.write_text(planned.run_folder / "report.html", html.html(planned, written))
+        write_json(planned.run_folder / "report.json", written._asdict())
+        write_text(planned.run_folder / "report.md", markdown(planned, written))
+        write_text(planned.run_folder / "report.html", html.html(planned, written))
     return written
 
 
@@ -77,7 +77,7 @@ def _evaluated(one: Planned, planned: Plan) -> list[Measured]:
     settings: Any = one.stage.settings
     model = one.stage.targets[settings.from_model]
     kept = one.folder.path / "questions.json"
-    means = store.read_json(kept)["means"] if kept.exists() else []
+    means = read_json(kept)["means"] if kept.exists() else []
     rows = [
         {
             **result,

@@ -18,6 +18,7 @@ from qwen_align.align.rl.prompt_stream import Drawn, PromptStream
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rows import Completion
 from qwen_align.align.settings.sampling import Sampling
+from qwen_align.align.training.distributed import gather_objects, get_rank, get_world_size
 from qwen_align.reward.verdict import Verdict
 
 
@@ -77,7 +78,7 @@ def draw(player: Player, drawn: Sequence[Drawn], judge: Judge, step: int) -> lis
 
     Of several processes each draws the groups of its turn, and all get all of them, judged.
     """
-    rank, world = _rank_and_world()
+    rank, world = (get_rank(), get_world_size())
     mine = list(drawn)[rank::world]
     requests = [
         Request(
@@ -170,9 +171,7 @@ def _from_all(mine: list[Group], drawn: Sequence[Drawn], world: int) -> list[Gro
     if world == 1:
         return mine
     packed = [(one.drawn.place, one.generations, _packed(one.judged)) for one in mine]
-    gathered: list[Any] = [None] * world
-    torch.distributed.all_gather_object(gathered, packed)
-    by_place = {place: (generations, judged) for part in gathered for place, generations, judged in part}
+    by_place = {place: (generations, judged) for part in gather_objects(packed) for place, generations, judged in part}
     groups = []
     for one in drawn:
         generations, judged = by_place[one.place]
@@ -182,9 +181,3 @@ def _from_all(mine: list[Group], drawn: Sequence[Drawn], world: int) -> list[Gro
 
 def _packed(judged: Sequence[Judged]) -> list[tuple[Completion, Any]]:
     return [(one.row, one.verdict) for one in judged]
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -36,8 +36,9 @@ from qwen_align.align.rl.step_metrics import of_play, samples_to_read
 from qwen_align.align.rl.watchdogs import Watchdogs
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.distributed import gather_objects, sum_over_processes
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",
@@ -241,10 +242,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             assert scores is not None
             for row, said in zip(batch.rows, scores.float().cpu(), strict=True):
                 parts[row] = said[: n_tokens[row]]
-        if self._world > 1:
-            gathered: list[Any] = [None] * self._world
-            torch.distributed.all_gather_object(gathered, parts)
-            parts = {row: said for part in gathered for row, said in part.items()}
+        parts = {row: said for part in gather_objects(parts) for row, said in part.items()}
         return torch.cat(
             [parts[row] if row in parts else torch.full((n,), torch.nan) for row, n in enumerate(n_tokens)]
         )
@@ -350,8 +348,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         self.skipped += is_skipped
         names = sorted(self._sums)
         whole = torch.stack([loss, *(self._sums[name].float() for name in names)])
-        if self._world > 1:
-            torch.distributed.all_reduce(whole)
+        sum_over_processes(whole)
         total, *values = whole.tolist()
         sums = dict(zip(names, values, strict=True))
         if not self._is_first or self.spec.async_steps:
@@ -411,7 +408,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             "minibatches": self.minibatches,
             "of_batch": self._of_batch,
         }
-        store.write_json(folder / STATE, state)
+        write_json(folder / STATE, state)
         self.experience.save_ahead(folder)
         if self.minibatches and self.rollouts is not None:
             self.rollouts.save(folder / ROLLOUTS)
@@ -421,7 +418,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         _load(self.model, folder / WEIGHTS)
-        state = store.read_json(folder / STATE)
+        state = read_json(folder / STATE)
         self.experience.restore(state["experience"], folder)
         self.kl_coefficient.restore(state["kl"])
         self.entropy_coefficient.restore(state["entropy"])

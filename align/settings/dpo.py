@@ -5,15 +5,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
-from qwen_align.align.settings.stage import (
-    CanBeEmpty,
-    Lora,
-    Optimizer,
-    Runtime,
-    StageSettings,
-    micro_batches,
-    refuse_dropout,
-)
+from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
+from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
+from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
 
 
 class Dpo(StageSettings, Optimizer, CanBeEmpty):
@@ -37,4 +31,4 @@ class Dpo(StageSettings, Optimizer, CanBeEmpty):
 
     def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
         """TRL's next-token term is a mean over the tokens of a device's forward pass, so it depends on its size."""
-        return {"rows": micro_batches(self.batch, runtime)[0]} if self.sft_weight else {}
+        return {"rows": split_into_micro_batches(self.batch, runtime)[0]} if self.sft_weight else {}

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.settings.online_rl import DynamicSampling, Kl, OnlineRl, Shuffled, Updates
-from qwen_align.align.settings.stage import Runtime, micro_batches
+from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
 
 NOT_IN_TRL = ("order", "updates", "correction", "held_out", "dynamic_sampling", "async_steps")
 
@@ -32,7 +32,7 @@ class Grpo(OnlineRl):
     def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
         """TRL's entropy is a mean over the tokens of a device's forward pass, so it depends on its size."""
         if self.trainer == "trl" and self.entropy:
-            return {"rows": micro_batches(self.prompts * self.samples, runtime)[0]}
+            return {"rows": split_into_micro_batches(self.prompts * self.samples, runtime)[0]}
         return {}
 
     @model_validator(mode="after")

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.sampling import SamplingSettings
-from qwen_align.align.settings.stage import CanBeEmpty, Lora, Optimizer, StageSettings, refuse_dropout
+from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
+from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
 from qwen_align.reward.settings import RewardList, RewardSettings
 
 Watchdog = Literal[

@@ -5,7 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
-from qwen_align.align.settings.stage import Lora, Optimizer, StageSettings, refuse_dropout
+from qwen_align.align.settings.stage import StageSettings
+from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
 
 
 class RewardModel(StageSettings, Optimizer):

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from qwen_align.align.references import DataRef, ModelRef
-from qwen_align.align.settings.stage import CanBeEmpty, Lora, Optimizer, StageSettings
+from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
+from qwen_align.align.settings.training import Lora, Optimizer
 
 
 class Sft(StageSettings, Optimizer, CanBeEmpty):

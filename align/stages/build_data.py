@@ -12,7 +12,7 @@ from qwen_align.align.reporting.data_card import Tally, card
 from qwen_align.align.rows import Row, read_rows, to_line
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import write_text
 from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources, sieve
@@ -37,7 +37,7 @@ def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context
         )
     with (out / "dropped.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
-    store.write_text(out / "README.md", card(spec, context.seed, tally, drops.counts))
+    write_text(out / "README.md", card(spec, context.seed, tally, drops.counts))
     unfinished.replace(out / "rows.jsonl")
     return {"rows": kept, "dropped": drops.counts, **({"conversion": report.to_manifest()} if report.format else {})}
 

@@ -15,7 +15,7 @@ from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.rollout import Switch
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import write_json
 from qwen_align.reward.format import Format, obeys
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.settings import Reward, check_all, reward_for
@@ -55,7 +55,7 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
                     results.append({"set": ref, "switch": switch.switch, "mode": switch.mode, **result})
     if context.is_main:
         unfinished.replace(out / "completions.jsonl")
-        store.write_json(out / QUESTIONS, {"means": questions_of})
+        write_json(out / QUESTIONS, {"means": questions_of})
     return {"results": results}
 
 

@@ -25,7 +25,9 @@ from qwen_align.align.rows import Problem, only, read_rows
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.training import fit, trl_arguments
-from qwen_align.align.training.checkpoints import Watcher, WholeCheckpoints, order
+from qwen_align.align.training.callbacks import Watcher
+from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import check_all
 
@@ -57,7 +59,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     reward_scorer.bind(
         spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
     )
-    drawn = [asked[number] for number in order(len(asked), spec.steps * spec.prompts, context.seed)]
+    drawn = [asked[number] for number in draw_row_order(len(asked), spec.steps * spec.prompts, context.seed)]
     sampling = spec.sampling.for_policy()
     game = Game(spec, drawn, renderer, sampling, context)
     trainer = Trainer(

@@ -28,7 +28,7 @@ from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import ByVariance, Vllm
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.training import fit, trl_arguments, trl_compat
-from qwen_align.align.training.checkpoints import Watcher
+from qwen_align.align.training.callbacks import Watcher
 from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
 from qwen_align.reward.combine import judge_all, solved
 from qwen_align.reward.settings import check_all, reward_for

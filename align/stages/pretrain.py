@@ -53,11 +53,11 @@ def run(spec: Pretrain, inputs: Mapping[str, Path], out: Path, context: Context)
 
 
 def train(
-    spec: Pretrain, model: Qwen3ForCausalLM, documents: list[list[int]], checkpoints: Path, context: Context
+    spec: Pretrain, model: Qwen3ForCausalLM, documents: list[list[int]], checkpoint_folder: Path, context: Context
 ) -> float:
     """Trains `model` in place, from the newest whole checkpoint where there is one; the last logged loss."""
     optimizers = build_optimizers(spec, model)
-    found = checkpoints.newest(checkpoints)
+    found = checkpoints.newest(checkpoint_folder)
     done, losses = load_checkpoint(found.folder, model, optimizers)
     context.forget_after(done)
     found.tell(context)
@@ -75,7 +75,7 @@ def train(
             context.log({"step": step, "loss": loss, "rate": rate(spec, step), "tokens": step * n_tokens})
         # Not after the last step, so that a run that continues always has a step left to log.
         if step < spec.steps and (context.stopping() or step % context.runtime.checkpoint_every == 0):
-            save_checkpoint(checkpoints, model, optimizers, step, losses)
+            save_checkpoint(checkpoint_folder, model, optimizers, step, losses)
             context.stop_if_asked()
     return loss
 

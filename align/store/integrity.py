@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import compute_sha256, read_json, to_canonical_json, write_json
 
 COMPLETE = "complete.json"
 
@@ -21,15 +21,15 @@ def seal(folder: Path, **facts: Any) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        files[str(path.relative_to(folder))] = store.file_sha256(path)
+        files[str(path.relative_to(folder))] = compute_sha256(path)
     record = {"files": files, **facts}
-    store.write_json(folder / COMPLETE, {**record, "sha256": _digest(record)})
+    write_json(folder / COMPLETE, {**record, "sha256": _digest(record)})
 
 
 def opened(folder: Path) -> dict[str, Any]:
     """What the folder was sealed with; raises Damaged unless that and every file are as they were."""
     try:
-        record = store.read_json(folder / COMPLETE)
+        record = read_json(folder / COMPLETE)
         digest = record.pop("sha256")
     except FileNotFoundError:
         raise Damaged(f"{COMPLETE} is missing") from None
@@ -45,7 +45,7 @@ def compare(folder: Path, digests: Mapping[str, str]) -> None:
     """Raises Damaged for the first file whose sha256 is not the one given."""
     for name, digest in digests.items():
         try:
-            found = store.file_sha256(folder / name)
+            found = compute_sha256(folder / name)
         except FileNotFoundError:
             raise Damaged(f"{name} is missing") from None
         if found != digest:
@@ -53,4 +53,4 @@ def compare(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(store.to_json(record).encode()).hexdigest()
+    return hashlib.sha256(to_canonical_json(record).encode()).hexdigest()

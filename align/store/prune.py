@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.store.store import Folder, store
+from qwen_align.align.store.files import measure_gib, remove_tree
+from qwen_align.align.store.store import Folder
 
 
 def prune(home: Path, *, dry_run: bool) -> Iterator[tuple[Path, float]]:
@@ -13,12 +14,12 @@ def prune(home: Path, *, dry_run: bool) -> Iterator[tuple[Path, float]]:
     for folder in sorted(home.glob("store/*-*")):
         if not folder.is_dir() or folder.resolve() in linked:
             continue
-        size = store.disk_gib(folder)
+        size = measure_gib(folder)
         if not dry_run:
             try:
                 with Folder(folder).locked():
                     Folder(folder).clear()
-                    store.remove_tree(folder)
+                    remove_tree(folder)
             except StageError:
                 continue
         yield folder, size

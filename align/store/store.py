@@ -3,23 +3,21 @@
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
-import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.models.model_files import model_folder
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.references import OutsideFile, Ref, outside_files, to_plain_value
 from qwen_align.align.settings.recipe import ModelSource
 from qwen_align.align.store.code_versions import CODE_VERSIONS
+from qwen_align.align.store.files import compute_sha256, read_json, remove_tree, to_canonical_json, write_json
 from qwen_align.align.store.keys import list_key_fields
 
-LIBRARIES = ("accelerate", "datasets", "peft", "tokenizers", "torch", "transformers", "trl")
 UNFINISHED = ("checkpoints", "parts")  # folders of a stage that is not complete
 _NOT_IN_KEY = {"name", "runtime", "seed"}  # the seed stands beside the settings, resolved
 
@@ -112,7 +110,7 @@ class Store:
         whole: dict[str, Any] = {"settings": settings, "code": CODE_VERSIONS[stage.kind], "seed": stage.seed}
         if depends := stage.settings.runtime_in_key(stage.runtime):
             whole["runtime"] = depends
-        return hashlib.sha256(to_json(whole).encode()).hexdigest()
+        return hashlib.sha256(to_canonical_json(whole).encode()).hexdigest()
 
     def model_key(self, source: ModelSource) -> str:
         """Key of a model from outside: its files' digests, or its hub id and commit; raises RecipeError."""
@@ -124,7 +122,7 @@ class Store:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         }
-        return hashlib.sha256(to_json(digests).encode()).hexdigest()
+        return hashlib.sha256(to_canonical_json(digests).encode()).hexdigest()
 
     def file_digest(self, path: Path | str) -> str:
         return self._digests.of(Path(path))
@@ -151,7 +149,7 @@ class _DigestCache:
         if name not in self._known:
             for stale in [known for known in self._known if known.startswith(f"{path.resolve()}:")]:
                 del self._known[stale]
-            self._known[name] = file_sha256(path)
+            self._known[name] = compute_sha256(path)
             self._is_new = True
         return self._known[name]
 
@@ -166,70 +164,3 @@ class _DigestCache:
             return read_json(self.path)
         except (OSError, ValueError):  # none yet, or not ours: it is made anew
             return {}
-
-
-def model_folder(source: ModelSource) -> Path:
-    """The folder of a shipped or local model; raises RecipeError when it holds no model."""
-    shipped = Path(__file__).parents[2] / "recipes"
-    folder = shipped / source.shipped if source.shipped else Path(str(source.path))
-    missing = next((name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))), None)
-    if missing:
-        found = f"it has no {missing}" if folder.is_dir() else "no such folder"
-        raise RecipeError(f"{folder}: {found}; a model folder in Hugging Face form is wanted, weights in safetensors")
-    return folder
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remove_tree(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError when the file holds no JSON object."""
-    loaded = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return loaded
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or leaves what was there; on disk when this returns."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def library_versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
-
-
-def git_commit() -> str | None:
-    """The commit of the folder the command runs in, or None outside a repository."""
-    try:
-        said = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return said.stdout.strip() or None if said.returncode == 0 else None
-
-
-def disk_gib(folder: Path) -> float:
-    return sum(path.lstat().st_size for path in folder.rglob("*")) / 2**30

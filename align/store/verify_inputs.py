@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.store.store import Folder, integrity, store
+from qwen_align.align.store import integrity
+from qwen_align.align.store.files import read_json
+from qwen_align.align.store.store import Folder
 
 
 class Inspector:
@@ -35,7 +37,7 @@ class Inspector:
 def _named_by(folder: Path) -> Iterator[Path]:
     """The folders of the stages whose model or adapters a model.json builds on."""
     if (folder / "model.json").exists():
-        said = store.read_json(folder / "model.json")
+        said = read_json(folder / "model.json")
         for one in (said.get("base"), *said.get("adapters", [])):
             if one and not one.startswith("hub:"):
                 yield (folder / one).resolve().parent

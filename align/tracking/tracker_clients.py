@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from qwen_align.align.settings.tracking import Tracking
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.tracking.curve import Curve, Point
 from qwen_align.align.tracking.setup import environment
 
@@ -128,7 +128,7 @@ class _Sender:
         self._home = Path(self._scratch.name)
         where = {"tracker": name, "project": tracking.project, "group": group}
         job = {"where": where, "tracking": tracking.model_dump(), "folder": str((folder / name).resolve())}
-        store.write_json(self._home / "job.json", job)
+        write_json(self._home / "job.json", job)
         with self.log.open("a") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "qwen_align.align.tracking.tracker_process", str(self._home)],
@@ -148,7 +148,7 @@ class _Sender:
         path = self._home / "said.json"
         if not path.exists():
             return None
-        said = _Said(**store.read_json(path))
+        said = _Said(**read_json(path))
         path.unlink()
         return said
 

@@ -1,4 +1,4 @@
-"""A tracker's process: `python -m qwen_align.align.tracking.tracker_process FOLDER`; it reads stages' files and sends them on.
+"""A tracker's process (`python -m qwen_align.align.tracking.tracker_process FOLDER`) sends on what stages write.
 
 FOLDER/job.json says which tracker, FOLDER/orders.jsonl grows while the run goes on, FOLDER/said.json is its word to
 people. Nobody waits for it and it asks for nothing; when its input ends, which is when the run does, it finishes.
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from qwen_align.align.context import TRACKING
 from qwen_align.align.settings.tracking import Tracking
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.tracking.curve import Curve, Lines, Point, Run, point
 
 POLL_S = 0.5
@@ -52,10 +52,10 @@ class Where(NamedTuple):
 def main(folder: Path) -> int:
     """Serves one tracker to the end of the run; whatever goes wrong is said in said.json, and the code is 1."""
     os.nice(10)  # training first
-    job = store.read_json(folder / "job.json")
+    job = read_json(folder / "job.json")
 
     def say(message: str, *, is_last: bool = False) -> None:
-        store.write_json(folder / "said.json", {"message": message, "is_last": is_last})
+        write_json(folder / "said.json", {"message": message, "is_last": is_last})
 
     try:
         tracker = make(job["where"]["tracker"], Tracking.model_validate(job["tracking"]), Path(job["folder"]))
@@ -147,7 +147,7 @@ class Sending:
 
     def _write(self) -> None:
         self._mark.parent.mkdir(exist_ok=True)
-        store.write_json(self._mark, self._known)
+        write_json(self._mark, self._known)
 
 
 def _known(mark: Path) -> dict[str, Any] | None:

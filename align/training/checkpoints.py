@@ -1,17 +1,15 @@
 """Checkpoints that are whole or not there, and a trainer that stops when asked."""
 
-import math
-import os
-import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.distributed
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
-from qwen_align.align.context import Context, main_process
+from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.store.store import integrity, store
+from qwen_align.align.store import integrity
+from qwen_align.align.store.files import read_json, remove_tree
+from qwen_align.align.training.distributed import broadcast_from_main, get_world_size, is_main_process, wait_for_all
 
 NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the first two Adam starts anew, silently
 
@@ -49,12 +47,12 @@ class WholeCheckpoints:
         self._checkpoint_root = folder.parent
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         self._checkpoint_root = None
-        _barrier()
+        wait_for_all()
         if self.args.should_save:
             self._save_more(folder)
             _check_saved(folder)
             finish(home, self.state.global_step)
-        _barrier()
+        wait_for_all()
 
     def _save_more(self, folder: Path) -> None:
         """What else a checkpoint has to hold; in the main process."""
@@ -72,12 +70,12 @@ def finish(home: Path, step: int) -> None:
     """Seals the unfinished checkpoint and renames it into place; the others are deleted."""
     folder = unfinished(home, step)
     (folder / "training_args.bin").unlink(missing_ok=True)
-    integrity.seal(folder, step=step, world_size=_world_size())
-    store.remove_tree(home / folder.name)
+    integrity.seal(folder, step=step, world_size=get_world_size())
+    remove_tree(home / folder.name)
     folder.rename(home / folder.name)
     for old in _checkpoints(home):
         if old.name != folder.name:
-            store.remove_tree(old)
+            remove_tree(old)
 
 
 def _check_saved(folder: Path) -> None:
@@ -96,10 +94,10 @@ def newest(home: Path) -> Found:
 
     The main process reads all files and tells the others.
     """
-    found = _from_main(_look(home) if main_process() else None)
+    found = broadcast_from_main(_look(home) if is_main_process() else None)
     if found.folder:
-        made_by = store.read_json(found.folder / integrity.COMPLETE)["world_size"]
-        if made_by != (now := _world_size()):
+        made_by = read_json(found.folder / integrity.COMPLETE)["world_size"]
+        if made_by != (now := get_world_size()):
             raise StageError(
                 f"{found.folder}: saved by {made_by} process(es), but this run has {now}; "
                 "run with as many as before, or recompute the stage with --force"
@@ -108,7 +106,7 @@ def newest(home: Path) -> Found:
 
 
 def _look(home: Path) -> Found:
-    store.remove_tree(home / "partial")
+    remove_tree(home / "partial")
     steps = {folder: step_of(folder) for folder in _checkpoints(home)}
     damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
     for step, folder in sorted(((step, folder) for folder, step in steps.items() if step is not None), reverse=True):
@@ -131,76 +129,3 @@ def step_of(folder: Path) -> int | None:
     """The step in the folder's name."""
     said = folder.name.removeprefix("checkpoint-")
     return int(said) if said.isdecimal() else None
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _from_main(found: Found | None) -> Found:
-    """What the main process found, in every process."""
-    said = [found]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(said, src=0)
-    assert said[0] is not None
-    return said[0]
-
-
-def _barrier() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def _any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process: all have to stop after the same step."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return flag
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    flags = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    return bool(flags)
-
-
-class Watcher(TrainerCallback):  # type: ignore[misc]
-    """Tells the context how far training is, stops when asked, and raises when the loss is no number."""
-
-    def __init__(self, context: Context, tokens_a_step: float = 0.0) -> None:
-        self.context = context
-        self.tokens_a_step = tokens_a_step
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        tokens = state.num_input_tokens_seen or int(self.tokens_a_step * state.global_step)
-        self.context.progress(state.global_step, state.max_steps, tokens)
-        if _any_process(self.context.stopping()) and state.global_step < state.max_steps:
-            control.should_save = True
-            control.should_training_stop = True
-        return control
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        logs = {name: value for name, value in (kwargs.get("logs") or {}).items() if isinstance(value, int | float)}
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise StageError(f"step {state.global_step}: the loss is {logs['loss']}; lower learning_rate")
-        if "loss" in logs:
-            if self.tokens_a_step:  # TRL's own count starts at 0 again when a stage is resumed
-                logs["num_tokens"] = int(self.tokens_a_step * state.global_step)
-            self.context.log({"step": state.global_step, **logs})
-        return control
-
-
-def order(n_rows: int, n_draws: int, seed: int) -> list[int]:
-    """Row numbers in the order they are trained: one permutation after another, cut after `n_draws`.
-
-    The same for any number of processes, and every batch is full.
-    """
-    drawn: list[int] = []
-    epoch = 0
-    while len(drawn) < n_draws:
-        permutation = list(range(n_rows))
-        random.Random(f"{seed}:{epoch}").shuffle(permutation)
-        drawn += permutation
-        epoch += 1
-    return drawn[:n_draws]

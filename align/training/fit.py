@@ -11,7 +11,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
 from qwen_align.align.models import loading
 from qwen_align.align.settings.stage import CanBeEmpty
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import write_json
 from qwen_align.align.training import checkpoints
 
 
@@ -45,7 +45,7 @@ def hand_on(source: Path, out: Path, context: Context, *, is_adapter: bool, save
         else:
             loading.copy_tokenizer(loading.base_folder(loading.locate(source)), folder)
             loading.stop_at_end_of_turn(folder)
-            store.write_json(out / "model.json", {"model": "model"})
+            write_json(out / "model.json", {"model": "model"})
 
 
 def nothing_to_train(

@@ -1,6 +1,5 @@
 """Our settings as TRL's arguments: the one place that knows their names."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.settings.sft import Sft
-from qwen_align.align.settings.stage import Lora, Optimizer, Runtime, micro_batches
+from qwen_align.align.settings.training import Lora, Optimizer
+from qwen_align.align.training.distributed import get_world_size
 
 
 def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
-    rows, accumulation = micro_batches(settings.batch, runtime)
+    rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     return SFTConfig(
         **_common(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
@@ -30,7 +31,7 @@ def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) ->
 
 
 def dpo(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) -> DPOConfig:
-    rows, accumulation = micro_batches(settings.batch, runtime)
+    rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     with_sft = settings.sft_weight > 0
     return DPOConfig(
         **_common(settings, runtime, out, steps=steps, seed=seed),
@@ -58,7 +59,7 @@ def online_rl(settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int) -> 
 
 
 def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
-    rows, accumulation = micro_batches(settings.prompts * settings.samples, runtime)
+    rows, accumulation = split_into_micro_batches(settings.prompts * settings.samples, runtime)
     return GRPOConfig(
         **_common(settings, runtime, out, steps=settings.steps, seed=seed),
         per_device_train_batch_size=rows,
@@ -87,7 +88,7 @@ def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, see
 
 
 def reward_model(settings: RewardModel, runtime: Runtime, out: Path, *, steps: int, seed: int) -> RewardConfig:
-    rows, accumulation = micro_batches(settings.batch, runtime)
+    rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     return RewardConfig(
         **_common(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
@@ -134,7 +135,7 @@ def _common(settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, see
         "save_strategy": "steps",
         "gradient_checkpointing": runtime.gradient_checkpointing,
         "deepspeed": runtime.deepspeed,
-        "ddp_backend": "gloo" if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        "ddp_backend": "gloo" if on_cpu and get_world_size() > 1 else None,
         "ddp_broadcast_buffers": False,  # rotary tables, which are alike in all processes
         "report_to": "none",
         "disable_tqdm": True,

@@ -37,7 +37,7 @@ def code_of(kind: str) -> list[str]:
     """The modules that can change what a kind of stage makes: its own and all that they import, sorted."""
     found: set[str] = set()
     # trl_args turns each kind's settings into TRL's arguments; a kind never sees those of the others.
-    others = {f"align.spec.{other}" for other in (*CODE_VERSIONS, "online_rl") if other != kind}
+    others = {f"align.settings.{other}" for other in (*CODE_VERSIONS, "online_rl") if other != kind}
     waiting = [f"align.stages.{kind}"]
     while waiting:
         module = waiting.pop()
@@ -118,7 +118,8 @@ def test_a_stages_code_is_the_one_its_version_was_recorded_with(kind: str) -> No
     if CODE_VERSIONS[kind] == version:
         assert digest(kind) == recorded[kind]["digest"], (
             f"the code of '{kind}' changed ({', '.join(code_of(kind))}). If its results change, raise "
-            f"CODE_VERSIONS['{kind}'] in align/store/code_versions.py; if they stay as they are, do not. Then record it: `{bless}`"
+            f"CODE_VERSIONS['{kind}'] in align/store/code_versions.py; if they stay as they are, do not. Then "
+            f"record it: `{bless}`"
         )
     assert CODE_VERSIONS[kind] == version, f"version {CODE_VERSIONS[kind]} of '{kind}' is new: record it with `{bless}`"
 

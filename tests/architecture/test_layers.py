@@ -15,107 +15,55 @@ ROOT = Path(__file__).parents[2]
 
 # Each may import the layers before it and its own.
 LAYERS = (
-    ("align.errors", "align.settings.base", "align.references"),
+    ("align.errors", "align.settings.base", "align.settings.renamed", "align.references"),
     ("reward.verdict", "align.rows"),
     ("reward.*", "reward"),
     ("data_builders.*", "data_builders"),
-    ("align.spec.*",),
+    ("align.settings.*",),
     (
-        "align.reporting.data_card",
         "align.context",
+        "align.evaluation.*",
+        "align.models.model_files",
         "align.pipeline.graph",
-        "align.evaluation.statistics",
-        "align.commands.data_summary",
-        "align.rendering.renderer",
-        "align.rendering.samples",
-        "align.store.store",
-        "align.rendering.chat_template",
-        "align.rendering.thinking_modes",
-        "align.rendering.tiny_tokenizer",
-        "align.store.code_versions",
-        "align.rendering.tokenizer_check",
-        "align.store.integrity",
+        "align.rendering.*",
+        "align.reporting.data_card",
+        "align.store.*",
     ),
-    (
-        "align.rollout.*",
-        "align.training.trl_arguments",
-        "align.training.trl_compat",
-        "align.models.loading",
-        "align.models.reward_scorer",
-        "align.training.checkpoints",
-    ),
+    ("align.generation.*", "align.models.*", "align.training.*"),
     ("align.rl.*",),
     ("align.stages.*",),
     ("align.tracking.*",),
-    (
-        "align.commands.build",
-        "align.commands.chat",
-        "align.commands.check",
-        "align.commands.doctor",
-        "align.pipeline.launcher",
-        "align.pipeline.run",
-        "align.store.verify_inputs",
-        "align.commands.progress",
-        "align.reporting.html",
-        "align.reporting.svg",
-        "align.store.prune",
-        "align.commands.push",
-        "align.reporting.results",
-        "align.commands.score",
-        "align.pipeline.warm_server",
-        "align.commands.shipped_recipes",
-        "align.commands.show",
-        "align.pipeline.worker",
-    ),
+    ("align.commands.*", "align.pipeline.*", "align.reporting.*"),
     ("cli",),
 )
 # Whose __init__ holds no import.
-PACKAGES = {"align", "align.rl", "align.rollout", "align.spec", "align.stages", "align.tracking"}
+PACKAGES = {"align", *(f"align.{path.parent.name}" for path in (ROOT / "align").glob("*/__init__.py"))}
 
 # Who may import what takes seconds, wherever in the file; `align.worker` and `align.server` do it late.
 HEAVY = {
     "torch": (
-        "align.models.loading",
-        "align.models.reward_scorer",
-        "align.training.checkpoints",
-        "align.training.trl_compat",
+        "align.generation.*",
+        "align.models.*",
+        "align.pipeline.warm_server",
+        "align.pipeline.worker",
         "align.rl.*",
-        "align.rollout.*",
         "align.stages.*",
         "align.tracking.to_tensorboard",
-        "align.pipeline.worker",
-        "align.pipeline.warm_server",
+        "align.training.*",
     ),
     "transformers": (
-        "align.models.loading",
-        "align.models.reward_scorer",
-        "align.training.checkpoints",
-        "align.training.trl_arguments",
+        "align.generation.*",
+        "align.models.*",
+        "align.pipeline.warm_server",
         "align.rl.*",
-        "align.rollout.*",
         "align.stages.*",
-        "align.pipeline.warm_server",
+        "align.training.*",
     ),
-    "trl": (
-        "align.training.trl_arguments",
-        "align.training.trl_compat",
-        "align.stages.sft",
-        "align.stages.dpo",
-        "align.stages.grpo_trl",
-        "align.stages.reward_model",
-        "align.pipeline.warm_server",
-    ),
+    "trl": ("align.pipeline.warm_server", "align.stages.*", "align.training.*"),
     "datasets": ("align.stages.*", "data_builders.hub"),
     "accelerate": ("align.rl.trainer",),
-    "peft": (
-        "align.models.loading",
-        "align.models.reward_scorer",
-        "align.training.trl_arguments",
-        "align.rl.*",
-        "align.stages.*",
-        "align.pipeline.warm_server",
-    ),
-    "huggingface_hub": ("align.models.loading", "align.commands.push"),
+    "peft": ("align.models.*", "align.pipeline.warm_server", "align.rl.*", "align.stages.*", "align.training.*"),
+    "huggingface_hub": ("align.commands.push", "align.models.loading"),
 }
 LATE = {
     "align.pipeline.worker": {"torch"},
@@ -216,7 +164,8 @@ from qwen_align.cli import main
 recipe, home = sys.argv[1:]
 codes = [main([*command, "--home", home]) for command in (
     ["check", recipe], ["show", recipe, "sft"], ["report", recipe], ["schema"], ["recipes"], ["prune", "--dry-run"])]
-import qwen_align.align.stages.build_data, qwen_align.align.pipeline.worker, qwen_align.align.pipeline.warm_server, qwen_align.align.commands.progress
+import qwen_align.align.stages.build_data, qwen_align.align.pipeline.worker
+import qwen_align.align.pipeline.warm_server, qwen_align.align.commands.progress
 heavy = {"torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy", "pandas", "huggingface_hub",
          "sympy", "mpmath", "math_verify", "reasoning_gym", "langdetect", "jsonschema", "datasketch", "scipy"}
 print(json.dumps({"codes": codes, "heavy": sorted(heavy & set(sys.modules))}), file=sys.stderr)

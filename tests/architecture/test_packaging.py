@@ -18,7 +18,8 @@ import qwen_align
 
 ROOT = Path(__file__).parents[2]
 CODE = ("align", "data_builders", "reward")
-NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "store", "runs", "tests")
+GENERATED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+NOT_SHIPPED = {"build", "dist", "store", "runs", "tests"}  # at the root
 BUILD = """
 import sys
 from setuptools import build_meta
@@ -99,7 +100,11 @@ def build(what: str, source: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean copy, because a build leaves folders behind."""
-    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "copy", ignore=NOT_SOURCE))
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        return GENERATED(folder, names) | (NOT_SHIPPED & set(names) if Path(folder) == ROOT else set())
+
+    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "copy", ignore=ignore))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +122,7 @@ def test_a_wheel_holds_the_package_and_nothing_beside_it(wheel: Path) -> None:
         for path in (ROOT / "recipes").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    template = "qwen_align/align/page.html.j2"
+    template = "qwen_align/align/reporting/page.html.j2"
     assert {name for name in names if name.startswith("qwen_align/")} == code | data | {"qwen_align/py.typed", template}
     assert "qwen_align/recipes/quickstart.yaml" in names
     entry_points = zipfile.ZipFile(wheel).read(f"qwen_align-{version}.dist-info/entry_points.txt").decode()

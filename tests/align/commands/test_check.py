@@ -9,7 +9,8 @@ import pytest
 
 from qwen_align.align.commands import check
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.pipeline.run import run as pipeline
+from qwen_align.align.pipeline.plan import plan as make_plan
+from qwen_align.align.pipeline.run import run as run_plan
 from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_line
 from qwen_align.data_builders import arithmetic
 
@@ -72,7 +73,7 @@ def said(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) ->
 
     def of(*stages: dict[str, Any], models: dict[str, Any] | None = None, **rest: Any) -> list[str]:
         models = {"base": {"path": str(tiny_model)}} if models is None else models
-        planned = pipeline.plan(write_recipe(list(stages), models=models, **rest), tmp_path)
+        planned = make_plan(write_recipe(list(stages), models=models, **rest), tmp_path)
         *lines, last = check.lines(planned)
         assert last == f"{len(planned.stages)} stages, {len(planned.stages)} to run; home: {tmp_path}"
         return lines
@@ -151,7 +152,7 @@ def test_greedy_thinking_is_noted(said: Callable[..., list[str]]) -> None:
 
 def test_what_is_stored_is_read_not_built(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
     path = write_recipe([DATA, SFT], models={"base": {"path": str(tiny_model)}})
-    planned = pipeline.plan(path, tmp_path)
+    planned = make_plan(path, tmp_path)
     folder = planned.stages[0].folder.path
     folder.mkdir(parents=True)
     (folder / "rows.jsonl").write_text("".join(to_line(chat(number, 1)) + "\n" for number in range(6)))
@@ -232,11 +233,11 @@ def test_limits_are_checked_at_the_door(tiny_model: Path, write_recipe: Callable
     ):
         recipe = write_recipe([problems, stage], models={"base": {"path": str(tiny_model)}})
         with pytest.raises(RecipeError, match=r"takes up to \d+ tokens, but the model has \d+ positions"):
-            list(check.lines(pipeline.plan(recipe, tmp_path)))
+            list(check.lines(make_plan(recipe, tmp_path)))
     odd = {**grpo, "rewards": rewards, "learning_rate": 1e-4, "runtime": {"processes": 3}}
     recipe = write_recipe([problems, odd], models={"base": {"path": str(tiny_model)}})
     with pytest.raises(RecipeError, match=r"a batch of 2 rows does not divide by runtime.processes: 3"):
-        list(check.lines(pipeline.plan(recipe, tmp_path)))
+        list(check.lines(make_plan(recipe, tmp_path)))
 
 
 def test_rewards_of_ones_own_are_imported_and_audited(said: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -346,12 +347,12 @@ def test_nothing_runs_while_a_file_is_missing(
     tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]
 ) -> None:
     path = write_recipe([DATA, later("more", tmp_path), SFT], models={"base": {"path": str(tiny_model)}})
-    planned = pipeline.plan(path, tmp_path)
+    planned = make_plan(path, tmp_path)
     with pytest.raises(RecipeError, match=r"stage 'more': builder\.path: .*more\.jsonl: no such file"):
-        pipeline.run(planned, None)  # type: ignore[arg-type]
+        run_plan(planned, None)  # type: ignore[arg-type]
     assert not (tmp_path / "store").exists()
     (tmp_path / "more.jsonl").write_text(to_line(chat(1, 1)) + "\n")
-    there = pipeline.plan(path, tmp_path)
+    there = make_plan(path, tmp_path)
     assert [one.missing for one in there.stages] == [None, None, None]
     assert there.named("more")[0].key != planned.named("more")[0].key
     assert there.named("sft")[0].key == planned.named("sft")[0].key, "it does not read the file"

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_align.align.commands import doctor
 from qwen_align.align.commands.doctor import Finding
-from qwen_align.align.store.store import store
+from qwen_align.align.store.provenance import LIBRARIES
 from qwen_align.reward.code.isolation import Isolation, Layer
 
 PROBED = subprocess.CompletedProcess([], 0, stdout='{"torch": "2.13.0", "gpus": [], "threads": 2}', stderr="")
@@ -35,7 +35,7 @@ def found(findings: list[Finding], what: str) -> Finding:
 def test_what_is_installed_is_listed_and_well(tmp_path: Path) -> None:
     findings = doctor.examine(tmp_path)
     assert not [finding for finding in findings if finding.is_bad]
-    assert set(store.LIBRARIES) <= {finding.what for finding in findings}
+    assert set(LIBRARIES) <= {finding.what for finding in findings}
     assert found(findings, "trl").found == importlib.metadata.version("trl")
     assert found(findings, "devices").found == "no GPU, 2 CPU threads"
     assert found(findings, "home").found.startswith(f"{tmp_path}, ")

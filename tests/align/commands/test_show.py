@@ -10,7 +10,8 @@ from rich.text import Text
 
 from qwen_align.align.commands import show
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.pipeline.run import run as pipeline
+from qwen_align.align.pipeline.plan import Plan
+from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, to_line
 from qwen_align.reward.verdict import Verdict
 
@@ -32,20 +33,20 @@ PROMPT = "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture
-def plan(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> Callable[..., pipeline.Plan]:
+def plan(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> Callable[..., Plan]:
     """A plan of a data stage with these rows and of other stages on the tiny model."""
 
-    def of(rows: list[Row], *stages: dict[str, Any]) -> pipeline.Plan:
+    def of(rows: list[Row], *stages: dict[str, Any]) -> Plan:
         (tmp_path / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in rows))
         builder = {"kind": "local_file", "path": "rows.jsonl", "rows": "typed"}
         data = {"name": "data", "kind": "build_data", "builder": builder}
         path = write_recipe([data, *stages], models={"base": {"path": str(tiny_model)}})
-        return pipeline.plan(path, tmp_path)
+        return make_plan(path, tmp_path)
 
     return of
 
 
-def shown(planned: pipeline.Plan, name: str, rows: int = 9, first: int = 0) -> list[Text]:
+def shown(planned: Plan, name: str, rows: int = 9, first: int = 0) -> list[Text]:
     return list(show.lines(planned, name, rows=rows, first=first))
 
 
@@ -62,7 +63,7 @@ def problem() -> Problem:
     return Problem(id="p", messages=ASKED, gold="2", reward="math_answer", mode="no_think")
 
 
-def test_trained_tokens_and_the_others_are_coloured_apart(plan: Callable[..., pipeline.Plan]) -> None:
+def test_trained_tokens_and_the_others_are_coloured_apart(plan: Callable[..., Plan]) -> None:
     head, line, legend = shown(plan([chat(1)], SFT), "sft")
     assert head.plain == "--- row 0: chat c1"
     assert parts(line, show.MASKED).replace("⏎\n", "\n") == PROMPT
@@ -73,14 +74,14 @@ def test_trained_tokens_and_the_others_are_coloured_apart(plan: Callable[..., pi
     assert legend.plain == "trained  seen, not trained"
 
 
-def test_a_data_stage_is_shown_as_its_reader_renders_it(plan: Callable[..., pipeline.Plan]) -> None:
+def test_a_data_stage_is_shown_as_its_reader_renders_it(plan: Callable[..., Plan]) -> None:
     planned = plan([chat(1)], SFT)
     data, sft = ([line.plain for line in shown(planned, name)] for name in ("data", "sft"))
     assert data[:2] == ["1 rows: 1 chat", "tokens a row: p50 24, p90 24, p99 24, p100 24"]
     assert data[3:] == sft
 
 
-def test_rows_are_chosen_by_number(plan: Callable[..., pipeline.Plan]) -> None:
+def test_rows_are_chosen_by_number(plan: Callable[..., Plan]) -> None:
     planned = plan([chat(number, str(number)) for number in range(5)], SFT)
     heads = [line.plain for line in shown(planned, "sft", rows=2, first=3) if line.plain.startswith("---")]
     assert heads == ["--- row 3: chat c3", "--- row 4: chat c4"]
@@ -89,7 +90,7 @@ def test_rows_are_chosen_by_number(plan: Callable[..., pipeline.Plan]) -> None:
             shown(planned, "sft", rows=rows, first=first)
 
 
-def test_pairs_show_both_sides(plan: Callable[..., pipeline.Plan]) -> None:
+def test_pairs_show_both_sides(plan: Callable[..., Plan]) -> None:
     sides = [Message(role="assistant", content=answer, thinking="t") for answer in ("2", "3")]
     _, chosen, rejected, _ = shown(plan([Pair(id="p", messages=ASKED, chosen=sides[0], rejected=sides[1])], DPO), "dpo")
     assert parts(chosen, show.MASKED).replace("⏎\n", "\n") == PROMPT
@@ -98,7 +99,7 @@ def test_pairs_show_both_sides(plan: Callable[..., pipeline.Plan]) -> None:
     assert not parts(rejected, show.TRAINED)
 
 
-def test_prompts_show_what_the_model_will_see(plan: Callable[..., pipeline.Plan]) -> None:
+def test_prompts_show_what_the_model_will_see(plan: Callable[..., Plan]) -> None:
     _, prompt, gold, _ = shown(plan([problem()], ROLLOUT), "draws")
     assert parts(prompt, show.MASKED).replace("⏎\n", "\n") == PROMPT + "<think>\n\n</think>\n\n"
     assert not parts(prompt, show.TRAINED)
@@ -117,7 +118,7 @@ def completion(sample: int, text: str, **rest: Any) -> Completion:
     )
 
 
-def test_a_rollout_that_ran_shows_its_completions_and_verdicts(plan: Callable[..., pipeline.Plan]) -> None:
+def test_a_rollout_that_ran_shows_its_completions_and_verdicts(plan: Callable[..., Plan]) -> None:
     planned = plan([problem()], ROLLOUT)
     folder = planned.named("draws")[0].folder.path
     folder.mkdir(parents=True)
@@ -132,7 +133,7 @@ def test_a_rollout_that_ran_shows_its_completions_and_verdicts(plan: Callable[..
     assert cut.plain == "<th  [cut at the token limit: not trained on]"
 
 
-def test_what_a_rollout_has_yet_to_make_is_refused(plan: Callable[..., pipeline.Plan]) -> None:
+def test_what_a_rollout_has_yet_to_make_is_refused(plan: Callable[..., Plan]) -> None:
     pairs = {"name": "pairs", "kind": "build_data", "builder": {"kind": "pairs", "from_data": "draws"}}
     planned = plan([problem()], ROLLOUT, pairs, {**DPO, "from_data": ["pairs"]})
     for name in ("pairs", "dpo"):
@@ -150,9 +151,7 @@ MODELESS: list[Row] = [
 
 
 @pytest.mark.parametrize("row", MODELESS, ids=lambda row: row.id)
-def test_a_data_row_without_mode_and_thinking_is_shown_as_no_think(
-    plan: Callable[..., pipeline.Plan], row: Row
-) -> None:
+def test_a_data_row_without_mode_and_thinking_is_shown_as_no_think(plan: Callable[..., Plan], row: Row) -> None:
     lines = shown(plan([row], {**DPO} if isinstance(row, Pair) else SFT), "data")
     said = [line.plain for line in lines]
     assert said[1] == "1 of them say no mode; shown as no_think"
@@ -164,12 +163,12 @@ def test_a_data_row_without_mode_and_thinking_is_shown_as_no_think(
     assert parts(first, show.MASKED).replace("⏎\n", "\n").endswith("<think>\n\n</think>\n\n")
 
 
-def test_what_a_training_stage_would_refuse_is_refused_there(plan: Callable[..., pipeline.Plan]) -> None:
+def test_what_a_training_stage_would_refuse_is_refused_there(plan: Callable[..., Plan]) -> None:
     with pytest.raises(RecipeError, match=r"row 'c': .*has no thinking, but its prompt asks for it"):
         shown(plan([MODELESS[0]], SFT), "sft")
 
 
-def test_a_data_row_that_cannot_be_rendered_is_printed_as_it_is(plan: Callable[..., pipeline.Plan]) -> None:
+def test_a_data_row_that_cannot_be_rendered_is_printed_as_it_is(plan: Callable[..., Plan]) -> None:
     mixed = Chat(id="m", messages=[*chat(1).messages, *ASKED, SAID])
     said = [line.plain for line in shown(plan([mixed, chat(1)], SFT), "data")]
     assert said[:2] == ["2 rows: 2 chat", "1 of them cannot be rendered"]
@@ -180,7 +179,7 @@ def test_a_data_row_that_cannot_be_rendered_is_printed_as_it_is(plan: Callable[.
     assert said[place + 3] == "--- row 1: chat c1"
 
 
-def test_a_completion_that_cannot_be_trained_is_printed_as_it_is(plan: Callable[..., pipeline.Plan]) -> None:
+def test_a_completion_that_cannot_be_trained_is_printed_as_it_is(plan: Callable[..., Plan]) -> None:
     planned = plan([problem()], ROLLOUT)
     folder = planned.named("draws")[0].folder.path
     folder.mkdir(parents=True)
@@ -192,7 +191,7 @@ def test_a_completion_that_cannot_be_trained_is_printed_as_it_is(plan: Callable[
     assert said[-2] == row.text
 
 
-def test_a_stage_that_is_not_there_or_has_no_model_is_refused(plan: Callable[..., pipeline.Plan]) -> None:
+def test_a_stage_that_is_not_there_or_has_no_model_is_refused(plan: Callable[..., Plan]) -> None:
     with pytest.raises(RecipeError, match=r"no stage is called 'stf'\. Did you mean 'sft'\?"):
         shown(plan([chat(1)], SFT), "stf")
     with pytest.raises(DataError, match="stage 'data': no stage of this recipe has a model whose template could be"):
@@ -200,7 +199,7 @@ def test_a_stage_that_is_not_there_or_has_no_model_is_refused(plan: Callable[...
 
 
 def test_colours_reach_a_terminal(
-    plan: Callable[..., pipeline.Plan], cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Callable[..., Plan], cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan([chat(1)], SFT)
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -220,7 +219,7 @@ def test_without_colours_the_mask_stands_in_marks() -> None:
     assert show.marked(Text("plain")) == "plain"
 
 
-def test_drops_of_a_stored_stage_are_those_of_its_manifest(plan: Callable[..., pipeline.Plan]) -> None:
+def test_drops_of_a_stored_stage_are_those_of_its_manifest(plan: Callable[..., Plan]) -> None:
     planned = plan([chat(1)], SFT)
     folder = planned.named("data")[0].folder.path
     folder.mkdir(parents=True)

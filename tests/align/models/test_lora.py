@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoConfig, Qwen3ForCausalLM
 
 from qwen_align.align.models import loading
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import measure_gib
 
 pytestmark = pytest.mark.slow
 
@@ -90,10 +90,10 @@ def test_adapters_take_a_tenth_of_a_model_at_most_and_merge_exactly(
     said = cli("run", recipe)
     assert said.code == 0, said.out + said.err
     stages = tmp_path / "runs" / "trial" / "stages"
-    full = store.disk_gib(stages / "full" / ".")
+    full = measure_gib(stages / "full" / ".")
     for name, n_adapters in (("sft", 1), ("dpo", 2), ("grpo", 3)):
         folder = (stages / name).resolve()
-        share = store.disk_gib(folder) / full
+        share = measure_gib(folder) / full
         assert share <= 0.1, f"{name} takes {share:.3f} of what a full model's stage takes"
         left = [path.name for path in folder.rglob("*") if path.name.startswith(("checkpoint", "optimizer", "part"))]
         assert not left, f"{name}: nothing of the way there stays"

@@ -6,7 +6,8 @@ import pytest
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.graph import Graph, Stage, build
-from qwen_align.align.settings.recipe import Recipe, Variant
+from qwen_align.align.settings.recipe import Recipe
+from qwen_align.align.settings.recipe_file import Variant
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 8}
 

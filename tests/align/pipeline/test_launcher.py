@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from qwen_align.align.pipeline import launcher
 from qwen_align.align.pipeline.launcher import Asked, Ended, Launcher
-from qwen_align.align.pipeline.run import launcher
-from qwen_align.align.pipeline.run import run as pipeline
-from qwen_align.align.pipeline.warm_server import PARENT
+from qwen_align.align.pipeline.plan import plan as make_plan
+from qwen_align.align.pipeline.process_lifetime import PARENT
 
 DATA = {"name": "data", "kind": "build_data", "builder": {"kind": "arithmetic", "rows": "text", "n": 2, "steps": [1]}}
 
@@ -32,9 +32,9 @@ def ended(
             return code
 
         monkeypatch.setattr(launcher, "_run_fresh", run)
-        (one,) = pipeline.plan(write_recipe([DATA]), tmp_path).stages
-        with Launcher() as launcher:
-            return launcher.run(one.stage, tmp_path, lambda: is_asked)
+        (one,) = make_plan(write_recipe([DATA]), tmp_path).stages
+        with Launcher() as started:
+            return started.run(one.stage, tmp_path, lambda: is_asked)
 
     return of
 
@@ -95,7 +95,9 @@ def test_what_the_user_has_set_in_the_environment_stands(monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's end on Linux only")
 def test_a_process_whose_parent_died_while_it_started_ends_too() -> None:
-    program = "from qwen_align.align.pipeline.warm_server import die_with_parent; die_with_parent(); print('alive')"
+    program = (
+        "from qwen_align.align.pipeline.process_lifetime import die_with_parent; die_with_parent(); print('alive')"
+    )
 
     def said(parent: int) -> tuple[int, str]:
         environment = {**launcher.environment(), PARENT: str(parent)}

@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.pipeline.run import Planned
-from qwen_align.align.pipeline.run import run as pipeline
+from qwen_align.align.pipeline.plan import Planned
+from qwen_align.align.pipeline.plan import plan as make_plan
+from qwen_align.align.pipeline.run import run as run_plan
 from qwen_align.align.rows import Completion, Message, to_line
 from qwen_align.reward.verdict import Verdict
 
@@ -71,7 +72,7 @@ def write(folder: Path, *stages: dict[str, Any], **rest: Any) -> Path:
 
 def run(folder: Path, **options: Any) -> list[str]:
     heard = Heard()
-    pipeline.run(pipeline.plan(folder / "recipe.yaml", folder), heard, **options)
+    run_plan(make_plan(folder / "recipe.yaml", folder), heard, **options)
     return heard.said
 
 
@@ -194,9 +195,9 @@ def test_the_resolved_recipe_is_the_same_recipe(folder: Path, tmp_path: Path) ->
     resolved = folder / "runs" / "trial" / "recipe.yaml"
     moved = tmp_path / "elsewhere.yaml"
     moved.write_text(resolved.read_text())
-    keys = [one.key for one in pipeline.plan(folder / "recipe.yaml", folder).stages]
-    assert [one.key for one in pipeline.plan(resolved, folder).stages] == keys
-    assert [one.key for one in pipeline.plan(moved, folder).stages] == keys, "its paths hold from anywhere"
+    keys = [one.key for one in make_plan(folder / "recipe.yaml", folder).stages]
+    assert [one.key for one in make_plan(resolved, folder).stages] == keys
+    assert [one.key for one in make_plan(moved, folder).stages] == keys, "its paths hold from anywhere"
 
 
 def test_results_of_other_major_versions_are_noted_or_refused(folder: Path, cli: Callable[..., Any]) -> None:
@@ -257,7 +258,7 @@ def test_models_from_outside_reach_the_stage_by_folder_or_commit(
     data = {"name": "data", "kind": "build_data", "builder": builder}
     models = {"mine": {"path": os.path.relpath(tiny_model, tmp_path)}, "far": {"hub": "a/b", "revision": "0" * 40}}
     stages = [data, {"name": "one", "from_model": "mine", **asked}, {"name": "two", "from_model": "far", **asked}]
-    planned = pipeline.plan(write_recipe(stages, models=models), tmp_path)
+    planned = make_plan(write_recipe(stages, models=models), tmp_path)
     inputs = {one.stage.name: one.inputs for one in planned.stages}
     assert inputs["one"]["mine"]["folder"] == str(tiny_model)
     assert inputs["two"]["far"]["folder"] == f"hub:a/b@{'0' * 40}"

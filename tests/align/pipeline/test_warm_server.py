@@ -29,33 +29,33 @@ def server() -> Iterator["subprocess.Popen[str]"]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_it_forks_from_one_thread_and_ends_with_its_input(server: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    assert warm_server.stdin
-    assert warm_server.stdout
-    assert json.loads(warm_server.stdout.readline())["ready"] > 0
-    assert len(list(Path(f"/proc/{warm_server.pid}/task").iterdir())) == 1
+    assert server.stdin
+    assert server.stdout
+    assert json.loads(server.stdout.readline())["ready"] > 0
+    assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1
     # A folder without stage.json: the fork says so and the server lives on.
     report, log = tmp_path / "report.json", tmp_path / "log.txt"
     request = {"folder": str(tmp_path), "report": str(report), "log": str(log), "processes": 1}
     for _ in range(2):
-        print(json.dumps(request), file=warm_server.stdin, flush=True)
-        assert len(json.loads(warm_server.stdout.readline())["pids"]) == 1
-        assert json.loads(warm_server.stdout.readline())["exit"] == 4
+        print(json.dumps(request), file=server.stdin, flush=True)
+        assert len(json.loads(server.stdout.readline())["pids"]) == 1
+        assert json.loads(server.stdout.readline())["exit"] == 4
         assert "stage.json" in json.loads(report.read_text())["message"]
     assert "FileNotFoundError" in log.read_text()
-    warm_server.stdin.close()
-    assert warm_server.wait(timeout=30) == 0
+    server.stdin.close()
+    assert server.wait(timeout=30) == 0
 
 
 def test_when_one_of_a_stages_processes_has_died_the_others_are_stopped() -> None:
     program = """
 import subprocess, sys, time
-from qwen_align.align.pipeline.run import warm_server
-server.GRACE_S = 0.5
+from qwen_align.align.pipeline import warm_server
+warm_server.GRACE_S = 0.5
 def started(code):
     return subprocess.Popen([sys.executable, "-c", code]).pid
 def waited(*codes):
     began = time.monotonic()
-    return server._wait([started(code) for code in codes]), time.monotonic() - began < 30
+    return warm_server._wait([started(code) for code in codes]), time.monotonic() - began < 30
 deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
 print(waited("", ""), waited("raise SystemExit(3)", "import time; time.sleep(60)"))
 print(waited(deaf, "import time; time.sleep(.5); raise SystemExit(4)"))
@@ -68,8 +68,8 @@ print(waited(deaf, "import time; time.sleep(.5); raise SystemExit(4)"))
 def test_a_stages_processes_find_each_other_and_share_the_cores(tmp_path: Path) -> None:
     program = """
 import os, sys, torch
-from qwen_align.align.pipeline.run import warm_server
-from qwen_align.align.pipeline.run import worker
+from qwen_align.align.pipeline import warm_server
+from qwen_align.align.pipeline import worker
 def run_stage(folder, report, **_):
     assert abs(worker._cpu_seconds() - sum(os.times()[:4])) < 0.3, "they have not met"
     torch.distributed.init_process_group("gloo")
@@ -81,8 +81,8 @@ def run_stage(folder, report, **_):
     return 0
 worker.run_stage = run_stage
 torch.set_num_threads(2)
-pids = server._fork({"processes": 2, "folder": "", "report": sys.argv[1], "log": sys.argv[1] + ".log"}, 0.0)
-assert server._wait(pids) == 0
+pids = warm_server._fork({"processes": 2, "folder": "", "report": sys.argv[1], "log": sys.argv[1] + ".log"}, 0.0)
+assert warm_server._wait(pids) == 0
 assert eval(open(sys.argv[1]).read()) == [(pid, 1) for pid in pids]
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "said")], check=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.align.test_report import BEFORE, DATA, EVALUATE, OTHER, SFT, finish, plan
 
-from qwen_align.align.pipeline.run import Plan
+from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.reporting import results
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import write_json
+from tests.align.reporting.test_results import BEFORE, DATA, EVALUATE, OTHER, SFT, finish, plan
 
 __all__ = ["plan"]
 BAD = "<script>alert(1)</script>"
@@ -137,7 +137,7 @@ def test_seeds_are_pooled_their_questions_paired_and_the_curves_stand_together(p
     for one in planned.stages:
         if one.stage.kind == "evaluate":
             means = worse if one.stage.name.startswith("eval_base") else better
-            store.write_json(one.folder.path / "questions.json", {"means": [means, means]})
+            write_json(one.folder.path / "questions.json", {"means": [means, means]})
         if one.stage.kind == "sft":
             lines_of(one.folder.path / "metrics.jsonl", [{"step": step, "loss": 1.0} for step in (1, 2, 3)])
     written = results.write(planned)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.pipeline.run import Plan
-from qwen_align.align.pipeline.run import run as pipeline
+from qwen_align.align.pipeline.plan import Plan
+from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.reporting import results
 from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import read_json, write_json
+from qwen_align.align.store.provenance import read_library_versions
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 8}
 DATA: dict[str, Any] = {
@@ -48,7 +49,7 @@ BEFORE: dict[str, Any] = {**EVALUATE, "name": "eval_base", "from_model": "base",
 def plan(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> Callable[..., Plan]:
     def of(*stages: dict[str, Any], **rest: Any) -> Plan:
         path = write_recipe(list(stages), models={"base": {"path": str(tiny_model)}}, **rest)
-        return pipeline.plan(path, tmp_path)
+        return make_plan(path, tmp_path)
 
     return of
 
@@ -61,16 +62,16 @@ def finish(planned: Plan, *names: str, accuracy: float = 0.5) -> None:
             settings = one.stage.settings
             summary: dict[str, Any] = {"rows": 4, "dropped": {"duplicate": 3}}
             if isinstance(settings, Evaluate):
-                summary = {"results": results(settings, accuracy)}
+                summary = {"results": evaluation_results(settings, accuracy)}
             figures = {"seconds": 1.25, "import_seconds": 0.5, "peak_rss_gib": 0.125, "disk_gib": 0.001}
             one.folder.path.mkdir(parents=True, exist_ok=True)
-            store.write_json(
+            write_json(
                 one.folder.path / "manifest.json",
-                {"key": one.key, "summary": summary, "libraries": store.library_versions(), **figures},
+                {"key": one.key, "summary": summary, "libraries": read_library_versions(), **figures},
             )
 
 
-def results(settings: Evaluate, accuracy: float) -> list[dict[str, Any]]:
+def evaluation_results(settings: Evaluate, accuracy: float) -> list[dict[str, Any]]:
     figures = {
         "stderr": 0.025,
         "n_questions": 4,
@@ -112,7 +113,7 @@ def test_a_run_that_is_under_way_is_reported_so_far(plan: Callable[..., Plan]) -
     said = json.loads((planned.run_folder / "report.json").read_text())
     assert said["ladder"] == written.ladder
     assert [stage["name"] for stage in said["stages"]] == ["test", "eval_base"]
-    assert said == store.read_json(planned.run_folder / "report.json")
+    assert said == read_json(planned.run_folder / "report.json")
 
 
 def test_a_recipe_that_never_ran_has_no_report(plan: Callable[..., Plan]) -> None:
@@ -157,7 +158,7 @@ def test_pairs_that_the_recipe_asks_for_are_compared_besides_the_rungs(plan: Cal
     for one in planned.stages:
         if one.stage.kind == "evaluate":
             mean = means[one.stage.name]
-            store.write_json(one.folder.path / "questions.json", {"means": [{"a": mean, "b": mean + 0.25}]})
+            write_json(one.folder.path / "questions.json", {"means": [{"a": mean, "b": mean + 0.25}]})
     found = results.collect(planned).comparisons
     assert [(one["from"], one["to"], one["difference"]) for one in found] == [
         ("base", "sft", 0.25),

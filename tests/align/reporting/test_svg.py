@@ -28,22 +28,22 @@ def test_an_error_bar_reaches_one_error_to_both_sides_and_stays_on_the_scale() -
     assert high - low == pytest.approx(0.35 * scale, abs=0.2)
 
 
-def ends(svg: str) -> tuple[float, float]:
-    found = re.search(r'class="error" d="M([\d.]+) [\d.]+H([\d.]+)', svg)
+def ends(picture: str) -> tuple[float, float]:
+    found = re.search(r'class="error" d="M([\d.]+) [\d.]+H([\d.]+)', picture)
     assert found
     return float(found[1]), float(found[2])
 
 
 def test_names_and_titles_are_escaped() -> None:
-    svg = svg.bars([Bar("<script>", 0.5, 0.1, dots=(0.4, 0.6))], title='"<b>')
-    assert "<script>" not in svg
-    assert "<b>" not in svg
-    ElementTree.fromstring(svg)
+    picture = svg.bars([Bar("<script>", 0.5, 0.1, dots=(0.4, 0.6))], title='"<b>')
+    assert "<script>" not in picture
+    assert "<b>" not in picture
+    ElementTree.fromstring(picture)
 
 
 def test_a_rising_curve_rises() -> None:
-    svg = svg.curves([Curve([(1, 0.0), (2, 1.0), (3, 2.0)])], title="up")
-    heights = [float(one.get("cy", "")) for one in ElementTree.fromstring(svg).iter(f"{SVG}circle")]
+    picture = svg.curves([Curve([(1, 0.0), (2, 1.0), (3, 2.0)])], title="up")
+    heights = [float(one.get("cy", "")) for one in ElementTree.fromstring(picture).iter(f"{SVG}circle")]
     assert heights == sorted(heights, reverse=True)
     assert len(set(heights)) == 3
 
@@ -57,9 +57,9 @@ def test_many_points_are_smoothed_by_their_neighbours_mean() -> None:
 
 
 def test_what_is_not_a_number_is_not_drawn() -> None:
-    svg = svg.curves([Curve([(1, float("nan")), (2, 1.0), (3, float("inf")), (4, 2.0)])], title="")
-    assert len(list(ElementTree.fromstring(svg).iter(f"{SVG}circle"))) == 2
-    assert "nan" not in svg
+    picture = svg.curves([Curve([(1, float("nan")), (2, 1.0), (3, float("inf")), (4, 2.0)])], title="")
+    assert len(list(ElementTree.fromstring(picture).iter(f"{SVG}circle"))) == 2
+    assert "nan" not in picture
     assert svg.curves([Curve([(1, float("nan"))])], title="") == ""
 
 
@@ -72,7 +72,7 @@ def test_a_flat_line_has_a_scale_around_it(value: float) -> None:
 
 def test_a_histogram_loses_nothing() -> None:
     numbers = [1.0, 2.0, 2.0, 3.0, 3.0, 3.0]
-    svg = ElementTree.fromstring(svg.histogram([("n", numbers, 0)], title=""))
-    heights = [float(one.get("height", "")) for one in svg.iter(f"{SVG}rect")]
+    picture = ElementTree.fromstring(svg.histogram([("n", numbers, 0)], title=""))
+    heights = [float(one.get("height", "")) for one in picture.iter(f"{SVG}rect")]
     assert [height / heights[0] for height in heights] == pytest.approx([1, 2, 3], abs=0.02)
     assert svg.histogram([("n", [], 0)], title="") == ""

@@ -18,9 +18,9 @@ from qwen_align.align.context import Context
 from qwen_align.align.generation import batched_decoding
 from qwen_align.align.rl import judge, trainer
 from qwen_align.align.settings.recipe import AnyStage
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import grpo, ppo  # noqa: F401 - imported before the forks
-from qwen_align.align.store.store import integrity
+from qwen_align.align.store import integrity
 
 # Where it dies: in the middle of rollouts, of judging, of an update, or while a checkpoint is written.
 PLACES: dict[str, tuple[Any, str]] = {

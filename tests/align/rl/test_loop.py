@@ -20,7 +20,7 @@ from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import to_line
 from qwen_align.align.settings.recipe import AnyStage
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.data_builders import Arithmetic
 
 STAGE: dict[str, Any] = {

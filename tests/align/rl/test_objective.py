@@ -13,7 +13,7 @@ from qwen_align.align.rl.assign_advantages import credit
 from qwen_align.align.rl.controllers import RewardScale
 from qwen_align.align.rl.objective import Terms, Whole, loss_of, moves_without_advantage
 from qwen_align.align.rl.ptx import Texts
-from qwen_align.align.rl.rollouts import Rollouts, micro_batches
+from qwen_align.align.rl.rollouts import Rollouts, split_into_micro_batches
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
 
@@ -85,7 +85,7 @@ def rollouts_of(actor: Actor, rewards: list[float]) -> Rollouts:
 @torch.no_grad()
 def logps(actor: Actor, one: Rollouts) -> torch.Tensor:
     whole = torch.zeros(8, max(N_TOKENS))
-    for batch in micro_batches(one, range(8), max_rows=8):
+    for batch in split_into_micro_batches(one, range(8), max_rows=8):
         found = actor(batch).logps
         assert found is not None
         whole[batch.rows, : found.shape[1]] = found
@@ -104,7 +104,7 @@ def gradients(actor: Actor, one: Rollouts, spec: Grpo | Ppo, *, max_rows: int = 
         entropy_coefficient=spec.entropy.coefficient if spec.entropy else 0.0,
     )
     total = 0.0
-    for batch in micro_batches(one, range(8), max_rows=max_rows):
+    for batch in split_into_micro_batches(one, range(8), max_rows=max_rows):
         scores = actor(batch, policy=policy, values=isinstance(spec, Ppo))
         loss, _ = loss_of(scores, batch, one, whole, terms, spec)
         loss.backward()

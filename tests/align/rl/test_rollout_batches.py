@@ -20,7 +20,7 @@ from qwen_align.align.rl.rollout_batches import Experience
 from qwen_align.align.rows import Message, Problem
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import Shuffled
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.reward.verdict import Verdict
 
 

@@ -16,9 +16,9 @@ from trl import GRPOTrainer
 
 from qwen_align.align.rl.actor import Actor
 from qwen_align.align.rl.objective import Terms, Whole, loss_of
-from qwen_align.align.rl.rollouts import Rollouts, micro_batches
+from qwen_align.align.rl.rollouts import Rollouts, split_into_micro_batches
 from qwen_align.align.settings.grpo import Grpo
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.training import trl_arguments
 
 N_PROMPT, N_TOKENS, MAX_TOKENS = [5, 9, 3, 7], [6, 2, 8, 5], 12
@@ -119,7 +119,7 @@ def test_loss_and_gradient_are_trls(
     coefficient = ours.kl.coefficient if ours.kl else 0.0
     terms = Terms(on_policy=False, policy=True, value=False, kl_coefficient=coefficient, entropy_coefficient=0.0)
     total = torch.zeros(())
-    for batch in micro_batches(one, range(4), max_rows=1):  # in several passes, whose losses have to add up
+    for batch in split_into_micro_batches(one, range(4), max_rows=1):  # in several passes, whose losses have to add up
         part, _ = loss_of(actor(batch), batch, one, whole, terms, ours)
         part.backward()
         total += part.detach()

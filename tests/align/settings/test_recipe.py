@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.recipe import RepeatBlock, Variant, load
+from qwen_align.align.settings.recipe import RepeatBlock
+from qwen_align.align.settings.recipe_file import Variant, load_variants
 
 BASE = "{path: models/base}"
 HEAD = f"""
@@ -45,7 +46,7 @@ def read(tmp_path: Path) -> Callable[..., list[Variant]]:
     def read_text(text: str, *overrides: str) -> list[Variant]:
         path = tmp_path / "recipe.yaml"
         path.write_text(text, encoding="utf-8")
-        return load(path, overrides)
+        return load_variants(path, overrides)
 
     return read_text
 
@@ -171,12 +172,12 @@ def test_a_wrong_file_is_refused(read: Callable[..., list[Variant]], text: str, 
 
 def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"none\.yaml: no such recipe; `qwen-align recipes` lists"):
-        load(tmp_path / "none.yaml")
+        load_variants(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match=r"cannot be read: .*directory"):
-        load(tmp_path)
+        load_variants(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("name: größe".encode("latin-1"))
     with pytest.raises(RecipeError, match=r"cannot be read: .*utf-8"):
-        load(tmp_path / "latin.yaml")
+        load_variants(tmp_path / "latin.yaml")
 
 
 def test_the_first_five_errors_are_told(read: Callable[..., list[Variant]]) -> None:
@@ -291,7 +292,7 @@ TINY = "tiny: {stages.sft.batch: 4, stages.data.builder: {kind: arithmetic, rows
 def tiny(tmp_path: Path, text: str, *overrides: str) -> Variant:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
-    return load(path, overrides, tiny=True)[0]
+    return load_variants(path, overrides, tiny=True)[0]
 
 
 def test_a_tiny_form_sets_what_it_names(tmp_path: Path, read: Callable[..., list[Variant]]) -> None:
@@ -361,7 +362,7 @@ stages:
   - {more}
 """,
     )
-    (whole,) = load(path, ["stages.sft.batch=4"])
+    (whole,) = load_variants(path, ["stages.sft.batch=4"])
     recipe = whole.recipe
     assert (recipe.name, recipe.seed, sorted(recipe.models)) == ("mine", 3, ["base", "other"])
     stages: Any = {stage.name: stage for stage in recipe.stages if not isinstance(stage, RepeatBlock)}
@@ -393,5 +394,5 @@ stages:
 )
 def test_an_extension_that_cannot_be_is_refused(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(RecipeError) as refused:
-        load(write_extension(tmp_path, text))
+        load_variants(write_extension(tmp_path, text))
     assert says in str(refused.value)

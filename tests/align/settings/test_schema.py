@@ -9,7 +9,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from qwen_align.align.commands import shipped_recipes
-from qwen_align.align.settings.recipe import PRODUCTS, Recipe, _read, load
+from qwen_align.align.settings.recipe import PRODUCTS, Recipe
+from qwen_align.align.settings.recipe_file import load_variants, parse_yaml
 
 
 def test_every_kind_of_stage_makes_a_known_product() -> None:
@@ -22,9 +23,9 @@ def test_shipped_recipes_load_and_the_schema_takes_them(name: str, tmp_path: Pat
     for each, _ in shipped_recipes.listing():  # one may extend another
         (tmp_path / f"{each}.yaml").write_text(shipped_recipes.text(each), encoding="utf-8")
     path = tmp_path / f"{name}.yaml"
-    variants = load(path)
+    variants = load_variants(path)
     assert variants[0].recipe.name == name
-    raw: Any = _read(path)  # with YAML 1.2's numbers, as editors read it
+    raw: Any = parse_yaml(path.read_text(encoding="utf-8"), where=name)  # with YAML 1.2's numbers, as editors read it
     schema = Draft202012Validator(Recipe.model_json_schema())
     assert list(schema.iter_errors(raw)) == []
     raw["stages"][0]["nmae"] = "x"

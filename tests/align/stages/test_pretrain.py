@@ -15,7 +15,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
 from qwen_align.align.rows import to_line
 from qwen_align.align.settings.pretrain import Pretrain
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import pretrain
 from qwen_align.data_builders.arithmetic import Arithmetic
 

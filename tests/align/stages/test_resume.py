@@ -16,8 +16,8 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted
 from qwen_align.align.rows import Message, Pair, Row, to_line
 from qwen_align.align.settings.recipe import AnyStage
-from qwen_align.align.settings.stage import Runtime
-from qwen_align.align.store.store import integrity
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.store import integrity
 from qwen_align.align.training import checkpoints
 from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 

@@ -13,10 +13,10 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted
 from qwen_align.align.rendering.renderer import Renderer, render_rows
 from qwen_align.align.rows import to_line
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sft import Sft
-from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.stages import sft
-from qwen_align.align.training.checkpoints import order
+from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.data_builders.arithmetic import Arithmetic
 
 BASE = Path(__file__).parents[3] / "recipes" / "tiny_base"
@@ -55,7 +55,7 @@ def test_the_loss_is_the_mean_over_all_trained_tokens_of_the_batch(tmp_path: Pat
     samples = render_rows(Renderer.load(BASE), ROWS, 256).samples
     model = AutoModelForCausalLM.from_pretrained(BASE)
     losses = []
-    for row in order(len(samples), BATCH, 0):
+    for row in draw_row_order(len(samples), BATCH, 0):
         ids, mask = torch.tensor(samples[row].ids), torch.tensor(samples[row].mask)
         logps = model(ids[None]).logits[0, :-1].log_softmax(-1)
         losses.append(-logps.gather(1, ids[1:, None])[mask[1:], 0])

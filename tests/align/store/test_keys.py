@@ -17,14 +17,15 @@ from pydantic import BaseModel
 
 from qwen_align.align.commands import shipped_recipes
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.pipeline.run import run as pipeline
+from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.references import to_plain_value
 from qwen_align.align.settings import renamed
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
-from qwen_align.align.settings.recipe import PRODUCTS, AnyStage, _Loader
+from qwen_align.align.settings.recipe import PRODUCTS, AnyStage
+from qwen_align.align.settings.recipe_file import RecipeLoader
+from qwen_align.align.store import store
 from qwen_align.align.store.code_versions import CODE_VERSIONS
 from qwen_align.align.store.keys import is_always_in_key, list_key_fields
-from qwen_align.align.store.store import store
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -48,7 +49,7 @@ def keys(tmp_path: Path) -> Callable[[dict[str, Any]], dict[str, str]]:
     def of(raw: dict[str, Any]) -> dict[str, str]:
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(raw, sort_keys=False))
-        return {one.stage.name: one.key for one in pipeline.plan(path, tmp_path).stages}
+        return {one.stage.name: one.key for one in make_plan(path, tmp_path).stages}
 
     return of
 
@@ -56,7 +57,7 @@ def keys(tmp_path: Path) -> Callable[[dict[str, Any]], dict[str, str]]:
 @pytest.fixture
 def quickstart(tiny_model: Path) -> dict[str, Any]:
     """The shipped quickstart on the tiny model, its anchors filled in."""
-    raw: dict[str, Any] = json.loads(json.dumps(yaml.load(shipped_recipes.text("quickstart"), _Loader)))
+    raw: dict[str, Any] = json.loads(json.dumps(yaml.load(shipped_recipes.text("quickstart"), RecipeLoader)))
     raw["models"]["base"] = {"path": str(tiny_model)}
     del raw["anchors"]
     return raw
@@ -356,19 +357,19 @@ def recipe_keys() -> dict[str, dict[str, str]]:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            shutil.copytree(Path(store.__file__).parents[1] / "recipes", folder, dirs_exist_ok=True)
+            shutil.copytree(Path(__file__).parents[3] / "recipes", folder, dirs_exist_ok=True)
             (folder / "stand_in").mkdir()
             for name in ("config.json", "model.safetensors"):
                 (folder / "stand_in" / name).write_text("{}")
             found = {}
             for path in sorted(folder.glob("*.yaml")):
-                raw = yaml.load(path.read_text(), _Loader)
+                raw = yaml.load(path.read_text(), RecipeLoader)
                 if "extends" in raw:
-                    raw = {**yaml.load((folder / raw["extends"]).read_text(), _Loader), "name": raw["name"]}
+                    raw = {**yaml.load((folder / raw["extends"]).read_text(), RecipeLoader), "name": raw["name"]}
                 local = [name for name, source in raw.get("models", {}).items() if "hub" not in source]
                 stand_ins = [f"models.{name}={{path: stand_in}}" for name in local]
                 make_missing_files(raw, folder)
-                found[path.stem] = {one.stage.name: one.key for one in pipeline.plan(path, folder, stand_ins).stages}
+                found[path.stem] = {one.stage.name: one.key for one in make_plan(path, folder, stand_ins).stages}
             return found
     finally:
         CODE_VERSIONS.update(versions)

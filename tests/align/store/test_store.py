@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.store.store import Folder, Store, store
+from qwen_align.align.store import store
+from qwen_align.align.store.files import compute_sha256, read_json, write_json, write_text
+from qwen_align.align.store.store import Folder, Store
 
 HOLD = """
 import sys
@@ -30,8 +32,8 @@ def test_a_file_is_digested_once_until_it_changes(tmp_path: Path, monkeypatch: p
         read.append(path)
         return real(path)
 
-    real = store.file_sha256
-    monkeypatch.setattr(store, "file_sha256", counted)
+    real = compute_sha256
+    monkeypatch.setattr(store, "compute_sha256", counted)
     root = tmp_path / "store"
     root.mkdir()
     path = tmp_path / "big"
@@ -49,7 +51,7 @@ def test_a_file_is_digested_once_until_it_changes(tmp_path: Path, monkeypatch: p
     os.utime(path, (1, 1))
     assert digest() == first
     assert len(read) == 2
-    assert len(store.read_json(root / "digests.json")) == 1, "the entry of the older time is gone"
+    assert len(read_json(root / "digests.json")) == 1, "the entry of the older time is gone"
     other = tmp_path / "other"
     other.write_text("two")
     os.utime(other, (1, 1))
@@ -61,14 +63,14 @@ def test_a_file_is_digested_once_until_it_changes(tmp_path: Path, monkeypatch: p
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "state.json"
-    store.write_text(path, "old")
+    write_text(path, "old")
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        store.write_text(path, "new")
+        write_text(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
 
@@ -80,7 +82,7 @@ def test_a_folder_is_complete_with_its_manifest_alone(tmp_path: Path) -> None:
         (folder.path / "model").mkdir()
         (folder.path / "model" / "weights").write_text("w")
         assert not folder.is_complete
-        store.write_json(folder.path / "manifest.json", {"summary": {}})
+        write_json(folder.path / "manifest.json", {"summary": {}})
         assert folder.is_complete
         folder.clear()
     assert [entry.name for entry in folder.path.iterdir()] == ["lock"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.store.store import store
+from qwen_align.align.store.files import compute_sha256
 from qwen_align.align.store.verify_inputs import Inspector
 
 BUILDERS = {
@@ -70,7 +70,7 @@ def write_stage(folder: Path, name: str, content: str) -> Path:
 
 def finish(folder: Path) -> None:
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    outputs = {name: store.file_sha256(folder / name) for name in names}
+    outputs = {name: compute_sha256(folder / name) for name in names}
     (folder / "manifest.json").write_text(json.dumps({"outputs": outputs}))
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import Preempted, RecipeError, StageError
+from qwen_align.align.pipeline import run as pipeline_run
 from qwen_align.align.pipeline.launcher import Ended
-from qwen_align.align.pipeline.run import Planned
-from qwen_align.align.pipeline.run import run as pipeline
-from qwen_align.align.settings import recipe
+from qwen_align.align.pipeline.plan import Planned
+from qwen_align.align.pipeline.plan import plan as make_plan
+from qwen_align.align.pipeline.run import run as run_plan
+from qwen_align.align.settings.recipe_file import load_variants
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking import setup, tracker_clients, tracker_process
 from qwen_align.align.tracking.curve import Curve, Lines, Run, evaluation, point
@@ -216,9 +218,9 @@ def stages(tiny_model: Path, write_recipe: Callable[..., Path]) -> Callable[...,
 
 def run(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs the recipe with toy stages; returns the notes."""
-    monkeypatch.setattr(pipeline, "Launcher", Toy)
+    monkeypatch.setattr(pipeline_run, "Launcher", Toy)
     heard = Heard()
-    pipeline.run(pipeline.plan(path, home), heard)
+    run_plan(make_plan(path, home), heard)
     return heard.notes
 
 
@@ -237,13 +239,13 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_of_it_is_in_a_key(stages: Callable[..., Path], tmp_path: Path) -> None:
-    plain = [one.key for one in pipeline.plan(stages(), tmp_path).stages]
-    tracked = pipeline.plan(stages({"to": ["tensorboard"], "project": "p", "group": "g"}), tmp_path)
+    plain = [one.key for one in make_plan(stages(), tmp_path).stages]
+    tracked = make_plan(stages({"to": ["tensorboard"], "project": "p", "group": "g"}), tmp_path)
     assert [one.key for one in tracked.stages] == plain
 
 
 def test_it_can_be_set_from_the_command_line(stages: Callable[..., Path]) -> None:
-    (variant,) = recipe.load(stages(), ["tracking.to=[wandb, trackio]", "tracking.space=me/curves"])
+    (variant,) = load_variants(stages(), ["tracking.to=[wandb, trackio]", "tracking.space=me/curves"])
     assert variant.recipe.tracking == Tracking(to=["wandb", "trackio"], space="me/curves")
 
 
@@ -258,7 +260,7 @@ def test_it_can_be_set_from_the_command_line(stages: Callable[..., Path]) -> Non
 )
 def test_wrong_settings_are_refused(stages: Callable[..., Path], tracking: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError) as error:
-        recipe.load(stages(tracking))
+        load_variants(stages(tracking))
     assert said in str(error.value)
 
 
@@ -307,9 +309,9 @@ def test_a_trackers_process_gets_its_own_key_and_nothing_that_reports() -> None:
 
 
 def test_no_trainer_reports_by_itself(tmp_path: Path, stages: Callable[..., Path]) -> None:
-    from qwen_align.align.settings.stage import Runtime
+    from qwen_align.align.settings.runtime import Runtime
 
-    (variant,) = recipe.load(stages())
+    (variant,) = load_variants(stages())
     (sft,) = (stage for stage in variant.recipe.stages if getattr(stage, "name", "") == "sft")
     arguments = trl_arguments.sft(sft, Runtime(device="cpu"), tmp_path, steps=1, seed=0)  # type: ignore[arg-type]
     assert arguments.report_to == []
@@ -336,7 +338,7 @@ def test_a_tracker_that_raises_is_noted_once_and_the_run_goes_on(
     log = tmp_path / "runs" / "trial" / "tracking" / "trackio.log"
     assert note.endswith(f"log: {log}")
     assert "and much more" in log.read_text()
-    assert all(one.is_stored for one in pipeline.plan(tmp_path / "recipe.yaml", tmp_path).stages)
+    assert all(one.is_stored for one in make_plan(tmp_path / "recipe.yaml", tmp_path).stages)
 
 
 def test_a_tracker_that_fails_early_is_noted_while_the_stage_runs(
@@ -375,14 +377,14 @@ def test_a_run_that_fails_waits_less_and_says_its_own_error(
     fake("trackio", HANGS, tmp_path, monkeypatch)
     monkeypatch.setattr(tracker_clients, "LEAVE_S", 0.2)
     monkeypatch.setattr(Toy, "during", staticmethod(fail))
-    monkeypatch.setattr(pipeline, "Launcher", Toy)
+    monkeypatch.setattr(pipeline_run, "Launcher", Toy)
     heard = Heard()
-    planned = pipeline.plan(stages({"to": ["trackio"]}), tmp_path)
+    planned = make_plan(stages({"to": ["trackio"]}), tmp_path)
     for one in planned.stages[:2]:
         one.folder.path.mkdir(parents=True)
         (one.folder.path / "manifest.json").write_text(json.dumps({"outputs": {}}))
     with pytest.raises(type(error)):
-        pipeline.run(planned, heard)
+        run_plan(planned, heard)
     assert len(heard.notes) == 1
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.store.store import integrity, store
+from qwen_align.align.store import integrity
+from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training import checkpoints
 
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth", "more/state.json")
@@ -39,9 +40,9 @@ def in_seal(change: Callable[[dict[str, object]], object]) -> Callable[[Path], o
     """The damage that changes what complete.json says."""
 
     def damage(folder: Path) -> None:
-        said = store.read_json(folder / integrity.COMPLETE)
+        said = read_json(folder / integrity.COMPLETE)
         change(said)
-        store.write_json(folder / integrity.COMPLETE, said)
+        write_json(folder / integrity.COMPLETE, said)
 
     return damage
 

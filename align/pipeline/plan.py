@@ -1,0 +1,153 @@
+"""A recipe's stages in running order, each with its key, its folder and what it reads; nothing is run here."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.models import model_files
+from qwen_align.align.pipeline import graph
+from qwen_align.align.pipeline.graph import Graph, Stage
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.tokenizer_check import check_vocabulary
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.recipe import PRODUCTS, Recipe
+from qwen_align.align.settings.recipe_file import Variant, load_variants
+from qwen_align.align.store.provenance import read_library_versions
+from qwen_align.align.store.store import Folder, Store
+from qwen_align.data_builders.local_file import LocalFile
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with its key and its folder; `inputs` is what the worker is told of each reference.
+
+    `missing`: the file of rows that is not there yet; `check` can go on without it, a run cannot.
+    """
+
+    stage: Stage
+    key: str
+    folder: Folder
+    inputs: dict[str, dict[str, str]]
+    missing: str | None = None
+
+    @property
+    def is_stored(self) -> bool:
+        return self.folder.is_complete
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's stages in running order, ready to run."""
+
+    recipe: Recipe
+    graph: Graph
+    stages: list[Planned]
+    home: Path
+
+    @property
+    def run_folder(self) -> Path:
+        return self.home / "runs" / self.recipe.name
+
+    @property
+    def tracking_folder(self) -> Path:
+        """Where trackers keep their files and logs."""
+        return self.run_folder / "tracking"
+
+    @property
+    def group(self) -> str:
+        """What trackers file the run's stages under."""
+        return self.recipe.tracking.group or self.recipe.name
+
+    def named(self, name: str) -> list[Planned]:
+        """The stages called so, in the plan or in the recipe; raises RecipeError when there is none."""
+        found = [planned for planned in self.stages if name in (planned.stage.name, planned.stage.origin)]
+        if not found:
+            names = [planned.stage.name for planned in self.stages]
+            raise RecipeError(f"no stage is called '{name}'{did_you_mean(name, names)}")
+        return found
+
+
+def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
+    """Reads and binds the recipe and computes every key; nothing is written but the cache of file digests."""
+    variants = load_variants(path, overrides, tiny=tiny)
+    try:
+        return _planned(variants, home)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _planned(variants: Sequence[Variant], home: Path) -> Plan:
+    whole = graph.build(variants)
+    stored = Store(home / "store")
+    keys: dict[str, str] = {}
+    folders: dict[str, Path] = {}
+    for name, source in whole.models.items():
+        try:
+            keys[name] = stored.model_key(source)
+            folders[name] = (
+                Path(f"hub:{source.hub}@{source.revision}") if source.hub else model_files.model_folder(source)
+            )
+        except (RecipeError, OSError) as error:
+            raise RecipeError(f"models: {name}: {error}") from None
+    planned = []
+    for stage in whole.stages:
+        missing = _missing(stage)
+        # A key that no stage has ever had: what reads rows that are not there is not stored either.
+        key = (
+            hashlib.sha256(f"missing: {missing}".encode()).hexdigest()
+            if missing
+            else stored.key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
+        )
+        folder = stored.folder(stage.kind, key)
+        inputs = {
+            ref: {"name": target, "folder": str(folders[target]), "key": keys[target]}
+            for ref, target in stage.targets.items()
+        }
+        planned.append(Planned(stage, key, folder, inputs, missing))
+        keys[stage.name], folders[stage.name] = key, folder.path.resolve()
+    stored.save_digests()
+    return Plan(variants[0].recipe, whole, planned, home)
+
+
+def _missing(stage: Stage) -> str | None:
+    """The stage's file of rows if it is not there yet and the recipe says how many rows it will have."""
+    builder = stage.settings.builder if isinstance(stage.settings, BuildData) else None
+    if isinstance(builder, LocalFile) and builder.expect_rows and not Path(builder.path).exists():
+        return str(builder.path)
+    return None
+
+
+def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
+    """Raises RecipeError when a stage to run cannot start: its local model has no tokenizer of its own or no template
+    to train on, or its DeepSpeed file is missing.
+
+    `again`: stored stages that will run again.
+    """
+    todo = [one for one in planned.stages if not one.is_stored or one in again]
+    for one in todo:
+        if (path := one.stage.runtime.deepspeed) and not Path(path).is_file():
+            raise RecipeError(f"stage '{one.stage.origin}': runtime.deepspeed: {path}: no such file")
+    read = {entry["name"]: Path(entry["folder"]) for one in todo for entry in one.inputs.values()}
+    for name, folder in read.items():
+        if name in planned.graph.models and not planned.graph.models[name].hub:
+            try:
+                check_vocabulary(folder, Renderer.load(folder))
+            except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
+                raise RecipeError(f"models: {name}: {error}") from None
+
+
+def other_versions(one: Planned) -> list[str]:
+    """The libraries whose major version is not the one that a stored stage was made with, as `trl 1.16 -> 2.0`."""
+    made_with: Mapping[str, str] = one.folder.manifest()["libraries"]
+    return [
+        f"{name} {made_with[name]} -> {version}"
+        for name, version in read_library_versions().items()
+        if name in made_with and made_with[name].split(".")[0] != version.split(".")[0]
+    ]
+
+
+def product(one: Planned) -> str:
+    return PRODUCTS[one.stage.kind]
