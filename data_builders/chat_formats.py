@@ -30,14 +30,14 @@ def make_conversation_row(messages: Sequence[Message], target: Target, tools: To
         raise BadValue("no reply", "has no assistant's turn, so there is nothing to learn")
     last = messages[-1]
     if last.role != "assistant":
-        target.seen[f"conversations that end with a {last.role}'s turn"] += 1
+        target.conversion_counts[f"conversations that end with a {last.role}'s turn"] += 1
     if target.kind == "chat":
-        return Chat(messages=list(messages), tools=tools, **target.shared)
+        return Chat(messages=list(messages), tools=tools, **target.shared_fields)
     if last.role != "assistant" or last.thinking is None or last.tool_calls:
         raise BadValue("no thinking", "is no trace: the last turn is no assistant's with thinking and an answer")
     reward = target.reward or "math_answer"  # judges nothing: there is no gold
     prompt = list(messages[:-1])
-    return Trace(messages=prompt, thinking=last.thinking, answer=last.content, reward=reward, **target.shared)
+    return Trace(messages=prompt, thinking=last.thinking, answer=last.content, reward=reward, **target.shared_fields)
 
 
 def join_instruction_and_input(values: Values) -> str:
@@ -57,7 +57,7 @@ def read_alpaca_prompt(values: Values) -> list[Message]:
             )
         turns += [
             Message(role="user", content=turn[0]),
-            convert_reply(turn[1], f"history: {index}", Target("", "chat").seen),
+            convert_reply(turn[1], f"history: {index}", Target("", "chat").conversion_counts),
         ]
     if history is not None and not isinstance(history, list):
         raise BadValue("wrong type", f"history: is {shorten_repr(history)}, not a list of turns")
@@ -73,8 +73,8 @@ def choose_key(values: Values, keys: Sequence[str]) -> str:
         raise BadValue("missing field", f"none of {', '.join(keys)} is there; the row's keys: {', '.join(values)}")
     differing = [key for key in present if values[key] != values[present[0]]]
     if present[0] != keys[0] and differing:
-        said = f"{present[0]} and {differing[0]} are both there and differ; say which: columns: {{{keys[0]}: {present[0]}}}"
-        raise BadValue("two values", said)
+        advice = f"say which: columns: {{{keys[0]}: {present[0]}}}"
+        raise BadValue("two values", f"{present[0]} and {differing[0]} are both there and differ; {advice}")
     return present[0]
 
 
@@ -87,18 +87,18 @@ def _convert_sharegpt(values: Values, target: Target) -> Row:
 
 
 def _convert_alpaca(values: Values, target: Target) -> Row:
-    answer = convert_reply(read_optional_text(values, "output"), "output", target.seen)
+    answer = convert_reply(read_optional_text(values, "output"), "output", target.conversion_counts)
     return make_conversation_row([*read_alpaca_prompt(values), answer], target)
 
 
 def _convert_prompt_completion(values: Values, target: Target) -> Row:
-    answer = convert_reply(values.get("completion", ""), "completion", target.seen)
+    answer = convert_reply(values.get("completion", ""), "completion", target.conversion_counts)
     return make_conversation_row([*read_prompt(values, "prompt", target), answer], target, read_tools(values, target))
 
 
 def _convert_question_answer(values: Values, target: Target) -> Row:
     key = choose_key(values, QUESTION_KEYS)
-    answer: Any = convert_reply(read_text(values, choose_key(values, REPLY_KEYS)), "answer", target.seen)
+    answer: Any = convert_reply(read_text(values, choose_key(values, REPLY_KEYS)), "answer", target.conversion_counts)
     return make_conversation_row([*read_prompt(values, key, target), answer], target)
 
 

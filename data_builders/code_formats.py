@@ -42,7 +42,7 @@ def _convert_mbpp(values: Values, target: Target) -> Row:
 
 def _make_problem(prompt: str, gold: dict[str, Any], target: Target) -> Row:
     messages = [Message(role="user", content=prompt)]
-    return Problem(messages=messages, gold=gold, reward=target.reward or _REWARD, **target.shared)
+    return Problem(messages=messages, gold=gold, reward=target.reward or _REWARD, **target.shared_fields)
 
 
 CODE_FORMATS = (

@@ -23,7 +23,7 @@ class Fields(NamedTuple):
     optional: tuple[str, ...] = ()
 
     @property
-    def all(self) -> list[str]:
+    def all_names(self) -> list[str]:
         return list(dict.fromkeys([*(field for way in self.needed for field in way), *self.optional, "id"]))
 
 
@@ -49,35 +49,44 @@ def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: st
         return Text(id=target.id, source=target.source, **fields)
     prompt_field = "messages" if "messages" in fields else "prompt"
     messages = prepend_system_message(
-        fields.get("system"), convert_turns(fields[prompt_field], prompt_field, target.seen)
+        fields.get("system"), convert_turns(fields[prompt_field], prompt_field, target.conversion_counts)
     )
     if target.kind == "chat":
-        answer = [] if prompt_field == "messages" else [convert_reply(fields["answer"], "answer", target.seen)]
-        return Chat(**target.shared, messages=[*messages, *answer], tools=convert_tool_schemas(fields.get("tools")))
+        answer = (
+            [] if prompt_field == "messages" else [convert_reply(fields["answer"], "answer", target.conversion_counts)]
+        )
+        return Chat(
+            **target.shared_fields, messages=[*messages, *answer], tools=convert_tool_schemas(fields.get("tools"))
+        )
     if target.kind == "pair":
-        chosen, rejected = (convert_reply(fields[side], side, target.seen) for side in ("chosen", "rejected"))
+        chosen, rejected = (
+            convert_reply(fields[side], side, target.conversion_counts) for side in ("chosen", "rejected")
+        )
         margin = parse_number(fields["margin"], "margin") if "margin" in fields else None
-        return Pair(**target.shared, messages=messages, chosen=chosen, rejected=rejected, margin=margin)
+        return Pair(**target.shared_fields, messages=messages, chosen=chosen, rejected=rejected, margin=margin)
     if target.kind == "labelled":
-        completion = convert_reply(fields["completion"], "completion", target.seen)
+        completion = convert_reply(fields["completion"], "completion", target.conversion_counts)
         return Labelled(
-            **target.shared, messages=messages, completion=completion, label=parse_label(fields["label"], "label")
+            **target.shared_fields,
+            messages=messages,
+            completion=completion,
+            label=parse_label(fields["label"], "label"),
         )
     gold = fields.get("gold")
     if gold_mark is not None and gold is not None:
         gold = extract_gold_after(gold, gold_mark)
     gold_fields: dict[str, Any] = {"gold": gold, "reward": target.reward or "math_answer"}
     if target.kind == "problem":
-        return Problem(**target.shared, messages=messages, **gold_fields)
+        return Problem(**target.shared_fields, messages=messages, **gold_fields)
     return Trace(
-        **target.shared, messages=messages, thinking=fields["thinking"], answer=fields["answer"], **gold_fields
+        **target.shared_fields, messages=messages, thinking=fields["thinking"], answer=fields["answer"], **gold_fields
     )
 
 
 def _collect_fields(values: Values, columns: Mapping[str, str], kind: str) -> dict[str, Any]:
     """Our fields that are there, after checking that they make a row."""
     known_fields = FIELDS[kind]
-    keys = {field: columns.get(field, field) for field in known_fields.all if field != "id"}
+    keys = {field: columns.get(field, field) for field in known_fields.all_names if field != "id"}
     given_fields = {field: values[key] for field, key in keys.items() if values.get(key) is not None}
     if not any(given_fields.keys() >= set(required_fields) for required_fields in known_fields.needed):
         missing = next(

@@ -53,11 +53,11 @@ class _Rule(Against):
         """Says of a text which question it repeats, if any; warns of questions that the rule can never find."""
         split_units = self._choose_unit_splitter()
         question_units = [split_units(question.text) for question in questions]
-        n_too_short = sum(len(units_of_question) < self._fewest_units for units_of_question in question_units)
+        n_too_short = sum(len(units_of_question) < self._min_units for units_of_question in question_units)
         if n_too_short:
             warnings.warn(
-                f"contamination: {n_too_short} of {len(question_units)} questions of {self.benchmark} are too short for method "
-                f"'{self.method}', which finds no copy of them; {self._help_for_short}",
+                f"contamination: {n_too_short} of {len(question_units)} questions of {self.benchmark} are too short "
+                f"for method '{self.method}', which finds no copy of them; {self._help_for_short}",
                 stacklevel=2,
             )
         return self._make_finder([question.id for question in questions], question_units, split_units)
@@ -68,7 +68,7 @@ class _Rule(Against):
 
     @property
     @abstractmethod
-    def _fewest_units(self) -> int:
+    def _min_units(self) -> int:
         """A question of fewer units is never found."""
 
     @abstractmethod
@@ -86,18 +86,18 @@ class S1Overlap(_Rule):
     method: Literal["s1"] = "s1"
     ngram: int = Field(default=8, ge=1)  # s1 data/collect_data.py: ngram_size=8
 
-    def _units(self) -> Units:
+    def _choose_unit_splitter(self) -> Units:
         return lambda text: text.lower().split()
 
     @property
-    def _fewest_units(self) -> int:
+    def _min_units(self) -> int:
         return self.ngram
 
-    def _finder(self, ids: Sequence[str], asked: Sequence[Sequence[str]], units: Units) -> Finder:
-        index = NgramIndex(asked, self.ngram)
+    def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
+        index = NgramIndex(question_units, self.ngram)
 
         def find(text: str) -> Overlap | None:
-            for shared in index.find_shared(units(text)):
+            for shared in index.find_shared(split_units(text)):
                 return Overlap(ids[shared.texts[0]], f"{shared.words!r}")
             return None
 
@@ -115,29 +115,29 @@ class Qwen25MathOverlap(_Rule):
     ngram: int = Field(default=13, ge=1)
     above_share: float = Field(default=0.6, ge=0, lt=1)
 
-    def _units(self) -> Units:
+    def _choose_unit_splitter(self) -> Units:
         return split_words
 
     @property
-    def _fewest_units(self) -> int:
+    def _min_units(self) -> int:
         return self.ngram
 
-    def _finder(self, ids: Sequence[str], asked: Sequence[Sequence[str]], units: Units) -> Finder:
-        index = NgramIndex(asked, self.ngram)
+    def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
+        index = NgramIndex(question_units, self.ngram)
         above = Fraction(str(self.above_share))  # the decimal that was written, so that 0.6 of 35 is 21
 
         def find(text: str) -> Overlap | None:
-            said = units(text)
-            looked_at: set[int] = set()
-            for shared in index.find_shared(said):
-                for place in shared.texts:
-                    if place in looked_at:
+            text_units = split_units(text)
+            compared: set[int] = set()
+            for shared in index.find_shared(text_units):
+                for index_of_question in shared.texts:
+                    if index_of_question in compared:
                         continue
-                    looked_at.add(place)
-                    common = compute_lcs_length(said, asked[place])
-                    share = compute_shorter_share(common, len(said), len(asked[place]))
+                    compared.add(index_of_question)
+                    common = compute_lcs_length(text_units, question_units[index_of_question])
+                    share = compute_shorter_share(common, len(text_units), len(question_units[index_of_question]))
                     if share > above:
-                        return Overlap(ids[place], f"{_describe_overlap(common, share)}, {shared.words!r}")
+                        return Overlap(ids[index_of_question], f"{_describe_overlap(common, share)}, {shared.words!r}")
             return None
 
         return find
@@ -156,22 +156,22 @@ class Qwen25Overlap(_Rule):
     min_share: float = Field(default=0.6, gt=0, le=1)
     tokenizer: OutsideFile | None = Field(default=None, description="a tokenizer.json, such as Qwen3's")
 
-    def _units(self) -> Units:
+    def _choose_unit_splitter(self) -> Units:
         if self.tokenizer is None:
             return split_words
         tokenizer = _load_tokenizer(Path(self.tokenizer))
         return lambda text: list(map(str, tokenizer.encode(text, add_special_tokens=False).ids))
 
     @property
-    def _fewest_units(self) -> int:
+    def _min_units(self) -> int:
         return self.min_common
 
-    def _finder(self, ids: Sequence[str], asked: Sequence[Sequence[str]], units: Units) -> Finder:
+    def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
         share = Fraction(str(self.min_share))
-        index = SubsequenceIndex(asked, min_common=self.min_common, min_share=share)
+        index = SubsequenceIndex(question_units, min_common=self.min_common, min_share=share)
 
         def find(text: str) -> Overlap | None:
-            alike = index.find_first_alike(units(text))
+            alike = index.find_first_alike(split_units(text))
             return None if alike is None else Overlap(ids[alike.text], _describe_overlap(alike.common, alike.share))
 
         return find
@@ -197,21 +197,21 @@ class SameWords(_Rule):
     method: Literal["same_words"] = "same_words"
     _help_for_short: ClassVar[str] = "they hold no word"
 
-    def _units(self) -> Units:
+    def _choose_unit_splitter(self) -> Units:
         return split_words
 
     @property
-    def _fewest_units(self) -> int:
+    def _min_units(self) -> int:
         return 1
 
-    def _finder(self, ids: Sequence[str], asked: Sequence[Sequence[str]], units: Units) -> Finder:
+    def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
         first: dict[tuple[str, ...], str] = {}
-        for question, said in zip(ids, asked, strict=True):
-            first.setdefault(tuple(said), question)
+        for question, text_units in zip(ids, question_units, strict=True):
+            first.setdefault(tuple(text_units), question)
 
         def find(text: str) -> Overlap | None:
-            said = tuple(units(text))
-            return Overlap(first[said], "the same words") if said and said in first else None
+            text_units = tuple(split_units(text))
+            return Overlap(first[text_units], "the same words") if text_units and text_units in first else None
 
         return find
 

@@ -13,17 +13,17 @@ class Report:
     source: str = ""
     format: str = ""
     is_recognised: bool = False
-    made: Counter[str] = field(default_factory=Counter)
-    seen: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
+    n_made: Counter[str] = field(default_factory=Counter)
+    n_converted: Counter[str] = field(default_factory=Counter)
+    n_left_out: Counter[str] = field(default_factory=Counter)
 
     def format_lines(self) -> list[str]:
         """The report, a statement a line."""
         verb = "recognised as" if self.is_recognised else "read as"
         lines = [f"{self.source}: {verb} {self.format}"]
-        lines += [f"{count:,} {kind} rows made" for kind, count in self.made.items()]
-        lines += [f"{conversion}: {count:,}" for conversion, count in sorted(self.seen.items())]
-        lines += [f"column '{key}' left out of {count:,} rows" for key, count in sorted(self.left_out.items())]
+        lines += [f"{count:,} {kind} rows made" for kind, count in self.n_made.items()]
+        lines += [f"{conversion}: {count:,}" for conversion, count in sorted(self.n_converted.items())]
+        lines += [f"column '{key}' left out of {count:,} rows" for key, count in sorted(self.n_left_out.items())]
         return lines
 
     def to_manifest(self) -> dict[str, Any]:
@@ -31,9 +31,9 @@ class Report:
         return {
             "format": self.format,
             "recognised": self.is_recognised,
-            "made": dict(self.made),
-            "converted": dict(sorted(self.seen.items())),
-            "columns_left_out": dict(sorted(self.left_out.items())),
+            "made": dict(self.n_made),
+            "converted": dict(sorted(self.n_converted.items())),
+            "columns_left_out": dict(sorted(self.n_left_out.items())),
         }
 
 

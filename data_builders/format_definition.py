@@ -33,10 +33,10 @@ class Target:
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
     calculator_marks: Literal["keep", "remove"] = "keep"
-    seen: Counter[str] = field(default_factory=Counter)
+    conversion_counts: Counter[str] = field(default_factory=Counter)
 
     @property
-    def shared(self) -> dict[str, Any]:
+    def shared_fields(self) -> dict[str, Any]:
         """The fields that every row but a text has."""
         mode = {} if self.mode is None else {"mode": self.mode}
         return {"id": self.id, "source": self.source, "meta": dict(self.meta), **mode}
@@ -49,7 +49,7 @@ class RowFormat(NamedTuple):
     """
 
     name: str
-    says: str
+    description: str
     keys: tuple[str, ...]
     kinds: tuple[Kind, ...]
     fits: Callable[[Values], bool]
@@ -98,7 +98,7 @@ def read_turns(values: Values, key: str, target: Target) -> list[Message]:
     value = read_required(values, key)
     if not isinstance(value, list):
         raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a list of turns")
-    turns_read = prepend_system_message(values.get("system"), convert_turns(value, key, target.seen))
+    turns_read = prepend_system_message(values.get("system"), convert_turns(value, key, target.conversion_counts))
     for message in turns_read:
         if message.role == "user" and not message.content.strip():
             raise BadValue("blank field", f"{key}: a user's turn is blank")

@@ -73,13 +73,15 @@ def recognise_format(rows: list[tuple[str, Any]], source: str, kind: Kind | None
     key_list = ", ".join(keys) or "none, they are no objects"
     separator_hint = " (separated by ';'? Then convert it)" if len(keys) == 1 and ";" in keys[0] else ""
     raise DataError(
-        f"{source}: the rows are in no format we know{kinds}; their keys: {key_list}{separator_hint}. Say what to make of them, as "
-        f"rows: chat, or name a format ({known}), and in columns the keys that differ"
+        f"{source}: the rows are in no format we know{kinds}; their keys: {key_list}{separator_hint}. Say what to "
+        f"make of them, as rows: chat, or name a format ({known}), and in columns the keys that differ"
     )
 
 
 def _describe_guess(guess: Guess, n_rows: int) -> str:
     """A candidate: what it reads, what it makes, and how many of the rows looked at could be in it."""
     row_format = FORMATS.get(guess.name)
-    conversion = "our own rows" if row_format is None else f"{row_format.says} -> {' or '.join(row_format.kinds)} rows"
+    conversion = (
+        "our own rows" if row_format is None else f"{row_format.description} -> {' or '.join(row_format.kinds)} rows"
+    )
     return f"{guess.name} ({conversion}) fits {guess.n_rows} of the first {n_rows} rows, first {guess.first}"

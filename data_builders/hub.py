@@ -65,19 +65,19 @@ class Hub(Conversion):
         return self.convert_rows(self._read_rows, self.dataset, drops, report)
 
     @property
-    def _where(self) -> str:
+    def _location(self) -> str:
         config = f" ({self.name})" if self.name else ""
         return f"{self.dataset}{config} at {self.revision}, {self.split}"
 
     def _read_rows(self, reject: Reject) -> Iterator[tuple[str, Any]]:
         try:
-            yield from reject_rows_with_nul(self._load_rows(), lambda number: f"{self._where}: row {number}", reject)
+            yield from reject_rows_with_nul(self._load_rows(), lambda number: f"{self._location}: row {number}", reject)
         except DataError:
             raise
         # The hub's errors are of these kinds: no connection, no such data set or revision, no such configuration or
         # split, a file that is damaged or of another form than its data set's card says.
         except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise DataError(f"{self._where}: {self._describe_error(error)}") from None
+            raise DataError(f"{self._location}: {self._describe_error(error)}") from None
 
     def _load_rows(self) -> Iterable[dict[str, Any]]:
         from datasets import load_dataset_builder  # takes seconds, and only who reads the hub needs it
@@ -88,8 +88,8 @@ class Hub(Conversion):
         is_wrong = builder.hash != self.revision if _COMMIT.fullmatch(self.revision) else is_cached
         if is_wrong:
             raise DataError(
-                f"{self._where}: the hub cannot be reached or has no such revision; the library offers {builder.hash}, "
-                "which is not what the recipe names"
+                f"{self._location}: the hub cannot be reached or has no such revision; the library offers "
+                f"{builder.hash}, which is not what the recipe names"
             )
         if self.streaming:
             streamed: Iterable[dict[str, Any]] = builder.as_streaming_dataset(split=self.split)
@@ -102,7 +102,7 @@ class Hub(Conversion):
         first_line = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, ConnectionError):
             return (
-                f"the hub cannot be reached ({first_line}); connect, unset HF_HUB_OFFLINE, or save the rows where there is "
-                "a connection and read them as kind: local_file"
+                f"the hub cannot be reached ({first_line}); connect, unset HF_HUB_OFFLINE, or save the rows where "
+                "there is a connection and read them as kind: local_file"
             )
         return f"cannot be read: {first_line}"

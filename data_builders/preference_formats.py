@@ -26,7 +26,7 @@ def _make_pair(prompt: list[Message], chosen: Message, rejected: Message, values
     read_tools(values, target)
     if chosen == rejected:
         raise BadValue("chosen equals rejected", "chosen and rejected are equal, so nothing is preferred")
-    return Pair(messages=prompt, chosen=chosen, rejected=rejected, margin=_read_margin(values), **target.shared)
+    return Pair(messages=prompt, chosen=chosen, rejected=rejected, margin=_read_margin(values), **target.shared_fields)
 
 
 def _read_margin(values: Values) -> float | None:
@@ -63,8 +63,8 @@ def _convert_preference(values: Values, target: Target) -> Row:
 def _read_side(values: Values, side: str, target: Target) -> list[Message]:
     value = read_required(values, side)
     if isinstance(value, list):
-        return convert_turns(value, side, target.seen)
-    return [convert_reply(value, side, target.seen)]
+        return convert_turns(value, side, target.conversion_counts)
+    return [convert_reply(value, side, target.conversion_counts)]
 
 
 def _find_common_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
@@ -90,7 +90,7 @@ def _take_reply(prompt: list[Message], side: list[Message], name: str) -> Messag
 def _convert_sharegpt_preference(values: Values, target: Target) -> Row:
     prompt = read_prompt(values, "conversations", target)
     chosen, rejected = (
-        convert_reply(read_required(values, side), side, target.seen) for side in ("chosen", "rejected")
+        convert_reply(read_required(values, side), side, target.conversion_counts) for side in ("chosen", "rejected")
     )
     return _make_pair(prompt, chosen, rejected, values, target)
 
@@ -100,10 +100,13 @@ def _convert_kto(values: Values, target: Target) -> Row:
     if has_values(values, "completion"):
         messages = [
             *read_prompt(values, "prompt", target),
-            convert_reply(values["completion"], "completion", target.seen),
+            convert_reply(values["completion"], "completion", target.conversion_counts),
         ]
     elif has_values(values, "instruction"):
-        messages = [*read_alpaca_prompt(values), convert_reply(read_required(values, "output"), "output", target.seen)]
+        messages = [
+            *read_alpaca_prompt(values),
+            convert_reply(read_required(values, "output"), "output", target.conversion_counts),
+        ]
     else:
         key = "conversations" if has_values(values, "conversations") else "messages"
         messages = read_turns(values, key, target)
@@ -111,7 +114,7 @@ def _convert_kto(values: Values, target: Target) -> Row:
         raise BadValue("no reply", "does not end with an assistant's turn after a prompt, which the label would be of")
     key = "kto_tag" if has_values(values, "kto_tag") else "label"
     label = parse_label(read_required(values, key), key)
-    return Labelled(messages=messages[:-1], completion=messages[-1], label=label, **target.shared)
+    return Labelled(messages=messages[:-1], completion=messages[-1], label=label, **target.shared_fields)
 
 
 def parse_label(value: Any, field: str) -> bool:

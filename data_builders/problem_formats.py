@@ -34,7 +34,7 @@ def extract_gold_after(value: Any, mark: str) -> str:
 
 
 def _make_problem(messages: list[Message], gold: Any, target: Target) -> Row:
-    return Problem(messages=messages, gold=gold, reward=target.reward or _MATH, **target.shared)
+    return Problem(messages=messages, gold=gold, reward=target.reward or _MATH, **target.shared_fields)
 
 
 def _convert_gsm8k(values: Values, target: Target) -> Row:
@@ -46,15 +46,15 @@ def _convert_gsm8k(values: Values, target: Target) -> Row:
     if target.kind == "problem":
         return _make_problem(messages, gold, target)
     if target.calculator_marks == "remove":
-        target.seen["calculator marks removed"] += len(_CALCULATOR_MARK.findall(solution))
+        target.conversion_counts["calculator marks removed"] += len(_CALCULATOR_MARK.findall(solution))
         solution = _CALCULATOR_MARK.sub("", solution)
     if target.kind == "chat":
-        return make_conversation_row([*messages, convert_reply(solution, "answer", target.seen)], target)
+        return make_conversation_row([*messages, convert_reply(solution, "answer", target.conversion_counts)], target)
     steps = solution.rpartition(GSM8K_MARK)[0].strip()
     if not steps:
         raise BadValue("no thinking", f"answer: no step before '{GSM8K_MARK}'")
     answer, reward = f"\\boxed{{{gold}}}", target.reward or _MATH
-    return Trace(messages=messages, thinking=steps, answer=answer, gold=gold, reward=reward, **target.shared)
+    return Trace(messages=messages, thinking=steps, answer=answer, gold=gold, reward=reward, **target.shared_fields)
 
 
 def _convert_s1k(thinking_key: str, attempt_key: str, values: Values, target: Target) -> Row:
@@ -73,14 +73,14 @@ def _convert_s1k(thinking_key: str, attempt_key: str, values: Values, target: Ta
         raise BadValue("no thinking", f"{thinking_key}: is blank")
     messages, answer = read_prompt(values, "question", target), read_text(values, attempt_key).strip()
     reward = target.reward or _MATH
-    return Trace(messages=messages, thinking=thinking, answer=answer, reward=reward, **target.shared)
+    return Trace(messages=messages, thinking=thinking, answer=answer, reward=reward, **target.shared_fields)
 
 
 def _convert_prompt_trace(values: Values, target: Target) -> Row:
     messages = read_prompt(values, choose_key(values, QUESTION_KEYS), target)
     thinking, answer = read_text(values, "thinking"), read_text(values, "answer")
     gold, reward = values.get("gold"), target.reward or _MATH
-    return Trace(messages=messages, thinking=thinking, answer=answer, gold=gold, reward=reward, **target.shared)
+    return Trace(messages=messages, thinking=thinking, answer=answer, gold=gold, reward=reward, **target.shared_fields)
 
 
 def _convert_limo(values: Values, target: Target) -> Row:
@@ -88,7 +88,7 @@ def _convert_limo(values: Values, target: Target) -> Row:
     if target.kind == "problem":
         return _make_problem(messages, _read_gold(values), target)
     return make_conversation_row(
-        [*messages, convert_reply(read_text(values, "solution"), "solution", target.seen)], target
+        [*messages, convert_reply(read_text(values, "solution"), "solution", target.conversion_counts)], target
     )
 
 
@@ -114,7 +114,9 @@ def _read_gold(values: Values) -> Any:
 def _convert_svamp(values: Values, target: Target) -> Row:
     """Body and question with a space between, as both chain-of-thought papers' code joins them."""
     question = f"{read_text(values, 'Body').strip()} {read_text(values, 'Question').strip()}"
-    return _make_problem(convert_turns(question, "Question", target.seen), read_required(values, "Answer"), target)
+    return _make_problem(
+        convert_turns(question, "Question", target.conversion_counts), read_required(values, "Answer"), target
+    )
 
 
 def _convert_text(values: Values, target: Target) -> Row:

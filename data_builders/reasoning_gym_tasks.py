@@ -76,8 +76,8 @@ class ReasoningGymTasks(Strict):
                         break
                 else:
                     raise DataError(
-                        f"reasoning_gym: task '{tasks[task_index].name}': no new question for row {index + 1} of {self.n} "
-                        f"in split '{self.split}'; ask for fewer rows, more tasks or other settings"
+                        f"reasoning_gym: task '{tasks[task_index].name}': no new question for row {index + 1} of "
+                        f"{self.n} in split '{self.split}'; ask for fewer rows, more tasks or other settings"
                     )
                 row_ids.add(row.id)
                 yield row

@@ -73,7 +73,7 @@ class Conversion(Strict):
         if "text" in (self.rows, self.format) and (problem := self._list_idle_for_text()):
             raise ValueError(problem)
         if self.gold_after is not None and (self.format or self.rows not in ("problem", "trace")):
-            raise ValueError(f"gold_after: {self._what} has no gold to look for it in; leave it out")
+            raise ValueError(f"gold_after: {self._target_description} has no gold to look for it in; leave it out")
         if "calculator_marks" in self.model_fields_set and self.format not in ("auto", "gsm8k"):
             raise ValueError("calculator_marks: is for format: gsm8k; leave it out")
         return self
@@ -88,12 +88,12 @@ class Conversion(Strict):
         return idle_settings and f"{idle_settings}: a text is no conversation; leave it out"
 
     @property
-    def _what(self) -> str:
+    def _target_description(self) -> str:
         return f"format {self.format}" if self.format else f"a {self.rows} row"
 
     def _check_columns(self) -> None:
         if self.format in (None, "auto"):
-            known = FIELDS[self.rows].all
+            known = FIELDS[self.rows].all_names
         else:
             row_format = FORMATS[cast(str, self.format)]
             if self.rows not in ("auto", *row_format.kinds):
@@ -104,7 +104,8 @@ class Conversion(Strict):
         for field_name in self.columns:
             if field_name not in known:
                 raise ValueError(
-                    f"columns: '{field_name}' is no field of {self._what}{did_you_mean(field_name, known)}"
+                    f"columns: '{field_name}' is no field of {self._target_description}"
+                    f"{did_you_mean(field_name, known)}"
                 )
 
     def convert_rows(self, read: RowReader, source: str, drops: Drops, report: Report) -> Iterator[Row]:
@@ -149,7 +150,7 @@ class Conversion(Strict):
                 reject(BadRow(location, error.reason, str(error)))
                 continue
             location_of_id[row.id] = PurePath(location).name
-            report.made[row.row] += 1
+            report.n_made[row.row] += 1
             yield row
         n_rows = len(location_of_id) + n_bad
         if self.expect_rows not in (None, n_rows):
@@ -199,7 +200,7 @@ class Conversion(Strict):
             source=self.source,
             meta=self._collect_meta(value),
             calculator_marks=self.calculator_marks,
-            seen=report.seen,
+            conversion_counts=report.n_converted,
         )
         try:
             if row_format is None:
@@ -213,7 +214,7 @@ class Conversion(Strict):
         row = self._add_system_message(row)
         check_writable_row(row)
         kept_columns = self.keep_columns if isinstance(self.keep_columns, list) else value
-        report.left_out.update(key for key in value if key not in values.read and key not in kept_columns)
+        report.n_left_out.update(key for key in value if key not in values.read and key not in kept_columns)
         return row
 
     def _convert_in_format(

@@ -25,7 +25,7 @@ class Tries(NamedTuple):
     mean: float
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         return f"{self.n_correct} of {self.n_judged} correct, mean {self.mean:.4g}"
 
 
@@ -57,7 +57,7 @@ class Attempts(Strict):
         return self
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """What the attempts are called in reasons and errors."""
         return f"stage '{self.from_rollout}'" if self.column is None else f"meta '{self.column}'"
 

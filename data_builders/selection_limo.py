@@ -176,7 +176,7 @@ class Limo(Strict):
                 tries = read(chain.trace)
                 fault = "no judged answer" if tries is None else band.find_fault(tries)
                 if fault is not None:
-                    drops.add(f"{model}: {fault}", chain.trace.id, tries.said if tries else "")
+                    drops.add(f"{model}: {fault}", chain.trace.id, tries.description if tries else "")
                     break
             else:
                 yield chain

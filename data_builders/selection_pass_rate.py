@@ -80,10 +80,10 @@ class PassRate(Strict):
         for row in read_selectable_rows(sources, self.from_data):
             tries = tries_of(row)
             if tries is None:
-                drops.add("no judged answer", row.id, f"in {self.attempts.where}")
+                drops.add("no judged answer", row.id, f"in {self.attempts.location}")
                 continue
             fault = band.find_fault(tries)
             if fault is None:
                 yield add_note_to_meta(row, self.note_as, tries._asdict())
             else:
-                drops.add(fault, row.id, tries.said)
+                drops.add(fault, row.id, tries.description)

@@ -123,12 +123,12 @@ class S1(Strict):
             source = self._read_source(row)
             if teacher is None or length is None or label.domain is None or None in tries:
                 missing = [
-                    attempts.where
+                    attempts.location
                     for attempts, tries_found in zip(self.solvers, tries, strict=True)
                     if tries_found is None
                 ]
-                missing += [self.teacher.where] if teacher is None else []
-                missing += [self._length_from] if length is None else []
+                missing += [self.teacher.location] if teacher is None else []
+                missing += [self._length_location] if length is None else []
                 missing += [f"domain: {label.why}"] if label.domain is None else []
                 drops.add("missing feature", row.id, ", ".join(missing))
             elif fault := find_format_fault(join_user_turns(row), source, self.refused, self.asy_allowed_in):
@@ -148,8 +148,9 @@ class S1(Strict):
         ]
         if not len(preselected_ids) <= self.n <= len(hard_rows):
             raise DataError(
-                f"s1: n is {self.n}, but {len(hard_rows)} hard rows are left, {len(preselected_ids)} of them pre-selected; n lies "
-                f"between: change it, bring more rows, or narrow preselect. Dropped: {_describe_drops(drops)}"
+                f"s1: n is {self.n}, but {len(hard_rows)} hard rows are left, {len(preselected_ids)} of them "
+                f"pre-selected; n lies between: change it, bring more rows, or narrow preselect. "
+                f"Dropped: {_describe_drops(drops)}"
             )
         domain_weights = {} if self.uniform_until is None else count_benchmark_domains(hard_rows, self.benchmarks)
         if self.uniform_until is not None and self.uniform_until < self.n and not domain_weights:
@@ -176,7 +177,7 @@ class S1(Strict):
         return source
 
     @property
-    def _length_from(self) -> str:
+    def _length_location(self) -> str:
         return "thinking" if self.length_column is None else f"meta '{self.length_column}'"
 
     def _read_length(self, row: Selectable) -> int | None:

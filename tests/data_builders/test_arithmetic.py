@@ -163,7 +163,7 @@ def test_no_row_comes_twice_and_equal_questions_have_equal_ids() -> None:
 
 def test_exhausted_wordings_are_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arithmetic, "LARGEST_VALUE", 4)
-    monkeypatch.setattr(arithmetic, "tell", lambda random, total: "one wording")
+    monkeypatch.setattr(arithmetic, "draw_story", lambda random, total: "one wording")
     with pytest.raises(ValueError, match=r"only \d+ of 500 distinct rows.*ask for fewer"):
         list(Arithmetic(rows="problem", n=500, steps=[1]).generate(0))
 

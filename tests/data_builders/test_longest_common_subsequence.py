@@ -44,7 +44,7 @@ def test_the_index_finds_what_comparing_with_all_finds(
         if common >= min_common and share >= min_share:
             all_alike[place] = (common, share)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(longest_common_subsequence, "_LONGEST_BITS", longest_bits)
+        patch.setattr(longest_common_subsequence, "_MAX_BITS", longest_bits)
         found = SubsequenceIndex(texts, min_common=min_common, min_share=min_share).find_first_alike(text)
     if found is None:
         assert not all_alike

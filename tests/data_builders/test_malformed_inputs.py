@@ -626,7 +626,7 @@ def test_numbers_as_texts_are_left_as_they_are(tmp_path: Path) -> None:
     [row] = LocalFile.model_validate({"path": str(path), "rows": "problem"}).build_with_report(report, Drops())
     assert row.row == "problem"
     assert row.gold == "007"
-    assert report.left_out == {"n": 1}
+    assert report.n_left_out == {"n": 1}
 
 
 def test_ids_count_bad_rows_too(tmp_path: Path) -> None:

@@ -117,14 +117,14 @@ def test_verdicts_are_those_of_counting_every_candidate(settings: dict[str, Any]
 def test_texts_of_one_template_are_hardly_ever_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A third of the pairs are candidates, at an index of 0.64."""
     n_counted = 0
-    shingles = NearDuplicateFinder._shingles
+    shingles = NearDuplicateFinder._collect_shingles
 
     def counting(finder: NearDuplicateFinder, units: list[str]) -> set[str]:
         nonlocal n_counted
         n_counted += 1
         return shingles(finder, units)
 
-    monkeypatch.setattr(NearDuplicateFinder, "_shingles", counting)
+    monkeypatch.setattr(NearDuplicateFinder, "_collect_shingles", counting)
     finder = NearDuplicates().make_finder()
     assert not any(finder.find_or_keep(f"{n}", text) for n, text in enumerate(templated(600, 60, 16)))
     assert 600 <= n_counted < 700

@@ -219,7 +219,7 @@ def test_each_format_is_recognised_and_converted(
 ) -> None:
     report = Report()
     assert built(tmp_path, value, report=report) == [expected]
-    assert (report.format, report.is_recognised, report.made) == (name, True, {expected.row: 1})
+    assert (report.format, report.is_recognised, report.n_made) == (name, True, {expected.row: 1})
     if name != "typed":
         assert built(tmp_path, value, format=name) == [expected]
 
@@ -306,7 +306,7 @@ def test_columns_rename_and_are_kept(tmp_path: Path) -> None:
         keep_columns=["level"],
     )
     assert row == [Problem(id="7", gold="2", meta={"level": 3}, **TRACE)]
-    assert report.left_out == {"url": 1, "nothing": 1}
+    assert report.n_left_out == {"url": 1, "nothing": 1}
     assert report.format_lines()[1:] == [
         "1 problem rows made",
         "column 'nothing' left out of 1 rows",
