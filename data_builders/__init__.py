@@ -1,4 +1,7 @@
-"""Builders: each makes typed rows from one source. A new one is one new file and one line in the union."""
+"""Builders: each makes typed rows from one source.
+
+A new builder is one new file and one line in the union below.
+"""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Running-total problems with traces: questions whose answers a program can check, in any number.
+"""Generates running-total problems with traces: questions whose answers a program can check, in any number.
 
 A problem is a start value and one to eight changes of 2-20, every value between 0 and 99, asked half
 the time as a small story and half as an expression. Train, dev and test never share the numbers
@@ -33,14 +33,14 @@ PLACES = ("box", "bag", "jar", "shop")
 
 
 class Total(NamedTuple):
-    """A running total: where it starts and the signed changes in order."""
+    """A running total: the start value and the signed changes in order."""
 
     start: int
     changes: tuple[int, ...]
 
 
 class Scene(NamedTuple):
-    """Sentences one story is told with; `{n}` is the number."""
+    """The sentence templates that one kind of story is told with; `{n}` is the number."""
 
     openings: tuple[str, ...]
     gains: tuple[str, ...]
@@ -86,7 +86,7 @@ EXPRESSIONS = (
 
 
 class Arithmetic(Strict):
-    """Settings of the generator; `build` yields the rows.
+    """Settings of the arithmetic problem generator; `build` yields the rows.
 
     `steps` is cycled: `[2, 3, 4, 5, 5]` makes two in five problems five steps long. The last three
     settings shape `rows: text` only: shares of documents that are chains of facts and direct answers (the
@@ -106,6 +106,7 @@ class Arithmetic(Strict):
 
     @model_validator(mode="after")
     def _check_text_settings(self) -> "Arithmetic":
+        """Refuses text settings where no text rows are made, and shares that exceed 1 together."""
         if self.rows != "text":
             idle_settings = sorted({"facts_share", "direct_share", "direct_steps"} & self.model_fields_set)
             if idle_settings:
@@ -115,11 +116,14 @@ class Arithmetic(Strict):
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """`generate`, as every builder is called; it reads no other stage and drops nothing."""
+        """Generates the rows through the interface of every builder; reads no other stage and drops nothing."""
         return self.generate(seed)
 
     def generate(self, seed: int) -> Iterator[Row]:
-        """`n` distinct rows; the same for the same settings and seed. `seed` counts where `self.seed` is None."""
+        """Generates `n` distinct rows, the same for the same settings and seed.
+
+        `seed` counts where `self.seed` is None.
+        """
         seed = seed if self.seed is None else self.seed
         # Rows and split are in the stream's seed, or two data sets of one recipe would draw alike problems.
         random = Random(f"arithmetic {self.rows} {self.split} {seed}")
@@ -138,6 +142,7 @@ class Arithmetic(Strict):
             yield row
 
     def _draw_row(self, random: Random, index: int) -> Row:
+        """Draws one row of the kind that the settings name."""
         if self.rows == "text":
             return self._draw_text(random)
         total = draw_total(random, self.steps[index % len(self.steps)], self.split)
@@ -161,6 +166,7 @@ class Arithmetic(Strict):
         )
 
     def _draw_text(self, random: Random) -> Text:
+        """Draws one raw document: a chain of facts, a direct answer or a problem solved with a trace."""
         drawn = random.random()
         if drawn < self.facts_share:
             text = "\n".join(write_equations(draw_random_walk(random, N_FACTS_PER_CHAIN)))
@@ -173,7 +179,9 @@ class Arithmetic(Strict):
 
 
 def format_raw_document(question: str, total: Total, *, direct: bool) -> str:
-    """The base's own format for a solved problem, with the equations or with the bare answer.
+    """Formats a solved problem as a document of the base model's training data.
+
+    It has the equations, or with `direct` the bare answer.
 
     Question and answer open a line, as they open a chat turn, so that their first words are the same tokens.
     """
@@ -181,27 +189,28 @@ def format_raw_document(question: str, total: Total, *, direct: bool) -> str:
 
 
 def format_raw_prompt(question: str, *, direct: bool) -> str:
-    """What the base is prompted with to solve `question` in its own format."""
+    """Formats the prompt with which the base model is asked to solve `question` in its own format."""
     return f"Question:\n{question}\n{'Answer' if direct else 'Steps'}:\n"
 
 
 def format_raw_solution(total: Total, *, direct: bool) -> str:
-    """What follows `raw_prompt` in a document of the base."""
+    """Formats the solution that follows `format_raw_prompt` in a document of the base model."""
     answer = box_answer(str(compute_final_value(total)))
     return answer if direct else "\n".join([*write_equations(total), "Answer:", answer])
 
 
 def box_answer(answer: str) -> str:
+    """Wraps the answer in a LaTeX `\boxed{}`."""
     return f"\\boxed{{{answer}}}"
 
 
 def compute_final_value(total: Total) -> int:
-    """Where the running total ends."""
+    """Returns the number at which the running total ends."""
     return total.start + sum(total.changes)
 
 
 def write_equations(total: Total) -> list[str]:
-    """One `a+b=c` a change."""
+    """Writes one `a+b=c` equation for each change."""
     lines, current = [], total.start
     for change in total.changes:
         lines.append(f"{current}{change:+d}={current + change}")
@@ -210,18 +219,21 @@ def write_equations(total: Total) -> list[str]:
 
 
 def format_expression(total: Total) -> str:
-    """The problem's numbers and nothing else, as the expression `33+12-5`."""
+    """Writes the problem's numbers as an expression without words, such as `33+12-5`."""
     return f"{total.start}" + "".join(f"{change:+d}" for change in total.changes)
 
 
 def assign_split(total: Total) -> Split:
-    """Eight in ten skeletons are for training, one for dev, one for test, whatever the seed."""
+    """Assigns a problem to train, dev or test by a hash of its numbers, eight to one to one, whatever the seed."""
     tenth = hashlib.sha256(format_expression(total).encode()).digest()[0] % 10
     return "test" if tenth == 0 else "dev" if tenth == 1 else "train"
 
 
 def draw_total(random: Random, steps: int, split: Split) -> Total:
-    """A running total of the split; starts at 2 or more, since nobody has 0 or 1 apples to begin with."""
+    """Draws a running total that belongs to the split.
+
+    It starts at 2 or more, since nobody has 0 or 1 apples to begin with.
+    """
     while True:
         total = draw_random_walk(random, steps, smallest_start=SMALLEST_CHANGE)
         if assign_split(total) == split:
@@ -229,7 +241,7 @@ def draw_total(random: Random, steps: int, split: Split) -> Total:
 
 
 def draw_random_walk(random: Random, steps: int, smallest_start: int = 0) -> Total:
-    """Random changes, up or down alike wherever both keep the value between 0 and 99."""
+    """Draws a start and random changes, up or down alike wherever both keep the value between 0 and 99."""
     start = current = random.randint(smallest_start, LARGEST_VALUE)
     changes = []
     for _ in range(steps):
@@ -242,14 +254,14 @@ def draw_random_walk(random: Random, steps: int, smallest_start: int = 0) -> Tot
 
 
 def draw_question(random: Random, total: Total) -> tuple[str, str]:
-    """The question and its form, `words` or `expression`."""
+    """Draws the wording of a problem: the question and its form, `words` or `expression`."""
     if random.random() < 0.5:
         return random.choice(EXPRESSIONS).format(sum=format_expression(total)), "expression"
     return draw_story(random, total), "words"
 
 
 def draw_story(random: Random, total: Total) -> str:
-    """A story of one owner, place or train, a sentence a change."""
+    """Draws a story of one owner, place or train, with a sentence for each change."""
     scene = random.choice(SCENES)
     name, other = random.sample(NAMES, 2)
     words = {"name": name, "other": other, "things": random.choice(THINGS), "place": random.choice(PLACES)}
@@ -261,5 +273,5 @@ def draw_story(random: Random, total: Total) -> str:
 
 
 def compute_content_id(content: str) -> str:
-    """A stable id: equal questions have equal ids in whatever kind of row."""
+    """Hashes a text to a stable row id: equal questions have equal ids in whatever kind of row."""
     return f"arithmetic-{hashlib.sha256(content.encode()).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""What is wrong with one row of a source, and who decides whether it ends the build."""
+"""Errors for a source's bad rows, and the functions that decide whether such a row ends the build."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,7 +10,10 @@ MAX_ROW_BYTES = MAX_ROW_MIB * 1024**2
 
 
 class BadRow(RowError):
-    """A row that cannot be read or converted; `reason` is short and countable, the message names file and line."""
+    """A row that cannot be read or converted.
+
+    `reason` is short and countable, the message names file and line.
+    """
 
     def __init__(self, where: str, reason: str, message: str) -> None:
         super().__init__(f"{where}: {message}")
@@ -18,7 +21,7 @@ class BadRow(RowError):
 
 
 class BadValue(ValueError):
-    """What is wrong with a row, said by one who does not know the row's place."""
+    """A fault of a row, raised where the row's file and line are not known."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -30,12 +33,12 @@ Reject = Callable[[BadRow], None]
 
 
 def raise_bad_row(error: BadRow) -> None:
-    """Raises the error: one bad row ends the build."""
+    """Raises the error, so that one bad row ends the build."""
     raise error
 
 
 def shorten_repr(value: Any) -> str:
-    """The value as Python writes it, cut to 60 characters."""
+    """Returns the value as Python writes it, cut to 60 characters."""
     text = repr(value[:60] if isinstance(value, str | list) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -43,7 +46,10 @@ def shorten_repr(value: Any) -> str:
 def reject_rows_with_nul(
     rows: Iterable[dict[str, Any]], locate_row: Callable[[int], str], reject: Reject, first_number: int = 1
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of the rows; one that holds a NUL character goes to `reject`. `where` names a row by its number."""
+    """Yields (location, row) of the rows and passes those that hold a NUL character to `reject`.
+
+    `locate_row` names a row by its number.
+    """
     for number, row in enumerate(rows, start=first_number):
         if has_nul_character(row):
             reject(BadRow(locate_row(number), "NUL character", "holds a NUL character"))
@@ -52,7 +58,7 @@ def reject_rows_with_nul(
 
 
 def has_nul_character(value: Any) -> bool:
-    """Whether a text anywhere in the value, keys included, holds a NUL character."""
+    """Tells whether a text anywhere in the value, keys included, holds a NUL character."""
     if isinstance(value, str):
         return "\0" in value
     if isinstance(value, dict):

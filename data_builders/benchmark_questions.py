@@ -1,4 +1,4 @@
-"""The questions of a benchmark, from the rows of an earlier stage or from a file of the user's own."""
+"""Reads the questions of a benchmark from the rows of an earlier stage or from a file of the user's own."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ Reader = Callable[[], Iterator[Row]]
 
 
 class Question(NamedTuple):
-    """One of a benchmark's."""
+    """A question of a benchmark with its id."""
 
     id: str
     text: str
@@ -32,6 +32,7 @@ class Against(Strict):
 
     @model_validator(mode="after")
     def _check_benchmark(self) -> "Against":
+        """Checks that exactly one benchmark is named, and that its file is of a kind we read."""
         if (self.against is None) == (self.against_file is None):
             raise ValueError("a benchmark is named by 'against', a data stage, or by 'against_file'; give one of them")
         if (self.against_file is None) != (self.column is None):
@@ -42,11 +43,17 @@ class Against(Strict):
 
     @property
     def benchmark(self) -> str:
-        """The stage's name, or the file's with its folder's, as many are called `test.jsonl`."""
+        """Returns the benchmark's name: the stage's, or the file's with its folder's.
+
+        Many files are called `test.jsonl`.
+        """
         return self.against or "/".join(Path(self.against_file or "").parts[-2:])
 
     def read_questions(self, sources: Mapping[str, Reader]) -> list[Question]:
-        """The benchmark; raises DataError where it is empty, RowError naming file and line for a wrong row."""
+        """Reads the benchmark's questions.
+
+        Raises DataError where it is empty, RowError naming file and line for a wrong row.
+        """
         if self.against is not None:
             if self.against not in sources:
                 raise ValueError(f"against: '{self.against}' is none of the sources: {', '.join(sources) or 'none'}")
@@ -58,6 +65,7 @@ class Against(Strict):
         return questions
 
     def _read_file_questions(self) -> Iterator[Question]:
+        """Reads the questions from `against_file`."""
         assert self.against_file is not None
         assert self.column is not None
         for number, (location, value) in enumerate(read_json_values(Path(self.against_file)), start=1):

@@ -1,4 +1,4 @@
-"""Step labels that are exactly known: by GSM8K's calculator marks, and by errors planted in them."""
+"""Builds step labels that are exactly known: from GSM8K's calculator marks, and from errors planted in them."""
 
 import re
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,6})?")
 
 
 class Step(NamedTuple):
-    """A step with its marks."""
+    """A step of a solution with its calculator marks."""
 
     text: str
     marks: list[Mark]
 
 
 class CalculatorSteps(Strict):
-    """Steps rows whose labels say whether what a step calculates is right, not whether it was the thing to calculate.
+    """Steps rows whose labels say whether the arithmetic in a step is right, not whether it was the right step.
 
     Steps are lines; one without a mark is joined with the next that has one, those at the end with the last. Nearly
     all marks of people and of models with a calculator are right, so wrong steps come from `planted_share`: so many
@@ -51,7 +51,10 @@ class CalculatorSteps(Strict):
     keep_marks: bool = Field(default=False, description="leave the marks in the steps, where a model could read them")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Rows in the order of the solutions; those without marks, or with one nobody can read, are dropped."""
+        """Yields the rows in the order of the solutions.
+
+        Solutions without marks, or with one that cannot be read, are dropped.
+        """
         divided_solutions: list[tuple[Solution, list[Step]]] = []
         for solution in read_solutions(sources, self.from_data):
             try:
@@ -78,7 +81,7 @@ class CalculatorSteps(Strict):
                 yield self._make_row(solution, changed or steps, is_planted=changed is not None)
 
     def split_steps(self, solution: Solution) -> list[Step]:
-        """The solution's steps, each with a mark at least; none if it has no mark."""
+        """Splits the solution into steps that hold at least one mark each; none if it has no mark."""
         parts: list[str] = []
         lines_without_mark: list[str] = []
         for part in solution.split_steps(self.step_break):
@@ -93,6 +96,7 @@ class CalculatorSteps(Strict):
         return [Step(part, parse_calculator_marks(part, may_round=self.may_round)) for part in parts]
 
     def _make_row(self, solution: Solution, steps: list[Step], *, is_planted: bool) -> Steps:
+        """Makes the steps row, cut after the first wrong step."""
         first_wrong = _find_first_wrong_step(steps)
         kept = steps if first_wrong is None else steps[: first_wrong + 1]
         facts = {"n_steps": len(steps)} if first_wrong is None else {"n_steps": len(steps), "first_wrong": first_wrong}
@@ -108,7 +112,9 @@ class CalculatorSteps(Strict):
 
 
 def plant_wrong_result(steps: list[Step], random: Random) -> list[Step] | None:
-    """The steps up to one whose first mark is given a wrong result, drawn; None where none can be changed.
+    """Returns the steps up to one whose first mark is given a wrong result; None if none can be changed.
+
+    The step is drawn.
 
     The result stands after the mark once more, and is changed there too.
     """
@@ -127,7 +133,10 @@ def plant_wrong_result(steps: list[Step], random: Random) -> list[Step] | None:
 
 
 def _draw_wrong_number(result: str, random: Random) -> str:
-    """Another number as long as a slip of the hand makes it: one digit changed, never the sign or the first to 0."""
+    """Draws a number that differs from the result in one digit, as a slip of the hand does.
+
+    Never the sign, and never a leading zero.
+    """
     digits = [position for position, character in enumerate(result) if character.isdigit()]
     while True:
         position = random.choice(digits)
@@ -140,4 +149,5 @@ def _draw_wrong_number(result: str, random: Random) -> str:
 
 
 def _find_first_wrong_step(steps: list[Step]) -> int | None:
+    """Returns the index of the first step with a wrong mark, None if there is none."""
     return next((index for index, step in enumerate(steps) if not all(mark.is_right for mark in step.marks)), None)

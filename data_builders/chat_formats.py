@@ -1,4 +1,4 @@
-"""Conversations, instructions and prompts with completions, as chats or as traces."""
+"""Defines the source formats of conversations, instructions and prompts with completions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,10 @@ GSM8K_MARK = "####"  # before the gold
 
 
 def make_conversation_row(messages: Sequence[Message], target: Target, tools: Tools | None = None) -> Row:
-    """The conversation as a chat; as a trace, if it ends with an assistant's turn that has thinking."""
+    """Makes a chat of the conversation, or a trace if it ends with an assistant's turn that has thinking.
+
+    The target's kind decides which. Raises BadValue for a conversation without a reply, or one that is no trace.
+    """
     if all(message.role != "assistant" for message in messages):
         raise BadValue("no reply", "has no assistant's turn, so there is nothing to learn")
     last = messages[-1]
@@ -41,13 +44,13 @@ def make_conversation_row(messages: Sequence[Message], target: Target, tools: To
 
 
 def join_instruction_and_input(values: Values) -> str:
-    """Alpaca's user turn: the instruction, and on the next line the input, as LLaMA-Factory joins them."""
+    """Joins Alpaca's instruction and input into one user turn, on two lines, as LLaMA-Factory does."""
     instruction, input_text = read_text(values, "instruction"), read_optional_text(values, "input")
     return f"{instruction}\n{input_text}" if input_text.strip() else instruction
 
 
 def read_alpaca_prompt(values: Values) -> list[Message]:
-    """System message, history and the instruction."""
+    """Reads the prompt of an Alpaca row: system message, history and the instruction."""
     turns: list[Message] = []
     history = values.get("history")
     for index, turn in enumerate(history if isinstance(history, list) else []):
@@ -67,7 +70,10 @@ def read_alpaca_prompt(values: Values) -> list[Message]:
 
 
 def choose_key(values: Values, keys: Sequence[str]) -> str:
-    """The one key that is there, the first of `keys` before all others; raises BadValue where others disagree."""
+    """Returns which of `keys` the row has, the first of them before all others.
+
+    Raises BadValue if none is there, or if several are and differ.
+    """
     present = [key for key in keys if values.get(key) is not None]
     if not present:
         raise BadValue("missing field", f"none of {', '.join(keys)} is there; the row's keys: {', '.join(values)}")
@@ -79,34 +85,41 @@ def choose_key(values: Values, keys: Sequence[str]) -> str:
 
 
 def _convert_messages(values: Values, target: Target) -> Row:
+    """Converts a row of OpenAI's messages format."""
     return make_conversation_row(read_turns(values, "messages", target), target, read_tools(values, target))
 
 
 def _convert_sharegpt(values: Values, target: Target) -> Row:
+    """Converts a row of ShareGPT's format."""
     return make_conversation_row(read_turns(values, "conversations", target), target, read_tools(values, target))
 
 
 def _convert_alpaca(values: Values, target: Target) -> Row:
+    """Converts a row of Alpaca's format."""
     answer = convert_reply(read_optional_text(values, "output"), "output", target.conversion_counts)
     return make_conversation_row([*read_alpaca_prompt(values), answer], target)
 
 
 def _convert_prompt_completion(values: Values, target: Target) -> Row:
+    """Converts a row with a prompt and a completion."""
     answer = convert_reply(values.get("completion", ""), "completion", target.conversion_counts)
     return make_conversation_row([*read_prompt(values, "prompt", target), answer], target, read_tools(values, target))
 
 
 def _convert_question_answer(values: Values, target: Target) -> Row:
+    """Converts a row with a question and an answer to learn."""
     key = choose_key(values, QUESTION_KEYS)
     answer: Any = convert_reply(read_text(values, choose_key(values, REPLY_KEYS)), "answer", target.conversion_counts)
     return make_conversation_row([*read_prompt(values, key, target), answer], target)
 
 
 def _is_labelled(values: Values) -> bool:
+    """Tells whether the row has a label as for KTO."""
     return has_values(values, "kto_tag") or isinstance(values.get("label"), bool)
 
 
 def _is_question_answer(values: Values) -> bool:
+    """Tells whether the row has a question and a plain answer, and nothing of another format."""
     is_other_format = any(has_values(values, key) for key in ("solution", "thinking", "completion", "test"))
     has_question = any(has_values(values, key) for key in QUESTION_KEYS[:3])
     reply_texts = [values[key] for key in REPLY_KEYS if isinstance(values.get(key), str)]

@@ -1,4 +1,4 @@
-"""Rejection sampling of long chains of thought, with the six filters of Qwen3's cold start.
+"""Builds cold-start data: rejection sampling of long chains of thought with six filters, as in Qwen3.
 
 Qwen3 (arXiv:2505.09388, section 4.1) drops responses that are wrong, repeat much, guess, disagree between thinking and
 summary, mix languages, or are too like validation items, and keeps a small subset. It gives no numbers: those here are
@@ -27,14 +27,14 @@ from qwen_align.reward.settings import RewardName
 
 
 class Fault(NamedTuple):
-    """Why a completion is not kept."""
+    """The reason why a completion is not kept, with a detail."""
 
     reason: str
     detail: str
 
 
 class ColdStart(Strict):
-    """At most `per_prompt` traces a prompt that pass every filter; every completion that does not is counted.
+    """Keeps at most `per_prompt` traces per prompt that pass every filter, and counts the completions that do not.
 
     Before the filters go those that did not think, were cut, have a malformed block or no verdict.
     """
@@ -64,7 +64,10 @@ class ColdStart(Strict):
     max_prompts: int | None = Field(default=None, ge=1, description="a small subset, drawn by the seed")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Traces in the order of the prompts; a prompt without any is dropped too, with what its completions lacked."""
+        """Yields the kept traces in the order of the prompts.
+
+        A prompt without any is dropped too, with what its completions lacked.
+        """
         benchmarks = read_benchmarks(self.validation, sources)
         kept: dict[str, list[Trace]] = {}
         for prompt_id, rows in group_by_prompt(read_completions(sources[self.from_rollout], self.from_rollout)).items():
@@ -83,7 +86,10 @@ class ColdStart(Strict):
                     drops.add("over max_prompts", trace.id)
 
     def find_fault(self, row: Completion, trace: Trace) -> Fault | None:
-        """The first of the filters for repeats, guesses, disagreement and languages that a trace does not pass."""
+        """Returns the first filter that a trace fails: repetition, guessing, disagreement or mixed languages.
+
+        None if it passes all.
+        """
         share = repeated_share(units(row.text), self.repeats_ngram)
         if share is not None and share > self.max_repeated_share:
             return Fault("repetitive", f"{share:.2f} of its {self.repeats_ngram}-grams were there before")
@@ -103,6 +109,7 @@ class ColdStart(Strict):
     def _filter_prompt_traces(
         self, prompt_id: str, rows: list[Completion], benchmarks: list[Benchmark], drops: Drops
     ) -> list[Trace]:
+        """Returns the traces of one prompt that pass every filter, and drops its other completions."""
         reasons: Counter[str] = Counter()
         traces: dict[str, Trace] = {}
         for row in rows:
@@ -123,6 +130,7 @@ class ColdStart(Strict):
         return list(traces.values())
 
     def _choose_traces(self, traces: list[Trace], rows: list[Completion], seed: int, drops: Drops) -> list[Trace]:
+        """Chooses at most `per_prompt` of a prompt's traces by the `choose` setting and drops the others."""
         if self.choose == "random":
             traces = shuffle_by_name(traces, (trace.id for trace in traces), "cold_start", seed)
         elif self.choose != "first":
@@ -139,7 +147,10 @@ _ANSWER = MathAnswer()
 
 
 def find_disagreement(thinking: str, summary: str) -> str | None:
-    """The last box of the thinking and the answer of the summary, where both are there and not the same."""
+    """Compares the last box of the thinking with the answer of the summary.
+
+    Returns both where they are there and differ, else None.
+    """
     thought_answer, summary_answer = _BOXED.answer(thinking), _ANSWER.answer(summary)
     if thought_answer is None or summary_answer is None or thought_answer == summary_answer:
         return None
@@ -147,6 +158,7 @@ def find_disagreement(thinking: str, summary: str) -> str | None:
 
 
 def _find_validation_overlap(trace: Trace, benchmarks: list[Benchmark]) -> Fault | None:
+    """Returns the overlap of the trace with held-out items as a fault, None if there is none."""
     contaminated = find_contamination(trace, benchmarks)
     if contaminated is None:
         return None

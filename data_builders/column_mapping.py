@@ -1,4 +1,4 @@
-"""Rows of a kind from any mapping: our fields by their own names, or by those that `columns` says."""
+"""Converts any mapping to a row by its columns: our fields by their own names, or by those that `columns` says."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,13 +17,14 @@ from qwen_align.data_builders.problem_formats import extract_gold_after
 
 
 class Fields(NamedTuple):
-    """What a row of one kind is read from; one of `needed` must be there in full."""
+    """The fields that a row of one kind is read from; one group of `needed` must be there in full."""
 
     needed: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...] = ()
 
     @property
     def all_names(self) -> list[str]:
+        """Lists the names of all fields, the id last."""
         return list(dict.fromkeys([*(field for way in self.needed for field in way), *self.optional, "id"]))
 
 
@@ -38,7 +39,9 @@ FIELDS = {
 
 
 def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: str | None, target: Target) -> Row:
-    """A row of the target's kind; with `mark` the gold is what follows its last occurrence.
+    """Converts a mapping to a row of the target's kind.
+
+    With `gold_mark` the gold is what follows its last occurrence.
 
     Raises BadValue for a field that is missing or of a wrong form.
     """
@@ -84,7 +87,7 @@ def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: st
 
 
 def _collect_fields(values: Values, columns: Mapping[str, str], kind: str) -> dict[str, Any]:
-    """Our fields that are there, after checking that they make a row."""
+    """Collects our fields that the row has; raises BadValue if they do not make a row."""
     known_fields = FIELDS[kind]
     keys = {field: columns.get(field, field) for field in known_fields.all_names if field != "id"}
     given_fields = {field: values[key] for field, key in keys.items() if values.get(key) is not None}

@@ -1,4 +1,4 @@
-"""Completions as training rows: those that thought, stopped by themselves, are well formed and correct."""
+"""Converts completions to training traces: those that thought, stopped by themselves, are well formed and correct."""
 
 from qwen_align.align.rows import Completion, Trace
 from qwen_align.data_builders.rollout_completions import get_verdict_value
@@ -7,7 +7,7 @@ from qwen_align.reward.thinking import split_turn
 
 
 def convert_solved_completion(row: Completion, reward: str, correct_from: float) -> Trace | str:
-    """The completion as a thinking row, else the short reason why it is none.
+    """Converts a completion to a trace, or returns the short reason why it is none.
 
     Raises RowError if the reward did not judge the completion.
     """
@@ -26,7 +26,7 @@ def convert_solved_completion(row: Completion, reward: str, correct_from: float)
 
 
 def make_trace(row: Completion, thinking: str, answer: str, reward: str) -> Trace:
-    """The completion as a thinking row, with what it is to be judged by."""
+    """Makes the trace of a completion, with what it is to be judged by."""
     return Trace(
         id=row.id,
         messages=row.prompt,

@@ -1,4 +1,4 @@
-"""Rows that repeat a benchmark's questions, found by the rules that published recipes used, each with its pair.
+"""Finds rows that repeat a benchmark's questions, by the rules of published recipes.
 
 find = S1Overlap(against="math500").finder([Question("1", "What is the sum of ...?"), ...])
 find("Find the sum of ...")  # None, or the question and what is shared
@@ -28,7 +28,7 @@ from qwen_align.data_builders.text_to_words import split_words
 
 
 class Overlap(NamedTuple):
-    """The benchmark's question that a text repeats, and what of it, in words for people."""
+    """The benchmark question that a text repeats, and what they share, in words for people."""
 
     question: str
     shared: str
@@ -39,7 +39,7 @@ Units = Callable[[str], Sequence[str]]
 
 
 class _Rule(Against):
-    """What every rule has: the benchmark, and the part of a row that is held against it."""
+    """Settings that all contamination rules have: the benchmark, and the part of a row that is compared with it."""
 
     part: Part = Field(
         default="question",  # s1 compares questions; traces that quote a question belong to that question
@@ -50,7 +50,10 @@ class _Rule(Against):
     _help_for_short: ClassVar[str] = "a second rule with method same_words does"
 
     def make_finder(self, questions: Sequence[Question]) -> Finder:
-        """Says of a text which question it repeats, if any; warns of questions that the rule can never find."""
+        """Makes a function that returns which question a text repeats, None if it repeats none.
+
+        Warns of questions that the rule can never find.
+        """
         split_units = self._choose_unit_splitter()
         question_units = [split_units(question.text) for question in questions]
         n_too_short = sum(len(units_of_question) < self._min_units for units_of_question in question_units)
@@ -64,17 +67,16 @@ class _Rule(Against):
 
     @abstractmethod
     def _choose_unit_splitter(self) -> Units:
-        """What texts are compared by."""
+        """Returns the function that splits a text into the units that are compared."""
 
     @property
     @abstractmethod
     def _min_units(self) -> int:
-        """A question of fewer units is never found."""
+        """Returns the number of units below which a question is never found."""
 
     @abstractmethod
-    def _make_finder(
-        self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units
-    ) -> Finder: ...
+    def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
+        """Makes the function that finds which of the questions, given in units, a text repeats."""
 
 
 class S1Overlap(_Rule):
@@ -178,6 +180,7 @@ class Qwen25Overlap(_Rule):
 
 
 def _load_tokenizer(path: Path) -> Any:
+    """Loads a tokenizer from its tokenizer.json; raises DataError if there is none."""
     from tokenizers import Tokenizer
 
     if not path.is_file():
@@ -217,6 +220,7 @@ class SameWords(_Rule):
 
 
 def _describe_overlap(common: int, share: Fraction) -> str:
+    """Describes how many units two texts have in common, for people."""
     return f"{common} in common, {float(share):.2f} of the shorter"
 
 
@@ -224,7 +228,7 @@ Contamination = Annotated[S1Overlap | Qwen25MathOverlap | Qwen25Overlap | SameWo
 
 
 class Benchmark(NamedTuple):
-    """A rule with its benchmark read."""
+    """A contamination rule whose benchmark has been read."""
 
     reason: str
     part: Part
@@ -232,7 +236,7 @@ class Benchmark(NamedTuple):
 
 
 def read_benchmarks(rules: Iterable[Contamination], sources: Mapping[str, Reader]) -> list[Benchmark]:
-    """The rules, ready to be asked about rows, in order."""
+    """Reads the rules' benchmarks; returns the rules ready to compare rows with, in order."""
     return [
         Benchmark(
             f"contaminated: {rule.benchmark}, {rule.method}", rule.part, rule.make_finder(rule.read_questions(sources))
@@ -242,7 +246,7 @@ def read_benchmarks(rules: Iterable[Contamination], sources: Mapping[str, Reader
 
 
 def find_contamination(row: Row, benchmarks: Iterable[Benchmark]) -> tuple[str, Overlap] | None:
-    """The reason and the overlap of the first rule that finds the row contaminated."""
+    """Returns the reason and the overlap of the first rule that finds the row contaminated, None if none does."""
     for benchmark in benchmarks:
         overlap = benchmark.find(join_part_texts(row, benchmark.part))
         if overlap is not None:

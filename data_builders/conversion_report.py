@@ -1,4 +1,4 @@
-"""What a source was recognised as, what was made of its rows, and which of their columns nobody read."""
+"""Reports a source's format, the rows made of it, and the columns that were not read."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Report:
-    """What a source was recognised as and what was made of it; complete when its rows have been read."""
+    """A source's format and the counts of its conversion; complete when its rows have been read."""
 
     source: str = ""
     format: str = ""
@@ -18,7 +18,7 @@ class Report:
     n_left_out: Counter[str] = field(default_factory=Counter)
 
     def format_lines(self) -> list[str]:
-        """The report, a statement a line."""
+        """Formats the report as text, one statement per line."""
         verb = "recognised as" if self.is_recognised else "read as"
         lines = [f"{self.source}: {verb} {self.format}"]
         lines += [f"{count:,} {kind} rows made" for kind, count in self.n_made.items()]
@@ -27,7 +27,7 @@ class Report:
         return lines
 
     def to_manifest(self) -> dict[str, Any]:
-        """The report for a manifest."""
+        """Returns the report's counts for a manifest."""
         return {
             "format": self.format,
             "recognised": self.is_recognised,
@@ -38,7 +38,7 @@ class Report:
 
 
 class ReadValues(dict[str, Any]):
-    """A row that knows which of its keys were read."""
+    """A row that records which of its keys were read."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)

@@ -1,4 +1,4 @@
-"""The rows of a file of any kind we read, told by its name."""
+"""Reads the rows of a file of any kind we know, told by its name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ def check_file_suffix(path: str) -> None:
 
 
 def read_source_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[str, Any]]:
-    """(place, row) of every row of a JSON Lines, JSON, CSV, TSV or Parquet file, in order.
+    """Yields (location, row) of every row of a JSON Lines, JSON, CSV, TSV or Parquet file, in order.
 
     A row that cannot be read goes to `reject`. Raises DataError if there is no such file or nothing we can read in it.
     """

@@ -1,4 +1,4 @@
-"""Numbers that a row may hold: those that a float can hold, so that they can be compared, averaged and written."""
+"""Converts values to finite floats, which can be compared, averaged and written."""
 
 import re
 from math import isfinite
@@ -8,7 +8,7 @@ _DECIMAL_TEXT = re.compile(r"\s*[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-
 
 
 def to_finite_float(value: Any) -> float | None:
-    """The number as a float; None for anything else: true and false, NaN, what is too large for a float."""
+    """Returns a number as a finite float, None for anything else: booleans, NaN, numbers too large for a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -19,7 +19,10 @@ def to_finite_float(value: Any) -> float | None:
 
 
 def parse_finite_float(value: Any) -> float | None:
-    """As `finite`, and of a text, which is all that a CSV file holds, the number that it writes."""
+    """Returns a number, or the number that a text spells, as a finite float; None for anything else.
+
+    Texts are all that a CSV file holds.
+    """
     if isinstance(value, str):
         return to_finite_float(float(value)) if _DECIMAL_TEXT.fullmatch(value) else None
     return to_finite_float(value)

@@ -1,4 +1,4 @@
-"""What a format is: how a row of it is told, what rows it can be made into, and how."""
+"""Defines what a source format is, and reads typed values from a source's row."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """What the row is to become; `seen` counts what was converted on the way.
+    """What the row is to become; `conversion_counts` counts what was converted on the way.
 
     `reward` is None where the recipe names none, so that a format may have its own default.
     """
@@ -37,13 +37,15 @@ class Target:
 
     @property
     def shared_fields(self) -> dict[str, Any]:
-        """The fields that every row but a text has."""
+        """Returns the fields that every row but a text has."""
         mode = {} if self.mode is None else {"mode": self.mode}
         return {"id": self.id, "source": self.source, "meta": dict(self.meta), **mode}
 
 
 class RowFormat(NamedTuple):
-    """A format by name; `fits` looks at keys and kinds of values, not at what a text says.
+    """A source format: its name, keys, the test that recognises a row and the function that converts one.
+
+    `fits` looks at keys and kinds of values, not at what a text says.
 
     `keys` are all the keys it reads. The first of `kinds` is what rows become unless another is asked for.
     """
@@ -57,16 +59,17 @@ class RowFormat(NamedTuple):
 
 
 def has_values(values: Values, *keys: str) -> bool:
-    """Whether all the keys are there; a null value is no value."""
+    """Tells whether all the keys are there; a null value is no value."""
     return all(values.get(key) is not None for key in keys)
 
 
 def has_list(values: Values, key: str) -> bool:
+    """Tells whether there is a list under the key."""
     return isinstance(values.get(key), list)
 
 
 def read_text(values: Values, key: str) -> str:
-    """The text under a key; raises BadValue if it is missing, blank or no text."""
+    """Reads the text under a key; raises BadValue if it is missing, blank or no text."""
     value = read_required(values, key)
     if not isinstance(value, str):
         raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a text")
@@ -76,7 +79,7 @@ def read_text(values: Values, key: str) -> str:
 
 
 def read_optional_text(values: Values, key: str) -> str:
-    """The text under a key, empty if there is none; raises BadValue if it is no text."""
+    """Reads the text under a key, empty if there is none; raises BadValue if it is no text."""
     value = values.get(key)
     if value is None:
         return ""
@@ -86,7 +89,7 @@ def read_optional_text(values: Values, key: str) -> str:
 
 
 def read_required(values: Values, key: str) -> Any:
-    """The value under a key; raises BadValue if it is missing or null."""
+    """Reads the value under a key; raises BadValue if it is missing or null."""
     if values.get(key) is None:
         problem = "is null" if key in values else "is missing"
         raise BadValue("missing field", f"'{key}' {problem}; the row's keys: {', '.join(map(str, values)) or 'none'}")
@@ -94,7 +97,7 @@ def read_required(values: Values, key: str) -> Any:
 
 
 def read_turns(values: Values, key: str, target: Target) -> list[Message]:
-    """The turns under a key, after the row's own system message; raises BadValue for a blank user turn."""
+    """Reads the turns under a key, after the row's own system message; raises BadValue for a blank user turn."""
     value = read_required(values, key)
     if not isinstance(value, list):
         raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a list of turns")
@@ -106,7 +109,7 @@ def read_turns(values: Values, key: str, target: Target) -> list[Message]:
 
 
 def read_prompt(values: Values, key: str, target: Target) -> list[Message]:
-    """A text or a list of turns under a key, as what comes before the answer."""
+    """Reads a text or a list of turns under a key as the prompt that comes before the answer."""
     value = read_required(values, key)
     turns_read = read_turns(values, key, target) if isinstance(value, list) else None
     if turns_read is None:
@@ -119,7 +122,7 @@ def read_prompt(values: Values, key: str, target: Target) -> list[Message]:
 
 
 def read_tools(values: Values, target: Target) -> Tools | None:
-    """The row's tools; raises BadValue where rows of the kind cannot carry them."""
+    """Reads the row's tool schemas; raises BadValue where rows of the kind cannot carry them."""
     schemas = convert_tool_schemas(values.get("tools"))
     if schemas and target.kind != "chat":
         raise BadValue("tools", f"tools: {target.kind} rows carry none; only chat rows do")

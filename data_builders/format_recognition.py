@@ -1,4 +1,4 @@
-"""Which format a source's rows are in: recognised by their keys, or said to be unclear."""
+"""Recognises a source's format by the keys of its rows, and lists the candidates where that is unclear."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,7 @@ _KINDS = ("text", "problem", "chat", "trace", "pair", "labelled", "steps", "comp
 
 
 class Guess(NamedTuple):
-    """A format and the first of the rows that could be in it, of how many."""
+    """A candidate format: how many of the rows could be in it, and the location of the first."""
 
     name: str
     n_rows: int
@@ -33,7 +33,10 @@ class Guess(NamedTuple):
 
 
 def guess_formats(rows: Iterable[tuple[str, Any]], kind: Kind | None = None) -> list[Guess]:
-    """Every format that one of the rows, given with their places, could be in; `kind` leaves those that make it."""
+    """Lists every format that one of the rows, given with their locations, could be in.
+
+    `kind` leaves those that make it.
+    """
     counts: dict[str, tuple[int, str]] = {}
     for location, value in rows:
         for name in _list_fitting_formats(value):
@@ -44,6 +47,7 @@ def guess_formats(rows: Iterable[tuple[str, Any]], kind: Kind | None = None) -> 
 
 
 def _list_fitting_formats(value: Any) -> list[str]:
+    """Lists the names of the formats that one row could be in."""
     if not isinstance(value, Mapping):
         return []
     if value.get("row") in _KINDS and ("id" in value or "prompt_id" in value):
@@ -52,7 +56,9 @@ def _list_fitting_formats(value: Any) -> list[str]:
 
 
 def recognise_format(rows: list[tuple[str, Any]], source: str, kind: Kind | None = None) -> str:
-    """The one format that the rows, given with their places, can be in: `typed` or a name of FORMATS.
+    """Returns the one format that the rows can be in: `typed` or a name of FORMATS.
+
+    Rows are given with their locations.
 
     Rows that fit no format do not count: they are bad rows of the others' format. Raises DataError, listing the
     candidates, if there are several or none.
@@ -79,7 +85,7 @@ def recognise_format(rows: list[tuple[str, Any]], source: str, kind: Kind | None
 
 
 def _describe_guess(guess: Guess, n_rows: int) -> str:
-    """A candidate: what it reads, what it makes, and how many of the rows looked at could be in it."""
+    """Describes a candidate format: what it reads, what it makes, and how many of the inspected rows fit it."""
     row_format = FORMATS.get(guess.name)
     conversion = (
         "our own rows" if row_format is None else f"{row_format.description} -> {' or '.join(row_format.kinds)} rows"

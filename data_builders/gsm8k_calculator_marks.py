@@ -1,4 +1,4 @@
-"""The calculator marks of GSM8K, `<<48/2=24>>`: what they say, and whether it is so, in exact arithmetic."""
+"""Reads GSM8K's calculator marks, such as `<<48/2=24>>`, and checks them in exact arithmetic."""
 
 import re
 from fractions import Fraction
@@ -12,11 +12,11 @@ _N_FLOAT_DIGITS = 15  # a binary float of 64 bits is good for so many; calculato
 
 
 class UnreadableMarkError(ValueError):
-    """A mark that is no sum of numbers."""
+    """A mark that is no arithmetic expression over numbers."""
 
 
 class Mark(NamedTuple):
-    """A mark in a text: where it stands, its sides, and whether they are equal."""
+    """A mark in a text: its position, its sides, and whether they are equal."""
 
     start: int
     end: int
@@ -25,7 +25,9 @@ class Mark(NamedTuple):
 
 
 def parse_calculator_marks(text: str, *, may_round: bool = True) -> list[Mark]:
-    """The marks of a text in order; raises UnreadableMarkError for one that is no sum of numbers.
+    """Parses and checks the calculator marks of a text, in order.
+
+    Raises UnreadableMarkError for a mark that is no arithmetic expression over numbers.
 
     A mark is right if every side equals the first. With `may_round` a side with decimals may be the first one rounded,
     or cut, to as many: `<<1/3=0.33>>`, `<<2/3=0.66>>`, `<<4.2*7=29.400000000000002>>`; a whole number has to be exact.
@@ -37,6 +39,7 @@ def parse_calculator_marks(text: str, *, may_round: bool = True) -> list[Mark]:
 
 
 def parse_mark(match: re.Match[str], may_round: bool) -> Mark:
+    """Parses one calculator mark and checks whether its sides are equal."""
     sides = tuple(side.strip() for side in match[1].split("="))
     if len(sides) < 2:
         raise UnreadableMarkError(f"{match[0]!r} has no '='")
@@ -52,12 +55,15 @@ def parse_mark(match: re.Match[str], may_round: bool) -> Mark:
 
 
 def remove_calculator_marks(text: str) -> str:
-    """The text as a person would have written it."""
+    """Removes the calculator marks from a text."""
     return MARK.sub("", text)
 
 
 def evaluate_expression(expression: str) -> Fraction:
-    """The exact value of a sum of numbers with + - * / and brackets; raises UnreadableMarkError."""
+    """Evaluates an arithmetic expression of numbers, + - * / // and brackets exactly.
+
+    Raises UnreadableMarkError.
+    """
     tokens = _tokenize_expression(expression)
     parser = _ExpressionParser(tokens)
     result = parser.parse_sum(0)
@@ -67,6 +73,7 @@ def evaluate_expression(expression: str) -> Fraction:
 
 
 def _tokenize_expression(expression: str) -> list[str]:
+    """Splits an arithmetic expression into numbers, signs and brackets."""
     tokens, position = [], 0
     while expression[position:].strip():
         match = _TOKEN.match(expression, position)
@@ -79,12 +86,13 @@ def _tokenize_expression(expression: str) -> list[str]:
 
 
 class _ExpressionParser:
-    """Recursive descent over tokens: sums of products of numbers, signs and brackets."""
+    """Evaluates tokens by recursive descent: sums of products of numbers, signs and brackets."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens, self.place = tokens, 0
 
     def parse_sum(self, depth: int) -> Fraction:
+        """Evaluates a sum of products."""
         total = self.parse_product(depth)
         while self._peek_token() in ("+", "-"):
             sign = self._take_token()
@@ -93,6 +101,7 @@ class _ExpressionParser:
         return total
 
     def parse_product(self, depth: int) -> Fraction:
+        """Evaluates a product or quotient of signed operands."""
         total = self.parse_signed(depth)
         while self._peek_token() in ("*", "/", "//", "("):  # 2(3+4) is a product
             sign = "*" if self._peek_token() == "(" else self._take_token()
@@ -103,6 +112,7 @@ class _ExpressionParser:
         return total
 
     def parse_signed(self, depth: int) -> Fraction:
+        """Evaluates an operand with any number of signs before it."""
         is_minus = False
         while self._peek_token() in ("+", "-"):
             is_minus ^= self._take_token() == "-"
@@ -110,6 +120,7 @@ class _ExpressionParser:
         return -result if is_minus else result
 
     def parse_operand(self, depth: int) -> Fraction:
+        """Evaluates a number, or an expression in brackets."""
         token = self._take_token()
         if token == "(":
             if depth == _MAX_BRACKET_DEPTH:
@@ -123,15 +134,17 @@ class _ExpressionParser:
         return Fraction(token.removesuffix("."))
 
     def _peek_token(self) -> str:
+        """Returns the next token without consuming it; empty at the end."""
         return self.tokens[self.place] if self.place < len(self.tokens) else ""
 
     def _take_token(self) -> str:
+        """Consumes and returns the next token; empty at the end."""
         self.place += 1
         return self.tokens[self.place - 1] if self.place <= len(self.tokens) else ""
 
 
 def _is_rounded_value(exact: Fraction, stated: Fraction, stated_text: str) -> bool:
-    """Whether a plain decimal is the exact value, rounded (a half either way) or cut to its places."""
+    """Tells whether a plain decimal is the exact value, rounded (a half either way) or cut to its decimals."""
     decimals = re.fullmatch(r"-?[0-9,]*\.([0-9]+)", stated_text)
     if decimals is None:
         return False

@@ -1,4 +1,4 @@
-"""Is an answer guessed: thinking too short for it, that says so, or that never comes to it."""
+"""Detects guessed answers: thinking that is too short, that admits guessing, or that never comes to the answer."""
 
 import re
 from fractions import Fraction
@@ -32,7 +32,7 @@ _N_FINAL_CHARACTERS = 300  # characters; a few sentences
 
 
 def find_guess_reason(thinking: str, answer: str, min_words: int, *, numbers: bool = True) -> str | None:
-    """Why the answer counts as guessed, None if it does not.
+    """Returns why the answer counts as guessed, None if it does not.
 
     With `numbers`, an answer that is one number has to be met in the thinking, as `1/2`, `0.5` or `\\frac{1}{2}`
     alike, sign apart; digits of years and names count too, so this finds answers from nowhere and no others. Ordinals,
@@ -52,7 +52,10 @@ def find_guess_reason(thinking: str, answer: str, min_words: int, *, numbers: bo
 
 
 def extract_numbers(text: str) -> set[Fraction]:
-    """The sizes of all numbers in a text: whole, decimal, fractions, powers of ten, words, and the parts of them."""
+    """Returns the absolute values of all numbers in a text.
+
+    Whole, decimal, fractions, powers of ten, words, and the parts of them.
+    """
     numbers = set(find_spelled_numbers(text))
     for match in _POWER.finditer(text):
         power = int(match["places"] or match["power"] or match["bare"])
@@ -71,7 +74,7 @@ def extract_numbers(text: str) -> set[Fraction]:
 
 
 def _parse_single_number(answer: str | None) -> Fraction | None:
-    """The size of an answer that is one number."""
+    """Parses the absolute value of an answer that is one number; None for any other answer."""
     ratio = _RATIO.fullmatch(answer) if answer is not None else None
     if ratio is None or (ratio[3] is not None and not int(ratio[3])):
         return None

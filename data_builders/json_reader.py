@@ -1,4 +1,4 @@
-"""The values in a JSON Lines file or JSON list, plain or gzip, each with the place to name in an error."""
+"""Reads the values of a JSON Lines file or JSON list, plain or gzip, each with the location to name in an error."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def read_json_values(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[str, Any]]:
-    """(`path:line`, value) of every line, or (`path: row n`, value) of a list that fills the file.
+    """Yields (`path:line`, value) of every line, or (`path: row n`, value) of a list that fills the file.
 
     Lines are read one at a time, a list is read into memory. A line that is no JSON in UTF-8 goes to `reject`, which
     raises or lets the next be read. Raises DataError if there is no such file, RowError if the rest of the file cannot
@@ -54,7 +54,10 @@ def check_source_path(path: Path, suffixes: tuple[str, ...]) -> None:
 
 @contextmanager
 def open_unpacked(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, unpacked if they are gzip's; raises BadRow where they are damaged or no UTF-8 text at all."""
+    """Opens a file and yields its bytes, unpacked if they are gzip's.
+
+    Raises BadRow where they are damaged or no UTF-8 text at all.
+    """
     with path.open("rb") as raw:
         is_packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -71,7 +74,7 @@ def open_unpacked(path: Path) -> Iterator[BinaryIO]:
 
 
 def parse_json_value(text: str) -> Any:
-    """The one JSON value in a text; raises BadValue for what is no JSON, or could not be written back as JSON."""
+    """Parses the one JSON value in a text; raises BadValue for what is no JSON, or could not be written back."""
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -85,7 +88,10 @@ def parse_json_value(text: str) -> Any:
 
 
 def _check_texts(value: Any, text: str) -> Any:
-    """The value, if its texts can be written in UTF-8 and hold no NUL; only escapes can bring either in."""
+    """Returns the value; raises BadValue if its texts cannot be written in UTF-8 or hold a NUL.
+
+    Only escapes can bring either in.
+    """
     if "\\u" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -98,7 +104,10 @@ def _check_texts(value: Any, text: str) -> Any:
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object; of two equal keys Python would take the last and say nothing."""
+    """Returns the pairs as an object; raises BadValue for a key that is there twice.
+
+    Python would take the last of the two and say nothing.
+    """
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -108,6 +117,7 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_finite_float(digits: str) -> float:
+    """Parses a JSON number; raises BadValue if a float cannot hold it."""
     number = float(digits)
     if not isfinite(number):
         raise BadValue("not JSON", f"cannot be read: {digits} is too large a number")
@@ -115,6 +125,7 @@ def _parse_finite_float(digits: str) -> float:
 
 
 def _refuse_constant(name: str) -> Any:
+    """Raises BadValue for NaN and Infinity, which are no JSON."""
     raise BadValue("not JSON", f"is not JSON: {name} is no number of JSON's; write null, or leave the key out")
 
 
@@ -127,6 +138,7 @@ _LENIENT_DECODER = json.JSONDecoder(parse_int=str)  # finds where a bad row ends
 
 
 def _read_lines_or_list(lines: BinaryIO, path: Path, reject: Reject) -> Iterator[tuple[str, Any]]:
+    """Yields (location, value) of the file's lines, or of the list that it opens with."""
     is_first, number = True, 0
     while line := lines.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -152,12 +164,13 @@ def _read_lines_or_list(lines: BinaryIO, path: Path, reject: Reject) -> Iterator
 
 
 def _skip_rest_of_line(lines: BinaryIO, line: bytes) -> None:
+    """Reads on to the end of a line that is too long to keep."""
     while line and not line.endswith(b"\n"):
         line = lines.readline(_CHUNK_BYTES)
 
 
 def decode_line(line: bytes) -> str:
-    """A line as text, without a byte order mark; raises BadValue if it is not UTF-8 or holds NUL bytes."""
+    """Decodes a line as text, without a byte order mark; raises BadValue if it is not UTF-8 or holds NUL bytes."""
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -169,7 +182,10 @@ def decode_line(line: bytes) -> str:
 
 
 def _read_list(raw: bytes, line: int, path: Path, reject: Reject) -> Iterator[tuple[str, Any]]:
-    """The values of a list that begins in `line`, decoded one at a time; damage that hides what follows is raised."""
+    """Yields (location, value) of a list that begins in `line`, decoded one at a time.
+
+    Damage that hides what follows is raised.
+    """
     try:
         text = decode_line(raw)
     except BadValue as error:
@@ -201,6 +217,7 @@ def _read_list(raw: bytes, line: int, path: Path, reject: Reject) -> Iterator[tu
 
 
 def _decode_element(text: str, position: int) -> tuple[Any, int]:
+    """Decodes the list element at a position; returns it with the position of its end."""
     value, end = _DECODER.raw_decode(text, position)
     if end - position > MAX_ROW_BYTES:
         raise BadValue("row too large", f"is over {MAX_ROW_MIB} MiB in one row")
@@ -208,7 +225,7 @@ def _decode_element(text: str, position: int) -> tuple[Any, int]:
 
 
 def _find_element_end(text: str, position: int, location: str) -> int:
-    """Where a row ends that was refused for what it holds."""
+    """Returns the position where an element ends that was refused for what it holds."""
     try:
         return _LENIENT_DECODER.raw_decode(text, position)[1]
     except (ValueError, RecursionError) as error:
@@ -216,6 +233,7 @@ def _find_element_end(text: str, position: int, location: str) -> int:
 
 
 def _make_broken_list_error(text: str, position: int, location: str, line: int, error: Exception) -> BadRow:
+    """Makes the error for a list that cannot be read on, naming row and line."""
     if isinstance(error, json.JSONDecodeError):
         position, message = error.pos, f"is not JSON: {error.msg}"
     else:
@@ -226,6 +244,6 @@ def _make_broken_list_error(text: str, position: int, location: str, line: int, 
 
 
 def _skip_white_space(text: str, position: int) -> int:
-    """The place of the next character that is no white space."""
+    """Returns the position of the next character that is no white space."""
     match = _NOT_WHITE_SPACE.search(text, position)
     return match.start() if match else len(text)

@@ -1,4 +1,4 @@
-"""Files of questions with several answers that somebody judged: right or wrong, or by a score."""
+"""Reads files of questions with several judged answers: right or wrong, or with a score."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from qwen_align.reward.thinking import split_turn
 
 
 class Group(NamedTuple):
-    """One question and its answers; `malformed` has the others: id and why they are none."""
+    """A question and its answers; `malformed` has the id and fault of those that are no answers."""
 
     id: str
     messages: list[Message]
@@ -26,7 +26,7 @@ class Group(NamedTuple):
 
 
 class JudgedFile(Matching):
-    """What builders from files of judged answers have in common."""
+    """Settings that builders from files of judged answers share."""
 
     path: OutsideFile
     question: str = Field(default="question", min_length=1, description="the file's key of the question")
@@ -38,11 +38,12 @@ class JudgedFile(Matching):
 
     @model_validator(mode="after")
     def _check_path(self) -> "JudgedFile":
+        """Checks that the file is of a kind we read."""
         check_file_suffix(self.path)
         return self
 
     def read_objects(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """(place, id, object) of every row; raises RowError for one that is no object."""
+        """Yields (location, id, object) of every row; raises RowError for one that is no object."""
         path = Path(self.path)
         for number, (where, row) in enumerate(read_source_rows(path), start=1):
             if not isinstance(row, dict):
@@ -50,13 +51,13 @@ class JudgedFile(Matching):
             yield where, f"{path.name.partition('.')[0]}:{number}", row
 
     def make_prompt(self, row: dict[str, Any], where: str) -> list[Message]:
-        """The prompt of a row."""
+        """Makes the prompt of a row: the system message, if one is set, and the question."""
         question = read_text_field(row, self.question, where)
         system = [Message(role="system", content=self.system)] if self.system is not None else []
         return [*system, Message(role="user", content=question)]
 
     def group_answers(self, row_id: str, messages: list[Message], judged: list[tuple[str, str, float]]) -> Group:
-        """The question with its answers, given as (name, text, value)."""
+        """Groups a question with its answers, which are given as (name, text, value)."""
         answers: list[Candidate] = []
         malformed: list[tuple[str, str]] = []
         for name, text, value in judged:
@@ -71,7 +72,7 @@ class JudgedFile(Matching):
 
 
 def make_pair_fields(group: Group, match: Match) -> dict[str, Any]:
-    """The fields of a Pair row that a match decides."""
+    """Returns the fields of a Pair row that a match decides."""
     return {
         "id": f"{group.id}#{match.chosen.name}>{match.rejected.name}",
         "messages": group.messages,
@@ -83,7 +84,7 @@ def make_pair_fields(group: Group, match: Match) -> dict[str, Any]:
 
 
 def read_text_field(row: dict[str, Any], key: str, where: str) -> str:
-    """The text under a key; raises RowError naming the place."""
+    """Returns the text under a key; raises RowError naming the location."""
     value = read_field(row, key, where)
     if not isinstance(value, str):
         raise RowError(f"{where}: '{key}' is {value!r:.40}, not a text")
@@ -91,7 +92,7 @@ def read_text_field(row: dict[str, Any], key: str, where: str) -> str:
 
 
 def read_field(row: dict[str, Any], key: str, where: str) -> Any:
-    """What is under a key; raises RowError naming the place."""
+    """Returns the value under a key; raises RowError naming the location if it is missing."""
     if row.get(key) is None:
         raise RowError(f"{where}: '{key}' is missing{did_you_mean(key, map(str, row))}")
     return row[key]

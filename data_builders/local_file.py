@@ -1,4 +1,4 @@
-"""Rows from a file of the user's own: in a published format, our typed rows, or any columns with a mapping."""
+"""Reads rows from a file of the user's own: in a published format, our typed rows, or any columns with a mapping."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -30,7 +30,7 @@ class LocalFile(Conversion):
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The file's rows in order.
+        """Yields the file's rows in order.
 
         Raises DataError if there is no such file or its format is unclear, RowError naming file and line for the
         first row that is wrong, unless `on_bad_row` is drop.
@@ -38,6 +38,6 @@ class LocalFile(Conversion):
         return self.build_with_report(Report(), drops)
 
     def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
-        """As `build`; the report is filled as the rows are read."""
+        """Yields the rows as `build` does, and fills the report as they are read."""
         path = Path(self.path)
         return self.convert_rows(partial(read_source_rows, path), str(path), drops, report)

@@ -1,4 +1,4 @@
-"""Lengths of longest common subsequences, and the texts of a benchmark that share a long one with a given text.
+"""Computes longest common subsequences, and finds the benchmark texts that share a long one with a given text.
 
 Lengths come from bit-parallel rows of the usual table (Hyyrö, "Bit-parallel LCS-length computation revisited", 2004):
 a zero bit is a place where the length grows. A text is compared with those candidates only that have enough units in
@@ -14,7 +14,7 @@ _MAX_BITS = 4096  # units of a text that become bits; a longer one is read again
 
 
 class Alike(NamedTuple):
-    """A benchmark's text by place, and how many units it has in common, in order, with the text asked about."""
+    """A benchmark text by its index, and the number and share of units that it has in common, in order, with a text."""
 
     text: int
     common: int
@@ -22,18 +22,18 @@ class Alike(NamedTuple):
 
 
 def compute_lcs_length(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """How many units the longest common subsequence of two sequences has."""
+    """Returns the number of units in the longest common subsequence of two sequences."""
     short, long = (left, right) if len(left) <= len(right) else (right, left)
     return _compute_length_from_bits(_build_position_bits(short), long, len(short))
 
 
 def compute_shorter_share(common: int, n_left: int, n_right: int) -> Fraction:
-    """What `common` units are of the shorter of two texts; 0 where it is empty."""
+    """Returns `common` units as a share of the shorter of two texts; 0 where it is empty."""
     return Fraction(common, max(1, min(n_left, n_right)))
 
 
 class SubsequenceIndex:
-    """Texts of a benchmark as sequences of units, to be asked which one is nearly contained in another text."""
+    """Index of a benchmark's texts that finds which of them is nearly contained in another text."""
 
     def __init__(self, texts: Iterable[Sequence[Hashable]], *, min_common: int, min_share: Fraction) -> None:
         import numpy as np
@@ -51,7 +51,7 @@ class SubsequenceIndex:
         self._holders = {key: np.array(indices, dtype=np.int32) for key, indices in holders.items()}
 
     def find_first_alike(self, text: Sequence[Hashable]) -> Alike | None:
-        """The first benchmark's text, most units in common first, that reaches both thresholds."""
+        """Returns the first benchmark text that reaches both thresholds, most units in common first."""
         indices = self._list_candidates(text)
         if not indices:
             return None
@@ -62,6 +62,7 @@ class SubsequenceIndex:
         return None
 
     def _measure_candidates(self, indices: Sequence[int], text: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
+        """Yields each candidate's index with the length of its longest common subsequence with the text."""
         if len(text) > _MAX_BITS:
             yield from zip(
                 indices, _compute_lengths_together([self._texts[index] for index in indices], text), strict=True
@@ -73,7 +74,7 @@ class SubsequenceIndex:
             )
 
     def _list_candidates(self, text: Sequence[Hashable]) -> list[int]:
-        """Places of the benchmark's texts that share enough units in any order, the largest share first."""
+        """Lists the indices of benchmark texts that share enough units in any order, the largest share first."""
         import numpy as np
 
         keys = ((unit, occurrence) for unit, count in Counter(text).items() for occurrence in range(count))
@@ -89,7 +90,7 @@ class SubsequenceIndex:
 
 
 def _build_position_bits(units: Sequence[Hashable]) -> dict[Hashable, int]:
-    """For each unit an integer whose set bits are the places where it stands."""
+    """Returns for each unit an integer whose set bits are the positions where it stands."""
     bits: dict[Hashable, int] = {}
     for position, unit in enumerate(units):
         bits[unit] = bits.get(unit, 0) | 1 << position
@@ -97,6 +98,7 @@ def _build_position_bits(units: Sequence[Hashable]) -> dict[Hashable, int]:
 
 
 def _compute_length_from_bits(position_bits: dict[Hashable, int], units: Sequence[Hashable], n_bits: int) -> int:
+    """Computes the longest common subsequence's length from the position bits of one of the two sequences."""
     all_bits = row = (1 << n_bits) - 1
     for unit in units:
         unit_bits = position_bits.get(unit)
@@ -107,7 +109,10 @@ def _compute_length_from_bits(position_bits: dict[Hashable, int], units: Sequenc
 
 
 def _compute_lengths_together(texts: Sequence[Sequence[Hashable]], units: Sequence[Hashable]) -> list[int]:
-    """The length with each of the texts, whose bits lie side by side with one between them to catch the carry."""
+    """Computes the longest common subsequence's length with each of many texts in one pass.
+
+    Their bits lie side by side with one between them to catch the carry.
+    """
     starts: list[int] = []
     all_bits, end = 0, 0
     position_bits: dict[Hashable, int] = {}

@@ -1,4 +1,4 @@
-"""Conversations of other formats as our messages: roles, thinking, tool calls; nothing a turn says is left out."""
+"""Converts conversations of other formats to our messages: roles, thinking, tool calls; nothing said is left out."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class SplitTurn(NamedTuple):
 
 
 def split_thinking(content: str, *, needs_answer: bool = True) -> SplitTurn:
-    """The thinking block that opens an assistant's turn, and what follows it; white space around both goes.
+    """Splits the thinking block that opens an assistant's turn from the answer; white space around both goes.
 
     Raises BadValue if tags stand anywhere else, are unbalanced or nested, or if nothing follows the block: a text
     whose thinking cannot be told from its answer must not be trained as an answer.
@@ -57,7 +57,10 @@ def split_thinking(content: str, *, needs_answer: bool = True) -> SplitTurn:
 
 
 def convert_turns(value: Any, field: str, conversion_counts: Counter[str]) -> list[Message]:
-    """A text as one user turn, or a list of turns of any of the formats; `seen` counts what was converted."""
+    """Converts a text to one user turn, or a list of turns of any of the formats to messages.
+
+    `conversion_counts` counts what was converted.
+    """
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
@@ -68,7 +71,7 @@ def convert_turns(value: Any, field: str, conversion_counts: Counter[str]) -> li
 
 
 def convert_reply(value: Any, field: str, conversion_counts: Counter[str]) -> Message:
-    """A text, one turn, or a list of one turn, as the assistant's."""
+    """Converts a text, one turn, or a list of one turn to an assistant's message."""
     if isinstance(value, str):
         value = {"role": "assistant", "content": value}
     messages = convert_turns(value if isinstance(value, list) else [value], field, conversion_counts)
@@ -79,7 +82,7 @@ def convert_reply(value: Any, field: str, conversion_counts: Counter[str]) -> Me
 
 
 def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Message:
-    """One turn as a message; raises BadValue for a role, key or content that has no place in it."""
+    """Converts one turn to a message; raises BadValue for a role, key or content that has no place in it."""
     if not isinstance(value, Mapping):
         raise BadValue("wrong type", f"{field}: Input should be a valid dictionary; found {shorten_repr(value)}")
     given = {key: item for key, item in value.items() if item is not None}
@@ -120,7 +123,7 @@ def _refuse_unknown_keys(given: Mapping[str, Any], field: str) -> None:
 
 
 def _join_text_parts(value: Any, field: str, conversion_counts: Counter[str]) -> Any:
-    """The text, or that of a list of text parts; anything else as it is, for the message's own check."""
+    """Joins a list of text parts; returns anything else as it is, for the message's own check."""
     if not isinstance(value, list):
         return value
     texts = [
@@ -166,12 +169,16 @@ def _move_thinking(
 
 
 def _parse_function_calls(value: Any, field: str) -> Any:
+    """Parses the content of a function_call turn to a list of calls."""
     calls = parse_nested_json(value, field)
     return calls if isinstance(calls, list) else [calls]
 
 
 def convert_tool_calls(value: Any, field: str) -> Tools:
-    """Calls in OpenAI's wrapping, their arguments as objects; raises BadValue where one has no name or arguments."""
+    """Converts calls to OpenAI's wrapping, their arguments as objects.
+
+    Raises BadValue where one has no name or arguments.
+    """
     calls = parse_nested_json(value, field)
     if not isinstance(calls, list):
         raise BadValue("wrong type", f"{field}: is {shorten_repr(calls)}, not a list of calls")
@@ -179,6 +186,7 @@ def convert_tool_calls(value: Any, field: str) -> Tools:
 
 
 def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
+    """Converts one call to OpenAI's wrapping; raises BadValue if it has no name or arguments."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadValue("malformed tool call", f"{field}: is {shorten_repr(call)}; a call has name and arguments")
@@ -193,7 +201,7 @@ def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
 
 
 def convert_tool_schemas(value: Any) -> Tools | None:
-    """A list of function schemas, or one as JSON text, in OpenAI's wrapping; None if there are none."""
+    """Converts function schemas, or their JSON text, to a list in OpenAI's wrapping; None if there are none."""
     parsed_value = parse_nested_json(value, "tools") if isinstance(value, str) and value.strip() else value or None
     if parsed_value in (None, [], ""):
         return None
@@ -210,7 +218,7 @@ def convert_tool_schemas(value: Any) -> Tools | None:
 
 
 def parse_nested_json(value: Any, field: str) -> Any:
-    """The value of a JSON text, anything else as it is."""
+    """Parses a JSON text; returns anything else as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -220,7 +228,7 @@ def parse_nested_json(value: Any, field: str) -> Any:
 
 
 def prepend_system_message(system: Any, messages: Sequence[Message]) -> list[Message]:
-    """The messages after a system message, if there is one to add; raises BadValue where that would make two."""
+    """Puts a system message before the messages, if there is one; raises BadValue where that would make two."""
     if system in (None, ""):
         return list(messages)
     if not isinstance(system, str):

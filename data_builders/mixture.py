@@ -1,4 +1,4 @@
-"""Several stages' rows as one: in a ratio, under caps, evenly interleaved."""
+"""Mixes several stages' rows: in a ratio, under caps, evenly interleaved."""
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -15,7 +15,7 @@ from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class Ingredient(Strict):
-    """One source of a mixture."""
+    """One source of a mixture with its weight and limits."""
 
     from_data: DataRef
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="its share against the others'")
@@ -26,7 +26,7 @@ class Ingredient(Strict):
 
 
 class Mixture(Strict):
-    """Rows of several sources, spread evenly, so that any stretch has the whole's ratio.
+    """Rows of several sources, spread evenly, so that any stretch has the ratio of the whole.
 
     With weights the mixture is the largest that has their ratio (to the row), of at most `rows` rows: no source is
     used more than `times` over. Without, every source gives all it has, or its part of `rows`. What is used
@@ -43,6 +43,7 @@ class Mixture(Strict):
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:
+        """Checks that no source is named twice, and that all or none have weights."""
         names = [ingredient.from_data for ingredient in self.sources]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(
@@ -55,7 +56,7 @@ class Mixture(Strict):
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The mixed rows; the same for the same sources, settings and seed."""
+        """Yields the mixed rows, the same for the same sources, settings and seed."""
         ordered_sources = [self._read_source(sources, index, seed, drops) for index in range(len(self.sources))]
         counts = self._compute_source_counts([len(source.rows) for source in ordered_sources])
         stage_of_id: dict[str, str] = {}
@@ -71,7 +72,7 @@ class Mixture(Strict):
             yield row
 
     def _read_source(self, sources: Sources, source_index: int, seed: int, drops: Drops) -> "_OrderedSource":
-        """A source's rows in the order of use, repeated as often as they may be."""
+        """Reads a source's rows in the order of use, repeated as often as they may be."""
         settings = self.sources[source_index]
         rows = list(sources[settings.from_data]())
         if not rows:
@@ -86,6 +87,7 @@ class Mixture(Strict):
         return _OrderedSource(settings.from_data, ordered, n_first, len(rows))
 
     def _order_rows(self, rows: Sequence[Row], seed: int, source_index: int, round_: int) -> Sequence[Row]:
+        """Returns a source's rows in the order of one round of use."""
         return (
             shuffle_by_name(rows, (row.id for row in rows), "mixture", seed, source_index, round_)
             if self.shuffle
@@ -93,7 +95,7 @@ class Mixture(Strict):
         )
 
     def _compute_source_counts(self, available: list[int]) -> list[int]:
-        """How many rows of each source are used."""
+        """Computes how many rows of each source are used."""
         given_weights = [ingredient.weight for ingredient in self.sources]
         weights = [
             Fraction(n) if ingredient is None else Fraction(str(ingredient))
@@ -116,7 +118,7 @@ class Mixture(Strict):
         return counts
 
     def _name_row(self, source: "_OrderedSource", number: int) -> Row:
-        """The row as the mixture calls it."""
+        """Returns the row under its id in the mixture, with its source noted in meta."""
         row, round_ = source.rows[number], number // source.n_own
         row_id = f"{source.stage}:{row.id}" if self.prefix_ids else row.id
         row_id += f"@{round_ + 1}" if round_ else ""
@@ -133,7 +135,10 @@ class Mixture(Strict):
 
 
 class _OrderedSource(NamedTuple):
-    """A source's rows in the order of use; the first `n_first` of them are its `n_own` rows once, as far as capped."""
+    """A source's rows in the order of use.
+
+    The first `n_first` of them are its `n_own` rows once, as far as capped.
+    """
 
     stage: str
     rows: Sequence[Row]
@@ -142,7 +147,10 @@ class _OrderedSource(NamedTuple):
 
 
 def apportion_total(total: int, weights: Sequence[Fraction]) -> list[int]:
-    """`total` in whole parts after the weights: rounded down, what is left to the largest remainders, first to last."""
+    """Divides `total` into whole parts in the ratio of the weights.
+
+    They are rounded down; what is left goes to the largest remainders, first to last.
+    """
     exact_parts = [total * weight / sum(weights) for weight in weights]
     counts = [int(part) for part in exact_parts]
     by_remainder = sorted(range(len(exact_parts)), key=lambda index: (counts[index] - exact_parts[index], index))
@@ -152,7 +160,7 @@ def apportion_total(total: int, weights: Sequence[Fraction]) -> list[int]:
 
 
 def interleave_evenly(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(source, number) of every row, each source's at equal distances; sources in turn where they coincide."""
+    """Yields (source, number) of every row, each source's at equal distances; sources in turn where they coincide."""
     positions = [
         ((2 * number + 1) / (2 * count), source, number)
         for source, count in enumerate(counts)

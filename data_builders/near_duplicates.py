@@ -1,4 +1,4 @@
-"""Texts that nearly repeat an earlier one: candidates from MinHash LSH, verified by the true Jaccard index.
+"""Finds texts that nearly repeat an earlier one: candidates from MinHash LSH, verified by the Jaccard index.
 
 finder = NearDuplicates().finder()
 finder.find_or_keep("a", "...")  # None: kept, and later texts are held against it
@@ -24,7 +24,7 @@ _BATCH_SHINGLES = (
 
 
 class NearDuplicates(Strict):
-    """Texts are near duplicates from `threshold` on: shingles of both over shingles of either.
+    """Settings of near-duplicate removal: texts count if their shingles' Jaccard index reaches `threshold`.
 
     Shingles are runs of words, signs and single CJK characters, in lower case. The numbers are FineWeb's
     (arXiv:2406.17557, section 3.4): 5-grams, 112 hashes in 14 bands of 8, aimed at 0.75. Two texts at 0.75 become
@@ -39,23 +39,26 @@ class NearDuplicates(Strict):
     part: Part = Field(default="everything", description="what of a row is compared; system turns have to be equal")
 
     def make_finder(self) -> "NearDuplicateFinder":
+        """Makes a finder with these settings that has kept no text yet."""
         return NearDuplicateFinder(self)
 
 
 class Near(NamedTuple):
-    """An earlier text and its Jaccard index with the one asked about."""
+    """An earlier text's id and its Jaccard index with the new one."""
 
     id: str
     jaccard: float
 
 
 class _Kept(NamedTuple):
+    """A kept text with its units, joined by spaces."""
+
     id: str
     units: str
 
 
 class NearDuplicateFinder:
-    """Remembers the texts it has kept; the first of two near duplicates is kept.
+    """Finds near duplicates among the texts that it has kept; the first of two near duplicates is kept.
 
     Texts that share a band are candidates. Bit maps leave out nearly all of them that are too far apart, before any is
     counted: texts of one template are candidates for each other by the thousand.
@@ -76,7 +79,7 @@ class NearDuplicateFinder:
         self._groups: dict[str, int] = {}
 
     def find_or_keep(self, text_id: str, text: str, group: str = "") -> Near | None:
-        """The first kept text of the same group that the text nearly repeats; if there is none, the text is kept."""
+        """Returns the first kept text of the same group that the text nearly repeats; without one, keeps the text."""
         import numpy as np
 
         units = split_words_and_signs(text)
@@ -107,7 +110,7 @@ class NearDuplicateFinder:
         return None
 
     def _hash_bands(self, hashes: "Hashes", group: int) -> list[bytes]:
-        """A name for each band, equal for texts of a group that have its hashes in common."""
+        """Computes a key for each band, equal for texts of a group that have its hashes in common."""
         minhash = self._empty.copy()
         for start in range(0, len(hashes), _BATCH_SHINGLES):
             minhash.update_batch(hashes[start : start + _BATCH_SHINGLES])
@@ -118,6 +121,6 @@ class NearDuplicateFinder:
         ]
 
     def _collect_shingles(self, units: list[str]) -> set[str]:
-        """Runs of units; a text shorter than a shingle is one itself."""
+        """Collects the runs of units; a text shorter than a shingle is one itself."""
         n = self._settings.shingle
         return {" ".join(units[start : start + n]) for start in range(max(1, len(units) - n + 1))} if units else set()

@@ -1,4 +1,4 @@
-"""Which answers to one prompt are set against each other: the rules that pair builders share."""
+"""Chooses which answers to one prompt become pairs of chosen and rejected: the rules that pair builders share."""
 
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -15,7 +15,7 @@ _EQUAL = "equal answers of different worth"
 
 
 class Candidate(NamedTuple):
-    """An answer that may be a side of a pair: its value, its length, and what the side would be.
+    """An answer that may be a side of a pair, with its value, its length and its message.
 
     `text` is what common beginnings are measured on. One that is not `well_formed` can only be rejected.
     """
@@ -29,7 +29,7 @@ class Candidate(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Two sides and the number of characters they begin alike with."""
+    """A chosen and a rejected answer, and the number of characters they begin alike with."""
 
     chosen: Candidate
     rejected: Candidate
@@ -37,22 +37,24 @@ class Match(NamedTuple):
 
     @property
     def margin(self) -> float:
+        """Returns the difference of the values, chosen less rejected."""
         return self.chosen.value - self.rejected.value
 
     @property
     def length_gap(self) -> int:
+        """Returns the difference in length, without sign."""
         return abs(self.chosen.length - self.rejected.length)
 
 
 class NoMatch(NamedTuple):
-    """Why a prompt makes no pair, in a short, countable reason and in detail."""
+    """The reason why a prompt makes no pair, short and countable, and a detail."""
 
     reason: str
     detail: str
 
 
 class Matching(Strict):
-    """How many and which pairs a prompt makes.
+    """Settings that say how many and which pairs a prompt makes.
 
     correct_vs_wrong: an answer worth `correct_from` over one worth less, those with the longest common beginning
     first: sides that part late differ in what made one of them wrong, and sides of like length leave DPO less to learn
@@ -69,6 +71,7 @@ class Matching(Strict):
 
     @model_validator(mode="after")
     def _check_rule(self) -> Self:
+        """Refuses settings that the rule does not use."""
         idle_settings = {"best_vs_worst": {"correct_from"}, "correct_vs_wrong": set()}.get(
             self.rule, {"correct_from", "per_prompt", "max_length_difference", "min_margin"}
         )
@@ -77,7 +80,10 @@ class Matching(Strict):
         return self
 
     def select_matches(self, candidates: Sequence[Candidate]) -> list[Match] | NoMatch:
-        """The pairs of one prompt's candidates, which come in the order of their samples; never two of equal texts."""
+        """Selects the pairs of one prompt's candidates by the rule; never two of equal texts.
+
+        Candidates come in the order of their samples.
+        """
         if self.rule == "correct_vs_wrong":
             return self._match_correct_with_wrong(candidates)
         well_formed = [candidate for candidate in candidates if candidate.well_formed]
@@ -97,6 +103,7 @@ class Matching(Strict):
         return self._match_best_with_worst(well_formed, candidates)
 
     def _match_correct_with_wrong(self, candidates: Sequence[Candidate]) -> list[Match] | NoMatch:
+        """Pairs correct answers with wrong ones, those with the longest common beginning first."""
         correct = [
             candidate for candidate in candidates if candidate.well_formed and candidate.value >= self.correct_from
         ]
@@ -112,6 +119,7 @@ class Matching(Strict):
     def _match_best_with_worst(
         self, chosen: Sequence[Candidate], rejected: Sequence[Candidate]
     ) -> list[Match] | NoMatch:
+        """Pairs answers by the largest margin, every answer in one pair at most."""
         differing = ((better, worse) for better, worse in product(chosen, rejected) if better.value > worse.value)
         allowed = self._filter_matches(differing, f"of {len(rejected)} usable completions")
         if isinstance(allowed, NoMatch):
@@ -125,7 +133,7 @@ class Matching(Strict):
         return kept[: self.per_prompt]
 
     def _filter_matches(self, sides: Iterable[tuple[Candidate, Candidate]], of: str) -> list[Match] | NoMatch:
-        """The matches within length and margin, one for the same two texts; else what forbade them all."""
+        """Returns the matches within length and margin, one for the same two texts; else what forbade them all."""
         matches: dict[tuple[str, str], Match] = {}
         n_differing = n_alike = 0
         for chosen, rejected in sides:
@@ -148,6 +156,7 @@ class Matching(Strict):
 
 
 def _are_equal_answers(left: Candidate, right: Candidate) -> bool:
+    """Tells whether two answers say the same, white space around them apart."""
     return left.text.strip() == right.text.strip() or left.message == right.message
 
 
@@ -166,7 +175,7 @@ def record_unpaired(
 
 
 def measure_common_prefix(left: str, right: str) -> int:
-    """How many characters two texts begin alike with."""
+    """Counts the characters that two texts begin alike with."""
     low, high = 0, min(len(left), len(right))
     while low < high:  # by bisection, as slices compare at C speed
         middle = (low + high + 1) // 2

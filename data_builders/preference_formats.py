@@ -1,4 +1,4 @@
-"""Pairs of a chosen and a rejected answer, and answers with a thumb up or down."""
+"""Defines the source formats of preference pairs, and of answers labelled good or bad."""
 
 from typing import Any
 
@@ -23,6 +23,7 @@ _LABEL_OF_TEXT = {"true": True, "false": False}
 
 
 def _make_pair(prompt: list[Message], chosen: Message, rejected: Message, values: Values, target: Target) -> Row:
+    """Makes a pair row; raises BadValue if both sides are equal."""
     read_tools(values, target)
     if chosen == rejected:
         raise BadValue("chosen equals rejected", "chosen and rejected are equal, so nothing is preferred")
@@ -30,7 +31,7 @@ def _make_pair(prompt: list[Message], chosen: Message, rejected: Message, values
 
 
 def _read_margin(values: Values) -> float | None:
-    """The margin, or the difference of both sides' scores, as UltraFeedback names them."""
+    """Reads the margin, or the difference of both sides' scores, as UltraFeedback names them; None without either."""
     if has_values(values, "margin"):
         return parse_number(values["margin"], "margin")
     if has_values(values, "score_chosen", "score_rejected"):
@@ -40,7 +41,7 @@ def _read_margin(values: Values) -> float | None:
 
 
 def parse_number(value: Any, field: str) -> float:
-    """The number, or the one that a text writes; raises BadValue for anything else."""
+    """Parses a number, or the one that a text spells; raises BadValue for anything else."""
     number = parse_finite_float(value)
     if number is None:
         raise BadValue("wrong type", f"{field}: is {shorten_repr(value)}, not a number that a float can hold")
@@ -48,6 +49,7 @@ def parse_number(value: Any, field: str) -> float:
 
 
 def _convert_preference(values: Values, target: Target) -> Row:
+    """Converts a row with chosen and rejected answers, whose prompt may stand in both."""
     chosen, rejected = (_read_side(values, side, target) for side in ("chosen", "rejected"))
     if has_values(values, "prompt"):
         prompt = read_prompt(values, "prompt", target)
@@ -61,6 +63,7 @@ def _convert_preference(values: Values, target: Target) -> Row:
 
 
 def _read_side(values: Values, side: str, target: Target) -> list[Message]:
+    """Reads one side of a pair: an answer, or a whole conversation."""
     value = read_required(values, side)
     if isinstance(value, list):
         return convert_turns(value, side, target.conversion_counts)
@@ -68,7 +71,7 @@ def _read_side(values: Values, side: str, target: Target) -> list[Message]:
 
 
 def _find_common_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
-    """What two whole conversations begin with alike, up to the last assistant's turn of either."""
+    """Returns the turns that two whole conversations begin with alike, up to the last assistant's turn of either."""
     limit = min(len(chosen), len(rejected)) - 1
     n_common = next((index for index in range(limit) if chosen[index] != rejected[index]), limit)
     if n_common == 0:
@@ -77,7 +80,7 @@ def _find_common_prompt(chosen: list[Message], rejected: list[Message]) -> list[
 
 
 def _take_reply(prompt: list[Message], side: list[Message], name: str) -> Message:
-    """The one assistant's turn of a side, which may repeat the prompt before it."""
+    """Returns the one assistant's turn of a side, which may repeat the prompt before it."""
     turn = side[-1]
     earlier = side[:-1]
     if earlier and earlier != prompt and earlier != [message for message in prompt if message.role != "system"]:
@@ -88,6 +91,7 @@ def _take_reply(prompt: list[Message], side: list[Message], name: str) -> Messag
 
 
 def _convert_sharegpt_preference(values: Values, target: Target) -> Row:
+    """Converts a row in ShareGPT's preference format."""
     prompt = read_prompt(values, "conversations", target)
     chosen, rejected = (
         convert_reply(read_required(values, side), side, target.conversion_counts) for side in ("chosen", "rejected")
@@ -96,6 +100,7 @@ def _convert_sharegpt_preference(values: Values, target: Target) -> Row:
 
 
 def _convert_kto(values: Values, target: Target) -> Row:
+    """Converts a row with an answer and its label."""
     read_tools(values, target)
     if has_values(values, "completion"):
         messages = [
@@ -118,7 +123,7 @@ def _convert_kto(values: Values, target: Target) -> Row:
 
 
 def parse_label(value: Any, field: str) -> bool:
-    """True or false, or as CSV writes them; raises BadValue for anything else."""
+    """Parses true or false, or as CSV writes them; raises BadValue for anything else."""
     label = _LABEL_OF_TEXT.get(value.strip().lower()) if isinstance(value, str) else value
     if not isinstance(label, bool):
         raise BadValue("wrong type", f"{field}: is {shorten_repr(value)}; a label is true or false")
@@ -126,6 +131,7 @@ def parse_label(value: Any, field: str) -> bool:
 
 
 def _is_kto(values: Values) -> bool:
+    """Tells whether the row has an answer and a label of true or false."""
     has_turns = has_list(values, "messages") or has_list(values, "conversations")
     has_answer = has_values(values, "completion") or has_values(values, "instruction", "output")
     value = values.get("kto_tag") if has_values(values, "kto_tag") else values.get("label")

@@ -1,4 +1,4 @@
-"""Questions with golds, solutions or long traces, as published: GSM8K, MATH, LIMO, s1K, SVAMP, raw texts."""
+"""Defines the source formats of questions with golds, solutions or long traces: GSM8K, MATH, LIMO, s1K, SVAMP."""
 
 import re
 from functools import partial
@@ -27,18 +27,22 @@ _KEYS_OF_OTHER_FORMATS = ("label", "test_list", "code", "answer", "response", "c
 
 
 def extract_gold_after(value: Any, mark: str) -> str:
-    """What follows the mark's last occurrence; raises BadValue if the value is no text or has no mark."""
+    """Returns what follows the mark's last occurrence; raises BadValue if the value is no text or has no mark."""
     if not isinstance(value, str) or mark not in value:
         raise BadValue("no gold", f"gold: no '{mark}' in {shorten_repr(value)}")
     return value.rpartition(mark)[2].strip()
 
 
 def _make_problem(messages: list[Message], gold: Any, target: Target) -> Row:
+    """Makes a problem row of the prompt and its gold."""
     return Problem(messages=messages, gold=gold, reward=target.reward or _MATH, **target.shared_fields)
 
 
 def _convert_gsm8k(values: Values, target: Target) -> Row:
-    """A chat's reply is the solution as written; a trace's thinking is its steps, the answer the boxed gold."""
+    """Converts a GSM8K row to a problem, a chat or a trace.
+
+    A chat's reply is the solution as written; a trace's thinking is its steps, the answer the boxed gold.
+    """
     messages, solution = read_prompt(values, "question", target), read_text(values, "answer")
     gold = extract_gold_after(solution, GSM8K_MARK)
     if not gold:
@@ -58,7 +62,9 @@ def _convert_gsm8k(values: Values, target: Target) -> Row:
 
 
 def _convert_s1k(thinking_key: str, attempt_key: str, values: Values, target: Target) -> Row:
-    """The trace without a gold: s1K's are graded by a model against a whole `solution`; put that into meta.
+    """Converts an s1K row to a trace without a gold.
+
+    s1K's traces are graded by a model against a whole `solution`; put that into meta.
 
     Several trajectories are one thinking, joined by line breaks and stripped as s1's data/tokenization.py does.
     """
@@ -77,6 +83,7 @@ def _convert_s1k(thinking_key: str, attempt_key: str, values: Values, target: Ta
 
 
 def _convert_prompt_trace(values: Values, target: Target) -> Row:
+    """Converts a row with a prompt, thinking and an answer to a trace."""
     messages = read_prompt(values, choose_key(values, QUESTION_KEYS), target)
     thinking, answer = read_text(values, "thinking"), read_text(values, "answer")
     gold, reward = values.get("gold"), target.reward or _MATH
@@ -84,6 +91,7 @@ def _convert_prompt_trace(values: Values, target: Target) -> Row:
 
 
 def _convert_limo(values: Values, target: Target) -> Row:
+    """Converts a LIMO row to a problem, a chat or a trace."""
     messages = read_prompt(values, "question", target)
     if target.kind == "problem":
         return _make_problem(messages, _read_gold(values), target)
@@ -93,11 +101,12 @@ def _convert_limo(values: Values, target: Target) -> Row:
 
 
 def _convert_prompt_gold(values: Values, target: Target) -> Row:
+    """Converts a row with a prompt and a gold to a problem."""
     return _make_problem(read_prompt(values, choose_key(values, QUESTION_KEYS), target), _read_gold(values), target)
 
 
 def _read_gold(values: Values) -> Any:
-    """The gold, or what the solution boxes if there is no key for one; a null or blank gold is a bad one."""
+    """Reads the gold, or what the solution boxes if there is no key for one; a null or blank gold is a bad one."""
     present_keys = [key for key in _GOLD_KEYS if key in values]
     key = next((key for key in present_keys if values[key] is not None), present_keys[0] if present_keys else None)
     if key is None:
@@ -112,7 +121,7 @@ def _read_gold(values: Values) -> Any:
 
 
 def _convert_svamp(values: Values, target: Target) -> Row:
-    """Body and question with a space between, as both chain-of-thought papers' code joins them."""
+    """Converts an SVAMP row: body and question joined by a space, as in both chain-of-thought papers' code."""
     question = f"{read_text(values, 'Body').strip()} {read_text(values, 'Question').strip()}"
     return _make_problem(
         convert_turns(question, "Question", target.conversion_counts), read_required(values, "Answer"), target
@@ -120,6 +129,7 @@ def _convert_svamp(values: Values, target: Target) -> Row:
 
 
 def _convert_text(values: Values, target: Target) -> Row:
+    """Converts a row with a raw text."""
     if target.meta:
         raise BadValue("no meta", "keep_columns: text rows have no meta to keep them in; leave it out")
     language = read_optional_text(values, "language") or None
@@ -127,6 +137,7 @@ def _convert_text(values: Values, target: Target) -> Row:
 
 
 def _is_gsm8k(values: Values) -> bool:
+    """Tells whether the row has a question and an answer with GSM8K's mark."""
     answer = values.get("answer")
     return (
         has_values(values, "question")
@@ -137,10 +148,12 @@ def _is_gsm8k(values: Values) -> bool:
 
 
 def _is_limo(values: Values) -> bool:
+    """Tells whether the row has LIMO's keys."""
     return has_values(values, "question", "solution", "answer")
 
 
 def _is_prompt_gold(values: Values) -> bool:
+    """Tells whether the row has a prompt and a gold, and nothing of another format."""
     has_prompt = any(has_values(values, key) for key in QUESTION_KEYS[:3])
     others = ("chosen", "completion", "instruction", "thinking", "test", "test_list", "attempt", "deepseek_attempt")
     if any(has_values(values, key) for key in (*others, "gemini_attempt")) or _is_gsm8k(values):
@@ -154,6 +167,7 @@ def _is_prompt_gold(values: Values) -> bool:
 
 
 def _make_s1k_format(name: str, thinking_key: str, attempt_key: str) -> RowFormat:
+    """Makes the format of one of s1K's sets of traces."""
     return RowFormat(
         name,
         f"question, {thinking_key}, {attempt_key}",

@@ -1,4 +1,4 @@
-"""Parts of data that share no question: a question's words alone decide its part, in every stage and kind of row."""
+"""Splits data into parts that share no question: a question's words alone decide its part, in every kind of row."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -19,7 +19,9 @@ Asked = Literal["first", "last", "all"]
 
 
 class QuestionPart(Strict):
-    """One part of all questions, by a hash of their normal form: lower case, without flags, white space apart.
+    """Settings of one part of all questions, chosen by a hash of their normal form.
+
+    The normal form is in lower case, without flags, white space apart.
 
     Two stages whose `shares`, `salt`, `asked` and `without` are equal never share a question between parts of two
     names: not a problem and its traces, pairs, completions or chats, not two files or generators that hold the same
@@ -38,6 +40,7 @@ class QuestionPart(Strict):
 
     @model_validator(mode="after")
     def _check_shares(self) -> "QuestionPart":
+        """Checks that the part has a share and that the shares add up to 1."""
         if self.part not in self.shares:
             raise ValueError(f"part: '{self.part}' is none of the shares{did_you_mean(self.part, self.shares)}")
         if wrong := [name for name, share in self.shares.items() if not 0 < share < 1]:
@@ -48,12 +51,12 @@ class QuestionPart(Strict):
         return self
 
     def is_in_part(self, row: Row) -> bool | None:
-        """Whether the row's question is in this part, None if it asks nothing."""
+        """Tells whether the row's question is in this part, None if it asks nothing."""
         part = self.find_part(row)
         return None if part is None else part == self.part
 
     def find_part(self, row: Row) -> str | None:
-        """The part that the row's question is in, None if it asks nothing."""
+        """Returns the name of the part that the row's question is in, None if it asks nothing."""
         question = normalize_question(row, self.asked, self.without)
         if not question:
             return None
@@ -66,13 +69,16 @@ class QuestionPart(Strict):
 
 
 class Split(QuestionPart):
-    """The rows of one part, in order; the others are dropped as belonging to another."""
+    """Keeps the rows of one part, in order; the others are dropped as belonging to another."""
 
     kind: Literal["split"] = "split"
     from_data: DataRef
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The part's rows; the seed is not looked at, or stages with seeds of their own would cut differently."""
+        """Yields the part's rows.
+
+        The seed is not used, or stages with seeds of their own would cut differently.
+        """
         for row in sources[self.from_data]():
             part = self.find_part(row)
             if part is None:
@@ -84,7 +90,10 @@ class Split(QuestionPart):
 
 
 class Unused(Strict):
-    """The rows whose questions no other stage's rows ask, in order: Qwen3's RL queries, unused in the cold start."""
+    """Keeps the rows whose questions no other stage's rows ask, in order.
+
+    As Qwen3's RL queries, which are unused in the cold start.
+    """
 
     kind: Literal["unused"] = "unused"
     from_data: DataRef
@@ -93,7 +102,10 @@ class Unused(Strict):
     without: list[str] = Field(default_factory=list, description="texts around questions, such as an instruction")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The rows that are left; a row counts as used if any question of another stage's row is one of its own."""
+        """Yields the rows whose questions are unused.
+
+        A row counts as used if any question of another stage's row is one of its own.
+        """
         used: dict[str, str] = {}
         for stage in self.unused_in:
             for row in sources[stage]():
@@ -110,28 +122,35 @@ class Unused(Strict):
 
 
 def normalize_question(row: Row, asked: Asked = "first", without: list[str] | None = None) -> str:
-    """The row's question in its normal form; equal for questions that differ in case, flags and white space alone."""
+    """Returns the row's question in its normal form.
+
+    It is equal for questions that differ in case, flags and white space alone.
+    """
     return "\n".join(_pick_questions(list_normalized_questions(row, without or []), asked))
 
 
 def list_normalized_questions(row: Row, without: list[str]) -> list[str]:
-    """The normal form of every question that the row asks in its own right and that says anything, in order."""
+    """Lists the normal form of every question that the row asks in its own right and that is not blank, in order."""
     return _normalize_texts(list_own_questions(row), without)
 
 
 def _normalize_texts(texts: list[str], without: list[str]) -> list[str]:
+    """Returns the normal forms of the texts, blank ones left out."""
     return [normalized for text in texts if (normalized := _normalize_text(text, without))]
 
 
 def _normalize_text(text: str, without: list[str]) -> str:
+    """Returns a text in lower case, without flags and the given parts, its words and signs apart."""
     for part in without:
         text = text.replace(part, " ")
     return " ".join(split_words_and_signs(remove_flags(text)))
 
 
 def _pick_questions(questions: list[str], asked: Asked) -> list[str]:
+    """Returns the first, the last or all questions."""
     return questions if asked == "all" else questions[:1] if asked == "first" else questions[-1:]
 
 
 def _to_exact_fraction(share: float) -> Fraction:
+    """Returns the decimal that was written as a fraction."""
     return Fraction(str(share))  # the decimal that was written, so that 0.1 and 0.2 and 0.7 make 1

@@ -1,4 +1,4 @@
-"""Problems made by reasoning_gym: puzzles, arithmetic, logic, graphs, in any number, each with a scorer of its own."""
+"""Generates reasoning_gym problems: puzzles, arithmetic, logic, graphs, each with a scorer of its own."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ _WORKER_MODULE = "qwen_align.data_builders.reasoning_gym_worker"
 
 
 class GymTask(Strict):
-    """A task by its name in reasoning_gym, its share of the rows among the others' weights, and its configuration."""
+    """A task by its name in reasoning_gym, with its weight among the tasks and its configuration."""
 
     name: str
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -37,13 +37,14 @@ class GymTask(Strict):
     @field_validator("settings")
     @classmethod
     def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Refuses seed and size, which the builder sets itself."""
         if builder_settings := sorted({"seed", "size"} & set(settings)):
             raise ValueError(f"{', '.join(builder_settings)}: the builder's own; set seed and n there")
         return settings
 
 
 class ReasoningGymTasks(Strict):
-    """Settings of the generator; `build` yields the rows.
+    """Settings of the reasoning_gym generator; `build` yields the rows.
 
     Train, dev and test never share a question: the split is a hash of task and question, whatever seed and settings.
     `instruction` follows the question; "" leaves it out.
@@ -58,11 +59,11 @@ class ReasoningGymTasks(Strict):
     mode: Mode | None = None
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """`generate`, as every builder is called; it reads no other stage and drops nothing."""
+        """Generates the rows through the interface of every builder; reads no other stage and drops nothing."""
         return self.generate(seed)
 
     def generate(self, seed: int) -> Iterator[Problem]:
-        """`n` distinct rows; the same for the same settings, seed and version of reasoning_gym."""
+        """Generates `n` distinct problems, the same for the same settings, seed and version of reasoning_gym."""
         seed = seed if self.seed is None else self.seed
         tasks = [GymTask(name=task) if isinstance(task, str) else task for task in self.tasks]
         random = Random(f"reasoning_gym {self.split} {seed}")
@@ -83,6 +84,7 @@ class ReasoningGymTasks(Strict):
                 yield row
 
     def _make_problem(self, task: GymTask, entry: dict[str, Any]) -> Problem:
+        """Makes the problem row of an item."""
         question = entry["question"]
         prompt = f"{question}\n\n{self.instruction}" if self.instruction else question
         gold: dict[str, Any] = {"dataset": task.name, "entry": entry}
@@ -100,19 +102,21 @@ class ReasoningGymTasks(Strict):
 
 
 def compute_content_id(task: str, question: str) -> str:
-    """A stable id: equal questions of a task have equal ids."""
+    """Hashes task and question to a stable row id: equal questions of a task have equal ids."""
     return f"{task}-{hashlib.sha256(f'{task} {question}'.encode()).hexdigest()[:16]}"
 
 
 def assign_split(row_id: str) -> Split:
-    """Eight in ten questions are for training, one for dev, one for test."""
+    """Assigns a question to train, dev or test by its id, eight to one to one."""
     tenth = int(row_id[-8:], 16) % 10
     return "test" if tenth == 0 else "dev" if tenth == 1 else "train"
 
 
 @contextlib.contextmanager
 def _start_item_process(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[str, Any]]]:
-    """What gives the next item of the task at a place; a process draws them, which ends with the context.
+    """Starts the process that makes items; yields a function that requests the next item of a task by its index.
+
+    The process ends with the context.
 
     Raises RecipeError for tasks that cannot be drawn from.
     """

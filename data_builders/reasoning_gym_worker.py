@@ -1,4 +1,4 @@
-"""Items of reasoning_gym's tasks, made in a process of its own in which hashes, chance and the clock decide nothing.
+"""Makes items of reasoning_gym's tasks in a process of its own, so that nothing but the seed decides what they are.
 
 `python -m qwen_align.data_builders.reasoning_gym_worker` reads lines of JSON and answers each with a line: the first
 holds tasks and seed, the others the place of a task whose next item is wanted. An answer is `{"item": ...}`, or
@@ -26,6 +26,7 @@ _CHUNK_ITEMS = 500  # reasoning_gym's own size; a data set of more is continued 
 
 
 def main() -> None:
+    """Answers requests from standard input with lines of JSON on standard output."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # some tasks print while they draw
     item_streams: list[Iterator[Any]] = []
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def create_item_streams(tasks: Sequence[dict[str, Any]], seed: int) -> list[Iterator[dict[str, Any]]]:
-    """For each task, of `name` and `settings`, its items without end, as JSON holds them.
+    """Creates an endless stream of items for each task, given by `name` and `settings`; items are plain JSON values.
 
     Raises RecipeError for a name that is no task's or that is not used.
     """
@@ -59,7 +60,7 @@ def create_item_streams(tasks: Sequence[dict[str, Any]], seed: int) -> list[Iter
 
 
 def _generate_items(name: str, settings: dict[str, Any], draw_key: str) -> Iterator[dict[str, Any]]:
-    """Raises RecipeError for settings that the task cannot be made with."""
+    """Generates a task's items without end; raises RecipeError for settings that the task cannot be made with."""
     from reasoning_gym.factory import create_dataset
 
     chunk = 0
@@ -78,7 +79,7 @@ def _generate_items(name: str, settings: dict[str, Any], draw_key: str) -> Itera
 
 
 def _seed_global_generators(*draw_key: object) -> None:
-    """Seeds what some tasks draw from beside the generator of their own."""
+    """Seeds Python's and numpy's global generators, from which some tasks draw beside their own."""
     import numpy
 
     random.seed(hash_to_number(*draw_key))
@@ -86,7 +87,7 @@ def _seed_global_generators(*draw_key: object) -> None:
 
 
 def _remove_date(name: str, item: dict[str, Any]) -> dict[str, Any]:
-    """The item without the day it was made on, which time_intervals notes beside times of day."""
+    """Removes the day on which an item was made, which time_intervals notes beside times of day."""
     metadata = item["metadata"]
     if name == "time_intervals" and metadata["task_type"].startswith("time"):
         times = {key: metadata[key].rpartition(" ")[2] for key in ("start_time", "end_time")}
@@ -95,7 +96,10 @@ def _remove_date(name: str, item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_plain_value(value: Any) -> Any:
-    """A numpy number as Python's, anything else (gsm_symbolic's Fractions, which its scorer does not read) as text."""
+    """Converts a numpy number to Python's, and anything else to text.
+
+    Such as gsm_symbolic's Fractions, which its scorer does not read.
+    """
     return value.item() if hasattr(value, "item") else str(value)
 
 

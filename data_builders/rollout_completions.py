@@ -1,4 +1,4 @@
-"""What builders read from a rollout stage: its completions, whole, by prompt, with their verdicts."""
+"""Reads a rollout stage's completions: checked, grouped by prompt, with their verdicts."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -6,7 +6,7 @@ from qwen_align.align.rows import Completion, Row, RowError
 
 
 def read_completions(read: Callable[[], Iterator[Row]], stage: str) -> Iterator[Completion]:
-    """The rows of a rollout stage; raises RowError for a row of another kind."""
+    """Yields the completions of a rollout stage; raises RowError for a row of another kind."""
     for row in read():
         if not isinstance(row, Completion):
             raise RowError(f"stage '{stage}': row '{row.id}' is a {row.row} row; only a rollout stage's completions do")
@@ -14,7 +14,7 @@ def read_completions(read: Callable[[], Iterator[Row]], stage: str) -> Iterator[
 
 
 def group_by_prompt(rows: Iterable[Completion]) -> dict[str, list[Completion]]:
-    """Completions under their prompt's id, prompts as they first come, samples by number."""
+    """Groups completions by their prompt's id: prompts in the order they first come, samples by number."""
     prompts: dict[str, list[Completion]] = {}
     for row in rows:
         prompts.setdefault(row.prompt_id, []).append(row)
@@ -22,7 +22,10 @@ def group_by_prompt(rows: Iterable[Completion]) -> dict[str, list[Completion]]:
 
 
 def get_verdict_value(row: Completion, reward: str) -> float | None:
-    """The named reward's value, None if its verdict has none; raises RowError if the reward did not judge the row."""
+    """Returns the named reward's value for a completion, None if its verdict has none.
+
+    Raises RowError if the reward did not judge the completion.
+    """
     if reward not in row.verdicts:
         judged = ", ".join(row.verdicts) or "no reward"
         raise RowError(

@@ -1,4 +1,4 @@
-"""A model's own completions with a thumb up or down: data for outcome reward models and for KTO."""
+"""Labels a model's own completions as correct or wrong: data for outcome reward models and for KTO."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -14,7 +14,7 @@ from qwen_align.reward.thinking import split_turn
 
 
 class Labels(Strict):
-    """Every judged, finished and well-formed completion with whether it is correct, equal texts of a prompt once.
+    """Every judged, finished and well-formed completion with whether it is correct; equal texts of a prompt once.
 
     With `both_sides_only` prompts whose completions are all correct or all wrong are dropped, as for Qwen2.5-Math's
     reward model (arXiv:2409.12122).
@@ -27,7 +27,7 @@ class Labels(Strict):
     both_sides_only: bool
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Rows in the order of the prompts and their samples."""
+        """Yields the labelled completions in the order of the prompts and their samples."""
         for rows in group_by_prompt(read_completions(sources[self.from_data], self.from_data)).values():
             labelled_of_text: dict[str, Labelled] = {}
             for row in rows:
@@ -46,6 +46,7 @@ class Labels(Strict):
                     yield labelled
 
     def _label_completion(self, row: Completion) -> Labelled | str:
+        """Returns the completion with its label, or the reason why it has none."""
         value, turn = get_verdict_value(row, self.reward), split_turn(row.text)
         if value is None:
             return "no verdict"

@@ -1,4 +1,4 @@
-"""Preference pairs from a model's own completions: a better one over a worse one for the same prompt."""
+"""Builds preference pairs from a model's own completions: a better one over a worse one for the same prompt."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -14,7 +14,7 @@ from qwen_align.reward.thinking import split_turn
 
 
 class Pairs(Matching):
-    """At most `per_prompt` pairs a prompt, by `rule`, from the verdicts of any reward or reward model.
+    """At most `per_prompt` pairs per prompt, by `rule`, from the verdicts of any reward or reward model.
 
     Completions without a verdict are no sides. Those cut at the length limit or with a malformed thinking block are
     none either, unless `reject_malformed` lets them be rejected, word for word as the model said them, which the
@@ -27,7 +27,10 @@ class Pairs(Matching):
     reject_malformed: bool = False
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Pairs in the order of the prompts; prompts that make none and completions in none are dropped."""
+        """Yields the pairs in the order of the prompts.
+
+        Prompts that make none and completions in none are dropped.
+        """
         for prompt_id, rows in group_by_prompt(read_completions(sources[self.from_data], self.from_data)).items():
             candidates = [candidate for row in rows if (candidate := self._make_candidate(row, drops)) is not None]
             matches = self.select_matches(candidates)
@@ -38,6 +41,7 @@ class Pairs(Matching):
             yield from (_make_pair(match, row_of[match.chosen.name], self.reward) for match in matches)
 
     def _make_candidate(self, row: Completion, drops: Drops) -> Candidate | None:
+        """Returns the completion as a candidate side of a pair; drops it and returns None if it cannot be one."""
         value = get_verdict_value(row, self.reward)
         turn = split_turn(row.text)
         is_cut = row.finish_reason == "length"
@@ -57,6 +61,7 @@ class Pairs(Matching):
 
 
 def _make_pair(match: Match, row: Completion, reward: str) -> Pair:
+    """Makes the pair row of a match."""
     return Pair(
         id=f"{row.prompt_id}#{match.chosen.name}>{match.rejected.name}",
         messages=row.prompt,

@@ -1,4 +1,4 @@
-"""What can be wrong with a row alone, one kind of fault a function."""
+"""Checks a row by itself for faults, one kind of fault per function."""
 
 import re
 from typing import Literal, NamedTuple
@@ -13,14 +13,14 @@ MAX_DETAIL_CHARACTERS = 200  # characters of a gold or of a shared text that are
 
 
 class Fault(NamedTuple):
-    """Why a row is dropped: a short, countable reason, and what was found."""
+    """The reason why a row is dropped, short and countable, and what was found."""
 
     reason: str
     detail: str
 
 
 def find_empty_fault(row: Row) -> Fault | None:
-    """A row that nothing can be learnt from: it asks nothing somewhere, holds no text, or prefers a text to itself."""
+    """Finds what leaves nothing to learn from a row: a blank user turn or text, or a pair of equal sides."""
     if isinstance(row, Text):
         return None if row.text.strip() else Fault("blank text", "")
     blank_turn = next(
@@ -34,11 +34,12 @@ def find_empty_fault(row: Row) -> Fault | None:
 
 
 def _strip_message(turn: Message) -> tuple[str, str, object]:
+    """Returns what a message says without white space around it, for comparison."""
     return turn.content.strip(), (turn.thinking or "").strip(), turn.tool_calls or None
 
 
 def find_length_fault(n_characters: int, min_characters: int, max_characters: int | None) -> Fault | None:
-    """`most` None: no bound."""
+    """Returns a fault if the text is too short or too long; `max_characters` None: no bound."""
     if n_characters < min_characters:
         return Fault("too short", f"{n_characters} characters")
     if max_characters is not None and n_characters > max_characters:
@@ -47,7 +48,10 @@ def find_length_fault(n_characters: int, min_characters: int, max_characters: in
 
 
 def find_language_fault(row: Row, language: Literal["en", "zh"], min_script_share: float) -> Fault | None:
-    """A row without letters is of any language."""
+    """Returns a fault if too few of the row's letters are of the language's script.
+
+    A row without letters is of any language.
+    """
     share = compute_script_share(" ".join(list_all_texts(row)), language)
     if share is None or share >= min_script_share:
         return None
@@ -55,7 +59,10 @@ def find_language_fault(row: Row, language: Literal["en", "zh"], min_script_shar
 
 
 def find_thinking_fault(row: Row) -> Fault | None:
-    """What is wrong with the assistant's turns; user turns may speak of tags."""
+    """Finds thinking tags in texts, and blank thinking or answers, in the assistant's turns.
+
+    User turns may speak of tags.
+    """
     if isinstance(row, Trace):
         if not row.thinking.strip():
             return Fault("blank thinking", "a Trace row has thinking; without any it is a Chat row")
@@ -85,13 +92,13 @@ _CONTROL_TOKEN = re.compile(
 
 
 def find_control_token_fault(row: Row) -> Fault | None:
-    """A token of the template or tokenizer in any text."""
+    """Finds a token of the template or tokenizer, such as <|im_end|>, in any text of the row."""
     token = next((match for text in list_all_texts(row) if (match := _CONTROL_TOKEN.search(text))), None)
     return Fault("control token in the text", token[0]) if token else None
 
 
 def find_gold_fault(row: Row) -> Fault | None:
-    """A gold that does not pass its own reward; raises DataError if nobody knows the reward here."""
+    """Returns a fault if the gold does not pass the row's own reward; raises DataError if the reward is unknown."""
     if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
         return None  # a trace may be trained without anyone judging it
     try:
@@ -116,7 +123,7 @@ _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
 
 
 def compute_script_share(text: str, language: Literal["en", "zh"]) -> float | None:
-    """Share of the letters that are of the language's script, None without letters.
+    """Computes the share of the letters that are of the language's script, None without letters.
 
     Formulas between dollar signs or LaTeX brackets, code, commands and links are left out.
     """

@@ -1,4 +1,4 @@
-"""A source's rows as ours: the settings that every source shares, and a report of what became of what."""
+"""Converts a source's rows to ours: the settings that every source shares, and the conversion with its report."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
@@ -31,7 +31,7 @@ _NumberedRow = tuple[int, str, Any]
 
 
 class Conversion(Strict):
-    """How a source's rows become ours.
+    """Settings that say how a source's rows become ours.
 
     Without `rows` and `format` the format is recognised by the keys of the first rows; where that is unclear, the error
     lists the candidates. `rows: typed` reads our own `rows.jsonl`. `rows: problem` or another kind alone reads our
@@ -61,6 +61,7 @@ class Conversion(Strict):
 
     @model_validator(mode="after")
     def _check_conversion(self) -> Self:
+        """Checks that the settings given fit each other and the rows that are made."""
         if self.rows == "typed":
             if problem := self._list_idle_for_typed():
                 raise ValueError(problem)
@@ -79,19 +80,23 @@ class Conversion(Strict):
         return self
 
     def _list_idle_for_typed(self) -> str:
+        """Returns an error naming the given settings that typed rows do not use; empty if there are none."""
         used_settings = {"rows", "on_bad_row", "expect_rows", *(["format"] if self.rows == "auto" else [])}
         idle_settings = ", ".join(sorted(set(Conversion.model_fields) & self.model_fields_set - used_settings))
         return idle_settings and f"{idle_settings}: typed rows say everything themselves; leave it out"
 
     def _list_idle_for_text(self) -> str:
+        """Returns an error naming the given settings that raw texts do not use; empty if there are none."""
         idle_settings = ", ".join(sorted({"mode", "system"} & self.model_fields_set))
         return idle_settings and f"{idle_settings}: a text is no conversation; leave it out"
 
     @property
     def _target_description(self) -> str:
+        """Returns what rows are made into, in words for an error."""
         return f"format {self.format}" if self.format else f"a {self.rows} row"
 
     def _check_columns(self) -> None:
+        """Checks that `columns` names fields of the format or kind of row."""
         if self.format in (None, "auto"):
             known = FIELDS[self.rows].all_names
         else:
@@ -109,7 +114,7 @@ class Conversion(Strict):
                 )
 
     def convert_rows(self, read: RowReader, source: str, drops: Drops, report: Report) -> Iterator[Row]:
-        """The rows of a source as ours, in order.
+        """Yields a source's rows converted to ours, in order.
 
         `source` names it in errors; rows without an id are called after its last part, up to the first dot.
         Raises DataError if the format is unclear, a named column is in no row or `expect_rows` is not how many there
@@ -163,7 +168,7 @@ class Conversion(Strict):
             )
 
     def _choose_converter(self, head: list[_NumberedRow], source: str, report: Report) -> Callable[[Any, str], Row]:
-        """What makes a row of a value and the id it has where it brings none."""
+        """Returns the function that makes a row of a value and of the id that it gets where it brings none."""
         name: str | None = self.format
         if self.rows == "typed":
             name = TYPED_FORMAT
@@ -186,6 +191,7 @@ class Conversion(Strict):
         return lambda value, new_id: self._convert_row(value, new_id, name, report)
 
     def _convert_row(self, value: Any, new_id: str, name: str | None, report: Report) -> Row:
+        """Converts one value to a row of ours; raises BadValue if it cannot be."""
         if not isinstance(value, dict):
             raise BadValue("not an object", f"is {type(value).__name__} {shorten_repr(value)}, not an object with keys")
         row_format = None if name is None else FORMATS[name]
@@ -220,6 +226,7 @@ class Conversion(Strict):
     def _convert_in_format(
         self, row_format: RowFormat, renamed: ReadValues, value: dict[str, Any], target: Target
     ) -> Row:
+        """Converts a row in a known format; errors for missing fields name the columns that are absent."""
         try:
             return row_format.convert(renamed, target)
         except BadValue as error:
@@ -231,13 +238,13 @@ class Conversion(Strict):
             raise BadValue(error.reason, f"{error}. But {hint}") from None
 
     def _add_system_message(self, row: Row) -> Row:
-        """The row after the settings' system message, if it opens with none of its own."""
+        """Returns the row after the settings' system message, if it opens with none of its own."""
         if self.system is None or isinstance(row, Text | Completion) or row.messages[0].role == "system":
             return row
         return row.model_copy(update={"messages": [Message(role="system", content=self.system), *row.messages]})
 
     def _rename_columns(self, values: ReadValues) -> ReadValues:
-        """The row with the format's own keys for those that `columns` names."""
+        """Returns the row under the format's own keys for those that `columns` names."""
         if not self.columns:
             return ReadValues(values)
         renamed_keys = set(self.columns.values())
@@ -246,6 +253,7 @@ class Conversion(Strict):
         return ReadValues(renamed)
 
     def _collect_meta(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Collects the columns that `keep_columns` puts into meta."""
         keys = list(value) if self.keep_columns == "all" else self.keep_columns
         meta = {key: value[key] for key in keys if value.get(key) is not None}
         check_json_value(meta, "keep_columns")
@@ -253,7 +261,7 @@ class Conversion(Strict):
 
 
 def _number_rows(read: RowReader, reject: Reject) -> Iterator[_NumberedRow]:
-    """The rows with their number, those that cannot be read counted."""
+    """Yields the rows with their numbers, counting those that cannot be read."""
     number = 0
 
     def count_and_reject(error: BadRow) -> None:
@@ -267,6 +275,7 @@ def _number_rows(read: RowReader, reject: Reject) -> Iterator[_NumberedRow]:
 
 
 def _read_row_id(value: Any, new_id: str) -> str:
+    """Returns the row's id as a text, `new_id` if it has none; raises BadValue for any other value."""
     if value is None:
         return new_id
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():

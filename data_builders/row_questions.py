@@ -1,4 +1,4 @@
-"""The questions that a row asks in its own right, where a builder puts more around or before them.
+"""Finds the questions that a row asks in its own right, where a builder puts more text around or before them.
 
 What decides in which part of the data a row is has to be what its source decided by: a prefix of a solution belongs to
 the solution's question, a trace that goes on after a chat to the trace's.
@@ -14,12 +14,18 @@ _ASKED = "asked"  # the key in meta
 
 
 def add_questions_to_meta(meta: dict[str, Any], messages: Sequence[Message]) -> dict[str, Any]:
-    """The meta of a row made of these turns, with their questions; those that are there already stay."""
+    """Returns the row's meta with the user turns of `messages` noted as its questions.
+
+    Questions that are noted there already stay.
+    """
     return {_ASKED: _list_user_turns(messages), **meta}
 
 
 def list_own_questions(row: Row) -> list[str]:
-    """What the row asks in its own right: what its meta says, else every user turn; of a raw text, the text."""
+    """Lists the questions that a row asks in its own right.
+
+    They are those its meta notes, else every user turn; of a raw text, the text.
+    """
     if isinstance(row, Text):
         return [row.text]
     stored = row.meta.get(_ASKED)
@@ -29,10 +35,11 @@ def list_own_questions(row: Row) -> list[str]:
 
 
 def list_all_questions(row: Row) -> list[str]:
-    """What the row asks in its own right, and every user turn."""
+    """Lists the questions that a row asks in its own right, and then every user turn."""
     questions = list_own_questions(row)
     return questions if isinstance(row, Text) else list(dict.fromkeys([*questions, *_list_user_turns(get_turns(row))]))
 
 
 def _list_user_turns(messages: Sequence[Message]) -> list[str]:
+    """Lists the texts of the user turns."""
     return [turn.content for turn in messages if turn.role == "user"]

@@ -1,4 +1,4 @@
-"""What a row says, as text: everything, or only what it was asked."""
+"""Extracts the texts of a row: everything that it says, or only the question."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ Part = Literal["question", "everything"]
 
 
 def list_all_texts(row: Row) -> list[str]:
-    """Everything that is said in the row, in order, empty texts included."""
+    """Lists everything that is said in the row, in order, empty texts included."""
     if isinstance(row, Text):
         return [row.text]
     texts = [text for message in get_turns(row) for text in (message.thinking or "", message.content)]
@@ -17,7 +17,7 @@ def list_all_texts(row: Row) -> list[str]:
 
 
 def join_part_texts(row: Row, part: Part) -> str:
-    """The user turns (`question`), or every turn with its thinking but the system's, on lines of their own.
+    """Joins the user turns (`question`), or every turn with its thinking but the system's, by line breaks.
 
     System turns are left out because the same one stands in every row. A Text row is its text.
     """
@@ -35,12 +35,12 @@ def join_part_texts(row: Row, part: Part) -> str:
 
 
 def get_turns(row: Dialogue) -> list[Message]:
-    """The turns that stand in the row as a list, what is asked among them."""
+    """Returns the turns that stand in the row as a list, the prompt among them."""
     return row.prompt if isinstance(row, Completion) else row.messages
 
 
 def _list_texts_beside_turns(row: Dialogue) -> list[str]:
-    """What is said beside the turns."""
+    """Lists the texts that stand beside the row's turns, such as a trace's answer."""
     if isinstance(row, Completion):
         return [row.text]
     if isinstance(row, Trace):
@@ -51,7 +51,7 @@ def _list_texts_beside_turns(row: Dialogue) -> list[str]:
 
 
 def list_replies(row: Row) -> list[Message]:
-    """The assistant turns that stand beside the row's messages: both sides of a pair, a labelled completion."""
+    """Lists the assistant turns beside the row's messages: both sides of a pair, a labelled completion."""
     if isinstance(row, Pair):
         return [row.chosen, row.rejected]
     return [row.completion] if isinstance(row, Labelled) else []

@@ -1,4 +1,4 @@
-"""Pairs from files of prompts with several responses and their scores, as a reward model writes them."""
+"""Builds pairs from files of prompts with several responses and their scores, as a reward model writes them."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class ScoredPairs(JudgedFile):
-    """The better over the worse response, by `rule`.
+    """Pairs of a better over a worse response, by `rule`, from a file of scored responses.
 
     The keys' names are those of Online-DPO-R1's files (dd35ca9, dpo_iteration/run_dpo.py): a prompt, a list of
     responses, a list of as many rewards. Scores of a rollout's own completions are for `pairs`. A reward of null is
@@ -28,7 +28,7 @@ class ScoredPairs(JudgedFile):
     scores: str = Field(default="rewards", min_length=1, description="the file's key of their scores")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Rows in the file's order; prompts that make no pair and responses in none are dropped."""
+        """Yields the pairs in the file's order; prompts that make no pair and responses in none are dropped."""
         for where, row_id, row in self.read_objects():
             group = self.group_answers(
                 row_id, self.make_prompt(row, where), list(self._read_scored_responses(row, where, row_id, drops))
@@ -45,6 +45,7 @@ class ScoredPairs(JudgedFile):
     def _read_scored_responses(
         self, row: dict[str, Any], where: str, row_id: str, drops: Drops
     ) -> Iterator[tuple[str, str, float]]:
+        """Yields (name, text, score) of a row's responses; raises RowError for lists of unequal length."""
         responses, scores = read_field(row, self.responses, where), read_field(row, self.scores, where)
         if not isinstance(responses, list) or not isinstance(scores, list) or len(responses) != len(scores):
             raise RowError(f"{where}: '{self.responses}' and '{self.scores}' have to be lists of one length")

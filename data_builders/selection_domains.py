@@ -1,4 +1,4 @@
-"""Domains of questions, by column, keywords or a user's function, and as even a spread over them as the rows allow."""
+"""Labels questions with domains by column, keywords or a user's function, and selects rows evenly over domains."""
 
 import hashlib
 import re
@@ -28,7 +28,7 @@ from qwen_align.reward.python_file import user_function
 
 
 class Label(NamedTuple):
-    """A row's domain, or None and why it has none."""
+    """A row's domain, or None and the reason why it has none."""
 
     domain: str | None
     why: str = ""
@@ -41,10 +41,11 @@ class ByColumn(Strict):
     column: str | None = Field(default="domain", min_length=1, description="null: the row's source")
 
     def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
-        """A label for each row; raises RowError for a column that holds something else."""
+        """Returns a domain label for each row; raises RowError for a column that holds something else."""
         return [self._label_row(row) for row in rows]
 
     def _label_row(self, row: Selectable) -> Label:
+        """Returns the domain label of one row."""
         value = row.source if self.column is None else row.meta.get(self.column)
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             raise RowError(f"row '{row.id}': meta '{self.column}' is {value!r:.60}, neither text nor a whole number")
@@ -67,18 +68,20 @@ class ByKeywords(Strict):
     @field_validator("table")
     @classmethod
     def _check_table(cls, table: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Checks that every domain has a name and keywords, none of them blank."""
         for domain, keywords in table.items():
             if not domain.strip() or not keywords or not all(keyword.strip() for keyword in keywords):
                 raise ValueError(f"'{domain}': a domain has a name and at least one keyword, none of them blank")
         return table
 
     def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
-        """A label for each row."""
+        """Returns a domain label for each row."""
         patterns = [(domain, _compile_keywords(self.table[domain])) for domain in sorted(self.table)]
         return [_choose_most_frequent(patterns, join_user_turns(row)) for row in rows]
 
 
 def _compile_keywords(keywords: Sequence[str]) -> re.Pattern[str]:
+    """Compiles a pattern that matches any of the keywords, the longest first."""
     longest_first = sorted(
         {" ".join(keyword.casefold().split()) for keyword in keywords}, key=lambda keyword: (-len(keyword), keyword)
     )
@@ -86,7 +89,9 @@ def _compile_keywords(keywords: Sequence[str]) -> re.Pattern[str]:
 
 
 def _make_word_pattern(keyword: str) -> str:
-    """A pattern for the keyword, at the borders of words where it begins or ends with a letter of a spaced script.
+    """Makes a pattern that matches the keyword as a whole word.
+
+    Borders of words count where it begins or ends with a letter of a spaced script.
 
     It looks back after its first letter, not before: patterns that begin with a letter are searched for at once.
     """
@@ -96,6 +101,7 @@ def _make_word_pattern(keyword: str) -> str:
 
 
 def _choose_most_frequent(patterns: Sequence[tuple[str, re.Pattern[str]]], question: str) -> Label:
+    """Returns the domain whose pattern matches the question most often."""
     text = " ".join(question.casefold().split())
     counts = {domain: sum(1 for _ in pattern.finditer(text)) for domain, pattern in patterns}
     best = max(counts, key=lambda domain: counts[domain])  # of equals the first, and the patterns stand by name
@@ -116,7 +122,7 @@ class ByPython(Strict):
     memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
 
     def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
-        """A label for each row; raises RecipeError if the file cannot be imported or lacks the function."""
+        """Returns a domain label for each row; raises RecipeError if the file does not provide the function."""
         pool = _get_worker_pool(self.file, self.name, self.time_limit_s, self.memory_gib)
         try:
             pool.warm()
@@ -128,13 +134,14 @@ class ByPython(Strict):
 
 @cache
 def _get_worker_pool(file: str, name: str, time_limit_s: float, memory_gib: float) -> Pool:
+    """Returns the pool of worker processes that run the user's function, one for each set of limits."""
     argument = {"file": str(Path(file).resolve()), "name": name}
     entry = "qwen_align.data_builders.selection_domains:load_domain_function"
     return Pool(entry, argument, workers=cores(), limit_s=time_limit_s, memory_gib=memory_gib)
 
 
 def load_domain_function(argument: dict[str, Any]) -> Callable[[str], str | None]:
-    """In the workers' server: imports the user's file and returns what answers requests."""
+    """Imports the user's file in a worker and returns the function that answers requests."""
     function = user_function(Path(argument["file"]), argument["name"])
 
     def handle(question: str) -> str | None:
@@ -147,6 +154,7 @@ def load_domain_function(argument: dict[str, Any]) -> Callable[[str], str | None
 
 
 def _request_label(pool: Pool, question: str) -> Label:
+    """Asks the worker pool for a question's domain; a failed request gives none."""
     try:
         domain = pool.ask(question)
     except PoolError as error:
@@ -174,7 +182,7 @@ class Domains(Strict):
     note_as: str = Field(default="domain", min_length=1)
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The chosen rows; raises DataError if there are fewer than `n`."""
+        """Yields the chosen rows; raises DataError if there are fewer than `n`."""
         rows = read_selectable_rows(sources, self.from_data)
         domain_of: dict[str, str] = {}
         for row, label in zip(rows, self.domain.label_rows(rows), strict=True):
@@ -191,12 +199,13 @@ class Domains(Strict):
                 drops.add("over its domain's part", row.id, domain_of[row.id])
 
     def _note_domain(self, row: Selectable, domain: str) -> Selectable:
+        """Returns the row with its domain in meta."""
         is_from_same_column = isinstance(self.domain, ByColumn) and self.domain.column == self.note_as
         return row if is_from_same_column and self.note_as in row.meta else add_note_to_meta(row, self.note_as, domain)
 
 
 def choose_evenly(domain_of: dict[str, str], *, n: int | None, per_domain: int | None, seed: int) -> set[str]:
-    """The ids chosen by taking one of each domain in turn; raises DataError if there are fewer than `n`."""
+    """Chooses ids by taking one of each domain in turn; raises DataError if there are fewer than `n`."""
     domains: dict[str, list[str]] = {}
     for row_id in sorted(domain_of, key=lambda row_id: _compute_draw_key(seed, row_id)):
         domains.setdefault(domain_of[row_id], []).append(row_id)
@@ -214,4 +223,5 @@ def choose_evenly(domain_of: dict[str, str], *, n: int | None, per_domain: int |
 
 
 def _compute_draw_key(seed: int, row_id: str) -> bytes:
+    """Hashes seed and row id to the key that rows of a domain are ordered by."""
     return hashlib.sha256(f"domains {seed} {row_id}".encode()).digest()

@@ -1,4 +1,4 @@
-"""What selections read: the rows to choose from, their questions, and how often a model solved them."""
+"""Reads what selections work on: the rows to choose from, their questions, and how often a model solved them."""
 
 from collections.abc import Callable, Iterable
 from math import fsum
@@ -18,7 +18,7 @@ Selectable = Problem | Trace | Chat | Pair
 
 
 class Tries(NamedTuple):
-    """A model's judged answers to one prompt; `mean` is that of their rewards."""
+    """The counts of a model's judged answers to one prompt; `mean` is that of their rewards."""
 
     n_correct: int
     n_judged: int
@@ -26,11 +26,12 @@ class Tries(NamedTuple):
 
     @property
     def description(self) -> str:
+        """Returns the counts in words for people."""
         return f"{self.n_correct} of {self.n_judged} correct, mean {self.mean:.4g}"
 
 
 class Attempts(Strict):
-    """How often a model solved a prompt: a rollout stage's verdicts, or a column of the rows' own `meta`.
+    """Settings that say where a model's attempts at a prompt are: a rollout's verdicts or a column of rows' `meta`.
 
     A column holds `correct` (true or false: one attempt), `rewards` (a list of numbers or booleans, null for an answer
     nobody could judge), the `count` of correct answers out of `samples`, or their `share` from 0 to 1.
@@ -47,6 +48,7 @@ class Attempts(Strict):
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:
+        """Checks that exactly one origin is named, with the settings that belong to it."""
         if (self.from_rollout is None) == (self.column is None):
             raise ValueError("say where the attempts are: either from_rollout or column")
         idle_settings = {"holds", "samples"} if self.column is None else {"reward"}
@@ -58,11 +60,13 @@ class Attempts(Strict):
 
     @property
     def location(self) -> str:
-        """What the attempts are called in reasons and errors."""
+        """Returns what the attempts are called in reasons and errors."""
         return f"stage '{self.from_rollout}'" if self.column is None else f"meta '{self.column}'"
 
     def make_reader(self, sources: Sources) -> Callable[[Selectable], Tries | None]:
-        """A function from a row to its tries, None where there are none; a rollout stage is read once, here.
+        """Makes a function that returns a row's tries, None where there are none.
+
+        A rollout stage is read once, here.
 
         Raises RowError for verdicts that are not there and for columns that hold something else.
         """
@@ -77,6 +81,7 @@ class Attempts(Strict):
         return lambda row: tries.get(row.id, tries.get(get_prompt_id(row.id)))
 
     def _summarize_rewards(self, values: list[float]) -> Tries:
+        """Counts correct answers and averages the rewards."""
         try:
             mean = fsum(values) / len(values)
         except OverflowError:  # each is a float, their sum is none
@@ -84,6 +89,7 @@ class Attempts(Strict):
         return Tries(sum(value >= self.correct_from for value in values), len(values), mean)
 
     def _read_column(self, row: Selectable) -> Tries | None:
+        """Reads the tries of a row from its meta; raises RowError for a value of another kind."""
         value = row.meta.get(str(self.column))
         if value is None:
             return None
@@ -106,11 +112,12 @@ class Attempts(Strict):
 
 
 def _is_reward(value: Any) -> bool:
+    """Tells whether the value is a reward: a number, a boolean or null."""
     return value is None or isinstance(value, bool) or to_finite_float(value) is not None
 
 
 def read_selectable_rows(sources: Sources, stage: str) -> list[Selectable]:
-    """The rows of a stage, each with an id of its own; raises RowError naming the first that cannot be chosen."""
+    """Reads the rows of a stage, each with an id of its own; raises RowError for the first that cannot be chosen."""
     rows: dict[str, Selectable] = {}
     for row in sources[stage]():
         if not isinstance(row, Selectable):
@@ -124,25 +131,25 @@ def read_selectable_rows(sources: Sources, stage: str) -> list[Selectable]:
 
 
 def get_prompt_id(row_id: str) -> str:
-    """The prompt's id in a completion's, `p` of `p#3`; other ids as they are."""
+    """Returns the prompt's id in a completion's id, `p` of `p#3`; other ids as they are."""
     prompt_id, _, sample = row_id.rpartition("#")
     return prompt_id if prompt_id and sample.isascii() and sample.isdigit() else row_id
 
 
 def join_user_turns(row: Selectable) -> str:
-    """What the user said, all turns."""
+    """Joins the texts of all user turns by line breaks."""
     return "\n".join(turn.content for turn in row.messages if turn.role == "user")
 
 
 def add_note_to_meta(row: Selectable, key: str, note: object) -> Selectable:
-    """The row with what a selection found under a new key of its meta; raises RowError if the key is taken."""
+    """Returns the row with a selection's note under a new key of its meta; raises RowError if the key is taken."""
     if key in row.meta:
         raise RowError(f"row '{row.id}': meta has '{key}' already, from an earlier selection or a column of that name")
     return row.model_copy(update={"meta": {**row.meta, key: note}})
 
 
 def compute_rank_shares(values: Iterable[float]) -> list[float]:
-    """Each value's place among all, from 0 for the lowest to 1 for the highest; equal values share their middle.
+    """Returns each value's rank among all, from 0 for the lowest to 1 for the highest; equal values share their middle.
 
     A lone value gets 0.5.
     """

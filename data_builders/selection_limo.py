@@ -1,4 +1,4 @@
-"""LIMO's selection: questions between two models' abilities, and of each the chain that reads most like reasoning.
+"""Selects as LIMO does: questions between two models' abilities, and for each the chain most like reasoning.
 
 arXiv:2502.03387v3. The authors published the rows, not the code: the rule's four measures and
 their weights are theirs; the word lists, how lengths are counted and how the measures are brought to one scale are
@@ -35,7 +35,7 @@ CONNECTIVES = "therefore since because thus hence so then consequently according
 
 
 class Measures(NamedTuple):
-    """What the rule looks at in a chain: its words, and the shares of them that are of each list."""
+    """The four measures of a chain: its number of words, and the shares of them that are of each word list."""
 
     length: float
     verification: float
@@ -44,7 +44,7 @@ class Measures(NamedTuple):
 
 
 class ChainScore(Strict):
-    """A weighted mean of four places among all chains compared: 1 for the highest, 0 for the lowest.
+    """Settings of a chain's score: a weighted mean of its ranks by four measures, 1 for the highest, 0 for the lowest.
 
     Lengths are words, keywords are counted as shares of the words. Places, not values, are weighed, so that one
     extreme chain does not flatten the others' differences.
@@ -61,6 +61,7 @@ class ChainScore(Strict):
     @field_validator("verification_words", "tentative_words", "connective_words")
     @classmethod
     def _check_words(cls, words: list[str]) -> list[str]:
+        """Checks that each entry of a word list is one word in lower case."""
         for word in words:
             if WORD.fullmatch(word) is None or word != word.lower():
                 raise ValueError(f"'{word}': is not one word of small letters")
@@ -68,6 +69,7 @@ class ChainScore(Strict):
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
+        """Checks that the weights add up to 1."""
         total = sum(self.weights)
         if not 0.999 < total < 1.001:
             raise ValueError(f"length, verification, tentative and connectives are {total:.4g} in all, not 1")
@@ -75,10 +77,11 @@ class ChainScore(Strict):
 
     @property
     def weights(self) -> Measures:
+        """Returns the weights of the four measures."""
         return Measures(self.length, self.verification, self.tentative, self.connectives)
 
     def measure_chain(self, chain: str) -> Measures:
-        """The four measures of one chain; all 0 without words."""
+        """Measures one chain: its words and the share of each word list; all 0 without words."""
         counts = Counter(WORD.findall(chain.lower()))
         n_words = counts.total()
         lists = (self.verification_words, self.tentative_words, self.connective_words)
@@ -86,7 +89,7 @@ class ChainScore(Strict):
         return Measures(n_words, *shares)
 
     def score_chains(self, chains: Sequence[str]) -> list[float]:
-        """Each chain's score from 0 to 1 among these."""
+        """Scores each chain from 0 to 1 among all that are given."""
         if not chains:
             return []
         rank_columns = [
@@ -100,7 +103,7 @@ class ChainScore(Strict):
 
 
 class Limo(Strict):
-    """The best chain of each of the `n` best questions, from traces and from rollouts' right completions.
+    """Selects the best chain of each of the `n` best questions, from traces and from rollouts' right completions.
 
     A question is one prompt's id. Those that the weak model solved at all are dropped, then those that the strong model
     did not solve as often as `band` says. Rows come by score, the best first; meta `limo` holds score and rank.
@@ -117,7 +120,7 @@ class Limo(Strict):
     n: int | None = Field(default=800, ge=1, description="null: every question's best chain")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The chosen traces; raises DataError if there are fewer questions than `n`."""
+        """Yields the chosen traces, the best first; raises DataError if there are fewer questions than `n`."""
         chains = list(self._filter_by_difficulty(self._read_chains(sources, drops), sources, drops))
         scored = list(
             zip(chains, self.score.score_chains([_join_trace_text(chain.trace) for chain in chains]), strict=True)
@@ -137,6 +140,7 @@ class Limo(Strict):
                 yield add_note_to_meta(chain.trace, "limo", facts)
 
     def _read_chains(self, sources: Sources, drops: Drops) -> Iterator["Chain"]:
+        """Yields the chains of all stages; completions that are none are dropped."""
         for stage in self.from_data:
             for row in sources[stage]():
                 if isinstance(row, Trace):
@@ -151,7 +155,7 @@ class Limo(Strict):
                     raise RowError(f"stage '{stage}': row '{row.id}' is a {row.row} row; chains are traces or rollouts")
 
     def _convert_completion(self, row: Completion) -> Trace | str:
-        """The completion as a trace, else why it is no chain."""
+        """Converts the completion to a trace, or returns the reason why it is no chain."""
         value, turn = get_verdict_value(row, self.reward), split_turn(row.text)
         if value is None or value < self.correct_from:
             return "no verdict" if value is None else "wrong"
@@ -162,7 +166,10 @@ class Limo(Strict):
         return make_trace(row, turn.thinking, turn.answer, row.reward or self.reward)
 
     def _filter_by_difficulty(self, chains: Iterator["Chain"], sources: Sources, drops: Drops) -> Iterator["Chain"]:
-        """The chains of questions that pass both models' tests; the strong one need not have tried what fails first."""
+        """Yields the chains of questions that pass both models' tests.
+
+        The strong one need not have tried what fails first.
+        """
         tests = [
             ("weak model", attempts.make_reader(sources), Band(max_correct=0)) for attempts in (self.weak,) if attempts
         ]
@@ -191,4 +198,5 @@ class Chain(NamedTuple):
 
 
 def _join_trace_text(trace: Trace) -> str:
+    """Joins a trace's thinking and answer."""
     return f"{trace.thinking}\n\n{trace.answer}"

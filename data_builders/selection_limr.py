@@ -1,4 +1,4 @@
-"""LIMR's selection: the prompts whose reward rises over training as the average prompt's does.
+"""Selects as LIMR does: the prompts whose reward rises over training as the average prompt's does.
 
 arXiv:2502.11886, p. 3-4; GAIR-NLP/LIMR at 98ebf1b, lim/lim_selection.py.
 """
@@ -28,7 +28,7 @@ from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class Limr(Strict):
-    """The rows whose alignment with the average learning curve reaches `threshold`, in order; meta `limr` says it.
+    """Keeps the rows whose alignment with the average learning curve reaches `threshold`; notes it in meta `limr`.
 
     What an epoch's accuracy is comes from one of three: `rewards_column`, a list in the row's meta with one entry an
     epoch, which is the list of the rewards of its samples (a reward of 1 is a right answer), its accuracy, or null if
@@ -53,6 +53,7 @@ class Limr(Strict):
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:
+        """Checks that curves or scores come from exactly one origin, with the settings that belong to it."""
         curves = (self.rewards_column, self.from_rollouts)
         scores = (self.score_column, self.scores_file)
         if sum(origin is not None for origin in curves + scores) != 1:
@@ -70,7 +71,7 @@ class Limr(Strict):
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The chosen rows; raises DataError if there are fewer than `n`."""
+        """Yields the chosen rows; raises DataError if there are fewer than `n`."""
         rows = read_selectable_rows(sources, self.from_data)
         scores = self.compute_scores(rows, sources)
         passing: list[str] = []
@@ -94,7 +95,10 @@ class Limr(Strict):
                 yield add_note_to_meta(row, "limr", {"score": scores[row.id], "rank": rank})
 
     def compute_scores(self, rows: Sequence[Selectable], sources: Sources) -> dict[str, float]:
-        """Scores by id; rows without one are left out. Raises RowError for a column that holds something else."""
+        """Returns alignment scores by row id; rows without one are left out.
+
+        Raises RowError for a column that holds something else.
+        """
         if self.score_column is not None:
             given = {row.id: _read_score(row, self.score_column) for row in rows}
             return {row_id: score for row_id, score in given.items() if score is not None}
@@ -105,6 +109,7 @@ class Limr(Strict):
         return compute_alignment_scores({row.id: curve_of(row) for row in rows})
 
     def _make_curve_reader(self, sources: Sources) -> Callable[[Selectable], list[float | None]]:
+        """Makes a function that returns a row's accuracy in each epoch."""
         if self.from_rollouts is None:
             return lambda row: _read_curve(row, str(self.rewards_column), self.epochs)
         stages = [Attempts(from_rollout=stage, reward=self.reward).make_reader(sources) for stage in self.from_rollouts]
@@ -117,7 +122,7 @@ class Limr(Strict):
 
 
 def compute_alignment_scores(curves: dict[str, list[float | None]]) -> dict[str, float]:
-    """Each prompt's alignment with the average curve: 1 for the average itself, 0 for a prompt that is always solved.
+    """Computes how well each prompt's learning curve agrees with the average curve, at most 1.
 
     1 - sum (r_k - avg_k)^2 / sum (1 - avg_k)^2 over epochs k, where r is the prompt's accuracy and avg the mean over
     all prompts that are scored. An epoch a prompt was not trained in (None) takes the value of the next epoch, if that
@@ -147,11 +152,12 @@ def compute_alignment_scores(curves: dict[str, list[float | None]]) -> dict[str,
 
 
 def _sum_squares(values: Iterable[float]) -> float:
+    """Sums the squares of the values."""
     return fsum(value * value for value in values)  # pow() is the platform's, and may round otherwise
 
 
 def fill_missing_epochs(curve: Sequence[float | None]) -> list[float | None]:
-    """The curve with each missing epoch taken from the next; of a longer gap only the last epoch is filled."""
+    """Returns the curve with each missing epoch taken from the next; of a longer gap only the last epoch is filled."""
     return [
         curve[epoch + 1] if accuracy is None and epoch + 1 < len(curve) else accuracy
         for epoch, accuracy in enumerate(curve)
@@ -159,6 +165,7 @@ def fill_missing_epochs(curve: Sequence[float | None]) -> list[float | None]:
 
 
 def _read_curve(row: Selectable, column: str, epochs: int | None) -> list[float | None]:
+    """Reads a row's learning curve from its meta; raises RowError if there is none."""
     entries = row.meta.get(column)
     if not isinstance(entries, list) or not entries:
         raise RowError(f"row '{row.id}': meta '{column}' is {entries!r:.60}; wanted is a list with one entry an epoch")
@@ -168,6 +175,7 @@ def _read_curve(row: Selectable, column: str, epochs: int | None) -> list[float 
 
 
 def _parse_accuracy(entry: Any, row: Selectable, column: str) -> float | None:
+    """Parses an epoch's accuracy from its rewards or from a number; None if there is none."""
     if entry is None or entry == []:
         return None
     if isinstance(entry, list) and all(_is_number(reward) for reward in entry):
@@ -179,6 +187,7 @@ def _parse_accuracy(entry: Any, row: Selectable, column: str) -> float | None:
 
 
 def _read_score(row: Selectable, column: str) -> float | None:
+    """Reads a score from the row's meta, None if there is none; raises RowError for what is no number."""
     score = row.meta.get(column)
     if score is None:
         return None
@@ -190,7 +199,10 @@ def _read_score(row: Selectable, column: str) -> float | None:
 
 
 def _read_scores_file(path: Path) -> dict[str, float]:
-    """The scores of a file; raises RowError for a row that has none, or that scores a prompt otherwise than before."""
+    """Reads scores by prompt from a file.
+
+    Raises RowError for a row that has none, or that scores a prompt otherwise than before.
+    """
     scores: dict[str, float] = {}
     for location, row in read_source_rows(path):
         prompt, given_score = (row.get("prompt"), row.get("score")) if isinstance(row, dict) else (None, None)
@@ -205,4 +217,5 @@ def _read_scores_file(path: Path) -> dict[str, float]:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Tells whether the value is a finite number."""
     return to_finite_float(value) is not None

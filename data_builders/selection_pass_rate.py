@@ -1,4 +1,4 @@
-"""Prompts by difficulty: those a model solves neither too often nor too seldom."""
+"""Selects prompts by difficulty: those that a model solves neither too often nor too seldom."""
 
 from collections.abc import Iterator
 from typing import Literal, Self
@@ -13,7 +13,10 @@ from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class Band(Strict):
-    """Bounds that all have to hold: counts of correct answers, inclusive, and the mean reward, exclusive."""
+    """A band of difficulty: bounds on the count of correct answers (inclusive) and on the mean reward (exclusive).
+
+    All that are given have to hold.
+    """
 
     min_correct: int | None = Field(default=None, ge=0)
     max_correct: int | None = Field(default=None, ge=0)
@@ -23,6 +26,7 @@ class Band(Strict):
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
+        """Checks that there is a bound and that the bounds can be met."""
         if self.min_correct is None and self.max_correct is None and self.above is None and self.below is None:
             raise ValueError("a band needs a bound: min_correct, max_correct, above or below")
         if self.min_correct is not None and self.max_correct is not None and self.min_correct > self.max_correct:
@@ -35,7 +39,7 @@ class Band(Strict):
         return self
 
     def find_fault(self, tries: Tries) -> str | None:
-        """Why a prompt is outside, None if it is inside."""
+        """Returns why a prompt is outside the band, None if it is inside."""
         if self.samples is not None and tries.n_judged != self.samples:
             return f"not {self.samples} judged answers"
         if self.min_correct is not None and tries.n_correct < self.min_correct:
@@ -58,12 +62,12 @@ BANDS: dict[BandName, Band] = {
 
 
 def resolve_band(band: Band | BandName) -> Band:
-    """The band itself, of a published one by its name."""
+    """Returns the band itself, or the published one of that name."""
     return band if isinstance(band, Band) else BANDS[band]
 
 
 class PassRate(Strict):
-    """The rows whose prompts a model solves as often as `band` says, in order.
+    """Keeps the rows whose prompts a model solves as often as `band` says, in order.
 
     What it counted stands in the row's meta under `note_as`; two filters by two models need two names.
     """
@@ -75,7 +79,7 @@ class PassRate(Strict):
     note_as: str = Field(default="pass_rate", min_length=1)
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The rows inside; the others are dropped as too hard, too easy or without attempts."""
+        """Yields the rows inside the band; the others are dropped as too hard, too easy or without attempts."""
         tries_of, band = self.attempts.make_reader(sources), resolve_band(self.band)
         for row in read_selectable_rows(sources, self.from_data):
             tries = tries_of(row)

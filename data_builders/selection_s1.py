@@ -1,4 +1,4 @@
-"""s1's selection of 1,000 traces by quality, difficulty and diversity, as its authors' notebook does it.
+"""Selects as s1 does: 1,000 traces by quality, difficulty and diversity, as its authors' notebook chooses them.
 
 arXiv:2501.19393, section 2.2; simplescaling/s1 at 77272c6, data/filter.ipynb cells 4 to 21. What the notebook leaves
 to chance is settled here: it draws unseeded and orders domains by Python's string hash; we draw from a seed, with
@@ -36,7 +36,7 @@ FormatRule = Literal["asy", "image", "numbered_point", "bold_number"]
 
 
 class Preselect(Strict):
-    """Rows that are taken before any is drawn: of a source, right, and with thinking longer than a bound."""
+    """A rule that takes rows before any is drawn: of a source, right, and with thinking longer than a bound."""
 
     source: str | None = Field(default=None, description="the whole source")
     source_has: str | None = Field(default=None, min_length=1, description="a part of the source")
@@ -44,11 +44,13 @@ class Preselect(Strict):
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
+        """Checks that exactly one of source and source_has is given."""
         if (self.source is None) == (self.source_has is None):
             raise ValueError("say either source or source_has")
         return self
 
     def is_taken(self, source: str, length: int) -> bool:
+        """Tells whether the rule takes a row of this source and length."""
         is_of_source = source == self.source if self.source is not None else str(self.source_has) in source
         return is_of_source and (self.longer_than is None or length > self.longer_than)
 
@@ -62,7 +64,7 @@ PRESELECT = [
 
 
 class Benchmarks(Strict):
-    """The domains that the last rows are drawn by: those of one source as they are, of another scaled to `ratio` of it.
+    """Sources whose domains the last rows are drawn by: one's counts as they are, the other's scaled to `ratio`.
 
     Both are counted over the hard rows; the scaled counts are cut to whole numbers (cells 17 and 18).
     """
@@ -73,7 +75,7 @@ class Benchmarks(Strict):
 
 
 class S1(Strict):
-    """`n` rows: well formed, solved by no small model, some sources whole, the rest drawn domain by domain.
+    """Selects `n` rows: well formed, solved by no small model, some sources whole, the rest drawn domain by domain.
 
     Every feature is a column of the row's `meta`, a rollout stage's verdicts, or, for domains, a classifier. Where
     paper and code differ the defaults are the code's; `uniform_until: null` is the paper's Algorithm 1, all domains
@@ -101,7 +103,7 @@ class S1(Strict):
     seed: int | None = Field(default=None, ge=0, lt=2**32, description="null: the recipe's")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The chosen rows; raises DataError if there are not `n`, or more are pre-selected."""
+        """Yields the chosen rows; raises DataError if there are not `n`, or more are pre-selected."""
         hard_rows = self.select_hard_rows(sources, drops)
         choice_of = self.choose_rows(hard_rows, seed if self.seed is None else self.seed, drops)
         ranks = rank_within_domains(_make_candidates(hard_rows))
@@ -113,7 +115,7 @@ class S1(Strict):
             yield add_note_to_meta(features.row, "s1", {**facts, "length_rank": ranks[features.row.id]})
 
     def select_hard_rows(self, sources: Sources, drops: Drops) -> list["RowFeatures"]:
-        """Rows with every feature, well formed, that no solver solved; cells 4, 7 and 9."""
+        """Returns the rows with every feature, well formed, that no solver solved; cells 4, 7 and 9."""
         solver_readers = [attempts.make_reader(sources) for attempts in self.solvers]
         read_teacher = self.teacher.make_reader(sources)
         rows = read_selectable_rows(sources, self.from_data)
@@ -140,7 +142,10 @@ class S1(Strict):
         return hard_rows
 
     def choose_rows(self, hard_rows: Sequence["RowFeatures"], seed: int, drops: Drops) -> dict[str, str]:
-        """How each chosen row was: `preselected`, `uniform` or `benchmark`; cells 14 to 21. `drops` has the others."""
+        """Returns how each chosen row was chosen: `preselected`, `uniform` or `benchmark`; cells 14 to 21.
+
+        `drops` has the others, for errors.
+        """
         if not 0 <= seed < 2**32:
             raise RecipeError(f"s1: seed {seed}: the draws take seeds from 0 to 2**32 - 1; set seed in the builder")
         preselected_ids = [
@@ -168,9 +173,11 @@ class S1(Strict):
         )
 
     def _is_preselected(self, features: "RowFeatures") -> bool:
+        """Tells whether a pre-selection rule takes the row."""
         return any(rule.is_taken(features.source, features.length) for rule in self.preselect)
 
     def _read_source(self, row: Selectable) -> str:
+        """Reads the row's source; raises RowError if it is no text."""
         source = row.source if self.source_column is None else row.meta.get(self.source_column)
         if not isinstance(source, str):
             raise RowError(f"row '{row.id}': meta '{self.source_column}' is {source!r:.60}; a source is a text")
@@ -178,9 +185,11 @@ class S1(Strict):
 
     @property
     def _length_location(self) -> str:
+        """Returns where lengths are read from, in words for an error."""
         return "thinking" if self.length_column is None else f"meta '{self.length_column}'"
 
     def _read_length(self, row: Selectable) -> int | None:
+        """Reads the length of the row's thinking, None if it has none; raises RowError for what is no whole number."""
         if self.length_column is None:
             return len(row.thinking) if isinstance(row, Trace) else None
         length = row.meta.get(self.length_column)
@@ -190,7 +199,10 @@ class S1(Strict):
 
 
 def _describe_drops(drops: Drops) -> str:
-    """Counts by reason, each with its first detail: what is missing in every row may be a column's name."""
+    """Describes the counts by reason, each with its first detail.
+
+    What is missing in every row may be a column's name.
+    """
     first_detail: dict[str, str] = {}
     for drop in drops.rows:
         first_detail.setdefault(drop.reason, drop.detail)
@@ -202,7 +214,7 @@ def _describe_drops(drops: Drops) -> str:
 
 
 class RowFeatures(NamedTuple):
-    """A row with what the selection needs to know of it; `is_right` is the teacher."""
+    """A row with the features that the selection needs; `is_right` is the teacher's verdict."""
 
     row: Selectable
     source: str
@@ -212,6 +224,7 @@ class RowFeatures(NamedTuple):
 
 
 def _make_candidates(rows: Sequence[RowFeatures]) -> list[Candidate]:
+    """Makes the candidates that rows are drawn from."""
     return [Candidate(features.row.id, features.domain, features.length) for features in rows]
 
 
@@ -223,7 +236,7 @@ _NUMBERED_POINT = re.compile(
 def find_format_fault(
     question: str, source: str, refused: Sequence[FormatRule], asy_allowed_in: str | None
 ) -> str | None:
-    """What s1 refuses in a question, None if nothing; cell 7."""
+    """Returns the first refused format that a question has, None if it has none; cell 7."""
     if "[asy]" in question and asy_allowed_in is not None and asy_allowed_in in source:
         return None
     broken_rules: dict[FormatRule, bool] = {
@@ -240,7 +253,7 @@ _DIGIT = re.compile(r"\d")
 
 
 def has_bold_number(question: str) -> bool:
-    r"""Whether `\*\*(?=.*\d)[^\s\]]*\*\*` is found; in linear time, where that takes quadratic on many stars."""
+    r"""Tells whether `\*\*(?=.*\d)[^\s\]]*\*\*` is found; in linear time, where that takes quadratic on many stars."""
     for line in question.split("\n"):
         if "**" in line:
             last_digit = max((match.start() for match in _DIGIT.finditer(line)), default=-1)
@@ -256,7 +269,9 @@ def has_bold_number(question: str) -> bool:
 
 
 def count_benchmark_domains(rows: Sequence[RowFeatures], benchmarks: Benchmarks) -> dict[str, int]:
-    """Domains with their weights, in whole numbers and in the notebook's order; empty if neither source is there.
+    """Counts the benchmarks' rows by domain as weights, whole numbers in the notebook's order.
+
+    Empty if neither source is there.
 
     Raises DataError if only one is.
     """

@@ -1,4 +1,4 @@
-"""Draws from domains, the longest first by halves: s1's diversity sampling, on the stream of numpy's RandomState."""
+"""Draws rows from domains, long ones preferred: s1's diversity sampling, on the stream of numpy's RandomState."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from qwen_align.align.errors import DataError
 
 
 class Candidate(NamedTuple):
-    """A row that can be drawn."""
+    """A row that can be drawn, with its domain and length."""
 
     id: str
     domain: str
@@ -27,7 +27,9 @@ def draw_by_domain(
     weights: Mapping[str, int],
     random: Random,
 ) -> dict[str, str]:
-    """`chosen` and what is drawn until there are `n`: id -> how it was chosen, in the order of choice.
+    """Draws rows domain by domain until `n` are chosen; returns how each was chosen, by id, in order.
+
+    Those in `chosen` come first.
 
     A domain is drawn, all alike until `uniform_until` rows are chosen and by `weights` from then on (None: alike to the
     end); then a row of it, one place down in length halving its odds. Rows chosen before can be drawn once, in vain,
@@ -59,7 +61,7 @@ def draw_by_domain(
 
 
 def rank_by_length(lengths: Sequence[int]) -> list[int]:
-    """Each one's place by length, the longest 0; of equal ones the later comes first.
+    """Returns the rank of each length, the longest 0; of equal ones the later comes first.
 
     The notebook's order of equal lengths is that of numpy's quicksort, which differs between processors; ours is that
     of a stable sort.
@@ -72,12 +74,12 @@ def rank_by_length(lengths: Sequence[int]) -> list[int]:
 
 
 def compute_length_weights(lengths: Sequence[int]) -> list[float]:
-    """2 to the power of minus each one's place by length."""
+    """Returns the weight of each length: 2 to the power of minus its rank."""
     return [ldexp(1.0, -rank) for rank in rank_by_length(lengths)]
 
 
 def rank_within_domains(candidates: Sequence[Candidate]) -> dict[str, int]:
-    """Each one's place by length in its domain, by id."""
+    """Returns each candidate's rank by length within its domain, by id."""
     domains: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         domains.setdefault(candidate.domain, []).append(candidate)
@@ -89,14 +91,17 @@ def rank_within_domains(candidates: Sequence[Candidate]) -> dict[str, int]:
 
 
 def find_weighted_index(weights: Sequence[float], drawn: float) -> int:
-    """The place that a number drawn from [0, 1) falls on, as `RandomState.choice` with `p` finds it."""
+    """Returns the index that a number drawn from [0, 1) falls on, as `RandomState.choice` with `p` finds it."""
     total = fsum(weights)
     running_sums = list(accumulate(weight / total for weight in weights))
     return bisect_right([running_sum / running_sums[-1] for running_sum in running_sums], drawn)
 
 
 def draw_integer_below(bound: int, random: Random) -> int:
-    """What `RandomState.randint(bound)`, and so `choice` without `p`, draws: masked bits until they fit."""
+    """Draws the integer that `RandomState.randint(bound)`, and so `choice` without `p`, draws.
+
+    Masked bits are drawn until they fit.
+    """
     if bound == 1:
         return 0
     mask = (1 << (bound - 1).bit_length()) - 1
@@ -106,7 +111,7 @@ def draw_integer_below(bound: int, random: Random) -> int:
 
 
 def make_numpy_random(seed: int) -> Random:
-    """A generator that draws what `numpy.random.RandomState(seed)` does, for seeds from 0 to 2**32 - 1.
+    """Makes a generator that draws what `numpy.random.RandomState(seed)` does, for seeds from 0 to 2**32 - 1.
 
     Both are MT19937; they differ only in how a seed fills the state. Knuth's way, numpy's, is written out here.
     """

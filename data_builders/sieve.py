@@ -1,4 +1,4 @@
-"""What may not pass into a data folder: duplicates, benchmark questions, unusable golds, malformed thinking."""
+"""Keeps duplicates, benchmark questions, unusable golds and malformed thinking out of a data folder."""
 
 import hashlib
 from collections import Counter
@@ -29,7 +29,7 @@ Sources = Mapping[str, Callable[[], Iterator[Row]]]
 
 
 class Drop(NamedTuple):
-    """One row that did not get through."""
+    """A row that was left out, with the reason."""
 
     reason: str
     id: str
@@ -37,22 +37,23 @@ class Drop(NamedTuple):
 
 
 class Drops:
-    """Everything a builder and the sieve left out, in order."""
+    """Records every row that a builder and the sieve left out, in order."""
 
     def __init__(self) -> None:
         self.rows: list[Drop] = []
 
     def add(self, reason: str, row_id: str, detail: str = "") -> None:
+        """Records a row that was left out."""
         self.rows.append(Drop(reason, row_id, detail))
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many for each reason, the most frequent first."""
+        """Returns the number of rows for each reason, the most frequent first."""
         return dict(Counter(drop.reason for drop in self.rows).most_common())
 
 
 class Sieve(Strict):
-    """Which rows are dropped; each is a statement that holds for every row that is kept.
+    """Settings that say which rows are dropped; each is a statement that holds for every row that is kept.
 
     Of any row that is kept, every user turn and raw text says something, and the sides of a pair differ.
     """
@@ -82,7 +83,7 @@ class Sieve(Strict):
 
 
 def sieve(rows: Iterable[Row], settings: Sieve, drops: Drops, sources: Sources | None = None) -> Iterator[Row]:
-    """The rows that hold what `settings` says, in order; the others go to `drops`.
+    """Yields the rows that pass the checks of `settings`, in order, and records the others in `drops`.
 
     `sources` holds the stages that the settings name as benchmarks. Raises DataError for a row whose reward is unknown.
     """
@@ -99,7 +100,7 @@ def sieve(rows: Iterable[Row], settings: Sieve, drops: Drops, sources: Sources |
 
 
 class _KeptRows:
-    """The rows kept so far, as far as later ones have to differ from them."""
+    """Remembers the rows kept so far, as far as later ones have to differ from them."""
 
     def __init__(self, settings: Sieve) -> None:
         self._same: dict[bytes, str] | None = {} if settings.is_unique else None
@@ -108,7 +109,7 @@ class _KeptRows:
             self._near = settings.near_duplicates, settings.near_duplicates.make_finder()
 
     def find_duplicate_fault(self, row: Row) -> Fault | None:
-        """What an earlier row has in common with this one; without a fault the row counts as kept."""
+        """Returns what an earlier row has in common with this one; without a fault the row is kept."""
         key = _hash_content(row) if self._same is not None else b""
         if self._same is not None and key in self._same:
             return Fault("duplicate", f"of {self._same[key]}")
@@ -127,7 +128,7 @@ class _KeptRows:
 
 
 def _hash_comparable_group(row: Row) -> str:
-    """Equal for rows that may be near duplicates: all but what they say is the same, system messages included."""
+    """Hashes all that near duplicates must have alike: kind, labels, system messages and tool calls."""
     if isinstance(row, Text | Completion):
         return row.row
     system = [turn.content for turn in row.messages if turn.role == "system"]
@@ -136,7 +137,7 @@ def _hash_comparable_group(row: Row) -> str:
 
 
 def _list_row_labels(row: Row) -> list[object]:
-    """What a row says of itself beside its texts: mode and flag, the tools it may call, and whether it is good."""
+    """Lists what a row says of itself beside its texts: mode, flag, tools, and labels."""
     if isinstance(row, Steps):
         return [row.labels]
     labels: list[object] = [] if isinstance(row, Text) else [row.mode, row.flag]
@@ -146,6 +147,7 @@ def _list_row_labels(row: Row) -> list[object]:
 
 
 def _find_contamination_fault(row: Row, benchmarks: list[Benchmark]) -> Fault | None:
+    """Returns a fault if the row repeats a benchmark's question."""
     contaminated = find_contamination(row, benchmarks)
     if contaminated is None:
         return None
@@ -154,6 +156,7 @@ def _find_contamination_fault(row: Row, benchmarks: list[Benchmark]) -> Fault | 
 
 
 def _find_row_fault(row: Row, settings: Sieve) -> Fault | None:
+    """Returns the first fault of the row by itself that the settings check for, None if there is none."""
     fault = find_empty_fault(row)
     if fault is None and settings.thinking_is_clean:
         fault = find_thinking_fault(row)
@@ -171,7 +174,7 @@ def _find_row_fault(row: Row, settings: Sieve) -> Fault | None:
 
 
 def _hash_content(row: Row) -> bytes:
-    """Equal for rows of one kind that say the same in the same mode; white space does not count."""
+    """Hashes what a row says; equal for rows of one kind that say the same in the same mode, white space apart."""
     if isinstance(row, Completion):
         return row.id.encode()  # equal answers of a model are no duplicates
     parts: list[object] = [row.row, *(" ".join(text.split()) for text in list_all_texts(row))]

@@ -1,4 +1,4 @@
-"""Solutions cut into steps: what step builders read from traces, chats, labelled answers and completions."""
+"""Splits solutions into steps: what step builders read from traces, chats, labelled answers and completions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ STEP_BREAK = "\n\n"  # Qwen2.5-Math-PRM (arXiv:2501.07301) splits there; GSM8K's
 
 
 class Solution(NamedTuple):
-    """One solution; `is_right` says whether its answer is, None where nobody can say."""
+    """A solution of a question; `is_right` says whether its answer is, None where nobody can say."""
 
     id: str
     messages: list[Message]
@@ -25,14 +25,14 @@ class Solution(NamedTuple):
     meta: dict[str, Any]
 
     def split_steps(self, step_break: str) -> list[str]:
-        """Its steps, none blank; white space around a step goes."""
+        """Splits the solution into steps, none blank; white space around a step goes."""
         return [step for part in self.text.split(step_break) if (step := part.strip())]
 
 
 def read_solutions(
     sources: Sources, stage: str, reward: str | None = None, correct_from: float = 1.0
 ) -> list[Solution]:
-    """The solutions of a stage's rows in order, each with an id of its own; raises DataError for other rows.
+    """Reads the solutions of a stage's rows in order, each with an id of its own; raises RowError for other rows.
 
     With `reward`, completions are right by its verdict and traces by judging their answers; labelled rows by their
     label; chats are not judged. Of a completion and a trace it is the answer, not the thinking, that is cut into steps.
@@ -56,6 +56,7 @@ def read_solutions(
 
 
 def _get_reward(row: Trace) -> Reward:
+    """Returns the reward that a trace names; raises DataError if it is not one that can be made here."""
     try:
         return reward_of_kind(row.reward)
     except ValueError as error:
@@ -64,6 +65,7 @@ def _get_reward(row: Trace) -> Reward:
 
 
 def _make_solution(row: Row, stage: str, is_right: Callable[[Completion | Trace], bool | None]) -> Solution:
+    """Makes the solution of a row; raises RowError for a row without one."""
     if isinstance(row, Completion):
         answer = after_thinking(row.text) or ""
         return Solution(row.id, row.prompt, answer, row.gold, is_right(row), row.source, row.meta)

@@ -1,4 +1,4 @@
-"""Numbers that a text spells out, in English and Chinese: thirty, two hundred and five, 三十五, 2.5 million, 3.5万."""
+"""Reads numbers that a text spells out, in English and Chinese: two hundred and five, 三十五, 2.5 million, 3.5万."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ _SIMPLIFIED = str.maketrans("兩萬億點", "两万亿点")
 
 
 def find_spelled_numbers(text: str) -> Iterator[Fraction]:
-    """The numbers in words and those of their parts: of `two hundred and five` 205, 200 and 5."""
+    """Yields the numbers in words and those of their parts: of `two hundred and five` 205, 200 and 5."""
     for match in _WORDS.finditer(text):
         yield from map(Fraction, _read_english_words(re.findall("[a-z]+", match[0].lower())))
     text = text.translate(_SIMPLIFIED)
@@ -41,7 +41,7 @@ def find_spelled_numbers(text: str) -> Iterator[Fraction]:
 
 
 def _read_english_words(words: Sequence[str]) -> Iterator[int]:
-    """What each word of a run says, and the numbers they make: three and twenty-five in `three twenty-five`."""
+    """Yields what each word of a run says, and the numbers they make: 3 and 25 in `three twenty-five`."""
     total = part = 0
     scale, room = 10**15, 100  # what the next scale, and the next small number, have to be below
     for word in words:

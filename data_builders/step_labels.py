@@ -1,4 +1,4 @@
-"""Step labels by rollouts, and their agreement with a judge: data for process reward models."""
+"""Labels steps by rollouts, and filters them by their agreement with a judge: data for process reward models."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _BOXED = MathAnswer(box="required")
 
 
 class MonteCarloSteps(Strict):
-    """A step is as good as the continuations after it: Math-Shepherd's labels (arXiv:2312.08935), hard or soft.
+    """Labels a step by the continuations after it: Math-Shepherd's labels (arXiv:2312.08935), hard or soft.
 
     soft: the share of continuations that reach the gold. hard: whether that share is above `threshold`; at 0, as in
     both papers, one of them is enough. The last step is labelled by the solution's own answer. With
@@ -45,7 +45,10 @@ class MonteCarloSteps(Strict):
     step_break: str = Field(default=STEP_BREAK, min_length=1)
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Rows in the order of the solutions; those without a judged answer or too few continuations are dropped."""
+        """Yields the rows in the order of the solutions.
+
+        Those without a judged answer or with too few continuations are dropped.
+        """
         correct_of_prefix: dict[str, list[bool]] = {}
         for row in read_completions(sources[self.from_rollout], self.from_rollout):
             value = get_verdict_value(row, self.reward)
@@ -63,6 +66,7 @@ class MonteCarloSteps(Strict):
     def _label_solution(
         self, solution: Solution, correct_of_prefix: dict[str, list[bool]]
     ) -> Steps | tuple[str, str, str]:
+        """Labels a solution's steps, or returns the reason, id and detail of why it cannot be labelled."""
         steps = solution.split_steps(self.step_break)
         if not steps:
             return "no step", solution.id, ""
@@ -93,7 +97,7 @@ class MonteCarloSteps(Strict):
 
 
 class StepConsensus(Strict):
-    """The step rows on whose first wrong step a judge agrees: Qwen2.5-Math-PRM's consensus filter.
+    """Keeps the step rows on whose first wrong step a judge agrees: Qwen2.5-Math-PRM's consensus filter.
 
     The judge is another stage: Steps rows of the same ids, whose first label at or below `threshold` counts, or
     completions of the problems of `step_critiques`, whose last box holds the number (-1: none) and of which most
@@ -106,7 +110,7 @@ class StepConsensus(Strict):
     threshold: float = Field(default=0.0, ge=0, lt=1, description="labels above it are right")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The rows agreed upon, in order; the others are dropped with what either side says."""
+        """Yields the rows that the judge agrees with, in order; the others are dropped with what either side says."""
         judgements = self._read_judgements(sources, drops)
         for row in sources[self.from_data]():
             if not isinstance(row, Steps):
@@ -128,6 +132,7 @@ class StepConsensus(Strict):
                 yield row
 
     def _read_judgements(self, sources: Sources, drops: Drops) -> dict[str, list[int]]:
+        """Reads the judge's first wrong steps by solution."""
         judgements: dict[str, list[int]] = {}
         for row in sources[self.judge]():
             if isinstance(row, Steps):
@@ -147,5 +152,5 @@ class StepConsensus(Strict):
 
 
 def find_first_wrong_step(row: Steps, threshold: float = 0.0) -> int:
-    """The place of the first step whose label is not above the threshold, counted from 0; -1 if there is none."""
+    """Returns the index of the first step whose label is not above the threshold, -1 if there is none."""
     return next((index for index, label in enumerate(row.labels) if float(label) <= threshold), -1)

@@ -1,4 +1,4 @@
-"""Problems that ask a model to go on after each step of a solution, or to say which step is the first wrong one."""
+"""Builds problems that ask a model to go on after each step of a solution, or to find its first wrong step."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -24,7 +24,7 @@ FIND_ERROR = (
 
 
 def check_prompt_template(prompt: str) -> str:
-    """The prompt; raises ValueError if it leaves out the question or the steps, or names anything else."""
+    """Returns the template; raises ValueError if it leaves out the question or the steps, or names anything else."""
     try:
         filled = prompt.format(question="\0q", steps="\0s")
     except (KeyError, IndexError, ValueError) as error:
@@ -38,7 +38,7 @@ Prompt = Annotated[str, AfterValidator(check_prompt_template)]
 
 
 class StepPrefixes(Strict):
-    """A problem for every step of a solution but the last: its question with the steps so far.
+    """Makes a problem for every step of a solution but the last: its question with the steps so far.
 
     A `rollout` of them says how often each prefix still leads to the gold, which is what `monte_carlo_steps` reads.
     The prefix stands in the last user turn, so that any chat model can go on from it. The last step needs none: after
@@ -53,7 +53,10 @@ class StepPrefixes(Strict):
     max_steps: int | None = Field(default=None, ge=1, description="solutions of more steps are dropped")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Problems in the order of the solutions and their steps, with the solution's id and the step in `meta`."""
+        """Yields problems in the order of the solutions and their steps.
+
+        Solution's id and step are in `meta`.
+        """
         for solution, steps in _read_divided_solutions(self, sources, drops):
             if self.max_steps is not None and len(steps) > self.max_steps:
                 drops.add(f"over {self.max_steps} steps", solution.id)
@@ -72,7 +75,7 @@ class StepPrefixes(Strict):
 
 
 class StepCritiques(Strict):
-    """A problem for every solution: which of its steps is the first wrong one, -1 for none (as in ProcessBench).
+    """Makes a problem for every solution: which of its steps is the first wrong one, -1 for none (as in ProcessBench).
 
     `step_consensus` reads a rollout of them. They have no gold; rewards that need one give no verdict.
     """
@@ -83,7 +86,7 @@ class StepCritiques(Strict):
     prompt: Prompt = FIND_ERROR
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Problems in the order of the solutions, with the solution's id in `meta`."""
+        """Yields problems in the order of the solutions, with the solution's id in `meta`."""
         for solution, steps in _read_divided_solutions(self, sources, drops):
             numbered = "\n\n".join(f"[{step_index}] {step}" for step_index, step in enumerate(steps))
             yield Problem(
@@ -96,15 +99,17 @@ class StepCritiques(Strict):
 
 
 def make_prefix_id(solution_id: str, step_index: int) -> str:
-    """The id of the problem that goes on after step `place`, counted from 0."""
+    """Makes the id of the problem that goes on after a step, counted from 0."""
     return f"{solution_id}@{step_index}"
 
 
 def _make_meta(solution: Solution) -> dict[str, Any]:
+    """Makes a problem's meta: the solution's, its questions and its id."""
     return {**add_questions_to_meta(solution.meta, solution.messages), "solution": solution.id}
 
 
 def _make_prompt(solution: Solution, prompt: str, steps: str) -> list[Message]:
+    """Makes the prompt by filling the template into the last user turn."""
     *earlier, question = solution.messages
     return [*earlier, Message(role="user", content=prompt.format(question=question.content, steps=steps))]
 
@@ -112,7 +117,7 @@ def _make_prompt(solution: Solution, prompt: str, steps: str) -> list[Message]:
 def _read_divided_solutions(
     builder: StepPrefixes | StepCritiques, sources: Sources, drops: Drops
 ) -> Iterator[tuple[Solution, list[str]]]:
-    """The solutions with their steps; those without a step, or a question before it, are dropped."""
+    """Yields the solutions with their steps; those without a step, or a question before it, are dropped."""
     for solution in read_solutions(sources, builder.from_data):
         steps = solution.split_steps(builder.step_break)
         if not steps:

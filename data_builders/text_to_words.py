@@ -1,4 +1,4 @@
-"""The units texts are compared by: lower-case words, numbers and single CJK characters, with or without signs."""
+"""Splits texts into the units they are compared by: lower-case words, numbers, single CJK characters, perhaps signs."""
 
 import re
 import unicodedata
@@ -10,14 +10,15 @@ _WORD_OR_SIGN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+|[^\w\s]|_")
 
 
 def split_words(text: str) -> list[str]:
-    """Words, numbers and CJK characters in order, lower case, widths folded (NFKC); signs are dropped."""
+    """Splits a text into words, numbers and CJK characters, lower case, widths folded (NFKC); signs are dropped."""
     return _WORD.findall(_fold_case_and_width(text))
 
 
 def split_words_and_signs(text: str) -> list[str]:
-    """As `words`, with every sign as a unit of its own: `3-2` and `3+2` differ."""
+    """Splits a text as `split_words`, with every sign as a unit of its own: `3-2` and `3+2` differ."""
     return _WORD_OR_SIGN.findall(_fold_case_and_width(text))
 
 
 def _fold_case_and_width(text: str) -> str:
+    """Returns the text in lower case with widths folded (NFKC)."""
     return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower()

@@ -1,4 +1,4 @@
-"""Thinking-mode fusion: a model's own correct traces, direct answers under every no-thinking switch, and replay.
+"""Mixes data for thinking-mode fusion: own correct traces, direct answers under every no-thinking switch, replay.
 
 Qwen3's third stage (arXiv:2505.09388, p. 11): the thinking half is sampled from the model that is to be
 fused, so that its reasoning is kept, and part of it carries no flag, so that thinking stays the default.
@@ -25,7 +25,9 @@ _Row = TypeVar("_Row", Trace, Chat, Text)
 
 
 class Switches(Strict):
-    """How many in a round of non-thinking rows have each switch; a switch whose prompt is not trained is not obeyed.
+    """How many rows in a round of non-thinking rows have each switch.
+
+    A switch whose prompt is not trained is not obeyed.
 
     soft is `/no_think`, its empty block trained; hard is `enable_thinking=False`, its empty block in the prompt.
     """
@@ -36,12 +38,13 @@ class Switches(Strict):
 
     @model_validator(mode="after")
     def _check_any_switch(self) -> Self:
+        """Checks that some switch is used."""
         if not self.list_round_flags():
             raise ValueError("all switches are 0; give one of soft, hard, hard_under_think at least 1")
         return self
 
     def list_round_flags(self) -> list[Flag | None]:
-        """The flags of one round; the row's mode is no_think under each."""
+        """Lists the flags of one round; the row's mode is no_think under each."""
         flags: list[Flag | None] = ["/no_think"] * self.soft
         return flags + [None] * self.hard + ["/think"] * self.hard_under_think
 
@@ -71,7 +74,7 @@ class ThinkMix(Strict):
     max_replay: int | None = Field(default=None, ge=1)
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The mixed rows; the same for the same sources, settings and seed."""
+        """Yields the mixed rows, the same for the same sources, settings and seed."""
         random = Random(f"think_mix {seed}")
         thinking = _shuffle_and_cap(self._read_traces(sources, drops), self.max_thinking, random, drops)
         chats = _shuffle_and_cap(self._read_chats(sources, drops), self.max_non_thinking, random, drops)
@@ -96,6 +99,7 @@ class ThinkMix(Strict):
         yield from rows
 
     def _read_traces(self, sources: Sources, drops: Drops) -> list[Trace]:
+        """Reads the thinking rows: the first correct completions of each prompt."""
         traces: list[Trace] = []
         for rows in group_by_prompt(read_completions(sources[self.from_rollout], self.from_rollout)).values():
             kept: dict[str, Trace] = {}
@@ -113,6 +117,7 @@ class ThinkMix(Strict):
         return traces
 
     def _read_chats(self, sources: Sources, drops: Drops) -> list[Chat]:
+        """Reads the non-thinking rows; chats with thinking, without a reply or with flags are dropped."""
         chats = []
         for row in sources[self.from_chats]():
             if not isinstance(row, Chat):
@@ -130,6 +135,7 @@ class ThinkMix(Strict):
         return chats
 
     def _read_texts(self, sources: Sources) -> list[Text]:
+        """Reads the raw texts to replay."""
         if self.from_texts is None:
             return []
         texts = []
@@ -140,7 +146,10 @@ class ThinkMix(Strict):
         return texts
 
     def _balance_modes(self, thinking: list[Trace], chats: list[Chat], drops: Drops) -> tuple[list[Trace], list[Chat]]:
-        """Both sides in the asked ratio; neither if one is empty, as one mode alone would unteach the other."""
+        """Cuts the larger side to the ratio asked for; returns neither if one is empty.
+
+        One mode alone would unteach the other.
+        """
         if not thinking or not chats:
             missing = "no non-thinking row" if thinking else "no thinking row"
             dropped: list[Trace | Chat] = [*thinking, *chats]
@@ -156,12 +165,13 @@ class ThinkMix(Strict):
 
 
 def _shuffle_and_cap(rows: Sequence[_Row], cap: int | None, random: Random, drops: Drops) -> list[_Row]:
-    """`cap` of the rows, or all, in an order drawn from `random`."""
+    """Returns `cap` of the rows, or all, in an order drawn from `random`."""
     drawn = random.sample(rows, len(rows))
     return drawn if cap is None else _keep_first(drawn, cap, drops)
 
 
 def _keep_first(rows: list[_Row], n: int, drops: Drops) -> list[_Row]:
+    """Returns the first `n` rows and drops the others."""
     for row in rows[n:]:
         drops.add("over the cap", row.id)
     return rows[:n]

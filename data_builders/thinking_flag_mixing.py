@@ -1,4 +1,4 @@
-"""Qwen3's harder cases of thinking flags: after a system message, and in several turns of which the last one wins.
+"""Mixes in Qwen3's harder cases of thinking flags: in system messages, and in several turns of one conversation.
 
 Qwen3 (arXiv:2505.09388, p. 11): flags stand in user or system messages; in conversations of several turns random
 flags are put into user turns, and the answer obeys the last one.
@@ -21,7 +21,10 @@ _FLAGS: tuple[Flag | None, ...] = (None, "/think", "/no_think")
 
 
 class MixedFlags(Strict):
-    """Shares of the rows that can have each; 0 everywhere leaves the rows as they are."""
+    """Shares of rows that get a history, earlier flags, or the flag in the system message; 0 leaves them as they are.
+
+    Each is a share of the rows that can have it.
+    """
 
     history_share: float = Field(
         default=0.0, ge=0, le=1, description="of thinking rows: those that go on after one of the chats"
@@ -34,7 +37,7 @@ class MixedFlags(Strict):
     )
 
     def mix_flags(self, rows: Sequence[Turns], chats: Sequence[Chat], seed: int) -> list[Turns]:
-        """The rows in their order; which are changed, and how, depends on the seed and their ids."""
+        """Returns the rows in their order, a share of them changed; seed and ids decide which and how."""
         mixed = self._add_histories(rows, chats, seed)
         multi_turn_indices = [index for index, row in enumerate(mixed) if _count_user_turns(row) > 1]
         changed_indices = _draw_share(mixed, multi_turn_indices, self.earlier_flags_share, "earlier flags", seed)
@@ -48,6 +51,7 @@ class MixedFlags(Strict):
         return mixed
 
     def _add_histories(self, rows: Sequence[Turns], chats: Sequence[Chat], seed: int) -> list[Turns]:
+        """Puts a chat before a share of the thinking rows."""
         mixed = list(rows)
         usable_chats = [chat for chat in chats if not chat.tools and not any(turn.tool_calls for turn in chat.messages)]
         thinking_indices = [index for index, row in enumerate(mixed) if isinstance(row, Trace)]
@@ -59,7 +63,10 @@ class MixedFlags(Strict):
 
 
 def append_to_chat(row: Turns, chat: Chat) -> Turns:
-    """The row as what is asked next in the chat, whose system message gives way to the row's own, or to none."""
+    """Returns the row as what is asked next in the chat.
+
+    The chat's system message gives way to the row's own, or to none.
+    """
     own_system = [turn for turn in row.messages if turn.role == "system"]
     own_turns = [turn for turn in row.messages if turn.role != "system"]
     history = [turn for turn in chat.messages if turn.role != "system"]
@@ -69,7 +76,7 @@ def append_to_chat(row: Turns, chat: Chat) -> Turns:
 
 
 def add_earlier_flags(row: Turns, random: Random) -> Turns:
-    """The row with a flag drawn for every user turn but the last, each as often none, `/think` and `/no_think`.
+    """Draws a flag for every user turn but the last, each as often none, `/think` and `/no_think`.
 
     Where a thinking row has no flag of its own, the last flag drawn is `/think`, since the last one is obeyed.
     """
@@ -84,20 +91,22 @@ def add_earlier_flags(row: Turns, random: Random) -> Turns:
 
 
 def move_flag_to_system(row: Turns) -> Turns:
-    """The row with its flag at the end of its system message rather than of its last user message."""
+    """Moves the row's flag from its last user message to the end of its system message."""
     system, *others = row.messages
     return row.model_copy(update={"messages": [append_flag(system, row.flag), *others], "flag": None})
 
 
 def _can_move_flag(row: Turns) -> bool:
+    """Tells whether the row has a flag and a system message."""
     return row.flag is not None and row.messages[0].role == "system"
 
 
 def _count_user_turns(row: Turns) -> int:
+    """Counts the user turns of a row."""
     return sum(turn.role == "user" for turn in row.messages)
 
 
 def _draw_share(rows: Sequence[Turns], indices: list[int], share: float, purpose: str, seed: int) -> set[int]:
-    """As many of the places as the share says, drawn by the ids of their rows."""
+    """Draws the given share of the indices, by the ids of their rows."""
     drawn = shuffle_by_name(indices, (rows[index].id for index in indices), purpose, seed)
     return set(drawn[: round(share * len(indices))])

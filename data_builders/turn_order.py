@@ -1,4 +1,4 @@
-"""Whether a row's turns come in an order that a model meets when it is used."""
+"""Checks whether a row's turns come in an order that a model meets when it is used."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ _ALLOWED_BEFORE = {
 
 
 def find_turn_disorder(row: Row) -> str | None:
-    """What is wrong with the order of the row's turns, None if nothing is; a raw text has none.
+    """Returns what is wrong with the order of the row's turns, None if nothing is; a raw text has none.
 
     At most one system turn, which is the first; then user and assistant in turn, results of tools after an assistant
     that calls them. What is beside the turns (a trace's answer, both sides of a pair) is an assistant's.
@@ -25,6 +25,7 @@ def find_turn_disorder(row: Row) -> str | None:
 
 
 def _find_end_fault(row: Dialogue) -> str | None:
+    """Returns what is wrong with how the turns end, None if nothing is."""
     turns = get_turns(row)
     if isinstance(row, Chat):
         return None if any(turn.role == "assistant" for turn in turns) else "no assistant turn"
@@ -36,6 +37,7 @@ def _find_end_fault(row: Dialogue) -> str | None:
 
 
 def _find_order_fault(turns: Sequence[Message]) -> str | None:
+    """Returns the first turn that may not come after the one before it, None if there is none."""
     if not turns:
         return "no turn"
     before = ""

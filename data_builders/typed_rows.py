@@ -1,4 +1,4 @@
-"""Our own rows as others wrote them, and what of a row cannot be written for the next stage to read."""
+"""Reads rows in our own format, and checks that a row can be written for the next stage to read."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from qwen_align.reward.settings import check_nameable
 
 
 def parse_typed_row(value: Any) -> Row:
-    """The row that the value is; raises BadValue if it is none, or if its reward is none that rows can name."""
+    """Parses a value as a row of ours; raises BadValue if it is none, or if its reward is none that rows can name."""
     if isinstance(value, dict):  # a column that is null in this row of a table is not there
         value = {key: item for key, item in value.items() if item is not None}
     check_json_value(value, "row")
@@ -26,7 +26,7 @@ def parse_typed_row(value: Any) -> Row:
 
 
 def check_writable_row(row: Row) -> None:
-    """Raises BadValue for a row that cannot be written, or not be read again: NaN, a table's dates, deep nesting."""
+    """Raises BadValue for a row that cannot be written or read again: NaN, a table's dates, deep nesting."""
     if isinstance(row, Text):
         return
     for name in ("gold", "tools"):
@@ -41,7 +41,7 @@ def check_writable_row(row: Row) -> None:
 
 
 def check_json_value(value: Any, name: str) -> None:
-    """Raises BadValue for a value that JSON cannot hold; `what` opens the message."""
+    """Raises BadValue for a value that JSON cannot hold; `name` opens the message."""
     try:
         json.dumps(value, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
