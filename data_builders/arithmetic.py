@@ -94,15 +94,31 @@ class Arithmetic(Strict):
     """
 
     kind: Literal["arithmetic"] = "arithmetic"
-    rows: Literal["problem", "trace", "direct", "text"]
-    n: int = Field(gt=0)
-    steps: list[Annotated[int, Field(ge=1, le=8)]] = Field(min_length=1)
-    split: Split = "train"
-    seed: int | None = None
+    rows: Literal["problem", "trace", "direct", "text"] = Field(
+        description="kind of rows: problems with golds, traces, chats of direct answers, or raw texts"
+    )
+    n: int = Field(gt=0, description="number of rows")
+    steps: list[Annotated[int, Field(ge=1, le=8)]] = Field(
+        min_length=1,
+        description="steps of the problems, used in turn: [2, 3] makes every other problem three steps long",
+    )
+    split: Split = Field(default="train", description="which of three sets without common problems the rows are from")
+    seed: int | None = Field(default=None, description="seed of the draws; null: the recipe's")
     # Shares as in the prototype's base: 60 % facts knew its sums but could not copy numbers from a question.
-    facts_share: float = Field(0.20, ge=0, le=1)
-    direct_share: float = Field(0.18, ge=0, le=1)
-    direct_steps: list[Annotated[int, Field(ge=1, le=8)]] = Field([1, 1, 1, 1, 1, 1, 2], min_length=1)
+    facts_share: float = Field(
+        0.20,
+        ge=0,
+        le=1,
+        description="share of documents that are chains of addition and subtraction facts; rows: text only",
+    )
+    direct_share: float = Field(
+        0.18, ge=0, le=1, description="share of documents that give a problem's answer without steps; rows: text only"
+    )
+    direct_steps: list[Annotated[int, Field(ge=1, le=8)]] = Field(
+        [1, 1, 1, 1, 1, 1, 2],
+        min_length=1,
+        description="steps of the problems answered directly, one drawn for each; rows: text only",
+    )
 
     @model_validator(mode="after")
     def _check_text_settings(self) -> "Arithmetic":

@@ -26,9 +26,13 @@ class Question(NamedTuple):
 class Against(Strict):
     """Settings that name a benchmark: a data stage, or a file and the key of its questions."""
 
-    against: DataRef | None = Field(default=None, description="data stage whose rows' user turns are the questions")
-    against_file: OutsideFile | None = Field(default=None, description="JSON Lines or a JSON list of questions")
-    column: str | None = Field(default=None, min_length=1, description="the file's key that holds the question")
+    against: DataRef | None = Field(
+        default=None, description="data stage whose rows' user turns are the benchmark's questions"
+    )
+    against_file: OutsideFile | None = Field(
+        default=None, description="JSON Lines file or JSON list with the benchmark's questions"
+    )
+    column: str | None = Field(default=None, min_length=1, description="key of the question in against_file")
 
     @model_validator(mode="after")
     def _check_benchmark(self) -> "Against":

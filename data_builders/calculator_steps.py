@@ -41,11 +41,15 @@ class CalculatorSteps(Strict):
     """
 
     kind: Literal["calculator_steps"] = "calculator_steps"
-    from_data: DataRef
-    planted_share: float = Field(default=0.0, ge=0, le=1)
-    step_break: str = Field(default="\n", min_length=1)
+    from_data: DataRef = Field(description="data stage with the solutions: traces, chats, labelled rows or completions")
+    planted_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of the solutions that get a wrong result in one step"
+    )
+    step_break: str = Field(default="\n", min_length=1, description="text between two steps")
     answer_mark: str | None = Field(
-        default="####", min_length=1, description="a line that opens with it is the final answer, which is left out"
+        default="####",
+        min_length=1,
+        description="start of the line that holds the final answer, which is left out; null: no such line",
     )
     may_round: bool = Field(default=True, description="a decimal may be the exact value rounded or cut to its places")
     keep_marks: bool = Field(default=False, description="leave the marks in the steps, where a model could read them")

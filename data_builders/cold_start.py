@@ -40,28 +40,44 @@ class ColdStart(Strict):
     """
 
     kind: Literal["cold_start"] = "cold_start"
-    from_rollout: DataRef
+    from_rollout: DataRef = Field(description="rollout stage with the completions to choose from")
     validation: list[Contamination] = Field(
-        description="what traces may not be like, each with its rule; [] if nothing is held out"
+        description="rules for held-out items that traces may not be like; [] if nothing is held out"
     )
-    reward: RewardName = Field(default="math_answer", description="whose verdict says that a completion is correct")
-    correct_from: float = Field(default=1.0, description="reward of a correct completion")
+    reward: RewardName = Field(
+        default="math_answer", description="reward whose verdict says whether a completion is correct"
+    )
+    correct_from: float = Field(default=1.0, description="lowest reward of a correct completion")
     repeats_ngram: int = Field(
-        default=20, ge=1, description="words; sound mathematics repeats shorter ones all the time"
+        default=20,
+        ge=1,
+        description="words in an n-gram whose repetition counts; sound mathematics repeats shorter ones all the time",
     )
-    max_repeated_share: float = Field(default=0.1, ge=0, le=1, description="of the completion's n-grams")
-    min_thinking_words: int = Field(default=3, ge=1, description="fewer are a guess")
+    max_repeated_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="largest share of the completion's n-grams that may have occurred in it before",
+    )
+    min_thinking_words: int = Field(
+        default=3, ge=1, description="fewest words of thinking; with fewer the answer counts as a guess"
+    )
     answer_in_thinking: bool = Field(
-        default=True, description="a number that is the answer, but never met in the thinking, is a guess"
+        default=True, description="count a number that is the answer but never occurs in the thinking as a guess"
     )
     min_language_share: float = Field(
-        default=0.9, ge=0, le=1, description="words in the prompt's language, of thinking and answer each"
+        default=0.9,
+        ge=0,
+        le=1,
+        description="smallest share of words in the prompt's language, in thinking and answer each",
     )
-    per_prompt: int = Field(default=1, ge=1)
+    per_prompt: int = Field(default=1, ge=1, description="most traces kept for a prompt")
     choose: Literal["first", "shortest", "longest", "random"] = Field(
-        default="first", description="which of a prompt's traces, by their samples' numbers or tokens"
+        default="first", description="which of a prompt's traces are kept, by their samples' numbers or tokens"
     )
-    max_prompts: int | None = Field(default=None, ge=1, description="a small subset, drawn by the seed")
+    max_prompts: int | None = Field(
+        default=None, ge=1, description="keep traces of this many prompts, drawn by the seed; null: of all"
+    )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the kept traces in the order of the prompts.

@@ -43,7 +43,7 @@ class _Rule(Against):
 
     part: Part = Field(
         default="question",  # s1 compares questions; traces that quote a question belong to that question
-        description="what of a row is looked at: its user turns, or all turns but the system's",
+        description="part of a row that is compared: its user turns, or all turns but the system's",
     )
 
     method: str
@@ -85,8 +85,8 @@ class S1Overlap(_Rule):
     simplescaling/s1 77272c6 data/decontaminate_util.py. Text without spaces, such as Chinese, has no such n-grams.
     """
 
-    method: Literal["s1"] = "s1"
-    ngram: int = Field(default=8, ge=1)  # s1 data/collect_data.py: ngram_size=8
+    method: Literal["s1"] = Field(default="s1", description="rule: one shared n-gram of white-space words, as in s1")
+    ngram: int = Field(default=8, ge=1, description="words in the n-gram")  # s1 data/collect_data.py: ngram_size=8
 
     def _choose_unit_splitter(self) -> Units:
         return lambda text: text.lower().split()
@@ -113,9 +113,13 @@ class Qwen25MathOverlap(_Rule):
     lower case, single CJK characters as words, and the ratio to the shorter text, as in Qwen2.5.
     """
 
-    method: Literal["qwen2.5_math"] = "qwen2.5_math"
-    ngram: int = Field(default=13, ge=1)
-    above_share: float = Field(default=0.6, ge=0, lt=1)
+    method: Literal["qwen2.5_math"] = Field(
+        default="qwen2.5_math", description="rule: a shared n-gram and a long common subsequence, as in Qwen2.5-Math"
+    )
+    ngram: int = Field(default=13, ge=1, description="words in the n-gram")
+    above_share: float = Field(
+        default=0.6, ge=0, lt=1, description="share of the shorter text that the longest common subsequence must exceed"
+    )
 
     def _choose_unit_splitter(self) -> Units:
         return split_words
@@ -153,10 +157,19 @@ class Qwen25Overlap(_Rule):
     For questions: of a trace of thousands of tokens, nearly any question's words are a subsequence by chance.
     """
 
-    method: Literal["qwen2.5"] = "qwen2.5"
-    min_common: int = Field(default=13, ge=1)
-    min_share: float = Field(default=0.6, gt=0, le=1)
-    tokenizer: OutsideFile | None = Field(default=None, description="a tokenizer.json, such as Qwen3's")
+    method: Literal["qwen2.5"] = Field(
+        default="qwen2.5", description="rule: a long common subsequence of tokens, as in Qwen2.5"
+    )
+    min_common: int = Field(default=13, ge=1, description="fewest tokens in the longest common subsequence")
+    min_share: float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="smallest share of the shorter text that the longest common subsequence has",
+    )
+    tokenizer: OutsideFile | None = Field(
+        default=None, description="a tokenizer.json, such as Qwen3's; null: words and CJK characters are the tokens"
+    )
 
     def _choose_unit_splitter(self) -> Units:
         if self.tokenizer is None:
@@ -197,7 +210,7 @@ def _load_tokenizer(path: Path) -> Any:
 class SameWords(_Rule):
     """The same words in the same order, case and signs apart: ours, for questions too short for the other rules."""
 
-    method: Literal["same_words"] = "same_words"
+    method: Literal["same_words"] = Field(default="same_words", description="rule: the same words in the same order")
     _help_for_short: ClassVar[str] = "they hold no word"
 
     def _choose_unit_splitter(self) -> Units:

@@ -48,11 +48,17 @@ class Hub(Conversion):
     """
 
     kind: Literal["hub"] = "hub"
-    dataset: Annotated[str, AfterValidator(_check_dataset_name)]
+    dataset: Annotated[str, AfterValidator(_check_dataset_name)] = Field(
+        description="data set's name on the hub, owner/name"
+    )
     name: str | None = Field(default=None, min_length=1, description="the data set's configuration")
-    split: str = Field(default="train", min_length=1)
-    revision: Annotated[str, Field(min_length=1), AfterValidator(_check_revision_is_fixed)]
-    streaming: bool = True
+    split: str = Field(default="train", min_length=1, description="split of the data set")
+    revision: Annotated[str, Field(min_length=1), AfterValidator(_check_revision_is_fixed)] = Field(
+        description="commit (40 hex digits) or tag of the data set"
+    )
+    streaming: bool = Field(
+        default=True, description="read rows as they arrive; false: download and cache the split first"
+    )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the split's rows in order.

@@ -28,13 +28,17 @@ class Group(NamedTuple):
 class JudgedFile(Matching):
     """Settings that builders from files of judged answers share."""
 
-    path: OutsideFile
-    question: str = Field(default="question", min_length=1, description="the file's key of the question")
-    system: str | None = Field(default=None, min_length=1, description="a system message before every question")
-    strip_marks: bool = Field(default=False, description="take GSM8K's calculator marks, <<2+3=5>>, out of answers")
-    mode: Mode | None = None
-    source: str = ""
-    max_length_difference: int | None = Field(default=None, ge=0, description="words, as nobody has tokenized a file")
+    path: OutsideFile = Field(description="file with the questions and their answers")
+    question: str = Field(default="question", min_length=1, description="key of the question in the file")
+    system: str | None = Field(
+        default=None, min_length=1, description="system message put before every question; null: none"
+    )
+    strip_marks: bool = Field(default=False, description="remove GSM8K's calculator marks, <<2+3=5>>, from answers")
+    mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
+    source: str = Field(default="", description="source that the rows name")
+    max_length_difference: int | None = Field(
+        default=None, ge=0, description="most words that the sides of a pair may differ by in length; null: any"
+    )
 
     @model_validator(mode="after")
     def _check_path(self) -> "JudgedFile":

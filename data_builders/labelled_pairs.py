@@ -27,11 +27,13 @@ class LabelledPairs(JudgedFile):
     """
 
     kind: Literal["labelled_pairs"] = "labelled_pairs"
-    rows: Literal["pair", "labelled"]
-    solutions: list[str] = Field(min_length=1, description="the file's keys of the solutions")
-    text: str = Field(default="solution", min_length=1, description="a solution's key of its text")
-    label: str = Field(default="is_correct", min_length=1, description="a solution's key of its label, true or false")
-    both_sides_only: bool = False
+    rows: Literal["pair", "labelled"] = Field(description="kind of rows: pairs, or single answers with their labels")
+    solutions: list[str] = Field(min_length=1, description="keys of the solutions in the file")
+    text: str = Field(default="solution", min_length=1, description="key of a solution's text")
+    label: str = Field(default="is_correct", min_length=1, description="key of a solution's label, true or false")
+    both_sides_only: bool = Field(
+        default=False, description="keep only questions that have right and wrong solutions; rows: labelled only"
+    )
 
     @model_validator(mode="after")
     def _check_rows(self) -> Self:

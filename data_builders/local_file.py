@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Row
@@ -22,7 +22,7 @@ class LocalFile(Conversion):
     """
 
     kind: Literal["local_file"] = "local_file"
-    path: OutsideFile
+    path: OutsideFile = Field(description="file to read: JSON Lines, JSON list, CSV, TSV or Parquet")
 
     @model_validator(mode="after")
     def _check_suffix(self) -> Self:

@@ -17,9 +17,14 @@ from qwen_align.data_builders.sieve import Drops, Sources
 class Ingredient(Strict):
     """One source of a mixture with its weight and limits."""
 
-    from_data: DataRef
-    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="its share against the others'")
-    max_rows: int | None = Field(default=None, ge=1)
+    from_data: DataRef = Field(description="data stage whose rows are mixed in")
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="weight of the source against the others'; null: all it has, or its part of rows",
+    )
+    max_rows: int | None = Field(default=None, ge=1, description="most rows of the source; null: no limit")
     times: int = Field(
         default=1, ge=1, description="how often its rows may be used; copies pass the sieve with is_unique: false only"
     )
@@ -35,11 +40,16 @@ class Mixture(Strict):
     """
 
     kind: Literal["mixture"] = "mixture"
-    sources: list[Ingredient] = Field(min_length=1)
-    rows: int | None = Field(default=None, ge=1, description="how many in all; fewer is an error")
-    shuffle: bool = True
-    prefix_ids: bool = Field(default=False, description="rows are called 'stage:id', for sources with equal ids")
-    note_as: str | None = Field(default="mixture", min_length=1, description="key of meta that names the source")
+    sources: list[Ingredient] = Field(min_length=1, description="sources to mix")
+    rows: int | None = Field(default=None, ge=1, description="number of rows in all; an error if there are fewer")
+    shuffle: bool = Field(
+        default=True,
+        description="draw rows of each source in an order by the seed; false: use its first rows in their order",
+    )
+    prefix_ids: bool = Field(default=False, description="call rows 'stage:id', for sources with equal ids")
+    note_as: str | None = Field(
+        default="mixture", min_length=1, description="key of meta that names a row's source; null: not noted"
+    )
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:

@@ -32,11 +32,15 @@ class NearDuplicates(Strict):
     Signs are units, other than there, because operators tell one formula from another (our choice).
     """
 
-    threshold: float = Field(default=0.75, gt=0, le=1)
-    shingle: int = Field(default=5, ge=1, description="units a shingle")
-    bands: int = Field(default=14, ge=2, description="more find more candidates")
-    hashes_per_band: int = Field(default=8, ge=1, description="more make candidates more alike")
-    part: Part = Field(default="everything", description="what of a row is compared; system turns have to be equal")
+    threshold: float = Field(
+        default=0.75, gt=0, le=1, description="smallest Jaccard index of the shingles of near duplicates"
+    )
+    shingle: int = Field(default=5, ge=1, description="units (words, signs, CJK characters) in a shingle")
+    bands: int = Field(default=14, ge=2, description="bands of MinHash LSH; more find more candidates")
+    hashes_per_band: int = Field(default=8, ge=1, description="hashes in a band; more make candidates more alike")
+    part: Part = Field(
+        default="everything", description="part of a row that is compared; system turns have to be equal"
+    )
 
     def make_finder(self) -> "NearDuplicateFinder":
         """Makes a finder with these settings that has kept no text yet."""

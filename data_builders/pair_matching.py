@@ -63,11 +63,15 @@ class Matching(Strict):
     dpo_iteration/run_dpo.py and reward_labeling.py). Two answers that are equal make no pair, whatever they are worth.
     """
 
-    rule: Rule = "correct_vs_wrong"
-    correct_from: float = Field(default=1.0, description="reward of a correct completion; below is wrong")
-    per_prompt: int = Field(default=2, ge=1)
-    max_length_difference: int | None = Field(default=None, ge=0, description="tokens")
-    min_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="between the sides' values")
+    rule: Rule = Field(default="correct_vs_wrong", description="how answers are paired")
+    correct_from: float = Field(default=1.0, description="lowest reward of a correct completion; below is wrong")
+    per_prompt: int = Field(default=2, ge=1, description="most pairs made of a prompt")
+    max_length_difference: int | None = Field(
+        default=None, ge=0, description="most tokens that the sides may differ by in length; null: any"
+    )
+    min_margin: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="smallest difference of the sides' values; null: any"
+    )
 
     @model_validator(mode="after")
     def _check_rule(self) -> Self:

@@ -29,14 +29,16 @@ class QuestionPart(Strict):
     solution ask the solution's question, and what goes on after a chat asks its own.
     """
 
-    part: str = Field(min_length=1)
-    shares: dict[str, float] = Field(min_length=2, description="part: its share of all questions; together 1")
-    salt: str = Field(default="", description="another text makes other parts")
+    part: str = Field(min_length=1, description="name of the part that is kept, one of shares")
+    shares: dict[str, float] = Field(min_length=2, description="each part's share of all questions, together 1")
+    salt: str = Field(default="", description="text that goes into the hash; another text makes other parts")
     asked: Asked = Field(
         default="first",  # the one that two conversations have in common if the shorter begins the longer
-        description="user turn that is the question; last where the first ones are examples",
+        description="which user turn is the question; last where the first ones are examples",
     )
-    without: list[str] = Field(default_factory=list, description="texts around questions, such as an instruction")
+    without: list[str] = Field(
+        default_factory=list, description="texts around questions that are left out, such as an instruction"
+    )
 
     @model_validator(mode="after")
     def _check_shares(self) -> "QuestionPart":
@@ -72,7 +74,7 @@ class Split(QuestionPart):
     """Keeps the rows of one part, in order; the others are dropped as belonging to another."""
 
     kind: Literal["split"] = "split"
-    from_data: DataRef
+    from_data: DataRef = Field(description="data stage whose rows are split")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the part's rows.
@@ -96,10 +98,12 @@ class Unused(Strict):
     """
 
     kind: Literal["unused"] = "unused"
-    from_data: DataRef
-    unused_in: list[DataRef] = Field(min_length=1)
-    asked: Asked = "all"
-    without: list[str] = Field(default_factory=list, description="texts around questions, such as an instruction")
+    from_data: DataRef = Field(description="data stage whose rows are filtered")
+    unused_in: list[DataRef] = Field(min_length=1, description="data stages whose rows may not ask the same questions")
+    asked: Asked = Field(default="all", description="which questions of a row must be unused")
+    without: list[str] = Field(
+        default_factory=list, description="texts around questions that are left out, such as an instruction"
+    )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the rows whose questions are unused.

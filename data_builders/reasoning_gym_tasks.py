@@ -30,9 +30,11 @@ _WORKER_MODULE = "qwen_align.data_builders.reasoning_gym_worker"
 class GymTask(Strict):
     """A task by its name in reasoning_gym, with its weight among the tasks and its configuration."""
 
-    name: str
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    settings: dict[str, Any] = Field(default_factory=dict, description="fields of the task's config, but seed and size")
+    name: str = Field(description="task's name in reasoning_gym")
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="weight of the task among the tasks")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="fields of the task's configuration, except seed and size"
+    )
 
     @field_validator("settings")
     @classmethod
@@ -51,12 +53,14 @@ class ReasoningGymTasks(Strict):
     """
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
-    tasks: Annotated[list[str | GymTask], Field(min_length=1)]
-    n: int = Field(gt=0)
-    split: Split = "train"
-    seed: int | None = None
-    instruction: str = INSTRUCTION
-    mode: Mode | None = None
+    tasks: Annotated[list[str | GymTask], Field(min_length=1)] = Field(
+        description="tasks by name, or with weight and configuration"
+    )
+    n: int = Field(gt=0, description="number of rows")
+    split: Split = Field(default="train", description="which of three sets without common questions the rows are from")
+    seed: int | None = Field(default=None, description="seed of the draws; null: the recipe's")
+    instruction: str = Field(default=INSTRUCTION, description='text after every question; "" for none')
+    mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Generates the rows through the interface of every builder; reads no other stage and drops nothing."""

@@ -21,10 +21,10 @@ class Labels(Strict):
     """
 
     kind: Literal["labels"] = "labels"
-    from_data: DataRef
-    reward: str = Field(default="math_answer", min_length=1, description="label of the verdict that counts")
-    correct_from: float = Field(default=1.0, description="reward of a correct completion; below is wrong")
-    both_sides_only: bool
+    from_data: DataRef = Field(description="rollout stage with the completions")
+    reward: str = Field(default="math_answer", min_length=1, description="reward whose verdict decides the label")
+    correct_from: float = Field(default=1.0, description="lowest reward of a correct completion; below is wrong")
+    both_sides_only: bool = Field(description="drop prompts whose completions are all correct or all wrong")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the labelled completions in the order of the prompts and their samples."""

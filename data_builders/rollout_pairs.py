@@ -22,9 +22,13 @@ class Pairs(Matching):
     """
 
     kind: Literal["pairs"] = "pairs"
-    from_data: DataRef
-    reward: str = Field(default="math_answer", min_length=1, description="label of the verdict that counts")
-    reject_malformed: bool = False
+    from_data: DataRef = Field(description="rollout stage with the completions")
+    reward: str = Field(
+        default="math_answer", min_length=1, description="reward whose verdicts compare the completions"
+    )
+    reject_malformed: bool = Field(
+        default=False, description="let cut or malformed completions be the rejected side, word for word"
+    )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the pairs in the order of the prompts.

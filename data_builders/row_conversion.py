@@ -43,21 +43,36 @@ class Conversion(Strict):
     `<think>` blocks and `reasoning_content` of assistants become thinking; a block that is malformed makes a bad row.
     """
 
-    rows: Literal["auto", "typed", "problem", "trace", "chat", "pair", "labelled", "text"] = "auto"
-    format: Literal["auto"] | FormatName | None = Field(default=None, description="what the source is in")
-    columns: dict[str, str] = Field(default_factory=dict, description="our field: the file's key, where they differ")
+    rows: Literal["auto", "typed", "problem", "trace", "chat", "pair", "labelled", "text"] = Field(
+        default="auto", description="kind of rows to make; typed: our own rows.jsonl; auto: what the format makes"
+    )
+    format: Literal["auto"] | FormatName | None = Field(
+        default=None,
+        description="published format that the source is in; auto: recognised by the keys of its first rows",
+    )
+    columns: dict[str, str] = Field(default_factory=dict, description="our field: the source's key, where they differ")
     keep_columns: list[str] | Literal["all"] = Field(default_factory=list, description="columns that go into meta")
-    gold_after: str | None = Field(default=None, min_length=1)
-    calculator_marks: Literal["keep", "remove"] = Field(default="keep", description="GSM8K's <<48/2=24>> in solutions")
+    gold_after: str | None = Field(
+        default=None, min_length=1, description="mark in the gold's text; the gold is what follows its last occurrence"
+    )
+    calculator_marks: Literal["keep", "remove"] = Field(
+        default="keep", description="whether GSM8K's <<48/2=24>> stay in solutions"
+    )
     reward: RewardName | Literal["python"] = Field(
         default="math_answer",
-        description="the reward that judges against the gold; python: the one of this kind that a stage names",
+        description="reward that judges against the gold; python: the one of this kind that a stage names",
     )
-    mode: Mode | None = None
-    source: str = ""
-    system: str | None = Field(default=None, min_length=1, description="a system message for rows that bring none")
-    on_bad_row: Literal["fail", "drop"] = Field(default="fail", description="drop: count it and go on")
-    expect_rows: int | None = Field(default=None, ge=1, description="how many rows, bad ones too, the source has")
+    mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
+    source: str = Field(default="", description="source that the rows name")
+    system: str | None = Field(
+        default=None, min_length=1, description="system message for rows that bring none; null: none"
+    )
+    on_bad_row: Literal["fail", "drop"] = Field(
+        default="fail", description="fail: end the build with an error; drop: count the row and go on"
+    )
+    expect_rows: int | None = Field(
+        default=None, ge=1, description="number of rows that the source must have, bad ones included; null: any"
+    )
 
     @model_validator(mode="after")
     def _check_conversion(self) -> Self:

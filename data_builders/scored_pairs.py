@@ -22,10 +22,10 @@ class ScoredPairs(JudgedFile):
     """
 
     kind: Literal["scored_pairs"] = "scored_pairs"
-    rule: Rule = "best_vs_worst"
-    question: str = Field(default="prompt", min_length=1, description="the file's key of the prompt")
-    responses: str = Field(default="responses", min_length=1, description="the file's key of the responses")
-    scores: str = Field(default="rewards", min_length=1, description="the file's key of their scores")
+    rule: Rule = Field(default="best_vs_worst", description="how answers are paired")
+    question: str = Field(default="prompt", min_length=1, description="key of the prompt in the file")
+    responses: str = Field(default="responses", min_length=1, description="key of the list of responses in the file")
+    scores: str = Field(default="rewards", min_length=1, description="key of the list of their scores in the file")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the pairs in the file's order; prompts that make no pair and responses in none are dropped."""

@@ -37,8 +37,12 @@ class Label(NamedTuple):
 class ByColumn(Strict):
     """The domain is a text or whole number in the row's meta, or, with no column, the row's source."""
 
-    by: Literal["column"] = "column"
-    column: str | None = Field(default="domain", min_length=1, description="null: the row's source")
+    by: Literal["column"] = Field(default="column", description="domains from a column")
+    column: str | None = Field(
+        default="domain",
+        min_length=1,
+        description="key of meta that holds the domain; null: the row's source is its domain",
+    )
 
     def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
         """Returns a domain label for each row; raises RowError for a column that holds something else."""
@@ -62,7 +66,7 @@ class ByKeywords(Strict):
     Keywords are whole words or phrases, upper and lower case alike; Chinese and Japanese ones are found anywhere.
     """
 
-    by: Literal["keywords"] = "keywords"
+    by: Literal["keywords"] = Field(default="keywords", description="domains from keywords in the question")
     table: dict[str, list[str]] = Field(min_length=1, description="domain: its keywords")
 
     @field_validator("table")
@@ -115,11 +119,13 @@ class ByPython(Strict):
     file's sha256 is in the stage's key, not that of files it imports.
     """
 
-    by: Literal["python"] = "python"
-    file: OutsideFile
-    name: str = Field(default="domain", pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")
-    time_limit_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
-    memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    by: Literal["python"] = Field(default="python", description="domains from a user's Python function")
+    file: OutsideFile = Field(description="Python file that defines the function")
+    name: str = Field(default="domain", pattern=r"^[A-Za-z_][A-Za-z_0-9]*$", description="name of the function")
+    time_limit_s: float = Field(default=10.0, gt=0, allow_inf_nan=False, description="seconds that one call may take")
+    memory_gib: float = Field(
+        default=4.0, gt=0, allow_inf_nan=False, description="memory that a worker process may use, in GiB"
+    )
 
     def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
         """Returns a domain label for each row; raises RecipeError if the file does not provide the function."""
@@ -174,12 +180,14 @@ class Domains(Strict):
     """
 
     kind: Literal["domains"] = "domains"
-    from_data: DataRef
-    domain: DomainSettings = ByColumn()
-    unknown: str | None = Field(default=None, min_length=1, description="domain of rows without one; null: dropped")
-    n: int | None = Field(default=None, ge=1, description="rows in all; null: no bound")
-    per_domain: int | None = Field(default=None, ge=1, description="rows of one domain at most; null: no bound")
-    note_as: str = Field(default="domain", min_length=1)
+    from_data: DataRef = Field(description="data stage whose rows are chosen from")
+    domain: DomainSettings = Field(default=ByColumn(), description="where a row's domain comes from")
+    unknown: str | None = Field(
+        default=None, min_length=1, description="domain of rows without one; null: they are dropped"
+    )
+    n: int | None = Field(default=None, ge=1, description="number of rows in all; null: no limit")
+    per_domain: int | None = Field(default=None, ge=1, description="most rows of one domain; null: no limit")
+    note_as: str = Field(default="domain", min_length=1, description="key of meta that the domain is noted under")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the chosen rows; raises DataError if there are fewer than `n`."""

@@ -39,12 +39,15 @@ class Attempts(Strict):
     completion `p#3` is found as `p`.
     """
 
-    from_rollout: DataRef | None = None
-    reward: str = Field(default="math_answer", description="whose verdict counts")
-    correct_from: float = Field(default=1.0, description="reward of a correct answer")
-    column: str | None = Field(default=None, min_length=1)
-    holds: Literal["correct", "rewards", "count", "share"] = "correct"
-    samples: int | None = Field(default=None, ge=1, description="how many answers a count or a share is of")
+    from_rollout: DataRef | None = Field(default=None, description="rollout stage whose verdicts are counted")
+    reward: str = Field(default="math_answer", description="reward whose verdicts count")
+    correct_from: float = Field(default=1.0, description="lowest reward of a correct answer")
+    column: str | None = Field(default=None, min_length=1, description="key of the rows' meta that holds the attempts")
+    holds: Literal["correct", "rewards", "count", "share"] = Field(
+        default="correct",
+        description="what the column holds: one verdict, rewards, a count or a share of correct answers",
+    )
+    samples: int | None = Field(default=None, ge=1, description="number of answers that a count or a share is of")
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:

@@ -50,13 +50,19 @@ class ChainScore(Strict):
     extreme chain does not flatten the others' differences.
     """
 
-    length: float = Field(default=0.30, ge=0)
-    verification: float = Field(default=0.20, ge=0)
-    tentative: float = Field(default=0.25, ge=0)
-    connectives: float = Field(default=0.25, ge=0)
-    verification_words: list[str] = Field(default=VERIFICATION.split())
-    tentative_words: list[str] = Field(default=TENTATIVE.split())
-    connective_words: list[str] = Field(default=CONNECTIVES.split())
+    length: float = Field(default=0.30, ge=0, description="weight of the number of words")
+    verification: float = Field(default=0.20, ge=0, description="weight of the share of verification words")
+    tentative: float = Field(default=0.25, ge=0, description="weight of the share of tentative words")
+    connectives: float = Field(default=0.25, ge=0, description="weight of the share of connectives")
+    verification_words: list[str] = Field(
+        default=VERIFICATION.split(), description="words that show verification, in lower case"
+    )
+    tentative_words: list[str] = Field(
+        default=TENTATIVE.split(), description="words that show tentative reasoning, in lower case"
+    )
+    connective_words: list[str] = Field(
+        default=CONNECTIVES.split(), description="words that connect arguments, in lower case"
+    )
 
     @field_validator("verification_words", "tentative_words", "connective_words")
     @classmethod
@@ -110,14 +116,27 @@ class Limo(Strict):
     """
 
     kind: Literal["limo"] = "limo"
-    from_data: Annotated[list[DataRef], Field(min_length=1)]  # LIMO: of R1, its 32B distillation and QwQ-32B
-    reward: str = Field(default="math_answer", description="whose verdict says that a rollout's chain is right")
-    correct_from: float = Field(default=1.0, description="reward of a right chain")
-    weak: Attempts | None = Field(description="LIMO: 4 of Qwen2.5-Math-7B-Instruct; null: no such test")
-    strong: Attempts | None = Field(description="LIMO: 32 of DeepSeek-R1-Distill-Qwen-32B; null: no such test")
-    band: Band | BandName = "limo"
-    score: ChainScore = ChainScore()
-    n: int | None = Field(default=800, ge=1, description="null: every question's best chain")
+    from_data: Annotated[list[DataRef], Field(min_length=1)] = Field(
+        description="data or rollout stages with the chains"
+    )  # LIMO: of R1, its 32B distillation and QwQ-32B
+    reward: str = Field(
+        default="math_answer", description="reward whose verdict says whether a rollout's chain is right"
+    )
+    correct_from: float = Field(default=1.0, description="lowest reward of a right chain")
+    weak: Attempts | None = Field(
+        description="weak model, which must fail (LIMO: 4 attempts of Qwen2.5-Math-7B-Instruct); null: no test"
+    )
+    strong: Attempts | None = Field(
+        description="strong model, for band (LIMO: 32 attempts of DeepSeek-R1-Distill-Qwen-32B); null: no test"
+    )
+    band: Band | BandName = Field(
+        default="limo",
+        description="how often the strong model must have solved a question: a published band by its name, or bounds",
+    )
+    score: ChainScore = Field(default=ChainScore(), description="how chains are scored")
+    n: int | None = Field(
+        default=800, ge=1, description="number of questions to keep; null: every question's best chain"
+    )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the chosen traces, the best first; raises DataError if there are fewer questions than `n`."""

@@ -38,18 +38,35 @@ class Limr(Strict):
     """
 
     kind: Literal["limr"] = "limr"
-    from_data: DataRef
-    rewards_column: str | None = Field(default=None, min_length=1)
-    from_rollouts: list[DataRef] | None = Field(default=None, min_length=1)
-    reward: str = Field(default="math_answer", description="whose verdict counts in from_rollouts")
-    score_column: str | None = Field(default=None, min_length=1)
-    scores_file: OutsideFile | None = None
-    epochs: int | None = Field(default=None, ge=1, description="the first so many; null: all; LIMR looked at 21")
-    threshold: float = Field(default=0.6, allow_inf_nan=False)  # the paper's; the script's own default is 0.2
-    comparison: Literal["at_least", "above"] = Field(
-        default="at_least", description="at_least is the code's, and gives the published 1,389; above is the paper's"
+    from_data: DataRef = Field(description="data stage whose rows are chosen from")
+    rewards_column: str | None = Field(
+        default=None, min_length=1, description="key of meta with a list of each epoch's rewards or accuracy"
     )
-    n: int | None = Field(default=None, ge=1, description="rows there have to be; the best of them are kept")
+    from_rollouts: list[DataRef] | None = Field(
+        default=None, min_length=1, description="rollout stages of the checkpoints, one for each epoch in turn"
+    )
+    reward: str = Field(default="math_answer", description="reward whose verdicts count in from_rollouts")
+    score_column: str | None = Field(
+        default=None, min_length=1, description="key of meta with an alignment score computed before"
+    )
+    scores_file: OutsideFile | None = Field(
+        default=None, description="file of objects with prompt and score, computed before"
+    )
+    epochs: int | None = Field(
+        default=None, ge=1, description="number of first epochs to use; null: all (LIMR looked at 21)"
+    )
+    threshold: float = Field(
+        default=0.6, allow_inf_nan=False, description="alignment score that a row has to reach"
+    )  # the paper's; the script's own default is 0.2
+    comparison: Literal["at_least", "above"] = Field(
+        default="at_least",
+        description="at_least is the authors' code, and gives the published 1,389 rows; above is the paper",
+    )
+    n: int | None = Field(
+        default=None,
+        ge=1,
+        description="number of rows, the best of those that pass; an error if there are fewer; null: all",
+    )
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:

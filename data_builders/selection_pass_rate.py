@@ -18,11 +18,11 @@ class Band(Strict):
     All that are given have to hold.
     """
 
-    min_correct: int | None = Field(default=None, ge=0)
-    max_correct: int | None = Field(default=None, ge=0)
-    above: float | None = Field(default=None, description="mean reward, exclusive")
-    below: float | None = Field(default=None, description="mean reward, exclusive")
-    samples: int | None = Field(default=None, ge=1, description="how many judged answers a prompt must have")
+    min_correct: int | None = Field(default=None, ge=0, description="fewest correct answers, inclusive")
+    max_correct: int | None = Field(default=None, ge=0, description="most correct answers, inclusive")
+    above: float | None = Field(default=None, description="bound that the mean reward must be above")
+    below: float | None = Field(default=None, description="bound that the mean reward must be below")
+    samples: int | None = Field(default=None, ge=1, description="number of judged answers that a prompt must have")
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
@@ -73,10 +73,10 @@ class PassRate(Strict):
     """
 
     kind: Literal["pass_rate"] = "pass_rate"
-    from_data: DataRef
-    attempts: Attempts
+    from_data: DataRef = Field(description="data stage whose rows are filtered")
+    attempts: Attempts = Field(description="where a model's attempts at the prompts are")
     band: Band | BandName = Field(description="a published band by its name, or bounds")
-    note_as: str = Field(default="pass_rate", min_length=1)
+    note_as: str = Field(default="pass_rate", min_length=1, description="key of meta that the counts are noted under")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the rows inside the band; the others are dropped as too hard, too easy or without attempts."""

@@ -38,9 +38,11 @@ FormatRule = Literal["asy", "image", "numbered_point", "bold_number"]
 class Preselect(Strict):
     """A rule that takes rows before any is drawn: of a source, right, and with thinking longer than a bound."""
 
-    source: str | None = Field(default=None, description="the whole source")
-    source_has: str | None = Field(default=None, min_length=1, description="a part of the source")
-    longer_than: int | None = Field(default=None, ge=0)
+    source: str | None = Field(default=None, description="the source by its whole name")
+    source_has: str | None = Field(default=None, min_length=1, description="text that the source's name contains")
+    longer_than: int | None = Field(
+        default=None, ge=0, description="length that the thinking must exceed; null: any length"
+    )
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -69,9 +71,16 @@ class Benchmarks(Strict):
     Both are counted over the hard rows; the scaled counts are cut to whole numbers (cells 17 and 18).
     """
 
-    whole: str = "qq8933/AIME_1983_2024"
-    scaled: str = "Idavidrein/gpqa"
-    ratio: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    whole: str = Field(
+        default="qq8933/AIME_1983_2024", description="source whose counts by domain are weights as they are"
+    )
+    scaled: str = Field(default="Idavidrein/gpqa", description="source whose counts by domain are scaled")
+    ratio: float = Field(
+        default=0.5,
+        gt=0,
+        allow_inf_nan=False,
+        description="total of the scaled counts, as a multiple of the other source's total",
+    )
 
 
 class S1(Strict):
@@ -84,23 +93,37 @@ class S1(Strict):
     """
 
     kind: Literal["s1"] = "s1"
-    from_data: DataRef
-    n: int = Field(default=1000, ge=1)
-    solvers: Annotated[list[Attempts], Field(min_length=1)]  # s1: Qwen2.5-7B-Instruct and Qwen2.5-32B-Instruct
+    from_data: DataRef = Field(description="data stage whose rows are chosen from")
+    n: int = Field(default=1000, ge=1, description="number of rows to choose")
+    solvers: Annotated[list[Attempts], Field(min_length=1)] = Field(
+        description="attempts of the small models; rows that any of them solved are dropped"
+    )  # s1: Qwen2.5-7B-Instruct and Qwen2.5-32B-Instruct
     teacher: Attempts = Field(
-        description="whether the trace itself is right; wrong ones can be drawn, not pre-selected"
+        description="attempts that say whether the trace itself is right; wrong ones can be drawn, not pre-selected"
     )
-    length_column: str | None = Field(description="meta with the thinking's tokens; null: count its characters")
-    domain: DomainSettings = ByColumn()
-    source_column: str | None = Field(default=None, description="null: the row's source")
-    refused: list[FormatRule] = Field(default=["asy", "image", "numbered_point", "bold_number"])
+    length_column: str | None = Field(
+        description="key of meta with the thinking's number of tokens; null: count its characters"
+    )
+    domain: DomainSettings = Field(default=ByColumn(), description="where a row's domain comes from")
+    source_column: str | None = Field(default=None, description="key of meta with the source; null: the row's source")
+    refused: list[FormatRule] = Field(
+        default=["asy", "image", "numbered_point", "bold_number"], description="formats that a question may not have"
+    )
     asy_allowed_in: str | None = Field(
-        default="AIME", min_length=1, description="sources with this part may draw; no rule applies to what does"
+        default="AIME",
+        min_length=1,
+        description="sources whose name contains this may draw with [asy]; no format is refused in questions that do",
     )
-    preselect: list[Preselect] = Field(default=PRESELECT)
-    uniform_until: int | None = Field(default=700, ge=0, description="rows before `benchmarks` weigh the domains")
-    benchmarks: Benchmarks = Benchmarks()
-    seed: int | None = Field(default=None, ge=0, lt=2**32, description="null: the recipe's")
+    preselect: list[Preselect] = Field(
+        default=PRESELECT, description="rules for rows that are taken before any is drawn"
+    )
+    uniform_until: int | None = Field(
+        default=700,
+        ge=0,
+        description="number of rows drawn with all domains alike before benchmarks weigh them; null: all rows",
+    )
+    benchmarks: Benchmarks = Field(default=Benchmarks(), description="sources by whose domains the last rows are drawn")
+    seed: int | None = Field(default=None, ge=0, lt=2**32, description="seed of the draws; null: the recipe's")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the chosen rows; raises DataError if there are not `n`, or more are pre-selected."""

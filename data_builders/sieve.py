@@ -58,27 +58,43 @@ class Sieve(Strict):
     Of any row that is kept, every user turn and raw text says something, and the sides of a pair differ.
     """
 
-    is_unique: bool = Field(default=True, description="no earlier row says the same but for white space")
-    gold_is_usable: bool = Field(default=True, description="saying the gold passes the row's own reward")
-    thinking_is_clean: bool = Field(default=True, description="no thinking tags in texts, no blank thinking or answer")
-    has_no_control_tokens: bool = Field(default=True, description="no text holds a token such as <|im_end|>")
-    turns_are_in_order: bool = Field(
-        default=True, description="a system turn comes first, user and assistant in turn, tools' results after calls"
+    is_unique: bool = Field(
+        default=True, description="drop rows that say the same as an earlier one, white space apart"
     )
-    language: Literal["en", "zh"] | None = Field(default=None, description="most letters are of its script")
+    gold_is_usable: bool = Field(default=True, description="drop rows whose gold does not pass the row's own reward")
+    thinking_is_clean: bool = Field(
+        default=True, description="drop rows with thinking tags in texts, or with blank thinking or answers"
+    )
+    has_no_control_tokens: bool = Field(
+        default=True, description="drop rows whose texts hold a token such as <|im_end|>"
+    )
+    turns_are_in_order: bool = Field(
+        default=True,
+        description="drop rows unless system comes first, user and assistant in turn, tools' results after calls",
+    )
+    language: Literal["en", "zh"] | None = Field(
+        default=None, description="drop rows unless enough letters are of this language's script; null: any language"
+    )
     min_script_share: float = Field(
         default=0.5,  # our choice: names, quotes and units in the other script stay far below it
         ge=0,
         le=1,
-        description="share of letters in the language's script, formulas, code and links left out",
+        description="smallest share of letters in the language's script; formulas, code and links are left out",
     )
-    min_characters: int = Field(default=0, ge=0, description="of everything a row says, prompt included")
-    max_characters: int | None = Field(default=None, ge=1, description="of everything a row says; tokens: max_tokens")
+    min_characters: int = Field(
+        default=0, ge=0, description="fewest characters of everything a row says, prompt included"
+    )
+    max_characters: int | None = Field(
+        default=None,
+        ge=1,
+        description="most characters of everything a row says; for tokens see max_tokens; null: no limit",
+    )
     contamination: list[Contamination] = Field(
-        default_factory=list, description="no row repeats a question of these benchmarks"
+        default_factory=list, description="rules that drop rows which repeat a benchmark's questions"
     )
     near_duplicates: NearDuplicates | None = Field(
-        default=None, description="no earlier row of the same kind and mode says nearly the same"
+        default=None,
+        description="drop rows that nearly repeat an earlier one of the same kind and mode; null: keep them",
     )
 
 

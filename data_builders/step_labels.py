@@ -30,19 +30,26 @@ class MonteCarloSteps(Strict):
     """
 
     kind: Literal["monte_carlo_steps"] = "monte_carlo_steps"
-    from_data: DataRef = Field(description="the solutions, as `step_prefixes` read them")
-    from_rollout: DataRef = Field(description="completions of the problems of `step_prefixes`")
-    labels: Literal["hard", "soft"] = "hard"
-    threshold: float = Field(default=0.0, ge=0, lt=1)
-    cut_after_wrong: bool = Field(description="true for Qwen2.5-Math-PRM, false for Math-Shepherd")
-    reward: RewardName = "math_answer"
-    correct_from: float = Field(default=1.0, description="reward of a correct completion")
+    from_data: DataRef = Field(description="data stage with the solutions, the one that step_prefixes reads")
+    from_rollout: DataRef = Field(description="rollout stage with completions of the problems of step_prefixes")
+    labels: Literal["hard", "soft"] = Field(
+        default="hard",
+        description="hard: true or false by threshold; soft: the share of continuations that reach the gold",
+    )
+    threshold: float = Field(
+        default=0.0, ge=0, lt=1, description="share of correct continuations that a right step must exceed"
+    )
+    cut_after_wrong: bool = Field(
+        description="drop the steps after the first wrong one: true for Qwen2.5-Math-PRM, false for Math-Shepherd"
+    )
+    reward: RewardName = Field(default="math_answer", description="reward that judges continuations and solutions")
+    correct_from: float = Field(default=1.0, description="lowest reward of a correct completion")
     min_samples: int = Field(
         default=8,  # Qwen2.5-Math-PRM: 8 completions a step
         ge=1,
         description="judged continuations that every step needs",
     )
-    step_break: str = Field(default=STEP_BREAK, min_length=1)
+    step_break: str = Field(default=STEP_BREAK, min_length=1, description="text between two steps")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the rows in the order of the solutions.
@@ -105,8 +112,10 @@ class StepConsensus(Strict):
     """
 
     kind: Literal["step_consensus"] = "step_consensus"
-    from_data: DataRef
-    judge: DataRef
+    from_data: DataRef = Field(description="data stage with the steps rows")
+    judge: DataRef = Field(
+        description="stage with the judge's steps rows, or with completions of the problems of step_critiques"
+    )
     threshold: float = Field(default=0.0, ge=0, lt=1, description="labels above it are right")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:

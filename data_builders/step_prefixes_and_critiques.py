@@ -46,11 +46,13 @@ class StepPrefixes(Strict):
     """
 
     kind: Literal["step_prefixes"] = "step_prefixes"
-    from_data: DataRef
-    reward: RewardName = Field(default="math_answer", description="what judges the continuations")
-    step_break: str = Field(default=STEP_BREAK, min_length=1)
-    prompt: Prompt = GO_ON
-    max_steps: int | None = Field(default=None, ge=1, description="solutions of more steps are dropped")
+    from_data: DataRef = Field(description="data stage with the solutions: traces, chats, labelled rows or completions")
+    reward: RewardName = Field(default="math_answer", description="reward that judges the continuations")
+    step_break: str = Field(default=STEP_BREAK, min_length=1, description="text between two steps")
+    prompt: Prompt = Field(default=GO_ON, description="template of the last user turn, with {question} and {steps}")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="most steps of a solution; longer ones are dropped; null: no limit"
+    )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields problems in the order of the solutions and their steps.
@@ -81,9 +83,11 @@ class StepCritiques(Strict):
     """
 
     kind: Literal["step_critiques"] = "step_critiques"
-    from_data: DataRef
-    step_break: str = Field(default=STEP_BREAK, min_length=1)
-    prompt: Prompt = FIND_ERROR
+    from_data: DataRef = Field(description="data stage with the solutions: traces, chats, labelled rows or completions")
+    step_break: str = Field(default=STEP_BREAK, min_length=1, description="text between two steps")
+    prompt: Prompt = Field(
+        default=FIND_ERROR, description="template of the last user turn, with {question} and {steps}"
+    )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields problems in the order of the solutions, with the solution's id in `meta`."""

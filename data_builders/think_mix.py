@@ -32,9 +32,17 @@ class Switches(Strict):
     soft is `/no_think`, its empty block trained; hard is `enable_thinking=False`, its empty block in the prompt.
     """
 
-    soft: int = Field(default=2, ge=0)
-    hard: int = Field(default=1, ge=0)
-    hard_under_think: int = Field(default=1, ge=0, description="the hard switch although the user asks to /think")
+    soft: int = Field(
+        default=2, ge=0, description="rows in a round with /no_think, whose empty thinking block is trained"
+    )
+    hard: int = Field(
+        default=1,
+        ge=0,
+        description="rows in a round with enable_thinking=False, whose empty thinking block is in the prompt",
+    )
+    hard_under_think: int = Field(
+        default=1, ge=0, description="rows in a round with enable_thinking=False although the user asks to /think"
+    )
 
     @model_validator(mode="after")
     def _check_any_switch(self) -> Self:
@@ -57,21 +65,28 @@ class ThinkMix(Strict):
     """
 
     kind: Literal["think_mix"] = "think_mix"
-    from_rollout: DataRef
-    from_chats: DataRef
-    from_texts: DataRef | None = None
-    reward: RewardName = Field(default="math_answer", description="whose verdict says that a completion is correct")
-    correct_from: float = Field(default=1.0, description="reward of a correct completion")
-    per_prompt: int = Field(default=1, ge=1)
-    flagged_share: float = Field(default=0.4, ge=0, le=1)  # our choice; the quickstart's prototype did well
-    switches: Switches = Switches()
-    mixed_flags: MixedFlags = MixedFlags()
-    thinking_share: float | None = Field(
-        default=None, gt=0, lt=1, description="of thinking and other chat rows; the side that has too many is cut"
+    from_rollout: DataRef = Field(description="rollout stage with the completions that become thinking rows")
+    from_chats: DataRef = Field(description="data stage with the chats that become non-thinking rows")
+    from_texts: DataRef | None = Field(default=None, description="data stage with raw texts for replay; null: none")
+    reward: RewardName = Field(
+        default="math_answer", description="reward whose verdict says whether a completion is correct"
     )
-    max_thinking: int | None = Field(default=None, ge=1)
-    max_non_thinking: int | None = Field(default=None, ge=1)
-    max_replay: int | None = Field(default=None, ge=1)
+    correct_from: float = Field(default=1.0, description="lowest reward of a correct completion")
+    per_prompt: int = Field(default=1, ge=1, description="most thinking rows for a prompt")
+    flagged_share: float = Field(
+        default=0.4, ge=0, le=1, description="share of thinking rows with the flag /think"
+    )  # our choice; the quickstart's prototype did well
+    switches: Switches = Field(default=Switches(), description="how non-thinking rows switch thinking off")
+    mixed_flags: MixedFlags = Field(default=MixedFlags(), description="shares of rows with harder cases of flags")
+    thinking_share: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of thinking rows among thinking and chat rows; the side that has too many is cut",
+    )
+    max_thinking: int | None = Field(default=None, ge=1, description="most thinking rows; null: no limit")
+    max_non_thinking: int | None = Field(default=None, ge=1, description="most non-thinking rows; null: no limit")
+    max_replay: int | None = Field(default=None, ge=1, description="most raw texts; null: no limit")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the mixed rows, the same for the same sources, settings and seed."""

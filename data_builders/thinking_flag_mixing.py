@@ -27,13 +27,13 @@ class MixedFlags(Strict):
     """
 
     history_share: float = Field(
-        default=0.0, ge=0, le=1, description="of thinking rows: those that go on after one of the chats"
+        default=0.0, ge=0, le=1, description="share of the thinking rows that go on after one of the chats"
     )
     earlier_flags_share: float = Field(
-        default=0.0, ge=0, le=1, description="of rows with several user turns: those whose earlier ones draw flags"
+        default=0.0, ge=0, le=1, description="share of the rows with several user turns whose earlier turns draw flags"
     )
     system_share: float = Field(
-        default=0.0, ge=0, le=1, description="of flagged rows with a system message: those with the flag there"
+        default=0.0, ge=0, le=1, description="share of the flagged rows with a system message that have the flag there"
     )
 
     def mix_flags(self, rows: Sequence[Turns], chats: Sequence[Chat], seed: int) -> list[Turns]:
