@@ -214,7 +214,7 @@ def test_alike_completions_of_a_model_are_no_duplicates() -> None:
 SCRIPT = """
 import random
 from qwen_align.data_builders.near_duplicates import NearDuplicates
-draw, finder = random.Random(3), NearDuplicates().finder()
+draw, finder = random.Random(3), NearDuplicates().make_finder()
 texts = [[f"w{draw.randrange(99)}" for _ in range(60)] for _ in range(50)]
 for number in range(400):
     words = list(texts[number % 50])
