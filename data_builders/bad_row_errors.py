@@ -5,7 +5,7 @@ from typing import Any
 
 from qwen_align.align.rows import RowError
 
-MAX_ROW_MIB = 8  # over two million tokens: more than any Qwen model's context, and no row anyone means to train
+MAX_ROW_MIB = 8  # over two million tokens: more than any Qwen model's context
 MAX_ROW_BYTES = MAX_ROW_MIB * 1024**2
 
 

@@ -102,13 +102,13 @@ class CalculatorSteps(Strict):
     def _make_row(self, solution: Solution, steps: list[Step], *, is_planted: bool) -> Steps:
         """Makes the steps row, cut after the first wrong step."""
         first_wrong = _find_first_wrong_step(steps)
-        kept = steps if first_wrong is None else steps[: first_wrong + 1]
+        kept_steps = steps if first_wrong is None else steps[: first_wrong + 1]
         facts = {"n_steps": len(steps)} if first_wrong is None else {"n_steps": len(steps), "first_wrong": first_wrong}
         return Steps(
             id=solution.id,
             messages=solution.messages,
-            steps=[step.text if self.keep_marks else remove_calculator_marks(step.text) for step in kept],
-            labels=[index != first_wrong for index in range(len(kept))],
+            steps=[step.text if self.keep_marks else remove_calculator_marks(step.text) for step in kept_steps],
+            labels=[index != first_wrong for index in range(len(kept_steps))],
             gold=solution.gold,
             source=solution.source,
             meta={**solution.meta, **facts, "planted": is_planted},

@@ -34,9 +34,9 @@ def _convert_mbpp(values: Values, target: Target) -> Row:
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) and test.strip() for test in tests):
         raise BadValue("wrong type", f"test_list: is {shorten_repr(tests)}, not a list of texts")
     gold: dict[str, Any] = {"tests": tests}
-    for key, ours in (("test_setup_code", "test_setup_code"), ("code", "code")):
+    for key, gold_key in (("test_setup_code", "test_setup_code"), ("code", "code")):
         if read_optional_text(values, key).strip():
-            gold[ours] = values[key]
+            gold[gold_key] = values[key]
     if values.get("test_imports"):
         gold["imports"] = values["test_imports"]
     task = read_text(values, "text" if has_values(values, "text") else "prompt").strip()

@@ -85,16 +85,16 @@ class ColdStart(Strict):
         A prompt without any is dropped too, with what its completions lacked.
         """
         benchmarks = read_benchmarks(self.validation, sources)
-        kept: dict[str, list[Trace]] = {}
+        traces_of_prompt: dict[str, list[Trace]] = {}
         for prompt_id, rows in group_by_prompt(read_completions(sources[self.from_rollout], self.from_rollout)).items():
             traces = self._filter_prompt_traces(prompt_id, rows, benchmarks, drops)
             if traces:
-                kept[prompt_id] = self._choose_traces(traces, rows, seed, drops)
-        prompt_ids = list(kept)
+                traces_of_prompt[prompt_id] = self._choose_traces(traces, rows, seed, drops)
+        prompt_ids = list(traces_of_prompt)
         if self.max_prompts is not None:
             prompt_ids = shuffle_by_name(prompt_ids, prompt_ids, "cold_start prompts", seed)[: self.max_prompts]
         drawn_ids = set(prompt_ids)
-        for prompt_id, traces in kept.items():
+        for prompt_id, traces in traces_of_prompt.items():
             for trace in traces:
                 if prompt_id in drawn_ids:
                     yield trace

@@ -34,7 +34,7 @@ def read_csv_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[
     check_source_path(path, TEXT_SUFFIXES)
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL_CHARACTERS))
     with open_unpacked(path) as raw:
-        # What is not UTF-8 comes out as surrogates, which `_row` refuses for the row they are in.
+        # What is not UTF-8 comes out as surrogates, which `_parse_row` refuses for the row they are in.
         lines = (line.decode("utf-8", "surrogateescape") for line in raw)
         table = csv.reader(lines, strict=True, delimiter="\t" if ".tsv" in path.suffixes[-2:] else ",")
         header: list[str] | None = None
@@ -89,7 +89,7 @@ def read_parquet_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tu
     Raises DataError if it is no Parquet file, RowError where the rest of it cannot be read.
     """
     check_source_path(path, PARQUET_SUFFIXES)
-    # Takes half a second, and only who reads Parquet needs it.
+    # Imported late: it takes half a second, and only Parquet files need it.
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 

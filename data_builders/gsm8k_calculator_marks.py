@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 MARK = re.compile(r"<<([^<>]*)>>")
 _TOKEN = re.compile(r"\s*(?:([0-9]{1,40}(?:,[0-9]{3})*(?:\.[0-9]{0,40})?|\.[0-9]{1,40})|(//|[-+*/()]))")
-_MAX_BRACKET_DEPTH = 50  # brackets within brackets; no sum of a person has five
+_MAX_BRACKET_DEPTH = 50  # brackets within brackets; people rarely nest five
 
 _N_FLOAT_DIGITS = 15  # a binary float of 64 bits is good for so many; calculators print two more, which are noise
 
@@ -44,12 +44,12 @@ def parse_mark(match: re.Match[str], may_round: bool) -> Mark:
     if len(sides) < 2:
         raise UnreadableMarkError(f"{match[0]!r} has no '='")
     try:
-        exact, *others = [evaluate_expression(side) for side in sides]
+        exact, *other_values = [evaluate_expression(side) for side in sides]
     except UnreadableMarkError as error:
         raise UnreadableMarkError(f"{match[0]!r}: {error}") from None
     is_right = all(
         other == exact or (may_round and _is_rounded_value(exact, other, side))
-        for other, side in zip(others, sides[1:], strict=True)
+        for other, side in zip(other_values, sides[1:], strict=True)
     )
     return Mark(match.start(), match.end(), sides, is_right)
 

@@ -20,7 +20,7 @@ _POWER = re.compile(
     r"|(?<![0-9.])10\s?(?:\^|\*\*)\s?\{?\s?(?P<bare>[-+]?[0-9]{1,2})(?![0-9])"
 )
 _RATIO = re.compile(r"(-?)([0-9]{1,30})(?:/([0-9]{1,30}))?")
-# Words of one who does not know, at the end of the thinking, where an answer is settled; before it they are a start.
+# Words that admit a guess. They count at the end of the thinking only; earlier a guess may be a way to begin.
 _ADMITTED = re.compile(
     r"\b(?:I(?:'ll| will| have to| must|'ll have to| am going to|'m going to| would) (?:just )?(?:take a )?guess\b"
     r"|(?:random|wild|lucky|pure|blind) guess|just guess(?:ing)?\b|guess (?:at )?the answer"

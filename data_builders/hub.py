@@ -91,7 +91,7 @@ class Hub(Conversion):
 
     def _load_rows(self) -> Iterable[dict[str, Any]]:
         """Loads the split with the `datasets` library; raises DataError if it offers another revision."""
-        from datasets import load_dataset_builder  # takes seconds, and only who reads the hub needs it
+        from datasets import load_dataset_builder  # imported late: it takes seconds, and only the hub needs it
 
         builder = load_dataset_builder(self.dataset, self.name, revision=self.revision)
         # Where it cannot get the revision the library takes whichever it has cached, and only logs it.

@@ -47,7 +47,7 @@ class SubsequenceIndex:
             for unit, count in Counter(text).items():
                 for occurrence in range(count):
                     holders.setdefault((unit, occurrence), []).append(index)
-        # Who has a unit at least n times. What units two texts share, counted, is what the two have of these.
+        # The texts that have a unit at least n times; two texts share as many units as they share of these keys.
         self._holders = {key: np.array(indices, dtype=np.int32) for key, indices in holders.items()}
 
     def find_first_alike(self, text: Sequence[Hashable]) -> Alike | None:

@@ -20,7 +20,7 @@ _ROLE_OF_SPEAKER = {
     "function": "tool",
 } | {role: role for role in ("system", "user", "assistant", "tool")}
 _THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
-_NAME_KEYS = ("name", "tool_call_id", "id")  # who said it; Qwen's templates have no place for it
+_NAME_KEYS = ("name", "tool_call_id", "id")  # the speaker's name; Qwen's templates have no place for it
 _KNOWN_KEYS = {"role", "content", "tool_calls", *_THINKING_KEYS, *_NAME_KEYS}
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 Tools = list[dict[str, Any]]

@@ -111,8 +111,8 @@ class Mixture(Strict):
             Fraction(n) if ingredient is None else Fraction(str(ingredient))
             for n, ingredient in zip(available, given_weights, strict=True)
         ]
-        most = min(n / weight for n, weight in zip(available, weights, strict=True)) * sum(weights)
-        total = int(most) if self.rows is None else self.rows
+        max_total = min(n / weight for n, weight in zip(available, weights, strict=True)) * sum(weights)
+        total = int(max_total) if self.rows is None else self.rows
         counts = apportion_total(total, weights)
         for ingredient, count, n in zip(self.sources, counts, available, strict=True):
             if count > n:

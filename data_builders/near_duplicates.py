@@ -1,7 +1,7 @@
 """Finds texts that nearly repeat an earlier one: candidates from MinHash LSH, verified by the Jaccard index.
 
 finder = NearDuplicates().finder()
-finder.find_or_keep("a", "...")  # None: kept, and later texts are held against it
+finder.find_or_keep("a", "...")  # None: kept, and later texts are compared with it
 finder.find_or_keep("b", "...")  # Near("a", 0.82)
 """
 
@@ -69,7 +69,7 @@ class NearDuplicateFinder:
     """
 
     def __init__(self, settings: NearDuplicates) -> None:
-        # Take a third of a second, and only who removes near duplicates needs them.
+        # Imported late: it takes a third of a second, and only near-duplicate removal needs it.
         from datasketch import MinHash  # type: ignore[import-untyped]
 
         from qwen_align.data_builders.shingle_bitmaps import ShingleMaps
@@ -101,12 +101,12 @@ class NearDuplicateFinder:
                 np.concatenate(indices_sharing_band), hashes, self._settings.threshold
             )
             for index in np.unique(candidates):
-                kept = self._kept[index]
-                kept_shingles = self._collect_shingles(kept.units.split(" "))
+                kept_text = self._kept[index]
+                kept_shingles = self._collect_shingles(kept_text.units.split(" "))
                 jaccard = len(shingles & kept_shingles) / len(shingles | kept_shingles)
                 if jaccard >= self._settings.threshold:
-                    return Near(kept.id, jaccard)
-        del indices_sharing_band  # as an array that is looked at cannot grow
+                    return Near(kept_text.id, jaccard)
+        del indices_sharing_band  # an array with a view on it cannot grow
         for band in bands:
             self._bands.setdefault(band, array("I")).append(len(self._kept))
         self._maps.add(hashes)

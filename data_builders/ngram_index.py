@@ -8,7 +8,7 @@ n-grams is. Sets compare the words themselves once hashes meet, so nothing rests
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-STRIDE = 4  # measured: 3 to 5 are fastest at n = 8 and n = 13; larger ones look closer at more texts for nothing
+STRIDE = 4  # measured: 3 to 5 are fastest at n = 8 and n = 13; larger ones examine more texts in vain
 
 
 class SharedNgram(NamedTuple):
@@ -44,7 +44,7 @@ class NgramIndex:
         n, n_short = self.n, self._n_short
         slack = n - n_short  # a short gram at `slack` lies inside the n-grams that start at 0 … slack
         grams = zip(*(words[slack + skip :: slack + 1] for skip in range(n_short)), strict=False)
-        if self._short.isdisjoint(grams):  # all in C: this is where the texts without a shared n-gram end
+        if self._short.isdisjoint(grams):  # runs in C; most texts without a shared n-gram end here
             return
         for gram_start in range(slack, len(words) - n_short + 1, slack + 1):
             if tuple(words[gram_start : gram_start + n_short]) not in self._short:

@@ -118,7 +118,7 @@ class Matching(Strict):
         allowed = self._filter_matches(product(correct, wrong), f"of {len(correct)} correct and {len(wrong)} wrong")
         if isinstance(allowed, NoMatch):
             return allowed
-        return sorted(allowed, key=lambda candidate: (-candidate.prefix, candidate.length_gap))[: self.per_prompt]
+        return sorted(allowed, key=lambda match: (-match.prefix, match.length_gap))[: self.per_prompt]
 
     def _match_best_with_worst(
         self, chosen: Sequence[Candidate], rejected: Sequence[Candidate]
@@ -128,13 +128,13 @@ class Matching(Strict):
         allowed = self._filter_matches(differing, f"of {len(rejected)} usable completions")
         if isinstance(allowed, NoMatch):
             return allowed
-        kept: list[Match] = []
+        chosen_matches: list[Match] = []
         used: set[str] = set()
-        for match in sorted(allowed, key=lambda better: -better.margin):  # stable: of equal margins the first samples'
+        for match in sorted(allowed, key=lambda match: -match.margin):  # stable: of equal margins the first samples'
             if not used & {match.chosen.text, match.rejected.text}:
-                kept.append(match)
+                chosen_matches.append(match)
                 used |= {match.chosen.text, match.rejected.text}
-        return kept[: self.per_prompt]
+        return chosen_matches[: self.per_prompt]
 
     def _filter_matches(self, sides: Iterable[tuple[Candidate, Candidate]], of: str) -> list[Match] | NoMatch:
         """Returns the matches within length and margin, one for the same two texts; else what forbade them all."""

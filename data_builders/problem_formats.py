@@ -155,8 +155,8 @@ def _is_limo(values: Values) -> bool:
 def _is_prompt_gold(values: Values) -> bool:
     """Tells whether the row has a prompt and a gold, and nothing of another format."""
     has_prompt = any(has_values(values, key) for key in QUESTION_KEYS[:3])
-    others = ("chosen", "completion", "instruction", "thinking", "test", "test_list", "attempt", "deepseek_attempt")
-    if any(has_values(values, key) for key in (*others, "gemini_attempt")) or _is_gsm8k(values):
+    other_keys = ("chosen", "completion", "instruction", "thinking", "test", "test_list", "attempt", "deepseek_attempt")
+    if any(has_values(values, key) for key in (*other_keys, "gemini_attempt")) or _is_gsm8k(values):
         return False
     if _is_limo(values) and not has_values(values, "problem"):
         return False

@@ -132,7 +132,7 @@ def _start_item_process(tasks: list[GymTask], seed: int) -> Iterator[Callable[[i
         stdout=subprocess.PIPE,
         encoding="utf-8",
         env={**os.environ, "PYTHONHASHSEED": "0"},
-        start_new_session=True,  # Ctrl-C is for the asker, whose end is the process's
+        start_new_session=True,  # Ctrl-C goes to the build alone, which ends this process
     )
 
     def request_item(request: Any) -> Any:

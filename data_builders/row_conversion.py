@@ -143,7 +143,7 @@ class Conversion(Strict):
             n_bad, first_bad = n_bad + 1, first_bad or error
             if self.on_bad_row == "fail":
                 raise error
-            # The folder is left out: the same data gives the same bytes wherever it lies.
+            # The folder is left out, so that the same data gives the same bytes wherever it is stored.
             drops.add(error.reason, PurePath(error.where).name, str(error).removeprefix(f"{error.where}: "))
 
         rows = _number_rows(read, reject)

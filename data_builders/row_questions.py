@@ -1,7 +1,7 @@
 """Finds the questions that a row asks in its own right, where a builder puts more text around or before them.
 
-What decides in which part of the data a row is has to be what its source decided by: a prefix of a solution belongs to
-the solution's question, a trace that goes on after a chat to the trace's.
+They decide in which part of the data a row is, so they have to be those that its source was divided by: a prefix of a
+solution belongs to the solution's question, a trace that goes on after a chat to the trace's.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any
 from qwen_align.align.rows import Message, Row, Text
 from qwen_align.data_builders.row_texts import get_turns
 
-_ASKED = "asked"  # the key in meta
+_ASKED = "asked"  # key in meta
 
 
 def add_questions_to_meta(meta: dict[str, Any], messages: Sequence[Message]) -> dict[str, Any]:

@@ -129,13 +129,15 @@ class Limr(Strict):
         """Makes a function that returns a row's accuracy in each epoch."""
         if self.from_rollouts is None:
             return lambda row: _read_curve(row, str(self.rewards_column), self.epochs)
-        stages = [Attempts(from_rollout=stage, reward=self.reward).make_reader(sources) for stage in self.from_rollouts]
+        tries_readers = [
+            Attempts(from_rollout=stage, reward=self.reward).make_reader(sources) for stage in self.from_rollouts
+        ]
 
-        def curve(row: Selectable) -> list[float | None]:
-            tries = [read(row) for read in stages]
-            return [None if one is None else one.n_correct / one.n_judged for one in tries]
+        def read_accuracies(row: Selectable) -> list[float | None]:
+            tries_of_stages = [read_tries(row) for read_tries in tries_readers]
+            return [None if tries is None else tries.n_correct / tries.n_judged for tries in tries_of_stages]
 
-        return curve
+        return read_accuracies
 
 
 def compute_alignment_scores(curves: dict[str, list[float | None]]) -> dict[str, float]:

@@ -298,13 +298,13 @@ def count_benchmark_domains(rows: Sequence[RowFeatures], benchmarks: Benchmarks)
 
     Raises DataError if only one is.
     """
-    scaled = Counter(features.domain for features in rows if features.source == benchmarks.scaled)
-    whole = Counter(features.domain for features in rows if features.source == benchmarks.whole)
-    if not scaled and not whole:
+    scaled_counts = Counter(features.domain for features in rows if features.source == benchmarks.scaled)
+    whole_counts = Counter(features.domain for features in rows if features.source == benchmarks.whole)
+    if not scaled_counts and not whole_counts:
         return {}
-    if not scaled or not whole:
-        absent = benchmarks.whole if scaled else benchmarks.scaled
+    if not scaled_counts or not whole_counts:
+        absent = benchmarks.whole if scaled_counts else benchmarks.scaled
         raise DataError(f"s1: benchmarks: no hard row has source '{absent}'; name another, or uniform_until: null")
-    ratio = benchmarks.ratio * whole.total() / scaled.total()
-    counts = Counter({domain: int(count * ratio) for domain, count in scaled.items()})
-    return dict(counts + whole)  # which leaves out domains cut to nothing
+    ratio = benchmarks.ratio * whole_counts.total() / scaled_counts.total()
+    counts = Counter({domain: int(count * ratio) for domain, count in scaled_counts.items()})
+    return dict(counts + whole_counts)  # which leaves out domains cut to nothing

@@ -75,7 +75,7 @@ class ThinkMix(Strict):
     per_prompt: int = Field(default=1, ge=1, description="most thinking rows for a prompt")
     flagged_share: float = Field(
         default=0.4, ge=0, le=1, description="share of thinking rows with the flag /think"
-    )  # our choice; the quickstart's prototype did well
+    )  # our choice, tried in the quickstart
     switches: Switches = Field(default=Switches(), description="how non-thinking rows switch thinking off")
     mixed_flags: MixedFlags = Field(default=MixedFlags(), description="shares of rows with harder cases of flags")
     thinking_share: float | None = Field(
@@ -117,18 +117,18 @@ class ThinkMix(Strict):
         """Reads the thinking rows: the first correct completions of each prompt."""
         traces: list[Trace] = []
         for rows in group_by_prompt(read_completions(sources[self.from_rollout], self.from_rollout)).values():
-            kept: dict[str, Trace] = {}
+            trace_of_text: dict[str, Trace] = {}
             for row in rows:
                 converted = convert_solved_completion(row, self.reward, self.correct_from)
                 if isinstance(converted, str):
                     drops.add(converted, row.id)
-                elif row.text in kept:
-                    drops.add("duplicate", row.id, f"of {kept[row.text].id}")
-                elif len(kept) == self.per_prompt:
+                elif row.text in trace_of_text:
+                    drops.add("duplicate", row.id, f"of {trace_of_text[row.text].id}")
+                elif len(trace_of_text) == self.per_prompt:
                     drops.add("over per_prompt", row.id)
                 else:
-                    kept[row.text] = converted
-            traces += kept.values()
+                    trace_of_text[row.text] = converted
+            traces += trace_of_text.values()
         return traces
 
     def _read_chats(self, sources: Sources, drops: Drops) -> list[Chat]:

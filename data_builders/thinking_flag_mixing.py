@@ -92,8 +92,8 @@ def add_earlier_flags(row: Turns, random: Random) -> Turns:
 
 def move_flag_to_system(row: Turns) -> Turns:
     """Moves the row's flag from its last user message to the end of its system message."""
-    system, *others = row.messages
-    return row.model_copy(update={"messages": [append_flag(system, row.flag), *others], "flag": None})
+    system, *other_turns = row.messages
+    return row.model_copy(update={"messages": [append_flag(system, row.flag), *other_turns], "flag": None})
 
 
 def _can_move_flag(row: Turns) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from qwen_align.align.rows import Chat, Message, Row, Text
 from qwen_align.data_builders.row_texts import Dialogue, get_turns
 
-# What may come after what. A chat template renders other orders too, as conversations that nobody will have.
+# The roles that may come before each role. Chat templates render other orders too, which no user produces.
 _ALLOWED_BEFORE = {
     "user": ("", "system", "assistant"),
     "tool": ("calls", "tool"),

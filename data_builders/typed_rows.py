@@ -10,7 +10,7 @@ from qwen_align.reward.settings import check_nameable
 
 def parse_typed_row(value: Any) -> Row:
     """Parses a value as a row of ours; raises BadValue if it is none, or if its reward is none that rows can name."""
-    if isinstance(value, dict):  # a column that is null in this row of a table is not there
+    if isinstance(value, dict):  # a null cell of a table counts as a missing key
         value = {key: item for key, item in value.items() if item is not None}
     check_json_value(value, "row")
     try:

@@ -23,14 +23,14 @@ def read_question(question: str) -> list[int]:
         return [int(number) for number in re.findall(r"[+-]?\d+", expression[0])]
     opening, *changes, asked = re.split(r"(?<=\.) ", question)
     assert not re.search(r"\d", asked)
-    return [number_in(opening), *(number_in(said) * (-1 if is_loss(said) else 1) for said in changes)]
+    return [read_number(opening), *(read_number(sentence) * (-1 if is_loss(sentence) else 1) for sentence in changes)]
 
 
 def is_loss(sentence: str) -> bool:
     return any(word in sentence for word in LOSS_WORDS)
 
 
-def number_in(sentence: str) -> int:
+def read_number(sentence: str) -> int:
     (number,) = re.findall(r"\d+", sentence)
     return int(number)
 
@@ -170,7 +170,7 @@ def test_exhausted_wordings_are_an_error_that_says_so(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"steps": []}, "steps"),
         ({"steps": [0]}, "greater than or equal to 1"),
@@ -180,8 +180,8 @@ def test_exhausted_wordings_are_an_error_that_says_so(monkeypatch: pytest.Monkey
         ({"step": [1]}, "Did you mean 'steps'"),
     ],
 )
-def test_wrong_settings_are_refused(wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Arithmetic.model_validate({"rows": "problem", "n": 1, "steps": [1]} | wrong)
 
 

@@ -16,19 +16,19 @@ from qwen_align.data_builders.longest_common_subsequence import (
 UNITS = st.lists(st.sampled_from("abcd"), max_size=20)
 
 
-def table_length(one: list[str], other: list[str]) -> int:
+def compute_lcs_by_table(one: list[str], other: list[str]) -> int:
     row = [0] * (len(other) + 1)
     for left in one:
         before = row
         row = [0]
-        for place, right in enumerate(other):
-            row.append(before[place] + 1 if left == right else max(row[place], before[place + 1]))
+        for index, right in enumerate(other):
+            row.append(before[index] + 1 if left == right else max(row[index], before[index + 1]))
     return row[-1]
 
 
 @given(UNITS, UNITS)
 def test_length_is_that_of_the_table(one: list[str], other: list[str]) -> None:
-    assert compute_lcs_length(one, other) == table_length(one, other)
+    assert compute_lcs_length(one, other) == compute_lcs_by_table(one, other)
 
 
 @pytest.mark.parametrize("longest_bits", [0, 4096])
@@ -38,11 +38,11 @@ def test_the_index_finds_what_comparing_with_all_finds(
 ) -> None:
     min_share = Fraction(tenths, 10)
     all_alike = {}
-    for place, other in enumerate(texts):
-        common = table_length(text, other)
+    for index, other in enumerate(texts):
+        common = compute_lcs_by_table(text, other)
         share = compute_shorter_share(common, len(text), len(other))
         if common >= min_common and share >= min_share:
-            all_alike[place] = (common, share)
+            all_alike[index] = (common, share)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(longest_common_subsequence, "_MAX_BITS", longest_bits)
         found = SubsequenceIndex(texts, min_common=min_common, min_share=min_share).find_first_alike(text)
@@ -64,11 +64,11 @@ def test_long_texts_and_short_ones_give_the_same() -> None:
 
 
 def test_thresholds_are_the_decimals_that_were_written() -> None:
-    text = [str(place) for place in range(35)]
+    text = [str(index) for index in range(35)]
     half = text[:21] + ["x"] * 14
     assert 0.6 * 35 == 21  # so is the rule's; as a float product 0.07 * 100 is 7.000000000000001
     assert SubsequenceIndex([half], min_common=1, min_share=Fraction("0.6")).find_first_alike(text) is not None
-    hundred = [str(place) for place in range(100)]
+    hundred = [str(index) for index in range(100)]
     seven = hundred[:7] + ["x"] * 93
     assert 0.07 * 100 > 7
     assert SubsequenceIndex([seven], min_common=1, min_share=Fraction("0.07")).find_first_alike(hundred) is not None

@@ -11,11 +11,13 @@ from qwen_align.data_builders.ngram_index import STRIDE, NgramIndex
 WORDS = st.lists(st.sampled_from("ab"), max_size=24)
 
 
-def brute(texts: Sequence[Sequence[str]], words: Sequence[str], n: int) -> list[tuple[str, tuple[int, ...]]]:
+def find_by_brute_force(
+    texts: Sequence[Sequence[str]], words: Sequence[str], n: int
+) -> list[tuple[str, tuple[int, ...]]]:
     def grams(text: Sequence[str]) -> list[str]:
         return [" ".join(text[start : start + n]) for start in range(len(text) - n + 1)]
 
-    holders = {gram: tuple(place for place, text in enumerate(texts) if gram in grams(text)) for gram in grams(words)}
+    holders = {gram: tuple(index for index, text in enumerate(texts) if gram in grams(text)) for gram in grams(words)}
     return [(gram, holders[gram]) for gram in grams(words) if holders[gram]]
 
 
@@ -23,7 +25,7 @@ def brute(texts: Sequence[Sequence[str]], words: Sequence[str], n: int) -> list[
 @example([list("abab")], list("abab"), 4)
 @example([[]], [], 1)
 def test_all_shared_ngrams_in_order(texts: list[list[str]], words: list[str], n: int) -> None:
-    assert list(NgramIndex(texts, n).find_shared(words)) == brute(texts, words, n)
+    assert list(NgramIndex(texts, n).find_shared(words)) == find_by_brute_force(texts, words, n)
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 13])

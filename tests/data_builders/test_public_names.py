@@ -38,5 +38,5 @@ def test_import_is_light() -> None:
     code = (
         "import sys; import qwen_align.data_builders; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "set()"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "set()"

@@ -118,7 +118,7 @@ def test_which_turn_is_the_question() -> None:
     ]
 
 
-def made_of(question: str, number: int) -> Iterator[Row]:
+def make_rows_of(question: str, number: int) -> Iterator[Row]:
     """A trace, alone and after other turns, and what builders put its question into."""
     turns = [user("Hello"), said("Hello, what can I do?"), user(question)]
     for messages in ([user(question)], turns):
@@ -130,11 +130,11 @@ def made_of(question: str, number: int) -> Iterator[Row]:
         yield trace
         yield from prefixes
         yield from StepCritiques(from_data=DataRef("traces")).build(sources, 0, Drops())
-        yield from (rolled_out(row) for row in prefixes if isinstance(row, Problem))
+        yield from (make_completions(row) for row in prefixes if isinstance(row, Problem))
         yield append_to_chat(trace, Chat(id="c", messages=[user("Another question"), said("a")]))
 
 
-def rolled_out(row: Problem) -> Completion:
+def make_completions(row: Problem) -> Completion:
     return Completion(
         prompt_id=row.id,
         sample=0,
@@ -149,7 +149,7 @@ def rolled_out(row: Problem) -> Completion:
 @pytest.mark.parametrize("asked", ["first", "last", "all"])
 def test_what_is_made_of_a_question_is_in_its_part(asked: str) -> None:
     for number in range(20):
-        rows = list(made_of(f"What is {number} and {number}?", number))
+        rows = list(make_rows_of(f"What is {number} and {number}?", number))
         split = Split.model_validate({"from_data": "all", "part": "rl", "shares": SHARES, "asked": asked})
         half = len(rows) // 2
         for one_trace, *others in (rows[:half], rows[half:]):
@@ -166,7 +166,7 @@ def test_a_question_inside_a_prefix_or_after_a_chat_counts_as_used() -> None:
     def left(pool: list[Row], used: Row) -> set[str]:
         return {row.id for row in unused.build({"pool": lambda: iter(pool), "used": lambda: iter([used])}, 0, Drops())}
 
-    for row in made_of("One and one?", 1):
+    for row in make_rows_of("One and one?", 1):
         has_history = not isinstance(row, Text) and "history" in row.meta
         assert left([question, history, other], row) == ({"o"} if has_history else {"o", "h"})
         assert left([row], question) == set()

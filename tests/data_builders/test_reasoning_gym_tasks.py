@@ -74,7 +74,9 @@ datetime.date, datetime.datetime = Date, Datetime
 """
 
 
-def lines_in_other_times(monkeypatch: pytest.MonkeyPatch, folder: Path, tasks: list[str | GymTask], n: int) -> Any:
+def yield_lines_at_other_times(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tasks: list[str | GymTask], n: int
+) -> Any:
     """The rows now, and as a process with other hashes makes them a thousand days later."""
     (folder / "sitecustomize.py").write_text(LATER)
     for environment in ({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2", "PYTHONPATH": str(folder)}):
@@ -88,7 +90,7 @@ def test_neither_hashes_nor_global_chance_nor_the_day_change_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tasks: list[str | GymTask] = ["list_functions", "time_intervals", "isomorphic_strings", "polynomial_multiplication"]
-    now, later = lines_in_other_times(monkeypatch, tmp_path, tasks, 300)
+    now, later = yield_lines_at_other_times(monkeypatch, tmp_path, tasks, 300)
     assert now == later
 
 
@@ -97,7 +99,7 @@ def test_every_task_gives_the_same_rows_again(monkeypatch: pytest.MonkeyPatch, t
     from reasoning_gym.factory import DATASETS
 
     tasks: list[str | GymTask] = [*sorted(set(DATASETS) - set(REFUSED) - set(UNREPEATABLE))]
-    now, later = lines_in_other_times(monkeypatch, tmp_path, tasks, 12 * len(tasks))
+    now, later = yield_lines_at_other_times(monkeypatch, tmp_path, tasks, 12 * len(tasks))
     drawn = Counter(json.loads(line)["meta"]["task"] for line in now)
     assert len(drawn) == len(tasks) >= 103
     assert {json.loads(one)["meta"]["task"] for one, other in zip(now, later, strict=True) if one != other} == set()

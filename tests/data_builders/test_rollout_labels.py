@@ -29,7 +29,7 @@ ROWS = [
 ]
 
 
-def built(**settings: Any) -> tuple[list[Any], list[tuple[str, str]]]:
+def build_rows(**settings: Any) -> tuple[list[Any], list[tuple[str, str]]]:
     drops = Drops()
     given = {"from_data": "own", "reward": "rm", "correct_from": 0.5, "both_sides_only": False, **settings}
     rows = list(Labels.model_validate(given).build({"own": lambda: iter(ROWS)}, 0, drops))
@@ -37,7 +37,7 @@ def built(**settings: Any) -> tuple[list[Any], list[tuple[str, str]]]:
 
 
 def test_labels() -> None:
-    rows, dropped = built()
+    rows, dropped = build_rows()
     assert rows[0] == Labelled(
         id="p#0",
         messages=ASKED,
@@ -58,9 +58,9 @@ def test_labels() -> None:
 
 
 def test_prompts_with_one_side_only() -> None:
-    rows, dropped = built(both_sides_only=True)
+    rows, dropped = build_rows(both_sides_only=True)
     assert [row.id for row in rows] == ["p#0", "p#1"]
     assert dropped[-1] == ("all correct", "q#0")
-    rows, dropped = built(both_sides_only=True, correct_from=0.95)
+    rows, dropped = build_rows(both_sides_only=True, correct_from=0.95)
     assert rows == []
     assert dropped[-1] == ("all wrong", "q#0")

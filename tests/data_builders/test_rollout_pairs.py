@@ -32,13 +32,13 @@ def thought(thinking: str, answer: str) -> str:
     return f"<think>\n{thinking}\n</think>\n\n{answer}"
 
 
-def built(rows: Sequence[Row], **settings: Any) -> tuple[list[Pair], list[tuple[str, str, str]]]:
+def build_rows(rows: Sequence[Row], **settings: Any) -> tuple[list[Pair], list[tuple[str, str, str]]]:
     """The pairs; reason, id and detail of what was dropped, but for completions that are in no pair."""
-    pairs, dropped = built_whole(rows, **settings)
+    pairs, dropped = build_all(rows, **settings)
     return pairs, [drop for drop in dropped if drop[0] != "in no pair"]
 
 
-def built_whole(rows: Sequence[Row], **settings: Any) -> tuple[list[Pair], list[tuple[str, str, str]]]:
+def build_all(rows: Sequence[Row], **settings: Any) -> tuple[list[Pair], list[tuple[str, str, str]]]:
     """The pairs; reason, id and detail of everything that was dropped."""
 
     def read() -> Iterator[Row]:
@@ -56,7 +56,7 @@ def test_a_pair_in_full() -> None:
         completion("p", 0, thought("1+1=3", "3"), 0.0, flag="/think", source="toy", meta={"steps": 1}),
         completion("p", 1, thought("1+1=2", "2"), 1.0, flag="/think", source="toy", meta={"steps": 1}),
     ]
-    assert built(rows) == (
+    assert build_rows(rows) == (
         [
             Pair(
                 id="p#1>0",
@@ -77,7 +77,9 @@ def test_a_pair_in_full() -> None:
 
 @pytest.mark.parametrize("text", ["2", "<think>\n\n</think>\n\n2"])
 def test_a_pair_without_thinking(text: str) -> None:
-    (pair,), _ = built([completion("p", 0, text, 1.0, mode="no_think"), completion("p", 1, "3", 0.0, mode="no_think")])
+    (pair,), _ = build_rows(
+        [completion("p", 0, text, 1.0, mode="no_think"), completion("p", 1, "3", 0.0, mode="no_think")]
+    )
     assert pair.chosen == Message(role="assistant", content="2")
     assert pair.mode == "no_think"
 
@@ -101,7 +103,7 @@ ROWS = [
     ],
 )
 def test_the_longest_common_beginning_comes_first(settings: dict[str, Any], ids: list[str]) -> None:
-    assert [pair.id for pair in built(ROWS, **settings)[0]] == ids
+    assert [pair.id for pair in build_rows(ROWS, **settings)[0]] == ids
 
 
 def test_of_equal_beginnings_the_more_alike_in_length_comes_first() -> None:
@@ -110,13 +112,13 @@ def test_of_equal_beginnings_the_more_alike_in_length_comes_first() -> None:
         completion("p", 1, thought("bbbb", "3"), 0.0),
         completion("p", 2, thought("b", "3"), 0.0),
     ]
-    assert [pair.id for pair in built(rows)[0]] == ["p#0>2", "p#0>1"]
+    assert [pair.id for pair in build_rows(rows)[0]] == ["p#0>2", "p#0>1"]
 
 
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_a_prompts_completions_does_not_matter(random: Random) -> None:
     shuffled = random.sample(ROWS, len(ROWS))
-    assert built(shuffled, per_prompt=9) == built(ROWS, per_prompt=9)
+    assert build_rows(shuffled, per_prompt=9) == build_rows(ROWS, per_prompt=9)
 
 
 def test_prompts_keep_their_order_and_need_not_be_together() -> None:
@@ -125,13 +127,13 @@ def test_prompts_keep_their_order_and_need_not_be_together() -> None:
         for sample, value in ((0, 1.0), (1, 0.0))
         for name in "zab"
     ]
-    assert [pair.id for pair in built(rows)[0]] == ["z#0>1", "a#0>1", "b#0>1"]
+    assert [pair.id for pair in build_rows(rows)[0]] == ["z#0>1", "a#0>1", "b#0>1"]
 
 
 def test_equal_texts_make_one_pair() -> None:
     rows = [completion("p", sample, thought("a", "2"), 1.0) for sample in range(3)]
     rows += [completion("p", sample, thought("b", "3"), 0.0) for sample in range(3, 6)]
-    assert [pair.id for pair in built(rows, per_prompt=9)[0]] == ["p#0>3"]
+    assert [pair.id for pair in build_rows(rows, per_prompt=9)[0]] == ["p#0>3"]
 
 
 def test_why_completions_and_prompts_are_dropped() -> None:
@@ -144,7 +146,7 @@ def test_why_completions_and_prompts_are_dropped() -> None:
         completion("length", 0, "2", 1.0),
         completion("length", 1, "3" * 9, 0.0),
     ]
-    assert built(rows, max_length_difference=6) == (
+    assert build_rows(rows, max_length_difference=6) == (
         [],
         [
             ("cut at the length limit", "right#1", ""),
@@ -161,7 +163,7 @@ def test_why_completions_and_prompts_are_dropped() -> None:
 def test_completions_in_no_pair_are_counted() -> None:
     rows = [completion("p", sample, f"{sample}", float(sample == 0)) for sample in range(3)]
     rows += [completion("q", sample, f"{sample}", 1.0) for sample in range(2)]
-    pairs, dropped = built_whole(rows, per_prompt=1)
+    pairs, dropped = build_all(rows, per_prompt=1)
     assert [pair.id for pair in pairs] == ["p#0>1"]
     assert dropped == [
         ("in no pair", "p#2", "others make 1"),
@@ -180,7 +182,7 @@ def test_every_completion_is_in_a_pair_or_dropped_once(values: list[Any], settin
         completion("p", sample, f"{sample % 4}", value, finish_reason=finish)
         for sample, (value, finish) in enumerate(values)
     ]
-    pairs, dropped = built_whole(rows, **settings)
+    pairs, dropped = build_all(rows, **settings)
     paired = {f"p#{side}" for pair in pairs for side in pair.id.removeprefix("p#").split(">")}
     lost = [row_id for _, row_id, _ in dropped if row_id != "p"]
     assert sorted([*paired, *lost]) == sorted(row.id for row in rows)
@@ -189,20 +191,20 @@ def test_every_completion_is_in_a_pair_or_dropped_once(values: list[Any], settin
 
 def test_what_is_correct_is_a_setting() -> None:
     rows = [completion("p", 0, "a", 0.5), completion("p", 1, "b", 0.25)]
-    assert built(rows)[0] == []
-    (pair,), _ = built(rows, correct_from=0.5)
+    assert build_rows(rows)[0] == []
+    (pair,), _ = build_rows(rows, correct_from=0.5)
     assert (pair.id, pair.margin) == ("p#0>1", 0.25)
 
 
 def test_rows_that_are_no_judged_completions_are_an_error() -> None:
     with pytest.raises(RowError, match="stage 'rollouts': row 'a' is a text row; only a rollout stage's completions"):
-        built([Text(id="a", text="b")])
+        build_rows([Text(id="a", text="b")])
     with pytest.raises(RowError, match="completion 'p#0': has no verdict of 'format' but of math_answer; add it"):
-        built([completion("p", 0, "2", 1.0)], reward="format")
+        build_rows([completion("p", 0, "2", 1.0)], reward="format")
 
 
 def test_no_completions_no_pairs() -> None:
-    assert built([]) == ([], [])
+    assert build_rows([]) == ([], [])
 
 
 @given(st.text("ab", max_size=8), st.text("ab", max_size=8), st.text("ab", max_size=8))
@@ -234,7 +236,7 @@ SCORED = [
     ],
 )
 def test_rules_for_rewards_of_any_value(settings: dict[str, Any], ids: list[str]) -> None:
-    pairs, dropped = built(SCORED, **settings)
+    pairs, dropped = build_rows(SCORED, **settings)
     assert [pair.id for pair in pairs] == ids
     assert dropped == []
     for pair in pairs:
@@ -245,7 +247,7 @@ def test_rules_for_rewards_of_any_value(settings: dict[str, Any], ids: list[str]
 @given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 1.0]), max_size=8))
 def test_online_dpo_r1_as_its_code_has_it(values: list[float]) -> None:
     rows = [completion("p", sample, f"{sample}", value) for sample, value in enumerate(values)]
-    pairs, _ = built(rows, rule="online_dpo_r1")
+    pairs, _ = build_rows(rows, rule="online_dpo_r1")
     best = max(range(len(values)), key=lambda place: values[place], default=-1)  # as argmax, the first of equal ones
     worst = min(range(len(values)), key=lambda place: values[place], default=-1)
     differ = len(values) > 1 and values[best] != values[worst]
@@ -268,7 +270,7 @@ def test_online_dpo_r1_as_its_code_has_it(values: list[float]) -> None:
 )
 def test_ties_and_empty_groups_are_counted(values: list[float], settings: dict[str, Any], drop: Any) -> None:
     rows = [completion("p", sample, f"{sample}", value) for sample, value in enumerate(values)]
-    assert built(rows, **settings) == ([], [drop])
+    assert build_rows(rows, **settings) == ([], [drop])
 
 
 @pytest.mark.parametrize(
@@ -278,11 +280,13 @@ def test_ties_and_empty_groups_are_counted(values: list[float], settings: dict[s
 def test_equal_answers_are_never_set_against_each_other(rule: str, ids: list[str]) -> None:
     judged = [("a", 1.0), ("a", 0.0), ("b", 0.0), ("b", 1.0)]
     rows = [completion("p", n, thought(text, "2"), value) for n, (text, value) in enumerate(judged)]
-    pairs, dropped = built(rows, rule=rule, per_prompt=9) if rule != "online_dpo_r1" else built(rows, rule=rule)
+    pairs, dropped = (
+        build_rows(rows, rule=rule, per_prompt=9) if rule != "online_dpo_r1" else build_rows(rows, rule=rule)
+    )
     assert [pair.id for pair in pairs] == ids
     assert [drop[0] for drop in dropped] == ([] if ids else ["equal answers of different worth"])
     of_one_text = rows[:2]
-    pairs, dropped = built(of_one_text, rule=rule)
+    pairs, dropped = build_rows(of_one_text, rule=rule)
     assert (pairs, [drop[0] for drop in dropped]) == ([], ["equal answers of different worth"])
 
 
@@ -291,14 +295,14 @@ def test_a_cut_answer_is_not_set_against_the_same_words() -> None:
         completion("p", 0, thought("a", "2"), 1.0),
         completion("p", 1, thought("a", "2"), 0.0, finish_reason="length"),
     ]
-    assert built(rows, reject_malformed=True) == (
+    assert build_rows(rows, reject_malformed=True) == (
         [],
         [("equal answers of different worth", "p", "of 1 correct and 1 wrong")],
     )
 
 
 def test_a_group_without_a_verdict_is_counted() -> None:
-    _, dropped = built([completion("p", 0, "2", None)], rule="best_vs_worst")
+    _, dropped = build_rows([completion("p", 0, "2", None)], rule="best_vs_worst")
     assert [drop[0] for drop in dropped] == ["no verdict", "no usable completion"]
 
 
@@ -308,8 +312,8 @@ def test_malformed_and_cut_completions_can_be_rejected_and_never_chosen() -> Non
         completion("p", 1, "<think>\nb", 0.0, finish_reason="length"),
         completion("p", 2, "<think>b</think>2", 1.0),
     ]
-    assert built(rows, rule="online_dpo_r1")[0] == []
-    (pair,), dropped = built(rows, rule="online_dpo_r1", reject_malformed=True)
+    assert build_rows(rows, rule="online_dpo_r1")[0] == []
+    (pair,), dropped = build_rows(rows, rule="online_dpo_r1", reject_malformed=True)
     assert pair.id == "p#0>1"
     assert pair.rejected == Message(role="assistant", content="<think>\nb")
     assert dropped == []
@@ -326,4 +330,4 @@ def test_malformed_and_cut_completions_can_be_rejected_and_never_chosen() -> Non
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        built([], **settings)
+        build_rows([], **settings)

@@ -23,7 +23,7 @@ def problem(row_id: str, question: str = "?", source: str = "", **meta: Any) -> 
     return Problem(id=row_id, messages=messages, reward="math_answer", source=source, meta=meta)
 
 
-def built(rows: Sequence[Row], seed: int = 0, **settings: Any) -> tuple[list[Any], list[Drop]]:
+def build_rows(rows: Sequence[Row], seed: int = 0, **settings: Any) -> tuple[list[Any], list[Drop]]:
     def read() -> Iterator[Row]:
         return iter(rows)
 
@@ -34,21 +34,21 @@ def built(rows: Sequence[Row], seed: int = 0, **settings: Any) -> tuple[list[Any
 
 def test_by_column() -> None:
     rows = [problem("a", domain="algebra"), problem("b"), problem("c", domain=11), problem("d", domain=" ")]
-    kept, drops = built(rows)
+    kept, drops = build_rows(rows)
     assert [(row.id, row.meta) for row in kept] == [("a", {"domain": "algebra"}), ("c", {"domain": 11})]
     assert drops == [Drop("no domain", "b", "no meta 'domain'"), Drop("no domain", "d", "no meta 'domain'")]
 
 
 def test_by_source_and_unknown() -> None:
     rows = [problem("a", source="gsm8k"), problem("b")]
-    kept, drops = built(rows, domain={"by": "column", "column": None}, unknown="other", note_as="field")
+    kept, drops = build_rows(rows, domain={"by": "column", "column": None}, unknown="other", note_as="field")
     assert [row.meta for row in kept] == [{"field": "gsm8k"}, {"field": "other"}]
     assert drops == []
 
 
 def test_a_row_of_another_column_is_not_overwritten() -> None:
     with pytest.raises(RowError, match="'a': meta has 'domain' already"):
-        built([problem("a", domain="x", subject="y")], domain={"by": "column", "column": "subject"})
+        build_rows([problem("a", domain="x", subject="y")], domain={"by": "column", "column": "subject"})
 
 
 TABLE = {"geometry": ["triangle", "circle"], "algebra": ["solve for", "equation"], "几何": ["三角形", "圆"]}
@@ -86,9 +86,9 @@ def test_keywords_are_texts_not_patterns() -> None:
 
 
 def test_pairs_have_questions_too() -> None:
-    said = Message(role="assistant", content="equation")
-    row = Pair(id="a", messages=[Message(role="user", content="a circle")], chosen=said, rejected=said)
-    kept, _ = built([row], domain={"by": "keywords", "table": TABLE})
+    message = Message(role="assistant", content="equation")
+    row = Pair(id="a", messages=[Message(role="user", content="a circle")], chosen=message, rejected=message)
+    kept, _ = build_rows([row], domain={"by": "keywords", "table": TABLE})
     assert kept[0].meta == {"domain": "geometry"}
 
 
@@ -109,7 +109,7 @@ def test_by_python(tmp_path: Path) -> None:
     file.write_text(USERS)
     rows = [problem(name, name) for name in ("number", "none", "raise", "blank", "hang", "é")]
     by = {"by": "python", "file": str(file), "time_limit_s": 1.0}
-    kept, drops = built(rows, domain=by)
+    kept, drops = build_rows(rows, domain=by)
     assert [row.meta for row in kept] == [{"domain": "É"}]
     details = {drop.id: drop.detail for drop in drops}
     assert details.pop("number") == "TypeError: 7 returned; a domain is a text, or None"
@@ -124,14 +124,14 @@ def test_the_users_file_is_in_the_key_and_must_be_there(tmp_path: Path) -> None:
     settings = {"from_data": "rows", "domain": {"by": "python", "file": str(file)}}
     assert list(outside_files(Domains.model_validate(settings))) == [("domain.file", str(file))]
     with pytest.raises(RecipeError, match=r"gone\.py: FileNotFoundError"):
-        built([problem("a")], domain=settings["domain"])
+        build_rows([problem("a")], domain=settings["domain"])
     file.write_text("def other(question): return 'x'")
     with pytest.raises(RecipeError, match="no function 'domain'; it has: other"):
-        built([problem("a")], domain=settings["domain"])
+        build_rows([problem("a")], domain=settings["domain"])
 
 
 def of_sizes(**sizes: int) -> list[Row]:
-    return [problem(f"{name}{place}", domain=name) for name, size in sizes.items() for place in range(size)]
+    return [problem(f"{name}{index}", domain=name) for name, size in sizes.items() for index in range(size)]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def of_sizes(**sizes: int) -> list[Row]:
 )
 def test_an_even_spread(settings: dict[str, Any], counts: dict[str, int]) -> None:
     rows = of_sizes(a=10, b=3, c=1)
-    kept, drops = built(rows, **settings)
+    kept, drops = build_rows(rows, **settings)
     assert Counter(row.meta["domain"] for row in kept) == counts
     assert [row.id for row in rows if row in kept] == [row.id for row in kept]
     assert len(kept) + len(drops) == len(rows)
@@ -155,30 +155,30 @@ def test_an_even_spread(settings: dict[str, Any], counts: dict[str, int]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"), [({"n": 15}, "14 rows of 3"), ({"n": 6, "per_domain": 2}, "5 rows of 3")]
+    ("settings", "message"), [({"n": 15}, "14 rows of 3"), ({"n": 6, "per_domain": 2}, "5 rows of 3")]
 )
-def test_too_few_rows(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(DataError, match=f"domains: {said} domains.* fewer than n"):
-        built(of_sizes(a=10, b=3, c=1), **settings)
+def test_too_few_rows(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"domains: {message} domains.* fewer than n"):
+        build_rows(of_sizes(a=10, b=3, c=1), **settings)
 
 
 def test_which_rows_depends_on_the_seed_and_not_on_their_order() -> None:
     rows = of_sizes(a=50, b=40)
     shuffled = Random(0).sample(rows, len(rows))
-    kept = {row.id for row in built(rows, n=20)[0]}
-    assert kept == {row.id for row in built(shuffled, n=20)[0]}
-    assert kept != {row.id for row in built(rows, 1, n=20)[0]}
-    assert digest(built(rows, n=20)[0]) == digest(built(rows, n=20)[0])
+    kept = {row.id for row in build_rows(rows, n=20)[0]}
+    assert kept == {row.id for row in build_rows(shuffled, n=20)[0]}
+    assert kept != {row.id for row in build_rows(rows, 1, n=20)[0]}
+    assert digest(build_rows(rows, n=20)[0]) == digest(build_rows(rows, n=20)[0])
 
 
 def test_an_unfinished_turn_favours_no_name() -> None:
-    counts = Counter(built(of_sizes(a=3, b=3), seed, n=1)[0][0].meta["domain"] for seed in range(40))
+    counts = Counter(build_rows(of_sizes(a=3, b=3), seed, n=1)[0][0].meta["domain"] for seed in range(40))
     assert min(counts["a"], counts["b"]) >= 8
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.data())
 def test_no_domain_has_two_more_than_one_that_has_rows_left(sizes: list[int], data: st.DataObject) -> None:
-    domain_of = {f"{domain}.{place}": f"{domain}" for domain, size in enumerate(sizes) for place in range(size)}
+    domain_of = {f"{domain}.{index}": f"{domain}" for domain, size in enumerate(sizes) for index in range(size)}
     n = data.draw(st.integers(1, len(domain_of)))
     counts = Counter(domain_of[row_id] for row_id in choose_evenly(domain_of, n=n, per_domain=None, seed=3))
     assert counts.total() == n
@@ -207,4 +207,4 @@ def test_wrong_settings(domain: dict[str, Any]) -> None:
 def test_wrong_columns() -> None:
     for value in (["x"], True, 1.5):
         with pytest.raises(RowError, match="row 'a': meta 'domain' is"):
-            built([problem("a", domain=value)])
+            build_rows([problem("a", domain=value)])

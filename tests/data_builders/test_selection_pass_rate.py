@@ -41,7 +41,7 @@ def sources(rows: Sequence[Row], sampled: Sequence[Row] = ()) -> Any:
     return {"prompts": lambda: read(rows), "rollouts": lambda: read(sampled)}
 
 
-def built(
+def build_rows(
     rows: Sequence[Row], sampled: Sequence[Row] = (), **settings: Any
 ) -> tuple[list[Any], list[tuple[str, str, str]]]:
     drops = Drops()
@@ -67,7 +67,7 @@ BY_COUNT = {"column": "correct", "holds": "count"}
 )
 def test_bands(band: Any, samples: int, kept: list[int]) -> None:
     rows = [problem(f"{count}", correct=count) for count in range(samples + 1)]
-    found, drops = built(rows, attempts={**BY_COUNT, "samples": samples}, band=band)
+    found, drops = build_rows(rows, attempts={**BY_COUNT, "samples": samples}, band=band)
     assert [int(row.id) for row in found] == kept
     for row_id, reason, _ in drops:
         assert reason == ("too hard" if int(row_id) < kept[0] else "too easy")
@@ -75,16 +75,16 @@ def test_bands(band: Any, samples: int, kept: list[int]) -> None:
 
 
 def test_bands_of_another_number_of_samples_are_not_applied() -> None:
-    kept, drops = built([problem("a", correct=2)], attempts={**BY_COUNT, "samples": 16}, band="limo")
+    kept, drops = build_rows([problem("a", correct=2)], attempts={**BY_COUNT, "samples": 16}, band="limo")
     assert (kept, drops) == ([], [("a", "not 32 judged answers", "2 of 16 correct, mean 0.125")])
 
 
 def test_from_rollouts() -> None:
     """Unjudged answers are no attempts; completions of other prompts are nobody's."""
     values = {"easy": [1.0, 1.0], "half": [1.0, 0.0, None], "hard": [0.0, 0.0], "unjudged": [None], "other": [1.0]}
-    sampled = [completion(name, place, value) for name, found in values.items() for place, value in enumerate(found)]
+    sampled = [completion(name, index, value) for name, found in values.items() for index, value in enumerate(found)]
     rows = [problem(name) for name in ("easy", "half", "hard", "unjudged", "unseen")]
-    kept, drops = built(rows, sampled, attempts={"from_rollout": "rollouts"}, band="open_r1")
+    kept, drops = build_rows(rows, sampled, attempts={"from_rollout": "rollouts"}, band="open_r1")
     noted = {"pass_rate": {"n_correct": 1, "n_judged": 2, "mean": 0.5}}
     assert kept == [rows[1].model_copy(update={"meta": noted})]
     assert drops == [
@@ -97,10 +97,10 @@ def test_from_rollouts() -> None:
 
 def test_two_filters_need_two_names() -> None:
     settings = {"attempts": {"column": "solved"}, "band": {"max_correct": 1}}
-    once, _ = built([problem("a", solved=True)], **settings)
+    once, _ = build_rows([problem("a", solved=True)], **settings)
     with pytest.raises(RowError, match="'a': meta has 'pass_rate' already"):
-        built(once, **settings)
-    twice, _ = built(once, **settings, note_as="by_the_larger_model")
+        build_rows(once, **settings)
+    twice, _ = build_rows(once, **settings, note_as="by_the_larger_model")
     assert twice[0].meta.keys() == {"solved", "pass_rate", "by_the_larger_model"}
 
 
@@ -194,7 +194,7 @@ def test_impossible_bands(band: Any, message: str) -> None:
 )
 def test_wrong_rows(rows: list[Row], sampled: list[Row], message: str) -> None:
     with pytest.raises(RowError, match=message):
-        built(rows, sampled, attempts={"from_rollout": "rollouts"}, band="open_r1")
+        build_rows(rows, sampled, attempts={"from_rollout": "rollouts"}, band="open_r1")
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,10 @@ def test_a_row_is_found_by_its_whole_id_first() -> None:
 def test_rank_shares(values: list[int]) -> None:
     """A value's place is the share of the others below it, equal ones counted half."""
     shares = compute_rank_shares(map(float, values))
-    for place, value in enumerate(values):
-        others = values[:place] + values[place + 1 :]
+    for index, value in enumerate(values):
+        others = values[:index] + values[index + 1 :]
         below = sum(1.0 if other < value else 0.5 if other == value else 0.0 for other in others)
-        assert shares[place] == pytest.approx(below / len(others))
+        assert shares[index] == pytest.approx(below / len(others))
 
 
 def test_the_bands_are_the_published_ones() -> None:

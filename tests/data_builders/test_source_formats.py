@@ -35,7 +35,7 @@ CODE = {"prompt": "def f():\n", "test": "def check(c):\n    assert c() is None",
 ASSERTS = ["assert f() == 1", "assert f(2) == 2"]
 
 
-def built(folder: Path, *values: Any, report: Report | None = None, **settings: Any) -> list[Row]:
+def build_rows(folder: Path, *values: Any, report: Report | None = None, **settings: Any) -> list[Row]:
     path = folder / "x.jsonl"
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
     builder = LocalFile.model_validate({"path": str(path), **settings})
@@ -214,14 +214,14 @@ RECOGNISED: list[tuple[str, dict[str, Any], Row]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), RECOGNISED)
-def test_each_format_is_recognised_and_converted(
+def test_each_format_is_recognised_and_convert_value(
     tmp_path: Path, name: str, value: dict[str, Any], expected: Row
 ) -> None:
     report = Report()
-    assert built(tmp_path, value, report=report) == [expected]
+    assert build_rows(tmp_path, value, report=report) == [expected]
     assert (report.format, report.is_recognised, report.n_made) == (name, True, {expected.row: 1})
     if name != "typed":
-        assert built(tmp_path, value, format=name) == [expected]
+        assert build_rows(tmp_path, value, format=name) == [expected]
 
 
 def test_every_format_has_a_case_and_a_name() -> None:
@@ -248,30 +248,30 @@ AMBIGUOUS: list[tuple[dict[str, Any], list[str]]] = [
 @pytest.mark.parametrize(("value", "candidates"), AMBIGUOUS)
 def test_what_keys_do_not_tell_has_to_be_named(tmp_path: Path, value: dict[str, Any], candidates: list[str]) -> None:
     with pytest.raises(DataError, match=rf"x\.jsonl: could be in 2 formats; name one, as format: {candidates[0]}") as e:
-        built(tmp_path, value)
+        build_rows(tmp_path, value)
     assert all(f"{name} (" in str(e.value) for name in candidates)
     for name in candidates:
-        assert len(built(tmp_path, value, format=name)) == 1
+        assert len(build_rows(tmp_path, value, format=name)) == 1
 
 
 def test_what_rows_are_to_become_can_decide(tmp_path: Path) -> None:
     value = {"prompt": "1+1?", "answer": "2"}
-    assert built(tmp_path, value, format="auto", rows="problem") == [Problem(id="x:1", gold="2", **TRACE)]
-    assert built(tmp_path, value, format="auto", rows="chat") == [chat(USER, REPLY)]
+    assert build_rows(tmp_path, value, format="auto", rows="problem") == [Problem(id="x:1", gold="2", **TRACE)]
+    assert build_rows(tmp_path, value, format="auto", rows="chat") == [chat(USER, REPLY)]
     with pytest.raises(DataError, match="in no format we know that makes pair rows; their keys: prompt, answer"):
-        built(tmp_path, value, format="auto", rows="pair")
+        build_rows(tmp_path, value, format="auto", rows="pair")
 
 
 def test_a_mixture_of_formats_is_no_format(tmp_path: Path) -> None:
     alpaca = {"instruction": "1+1?", "output": "2"}
     with pytest.raises(DataError, match=r"messages .* fits 1 of the first 3 rows, first .*x\.jsonl:3"):
-        built(tmp_path, alpaca, alpaca, {"messages": [ASK, SAY]})
+        build_rows(tmp_path, alpaca, alpaca, {"messages": [ASK, SAY]})
 
 
 def test_a_row_of_another_format_is_a_bad_row(tmp_path: Path) -> None:
     alpaca = {"instruction": "1+1?", "output": "2"}
     with pytest.raises(RowError, match=r"x\.jsonl:2: 'instruction' is missing; the row's keys: a"):
-        built(tmp_path, alpaca, {"a": 1})
+        build_rows(tmp_path, alpaca, {"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -283,21 +283,21 @@ def test_a_row_of_another_format_is_a_bad_row(tmp_path: Path) -> None:
     ],
 )
 def test_gsm8k_with_its_solutions(tmp_path: Path, rows: str, marks: str, expected: Row) -> None:
-    assert built(tmp_path, GSM8K, format="gsm8k", rows=rows, calculator_marks=marks) == [expected]
+    assert build_rows(tmp_path, GSM8K, format="gsm8k", rows=rows, calculator_marks=marks) == [expected]
 
 
 def test_a_conversation_with_thinking_can_be_a_trace(tmp_path: Path) -> None:
     value = {"messages": [ASK, {"role": "assistant", "content": "<think>1 and 1</think>2"}]}
     trace = Trace(id="x:1", thinking="1 and 1", answer="2", **TRACE)
-    assert built(tmp_path, value, format="messages", rows="trace") == [trace]
+    assert build_rows(tmp_path, value, format="messages", rows="trace") == [trace]
     with pytest.raises(RowError, match=r"x\.jsonl:1: is no trace"):
-        built(tmp_path, {"messages": [ASK, SAY]}, format="messages", rows="trace")
+        build_rows(tmp_path, {"messages": [ASK, SAY]}, format="messages", rows="trace")
 
 
 def test_columns_rename_and_are_kept(tmp_path: Path) -> None:
     report = Report()
     value = {"no": 7, "q": "1+1?", "a": "2", "level": 3, "url": "x", "nothing": None}
-    row = built(
+    row = build_rows(
         tmp_path,
         value,
         report=report,
@@ -313,12 +313,12 @@ def test_columns_rename_and_are_kept(tmp_path: Path) -> None:
         "column 'url' left out of 1 rows",
     ]
     with pytest.raises(RowError, match="keep_columns: text rows have no meta"):
-        built(tmp_path, {"text": "a", "n": 1}, keep_columns="all")
+        build_rows(tmp_path, {"text": "a", "n": 1}, keep_columns="all")
 
 
 def test_a_column_that_no_row_has_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x\.jsonl: no row has 'levl', which the recipe names. Did you mean 'level'"):
-        built(tmp_path, {**GSM8K, "level": 1}, keep_columns=["levl"])
+        build_rows(tmp_path, {**GSM8K, "level": 1}, keep_columns=["levl"])
 
 
 @pytest.mark.parametrize(
@@ -346,13 +346,13 @@ def test_a_column_that_the_first_row_lacks_is_named(
     tmp_path: Path, settings: dict[str, Any], value: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RowError, match=rf"x\.jsonl:1: .*{message}"):
-        built(tmp_path, value, **settings)
+        build_rows(tmp_path, value, **settings)
 
 
 def test_what_was_converted_is_reported(tmp_path: Path) -> None:
     report = Report()
     thought = {"role": "assistant", "content": "<think>a</think>2", "name": "ann"}
-    built(tmp_path, {"messages": [ASK, thought], "score": 1}, {"messages": [ASK, SAY, ASK]}, report=report)
+    build_rows(tmp_path, {"messages": [ASK, thought], "score": 1}, {"messages": [ASK, SAY, ASK]}, report=report)
     assert report.to_manifest() == {
         "format": "messages",
         "recognised": True,
@@ -376,9 +376,9 @@ def test_formats_of_one_conversation_give_one_row(pairs: list[tuple[str, str]], 
         return
     messages = [{"role": "system", "content": system}]
     conversations = []
-    for asked, said in pairs:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-        conversations += [{"from": "human", "value": asked}, {"from": "gpt", "value": said}]
+    for asked, answer in pairs:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        conversations += [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
     (*history, last) = pairs
     alpaca = {
         "instruction": last[0],
@@ -387,11 +387,11 @@ def test_formats_of_one_conversation_give_one_row(pairs: list[tuple[str, str]], 
         "system": system,
     }
     ways = [{"messages": messages}, {"conversations": conversations, "system": system}, alpaca]
-    rows = {to_line(row) for value in ways for row in converted(value)}
+    rows = {to_line(row) for value in ways for row in convert_value(value)}
     assert len(rows) == 1
 
 
-def converted(value: dict[str, Any]) -> list[Row]:
+def convert_value(value: dict[str, Any]) -> list[Row]:
     settings = LocalFile.model_validate({"path": "x.jsonl"})
     return list(settings.convert_rows(lambda reject: iter([("x.jsonl:1", value)]), "x.jsonl", Drops(), Report()))
 
@@ -442,10 +442,10 @@ WRONG_ROWS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("value", "message"), WRONG_ROWS)
 def test_wrong_rows_of_a_format_are_named(tmp_path: Path, value: dict[str, Any], message: str) -> None:
     with pytest.raises(RowError, match=rf"x\.jsonl:1: .*{message}"):
-        built(tmp_path, value)
+        build_rows(tmp_path, value)
 
 
 def test_a_named_column_decides_between_two(tmp_path: Path) -> None:
     value = {"problem": "a", "question": "1+1?", "answer": 2}
-    row = built(tmp_path, value, format="prompt_gold", columns={"prompt": "question"})
+    row = build_rows(tmp_path, value, format="prompt_gold", columns={"prompt": "question"})
     assert row == [Problem(id="x:1", gold=2, **TRACE)]

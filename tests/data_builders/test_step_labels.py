@@ -30,12 +30,12 @@ def solution(row_id: str, *steps: str, gold: str = "9") -> Trace:
     )
 
 
-def continued(prompt_id: str, values: Sequence[float | None], **fields: Any) -> list[Row]:
+def make_continuations(prompt_id: str, values: Sequence[float | None], **fields: Any) -> list[Row]:
     judged = [Verdict(value=value, reason="judged") for value in values]
     defaults: dict[str, Any] = {"prompt": ASKED, "text": "9", "finish_reason": "stop", "n_tokens": 1}
     return [
-        Completion(prompt_id=prompt_id, sample=place, verdicts={"math_answer": one}, **defaults | fields)
-        for place, one in enumerate(judged)
+        Completion(prompt_id=prompt_id, sample=index, verdicts={"math_answer": one}, **defaults | fields)
+        for index, one in enumerate(judged)
     ]
 
 
@@ -94,7 +94,7 @@ def test_wrong_prompts_are_refused(prompt: str, message: str) -> None:
             builder.model_validate({"from_data": "rows", "prompt": prompt})
 
 
-TRIES = [*continued("s@0", [1.0, 0.0, 0.0, 0.0]), *continued("s@1", [0.0] * 4)]
+TRIES = [*make_continuations("s@0", [1.0, 0.0, 0.0, 0.0]), *make_continuations("s@1", [0.0] * 4)]
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ def test_labels_of_both_papers(settings: dict[str, Any], labels: list[bool | flo
 
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=6), min_size=1, max_size=5), st.booleans())
 def test_soft_labels_are_shares_and_hard_ones_say_whether_any_succeeds(tries: list[list[bool]], is_right: bool) -> None:
-    steps = [f"step {place}" for place in range(len(tries))]
+    steps = [f"step {index}" for index in range(len(tries))]
     row = solution("s", *steps, "\\boxed{9}" if is_right else "\\boxed{8}")
     all_tries = [
         one
-        for place, values in enumerate(tries)
-        for one in continued(make_prefix_id("s", place), [*map(float, values)])
+        for index, values in enumerate(tries)
+        for one in make_continuations(make_prefix_id("s", index), [*map(float, values)])
     ]
     [soft], _ = labelled([row], all_tries, labels="soft")
     [hard], _ = labelled([row], all_tries, labels="hard")
@@ -135,7 +135,9 @@ def test_soft_labels_are_shares_and_hard_ones_say_whether_any_succeeds(tries: li
 
 def test_what_cannot_be_labelled_is_counted() -> None:
     rows = [GOOD, solution("n", "2+3=5", "\\boxed{9}", gold="")]
-    kept, dropped = labelled(rows, [*continued("s@0", [1.0, None, 1.0, 1.0]), *continued("s@1", [1.0] * 4)])
+    kept, dropped = labelled(
+        rows, [*make_continuations("s@0", [1.0, None, 1.0, 1.0]), *make_continuations("s@1", [1.0] * 4)]
+    )
     assert kept == []
     assert dropped == [
         ("no verdict", "s@0#1", "judged"),
@@ -153,8 +155,8 @@ def test_a_trace_whose_reward_nobody_knows_here_is_an_error() -> None:
 
 
 def test_completions_are_solutions_too_and_their_verdict_counts() -> None:
-    rows = continued("p", [1.0, 0.0], text="<think>\nhm\n</think>\n\n5.\n\n\\boxed{9}", gold="9", prompt=ASKED)
-    tries = [*continued("p#0@0", [1.0] * 4), *continued("p#1@0", [1.0] * 4)]
+    rows = make_continuations("p", [1.0, 0.0], text="<think>\nhm\n</think>\n\n5.\n\n\\boxed{9}", gold="9", prompt=ASKED)
+    tries = [*make_continuations("p#0@0", [1.0] * 4), *make_continuations("p#1@0", [1.0] * 4)]
     kept, _ = labelled(rows, tries)
     assert [(row.id, row.steps, row.labels) for row in kept] == [
         ("p#0", ["5.", "\\boxed{9}"], [True, True]),
@@ -169,15 +171,25 @@ def steps(row_id: str, *labels: bool | float) -> Steps:
 def judged(solution_id: str, *texts: str) -> list[Row]:
     return [
         row
-        for place, text in enumerate(texts)
-        for row in continued(f"{solution_id}@critique{place}", [None], text=text, meta={"solution": solution_id})
+        for index, text in enumerate(texts)
+        for row in make_continuations(
+            f"{solution_id}@critique{index}", [None], text=text, meta={"solution": solution_id}
+        )
     ]
 
 
 def test_the_consensus_keeps_what_both_sides_say() -> None:
-    mine = [steps("a", True, False), steps("b", True, True), steps("c", 0.5, 0.0), steps("d", False), steps("e", True)]
-    theirs = [steps("a", True, False, True), steps("b", True, False), steps("c", 0.1, 0.0, 0.0), steps("d", True)]
-    kept, dropped = run(StepConsensus(from_data=DataRef("mine"), judge=DataRef("theirs")), mine=mine, theirs=theirs)
+    own_index = [
+        steps("a", True, False),
+        steps("b", True, True),
+        steps("c", 0.5, 0.0),
+        steps("d", False),
+        steps("e", True),
+    ]
+    judged_index = [steps("a", True, False, True), steps("b", True, False), steps("c", 0.1, 0.0, 0.0), steps("d", True)]
+    kept, dropped = run(
+        StepConsensus(from_data=DataRef("mine"), judge=DataRef("theirs")), mine=own_index, theirs=judged_index
+    )
     assert [row.id for row in kept] == ["a", "c"]
     assert dropped == [
         ("judge disagrees", "b", "step -1 here, 1 by the judge; -1 is none"),
@@ -191,13 +203,15 @@ def test_critiques_vote_for_the_first_wrong_step() -> None:
     assert rows[0].meta == {"asked": ["2+3+4?"], "solution": "s", "n_steps": 3}
     assert "[0] 2+3=5.\n\n[1] 5+4=9.\n\n[2] So" in rows[0].messages[-1].content
     assert list(sieve(rows, Sieve(), Drops())) == rows
-    mine = [steps("a", True, False), steps("b", True), steps("c", True, False)]
-    theirs = [
+    own_index = [steps("a", True, False), steps("b", True), steps("c", True, False)]
+    judged_index = [
         *judged("a", "\\boxed{1}", "so \\boxed{1}", "\\boxed{0}", "no idea"),
         *judged("b", "It is fine: \\boxed{-1}"),
         *judged("c", "\\boxed{0}", "\\boxed{1}"),
     ]
-    kept, dropped = run(StepConsensus(from_data=DataRef("mine"), judge=DataRef("theirs")), mine=mine, theirs=theirs)
+    kept, dropped = run(
+        StepConsensus(from_data=DataRef("mine"), judge=DataRef("theirs")), mine=own_index, theirs=judged_index
+    )
     assert [row.id for row in kept] == ["a", "b"]
     assert [drop[0] for drop in dropped] == ["judgement without a step's number", "judge undecided"]
 

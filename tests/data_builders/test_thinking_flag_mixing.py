@@ -51,7 +51,7 @@ def chat(row_id: str, n_turns: int = 1, *before: Message, flag: Flag | None = No
 
 def flags(n: int) -> list[Flag | None]:
     given: tuple[Flag | None, ...] = ("/no_think", None, "/think")
-    return [given[place % 3] for place in range(n)]
+    return [given[index % 3] for index in range(n)]
 
 
 CHATS = [chat(f"c{n}", 1 + n % 3, *([system()] if n % 2 else []), flag=flag) for n, flag in enumerate(flags(30))]
@@ -130,7 +130,7 @@ def test_an_unflagged_thinking_row_is_never_told_not_to_think_last() -> None:
     assert seen == {None, "/think"}
 
 
-def trained(row: Row) -> list[tuple[str, str]]:
+def render_training_text(row: Row) -> list[tuple[str, str]]:
     """What a hybrid model sees and what it is trained to say, a pair for every answer."""
     renderer = Renderer.load(ROOT / "recipes" / "tiny_base")
     found = []
@@ -146,7 +146,7 @@ def trained(row: Row) -> list[tuple[str, str]]:
 
 def test_a_thinking_row_with_its_flag_in_the_system_message_is_trained_to_think() -> None:
     [row] = MixedFlags(system_share=1.0).mix_flags([trace("t", system(), flag="/think")], [], 0)
-    [(seen, answer)] = trained(row)
+    [(seen, answer)] = render_training_text(row)
     assert "/think<|im_end|>" in seen.split("<|im_start|>user")[0]
     assert "/think" not in seen.split("<|im_start|>user")[1]
     assert answer.startswith("<think>\nhm\n</think>")
@@ -155,7 +155,7 @@ def test_a_thinking_row_with_its_flag_in_the_system_message_is_trained_to_think(
 def test_the_soft_switch_in_a_system_message_trains_the_empty_block() -> None:
     rows = MixedFlags(system_share=1.0).mix_flags([chat("c", 1, system(), flag="/no_think")], [], 0)
     assert (rows[0].flag, rows[0].messages[0].content) == (None, "Be kind. /no_think")
-    [(seen, answer)] = trained(rows[0])
+    [(seen, answer)] = render_training_text(rows[0])
     assert "<think>" not in seen
     assert seen.count("/no_think") == 1
     assert answer.startswith("<think>\n\n</think>")
@@ -173,7 +173,7 @@ def test_no_user_turn_has_two_flags_and_no_answer_is_trained_against_the_last_on
     before = chat("c", n_turns, flag=flag)
     row = before if mode == "no_think" else trace("t", *before.messages, flag=flag)
     [row] = MixedFlags(earlier_flags_share=1.0).mix_flags([row], [], seed)
-    answers = trained(row)
+    answers = render_training_text(row)
     assert answers
     for seen, answer in answers:
         asked = [FLAG_IN_TEXT.findall(text) for text in USER_TURN.findall(seen)]
@@ -188,13 +188,13 @@ def test_no_user_turn_has_two_flags_and_no_answer_is_trained_against_the_last_on
 def test_an_answer_without_thinking_is_not_trained_under_think_but_by_the_hard_switch() -> None:
     turns = [user("a /think"), said("1"), user("b /no_think"), said("2"), user("c"), said("3")]
     soft = Chat(id="c", messages=turns, mode="no_think", flag="/no_think")
-    assert [answer for _, answer in trained(soft)] == [f"{EMPTY}{said}<|im_end|>" for said in "23"]
+    assert [answer for _, answer in render_training_text(soft)] == [f"{EMPTY}{text}<|im_end|>" for text in "23"]
     hard = soft.model_copy(update={"flag": "/think"})
-    assert [answer for _, answer in trained(hard)] == ["1<|im_end|>", f"{EMPTY}2<|im_end|>", "3<|im_end|>"]
-    assert [seen.endswith(EMPTY) for seen, _ in trained(hard)] == [True, False, True]
+    assert [answer for _, answer in render_training_text(hard)] == ["1<|im_end|>", f"{EMPTY}2<|im_end|>", "3<|im_end|>"]
+    assert [seen.endswith(EMPTY) for seen, _ in render_training_text(hard)] == [True, False, True]
 
 
 def test_a_chat_in_which_no_answer_obeys_its_flag_is_refused() -> None:
     row = Chat(id="c", messages=[user("a /think"), said("1")], mode="no_think", flag="/no_think")
     with pytest.raises(TemplateError, match="row 'c': flag '/no_think' contradicts those in its user messages"):
-        trained(row)
+        render_training_text(row)

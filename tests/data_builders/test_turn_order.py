@@ -23,7 +23,7 @@ def test_conversations_in_order(roles: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("roles", "said"),
+    ("roles", "message"),
     [
         ("", "no turn"),
         ("au", "turn 1: assistant opens the conversation"),
@@ -40,8 +40,8 @@ def test_conversations_in_order(roles: str) -> None:
         ("u", "no assistant turn"),
     ],
 )
-def test_conversations_out_of_order(roles: str, said: str) -> None:
-    assert find_turn_disorder(Chat(id="a", messages=turns(roles))) == said
+def test_conversations_out_of_order(roles: str, message: str) -> None:
+    assert find_turn_disorder(Chat(id="a", messages=turns(roles))) == message
 
 
 @pytest.mark.parametrize("roles", ["u", "su", "uau", "uct"])
@@ -53,11 +53,11 @@ def test_what_is_asked_ends_with_a_user_or_a_tool(roles: str) -> None:
 
 
 def asking(roles: str) -> list[Row]:
-    said = Message(role="assistant", content="y")
+    message = Message(role="assistant", content="y")
     return [
         Problem(id="a", messages=turns(roles), gold="1", reward="math_answer"),
         Trace(id="a", messages=turns(roles), thinking="x", answer="y", reward="math_answer"),
-        Pair(id="a", messages=turns(roles), chosen=said, rejected=said),
+        Pair(id="a", messages=turns(roles), chosen=message, rejected=message),
     ]
 
 
