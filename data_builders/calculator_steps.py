@@ -51,7 +51,7 @@ class CalculatorSteps(Strict):
         min_length=1,
         description="start of the line that holds the final answer, which is left out; null: no such line",
     )
-    may_round: bool = Field(default=True, description="a decimal may be the exact value rounded or cut to its places")
+    may_round: bool = Field(default=True, description="a decimal may be the exact value rounded or cut to its decimals")
     keep_marks: bool = Field(default=False, description="leave the marks in the steps, where a model could read them")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:

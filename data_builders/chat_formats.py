@@ -113,12 +113,12 @@ def _convert_question_answer(values: Values, target: Target) -> Row:
     return make_conversation_row([*read_prompt(values, key, target), answer], target)
 
 
-def _is_labelled(values: Values) -> bool:
+def _is_labelled_row(values: Values) -> bool:
     """Tells whether the row has a label as for KTO."""
     return has_values(values, "kto_tag") or isinstance(values.get("label"), bool)
 
 
-def _is_question_answer(values: Values) -> bool:
+def _is_question_answer_row(values: Values) -> bool:
     """Tells whether the row has a question and a plain answer, and nothing of another format."""
     is_other_format = any(has_values(values, key) for key in ("solution", "thinking", "completion", "test"))
     has_question = any(has_values(values, key) for key in QUESTION_KEYS[:3])
@@ -132,7 +132,9 @@ CHAT_FORMATS = (
         "messages: turns of role and content",
         ("messages", "system", "tools"),
         ("chat", "trace"),
-        lambda values: has_list(values, "messages") and not has_values(values, "chosen") and not _is_labelled(values),
+        lambda values: (
+            has_list(values, "messages") and not has_values(values, "chosen") and not _is_labelled_row(values)
+        ),
         _convert_messages,
     ),
     RowFormat(
@@ -141,7 +143,7 @@ CHAT_FORMATS = (
         ("conversations", "system", "tools"),
         ("chat", "trace"),
         lambda values: (
-            has_list(values, "conversations") and not has_values(values, "chosen") and not _is_labelled(values)
+            has_list(values, "conversations") and not has_values(values, "chosen") and not _is_labelled_row(values)
         ),
         _convert_sharegpt,
     ),
@@ -150,7 +152,7 @@ CHAT_FORMATS = (
         "instruction, output; input, history, system",
         ("instruction", "input", "output", "history", "system"),
         ("chat", "trace"),
-        lambda values: has_values(values, "instruction", "output") and not _is_labelled(values),
+        lambda values: has_values(values, "instruction", "output") and not _is_labelled_row(values),
         _convert_alpaca,
     ),
     RowFormat(
@@ -158,7 +160,7 @@ CHAT_FORMATS = (
         "prompt, completion",
         ("prompt", "completion", "system", "tools"),
         ("chat", "trace"),
-        lambda values: has_values(values, "prompt", "completion") and not _is_labelled(values),
+        lambda values: has_values(values, "prompt", "completion") and not _is_labelled_row(values),
         _convert_prompt_completion,
     ),
     RowFormat(
@@ -166,7 +168,7 @@ CHAT_FORMATS = (
         "prompt, question or problem; answer or response: the text to learn",
         (*QUESTION_KEYS, *REPLY_KEYS, "system"),
         ("chat", "trace"),
-        _is_question_answer,
+        _is_question_answer_row,
         _convert_question_answer,
     ),
 )

@@ -32,10 +32,10 @@ def parse_calculator_marks(text: str, *, may_round: bool = True) -> list[Mark]:
     A mark is right if every side equals the first. With `may_round` a side with decimals may be the first one rounded,
     or cut, to as many: `<<1/3=0.33>>`, `<<2/3=0.66>>`, `<<4.2*7=29.400000000000002>>`; a whole number has to be exact.
     """
-    found = [parse_mark(found, may_round) for found in MARK.finditer(text)]
+    parsed_marks = [parse_mark(match, may_round) for match in MARK.finditer(text)]
     if "<<" in remove_calculator_marks(text):
         raise UnreadableMarkError("a mark is not closed")
-    return found
+    return parsed_marks
 
 
 def parse_mark(match: re.Match[str], may_round: bool) -> Mark:
@@ -67,8 +67,8 @@ def evaluate_expression(expression: str) -> Fraction:
     tokens = _tokenize_expression(expression)
     parser = _ExpressionParser(tokens)
     result = parser.parse_sum(0)
-    if parser.place < len(tokens):
-        raise UnreadableMarkError(f"'{tokens[parser.place]}' is out of place in {expression!r}")
+    if parser.position < len(tokens):
+        raise UnreadableMarkError(f"'{tokens[parser.position]}' is out of place in {expression!r}")
     return result
 
 
@@ -89,7 +89,7 @@ class _ExpressionParser:
     """Evaluates tokens by recursive descent: sums of products of numbers, signs and brackets."""
 
     def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.place = tokens, 0
+        self.tokens, self.position = tokens, 0
 
     def parse_sum(self, depth: int) -> Fraction:
         """Evaluates a sum of products."""
@@ -135,12 +135,12 @@ class _ExpressionParser:
 
     def _peek_token(self) -> str:
         """Returns the next token without consuming it; empty at the end."""
-        return self.tokens[self.place] if self.place < len(self.tokens) else ""
+        return self.tokens[self.position] if self.position < len(self.tokens) else ""
 
     def _take_token(self) -> str:
         """Consumes and returns the next token; empty at the end."""
-        self.place += 1
-        return self.tokens[self.place - 1] if self.place <= len(self.tokens) else ""
+        self.position += 1
+        return self.tokens[self.position - 1] if self.position <= len(self.tokens) else ""
 
 
 def _is_rounded_value(exact: Fraction, stated: Fraction, stated_text: str) -> bool:

@@ -1,7 +1,7 @@
 """Computes longest common subsequences, and finds the benchmark texts that share a long one with a given text.
 
 Lengths come from bit-parallel rows of the usual table (Hyyrö, "Bit-parallel LCS-length computation revisited", 2004):
-a zero bit is a place where the length grows. A text is compared with those candidates only that have enough units in
+a zero bit is a position where the length grows. A text is compared with those candidates only that have enough units in
 common in any order, which bounds the subsequence from above; so the answer is that of comparing with all.
 """
 

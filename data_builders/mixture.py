@@ -108,8 +108,8 @@ class Mixture(Strict):
         """Computes how many rows of each source are used."""
         given_weights = [ingredient.weight for ingredient in self.sources]
         weights = [
-            Fraction(n) if ingredient is None else Fraction(str(ingredient))
-            for n, ingredient in zip(available, given_weights, strict=True)
+            Fraction(n) if weight is None else Fraction(str(weight))
+            for n, weight in zip(available, given_weights, strict=True)
         ]
         max_total = min(n / weight for n, weight in zip(available, weights, strict=True)) * sum(weights)
         total = int(max_total) if self.rows is None else self.rows

@@ -130,7 +130,7 @@ def parse_label(value: Any, field: str) -> bool:
     return label
 
 
-def _is_kto(values: Values) -> bool:
+def _is_kto_row(values: Values) -> bool:
     """Tells whether the row has an answer and a label of true or false."""
     has_turns = has_list(values, "messages") or has_list(values, "conversations")
     has_answer = has_values(values, "completion") or has_values(values, "instruction", "output")
@@ -167,7 +167,7 @@ PREFERENCE_FORMATS = (
             *("instruction", "input", "output", "history"),
         ),
         ("labelled",),
-        _is_kto,
+        _is_kto_row,
         _convert_kto,
     ),
 )

@@ -136,7 +136,7 @@ def _convert_text(values: Values, target: Target) -> Row:
     return Text(id=target.id, text=read_text(values, "text"), language=language, source=target.source)
 
 
-def _is_gsm8k(values: Values) -> bool:
+def _is_gsm8k_row(values: Values) -> bool:
     """Tells whether the row has a question and an answer with GSM8K's mark."""
     answer = values.get("answer")
     return (
@@ -147,18 +147,18 @@ def _is_gsm8k(values: Values) -> bool:
     )
 
 
-def _is_limo(values: Values) -> bool:
+def _is_limo_row(values: Values) -> bool:
     """Tells whether the row has LIMO's keys."""
     return has_values(values, "question", "solution", "answer")
 
 
-def _is_prompt_gold(values: Values) -> bool:
+def _is_prompt_gold_row(values: Values) -> bool:
     """Tells whether the row has a prompt and a gold, and nothing of another format."""
     has_prompt = any(has_values(values, key) for key in QUESTION_KEYS[:3])
     other_keys = ("chosen", "completion", "instruction", "thinking", "test", "test_list", "attempt", "deepseek_attempt")
-    if any(has_values(values, key) for key in (*other_keys, "gemini_attempt")) or _is_gsm8k(values):
+    if any(has_values(values, key) for key in (*other_keys, "gemini_attempt")) or _is_gsm8k_row(values):
         return False
-    if _is_limo(values) and not has_values(values, "problem"):
+    if _is_limo_row(values) and not has_values(values, "problem"):
         return False
     is_number = isinstance(values.get("target"), int | float)
     return (has_prompt and any(has_values(values, key) for key in ("gold", "answer", "solution"))) or (
@@ -184,7 +184,7 @@ PROBLEM_FORMATS = (
         f"question, answer with a gold after {GSM8K_MARK}",
         ("question", "answer", "system"),
         ("problem", "chat", "trace"),
-        _is_gsm8k,
+        _is_gsm8k_row,
         _convert_gsm8k,
     ),
     _make_s1k_format("s1k", "thinking_trajectories", "attempt"),
@@ -205,7 +205,7 @@ PROBLEM_FORMATS = (
         "question, solution, answer; the solution is the reply, as a problem the answer is the gold",
         ("question", "solution", "answer", "system"),
         ("chat", "problem", "trace"),
-        _is_limo,
+        _is_limo_row,
         _convert_limo,
     ),
     RowFormat(
@@ -213,7 +213,7 @@ PROBLEM_FORMATS = (
         "prompt, question, problem or input; gold, answer or target, else what the solution boxes",
         (*QUESTION_KEYS, *_GOLD_KEYS, "solution", "system"),
         ("problem",),
-        _is_prompt_gold,
+        _is_prompt_gold_row,
         _convert_prompt_gold,
     ),
     RowFormat(

@@ -1,7 +1,7 @@
 """Makes items of reasoning_gym's tasks in a process of its own, so that nothing but the seed decides what they are.
 
 `python -m qwen_align.data_builders.reasoning_gym_worker` reads lines of JSON and answers each with a line: the first
-holds tasks and seed, the others the place of a task whose next item is wanted. An answer is `{"item": ...}`, or
+holds tasks and seed, the others the index of a task whose next item is wanted. An answer is `{"item": ...}`, or
 `{"refused": why}`. It has to be started with PYTHONHASHSEED=0: some tasks iterate over sets.
 """
 

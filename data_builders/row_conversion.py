@@ -26,7 +26,7 @@ from qwen_align.data_builders.typed_rows import check_json_value, check_writable
 from qwen_align.reward.settings import RewardName
 
 RowReader = Callable[[Reject], Iterable[tuple[str, Any]]]
-"""Reads (place, row) from the start; what cannot be read goes to the function it is given."""
+"""Reads (location, row) from the start; what cannot be read goes to the function it is given."""
 _NumberedRow = tuple[int, str, Any]
 
 
@@ -38,7 +38,7 @@ class Conversion(Strict):
     fields: `prompt` is a text (one user turn) or a list of turns, `chosen` and `rejected` are texts or single turns,
     turns have role and content, or ShareGPT's from and value. `columns` names the keys that differ. With `gold_after`
     the gold is what follows the mark's last occurrence. Columns that nothing reads are left out, and reported, unless
-    `keep_columns` puts them into `meta`. A row without an id is called after the source and its place in it.
+    `keep_columns` puts them into `meta`. A row without an id is called after the source and its number in it.
 
     `<think>` blocks and `reasoning_content` of assistants become thinking; a block that is malformed makes a bad row.
     """
@@ -133,7 +133,7 @@ class Conversion(Strict):
 
         `source` names it in errors; rows without an id are called after its last part, up to the first dot.
         Raises DataError if the format is unclear, a named column is in no row or `expect_rows` is not how many there
-        are, RowError, naming the place, for the first row that is wrong unless `on_bad_row` is drop.
+        are, RowError, naming the location, for the first row that is wrong unless `on_bad_row` is drop.
         """
         n_bad = 0
         first_bad: BadRow | None = None

@@ -150,13 +150,13 @@ def load_domain_function(argument: dict[str, Any]) -> Callable[[str], str | None
     """Imports the user's file in a worker and returns the function that answers requests."""
     function = user_function(Path(argument["file"]), argument["name"])
 
-    def handle(question: str) -> str | None:
+    def label_question(question: str) -> str | None:
         domain = function(question)
         if domain is not None and not isinstance(domain, str):
             raise TypeError(f"{domain!r:.60} returned; a domain is a text, or None")
         return domain
 
-    return handle
+    return label_question
 
 
 def _request_label(pool: Pool, question: str) -> Label:

@@ -88,7 +88,7 @@ class S1(Strict):
 
     Every feature is a column of the row's `meta`, a rollout stage's verdicts, or, for domains, a classifier. Where
     paper and code differ the defaults are the code's; `uniform_until: null` is the paper's Algorithm 1, all domains
-    alike to the end. Rows come in the source's order; meta `s1` says how a row was chosen, and its place by length
+    alike to the end. Rows come in the source's order; meta `s1` says how a row was chosen, and its rank by length
     among the hard rows of its domain, the longest 0.
     """
 

@@ -32,7 +32,7 @@ def draw_by_domain(
     Those in `chosen` come first.
 
     A domain is drawn, all alike until `uniform_until` rows are chosen and by `weights` from then on (None: alike to the
-    end); then a row of it, one place down in length halving its odds. Rows chosen before can be drawn once, in vain,
+    end); then a row of it, one rank down in length halving its odds. Rows chosen before can be drawn once, in vain,
     as in s1's notebook. Raises DataError when the domains are used up.
     """
     chosen = dict(chosen)

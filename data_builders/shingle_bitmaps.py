@@ -46,7 +46,7 @@ class ShingleMaps:
         alike = []
         for start in range(0, len(indices), _BLOCK_MAPS):
             block = indices[start : start + _BLOCK_MAPS]
-            sizes, n_bits = self._sizes.rows(block)[:, 0], self._n_bits.rows(block)[:, 0]
+            sizes, n_bits = self._sizes.get_rows(block)[:, 0], self._n_bits.get_rows(block)[:, 0]
             min_common = threshold / (1 + threshold) * (len(hashes) + sizes) - _ROUNDING  # i / (a + b - i) >= t
             is_possible = np.minimum(sizes, len(hashes)) >= min_common
             for width, maps in self._maps.items():
@@ -54,7 +54,7 @@ class ShingleMaps:
                 if len(positions):
                     if width not in own_maps:
                         own_maps[width] = _make_bitmap(hashes, width)
-                    stored_maps = maps.rows(self._rows.rows(block[positions])[:, 0])
+                    stored_maps = maps.get_rows(self._rows.get_rows(block[positions])[:, 0])
                     n_lacking = _count_set_bits(own_maps[width]) - _count_set_bits(stored_maps & own_maps[width])
                     alike.append(block[positions[len(hashes) - n_lacking >= min_common[positions]]])
         return np.concatenate(alike) if alike else indices[:0]
@@ -90,6 +90,6 @@ class _GrowingArray(Generic[_Number]):
         self._held[self._n_rows] = row
         self._n_rows += 1
 
-    def rows(self, indices: NDArray[np.integer[Any]]) -> NDArray[_Number]:
+    def get_rows(self, indices: NDArray[np.integer[Any]]) -> NDArray[_Number]:
         """Returns the rows at the indices."""
         return self._held.take(indices, axis=0)
