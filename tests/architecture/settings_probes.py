@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ def make_completion(
 ) -> Completion:
     text = f"<think>\n{thinking}\n</think>\n\n{answer}"
     settings: Settings = {
+        "text": text,
         "prompt": [user(f"What is {prompt_id}?")],
         "finish_reason": "stop",
         "n_tokens": len(text),
@@ -49,7 +49,7 @@ def make_completion(
         "gold": "2",
         "verdicts": {"math_answer": Verdict(value=value, reason="judged")},
     }
-    return Completion(prompt_id=prompt_id, sample=sample, text=text, **settings | more)
+    return Completion(prompt_id=prompt_id, sample=sample, **settings | more)
 
 
 def data_stages() -> dict[str, list[Row]]:
@@ -121,6 +121,9 @@ class World:
             (folder / name / "rows.jsonl").write_text("".join(f"{to_line(row)}\n" for row in rows), encoding="utf-8")
             self.inputs[name] = folder / name
 
+        for name, text in FILES.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
     def scratch(self) -> Path:
         self.n_runs += 1
         made = self.folder / f"run{self.n_runs}"
@@ -174,7 +177,11 @@ class World:
             for name in self.inputs
             if name not in ("base", "scorer", "none")
         ]
-        models = {"base": {"path": str(self.inputs["base"])}, "second": {"shipped": "tiny_base"}}
+        models: Settings = {"base": {"path": str(self.inputs["base"])}, "second": {"shipped": "tiny_base"}}
+        if "scorer" in json.dumps(settings):
+            self.add_scorer()
+            described = {"path": str(self.inputs["scorer"]), "is_scorer": True}
+            models |= {"scorer": described, "second_scorer": described}
         return self.plan_recipe({"models": models, "stages": [*builders, {"name": "stage", **settings}]})
 
     def plan_recipe(self, recipe: Settings, **options: Any) -> Plan:
@@ -330,20 +337,133 @@ class World:
         return list(setup.where(tracking, plan.group, Path("folder"))), environment, tracking.project, plan.group
 
     def rows(self, settings: Settings) -> Any:
-        """The rows that a data stage makes, and what it drops."""
+        """The rows that a data stage makes, and what it drops; `given` holds data stages that it reads."""
         from qwen_align.align.stages import build_data
 
-        spec, out = to_stage({"name": "stage", "kind": "build_data", **settings}), self.scratch()
-        context = Context(out, spec.seed or 0, Runtime())
-        with contextlib.redirect_stdout(io.StringIO()):
-            summary = build_data.run(spec, self.inputs, out, context)
+        given = {name: self.add_rows(name, rows) for name, rows in settings.get("given", {}).items()}
+        stage = {name: value for name, value in settings.items() if name != "given"}
+        spec = to_stage({"name": "stage", "kind": "build_data", **stage}, self.folder)
+        out = self.scratch()
+        summary = build_data.run(spec, self.inputs | given, out, Context(out, spec.seed or 0, Runtime()))
         return summary, dict(digest_files(out))
 
+    def add_rows(self, name: str, rows: list[Settings]) -> Path:
+        folder = self.scratch() / name
+        folder.mkdir()
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return folder
+
+    def hub(self, settings: Settings) -> Any:
+        """What the hub's library is asked for, and the rows that come of it."""
+        from unittest import mock
+
+        rows = [{"question": "What is 1 + 1?", "answer": "2"}]
+        with mock.patch("datasets.load_dataset_builder") as load:
+            builder = load.return_value
+            builder.hash = settings["builder"]["revision"]
+            builder.as_streaming_dataset.return_value = builder.as_dataset.return_value = rows
+            recorded = self.rows(settings)
+        return recorded, [str(call) for call in load.mock_calls if "__" not in str(call)]
+
     def verdict(self, settings: Settings) -> Any:
-        """A reward's verdicts on completions of one prompt, alone and combined with another."""
-        return judge_completions(settings, self)
+        """The verdicts of a reward on completions of one prompt, alone and combined with those `beside` it."""
+        from qwen_align.reward.combine import is_task_solved, judge_all
+
+        described = [settings["reward"], *settings.get("beside", [])]
+        rewards = TypeAdapter[Any](list[RewardSettings]).validate_python(
+            described, context={"folder": str(self.folder)}
+        )
+        if "from_scorer" in settings["reward"]:
+            import torch
+
+            from qwen_align.align.models import reward_scorer
+
+            self.add_scorer()
+            inputs = {**self.inputs, "scorer": self.inputs["scorer"]}
+            reward_scorer.bind(rewards, inputs, device=torch.device("cpu"), max_rows=8)
+        group = [
+            make_completion(
+                "p", sample, None, "", "", text=text, n_tokens=len(text), gold=settings.get("gold", "2"), verdicts={}
+            )
+            for sample, text in enumerate(settings["texts"])
+        ]
+        alone = [verdict.model_dump() for verdict in rewards[0].judge_group(group)]
+        together = judge_all(rewards, group)
+        return alone, [(verdict.value, is_task_solved(rewards, verdict)) for verdict in together]
 
 
+FILES = {
+    "judge.py": """
+import time
+
+def judge(completion, gold):
+    return float(gold in completion.text)
+
+def slow(completion, gold):
+    time.sleep(1.0)
+    return 1.0
+
+def hungry(completion, gold):
+    return float(len(bytearray(500_000_000)) > 0)
+
+def group(completions):
+    return [float(completion.n_tokens) / 100 for completion in completions]
+""",
+    "other_judge.py": "def judge(completion, gold):\n    return 0.25\n",
+    "domains.py": """
+import time
+
+def domain(question):
+    return "even" if len(question) % 2 else "odd"
+
+def other(question):
+    return "all"
+
+def slow(question):
+    time.sleep(0.5)
+    return "all"
+
+def hungry(question):
+    return "all" * len(bytearray(500_000_000)[:1])
+""",
+    "questions.jsonl": '{"q": "' + "a b c d e f g h i j k l m n o" + '", "r": "nothing of the kind"}\n',
+    "solved.jsonl": "".join(
+        json.dumps({"question": f"What is {n} + 1?", "answer": f"So it is.\n#### {n + 1}", "other": "?", "level": n})
+        + "\n"
+        for n in range(4)
+    ),
+    "marks.jsonl": '{"question": "Half of 4?", "answer": "4/2=<<4/2=2>>2\\n#### 2"}\n',
+    "bad.jsonl": '{"question": "Half of 4?", "answer": "2"}\n{"question": 3}\n',
+    "chats.jsonl": '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n',
+    "judged.jsonl": "".join(
+        json.dumps(
+            {
+                "question": f"What is {n} + 1?",
+                "prompt": f"And {n} + 1?",
+                "solution": f"It is {n + 1}, <<{n}+1={n + 1}>>{n + 1}",
+                "is_correct": True,
+                "tries": [
+                    {"solution": f"<<{n}+1={n + 1}>>{n + 1}", "is_correct": True, "text": "yes", "ok": False},
+                    {"solution": f"{n}", "is_correct": n == 2, "text": "no", "ok": True},
+                    {
+                        "solution": "a long answer, and wrong",
+                        "is_correct": False,
+                        "text": "a",
+                        "ok": False,
+                    },
+                ],
+                "more": [{"solution": "7", "is_correct": False, "text": "b", "ok": True}],
+                "responses": ["first <<1=1>>", "second one", "third answer of all"],
+                "others": ["a", "b", "c"],
+                "rewards": [0.1, 0.5, 0.9],
+                "scores": [0.9, 0.5, 0.1],
+            }
+        )
+        + "\n"
+        for n in range(4)
+    ),
+    "scores.json": json.dumps([{"prompt": f"Question {n} of some length?", "score": n / 12} for n in range(12)]),
+}
 DATA: Settings = {
     "name": "data",
     "kind": "build_data",
@@ -366,8 +486,8 @@ EVALUATION: Settings = {
 }
 
 
-def to_stage(settings: Settings) -> Any:
-    return TypeAdapter[Any](AnyStage).validate_python(settings)
+def to_stage(settings: Settings, folder: Path | None = None) -> Any:
+    return TypeAdapter[Any](AnyStage).validate_python(settings, context={"folder": str(folder)} if folder else None)
 
 
 def digest_files(out: Path) -> Iterator[tuple[str, str]]:
@@ -533,10 +653,3 @@ def record_vllm_arguments(engine: Any) -> Any:
     ):
         trl_compat.vllm_generation(None, None, None, engine, max_tokens=9)
     return {name: str(value) for name, value in made.call_args.kwargs.items()}
-
-
-def judge_completions(settings: Settings, world: World) -> Any:
-    """The verdicts of a reward on completions, alone, and together with an outcome."""
-
-    reward = TypeAdapter[Any](RewardSettings).validate_python(settings, context={"folder": str(world.folder)})
-    return reward
