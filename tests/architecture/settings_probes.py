@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,98 +17,19 @@ from qwen_align.align.context import Context
 from qwen_align.align.pipeline import launcher
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.pipeline.plan import plan as make_plan
-from qwen_align.align.rows import Completion, Message, Pair, Problem, Row, to_line
+from qwen_align.align.rows import Problem, to_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.tracking import setup
-from qwen_align.data_builders import Arithmetic
 from qwen_align.reward.settings import RewardSettings
-from qwen_align.reward.verdict import Verdict
+from tests.architecture.settings_rows import FILES, data_stages, make_completion, user
 
 Settings = dict[str, Any]
 CPU = {"device": "cpu", "micro_batch": 8, "generation_batch": 64}
 # Names in stage folders that say how a run went, not what it made.
 NOT_RECORDED = {"progress.json", "log.txt", "checkpoints"}
-
-
-def user(text: str) -> Message:
-    return Message(role="user", content=text)
-
-
-def make_completion(
-    prompt_id: str, sample: int, value: float | None, thinking: str, answer: str, **more: Any
-) -> Completion:
-    text = f"<think>\n{thinking}\n</think>\n\n{answer}"
-    settings: Settings = {
-        "text": text,
-        "prompt": [user(f"What is {prompt_id}?")],
-        "finish_reason": "stop",
-        "n_tokens": len(text),
-        "mode": "think",
-        "gold": "2",
-        "verdicts": {"math_answer": Verdict(value=value, reason="judged")},
-    }
-    return Completion(prompt_id=prompt_id, sample=sample, **settings | more)
-
-
-def data_stages() -> dict[str, list[Row]]:
-    """Rows of the data stages that settings refer to, by name."""
-
-    def generate(rows: Any, n: int, seed: int) -> list[Row]:
-        return list(Arithmetic(rows=rows, n=n, steps=[1, 2]).generate(seed))
-
-    rollouts = [
-        make_completion("p0", 0, 1.0, "one and one", "\\boxed{2}"),
-        make_completion("p0", 1, 0.0, "one and one and more", "\\boxed{3}"),
-        make_completion("p0", 2, 0.5, "one", "\\boxed{5} or so, it is hard to say"),
-        make_completion("p1", 0, 1.0, "first\n\nsecond", "\\boxed{2}"),
-        make_completion("p1", 1, 1.0, "wait, check that perhaps", "\\boxed{2}"),
-        make_completion("p2", 0, 0.0, "no idea", "\\boxed{7}"),
-        make_completion("p2", 1, 0.0, "none", "\\boxed{8}", mode="no_think"),
-    ]
-    pairs = [
-        Pair(
-            id=f"pair{n}",
-            messages=[user(f"What is {n} + 1?")],
-            chosen=Message(role="assistant", content=f"\\boxed{{{n + 1}}}"),
-            rejected=Message(role="assistant", content=f"\\boxed{{{n}}}, or so it seems"),
-            margin=1.0 + n,
-            kind="math_answer",
-            mode="no_think",
-        )
-        for n in range(6)
-    ]
-    return {
-        "problems": generate("problem", 12, 0),
-        "other": generate("problem", 6, 1),
-        "traces": generate("trace", 8, 0),
-        "direct": generate("direct", 8, 2),
-        "texts": generate("text", 30, 0),
-        "rollouts": rollouts,
-        "pairs": list(pairs),
-        "more_pairs": list(pairs[:4]),
-        "more_texts": generate("text", 40, 1),
-        "draws": [
-            make_completion(
-                problem.id,
-                sample,
-                value,
-                "",
-                "",
-                verdicts={
-                    "math_answer": Verdict(value=value, reason="judged"),
-                    "format": Verdict(value=value if n < 6 else 1.0, reason="judged"),
-                },
-            )
-            for n, problem in enumerate(generate("problem", 12, 0))
-            for sample, value in enumerate((0.0, n / 12))
-        ],
-        "coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 8, 3)],
-        "more_coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 5, 4)],
-        "none": [],
-    }
 
 
 class World:
@@ -123,6 +45,7 @@ class World:
 
         for name, text in FILES.items():
             (folder / name).write_text(text, encoding="utf-8")
+        shutil.copyfile(tiny_model / "tokenizer.json", folder / "tokenizer.json")
 
     def scratch(self) -> Path:
         self.n_runs += 1
@@ -175,7 +98,7 @@ class World:
                 "builder": {"kind": "local_file", "path": f"{name}/rows.jsonl", "rows": "typed"},
             }
             for name in self.inputs
-            if name not in ("base", "scorer", "none")
+            if name in ("problems", "other", "traces", "direct", "texts", "pairs", "more_pairs")
         ]
         models: Settings = {"base": {"path": str(self.inputs["base"])}, "second": {"shipped": "tiny_base"}}
         if "scorer" in json.dumps(settings):
@@ -392,78 +315,6 @@ class World:
         return alone, [(verdict.value, is_task_solved(rewards, verdict)) for verdict in together]
 
 
-FILES = {
-    "judge.py": """
-import time
-
-def judge(completion, gold):
-    return float(gold in completion.text)
-
-def slow(completion, gold):
-    time.sleep(1.0)
-    return 1.0
-
-def hungry(completion, gold):
-    return float(len(bytearray(500_000_000)) > 0)
-
-def group(completions):
-    return [float(completion.n_tokens) / 100 for completion in completions]
-""",
-    "other_judge.py": "def judge(completion, gold):\n    return 0.25\n",
-    "domains.py": """
-import time
-
-def domain(question):
-    return "even" if len(question) % 2 else "odd"
-
-def other(question):
-    return "all"
-
-def slow(question):
-    time.sleep(0.5)
-    return "all"
-
-def hungry(question):
-    return "all" * len(bytearray(500_000_000)[:1])
-""",
-    "questions.jsonl": '{"q": "' + "a b c d e f g h i j k l m n o" + '", "r": "nothing of the kind"}\n',
-    "solved.jsonl": "".join(
-        json.dumps({"question": f"What is {n} + 1?", "answer": f"So it is.\n#### {n + 1}", "other": "?", "level": n})
-        + "\n"
-        for n in range(4)
-    ),
-    "marks.jsonl": '{"question": "Half of 4?", "answer": "4/2=<<4/2=2>>2\\n#### 2"}\n',
-    "bad.jsonl": '{"question": "Half of 4?", "answer": "2"}\n{"question": 3}\n',
-    "chats.jsonl": '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n',
-    "judged.jsonl": "".join(
-        json.dumps(
-            {
-                "question": f"What is {n} + 1?",
-                "prompt": f"And {n} + 1?",
-                "solution": f"It is {n + 1}, <<{n}+1={n + 1}>>{n + 1}",
-                "is_correct": True,
-                "tries": [
-                    {"solution": f"<<{n}+1={n + 1}>>{n + 1}", "is_correct": True, "text": "yes", "ok": False},
-                    {"solution": f"{n}", "is_correct": n == 2, "text": "no", "ok": True},
-                    {
-                        "solution": "a long answer, and wrong",
-                        "is_correct": False,
-                        "text": "a",
-                        "ok": False,
-                    },
-                ],
-                "more": [{"solution": "7", "is_correct": False, "text": "b", "ok": True}],
-                "responses": ["first <<1=1>>", "second one", "third answer of all"],
-                "others": ["a", "b", "c"],
-                "rewards": [0.1, 0.5, 0.9],
-                "scores": [0.9, 0.5, 0.1],
-            }
-        )
-        + "\n"
-        for n in range(4)
-    ),
-    "scores.json": json.dumps([{"prompt": f"Question {n} of some length?", "score": n / 12} for n in range(12)]),
-}
 DATA: Settings = {
     "name": "data",
     "kind": "build_data",
