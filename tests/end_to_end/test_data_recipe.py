@@ -13,7 +13,7 @@ import yaml
 from qwen_align.align.rows import Completion, Row, Steps, Trace, read_rows, to_line
 from qwen_align.data_builders import Arithmetic, normal_question
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=5)
 
 RECIPE = r"""
 name: built

@@ -21,7 +21,7 @@ from qwen_align.align.store import integrity
 from qwen_align.align.training import checkpoints
 from qwen_align.data_builders.arithmetic import Arithmetic, boxed
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=5)
 
 TUNED = {"from_model": "base", "max_tokens": 200, "batch": 2, "epochs": 0.5, "learning_rate": 1e-3}
 ONLINE = {
