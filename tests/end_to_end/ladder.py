@@ -59,7 +59,7 @@ ROLLOUT = {
     "kind": "rollout",
     "from_model": "base",
     "from_data": "problems",
-    "samples": 4,
+    "completions_per_prompt": 4,
     "sampling": SAMPLING,
     "rewards": [{"kind": "math_answer"}],
 }
@@ -68,9 +68,9 @@ EVALUATE = {
     "kind": "evaluate",
     "from_model": "base",
     "from_data": ["problems"],
-    "samples": 4,
+    "completions_per_prompt": 4,
     "sampling": SAMPLING,
-    "switches": [{"switch": "default"}, {"switch": "kwarg", "mode": "no_think"}],
+    "thinking_switches": [{"method": "default"}, {"method": "kwarg", "mode": "no_think"}],
 }
 GRPO = {
     "name": "grpo",
@@ -79,8 +79,8 @@ GRPO = {
     "from_data": ["problems"],
     "rewards": [{"kind": "random"}],  # so that every group has a signal
     "steps": 6,
-    "prompts": 4,
-    "samples": 4,
+    "prompts_per_step": 4,
+    "completions_per_prompt": 4,
     "sampling": {**SAMPLING, "max_tokens": 64},
     "learning_rate": 1e-3,
     "schedule": "constant",
@@ -134,7 +134,7 @@ NO_PAIRS = {
 PASSED_ON = [
     NO_PAIRS,
     {**DPO, "name": "handed_on", "from_data": ["no_pairs"], "on_empty": "pass_through"},
-    {**ROLLOUT, "name": "of_handed_on", "from_model": "handed_on", "samples": 1},
+    {**ROLLOUT, "name": "of_handed_on", "from_model": "handed_on", "completions_per_prompt": 1},
 ]
 # What is compared between one process and two; few steps, as Adam makes much of rounding errors in time.
 SHARED = [
@@ -145,17 +145,17 @@ SHARED = [
         "name": "updates_grpo",
         "steps": 3,
         "updates": {"epochs": 2, "minibatches": 2},
-        "dynamic_sampling": {"most_prompts": 6},
+        "dynamic_sampling": {"max_prompts": 6},
         "runtime": {"micro_batch": 4},
     },
     {
         **GRPO,
         "name": "ppo",
         "kind": "ppo",
-        "prompts": 3,  # so that one process has more passes to make than the other
+        "prompts_per_step": 3,  # so that one process has more passes to make than the other
         "steps": 3,
         "critic": {"learning_rate": 1e-3, "warmup_steps": 1},
-        "kl": {"coefficient": 0.05, "place": "reward", "estimator": "k1"},
+        "kl": {"coefficient": 0.05, "apply_to": "reward", "estimator": "k1"},
         "updates": {"epochs": 2},
         "ptx": {"from_data": ["texts"], "coefficient": 0.1, "batch": 3, "max_tokens": 200},
         "runtime": {"micro_batch": 4},
@@ -194,7 +194,7 @@ def write_recipe(folder: Path, *stages: dict[str, Any], **runtime: Any) -> Path:
     recipe = {
         "name": "trained",
         "models": {"base": {"shipped": "tiny_base"}},
-        "runtime": {"checkpoint_every": 5, "rollout_rows": 16, "device": "cpu", "threads": 1, **runtime},
+        "runtime": {"checkpoint_every": 5, "generation_batch": 16, "device": "cpu", "threads": 1, **runtime},
         "stages": list(stages),
     }
     if any(stage.get("from_model") == "ends_with_text" for stage in stages):

@@ -33,8 +33,8 @@ def spec(**settings: Any) -> Grpo:
             "from_data": ["problems"],
             "rewards": [{"kind": "math_answer"}],
             "steps": 1,
-            "prompts": 2,
-            "samples": 2,
+            "prompts_per_step": 2,
+            "completions_per_prompt": 2,
             "sampling": {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS},
             "learning_rate": 1e-3,
             **settings,
@@ -85,7 +85,9 @@ def theirs(one: Rollouts, *, mask_truncated: bool) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("settings", [{}, {"kl": {"coefficient": 0.3}}, {"kl": {"coefficient": 0.3, "weighted": True}}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"kl": {"coefficient": 0.3}}, {"kl": {"coefficient": 0.3, "importance_weighted": True}}]
+)
 @pytest.mark.parametrize("mask_truncated", [False, True])
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
 def test_loss_and_gradient_are_trls(
@@ -134,8 +136,8 @@ GRPO: dict[str, Any] = {
     "from_data": ["problems"],
     "rewards": [{"kind": "random"}],
     "steps": 10,
-    "prompts": 4,
-    "samples": 4,
+    "prompts_per_step": 4,
+    "completions_per_prompt": 4,
     "sampling": {"temperature": 1.0, "max_tokens": 32},
     "learning_rate": 1e-3,
     "schedule": "linear",

@@ -32,7 +32,7 @@ SFT: dict[str, Any] = {
 }  # fmt: skip
 EVALUATE: dict[str, Any] = {
     "name": "after", "kind": "evaluate", "from_model": "sft", "from_data": ["questions"],
-    "samples": 1, "sampling": {"max_tokens": 8},
+    "completions_per_prompt": 1, "sampling": {"max_tokens": 8},
 }  # fmt: skip
 RESULT = {"set": "questions", "switch": "default", "mode": None, "accuracy": 0.5, "stderr": 0.1, "obeyed_share": None}
 
