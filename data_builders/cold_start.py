@@ -22,7 +22,7 @@ from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.data_builders.solved_traces import solved_trace
 from qwen_align.reward.language import LanguageShare
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.repetition import repeated_share, units
+from qwen_align.reward.repetition import compute_repeated_share, split_words
 from qwen_align.reward.settings import RewardName
 
 
@@ -84,7 +84,7 @@ class ColdStart(Strict):
 
     def fault(self, row: Completion, trace: Trace) -> Fault | None:
         """The first of the filters for repeats, guesses, disagreement and languages that a trace does not pass."""
-        share = repeated_share(units(row.text), self.repeats_ngram)
+        share = compute_repeated_share(split_words(row.text), self.repeats_ngram)
         if share is not None and share > self.max_repeated_share:
             return Fault("repetitive", f"{share:.2f} of its {self.repeats_ngram}-grams were there before")
         guess = guess_in(trace.thinking, trace.answer, self.min_thinking_words, numbers=self.answer_in_thinking)

@@ -17,9 +17,9 @@ from qwen_align.align.rows import Row, RowError
 from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.selection_features import Selectable, noted, question_of, selectable
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.reward.base import cores
-from qwen_align.reward.pool import Pool, PoolError, StartError
-from qwen_align.reward.python_file import user_function
+from qwen_align.reward.base import count_cores
+from qwen_align.reward.python_file import load_user_function
+from qwen_align.reward.worker_pool import Pool, PoolError, StartError
 
 
 class Label(NamedTuple):
@@ -112,10 +112,10 @@ class ByPython(Strict):
         """A label for each row; raises RecipeError if the file cannot be imported or lacks the function."""
         pool = _pool(self.file, self.name, self.time_limit_s, self.memory_gib)
         try:
-            pool.warm()
+            pool.warm_up()
         except StartError as error:
             raise RecipeError(f"domains: {self.file}: {error}") from error
-        with ThreadPoolExecutor(cores()) as threads:
+        with ThreadPoolExecutor(count_cores()) as threads:
             return list(threads.map(lambda row: _ask(pool, question_of(row)), rows))
 
 
@@ -123,12 +123,12 @@ class ByPython(Strict):
 def _pool(file: str, name: str, time_limit_s: float, memory_gib: float) -> Pool:
     argument = {"file": str(Path(file).resolve()), "name": name}
     entry = "qwen_align.data_builders.domains:serve"
-    return Pool(entry, argument, workers=cores(), limit_s=time_limit_s, memory_gib=memory_gib)
+    return Pool(entry, argument, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)
 
 
 def serve(argument: dict[str, Any]) -> Callable[[str], str | None]:
     """In the workers' server: imports the user's file and returns what answers requests."""
-    function = user_function(Path(argument["file"]), argument["name"])
+    function = load_user_function(Path(argument["file"]), argument["name"])
 
     def handle(question: str) -> str | None:
         found = function(question)

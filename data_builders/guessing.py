@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from qwen_align.data_builders.spelled_numbers import spelled_numbers
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.repetition import units
+from qwen_align.reward.repetition import split_words
 
 _NUMBER = re.compile(
     r"\\[dt]?frac\s*\{?\s*(?P<above>[0-9]{1,30})\s*\}?\s*\{?\s*(?P<below>[0-9]{1,30})\s*\}?"
@@ -38,7 +38,7 @@ def guess_in(thinking: str, answer: str, min_words: int, *, numbers: bool = True
     alike, sign apart; digits of years and names count too, so this finds answers from nowhere and no others. Ordinals,
     fractions in English words and words of other languages are not read.
     """
-    n_words = len(units(thinking))
+    n_words = len(split_words(thinking))
     if n_words < min_words:
         return f"{n_words} words of thinking"
     admitted = _ADMITTED.search(thinking[-_END:])

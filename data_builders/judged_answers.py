@@ -12,7 +12,7 @@ from qwen_align.align.settings.base import did_you_mean
 from qwen_align.data_builders.calculator_marks import without_marks
 from qwen_align.data_builders.pair_matching import Candidate, Match, Matching
 from qwen_align.data_builders.source_file import check_suffix, read_source
-from qwen_align.reward.repetition import units
+from qwen_align.reward.repetition import split_words
 from qwen_align.reward.thinking import split_turn
 
 
@@ -66,7 +66,7 @@ class JudgedFile(Matching):
                 malformed.append((f"{row_id}#{name}", turn))
             else:
                 message = Message(role="assistant", content=turn.answer, thinking=turn.thinking)
-                answers.append(Candidate(name, said, worth, len(units(said)), message))
+                answers.append(Candidate(name, said, worth, len(split_words(said)), message))
         return Group(row_id, messages, answers, malformed)
 
 

@@ -18,7 +18,7 @@ from qwen_align.data_builders.row_format import (
     wanted,
 )
 from qwen_align.data_builders.turns import reply, turns
-from qwen_align.reward.boxes import last_boxes
+from qwen_align.reward.boxed_answers import find_last_boxes
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # openai/grade-school-math, calculator.py: what its calculator writes over
 _GOLDS = ("gold", "answer", "target")
@@ -97,7 +97,7 @@ def _gold(values: Values) -> Any:
     there = [key for key in _GOLDS if key in values]
     key = next((key for key in there if values[key] is not None), there[0] if there else None)
     if key is None:
-        boxes = last_boxes(text(values, "solution"))
+        boxes = find_last_boxes(text(values, "solution"))
         if isinstance(boxes, str):
             raise BadValue("no gold", f"solution: {boxes}, and there is no other gold")
         return ", ".join(box.content for box in boxes)

@@ -15,7 +15,7 @@ from typing import Any
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.data_builders.seeded_draws import stable_number
-from qwen_align.reward.reasoning_gym_guards import REFUSED
+from qwen_align.reward.reasoning_gym_guards import REFUSED_TASKS
 
 UNREPEATABLE = {
     "codeio": "it runs 3,002 snippets, of which some look at the clock, draw what no seed decides or write files",
@@ -51,8 +51,8 @@ def items(tasks: Sequence[dict[str, Any]], seed: int) -> list[Iterator[dict[str,
     from reasoning_gym.factory import DATASETS
 
     for name in (task["name"] for task in tasks):
-        if name in REFUSED or name in UNREPEATABLE:
-            raise RecipeError(f"tasks: '{name}' is not used: {(REFUSED | UNREPEATABLE)[name]}")
+        if name in REFUSED_TASKS or name in UNREPEATABLE:
+            raise RecipeError(f"tasks: '{name}' is not used: {(REFUSED_TASKS | UNREPEATABLE)[name]}")
         if name not in DATASETS:
             raise RecipeError(f"tasks: '{name}' is no task of reasoning_gym{did_you_mean(name, set(DATASETS))}")
     return [_items(task["name"], task["settings"], f"{place} {seed}") for place, task in enumerate(tasks)]

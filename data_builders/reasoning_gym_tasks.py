@@ -17,7 +17,7 @@ from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.rows import Message, Mode, Problem, Row
 from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.reward.reasoning_gym_task import MISSING
+from qwen_align.reward.reasoning_gym_task import NOT_INSTALLED
 
 Split = Literal["train", "dev", "test"]
 
@@ -117,7 +117,7 @@ def _drawing(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[s
     Raises RecipeError for tasks that cannot be drawn from.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
-        raise RecipeError(MISSING)
+        raise RecipeError(NOT_INSTALLED)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", _PROCESS],
         stdin=subprocess.PIPE,

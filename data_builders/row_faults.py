@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.row_texts import all_texts, replies, turns_of
-from qwen_align.reward.settings import reward_of_kind
+from qwen_align.reward.settings import make_default_reward
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 LONGEST_DETAIL = 200  # characters of a gold or of a shared text that are quoted
@@ -93,7 +93,7 @@ def gold_fault(row: Row) -> Fault | None:
     if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
         return None  # a trace may be trained without anyone judging it
     try:
-        reward = reward_of_kind(row.reward)
+        reward = make_default_reward(row.reward)
     except ValueError as error:
         said = "so nobody can tell whether its gold is usable; set sieve.gold_is_usable: false"
         raise DataError(f"row '{row.id}': reward: {error}, {said}") from None

@@ -7,8 +7,8 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Row, RowError, Trace
 from qwen_align.data_builders.completions import verdict_value
 from qwen_align.data_builders.sieve import Sources
-from qwen_align.reward.settings import Reward, reward_of_kind
-from qwen_align.reward.thinking import after_thinking
+from qwen_align.reward.settings import Reward, make_default_reward
+from qwen_align.reward.thinking import strip_thinking
 
 STEP_BREAK = "\n\n"  # Qwen2.5-Math-PRM (arXiv:2501.07301) splits there; GSM8K's and Math-Shepherd's steps are lines
 
@@ -55,7 +55,7 @@ def solutions(sources: Sources, stage: str, reward: str | None = None, correct_f
 
 def _reward(row: Trace) -> Reward:
     try:
-        return reward_of_kind(row.reward)
+        return make_default_reward(row.reward)
     except ValueError as error:
         said = "let it judge completions in a rollout, and read those"
         raise DataError(f"row '{row.id}': reward: {error}; {said}") from None
@@ -63,7 +63,7 @@ def _reward(row: Trace) -> Reward:
 
 def _solution(row: Row, stage: str, is_right: Callable[[Completion | Trace], bool | None]) -> Solution:
     if isinstance(row, Completion):
-        said = after_thinking(row.text) or ""
+        said = strip_thinking(row.text) or ""
         return Solution(row.id, row.prompt, said, row.gold, is_right(row), row.source, row.meta)
     if isinstance(row, Trace):
         return Solution(row.id, row.messages, row.answer, row.gold, is_right(row), row.source, row.meta)

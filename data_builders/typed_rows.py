@@ -5,7 +5,7 @@ from typing import Any
 
 from qwen_align.align.rows import Problem, Row, RowError, Text, Trace, parse_row, to_line
 from qwen_align.data_builders.bad_row import BadValue, quoted
-from qwen_align.reward.settings import check_nameable
+from qwen_align.reward.settings import check_row_reward
 
 
 def typed_row(value: Any) -> Row:
@@ -19,7 +19,7 @@ def typed_row(value: Any) -> Row:
         raise BadValue("no row of ours", str(error).removeprefix(": ")) from None
     if isinstance(row, Problem | Trace):
         try:
-            check_nameable(row.reward)
+            check_row_reward(row.reward)
         except ValueError as error:
             raise BadValue("unknown reward", f"reward: {error}") from None
     return row

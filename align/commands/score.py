@@ -33,7 +33,7 @@ def score(source: Path, target: Path, reward: Reward, progress: Callable[[int], 
     Rows have `completion` (or `text`) and `gold`; completions of a rollout will do. JSON Lines, a JSON list, CSV and
     Parquet are read. Raises DataError naming file and line of the first bad row, with nothing written.
     """
-    reward.check_here()
+    reward.check_machine()
     target = target.resolve()
     if target.exists() and not target.is_file():
         raise DataError(f"{target}: is no ordinary file; name a file for the judged rows")

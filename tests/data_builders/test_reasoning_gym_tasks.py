@@ -13,7 +13,7 @@ from qwen_align.align.rows import Problem, parse_row, to_line
 from qwen_align.data_builders.reasoning_gym_items import UNREPEATABLE, items
 from qwen_align.data_builders.reasoning_gym_tasks import INSTRUCTION, GymTask, ReasoningGymTasks, split_of
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
-from qwen_align.reward.reasoning_gym_guards import REFUSED
+from qwen_align.reward.reasoning_gym_guards import REFUSED_TASKS
 
 pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
 
@@ -96,7 +96,7 @@ def test_neither_hashes_nor_global_chance_nor_the_day_change_rows(
 def test_every_task_gives_the_same_rows_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from reasoning_gym.factory import DATASETS
 
-    tasks: list[str | GymTask] = [*sorted(set(DATASETS) - set(REFUSED) - set(UNREPEATABLE))]
+    tasks: list[str | GymTask] = [*sorted(set(DATASETS) - set(REFUSED_TASKS) - set(UNREPEATABLE))]
     now, later = lines_in_other_times(monkeypatch, tmp_path, tasks, 12 * len(tasks))
     drawn = Counter(json.loads(line)["meta"]["task"] for line in now)
     assert len(drawn) == len(tasks) >= 103
