@@ -55,9 +55,9 @@ evidence: .venv/dev
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@
 
-.venv/dev: .venv/core
+.venv/dev: .venv/bin/pip pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@
+	touch .venv/core $@
 
 # Type checkers do not see that the root is the package `qwen_align`.
 .typing/qwen_align:
