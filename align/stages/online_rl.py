@@ -29,7 +29,7 @@ from qwen_align.align.settings.online_rl import ByVariance, Vllm
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.training import fit, trl_arguments, trl_compat
 from qwen_align.align.training.callbacks import Watcher
-from qwen_align.data_builders.completions import completions, verdict_value
+from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
 from qwen_align.reward.combine import is_task_solved, judge_all
 from qwen_align.reward.settings import check_rewards, pick_reward
 from qwen_align.reward.verdict import Verdict
@@ -144,8 +144,8 @@ def _vllm(
 
 def _reward_variances(order: ByVariance, inputs: Mapping[str, Path]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
-    for row in completions(lambda: read_rows(inputs[order.from_rollout] / "rows.jsonl"), order.from_rollout):
-        value = verdict_value(row, order.reward)
+    for row in read_completions(lambda: read_rows(inputs[order.from_rollout] / "rows.jsonl"), order.from_rollout):
+        value = get_verdict_value(row, order.reward)
         if value is not None:
             values.setdefault(row.prompt_id, []).append(value)
     return variances(values)

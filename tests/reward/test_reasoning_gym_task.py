@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from qwen_align.align.rows import Completion, Message, Problem
-from qwen_align.data_builders.reasoning_gym_items import UNREPEATABLE
 from qwen_align.data_builders.reasoning_gym_tasks import ReasoningGymTasks
+from qwen_align.data_builders.reasoning_gym_worker import UNREPEATABLE
 from qwen_align.reward.reasoning_gym_guards import GUARDS, REFUSED_TASKS, is_answer_admitted, restore_tuples
 from qwen_align.reward.reasoning_gym_task import ReasoningGym, extract_answer, find_known_answer
 
