@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test fast lint engines evidence clean
+.PHONY: quickstart test fast lint engines evidence generated clean
 
 quickstart: .venv/core
 	$(BIN)/qwen-align run recipes/quickstart.yaml
@@ -30,6 +30,12 @@ lint: .venv/dev .typing/qwen_align
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What programs write: the records of new kinds of stage and new recipes, and docs/reference.md.
+generated: .venv/dev
+	$(BIN)/python tests/architecture/test_code_versions.py --new
+	$(BIN)/python tests/align/store/test_keys.py --new
+	$(BIN)/python -m qwen_align.align.commands.settings_reference docs/reference.md
 
 # What takes longer than CI should: sweeps over every task, properties on thousands of examples, seeds, controls, kills,
 # planted faults, benchmarks. Figures go to docs/ by hand.
