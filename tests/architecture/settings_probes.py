@@ -538,5 +538,4 @@ def record_vllm_arguments(engine: Any) -> Any:
 def judge_completions(settings: Settings, world: World) -> Any:
     """The verdicts of a reward on completions, alone, and together with an outcome."""
 
-    reward = TypeAdapter[Any](RewardSettings).validate_python(settings, context={"folder": str(world.folder)})
-    return reward
+    return TypeAdapter[Any](RewardSettings).validate_python(settings, context={"folder": str(world.folder)})
