@@ -55,7 +55,7 @@ class Context:
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics, sort_keys=True) + "\n")
 
-    def keep_sample(self, step: int, sample: Mapping[str, Any]) -> None:
+    def log_sample(self, step: int, sample: Mapping[str, Any]) -> None:
         """Appends what people read of `step` to samples.jsonl."""
         if self.is_main:
             with (self.out / "samples.jsonl").open("a", encoding="utf-8") as file:
@@ -68,16 +68,18 @@ class Context:
                 said = {"step": step, "what": what, "message": message}
                 file.write(json.dumps(said, ensure_ascii=False, sort_keys=True) + "\n")
 
-    def forget_after(self, step: int) -> None:
+    def truncate_logs(self, step: int) -> None:
         """Drops what was logged of steps beyond `step`, which a resumed stage will log again."""
         for name in ("metrics.jsonl", "samples.jsonl", NOTES):
             path = self.out / name
             if self.is_main and path.exists():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-                kept = [line for line in lines if step and (said := _step_of(line)) is not None and said <= step]
+                kept = [
+                    line for line in lines if step and (said := _parse_logged_step(line)) is not None and said <= step
+                ]
                 write_text(path, "".join(kept))
 
-    def listen_for_stop(self) -> None:
+    def catch_stop_signals(self) -> None:
         """From now on SIGTERM and SIGINT ask the stage to stop."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
@@ -88,13 +90,13 @@ class Context:
     def stopping(self) -> bool:
         return self._asked
 
-    def stop_if_asked(self) -> None:
+    def stop_if_requested(self) -> None:
         """Raises Preempted at a place where everything done so far is on disk."""
         if self._asked:
             raise Preempted("stopped as asked; run again to go on")
 
 
-def _step_of(line: str) -> int | None:
+def _parse_logged_step(line: str) -> int | None:
     """The step of a logged line; None for half a line, which a kill or a full disk has left."""
     try:
         return int(json.loads(line)["step"])

@@ -33,7 +33,7 @@ class Message(Strict):
 FLAG_IN_TEXT = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
 
 
-def last_flag(messages: Sequence[Message]) -> Flag | None:
+def find_last_flag(messages: Sequence[Message]) -> Flag | None:
     """The flag that a model has to obey: the last one in the texts of user and system turns."""
     texts = [turn.content for turn in messages if turn.role in ("user", "system")]
     flags = [flag for text in texts for flag in FLAG_IN_TEXT.findall(text)]
@@ -136,7 +136,7 @@ class Steps(Strict):
     meta: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _one_label_a_step(self) -> Self:
+    def _check_one_label_per_step(self) -> Self:
         if len(self.labels) != len(self.steps):
             raise ValueError(f"{len(self.steps)} steps have {len(self.labels)} labels; each needs one")
         if any(not isinstance(label, bool) and not 0 <= label <= 1 for label in self.labels):
@@ -183,7 +183,7 @@ class RowError(DataError):
     """A row that cannot be read; the message names file and line."""
 
 
-def to_line(row: Row) -> str:
+def to_json_line(row: Row) -> str:
     """The row as one canonical JSON line, without the newline."""
     return json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True)
 
@@ -195,7 +195,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield parse_row(line, where=f"{path}:{number}")
 
 
-def only(wanted: type[_Kind], rows: Iterable[Row]) -> Iterator[_Kind]:
+def require_row_type(wanted: type[_Kind], rows: Iterable[Row]) -> Iterator[_Kind]:
     """The rows, all of which have to be of one kind; raises DataError naming the first that is not."""
     for row in rows:
         if not isinstance(row, wanted):
@@ -208,10 +208,10 @@ def parse_row(line: str, *, where: str) -> Row:
     try:
         return _ROW.validate_json(line)
     except ValidationError as error:
-        raise RowError(f"{where}: {first_error(error)}") from None
+        raise RowError(f"{where}: {format_first_error(error)}") from None
 
 
-def first_error(error: ValidationError) -> str:
+def format_first_error(error: ValidationError) -> str:
     """The first thing wrong, as `field: what`, and how many more."""
     details = error.errors(include_url=False)
     place = ".".join(str(part) for part in details[0]["loc"])
@@ -219,10 +219,10 @@ def first_error(error: ValidationError) -> str:
     return f"{place + ': ' if place else ''}{details[0]['msg']}{more}"
 
 
-def digest(rows: Iterable[Row]) -> str:
+def compute_rows_digest(rows: Iterable[Row]) -> str:
     """sha256 over the canonical lines."""
     sha = hashlib.sha256()
     for row in rows:
-        sha.update(to_line(row).encode())
+        sha.update(to_json_line(row).encode())
         sha.update(b"\n")
     return sha.hexdigest()

@@ -153,7 +153,7 @@ class Qwen25Overlap(_Rule):
     def _units(self) -> Units:
         if self.tokenizer is None:
             return words
-        tokenizer = _read_tokenizer(Path(self.tokenizer))
+        tokenizer = _read_tokenizer_file(Path(self.tokenizer))
         return lambda text: list(map(str, tokenizer.encode(text, add_special_tokens=False).ids))
 
     @property
@@ -171,7 +171,7 @@ class Qwen25Overlap(_Rule):
         return find
 
 
-def _read_tokenizer(path: Path) -> Any:
+def _read_tokenizer_file(path: Path) -> Any:
     from tokenizers import Tokenizer
 
     if not path.is_file():

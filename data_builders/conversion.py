@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, cast
 from pydantic import Field, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.rows import Completion, Message, Mode, Row, Text, first_error
+from qwen_align.align.rows import Completion, Message, Mode, Row, Text, format_first_error
 from qwen_align.align.settings.base import Strict, did_you_mean
 from qwen_align.data_builders.bad_row import BadRow, BadValue, Reject, quoted
 from qwen_align.data_builders.conversion_report import ReadValues, Report
@@ -193,7 +193,7 @@ class Conversion(Strict):
                 row = self._in_format(one, renamed, value, target)
                 values.read |= {self.columns.get(key, key) for key in renamed.read}
         except ValidationError as error:
-            raise BadValue("wrong type", first_error(error)) from None
+            raise BadValue("wrong type", format_first_error(error)) from None
         row = self._with_system(row)
         check_writable(row)
         kept = self.keep_columns if isinstance(self.keep_columns, list) else value

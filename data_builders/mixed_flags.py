@@ -13,7 +13,7 @@ from pydantic import Field
 from qwen_align.align.rows import Chat, Flag, Trace
 from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.asked_questions import with_questions
-from qwen_align.data_builders.prompt_flags import with_flag
+from qwen_align.data_builders.prompt_flags import append_flag
 from qwen_align.data_builders.seeded_draws import drawn_order, random_for
 
 Turns = Trace | Chat
@@ -77,14 +77,14 @@ def with_earlier_flags(row: Turns, random: Random) -> Turns:
         last = next((place for place in reversed(drawn) if drawn[place] is not None), None)
         if last is not None:
             drawn[last] = "/think"
-    messages = [with_flag(turn, drawn.get(place)) for place, turn in enumerate(row.messages)]
+    messages = [append_flag(turn, drawn.get(place)) for place, turn in enumerate(row.messages)]
     return row.model_copy(update={"messages": messages})
 
 
 def with_flag_in_system(row: Turns) -> Turns:
     """The row with its flag at the end of its system message rather than of its last user message."""
     system, *others = row.messages
-    return row.model_copy(update={"messages": [with_flag(system, row.flag), *others], "flag": None})
+    return row.model_copy(update={"messages": [append_flag(system, row.flag), *others], "flag": None})
 
 
 def _can_move(row: Turns) -> bool:

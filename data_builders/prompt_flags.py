@@ -10,7 +10,7 @@ def asks_for_a_mode(messages: Sequence[Message]) -> bool:
     return any(FLAG_IN_TEXT.search(turn.content) for turn in messages if turn.role in ("user", "system"))
 
 
-def with_flag(turn: Message, flag: Flag | None) -> Message:
+def append_flag(turn: Message, flag: Flag | None) -> Message:
     """The turn with the flag after its text, as the renderer appends a row's own flag."""
     if flag is None:
         return turn

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from qwen_align.align.rows import Message, first_error
+from qwen_align.align.rows import Message, format_first_error
 from qwen_align.data_builders.bad_row import BadValue, quoted
 from qwen_align.data_builders.json_file import parsed
 from qwen_align.reward.thinking import CLOSE, OPEN
@@ -104,7 +104,7 @@ def turn(value: Any, field: str, seen: Counter[str]) -> Message:
         return _MESSAGE.validate_python(message)
     except ValidationError as error:
         wrong = "missing field" if error.errors()[0]["type"] == "missing" else "wrong type"
-        raise BadValue(wrong, f"{field}.{first_error(error)}") from None
+        raise BadValue(wrong, f"{field}.{format_first_error(error)}") from None
 
 
 def _refuse_unread(said: Mapping[str, Any], field: str) -> None:
@@ -194,7 +194,7 @@ def tools(value: Any) -> Tools | None:
     try:
         schemas = _TOOL_CALLS.validate_python(found)
     except ValidationError as error:
-        raise BadValue("wrong type", f"tools: {first_error(error)}") from None
+        raise BadValue("wrong type", f"tools: {format_first_error(error)}") from None
     for place, schema in enumerate(schemas):
         if not isinstance(schema.get("function", schema), Mapping) or not schema.get("function", schema).get("name"):
             raise BadValue("malformed tools", f"tools[{place}]: is {quoted(schema)}; a function's schema has a name")

@@ -11,9 +11,10 @@ from qwen_align.align.commands.progress import summary
 from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError, RecipeError
 from qwen_align.align.generation.requests import put
 from qwen_align.align.pipeline.plan import Plan, Planned, check_models
-from qwen_align.align.rendering.renderer import Renderer, render_pairs, render_rows
-from qwen_align.align.rendering.samples import length_percentiles
-from qwen_align.align.rows import Pair, Problem, Row, only, read_rows
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.samples import compute_length_percentiles
+from qwen_align.align.rendering.training_set import render_pairs, render_rows
+from qwen_align.align.rows import Pair, Problem, Row, read_rows, require_row_type
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
@@ -25,7 +26,7 @@ from qwen_align.align.settings.rollout import Rollout, Switch
 from qwen_align.align.settings.runtime import split_into_micro_batches
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import count_optimizer_steps
-from qwen_align.align.stages.build_data import rows as build
+from qwen_align.align.stages.build_data import build_rows as build
 from qwen_align.align.store.files import read_json
 from qwen_align.align.tracking import setup
 from qwen_align.data_builders.conversion import Conversion
@@ -131,7 +132,7 @@ class Preview:
 
 def lines(planned: Plan) -> Iterator[str]:
     """What would run, a line or a few a stage; raises the AlignError of the first thing that is wrong."""
-    setup.check(planned.recipe.tracking)
+    setup.check_installed(planned.recipe.tracking)
     check_models(planned)
     preview = Preview(planned)
     width = max(len(one.stage.name) for one in planned.stages)
@@ -151,7 +152,7 @@ def lines(planned: Plan) -> Iterator[str]:
         for row, text in enumerate(said):
             yield (head if row == 0 else " " * len(head)) + text
     yield from notes
-    yield from setup.where(planned.recipe.tracking, planned.group, planned.tracking_folder)
+    yield from setup.describe_destinations(planned.recipe.tracking, planned.group, planned.tracking_folder)
     to_run = sum(not one.is_stored for one in planned.stages)
     yield f"{len(planned.stages)} stages, {to_run} to run; home: {planned.home.resolve()}"
 
@@ -166,7 +167,7 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
         _fits(preview, one, max((len(sample.ids) for sample in rendered.samples), default=0), "a sample")
         yield from _training(rendered.lengths, rendered.dropped, settings, len(rendered.samples))
     elif isinstance(settings, Dpo | RewardModel):
-        pairs = list(only(Pair, preview.rows_for(one, settings.from_data)))
+        pairs = list(require_row_type(Pair, preview.rows_for(one, settings.from_data)))
         split_into_micro_batches(settings.batch, one.stage.runtime)
         paired = render_pairs(preview.renderer(one), pairs, settings.max_tokens)
         _fits(preview, one, max((n for n in paired.lengths if n <= settings.max_tokens), default=0), "a pair's side")
@@ -232,7 +233,7 @@ def _warm_up(settings: Sft | Dpo | RewardModel, steps: int) -> str:
 
 def _data(one: Planned, preview: Preview) -> str:
     if one.is_stored:
-        return summary(one.folder.manifest()["summary"])
+        return summary(one.folder.read_manifest()["summary"])
     assert isinstance(one.stage.settings, BuildData)
     kept, dropped = len(preview.rows(one.stage.name)), preview.drops[one.stage.name].counts
     if not kept and one.stage.settings.on_empty == "fail":
@@ -277,7 +278,7 @@ def _rewards(rewards: list[Reward], prompts: list[Problem]) -> Iterator[str]:
 
 def _problems(rows: Iterator[Row]) -> list[Problem]:
     """The rows as problems; raises DataError where questions and golds look exchanged, which trains without a word."""
-    problems = list(only(Problem, rows))
+    problems = list(require_row_type(Problem, rows))
     judged = [row for row in problems if row.reward == MathAnswer().kind and isinstance(row.gold, str)]
     longer = [row for row in judged if len(_answer_in(row.gold)) > sum(len(turn.content) for turn in row.messages)]
     if 2 * len(longer) > len(judged):
@@ -328,5 +329,5 @@ def _fits(preview: Preview, one: Planned, tokens: int, what: str) -> None:
 
 
 def _percentiles(lengths: list[int]) -> str:
-    at = length_percentiles(lengths)
+    at = compute_length_percentiles(lengths)
     return "tokens: " + (", ".join(f"p{percent} {tokens}" for percent, tokens in at.items()) or "none")

@@ -13,8 +13,8 @@ from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.pipeline.plan import Plan, Planned, product
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rendering.samples import Sample, pieces
-from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_line
+from qwen_align.align.rendering.samples import Sample, split_into_pieces
+from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_json_line
 
 TRAINED, MASKED = "black on green", "dim"
 REJECTED = "black on red"
@@ -47,7 +47,7 @@ def _dropped(one: Planned, preview: Preview) -> dict[str, int]:
     """Drops by reason, the most frequent first."""
     if not one.is_stored:
         return preview.drops[one.stage.name].counts
-    return dict(Counter(one.folder.manifest()["summary"].get("dropped", {})).most_common())
+    return dict(Counter(one.folder.read_manifest()["summary"].get("dropped", {})).most_common())
 
 
 def _read(one: Planned, preview: Preview) -> Iterable[Row]:
@@ -85,7 +85,7 @@ def _renderer(one: Planned, planned: Plan, preview: Preview) -> Renderer:
 def _data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
     """The row as its readers are given it, or why that cannot be shown."""
     shown = as_shown(row, renderer)
-    note, lines = shown.note, [Styled(row.text if isinstance(row, Completion) else to_line(row))]
+    note, lines = shown.note, [Styled(row.text if isinstance(row, Completion) else to_json_line(row))]
     if shown.row is not None:
         try:
             lines = list(_row(shown.row, renderer))
@@ -98,11 +98,11 @@ def _data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
 
 def _row(row: Row, renderer: Renderer) -> Iterator[Styled]:
     if isinstance(row, Pair):
-        ids = renderer.pair(row)
+        ids = renderer.render_pair(row)
         yield _coloured(Sample([*ids.prompt, *ids.chosen], _mask(ids.prompt, ids.chosen)), renderer, TRAINED)
         yield _coloured(Sample(ids.rejected, [True] * len(ids.rejected)), renderer, REJECTED)
     elif isinstance(row, Problem):
-        prompt = renderer.prompt(row.messages, mode=row.mode, flag=row.flag)
+        prompt = renderer.render_prompt(row.messages, mode=row.mode, flag=row.flag)
         yield _coloured(Sample(prompt.ids, [False] * len(prompt.ids)), renderer, TRAINED)
         yield Styled(f"gold: {row.gold}  reward: {row.reward}")
     elif isinstance(row, Steps):
@@ -110,7 +110,7 @@ def _row(row: Row, renderer: Renderer) -> Iterator[Styled]:
     elif isinstance(row, Completion) and row.finish_reason == "length":
         yield Styled(f"{row.text}  [cut at the token limit: not trained on]")
     else:
-        for sample in renderer.samples(as_trained(row)):
+        for sample in renderer.render_samples(as_trained(row)):
             yield _coloured(sample, renderer, TRAINED)
         if isinstance(row, Labelled):
             yield Styled(f"label: {'good' if row.label else 'bad'}")
@@ -125,6 +125,6 @@ def _mask(masked: list[int], trained: list[int]) -> list[bool]:
 
 def _coloured(sample: Sample, renderer: Renderer, trained: str) -> Styled:
     text = Styled()
-    for piece in pieces(renderer.tokenizer, sample):
+    for piece in split_into_pieces(renderer.tokenizer, sample):
         text.append(piece.text.replace("\n", "⏎\n"), style=trained if piece.is_trained else MASKED)
     return text.append(f"  [{len(sample.ids)} tokens, {sum(sample.mask)} trained]")

@@ -56,7 +56,7 @@ class Summary(NamedTuple):
     n_tokens_wrong: float | None
 
 
-class Paired(NamedTuple):
+class PairedTest(NamedTuple):
     """`difference` is the mean of b - a over questions; `p` is two-sided."""
 
     difference: float
@@ -65,7 +65,7 @@ class Paired(NamedTuple):
     n_questions: int
 
 
-def summarise(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary:
+def summarise_samples(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary:
     """The summary of each question's samples; raises ValueError where a question has fewer than `k` samples."""
     if not questions:
         raise ValueError("no questions to summarise; an evaluation needs at least one")
@@ -80,9 +80,11 @@ def summarise(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary
         n_questions=len(groups),
         n_samples=len(every),
         k=k,
-        value=estimate(question_means(questions).values()),
-        pass_at_k=estimate(pass_at_k(len(samples), sum(s.is_right for s in samples), k) for samples in groups),
-        maj_at_k=estimate(maj_at_k(samples, k) for samples in groups),
+        value=estimate_mean(compute_question_means(questions).values()),
+        pass_at_k=estimate_mean(
+            compute_pass_at_k(len(samples), sum(s.is_right for s in samples), k) for samples in groups
+        ),
+        maj_at_k=estimate_mean(compute_maj_at_k(samples, k) for samples in groups),
         answered_share=_mean(_mean(s.answer is not None for s in samples) for samples in groups),
         stopped_share=_mean(_mean(s.stopped for s in samples) for samples in groups),
         obeyed_share=_mean(_mean(answers) for answers in asked) if asked else None,
@@ -92,32 +94,32 @@ def summarise(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary
     )
 
 
-def best_of(questions: Mapping[str, Sequence[SampleScore]], scores: Mapping[str, Sequence[float]]) -> Estimate:
+def estimate_best_of(questions: Mapping[str, Sequence[SampleScore]], scores: Mapping[str, Sequence[float]]) -> Estimate:
     """The value of the sample with the highest score of each question, the first of equal ones; over questions."""
-    return estimate(
+    return estimate_mean(
         samples[max(range(len(samples)), key=lambda place: scores[name][place])].value
         for name, samples in questions.items()
     )
 
 
-def question_means(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, float]:
-    """The mean value of each question's samples: what `paired_test` takes."""
+def compute_question_means(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, float]:
+    """The mean value of each question's samples: what `run_paired_test` takes."""
     return {name: _mean(sample.value for sample in samples) for name, samples in questions.items()}
 
 
-def estimate(per_question: Iterable[float]) -> Estimate:
+def estimate_mean(per_question: Iterable[float]) -> Estimate:
     """Mean and standard error of one number a question: its sample standard deviation over sqrt(n)."""
     values = np.fromiter(per_question, dtype=np.float64)
     se = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return Estimate(float(values.mean()), se)
 
 
-def pass_at_k(n: int, n_right: int, k: int) -> float:
+def compute_pass_at_k(n: int, n_right: int, k: int) -> float:
     """Chance that k of the n samples, drawn without putting back, hold a right one (Chen et al., arXiv:2107.03374)."""
     return 1 - math.comb(n - n_right, k) / math.comb(n, k)
 
 
-def maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
+def compute_maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
     """Expected value of the most frequent answer among k samples drawn without putting back; exact.
 
     Samples without an answer do not vote; if none votes the value is 0. Answers that tie for first place are
@@ -130,11 +132,11 @@ def maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
     counts = {answer: len(same) for answer, same in values.items()}
     n_silent = len(samples) - sum(counts.values())
     worth = {answer: _mean(same) for answer, same in values.items()}
-    won = sum(worth[answer] * _ways_to_win(answer, counts, n_silent, k) for answer in counts if worth[answer])
+    won = sum(worth[answer] * _count_winning_subsets(answer, counts, n_silent, k) for answer in counts if worth[answer])
     return won / math.comb(len(samples), k)
 
 
-def _ways_to_win(answer: str, counts: Mapping[str, int], n_silent: int, k: int) -> float:
+def _count_winning_subsets(answer: str, counts: Mapping[str, int], n_silent: int, k: int) -> float:
     """Number of the k-subsets of all samples in which `answer` is most frequent, a tie of t counting 1/t."""
     rivals = [count for other, count in counts.items() if other != answer]
     ways = 0.0
@@ -143,14 +145,14 @@ def _ways_to_win(answer: str, counts: Mapping[str, int], n_silent: int, k: int) 
         subsets = np.zeros((k - votes + 1, k // votes + 1))
         subsets[0, 0] = 1.0
         for count in rivals:
-            subsets = _with_rival(subsets, count, votes)
+            subsets = _add_rival(subsets, count, votes)
         shared = subsets @ (1 / np.arange(1, subsets.shape[1] + 1))
         silent = [math.comb(n_silent, k - votes - size) for size in range(k - votes + 1)]
         ways += math.comb(counts[answer], votes) * float(shared @ np.array(silent, dtype=np.float64))
     return ways
 
 
-def _with_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray[np.float64]:
+def _add_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray[np.float64]:
     """`subsets` after one more rival with `count` samples, of which at most `votes` are drawn."""
     size = subsets.shape[0]
     after = subsets.copy()
@@ -163,9 +165,9 @@ def _with_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray
     return after
 
 
-def paired_test(
+def run_paired_test(
     a: Mapping[str, float], b: Mapping[str, float], *, seed: int = 0, n_permutations: int = 10_000
-) -> Paired:
+) -> PairedTest:
     """Whether b differs from a on the same questions: a permutation test that exchanges the two within questions.
 
     All 2**n exchanges where that is no more than `n_permutations`, so p is exact; else as many random ones, the
@@ -191,8 +193,8 @@ def paired_test(
             flips = draw.integers(0, 2, size=(size, n), dtype=np.int8)
         hits += int((np.abs((1.0 - 2.0 * flips) @ differences) >= least).sum())
     p = hits / n_drawn if exact else (hits + 1) / (n_drawn + 1)
-    mean, se = estimate(differences)
-    return Paired(mean, se, p, n)
+    mean, se = estimate_mean(differences)
+    return PairedTest(mean, se, p, n)
 
 
 def _mean(numbers: Iterable[float]) -> float:

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rendering.tokenizer_check import check_vocabulary
+from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.distributed import get_local_rank
@@ -42,7 +42,7 @@ class ModelFiles(NamedTuple):
     adapters: list[Path]
 
 
-def locate(folder: Path) -> ModelFiles:
+def locate_model_files(folder: Path) -> ModelFiles:
     """What the model of a stage's folder, of a model folder or of `hub:ID@COMMIT` consists of."""
     described = folder / "model.json"
     if not described.exists():
@@ -54,7 +54,7 @@ def locate(folder: Path) -> ModelFiles:
     return ModelFiles(base, [folder / adapter for adapter in said["adapters"]])
 
 
-def base_folder(files: ModelFiles) -> Path:
+def fetch_base_folder(files: ModelFiles) -> Path:
     """The base's folder, downloaded from the hub if it is there (safetensors and tokenizer files only)."""
     if not files.base.startswith("hub:"):
         return Path(files.base)
@@ -68,15 +68,15 @@ def base_folder(files: ModelFiles) -> Path:
         raise RecipeError(f"models: {name} at {revision} cannot be had from the hub: {error}") from None
 
 
-def renderer_of(folder: Path) -> Renderer:
+def load_renderer(folder: Path) -> Renderer:
     """The renderer of the model's base; raises RecipeError where tokenizer and model do not belong together."""
-    base = base_folder(locate(folder))
+    base = fetch_base_folder(locate_model_files(folder))
     renderer = Renderer.load(base)
-    check_vocabulary(base, renderer)
+    check_tokenizer_fits_model(base, renderer)
     return renderer
 
 
-def device_of(runtime: Runtime) -> torch.device:
+def choose_device(runtime: Runtime) -> torch.device:
     """This process's device: of several GPUs the one that torchrun gave it. RecipeError when there is none for it."""
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if runtime.device == "cpu" or (runtime.device == "auto" and not n_gpus):
@@ -95,18 +95,18 @@ def load(folder: Path) -> PreTrainedModel:
 
     Raises StageError when a merged adapter's logits differ from the adapter's own.
     """
-    return load_files(locate(folder))
+    return load_with_adapters(locate_model_files(folder))
 
 
-def load_files(files: ModelFiles) -> PreTrainedModel:
+def load_with_adapters(files: ModelFiles) -> PreTrainedModel:
     """As `load`."""
-    model = load_folder(base_folder(files))
+    model = load_base_model(fetch_base_folder(files))
     for adapter in files.adapters:
-        model = _merged(model, adapter)
+        model = _merge_adapter(model, adapter)
     return model.requires_grad_(True)  # peft has frozen what it adapted
 
 
-def load_folder(folder: Path) -> PreTrainedModel:
+def load_base_model(folder: Path) -> PreTrainedModel:
     logging.disable_progress_bar()  # of the loading of weights, which is not what anyone waits for
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
@@ -116,7 +116,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
     return model
 
 
-def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def _merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     from peft import PeftModel
 
     tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
@@ -133,26 +133,28 @@ def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     return merged
 
 
-def describe(source: Path, out: Path, adapters: list[str]) -> None:
+def write_model_json(source: Path, out: Path, adapters: list[str]) -> None:
     """Says in model.json that the model is the source's with these adapters, folders in `out`, on top."""
-    files = locate(source)
-    base = files.base if files.base.startswith("hub:") else _from(out, Path(files.base))
-    write_json(out / "model.json", {"base": base, "adapters": [*(_from(out, a) for a in files.adapters), *adapters]})
+    files = locate_model_files(source)
+    base = files.base if files.base.startswith("hub:") else _to_store_path(out, Path(files.base))
+    write_json(
+        out / "model.json", {"base": base, "adapters": [*(_to_store_path(out, a) for a in files.adapters), *adapters]}
+    )
 
 
-def _from(out: Path, path: Path) -> str:
+def _to_store_path(out: Path, path: Path) -> str:
     """The path relative to `out` if both lie in one store, so that a store can be moved; else absolute."""
     store = out.resolve().parent
     return os.path.relpath(path.resolve(), out.resolve()) if path.resolve().is_relative_to(store) else str(path)
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer_files(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
 
 
-def stop_at_end_of_turn(folder: Path) -> None:
+def add_end_of_turn_stop(folder: Path) -> None:
     """Adds the end of a turn to what generation_config.json stops at; a base's stops at the end of a text only."""
     path = folder / "generation_config.json"
     said = read_json(path) if path.exists() else {}

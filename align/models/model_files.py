@@ -7,7 +7,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.recipe import ModelSource
 
 
-def model_folder(source: ModelSource) -> Path:
+def find_model_folder(source: ModelSource) -> Path:
     """The folder of a shipped or local model; raises RecipeError when it holds no model."""
     shipped = Path(str(files("qwen_align") / "recipes"))
     folder = shipped / source.shipped if source.shipped else Path(str(source.path))

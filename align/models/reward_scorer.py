@@ -26,10 +26,10 @@ class Scorer:
         self.model, self.renderer, self.max_rows = trunk.eval(), renderer, max_rows
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
-        return self.of_ids([self.renderer.whole(one) for one in completions])
+        return self.score_token_ids([self.renderer.encode_for_scoring(one) for one in completions])
 
     @torch.no_grad()
-    def of_ids(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def score_token_ids(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """The score of each row of token ids, which ends with the end of a turn."""
         scores: dict[int, float] = {}
         ordered = sorted(range(len(rows)), key=lambda row: len(rows[row]))
@@ -45,9 +45,9 @@ class Scorer:
         return [scores[row] for row in range(len(rows))]
 
 
-def classifier(source: Path, pad_id: int) -> PreTrainedModel:
+def build_scorer_model(source: Path, pad_id: int) -> PreTrainedModel:
     """The model of a stage or folder with a new head that says 0 of everything, in fp32."""
-    causal = loading.load(source)
+    causal = loading.load_model(source)
     config = causal.config
     config.num_labels, config.pad_token_id = 1, pad_id
     made: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -59,12 +59,12 @@ def classifier(source: Path, pad_id: int) -> PreTrainedModel:
 
 def load(folder: Path) -> PreTrainedModel:
     """The scorer of a stage's folder, or of a folder in Hugging Face form, in fp32 on the CPU."""
-    files = loading.locate(folder)
+    files = loading.locate_model_files(folder)
     if not files.adapters:
         try:
-            return _checked(
+            return _require_one_label(
                 AutoModelForSequenceClassification.from_pretrained(
-                    str(loading.base_folder(files)), dtype=torch.float32, use_safetensors=True
+                    str(loading.fetch_base_folder(files)), dtype=torch.float32, use_safetensors=True
                 ),
                 folder,
             )
@@ -73,15 +73,15 @@ def load(folder: Path) -> PreTrainedModel:
     from peft import PeftModel
 
     *earlier, own = files.adapters
-    causal = loading.load_files(loading.ModelFiles(files.base, earlier))
+    causal = loading.load_with_adapters(loading.ModelFiles(files.base, earlier))
     config = causal.config
     config.num_labels = 1
     made: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     setattr(made, made.base_model_prefix, causal.base_model)
-    return _checked(PeftModel.from_pretrained(made, str(own)).merge_and_unload(), folder)
+    return _require_one_label(PeftModel.from_pretrained(made, str(own)).merge_and_unload(), folder)
 
 
-def _checked(found: Any, folder: Path) -> PreTrainedModel:
+def _require_one_label(found: Any, folder: Path) -> PreTrainedModel:
     if found.config.num_labels != 1:
         raise RecipeError(f"{folder}: gives {found.config.num_labels} numbers; a scorer gives one (num_labels: 1)")
     assert isinstance(found, PreTrainedModel)
@@ -91,7 +91,7 @@ def _checked(found: Any, folder: Path) -> PreTrainedModel:
 def of(folder: Path, *, device: torch.device, max_rows: int) -> Scorer:
     """The scorer of a stage's folder or of a model folder, ready to score."""
     trunk: Any = load(folder).to(device)
-    return Scorer(trunk.requires_grad_(False), loading.renderer_of(folder), max_rows=max_rows)
+    return Scorer(trunk.requires_grad_(False), loading.load_renderer(folder), max_rows=max_rows)
 
 
 def bind(rewards: Iterable[Reward], inputs: Mapping[str, Path], *, device: torch.device, max_rows: int) -> None:

@@ -72,7 +72,7 @@ def _run(folder: Path, *, started: float, imported_before: float) -> None:
     settings: Any = TypeAdapter[Any](AnyStage).validate_python(job["settings"])
     runtime = Runtime.model_validate(job["runtime"])
     context = Context(folder, job["seed"], runtime, is_main=is_main_process())
-    context.listen_for_stop()
+    context.catch_stop_signals()
     stage = importlib.import_module(f"qwen_align.align.stages.{settings.kind}")
     if runtime.threads and settings.kind != "build_data":
         import torch

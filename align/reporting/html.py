@@ -79,8 +79,8 @@ def html(planned: Plan, written: "Written") -> str:
         settings=yaml.safe_dump(
             planned.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
         ),
-        versions=done[-1].folder.manifest().get("libraries", {}) if done else {},
-        commit=done[-1].folder.manifest().get("git_commit") if done else None,
+        versions=done[-1].folder.read_manifest().get("libraries", {}) if done else {},
+        commit=done[-1].folder.read_manifest().get("git_commit") if done else None,
         markdown=_markdown(rows),
         latex=_latex(rows),
     )
@@ -228,7 +228,7 @@ def _cut(text: str) -> str:
 
 
 def _data(one: Planned) -> dict[str, Any]:
-    summary = one.folder.manifest()["summary"]
+    summary = one.folder.read_manifest()["summary"]
     return {
         "name": one.stage.name,
         "kind": one.stage.kind,

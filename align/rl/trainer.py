@@ -37,7 +37,7 @@ from qwen_align.align.rl.watchdogs import Watchdogs
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.store.files import read_json, write_json
-from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import gather_objects, sum_over_processes
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
@@ -49,7 +49,7 @@ WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
 FIRST_KL_TOLERANCE = 1e-4  # nats a token; float rounding between engine and trainer is about 1e-10
 
 
-class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
+class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     """GRPO and PPO: each batch of completions is trained on in `updates` optimiser steps.
 
     `reference` is the model the stage started from, if a KL to it is asked for and the policy has no adapters.
@@ -202,7 +202,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         if self.rollouts.reference_logps is not None:
             self._follow_reference(self.rollouts)
         for sample in samples_to_read(played, self.rollouts, self.spec.keep_samples):
-            self.context.keep_sample(self.state.global_step + 1, sample)
+            self.context.log_sample(self.state.global_step + 1, sample)
 
     def _score(self, rollouts: Rollouts) -> None:
         """What the policy and the critic say of the completions before they are trained on."""
@@ -281,7 +281,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         mean, stderr = self.held_out_now()
         self.figures |= {"held_out/accuracy": mean, "held_out/stderr": stderr}
         for bark in self.watchdogs.look_held_out(self.state.global_step, mean, stderr):
-            self.context.note(bark.step, bark.watchdog, bark.message)
+            self.context.log_note(bark.step, bark.watchdog, bark.message)
 
     # --- an optimiser step
 
@@ -371,7 +371,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         """The watchdogs look at a batch after its last update: at its play, and at what its updates have done."""
         seen = {**self._of_batch, **self.figures}
         for bark in self.watchdogs.look(self.state.global_step + 1, seen):
-            self.context.note(bark.step, bark.watchdog, bark.message)
+            self.context.log_note(bark.step, bark.watchdog, bark.message)
 
     # --- checkpoints, and what the stage hands on
 
@@ -397,7 +397,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             weights = dict(self.model.named_parameters()) if state_dict is None else state_dict
             save_file({name: weights[name].detach().contiguous() for name in sorted(trained)}, folder / WEIGHTS)
 
-    def _save_more(self, folder: Path) -> None:
+    def _save_extra_state(self, folder: Path) -> None:
         state = {
             "experience": self.experience.state(),
             "kl": self.kl_coefficient.state(),

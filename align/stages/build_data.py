@@ -9,7 +9,7 @@ from typing import Any
 from qwen_align.align.context import Context
 from qwen_align.align.errors import AlignError, DataError
 from qwen_align.align.reporting.data_card import Tally, card
-from qwen_align.align.rows import Row, read_rows, to_line
+from qwen_align.align.rows import Row, read_rows, to_json_line
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.store.files import write_text
@@ -23,13 +23,13 @@ def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context
     kept = 0
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") as file:
-        for row in rows(spec, _readers(inputs), context.seed, drops, report):
-            line = to_line(row) + "\n"
+        for row in rows(spec, _open_row_readers(inputs), context.seed, drops, report):
+            line = to_json_line(row) + "\n"
             file.write(line)
             tally.add(row, line)
             kept += 1
-            context.progress(kept, spec.limit or 0, unit="rows")
-            context.stop_if_asked()
+            context.report_progress(kept, spec.limit or 0, unit="rows")
+            context.stop_if_requested()
     if kept == 0 and spec.on_empty == "fail":
         unfinished.unlink()
         raise DataError(
@@ -49,20 +49,22 @@ def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Rep
     source that no row came from, unless `limit` left rows unread.
     """
     try:
-        yield from _rows(spec, sources, seed, drops, report)
+        yield from _build_sieved_rows(spec, sources, seed, drops, report)
     except AlignError:
         raise
     except ValueError as error:
         raise DataError(str(error)) from error
 
 
-def _rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None) -> Iterator[Row]:
+def _build_sieved_rows(
+    spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None
+) -> Iterator[Row]:
     if isinstance(spec.builder, Conversion):
         made = spec.builder.build_with(report or Report(), drops)
     else:
         made = spec.builder.build(sources, seed, drops)
     met: set[str] = set()
-    built = sieve(_noting_sources(made, met), spec.sieve, drops, sources)
+    built = sieve(_record_sources(made, met), spec.sieve, drops, sources)
     for number, row in enumerate(built, start=1):
         yield row
         if number == spec.limit:
@@ -72,11 +74,11 @@ def _rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Re
             raise DataError(f"licences: no row is of source '{source}'{did_you_mean(source, filter(None, met))}")
 
 
-def _noting_sources(made: Iterable[Row], met: set[str]) -> Iterator[Row]:
+def _record_sources(made: Iterable[Row], met: set[str]) -> Iterator[Row]:
     for row in made:
         met.add(row.source)
         yield row
 
 
-def _readers(inputs: Mapping[str, Path]) -> Sources:
+def _open_row_readers(inputs: Mapping[str, Path]) -> Sources:
     return {ref: partial(read_rows, folder / "rows.jsonl") for ref, folder in inputs.items()}

@@ -12,7 +12,7 @@ from qwen_align.align.generation.requests import drawn_as, put
 from qwen_align.align.generation.resumable import Draw, draw, open_engine
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
+from qwen_align.align.rows import Completion, Problem, read_rows, require_row_type, to_json_line
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.store.files import write_json
@@ -26,17 +26,19 @@ QUESTIONS = "questions.json"  # the mean of each question, for each set and swit
 
 def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
-    renderer = loading.renderer_of(source)
+    renderer = loading.load_renderer(source)
     engine = open_engine(source, renderer, context)
     how = Draw(spec.sampling, spec.samples, context.seed)
     check_all(spec.rewards)
-    device, rows_at_once = loading.device_of(context.runtime), context.runtime.micro_batch
-    picker = reward_scorer.of(inputs[spec.best_by], device=device, max_rows=rows_at_once) if spec.best_by else None
+    device, rows_at_once = loading.choose_device(context.runtime), context.runtime.micro_batch
+    picker = (
+        reward_scorer.load_scorer(inputs[spec.best_by], device=device, max_rows=rows_at_once) if spec.best_by else None
+    )
     results, questions_of = [], []
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:
         for place, ref in enumerate(spec.from_data):
-            questions = list(only(Problem, read_rows(inputs[ref] / "rows.jsonl")))
+            questions = list(require_row_type(Problem, read_rows(inputs[ref] / "rows.jsonl")))
             if not questions:
                 raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
             check_all([reward_for(kind, spec.rewards) for kind in {row.reward: None for row in questions}])
@@ -46,10 +48,10 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
                 drawn = draw(engine, renderer, asked, how, context, out / "parts" / f"{place}-{number}")
                 rows = judged(list(drawn), spec.rewards)
                 if file:
-                    file.writelines(to_line(row) + "\n" for row in rows)
+                    file.writelines(to_json_line(row) + "\n" for row in rows)
                     by_question = scored(rows, switch, renderer)
-                    result = figures(statistics.summarise(by_question, spec.samples), rows)
-                    questions_of.append(statistics.question_means(by_question))
+                    result = figures(statistics.summarise_samples(by_question, spec.samples), rows)
+                    questions_of.append(statistics.compute_question_means(by_question))
                     if picker:
                         result |= best(rows, picker)
                     results.append({"set": ref, "switch": switch.switch, "mode": switch.mode, **result})
@@ -107,7 +109,7 @@ def best(rows: list[Completion], picker: reward_scorer.Scorer) -> dict[str, floa
             statistics.SampleScore(value, stopped=True, obeyed=None, n_tokens=row.n_tokens, answer=None)
         )
         scores.setdefault(row.prompt_id, []).append(found)
-    estimate = statistics.best_of(questions, scores)
+    estimate = statistics.estimate_best_of(questions, scores)
     return {"best_of_k": estimate.mean, "best_of_k_stderr": estimate.se or 0.0}
 
 

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, StageError
-from qwen_align.align.models.loading import device_of
+from qwen_align.align.models.loading import choose_device
 from qwen_align.align.rendering.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from qwen_align.align.rows import RowError, Text, read_rows
 from qwen_align.align.settings.pretrain import Architecture, Pretrain
@@ -35,7 +35,7 @@ def run(spec: Pretrain, inputs: Mapping[str, Path], out: Path, context: Context)
     tokenizer = train_tokenizer(texts[: spec.tokenizer.texts], spec.tokenizer.vocab_size)
     documents = encode_documents(tokenizer, texts)
     torch.manual_seed(context.seed)
-    model = Qwen3ForCausalLM(model_config(spec.architecture, tokenizer)).to(device_of(context.runtime))
+    model = Qwen3ForCausalLM(build_model_config(spec.architecture, tokenizer)).to(choose_device(context.runtime))
     loss = train(spec, model, documents, out / "checkpoints", context)
     folder = out / "model"
     model.generation_config = generation_config(tokenizer)
@@ -57,30 +57,30 @@ def train(
 ) -> float:
     """Trains `model` in place, from the newest whole checkpoint where there is one; the last logged loss."""
     optimizers = build_optimizers(spec, model)
-    found = checkpoints.newest(checkpoint_folder)
+    found = checkpoints.find_newest_checkpoint(checkpoint_folder)
     done, losses = load_checkpoint(found.folder, model, optimizers)
-    context.forget_after(done)
-    found.tell(context)
-    batches = itertools.islice(stream(documents, spec, context.seed), done, None)
+    context.truncate_logs(done)
+    found.note_damage(context)
+    batches = itertools.islice(stream_batches(documents, spec, context.seed), done, None)
     n_tokens = spec.rows * spec.block
     model.train()
     for step in range(done + 1, spec.steps + 1):
-        losses.append(train_step(model, optimizers, next(batches), rate(spec, step)))
-        context.progress(step, spec.steps, step * n_tokens)
+        losses.append(train_on_batch(model, optimizers, next(batches), rate(spec, step)))
+        context.report_progress(step, spec.steps, step * n_tokens)
         if step % spec.log_every == 0 or step == spec.steps:
             loss = torch.stack(losses).mean().item()
             losses.clear()
             if not math.isfinite(loss):
                 raise StageError(f"step {step}: the loss is {loss}; lower muon.lr or adamw.lr")
-            context.log({"step": step, "loss": loss, "rate": rate(spec, step), "tokens": step * n_tokens})
+            context.log_metrics({"step": step, "loss": loss, "rate": rate(spec, step), "tokens": step * n_tokens})
         # Not after the last step, so that a run that continues always has a step left to log.
-        if step < spec.steps and (context.stopping() or step % context.runtime.checkpoint_every == 0):
+        if step < spec.steps and (context.is_stop_requested() or step % context.runtime.checkpoint_every == 0):
             save_checkpoint(checkpoint_folder, model, optimizers, step, losses)
-            context.stop_if_asked()
+            context.stop_if_requested()
     return loss
 
 
-def train_step(model: Qwen3ForCausalLM, optimizers: list[Optimizer], batch: Tensor, rate: float) -> Tensor:
+def train_on_batch(model: Qwen3ForCausalLM, optimizers: list[Optimizer], batch: Tensor, rate: float) -> Tensor:
     """One update on `batch`, (rows, block + 1) token ids; the mean loss a token before it."""
     batch = batch.to(model.device)
     logits = model(input_ids=batch[:, :-1], use_cache=False).logits
@@ -113,7 +113,7 @@ def build_optimizers(spec: Pretrain, model: Qwen3ForCausalLM) -> list[Optimizer]
     ]
 
 
-def model_config(shape: Architecture, tokenizer: Tokenizer) -> Qwen3Config:
+def build_model_config(shape: Architecture, tokenizer: Tokenizer) -> Qwen3Config:
     """The Qwen3 config; pad differs from the end of a turn, see `save_tokenizer`."""
     return Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
@@ -127,15 +127,15 @@ def model_config(shape: Architecture, tokenizer: Tokenizer) -> Qwen3Config:
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=token_id(tokenizer, TURN_END),
-        pad_token_id=token_id(tokenizer, END_OF_TEXT),
+        eos_token_id=look_up_token_id(tokenizer, TURN_END),
+        pad_token_id=look_up_token_id(tokenizer, END_OF_TEXT),
         dtype="float32",
     )
 
 
 def generation_config(tokenizer: Tokenizer) -> GenerationConfig:
     """Stops at the end of a turn and, for the base in its own format, at the end of a document."""
-    ends = [token_id(tokenizer, TURN_END), token_id(tokenizer, END_OF_TEXT)]
+    ends = [look_up_token_id(tokenizer, TURN_END), look_up_token_id(tokenizer, END_OF_TEXT)]
     return GenerationConfig(eos_token_id=ends, pad_token_id=ends[1], do_sample=True, temperature=1.0)
 
 
@@ -151,7 +151,7 @@ def read_texts(path: Path) -> list[str]:
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Token ids of each document, closed by the end-of-text token."""
-    end = token_id(tokenizer, END_OF_TEXT)
+    end = look_up_token_id(tokenizer, END_OF_TEXT)
     documents: list[list[int]] = []
     for start in range(0, len(texts), ENCODED_AT_ONCE):
         encodings = tokenizer.encode_batch(texts[start : start + ENCODED_AT_ONCE], add_special_tokens=False)
@@ -159,13 +159,13 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return documents
 
 
-def token_id(tokenizer: Tokenizer, token: str) -> int:
+def look_up_token_id(tokenizer: Tokenizer, token: str) -> int:
     number = tokenizer.token_to_id(token)
     assert number is not None, f"{token} is added by train_tokenizer"
     return number
 
 
-def stream(documents: list[list[int]], spec: Pretrain, seed: int) -> Iterator[Tensor]:
+def stream_batches(documents: list[list[int]], spec: Pretrain, seed: int) -> Iterator[Tensor]:
     """Batches of (rows, block + 1) ids without end: each epoch in its own order, a function of seed and epoch."""
     length = spec.block + 1
     if sum(map(len, documents)) < spec.rows * length:
@@ -173,14 +173,14 @@ def stream(documents: list[list[int]], spec: Pretrain, seed: int) -> Iterator[Te
     pending: list[list[int]] = []
     for epoch in itertools.count():
         order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        for block in pack((documents[i] for i in order.tolist()), length):
+        for block in pack_documents((documents[i] for i in order.tolist()), length):
             pending.append(block)
             if len(pending) == spec.rows:
                 yield torch.tensor(pending)
                 pending.clear()
 
 
-def pack(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+def pack_documents(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
     """Rows of `length` ids, each opening with the start of a document and cut where it is full.
 
     Rows that open in the middle of a document make the model learn to copy numbers from a question far later.
@@ -200,11 +200,11 @@ def save_checkpoint(
 
     `losses` are those not logged yet, or the log of a resumed run would differ.
     """
-    folder = checkpoints.unfinished(home, step)
+    folder = checkpoints.get_partial_folder(home, step)
     folder.mkdir(parents=True, exist_ok=True)
     states = [optimizer.state_dict() for optimizer in optimizers]
     torch.save({"step": step, "model": model.state_dict(), "optimizers": states, "losses": losses}, folder / STATE)
-    checkpoints.finish(home, step)
+    checkpoints.publish_checkpoint(home, step)
 
 
 def load_checkpoint(

@@ -10,21 +10,21 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.generation.requests import put
 from qwen_align.align.generation.resumable import Draw, draw, judged, open_engine
 from qwen_align.align.models import loading, reward_scorer
-from qwen_align.align.rows import Problem, only, read_rows, to_line
+from qwen_align.align.rows import Problem, read_rows, require_row_type, to_json_line
 from qwen_align.align.settings.rollout import Rollout
 from qwen_align.reward.settings import check_all
 
 
 def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
-    renderer = loading.renderer_of(source)
-    rows = only(Problem, read_rows(inputs[spec.from_data] / "rows.jsonl"))
+    renderer = loading.load_renderer(source)
+    rows = require_row_type(Problem, read_rows(inputs[spec.from_data] / "rows.jsonl"))
     asked = [put(problem, renderer, spec.switch) for problem in rows]
     if not asked and spec.on_empty == "fail":
         raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
     check_all(spec.rewards)
-    reward_scorer.bind(
-        spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
+    reward_scorer.bind_scorers(
+        spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
     how = Draw(spec.sampling, spec.samples, context.seed, keep_tokens=spec.keep_tokens)
     drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
@@ -36,7 +36,7 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
         for row, verdict in judged(drawn, spec.rewards):
             parts = verdict.parts or {}
-            file.write(to_line(row.model_copy(update={"verdicts": parts})) + "\n")
+            file.write(to_json_line(row.model_copy(update={"verdicts": parts})) + "\n")
             reasons.update(f"{name}: {part.reason}" for name, part in parts.items())
             count, tokens = count + 1, tokens + row.n_tokens
             paid, stopped = paid + (verdict.value or 0.0), stopped + (row.finish_reason == "stop")

@@ -37,7 +37,7 @@ class Run(NamedTuple):
     last_step: int | None
 
 
-class Lines:
+class JsonLinesReader:
     """The JSON objects of a growing file, each once; a file that was replaced or cut is read from its start."""
 
     def __init__(self, path: Path) -> None:
@@ -57,33 +57,33 @@ class Lines:
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
-        return [found for line in whole.splitlines() if isinstance(found := _read(line), dict)]
+        return [found for line in whole.splitlines() if isinstance(found := _parse_json(line), dict)]
 
 
-def _read(line: bytes) -> Any:
+def _parse_json(line: bytes) -> Any:
     try:
         return json.loads(line)
     except ValueError:
         return None
 
 
-def point(logged: Mapping[str, Any]) -> Point | None:
+def to_point(logged: Mapping[str, Any]) -> Point | None:
     """A line of metrics.jsonl as finite numbers at a step; None without a step."""
     step = logged.get("step")
     if not isinstance(step, int):
         return None
-    return Point(step, _finite({name: value for name, value in logged.items() if name != "step"}))
+    return Point(step, _keep_finite({name: value for name, value in logged.items() if name != "step"}))
 
 
-def evaluation(summary: Mapping[str, Any]) -> Point:
+def to_evaluation_point(summary: Mapping[str, Any]) -> Point:
     """An evaluation's figures as one point at step 0, named `set/switch/accuracy`, with the mode where one is given."""
     figures: dict[str, float] = {}
     for result in summary["results"]:
         asked = [result["set"], result["switch"], *([result["mode"]] if result["mode"] else [])]
-        figures |= {"/".join([*asked, name]): value for name, value in _finite(result).items()}
+        figures |= {"/".join([*asked, name]): value for name, value in _keep_finite(result).items()}
     return Point(0, figures)
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+def _keep_finite(values: Mapping[str, Any]) -> dict[str, float]:
     numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -39,7 +39,7 @@ def check(tracking: Tracking) -> None:
         )
 
 
-def wandb_mode(given: Mapping[str, str] = os.environ) -> WandbMode:
+def choose_wandb_mode(given: Mapping[str, str] = os.environ) -> WandbMode:
     """online with a key in the environment, else offline; WANDB_MODE can only ask for less."""
     less: WandbMode
     for less in ("offline", "disabled"):
@@ -48,7 +48,7 @@ def wandb_mode(given: Mapping[str, str] = os.environ) -> WandbMode:
     return "online" if given.get("WANDB_API_KEY") else "offline"
 
 
-def environment(name: str, tracking: Tracking, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+def build_tracker_environment(name: str, tracking: Tracking, given: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of a tracker's process: nobody else's keys, nothing that reports to its makers."""
     is_local = name != "trackio" or tracking.space is None
     hidden = {key for key, owner in KEYS_OF.items() if owner != name or (owner == "trackio" and is_local)}
@@ -65,7 +65,7 @@ def where(tracking: Tracking, group: str, folder: Path) -> Iterator[str]:
         elif name == "trackio":
             at = f"Space {tracking.space}" if tracking.space else "local"
             yield f"{said}{at}, project {tracking.project}; look at them with `trackio show`"
-        elif wandb_mode() == "offline":
+        elif choose_wandb_mode() == "offline":
             yield f"{said}offline; upload with `wandb sync {folder / name / 'offline-run-*'}`"
         else:
-            yield f"{said}{wandb_mode()}, project {tracking.project}, group {group}"
+            yield f"{said}{choose_wandb_mode()}, project {tracking.project}, group {group}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking.curve import Run
-from qwen_align.align.tracking.setup import WandbMode, wandb_mode
+from qwen_align.align.tracking.setup import WandbMode, choose_wandb_mode
 
 INIT_TIMEOUT_S = 15.0  # half of what the end of a run waits, so that a short run still has its files
 
@@ -17,7 +17,7 @@ class Wandb:
 
         self._wandb = wandb
         self._folder = folder
-        self._mode: WandbMode = wandb_mode()
+        self._mode: WandbMode = choose_wandb_mode()
 
     def begin(self, run: Run) -> str | None:
         """Opens the run; returns what people should know if the server was not reached: it is offline then."""

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple, Self
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.tracking.curve import Curve, Point
-from qwen_align.align.tracking.setup import environment
+from qwen_align.align.tracking.setup import build_tracker_environment
 
 FINISH_S = 30.0  # for all trackers together, at the end of a run
 LEAVE_S = 5.0  # the same when a run fails or is asked to stop, which leaves little time on a shared machine
 
 
-class Senders:
+class TrackerClients:
     """A context manager around a run; leaving it waits for the trackers, but not long.
 
     Nothing here raises for a tracker's sake: what goes wrong is said once by `note`, and the tracker is left out.
@@ -30,7 +30,7 @@ class Senders:
 
     def __init__(self, tracking: Tracking, group: str, folder: Path, note: Callable[[str], None]) -> None:
         self._tracking, self._group, self._folder, self._note = tracking, group, folder, note
-        self._senders: list[_Sender] = []
+        self._senders: list[_TrackerClient] = []
         self._is_started = False
 
     def __enter__(self) -> Self:
@@ -40,25 +40,25 @@ class Senders:
         """From now on the curve of this stage is followed; the first one starts the trackers."""
         if not self._is_started:
             self._is_started = True
-            self._start()
-        self._order({"begin": {**curve._asdict(), "folder": str(curve.folder)}})
+            self._start_clients()
+        self._send_order({"begin": {**curve._asdict(), "folder": str(curve.folder)}})
 
     def end(self, points: Sequence[Point] = (), *, is_whole: bool) -> None:
         """The stage that was begun has ended; `points` are what it has besides its metrics.jsonl."""
-        self._order({"end": {"points": points, "is_whole": is_whole}})
+        self._send_order({"end": {"points": points, "is_whole": is_whole}})
 
     def look(self) -> None:
         """Notes the trackers that have failed since the last look; takes no time."""
         for sender in list(self._senders):
             code = sender.process.poll()  # before its word is read, which comes first
             if said := sender.said():
-                self._hear(sender, said)
+                self._handle_message(sender, said)
             elif code is not None:
-                self._drop(sender, f"its process ended with code {code}")
+                self._drop_client(sender, f"its process ended with code {code}")
 
-    def _hear(self, sender: "_Sender", said: "_Said") -> None:
+    def _handle_message(self, sender: "_TrackerClient", said: "_TrackerMessage") -> None:
         if said.is_last:
-            self._drop(sender, said.message)
+            self._drop_client(sender, said.message)
         else:
             self._note(f"tracking: {sender.name}: {said.message}")
 
@@ -66,58 +66,58 @@ class Senders:
         deadline = time.monotonic() + (FINISH_S if kind is None else LEAVE_S)
         try:
             for sender in self._senders:
-                sender.hang_up()
+                sender.close_input()
             for sender in list(self._senders):
-                self._await(sender, max(0.0, deadline - time.monotonic()))
+                self._wait_for_client(sender, max(0.0, deadline - time.monotonic()))
         finally:
             for sender in self._senders:
                 sender.close()
 
-    def _await(self, sender: "_Sender", seconds: float) -> None:
+    def _wait_for_client(self, sender: "_TrackerClient", seconds: float) -> None:
         try:
             code = sender.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._drop(sender, "did not finish in time and was ended")
+            self._drop_client(sender, "did not finish in time and was ended")
             return
         if said := sender.said():
-            self._hear(sender, said)
+            self._handle_message(sender, said)
         elif code != 0:
-            self._drop(sender, f"its process ended with code {code}")
+            self._drop_client(sender, f"its process ended with code {code}")
 
-    def _start(self) -> None:
+    def _start_clients(self) -> None:
         for name in self._tracking.to:
             try:
-                self._senders.append(_Sender(name, self._tracking, self._group, self._folder))
+                self._senders.append(_TrackerClient(name, self._tracking, self._group, self._folder))
             except OSError as error:
                 self._note(f"tracking: {name}: cannot be started: {error}")
 
-    def _order(self, order: dict[str, Any]) -> None:
+    def _send_order(self, order: dict[str, Any]) -> None:
         for sender in list(self._senders):
             try:
                 sender.order(order)
             except OSError as error:
-                self._drop(sender, str(error))
+                self._drop_client(sender, str(error))
 
-    def _drop(self, sender: "_Sender", why: str) -> None:
+    def _drop_client(self, sender: "_TrackerClient", why: str) -> None:
         self._senders.remove(sender)
         sender.close()
-        self._tell(sender, why)
+        self._note_failure(sender, why)
 
-    def _tell(self, sender: "_Sender", why: str) -> None:
+    def _note_failure(self, sender: "_TrackerClient", why: str) -> None:
         self._note(
             f"tracking: {sender.name}: {why}; the run is not touched by it, "
             f"and metrics.jsonl holds every figure; log: {sender.log}"
         )
 
 
-class _Said(NamedTuple):
+class _TrackerMessage(NamedTuple):
     """A tracker's word to people; after the last one it does nothing more."""
 
     message: str
     is_last: bool
 
 
-class _Sender:
+class _TrackerClient:
     """One tracker's process; raises OSError when it cannot be started or told."""
 
     def __init__(self, name: str, tracking: Tracking, group: str, folder: Path) -> None:
@@ -135,7 +135,7 @@ class _Sender:
                 stdin=subprocess.PIPE,  # its end tells the process that the run is over, however it ended
                 stdout=output,
                 stderr=output,
-                env=environment(name, tracking),
+                env=build_tracker_environment(name, tracking),
                 start_new_session=True,
             )
 
@@ -143,22 +143,22 @@ class _Sender:
         with (self._home / "orders.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(order) + "\n")
 
-    def said(self) -> _Said | None:
+    def said(self) -> _TrackerMessage | None:
         """Its word to people, once."""
         path = self._home / "said.json"
         if not path.exists():
             return None
-        said = _Said(**read_json(path))
+        said = _TrackerMessage(**read_json(path))
         path.unlink()
         return said
 
-    def hang_up(self) -> None:
+    def close_input(self) -> None:
         assert self.process.stdin
         self.process.stdin.close()
 
     def close(self) -> None:
         """Ends the process and what it has started, if they are still there."""
-        self.hang_up()
+        self.close_input()
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it has left nothing behind
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

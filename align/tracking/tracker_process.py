@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from qwen_align.align.context import TRACKING
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.store.files import read_json, write_json
-from qwen_align.align.tracking.curve import Curve, Lines, Point, Run, point
+from qwen_align.align.tracking.curve import Curve, JsonLinesReader, Point, Run, to_point
 
 POLL_S = 0.5
 ALONE_S = 120  # how long it lives on when the run is gone; a run that ends in order waits less and then ends it
@@ -41,7 +41,7 @@ class Tracker(Protocol):
     def end(self, *, is_whole: bool) -> None: ...
 
 
-class Where(NamedTuple):
+class Destination(NamedTuple):
     """Under what a tracker files its runs."""
 
     tracker: str
@@ -58,8 +58,8 @@ def main(folder: Path) -> int:
         write_json(folder / "said.json", {"message": message, "is_last": is_last})
 
     try:
-        tracker = make(job["where"]["tracker"], Tracking.model_validate(job["tracking"]), Path(job["folder"]))
-        serve(tracker, Where(**job["where"]), folder / "orders.jsonl", run_is_over, say)
+        tracker = make_tracker(job["where"]["tracker"], Tracking.model_validate(job["tracking"]), Path(job["folder"]))
+        serve_orders(tracker, Destination(**job["where"]), folder / "orders.jsonl", wait_for_run_end, say)
     except Exception as error:  # noqa: BLE001 - the boundary to trackers' code, which may raise anything
         traceback.print_exc()
         said = str(error).strip().splitlines()
@@ -68,14 +68,14 @@ def main(folder: Path) -> int:
     return 0
 
 
-def make(name: str, tracking: Tracking, folder: Path) -> Tracker:
+def make_tracker(name: str, tracking: Tracking, folder: Path) -> Tracker:
     """The tracker of that name; imports its library."""
     module, _, cls = TRACKERS[name].partition(":")
     tracker: Tracker = getattr(importlib.import_module(f"qwen_align.align.tracking.{module}"), cls)(tracking, folder)
     return tracker
 
 
-def run_is_over() -> bool:
+def wait_for_run_end() -> bool:
     """Whether the run's end of our input is closed; waits up to POLL_S to see."""
     is_over = bool(select.select([sys.stdin], [], [], POLL_S)[0])  # nothing is ever written to it
     if is_over:
@@ -83,39 +83,39 @@ def run_is_over() -> bool:
     return is_over
 
 
-def serve(
-    tracker: Tracker, where: Where, orders: Path, is_over: Callable[[], bool], say: Callable[[str], None]
+def serve_orders(
+    tracker: Tracker, where: Destination, orders: Path, is_over: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
     """Follows the orders until the run is over, and sends every point of the stage that runs once."""
-    told, sending = Lines(orders), None
+    told, sending = JsonLinesReader(orders), None
     while True:
         is_last = is_over()  # asked first: what was written before the end is still read
         for order in told.new():
             if "begin" in order:
                 curve = Curve(**{**order["begin"], "folder": Path(order["begin"]["folder"])})
-                sending = Sending(tracker, where, curve, say)
+                sending = CurveSender(tracker, where, curve, say)
             elif sending:
-                sending.send_new()
+                sending.send_new_points()
                 sending.send([Point(*found) for found in order["end"]["points"]])
                 tracker.end(is_whole=order["end"]["is_whole"])
                 sending = None
         if sending:
-            sending.send_new()
+            sending.send_new_points()
         if is_last:
             break
     if sending:
         tracker.end(is_whole=False)
 
 
-class Sending:
+class CurveSender:
     """A stage's points on their way; how far they are stands in the stage's folder, so that a resumed one goes on.
 
     It is written before a point is handed over: what is killed in between loses a point, and none is there twice.
     """
 
-    def __init__(self, tracker: Tracker, where: Where, curve: Curve, say: Callable[[str], None]) -> None:
+    def __init__(self, tracker: Tracker, where: Destination, curve: Curve, say: Callable[[str], None]) -> None:
         self._tracker = tracker
-        self._metrics = Lines(curve.folder / "metrics.jsonl")
+        self._metrics = JsonLinesReader(curve.folder / "metrics.jsonl")
         self._mark = curve.folder / TRACKING / f"{where.tracker}.json"
         filed = {**where._asdict(), "name": curve.name}
         known = _known(self._mark)
@@ -127,9 +127,9 @@ class Sending:
         if said := tracker.begin(run):
             say(said)
 
-    def send_new(self) -> None:
+    def send_new_points(self) -> None:
         """Sends what the stage has logged since the last look."""
-        self.send([found for line in self._metrics.new() if (found := point(line))])
+        self.send([found for line in self._metrics.new() if (found := to_point(line))])
 
     def send(self, points: list[Point]) -> None:
         """Sends the points beyond the last one sent; a resumed stage logs some steps a second time."""

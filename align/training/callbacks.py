@@ -10,19 +10,19 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.training.distributed import is_true_anywhere
 
 
-class Watcher(TrainerCallback):  # type: ignore[misc]
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Tells the context how far training is, stops when asked, and raises when the loss is no number."""
 
-    def __init__(self, context: Context, tokens_a_step: float = 0.0) -> None:
+    def __init__(self, context: Context, tokens_per_step: float = 0.0) -> None:
         self.context = context
-        self.tokens_a_step = tokens_a_step
+        self.tokens_per_step = tokens_per_step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        tokens = state.num_input_tokens_seen or int(self.tokens_a_step * state.global_step)
-        self.context.progress(state.global_step, state.max_steps, tokens)
-        if is_true_anywhere(self.context.stopping()) and state.global_step < state.max_steps:
+        tokens = state.num_input_tokens_seen or int(self.tokens_per_step * state.global_step)
+        self.context.report_progress(state.global_step, state.max_steps, tokens)
+        if is_true_anywhere(self.context.is_stop_requested()) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
         return control
@@ -34,7 +34,7 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         if not math.isfinite(logs.get("loss", 0.0)):
             raise StageError(f"step {state.global_step}: the loss is {logs['loss']}; lower learning_rate")
         if "loss" in logs:
-            if self.tokens_a_step:  # TRL's own count starts at 0 again when a stage is resumed
-                logs["num_tokens"] = int(self.tokens_a_step * state.global_step)
-            self.context.log({"step": state.global_step, **logs})
+            if self.tokens_per_step:  # TRL's own count starts at 0 again when a stage is resumed
+                logs["num_tokens"] = int(self.tokens_per_step * state.global_step)
+            self.context.log_metrics({"step": state.global_step, **logs})
         return control

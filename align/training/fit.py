@@ -18,7 +18,7 @@ from qwen_align.align.training import checkpoints
 def train(trainer: Any, source: Path, out: Path, context: Context) -> None:
     """Trains from the newest whole checkpoint or from the start, and saves the model of a finished run."""
     fit(trainer, out, context)
-    hand_on(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
+    save_trained_model(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
 
 
 def fit(trainer: Any, out: Path, context: Context) -> None:
@@ -26,29 +26,31 @@ def fit(trainer: Any, out: Path, context: Context) -> None:
     asked, got = context.runtime.processes, trainer.accelerator.num_processes
     if asked != got:
         raise StageError(f"runtime asks for {asked} processes, but training would run in {got}")
-    found = checkpoints.newest(out / "checkpoints")
-    context.forget_after(found.step)
-    found.tell(context)
+    found = checkpoints.find_newest_checkpoint(out / "checkpoints")
+    context.truncate_logs(found.step)
+    found.note_damage(context)
     trainer.train(resume_from_checkpoint=str(found.folder) if found.folder else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
 
 
-def hand_on(source: Path, out: Path, context: Context, *, is_adapter: bool, save: Callable[[str], None]) -> None:
+def save_trained_model(
+    source: Path, out: Path, context: Context, *, is_adapter: bool, save: Callable[[str], None]
+) -> None:
     """What the stage made, as a model for the next one: a whole model, or an adapter on the source's."""
     folder = out / ("adapter" if is_adapter else "model")
     save(str(folder))
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if is_adapter:
-            loading.describe(source, out, ["adapter"])
+            loading.write_model_json(source, out, ["adapter"])
         else:
-            loading.copy_tokenizer(loading.base_folder(loading.locate(source)), folder)
-            loading.stop_at_end_of_turn(folder)
+            loading.copy_tokenizer_files(loading.fetch_base_folder(loading.locate_model_files(source)), folder)
+            loading.add_end_of_turn_stop(folder)
             write_json(out / "model.json", {"model": "model"})
 
 
-def nothing_to_train(
+def pass_model_through(
     spec: CanBeEmpty, source: Path, out: Path, dropped: dict[str, int], setting: str
 ) -> dict[str, Any]:
     """Hands the model on when the recipe says so; else raises DataError naming the setting to change."""
@@ -57,7 +59,7 @@ def nothing_to_train(
             f"nothing to train on (dropped: {dropped or 'nothing, there were no rows'}); see {setting}, "
             "or set on_empty: pass_through to hand the model on as it is"
         )
-    loading.describe(source, out, [])
+    loading.write_model_json(source, out, [])
     return {"samples": 0, "dropped": dropped, "steps": 0, "passed_through": True}
 
 
@@ -66,7 +68,7 @@ def tokenizer(source: Path) -> PreTrainedTokenizerBase:
 
     The bases of Qwen2.5 and Qwen3 pad with the token that ends their texts.
     """
-    loaded = AutoTokenizer.from_pretrained(str(loading.base_folder(loading.locate(source))))
+    loaded = AutoTokenizer.from_pretrained(str(loading.fetch_base_folder(loading.locate_model_files(source))))
     assert isinstance(loaded, PreTrainedTokenizerBase)
-    loaded.pad_token = loaded.convert_ids_to_tokens(loading.renderer_of(source).pad_id)
+    loaded.pad_token = loaded.convert_ids_to_tokens(loading.load_renderer(source).pad_id)
     return loaded

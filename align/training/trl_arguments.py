@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
-from qwen_align.align.models.loading import device_of
+from qwen_align.align.models.loading import choose_device
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import OnlineRl
@@ -22,7 +22,7 @@ from qwen_align.align.training.distributed import get_world_size
 def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
     rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     return SFTConfig(
-        **_common(settings, runtime, out, steps=steps, seed=seed),
+        **_build_common_arguments(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         max_length=None,  # render has dropped what is too long
@@ -34,7 +34,7 @@ def dpo(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) ->
     rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     with_sft = settings.sft_weight > 0
     return DPOConfig(
-        **_common(settings, runtime, out, steps=steps, seed=seed),
+        **_build_common_arguments(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         max_length=None,  # render has dropped what is too long
@@ -49,7 +49,7 @@ def dpo(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) ->
 def online_rl(settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int) -> TrainingArguments:
     """For our own loop, which cuts its batches itself."""
     return TrainingArguments(
-        **_common(settings, runtime, out, steps=settings.optimizer_steps, seed=seed),
+        **_build_common_arguments(settings, runtime, out, steps=settings.optimizer_steps, seed=seed),
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         remove_unused_columns=False,
@@ -61,7 +61,7 @@ def online_rl(settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int) -> 
 def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
     rows, accumulation = split_into_micro_batches(settings.prompts * settings.samples, runtime)
     return GRPOConfig(
-        **_common(settings, runtime, out, steps=settings.steps, seed=seed),
+        **_build_common_arguments(settings, runtime, out, steps=settings.steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=accumulation,
@@ -90,7 +90,7 @@ def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, see
 def reward_model(settings: RewardModel, runtime: Runtime, out: Path, *, steps: int, seed: int) -> RewardConfig:
     rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     return RewardConfig(
-        **_common(settings, runtime, out, steps=steps, seed=seed),
+        **_build_common_arguments(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         max_length=None,  # render has dropped what is too long
@@ -116,8 +116,10 @@ def lora(settings: Lora | None, *, head: str | None = None) -> Any:
     )
 
 
-def _common(settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, seed: int) -> dict[str, Any]:
-    on_cpu = device_of(runtime).type == "cpu"
+def _build_common_arguments(
+    settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, seed: int
+) -> dict[str, Any]:
+    on_cpu = choose_device(runtime).type == "cpu"
     return {
         "output_dir": str(out / "checkpoints"),
         "learning_rate": settings.learning_rate,

@@ -9,12 +9,12 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.online_rl import Vllm
 
-_MOST_COLUMNS = 32_768  # of the vocabulary in one tile, as TRL's fused head has it
+MAX_TILE_COLUMNS = 32_768  # of the vocabulary in one tile, as TRL's fused head has it
 
 
-def vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings: Vllm, *, max_tokens: int) -> Any:
+def open_vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings: Vllm, *, max_tokens: int) -> Any:
     """TRL's way to vLLM; raises RecipeError where vLLM is not installed."""
-    from trl.generation.vllm_generation import VLLMGeneration
+    from trl.generation.open_vllm_generation import VLLMGeneration
     from trl.import_utils import is_vllm_available
 
     if not is_vllm_available():
@@ -41,7 +41,7 @@ class TokenScores(NamedTuple):
     entropies: Tensor
 
 
-def token_scores(hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float) -> TokenScores:
+def score_tokens(hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float) -> TokenScores:
     """Scores of `tokens` (N,) under the head over `hidden` (N, H), no (N, vocabulary) of logits ever in memory.
 
     The logits are over `temperature`. Both scores have gradients.
@@ -49,6 +49,6 @@ def token_scores(hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: f
     weight, bias = head.weight, head.bias
     with maybe_gather_lm_head_ctx(weight, bias):
         logps, entropies, *_ = ChunkedLogProbFunction.apply(
-            hidden, weight, bias, tokens, temperature, min(_MOST_COLUMNS, weight.shape[0]), None, 1.0, ("entropy",)
+            hidden, weight, bias, tokens, temperature, min(MAX_TILE_COLUMNS, weight.shape[0]), None, 1.0, ("entropy",)
         )
     return TokenScores(logps, entropies)

@@ -102,9 +102,9 @@ def _is_true(check: Check, outcomes: Sequence[Outcome]) -> bool:
 
 
 class _Planner:
-    def __init__(self, functions: set[str], only: str) -> None:
+    def __init__(self, functions: set[str], require_row_type: str) -> None:
         self.functions = functions
-        self.only = only
+        self.require_row_type = require_row_type
         self.calls: list[Call] = []
         self.names: dict[str, Any] = {}
         self.lent: list[Any] = []
@@ -179,7 +179,7 @@ class _Planner:
         if any(keyword.arg is None for keyword in node.keywords):
             raise UnsupportedError("**")
         kwargs = {str(keyword.arg): plain.value(keyword.value) for keyword in node.keywords}
-        called = (self.only or node.func.id, encode(args), encode(kwargs))
+        called = (self.require_row_type or node.func.id, encode(args), encode(kwargs))
         for name in (
             one.id for part in (*node.args, *node.keywords) for one in ast.walk(part) if isinstance(one, ast.Name)
         ):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qwen_align.align.rows import first_error
+from qwen_align.align.rows import format_first_error
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.reward.ifeval import combination, content, keywords, layout, length, letter_case, punctuation, startend
 from qwen_align.reward.ifeval.instruction import Instruction, without_empty
@@ -79,4 +79,4 @@ def _instruction(id_: Any, kwargs: Any) -> Instruction:
     try:
         return KINDS[id_](**without_empty(kwargs or {}))
     except ValidationError as error:
-        raise ValueError(f"{id_}: {first_error(error)}") from None
+        raise ValueError(f"{id_}: {format_first_error(error)}") from None

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError, StageError
-from qwen_align.align.rows import parse_row, to_line
+from qwen_align.align.rows import parse_row, to_json_line
 from qwen_align.data_builders.reasoning_gym_items import UNREPEATABLE
 from qwen_align.data_builders.reasoning_gym_tasks import INSTRUCTION, GymTask, ReasoningGymTasks, split_of
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
@@ -30,12 +30,12 @@ def test_rows_are_problems_of_the_tasks_and_pass_the_sieve() -> None:
         assert row.messages[0].content == f"{row.gold['entry']['question']}\n\n{INSTRUCTION}"
         assert row.gold["dataset"] == row.meta["task"] in TASKS
         assert row.source == f"reasoning_gym/{row.meta['task']}"
-        assert parse_row(to_line(row), where="here") == row
+        assert parse_row(to_json_line(row), where="here") == row
 
 
 def test_the_same_seed_gives_the_same_rows() -> None:
     def lines(seed: int, own: int | None = None) -> list[str]:
-        return [to_line(row) for row in ReasoningGymTasks(tasks=TASKS, n=12, seed=own).generate(seed)]
+        return [to_json_line(row) for row in ReasoningGymTasks(tasks=TASKS, n=12, seed=own).generate(seed)]
 
     assert lines(1) == lines(1)
     assert lines(1) != lines(2)
@@ -71,7 +71,7 @@ def lines_in_other_times(monkeypatch: pytest.MonkeyPatch, folder: Path, tasks: l
     for environment in ({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2", "PYTHONPATH": str(folder)}):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        yield [to_line(row) for row in ReasoningGymTasks(tasks=tasks, n=n).generate(3)]
+        yield [to_json_line(row) for row in ReasoningGymTasks(tasks=tasks, n=n).generate(3)]
 
 
 def test_neither_hashes_nor_global_chance_nor_the_day_change_rows(

@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from qwen_align.align.rows import Completion, Message, Pair, read_rows, to_line
+from qwen_align.align.rows import Completion, Message, Pair, read_rows, to_json_line
 from qwen_align.data_builders.arithmetic import Arithmetic, boxed
 from qwen_align.reward.verdict import Verdict
 
@@ -95,7 +95,7 @@ def write_pairs(folder: Path, n: int = 40) -> dict[str, Any]:
         wrong = boxed(str(int(row.gold) + 1))
         sides = [Message(role="assistant", content=said, thinking=row.thinking) for said in (row.answer, wrong)]
         pair = Pair(id=row.id, messages=row.messages, chosen=sides[0], rejected=sides[1], mode="think")
-        lines.append(to_line(pair) + "\n")
+        lines.append(to_json_line(pair) + "\n")
     (folder / "pairs.jsonl").write_text("".join(lines))
     return {
         "name": "pairs",
