@@ -1,4 +1,4 @@
-"""References between stages: typed strings, found at any depth of a stage's settings by one walker."""
+"""Typed references between stages and to outside files, found at any depth of a stage's settings."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -42,14 +42,14 @@ class ScorerRef(Ref):
 
 
 def find_references(settings: Any) -> Iterator[tuple[str, Ref]]:
-    """(dotted place, reference) of every reference inside models, lists and mappings, in order."""
-    for place, leaf in walk_settings(settings):
+    """Yields (dotted path, reference) of every reference inside models, lists and mappings, in order."""
+    for dotted_path, leaf in walk_settings(settings):
         if isinstance(leaf, Ref):
-            yield place, leaf
+            yield dotted_path, leaf
 
 
 def walk_settings(settings: Any, *, at: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted place, value) of everything that is no model, list or mapping, in order."""
+    """Yields (dotted path, value) of every setting that is no model, list or mapping, in order."""
     if isinstance(settings, BaseModel):
         for field in type(settings).model_fields:
             yield from walk_settings(getattr(settings, field), at=f"{at}.{field}" if at else field)
@@ -82,10 +82,10 @@ class OutsideFile(str):
 
 
 def find_outside_files(settings: Any) -> Iterator[tuple[str, OutsideFile]]:
-    """(dotted place, path) of every outside file inside models, lists and mappings, in order."""
-    for place, leaf in walk_settings(settings):
+    """Yields (dotted path, file) of every outside file inside models, lists and mappings, in order."""
+    for dotted_path, leaf in walk_settings(settings):
         if isinstance(leaf, OutsideFile):
-            yield place, leaf
+            yield dotted_path, leaf
 
 
 def list_fields(settings: BaseModel) -> list[tuple[str, Any]]:

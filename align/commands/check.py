@@ -169,7 +169,8 @@ def _stage(one: Planned, preview: Preview) -> Iterator[str]:
     elif isinstance(settings, Dpo | RewardModel):
         pairs = list(require_row_type(Pair, preview.rows_for(one, settings.from_data)))
         split_into_micro_batches(settings.batch, one.stage.runtime)
-        paired = render_pairs(preview.renderer(one), pairs, settings.max_tokens)
+        needs_margin = isinstance(settings, RewardModel) and settings.margins
+        paired = render_pairs(preview.renderer(one), pairs, settings.max_tokens, needs_margin=needs_margin)
         _fits(preview, one, max((n for n in paired.lengths if n <= settings.max_tokens), default=0), "a pair's side")
         yield from _training(paired.lengths, paired.dropped, settings, len(paired.pairs))
     elif isinstance(settings, Grpo | Ppo):

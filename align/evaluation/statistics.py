@@ -1,4 +1,4 @@
-"""What an evaluation's samples say: accuracy with its error, pass@k, maj@k, shares, lengths, and paired tests.
+"""Statistics of an evaluation's samples: accuracy with its error, pass@k, maj@k, shares, lengths, paired tests.
 
 The question is the unit: samples of one question are not independent, so errors are taken over question means.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 class SampleScore(NamedTuple):
     """One judged completion. A value of 1 or more is right; `answer` is its answer in normal form, if it has one.
 
-    `obeyed` says whether it thought, or did not, as it was told to; None where nothing was asked.
+    `obeyed` says whether it thought, or did not, as its mode asked; None where nothing was asked.
     """
 
     value: float
@@ -26,6 +26,7 @@ class SampleScore(NamedTuple):
 
     @property
     def is_right(self) -> bool:
+        """Whether the value is 1 or more."""
         return self.value >= 1
 
 
@@ -66,19 +67,19 @@ class PairedTest(NamedTuple):
 
 
 def summarise_samples(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary:
-    """The summary of each question's samples; raises ValueError where a question has fewer than `k` samples."""
+    """Computes the summary over questions; raises ValueError where a question has fewer than `k` samples."""
     if not questions:
         raise ValueError("no questions to summarise; an evaluation needs at least one")
     for name, samples in questions.items():
         if not 1 <= k <= len(samples):
             raise ValueError(f"question '{name}' has {len(samples)} samples; k is {k}, which must be from 1 to that")
     groups = list(questions.values())
-    every = [sample for samples in groups for sample in samples]
-    asked = [[s.obeyed for s in samples if s.obeyed is not None] for samples in groups]
-    asked = [answers for answers in asked if answers]
+    all_samples = [sample for samples in groups for sample in samples]
+    obeyed = [[s.obeyed for s in samples if s.obeyed is not None] for samples in groups]
+    obeyed = [flags for flags in obeyed if flags]
     return Summary(
         n_questions=len(groups),
-        n_samples=len(every),
+        n_samples=len(all_samples),
         k=k,
         value=estimate_mean(compute_question_means(questions).values()),
         pass_at_k=estimate_mean(
@@ -87,40 +88,40 @@ def summarise_samples(questions: Mapping[str, Sequence[SampleScore]], k: int) ->
         maj_at_k=estimate_mean(compute_maj_at_k(samples, k) for samples in groups),
         answered_share=_mean(_mean(s.answer is not None for s in samples) for samples in groups),
         stopped_share=_mean(_mean(s.stopped for s in samples) for samples in groups),
-        obeyed_share=_mean(_mean(answers) for answers in asked) if asked else None,
+        obeyed_share=_mean(_mean(flags) for flags in obeyed) if obeyed else None,
         n_tokens=_mean(_mean(s.n_tokens for s in samples) for samples in groups),
-        n_tokens_right=_mean_or_none(s.n_tokens for s in every if s.is_right),
-        n_tokens_wrong=_mean_or_none(s.n_tokens for s in every if not s.is_right),
+        n_tokens_right=_mean_or_none(s.n_tokens for s in all_samples if s.is_right),
+        n_tokens_wrong=_mean_or_none(s.n_tokens for s in all_samples if not s.is_right),
     )
 
 
 def estimate_best_of(questions: Mapping[str, Sequence[SampleScore]], scores: Mapping[str, Sequence[float]]) -> Estimate:
-    """The value of the sample with the highest score of each question, the first of equal ones; over questions."""
+    """Estimates the value of each question's sample with the highest score, the first of equal ones."""
     return estimate_mean(
-        samples[max(range(len(samples)), key=lambda place: scores[name][place])].value
+        samples[max(range(len(samples)), key=lambda index: scores[name][index])].value
         for name, samples in questions.items()
     )
 
 
 def compute_question_means(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, float]:
-    """The mean value of each question's samples: what `run_paired_test` takes."""
+    """Returns the mean value of each question's samples: what `run_paired_test` takes."""
     return {name: _mean(sample.value for sample in samples) for name, samples in questions.items()}
 
 
 def estimate_mean(per_question: Iterable[float]) -> Estimate:
-    """Mean and standard error of one number a question: its sample standard deviation over sqrt(n)."""
+    """Returns the mean of one number per question and its standard error, the sample deviation over sqrt(n)."""
     values = np.fromiter(per_question, dtype=np.float64)
     se = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return Estimate(float(values.mean()), se)
 
 
 def compute_pass_at_k(n: int, n_right: int, k: int) -> float:
-    """Chance that k of the n samples, drawn without putting back, hold a right one (Chen et al., arXiv:2107.03374)."""
+    """Returns the chance that k of n samples, drawn without replacement, hold a right one (arXiv:2107.03374)."""
     return 1 - math.comb(n - n_right, k) / math.comb(n, k)
 
 
 def compute_maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
-    """Expected value of the most frequent answer among k samples drawn without putting back; exact.
+    """Returns the exact expected value of the most frequent answer among k samples drawn without replacement.
 
     Samples without an answer do not vote; if none votes the value is 0. Answers that tie for first place are
     chosen from with equal chance. Where samples of one answer differ in value, their mean counts.
@@ -131,13 +132,17 @@ def compute_maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
             values[sample.answer].append(sample.value)
     counts = {answer: len(same) for answer, same in values.items()}
     n_silent = len(samples) - sum(counts.values())
-    worth = {answer: _mean(same) for answer, same in values.items()}
-    won = sum(worth[answer] * _count_winning_subsets(answer, counts, n_silent, k) for answer in counts if worth[answer])
-    return won / math.comb(len(samples), k)
+    mean_values = {answer: _mean(same) for answer, same in values.items()}
+    expected = sum(
+        mean_values[answer] * _count_winning_subsets(answer, counts, n_silent, k)
+        for answer in counts
+        if mean_values[answer]
+    )
+    return expected / math.comb(len(samples), k)
 
 
 def _count_winning_subsets(answer: str, counts: Mapping[str, int], n_silent: int, k: int) -> float:
-    """Number of the k-subsets of all samples in which `answer` is most frequent, a tie of t counting 1/t."""
+    """Counts the k-subsets of all samples in which `answer` is most frequent, a tie of t counting 1/t."""
     rivals = [count for other, count in counts.items() if other != answer]
     ways = 0.0
     for votes in range(1, min(counts[answer], k) + 1):
@@ -153,7 +158,7 @@ def _count_winning_subsets(answer: str, counts: Mapping[str, int], n_silent: int
 
 
 def _add_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray[np.float64]:
-    """`subsets` after one more rival with `count` samples, of which at most `votes` are drawn."""
+    """Returns `subsets` after one more rival with `count` samples, of which at most `votes` are drawn."""
     size = subsets.shape[0]
     after = subsets.copy()
     for drawn in range(1, min(count, votes, size - 1) + 1):
@@ -168,14 +173,16 @@ def _add_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray[
 def run_paired_test(
     a: Mapping[str, float], b: Mapping[str, float], *, seed: int = 0, n_permutations: int = 10_000
 ) -> PairedTest:
-    """Whether b differs from a on the same questions: a permutation test that exchanges the two within questions.
+    """Tests whether b differs from a on the same questions, by permutations that exchange the two within questions.
 
     All 2**n exchanges where that is no more than `n_permutations`, so p is exact; else as many random ones, the
     observed one counted among them, so that p is never 0. Raises ValueError if the questions are not the same.
     """
-    odd = sorted(a.keys() ^ b.keys())
-    if odd or not a:
-        raise ValueError(f"a paired test needs the same questions twice; {len(odd)} are in one only: {odd[:3]}")
+    unmatched = sorted(a.keys() ^ b.keys())
+    if unmatched or not a:
+        raise ValueError(
+            f"a paired test needs the same questions twice; {len(unmatched)} are in one only: {unmatched[:3]}"
+        )
     differences = np.array([b[name] - a[name] for name in sorted(a)])
     n = len(differences)
     exact = n < 63 and 2**n <= n_permutations
@@ -198,10 +205,12 @@ def run_paired_test(
 
 
 def _mean(numbers: Iterable[float]) -> float:
-    listed = list(numbers)
-    return math.fsum(listed) / len(listed)
+    """Returns the mean of at least one number, summed without rounding error."""
+    values = list(numbers)
+    return math.fsum(values) / len(values)
 
 
 def _mean_or_none(numbers: Iterable[float]) -> float | None:
-    listed = list(numbers)
-    return _mean(listed) if listed else None
+    """Returns the mean, None of no numbers."""
+    values = list(numbers)
+    return _mean(values) if values else None

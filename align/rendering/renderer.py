@@ -192,7 +192,7 @@ class Renderer:
                 chosen = self._render_side_text(request, prompt, row.chosen)
             with prefix_template_errors("rejected"):
                 rejected = self._render_side_text(request, prompt, row.rejected)
-        return PairIds(self.encode(prompt), self.encode(chosen), self.encode(rejected))
+        return PairIds(self.encode(prompt), self.encode(chosen), self.encode(rejected), row.margin)
 
     def _build_request(
         self,

@@ -19,6 +19,12 @@ class PairIds(NamedTuple):
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    margin: float | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the prompt, counted once, and of both sides."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
 class Piece(NamedTuple):

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.samples import PairIds, Sample, merge_turns
 from qwen_align.align.rows import Pair, Row
@@ -46,12 +47,22 @@ def render_rows(renderer: Renderer, rows: Iterable[Row], max_tokens: int) -> Ren
     return RenderedRows(samples, dict(dropped), lengths)
 
 
-def render_pairs(renderer: Renderer, rows: Iterable[Pair], max_tokens: int) -> RenderedPairs:
-    """Renders all pairs; those with a side that is over `max_tokens` with its prompt are dropped and counted."""
+def render_pairs(
+    renderer: Renderer, rows: Iterable[Pair], max_tokens: int, *, needs_margin: bool = False
+) -> RenderedPairs:
+    """Renders all pairs; those with a side that is over `max_tokens` with its prompt are dropped and counted.
+
+    Raises DataError for a pair without a margin where `needs_margin`.
+    """
     pairs: list[PairIds] = []
     dropped: Counter[str] = Counter()
     lengths = []
     for row in rows:
+        if needs_margin and row.margin is None:
+            raise DataError(
+                f"row '{row.id}': has no margin, which reward_model's margins: true subtracts; "
+                "give every pair a margin, or leave margins out"
+            )
         pair = renderer.render_pair(row)
         lengths.append(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
         reason = _describe_excess(lengths[-1], len(pair.prompt), max_tokens)

@@ -39,6 +39,7 @@ from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import gather_objects, sum_over_processes
+from qwen_align.align.training.reference_check import check_first_kl
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",
@@ -46,7 +47,6 @@ WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "rollouts.safetensors",
     "online_rl.json",
 )
-FIRST_KL_TOLERANCE = 1e-4  # nats a token; float rounding between engine and trainer is about 1e-10
 
 
 class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
@@ -265,8 +265,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         scored = rollouts.mask() * ~apart.isnan()
         mean = float((apart.nan_to_num() * scored).sum() / scored.sum().clamp(min=1))
         self.figures |= {"kl": mean, "kl/coefficient": self.kl_coefficient.value}
-        if self.experience.batches == 1 and not abs(mean) < FIRST_KL_TOLERANCE:
-            raise StageError(f"the first KL is {mean:.3g}, not 0: the reference is another model")
+        if self.experience.batches == 1:
+            check_first_kl(mean)
         whole = float(reference_kl(rollouts, "k1").sum(dim=1).mean())
         self.kl_coefficient.follow(settings, whole, len(rollouts))
         if settings.renew_every and self.experience.batches % settings.renew_every == 0:

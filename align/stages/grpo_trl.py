@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
 from qwen_align.align.context import Context
-from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.generation.requests import Asked, as_row, put
@@ -27,25 +25,16 @@ from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.reference_check import ReferenceStartCheck
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import check_all
 
-FIRST_KL_TOLERANCE = 1e-4  # float rounding is about 1e-7
 SAMPLES_KEPT = 2  # completions a step written to samples.jsonl, to be read by eye
 
 
 class Trainer(AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
-    """TRL's GRPOTrainer with whole checkpoints."""
-
-
-class ReferenceStartCheck(TrainerCallback):  # type: ignore[misc]
-    """Raises after the first step when policy and reference did not start as one model: their KL is then 0."""
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        kl = (kwargs.get("logs") or {}).get("kl", 0.0)
-        if state.global_step == 1 and not abs(kl) < FIRST_KL_TOLERANCE:
-            raise StageError(f"the first KL is {kl:.3g}, not 0: the reference is another model")
+    """TRL's GRPOTrainer with atomic checkpoints."""
 
 
 def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""rollout: completions of a model with what the rewards say of them."""
+"""rollout: samples completions of a model and judges them with the rewards."""
 
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -15,18 +15,19 @@ from qwen_align.align.settings.rollout import Rollout
 from qwen_align.reward.settings import check_all
 
 
-def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    source = inputs[spec.from_model]
+def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Samples and judges completions for every prompt; returns the summary of the main process."""
+    source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
-    rows = require_row_type(Problem, read_rows(inputs[spec.from_data] / "rows.jsonl"))
-    asked = [put(problem, renderer, spec.switch) for problem in rows]
-    if not asked and spec.on_empty == "fail":
-        raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
-    check_all(spec.rewards)
+    rows = require_row_type(Problem, read_rows(inputs[settings.from_data] / "rows.jsonl"))
+    asked = [put(problem, renderer, settings.switch) for problem in rows]
+    if not asked and settings.on_empty == "fail":
+        raise DataError(f"from_data: '{settings.from_data}' holds no problem; see its builder and sieve")
+    check_all(settings.rewards)
     reward_scorer.bind_scorers(
-        spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
+        settings.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    how = Draw(spec.sampling, spec.samples, context.seed, keep_tokens=spec.keep_tokens)
+    how = Draw(settings.sampling, settings.samples, context.seed, keep_tokens=settings.keep_tokens)
     drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
     if not context.is_main:
         deque(drawn, maxlen=0)
@@ -34,7 +35,7 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     reasons: Counter[str] = Counter()
     count, paid, stopped, tokens = 0, 0.0, 0, 0
     with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
-        for row, verdict in judged(drawn, spec.rewards):
+        for row, verdict in judged(drawn, settings.rewards):
             parts = verdict.parts or {}
             file.write(to_json_line(row.model_copy(update={"verdicts": parts})) + "\n")
             reasons.update(f"{name}: {part.reason}" for name, part in parts.items())

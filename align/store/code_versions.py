@@ -10,7 +10,7 @@ CODE_VERSIONS = {
     "rollout": 2,
     "sft": 2,
     "dpo": 1,
-    "reward_model": 1,
+    "reward_model": 2,
     "grpo": 5,
     "ppo": 2,
     "evaluate": 3,

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and a trainer that stops when asked."""
+"""Writes checkpoints atomically and finds the newest one that is undamaged."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,20 +15,21 @@ NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the f
 
 
 class ResumePoint(NamedTuple):
-    """The checkpoint to go on from, None for the beginning, and what is wrong with those that were passed over."""
+    """The checkpoint to resume from, None for the beginning, and what is wrong with those that were passed over."""
 
     folder: Path | None
     damaged: list[str]
 
     @property
     def step(self) -> int:
+        """The step to resume after, 0 at the beginning."""
         return (parse_checkpoint_step(self.folder) or 0) if self.folder else 0
 
-    def tell(self, context: Context) -> None:
-        """A note for each damaged checkpoint; to be called after `context.truncate_logs`, which would drop them."""
-        instead = f"going on from {self.folder.name}" if self.folder else "starting from the beginning"
-        for what in self.damaged:
-            context.log_note(self.step, "damaged checkpoint", f"{what}; {instead}")
+    def note_damage(self, context: Context) -> None:
+        """Logs a note for each damaged checkpoint; call it after `context.truncate_logs`, which would drop them."""
+        resumed_from = f"going on from {self.folder.name}" if self.folder else "starting from the beginning"
+        for problem in self.damaged:
+            context.log_note(self.step, "damaged checkpoint", f"{problem}; {resumed_from}")
 
 
 class AtomicCheckpoints:
@@ -55,19 +56,19 @@ class AtomicCheckpoints:
         wait_for_all()
 
     def _save_extra_state(self, folder: Path) -> None:
-        """What else a checkpoint has to hold; in the main process."""
+        """Writes what else a checkpoint has to hold; called in the main process."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the stage's manifest says what the model is."""
+        """Writes no model card: the stage's manifest says what the model is."""
 
 
 def get_partial_folder(home: Path, step: int) -> Path:
-    """Where the files of a checkpoint are written before `finish`."""
+    """Returns the folder that a checkpoint's files are written to before `publish_checkpoint`."""
     return home / "partial" / f"checkpoint-{step}"
 
 
 def publish_checkpoint(home: Path, step: int) -> None:
-    """Seals the unfinished checkpoint and renames it into place; the others are deleted."""
+    """Seals the partial checkpoint, renames it into place and deletes the older ones."""
     folder = get_partial_folder(home, step)
     (folder / "training_args.bin").unlink(missing_ok=True)
     integrity.seal_folder(folder, step=step, world_size=get_world_size())
@@ -79,7 +80,7 @@ def publish_checkpoint(home: Path, step: int) -> None:
 
 
 def _check_checkpoint_files(folder: Path) -> None:
-    """Raises StageError when the trainer has left out what it needs to go on. DeepSpeed has files of its own."""
+    """Checks that the trainer saved all it needs to resume; raises StageError. DeepSpeed has files of its own."""
     missing = [name for name in NEEDED if not (folder / name).exists()]
     if not any(folder.glob("rng_state*")):
         missing.append("rng_state.pth")
@@ -90,42 +91,44 @@ def _check_checkpoint_files(folder: Path) -> None:
 
 
 def find_newest_checkpoint(home: Path) -> ResumePoint:
-    """The newest whole checkpoint; raises StageError when another number of processes made it.
+    """Returns the newest undamaged checkpoint; raises StageError when another number of processes made it.
 
-    The main process reads all files and tells the others.
+    The main process reads all files and broadcasts the result.
     """
-    found = broadcast_from_main(_find_resumable(home) if is_main_process() else None)
-    if found.folder:
-        made_by = read_json(found.folder / integrity.COMPLETE)["world_size"]
+    resume_point = broadcast_from_main(_find_resumable(home) if is_main_process() else None)
+    if resume_point.folder:
+        made_by = read_json(resume_point.folder / integrity.COMPLETE)["world_size"]
         if made_by != (now := get_world_size()):
             raise StageError(
-                f"{found.folder}: saved by {made_by} process(es), but this run has {now}; "
+                f"{resume_point.folder}: saved by {made_by} process(es), but this run has {now}; "
                 "run with as many as before, or recompute the stage with --force"
             )
-    return found
+    return resume_point
 
 
 def _find_resumable(home: Path) -> ResumePoint:
+    """Verifies the checkpoints from the newest on and returns the first that is undamaged."""
     remove_tree(home / "partial")
     steps = {folder: parse_checkpoint_step(folder) for folder in _list_checkpoints(home)}
     damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
     for step, folder in sorted(((step, folder) for folder, step in steps.items() if step is not None), reverse=True):
         try:
-            said = integrity.verify_sealed_folder(folder)
+            record = integrity.verify_sealed_folder(folder)
         except integrity.Damaged as error:
             damaged.append(f"{folder}: {error}")
             continue
-        if said["step"] == step:
+        if record["step"] == step:
             return ResumePoint(folder, damaged)
-        damaged.append(f"{folder}: holds step {said['step']}")
+        damaged.append(f"{folder}: holds step {record['step']}")
     return ResumePoint(None, damaged)
 
 
 def _list_checkpoints(home: Path) -> list[Path]:
+    """Returns the folders of complete checkpoints, in no order."""
     return [path for path in home.glob("checkpoint-*") if path.is_dir()]
 
 
 def parse_checkpoint_step(folder: Path) -> int | None:
-    """The step in the folder's name."""
-    said = folder.name.removeprefix("checkpoint-")
-    return int(said) if said.isdecimal() else None
+    """Returns the step in a checkpoint folder's name, None if there is none."""
+    digits = folder.name.removeprefix("checkpoint-")
+    return int(digits) if digits.isdecimal() else None

@@ -1,4 +1,4 @@
-"""What we take from TRL beside its trainers' constructors. Contract tests fail when a new version moves it."""
+"""Wraps what we take from TRL beside its trainers; contract tests fail when a new version moves it."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ MAX_TILE_COLUMNS = 32_768  # of the vocabulary in one tile, as TRL's fused head 
 
 
 def open_vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings: Vllm, *, max_tokens: int) -> Any:
-    """TRL's way to vLLM; raises RecipeError where vLLM is not installed."""
+    """Opens TRL's vLLM generation for the model; raises RecipeError where vLLM is not installed."""
     from trl.generation.open_vllm_generation import VLLMGeneration
     from trl.import_utils import is_vllm_available
 
@@ -35,16 +35,16 @@ def open_vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings:
 
 
 class TokenScores(NamedTuple):
-    """Natural logarithms of the tokens' probabilities, and the entropies of the distributions they are of; (N,)."""
+    """Natural logarithms of the tokens' probabilities and the entropies of their distributions; (N,) each."""
 
     logps: Tensor
     entropies: Tensor
 
 
 def score_tokens(hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float) -> TokenScores:
-    """Scores of `tokens` (N,) under the head over `hidden` (N, H), no (N, vocabulary) of logits ever in memory.
+    """Computes log-probability and entropy of `tokens` (N,) under the head over `hidden` (N, H), in tiles of logits.
 
-    The logits are over `temperature`. Both scores have gradients.
+    The (N, vocabulary) logits are never in memory at once; they are divided by `temperature`. Both have gradients.
     """
     weight, bias = head.weight, head.bias
     with maybe_gather_lm_head_ctx(weight, bias):

@@ -58,7 +58,7 @@ def run(folder: Path, model: Path, settings: dict[str, Any], *, stop: bool = Fal
     stage: Any = TypeAdapter[Any](AnyStage).validate_python(settings, context={"folder": str(folder)})
     (folder / "out").mkdir(exist_ok=True)
     context = Context(folder / "out", 0, Runtime.model_validate(job["runtime"]))
-    context._asked = stop
+    context._is_asked_to_stop = stop
     code = importlib.import_module(f"qwen_align.align.stages.{stage.kind}")
     found: dict[str, Any] = code.run(
         stage, {name: Path(path) for name, path in job["inputs"].items()}, folder / "out", context

@@ -59,8 +59,8 @@ def stop_when(context: Context, calls: int) -> Callable[[], bool]:
     asked = iter(range(1, 1000))
 
     def stopping() -> bool:
-        context._asked = next(asked) == calls
-        return context._asked
+        context._is_asked_to_stop = next(asked) == calls
+        return context._is_asked_to_stop
 
     return stopping
 

@@ -88,8 +88,8 @@ def run(kind: str, inputs: dict[str, Path], out: Path, *, stop_after: int | None
         looks = itertools.count(1)
 
         def stopping() -> bool:
-            context._asked = next(looks) >= stop_after
-            return context._asked
+            context._is_asked_to_stop = next(looks) >= stop_after
+            return context._is_asked_to_stop
 
         context.is_stop_requested = stopping  # type: ignore[method-assign]
     stage = importlib.import_module(f"qwen_align.align.stages.{kind}")

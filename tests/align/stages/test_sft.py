@@ -45,7 +45,7 @@ def run(folder: Path, model: Path, *, micro_batch: int = 4, stop: bool = False, 
     out = folder / "out"
     out.mkdir(exist_ok=True)
     context = Context(out, 0, Runtime(device="cpu", micro_batch=micro_batch))
-    context._asked = stop
+    context._is_asked_to_stop = stop
     sft.run(spec, {"base": model, "rows": folder / "rows"}, out, context)
     return out
 
