@@ -119,7 +119,7 @@ def _chat(parsed: argparse.Namespace, out: "Console") -> int:
 
     folder = chat.model_folder(make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
     renderer = loading.load_renderer(folder)
-    engine = LocalEngine(loading.load(folder).to(loading.choose_device(Runtime())), stop_ids=renderer.stop_ids)
+    engine = LocalEngine(loading.load_model(folder).to(loading.choose_device(Runtime())), stop_ids=renderer.stop_ids)
     sampling = SamplingSettings(
         temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
     )

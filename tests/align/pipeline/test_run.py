@@ -217,8 +217,8 @@ def test_results_of_other_major_versions_are_noted_or_refused(folder: Path, cli:
 def test_a_stage_that_another_process_works_on_is_left_to_it(folder: Path, cli: Callable[..., Any]) -> None:
     (stage_folder(folder, "pairs") / "manifest.json").unlink()
     hold = (
-        "import sys, pathlib; from qwen_align.align.store.store import Folder\n"
-        "with Folder(pathlib.Path(sys.argv[1])).hold_lock(): print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from qwen_align.align.store.stage_folder import StageFolder\n"
+        "with StageFolder(pathlib.Path(sys.argv[1])).hold_lock(): print('held', flush=True); sys.stdin.read()"
     )
     line = [sys.executable, "-c", hold, str(stage_folder(folder, "pairs"))]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

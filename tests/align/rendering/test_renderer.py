@@ -319,7 +319,7 @@ def test_pair(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["always"]
     pair = renderer.render_pair(PAIR)
     assert pair.prompt == renderer.render_prompt([user("q")], mode=None, flag=None).ids
-    texts = [renderer.tokenizer.decode(ids, skip_special_tokens=False) for ids in pair[1:]]
+    texts = [renderer.tokenizer.decode(ids, skip_special_tokens=False) for ids in (pair.chosen, pair.rejected)]
     assert texts == ["r\n</think>\n\na<|im_end|>", "s\n</think>\n\nb<|im_end|>"]
 
 

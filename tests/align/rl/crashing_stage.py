@@ -28,7 +28,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "judging": (judge.Judge, "_judge"),
     "update": (trainer.OnlineTrainer, "_loss"),
     "checkpoint": (trainer.OnlineTrainer, "_save_extra_state"),
-    "half a checkpoint": (integrity, "seal"),
+    "half a checkpoint": (integrity, "seal_folder"),
 }
 
 

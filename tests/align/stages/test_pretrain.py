@@ -96,7 +96,7 @@ def test_killed_after_a_checkpoint_equals_uninterrupted(
             raise KeyboardInterrupt
         return step(*args)
 
-    monkeypatch.setattr(pretrain, "train_step", killed)
+    monkeypatch.setattr(pretrain, "train_on_batch", killed)
     with pytest.raises(KeyboardInterrupt):
         run(spec, data, tmp_path / "killed")
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.store import store
+from qwen_align.align.store import digest_cache
 from qwen_align.align.store.files import compute_sha256, read_json, write_json, write_text
 from qwen_align.align.store.stage_folder import StageFolder
 from qwen_align.align.store.store import Store
@@ -19,8 +19,8 @@ from qwen_align.align.store.store import Store
 HOLD = """
 import sys
 from pathlib import Path
-from qwen_align.align.store.store import Folder
-with Folder(Path(sys.argv[1])).hold_lock():
+from qwen_align.align.store.stage_folder import StageFolder
+with StageFolder(Path(sys.argv[1])).hold_lock():
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -34,7 +34,7 @@ def test_a_file_is_digested_once_until_it_changes(tmp_path: Path, monkeypatch: p
         return real(path)
 
     real = compute_sha256
-    monkeypatch.setattr(store, "compute_sha256", counted)
+    monkeypatch.setattr(digest_cache, "compute_sha256", counted)
     root = tmp_path / "store"
     root.mkdir()
     path = tmp_path / "big"

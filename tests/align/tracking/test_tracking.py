@@ -279,7 +279,7 @@ def test_a_missing_library_is_said_before_anything_runs(
 def test_check_says_where_the_curves_go(
     stages: Callable[..., Path], cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(setup, "check", lambda tracking: None)
+    monkeypatch.setattr(setup, "check_installed", lambda tracking: None)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     said = cli("check", stages({"to": ["tensorboard", "wandb", "trackio"]})).out
     folder = tmp_path / "runs" / "trial" / "tracking"
