@@ -2,24 +2,45 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test fast lint evidence clean
+.PHONY: quickstart test fast lint engines evidence generated clean
 
 quickstart: .venv/core
 	$(BIN)/qwen-align run recipes/quickstart.yaml
 
+# Every core, a file's tests in one process, the files that take longest first (tests/conftest.py).
+SPREAD = -n auto --dist loadfile --no-loadscope-reorder
+
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest $(SPREAD)
 
 fast: .venv/dev
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
+	$(BIN)/pytest $(SPREAD) -m "not slow and not engine and not evidence" --hypothesis-profile fast
+
+# What needs packages that CI does without: the real trackers, in an environment of their own. A package that is
+# missing fails there, and so does a run without a test.
+engines: build/engines/bin/pytest
+	build/engines/bin/pytest -m engine -v
+
+build/engines/bin/pytest: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/engines
+	build/engines/bin/pip install --quiet -c constraints.txt -e '.[dev,trackio,wandb]'
+	touch $@
 
 lint: .venv/dev .typing/qwen_align
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What takes longer than CI should: seeds, controls, kills, planted faults, benchmarks. Figures go to docs/ by hand.
+# What programs write: the records of new kinds of stage and new recipes, and docs/reference.md.
+generated: .venv/dev
+	$(BIN)/python tests/architecture/test_code_versions.py --new
+	$(BIN)/python tests/align/store/test_keys.py --new
+	$(BIN)/python -m qwen_align.align.commands.settings_reference docs/reference.md
+
+# What takes longer than CI should: sweeps over every task, properties on thousands of examples, seeds, controls, kills,
+# planted faults, benchmarks. Figures go to docs/ by hand.
 evidence: .venv/dev
+	$(BIN)/pytest $(SPREAD) -m "evidence or hypothesis" --hypothesis-profile evidence
 	$(BIN)/qwen-align run recipes/tiny_base.yaml --home build/evidence --set seed=1
 	$(BIN)/qwen-align run recipes/evidence.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2], base: [{shipped: tiny_base}, {path: ../build/evidence/runs/tiny_base/stages/base/model}]}'
 	$(BIN)/qwen-align run recipes/online_rl.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
@@ -40,9 +61,9 @@ evidence: .venv/dev
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@
 
-.venv/dev: .venv/core
+.venv/dev: .venv/bin/pip pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@
+	touch .venv/core $@
 
 # Type checkers do not see that the root is the package `qwen_align`.
 .typing/qwen_align:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,20 +10,45 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from safetensors.numpy import save_file
 
 from qwen_align import cli as command_line
 from qwen_align.align.rendering.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from qwen_align.data_builders.arithmetic import Arithmetic
-from qwen_align.reward.base import cores
+from qwen_align.reward.base import count_cores
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, CONTEXT = 16, 2, 2, 1, 8, 32, 256
+
+# Of a property: the same hundreds of examples in every run, fewer in `make fast`, thousands in `make evidence`.
+settings.register_profile(
+    "ci", max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("fast", settings.get_profile("ci"), max_examples=50)
+settings.register_profile("evidence", settings.get_profile("ci"), max_examples=3000, derandomize=False)
+settings.load_profile("ci")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """What `pytest -n auto` starts: a process a core, as far as the memory of a common machine goes."""
+    return min(8, count_cores())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files begin in the order of the seconds that their slow tests say they take, so that no core waits at the end."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        if slow := item.get_closest_marker("slow"):
+            seconds[item.path] += slow.kwargs.get("seconds", 10)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_configure() -> None:
     """With `pytest -n N` the cores are shared out, to processes that tests start too; torch is not imported yet."""
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(workers))))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // int(workers))))
 
 
 class Said(NamedTuple):
@@ -31,6 +57,28 @@ class Said(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`made_once("name", make)`: a folder that `make` fills once in a test run, however many processes it has."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # each process has a folder of its own in it
+
+    def get(name: str, make: Callable[[Path], None]) -> Path:
+        folder, ended = shared / f"made-{name}", shared / f"made-{name}.txt"
+        with FileLock(shared / f"made-{name}.lock"):
+            if not ended.exists():
+                folder.mkdir()
+                ended.write_text("it could not be made; the first test that asked for it says why")
+                make(folder)
+                ended.write_text("")
+            if said := ended.read_text():
+                pytest.fail(f"{name}: {said}")
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ from typing import Any
 from qwen_align.align.errors import DataError
 from qwen_align.align.evaluation import statistics
 from qwen_align.align.rows import Completion, Mode
-from qwen_align.reward.format import Format, obeys
+from qwen_align.reward.format import Format, follows_mode
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.settings import Reward, reward_for
+from qwen_align.reward.settings import Reward, pick_reward
 from qwen_align.reward.verdict import Verdict
 
 
@@ -16,7 +16,7 @@ def judge_completions(rows: Sequence[Completion], rewards: Sequence[Reward]) -> 
     """Returns each completion with the verdict of its question's own reward, and of the format."""
     verdicts: list[dict[str, Verdict]] = [{} for _ in rows]
     for kind in {row.reward: None for row in rows}:
-        reward = reward_for(kind, rewards)
+        reward = pick_reward(kind, rewards)
         indices = [index for index, row in enumerate(rows) if row.reward == kind]
         for index, verdict in zip(indices, reward.judge_many([rows[index] for index in indices]), strict=True):
             verdicts[index][kind] = verdict
@@ -44,7 +44,7 @@ def group_by_question(
             statistics.SampleScore(
                 value=verdict.value,
                 stopped=row.finish_reason == "stop",
-                obeyed=None if expected_mode is None else obeys(row.text, expected_mode),
+                obeyed=None if expected_mode is None else follows_mode(row.text, expected_mode),
                 n_tokens=row.n_tokens,
                 answer=math_answer.answer(row) if row.reward == math_answer.kind else None,
             )
@@ -64,8 +64,8 @@ def measure_best_of_k(
             statistics.SampleScore(value, stopped=True, obeyed=None, n_tokens=row.n_tokens, answer=None)
         )
         scores.setdefault(row.prompt_id, []).append(score)
-    estimate = statistics.estimate_best_of(questions, scores)
-    return {"best_of_k": estimate.mean, "best_of_k_stderr": estimate.se or 0.0}
+    estimate_mean = statistics.estimate_best_of(questions, scores)
+    return {"best_of_k": estimate_mean.mean, "best_of_k_stderr": estimate_mean.se or 0.0}
 
 
 def name_results(summary: statistics.Summary, rows: Sequence[Completion]) -> dict[str, Any]:

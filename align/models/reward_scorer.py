@@ -15,7 +15,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion
-from qwen_align.reward.learned import Learned
+from qwen_align.reward.reward_model_score import Learned
 from qwen_align.reward.settings import Reward
 
 
@@ -104,4 +104,4 @@ def bind_scorers(rewards: Iterable[Reward], inputs: Mapping[str, Path], *, devic
             name = str(reward.from_scorer)
             if name not in scorers:
                 scorers[name] = load_scorer(inputs[name], device=device, max_rows=max_rows)
-            reward.bind(scorers[name])
+            reward.bind_scorer(scorers[name])

@@ -28,13 +28,13 @@ from qwen_align.align.rendering.thinking_modes import (
     ThinkingSwitch,
     append_flag,
     check_thinking_fits_mode,
-    extract_thinking,
     has_thinking_tags,
     inline_thinking,
     resolve_thinking_switch,
     resolve_turn_mode,
 )
 from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Pair, Row, Text, Trace, find_last_flag
+from qwen_align.reward.thinking import extract_thinking
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document in every Qwen base model, and pads
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from qwen_align.align.rendering.chat_template import TemplateError, TemplateTraits
 from qwen_align.align.rows import Flag, Message, Mode, find_last_flag
-from qwen_align.reward.thinking import CLOSE, OPEN
+from qwen_align.reward.thinking import contains_thinking_tag, wrap_thinking
 
 _MODE_OF_FLAG: dict[Flag, Mode] = {"/think": "think", "/no_think": "no_think"}
 
@@ -122,19 +122,9 @@ def inline_thinking(message: Message) -> Message:
         return message
     if not message.thinking.strip():
         return message.model_copy(update={"thinking": None})
-    block = f"{OPEN}\n{message.thinking.strip(_NEWLINE)}\n{CLOSE}\n\n"
-    return message.model_copy(update={"content": block + message.content.lstrip(_NEWLINE), "thinking": None})
-
-
-_NEWLINE = "\n"  # Qwen3's template strips newlines, and nothing else, around thinking and before the answer
+    return message.model_copy(update={"content": wrap_thinking(message.thinking, message.content), "thinking": None})
 
 
 def has_thinking_tags(message: Message) -> bool:
     """Tells whether the content itself holds a thinking tag: raw model output rather than an answer."""
-    return message.thinking is None and (OPEN in message.content or CLOSE in message.content)
-
-
-def extract_thinking(text: str) -> str:
-    """Returns the thinking in raw model output, closed or not; "" if there is none."""
-    before, _, _ = text.partition(CLOSE)
-    return before.partition(OPEN)[2] if OPEN in before else (before if CLOSE in text else "")
+    return message.thinking is None and contains_thinking_tag(message.content)

@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from qwen_align.align.pipeline.plan import Plan, Planned
 from qwen_align.align.reporting import svg
-from qwen_align.reward.thinking import CLOSE, OPEN
+from qwen_align.align.stages.registry import STAGE_KINDS
+from qwen_align.reward.thinking import split_for_display
 
 if TYPE_CHECKING:
     from qwen_align.align.reporting.results import Written
@@ -73,7 +74,7 @@ def html(planned: Plan, written: "Written") -> str:
         notes=[{**note, "stage": one.stage.name} for one in done for note in _lines(one, "notes.jsonl")],
         samples=[found for _, group in groups if (found := _samples(group[0]))],
         several=any(len(group) > 1 for _, group in groups),
-        data=[_data(one) for one in done if one.stage.kind in ("build_data", "rollout")],
+        data=[_data(one) for one in done if one.product == "data"],
         stages=written.stages,
         waiting=[one.stage.name for one in planned.stages if not one.is_stored],
         settings=yaml.safe_dump(
@@ -159,9 +160,9 @@ def _training(name: str, group: Sequence[Planned]) -> dict[str, Any] | None:
 
 def _lengths(one: Planned) -> dict[str, Any] | None:
     """How long completions are, right and wrong ones, and what they were paid."""
-    if one.stage.kind not in ("evaluate", "rollout"):
+    name = STAGE_KINDS[one.kind].completions_file
+    if name is None:
         return None
-    name = "completions.jsonl" if one.stage.kind == "evaluate" else "rows.jsonl"
     right: list[float] = []
     wrong: list[float] = []
     values: list[float] = []
@@ -185,7 +186,7 @@ def _lengths(one: Planned) -> dict[str, Any] | None:
 
 def _samples(one: Planned) -> dict[str, Any] | None:
     """Completions to read: of RL those of the first and last batch, of an evaluation right and wrong ones in turn."""
-    if one.stage.kind == "evaluate":
+    if STAGE_KINDS[one.kind].curve == "evaluation":
         by_value: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         # One a question: its samples are much alike.
         of_questions = {row["prompt_id"]: row for row in islice(_lines(one, "completions.jsonl"), MOST_COMPLETIONS)}
@@ -204,16 +205,14 @@ def _samples(one: Planned) -> dict[str, Any] | None:
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     text = str(row["text"])
-    thinking, closed, answer = text.partition(CLOSE)
-    if not closed:
-        thinking, answer = ("", text) if OPEN not in text else (text, "")
+    thinking, answer = split_for_display(text)
     return {
         "step": row.get("step"),
         "id": row["prompt_id"],
         "mode": row.get("mode"),
         "prompt": [(turn["role"], _cut(turn["content"])) for turn in row["prompt"]],
-        "thinking": _cut(thinking.replace(OPEN, "").strip()),
-        "answer": _cut(answer.strip()),
+        "thinking": _cut(thinking),
+        "answer": _cut(answer),
         "gold": None if row.get("gold") is None else _cut(str(row["gold"])),
         "verdicts": [(name, one.get("value"), one.get("reason", "")) for name, one in row["verdicts"].items()],
         "advantage": row.get("advantage"),

@@ -13,8 +13,8 @@ from qwen_align.align.rows import Row, read_rows, to_json_line
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.store.files import write_text
-from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources, sieve
 
 
@@ -40,7 +40,7 @@ def run(settings: BuildData, inputs: Mapping[str, Path], out: Path, context: Con
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
     write_text(out / "README.md", card(settings, context.seed, tally, drops.counts))
     unfinished.replace(out / "rows.jsonl")
-    return {"rows": kept, "dropped": drops.counts, **({"conversion": report.counts()} if report.format else {})}
+    return {"rows": kept, "dropped": drops.counts, **({"conversion": report.to_manifest()} if report.format else {})}
 
 
 def build_rows(
@@ -64,7 +64,7 @@ def _build_sieved_rows(
 ) -> Iterator[Row]:
     """Yields the kept rows with the builder's and the sieve's own errors."""
     if isinstance(settings.builder, Conversion):
-        built = settings.builder.build_with(report or Report(), drops)
+        built = settings.builder.build_with_report(report or Report(), drops)
     else:
         built = settings.builder.build(sources, seed, drops)
     seen_sources: set[str] = set()

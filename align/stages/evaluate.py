@@ -16,7 +16,7 @@ from qwen_align.align.rows import Mode, Problem, read_rows, require_row_type, to
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.store.files import write_json
-from qwen_align.reward.settings import check_all, reward_for
+from qwen_align.reward.settings import check_rewards, pick_reward
 
 QUESTIONS = "questions.json"  # the mean of each question, for each set and switch in turn: what paired tests compare
 
@@ -26,23 +26,23 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
     engine = open_engine(source, renderer, context)
-    how = Draw(settings.sampling, settings.samples, context.seed)
-    check_all(settings.rewards)
+    how = Draw(settings.sampling, settings.completions_per_prompt, context.seed)
+    check_rewards(settings.rewards)
     device, rows_at_once = loading.choose_device(context.runtime), context.runtime.micro_batch
     scorer = (
-        reward_scorer.load_scorer(inputs[settings.best_by], device=device, max_rows=rows_at_once)
-        if settings.best_by
+        reward_scorer.load_scorer(inputs[settings.best_of_n_scorer], device=device, max_rows=rows_at_once)
+        if settings.best_of_n_scorer
         else None
     )
-    results, question_means = [], []
+    results, compute_question_means = [], []
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:
         for set_number, ref in enumerate(settings.from_data):
             questions = list(require_row_type(Problem, read_rows(inputs[ref] / "rows.jsonl")))
             if not questions:
                 raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
-            check_all([reward_for(kind, settings.rewards) for kind in {row.reward: None for row in questions}])
-            for switch_number, switch in enumerate(settings.switches):
+            check_rewards([pick_reward(kind, settings.rewards) for kind in {row.reward: None for row in questions}])
+            for switch_number, switch in enumerate(settings.thinking_switches):
                 asked = [put(problem, renderer, switch) for problem in questions]
                 # By number, not by name: a stage's folder is the same whatever its inputs are called.
                 drawn = draw(engine, renderer, asked, how, context, out / "parts" / f"{set_number}-{switch_number}")
@@ -50,14 +50,16 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
                 if file:
                     file.writelines(to_json_line(row) + "\n" for row in rows)
                     by_question = scoring.group_by_question(rows, _find_expected_mode(switch, renderer))
-                    result = scoring.name_results(statistics.summarise_samples(by_question, settings.samples), rows)
-                    question_means.append(statistics.compute_question_means(by_question))
+                    result = scoring.name_results(
+                        statistics.summarise_samples(by_question, settings.completions_per_prompt), rows
+                    )
+                    compute_question_means.append(statistics.compute_question_means(by_question))
                     if scorer:
                         result |= scoring.measure_best_of_k(rows, scorer)
-                    results.append({"set": ref, "switch": switch.switch, "mode": switch.mode, **result})
+                    results.append({"set": ref, "switch": switch.method, "mode": switch.mode, **result})
     if context.is_main:
         unfinished.replace(out / "completions.jsonl")
-        write_json(out / QUESTIONS, {"means": question_means})
+        write_json(out / QUESTIONS, {"means": compute_question_means})
     return {"results": results}
 
 
@@ -66,6 +68,6 @@ def _find_expected_mode(switch: Switch, renderer: Renderer) -> Mode | None:
 
     A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
     """
-    if renderer.thinking in ("none", "never") or switch.switch == "plain":
+    if renderer.thinking in ("none", "never") or switch.method == "plain":
         return None
     return drawn_as(switch.mode, renderer)

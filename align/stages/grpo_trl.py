@@ -28,7 +28,7 @@ from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.reference_check import ReferenceStartCheck
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.reward.combine import judge_all
-from qwen_align.reward.settings import check_all
+from qwen_align.reward.settings import check_rewards
 
 SAMPLES_KEPT = 2  # completions a step written to samples.jsonl, to be read by eye
 
@@ -46,11 +46,11 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     asked = [put(problem, renderer) for problem in rows]
     if not asked:
         return fit.pass_model_through(spec, source, out, {}, "from_data (no problem)")
-    check_all(spec.rewards)
+    check_rewards(spec.rewards)
     reward_scorer.bind_scorers(
         spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    drawn = [asked[number] for number in draw_row_order(len(asked), spec.steps * spec.prompts, context.seed)]
+    drawn = [asked[number] for number in draw_row_order(len(asked), spec.steps * spec.prompts_per_step, context.seed)]
     sampling = spec.sampling.for_policy()
     game = Game(spec, drawn, renderer, sampling, context)
     trainer = Trainer(
@@ -68,7 +68,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load_model(source).state_dict())
     fit.train_and_save(trainer, source, out, context)
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] if context.is_main else []
-    completions = spec.prompts * spec.samples
+    completions = spec.prompts_per_step * spec.completions_per_prompt
     without = round(sum(line["no_verdict_share"] for line in logged) * completions)
     return {"problems": len(asked), "steps": spec.steps, "completions": spec.steps * completions, "no_verdict": without}
 
@@ -94,11 +94,11 @@ class Game:
         """
         places = [int(prompt) for prompt in prompts]
         begin = trainer.accelerator.process_index * len(places)
-        samples = [(begin + number) % self.spec.samples for number in range(len(places))]
+        samples = [(begin + number) % self.spec.completions_per_prompt for number in range(len(places))]
         engine = LocalEngine(
             trainer.accelerator.unwrap_model(trainer.model),
             stop_ids=self.renderer.stop_ids,
-            max_rows=self.context.runtime.rollout_rows,
+            max_rows=self.context.runtime.generation_batch,
         )
         requests = []
         for place, group in groupby(zip(places, samples, strict=True), key=itemgetter(0)):

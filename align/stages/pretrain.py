@@ -47,7 +47,7 @@ def run(settings: Pretrain, inputs: Mapping[str, Path], out: Path, context: Cont
         "documents": len(documents),
         "document_tokens": sum(map(len, documents)),
         "steps": settings.steps,
-        "tokens": settings.steps * settings.rows * settings.block,
+        "tokens": settings.steps * settings.batch * settings.sequence_length,
         "loss": loss,
     }
 
@@ -62,7 +62,7 @@ def train_model(
     context.truncate_logs(done)
     resume_point.note_damage(context)
     batches = itertools.islice(stream_batches(documents, settings, context.seed), done, None)
-    n_tokens = settings.rows * settings.block
+    n_tokens = settings.batch * settings.sequence_length
     model.train()
     for step in range(done + 1, settings.steps + 1):
         losses.append(train_on_batch(model, optimizers, next(batches), compute_rate_factor(settings, step)))
@@ -163,22 +163,22 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 def look_up_token_id(tokenizer: Tokenizer, token: str) -> int:
     """Returns the id of a token that `train_tokenizer` has added."""
-    token_id = tokenizer.token_to_id(token)
-    assert token_id is not None, f"{token} is added by train_tokenizer"
-    return token_id
+    look_up_token_id = tokenizer.token_to_id(token)
+    assert look_up_token_id is not None, f"{token} is added by train_tokenizer"
+    return look_up_token_id
 
 
 def stream_batches(documents: list[list[int]], settings: Pretrain, seed: int) -> Iterator[Tensor]:
     """Yields batches of (rows, block + 1) ids without end; each epoch's order is a function of seed and epoch."""
-    length = settings.block + 1
-    if sum(map(len, documents)) < settings.rows * length:
-        raise DataError(f"{len(documents)} documents do not fill one batch of {settings.rows} x {length} tokens")
+    length = settings.sequence_length + 1
+    if sum(map(len, documents)) < settings.batch * length:
+        raise DataError(f"{len(documents)} documents do not fill one batch of {settings.batch} x {length} tokens")
     pending: list[list[int]] = []
     for epoch in itertools.count():
         order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
         for block in pack_documents((documents[i] for i in order.tolist()), length):
             pending.append(block)
-            if len(pending) == settings.rows:
+            if len(pending) == settings.batch:
                 yield torch.tensor(pending)
                 pending.clear()
 

@@ -12,7 +12,7 @@ from qwen_align.align.generation.resumable import Draw, draw, judged, open_engin
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rows import Problem, read_rows, require_row_type, to_json_line
 from qwen_align.align.settings.rollout import Rollout
-from qwen_align.reward.settings import check_all
+from qwen_align.reward.settings import check_rewards
 
 
 def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -20,14 +20,14 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
     rows = require_row_type(Problem, read_rows(inputs[settings.from_data] / "rows.jsonl"))
-    asked = [put(problem, renderer, settings.switch) for problem in rows]
+    asked = [put(problem, renderer, settings.thinking_switch) for problem in rows]
     if not asked and settings.on_empty == "fail":
         raise DataError(f"from_data: '{settings.from_data}' holds no problem; see its builder and sieve")
-    check_all(settings.rewards)
+    check_rewards(settings.rewards)
     reward_scorer.bind_scorers(
         settings.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    how = Draw(settings.sampling, settings.samples, context.seed, keep_tokens=settings.keep_tokens)
+    how = Draw(settings.sampling, settings.completions_per_prompt, context.seed, keep_tokens=settings.keep_tokens)
     drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
     if not context.is_main:
         deque(drawn, maxlen=0)

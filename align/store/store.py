@@ -10,7 +10,7 @@ from qwen_align.align.models.model_files import find_model_folder
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.references import OutsideFile, Ref, find_outside_files, to_plain_value
 from qwen_align.align.settings.recipe import ModelSource
-from qwen_align.align.store.code_versions import CODE_VERSIONS
+from qwen_align.align.stages.registry import CODE_VERSIONS
 from qwen_align.align.store.digest_cache import DigestCache
 from qwen_align.align.store.files import to_canonical_json
 from qwen_align.align.store.keys import list_key_fields

@@ -100,7 +100,7 @@ def serve_orders(
                 sender = CurveSender(tracker, destination, curve, write_message)
             elif sender:
                 sender.send_new_points()
-                sender.send_points([Point(*point) for point in order["end"]["points"]])
+                sender.send_points([Point(*to_point) for to_point in order["end"]["points"]])
                 tracker.end(is_whole=order["end"]["is_whole"])
                 sender = None
         if sender:

@@ -66,13 +66,13 @@ def build_online_rl_arguments(settings: OnlineRl, runtime: Runtime, out: Path, *
 
 def build_grpo_arguments(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
     """Builds the arguments of TRL's GRPOTrainer."""
-    rows, accumulation = split_into_micro_batches(settings.prompts * settings.samples, runtime)
+    rows, accumulation = split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, runtime)
     return GRPOConfig(
         **_build_common_arguments(settings, runtime, out, steps=settings.steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=accumulation,
-        num_generations=settings.samples,
+        num_generations=settings.completions_per_prompt,
         max_completion_length=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -85,7 +85,7 @@ def build_grpo_arguments(settings: Grpo, sampling: Sampling, runtime: Runtime, o
         # TRL's bound for cispo is that of the ratio itself.
         epsilon_high=1 + settings.clip_high if settings.loss == "cispo" else settings.clip_high,
         beta=settings.kl.coefficient if settings.kl else 0.0,
-        use_bias_correction_kl=settings.kl.weighted if settings.kl else False,
+        use_bias_correction_kl=settings.kl.importance_weighted if settings.kl else False,
         entropy_coef=settings.entropy.coefficient if settings.entropy else 0.0,
         mask_truncated_completions=settings.mask_truncated,
         remove_unused_columns=False,
@@ -105,7 +105,7 @@ def build_reward_model_arguments(
         gradient_accumulation_steps=accumulation,
         max_length=None,  # render has dropped what is too long
         train_sampling_strategy="sequential",
-        center_rewards_coefficient=settings.centre or None,
+        center_rewards_coefficient=settings.center_rewards_coefficient or None,
         disable_dropout=True,
     )
 

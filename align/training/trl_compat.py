@@ -14,7 +14,7 @@ MAX_TILE_COLUMNS = 32_768  # of the vocabulary in one tile, as TRL's fused head 
 
 def open_vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings: Vllm, *, max_tokens: int) -> Any:
     """Opens TRL's vLLM generation for the model; raises RecipeError where vLLM is not installed."""
-    from trl.generation.open_vllm_generation import VLLMGeneration
+    from trl.generation.vllm_generation import VLLMGeneration
     from trl.import_utils import is_vllm_available
 
     if not is_vllm_available():
@@ -27,9 +27,9 @@ def open_vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings:
         server_base_url=settings.base_url,
         server_timeout=settings.server_timeout_s,
         group_port=settings.group_port,
-        gpu_memory_utilization=settings.memory_share,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
         max_model_length=max_tokens,
-        enable_sleep_mode=settings.sleeps,
+        enable_sleep_mode=settings.enable_sleep_mode,
         logprobs=0,  # of the token drawn alone
     )
 

@@ -11,18 +11,18 @@ import pytest
 import yaml
 
 from qwen_align.align.rows import Completion, Row, Steps, Trace, read_rows, to_json_line
-from qwen_align.data_builders import Arithmetic, normal_question
+from qwen_align.data_builders import Arithmetic, normalize_question
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=5)
 
 RECIPE = r"""
 name: built
 models: {base: {shipped: tiny_base}}
-runtime: {device: cpu, threads: 1, rollout_rows: 512, micro_batch: 64}
+runtime: {device: cpu, threads: 1, generation_batch: 512, micro_batch: 64}
 anchors:
   rollout: &rollout
     kind: rollout
-    samples: 8
+    completions_per_prompt: 8
     sampling: {temperature: 1.0, top_p: 1.0, top_k: 0, max_tokens: 96}
     rewards: [{kind: math_answer, box: required}]
   sums: &sums {kind: arithmetic, split: train}
@@ -64,7 +64,12 @@ stages:
       labels: soft
       step_break: "\n"
   - {name: critiques, kind: build_data, builder: {kind: step_critiques, from_data: solutions, step_break: "\n"}}
-  - {<<: *rollout, name: judged, from_model: sft, from_data: critiques, samples: 3, rewards: [{kind: constant}]}
+  - <<: *rollout
+    name: judged
+    from_model: sft
+    from_data: critiques
+    completions_per_prompt: 3
+    rewards: [{kind: constant}]
   - name: agreed
     kind: build_data
     on_empty: pass_through
@@ -120,9 +125,9 @@ def test_limo_takes_the_best_chains_of_questions_that_are_neither_easy_nor_hopel
 
 def test_no_question_is_in_two_parts(stages: dict[str, Path]) -> None:
     asked: list[Row] = rows(stages, "rl_prompts")
-    used = {normal_question(row) for name in ("limo_rows", "traces") for row in rows(stages, name)}
+    used = {normalize_question(row) for name in ("limo_rows", "traces") for row in rows(stages, name)}
     assert asked
-    assert not used & {normal_question(row) for row in asked}
+    assert not used & {normalize_question(row) for row in asked}
     assert (
         {row.id for row in asked}
         <= {row.id for row in rows(stages, "rl_part")}

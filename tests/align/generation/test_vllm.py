@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trl.generation.open_vllm_generation import VLLMGeneration
+from trl.generation.vllm_generation import VLLMGeneration
 
 from qwen_align.align.generation.engine import Request
 from qwen_align.align.generation.vllm import VllmEngine, order_free_checksum
