@@ -17,7 +17,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.pipeline import launcher
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.pipeline.plan import plan as make_plan
-from qwen_align.align.rows import Completion, Message, Pair, Problem, Row, to_line
+from qwen_align.align.rows import Completion, Message, Pair, Problem, Row, to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.tracking import Tracking
@@ -118,7 +118,9 @@ class World:
         self.inputs = {"base": tiny_model}
         for name, rows in data_stages().items():
             (folder / name).mkdir(parents=True)
-            (folder / name / "rows.jsonl").write_text("".join(f"{to_line(row)}\n" for row in rows), encoding="utf-8")
+            (folder / name / "rows.jsonl").write_text(
+                "".join(f"{to_json_line(row)}\n" for row in rows), encoding="utf-8"
+            )
             self.inputs[name] = folder / name
 
     def scratch(self) -> Path:
@@ -136,10 +138,10 @@ class World:
         from qwen_align.align.models import loading, reward_scorer
 
         base, made = self.inputs["base"], self.folder / "scorer"
-        model = reward_scorer.classifier(base, loading.renderer_of(base).pad_id)
+        model = reward_scorer.build_scorer_model(base, loading.load_renderer(base).pad_id)
         torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
         model.save_pretrained(made)
-        loading.copy_tokenizer(base, made)
+        loading.copy_tokenizer_files(base, made)
         self.inputs["scorer"] = made
 
     # --- probes: settings -> what is recorded
@@ -221,13 +223,13 @@ class World:
         spec = to_stage({"name": "stage", **settings})
         runtime, out = Runtime.model_validate({**CPU, **(settings.get("runtime") or {})}), self.folder / "arguments"
         if spec.kind == "grpo" and spec.trainer == "trl":
-            made = trl_arguments.grpo(spec, spec.sampling.for_policy(), runtime, out, seed=0)
+            made = trl_arguments.build_grpo_arguments(spec, spec.sampling.for_policy(), runtime, out, seed=0)
         elif spec.kind in ("grpo", "ppo"):
-            made = trl_arguments.online_rl(spec, runtime, out, seed=0)
+            made = trl_arguments.build_online_rl_arguments(spec, runtime, out, seed=0)
         else:
             make: Callable[..., Any] = getattr(trl_arguments, spec.kind)
             made = make(spec, runtime, out, steps=9, seed=0)
-        lora = trl_arguments.lora(spec.lora)
+        lora = trl_arguments.build_lora_config(spec.lora)
         return made.to_dict(), lora and {name: str(value) for name, value in sorted(lora.to_dict().items())}
 
     def loss(self, settings: Settings) -> Any:
@@ -270,7 +272,7 @@ class World:
 
     def launch(self, runtime: Settings) -> Any:
         """How the process of a stage is started, and what it is told of the runtime."""
-        from qwen_align.align.models.loading import device_of
+        from qwen_align.align.models.loading import choose_device
 
         plan = self.plan_stage({**SFT, "runtime": {**CPU, **runtime}})
         (stage,) = plan.named("stage")
@@ -280,7 +282,7 @@ class World:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                device = str(device_of(stage.runtime))
+                device = str(choose_device(stage.runtime))
             except ValueError as error:
                 device = str(error)
         return line[1:], launcher.uses_server(stage), launcher.processes_of(stage), device  # type: ignore[arg-type]
@@ -292,7 +294,7 @@ class World:
 
         base = self.inputs["base"]
         context = Context(self.folder, 0, Runtime.model_validate({**CPU, **runtime}))
-        return open_engine(base, loading.renderer_of(base), context).max_rows
+        return open_engine(base, loading.load_renderer(base), context).max_rows
 
     def worker_threads(self, runtime: Settings) -> Any:
         """How many threads torch has in the process that runs a stage."""
@@ -325,9 +327,14 @@ class World:
     def trackers(self, settings: Settings) -> Any:
         """What trackers are told, and where their curves are said to go."""
         tracking = Tracking.model_validate(settings)
-        environment = {name: setup.environment(name, tracking, {"HF_TOKEN": "t"}) for name in tracking.to}
+        environment = {name: setup.build_tracker_environment(name, tracking, {"HF_TOKEN": "t"}) for name in tracking.to}
         plan = self.plan_recipe({"stages": [DATA], "tracking": settings})
-        return list(setup.where(tracking, plan.group, Path("folder"))), environment, tracking.project, plan.group
+        return (
+            list(setup.describe_destinations(tracking, plan.group, Path("folder"))),
+            environment,
+            tracking.project,
+            plan.group,
+        )
 
     def rows(self, settings: Settings) -> Any:
         """The rows that a data stage makes, and what it drops."""
@@ -531,7 +538,7 @@ def record_vllm_arguments(engine: Any) -> Any:
         mock.patch("trl.import_utils.is_vllm_available", return_value=True),
         mock.patch("trl.generation.vllm_generation.VLLMGeneration") as made,
     ):
-        trl_compat.vllm_generation(None, None, None, engine, max_tokens=9)
+        trl_compat.open_vllm_generation(None, None, None, engine, max_tokens=9)
     return {name: str(value) for name, value in made.call_args.kwargs.items()}
 
 
