@@ -10,6 +10,7 @@ from typing import Any
 from qwen_align.align.commands.progress import summary
 from qwen_align.align.errors import BY_EXIT_CODE, AlignError, DataError, RecipeError
 from qwen_align.align.generation.requests import put
+from qwen_align.align.models.model_files import find_base
 from qwen_align.align.pipeline.plan import Plan, Planned, check_models
 from qwen_align.align.rendering.renderer import Renderer, render_pairs, render_rows
 from qwen_align.align.rendering.samples import length_percentiles
@@ -124,9 +125,10 @@ class Preview:
             if not before.is_stored:
                 raise Unknown(before.stage.name)
             folder = folder / "model"
-        if str(folder).startswith("hub:"):
+        base = None if str(folder).startswith("hub:") else find_base(folder)
+        if base is None:
             raise Unknown("the hub model is downloaded")
-        return folder
+        return base
 
 
 def lines(planned: Plan) -> Iterator[str]:

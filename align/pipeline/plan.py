@@ -72,7 +72,11 @@ class Plan:
 
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
     """Reads and binds the recipe and computes every key; nothing is written but the cache of file digests."""
-    variants = load_variants(path, overrides, tiny=tiny)
+    return plan_variants(load_variants(path, overrides, tiny=tiny), home, path)
+
+
+def plan_variants(variants: Sequence[Variant], home: Path, path: Path) -> Plan:
+    """Plans a recipe's variants as `plan` does; `path` opens the message of a RecipeError."""
     try:
         return _planned(variants, home)
     except RecipeError as error:
@@ -134,7 +138,8 @@ def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
     for name, folder in read.items():
         if name in planned.graph.models and not planned.graph.models[name].hub:
             try:
-                check_vocabulary(folder, Renderer.load(folder))
+                if base := model_files.find_base(folder):
+                    check_vocabulary(base, Renderer.load(base))
             except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
                 raise RecipeError(f"models: {name}: {error}") from None
 

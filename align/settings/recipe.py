@@ -40,7 +40,7 @@ class ModelSource(Strict):
     """A model from outside: exactly one of a shipped one, a folder, or a hub id with its commit."""
 
     shipped: Literal["tiny_base"] | None = None
-    path: OutsideFile | None = Field(None, description="folder in Hugging Face form, relative to the recipe")
+    path: OutsideFile | None = Field(None, description="folder in Hugging Face form, or of a stage that made a model")
     hub: str | None = None
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="the hub commit, 40 hex digits")
     is_scorer: bool = Field(False, description="a sequence classifier with one output, for learned rewards")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import RecipeError, StageError
-from qwen_align.align.models.model_files import model_folder
+from qwen_align.align.models.model_files import is_stage_folder, model_folder
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.references import OutsideFile, Ref, outside_files, to_plain_value
 from qwen_align.align.settings.recipe import ModelSource
@@ -113,10 +113,15 @@ class Store:
         return hashlib.sha256(to_canonical_json(whole).encode()).hexdigest()
 
     def model_key(self, source: ModelSource) -> str:
-        """Key of a model from outside: its files' digests, or its hub id and commit; raises RecipeError."""
+        """Key of a model from outside: its files' digests, its hub id and commit, or the key of the stage that made it.
+
+        Raises RecipeError.
+        """
         if source.hub:
             return f"hub:{source.hub}@{source.revision}"
         folder = model_folder(source)
+        if is_stage_folder(folder):
+            return str(Folder(folder).manifest()["key"])
         digests = {
             str(path.relative_to(folder)): self.file_digest(path)
             for path in sorted(folder.rglob("*"))
