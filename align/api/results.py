@@ -1,0 +1,185 @@
+"""What a run has made: each stage with its folder and figures, each evaluation with its questions and completions."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.reporting import results as report
+from qwen_align.align.rows import Completion, read_rows
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.store.files import read_json
+from qwen_align.align.store.store import Folder
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage. `summary` has its counts and figures, `seconds` how long it took without imports."""
+
+    name: str
+    kind: str
+    key: str
+    folder: Path
+    seconds: float
+    summary: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good one model is on one set of questions, asked in one way.
+
+    `accuracy` is the mean reward over `samples` completions a question, from 0 to 1 for a reward that is; `stderr` its
+    standard error over questions, 0 for a single question. `question_means` has the mean reward of each question by its
+    id. `pass_at_k` and `maj_at_k` are for k = `samples`; `obeyed_share` is None where nobody asked for thinking or
+    for none; `mean_tokens` is a completion's. `dropped` counts the rows that were left out of the questions, by reason.
+    """
+
+    stage: str
+    model: str
+    data: str
+    switch: str
+    mode: str | None
+    seed: int
+    accuracy: float
+    stderr: float
+    n_questions: int
+    samples: int
+    pass_at_k: float
+    maj_at_k: float
+    obeyed_share: float | None
+    stopped_share: float
+    mean_tokens: float
+    axes: dict[str, str] = field(repr=False)
+    dropped: dict[str, int] = field(repr=False)
+    question_means: dict[str, float] = field(repr=False)
+    file: Path = field(repr=False)
+    first_line: int = field(repr=False)
+
+    @property
+    def completions(self) -> list[dict[str, Any]]:
+        """Every completion with its question's id, gold, value (the reward), reason and number of tokens, as a dict.
+
+        `pandas.DataFrame(evaluation.completions)` is a table of them. Read from the stage's folder each time.
+        """
+        n_rows = self.n_questions * self.samples
+        rows = islice(read_rows(self.file), self.first_line, self.first_line + n_rows)
+        return [_to_dict(row) for row in rows if isinstance(row, Completion)]
+
+    def to_row(self) -> dict[str, Any]:
+        """Returns the figures without questions and files, a row of a table."""
+        row = asdict(self)
+        for name in ("axes", "dropped", "question_means", "file", "first_line"):
+            row.pop(name)
+        return row | self.axes
+
+
+def _to_dict(completion: Completion) -> dict[str, Any]:
+    verdict = completion.verdicts[completion.reward]
+    return {
+        "question": completion.prompt_id,
+        "sample": completion.sample,
+        "text": completion.text,
+        "gold": completion.gold,
+        "value": verdict.value,
+        "reason": verdict.reason,
+        "n_tokens": completion.n_tokens,
+        "finish_reason": completion.finish_reason,
+        "prompt": [message.model_dump(exclude_none=True) for message in completion.prompt],
+    }
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run's finished stages by name, and its evaluations in the order they ran; printed, a table of accuracies."""
+
+    name: str
+    run_folder: Path
+    stages: dict[str, StageResult]
+    evaluations: list[Evaluation]
+    table: str = field(repr=False)
+
+    def __getitem__(self, name: str) -> StageResult:
+        """The stage of this name; raises RecipeError when none of the run has it."""
+        if name not in self.stages:
+            raise RecipeError(f"run '{self.name}': no stage is called '{name}'{did_you_mean(name, self.stages)}")
+        return self.stages[name]
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Returns one dict an evaluation, for `pandas.DataFrame(results.to_rows())`."""
+        return [evaluation.to_row() for evaluation in self.evaluations]
+
+    def __repr__(self) -> str:
+        n_stages = f"{len(self.stages)} stage{'' if len(self.stages) == 1 else 's'}"
+        return f"Results '{self.name}': {n_stages} in {self.run_folder}\n{self.table}".rstrip()
+
+
+def read_stage(name: str, folder: Path) -> StageResult:
+    """Reads a finished stage's manifest; raises StageError when it cannot be read."""
+    manifest = Folder(folder).manifest()
+    return StageResult(name, manifest["kind"], manifest["key"], folder, manifest["seconds"], manifest["summary"])
+
+
+def collect_results(planned: Plan, written: report.Written) -> Results:
+    """Collects what of the plan is finished; `written`: the report of the same plan."""
+    done = {one.stage.name: read_stage(one.stage.name, one.folder.path) for one in planned.stages if one.is_stored}
+    rows = iter(written.evaluations)
+    evaluations = [
+        evaluation
+        for one in planned.stages
+        if one.stage.name in done and one.stage.kind == "evaluate"
+        for evaluation in _list_evaluations(one, list(islice(rows, _count_results(done, one))), done)
+    ]
+    table = render_table(written) if evaluations else ""
+    return Results(planned.recipe.name, planned.run_folder, done, evaluations, table)
+
+
+def _count_results(done: Mapping[str, StageResult], one: Planned) -> int:
+    return len(done[one.stage.name].summary["results"])
+
+
+def _list_evaluations(one: Planned, rows: list[dict[str, Any]], done: Mapping[str, StageResult]) -> list[Evaluation]:
+    settings: Any = one.stage.settings
+    means = read_json(one.folder.path / "questions.json")["means"]
+    evaluations, first_line = [], 0
+    for index, (row, question_means) in enumerate(zip(rows, means, strict=True)):
+        data = one.stage.targets[settings.from_data[index // len(settings.switches)]]
+        evaluations.append(
+            Evaluation(
+                stage=one.stage.name,
+                model=row["stage"],
+                data=row["set"],
+                switch=row["switch"],
+                mode=row["mode"],
+                seed=row["seed"],
+                accuracy=row["accuracy"],
+                stderr=row["stderr"],
+                n_questions=row["n_questions"],
+                samples=row["k"],
+                pass_at_k=row["pass_at_k"],
+                maj_at_k=row["maj_at_k"],
+                obeyed_share=row["obeyed_share"],
+                stopped_share=row["stopped_share"],
+                mean_tokens=row["mean_tokens"],
+                axes=row["axes"],
+                dropped=done[data].summary.get("dropped", {}),
+                question_means=question_means,
+                file=one.folder.path / "completions.jsonl",
+                first_line=first_line,
+            )
+        )
+        first_line += row["n_questions"] * row["k"]
+    return evaluations
+
+
+def render_table(written: report.Written) -> str:
+    """Renders the report's table of accuracies as plain text."""
+    console = Console(file=io.StringIO(), width=120, highlight=False, markup=False, emoji=False, force_jupyter=False)
+    with console.capture() as text:
+        console.print(report.table(written))
+    return text.get()
