@@ -1,6 +1,7 @@
 """The source of a function that a script or a notebook defines, if a file with it alone can be run."""
 
 import builtins
+import dis
 import inspect
 import symtable
 import textwrap
@@ -36,12 +37,12 @@ def read_function_source(function: Callable[..., Any], where: str) -> FunctionSo
         module = compile(source, f"{name}.py", "exec", dont_inherit=True)
     except (OSError, TypeError, SyntaxError) as error:
         raise _refusal(where, f"the source of '{name}' is not to be had: {error}", name) from None
-    compiled = next((code for code in module.co_consts if isinstance(code, CodeType) and code.co_name == name), None)
-    if compiled is None or _list_code(compiled) != _list_code(function.__code__):
-        raise _refusal(where, f"the source of '{name}' is not what was run: has its file changed since?", name)
     if unknown := sorted(_find_foreign_names(source, name, function)):
         said = f"'{name}' uses {', '.join(unknown)} from outside; import inside the function what it needs"
         raise _refusal(where, said, name)
+    compiled = next((code for code in module.co_consts if isinstance(code, CodeType) and code.co_name == name), None)
+    if compiled is None or list(_list_steps(compiled)) != list(_list_steps(function.__code__)):
+        raise _refusal(where, f"the source of '{name}' is not what was run; its file has changed since", name)
     return FunctionSource(name, source)
 
 
@@ -54,8 +55,23 @@ def _refusal(where: str, fault: str, name: str) -> RecipeError:
     )
 
 
-def _list_code(code: CodeType) -> tuple[bytes, tuple[str, ...]]:
-    return code.co_code, code.co_names
+def _list_steps(code: CodeType) -> Iterator[tuple[str, Any]]:
+    """The instructions with the names and constants they use, those of inner functions too, jumps without their aim.
+
+    A call of an attribute is compiled in one of two ways, depending on what the module around the function imports:
+    both come out the same.
+    """
+    for step in dis.get_instructions(code):
+        if step.opname in ("CACHE", "PRECALL", "PUSH_NULL"):
+            continue
+        opname = (
+            "LOAD_ATTR" if step.opname == "LOAD_METHOD" else "CALL" if step.opname == "CALL_METHOD" else step.opname
+        )
+        is_jump = step.opcode in dis.hasjrel or step.opcode in dis.hasjabs
+        yield opname, None if is_jump or isinstance(step.argval, CodeType) else step.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _list_steps(constant)
 
 
 def _find_foreign_names(source: str, name: str, function: FunctionType) -> set[str]:
