@@ -80,7 +80,7 @@ def _check(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.pipeline.plan import plan as make_plan
 
     planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    for line in check.lines(planned):
+    for line in check.describe_plan(planned):
         out.print(line, soft_wrap=True)
     return 0
 

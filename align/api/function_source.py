@@ -76,11 +76,14 @@ def _list_steps(code: CodeType) -> Iterator[tuple[str, Any]]:
 
 def _find_foreign_names(source: str, name: str, function: FunctionType) -> set[str]:
     """The names that the source takes from the module around it, builtins and the function itself left out."""
-    used = set(_list_global_names(symtable.symtable(source, f"{name}.py", "exec")))
+    used = set(_list_global_names(symtable.symtable(source, f"{name}.py", "exec"))) - {"__name__", name}
+    return {global_name for global_name in used if not _is_builtin(global_name, function)}
+
+
+def _is_builtin(name: str, function: FunctionType) -> bool:
+    """Tells whether the name means what Python comes with, which the module around the function may have replaced."""
     known = vars(builtins)
-    own = {"__name__", name}
-    replaced = {one for one in used if function.__globals__.get(one, known.get(one)) is not known.get(one)}
-    return {one for one in used if one not in known or one in replaced} - own
+    return name in known and function.__globals__.get(name, known[name]) is known[name]
 
 
 def _list_global_names(table: symtable.SymbolTable) -> Iterator[str]:

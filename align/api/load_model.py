@@ -7,7 +7,7 @@ from qwen_align.align.api.results import Results, StageResult, read_stage
 from qwen_align.align.api.run import Plan
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.base import did_you_mean
-from qwen_align.align.settings.recipe import PRODUCTS
+from qwen_align.align.stages.registry import STAGE_KINDS
 
 
 def load_model(source: Results | Plan | StageResult | str | Path, stage: str | None = None) -> tuple[Any, Any]:
@@ -28,7 +28,7 @@ def _find_model_folder(source: Results | Plan | StageResult | str | Path, stage:
     if isinstance(source, StageResult):
         return _check_makes_model(source.folder)
     if isinstance(source, Results | Plan):
-        folders = {one.name: one.folder for one in _list_stages(source)}
+        folders = {finished.name: finished.folder for finished in _list_stages(source)}
         where = f"run '{source.name}'"
     elif stage is None:
         return _check_makes_model(Path(source))
@@ -50,7 +50,7 @@ def _check_makes_model(folder: Path) -> Path:
     """Returns the folder whose model is to be loaded; raises RecipeError when it is none or not finished."""
     if (folder / "manifest.json").exists():
         kind = read_stage(folder.name, folder).kind
-        if PRODUCTS.get(kind) != "model":
+        if STAGE_KINDS[kind].product != "model":
             raise RecipeError(f"{folder}: a stage of kind {kind} makes no model")
         return folder if (folder / "model.json").exists() else folder / "model"
     if (folder / "stage.json").exists():

@@ -127,31 +127,31 @@ def read_stage(name: str, folder: Path) -> StageResult:
 
 def collect_results(planned: Plan, written: report.Written) -> Results:
     """Collects what of the plan is finished; `written`: the report of the same plan."""
-    done = {one.stage.name: read_stage(one.stage.name, one.folder.path) for one in planned.stages if one.is_stored}
+    done = {stage.name: read_stage(stage.name, stage.folder.path) for stage in planned.stages if stage.is_stored}
     rows = iter(written.evaluations)
     evaluations = [
         evaluation
-        for one in planned.stages
-        if one.stage.name in done and one.stage.kind == "evaluate"
-        for evaluation in _list_evaluations(one, list(islice(rows, _count_results(done, one))), done)
+        for stage in planned.stages
+        if stage.name in done and stage.product == "evaluation"
+        for evaluation in _list_evaluations(stage, list(islice(rows, _count_results(done[stage.name]))), done)
     ]
     table = render_table(written) if evaluations else ""
     return Results(planned.recipe.name, planned.run_folder, done, evaluations, table)
 
 
-def _count_results(done: Mapping[str, StageResult], one: Planned) -> int:
-    return len(done[one.stage.name].summary["results"])
+def _count_results(stage: StageResult) -> int:
+    return len(stage.summary["results"])
 
 
-def _list_evaluations(one: Planned, rows: list[dict[str, Any]], done: Mapping[str, StageResult]) -> list[Evaluation]:
-    settings: Any = one.stage.settings
-    means = read_json(one.folder.path / "questions.json")["means"]
+def _list_evaluations(stage: Planned, rows: list[dict[str, Any]], done: Mapping[str, StageResult]) -> list[Evaluation]:
+    settings: Any = stage.settings
+    means = read_json(stage.folder.path / "questions.json")["means"]
     evaluations, first_line = [], 0
     for index, (row, question_means) in enumerate(zip(rows, means, strict=True)):
-        data = one.stage.targets[settings.from_data[index // len(settings.switches)]]
+        data = stage.targets[settings.from_data[index // len(settings.switches)]]
         evaluations.append(
             Evaluation(
-                stage=one.stage.name,
+                stage=stage.name,
                 model=row["stage"],
                 data=row["set"],
                 switch=row["switch"],
@@ -169,7 +169,7 @@ def _list_evaluations(one: Planned, rows: list[dict[str, Any]], done: Mapping[st
                 axes=row["axes"],
                 dropped=done[data].summary.get("dropped", {}),
                 question_means=question_means,
-                file=one.folder.path / "completions.jsonl",
+                file=stage.folder.path / "completions.jsonl",
                 first_line=first_line,
             )
         )

@@ -15,7 +15,7 @@ from qwen_align.align.api.results import Results, collect_results
 from qwen_align.align.commands.progress import Progress, stop_on_signals
 from qwen_align.align.errors import AlignError, Preempted
 from qwen_align.align.pipeline.plan import Plan as PipelinePlan
-from qwen_align.align.pipeline.plan import Planned, plan_variants
+from qwen_align.align.pipeline.plan import plan_variants
 from qwen_align.align.pipeline.run import Listener
 from qwen_align.align.pipeline.run import run as run_plan
 from qwen_align.align.reporting import results as report
@@ -45,7 +45,7 @@ class Plan:
         self.pipeline_plan = planned
         self.name = planned.recipe.name
         self.run_folder = planned.run_folder
-        self.stages = [_to_stage_plan(one) for one in planned.stages]
+        self.stages = [StagePlan(stage.name, stage.kind, stage.key, stage.folder.path) for stage in planned.stages]
 
     def __repr__(self) -> str:
         width = max(len(stage.name) for stage in self.stages)
@@ -56,10 +56,6 @@ class Plan:
             for stage in self.stages
         ]
         return "\n".join(lines)
-
-
-def _to_stage_plan(one: Planned) -> StagePlan:
-    return StagePlan(one.stage.name, one.stage.kind, one.key, one.folder.path)
 
 
 def plan(recipe: RecipeSource, *, home: str | Path = ".", overrides: Overrides = (), tiny: bool = False) -> Plan:

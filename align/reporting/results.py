@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import read_json, write_json, write_text
 
 # What a row of the ladder has; "evaluations" say more: cells of the matrix, pass@k, maj@k, format.
@@ -60,7 +61,9 @@ def write(planned: Plan) -> Written:
 
 def collect(planned: Plan) -> Written:
     done = [one for one in planned.stages if one.is_stored]
-    measured = [found for one in done if one.stage.kind == "evaluate" for found in _evaluated(one, planned)]
+    measured = [
+        found for one in done if STAGE_KINDS[one.kind].curve == "evaluation" for found in _evaluated(one, planned)
+    ]
     evaluations = [one.row for one in measured]
     rows = [({field: row[field] for field in FIELDS}, row["is_control"]) for row in evaluations]
     return Written(

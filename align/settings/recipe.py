@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from qwen_align.align.references import OutsideFile, Product
+from qwen_align.align.references import OutsideFile
 from qwen_align.align.settings.base import Strict, did_you_mean
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
@@ -20,20 +20,9 @@ from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.tracking import Tracking
 
+# One member for each kind of align/stages/registry.py, written out for type checkers.
 StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | RewardModel | Grpo | Ppo | Evaluate
 AnyStage = Annotated[StageSpec, Field(discriminator="kind")]
-
-PRODUCTS: dict[str, Product] = {
-    "build_data": "data",
-    "pretrain": "model",
-    "rollout": "data",
-    "sft": "model",
-    "dpo": "model",
-    "reward_model": "scorer",
-    "grpo": "model",
-    "ppo": "model",
-    "evaluate": "evaluation",
-}
 
 
 class ModelSource(Strict):
@@ -77,24 +66,14 @@ class Report(Strict):
     )
 
 
-def _kind(item: Any) -> str | None:
+def _shape_of_item(item: Any) -> str | None:
     if isinstance(item, RepeatBlock) or (isinstance(item, Mapping) and "repeat" in item):
         return "repeat"
-    return item.get("kind") if isinstance(item, Mapping) else getattr(item, "kind", None)
+    return "stage" if isinstance(item, Mapping | Strict) else None
 
 
 Item = Annotated[
-    Annotated[BuildData, Tag("build_data")]
-    | Annotated[Pretrain, Tag("pretrain")]
-    | Annotated[Rollout, Tag("rollout")]
-    | Annotated[Sft, Tag("sft")]
-    | Annotated[Dpo, Tag("dpo")]
-    | Annotated[RewardModel, Tag("reward_model")]
-    | Annotated[Grpo, Tag("grpo")]
-    | Annotated[Ppo, Tag("ppo")]
-    | Annotated[Evaluate, Tag("evaluate")]
-    | Annotated[RepeatBlock, Tag("repeat")],
-    Discriminator(_kind),
+    Annotated[AnyStage, Tag("stage")] | Annotated[RepeatBlock, Tag("repeat")], Discriminator(_shape_of_item)
 ]
 
 

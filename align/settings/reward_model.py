@@ -24,6 +24,11 @@ class RewardModel(StageSettings, Optimizer):
     )
     lora: Lora | None = None
 
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a stage without rows fails: there is no scorer to pass through."""
+        return True
+
     @model_validator(mode="after")
     def _no_dropout(self) -> Self:
         return refuse_dropout(self, self.lora)

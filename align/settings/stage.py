@@ -19,6 +19,14 @@ class StageSettings(Strict):
         """What of the runtime the result depends on beyond rounding: nothing, if a kind does not say otherwise."""
         return {}
 
+    def missing_file(self) -> str | None:
+        """Returns the file of rows that is not there yet, though the recipe says how many rows it will have."""
+        return None
+
+    def expected_rows(self) -> int | None:
+        """Returns how many rows the stage will make at most, where the recipe says so."""
+        return None
+
 
 class CanBeEmpty(Strict):
     """For kinds that can do without rows."""
@@ -26,3 +34,8 @@ class CanBeEmpty(Strict):
     on_empty: Literal["fail", "pass_through"] = Field(
         "fail", description="without rows: exit 3, or pass on what there is (the model as it was, or no rows)"
     )
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a stage without rows fails."""
+        return self.on_empty == "fail"

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align.settings.recipe import PRODUCTS
-from qwen_align.align.store.code_versions import CODE_VERSIONS
+from qwen_align.align.stages.registry import CODE_VERSIONS, STAGE_KINDS
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"qwen_align(?:\.\w+)+(?::\w+)?")
@@ -29,7 +28,7 @@ CANNOT_CHANGE_RESULTS = {
     "align.references",
     "align.store.store",
     "align.settings.base",
-    "align.store.code_versions",
+    "align.stages.registry",
 }
 
 
@@ -112,21 +111,20 @@ def _is_bare_text(node: Any) -> bool:
 def test_a_stages_code_is_the_one_its_version_was_recorded_with(kind: str) -> None:
     recorded = json.loads(RECORDED.read_text())
     bless = "python tests/architecture/test_code_versions.py --bless"
-    assert kind in recorded, f"'{kind}' is new: record it with `{bless}`"
+    assert kind in recorded, f"'{kind}' is new: record it with `make generated`"
     version = recorded[kind]["version"]
-    assert CODE_VERSIONS[kind] >= version, f"CODE_VERSIONS['{kind}'] was {version}; versions are never lowered"
+    assert CODE_VERSIONS[kind] >= version, f"the code_version of '{kind}' was {version}; versions are never lowered"
     if CODE_VERSIONS[kind] == version:
         assert digest(kind) == recorded[kind]["digest"], (
             f"the code of '{kind}' changed ({', '.join(code_of(kind))}). If its results change, raise "
-            f"CODE_VERSIONS['{kind}'] in align/store/code_versions.py; if they stay as they are, do not. Then "
-            f"record it: `{bless}`"
+            f"its code_version in align/stages/registry.py; if they stay as they are, do not. Then record it: `{bless}`"
         )
     assert CODE_VERSIONS[kind] == version, f"version {CODE_VERSIONS[kind]} of '{kind}' is new: record it with `{bless}`"
 
 
 def test_every_kind_has_a_version_and_nothing_else_has() -> None:
-    assert set(CODE_VERSIONS) == set(PRODUCTS)
-    assert set(json.loads(RECORDED.read_text())) == set(PRODUCTS)
+    assert set(CODE_VERSIONS) == set(STAGE_KINDS)
+    assert set(json.loads(RECORDED.read_text())) == set(STAGE_KINDS)
 
 
 def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
@@ -142,7 +140,7 @@ def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
         code_of("evaluate")
     )
     assert {"reward.pool_server", "reward.combine"} <= set(code_of("rollout")), "also what runs in worker processes"
-    assert {"reward.code.server", "reward.code.inside", "reward.math.fallback"} <= set(code_of("evaluate"))
+    assert {"reward.code.server", "reward.code.inside", "reward.math.sympy_fallback"} <= set(code_of("evaluate"))
     for kind in CODE_VERSIONS:
         assert not CANNOT_CHANGE_RESULTS & set(code_of(kind))
     assert "align.stages.grpo" not in code_of("sft")
@@ -163,12 +161,17 @@ def test_words_do_not_count_and_code_does() -> None:
         assert meaning(code) != meaning(code.replace(old, new))
 
 
-def bless() -> None:
-    recorded = {kind: {"version": CODE_VERSIONS[kind], "digest": digest(kind)} for kind in sorted(CODE_VERSIONS)}
+def record(*, only_new: bool) -> None:
+    """Writes the recorded file; `only_new`: kinds that are there keep what was recorded of them."""
+    kept = json.loads(RECORDED.read_text()) if only_new else {}
+    recorded = {
+        kind: kept.get(kind) or {"version": CODE_VERSIONS[kind], "digest": digest(kind)}
+        for kind in sorted(CODE_VERSIONS)
+    }
     RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--bless"]:
-        sys.exit(f"usage: {sys.argv[0]} --bless")
-    bless()
+    if sys.argv[1:] not in (["--bless"], ["--new"]):
+        sys.exit(f"usage: {sys.argv[0]} --bless (all kinds) or --new (kinds that are not recorded yet)")
+    record(only_new=sys.argv[1] == "--new")

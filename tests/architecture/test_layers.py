@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # Each may import the layers before it and its own.
 LAYERS = (
-    ("align.errors", "align.settings.base", "align.settings.renamed", "align.references"),
+    ("align.errors", "align.settings.base", "align.settings.renamed", "align.references", "align.stages.registry"),
     ("reward.verdict", "align.rows"),
     ("reward.*", "reward"),
     ("data_builders.*", "data_builders"),
@@ -27,10 +27,12 @@ LAYERS = (
         "align.pipeline.graph",
         "align.rendering.*",
         "align.reporting.data_card",
+        "align.reporting.summary_line",
         "align.store.*",
     ),
     ("align.generation.*", "align.models.*", "align.training.*"),
     ("align.rl.*",),
+    ("align.pipeline.plan", "align.pipeline.preview"),
     ("align.stages.*",),
     ("align.tracking.*",),
     ("align.commands.*", "align.pipeline.*", "align.reporting.*"),

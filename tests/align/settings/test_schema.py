@@ -9,13 +9,14 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from qwen_align.align.commands import shipped_recipes
-from qwen_align.align.settings.recipe import PRODUCTS, Recipe
+from qwen_align.align.settings.recipe import Recipe
 from qwen_align.align.settings.recipe_file import load_variants, parse_yaml
+from qwen_align.align.stages.registry import STAGE_KINDS
 
 
 def test_every_kind_of_stage_makes_a_known_product() -> None:
     kinds = set(re.findall(r'"const": "(\w+)"', json.dumps(Recipe.model_json_schema()["$defs"])))
-    assert set(PRODUCTS) <= kinds
+    assert set(STAGE_KINDS) <= kinds
 
 
 @pytest.mark.parametrize("name", [name for name, _ in shipped_recipes.listing()])
@@ -39,6 +40,8 @@ def test_the_schema_lists_every_kind_with_its_settings() -> None:
         for definition in schema["$defs"].values()
         if "const" in definition.get("properties", {}).get("kind", {})
     }
-    assert set(PRODUCTS) | {"arithmetic", "local_file", "pairs", "think_mix", "math_answer", "format"} <= set(by_kind)
+    assert set(STAGE_KINDS) | {"arithmetic", "local_file", "pairs", "think_mix", "math_answer", "format"} <= set(
+        by_kind
+    )
     assert "learning_rate" in by_kind["sft"]
     assert "beta" in by_kind["dpo"]

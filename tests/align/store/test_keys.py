@@ -21,10 +21,10 @@ from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.references import to_plain_value
 from qwen_align.align.settings import renamed
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
-from qwen_align.align.settings.recipe import PRODUCTS, AnyStage
+from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.recipe_file import RecipeLoader
+from qwen_align.align.stages.registry import CODE_VERSIONS, STAGE_KINDS
 from qwen_align.align.store import store
-from qwen_align.align.store.code_versions import CODE_VERSIONS
 from qwen_align.align.store.keys import is_always_in_key, list_key_fields
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -317,7 +317,7 @@ def test_a_renamed_field_keeps_its_name_in_keys_and_its_old_name_is_refused(monk
 
 
 def test_every_renamed_field_is_a_field_and_its_old_name_is_free() -> None:
-    classes = {settings.__name__: settings for kind in PRODUCTS for settings in settings_classes(kind)}
+    classes = {settings.__name__: settings for kind in STAGE_KINDS for settings in settings_classes(kind)}
     for name, fields in renamed.RENAMED_FIELDS.items():
         if name in classes:
             assert fields.keys() <= classes[name].model_fields.keys()
@@ -420,9 +420,15 @@ def found_defaults() -> dict[str, Any]:
     }
 
 
+def record(name: str, found: dict[str, Any], *, only_new: bool) -> None:
+    """Writes a golden file; `only_new`: what is there already stays as it was recorded."""
+    path = GOLDEN / f"{name}.json"
+    kept = json.loads(path.read_text()) if only_new else {}
+    path.write_text(json.dumps({**found, **kept}, indent=1, sort_keys=True) + "\n")
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--record"]:
-        sys.exit(f"usage: {sys.argv[0]} --record")
-    GOLDEN.mkdir(exist_ok=True)
-    for name, found in (("stage_keys", recipe_keys()), ("defaults", found_defaults())):
-        (GOLDEN / f"{name}.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    if sys.argv[1:] not in (["--record"], ["--new"]):
+        sys.exit(f"usage: {sys.argv[0]} --record (everything) or --new (kinds and recipes that are not recorded yet)")
+    record("stage_keys", recipe_keys(), only_new=sys.argv[1] == "--new")
+    record("defaults", found_defaults(), only_new=sys.argv[1] == "--new")
