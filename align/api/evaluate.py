@@ -20,27 +20,31 @@ def evaluate(
     *,
     sampling: Mapping[str, Any],
     reward: str | Callable[..., Any] | Mapping[str, Any] = "math_answer",
-    samples: int = 1,
+    completions_per_prompt: int = 1,
     columns: Mapping[str, str] | None = None,
     home: str | Path = ".",
     **settings: Any,
 ) -> Evaluation:
     """Returns how good a model is on rows: accuracy with its error, each question's mean, and the completions.
 
-    `model`: a stage of a run (`results["sft"]`), a folder of a stage or a model, a hub id with its commit
+    model: a stage of a run (`results["sft"]`), the folder of a stage or a model, a hub id with its commit
     ("Qwen/Qwen3-0.6B@<40 hex digits>"), or a recipe's form such as `{"shipped": "tiny_base"}`.
-    `rows`: dicts or a DataFrame with `prompt` and `gold` (or other names: `columns={"prompt": "question"}`), the path
-    of a file with such rows, a data stage of a run, or the settings of a builder (`{"kind": "arithmetic", ...}`).
-    `sampling`: as in a recipe, `{"temperature": 0.7, "max_tokens": 512}`. `reward`: a kind, a function of completion
-    and gold, or a reward's settings. `samples`: completions a question. `settings`: `switch` (how the model is asked to
-    think or not), `seed`, `runtime`, and `name`, the run's folder under `home`/runs (default "evaluate").
+    rows: dicts or a DataFrame with `prompt` and `gold` (or other names: `columns={"prompt": "question"}`), the path of
+    a file with such rows, a data stage of a run, or the settings of a builder (`{"kind": "arithmetic", ...}`).
+    sampling: as in a recipe, `{"temperature": 0.7, "max_tokens": 512}`.
+    reward: a kind, a function of completion and gold, or a reward's settings.
+    completions_per_prompt: completions sampled for each question.
+    settings: `thinking_switch` (how the model is asked to think or not), `seed`, `runtime`, and `name`, that of the
+    run's folder under `home`/runs (default "evaluate").
 
     What was evaluated before with the same settings is read from the store. Raises as `run`.
     """
     name = settings.pop("name", "evaluate")
-    switch = settings.pop("switch", None)
+    switch = settings.pop("thinking_switch", None)
     if unknown := sorted(set(settings) - set(STAGE_SETTINGS)):
-        raise TypeError(f"evaluate() has no argument '{unknown[0]}'; it has name, switch, {', '.join(STAGE_SETTINGS)}")
+        raise TypeError(
+            f"evaluate() has no argument '{unknown[0]}'; it has name, thinking_switch, {', '.join(STAGE_SETTINGS)}"
+        )
     rule = _to_reward(reward)
     kind = rule.get("kind", "")
     questions: dict[str, Any] = {"name": "questions", "kind": "build_data", "builder": _to_builder(rows, columns, kind)}
@@ -51,10 +55,10 @@ def evaluate(
         "kind": "evaluate",
         "from_model": "model",
         "from_data": ["questions"],
-        "samples": samples,
+        "completions_per_prompt": completions_per_prompt,
         "sampling": dict(sampling),
         "rewards": [rule],
-        **({} if switch is None else {"switches": [dict(switch)]}),
+        **({} if switch is None else {"thinking_switches": [dict(switch)]}),
         **settings,
     }
     recipe = Recipe(name=name, models={"model": _to_model_source(model)}, stages=[questions, stage])

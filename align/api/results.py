@@ -32,24 +32,27 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good one model is on one set of questions, asked in one way.
+    """The accuracy of one model on one data set, with one way of asking it to think or not.
 
-    `accuracy` is the mean reward over `samples` completions a question, from 0 to 1 for a reward that is; `stderr` its
-    standard error over questions, 0 for a single question. `question_means` has the mean reward of each question by its
-    id. `pass_at_k` and `maj_at_k` are for k = `samples`; `obeyed_share` is None where nobody asked for thinking or
-    for none; `mean_tokens` is a completion's. `dropped` counts the rows that were left out of the questions, by reason.
+    accuracy: mean reward over questions, of `completions_per_prompt` completions each (0 to 1 if the reward is).
+    stderr: standard error of the accuracy over questions; 0 for a single question.
+    question_means: mean reward of each question, by the question's id.
+    pass_at_k, maj_at_k: for k = `completions_per_prompt`.
+    obeyed_share: share that thought, or did not, as asked; None where that was not asked. stopped_share: share that
+    ended before `max_tokens`. mean_tokens: tokens per completion.
+    dropped: rows that were left out of the questions, counted by reason.
     """
 
     stage: str
     model: str
     data: str
-    switch: str
+    thinking_switch: str
     mode: str | None
     seed: int
     accuracy: float
     stderr: float
     n_questions: int
-    samples: int
+    completions_per_prompt: int
     pass_at_k: float
     maj_at_k: float
     obeyed_share: float | None
@@ -67,7 +70,7 @@ class Evaluation:
 
         `pandas.DataFrame(evaluation.completions)` is a table of them. Read from the stage's folder each time.
         """
-        n_rows = self.n_questions * self.samples
+        n_rows = self.n_questions * self.completions_per_prompt
         rows = islice(read_rows(self.file), self.first_line, self.first_line + n_rows)
         return [_to_dict(row) for row in rows if isinstance(row, Completion)]
 
@@ -148,19 +151,19 @@ def _list_evaluations(stage: Planned, rows: list[dict[str, Any]], done: Mapping[
     means = read_json(stage.folder.path / "questions.json")["means"]
     evaluations, first_line = [], 0
     for index, (row, question_means) in enumerate(zip(rows, means, strict=True)):
-        data = stage.targets[settings.from_data[index // len(settings.switches)]]
+        data = stage.targets[settings.from_data[index // len(settings.thinking_switches)]]
         evaluations.append(
             Evaluation(
                 stage=stage.name,
                 model=row["stage"],
                 data=row["set"],
-                switch=row["switch"],
+                thinking_switch=row["switch"],
                 mode=row["mode"],
                 seed=row["seed"],
                 accuracy=row["accuracy"],
                 stderr=row["stderr"],
                 n_questions=row["n_questions"],
-                samples=row["k"],
+                completions_per_prompt=row["k"],
                 pass_at_k=row["pass_at_k"],
                 maj_at_k=row["maj_at_k"],
                 obeyed_share=row["obeyed_share"],

@@ -50,7 +50,7 @@ def asked(model: Path, rows: Any, reward: Any) -> dict[str, Any]:
     """A recipe that evaluates a model on rows."""
     stage = {"name": "evaluation", "kind": "evaluate", "from_model": "base", "from_data": ["questions"]}
     recipe = build(rows)
-    recipe["stages"].append({**stage, "samples": 2, "sampling": SAMPLING, "rewards": [reward]})
+    recipe["stages"].append({**stage, "completions_per_prompt": 2, "sampling": SAMPLING, "rewards": [reward]})
     return {**recipe, "models": {"base": {"path": str(model)}}, "runtime": CPU}
 
 
@@ -411,7 +411,7 @@ def test_load_model_says_what_there_is(tmp_path: Path) -> None:
 
 
 def test_evaluate_refuses_what_it_does_not_know(tmp_path: Path, tiny_model: Path) -> None:
-    with pytest.raises(TypeError, match="no argument 'sample'; it has name, switch, seed, runtime"):
+    with pytest.raises(TypeError, match="no argument 'sample'; it has name, thinking_switch, seed, runtime"):
         evaluate(tiny_model, ROWS, sampling=SAMPLING, home=tmp_path, sample=3)
     with pytest.raises(RecipeError, match=r"stage 'evaluation': sampling\.max_tokens: "):
         evaluate(tiny_model, ROWS, sampling={"temperature": 1.0}, home=tmp_path)
@@ -457,7 +457,12 @@ def test_a_stage_is_evaluated_and_loaded_as_the_store_has_it(tiny_model: Path, t
     results = run(recipe, home=tmp_path, progress=False)
 
     (evaluation,) = results.evaluations
-    assert (evaluation.model, evaluation.data, evaluation.n_questions, evaluation.samples) == ("sft", "questions", 6, 2)
+    assert (evaluation.model, evaluation.data, evaluation.n_questions, evaluation.completions_per_prompt) == (
+        "sft",
+        "questions",
+        6,
+        2,
+    )
     means = list(evaluation.question_means.values())
     assert evaluation.accuracy == pytest.approx(sum(means) / len(means))
     table = pd.DataFrame(evaluation.completions)
@@ -468,12 +473,23 @@ def test_a_stage_is_evaluated_and_loaded_as_the_store_has_it(tiny_model: Path, t
     assert "sft" in repr(results)
 
     alone = evaluate(
-        results["sft"], ROWS, reward=ends_with_gold, samples=2, sampling=SAMPLING, home=tmp_path, runtime=CPU
+        results["sft"],
+        ROWS,
+        reward=ends_with_gold,
+        completions_per_prompt=2,
+        sampling=SAMPLING,
+        home=tmp_path,
+        runtime=CPU,
     )
     assert alone.file == evaluation.file, "the same stage, from the store"
     assert (alone.model, alone.question_means) == ("sft", evaluation.question_means)
     of_stage = evaluate(
-        tiny_model, results["questions"], reward=ends_with_gold, samples=1, sampling=SAMPLING, home=tmp_path
+        tiny_model,
+        results["questions"],
+        reward=ends_with_gold,
+        completions_per_prompt=1,
+        sampling=SAMPLING,
+        home=tmp_path,
     )
     assert (of_stage.model, of_stage.n_questions) == ("tiny", 6)
 
