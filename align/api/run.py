@@ -112,4 +112,8 @@ def _open_progress(planned: PipelinePlan, progress: bool) -> contextlib.Abstract
     if not progress:
         return contextlib.nullcontext(Silence())
     console = Console(highlight=False, markup=False, emoji=False, force_jupyter=False)
-    return NotebookProgress(console, planned) if is_notebook() else Progress(console, planned)
+    if not is_notebook():
+        return Progress(console, planned)
+    # A notebook says that it is a terminal, but shows neither bars nor long lines as one does.
+    plain = Console(highlight=False, markup=False, emoji=False, force_jupyter=False, force_terminal=False)
+    return NotebookProgress(plain, planned)
