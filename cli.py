@@ -181,9 +181,9 @@ def _score(parsed: argparse.Namespace, out: "Console") -> int:
 
     from qwen_align.align.commands.score import score
     from qwen_align.align.settings.recipe_file import parse_overrides
-    from qwen_align.reward.settings import named
+    from qwen_align.reward.settings import parse_reward
 
-    reward = named(parsed.reward, dict(parse_overrides(parsed.set)))
+    reward = parse_reward(parsed.reward, dict(parse_overrides(parsed.set)))
     with Progress(TextColumn("{task.completed:,.0f} rows judged"), console=out, transient=True) as bar:
         task = bar.add_task("", total=None)
         scored = score(parsed.rows, parsed.out, reward, lambda rows: bar.update(task, completed=rows))
@@ -200,13 +200,13 @@ def _audit(parsed: argparse.Namespace, out: "Console") -> int:
 
     from qwen_align.align.rows import Problem, only, read_rows
     from qwen_align.align.settings.recipe_file import parse_overrides
-    from qwen_align.reward.audit import audit
-    from qwen_align.reward.settings import named
+    from qwen_align.reward.audit import audit_reward
+    from qwen_align.reward.settings import parse_reward
 
-    reward = named(parsed.reward, dict(parse_overrides(parsed.set)))
-    reward.check_here()
+    reward = parse_reward(parsed.reward, dict(parse_overrides(parsed.set)))
+    reward.check_machine()
     problems = list(only(Problem, read_rows(parsed.rows)))[: parsed.first] if parsed.rows else []
-    found = audit(reward, problems)
+    found = audit_reward(reward, problems)
     table = Table("", "completion", "value", "reason", box=None, pad_edge=False)
     for one in found:
         is_silent = one.verdict.value is None and one.pays is None
