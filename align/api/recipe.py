@@ -73,7 +73,12 @@ class Recipe:
     def __repr__(self) -> str:
         stages = self._settings.get("stages", [])
         names = [str(stage.get("name", "repeat")) for stage in stages]
-        return f"Recipe '{self.name}': {len(names)} stages ({', '.join(names)})"
+        return f"Recipe '{self.name}': {count_stages(len(names))} ({', '.join(names)})"
+
+
+def count_stages(number: int) -> str:
+    """Returns `1 stage`, `2 stages`."""
+    return f"{number} stage{'' if number == 1 else 's'}"
 
 
 def _read_source(source: str | Path | Mapping[str, Any], folder: Path) -> tuple[Path, dict[str, Any]]:

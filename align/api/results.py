@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from qwen_align.align.api.recipe import count_stages
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.plan import Plan, Planned
 from qwen_align.align.reporting import results as report
@@ -118,8 +119,7 @@ class Results:
         return [evaluation.to_row() for evaluation in self.evaluations]
 
     def __repr__(self) -> str:
-        n_stages = f"{len(self.stages)} stage{'' if len(self.stages) == 1 else 's'}"
-        return f"Results '{self.name}': {n_stages} in {self.run_folder}\n{self.table}".rstrip()
+        return f"Results '{self.name}': {count_stages(len(self.stages))} in {self.run_folder}\n{self.table}".rstrip()
 
 
 def read_stage(name: str, folder: Path) -> StageResult:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from qwen_align.align.api.notebook_progress import NotebookProgress, Silence, is_notebook
-from qwen_align.align.api.recipe import Overrides, Recipe
+from qwen_align.align.api.recipe import Overrides, Recipe, count_stages
 from qwen_align.align.api.results import Results, collect_results
 from qwen_align.align.commands.progress import Progress, stop_on_signals
 from qwen_align.align.errors import AlignError, Preempted
@@ -50,7 +50,7 @@ class Plan:
     def __repr__(self) -> str:
         width = max(len(stage.name) for stage in self.stages)
         to_run = sum(not stage.is_stored for stage in self.stages)
-        lines = [f"Plan '{self.name}': {len(self.stages)} stages, {to_run} to run; {self.run_folder}"]
+        lines = [f"Plan '{self.name}': {count_stages(len(self.stages))}, {to_run} to run; {self.run_folder}"]
         lines += [
             f"  {stage.name:<{width}}  {stage.kind:<12}  {stage.key[:16]}  {'stored' if stage.is_stored else 'to run'}"
             for stage in self.stages

@@ -1,5 +1,6 @@
 """The Python API: recipes in memory have the keys and errors of files; runs are interrupted, resumed and typed."""
 
+import io
 import json
 import math
 import os
@@ -16,10 +17,12 @@ import pandas as pd
 import pytest
 import yaml
 from pydantic import BaseModel
+from rich.console import Console
 
 import qwen_align
 from qwen_align import Recipe, evaluate, load_model, plan, run
 from qwen_align.align.api.given_values import FUNCTION_FIELD, ROW_FIELDS
+from qwen_align.align.api.notebook_progress import NotebookProgress
 from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.settings.base import Strict
@@ -172,7 +175,7 @@ def test_a_matrix_may_hold_rows(tmp_path: Path) -> None:
 
 def test_a_plan_prints_what_is_stored(tmp_path: Path) -> None:
     planned = plan(build(ROWS), home=tmp_path)
-    assert repr(planned).startswith("Plan 'trial': 1 stages, 1 to run")
+    assert repr(planned).startswith("Plan 'trial': 1 stage, 1 to run")
     assert planned.stages[0].key[:16] in repr(planned)
     run(planned, progress=False)
     assert planned.stages[0].is_stored
@@ -417,6 +420,30 @@ def test_evaluate_refuses_what_it_does_not_know(tmp_path: Path, tiny_model: Path
         evaluate(tiny_model, ROWS, sampling={"temperature": 1.0}, home=tmp_path)
     with pytest.raises(TypeError, match="columns"):
         evaluate(tiny_model, {"kind": "arithmetic"}, columns={"gold": "x"}, sampling=SAMPLING, home=tmp_path)
+
+
+def test_a_notebook_shows_how_far_the_stage_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class Display:
+        def update(self, data: dict[str, str], *, raw: bool) -> None:
+            shown.append(data["text/plain"])
+
+    def show(data: dict[str, str], *, raw: bool, display_id: bool) -> Display:
+        return Display()
+
+    monkeypatch.setattr("IPython.display.display", show)
+    planned = plan(build(ROWS), home=tmp_path).pipeline_plan
+    (stage,) = planned.stages
+    stage.folder.path.mkdir(parents=True)
+    with NotebookProgress(Console(file=io.StringIO()), planned) as progress:
+        progress.started(stage)
+        progress.going(stage)
+        state = {"done": 3, "total": 9, "unit": "steps", "seconds": 1.0, "done_here": 3, "tokens_here": 0}
+        (stage.folder.path / "progress.json").write_text(json.dumps(state))
+        progress.going(stage)
+        progress.going(stage)
+    assert shown == ["questions: 3/9 steps  ETA 0:02", ""]
 
 
 # --- with models
