@@ -310,7 +310,7 @@ class World:
 
             self.add_scorer()
             inputs = {**self.inputs, "scorer": self.inputs["scorer"]}
-            reward_scorer.bind(rewards, inputs, device=torch.device("cpu"), max_rows=8)
+            reward_scorer.bind_scorers(rewards, inputs, device=torch.device("cpu"), max_rows=8)
         group = [
             make_completion(
                 "p", sample, None, "", "", text=text, n_tokens=len(text), gold=settings.get("gold", "2"), verdicts={}

@@ -1,4 +1,4 @@
-"""Rows and files that settings' effects are looked for in: small, and made so that each setting meets what it is for."""
+"""Rows and files that settings' effects are looked for in: each setting meets what it is for."""
 
 import json
 from collections.abc import Iterator
