@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -42,6 +42,9 @@ class Generation:
     For each token, natural logarithms: `logps` under the policy at the sampling temperature before any cut,
     `sampled_logps` under the distribution it was drawn from. Greedy tokens were certain (`sampled_logps` 0)
     and have `logps` at temperature 1.
+
+    `loss_mask` says of each token whether it is the policy's own choice. Tokens that were forced on it or come from a
+    tool (False) condition what follows and are in no loss, ratio, KL or entropy. Without a mask all are in the loss.
     """
 
     request: Request
@@ -50,6 +53,16 @@ class Generation:
     logps: list[float]
     sampled_logps: list[float]
     finish_reason: FinishReason
+    loss_mask: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        mask = self.loss_mask or [True] * len(self.token_ids)
+        if len(mask) != len(self.token_ids):
+            raise ValueError(
+                f"request '{self.request.id}', sample {self.sample}: a loss mask of {len(mask)} for "
+                f"{len(self.token_ids)} tokens; it has one entry a token"
+            )
+        object.__setattr__(self, "loss_mask", mask)
 
 
 class Engine(Protocol):

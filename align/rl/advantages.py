@@ -36,32 +36,38 @@ def leave_one_out(rewards_P_G: Tensor) -> Tensor:
     return torch.where(judged & (others > 0), known - mean, torch.zeros_like(known))
 
 
-def returns_to_go(rewards: Tensor, gamma: float = 1.0) -> Tensor:
-    """Discounted sums of the rewards from each token on; (B, T) -> (B, T)."""
+def returns_to_go(rewards: Tensor, gamma: float = 1.0, mask: Tensor | None = None) -> Tensor:
+    """Discounted sums of the rewards from each token on; (B, T) -> (B, T).
+
+    Tokens where `mask` is 0 are cut out: they have no reward, take no step of discount, and are 0 in the result.
+    """
+    in_loss = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask > 0
     sums = torch.zeros_like(rewards)
     later = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else None
     for place in reversed(range(rewards.shape[1])):
         assert later is not None
-        later = rewards[:, place] + gamma * later
+        later = torch.where(in_loss[:, place], rewards[:, place] + gamma * later, later)
         sums[:, place] = later
-    return sums
+    return sums * in_loss
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lambda_: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates and the returns they imply, advantage + value; each (B, T).
 
     arXiv:1506.02438, (16): A_t = sum_l (gamma * lambda)^l delta_{t+l}, delta_t = r_t + gamma * V_{t+1} - V_t. `values`
-    are of the states before each token; after a completion's last token nothing is to come. `mask` is 1 on tokens;
-    what lies behind them counts nowhere and is 0 in the result.
+    are of the states before each token; after a completion's last token nothing is to come. `mask` is 1 on the tokens
+    in the loss. Others count nowhere and are 0 in the result: behind a completion, and also between its tokens, where
+    the step goes from one token in the loss to the next, as if nothing lay between them.
     """
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(rewards)
     n_tokens = rewards.shape[1]
-    later = torch.zeros_like(rewards[:, 0]) if n_tokens else None
+    later = next_value = torch.zeros(len(rewards), dtype=rewards.dtype)
     for place in reversed(range(n_tokens)):
-        assert later is not None
-        next_value = values[:, place + 1] if place + 1 < n_tokens else torch.zeros_like(later)
-        later = rewards[:, place] + gamma * next_value - values[:, place] + gamma * lambda_ * later
+        in_loss = mask[:, place] > 0
+        estimate = rewards[:, place] + gamma * next_value - values[:, place] + gamma * lambda_ * later
+        later = torch.where(in_loss, estimate, later)
+        next_value = torch.where(in_loss, values[:, place], next_value)
         advantages[:, place] = later
     return advantages * mask, (advantages + values) * mask
 

@@ -29,7 +29,8 @@ def credit(rollouts: Rollouts, spec: Grpo | Ppo, kl_coefficient: float, scale: R
     elif spec.advantage == "reinforce++":
         rollouts.counts = rollouts.counts & ~rollouts.reward.isnan()
         per_token = _token_rewards(rollouts, rollouts.reward.nan_to_num(nan=0.0), spec, kl_coefficient)
-        rollouts.advantages = rollouts.flat(whitened(returns_to_go(per_token), rollouts.mask()))
+        mask = rollouts.mask()
+        rollouts.advantages = rollouts.flat(whitened(returns_to_go(per_token, mask=mask), mask))
     else:
         n_groups = int(rollouts.group.max()) + 1 if len(rollouts) else 0
         rewards = (rollouts.reward - _kl_of_completions(rollouts, spec, kl_coefficient)).view(n_groups, -1)
@@ -38,19 +39,27 @@ def credit(rollouts: Rollouts, spec: Grpo | Ppo, kl_coefficient: float, scale: R
             if spec.advantage == "rloo"
             else group_advantages(rewards, scale=spec.advantage_scale)
         )
-        rollouts.advantages = found.flatten().repeat_interleave(rollouts.n_tokens)
+        advantages = found.flatten().repeat_interleave(rollouts.n_tokens)
+        rollouts.advantages = advantages.masked_fill(~rollouts.loss_mask, 0.0)
 
 
 def reference_kl(rollouts: Rollouts, estimator: str) -> Tensor:
-    """Of each token, of the policy that drew from the reference; (B, T), zeros behind completions."""
+    """Of each token, of the policy that drew from the reference; (B, T), zeros outside loss masks and completions."""
     assert rollouts.reference_logps is not None
-    return rollouts.padded(losses.kl(rollouts.old_logps, rollouts.reference_logps, estimator))
+    apart = losses.kl(rollouts.old_logps, rollouts.reference_logps, estimator)
+    return rollouts.padded(apart.masked_fill(~rollouts.loss_mask, 0.0))
 
 
 def _token_rewards(rollouts: Rollouts, rewards: Tensor, spec: OnlineRl, kl_coefficient: float) -> Tensor:
-    """The reward at each completion's last token, and the KL's price at every token; (B, T)."""
-    per_token = torch.zeros(len(rollouts), int(rollouts.n_tokens.max()))
-    per_token[torch.arange(len(rollouts)), rollouts.n_tokens - 1] = rewards
+    """The reward at each completion's last token in the loss, and the KL's price at every one; (B, T).
+
+    A completion without a token in the loss gets neither.
+    """
+    in_loss = rollouts.padded(rollouts.loss_mask)
+    per_token = torch.zeros(in_loss.shape)
+    last = torch.where(in_loss, torch.arange(in_loss.shape[1]), -1).amax(dim=1)
+    rows = (last >= 0).nonzero()[:, 0]
+    per_token[rows, last[rows]] = rewards[rows]
     if spec.kl and spec.kl.place == "reward":
         per_token -= kl_coefficient * reference_kl(rollouts, spec.kl.estimator)
     return per_token

@@ -163,6 +163,7 @@ def assembled(played: Played, *, mask_truncated: bool) -> Rollouts:
         counts=~truncated if mask_truncated else torch.ones_like(truncated),
         advantages=torch.zeros_like(logps),
         share=played.share,
+        loss_mask=torch.tensor([is_own for one in done for is_own in one.loss_mask], dtype=torch.bool),
     )
 
 

@@ -26,7 +26,7 @@ class Whole(NamedTuple):
     @classmethod
     def of(cls, rollouts: Rollouts, rows: list[int], max_tokens: int) -> "Whole":
         counted = rollouts.counts[rows]
-        return cls(len(rows), int(rollouts.n_tokens[rows][counted].sum()), max_tokens, rollouts.share)
+        return cls(len(rows), int(rollouts.n_loss_tokens[rows][counted].sum()), max_tokens, rollouts.share)
 
 
 class Terms(NamedTuple):
@@ -58,7 +58,8 @@ def loss_of(
     if terms.value:
         assert isinstance(spec, Ppo)
         assert scores.values is not None
-        values, old, returns = scores.values.float(), *_of(batch, rollouts, "values", "returns")
+        values = scores.values.float().masked_fill(mask == 0, 0.0)
+        old, returns = _of(batch, rollouts, mask, "values", "returns")
         errors = losses.value_loss(values, old, returns, mask, spec.critic.clip)
         value_loss = errors.sum() / max(whole.n_tokens, 1)
         loss = loss + spec.critic.weight * value_loss
@@ -79,9 +80,11 @@ def _policy(
 ) -> tuple[Tensor, Sums]:
     assert scores.logps is not None
     assert scores.entropies is not None
-    device, logps = batch.input_ids.device, scores.logps.float()
+    device = batch.input_ids.device
     mask = rollouts.mask(batch.rows).to(device)
-    drawn_by, sampled_with, advantages = _of(batch, rollouts, "old_logps", "sampled_logps", "advantages")
+    # Set to 0 before any arithmetic: times 0 afterwards, what overflows at a forced token would be NaN.
+    logps, entropies = (part.float().masked_fill(mask == 0, 0.0) for part in (scores.logps, scores.entropies))
+    drawn_by, sampled_with, advantages = _of(batch, rollouts, mask, "old_logps", "sampled_logps", "advantages")
     old = logps.detach() if terms.on_policy else drawn_by
     kind = spec.loss if isinstance(spec, Grpo) else "ppo"
     clip: dict[str, Any] = {"kind": kind, "clip_low": spec.clip_low, "clip_high": spec.clip_high}
@@ -89,20 +92,20 @@ def _policy(
     if spec.correction:
         per_token = per_token * losses.correction_weights(old, sampled_with, mask, **spec.correction.model_dump())
     if spec.kl and spec.kl.place == "loss":
-        (reference,) = _of(batch, rollouts, "reference_logps")
+        (reference,) = _of(batch, rollouts, mask, "reference_logps")
         apart = losses.kl(logps, reference, spec.kl.estimator) * mask
         if spec.kl.weighted:
             apart = apart * losses.log_ratios(logps, old, mask, kind).exp()
         per_token = per_token + terms.kl_coefficient * apart
     weights = losses.token_weights(
-        rollouts.n_tokens[batch.rows].to(device),
+        rollouts.n_loss_tokens[batch.rows].to(device),
         kind,
         n_rows=whole.n_rows,
         n_all_tokens=whole.n_tokens,
         max_tokens=whole.max_tokens,
     )
     loss = (per_token * weights[:, None]).sum()
-    entropy = (scores.entropies.float() * mask).sum()
+    entropy = entropies.sum()
     if spec.entropy:
         loss = loss - terms.entropy_coefficient * entropy / max(whole.n_tokens, 1)
     with torch.no_grad():
@@ -117,11 +120,11 @@ def _policy(
     return loss, sums
 
 
-def _of(batch: MicroBatch, rollouts: Rollouts, *names: str) -> list[Tensor]:
-    """What the rollouts say of the micro-batch's tokens, (B, T), on its device."""
+def _of(batch: MicroBatch, rollouts: Rollouts, mask: Tensor, *names: str) -> list[Tensor]:
+    """What the rollouts say of the micro-batch's tokens in the loss, 0 elsewhere; (B, T), on its device."""
     found = []
     for name in names:
         flat: Tensor | None = getattr(rollouts, name)
         assert flat is not None, name
-        found.append(rollouts.padded(flat, batch.rows).to(batch.input_ids.device))
+        found.append(rollouts.padded(flat, batch.rows).to(batch.input_ids.device).masked_fill(mask == 0, 0.0))
     return found

@@ -38,7 +38,8 @@ def _group(group: Group) -> dict[str, Any]:
         "seed": group.generations[0].request.seed,
         "step": group.generations[0].request.step,
         "generations": [
-            [one.sample, one.token_ids, one.logps, one.sampled_logps, one.finish_reason] for one in group.generations
+            [one.sample, one.token_ids, one.logps, one.sampled_logps, one.finish_reason, one.loss_mask]
+            for one in group.generations
         ],
         "verdicts": [one.verdict.model_dump() for one in group.judged],
     }

@@ -1,7 +1,7 @@
 """A step's completions as tensors, cut into micro-batches, and to and from a file bit by bit."""
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,21 +29,33 @@ class Rollouts:
     reference_logps: Tensor | None = None  # flat
     values: Tensor | None = None  # flat: of the critic before this step's updates
     returns: Tensor | None = None  # flat
+    # flat bool: the token is the policy's own choice, not forced or a tool's; all are where none is given
+    loss_mask: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+
+    def __post_init__(self) -> None:
+        if not len(self.loss_mask):
+            self.loss_mask = torch.ones(int(self.n_tokens.sum()), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.n_prompt)
 
     @property
     def n_all_tokens(self) -> int:
-        """Tokens that count."""
-        return int(self.n_tokens[self.counts].sum())
+        """Tokens in the loss."""
+        return int(self.n_loss_tokens[self.counts].sum())
+
+    @property
+    def n_loss_tokens(self) -> Tensor:
+        """Each completion's tokens that its loss mask leaves in the loss, whether the completion counts or not; (N,)."""
+        return self.padded(self.loss_mask).sum(dim=1) if len(self) else self.n_tokens
 
     def mask(self, rows: Sequence[int] | None = None) -> Tensor:
-        """1 on the tokens of these completions that count, or of all; (B, T) float32."""
+        """1 on the tokens in the loss of these completions, or of all, 0 on all others; (B, T) float32.
+
+        Neither a completion that does not count nor a token outside its loss mask is in the loss.
+        """
         which = slice(None) if rows is None else list(rows)
-        n_tokens, counts = self.n_tokens[which], self.counts[which]
-        places = torch.arange(int(n_tokens.max()) if len(n_tokens) else 0)
-        return ((places < n_tokens[:, None]) & counts[:, None]).float()
+        return (self.padded(self.loss_mask, rows) & self.counts[which][:, None]).float()
 
     def padded(self, flat: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """A flat tensor by completion, zeros behind each; (B, T)."""

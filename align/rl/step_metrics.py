@@ -34,10 +34,17 @@ def of_play(played: Played) -> dict[str, float]:
     return found
 
 
+def of_masks(rollouts: Rollouts) -> dict[str, float]:
+    """The share of the completions' tokens that loss masks leave out; nothing where they leave out none."""
+    masked_share = 1 - float(rollouts.loss_mask.float().mean())
+    return {"completions/masked_share": masked_share} if masked_share else {}
+
+
 def samples_to_read(played: Played, rollouts: Rollouts, n: int) -> Iterator[dict[str, Any]]:
     """`n` completions of those trained, from the highest advantage to the lowest, with everything said of them."""
     rows = [(group, one) for group in played.groups for one in group.judged]
-    means = [float(part.mean()) if len(part) else 0.0 for part in rollouts.of_rows(rollouts.advantages)]
+    parts = zip(rollouts.of_rows(rollouts.advantages), rollouts.of_rows(rollouts.loss_mask), strict=True)
+    means = [float(part[in_loss].mean()) if in_loss.any() else 0.0 for part, in_loss in parts]
     ordered = sorted(range(len(rows)), key=lambda row: (-means[row], row))
     chosen = [ordered[round(place)] for place in torch.linspace(0, len(ordered) - 1, min(n, len(ordered))).tolist()]
     for row in chosen:

@@ -32,7 +32,7 @@ from qwen_align.align.rl.objective import Sums, Terms, Whole, loss_of, moves_wit
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollout_batches import Experience
 from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, of_process, turns
-from qwen_align.align.rl.step_metrics import of_play, samples_to_read
+from qwen_align.align.rl.step_metrics import of_masks, of_play, samples_to_read
 from qwen_align.align.rl.watchdogs import Watchdogs
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
@@ -191,6 +191,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             self.rollouts, self.minibatches = None, [[] for _ in range(self.spec.updates.count)]
             return
         self.rollouts = assembled(played, mask_truncated=self.spec.mask_truncated)
+        self.figures |= of_masks(self.rollouts)
         everything = range(len(self.rollouts))
         self._score(self.rollouts)
         if self._is_kl_of_all:

@@ -126,11 +126,14 @@ class Game:
         done = {(one.request.id, one.sample): one for one in engine.generate(requests)}
         self._places = places
         self._last = [done[self._name(place), sample] for place, sample in zip(places, samples, strict=True)]
-        return {
+        rollouts = {
             "prompt_ids": [self.drawn[place].prompt.ids for place in places],
             "completion_ids": [one.token_ids for one in self._last],
             "logprobs": [one.logps for one in self._last],
         }
+        if all(all(one.loss_mask) for one in self._last):
+            return rollouts
+        return {**rollouts, "env_mask": [list(map(int, one.loss_mask)) for one in self._last]}
 
     def _name(self, place: int) -> str:
         """A request's id, which its random numbers come from; a problem may be drawn twice in a step."""

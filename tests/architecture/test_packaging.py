@@ -100,6 +100,7 @@ def build(what: str, source: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean copy, because a build leaves folders behind."""
+
     def ignore(folder: str, names: list[str]) -> set[str]:
         return GENERATED(folder, names) | (NOT_SHIPPED & set(names) if Path(folder) == ROOT else set())
 
