@@ -80,7 +80,7 @@ def _check(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.pipeline.plan import plan as make_plan
 
     planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    for line in check.lines(planned):
+    for line in check.describe_plan(planned):
         out.print(line, soft_wrap=True)
     return 0
 
@@ -114,8 +114,8 @@ def _chat(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.generation.local import LocalEngine
     from qwen_align.align.models import loading
     from qwen_align.align.pipeline.plan import plan as make_plan
+    from qwen_align.align.settings.runtime import Runtime
     from qwen_align.align.settings.sampling import SamplingSettings
-    from qwen_align.align.settings.stage import Runtime
 
     folder = chat.model_folder(make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
     renderer = loading.renderer_of(folder)
@@ -180,10 +180,10 @@ def _score(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.progress import Progress, TextColumn
 
     from qwen_align.align.commands.score import score
-    from qwen_align.align.settings.recipe import assignments
+    from qwen_align.align.settings.recipe_file import parse_overrides
     from qwen_align.reward.settings import named
 
-    reward = named(parsed.reward, dict(assignments(parsed.set)))
+    reward = named(parsed.reward, dict(parse_overrides(parsed.set)))
     with Progress(TextColumn("{task.completed:,.0f} rows judged"), console=out, transient=True) as bar:
         task = bar.add_task("", total=None)
         scored = score(parsed.rows, parsed.out, reward, lambda rows: bar.update(task, completed=rows))
@@ -199,11 +199,11 @@ def _audit(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.table import Table
 
     from qwen_align.align.rows import Problem, only, read_rows
-    from qwen_align.align.settings.recipe import assignments
+    from qwen_align.align.settings.recipe_file import parse_overrides
     from qwen_align.reward.audit import audit
     from qwen_align.reward.settings import named
 
-    reward = named(parsed.reward, dict(assignments(parsed.set)))
+    reward = named(parsed.reward, dict(parse_overrides(parsed.set)))
     reward.check_here()
     problems = list(only(Problem, read_rows(parsed.rows)))[: parsed.first] if parsed.rows else []
     found = audit(reward, problems)

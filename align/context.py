@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import Preempted
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store.files import write_text
 
 PROGRESS = "progress.json"

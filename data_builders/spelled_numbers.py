@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-from qwen_align.reward.math.plain_number import spelled_number
+from qwen_align.reward.math.number_parser import parse_spelled_number
 
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -36,7 +36,7 @@ def spelled_numbers(text: str) -> Iterator[Fraction]:
         scale = _SCALES[match[2].lower()] if match[2] else _CHINESE_SCALES[match[3]]
         yield Fraction(match[1]) * scale
     for match in _CHINESE.finditer(text):
-        found = map(spelled_number, {match[0], *re.split("点|分之", match[0]), *match[0]})
+        found = map(parse_spelled_number, {match[0], *re.split("点|分之", match[0]), *match[0]})
         yield from (number for number in found if number is not None)
 
 

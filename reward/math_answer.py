@@ -1,4 +1,7 @@
-r"""Is the answer the gold? Exactly decided, by the gold's type; what only a guarded sympy accepts is said to be so."""
+"""The reward for mathematics: whether a completion's answer is the gold, decided exactly by the gold's type.
+
+What only the guarded sympy accepts has the reason "fallback".
+"""
 
 import math
 import time
@@ -7,21 +10,36 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal
 
+from pydantic import Field
+
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, in_threads
-from qwen_align.reward.math import fallback, numeric
-from qwen_align.reward.math.compare import agree
-from qwen_align.reward.math.final import MINERVA, boxed_answers, declared_answer, minerva_answer
-from qwen_align.reward.math.layout import MAX_CHARS
-from qwen_align.reward.math.plain_box import plain_box, plain_gold
-from qwen_align.reward.math.plain_number import MAX_DIGITS
-from qwen_align.reward.math.probes import PROBES
-from qwen_align.reward.math.read import MAX_ITEMS, read
-from qwen_align.reward.math.scalars import is_defined
-from qwen_align.reward.math.unit_words import Unit
-from qwen_align.reward.math.units import ANY_WORD, letters_of
-from qwen_align.reward.math.values import Group, Matrix, Row, Scalar, Union, Value, Words
-from qwen_align.reward.math.written import written
+from qwen_align.reward.math import numeric_comparison, sympy_fallback
+from qwen_align.reward.math.answer_equality import is_same_answer
+from qwen_align.reward.math.answer_parser import MAX_ITEMS, parse_answer
+from qwen_align.reward.math.answer_values import (
+    AnswerValue,
+    BracketedTuple,
+    Matrix,
+    Scalar,
+    SetUnion,
+    UnorderedItems,
+    Words,
+)
+from qwen_align.reward.math.audit_probes import PROBES
+from qwen_align.reward.math.boxed_number_fast_path import parse_plain_box, parse_plain_gold
+from qwen_align.reward.math.canonical_spelling import spell_canonically
+from qwen_align.reward.math.final_answer import (
+    MINERVA_PREFIX,
+    extract_boxed_answers,
+    extract_declared_answer,
+    extract_minerva_answer,
+)
+from qwen_align.reward.math.latex_normalization import MAX_CHARS
+from qwen_align.reward.math.number_parser import MAX_DIGITS
+from qwen_align.reward.math.scalar_equality import is_defined
+from qwen_align.reward.math.unit_table import Unit
+from qwen_align.reward.math.units import ANY_WORD, get_unit_letters
 from qwen_align.reward.pool import GoneError, UnservedError
 from qwen_align.reward.thinking import after_thinking
 from qwen_align.reward.verdict import Verdict
@@ -30,12 +48,12 @@ _CORRECT = Verdict(value=1.0, reason="correct")
 _WRONG = Verdict(value=0.0, reason="wrong")
 _UNUSABLE = Verdict(value=None, reason="unusable gold")
 
-Contents = tuple[str, ...]
-Pairs = tuple[tuple[str, str], ...]
+BoxContents = tuple[str, ...]
+FallbackPairs = tuple[tuple[str, str], ...]
 
 
 class MathAnswer(BaseReward):
-    r"""1.0 if the completion's final answer is the gold, else 0.0; no verdict if the gold is unusable.
+    r"""Pays 1.0 if the completion's final answer is the gold, else 0.0; gives no verdict if the gold is unusable.
 
     The answer is the last `\boxed{}` after the thinking, and those joined to it by commas, "and", "or" are one list.
     The gold's type decides: numbers are compared exactly, lists without order, points in order, equations by their
@@ -45,12 +63,15 @@ class MathAnswer(BaseReward):
     """
 
     kind: Literal["math_answer"] = "math_answer"
-    box: Literal["preferred", "required"] = "preferred"
-    r"""With "preferred", a completion that holds no box may declare its answer at its end: "The answer is 5."; one in
-    Minerva's form ("Final Answer: The final answer is $5$. I hope it is correct.") does so beside a box too."""
+    box: Literal["preferred", "required"] = Field(
+        default="preferred",
+        description=r"whether the answer must stand in a \boxed{}; with 'preferred', a completion that has no box may "
+        'declare its answer at its end ("The answer is 5."), and one in Minerva\'s form ("Final Answer: The final '
+        'answer is $5$. I hope it is correct.") does so beside a box too',
+    )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; without `gold`, against the completion's own."""
+        """Returns the verdict on one completion; without `gold`, against the completion's own."""
         if isinstance(completion, str):
             text = completion
         elif isinstance(completion, Completion):
@@ -58,73 +79,80 @@ class MathAnswer(BaseReward):
             gold = completion.gold if gold is None else gold
         else:
             raise TypeError(f"a completion is a text or a Completion, not {type(completion).__name__}")
-        verdict = self._exact(text, gold)
-        return verdict if isinstance(verdict, Verdict) else _by_fallback(verdict, None)
+        verdict = self._judge_exactly(text, gold)
+        return verdict if isinstance(verdict, Verdict) else _judge_by_fallback(verdict, None)
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        """The verdicts on all completions of one prompt in one mode."""
+        """Returns the verdicts on all completions of one prompt in one mode."""
         return self.judge_many(group)
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
-        """The verdicts on completions in their order: the exact ones first, so that no slow one delays them."""
+        """Returns the verdicts on completions in their order.
+
+        Exact comparisons come first, so that no slow completion delays the others.
+        """
         verdicts: list[Verdict] = []
-        doubtful: dict[int, Pairs] = {}
-        for place, one in enumerate(completions):
-            late = deadline is not None and time.monotonic() > deadline
-            verdict = UNJUDGED if late else self._exact(one.text, one.gold)
+        deferred: dict[int, FallbackPairs] = {}
+        for index, completion in enumerate(completions):
+            is_late = deadline is not None and time.monotonic() > deadline
+            verdict = UNJUDGED if is_late else self._judge_exactly(completion.text, completion.gold)
             if not isinstance(verdict, Verdict):
-                doubtful[place] = verdict
+                deferred[index] = verdict
                 verdict = UNJUDGED
             verdicts.append(verdict)
-        pairs_of = {id(completions[place]): pairs for place, pairs in doubtful.items()}
-        asked = in_threads(
-            lambda one: _by_fallback(pairs_of[id(one)], deadline), [completions[place] for place in doubtful], deadline
+        pairs_by_completion = {id(completions[index]): pairs for index, pairs in deferred.items()}
+        fallback_verdicts = in_threads(
+            lambda completion: _judge_by_fallback(pairs_by_completion[id(completion)], deadline),
+            [completions[index] for index in deferred],
+            deadline,
         )
-        for place, verdict in zip(doubtful, asked, strict=True):
-            verdicts[place] = verdict
+        for index, verdict in zip(deferred, fallback_verdicts, strict=True):
+            verdicts[index] = verdict
         return verdicts
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """The verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
-        text = _gold_text(gold)
-        return _UNUSABLE if text is None else self.judge(rf"\boxed{{{text}}}", text)
+        """Returns the verdict on the gold itself as an answer: anything but 1.0 makes the gold unusable."""
+        gold_text = _to_gold_text(gold)
+        return _UNUSABLE if gold_text is None else self.judge(rf"\boxed{{{gold_text}}}", gold_text)
 
     def answer(self, completion: str | Completion) -> str | None:
-        """The answer in one spelling, without unit, for counting votes; None if there is none."""
-        found = self._contents(completion if isinstance(completion, str) else completion.text)
-        value = None if isinstance(found, str) else _said(found, frozenset())
-        return None if value is None else written(value)
+        """Returns the answer in one spelling, without unit, for counting votes; None if there is none."""
+        contents = self._extract_contents(completion if isinstance(completion, str) else completion.text)
+        value = None if isinstance(contents, str) else _parse_contents(contents, frozenset())
+        return None if value is None else spell_canonically(value)
 
     def warm(self) -> None:
-        """Start the processes of the fallback and import what the numeric comparison needs: no verdict waits then."""
-        numeric.warm()
-        fallback.warm()
+        """Starts the workers of the fallback and imports what the numeric comparison needs: no verdict waits then."""
+        numeric_comparison.warm_up_mpmath()
+        sympy_fallback.start_workers()
 
     def probes(self) -> list[Probe]:
-        """Completions that look like answers; only the first few are."""
+        """Returns completions that look like answers, of which only the first few are."""
         return [Probe(*probe) for probe in PROBES]
 
-    def _exact(self, text: str, gold: Any) -> Verdict | Pairs:
-        """The verdict of the exact layer, or the pairs it leaves to the fallback."""
-        wanted = plain_gold(gold) if type(gold) is str else None
-        if wanted is not None and (self.box == "required" or MINERVA not in text):
-            said = plain_box(text)
-            if said is not None:
-                return _CORRECT if said == wanted else _WRONG
-        right = _gold_text(gold)
-        if right is None or _gold_value(right) is None:
+    def _judge_exactly(self, text: str, gold: Any) -> Verdict | FallbackPairs:
+        """Returns the verdict by exact comparison, or the pairs of expressions it leaves to the fallback."""
+        gold_number = parse_plain_gold(gold) if type(gold) is str else None
+        if gold_number is not None and (self.box == "required" or MINERVA_PREFIX not in text):
+            answer_number = parse_plain_box(text)
+            if answer_number is not None:
+                return _CORRECT if answer_number == gold_number else _WRONG
+        gold_text = _to_gold_text(gold)
+        if gold_text is None or _parse_gold(gold_text) is None:
             return _UNUSABLE
-        found = self._contents(text)
-        return Verdict(value=0.0, reason=found) if isinstance(found, str) else _decided(found, right)
+        contents = self._extract_contents(text)
+        return (
+            Verdict(value=0.0, reason=contents) if isinstance(contents, str) else _judge_contents(contents, gold_text)
+        )
 
-    def _contents(self, text: str) -> Contents | str:
-        """The texts of the answer's boxes, or the reason why there is none."""
-        spoken = after_thinking(text)
-        if spoken is None:
+    def _extract_contents(self, text: str) -> BoxContents | str:
+        """Returns the contents of the answer's boxes, or the reason why there are none."""
+        response = after_thinking(text)
+        if response is None:
             return "unfinished thinking"
-        boxes = boxed_answers(spoken)
+        boxes = extract_boxed_answers(response)
         if self.box == "preferred":
-            declared = declared_answer(spoken) if boxes is None else minerva_answer(spoken)
+            declared = extract_declared_answer(response) if boxes is None else extract_minerva_answer(response)
             if declared is not None and "\\boxed" not in declared:
                 return (declared,)
         if boxes is None:
@@ -134,9 +162,10 @@ class MathAnswer(BaseReward):
         return boxes if isinstance(boxes, str) else tuple(boxes)
 
 
-def _by_fallback(pairs: Pairs, deadline: float | None) -> Verdict:
+def _judge_by_fallback(pairs: FallbackPairs, deadline: float | None) -> Verdict:
+    """Returns the verdict of the fallback on pairs of expressions that must all be equal."""
     try:
-        reason = fallback.ask(pairs, deadline=deadline)
+        reason = sympy_fallback.judge_pairs(pairs, deadline=deadline)
     except UnservedError:
         return UNJUDGED
     except GoneError as error:  # no fault of the completion's
@@ -145,48 +174,56 @@ def _by_fallback(pairs: Pairs, deadline: float | None) -> Verdict:
 
 
 @lru_cache(maxsize=8_192)  # the 8 to 64 completions of a prompt repeat their answers
-def _decided(contents: Contents, gold: str) -> Verdict | Pairs:
-    right = _gold_value(gold)
-    if right is None:
+def _judge_contents(contents: BoxContents, gold: str) -> Verdict | FallbackPairs:
+    """Compares the contents of the boxes with the gold: the verdict, or the pairs left to the fallback."""
+    gold_value = _parse_gold(gold)
+    if gold_value is None:
         return _UNUSABLE
-    said = _said(contents, letters_of(_unit_in(right)))
-    if said is None:
+    answer_value = _parse_contents(contents, get_unit_letters(_find_unit(gold_value)))
+    if answer_value is None:
         return _WRONG if any(map(str.isalnum, "".join(contents))) else Verdict(value=0.0, reason="empty box")
-    doubts: list[tuple[str, str]] = []
-    if agree(right, said, doubts) or _agree_in_units(gold, right, said):
-        return tuple(doubts) if doubts else _CORRECT
+    deferred: list[tuple[str, str]] = []
+    if is_same_answer(gold_value, answer_value, deferred) or _is_same_in_other_unit(gold, gold_value, answer_value):
+        return tuple(deferred) if deferred else _CORRECT
     if max(map(len, contents)) > MAX_CHARS:
         return Verdict(value=0.0, reason="too large")
-    several = isinstance(said, Group) and len(said.items) > 1 and not isinstance(right, Group)
-    return Verdict(value=0.0, reason="several answers") if several else _WRONG
+    has_several_answers = (
+        isinstance(answer_value, UnorderedItems)
+        and len(answer_value.items) > 1
+        and not isinstance(gold_value, UnorderedItems)
+    )
+    return Verdict(value=0.0, reason="several answers") if has_several_answers else _WRONG
 
 
-def _agree_in_units(gold: str, right: Value, said: Value) -> bool:
-    """Whether a gold's last letter is the unit that the answer has another of: `1000 m` for `1 km`."""
-    unit = _unit_in(said)
-    if unit is None or not isinstance(right, Scalar) or right.unit is not None:
+def _is_same_in_other_unit(gold: str, gold_value: AnswerValue, answer_value: AnswerValue) -> bool:
+    """Checks whether a gold's last letter is a unit and the answer has another for it: `1000 m` for `1 km`."""
+    unit = _find_unit(answer_value)
+    if unit is None or not isinstance(gold_value, Scalar) or gold_value.unit is not None:
         return False
-    value = read(gold, letters_of(unit) | {ANY_WORD})
+    regrouped_gold = parse_answer(gold, get_unit_letters(unit) | {ANY_WORD})
     return (
-        isinstance(value, Scalar) and value.number is not None and value.unit is not None and agree(value, said, None)
+        isinstance(regrouped_gold, Scalar)
+        and regrouped_gold.number is not None
+        and regrouped_gold.unit is not None
+        and is_same_answer(regrouped_gold, answer_value, None)
     )
 
 
-def _said(contents: Contents, letters: frozenset[str]) -> Value | None:
-    """The value of the boxes together, None if it is the only one and says nothing."""
-    values = [read(content, letters) for content in contents]
+def _parse_contents(contents: BoxContents, unit_letters: frozenset[str]) -> AnswerValue | None:
+    """Parses the boxes to one value, several to a list; None if the only box states nothing."""
+    values = [parse_answer(content, unit_letters) for content in contents]
     if len(values) == 1:
         return values[0]
-    return Group(tuple(Words("?") if value is None else value for value in values))
+    return UnorderedItems(tuple(Words("?") if value is None else value for value in values))
 
 
-def _gold_text(gold: Any) -> str | None:
-    """What a data set's gold (a string, an integer or a finite float) says, None if it is no such thing."""
+def _to_gold_text(gold: Any) -> str | None:
+    """Returns the text of a data set's gold (a string, an integer or a finite float), None if it is no such thing."""
     if isinstance(gold, str):
-        said: str = gold.rpartition("####")[2]  # GSM8K's mark of the answer after its solution
-        if "\\boxed" not in said:
-            return said
-        boxes = boxed_answers(said)
+        final_part: str = gold.rpartition("####")[2]  # GSM8K's mark of the answer after its solution
+        if "\\boxed" not in final_part:
+            return final_part
+        boxes = extract_boxed_answers(final_part)
         return ", ".join(boxes) if isinstance(boxes, list) and len(boxes) <= MAX_ITEMS else None
     if isinstance(gold, bool):
         return None
@@ -198,29 +235,30 @@ def _gold_text(gold: Any) -> str | None:
 
 
 @lru_cache(maxsize=8_192)
-def _gold_value(text: str) -> Value | None:
-    """The value of a gold, None if it is not equal to itself."""
-    value = read(text, frozenset({ANY_WORD}))
-    return value if value is not None and _is_usable(value) else None
+def _parse_gold(text: str) -> AnswerValue | None:
+    """Parses a gold, None if its value is not equal to itself."""
+    value = parse_answer(text, frozenset({ANY_WORD}))
+    return value if value is not None and _is_usable_gold(value) else None
 
 
-def _is_usable(value: Value) -> bool:
+def _is_usable_gold(value: AnswerValue) -> bool:
+    """Checks whether a gold's value is defined in all its parts."""
     if isinstance(value, Scalar):
         return is_defined(value)
     if isinstance(value, Words):
         return value.text != "?"
-    if isinstance(value, Row | Group):
-        return all(map(_is_usable, value.items))
-    if isinstance(value, Union):
-        return all(map(_is_usable, (*value.parts, *value.without)))
+    if isinstance(value, BracketedTuple | UnorderedItems):
+        return all(map(_is_usable_gold, value.items))
+    if isinstance(value, SetUnion):
+        return all(map(_is_usable_gold, (*value.parts, *value.removed)))
     if isinstance(value, Matrix):
-        return all(_is_usable(cell) for row in value.rows for cell in row)
+        return all(_is_usable_gold(cell) for row in value.rows for cell in row)
     return True
 
 
-def _unit_in(value: Value) -> Unit | None:
-    """The unit of a gold, of a list's first item with one."""
+def _find_unit(value: AnswerValue) -> Unit | None:
+    """Returns the unit of a gold, of a list's first item with one."""
     if isinstance(value, Scalar):
         return value.unit
-    items = value.items if isinstance(value, Row | Group) else ()
-    return next((unit for unit in map(_unit_in, items) if unit is not None), None)
+    items = value.items if isinstance(value, BracketedTuple | UnorderedItems) else ()
+    return next((unit for unit in map(_find_unit, items) if unit is not None), None)

@@ -14,7 +14,7 @@ from pydantic import Field
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, cores, in_threads
-from qwen_align.reward.math.final import boxed_answers
+from qwen_align.reward.math.final_answer import extract_boxed_answers
 from qwen_align.reward.pool import Pool, PoolError, StartError, UnservedError, WorkError
 from qwen_align.reward.reasoning_gym_guards import REFUSED, admits, revived
 from qwen_align.reward.thinking import after_thinking
@@ -177,7 +177,7 @@ def said(text: str) -> tuple[str, str]:
         if not closed:
             return "", "unfinished answer"
     else:
-        boxes = boxed_answers(spoken)
+        boxes = extract_boxed_answers(spoken)
         if isinstance(boxes, str):
             return "", boxes
         if boxes is not None and len(boxes) > 1:

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from qwen_align.align.commands.build import BuildSpec
-from qwen_align.align.settings import recipe
 from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.recipe_file import load_variants
 from qwen_align.data_builders import BANDS, Builder
 from qwen_align.data_builders.contamination import Contamination
 from qwen_align.data_builders.conversion import Conversion
@@ -93,7 +93,7 @@ def test_the_stages_are_together_one_recipe(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     whole = {"name": "page", "models": {"base": {"shipped": "tiny_base"}}, "stages": stages}
     path.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
-    (variant,) = recipe.load(path)
+    (variant,) = load_variants(path)
     assert len(variant.recipe.stages) == len(stages) > 20
     shown = {stage.builder.kind for stage in variant.recipe.stages if isinstance(stage, BuildData)}
     assert shown == set(kinds())

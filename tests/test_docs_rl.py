@@ -7,11 +7,11 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter
 
-from qwen_align.align.settings import recipe
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import OnlineRl, Watchdog
 from qwen_align.align.settings.ppo import Critic, Ppo
 from qwen_align.align.settings.recipe import AnyStage
+from qwen_align.align.settings.recipe_file import read_settings
 
 TEXT = (Path(__file__).parents[1] / "docs" / "rl.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -24,7 +24,7 @@ def test_the_settings_on_the_page_are_read(tmp_path: Path) -> None:
     assert BLOCKS
     for block in BLOCKS:
         (tmp_path / "recipe.yaml").write_text("stages:\n" + block)
-        for stage in recipe.read(tmp_path / "recipe.yaml")["stages"]:
+        for stage in read_settings(tmp_path / "recipe.yaml")["stages"]:
             TypeAdapter[Any](AnyStage).validate_python(stage)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_align.align.settings import recipe
+from qwen_align.align.settings.recipe_file import load_variants
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh.md")
@@ -79,4 +79,4 @@ def test_the_recipes_that_are_printed_are_recipes(tmp_path: Path) -> None:
         for text in (ladder, f"name: x\nstages:\n{own_data}"):
             path = tmp_path / "recipe.yaml"
             path.write_text(text, encoding="utf-8")
-            assert recipe.load(path)
+            assert load_variants(path)

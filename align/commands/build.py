@@ -10,10 +10,11 @@ from pydantic import Field, ValidationError
 from qwen_align.align.context import PROGRESS, Context
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile, references
-from qwen_align.align.settings import recipe
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.recipe_errors import explain_error
+from qwen_align.align.settings.recipe_file import read_settings
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import build_data
 
 
@@ -25,11 +26,11 @@ class BuildSpec(BuildData):
 
 def load(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
     """The settings in a YAML file, whose kind and name may be left out; raises RecipeError."""
-    raw = {"kind": "build_data", "name": "data", "seed": 0, **recipe.read(path, overrides)}
+    raw = {"kind": "build_data", "name": "data", "seed": 0, **read_settings(path, overrides)}
     try:
         spec = BuildSpec.model_validate(raw, context={"folder": str(path.parent)})
     except ValidationError as error:
-        raise recipe.explained(error, raw, path) from None
+        raise explain_error(error, raw, path) from None
     for place, ref in references(spec):
         if ref not in spec.data:
             raise RecipeError(f"{path}: {place}: where does '{ref}' lie? Say it under data: {{{ref}: FOLDER}}")

@@ -116,7 +116,7 @@ def model_folder(planned: Plan, name: str) -> Path:
         raise RecipeError(f"no stage or model is called '{name}'{did_you_mean(name, names)}")
     if not makers[0].is_stored:
         raise RecipeError(f"stage '{name}' has not run yet: qwen-align run")
-    if not (makers[0].folder.path / "model.json").exists() and makers[0].stage.kind != "pretrain":
+    if makers[0].product != "model":
         raise RecipeError(f"stage '{name}' makes no model one could talk to, but {makers[0].stage.kind}")
     return makers[0].folder.path
 

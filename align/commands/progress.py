@@ -13,6 +13,7 @@ from rich.text import Text
 
 from qwen_align.align.context import NOTES, PROGRESS
 from qwen_align.align.pipeline.plan import Plan, Planned, other_versions
+from qwen_align.align.reporting.summary_line import summary_line
 
 
 class Progress:
@@ -83,7 +84,7 @@ class Progress:
         self._notes(planned)
         self._bar.update(self._task, visible=False)
         manifest = planned.folder.manifest()
-        self._line(planned, f"{manifest['seconds']:7.1f} s", summary(manifest["summary"]))
+        self._line(planned, f"{manifest['seconds']:7.1f} s", summary_line(manifest["summary"]))
 
     def noted(self, message: str) -> None:
         self._console.print(Text(f"  {message}"), soft_wrap=True)
@@ -107,21 +108,6 @@ def says(progress: dict[str, float]) -> str:
         left = int(seconds / progress["done_here"] * (total - done))
         parts.append(f"ETA {left // 60}:{left % 60:02d}")
     return "  ".join(parts)
-
-
-def summary(of: dict[str, object]) -> str:
-    """What a stage did, short: counts and shares, and drops by reason."""
-    said = []
-    for name, value in of.items():
-        if isinstance(value, bool) or not value:
-            continue
-        if isinstance(value, int):
-            said.append(f"{name} {value:,}")
-        elif isinstance(value, float):
-            said.append(f"{name} {value:.3g}")
-        elif name == "dropped" and isinstance(value, dict):
-            said.append("dropped " + ", ".join(f"{count:,} {reason}" for reason, count in value.items()))
-    return ", ".join(said)
 
 
 @contextlib.contextmanager

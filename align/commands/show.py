@@ -3,18 +3,19 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
-from typing import Any
 
 from rich.text import Text as Styled
 
-from qwen_align.align.commands.check import Preview, Unknown
 from qwen_align.align.commands.data_summary import as_shown, as_trained, overview
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.pipeline.plan import Plan, Planned, product
+from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.pipeline.preview import Preview, Unknown
+from qwen_align.align.references import ModelRef, references
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.samples import Sample, pieces
 from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_line
+from qwen_align.align.stages.registry import STAGE_KINDS
 
 TRAINED, MASKED = "black on green", "dim"
 REJECTED = "black on red"
@@ -32,8 +33,8 @@ def lines(planned: Plan, name: str, *, rows: int, first: int) -> Iterator[Styled
     try:
         renderer = _renderer(one, planned, preview)
         read = _read(one, preview)
-        is_data = product(one) == "data"
-        if is_data and (one.is_stored or one.stage.kind == "build_data"):
+        is_data = one.product == "data"
+        if _makes_known_rows(one):
             yield from map(Styled, overview(preview.rows(one.stage.name), _dropped(one, preview), renderer))
         for number, row in enumerate(islice(read, first, first + rows), start=first):
             yield Styled(f"--- row {number}: {row.row} {row.id}", style="bold")
@@ -52,11 +53,18 @@ def _dropped(one: Planned, preview: Preview) -> dict[str, int]:
 
 def _read(one: Planned, preview: Preview) -> Iterable[Row]:
     """A data stage's own rows as far as they are known (a rollout not run has its prompts), else what it reads."""
-    settings: Any = one.stage.settings
-    is_data = product(one) == "data"
-    if is_data and (one.is_stored or settings.kind == "build_data"):
-        return preview.rows(one.stage.name)
-    return preview.rows_for(one, [settings.from_data] if isinstance(settings.from_data, str) else settings.from_data)
+    if _makes_known_rows(one):
+        return preview.rows(one.name)
+    return preview.rows_read_by(one, [ref for place, ref in references(one.settings) if place.startswith("from_data")])
+
+
+def _makes_known_rows(one: Planned) -> bool:
+    """Whether the stage makes rows that are stored, or that can be listed before it has run."""
+    return one.product == "data" and (one.is_stored or STAGE_KINDS[one.kind].list_rows is not None)
+
+
+def _reads_a_model(one: Planned) -> bool:
+    return any(isinstance(ref, ModelRef) for _, ref in references(one.settings))
 
 
 def marked(line: Styled) -> str:
@@ -73,9 +81,9 @@ def marked(line: Styled) -> str:
 
 def _renderer(one: Planned, planned: Plan, preview: Preview) -> Renderer:
     """The renderer of the stage's model, or for data of the first model that reads it (else of the recipe)."""
-    if hasattr(one.stage.settings, "from_model"):
+    if _reads_a_model(one):
         return preview.renderer(one)
-    readers = [other for other in planned.stages if hasattr(other.stage.settings, "from_model")]
+    readers = [other for other in planned.stages if _reads_a_model(other)]
     near = [other for other in readers if one.stage.name in other.stage.targets.values()]
     if not readers:
         raise DataError(f"stage '{one.stage.name}': no stage of this recipe has a model whose template could be shown")

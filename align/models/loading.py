@@ -17,7 +17,7 @@ from transformers.utils import logging
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_vocabulary
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.distributed import get_local_rank
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import Product, references
 from qwen_align.align.settings.base import did_you_mean
-from qwen_align.align.settings.recipe import PRODUCTS, ModelSource, Recipe, RepeatBlock, StageSpec, Variant
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.recipe import ModelSource, Recipe, RepeatBlock, StageSpec
+from qwen_align.align.settings.recipe_file import Variant
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.stages.registry import STAGE_KINDS
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def _bound(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Sta
     for name, settings, _, _ in unbound:
         if name in products:
             raise RecipeError(f"'{name}' is the name of two stages or models; names are unique")
-        products[name] = PRODUCTS[settings.kind]
+        products[name] = STAGE_KINDS[settings.kind].product
         last[settings.name] = name
     for name, settings, extra, scope in unbound:
         targets = {}

@@ -17,10 +17,8 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.pipeline.process_lifetime import PARENT
 from qwen_align.align.pipeline.warm_server import NO_THREADS
-from qwen_align.align.settings.stage import Runtime
-
-TORCH_FREE = {"build_data"}
-ONE_PROCESS = {"build_data", "pretrain"}  # whatever the runtime offers the other kinds
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.stages.registry import STAGE_KINDS
 
 
 class Ended(NamedTuple):
@@ -67,7 +65,7 @@ class Launcher:
         asked = Asked(watch)
         with tempfile.TemporaryDirectory(prefix="qwen-align-") as scratch:
             report = Path(scratch, "report.json")
-            if uses_server(stage) or (stage.kind in TORCH_FREE and self._ready):
+            if uses_server(stage) or (not STAGE_KINDS[stage.kind].needs_torch and self._ready):
                 code = self._run_in_server(stage, folder, report, asked)
             else:
                 code = _run_fresh(command(stage, folder, report), folder / "log.txt", asked)
@@ -152,14 +150,14 @@ def command(stage: Stage, folder: Path, report: Path) -> list[str]:
 
 def processes_of(stage: Stage) -> int:
     """How many processes run the stage."""
-    return 1 if stage.kind in ONE_PROCESS else stage.runtime.processes
+    return 1 if STAGE_KINDS[stage.kind].is_single_process else stage.runtime.processes
 
 
 def uses_server(stage: Stage) -> bool:
     """Whether the stage is forked from the warm server: on a CPU, but several processes of DeepSpeed."""
     runtime = stage.runtime
     is_torchruns = runtime.deepspeed is not None and processes_of(stage) > 1
-    return stage.kind not in TORCH_FREE and not on_cuda(runtime) and not is_torchruns
+    return STAGE_KINDS[stage.kind].needs_torch and not on_cuda(runtime) and not is_torchruns
 
 
 def on_cuda(runtime: Runtime) -> bool:

@@ -9,15 +9,16 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import model_files
 from qwen_align.align.pipeline import graph
 from qwen_align.align.pipeline.graph import Graph, Stage
+from qwen_align.align.references import Product
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_vocabulary
-from qwen_align.align.settings import recipe
 from qwen_align.align.settings.base import did_you_mean
-from qwen_align.align.settings.build_data import BuildData
-from qwen_align.align.settings.recipe import PRODUCTS, Recipe, Variant
+from qwen_align.align.settings.recipe import Recipe, StageSpec
+from qwen_align.align.settings.recipe_file import Variant, load_variants
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.provenance import read_library_versions
 from qwen_align.align.store.store import Folder, Store
-from qwen_align.data_builders.local_file import LocalFile
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,35 @@ class Planned:
     folder: Folder
     inputs: dict[str, dict[str, str]]
     missing: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def kind(self) -> str:
+        return self.stage.kind
+
+    @property
+    def settings(self) -> StageSpec:
+        return self.stage.settings
+
+    @property
+    def seed(self) -> int:
+        return self.stage.seed
+
+    @property
+    def runtime(self) -> Runtime:
+        return self.stage.runtime
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """Reference -> name of the stage or model meant."""
+        return self.stage.targets
+
+    @property
+    def product(self) -> Product:
+        return STAGE_KINDS[self.kind].product
 
     @property
     def is_stored(self) -> bool:
@@ -72,7 +102,7 @@ class Plan:
 
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
     """Reads and binds the recipe and computes every key; nothing is written but the cache of file digests."""
-    variants = recipe.load(path, overrides, tiny=tiny)
+    variants = load_variants(path, overrides, tiny=tiny)
     try:
         return _planned(variants, home)
     except RecipeError as error:
@@ -94,7 +124,7 @@ def _planned(variants: Sequence[Variant], home: Path) -> Plan:
             raise RecipeError(f"models: {name}: {error}") from None
     planned = []
     for stage in whole.stages:
-        missing = _missing(stage)
+        missing = stage.settings.missing_file()
         # A key that no stage has ever had: what reads rows that are not there is not stored either.
         key = (
             hashlib.sha256(f"missing: {missing}".encode()).hexdigest()
@@ -110,14 +140,6 @@ def _planned(variants: Sequence[Variant], home: Path) -> Plan:
         keys[stage.name], folders[stage.name] = key, folder.path.resolve()
     stored.save_digests()
     return Plan(variants[0].recipe, whole, planned, home)
-
-
-def _missing(stage: Stage) -> str | None:
-    """The stage's file of rows if it is not there yet and the recipe says how many rows it will have."""
-    builder = stage.settings.builder if isinstance(stage.settings, BuildData) else None
-    if isinstance(builder, LocalFile) and builder.expect_rows and not Path(builder.path).exists():
-        return str(builder.path)
-    return None
 
 
 def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
@@ -147,7 +169,3 @@ def other_versions(one: Planned) -> list[str]:
         for name, version in read_library_versions().items()
         if name in made_with and made_with[name].split(".")[0] != version.split(".")[0]
     ]
-
-
-def product(one: Planned) -> str:
-    return PRODUCTS[one.stage.kind]

@@ -10,10 +10,11 @@ import yaml
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
 from qwen_align.align.pipeline.launcher import Launcher, uses_server
 from qwen_align.align.pipeline.plan import Plan, Planned, check_models, other_versions
+from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import write_json, write_text
 from qwen_align.align.store.verify_inputs import Inspector
 from qwen_align.align.tracking import setup
-from qwen_align.align.tracking.curve import EVALUATED, TRAINED, Curve, Point, evaluation
+from qwen_align.align.tracking.curve import Curve, Point, evaluation
 from qwen_align.align.tracking.tracker_clients import Senders
 
 
@@ -91,7 +92,7 @@ def _run_one(one: Planned, launcher: Launcher, senders: Senders, listener: Liste
                 raise BY_EXIT_CODE[75]("stopped as asked; run again to go on")
             write_json(one.folder.path / "stage.json", job(one))
             listener.started(one)
-            is_tracked = one.stage.kind in (*TRAINED, EVALUATED)
+            is_tracked = STAGE_KINDS[one.kind].curve is not None
             if is_tracked:
                 senders.begin(_curve(one))
             ended = launcher.run(one.stage, one.folder.path, watch)
@@ -113,7 +114,7 @@ def _curve(one: Planned) -> Curve:
 
 
 def _measured(one: Planned) -> list[Point]:
-    is_measured = one.stage.kind == EVALUATED and one.is_stored
+    is_measured = STAGE_KINDS[one.kind].curve == "evaluation" and one.is_stored
     return [evaluation(one.folder.manifest()["summary"])] if is_measured else []
 
 

@@ -4,7 +4,6 @@ REPORT gets one JSON object at the end: exit code and message.
 """
 
 import contextlib
-import importlib
 import json
 import resource
 import sys
@@ -19,7 +18,8 @@ from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context
 from qwen_align.align.errors import AlignError
 from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.store import store
 from qwen_align.align.store.files import compute_sha256, read_json, remove_tree, write_json
 from qwen_align.align.store.provenance import find_git_commit, read_library_versions
@@ -73,14 +73,15 @@ def _run(folder: Path, *, started: float, imported_before: float) -> None:
     runtime = Runtime.model_validate(job["runtime"])
     context = Context(folder, job["seed"], runtime, is_main=is_main_process())
     context.listen_for_stop()
-    stage = importlib.import_module(f"qwen_align.align.stages.{settings.kind}")
-    if runtime.threads and settings.kind != "build_data":
+    kind = STAGE_KINDS[settings.kind]
+    run = import_function(kind.run)
+    if runtime.threads and kind.needs_torch:
         import torch
 
         torch.set_num_threads(runtime.threads)
     imported = time.monotonic()
     inputs = {ref: Path(entry["folder"]) for ref, entry in job["inputs"].items()}
-    summary = stage.run(settings, inputs, folder, context)
+    summary = run(settings, inputs, folder, context)
     times = {
         "seconds": time.monotonic() - imported,
         "cpu_seconds": _cpu_seconds(),

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from qwen_align.align.pipeline.plan import Plan, Planned
 from qwen_align.align.reporting import svg
+from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def html(planned: Plan, written: "Written") -> str:
         notes=[{**note, "stage": one.stage.name} for one in done for note in _lines(one, "notes.jsonl")],
         samples=[found for _, group in groups if (found := _samples(group[0]))],
         several=any(len(group) > 1 for _, group in groups),
-        data=[_data(one) for one in done if one.stage.kind in ("build_data", "rollout")],
+        data=[_data(one) for one in done if one.product == "data"],
         stages=written.stages,
         waiting=[one.stage.name for one in planned.stages if not one.is_stored],
         settings=yaml.safe_dump(
@@ -159,9 +160,9 @@ def _training(name: str, group: Sequence[Planned]) -> dict[str, Any] | None:
 
 def _lengths(one: Planned) -> dict[str, Any] | None:
     """How long completions are, right and wrong ones, and what they were paid."""
-    if one.stage.kind not in ("evaluate", "rollout"):
+    name = STAGE_KINDS[one.kind].completions_file
+    if name is None:
         return None
-    name = "completions.jsonl" if one.stage.kind == "evaluate" else "rows.jsonl"
     right: list[float] = []
     wrong: list[float] = []
     values: list[float] = []
@@ -185,7 +186,7 @@ def _lengths(one: Planned) -> dict[str, Any] | None:
 
 def _samples(one: Planned) -> dict[str, Any] | None:
     """Completions to read: of RL those of the first and last batch, of an evaluation right and wrong ones in turn."""
-    if one.stage.kind == "evaluate":
+    if STAGE_KINDS[one.kind].curve == "evaluation":
         by_value: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         # One a question: its samples are much alike.
         of_questions = {row["prompt_id"]: row for row in islice(_lines(one, "completions.jsonl"), MOST_COMPLETIONS)}

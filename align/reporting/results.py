@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import read_json, write_json, write_text
 
 # What a row of the ladder has; "evaluations" say more: cells of the matrix, pass@k, maj@k, format.
@@ -60,7 +61,9 @@ def write(planned: Plan) -> Written:
 
 def collect(planned: Plan) -> Written:
     done = [one for one in planned.stages if one.is_stored]
-    measured = [found for one in done if one.stage.kind == "evaluate" for found in _evaluated(one, planned)]
+    measured = [
+        found for one in done if STAGE_KINDS[one.kind].curve == "evaluation" for found in _evaluated(one, planned)
+    ]
     evaluations = [one.row for one in measured]
     rows = [({field: row[field] for field in FIELDS}, row["is_control"]) for row in evaluations]
     return Written(
@@ -83,7 +86,7 @@ def _evaluated(one: Planned, planned: Plan) -> list[Measured]:
             **result,
             "stage": _name(model, one),
             # By place: the stored name is what the data was called when the stage ran.
-            "set": _name(one.stage.targets[settings.from_data[place // len(settings.switches)]], one),
+            "set": _name(one.stage.targets[settings.from_data[place // len(settings.thinking_switches)]], one),
             "seed": one.stage.seed,
             "axes": {axis: value for axis, value in one.stage.axes.items() if axis != "round"},
             "is_control": origins.get(model, _name(model, one)) in planned.recipe.report.controls,

@@ -46,7 +46,7 @@ class Rollouts:
 
     @property
     def n_loss_tokens(self) -> Tensor:
-        """Each completion's tokens that its loss mask leaves in the loss, whether the completion counts or not; (N,)."""
+        """Returns how many tokens each completion's loss mask leaves in the loss, whether it counts or not; (N,)."""
         return self.padded(self.loss_mask).sum(dim=1) if len(self) else self.n_tokens
 
     def mask(self, rows: Sequence[int] | None = None) -> Tensor:
@@ -164,7 +164,7 @@ class _Row(NamedTuple):
         return self.n_prompt + self.n_tokens
 
 
-def micro_batches(
+def split_into_micro_batches(
     rollouts: Rollouts, rows: Sequence[int], *, max_rows: int, max_tokens: int | None = None, share_prompts: bool = True
 ) -> Iterator[MicroBatch]:
     """The rows, in passes of as many tokens as `max_rows` of the longest have, and at most `max_tokens`.
@@ -189,7 +189,9 @@ def turns(
 ) -> tuple[list[MicroBatch], list[MicroBatch]]:
     """The micro-batches of one process, given by its rank and how many there are, and idle ones."""
     rank, world = process
-    return of_process([list(micro_batches(rollouts, part, **packing)) for part in shares(rollouts, rows, world)], rank)
+    return of_process(
+        [list(split_into_micro_batches(rollouts, part, **packing)) for part in shares(rollouts, rows, world)], rank
+    )
 
 
 def of_process(batches: Sequence[list[MicroBatch]], rank: int) -> tuple[list[MicroBatch], list[MicroBatch]]:

@@ -1,19 +1,35 @@
 """Settings of `build_data`: one builder, one sieve."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.data_builders import BuilderSettings
+from qwen_align.data_builders.conversion import Conversion
+from qwen_align.data_builders.local_file import LocalFile
 from qwen_align.data_builders.sieve import Sieve
 
 
 class BuildData(StageSettings, CanBeEmpty):
-    """Rows from a builder, through the sieve, into a data folder."""
+    """Makes a data set: a builder makes rows, the sieve drops the unusable ones, and the rest is written."""
 
     kind: Literal["build_data"]
-    builder: BuilderSettings
-    sieve: Sieve = Sieve()
-    licences: dict[str, str] = Field(default_factory=dict, description="a source's licence, for the data card")
-    limit: int | None = Field(None, ge=1, description="stop after this many kept rows")
+    builder: BuilderSettings = Field(description="what makes the rows: a generator, a file, or other stages' rows")
+    sieve: Sieve = Field(Sieve(), description="which rows are kept; every dropped row is counted with its reason")
+    licences: dict[str, str] = Field(
+        default_factory=dict, description="licence of each source, by the source's name, for the data card"
+    )
+    limit: int | None = Field(None, ge=1, description="stop after this many kept rows; null = keep all")
+
+    def missing_file(self) -> str | None:
+        """Returns the file of rows that is not there yet, though the recipe says how many rows it will have."""
+        builder = self.builder
+        is_missing = isinstance(builder, LocalFile) and builder.expect_rows and not Path(builder.path).exists()
+        return str(builder.path) if isinstance(builder, LocalFile) and is_missing else None
+
+    def expected_rows(self) -> int | None:
+        """Returns how many rows the stage will make at most, where the recipe says so."""
+        expected = self.builder.expect_rows if isinstance(self.builder, Conversion) else None
+        return expected if expected is None or self.limit is None else min(expected, self.limit)

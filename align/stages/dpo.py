@@ -15,7 +15,7 @@ from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import PairIds, render_pairs
 from qwen_align.align.rows import Pair, only, read_rows
 from qwen_align.align.settings.dpo import Dpo
-from qwen_align.align.settings.stage import steps_of
+from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import Watcher
 from qwen_align.align.training.checkpoints import WholeCheckpoints
@@ -51,7 +51,7 @@ def run(spec: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> d
     rendered = render_pairs(loading.renderer_of(source), only(Pair, rows), max_tokens=spec.max_tokens)
     if not rendered.pairs:
         return fit.nothing_to_train(spec, source, out, rendered.dropped, "from_data (no pair) or max_tokens")
-    steps = steps_of(len(rendered.pairs), spec.epochs, spec.batch)
+    steps = count_optimizer_steps(len(rendered.pairs), spec.epochs, spec.batch)
     drawn = draw_row_order(len(rendered.pairs), steps * spec.batch, context.seed)
     tokens = sum(len(ids) for i in drawn for ids in rendered.pairs[i])
     trainer = Trainer(

@@ -15,7 +15,7 @@ from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import PairIds, render_pairs
 from qwen_align.align.rows import Pair, only, read_rows
 from qwen_align.align.settings.reward_model import RewardModel
-from qwen_align.align.settings.stage import steps_of
+from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import Watcher
 from qwen_align.align.training.checkpoints import WholeCheckpoints
@@ -33,7 +33,7 @@ def run(spec: RewardModel, inputs: Mapping[str, Path], out: Path, context: Conte
     rendered = render_pairs(renderer, rows, max_tokens=spec.max_tokens)
     if not rendered.pairs:
         raise DataError(f"nothing to train on (dropped: {rendered.dropped or 'nothing'}); see max_tokens or from_data")
-    steps = steps_of(len(rendered.pairs), spec.epochs, spec.batch)
+    steps = count_optimizer_steps(len(rendered.pairs), spec.epochs, spec.batch)
     drawn = draw_row_order(len(rendered.pairs), steps * spec.batch, context.seed)
     tokens = sum(len(ids) for i in drawn for ids in rendered.pairs[i])
     trainer = Trainer(

@@ -13,7 +13,7 @@ from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Sample, render_rows
 from qwen_align.align.rows import read_rows
 from qwen_align.align.settings.sft import Sft
-from qwen_align.align.settings.stage import steps_of
+from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import Watcher
 from qwen_align.align.training.checkpoints import WholeCheckpoints
@@ -30,7 +30,7 @@ def run(spec: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> d
     rendered = render_rows(loading.renderer_of(source), rows, max_tokens=spec.max_tokens)
     if not rendered.samples:
         return fit.nothing_to_train(spec, source, out, rendered.dropped, "max_tokens or from_data")
-    steps = steps_of(len(rendered.samples), spec.epochs, spec.batch)
+    steps = count_optimizer_steps(len(rendered.samples), spec.epochs, spec.batch)
     drawn = draw_row_order(len(rendered.samples), steps * spec.batch, context.seed)
     trainer = Trainer(
         model=loading.load(source),

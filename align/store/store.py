@@ -14,7 +14,7 @@ from qwen_align.align.models.model_files import model_folder
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.references import OutsideFile, Ref, outside_files, to_plain_value
 from qwen_align.align.settings.recipe import ModelSource
-from qwen_align.align.store.code_versions import CODE_VERSIONS
+from qwen_align.align.stages.registry import CODE_VERSIONS
 from qwen_align.align.store.files import compute_sha256, read_json, remove_tree, to_canonical_json, write_json
 from qwen_align.align.store.keys import list_key_fields
 

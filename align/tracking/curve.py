@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TRAINED = ("pretrain", "sft", "dpo", "reward_model", "grpo", "ppo")
-EVALUATED = "evaluate"
-
 
 class Curve(NamedTuple):
     """A stage as trackers see it: one run of theirs. `config` holds the stage's settings."""

@@ -12,14 +12,15 @@ from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.settings.sft import Sft
-from qwen_align.align.settings.stage import Lora, Optimizer, Runtime, micro_batches
+from qwen_align.align.settings.training import Lora, Optimizer
 from qwen_align.align.training.distributed import get_world_size
 
 
 def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
-    rows, accumulation = micro_batches(settings.batch, runtime)
+    rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     return SFTConfig(
         **_common(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
@@ -30,7 +31,7 @@ def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) ->
 
 
 def dpo(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) -> DPOConfig:
-    rows, accumulation = micro_batches(settings.batch, runtime)
+    rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     with_sft = settings.sft_weight > 0
     return DPOConfig(
         **_common(settings, runtime, out, steps=steps, seed=seed),
@@ -58,13 +59,13 @@ def online_rl(settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int) -> 
 
 
 def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
-    rows, accumulation = micro_batches(settings.prompts * settings.samples, runtime)
+    rows, accumulation = split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, runtime)
     return GRPOConfig(
         **_common(settings, runtime, out, steps=settings.steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=accumulation,
-        num_generations=settings.samples,
+        num_generations=settings.completions_per_prompt,
         max_completion_length=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -77,7 +78,7 @@ def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, see
         # TRL's bound for cispo is that of the ratio itself.
         epsilon_high=1 + settings.clip_high if settings.loss == "cispo" else settings.clip_high,
         beta=settings.kl.coefficient if settings.kl else 0.0,
-        use_bias_correction_kl=settings.kl.weighted if settings.kl else False,
+        use_bias_correction_kl=settings.kl.importance_weighted if settings.kl else False,
         entropy_coef=settings.entropy.coefficient if settings.entropy else 0.0,
         mask_truncated_completions=settings.mask_truncated,
         remove_unused_columns=False,
@@ -87,14 +88,14 @@ def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, see
 
 
 def reward_model(settings: RewardModel, runtime: Runtime, out: Path, *, steps: int, seed: int) -> RewardConfig:
-    rows, accumulation = micro_batches(settings.batch, runtime)
+    rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     return RewardConfig(
         **_common(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         max_length=None,  # render has dropped what is too long
         train_sampling_strategy="sequential",
-        center_rewards_coefficient=settings.centre or None,
+        center_rewards_coefficient=settings.center_rewards_coefficient or None,
         disable_dropout=True,
     )
 

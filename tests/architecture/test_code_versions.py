@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 import hashlib
 import json
 import re
@@ -14,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align.settings.recipe import PRODUCTS
-from qwen_align.align.store.code_versions import CODE_VERSIONS
+from qwen_align.align.stages.registry import CODE_VERSIONS, STAGE_KINDS
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"qwen_align(?:\.\w+)+(?::\w+)?")
@@ -29,10 +29,11 @@ CANNOT_CHANGE_RESULTS = {
     "align.references",
     "align.store.store",
     "align.settings.base",
-    "align.store.code_versions",
+    "align.stages.registry",
 }
 
 
+@functools.cache
 def code_of(kind: str) -> list[str]:
     """The modules that can change what a kind of stage makes: its own and all that they import, sorted."""
     found: set[str] = set()
@@ -43,10 +44,16 @@ def code_of(kind: str) -> list[str]:
         module = waiting.pop()
         if module not in found | CANNOT_CHANGE_RESULTS:
             found.add(module)
-            tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
-            needed = {*imported(tree), *started(tree, module)}
+            needed = needed_by(module)
             waiting += needed - others if module == "align.training.trl_arguments" else needed
     return sorted(found)
+
+
+@functools.cache
+def needed_by(module: str) -> set[str]:
+    """The modules of this package that a module imports or runs in another process."""
+    tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
+    return {*imported(tree), *started(tree, module)}
 
 
 def path_of(module: str) -> Path:
@@ -89,6 +96,7 @@ def digest(kind: str) -> str:
     return sha.hexdigest()
 
 
+@functools.cache
 def meaning(source: str) -> str:
     """The syntax tree without comments, docstrings and positions, the same for every version of Python."""
     return repr(_plain(ast.parse(source)))
@@ -112,21 +120,20 @@ def _is_bare_text(node: Any) -> bool:
 def test_a_stages_code_is_the_one_its_version_was_recorded_with(kind: str) -> None:
     recorded = json.loads(RECORDED.read_text())
     bless = "python tests/architecture/test_code_versions.py --bless"
-    assert kind in recorded, f"'{kind}' is new: record it with `{bless}`"
+    assert kind in recorded, f"'{kind}' is new: record it with `make generated`"
     version = recorded[kind]["version"]
-    assert CODE_VERSIONS[kind] >= version, f"CODE_VERSIONS['{kind}'] was {version}; versions are never lowered"
+    assert CODE_VERSIONS[kind] >= version, f"the code_version of '{kind}' was {version}; versions are never lowered"
     if CODE_VERSIONS[kind] == version:
         assert digest(kind) == recorded[kind]["digest"], (
             f"the code of '{kind}' changed ({', '.join(code_of(kind))}). If its results change, raise "
-            f"CODE_VERSIONS['{kind}'] in align/store/code_versions.py; if they stay as they are, do not. Then "
-            f"record it: `{bless}`"
+            f"its code_version in align/stages/registry.py; if they stay as they are, do not. Then record it: `{bless}`"
         )
     assert CODE_VERSIONS[kind] == version, f"version {CODE_VERSIONS[kind]} of '{kind}' is new: record it with `{bless}`"
 
 
 def test_every_kind_has_a_version_and_nothing_else_has() -> None:
-    assert set(CODE_VERSIONS) == set(PRODUCTS)
-    assert set(json.loads(RECORDED.read_text())) == set(PRODUCTS)
+    assert set(CODE_VERSIONS) == set(STAGE_KINDS)
+    assert set(json.loads(RECORDED.read_text())) == set(STAGE_KINDS)
 
 
 def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
@@ -142,7 +149,7 @@ def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
         code_of("evaluate")
     )
     assert {"reward.pool_server", "reward.combine"} <= set(code_of("rollout")), "also what runs in worker processes"
-    assert {"reward.code.server", "reward.code.inside", "reward.math.fallback"} <= set(code_of("evaluate"))
+    assert {"reward.code.server", "reward.code.inside", "reward.math.sympy_fallback"} <= set(code_of("evaluate"))
     for kind in CODE_VERSIONS:
         assert not CANNOT_CHANGE_RESULTS & set(code_of(kind))
     assert "align.stages.grpo" not in code_of("sft")
@@ -163,12 +170,17 @@ def test_words_do_not_count_and_code_does() -> None:
         assert meaning(code) != meaning(code.replace(old, new))
 
 
-def bless() -> None:
-    recorded = {kind: {"version": CODE_VERSIONS[kind], "digest": digest(kind)} for kind in sorted(CODE_VERSIONS)}
+def record(*, only_new: bool) -> None:
+    """Writes the recorded file; `only_new`: kinds that are there keep what was recorded of them."""
+    kept = json.loads(RECORDED.read_text()) if only_new else {}
+    recorded = {
+        kind: kept.get(kind) or {"version": CODE_VERSIONS[kind], "digest": digest(kind)}
+        for kind in sorted(CODE_VERSIONS)
+    }
     RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--bless"]:
-        sys.exit(f"usage: {sys.argv[0]} --bless")
-    bless()
+    if sys.argv[1:] not in (["--bless"], ["--new"]):
+        sys.exit(f"usage: {sys.argv[0]} --bless (all kinds) or --new (kinds that are not recorded yet)")
+    record(only_new=sys.argv[1] == "--new")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # Each may import the layers before it and its own.
 LAYERS = (
-    ("align.errors", "align.settings.base", "align.settings.renamed", "align.references"),
+    ("align.errors", "align.settings.base", "align.settings.renamed", "align.references", "align.stages.registry"),
     ("reward.verdict", "align.rows"),
     ("reward.*", "reward"),
     ("data_builders.*", "data_builders"),
@@ -27,10 +27,12 @@ LAYERS = (
         "align.pipeline.graph",
         "align.rendering.*",
         "align.reporting.data_card",
+        "align.reporting.summary_line",
         "align.store.*",
     ),
     ("align.generation.*", "align.models.*", "align.training.*"),
     ("align.rl.*",),
+    ("align.pipeline.plan", "align.pipeline.preview"),
     ("align.stages.*",),
     ("align.tracking.*",),
     ("align.commands.*", "align.pipeline.*", "align.reporting.*"),
@@ -178,7 +180,7 @@ def test_commands_that_train_nothing_start_without_torch(
     sampling = {"max_tokens": 8}
     builder = {"kind": "arithmetic", "rows": "trace", "n": 4, "steps": [1]}
     sft = {"max_tokens": 128, "batch": 1, "epochs": 1, "learning_rate": 1e-4}
-    asked = {"kind": "evaluate", "from_data": ["questions"], "samples": 1, "sampling": sampling}
+    asked = {"kind": "evaluate", "from_data": ["questions"], "completions_per_prompt": 1, "sampling": sampling}
     stages = [
         {"name": "data", "kind": "build_data", "builder": builder},
         {"name": "questions", "kind": "build_data", "builder": {**builder, "rows": "problem"}},

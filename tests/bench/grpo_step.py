@@ -179,7 +179,7 @@ def trained(
     from qwen_align.align.rl import trainer
     from qwen_align.align.rows import to_line
     from qwen_align.align.settings.grpo import Grpo
-    from qwen_align.align.settings.stage import Runtime
+    from qwen_align.align.settings.runtime import Runtime
     from qwen_align.align.stages import online_rl
 
     data, out = options.folder / "data", options.folder / f"ours-{max_tokens}"
@@ -194,8 +194,8 @@ def trained(
             "from_data": ["data"],
             "rewards": [reward],
             "steps": steps,
-            "prompts": prompts,
-            "samples": SAMPLES,
+            "prompts_per_step": prompts,
+            "completions_per_prompt": SAMPLES,
             "sampling": {"temperature": 1.0, "max_tokens": max_tokens},
             "learning_rate": LEARNING_RATE,
         }

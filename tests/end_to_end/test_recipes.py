@@ -17,7 +17,7 @@ import yaml
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.rows import Completion, Message
-from qwen_align.align.settings import recipe
+from qwen_align.align.settings.recipe_file import load_variants
 from qwen_align.data_builders.arithmetic import Arithmetic
 
 ROOT = Path(__file__).parents[2]
@@ -37,11 +37,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_read(path: Path) -> None:
-    assert recipe.load(path)[0].recipe.name == path.stem
+    assert load_variants(path)[0].recipe.name == path.stem
 
 
 def test_the_coin_is_grpo_but_for_its_reward() -> None:
-    by_name = {stage.name: stage for stage in recipe.load(RECIPES / "evidence.yaml")[0].recipe.stages}
+    by_name = {stage.name: stage for stage in load_variants(RECIPES / "evidence.yaml")[0].recipe.stages}
     coin, grpo = (by_name[name].model_dump(exclude={"name", "rewards", "runtime"}) for name in ("grpo_random", "grpo"))
     assert coin == grpo
 
@@ -49,10 +49,10 @@ def test_the_coin_is_grpo_but_for_its_reward() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_tiny_form_is_read_where_there_is_one(path: Path) -> None:
     if path.stem in WITH_TINY:
-        assert recipe.load(path, tiny=True)[0].recipe.name == f"{path.stem}_tiny"
+        assert load_variants(path, tiny=True)[0].recipe.name == f"{path.stem}_tiny"
     else:
         with pytest.raises(RecipeError, match="has no tiny form"):
-            recipe.load(path, tiny=True)
+            load_variants(path, tiny=True)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_runs_have_their_settings(name: str) -> None:
-    (variant,) = recipe.load(RECIPES / f"{name}.yaml")
+    (variant,) = load_variants(RECIPES / f"{name}.yaml")
     (sft,) = [stage for stage in variant.recipe.stages if getattr(stage, "name", "") == "sft"]
     given = sft.model_dump()
     assert {key: given[key] for key in PUBLISHED[name]} == PUBLISHED[name]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message
-from qwen_align.reward.math.unit_words import MEASURES
+from qwen_align.reward.math.unit_table import MEASUREMENT_UNITS
 from qwen_align.reward.math_answer import MathAnswer
 from tests.clock import cpu_limit
 
@@ -25,7 +25,8 @@ CASES = [json.loads(line) for line in (ROOT / "tests/cases/math_answer.jsonl").r
 REWARD = MathAnswer()
 
 
-def boxed(answer: str) -> str:
+def box_answer(answer: str) -> str:
+    """Returns a completion with the answer in a box."""
     return rf"The final answer is $\boxed{{{answer}}}$."
 
 
@@ -33,7 +34,7 @@ def boxed(answer: str) -> str:
     "case", CASES, ids=lambda case: f"{case['why']}: {case.get('answer', case.get('completion'))!r}"
 )
 def test_case(case: dict[str, Any]) -> None:
-    verdict = REWARD.judge(case.get("completion", boxed(case.get("answer", ""))), case["gold"])
+    verdict = REWARD.judge(case.get("completion", box_answer(case.get("answer", ""))), case["gold"])
     assert verdict.value == case["value"]
     assert verdict.reason == case.get("reason", verdict.reason)
 
@@ -44,11 +45,12 @@ def test_case(case: dict[str, Any]) -> None:
     ids=lambda case: repr(case["answer"]),
 )
 def test_gold_and_answer_may_change_places(case: dict[str, Any]) -> None:
-    backwards = REWARD.judge(boxed(case["gold"]), case["answer"]).value
+    backwards = REWARD.judge(box_answer(case["gold"]), case["answer"]).value
     assert backwards == case["value"] or (case["value"] == 0.0 and backwards is None)
 
 
-def completion(text: str, **fields: Any) -> Completion:
+def build_completion(text: str, **fields: Any) -> Completion:
+    """Builds a completion of a toy prompt."""
     return Completion(
         prompt_id="p",
         sample=0,
@@ -61,15 +63,15 @@ def completion(text: str, **fields: Any) -> Completion:
 
 
 def test_completion_brings_its_own_gold() -> None:
-    assert REWARD.judge(completion(r"\boxed{2}", gold="2")).value == 1.0
-    assert REWARD.judge(completion(r"\boxed{2}", gold="2"), gold="3").value == 0.0
-    assert REWARD.judge(completion(r"\boxed{2}")).value is None
+    assert REWARD.judge(build_completion(r"\boxed{2}", gold="2")).value == 1.0
+    assert REWARD.judge(build_completion(r"\boxed{2}", gold="2"), gold="3").value == 0.0
+    assert REWARD.judge(build_completion(r"\boxed{2}")).value is None
 
 
-@pytest.mark.parametrize("said", [None, 5, b"5", [r"\boxed{5}"]])
-def test_what_is_no_completion_is_refused(said: Any) -> None:
+@pytest.mark.parametrize("no_completion", [None, 5, b"5", [r"\boxed{5}"]])
+def test_what_is_no_completion_is_refused(no_completion: Any) -> None:
     with pytest.raises(TypeError, match="a text or a Completion, not"):
-        REWARD.judge(said, "5")
+        REWARD.judge(no_completion, "5")
 
 
 def test_a_list_of_thousands_of_boxes_is_too_large() -> None:
@@ -79,7 +81,7 @@ def test_a_list_of_thousands_of_boxes_is_too_large() -> None:
 
 
 def test_completion_cut_at_the_limit_is_judged_by_its_text() -> None:
-    assert REWARD.judge(completion(r"\boxed{2} and so", gold="2", finish_reason="length")).value == 1.0
+    assert REWARD.judge(build_completion(r"\boxed{2} and so", gold="2", finish_reason="length")).value == 1.0
 
 
 @pytest.mark.parametrize(
@@ -101,13 +103,13 @@ def test_completion_cut_at_the_limit_is_judged_by_its_text() -> None:
 )
 def test_answer_is_one_form_for_all_ways_to_say_it(text: str, answer: str | None) -> None:
     assert REWARD.answer(text) == answer
-    assert REWARD.answer(completion(text)) == answer
+    assert REWARD.answer(build_completion(text)) == answer
 
 
 @given(st.text())
 def test_any_text_is_judged(text: str) -> None:
     assert REWARD.judge(text, "5").value in (0.0, 1.0)
-    assert REWARD.judge(boxed(text), text).value in (None, 0.0, 1.0)
+    assert REWARD.judge(box_answer(text), text).value in (None, 0.0, 1.0)
 
 
 MARKS = (
@@ -131,37 +133,45 @@ def test_a_gold_without_braces_passes_its_own_reward(gold: str) -> None:
 numbers = st.fractions(max_denominator=10**6)
 
 
-def ways(number: Fraction) -> list[str]:
-    """Some ways to write a number."""
-    above, below = number.numerator, number.denominator
-    said = [
-        f"{above}/{below}",
-        rf"\frac{{{above}}}{{{below}}}",
-        rf"$\dfrac{{{above}}}{{{below}}}$",
-        f"x = {above}/{below}",
+def spell_number(number: Fraction) -> list[str]:
+    """Returns some ways to write a number."""
+    numerator, denominator = number.numerator, number.denominator
+    spellings = [
+        f"{numerator}/{denominator}",
+        rf"\frac{{{numerator}}}{{{denominator}}}",
+        rf"$\dfrac{{{numerator}}}{{{denominator}}}$",
+        f"x = {numerator}/{denominator}",
     ]
-    if below == 1:
-        said += [str(above), f"{above}.0", f"{above:,}", f"{above} cm", rf"{above}\%", rf"\({above}\)", f"{above}."]
-    whole, rest = divmod(abs(above), below)
-    if whole and rest:
-        said.append(rf"{'-' if above < 0 else ''}{whole}\frac{{{rest}}}{{{below}}}")
-    return said
+    if denominator == 1:
+        spellings += [
+            str(numerator),
+            f"{numerator}.0",
+            f"{numerator:,}",
+            f"{numerator} cm",
+            rf"{numerator}\%",
+            rf"\({numerator}\)",
+            f"{numerator}.",
+        ]
+    integer_part, rest = divmod(abs(numerator), denominator)
+    if integer_part and rest:
+        spellings.append(rf"{'-' if numerator < 0 else ''}{integer_part}\frac{{{rest}}}{{{denominator}}}")
+    return spellings
 
 
 @given(numbers, numbers)
-def test_numbers_are_right_exactly_when_equal(one: Fraction, other: Fraction) -> None:
-    golds = ways(other)
-    for place, answer in enumerate(ways(one)):
-        gold = golds[place % len(golds)]
-        assert REWARD.judge(boxed(answer), gold).value == float(one == other)
+def test_numbers_are_right_exactly_when_equal(answer_number: Fraction, gold_number: Fraction) -> None:
+    golds = spell_number(gold_number)
+    for index, answer in enumerate(spell_number(answer_number)):
+        gold = golds[index % len(golds)]
+        assert REWARD.judge(box_answer(answer), gold).value == float(answer_number == gold_number)
         assert REWARD.judge_gold(answer).value == 1.0
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=6), st.integers(0, 5))
 def test_decimals_are_exact(decimal: Any, zeros: int) -> None:
     written = format(decimal, "f")
-    assert REWARD.judge(boxed(written + "0" * zeros), written).value == 1.0
-    assert REWARD.judge(boxed(written + "0" * zeros + "1"), written).value == 0.0
+    assert REWARD.judge(box_answer(written + "0" * zeros), written).value == 1.0
+    assert REWARD.judge(box_answer(written + "0" * zeros + "1"), written).value == 0.0
 
 
 @given(st.integers() | st.floats(allow_nan=False, allow_infinity=False))
@@ -186,20 +196,20 @@ HOSTILE = {
     "backslashes": "\\" * 100_001 + "boxed{5}",
     "spaces before a brace": r"\boxed" + " " * 100_000,
     "tags": "<think>" * 20_000 + "</think>" * 20_000,
-    "many digits": boxed("7" * 5_000),
-    "very many digits": boxed("7" * 1_000_000),
-    "digits in a fraction": boxed(rf"\frac{{{'7' * 900}}}{{{'3' * 90}}}"),
-    "nested fractions": boxed(r"\frac{1}{" * 300 + "1" + "}" * 300),
-    "nested brackets": boxed("(" * 950 + "1" + ")" * 950),
-    "nested texts": boxed(r"\text{" * 300 + "1" + "}" * 300),
-    "letters": boxed("1" + " a" * 990 + "!"),
-    "spaces in an answer": boxed("1" + " " * 1_900 + "!"),
-    "commas": boxed("1" + ",111" * 480 + ","),
-    "powers": boxed("9^" * 900 + "9"),
+    "many digits": box_answer("7" * 5_000),
+    "very many digits": box_answer("7" * 1_000_000),
+    "digits in a fraction": box_answer(rf"\frac{{{'7' * 900}}}{{{'3' * 90}}}"),
+    "nested fractions": box_answer(r"\frac{1}{" * 300 + "1" + "}" * 300),
+    "nested brackets": box_answer("(" * 950 + "1" + ")" * 950),
+    "nested texts": box_answer(r"\text{" * 300 + "1" + "}" * 300),
+    "letters": box_answer("1" + " a" * 990 + "!"),
+    "spaces in an answer": box_answer("1" + " " * 1_900 + "!"),
+    "commas": box_answer("1" + ",111" * 480 + ","),
+    "powers": box_answer("9^" * 900 + "9"),
     "dollars": "$" * 100_000,
-    "superscripts": boxed("²₂" * 900),
-    "ligatures that grow": boxed("\ufdfa" * 1_900),
-    "fraction signs": boxed("½⅟" * 900),
+    "superscripts": box_answer("²₂" * 900),
+    "ligatures that grow": box_answer("\ufdfa" * 1_900),
+    "fraction signs": box_answer("½⅟" * 900),
     "joined by spaces": r"\boxed{4}" + " \n" * 50_000 + r"\boxed{5}",
 }
 
@@ -214,17 +224,17 @@ def test_hostile_text_is_judged_soon(name: str) -> None:
 
 def test_verdicts_do_not_depend_on_what_came_before() -> None:
     judged = [
-        (case, REWARD.judge(case.get("completion", boxed(case.get("answer", ""))), case["gold"])) for case in CASES
+        (case, REWARD.judge(case.get("completion", box_answer(case.get("answer", ""))), case["gold"])) for case in CASES
     ]
     for case, verdict in reversed(judged):
-        again = MathAnswer().judge(case.get("completion", boxed(case.get("answer", ""))), case["gold"])
+        again = MathAnswer().judge(case.get("completion", box_answer(case.get("answer", ""))), case["gold"])
         assert again == verdict
 
 
 def test_import_is_light() -> None:
     code = "import sys; import qwen_align.reward.settings; print({'torch', 'sympy', 'numpy'} & sys.modules.keys())"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "set()"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "set()"
 
 
 def test_labels_of_the_shared_cases() -> None:
@@ -233,16 +243,17 @@ def test_labels_of_the_shared_cases() -> None:
         pytest.skip(f"the shared math cases are not at {path}")
     cases = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
-    def wrong(boxing: Callable[[str], str]) -> list[int]:
-        said = [(case, case["pred"] if case["mode"] == "response" else boxing(case["pred"])) for case in cases]
-        return [c["id"] for c, text in said if (REWARD.judge(text, c["gold"]).value == 1.0) != c["should_match"]]
+    def list_wrong_ids(boxing: Callable[[str], str]) -> list[int]:
+        """Returns the ids of the cases whose verdict is not the label."""
+        texts = [(case, case["pred"] if case["mode"] == "response" else boxing(case["pred"])) for case in cases]
+        return [c["id"] for c, text in texts if (REWARD.judge(text, c["gold"]).value == 1.0) != c["should_match"]]
 
-    assert wrong(boxed) == []
-    assert wrong(str) == []  # the answer alone, without a box
+    assert list_wrong_ids(box_answer) == []
+    assert list_wrong_ids(str) == []  # the answer alone, without a box
 
 
 def test_no_unit_is_listed_twice() -> None:
-    words = [name for line in MEASURES.strip().splitlines() for name in set(line.split()[2:])]
+    words = [name for line in MEASUREMENT_UNITS.strip().splitlines() for name in set(line.split()[2:])]
     assert sorted(words) == sorted(set(words))
 
 
@@ -261,7 +272,7 @@ def test_a_box_can_be_required() -> None:
 
 def test_many_are_judged_as_one_by_one() -> None:
     texts = [r"\boxed{2}", r"\boxed{\int_0^2 1\,dx}", "The answer is 3.", r"\boxed{\lim_{x\to 0} 2\cos x}", r"\boxed{"]
-    rows = [completion(text, gold="2") for text in texts] + [completion(r"\boxed{2}")]
+    rows = [build_completion(text, gold="2") for text in texts] + [build_completion(r"\boxed{2}")]
     assert REWARD.judge_many(rows) == [REWARD.judge(row) for row in rows]
     assert [verdict.reason for verdict in REWARD.judge_many(rows)] == [
         "correct", "fallback", "wrong", "fallback", "unterminated box", "unusable gold",
@@ -269,7 +280,7 @@ def test_many_are_judged_as_one_by_one() -> None:
 
 
 def test_a_batch_past_its_deadline_is_not_judged() -> None:
-    rows = [completion(r"\boxed{2}", gold="2")]
+    rows = [build_completion(r"\boxed{2}", gold="2")]
     assert [verdict.value for verdict in REWARD.judge_many(rows, deadline=time.monotonic() - 1)] == [None]
 
 
@@ -280,7 +291,7 @@ def test_golds_of_real_data_sets_pass() -> None:
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     golds = [row["answer"].rpartition("####")[2].strip() for row in rows]
     assert all(REWARD.judge_gold(gold).value == 1.0 for gold in golds)
-    assert all(REWARD.answer(boxed(gold)) == str(int(gold.replace(",", ""))) for gold in golds)
+    assert all(REWARD.answer(box_answer(gold)) == str(int(gold.replace(",", ""))) for gold in golds)
 
 
 def test_agrees_with_the_labels_of_real_model_solutions() -> None:
@@ -291,10 +302,10 @@ def test_agrees_with_the_labels_of_real_model_solutions() -> None:
     for row in map(json.loads, path.read_text("utf-8").splitlines()):
         gold = row["ground_truth"].rpartition("A:")[2]
         for model in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"):
-            work, _, said = row[model]["solution"].rpartition("A:")
-            is_correct = REWARD.judge(f"{work}{boxed(said)}", gold).value == 1.0
+            work, _, answer = row[model]["solution"].rpartition("A:")
+            is_correct = REWARD.judge(f"{work}{box_answer(answer)}", gold).value == 1.0
             n_correct += is_correct
             if is_correct != row[model]["is_correct"]:
-                disagreed.append((said, gold))
+                disagreed.append((answer, gold))
     assert disagreed == []
     assert n_correct == 2001  # of 5,276

@@ -36,7 +36,7 @@ ROLLOUT: dict[str, Any] = {
     "kind": "rollout",
     "from_model": "sft",
     "from_data": "problems",
-    "samples": 2,
+    "completions_per_prompt": 2,
     "sampling": SAMPLING,
     "rewards": [{"kind": "math_answer"}],
 }
@@ -48,8 +48,8 @@ GRPO: dict[str, Any] = {
     "from_model": "base",
     "from_data": ["problems"],
     "steps": 5,
-    "prompts": 4,
-    "samples": 2,
+    "prompts_per_step": 4,
+    "completions_per_prompt": 2,
     "sampling": SAMPLING,
     "rewards": [{"kind": "math_answer"}],
     "learning_rate": 1e-4,
@@ -59,9 +59,9 @@ EVALUATE: dict[str, Any] = {
     "kind": "evaluate",
     "from_model": "grpo",
     "from_data": ["problems"],
-    "samples": 3,
+    "completions_per_prompt": 3,
     "sampling": SAMPLING,
-    "switches": [{"switch": "default"}, {"switch": "flag", "mode": "think"}],
+    "thinking_switches": [{"method": "default"}, {"method": "flag", "mode": "think"}],
 }
 PRETRAIN: dict[str, Any] = {"name": "base", "kind": "pretrain", "from_data": "texts", "steps": 100}
 TEXTS: dict[str, Any] = {**DATA, "name": "texts", "builder": {**DATA["builder"], "rows": "text"}}
@@ -74,7 +74,7 @@ def said(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) ->
     def of(*stages: dict[str, Any], models: dict[str, Any] | None = None, **rest: Any) -> list[str]:
         models = {"base": {"path": str(tiny_model)}} if models is None else models
         planned = make_plan(write_recipe(list(stages), models=models, **rest), tmp_path)
-        *lines, last = check.lines(planned)
+        *lines, last = check.describe_plan(planned)
         assert last == f"{len(planned.stages)} stages, {len(planned.stages)} to run; home: {tmp_path}"
         return lines
 
@@ -158,7 +158,7 @@ def test_what_is_stored_is_read_not_built(tiny_model: Path, tmp_path: Path, writ
     (folder / "rows.jsonl").write_text("".join(to_line(chat(number, 1)) + "\n" for number in range(6)))
     manifest = {"summary": {"rows": 6, "dropped": {"duplicate": 1234}}, "libraries": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    lines = list(check.lines(planned))
+    lines = list(check.describe_plan(planned))
     assert lines[0].endswith("build_data  stored  rows 6, dropped 1,234 duplicate")
     assert "samples 6, steps 3" in lines[1]
     assert lines[-1].startswith("2 stages, 1 to run")
@@ -224,8 +224,8 @@ def test_limits_are_checked_at_the_door(tiny_model: Path, write_recipe: Callable
     problems = {"name": "problems", "kind": "build_data", "builder": builder}
     sampling = {"temperature": 1.0, "max_tokens": 100_000}
     rewards = [{"kind": "math_answer"}]
-    asked = {"from_model": "base", "sampling": sampling, "samples": 2}
-    grpo = {**asked, "name": "grpo", "kind": "grpo", "from_data": ["problems"], "steps": 1, "prompts": 1}
+    asked = {"from_model": "base", "sampling": sampling, "completions_per_prompt": 2}
+    grpo = {**asked, "name": "grpo", "kind": "grpo", "from_data": ["problems"], "steps": 1, "prompts_per_step": 1}
     for stage in (
         {**asked, "name": "rollout", "kind": "rollout", "from_data": "problems", "rewards": rewards},
         {**asked, "name": "evaluate", "kind": "evaluate", "from_data": ["problems"]},
@@ -233,11 +233,11 @@ def test_limits_are_checked_at_the_door(tiny_model: Path, write_recipe: Callable
     ):
         recipe = write_recipe([problems, stage], models={"base": {"path": str(tiny_model)}})
         with pytest.raises(RecipeError, match=r"takes up to \d+ tokens, but the model has \d+ positions"):
-            list(check.lines(make_plan(recipe, tmp_path)))
+            list(check.describe_plan(make_plan(recipe, tmp_path)))
     odd = {**grpo, "rewards": rewards, "learning_rate": 1e-4, "runtime": {"processes": 3}}
     recipe = write_recipe([problems, odd], models={"base": {"path": str(tiny_model)}})
     with pytest.raises(RecipeError, match=r"a batch of 2 rows does not divide by runtime.processes: 3"):
-        list(check.lines(make_plan(recipe, tmp_path)))
+        list(check.describe_plan(make_plan(recipe, tmp_path)))
 
 
 def test_rewards_of_ones_own_are_imported_and_audited(said: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_align.align.context import Context
 from qwen_align.align.generation import resumable
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 
 ROWS = '{"row": "completion"}\n' * 3
 DAMAGES: dict[str, Callable[[Path], object]] = {

@@ -5,7 +5,7 @@ import torch
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.loading import device_of
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.align.reporting.test_results import BEFORE, DATA, EVALUATE, OTHER, SFT, finish, plan
 
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.reporting import results
 from qwen_align.align.store.files import write_json
+from tests.align.reporting.test_results import BEFORE, DATA, EVALUATE, OTHER, SFT, finish, plan
 
 __all__ = ["plan"]
 BAD = "<script>alert(1)</script>"

@@ -23,7 +23,7 @@ from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.rl import judge, trainer
 from qwen_align.align.settings.recipe import AnyStage
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import grpo, ppo  # noqa: F401 - imported before the forks
 from qwen_align.align.store import integrity
 

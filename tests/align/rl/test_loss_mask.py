@@ -28,17 +28,25 @@ N_PROMPT, MAX_TOKENS = 3, 8
 # Which tokens are in the loss; the last completion has none, as when all of it was forced.
 MASKS = ["1101", "0111011", "110", "1", "10100", "0111", "1111", "00"]
 REWARDS = [1.0, 0.5, 0.2, 0.4, 0.1, 0.3, 0.9, 0.6]
-KL_IN_REWARD = {"coefficient": 0.05, "place": "reward", "estimator": "k1"}
+KL_IN_REWARD = {"coefficient": 0.05, "apply_to": "reward", "estimator": "k1"}
 CASES: dict[str, dict[str, Any]] = {
-    "grpo": {"loss": "grpo", "kl": {"coefficient": 0.05, "weighted": True}},
+    "grpo": {"loss": "grpo", "kl": {"coefficient": 0.05, "importance_weighted": True}},
     "dr_grpo": {"loss": "dr_grpo", "advantage_scale": "none", "entropy": {"coefficient": 0.1}},
-    "dapo": {"loss": "dapo", "kl": {"coefficient": 0.05, "estimator": "k2"}, "correction": {"level": "token"}},
-    "gspo": {"loss": "gspo", "correction": {"level": "sequence"}},
-    "cispo": {"loss": "cispo", "kl": KL_IN_REWARD, "correction": {"level": "sequence", "beyond": "mask"}},
+    "dapo": {
+        "loss": "dapo",
+        "kl": {"coefficient": 0.05, "estimator": "k2"},
+        "importance_sampling_correction": {"level": "token"},
+    },
+    "gspo": {"loss": "gspo", "importance_sampling_correction": {"level": "sequence"}},
+    "cispo": {
+        "loss": "cispo",
+        "kl": KL_IN_REWARD,
+        "importance_sampling_correction": {"level": "sequence", "above_max": "mask"},
+    },
     "rloo": {"advantage": "rloo", "kl": KL_IN_REWARD},
     "reinforce++": {"advantage": "reinforce++", "kl": KL_IN_REWARD},
     "ppo": {"kind": "ppo", "critic": {"learning_rate": 1e-3}, "kl": KL_IN_REWARD, "gamma": 0.9, "gae_lambda": 0.8},
-    "ppo, not whitened": {"kind": "ppo", "critic": {"learning_rate": 1e-3, "clip": None}, "whiten": False},
+    "ppo, not whitened": {"kind": "ppo", "critic": {"learning_rate": 1e-3, "clip": None}, "whiten_advantages": False},
 }
 
 
@@ -50,8 +58,8 @@ def spec_of(name: str) -> Grpo | Ppo:
         "from_data": ["problems"],
         "rewards": [{"kind": "math_answer"}],
         "steps": 1,
-        "prompts": 2,
-        "samples": 4,
+        "prompts_per_step": 2,
+        "completions_per_prompt": 4,
         "sampling": {"temperature": 1.0, "max_tokens": MAX_TOKENS},
         "learning_rate": 1e-3,
         **CASES[name],
@@ -115,7 +123,7 @@ def losses_and_gradients(rollouts: Rollouts, spec: Grpo | Ppo, flat: Sequence[to
 @pytest.mark.parametrize("poison", [math.nan, -math.inf, 300.0])
 def test_tokens_outside_the_loss_are_as_if_they_were_cut_out(name: str, poison: float) -> None:
     """What their log-probs, values and reference say must not matter, not even where it is no number."""
-    spec, masks = spec_of(name), MASKS[:7] + ["01"]
+    spec, masks = spec_of(name), [*MASKS[:7], "01"]
     whole, cut = rollouts_of(masks, poison=poison), rollouts_of(masks)
     draw = torch.Generator().manual_seed(1)
     said = [torch.randn(len(whole.loss_mask), generator=draw) * 0.3 + shift for shift in (-2.0, 1.0, 0.0)]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qwen_align.align.rl.actor import Actor, Critic
-from qwen_align.align.rl.rollouts import Rollouts, micro_batch, micro_batches, shares, turns
+from qwen_align.align.rl.rollouts import Rollouts, micro_batch, shares, split_into_micro_batches, turns
 
 N_PROMPT, N_TOKENS = [4, 4, 4, 7, 7], [3, 6, 1, 4, 2]
 
@@ -78,7 +78,9 @@ def test_micro_batches_hold_every_row_once_within_the_budget(
     max_rows: int, max_tokens: int | None, share_prompts: bool
 ) -> None:
     one = rollouts()
-    batches = list(micro_batches(one, range(5), max_rows=max_rows, max_tokens=max_tokens, share_prompts=share_prompts))
+    batches = list(
+        split_into_micro_batches(one, range(5), max_rows=max_rows, max_tokens=max_tokens, share_prompts=share_prompts)
+    )
     assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3, 4]
     budget = min(max_rows * 11, max_tokens or 10**9)
     for batch in batches:
@@ -144,7 +146,7 @@ def computed(one: Rollouts, **settings: Any) -> int:
     """Tokens that go through the model, padding included."""
     return sum(
         batch.prompts.numel() + batch.input_ids.numel() if batch.shares_prompts else batch.whole()[0].numel()
-        for batch in micro_batches(one, range(len(one)), **settings)
+        for batch in split_into_micro_batches(one, range(len(one)), **settings)
     )
 
 
@@ -163,7 +165,7 @@ def test_completions_of_very_different_lengths_do_not_pad_each_other_for_the_sak
 def scores(actor: Actor, one: Rollouts, **settings: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probs, entropies and values; their sum's gradients are left in the parameters."""
     found = [torch.zeros(5, 6) for _ in range(3)]
-    for batch in micro_batches(one, range(5), **settings):
+    for batch in split_into_micro_batches(one, range(5), **settings):
         said = actor(batch, values=True)
         for whole, part in zip(found, said, strict=True):
             assert part is not None

@@ -14,7 +14,7 @@ from qwen_align.align.rendering.renderer import Renderer, render_pairs
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rows import Message, Pair, to_line
 from qwen_align.align.settings.dpo import Dpo
-from qwen_align.align.settings.stage import Runtime
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import dpo
 from qwen_align.data_builders.arithmetic import Arithmetic, boxed
 

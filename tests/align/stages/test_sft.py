@@ -13,8 +13,8 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted
 from qwen_align.align.rendering.renderer import Renderer, render_rows
 from qwen_align.align.rows import to_line
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sft import Sft
-from qwen_align.align.settings.stage import Runtime
 from qwen_align.align.stages import sft
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.data_builders.arithmetic import Arithmetic

@@ -21,9 +21,11 @@ from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.references import to_plain_value
 from qwen_align.align.settings import renamed
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
-from qwen_align.align.settings.recipe import PRODUCTS, AnyStage, _Loader
+from qwen_align.align.settings.online_rl import Watch
+from qwen_align.align.settings.recipe import AnyStage
+from qwen_align.align.settings.recipe_file import RecipeLoader
+from qwen_align.align.stages.registry import CODE_VERSIONS, STAGE_KINDS
 from qwen_align.align.store import store
-from qwen_align.align.store.code_versions import CODE_VERSIONS
 from qwen_align.align.store.keys import is_always_in_key, list_key_fields
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -56,7 +58,7 @@ def keys(tmp_path: Path) -> Callable[[dict[str, Any]], dict[str, str]]:
 @pytest.fixture
 def quickstart(tiny_model: Path) -> dict[str, Any]:
     """The shipped quickstart on the tiny model, its anchors filled in."""
-    raw: dict[str, Any] = json.loads(json.dumps(yaml.load(shipped_recipes.text("quickstart"), _Loader)))
+    raw: dict[str, Any] = json.loads(json.dumps(yaml.load(shipped_recipes.text("quickstart"), RecipeLoader)))
     raw["models"]["base"] = {"path": str(tiny_model)}
     del raw["anchors"]
     return raw
@@ -110,7 +112,7 @@ class Edit(NamedTuple):
 def edits(settings: Any, random_: random.Random) -> Iterator[Edit]:
     """One for each value; references, names and kinds are left alone."""
     for field, value in list(settings.items()) if isinstance(settings, dict) else list(enumerate(settings)):
-        if isinstance(field, str) and (field in ("name", "kind", "mode", "switch") or field.startswith("from_")):
+        if isinstance(field, str) and (field in ("name", "kind", "mode", "method") or field.startswith("from_")):
             continue
         if isinstance(value, dict | list):
             yield from edits(value, random_)
@@ -149,7 +151,11 @@ def test_random_edits_change_the_keys_of_exactly_the_dependent_stages(
         noisy = rename_stage(raw, old, "another_name")
         random_.shuffle(noisy["stages"])
         # micro_batch is left alone: with an SFT term, as here, dpo depends on it (see below)
-        noisy["runtime"] = {**raw["runtime"], "rollout_rows": random_.randint(1, 99), "threads": random_.randint(1, 4)}
+        noisy["runtime"] = {
+            **raw["runtime"],
+            "generation_batch": random_.randint(1, 99),
+            "threads": random_.randint(1, 4),
+        }
         try:
             after = keys(noisy)
         except RecipeError:  # a value that this setting cannot have, such as a share of 0.0 + 1
@@ -315,12 +321,33 @@ def test_a_renamed_field_keeps_its_name_in_keys_and_its_old_name_is_refused(monk
         Outer.model_validate({"needed": 1, "was_flag": True})
 
 
+def test_a_renamed_value_keeps_its_name_in_keys_and_its_old_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(renamed.RENAMED_VALUES, "Outer", {"marked": {"always": "each"}, "flag": {True: "yes"}})
+    assert list_key_fields(Outer(needed=1, marked="always", flag=True)) == [
+        ("needed", 1),
+        ("flag", "yes"),
+        ("marked", "each"),
+    ]
+    with pytest.raises(ValueError, match="marked: 'each' is now called 'always'"):
+        Outer.model_validate({"needed": 1, "marked": "each"})
+    with pytest.raises(ValueError, match="flag: 'yes' is now called true"):
+        Outer.model_validate({"needed": 1, "flag": "yes"})
+
+
+def test_renamed_values_inside_a_list_are_refused_and_keep_their_names_in_keys() -> None:
+    settings = Watch(stop_on=["entropy", "update_kl"])
+    assert list_key_fields(settings) == [("stop_on", ["entropy", "kl"])]
+    with pytest.raises(ValueError, match="stop_on: 'kl' is now called 'update_kl'"):
+        Watch.model_validate({"stop_on": ["entropy", "kl"]})
+
+
 def test_every_renamed_field_is_a_field_and_its_old_name_is_free() -> None:
-    classes = {settings.__name__: settings for kind in PRODUCTS for settings in settings_classes(kind)}
+    classes = {settings.__name__: settings for kind in STAGE_KINDS for settings in settings_classes(kind)}
     for name, fields in renamed.RENAMED_FIELDS.items():
         if name in classes:
             assert fields.keys() <= classes[name].model_fields.keys()
             assert not set(fields.values()) & (classes[name].model_fields.keys() - fields.keys())
+    assert set(renamed.RENAMED_FIELDS) | set(renamed.RENAMED_VALUES) <= {*classes, "OnlineRl", "Runtime"}
 
 
 def test_the_keys_of_the_shipped_recipes_are_those_that_results_are_stored_under() -> None:
@@ -362,9 +389,9 @@ def recipe_keys() -> dict[str, dict[str, str]]:
                 (folder / "stand_in" / name).write_text("{}")
             found = {}
             for path in sorted(folder.glob("*.yaml")):
-                raw = yaml.load(path.read_text(), _Loader)
+                raw = yaml.load(path.read_text(), RecipeLoader)
                 if "extends" in raw:
-                    raw = {**yaml.load((folder / raw["extends"]).read_text(), _Loader), "name": raw["name"]}
+                    raw = {**yaml.load((folder / raw["extends"]).read_text(), RecipeLoader), "name": raw["name"]}
                 local = [name for name, source in raw.get("models", {}).items() if "hub" not in source]
                 stand_ins = [f"models.{name}={{path: stand_in}}" for name in local]
                 make_missing_files(raw, folder)
@@ -419,9 +446,15 @@ def found_defaults() -> dict[str, Any]:
     }
 
 
+def record(name: str, found: dict[str, Any], *, only_new: bool) -> None:
+    """Writes a golden file; `only_new`: what is there already stays as it was recorded."""
+    path = GOLDEN / f"{name}.json"
+    kept = json.loads(path.read_text()) if only_new else {}
+    path.write_text(json.dumps({**found, **kept}, indent=1, sort_keys=True) + "\n")
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--record"]:
-        sys.exit(f"usage: {sys.argv[0]} --record")
-    GOLDEN.mkdir(exist_ok=True)
-    for name, found in (("stage_keys", recipe_keys()), ("defaults", found_defaults())):
-        (GOLDEN / f"{name}.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    if sys.argv[1:] not in (["--record"], ["--new"]):
+        sys.exit(f"usage: {sys.argv[0]} --record (everything) or --new (kinds and recipes that are not recorded yet)")
+    record("stage_keys", recipe_keys(), only_new=sys.argv[1] == "--new")
+    record("defaults", found_defaults(), only_new=sys.argv[1] == "--new")

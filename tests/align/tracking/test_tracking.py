@@ -14,7 +14,7 @@ from qwen_align.align.pipeline.launcher import Ended
 from qwen_align.align.pipeline.plan import Planned
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.pipeline.run import run as run_plan
-from qwen_align.align.settings import recipe
+from qwen_align.align.settings.recipe_file import load_variants
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking import setup, tracker_clients, tracker_process
 from qwen_align.align.tracking.curve import Curve, Lines, Run, evaluation, point
@@ -32,7 +32,7 @@ SFT: dict[str, Any] = {
 }  # fmt: skip
 EVALUATE: dict[str, Any] = {
     "name": "after", "kind": "evaluate", "from_model": "sft", "from_data": ["questions"],
-    "samples": 1, "sampling": {"max_tokens": 8},
+    "completions_per_prompt": 1, "sampling": {"max_tokens": 8},
 }  # fmt: skip
 RESULT = {"set": "questions", "switch": "default", "mode": None, "accuracy": 0.5, "stderr": 0.1, "obeyed_share": None}
 
@@ -245,7 +245,7 @@ def test_nothing_of_it_is_in_a_key(stages: Callable[..., Path], tmp_path: Path) 
 
 
 def test_it_can_be_set_from_the_command_line(stages: Callable[..., Path]) -> None:
-    (variant,) = recipe.load(stages(), ["tracking.to=[wandb, trackio]", "tracking.space=me/curves"])
+    (variant,) = load_variants(stages(), ["tracking.to=[wandb, trackio]", "tracking.space=me/curves"])
     assert variant.recipe.tracking == Tracking(to=["wandb", "trackio"], space="me/curves")
 
 
@@ -260,7 +260,7 @@ def test_it_can_be_set_from_the_command_line(stages: Callable[..., Path]) -> Non
 )
 def test_wrong_settings_are_refused(stages: Callable[..., Path], tracking: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError) as error:
-        recipe.load(stages(tracking))
+        load_variants(stages(tracking))
     assert said in str(error.value)
 
 
@@ -309,9 +309,9 @@ def test_a_trackers_process_gets_its_own_key_and_nothing_that_reports() -> None:
 
 
 def test_no_trainer_reports_by_itself(tmp_path: Path, stages: Callable[..., Path]) -> None:
-    from qwen_align.align.settings.stage import Runtime
+    from qwen_align.align.settings.runtime import Runtime
 
-    (variant,) = recipe.load(stages())
+    (variant,) = load_variants(stages())
     (sft,) = (stage for stage in variant.recipe.stages if getattr(stage, "name", "") == "sft")
     arguments = trl_arguments.sft(sft, Runtime(device="cpu"), tmp_path, steps=1, seed=0)  # type: ignore[arg-type]
     assert arguments.report_to == []
@@ -411,11 +411,11 @@ def test_tensorboard_holds_each_step_once_over_a_kill(tmp_path: Path) -> None:
     assert b"learning_rate: 0.0001" in settings.tensor_proto.string_val[0]
 
 
+@pytest.mark.engine
 @pytest.mark.usefixtures("patient")
 def test_trackio_stays_local_and_holds_each_step_once(
     stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("trackio")
     import sqlite3
 
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
@@ -433,11 +433,11 @@ def test_trackio_stays_local_and_holds_each_step_once(
     assert groups == {"trial"}
 
 
+@pytest.mark.engine
 @pytest.mark.usefixtures("patient")
 def test_wandb_without_a_key_writes_offline_files_and_no_more(
     stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert run(stages({"to": ["wandb"]}), tmp_path, monkeypatch) == []
     folder = tmp_path / "runs" / "trial" / "tracking" / "wandb"

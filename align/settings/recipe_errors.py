@@ -1,0 +1,52 @@
+"""Says what is wrong with a recipe's settings: file, stage, field, what was found and what would be right."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.settings.base import did_you_mean
+
+
+def explain_error(error: ValidationError, raw: dict[str, Any], path: Path) -> RecipeError:
+    """What is wrong with the settings in a file, by the places in it."""
+    details = error.errors(include_url=False)
+    said = "\n".join(f"{path}: {_explain_detail(detail, raw)}" for detail in details[:5])
+    return RecipeError(said + (f"\n... and {len(details) - 5} more" if len(details) > 5 else ""))
+
+
+def _explain_detail(detail: Mapping[str, Any], raw: dict[str, Any]) -> str:
+    where, field = "", ""
+    here: Any = raw
+    for depth, part in enumerate(detail["loc"], start=1):
+        is_absent = detail["type"] == "missing" and depth == len(detail["loc"])
+        if not is_absent and not _has_item(here, part):
+            continue  # no setting, but pydantic's name for a member of a union
+        here = None if is_absent else here[part]
+        field += f"[{part}]" if isinstance(part, int) else f".{part}"
+        if field in (f".stages[{part}]", f".repeat.stages[{part}]"):
+            name = here.get("name") if isinstance(here, dict) else None
+            where, field = f"stage '{name}': " if name else f"{where}{field[1:]}: ", ""
+    return f"{where}{field[1:] + ': ' if field else ''}{_describe_fault(detail)}"
+
+
+def _has_item(value: Any, part: Any) -> bool:
+    if isinstance(value, dict):
+        return part in value
+    return isinstance(value, list) and isinstance(part, int) and part < len(value)
+
+
+def _describe_fault(detail: Mapping[str, Any]) -> str:
+    if detail["type"] == "union_tag_invalid":
+        known = re.findall(r"'([^']+)'", str(detail["ctx"]["expected_tags"]))
+        return f"kind '{detail['ctx']['tag']}' is unknown{did_you_mean(str(detail['ctx']['tag']), known)}"
+    if detail["type"] == "union_tag_not_found":
+        return "'kind' is missing"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] in ("missing", "unknown_key", "value_error"):
+        return message
+    found = repr(detail["input"])
+    return f"{message}; found {found if len(found) < 80 else found[:77] + '...'}"

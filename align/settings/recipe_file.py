@@ -1,0 +1,221 @@
+"""Reads a recipe from its file: YAML, `extends`, `--set`, the tiny form, and the cells of the matrix."""
+
+import copy
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import ValidationError
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.recipe import Recipe
+from qwen_align.align.settings.recipe_errors import explain_error
+
+TINY_SUFFIX = "_tiny"  # of the run's name, so that its folder is not that of the whole
+
+
+class Variant(NamedTuple):
+    """One cell of the matrix: the recipe with its values set, and what they are by setting."""
+
+    axes: dict[str, str]
+    recipe: Recipe
+
+
+def load_variants(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> list[Variant]:
+    """The recipe's variants (one without a matrix); `overrides` are `dotted.setting=value` in YAML.
+
+    `tiny` takes the values of the recipe's `tiny` section first, and names the run so. Raises RecipeError.
+    """
+    raw = read_settings(path, overrides, tiny=tiny)
+    whole = _validate_recipe(raw, path)
+    return [
+        Variant(axes, _validate_recipe(cell, path)) if axes else Variant(axes, whole)
+        for axes, cell in _expand_matrix(raw, whole.matrix, path)
+    ]
+
+
+def read_settings(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> dict[str, Any]:
+    """The file's settings with the overrides set, not yet validated; raises RecipeError."""
+    raw = _resolve_extends(_read_file(path), path)
+    if tiny:
+        _apply_tiny_form(raw, path)
+    for (setting, value), override in zip(parse_overrides(overrides), overrides, strict=True):
+        _set_value(raw, setting, value, where=f"--set {override}")
+    return raw
+
+
+def _resolve_extends(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings on top of those of the recipe that they extend; stages come behind its stages."""
+    if "extends" not in raw:
+        if "change" in raw:
+            raise RecipeError(f"{path}: change: changes the recipe that this one extends; there is no `extends`")
+        return raw
+    name = raw.pop("extends")
+    if not isinstance(name, str) or Path(name).name != name or name == path.name:
+        raise RecipeError(f"{path}: extends: must be the name of another recipe in the same folder; found {name!r}")
+    if "name" not in raw:
+        raise RecipeError(f"{path}: name: is missing; with that of {name} their runs would share a folder")
+    base = _resolve_extends(_read_file(path.parent / name), path.parent / name)
+    for setting, value in _require_mapping(raw.pop("change", {}), f"{path}: change").items():
+        _set_value(base, str(setting), copy.deepcopy(value), where=f"{path}: change")
+    for group in ("models", "runtime"):
+        if group in base and group in raw:
+            raw[group] = _require_mapping(base[group], f"{name}: {group}") | _require_mapping(
+                raw[group], f"{path}: {group}"
+            )
+    more = raw.get("stages", [])
+    if not isinstance(more, list) or not isinstance(base.get("stages"), list):
+        return base | raw  # validation says what is wrong
+    return base | raw | {"stages": base["stages"] + more}
+
+
+def _require_mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecipeError(f"{where}: must be a mapping; found {value!r}")
+    return value
+
+
+def _apply_tiny_form(raw: dict[str, Any], path: Path) -> None:
+    found = raw.get("tiny")
+    if not isinstance(found, dict) or not found:
+        raise RecipeError(f"{path}: has no tiny form: a section `tiny` would map dotted settings to their values")
+    for setting, value in found.items():
+        _set_value(raw, str(setting), copy.deepcopy(value), where=f"{path}: tiny")
+    if isinstance(raw.get("name"), str):
+        raw["name"] += TINY_SUFFIX
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """(setting, value) of every `setting=value`, the value read as YAML; raises RecipeError."""
+    found = []
+    for override in overrides:
+        setting, equals, value = override.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {override}: write it as setting=value, as in stages.sft.learning_rate=1e-5")
+        found.append((setting, parse_yaml(value, where=f"--set {override}")))
+    return found
+
+
+def _expand_matrix(
+    raw: dict[str, Any], matrix: Mapping[str, list[Any]], path: Path
+) -> Iterator[tuple[dict[str, str], Any]]:
+    where = f"{path}: matrix"
+    tries = [
+        [(setting, label, value) for label, value in zip(_label_values(setting, values, where), values, strict=True)]
+        for setting, values in matrix.items()
+    ]
+    short = [setting.rpartition(".")[2] for setting in matrix]
+    for choice in itertools.product(*tries):
+        cell = copy.deepcopy(raw)
+        axes = {}
+        for setting, label, value in choice:
+            _set_value(cell, "models.base" if setting == "base" else setting, copy.deepcopy(value), where=where)
+            last = setting.rpartition(".")[2]
+            axes[last if short.count(last) == 1 else setting] = label
+        yield axes, cell
+
+
+def _label_values(setting: str, values: list[Any], where: str) -> list[str]:
+    """What each value is called in stage names: itself if it is short and plain, else its number."""
+    labels = []
+    for index, value in enumerate(values):
+        is_plain = isinstance(value, str | int | float) and re.fullmatch(r"[\w.-]+", str(value))
+        label = str(value) if is_plain else str(index)
+        if label in labels:
+            raise RecipeError(f"{where}: {setting}: two values are called '{label}'; each may stand there once")
+        labels.append(label)
+    return labels
+
+
+def _set_value(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> None:
+    *path, last = setting.split(".")
+    place: Any = raw
+    for depth, part in enumerate(path):
+        here = ".".join(path[: depth + 1])
+        if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
+            place = place[int(part)]
+        elif isinstance(place, list):
+            place = _find_stage(place, part, where=where, here=here)
+        elif isinstance(place, dict):
+            place = place.setdefault(part, {})
+        else:
+            raise RecipeError(f"{where}: '{here}' is no group of settings")
+    if not isinstance(place, dict):
+        raise RecipeError(f"{where}: '{setting}' names no setting")
+    place[last] = value
+
+
+def _find_stage(items: list[Any], name: str, *, where: str, here: str) -> Any:
+    stages: list[Any] = []
+    for item in items:
+        inner = item.get("repeat") if isinstance(item, dict) else None
+        stages += inner.get("stages") or [] if isinstance(inner, dict) else [item]
+    names = [str(stage.get("name")) for stage in stages if isinstance(stage, dict)]
+    if name not in names:
+        raise RecipeError(f"{where}: '{here}': no stage is called '{name}'{did_you_mean(name, names)}")
+    return stages[names.index(name)]
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's numbers (1e-6 is a number) and without duplicate keys."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    try:
+        return _copy_aliases(yaml.load(text, RecipeLoader))  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        context = f"{error.context}: " if error.context else ""
+        raise RecipeError(f"{where}{line}: not a recipe in YAML: {context}{error.problem}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: not YAML: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{where}: an alias (*name) stands inside what it means, or lists nest too deep") from None
+
+
+def _copy_aliases(value: Any) -> Any:
+    """The value with every alias a copy of its own: `--set` changes one stage, not all that share an anchor."""
+    if isinstance(value, dict):
+        return {key: _copy_aliases(item) for key, item in value.items()}
+    return [_copy_aliases(item) for item in value] if isinstance(value, list) else value
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; `qwen-align recipes` lists the shipped ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    raw = parse_yaml(text, where=str(path))
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with name and stages; found {type(raw).__name__}")
+    return raw
+
+
+def _validate_recipe(raw: dict[str, Any], path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(raw, context={"folder": str(path.parent)})
+    except ValidationError as error:
+        raise explain_error(error, raw, path) from None

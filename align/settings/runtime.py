@@ -1,0 +1,42 @@
+"""How a stage is run: device, processes, micro-batches, threads."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.references import OutsideFile
+from qwen_align.align.settings.base import Strict
+
+
+class Runtime(Strict):
+    """How a stage is run, never what it computes: no part of a stage's key, but for losses that depend on it.
+
+    Results are the same up to floating-point summation order: 1e-5 between one process and two.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where to compute; auto = a GPU where there is one"
+    )
+    processes: int = Field(default=1, ge=1, description="processes on this machine; on GPUs one per device")
+    micro_batch: int = Field(
+        default=8, ge=1, description="largest number of rows (or pairs) per device in one forward pass"
+    )
+    generation_batch: int = Field(default=256, ge=1, description="completions decoded side by side, per process")
+    checkpoint_every: int = Field(default=100, ge=1, description="optimiser steps between checkpoints")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, more time"
+    )
+    deepspeed: OutsideFile | None = Field(
+        default=None, description="DeepSpeed configuration (JSON), relative to the recipe"
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per process; null = all")
+
+
+def split_into_micro_batches(batch: int, runtime: Runtime) -> tuple[int, int]:
+    """(rows a device holds, accumulation steps) whose product over all processes is the batch; raises RecipeError."""
+    if batch % runtime.processes:
+        raise RecipeError(f"a batch of {batch} rows does not divide by runtime.processes: {runtime.processes}")
+    share = batch // runtime.processes
+    rows = max(size for size in range(1, min(runtime.micro_batch, share) + 1) if share % size == 0)
+    return rows, share // rows

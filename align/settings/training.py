@@ -1,0 +1,52 @@
+"""Settings of every stage that trains: optimiser, LoRA, how many steps."""
+
+import math
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field
+
+from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
+
+
+def count_optimizer_steps(n_rows: int, epochs: float, batch: int) -> int:
+    """Optimiser steps of so many epochs; the last batch is filled from the next permutation."""
+    return max(1, math.ceil(n_rows * epochs / batch)) if n_rows else 0
+
+
+class Lora(Strict):
+    """LoRA adapters on linear layers (arXiv:2106.09685); the base model's weights stay as they are."""
+
+    rank: int = Field(ge=1, description="rank of the two factors of each adapter")
+    alpha: float = Field(gt=0, description="scale of the adapters: their output is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input; only sft may have it")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="names of the layers that get adapters; all-linear = every linear layer but the head"
+    )
+
+
+Settings = TypeVar("Settings")
+
+
+def refuse_dropout(settings: Settings, lora: Lora | None) -> Settings:
+    """The settings; raises ValueError for a dropout that TRL would turn off without a word."""
+    if lora and lora.dropout:
+        raise ValueError("lora.dropout: must be 0 here, or policy and reference (or sampler) would be different models")
+    return settings
+
+
+class Optimizer(Strict):
+    """AdamW with linear warm-up and a learning-rate schedule."""
+
+    learning_rate: float = Field(gt=0, description="peak learning rate, after the warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="how the learning rate goes on after the warm-up: as it is, or down to 0"
+    )
+    warmup_steps: int = Field(0, ge=0, description="optimiser steps over which the learning rate rises from 0")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    betas: list[float] = Field(
+        [0.9, 0.999], min_length=2, max_length=2, description="AdamW's decay rates of the two moment estimates"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    precision: Annotated[Literal["fp32", "bf16"], ALWAYS_IN_KEY] = Field(
+        "fp32", description="precision of the computation; bf16 = autocast over fp32 weights"
+    )

@@ -1,0 +1,288 @@
+"""What `check` says of each kind of stage, and what it refuses, before anything is trained; nothing imports torch."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import nlargest
+
+from qwen_align.align.errors import DataError
+from qwen_align.align.pipeline.plan import Planned
+from qwen_align.align.pipeline.preview import Preview, Unknown
+from qwen_align.align.rendering.renderer import render_pairs, render_rows
+from qwen_align.align.rendering.samples import length_percentiles
+from qwen_align.align.reporting.summary_line import summary_line
+from qwen_align.align.rows import Pair, Problem, Row, only
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.evaluate import Evaluate
+from qwen_align.align.settings.online_rl import OnlineRl
+from qwen_align.align.settings.pretrain import Pretrain
+from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.rollout import Rollout, Switch
+from qwen_align.align.settings.runtime import split_into_micro_batches
+from qwen_align.align.settings.sampling import SamplingSettings
+from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.training import count_optimizer_steps
+from qwen_align.align.stages.build_data import rows as build_rows
+from qwen_align.data_builders.hub import Hub
+from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.reward.audit import audit
+from qwen_align.reward.combine import SHAPING_SHARE, shaping_scale
+from qwen_align.reward.math_answer import MathAnswer
+from qwen_align.reward.settings import Reward, check_all, reward_for
+
+AUDITED = 2  # problems whose bad completions a reward is shown
+LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is among them, or next to it
+
+
+# --- data
+
+
+def check_data(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields rows and drops; raises DataError when no row is left and the stage needs some."""
+    if stage.is_stored:
+        yield summary_line(stage.folder.manifest()["summary"])
+        return
+    settings = stage.settings
+    assert isinstance(settings, BuildData)
+    n_kept, dropped = len(preview.rows(stage.name)), preview.drops[stage.name].counts
+    if not n_kept and settings.on_empty == "fail":
+        raise DataError(f"no row is left; dropped: {dropped or 'none, the builder made no row'}. See builder and sieve")
+    yield summary_line({"rows": n_kept, "dropped": dropped}) or "no rows"
+
+
+def forecast_data(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields how many rows there will be, where the recipe says so."""
+    n_rows = preview.count_rows(stage.name)
+    if n_rows is not None:
+        yield f"rows {n_rows:,}, if all are kept"
+
+
+def list_built_rows(stage: Planned, sources: Sources, drops: Drops) -> list[Row]:
+    """Builds the rows of a data stage in memory; raises Unknown where that would download something."""
+    settings = stage.settings
+    assert isinstance(settings, BuildData)
+    if isinstance(settings.builder, Hub):
+        raise Unknown(f"{settings.builder.dataset} is downloaded")
+    return list(build_rows(settings, sources, stage.seed, drops))
+
+
+def check_pretraining(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields how many documents a pretraining stage reads."""
+    settings = stage.settings
+    assert isinstance(settings, Pretrain)
+    yield f"{len(preview.rows(stage.targets[settings.from_data])):,} documents"
+
+
+# --- training on rows
+
+
+def check_supervised_training(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields samples, drops, steps and lengths of an SFT stage."""
+    settings = stage.settings
+    assert isinstance(settings, Sft)
+    split_into_micro_batches(settings.batch, stage.runtime)
+    rendered = render_rows(
+        preview.renderer(stage), preview.rows_read_by(stage, settings.from_data), settings.max_tokens
+    )
+    longest = max((len(sample.ids) for sample in rendered.samples), default=0)
+    preview.check_context_length(stage, longest, "a sample")
+    yield from _describe_training(settings, rendered.lengths, rendered.dropped, len(rendered.samples))
+
+
+def check_training_on_pairs(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields pairs, drops, steps and lengths of a preference or reward model stage."""
+    settings = stage.settings
+    assert isinstance(settings, Dpo | RewardModel)
+    pairs = list(only(Pair, preview.rows_read_by(stage, settings.from_data)))
+    split_into_micro_batches(settings.batch, stage.runtime)
+    rendered = render_pairs(preview.renderer(stage), pairs, settings.max_tokens)
+    longest = max((length for length in rendered.lengths if length <= settings.max_tokens), default=0)
+    preview.check_context_length(stage, longest, "a pair's side")
+    yield from _describe_training(settings, rendered.lengths, rendered.dropped, len(rendered.pairs))
+
+
+def forecast_training(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields the steps of a training stage if all rows are kept."""
+    settings = stage.settings
+    assert isinstance(settings, Sft | Dpo | RewardModel)
+    n_rows = _count_all_rows(stage, preview, settings.from_data)
+    if n_rows is not None:
+        steps = count_optimizer_steps(n_rows, settings.epochs, settings.batch)
+        yield (
+            f"if all {n_rows:,} rows are kept: steps {steps:,}, {_describe_warmup(settings, steps)}; "
+            f"limit {settings.max_tokens}"
+        )
+
+
+def _describe_training(
+    settings: Sft | Dpo | RewardModel, lengths: list[int], dropped: Mapping[str, int], n_samples: int
+) -> Iterator[str]:
+    if not n_samples and settings.needs_rows:
+        raise DataError(
+            f"nothing to train on; dropped: {dropped or 'none, there were no rows'}. See max_tokens, from_data"
+        )
+    steps = count_optimizer_steps(n_samples, settings.epochs, settings.batch)
+    line = summary_line({"samples": n_samples, "dropped": dropped, "steps": steps}) or "nothing to train on"
+    yield f"{line}, {_describe_warmup(settings, steps)}" if steps else line
+    if lengths:
+        yield f"{_describe_lengths(lengths)}, limit {settings.max_tokens}"
+
+
+def _describe_warmup(settings: Sft | Dpo | RewardModel, steps: int) -> str:
+    if settings.warmup_steps >= steps:
+        return f"all of warm-up (warmup_steps {settings.warmup_steps})"
+    return f"{settings.warmup_steps:,} of warm-up" if settings.warmup_steps else "no warm-up"
+
+
+# --- sampling from a model
+
+
+def check_online_rl(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields steps, prompt lengths and what is amiss with the rewards of an online RL stage."""
+    settings = stage.settings
+    assert isinstance(settings, OnlineRl)
+    check_all(settings.rewards)
+    prompts = _read_problems(preview.rows_read_by(stage, settings.from_data))
+    split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, stage.runtime)
+    lengths = [preview.prompt_length(stage, problem, None) for problem in prompts]
+    longest = max(lengths, default=0) + settings.sampling.max_tokens
+    preview.check_context_length(stage, longest, "a prompt and sampling.max_tokens")
+    yield (
+        f"{settings.steps:,} steps of {settings.prompts_per_step} prompts x {settings.completions_per_prompt} "
+        f"completions, {settings.optimizer_steps:,} updates"
+    )
+    yield f"prompt {_describe_lengths(lengths)}"
+    yield from _describe_rewards(settings.rewards, prompts)
+
+
+def check_rollout(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields how much a rollout samples, and what is amiss with its rewards."""
+    settings = stage.settings
+    assert isinstance(settings, Rollout)
+    check_all(settings.rewards)
+    prompts = _read_problems(preview.rows_read_by(stage, [settings.from_data]))
+    switches = [settings.thinking_switch] if settings.thinking_switch else []
+    limit = _describe_token_limit(stage, preview, prompts, switches, settings.sampling)
+    yield f"{len(prompts):,} prompts x {settings.completions_per_prompt} completions, {limit}"
+    yield from _describe_rewards(settings.rewards, prompts)
+
+
+def forecast_rollout(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields how much a rollout samples if all rows are kept."""
+    settings = stage.settings
+    assert isinstance(settings, Rollout)
+    n_rows = _count_all_rows(stage, preview, [settings.from_data])
+    if n_rows is not None:
+        yield f"if all {n_rows:,} rows are kept: {n_rows:,} prompts x {settings.completions_per_prompt} completions"
+
+
+def check_evaluation(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields how much an evaluation samples; raises DataError for a gold that its reward cannot use."""
+    settings = stage.settings
+    assert isinstance(settings, Evaluate)
+    check_all(settings.rewards)
+    questions = _read_problems(preview.rows_read_by(stage, settings.from_data))
+    _check_golds(questions, settings.rewards)
+    limit = _describe_token_limit(stage, preview, questions, settings.thinking_switches, settings.sampling)
+    yield (
+        f"{len(questions):,} questions x {len(settings.thinking_switches)} switches x "
+        f"{settings.completions_per_prompt} completions, {limit}"
+    )
+
+
+def forecast_evaluation(stage: Planned, preview: Preview) -> Iterator[str]:
+    """Yields how much an evaluation samples if all rows are kept."""
+    settings = stage.settings
+    assert isinstance(settings, Evaluate)
+    n_rows = _count_all_rows(stage, preview, settings.from_data)
+    if n_rows is not None:
+        yield (
+            f"if all {n_rows:,} rows are kept: "
+            f"{n_rows:,} questions x {len(settings.thinking_switches)} switches x "
+            f"{settings.completions_per_prompt} completions"
+        )
+
+
+def _describe_token_limit(
+    stage: Planned,
+    preview: Preview,
+    prompts: Sequence[Problem],
+    switches: Sequence[Switch],
+    sampling: SamplingSettings,
+) -> str:
+    """Says the length limit, after the longest prompts were rendered as the stage will render them."""
+    renderer = preview.renderer(stage)
+    longest = 0
+    by_length = nlargest(LONGEST_LOOKED_AT, prompts, key=lambda row: sum(len(turn.content) for turn in row.messages))
+    for problem in by_length if not switches else ():
+        sampling.for_mode(problem.mode or renderer.traits.default_mode)
+        longest = max(longest, preview.prompt_length(stage, problem, None))
+    for switch in switches:
+        sampling.for_mode(switch.mode or renderer.traits.default_mode)
+        for problem in by_length:
+            longest = max(longest, preview.prompt_length(stage, problem, switch))
+    preview.check_context_length(stage, longest + sampling.max_tokens, "a prompt and sampling.max_tokens")
+    return f"at most {sampling.max_tokens} tokens each"
+
+
+def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> Iterator[str]:
+    """Yields what is amiss with rewards: golds they cannot use, bad completions they pay, scaled weights."""
+    scale = shaping_scale(list(rewards))
+    if scale < 1:
+        yield (
+            f"shaping weights x {scale:.3g}, so that all shaping together reaches {SHAPING_SHARE:g} of the outcomes' "
+            "weight and no wrong answer beats a right one"
+        )
+    for reward in rewards:
+        unusable = [problem for problem in prompts if reward.judge_gold(problem.gold).value != 1.0]
+        if unusable:
+            first = f"'{unusable[0].id}': {unusable[0].gold!r:.60}"
+            yield f"{reward.label}: {len(unusable):,} golds of {len(prompts):,} are unusable, the first {first}"
+        if reward.is_outcome:
+            paid = dict.fromkeys(
+                finding.probe
+                for finding in audit(reward, list(prompts[:AUDITED]))
+                if finding.pays is None and finding.is_paid
+            )
+            if paid:
+                yield f"{reward.label} pays for what solves nothing: {', '.join(paid)}"
+
+
+def _read_problems(rows: Iterable[Row]) -> list[Problem]:
+    """Returns the rows as problems; raises DataError where questions and golds look exchanged."""
+    problems = list(only(Problem, iter(rows)))
+    judged = [row for row in problems if row.reward == MathAnswer().kind and isinstance(row.gold, str)]
+    longer = [row for row in judged if len(_answer_in(row.gold)) > sum(len(turn.content) for turn in row.messages)]
+    if 2 * len(longer) > len(judged):
+        raise DataError(
+            f"{len(longer):,} of {len(judged):,} golds are longer than their questions, the first that of "
+            f"'{longer[0].id}': {longer[0].gold!r:.60}; question and gold look exchanged: see the builder's columns"
+        )
+    return problems
+
+
+def _answer_in(gold: str) -> str:
+    """Returns the answer at the end of a gold that holds a whole solution, as GSM8K's do."""
+    return "" if "\\boxed" in gold else gold.rpartition("####")[2]
+
+
+def _check_golds(questions: Sequence[Problem], rewards: list[Reward]) -> None:
+    """Raises DataError for the first question whose reward cannot use its gold, as the stage would."""
+    for question in questions:
+        verdict = reward_for(question.reward, rewards).judge_gold(question.gold)
+        if verdict.value != 1.0:
+            raise DataError(f"question '{question.id}': {verdict.reason}; its gold is {question.gold!r:.60}")
+
+
+# --- shared
+
+
+def _count_all_rows(stage: Planned, preview: Preview, refs: Iterable[str]) -> int | None:
+    """Returns how many rows stand behind the references, None if one of them cannot say."""
+    counts = [preview.count_rows(stage.targets[ref]) for ref in refs]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
+
+
+def _describe_lengths(lengths: list[int]) -> str:
+    percentiles = length_percentiles(lengths)
+    return "tokens: " + (", ".join(f"p{percent} {tokens}" for percent, tokens in percentiles.items()) or "none")

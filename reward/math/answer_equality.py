@@ -1,0 +1,280 @@
+"""Decides whether an answer's value is the gold's; the gold's type decides what counts as the same."""
+
+from qwen_align.reward.math.answer_parser import parse_normalized
+from qwen_align.reward.math.answer_values import (
+    AnswerValue,
+    BracketedTuple,
+    Choice,
+    DeferredPairs,
+    Matrix,
+    Ratio,
+    RelationChain,
+    Scalar,
+    SetUnion,
+    UnorderedItems,
+    Words,
+    get_items,
+)
+from qwen_align.reward.math.equation_equality import has_same_zero_set
+from qwen_align.reward.math.named_value_equality import collect_named_values, has_same_named_values, split_by_coordinate
+from qwen_align.reward.math.number_line_regions import INEQUALITIES, Interval, Region, merge_intervals, to_region
+from qwen_align.reward.math.scalar_equality import is_same_scalar, is_same_words
+from qwen_align.reward.math.units import get_conversion_factor
+from qwen_align.reward.math.unordered_equality import has_same_items
+
+_HOURS_PER_DAY = 24
+_REVERSED_RELATIONS = {">": "<", r"\ge": r"\le"}
+
+
+def is_same_answer(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
+    """Checks whether the answer's value is the gold's, on condition that all pairs added to `deferred` turn out equal.
+
+    With None for `deferred` no pair is left to the fallback: what is not decided here is not the same.
+    """
+    if type(gold) is type(answer) and gold == answer:
+        return True
+    if _has_relation(gold) or _has_relation(answer):
+        return _is_same_relation(gold, answer, deferred)
+    if isinstance(answer, Choice) and answer.rest and not isinstance(gold, Choice):
+        answer_rest = parse_normalized(answer.rest)
+        return answer_rest is not None and is_same_answer(gold, answer_rest, deferred)
+    if isinstance(gold, Choice) and gold.rest and isinstance(answer, Scalar | BracketedTuple):
+        gold_rest = parse_normalized(gold.rest)
+        return isinstance(gold_rest, Scalar | BracketedTuple) and is_same_answer(gold_rest, answer, deferred)
+    if isinstance(gold, SetUnion) or isinstance(answer, SetUnion):
+        return _is_same_union(gold, answer, deferred)
+    if isinstance(gold, UnorderedItems) or isinstance(answer, UnorderedItems):
+        return has_same_items(get_items(gold), get_items(answer), deferred, is_same_answer)
+    return _is_same_typed_value(gold, answer, deferred)
+
+
+def _is_same_typed_value(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two values are the same, neither of which is a list, a union or a relation."""
+    if isinstance(gold, Words) or isinstance(answer, Words):
+        return is_same_words(gold, answer)
+    if isinstance(gold, Scalar) and isinstance(answer, Scalar):
+        return is_same_scalar(gold, answer, deferred)
+    if isinstance(gold, Choice) and isinstance(answer, Choice):
+        return gold.letter == answer.letter and _is_single_choice(gold, answer)
+    if isinstance(gold, BracketedTuple) and isinstance(answer, BracketedTuple):
+        return _is_same_tuple(gold, answer, deferred)
+    if isinstance(gold, Matrix) and isinstance(answer, Matrix):
+        return gold.kind == answer.kind and _is_same_sequence(
+            [BracketedTuple("(", row, ")") for row in gold.rows],
+            [BracketedTuple("(", row, ")") for row in answer.rows],
+            deferred,
+        )
+    if isinstance(gold, Scalar) and isinstance(answer, Matrix):
+        value = _expand_determinant(answer)
+        return value is not None and is_same_scalar(gold, value, None)
+    if isinstance(gold, Ratio) and isinstance(answer, Ratio):
+        return _is_same_ratio(gold, answer)
+    return False
+
+
+def _expand_determinant(matrix: Matrix) -> Scalar | None:
+    """Expands a determinant of two or three rows to an expression, None for other matrices."""
+    cells = [[f"({cell.text})" if isinstance(cell, Scalar) else "" for cell in row] for row in matrix.rows]
+    size = len(cells)
+    if matrix.kind != "determinant" or size not in (2, 3) or any(len(row) != size or not all(row) for row in cells):
+        return None
+    if size == 2:
+        return Scalar(_expand_two_by_two(*cells[0], *cells[1]))
+    (a, b, c), (d, e, f), (g, h, i) = cells
+    return Scalar(
+        rf"{a}({_expand_two_by_two(e, f, h, i)})-{b}({_expand_two_by_two(d, f, g, i)})"
+        rf"+{c}({_expand_two_by_two(d, e, g, h)})"
+    )
+
+
+def _expand_two_by_two(a: str, b: str, c: str, d: str) -> str:
+    """Returns the text `a d - b c`."""
+    return rf"{a}\cdot{d}-{b}\cdot{c}"
+
+
+def _is_single_choice(gold: Choice, answer: Choice) -> bool:
+    """Checks whether the text beside the answer's letter names no other option and is no other text than the gold's."""
+    if not answer.rest or answer.rest == gold.rest:
+        return True
+    answer_rest = parse_normalized(answer.rest)
+    if isinstance(answer_rest, Choice | UnorderedItems | RelationChain) and not gold.rest:
+        return isinstance(answer_rest, RelationChain)
+    gold_rest = parse_normalized(gold.rest) if gold.rest else None
+    return gold_rest is None or (answer_rest is not None and is_same_answer(gold_rest, answer_rest, None))
+
+
+def _is_same_tuple(gold: BracketedTuple, answer: BracketedTuple, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two tuples have the same items in order, and as intervals the same brackets."""
+    is_interval = len(gold.items) == 2
+    if is_interval and (gold.opening, gold.closing) != (answer.opening, answer.closing):
+        return False
+    return _is_same_sequence(list(gold.items), list(answer.items), deferred)
+
+
+def _is_same_sequence(
+    golds: list[AnswerValue] | list[BracketedTuple],
+    answers: list[AnswerValue] | list[BracketedTuple],
+    deferred: DeferredPairs | None,
+) -> bool:
+    """Checks whether two sequences are of one length and have the same items in order."""
+    return len(golds) == len(answers) and all(
+        is_same_answer(gold_item, answer_item, deferred) for gold_item, answer_item in zip(golds, answers, strict=True)
+    )
+
+
+def _is_same_ratio(gold: Ratio, answer: Ratio) -> bool:
+    """Checks whether two ratios are proportional, or two times of the day the same."""
+    if len(gold.parts) != len(answer.parts):
+        return False
+    if gold.unit is not None and answer.unit is not None and get_conversion_factor(gold.unit, answer.unit) != 1:
+        return False
+    # Every multiple of 12:0 would be the same.
+    has_zero = any(part.number == 0 for part in (*gold.parts, *answer.parts))
+    if has_zero or (_is_time_of_day(gold) and _is_time_of_day(answer)):
+        return [part.number for part in gold.parts] == [part.number for part in answer.parts]
+    gold_first, answer_first = gold.parts[0], answer.parts[0]
+    return all(
+        is_same_scalar(_multiply_scalars(part, answer_first), _multiply_scalars(answer_part, gold_first), None)
+        for part, answer_part in zip(gold.parts[1:], answer.parts[1:], strict=True)
+    )
+
+
+def _multiply_scalars(left: Scalar, right: Scalar) -> Scalar:
+    """Multiplies two scalars without their units."""
+    number = None if left.number is None or right.number is None else left.number * right.number
+    return Scalar(rf"({left.text})\cdot({right.text})", number)
+
+
+def _is_time_of_day(ratio: Ratio) -> bool:
+    """Checks whether the parts are written as a time of the day: `12:00`, `7:32`."""
+    numbers = [part.number for part in ratio.parts]
+    if any(number is None or number.denominator != 1 for number in numbers):
+        return False
+    is_hour = numbers[0] is not None and 0 <= numbers[0] <= _HOURS_PER_DAY
+    return is_hour and all(len(part.text) == 2 and part.text < "60" for part in ratio.parts[1:])
+
+
+def _has_relation(value: AnswerValue) -> bool:
+    """Checks whether a value is a relation or a list with one in it."""
+    return isinstance(value, RelationChain) or (
+        isinstance(value, UnorderedItems) and any(isinstance(item, RelationChain) for item in value.items)
+    )
+
+
+def _is_same_relation(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two values are the same, one of which at least is an equation or inequality."""
+    golds, answers = (
+        collect_named_values(gold, is_same_answer, is_gold=True),
+        collect_named_values(answer, is_same_answer, is_gold=False),
+    )
+    if golds and answers and len(golds) != len(answers):
+        golds, answers = split_by_coordinate(golds), split_by_coordinate(answers)
+    if golds and answers and has_same_named_values(golds, answers, deferred, is_same_answer):
+        return True
+    if _has_inequality(gold) or _has_inequality(answer):
+        gold_region, answer_region = to_region(gold, is_gold=True), to_region(answer, is_gold=False)
+        if gold_region is not None and answer_region is not None:
+            return _is_same_region(gold_region, answer_region, deferred)
+    if isinstance(gold, RelationChain) and isinstance(answer, RelationChain):
+        return _is_same_chain(gold, answer)
+    if isinstance(gold, UnorderedItems) and isinstance(answer, UnorderedItems) and (golds is None or answers is None):
+        return has_same_items(gold.items, answer.items, None, is_same_answer)
+    if isinstance(answer, RelationChain):
+        return not isinstance(gold, RelationChain) and _is_worked_calculation(gold, answer)
+    return isinstance(gold, RelationChain) and _is_one_of_stated_numbers(gold, answer)
+
+
+def _is_one_of_stated_numbers(gold: RelationChain, answer: AnswerValue) -> bool:
+    r"""Checks whether the answer is one of a gold's several statements of a number: `0.56 = 56\%`, `\approx 8.24`."""
+    if not set(gold.relations) <= {"=", r"\approx"}:
+        return False
+    sides = [parse_normalized(side) for side in gold.sides if side]
+    numbers = [side for side in sides if isinstance(side, Scalar) and side.number is not None]
+    return len(numbers) == len(sides) and any(is_same_answer(number, answer, None) for number in numbers)
+
+
+def _has_inequality(value: AnswerValue) -> bool:
+    r"""Checks whether a value is or holds an inequality, an `\in` or a union of sets."""
+    return any(
+        isinstance(item, RelationChain) and set(item.relations) & (INEQUALITIES | {r"\in"}) for item in get_items(value)
+    ) or isinstance(value, SetUnion)
+
+
+def _is_same_chain(gold: RelationChain, answer: RelationChain) -> bool:
+    """Checks whether two equations or inequalities are the same, by their sides or by their zero set."""
+    gold, answer = _order_ascending(gold), _order_ascending(answer)
+    if gold.relations == answer.relations and _are_sides_equal(gold.sides, answer.sides):
+        return True
+    relation = gold.relations[0]
+    if len(gold.sides) != 2 or len(answer.sides) != 2 or relation != answer.relations[0]:
+        return False
+    (left, right), (answer_left, answer_right) = gold.sides, answer.sides
+    if relation in ("=", r"\ne"):
+        return has_same_zero_set((left, right), (answer_left, answer_right))
+    if relation in ("<", r"\le"):
+        return has_same_zero_set((left, right), (answer_left, answer_right), needs_positive_factor=True)
+    return relation in (r"\parallel", r"\perp", r"\sim", r"\cong") and _are_sides_equal(gold.sides, answer.sides[::-1])
+
+
+def _are_sides_equal(golds: tuple[str, ...], answers: tuple[str, ...]) -> bool:
+    """Checks whether the sides of two relations are the same in order."""
+    return len(golds) == len(answers) and all(
+        gold_side == answer_side or _is_same_text_value(gold_side, answer_side)
+        for gold_side, answer_side in zip(golds, answers, strict=True)
+    )
+
+
+def _is_same_text_value(gold_text: str, answer_text: str) -> bool:
+    """Checks whether two texts parse to the same value."""
+    gold_value, answer_value = parse_normalized(gold_text), parse_normalized(answer_text)
+    return gold_value is not None and answer_value is not None and is_same_answer(gold_value, answer_value, None)
+
+
+def _order_ascending(chain: RelationChain) -> RelationChain:
+    r"""Returns the chain from less to more, `5 \ge x` as `x \le 5`."""
+    if not set(chain.relations) <= set(_REVERSED_RELATIONS):
+        return chain
+    return RelationChain(
+        chain.sides[::-1], tuple(_REVERSED_RELATIONS[relation] for relation in reversed(chain.relations))
+    )
+
+
+def _is_worked_calculation(gold: AnswerValue, answer: RelationChain) -> bool:
+    """Checks whether every side of a chain of equations is the gold: `2+3=5`, but not `5 = x+1`."""
+    return set(answer.relations) == {"="} and all(
+        (value := parse_normalized(side)) is not None and is_same_answer(gold, value, None) for side in answer.sides
+    )
+
+
+def _is_same_union(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two unions of sets are the same region, or have the same parts."""
+    gold_region, answer_region = to_region(gold, is_gold=True), to_region(answer, is_gold=False)
+    if gold_region is not None and answer_region is not None:
+        return _is_same_region(gold_region, answer_region, deferred)
+    if isinstance(gold, SetUnion) and isinstance(answer, SetUnion):
+        return has_same_items(gold.parts, answer.parts, None, is_same_answer) and has_same_items(
+            gold.removed, answer.removed, None, is_same_answer
+        )
+    return False
+
+
+def _is_same_region(gold: Region, answer: Region, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two parts of the number line are the same, and of the same variable where both name one."""
+    if gold.name and answer.name and gold.name != answer.name:
+        return False
+    return has_same_items(
+        _to_interval_tuples(merge_intervals(gold.intervals)),
+        _to_interval_tuples(merge_intervals(answer.intervals)),
+        deferred,
+        is_same_answer,
+    )
+
+
+def _to_interval_tuples(intervals: tuple[Interval, ...]) -> tuple[AnswerValue, ...]:
+    """Converts intervals to tuples with their brackets."""
+    return tuple(
+        BracketedTuple(
+            "[" if interval.includes_low else "(", (interval.low, interval.high), "]" if interval.includes_high else ")"
+        )
+        for interval in intervals
+    )

@@ -1,0 +1,98 @@
+"""The types of answers: a small closed set of values, as parsed from text and not evaluated."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+from qwen_align.reward.math.unit_table import Unit
+
+
+class Scalar(NamedTuple):
+    """One expression; `number` is its exact value where it is written plainly, `unit` what it is measured in."""
+
+    text: str
+    number: Fraction | None = None
+    unit: Unit | None = None
+
+
+class Words(NamedTuple):
+    """An answer in words: `text` in lower case where case does not matter, `original_text` as it was written."""
+
+    text: str
+    original_text: str = ""
+
+
+class Choice(NamedTuple):
+    """The letter of a multiple-choice option; `rest` is the text beside it."""
+
+    letter: str
+    rest: str = ""
+
+
+class BracketedTuple(NamedTuple):
+    """Items in order between brackets: a point, a vector, and with two items perhaps an interval."""
+
+    opening: str
+    items: tuple["AnswerValue", ...]
+    closing: str
+
+
+class UnorderedItems(NamedTuple):
+    """Items whose order does not matter: a set, or answers joined by commas and "or".
+
+    `all_hold` is true for inequalities that are joined by "and".
+    """
+
+    items: tuple["AnswerValue", ...]
+    all_hold: bool = False
+
+
+class SetUnion(NamedTuple):
+    r"""Sets joined by \cup; `removed` holds the sets that are taken away from them by \setminus."""
+
+    parts: tuple["AnswerValue", ...]
+    removed: tuple["AnswerValue", ...] = ()
+
+
+class Matrix(NamedTuple):
+    """A matrix with its cells by row; `kind` is "matrix", "determinant" or "norm"."""
+
+    kind: str
+    rows: tuple[tuple["AnswerValue", ...], ...]
+
+
+class RelationChain(NamedTuple):
+    """Sides joined by relations, as text: `sides[0] relations[0] sides[1] ...`."""
+
+    sides: tuple[str, ...]
+    relations: tuple[str, ...]
+
+
+class BaseNumeral(NamedTuple):
+    """A numeral in a named base: digits in lower case, without leading zeros."""
+
+    digits: str
+    base: int
+
+
+class Ratio(NamedTuple):
+    """Parts between colons, a ratio or a time of the day; `unit` holds "am" or "pm"."""
+
+    parts: tuple["Scalar", ...]
+    unit: Unit | None = None
+
+
+DeferredPairs = list[tuple[str, str]]
+"""Pairs of expressions, a gold's and an answer's, that are left to sympy_fallback."""
+
+AnswerValue = (
+    Scalar | Words | Choice | BracketedTuple | UnorderedItems | SetUnion | Matrix | RelationChain | BaseNumeral | Ratio
+)
+
+AnswerComparer = Callable[[AnswerValue, AnswerValue, DeferredPairs | None], bool]
+"""The type of `answer_equality.is_same_answer`, handed to modules that compare the parts of a value with it."""
+
+
+def get_items(value: AnswerValue) -> tuple[AnswerValue, ...]:
+    """Returns the items of a list of answers, or a single answer as a tuple of one."""
+    return value.items if isinstance(value, UnorderedItems) else (value,)

@@ -1,0 +1,80 @@
+"""Spells equal answers equally, to count votes by."""
+
+from qwen_align.reward.math.answer_equality import is_same_answer
+from qwen_align.reward.math.answer_values import (
+    AnswerValue,
+    BaseNumeral,
+    BracketedTuple,
+    Choice,
+    Matrix,
+    Ratio,
+    RelationChain,
+    Scalar,
+    SetUnion,
+    UnorderedItems,
+    Words,
+)
+from qwen_align.reward.math.exact_evaluator import evaluate_rational
+from qwen_align.reward.math.expression_parser import parse_expression
+from qwen_align.reward.math.named_value_equality import collect_named_values
+from qwen_align.reward.math.number_line_regions import INEQUALITIES, Region, merge_intervals, to_region
+
+
+def spell_canonically(value: AnswerValue) -> str:
+    """Returns a spelling that equal numbers, points and sets share; expressions as they were typed, without spaces.
+
+    Units and the names of unknowns are left out.
+    """
+    if isinstance(value, Scalar):
+        return _spell_scalar(value)
+    if isinstance(value, Words):
+        return value.text
+    if isinstance(value, Choice):
+        return value.letter
+    if isinstance(value, BracketedTuple):
+        return f"{value.opening}{','.join(map(spell_canonically, value.items))}{value.closing}"
+    if isinstance(value, UnorderedItems):
+        return f"{{{','.join(sorted(set(map(spell_canonically, value.items))))}}}"
+    if isinstance(value, Matrix):
+        rows = ("&".join(map(spell_canonically, row)) for row in value.rows)
+        return f"{value.kind}[{';'.join(rows)}]"
+    if isinstance(value, BaseNumeral):
+        return f"{value.digits}_{value.base}"
+    if isinstance(value, Ratio):
+        return ":".join(map(spell_canonically, value.parts))
+    return _spell_relation(value)
+
+
+def _spell_scalar(value: Scalar) -> str:
+    """Spells an expression as its exact number if it has one, else as it was typed."""
+    if value.number is not None:
+        return str(value.number)
+    node = parse_expression(value.text)
+    number = None if node is None else evaluate_rational(node)
+    return str(number) if number is not None else value.text.replace(" ", "")
+
+
+def _spell_relation(value: RelationChain | SetUnion) -> str:
+    """Spells the value of `x = 5`, the intervals of an inequality or a union, else the sides and relations as typed."""
+    if isinstance(value, RelationChain):
+        named_values = collect_named_values(value, is_same_answer, is_gold=False)
+        if named_values is not None and len(named_values) == 1:
+            return spell_canonically(named_values[0][1])
+    if isinstance(value, SetUnion) or set(value.relations) & INEQUALITIES:
+        region = to_region(value, is_gold=False)
+        if region is not None:
+            return _spell_region(region)
+    if isinstance(value, SetUnion):
+        return r"\cup".join(map(spell_canonically, value.parts))
+    sides = [side.replace(" ", "") for side in value.sides]
+    return "".join(side + relation for side, relation in zip(sides, (*value.relations, ""), strict=True))
+
+
+def _spell_region(region: Region) -> str:
+    """Spells a region as a union of intervals."""
+    intervals = (
+        f"{'[' if interval.includes_low else '('}{spell_canonically(interval.low)},"
+        f"{spell_canonically(interval.high)}{']' if interval.includes_high else ')'}"
+        for interval in merge_intervals(region.intervals)
+    )
+    return r"\cup".join(intervals)

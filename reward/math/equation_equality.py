@@ -1,0 +1,62 @@
+"""Decides when two equations or inequalities are the same: their differences are multiples by a constant."""
+
+from collections.abc import Iterator
+
+from qwen_align.reward.math.exact_evaluator import evaluate_rational
+from qwen_align.reward.math.expression_equality import decide_equality
+from qwen_align.reward.math.expression_parser import parse_expression
+from qwen_align.reward.math.expression_tree import Node, get_free_letters, make_number, substitute_letters
+
+_POINTS = ((3, 5, 7, 11, 13, 17, 19, 23), (29, 2, 31, 37, 3, 41, 43, 5), (8, 27, 6, 15, 21, 10, 33, 14))
+_ZERO = make_number(0)
+
+
+def has_same_zero_set(
+    gold_sides: tuple[str, str], answer_sides: tuple[str, str], *, needs_positive_factor: bool = False
+) -> bool:
+    """Checks whether left minus right of both differ by a constant factor, a positive one if needed; False in doubt.
+
+    The factor is read off at one point, so two equations without solutions are not equal because of that.
+    """
+    gold_difference, answer_difference = _subtract_sides(*gold_sides), _subtract_sides(*answer_sides)
+    if (
+        gold_difference is None
+        or answer_difference is None
+        or get_free_letters(gold_difference) != get_free_letters(answer_difference)
+        or not get_free_letters(gold_difference)
+    ):
+        return False
+    if not needs_positive_factor and decide_equality(gold_difference, answer_difference):
+        return True
+    for point in _iterate_points(sorted(get_free_letters(gold_difference))):
+        gold_value, answer_value = (
+            substitute_letters(gold_difference, point),
+            substitute_letters(answer_difference, point),
+        )
+        if decide_equality(gold_value, _ZERO) is not False or decide_equality(answer_value, _ZERO) is not False:
+            continue
+        if needs_positive_factor:
+            factor = evaluate_rational(Node("quotient", (gold_value, answer_value)))
+            if factor is None or factor <= 0:
+                return False
+        return (
+            decide_equality(
+                Node("product", (gold_difference, answer_value)), Node("product", (answer_difference, gold_value))
+            )
+            is True
+        )
+    return False
+
+
+def _subtract_sides(left: str, right: str) -> Node | None:
+    """Returns the tree of left minus right, None if a side is no expression."""
+    sides = parse_expression(left), parse_expression(right)
+    if sides[0] is None or sides[1] is None:
+        return None
+    return Node("sum", (sides[0], Node("negative", (sides[1],))))
+
+
+def _iterate_points(letters: list[str]) -> Iterator[dict[str, Node]]:
+    """Yields points with a whole number for each letter."""
+    for numbers in _POINTS:
+        yield {letter: make_number(numbers[index % 8] + index // 8) for index, letter in enumerate(letters)}

@@ -1,0 +1,110 @@
+r"""Parses plainly written numbers exactly: `-1,234.5`, `\frac{3}{4}`, `2 1/3`, 十五, three."""
+
+import re
+from fractions import Fraction
+
+MAX_DIGITS = 1_000  # far below CPython's own limit of 4,300 for int(); arithmetic on these takes microseconds
+
+_INTEGER = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)"
+_DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
+_PLAIN_DECIMAL = re.compile(_DECIMAL)
+_FRACTION = re.compile(
+    rf"\\frac ?(?:\{{ ?([+-]? ?{_DECIMAL}) ?\}}|([0-9])) ?(?:\{{ ?([+-]? ?{_DECIMAL}) ?\}}|([0-9]))"
+    rf"|({_DECIMAL}) ?/ ?([+-]? ?{_DECIMAL})"
+)
+_MIXED_NUMBER = re.compile(
+    r"([0-9]+) ?\\frac ?(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))|([0-9]+) ([0-9]+) ?/ ?([0-9]+)"
+)
+_ENGLISH_NUMBERS = {
+    word: number
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty".split()
+    )
+}
+_CHINESE_DIGITS = {digit: number for number, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
+_CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000}
+_CHINESE_NUMERAL = re.compile(r"[零〇一二两三四五六七八九十百千万亿]{1,20}")
+_CHINESE_FRACTION = re.compile(rf"({_CHINESE_NUMERAL.pattern}|[0-9]+)分之({_CHINESE_NUMERAL.pattern}|[0-9]+)")
+
+
+def parse_plain_number(text: str) -> Fraction | None:
+    """Returns the exact value of a plainly written number in normalized LaTeX, None if the text is anything else."""
+    if len(text) > MAX_DIGITS:
+        return None
+    sign = -1 if text[:1] == "-" else 1
+    if text[:1] in ("-", "+"):
+        text = text[1:].lstrip()
+    magnitude = _parse_unsigned(text)
+    return None if magnitude is None else sign * magnitude
+
+
+def parse_spelled_number(word: str) -> Fraction | None:
+    """Returns the number that an English or Chinese word spells: `seven`, 十五, 三分之一; None for other words."""
+    if word in _ENGLISH_NUMBERS:
+        return Fraction(_ENGLISH_NUMBERS[word])
+    if word.startswith("负"):
+        magnitude = parse_spelled_number(word[1:])
+        return None if magnitude is None else -magnitude
+    integer_digits, point, decimal_digits = word.partition("点")
+    if (
+        point
+        and _CHINESE_NUMERAL.fullmatch(integer_digits)
+        and decimal_digits
+        and set(decimal_digits) <= set(_CHINESE_DIGITS)
+    ):
+        return Fraction(_parse_chinese_integer(integer_digits)) + Fraction(
+            _parse_chinese_integer(decimal_digits), 10 ** len(decimal_digits)
+        )
+    if match := _CHINESE_FRACTION.fullmatch(word):
+        denominator, numerator = (_parse_chinese_integer(part) for part in match.groups())
+        return Fraction(numerator, denominator) if denominator else None
+    return Fraction(_parse_chinese_integer(word)) if _CHINESE_NUMERAL.fullmatch(word) else None
+
+
+def _parse_unsigned(text: str) -> Fraction | None:
+    """Parses a decimal, a fraction or a mixed number without a sign."""
+    if _PLAIN_DECIMAL.fullmatch(text):
+        return _parse_decimal(text)
+    if match := _FRACTION.fullmatch(text):
+        numerator, denominator = (_parse_signed_decimal(part) for part in match.groups() if part is not None)
+        return numerator / denominator if denominator else None
+    if match := _MIXED_NUMBER.fullmatch(text):
+        integer_part, numerator, denominator = (_parse_decimal(part) for part in match.groups() if part is not None)
+        return integer_part + numerator / denominator if numerator < denominator else None
+    return None
+
+
+def _parse_signed_decimal(text: str) -> Fraction:
+    """Parses a decimal that may have a sign before it."""
+    magnitude = _parse_decimal(text.lstrip("+- "))
+    return -magnitude if text.startswith("-") else magnitude
+
+
+def _parse_decimal(text: str) -> Fraction:
+    """Parses a decimal with or without thousands separators to its exact value."""
+    integer_digits, _, decimal_digits = text.replace(",", "").partition(".")
+    return (
+        Fraction(int((integer_digits + decimal_digits) or "0"), 10 ** len(decimal_digits))
+        if decimal_digits
+        else Fraction(int(integer_digits or "0"))
+    )
+
+
+def _parse_chinese_integer(word: str) -> int:
+    """Parses a whole number in Chinese numerals (or in ASCII digits)."""
+    if word.isdigit() and word.isascii():
+        return int(word)
+    if not any(character in "十百千万亿" for character in word):
+        return int("".join(str(_CHINESE_DIGITS[character]) for character in word))
+    total = section = digit = 0
+    for character in word:
+        if character in _CHINESE_DIGITS:
+            digit = _CHINESE_DIGITS[character]
+        elif character in _CHINESE_UNITS:
+            section += (digit or 1) * _CHINESE_UNITS[character]
+            digit = 0
+        else:
+            total = (total + section + digit) * (10_000 if character == "万" else 100_000_000)
+            section = digit = 0
+    return total + section + digit

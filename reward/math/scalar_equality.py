@@ -1,0 +1,162 @@
+"""Decides whether two expressions or two words are the same: exact numbers first, then `expression_equality`."""
+
+import re
+
+from qwen_align.reward.math.answer_values import AnswerValue, DeferredPairs, Scalar, Words
+from qwen_align.reward.math.expression_equality import decide_equality
+from qwen_align.reward.math.expression_parser import parse_expression
+from qwen_align.reward.math.expression_tree import Node, make_symbol
+from qwen_align.reward.math.units import get_conversion_factor
+
+_MIN_DECIMAL_DIGITS = 10  # as rounded_decimals.MIN_DIGITS: only a longer decimal may stand for an exact value
+_MAX_DEFERRED_CHARS = 300  # longer expressions are not worth a second of a worker
+_CALCULUS = re.compile(r"\\(?:int|iint|iiint|oint|lim|sum|prod|partial|Gamma|zeta|Re|Im|arg|frac ?\{ ?d)(?![A-Za-z])")
+# Functions that the expression parser takes for letters.
+_SPECIAL_FUNCTION = re.compile(r"\\(?:Gamma|zeta|Re|Im|arg) ?[({]")
+_TEXT_COMMAND = re.compile(r"\\text\{([^{}]*)\}")
+_SHORT_LETTER_RUN = re.compile(r"[A-Za-z]{2,3}")
+_TYPESETTING = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])|\\text(?=\{)")
+_MATRIX_ALGEBRA = re.compile(  # `A^{-1}B`, `AB^T`: matrices, whose order counts
+    r"[A-Z] ?\^ ?(?:\{ ?(?:-1|T|-T) ?\}|T)[ *]*(?:\\cdot ?)?[A-Z]"
+    r"|[A-Z](?: |\*|\\cdot ?)*[A-Z] ?\^ ?(?:\{ ?(?:-1|T|-T) ?\}|T)"
+)
+_MATRIX_POWER = re.compile(r"\^ ?\{ ?(-1|T|-T) ?\}")
+# `co-prime`, `Mon.`.
+_WORD_PUNCTUATION = re.compile(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})|\.\Z|(?<![0-9])\s+|\s+(?![0-9])")
+_SINGLE_CHARACTER_GROUP = re.compile(r"\{([A-Za-z0-9])\}")
+_INTEGRATION_CONSTANTS = frozenset(("C", "c", "C_0", "C_1", "c_0", "c_1"))
+_INTEGRATION_VARIABLES = frozenset((*"rstuvxyz", r"\theta"))  # beside which such a letter is no parameter
+_LETTER_PAIRS = (frozenset("xyzabckmnpqrtuvw"), frozenset("ABCDEFGHKLMNOPQRSTUVXYZ"))
+_LETTER_TRIPLES = tuple(
+    map(frozenset, ("xyz", "abc", "pqr", "uvw", "rst", "kmn", "mnp", "abx", "axy", "ABC", "PQR", "XYZ"))
+)
+_TWO_LETTER_WORDS = frozenset("am an at by my up us we pa ma NE SE NW SW EN ES NO ON SO OS US UN TO UP".split())
+
+
+def is_same_words(gold: AnswerValue, answer: AnswerValue) -> bool:
+    r"""Checks whether two texts are the same, one of which is words; `xy` is also the product that `y \cdot x` is."""
+    if isinstance(gold, Words) and isinstance(answer, Words):
+        if _strip_word_punctuation(gold.text) == _strip_word_punctuation(answer.text):
+            return True
+        is_possible_product = (
+            _is_letter_product(gold) and _is_letter_product(answer) and not _is_possible_word(gold.original_text)
+        )
+        return is_possible_product and _is_same_expression(gold.original_text, answer.original_text)
+    words, other_value = (gold, answer) if isinstance(gold, Words) else (answer, gold)
+    if not isinstance(words, Words) or not isinstance(other_value, Scalar) or other_value.number is not None:
+        return False
+    if _SHORT_LETTER_RUN.fullmatch(words.original_text) and _is_same_expression(words.original_text, other_value.text):
+        return True
+    return _strip_word_punctuation(words.text) == _strip_word_punctuation(
+        _TEXT_COMMAND.sub(r" \1 ", other_value.text).lower()
+    )
+
+
+def is_same_scalar(gold: Scalar, answer: Scalar, deferred: DeferredPairs | None) -> bool:
+    """Checks whether two numbers or expressions are equal.
+
+    A unit counts only where both have one, converted exactly.
+    """
+    factor = None
+    if gold.unit is not None and answer.unit is not None:
+        factor = get_conversion_factor(answer.unit, gold.unit)
+        if factor is None:
+            return False
+    if gold.number is not None and answer.number is not None:
+        if gold.number == (answer.number if factor is None else answer.number * factor):
+            return True
+        if not _is_long_decimal(gold.text) and not _is_long_decimal(answer.text):
+            return False
+    text = _strip_thousands_commas(answer)
+    if factor is not None and factor != 1:
+        text = rf"({text})\cdot\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+    return _is_same_expression(_strip_thousands_commas(gold), text, deferred)
+
+
+def is_defined(value: AnswerValue) -> bool:
+    r"""Checks whether a value equals itself: not `5/0`, not `\infty-\infty`."""
+    if not isinstance(value, Scalar) or value.number is not None:
+        return True
+    node = parse_expression(value.text)
+    return node is None or decide_equality(node, node) is not False
+
+
+def _is_same_expression(gold: str, answer: str, deferred: DeferredPairs | None = None) -> bool:
+    """Checks whether two texts are equal as expressions, or as text where they cannot be parsed.
+
+    A pair with calculus in it is added to `deferred` and held for equal.
+    """
+    if _MATRIX_ALGEBRA.search(gold) or _MATRIX_ALGEBRA.search(answer):
+        return _strip_product_signs(gold) == _strip_product_signs(answer)
+    gold_node, answer_node = parse_expression(gold), parse_expression(answer)
+    is_calculus = _CALCULUS.search(gold) or _CALCULUS.search(answer)
+    if gold_node is None or answer_node is None:
+        if _strip_typesetting(gold) == _strip_typesetting(answer):
+            return True
+        is_equal = None if is_calculus else False
+    else:
+        is_special = _SPECIAL_FUNCTION.search(gold) or _SPECIAL_FUNCTION.search(answer)
+        gold_node, answer_node = _rename_integration_constant(gold_node), _rename_integration_constant(answer_node)
+        is_equal = None if is_special and gold_node != answer_node else decide_equality(gold_node, answer_node)
+        is_calculus = is_calculus or is_special
+    is_deferrable = is_calculus and "°" not in gold + answer and len(gold) + len(answer) <= _MAX_DEFERRED_CHARS
+    if is_equal is None and is_deferrable and deferred is not None:
+        deferred.append((gold, answer))
+        return True
+    return is_equal is True
+
+
+def _rename_integration_constant(node: Node) -> Node:
+    """Names an antiderivative's constant of integration `C`; returns other trees as they are."""
+    constants = [arg for arg in node.args if arg.head == "symbol" and arg.value in _INTEGRATION_CONSTANTS]
+    if node.head != "sum" or len(constants) != 1 or node.unknown_functions:
+        return node
+    rest = tuple(arg for arg in node.args if arg is not constants[0])
+    letters = frozenset[str]().union(*(arg.letters for arg in rest))
+    return Node("sum", (*rest, make_symbol("C"))) if letters and letters <= _INTEGRATION_VARIABLES else node
+
+
+def _strip_thousands_commas(scalar: Scalar) -> str:
+    """Returns a number's text without commas, another expression's text as it is."""
+    return scalar.text.replace(",", "") if scalar.number is not None else scalar.text
+
+
+def _is_long_decimal(text: str) -> bool:
+    """Checks whether a text holds a decimal of so many digits that it may stand for an exact value."""
+    return "." in text and sum(map(str.isdigit, text)) >= _MIN_DECIMAL_DIGITS
+
+
+def _strip_product_signs(text: str) -> str:
+    """Returns a product of matrices without signs of multiplication and typesetting."""
+    return _strip_typesetting(_MATRIX_POWER.sub(r"^\1", text.replace(r"\cdot", "").replace("*", "")))
+
+
+def _strip_typesetting(text: str) -> str:
+    r"""Returns a text without spaces, `\text` and braces around single characters."""
+    return _TYPESETTING.sub("", _SINGLE_CHARACTER_GROUP.sub(r"\1", text))
+
+
+def _strip_word_punctuation(text: str) -> str:
+    """Returns words without hyphens, spaces and their last full stop."""
+    return _WORD_PUNCTUATION.sub("", text)
+
+
+def _is_possible_word(letter_run: str) -> bool:
+    """Checks whether a run of letters may be a word: then only an expression on the other side makes it a product."""
+    return len(letter_run) > 2 and not _is_alphabet_run(letter_run)
+
+
+def _is_alphabet_run(letter_run: str) -> bool:
+    """Checks whether the letters are neighbours of the alphabet, each once: abc, zyx, prq."""
+    code_points = sorted(map(ord, letter_run))
+    return letter_run.islower() and code_points == list(range(code_points[0], code_points[0] + len(code_points)))
+
+
+def _is_letter_product(words: Words) -> bool:
+    """Checks whether a run of two or three letters reads as a product of variables and not as a word."""
+    letter_run = words.original_text
+    if len(letter_run) == 2:
+        return letter_run not in _TWO_LETTER_WORDS and any(set(letter_run) <= letters for letters in _LETTER_PAIRS)
+    if len(letter_run) != 3 or _is_alphabet_run(letter_run):
+        return len(letter_run) == 3
+    return any(set(letter_run) <= letters for letters in _LETTER_TRIPLES) or not set(letter_run.lower()) & set("aeiou")

@@ -1,0 +1,46 @@
+"""Recognizes left sides that only name what the right side states: `x` of `x = 5`, `f(x)`, `(x, y)`, `AB`."""
+
+import re
+
+_SYMBOL = (
+    r"(?:\\text\{[^{}]*\}|\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu"
+    r"|xi|rho|sigma|tau|phi|varphi|chi|psi|omega|ell|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega)|[A-Za-z])"
+    r"(?:_(?:[A-Za-z0-9]|\{[^{}]*\}))?'*"
+)
+_POINT_NAMES = (
+    r"(?:[A-Z]{2,4}|\\(?:angle|triangle|overline|widehat|vec|overrightarrow|bar|hat)"
+    r" ?(?:\{[A-Za-z]+\}|[A-Za-z]+))"
+)
+_APPLIED_FUNCTION = rf"(?:{_SYMBOL}\((?:{_SYMBOL}|-?[0-9]+)(?:,(?:{_SYMBOL}|-?[0-9]+))*\)|[fghFGPQ]\([^()=]*\))"
+_NAME = rf"(?:{_APPLIED_FUNCTION}|{_POINT_NAMES}|\|{_POINT_NAMES}\||[fgh]\^\{{-1\}}\({_SYMBOL}\)|{_SYMBOL})"
+_WORD_NAME = re.compile(r"[A-Za-z][A-Za-z ]{2,40}|[一-鿿]{1,10}")
+_NOT_A_NAME = re.compile(  # words of a condition, a denial or a bound
+    r"\b(?:when|if|for|where|suppose|assume|let|given|maybe|perhaps|possibly|probably|could|might|unless|except|until|not|no|never|least|most|less|more|greater|about|approximately|around"
+    r"|nearly|almost|roughly|wrong|incorrect)\b",
+    re.IGNORECASE,
+)
+_NAME_OR_NAMES = re.compile(rf"{_NAME}|\({_NAME}(?:,{_NAME})+\)")
+_DERIVATIVE = re.compile(r"\\frac\{d[a-zA-Z]\}\{d[a-zA-Z]\}|d[a-z]/d[a-z]")
+_GOLD_ONLY_NAME = re.compile(
+    rf"\\(?:sin|cos|tan|cot|sec|csc|log|ln) ?(?:{_NAME}|\({_NAME}\))|"
+    rf"{_NAME}(?::{_NAME})+|\\frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}/{_NAME}|\|{_NAME}\|"
+)
+_INDEX = re.compile(r"_(?:[A-Za-z0-9]|\{[^{}]*\})")
+
+
+def normalize_variable_name(side: str, *, is_gold: bool) -> str | None:
+    """Returns a left side in one spelling if it is only a name, else None; a gold may name more things."""
+    bare = side.replace(" ", "").replace("{}", "")
+    if bare.startswith("{") and bare.endswith("}"):
+        bare = bare[1:-1]
+    if _NAME_OR_NAMES.fullmatch(bare) or _DERIVATIVE.fullmatch(bare) or (is_gold and _GOLD_ONLY_NAME.fullmatch(bare)):
+        return re.sub(r"_\{([^{}]*)\}", r"_\1", bare)
+    words = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", side).strip()
+    if _NOT_A_NAME.search(words):
+        return None
+    return words.lower() if _WORD_NAME.fullmatch(words) and len(words.replace(" ", "")) > 3 else None
+
+
+def strip_index(name: str) -> str:
+    """Returns a name without its index: x of x_1 and x_2, whose values have no order."""
+    return _INDEX.sub("", name.rstrip("'0123456789"))
