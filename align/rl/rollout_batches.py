@@ -10,12 +10,11 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Engine
 from qwen_align.align.generation.requests import Asked
 from qwen_align.align.rl import prefetched
+from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.collect import Played, Player, play, settle
 from qwen_align.align.rl.held_out import accuracy, preflight
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.prompt_stream import PromptStream
-from qwen_align.align.settings.grpo import Grpo
-from qwen_align.align.settings.ppo import Ppo
 
 PENDING = "pending.json"
 
@@ -32,14 +31,15 @@ class Experience:
 
     def __init__(
         self,
-        spec: Grpo | Ppo,
+        algorithm: Algorithm,
         player: Player,
         stream: PromptStream,
         judge: Judge,
         context: Context,
         questions: Questions | None = None,
     ) -> None:
-        self.spec, self.player, self.stream, self.judge, self.context = spec, player, stream, judge, context
+        self.algorithm, self.spec = algorithm, algorithm.settings
+        self.player, self.stream, self.judge, self.context = player, stream, judge, context
         self.questions = questions
         self.batches = 0  # begun
         self.counts: Counter[str] = Counter()  # over the whole run
@@ -87,8 +87,7 @@ class Experience:
     def _play(self, step: int, model: Any, logged_at: int) -> Played:
         spec = self.spec
         self._sync(model)
-        dynamic = spec.dynamic_sampling if isinstance(spec, Grpo) else None
-        most = dynamic.max_prompts if dynamic else None
+        most = self.algorithm.max_prompts
         played = play(self.player, self.stream, self.judge, step=step, prompts=spec.prompts_per_step, most_prompts=most)
         if played.groups and len(played.groups) < spec.prompts_per_step:
             self.context.note(

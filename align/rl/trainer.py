@@ -13,32 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from accelerate.utils import DistributedType
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor, Scores
-from qwen_align.align.rl.assign_advantages import credit, reference_kl
+from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor
+from qwen_align.align.rl.algorithm import Algorithm
+from qwen_align.align.rl.assign_advantages import estimate_reference_kl
 from qwen_align.align.rl.collect import assembled
 from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
-from qwen_align.align.rl.objective import Sums, Terms, Whole, loss_of, moves_without_advantage
+from qwen_align.align.rl.losses import StepTotals
+from qwen_align.align.rl.objective import Sums, UpdateTerms, compute_loss, count_step_totals
+from qwen_align.align.rl.optimizer import build_schedule, group_parameters
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollout_batches import Experience
 from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, of_process, turns
+from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rl.step_metrics import of_masks, of_play, samples_to_read
 from qwen_align.align.rl.watchdogs import Watchdogs
-from qwen_align.align.settings.grpo import Grpo
-from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import WholeCheckpoints
-from qwen_align.align.training.distributed import gather_objects, sum_over_processes
+from qwen_align.align.training.distributed import sum_over_processes
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",
@@ -63,7 +63,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         self,
         actor: Actor,
         args: TrainingArguments,
-        spec: Grpo | Ppo,
+        algorithm: Algorithm,
         experience: Experience,
         context: Context,
         *,
@@ -72,7 +72,9 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         callbacks: Sequence[Any] = (),
     ) -> None:
         super().__init__(model=actor, args=args, train_dataset=list(range(args.max_steps)), callbacks=list(callbacks))
-        self.spec, self.experience, self.context = spec, experience, context
+        spec = algorithm.settings
+        self.algorithm, self.spec = algorithm, spec
+        self.experience, self.context = experience, context
         self.reference, self.texts = reference, texts
         self.kl_coefficient = KlCoefficient.of(spec.kl)
         self.entropy_coefficient = EntropyCoefficient.of(spec.entropy)
@@ -85,6 +87,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         self._of_batch: dict[str, float] = {}  # for the watchdogs, which look when a batch is done with
         self._is_first = True  # of its batch's optimiser steps
         self._sums: Sums = {}
+        self.scorer = Scorer(self._turns, self.compute_loss_context_manager, self.args.device)
         if reference is not None:
             reference.to(self.args.device).eval().requires_grad_(False)
 
@@ -138,42 +141,18 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         """AdamW; the critic's parameters have a learning rate of their own."""
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.model))
-            kinds = [(False, self.args.learning_rate, list(self.model.policy_parameters()))]
-            if isinstance(self.spec, Ppo):
-                kinds.append((True, self.spec.critic.learning_rate, list(self.model.value_parameters())))
-            groups = [
-                {
-                    "params": [one for name, one in named if (name in decayed) == is_decayed],
-                    "weight_decay": self.args.weight_decay if is_decayed else 0.0,
-                    "lr": rate,
-                    "is_value": is_value,
-                }
-                for is_value, rate, named in kinds
-                for is_decayed in (True, False)
-            ]
+            critic = self.algorithm.critic
+            groups = group_parameters(self.model, decayed, self.args, critic.learning_rate if critic else None)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind([group for group in groups if group["params"]], **settings)
+            self.optimizer = kind(groups, **settings)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The recipe's schedule; the policy's begins after the critic's warm-up."""
         if self.lr_scheduler is None:
+            late = self.algorithm.n_critic_updates
             optimizer = optimizer or self.optimizer
-            late = self._value_steps
-
-            def factor(steps: int) -> Callable[[int], float]:
-                name, warmup = self.args.lr_scheduler_type, self.args.warmup_steps
-                made = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=max(1, steps))
-                return made.lr_lambdas[0]  # type: ignore[no-any-return]
-
-            policy, value = factor(num_training_steps - late), factor(num_training_steps)
-            self.lr_scheduler = LambdaLR(
-                optimizer,
-                [
-                    value if group["is_value"] else lambda step: policy(step - late) if step >= late else 0.0
-                    for group in optimizer.param_groups
-                ],
-            )
+            self.lr_scheduler = build_schedule(optimizer, self.args, num_training_steps, late)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -194,10 +173,10 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         self.figures |= of_masks(self.rollouts)
         everything = range(len(self.rollouts))
         self._score(self.rollouts)
-        if self._is_kl_of_all:
+        if self.algorithm.needs_reference_everywhere:
             self._score_by_reference(self.rollouts, everything)
-        credit(self.rollouts, self.spec, self.kl_coefficient.value, self.reward_scale)
-        if self.spec.kl and not self._is_kl_of_all:
+        self.algorithm.assign_advantages(self.rollouts, self.kl_coefficient.value, self.reward_scale)
+        if self.spec.kl and not self.algorithm.needs_reference_everywhere:
             self._score_by_reference(self.rollouts, self._with_signal(everything))
         self.minibatches = self._schedule(len(self.rollouts))
         if self.rollouts.reference_logps is not None:
@@ -206,47 +185,20 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             self.context.keep_sample(self.state.global_step + 1, sample)
 
     def _score(self, rollouts: Rollouts) -> None:
-        """What the policy and the critic say of the completions before they are trained on."""
-        policy, everything = self.model_wrapped, range(len(rollouts))
+        """Sets what the policy and the critic say of the completions before they are trained on."""
+        policy, rows = self.model_wrapped, range(len(rollouts))
         if not self._is_on_policy and not self._engine_is_exact:
-            rollouts.old_logps = self._scores(rollouts, everything, policy, lambda one: one.logps)
-        if isinstance(self.spec, Ppo):
-            rollouts.values = self._scores(rollouts, everything, policy, lambda one: one.values, values=True)
+            rollouts.old_logps = self.scorer.score_logps(policy, rollouts, rows)
+        if self.algorithm.critic:
+            rollouts.values = self.scorer.score_values(policy, rollouts, rows)
 
     def _score_by_reference(self, rollouts: Rollouts, rows: Sequence[int]) -> None:
-        """What the reference says of these completions; NaN of the others' tokens."""
+        """Sets the reference's log-probs of these completions; NaN for the others' tokens."""
         if self.reference is not None:
-            rollouts.reference_logps = self._scores(rollouts, rows, self.reference, lambda one: one.logps)
+            rollouts.reference_logps = self.scorer.score_logps(self.reference, rollouts, rows)
         else:
             with self.model.as_reference():
-                rollouts.reference_logps = self._scores(rollouts, rows, self.model_wrapped, lambda one: one.logps)
-
-    @torch.no_grad()
-    def _scores(
-        self,
-        rollouts: Rollouts,
-        rows: Sequence[int],
-        model: Any,
-        what: Callable[[Scores], Tensor | None],
-        *,
-        values: bool = False,
-    ) -> Tensor:
-        """One score of every token of the rows, flat, NaN elsewhere; the rows are shared among the processes."""
-        n_tokens = rollouts.n_tokens.tolist()
-        parts: dict[int, Tensor] = {}
-        mine, idle = self._turns(rollouts, rows)
-        for number, batch in enumerate([*mine, *idle]):
-            with self.compute_loss_context_manager():
-                scores = what(model(batch.to(self.args.device), policy=not values, values=values))
-            if number >= len(mine):
-                continue
-            assert scores is not None
-            for row, said in zip(batch.rows, scores.float().cpu(), strict=True):
-                parts[row] = said[: n_tokens[row]]
-        parts = {row: said for part in gather_objects(parts) for row, said in part.items()}
-        return torch.cat(
-            [parts[row] if row in parts else torch.full((n,), torch.nan) for row, n in enumerate(n_tokens)]
-        )
+                rollouts.reference_logps = self.scorer.score_logps(self.model_wrapped, rollouts, rows)
 
     def _schedule(self, n: int) -> list[list[int]]:
         """The completions of each optimiser step of this batch: every pass deals all of them out anew."""
@@ -262,13 +214,13 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
     def _follow_reference(self, rollouts: Rollouts) -> None:
         settings = self.spec.kl
         assert settings is not None
-        apart = reference_kl(rollouts, "k3")
+        apart = estimate_reference_kl(rollouts, "k3")
         scored = rollouts.mask() * ~apart.isnan()
         mean = float((apart.nan_to_num() * scored).sum() / scored.sum().clamp(min=1))
         self.figures |= {"kl": mean, "kl/coefficient": self.kl_coefficient.value}
         if self.experience.batches == 1 and not abs(mean) < FIRST_KL_TOLERANCE:
             raise StageError(f"the first KL is {mean:.3g}, not 0: the reference is another model")
-        whole = float(reference_kl(rollouts, "k1").sum(dim=1).mean())
+        whole = float(estimate_reference_kl(rollouts, "k1").sum(dim=1).mean())
         self.kl_coefficient.follow(settings, whole, len(rollouts))
         if settings.reference_sync_steps and self.experience.batches % settings.reference_sync_steps == 0:
             assert self.reference is not None
@@ -292,32 +244,32 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         if not trained:
             return []
         assert self.rollouts is not None
-        whole = Whole.of(self.rollouts, rows, self.experience.player.sampling.max_tokens)
+        totals = count_step_totals(self.rollouts, rows, self.experience.player.sampling.max_tokens)
         mine, idle = self._turns(self.rollouts, trained)
-        passes = [partial(self._loss, batch=batch, whole=whole) for batch in mine]
-        passes += [partial(self._loss, batch=batch, whole=whole._replace(share=0.0)) for batch in idle]
+        passes = [partial(self._loss, batch=batch, totals=totals) for batch in mine]
+        passes += [partial(self._loss, batch=batch, totals=totals._replace(share=0.0)) for batch in idle]
         return [*passes, *self._text_passes()]
 
     def _with_signal(self, rows: Iterable[int]) -> list[int]:
         """Those that move something."""
         if self.rollouts is None:
             return []
-        kept = set(self.rollouts.trained(without_signal=moves_without_advantage(self.spec)))
+        kept = set(self.rollouts.trained(without_signal=self.algorithm.trains_without_advantage))
         return [row for row in rows if row in kept]
 
-    def _loss(self, model: Any, *, batch: MicroBatch, whole: Whole) -> Tensor:
+    def _loss(self, model: Any, *, batch: MicroBatch, totals: StepTotals) -> Tensor:
         assert self.rollouts is not None
-        terms = Terms(
+        terms = UpdateTerms(
             on_policy=self._is_on_policy,
             policy=not self._is_warmup,
-            value=isinstance(self.spec, Ppo),
+            value=self.algorithm.critic is not None,
             kl_coefficient=self.kl_coefficient.value,
             entropy_coefficient=self.entropy_coefficient.paid,
         )
         here = batch.to(self.args.device)
         scores = model(here, policy=terms.policy, values=terms.value)
-        loss, sums = loss_of(scores, here, self.rollouts, whole, terms, self.spec)
-        if whole.share:
+        loss, sums = compute_loss(scores, here, self.rollouts, totals, terms, self.algorithm)
+        if totals.share:
             self._add(sums)
         return loss
 
@@ -336,9 +288,8 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         assert self.texts is not None
         loss = share * self.texts.loss(model(batch.to(self.args.device), temperature=1.0), n_tokens)
         self._add({"ptx/loss": loss.detach()})
-        assert isinstance(self.spec, Ppo)
-        assert self.spec.ptx is not None
-        return self.spec.ptx.coefficient * loss
+        assert self.algorithm.ptx is not None
+        return self.algorithm.ptx.coefficient * loss
 
     def _add(self, sums: Sums) -> None:
         for name, value in sums.items():
@@ -462,14 +413,6 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
     # --- where the run stands
 
     @property
-    def _is_kl_of_all(self) -> bool:
-        """Whether the KL of completions counts that do not train: it has a price or a target there."""
-        kl = self.spec.kl
-        return kl is not None and (
-            kl.apply_to == "reward" or kl.target is not None or moves_without_advantage(self.spec)
-        )
-
-    @property
     def _is_on_policy(self) -> bool:
         """Whether the policy that is updated is the one that drew."""
         return self.spec.updates.count == 1 and not self.spec.async_steps
@@ -480,13 +423,8 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         return not self.experience.engine.holds_a_copy and self.spec.precision == "fp32"
 
     @property
-    def _value_steps(self) -> int:
-        """Optimiser steps that train the critic alone."""
-        return self.spec.critic.warmup_steps * self.spec.updates.count if isinstance(self.spec, Ppo) else 0
-
-    @property
     def _is_warmup(self) -> bool:
-        return bool(self.state.global_step < self._value_steps)
+        return bool(self.state.global_step < self.algorithm.n_critic_updates)
 
 
 def _load(module: torch.nn.Module, path: Path) -> None:

@@ -17,6 +17,7 @@ from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer, render_rows
 from qwen_align.align.rl.actor import VALUE_ADAPTER, Actor, Critic, use_adapter
+from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.collect import Player
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.prompt_stream import PromptStream, variances
@@ -24,9 +25,7 @@ from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollout_batches import Experience, Questions
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import Completion, Problem, Text, only, read_rows
-from qwen_align.align.settings.grpo import Grpo
-from qwen_align.align.settings.online_rl import ByVariance, Vllm
-from qwen_align.align.settings.ppo import Ppo
+from qwen_align.align.settings.online_rl import ByVariance, OnlineRl, Vllm
 from qwen_align.align.training import fit, trl_arguments, trl_compat
 from qwen_align.align.training.callbacks import Watcher
 from qwen_align.data_builders.completions import completions, verdict_value
@@ -35,7 +34,8 @@ from qwen_align.reward.settings import check_all, reward_for
 from qwen_align.reward.verdict import Verdict
 
 
-def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    spec = algorithm.settings
     source = inputs[spec.from_model]
     renderer = loading.renderer_of(source)
     asked = [put(problem, renderer) for problem in _problems(spec.from_data, inputs)]
@@ -45,15 +45,17 @@ def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Contex
     reward_scorer.bind(
         spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
     )
-    actor = _actor(spec, source, inputs, context)
+    actor = _actor(algorithm, source, inputs, context)
     trainer = OnlineTrainer(
         actor,
-        trl_arguments.online_rl(spec, context.runtime, out, seed=context.seed),
-        spec,
-        _experience(spec, actor, asked, renderer, inputs, context),
+        trl_arguments.online_rl(
+            spec, context.runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
+        ),
+        algorithm,
+        _experience(algorithm, actor, asked, renderer, inputs, context),
         context,
-        reference=_reference(spec, source),
-        texts=_texts(spec, renderer, inputs, context),
+        reference=_reference(algorithm, source),
+        texts=_texts(algorithm, renderer, inputs, context),
         callbacks=[Watcher(context)],
     )
     if isinstance(spec.engine, Vllm):
@@ -72,26 +74,27 @@ def _problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
     return list(only(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
-def _actor(spec: Grpo | Ppo, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
+def _actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
     """The policy, with new adapters if LoRA is asked for, and for PPO a critic."""
+    spec, settings = algorithm.settings, algorithm.critic
     policy: PreTrainedModel | PeftModel = loading.load(source)
     if spec.lora:
         policy = get_peft_model(policy, trl_arguments.lora(spec.lora))
     critic = None
-    if isinstance(spec, Ppo):
+    if settings:
         hidden_size = policy.config.get_text_config().hidden_size
         trunk, head = None, None
-        if spec.critic.from_scorer:
-            started = reward_scorer.load(inputs[spec.critic.from_scorer])
+        if settings.from_scorer:
+            started = reward_scorer.load(inputs[settings.from_scorer])
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
-        elif spec.critic.kind == "separate" and isinstance(policy, PeftModel):
+        elif settings.kind == "separate" and isinstance(policy, PeftModel):
             policy.add_adapter(VALUE_ADAPTER, trl_arguments.lora(spec.lora))
             use_adapter(policy, VALUE_ADAPTER)
             use_adapter(policy, "default")
-        elif spec.critic.kind == "separate":
+        elif settings.kind == "separate":
             trunk = loading.load(source).base_model
-        critic = Critic(hidden_size, trunk, detached=spec.critic.detached)
+        critic = Critic(hidden_size, trunk, detached=settings.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)
     temperature = spec.sampling.for_policy().temperature
@@ -101,21 +104,23 @@ def _actor(spec: Grpo | Ppo, source: Path, inputs: Mapping[str, Path], context: 
     return actor
 
 
-def _reference(spec: Grpo | Ppo, source: Path) -> Actor | None:
+def _reference(algorithm: Algorithm, source: Path) -> Actor | None:
     """A copy of the model the stage starts from, where the policy's own trunk is not one."""
+    spec = algorithm.settings
     if spec.kl is None or spec.lora:
         return None
     return Actor(loading.load(source), spec.sampling.for_policy().temperature)
 
 
 def _experience(
-    spec: Grpo | Ppo,
+    algorithm: Algorithm,
     actor: Actor,
     asked: list[Asked],
     renderer: Renderer,
     inputs: Mapping[str, Path],
     context: Context,
 ) -> Experience:
+    spec = algorithm.settings
     engine = LocalEngine(actor.causal_lm, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
     sampling, solved_by = spec.sampling.for_policy(), partial(solved, spec.rewards)
     player = Player(engine, renderer, sampling, spec.completions_per_prompt, context.seed, solved_by)
@@ -124,7 +129,7 @@ def _experience(
     for reward in spec.rewards:
         reward.warm()
     judge = Judge(lambda group: judge_all(spec.rewards, group))
-    return Experience(spec, player, stream, judge, context, _questions(spec, player, renderer, inputs))
+    return Experience(algorithm, player, stream, judge, context, _questions(spec, player, renderer, inputs))
 
 
 def _vllm(
@@ -151,7 +156,7 @@ def _reward_variances(order: ByVariance, inputs: Mapping[str, Path]) -> dict[str
     return variances(values)
 
 
-def _questions(spec: Grpo | Ppo, player: Player, renderer: Renderer, inputs: Mapping[str, Path]) -> Questions | None:
+def _questions(spec: OnlineRl, player: Player, renderer: Renderer, inputs: Mapping[str, Path]) -> Questions | None:
     settings = spec.held_out
     if settings is None:
         return None
@@ -170,12 +175,13 @@ def _questions(spec: Grpo | Ppo, player: Player, renderer: Renderer, inputs: Map
     return Questions(asker, asked, Judge(own_reward))
 
 
-def _texts(spec: Grpo | Ppo, renderer: Renderer, inputs: Mapping[str, Path], context: Context) -> Texts | None:
-    if not isinstance(spec, Ppo) or spec.ptx is None:
+def _texts(algorithm: Algorithm, renderer: Renderer, inputs: Mapping[str, Path], context: Context) -> Texts | None:
+    ptx = algorithm.ptx
+    if ptx is None:
         return None
-    rows = only(Text, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.ptx.from_data))
-    rendered = render_rows(renderer, rows, max_tokens=spec.ptx.max_tokens)
+    rows = only(Text, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in ptx.from_data))
+    rendered = render_rows(renderer, rows, max_tokens=ptx.max_tokens)
     samples = [sample for sample in rendered.samples if len(sample.ids) > 1]
     if not samples:
         raise DataError(f"ptx: nothing to train on; dropped: {rendered.dropped or 'nothing'}. See max_tokens")
-    return Texts(samples, spec.ptx.batch, context.seed, dropped=rendered.dropped)
+    return Texts(samples, ptx.batch, context.seed, dropped=rendered.dropped)

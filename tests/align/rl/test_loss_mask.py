@@ -15,10 +15,11 @@ from qwen_align.align.errors import Preempted
 from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.rl.actor import Scores
-from qwen_align.align.rl.assign_advantages import credit, reference_kl
+from qwen_align.align.rl.algorithm import Algorithm, build_grpo, build_ppo
+from qwen_align.align.rl.assign_advantages import estimate_reference_kl
 from qwen_align.align.rl.controllers import RewardScale
-from qwen_align.align.rl.objective import Terms, Whole, loss_of
-from qwen_align.align.rl.rollouts import Rollouts, micro_batches
+from qwen_align.align.rl.objective import UpdateTerms, compute_loss, count_step_totals
+from qwen_align.align.rl.rollouts import Rollouts, split_into_micro_batches
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.sampling import Sampling
@@ -67,6 +68,10 @@ def spec_of(name: str) -> Grpo | Ppo:
     return (Ppo if settings["kind"] == "ppo" else Grpo).model_validate(settings)
 
 
+def algorithm_of(spec: Grpo | Ppo) -> Algorithm:
+    return build_ppo(spec) if isinstance(spec, Ppo) else build_grpo(spec)
+
+
 def rollouts_of(masks: Sequence[str], *, poison: float | None = None) -> Rollouts:
     """Random rollouts, with `poison` for everything that is said of tokens outside the loss, which are kept.
 
@@ -104,16 +109,17 @@ def losses_and_gradients(rollouts: Rollouts, spec: Grpo | Ppo, flat: Sequence[to
     logps, entropies, values = (part.clone().requires_grad_() for part in flat)
     rows = list(range(len(rollouts)))
     scores = Scores(*(rollouts.padded(part, rows) for part in (logps, entropies, values)))
-    terms = Terms(
+    terms = UpdateTerms(
         on_policy=False,
         policy=True,
         value=isinstance(spec, Ppo),
         kl_coefficient=spec.kl.coefficient if spec.kl else 0.0,
         entropy_coefficient=spec.entropy.coefficient if spec.entropy else 0.0,
     )
-    (batch,) = micro_batches(rollouts, rows, max_rows=len(rows))
+    (batch,) = split_into_micro_batches(rollouts, rows, max_rows=len(rows))
     ordered = Scores(*(part[batch.rows] for part in scores if part is not None))
-    loss, sums = loss_of(ordered, batch, rollouts, Whole.of(rollouts, rows, MAX_TOKENS), terms, spec)
+    totals = count_step_totals(rollouts, rows, MAX_TOKENS)
+    loss, sums = compute_loss(ordered, batch, rollouts, totals, terms, algorithm_of(spec))
     loss.backward()
     gradients = [torch.zeros_like(part) if part.grad is None else part.grad for part in (logps, entropies, values)]
     return loss.item(), {name: value.item() for name, value in sums.items()}, gradients
@@ -128,7 +134,7 @@ def test_tokens_outside_the_loss_are_as_if_they_were_cut_out(name: str, poison: 
     draw = torch.Generator().manual_seed(1)
     said = [torch.randn(len(whole.loss_mask), generator=draw) * 0.3 + shift for shift in (-2.0, 1.0, 0.0)]
     for rollouts in (whole, cut):
-        credit(rollouts, spec, 0.05, RewardScale())
+        algorithm_of(spec).assign_advantages(rollouts, 0.05, RewardScale())
     torch.testing.assert_close(whole.advantages[whole.loss_mask], cut.advantages)
     assert not whole.advantages[~whole.loss_mask].any()
     if whole.returns is not None:
@@ -149,7 +155,7 @@ def test_tokens_outside_the_loss_are_as_if_they_were_cut_out(name: str, poison: 
 def test_a_completion_without_a_token_in_the_loss_trains_nothing(name: str) -> None:
     spec = spec_of(name)
     rollouts = rollouts_of(MASKS, poison=9.0)
-    credit(rollouts, spec, 0.05, RewardScale())
+    algorithm_of(spec).assign_advantages(rollouts, 0.05, RewardScale())
     assert 7 not in rollouts.trained(without_signal=False)
     said = [torch.randn(len(rollouts.loss_mask)) - 1 for _ in range(3)]
     loss, sums, _ = losses_and_gradients(rollouts, spec, said)
@@ -160,7 +166,7 @@ def test_a_completion_without_a_token_in_the_loss_trains_nothing(name: str) -> N
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_the_kl_to_the_reference_is_zero_outside_the_loss(estimator: str) -> None:
     rollouts = rollouts_of(MASKS, poison=math.nan)
-    apart = reference_kl(rollouts, estimator)
+    apart = estimate_reference_kl(rollouts, estimator)
     in_loss = rollouts.padded(rollouts.loss_mask)
     assert (apart[~in_loss] == 0).all()
     assert (apart[in_loss] != 0).all()
@@ -171,7 +177,7 @@ def test_the_reward_is_credited_to_the_last_token_in_the_loss() -> None:
     settings = {**spec_of("ppo, not whitened").model_dump(), "gae_lambda": 0.0, "rewards": [{"kind": "math_answer"}]}
     rollouts = rollouts_of(["110", "0100"], poison=5.0)
     rollouts.values = torch.zeros_like(rollouts.old_logps)
-    credit(rollouts, Ppo.model_validate(settings), 0.0, RewardScale())
+    algorithm_of(Ppo.model_validate(settings)).assign_advantages(rollouts, 0.0, RewardScale())
     assert rollouts.advantages.tolist() == [0, 1.0, 0, 0, 0.5, 0, 0]
 
 

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rl.actor import Actor, Critic
-from qwen_align.align.rl.assign_advantages import credit
+from qwen_align.align.rl.algorithm import Algorithm, build_grpo, build_ppo
 from qwen_align.align.rl.controllers import RewardScale
-from qwen_align.align.rl.objective import Terms, Whole, loss_of, moves_without_advantage
+from qwen_align.align.rl.objective import UpdateTerms, compute_loss, count_step_totals
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollouts import Rollouts, split_into_micro_batches
 from qwen_align.align.settings.grpo import Grpo
@@ -54,6 +54,14 @@ def spec_of(**settings: Any) -> Grpo | Ppo:
     return kind.model_validate({**SHARED, **settings})
 
 
+def algorithm_of(spec: Grpo | Ppo) -> Algorithm:
+    return build_ppo(spec) if isinstance(spec, Ppo) else build_grpo(spec)
+
+
+def credit(rollouts: Rollouts, spec: Grpo | Ppo, kl_coefficient: float) -> None:
+    algorithm_of(spec).assign_advantages(rollouts, kl_coefficient, RewardScale())
+
+
 def actor_of(folder: Path, spec: Grpo | Ppo) -> Actor:
     model = AutoModelForCausalLM.from_pretrained(folder)
     return Actor(model, 1.0, Critic(model.config.hidden_size) if isinstance(spec, Ppo) else None)
@@ -94,9 +102,9 @@ def logps(actor: Actor, one: Rollouts) -> torch.Tensor:
 
 def gradients(actor: Actor, one: Rollouts, spec: Grpo | Ppo, *, max_rows: int = 8, policy: bool = True) -> float:
     """Leaves the gradients in the parameters and returns the loss."""
-    whole = Whole.of(one, list(range(8)), MAX_TOKENS)
+    totals = count_step_totals(one, list(range(8)), MAX_TOKENS)
     coefficient = spec.kl.coefficient if spec.kl else 0.0
-    terms = Terms(
+    terms = UpdateTerms(
         on_policy=True,
         policy=policy,
         value=isinstance(spec, Ppo),
@@ -106,7 +114,7 @@ def gradients(actor: Actor, one: Rollouts, spec: Grpo | Ppo, *, max_rows: int = 
     total = 0.0
     for batch in split_into_micro_batches(one, range(8), max_rows=max_rows):
         scores = actor(batch, policy=policy, values=isinstance(spec, Ppo))
-        loss, _ = loss_of(scores, batch, one, whole, terms, spec)
+        loss, _ = compute_loss(scores, batch, one, totals, terms, algorithm_of(spec))
         loss.backward()
         total += loss.item()
     return total
@@ -120,7 +128,7 @@ def test_a_better_reward_makes_a_completion_likelier_than_without_it(tiny_model:
         spec = spec_of(**KINDS[name])
         actor = actor_of(tiny_model, spec)
         one = rollouts_of(actor, [reward, 0.5, 0.2, 0.4, 0.1, 0.3, 0.9, 0.6])
-        credit(one, spec, spec.kl.coefficient if spec.kl else 0.0, RewardScale())
+        credit(one, spec, spec.kl.coefficient if spec.kl else 0.0)
         optimizer = torch.optim.SGD(actor.parameters(), lr=0.05)
         gradients(actor, one, spec)
         optimizer.step()
@@ -136,7 +144,7 @@ def test_micro_batches_do_not_change_loss_or_gradient(tiny_model: Path, name: st
         actor = actor_of(tiny_model, spec)
         one = rollouts_of(actor, [1.0, 0.5, float("nan"), 0.4, 0.1, 0.3, 0.9, 0.6])
         one.counts[6] = False
-        credit(one, spec, 0.05, RewardScale())
+        credit(one, spec, 0.05)
         loss = gradients(actor, one, spec, max_rows=max_rows)
         found.append((loss, {n: p.grad.clone() for n, p in actor.named_parameters() if p.grad is not None}))
     (one_loss, one_gradient), (other_loss, other_gradient) = found
@@ -150,7 +158,7 @@ def test_equal_rewards_move_nothing(tiny_model: Path) -> None:
         spec = spec_of(**KINDS[name])
         actor = actor_of(tiny_model, spec)
         one = rollouts_of(actor, [0.5] * 8)
-        credit(one, spec, 0.0, RewardScale())
+        credit(one, spec, 0.0)
         assert one.trained(without_signal=False) == []
         gradients(actor, one, spec)
         assert all(not p.grad.any() for p in actor.parameters() if p.grad is not None)
@@ -168,11 +176,11 @@ def test_equal_rewards_move_nothing(tiny_model: Path) -> None:
 )
 def test_only_other_terms_move_what_has_no_advantage(tiny_model: Path, settings: dict[str, Any], moves: bool) -> None:
     spec = spec_of(kind="grpo", **settings)
-    assert moves_without_advantage(spec) == moves
+    assert algorithm_of(spec).trains_without_advantage == moves
     actor = actor_of(tiny_model, spec)
     one = rollouts_of(actor, [0.5] * 8)
     one.reference_logps = one.old_logps - 0.1
-    credit(one, spec_of(kind="grpo"), 0.0, RewardScale())
+    credit(one, spec_of(kind="grpo"), 0.0)
     gradients(actor, one, spec)
     is_left_out = settings.get("kl", {}).get("include_zero_advantage") is False
     assert any(p.grad.any() for p in actor.parameters() if p.grad is not None) == (moves or is_left_out)
@@ -182,7 +190,7 @@ def test_half_the_groups_move_the_model_half_as_much(tiny_model: Path) -> None:
     spec = spec_of(**KINDS["dapo"])
     actor = actor_of(tiny_model, spec)
     one = rollouts_of(actor, [1.0, 0.5, 0.2, 0.4, 0.1, 0.3, 0.9, 0.6])
-    credit(one, spec, 0.0, RewardScale())
+    credit(one, spec, 0.0)
     gradients(actor, one, spec)
     whole = {name: p.grad.clone() for name, p in actor.named_parameters()}
     actor.zero_grad()
@@ -214,7 +222,7 @@ def test_without_the_policys_loss_only_the_critic_gets_gradients(tiny_model: Pat
     actor = actor_of(tiny_model, spec)
     actor.critic = Critic(actor.config.hidden_size, actor_of(tiny_model, spec).causal_lm.base_model)
     one = rollouts_of(actor, [1.0, 0.5, 0.2, 0.4, 0.1, 0.3, 0.9, 0.6])
-    credit(one, spec, 0.0, RewardScale())
+    credit(one, spec, 0.0)
     gradients(actor, one, spec, policy=False)
     assert all(parameter.grad is None for _, parameter in actor.policy_parameters())
     assert any(parameter.grad is not None and parameter.grad.any() for _, parameter in actor.value_parameters())
@@ -227,7 +235,7 @@ def test_a_detached_head_leaves_the_trunk_alone(tiny_model: Path, detached: bool
     actor.critic = Critic(actor.config.hidden_size, detached=detached)
     torch.nn.init.normal_(actor.critic.head.weight)
     one = rollouts_of(actor, [1.0, 0.5, 0.2, 0.4, 0.1, 0.3, 0.9, 0.6])
-    credit(one, spec, 0.0, RewardScale())
+    credit(one, spec, 0.0)
     gradients(actor, one, spec, policy=False)
     trunk = [parameter.grad for _, parameter in actor.policy_parameters()]
     assert all(one is None or not one.any() for one in trunk) == detached

@@ -13,6 +13,7 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Generation, Request, weights_checksum
 from qwen_align.align.generation.requests import Asked
 from qwen_align.align.rendering.renderer import Prompt
+from qwen_align.align.rl.algorithm import build_grpo
 from qwen_align.align.rl.collect import Player
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.prompt_stream import PromptStream
@@ -79,7 +80,7 @@ def experience(engine: Copying, folder: Path) -> Experience:
     player = Player(engine, renderer, spec.sampling.for_policy(), 2, 0, lambda verdict: True)
     judge = Judge(lambda group: [Verdict(value=float(one.sample), reason="toy") for one in group])
     stream = PromptStream(asked, Shuffled(), seed=0)
-    return Experience(spec, player, stream, judge, Context(folder, 0, Runtime()))
+    return Experience(build_grpo(spec), player, stream, judge, Context(folder, 0, Runtime()))
 
 
 def test_every_batch_is_drawn_with_the_weights_of_its_moment(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
 from qwen_align.align.rl.actor import Actor
-from qwen_align.align.rl.objective import Terms, Whole, loss_of
+from qwen_align.align.rl.algorithm import build_grpo
+from qwen_align.align.rl.objective import UpdateTerms, compute_loss, count_step_totals
 from qwen_align.align.rl.rollouts import Rollouts, split_into_micro_batches
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.runtime import Runtime
@@ -116,12 +117,12 @@ def test_loss_and_gradient_are_trls(
         one.counts = ~one.truncated
     fresh = AutoModelForCausalLM.from_pretrained(tiny_model)
     actor = Actor(fresh, TEMPERATURE)
-    whole = Whole.of(one, [0, 1, 2, 3], MAX_TOKENS)
+    totals = count_step_totals(one, [0, 1, 2, 3], MAX_TOKENS)
     coefficient = ours.kl.coefficient if ours.kl else 0.0
-    terms = Terms(on_policy=False, policy=True, value=False, kl_coefficient=coefficient, entropy_coefficient=0.0)
+    terms = UpdateTerms(on_policy=False, policy=True, value=False, kl_coefficient=coefficient, entropy_coefficient=0.0)
     total = torch.zeros(())
     for batch in split_into_micro_batches(one, range(4), max_rows=1):  # in several passes, whose losses have to add up
-        part, _ = loss_of(actor(batch), batch, one, whole, terms, ours)
+        part, _ = compute_loss(actor(batch), batch, one, totals, terms, build_grpo(ours))
         part.backward()
         total += part.detach()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
