@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from qwen_align.align.rl import losses
-from qwen_align.align.rl.advantages import gae, group_advantages, leave_one_out, returns_to_go, whitened
+from qwen_align.align.rl.advantages import (
+    compute_group_advantages,
+    compute_rloo_advantages,
+    estimate_gae,
+    sum_later_rewards,
+    whiten,
+)
 from qwen_align.align.rl.controllers import RewardScale
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.settings.grpo import Grpo
@@ -17,12 +23,14 @@ from qwen_align.align.settings.ppo import Ppo
 def estimate_group_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
     """Returns each token's advantage: its completion's reward against the mean of its group, over a deviation; flat."""
     rewards_P_G = compute_group_rewards(rollouts, settings, kl_coefficient)
-    return spread_over_tokens(rollouts, group_advantages(rewards_P_G, scale=settings.advantage_scale))
+    return spread_over_tokens(rollouts, compute_group_advantages(rewards_P_G, scale=settings.advantage_scale))
 
 
 def estimate_rloo_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
     """Returns each token's advantage: its completion's reward against the mean of the others of its group; flat."""
-    return spread_over_tokens(rollouts, leave_one_out(compute_group_rewards(rollouts, settings, kl_coefficient)))
+    return spread_over_tokens(
+        rollouts, compute_rloo_advantages(compute_group_rewards(rollouts, settings, kl_coefficient))
+    )
 
 
 def estimate_reinforce_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
@@ -31,9 +39,9 @@ def estimate_reinforce_advantages(rollouts: Rollouts, settings: Grpo, kl_coeffic
     Completions without a verdict no longer count.
     """
     drop_unjudged(rollouts)
-    mask = rollouts.mask()
+    mask = rollouts.get_mask()
     rewards = compute_token_rewards(rollouts, rollouts.reward.nan_to_num(nan=0.0), settings, kl_coefficient)
-    return rollouts.flat(whitened(returns_to_go(rewards, mask=mask), mask))
+    return rollouts.flatten_tokens(whiten(sum_later_rewards(rewards, mask=mask), mask))
 
 
 AdvantageEstimator = Callable[[Rollouts, Grpo, float], Tensor]
@@ -52,17 +60,19 @@ Each takes rollouts, settings and the KL coefficient, and returns an advantage p
 def assign_gae_advantages(rollouts: Rollouts, settings: Ppo, kl_coefficient: float, scale: RewardScale) -> None:
     """Sets PPO's advantages and returns by generalised advantage estimation; unjudged completions no longer count."""
     drop_unjudged(rollouts)
-    scale.add(rollouts.reward[~rollouts.reward.isnan()].tolist())
+    scale.add_rewards(rollouts.reward[~rollouts.reward.isnan()].tolist())
     rewards = torch.tensor(
-        [scale.normalise(reward, settings.normalise_rewards) for reward in rollouts.reward.tolist()]
+        [scale.normalise_reward(reward, settings.normalise_rewards) for reward in rollouts.reward.tolist()]
     ).nan_to_num(nan=0.0)
-    mask = rollouts.mask()
+    mask = rollouts.get_mask()
     token_rewards = compute_token_rewards(rollouts, rewards, settings, kl_coefficient)
     assert rollouts.values is not None
-    values = rollouts.padded(rollouts.values)
-    advantages, returns = gae(token_rewards, values, mask, gamma=settings.gamma, lambda_=settings.gae_lambda)
-    rollouts.returns = rollouts.flat(returns)
-    rollouts.advantages = rollouts.flat(whitened(advantages, mask) if settings.whiten_advantages else advantages)
+    values = rollouts.pad_tokens(rollouts.values)
+    advantages, returns = estimate_gae(token_rewards, values, mask, gamma=settings.gamma, lambda_=settings.gae_lambda)
+    rollouts.returns = rollouts.flatten_tokens(returns)
+    rollouts.advantages = rollouts.flatten_tokens(
+        whiten(advantages, mask) if settings.whiten_advantages else advantages
+    )
 
 
 def drop_unjudged(rollouts: Rollouts) -> None:
@@ -84,7 +94,7 @@ def compute_token_rewards(rollouts: Rollouts, rewards: Tensor, settings: OnlineR
 
     A completion without a token in the loss gets neither.
     """
-    in_loss = rollouts.padded(rollouts.loss_mask)
+    in_loss = rollouts.pad_tokens(rollouts.loss_mask)
     per_token = torch.zeros(in_loss.shape)
     last = torch.where(in_loss, torch.arange(in_loss.shape[1]), -1).amax(dim=1)
     rows = (last >= 0).nonzero()[:, 0]
@@ -104,4 +114,4 @@ def estimate_reference_kl(rollouts: Rollouts, estimator: str) -> Tensor:
     """Returns each token's KL from the policy that sampled to the reference; (B, T), 0 outside the loss masks."""
     assert rollouts.reference_logps is not None
     per_token = losses.estimate_kl(rollouts.old_logps, rollouts.reference_logps, estimator)
-    return rollouts.padded(per_token.masked_fill(~rollouts.loss_mask, 0.0))
+    return rollouts.pad_tokens(per_token.masked_fill(~rollouts.loss_mask, 0.0))

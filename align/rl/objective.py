@@ -9,7 +9,8 @@ from qwen_align.align.rl import losses
 from qwen_align.align.rl.actor import Scores
 from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.losses import StepTotals
-from qwen_align.align.rl.rollouts import MicroBatch, Rollouts
+from qwen_align.align.rl.micro_batches import MicroBatch
+from qwen_align.align.rl.rollouts import Rollouts
 
 
 class UpdateTerms(NamedTuple):
@@ -49,7 +50,7 @@ def compute_loss(
 
     The parts of all micro-batches and devices add up to the loss.
     """
-    mask = rollouts.mask(batch.rows).to(batch.input_ids.device)
+    mask = rollouts.get_mask(batch.rows).to(batch.input_ids.device)
     loss, sums = torch.zeros((), device=mask.device), {"tokens": mask.sum()}
     if terms.policy:
         loss, sums = _compute_policy_terms(scores, batch, rollouts, totals, terms, algorithm)
@@ -79,7 +80,7 @@ def _compute_policy_terms(
     assert scores.logps is not None
     assert scores.entropies is not None
     settings, policy_loss = algorithm.settings, algorithm.policy_loss
-    mask = rollouts.mask(batch.rows).to(batch.input_ids.device)
+    mask = rollouts.get_mask(batch.rows).to(batch.input_ids.device)
     # Set to 0 before any arithmetic: times 0 afterwards, what overflows at a forced token would be NaN.
     logps, entropies = (part.float().masked_fill(mask == 0, 0.0) for part in (scores.logps, scores.entropies))
     drawn_by, sampled_with, advantages = _pad_to_batch(
@@ -126,5 +127,5 @@ def _pad_to_batch(batch: MicroBatch, rollouts: Rollouts, mask: Tensor, *names: s
     for name in names:
         flat: Tensor | None = getattr(rollouts, name)
         assert flat is not None, name
-        padded.append(rollouts.padded(flat, batch.rows).to(batch.input_ids.device).masked_fill(mask == 0, 0.0))
+        padded.append(rollouts.pad_tokens(flat, batch.rows).to(batch.input_ids.device).masked_fill(mask == 0, 0.0))
     return padded

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qwen_align.align.rl.rollouts import MicroBatch, Rollouts
+from qwen_align.align.rl.micro_batches import MicroBatch
+from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.training.distributed import gather_objects
 
 

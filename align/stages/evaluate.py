@@ -8,8 +8,8 @@ from typing import Any
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.evaluation import statistics
-from qwen_align.align.generation.requests import drawn_as, put
-from qwen_align.align.generation.resumable import Draw, draw, open_engine
+from qwen_align.align.generation.requests import render_problem, resolve_mode
+from qwen_align.align.generation.resumable import SamplingRequest, load_engine, sample_completions
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
@@ -27,8 +27,8 @@ QUESTIONS = "questions.json"  # the mean of each question, for each set and swit
 def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
     renderer = loading.renderer_of(source)
-    engine = open_engine(source, renderer, context)
-    how = Draw(spec.sampling, spec.completions_per_prompt, context.seed)
+    engine = load_engine(source, renderer, context)
+    how = SamplingRequest(spec.sampling, spec.completions_per_prompt, context.seed)
     check_all(spec.rewards)
     device, rows_at_once = loading.device_of(context.runtime), context.runtime.micro_batch
     picker = (
@@ -45,9 +45,9 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
                 raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
             check_all([reward_for(kind, spec.rewards) for kind in {row.reward: None for row in questions}])
             for number, switch in enumerate(spec.thinking_switches):
-                asked = [put(problem, renderer, switch) for problem in questions]
+                asked = [render_problem(problem, renderer, switch) for problem in questions]
                 # By place, not by name: a stage's folder is the same whatever its inputs are called.
-                drawn = draw(engine, renderer, asked, how, context, out / "parts" / f"{place}-{number}")
+                drawn = sample_completions(engine, renderer, asked, how, context, out / "parts" / f"{place}-{number}")
                 rows = judged(list(drawn), spec.rewards)
                 if file:
                     file.writelines(to_line(row) + "\n" for row in rows)
@@ -83,7 +83,7 @@ def scored(rows: list[Completion], switch: Switch, renderer: Renderer) -> dict[s
     answers = MathAnswer()
     # A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
     knows_none = renderer.thinking in ("none", "never") or switch.method == "plain"
-    wanted = None if knows_none else drawn_as(switch.mode, renderer)
+    wanted = None if knows_none else resolve_mode(switch.mode, renderer)
     questions: dict[str, list[statistics.SampleScore]] = {}
     for row in rows:
         verdict = row.verdicts[row.reward]

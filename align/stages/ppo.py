@@ -11,4 +11,5 @@ from qwen_align.align.stages import online_rl
 
 
 def run(spec: Ppo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Trains a policy with PPO and returns the stage's summary."""
     return online_rl.run(build_ppo(spec), inputs, out, context)

@@ -7,8 +7,8 @@ from typing import Any
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.generation.requests import put
-from qwen_align.align.generation.resumable import Draw, draw, judged, open_engine
+from qwen_align.align.generation.requests import render_problem
+from qwen_align.align.generation.resumable import SamplingRequest, judge_completions, load_engine, sample_completions
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rows import Problem, only, read_rows, to_line
 from qwen_align.align.settings.rollout import Rollout
@@ -19,22 +19,22 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     source = inputs[spec.from_model]
     renderer = loading.renderer_of(source)
     rows = only(Problem, read_rows(inputs[spec.from_data] / "rows.jsonl"))
-    asked = [put(problem, renderer, spec.thinking_switch) for problem in rows]
+    asked = [render_problem(problem, renderer, spec.thinking_switch) for problem in rows]
     if not asked and spec.on_empty == "fail":
         raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
     check_all(spec.rewards)
     reward_scorer.bind(
         spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
     )
-    how = Draw(spec.sampling, spec.completions_per_prompt, context.seed, keep_tokens=spec.keep_tokens)
-    drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
+    how = SamplingRequest(spec.sampling, spec.completions_per_prompt, context.seed, keep_tokens=spec.keep_tokens)
+    drawn = sample_completions(load_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
     if not context.is_main:
         deque(drawn, maxlen=0)
         return {}
     reasons: Counter[str] = Counter()
     count, paid, stopped, tokens = 0, 0.0, 0, 0
     with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
-        for row, verdict in judged(drawn, spec.rewards):
+        for row, verdict in judge_completions(drawn, spec.rewards):
             parts = verdict.parts or {}
             file.write(to_line(row.model_copy(update={"verdicts": parts})) + "\n")
             reasons.update(f"{name}: {part.reason}" for name, part in parts.items())

@@ -29,9 +29,9 @@ from qwen_align.align.store import integrity
 
 # Where it dies: in the middle of rollouts, of judging, of an update, or while a checkpoint is written.
 PLACES: dict[str, tuple[Any, str]] = {
-    "rollouts": (batched_decoding.Slots, "_step"),
-    "judging": (judge.Judge, "_judge"),
-    "update": (trainer.OnlineTrainer, "_loss"),
+    "rollouts": (batched_decoding.DecodingSlots, "_decode_step"),
+    "judging": (judge.Judge, "_judge_group"),
+    "update": (trainer.OnlineTrainer, "_compute_completion_loss"),
     "checkpoint": (trainer.OnlineTrainer, "_save_more"),
     "half a checkpoint": (integrity, "seal"),
 }

@@ -18,8 +18,9 @@ from qwen_align.align.rl.actor import Scores
 from qwen_align.align.rl.algorithm import Algorithm, build_grpo, build_ppo
 from qwen_align.align.rl.assign_advantages import estimate_reference_kl
 from qwen_align.align.rl.controllers import RewardScale
+from qwen_align.align.rl.micro_batches import iterate_micro_batches
 from qwen_align.align.rl.objective import UpdateTerms, compute_loss, count_step_totals
-from qwen_align.align.rl.rollouts import Rollouts, split_into_micro_batches
+from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.sampling import Sampling
@@ -108,7 +109,7 @@ def losses_and_gradients(rollouts: Rollouts, spec: Grpo | Ppo, flat: Sequence[to
     """Loss, figures, and the gradients of what the model says of each token, flat."""
     logps, entropies, values = (part.clone().requires_grad_() for part in flat)
     rows = list(range(len(rollouts)))
-    scores = Scores(*(rollouts.padded(part, rows) for part in (logps, entropies, values)))
+    scores = Scores(*(rollouts.pad_tokens(part, rows) for part in (logps, entropies, values)))
     terms = UpdateTerms(
         on_policy=False,
         policy=True,
@@ -116,7 +117,7 @@ def losses_and_gradients(rollouts: Rollouts, spec: Grpo | Ppo, flat: Sequence[to
         kl_coefficient=spec.kl.coefficient if spec.kl else 0.0,
         entropy_coefficient=spec.entropy.coefficient if spec.entropy else 0.0,
     )
-    (batch,) = split_into_micro_batches(rollouts, rows, max_rows=len(rows))
+    (batch,) = iterate_micro_batches(rollouts, rows, max_rows=len(rows))
     ordered = Scores(*(part[batch.rows] for part in scores if part is not None))
     totals = count_step_totals(rollouts, rows, MAX_TOKENS)
     loss, sums = compute_loss(ordered, batch, rollouts, totals, terms, algorithm_of(spec))
@@ -156,7 +157,7 @@ def test_a_completion_without_a_token_in_the_loss_trains_nothing(name: str) -> N
     spec = spec_of(name)
     rollouts = rollouts_of(MASKS, poison=9.0)
     algorithm_of(spec).assign_advantages(rollouts, 0.05, RewardScale())
-    assert 7 not in rollouts.trained(without_signal=False)
+    assert 7 not in rollouts.select_trained_rows(without_signal=False)
     said = [torch.randn(len(rollouts.loss_mask)) - 1 for _ in range(3)]
     loss, sums, _ = losses_and_gradients(rollouts, spec, said)
     assert math.isfinite(loss)
@@ -167,7 +168,7 @@ def test_a_completion_without_a_token_in_the_loss_trains_nothing(name: str) -> N
 def test_the_kl_to_the_reference_is_zero_outside_the_loss(estimator: str) -> None:
     rollouts = rollouts_of(MASKS, poison=math.nan)
     apart = estimate_reference_kl(rollouts, estimator)
-    in_loss = rollouts.padded(rollouts.loss_mask)
+    in_loss = rollouts.pad_tokens(rollouts.loss_mask)
     assert (apart[~in_loss] == 0).all()
     assert (apart[in_loss] != 0).all()
 
