@@ -61,7 +61,7 @@ def sample_completions(
     rank, world = get_rank(), get_world_size()
     done, tokens = 0, 0
     for number, (start, stop) in enumerate(spans):
-        if number % world == rank and _find_part(parts, start, stop, context) is None:
+        if number % world == rank and find_part(parts, start, stop, context) is None:
             rows = []
             for row in _sample_part(engine, renderer, prompts[start:stop], request):
                 rows.append(row)
@@ -76,7 +76,7 @@ def sample_completions(
     wait_for_all()
     if context.is_main:
         for start, stop in spans:
-            path = _find_part(parts, start, stop, context)
+            path = find_part(parts, start, stop, context)
             if path is None:
                 raise StageError(f"{parts}: the completions of prompts {start} to {stop} are gone; run again")
             yield from (row for row in read_rows(path) if isinstance(row, Completion))
@@ -93,7 +93,7 @@ def judge_completions(rows: Iterable[Completion], rewards: Sequence[Reward]) -> 
     yield from zip(waiting, judge_all(rewards, waiting), strict=True)
 
 
-def _find_part(parts: Path, start: int, stop: int, context: Context) -> Path | None:
+def find_part(parts: Path, start: int, stop: int, context: Context) -> Path | None:
     """Returns the path of a part that is as it was written, by its digest; a damaged one is deleted and noted."""
     for path in parts.glob(f"{start:08d}-{stop:08d}.*.jsonl"):
         if path.suffixes[0] == f".{_compute_digest(path.read_bytes())}":

@@ -2,8 +2,8 @@
 
 What it gains: another implementation to hold our loop against. On one batch loss and gradient agree within 1e-5, after
 ten steps the weights within 1e-4 (tests/align/rl/test_trl_oracle.py). It gains no speed: whole steps of TRL's trainer
-take 4.1 to 4.8 times as long as ours (docs/rl.md). It should go when TRL drops `rollout_func`, which is experimental, or
-when golden values of our own losses stand in for it.
+take 4.1 to 4.8 times as long as ours (docs/rl.md). It should go when TRL drops `rollout_func`, which is experimental,
+or when golden values of our own losses stand in for it.
 
 TRL is used through its constructor: `rollout_func` samples with the engine, the reward function judges with ours.
 """
@@ -155,7 +155,7 @@ class TrlCallbacks:
         return f"{self.draws[position].problem.id} at {position}"
 
     def judge(self, prompts: list[str], trainer_state: Any, log_metric: Any, **_: Any) -> list[float | None]:
-        """Returns the completions' rewards, None where there is no verdict: TRL's reward function, whose name its metrics have."""
+        """Returns the completions' rewards, None where there is no verdict; TRL names its metrics after this function."""
         assert [int(prompt) for prompt in prompts] == self._positions
         rows = [
             build_completion(self.draws[position], one, self.renderer)
