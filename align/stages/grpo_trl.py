@@ -155,7 +155,7 @@ class TrlCallbacks:
         return f"{self.draws[position].problem.id} at {position}"
 
     def judge(self, prompts: list[str], trainer_state: Any, log_metric: Any, **_: Any) -> list[float | None]:
-        """Returns the completions' rewards, None where there is no verdict; TRL names its metrics after this function."""
+        """Returns the completions' rewards, None where there is no verdict; TRL names metrics after it."""
         assert [int(prompt) for prompt in prompts] == self._positions
         rows = [
             build_completion(self.draws[position], one, self.renderer)
