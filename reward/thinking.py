@@ -14,16 +14,16 @@ class Turn(NamedTuple):
     answer: str
 
 
-def after_thinking(text: str) -> str | None:
-    """What follows the last `</think>`, the whole text without tags, None if a `<think>` is still open."""
-    closed = text.rfind(CLOSE)
-    if text.rfind(OPEN) > closed:
+def strip_thinking(text: str) -> str | None:
+    """Returns the text after the last `</think>`, all of it without tags, None if a `<think>` is still open."""
+    close_start = text.rfind(CLOSE)
+    if text.rfind(OPEN) > close_start:
         return None
-    return text if closed < 0 else text[closed + len(CLOSE) :]
+    return text if close_start < 0 else text[close_start + len(CLOSE) :]
 
 
 def split_turn(text: str) -> Turn | str:
-    """Thinking and answer of a well-formed turn, else the short reason why it is none.
+    """Returns thinking and answer of a well-formed turn, else the short reason why it is none.
 
     Well formed is a non-blank answer, alone or after one block that opens the text: an empty block exactly as
     Qwen's template writes it, or a block with non-blank thinking. Tags anywhere else are malformed.
@@ -44,3 +44,31 @@ def split_turn(text: str) -> Turn | str:
     if any(tag in part for part in (thinking or "", answer) for tag in (OPEN, CLOSE)):
         return "malformed tags"
     return Turn(thinking, answer) if answer.strip() else "no answer"
+
+
+def contains_thinking_tag(text: str) -> bool:
+    """Tells whether the text holds `<think>` or `</think>`."""
+    return OPEN in text or CLOSE in text
+
+
+def extract_thinking(text: str) -> str:
+    """Returns the thinking in raw model output, closed or not; "" if there is none."""
+    before, _, _ = text.partition(CLOSE)
+    return before.partition(OPEN)[2] if OPEN in before else (before if CLOSE in text else "")
+
+
+def wrap_thinking(thinking: str, answer: str) -> str:
+    """Returns a turn with its thinking in a block in front of its answer, as Qwen's template writes it.
+
+    Newlines, and nothing else, are stripped around the thinking and before the answer.
+    """
+    newline = "\n"
+    return f"{_HEAD}{thinking.strip(newline)}{_FOOT}{answer.lstrip(newline)}"
+
+
+def split_for_display(text: str) -> tuple[str, str]:
+    """Returns thinking and answer of any model output, well formed or not, without the tags around the thinking."""
+    thinking, close, answer = text.partition(CLOSE)
+    if not close:
+        thinking, answer = ("", text) if OPEN not in text else (text, "")
+    return thinking.replace(OPEN, "").strip(), answer.strip()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_align.align.store.provenance import read_library_versions
-from qwen_align.reward.code.isolation import isolation_here
+from qwen_align.reward.code.isolation_report import check_isolation
 
 MIN_PYTHON = (3, 11)
 NEEDED = {"trl": "1.16", "transformers": "5.23", "peft": "0.21"}
@@ -72,7 +72,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _sandbox() -> Iterator[Finding]:
-    here = isolation_here()
+    here = check_isolation()
     layers = [layer for layer in here.layers if not layer.name.startswith("isolation:")]
     if here.full:
         yield Finding("sandbox", f"full: {', '.join(layer.name for layer in layers if layer.given)}")

@@ -29,8 +29,10 @@ def render_problem(problem: Problem, renderer: Renderer, switch: Switch | None =
     where = f"problem '{problem.id}'"
     if switch and switch.prompt is not None:
         text = switch.prompt.replace(QUESTION, _get_only_question(problem, where))
-        return RenderedProblem(problem, None, None, Prompt(renderer.encode(text), supplied=""))
-    return RenderedProblem(problem, mode, flag, renderer.prompt(problem.messages, mode=mode, flag=flag, where=where))
+        return RenderedProblem(problem, None, None, Prompt(renderer.encode(text), thinking_prefix=""))
+    return RenderedProblem(
+        problem, mode, flag, renderer.render_prompt(problem.messages, mode=mode, flag=flag, where=where)
+    )
 
 
 def _get_only_question(problem: Problem, where: str) -> str:
@@ -59,7 +61,7 @@ def build_completion(rendered: RenderedProblem, generation: "Generation", render
         prompt_id=problem.id,
         sample=generation.sample,
         prompt=problem.messages,
-        text=rendered.prompt.supplied + renderer.decode(generation.token_ids),
+        text=rendered.prompt.thinking_prefix + renderer.decode(generation.token_ids),
         mode=rendered.mode,
         flag=rendered.flag,
         finish_reason=generation.finish_reason,

@@ -13,7 +13,7 @@ from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.generation.requests import RenderedProblem, build_completion, resolve_sampling, sort_completions
 from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rows import Completion, read_rows, to_line
+from qwen_align.align.rows import Completion, read_rows, to_json_line
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.store.files import write_text
 from qwen_align.align.training.distributed import connect_on_cpu, get_rank, get_world_size, wait_for_all
@@ -37,7 +37,7 @@ class SamplingRequest:
 
 def load_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
     """Loads a model onto the runtime's device, ready to sample from."""
-    policy = loading.load(source).to(loading.device_of(context.runtime))
+    policy = loading.load_model(source).to(loading.choose_device(context.runtime))
     return LocalEngine(policy, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
 
 
@@ -66,12 +66,14 @@ def sample_completions(
             for row in _sample_part(engine, renderer, prompts[start:stop], request):
                 rows.append(row)
                 tokens += row.n_tokens
-                context.progress(done + len(rows), len(prompts) * request.samples // world, tokens, unit="completions")
+                context.report_progress(
+                    done + len(rows), len(prompts) * request.samples // world, tokens, unit="completions"
+                )
             ordered = sort_completions(rows, prompts[start:stop])
-            text = "".join(to_line(row) + "\n" for row in ordered)
+            text = "".join(to_json_line(row) + "\n" for row in ordered)
             write_text(parts / f"{start:08d}-{stop:08d}.{_compute_digest(text.encode())}.jsonl", text)
         done += (stop - start) * request.samples if number % world == rank else 0
-        context.stop_if_asked()
+        context.stop_if_requested()
     connect_on_cpu()
     wait_for_all()
     if context.is_main:
@@ -98,7 +100,7 @@ def find_part(parts: Path, start: int, stop: int, context: Context) -> Path | No
     for path in parts.glob(f"{start:08d}-{stop:08d}.*.jsonl"):
         if path.suffixes[0] == f".{_compute_digest(path.read_bytes())}":
             return path
-        context.note(0, "damaged part", f"{path}: is not what was written; it is drawn again")
+        context.log_note(0, "damaged part", f"{path}: is not what was written; it is drawn again")
         path.unlink()
     return None
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from qwen_align.align.generation.local import has_full_attention, supports_masks
 from qwen_align.align.rl.micro_batches import MicroBatch
-from qwen_align.align.training.trl_compat import token_scores
+from qwen_align.align.training.trl_compat import score_tokens
 
 POLICY_ADAPTER, VALUE_ADAPTER = "default", "value"
 
@@ -78,7 +78,7 @@ class Actor(nn.Module):
         if policy:
             assert hidden is not None
             head: Any = self.causal_lm.get_output_embeddings()
-            scores = token_scores(hidden, head, batch.targets, temperature or self.temperature)
+            scores = score_tokens(hidden, head, batch.targets, temperature or self.temperature)
             logps, entropies = _scatter_to_rows(scores.logps, batch), _scatter_to_rows(scores.entropies, batch)
         return Scores(logps, entropies, self._compute_values(batch, hidden) if values else None)
 

@@ -41,7 +41,7 @@ def measure_accuracy(setup: RolloutSetup, questions: Sequence[RenderedProblem], 
                 f"held_out: question '{completion.prompt_id}': {verdict.reason}; its gold is {completion.gold!r:.60}"
             )
         shares.append(share)
-    estimate = statistics.estimate(shares)
+    estimate = statistics.estimate_mean(shares)
     return Accuracy(estimate.mean, estimate.se or 0.0, len(shares))
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.rows import Completion
-from qwen_align.reward.base import cores
+from qwen_align.reward.base import count_cores
 from qwen_align.reward.verdict import Verdict
 
 
@@ -19,7 +19,7 @@ class JudgedCompletion(NamedTuple):
 
 
 class Judge:
-    """Judges groups of completions in threads, as many as there are cores.
+    """Judges groups of completions in threads, as many as there are count_cores.
 
     `verdicts` gives one verdict for each completion of a prompt. What may hang, or runs a model's code, waits there in
     a process that the reward kills at its limit.
@@ -32,7 +32,7 @@ class Judge:
     def submit_group(self, group: Sequence[Completion]) -> "Future[list[JudgedCompletion]]":
         """Starts judging all completions of one prompt and returns the future of their verdicts."""
         if self._threads is None:  # not before: threads do not survive a fork
-            self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="judge")
+            self._threads = ThreadPoolExecutor(count_cores(), thread_name_prefix="judge")
         return self._threads.submit(self._judge_group, list(group))
 
     def _judge_group(self, group: list[Completion]) -> list[JudgedCompletion]:

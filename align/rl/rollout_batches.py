@@ -73,7 +73,7 @@ class RolloutSource:
 
     def report_first_rollouts(self) -> None:
         """Notes what a few rollouts look like before anything is trained."""
-        self.context.note(0, "preflight", describe_first_rollouts(self.setup, self.stream.problems, self.judge))
+        self.context.log_note(0, "preflight", describe_first_rollouts(self.setup, self.stream.problems, self.judge))
 
     def measure_held_out(self, model: Any) -> tuple[float, float]:
         """Measures the policy's accuracy on the held-out set; returns it with its standard error."""
@@ -102,7 +102,7 @@ class RolloutSource:
             max_prompts=self.algorithm.max_prompts,
         )
         if batch.groups and len(batch.groups) < settings.prompts_per_step:
-            self.context.note(
+            self.context.log_note(
                 logged_at,
                 "dynamic_sampling",
                 f"only {len(batch.groups)} of {settings.prompts_per_step} groups with a signal among "

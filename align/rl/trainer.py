@@ -38,8 +38,9 @@ from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rl.step_metrics import choose_samples, compute_batch_metrics, compute_mask_metrics
 from qwen_align.align.rl.watchdogs import Watchdogs
 from qwen_align.align.store.files import read_json, write_json
-from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import sum_over_processes
+from qwen_align.align.training.reference_check import check_first_kl
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",
@@ -47,10 +48,9 @@ WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "rollouts.safetensors",
     "online_rl.json",
 )
-FIRST_KL_TOLERANCE = 1e-4  # nats a token; float rounding between engine and trainer is about 1e-10
 
 
-class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
+class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     """Trains a policy by online RL: each batch of rollouts is trained on in `updates` optimiser steps.
 
     `reference` is the model the stage started from, if a KL to it is asked for and the policy has no adapters.
@@ -184,7 +184,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         if self.rollouts.reference_logps is not None:
             self._measure_reference_kl(self.rollouts)
         for sample in choose_samples(batch, self.rollouts, self.settings.keep_samples):
-            self.context.keep_sample(self.state.global_step + 1, sample)
+            self.context.log_sample(self.state.global_step + 1, sample)
 
     def _score_before_updates(self, rollouts: Rollouts) -> None:
         """Sets what the policy and the critic say of the completions before they are trained on."""
@@ -224,8 +224,8 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         scored = rollouts.get_mask() * ~kl.isnan()
         mean = float((kl.nan_to_num() * scored).sum() / scored.sum().clamp(min=1))
         self.metrics |= {"kl": mean, "kl/coefficient": self.kl_coefficient.value}
-        if self.rollout_source.batches == 1 and not abs(mean) < FIRST_KL_TOLERANCE:
-            raise StageError(f"the first KL is {mean:.3g}, not 0: the reference is another model")
+        if self.rollout_source.batches == 1:
+            check_first_kl(mean)
         per_completion = float(estimate_reference_kl(rollouts, "k1").sum(dim=1).mean())
         self.kl_coefficient.adapt(settings, per_completion, len(rollouts))
         if settings.reference_sync_steps and self.rollout_source.batches % settings.reference_sync_steps == 0:
@@ -241,7 +241,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         mean, stderr = self.measure_held_out_now()
         self.metrics |= {"held_out/accuracy": mean, "held_out/stderr": stderr}
         for alert in self.watchdogs.check_held_out(self.state.global_step, mean, stderr):
-            self.context.note(alert.step, alert.watchdog, alert.message)
+            self.context.log_note(alert.step, alert.watchdog, alert.message)
 
     # --- an optimiser step
 
@@ -336,7 +336,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         """Checks a batch after its last update: its rollouts, and what its updates have done; notes alerts."""
         metrics = {**self._batch_metrics, **self.metrics}
         for alert in self.watchdogs.check_step(self.state.global_step + 1, metrics):
-            self.context.note(alert.step, alert.watchdog, alert.message)
+            self.context.log_note(alert.step, alert.watchdog, alert.message)
 
     # --- checkpoints, and what the stage hands on
 
@@ -362,7 +362,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             weights = dict(self.model.named_parameters()) if state_dict is None else state_dict
             save_file({name: weights[name].detach().contiguous() for name in sorted(trained)}, folder / WEIGHTS)
 
-    def _save_more(self, folder: Path) -> None:
+    def _save_extra_state(self, folder: Path) -> None:
         """Writes into a checkpoint what decides how the run goes on, beside weights and optimiser."""
         state = {
             "experience": self.rollout_source.to_state(),

@@ -6,10 +6,10 @@ from heapq import nlargest
 from qwen_align.align.errors import DataError
 from qwen_align.align.pipeline.plan import Planned
 from qwen_align.align.pipeline.preview import Preview, Unknown
-from qwen_align.align.rendering.renderer import render_pairs, render_rows
-from qwen_align.align.rendering.samples import length_percentiles
+from qwen_align.align.rendering.samples import compute_length_percentiles
+from qwen_align.align.rendering.training_set import render_pairs, render_rows
 from qwen_align.align.reporting.summary_line import summary_line
-from qwen_align.align.rows import Pair, Problem, Row, only
+from qwen_align.align.rows import Pair, Problem, Row, require_row_type
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
@@ -21,13 +21,13 @@ from qwen_align.align.settings.runtime import split_into_micro_batches
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import count_optimizer_steps
-from qwen_align.align.stages.build_data import rows as build_rows
+from qwen_align.align.stages.build_data import build_rows
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.reward.audit import audit
-from qwen_align.reward.combine import SHAPING_SHARE, shaping_scale
+from qwen_align.reward.audit import audit_reward
+from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.settings import Reward, check_all, reward_for
+from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 
 AUDITED = 2  # problems whose bad completions a reward is shown
 LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is among them, or next to it
@@ -39,7 +39,7 @@ LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is am
 def check_data(stage: Planned, preview: Preview) -> Iterator[str]:
     """Yields rows and drops; raises DataError when no row is left and the stage needs some."""
     if stage.is_stored:
-        yield summary_line(stage.folder.manifest()["summary"])
+        yield summary_line(stage.folder.read_manifest()["summary"])
         return
     settings = stage.settings
     assert isinstance(settings, BuildData)
@@ -92,9 +92,10 @@ def check_training_on_pairs(stage: Planned, preview: Preview) -> Iterator[str]:
     """Yields pairs, drops, steps and lengths of a preference or reward model stage."""
     settings = stage.settings
     assert isinstance(settings, Dpo | RewardModel)
-    pairs = list(only(Pair, preview.rows_read_by(stage, settings.from_data)))
+    pairs = list(require_row_type(Pair, preview.rows_read_by(stage, settings.from_data)))
     split_into_micro_batches(settings.batch, stage.runtime)
-    rendered = render_pairs(preview.renderer(stage), pairs, settings.max_tokens)
+    needs_margin = isinstance(settings, RewardModel) and settings.margins
+    rendered = render_pairs(preview.renderer(stage), pairs, settings.max_tokens, needs_margin=needs_margin)
     longest = max((length for length in rendered.lengths if length <= settings.max_tokens), default=0)
     preview.check_context_length(stage, longest, "a pair's side")
     yield from _describe_training(settings, rendered.lengths, rendered.dropped, len(rendered.pairs))
@@ -140,7 +141,7 @@ def check_online_rl(stage: Planned, preview: Preview) -> Iterator[str]:
     """Yields steps, prompt lengths and what is amiss with the rewards of an online RL stage."""
     settings = stage.settings
     assert isinstance(settings, OnlineRl)
-    check_all(settings.rewards)
+    check_rewards(settings.rewards)
     prompts = _read_problems(preview.rows_read_by(stage, settings.from_data))
     split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, stage.runtime)
     lengths = [preview.prompt_length(stage, problem, None) for problem in prompts]
@@ -158,7 +159,7 @@ def check_rollout(stage: Planned, preview: Preview) -> Iterator[str]:
     """Yields how much a rollout samples, and what is amiss with its rewards."""
     settings = stage.settings
     assert isinstance(settings, Rollout)
-    check_all(settings.rewards)
+    check_rewards(settings.rewards)
     prompts = _read_problems(preview.rows_read_by(stage, [settings.from_data]))
     switches = [settings.thinking_switch] if settings.thinking_switch else []
     limit = _describe_token_limit(stage, preview, prompts, switches, settings.sampling)
@@ -179,7 +180,7 @@ def check_evaluation(stage: Planned, preview: Preview) -> Iterator[str]:
     """Yields how much an evaluation samples; raises DataError for a gold that its reward cannot use."""
     settings = stage.settings
     assert isinstance(settings, Evaluate)
-    check_all(settings.rewards)
+    check_rewards(settings.rewards)
     questions = _read_problems(preview.rows_read_by(stage, settings.from_data))
     _check_golds(questions, settings.rewards)
     limit = _describe_token_limit(stage, preview, questions, settings.thinking_switches, settings.sampling)
@@ -226,7 +227,7 @@ def _describe_token_limit(
 
 def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> Iterator[str]:
     """Yields what is amiss with rewards: golds they cannot use, bad completions they pay, scaled weights."""
-    scale = shaping_scale(list(rewards))
+    scale = compute_shaping_scale(list(rewards))
     if scale < 1:
         yield (
             f"shaping weights x {scale:.3g}, so that all shaping together reaches {SHAPING_SHARE:g} of the outcomes' "
@@ -240,7 +241,7 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
         if reward.is_outcome:
             paid = dict.fromkeys(
                 finding.probe
-                for finding in audit(reward, list(prompts[:AUDITED]))
+                for finding in audit_reward(reward, list(prompts[:AUDITED]))
                 if finding.pays is None and finding.is_paid
             )
             if paid:
@@ -249,7 +250,7 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
 
 def _read_problems(rows: Iterable[Row]) -> list[Problem]:
     """Returns the rows as problems; raises DataError where questions and golds look exchanged."""
-    problems = list(only(Problem, iter(rows)))
+    problems = list(require_row_type(Problem, iter(rows)))
     judged = [row for row in problems if row.reward == MathAnswer().kind and isinstance(row.gold, str)]
     longer = [row for row in judged if len(_answer_in(row.gold)) > sum(len(turn.content) for turn in row.messages)]
     if 2 * len(longer) > len(judged):
@@ -268,7 +269,7 @@ def _answer_in(gold: str) -> str:
 def _check_golds(questions: Sequence[Problem], rewards: list[Reward]) -> None:
     """Raises DataError for the first question whose reward cannot use its gold, as the stage would."""
     for question in questions:
-        verdict = reward_for(question.reward, rewards).judge_gold(question.gold)
+        verdict = pick_reward(question.reward, rewards).judge_gold(question.gold)
         if verdict.value != 1.0:
             raise DataError(f"question '{question.id}': {verdict.reason}; its gold is {question.gold!r:.60}")
 
@@ -284,5 +285,5 @@ def _count_all_rows(stage: Planned, preview: Preview, refs: Iterable[str]) -> in
 
 
 def _describe_lengths(lengths: list[int]) -> str:
-    percentiles = length_percentiles(lengths)
+    percentiles = compute_length_percentiles(lengths)
     return "tokens: " + (", ".join(f"p{percent} {tokens}" for percent, tokens in percentiles.items()) or "none")

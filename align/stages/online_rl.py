@@ -15,7 +15,8 @@ from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.generation.requests import RenderedProblem, render_problem
 from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, reward_scorer
-from qwen_align.align.rendering.renderer import Renderer, render_rows
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.training_set import render_rows
 from qwen_align.align.rl.actor import VALUE_ADAPTER, Actor, Critic, activate_adapter
 from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.collect import RolloutSetup
@@ -24,13 +25,13 @@ from qwen_align.align.rl.prompt_stream import PromptStream, compute_reward_varia
 from qwen_align.align.rl.ptx import RawTexts
 from qwen_align.align.rl.rollout_batches import HeldOutQuestions, RolloutSource
 from qwen_align.align.rl.trainer import OnlineTrainer
-from qwen_align.align.rows import Completion, Problem, Text, only, read_rows
+from qwen_align.align.rows import Completion, Problem, Text, read_rows, require_row_type
 from qwen_align.align.settings.online_rl import ByVariance, OnlineRl, Vllm
 from qwen_align.align.training import fit, trl_arguments, trl_compat
-from qwen_align.align.training.callbacks import Watcher
-from qwen_align.data_builders.completions import completions, verdict_value
-from qwen_align.reward.combine import judge_all, solved
-from qwen_align.reward.settings import check_all, reward_for
+from qwen_align.align.training.callbacks import ProgressCallback
+from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
+from qwen_align.reward.combine import is_task_solved, judge_all
+from qwen_align.reward.settings import check_rewards, pick_reward
 from qwen_align.reward.verdict import Verdict
 
 
@@ -38,18 +39,18 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     """Trains the stage's policy with the algorithm and returns the stage's summary."""
     spec = algorithm.settings
     source = inputs[spec.from_model]
-    renderer = loading.renderer_of(source)
+    renderer = loading.load_renderer(source)
     prompts = [render_problem(problem, renderer) for problem in _read_problems(spec.from_data, inputs)]
     if not prompts:
-        return fit.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
-    check_all(spec.rewards)
-    reward_scorer.bind(
-        spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
+        return fit.pass_model_through(spec, source, out, {}, "from_data (no problem)")
+    check_rewards(spec.rewards)
+    reward_scorer.bind_scorers(
+        spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
     actor = _build_actor(algorithm, source, inputs, context)
     trainer = OnlineTrainer(
         actor,
-        trl_arguments.online_rl(
+        trl_arguments.build_online_rl_arguments(
             spec, context.runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
         ),
         algorithm,
@@ -57,12 +58,14 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
         context,
         reference=_load_reference(algorithm, source),
         texts=_read_raw_texts(algorithm, renderer, inputs, context),
-        callbacks=[Watcher(context)],
+        callbacks=[ProgressCallback(context)],
     )
     if isinstance(spec.engine, Vllm):
         trainer.rollout_source.use_engine(_connect_vllm(spec.engine, trainer, actor, prompts, renderer, source))
-    fit.fit(trainer, out, context)
-    fit.hand_on(source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy)
+    fit.run_trainer(trainer, out, context)
+    fit.save_trained_model(
+        source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy
+    )
     summary: dict[str, Any] = {"problems": len(prompts), "steps": spec.steps, "skipped_updates": trainer.skipped}
     if spec.held_out:
         summary |= dict(zip(("held_out_accuracy", "held_out_stderr"), trainer.measure_held_out_now(), strict=True))
@@ -73,29 +76,29 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
 
 def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
     """Reads the problems of these data stages."""
-    return list(only(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
+    return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
 def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
     """Loads the policy, with new adapters if LoRA is asked for, and a critic if the algorithm has one."""
     spec, settings = algorithm.settings, algorithm.critic
-    policy: PreTrainedModel | PeftModel = loading.load(source)
+    policy: PreTrainedModel | PeftModel = loading.load_model(source)
     if spec.lora:
-        policy = get_peft_model(policy, trl_arguments.lora(spec.lora))
+        policy = get_peft_model(policy, trl_arguments.build_lora_config(spec.lora))
     critic = None
     if settings:
         hidden_size = policy.config.get_text_config().hidden_size
         trunk, head = None, None
         if settings.from_scorer:
-            started = reward_scorer.load(inputs[settings.from_scorer])
+            started = reward_scorer.load_scorer_model(inputs[settings.from_scorer])
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
         elif settings.kind == "separate" and isinstance(policy, PeftModel):
-            policy.add_adapter(VALUE_ADAPTER, trl_arguments.lora(spec.lora))
+            policy.add_adapter(VALUE_ADAPTER, trl_arguments.build_lora_config(spec.lora))
             activate_adapter(policy, VALUE_ADAPTER)
             activate_adapter(policy, "default")
         elif settings.kind == "separate":
-            trunk = loading.load(source).base_model
+            trunk = loading.load_model(source).base_model
         critic = Critic(hidden_size, trunk, detached=settings.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)
@@ -111,7 +114,7 @@ def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
     spec = algorithm.settings
     if spec.kl is None or spec.lora:
         return None
-    return Actor(loading.load(source), spec.sampling.for_policy().temperature)
+    return Actor(loading.load_model(source), spec.sampling.for_policy().temperature)
 
 
 def _build_rollout_source(
@@ -125,12 +128,12 @@ def _build_rollout_source(
     """Puts together what samples and judges completions: engine, prompt stream, judge, held-out set."""
     spec = algorithm.settings
     engine = LocalEngine(actor.causal_lm, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
-    sampling, solved_by = spec.sampling.for_policy(), partial(solved, spec.rewards)
+    sampling, solved_by = spec.sampling.for_policy(), partial(is_task_solved, spec.rewards)
     setup = RolloutSetup(engine, renderer, sampling, spec.completions_per_prompt, context.seed, solved_by)
     known = _read_reward_variances(spec.prompt_sampler, inputs) if isinstance(spec.prompt_sampler, ByVariance) else {}
     stream = PromptStream(prompts, spec.prompt_sampler, context.seed, variances=known)
     for reward in spec.rewards:
-        reward.warm()
+        reward.warm_up()
     judge = Judge(lambda group: judge_all(spec.rewards, group))
     return RolloutSource(
         algorithm, setup, stream, judge, context, _build_held_out_questions(spec, setup, renderer, inputs)
@@ -147,8 +150,10 @@ def _connect_vllm(
 ) -> VllmEngine:
     """Starts or reaches vLLM and returns the engine that samples with it."""
     longest = max(len(rendered.prompt.ids) for rendered in prompts) + trainer.rollout_source.setup.sampling.max_tokens
-    tokenizer = fit.tokenizer(source)
-    generation = trl_compat.vllm_generation(actor.policy, trainer.accelerator, tokenizer, settings, max_tokens=longest)
+    tokenizer = fit.load_padding_tokenizer(source)
+    generation = trl_compat.open_vllm_generation(
+        actor.policy, trainer.accelerator, tokenizer, settings, max_tokens=longest
+    )
     config = actor.causal_lm.config
     return VllmEngine(
         generation,
@@ -161,8 +166,8 @@ def _connect_vllm(
 def _read_reward_variances(order: ByVariance, inputs: Mapping[str, Path]) -> dict[str, float]:
     """Reads the variance of each prompt's rewards in an earlier rollout."""
     values: dict[str, list[float]] = {}
-    for row in completions(lambda: read_rows(inputs[order.from_rollout] / "rows.jsonl"), order.from_rollout):
-        value = verdict_value(row, order.reward)
+    for row in read_completions(lambda: read_rows(inputs[order.from_rollout] / "rows.jsonl"), order.from_rollout):
+        value = get_verdict_value(row, order.reward)
         if value is not None:
             values.setdefault(row.prompt_id, []).append(value)
     return compute_reward_variances(values)
@@ -181,7 +186,7 @@ def _build_held_out_questions(
     sampling = settings.sampling.for_policy() if settings.sampling else setup.sampling
 
     def judge_own(group: list[Completion]) -> list[Verdict]:
-        return reward_for(group[0].reward, settings.rewards).judge_group(group)
+        return pick_reward(group[0].reward, settings.rewards).judge_group(group)
 
     def is_right(verdict: Verdict) -> bool | None:
         return None if verdict.value is None else verdict.value >= 1
@@ -197,7 +202,7 @@ def _read_raw_texts(
     ptx = algorithm.ptx
     if ptx is None:
         return None
-    rows = only(Text, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in ptx.from_data))
+    rows = require_row_type(Text, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in ptx.from_data))
     rendered = render_rows(renderer, rows, max_tokens=ptx.max_tokens)
     samples = [sample for sample in rendered.samples if len(sample.ids) > 1]
     if not samples:

@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from qwen_align.align.rows import Message, Pair, to_line
-from qwen_align.data_builders.arithmetic import Arithmetic, boxed
+from qwen_align.align.rows import Message, Pair, to_json_line
+from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
 BASE = Path(__file__).parents[2] / "recipes" / "tiny_base"
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 48}
@@ -168,10 +168,10 @@ def write_inputs(folder: Path) -> None:
     lines = []
     for row in Arithmetic(rows="trace", n=40, steps=[2]).generate(7):
         assert row.row == "trace"
-        wrong = boxed(str(int(row.gold) + 1))
+        wrong = box_answer(str(int(row.gold) + 1))
         sides = [Message(role="assistant", content=said, thinking=row.thinking) for said in (row.answer, wrong)]
         pair = Pair(id=row.id, messages=row.messages, chosen=sides[0], rejected=sides[1], mode="think")
-        lines.append(to_line(pair) + "\n")
+        lines.append(to_json_line(pair) + "\n")
     (folder / "pairs.jsonl").write_text("".join(lines))
     (folder / "none.jsonl").write_text("")
     (folder / "mine.py").write_text(JUDGE)

@@ -32,7 +32,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "rollouts": (batched_decoding.DecodingSlots, "_decode_step"),
     "judging": (judge.Judge, "_judge_group"),
     "update": (trainer.OnlineTrainer, "_compute_completion_loss"),
-    "checkpoint": (trainer.OnlineTrainer, "_save_more"),
+    "checkpoint": (trainer.OnlineTrainer, "_save_extra_state"),
     "half a checkpoint": (integrity, "seal"),
 }
 

@@ -10,13 +10,14 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qwen_align.align.context import Context
-from qwen_align.align.rendering.renderer import Renderer, render_pairs
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.samples import PairIds
-from qwen_align.align.rows import Message, Pair, to_line
+from qwen_align.align.rendering.training_set import render_pairs
+from qwen_align.align.rows import Message, Pair, to_json_line
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import dpo
-from qwen_align.data_builders.arithmetic import Arithmetic, boxed
+from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
 BASE = Path(__file__).parents[3] / "recipes" / "tiny_base"
 BETA = 0.3  # not TRL's default
@@ -29,7 +30,7 @@ def pairs() -> list[Pair]:
     for row in Arithmetic(rows="trace", n=N_PAIRS, steps=[2]).generate(7):
         assert row.row == "trace"
         chosen = Message(role="assistant", content=row.answer, thinking=row.thinking)
-        rejected = Message(role="assistant", content=boxed("1"), thinking="I do not know. " * 3)
+        rejected = Message(role="assistant", content=box_answer("1"), thinking="I do not know. " * 3)
         made.append(Pair(id=row.id, messages=row.messages, chosen=chosen, rejected=rejected, mode="think"))
     return made
 
@@ -37,7 +38,7 @@ def pairs() -> list[Pair]:
 def run(folder: Path, epochs: int) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """As many steps as epochs: every batch holds all pairs."""
     (folder / "pairs").mkdir(parents=True)
-    (folder / "pairs" / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in pairs()))
+    (folder / "pairs" / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in pairs()))
     spec = Dpo.model_validate(
         {
             "name": "dpo",
