@@ -7,8 +7,8 @@ from typing import Any
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.generation.requests import put
-from qwen_align.align.generation.resumable import Draw, draw, judged, open_engine
+from qwen_align.align.generation.requests import render_problem
+from qwen_align.align.generation.resumable import SamplingRequest, judge_completions, load_engine, sample_completions
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rows import Problem, read_rows, require_row_type, to_json_line
 from qwen_align.align.settings.rollout import Rollout
@@ -20,22 +20,24 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
     rows = require_row_type(Problem, read_rows(inputs[settings.from_data] / "rows.jsonl"))
-    asked = [put(problem, renderer, settings.thinking_switch) for problem in rows]
+    asked = [render_problem(problem, renderer, settings.thinking_switch) for problem in rows]
     if not asked and settings.on_empty == "fail":
         raise DataError(f"from_data: '{settings.from_data}' holds no problem; see its builder and sieve")
     check_rewards(settings.rewards)
     reward_scorer.bind_scorers(
         settings.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    how = Draw(settings.sampling, settings.completions_per_prompt, context.seed, keep_tokens=settings.keep_tokens)
-    drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
+    how = SamplingRequest(
+        settings.sampling, settings.completions_per_prompt, context.seed, keep_tokens=settings.keep_tokens
+    )
+    drawn = sample_completions(load_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
     if not context.is_main:
         deque(drawn, maxlen=0)
         return {}
     reasons: Counter[str] = Counter()
     count, paid, stopped, tokens = 0, 0.0, 0, 0
     with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
-        for row, verdict in judged(drawn, settings.rewards):
+        for row, verdict in judge_completions(drawn, settings.rewards):
             parts = verdict.parts or {}
             file.write(to_json_line(row.model_copy(update={"verdicts": parts})) + "\n")
             reasons.update(f"{name}: {part.reason}" for name, part in parts.items())
