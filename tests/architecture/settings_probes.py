@@ -313,7 +313,7 @@ class World:
             reward_scorer.bind_scorers(rewards, inputs, device=torch.device("cpu"), max_rows=8)
         group = [
             make_completion(
-                "p", sample, None, "", "", text=text, n_tokens=len(text), gold=settings.get("gold", "2"), verdicts={}
+                "p", sample, None, "", text=text, n_tokens=len(text), gold=settings.get("gold", "2"), verdicts={}
             )
             for sample, text in enumerate(settings["texts"])
         ]
