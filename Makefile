@@ -14,7 +14,7 @@ test: .venv/dev
 	$(BIN)/pytest $(SPREAD)
 
 fast: .venv/dev
-	$(BIN)/pytest $(SPREAD) -m "not slow and not engine and not evidence"
+	$(BIN)/pytest $(SPREAD) -m "not slow and not engine and not evidence" --hypothesis-profile fast
 
 # What needs packages that CI does without: the real trackers, in an environment of their own. A package that is
 # missing fails there, and so does a run without a test.
@@ -61,9 +61,9 @@ evidence: .venv/dev
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@
 
-.venv/dev: .venv/core
+.venv/dev: .venv/bin/pip pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@
+	touch .venv/core $@
 
 # Type checkers do not see that the root is the package `qwen_align`.
 .typing/qwen_align:

@@ -21,10 +21,11 @@ from qwen_align.reward.base import count_cores
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, CONTEXT = 16, 2, 2, 1, 8, 32, 256
 
-# Of a property: the same hundreds of examples in every run, and thousands with `--hypothesis-profile evidence`.
+# Of a property: the same hundreds of examples in every run, fewer in `make fast`, thousands in `make evidence`.
 settings.register_profile(
     "ci", max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("fast", settings.get_profile("ci"), max_examples=50)
 settings.register_profile("evidence", settings.get_profile("ci"), max_examples=3000, derandomize=False)
 settings.load_profile("ci")
 

@@ -5,9 +5,10 @@ from itertools import chain
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.generation.requests import put
+from qwen_align.align.generation.requests import render_problem
+from qwen_align.align.models.model_files import find_base
 from qwen_align.align.pipeline.plan import Plan, Planned
-from qwen_align.align.references import ModelRef, references
+from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, Row, read_rows
 from qwen_align.align.settings.rollout import Switch
@@ -68,7 +69,7 @@ class Preview:
         asked = None if switch is None else switch.model_dump_json()
         name = (self._find_tokenizer_folder(stage), id(problem), asked)  # rows live as long as the preview does
         if name not in self._lengths:
-            self._lengths[name] = len(put(problem, self.renderer(stage), switch).prompt.ids)
+            self._lengths[name] = len(render_problem(problem, self.renderer(stage), switch).prompt.ids)
         return self._lengths[name]
 
     def check_context_length(self, stage: Planned, tokens: int, what: str) -> None:
@@ -89,7 +90,7 @@ class Preview:
 
     def _find_tokenizer_folder(self, stage: Planned) -> Path:
         """Returns where the tokenizer of the model a stage reads comes from, followed back; raises Unknown."""
-        (_, ref), *_ = (place for place in references(stage.settings) if isinstance(place[1], ModelRef))
+        (_, ref), *_ = (place for place in find_references(stage.settings) if isinstance(place[1], ModelRef))
         maker = self._by_name.get(stage.targets[ref])
         if maker is not None and not STAGE_KINDS[maker.kind].makes_tokenizer:
             return self._find_tokenizer_folder(maker)
@@ -98,6 +99,7 @@ class Preview:
             if not maker.is_stored:
                 raise Unknown(maker.name)
             folder = folder / "model"
-        if str(folder).startswith("hub:"):
+        base = None if str(folder).startswith("hub:") else find_base(folder)
+        if base is None:
             raise Unknown("the hub model is downloaded")
-        return folder
+        return base

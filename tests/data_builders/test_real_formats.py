@@ -69,6 +69,7 @@ def path_of(name: str) -> Path:
     return path
 
 
+@pytest.mark.slow(seconds=0.3)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name} {case.settings.get('rows', '')}")
 def test_real_files_build(case: Case) -> None:
     path = path_of(case.name)
