@@ -174,8 +174,8 @@ class World:
         kl, entropy = KlCoefficient.from_settings(spec.kl), EntropyCoefficient.from_settings(spec.entropy)
         recorded = []
         for measured in (3.0, 1.5, 0.7, 0.3, 0.2, 0.1):
-            kl.follow(spec.kl, measured, n_completions=8)
-            entropy.follow(spec.entropy, measured)
+            kl.adapt(spec.kl, measured, n_completions=8)
+            entropy.adapt(spec.entropy, measured)
             recorded.append((kl.value, entropy.paid))
         return recorded
 
@@ -507,11 +507,14 @@ def record_vllm_arguments(engine: Any) -> Any:
     """What VLLMGeneration is constructed with."""
     from unittest import mock
 
+    import trl.generation.vllm_generation  # so that its class can be replaced
+    import trl.import_utils
+
     from qwen_align.align.training import trl_compat
 
     with (
-        mock.patch("trl.import_utils.is_vllm_available", return_value=True),
-        mock.patch("trl.generation.vllm_generation.VLLMGeneration") as made,
+        mock.patch.object(trl.import_utils, "is_vllm_available", return_value=True),
+        mock.patch.object(trl.generation.vllm_generation, "VLLMGeneration") as made,
     ):
         trl_compat.open_vllm_generation(None, None, None, engine, max_tokens=9)
     return {name: str(value) for name, value in made.call_args.kwargs.items()}
