@@ -28,6 +28,7 @@ class Preview:
         self._by_name = {stage.name: stage for stage in planned.stages}
         self._rows: dict[str, list[Row]] = {}
         self._renderers: dict[Path, Renderer] = {}
+        self._tokenizer_folders: dict[str, Path] = {}
         self._lengths: dict[tuple[Path, int, str | None], int] = {}
         self.drops: dict[str, Drops] = {}
 
@@ -88,7 +89,13 @@ class Preview:
         return {ref: reader(self.rows(target)) for ref, target in stage.targets.items()}
 
     def _find_tokenizer_folder(self, stage: Planned) -> Path:
-        """Returns where the tokenizer of the model a stage reads comes from, followed back; raises Unknown."""
+        """Returns where the tokenizer of the model a stage reads comes from, found once a stage; raises Unknown."""
+        if stage.name not in self._tokenizer_folders:
+            self._tokenizer_folders[stage.name] = self._trace_tokenizer(stage)
+        return self._tokenizer_folders[stage.name]
+
+    def _trace_tokenizer(self, stage: Planned) -> Path:
+        """Follows a stage's model back to the folder that its tokenizer was copied from; raises Unknown."""
         (_, ref), *_ = (place for place in references(stage.settings) if isinstance(place[1], ModelRef))
         maker = self._by_name.get(stage.targets[ref])
         if maker is not None and not STAGE_KINDS[maker.kind].makes_tokenizer:
