@@ -2,24 +2,39 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test fast lint evidence clean
+.PHONY: quickstart test fast lint engines evidence clean
 
 quickstart: .venv/core
 	$(BIN)/qwen-align run recipes/quickstart.yaml
 
+# Every core, a file's tests in one process, the files that take longest first (tests/conftest.py).
+SPREAD = -n auto --dist loadfile --no-loadscope-reorder
+
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest $(SPREAD)
 
 fast: .venv/dev
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow"
+	$(BIN)/pytest $(SPREAD) -m "not slow and not engine and not evidence"
+
+# What needs packages that CI does without: the real trackers, in an environment of their own. A package that is
+# missing fails there, and so does a run without a test.
+engines: build/engines/bin/pytest
+	build/engines/bin/pytest -m engine -v
+
+build/engines/bin/pytest: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/engines
+	build/engines/bin/pip install --quiet -c constraints.txt -e '.[dev,trackio,wandb]'
+	touch $@
 
 lint: .venv/dev .typing/qwen_align
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What takes longer than CI should: seeds, controls, kills, planted faults, benchmarks. Figures go to docs/ by hand.
+# What takes longer than CI should: sweeps over every task, properties on thousands of examples, seeds, controls, kills,
+# planted faults, benchmarks. Figures go to docs/ by hand.
 evidence: .venv/dev
+	$(BIN)/pytest $(SPREAD) -m "evidence or hypothesis" --hypothesis-profile evidence
 	$(BIN)/qwen-align run recipes/tiny_base.yaml --home build/evidence --set seed=1
 	$(BIN)/qwen-align run recipes/evidence.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2], base: [{shipped: tiny_base}, {path: ../build/evidence/runs/tiny_base/stages/base/model}]}'
 	$(BIN)/qwen-align run recipes/online_rl.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from safetensors.numpy import save_file
 
 from qwen_align import cli as command_line
@@ -17,6 +20,28 @@ from qwen_align.data_builders.arithmetic import Arithmetic
 from qwen_align.reward.base import cores
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, CONTEXT = 16, 2, 2, 1, 8, 32, 256
+
+# Of a property: the same hundreds of examples in every run, and thousands with `--hypothesis-profile evidence`.
+settings.register_profile(
+    "ci", max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("evidence", settings.get_profile("ci"), max_examples=3000, derandomize=False)
+settings.load_profile("ci")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """What `pytest -n auto` starts: a process a core, as far as the memory of a common machine goes."""
+    return min(8, cores())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files begin in the order of the seconds that their slow tests say they take, so that no core waits at the end."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        if slow := item.get_closest_marker("slow"):
+            seconds[item.path] += slow.kwargs.get("seconds", 10)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_configure() -> None:
@@ -31,6 +56,28 @@ class Said(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`made_once("name", make)`: a folder that `make` fills once in a test run, however many processes it has."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # each process has a folder of its own in it
+
+    def get(name: str, make: Callable[[Path], None]) -> Path:
+        folder, ended = shared / f"made-{name}", shared / f"made-{name}.txt"
+        with FileLock(shared / f"made-{name}.lock"):
+            if not ended.exists():
+                folder.mkdir()
+                ended.write_text("it could not be made; the first test that asked for it says why")
+                make(folder)
+                ended.write_text("")
+            if said := ended.read_text():
+                pytest.fail(f"{name}: {said}")
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ class Draw:
 
 def open_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
     policy = loading.load(source).to(loading.device_of(context.runtime))
-    return LocalEngine(policy, stop_ids=renderer.stop_ids, max_rows=context.runtime.rollout_rows)
+    return LocalEngine(policy, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
 
 
 def draw(
@@ -46,10 +46,10 @@ def draw(
     """All completions, by prompt as asked and then by sample, of every rank's parts; none outside the main process,
     where this has to be drained all the same.
 
-    The parts depend on runtime.rollout_rows alone, so a resumed stage decodes the same batches.
+    The parts depend on runtime.generation_batch alone, so a resumed stage decodes the same batches.
     """
     parts.mkdir(parents=True, exist_ok=True)
-    size = max(1, BATCHES_A_PART * context.runtime.rollout_rows // how.samples)
+    size = max(1, BATCHES_A_PART * context.runtime.generation_batch // how.samples)
     spans = [(start, min(start + size, len(asked))) for start in range(0, len(asked), size)]
     rank, world = get_rank(), get_world_size()
     done, tokens = 0, 0

@@ -86,7 +86,7 @@ def _evaluated(one: Planned, planned: Plan) -> list[Measured]:
             **result,
             "stage": _name(model, one),
             # By place: the stored name is what the data was called when the stage ran.
-            "set": _name(one.stage.targets[settings.from_data[place // len(settings.switches)]], one),
+            "set": _name(one.stage.targets[settings.from_data[place // len(settings.thinking_switches)]], one),
             "seed": one.stage.seed,
             "axes": {axis: value for axis, value in one.stage.axes.items() if axis != "round"},
             "is_control": origins.get(model, _name(model, one)) in planned.recipe.report.controls,

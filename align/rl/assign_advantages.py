@@ -25,7 +25,7 @@ def credit(rollouts: Rollouts, spec: Grpo | Ppo, kl_coefficient: float, scale: R
         values = rollouts.padded(rollouts.values)
         advantages, returns = gae(per_token, values, mask, gamma=spec.gamma, lambda_=spec.gae_lambda)
         rollouts.returns = rollouts.flat(returns)
-        rollouts.advantages = rollouts.flat(whitened(advantages, mask) if spec.whiten else advantages)
+        rollouts.advantages = rollouts.flat(whitened(advantages, mask) if spec.whiten_advantages else advantages)
     elif spec.advantage == "reinforce++":
         rollouts.counts = rollouts.counts & ~rollouts.reward.isnan()
         per_token = _token_rewards(rollouts, rollouts.reward.nan_to_num(nan=0.0), spec, kl_coefficient)
@@ -51,13 +51,13 @@ def _token_rewards(rollouts: Rollouts, rewards: Tensor, spec: OnlineRl, kl_coeff
     """The reward at each completion's last token, and the KL's price at every token; (B, T)."""
     per_token = torch.zeros(len(rollouts), int(rollouts.n_tokens.max()))
     per_token[torch.arange(len(rollouts)), rollouts.n_tokens - 1] = rewards
-    if spec.kl and spec.kl.place == "reward":
+    if spec.kl and spec.kl.apply_to == "reward":
         per_token -= kl_coefficient * reference_kl(rollouts, spec.kl.estimator)
     return per_token
 
 
 def _kl_of_completions(rollouts: Rollouts, spec: Grpo, kl_coefficient: float) -> Tensor:
     """What the KL takes off each completion's reward; (N,)."""
-    if spec.kl and spec.kl.place == "reward":
+    if spec.kl and spec.kl.apply_to == "reward":
         return kl_coefficient * reference_kl(rollouts, spec.kl.estimator).sum(dim=1)
     return torch.zeros_like(rollouts.reward)

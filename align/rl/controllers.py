@@ -61,8 +61,10 @@ class EntropyCoefficient(State):
         """After an update whose tokens had this mean entropy, in nats."""
         if settings and settings.target is not None:
             self.is_paid = entropy <= settings.target
-            changed = self.value + (settings.change if self.is_paid else -settings.change)
-            self.value = max(0.0, min(changed, math.inf if settings.most is None else settings.most))
+            changed = self.value + (settings.coefficient_delta if self.is_paid else -settings.coefficient_delta)
+            self.value = max(
+                0.0, min(changed, math.inf if settings.max_coefficient is None else settings.max_coefficient)
+            )
 
 
 @dataclass
@@ -92,4 +94,4 @@ class RewardScale(State):
     def normalise(self, reward: float, how: str) -> float:
         if how == "none":
             return reward
-        return (reward - self.mean) / (self.deviation if how == "running" else 1.0)
+        return (reward - self.mean) / (self.deviation if how == "running_mean_std" else 1.0)

@@ -61,7 +61,7 @@ def loss_of(
         values, old, returns = scores.values.float(), *_of(batch, rollouts, "values", "returns")
         errors = losses.value_loss(values, old, returns, mask, spec.critic.clip)
         value_loss = errors.sum() / max(whole.n_tokens, 1)
-        loss = loss + spec.critic.weight * value_loss
+        loss = loss + spec.critic.loss_weight * value_loss
         sums |= {"value/loss": errors.sum().detach()}
         sums |= {"value/squared_error": ((values - returns).square() * mask).sum().detach()}
         sums |= {"value/returns": (returns * mask).sum(), "value/squared_returns": (returns.square() * mask).sum()}
@@ -70,7 +70,7 @@ def loss_of(
 
 def moves_without_advantage(spec: Grpo | Ppo) -> bool:
     """Whether a completion whose advantage is zero moves the model: a value is learnt, or KL or entropy has a price."""
-    has_kl = spec.kl is not None and spec.kl.place == "loss" and spec.kl.everywhere
+    has_kl = spec.kl is not None and spec.kl.apply_to == "loss" and spec.kl.include_zero_advantage
     return isinstance(spec, Ppo) or spec.entropy is not None or has_kl
 
 
@@ -86,12 +86,14 @@ def _policy(
     kind = spec.loss if isinstance(spec, Grpo) else "ppo"
     clip: dict[str, Any] = {"kind": kind, "clip_low": spec.clip_low, "clip_high": spec.clip_high}
     per_token = losses.policy_loss(logps, old, advantages, mask, **clip)
-    if spec.correction:
-        per_token = per_token * losses.correction_weights(old, sampled_with, mask, **spec.correction.model_dump())
-    if spec.kl and spec.kl.place == "loss":
+    if correction := spec.importance_sampling_correction:
+        per_token = per_token * losses.correction_weights(
+            old, sampled_with, mask, level=correction.level, most=correction.max_weight, beyond=correction.above_max
+        )
+    if spec.kl and spec.kl.apply_to == "loss":
         (reference,) = _of(batch, rollouts, "reference_logps")
         apart = losses.kl(logps, reference, spec.kl.estimator) * mask
-        if spec.kl.weighted:
+        if spec.kl.importance_weighted:
             apart = apart * losses.log_ratios(logps, old, mask, kind).exp()
         per_token = per_token + terms.kl_coefficient * apart
     weights = losses.token_weights(

@@ -36,8 +36,8 @@ class PromptStream:
     pass_rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.order, ByPassRate) and self.order.column:
-            self.pass_rates = {one.problem.id: _noted_rate(one, self.order.column) for one in self.asked}
+        if isinstance(self.order, ByPassRate) and self.order.pass_rate_column:
+            self.pass_rates = {one.problem.id: _noted_rate(one, self.order.pass_rate_column) for one in self.asked}
 
     def take(self, n: int) -> list[Drawn]:
         """The next `n` prompts; the last ones of a pass are followed by the first ones of the next."""
@@ -60,7 +60,7 @@ class PromptStream:
             return sorted(numbers, key=lambda one: -self.variances.get(self.asked[one].problem.id, 0.0))
         random.Random(f"{self.seed}:{number}").shuffle(numbers)
         if isinstance(self.order, ByPassRate) and (number + 1) % self.order.retry_every:
-            low, high = self.order.band
+            low, high = self.order.pass_rate_range
             rates = [self.pass_rates.get(self.asked[one].problem.id) for one in numbers]
             kept = [one for one, rate in zip(numbers, rates, strict=True) if rate is None or low <= rate <= high]
             return kept or numbers  # when all are too easy or too hard, the pass is one that tries them again
@@ -90,7 +90,7 @@ def _noted_rate(one: Asked, column: str) -> float:
         found = found["n_correct"] / found["n_judged"]
     if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found <= 1:
         raise DataError(
-            f"order.column: problem '{one.problem.id}': meta '{column}' is {found!r:.60}; "
+            f"prompt_sampler.pass_rate_column: problem '{one.problem.id}': meta '{column}' is {found!r:.60}; "
             "wanted: a share from 0 to 1, or what the pass_rate builder notes"
         )
     return float(found)

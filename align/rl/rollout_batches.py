@@ -82,20 +82,21 @@ class Experience:
     def evaluates_now(self) -> bool:
         """Whether the questions are due before the next batch."""
         held_out = self.spec.held_out
-        return held_out is not None and self.batches % held_out.every == 0
+        return held_out is not None and self.batches % held_out.every_steps == 0
 
     def _play(self, step: int, model: Any, logged_at: int) -> Played:
         spec = self.spec
         self._sync(model)
         dynamic = spec.dynamic_sampling if isinstance(spec, Grpo) else None
-        most = dynamic.most_prompts if dynamic else None
-        played = play(self.player, self.stream, self.judge, step=step, prompts=spec.prompts, most_prompts=most)
-        if played.groups and len(played.groups) < spec.prompts:
+        most = dynamic.max_prompts if dynamic else None
+        played = play(self.player, self.stream, self.judge, step=step, prompts=spec.prompts_per_step, most_prompts=most)
+        if played.groups and len(played.groups) < spec.prompts_per_step:
             self.context.note(
                 logged_at,
                 "dynamic_sampling",
-                f"only {len(played.groups)} of {spec.prompts} groups with a signal among {len(played.tried)} prompts; "
-                "each trains as heavily as in a full step. Raise most_prompts, or take prompts solved now and then",
+                f"only {len(played.groups)} of {spec.prompts_per_step} groups with a signal among "
+                f"{len(played.tried)} prompts; each trains as heavily as in a full step. "
+                "Raise max_prompts, or take prompts solved now and then",
             )
         return played
 

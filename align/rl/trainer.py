@@ -77,7 +77,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         self.kl_coefficient = KlCoefficient.of(spec.kl)
         self.entropy_coefficient = EntropyCoefficient.of(spec.entropy)
         self.reward_scale = RewardScale()
-        self.watchdogs = Watchdogs(spec.watch)
+        self.watchdogs = Watchdogs(spec.watchdogs)
         self.skipped = 0  # optimiser steps
         self.rollouts: Rollouts | None = None
         self.minibatches: list[list[int]] = []  # of this batch's optimiser steps that are still to come
@@ -269,7 +269,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             raise StageError(f"the first KL is {mean:.3g}, not 0: the reference is another model")
         whole = float(reference_kl(rollouts, "k1").sum(dim=1).mean())
         self.kl_coefficient.follow(settings, whole, len(rollouts))
-        if settings.renew_every and self.experience.batches % settings.renew_every == 0:
+        if settings.reference_sync_steps and self.experience.batches % settings.reference_sync_steps == 0:
             assert self.reference is not None
             self.reference.policy.load_state_dict(self.model.policy.state_dict())
 
@@ -412,7 +412,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         self.experience.save_ahead(folder)
         if self.minibatches and self.rollouts is not None:
             self.rollouts.save(folder / ROLLOUTS)
-        if self.reference is not None and self.spec.kl and self.spec.kl.renew_every:
+        if self.reference is not None and self.spec.kl and self.spec.kl.reference_sync_steps:
             save_file(dict(self.reference.policy.named_parameters()), folder / REFERENCE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -464,7 +464,9 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
     def _is_kl_of_all(self) -> bool:
         """Whether the KL of completions counts that do not train: it has a price or a target there."""
         kl = self.spec.kl
-        return kl is not None and (kl.place == "reward" or kl.target is not None or moves_without_advantage(self.spec))
+        return kl is not None and (
+            kl.apply_to == "reward" or kl.target is not None or moves_without_advantage(self.spec)
+        )
 
     @property
     def _is_on_policy(self) -> bool:

@@ -47,9 +47,9 @@ class Watchdogs:
         no_verdict = figures["completions/no_verdict_share"]
         barks = [
             self._bark(
-                "clipped",
+                "truncated",
                 step,
-                clipped > settings.clipped_share,
+                clipped > settings.truncated_share,
                 f"{clipped:.0%} of the completions were cut at max_tokens, and a cut one seldom holds its answer. "
                 "Raise sampling.max_tokens; if the model never stops, see whether its end token is the template's",
             ),
@@ -59,7 +59,7 @@ class Watchdogs:
                 no_signal > settings.no_signal_share,
                 f"in {no_signal:.0%} of the groups all rewards are equal, which trains nothing: the prompts are too "
                 f"{'easy' if figures['reward'] > 0.5 else 'hard'}, or the reward sees no answer. Take prompts that are "
-                "solved sometimes (pass_rate), more samples, or dynamic_sampling",
+                "solved sometimes (pass_rate), more completions_per_prompt, or dynamic_sampling",
             ),
             self._bark(
                 "no_verdict",
@@ -71,18 +71,19 @@ class Watchdogs:
             self._low_entropy(step, figures),
             self._length(step, figures),
             self._bark(
-                "kl",
+                "update_kl",
                 step,
-                figures.get("policy/kl", 0.0) > settings.kl,
+                figures.get("policy/kl", 0.0) > settings.update_kl,
                 f"after its updates the policy is {figures.get('policy/kl', 0.0):.2g} nats a token from the one that "
                 "drew. Lower learning_rate, or make fewer updates of a batch",
             ),
             self._bark(
-                "mismatch",
+                "engine_mismatch",
                 step,
-                figures.get("mismatch/mean", 0.0) > settings.mismatch,
+                figures.get("mismatch/mean", 0.0) > settings.engine_mismatch,
                 f"engine and trainer differ by {figures.get('mismatch/mean', 0.0):.2g} nats a token on the same text: "
-                "other precision or kernels, or weights that did not arrive. Set correction, or sample in fp32",
+                "other precision or kernels, or weights that did not arrive. "
+                "Set importance_sampling_correction, or sample in fp32",
             ),
             self._bark(
                 "skipped",
@@ -125,7 +126,7 @@ class Watchdogs:
         return self._bark(
             "entropy",
             step,
-            now < self.settings.entropy_share * start,
+            now < self.settings.min_entropy_share * start,
             f"entropy fell from {start:.3g} to {now:.3g} nats a token: the policy says the same thing every time and "
             "has stopped exploring. Raise clip_high, add entropy, or lower learning_rate",
         )
@@ -152,7 +153,7 @@ class Watchdogs:
         self, name: Watchdog, step: int, is_wrong: bool, message: str, *, patience: int | None = None
     ) -> Bark | None:
         self.rows[name] = self.rows.get(name, 0) + 1 if is_wrong else 0
-        if self.rows[name] < (self.settings.steps if patience is None else patience):
+        if self.rows[name] < (self.settings.patience_steps if patience is None else patience):
             return None
         if name in self.said and step - self.said[name] < SAID_AGAIN_AFTER:
             return None

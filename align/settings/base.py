@@ -1,13 +1,14 @@
 """The base class of everything read from a file: unknown keys are refused, with a suggestion."""
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from qwen_align.align.settings.renamed import old_field_names
+from qwen_align.align.settings.renamed import old_field_names, old_field_values
 
 # Marks a field (`Annotated[..., ALWAYS_IN_KEY]`) that stands in a stage's key also at its default: one whose default is
 # to change. Of other fields a new default asks for a new code version of every kind of stage that has them.
@@ -35,6 +36,19 @@ class Strict(BaseModel):
                 for key in unknown
             )
             raise PydanticCustomError("unknown_key", "{said}", {"said": said})
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_old_values(cls, data: Any) -> Any:
+        for field, old_values in old_field_values(cls).items() if isinstance(data, Mapping) else ():
+            new_values = {old: new for new, old in old_values.items()}
+            given = data.get(field)
+            for value in given if isinstance(given, list) else [given]:
+                if isinstance(value, str) and value in new_values:
+                    new = new_values[value]
+                    said = json.dumps(new) if isinstance(new, bool) else repr(new)
+                    raise ValueError(f"{field}: '{value}' is now called {said}")
         return data
 
 

@@ -13,13 +13,15 @@ from qwen_align.data_builders.sieve import Sieve
 
 
 class BuildData(StageSettings, CanBeEmpty):
-    """Rows from a builder, through the sieve, into a data folder."""
+    """Makes a data set: a builder makes rows, the sieve drops the unusable ones, and the rest is written."""
 
     kind: Literal["build_data"]
-    builder: BuilderSettings
-    sieve: Sieve = Sieve()
-    licences: dict[str, str] = Field(default_factory=dict, description="a source's licence, for the data card")
-    limit: int | None = Field(None, ge=1, description="stop after this many kept rows")
+    builder: BuilderSettings = Field(description="what makes the rows: a generator, a file, or other stages' rows")
+    sieve: Sieve = Field(Sieve(), description="which rows are kept; every dropped row is counted with its reason")
+    licences: dict[str, str] = Field(
+        default_factory=dict, description="licence of each source, by the source's name, for the data card"
+    )
+    limit: int | None = Field(None, ge=1, description="stop after this many kept rows; null = keep all")
 
     def missing_file(self) -> str | None:
         """Returns the file of rows that is not there yet, though the recipe says how many rows it will have."""

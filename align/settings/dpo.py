@@ -11,19 +11,29 @@ from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
 
 
 class Dpo(StageSettings, Optimizer, CanBeEmpty):
-    """The reference is always the model the stage starts from."""
+    """Trains a model on preference pairs; the reference policy is always the model that the stage starts from."""
 
     kind: Literal["dpo"]
-    from_model: ModelRef
-    from_data: list[DataRef] = Field(min_length=1)
-    max_tokens: int = Field(ge=1, description="pairs with a longer side are dropped and counted, never cut")
-    batch: int = Field(ge=1, description="pairs an optimiser step, over all devices")
-    epochs: float = Field(gt=0)
-    beta: float = Field(gt=0)
-    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"] = "sigmoid"
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    sft_weight: float = Field(0.0, ge=0, description="weight of the chosen answer's next-token loss beside it")
-    lora: Lora | None = None
+    from_model: ModelRef = Field(description="the model to train, which is the reference policy too")
+    from_data: list[DataRef] = Field(min_length=1, description="data sets of preference pairs, trained together")
+    max_tokens: int = Field(
+        ge=1, description="longest side of a pair in tokens; pairs with a longer one are dropped and counted, never cut"
+    )
+    batch: int = Field(ge=1, description="batch size: pairs per optimiser step, over all devices")
+    epochs: float = Field(gt=0, description="passes over the pairs; fractions are allowed")
+    beta: float = Field(gt=0, description="strength of the pull towards the reference policy: higher stays closer")
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"] = Field(
+        "sigmoid",
+        description="preference loss. sigmoid: DPO; hinge: SLiC (arXiv:2305.10425); ipo: arXiv:2310.12036; robust: "
+        "arXiv:2403.00409; sigmoid_norm: sigmoid of log-probabilities per token, as in TRL",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="share of pairs assumed to be labelled the wrong way round"
+    )
+    sft_weight: float = Field(
+        0.0, ge=0, description="weight of an SFT loss on the chosen side, added to the preference loss"
+    )
+    lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     @model_validator(mode="after")
     def _no_dropout(self) -> Self:

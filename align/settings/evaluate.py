@@ -12,19 +12,27 @@ from qwen_align.reward.settings import RewardSettings
 
 
 class Evaluate(StageSettings):
-    """Accuracy over `samples` completions a question, for each data set and each switch.
+    """Measures a model's accuracy over `completions_per_prompt` completions of each question.
+
+    There is one result for each data set and each of `thinking_switches`.
 
     A question is right when its own reward pays 1.
     """
 
     kind: Literal["evaluate"]
-    from_model: ModelRef
-    from_data: list[DataRef] = Field(min_length=1)
-    samples: int = Field(ge=1)
-    sampling: SamplingSettings
-    switches: list[Switch] = Field([Switch()], min_length=1)
-    rewards: list[RewardSettings] = Field([], description="settings of rewards that questions name, else the defaults")
-    best_by: ScorerRef | None = Field(
-        None, description="a scorer that picks one of the completions of each question: best of n"
+    from_model: ModelRef = Field(description="the model to evaluate")
+    from_data: list[DataRef] = Field(min_length=1, description="data sets of questions, each with a result of its own")
+    completions_per_prompt: int = Field(ge=1, description="completions sampled for each question")
+    sampling: SamplingSettings = Field(
+        description="how tokens are sampled; what is left out is Qwen3's advice for the mode of each prompt"
     )
-    engine: Literal["local"] = "local"
+    thinking_switches: list[Switch] = Field(
+        [Switch()], min_length=1, description="ways of asking the model to think or not, each with a result of its own"
+    )
+    rewards: list[RewardSettings] = Field(
+        [], description="settings of the rewards that questions name; others have their defaults"
+    )
+    best_of_n_scorer: ScorerRef | None = Field(
+        None,
+        description="reward model that picks one of each question's completions: best of n is reported too",
+    )

@@ -12,15 +12,17 @@ from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
 from qwen_align.reward.settings import RewardList, RewardSettings
 
 Watchdog = Literal[
-    "clipped", "no_signal", "no_verdict", "held_out", "entropy", "length", "kl", "mismatch", "skipped"
+    "truncated", "no_signal", "no_verdict", "held_out", "entropy", "length", "update_kl", "engine_mismatch", "skipped"
 ]  # fmt: skip
 
 
 class Updates(Strict):
-    """How often a step's completions train: each of `epochs` passes in `minibatches` optimiser steps."""
+    """How many optimiser steps are made on the completions of a step: `epochs` times `minibatches`."""
 
-    epochs: int = Field(1, ge=1)
-    minibatches: int = Field(1, ge=1, description="optimiser steps a pass; whole groups are never needed together")
+    epochs: int = Field(1, ge=1, description="passes over the completions of a step")
+    minibatches: int = Field(
+        1, ge=1, description="optimiser steps per pass, each on its share of the completions; groups may be split"
+    )
 
     @property
     def count(self) -> int:
@@ -28,151 +30,224 @@ class Updates(Strict):
 
 
 class Kl(Strict):
-    """A price on leaving the model the stage starts from (http://joschu.net/blog/kl-approx.html).
+    """The KL penalty for leaving the reference policy, which is the model that the stage starts from.
 
     With r the policy's and q the reference's log-probability of a token: k1 = r - q, k2 = (r - q)^2 / 2,
-    k3 = exp(q - r) - (q - r) - 1. In the loss a term of its own; in the reward taken off each token's reward, which is
-    k1's place (its gradient in the loss is zero on average).
+    k3 = exp(q - r) - (q - r) - 1 (http://joschu.net/blog/kl-approx.html).
     """
 
-    coefficient: float = Field(gt=0)
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    place: Literal["loss", "reward"] = "loss"
-    weighted: bool = Field(
-        False, description="in the loss, each token's KL times its ratio: unbiased also after several updates"
+    coefficient: float = Field(gt=0, description="weight of the penalty; where it starts, if there is a target")
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k3", description="how the KL of a token is estimated; k1 is for the reward: in the loss its gradient is zero"
+    )
+    apply_to: Literal["loss", "reward"] = Field(
+        "loss", description="loss: a term of its own in the loss; reward: subtracted from the reward of each token"
+    )
+    importance_weighted: bool = Field(
+        False,
+        description="in the loss, multiply each token's KL by its importance ratio; unbiased after updates",
     )
     target: float | None = Field(
-        None, gt=0, description="nats a completion; the coefficient follows it (arXiv:1909.08593, section 2.2)"
+        None,
+        gt=0,
+        description="KL per completion, in nats, that the coefficient is adapted to reach (arXiv:1909.08593, section "
+        "2.2); null = the coefficient is fixed",
     )
-    horizon: int = Field(10_000, ge=1, description="completions over which the coefficient follows")
-    everywhere: bool = Field(
-        True, description="in the loss, also of completions whose advantage is zero; false saves their passes"
+    horizon: int = Field(10_000, ge=1, description="completions over which the coefficient is adapted to the target")
+    include_zero_advantage: bool = Field(
+        True,
+        description="in the loss, penalise completions without an advantage too; false saves their forward passes",
     )
-    renew_every: int | None = Field(None, ge=1, description="steps after which the policy becomes the reference")
+    reference_sync_steps: int | None = Field(
+        None, ge=1, description="steps after which the policy becomes the new reference; null = never"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.place == "loss" and self.estimator == "k1" and not self.weighted:
-            raise ValueError("estimator k1 has no gradient in the loss but with weighted: true; else take k2 or k3")
-        if self.place == "reward" and {"weighted", "everywhere"} & self.model_fields_set:
-            raise ValueError("weighted, everywhere: are for a term of the loss; leave them out")
+        if self.apply_to == "loss" and self.estimator == "k1" and not self.importance_weighted:
+            raise ValueError(
+                "estimator k1 has no gradient in the loss but with importance_weighted: true; else take k2 or k3"
+            )
+        if self.apply_to == "reward" and {"importance_weighted", "include_zero_advantage"} & self.model_fields_set:
+            raise ValueError("importance_weighted, include_zero_advantage: are for a term of the loss; leave them out")
         if self.target is None and "horizon" in self.model_fields_set:
             raise ValueError("horizon: is for a target; leave it out")
         return self
 
 
 class Entropy(Strict):
-    """A bonus on the mean entropy of the drawn tokens' distributions.
+    """An entropy bonus: the mean entropy of the policy's next-token distributions is raised.
 
-    With a `target` the bonus is paid only while the entropy is at or below it, and the coefficient grows by `change` a
-    step then and shrinks otherwise, within 0 and `most` (Skywork-OR1, arXiv:2505.22312).
+    With a `target` the bonus is paid only while the entropy is at or below it, and the coefficient grows by
+    `coefficient_delta` a step then and shrinks otherwise, within 0 and `max_coefficient` (Skywork-OR1,
+    arXiv:2505.22312).
     """
 
-    coefficient: float = Field(gt=0)
-    target: float | None = Field(None, gt=0, description="nats a token")
-    change: float = Field(0.0, ge=0)
-    most: float | None = Field(None, gt=0)
+    coefficient: float = Field(gt=0, description="weight of the bonus; where it starts, if there is a target")
+    target: float | None = Field(
+        None, gt=0, description="entropy in nats per token below which the bonus is paid; null = it is always paid"
+    )
+    coefficient_delta: float = Field(
+        0.0, ge=0, description="change of the coefficient per step: up while the entropy is below the target, else down"
+    )
+    max_coefficient: float | None = Field(None, gt=0, description="upper bound of the coefficient; null = none")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.target is None and {"change", "most"} & self.model_fields_set:
-            raise ValueError("change, most: are for a target; leave them out")
+        if self.target is None and {"coefficient_delta", "max_coefficient"} & self.model_fields_set:
+            raise ValueError("coefficient_delta, max_coefficient: are for a target; leave them out")
         return self
 
 
 class DynamicSampling(Strict):
-    """Groups whose rewards are all equal are replaced by the next prompts (DAPO, arXiv:2503.14476, section 3.2).
+    """Replaces groups whose rewards are all equal by groups of the next prompts (DAPO, arXiv:2503.14476, section 3.2).
 
     At the bound the step trains on the groups it has, each as heavily as in a full step; with none it is skipped.
     """
 
-    most_prompts: int = Field(ge=1, description="prompts a step may try in all")
+    max_prompts: int = Field(ge=1, description="largest number of prompts that a step may try in all")
 
 
 class Shuffled(Strict):
-    """Every prompt once, in an order drawn by the seed, then again in another."""
+    """Takes every prompt once in a random order, then again in another."""
 
     kind: Literal["shuffled"] = "shuffled"
 
 
 class ByPassRate(Strict):
-    """As shuffled, without the prompts whose last pass rate lies outside `band`, but for every `retry_every`-th pass.
+    """Shuffles, and leaves out prompts whose last pass rate was outside `pass_rate_range`.
 
-    Pass rates are those the stage itself sees; until then those of `column`, as `pass_rate` notes them in `meta`.
+    Pass rates are those that the stage itself sees; until then those of `pass_rate_column`.
     """
 
     kind: Literal["pass_rate"]
-    band: list[float] = Field([0.01, 0.99], min_length=2, max_length=2)
-    retry_every: int = Field(4, ge=1, description="passes")  # our choice: a model gets better in a few
-    column: str | None = Field(None, min_length=1)
+    pass_rate_range: list[float] = Field(
+        [0.01, 0.99],
+        min_length=2,
+        max_length=2,
+        description="lowest and highest share of right completions with which a prompt is taken again",
+    )
+    retry_every: int = Field(
+        4,  # our choice: a model gets better in a few
+        ge=1,
+        description="every so many passes over the prompts all are tried again",
+    )
+    pass_rate_column: str | None = Field(
+        None,
+        min_length=1,
+        description="column of `meta` with pass rates to begin with, as the builder pass_rate writes it; null = none",
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if not 0 <= self.band[0] < self.band[1] <= 1:
-            raise ValueError(f"band: {self.band}: wanted are two shares, the lower first")
+        if not 0 <= self.pass_rate_range[0] < self.pass_rate_range[1] <= 1:
+            raise ValueError(f"pass_rate_range: {self.pass_rate_range}: wanted are two shares, the lower first")
         return self
 
 
 class ByVariance(Strict):
-    """Prompts by falling variance of a rollout's rewards, equal ones as they come (Qwen2.5, arXiv:2412.15115)."""
+    """Takes prompts by falling variance of their rewards in an earlier rollout (Qwen2.5, arXiv:2412.15115)."""
 
     kind: Literal["variance_first"]
-    from_rollout: DataRef
-    reward: str = Field("math_answer", min_length=1, description="whose verdicts")
+    from_rollout: DataRef = Field(description="the rollout of these prompts whose rewards are compared")
+    reward: str = Field("math_answer", min_length=1, description="name of the reward whose verdicts are compared")
 
 
 PromptOrder = Annotated[Shuffled | ByPassRate | ByVariance, Field(discriminator="kind")]
 
 
 class Correction(Strict):
-    """Weights for what the engine drew from another distribution than the policy: kernels, precision, truncation.
+    """Importance weights against the mismatch between the engine that samples and the policy that is trained.
 
-    The weight of a token is the policy's probability over the one it was drawn with; of a sequence their product.
+    The weight of a token is the policy's probability over the one it was sampled with; of a sequence their product.
     """
 
-    level: Literal["token", "sequence"] = "token"
-    most: float = Field(3.0, gt=1)  # TRL 1.16's vllm_importance_sampling_clip_max
-    beyond: Literal["truncate", "mask"] = Field("truncate", description="what becomes of weights above `most`")
+    level: Literal["token", "sequence"] = Field("token", description="one weight per token, or one per completion")
+    max_weight: float = Field(
+        3.0,  # TRL 1.16's vllm_importance_sampling_clip_max
+        gt=1,
+        description="upper bound of a weight",
+    )
+    above_max: Literal["truncate", "mask"] = Field(
+        "truncate", description="truncate: cut larger weights to the bound; mask: leave their tokens out of the loss"
+    )
 
 
 class HeldOut(Strict):
-    """Accuracy on other questions while RL goes on, at temperature 1 as it trains, or as `sampling` says."""
+    """Evaluation on a held-out set while training goes on."""
 
-    from_data: list[DataRef] = Field(min_length=1)
-    every: int = Field(ge=1, description="steps; also before the first and after the last")
-    samples: int = Field(1, ge=1)
-    sampling: SamplingSettings | None = None
-    rewards: list[RewardSettings] = Field([], description="settings of rewards that questions name")
+    from_data: list[DataRef] = Field(min_length=1, description="data sets of questions, evaluated together")
+    every_steps: int = Field(ge=1, description="steps between evaluations; also before the first and after the last")
+    completions_per_prompt: int = Field(1, ge=1, description="completions sampled for each question")
+    sampling: SamplingSettings | None = Field(None, description="how tokens are sampled; null = as in training")
+    rewards: list[RewardSettings] = Field(
+        [], description="settings of the rewards that questions name; others have their defaults"
+    )
 
 
 class Watch(Strict):
-    """What the watchdogs look for, and which of them stop the stage; what is no number always does.
+    """Thresholds of the watchdogs, which alert when training goes wrong, and which of them stop the stage.
 
-    Shares are of completions or groups; `steps` in a row have to agree, so that one odd batch is no alarm.
+    A metric that is NaN or infinite always stops it. All numbers are our choice, well above those of a sound run.
     """
 
-    stop_on: list[Watchdog] = Field([])
-    steps: int = Field(3, ge=1)
-    clipped_share: float = Field(0.5, gt=0, le=1)  # our choice, as all numbers here: well above a sound run's
-    no_signal_share: float = Field(0.9, gt=0, le=1)
-    no_verdict_share: float = Field(0.5, gt=0, le=1)
-    held_out_fall: float = Field(2.0, gt=0, description="standard errors below its best, while the reward rises")
-    entropy_share: float = Field(0.1, gt=0, lt=1, description="of the first steps' entropy")
-    length_factor: float = Field(3.0, gt=1, description="of the first steps' mean length")
-    kl: float = Field(1.0, gt=0, description="nats a token between the policy and the one that drew")
-    mismatch: float = Field(0.05, gt=0, description="nats a token between the engine's and the trainer's log-probs")
+    stop_on: list[Watchdog] = Field([], description="watchdogs whose alert stops the stage; the others only warn")
+    patience_steps: int = Field(3, ge=1, description="steps in a row that must be over a threshold before an alert")
+    truncated_share: float = Field(
+        0.5, gt=0, le=1, description="truncated: alert above this share of completions cut at max_tokens"
+    )
+    no_signal_share: float = Field(
+        0.9, gt=0, le=1, description="no_signal: alert above this share of groups whose rewards are all equal"
+    )
+    no_verdict_share: float = Field(
+        0.5, gt=0, le=1, description="no_verdict: alert above this share of completions that no reward could judge"
+    )
+    held_out_fall: float = Field(
+        2.0,
+        gt=0,
+        description="held_out: alert when held-out accuracy is this many standard errors below its best while the "
+        "reward rises",
+    )
+    min_entropy_share: float = Field(
+        0.1, gt=0, lt=1, description="entropy: alert below this share of the first steps' entropy"
+    )
+    length_factor: float = Field(
+        3.0, gt=1, description="length: alert when completions are so many times longer or shorter than at first"
+    )
+    update_kl: float = Field(
+        1.0,
+        gt=0,
+        description="update_kl: alert above this KL, in nats per token, between the policy before and after a batch's "
+        "updates",
+    )
+    engine_mismatch: float = Field(
+        0.05,
+        gt=0,
+        description="engine_mismatch: alert above this mean difference, in nats per token, of the engine's and the "
+        "trainer's log-probabilities",
+    )
 
 
 class Vllm(Strict):
-    """vLLM draws the completions: on the trainer's own GPUs, or on a server (`trl vllm-serve` or `vllm serve`)."""
+    """Samples completions with vLLM, on the trainer's own GPUs or on a server."""
 
     kind: Literal["vllm"]
-    mode: Literal["colocate", "server"] = "colocate"
-    base_url: str | None = Field(None, description="of the server, as http://localhost:8000")
-    group_port: int = Field(51216, ge=1, le=65535, description="through which weights go to the server")  # TRL's
-    server_timeout_s: float = Field(240.0, gt=0)
-    memory_share: float = Field(0.3, gt=0, lt=1, description="of each GPU's memory for a colocated vLLM")
-    sleeps: bool = Field(False, description="a colocated vLLM gives its memory back while the policy is updated")
+    mode: Literal["colocate", "server"] = Field(
+        "colocate",
+        description="colocate: in the trainer's processes; server: a running `trl vllm-serve` or `vllm serve`",
+    )
+    base_url: str | None = Field(None, description="address of the server, such as http://localhost:8000")
+    group_port: int = Field(
+        51216,  # TRL's default
+        ge=1,
+        le=65535,
+        description="port through which weights are sent to the server",
+    )
+    server_timeout_s: float = Field(240.0, gt=0, description="seconds to wait for the server to answer at the start")
+    gpu_memory_utilization: float = Field(
+        0.3, gt=0, lt=1, description="share of each GPU's memory that a colocated vLLM takes"
+    )
+    enable_sleep_mode: bool = Field(False, description="a colocated vLLM frees its memory while the policy is updated")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -182,32 +257,46 @@ class Vllm(Strict):
 
 
 class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
-    """`steps` times: draw `samples` completions of `prompts` prompts, judge them, train on them."""
+    """Settings of every kind of online RL: sample completions of prompts, judge them, train on them, `steps` times."""
 
-    from_model: ModelRef
-    from_data: list[DataRef] = Field(min_length=1)
-    rewards: RewardList
-    steps: int = Field(ge=1, description="batches of rollouts")
-    prompts: int = Field(ge=1, description="prompts a step, over all devices")
-    samples: int = Field(ge=1, description="completions a prompt")
-    sampling: SamplingSettings
-    truncated_sampling: Literal["qwen"] | None = Field(
-        None, description="qwen: allow top_p, top_k or min_p, as Qwen's PPO had top_p 0.9 (arXiv:2309.16609)"
+    from_model: ModelRef = Field(description="the policy to train")
+    from_data: list[DataRef] = Field(min_length=1, description="data sets of prompts")
+    rewards: RewardList = Field(description="rewards that judge each completion; their weighted sum is its reward")
+    steps: int = Field(ge=1, description="steps, each on a new batch of completions")
+    prompts_per_step: int = Field(ge=1, description="prompts per step, over all devices")
+    completions_per_prompt: int = Field(ge=1, description="completions sampled for each prompt: the group size")
+    sampling: SamplingSettings = Field(description="how tokens are sampled; RL needs a temperature above 0")
+    allow_truncated_sampling: bool = Field(
+        False,
+        description="allow top_p, top_k or min_p, which sample from another distribution than the one trained (Qwen's "
+        "PPO had top_p 0.9, arXiv:2309.16609)",
     )
-    order: PromptOrder = Shuffled()
-    updates: Updates = Updates()
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float = Field(0.28, gt=0)  # clip-higher, DAPO, arXiv:2503.14476
-    kl: Kl | None = None
-    entropy: Entropy | None = None
-    mask_truncated: bool = Field(False, description="completions cut by max_tokens train nothing")
-    correction: Correction | None = None
-    async_steps: Literal[0, 1] = Field(0, description="1: draw with the model of the step before, judge meanwhile")
-    engine: Literal["local"] | Vllm = "local"
-    held_out: HeldOut | None = None
-    watch: Watch = Watch()
-    keep_samples: int = Field(4, ge=0, description="completions a step in samples.jsonl")
-    lora: Lora | None = None
+    prompt_sampler: PromptOrder = Field(Shuffled(), description="which prompts are taken, in which order")
+    updates: Updates = Field(Updates(), description="optimiser steps on the completions of a step")
+    clip_low: float = Field(0.2, gt=0, description="importance ratios are clipped below 1 - clip_low")
+    clip_high: float = Field(
+        0.28,  # clip-higher, DAPO, arXiv:2503.14476
+        gt=0,
+        description="importance ratios are clipped above 1 + clip_high",
+    )
+    kl: Kl | None = Field(None, description="KL penalty against the reference policy; null = none, and no reference")
+    entropy: Entropy | None = Field(None, description="entropy bonus; null = none")
+    mask_truncated: bool = Field(False, description="leave completions cut at max_tokens out of the loss")
+    importance_sampling_correction: Correction | None = Field(
+        None, description="importance weights against the mismatch of engine and policy; null = none"
+    )
+    async_steps: Literal[0, 1] = Field(
+        0, description="1: sample each batch with the policy of the step before, so that judging takes no extra time"
+    )
+    engine: Literal["local"] | Vllm = Field(
+        "local", description="what samples the completions: the policy itself, or vLLM"
+    )
+    held_out: HeldOut | None = Field(
+        None, description="evaluation on a held-out set while training goes on; null = none"
+    )
+    watchdogs: Watch = Field(Watch(), description="thresholds of the alerts, and which alerts stop the stage")
+    keep_samples: int = Field(4, ge=0, description="completions per step that are written to samples.jsonl")
+    lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     @model_validator(mode="after")
     def _no_dropout(self) -> Self:
@@ -215,8 +304,10 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
 
     @model_validator(mode="after")
     def _one_reference(self) -> Self:
-        if self.lora and self.kl and self.kl.renew_every:
-            raise ValueError("kl.renew_every: with lora the reference is the model without the adapter; leave it out")
+        if self.lora and self.kl and self.kl.reference_sync_steps:
+            raise ValueError(
+                "kl.reference_sync_steps: with lora the reference is the model without the adapter; leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -224,12 +315,12 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
         drawn = self.sampling
         if drawn.temperature is None or drawn.temperature == 0:
             raise ValueError("sampling.temperature must be given and above 0: a group of equal answers teaches nothing")
-        if self._cuts != (self.truncated_sampling is not None):
+        if self._cuts != self.allow_truncated_sampling:
             raise ValueError(
                 "sampling: top_p, top_k or min_p draws from another distribution than the one trained, which "
-                "biases the ratio; leave them out, or set truncated_sampling: qwen if you mean it"
+                "biases the ratio; leave them out, or set allow_truncated_sampling: true if you mean it"
                 if self._cuts
-                else "truncated_sampling: sampling cuts nothing; leave it out"
+                else "allow_truncated_sampling: sampling cuts nothing; leave it out"
             )
         return self
 

@@ -10,7 +10,7 @@ from qwen_align.align.settings.online_rl import OnlineRl
 
 
 class Critic(Strict):
-    """What predicts the return from every token on.
+    """The value model, which predicts the return from every token on.
 
     separate: a model of its own, which starts as the policy with a new head, or as the scorer of `from_scorer`; with
     LoRA a second adapter on the policy's trunk. head: a new head on the policy's own hidden states; its loss changes
@@ -18,12 +18,18 @@ class Critic(Strict):
     """
 
     kind: Literal["separate", "head"] = "separate"
-    from_scorer: ScorerRef | None = None
-    detached: bool = Field(False, description="a head's loss leaves the trunk alone")
-    learning_rate: float = Field(gt=0)
-    warmup_steps: int = Field(0, ge=0, description="steps that train the value alone")
-    clip: float | None = Field(0.15, gt=0, description="how far a value may move in a step's updates")  # Qwen 2023
-    weight: float = Field(1.0, gt=0, description="of the value loss beside the policy's")
+    from_scorer: ScorerRef | None = Field(
+        None, description="reward model that a separate value model starts as; null = it starts as the policy"
+    )
+    detached: bool = Field(False, description="of kind head: the value loss does not change the policy's trunk")
+    learning_rate: float = Field(gt=0, description="peak learning rate of the value model")
+    warmup_steps: int = Field(0, ge=0, description="steps, at the start, that train the value model alone")
+    clip: float | None = Field(
+        0.15,  # Qwen's PPO, arXiv:2309.16609
+        gt=0,
+        description="value clipping: how far a value may move in the updates on one batch; null = no limit",
+    )
+    loss_weight: float = Field(1.0, gt=0, description="weight of the value loss beside the policy loss")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -35,26 +41,39 @@ class Critic(Strict):
 
 
 class Ptx(Strict):
-    """Next-token loss on raw texts beside PPO, against forgetting (PPO-ptx, arXiv:2203.02155)."""
+    """PPO-ptx: a next-token loss on raw texts beside PPO, against forgetting (arXiv:2203.02155)."""
 
-    from_data: list[DataRef] = Field(min_length=1)
-    coefficient: float = Field(gt=0)
-    batch: int = Field(ge=1, description="texts an optimiser step, over all devices")
-    max_tokens: int = Field(ge=1, description="longer texts are dropped and counted, never cut")
+    from_data: list[DataRef] = Field(min_length=1, description="data sets of raw texts")
+    coefficient: float = Field(gt=0, description="weight of the next-token loss beside the PPO loss")
+    batch: int = Field(ge=1, description="batch size: texts per optimiser step, over all devices")
+    max_tokens: int = Field(ge=1, description="longest text in tokens; longer ones are dropped and counted, never cut")
 
 
 class Ppo(OnlineRl):
-    """Advantages by GAE over token rewards: the verdict at the last token, minus the KL's price at every one."""
+    """Trains a policy with PPO and a value model.
+
+    Advantages come by GAE from rewards per token: the completion's reward at its last token, minus the KL penalty at
+    every one.
+    """
 
     kind: Literal["ppo"]
-    critic: Critic
-    gamma: float = Field(1.0, gt=0, le=1)
-    gae_lambda: float = Field(0.95, ge=0, le=1)  # arXiv:1707.06347
-    whiten: bool = Field(True, description="advantages to mean 0 and deviation 1 over all tokens of the step")
-    normalise_rewards: Literal["none", "running_mean", "running"] = Field(
-        "none", description="verdicts minus their running mean, and over their running deviation"
+    critic: Critic = Field(description="the value model and how it is trained")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount of later rewards, per token")
+    gae_lambda: float = Field(
+        0.95,  # arXiv:1707.06347
+        ge=0,
+        le=1,
+        description="lambda of generalised advantage estimation: 1 = returns minus values, 0 = one-step differences",
     )
-    ptx: Ptx | None = None
+    whiten_advantages: bool = Field(
+        True, description="normalise advantages to mean 0 and standard deviation 1 over all tokens of a step"
+    )
+    normalise_rewards: Literal["none", "running_mean", "running_mean_std"] = Field(
+        "none",
+        description="running_mean: subtract the mean of all rewards so far; running_mean_std: also divide by their "
+        "standard deviation",
+    )
+    ptx: Ptx | None = Field(None, description="next-token loss on raw texts beside PPO; null = none")
 
     @model_validator(mode="after")
     def _one_trunk(self) -> Self:

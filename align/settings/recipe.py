@@ -26,13 +26,15 @@ AnyStage = Annotated[StageSpec, Field(discriminator="kind")]
 
 
 class ModelSource(Strict):
-    """A model from outside: exactly one of a shipped one, a folder, or a hub id with its commit."""
+    """A model that no stage makes: exactly one of a shipped one, a folder, or a hub id with its commit."""
 
-    shipped: Literal["tiny_base"] | None = None
-    path: OutsideFile | None = Field(None, description="folder in Hugging Face form, relative to the recipe")
-    hub: str | None = None
-    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="the hub commit, 40 hex digits")
-    is_scorer: bool = Field(False, description="a sequence classifier with one output, for learned rewards")
+    shipped: Literal["tiny_base"] | None = Field(None, description="a model that comes with the package")
+    path: OutsideFile | None = Field(
+        None, description="folder with a model in Hugging Face form, relative to the recipe"
+    )
+    hub: str | None = Field(None, description="model id on the Hugging Face hub, such as Qwen/Qwen3-0.6B")
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub model, 40 hex digits")
+    is_scorer: bool = Field(False, description="it is a reward model: a sequence classifier with one output")
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSource":
@@ -45,24 +47,32 @@ class ModelSource(Strict):
 
 
 class Repeat(Strict):
-    """The stages `times` over; in later rounds a name in `carry` means what its stage made the round before."""
+    """Runs its stages several times, each round on what the round before made."""
 
-    times: int = Field(ge=1)
-    carry: dict[str, str] = Field(default_factory=dict)
-    stages: list[AnyStage] = Field(min_length=1)
+    times: int = Field(ge=1, description="number of rounds")
+    carry: dict[str, str] = Field(
+        default_factory=dict,
+        description="model or data set -> stage of this block: in later rounds the name means what that stage made the "
+        "round before",
+    )
+    stages: list[AnyStage] = Field(min_length=1, description="stages of a round")
 
 
 class RepeatBlock(Strict):
-    repeat: Repeat
+    """An entry of `stages` that is a block of repeated stages."""
+
+    repeat: Repeat = Field(description="the stages and how often they run")
 
 
 class Report(Strict):
-    """How the report names things; no part of any key."""
+    """What the report shows; no part of any key."""
 
-    title: str = ""
-    controls: list[str] = Field(default_factory=list, description="evaluated models that are no rung of the ladder")
+    title: str = Field("", description="title of the report; empty = the recipe's name")
+    controls: list[str] = Field(
+        default_factory=list, description="evaluated models that are controls, shown apart from the ladder"
+    )
     compare: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = Field(
-        default_factory=list, description="pairs of evaluated models, besides each with the rung below it"
+        default_factory=list, description="pairs of evaluated models to compare, besides each model with the one before"
     )
 
 
@@ -78,30 +88,36 @@ Item = Annotated[
 
 
 class Recipe(Strict):
-    """Named models and stages; order comes from references, not from position."""
+    """A recipe: models and the stages that train, sample and evaluate them, run in the order of their references."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    seed: int = 0
-    models: dict[str, ModelSource] = Field(default_factory=dict)
-    runtime: Runtime = Runtime()
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="name of the recipe and of its run's folder")
+    seed: int = Field(0, description="seed of every stage that has none of its own")
+    models: dict[str, ModelSource] = Field(default_factory=dict, description="name -> model that no stage makes")
+    runtime: Runtime = Field(Runtime(), description="how stages are run, unless they say otherwise")
     matrix: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
-        default_factory=dict, description="dotted setting -> the values to try"
+        default_factory=dict, description="dotted setting -> the values to try; every combination is run"
     )
     tiny: dict[str, Any] = Field(
-        default_factory=dict, exclude=True, description="dotted setting -> its value under --tiny, a form to try out"
+        default_factory=dict,
+        exclude=True,
+        description="dotted setting -> its value under --tiny, which tries the recipe out in a small form",
     )
     extends: str | None = Field(
-        None, exclude=True, description="a recipe beside this one, whose settings and stages come before these"
+        None,
+        exclude=True,
+        description="file of a recipe in the same folder, whose settings and stages come before these",
     )
     change: dict[str, Any] = Field(
         default_factory=dict,
         exclude=True,
         description="dotted setting of the recipe that is extended -> its value here",
     )
-    anchors: dict[str, Any] = Field(default_factory=dict, exclude=True, description="a place for YAML anchors")
-    stages: list[Item] = Field(min_length=1)
-    report: Report = Report()
-    tracking: Tracking = Tracking()
+    anchors: dict[str, Any] = Field(
+        default_factory=dict, exclude=True, description="a place for YAML anchors; nothing reads it"
+    )
+    stages: list[Item] = Field(min_length=1, description="what is run: stages, and blocks of repeated stages")
+    report: Report = Field(Report(), description="what the report shows")
+    tracking: Tracking = Field(Tracking(), description="experiment trackers that get the training curves")
 
     @model_validator(mode="after")
     def _report_names_what_there_is(self) -> "Recipe":

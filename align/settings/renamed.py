@@ -4,8 +4,57 @@ A key holds the names that a field had when the first result was stored under it
 stored result where it is.
 """
 
+from typing import Any
+
 # Settings class -> {name of the field now: its name in keys, which recipes had before}.
-RENAMED_FIELDS: dict[str, dict[str, str]] = {}
+RENAMED_FIELDS: dict[str, dict[str, str]] = {
+    "ByPassRate": {"pass_rate_range": "band", "pass_rate_column": "column"},
+    "Correction": {"max_weight": "most", "above_max": "beyond"},
+    "Critic": {"loss_weight": "weight"},
+    "DynamicSampling": {"max_prompts": "most_prompts"},
+    "Entropy": {"coefficient_delta": "change", "max_coefficient": "most"},
+    "Evaluate": {
+        "completions_per_prompt": "samples",
+        "thinking_switches": "switches",
+        "best_of_n_scorer": "best_by",
+    },
+    "HeldOut": {"every_steps": "every", "completions_per_prompt": "samples"},
+    "Kl": {
+        "apply_to": "place",
+        "importance_weighted": "weighted",
+        "include_zero_advantage": "everywhere",
+        "reference_sync_steps": "renew_every",
+    },
+    "OnlineRl": {
+        "prompts_per_step": "prompts",
+        "completions_per_prompt": "samples",
+        "allow_truncated_sampling": "truncated_sampling",
+        "prompt_sampler": "order",
+        "importance_sampling_correction": "correction",
+        "watchdogs": "watch",
+    },
+    "Ppo": {"whiten_advantages": "whiten"},
+    "Pretrain": {"batch": "rows", "sequence_length": "block"},
+    "RewardModel": {"center_rewards_coefficient": "centre"},
+    "Rollout": {"completions_per_prompt": "samples", "thinking_switch": "switch"},
+    "Runtime": {"generation_batch": "rollout_rows"},
+    "Switch": {"method": "switch"},
+    "Vllm": {"gpu_memory_utilization": "memory_share", "enable_sleep_mode": "sleeps"},
+    "Watch": {
+        "patience_steps": "steps",
+        "truncated_share": "clipped_share",
+        "min_entropy_share": "entropy_share",
+        "update_kl": "kl",
+        "engine_mismatch": "mismatch",
+    },
+}
+
+# Settings class -> {name of the field now: {its value now: the value in keys, which recipes had before}}.
+RENAMED_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
+    "OnlineRl": {"allow_truncated_sampling": {True: "qwen"}},
+    "Ppo": {"normalise_rewards": {"running_mean_std": "running"}},
+    "Watch": {"stop_on": {"truncated": "clipped", "update_kl": "kl", "engine_mismatch": "mismatch"}},
+}
 
 
 def old_field_names(settings_class: type) -> dict[str, str]:
@@ -14,3 +63,11 @@ def old_field_names(settings_class: type) -> dict[str, str]:
     for parent in reversed(settings_class.__mro__):
         names |= RENAMED_FIELDS.get(parent.__name__, {})
     return names
+
+
+def old_field_values(settings_class: type) -> dict[str, dict[Any, Any]]:
+    """Returns {field: {value now: old value}} for a settings class and those it inherits from."""
+    values: dict[str, dict[Any, Any]] = {}
+    for parent in reversed(settings_class.__mro__):
+        values |= RENAMED_VALUES.get(parent.__name__, {})
+    return values

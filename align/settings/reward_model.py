@@ -10,19 +10,28 @@ from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
 
 
 class RewardModel(StageSettings, Optimizer):
-    """The probability that the chosen side is better is the sigmoid of the difference of the two scores."""
+    """Trains a reward model on preference pairs.
+
+    The probability that the chosen side is better is the sigmoid of the difference of the two scores.
+    """
 
     kind: Literal["reward_model"]
-    from_model: ModelRef
-    from_data: list[DataRef] = Field(min_length=1)
-    max_tokens: int = Field(ge=1, description="pairs with a longer side are dropped and counted, never cut")
-    batch: int = Field(ge=1, description="pairs an optimiser step, over all devices")
-    epochs: float = Field(gt=0)
-    margins: bool = Field(False, description="subtract each pair's margin from the difference (arXiv:2307.09288)")
-    centre: float = Field(
-        0.0, ge=0, description="weight of the squared sum of both scores, which keeps them near 0 (arXiv:2312.09244)"
+    from_model: ModelRef = Field(description="the model to start from; it gets a new head with one output")
+    from_data: list[DataRef] = Field(min_length=1, description="data sets of preference pairs, trained together")
+    max_tokens: int = Field(
+        ge=1, description="longest side of a pair in tokens; pairs with a longer one are dropped and counted, never cut"
     )
-    lora: Lora | None = None
+    batch: int = Field(ge=1, description="batch size: pairs per optimiser step, over all devices")
+    epochs: float = Field(gt=0, description="passes over the pairs; fractions are allowed")
+    margins: bool = Field(
+        False, description="subtract each pair's margin from the difference of the scores (arXiv:2307.09288)"
+    )
+    center_rewards_coefficient: float = Field(
+        0.0,
+        ge=0,
+        description="weight in the loss of the squared sum of both scores, to keep scores near 0 (arXiv:2312.09244)",
+    )
+    lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     @property
     def needs_rows(self) -> bool:

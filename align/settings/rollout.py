@@ -15,44 +15,51 @@ QUESTION = "{question}"
 
 
 class Switch(Strict):
-    """How a model is asked to think or not: by default, by a flag in the prompt, or by the template's argument.
+    """How a model is asked to think or not."""
 
-    `plain` asks without a chat template: how a base model that has never seen one is measured.
-    """
-
-    switch: Literal["default", "flag", "kwarg", "plain"] = "default"
-    mode: Mode | None = None
-    prompt: str | None = Field(None, description="of 'plain': the whole prompt, with {question} in it")
+    method: Literal["default", "flag", "kwarg", "plain"] = Field(
+        "default",
+        description="default: ask for nothing; flag: /think or /no_think in the prompt; kwarg: the chat template's "
+        "enable_thinking; plain: `prompt` without a chat template, for base models that have never seen one",
+    )
+    mode: Mode | None = Field(None, description="what the methods flag and kwarg ask for: think or no_think")
+    prompt: str | None = Field(None, description="of method plain: the whole prompt, with {question} in it")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if (self.switch in ("default", "plain")) != (self.mode is None):
+        if (self.method in ("default", "plain")) != (self.mode is None):
             raise ValueError(
-                f"switch '{self.switch}' with mode {self.mode}: 'default' and 'plain' ask for nothing, so they have "
+                f"method '{self.method}' with mode {self.mode}: 'default' and 'plain' ask for nothing, so they have "
                 "no mode; 'flag' and 'kwarg' need mode: think or mode: no_think"
             )
-        if (self.switch == "plain") != (self.prompt is not None):
-            raise ValueError("'prompt' belongs to switch 'plain', and that needs one")
+        if (self.method == "plain") != (self.prompt is not None):
+            raise ValueError("'prompt' belongs to method 'plain', and that needs one")
         if self.prompt is not None and self.prompt.count(QUESTION) != 1:
             raise ValueError(f"prompt {self.prompt!r} has to hold {QUESTION} once")
         return self
 
     @property
     def flag(self) -> Flag | None:
-        if self.switch != "flag":
+        if self.method != "flag":
             return None
         return "/think" if self.mode == "think" else "/no_think"
 
 
 class Rollout(StageSettings, CanBeEmpty):
-    """`samples` completions of every prompt, judged; a prompt's own mode and flag hold unless `switch` is given."""
+    """Samples `completions_per_prompt` completions of every prompt and judges them.
+
+    A prompt's own mode and flag hold unless `thinking_switch` is given.
+    """
 
     kind: Literal["rollout"]
-    from_model: ModelRef
-    from_data: DataRef
-    samples: int = Field(ge=1)
-    sampling: SamplingSettings
-    rewards: RewardList
-    switch: Switch | None = None
-    engine: Literal["local"] = "local"
-    keep_tokens: bool = Field(False, description="write token ids and log-probs beside the text")
+    from_model: ModelRef = Field(description="the model to sample from")
+    from_data: DataRef = Field(description="the data set of prompts")
+    completions_per_prompt: int = Field(ge=1, description="completions sampled for each prompt")
+    sampling: SamplingSettings = Field(
+        description="how tokens are sampled; what is left out is Qwen3's advice for the mode of each prompt"
+    )
+    rewards: RewardList = Field(description="rewards that judge each completion; their verdicts are written beside it")
+    thinking_switch: Switch | None = Field(
+        None, description="how the model is asked to think or not; null = each prompt's own mode and flag"
+    )
+    keep_tokens: bool = Field(False, description="write token ids and log-probabilities beside the text")

@@ -10,19 +10,27 @@ from qwen_align.align.settings.base import Strict
 
 
 class Runtime(Strict):
-    """How to run, never what to compute: no part of a stage's key, but for losses that depend on it.
+    """How a stage is run, never what it computes: no part of a stage's key, but for losses that depend on it.
 
     Results are the same up to floating-point summation order: 1e-5 between one process and two.
     """
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    processes: int = Field(default=1, ge=1, description="processes on this machine; on GPUs one a device")
-    micro_batch: int = Field(default=8, ge=1, description="rows (pairs) a device holds in one forward pass")
-    rollout_rows: int = Field(default=256, ge=1, description="completions decoded side by side")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where to compute; auto = a GPU where there is one"
+    )
+    processes: int = Field(default=1, ge=1, description="processes on this machine; on GPUs one per device")
+    micro_batch: int = Field(
+        default=8, ge=1, description="largest number of rows (or pairs) per device in one forward pass"
+    )
+    generation_batch: int = Field(default=256, ge=1, description="completions decoded side by side, per process")
     checkpoint_every: int = Field(default=100, ge=1, description="optimiser steps between checkpoints")
-    gradient_checkpointing: bool = False
-    deepspeed: OutsideFile | None = Field(default=None, description="a DeepSpeed JSON, relative to the recipe")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads a process may use; None = all")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, more time"
+    )
+    deepspeed: OutsideFile | None = Field(
+        default=None, description="DeepSpeed configuration (JSON), relative to the recipe"
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads per process; null = all")
 
 
 def split_into_micro_batches(batch: int, runtime: Runtime) -> tuple[int, int]:

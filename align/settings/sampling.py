@@ -17,7 +17,7 @@ DEFAULTS: dict[Mode | None, tuple[float, float, int]] = {
 
 
 class Sampling(Strict):
-    """One distribution over next tokens: the logits over `temperature`, cut by top-k, then top-p, then min-p.
+    """How an engine draws the next token: from the logits over `temperature`, cut by top-k, then top-p, then min-p.
 
     Temperature 0 takes the likeliest token and makes the three cuts idle. `top_p` 1, `top_k` 0 and `min_p` 0
     cut nothing. A completion has at most `max_tokens` tokens, the stop token included.
@@ -40,13 +40,28 @@ class Sampling(Strict):
 
 
 class SamplingSettings(Strict):
-    """The recipe's form: what is left out depends on who asks, evaluation (`for_mode`) or RL (`for_policy`)."""
+    """How tokens are sampled; what is left out depends on who asks, evaluation (`for_mode`) or RL (`for_policy`)."""
 
-    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
-    min_p: float = Field(default=0.0, ge=0, le=1)
-    max_tokens: int = Field(ge=1)
+    temperature: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="logits are divided by it; 0 = greedy; null = 0.6 thinking, 0.7 otherwise; RL needs one above 0",
+    )
+    top_p: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="sample from the likeliest tokens that together have this probability; 1 = all; null = 0.95 "
+        "thinking, 0.8 otherwise, and 1 in RL",
+    )
+    top_k: int | None = Field(
+        default=None, ge=0, description="sample from this many likeliest tokens; 0 = all; null = 20, and 0 in RL"
+    )
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="leave out tokens below this share of the likeliest token's probability"
+    )
+    max_tokens: int = Field(ge=1, description="longest completion in tokens, the stop token included")
 
     def for_mode(self, mode: Mode | None) -> Sampling:
         """What is left out is Qwen3's advice for prompts of this mode; greedy thinking warns."""

@@ -10,12 +10,14 @@ from qwen_align.align.settings.training import Lora, Optimizer
 
 
 class Sft(StageSettings, Optimizer, CanBeEmpty):
-    """Next-token loss on what the model is to say; the mean over all supervised tokens of a batch."""
+    """Fine-tunes a model on conversations: next-token loss on the assistant's turns, a mean over a batch's tokens."""
 
     kind: Literal["sft"]
-    from_model: ModelRef
-    from_data: list[DataRef] = Field(min_length=1)
-    max_tokens: int = Field(ge=1, description="longer samples are dropped and counted, never cut")
-    batch: int = Field(ge=1, description="samples an optimiser step, over all devices")
-    epochs: float = Field(gt=0)
-    lora: Lora | None = None
+    from_model: ModelRef = Field(description="the model to train")
+    from_data: list[DataRef] = Field(min_length=1, description="data sets to train on, mixed in one random order")
+    max_tokens: int = Field(
+        ge=1, description="longest sample in tokens; longer ones are dropped and counted, never cut"
+    )
+    batch: int = Field(ge=1, description="batch size: samples per optimiser step, over all devices")
+    epochs: float = Field(gt=0, description="passes over the samples; fractions are allowed")
+    lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")

@@ -11,9 +11,15 @@ from qwen_align.align.settings.runtime import Runtime
 class StageSettings(Strict):
     """What every kind of stage has besides its own settings."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$", max_length=80)
-    seed: int | None = Field(None, description="None = the recipe's seed")
-    runtime: Runtime | None = Field(None, description="what differs from the recipe's runtime")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$",
+        max_length=80,
+        description="what other stages and the command line call this one",
+    )
+    seed: int | None = Field(None, description="seed of all random numbers of the stage; null = the recipe's seed")
+    runtime: Runtime | None = Field(
+        None, description="settings that replace those of the recipe's runtime for this stage"
+    )
 
     def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
         """What of the runtime the result depends on beyond rounding: nothing, if a kind does not say otherwise."""
@@ -29,10 +35,10 @@ class StageSettings(Strict):
 
 
 class CanBeEmpty(Strict):
-    """For kinds that can do without rows."""
+    """What a stage that can do without rows does when it gets none."""
 
     on_empty: Literal["fail", "pass_through"] = Field(
-        "fail", description="without rows: exit 3, or pass on what there is (the model as it was, or no rows)"
+        "fail", description="with no rows: stop with exit code 3, or pass on the model as it was (or an empty data set)"
     )
 
     @property

@@ -10,13 +10,22 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 class Tracking(Strict):
-    """Trackers that get the curves while stages run; no part of any key."""
+    """Experiment trackers that get the training curves while stages run; no part of any key."""
 
-    to: list[TrackerName] = Field(default_factory=list, description="each needs the extra of its name")
-    project: str = Field("qwen-align", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)
-    group: str | None = Field(None, description="what the runs of one recipe stand under; None = the recipe's name")
+    to: list[TrackerName] = Field(
+        default_factory=list, description="trackers to log to; each needs the package extra of its name"
+    )
+    project: str = Field(
+        "qwen-align",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        max_length=100,
+        description="project that runs are logged under",
+    )
+    group: str | None = Field(None, description="group that all runs of the recipe belong to; null = the recipe's name")
     space: str | None = Field(
-        None, pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name of a Hugging Face Space for trackio; None = local"
+        None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="Hugging Face Space (owner/name) that trackio logs to; null = a local database",
     )
 
     @model_validator(mode="after")

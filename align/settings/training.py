@@ -14,12 +14,14 @@ def count_optimizer_steps(n_rows: int, epochs: float, batch: int) -> int:
 
 
 class Lora(Strict):
-    """LoRA adapters (arXiv:2106.09685) on the linear layers; the base's weights stay as they are."""
+    """LoRA adapters on linear layers (arXiv:2106.09685); the base model's weights stay as they are."""
 
-    rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    rank: int = Field(ge=1, description="rank of the two factors of each adapter")
+    alpha: float = Field(gt=0, description="scale of the adapters: their output is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input; only sft may have it")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="names of the layers that get adapters; all-linear = every linear layer but the head"
+    )
 
 
 Settings = TypeVar("Settings")
@@ -33,14 +35,18 @@ def refuse_dropout(settings: Settings, lora: Lora | None) -> Settings:
 
 
 class Optimizer(Strict):
-    """AdamW with a warm-up and a decay."""
+    """AdamW with linear warm-up and a learning-rate schedule."""
 
-    learning_rate: float = Field(gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
-    max_grad_norm: float = Field(1.0, gt=0)
+    learning_rate: float = Field(gt=0, description="peak learning rate, after the warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="how the learning rate goes on after the warm-up: as it is, or down to 0"
+    )
+    warmup_steps: int = Field(0, ge=0, description="optimiser steps over which the learning rate rises from 0")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    betas: list[float] = Field(
+        [0.9, 0.999], min_length=2, max_length=2, description="AdamW's decay rates of the two moment estimates"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     precision: Annotated[Literal["fp32", "bf16"], ALWAYS_IN_KEY] = Field(
-        "fp32", description="of the computation; bf16 = autocast over fp32 weights"
+        "fp32", description="precision of the computation; bf16 = autocast over fp32 weights"
     )

@@ -142,13 +142,13 @@ def check_online_rl(stage: Planned, preview: Preview) -> Iterator[str]:
     assert isinstance(settings, OnlineRl)
     check_all(settings.rewards)
     prompts = _read_problems(preview.rows_read_by(stage, settings.from_data))
-    split_into_micro_batches(settings.prompts * settings.samples, stage.runtime)
+    split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, stage.runtime)
     lengths = [preview.prompt_length(stage, problem, None) for problem in prompts]
     longest = max(lengths, default=0) + settings.sampling.max_tokens
     preview.check_context_length(stage, longest, "a prompt and sampling.max_tokens")
     yield (
-        f"{settings.steps:,} steps of {settings.prompts} prompts x {settings.samples} completions, "
-        f"{settings.optimizer_steps:,} updates"
+        f"{settings.steps:,} steps of {settings.prompts_per_step} prompts x {settings.completions_per_prompt} "
+        f"completions, {settings.optimizer_steps:,} updates"
     )
     yield f"prompt {_describe_lengths(lengths)}"
     yield from _describe_rewards(settings.rewards, prompts)
@@ -160,9 +160,9 @@ def check_rollout(stage: Planned, preview: Preview) -> Iterator[str]:
     assert isinstance(settings, Rollout)
     check_all(settings.rewards)
     prompts = _read_problems(preview.rows_read_by(stage, [settings.from_data]))
-    switches = [settings.switch] if settings.switch else []
+    switches = [settings.thinking_switch] if settings.thinking_switch else []
     limit = _describe_token_limit(stage, preview, prompts, switches, settings.sampling)
-    yield f"{len(prompts):,} prompts x {settings.samples} completions, {limit}"
+    yield f"{len(prompts):,} prompts x {settings.completions_per_prompt} completions, {limit}"
     yield from _describe_rewards(settings.rewards, prompts)
 
 
@@ -172,7 +172,7 @@ def forecast_rollout(stage: Planned, preview: Preview) -> Iterator[str]:
     assert isinstance(settings, Rollout)
     n_rows = _count_all_rows(stage, preview, [settings.from_data])
     if n_rows is not None:
-        yield f"if all {n_rows:,} rows are kept: {n_rows:,} prompts x {settings.samples} completions"
+        yield f"if all {n_rows:,} rows are kept: {n_rows:,} prompts x {settings.completions_per_prompt} completions"
 
 
 def check_evaluation(stage: Planned, preview: Preview) -> Iterator[str]:
@@ -182,9 +182,10 @@ def check_evaluation(stage: Planned, preview: Preview) -> Iterator[str]:
     check_all(settings.rewards)
     questions = _read_problems(preview.rows_read_by(stage, settings.from_data))
     _check_golds(questions, settings.rewards)
-    limit = _describe_token_limit(stage, preview, questions, settings.switches, settings.sampling)
+    limit = _describe_token_limit(stage, preview, questions, settings.thinking_switches, settings.sampling)
     yield (
-        f"{len(questions):,} questions x {len(settings.switches)} switches x {settings.samples} completions, {limit}"
+        f"{len(questions):,} questions x {len(settings.thinking_switches)} switches x "
+        f"{settings.completions_per_prompt} completions, {limit}"
     )
 
 
@@ -196,7 +197,8 @@ def forecast_evaluation(stage: Planned, preview: Preview) -> Iterator[str]:
     if n_rows is not None:
         yield (
             f"if all {n_rows:,} rows are kept: "
-            f"{n_rows:,} questions x {len(settings.switches)} switches x {settings.samples} completions"
+            f"{n_rows:,} questions x {len(settings.thinking_switches)} switches x "
+            f"{settings.completions_per_prompt} completions"
         )
 
 

@@ -28,10 +28,14 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
     source = inputs[spec.from_model]
     renderer = loading.renderer_of(source)
     engine = open_engine(source, renderer, context)
-    how = Draw(spec.sampling, spec.samples, context.seed)
+    how = Draw(spec.sampling, spec.completions_per_prompt, context.seed)
     check_all(spec.rewards)
     device, rows_at_once = loading.device_of(context.runtime), context.runtime.micro_batch
-    picker = reward_scorer.of(inputs[spec.best_by], device=device, max_rows=rows_at_once) if spec.best_by else None
+    picker = (
+        reward_scorer.of(inputs[spec.best_of_n_scorer], device=device, max_rows=rows_at_once)
+        if spec.best_of_n_scorer
+        else None
+    )
     results, questions_of = [], []
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:
@@ -40,7 +44,7 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
             if not questions:
                 raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
             check_all([reward_for(kind, spec.rewards) for kind in {row.reward: None for row in questions}])
-            for number, switch in enumerate(spec.switches):
+            for number, switch in enumerate(spec.thinking_switches):
                 asked = [put(problem, renderer, switch) for problem in questions]
                 # By place, not by name: a stage's folder is the same whatever its inputs are called.
                 drawn = draw(engine, renderer, asked, how, context, out / "parts" / f"{place}-{number}")
@@ -48,11 +52,11 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
                 if file:
                     file.writelines(to_line(row) + "\n" for row in rows)
                     by_question = scored(rows, switch, renderer)
-                    result = figures(statistics.summarise(by_question, spec.samples), rows)
+                    result = figures(statistics.summarise(by_question, spec.completions_per_prompt), rows)
                     questions_of.append(statistics.question_means(by_question))
                     if picker:
                         result |= best(rows, picker)
-                    results.append({"set": ref, "switch": switch.switch, "mode": switch.mode, **result})
+                    results.append({"set": ref, "switch": switch.method, "mode": switch.mode, **result})
     if context.is_main:
         unfinished.replace(out / "completions.jsonl")
         write_json(out / QUESTIONS, {"means": questions_of})
@@ -78,7 +82,7 @@ def scored(rows: list[Completion], switch: Switch, renderer: Renderer) -> dict[s
     """The samples of each question of one data set under one switch."""
     answers = MathAnswer()
     # A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
-    knows_none = renderer.thinking in ("none", "never") or switch.switch == "plain"
+    knows_none = renderer.thinking in ("none", "never") or switch.method == "plain"
     wanted = None if knows_none else drawn_as(switch.mode, renderer)
     questions: dict[str, list[statistics.SampleScore]] = {}
     for row in rows:

@@ -59,7 +59,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     reward_scorer.bind(
         spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
     )
-    drawn = [asked[number] for number in draw_row_order(len(asked), spec.steps * spec.prompts, context.seed)]
+    drawn = [asked[number] for number in draw_row_order(len(asked), spec.steps * spec.prompts_per_step, context.seed)]
     sampling = spec.sampling.for_policy()
     game = Game(spec, drawn, renderer, sampling, context)
     trainer = Trainer(
@@ -77,7 +77,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load(source).state_dict())
     fit.train(trainer, source, out, context)
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] if context.is_main else []
-    completions = spec.prompts * spec.samples
+    completions = spec.prompts_per_step * spec.completions_per_prompt
     without = round(sum(line["no_verdict_share"] for line in logged) * completions)
     return {"problems": len(asked), "steps": spec.steps, "completions": spec.steps * completions, "no_verdict": without}
 
@@ -103,11 +103,11 @@ class Game:
         """
         places = [int(prompt) for prompt in prompts]
         begin = trainer.accelerator.process_index * len(places)
-        samples = [(begin + number) % self.spec.samples for number in range(len(places))]
+        samples = [(begin + number) % self.spec.completions_per_prompt for number in range(len(places))]
         engine = LocalEngine(
             trainer.accelerator.unwrap_model(trainer.model),
             stop_ids=self.renderer.stop_ids,
-            max_rows=self.context.runtime.rollout_rows,
+            max_rows=self.context.runtime.generation_batch,
         )
         requests = []
         for place, group in groupby(zip(places, samples, strict=True), key=itemgetter(0)):

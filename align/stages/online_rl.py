@@ -116,11 +116,11 @@ def _experience(
     inputs: Mapping[str, Path],
     context: Context,
 ) -> Experience:
-    engine = LocalEngine(actor.causal_lm, stop_ids=renderer.stop_ids, max_rows=context.runtime.rollout_rows)
+    engine = LocalEngine(actor.causal_lm, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
     sampling, solved_by = spec.sampling.for_policy(), partial(solved, spec.rewards)
-    player = Player(engine, renderer, sampling, spec.samples, context.seed, solved_by)
-    known = _reward_variances(spec.order, inputs) if isinstance(spec.order, ByVariance) else {}
-    stream = PromptStream(asked, spec.order, context.seed, variances=known)
+    player = Player(engine, renderer, sampling, spec.completions_per_prompt, context.seed, solved_by)
+    known = _reward_variances(spec.prompt_sampler, inputs) if isinstance(spec.prompt_sampler, ByVariance) else {}
+    stream = PromptStream(asked, spec.prompt_sampler, context.seed, variances=known)
     for reward in spec.rewards:
         reward.warm()
     judge = Judge(lambda group: judge_all(spec.rewards, group))
@@ -166,7 +166,7 @@ def _questions(spec: Grpo | Ppo, player: Player, renderer: Renderer, inputs: Map
     def is_right(verdict: Verdict) -> bool | None:
         return None if verdict.value is None else verdict.value >= 1
 
-    asker = player._replace(sampling=sampling, samples=settings.samples, solved=is_right)
+    asker = player._replace(sampling=sampling, samples=settings.completions_per_prompt, solved=is_right)
     return Questions(asker, asked, Judge(own_reward))
 
 

@@ -47,7 +47,7 @@ def run(spec: Pretrain, inputs: Mapping[str, Path], out: Path, context: Context)
         "documents": len(documents),
         "document_tokens": sum(map(len, documents)),
         "steps": spec.steps,
-        "tokens": spec.steps * spec.rows * spec.block,
+        "tokens": spec.steps * spec.batch * spec.sequence_length,
         "loss": loss,
     }
 
@@ -62,7 +62,7 @@ def train(
     context.forget_after(done)
     found.tell(context)
     batches = itertools.islice(stream(documents, spec, context.seed), done, None)
-    n_tokens = spec.rows * spec.block
+    n_tokens = spec.batch * spec.sequence_length
     model.train()
     for step in range(done + 1, spec.steps + 1):
         losses.append(train_step(model, optimizers, next(batches), rate(spec, step)))
@@ -167,15 +167,15 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 
 def stream(documents: list[list[int]], spec: Pretrain, seed: int) -> Iterator[Tensor]:
     """Batches of (rows, block + 1) ids without end: each epoch in its own order, a function of seed and epoch."""
-    length = spec.block + 1
-    if sum(map(len, documents)) < spec.rows * length:
-        raise DataError(f"{len(documents)} documents do not fill one batch of {spec.rows} x {length} tokens")
+    length = spec.sequence_length + 1
+    if sum(map(len, documents)) < spec.batch * length:
+        raise DataError(f"{len(documents)} documents do not fill one batch of {spec.batch} x {length} tokens")
     pending: list[list[int]] = []
     for epoch in itertools.count():
         order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
         for block in pack((documents[i] for i in order.tolist()), length):
             pending.append(block)
-            if len(pending) == spec.rows:
+            if len(pending) == spec.batch:
                 yield torch.tensor(pending)
                 pending.clear()
 

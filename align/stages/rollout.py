@@ -19,14 +19,14 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     source = inputs[spec.from_model]
     renderer = loading.renderer_of(source)
     rows = only(Problem, read_rows(inputs[spec.from_data] / "rows.jsonl"))
-    asked = [put(problem, renderer, spec.switch) for problem in rows]
+    asked = [put(problem, renderer, spec.thinking_switch) for problem in rows]
     if not asked and spec.on_empty == "fail":
         raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
     check_all(spec.rewards)
     reward_scorer.bind(
         spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
     )
-    how = Draw(spec.sampling, spec.samples, context.seed, keep_tokens=spec.keep_tokens)
+    how = Draw(spec.sampling, spec.completions_per_prompt, context.seed, keep_tokens=spec.keep_tokens)
     drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
     if not context.is_main:
         deque(drawn, maxlen=0)

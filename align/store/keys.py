@@ -6,18 +6,18 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from qwen_align.align.settings.base import ALWAYS_IN_KEY
-from qwen_align.align.settings.renamed import old_field_names
+from qwen_align.align.settings.renamed import old_field_names, old_field_values
 
 
 def list_key_fields(settings: BaseModel) -> list[tuple[str, Any]]:
     """Returns (name in keys, value) of the fields that make the key.
 
     A field at its default is left out, so that a new setting leaves all keys as they were; required fields, `kind` and
-    fields that are marked `ALWAYS_IN_KEY` stay. A renamed field has its old name.
+    fields that are marked `ALWAYS_IN_KEY` stay. A renamed field has its old name, a renamed value its old value.
     """
-    old_names = old_field_names(type(settings))
+    old_names, old_values = old_field_names(type(settings)), old_field_values(type(settings))
     return [
-        (old_names.get(name, name), getattr(settings, name))
+        (old_names.get(name, name), _to_old_value(getattr(settings, name), old_values.get(name, {})))
         for name, field in type(settings).model_fields.items()
         if is_always_in_key(name, field) or getattr(settings, name) != field.get_default(call_default_factory=True)
     ]
@@ -26,3 +26,12 @@ def list_key_fields(settings: BaseModel) -> list[tuple[str, Any]]:
 def is_always_in_key(name: str, field: FieldInfo) -> bool:
     """Tells whether the field stands in keys also at its default, so that another default is another key."""
     return name == "kind" or field.is_required() or ALWAYS_IN_KEY in field.metadata
+
+
+def _to_old_value(value: Any, old_values: dict[Any, Any]) -> Any:
+    """Returns the value, or each of a list, as keys have it."""
+    if not old_values:
+        return value
+    if isinstance(value, list):
+        return [old_values.get(item, item) for item in value]
+    return old_values.get(value, value)

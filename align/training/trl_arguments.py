@@ -59,13 +59,13 @@ def online_rl(settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int) -> 
 
 
 def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
-    rows, accumulation = split_into_micro_batches(settings.prompts * settings.samples, runtime)
+    rows, accumulation = split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, runtime)
     return GRPOConfig(
         **_common(settings, runtime, out, steps=settings.steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=accumulation,
-        num_generations=settings.samples,
+        num_generations=settings.completions_per_prompt,
         max_completion_length=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -78,7 +78,7 @@ def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, see
         # TRL's bound for cispo is that of the ratio itself.
         epsilon_high=1 + settings.clip_high if settings.loss == "cispo" else settings.clip_high,
         beta=settings.kl.coefficient if settings.kl else 0.0,
-        use_bias_correction_kl=settings.kl.weighted if settings.kl else False,
+        use_bias_correction_kl=settings.kl.importance_weighted if settings.kl else False,
         entropy_coef=settings.entropy.coefficient if settings.entropy else 0.0,
         mask_truncated_completions=settings.mask_truncated,
         remove_unused_columns=False,
@@ -95,7 +95,7 @@ def reward_model(settings: RewardModel, runtime: Runtime, out: Path, *, steps: i
         gradient_accumulation_steps=accumulation,
         max_length=None,  # render has dropped what is too long
         train_sampling_strategy="sequential",
-        center_rewards_coefficient=settings.centre or None,
+        center_rewards_coefficient=settings.center_rewards_coefficient or None,
         disable_dropout=True,
     )
 

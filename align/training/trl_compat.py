@@ -27,9 +27,9 @@ def vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings: Vllm
         server_base_url=settings.base_url,
         server_timeout=settings.server_timeout_s,
         group_port=settings.group_port,
-        gpu_memory_utilization=settings.memory_share,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
         max_model_length=max_tokens,
-        enable_sleep_mode=settings.sleeps,
+        enable_sleep_mode=settings.enable_sleep_mode,
         logprobs=0,  # of the token drawn alone
     )
 

@@ -79,7 +79,7 @@ def test_references_survive_the_way_to_the_worker() -> None:
         "name": "e",
         "from_model": "m",
         "from_data": ["d"],
-        "samples": 1,
+        "completions_per_prompt": 1,
         "sampling": {"max_tokens": 4},
     }
     stage = Evaluate.model_validate(settings)

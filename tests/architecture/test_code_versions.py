@@ -4,6 +4,7 @@
 """
 
 import ast
+import functools
 import hashlib
 import json
 import re
@@ -32,6 +33,7 @@ CANNOT_CHANGE_RESULTS = {
 }
 
 
+@functools.cache
 def code_of(kind: str) -> list[str]:
     """The modules that can change what a kind of stage makes: its own and all that they import, sorted."""
     found: set[str] = set()
@@ -42,10 +44,16 @@ def code_of(kind: str) -> list[str]:
         module = waiting.pop()
         if module not in found | CANNOT_CHANGE_RESULTS:
             found.add(module)
-            tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
-            needed = {*imported(tree), *started(tree, module)}
+            needed = needed_by(module)
             waiting += needed - others if module == "align.training.trl_arguments" else needed
     return sorted(found)
+
+
+@functools.cache
+def needed_by(module: str) -> set[str]:
+    """The modules of this package that a module imports or runs in another process."""
+    tree = ast.parse(path_of(module).read_text(encoding="utf-8"))
+    return {*imported(tree), *started(tree, module)}
 
 
 def path_of(module: str) -> Path:
@@ -88,6 +96,7 @@ def digest(kind: str) -> str:
     return sha.hexdigest()
 
 
+@functools.cache
 def meaning(source: str) -> str:
     """The syntax tree without comments, docstrings and positions, the same for every version of Python."""
     return repr(_plain(ast.parse(source)))

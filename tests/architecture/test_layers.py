@@ -180,7 +180,7 @@ def test_commands_that_train_nothing_start_without_torch(
     sampling = {"max_tokens": 8}
     builder = {"kind": "arithmetic", "rows": "trace", "n": 4, "steps": [1]}
     sft = {"max_tokens": 128, "batch": 1, "epochs": 1, "learning_rate": 1e-4}
-    asked = {"kind": "evaluate", "from_data": ["questions"], "samples": 1, "sampling": sampling}
+    asked = {"kind": "evaluate", "from_data": ["questions"], "completions_per_prompt": 1, "sampling": sampling}
     stages = [
         {"name": "data", "kind": "build_data", "builder": builder},
         {"name": "questions", "kind": "build_data", "builder": {**builder, "rows": "problem"}},

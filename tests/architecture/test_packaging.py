@@ -129,6 +129,7 @@ def test_a_wheel_holds_the_package_and_nothing_beside_it(wheel: Path) -> None:
     assert "qwen-align = qwen_align.cli:main" in entry_points
 
 
+@pytest.mark.slow(seconds=1)
 def test_a_wheel_of_the_sdist_is_the_same(source: Path, wheel: Path, tmp_path: Path) -> None:
     packed = build("build_sdist", source, tmp_path / "sdist")
     shutil.unpack_archive(packed, tmp_path / "unpacked", filter="data")
@@ -137,6 +138,7 @@ def test_a_wheel_of_the_sdist_is_the_same(source: Path, wheel: Path, tmp_path: P
     assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.slow(seconds=1)
 def test_an_installed_wheel_finds_its_recipes_and_its_model(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)

@@ -194,8 +194,8 @@ def trained(
             "from_data": ["data"],
             "rewards": [reward],
             "steps": steps,
-            "prompts": prompts,
-            "samples": SAMPLES,
+            "prompts_per_step": prompts,
+            "completions_per_prompt": SAMPLES,
             "sampling": {"temperature": 1.0, "max_tokens": max_tokens},
             "learning_rate": LEARNING_RATE,
         }

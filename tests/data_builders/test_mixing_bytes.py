@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 from qwen_align.align.rows import Chat, Completion, Message, Text, digest
 from qwen_align.data_builders.calculator_steps import CalculatorSteps
@@ -56,6 +58,7 @@ def said(hash_seed: str) -> str:
     ).stdout
 
 
+@pytest.mark.slow(seconds=2)
 def test_bytes_do_not_depend_on_the_process() -> None:
     first = said("1")
     assert len(first.splitlines()) == 6

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -59,7 +59,6 @@ def part(rows: Sequence[Row], name: str, *, seed: int = 0, **changes: Any) -> tu
     return list(split.build({"all": lambda: iter(rows)}, seed, drops)), drops
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.text(min_size=1, max_size=30).filter(str.isalnum), min_size=1, max_size=8, unique_by=str.lower),
     st.integers(),

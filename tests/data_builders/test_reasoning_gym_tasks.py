@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError, StageError
-from qwen_align.align.rows import parse_row, to_line
-from qwen_align.data_builders.reasoning_gym_items import UNREPEATABLE
+from qwen_align.align.rows import Problem, parse_row, to_line
+from qwen_align.data_builders.reasoning_gym_items import UNREPEATABLE, items
 from qwen_align.data_builders.reasoning_gym_tasks import INSTRUCTION, GymTask, ReasoningGymTasks, split_of
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
 from qwen_align.reward.reasoning_gym_guards import REFUSED
@@ -20,25 +20,34 @@ pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not inst
 TASKS: list[str | GymTask] = ["leg_counting", "spell_backward", "coin_flip", "gsm_symbolic"]
 
 
-def test_rows_are_problems_of_the_tasks_and_pass_the_sieve() -> None:
+@pytest.fixture(scope="module")
+def thirty() -> list[Problem]:
+    """Rows of seed 1, drawn once: the process that draws takes a second to start."""
+    return list(ReasoningGymTasks(tasks=TASKS, n=30).generate(1))
+
+
+def test_rows_are_problems_of_the_tasks_and_pass_the_sieve(thirty: list[Problem]) -> None:
     rows = list(ReasoningGymTasks(tasks=TASKS, n=30).build({}, 1, Drops()))
     assert len(rows) == len({row.id for row in rows}) == 30
     drops = Drops()
     assert list(sieve(rows, Sieve(), drops)) == rows
     assert drops.counts == {}
-    for row in ReasoningGymTasks(tasks=TASKS, n=30).generate(1):
+    assert rows == thirty, "the same seed gives the same rows"
+    for row in thirty:
         assert row.messages[0].content == f"{row.gold['entry']['question']}\n\n{INSTRUCTION}"
         assert row.gold["dataset"] == row.meta["task"] in TASKS
         assert row.source == f"reasoning_gym/{row.meta['task']}"
         assert parse_row(to_line(row), where="here") == row
 
 
-def test_the_same_seed_gives_the_same_rows() -> None:
+@pytest.mark.slow(seconds=3)
+def test_the_seed_decides_the_rows_and_a_smaller_n_is_a_beginning(thirty: list[Problem]) -> None:
     def lines(seed: int, own: int | None = None) -> list[str]:
         return [to_line(row) for row in ReasoningGymTasks(tasks=TASKS, n=12, seed=own).generate(seed)]
 
-    assert lines(1) == lines(1)
-    assert lines(1) != lines(2)
+    beginning = [to_line(row) for row in thirty[:12]]
+    assert lines(1) == beginning
+    assert lines(2) != beginning
     assert lines(1, own=5) == lines(2, own=5)
 
 
@@ -74,6 +83,7 @@ def lines_in_other_times(monkeypatch: pytest.MonkeyPatch, folder: Path, tasks: l
         yield [to_line(row) for row in ReasoningGymTasks(tasks=tasks, n=n).generate(3)]
 
 
+@pytest.mark.slow(seconds=5)
 def test_neither_hashes_nor_global_chance_nor_the_day_change_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -82,7 +92,7 @@ def test_neither_hashes_nor_global_chance_nor_the_day_change_rows(
     assert now == later
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_every_task_gives_the_same_rows_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from reasoning_gym.factory import DATASETS
 
@@ -100,11 +110,7 @@ def test_a_process_that_ends_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         next(ReasoningGymTasks(tasks=TASKS, n=1).generate(1))
 
 
-def test_a_smaller_n_is_a_beginning() -> None:
-    few, many = (list(ReasoningGymTasks(tasks=TASKS, n=n).generate(1)) for n in (5, 15))
-    assert many[:5] == few
-
-
+@pytest.mark.slow(seconds=9)
 def test_splits_share_no_question_whatever_the_seed() -> None:
     ids = {
         split: {row.id for seed in (1, 2) for row in ReasoningGymTasks(tasks=TASKS, n=40, split=split).generate(seed)}
@@ -116,6 +122,7 @@ def test_splits_share_no_question_whatever_the_seed() -> None:
     assert all(split_of(one) == split for split, found in ids.items() for one in found)
 
 
+@pytest.mark.slow(seconds=3)
 def test_weights_and_settings() -> None:
     tasks: list[str | GymTask] = [
         GymTask(name="leg_counting", weight=9.0, settings={"min_animals": 2, "max_animals": 2}),
@@ -131,6 +138,7 @@ def test_weights_and_settings() -> None:
     assert all("settings" not in row.gold for row in rows if row not in legs)
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_task_without_new_questions_says_so() -> None:
     tasks: list[str | GymTask] = [GymTask(name="coin_flip", settings={"min_trials": 3, "max_trials": 3})]
     with pytest.raises(DataError, match="task 'coin_flip': no new question for row"):
@@ -140,15 +148,27 @@ def test_a_task_without_new_questions_says_so() -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("leg_count", r"'leg_count' is no task of reasoning_gym. Did you mean 'leg_counting'\?"),
-        ("propositional_logic", "'propositional_logic' is not used: its scorer pays any premise"),
-        ("composite", "'composite' is not used"),
-        ("codeio", "'codeio' is not used: it runs 3,002 snippets"),
+        (GymTask(name="leg_count"), r"'leg_count' is no task of reasoning_gym. Did you mean 'leg_counting'\?"),
+        (GymTask(name="propositional_logic"), "'propositional_logic' is not used: its scorer pays any premise"),
+        (GymTask(name="composite"), "'composite' is not used"),
+        (GymTask(name="codeio"), "'codeio' is not used: it runs 3,002 snippets"),
         (GymTask(name="leg_counting", settings={"legs": 3}), "'leg_counting': settings .*legs"),
         (GymTask(name="leg_counting", settings={"min_animals": 9, "max_animals": 2}), "'leg_counting': settings"),
     ],
 )
-def test_a_recipe_that_cannot_be_built_says_why(task: str | GymTask, message: str) -> None:
+def test_a_recipe_that_cannot_be_built_says_why(task: GymTask, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        next(items([{"name": task.name, "settings": task.settings}], 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("leg_count", r"'leg_count' is no task of reasoning_gym. Did you mean 'leg_counting'\?"),
+        (GymTask(name="leg_counting", settings={"legs": 3}), "'leg_counting': settings .*legs"),
+    ],
+)
+def test_why_a_recipe_cannot_be_built_comes_from_the_process_that_draws(task: str | GymTask, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         list(ReasoningGymTasks(tasks=[task], n=1).generate(1))
 

@@ -138,6 +138,7 @@ def test_wrong_rows_are_named_by_file_and_line(
     assert command == "run" or is_untouched(tmp_path / "home")
 
 
+@pytest.mark.slow(seconds=2)
 def test_a_row_put_right_lets_the_run_go_on(
     refusal: Callable[..., Said], cli: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def run_on_a_disk(tmp_path: Path, recipe: Path, *, options: str, before: str = "
     return Said(done.returncode, done.stdout, done.stderr, left)
 
 
+@pytest.mark.slow(seconds=2)
 def test_a_disk_that_fills_up_while_a_stage_writes(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
     builder = {**TRACES["builder"], "n": 20_000, "steps": [3, 4, 5]}  # some 6 MB of rows
     recipe = write_recipe([PROBLEMS, {**TRACES, "builder": builder}])

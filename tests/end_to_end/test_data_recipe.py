@@ -18,11 +18,11 @@ pytestmark = pytest.mark.slow
 RECIPE = r"""
 name: built
 models: {base: {shipped: tiny_base}}
-runtime: {device: cpu, threads: 1, rollout_rows: 512, micro_batch: 64}
+runtime: {device: cpu, threads: 1, generation_batch: 512, micro_batch: 64}
 anchors:
   rollout: &rollout
     kind: rollout
-    samples: 8
+    completions_per_prompt: 8
     sampling: {temperature: 1.0, top_p: 1.0, top_k: 0, max_tokens: 96}
     rewards: [{kind: math_answer, box: required}]
   sums: &sums {kind: arithmetic, split: train}
@@ -64,7 +64,12 @@ stages:
       labels: soft
       step_break: "\n"
   - {name: critiques, kind: build_data, builder: {kind: step_critiques, from_data: solutions, step_break: "\n"}}
-  - {<<: *rollout, name: judged, from_model: sft, from_data: critiques, samples: 3, rewards: [{kind: constant}]}
+  - <<: *rollout
+    name: judged
+    from_model: sft
+    from_data: critiques
+    completions_per_prompt: 3
+    rewards: [{kind: constant}]
   - name: agreed
     kind: build_data
     on_empty: pass_through

@@ -29,13 +29,13 @@ ONLINE = {
     "from_data": ["problems"],
     "rewards": [{"kind": "math_answer"}],
     "steps": 1,
-    "prompts": 2,
-    "samples": 2,
+    "prompts_per_step": 2,
+    "completions_per_prompt": 2,
     "sampling": SAMPLING,
     "learning_rate": 1e-4,
 }
 COIN_AND_ANSWER = [{"kind": "math_answer"}, {"kind": "random"}]
-DRAWN = {"samples": 4, "sampling": SAMPLING}
+DRAWN = {"completions_per_prompt": 4, "sampling": SAMPLING}
 STAGES: list[dict[str, Any]] = [
     {"name": "traces", "kind": "build_data", "builder": {"kind": "arithmetic", "rows": "trace", "n": 16, "steps": [1]}},
     {
@@ -51,7 +51,7 @@ STAGES: list[dict[str, Any]] = [
         "kind": "rollout",
         "from_model": "sft",
         "from_data": "problems",
-        "switch": {"switch": "kwarg", "mode": "no_think"},
+        "thinking_switch": {"method": "kwarg", "mode": "no_think"},
         "rewards": COIN_AND_ANSWER,
     },
     {"name": "pairs", "kind": "build_data", "builder": {"kind": "pairs", "from_data": "rollouts", "reward": "random"}},
@@ -91,7 +91,7 @@ def test_every_stage_runs_without_any_network(tmp_path: Path, write_recipe: Call
     if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True, check=False).returncode != 0:
         pytest.skip("needs `unshare -rn`: a network namespace of its own")
     write_code(tmp_path / "code.jsonl")
-    runtime = {"device": "cpu", "threads": 1, "rollout_rows": 32}
+    runtime = {"device": "cpu", "threads": 1, "generation_batch": 32}
     recipe = write_recipe(STAGES, models={"base": {"shipped": "tiny_base"}}, runtime=runtime)
     online = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     home = tmp_path / "home"

@@ -30,8 +30,8 @@ GRPO: dict[str, Any] = {
     "from_data": ["rows"],
     "rewards": [{"kind": "math_answer"}],
     "steps": 1,
-    "prompts": 2,
-    "samples": 2,
+    "prompts_per_step": 2,
+    "completions_per_prompt": 2,
     "sampling": {"temperature": 1.0, "max_tokens": 16},
     "learning_rate": 1e-3,
 }

@@ -34,12 +34,12 @@ ONLINE = {
     "from_data": ["problems"],
     "rewards": REWARDS,
     "steps": 6,
-    "prompts": 4,
-    "samples": 4,
+    "prompts_per_step": 4,
+    "completions_per_prompt": 4,
     "sampling": SAMPLING,
     "learning_rate": 1e-4,
 }
-DRAWN = {"samples": 4, "sampling": SAMPLING, "rewards": REWARDS}
+DRAWN = {"completions_per_prompt": 4, "sampling": SAMPLING, "rewards": REWARDS}
 
 
 def data(name: str, **builder: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def data(name: str, **builder: Any) -> dict[str, Any]:
 RECIPE = {
     "name": "kills",
     "models": {"base": {"shipped": "tiny_base"}},
-    "runtime": {"device": "cpu", "threads": 1, "checkpoint_every": 2, "rollout_rows": 8},
+    "runtime": {"device": "cpu", "threads": 1, "checkpoint_every": 2, "generation_batch": 8},
     "stages": [
         data("traces", kind="arithmetic", rows="trace", n=240, steps=[1, 2]),
         data("direct", kind="arithmetic", rows="direct", n=32, steps=[1]),
@@ -61,7 +61,7 @@ RECIPE = {
             "kind": "rollout",
             "from_model": "sft",
             "from_data": "problems",
-            "switch": {"switch": "kwarg", "mode": "no_think"},  # no pair's chosen side may lack its thinking
+            "thinking_switch": {"method": "kwarg", "mode": "no_think"},  # no pair's chosen side may lack its thinking
         },
         data("pairs", kind="pairs", from_data="rollouts", reward="random", per_prompt=2),
         {**PAIRED, "name": "dpo", "kind": "dpo", "from_model": "sft", "beta": 0.1},
@@ -77,7 +77,7 @@ RECIPE = {
             "kind": "evaluate",
             "from_model": "fusion",
             "from_data": ["problems"],
-            "switches": [{"switch": "default"}, {"switch": "kwarg", "mode": "no_think"}],
+            "thinking_switches": [{"method": "default"}, {"method": "kwarg", "mode": "no_think"}],
         },
     ],
 }

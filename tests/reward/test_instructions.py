@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.errors import RecipeError
@@ -253,7 +253,6 @@ texts = pieces | st.text(max_size=40) | st.sampled_from([case["text"] for case i
 golds = st.lists(st.sampled_from(ASKED), min_size=1, max_size=5)
 
 
-@settings(max_examples=150, deadline=None)
 @given(texts, golds, st.randoms(use_true_random=False))
 def test_value_is_a_share_and_order_does_not_matter(text: str, asked: list[Any], random: Any) -> None:
     verdict = Instructions().judge(text, gold_of(*asked))
@@ -267,7 +266,6 @@ def test_value_is_a_share_and_order_does_not_matter(text: str, asked: list[Any],
     assert Instructions().judge(text, gold_of(*shuffled)).value == verdict.value
 
 
-@settings(max_examples=100, deadline=None)
 @given(texts, golds)
 def test_loose_pays_whatever_strict_pays(text: str, asked: list[Any]) -> None:
     strict, loose = (Instructions(mode=mode).judge(text, gold_of(*asked)) for mode in ("strict", "loose"))
@@ -277,7 +275,6 @@ def test_loose_pays_whatever_strict_pays(text: str, asked: list[Any]) -> None:
         assert (part.value or 0.0) <= (loose.parts[name].value or 0.0)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(texts, golds), max_size=5))
 def test_a_batch_gets_what_each_gets_alone_also_in_threads(rows: list[Any]) -> None:
     reward = Instructions()

@@ -1,6 +1,7 @@
 """reasoning_gym's own scorers behind guards: each guard by the answers it is there for, hostile answers, all tasks."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -234,20 +235,44 @@ SOME_FAIL = {
 }
 
 
-def task_names() -> list[str]:
+# Tasks with many right answers, where another item's answer can be right too (the scorer simulates or checks it).
+MANY_ANSWERS = {"graph_color", "n_queens", "sokoban", "quantum_lock", "jugs", "rubiks_cube"}
+# What CI looks at: each guard, and scorers that simulate, check, or compare; every task is for `make evidence`. Without
+# sokoban, whose scorer plays what both halves of a hedge say: whether that is paid depends on the items.
+SOME = (GUARDS.keys() | MANY_ANSWERS | UNTOLD | {"leg_counting", "basic_arithmetic"}) - {*UNREPEATABLE, "sokoban"}
+SEARCHED = "knight_swap"  # a second of search an item
+
+
+def some_tasks(n_each: int, seed: int) -> dict[str, list[Problem]]:
+    """Rows of SOME by their task, drawn by one process; `n_each` by and large."""
+    rows: dict[str, list[Problem]] = {task: [] for task in sorted(SOME)}
+    for row in ReasoningGymTasks(tasks=[*rows], n=n_each * len(rows)).generate(seed):
+        rows[row.meta["task"]].append(row)
+    assert all(rows.values())
+    return rows
+
+
+def every_task(n_each: int, seed: int) -> dict[str, list[Problem]]:
+    """The same of every task, each of which takes a process to draw."""
     from reasoning_gym.factory import DATASETS
 
-    return sorted(set(DATASETS) - set(REFUSED) - set(UNREPEATABLE))
-
-
-@pytest.mark.slow
-def test_every_task_pays_its_own_gold() -> None:
-    reward = ReasoningGym(time_limit_s=60.0)
-    names = task_names()
+    names = sorted(set(DATASETS) - set(REFUSED) - set(UNREPEATABLE))
     assert len(names) >= 103
+    n = {name: min(2, n_each) if name == SEARCHED else n_each for name in names}
+    return {name: list(ReasoningGymTasks(tasks=[name], n=n[name]).generate(seed)) for name in names}
+
+
+TASKS = [
+    pytest.param(some_tasks, id="some", marks=pytest.mark.slow(seconds=15)),
+    pytest.param(every_task, id="every task", marks=pytest.mark.evidence),
+]
+
+
+@pytest.mark.parametrize("tasks", TASKS)
+def test_tasks_pay_their_own_gold(tasks: Callable[[int, int], dict[str, list[Problem]]]) -> None:
+    reward = ReasoningGym(time_limit_s=60.0)
     wrong = {}
-    for name in names:
-        rows = list(ReasoningGymTasks(tasks=[name], n=2 if name == "knight_swap" else 6).generate(1))
+    for name, rows in tasks(6, 1).items():
         verdicts = [reward.judge_gold(row.gold) for row in rows]
         told = {known_answer(row.gold["entry"]) is not None for row in rows}
         assert told == {name not in UNTOLD}, name
@@ -256,19 +281,18 @@ def test_every_task_pays_its_own_gold() -> None:
     assert wrong == {}
 
 
-# Tasks with many right answers, where another item's answer can be right too (the scorer simulates or checks it).
-MANY_ANSWERS = {"graph_color", "n_queens", "sokoban", "quantum_lock", "jugs", "rubiks_cube"}
 JUNK = ("0", "1", "no", "Yes", "True", "x", "[]", "{}", "None", "I do not know", "[[]]", "0.5", "nan", "1e999")
 
 
-@pytest.mark.slow
-def test_no_task_pays_junk_hedges_or_another_items_answer() -> None:
+@pytest.mark.parametrize("tasks", TASKS)
+def test_no_task_pays_junk_hedges_or_another_items_answer(
+    tasks: Callable[[int, int], dict[str, list[Problem]]],
+) -> None:
     reward = ReasoningGym(time_limit_s=60.0)
     paid = []
-    for name in task_names():
-        if name == "knight_swap":  # a second of search an item
+    for name, rows in tasks(4, 2).items():
+        if name == SEARCHED:
             continue
-        rows = list(ReasoningGymTasks(tasks=[name], n=4).generate(2))
         answers = [known_answer(row.gold["entry"]) for row in rows]
         for row, right in zip(rows, answers, strict=True):
             paid += [(name, right, said) for said in _wrong(row, right, answers, name) if _pays(reward, said, row)]

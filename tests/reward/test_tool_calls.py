@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.reward.strict_json import DEEPEST, LONGEST, JsonError, canonical, read_json
@@ -42,7 +42,6 @@ def test_case(case: dict[str, Any]) -> None:
     assert (verdict.value, verdict.reason) == (case["value"], case["reason"])
 
 
-@settings(max_examples=40)
 @given(CALLS, st.randoms(use_true_random=False))
 def test_calls_are_right_against_themselves_in_any_order(calls: list[Call], random: Any) -> None:
     shuffled = list(calls)
@@ -52,7 +51,6 @@ def test_calls_are_right_against_themselves_in_any_order(calls: list[Call], rand
     assert ToolCalls().judge_gold(wants(calls)).value == 1.0
 
 
-@settings(max_examples=40)
 @given(CALLS, CALLS)
 def test_right_is_symmetric_and_means_the_same_calls(one: list[Call], other: list[Call]) -> None:
     there = ToolCalls().judge(says(one), wants(other)).value
@@ -70,7 +68,6 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-@settings(max_examples=40)
 @given(CALLS, CALLS)
 def test_partial_credit_is_full_only_for_the_right_calls(one: list[Call], other: list[Call]) -> None:
     whole, partly = (ToolCalls(partial_credit=flag).judge(says(one), wants(other)).value for flag in (False, True))
@@ -79,7 +76,6 @@ def test_partial_credit_is_full_only_for_the_right_calls(one: list[Call], other:
     assert (partly == 1.0) == (whole == 1.0)
 
 
-@settings(max_examples=40)
 @given(CALLS, st.builds(Call, st.just("h"), ARGUMENTS))
 def test_a_guess_beside_the_right_calls_is_not_paid(calls: list[Call], guess: Call) -> None:
     assert ToolCalls().judge(says([*calls, guess]), wants(calls)).value == 0.0

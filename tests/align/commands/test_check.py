@@ -36,7 +36,7 @@ ROLLOUT: dict[str, Any] = {
     "kind": "rollout",
     "from_model": "sft",
     "from_data": "problems",
-    "samples": 2,
+    "completions_per_prompt": 2,
     "sampling": SAMPLING,
     "rewards": [{"kind": "math_answer"}],
 }
@@ -48,8 +48,8 @@ GRPO: dict[str, Any] = {
     "from_model": "base",
     "from_data": ["problems"],
     "steps": 5,
-    "prompts": 4,
-    "samples": 2,
+    "prompts_per_step": 4,
+    "completions_per_prompt": 2,
     "sampling": SAMPLING,
     "rewards": [{"kind": "math_answer"}],
     "learning_rate": 1e-4,
@@ -59,9 +59,9 @@ EVALUATE: dict[str, Any] = {
     "kind": "evaluate",
     "from_model": "grpo",
     "from_data": ["problems"],
-    "samples": 3,
+    "completions_per_prompt": 3,
     "sampling": SAMPLING,
-    "switches": [{"switch": "default"}, {"switch": "flag", "mode": "think"}],
+    "thinking_switches": [{"method": "default"}, {"method": "flag", "mode": "think"}],
 }
 PRETRAIN: dict[str, Any] = {"name": "base", "kind": "pretrain", "from_data": "texts", "steps": 100}
 TEXTS: dict[str, Any] = {**DATA, "name": "texts", "builder": {**DATA["builder"], "rows": "text"}}
@@ -224,8 +224,8 @@ def test_limits_are_checked_at_the_door(tiny_model: Path, write_recipe: Callable
     problems = {"name": "problems", "kind": "build_data", "builder": builder}
     sampling = {"temperature": 1.0, "max_tokens": 100_000}
     rewards = [{"kind": "math_answer"}]
-    asked = {"from_model": "base", "sampling": sampling, "samples": 2}
-    grpo = {**asked, "name": "grpo", "kind": "grpo", "from_data": ["problems"], "steps": 1, "prompts": 1}
+    asked = {"from_model": "base", "sampling": sampling, "completions_per_prompt": 2}
+    grpo = {**asked, "name": "grpo", "kind": "grpo", "from_data": ["problems"], "steps": 1, "prompts_per_step": 1}
     for stage in (
         {**asked, "name": "rollout", "kind": "rollout", "from_data": "problems", "rewards": rewards},
         {**asked, "name": "evaluate", "kind": "evaluate", "from_data": ["problems"]},

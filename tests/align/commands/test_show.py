@@ -24,7 +24,7 @@ ROLLOUT: dict[str, Any] = {
     "kind": "rollout",
     "from_model": "base",
     "from_data": "data",
-    "samples": 1,
+    "completions_per_prompt": 1,
     "sampling": SAMPLING,
     "rewards": [{"kind": "math_answer"}],
 }

@@ -21,10 +21,11 @@ from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.data_builders.arithmetic import Arithmetic
 
-pytestmark = pytest.mark.slow
-
 FOLDER = Path(__file__).parents[3] / "recipes" / "tiny_base"
-N_TOKENS, N_ROWS = 50_000, 10_000
+# What CI draws, and what `make evidence` does.
+N_TOKENS = [pytest.param(10_000, marks=pytest.mark.slow(seconds=15)), pytest.param(50_000, marks=pytest.mark.evidence)]
+N_ROWS = [pytest.param(1_000, marks=pytest.mark.slow(seconds=15)), pytest.param(10_000, marks=pytest.mark.evidence)]
+SEEN_BIAS = {10_000: 1.1, 50_000: 1.05}  # exponents of a uniform number
 LEAST_P = 1e-3  # of the test of uniformity; the seeds are fixed, so it passes or fails for good
 NEAR_TIE = 1e-4  # of probability between a number and the border of two tokens' intervals
 
@@ -71,13 +72,14 @@ WAYS = {
 }
 
 
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
 @pytest.mark.parametrize("way", WAYS)
-def test_fifty_thousand_tokens_are_drawn_from_the_distribution(model, renderer, way: str) -> None:
+def test_tokens_are_drawn_from_the_distribution(model, renderer, way: str, n_tokens: int) -> None:
     """Each token's place in its distribution, by transformers' logits and cuts, is uniform if the draw is exact."""
     sampling, warpers = WAYS[way]
     random = np.random.default_rng(0)
     places: list[float] = []
-    made = list(generated(model, renderer, requests_for(renderer, 250, 8, sampling)).values())
+    made = list(generated(model, renderer, requests_for(renderer, n_tokens // 200, 8, sampling)).values())
     for start in range(0, len(made), 32):
         part = made[start : start + 32]
         for one, logits in zip(part, logits_of(model, *part), strict=True):
@@ -87,8 +89,8 @@ def test_fifty_thousand_tokens_are_drawn_from_the_distribution(model, renderer, 
             mine = probs[np.arange(len(tokens)), tokens]
             assert (mine > 0).all(), "a token that the cuts forbid was drawn"
             places += (below + random.random(len(tokens)) * mine).tolist()
-    assert len(places) >= N_TOKENS
-    assert kolmogorov_smirnov(np.array(places[:N_TOKENS])) > LEAST_P
+    assert len(places) >= n_tokens
+    assert kolmogorov_smirnov(np.array(places[:n_tokens])) > LEAST_P
 
 
 def kolmogorov_smirnov(values: np.ndarray) -> float:
@@ -100,12 +102,14 @@ def kolmogorov_smirnov(values: np.ndarray) -> float:
     return float(min(1.0, max(0.0, 2 * sum(terms))))
 
 
-def test_the_test_of_uniformity_sees_a_small_bias() -> None:
-    uniform = np.random.default_rng(1).random(N_TOKENS)
+@pytest.mark.parametrize("n_tokens", SEEN_BIAS)
+def test_the_test_of_uniformity_sees_a_small_bias(n_tokens: int) -> None:
+    uniform = np.random.default_rng(1).random(n_tokens)
     assert kolmogorov_smirnov(uniform) > 0.01
-    assert kolmogorov_smirnov(uniform**1.05) < LEAST_P
+    assert kolmogorov_smirnov(uniform ** SEEN_BIAS[n_tokens]) < LEAST_P
 
 
+@pytest.mark.slow
 def test_greedy_is_that_of_generate(model, renderer) -> None:
     requests = requests_for(renderer, 64, 1, Sampling(temperature=0.0, max_tokens=60))
     ours = generated(model, renderer, requests)
@@ -125,12 +129,13 @@ def test_greedy_is_that_of_generate(model, renderer) -> None:
         assert len(mine) == 60 or mine[-1] in renderer.stop_ids
 
 
-def test_ten_thousand_rows_are_the_same_in_any_batch_but_for_near_ties(model, renderer) -> None:
-    requests = requests_for(renderer, N_ROWS // 8, 8, Sampling(temperature=1.0, max_tokens=40))
+@pytest.mark.parametrize("n_rows", N_ROWS)
+def test_rows_are_the_same_in_any_batch_but_for_near_ties(model, renderer, n_rows: int) -> None:
+    requests = requests_for(renderer, n_rows // 8, 8, Sampling(temperature=1.0, max_tokens=40))
     small, large = (generated(model, renderer, requests, max_rows=rows) for rows in (96, 1024))
-    assert len(small) == N_ROWS
+    assert len(small) == n_rows
     differing = [name for name, one in small.items() if one.token_ids != large[name].token_ids]
-    assert len(differing) <= 0.005 * N_ROWS
+    assert len(differing) <= 0.005 * n_rows
     for name in differing:
         one, other = small[name], large[name]
         place = next(i for i, (a, b) in enumerate(zip(one.token_ids, other.token_ids, strict=False)) if a != b)

@@ -220,6 +220,7 @@ def test_without_stop_ids_every_completion_is_full(model):
     assert {len(ids) for ids in tokens(sampled(model, make_requests(), stop_ids=())).values()} == {12}
 
 
+@pytest.mark.slow(seconds=6)
 def test_two_calls_agree_to_the_last_bit_and_so_does_a_new_process():
     model = make_model()
     requests = make_requests(CUT, n=6)

@@ -11,7 +11,7 @@ from qwen_align.align.rows import Message, Problem
 from qwen_align.align.settings.rollout import Switch
 
 FOLDER = Path(__file__).parents[3] / "recipes" / "tiny_base"
-PLAIN = Switch(switch="plain", prompt="Question:\n{question}\nSteps:\n")
+PLAIN = Switch(method="plain", prompt="Question:\n{question}\nSteps:\n")
 
 
 @pytest.fixture(scope="module")
@@ -41,5 +41,5 @@ def test_a_plain_prompt_has_no_room_for_a_chat(renderer: Renderer) -> None:
 def test_without_a_switch_the_problems_own_mode_holds(renderer: Renderer) -> None:
     assert put(problem(("user", "a")), renderer).mode == "think"
     assert put(problem(("user", "a")), renderer, Switch()).mode is None
-    asked = put(problem(("user", "a")), renderer, Switch(switch="flag", mode="no_think"))
+    asked = put(problem(("user", "a")), renderer, Switch(method="flag", mode="no_think"))
     assert (asked.mode, asked.flag) == ("no_think", "/no_think")

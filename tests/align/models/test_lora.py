@@ -20,7 +20,14 @@ LORA = {"rank": 4, "alpha": 8}
 TUNED = {"max_tokens": 256, "batch": 4, "epochs": 0.25, "learning_rate": 1e-3}
 REWARDS = [{"kind": "random"}]
 SAMPLING = {"temperature": 1.0, "max_tokens": 16}
-ONLINE = {"rewards": REWARDS, "steps": 2, "prompts": 2, "samples": 4, "sampling": SAMPLING, "learning_rate": 1e-3}
+ONLINE = {
+    "rewards": REWARDS,
+    "steps": 2,
+    "prompts_per_step": 2,
+    "completions_per_prompt": 4,
+    "sampling": SAMPLING,
+    "learning_rate": 1e-3,
+}
 
 
 def data(name: str, **builder: Any) -> dict[str, Any]:

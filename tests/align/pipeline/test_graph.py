@@ -23,7 +23,7 @@ def sft(name: str = "sft", model: str = "base", rows: str = "data", **rest: Any)
 
 
 def rollout(name: str, model: str, rows: str) -> dict[str, Any]:
-    asked = {"samples": 2, "sampling": SAMPLING, "rewards": [{"kind": "math_answer"}]}
+    asked = {"completions_per_prompt": 2, "sampling": SAMPLING, "rewards": [{"kind": "math_answer"}]}
     return {"name": name, "kind": "rollout", "from_model": model, "from_data": rows, **asked}
 
 
@@ -37,7 +37,7 @@ def evaluate(name: str, model: str, rows: str = "data") -> dict[str, Any]:
         "kind": "evaluate",
         "from_model": model,
         "from_data": [rows],
-        "samples": 1,
+        "completions_per_prompt": 1,
         "sampling": SAMPLING,
     }
 

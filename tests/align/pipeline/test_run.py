@@ -253,7 +253,7 @@ def test_a_stop_signal_ends_the_run_with_nothing_half_written(tmp_path: Path) ->
 def test_models_from_outside_reach_the_stage_by_folder_or_commit(
     tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]
 ) -> None:
-    asked = {"samples": 1, "sampling": {"max_tokens": 4}, "from_data": ["data"], "kind": "evaluate"}
+    asked = {"completions_per_prompt": 1, "sampling": {"max_tokens": 4}, "from_data": ["data"], "kind": "evaluate"}
     builder = {"kind": "arithmetic", "rows": "problem", "n": 2, "steps": [1]}
     data = {"name": "data", "kind": "build_data", "builder": builder}
     models = {"mine": {"path": os.path.relpath(tiny_model, tmp_path)}, "far": {"hub": "a/b", "revision": "0" * 40}}

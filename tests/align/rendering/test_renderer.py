@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -463,7 +463,6 @@ def test_prompt_errors_name_their_place(renderers: dict[str, Renderer]) -> None:
 words = st.text(st.sampled_from("ab 好\n<>#'1"), min_size=1, max_size=12).filter(str.strip)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(words, words, words), min_size=1, max_size=3), st.sampled_from(["hybrid", "always", "none"]))
 def test_any_thinking_chat_trains_exactly_what_is_said(
     renderers: dict[str, Renderer], talk: list[tuple[str, str, str]], family: str

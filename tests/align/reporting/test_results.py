@@ -38,9 +38,9 @@ EVALUATE: dict[str, Any] = {
     "kind": "evaluate",
     "from_model": "sft",
     "from_data": ["test", "other"],
-    "samples": 4,
+    "completions_per_prompt": 4,
     "sampling": SAMPLING,
-    "switches": [{"switch": "default"}, {"switch": "kwarg", "mode": "no_think"}],
+    "thinking_switches": [{"method": "default"}, {"method": "kwarg", "mode": "no_think"}],
 }
 BEFORE: dict[str, Any] = {**EVALUATE, "name": "eval_base", "from_model": "base", "from_data": ["test"]}
 
@@ -75,15 +75,17 @@ def evaluation_results(settings: Evaluate, accuracy: float) -> list[dict[str, An
     figures = {
         "stderr": 0.025,
         "n_questions": 4,
-        "k": settings.samples,
+        "k": settings.completions_per_prompt,
         "obeyed_share": None,
         "stopped_share": 1.0,
         "mean_tokens": 12.4,
         "pass_at_k": 0.75,
     }
     return [
-        {"set": str(ref), "switch": one.switch, "mode": one.mode, "accuracy": accuracy + place / 100, **figures}
-        for place, (ref, one) in enumerate((ref, one) for ref in settings.from_data for one in settings.switches)
+        {"set": str(ref), "switch": one.method, "mode": one.mode, "accuracy": accuracy + place / 100, **figures}
+        for place, (ref, one) in enumerate(
+            (ref, one) for ref in settings.from_data for one in settings.thinking_switches
+        )
     ]
 
 
@@ -149,7 +151,7 @@ def test_controls_stand_apart(plan: Callable[..., Plan]) -> None:
 
 def test_pairs_that_the_recipe_asks_for_are_compared_besides_the_rungs(plan: Callable[..., Plan]) -> None:
     more = {**SFT, "name": "more", "from_model": "sft"}
-    ask = {**EVALUATE, "from_data": ["test"], "switches": [{"switch": "default"}]}
+    ask = {**EVALUATE, "from_data": ["test"], "thinking_switches": [{"method": "default"}]}
     after = {**ask, "name": "eval_more", "from_model": "more"}
     report_ = {"controls": ["more"], "compare": [["base", "more"], ["base", "sft"]]}
     planned = plan(DATA, SFT, more, {**ask, "name": "eval_base", "from_model": "base"}, ask, after, report=report_)
@@ -174,19 +176,22 @@ def test_a_report_of_what_is_not_there_is_refused(plan: Callable[..., Plan], sai
 
 def test_cells_of_a_matrix_and_rounds_are_told_apart(plan: Callable[..., Plan]) -> None:
     block = {"repeat": {"times": 2, "carry": {"base": "sft"}, "stages": [SFT, {**EVALUATE, "from_data": ["test"]}]}}
-    matrix = {"seed": [0, 1], "stages.eval_base.samples": [4, 8]}
+    matrix = {"seed": [0, 1], "stages.eval_base.completions_per_prompt": [4, 8]}
     planned = plan(DATA, block, BEFORE, matrix=matrix, report={"controls": ["sft"]})
     finish(planned, *(one.stage.name for one in planned.stages))
     rows = [row for row in results.collect(planned).evaluations if row["switch"] == "default"]
-    assert [(row["stage"], row["set"], row["seed"], row["axes"]["samples"], row["is_control"]) for row in rows] == [
+    assert [
+        (row["stage"], row["set"], row["seed"], row["axes"]["completions_per_prompt"], row["is_control"])
+        for row in rows
+    ] == [
         (name, "test", seed, samples, name != "base")
         for seed in (0, 1)
         for samples in ("4", "8")
         for name in ("sft.1", "sft.2", "base")
     ]
     text = results.markdown(planned, results.collect(planned))
-    assert "| sft.2 samples=8 (control) | 1 | test | default |" in text
-    assert "| base samples=4 | 0 | test | default |" in text
+    assert "| sft.2 completions_per_prompt=8 (control) | 1 | test | default |" in text
+    assert "| base completions_per_prompt=4 | 0 | test | default |" in text
 
 
 def test_the_command_prints_the_table(plan: Callable[..., Plan], cli: Callable[..., Any], tmp_path: Path) -> None:

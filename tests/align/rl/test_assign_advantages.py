@@ -14,15 +14,15 @@ from qwen_align.align.settings.ppo import Ppo
 N_TOKENS = [2, 1, 3, 2, 1, 2]  # three completions of each of two prompts
 REWARDS = [1.0, 0.0, 0.5, 3.0, 2.0, 2.5]
 PRICE = 0.1
-KL = {"coefficient": PRICE, "place": "reward", "estimator": "k1"}
+KL = {"coefficient": PRICE, "apply_to": "reward", "estimator": "k1"}
 SETTINGS: dict[str, Any] = {
     "name": "rl",
     "from_model": "base",
     "from_data": ["problems"],
     "rewards": [{"kind": "math_answer"}],
     "steps": 1,
-    "prompts": 2,
-    "samples": 3,
+    "prompts_per_step": 2,
+    "completions_per_prompt": 3,
     "sampling": {"temperature": 1.0, "max_tokens": 3},
     "learning_rate": 1e-3,
     "kl": KL,
@@ -71,7 +71,7 @@ def test_a_completion_is_compared_with_those_of_its_own_prompt() -> None:
 @pytest.mark.parametrize("gae_lambda", [0.0, 1.0])
 def test_leaving_the_reference_costs_at_each_token(gae_lambda: float) -> None:
     """With values of 0 and lambda 0 the advantage is the token's own reward, with lambda 1 what is still to come."""
-    settings = {"kind": "ppo", "critic": {"learning_rate": 1e-3}, "whiten": False, "gamma": 1.0}
+    settings = {"kind": "ppo", "critic": {"learning_rate": 1e-3}, "whiten_advantages": False, "gamma": 1.0}
     found = credited(Ppo.model_validate({**SETTINGS, **settings, "gae_lambda": gae_lambda}))
     expected, place = list[float](), 0
     for reward, n in zip(REWARDS, N_TOKENS, strict=True):

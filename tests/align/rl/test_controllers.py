@@ -14,7 +14,7 @@ from qwen_align.align.settings.online_rl import Entropy, Kl
 
 @pytest.mark.parametrize(("kl", "factor"), [(6.0, 1.002), (0.0, 0.998), (3.3, 1.001), (3.0, 1.0), (100.0, 1.002)])
 def test_the_kls_coefficient_follows_its_target(kl: float, factor: float) -> None:
-    settings = Kl(coefficient=0.04, place="reward", target=3.0, horizon=1000)
+    settings = Kl(coefficient=0.04, apply_to="reward", target=3.0, horizon=1000)
     one = KlCoefficient.of(settings)
     one.follow(settings, kl, 10)
     assert one.value == pytest.approx(0.04 * factor)
@@ -29,7 +29,7 @@ def test_without_a_target_it_stays() -> None:
 
 
 def test_the_entropy_bonus_is_paid_at_low_entropy_alone_and_grows_there() -> None:
-    settings = Entropy(coefficient=0.01, target=0.5, change=0.004, most=0.016)
+    settings = Entropy(coefficient=0.01, target=0.5, coefficient_delta=0.004, max_coefficient=0.016)
     one = EntropyCoefficient.of(settings)
     found = []
     for entropy in (0.4, 0.5, 0.6, 0.9, 0.9, 0.9, 0.1):
@@ -60,7 +60,7 @@ def test_the_reward_scale_is_that_of_all_rewards_together(batches: list[list[flo
         assert one.mean == pytest.approx(everything.mean(), abs=1e-9)
     if len(everything) > 1 and everything.std() > 1e-6:
         assert one.deviation == pytest.approx(everything.std(ddof=1), rel=1e-6)
-        assert one.normalise(2.0, "running") == pytest.approx((2.0 - one.mean) / one.deviation)
+        assert one.normalise(2.0, "running_mean_std") == pytest.approx((2.0 - one.mean) / one.deviation)
     assert one.normalise(2.0, "none") == 2.0
     assert one.normalise(2.0, "running_mean") == pytest.approx(2.0 - one.mean)
 
@@ -69,5 +69,5 @@ def test_rewards_that_do_not_differ_are_not_blown_up() -> None:
     one = RewardScale()
     one.add([1.0, 1.0])
     assert one.deviation == 1.0
-    assert one.normalise(1.0, "running") == 0.0
+    assert one.normalise(1.0, "running_mean_std") == 0.0
     assert math.isfinite(RewardScale().normalise(math.nan, "none")) is False

@@ -29,15 +29,15 @@ STAGE: dict[str, Any] = {
     "from_data": ["problems"],
     "rewards": [{"kind": "random"}],
     "steps": 3,
-    "prompts": 2,
-    "samples": 4,
+    "prompts_per_step": 2,
+    "completions_per_prompt": 4,
     "sampling": {"temperature": 1.0, "max_tokens": 12},
     "learning_rate": 1e-3,
     "schedule": "constant",
 }
 GRPO = {**STAGE, "kind": "grpo"}
 PPO = {**STAGE, "kind": "ppo", "critic": {"learning_rate": 1e-2}}
-RUNTIME = {"device": "cpu", "micro_batch": 4, "rollout_rows": 64, "checkpoint_every": 1}
+RUNTIME = {"device": "cpu", "micro_batch": 4, "generation_batch": 64, "checkpoint_every": 1}
 
 
 def prepare(folder: Path, model: Path, settings: dict[str, Any], **runtime: Any) -> None:
@@ -114,19 +114,19 @@ KILLED = {
         **GRPO,
         "steps": 4,
         "updates": {"epochs": 2, "minibatches": 2},
-        "kl": {"coefficient": 0.05, "renew_every": 2},
-        "entropy": {"coefficient": 0.01, "target": 1.0, "change": 0.002},
-        "order": {"kind": "pass_rate"},
-        "dynamic_sampling": {"most_prompts": 4},
-        "held_out": {"from_data": ["other"], "every": 2},
+        "kl": {"coefficient": 0.05, "reference_sync_steps": 2},
+        "entropy": {"coefficient": 0.01, "target": 1.0, "coefficient_delta": 0.002},
+        "prompt_sampler": {"kind": "pass_rate"},
+        "dynamic_sampling": {"max_prompts": 4},
+        "held_out": {"from_data": ["other"], "every_steps": 2},
     },
     "grpo, a step ahead": {**GRPO, "steps": 4, "async_steps": 1},
     "ppo, several updates": {
         **PPO,
         "steps": 4,
         "updates": {"epochs": 2, "minibatches": 2},
-        "kl": {"coefficient": 0.05, "place": "reward", "estimator": "k1", "target": 2.0, "horizon": 50},
-        "normalise_rewards": "running",
+        "kl": {"coefficient": 0.05, "apply_to": "reward", "estimator": "k1", "target": 2.0, "horizon": 50},
+        "normalise_rewards": "running_mean_std",
         "ptx": {"from_data": ["texts"], "coefficient": 0.1, "batch": 3, "max_tokens": 200},
     },
 }
@@ -170,7 +170,7 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(
 def test_stopped_and_resumed_goes_on_with_what_it_had_learnt_of_the_run(tiny_model: Path, tmp_path: Path) -> None:
     """Coefficients that follow the run are no weights and no settings, and still decide what comes next."""
     kl = {"coefficient": 0.05, "target": 2.0, "horizon": 50}
-    entropy = {"coefficient": 0.01, "target": 9.0, "change": 0.002}
+    entropy = {"coefficient": 0.01, "target": 9.0, "coefficient_delta": 0.002}
     settings = {**GRPO, "steps": 2, "kl": kl, "entropy": entropy}
     run(tmp_path / "whole", tiny_model, settings)
     with pytest.raises(Preempted):
@@ -189,6 +189,7 @@ def digest(folder: Path) -> str:
 # --- PPO
 
 
+@pytest.mark.slow(seconds=2)
 def test_fifty_steps_of_warm_up_leave_every_bit_of_the_policy(tiny_model: Path, tmp_path: Path) -> None:
     settings = {**PPO, "steps": 50, "critic": {"learning_rate": 1e-2, "warmup_steps": 50}, "weight_decay": 0.1}
     run(tmp_path, tiny_model, settings, checkpoint_every=1000)
@@ -212,7 +213,7 @@ def test_after_the_warm_up_the_policy_moves(tiny_model: Path, tmp_path: Path) ->
 def test_every_kind_of_critic_trains(
     tiny_model: Path, tmp_path: Path, critic: dict[str, Any], lora: dict[str, Any] | None
 ) -> None:
-    kl = {"coefficient": 0.05, "place": "reward", "estimator": "k1"}
+    kl = {"coefficient": 0.05, "apply_to": "reward", "estimator": "k1"}
     settings = {**PPO, "critic": {"learning_rate": 1e-2, **critic}, "kl": kl, "steps": 2, "lora": lora}
     run(tmp_path, tiny_model, settings)
     first, second = lines(tmp_path, "metrics.jsonl")
@@ -241,7 +242,7 @@ def test_groups_without_signal_are_replaced_up_to_the_bound(tiny_model: Path, tm
     found = run(
         tmp_path / "dynamic",
         tiny_model,
-        {**GRPO, "rewards": rewards, "steps": 6, "dynamic_sampling": {"most_prompts": 4}},
+        {**GRPO, "rewards": rewards, "steps": 6, "dynamic_sampling": {"max_prompts": 4}},
     )
     assert plain["counts"]["groups"] == 12
     assert plain["counts"]["groups without signal"] > 0
@@ -267,9 +268,9 @@ def test_the_reference_scores_what_trains_and_that_changes_nothing(
         return scores(self, rollouts, rows, *args, **more)
 
     monkeypatch.setattr(OnlineTrainer, "_scores", counted)
-    kl = {"coefficient": 0.5, "everywhere": False}
+    kl = {"coefficient": 0.5, "include_zero_advantage": False}
     rewards = [{"kind": "random", "p": 0.2}]
-    settings = {**GRPO, "rewards": rewards, "prompts": 4, "learning_rate": 1e-2, "kl": kl, "lora": lora}
+    settings = {**GRPO, "rewards": rewards, "prompts_per_step": 4, "learning_rate": 1e-2, "kl": kl, "lora": lora}
     run(tmp_path / "some", tiny_model, settings)
     some, scored[:] = scored[:], []
     monkeypatch.setattr(OnlineTrainer, "_is_kl_of_all", True)
@@ -285,7 +286,7 @@ def test_the_reference_scores_what_trains_and_that_changes_nothing(
 
 
 def test_a_step_without_any_signal_is_skipped_counted_and_moves_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    settings = {**GRPO, "rewards": [{"kind": "constant"}], "steps": 2, "dynamic_sampling": {"most_prompts": 4}}
+    settings = {**GRPO, "rewards": [{"kind": "constant"}], "steps": 2, "dynamic_sampling": {"max_prompts": 4}}
     found = run(tmp_path, tiny_model, {**settings, "weight_decay": 0.1})
     assert found["skipped_updates"] == 2
     assert found["counts"]["skipped batches"] == 2
@@ -365,7 +366,13 @@ def test_samples_hold_prompt_completion_verdicts_and_advantage(tiny_model: Path,
 
 def test_rewards_see_the_mode_of_prompts_that_think_and_of_those_that_do_not(tiny_model: Path, tmp_path: Path) -> None:
     body = "def judge(completion, gold):\n    return {'value': completion.sample % 2, 'reason': str(completion.mode)}\n"
-    settings = {**GRPO, "rewards": python_reward(tmp_path, body), "prompts": 10, "steps": 1, "keep_samples": 40}
+    settings = {
+        **GRPO,
+        "rewards": python_reward(tmp_path, body),
+        "prompts_per_step": 10,
+        "steps": 1,
+        "keep_samples": 40,
+    }
     prepare(tmp_path, tiny_model, settings)
     rows = list(Arithmetic(rows="problem", n=10, steps=[2]).generate(0))
     modes = ["think", "no_think"]
@@ -391,7 +398,7 @@ def test_a_look_before_the_first_step(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_held_out_accuracy_goes_along(tiny_model: Path, tmp_path: Path) -> None:
-    held_out = {"from_data": ["other"], "every": 2, "samples": 2}
+    held_out = {"from_data": ["other"], "every_steps": 2, "completions_per_prompt": 2}
     found = run(tmp_path, tiny_model, {**GRPO, "steps": 3, "held_out": held_out})
     assert [("held_out/accuracy" in one) for one in lines(tmp_path, "metrics.jsonl")] == [True, False, True]
     assert found["held_out_accuracy"] == 0.0
@@ -417,13 +424,16 @@ def test_old_log_probs_are_the_engines_or_recomputed(tiny_model: Path, tmp_path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampling": {"temperature": 1.0, "top_p": 0.9, "max_tokens": 9}}, "truncated_sampling: qwen"),
-        ({"truncated_sampling": "qwen"}, "sampling cuts nothing"),
+        ({"sampling": {"temperature": 1.0, "top_p": 0.9, "max_tokens": 9}}, "allow_truncated_sampling: true"),
+        ({"allow_truncated_sampling": True}, "sampling cuts nothing"),
         ({"kl": {"coefficient": 0.1, "estimator": "k1"}}, "k1 has no gradient"),
-        ({"kl": {"coefficient": 0.1, "renew_every": 3}, "lora": {"rank": 2, "alpha": 2}}, "kl.renew_every"),
-        ({"samples": 1}, "at least 2"),
-        ({"dynamic_sampling": {"most_prompts": 1}}, "fewer than the 2 prompts"),
-        ({"trainer": "trl", "dynamic_sampling": {"most_prompts": 4}}, "trainer trl cannot do that"),
+        (
+            {"kl": {"coefficient": 0.1, "reference_sync_steps": 3}, "lora": {"rank": 2, "alpha": 2}},
+            "kl.reference_sync_steps",
+        ),
+        ({"completions_per_prompt": 1}, "at least 2"),
+        ({"dynamic_sampling": {"max_prompts": 1}}, "fewer than the 2 prompts"),
+        ({"trainer": "trl", "dynamic_sampling": {"max_prompts": 4}}, "trainer trl cannot do that"),
         ({"trainer": "trl", "updates": {"epochs": 2}}, "updates: trainer trl cannot"),
         ({"trainer": "trl", "kl": {"coefficient": 0.1, "estimator": "k2"}}, "kl: trainer trl cannot"),
         ({"advantage": "rloo", "advantage_scale": "none"}, "advantage_scale: is for advantage: group"),

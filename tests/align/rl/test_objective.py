@@ -24,8 +24,8 @@ SHARED = {
     "from_data": ["problems"],
     "rewards": [{"kind": "math_answer"}],
     "steps": 1,
-    "prompts": 2,
-    "samples": 4,
+    "prompts_per_step": 2,
+    "completions_per_prompt": 4,
     "sampling": {"temperature": 1.0, "max_tokens": MAX_TOKENS},
     "learning_rate": 1e-3,
 }
@@ -37,14 +37,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "cispo": {"kind": "grpo", "loss": "cispo"},
     "rloo": {"kind": "grpo", "advantage": "rloo"},
     "reinforce++": {"kind": "grpo", "advantage": "reinforce++"},
-    "kl in the reward": {"kind": "grpo", "kl": {"coefficient": 0.05, "place": "reward", "estimator": "k1"}},
+    "kl in the reward": {"kind": "grpo", "kl": {"coefficient": 0.05, "apply_to": "reward", "estimator": "k1"}},
     "kl in the loss": {"kind": "grpo", "kl": {"coefficient": 0.05}},
     "ppo": {"kind": "ppo", "critic": {"learning_rate": 1e-3}},
     "ppo with a kl": {
         "kind": "ppo",
         "critic": {"learning_rate": 1e-3},
-        "kl": {"coefficient": 0.05, "place": "reward", "estimator": "k1"},
-        "normalise_rewards": "running",
+        "kl": {"coefficient": 0.05, "apply_to": "reward", "estimator": "k1"},
+        "normalise_rewards": "running_mean_std",
     },
 }
 
@@ -161,9 +161,9 @@ def test_equal_rewards_move_nothing(tiny_model: Path) -> None:
     [
         ({}, False),
         ({"entropy": {"coefficient": 0.1}}, True),
-        ({"kl": {"coefficient": 0.1, "place": "reward", "estimator": "k1"}}, False),
+        ({"kl": {"coefficient": 0.1, "apply_to": "reward", "estimator": "k1"}}, False),
         ({"kl": {"coefficient": 0.1}}, True),
-        ({"kl": {"coefficient": 0.1, "everywhere": False}}, False),
+        ({"kl": {"coefficient": 0.1, "include_zero_advantage": False}}, False),
     ],
 )
 def test_only_other_terms_move_what_has_no_advantage(tiny_model: Path, settings: dict[str, Any], moves: bool) -> None:
@@ -174,7 +174,7 @@ def test_only_other_terms_move_what_has_no_advantage(tiny_model: Path, settings:
     one.reference_logps = one.old_logps - 0.1
     credit(one, spec_of(kind="grpo"), 0.0, RewardScale())
     gradients(actor, one, spec)
-    is_left_out = settings.get("kl", {}).get("everywhere") is False
+    is_left_out = settings.get("kl", {}).get("include_zero_advantage") is False
     assert any(p.grad.any() for p in actor.parameters() if p.grad is not None) == (moves or is_left_out)
 
 

@@ -62,7 +62,7 @@ def test_a_restored_stream_goes_on_as_if_nothing_had_happened(order: PromptOrder
 
 
 def test_prompts_outside_the_band_are_left_out_and_tried_again_later() -> None:
-    stream = PromptStream(asked(4), ByPassRate(kind="pass_rate", band=[0.1, 0.9], retry_every=3), seed=0)
+    stream = PromptStream(asked(4), ByPassRate(kind="pass_rate", pass_rate_range=[0.1, 0.9], retry_every=3), seed=0)
     assert len(names(stream, 4)) == 4  # nothing is known in the first pass
     stream.note("p0", 0.0)
     stream.note("p1", 1.0)
@@ -76,7 +76,7 @@ def test_prompts_outside_the_band_are_left_out_and_tried_again_later() -> None:
 
 def test_pass_rates_that_a_builder_noted_hold_from_the_start() -> None:
     noted = [{"n_correct": 0, "n_judged": 8, "mean": 0.0}, {"n_correct": 4, "n_judged": 8, "mean": 0.5}, 0.25, 1.0]
-    order = ByPassRate(kind="pass_rate", band=[0.1, 0.9], column="pass_rate")
+    order = ByPassRate(kind="pass_rate", pass_rate_range=[0.1, 0.9], pass_rate_column="pass_rate")
     assert sorted(names(PromptStream(asked(4, pass_rate=noted), order, seed=0), 2)) == ["p1", "p2"]
     with pytest.raises(DataError, match="problem 'p0': meta 'pass_rate' is 2"):
         PromptStream(asked(1, pass_rate=[2]), order, seed=0)

@@ -69,8 +69,8 @@ def experience(engine: Copying, folder: Path) -> Experience:
             "from_data": ["problems"],
             "rewards": [{"kind": "math_answer"}],
             "steps": 3,
-            "prompts": 1,
-            "samples": 2,
+            "prompts_per_step": 1,
+            "completions_per_prompt": 2,
             "sampling": {"temperature": 1.0, "max_tokens": 1},
             "learning_rate": 1e-3,
         }

@@ -1,6 +1,5 @@
 """TRL's GRPOTrainer as the oracle: on one batch our loss and its gradient are TRL's, and so are ten steps' weights."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +33,8 @@ def spec(**settings: Any) -> Grpo:
             "from_data": ["problems"],
             "rewards": [{"kind": "math_answer"}],
             "steps": 1,
-            "prompts": 2,
-            "samples": 2,
+            "prompts_per_step": 2,
+            "completions_per_prompt": 2,
             "sampling": {"temperature": TEMPERATURE, "max_tokens": MAX_TOKENS},
             "learning_rate": 1e-3,
             **settings,
@@ -86,7 +85,9 @@ def theirs(one: Rollouts, *, mask_truncated: bool) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("settings", [{}, {"kl": {"coefficient": 0.3}}, {"kl": {"coefficient": 0.3, "weighted": True}}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"kl": {"coefficient": 0.3}}, {"kl": {"coefficient": 0.3, "importance_weighted": True}}]
+)
 @pytest.mark.parametrize("mask_truncated", [False, True])
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
 def test_loss_and_gradient_are_trls(
@@ -129,6 +130,20 @@ def test_loss_and_gradient_are_trls(
         assert apart <= 1e-5 * max(1.0, gradients[name].abs().max().item()), name
 
 
+GRPO: dict[str, Any] = {
+    "kind": "grpo",
+    "from_model": "base",
+    "from_data": ["problems"],
+    "rewards": [{"kind": "random"}],
+    "steps": 10,
+    "prompts_per_step": 4,
+    "completions_per_prompt": 4,
+    "sampling": {"temperature": 1.0, "max_tokens": 32},
+    "learning_rate": 1e-3,
+    "schedule": "linear",
+    "warmup_steps": 2,
+    "kl": {"coefficient": 0.02},
+}
 RECIPE: dict[str, Any] = {
     "name": "oracle",
     "models": {"base": {"shipped": "tiny_base"}},
@@ -139,40 +154,33 @@ RECIPE: dict[str, Any] = {
             "kind": "build_data",
             "builder": {"kind": "arithmetic", "rows": "problem", "n": 40, "steps": [2]},
         },
-        {
-            "name": "grpo",
-            "kind": "grpo",
-            "from_model": "base",
-            "from_data": ["problems"],
-            "rewards": [{"kind": "random"}],
-            "steps": 10,
-            "prompts": 4,
-            "samples": 4,
-            "sampling": {"temperature": 1.0, "max_tokens": 32},
-            "learning_rate": 1e-3,
-            "schedule": "linear",
-            "warmup_steps": 2,
-            "kl": {"coefficient": 0.02},
-        },
+        *(
+            {**GRPO, "name": f"{trainer}_{loss}", "trainer": trainer, "loss": loss}
+            for trainer in ("native", "trl")
+            for loss in ("dapo", "grpo")
+        ),
     ],
 }
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stages' folders by their names."""
+    home = tmp_path_factory.mktemp("oracle")
+    (home / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    line = [sys.executable, "-m", "qwen_align.cli", "run", str(home / "recipe.yaml"), "--home", str(home)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return home / "runs" / "oracle" / "stages"
+
+
+@pytest.mark.slow(seconds=10)
 @pytest.mark.parametrize("loss", ["dapo", "grpo"])
-def test_ten_steps_give_the_weights_that_trl_gives(tmp_path: Path, loss: str) -> None:
-    found = {}
-    for trainer in ("native", "trl"):
-        recipe = json.loads(json.dumps(RECIPE))
-        recipe["stages"][1] |= {"trainer": trainer, "loss": loss}
-        path = tmp_path / f"{trainer}.yaml"
-        path.write_text(yaml.safe_dump(recipe))
-        line = [sys.executable, "-m", "qwen_align.cli", "run", str(path), "--home", str(tmp_path / trainer)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        (folder,) = (tmp_path / trainer).glob("store/grpo-*")
-        found[trainer] = load_file(folder / "model" / "model.safetensors")
+def test_ten_steps_give_the_weights_that_trl_gives(trained: Path, loss: str) -> None:
+    ours, theirs = (
+        load_file(trained / f"{trainer}_{loss}" / "model" / "model.safetensors") for trainer in ("native", "trl")
+    )
     base = load_file(Path(__file__).parents[3] / "recipes" / "tiny_base" / "model.safetensors")
-    for name, weight in found["native"].items():
-        assert (weight - found["trl"][name]).abs().max().item() < 1e-4, name
-    assert max((weight - base[name]).abs().max().item() for name, weight in found["native"].items()) > 1e-3
+    for name, weight in ours.items():
+        assert (weight - theirs[name]).abs().max().item() < 1e-4, name
+    assert max((weight - base[name]).abs().max().item() for name, weight in ours.items()) > 1e-3

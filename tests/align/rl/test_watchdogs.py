@@ -23,15 +23,15 @@ SOUND = {
     "skipped": 0.0,
 }
 FAULTS: list[tuple[str, dict[str, float], str]] = [
-    ("clipped", {"completions/clipped_share": 0.8}, r"80% of the completions were cut.*sampling\.max_tokens"),
+    ("truncated", {"completions/clipped_share": 0.8}, r"80% of the completions were cut.*sampling\.max_tokens"),
     ("no_signal", {"groups/no_signal_share": 0.95}, "too hard.*pass_rate"),
     ("no_signal", {"groups/no_signal_share": 0.95, "reward": 0.9}, "too easy"),
     ("no_verdict", {"completions/no_verdict_share": 0.7}, "70% of the completions have no verdict"),
     ("entropy", {"entropy": 0.05}, "entropy fell from 1 to 0.05.*clip_high"),
     ("length", {"completions/mean_tokens": 400.0}, "went from 100 to 400 tokens.*dr_grpo"),
     ("length", {"completions/mean_tokens": 20.0}, "went from 100 to 20 tokens.*given up thinking"),
-    ("kl", {"policy/kl": 3.0}, "3 nats a token.*learning_rate"),
-    ("mismatch", {"mismatch/mean": 0.2}, "differ by 0.2 nats.*correction"),
+    ("update_kl", {"policy/kl": 3.0}, "3 nats a token.*learning_rate"),
+    ("engine_mismatch", {"mismatch/mean": 0.2}, "differ by 0.2 nats.*correction"),
     ("skipped", {"skipped": 1.0}, "not one group had a signal"),
 ]
 
@@ -65,7 +65,7 @@ def test_one_odd_step_is_no_alarm(name: str, fault: dict[str, float], said: str)
 
 @pytest.mark.parametrize(("name", "fault"), [(name, fault) for name, fault, _ in FAULTS[:1] + FAULTS[3:5]])
 def test_a_watchdog_told_to_stop_stops(name: str, fault: dict[str, float]) -> None:
-    watch = after_a_sound_start(stop_on=[name], steps=1)
+    watch = after_a_sound_start(stop_on=[name], patience_steps=1)
     with pytest.raises(StageError, match=f"step 6: stopped by watchdog {name}: "):
         watch.look(6, {**SOUND, **fault})
 

@@ -18,15 +18,15 @@ models:
   base: {BASE}
 anchors:
   shared: &shared {{temperature: 1.0, max_tokens: 8}}
-  protocol: &protocol {{kind: evaluate, from_data: [data], samples: 1, sampling: *shared}}
+  protocol: &protocol {{kind: evaluate, from_data: [data], completions_per_prompt: 1, sampling: *shared}}
 stages:
   - {{name: data, kind: build_data, builder: {{kind: arithmetic, rows: problem, n: 4, steps: [1]}}}}
 """
 DPO = "{name: dpo, kind: dpo, from_model: policy, from_data: [pairs], max_tokens: 8, batch: 1, epochs: 1, \
 beta: 0.1, learning_rate: 1e-4}"
 PAIRS = "{name: pairs, kind: build_data, builder: {kind: pairs, from_data: rollouts}}"
-ROLLOUTS = "{name: rollouts, kind: rollout, from_model: policy, from_data: data, samples: 2, sampling: *shared, \
-rewards: [{kind: math_answer}]}"
+ROLLOUTS = "{name: rollouts, kind: rollout, from_model: policy, from_data: data, completions_per_prompt: 2, \
+sampling: *shared, rewards: [{kind: math_answer}]}"
 SFT = "  - {name: sft, kind: sft, from_model: base, from_data: [data], max_tokens: 8, batch: 1, epochs: 1, \
 learning_rate: 1e-4}\n"
 REPEAT = f"""
@@ -114,16 +114,16 @@ def test_a_wrong_setting_is_named_with_its_stage(
             "stage 'rollouts': rewards[0]: kind 'maths_answer' is unknown",
         ),
         (
-            "{<<: *protocol, name: e, from_model: base, switches: [{switch: flag}]}",
-            "stage 'e': switches[0]: switch 'flag' with mode None: 'default' and 'plain' ask for nothing",
+            "{<<: *protocol, name: e, from_model: base, thinking_switches: [{method: flag}]}",
+            "stage 'e': thinking_switches[0]: method 'flag' with mode None: 'default' and 'plain' ask for nothing",
         ),
         (
-            "{<<: *protocol, name: e, from_model: base, switches: [{switch: plain}]}",
-            "stage 'e': switches[0]: 'prompt' belongs to switch 'plain', and that needs one",
+            "{<<: *protocol, name: e, from_model: base, thinking_switches: [{method: plain}]}",
+            "stage 'e': thinking_switches[0]: 'prompt' belongs to method 'plain', and that needs one",
         ),
         (
-            "{<<: *protocol, name: e, from_model: base, switches: [{switch: plain, prompt: 'Q: {problem}'}]}",
-            "stage 'e': switches[0]: prompt 'Q: {problem}' has to hold {question} once",
+            "{<<: *protocol, name: e, from_model: base, thinking_switches: [{method: plain, prompt: 'Q: {problem}'}]}",
+            "stage 'e': thinking_switches[0]: prompt 'Q: {problem}' has to hold {question} once",
         ),
         (REPEAT.replace("beta: 0.1", "betta: 0.1"), "stage 'dpo': 'betta' is no setting here. Did you mean 'beta'?"),
         (REPEAT.replace("beta: 0.1", "beta: no"), "stage 'dpo': beta: Input should be a valid number; found False"),
@@ -209,7 +209,7 @@ def test_whole_numbers_are_numbers(read: Callable[..., list[Variant]]) -> None:
         ("stages.sft.from_data=[other]", "sft", "from_data", ["other"]),
         ("stages.data.builder.split=dev", "data", "builder.split", "dev"),
         ("stages.data.builder.steps=[1, 2]", "data", "builder.steps", [1, 2]),
-        ("stages.after.switches=[{switch: kwarg, mode: think}]", "after", "switches", None),
+        ("stages.after.thinking_switches=[{method: kwarg, mode: think}]", "after", "thinking_switches", None),
         ("stages.after.sampling.max_tokens=3", "after", "sampling.max_tokens", 3),
     ],
 )
@@ -227,14 +227,14 @@ def test_an_override_sets_one_setting(
 
 
 def test_overrides_reach_into_repeats_lists_models_and_the_top(read: Callable[..., list[Variant]]) -> None:
-    text = f"{HEAD}  -{REPEAT}  - {{<<: *protocol, name: e, from_model: base, switches: [{{}}]}}\n"
-    switched = ["stages.e.switches.0.mode=think", "stages.e.switches.0.switch=kwarg"]
+    text = f"{HEAD}  -{REPEAT}  - {{<<: *protocol, name: e, from_model: base, thinking_switches: [{{}}]}}\n"
+    switched = ["stages.e.thinking_switches.0.mode=think", "stages.e.thinking_switches.0.method=kwarg"]
     variant = read(text, "stages.dpo.beta=0.5", "seed=7", "runtime.threads=1", "models.base.path=/m", *switched)[0]
     block: Any = variant.recipe.stages[1]
     assert [one.beta for one in block.repeat.stages if one.kind == "dpo"] == [0.5]
     assert (variant.recipe.seed, variant.recipe.runtime.threads) == (7, 1)
     assert variant.recipe.models["base"].path == "/m"
-    assert stage(variant, "e").switches[0].mode == "think"
+    assert stage(variant, "e").thinking_switches[0].mode == "think"
 
 
 @pytest.mark.parametrize(
@@ -280,10 +280,11 @@ def test_a_matrix_can_come_from_an_override(read: Callable[..., list[Variant]]) 
 
 
 def test_merged_anchors_may_be_overridden_and_nested(read: Callable[..., list[Variant]]) -> None:
-    text = HEAD.replace("stages:", "  second: &second {<<: *protocol, samples: 2}\nstages:")
-    text += "  - {<<: *second, name: e, from_model: base}\n  - {<<: *second, name: f, samples: 3, from_model: base}"
+    text = HEAD.replace("stages:", "  second: &second {<<: *protocol, completions_per_prompt: 2}\nstages:")
+    text += "  - {<<: *second, name: e, from_model: base}\n"
+    text += "  - {<<: *second, name: f, completions_per_prompt: 3, from_model: base}"
     variant = read(text)[0]
-    assert (stage(variant, "e").samples, stage(variant, "f").samples) == (2, 3)
+    assert (stage(variant, "e").completions_per_prompt, stage(variant, "f").completions_per_prompt) == (2, 3)
 
 
 TINY = "tiny: {stages.sft.batch: 4, stages.data.builder: {kind: arithmetic, rows: trace, n: 2, steps: [2]}}\n"
@@ -369,7 +370,7 @@ stages:
     assert list(stages) == ["data", "sft", "after", "more"]
     assert stages["sft"].from_data == ["data", "more"]
     assert (stages["sft"].batch, stages["sft"].max_tokens) == (4, 8)
-    assert stages["after"].samples == 1  # the anchors are the extended recipe's own
+    assert stages["after"].completions_per_prompt == 1  # the anchors are the extended recipe's own
 
 
 @pytest.mark.parametrize(

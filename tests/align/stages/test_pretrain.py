@@ -25,8 +25,8 @@ SMALL: dict[str, Any] = {
     "from_data": "text",
     "architecture": {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "intermediate": 16},
     "tokenizer": {"vocab_size": 330, "texts": 50},
-    "rows": 4,
-    "block": 32,
+    "batch": 4,
+    "sequence_length": 32,
     "steps": 12,
     "warmup_steps": 2,
     "log_every": 5,
@@ -136,7 +136,7 @@ def test_the_model_folder_loads_and_knows_where_to_stop(data: Path, tmp_path: Pa
 
 def test_every_row_of_a_batch_opens_with_a_document() -> None:
     documents = [[index, 100, 101, 102, 103][: 2 + index % 4] for index in range(40)]
-    spec = settings(rows=3, block=9)
+    spec = settings(batch=3, sequence_length=9)
     batches = pretrain.stream(documents, spec, seed=0)
     rows = torch.cat([next(batches) for _ in range(10)]).tolist()
     for row in rows:
@@ -149,7 +149,7 @@ def test_every_row_of_a_batch_opens_with_a_document() -> None:
 
 def test_an_epoch_reads_each_document_once_and_the_next_in_another_order() -> None:
     documents = [[index, 100] for index in range(30)]
-    batches = pretrain.stream(documents, settings(rows=1, block=9), seed=0)
+    batches = pretrain.stream(documents, settings(batch=1, sequence_length=9), seed=0)
     epochs = [[token for _ in range(6) for token in next(batches)[0].tolist() if token < 100] for _ in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(30))
     assert epochs[0] != epochs[1]
@@ -198,11 +198,11 @@ def test_other_rows_and_too_few_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"block": 2000}, "more than architecture.max_tokens"),
+        ({"sequence_length": 2000}, "more than architecture.max_tokens"),
         ({"warmup_steps": 12}, "leaves none of 12 steps"),
         ({"architecture": {"heads": 3, "kv_heads": 2}}, "multiple of kv_heads"),
         ({"architecture": {"head_dim": 7}}, "even number"),
-        ({"blok": 8}, "Did you mean 'block'"),
+        ({"sequence_lenght": 8}, "Did you mean 'sequence_length'"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, Any], said: str) -> None:

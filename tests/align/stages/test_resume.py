@@ -29,8 +29,8 @@ ONLINE = {
     "from_data": ["problems"],
     "rewards": [{"kind": "random"}],
     "steps": 4,
-    "prompts": 2,
-    "samples": 4,
+    "prompts_per_step": 2,
+    "completions_per_prompt": 4,
     "sampling": {"temperature": 1.0, "max_tokens": 12},
     "learning_rate": 1e-3,
 }
@@ -38,14 +38,14 @@ STAGES: dict[str, dict[str, Any]] = {
     "sft": {**TUNED, "from_data": ["traces"]},
     "dpo": {**TUNED, "from_data": ["pairs"], "beta": 0.1},
     "reward_model": {**TUNED, "from_data": ["pairs"]},
-    "grpo": {**ONLINE, "kl": {"coefficient": 0.05, "renew_every": 1}},
+    "grpo": {**ONLINE, "kl": {"coefficient": 0.05, "reference_sync_steps": 1}},
     "ppo": {**ONLINE, "steps": 2, "updates": {"epochs": 2}, "critic": {"learning_rate": 1e-2}},
     "pretrain": {
         "from_data": "texts",
         "architecture": {"hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "intermediate": 16},
         "tokenizer": {"vocab_size": 330, "texts": 50},
-        "rows": 4,
-        "block": 32,
+        "batch": 4,
+        "sequence_length": 32,
         "steps": 4,
         "warmup_steps": 2,
     },
@@ -83,7 +83,7 @@ def run(kind: str, inputs: dict[str, Path], out: Path, *, stop_after: int | None
         settings["schedule"] = "constant"
     spec: Any = TypeAdapter[Any](AnyStage).validate_python(settings)
     out.mkdir(parents=True, exist_ok=True)
-    context = Context(out, 0, Runtime(device="cpu", micro_batch=4, rollout_rows=64, checkpoint_every=100))
+    context = Context(out, 0, Runtime(device="cpu", micro_batch=4, generation_batch=64, checkpoint_every=100))
     if stop_after is not None:
         looks = itertools.count(1)
 

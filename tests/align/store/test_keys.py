@@ -21,6 +21,7 @@ from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.references import to_plain_value
 from qwen_align.align.settings import renamed
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
+from qwen_align.align.settings.online_rl import Watch
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.recipe_file import RecipeLoader
 from qwen_align.align.stages.registry import CODE_VERSIONS, STAGE_KINDS
@@ -111,7 +112,7 @@ class Edit(NamedTuple):
 def edits(settings: Any, random_: random.Random) -> Iterator[Edit]:
     """One for each value; references, names and kinds are left alone."""
     for field, value in list(settings.items()) if isinstance(settings, dict) else list(enumerate(settings)):
-        if isinstance(field, str) and (field in ("name", "kind", "mode", "switch") or field.startswith("from_")):
+        if isinstance(field, str) and (field in ("name", "kind", "mode", "method") or field.startswith("from_")):
             continue
         if isinstance(value, dict | list):
             yield from edits(value, random_)
@@ -150,7 +151,11 @@ def test_random_edits_change_the_keys_of_exactly_the_dependent_stages(
         noisy = rename_stage(raw, old, "another_name")
         random_.shuffle(noisy["stages"])
         # micro_batch is left alone: with an SFT term, as here, dpo depends on it (see below)
-        noisy["runtime"] = {**raw["runtime"], "rollout_rows": random_.randint(1, 99), "threads": random_.randint(1, 4)}
+        noisy["runtime"] = {
+            **raw["runtime"],
+            "generation_batch": random_.randint(1, 99),
+            "threads": random_.randint(1, 4),
+        }
         try:
             after = keys(noisy)
         except RecipeError:  # a value that this setting cannot have, such as a share of 0.0 + 1
@@ -316,12 +321,33 @@ def test_a_renamed_field_keeps_its_name_in_keys_and_its_old_name_is_refused(monk
         Outer.model_validate({"needed": 1, "was_flag": True})
 
 
+def test_a_renamed_value_keeps_its_name_in_keys_and_its_old_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(renamed.RENAMED_VALUES, "Outer", {"marked": {"always": "each"}, "flag": {True: "yes"}})
+    assert list_key_fields(Outer(needed=1, marked="always", flag=True)) == [
+        ("needed", 1),
+        ("flag", "yes"),
+        ("marked", "each"),
+    ]
+    with pytest.raises(ValueError, match="marked: 'each' is now called 'always'"):
+        Outer.model_validate({"needed": 1, "marked": "each"})
+    with pytest.raises(ValueError, match="flag: 'yes' is now called true"):
+        Outer.model_validate({"needed": 1, "flag": "yes"})
+
+
+def test_renamed_values_inside_a_list_are_refused_and_keep_their_names_in_keys() -> None:
+    settings = Watch(stop_on=["entropy", "update_kl"])
+    assert list_key_fields(settings) == [("stop_on", ["entropy", "kl"])]
+    with pytest.raises(ValueError, match="stop_on: 'kl' is now called 'update_kl'"):
+        Watch.model_validate({"stop_on": ["entropy", "kl"]})
+
+
 def test_every_renamed_field_is_a_field_and_its_old_name_is_free() -> None:
     classes = {settings.__name__: settings for kind in STAGE_KINDS for settings in settings_classes(kind)}
     for name, fields in renamed.RENAMED_FIELDS.items():
         if name in classes:
             assert fields.keys() <= classes[name].model_fields.keys()
             assert not set(fields.values()) & (classes[name].model_fields.keys() - fields.keys())
+    assert set(renamed.RENAMED_FIELDS) | set(renamed.RENAMED_VALUES) <= {*classes, "OnlineRl", "Runtime"}
 
 
 def test_the_keys_of_the_shipped_recipes_are_those_that_results_are_stored_under() -> None:

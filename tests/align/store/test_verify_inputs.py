@@ -1,12 +1,15 @@
 """A stored stage whose files are no longer what it wrote is named before another stage reads it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from qwen_align import cli as command_line
 from qwen_align.align.errors import StageError
 from qwen_align.align.store.files import compute_sha256
 from qwen_align.align.store.verify_inputs import Inspector
@@ -24,19 +27,38 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the problems are stored."""
+    home = tmp_path_factory.mktemp("stored")
+    (home / "recipe.yaml").write_text(yaml.safe_dump({"name": "trial", "stages": STAGES[:1]}))
+    assert command_line.main(["run", str(home / "recipe.yaml"), "--home", str(home)]) == 0
+    return home
+
+
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "rows.jsonl is not what was written"),
-        (lambda path: path.unlink(), "rows.jsonl is missing"),
         (flip, "rows.jsonl is not what was written"),
-        (lambda path: path.with_name("manifest.json").write_text('{"key": '), "manifest.json: cannot be read"),
+        *(
+            pytest.param(damage, what, marks=pytest.mark.slow(seconds=2))
+            for damage, what in [
+                (lambda path: path.write_bytes(path.read_bytes()[:-3]), "rows.jsonl is not what was written"),
+                (lambda path: path.unlink(), "rows.jsonl is missing"),
+                (lambda path: path.with_name("manifest.json").write_text('{"key": '), "manifest.json: cannot be read"),
+            ]
+        ),
     ],
 )
 def test_damaged_rows_are_noticed_and_can_be_made_again(
-    tmp_path: Path, write_recipe: Callable[..., Path], cli: Callable[..., Any], damage: Callable[[Path], Any], what: str
+    stored: Path,
+    tmp_path: Path,
+    write_recipe: Callable[..., Path],
+    cli: Callable[..., Any],
+    damage: Callable[[Path], Any],
+    what: str,
 ) -> None:
-    assert cli("run", write_recipe(STAGES[:1])).code == 0
+    shutil.copytree(stored / "store", tmp_path / "store")
     (folder,) = tmp_path.glob("store/build_data-*")
     rows = (folder / "rows.jsonl").read_bytes()
     damage(folder / "rows.jsonl")

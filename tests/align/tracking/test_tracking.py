@@ -32,7 +32,7 @@ SFT: dict[str, Any] = {
 }  # fmt: skip
 EVALUATE: dict[str, Any] = {
     "name": "after", "kind": "evaluate", "from_model": "sft", "from_data": ["questions"],
-    "samples": 1, "sampling": {"max_tokens": 8},
+    "completions_per_prompt": 1, "sampling": {"max_tokens": 8},
 }  # fmt: skip
 RESULT = {"set": "questions", "switch": "default", "mode": None, "accuracy": 0.5, "stderr": 0.1, "obeyed_share": None}
 
@@ -411,11 +411,11 @@ def test_tensorboard_holds_each_step_once_over_a_kill(tmp_path: Path) -> None:
     assert b"learning_rate: 0.0001" in settings.tensor_proto.string_val[0]
 
 
+@pytest.mark.engine
 @pytest.mark.usefixtures("patient")
 def test_trackio_stays_local_and_holds_each_step_once(
     stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("trackio")
     import sqlite3
 
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
@@ -433,11 +433,11 @@ def test_trackio_stays_local_and_holds_each_step_once(
     assert groups == {"trial"}
 
 
+@pytest.mark.engine
 @pytest.mark.usefixtures("patient")
 def test_wandb_without_a_key_writes_offline_files_and_no_more(
     stages: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert run(stages({"to": ["wandb"]}), tmp_path, monkeypatch) == []
     folder = tmp_path / "runs" / "trial" / "tracking" / "wandb"

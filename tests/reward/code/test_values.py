@@ -39,7 +39,7 @@ def types_of(value: Any) -> Any:
 
 
 @given(VALUES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=max(300, settings().max_examples))
 def test_a_plain_value_comes_back(value: Any) -> None:
     back = loads(dumps(value))
     assert back == value
@@ -149,7 +149,7 @@ TREES = st.recursive(
 
 
 @given(st.binary(max_size=40) | TREES.map(write))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=max(500, settings().max_examples))
 def test_any_bytes_are_a_value_or_refused(data: bytes) -> None:
     try:
         value = loads(data)

@@ -22,7 +22,8 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@pytest.mark.slow(seconds=2)
+@settings(max_examples=max(1500, settings().max_examples))
 @given(st.lists(PIECES, max_size=6).map("".join), NUMBERS, st.sampled_from(["preferred", "required"]))
 @example(r"\boxed{5}. Final Answer: The final answer is $6$. I hope it is correct.", "5", "preferred")
 @example(r"\boxed{5}. Final Answer: The final answer is $6$. I hope it is correct.", "6", "preferred")

@@ -11,7 +11,11 @@ from tests.reward.math.pair_registry import EQUAL, UNEQUAL, Pair
 REWARD = MathAnswer()
 PAID_SHARE = 1 / 1000
 REFUSED_SHARE = 0.02
-SIZES = [pytest.param(20, id="some"), pytest.param(250, id="many", marks=pytest.mark.slow)]
+SIZES = [
+    pytest.param(5, id="few"),
+    pytest.param(100, id="some", marks=pytest.mark.slow(seconds=10)),
+    pytest.param(250, id="many", marks=pytest.mark.evidence),
+]
 
 
 def generate_pairs(table: dict[str, st.SearchStrategy[Pair]], n_each: int) -> list[Pair]:
