@@ -58,7 +58,8 @@ def _run(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.errors import AlignError
     from qwen_align.align.pipeline.plan import plan as make_plan
     from qwen_align.align.pipeline.run import run as run_plan
-    from qwen_align.align.reporting import results
+    from qwen_align.align.reporting.report_files import write_report
+    from qwen_align.align.reporting.terminal import build_results_table
 
     planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
     with Progress(out, planned) as progress, stop_on_signals() as stop:
@@ -66,11 +67,11 @@ def _run(parsed: argparse.Namespace, out: "Console") -> int:
             run_plan(planned, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
         except AlignError:
             with contextlib.suppress(OSError):  # what went wrong is said; on a full disk there is no report beside it
-                results.write(planned)
+                write_report(planned)
             raise
-    written = results.write(planned)
-    if written.ladder or written.controls:
-        out.print(results.table(written))
+    results = write_report(planned)
+    if results.ladder or results.controls:
+        out.print(build_results_table(results))
     out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
     return 0
 
@@ -97,14 +98,15 @@ def _show(parsed: argparse.Namespace, out: "Console") -> int:
 
 def _report(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.pipeline.plan import plan as make_plan
-    from qwen_align.align.reporting import results
+    from qwen_align.align.reporting.report_files import write_report
+    from qwen_align.align.reporting.terminal import build_results_table
 
     planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    written = results.write(planned)
+    results = write_report(planned)
     if not planned.run_folder.exists():
         out.print(f"{planned.run_folder}: nothing has run yet: `qwen-align run {parsed.recipe}`", soft_wrap=True)
         return 0
-    out.print(results.table(written))
+    out.print(build_results_table(results))
     out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
     return 0
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qwen_align.align.context import NOTES, PROGRESS
 from qwen_align.align.pipeline.plan import Plan, Planned, other_versions
-from qwen_align.align.reporting.summary_line import summary_line
+from qwen_align.align.reporting.summary_line import format_summary
 
 
 class Progress:
@@ -84,7 +84,7 @@ class Progress:
         self._notes(planned)
         self._bar.update(self._task, visible=False)
         manifest = planned.folder.manifest()
-        self._line(planned, f"{manifest['seconds']:7.1f} s", summary_line(manifest["summary"]))
+        self._line(planned, f"{manifest['seconds']:7.1f} s", format_summary(manifest["summary"]))
 
     def noted(self, message: str) -> None:
         self._console.print(Text(f"  {message}"), soft_wrap=True)

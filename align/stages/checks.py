@@ -8,7 +8,7 @@ from qwen_align.align.pipeline.plan import Planned
 from qwen_align.align.pipeline.preview import Preview, Unknown
 from qwen_align.align.rendering.renderer import render_pairs, render_rows
 from qwen_align.align.rendering.samples import length_percentiles
-from qwen_align.align.reporting.summary_line import summary_line
+from qwen_align.align.reporting.summary_line import format_summary
 from qwen_align.align.rows import Pair, Problem, Row, only
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
@@ -39,14 +39,14 @@ LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is am
 def check_data(stage: Planned, preview: Preview) -> Iterator[str]:
     """Yields rows and drops; raises DataError when no row is left and the stage needs some."""
     if stage.is_stored:
-        yield summary_line(stage.folder.manifest()["summary"])
+        yield format_summary(stage.folder.manifest()["summary"])
         return
     settings = stage.settings
     assert isinstance(settings, BuildData)
     n_kept, dropped = len(preview.rows(stage.name)), preview.drops[stage.name].counts
     if not n_kept and settings.on_empty == "fail":
         raise DataError(f"no row is left; dropped: {dropped or 'none, the builder made no row'}. See builder and sieve")
-    yield summary_line({"rows": n_kept, "dropped": dropped}) or "no rows"
+    yield format_summary({"rows": n_kept, "dropped": dropped}) or "no rows"
 
 
 def forecast_data(stage: Planned, preview: Preview) -> Iterator[str]:
@@ -121,7 +121,7 @@ def _describe_training(
             f"nothing to train on; dropped: {dropped or 'none, there were no rows'}. See max_tokens, from_data"
         )
     steps = count_optimizer_steps(n_samples, settings.epochs, settings.batch)
-    line = summary_line({"samples": n_samples, "dropped": dropped, "steps": steps}) or "nothing to train on"
+    line = format_summary({"samples": n_samples, "dropped": dropped, "steps": steps}) or "nothing to train on"
     yield f"{line}, {_describe_warmup(settings, steps)}" if steps else line
     if lengths:
         yield f"{_describe_lengths(lengths)}, limit {settings.max_tokens}"
