@@ -122,7 +122,7 @@ def test_recipes_are_listed_and_printed(cli: Callable[..., Any]) -> None:
     assert all(len(line.split()) > 4 for line in said.out.splitlines()), "a line each, with what it is for"
     for name in names:
         assert cli("recipes", name).out == (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert cli("recipes", "quickstart.yaml").out == shipped_recipes.text("quickstart")
+    assert cli("recipes", "quickstart.yaml").out == shipped_recipes.read_recipe("quickstart")
     said = cli("recipes", "quikstart")
     assert said == (2, "", "qwen-align: no shipped recipe is called 'quikstart'. Did you mean 'quickstart'?\n")
 

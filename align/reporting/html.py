@@ -13,7 +13,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.reporting import svg
 from qwen_align.align.reporting.columns import (
     COMPARISON_COLUMNS,
@@ -54,17 +54,17 @@ CURVES = (
 MAX_SAMPLES, MAX_CHARACTERS, MAX_COMPLETIONS = 12, 4000, 20_000
 
 
-def render_page(planned: Plan, results: RunResults) -> str:
+def render_page(plan: Plan, results: RunResults) -> str:
     """Returns the page. All of its text is escaped; it holds no script but its own and loads nothing."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
         (files("qwen_align") / "align" / "reporting" / "page.html.j2").read_text(encoding="utf-8")
     )
-    stored = [stage for stage in planned.stages if stage.is_stored]
+    stored = [stage for stage in plan.stages if stage.is_stored]
     groups, rows = _group_by_seed(stored), pool_by_seed(results.evaluations)
     copy = format_table(RESULT_COLUMNS, RESULTS_IN_COPIES, rows)
     return template.render(
-        title=planned.recipe.report.title or planned.recipe.name,
+        title=plan.recipe.report.title or plan.recipe.name,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         rows=rows,
         result_columns=_choose_columns(RESULT_COLUMNS, RESULTS_ON_PAGE),
@@ -80,9 +80,9 @@ def render_page(planned: Plan, results: RunResults) -> str:
         data_columns=_choose_columns(DATA_COLUMNS, DATA_ON_PAGE),
         stages=results.stages,
         stage_columns=_choose_columns(STAGE_COLUMNS, STAGES_ON_PAGE),
-        waiting=[stage.name for stage in planned.stages if not stage.is_stored],
+        waiting=[stage.name for stage in plan.stages if not stage.is_stored],
         settings=yaml.safe_dump(
-            planned.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
+            plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
         ),
         versions=stored[-1].folder.manifest().get("libraries", {}) if stored else {},
         commit=stored[-1].folder.manifest().get("git_commit") if stored else None,
@@ -122,16 +122,16 @@ def _label_bar(row: ResultRow) -> str:
     return f"{row.model}{asked}{' (control)' if row.is_control else ''}"
 
 
-def _group_by_seed(stages: Sequence[Planned]) -> list[tuple[str, list[Planned]]]:
+def _group_by_seed(stages: Sequence[PlannedStage]) -> list[tuple[str, list[PlannedStage]]]:
     """Groups stages that differ by seed alone, under their common name."""
-    groups: dict[str, list[Planned]] = {}
+    groups: dict[str, list[PlannedStage]] = {}
     for stage in stages:
-        cell = [f"{axis}={value}" for axis, value in stage.stage.axes.items() if axis != "seed"]
-        groups.setdefault(" ".join([stage.stage.origin, *cell]), []).append(stage)
+        cell = [f"{axis}={value}" for axis, value in stage.axes.items() if axis != "seed"]
+        groups.setdefault(" ".join([stage.origin, *cell]), []).append(stage)
     return list(groups.items())
 
 
-def _draw_training(name: str, group: Sequence[Planned]) -> dict[str, Any] | None:
+def _draw_training(name: str, group: Sequence[PlannedStage]) -> dict[str, Any] | None:
     """Draws the learning curves of one training stage, a line a seed; None if nothing was logged."""
     logged = [list(_read_json_lines(stage, "metrics.jsonl")) for stage in group]
     pictures: list[dict[str, Any]] = []
@@ -149,7 +149,7 @@ def _draw_training(name: str, group: Sequence[Planned]) -> dict[str, Any] | None
     return {"name": name, "kind": group[0].kind, "pictures": pictures} if pictures else None
 
 
-def _draw_lengths(stage: Planned) -> dict[str, Any] | None:
+def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
     """Draws how long right and wrong completions are, and their rewards; None for a stage without completions."""
     name = STAGE_KINDS[stage.kind].completions_file
     if name is None:
@@ -175,7 +175,7 @@ def _draw_lengths(stage: Planned) -> dict[str, Any] | None:
     }
 
 
-def _choose_samples(stage: Planned) -> dict[str, Any] | None:
+def _choose_samples(stage: PlannedStage) -> dict[str, Any] | None:
     """Chooses completions to read: of RL those of the first and last batch, of an evaluation right and wrong ones."""
     if STAGE_KINDS[stage.kind].curve == "evaluation":
         by_value: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
@@ -225,7 +225,7 @@ def _shorten(text: str) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} […]"
 
 
-def _describe_data(stage: Planned) -> dict[str, Any]:
+def _describe_data(stage: PlannedStage) -> dict[str, Any]:
     """Returns rows and drops of a stored data stage."""
     summary = stage.folder.manifest()["summary"]
     return {
@@ -236,7 +236,7 @@ def _describe_data(stage: Planned) -> dict[str, Any]:
     }
 
 
-def _read_json_lines(stage: Planned, name: str) -> Iterator[dict[str, Any]]:
+def _read_json_lines(stage: PlannedStage, name: str) -> Iterator[dict[str, Any]]:
     """Yields the objects of a JSON Lines file of a stage; none if there is no file."""
     path: Path = stage.folder.path / name
     if path.exists():

@@ -19,19 +19,19 @@ from qwen_align.align.reporting.results import RunResults, collect_results, to_r
 from qwen_align.align.store.files import write_json, write_text
 
 
-def write_report(planned: Plan) -> RunResults:
+def write_report(plan: Plan) -> RunResults:
     """Writes report.json, report.md and report.html from what is stored, if the recipe was ever run; returns it."""
-    results = collect_results(planned)
-    if planned.run_folder.exists():
-        write_json(planned.run_folder / "report.json", results._asdict())
-        write_text(planned.run_folder / "report.md", format_report(planned, results))
-        write_text(planned.run_folder / "report.html", render_page(planned, results))
+    results = collect_results(plan)
+    if plan.run_folder.exists():
+        write_json(plan.run_folder / "report.json", results._asdict())
+        write_text(plan.run_folder / "report.md", format_report(plan, results))
+        write_text(plan.run_folder / "report.html", render_page(plan, results))
     return results
 
 
-def format_report(planned: Plan, results: RunResults) -> str:
+def format_report(plan: Plan, results: RunResults) -> str:
     """Returns the text of report.md: accuracies, comparisons, what each stage took, dropped rows."""
-    parts = [f"# {planned.recipe.report.title or planned.recipe.name}\n"]
+    parts = [f"# {plan.recipe.report.title or plan.recipe.name}\n"]
     if results.evaluations:
         parts += [
             f"Accuracy in percent: mean over k = {results.evaluations[0]['k']} samples a question, "
@@ -55,7 +55,7 @@ def format_report(planned: Plan, results: RunResults) -> str:
     ]
     if drops:
         parts += ["## Dropped rows\n", _format_section(format_table(DATA_COLUMNS, DROPS_IN_TEXT, drops))]
-    waiting = [stage.name for stage in planned.stages if not stage.is_stored]
+    waiting = [stage.name for stage in plan.stages if not stage.is_stored]
     if waiting:
         parts.append(f"Not run yet: {', '.join(waiting)}.\n")
     return "\n".join(parts).rstrip("\n") + "\n"

@@ -7,7 +7,7 @@ from itertools import chain
 from math import sqrt
 from typing import Any, NamedTuple
 
-from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.reporting.columns import RESULT_FIGURES, ResultRow, format_asked
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import read_json
@@ -46,14 +46,14 @@ class EvaluationResult(NamedTuple):
     question_means: dict[str, float]
 
 
-def collect_results(planned: Plan) -> RunResults:
+def collect_results(plan: Plan) -> RunResults:
     """Collects evaluations, comparisons and costs of the stages that are stored."""
-    stored = [stage for stage in planned.stages if stage.is_stored]
+    stored = [stage for stage in plan.stages if stage.is_stored]
     results = [
         result
         for stage in stored
         if STAGE_KINDS[stage.kind].curve == "evaluation"
-        for result in _read_evaluation(stage, planned)
+        for result in _read_evaluation(stage, plan)
     ]
     evaluations = [result.row for result in results]
     rows = [({field: row[field] for field in LADDER_FIELDS}, row["is_control"]) for row in evaluations]
@@ -61,7 +61,7 @@ def collect_results(planned: Plan) -> RunResults:
         ladder=[row for row, is_control in rows if not is_control],
         controls=[row for row, is_control in rows if is_control],
         evaluations=evaluations,
-        comparisons=list(_compare_models(results, planned.recipe.report.compare)),
+        comparisons=list(_compare_models(results, plan.recipe.report.compare)),
         stages=[_read_stage_costs(stage) for stage in stored],
     )
 
@@ -113,9 +113,9 @@ def _average_known(figures: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if len(known) == len(figures) else None
 
 
-def _read_evaluation(stage: Planned, planned: Plan) -> list[EvaluationResult]:
+def _read_evaluation(stage: PlannedStage, plan: Plan) -> list[EvaluationResult]:
     """Returns a stored evaluation's results under the names that the recipe has now."""
-    origins = {graph_stage.name: graph_stage.origin for graph_stage in planned.graph.stages}
+    origins = {graph_stage.name: graph_stage.origin for graph_stage in plan.graph.stages}
     settings: Any = stage.settings
     model = stage.targets[settings.from_model]
     questions_path = stage.folder.path / "questions.json"
@@ -129,8 +129,8 @@ def _read_evaluation(stage: Planned, planned: Plan) -> list[EvaluationResult]:
                 stage.targets[settings.from_data[index // len(settings.thinking_switches)]], stage
             ),
             "seed": stage.seed,
-            "axes": {axis: value for axis, value in stage.stage.axes.items() if axis != "round"},
-            "is_control": origins.get(model, _find_recipe_name(model, stage)) in planned.recipe.report.controls,
+            "axes": {axis: value for axis, value in stage.axes.items() if axis != "round"},
+            "is_control": origins.get(model, _find_recipe_name(model, stage)) in plan.recipe.report.controls,
         }
         for index, result in enumerate(stage.folder.manifest()["summary"]["results"])
     ]
@@ -207,13 +207,13 @@ def _average_cells(cells: Sequence[dict[str, float]]) -> dict[str, float]:
     return {question: sum(cell[question] for cell in cells) / len(cells) for question in cells[0]}
 
 
-def _find_recipe_name(target: str, stage: Planned) -> str:
+def _find_recipe_name(target: str, stage: PlannedStage) -> str:
     """Returns the name in the recipe of what a stage reads, with the round of a repeat, without the matrix's cell."""
-    suffix = "".join(f".{axis}={value}" for axis, value in stage.stage.axes.items() if axis != "round")
+    suffix = "".join(f".{axis}={value}" for axis, value in stage.axes.items() if axis != "round")
     return target.removesuffix(suffix)
 
 
-def _read_stage_costs(stage: Planned) -> dict[str, Any]:
+def _read_stage_costs(stage: PlannedStage) -> dict[str, Any]:
     """Returns what a stored stage took and made."""
     manifest = stage.folder.manifest()
     costs = ("seconds", "cpu_seconds", "import_seconds", "peak_rss_gib", "disk_gib")
