@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test fast lint engines evidence clean
+.PHONY: quickstart test fast lint engines evidence generated clean
 
 quickstart: .venv/core
 	$(BIN)/qwen-align run recipes/quickstart.yaml
@@ -14,7 +14,7 @@ test: .venv/dev
 	$(BIN)/pytest $(SPREAD)
 
 fast: .venv/dev
-	$(BIN)/pytest $(SPREAD) -m "not slow and not engine and not evidence"
+	$(BIN)/pytest $(SPREAD) -m "not slow and not engine and not evidence" --hypothesis-profile fast
 
 # What needs packages that CI does without: the real trackers, in an environment of their own. A package that is
 # missing fails there, and so does a run without a test.
@@ -30,6 +30,12 @@ lint: .venv/dev .typing/qwen_align
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What programs write: the records of new kinds of stage and new recipes, and docs/reference.md.
+generated: .venv/dev
+	$(BIN)/python tests/architecture/test_code_versions.py --new
+	$(BIN)/python tests/align/store/test_keys.py --new
+	$(BIN)/python -m qwen_align.align.commands.settings_reference docs/reference.md
 
 # What takes longer than CI should: sweeps over every task, properties on thousands of examples, seeds, controls, kills,
 # planted faults, benchmarks. Figures go to docs/ by hand.
@@ -55,9 +61,9 @@ evidence: .venv/dev
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@
 
-.venv/dev: .venv/core
+.venv/dev: .venv/bin/pip pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@
+	touch .venv/core $@
 
 # Type checkers do not see that the root is the package `qwen_align`.
 .typing/qwen_align:

@@ -195,9 +195,9 @@ def _score_file(parsed: argparse.Namespace, console: "Console") -> int:
 
     from qwen_align.align.commands.score import score_file
     from qwen_align.align.settings.recipe_file import parse_overrides
-    from qwen_align.reward.settings import named
+    from qwen_align.reward.settings import parse_reward
 
-    reward = named(parsed.reward, dict(parse_overrides(parsed.set)))
+    reward = parse_reward(parsed.reward, dict(parse_overrides(parsed.set)))
     with Progress(TextColumn("{task.completed:,.0f} rows judged"), console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         scored = score_file(parsed.rows, parsed.out, reward, lambda rows: bar.update(task, completed=rows))
@@ -215,37 +215,28 @@ def _audit_reward(parsed: argparse.Namespace, console: "Console") -> int:
 
     from qwen_align.align.rows import Problem, only, read_rows
     from qwen_align.align.settings.recipe_file import parse_overrides
-    from qwen_align.reward.audit import audit
-    from qwen_align.reward.settings import named
+    from qwen_align.reward.audit import audit_reward
+    from qwen_align.reward.settings import parse_reward
 
-    reward = named(parsed.reward, dict(parse_overrides(parsed.set)))
-    reward.check_here()
+    reward = parse_reward(parsed.reward, dict(parse_overrides(parsed.set)))
+    reward.check_machine()
     problems = list(only(Problem, read_rows(parsed.rows)))[: parsed.first] if parsed.rows else []
-    findings = audit(reward, problems)
+    findings = audit_reward(reward, problems)
     table = Table("", "completion", "value", "reason", box=None, pad_edge=False)
     for finding in findings:
         is_silent = finding.verdict.value is None and finding.pays is None
-        sign = (
-            "wrong"
-            if finding.is_wrong
-            else "none"
-            if is_silent
-            else "paid"
-            if finding.is_paid and not finding.pays
-            else "ok"
-        )
+        sign = "none" if is_silent else "paid" if finding.is_paid and not finding.pays else "ok"
+        sign = "wrong" if finding.is_wrong else sign
         value = "none" if finding.verdict.value is None else f"{finding.verdict.value:g}"
         table.add_row(sign, finding.probe, value, finding.verdict.reason)
     console.print(table)
     if not any(finding.verdict.value is not None for finding in findings):
         console.print("it has no verdict on any completion")
         return 4
-    wrong, paid = (
-        sum(finding.is_wrong for finding in findings),
-        sum(finding.is_paid and finding.pays is None for finding in findings),
-    )
-    console.print(f"{len(findings)} completions: {wrong} judged wrongly, {paid} paid that solve nothing")
-    return 4 if wrong else 0
+    n_wrong = sum(finding.is_wrong for finding in findings)
+    n_paid = sum(finding.is_paid and finding.pays is None for finding in findings)
+    console.print(f"{len(findings)} completions: {n_wrong} judged wrongly, {n_paid} paid that solve nothing")
+    return 4 if n_wrong else 0
 
 
 def _check_machine(parsed: argparse.Namespace, console: "Console") -> int:

@@ -1,36 +1,39 @@
-"""Builders: each makes typed rows from one source. A new one is one new file and one line in the union."""
+"""Builders: each makes typed rows from one source.
+
+A new builder is one new file and one line in the union below.
+"""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from qwen_align.data_builders.arithmetic import Arithmetic
-from qwen_align.data_builders.benchmark import Question
+from qwen_align.data_builders.benchmark_questions import Question
 from qwen_align.data_builders.calculator_steps import CalculatorSteps
 from qwen_align.data_builders.cold_start import ColdStart
 from qwen_align.data_builders.contamination import Overlap, Qwen25MathOverlap, Qwen25Overlap, S1Overlap, SameWords
 from qwen_align.data_builders.conversion_report import Report
-from qwen_align.data_builders.domains import Domains
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.labelled_pairs import LabelledPairs
-from qwen_align.data_builders.labels import Labels
 from qwen_align.data_builders.local_file import LocalFile
-from qwen_align.data_builders.mixed_flags import MixedFlags
 from qwen_align.data_builders.mixture import Ingredient, Mixture
 from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
-from qwen_align.data_builders.pairs import Pairs
-from qwen_align.data_builders.pass_rate import BANDS, Band, PassRate
-from qwen_align.data_builders.question_split import QuestionPart, Split, Unused, normal_question
+from qwen_align.data_builders.question_split import QuestionPart, Split, Unused, normalize_question
 from qwen_align.data_builders.reasoning_gym_tasks import GymTask, ReasoningGymTasks
+from qwen_align.data_builders.rollout_labels import Labels
+from qwen_align.data_builders.rollout_pairs import Pairs
 from qwen_align.data_builders.scored_pairs import ScoredPairs
-from qwen_align.data_builders.selection_features import Attempts
+from qwen_align.data_builders.selection_domains import Domains
+from qwen_align.data_builders.selection_inputs import Attempts
 from qwen_align.data_builders.selection_limo import ChainScore, Limo
-from qwen_align.data_builders.selection_limr import Limr, alignment_scores
+from qwen_align.data_builders.selection_limr import Limr, compute_alignment_scores
+from qwen_align.data_builders.selection_pass_rate import BANDS, Band, PassRate
 from qwen_align.data_builders.selection_s1 import S1
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, Sources, sieve
-from qwen_align.data_builders.step_prefixes import StepCritiques, StepPrefixes
-from qwen_align.data_builders.steps import MonteCarloSteps, StepConsensus
+from qwen_align.data_builders.step_labels import MonteCarloSteps, StepConsensus
+from qwen_align.data_builders.step_prefixes_and_critiques import StepCritiques, StepPrefixes
 from qwen_align.data_builders.think_mix import Switches, ThinkMix
+from qwen_align.data_builders.thinking_flag_mixing import MixedFlags
 
 Source = Arithmetic | Hub | LocalFile | ReasoningGymTasks
 Selection = Domains | Limo | Limr | PassRate | S1
@@ -88,7 +91,7 @@ __all__ = [
     "Switches",
     "ThinkMix",
     "Unused",
-    "alignment_scores",
-    "normal_question",
+    "compute_alignment_scores",
+    "normalize_question",
     "sieve",
 ]

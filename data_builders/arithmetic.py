@@ -1,4 +1,4 @@
-"""Running-total problems with traces: questions whose answers a program can check, in any number.
+"""Generates running-total problems with traces: questions whose answers a program can check, in any number.
 
 A problem is a start value and one to eight changes of 2-20, every value between 0 and 99, asked half
 the time as a small story and half as an expression. Train, dev and test never share the numbers
@@ -24,8 +24,8 @@ REWARD = "math_answer"
 _SOURCE = "arithmetic"
 LARGEST_VALUE = 99
 SMALLEST_CHANGE, LARGEST_CHANGE = 2, 20
-FACTS_A_CHAIN = 6  # about as many tokens as a solved problem, so that shares of documents are shares of tokens
-REDRAWS = 1000  # duplicates in a row before a build says that the wordings are exhausted
+N_FACTS_PER_CHAIN = 6  # about as many tokens as a solved problem, so that shares of documents are shares of tokens
+MAX_REDRAWS = 1000  # duplicates in a row before a build says that the wordings are exhausted
 
 NAMES = ("Ann", "Tom", "Mia", "Ben", "Eva", "Sam", "Lily", "Max", "Zoe", "Leo", "Kim", "Dan")
 THINGS = ("apples", "coins", "books", "cards", "pens", "eggs", "stamps", "shells", "balls", "nuts")
@@ -33,14 +33,14 @@ PLACES = ("box", "bag", "jar", "shop")
 
 
 class Total(NamedTuple):
-    """A running total: where it starts and the signed changes in order."""
+    """A running total: the start value and the signed changes in order."""
 
     start: int
     changes: tuple[int, ...]
 
 
 class Scene(NamedTuple):
-    """Sentences one story is told with; `{n}` is the number."""
+    """The sentence templates that one kind of story is told with; `{n}` is the number."""
 
     openings: tuple[str, ...]
     gains: tuple[str, ...]
@@ -86,7 +86,7 @@ EXPRESSIONS = (
 
 
 class Arithmetic(Strict):
-    """Settings of the generator; `build` yields the rows.
+    """Settings of the arithmetic problem generator; `build` yields the rows.
 
     `steps` is cycled: `[2, 3, 4, 5, 5]` makes two in five problems five steps long. The last three
     settings shape `rows: text` only: shares of documents that are chains of facts and direct answers (the
@@ -94,158 +94,190 @@ class Arithmetic(Strict):
     """
 
     kind: Literal["arithmetic"] = "arithmetic"
-    rows: Literal["problem", "trace", "direct", "text"]
-    n: int = Field(gt=0)
-    steps: list[Annotated[int, Field(ge=1, le=8)]] = Field(min_length=1)
-    split: Split = "train"
-    seed: int | None = None
+    rows: Literal["problem", "trace", "direct", "text"] = Field(
+        description="kind of rows: problems with golds, traces, chats of direct answers, or raw texts"
+    )
+    n: int = Field(gt=0, description="number of rows")
+    steps: list[Annotated[int, Field(ge=1, le=8)]] = Field(
+        min_length=1,
+        description="steps of the problems, used in turn: [2, 3] makes every other problem three steps long",
+    )
+    split: Split = Field(default="train", description="which of three sets without common problems the rows are from")
+    seed: int | None = Field(default=None, description="seed of the draws; null: the recipe's")
     # Shares as in the prototype's base: 60 % facts knew its sums but could not copy numbers from a question.
-    facts_share: float = Field(0.20, ge=0, le=1)
-    direct_share: float = Field(0.18, ge=0, le=1)
-    direct_steps: list[Annotated[int, Field(ge=1, le=8)]] = Field([1, 1, 1, 1, 1, 1, 2], min_length=1)
+    facts_share: float = Field(
+        0.20,
+        ge=0,
+        le=1,
+        description="share of documents that are chains of addition and subtraction facts; rows: text only",
+    )
+    direct_share: float = Field(
+        0.18, ge=0, le=1, description="share of documents that give a problem's answer without steps; rows: text only"
+    )
+    direct_steps: list[Annotated[int, Field(ge=1, le=8)]] = Field(
+        [1, 1, 1, 1, 1, 1, 2],
+        min_length=1,
+        description="steps of the problems answered directly, one drawn for each; rows: text only",
+    )
 
     @model_validator(mode="after")
     def _check_text_settings(self) -> "Arithmetic":
+        """Refuses text settings where no text rows are made, and shares that exceed 1 together."""
         if self.rows != "text":
-            said = sorted({"facts_share", "direct_share", "direct_steps"} & self.model_fields_set)
-            if said:
-                raise ValueError(f"{', '.join(said)} shape 'rows: text' only; rows is '{self.rows}'")
+            idle_settings = sorted({"facts_share", "direct_share", "direct_steps"} & self.model_fields_set)
+            if idle_settings:
+                raise ValueError(f"{', '.join(idle_settings)} shape 'rows: text' only; rows is '{self.rows}'")
         elif self.facts_share + self.direct_share > 1:
             raise ValueError(f"facts_share + direct_share is {self.facts_share + self.direct_share}; at most 1")
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """`generate`, as every builder is called; it reads no other stage and drops nothing."""
+        """Generates the rows through the interface of every builder; reads no other stage and drops nothing."""
         return self.generate(seed)
 
     def generate(self, seed: int) -> Iterator[Row]:
-        """`n` distinct rows; the same for the same settings and seed. `seed` counts where `self.seed` is None."""
+        """Generates `n` distinct rows, the same for the same settings and seed.
+
+        `seed` counts where `self.seed` is None.
+        """
         seed = seed if self.seed is None else self.seed
         # Rows and split are in the stream's seed, or two data sets of one recipe would draw alike problems.
         random = Random(f"arithmetic {self.rows} {self.split} {seed}")
-        seen: set[str] = set()
+        row_ids: set[str] = set()
         for index in range(self.n):
-            for _ in range(REDRAWS):
-                row = self._draw(random, index)
-                if row.id not in seen:
+            for _ in range(MAX_REDRAWS):
+                row = self._draw_row(random, index)
+                if row.id not in row_ids:
                     break
             else:
                 raise DataError(
                     f"arithmetic: only {index} of {self.n} distinct rows found for rows '{self.rows}', steps "
                     f"{self.steps}, split '{self.split}'; ask for fewer rows or more steps"
                 )
-            seen.add(row.id)
+            row_ids.add(row.id)
             yield row
 
-    def _draw(self, random: Random, index: int) -> Row:
+    def _draw_row(self, random: Random, index: int) -> Row:
+        """Draws one row of the kind that the settings name."""
         if self.rows == "text":
             return self._draw_text(random)
         total = draw_total(random, self.steps[index % len(self.steps)], self.split)
-        question, form = ask(random, total)
-        asked = [Message(role="user", content=question)]
-        gold = str(value(total))
-        shared: dict[str, Any] = {
-            "id": content_id(question),
+        question, form = draw_question(random, total)
+        prompt = [Message(role="user", content=question)]
+        gold = str(compute_final_value(total))
+        shared_fields: dict[str, Any] = {
+            "id": compute_content_id(question),
             "source": _SOURCE,
             "meta": {"steps": len(total.changes), "form": form},
         }
         if self.rows == "problem":
-            return Problem(messages=asked, gold=gold, reward=REWARD, **shared)
+            return Problem(messages=prompt, gold=gold, reward=REWARD, **shared_fields)
         if self.rows == "trace":
-            thinking = "\n".join(equations(total))
-            return Trace(messages=asked, thinking=thinking, answer=boxed(gold), gold=gold, reward=REWARD, **shared)
-        return Chat(messages=[*asked, Message(role="assistant", content=boxed(gold))], mode="no_think", **shared)
+            thinking = "\n".join(write_equations(total))
+            return Trace(
+                messages=prompt, thinking=thinking, answer=box_answer(gold), gold=gold, reward=REWARD, **shared_fields
+            )
+        return Chat(
+            messages=[*prompt, Message(role="assistant", content=box_answer(gold))], mode="no_think", **shared_fields
+        )
 
     def _draw_text(self, random: Random) -> Text:
-        luck = random.random()
-        if luck < self.facts_share:
-            text = "\n".join(equations(walk(random, FACTS_A_CHAIN)))
+        """Draws one raw document: a chain of facts, a direct answer or a problem solved with a trace."""
+        drawn = random.random()
+        if drawn < self.facts_share:
+            text = "\n".join(write_equations(draw_random_walk(random, N_FACTS_PER_CHAIN)))
         else:
-            direct = luck < self.facts_share + self.direct_share
-            steps = random.choice(self.direct_steps if direct else self.steps)
+            is_direct = drawn < self.facts_share + self.direct_share
+            steps = random.choice(self.direct_steps if is_direct else self.steps)
             total = draw_total(random, steps, self.split)
-            text = raw_text(ask(random, total)[0], total, direct=direct)
-        return Text(id=content_id(text), text=text, language="en", source=_SOURCE)
+            text = format_raw_document(draw_question(random, total)[0], total, direct=is_direct)
+        return Text(id=compute_content_id(text), text=text, language="en", source=_SOURCE)
 
 
-def raw_text(question: str, total: Total, *, direct: bool) -> str:
-    """The base's own format for a solved problem, with the equations or with the bare answer.
+def format_raw_document(question: str, total: Total, *, direct: bool) -> str:
+    """Formats a solved problem as a document of the base model's training data.
+
+    It has the equations, or with `direct` the bare answer.
 
     Question and answer open a line, as they open a chat turn, so that their first words are the same tokens.
     """
-    return raw_prompt(question, direct=direct) + raw_solution(total, direct=direct)
+    return format_raw_prompt(question, direct=direct) + format_raw_solution(total, direct=direct)
 
 
-def raw_prompt(question: str, *, direct: bool) -> str:
-    """What the base is prompted with to solve `question` in its own format."""
+def format_raw_prompt(question: str, *, direct: bool) -> str:
+    """Formats the prompt with which the base model is asked to solve `question` in its own format."""
     return f"Question:\n{question}\n{'Answer' if direct else 'Steps'}:\n"
 
 
-def raw_solution(total: Total, *, direct: bool) -> str:
-    """What follows `raw_prompt` in a document of the base."""
-    answer = boxed(str(value(total)))
-    return answer if direct else "\n".join([*equations(total), "Answer:", answer])
+def format_raw_solution(total: Total, *, direct: bool) -> str:
+    """Formats the solution that follows `format_raw_prompt` in a document of the base model."""
+    answer = box_answer(str(compute_final_value(total)))
+    return answer if direct else "\n".join([*write_equations(total), "Answer:", answer])
 
 
-def boxed(answer: str) -> str:
+def box_answer(answer: str) -> str:
+    """Wraps the answer in a LaTeX `\boxed{}`."""
     return f"\\boxed{{{answer}}}"
 
 
-def value(total: Total) -> int:
-    """Where the running total ends."""
+def compute_final_value(total: Total) -> int:
+    """Returns the number at which the running total ends."""
     return total.start + sum(total.changes)
 
 
-def equations(total: Total) -> list[str]:
-    """One `a+b=c` a change."""
-    lines, now = [], total.start
+def write_equations(total: Total) -> list[str]:
+    """Writes one `a+b=c` equation for each change."""
+    lines, current = [], total.start
     for change in total.changes:
-        lines.append(f"{now}{change:+d}={now + change}")
-        now += change
+        lines.append(f"{current}{change:+d}={current + change}")
+        current += change
     return lines
 
 
-def skeleton(total: Total) -> str:
-    """The problem's numbers and nothing else, as the expression `33+12-5`."""
+def format_expression(total: Total) -> str:
+    """Writes the problem's numbers as an expression without words, such as `33+12-5`."""
     return f"{total.start}" + "".join(f"{change:+d}" for change in total.changes)
 
 
-def split_of(total: Total) -> Split:
-    """Eight in ten skeletons are for training, one for dev, one for test, whatever the seed."""
-    tenth = hashlib.sha256(skeleton(total).encode()).digest()[0] % 10
+def assign_split(total: Total) -> Split:
+    """Assigns a problem to train, dev or test by a hash of its numbers, eight to one to one, whatever the seed."""
+    tenth = hashlib.sha256(format_expression(total).encode()).digest()[0] % 10
     return "test" if tenth == 0 else "dev" if tenth == 1 else "train"
 
 
 def draw_total(random: Random, steps: int, split: Split) -> Total:
-    """A running total of the split; starts at 2 or more, since nobody has 0 or 1 apples to begin with."""
+    """Draws a running total that belongs to the split.
+
+    It starts at 2 or more, since nobody has 0 or 1 apples to begin with.
+    """
     while True:
-        total = walk(random, steps, smallest_start=SMALLEST_CHANGE)
-        if split_of(total) == split:
+        total = draw_random_walk(random, steps, smallest_start=SMALLEST_CHANGE)
+        if assign_split(total) == split:
             return total
 
 
-def walk(random: Random, steps: int, smallest_start: int = 0) -> Total:
-    """Random changes, up or down alike wherever both keep the value between 0 and 99."""
-    start = now = random.randint(smallest_start, LARGEST_VALUE)
+def draw_random_walk(random: Random, steps: int, smallest_start: int = 0) -> Total:
+    """Draws a start and random changes, up or down alike wherever both keep the value between 0 and 99."""
+    start = current = random.randint(smallest_start, LARGEST_VALUE)
     changes = []
     for _ in range(steps):
-        up, down = min(LARGEST_CHANGE, LARGEST_VALUE - now), min(LARGEST_CHANGE, now)
-        goes_up = down < SMALLEST_CHANGE or (up >= SMALLEST_CHANGE and random.random() < 0.5)
-        size = random.randint(SMALLEST_CHANGE, up if goes_up else down)
+        largest_increase, largest_decrease = min(LARGEST_CHANGE, LARGEST_VALUE - current), min(LARGEST_CHANGE, current)
+        goes_up = largest_decrease < SMALLEST_CHANGE or (largest_increase >= SMALLEST_CHANGE and random.random() < 0.5)
+        size = random.randint(SMALLEST_CHANGE, largest_increase if goes_up else largest_decrease)
         changes.append(size if goes_up else -size)
-        now += changes[-1]
+        current += changes[-1]
     return Total(start, tuple(changes))
 
 
-def ask(random: Random, total: Total) -> tuple[str, str]:
-    """The question and its form, `words` or `expression`."""
+def draw_question(random: Random, total: Total) -> tuple[str, str]:
+    """Draws the wording of a problem: the question and its form, `words` or `expression`."""
     if random.random() < 0.5:
-        return random.choice(EXPRESSIONS).format(sum=skeleton(total)), "expression"
-    return tell(random, total), "words"
+        return random.choice(EXPRESSIONS).format(sum=format_expression(total)), "expression"
+    return draw_story(random, total), "words"
 
 
-def tell(random: Random, total: Total) -> str:
-    """A story of one owner, place or train, a sentence a change."""
+def draw_story(random: Random, total: Total) -> str:
+    """Draws a story of one owner, place or train, with a sentence for each change."""
     scene = random.choice(SCENES)
     name, other = random.sample(NAMES, 2)
     words = {"name": name, "other": other, "things": random.choice(THINGS), "place": random.choice(PLACES)}
@@ -256,6 +288,6 @@ def tell(random: Random, total: Total) -> str:
     return " ".join(sentences)
 
 
-def content_id(content: str) -> str:
-    """A stable id: equal questions have equal ids in whatever kind of row."""
+def compute_content_id(content: str) -> str:
+    """Hashes a text to a stable row id: equal questions have equal ids in whatever kind of row."""
     return f"arithmetic-{hashlib.sha256(content.encode()).hexdigest()[:16]}"

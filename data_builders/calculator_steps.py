@@ -1,4 +1,4 @@
-"""Step labels that are exactly known: by GSM8K's calculator marks, and by errors planted in them."""
+"""Builds step labels that are exactly known: from GSM8K's calculator marks, and from errors planted in them."""
 
 import re
 from collections.abc import Iterator
@@ -10,23 +10,29 @@ from pydantic import Field
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row, Steps
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.calculator_marks import Mark, UnreadableMarkError, marks, value, without_marks
-from qwen_align.data_builders.seeded_draws import drawn_order, random_for
+from qwen_align.data_builders.gsm8k_calculator_marks import (
+    Mark,
+    UnreadableMarkError,
+    evaluate_expression,
+    parse_calculator_marks,
+    remove_calculator_marks,
+)
+from qwen_align.data_builders.seeded_draws import make_random, shuffle_by_name
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.step_solutions import Solution, solutions
+from qwen_align.data_builders.solution_steps import Solution, read_solutions
 
-_PLAIN = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,6})?")
+_PLAIN_NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,6})?")
 
 
 class Step(NamedTuple):
-    """A step with its marks."""
+    """A step of a solution with its calculator marks."""
 
     text: str
     marks: list[Mark]
 
 
 class CalculatorSteps(Strict):
-    """Steps rows whose labels say whether what a step calculates is right, not whether it was the thing to calculate.
+    """Steps rows whose labels say whether the arithmetic in a step is right, not whether it was the right step.
 
     Steps are lines; one without a mark is joined with the next that has one, those at the end with the last. Nearly
     all marks of people and of models with a calculator are right, so wrong steps come from `planted_share`: so many
@@ -35,99 +41,117 @@ class CalculatorSteps(Strict):
     """
 
     kind: Literal["calculator_steps"] = "calculator_steps"
-    from_data: DataRef
-    planted_share: float = Field(default=0.0, ge=0, le=1)
-    step_break: str = Field(default="\n", min_length=1)
-    answer_mark: str | None = Field(
-        default="####", min_length=1, description="a line that opens with it is the final answer, which is left out"
+    from_data: DataRef = Field(description="data stage with the solutions: traces, chats, labelled rows or completions")
+    planted_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of the solutions that get a wrong result in one step"
     )
-    may_round: bool = Field(default=True, description="a decimal may be the exact value rounded or cut to its places")
+    step_break: str = Field(default="\n", min_length=1, description="text between two steps")
+    answer_mark: str | None = Field(
+        default="####",
+        min_length=1,
+        description="start of the line that holds the final answer, which is left out; null: no such line",
+    )
+    may_round: bool = Field(default=True, description="a decimal may be the exact value rounded or cut to its decimals")
     keep_marks: bool = Field(default=False, description="leave the marks in the steps, where a model could read them")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Rows in the order of the solutions; those without marks, or with one nobody can read, are dropped."""
-        found: list[tuple[Solution, list[Step]]] = []
-        for solution in solutions(sources, self.from_data):
+        """Yields the rows in the order of the solutions.
+
+        Solutions without marks, or with one that cannot be read, are dropped.
+        """
+        divided_solutions: list[tuple[Solution, list[Step]]] = []
+        for solution in read_solutions(sources, self.from_data):
             try:
-                steps = self.steps(solution)
+                steps = self.split_steps(solution)
             except UnreadableMarkError as error:
                 drops.add("unreadable mark", solution.id, f"{error}"[:200])
                 continue
             if steps:
-                found.append((solution, steps))
+                divided_solutions.append((solution, steps))
             else:
                 drops.add("no mark", solution.id)
-        sound = [n for n, (_, steps) in enumerate(found) if _first_wrong(steps) is None]
-        drawn = drawn_order(sound, (found[n][0].id for n in sound), "planted", seed)
-        planted = set(drawn[: round(self.planted_share * len(found))])
-        for place, (solution, steps) in enumerate(found):
-            changed = plant(steps, random_for("plant", seed, solution.id)) if place in planted else None
-            if place in planted and changed is None:
+        correct_indices = [
+            index for index, (_, steps) in enumerate(divided_solutions) if _find_first_wrong_step(steps) is None
+        ]
+        drawn = shuffle_by_name(
+            correct_indices, (divided_solutions[index][0].id for index in correct_indices), "planted", seed
+        )
+        planted = set(drawn[: round(self.planted_share * len(divided_solutions))])
+        for index, (solution, steps) in enumerate(divided_solutions):
+            changed = plant_wrong_result(steps, make_random("plant", seed, solution.id)) if index in planted else None
+            if index in planted and changed is None:
                 drops.add("no place for an error", solution.id)
             else:
-                yield self._row(solution, changed or steps, is_planted=changed is not None)
+                yield self._make_row(solution, changed or steps, is_planted=changed is not None)
 
-    def steps(self, solution: Solution) -> list[Step]:
-        """The solution's steps, each with a mark at least; none if it has no mark."""
+    def split_steps(self, solution: Solution) -> list[Step]:
+        """Splits the solution into steps that hold at least one mark each; none if it has no mark."""
         parts: list[str] = []
-        waiting: list[str] = []
-        for part in solution.steps(self.step_break):
+        lines_without_mark: list[str] = []
+        for part in solution.split_steps(self.step_break):
             if self.answer_mark is not None and part.startswith(self.answer_mark):
                 continue
-            waiting.append(part)
-            if marks(part, may_round=self.may_round):
-                parts.append(self.step_break.join(waiting))
-                waiting = []
-        if parts and waiting:
-            parts[-1] = self.step_break.join([parts[-1], *waiting])
-        return [Step(part, marks(part, may_round=self.may_round)) for part in parts]
+            lines_without_mark.append(part)
+            if parse_calculator_marks(part, may_round=self.may_round):
+                parts.append(self.step_break.join(lines_without_mark))
+                lines_without_mark = []
+        if parts and lines_without_mark:
+            parts[-1] = self.step_break.join([parts[-1], *lines_without_mark])
+        return [Step(part, parse_calculator_marks(part, may_round=self.may_round)) for part in parts]
 
-    def _row(self, solution: Solution, steps: list[Step], *, is_planted: bool) -> Steps:
-        wrong = _first_wrong(steps)
-        kept = steps if wrong is None else steps[: wrong + 1]
-        noted = {"n_steps": len(steps)} if wrong is None else {"n_steps": len(steps), "first_wrong": wrong}
+    def _make_row(self, solution: Solution, steps: list[Step], *, is_planted: bool) -> Steps:
+        """Makes the steps row, cut after the first wrong step."""
+        first_wrong = _find_first_wrong_step(steps)
+        kept_steps = steps if first_wrong is None else steps[: first_wrong + 1]
+        facts = {"n_steps": len(steps)} if first_wrong is None else {"n_steps": len(steps), "first_wrong": first_wrong}
         return Steps(
             id=solution.id,
             messages=solution.messages,
-            steps=[step.text if self.keep_marks else without_marks(step.text) for step in kept],
-            labels=[place != wrong for place in range(len(kept))],
+            steps=[step.text if self.keep_marks else remove_calculator_marks(step.text) for step in kept_steps],
+            labels=[index != first_wrong for index in range(len(kept_steps))],
             gold=solution.gold,
             source=solution.source,
-            meta={**solution.meta, **noted, "planted": is_planted},
+            meta={**solution.meta, **facts, "planted": is_planted},
         )
 
 
-def plant(steps: list[Step], random: Random) -> list[Step] | None:
-    """The steps up to one whose first mark is given a wrong result, drawn; None where none can be changed.
+def plant_wrong_result(steps: list[Step], random: Random) -> list[Step] | None:
+    """Returns the steps up to one whose first mark is given a wrong result; None if none can be changed.
+
+    The step is drawn.
 
     The result stands after the mark once more, and is changed there too.
     """
-    for place in random.sample(range(len(steps)), len(steps)):
-        text, (mark, *_) = steps[place]
+    for index in random.sample(range(len(steps)), len(steps)):
+        text, (mark, *_) = steps[index]
         result = mark.sides[-1]
-        if not _PLAIN.fullmatch(result) or not text.startswith(result, mark.end):
+        if not _PLAIN_NUMBER.fullmatch(result) or not text.startswith(result, mark.end):
             continue
-        wrong = _wrong(result, random)
-        sides = "=".join([*mark.sides[:-1], wrong])
-        changed = f"{text[: mark.start]}<<{sides}>>{wrong}{text[mark.end + len(result) :]}"
-        found = marks(changed, may_round=True)
-        if not found[0].is_right:  # 0.67 for 0.66 of 2/3 would be no error
-            return [*steps[:place], Step(changed, found)]
+        wrong_result = _draw_wrong_number(result, random)
+        changed_sides = "=".join([*mark.sides[:-1], wrong_result])
+        changed_text = f"{text[: mark.start]}<<{changed_sides}>>{wrong_result}{text[mark.end + len(result) :]}"
+        changed_marks = parse_calculator_marks(changed_text, may_round=True)
+        if not changed_marks[0].is_right:  # 0.67 for 0.66 of 2/3 would be no error
+            return [*steps[:index], Step(changed_text, changed_marks)]
     return None
 
 
-def _wrong(result: str, random: Random) -> str:
-    """Another number as long as a slip of the hand makes it: one digit changed, never the sign or the first to 0."""
-    digits = [place for place, sign in enumerate(result) if sign.isdigit()]
+def _draw_wrong_number(result: str, random: Random) -> str:
+    """Draws a number that differs from the result in one digit, as a slip of the hand does.
+
+    Never the sign, and never a leading zero.
+    """
+    digits = [position for position, character in enumerate(result) if character.isdigit()]
     while True:
-        place = random.choice(digits)
-        wrong = f"{result[:place]}{random.randrange(10)}{result[place + 1 :]}"
+        position = random.choice(digits)
+        wrong = f"{result[:position]}{random.randrange(10)}{result[position + 1 :]}"
         is_led_by_zero = (
             wrong.lstrip("-").startswith("0") and not wrong.lstrip("-").startswith("0.") and len(digits) > 1
         )
-        if not is_led_by_zero and value(wrong) != value(result):
+        if not is_led_by_zero and evaluate_expression(wrong) != evaluate_expression(result):
             return wrong
 
 
-def _first_wrong(steps: list[Step]) -> int | None:
-    return next((place for place, step in enumerate(steps) if not all(mark.is_right for mark in step.marks)), None)
+def _find_first_wrong_step(steps: list[Step]) -> int | None:
+    """Returns the index of the first step with a wrong mark, None if there is none."""
+    return next((index for index, step in enumerate(steps) if not all(mark.is_right for mark in step.marks)), None)

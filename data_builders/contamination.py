@@ -1,4 +1,4 @@
-"""Rows that repeat a benchmark's questions, found by the rules that published recipes used, each with its pair.
+"""Finds rows that repeat a benchmark's questions, by the rules of published recipes.
 
 find = S1Overlap(against="math500").finder([Question("1", "What is the sum of ...?"), ...])
 find("Find the sum of ...")  # None, or the question and what is shared
@@ -16,15 +16,19 @@ from pydantic import Field
 from qwen_align.align.errors import DataError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Row
-from qwen_align.data_builders.benchmark import Against, Question, Reader
-from qwen_align.data_builders.common_subsequence import SubsequenceIndex, lcs_length, share_of_shorter
+from qwen_align.data_builders.benchmark_questions import Against, Question, Reader
+from qwen_align.data_builders.longest_common_subsequence import (
+    SubsequenceIndex,
+    compute_lcs_length,
+    compute_shorter_share,
+)
 from qwen_align.data_builders.ngram_index import NgramIndex
-from qwen_align.data_builders.row_texts import Part, part_of
-from qwen_align.data_builders.text_units import words
+from qwen_align.data_builders.row_texts import Part, join_part_texts
+from qwen_align.data_builders.text_to_words import split_words
 
 
 class Overlap(NamedTuple):
-    """The benchmark's question that a text repeats, and what of it, in words for people."""
+    """The benchmark question that a text repeats, and what they share, in words for people."""
 
     question: str
     shared: str
@@ -35,40 +39,44 @@ Units = Callable[[str], Sequence[str]]
 
 
 class _Rule(Against):
-    """What every rule has: the benchmark, and the part of a row that is held against it."""
+    """Settings that all contamination rules have: the benchmark, and the part of a row that is compared with it."""
 
     part: Part = Field(
         default="question",  # s1 compares questions; traces that quote a question belong to that question
-        description="what of a row is looked at: its user turns, or all turns but the system's",
+        description="part of a row that is compared: its user turns, or all turns but the system's",
     )
 
     method: str
     _help_for_short: ClassVar[str] = "a second rule with method same_words does"
 
-    def finder(self, questions: Sequence[Question]) -> Finder:
-        """Says of a text which question it repeats, if any; warns of questions that the rule can never find."""
-        units = self._units()
-        asked = [units(question.text) for question in questions]
-        too_short = sum(len(one) < self._fewest_units for one in asked)
-        if too_short:
+    def make_finder(self, questions: Sequence[Question]) -> Finder:
+        """Makes a function that returns which question a text repeats, None if it repeats none.
+
+        Warns of questions that the rule can never find.
+        """
+        split_units = self._choose_unit_splitter()
+        question_units = [split_units(question.text) for question in questions]
+        n_too_short = sum(len(units_of_question) < self._min_units for units_of_question in question_units)
+        if n_too_short:
             warnings.warn(
-                f"contamination: {too_short} of {len(asked)} questions of {self.benchmark} are too short for method "
-                f"'{self.method}', which finds no copy of them; {self._help_for_short}",
+                f"contamination: {n_too_short} of {len(question_units)} questions of {self.benchmark} are too short "
+                f"for method '{self.method}', which finds no copy of them; {self._help_for_short}",
                 stacklevel=2,
             )
-        return self._finder([question.id for question in questions], asked, units)
+        return self._make_finder([question.id for question in questions], question_units, split_units)
 
     @abstractmethod
-    def _units(self) -> Units:
-        """What texts are compared by."""
+    def _choose_unit_splitter(self) -> Units:
+        """Returns the function that splits a text into the units that are compared."""
 
     @property
     @abstractmethod
-    def _fewest_units(self) -> int:
-        """A question of fewer units is never found."""
+    def _min_units(self) -> int:
+        """Returns the number of units below which a question is never found."""
 
     @abstractmethod
-    def _finder(self, ids: Sequence[str], asked: Sequence[Sequence[str]], units: Units) -> Finder: ...
+    def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
+        """Makes the function that finds which of the questions, given in units, a text repeats."""
 
 
 class S1Overlap(_Rule):
@@ -77,21 +85,21 @@ class S1Overlap(_Rule):
     simplescaling/s1 77272c6 data/decontaminate_util.py. Text without spaces, such as Chinese, has no such n-grams.
     """
 
-    method: Literal["s1"] = "s1"
-    ngram: int = Field(default=8, ge=1)  # s1 data/collect_data.py: ngram_size=8
+    method: Literal["s1"] = Field(default="s1", description="rule: one shared n-gram of white-space words, as in s1")
+    ngram: int = Field(default=8, ge=1, description="words in the n-gram")  # s1 data/collect_data.py: ngram_size=8
 
-    def _units(self) -> Units:
+    def _choose_unit_splitter(self) -> Units:
         return lambda text: text.lower().split()
 
     @property
-    def _fewest_units(self) -> int:
+    def _min_units(self) -> int:
         return self.ngram
 
-    def _finder(self, ids: Sequence[str], asked: Sequence[Sequence[str]], units: Units) -> Finder:
-        index = NgramIndex(asked, self.ngram)
+    def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
+        index = NgramIndex(question_units, self.ngram)
 
         def find(text: str) -> Overlap | None:
-            for shared in index.shared(units(text)):
+            for shared in index.find_shared(split_units(text)):
                 return Overlap(ids[shared.texts[0]], f"{shared.words!r}")
             return None
 
@@ -105,33 +113,37 @@ class Qwen25MathOverlap(_Rule):
     lower case, single CJK characters as words, and the ratio to the shorter text, as in Qwen2.5.
     """
 
-    method: Literal["qwen2.5_math"] = "qwen2.5_math"
-    ngram: int = Field(default=13, ge=1)
-    above_share: float = Field(default=0.6, ge=0, lt=1)
+    method: Literal["qwen2.5_math"] = Field(
+        default="qwen2.5_math", description="rule: a shared n-gram and a long common subsequence, as in Qwen2.5-Math"
+    )
+    ngram: int = Field(default=13, ge=1, description="words in the n-gram")
+    above_share: float = Field(
+        default=0.6, ge=0, lt=1, description="share of the shorter text that the longest common subsequence must exceed"
+    )
 
-    def _units(self) -> Units:
-        return words
+    def _choose_unit_splitter(self) -> Units:
+        return split_words
 
     @property
-    def _fewest_units(self) -> int:
+    def _min_units(self) -> int:
         return self.ngram
 
-    def _finder(self, ids: Sequence[str], asked: Sequence[Sequence[str]], units: Units) -> Finder:
-        index = NgramIndex(asked, self.ngram)
+    def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
+        index = NgramIndex(question_units, self.ngram)
         above = Fraction(str(self.above_share))  # the decimal that was written, so that 0.6 of 35 is 21
 
         def find(text: str) -> Overlap | None:
-            said = units(text)
-            looked_at: set[int] = set()
-            for shared in index.shared(said):
-                for place in shared.texts:
-                    if place in looked_at:
+            text_units = split_units(text)
+            compared: set[int] = set()
+            for shared in index.find_shared(text_units):
+                for index_of_question in shared.texts:
+                    if index_of_question in compared:
                         continue
-                    looked_at.add(place)
-                    common = lcs_length(said, asked[place])
-                    share = share_of_shorter(common, len(said), len(asked[place]))
+                    compared.add(index_of_question)
+                    common = compute_lcs_length(text_units, question_units[index_of_question])
+                    share = compute_shorter_share(common, len(text_units), len(question_units[index_of_question]))
                     if share > above:
-                        return Overlap(ids[place], f"{_in_common(common, share)}, {shared.words!r}")
+                        return Overlap(ids[index_of_question], f"{_describe_overlap(common, share)}, {shared.words!r}")
             return None
 
         return find
@@ -145,38 +157,48 @@ class Qwen25Overlap(_Rule):
     For questions: of a trace of thousands of tokens, nearly any question's words are a subsequence by chance.
     """
 
-    method: Literal["qwen2.5"] = "qwen2.5"
-    min_common: int = Field(default=13, ge=1)
-    min_share: float = Field(default=0.6, gt=0, le=1)
-    tokenizer: OutsideFile | None = Field(default=None, description="a tokenizer.json, such as Qwen3's")
+    method: Literal["qwen2.5"] = Field(
+        default="qwen2.5", description="rule: a long common subsequence of tokens, as in Qwen2.5"
+    )
+    min_common: int = Field(default=13, ge=1, description="fewest tokens in the longest common subsequence")
+    min_share: float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="smallest share of the shorter text that the longest common subsequence has",
+    )
+    tokenizer: OutsideFile | None = Field(
+        default=None, description="a tokenizer.json, such as Qwen3's; null: words and CJK characters are the tokens"
+    )
 
-    def _units(self) -> Units:
+    def _choose_unit_splitter(self) -> Units:
         if self.tokenizer is None:
-            return words
-        tokenizer = _read_tokenizer(Path(self.tokenizer))
+            return split_words
+        tokenizer = _load_tokenizer(Path(self.tokenizer))
         return lambda text: list(map(str, tokenizer.encode(text, add_special_tokens=False).ids))
 
     @property
-    def _fewest_units(self) -> int:
+    def _min_units(self) -> int:
         return self.min_common
 
-    def _finder(self, ids: Sequence[str], asked: Sequence[Sequence[str]], units: Units) -> Finder:
+    def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
         share = Fraction(str(self.min_share))
-        index = SubsequenceIndex(asked, min_common=self.min_common, min_share=share)
+        index = SubsequenceIndex(question_units, min_common=self.min_common, min_share=share)
 
         def find(text: str) -> Overlap | None:
-            alike = index.first_alike(units(text))
-            return None if alike is None else Overlap(ids[alike.text], _in_common(alike.common, alike.share))
+            alike = index.find_first_alike(split_units(text))
+            return None if alike is None else Overlap(ids[alike.text], _describe_overlap(alike.common, alike.share))
 
         return find
 
 
-def _read_tokenizer(path: Path) -> Any:
+def _load_tokenizer(path: Path) -> Any:
+    """Loads a tokenizer from its tokenizer.json; raises DataError if there is none."""
     from tokenizers import Tokenizer
 
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise DataError(f"tokenizer: {path}: {what}; a model's tokenizer.json is meant")
+        problem = "is a folder" if path.is_dir() else "there is no such file"
+        raise DataError(f"tokenizer: {path}: {problem}; a model's tokenizer.json is meant")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library has no narrower class for a file it cannot read
@@ -188,29 +210,30 @@ def _read_tokenizer(path: Path) -> Any:
 class SameWords(_Rule):
     """The same words in the same order, case and signs apart: ours, for questions too short for the other rules."""
 
-    method: Literal["same_words"] = "same_words"
+    method: Literal["same_words"] = Field(default="same_words", description="rule: the same words in the same order")
     _help_for_short: ClassVar[str] = "they hold no word"
 
-    def _units(self) -> Units:
-        return words
+    def _choose_unit_splitter(self) -> Units:
+        return split_words
 
     @property
-    def _fewest_units(self) -> int:
+    def _min_units(self) -> int:
         return 1
 
-    def _finder(self, ids: Sequence[str], asked: Sequence[Sequence[str]], units: Units) -> Finder:
+    def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
         first: dict[tuple[str, ...], str] = {}
-        for question, said in zip(ids, asked, strict=True):
-            first.setdefault(tuple(said), question)
+        for question, text_units in zip(ids, question_units, strict=True):
+            first.setdefault(tuple(text_units), question)
 
         def find(text: str) -> Overlap | None:
-            said = tuple(units(text))
-            return Overlap(first[said], "the same words") if said and said in first else None
+            text_units = tuple(split_units(text))
+            return Overlap(first[text_units], "the same words") if text_units and text_units in first else None
 
         return find
 
 
-def _in_common(common: int, share: Fraction) -> str:
+def _describe_overlap(common: int, share: Fraction) -> str:
+    """Describes how many units two texts have in common, for people."""
     return f"{common} in common, {float(share):.2f} of the shorter"
 
 
@@ -218,7 +241,7 @@ Contamination = Annotated[S1Overlap | Qwen25MathOverlap | Qwen25Overlap | SameWo
 
 
 class Benchmark(NamedTuple):
-    """A rule with its benchmark read."""
+    """A contamination rule whose benchmark has been read."""
 
     reason: str
     part: Part
@@ -226,17 +249,19 @@ class Benchmark(NamedTuple):
 
 
 def read_benchmarks(rules: Iterable[Contamination], sources: Mapping[str, Reader]) -> list[Benchmark]:
-    """The rules, ready to be asked about rows, in order."""
+    """Reads the rules' benchmarks; returns the rules ready to compare rows with, in order."""
     return [
-        Benchmark(f"contaminated: {rule.benchmark}, {rule.method}", rule.part, rule.finder(rule.questions(sources)))
+        Benchmark(
+            f"contaminated: {rule.benchmark}, {rule.method}", rule.part, rule.make_finder(rule.read_questions(sources))
+        )
         for rule in rules
     ]
 
 
-def contamination(row: Row, benchmarks: Iterable[Benchmark]) -> tuple[str, Overlap] | None:
-    """The reason and the overlap of the first rule that finds the row contaminated."""
+def find_contamination(row: Row, benchmarks: Iterable[Benchmark]) -> tuple[str, Overlap] | None:
+    """Returns the reason and the overlap of the first rule that finds the row contaminated, None if none does."""
     for benchmark in benchmarks:
-        overlap = benchmark.find(part_of(row, benchmark.part))
+        overlap = benchmark.find(join_part_texts(row, benchmark.part))
         if overlap is not None:
             return benchmark.reason, overlap
     return None

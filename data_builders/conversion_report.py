@@ -1,4 +1,4 @@
-"""What a source was recognised as, what was made of its rows, and which of their columns nobody read."""
+"""Reports a source's format, the rows made of it, and the columns that were not read."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,37 +8,37 @@ from typing import Any
 
 @dataclass
 class Report:
-    """What a source was recognised as and what was made of it; complete when its rows have been read."""
+    """A source's format and the counts of its conversion; complete when its rows have been read."""
 
     source: str = ""
     format: str = ""
     is_recognised: bool = False
-    made: Counter[str] = field(default_factory=Counter)
-    seen: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
+    n_made: Counter[str] = field(default_factory=Counter)
+    n_converted: Counter[str] = field(default_factory=Counter)
+    n_left_out: Counter[str] = field(default_factory=Counter)
 
-    def lines(self) -> list[str]:
-        """The report, a statement a line."""
-        how = "recognised as" if self.is_recognised else "read as"
-        lines = [f"{self.source}: {how} {self.format}"]
-        lines += [f"{n:,} {kind} rows made" for kind, n in self.made.items()]
-        lines += [f"{what}: {n:,}" for what, n in sorted(self.seen.items())]
-        lines += [f"column '{key}' left out of {n:,} rows" for key, n in sorted(self.left_out.items())]
+    def format_lines(self) -> list[str]:
+        """Formats the report as text, one statement per line."""
+        verb = "recognised as" if self.is_recognised else "read as"
+        lines = [f"{self.source}: {verb} {self.format}"]
+        lines += [f"{count:,} {kind} rows made" for kind, count in self.n_made.items()]
+        lines += [f"{conversion}: {count:,}" for conversion, count in sorted(self.n_converted.items())]
+        lines += [f"column '{key}' left out of {count:,} rows" for key, count in sorted(self.n_left_out.items())]
         return lines
 
-    def counts(self) -> dict[str, Any]:
-        """The report for a manifest."""
+    def to_manifest(self) -> dict[str, Any]:
+        """Returns the report's counts for a manifest."""
         return {
             "format": self.format,
             "recognised": self.is_recognised,
-            "made": dict(self.made),
-            "converted": dict(sorted(self.seen.items())),
-            "columns_left_out": dict(sorted(self.left_out.items())),
+            "made": dict(self.n_made),
+            "converted": dict(sorted(self.n_converted.items())),
+            "columns_left_out": dict(sorted(self.n_left_out.items())),
         }
 
 
 class ReadValues(dict[str, Any]):
-    """A row that knows which of its keys were read."""
+    """A row that records which of its keys were read."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)

@@ -1,4 +1,4 @@
-"""Rows of a data set on the Hugging Face hub, at a fixed revision.
+"""Reads rows of a data set on the Hugging Face hub, at a fixed revision.
 
 *Untested on the hub*: the tests serve a hub of their own to the library.
 """
@@ -11,18 +11,19 @@ from pydantic import AfterValidator, Field
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Row
-from qwen_align.data_builders.bad_row import Reject, without_nul
-from qwen_align.data_builders.conversion import Conversion
+from qwen_align.data_builders.bad_row_errors import Reject, reject_rows_with_nul
 from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_MOVING = ("main", "master", "HEAD")
+_MOVING_REVISIONS = ("main", "master", "HEAD")
 
 
-def _fixed(revision: str) -> str:
-    if revision in _MOVING or revision.startswith("refs/"):
+def _check_revision_is_fixed(revision: str) -> str:
+    """Returns the revision; raises ValueError for a branch or an abbreviated commit."""
+    if revision in _MOVING_REVISIONS or revision.startswith("refs/"):
         raise ValueError(
             f"'{revision}' moves, so the same recipe would give other rows tomorrow; give the commit's 40 hex digits "
             "(on the data set's page: Files and versions, History), or a tag"
@@ -32,7 +33,8 @@ def _fixed(revision: str) -> str:
     return revision
 
 
-def _named(dataset: str) -> str:
+def _check_dataset_name(dataset: str) -> str:
+    """Returns the data set's name; raises ValueError for what is no name on the hub."""
     if not _NAME.fullmatch(dataset):
         raise ValueError(f"'{dataset}' is no data set of the hub: owner/name; a file of your own is kind: local_file")
     return dataset
@@ -46,41 +48,50 @@ class Hub(Conversion):
     """
 
     kind: Literal["hub"] = "hub"
-    dataset: Annotated[str, AfterValidator(_named)]
+    dataset: Annotated[str, AfterValidator(_check_dataset_name)] = Field(
+        description="data set's name on the hub, owner/name"
+    )
     name: str | None = Field(default=None, min_length=1, description="the data set's configuration")
-    split: str = Field(default="train", min_length=1)
-    revision: Annotated[str, Field(min_length=1), AfterValidator(_fixed)]
-    streaming: bool = True
+    split: str = Field(default="train", min_length=1, description="split of the data set")
+    revision: Annotated[str, Field(min_length=1), AfterValidator(_check_revision_is_fixed)] = Field(
+        description="commit (40 hex digits) or tag of the data set"
+    )
+    streaming: bool = Field(
+        default=True, description="read rows as they arrive; false: download and cache the split first"
+    )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The split's rows in order.
+        """Yields the split's rows in order.
 
         Raises DataError if the hub cannot be reached or does not have it, RowError naming the row for the first that
         is wrong, unless `on_bad_row` is drop.
         """
-        return self.build_with(Report(), drops)
+        return self.build_with_report(Report(), drops)
 
-    def build_with(self, report: Report, drops: Drops) -> Iterator[Row]:
-        """As `build`; the report is filled as the rows are read."""
-        return self.convert(self._read, self.dataset, drops, report)
+    def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
+        """Yields the rows as `build` does, and fills the report as they are read."""
+        return self.convert_rows(self._read_rows, self.dataset, drops, report)
 
     @property
-    def _where(self) -> str:
+    def _location(self) -> str:
+        """Returns data set, configuration, revision and split, as errors name them."""
         config = f" ({self.name})" if self.name else ""
         return f"{self.dataset}{config} at {self.revision}, {self.split}"
 
-    def _read(self, reject: Reject) -> Iterator[tuple[str, Any]]:
+    def _read_rows(self, reject: Reject) -> Iterator[tuple[str, Any]]:
+        """Yields (location, row) of the split; raises DataError where the hub cannot be read."""
         try:
-            yield from without_nul(self._rows(), lambda number: f"{self._where}: row {number}", reject)
+            yield from reject_rows_with_nul(self._load_rows(), lambda number: f"{self._location}: row {number}", reject)
         except DataError:
             raise
         # The hub's errors are of these kinds: no connection, no such data set or revision, no such configuration or
         # split, a file that is damaged or of another form than its data set's card says.
         except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise DataError(f"{self._where}: {self._said(error)}") from None
+            raise DataError(f"{self._location}: {self._describe_error(error)}") from None
 
-    def _rows(self) -> Iterable[dict[str, Any]]:
-        from datasets import load_dataset_builder  # takes seconds, and only who reads the hub needs it
+    def _load_rows(self) -> Iterable[dict[str, Any]]:
+        """Loads the split with the `datasets` library; raises DataError if it offers another revision."""
+        from datasets import load_dataset_builder  # imported late: it takes seconds, and only the hub needs it
 
         builder = load_dataset_builder(self.dataset, self.name, revision=self.revision)
         # Where it cannot get the revision the library takes whichever it has cached, and only logs it.
@@ -88,8 +99,8 @@ class Hub(Conversion):
         is_wrong = builder.hash != self.revision if _COMMIT.fullmatch(self.revision) else is_cached
         if is_wrong:
             raise DataError(
-                f"{self._where}: the hub cannot be reached or has no such revision; the library offers {builder.hash}, "
-                "which is not what the recipe names"
+                f"{self._location}: the hub cannot be reached or has no such revision; the library offers "
+                f"{builder.hash}, which is not what the recipe names"
             )
         if self.streaming:
             streamed: Iterable[dict[str, Any]] = builder.as_streaming_dataset(split=self.split)
@@ -98,11 +109,12 @@ class Hub(Conversion):
         prepared: Iterable[dict[str, Any]] = builder.as_dataset(split=self.split)
         return prepared
 
-    def _said(self, error: Exception) -> str:
-        first = str(error).partition("\n")[0] or type(error).__name__
+    def _describe_error(self, error: Exception) -> str:
+        """Describes an error of the library in one line, with what to do."""
+        first_line = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, ConnectionError):
             return (
-                f"the hub cannot be reached ({first}); connect, unset HF_HUB_OFFLINE, or save the rows where there is "
-                "a connection and read them as kind: local_file"
+                f"the hub cannot be reached ({first_line}); connect, unset HF_HUB_OFFLINE, or save the rows where "
+                "there is a connection and read them as kind: local_file"
             )
-        return f"cannot be read: {first}"
+        return f"cannot be read: {first_line}"

@@ -1,4 +1,4 @@
-"""Pairs, or single labelled answers, from files of questions with solutions that are known to be right or wrong."""
+"""Builds pairs, or single labelled answers, from files of questions with solutions known to be right or wrong."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, Self
@@ -6,13 +6,19 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.rows import Labelled, Pair, Row, RowError
-from qwen_align.data_builders.judged_answers import Group, JudgedFile, at, pair_fields, text_at
-from qwen_align.data_builders.pair_matching import NoMatch, count_unpaired
+from qwen_align.data_builders.judged_answer_files import (
+    Group,
+    JudgedFile,
+    make_pair_fields,
+    read_field,
+    read_text_field,
+)
+from qwen_align.data_builders.pair_matching import NoMatch, record_unpaired
 from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class LabelledPairs(JudgedFile):
-    """Right solutions over wrong ones for the same question (`rows: pair`), or every solution with its label.
+    """Prefers right solutions to wrong ones for the same question (`rows: pair`), or labels every solution.
 
     A solution is an object such as `{"is_correct": true, "solution": "..."}`. `solutions` names the keys that hold one
     each, as in GSM8K's `model_solutions.jsonl`, or a single key that holds a list of them. Labelled rows are for
@@ -21,64 +27,73 @@ class LabelledPairs(JudgedFile):
     """
 
     kind: Literal["labelled_pairs"] = "labelled_pairs"
-    rows: Literal["pair", "labelled"]
-    solutions: list[str] = Field(min_length=1, description="the file's keys of the solutions")
-    text: str = Field(default="solution", min_length=1, description="a solution's key of its text")
-    label: str = Field(default="is_correct", min_length=1, description="a solution's key of its label, true or false")
-    both_sides_only: bool = False
+    rows: Literal["pair", "labelled"] = Field(description="kind of rows: pairs, or single answers with their labels")
+    solutions: list[str] = Field(min_length=1, description="keys of the solutions in the file")
+    text: str = Field(default="solution", min_length=1, description="key of a solution's text")
+    label: str = Field(default="is_correct", min_length=1, description="key of a solution's label, true or false")
+    both_sides_only: bool = Field(
+        default=False, description="keep only questions that have right and wrong solutions; rows: labelled only"
+    )
 
     @model_validator(mode="after")
     def _check_rows(self) -> Self:
+        """Refuses settings that the kind of rows does not use."""
         if self.rule != "correct_vs_wrong" or {"correct_from", "min_margin"} & self.model_fields_set:
             raise ValueError("rule, correct_from, min_margin: labels are true or false; leave them out")
         idle = {"both_sides_only"} if self.rows == "pair" else {"per_prompt", "max_length_difference"}
-        if said := sorted(idle & self.model_fields_set):
-            raise ValueError(f"{', '.join(said)}: is nothing for 'rows: {self.rows}'; leave it out")
+        if idle_given := sorted(idle & self.model_fields_set):
+            raise ValueError(f"{', '.join(idle_given)}: is nothing for 'rows: {self.rows}'; leave it out")
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Rows in the file's order; questions that make no pair and solutions in none are dropped."""
-        for where, row_id, row in self.objects():
-            judged = list(self._judged(row, where))
-            group = self.group(row_id, self.asked(row, where), judged)
+        """Yields the rows in the file's order.
+
+        Questions that make no pair and solutions in none are dropped.
+        """
+        for where, row_id, row in self.read_objects():
+            judged = list(self._read_solutions(row, where))
+            group = self.group_answers(row_id, self.make_prompt(row, where), judged)
             for answer_id, reason in group.malformed:
                 drops.add("malformed turn", answer_id, reason)
-            yield from self._pairs(group, drops) if self.rows == "pair" else self._labelled(group, drops)
+            yield from self._make_pairs(group, drops) if self.rows == "pair" else self._make_labelled_rows(group, drops)
 
-    def _judged(self, row: dict[str, Any], where: str) -> Iterator[tuple[str, str, float]]:
+    def _read_solutions(self, row: dict[str, Any], where: str) -> Iterator[tuple[str, str, float]]:
+        """Yields (name, text, label as 0 or 1) of every solution in a row; raises RowError for other values."""
         for key in self.solutions:
-            found = at(row, key, where)
-            listed = [(key, found)] if isinstance(found, dict) else None
-            if isinstance(found, list):
-                listed = [(f"{key}{place}", one) for place, one in enumerate(found)]
-            if listed is None or not all(isinstance(one, dict) for _, one in listed):
-                raise RowError(f"{where}: '{key}' is {found!r:.60}, neither a solution nor a list of them")
-            for name, one in listed:
-                label = at(one, self.label, f"{where}: {name}")
+            value = read_field(row, key, where)
+            named_solutions = [(key, value)] if isinstance(value, dict) else None
+            if isinstance(value, list):
+                named_solutions = [(f"{key}{index}", solution) for index, solution in enumerate(value)]
+            if named_solutions is None or not all(isinstance(solution, dict) for _, solution in named_solutions):
+                raise RowError(f"{where}: '{key}' is {value!r:.60}, neither a solution nor a list of them")
+            for name, solution in named_solutions:
+                label = read_field(solution, self.label, f"{where}: {name}")
                 if not isinstance(label, bool):
                     raise RowError(f"{where}: {name}: '{self.label}' is {label!r:.40}, not true or false")
-                yield name, text_at(one, self.text, f"{where}: {name}"), float(label)
+                yield name, read_text_field(solution, self.text, f"{where}: {name}"), float(label)
 
-    def _pairs(self, group: Group, drops: Drops) -> Iterator[Row]:
-        found = self.matches(group.answers)
-        count_unpaired(found, group.answers, group.id, drops)
-        if isinstance(found, NoMatch):
+    def _make_pairs(self, group: Group, drops: Drops) -> Iterator[Row]:
+        """Yields the pairs of a question and drops the answers in none."""
+        matches = self.select_matches(group.answers)
+        record_unpaired(matches, group.answers, group.id, drops)
+        if isinstance(matches, NoMatch):
             return
-        for match in found:
-            fields = pair_fields(group, match)
+        for match in matches:
+            fields = make_pair_fields(group, match)
             yield Pair(kind=self.label, mode=self.mode, source=self.source, **fields)
 
-    def _labelled(self, group: Group, drops: Drops) -> Iterator[Row]:
-        if self.both_sides_only and len({one.value for one in group.answers}) < 2:
-            for one in group.answers:
-                drops.add("all right" if one.value else "all wrong", f"{group.id}#{one.name}")
+    def _make_labelled_rows(self, group: Group, drops: Drops) -> Iterator[Row]:
+        """Yields the answers of a question with their labels, or drops them where one side is missing."""
+        if self.both_sides_only and len({answer.value for answer in group.answers}) < 2:
+            for answer in group.answers:
+                drops.add("all right" if answer.value else "all wrong", f"{group.id}#{answer.name}")
             return
-        for one in group.answers:
+        for answer in group.answers:
             yield Labelled(
-                id=f"{group.id}#{one.name}",
+                id=f"{group.id}#{answer.name}",
                 messages=group.messages,
-                completion=one.message,
-                label=bool(one.value),
+                completion=answer.message,
+                label=bool(answer.value),
                 mode=self.mode,
                 source=self.source,
                 meta={"question": group.id},

@@ -1,18 +1,18 @@
-"""Rows from a file of the user's own: in a published format, our typed rows, or any columns with a mapping."""
+"""Reads rows from a file of the user's own: in a published format, our typed rows, or any columns with a mapping."""
 
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Row
-from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.file_reader import check_file_suffix, read_source_rows
+from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.source_file import check_suffix, read_source
 
 
 class LocalFile(Conversion):
@@ -22,22 +22,22 @@ class LocalFile(Conversion):
     """
 
     kind: Literal["local_file"] = "local_file"
-    path: OutsideFile
+    path: OutsideFile = Field(description="file to read: JSON Lines, JSON list, CSV, TSV or Parquet")
 
     @model_validator(mode="after")
     def _check_suffix(self) -> Self:
-        check_suffix(self.path)
+        check_file_suffix(self.path)
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The file's rows in order.
+        """Yields the file's rows in order.
 
         Raises DataError if there is no such file or its format is unclear, RowError naming file and line for the
         first row that is wrong, unless `on_bad_row` is drop.
         """
-        return self.build_with(Report(), drops)
+        return self.build_with_report(Report(), drops)
 
-    def build_with(self, report: Report, drops: Drops) -> Iterator[Row]:
-        """As `build`; the report is filled as the rows are read."""
+    def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
+        """Yields the rows as `build` does, and fills the report as they are read."""
         path = Path(self.path)
-        return self.convert(partial(read_source, path), str(path), drops, report)
+        return self.convert_rows(partial(read_source_rows, path), str(path), drops, report)

@@ -1,7 +1,7 @@
-"""Texts that nearly repeat an earlier one: candidates from MinHash LSH, verified by the true Jaccard index.
+"""Finds texts that nearly repeat an earlier one: candidates from MinHash LSH, verified by the Jaccard index.
 
 finder = NearDuplicates().finder()
-finder.find_or_keep("a", "...")  # None: kept, and later texts are held against it
+finder.find_or_keep("a", "...")  # None: kept, and later texts are compared with it
 finder.find_or_keep("b", "...")  # Near("a", 0.82)
 """
 
@@ -13,16 +13,18 @@ from pydantic import Field
 
 from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.row_texts import Part
-from qwen_align.data_builders.text_units import words_and_signs
+from qwen_align.data_builders.text_to_words import split_words_and_signs
 
 if TYPE_CHECKING:
-    from qwen_align.data_builders.shingle_maps import Hashes
+    from qwen_align.data_builders.shingle_bitmaps import Hashes
 
-_BATCH = 4096  # shingles hashed at once: each takes 4 bytes a hash function, so a text of 10 MB would take gigabytes
+_BATCH_SHINGLES = (
+    4096  # shingles hashed at once: each takes 4 bytes a hash function, so a text of 10 MB would take gigabytes
+)
 
 
 class NearDuplicates(Strict):
-    """Texts are near duplicates from `threshold` on: shingles of both over shingles of either.
+    """Settings of near-duplicate removal: texts count if their shingles' Jaccard index reaches `threshold`.
 
     Shingles are runs of words, signs and single CJK characters, in lower case. The numbers are FineWeb's
     (arXiv:2406.17557, section 3.4): 5-grams, 112 hashes in 14 bands of 8, aimed at 0.75. Two texts at 0.75 become
@@ -30,40 +32,47 @@ class NearDuplicates(Strict):
     Signs are units, other than there, because operators tell one formula from another (our choice).
     """
 
-    threshold: float = Field(default=0.75, gt=0, le=1)
-    shingle: int = Field(default=5, ge=1, description="units a shingle")
-    bands: int = Field(default=14, ge=2, description="more find more candidates")
-    hashes_per_band: int = Field(default=8, ge=1, description="more make candidates more alike")
-    part: Part = Field(default="everything", description="what of a row is compared; system turns have to be equal")
+    threshold: float = Field(
+        default=0.75, gt=0, le=1, description="smallest Jaccard index of the shingles of near duplicates"
+    )
+    shingle: int = Field(default=5, ge=1, description="units (words, signs, CJK characters) in a shingle")
+    bands: int = Field(default=14, ge=2, description="bands of MinHash LSH; more find more candidates")
+    hashes_per_band: int = Field(default=8, ge=1, description="hashes in a band; more make candidates more alike")
+    part: Part = Field(
+        default="everything", description="part of a row that is compared; system turns have to be equal"
+    )
 
-    def finder(self) -> "NearDuplicateFinder":
+    def make_finder(self) -> "NearDuplicateFinder":
+        """Makes a finder with these settings that has kept no text yet."""
         return NearDuplicateFinder(self)
 
 
 class Near(NamedTuple):
-    """An earlier text and its Jaccard index with the one asked about."""
+    """An earlier text's id and its Jaccard index with the new one."""
 
     id: str
     jaccard: float
 
 
 class _Kept(NamedTuple):
+    """A kept text with its units, joined by spaces."""
+
     id: str
     units: str
 
 
 class NearDuplicateFinder:
-    """Remembers the texts it has kept; the first of two near duplicates is kept.
+    """Finds near duplicates among the texts that it has kept; the first of two near duplicates is kept.
 
     Texts that share a band are candidates. Bit maps leave out nearly all of them that are too far apart, before any is
     counted: texts of one template are candidates for each other by the thousand.
     """
 
     def __init__(self, settings: NearDuplicates) -> None:
-        # Take a third of a second, and only who removes near duplicates needs them.
+        # Imported late: it takes a third of a second, and only near-duplicate removal needs it.
         from datasketch import MinHash  # type: ignore[import-untyped]
 
-        from qwen_align.data_builders.shingle_maps import ShingleMaps
+        from qwen_align.data_builders.shingle_bitmaps import ShingleMaps
 
         self._settings = settings
         n_hashes = settings.bands * settings.hashes_per_band
@@ -74,44 +83,48 @@ class NearDuplicateFinder:
         self._groups: dict[str, int] = {}
 
     def find_or_keep(self, text_id: str, text: str, group: str = "") -> Near | None:
-        """The first kept text of the same group that the text nearly repeats; if there is none, the text is kept."""
+        """Returns the first kept text of the same group that the text nearly repeats; without one, keeps the text."""
         import numpy as np
 
-        units = words_and_signs(text)
-        shingles = self._shingles(units)
+        units = split_words_and_signs(text)
+        shingles = self._collect_shingles(units)
         if not shingles:
             return None
         # 32 bits, as the scheme takes, and twenty times as fast as sha1, the library's default
         hashes = np.fromiter((zlib.crc32(shingle.encode()) for shingle in shingles), np.uint32, len(shingles))
-        bands = self._bands_of(hashes, self._groups.setdefault(group, len(self._groups)))
-        sharing = [np.frombuffer(places, np.uintc) for band in bands if (places := self._bands.get(band))]
-        if sharing:
-            alike = self._maps.alike(np.concatenate(sharing), hashes, self._settings.threshold)
-            for place in np.unique(alike):
-                kept = self._kept[place]
-                theirs = self._shingles(kept.units.split(" "))
-                jaccard = len(shingles & theirs) / len(shingles | theirs)
+        bands = self._hash_bands(hashes, self._groups.setdefault(group, len(self._groups)))
+        indices_sharing_band = [
+            np.frombuffer(band_indices, np.uintc) for band in bands if (band_indices := self._bands.get(band))
+        ]
+        if indices_sharing_band:
+            candidates = self._maps.find_possibly_alike(
+                np.concatenate(indices_sharing_band), hashes, self._settings.threshold
+            )
+            for index in np.unique(candidates):
+                kept_text = self._kept[index]
+                kept_shingles = self._collect_shingles(kept_text.units.split(" "))
+                jaccard = len(shingles & kept_shingles) / len(shingles | kept_shingles)
                 if jaccard >= self._settings.threshold:
-                    return Near(kept.id, jaccard)
-        del sharing  # as an array that is looked at cannot grow
+                    return Near(kept_text.id, jaccard)
+        del indices_sharing_band  # an array with a view on it cannot grow
         for band in bands:
             self._bands.setdefault(band, array("I")).append(len(self._kept))
         self._maps.add(hashes)
         self._kept.append(_Kept(text_id, " ".join(units)))
         return None
 
-    def _bands_of(self, hashes: "Hashes", group: int) -> list[bytes]:
-        """A name for each band, equal for texts of a group that have its hashes in common."""
+    def _hash_bands(self, hashes: "Hashes", group: int) -> list[bytes]:
+        """Computes a key for each band, equal for texts of a group that have its hashes in common."""
         minhash = self._empty.copy()
-        for start in range(0, len(hashes), _BATCH):
-            minhash.update_batch(hashes[start : start + _BATCH])
+        for start in range(0, len(hashes), _BATCH_SHINGLES):
+            minhash.update_batch(hashes[start : start + _BATCH_SHINGLES])
         n = self._settings.hashes_per_band
         return [
             b"%d %d " % (group, band) + minhash.hashvalues[band * n : (band + 1) * n].tobytes()
             for band in range(self._settings.bands)
         ]
 
-    def _shingles(self, units: list[str]) -> set[str]:
-        """Runs of units; a text shorter than a shingle is one itself."""
+    def _collect_shingles(self, units: list[str]) -> set[str]:
+        """Collects the runs of units; a text shorter than a shingle is one itself."""
         n = self._settings.shingle
         return {" ".join(units[start : start + n]) for start in range(max(1, len(units) - n + 1))} if units else set()

@@ -1,4 +1,4 @@
-"""Which answers to one prompt are set against each other: the rules that pair builders share."""
+"""Chooses which answers to one prompt become pairs of chosen and rejected: the rules that pair builders share."""
 
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -15,7 +15,7 @@ _EQUAL = "equal answers of different worth"
 
 
 class Candidate(NamedTuple):
-    """An answer that may be a side of a pair: its value, its length, and what the side would be.
+    """An answer that may be a side of a pair, with its value, its length and its message.
 
     `text` is what common beginnings are measured on. One that is not `well_formed` can only be rejected.
     """
@@ -29,7 +29,7 @@ class Candidate(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Two sides and the number of characters they begin alike with."""
+    """A chosen and a rejected answer, and the number of characters they begin alike with."""
 
     chosen: Candidate
     rejected: Candidate
@@ -37,22 +37,24 @@ class Match(NamedTuple):
 
     @property
     def margin(self) -> float:
+        """Returns the difference of the values, chosen less rejected."""
         return self.chosen.value - self.rejected.value
 
     @property
     def length_gap(self) -> int:
+        """Returns the difference in length, without sign."""
         return abs(self.chosen.length - self.rejected.length)
 
 
 class NoMatch(NamedTuple):
-    """Why a prompt makes no pair, in a short, countable reason and in detail."""
+    """The reason why a prompt makes no pair, short and countable, and a detail."""
 
     reason: str
     detail: str
 
 
 class Matching(Strict):
-    """How many and which pairs a prompt makes.
+    """Settings that say how many and which pairs a prompt makes.
 
     correct_vs_wrong: an answer worth `correct_from` over one worth less, those with the longest common beginning
     first: sides that part late differ in what made one of them wrong, and sides of like length leave DPO less to learn
@@ -61,68 +63,85 @@ class Matching(Strict):
     dpo_iteration/run_dpo.py and reward_labeling.py). Two answers that are equal make no pair, whatever they are worth.
     """
 
-    rule: Rule = "correct_vs_wrong"
-    correct_from: float = Field(default=1.0, description="reward of a correct completion; below is wrong")
-    per_prompt: int = Field(default=2, ge=1)
-    max_length_difference: int | None = Field(default=None, ge=0, description="tokens")
-    min_margin: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="between the sides' values")
+    rule: Rule = Field(default="correct_vs_wrong", description="how answers are paired")
+    correct_from: float = Field(default=1.0, description="lowest reward of a correct completion; below is wrong")
+    per_prompt: int = Field(default=2, ge=1, description="most pairs made of a prompt")
+    max_length_difference: int | None = Field(
+        default=None, ge=0, description="most tokens that the sides may differ by in length; null: any"
+    )
+    min_margin: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="smallest difference of the sides' values; null: any"
+    )
 
     @model_validator(mode="after")
     def _check_rule(self) -> Self:
-        idle = {"best_vs_worst": {"correct_from"}, "correct_vs_wrong": set()}.get(
+        """Refuses settings that the rule does not use."""
+        idle_settings = {"best_vs_worst": {"correct_from"}, "correct_vs_wrong": set()}.get(
             self.rule, {"correct_from", "per_prompt", "max_length_difference", "min_margin"}
         )
-        if said := sorted(idle & self.model_fields_set):
-            raise ValueError(f"{', '.join(said)}: rule '{self.rule}' does not look at it; leave it out")
+        if idle_given := sorted(idle_settings & self.model_fields_set):
+            raise ValueError(f"{', '.join(idle_given)}: rule '{self.rule}' does not look at it; leave it out")
         return self
 
-    def matches(self, candidates: Sequence[Candidate]) -> list[Match] | NoMatch:
-        """The pairs of one prompt's candidates, which come in the order of their samples; never two of equal texts."""
-        if self.rule == "correct_vs_wrong":
-            return self._correct_vs_wrong(candidates)
-        chosen = [one for one in candidates if one.well_formed]
-        if not chosen or len(candidates) < 2:
-            n_usable = f"of {len(candidates)} usable completions"
-            return NoMatch("no usable completion" if not chosen else "one usable completion", n_usable)
-        if max(one.value for one in chosen) <= min(one.value for one in candidates):
-            return NoMatch("tie", f"of {len(candidates)} usable completions, each worth {chosen[0].value:.6g}")
-        if self.rule == "online_dpo_r1":
-            best, worst = max(chosen, key=lambda one: one.value), min(candidates, key=lambda one: one.value)
-            if _are_equal(best, worst):
-                return NoMatch(_EQUAL, f"of {len(candidates)} usable completions")
-            return [Match(best, worst, common_prefix(best.text, worst.text))]
-        return self._best_vs_worst(chosen, candidates)
+    def select_matches(self, candidates: Sequence[Candidate]) -> list[Match] | NoMatch:
+        """Selects the pairs of one prompt's candidates by the rule; never two of equal texts.
 
-    def _correct_vs_wrong(self, candidates: Sequence[Candidate]) -> list[Match] | NoMatch:
-        correct = [one for one in candidates if one.well_formed and one.value >= self.correct_from]
-        wrong = [one for one in candidates if one.value < self.correct_from]
+        Candidates come in the order of their samples.
+        """
+        if self.rule == "correct_vs_wrong":
+            return self._match_correct_with_wrong(candidates)
+        well_formed = [candidate for candidate in candidates if candidate.well_formed]
+        if not well_formed or len(candidates) < 2:
+            n_usable = f"of {len(candidates)} usable completions"
+            return NoMatch("no usable completion" if not well_formed else "one usable completion", n_usable)
+        if max(candidate.value for candidate in well_formed) <= min(candidate.value for candidate in candidates):
+            return NoMatch("tie", f"of {len(candidates)} usable completions, each worth {well_formed[0].value:.6g}")
+        if self.rule == "online_dpo_r1":
+            best, worst = (
+                max(well_formed, key=lambda candidate: candidate.value),
+                min(candidates, key=lambda candidate: candidate.value),
+            )
+            if _are_equal_answers(best, worst):
+                return NoMatch(_EQUAL, f"of {len(candidates)} usable completions")
+            return [Match(best, worst, measure_common_prefix(best.text, worst.text))]
+        return self._match_best_with_worst(well_formed, candidates)
+
+    def _match_correct_with_wrong(self, candidates: Sequence[Candidate]) -> list[Match] | NoMatch:
+        """Pairs correct answers with wrong ones, those with the longest common beginning first."""
+        correct = [
+            candidate for candidate in candidates if candidate.well_formed and candidate.value >= self.correct_from
+        ]
+        wrong = [candidate for candidate in candidates if candidate.value < self.correct_from]
         if not correct or not wrong:
             reason = "no correct completion" if not correct else "no wrong completion"
             return NoMatch(reason, f"of {len(candidates)} usable completions")
-        found = self._allowed(product(correct, wrong), f"of {len(correct)} correct and {len(wrong)} wrong")
-        if isinstance(found, NoMatch):
-            return found
-        return sorted(found, key=lambda one: (-one.prefix, one.length_gap))[: self.per_prompt]
+        allowed = self._filter_matches(product(correct, wrong), f"of {len(correct)} correct and {len(wrong)} wrong")
+        if isinstance(allowed, NoMatch):
+            return allowed
+        return sorted(allowed, key=lambda match: (-match.prefix, match.length_gap))[: self.per_prompt]
 
-    def _best_vs_worst(self, chosen: Sequence[Candidate], rejected: Sequence[Candidate]) -> list[Match] | NoMatch:
-        differing = ((one, other) for one, other in product(chosen, rejected) if one.value > other.value)
-        found = self._allowed(differing, f"of {len(rejected)} usable completions")
-        if isinstance(found, NoMatch):
-            return found
-        kept: list[Match] = []
+    def _match_best_with_worst(
+        self, chosen: Sequence[Candidate], rejected: Sequence[Candidate]
+    ) -> list[Match] | NoMatch:
+        """Pairs answers by the largest margin, every answer in one pair at most."""
+        differing = ((better, worse) for better, worse in product(chosen, rejected) if better.value > worse.value)
+        allowed = self._filter_matches(differing, f"of {len(rejected)} usable completions")
+        if isinstance(allowed, NoMatch):
+            return allowed
+        chosen_matches: list[Match] = []
         used: set[str] = set()
-        for match in sorted(found, key=lambda one: -one.margin):  # stable: of equal margins the first samples'
+        for match in sorted(allowed, key=lambda match: -match.margin):  # stable: of equal margins the first samples'
             if not used & {match.chosen.text, match.rejected.text}:
-                kept.append(match)
+                chosen_matches.append(match)
                 used |= {match.chosen.text, match.rejected.text}
-        return kept[: self.per_prompt]
+        return chosen_matches[: self.per_prompt]
 
-    def _allowed(self, sides: Iterable[tuple[Candidate, Candidate]], of: str) -> list[Match] | NoMatch:
-        """The matches within length and margin, one for the same two texts; else what forbade them all."""
+    def _filter_matches(self, sides: Iterable[tuple[Candidate, Candidate]], of: str) -> list[Match] | NoMatch:
+        """Returns the matches within length and margin, one for the same two texts; else what forbade them all."""
         matches: dict[tuple[str, str], Match] = {}
         n_differing = n_alike = 0
         for chosen, rejected in sides:
-            if _are_equal(chosen, rejected):
+            if _are_equal_answers(chosen, rejected):
                 continue
             n_differing += 1
             match = Match(chosen, rejected, 0)
@@ -132,7 +151,7 @@ class Matching(Strict):
             if self.min_margin is None or match.margin >= self.min_margin:
                 texts = chosen.text, rejected.text
                 if texts not in matches:
-                    matches[texts] = match._replace(prefix=common_prefix(*texts))
+                    matches[texts] = match._replace(prefix=measure_common_prefix(*texts))
         if matches:
             return list(matches.values())
         if not n_differing:
@@ -140,28 +159,31 @@ class Matching(Strict):
         return NoMatch("margin too small" if n_alike else "no pair of like length", of)
 
 
-def _are_equal(one: Candidate, other: Candidate) -> bool:
-    return one.text.strip() == other.text.strip() or one.message == other.message
+def _are_equal_answers(left: Candidate, right: Candidate) -> bool:
+    """Tells whether two answers say the same, white space around them apart."""
+    return left.text.strip() == right.text.strip() or left.message == right.message
 
 
-def count_unpaired(found: list[Match] | NoMatch, candidates: Iterable[Candidate], prompt_id: str, drops: Drops) -> None:
+def record_unpaired(
+    result: list[Match] | NoMatch, candidates: Iterable[Candidate], prompt_id: str, drops: Drops
+) -> None:
     """Drops a prompt that makes no pair, with the reason, and every candidate that is a side of none."""
-    matches = [] if isinstance(found, NoMatch) else found
+    matches = [] if isinstance(result, NoMatch) else result
     paired = {side.name for match in matches for side in (match.chosen, match.rejected)}
-    if isinstance(found, NoMatch):
-        drops.add(found.reason, prompt_id, found.detail)
-    said = found.reason if isinstance(found, NoMatch) else f"others make {len(matches)}"
-    for one in candidates:
-        if one.name not in paired:
-            drops.add("in no pair", f"{prompt_id}#{one.name}", said)
+    if isinstance(result, NoMatch):
+        drops.add(result.reason, prompt_id, result.detail)
+    detail = result.reason if isinstance(result, NoMatch) else f"others make {len(matches)}"
+    for candidate in candidates:
+        if candidate.name not in paired:
+            drops.add("in no pair", f"{prompt_id}#{candidate.name}", detail)
 
 
-def common_prefix(one: str, other: str) -> int:
-    """How many characters two texts begin alike with."""
-    low, high = 0, min(len(one), len(other))
+def measure_common_prefix(left: str, right: str) -> int:
+    """Counts the characters that two texts begin alike with."""
+    low, high = 0, min(len(left), len(right))
     while low < high:  # by bisection, as slices compare at C speed
         middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
+        if left[low:middle] == right[low:middle]:
             low = middle
         else:
             high = middle - 1

@@ -1,125 +1,141 @@
-"""Pairs of a chosen and a rejected answer, and answers with a thumb up or down."""
+"""Defines the source formats of preference pairs, and of answers labelled good or bad."""
 
 from typing import Any
 
 from qwen_align.align.rows import Labelled, Message, Pair, Row
-from qwen_align.data_builders.bad_row import BadValue, quoted
-from qwen_align.data_builders.chat_formats import alpaca_prompt
-from qwen_align.data_builders.finite import finite_in
-from qwen_align.data_builders.row_format import (
+from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
+from qwen_align.data_builders.chat_formats import read_alpaca_prompt
+from qwen_align.data_builders.finite_numbers import parse_finite_float
+from qwen_align.data_builders.format_definition import (
     RowFormat,
     Target,
     Values,
-    has,
     has_list,
-    prompt_turns,
-    schemas,
-    turn_list,
-    wanted,
+    has_values,
+    read_prompt,
+    read_required,
+    read_tools,
+    read_turns,
 )
-from qwen_align.data_builders.turns import reply, turns
+from qwen_align.data_builders.message_conversion import convert_reply, convert_turns
 
-_LABELS = {"true": True, "false": False}
+_LABEL_OF_TEXT = {"true": True, "false": False}
 
 
-def _pair(prompt: list[Message], chosen: Message, rejected: Message, values: Values, target: Target) -> Row:
-    schemas(values, target)
+def _make_pair(prompt: list[Message], chosen: Message, rejected: Message, values: Values, target: Target) -> Row:
+    """Makes a pair row; raises BadValue if both sides are equal."""
+    read_tools(values, target)
     if chosen == rejected:
         raise BadValue("chosen equals rejected", "chosen and rejected are equal, so nothing is preferred")
-    return Pair(messages=prompt, chosen=chosen, rejected=rejected, margin=_margin(values), **target.shared)
+    return Pair(messages=prompt, chosen=chosen, rejected=rejected, margin=_read_margin(values), **target.shared_fields)
 
 
-def _margin(values: Values) -> float | None:
-    """The margin, or the difference of both sides' scores, as UltraFeedback names them."""
-    if has(values, "margin"):
-        return number(values["margin"], "margin")
-    if has(values, "score_chosen", "score_rejected"):
-        chosen, rejected = (number(values[key], key) for key in ("score_chosen", "score_rejected"))
-        return number(chosen - rejected, "score_chosen - score_rejected")
+def _read_margin(values: Values) -> float | None:
+    """Reads the margin, or the difference of both sides' scores, as UltraFeedback names them; None without either."""
+    if has_values(values, "margin"):
+        return parse_number(values["margin"], "margin")
+    if has_values(values, "score_chosen", "score_rejected"):
+        chosen, rejected = (parse_number(values[key], key) for key in ("score_chosen", "score_rejected"))
+        return parse_number(chosen - rejected, "score_chosen - score_rejected")
     return None
 
 
-def number(value: Any, field: str) -> float:
-    """The number, or the one that a text writes; raises BadValue for anything else."""
-    found = finite_in(value)
-    if found is None:
-        raise BadValue("wrong type", f"{field}: is {quoted(value)}, not a number that a float can hold")
-    return found
+def parse_number(value: Any, field: str) -> float:
+    """Parses a number, or the one that a text spells; raises BadValue for anything else."""
+    number = parse_finite_float(value)
+    if number is None:
+        raise BadValue("wrong type", f"{field}: is {shorten_repr(value)}, not a number that a float can hold")
+    return number
 
 
-def _preference(values: Values, target: Target) -> Row:
-    chosen, rejected = (_side(values, side, target) for side in ("chosen", "rejected"))
-    if has(values, "prompt"):
-        prompt = prompt_turns(values, "prompt", target)
-    elif has(values, "instruction"):
-        prompt = alpaca_prompt(values)
+def _convert_preference(values: Values, target: Target) -> Row:
+    """Converts a row with chosen and rejected answers, whose prompt may stand in both."""
+    chosen, rejected = (_read_side(values, side, target) for side in ("chosen", "rejected"))
+    if has_values(values, "prompt"):
+        prompt = read_prompt(values, "prompt", target)
+    elif has_values(values, "instruction"):
+        prompt = read_alpaca_prompt(values)
     else:
-        prompt = _common_prompt(chosen, rejected)
-    return _pair(prompt, _after(prompt, chosen, "chosen"), _after(prompt, rejected, "rejected"), values, target)
+        prompt = _find_common_prompt(chosen, rejected)
+    return _make_pair(
+        prompt, _take_reply(prompt, chosen, "chosen"), _take_reply(prompt, rejected, "rejected"), values, target
+    )
 
 
-def _side(values: Values, side: str, target: Target) -> list[Message]:
-    value = wanted(values, side)
+def _read_side(values: Values, side: str, target: Target) -> list[Message]:
+    """Reads one side of a pair: an answer, or a whole conversation."""
+    value = read_required(values, side)
     if isinstance(value, list):
-        return turns(value, side, target.seen)
-    return [reply(value, side, target.seen)]
+        return convert_turns(value, side, target.conversion_counts)
+    return [convert_reply(value, side, target.conversion_counts)]
 
 
-def _common_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
-    """What two whole conversations begin with alike, up to the last assistant's turn of either."""
+def _find_common_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
+    """Returns the turns that two whole conversations begin with alike, up to the last assistant's turn of either."""
     limit = min(len(chosen), len(rejected)) - 1
-    n = next((place for place in range(limit) if chosen[place] != rejected[place]), limit)
-    if n == 0:
+    n_common = next((index for index in range(limit) if chosen[index] != rejected[index]), limit)
+    if n_common == 0:
         raise BadValue("missing field", "'prompt' is missing, and chosen and rejected begin with no common turns")
-    return chosen[:n]
+    return chosen[:n_common]
 
 
-def _after(prompt: list[Message], side: list[Message], name: str) -> Message:
-    """The one assistant's turn of a side, which may repeat the prompt before it."""
+def _take_reply(prompt: list[Message], side: list[Message], name: str) -> Message:
+    """Returns the one assistant's turn of a side, which may repeat the prompt before it."""
     turn = side[-1]
-    before = side[:-1]
-    if before and before != prompt and before != [message for message in prompt if message.role != "system"]:
+    earlier = side[:-1]
+    if earlier and earlier != prompt and earlier != [message for message in prompt if message.role != "system"]:
         raise BadValue("wrong roles", f"{name}: has {len(side)} turns, and those before the last are not the prompt's")
     if turn.role != "assistant":
         raise BadValue("wrong roles", f"{name}: ends with a {turn.role}'s turn; one assistant turn is needed")
     return turn
 
 
-def _sharegpt_preference(values: Values, target: Target) -> Row:
-    prompt = prompt_turns(values, "conversations", target)
-    chosen, rejected = (reply(wanted(values, side), side, target.seen) for side in ("chosen", "rejected"))
-    return _pair(prompt, chosen, rejected, values, target)
+def _convert_sharegpt_preference(values: Values, target: Target) -> Row:
+    """Converts a row in ShareGPT's preference format."""
+    prompt = read_prompt(values, "conversations", target)
+    chosen, rejected = (
+        convert_reply(read_required(values, side), side, target.conversion_counts) for side in ("chosen", "rejected")
+    )
+    return _make_pair(prompt, chosen, rejected, values, target)
 
 
-def _kto(values: Values, target: Target) -> Row:
-    schemas(values, target)
-    if has(values, "completion"):
-        said = [*prompt_turns(values, "prompt", target), reply(values["completion"], "completion", target.seen)]
-    elif has(values, "instruction"):
-        said = [*alpaca_prompt(values), reply(wanted(values, "output"), "output", target.seen)]
+def _convert_kto(values: Values, target: Target) -> Row:
+    """Converts a row with an answer and its label."""
+    read_tools(values, target)
+    if has_values(values, "completion"):
+        messages = [
+            *read_prompt(values, "prompt", target),
+            convert_reply(values["completion"], "completion", target.conversion_counts),
+        ]
+    elif has_values(values, "instruction"):
+        messages = [
+            *read_alpaca_prompt(values),
+            convert_reply(read_required(values, "output"), "output", target.conversion_counts),
+        ]
     else:
-        key = "conversations" if has(values, "conversations") else "messages"
-        said = turn_list(values, key, target)
-    if len(said) < 2 or said[-1].role != "assistant":
+        key = "conversations" if has_values(values, "conversations") else "messages"
+        messages = read_turns(values, key, target)
+    if len(messages) < 2 or messages[-1].role != "assistant":
         raise BadValue("no reply", "does not end with an assistant's turn after a prompt, which the label would be of")
-    key = "kto_tag" if has(values, "kto_tag") else "label"
-    said_of_it = label(wanted(values, key), key)
-    return Labelled(messages=said[:-1], completion=said[-1], label=said_of_it, **target.shared)
+    key = "kto_tag" if has_values(values, "kto_tag") else "label"
+    label = parse_label(read_required(values, key), key)
+    return Labelled(messages=messages[:-1], completion=messages[-1], label=label, **target.shared_fields)
 
 
-def label(value: Any, field: str) -> bool:
-    """True or false, or as CSV writes them; raises BadValue for anything else."""
-    found = _LABELS.get(value.strip().lower()) if isinstance(value, str) else value
-    if not isinstance(found, bool):
-        raise BadValue("wrong type", f"{field}: is {quoted(value)}; a label is true or false")
-    return found
+def parse_label(value: Any, field: str) -> bool:
+    """Parses true or false, or as CSV writes them; raises BadValue for anything else."""
+    label = _LABEL_OF_TEXT.get(value.strip().lower()) if isinstance(value, str) else value
+    if not isinstance(label, bool):
+        raise BadValue("wrong type", f"{field}: is {shorten_repr(value)}; a label is true or false")
+    return label
 
 
-def _is_kto(values: Values) -> bool:
+def _is_kto_row(values: Values) -> bool:
+    """Tells whether the row has an answer and a label of true or false."""
     has_turns = has_list(values, "messages") or has_list(values, "conversations")
-    has_answer = has(values, "completion") or has(values, "instruction", "output")
-    said = values.get("kto_tag") if has(values, "kto_tag") else values.get("label")
-    is_label = isinstance(said, bool) or (isinstance(said, str) and said.strip().lower() in _LABELS)
+    has_answer = has_values(values, "completion") or has_values(values, "instruction", "output")
+    value = values.get("kto_tag") if has_values(values, "kto_tag") else values.get("label")
+    is_label = isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _LABEL_OF_TEXT)
     return is_label and (has_turns or has_answer)
 
 
@@ -132,16 +148,16 @@ PREFERENCE_FORMATS = (
             *("margin", "score_chosen", "score_rejected"),
         ),
         ("pair",),
-        lambda values: has(values, "chosen", "rejected") and not has_list(values, "conversations"),
-        _preference,
+        lambda values: has_values(values, "chosen", "rejected") and not has_list(values, "conversations"),
+        _convert_preference,
     ),
     RowFormat(
         "sharegpt_preference",
         "conversations, chosen, rejected",
         ("conversations", "chosen", "rejected", "system", "tools", "margin", "score_chosen", "score_rejected"),
         ("pair",),
-        lambda values: has_list(values, "conversations") and has(values, "chosen", "rejected"),
-        _sharegpt_preference,
+        lambda values: has_list(values, "conversations") and has_values(values, "chosen", "rejected"),
+        _convert_sharegpt_preference,
     ),
     RowFormat(
         "kto",
@@ -151,7 +167,7 @@ PREFERENCE_FORMATS = (
             *("instruction", "input", "output", "history"),
         ),
         ("labelled",),
-        _is_kto,
-        _kto,
+        _is_kto_row,
+        _convert_kto,
     ),
 )

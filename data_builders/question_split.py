@@ -1,4 +1,4 @@
-"""Parts of data that share no question: a question's words alone decide its part, in every stage and kind of row."""
+"""Splits data into parts that share no question: a question's words alone decide its part, in every kind of row."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -9,17 +9,19 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row
 from qwen_align.align.settings.base import Strict, did_you_mean
-from qwen_align.data_builders.asked_questions import all_questions, own_questions
-from qwen_align.data_builders.prompt_flags import without_flags
-from qwen_align.data_builders.seeded_draws import stable_number
+from qwen_align.data_builders.row_questions import list_all_questions, list_own_questions
+from qwen_align.data_builders.seeded_draws import hash_to_number
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.text_units import words_and_signs
+from qwen_align.data_builders.text_to_words import split_words_and_signs
+from qwen_align.data_builders.thinking_flags import remove_flags
 
 Asked = Literal["first", "last", "all"]
 
 
 class QuestionPart(Strict):
-    """One part of all questions, by a hash of their normal form: lower case, without flags, white space apart.
+    """Settings of one part of all questions, chosen by a hash of their normal form.
+
+    The normal form is in lower case, without flags, white space apart.
 
     Two stages whose `shares`, `salt`, `asked` and `without` are equal never share a question between parts of two
     names: not a problem and its traces, pairs, completions or chats, not two files or generators that hold the same
@@ -27,111 +29,132 @@ class QuestionPart(Strict):
     solution ask the solution's question, and what goes on after a chat asks its own.
     """
 
-    part: str = Field(min_length=1)
-    shares: dict[str, float] = Field(min_length=2, description="part: its share of all questions; together 1")
-    salt: str = Field(default="", description="another text makes other parts")
+    part: str = Field(min_length=1, description="name of the part that is kept, one of shares")
+    shares: dict[str, float] = Field(min_length=2, description="each part's share of all questions, together 1")
+    salt: str = Field(default="", description="text that goes into the hash; another text makes other parts")
     asked: Asked = Field(
         default="first",  # the one that two conversations have in common if the shorter begins the longer
-        description="user turn that is the question; last where the first ones are examples",
+        description="which user turn is the question; last where the first ones are examples",
     )
-    without: list[str] = Field(default_factory=list, description="texts around questions, such as an instruction")
+    without: list[str] = Field(
+        default_factory=list, description="texts around questions that are left out, such as an instruction"
+    )
 
     @model_validator(mode="after")
     def _check_shares(self) -> "QuestionPart":
+        """Checks that the part has a share and that the shares add up to 1."""
         if self.part not in self.shares:
             raise ValueError(f"part: '{self.part}' is none of the shares{did_you_mean(self.part, self.shares)}")
         if wrong := [name for name, share in self.shares.items() if not 0 < share < 1]:
             raise ValueError(f"shares: '{wrong[0]}' is {self.shares[wrong[0]]}; a share is above 0 and below 1")
-        total = sum(map(_exact, self.shares.values()))
+        total = sum(map(_to_exact_fraction, self.shares.values()))
         if total != 1:
             raise ValueError(f"shares: they are {float(total)} together, not 1")
         return self
 
-    def holds(self, row: Row) -> bool | None:
-        """Whether the row's question is in this part, None if it asks nothing."""
-        found = self.part_of(row)
-        return None if found is None else found == self.part
+    def is_in_part(self, row: Row) -> bool | None:
+        """Tells whether the row's question is in this part, None if it asks nothing."""
+        part = self.find_part(row)
+        return None if part is None else part == self.part
 
-    def part_of(self, row: Row) -> str | None:
-        """The part that the row's question is in, None if it asks nothing."""
-        question = normal_question(row, self.asked, self.without)
+    def find_part(self, row: Row) -> str | None:
+        """Returns the name of the part that the row's question is in, None if it asks nothing."""
+        question = normalize_question(row, self.asked, self.without)
         if not question:
             return None
-        place, below = Fraction(stable_number("part", self.salt, question), 2**64), Fraction(0)
+        hash_share, upper_bound = Fraction(hash_to_number("part", self.salt, question), 2**64), Fraction(0)
         for name in sorted(self.shares):  # a recipe may list them in any order
-            below += _exact(self.shares[name])
-            if place < below:
+            upper_bound += _to_exact_fraction(self.shares[name])
+            if hash_share < upper_bound:
                 return name
         raise AssertionError("shares add up to 1")
 
 
 class Split(QuestionPart):
-    """The rows of one part, in order; the others are dropped as belonging to another."""
+    """Keeps the rows of one part, in order; the others are dropped as belonging to another."""
 
     kind: Literal["split"] = "split"
-    from_data: DataRef
+    from_data: DataRef = Field(description="data stage whose rows are split")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The part's rows; the seed is not looked at, or stages with seeds of their own would cut differently."""
+        """Yields the part's rows.
+
+        The seed is not used, or stages with seeds of their own would cut differently.
+        """
         for row in sources[self.from_data]():
-            found = self.part_of(row)
-            if found is None:
+            part = self.find_part(row)
+            if part is None:
                 drops.add("no question", row.id)
-            elif found != self.part:
-                drops.add(f"in part '{found}'", row.id)
+            elif part != self.part:
+                drops.add(f"in part '{part}'", row.id)
             else:
                 yield row
 
 
 class Unused(Strict):
-    """The rows whose questions no other stage's rows ask, in order: Qwen3's RL queries, unused in the cold start."""
+    """Keeps the rows whose questions no other stage's rows ask, in order.
+
+    As Qwen3's RL queries, which are unused in the cold start.
+    """
 
     kind: Literal["unused"] = "unused"
-    from_data: DataRef
-    unused_in: list[DataRef] = Field(min_length=1)
-    asked: Asked = "all"
-    without: list[str] = Field(default_factory=list, description="texts around questions, such as an instruction")
+    from_data: DataRef = Field(description="data stage whose rows are filtered")
+    unused_in: list[DataRef] = Field(min_length=1, description="data stages whose rows may not ask the same questions")
+    asked: Asked = Field(default="all", description="which questions of a row must be unused")
+    without: list[str] = Field(
+        default_factory=list, description="texts around questions that are left out, such as an instruction"
+    )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The rows that are left; a row counts as used if any question of another stage's row is one of its own."""
+        """Yields the rows whose questions are unused.
+
+        A row counts as used if any question of another stage's row is one of its own.
+        """
         used: dict[str, str] = {}
         for stage in self.unused_in:
             for row in sources[stage]():
-                for question in _normal_forms(all_questions(row), self.without):
+                for question in _normalize_texts(list_all_questions(row), self.without):
                     used.setdefault(question, f"in '{row.id}' of stage '{stage}'")
         for row in sources[self.from_data]():
-            texts = all_questions(row) if self.asked == "all" else own_questions(row)
-            asked = _picked(_normal_forms(texts, self.without), self.asked)
-            where = next((used[question] for question in asked if question in used), None)
-            if where is None:
+            texts = list_all_questions(row) if self.asked == "all" else list_own_questions(row)
+            own_questions = _pick_questions(_normalize_texts(texts, self.without), self.asked)
+            first_use = next((used[question] for question in own_questions if question in used), None)
+            if first_use is None:
                 yield row
             else:
-                drops.add("question used", row.id, where)
+                drops.add("question used", row.id, first_use)
 
 
-def normal_question(row: Row, asked: Asked = "first", without: list[str] | None = None) -> str:
-    """The row's question in its normal form; equal for questions that differ in case, flags and white space alone."""
-    return "\n".join(_picked(questions(row, without or []), asked))
+def normalize_question(row: Row, asked: Asked = "first", without: list[str] | None = None) -> str:
+    """Returns the row's question in its normal form.
+
+    It is equal for questions that differ in case, flags and white space alone.
+    """
+    return "\n".join(_pick_questions(list_normalized_questions(row, without or []), asked))
 
 
-def questions(row: Row, without: list[str]) -> list[str]:
-    """The normal form of every question that the row asks in its own right and that says anything, in order."""
-    return _normal_forms(own_questions(row), without)
+def list_normalized_questions(row: Row, without: list[str]) -> list[str]:
+    """Lists the normal form of every question that the row asks in its own right and that is not blank, in order."""
+    return _normalize_texts(list_own_questions(row), without)
 
 
-def _normal_forms(texts: list[str], without: list[str]) -> list[str]:
-    return [normal for text in texts if (normal := _normal(text, without))]
+def _normalize_texts(texts: list[str], without: list[str]) -> list[str]:
+    """Returns the normal forms of the texts, blank ones left out."""
+    return [normalized for text in texts if (normalized := _normalize_text(text, without))]
 
 
-def _normal(text: str, without: list[str]) -> str:
+def _normalize_text(text: str, without: list[str]) -> str:
+    """Returns a text in lower case, without flags and the given parts, its words and signs apart."""
     for part in without:
         text = text.replace(part, " ")
-    return " ".join(words_and_signs(without_flags(text)))
+    return " ".join(split_words_and_signs(remove_flags(text)))
 
 
-def _picked(found: list[str], asked: Asked) -> list[str]:
-    return found if asked == "all" else found[:1] if asked == "first" else found[-1:]
+def _pick_questions(questions: list[str], asked: Asked) -> list[str]:
+    """Returns the first, the last or all questions."""
+    return questions if asked == "all" else questions[:1] if asked == "first" else questions[-1:]
 
 
-def _exact(share: float) -> Fraction:
+def _to_exact_fraction(share: float) -> Fraction:
+    """Returns the decimal that was written as a fraction."""
     return Fraction(str(share))  # the decimal that was written, so that 0.1 and 0.2 and 0.7 make 1

@@ -1,4 +1,4 @@
-"""Problems made by reasoning_gym: puzzles, arithmetic, logic, graphs, in any number, each with a scorer of its own."""
+"""Generates reasoning_gym problems: puzzles, arithmetic, logic, graphs, each with a scorer of its own."""
 
 import contextlib
 import hashlib
@@ -17,80 +17,86 @@ from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.rows import Message, Mode, Problem, Row
 from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.reward.reasoning_gym_task import MISSING
+from qwen_align.reward.reasoning_gym_task import NOT_INSTALLED
 
 Split = Literal["train", "dev", "test"]
 
 REWARD = "reasoning_gym"
 INSTRUCTION = "Give the final answer between <answer> and </answer>, and nothing else between them."
-REDRAWS = 1000  # items in a row that are duplicates or of another split before a build says the task is exhausted
-_PROCESS = "qwen_align.data_builders.reasoning_gym_items"
+MAX_REDRAWS = 1000  # items in a row that are duplicates or of another split before a build says the task is exhausted
+_WORKER_MODULE = "qwen_align.data_builders.reasoning_gym_worker"
 
 
 class GymTask(Strict):
-    """A task by its name in reasoning_gym, its share of the rows among the others' weights, and its configuration."""
+    """A task by its name in reasoning_gym, with its weight among the tasks and its configuration."""
 
-    name: str
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    settings: dict[str, Any] = Field(default_factory=dict, description="fields of the task's config, but seed and size")
+    name: str = Field(description="task's name in reasoning_gym")
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="weight of the task among the tasks")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="fields of the task's configuration, except seed and size"
+    )
 
     @field_validator("settings")
     @classmethod
-    def _builder_draws(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        if said := sorted({"seed", "size"} & set(settings)):
-            raise ValueError(f"{', '.join(said)}: the builder's own; set seed and n there")
+    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Refuses seed and size, which the builder sets itself."""
+        if builder_settings := sorted({"seed", "size"} & set(settings)):
+            raise ValueError(f"{', '.join(builder_settings)}: the builder's own; set seed and n there")
         return settings
 
 
 class ReasoningGymTasks(Strict):
-    """Settings of the generator; `build` yields the rows.
+    """Settings of the reasoning_gym generator; `build` yields the rows.
 
     Train, dev and test never share a question: the split is a hash of task and question, whatever seed and settings.
     `instruction` follows the question; "" leaves it out.
     """
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
-    tasks: Annotated[list[str | GymTask], Field(min_length=1)]
-    n: int = Field(gt=0)
-    split: Split = "train"
-    seed: int | None = None
-    instruction: str = INSTRUCTION
-    mode: Mode | None = None
+    tasks: Annotated[list[str | GymTask], Field(min_length=1)] = Field(
+        description="tasks by name, or with weight and configuration"
+    )
+    n: int = Field(gt=0, description="number of rows")
+    split: Split = Field(default="train", description="which of three sets without common questions the rows are from")
+    seed: int | None = Field(default=None, description="seed of the draws; null: the recipe's")
+    instruction: str = Field(default=INSTRUCTION, description='text after every question; "" for none')
+    mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """`generate`, as every builder is called; it reads no other stage and drops nothing."""
+        """Generates the rows through the interface of every builder; reads no other stage and drops nothing."""
         return self.generate(seed)
 
     def generate(self, seed: int) -> Iterator[Problem]:
-        """`n` distinct rows; the same for the same settings, seed and version of reasoning_gym."""
+        """Generates `n` distinct problems, the same for the same settings, seed and version of reasoning_gym."""
         seed = seed if self.seed is None else self.seed
         tasks = [GymTask(name=task) if isinstance(task, str) else task for task in self.tasks]
         random = Random(f"reasoning_gym {self.split} {seed}")
-        seen: set[str] = set()
-        with _drawing(tasks, seed) as next_item:
+        row_ids: set[str] = set()
+        with _start_item_process(tasks, seed) as next_item:
             for index in range(self.n):
-                [place] = random.choices(range(len(tasks)), [task.weight for task in tasks])
-                for _ in range(REDRAWS):
-                    row = self._problem(tasks[place], next_item(place))
-                    if row.id not in seen and split_of(row.id) == self.split:
+                [task_index] = random.choices(range(len(tasks)), [task.weight for task in tasks])
+                for _ in range(MAX_REDRAWS):
+                    row = self._make_problem(tasks[task_index], next_item(task_index))
+                    if row.id not in row_ids and assign_split(row.id) == self.split:
                         break
                 else:
                     raise DataError(
-                        f"reasoning_gym: task '{tasks[place].name}': no new question for row {index + 1} of {self.n} "
-                        f"in split '{self.split}'; ask for fewer rows, more tasks or other settings"
+                        f"reasoning_gym: task '{tasks[task_index].name}': no new question for row {index + 1} of "
+                        f"{self.n} in split '{self.split}'; ask for fewer rows, more tasks or other settings"
                     )
-                seen.add(row.id)
+                row_ids.add(row.id)
                 yield row
 
-    def _problem(self, task: GymTask, entry: dict[str, Any]) -> Problem:
+    def _make_problem(self, task: GymTask, entry: dict[str, Any]) -> Problem:
+        """Makes the problem row of an item."""
         question = entry["question"]
-        asked = f"{question}\n\n{self.instruction}" if self.instruction else question
+        prompt = f"{question}\n\n{self.instruction}" if self.instruction else question
         gold: dict[str, Any] = {"dataset": task.name, "entry": entry}
         if task.settings:
             gold["settings"] = task.settings
         return Problem(
-            id=content_id(task.name, question),
-            messages=[Message(role="user", content=asked)],
+            id=compute_content_id(task.name, question),
+            messages=[Message(role="user", content=prompt)],
             gold=gold,
             reward=REWARD,
             mode=self.mode,
@@ -99,39 +105,41 @@ class ReasoningGymTasks(Strict):
         )
 
 
-def content_id(task: str, question: str) -> str:
-    """A stable id: equal questions of a task have equal ids."""
+def compute_content_id(task: str, question: str) -> str:
+    """Hashes task and question to a stable row id: equal questions of a task have equal ids."""
     return f"{task}-{hashlib.sha256(f'{task} {question}'.encode()).hexdigest()[:16]}"
 
 
-def split_of(row_id: str) -> Split:
-    """Eight in ten questions are for training, one for dev, one for test."""
+def assign_split(row_id: str) -> Split:
+    """Assigns a question to train, dev or test by its id, eight to one to one."""
     tenth = int(row_id[-8:], 16) % 10
     return "test" if tenth == 0 else "dev" if tenth == 1 else "train"
 
 
 @contextlib.contextmanager
-def _drawing(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[str, Any]]]:
-    """What gives the next item of the task at a place; a process draws them, which ends with the context.
+def _start_item_process(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[str, Any]]]:
+    """Starts the process that makes items; yields a function that requests the next item of a task by its index.
+
+    The process ends with the context.
 
     Raises RecipeError for tasks that cannot be drawn from.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
-        raise RecipeError(MISSING)
+        raise RecipeError(NOT_INSTALLED)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", _PROCESS],
+        [sys.executable, "-P", "-m", _WORKER_MODULE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",
         env={**os.environ, "PYTHONHASHSEED": "0"},
-        start_new_session=True,  # Ctrl-C is for the asker, whose end is the process's
+        start_new_session=True,  # Ctrl-C goes to the build alone, which ends this process
     )
 
-    def ask(asked: Any) -> Any:
+    def request_item(request: Any) -> Any:
         assert process.stdin is not None
         assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(asked) + "\n")
+            process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
         line = process.stdout.readline()
         if not line:
@@ -143,7 +151,7 @@ def _drawing(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[s
 
     with process:
         try:
-            ask({"tasks": [{"name": task.name, "settings": task.settings} for task in tasks], "seed": seed})
-            yield ask
+            request_item({"tasks": [{"name": task.name, "settings": task.settings} for task in tasks], "seed": seed})
+            yield request_item
         finally:
             process.kill()

@@ -1,4 +1,4 @@
-"""Draws that depend on a seed and on what is drawn, never on what stands beside it: a new row moves no other."""
+"""Draws that depend on a seed and on each item's own name, so that a new row moves no other."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -8,19 +8,21 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 
 
-def stable_number(*parts: object) -> int:
-    """A number of 64 bits that the parts' texts alone decide, on every machine."""
-    told = "".join(f"{len(text)}:{text}" for text in map(str, parts))  # the lengths keep ('a', 'bc') from ('ab', 'c')
-    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8])
+def hash_to_number(*parts: object) -> int:
+    """Hashes the parts' texts to a number of 64 bits, the same on every machine."""
+    encoded = "".join(
+        f"{len(text)}:{text}" for text in map(str, parts)
+    )  # the lengths keep ('a', 'bc') from ('ab', 'c')
+    return int.from_bytes(hashlib.sha256(encoded.encode()).digest()[:8])
 
 
-def random_for(*parts: object) -> Random:
-    """A generator of the parts' own, such as one for a seed and a row's id."""
-    return Random(stable_number(*parts))
+def make_random(*parts: object) -> Random:
+    """Makes a random generator seeded by the parts, such as a seed and a row's id."""
+    return Random(hash_to_number(*parts))
 
 
-def drawn_order(items: Sequence[_Item], names: Iterable[str], *seed: object) -> list[_Item]:
-    """The items in an order drawn by the seed; each one's place is decided by its name, then by its place before."""
-    keyed = [(stable_number(*seed, name), place) for place, name in enumerate(names)]
-    assert len(keyed) == len(items)
-    return [items[place] for _, place in sorted(keyed)]
+def shuffle_by_name(items: Sequence[_Item], names: Iterable[str], *seed: object) -> list[_Item]:
+    """Returns the items in an order drawn by the seed; each position is decided by the item's name, then its index."""
+    keyed_indices = [(hash_to_number(*seed, name), index) for index, name in enumerate(names)]
+    assert len(keyed_indices) == len(items)
+    return [items[index] for _, index in sorted(keyed_indices)]

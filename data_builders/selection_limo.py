@@ -1,4 +1,4 @@
-"""LIMO's selection: questions between two models' abilities, and of each the chain that reads most like reasoning.
+"""Selects as LIMO does: questions between two models' abilities, and for each the chain most like reasoning.
 
 arXiv:2502.03387v3. The authors published the rows, not the code: the rule's four measures and
 their weights are theirs; the word lists, how lengths are counted and how the measures are brought to one scale are
@@ -17,11 +17,11 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Completion, Row, RowError, Trace
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.completions import verdict_value
-from qwen_align.data_builders.pass_rate import Band, BandName, band_of
-from qwen_align.data_builders.selection_features import Attempts, noted, prompt_of, rank_shares
+from qwen_align.data_builders.completions_to_traces import make_trace
+from qwen_align.data_builders.rollout_completions import get_verdict_value
+from qwen_align.data_builders.selection_inputs import Attempts, add_note_to_meta, compute_rank_shares, get_prompt_id
+from qwen_align.data_builders.selection_pass_rate import Band, BandName, resolve_band
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.solved_traces import as_trace
 from qwen_align.reward.thinking import split_turn
 
 WORD = re.compile(r"[^\W\d_]+")
@@ -35,7 +35,7 @@ CONNECTIVES = "therefore since because thus hence so then consequently according
 
 
 class Measures(NamedTuple):
-    """What the rule looks at in a chain: its words, and the shares of them that are of each list."""
+    """The four measures of a chain: its number of words, and the shares of them that are of each word list."""
 
     length: float
     verification: float
@@ -44,23 +44,30 @@ class Measures(NamedTuple):
 
 
 class ChainScore(Strict):
-    """A weighted mean of four places among all chains compared: 1 for the highest, 0 for the lowest.
+    """Settings of a chain's score: a weighted mean of its ranks by four measures, 1 for the highest, 0 for the lowest.
 
     Lengths are words, keywords are counted as shares of the words. Places, not values, are weighed, so that one
     extreme chain does not flatten the others' differences.
     """
 
-    length: float = Field(default=0.30, ge=0)
-    verification: float = Field(default=0.20, ge=0)
-    tentative: float = Field(default=0.25, ge=0)
-    connectives: float = Field(default=0.25, ge=0)
-    verification_words: list[str] = Field(default=VERIFICATION.split())
-    tentative_words: list[str] = Field(default=TENTATIVE.split())
-    connective_words: list[str] = Field(default=CONNECTIVES.split())
+    length: float = Field(default=0.30, ge=0, description="weight of the number of words")
+    verification: float = Field(default=0.20, ge=0, description="weight of the share of verification words")
+    tentative: float = Field(default=0.25, ge=0, description="weight of the share of tentative words")
+    connectives: float = Field(default=0.25, ge=0, description="weight of the share of connectives")
+    verification_words: list[str] = Field(
+        default=VERIFICATION.split(), description="words that show verification, in lower case"
+    )
+    tentative_words: list[str] = Field(
+        default=TENTATIVE.split(), description="words that show tentative reasoning, in lower case"
+    )
+    connective_words: list[str] = Field(
+        default=CONNECTIVES.split(), description="words that connect arguments, in lower case"
+    )
 
     @field_validator("verification_words", "tentative_words", "connective_words")
     @classmethod
     def _check_words(cls, words: list[str]) -> list[str]:
+        """Checks that each entry of a word list is one word in lower case."""
         for word in words:
             if WORD.fullmatch(word) is None or word != word.lower():
                 raise ValueError(f"'{word}': is not one word of small letters")
@@ -68,6 +75,7 @@ class ChainScore(Strict):
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
+        """Checks that the weights add up to 1."""
         total = sum(self.weights)
         if not 0.999 < total < 1.001:
             raise ValueError(f"length, verification, tentative and connectives are {total:.4g} in all, not 1")
@@ -75,49 +83,67 @@ class ChainScore(Strict):
 
     @property
     def weights(self) -> Measures:
+        """Returns the weights of the four measures."""
         return Measures(self.length, self.verification, self.tentative, self.connectives)
 
-    def measures(self, chain: str) -> Measures:
-        """The four measures of one chain; all 0 without words."""
+    def measure_chain(self, chain: str) -> Measures:
+        """Measures one chain: its words and the share of each word list; all 0 without words."""
         counts = Counter(WORD.findall(chain.lower()))
         n_words = counts.total()
         lists = (self.verification_words, self.tentative_words, self.connective_words)
         shares = (sum(counts[word] for word in set(words)) / max(1, n_words) for words in lists)
         return Measures(n_words, *shares)
 
-    def scores(self, chains: Sequence[str]) -> list[float]:
-        """Each chain's score from 0 to 1 among these."""
+    def score_chains(self, chains: Sequence[str]) -> list[float]:
+        """Scores each chain from 0 to 1 among all that are given."""
         if not chains:
             return []
-        places = [rank_shares(column) for column in zip(*map(self.measures, chains), strict=True)]
+        rank_columns = [
+            compute_rank_shares(measure_column) for measure_column in zip(*map(self.measure_chain, chains), strict=True)
+        ]
         # fsum, as sum() rounds otherwise from Python 3.12 on
         return [
-            fsum(weight * place for weight, place in zip(self.weights, row, strict=True))
-            for row in zip(*places, strict=True)
+            fsum(weight * rank for weight, rank in zip(self.weights, ranks, strict=True))
+            for ranks in zip(*rank_columns, strict=True)
         ]
 
 
 class Limo(Strict):
-    """The best chain of each of the `n` best questions, from traces and from rollouts' right completions.
+    """Selects the best chain of each of the `n` best questions, from traces and from rollouts' right completions.
 
     A question is one prompt's id. Those that the weak model solved at all are dropped, then those that the strong model
     did not solve as often as `band` says. Rows come by score, the best first; meta `limo` holds score and rank.
     """
 
     kind: Literal["limo"] = "limo"
-    from_data: Annotated[list[DataRef], Field(min_length=1)]  # LIMO: of R1, its 32B distillation and QwQ-32B
-    reward: str = Field(default="math_answer", description="whose verdict says that a rollout's chain is right")
-    correct_from: float = Field(default=1.0, description="reward of a right chain")
-    weak: Attempts | None = Field(description="LIMO: 4 of Qwen2.5-Math-7B-Instruct; null: no such test")
-    strong: Attempts | None = Field(description="LIMO: 32 of DeepSeek-R1-Distill-Qwen-32B; null: no such test")
-    band: Band | BandName = "limo"
-    score: ChainScore = ChainScore()
-    n: int | None = Field(default=800, ge=1, description="null: every question's best chain")
+    from_data: Annotated[list[DataRef], Field(min_length=1)] = Field(
+        description="data or rollout stages with the chains"
+    )  # LIMO: of R1, its 32B distillation and QwQ-32B
+    reward: str = Field(
+        default="math_answer", description="reward whose verdict says whether a rollout's chain is right"
+    )
+    correct_from: float = Field(default=1.0, description="lowest reward of a right chain")
+    weak: Attempts | None = Field(
+        description="weak model, which must fail (LIMO: 4 attempts of Qwen2.5-Math-7B-Instruct); null: no test"
+    )
+    strong: Attempts | None = Field(
+        description="strong model, for band (LIMO: 32 attempts of DeepSeek-R1-Distill-Qwen-32B); null: no test"
+    )
+    band: Band | BandName = Field(
+        default="limo",
+        description="how often the strong model must have solved a question: a published band by its name, or bounds",
+    )
+    score: ChainScore = Field(default=ChainScore(), description="how chains are scored")
+    n: int | None = Field(
+        default=800, ge=1, description="number of questions to keep; null: every question's best chain"
+    )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The chosen traces; raises DataError if there are fewer questions than `n`."""
-        chains = list(self._hard(self._chains(sources, drops), sources, drops))
-        scored = list(zip(chains, self.score.scores([_text(one.trace) for one in chains]), strict=True))
+        """Yields the chosen traces, the best first; raises DataError if there are fewer questions than `n`."""
+        chains = list(self._filter_by_difficulty(self._read_chains(sources, drops), sources, drops))
+        scored = list(
+            zip(chains, self.score.score_chains([_join_trace_text(chain.trace) for chain in chains]), strict=True)
+        )
         scored.sort(key=lambda pair: -pair[1])  # of equal ones the earlier stays first
         best: dict[str, tuple[Chain, float]] = {}
         for chain, score in scored:
@@ -130,43 +156,53 @@ class Limo(Strict):
                 drops.add("ranked below n", chain.trace.id, f"{score:.4f}, rank {rank}")
             else:
                 facts = {"score": score, "rank": rank, "stage": chain.stage}
-                yield noted(chain.trace, "limo", facts)
+                yield add_note_to_meta(chain.trace, "limo", facts)
 
-    def _chains(self, sources: Sources, drops: Drops) -> Iterator["Chain"]:
+    def _read_chains(self, sources: Sources, drops: Drops) -> Iterator["Chain"]:
+        """Yields the chains of all stages; completions that are none are dropped."""
         for stage in self.from_data:
             for row in sources[stage]():
                 if isinstance(row, Trace):
-                    yield Chain(prompt_of(row.id), row, stage)
+                    yield Chain(get_prompt_id(row.id), row, stage)
                 elif isinstance(row, Completion):
-                    found = self._trace(row)
-                    if isinstance(found, Trace):
-                        yield Chain(row.prompt_id, found, stage)
+                    converted = self._convert_completion(row)
+                    if isinstance(converted, Trace):
+                        yield Chain(row.prompt_id, converted, stage)
                     else:
-                        drops.add(found, row.id, f"stage '{stage}'")
+                        drops.add(converted, row.id, f"stage '{stage}'")
                 else:
                     raise RowError(f"stage '{stage}': row '{row.id}' is a {row.row} row; chains are traces or rollouts")
 
-    def _trace(self, row: Completion) -> Trace | str:
-        """The completion as a trace, else why it is no chain."""
-        value, turn = verdict_value(row, self.reward), split_turn(row.text)
+    def _convert_completion(self, row: Completion) -> Trace | str:
+        """Converts the completion to a trace, or returns the reason why it is no chain."""
+        value, turn = get_verdict_value(row, self.reward), split_turn(row.text)
         if value is None or value < self.correct_from:
             return "no verdict" if value is None else "wrong"
         if row.finish_reason == "length":
             return "cut at the length limit"
         if isinstance(turn, str) or turn.thinking is None:
             return "malformed turn" if isinstance(turn, str) else "no thinking"
-        return as_trace(row, turn.thinking, turn.answer, row.reward or self.reward)
+        return make_trace(row, turn.thinking, turn.answer, row.reward or self.reward)
 
-    def _hard(self, chains: Iterator["Chain"], sources: Sources, drops: Drops) -> Iterator["Chain"]:
-        """The chains of questions that pass both models' tests; the strong one need not have tried what fails first."""
-        tests = [("weak model", one.reader(sources), Band(max_correct=0)) for one in (self.weak,) if one]
-        tests += [("strong model", one.reader(sources), band_of(self.band)) for one in (self.strong,) if one]
+    def _filter_by_difficulty(self, chains: Iterator["Chain"], sources: Sources, drops: Drops) -> Iterator["Chain"]:
+        """Yields the chains of questions that pass both models' tests.
+
+        The strong one need not have tried what fails first.
+        """
+        tests = [
+            ("weak model", attempts.make_reader(sources), Band(max_correct=0)) for attempts in (self.weak,) if attempts
+        ]
+        tests += [
+            ("strong model", attempts.make_reader(sources), resolve_band(self.band))
+            for attempts in (self.strong,)
+            if attempts
+        ]
         for chain in chains:
             for model, read, band in tests:
                 tries = read(chain.trace)
-                fault = "no judged answer" if tries is None else band.fault(tries)
+                fault = "no judged answer" if tries is None else band.find_fault(tries)
                 if fault is not None:
-                    drops.add(f"{model}: {fault}", chain.trace.id, tries.said if tries else "")
+                    drops.add(f"{model}: {fault}", chain.trace.id, tries.description if tries else "")
                     break
             else:
                 yield chain
@@ -180,5 +216,6 @@ class Chain(NamedTuple):
     stage: str
 
 
-def _text(trace: Trace) -> str:
+def _join_trace_text(trace: Trace) -> str:
+    """Joins a trace's thinking and answer."""
     return f"{trace.thinking}\n\n{trace.answer}"

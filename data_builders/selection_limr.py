@@ -1,4 +1,4 @@
-"""LIMR's selection: the prompts whose reward rises over training as the average prompt's does.
+"""Selects as LIMR does: the prompts whose reward rises over training as the average prompt's does.
 
 arXiv:2502.11886, p. 3-4; GAIR-NLP/LIMR at 98ebf1b, lim/lim_selection.py.
 """
@@ -14,15 +14,21 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef, OutsideFile
 from qwen_align.align.rows import Row, RowError
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.bad_row import quoted
-from qwen_align.data_builders.finite import finite, finite_in
-from qwen_align.data_builders.selection_features import Attempts, Selectable, noted, question_of, selectable
+from qwen_align.data_builders.bad_row_errors import shorten_repr
+from qwen_align.data_builders.file_reader import check_file_suffix, read_source_rows
+from qwen_align.data_builders.finite_numbers import parse_finite_float, to_finite_float
+from qwen_align.data_builders.selection_inputs import (
+    Attempts,
+    Selectable,
+    add_note_to_meta,
+    join_user_turns,
+    read_selectable_rows,
+)
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.source_file import check_suffix, read_source
 
 
 class Limr(Strict):
-    """The rows whose alignment with the average learning curve reaches `threshold`, in order; meta `limr` says it.
+    """Keeps the rows whose alignment with the average learning curve reaches `threshold`; notes it in meta `limr`.
 
     What an epoch's accuracy is comes from one of three: `rewards_column`, a list in the row's meta with one entry an
     epoch, which is the list of the rewards of its samples (a reward of 1 is a right answer), its accuracy, or null if
@@ -32,29 +38,47 @@ class Limr(Strict):
     """
 
     kind: Literal["limr"] = "limr"
-    from_data: DataRef
-    rewards_column: str | None = Field(default=None, min_length=1)
-    from_rollouts: list[DataRef] | None = Field(default=None, min_length=1)
-    reward: str = Field(default="math_answer", description="whose verdict counts in from_rollouts")
-    score_column: str | None = Field(default=None, min_length=1)
-    scores_file: OutsideFile | None = None
-    epochs: int | None = Field(default=None, ge=1, description="the first so many; null: all; LIMR looked at 21")
-    threshold: float = Field(default=0.6, allow_inf_nan=False)  # the paper's; the script's own default is 0.2
-    comparison: Literal["at_least", "above"] = Field(
-        default="at_least", description="at_least is the code's, and gives the published 1,389; above is the paper's"
+    from_data: DataRef = Field(description="data stage whose rows are chosen from")
+    rewards_column: str | None = Field(
+        default=None, min_length=1, description="key of meta with a list of each epoch's rewards or accuracy"
     )
-    n: int | None = Field(default=None, ge=1, description="rows there have to be; the best of them are kept")
+    from_rollouts: list[DataRef] | None = Field(
+        default=None, min_length=1, description="rollout stages of the checkpoints, one for each epoch in turn"
+    )
+    reward: str = Field(default="math_answer", description="reward whose verdicts count in from_rollouts")
+    score_column: str | None = Field(
+        default=None, min_length=1, description="key of meta with an alignment score computed before"
+    )
+    scores_file: OutsideFile | None = Field(
+        default=None, description="file of objects with prompt and score, computed before"
+    )
+    epochs: int | None = Field(
+        default=None, ge=1, description="number of first epochs to use; null: all (LIMR looked at 21)"
+    )
+    threshold: float = Field(
+        default=0.6, allow_inf_nan=False, description="alignment score that a row has to reach"
+    )  # the paper's; the script's own default is 0.2
+    comparison: Literal["at_least", "above"] = Field(
+        default="at_least",
+        description="at_least is the authors' code, and gives the published 1,389 rows; above is the paper",
+    )
+    n: int | None = Field(
+        default=None,
+        ge=1,
+        description="number of rows, the best of those that pass; an error if there are fewer; null: all",
+    )
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:
+        """Checks that curves or scores come from exactly one origin, with the settings that belong to it."""
         curves = (self.rewards_column, self.from_rollouts)
         scores = (self.score_column, self.scores_file)
-        if sum(one is not None for one in curves + scores) != 1:
+        if sum(origin is not None for origin in curves + scores) != 1:
             raise ValueError(
                 "say where learning curves or scores are: rewards_column, from_rollouts, score_column or scores_file"
             )
         if self.scores_file is not None:
-            check_suffix(self.scores_file)
+            check_file_suffix(self.scores_file)
         if curves == (None, None) and self.epochs is not None:
             raise ValueError("epochs: scores have none; leave it out")
         if self.from_rollouts is None and "reward" in self.model_fields_set:
@@ -64,9 +88,9 @@ class Limr(Strict):
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The chosen rows; raises DataError if there are fewer than `n`."""
-        rows = selectable(sources, self.from_data)
-        scores = self.scores(rows, sources)
+        """Yields the chosen rows; raises DataError if there are fewer than `n`."""
+        rows = read_selectable_rows(sources, self.from_data)
+        scores = self.compute_scores(rows, sources)
         passing: list[str] = []
         for row in rows:
             score = scores.get(row.id)
@@ -85,33 +109,39 @@ class Limr(Strict):
             if rank is not None and self.n is not None and rank > self.n:
                 drops.add("ranked below n", row.id, f"{scores[row.id]:.4f}, rank {rank}")
             elif rank is not None:
-                yield noted(row, "limr", {"score": scores[row.id], "rank": rank})
+                yield add_note_to_meta(row, "limr", {"score": scores[row.id], "rank": rank})
 
-    def scores(self, rows: Sequence[Selectable], sources: Sources) -> dict[str, float]:
-        """Scores by id; rows without one are left out. Raises RowError for a column that holds something else."""
+    def compute_scores(self, rows: Sequence[Selectable], sources: Sources) -> dict[str, float]:
+        """Returns alignment scores by row id; rows without one are left out.
+
+        Raises RowError for a column that holds something else.
+        """
         if self.score_column is not None:
-            given = {row.id: _score(row, self.score_column) for row in rows}
+            given = {row.id: _read_score(row, self.score_column) for row in rows}
             return {row_id: score for row_id, score in given.items() if score is not None}
         if self.scores_file is not None:
-            score_of = _scores_by_prompt(Path(self.scores_file))
-            return {row.id: score_of[question] for row in rows if (question := question_of(row)) in score_of}
-        curve_of = self._curve_reader(sources)
-        return alignment_scores({row.id: curve_of(row) for row in rows})
+            score_of = _read_scores_file(Path(self.scores_file))
+            return {row.id: score_of[question] for row in rows if (question := join_user_turns(row)) in score_of}
+        curve_of = self._make_curve_reader(sources)
+        return compute_alignment_scores({row.id: curve_of(row) for row in rows})
 
-    def _curve_reader(self, sources: Sources) -> Callable[[Selectable], list[float | None]]:
+    def _make_curve_reader(self, sources: Sources) -> Callable[[Selectable], list[float | None]]:
+        """Makes a function that returns a row's accuracy in each epoch."""
         if self.from_rollouts is None:
-            return lambda row: _curve(row, str(self.rewards_column), self.epochs)
-        stages = [Attempts(from_rollout=stage, reward=self.reward).reader(sources) for stage in self.from_rollouts]
+            return lambda row: _read_curve(row, str(self.rewards_column), self.epochs)
+        tries_readers = [
+            Attempts(from_rollout=stage, reward=self.reward).make_reader(sources) for stage in self.from_rollouts
+        ]
 
-        def curve(row: Selectable) -> list[float | None]:
-            tries = [read(row) for read in stages]
-            return [None if one is None else one.n_correct / one.n_judged for one in tries]
+        def read_accuracies(row: Selectable) -> list[float | None]:
+            tries_of_stages = [read_tries(row) for read_tries in tries_readers]
+            return [None if tries is None else tries.n_correct / tries.n_judged for tries in tries_of_stages]
 
-        return curve
+        return read_accuracies
 
 
-def alignment_scores(curves: dict[str, list[float | None]]) -> dict[str, float]:
-    """Each prompt's alignment with the average curve: 1 for the average itself, 0 for a prompt that is always solved.
+def compute_alignment_scores(curves: dict[str, list[float | None]]) -> dict[str, float]:
+    """Computes how well each prompt's learning curve agrees with the average curve, at most 1.
 
     1 - sum (r_k - avg_k)^2 / sum (1 - avg_k)^2 over epochs k, where r is the prompt's accuracy and avg the mean over
     all prompts that are scored. An epoch a prompt was not trained in (None) takes the value of the next epoch, if that
@@ -120,72 +150,91 @@ def alignment_scores(curves: dict[str, list[float | None]]) -> dict[str, float]:
     """
     lengths = {len(curve): prompt for prompt, curve in curves.items()}
     if len(lengths) > 1:
-        said = ", ".join(f"{length} epochs in '{prompt}'" for length, prompt in lengths.items())
-        raise DataError(f"limr: learning curves differ in length: {said}; set epochs to what all of them have")
-    filled = {prompt: back_filled(curve) for prompt, curve in curves.items()}
-    whole = {prompt: [one for one in curve if one is not None] for prompt, curve in filled.items() if None not in curve}
-    if not whole:
+        curve_lengths = ", ".join(f"{length} epochs in '{prompt}'" for length, prompt in lengths.items())
+        raise DataError(f"limr: learning curves differ in length: {curve_lengths}; set epochs to what all of them have")
+    filled = {prompt: fill_missing_epochs(curve) for prompt, curve in curves.items()}
+    complete = {
+        prompt: [accuracy for accuracy in curve if accuracy is not None]
+        for prompt, curve in filled.items()
+        if None not in curve
+    }
+    if not complete:
         return {}
-    average = [fsum(epoch) / len(whole) for epoch in zip(*whole.values(), strict=True)]
-    room = _squares(1 - mean for mean in average)
-    if room == 0:
+    average = [fsum(epoch) / len(complete) for epoch in zip(*complete.values(), strict=True)]
+    total_room = _sum_squares(1 - mean for mean in average)
+    if total_room == 0:
         raise DataError("limr: every prompt is solved in every epoch, so no curve tells prompts apart")
     return {
-        prompt: 1 - _squares(one - mean for one, mean in zip(curve, average, strict=True)) / room
-        for prompt, curve in whole.items()
+        prompt: 1 - _sum_squares(accuracy - mean for accuracy, mean in zip(curve, average, strict=True)) / total_room
+        for prompt, curve in complete.items()
     }
 
 
-def _squares(values: Iterable[float]) -> float:
-    return fsum(one * one for one in values)  # pow() is the platform's, and may round otherwise
+def _sum_squares(values: Iterable[float]) -> float:
+    """Sums the squares of the values."""
+    return fsum(value * value for value in values)  # pow() is the platform's, and may round otherwise
 
 
-def back_filled(curve: Sequence[float | None]) -> list[float | None]:
-    """The curve with each missing epoch taken from the next; of a longer gap only the last epoch is filled."""
-    return [curve[place + 1] if one is None and place + 1 < len(curve) else one for place, one in enumerate(curve)]
+def fill_missing_epochs(curve: Sequence[float | None]) -> list[float | None]:
+    """Returns the curve with each missing epoch taken from the next; of a longer gap only the last epoch is filled."""
+    return [
+        curve[epoch + 1] if accuracy is None and epoch + 1 < len(curve) else accuracy
+        for epoch, accuracy in enumerate(curve)
+    ]
 
 
-def _curve(row: Selectable, column: str, epochs: int | None) -> list[float | None]:
+def _read_curve(row: Selectable, column: str, epochs: int | None) -> list[float | None]:
+    """Reads a row's learning curve from its meta; raises RowError if there is none."""
     entries = row.meta.get(column)
     if not isinstance(entries, list) or not entries:
         raise RowError(f"row '{row.id}': meta '{column}' is {entries!r:.60}; wanted is a list with one entry an epoch")
     if epochs is not None and len(entries) < epochs:
         raise RowError(f"row '{row.id}': meta '{column}' has {len(entries)} epochs of {epochs}")
-    return [_accuracy(entry, row, column) for entry in entries[:epochs]]
+    return [_parse_accuracy(entry, row, column) for entry in entries[:epochs]]
 
 
-def _accuracy(entry: Any, row: Selectable, column: str) -> float | None:
+def _parse_accuracy(entry: Any, row: Selectable, column: str) -> float | None:
+    """Parses an epoch's accuracy from its rewards or from a number; None if there is none."""
     if entry is None or entry == []:
         return None
-    if isinstance(entry, list) and all(_is_number(one) for one in entry):
+    if isinstance(entry, list) and all(_is_number(reward) for reward in entry):
         return entry.count(1) / len(entry)
     if _is_number(entry) and 0 <= entry <= 1:
         return float(entry)
-    wanted = "wanted: rewards, an accuracy from 0 to 1, or null"
-    raise RowError(f"row '{row.id}': meta '{column}': an epoch is {quoted(entry)}; {wanted}")
+    expected = "wanted: rewards, an accuracy from 0 to 1, or null"
+    raise RowError(f"row '{row.id}': meta '{column}': an epoch is {shorten_repr(entry)}; {expected}")
 
 
-def _score(row: Selectable, column: str) -> float | None:
+def _read_score(row: Selectable, column: str) -> float | None:
+    """Reads a score from the row's meta, None if there is none; raises RowError for what is no number."""
     score = row.meta.get(column)
     if score is None:
         return None
     if _is_number(score):
         return float(score)
-    raise RowError(f"row '{row.id}': meta '{column}' is {quoted(score)}; a score is a number that a float can hold")
+    raise RowError(
+        f"row '{row.id}': meta '{column}' is {shorten_repr(score)}; a score is a number that a float can hold"
+    )
 
 
-def _scores_by_prompt(path: Path) -> dict[str, float]:
-    """The scores of a file; raises RowError for a row that has none, or that scores a prompt otherwise than before."""
+def _read_scores_file(path: Path) -> dict[str, float]:
+    """Reads scores by prompt from a file.
+
+    Raises RowError for a row that has none, or that scores a prompt otherwise than before.
+    """
     scores: dict[str, float] = {}
-    for where, row in read_source(path):
-        prompt, given = (row.get("prompt"), row.get("score")) if isinstance(row, dict) else (None, None)
-        score = finite_in(given)
+    for location, row in read_source_rows(path):
+        prompt, given_score = (row.get("prompt"), row.get("score")) if isinstance(row, dict) else (None, None)
+        score = parse_finite_float(given_score)
         if not isinstance(prompt, str) or score is None:
-            raise RowError(f"{where}: is {quoted(row)}; wanted: an object with a text 'prompt' and a number 'score'")
+            raise RowError(
+                f"{location}: is {shorten_repr(row)}; wanted: an object with a text 'prompt' and a number 'score'"
+            )
         if scores.setdefault(prompt, score) != score:
-            raise RowError(f"{where}: scores a prompt {score} that was {scores[prompt]} before: {prompt:.60}")
+            raise RowError(f"{location}: scores a prompt {score} that was {scores[prompt]} before: {prompt:.60}")
     return scores
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    return finite(value) is not None
+    """Tells whether the value is a finite number."""
+    return to_finite_float(value) is not None

@@ -1,4 +1,4 @@
-"""s1's selection of 1,000 traces by quality, difficulty and diversity, as its authors' notebook does it.
+"""Selects as s1 does: 1,000 traces by quality, difficulty and diversity, as its authors' notebook chooses them.
 
 arXiv:2501.19393, section 2.2; simplescaling/s1 at 77272c6, data/filter.ipynb cells 4 to 21. What the notebook leaves
 to chance is settled here: it draws unseeded and orders domains by Python's string hash; we draw from a seed, with
@@ -16,30 +16,45 @@ from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row, RowError, Trace
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.domain_draws import Candidate, draw_by_domain, legacy_random, length_ranks
-from qwen_align.data_builders.domains import ByColumn, DomainSettings
-from qwen_align.data_builders.selection_features import Attempts, Selectable, noted, question_of, selectable
+from qwen_align.data_builders.selection_domains import ByColumn, DomainSettings
+from qwen_align.data_builders.selection_inputs import (
+    Attempts,
+    Selectable,
+    add_note_to_meta,
+    join_user_turns,
+    read_selectable_rows,
+)
+from qwen_align.data_builders.selection_s1_sampling import (
+    Candidate,
+    draw_by_domain,
+    make_numpy_random,
+    rank_within_domains,
+)
 from qwen_align.data_builders.sieve import Drops, Sources
 
 FormatRule = Literal["asy", "image", "numbered_point", "bold_number"]
 
 
 class Preselect(Strict):
-    """Rows that are taken before any is drawn: of a source, right, and with thinking longer than a bound."""
+    """A rule that takes rows before any is drawn: of a source, right, and with thinking longer than a bound."""
 
-    source: str | None = Field(default=None, description="the whole source")
-    source_has: str | None = Field(default=None, min_length=1, description="a part of the source")
-    longer_than: int | None = Field(default=None, ge=0)
+    source: str | None = Field(default=None, description="the source by its whole name")
+    source_has: str | None = Field(default=None, min_length=1, description="text that the source's name contains")
+    longer_than: int | None = Field(
+        default=None, ge=0, description="length that the thinking must exceed; null: any length"
+    )
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
+        """Checks that exactly one of source and source_has is given."""
         if (self.source is None) == (self.source_has is None):
             raise ValueError("say either source or source_has")
         return self
 
-    def takes(self, source: str, length: int) -> bool:
-        is_of = source == self.source if self.source is not None else str(self.source_has) in source
-        return is_of and (self.longer_than is None or length > self.longer_than)
+    def is_taken(self, source: str, length: int) -> bool:
+        """Tells whether the rule takes a row of this source and length."""
+        is_of_source = source == self.source if self.source is not None else str(self.source_has) in source
+        return is_of_source and (self.longer_than is None or length > self.longer_than)
 
 
 # Cell 14. The hub has since renamed qfq/openaimath to simplescaling/openaimath.
@@ -51,118 +66,153 @@ PRESELECT = [
 
 
 class Benchmarks(Strict):
-    """The domains that the last rows are drawn by: those of one source as they are, of another scaled to `ratio` of it.
+    """Sources whose domains the last rows are drawn by: one's counts as they are, the other's scaled to `ratio`.
 
     Both are counted over the hard rows; the scaled counts are cut to whole numbers (cells 17 and 18).
     """
 
-    whole: str = "qq8933/AIME_1983_2024"
-    scaled: str = "Idavidrein/gpqa"
-    ratio: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    whole: str = Field(
+        default="qq8933/AIME_1983_2024", description="source whose counts by domain are weights as they are"
+    )
+    scaled: str = Field(default="Idavidrein/gpqa", description="source whose counts by domain are scaled")
+    ratio: float = Field(
+        default=0.5,
+        gt=0,
+        allow_inf_nan=False,
+        description="total of the scaled counts, as a multiple of the other source's total",
+    )
 
 
 class S1(Strict):
-    """`n` rows: well formed, solved by no small model, some sources whole, the rest drawn domain by domain.
+    """Selects `n` rows: well formed, solved by no small model, some sources whole, the rest drawn domain by domain.
 
     Every feature is a column of the row's `meta`, a rollout stage's verdicts, or, for domains, a classifier. Where
     paper and code differ the defaults are the code's; `uniform_until: null` is the paper's Algorithm 1, all domains
-    alike to the end. Rows come in the source's order; meta `s1` says how a row was chosen, and its place by length
+    alike to the end. Rows come in the source's order; meta `s1` says how a row was chosen, and its rank by length
     among the hard rows of its domain, the longest 0.
     """
 
     kind: Literal["s1"] = "s1"
-    from_data: DataRef
-    n: int = Field(default=1000, ge=1)
-    solvers: Annotated[list[Attempts], Field(min_length=1)]  # s1: Qwen2.5-7B-Instruct and Qwen2.5-32B-Instruct
+    from_data: DataRef = Field(description="data stage whose rows are chosen from")
+    n: int = Field(default=1000, ge=1, description="number of rows to choose")
+    solvers: Annotated[list[Attempts], Field(min_length=1)] = Field(
+        description="attempts of the small models; rows that any of them solved are dropped"
+    )  # s1: Qwen2.5-7B-Instruct and Qwen2.5-32B-Instruct
     teacher: Attempts = Field(
-        description="whether the trace itself is right; wrong ones can be drawn, not pre-selected"
+        description="attempts that say whether the trace itself is right; wrong ones can be drawn, not pre-selected"
     )
-    length_column: str | None = Field(description="meta with the thinking's tokens; null: count its characters")
-    domain: DomainSettings = ByColumn()
-    source_column: str | None = Field(default=None, description="null: the row's source")
-    refused: list[FormatRule] = Field(default=["asy", "image", "numbered_point", "bold_number"])
+    length_column: str | None = Field(
+        description="key of meta with the thinking's number of tokens; null: count its characters"
+    )
+    domain: DomainSettings = Field(default=ByColumn(), description="where a row's domain comes from")
+    source_column: str | None = Field(default=None, description="key of meta with the source; null: the row's source")
+    refused: list[FormatRule] = Field(
+        default=["asy", "image", "numbered_point", "bold_number"], description="formats that a question may not have"
+    )
     asy_allowed_in: str | None = Field(
-        default="AIME", min_length=1, description="sources with this part may draw; no rule applies to what does"
+        default="AIME",
+        min_length=1,
+        description="sources whose name contains this may draw with [asy]; no format is refused in questions that do",
     )
-    preselect: list[Preselect] = Field(default=PRESELECT)
-    uniform_until: int | None = Field(default=700, ge=0, description="rows before `benchmarks` weigh the domains")
-    benchmarks: Benchmarks = Benchmarks()
-    seed: int | None = Field(default=None, ge=0, lt=2**32, description="null: the recipe's")
+    preselect: list[Preselect] = Field(
+        default=PRESELECT, description="rules for rows that are taken before any is drawn"
+    )
+    uniform_until: int | None = Field(
+        default=700,
+        ge=0,
+        description="number of rows drawn with all domains alike before benchmarks weigh them; null: all rows",
+    )
+    benchmarks: Benchmarks = Field(default=Benchmarks(), description="sources by whose domains the last rows are drawn")
+    seed: int | None = Field(default=None, ge=0, lt=2**32, description="seed of the draws; null: the recipe's")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The chosen rows; raises DataError if there are not `n`, or more are pre-selected."""
-        hard = self.hard(sources, drops)
-        how = self.choose(hard, seed if self.seed is None else self.seed, drops)
-        ranks = length_ranks(_candidates(hard))
-        for one in hard:
-            if one.row.id not in how:
-                drops.add("not drawn", one.row.id, one.domain)
+        """Yields the chosen rows; raises DataError if there are not `n`, or more are pre-selected."""
+        hard_rows = self.select_hard_rows(sources, drops)
+        choice_of = self.choose_rows(hard_rows, seed if self.seed is None else self.seed, drops)
+        ranks = rank_within_domains(_make_candidates(hard_rows))
+        for features in hard_rows:
+            if features.row.id not in choice_of:
+                drops.add("not drawn", features.row.id, features.domain)
                 continue
-            facts = {"chosen": how[one.row.id], "domain": one.domain, "length": one.length}
-            yield noted(one.row, "s1", {**facts, "length_rank": ranks[one.row.id]})
+            facts = {"chosen": choice_of[features.row.id], "domain": features.domain, "length": features.length}
+            yield add_note_to_meta(features.row, "s1", {**facts, "length_rank": ranks[features.row.id]})
 
-    def hard(self, sources: Sources, drops: Drops) -> list["Featured"]:
-        """Rows with every feature, well formed, that no solver solved; cells 4, 7 and 9."""
-        solved = [attempts.reader(sources) for attempts in self.solvers]
-        taught = self.teacher.reader(sources)
-        rows = selectable(sources, self.from_data)
-        hard = []
-        for row, label in zip(rows, self.domain.label(rows), strict=True):
-            tries, teacher, length = [read(row) for read in solved], taught(row), self._length(row)
-            source = self._source(row)
+    def select_hard_rows(self, sources: Sources, drops: Drops) -> list["RowFeatures"]:
+        """Returns the rows with every feature, well formed, that no solver solved; cells 4, 7 and 9."""
+        solver_readers = [attempts.make_reader(sources) for attempts in self.solvers]
+        read_teacher = self.teacher.make_reader(sources)
+        rows = read_selectable_rows(sources, self.from_data)
+        hard_rows = []
+        for row, label in zip(rows, self.domain.label_rows(rows), strict=True):
+            tries, teacher, length = [read(row) for read in solver_readers], read_teacher(row), self._read_length(row)
+            source = self._read_source(row)
             if teacher is None or length is None or label.domain is None or None in tries:
-                missing = [one.where for one, found in zip(self.solvers, tries, strict=True) if found is None]
-                missing += [self.teacher.where] if teacher is None else []
-                missing += [self._length_from] if length is None else []
+                missing = [
+                    attempts.location
+                    for attempts, tries_found in zip(self.solvers, tries, strict=True)
+                    if tries_found is None
+                ]
+                missing += [self.teacher.location] if teacher is None else []
+                missing += [self._length_location] if length is None else []
                 missing += [f"domain: {label.why}"] if label.domain is None else []
                 drops.add("missing feature", row.id, ", ".join(missing))
-            elif fault := format_fault(question_of(row), source, self.refused, self.asy_allowed_in):
+            elif fault := find_format_fault(join_user_turns(row), source, self.refused, self.asy_allowed_in):
                 drops.add("format", row.id, fault)
-            elif any(found is not None and found.n_correct for found in tries):
+            elif any(tries_found is not None and tries_found.n_correct for tries_found in tries):
                 drops.add("solved by a small model", row.id, "")
             else:
-                hard.append(Featured(row, source, label.domain, length, teacher.n_correct > 0))
-        return hard
+                hard_rows.append(RowFeatures(row, source, label.domain, length, teacher.n_correct > 0))
+        return hard_rows
 
-    def choose(self, hard: Sequence["Featured"], seed: int, drops: Drops) -> dict[str, str]:
-        """How each chosen row was: `preselected`, `uniform` or `benchmark`; cells 14 to 21. `drops` has the others."""
+    def choose_rows(self, hard_rows: Sequence["RowFeatures"], seed: int, drops: Drops) -> dict[str, str]:
+        """Returns how each chosen row was chosen: `preselected`, `uniform` or `benchmark`; cells 14 to 21.
+
+        `drops` has the others, for errors.
+        """
         if not 0 <= seed < 2**32:
             raise RecipeError(f"s1: seed {seed}: the draws take seeds from 0 to 2**32 - 1; set seed in the builder")
-        before = [one.row.id for one in hard if one.is_right and self._is_preselected(one)]
-        if not len(before) <= self.n <= len(hard):
+        preselected_ids = [
+            features.row.id for features in hard_rows if features.is_right and self._is_preselected(features)
+        ]
+        if not len(preselected_ids) <= self.n <= len(hard_rows):
             raise DataError(
-                f"s1: n is {self.n}, but {len(hard)} hard rows are left, {len(before)} of them pre-selected; n lies "
-                f"between: change it, bring more rows, or narrow preselect. Dropped: {_dropped(drops)}"
+                f"s1: n is {self.n}, but {len(hard_rows)} hard rows are left, {len(preselected_ids)} of them "
+                f"pre-selected; n lies between: change it, bring more rows, or narrow preselect. "
+                f"Dropped: {_describe_drops(drops)}"
             )
-        by_benchmark = {} if self.uniform_until is None else benchmark_counts(hard, self.benchmarks)
-        if self.uniform_until is not None and self.uniform_until < self.n and not by_benchmark:
+        domain_weights = {} if self.uniform_until is None else count_benchmark_domains(hard_rows, self.benchmarks)
+        if self.uniform_until is not None and self.uniform_until < self.n and not domain_weights:
             raise DataError(
                 f"s1: no hard row has source '{self.benchmarks.whole}' or '{self.benchmarks.scaled}', by whose domains "
                 f"{self.n - self.uniform_until} rows are to be drawn; name yours in benchmarks, or uniform_until: null"
             )
         return draw_by_domain(
-            _candidates(hard),
-            dict.fromkeys(before, "preselected"),
+            _make_candidates(hard_rows),
+            dict.fromkeys(preselected_ids, "preselected"),
             n=self.n,
             uniform_until=self.uniform_until,
-            weights=by_benchmark,
-            random=legacy_random(seed),
+            weights=domain_weights,
+            random=make_numpy_random(seed),
         )
 
-    def _is_preselected(self, one: "Featured") -> bool:
-        return any(rule.takes(one.source, one.length) for rule in self.preselect)
+    def _is_preselected(self, features: "RowFeatures") -> bool:
+        """Tells whether a pre-selection rule takes the row."""
+        return any(rule.is_taken(features.source, features.length) for rule in self.preselect)
 
-    def _source(self, row: Selectable) -> str:
+    def _read_source(self, row: Selectable) -> str:
+        """Reads the row's source; raises RowError if it is no text."""
         source = row.source if self.source_column is None else row.meta.get(self.source_column)
         if not isinstance(source, str):
             raise RowError(f"row '{row.id}': meta '{self.source_column}' is {source!r:.60}; a source is a text")
         return source
 
     @property
-    def _length_from(self) -> str:
+    def _length_location(self) -> str:
+        """Returns where lengths are read from, in words for an error."""
         return "thinking" if self.length_column is None else f"meta '{self.length_column}'"
 
-    def _length(self, row: Selectable) -> int | None:
+    def _read_length(self, row: Selectable) -> int | None:
+        """Reads the length of the row's thinking, None if it has none; raises RowError for what is no whole number."""
         if self.length_column is None:
             return len(row.thinking) if isinstance(row, Trace) else None
         length = row.meta.get(self.length_column)
@@ -171,17 +221,23 @@ class S1(Strict):
         raise RowError(f"row '{row.id}': meta '{self.length_column}' is {length!r:.60}; a length is a whole number")
 
 
-def _dropped(drops: Drops) -> str:
-    """Counts by reason, each with its first detail: what is missing in every row may be a column's name."""
-    first: dict[str, str] = {}
+def _describe_drops(drops: Drops) -> str:
+    """Describes the counts by reason, each with its first detail.
+
+    What is missing in every row may be a column's name.
+    """
+    first_detail: dict[str, str] = {}
     for drop in drops.rows:
-        first.setdefault(drop.reason, drop.detail)
-    said = [f"{n:,} {reason}{f' ({first[reason]})' * bool(first[reason])}" for reason, n in drops.counts.items()]
-    return ", ".join(said) or "none"
+        first_detail.setdefault(drop.reason, drop.detail)
+    reasons = [
+        f"{count:,} {reason}{f' ({first_detail[reason]})' * bool(first_detail[reason])}"
+        for reason, count in drops.counts.items()
+    ]
+    return ", ".join(reasons) or "none"
 
 
-class Featured(NamedTuple):
-    """A row with what the selection needs to know of it; `is_right` is the teacher."""
+class RowFeatures(NamedTuple):
+    """A row with the features that the selection needs; `is_right` is the teacher's verdict."""
 
     row: Selectable
     source: str
@@ -190,8 +246,9 @@ class Featured(NamedTuple):
     is_right: bool
 
 
-def _candidates(rows: Sequence[Featured]) -> list[Candidate]:
-    return [Candidate(one.row.id, one.domain, one.length) for one in rows]
+def _make_candidates(rows: Sequence[RowFeatures]) -> list[Candidate]:
+    """Makes the candidates that rows are drawn from."""
+    return [Candidate(features.row.id, features.domain, features.length) for features in rows]
 
 
 _NUMBERED_POINT = re.compile(
@@ -199,17 +256,19 @@ _NUMBERED_POINT = re.compile(
 )  # "p1." to "p999.": several questions in one, and "step1." with them
 
 
-def format_fault(question: str, source: str, refused: Sequence[FormatRule], asy_allowed_in: str | None) -> str | None:
-    """What s1 refuses in a question, None if nothing; cell 7."""
+def find_format_fault(
+    question: str, source: str, refused: Sequence[FormatRule], asy_allowed_in: str | None
+) -> str | None:
+    """Returns the first refused format that a question has, None if it has none; cell 7."""
     if "[asy]" in question and asy_allowed_in is not None and asy_allowed_in in source:
         return None
-    found: dict[FormatRule, bool] = {
+    broken_rules: dict[FormatRule, bool] = {
         "asy": "[asy]" in question,
         "image": "![Image]" in question,
         "numbered_point": _NUMBERED_POINT.search(question) is not None,
         "bold_number": has_bold_number(question),
     }
-    return next((rule for rule in found if found[rule] and rule in refused), None)
+    return next((rule for rule in broken_rules if broken_rules[rule] and rule in refused), None)
 
 
 _RUN = re.compile(r"[^\s\]]+")
@@ -217,29 +276,35 @@ _DIGIT = re.compile(r"\d")
 
 
 def has_bold_number(question: str) -> bool:
-    r"""Whether `\*\*(?=.*\d)[^\s\]]*\*\*` is found; in linear time, where that takes quadratic on many stars."""
+    r"""Tells whether `\*\*(?=.*\d)[^\s\]]*\*\*` is found; in linear time, where that takes quadratic on many stars."""
     for line in question.split("\n"):
         if "**" in line:
-            last_digit = max((found.start() for found in _DIGIT.finditer(line)), default=-1)
+            last_digit = max((match.start() for match in _DIGIT.finditer(line)), default=-1)
             for run in _RUN.finditer(line):
-                first = run.group().find("**")
-                if first >= 0 and run.group().find("**", first + 2) >= 0 and last_digit >= run.start() + first + 2:
+                first_stars = run.group().find("**")
+                if (
+                    first_stars >= 0
+                    and run.group().find("**", first_stars + 2) >= 0
+                    and last_digit >= run.start() + first_stars + 2
+                ):
                     return True
     return False
 
 
-def benchmark_counts(rows: Sequence[Featured], benchmarks: Benchmarks) -> dict[str, int]:
-    """Domains with their weights, in whole numbers and in the notebook's order; empty if neither source is there.
+def count_benchmark_domains(rows: Sequence[RowFeatures], benchmarks: Benchmarks) -> dict[str, int]:
+    """Counts the benchmarks' rows by domain as weights, whole numbers in the notebook's order.
+
+    Empty if neither source is there.
 
     Raises DataError if only one is.
     """
-    scaled = Counter(one.domain for one in rows if one.source == benchmarks.scaled)
-    whole = Counter(one.domain for one in rows if one.source == benchmarks.whole)
-    if not scaled and not whole:
+    scaled_counts = Counter(features.domain for features in rows if features.source == benchmarks.scaled)
+    whole_counts = Counter(features.domain for features in rows if features.source == benchmarks.whole)
+    if not scaled_counts and not whole_counts:
         return {}
-    if not scaled or not whole:
-        absent = benchmarks.whole if scaled else benchmarks.scaled
+    if not scaled_counts or not whole_counts:
+        absent = benchmarks.whole if scaled_counts else benchmarks.scaled
         raise DataError(f"s1: benchmarks: no hard row has source '{absent}'; name another, or uniform_until: null")
-    ratio = benchmarks.ratio * whole.total() / scaled.total()
-    counts = Counter({domain: int(count * ratio) for domain, count in scaled.items()})
-    return dict(counts + whole)  # which leaves out domains cut to nothing
+    ratio = benchmarks.ratio * whole_counts.total() / scaled_counts.total()
+    counts = Counter({domain: int(count * ratio) for domain, count in scaled_counts.items()})
+    return dict(counts + whole_counts)  # which leaves out domains cut to nothing

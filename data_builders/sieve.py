@@ -1,4 +1,4 @@
-"""What may not pass into a data folder: duplicates, benchmark questions, unusable golds, malformed thinking."""
+"""Keeps duplicates, benchmark questions, unusable golds and malformed thinking out of a data folder."""
 
 import hashlib
 from collections import Counter
@@ -9,27 +9,27 @@ from pydantic import Field
 
 from qwen_align.align.rows import Chat, Completion, Labelled, Row, Steps, Text
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.contamination import Benchmark, Contamination, contamination, read_benchmarks
+from qwen_align.data_builders.contamination import Benchmark, Contamination, find_contamination, read_benchmarks
 from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
-from qwen_align.data_builders.row_faults import (
-    LONGEST_DETAIL,
+from qwen_align.data_builders.row_checks import (
+    MAX_DETAIL_CHARACTERS,
     Fault,
-    control_token_fault,
-    emptiness_fault,
-    gold_fault,
-    language_fault,
-    length_fault,
-    thinking_fault,
+    find_control_token_fault,
+    find_empty_fault,
+    find_gold_fault,
+    find_language_fault,
+    find_length_fault,
+    find_thinking_fault,
 )
-from qwen_align.data_builders.row_texts import all_texts, part_of, replies
-from qwen_align.data_builders.turn_order import disorder
+from qwen_align.data_builders.row_texts import join_part_texts, list_all_texts, list_replies
+from qwen_align.data_builders.turn_order import find_turn_disorder
 
 Sources = Mapping[str, Callable[[], Iterator[Row]]]
 """A reader of the rows of every stage that a builder's settings refer to, by the stage's name."""
 
 
 class Drop(NamedTuple):
-    """One row that did not get through."""
+    """A row that was left out, with the reason."""
 
     reason: str
     id: str
@@ -37,102 +37,123 @@ class Drop(NamedTuple):
 
 
 class Drops:
-    """Everything a builder and the sieve left out, in order."""
+    """Records every row that a builder and the sieve left out, in order."""
 
     def __init__(self) -> None:
         self.rows: list[Drop] = []
 
     def add(self, reason: str, row_id: str, detail: str = "") -> None:
+        """Records a row that was left out."""
         self.rows.append(Drop(reason, row_id, detail))
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many for each reason, the most frequent first."""
+        """Returns the number of rows for each reason, the most frequent first."""
         return dict(Counter(drop.reason for drop in self.rows).most_common())
 
 
 class Sieve(Strict):
-    """Which rows are dropped; each is a statement that holds for every row that is kept.
+    """Settings that say which rows are dropped; each is a statement that holds for every row that is kept.
 
     Of any row that is kept, every user turn and raw text says something, and the sides of a pair differ.
     """
 
-    is_unique: bool = Field(default=True, description="no earlier row says the same but for white space")
-    gold_is_usable: bool = Field(default=True, description="saying the gold passes the row's own reward")
-    thinking_is_clean: bool = Field(default=True, description="no thinking tags in texts, no blank thinking or answer")
-    has_no_control_tokens: bool = Field(default=True, description="no text holds a token such as <|im_end|>")
-    turns_are_in_order: bool = Field(
-        default=True, description="a system turn comes first, user and assistant in turn, tools' results after calls"
+    is_unique: bool = Field(
+        default=True, description="drop rows that say the same as an earlier one, white space apart"
     )
-    language: Literal["en", "zh"] | None = Field(default=None, description="most letters are of its script")
+    gold_is_usable: bool = Field(default=True, description="drop rows whose gold does not pass the row's own reward")
+    thinking_is_clean: bool = Field(
+        default=True, description="drop rows with thinking tags in texts, or with blank thinking or answers"
+    )
+    has_no_control_tokens: bool = Field(
+        default=True, description="drop rows whose texts hold a token such as <|im_end|>"
+    )
+    turns_are_in_order: bool = Field(
+        default=True,
+        description="drop rows unless system comes first, user and assistant in turn, tools' results after calls",
+    )
+    language: Literal["en", "zh"] | None = Field(
+        default=None, description="drop rows unless enough letters are of this language's script; null: any language"
+    )
     min_script_share: float = Field(
         default=0.5,  # our choice: names, quotes and units in the other script stay far below it
         ge=0,
         le=1,
-        description="share of letters in the language's script, formulas, code and links left out",
+        description="smallest share of letters in the language's script; formulas, code and links are left out",
     )
-    min_characters: int = Field(default=0, ge=0, description="of everything a row says, prompt included")
-    max_characters: int | None = Field(default=None, ge=1, description="of everything a row says; tokens: max_tokens")
+    min_characters: int = Field(
+        default=0, ge=0, description="fewest characters of everything a row says, prompt included"
+    )
+    max_characters: int | None = Field(
+        default=None,
+        ge=1,
+        description="most characters of everything a row says; for tokens see max_tokens; null: no limit",
+    )
     contamination: list[Contamination] = Field(
-        default_factory=list, description="no row repeats a question of these benchmarks"
+        default_factory=list, description="rules that drop rows which repeat a benchmark's questions"
     )
     near_duplicates: NearDuplicates | None = Field(
-        default=None, description="no earlier row of the same kind and mode says nearly the same"
+        default=None,
+        description="drop rows that nearly repeat an earlier one of the same kind and mode; null: keep them",
     )
 
 
 def sieve(rows: Iterable[Row], settings: Sieve, drops: Drops, sources: Sources | None = None) -> Iterator[Row]:
-    """The rows that hold what `settings` says, in order; the others go to `drops`.
+    """Yields the rows that pass the checks of `settings`, in order, and records the others in `drops`.
 
     `sources` holds the stages that the settings name as benchmarks. Raises DataError for a row whose reward is unknown.
     """
     benchmarks = read_benchmarks(settings.contamination, sources or {})
-    earlier = _Earlier(settings)
+    kept_rows = _KeptRows(settings)
     for row in rows:
-        fault = _fault(row, settings) or _contamination_fault(row, benchmarks)
+        fault = _find_row_fault(row, settings) or _find_contamination_fault(row, benchmarks)
         if fault is None:  # last, so that a dropped row does not shadow a good one
-            fault = earlier.fault(row)
+            fault = kept_rows.find_duplicate_fault(row)
         if fault is None:
             yield row
         else:
             drops.add(fault.reason, row.id, fault.detail)
 
 
-class _Earlier:
-    """The rows kept so far, as far as later ones have to differ from them."""
+class _KeptRows:
+    """Remembers the rows kept so far, as far as later ones have to differ from them."""
 
     def __init__(self, settings: Sieve) -> None:
         self._same: dict[bytes, str] | None = {} if settings.is_unique else None
         self._near: tuple[NearDuplicates, NearDuplicateFinder] | None = None
         if settings.near_duplicates is not None:
-            self._near = settings.near_duplicates, settings.near_duplicates.finder()
+            self._near = settings.near_duplicates, settings.near_duplicates.make_finder()
 
-    def fault(self, row: Row) -> Fault | None:
-        """What an earlier row has in common with this one; without a fault the row counts as kept."""
-        key = _key(row) if self._same is not None else b""
+    def find_duplicate_fault(self, row: Row) -> Fault | None:
+        """Returns what an earlier row has in common with this one; without a fault the row is kept."""
+        key = _hash_content(row) if self._same is not None else b""
         if self._same is not None and key in self._same:
             return Fault("duplicate", f"of {self._same[key]}")
         if self._near is not None and not isinstance(row, Completion):  # alike answers of a model are no duplicates
             settings, finder = self._near
-            near = finder.find_or_keep(row.id, part_of(row, settings.part), _group(row))
-            if near is not None:
-                return Fault("near duplicate", f"of {near.id}: {near.jaccard:.2f} of the shingles are common")
+            near_duplicate = finder.find_or_keep(
+                row.id, join_part_texts(row, settings.part), _hash_comparable_group(row)
+            )
+            if near_duplicate is not None:
+                return Fault(
+                    "near duplicate", f"of {near_duplicate.id}: {near_duplicate.jaccard:.2f} of the shingles are common"
+                )
         if self._same is not None:
             self._same[key] = row.id
         return None
 
 
-def _group(row: Row) -> str:
-    """Equal for rows that may be near duplicates: all but what they say is the same, system messages included."""
+def _hash_comparable_group(row: Row) -> str:
+    """Hashes all that near duplicates must have alike: kind, labels, system messages and tool calls."""
     if isinstance(row, Text | Completion):
         return row.row
     system = [turn.content for turn in row.messages if turn.role == "system"]
-    calls = [turn.tool_calls for turn in (*row.messages, *replies(row)) if turn.tool_calls]
-    return hashlib.sha256(repr([row.row, *_labels(row), system, calls]).encode()).hexdigest()
+    calls = [turn.tool_calls for turn in (*row.messages, *list_replies(row)) if turn.tool_calls]
+    return hashlib.sha256(repr([row.row, *_list_row_labels(row), system, calls]).encode()).hexdigest()
 
 
-def _labels(row: Row) -> list[object]:
-    """What a row says of itself beside its texts: mode and flag, the tools it may call, and whether it is good."""
+def _list_row_labels(row: Row) -> list[object]:
+    """Lists what a row says of itself beside its texts: mode, flag, tools, and labels."""
     if isinstance(row, Steps):
         return [row.labels]
     labels: list[object] = [] if isinstance(row, Text) else [row.mode, row.flag]
@@ -141,36 +162,41 @@ def _labels(row: Row) -> list[object]:
     return [*labels, row.label] if isinstance(row, Labelled) else labels
 
 
-def _contamination_fault(row: Row, benchmarks: list[Benchmark]) -> Fault | None:
-    found = contamination(row, benchmarks)
-    if found is None:
+def _find_contamination_fault(row: Row, benchmarks: list[Benchmark]) -> Fault | None:
+    """Returns a fault if the row repeats a benchmark's question."""
+    contaminated = find_contamination(row, benchmarks)
+    if contaminated is None:
         return None
-    reason, overlap = found
-    return Fault(reason, f"{overlap.question}: {overlap.shared}"[:LONGEST_DETAIL])
+    reason, overlap = contaminated
+    return Fault(reason, f"{overlap.question}: {overlap.shared}"[:MAX_DETAIL_CHARACTERS])
 
 
-def _fault(row: Row, settings: Sieve) -> Fault | None:
-    fault = emptiness_fault(row)
+def _find_row_fault(row: Row, settings: Sieve) -> Fault | None:
+    """Returns the first fault of the row by itself that the settings check for, None if there is none."""
+    fault = find_empty_fault(row)
     if fault is None and settings.thinking_is_clean:
-        fault = thinking_fault(row)
+        fault = find_thinking_fault(row)
     if fault is None and settings.has_no_control_tokens:
-        fault = control_token_fault(row)
-    if fault is None and settings.turns_are_in_order and (said := disorder(row)):
-        fault = Fault("turns out of order", said)
+        fault = find_control_token_fault(row)
+    if fault is None and settings.turns_are_in_order and (disorder := find_turn_disorder(row)):
+        fault = Fault("turns out of order", disorder)
     if fault is None and settings.gold_is_usable:
-        fault = gold_fault(row)
+        fault = find_gold_fault(row)
     if fault is None and (settings.min_characters or settings.max_characters is not None):
-        fault = length_fault(sum(map(len, all_texts(row))), settings.min_characters, settings.max_characters)
+        fault = find_length_fault(sum(map(len, list_all_texts(row))), settings.min_characters, settings.max_characters)
     if fault is None and settings.language is not None:
-        fault = language_fault(row, settings.language, settings.min_script_share)
+        fault = find_language_fault(row, settings.language, settings.min_script_share)
     return fault
 
 
-def _key(row: Row) -> bytes:
-    """Equal for rows of one kind that say the same in the same mode; white space does not count."""
+def _hash_content(row: Row) -> bytes:
+    """Hashes what a row says; equal for rows of one kind that say the same in the same mode, white space apart."""
     if isinstance(row, Completion):
         return row.id.encode()  # equal answers of a model are no duplicates
-    parts: list[object] = [row.row, *(" ".join(text.split()) for text in all_texts(row))]
+    parts: list[object] = [row.row, *(" ".join(text.split()) for text in list_all_texts(row))]
     if not isinstance(row, Text):
-        parts += [*_labels(row), [(turn.role, turn.tool_calls) for turn in (*row.messages, *replies(row))]]
+        parts += [
+            *_list_row_labels(row),
+            [(turn.role, turn.tool_calls) for turn in (*row.messages, *list_replies(row))],
+        ]
     return hashlib.sha256(repr(parts).encode()).digest()

@@ -1,4 +1,4 @@
-"""Numbers that a text spells out, in English and Chinese: thirty, two hundred and five, 三十五, 2.5 million, 3.5万."""
+"""Reads numbers that a text spells out, in English and Chinese: two hundred and five, 三十五, 2.5 million, 3.5万."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -27,36 +27,36 @@ _CHINESE = re.compile(rf"{_RUN}(?:点[零〇一二两三四五六七八九]{{1,2
 _SIMPLIFIED = str.maketrans("兩萬億點", "两万亿点")
 
 
-def spelled_numbers(text: str) -> Iterator[Fraction]:
-    """The numbers in words and those of their parts: of `two hundred and five` 205, 200 and 5."""
+def find_spelled_numbers(text: str) -> Iterator[Fraction]:
+    """Yields the numbers in words and those of their parts: of `two hundred and five` 205, 200 and 5."""
     for match in _WORDS.finditer(text):
-        yield from map(Fraction, _english(re.findall("[a-z]+", match[0].lower())))
+        yield from map(Fraction, _read_english_words(re.findall("[a-z]+", match[0].lower())))
     text = text.translate(_SIMPLIFIED)
     for match in _SCALED.finditer(text):
         scale = _SCALES[match[2].lower()] if match[2] else _CHINESE_SCALES[match[3]]
         yield Fraction(match[1]) * scale
     for match in _CHINESE.finditer(text):
-        found = map(parse_spelled_number, {match[0], *re.split("点|分之", match[0]), *match[0]})
-        yield from (number for number in found if number is not None)
+        numbers = map(parse_spelled_number, {match[0], *re.split("点|分之", match[0]), *match[0]})
+        yield from (number for number in numbers if number is not None)
 
 
-def _english(words: Sequence[str]) -> Iterator[int]:
-    """What each word of a run says, and the numbers they make: three and twenty-five in `three twenty-five`."""
+def _read_english_words(words: Sequence[str]) -> Iterator[int]:
+    """Yields what each word of a run says, and the numbers they make: 3 and 25 in `three twenty-five`."""
     total = part = 0
     scale, room = 10**15, 100  # what the next scale, and the next small number, have to be below
     for word in words:
         if word == "and":
             continue
-        own = _ENGLISH[word]
-        yield own
-        if not (own < scale if own >= 1000 else part < 100 if own == 100 else own < room):
+        word_value = _ENGLISH[word]
+        yield word_value
+        if not (word_value < scale if word_value >= 1000 else part < 100 if word_value == 100 else word_value < room):
             yield total + part
             total = part = 0
             scale = 10**15
-        if own >= 1000:
-            total, part, scale, room = total + (part or 1) * own, 0, own, 100
-        elif own == 100:
+        if word_value >= 1000:
+            total, part, scale, room = total + (part or 1) * word_value, 0, word_value, 100
+        elif word_value == 100:
             part, room = (part or 1) * 100, 100
         else:
-            part, room = part + own, 10 if own >= 20 else 0
+            part, room = part + word_value, 10 if word_value >= 20 else 0
         yield total + part

@@ -1,4 +1,4 @@
-"""Thinking-mode fusion: a model's own correct traces, direct answers under every no-thinking switch, and replay.
+"""Mixes data for thinking-mode fusion: own correct traces, direct answers under every no-thinking switch, replay.
 
 Qwen3's third stage (arXiv:2505.09388, p. 11): the thinking half is sampled from the model that is to be
 fused, so that its reasoning is kept, and part of it carries no flag, so that thinking stays the default.
@@ -14,34 +14,45 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Flag, Row, RowError, Text, Trace
 from qwen_align.align.settings.base import Strict
-from qwen_align.data_builders.completions import by_prompt, completions
-from qwen_align.data_builders.mixed_flags import MixedFlags
-from qwen_align.data_builders.prompt_flags import asks_for_a_mode
+from qwen_align.data_builders.completions_to_traces import convert_solved_completion
+from qwen_align.data_builders.rollout_completions import group_by_prompt, read_completions
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.data_builders.solved_traces import solved_trace
+from qwen_align.data_builders.thinking_flag_mixing import MixedFlags
+from qwen_align.data_builders.thinking_flags import has_thinking_flag
 from qwen_align.reward.settings import RewardName
 
 _Row = TypeVar("_Row", Trace, Chat, Text)
 
 
 class Switches(Strict):
-    """How many in a round of non-thinking rows have each switch; a switch whose prompt is not trained is not obeyed.
+    """How many rows in a round of non-thinking rows have each switch.
+
+    A switch whose prompt is not trained is not obeyed.
 
     soft is `/no_think`, its empty block trained; hard is `enable_thinking=False`, its empty block in the prompt.
     """
 
-    soft: int = Field(default=2, ge=0)
-    hard: int = Field(default=1, ge=0)
-    hard_under_think: int = Field(default=1, ge=0, description="the hard switch although the user asks to /think")
+    soft: int = Field(
+        default=2, ge=0, description="rows in a round with /no_think, whose empty thinking block is trained"
+    )
+    hard: int = Field(
+        default=1,
+        ge=0,
+        description="rows in a round with enable_thinking=False, whose empty thinking block is in the prompt",
+    )
+    hard_under_think: int = Field(
+        default=1, ge=0, description="rows in a round with enable_thinking=False although the user asks to /think"
+    )
 
     @model_validator(mode="after")
-    def _not_none(self) -> Self:
-        if not self.round():
+    def _check_any_switch(self) -> Self:
+        """Checks that some switch is used."""
+        if not self.list_round_flags():
             raise ValueError("all switches are 0; give one of soft, hard, hard_under_think at least 1")
         return self
 
-    def round(self) -> list[Flag | None]:
-        """The flags of one round; the row's mode is no_think under each."""
+    def list_round_flags(self) -> list[Flag | None]:
+        """Lists the flags of one round; the row's mode is no_think under each."""
         flags: list[Flag | None] = ["/no_think"] * self.soft
         return flags + [None] * self.hard + ["/think"] * self.hard_under_think
 
@@ -54,39 +65,46 @@ class ThinkMix(Strict):
     """
 
     kind: Literal["think_mix"] = "think_mix"
-    from_rollout: DataRef
-    from_chats: DataRef
-    from_texts: DataRef | None = None
-    reward: RewardName = Field(default="math_answer", description="whose verdict says that a completion is correct")
-    correct_from: float = Field(default=1.0, description="reward of a correct completion")
-    per_prompt: int = Field(default=1, ge=1)
-    flagged_share: float = Field(default=0.4, ge=0, le=1)  # our choice; the quickstart's prototype did well
-    switches: Switches = Switches()
-    mixed_flags: MixedFlags = MixedFlags()
-    thinking_share: float | None = Field(
-        default=None, gt=0, lt=1, description="of thinking and other chat rows; the side that has too many is cut"
+    from_rollout: DataRef = Field(description="rollout stage with the completions that become thinking rows")
+    from_chats: DataRef = Field(description="data stage with the chats that become non-thinking rows")
+    from_texts: DataRef | None = Field(default=None, description="data stage with raw texts for replay; null: none")
+    reward: RewardName = Field(
+        default="math_answer", description="reward whose verdict says whether a completion is correct"
     )
-    max_thinking: int | None = Field(default=None, ge=1)
-    max_non_thinking: int | None = Field(default=None, ge=1)
-    max_replay: int | None = Field(default=None, ge=1)
+    correct_from: float = Field(default=1.0, description="lowest reward of a correct completion")
+    per_prompt: int = Field(default=1, ge=1, description="most thinking rows for a prompt")
+    flagged_share: float = Field(
+        default=0.4, ge=0, le=1, description="share of thinking rows with the flag /think"
+    )  # our choice, tried in the quickstart
+    switches: Switches = Field(default=Switches(), description="how non-thinking rows switch thinking off")
+    mixed_flags: MixedFlags = Field(default=MixedFlags(), description="shares of rows with harder cases of flags")
+    thinking_share: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of thinking rows among thinking and chat rows; the side that has too many is cut",
+    )
+    max_thinking: int | None = Field(default=None, ge=1, description="most thinking rows; null: no limit")
+    max_non_thinking: int | None = Field(default=None, ge=1, description="most non-thinking rows; null: no limit")
+    max_replay: int | None = Field(default=None, ge=1, description="most raw texts; null: no limit")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """The mixed rows; the same for the same sources, settings and seed."""
+        """Yields the mixed rows, the same for the same sources, settings and seed."""
         random = Random(f"think_mix {seed}")
-        thinking = _shuffled(self._traces(sources, drops), self.max_thinking, random, drops)
-        chats = _shuffled(self._chats(sources, drops), self.max_non_thinking, random, drops)
-        replay = _shuffled(self._texts(sources), self.max_replay, random, drops)
-        thinking, chats = self._balanced(thinking, chats, drops)
+        thinking = _shuffle_and_cap(self._read_traces(sources, drops), self.max_thinking, random, drops)
+        chats = _shuffle_and_cap(self._read_chats(sources, drops), self.max_non_thinking, random, drops)
+        replay = _shuffle_and_cap(self._read_texts(sources), self.max_replay, random, drops)
+        thinking, chats = self._balance_modes(thinking, chats, drops)
         n_flagged = round(len(thinking) * self.flagged_share)
         flagged: list[Trace | Chat] = [
-            row.model_copy(update={"flag": "/think" if place < n_flagged else None})
-            for place, row in enumerate(thinking)
+            row.model_copy(update={"flag": "/think" if index < n_flagged else None})
+            for index, row in enumerate(thinking)
         ]
         flagged += [
             row.model_copy(update={"flag": flag})
-            for row, flag in zip(chats, cycle(self.switches.round()), strict=False)
+            for row, flag in zip(chats, cycle(self.switches.list_round_flags()), strict=False)
         ]
-        rows: list[Row] = [*self.mixed_flags.apply(flagged, chats, seed)]
+        rows: list[Row] = [*self.mixed_flags.mix_flags(flagged, chats, seed)]
         if rows:
             rows += replay
         else:
@@ -95,24 +113,26 @@ class ThinkMix(Strict):
         random.shuffle(rows)
         yield from rows
 
-    def _traces(self, sources: Sources, drops: Drops) -> list[Trace]:
+    def _read_traces(self, sources: Sources, drops: Drops) -> list[Trace]:
+        """Reads the thinking rows: the first correct completions of each prompt."""
         traces: list[Trace] = []
-        for rows in by_prompt(completions(sources[self.from_rollout], self.from_rollout)).values():
-            kept: dict[str, Trace] = {}
+        for rows in group_by_prompt(read_completions(sources[self.from_rollout], self.from_rollout)).values():
+            trace_of_text: dict[str, Trace] = {}
             for row in rows:
-                found = solved_trace(row, self.reward, self.correct_from)
-                if isinstance(found, str):
-                    drops.add(found, row.id)
-                elif row.text in kept:
-                    drops.add("duplicate", row.id, f"of {kept[row.text].id}")
-                elif len(kept) == self.per_prompt:
+                converted = convert_solved_completion(row, self.reward, self.correct_from)
+                if isinstance(converted, str):
+                    drops.add(converted, row.id)
+                elif row.text in trace_of_text:
+                    drops.add("duplicate", row.id, f"of {trace_of_text[row.text].id}")
+                elif len(trace_of_text) == self.per_prompt:
                     drops.add("over per_prompt", row.id)
                 else:
-                    kept[row.text] = found
-            traces += kept.values()
+                    trace_of_text[row.text] = converted
+            traces += trace_of_text.values()
         return traces
 
-    def _chats(self, sources: Sources, drops: Drops) -> list[Chat]:
+    def _read_chats(self, sources: Sources, drops: Drops) -> list[Chat]:
+        """Reads the non-thinking rows; chats with thinking, without a reply or with flags are dropped."""
         chats = []
         for row in sources[self.from_chats]():
             if not isinstance(row, Chat):
@@ -123,13 +143,14 @@ class ThinkMix(Strict):
                 drops.add("chat with thinking", row.id)
             elif row.messages[-1].role != "assistant":
                 drops.add("chat without a reply", row.id)
-            elif asks_for_a_mode(row.messages):
+            elif has_thinking_flag(row.messages):
                 drops.add("flag in the prompt's text", row.id)
             else:
                 chats.append(row.model_copy(update={"mode": "no_think"}))
         return chats
 
-    def _texts(self, sources: Sources) -> list[Text]:
+    def _read_texts(self, sources: Sources) -> list[Text]:
+        """Reads the raw texts to replay."""
         if self.from_texts is None:
             return []
         texts = []
@@ -139,29 +160,33 @@ class ThinkMix(Strict):
             texts.append(row)
         return texts
 
-    def _balanced(self, thinking: list[Trace], chats: list[Chat], drops: Drops) -> tuple[list[Trace], list[Chat]]:
-        """Both sides in the asked ratio; neither if one is empty, as one mode alone would unteach the other."""
+    def _balance_modes(self, thinking: list[Trace], chats: list[Chat], drops: Drops) -> tuple[list[Trace], list[Chat]]:
+        """Cuts the larger side to the ratio asked for; returns neither if one is empty.
+
+        One mode alone would unteach the other.
+        """
         if not thinking or not chats:
             missing = "no non-thinking row" if thinking else "no thinking row"
-            left: list[Trace | Chat] = [*thinking, *chats]
-            for row in left:
+            dropped: list[Trace | Chat] = [*thinking, *chats]
+            for row in dropped:
                 drops.add(f"{missing} to mix with", row.id)
             return [], []
         if self.thinking_share is None:
             return thinking, chats
         odds = self.thinking_share / (1 - self.thinking_share)
         if len(thinking) > len(chats) * odds:
-            return _first(thinking, max(1, round(len(chats) * odds)), drops), chats
-        return thinking, _first(chats, max(1, round(len(thinking) / odds)), drops)
+            return _keep_first(thinking, max(1, round(len(chats) * odds)), drops), chats
+        return thinking, _keep_first(chats, max(1, round(len(thinking) / odds)), drops)
 
 
-def _shuffled(rows: Sequence[_Row], cap: int | None, random: Random, drops: Drops) -> list[_Row]:
-    """`cap` of the rows, or all, in an order drawn from `random`."""
+def _shuffle_and_cap(rows: Sequence[_Row], cap: int | None, random: Random, drops: Drops) -> list[_Row]:
+    """Returns `cap` of the rows, or all, in an order drawn from `random`."""
     drawn = random.sample(rows, len(rows))
-    return drawn if cap is None else _first(drawn, cap, drops)
+    return drawn if cap is None else _keep_first(drawn, cap, drops)
 
 
-def _first(rows: list[_Row], n: int, drops: Drops) -> list[_Row]:
+def _keep_first(rows: list[_Row], n: int, drops: Drops) -> list[_Row]:
+    """Returns the first `n` rows and drops the others."""
     for row in rows[n:]:
         drops.add("over the cap", row.id)
     return rows[:n]

@@ -1,31 +1,32 @@
-"""Whether a row's turns come in an order that a model meets when it is used."""
+"""Checks whether a row's turns come in an order that a model meets when it is used."""
 
 from collections.abc import Sequence
 
 from qwen_align.align.rows import Chat, Message, Row, Text
-from qwen_align.data_builders.row_texts import Dialogue, turns_of
+from qwen_align.data_builders.row_texts import Dialogue, get_turns
 
-# What may come after what. A chat template renders other orders too, as conversations that nobody will have.
-_BEFORE = {
+# The roles that may come before each role. Chat templates render other orders too, which no user produces.
+_ALLOWED_BEFORE = {
     "user": ("", "system", "assistant"),
     "tool": ("calls", "tool"),
     "assistant": ("user", "tool"),
 }
 
 
-def disorder(row: Row) -> str | None:
-    """What is wrong with the order of the row's turns, None if nothing is; a raw text has none.
+def find_turn_disorder(row: Row) -> str | None:
+    """Returns what is wrong with the order of the row's turns, None if nothing is; a raw text has none.
 
     At most one system turn, which is the first; then user and assistant in turn, results of tools after an assistant
     that calls them. What is beside the turns (a trace's answer, both sides of a pair) is an assistant's.
     """
     if isinstance(row, Text):
         return None
-    return _fault(turns_of(row)) or _end(row)
+    return _find_order_fault(get_turns(row)) or _find_end_fault(row)
 
 
-def _end(row: Dialogue) -> str | None:
-    turns = turns_of(row)
+def _find_end_fault(row: Dialogue) -> str | None:
+    """Returns what is wrong with how the turns end, None if nothing is."""
+    turns = get_turns(row)
     if isinstance(row, Chat):
         return None if any(turn.role == "assistant" for turn in turns) else "no assistant turn"
     return (
@@ -35,21 +36,22 @@ def _end(row: Dialogue) -> str | None:
     )
 
 
-def _fault(turns: Sequence[Message]) -> str | None:
+def _find_order_fault(turns: Sequence[Message]) -> str | None:
+    """Returns the first turn that may not come after the one before it, None if there is none."""
     if not turns:
         return "no turn"
     before = ""
-    for place, turn in enumerate(turns, start=1):
+    for number, turn in enumerate(turns, start=1):
         if turn.role == "system":
-            if place > 1:
-                return f"turn {place}: a system turn that is not the first"
-        elif before not in _BEFORE[turn.role]:
-            return f"turn {place}: {turn.role} {_NAMES[before]}"
+            if number > 1:
+                return f"turn {number}: a system turn that is not the first"
+        elif before not in _ALLOWED_BEFORE[turn.role]:
+            return f"turn {number}: {turn.role} {_PHRASES[before]}"
         before = "calls" if turn.role == "assistant" and turn.tool_calls else turn.role
     return None
 
 
-_NAMES = {
+_PHRASES = {
     "": "opens the conversation",
     "calls": "after calls of tools, before their results",
     "system": "after the system turn",

@@ -1,49 +1,49 @@
-"""Our own rows as others wrote them, and what of a row cannot be written for the next stage to read."""
+"""Reads rows in our own format, and checks that a row can be written for the next stage to read."""
 
 import json
 from typing import Any
 
 from qwen_align.align.rows import Problem, Row, RowError, Text, Trace, parse_row, to_line
-from qwen_align.data_builders.bad_row import BadValue, quoted
-from qwen_align.reward.settings import check_nameable
+from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
+from qwen_align.reward.settings import check_row_reward
 
 
-def typed_row(value: Any) -> Row:
-    """The row that the value is; raises BadValue if it is none, or if its reward is none that rows can name."""
-    if isinstance(value, dict):  # a column that is null in this row of a table is not there
+def parse_typed_row(value: Any) -> Row:
+    """Parses a value as a row of ours; raises BadValue if it is none, or if its reward is none that rows can name."""
+    if isinstance(value, dict):  # a null cell of a table counts as a missing key
         value = {key: item for key, item in value.items() if item is not None}
-    check_json(value, "row")
+    check_json_value(value, "row")
     try:
         row = parse_row(json.dumps(value), where="")
     except RowError as error:
         raise BadValue("no row of ours", str(error).removeprefix(": ")) from None
     if isinstance(row, Problem | Trace):
         try:
-            check_nameable(row.reward)
+            check_row_reward(row.reward)
         except ValueError as error:
             raise BadValue("unknown reward", f"reward: {error}") from None
     return row
 
 
-def check_writable(row: Row) -> None:
-    """Raises BadValue for a row that cannot be written, or not be read again: NaN, a table's dates, deep nesting."""
+def check_writable_row(row: Row) -> None:
+    """Raises BadValue for a row that cannot be written or read again: NaN, a table's dates, deep nesting."""
     if isinstance(row, Text):
         return
-    for what in ("gold", "tools"):
-        value = getattr(row, what, None)
+    for name in ("gold", "tools"):
+        value = getattr(row, name, None)
         if value is not None and not isinstance(value, str):
-            check_json(value, what)
+            check_json_value(value, name)
     try:
         parse_row(to_line(row), where="")
     except (ValueError, RecursionError) as error:
-        said = str(error).removeprefix(": ")
-        raise BadValue("not JSON", f"cannot be read again once it is written: {said}") from None
+        message = str(error).removeprefix(": ")
+        raise BadValue("not JSON", f"cannot be read again once it is written: {message}") from None
 
 
-def check_json(value: Any, what: str) -> None:
-    """Raises BadValue for a value that JSON cannot hold; `what` opens the message."""
+def check_json_value(value: Any, name: str) -> None:
+    """Raises BadValue for a value that JSON cannot hold; `name` opens the message."""
     try:
         json.dumps(value, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
-        said = f"{what}: is {quoted(value)}, which JSON cannot hold: {error}"
-        raise BadValue("not JSON", said) from None
+        message = f"{name}: is {shorten_repr(value)}, which JSON cannot hold: {error}"
+        raise BadValue("not JSON", message) from None

@@ -6,20 +6,20 @@ Nothing is imported until it is asked for: the row types need `reward.verdict`, 
 from importlib import import_module
 from typing import Any
 
-_ROOMS = {
+_MODULES = {
     "CodeTests": "code_tests",
     "Completion": "base",
-    "Constant": "controls",
+    "Constant": "control_rewards",
     "CosineLength": "length",
     "Format": "format",
     "Instructions": "instructions",
     "KimiLength": "length",
     "LanguageShare": "language",
-    "Learned": "learned",
+    "Learned": "reward_model_score",
     "MathAnswer": "math_answer",
     "PythonReward": "python_file",
-    "Qwen25Math": "learned",
-    "Random": "controls",
+    "Qwen25Math": "reward_model_score",
+    "Random": "control_rewards",
     "ReasoningGym": "reasoning_gym_task",
     "Repetition": "repetition",
     "SoftOverlong": "length",
@@ -27,10 +27,10 @@ _ROOMS = {
     "Verdict": "verdict",
     "judge_all": "combine",
 }
-__all__ = list(_ROOMS)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

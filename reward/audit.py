@@ -1,11 +1,11 @@
-"""What a reward pays for: golden and adversarial completions of its own domain, and of the user's own problems."""
+"""Audits what a reward pays for: right and adversarial completions, of its own domain and of the user's problems."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from qwen_align.align.rows import Completion, Message, Problem
 from qwen_align.reward.base import BaseReward, Probe
-from qwen_align.reward.learned import Learned
+from qwen_align.reward.reward_model_score import Learned
 from qwen_align.reward.verdict import Verdict
 
 # What a reward without probes of its own is audited on, where the user gives no problems.
@@ -13,8 +13,8 @@ _SUM = Problem(id="sum", messages=[Message(role="user", content="What is 17 + 25
 _PADDING = 20_000  # characters; far beyond an answer, quick to judge
 
 
-class Audited(NamedTuple):
-    """A probe and what the reward said; `pays` is what a sound reward does, None where that is for the user to say."""
+class AuditRow(NamedTuple):
+    """A probe and the reward's verdict on it; `pays` is what a sound reward does, None where the user has to say."""
 
     probe: str
     verdict: Verdict
@@ -22,50 +22,54 @@ class Audited(NamedTuple):
 
     @property
     def is_paid(self) -> bool:
+        """Whether the verdict's value is above 0."""
         return self.verdict.value is not None and self.verdict.value > 0
 
     @property
     def is_wrong(self) -> bool:
+        """Whether the reward paid what a sound one would not, or the other way round."""
         return self.pays is not None and self.pays != self.is_paid
 
 
-def audit(reward: BaseReward, problems: Sequence[Problem] = ()) -> list[Audited]:
-    """The reward's own probes, then the same eight bad completions of every problem.
+def audit_reward(reward: BaseReward, problems: Sequence[Problem] = ()) -> list[AuditRow]:
+    """Judges the reward's own probes, then the same eight bad completions of every problem.
 
-    Nothing for a reward whose scorer is not loaded.
+    Returns nothing for a reward whose scorer is not loaded.
     """
     if isinstance(reward, Learned) and not reward.is_bound:
         return []
-    found = [Audited(one.name, _judge(reward, one), one.pays) for one in reward.probes()]
-    for problem in problems or ([] if found else [_SUM]):
-        found += [Audited(name, reward.judge(row), None) for name, row in bad_completions(problem)]
-    return found
+    rows = [AuditRow(probe.name, _judge_probe(reward, probe), probe.pays) for probe in reward.probes()]
+    for problem in problems or ([] if rows else [_SUM]):
+        rows += [AuditRow(name, reward.judge(completion), None) for name, completion in make_bad_completions(problem)]
+    return rows
 
 
-def _judge(reward: BaseReward, probe: Probe) -> Verdict:
+def _judge_probe(reward: BaseReward, probe: Probe) -> Verdict:
+    """Returns the verdict on a probe."""
     if isinstance(probe.completion, Completion) and probe.gold is None:
         return reward.judge(probe.completion)
     return reward.judge(probe.completion, probe.gold)
 
 
-def bad_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
-    """Completions that solve nothing, by name."""
+def make_bad_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
+    """Yields completions of a problem that solve nothing, each with its name."""
     gold = problem.gold if isinstance(problem.gold, str | int | float) else ""
-    asked = problem.messages[-1].content
+    prompt = problem.messages[-1].content
     for name, text in (
         ("empty", ""),
         ("white space", " \n\n "),
-        ("the prompt copied", asked),
+        ("the prompt copied", prompt),
         ("the gold in the thinking only", f"<think>\nIt is \\boxed{{{gold}}}.\n</think>\n\n"),
         ("the gold in thinking without end", f"<think>\nIt is \\boxed{{{gold}}}."),
         ("many boxes", " or ".join(f"\\boxed{{{answer}}}" for answer in (gold, "0", "1", "x", "A"))),
         ("repeated tags", "<think>\n</think>\n" * 20),
         ("padding", "wait, " * (_PADDING // 6)),
     ):
-        yield name, _completion(problem, text)
+        yield name, _make_completion(problem, text)
 
 
-def _completion(problem: Problem, text: str) -> Completion:
+def _make_completion(problem: Problem, text: str) -> Completion:
+    """Returns a text as a completion of the problem."""
     shared: dict[str, Any] = {"mode": problem.mode, "flag": problem.flag, "meta": problem.meta}
     return Completion(
         prompt_id=problem.id,

@@ -1,24 +1,27 @@
-"""Does the code pass its tests? Run in a sandbox that knows no expected value; judged outside it."""
+"""The `code_tests` reward: does the code pass its tests?
+
+It runs in a sandbox that knows no expected value, and is judged outside of it.
+"""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
-from qwen_align.reward.base import BaseReward, Probe, in_threads
-from qwen_align.reward.code.extract import code
-from qwen_align.reward.code.plan import plan
-from qwen_align.reward.code.run import PASSED, run
-from qwen_align.reward.code.sandbox import Limits, SandboxError, sandbox
-from qwen_align.reward.code.tested import UNUSABLE
-from qwen_align.reward.thinking import after_thinking
+from qwen_align.reward.base import BaseReward, Probe, judge_in_threads
+from qwen_align.reward.code.extract_code import extract_code
+from qwen_align.reward.code.plan_from_gold import plan_from_gold
+from qwen_align.reward.code.run_candidate import PASSED, run_candidate
+from qwen_align.reward.code.run_dataset_tests import UNUSABLE
+from qwen_align.reward.code.sandbox import Limits, SandboxError, get_sandbox
+from qwen_align.reward.thinking import strip_thinking
 from qwen_align.reward.verdict import Verdict
 
 
 class CodeTests(BaseReward):
-    """1.0 if the code passes all tests of the gold, else 0.0; no verdict if the gold is unusable.
+    """Pays 1.0 if the code passes all tests of the gold, else 0.0; no verdict if the gold is unusable.
 
     The code is the last block of Python fenced after the thinking, or all that is said after it. Golds:
     `{"tests": [assert lines]}` with `imports`, `setup` (before the code too) or `test_setup_code` (after it);
@@ -28,68 +31,75 @@ class CodeTests(BaseReward):
     """
 
     kind: Literal["code_tests"] = "code_tests"
-    time_limit_s: Annotated[float, Field(gt=0, le=600)] = Limits().time_limit_s
-    """Wall clock, for all tests of one completion; others' work on the machine counts in it."""
-    memory_mib: Annotated[int, Field(ge=128)] = Limits().memory_mib
-    isolation: Literal["full", "process"] = "full"
-    """`process` protects the verdict and not the machine: a session and resource limits, no namespaces."""
-    partial: bool = False
-    """Whether the value is the share of tests passed; a wrong program then earns something."""
+    time_limit_s: float = Field(
+        default=Limits().time_limit_s,
+        gt=0,
+        le=600,
+        description="seconds for all tests of one completion; wall clock, so other work on the machine counts in it",
+    )
+    memory_mib: int = Field(
+        default=Limits().memory_mib, ge=128, description="address space of one candidate process, in MiB"
+    )
+    isolation: Literal["full", "process"] = Field(
+        default="full",
+        description="full: namespaces, system call filter, limits. process: protects the verdict and not the machine",
+    )
+    partial: bool = Field(default=False, description="pay the share of tests passed, so wrong code earns something")
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; without `gold`, against the completion's own.
+        """Returns the verdict on one completion; without `gold`, against the completion's own.
 
         Raises SandboxError where the machine does not give the isolation asked for.
         """
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
-        planned = plan(gold)
-        if planned is None:
+        plan = plan_from_gold(gold)
+        if plan is None:
             return Verdict(value=None, reason=UNUSABLE)
-        spoken = after_thinking(text)
-        if spoken is None:
+        answer = strip_thinking(text)
+        if answer is None:
             return Verdict(value=0.0, reason="unfinished thinking")
-        found = code(spoken)
-        if found is None:
+        code = extract_code(answer)
+        if code is None:
             return Verdict(value=0.0, reason="no code")
         limits = Limits(self.time_limit_s, self.memory_mib)
         try:
-            score = run(planned, found.texts, sandbox(self.isolation), limits, partial=self.partial)
+            score = run_candidate(plan, code.texts, get_sandbox(self.isolation), limits, partial=self.partial)
         except SandboxError:  # the sandbox's server was killed from outside; if that was not all, it is raised again
-            score = run(planned, found.texts, sandbox(self.isolation), limits, partial=self.partial)
+            score = run_candidate(plan, code.texts, get_sandbox(self.isolation), limits, partial=self.partial)
         if score.reason == UNUSABLE:
             return Verdict(value=None, reason=UNUSABLE)
         if score.reason == PASSED:
             return Verdict(value=1.0, reason=PASSED)
-        reason = "no code" if score.reason == "syntax error" and not found.fenced else score.reason
-        return Verdict(value=score.passed / score.n_tests if self.partial else 0.0, reason=reason)
+        reason = "no code" if score.reason == "syntax error" and not code.fenced else score.reason
+        return Verdict(value=score.n_passed / score.n_tests if self.partial else 0.0, reason=reason)
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
-        """The verdicts on completions of any prompts, in their order, as many at a time as there are cores."""
-        self.warm()
-        return in_threads(self.judge, completions, deadline)
+        """Returns the verdicts on completions in their order, judged as many at a time as there are cores."""
+        self.warm_up()
+        return judge_in_threads(self.judge, completions, deadline)
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """The verdict on the gold's own solution where it has one, else on the form of the tests."""
-        if plan(gold) is None:
+        """Returns the verdict on the gold's own solution where it has one, else on the form of the tests."""
+        if plan_from_gold(gold) is None:
             return Verdict(value=None, reason=UNUSABLE)
         solution = next((gold[key] for key in ("canonical_solution", "code") if isinstance(gold.get(key), str)), None)
         return Verdict(value=1.0, reason="usable") if solution is None else self.judge(solution, gold)
 
-    def check_here(self) -> None:
+    def check_machine(self) -> None:
         """Raises RecipeError where this machine does not give the isolation asked for."""
         try:
-            self.warm()
+            self.warm_up()
         except SandboxError as error:
             raise RecipeError(f"reward code_tests: {error}") from error
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Starts the sandbox's server; raises SandboxError where the machine does not give the isolation."""
-        sandbox(self.isolation).warm()
+        get_sandbox(self.isolation).warm_up()
 
     def probes(self) -> list[Probe]:
-        """Right solutions in each form, and wrong ones that cheat a harness which runs tests beside the code."""
+        """Returns right solutions in each form, and wrong ones that cheat a harness running tests beside the code."""
         gold = {"tests": ["assert add(1, 2) == 3", "assert add(5, 7) == 12"]}
         right, wrong = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return -1\n"
         equal = "class Equal(int):\n    def __eq__(self, other):\n        return True\n"

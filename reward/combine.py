@@ -1,4 +1,4 @@
-"""Several rewards on the same completions: outcomes are paid, shaping tips the scales between equals.
+"""Combines several rewards on the same completions: outcomes are paid, shaping tips the scales between equals.
 
 With W the sum of the outcomes' weights, O the weighted sum of their values and S that of the shaping rewards:
 
@@ -27,38 +27,40 @@ KEPT_SHARE = 0.4  # of a partial outcome's credit; KEPT_SHARE + SHAPING_SHARE < 
 def judge_all(
     rewards: Sequence[BaseReward], completions: Sequence[Completion], *, deadline_s: float | None = None
 ) -> list[Verdict]:
-    """One verdict a completion, with the rewards' own verdicts as its parts; None if one of them has no value.
+    """Returns one combined verdict a completion, with the rewards' own verdicts as its parts; None if one has no value.
 
     After `deadline_s` seconds of wall time what is not judged yet has no verdict. For asyncio:
     `await asyncio.to_thread(judge_all, rewards, completions)`.
     """
     deadline = None if deadline_s is None else time.monotonic() + deadline_s
     parts: list[dict[str, Verdict]] = [{} for _ in completions]
-    for reward in sorted(rewards, key=lambda one: one.needs_outcome):
-        seen = completions
+    outcome_labels = {reward.label for reward in rewards if reward.is_outcome}
+    for reward in sorted(rewards, key=lambda reward: reward.needs_outcome):
+        rows = completions
         if reward.needs_outcome:
-            outcomes = {one.label for one in rewards if one.is_outcome}
-            seen = [
-                one.model_copy(update={"verdicts": {name: part[name] for name in part if name in outcomes}})
-                for one, part in zip(completions, parts, strict=True)
+            outcome_verdicts = [{label: part[label] for label in part if label in outcome_labels} for part in parts]
+            rows = [
+                completion.model_copy(update={"verdicts": verdicts})
+                for completion, verdicts in zip(completions, outcome_verdicts, strict=True)
             ]
-        for part, verdict in zip(parts, reward.judge_many(seen, deadline=deadline), strict=True):
+        for part, verdict in zip(parts, reward.judge_many(rows, deadline=deadline), strict=True):
             part[reward.label] = verdict
-    scale = shaping_scale(rewards)
-    return [_combined(rewards, {one.label: part[one.label] for one in rewards}, scale) for part in parts]
+    scale = compute_shaping_scale(rewards)
+    labels = [reward.label for reward in rewards]
+    return [_combine_parts(rewards, {label: part[label] for label in labels}, scale) for part in parts]
 
 
-def solved(rewards: Sequence[BaseReward], verdict: Verdict) -> bool | None:
-    """Whether every reward that says when the task is done says so; None where none does, or one has no verdict."""
+def is_task_solved(rewards: Sequence[BaseReward], verdict: Verdict) -> bool | None:
+    """Returns whether all rewards that can tell say the task was done; None where none can or one has no verdict."""
     parts = verdict.parts or {}
-    said = [one.solved(parts[one.label]) for one in rewards if one.label in parts]
-    if verdict.value is None or all(one is None for one in said):
+    answers = [reward.is_solved(parts[reward.label]) for reward in rewards if reward.label in parts]
+    if verdict.value is None or all(answer is None for answer in answers):
         return None
-    return all(one is not False for one in said)
+    return all(answer is not False for answer in answers)
 
 
-def shaping_scale(rewards: Sequence[BaseReward]) -> float:
-    """What the shaping rewards' weights are multiplied with, 1.0 where they are small enough as they are."""
+def compute_shaping_scale(rewards: Sequence[BaseReward]) -> float:
+    """Returns the factor for the shaping rewards' weights, 1.0 where they are small enough as they are."""
     outcomes = sum(reward.weight for reward in rewards if reward.is_outcome)
     reach = sum(abs(reward.weight) * reward.bound for reward in rewards if not reward.is_outcome)
     if not outcomes or reach <= SHAPING_SHARE * outcomes:
@@ -66,27 +68,31 @@ def shaping_scale(rewards: Sequence[BaseReward]) -> float:
     return SHAPING_SHARE * outcomes / reach
 
 
-def _combined(rewards: Sequence[BaseReward], parts: dict[str, Verdict], scale: float) -> Verdict:
+def _combine_parts(rewards: Sequence[BaseReward], parts: dict[str, Verdict], scale: float) -> Verdict:
+    """Returns the combined verdict of the rewards' verdicts on one completion."""
     for part in parts.values():
         if part.value is None:
             return Verdict(value=None, reason=part.reason, parts=parts)
     values = {label: part.value for label, part in parts.items() if part.value is not None}
     outcomes = [reward for reward in rewards if reward.is_outcome]
-    shaping = [reward for reward in rewards if not reward.is_outcome]
-    if outcomes and (shaping or any(reward.gate for reward in rewards)):
-        paid = _gated(outcomes, values, passed=all(values[one.label] >= 1.0 for one in rewards if one.gate))
+    shaping_rewards = [reward for reward in rewards if not reward.is_outcome]
+    if outcomes and (shaping_rewards or any(reward.gate for reward in rewards)):
+        passed = all(values[reward.label] >= 1.0 for reward in rewards if reward.gate)
+        paid = _pay_outcomes(outcomes, values, passed=passed)
     else:
         paid = math.fsum(reward.weight * values[reward.label] for reward in outcomes)
-    shaped = math.fsum(one.weight * max(-one.bound, min(one.bound, values[one.label])) for one in shaping)
+    shaping_value = math.fsum(
+        reward.weight * max(-reward.bound, min(reward.bound, values[reward.label])) for reward in shaping_rewards
+    )
     reason = "; ".join(part.reason for part in parts.values())
-    value = paid + scale * shaped
+    value = paid + scale * shaping_value
     if not math.isfinite(value):
         return Verdict(value=None, reason="rewards beyond any number", parts=parts)
     return Verdict(value=value, reason=reason, parts=parts)
 
 
-def _gated(outcomes: Sequence[BaseReward], values: dict[str, float], *, passed: bool) -> float:
-    """What the outcomes are paid beside shaping or gates: each counts from 0 to 1, whatever it returned."""
+def _pay_outcomes(outcomes: Sequence[BaseReward], values: dict[str, float], *, passed: bool) -> float:
+    """Returns what the outcomes are paid beside shaping or gates: each counts from 0 to 1, whatever it returned."""
     if not passed:
         return 0.0
     is_right = all(values[reward.label] >= 1.0 for reward in outcomes)

@@ -1,7 +1,9 @@
-"""Is the turn laid out as its mode asks: a thinking block where thinking was asked for, none where it was not."""
+"""The `format` reward: a thinking block where the mode asks for thinking, none where it does not."""
 
 import re
 from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from qwen_align.align.rows import Completion, Mode
 from qwen_align.reward.base import BaseReward, Probe
@@ -13,14 +15,14 @@ _ANSWER = ["<answer>", "</answer>"]
 _BOTH = ["<think>", "</think>", *_ANSWER]
 
 
-def obeys(text: str, mode: Mode) -> bool:
-    """Whether the model thought, or did not, as asked; a malformed block obeys neither mode."""
+def follows_mode(text: str, mode: Mode) -> bool:
+    """Returns whether the model thought, or did not, as asked; a malformed block follows neither mode."""
     turn = split_turn(text)
     return isinstance(turn, Turn) and (turn.thinking is not None) == (mode == "think")
 
 
 class Format(BaseReward):
-    """1.0 for a well-formed turn in the completion's mode, else 0.0.
+    """Pays 1.0 for a well-formed turn in the completion's mode, else 0.0.
 
     think: one block with non-blank thinking, then a non-blank answer. no_think: a non-blank answer, alone or after
     an empty block. A completion without a mode, and a bare string, may be either. A block that is only white space
@@ -34,10 +36,12 @@ class Format(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
     kind: Literal["format"] = "format"
-    layout: Literal["qwen", "answer_tags"] = "qwen"
+    layout: Literal["qwen", "answer_tags"] = Field(
+        default="qwen", description="qwen: a <think> block, then the answer. answer_tags: <think> and <answer> blocks"
+    )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; `gold` is not looked at."""
+        """Returns the verdict on one completion; `gold` is not looked at."""
         text, mode = (completion, None) if isinstance(completion, str) else (completion.text, completion.mode)
         turn = split_turn(text) if self.layout == "qwen" else split_answer_tags(text)
         if isinstance(turn, str):
@@ -49,11 +53,11 @@ class Format(BaseReward):
         return Verdict(value=1.0, reason="well formed")
 
     def probes(self) -> list[Probe]:
-        """Well-formed turns, and the layouts that patterns with lazy quantifiers let through."""
+        """Returns well-formed turns, and the layouts that patterns with lazy quantifiers let through."""
         answer = "7" if self.layout == "qwen" else "<answer>7</answer>"
-        thought = f"<think>\n3+4=7\n</think>\n\n{answer}"
+        full_turn = f"<think>\n3+4=7\n</think>\n\n{answer}"
         return [
-            Probe("thinking and answer", thought, None, True),
+            Probe("thinking and answer", full_turn, None, True),
             Probe("answer alone", answer, None, True),
             Probe("empty block", f"<think>\n\n</think>\n\n{answer}", None, True),
             Probe("empty", "", None, False),
@@ -61,15 +65,15 @@ class Format(BaseReward):
             Probe("no answer", "<think>\n3+4=7\n</think>\n\n", None, False),
             Probe("thinking never ends", "<think>\n3+4=7", None, False),
             Probe("no opening tag", f"3+4=7\n</think>\n\n{answer}", None, False),
-            Probe("block within a block", f"<think>\n{thought}\n</think>\n\n{answer}", None, False),
-            Probe("second block", thought + "\n" + thought, None, False),
-            Probe("text before", "Sure! " + thought, None, False),
+            Probe("block within a block", f"<think>\n{full_turn}\n</think>\n\n{answer}", None, False),
+            Probe("second block", full_turn + "\n" + full_turn, None, False),
+            Probe("text before", "Sure! " + full_turn, None, False),
             Probe("tags repeated", "<think></think>" * 50 + answer, None, False),
         ]
 
 
 def split_answer_tags(text: str) -> Turn | str:
-    """Thinking and answer of a turn in R1-Zero's layout, else the short reason why it is not in it."""
+    """Returns thinking and answer of a turn in R1-Zero's layout, else the short reason why it is not in it."""
     tags = _TAGS.findall(text)
     parts = _TAGS.split(text)
     if tags == _BOTH:

@@ -1,4 +1,4 @@
-"""Is the text in the language it should be in: the share of its words that are written in that language's script."""
+"""The `language` reward: the share of a text's words that are written in the script of the language asked for."""
 
 import re
 from collections import Counter
@@ -36,7 +36,9 @@ _LEFT_OUT = re.compile(
 
 
 class LanguageShare(BaseReward):
-    """The share of words in the script of the `target` language, 0.0 if it is below `threshold` or there are no words.
+    """Pays the share of words in the script of the `target` language.
+
+    0.0 if it is below `threshold` or there are no words.
 
     The language consistency reward of DeepSeek-R1 (arXiv:2501.12948, section 2.3.2: the share of target language words
     in the chain of thought). Every Chinese or Japanese character is a word, as is any other run of letters. Formulas,
@@ -52,60 +54,72 @@ class LanguageShare(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
     kind: Literal["language"] = "language"
-    target: Language | Literal["prompt"] = "prompt"
-    where: Literal["thinking", "answer", "both"] = "both"
-    threshold: float = Field(default=0.0, ge=0, le=1)
+    target: Language | Literal["prompt"] = Field(
+        default="prompt", description="the language to write in; prompt: that of the last user message"
+    )
+    where: Literal["thinking", "answer", "both"] = Field(
+        default="both", description="the part that is looked at; both: the lower share of the two counts"
+    )
+    threshold: float = Field(default=0.0, ge=0, le=1, description="shares below it are paid 0")
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; `gold` is not looked at."""
-        target = self._wanted(completion)
+        """Returns the verdict on one completion; `gold` is not looked at."""
+        target = self._find_target(completion)
         if target is None:
             return Verdict(value=None, reason="no language in the prompt")
-        thinking, answer = _split(completion if isinstance(completion, str) else completion.text)
+        thinking, answer = _split_thinking(completion if isinstance(completion, str) else completion.text)
         if self.where == "thinking" and thinking is None:
             return Verdict(value=0.0, reason="no thinking")
-        thought = [] if thinking is None or self.where == "answer" else [thinking]
-        spoken = [] if self.where == "thinking" else [answer]
-        found = [one for one in map(shares, thought + spoken) if one]
-        if not found:
+        thinking_parts = [] if thinking is None or self.where == "answer" else [thinking]
+        answer_parts = [] if self.where == "thinking" else [answer]
+        part_shares = [
+            part_share for part_share in map(compute_language_shares, thinking_parts + answer_parts) if part_share
+        ]
+        if not part_shares:
             return Verdict(value=0.0, reason="no words")
-        share = min(one.get(target, 0.0) for one in found)
+        share = min(part_share.get(target, 0.0) for part_share in part_shares)
         if share < self.threshold or share == 0.0:
             return Verdict(value=0.0, reason="wrong language")
         return Verdict(value=share, reason="one language" if share == 1.0 else "mixed languages")
 
-    def _wanted(self, completion: str | Completion) -> Language | None:
+    def _find_target(self, completion: str | Completion) -> Language | None:
+        """Returns the language the text should be in, None where the prompt is in none of the four."""
         if self.target != "prompt":
             return self.target
-        asked = [] if isinstance(completion, str) else [turn for turn in completion.prompt if turn.role == "user"]
-        found = shares(asked[-1].content) if asked else {}
-        return next((language for language in LANGUAGES if found.get(language, 0.0) > 0.5), None)
+        user_turns = [] if isinstance(completion, str) else [turn for turn in completion.prompt if turn.role == "user"]
+        shares = compute_language_shares(user_turns[-1].content) if user_turns else {}
+        return next((language for language in LANGUAGES if shares.get(language, 0.0) > 0.5), None)
 
     def probes(self) -> list[Probe]:
-        """Texts in and out of the target language; for `prompt` a string has no target, so none is paid."""
-        said = {
+        """Returns texts in and out of the target language; for `prompt` a string has no target, so none is paid."""
+        sentences = {
             "en": "Three and four make seven.",
             "zh": "三加四等于七。",
             "ja": "三たす四は七です。",
             "ko": "셋 더하기 넷은 일곱.",
         }
-        named = self.target if self.target != "prompt" else None
-        other = "zh" if named != "zh" else "en"
-        inside = said[named or "en"]
+        target = self.target if self.target != "prompt" else None
+        other_language = "zh" if target != "zh" else "en"
+        sentence, outside = sentences[target or "en"], sentences[other_language]
         return [
-            Probe("in the language", f"<think>\n{inside}\n</think>\n\n{inside}", None, named is not None),
-            Probe("in another language", f"<think>\n{said[other]}\n</think>\n\n{said[other]}", None, False),
+            Probe("in the language", f"<think>\n{sentence}\n</think>\n\n{sentence}", None, target is not None),
+            Probe(
+                "in another language",
+                f"<think>\n{outside}\n</think>\n\n{outside}",
+                None,
+                False,
+            ),
             Probe("empty", "", None, False),
             Probe("formulas only", "<think>\n$3+4=7$\n</think>\n\n$7$", None, False),
-            Probe("code only", f"<think>\n```\n{inside}\n```\n</think>\n\n`7`", None, False),
+            Probe("code only", f"<think>\n```\n{sentence}\n```\n</think>\n\n`7`", None, False),
             Probe("numbers only", "<think>\n3+4=7\n</think>\n\n7", None, False),
         ]
 
 
-def shares(text: str) -> dict[str, float]:
-    """The share of each language in the words of a text, "other" for all the rest; empty without words."""
+def compute_language_shares(text: str) -> dict[str, float]:
+    """Returns the share of each language in the words of a text, "other" for all the rest; empty without words."""
     counts: Counter[str] = Counter()
-    for word in _WORD.finditer(prose(text)):
+    for word in _WORD.finditer(extract_prose(text)):
         language = word.lastgroup or "other"
         if language == "en" and _SYMBOL.fullmatch(word[0]):
             continue
@@ -118,13 +132,13 @@ def shares(text: str) -> dict[str, float]:
     return {language: count / n_words for language, count in counts.items() if count}
 
 
-def prose(text: str) -> str:
-    """The text without code, formulas, links, LaTeX commands and short quotes; linear in its length."""
-    kept: list[str] = []
-    here = 0
+def extract_prose(text: str) -> str:
+    """Returns the text without code, formulas, links, LaTeX commands and short quotes; linear in its length."""
+    prose_parts: list[str] = []
+    position = 0
     unclosed: set[str] = set()  # closers that do not occur any more, or every opener would search to the end
     for opener in _OPENER.finditer(text):
-        if opener.start() < here:
+        if opener.start() < position:
             continue
         mark = opener[0]
         closer = {r"\[": r"\]", r"\(": r"\)"}.get(mark, mark.replace("begin", "end", 1))
@@ -132,15 +146,18 @@ def prose(text: str) -> str:
         if end < 0:
             unclosed.add(closer)
         elif mark not in ("`", "$") or "\n" not in text[opener.end() : end]:
-            kept.append(text[here : opener.start()])
-            here = end + len(closer)
-    kept.append(text[here:])
-    return _LEFT_OUT.sub(" ", " ".join(kept))
+            prose_parts.append(text[position : opener.start()])
+            position = end + len(closer)
+    prose_parts.append(text[position:])
+    return _LEFT_OUT.sub(" ", " ".join(prose_parts))
 
 
-def _split(text: str) -> tuple[str | None, str]:
-    """What comes before the last `</think>` and after it; without tags all is answer, in an open block all thinking."""
-    before, closed, after = text.rpartition(CLOSE)
-    if not closed and OPEN in after:
-        before, closed, after = after, CLOSE, ""
-    return (before.replace(OPEN, " ").replace(CLOSE, " "), after) if closed else (None, after)
+def _split_thinking(text: str) -> tuple[str | None, str]:
+    """Returns what comes before the last `</think>` and after it.
+
+    Without tags all is answer, in an open block all is thinking.
+    """
+    before, closer, after = text.rpartition(CLOSE)
+    if not closer and OPEN in after:
+        before, closer, after = after, CLOSE, ""
+    return (before.replace(OPEN, " ").replace(CLOSE, " "), after) if closer else (None, after)

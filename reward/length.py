@@ -19,7 +19,7 @@ Value = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SoftOverlong(BaseReward):
-    """0 up to L - C tokens, from there down in a straight line to -1 at L, and -1 beyond.
+    """Pays 0 up to L - C tokens, from there down in a straight line to -1 at L, and -1 beyond.
 
     R(y) = 0                      if |y| <= L - C
            ((L - C) - |y|) / C    if L - C < |y| <= L
@@ -31,11 +31,14 @@ class SoftOverlong(BaseReward):
     role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
     needs_tokens: ClassVar[bool] = True
     kind: Literal["soft_overlong"] = "soft_overlong"
-    max_tokens: int = Field(default=20_480, gt=0)
-    cache_tokens: int = Field(default=4_096, ge=0)
+    max_tokens: int = Field(default=20_480, gt=0, description="tokens of a completion from which on the value is -1")
+    cache_tokens: int = Field(
+        default=4_096, ge=0, description="the last of max_tokens, over which the value falls from 0 to -1"
+    )
 
     @model_validator(mode="after")
-    def _cache_fits(self) -> "SoftOverlong":
+    def _check_cache_fits(self) -> "SoftOverlong":
+        """Raises ValueError where the last part of the tokens is more than all of them."""
         if self.cache_tokens > self.max_tokens:
             raise ValueError(
                 f"cache_tokens is {self.cache_tokens} of max_tokens {self.max_tokens}; it is the last part of them"
@@ -43,28 +46,28 @@ class SoftOverlong(BaseReward):
         return self
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict by the completion's tokens; `gold` is not looked at."""
+        """Returns the verdict by the completion's count of tokens; `gold` is not looked at."""
         if isinstance(completion, str):
             return _NO_COUNT
-        over = completion.n_tokens - (self.max_tokens - self.cache_tokens)
-        if over <= 0:
+        n_over = completion.n_tokens - (self.max_tokens - self.cache_tokens)
+        if n_over <= 0:
             return Verdict(value=0.0, reason="not too long")
-        if over > self.cache_tokens:
+        if n_over > self.cache_tokens:
             return Verdict(value=-1.0, reason="too long")
-        return Verdict(value=-over / self.cache_tokens, reason="nearly too long")
+        return Verdict(value=-n_over / self.cache_tokens, reason="nearly too long")
 
     def probes(self) -> list[Probe]:
-        """Nothing is ever paid: length only costs."""
+        """Returns completions of several lengths, none of which is paid: length only costs."""
         return [
-            Probe("short", _sized(1), None, False),
-            Probe("at the limit", _sized(self.max_tokens), None, False),
-            Probe("padded beyond the limit", _sized(100 * self.max_tokens), None, False),
+            Probe("short", _make_completion(1), None, False),
+            Probe("at the limit", _make_completion(self.max_tokens), None, False),
+            Probe("padded beyond the limit", _make_completion(100 * self.max_tokens), None, False),
             Probe("no token count", "7", None, False),
         ]
 
 
 class CosineLength(BaseReward):
-    """A half cosine over length: right answers earn more the shorter they are, wrong ones lose less the longer.
+    """Pays a half cosine over length: right answers earn more the shorter they are, wrong ones lose less the longer.
 
     R(y) = vmax + (v0 - vmax) * (1 + cos(pi * |y| / L)) / 2, from v0 at no tokens to vmax at L = `max_tokens`, where
     (v0, vmax) is `right` for a right answer and `wrong` for a wrong one; `exceeded` from L on (Demystifying Long CoT,
@@ -76,17 +79,23 @@ class CosineLength(BaseReward):
     needs_tokens: ClassVar[bool] = True
     needs_outcome: ClassVar[bool] = True
     kind: Literal["cosine_length"] = "cosine_length"
-    max_tokens: int = Field(gt=0)
-    right: list[Value] = Field(default=[1.0, 0.5], min_length=2, max_length=2, description="at 0 and at max_tokens")
-    wrong: list[Value] = Field(default=[-1.0, -0.5], min_length=2, max_length=2, description="at 0 and at max_tokens")
-    exceeded: Value = -1.0
+    max_tokens: int = Field(gt=0, description="tokens of a completion from which on the value is `exceeded`")
+    right: list[Value] = Field(
+        default=[1.0, 0.5], min_length=2, max_length=2, description="value of a right answer at 0 and at max_tokens"
+    )
+    wrong: list[Value] = Field(
+        default=[-1.0, -0.5], min_length=2, max_length=2, description="value of a wrong answer at 0 and at max_tokens"
+    )
+    exceeded: Value = Field(default=-1.0, description="value of an answer of max_tokens or more, right or wrong")
 
     @property
     def bound(self) -> float:
+        """The largest absolute value of the settings."""
         return max(map(abs, (*self.right, *self.wrong, self.exceeded)))
 
     @model_validator(mode="after")
-    def _order_holds(self) -> "CosineLength":
+    def _check_order(self) -> "CosineLength":
+        """Raises ValueError where wrong answers, long ones or longer ones could earn more than they should."""
         if min(self.right) <= max(self.wrong):
             raise ValueError(f"right {self.right} has to lie above wrong {self.wrong}, whatever the lengths")
         if self.exceeded > min(self.wrong):
@@ -96,7 +105,7 @@ class CosineLength(BaseReward):
         return self
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict by the completion's tokens and its outcomes; `gold` is not looked at."""
+        """Returns the verdict by the completion's tokens and its outcomes; `gold` is not looked at."""
         if isinstance(completion, str):
             return _NO_COUNT
         right = is_right(completion)
@@ -109,21 +118,21 @@ class CosineLength(BaseReward):
         return Verdict(value=end + (start - end) * share, reason="right" if right else "wrong")
 
     def probes(self) -> list[Probe]:
-        """Right answers within the length are paid, nothing else."""
-        few, many = 1, self.max_tokens - 1
+        """Returns right and wrong answers of several lengths; right ones within the length are paid."""
+        shortest, longest = 1, self.max_tokens - 1
         return [
-            Probe("right and short", _sized(few, right=True), None, self.right[0] > 0),
-            Probe("wrong and short", _sized(few, right=False), None, self.wrong[0] > 0),
-            Probe("wrong and long", _sized(many, right=False), None, self.wrong[1] > 0),
-            Probe("right, padded to twice the limit", _sized(2 * self.max_tokens, right=True), None, False),
-            Probe("wrong, padded to twice the limit", _sized(2 * self.max_tokens, right=False), None, False),
-            Probe("not judged", _sized(few), None, False),
+            Probe("right and short", _make_completion(shortest, right=True), None, self.right[0] > 0),
+            Probe("wrong and short", _make_completion(shortest, right=False), None, self.wrong[0] > 0),
+            Probe("wrong and long", _make_completion(longest, right=False), None, self.wrong[1] > 0),
+            Probe("right, padded to twice the limit", _make_completion(2 * self.max_tokens, right=True), None, False),
+            Probe("wrong, padded to twice the limit", _make_completion(2 * self.max_tokens, right=False), None, False),
+            Probe("not judged", _make_completion(shortest), None, False),
             Probe("no token count", "7", None, False),
         ]
 
 
 class KimiLength(BaseReward):
-    """Within a prompt's completions, short right answers gain and long ones lose; wrong ones can only lose.
+    """Pays short right answers among a prompt's completions and charges long ones; wrong ones can only lose.
 
     With g = 1/2 - (|y| - min) / (max - min) over the group's lengths: g for a right answer, min(0, g) for a wrong one,
     0 for all where all are of one length (Kimi k1.5, arXiv:2501.12599, section 2.3.3). A completion that the outcomes
@@ -137,29 +146,31 @@ class KimiLength(BaseReward):
 
     @property
     def bound(self) -> float:
+        """The value for the shortest right answer."""
         return 0.5
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on a group of one; `gold` is not looked at."""
+        """Returns the verdict on a group of one; `gold` is not looked at."""
         return _NO_COUNT if isinstance(completion, str) else self.judge_group([completion])[0]
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        """The verdicts on all completions of one prompt, whatever their order."""
-        lengths = [one.n_tokens for one in group]
+        """Returns the verdicts on all completions of one prompt, whatever their order."""
+        lengths = [completion.n_tokens for completion in group]
         shortest, spread = min(lengths, default=0), max(lengths, default=0) - min(lengths, default=0)
-        return [_kimi(one, shortest, spread) for one in group]
+        return [_judge_kimi_length(completion, shortest, spread) for completion in group]
 
     def probes(self) -> list[Probe]:
-        """One completion is no group, so it is never paid."""
+        """Returns single completions, never paid: one is no group."""
         return [
-            Probe("right, alone", _sized(9, right=True), None, False),
-            Probe("wrong, alone", _sized(9, right=False), None, False),
-            Probe("not judged", _sized(9), None, False),
+            Probe("right, alone", _make_completion(9, right=True), None, False),
+            Probe("wrong, alone", _make_completion(9, right=False), None, False),
+            Probe("not judged", _make_completion(9), None, False),
             Probe("no token count", "7", None, False),
         ]
 
 
-def _kimi(completion: Completion, shortest: int, spread: int) -> Verdict:
+def _judge_kimi_length(completion: Completion, shortest: int, spread: int) -> Verdict:
+    """Returns the verdict on a completion whose group's shortest length and spread of lengths are given."""
     right = is_right(completion)
     if right is None:
         return _NO_OUTCOME
@@ -169,8 +180,8 @@ def _kimi(completion: Completion, shortest: int, spread: int) -> Verdict:
     return Verdict(value=gain if right else min(0.0, gain), reason="right" if right else "wrong")
 
 
-def _sized(n_tokens: int, *, right: bool | None = None) -> Completion:
-    """A completion of so many tokens, judged right or wrong or not at all."""
+def _make_completion(n_tokens: int, *, right: bool | None = None) -> Completion:
+    """Returns a completion of so many tokens, judged right or wrong or not at all."""
     verdicts = {} if right is None else {"outcome": Verdict(value=float(right), reason="given")}
     return Completion(
         prompt_id="probe",

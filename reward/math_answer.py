@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from qwen_align.align.rows import Completion
-from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, in_threads
+from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, judge_in_threads
 from qwen_align.reward.math import numeric_comparison, sympy_fallback
 from qwen_align.reward.math.answer_equality import is_same_answer
 from qwen_align.reward.math.answer_parser import MAX_ITEMS, parse_answer
@@ -40,9 +40,9 @@ from qwen_align.reward.math.number_parser import MAX_DIGITS
 from qwen_align.reward.math.scalar_equality import is_defined
 from qwen_align.reward.math.unit_table import Unit
 from qwen_align.reward.math.units import ANY_WORD, get_unit_letters
-from qwen_align.reward.pool import GoneError, UnservedError
-from qwen_align.reward.thinking import after_thinking
+from qwen_align.reward.thinking import strip_thinking
 from qwen_align.reward.verdict import Verdict
+from qwen_align.reward.worker_pool import GoneError, UnservedError
 
 _CORRECT = Verdict(value=1.0, reason="correct")
 _WRONG = Verdict(value=0.0, reason="wrong")
@@ -59,7 +59,7 @@ class MathAnswer(BaseReward):
     The gold's type decides: numbers are compared exactly, lists without order, points in order, equations by their
     zero set, a unit only where both have one, `50%` as 50 and never as 0.5. What this cannot decide (integrals,
     limits) goes to sympy in a process with a limit of a second; if it says equal, the reason is "fallback". The
-    first such verdict starts that process, which takes up to 5 seconds: `warm` does it beforehand.
+    first such verdict starts that process, which takes up to 5 seconds: `warm_up` does it beforehand.
     """
 
     kind: Literal["math_answer"] = "math_answer"
@@ -101,7 +101,7 @@ class MathAnswer(BaseReward):
                 verdict = UNJUDGED
             verdicts.append(verdict)
         pairs_by_completion = {id(completions[index]): pairs for index, pairs in deferred.items()}
-        fallback_verdicts = in_threads(
+        fallback_verdicts = judge_in_threads(
             lambda completion: _judge_by_fallback(pairs_by_completion[id(completion)], deadline),
             [completions[index] for index in deferred],
             deadline,
@@ -121,7 +121,7 @@ class MathAnswer(BaseReward):
         value = None if isinstance(contents, str) else _parse_contents(contents, frozenset())
         return None if value is None else spell_canonically(value)
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Starts the workers of the fallback and imports what the numeric comparison needs: no verdict waits then."""
         numeric_comparison.warm_up_mpmath()
         sympy_fallback.start_workers()
@@ -147,7 +147,7 @@ class MathAnswer(BaseReward):
 
     def _extract_contents(self, text: str) -> BoxContents | str:
         """Returns the contents of the answer's boxes, or the reason why there are none."""
-        response = after_thinking(text)
+        response = strip_thinking(text)
         if response is None:
             return "unfinished thinking"
         boxes = extract_boxed_answers(response)

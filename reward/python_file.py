@@ -1,4 +1,4 @@
-"""A user's own function as a reward, run in worker processes with a deadline."""
+"""The `python` reward: a user's own function, run in worker processes with a deadline."""
 
 import inspect
 import math
@@ -14,13 +14,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Completion
-from qwen_align.reward.base import BaseReward, cores, in_threads
-from qwen_align.reward.pool import Pool, PoolError, StartError
+from qwen_align.reward.base import BaseReward, count_cores, judge_in_threads
 from qwen_align.reward.verdict import Verdict
+from qwen_align.reward.worker_pool import Pool, PoolError, StartError
 
 
 class PythonReward(BaseReward):
-    """What `name(completion, gold)` of a file returns: a number, a bool, None for no verdict, a dict or a Verdict.
+    """Pays what `name(completion, gold)` of a file returns: a number, a bool, None for no verdict, a dict or a Verdict.
 
     `completion` is a `Completion` (or the bare text, where only that was judged), `gold` the row's gold; with
     `group: true` the function takes a list of the completions of one prompt and returns a list as long. A dict has
@@ -30,91 +30,107 @@ class PythonReward(BaseReward):
     """
 
     kind: Literal["python"] = "python"
-    file: OutsideFile
-    name: str = Field("judge", pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")
-    group: bool = False
+    file: OutsideFile = Field(description="your Python file; its content is part of the stage's key")
+    name: str = Field("judge", pattern=r"^[A-Za-z_][A-Za-z_0-9]*$", description="the function in the file")
+    group: bool = Field(False, description="call the function with the list of a prompt's completions")
     shaping: bool = Field(False, description="says how the task was done, not whether; values beyond -1 to 1 are cut")
-    time_limit_s: float = Field(10.0, gt=0, allow_inf_nan=False)
-    memory_gib: float = Field(4.0, gt=0, allow_inf_nan=False)
+    time_limit_s: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="seconds for one call; a completion that takes longer is paid 0"
+    )
+    memory_gib: float = Field(
+        4.0, gt=0, allow_inf_nan=False, description="memory of one worker process, in GiB of address space"
+    )
 
     @property
     def label(self) -> str:
+        """The function's name."""
         return self.name
 
     @property
     def is_outcome(self) -> bool:
+        """Whether the function says that the task was done, and not how."""
         return not self.shaping
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
+        """Returns the function's verdict on one completion; without `gold`, with the completion's own."""
         if isinstance(completion, str):
             if self.group:
                 raise TypeError(f"{self.label} judges groups: give it Completion rows, through judge_group")
-            return self._ask({"text": completion, "gold": gold})[0]
+            return self._ask_workers({"text": completion, "gold": gold})[0]
         row = completion if gold is None else completion.model_copy(update={"gold": gold})
         return self.judge_group([row])[0]
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        return self._ask({"rows": [one.model_dump(exclude_none=True) for one in group]}, len(group))
+        """Returns the function's verdicts on all completions of one prompt."""
+        return self._ask_workers(
+            {"rows": [completion.model_dump(exclude_none=True) for completion in group]}, len(group)
+        )
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
+        """Returns the function's verdicts on completions of any prompts, in their order."""
         if self.group:
             return super().judge_many(completions, deadline=deadline)
-        return in_threads(self.judge, completions, deadline)
+        return judge_in_threads(self.judge, completions, deadline)
 
-    def check_here(self) -> None:
-        """Import the file; raises RecipeError if it cannot be, or does not have the function."""
-        self.warm()
+    def check_machine(self) -> None:
+        """Imports the file; raises RecipeError if it cannot be, or does not have the function."""
+        self.warm_up()
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
+        """Starts the worker processes, which import the file; raises RecipeError if they cannot."""
         try:
-            self._pool().warm()
+            self._get_pool().warm_up()
         except StartError as error:
             raise RecipeError(f"reward {self.file}: {error}") from error
 
-    def _ask(self, request: dict[str, Any], count: int = 1) -> list[Verdict]:
+    def _ask_workers(self, request: dict[str, Any], count: int = 1) -> list[Verdict]:
+        """Returns the verdicts of a request to the workers; a reason where there is no reply."""
         try:
-            found = self._pool().ask(request)
+            replies = self._get_pool().ask(request)
         except StartError as error:
             raise RecipeError(f"reward {self.file}: {error}") from error
         except PoolError as error:
             reason = str(error)
             return [Verdict(value=0.0 if reason == "time limit" else None, reason=reason)] * count
-        return [Verdict.model_validate(one) for one in found]
+        return [Verdict.model_validate(reply) for reply in replies]
 
-    def _pool(self) -> Pool:
-        return _pool(self.file, self.name, self.group, self.time_limit_s, self.memory_gib)
+    def _get_pool(self) -> Pool:
+        """Returns the worker pool of these settings."""
+        return _make_pool(self.file, self.name, self.group, self.time_limit_s, self.memory_gib)
 
 
 @cache
-def _pool(file: str, name: str, group: bool, time_limit_s: float, memory_gib: float) -> Pool:
+def _make_pool(file: str, name: str, group: bool, time_limit_s: float, memory_gib: float) -> Pool:
+    """Returns a worker pool for a function of a file, the same one for the same settings."""
     argument = {"file": str(Path(file).resolve()), "name": name, "group": group}
-    entry = "qwen_align.reward.python_file:serve"
-    return Pool(entry, argument, workers=cores(), limit_s=time_limit_s, memory_gib=memory_gib)
+    entry = "qwen_align.reward.python_file:make_handler"
+    return Pool(entry, argument, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)
 
 
 _ROWS = TypeAdapter(list[Completion])
 
 
-def serve(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
+def make_handler(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
     """In the workers' server: imports the user's file and returns what answers requests."""
-    function = user_function(Path(argument["file"]), argument["name"])
-    _check_call(function, group=argument["group"])
+    function = load_user_function(Path(argument["file"]), argument["name"])
+    _check_signature(function, group=argument["group"])
 
-    def handle(request: dict[str, Any]) -> list[dict[str, Any]]:
+    def judge_request(request: dict[str, Any]) -> list[dict[str, Any]]:
+        """Returns the function's verdicts on a request's text or rows."""
         if "text" in request:
             returned = [function(request["text"], request["gold"])]
         else:
             rows = _ROWS.validate_python(request["rows"])
-            returned = list(function(rows)) if argument["group"] else [function(one, one.gold) for one in rows]
+            returned = list(function(rows)) if argument["group"] else [function(value, value.gold) for value in rows]
             if len(returned) != len(rows):
                 raise ValueError(f"{len(returned)} values returned for {len(rows)} completions")
-        return [_verdict(one).model_dump(exclude_none=False) for one in returned]
+        return [_to_verdict(value).model_dump(exclude_none=False) for value in returned]
 
-    return handle
+    return judge_request
 
 
-def user_function(file: Path, name: str) -> Callable[..., Any]:
-    """The function of a user's file, which is imported here; raises what the import raises, or AttributeError."""
+def load_user_function(file: Path, name: str) -> Callable[..., Any]:
+    """Imports a user's file and returns its function; raises what the import raises, or AttributeError."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there")
     sys.path.insert(0, str(file.parent))  # its neighbours can be imported
@@ -131,18 +147,19 @@ def user_function(file: Path, name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _check_call(function: Callable[..., Any], *, group: bool) -> None:
+def _check_signature(function: Callable[..., Any], *, group: bool) -> None:
     """Raises TypeError for a function that cannot be called as it will be."""
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"{function.__name__} is async; a reward is an ordinary function")
     try:
         inspect.signature(function).bind(*([None] if group else [None, None]))
     except TypeError as error:
-        wanted = "one argument, the list of completions" if group else "two arguments, completion and gold"
-        raise TypeError(f"{function.__name__} has to take {wanted}: {error}") from None
+        expected_arguments = "one argument, the list of completions" if group else "two arguments, completion and gold"
+        raise TypeError(f"{function.__name__} has to take {expected_arguments}: {error}") from None
 
 
-def _verdict(returned: Any) -> Verdict:
+def _to_verdict(returned: Any) -> Verdict:
+    """Returns what a function returned as a Verdict; raises TypeError or ValueError."""
     if isinstance(returned, Verdict):
         return returned
     if returned is None:

@@ -1,4 +1,4 @@
-"""Is the answer right by the scorer of the reasoning_gym task that the prompt came from."""
+"""The `reasoning_gym` reward: is the answer right by the scorer of the task that the prompt came from."""
 
 import contextlib
 import importlib.util
@@ -13,21 +13,21 @@ from pydantic import Field
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
-from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, cores, in_threads
+from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, count_cores, judge_in_threads
 from qwen_align.reward.math.final_answer import extract_boxed_answers
-from qwen_align.reward.pool import Pool, PoolError, StartError, UnservedError, WorkError
-from qwen_align.reward.reasoning_gym_guards import REFUSED, admits, revived
-from qwen_align.reward.thinking import after_thinking
+from qwen_align.reward.reasoning_gym_guards import REFUSED_TASKS, is_answer_admitted, restore_tuples
+from qwen_align.reward.thinking import strip_thinking
 from qwen_align.reward.verdict import Verdict
+from qwen_align.reward.worker_pool import Pool, PoolError, StartError, UnservedError, WorkError
 
-MISSING = "reasoning_gym is not installed; pip install 'qwen-align[reasoning-gym]'"
-_LONGEST_ANSWER = 10_000  # characters; the largest gold, an ARC board, has under 2,000
+NOT_INSTALLED = "reasoning_gym is not installed; pip install 'qwen-align[reasoning-gym]'"
+_MAX_ANSWER_CHARACTERS = 10_000  # characters; the largest gold, an ARC board, has under 2,000
 _OPEN, _CLOSE = "<answer>", "</answer>"
 _EXAMPLES = ("possible_answer", "example_correct_answer")  # of an entry's metadata, where there are many answers
 
 
 class ReasoningGym(BaseReward):
-    """1.0 if the task's own scorer gives the answer full marks and the guards admit it, else 0.0.
+    """Pays 1.0 if the task's own scorer gives the answer full marks and the guards admit it, else 0.0.
 
     Gold: `{"dataset": name, "entry": {...}}` with an item of reasoning_gym (github.com/open-thought/reasoning-gym) as
     the builder of the same name writes it, and `settings`, the data set's configuration, where it is not the default.
@@ -41,33 +41,36 @@ class ReasoningGym(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
     kind: Literal["reasoning_gym"] = "reasoning_gym"
-    partial_credit: bool = False
-    time_limit_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
-    memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    partial_credit: bool = Field(default=False, description="pay the scorer's marks between 0 and 1 as they are")
+    time_limit_s: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="seconds to score one answer")
+    memory_gib: float = Field(
+        default=4.0, gt=0, allow_inf_nan=False, description="memory of one worker process, in GiB of address space"
+    )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; without `gold`, against the completion's own."""
+        """Returns the verdict on one completion; without `gold`, against the completion's own."""
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
-        task = read_gold(gold)
+        task = parse_task_gold(gold)
         if task is None:
             return Verdict(value=None, reason="unusable gold")
-        answer, fault = said(text)
+        answer, fault = extract_answer(text)
         if fault:
             return Verdict(value=0.0, reason=fault)
-        self.warm()
+        self.warm_up()
         try:
-            reply = self._pool().ask(task._asdict() | {"answer": answer})
+            reply = self._get_pool().ask(task._asdict() | {"answer": answer})
         except UnservedError:
             return UNJUDGED
         except WorkError:  # settings or metadata that the data set cannot be made of
             return Verdict(value=None, reason="unusable gold")
         except PoolError as error:  # late, or dead of memory: the answer's doing
             return Verdict(value=0.0, reason=str(error))
-        return self._verdict(reply)
+        return self._to_verdict(reply)
 
-    def _verdict(self, reply: dict[str, Any]) -> Verdict:
+    def _to_verdict(self, reply: dict[str, Any]) -> Verdict:
+        """Returns the verdict of a worker's reply."""
         score, reason = reply["score"], reply["reason"]
         if score is None or reason:
             return Verdict(value=score, reason=reason)
@@ -78,33 +81,34 @@ class ReasoningGym(BaseReward):
         return Verdict(value=score if self.partial_credit else 0.0, reason="partly" if score else "wrong")
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
-        """The verdicts in order, as many at a time as there are cores."""
-        return in_threads(self.judge, completions, deadline)
+        """Returns the verdicts in order, judged as many at a time as there are cores."""
+        return judge_in_threads(self.judge, completions, deadline)
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """The verdict on a completion that says the known answer; 1.0 where the task has many and tells none."""
-        task = read_gold(gold)
+        """Returns the verdict on a completion that says the known answer; 1.0 where the task names none of many."""
+        task = parse_task_gold(gold)
         if task is None:
             return Verdict(value=None, reason="unusable gold")
-        known = known_answer(task.entry)
+        known = find_known_answer(task.entry)
         if known is None:
             return Verdict(value=1.0, reason="no answer known")
         return self.judge(f"{_OPEN}\n{known}\n{_CLOSE}", gold)
 
-    def warm(self) -> None:
-        """Start the server of the workers; raises RecipeError if reasoning_gym is not installed."""
+    def warm_up(self) -> None:
+        """Starts the server of the workers; raises RecipeError if reasoning_gym is not installed."""
         if importlib.util.find_spec("reasoning_gym") is None:
-            raise RecipeError(MISSING)
+            raise RecipeError(NOT_INSTALLED)
         try:
-            self._pool().warm()
+            self._get_pool().warm_up()
         except StartError as error:
             raise RecipeError(f"reward reasoning_gym: {error}") from error
 
-    def _pool(self) -> Pool:
-        return _pool(self.time_limit_s, self.memory_gib)
+    def _get_pool(self) -> Pool:
+        """Returns the worker pool of these settings."""
+        return _make_pool(self.time_limit_s, self.memory_gib)
 
     def probes(self) -> list[Probe]:
-        """Items of a task with one answer, of one whose scorer pays anything, and of one that evaluates the answer."""
+        """Returns probes of three tasks: with one answer, with a scorer that pays anything, with one that evaluates."""
         entries = {
             "leg_counting": ("How many legs are there in total if you have 3 dogs, 2 ducks?", "16", {}),
             "game_of_life_halting": ("Will this Game of Life halt within 5 steps?", "True", {}),
@@ -139,82 +143,89 @@ class ReasoningGym(BaseReward):
         ]
 
 
-class Task(NamedTuple):
-    """An item and the data set it is of."""
+class TaskItem(NamedTuple):
+    """An item of a task, and the data set it is of."""
 
     dataset: str
     entry: dict[str, Any]
     settings: dict[str, Any]
 
 
-def read_gold(gold: Any) -> Task | None:
-    """The item a gold names, None if it is unusable; whether the data set exists is the worker's to say."""
+def parse_task_gold(gold: Any) -> TaskItem | None:
+    """Returns the item that a gold names, None if it is unusable; whether its data set exists, the worker says."""
     if not isinstance(gold, dict) or not {"dataset", "entry"} <= set(gold) <= {"dataset", "entry", "settings"}:
         return None
-    task = Task(gold["dataset"], gold["entry"], gold.get("settings", {}))
+    task = TaskItem(gold["dataset"], gold["entry"], gold.get("settings", {}))
     if not (isinstance(task.dataset, str) and isinstance(task.entry, dict) and isinstance(task.settings, dict)):
         return None
     entry = task.entry
-    told = isinstance(entry.get("question"), str) and isinstance(entry.get("metadata"), dict) and "answer" in entry
-    return task if told and isinstance(entry["answer"], str | None) and task.dataset not in REFUSED else None
+    is_complete = (
+        isinstance(entry.get("question"), str) and isinstance(entry.get("metadata"), dict) and "answer" in entry
+    )
+    return (
+        task if is_complete and isinstance(entry["answer"], str | None) and task.dataset not in REFUSED_TASKS else None
+    )
 
 
-def known_answer(entry: dict[str, Any]) -> str | None:
-    """The entry's answer, or the example its metadata gives, as a model would write it."""
+def find_known_answer(entry: dict[str, Any]) -> str | None:
+    """Returns the entry's answer, or the example its metadata gives, as a model would write it."""
     for answer in (entry["answer"], *(entry["metadata"].get(name) for name in _EXAMPLES)):
         if answer is not None:
             return answer if isinstance(answer, str) else json.dumps(answer)
     return None
 
 
-def said(text: str) -> tuple[str, str]:
-    """The answer in a completion and "", or "" and the short reason why there is none."""
-    spoken = after_thinking(text)
-    if spoken is None:
+def extract_answer(text: str) -> tuple[str, str]:
+    """Returns the answer of a completion and "", or "" and the short reason why there is none."""
+    visible = strip_thinking(text)
+    if visible is None:
         return "", "unfinished thinking"
-    if _OPEN in spoken:
-        answer, closed, _ = spoken.rpartition(_OPEN)[2].partition(_CLOSE)
+    if _OPEN in visible:
+        answer, closed, _ = visible.rpartition(_OPEN)[2].partition(_CLOSE)
         if not closed:
             return "", "unfinished answer"
     else:
-        boxes = extract_boxed_answers(spoken)
+        boxes = extract_boxed_answers(visible)
         if isinstance(boxes, str):
             return "", boxes
         if boxes is not None and len(boxes) > 1:
             return "", "several answers"
-        answer = spoken if boxes is None else boxes[0]
+        answer = visible if boxes is None else boxes[0]
     answer = answer.strip()
-    if len(answer) > _LONGEST_ANSWER:
+    if len(answer) > _MAX_ANSWER_CHARACTERS:
         return "", "answer too long"
     return (answer, "") if answer else ("", "no answer")
 
 
 @cache
-def _pool(time_limit_s: float, memory_gib: float) -> Pool:
-    entry = "qwen_align.reward.reasoning_gym_task:serve"
-    return Pool(entry, workers=cores(), limit_s=time_limit_s, memory_gib=memory_gib)
+def _make_pool(time_limit_s: float, memory_gib: float) -> Pool:
+    """Returns a worker pool of the task scorers, the same one for the same settings."""
+    entry = "qwen_align.reward.reasoning_gym_task:make_handler"
+    return Pool(entry, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)
 
 
-def serve(argument: None) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def make_handler(argument: None) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """In the workers' server: imports reasoning_gym and returns what scores one answer."""
     from reasoning_gym.factory import DATASETS, create_dataset
 
     @lru_cache(maxsize=64)
-    def dataset(name: str, settings: str) -> Any:
+    def get_dataset(name: str, settings: str) -> Any:
+        """Returns a task's data set of these settings, which are written as JSON."""
         return create_dataset(name, **json.loads(settings))
 
-    def handle(request: dict[str, Any]) -> dict[str, Any]:
+    def score_request(request: dict[str, Any]) -> dict[str, Any]:
+        """Returns the score of a request's answer and the reason, empty for a plain score."""
         name, entry = request["dataset"], request["entry"]
         if name not in DATASETS:
             return {"score": None, "reason": "unusable gold"}
-        if not admits(name, request["answer"], entry):
+        if not is_answer_admitted(name, request["answer"], entry):
             return {"score": 0.0, "reason": "not admitted"}
-        scorer = dataset(name, json.dumps(request["settings"], sort_keys=True))
+        scorer = get_dataset(name, json.dumps(request["settings"], sort_keys=True))
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # some scorers print
             try:
-                score = float(scorer.score_answer(request["answer"], revived(name, entry)))
+                score = float(scorer.score_answer(request["answer"], restore_tuples(name, entry)))
             except Exception:  # noqa: BLE001  # a library's code on a model's text may raise anything
                 return {"score": 0.0, "reason": "scorer raised"}
         return {"score": score, "reason": ""} if math.isfinite(score) else {"score": 0.0, "reason": "score not finite"}
 
-    return handle
+    return score_request

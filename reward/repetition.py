@@ -1,4 +1,4 @@
-"""How much of a completion has been said before: the share of its n-grams that are repeats."""
+"""The `repetition` reward: the share of a completion's n-grams that are repeats."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -15,7 +15,7 @@ _UNITS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003f
 
 
 class Repetition(BaseReward):
-    """`max_penalty` times the share of n-grams that occurred before: 0 for none, near `max_penalty` for a loop.
+    """Charges the share of n-grams that occurred before: 0 for none, near `max_penalty` for a loop.
 
     R(y) = p * (1 - distinct / all) over the n-grams of the token ids if the completion has them, else of its words in
     lower case and its Chinese characters; fewer than n units have no n-gram and cost nothing. The rule is that of
@@ -26,8 +26,10 @@ class Repetition(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "shaping"
     kind: Literal["repetition"] = "repetition"
-    n: int = Field(default=3, ge=1)
-    max_penalty: float = Field(default=-1.0, le=0, allow_inf_nan=False)
+    n: int = Field(default=3, ge=1, description="length of the n-grams, in tokens, or in words where there are none")
+    max_penalty: float = Field(
+        default=-1.0, le=0, allow_inf_nan=False, description="value where nearly all n-grams are repeats"
+    )
 
     @property
     def bound(self) -> float:
@@ -35,19 +37,19 @@ class Repetition(BaseReward):
         return abs(self.max_penalty)
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; `gold` is not looked at."""
-        said: Sequence[Hashable]
+        """Returns the verdict by the completion's tokens, else its words; `gold` is not looked at."""
+        units: Sequence[Hashable]
         if isinstance(completion, Completion) and completion.token_ids is not None:
-            said = completion.token_ids
+            units = completion.token_ids
         else:
-            said = units(completion if isinstance(completion, str) else completion.text)
-        share = repeated_share(said, self.n)
+            units = split_words(completion if isinstance(completion, str) else completion.text)
+        share = compute_repeated_share(units, self.n)
         if share is None:
             return Verdict(value=0.0, reason="too short to repeat")
         return Verdict(value=self.max_penalty * share if share else 0.0, reason="repeats" if share else "no repeats")
 
     def probes(self) -> list[Probe]:
-        """Nothing is ever paid: repeats only cost."""
+        """Returns texts with and without repeats, none of which is paid: repeats only cost."""
         return [
             Probe("no repeats", "Three and four make seven.", None, False),
             Probe("empty", "", None, False),
@@ -56,18 +58,18 @@ class Repetition(BaseReward):
         ]
 
 
-def units(text: str) -> list[str]:
-    """The words of a text in lower case, Chinese and Japanese by characters; punctuation is left out."""
+def split_words(text: str) -> list[str]:
+    """Returns the words of a text in lower case, Chinese and Japanese by characters, without punctuation."""
     return _UNITS.findall(text.lower())
 
 
-def repeated_share(said: Sequence[Hashable], n: int) -> float | None:
-    """The share of n-grams that are not the first of their kind, in [0, 1); None without any n-gram."""
-    if len(said) < n:
+def compute_repeated_share(units: Sequence[Hashable], n: int) -> float | None:
+    """Returns the share of n-grams that are not the first of their kind, in [0, 1); None without any n-gram."""
+    if len(units) < n:
         return None
     # A gram of width a + b is named by its first and its last part of width a, so names double in width: exact,
     # unlike a rolling hash, and n steps of work become log n.
-    grams: Sequence[Hashable] = said
+    grams: Sequence[Hashable] = units
     width = 1
     while width < n:
         step = min(width, n - width)

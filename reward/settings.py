@@ -1,4 +1,7 @@
-"""The rewards a recipe can name. A new reward is one new file and one line in the union."""
+"""The rewards that a recipe can name.
+
+A new reward is one new file and one line in the union.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -10,31 +13,32 @@ from pydantic_core import PydanticCustomError
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.reward.code_tests import CodeTests
-from qwen_align.reward.controls import Constant, Random
+from qwen_align.reward.control_rewards import Constant, Random
 from qwen_align.reward.format import Format
 from qwen_align.reward.instructions import Instructions
 from qwen_align.reward.language import LanguageShare
-from qwen_align.reward.learned import Learned, Qwen25Math
 from qwen_align.reward.length import CosineLength, KimiLength, SoftOverlong
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
 from qwen_align.reward.reasoning_gym_task import ReasoningGym
 from qwen_align.reward.repetition import Repetition
+from qwen_align.reward.reward_model_score import Learned, Qwen25Math
 from qwen_align.reward.tool_calls import ToolCalls
 
 Outcome = MathAnswer | CodeTests | Instructions | ToolCalls | ReasoningGym | Random | Constant
 Shaping = Format | SoftOverlong | CosineLength | KimiLength | Repetition | LanguageShare
 Reward = Outcome | Shaping | PythonReward | Learned | Qwen25Math
 RewardSettings = Annotated[Reward, Field(discriminator="kind")]
-_REWARD: TypeAdapter[Reward] = TypeAdapter(RewardSettings)
+_REWARD_ADAPTER: TypeAdapter[Reward] = TypeAdapter(RewardSettings)
 
 
-def _agree(rewards: list[Reward]) -> list[Reward]:
+def _check_reward_list(rewards: list[Reward]) -> list[Reward]:
+    """Returns the rewards; raises where names repeat, an outcome has no weight, or an outcome is missing."""
     labels = [reward.label for reward in rewards]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
         raise PydanticCustomError(
-            "twice", "{labels} is named twice; verdicts are kept by name", {"labels": ", ".join(twice)}
+            "twice", "{labels} is named twice; verdicts are kept by name", {"labels": ", ".join(repeated)}
         )
     unpaid = [reward.label for reward in rewards if reward.is_outcome and reward.weight <= 0]
     if unpaid:
@@ -43,79 +47,82 @@ def _agree(rewards: list[Reward]) -> list[Reward]:
             "{labels}: an outcome's weight must be above 0; leave it out, or judge with it in `rollout`",
             {"labels": ", ".join(unpaid)},
         )
-    blind = [reward.label for reward in rewards if reward.needs_outcome]
-    if blind and not any(reward.is_outcome for reward in rewards):
+    without_outcome = [reward.label for reward in rewards if reward.needs_outcome]
+    if without_outcome and not any(reward.is_outcome for reward in rewards):
         raise PydanticCustomError(
             "blind",
             "{labels} depends on whether the completion is right: name an outcome, such as math_answer, beside it",
-            {"labels": ", ".join(blind)},
+            {"labels": ", ".join(without_outcome)},
         )
     return rewards
 
 
-RewardList = Annotated[list[RewardSettings], Field(min_length=1), AfterValidator(_agree)]
+RewardList = Annotated[list[RewardSettings], Field(min_length=1), AfterValidator(_check_reward_list)]
 
 
-def _known(kind: str) -> str:
-    reward_of_kind(kind)
+def _check_kind(kind: str) -> str:
+    """Returns the kind; raises ValueError for a kind that rows cannot name."""
+    make_default_reward(kind)
     return kind
 
 
-RewardName = Annotated[str, AfterValidator(_known)]
+RewardName = Annotated[str, AfterValidator(_check_kind)]
 """The kind of a reward, as rows and verdicts are labelled with it."""
 
 
-OWN: str = PythonReward.model_fields["kind"].default
-"""What rows name whose reward is the user's; which one it is, the stage says that judges them."""
+OWN_REWARD: str = PythonReward.model_fields["kind"].default
+"""The reward that rows name to be judged by a user's own one; the stage that judges them says which."""
 
 
-def check_nameable(kind: str) -> None:
+def check_row_reward(kind: str) -> None:
     """Raises ValueError for what is neither a kind of reward that rows can name nor `python`."""
-    if kind != OWN:
-        reward_of_kind(kind)
+    if kind != OWN_REWARD:
+        make_default_reward(kind)
 
 
-@cache  # asked for every row
-def reward_of_kind(kind: str) -> Reward:
-    """The reward a row names, with its default settings; raises ValueError for an unknown kind, and for `python`."""
+@cache  # called for every row
+def make_default_reward(kind: str) -> Reward:
+    """Returns the reward of a kind with default settings; raises ValueError for an unknown kind, and for `python`."""
     kinds = {str(reward.model_fields["kind"].default): reward for reward in get_args(Outcome)}
-    if kind == OWN:
-        raise ValueError(f"'{OWN}' is a reward of your own, which only a stage that names it in rewards knows")
+    if kind == OWN_REWARD:
+        raise ValueError(f"'{OWN_REWARD}' is a reward of your own, which only a stage that names it in rewards knows")
     if kind not in kinds:
         raise ValueError(f"'{kind}' is no reward that rows can name{did_you_mean(kind, kinds)}")
-    found: Reward = kinds[kind]()
-    return found
+    default_reward: Reward = kinds[kind]()
+    return default_reward
 
 
-def reward_for(kind: str, given: Sequence[Reward]) -> Reward:
-    """The reward of a kind that a row names: with the given settings, else with its own."""
-    for reward in given:
+def pick_reward(kind: str, rewards: Sequence[Reward]) -> Reward:
+    """Returns the reward of a kind that a row names: of the given ones, else with default settings."""
+    for reward in rewards:
         if reward.kind == kind:
             return reward
-    if kind == OWN:
+    if kind == OWN_REWARD:
         raise RecipeError("its questions are judged by a reward of your own; name it here too, in rewards")
-    return reward_of_kind(kind)
+    return make_default_reward(kind)
 
 
-def check_all(rewards: Sequence[Reward]) -> None:
+def check_rewards(rewards: Sequence[Reward]) -> None:
     """Raises RecipeError where one of the rewards cannot judge on this machine."""
     for reward in rewards:
-        reward.check_here()
+        reward.check_machine()
 
 
-def named(name: str, settings: Mapping[str, Any] | None = None) -> Reward:
-    """The reward a command line names: a kind, or `file.py:function`; raises RecipeError saying what is wrong."""
+def parse_reward(name: str, settings: Mapping[str, Any] | None = None) -> Reward:
+    """Returns the reward that a command line names, a kind or `file.py:function`; raises RecipeError."""
     file, _, function = name.rpartition(":")
-    given: dict[str, Any] = {"kind": name}
+    values: dict[str, Any] = {"kind": name}
     if name.endswith(".py"):
-        given = {"kind": "python", "file": name}
+        values = {"kind": "python", "file": name}
     elif file.endswith(".py"):
-        given = {"kind": "python", "file": file, "name": function}
+        values = {"kind": "python", "file": file, "name": function}
     try:
-        return _REWARD.validate_python({**given, **(settings or {})}, context={"folder": "."})
+        return _REWARD_ADAPTER.validate_python({**values, **(settings or {})}, context={"folder": "."})
     except ValidationError as error:
         if error.errors()[0]["type"] == "union_tag_invalid":
             kinds = [str(kind.model_fields["kind"].default) for kind in get_args(Reward)]
             raise RecipeError(f"'{name}' is no reward{did_you_mean(name, kinds)}") from None
-        said = "; ".join(f"{'.'.join(map(str, one['loc'][1:])) or 'reward'}: {one['msg']}" for one in error.errors())
-        raise RecipeError(f"reward '{name}': {said}") from None
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'][1:])) or 'reward'}: {problem['msg']}" for problem in error.errors()
+        )
+        raise RecipeError(f"reward '{name}': {problems}") from None

@@ -1,4 +1,4 @@
-"""JSON as its standard has it, from text that nobody vouches for, and equality of what it says."""
+"""Strict JSON, from text that nobody vouches for, and equality of the values it holds."""
 
 import json
 import math
@@ -6,59 +6,67 @@ import re
 from collections.abc import Hashable
 from typing import Any
 
-LONGEST = 50_000  # characters; the arguments of a call that writes a file
-DEEPEST = 64  # brackets within brackets; Python's own limit would end the process's stack first
+MAX_CHARACTERS = 50_000  # characters; the arguments of a call that writes a file
+MAX_DEPTH = 64  # brackets within brackets; Python's own limit would end the process's stack first
 _DIGITS = 400  # of an integer; Python's reader takes time quadratic in them
 _LONG_INTEGER = re.compile(rf"[0-9]{{{_DIGITS + 1}}}")
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 class JsonError(ValueError):
-    """Not one JSON value; the message is a short, countable reason."""
+    """Raised for a text that is not one JSON value; the message is a short, countable reason."""
 
 
-def read_json(text: str) -> Any:
-    """The value of a JSON text; raises JsonError.
+def parse_json(text: str) -> Any:
+    """Returns the value of a JSON text; raises JsonError.
 
     Refused beyond the standard's own errors: a key said twice, NaN and infinite numbers (`1e999`), and what is too
     long or too deep to be read safely.
     """
-    if len(text) > LONGEST:
+    if len(text) > MAX_CHARACTERS:
         raise JsonError("JSON too long")
     depth = 0
-    for found in _BRACKET.finditer(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
-        if depth > DEEPEST:
+    for bracket in _BRACKET.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(bracket[0], 0)
+        if depth > MAX_DEPTH:
             raise JsonError("JSON too deep")
     if _LONG_INTEGER.search(text):
         raise JsonError("JSON number too long")
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse, parse_float=_finite)
+        return json.loads(
+            text, object_pairs_hook=_make_object, parse_constant=_refuse_constant, parse_float=_parse_finite
+        )
     except json.JSONDecodeError:
         raise JsonError("invalid JSON") from None
 
 
-def canonical(value: Any) -> Hashable:
-    """Equal for equal JSON values: 1 and 1.0 are one number, 1 and true are not, keys have no order."""
+def to_comparable(value: Any) -> Hashable:
+    """Returns a hashable that is equal for equal JSON values.
+
+    1 and 1.0 are one number, 1 and true are not, keys have no order.
+    """
     if isinstance(value, dict):
-        return ("object", frozenset((key, canonical(one)) for key, one in value.items()))
+        return ("object", frozenset((key, to_comparable(item)) for key, item in value.items()))
     if isinstance(value, list):
-        return ("array", tuple(canonical(one) for one in value))
+        return ("array", tuple(to_comparable(item) for item in value))
     return (type(value).__name__ if isinstance(value, bool | str | None) else "number", value)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    said = dict(pairs)
-    if len(said) < len(pairs):
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of the pairs; raises JsonError where a key stands twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise JsonError("JSON key twice")
-    return said
+    return content
 
 
-def _refuse(constant: str) -> Any:
+def _refuse_constant(constant: str) -> Any:
+    """Raises JsonError for NaN and the infinities."""
     raise JsonError("invalid JSON")
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
+    """Returns the number of a text; raises JsonError for one too large."""
     number = float(text)
     if not math.isfinite(number):
         raise JsonError("JSON number too large")

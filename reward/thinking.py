@@ -14,16 +14,16 @@ class Turn(NamedTuple):
     answer: str
 
 
-def after_thinking(text: str) -> str | None:
-    """What follows the last `</think>`, the whole text without tags, None if a `<think>` is still open."""
-    closed = text.rfind(CLOSE)
-    if text.rfind(OPEN) > closed:
+def strip_thinking(text: str) -> str | None:
+    """Returns the text after the last `</think>`, all of it without tags, None if a `<think>` is still open."""
+    close_start = text.rfind(CLOSE)
+    if text.rfind(OPEN) > close_start:
         return None
-    return text if closed < 0 else text[closed + len(CLOSE) :]
+    return text if close_start < 0 else text[close_start + len(CLOSE) :]
 
 
 def split_turn(text: str) -> Turn | str:
-    """Thinking and answer of a well-formed turn, else the short reason why it is none.
+    """Returns thinking and answer of a well-formed turn, else the short reason why it is none.
 
     Well formed is a non-blank answer, alone or after one block that opens the text: an empty block exactly as
     Qwen's template writes it, or a block with non-blank thinking. Tags anywhere else are malformed.

@@ -1,4 +1,7 @@
-"""Are the tool calls of an answer the gold's: Qwen's `<tool_call>` blocks, each of one JSON object."""
+"""The `tool_calls` reward: are the tool calls of an answer the gold's calls.
+
+A call is one of Qwen's `<tool_call>` blocks, each of one JSON object.
+"""
 
 import json
 from collections import Counter
@@ -6,11 +9,13 @@ from collections.abc import Hashable
 from functools import cache
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe
-from qwen_align.reward.strict_json import JsonError, read_json
-from qwen_align.reward.thinking import after_thinking
-from qwen_align.reward.tool_gold import Call, Wanted, is_call, key_of, read_gold
+from qwen_align.reward.strict_json import JsonError, parse_json
+from qwen_align.reward.thinking import strip_thinking
+from qwen_align.reward.tool_call_gold import ToolCall, ToolCallGold, is_tool_call, make_call_key, parse_tool_gold
 from qwen_align.reward.verdict import Verdict
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -18,7 +23,7 @@ _MOST_CALLS = 256  # blocks that are read
 
 
 class ToolCalls(BaseReward):
-    """1.0 if the calls after the thinking are the gold's calls, each as often, else 0.0.
+    """Pays 1.0 if the calls after the thinking are the gold's calls, each as often, else 0.0.
 
     Gold: `{"calls": [{"name": ..., "arguments": {...}}, ...], "tools": [...]}`, calls and tools also in OpenAI's
     wrapping (`{"type": "function", "function": {...}}`, arguments as a JSON text); `tools` may be left out, and
@@ -34,129 +39,134 @@ class ToolCalls(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
     kind: Literal["tool_calls"] = "tool_calls"
-    order_matters: bool = False
-    partial_credit: bool = False
+    order_matters: bool = Field(default=False, description="calls have to come in the gold's order")
+    partial_credit: bool = Field(
+        default=False, description="pay the share of calls that match, of the larger of both numbers of calls"
+    )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """The verdict on one completion; without `gold`, against the completion's own."""
+        """Returns the verdict on one completion; without `gold`, against the completion's own."""
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
-        wanted = read_gold(gold)
-        if isinstance(wanted, str):
-            return Verdict(value=None, reason=wanted)
-        spoken = after_thinking(text)
-        if spoken is None:
+        tool_gold = parse_tool_gold(gold)
+        if isinstance(tool_gold, str):
+            return Verdict(value=None, reason=tool_gold)
+        answer = strip_thinking(text)
+        if answer is None:
             return Verdict(value=0.0, reason="unfinished thinking")
-        said = read_calls(spoken)
-        if isinstance(said, str):
-            return Verdict(value=0.0, reason=said)
-        if not wanted.calls:
-            return _without_calls(said, spoken)
-        return self._compare(said, wanted)
+        calls = parse_tool_calls(answer)
+        if isinstance(calls, str):
+            return Verdict(value=0.0, reason=calls)
+        if not tool_gold.calls:
+            return _judge_no_calls(calls, answer)
+        return self._compare_calls(calls, tool_gold)
 
-    def _compare(self, said: list["Call"], wanted: "Wanted") -> Verdict:
-        right = wanted.keys
-        given = [key_of(call, wanted.schemas) for call in said]
+    def _compare_calls(self, calls: list[ToolCall], tool_gold: ToolCallGold) -> Verdict:
+        """Returns the verdict on calls where the gold wants some."""
+        gold_keys = tool_gold.keys
+        keys = [make_call_key(call, tool_gold.schemas) for call in calls]
         if self.order_matters:
-            matched = sum(one == other for one, other in zip(given, right, strict=False))
+            matched = sum(key == gold_key for key, gold_key in zip(keys, gold_keys, strict=False))
         else:
-            matched = (Counter(given) & Counter(right)).total()
-        most = max(len(right), len(given))
-        if matched == most:
+            matched = (Counter(keys) & Counter(gold_keys)).total()
+        n_most = max(len(gold_keys), len(keys))
+        if matched == n_most:
             return Verdict(value=1.0, reason="correct")
-        value = matched / most if self.partial_credit else 0.0
-        return Verdict(value=value, reason=_fault(said, given, wanted))
+        value = matched / n_most if self.partial_credit else 0.0
+        return Verdict(value=value, reason=_describe_mismatch(calls, keys, tool_gold))
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """The verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
-        wanted = read_gold(gold)
-        calls = [] if isinstance(wanted, str) else wanted.calls
-        return self.judge("\n".join(map(render, calls)) or "No call is needed.", gold)
+        """Returns the verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
+        tool_gold = parse_tool_gold(gold)
+        calls = [] if isinstance(tool_gold, str) else tool_gold.calls
+        return self.judge("\n".join(map(render_call, calls)) or "No call is needed.", gold)
 
     def probes(self) -> list[Probe]:
-        """One call and none wanted; guesses beside the right call, calls in the thinking, copies of the tool list."""
-        right, wrong = Call("add", {"a": 3, "b": 4}), Call("add", {"a": 3, "b": 5})
+        """Returns probes with one call and none wanted: guesses, calls in the thinking, copies of the tool list."""
+        right, wrong = ToolCall("add", {"a": 3, "b": 4}), ToolCall("add", {"a": 3, "b": 5})
         properties = {"a": {"type": "number"}, "b": {"type": "number"}}
         tool = {"name": "add", "parameters": {"type": "object", "properties": properties, "required": ["a", "b"]}}
         gold = {"calls": [right._asdict()], "tools": [tool]}
-        none: dict[str, Any] = {"calls": [], "tools": [tool]}
-        said = render(right)
+        no_calls: dict[str, Any] = {"calls": [], "tools": [tool]}
+        call_text = render_call(right)
         return [
-            Probe("the call", said, gold, True),
-            Probe("keys and number otherwise written", said.replace('"a": 3, "b": 4', '"b":4.0,"a":3'), gold, True),
-            Probe("after thinking", f"<think>\nSo {render(wrong)}\n</think>\n\n{said}", gold, True),
-            Probe("only in the thinking", f"<think>\n{said}\n</think>\n\nDone.", gold, False),
-            Probe("another argument", render(wrong), gold, False),
-            Probe("a number as a string", said.replace("3", '"3"'), gold, False),
-            Probe("true for 1", render(Call("add", {"a": True, "b": 4})), gold, False),
-            Probe("a guess beside the call", f"{said}\n{render(wrong)}", gold, False),
-            Probe("said twice", f"{said}\n{said}", gold, False),
-            Probe("key said twice", said.replace('"a": 3', '"a": 5, "a": 3'), gold, False),
+            Probe("the call", call_text, gold, True),
+            Probe(
+                "keys and number otherwise written", call_text.replace('"a": 3, "b": 4', '"b":4.0,"a":3'), gold, True
+            ),
+            Probe("after thinking", f"<think>\nSo {render_call(wrong)}\n</think>\n\n{call_text}", gold, True),
+            Probe("only in the thinking", f"<think>\n{call_text}\n</think>\n\nDone.", gold, False),
+            Probe("another argument", render_call(wrong), gold, False),
+            Probe("a number as a string", call_text.replace("3", '"3"'), gold, False),
+            Probe("true for 1", render_call(ToolCall("add", {"a": True, "b": 4})), gold, False),
+            Probe("a guess beside the call", f"{call_text}\n{render_call(wrong)}", gold, False),
+            Probe("said twice", f"{call_text}\n{call_text}", gold, False),
+            Probe("key said twice", call_text.replace('"a": 3', '"a": 5, "a": 3'), gold, False),
             Probe("no tags", json.dumps(right._asdict()), gold, False),
-            Probe("not closed", said.removesuffix(_CLOSE), gold, False),
+            Probe("not closed", call_text.removesuffix(_CLOSE), gold, False),
             Probe("copied tool list", json.dumps(tool), gold, False),
             Probe("empty", "", gold, False),
-            Probe("none wanted, none made", "Seven.", none, True),
-            Probe("none wanted, one made", said, none, False),
-            Probe("none wanted, nothing said", " ", none, False),
-            Probe("unusable gold", said, {"calls": [wrong._asdict() | {"name": "sub"}], "tools": [tool]}, False),
+            Probe("none wanted, none made", "Seven.", no_calls, True),
+            Probe("none wanted, one made", call_text, no_calls, False),
+            Probe("none wanted, nothing said", " ", no_calls, False),
+            Probe("unusable gold", call_text, {"calls": [wrong._asdict() | {"name": "sub"}], "tools": [tool]}, False),
         ]
 
 
-def render(call: Call) -> str:
-    """The call as Qwen's chat template writes it."""
+def render_call(call: ToolCall) -> str:
+    """Returns the call as Qwen's chat template writes it."""
     return f"{_OPEN}\n{json.dumps(call._asdict(), ensure_ascii=False)}\n{_CLOSE}"
 
 
-def read_calls(text: str) -> list[Call] | str:
-    """The calls in a text, else the short reason why they cannot be read."""
-    calls: list[Call] = []
-    first, *blocks = text.split(_OPEN)
-    if _CLOSE in first:
+def parse_tool_calls(text: str) -> list[ToolCall] | str:
+    """Returns the calls in a text, else the short reason why they cannot be read."""
+    calls: list[ToolCall] = []
+    before, *blocks = text.split(_OPEN)
+    if _CLOSE in before:
         return "malformed tags"
     if len(blocks) > _MOST_CALLS:
         return "too many calls"
     for block in blocks:
-        said, closed, rest = block.partition(_CLOSE)
+        content, closed, rest = block.partition(_CLOSE)
         if not closed or _CLOSE in rest:
             return "malformed tags"
         try:
-            call = read_json(said)
+            call = parse_json(content)
         except JsonError as error:
             return str(error)
-        if not (is_call(call) and len(call) == 2):
+        if not (is_tool_call(call) and len(call) == 2):
             return "malformed call"
-        calls.append(Call(**call))
+        calls.append(ToolCall(**call))
     return calls
 
 
-def _without_calls(said: list[Call], spoken: str) -> Verdict:
-    """The verdict where no call is wanted."""
-    if said:
+def _judge_no_calls(calls: list[ToolCall], answer: str) -> Verdict:
+    """Returns the verdict where no call is wanted."""
+    if calls:
         return Verdict(value=0.0, reason="call not asked for")
-    return Verdict(value=1.0, reason="correct") if spoken.strip() else Verdict(value=0.0, reason="no answer")
+    return Verdict(value=1.0, reason="correct") if answer.strip() else Verdict(value=0.0, reason="no answer")
 
 
-def _fault(said: list[Call], given: list[Hashable], wanted: Wanted) -> str:
-    """What is wrong with the first call that does not match."""
-    names, schemas = [call.name for call in wanted.calls], wanted.schemas
-    for call, key in zip(said, given, strict=True):
-        if key in wanted.keys:
+def _describe_mismatch(calls: list[ToolCall], keys: list[Hashable], tool_gold: ToolCallGold) -> str:
+    """Returns what is wrong with the first call that does not match."""
+    names, schemas = [call.name for call in tool_gold.calls], tool_gold.schemas
+    for call, key in zip(calls, keys, strict=True):
+        if key in tool_gold.keys:
             continue
         if call.name not in names:
             return "wrong tool" if schemas is None or call.name in schemas else "unknown tool"
-        if schemas is not None and not _linear_validator()(schemas[call.name]).is_valid(call.arguments):
+        if schemas is not None and not _get_linear_validator()(schemas[call.name]).is_valid(call.arguments):
             return "arguments break the schema"
         return "wrong arguments"
-    if not said:
+    if not calls:
         return "no call"
-    return "wrong order" if Counter(given) == Counter(wanted.keys) else "wrong number of calls"
+    return "wrong order" if Counter(keys) == Counter(tool_gold.keys) else "wrong number of calls"
 
 
 @cache
-def _linear_validator() -> Any:
-    """A validator that only says why a call is wrong: keywords that hostile arguments could make slow are left out.
+def _get_linear_validator() -> Any:
+    """Returns a validator that explains why a call is wrong, without keywords that hostile arguments make slow.
 
     A `pattern` may backtrack for ever, `uniqueItems` is quadratic, references may recurse.
     """

@@ -1,4 +1,4 @@
-"""What a reward says of a completion."""
+"""The verdict of a reward on a completion: a value and a reason."""
 
 from typing import Annotated
 

@@ -17,21 +17,22 @@ from safetensors.numpy import save_file
 from qwen_align import cli as command_line
 from qwen_align.align.rendering.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from qwen_align.data_builders.arithmetic import Arithmetic
-from qwen_align.reward.base import cores
+from qwen_align.reward.base import count_cores
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, CONTEXT = 16, 2, 2, 1, 8, 32, 256
 
-# Of a property: the same hundreds of examples in every run, and thousands with `--hypothesis-profile evidence`.
+# Of a property: the same hundreds of examples in every run, fewer in `make fast`, thousands in `make evidence`.
 settings.register_profile(
     "ci", max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("fast", settings.get_profile("ci"), max_examples=50)
 settings.register_profile("evidence", settings.get_profile("ci"), max_examples=3000, derandomize=False)
 settings.load_profile("ci")
 
 
 def pytest_xdist_auto_num_workers() -> int:
     """What `pytest -n auto` starts: a process a core, as far as the memory of a common machine goes."""
-    return min(8, cores())
+    return min(8, count_cores())
 
 
 @pytest.hookimpl(trylast=True)
@@ -47,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure() -> None:
     """With `pytest -n N` the cores are shared out, to processes that tests start too; torch is not imported yet."""
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // int(workers))))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // int(workers))))
 
 
 class Said(NamedTuple):

@@ -15,11 +15,11 @@ from qwen_align.align.commands.build import BuildSpec
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.recipe_file import load_variants
 from qwen_align.data_builders import BANDS, Builder
+from qwen_align.data_builders.column_mapping import FIELDS
 from qwen_align.data_builders.contamination import Contamination
-from qwen_align.data_builders.conversion import Conversion
-from qwen_align.data_builders.formats import FORMATS
-from qwen_align.data_builders.mapped_columns import FIELDS
+from qwen_align.data_builders.format_recognition import FORMATS
 from qwen_align.data_builders.pair_matching import Rule
+from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Sieve
 
 DOC = Path(__file__).parents[1] / "docs" / "data.md"

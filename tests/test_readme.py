@@ -41,7 +41,7 @@ def test_links_lead_somewhere() -> None:
             assert (ROOT / target).exists(), f"{name}: {target}"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 def test_every_command_runs(tmp_path: Path) -> None:
     beside_python = str(Path(sys.executable).parent)
     assert shutil.which("qwen-align", path=beside_python), "install the package: pip install -e ."

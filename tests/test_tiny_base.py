@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qwen_align.align.rendering.tiny_tokenizer import CHAT_TEMPLATE
 from qwen_align.align.rows import Problem
-from qwen_align.data_builders.arithmetic import Arithmetic, raw_prompt
+from qwen_align.data_builders.arithmetic import Arithmetic, format_raw_prompt
 
 FOLDER = Path(str(files("qwen_align") / "recipes" / "tiny_base"))
 
@@ -68,7 +68,7 @@ def test_plain_tokenizers_read_it_alike(tokenizer: Any) -> None:
 def solved(model: Any, tokenizer: Any, *, steps: list[int], direct: bool) -> float:
     """Share of 100 dev problems answered right, greedily, in the base's own format."""
     problems = list(Arithmetic(rows="problem", n=100, steps=steps, split="dev").generate(11))
-    prompts = [raw_prompt(p.messages[0].content, direct=direct) for p in problems if isinstance(p, Problem)]
+    prompts = [format_raw_prompt(p.messages[0].content, direct=direct) for p in problems if isinstance(p, Problem)]
     batch = tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.no_grad():
         ids = model.generate(**batch, do_sample=False, max_new_tokens=60)[:, batch.input_ids.shape[1] :]

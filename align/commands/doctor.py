@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_align.align.store.provenance import read_library_versions
-from qwen_align.reward.code.isolation import isolation_here
+from qwen_align.reward.code.isolation_report import check_isolation
 
 MIN_PYTHON = (3, 11)
 NEEDED = {"trl": "1.16", "transformers": "5.23", "peft": "0.21"}
@@ -77,7 +77,7 @@ def _check_devices() -> Iterator[Finding]:
 
 def _check_sandbox() -> Iterator[Finding]:
     """Yields how well programs that rewards run are isolated here."""
-    isolation = isolation_here()
+    isolation = check_isolation()
     layers = [layer for layer in isolation.layers if not layer.name.startswith("isolation:")]
     if isolation.full:
         yield Finding("sandbox", f"full: {', '.join(layer.name for layer in layers if layer.given)}")

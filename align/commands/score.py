@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion
-from qwen_align.data_builders.source_file import read_source
+from qwen_align.data_builders.file_reader import read_source_rows
 from qwen_align.reward.base import JUDGED_TOGETHER
 from qwen_align.reward.settings import Reward
 
@@ -35,7 +35,7 @@ def score_file(
     Rows have `completion` (or `text`) and `gold`; completions of a rollout will do. JSON Lines, a JSON list, CSV and
     Parquet are read. Raises DataError naming file and line of the first bad row, with nothing written.
     """
-    reward.check_here()
+    reward.check_machine()
     target = target.resolve()
     if target.exists() and not target.is_file():
         raise DataError(f"{target}: is no ordinary file; name a file for the judged rows")
@@ -79,7 +79,7 @@ def _batch_rows(rows: Iterable[tuple[dict[str, Any], Completion]]) -> Iterator[l
 def _read_completions(source: Path, reward: Reward) -> Iterator[tuple[dict[str, Any], Completion]]:
     """Yields each row of a file with the completion that it holds; raises DataError."""
     needs_gold = reward.judge_gold(None).value != 1.0
-    for where, row in read_source(source):
+    for where, row in read_source_rows(source):
         if not isinstance(row, dict):
             raise DataError(f"{where}: a row is an object with completion and gold, not {type(row).__name__}")
         yield row, _parse_completion(row, where, reward, needs_gold)

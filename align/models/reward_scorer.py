@@ -15,7 +15,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion
-from qwen_align.reward.learned import Learned
+from qwen_align.reward.reward_model_score import Learned
 from qwen_align.reward.settings import Reward
 
 
@@ -102,4 +102,4 @@ def bind(rewards: Iterable[Reward], inputs: Mapping[str, Path], *, device: torch
             name = str(reward.from_scorer)
             if name not in made:
                 made[name] = of(inputs[name], device=device, max_rows=max_rows)
-            reward.bind(made[name])
+            reward.bind_scorer(made[name])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.rows import Completion
-from qwen_align.reward.base import cores
+from qwen_align.reward.base import count_cores
 from qwen_align.reward.verdict import Verdict
 
 
@@ -32,7 +32,7 @@ class Judge:
     def submit(self, group: Sequence[Completion]) -> "Future[list[Judged]]":
         """The verdicts on all completions of one prompt, when they are there."""
         if self._threads is None:  # not before: threads do not survive a fork
-            self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="judge")
+            self._threads = ThreadPoolExecutor(count_cores(), thread_name_prefix="judge")
         return self._threads.submit(self._judge, list(group))
 
     def _judge(self, group: list[Completion]) -> list[Judged]:

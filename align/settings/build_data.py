@@ -7,8 +7,8 @@ from pydantic import Field
 
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.data_builders import BuilderSettings
-from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.local_file import LocalFile
+from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Sieve
 
 

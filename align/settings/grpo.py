@@ -18,23 +18,25 @@ NOT_IN_TRL = (
 
 
 class Grpo(OnlineRl):
-    """Trains a policy with GRPO or a variant: a completion's advantage is its reward relative to its group.
-
-    loss: how tokens are weighed and ratios clipped. grpo, a mean over completions of their token means; dr_grpo, token
-    sums over a constant (arXiv:2503.20783); dapo, a mean over all tokens (arXiv:2503.14476); gspo, grpo with one ratio
-    a completion (arXiv:2507.18071); cispo, dapo with the ratio as a bounded weight (arXiv:2506.13585).
-    advantage: group, minus the group's mean, over `advantage_scale`; rloo, minus the mean of the others
-    (arXiv:2402.14740); reinforce++, no group, normalised over the whole batch's tokens (arXiv:2501.03262).
-    """
+    """Trains a policy with GRPO or a variant: a completion's advantage is its reward relative to its group."""
 
     kind: Literal["grpo"]
     trainer: Literal["native", "trl"] = Field(
         "native", description="native: our loop; trl: TRL's GRPOTrainer, with our prompts, engine and rewards"
     )
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = Field(
-        "dapo", description="how token losses are averaged and importance ratios clipped; see above"
+        "dapo",
+        description="how token losses are averaged and importance ratios clipped. grpo: a mean over completions of "
+        "their token means; dr_grpo: token sums over a constant (arXiv:2503.20783); dapo: a mean over all tokens "
+        "(arXiv:2503.14476); gspo: grpo with one ratio per completion (arXiv:2507.18071); cispo: dapo with the ratio "
+        "as a bounded weight (arXiv:2506.13585)",
     )
-    advantage: Literal["group", "rloo", "reinforce++"] = Field("group", description="advantage estimator; see above")
+    advantage: Literal["group", "rloo", "reinforce++"] = Field(
+        "group",
+        description="advantage estimator. group: reward minus the group's mean, over advantage_scale; rloo: minus the "
+        "mean of the others (arXiv:2402.14740); reinforce++: no group, normalised over all tokens of the batch "
+        "(arXiv:2501.03262)",
+    )
     advantage_scale: Literal["group", "batch", "none"] = Field(
         "group",
         description="standard deviation that advantages are divided by: of the group, of the whole batch, or none",

@@ -13,8 +13,8 @@ from qwen_align.align.rows import Row, read_rows, to_line
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.store.files import write_text
-from qwen_align.data_builders.conversion import Conversion
 from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources, sieve
 
 
@@ -39,7 +39,7 @@ def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
     write_text(out / "README.md", format_data_card(spec, context.seed, tally, drops.counts))
     unfinished.replace(out / "rows.jsonl")
-    return {"rows": kept, "dropped": drops.counts, **({"conversion": report.counts()} if report.format else {})}
+    return {"rows": kept, "dropped": drops.counts, **({"conversion": report.to_manifest()} if report.format else {})}
 
 
 def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None = None) -> Iterator[Row]:
@@ -58,7 +58,7 @@ def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Rep
 
 def _rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None) -> Iterator[Row]:
     if isinstance(spec.builder, Conversion):
-        made = spec.builder.build_with(report or Report(), drops)
+        made = spec.builder.build_with_report(report or Report(), drops)
     else:
         made = spec.builder.build(sources, seed, drops)
     met: set[str] = set()

@@ -24,10 +24,10 @@ from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.stages.build_data import rows as build_rows
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.reward.audit import audit
-from qwen_align.reward.combine import SHAPING_SHARE, shaping_scale
+from qwen_align.reward.audit import audit_reward
+from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.settings import Reward, check_all, reward_for
+from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 
 N_PROBLEMS_AUDITED = 2  # problems on whose bad completions a reward is audited
 N_LONGEST_RENDERED = 50  # prompts with most characters; that with most tokens is among them, or close to it
@@ -142,7 +142,7 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields steps, prompt lengths and problems with the rewards of an online RL stage."""
     settings = stage.settings
     assert isinstance(settings, OnlineRl)
-    check_all(settings.rewards)
+    check_rewards(settings.rewards)
     prompts = _read_problems(preview.list_input_rows(stage, settings.from_data))
     split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, stage.runtime)
     lengths = [preview.measure_prompt(stage, problem, None) for problem in prompts]
@@ -160,7 +160,7 @@ def check_rollout(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields how much a rollout samples, and problems with its rewards."""
     settings = stage.settings
     assert isinstance(settings, Rollout)
-    check_all(settings.rewards)
+    check_rewards(settings.rewards)
     prompts = _read_problems(preview.list_input_rows(stage, [settings.from_data]))
     switches = [settings.thinking_switch] if settings.thinking_switch else []
     limit = _describe_token_limit(stage, preview, prompts, switches, settings.sampling)
@@ -181,7 +181,7 @@ def check_evaluation(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields how much an evaluation samples; raises DataError for a gold that its reward cannot use."""
     settings = stage.settings
     assert isinstance(settings, Evaluate)
-    check_all(settings.rewards)
+    check_rewards(settings.rewards)
     questions = _read_problems(preview.list_input_rows(stage, settings.from_data))
     _check_golds(questions, settings.rewards)
     limit = _describe_token_limit(stage, preview, questions, settings.thinking_switches, settings.sampling)
@@ -228,7 +228,7 @@ def _describe_token_limit(
 
 def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> Iterator[str]:
     """Yields what is wrong with rewards: golds they cannot use, bad completions they pay, scaled weights."""
-    scale = shaping_scale(list(rewards))
+    scale = compute_shaping_scale(list(rewards))
     if scale < 1:
         yield (
             f"shaping weights x {scale:.3g}, so that all shaping together reaches {SHAPING_SHARE:g} of the outcomes' "
@@ -242,7 +242,7 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
         if reward.is_outcome:
             paid = dict.fromkeys(
                 finding.probe
-                for finding in audit(reward, list(prompts[:N_PROBLEMS_AUDITED]))
+                for finding in audit_reward(reward, list(prompts[:N_PROBLEMS_AUDITED]))
                 if finding.pays is None and finding.is_paid
             )
             if paid:
@@ -274,7 +274,7 @@ def _extract_solution_answer(gold: str) -> str:
 def _check_golds(questions: Sequence[Problem], rewards: list[Reward]) -> None:
     """Raises DataError for the first question whose reward cannot use its gold, as the stage would."""
     for question in questions:
-        verdict = reward_for(question.reward, rewards).judge_gold(question.gold)
+        verdict = pick_reward(question.reward, rewards).judge_gold(question.gold)
         if verdict.value != 1.0:
             raise DataError(f"question '{question.id}': {verdict.reason}; its gold is {question.gold!r:.60}")
 

@@ -16,9 +16,9 @@ from qwen_align.align.rows import Completion, Problem, only, read_rows, to_line
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.store.files import write_json
-from qwen_align.reward.format import Format, obeys
+from qwen_align.reward.format import Format, follows_mode
 from qwen_align.reward.math_answer import MathAnswer
-from qwen_align.reward.settings import Reward, check_all, reward_for
+from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 from qwen_align.reward.verdict import Verdict
 
 QUESTIONS = "questions.json"  # the mean of each question, for each set and switch in turn: what paired tests compare
@@ -29,7 +29,7 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
     renderer = loading.renderer_of(source)
     engine = open_engine(source, renderer, context)
     how = Draw(spec.sampling, spec.completions_per_prompt, context.seed)
-    check_all(spec.rewards)
+    check_rewards(spec.rewards)
     device, rows_at_once = loading.device_of(context.runtime), context.runtime.micro_batch
     picker = (
         reward_scorer.of(inputs[spec.best_of_n_scorer], device=device, max_rows=rows_at_once)
@@ -43,7 +43,7 @@ def run(spec: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context)
             questions = list(only(Problem, read_rows(inputs[ref] / "rows.jsonl")))
             if not questions:
                 raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
-            check_all([reward_for(kind, spec.rewards) for kind in {row.reward: None for row in questions}])
+            check_rewards([pick_reward(kind, spec.rewards) for kind in {row.reward: None for row in questions}])
             for number, switch in enumerate(spec.thinking_switches):
                 asked = [put(problem, renderer, switch) for problem in questions]
                 # By place, not by name: a stage's folder is the same whatever its inputs are called.
@@ -67,7 +67,7 @@ def judged(rows: Sequence[Completion], rewards: Sequence[Reward]) -> list[Comple
     """Each completion with the verdict of its question's own reward, and of the format."""
     verdicts: list[dict[str, Verdict]] = [{} for _ in rows]
     for kind in {row.reward: None for row in rows}:
-        reward = reward_for(kind, rewards)
+        reward = pick_reward(kind, rewards)
         places = [place for place, row in enumerate(rows) if row.reward == kind]
         for place, verdict in zip(places, reward.judge_many([rows[place] for place in places]), strict=True):
             verdicts[place][kind] = verdict
@@ -93,7 +93,7 @@ def scored(rows: list[Completion], switch: Switch, renderer: Renderer) -> dict[s
             statistics.SampleScore(
                 value=verdict.value,
                 stopped=row.finish_reason == "stop",
-                obeyed=None if wanted is None else obeys(row.text, wanted),
+                obeyed=None if wanted is None else follows_mode(row.text, wanted),
                 n_tokens=row.n_tokens,
                 answer=answers.answer(row) if row.reward == answers.kind else None,
             )

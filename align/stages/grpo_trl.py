@@ -29,7 +29,7 @@ from qwen_align.align.training.callbacks import Watcher
 from qwen_align.align.training.checkpoints import WholeCheckpoints
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.reward.combine import judge_all
-from qwen_align.reward.settings import check_all
+from qwen_align.reward.settings import check_rewards
 
 FIRST_KL_TOLERANCE = 1e-4  # float rounding is about 1e-7
 SAMPLES_KEPT = 2  # completions a step written to samples.jsonl, to be read by eye
@@ -55,7 +55,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     asked = [put(problem, renderer) for problem in rows]
     if not asked:
         return fit.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
-    check_all(spec.rewards)
+    check_rewards(spec.rewards)
     reward_scorer.bind(
         spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
     )

@@ -29,9 +29,9 @@ from qwen_align.align.settings.online_rl import ByVariance, Vllm
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.training import fit, trl_arguments, trl_compat
 from qwen_align.align.training.callbacks import Watcher
-from qwen_align.data_builders.completions import completions, verdict_value
-from qwen_align.reward.combine import judge_all, solved
-from qwen_align.reward.settings import check_all, reward_for
+from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
+from qwen_align.reward.combine import is_task_solved, judge_all
+from qwen_align.reward.settings import check_rewards, pick_reward
 from qwen_align.reward.verdict import Verdict
 
 
@@ -41,7 +41,7 @@ def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Contex
     asked = [put(problem, renderer) for problem in _problems(spec.from_data, inputs)]
     if not asked:
         return fit.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
-    check_all(spec.rewards)
+    check_rewards(spec.rewards)
     reward_scorer.bind(
         spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
     )
@@ -117,12 +117,12 @@ def _experience(
     context: Context,
 ) -> Experience:
     engine = LocalEngine(actor.causal_lm, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
-    sampling, solved_by = spec.sampling.for_policy(), partial(solved, spec.rewards)
+    sampling, solved_by = spec.sampling.for_policy(), partial(is_task_solved, spec.rewards)
     player = Player(engine, renderer, sampling, spec.completions_per_prompt, context.seed, solved_by)
     known = _reward_variances(spec.prompt_sampler, inputs) if isinstance(spec.prompt_sampler, ByVariance) else {}
     stream = PromptStream(asked, spec.prompt_sampler, context.seed, variances=known)
     for reward in spec.rewards:
-        reward.warm()
+        reward.warm_up()
     judge = Judge(lambda group: judge_all(spec.rewards, group))
     return Experience(spec, player, stream, judge, context, _questions(spec, player, renderer, inputs))
 
@@ -144,8 +144,8 @@ def _vllm(
 
 def _reward_variances(order: ByVariance, inputs: Mapping[str, Path]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
-    for row in completions(lambda: read_rows(inputs[order.from_rollout] / "rows.jsonl"), order.from_rollout):
-        value = verdict_value(row, order.reward)
+    for row in read_completions(lambda: read_rows(inputs[order.from_rollout] / "rows.jsonl"), order.from_rollout):
+        value = get_verdict_value(row, order.reward)
         if value is not None:
             values.setdefault(row.prompt_id, []).append(value)
     return variances(values)
@@ -161,7 +161,7 @@ def _questions(spec: Grpo | Ppo, player: Player, renderer: Renderer, inputs: Map
     sampling = settings.sampling.for_policy() if settings.sampling else player.sampling
 
     def own_reward(group: list[Completion]) -> list[Verdict]:
-        return reward_for(group[0].reward, settings.rewards).judge_group(group)
+        return pick_reward(group[0].reward, settings.rewards).judge_group(group)
 
     def is_right(verdict: Verdict) -> bool | None:
         return None if verdict.value is None else verdict.value >= 1

@@ -12,7 +12,7 @@ from qwen_align.align.generation.resumable import Draw, draw, judged, open_engin
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rows import Problem, only, read_rows, to_line
 from qwen_align.align.settings.rollout import Rollout
-from qwen_align.reward.settings import check_all
+from qwen_align.reward.settings import check_rewards
 
 
 def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     asked = [put(problem, renderer, spec.thinking_switch) for problem in rows]
     if not asked and spec.on_empty == "fail":
         raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
-    check_all(spec.rewards)
+    check_rewards(spec.rewards)
     reward_scorer.bind(
         spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
     )

@@ -1,9 +1,9 @@
-"""Which files a cell may touch where it has no file system of its own: Landlock's rules, Linux 5.13."""
+"""File rules of the kernel (Landlock, Linux 5.13), for cells that have no file system of their own."""
 
 import os
 import struct
 
-from qwen_align.reward.code import kernel
+from qwen_align.reward.code import syscalls
 
 # include/uapi/linux/landlock.h; the numbers are the same on every machine
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
@@ -14,21 +14,26 @@ _LATER_RIGHTS = {2: 1, 3: 2, 4: 2}  # by version of Landlock: REFER, then TRUNCA
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
-def version() -> int:
-    """The version of the kernel's Landlock; raises OSError where it has none."""
-    return kernel.call(_CREATE, "Landlock", None, 0, _VERSION_FLAG)
+def get_landlock_version() -> int:
+    """Returns the version of the kernel's Landlock; raises OSError where it has none."""
+    return syscalls.call_by_number(_CREATE, "Landlock", None, 0, _VERSION_FLAG)
 
 
-def only_files(readable: list[str], writable: str) -> None:
-    """From now on the process may read below some folders and do all below one; needs `no_new_privileges`."""
-    newest = version()
+def restrict_files(readable: list[str], writable: str) -> None:
+    """Restricts the process for good to reading below some folders and all rights below one.
+
+    Needs `forbid_new_privileges`. Raises OSError where the kernel refuses.
+    """
+    newest = get_landlock_version()
     everything = (1 << (_FIRST_RIGHTS + _LATER_RIGHTS.get(min(newest, 4), 0))) - 1
-    ruleset = kernel.call(_CREATE, "a set of file rules", struct.pack("=Q", everything), 8, 0)
+    ruleset = syscalls.call_by_number(_CREATE, "a set of file rules", struct.pack("=Q", everything), 8, 0)
     reading = _EXECUTE | _READ_FILE | _READ_FOLDER
     rules = dict.fromkeys(readable, reading) | dict.fromkeys(_DEVICES, _READ_FILE | _WRITE_FILE)
     for path, rights in (rules | {writable: everything}).items():
         file = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        kernel.call(_ADD, f"a file rule on {path}", ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, file), 0)
+        syscalls.call_by_number(
+            _ADD, f"a file rule on {path}", ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, file), 0
+        )
         os.close(file)
-    kernel.call(_RESTRICT, "file rules", ruleset, 0)
+    syscalls.call_by_number(_RESTRICT, "file rules", ruleset, 0)
     os.close(ruleset)

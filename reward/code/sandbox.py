@@ -1,4 +1,4 @@
-"""Isolated processes for model-written code: `sandbox(isolation).start(entry, payload, limits)`."""
+"""Isolated processes for model-written code: `get_sandbox(isolation).start_cell(entry, payload, limits)`."""
 
 import contextlib
 import io
@@ -12,8 +12,9 @@ from functools import cache
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from qwen_align.reward.code.advice import advice
-from qwen_align.reward.code.job import (
+from qwen_align.reward.code.isolation_advice import suggest_isolation_fixes
+from qwen_align.reward.code.launch_server import START_LIMIT_S, SandboxError, start_server
+from qwen_align.reward.code.server_messages import (
     KILL,
     RESULT_BYTES,
     Entry,
@@ -21,19 +22,18 @@ from qwen_align.reward.code.job import (
     Isolation,
     Job,
     Limits,
-    packed_job,
-    read_result,
+    pack_job,
+    unpack_result,
 )
-from qwen_align.reward.code.launch import START_S, SandboxError, started
 
-__all__ = ["Cell", "Ended", "Limits", "Sandbox", "SandboxError", "sandbox"]
+__all__ = ["Cell", "CellEnd", "Limits", "Sandbox", "SandboxError", "get_sandbox"]
 
-_END_S = 30.0  # for the server to tell of an end, on a machine that is busy with something else
+_END_LIMIT_S = 30.0  # for the server to report an end, on a machine that is busy with something else
 _SLACK_BYTES = 2**16
-"""A write that would cross a file's last byte may be refused whole: smaller ones still show that there was too much."""
+"""A write that would cross a file's last byte may be refused in full: smaller ones still show that it was too much."""
 
 
-class Ended(NamedTuple):
+class CellEnd(NamedTuple):
     """How a cell ended: `status` is its exit status or the signal, `output` its standard output."""
 
     how: How
@@ -53,73 +53,75 @@ class Cell:
         self._life = life
         self._output = output
         self._limits = limits
-        self._end: Ended | SandboxError | None = None
+        self._cell_end: CellEnd | SandboxError | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        is_news = self._end is None
-        end = self._ended(0.0)
-        if is_news and error is None and isinstance(end, SandboxError):
-            raise end
+        is_first_wait = self._cell_end is None
+        cell_end = self._wait_once(0.0)
+        if is_first_wait and error is None and isinstance(cell_end, SandboxError):
+            raise cell_end
 
     def kill(self) -> None:
-        """Leaves no process of the cell; raises `SandboxError` as `end` does."""
-        self.end(0.0)
+        """Kills every process of the cell; raises `SandboxError` as `wait` does."""
+        self.wait(0.0)
 
-    def end(self, deadline: float | None = None) -> Ended:
-        """How the cell ended; waits for it, and kills it at the `deadline`, a `time.monotonic()`.
+    def wait(self, deadline: float | None = None) -> CellEnd:
+        """Waits until the cell ends, kills it at the `deadline`, and returns how it ended.
 
-        When it returns no process of the cell is left. Raises `SandboxError` if the cell could not be set up, or was
-        ended from outside: never for what the cell did.
+        `deadline` is a `time.monotonic()`. When it returns no process of the cell is left. Raises `SandboxError` if the
+        cell could not be set up, or was ended from outside: never for what the cell did.
         """
-        end = self._ended(deadline)
+        end = self._wait_once(deadline)
         if isinstance(end, SandboxError):
             raise end
         return end
 
-    def _ended(self, deadline: float | None) -> Ended | SandboxError:
-        if self._end is None:
+    def _wait_once(self, deadline: float | None) -> CellEnd | SandboxError:
+        """Returns how the cell ended, or the error, and closes its files; waits the first time only."""
+        if self._cell_end is None:
             try:
-                self._end = self._wait(deadline)
+                self._cell_end = self._wait_for_result(deadline)
             except TimeoutError:
-                self._end = SandboxError(f"the sandbox's server did not end a cell within {_END_S:.0f} s")
+                self._cell_end = SandboxError(f"the sandbox's server did not end a cell within {_END_LIMIT_S:.0f} s")
             self.channel.close()
             self._life.close()
             self._output.close()
-        return self._end
+        return self._cell_end
 
-    def _wait(self, deadline: float | None) -> Ended | SandboxError:
-        result = self._received(RESULT_BYTES, deadline)
+    def _wait_for_result(self, deadline: float | None) -> CellEnd | SandboxError:
+        """Returns how the cell ended, as its server reports it, or why it could not be had."""
+        result = self._receive_bytes(RESULT_BYTES, deadline)
         if not result:  # and the kernel ended the cell
             return SandboxError("the sandbox's server was ended while a cell ran")
-        told = read_result(result)
-        if isinstance(told, int):
-            why = self._received(told, None).decode(errors="replace")
-            return SandboxError(f"a cell could not be set up: {why}; {advice()}")
-        too_much = self._output.tell() > self._limits.output_bytes
-        how: How = "output limit" if too_much and told.how in ("exit", "signal") else told.how
-        return Ended(how, told.status, self._written(), told.cpu_s)
+        unpacked = unpack_result(result)
+        if isinstance(unpacked, int):
+            why = self._receive_bytes(unpacked, None).decode(errors="replace")
+            return SandboxError(f"a cell could not be set up: {why}; {suggest_isolation_fixes()}")
+        is_over = self._output.tell() > self._limits.output_bytes
+        how: How = "output limit" if is_over and unpacked.how in ("exit", "signal") else unpacked.how
+        return CellEnd(how, unpacked.status, self._read_output(), unpacked.cpu_s)
 
-    def _received(self, size: int, deadline: float | None) -> bytes:
-        """That many bytes from the server, nothing where it is gone; asks it to end the cell at the deadline.
+    def _receive_bytes(self, size: int, deadline: float | None) -> bytes:
+        """Returns that many bytes from the server, nothing where it is gone; asks it to end the cell at the deadline.
 
         Raises TimeoutError where it does not even answer that.
         """
         received = b""
-        asked = False
-        until = time.monotonic() + self._limits.time_limit_s + _END_S if deadline is None else deadline
+        has_asked = False
+        give_up_at = time.monotonic() + self._limits.time_limit_s + _END_LIMIT_S if deadline is None else deadline
         while len(received) < size:
             try:
-                self._life.settimeout(max(1e-6, until - time.monotonic()))
+                self._life.settimeout(max(1e-6, give_up_at - time.monotonic()))
                 part = self._life.recv(size - len(received))
             except TimeoutError:
-                if asked:
+                if has_asked:
                     raise
                 with contextlib.suppress(OSError):
                     self._life.send(KILL)
-                asked, until = True, time.monotonic() + _END_S
+                has_asked, give_up_at = True, time.monotonic() + _END_LIMIT_S
                 continue
             except OSError:
                 return b""
@@ -128,7 +130,8 @@ class Cell:
             received += part
         return received
 
-    def _written(self) -> bytes:
+    def _read_output(self) -> bytes:
+        """Returns what the cell wrote to its standard output, up to the limit."""
         return os.pread(self._output.fileno(), min(self._output.tell(), self._limits.output_bytes), 0)
 
 
@@ -141,15 +144,15 @@ class Sandbox:
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
+            os.register_at_fork(after_in_child=self._forget_server)
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Starts the server, and a cell to see that it can; raises `SandboxError` where this machine cannot."""
-        with self.start("candidate", b"") as cell:
+        with self.start_cell("candidate", b"") as cell:
             cell.channel.shutdown(socket.SHUT_RDWR)  # without a job it ends by itself
-            cell.end(time.monotonic() + START_S)
+            cell.wait(time.monotonic() + START_LIMIT_S)
 
-    def start(
+    def start_cell(
         self,
         entry: Entry,
         payload: bytes,
@@ -158,32 +161,33 @@ class Sandbox:
         stdin: bytes = b"",
         channel: socket.socket | None = None,
     ) -> Cell:
-        """A cell that runs the entry function on the payload; raises `SandboxError` where none can be had.
+        """Starts a cell that runs the entry function on the payload; raises `SandboxError` where none can be had.
 
         Its end of the channel is the given socket, closed here, or one of a new pair whose other is `Cell.channel`.
         """
         limits = limits or Limits()
-        with contextlib.ExitStack() as passed, contextlib.ExitStack() as kept:
-            here, its = (channel, channel) if channel else socket.socketpair()
-            here_life, its_life = socket.socketpair()
-            output = kept.enter_context(io.FileIO(_file(b"", size=limits.output_bytes + _SLACK_BYTES)))
-            kept.enter_context(here)
-            kept.enter_context(here_life)
-            passed.enter_context(its)
-            passed.enter_context(its_life)
-            given = passed.enter_context(io.FileIO(_file(stdin)))
-            load = passed.enter_context(io.FileIO(_file(payload)))
-            files = [one.fileno() for one in (its_life, its, given, load, output)]
-            self._send(packed_job(Job(entry, limits)), files)
-            kept.pop_all()
-        return Cell(here_life, here, output, limits)
+        with contextlib.ExitStack() as server_files, contextlib.ExitStack() as own_files:
+            our_end, cell_end = (channel, channel) if channel else socket.socketpair()
+            our_life, cell_life = socket.socketpair()
+            output = own_files.enter_context(io.FileIO(_make_memory_file(b"", size=limits.output_bytes + _SLACK_BYTES)))
+            own_files.enter_context(our_end)
+            own_files.enter_context(our_life)
+            server_files.enter_context(cell_end)
+            server_files.enter_context(cell_life)
+            stdin_file = server_files.enter_context(io.FileIO(_make_memory_file(stdin)))
+            payload_file = server_files.enter_context(io.FileIO(_make_memory_file(payload)))
+            files = [file.fileno() for file in (cell_life, cell_end, stdin_file, payload_file, output)]
+            self._send_job(pack_job(Job(entry, limits)), files)
+            own_files.pop_all()
+        return Cell(our_life, our_end, output, limits)
 
     def close(self) -> None:
         """Ends the server and with it every cell."""
         with self._lock:
             self._disconnect()
 
-    def _send(self, message: bytes, files: list[int]) -> None:
+    def _send_job(self, message: bytes, files: list[int]) -> None:
+        """Sends a message and open files to the server, to a new one where the last is gone."""
         with self._lock:
             try:
                 socket.send_fds(self._connect(), [message], files)
@@ -192,11 +196,13 @@ class Sandbox:
                 socket.send_fds(self._connect(), [message], files)
 
     def _connect(self) -> socket.socket:
+        """Returns the socket to the server, which is started where there is none."""
         if self._control is None:
-            self._server, self._control = started(self._isolation)
+            self._server, self._control = start_server(self._isolation)
         return self._control
 
     def _disconnect(self) -> None:
+        """Closes the socket to the server and waits for the server to end."""
         if self._control is not None:
             with contextlib.suppress(OSError):
                 self._control.shutdown(socket.SHUT_RDWR)  # which a copy in a forked child cannot hold up
@@ -206,8 +212,8 @@ class Sandbox:
             self._server.wait()
             self._server = None
 
-    def _forget(self) -> None:
-        """In a forked child: the server is its parent's."""
+    def _forget_server(self) -> None:
+        """In a forked child: lets go of the server, which is its parent's."""
         self._lock = threading.Lock()
         if self._control is not None:
             self._control.close()
@@ -218,13 +224,13 @@ class Sandbox:
 
 
 @cache
-def sandbox(isolation: Isolation) -> Sandbox:
-    """The sandbox of this process."""
+def get_sandbox(isolation: Isolation) -> Sandbox:
+    """Returns the sandbox of this process for an isolation."""
     return Sandbox(isolation)
 
 
-def _file(content: bytes, *, size: int | None = None) -> int:
-    """An open file without a name; with a `size`, an empty one that cannot grow beyond it."""
+def _make_memory_file(content: bytes, *, size: int | None = None) -> int:
+    """Returns an open file without a name; with a `size`, an empty one that cannot grow beyond it."""
     if sys.platform != "linux":
         import tempfile
 

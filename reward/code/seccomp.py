@@ -1,4 +1,4 @@
-"""The seccomp filter of a cell: the system calls a Python computation needs, and no other.
+"""The system call filter of a cell (seccomp): the calls a Python computation needs, and no other.
 
 An allow-list, so that a call a later kernel adds is refused. Of programs, sockets (but for stream pairs of the cell
 itself), other processes, mounts, namespaces, keys, tracing, bpf and io_uring nothing is left.
@@ -47,7 +47,7 @@ exit_group:231:94 wait4:61:260 waitid:247:95
 """
 
 # Allowed for some arguments only.
-_ARGUED_CALLS = """
+_CALLS_BY_ARGUMENT = """
 clone:56:220 fork:57:- vfork:58:- clone3:435:435 kill:62:129 tkill:200:130 tgkill:234:131 prctl:157:167
 ioctl:16:29 fcntl:72:25 prlimit64:302:261 socketpair:53:199
 """
@@ -69,106 +69,113 @@ _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE = 1, 1, 0xF
 
 
 class UnknownMachineError(Exception):
-    """There is no table of system calls for this machine."""
+    """Raised where there is no table of system calls for this machine's processor."""
 
 
-def _code(operation: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
+def _pack_instruction(operation: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
+    """Returns one instruction of the filter program."""
     return struct.pack("=HBBI", operation, then, otherwise, value)
 
 
-def _argument(number: int) -> bytes:
-    """Loads the low half of an argument, all the kernel reads of those tested here."""
-    return _code(_LOAD, _ARGUMENTS + 8 * number)
+def _load_argument(number: int) -> bytes:
+    """Returns the instruction that loads the low half of an argument, all the kernel reads of those tested here."""
+    return _pack_instruction(_LOAD, _ARGUMENTS + 8 * number)
 
 
-def _only(number: int, values: tuple[int, ...]) -> bytes:
-    """Allows a call whose argument is one of the values."""
-    tests = b"".join(_code(_EQUAL, value, len(values) - place) for place, value in enumerate(values))
-    return _argument(number) + tests + _code(_RETURN, _EPERM) + _code(_RETURN, _ALLOW)
+def _allow_values(number: int, values: tuple[int, ...]) -> bytes:
+    """Returns instructions that allow a call whose argument is one of the values."""
+    tests = b"".join(_pack_instruction(_EQUAL, value, len(values) - position) for position, value in enumerate(values))
+    return _load_argument(number) + tests + _pack_instruction(_RETURN, _EPERM) + _pack_instruction(_RETURN, _ALLOW)
 
 
-def _argued(processes: bool, signals: bool) -> dict[str, bytes]:
-    """What is done about each call that is allowed for some arguments only."""
-    may_fork = _code(_RETURN, _ALLOW if processes else _EPERM)
-    own = _code(_RETURN, _ALLOW) if signals else _only(0, (_SELF,))
+def _filter_by_arguments(processes: bool, signals: bool) -> dict[str, bytes]:
+    """Returns the instructions for each call that is allowed for some arguments only, by its name."""
+    may_fork = _pack_instruction(_RETURN, _ALLOW if processes else _EPERM)
+    own_process_only = _pack_instruction(_RETURN, _ALLOW) if signals else _allow_values(0, (_SELF,))
     clone = (
-        _argument(0)
-        + _code(_ANY_BIT, _NEW_NAMESPACES_OR_SIBLING, 0, 1)
-        + _code(_RETURN, _EPERM)
-        + _code(_ANY_BIT, _THREAD, 0, 1)
-        + _code(_RETURN, _ALLOW)
+        _load_argument(0)
+        + _pack_instruction(_ANY_BIT, _NEW_NAMESPACES_OR_SIBLING, 0, 1)
+        + _pack_instruction(_RETURN, _EPERM)
+        + _pack_instruction(_ANY_BIT, _THREAD, 0, 1)
+        + _pack_instruction(_RETURN, _ALLOW)
         + may_fork
     )
     stream_pair = (
-        _argument(0)
-        + _code(_EQUAL, _AF_UNIX, 1)
-        + _code(_RETURN, _EPERM)
-        + _argument(1)
-        + _code(_AND, _SOCK_TYPE)
-        + _code(_EQUAL, _SOCK_STREAM, 1)
-        + _code(_RETURN, _EPERM)
-        + _code(_RETURN, _ALLOW)
+        _load_argument(0)
+        + _pack_instruction(_EQUAL, _AF_UNIX, 1)
+        + _pack_instruction(_RETURN, _EPERM)
+        + _load_argument(1)
+        + _pack_instruction(_AND, _SOCK_TYPE)
+        + _pack_instruction(_EQUAL, _SOCK_STREAM, 1)
+        + _pack_instruction(_RETURN, _EPERM)
+        + _pack_instruction(_RETURN, _ALLOW)
     )
     return {
         "clone": clone,
-        "clone3": _code(_RETURN, _ENOSYS),  # its flags cannot be seen; the C library then takes clone
+        "clone3": _pack_instruction(_RETURN, _ENOSYS),  # its flags cannot be seen; the C library then takes clone
         "fork": may_fork,
         "vfork": may_fork,
-        "kill": own,
-        "tkill": _code(_RETURN, _ALLOW if signals else _EPERM),
-        "tgkill": own,
-        "prctl": _only(0, _PRCTL),
-        "ioctl": _only(1, _IOCTL),
-        "fcntl": _only(1, _FCNTL),
-        "prlimit64": _only(0, (0,)),
+        "kill": own_process_only,
+        "tkill": _pack_instruction(_RETURN, _ALLOW if signals else _EPERM),
+        "tgkill": own_process_only,
+        "prctl": _allow_values(0, _PRCTL),
+        "ioctl": _allow_values(1, _IOCTL),
+        "fcntl": _allow_values(1, _FCNTL),
+        "prlimit64": _allow_values(0, (0,)),
         "socketpair": stream_pair,
     }
 
 
-def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
-    """Numbers as ranges, both ends within."""
-    found: list[tuple[int, int]] = []
+def _find_ranges(numbers: list[int]) -> list[tuple[int, int]]:
+    """Returns the numbers as ranges, both ends within."""
+    ranges: list[tuple[int, int]] = []
     for number in sorted(numbers):
-        if found and found[-1][1] == number - 1:
-            found[-1] = (found[-1][0], number)
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
         else:
-            found.append((number, number))
-    return found
+            ranges.append((number, number))
+    return ranges
 
 
-def _search(ranges: list[tuple[int, int]]) -> bytes:
-    """Allows the ranges' numbers, by halves."""
+def _allow_ranges(ranges: list[tuple[int, int]]) -> bytes:
+    """Returns instructions that allow the ranges' numbers, by binary search."""
     if len(ranges) == 1:
         low, high = ranges[0]
-        inside = _code(_NOT_BELOW, low, 0, 1) + _code(_ABOVE, high, 0, 1)
-        return inside + _code(_RETURN, _EPERM) + _code(_RETURN, _ALLOW)
+        is_inside = _pack_instruction(_NOT_BELOW, low, 0, 1) + _pack_instruction(_ABOVE, high, 0, 1)
+        return is_inside + _pack_instruction(_RETURN, _EPERM) + _pack_instruction(_RETURN, _ALLOW)
     middle = len(ranges) // 2
-    lower = _search(ranges[:middle])
-    return _code(_NOT_BELOW, ranges[middle][0], len(lower) // 8) + lower + _search(ranges[middle:])
+    lower = _allow_ranges(ranges[:middle])
+    return _pack_instruction(_NOT_BELOW, ranges[middle][0], len(lower) // 8) + lower + _allow_ranges(ranges[middle:])
 
 
-def _numbers(calls: str, column: int) -> dict[str, int]:
+def _parse_call_table(calls: str, column: int) -> dict[str, int]:
+    """Returns the number of each call in a table's column, by the call's name."""
     words = [word.split(":") for line in calls.splitlines() if not line.startswith("#") for word in line.split()]
     return {word[0]: int(word[column]) for word in words if word[column] != "-"}
 
 
-def program(machine: str, *, processes: bool, signals: bool) -> bytes:
-    """The filter, but for the process it is for: see `for_process`.
+def build_filter(machine: str, *, processes: bool, signals: bool) -> bytes:
+    """Returns the filter program, but for the process it is for: see `bind_filter`.
 
-    `processes` lets the cell fork; `signals` lets it signal whatever it sees, which must be its own processes
-    alone, else it may signal none but itself.
+    `processes` lets the cell fork; `signals` lets it signal whatever it sees, which must be its own processes alone,
+    else it may signal none but itself.
     """
     if machine not in _MACHINES:
         raise UnknownMachineError(f"no table of system calls for {machine}; there is one for {', '.join(_MACHINES)}")
     column, architecture = _MACHINES[machine]
-    argued = _argued(processes, signals)
-    code = _code(_LOAD, _ARCH) + _code(_EQUAL, architecture, 1) + _code(_RETURN, _KILL) + _code(_LOAD, _NUMBER)
-    for name, number in _numbers(_ARGUED_CALLS, column).items():
-        code += _code(_EQUAL, number, 0, len(argued[name]) // 8) + argued[name]
-    code += _code(_ABOVE, _LAST_KNOWN, 0, 1) + _code(_RETURN, _ENOSYS)
-    return code + _search(_ranges(list(_numbers(_CALLS, column).values())))
+    by_arguments = _filter_by_arguments(processes, signals)
+    instructions = (
+        _pack_instruction(_LOAD, _ARCH)
+        + _pack_instruction(_EQUAL, architecture, 1)
+        + _pack_instruction(_RETURN, _KILL)
+        + _pack_instruction(_LOAD, _NUMBER)
+    )
+    for name, number in _parse_call_table(_CALLS_BY_ARGUMENT, column).items():
+        instructions += _pack_instruction(_EQUAL, number, 0, len(by_arguments[name]) // 8) + by_arguments[name]
+    instructions += _pack_instruction(_ABOVE, _LAST_KNOWN, 0, 1) + _pack_instruction(_RETURN, _ENOSYS)
+    return instructions + _allow_ranges(_find_ranges(list(_parse_call_table(_CALLS, column).values())))
 
 
-def for_process(filtering: bytes, pid: int) -> bytes:
-    """The filter for `kernel.set_filter` in the process `pid`."""
-    return filtering.replace(struct.pack("=I", _SELF), struct.pack("=I", pid))
+def bind_filter(filter_program: bytes, pid: int) -> bytes:
+    """Returns the filter program for one process, ready for `syscalls.set_syscall_filter`."""
+    return filter_program.replace(struct.pack("=I", _SELF), struct.pack("=I", pid))

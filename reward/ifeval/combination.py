@@ -1,4 +1,4 @@
-"""combination: two responses, and the request before the answer."""
+"""IFEval's `combination` instructions: two responses, and the request before the answer."""
 
 from typing import Annotated
 
@@ -10,26 +10,29 @@ from qwen_align.reward.ifeval.instruction import Instruction
 _DIVIDER = "******"
 
 
-def _said(value: str) -> str:
+def _check_prompt(value: str) -> str:
+    """Returns the prompt to repeat without white space around it; raises for a blank one."""
     if not value.strip():
         raise PydanticCustomError("blank", "the prompt to repeat is blank")
     return value.strip()
 
 
 class TwoResponses(Instruction):
-    """Two different texts with `******` between them; a divider may stand before the first and after the last too."""
+    """Requires two different texts with `******` between them, and perhaps before the first and after the last."""
 
     def follows(self, text: str) -> bool:
+        """Returns whether the text holds exactly two different responses."""
         first, *others = (part.strip() for part in text.split(_DIVIDER))
-        inner = others[:-1]
-        said = [part for part in (first, *others) if part]
-        return all(inner) and len(said) == 2 and said[0] != said[1]
+        between = others[:-1]
+        responses = [part for part in (first, *others) if part]
+        return all(between) and len(responses) == 2 and responses[0] != responses[1]
 
 
 class RepeatPrompt(Instruction):
-    """The text starts with the request, whatever the case."""
+    """Requires a text that starts with the request, whatever the case."""
 
-    prompt_to_repeat: Annotated[str, AfterValidator(_said)]
+    prompt_to_repeat: Annotated[str, AfterValidator(_check_prompt)]
 
     def follows(self, text: str) -> bool:
+        """Returns whether the text starts with the request."""
         return text.strip().lower().startswith(self.prompt_to_repeat.lower())

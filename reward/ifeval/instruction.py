@@ -1,4 +1,4 @@
-"""What an instruction is: its arguments, as the data set names them, and whether a text follows it."""
+"""The base class of an IFEval instruction: its arguments, as the data set names them, and whether a text follows it."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,21 +13,24 @@ from qwen_align.align.settings.base import Strict
 MAX_PHRASE_CHARS = 1_000  # our choice; the longest phrase in IFEval has 124. Searching takes at most chars x phrase
 
 
-def _whole(value: Any) -> Any:
-    """An integer for 3.0, which is what tables with empty cells make of 3."""
+def _to_integer(value: Any) -> Any:
+    """Returns an integer for 3.0, which is what tables with empty cells make of 3."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _phrase(value: str) -> str:
-    said = value.strip()
-    if not said or len(said) > MAX_PHRASE_CHARS:
+def _check_phrase(value: str) -> str:
+    """Returns the phrase without white space around it; raises for a blank or too long one."""
+    phrase = value.strip()
+    if not phrase or len(phrase) > MAX_PHRASE_CHARS:
         raise PydanticCustomError("phrase", "a phrase is neither blank nor longer than {n}", {"n": MAX_PHRASE_CHARS})
-    return said
+    return phrase
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]  # of 0, "less than" is impossible, "at least" nothing
-Phrase = Annotated[str, AfterValidator(_phrase)]
+Count = Annotated[int, BeforeValidator(_to_integer), Field(ge=0)]
+Positive = Annotated[
+    int, BeforeValidator(_to_integer), Field(ge=1)
+]  # of 0, "less than" is impossible, "at least" nothing
+Phrase = Annotated[str, AfterValidator(_check_phrase)]
 Phrases = Annotated[list[Phrase], Field(min_length=1)]
 Relation = Literal["less than", "at least"]
 
@@ -37,21 +40,21 @@ class Instruction(Strict, ABC):
 
     @abstractmethod
     def follows(self, text: str) -> bool:
-        """Whether a text that is not blank follows it; linear in the text's length."""
+        """Returns whether a text that is not blank follows the instruction; linear in the text's length."""
 
     @property
-    def spoken(self) -> str | None:
+    def required_language(self) -> str | None:
         """The code of the language the text has to be in, if that is part of the instruction."""
         return None
 
 
-def holds(found: int, relation: Relation, asked: int) -> bool:
-    """Whether a count is as asked."""
-    return found < asked if relation == "less than" else found >= asked
+def satisfies_relation(count: int, relation: Relation, bound: int) -> bool:
+    """Returns whether a count is "less than" or "at least" what is asked."""
+    return count < bound if relation == "less than" else count >= bound
 
 
-def without_empty(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that are given; the hub's table has a column for every argument of every kind, None or NaN."""
+def drop_empty_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that are given: the hub's table has a column for every one of every kind, None or NaN."""
     return {
         name: value
         for name, value in kwargs.items()

@@ -1,4 +1,4 @@
-"""keywords: phrases and letters that have to be there, or must not. Case never counts."""
+"""IFEval's `keywords` instructions: phrases and letters that have to be there, or must not. Case never counts."""
 
 import re
 from functools import lru_cache
@@ -7,41 +7,44 @@ from typing import Annotated
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Phrases, Positive, Relation, holds
+from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Phrases, Positive, Relation, satisfies_relation
 
 # Written without spaces between words: Han, kana, Thai, Lao, Burmese, Khmer.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
-def _one_letter(value: str) -> str:
+def _check_letter(value: str) -> str:
+    """Returns the letter without white space around it; raises for more or less than one."""
     if len(value.strip()) != 1:
         raise PydanticCustomError("letter", "'{said}' is not one letter", {"said": value[:20]})
     return value.strip()
 
 
 class Existence(Instruction):
-    """Every keyword is there, be it inside of a longer word, as in the official code."""
+    """Requires every keyword in the text, be it inside of a longer word, as in the official code."""
 
     keywords: Phrases
 
     def follows(self, text: str) -> bool:
+        """Returns whether the text has every keyword."""
         text = text.casefold()
         return all(keyword.casefold() in text for keyword in self.keywords)
 
 
 class Frequency(Instruction):
-    """How often the keyword is there, be it inside of a longer word, as in the official code."""
+    """Requires the keyword as often as asked, be it inside of a longer word, as in the official code."""
 
     keyword: Phrase
     frequency: Positive
     relation: Relation
 
     def follows(self, text: str) -> bool:
-        return holds(text.casefold().count(self.keyword.casefold()), self.relation, self.frequency)
+        """Returns whether the text has the keyword as often as asked."""
+        return satisfies_relation(text.casefold().count(self.keyword.casefold()), self.relation, self.frequency)
 
 
 class ForbiddenWords(Instruction):
-    r"""No forbidden word is there as a word of its own.
+    r"""Requires that no forbidden word is in the text as a word of its own.
 
     A word ends where the official `\b` says, but "C++" has no letters at its end and Chinese no spaces: such an end may
     touch anything. Words are no regular expressions (officially they are).
@@ -50,27 +53,34 @@ class ForbiddenWords(Instruction):
     forbidden_words: Phrases
 
     def follows(self, text: str) -> bool:
+        """Returns whether the text has none of the forbidden words."""
         text = text.casefold()
-        return not any(_as_word(word.casefold()).search(text) for word in self.forbidden_words)
+        return not any(_compile_word(word.casefold()).search(text) for word in self.forbidden_words)
 
 
 class LetterFrequency(Instruction):
-    """How often a letter is there, large or small; `#` and `!` are letters too (officially another is drawn)."""
+    """Requires a letter as often as asked, large or small.
 
-    letter: Annotated[str, AfterValidator(_one_letter)]
+    `#` and `!` are letters too (officially another is drawn).
+    """
+
+    letter: Annotated[str, AfterValidator(_check_letter)]
     let_frequency: Positive
     let_relation: Relation
 
     def follows(self, text: str) -> bool:
-        return holds(text.lower().count(self.letter.lower()), self.let_relation, self.let_frequency)
+        """Returns whether the text has the letter as often as asked."""
+        return satisfies_relation(text.lower().count(self.letter.lower()), self.let_relation, self.let_frequency)
 
 
 @lru_cache(maxsize=1_024)
-def _as_word(word: str) -> re.Pattern[str]:
-    before = r"(?<!\w)" if _is_spaced(word[0]) else ""
-    after = r"(?!\w)" if _is_spaced(word[-1]) else ""
+def _compile_word(word: str) -> re.Pattern[str]:
+    """Returns the pattern that finds a word as a word of its own."""
+    before = r"(?<!\w)" if _needs_spaces(word[0]) else ""
+    after = r"(?!\w)" if _needs_spaces(word[-1]) else ""
     return re.compile(before + re.escape(word) + after)
 
 
-def _is_spaced(char: str) -> bool:
+def _needs_spaces(char: str) -> bool:
+    """Returns whether a character is of a script that separates words by spaces."""
     return re.match(r"\w", char) is not None and _UNSPACED.match(char) is None

@@ -1,4 +1,4 @@
-"""language: the whole text in one language."""
+"""IFEval's `language` instruction: the whole text in one language."""
 
 from typing import Annotated
 
@@ -6,25 +6,31 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from qwen_align.align.settings.base import did_you_mean
+from qwen_align.reward.ifeval.detect_language import SCRIPTS, is_in_language
 from qwen_align.reward.ifeval.instruction import Instruction
-from qwen_align.reward.ifeval.languages import SCRIPTS, is_in
 
 
-def _known(code: str) -> str:
+def _check_language(code: str) -> str:
+    """Returns the code of a language; raises for one that is not known here."""
     if code not in SCRIPTS:
-        said = f"'{code[:20]}' is no language known here{did_you_mean(code, SCRIPTS)}"
-        raise PydanticCustomError("language", "{said}", {"said": said})
+        message = f"'{code[:20]}' is no language known here{did_you_mean(code, SCRIPTS)}"
+        raise PydanticCustomError("language", "{said}", {"said": message})
     return code
 
 
 class ResponseLanguage(Instruction):
-    """The text is in a language, told by its ISO 639-1 code; one without letters is in none (officially in any)."""
+    """Requires a text in a language, named by its ISO 639-1 code.
 
-    language: Annotated[str, AfterValidator(_known)]
+    A text without letters is in none (officially in any).
+    """
+
+    language: Annotated[str, AfterValidator(_check_language)]
 
     @property
-    def spoken(self) -> str:
+    def required_language(self) -> str:
+        """The code of the language the text has to be in."""
         return self.language
 
     def follows(self, text: str) -> bool:
-        return is_in(text, self.language)
+        """Returns whether the text is in the language."""
+        return is_in_language(text, self.language)

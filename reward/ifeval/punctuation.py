@@ -1,4 +1,4 @@
-"""punctuation: no commas."""
+"""IFEval's `punctuation` instruction: no commas."""
 
 import re
 
@@ -8,7 +8,8 @@ _COMMA = re.compile("[,\u060c\u3001\ufe10\ufe11\ufe50\ufe51\uff0c\uff64]")
 
 
 class NoComma(Instruction):
-    """No comma, nor an Arabic, Chinese or Japanese one (officially those may stand)."""
+    """Requires a text without a comma, nor an Arabic, Chinese or Japanese one (officially those may stand)."""
 
     def follows(self, text: str) -> bool:
+        """Returns whether the text has no comma."""
         return _COMMA.search(text) is None

@@ -4,7 +4,7 @@ formula.
 
 import re
 
-from qwen_align.reward.boxes import JOINT, last_boxes
+from qwen_align.reward.boxed_answers import JOINT, find_last_boxes
 from qwen_align.reward.math.units import split_off_unit
 
 _MAX_TAIL_CHARS = 1_500  # characters at the end of a text in which an answer without a box is looked for
@@ -42,7 +42,7 @@ def extract_boxed_answers(text: str) -> list[str] | str | None:
     """
     if "\\boxed" not in text and "\\fbox" not in text:
         return None
-    boxes = last_boxes(text)
+    boxes = find_last_boxes(text)
     return boxes if isinstance(boxes, str) else [box.content for box in boxes]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from qwen_align.reward.pool import DeadError, GoneError, LateError, Pool, WorkError
+from qwen_align.reward.worker_pool import DeadError, GoneError, LateError, Pool, WorkError
 
 TIME_LIMIT_S = 1.0  # wall time of one item; with the kill every call ends within 1.2 s of its start
 MEMORY_GIB = 2.0
@@ -70,7 +70,7 @@ def start_workers() -> None:
     if hasattr(os, "fork"):
         with _lock:
             pool = _get_pool()
-        pool.warm()
+        pool.warm_up()
 
 
 @cache

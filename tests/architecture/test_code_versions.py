@@ -148,8 +148,10 @@ def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
     assert {"align.generation.batched_decoding", "align.evaluation.statistics", "reward.combine"} <= set(
         code_of("evaluate")
     )
-    assert {"reward.pool_server", "reward.combine"} <= set(code_of("rollout")), "also what runs in worker processes"
-    assert {"reward.code.server", "reward.code.inside", "reward.math.sympy_fallback"} <= set(code_of("evaluate"))
+    in_workers = {"reward.worker_pool_server", "reward.combine"}
+    assert in_workers <= set(code_of("rollout")), "also what runs in worker processes"
+    in_processes = {"reward.code.cell_server", "reward.code.cell_main", "reward.math.sympy_fallback"}
+    assert in_processes <= set(code_of("evaluate"))
     for kind in CODE_VERSIONS:
         assert not CANNOT_CHANGE_RESULTS & set(code_of(kind))
     assert "align.stages.grpo" not in code_of("sft")

@@ -210,6 +210,8 @@ def regenerate(copy: Copy) -> None:
     for script in ("tests/architecture/test_code_versions.py", "tests/align/store/test_keys.py"):
         done = copy.python(script, "--new")
         assert done.returncode == 0, done.stderr
+    done = copy.python("-m", "qwen_align.align.commands.settings_reference", "docs/reference.md")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

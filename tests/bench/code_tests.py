@@ -93,24 +93,24 @@ def official() -> tuple[Judge, int]:
 
 def ours(rows: list[Problem], *, rewritten: bool) -> tuple[Judge, int]:
     """The code reward, or its way for tests that cannot be rewritten; and how many of the rows are such."""
-    from qwen_align.reward.code import run
-    from qwen_align.reward.code.plan import Calls, Script, plan
-    from qwen_align.reward.code.sandbox import Limits, sandbox
+    from qwen_align.reward.code import run_candidate
+    from qwen_align.reward.code.plan_from_gold import CallTests, ScriptTests, plan_from_gold
+    from qwen_align.reward.code.sandbox import Limits, get_sandbox
     from qwen_align.reward.code_tests import CodeTests
 
-    plans = {row["task_id"]: plan(row) for row in rows}
-    n_rpc = sum(isinstance(one.work, Script) for one in plans.values() if one)
+    plans = {row["task_id"]: plan_from_gold(row) for row in rows}
+    n_rpc = sum(isinstance(one.work, ScriptTests) for one in plans.values() if one)
     reward = CodeTests(time_limit_s=TIME_LIMIT_S)
-    reward.warm()
+    reward.warm_up()
 
     def judged_by_tests(row: Problem) -> bool:
         planned = plans[row["task_id"]]
         assert planned is not None
-        if isinstance(planned.work, Calls) and planned.work.otherwise:
+        if isinstance(planned.work, CallTests) and planned.work.otherwise:
             planned = planned._replace(work=planned.work.otherwise)
         texts = [row["canonical_solution"]]
-        score = run.run(planned, texts, sandbox("full"), Limits(TIME_LIMIT_S), partial=False)
-        return score.reason == run.PASSED
+        score = run_candidate.run_candidate(planned, texts, get_sandbox("full"), Limits(TIME_LIMIT_S), partial=False)
+        return score.reason == run_candidate.PASSED
 
     if rewritten:
         return lambda row: reward.judge(row["canonical_solution"], row).value == 1.0, n_rpc

@@ -28,11 +28,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen_align.data_builders.benchmark import Question
-from qwen_align.data_builders.common_subsequence import lcs_length
+from qwen_align.data_builders.benchmark_questions import Question
 from qwen_align.data_builders.contamination import Qwen25MathOverlap, Qwen25Overlap, S1Overlap
+from qwen_align.data_builders.longest_common_subsequence import compute_lcs_length
 from qwen_align.data_builders.near_duplicates import NearDuplicates
-from qwen_align.data_builders.text_units import words
+from qwen_align.data_builders.text_to_words import split_words
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -129,18 +129,18 @@ def compare_rules(rows: list[Row], questions: list[Question]) -> None:
         "qwen2.5 (words)": Qwen25Overlap(against="benchmark"),
         "qwen2.5 (Qwen3 tokens)": Qwen25Overlap.model_validate({"against": "benchmark", "tokenizer": tokenizer}),
     }
-    asked = {question.id: words(question.text) for question in questions}
+    asked = {question.id: split_words(question.text) for question in questions}
     n_planted = {kind: sum(row.kind == kind for row in rows) for kind in KINDS}
     print(f"{len(rows):,} rows, planted: {n_planted}")
     print(f"{'rule':<24}" + "".join(f"{kind:>14}" for kind in KINDS) + "  precision  near copies of the false  CPU s")
     for name, rule in rules.items():
         start = time.process_time()
-        find = rule.finder(questions)
+        find = rule.make_finder(questions)
         found = [(row, overlap) for row in rows if (overlap := find(row.text))]
         seconds = time.process_time() - start
         recalls = [sum(row.kind == kind for row, _ in found) / n_planted[kind] for kind in KINDS]
         false = [(row, overlap) for row, overlap in found if not row.kind]
-        near = sum(share_of_longer(words(row.text), asked[overlap.question]) >= 0.75 for row, overlap in false)
+        near = sum(share_of_longer(split_words(row.text), asked[overlap.question]) >= 0.75 for row, overlap in false)
         precision = 1 - len(false) / len(found)
         print(
             f"{name:<24}"
@@ -150,7 +150,7 @@ def compare_rules(rows: list[Row], questions: list[Question]) -> None:
 
 
 def share_of_longer(one: list[str], other: list[str]) -> float:
-    return lcs_length(one, other) / max(len(one), len(other), 1)
+    return compute_lcs_length(one, other) / max(len(one), len(other), 1)
 
 
 class Run(NamedTuple):
@@ -205,7 +205,7 @@ def s1_way(train: str, test: str) -> tuple[float, list[int]]:
 def our_way(train: str, test: str) -> tuple[float, list[int]]:
     start = time.process_time()
     with open(train, encoding="utf-8") as rows, open(test, encoding="utf-8") as asked:
-        find = S1Overlap(against="benchmark").finder([Question(str(n), line) for n, line in enumerate(asked)])
+        find = S1Overlap(against="benchmark").make_finder([Question(str(n), line) for n, line in enumerate(asked)])
         found = [n for n, line in enumerate(rows) if find(line)]
     return time.process_time() - start, found
 
@@ -220,7 +220,7 @@ def time_near_duplicates(n_rows: int) -> None:
     rows = real + [other_wording(draw.choice(real), vocabulary, draw, draw.choice(shares)) for _ in range(copies)]
     before = peak_mib()
     start = time.process_time()
-    finder = NearDuplicates().finder()
+    finder = NearDuplicates().make_finder()
     dropped = sum(finder.find_or_keep(str(n), text) is not None for n, text in enumerate(rows))
     seconds = time.process_time() - start
     grown = peak_mib() - before

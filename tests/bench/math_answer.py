@@ -87,7 +87,7 @@ def main() -> None:
 
 def warm_up() -> None:
     """Pays for imports and the workers before anything is measured."""
-    REWARD.warm()
+    REWARD.warm_up()
     for answer, gold in ((r"\int_0^2 x\,dx", "2"), (r"\sin\frac{\pi}{8}", r"\cos\frac{3\pi}{8}"), ("x+1", "1+x")):
         judge_with_ours(Item(box_answer(answer), gold, True))
         judge_with_math_verify(Item(box_answer(answer), gold, True))

@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def measure(texts: Callable[[int], Iterator[str]], n_texts: int) -> None:
-    finder, n_dropped = NearDuplicates().finder(), 0
+    finder, n_dropped = NearDuplicates().make_finder(), 0
     started = time.process_time()
     for number, text in enumerate(texts(n_texts)):
         n_dropped += finder.find_or_keep(f"{number}", text) is not None

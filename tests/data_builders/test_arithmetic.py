@@ -23,14 +23,14 @@ def read_question(question: str) -> list[int]:
         return [int(number) for number in re.findall(r"[+-]?\d+", expression[0])]
     opening, *changes, asked = re.split(r"(?<=\.) ", question)
     assert not re.search(r"\d", asked)
-    return [number_in(opening), *(number_in(said) * (-1 if is_loss(said) else 1) for said in changes)]
+    return [read_number(opening), *(read_number(sentence) * (-1 if is_loss(sentence) else 1) for sentence in changes)]
 
 
 def is_loss(sentence: str) -> bool:
     return any(word in sentence for word in LOSS_WORDS)
 
 
-def number_in(sentence: str) -> int:
+def read_number(sentence: str) -> int:
     (number,) = re.findall(r"\d+", sentence)
     return int(number)
 
@@ -105,7 +105,7 @@ def test_splits_share_no_numbers_whatever_seed_and_size() -> None:
 
 def test_split_shares_are_eight_one_one() -> None:
     totals = [arithmetic.Total(start, (change,)) for start in range(21, 80) for change in range(2, 21)]
-    shares = Counter(map(arithmetic.split_of, totals))
+    shares = Counter(map(arithmetic.assign_split, totals))
     assert 0.75 < shares["train"] / len(totals) < 0.85
     assert shares["dev"] > 0.07 * len(totals) < shares["test"]
 
@@ -129,7 +129,7 @@ def read_text(text: str) -> str:
         return "facts"
     _, question, *middle, answer = text.split("\n")
     numbers = read_question(question)
-    assert arithmetic.split_of(arithmetic.Total(numbers[0], tuple(numbers[1:]))) == "train"
+    assert arithmetic.assign_split(arithmetic.Total(numbers[0], tuple(numbers[1:]))) == "train"
     assert answer == f"\\boxed{{{sum(numbers)}}}"
     if middle == ["Answer:"]:
         return "direct"
@@ -164,13 +164,13 @@ def test_no_row_comes_twice_and_equal_questions_have_equal_ids() -> None:
 
 def test_exhausted_wordings_are_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arithmetic, "LARGEST_VALUE", 4)
-    monkeypatch.setattr(arithmetic, "tell", lambda random, total: "one wording")
+    monkeypatch.setattr(arithmetic, "draw_story", lambda random, total: "one wording")
     with pytest.raises(ValueError, match=r"only \d+ of 500 distinct rows.*ask for fewer"):
         list(Arithmetic(rows="problem", n=500, steps=[1]).generate(0))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"steps": []}, "steps"),
         ({"steps": [0]}, "greater than or equal to 1"),
@@ -180,8 +180,8 @@ def test_exhausted_wordings_are_an_error_that_says_so(monkeypatch: pytest.Monkey
         ({"step": [1]}, "Did you mean 'steps'"),
     ],
 )
-def test_wrong_settings_are_refused(wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Arithmetic.model_validate({"rows": "problem", "n": 1, "steps": [1]} | wrong)
 
 

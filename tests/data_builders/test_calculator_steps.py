@@ -13,8 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Steps, to_line
-from qwen_align.data_builders.calculator_marks import UnreadableMarkError, marks, value, without_marks
 from qwen_align.data_builders.calculator_steps import CalculatorSteps
+from qwen_align.data_builders.gsm8k_calculator_marks import (
+    UnreadableMarkError,
+    evaluate_expression,
+    parse_calculator_marks,
+    remove_calculator_marks,
+)
 from qwen_align.data_builders.sieve import Drops
 
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
@@ -33,16 +38,16 @@ SUMS = st.recursive(
 def test_sums_are_what_python_makes_of_them_exactly(text: str) -> None:
     exact = re.sub(r"[0-9]+(?:\.[0-9]+)?", lambda number: f"F('{number[0]}')", text)
     try:
-        wanted = eval(exact, {"F": Fraction})
+        expected = eval(exact, {"F": Fraction})
     except ZeroDivisionError:
         with pytest.raises(UnreadableMarkError, match="divides by zero"):
-            value(text)
+            evaluate_expression(text)
     else:
-        assert value(text) == wanted
+        assert evaluate_expression(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("48/2", "24"),
         ("-3+-2", "-5"),
@@ -55,8 +60,8 @@ def test_sums_are_what_python_makes_of_them_exactly(text: str) -> None:
         ("((((1))))", "1"),
     ],
 )
-def test_values(text: str, wanted: str) -> None:
-    assert value(text) == Fraction(wanted)
+def test_values(text: str, expected: str) -> None:
+    assert evaluate_expression(text) == Fraction(expected)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_values(text: str, wanted: str) -> None:
 )
 def test_what_is_no_sum(text: str) -> None:
     with pytest.raises(UnreadableMarkError):
-        value(text)
+        evaluate_expression(text)
 
 
 @pytest.mark.parametrize(
@@ -88,13 +93,13 @@ def test_what_is_no_sum(text: str) -> None:
     ],
 )
 def test_marks(mark: str, exact: bool, rounded: bool) -> None:
-    assert [marks(mark, may_round=may)[0].is_right for may in (False, True)] == [exact, rounded]
+    assert [parse_calculator_marks(mark, may_round=may)[0].is_right for may in (False, True)] == [exact, rounded]
 
 
 @pytest.mark.parametrize("text", ["<<24>>", "<<2x=4>>", "and <<2+2=4", "<<=>>"])
 def test_marks_that_cannot_be_read(text: str) -> None:
     with pytest.raises(UnreadableMarkError):
-        marks(text)
+        parse_calculator_marks(text)
 
 
 def chat(row_id: str, *lines: str) -> Chat:
@@ -102,7 +107,7 @@ def chat(row_id: str, *lines: str) -> Chat:
     return Chat(id=row_id, messages=[asked, Message(role="assistant", content="\n".join(lines))])
 
 
-def built(rows: Sequence[Row], seed: int = 0, **settings: Any) -> tuple[list[Steps], Drops]:
+def build_rows(rows: Sequence[Row], seed: int = 0, **settings: Any) -> tuple[list[Steps], Drops]:
     drops = Drops()
     builder = CalculatorSteps.model_validate({"from_data": "all", **settings})
     return [row for row in builder.build({"all": lambda: iter(rows)}, seed, drops) if isinstance(row, Steps)], drops
@@ -112,7 +117,7 @@ GOOD = chat("a", "She has two bags.", "She has 2*3=$<<2*3=6>>6.", "So 6-1=<<6-1=
 
 
 def test_a_row_in_full() -> None:
-    rows, drops = built([GOOD])
+    rows, drops = build_rows([GOOD])
     assert rows == [
         Steps(
             id="a",
@@ -123,17 +128,17 @@ def test_a_row_in_full() -> None:
         )
     ]
     assert drops.rows == []
-    assert built([GOOD], keep_marks=True)[0][0].steps[1] == "So 6-1=<<6-1=5>>5.\nThat is all."
+    assert build_rows([GOOD], keep_marks=True)[0][0].steps[1] == "So 6-1=<<6-1=5>>5.\nThat is all."
 
 
 def test_nothing_follows_the_first_wrong_step() -> None:
-    rows, _ = built([chat("a", "<<2+2=4>>4", "<<4+1=6>>6", "<<6+1=7>>7")])
+    rows, _ = build_rows([chat("a", "<<2+2=4>>4", "<<4+1=6>>6", "<<6+1=7>>7")])
     assert (rows[0].steps, rows[0].labels) == (["4", "6"], [True, False])
     assert rows[0].meta == {"n_steps": 3, "first_wrong": 1, "planted": False}
 
 
 def test_what_is_dropped() -> None:
-    rows, drops = built([chat("a", "It is 5."), chat("b", "<<2x=4>>4"), chat("c", "<<2+2=4")])
+    rows, drops = build_rows([chat("a", "It is 5."), chat("b", "<<2x=4>>4"), chat("c", "<<2+2=4")])
     assert rows == []
     assert [(drop.reason, drop.id) for drop in drops.rows] == [
         ("no mark", "a"),
@@ -141,32 +146,32 @@ def test_what_is_dropped() -> None:
         ("unreadable mark", "c"),
     ]
     with pytest.raises(RowError, match="row 'p' is a problem row without a solution"):
-        built([Problem(id="p", messages=GOOD.messages, reward="math_answer")])
+        build_rows([Problem(id="p", messages=GOOD.messages, reward="math_answer")])
 
 
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 99), st.integers(1, 99)), min_size=1, max_size=4))
 def test_a_planted_error_is_the_last_step_and_the_only_wrong_one(seed: int, sums: list[tuple[int, int]]) -> None:
     row = chat("a", *(f"{a}+{b}=<<{a}+{b}={a + b}>>{a + b} in all." for a, b in sums))
-    (planted,), _ = built([row], seed, planted_share=1.0, keep_marks=True)
-    (sound,), _ = built([row], seed, keep_marks=True)
+    (planted,), _ = build_rows([row], seed, planted_share=1.0, keep_marks=True)
+    (sound,), _ = build_rows([row], seed, keep_marks=True)
     assert planted.meta["planted"] is True
     assert planted.labels == [True] * (len(planted.steps) - 1) + [False]
     assert planted.steps[:-1] == sound.steps[: len(planted.steps) - 1]
     before, after = sound.steps[len(planted.steps) - 1], planted.steps[-1]
     assert before != after
-    (mark,) = marks(after)
+    (mark,) = parse_calculator_marks(after)
     assert not mark.is_right
     assert after[mark.end :] == f"{mark.sides[-1]} in all."  # the wrong result is said in the text, too
 
 
 def test_planting_takes_its_share_and_says_where_it_cannot() -> None:
     rows = [chat(f"r{n}", f"{n}+1=<<{n}+1={n + 1}>>{n + 1}") for n in range(40)]
-    found, drops = built(rows, planted_share=0.25)
+    found, drops = build_rows(rows, planted_share=0.25)
     assert sum(row.meta["planted"] for row in found) == 10
     assert drops.rows == []
-    assert built(rows, planted_share=0.25)[0] == found
-    assert built(rows, 1, planted_share=0.25)[0] != found
-    found, drops = built([chat("a", "<<1+1=2>> two")], planted_share=1.0)
+    assert build_rows(rows, planted_share=0.25)[0] == found
+    assert build_rows(rows, 1, planted_share=0.25)[0] != found
+    found, drops = build_rows([chat("a", "<<1+1=2>> two")], planted_share=1.0)
     assert (found, drops.counts) == ([], {"no place for an error": 1})
 
 
@@ -177,18 +182,18 @@ def test_every_mark_of_gsm8ks_people_is_right() -> None:
     rows = []
     for number, line in enumerate((DATA / "gsm8k" / "test.jsonl").open(encoding="utf-8")):
         problem = json.loads(line)
-        asked, said = Message(role="user", content=problem["question"]), problem["answer"]
-        rows.append(Chat(id=f"{number}", messages=[asked, Message(role="assistant", content=said)]))
-    found, drops = built(rows)
+        asked, answer = Message(role="user", content=problem["question"]), problem["answer"]
+        rows.append(Chat(id=f"{number}", messages=[asked, Message(role="assistant", content=answer)]))
+    found, drops = build_rows(rows)
     assert len(found) + len(drops.rows) == 1319
     assert set(drops.counts) <= {"no mark"}
     assert all(all(row.labels) for row in found)
     assert all("<<" not in step and "####" not in step for row in found for step in row.steps)
     joined = ["\n".join(row.steps) for row in found]
-    texts = {row.id: without_marks(row.messages[-1].content).split("\n####")[0] for row in rows}
-    wanted = ["\n".join(line.strip() for line in texts[row.id].split("\n") if line.strip()) for row in found]
-    assert joined == wanted  # no word is lost
-    planted, _ = built(rows, planted_share=0.5)
+    texts = {row.id: remove_calculator_marks(row.messages[-1].content).split("\n####")[0] for row in rows}
+    expected = ["\n".join(line.strip() for line in texts[row.id].split("\n") if line.strip()) for row in found]
+    assert joined == expected  # no word is lost
+    planted, _ = build_rows(rows, planted_share=0.5)
     wrong = [row for row in planted if not all(row.labels)]
     assert abs(len(wrong) - len(found) / 2) < 0.05 * len(found)
-    assert [to_line(row) for row in built(rows, planted_share=0.5)[0]] == [to_line(row) for row in planted]
+    assert [to_line(row) for row in build_rows(rows, planted_share=0.5)[0]] == [to_line(row) for row in planted]

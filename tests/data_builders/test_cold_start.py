@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.rows import Completion, Message, Problem, Row, Trace
 from qwen_align.data_builders.cold_start import ColdStart
-from qwen_align.data_builders.guessing import guess_in, numbers_in
+from qwen_align.data_builders.guess_detection import extract_numbers, find_guess_reason
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.verdict import Verdict
 from tests.clock import cpu_limit
@@ -39,7 +39,7 @@ def completion(
     )
 
 
-def built(
+def build_rows(
     rows: Sequence[Row], held_out: Sequence[Row] = (), seed: int = 0, **settings: Any
 ) -> tuple[list[Trace], list[tuple[str, str]], Drops]:
     drops = Drops()
@@ -50,7 +50,7 @@ def built(
 
 
 def test_a_trace_in_full() -> None:
-    kept, dropped, _ = built([completion(3, source="toy", meta={"level": 1})])
+    kept, dropped, _ = build_rows([completion(3, source="toy", meta={"level": 1})])
     assert kept == [
         Trace(
             id="p#3",
@@ -86,7 +86,7 @@ FILTERS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("reason", "fields"), FILTERS, ids=lambda one: one if isinstance(one, str) else "")
 def test_each_filter_counts_what_it_drops(reason: str, fields: dict[str, Any]) -> None:
-    kept, dropped, drops = built([completion(**fields)])
+    kept, dropped, drops = build_rows([completion(**fields)])
     assert kept == []
     assert dropped == [(reason, "p#0"), ("prompt without a trace", "p")]
     assert drops.rows[-1].detail == f"1 {reason}"
@@ -113,7 +113,7 @@ def test_each_filter_counts_what_it_drops(reason: str, fields: dict[str, Any]) -
     ],
 )
 def test_sound_traces_pass(fields: dict[str, Any]) -> None:
-    kept, dropped, _ = built([completion(**fields)])
+    kept, dropped, _ = build_rows([completion(**fields)])
     assert dropped == []
     assert len(kept) == 1
 
@@ -123,11 +123,11 @@ def test_validation_items_are_kept_away() -> None:
     held_out = [Problem(id="v1", messages=[Message(role="user", content=near)], reward="math_answer")]
     rows = [completion(), completion(prompt_id="q", question="Ann has 12 books and buys 30. How many are there?")]
     rule = {"method": "s1", "against": "held_out"}
-    kept, dropped, drops = built(rows, held_out, validation=[rule])
+    kept, dropped, drops = build_rows(rows, held_out, validation=[rule])
     assert [row.id for row in kept] == ["q#0"]
     assert dropped[0] == ("too near to validation", "p#0")
     assert drops.rows[0].detail.startswith("held_out, s1: v1: 'tom has 12 apples and buys 30 more.")
-    assert len(built(rows, held_out)[0]) == 2
+    assert len(build_rows(rows, held_out)[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -138,30 +138,30 @@ def test_which_traces_of_a_prompt_are_kept(choose: str, ids: list[str]) -> None:
     more = ("", " And that is all there is to it.", "", " Good.")
     rows = [completion(n, f"{THINKING}{text} {n}") for n, text in enumerate(more)]
     rows[2] = completion(2, "12+30=42, done")
-    kept, dropped, _ = built(rows, choose=choose, per_prompt=2)
+    kept, dropped, _ = build_rows(rows, choose=choose, per_prompt=2)
     assert [row.id for row in kept] == ids
     assert [reason for reason, _ in dropped] == ["over per_prompt"] * 2
     assert {row_id for _, row_id in dropped} | {row.id for row in kept} == {f"p#{n}" for n in range(4)}
 
 
 def test_equal_texts_are_one_trace() -> None:
-    kept, dropped, _ = built([completion(0), completion(1)], per_prompt=2)
+    kept, dropped, _ = build_rows([completion(0), completion(1)], per_prompt=2)
     assert ([row.id for row in kept], dropped) == (["p#0"], [("duplicate", "p#1")])
 
 
 def test_a_small_subset_is_drawn_by_the_seed_and_keeps_the_order() -> None:
     rows = [completion(prompt_id=f"p{n:02}") for n in range(30)]
-    kept, dropped, _ = built(rows, max_prompts=10)
+    kept, dropped, _ = build_rows(rows, max_prompts=10)
     assert len(kept) == 10
     assert [row.id for row in kept] == sorted(row.id for row in kept)
     assert dropped == [("over max_prompts", row.id) for row in rows if row.id not in {one.id for one in kept}]
-    assert built(rows, max_prompts=10)[0] == kept
-    assert built(rows, seed=1, max_prompts=10)[0] != kept
+    assert build_rows(rows, max_prompts=10)[0] == kept
+    assert build_rows(rows, seed=1, max_prompts=10)[0] != kept
 
 
 def test_every_completion_is_a_row_or_counted_once() -> None:
     rows = [completion(n, **fields) for n, (_, fields) in enumerate(FILTERS)] + [completion(99)]
-    kept, dropped, _ = built(rows)
+    kept, dropped, _ = build_rows(rows)
     assert sorted([row.id for row in kept] + [row_id for _, row_id in dropped]) == sorted(row.id for row in rows)
 
 
@@ -192,7 +192,7 @@ def test_what_is_held_out_has_to_be_said() -> None:
     ],
 )
 def test_guesses(thinking: str, answer: str, is_guess: bool) -> None:
-    assert (guess_in(thinking, answer, 3) is not None) == is_guess
+    assert (find_guess_reason(thinking, answer, 3) is not None) == is_guess
 
 
 @pytest.mark.parametrize(
@@ -220,13 +220,13 @@ def test_guesses(thinking: str, answer: str, is_guess: bool) -> None:
     ],
 )
 def test_numbers_that_are_spelled_out_or_have_an_exponent(text: str, numbers: set[str]) -> None:
-    assert numbers <= {str(number) for number in numbers_in(text)}
+    assert numbers <= {str(number) for number in extract_numbers(text)}
 
 
 def test_what_is_no_number_word_is_none() -> None:
-    assert numbers_in("someone, often, tension, thirtyish, a ton") == set()
-    assert numbers_in("thirty, five") == {30, 5}
-    assert 24 not in numbers_in("four twenty, twenty and four tens, 10^123")
+    assert extract_numbers("someone, often, tension, thirtyish, a ton") == set()
+    assert extract_numbers("thirty, five") == {30, 5}
+    assert 24 not in extract_numbers("four twenty, twenty and four tens, 10^123")
 
 
 HOSTILE = ("1,", "\\frac{", "9", "one and ", "twenty-", "thousand, ", "9.9e", "10^ ", "1\\times ", "亿", "一点", "分之")
@@ -235,4 +235,4 @@ HOSTILE = ("1,", "\\frac{", "9", "one and ", "twenty-", "thousand, ", "9.9e", "1
 @pytest.mark.parametrize("part", HOSTILE)
 def test_numbers_in_a_hostile_text_are_found_in_linear_time(part: str) -> None:
     with cpu_limit(5.0, part):
-        assert len(numbers_in(part * 50_000)) < 10
+        assert len(extract_numbers(part * 50_000)) < 10

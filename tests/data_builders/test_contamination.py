@@ -14,7 +14,7 @@ from qwen_align.align.references import outside_files, references
 from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Text, Trace
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.stages.build_data import rows as build
-from qwen_align.data_builders.benchmark import Question
+from qwen_align.data_builders.benchmark_questions import Question
 from qwen_align.data_builders.contamination import (
     Contamination,
     Finder,
@@ -35,7 +35,7 @@ WORDS = ASKED.split()
 
 def finder(method: str, *questions: str, **settings: Any) -> Finder:
     rule = ADAPTER.validate_python({"method": method, "against": "bench", **settings})
-    return rule.finder([Question(f"q{number}", text) for number, text in enumerate(questions)])
+    return rule.make_finder([Question(f"q{number}", text) for number, text in enumerate(questions)])
 
 
 @pytest.mark.skipif(not GOLDEN.is_file(), reason=f"no golden case at {GOLDEN}; set QWEN_ALIGN_TEST_DATA")
@@ -43,7 +43,7 @@ def finder(method: str, *questions: str, **settings: Any) -> Finder:
 def test_s1_golden() -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     find = finder("s1", *golden["test"])
-    found = [place for place, text in enumerate(golden["train"]) if find(text)]
+    found = [index for index, text in enumerate(golden["train"]) if find(text)]
     assert found == golden["contaminated_train_indices"]
 
 
@@ -61,7 +61,7 @@ def test_s1_golden() -> None:
         (" ".join(WORDS[:14] + ["x"] * 9), True, True, True),
         (" ".join(WORDS[:13] + ["x"] * 10), True, False, False),
         # every eighth word another: no n-gram left, but most of the sequence
-        (" ".join("x" if place % 7 == 6 else word for place, word in enumerate(WORDS)), False, False, True),
+        (" ".join("x" if index % 7 == 6 else word for index, word in enumerate(WORDS)), False, False, True),
         (" ".join(WORDS[::-1]), False, False, False),
         ("", False, False, False),
     ],
@@ -79,7 +79,7 @@ def test_rules_side_by_side(text: str, s1: bool, math: bool, lcs: bool) -> None:
 )
 def test_thresholds_are_exact(n_common: int, n_all: int, math: bool, lcs: bool) -> None:
     """Qwen2.5 asks for at least 0.6 of the shorter, Qwen2.5-Math for more; both for 13 units."""
-    asked = [f"w{place}" for place in range(n_all)]
+    asked = [f"w{index}" for index in range(n_all)]
     text = " ".join(asked[:n_common] + ["x"] * (n_all - n_common))
     assert (finder("qwen2.5_math", " ".join(asked))(text) is not None) == math
     assert (finder("qwen2.5", " ".join(asked))(text) is not None) == lcs
@@ -87,27 +87,27 @@ def test_thresholds_are_exact(n_common: int, n_all: int, math: bool, lcs: bool) 
 
 def test_the_overlap_shows_the_question_and_what_is_shared() -> None:
     other = "An entirely different question about the price of forty apples in the market of Lyon on a rainy day"
-    said = f"Well: {ASKED}"
-    assert finder("s1", other, ASKED)(said) == ("q1", "'a train leaves paris at 9 in the'")
+    text = f"Well: {ASKED}"
+    assert finder("s1", other, ASKED)(text) == ("q1", "'a train leaves paris at 9 in the'")
     ngram = "'a train leaves paris at 9 in the morning and travels 320 miles'"
-    assert finder("qwen2.5_math", other, ASKED)(said) == ("q1", f"23 in common, 1.00 of the shorter, {ngram}")
-    assert finder("qwen2.5", other, ASKED)(said) == ("q1", "23 in common, 1.00 of the shorter")
+    assert finder("qwen2.5_math", other, ASKED)(text) == ("q1", f"23 in common, 1.00 of the shorter, {ngram}")
+    assert finder("qwen2.5", other, ASKED)(text) == ("q1", "23 in common, 1.00 of the shorter")
     assert finder("same_words", other, ASKED)(ASKED.upper() + "!") == ("q1", "the same words")
 
 
 def test_a_math_row_is_held_against_every_question_with_its_ngram() -> None:
-    long = " ".join([*WORDS, *(f"more{place}" for place in range(40))])
-    said = " ".join([*WORDS, *(f"other{place}" for place in range(40))])
-    found = finder("qwen2.5_math", long, ASKED)(said)
+    long = " ".join([*WORDS, *(f"more{index}" for index in range(40))])
+    other_text = " ".join([*WORDS, *(f"other{index}" for index in range(40))])
+    found = finder("qwen2.5_math", long, ASKED)(other_text)
     assert found is not None
     assert found.question == "q1"  # all of it, while q0 has 23 of 63 in common
 
 
 def test_chinese_has_words_in_the_rules_of_qwen_only() -> None:
     asked = "一列火车早上九点从北京出发，以每小时八十公里的速度行驶三百二十公里到达天津，请问它几点到达？"
-    said = "请看：" + asked.replace("，", "。")
-    assert finder("qwen2.5_math", asked)(said) is not None
-    assert finder("qwen2.5", asked)(said) is not None
+    text = "请看：" + asked.replace("，", "。")
+    assert finder("qwen2.5_math", asked)(text) is not None
+    assert finder("qwen2.5", asked)(text) is not None
     with pytest.warns(UserWarning, match="1 of 1 questions of bench are too short for method 's1'"):
         assert finder("s1", asked)(asked) is None
 
@@ -150,15 +150,15 @@ def test_tokens_of_a_tokenizer(tmp_path: Path) -> None:
             finder("qwen2.5", ASKED, tokenizer=str(tmp_path / "other.json"))
 
 
-def plain_s1(train: list[str], test: list[str]) -> list[int]:
+def find_with_plain_s1(train: list[str], test: list[str]) -> list[int]:
     """Rows that share an 8-gram with the test side, by building all n-grams of both."""
 
     def ngrams(text: str) -> set[str]:
-        said = " ".join(text.lower().strip().split()).split()
-        return {" ".join(said[start : start + 8]) for start in range(len(said) - 7)}
+        words = " ".join(text.lower().strip().split()).split()
+        return {" ".join(words[start : start + 8]) for start in range(len(words) - 7)}
 
     asked = set[str]().union(*map(ngrams, test))
-    return [place for place, text in enumerate(train) if not asked.isdisjoint(ngrams(text))]
+    return [index for index, text in enumerate(train) if not asked.isdisjoint(ngrams(text))]
 
 
 @pytest.mark.skipif(not (DATA / "gsm8k").is_dir(), reason=f"no real data at {DATA}; set QWEN_ALIGN_TEST_DATA")
@@ -169,8 +169,8 @@ def test_s1_verdicts_on_real_rows_are_those_of_the_plain_way() -> None:
 
     train, test = column("gsm8k/train.jsonl", "question"), column("gsm8k/test.jsonl", "question")
     find = finder("s1", *test)
-    found = [place for place, text in enumerate(train) if find(text)]
-    assert found == plain_s1(train, test)
+    found = [index for index, text in enumerate(train) if find(text)]
+    assert found == find_with_plain_s1(train, test)
     assert len(found) == 70
     assert all(find(text) for text in test if len(text.split()) >= 8)
 
@@ -188,7 +188,7 @@ def problem(row_id: str, text: str, system: str | None = None) -> Problem:
     return Problem(id=row_id, messages=[*turns, user(text)], gold="1", reward="math_answer")
 
 
-def sifted(rows: list[Row], *rules: dict[str, Any], bench: list[Row] | None = None) -> tuple[list[str], list[Drop]]:
+def sieve_rows(rows: list[Row], *rules: dict[str, Any], bench: list[Row] | None = None) -> tuple[list[str], list[Drop]]:
     settings = Sieve.model_validate({"contamination": list(rules)})
     drops = Drops()
     kept = list(sieve(rows, settings, drops, {"bench": lambda: iter(bench or [])}))
@@ -197,7 +197,7 @@ def sifted(rows: list[Row], *rules: dict[str, Any], bench: list[Row] | None = No
 
 def test_the_sieve_names_rule_pair_and_ngram() -> None:
     rows: list[Row] = [problem("a", "What is half of two?"), problem("b", f"Now: {ASKED}")]
-    kept, dropped = sifted(rows, {"against": "bench", "method": "s1"}, bench=[problem("m1", ASKED)])
+    kept, dropped = sieve_rows(rows, {"against": "bench", "method": "s1"}, bench=[problem("m1", ASKED)])
     assert kept == ["a"]
     assert dropped == [Drop("contaminated: bench, s1", "b", "m1: 'a train leaves paris at 9 in the'")]
 
@@ -206,16 +206,16 @@ def test_the_sieve_names_rule_pair_and_ngram() -> None:
 def test_rules_are_asked_in_order_and_counted_apart() -> None:
     rows: list[Row] = [problem("a", ASKED), problem("b", "compute 1+2"), problem("c", "compute 1+3")]
     rules = [{"against": "bench", "method": "s1"}, {"against": "bench", "method": "same_words"}]
-    kept, dropped = sifted(rows, *rules, bench=[problem("m1", ASKED), problem("m2", "Compute $1+2$.")])
+    kept, dropped = sieve_rows(rows, *rules, bench=[problem("m1", ASKED), problem("m2", "Compute $1+2$.")])
     assert kept == ["c"]
     assert [drop.reason for drop in dropped] == ["contaminated: bench, s1", "contaminated: bench, same_words"]
 
 
 def test_the_same_system_message_is_no_contamination() -> None:
-    told = "Please reason step by step, and put your final answer within a box at the end."
-    rows: list[Row] = [problem("a", "What is half of two?", system=told)]
-    bench: list[Row] = [problem("m1", ASKED, system=told)]
-    assert sifted(rows, {"against": "bench", "method": "s1", "part": "everything"}, bench=bench) == (["a"], [])
+    instruction = "Please reason step by step, and put your final answer within a box at the end."
+    rows: list[Row] = [problem("a", "What is half of two?", system=instruction)]
+    bench: list[Row] = [problem("m1", ASKED, system=instruction)]
+    assert sieve_rows(rows, {"against": "bench", "method": "s1", "part": "everything"}, bench=bench) == (["a"], [])
 
 
 def test_user_turns_or_everything() -> None:
@@ -227,8 +227,8 @@ def test_user_turns_or_everything() -> None:
     text = Text(id="d", text=f"Exercises. {ASKED}")
     rows: list[Row] = [quoting, second_turn, reply, text]
     rule = {"against": "bench", "method": "s1"}
-    assert sifted(rows, rule, bench=[problem("m1", ASKED)])[0] == ["a", "c"]
-    assert sifted(rows, {**rule, "part": "everything"}, bench=[problem("m1", ASKED)])[0] == []
+    assert sieve_rows(rows, rule, bench=[problem("m1", ASKED)])[0] == ["a", "c"]
+    assert sieve_rows(rows, {**rule, "part": "everything"}, bench=[problem("m1", ASKED)])[0] == []
 
 
 def test_a_contaminated_row_does_not_shadow_a_good_one() -> None:
@@ -236,21 +236,21 @@ def test_a_contaminated_row_does_not_shadow_a_good_one() -> None:
     chats: list[Row] = [
         Chat(id=name, messages=[user("Ask!"), assistant(text)]) for name, text in (("a", ASKED), ("b", "1?"))
     ]
-    kept, _ = sifted([*chats, chats[1].model_copy(update={"id": "c"})], rule, bench=[problem("m1", ASKED)])
+    kept, _ = sieve_rows([*chats, chats[1].model_copy(update={"id": "c"})], rule, bench=[problem("m1", ASKED)])
     assert kept == ["b"]
 
 
-def against_file(tmp_path: Path, *lines: str, **rule: Any) -> tuple[list[str], list[Drop]]:
+def sieve_against_file(tmp_path: Path, *lines: str, **rule: Any) -> tuple[list[str], list[Drop]]:
     path = tmp_path / "maths" / "test.jsonl"
     path.parent.mkdir()
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    said = {"against_file": str(path), "column": "problem", "method": "s1", **rule}
-    return sifted([problem("a", f"Now: {ASKED}")], said)
+    settings = {"against_file": str(path), "column": "problem", "method": "s1", **rule}
+    return sieve_rows([problem("a", f"Now: {ASKED}")], settings)
 
 
 def test_a_file_as_benchmark(tmp_path: Path) -> None:
     lines = [json.dumps({"problem": text}) for text in ("x " * 20, ASKED)]
-    kept, dropped = against_file(tmp_path, *lines)
+    kept, dropped = sieve_against_file(tmp_path, *lines)
     assert kept == []
     assert dropped == [
         Drop("contaminated: maths/test.jsonl, s1", "a", "maths/test.jsonl:2: 'a train leaves paris at 9 in the'")
@@ -258,7 +258,7 @@ def test_a_file_as_benchmark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('{"question": "x"}', r"test.jsonl:1: 'problem' is missing"),
         ('{"problems": "x"}', r"test.jsonl:1: 'problem' is missing. Did you mean 'problems'\?"),
@@ -268,24 +268,24 @@ def test_a_file_as_benchmark(tmp_path: Path) -> None:
         ('{"problem": "x', r"test.jsonl:1: is not JSON"),
     ],
 )
-def test_a_wrong_benchmark_row_is_named(tmp_path: Path, line: str, said: str) -> None:
-    with pytest.raises(RowError, match=said):
-        against_file(tmp_path, line)
+def test_a_wrong_benchmark_row_is_named(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(RowError, match=message):
+        sieve_against_file(tmp_path, line)
 
 
 def test_an_empty_or_missing_benchmark_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"maths/test.jsonl holds no question"):
-        against_file(tmp_path)
+        sieve_against_file(tmp_path)
     with pytest.raises(DataError, match="bench holds no question"):
-        sifted([problem("a", ASKED)], {"against": "bench", "method": "s1"})
+        sieve_rows([problem("a", ASKED)], {"against": "bench", "method": "s1"})
     with pytest.raises(DataError, match="there is no such file"):
-        sifted([], {"against_file": str(tmp_path / "none.jsonl"), "column": "x", "method": "s1"})
+        sieve_rows([], {"against_file": str(tmp_path / "none.jsonl"), "column": "x", "method": "s1"})
     with pytest.raises(ValueError, match="against: 'other' is none of the sources: bench"):
-        sifted([], {"against": "other", "method": "s1"})
+        sieve_rows([], {"against": "other", "method": "s1"})
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "message"),
     [
         ({"method": "s1"}, "give one of them"),
         ({"method": "s1", "against": "a", "against_file": "b.jsonl", "column": "c"}, "give one of them"),
@@ -298,8 +298,8 @@ def test_an_empty_or_missing_benchmark_is_an_error(tmp_path: Path) -> None:
         ({"against": "a"}, "method"),
     ],
 )
-def test_wrong_settings(rule: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_wrong_settings(rule: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Sieve.model_validate({"contamination": [rule]})
 
 
@@ -331,4 +331,4 @@ def test_a_stage_reads_its_benchmark_from_an_earlier_one() -> None:
 def test_rules_are_named_by_their_classes_too() -> None:
     asked = [Question("q0", ASKED)]
     for rule in (S1Overlap, Qwen25MathOverlap, Qwen25Overlap, SameWords):
-        assert rule(against="bench").finder(asked)(ASKED) is not None  # type: ignore[arg-type]
+        assert rule(against="bench").make_finder(asked)(ASKED) is not None  # type: ignore[arg-type]

@@ -35,14 +35,14 @@ class Builder:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the library was asked for."""
-    said: list[Any] = []
+    requests: list[Any] = []
 
     def load(*names: Any, **settings: Any) -> Builder:
-        said.append((names, settings))
+        requests.append((names, settings))
         return Builder()
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load)
-    return said
+    return requests
 
 
 def hub(**settings: Any) -> Hub:
@@ -125,7 +125,7 @@ for settings in json.loads(sys.argv[1]):
 """
 
 
-def said_by_the_library(settings: list[dict[str, Any]], **environment: str) -> list[Any]:
+def run_library_offline(settings: list[dict[str, Any]], **environment: str) -> list[Any]:
     """What the builder gives in a process of its own, as the library reads its environment once."""
     env = {**os.environ, **environment}
     line = [sys.executable, "-c", BUILD, json.dumps(settings)]
@@ -137,9 +137,9 @@ def said_by_the_library(settings: list[dict[str, Any]], **environment: str) -> l
 @pytest.mark.slow
 def test_offline_the_library_itself_ends_in_a_plain_error(tmp_path: Path) -> None:
     settings = {"dataset": "openai/gsm8k", "revision": COMMIT}
-    [said] = said_by_the_library([settings], HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    assert said.startswith("DataError openai/gsm8k at aaaa")
-    assert "the hub cannot be reached" in said
+    [message] = run_library_offline([settings], HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert message.startswith("DataError openai/gsm8k at aaaa")
+    assert "the hub cannot be reached" in message
 
 
 class TinyHub(BaseHTTPRequestHandler):
@@ -186,11 +186,11 @@ def test_the_library_itself_on_a_hub_of_our_own(tmp_path: Path) -> None:
     asked.append({**there, "split": "train"})
     try:
         endpoint = f"http://127.0.0.1:{server.server_port}"
-        said = said_by_the_library(asked, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0")
+        outputs = run_library_offline(asked, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0")
     finally:
         server.shutdown()
         server.server_close()
     rows = [["d:1", "2"], ["d:2", "4"]]
-    assert said[:2] == [rows, rows]
-    assert all(f"the library offers {COMMIT}, which is not what the recipe names" in one for one in said[2:4])
-    assert "Bad split: train" in said[4]
+    assert outputs[:2] == [rows, rows]
+    assert all(f"the library offers {COMMIT}, which is not what the recipe names" in one for one in outputs[2:4])
+    assert "Bad split: train" in outputs[4]

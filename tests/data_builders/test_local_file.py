@@ -31,11 +31,11 @@ user = Message(role="user", content="1+1?")
 assistant = Message(role="assistant", content="2")
 
 
-def built(path: Path, **settings: Any) -> list[Row]:
+def build_rows(path: Path, **settings: Any) -> list[Row]:
     return list(LocalFile.model_validate({"path": str(path), **settings}).build({}, 0, Drops()))
 
 
-def written(folder: Path, *values: Any, name: str = "x.jsonl") -> Path:
+def write_file(folder: Path, *values: Any, name: str = "x.jsonl") -> Path:
     path = folder / name
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
     return path
@@ -90,7 +90,7 @@ def written(folder: Path, *values: Any, name: str = "x.jsonl") -> Path:
     ],
 )
 def test_rows_of_each_kind(tmp_path: Path, rows: str, value: dict[str, Any], expected: Row) -> None:
-    assert built(written(tmp_path, {**value, "other": [1]}), rows=rows) == [expected]
+    assert build_rows(write_file(tmp_path, {**value, "other": [1]}), rows=rows) == [expected]
 
 
 def test_typed_rows_come_back_as_they_were(tmp_path: Path) -> None:
@@ -101,13 +101,13 @@ def test_typed_rows_come_back_as_they_were(tmp_path: Path) -> None:
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(to_line(row) + "\n" for row in rows), encoding="utf-8")
-    assert built(path, rows="typed") == rows
+    assert build_rows(path, rows="typed") == rows
 
 
 def test_columns_name_the_files_keys(tmp_path: Path) -> None:
-    path = written(tmp_path, {"no": 7, "question": "1+1?", "answer": "1+1=<<1+1=2>>2\n#### not\n#### 1,002"})
+    path = write_file(tmp_path, {"no": 7, "question": "1+1?", "answer": "1+1=<<1+1=2>>2\n#### not\n#### 1,002"})
     columns = {"id": "no", "prompt": "question", "gold": "answer"}
-    row = built(path, rows="problem", columns=columns, gold_after="####", mode="think", source="gsm8k")
+    row = build_rows(path, rows="problem", columns=columns, gold_after="####", mode="think", source="gsm8k")
     assert row == [
         Problem(id="7", messages=[user], gold="1,002", reward="math_answer", mode="think", source="gsm8k"),
     ]
@@ -125,7 +125,7 @@ def test_lists_and_lines_packed_or_not(tmp_path: Path, name: str, layout: str) -
     }[layout].encode()
     path = tmp_path / name
     path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
-    rows = built(path, rows="text")
+    rows = build_rows(path, rows="text")
     assert [(row.id, row.text) for row in rows if isinstance(row, Text)] == [
         ("x:1", "a\nb"),
         ("x:2", "苹果"),
@@ -163,7 +163,7 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, line: str, messag
     path = tmp_path / "x.jsonl"
     path.write_text(f"{GOOD}\n{line}\n", encoding="utf-8")
     with pytest.raises(RowError, match=message) as error:
-        built(path, rows="problem")
+        build_rows(path, rows="problem")
     assert str(error.value).startswith(str(path))
 
 
@@ -192,55 +192,57 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, line: str, messag
     ],
 )
 def test_wrong_rows_of_other_kinds(tmp_path: Path, rows: str, value: Any, message: str | None) -> None:
-    path = written(tmp_path, value)
+    path = write_file(tmp_path, value)
     if message is None:
-        assert built(path, rows=rows) == [Chat(id="x:1", messages=[Message(role="user", content="a b")])]
+        assert build_rows(path, rows=rows) == [Chat(id="x:1", messages=[Message(role="user", content="a b")])]
     else:
         with pytest.raises(RowError, match=f"x.jsonl:1: .*{message}"):
-            built(path, rows=rows)
+            build_rows(path, rows=rows)
 
 
 def test_columns_of_system_tools_and_margin_are_read(tmp_path: Path) -> None:
     system, tool = Message(role="system", content="Be kind."), {"type": "function", "function": {"name": "add"}}
-    said = {"prompt": "1+1?", "answer": "2", "completion": "2", "label": True, "gold": "2", "thinking": "hm"}
-    path = written(tmp_path, {**said, "system": "Be kind.", "chosen": "2", "rejected": "3"})
+    fields = {"prompt": "1+1?", "answer": "2", "completion": "2", "label": True, "gold": "2", "thinking": "hm"}
+    path = write_file(tmp_path, {**fields, "system": "Be kind.", "chosen": "2", "rejected": "3"})
     for kind in ("problem", "trace", "chat", "pair", "labelled"):
-        [row] = built(path, rows=kind)
+        [row] = build_rows(path, rows=kind)
         assert not isinstance(row, Text)
         assert not isinstance(row, Completion)
         assert row.messages[:2] == [system, user]
-    path = written(tmp_path, {**said, "first": "Be kind.", "may_call": [{"name": "add"}]})
+    path = write_file(tmp_path, {**fields, "first": "Be kind.", "may_call": [{"name": "add"}]})
     expected = Chat(id="x:1", messages=[system, user, assistant], tools=[tool])
-    assert built(path, rows="chat", columns={"system": "first", "tools": "may_call"}) == [expected]
-    path = written(tmp_path, {"messages": "1+1?", "tools": json.dumps([tool])})
-    assert built(path, rows="chat") == [Chat(id="x:1", messages=[user], tools=[tool])]
+    assert build_rows(path, rows="chat", columns={"system": "first", "tools": "may_call"}) == [expected]
+    path = write_file(tmp_path, {"messages": "1+1?", "tools": json.dumps([tool])})
+    assert build_rows(path, rows="chat") == [Chat(id="x:1", messages=[user], tools=[tool])]
     three = Message(role="assistant", content="3")
-    path = written(tmp_path, {"prompt": "1+1?", "chosen": "2", "rejected": "3", "by": 0.5})
+    path = write_file(tmp_path, {"prompt": "1+1?", "chosen": "2", "rejected": "3", "by": 0.5})
     expected_pair = Pair(id="x:1", messages=[user], chosen=assistant, rejected=three, margin=0.5)
-    assert built(path, rows="pair", columns={"margin": "by"}) == [expected_pair]
+    assert build_rows(path, rows="pair", columns={"margin": "by"}) == [expected_pair]
     with pytest.raises(RowError, match=r"x\.jsonl:1: margin: is 'much', not a number"):
-        built(written(tmp_path, {"prompt": "1+1?", "chosen": "2", "rejected": "3", "margin": "much"}), rows="pair")
+        build_rows(
+            write_file(tmp_path, {"prompt": "1+1?", "chosen": "2", "rejected": "3", "margin": "much"}), rows="pair"
+        )
 
 
 def test_texts_have_a_source_and_nothing_of_a_conversation(tmp_path: Path) -> None:
-    path = written(tmp_path, {"text": "a"})
+    path = write_file(tmp_path, {"text": "a"})
     expected = [Text(id="x:1", text="a", source="books")]
-    assert built(path, source="books") == built(path, rows="text", source="books") == expected
-    assert built(path, format="text", source="books") == expected
+    assert build_rows(path, source="books") == build_rows(path, rows="text", source="books") == expected
+    assert build_rows(path, format="text", source="books") == expected
     for settings in ({"mode": "think"}, {"system": "Be kind."}):
         (name,) = settings
         for how in ({"rows": "text"}, {"format": "text"}):
             with pytest.raises(ValidationError, match=f"{name}: a text is no conversation; leave it out"):
-                built(path, **how, **settings)
+                build_rows(path, **how, **settings)
         with pytest.raises(DataError, match=rf"x\.jsonl: recognised as text: {name}: a text is no conversation"):
-            built(path, **settings)
+            build_rows(path, **settings)
 
 
 def test_settings_that_typed_rows_say_themselves_are_refused_where_they_are_recognised(tmp_path: Path) -> None:
-    path = written(tmp_path, {"row": "text", "id": "a", "text": "b"})
-    assert built(path, format="auto", expect_rows=1) == built(path) == [Text(id="a", text="b")]
+    path = write_file(tmp_path, {"row": "text", "id": "a", "text": "b"})
+    assert build_rows(path, format="auto", expect_rows=1) == build_rows(path) == [Text(id="a", text="b")]
     with pytest.raises(DataError, match=r"x\.jsonl: recognised as typed: mode, source: typed rows say everything"):
-        built(path, mode="think", source="books")
+        build_rows(path, mode="think", source="books")
 
 
 @pytest.mark.parametrize(("cell", "label"), [("true", True), ("False", False), (" TRUE ", True)])
@@ -248,46 +250,48 @@ def test_labels_of_a_table_are_words(tmp_path: Path, cell: str, label: bool) -> 
     path = tmp_path / "x.csv"
     path.write_text(f"prompt,completion,label\n1+1?,2,{cell}\n")
     expected = [Labelled(id="x:1", messages=[user], completion=assistant, label=label)]
-    assert built(path, rows="labelled") == built(path, format="kto") == expected
+    assert build_rows(path, rows="labelled") == build_rows(path, format="kto") == expected
 
 
 def test_a_label_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("prompt,completion,label\n1+1?,2,1\n")
     with pytest.raises(RowError, match=r"x\.csv:2: label: is '1'; a label is true or false"):
-        built(path, rows="labelled")
+        build_rows(path, rows="labelled")
 
 
 def test_margins_of_a_table_are_texts_that_write_numbers(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("prompt,chosen,rejected,margin\n1+1?,2,3,0.5\n")
     three = Message(role="assistant", content="3")
-    assert built(path) == [Pair(id="x:1", messages=[user], chosen=assistant, rejected=three, margin=0.5)]
+    assert build_rows(path) == [Pair(id="x:1", messages=[user], chosen=assistant, rejected=three, margin=0.5)]
     path.write_text("prompt,chosen,rejected,score_chosen,score_rejected\n1+1?,2,3,1e0,-2\n")
-    assert built(path) == [Pair(id="x:1", messages=[user], chosen=assistant, rejected=three, margin=3.0)]
+    assert build_rows(path) == [Pair(id="x:1", messages=[user], chosen=assistant, rejected=three, margin=3.0)]
 
 
 def test_the_place_in_a_list_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"text": "a"}, {"text": 2}]))
     with pytest.raises(RowError, match=r"x\.json: row 2: text: Input should be a valid string"):
-        built(path, rows="text")
+        build_rows(path, rows="text")
 
 
 def test_a_gold_without_its_mark_is_wrong(tmp_path: Path) -> None:
-    path = written(tmp_path, {"prompt": "1+1?", "gold": "2"})
+    path = write_file(tmp_path, {"prompt": "1+1?", "gold": "2"})
     with pytest.raises(RowError, match=r"x\.jsonl:1: gold: no '####' in '2'"):
-        built(path, rows="problem", gold_after="####")
+        build_rows(path, rows="problem", gold_after="####")
 
 
 def test_ids_are_unique(tmp_path: Path) -> None:
-    path = written(tmp_path, {"id": 1, "text": "a"}, {"id": "1", "text": "b"})
+    path = write_file(tmp_path, {"id": 1, "text": "a"}, {"id": "1", "text": "b"})
     with pytest.raises(RowError, match=r"x\.jsonl:2: id '1' is that of .*x\.jsonl:1 too"):
-        built(path, rows="text", columns={"id": "id"})
+        build_rows(path, rows="text", columns={"id": "id"})
 
 
 def test_an_id_is_read_where_the_file_has_one(tmp_path: Path) -> None:
-    assert [row.id for row in built(written(tmp_path, {"id": "a", "text": "a"}, {"text": "b"}), rows="text")] == [
+    assert [
+        row.id for row in build_rows(write_file(tmp_path, {"id": "a", "text": "a"}, {"text": "b"}), rows="text")
+    ] == [
         "a",
         "x:2",
     ]
@@ -298,23 +302,23 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(packed[: len(packed) // 2])
     with pytest.raises(RowError, match=r"cut\.jsonl\.gz: the gzip file is damaged or cut short"):
-        built(cut, rows="text")
+        build_rows(cut, rows="text")
     broken = tmp_path / "broken.jsonl.gz"
     broken.write_bytes(packed[:12] + b"\xff" * 8 + packed[20:])
     with pytest.raises(RowError, match=r"broken\.jsonl\.gz: the gzip file is damaged or cut short"):
-        built(broken, rows="text")
+        build_rows(broken, rows="text")
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes('{"text": "größe"}'.encode("latin-1"))
     with pytest.raises(RowError, match=r"latin\.jsonl:1: is not UTF-8"):
-        built(latin, rows="text")
+        build_rows(latin, rows="text")
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.jsonl: there is no such file; a relative path starts at the recipe"):
-        built(tmp_path / "none.jsonl", rows="text")
+        build_rows(tmp_path / "none.jsonl", rows="text")
     (tmp_path / "x.xlsx").write_text("a")
     with pytest.raises(ValueError, match=r"x\.xlsx: is none of \.jsonl, \.json"):
-        built(tmp_path / "x.xlsx", rows="text")
+        build_rows(tmp_path / "x.xlsx", rows="text")
 
 
 @pytest.mark.parametrize(
@@ -364,6 +368,6 @@ def test_real_files(name: str, settings: dict[str, Any], n_usable: int | None) -
     if not path.is_file():
         pytest.skip(f"the real data is not at {DATA}")
     drops = Drops()
-    rows = list(sieve(built(path, **settings), Sieve(is_unique=False), drops))
+    rows = list(sieve(build_rows(path, **settings), Sieve(is_unique=False), drops))
     assert len(rows) == (n_usable or len(rows)) > 0
     assert set(drops.counts) <= {"unusable gold", "blank answer"}

@@ -21,8 +21,8 @@ CHAT = {"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", 
 
 def lines(*values: Any) -> bytes:
     """A good row, then these, then a good row."""
-    said = [value if isinstance(value, bytes) else json.dumps(value).encode() for value in values]
-    return LINE + b"\n".join(said) + b"\n" + LINE
+    encoded = [value if isinstance(value, bytes) else json.dumps(value).encode() for value in values]
+    return LINE + b"\n".join(encoded) + b"\n" + LINE
 
 
 def assistant(content: Any, **more: Any) -> bytes:
@@ -530,7 +530,7 @@ def test_there_are_more_than_fifty_and_no_two_alike() -> None:
     assert len(set(cases)) == len(cases) > 50
 
 
-def built(path: Path, drops: Drops, **settings: Any) -> list[Row]:
+def build_rows(path: Path, drops: Drops, **settings: Any) -> list[Row]:
     return list(LocalFile.model_validate({"path": str(path), **settings}).build({}, 0, drops))
 
 
@@ -540,7 +540,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, case: Fatal, on_bad
     path = tmp_path / case.name
     path.write_bytes(case.content())
     with pytest.raises(DataError, match=case.message) as error:
-        built(path, Drops(), **{"rows": "problem", **case.settings, "on_bad_row": on_bad_row})
+        build_rows(path, Drops(), **{"rows": "problem", **case.settings, "on_bad_row": on_bad_row})
     assert str(error.value).startswith(str(path))
     assert len(str(error.value)) < 1000
 
@@ -551,11 +551,11 @@ def test_a_bad_row_is_named_or_counted(tmp_path: Path, case: Bad) -> None:
     path.write_bytes(case.content())
     settings = {"rows": "problem", **case.settings}
     with pytest.raises(DataError, match=case.message) as error:
-        built(path, Drops(), **settings)
+        build_rows(path, Drops(), **settings)
     assert str(error.value).startswith(str(path))
     assert len(str(error.value)) < 500
     drops = Drops()
-    rows = built(path, drops, **settings, on_bad_row="drop")
+    rows = build_rows(path, drops, **settings, on_bad_row="drop")
     assert len(rows) == 2
     assert drops.counts == {case.reason: 1}
     assert str(tmp_path) not in drops.rows[0].id + drops.rows[0].detail
@@ -565,17 +565,17 @@ def test_bad_rows_before_a_format_that_is_not_recognised_are_told(tmp_path: Path
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"prompt": "a", "gold": \n{"prompt": \n')
     with pytest.raises(DataError, match="has no row to recognise") as error:
-        built(path, Drops(), on_bad_row="drop")
+        build_rows(path, Drops(), on_bad_row="drop")
     assert f"Before that 2 bad rows were dropped, the first: {path}:1: " in str(error.value)
 
 
 def test_a_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").mkdir()
     with pytest.raises(DataError, match=r"x\.jsonl: is a folder; name one file"):
-        built(tmp_path / "x.jsonl", Drops())
+        build_rows(tmp_path / "x.jsonl", Drops())
     for name in ("none.jsonl", "none.csv", "none.parquet"):
         with pytest.raises(DataError, match=f"{name}: there is no such file"):
-            built(tmp_path / name, Drops())
+            build_rows(tmp_path / name, Drops())
 
 
 GOOD_FILES: list[tuple[str, str, bytes]] = [
@@ -595,7 +595,7 @@ GOOD_FILES: list[tuple[str, str, bytes]] = [
 def test_what_only_looks_odd_is_read(tmp_path: Path, name: str, what: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    rows = built(path, Drops(), rows="problem")
+    rows = build_rows(path, Drops(), rows="problem")
     assert [(row.id, row.messages[0].content, row.gold) for row in rows if row.row == "problem"] == [
         ("x:1", "1+1?", "2"),
         ("x:2", "1+1?", "2"),
@@ -614,7 +614,7 @@ def test_every_suffix_holds_the_same_rows(tmp_path: Path) -> None:
     for name, content in contents.items():
         path = tmp_path / name
         path.write_bytes(content)
-        made.append(built(path, Drops()))
+        made.append(build_rows(path, Drops()))
     assert all(one == made[0] for one in made)
     assert len(made[0]) == 600
 
@@ -623,17 +623,17 @@ def test_numbers_as_texts_are_left_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("prompt,gold,n\na,007,1\n")
     report = Report()
-    [row] = LocalFile.model_validate({"path": str(path), "rows": "problem"}).build_with(report, Drops())
+    [row] = LocalFile.model_validate({"path": str(path), "rows": "problem"}).build_with_report(report, Drops())
     assert row.row == "problem"
     assert row.gold == "007"
-    assert report.left_out == {"n": 1}
+    assert report.n_left_out == {"n": 1}
 
 
 def test_ids_count_bad_rows_too(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(lines(b"{", {"a": 1}))
     drops = Drops()
-    assert [row.id for row in built(path, drops, rows="problem", on_bad_row="drop")] == ["x:1", "x:4"]
+    assert [row.id for row in build_rows(path, drops, rows="problem", on_bad_row="drop")] == ["x:1", "x:4"]
     assert [drop.id for drop in drops.rows] == ["x.jsonl:2", "x.jsonl:3"]
 
 
@@ -641,5 +641,5 @@ def test_what_a_reader_lets_through_the_sieve_counts(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(lines({"prompt": "2+2?", "gold": ""}))
     drops = Drops()
-    kept = list(sieve(built(path, drops, rows="problem"), Sieve(), drops))
+    kept = list(sieve(build_rows(path, drops, rows="problem"), Sieve(), drops))
     assert (len(kept), drops.counts) == (1, {"unusable gold": 1, "duplicate": 1})

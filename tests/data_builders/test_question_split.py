@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.arithmetic import Arithmetic
-from qwen_align.data_builders.mixed_flags import after_chat
-from qwen_align.data_builders.question_split import Split, Unused, normal_question
+from qwen_align.data_builders.question_split import Split, Unused, normalize_question
 from qwen_align.data_builders.sieve import Drops
-from qwen_align.data_builders.step_prefixes import StepCritiques, StepPrefixes
+from qwen_align.data_builders.step_prefixes_and_critiques import StepCritiques, StepPrefixes
+from qwen_align.data_builders.thinking_flag_mixing import append_to_chat
 
 SHARES = {"cold_start": 0.3, "rl": 0.5, "test": 0.2}
 
@@ -67,7 +67,7 @@ def test_parts_share_no_question_whatever_the_row(questions: list[str], seed: in
     rows = [row for number, question in enumerate(questions) for row in every_kind(question, number)]
     parts = {name: part(rows, name, seed=seed)[0] for name in SHARES}
     assert sorted(row.id for kept in parts.values() for row in kept) == sorted(row.id for row in rows)
-    asked = [{normal_question(row) for row in kept} for kept in parts.values()]
+    asked = [{normalize_question(row) for row in kept} for kept in parts.values()]
     assert sum(map(len, asked)) == len(set.union(*asked))
 
 
@@ -83,7 +83,7 @@ def test_the_reinforcement_queries_are_unused_in_the_cold_start() -> None:
     rl, _ = part(rows, "rl", seed=2, shares=dict(reversed(SHARES.items())))
     assert len(cold_start) > 150
     assert len(rl) > 300
-    assert not {normal_question(row) for row in cold_start} & {normal_question(row) for row in rl}
+    assert not {normalize_question(row) for row in cold_start} & {normalize_question(row) for row in rl}
     assert len(cold_start) + len(dropped.rows) == len(rows)
     assert set(dropped.counts) == {"in part 'rl'", "in part 'test'"}
     assert {row.id for row in rl if row.id.startswith("again-")}
@@ -105,20 +105,20 @@ def test_parts_are_the_same_on_every_machine() -> None:
 def test_texts_around_a_question_can_be_left_out() -> None:
     suffix = "Put your final answer within \\boxed{}."
     row = Problem(id="a", messages=[user(f"1 + 1?\n{suffix}")], reward="math_answer")
-    assert normal_question(row, without=[suffix]) == normal_question(Text(id="b", text="1+1?"))
-    assert normal_question(row) != normal_question(Text(id="b", text="1+1?"))
+    assert normalize_question(row, without=[suffix]) == normalize_question(Text(id="b", text="1+1?"))
+    assert normalize_question(row) != normalize_question(Text(id="b", text="1+1?"))
 
 
 def test_which_turn_is_the_question() -> None:
     row = Chat(id="a", messages=[user("An example"), said("a"), user("A question"), said("b")])
-    assert [normal_question(row, asked) for asked in ("first", "last", "all")] == [
+    assert [normalize_question(row, asked) for asked in ("first", "last", "all")] == [
         "an example",
         "a question",
         "an example\na question",
     ]
 
 
-def made_of(question: str, number: int) -> Iterator[Row]:
+def make_rows_of(question: str, number: int) -> Iterator[Row]:
     """A trace, alone and after other turns, and what builders put its question into."""
     turns = [user("Hello"), said("Hello, what can I do?"), user(question)]
     for messages in ([user(question)], turns):
@@ -130,11 +130,11 @@ def made_of(question: str, number: int) -> Iterator[Row]:
         yield trace
         yield from prefixes
         yield from StepCritiques(from_data=DataRef("traces")).build(sources, 0, Drops())
-        yield from (rolled_out(row) for row in prefixes if isinstance(row, Problem))
-        yield after_chat(trace, Chat(id="c", messages=[user("Another question"), said("a")]))
+        yield from (make_completions(row) for row in prefixes if isinstance(row, Problem))
+        yield append_to_chat(trace, Chat(id="c", messages=[user("Another question"), said("a")]))
 
 
-def rolled_out(row: Problem) -> Completion:
+def make_completions(row: Problem) -> Completion:
     return Completion(
         prompt_id=row.id,
         sample=0,
@@ -149,12 +149,12 @@ def rolled_out(row: Problem) -> Completion:
 @pytest.mark.parametrize("asked", ["first", "last", "all"])
 def test_what_is_made_of_a_question_is_in_its_part(asked: str) -> None:
     for number in range(20):
-        rows = list(made_of(f"What is {number} and {number}?", number))
+        rows = list(make_rows_of(f"What is {number} and {number}?", number))
         split = Split.model_validate({"from_data": "all", "part": "rl", "shares": SHARES, "asked": asked})
         half = len(rows) // 2
         for one_trace, *others in (rows[:half], rows[half:]):
             assert len(others) == 6
-            assert {split.part_of(row) for row in others} == {split.part_of(one_trace)}
+            assert {split.find_part(row) for row in others} == {split.find_part(one_trace)}
 
 
 def test_a_question_inside_a_prefix_or_after_a_chat_counts_as_used() -> None:
@@ -166,7 +166,7 @@ def test_a_question_inside_a_prefix_or_after_a_chat_counts_as_used() -> None:
     def left(pool: list[Row], used: Row) -> set[str]:
         return {row.id for row in unused.build({"pool": lambda: iter(pool), "used": lambda: iter([used])}, 0, Drops())}
 
-    for row in made_of("One and one?", 1):
+    for row in make_rows_of("One and one?", 1):
         has_history = not isinstance(row, Text) and "history" in row.meta
         assert left([question, history, other], row) == ({"o"} if has_history else {"o", "h"})
         assert left([row], question) == set()

@@ -69,6 +69,7 @@ def path_of(name: str) -> Path:
     return path
 
 
+@pytest.mark.slow(seconds=0.3)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name} {case.settings.get('rows', '')}")
 def test_real_files_build(case: Case) -> None:
     path = path_of(case.name)
@@ -76,12 +77,12 @@ def test_real_files_build(case: Case) -> None:
     builder = LocalFile.model_validate({"path": str(path), **case.settings})
     # Code golds are judged by running them, which the tests of the reward do; here their form is what counts.
     settings = Sieve(is_unique=False, gold_is_usable=case.format not in ("humaneval", "mbpp"))
-    kept = list(sieve(builder.build_with(report, drops), settings, drops))
-    assert (report.format, dict(report.made)) == (case.format, case.made)
+    kept = list(sieve(builder.build_with_report(report, drops), settings, drops))
+    assert (report.format, dict(report.n_made)) == (case.format, case.made)
     assert drops.counts == case.dropped
     n_after_reader = sum(case.made.values())
     assert len(kept) == n_after_reader - sum(n for why, n in case.dropped.items() if why == "unusable gold")
-    assert sorted(report.left_out) == sorted(case.left_out)
+    assert sorted(report.n_left_out) == sorted(case.left_out)
 
 
 @pytest.mark.parametrize(

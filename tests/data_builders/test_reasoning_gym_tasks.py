@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.rows import Problem, parse_row, to_line
-from qwen_align.data_builders.reasoning_gym_items import UNREPEATABLE, items
-from qwen_align.data_builders.reasoning_gym_tasks import INSTRUCTION, GymTask, ReasoningGymTasks, split_of
+from qwen_align.data_builders.reasoning_gym_tasks import INSTRUCTION, GymTask, ReasoningGymTasks, assign_split
+from qwen_align.data_builders.reasoning_gym_worker import UNREPEATABLE, create_item_streams
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
-from qwen_align.reward.reasoning_gym_guards import REFUSED
+from qwen_align.reward.reasoning_gym_guards import REFUSED_TASKS
 
 pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
 
@@ -74,7 +74,9 @@ datetime.date, datetime.datetime = Date, Datetime
 """
 
 
-def lines_in_other_times(monkeypatch: pytest.MonkeyPatch, folder: Path, tasks: list[str | GymTask], n: int) -> Any:
+def yield_lines_at_other_times(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tasks: list[str | GymTask], n: int
+) -> Any:
     """The rows now, and as a process with other hashes makes them a thousand days later."""
     (folder / "sitecustomize.py").write_text(LATER)
     for environment in ({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2", "PYTHONPATH": str(folder)}):
@@ -88,7 +90,7 @@ def test_neither_hashes_nor_global_chance_nor_the_day_change_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tasks: list[str | GymTask] = ["list_functions", "time_intervals", "isomorphic_strings", "polynomial_multiplication"]
-    now, later = lines_in_other_times(monkeypatch, tmp_path, tasks, 300)
+    now, later = yield_lines_at_other_times(monkeypatch, tmp_path, tasks, 300)
     assert now == later
 
 
@@ -96,8 +98,8 @@ def test_neither_hashes_nor_global_chance_nor_the_day_change_rows(
 def test_every_task_gives_the_same_rows_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from reasoning_gym.factory import DATASETS
 
-    tasks: list[str | GymTask] = [*sorted(set(DATASETS) - set(REFUSED) - set(UNREPEATABLE))]
-    now, later = lines_in_other_times(monkeypatch, tmp_path, tasks, 12 * len(tasks))
+    tasks: list[str | GymTask] = [*sorted(set(DATASETS) - set(REFUSED_TASKS) - set(UNREPEATABLE))]
+    now, later = yield_lines_at_other_times(monkeypatch, tmp_path, tasks, 12 * len(tasks))
     drawn = Counter(json.loads(line)["meta"]["task"] for line in now)
     assert len(drawn) == len(tasks) >= 103
     assert {json.loads(one)["meta"]["task"] for one, other in zip(now, later, strict=True) if one != other} == set()
@@ -119,7 +121,7 @@ def test_splits_share_no_question_whatever_the_seed() -> None:
     assert not ids["train"] & ids["dev"]
     assert not ids["train"] & ids["test"]
     assert not ids["dev"] & ids["test"]
-    assert all(split_of(one) == split for split, found in ids.items() for one in found)
+    assert all(assign_split(one) == split for split, found in ids.items() for one in found)
 
 
 @pytest.mark.slow(seconds=3)
@@ -158,7 +160,7 @@ def test_a_task_without_new_questions_says_so() -> None:
 )
 def test_a_recipe_that_cannot_be_built_says_why(task: GymTask, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        next(items([{"name": task.name, "settings": task.settings}], 1)[0])
+        next(create_item_streams([{"name": task.name, "settings": task.settings}], 1)[0])
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def completion(prompt_id: str, sample: int, value: float | None, thinking: str =
     return Completion(prompt_id=prompt_id, sample=sample, **defaults | fields)
 
 
-def built(stages: Mapping[str, Sequence[Row]], **settings: Any) -> tuple[list[Any], list[Drop]]:
+def build_rows(stages: Mapping[str, Sequence[Row]], **settings: Any) -> tuple[list[Any], list[Drop]]:
     def reader(rows: Sequence[Row]) -> Any:
         def read() -> Iterator[Row]:
             return iter(rows)
@@ -62,15 +62,15 @@ def test_the_funnel() -> None:
     weak = {name: [0.0] * 4 for name in ("easy", "never", "learnable", "often", "few")} | {"easy": [0.0, 1.0, 0.0, 0.0]}
     strong = {"never": 0, "learnable": 3, "often": 4}
     stages: dict[str, list[Row]] = {
-        "weak": [completion(name, place, value) for name, values in weak.items() for place, value in enumerate(values)],
+        "weak": [completion(name, index, value) for name, values in weak.items() for index, value in enumerate(values)],
         "strong": [
-            completion(name, place, float(place < count)) for name, count in strong.items() for place in range(32)
+            completion(name, index, float(index < count)) for name, count in strong.items() for index in range(32)
         ],
         "chains": [trace(f"{name}#0", "so") for name in [*weak, "unseen"]],
     }
     stages["strong"].append(completion("few", 0, 1.0))
     settings = {"weak": {"from_rollout": "weak"}, "strong": {"from_rollout": "strong"}}
-    kept, drops = built(stages, **settings)
+    kept, drops = build_rows(stages, **settings)
     assert [row.id for row in kept] == ["learnable#0"]
     assert [(drop.id, drop.reason, drop.detail) for drop in drops] == [
         ("easy#0", "weak model: too easy", "1 of 4 correct, mean 0.25"),
@@ -89,22 +89,22 @@ def test_the_best_chain_of_each_question_by_rank() -> None:
             trace("q#0", "a b c d e f g h perhaps check therefore"),
         ]
     }
-    kept, drops = built(stages)
+    kept, drops = build_rows(stages)
     assert [(row.id, row.meta["limo"]["rank"]) for row in kept] == [("p#1", 1), ("q#0", 2)]
     assert kept[0].meta["limo"]["score"] > kept[1].meta["limo"]["score"]
     assert [(drop.id, drop.reason) for drop in drops] == [("p#0", "not its question's best chain")]
-    kept, drops = built(stages, n=1)
+    kept, drops = build_rows(stages, n=1)
     assert [row.id for row in kept] == ["p#1"]
     assert [(drop.id, drop.reason) for drop in drops] == [
         ("p#0", "not its question's best chain"),
         ("q#0", "ranked below n"),
     ]
     with pytest.raises(DataError, match="2 questions are left, fewer than n: 3"):
-        built(stages, n=3)
+        build_rows(stages, n=3)
 
 
 def test_equal_chains_keep_their_order() -> None:
-    kept, _ = built({"chains": [trace(f"{name}#{place}", "same") for name in "ba" for place in (1, 0)]})
+    kept, _ = build_rows({"chains": [trace(f"{name}#{index}", "same") for name in "ba" for index in (1, 0)]})
     assert [row.id for row in kept] == ["b#1", "a#1"]
 
 
@@ -117,7 +117,7 @@ def test_chains_from_rollouts() -> None:
         completion("malformed", 0, 1.0, text="<think>\nhm"),
         completion("short", 0, 1.0, text="1"),
     ]
-    kept, drops = built({"chains": rows, "more": [trace("right#0", "")]}, from_data=["chains", "more"])
+    kept, drops = build_rows({"chains": rows, "more": [trace("right#0", "")]}, from_data=["chains", "more"])
     facts = kept[0].meta.pop("limo")
     assert facts == {"score": 1.0 - 0.5 * (0.20 + 0.25), "rank": 1, "stage": "chains"}
     assert kept == [trace("right#0", "therefore", level=5)]
@@ -143,7 +143,7 @@ MEASURES = [
 
 @pytest.mark.parametrize(("chain", "measures"), MEASURES)
 def test_measures(chain: str, measures: Measures) -> None:
-    assert ChainScore().measures(chain) == measures
+    assert ChainScore().measure_chain(chain) == measures
 
 
 def test_weights_are_limos() -> None:
@@ -162,21 +162,21 @@ def test_weights_are_limos() -> None:
     ],
 )
 def test_what_raises_the_score(better: str, worse: str) -> None:
-    high, low = ChainScore().scores([better, worse])
+    high, low = ChainScore().score_chains([better, worse])
     assert 1 >= high > low >= 0
 
 
 @given(st.lists(st.text(alphabet="check so maybe ", max_size=60), max_size=8), st.randoms(use_true_random=False))
 def test_scores_do_not_depend_on_order(chains: list[str], random: Any) -> None:
     order = random.sample(range(len(chains)), len(chains))
-    scores = ChainScore().scores(chains)
-    assert ChainScore().scores([chains[place] for place in order]) == [scores[place] for place in order]
+    scores = ChainScore().score_chains(chains)
+    assert ChainScore().score_chains([chains[index] for index in order]) == [scores[index] for index in order]
     assert all(0 <= score <= 1 for score in scores)
 
 
 def test_own_words() -> None:
     score = ChainScore(length=0, verification=1, tentative=0, connectives=0, verification_words=["prüfe"])
-    assert score.scores(["Prüfe es", "check it"]) == [1.0, 0.0]
+    assert score.score_chains(["Prüfe es", "check it"]) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,10 @@ def test_both_models_must_be_named_or_left_out_in_words() -> None:
 
 def test_other_rows_are_refused() -> None:
     with pytest.raises(RowError, match="stage 'chains': row 'a' is a problem row"):
-        built({"chains": [Problem(id="a", messages=QUESTION, reward="math_answer")]})
+        build_rows({"chains": [Problem(id="a", messages=QUESTION, reward="math_answer")]})
 
 
 def test_the_same_rows_give_the_same_bytes() -> None:
-    rows = [trace(f"{place % 7}#{place}", "so check maybe since " * (place % 5 + 1)) for place in range(40)]
-    assert digest(built({"chains": rows})[0]) == digest(built({"chains": rows})[0])
-    assert len(built({"chains": rows})[0]) == 7
+    rows = [trace(f"{index % 7}#{index}", "so check maybe since " * (index % 5 + 1)) for index in range(40)]
+    assert digest(build_rows({"chains": rows})[0]) == digest(build_rows({"chains": rows})[0])
+    assert len(build_rows({"chains": rows})[0]) == 7

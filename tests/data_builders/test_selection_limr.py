@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion, Message, Problem, Row, RowError
-from qwen_align.data_builders.selection_limr import Limr, alignment_scores, back_filled
+from qwen_align.data_builders.selection_limr import Limr, compute_alignment_scores, fill_missing_epochs
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.verdict import Verdict
 
@@ -32,7 +32,7 @@ def problem(row_id: str, question: str = "?", **meta: Any) -> Problem:
     return Problem(id=row_id, messages=messages, reward="math_answer", gold="1", meta=meta)
 
 
-def built(rows: Sequence[Row], others: Any = None, **settings: Any) -> tuple[list[Any], Drops]:
+def build_rows(rows: Sequence[Row], others: Any = None, **settings: Any) -> tuple[list[Any], Drops]:
     drops = Drops()
     builder = Limr.model_validate({"from_data": "prompts", **settings})
     return list(builder.build({"prompts": lambda: iter(rows), **(others or {})}, 0, drops)), drops
@@ -46,13 +46,13 @@ def test_the_published_prompts(comparison: str, n_kept: int) -> None:
     )
     score_of = {entry["prompt"]: entry["score"] for entry in scores}
     rows = [problem(entry["id"], entry["prompt"], score=score_of.get(entry["prompt"])) for entry in prompts]
-    kept, drops = built(rows, score_column="score", comparison=comparison)
+    kept, drops = build_rows(rows, score_column="score", comparison=comparison)
     assert len(kept) == n_kept
     assert drops.counts["no score"] == sum(entry["prompt"] not in score_of for entry in prompts)
     assert drops.counts.total() + n_kept == len(rows) if isinstance(drops.counts, Counter) else True
     assert sum(drops.counts.values()) + n_kept == len(rows) == 8523
     if comparison == "at_least":
-        from_file, _ = built(
+        from_file, _ = build_rows(
             [problem(entry["id"], entry["prompt"]) for entry in prompts], scores_file=str(DATA / "scores.json")
         )
         assert [row.id for row in from_file] == [row.id for row in kept]
@@ -63,7 +63,7 @@ def test_a_selection_in_full() -> None:
     """Two prompts learn alike, one does not, one missed an epoch for good."""
     curves = {"alike": [[0, 0], [1, 0], [1, 1]], "too": [0.0, 0.5, 1.0], "never": [0, 0, [0]], "gap": [0, 1, None]}
     rows = [problem(name, rewards=curve) for name, curve in curves.items()]
-    kept, drops = built(rows, rewards_column="rewards", threshold=0.7)
+    kept, drops = build_rows(rows, rewards_column="rewards", threshold=0.7)
     # average 0, 1/3, 2/3: room 1 + 4/9 + 1/9 = 14/9; alike: 1/36 + 1/9 = 5/36; never: 1/9 + 4/9 = 5/9
     score = pytest.approx(1 - (5 / 36) / (14 / 9))
     assert [row.meta["limr"] for row in kept] == [{"score": score, "rank": 1}, {"score": score, "rank": 2}]
@@ -83,18 +83,18 @@ def test_a_selection_in_full() -> None:
 )
 def test_scores_are_the_authors(curves: list[list[float | None]]) -> None:
     """Against a reading of lim_selection.py with its -1 for epochs that are missing."""
-    sequences = {str(place): [-1 if one is None else one for one in curve] for place, curve in enumerate(curves)}
+    sequences = {str(index): [-1 if one is None else one for one in curve] for index, curve in enumerate(curves)}
     for sequence in sequences.values():
-        for place in range(len(sequence) - 1):
-            if sequence[place] == -1 and sequence[place + 1] != -1:
-                sequence[place] = sequence[place + 1]
+        for index in range(len(sequence) - 1):
+            if sequence[index] == -1 and sequence[index + 1] != -1:
+                sequence[index] = sequence[index + 1]
     whole = {name: sequence for name, sequence in sequences.items() if -1 not in sequence}
     mean = np.mean(list(whole.values()), axis=0) if whole else np.zeros(0)
     assume(not whole or np.sum((1 - mean) ** 2) > 0)
     expected = {
         name: 1 - np.sum((np.array(sequence) - mean) ** 2) / np.sum((1 - mean) ** 2) for name, sequence in whole.items()
     }
-    found = alignment_scores({str(place): curve for place, curve in enumerate(curves)})
+    found = compute_alignment_scores({str(index): curve for index, curve in enumerate(curves)})
     assert found == pytest.approx(expected)
 
 
@@ -110,15 +110,15 @@ def test_scores_are_the_authors(curves: list[list[float | None]]) -> None:
     ],
 )
 def test_back_fill(curve: list[float | None], filled: list[float | None]) -> None:
-    assert back_filled(curve) == filled
+    assert fill_missing_epochs(curve) == filled
 
 
 def test_only_the_first_epochs_count() -> None:
     rows = [problem("a", rewards=[0, 1, None]), problem("b", rewards=[1, 0, 1, 1])]
-    kept, _ = built(rows, rewards_column="rewards", epochs=2, threshold=-9.0)
+    kept, _ = build_rows(rows, rewards_column="rewards", epochs=2, threshold=-9.0)
     assert [row.meta["limr"]["score"] for row in kept] == [0.0, 0.0]  # average 1/2, 1/2: as far off as always solved
     with pytest.raises(DataError, match="3 epochs in 'a', 4 epochs in 'b'"):
-        built(rows, rewards_column="rewards")
+        build_rows(rows, rewards_column="rewards")
 
 
 def test_from_a_rollout_of_each_checkpoint() -> None:
@@ -126,7 +126,7 @@ def test_from_a_rollout_of_each_checkpoint() -> None:
         rows = [
             Completion(
                 prompt_id=name,
-                sample=place,
+                sample=index,
                 prompt=[Message(role="user", content="?")],
                 text="1",
                 finish_reason="stop",
@@ -134,12 +134,12 @@ def test_from_a_rollout_of_each_checkpoint() -> None:
                 verdicts={"math_answer": Verdict(value=value, reason="toy")},
             )
             for name, found in values.items()
-            for place, value in enumerate(found)
+            for index, value in enumerate(found)
         ]
         return lambda: iter(rows)
 
     checkpoints = {"first": stage({"a": [0.0, 0.0], "b": [0.0]}), "second": stage({"a": [1.0, 0.0], "b": [None]})}
-    kept, drops = built(
+    kept, drops = build_rows(
         [problem("a"), problem("b"), problem("c")], checkpoints, from_rollouts=["first", "second"], threshold=1.0
     )
     assert [row.id for row in kept] == ["a"]  # alone it is the average
@@ -148,14 +148,14 @@ def test_from_a_rollout_of_each_checkpoint() -> None:
 
 def test_n_is_reached_or_an_error() -> None:
     rows = [problem(name, score=score) for name, score in {"a": 0.7, "b": 0.9, "c": 0.7, "d": 0.1}.items()]
-    kept, drops = built(rows, score_column="score", n=2)
+    kept, drops = build_rows(rows, score_column="score", n=2)
     assert [(row.id, row.meta["limr"]["rank"]) for row in kept] == [("a", 2), ("b", 1)]
     assert [(drop.id, drop.reason) for drop in drops.rows] == [
         ("d", "learns unlike the average"),
         ("c", "ranked below n"),
     ]
     with pytest.raises(DataError, match="3 rows pass, fewer than n: 4"):
-        built(rows, score_column="score", n=4)
+        build_rows(rows, score_column="score", n=4)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_n_is_reached_or_an_error() -> None:
 )
 def test_wrong_curves(rewards: Any, message: str) -> None:
     with pytest.raises(RowError, match="row 'a': meta 'rewards'") as caught:
-        built([problem("a", rewards=rewards)], rewards_column="rewards", epochs=2)
+        build_rows([problem("a", rewards=rewards)], rewards_column="rewards", epochs=2)
     assert message in str(caught.value)
 
 
@@ -182,8 +182,8 @@ def test_scores_of_a_file_go_to_rows_that_ask_just_that(tmp_path: Path) -> None:
     table = tmp_path / "scores.csv"
     table.write_text("prompt,score\n1+1?,0.7\n1+2?,5e-1\n")
     rows = [problem("a", "1+1?"), problem("b", "1+2?"), problem("c", "1 + 1?")]
-    assert built(rows, scores_file=str(path))[0] == built(rows, scores_file=str(table))[0]
-    kept, drops = built(rows, scores_file=str(path))
+    assert build_rows(rows, scores_file=str(path))[0] == build_rows(rows, scores_file=str(table))[0]
+    kept, drops = build_rows(rows, scores_file=str(path))
     assert [(row.id, row.meta["limr"]) for row in kept] == [("a", {"score": 0.7, "rank": 1})]
     assert [(drop.id, drop.reason) for drop in drops.rows] == [("b", "learns unlike the average"), ("c", "no score")]
 
@@ -201,23 +201,23 @@ def test_wrong_files_of_scores(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_text(f'{{"prompt": "1+1?", "score": 0.7}}\n{line}\n')
     with pytest.raises(RowError, match=message):
-        built([problem("a", "1+1?")], scores_file=str(path))
+        build_rows([problem("a", "1+1?")], scores_file=str(path))
 
 
 def test_wrong_scores() -> None:
     with pytest.raises(RowError, match=r"'a': meta 'score' is '0\.9'; a score is a number"):
-        built([problem("a", score="0.9")], score_column="score")
+        build_rows([problem("a", score="0.9")], score_column="score")
     huge = int("9" * 400)
     with pytest.raises(RowError, match=r"'a': meta 'score' is 9.*; a score is a number that a float can hold"):
-        built([problem("a", score=huge)], score_column="score")
+        build_rows([problem("a", score=huge)], score_column="score")
     for entry in (huge, [huge]):
         with pytest.raises(RowError, match=r"'a': meta 'rewards': an epoch is .*9.*; wanted: rewards"):
-            built([problem("a", rewards=[entry])], rewards_column="rewards")
+            build_rows([problem("a", rewards=[entry])], rewards_column="rewards")
 
 
 def test_prompts_that_are_always_solved_tell_nothing() -> None:
     with pytest.raises(DataError, match="solved in every epoch"):
-        built([problem("a", rewards=[1, 1])], rewards_column="rewards")
+        build_rows([problem("a", rewards=[1, 1])], rewards_column="rewards")
 
 
 @pytest.mark.parametrize(

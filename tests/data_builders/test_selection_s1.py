@@ -18,17 +18,23 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.rows import Completion, Message, Problem, Row, RowError, Text, Trace, digest
-from qwen_align.data_builders.domain_draws import (
-    Candidate,
-    draw_by_domain,
-    integer_below,
-    legacy_random,
-    length_places,
-    length_weights,
-    place_by_weight,
+from qwen_align.data_builders.selection_s1 import (
+    S1,
+    Benchmarks,
+    RowFeatures,
+    count_benchmark_domains,
+    find_format_fault,
 )
-from qwen_align.data_builders.selection_s1 import S1, Benchmarks, Featured, benchmark_counts, format_fault
 from qwen_align.data_builders.selection_s1 import has_bold_number as is_bold
+from qwen_align.data_builders.selection_s1_sampling import (
+    Candidate,
+    compute_length_weights,
+    draw_by_domain,
+    draw_integer_below,
+    find_weighted_index,
+    make_numpy_random,
+    rank_by_length,
+)
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.reward.verdict import Verdict
 
@@ -65,7 +71,7 @@ def golden() -> tuple[dict[str, Any], list[Problem]]:
     return case, [from_s1(entry) for entry in case["rows"]]
 
 
-def built(rows: Sequence[Row], recipe_seed: int = 0, **settings: Any) -> tuple[list[Any], Drops]:
+def build_rows(rows: Sequence[Row], recipe_seed: int = 0, **settings: Any) -> tuple[list[Any], Drops]:
     def read() -> Iterator[Row]:
         return iter(rows)
 
@@ -77,7 +83,7 @@ def built(rows: Sequence[Row], recipe_seed: int = 0, **settings: Any) -> tuple[l
 @needs_golden
 def test_the_notebooks_own_selection() -> None:
     case, rows = golden()
-    kept, drops = built(rows)
+    kept, drops = build_rows(rows)
     steps = ["missing feature", "format", "solved by a small model"]
     left = [len(rows)]
     for step in steps:
@@ -100,8 +106,8 @@ def test_the_notebooks_own_selection() -> None:
 @needs_golden
 def test_the_notebooks_benchmark_weights() -> None:
     case, rows = golden()
-    hard = S1.model_validate(FEATURES).hard({"pool": lambda: iter(rows)}, Drops())
-    counts = benchmark_counts(hard, Benchmarks())
+    hard = S1.model_validate(FEATURES).select_hard_rows({"pool": lambda: iter(rows)}, Drops())
+    counts = count_benchmark_domains(hard, Benchmarks())
     assert list(counts) == case["benchmark_domains"]
     assert [count / sum(counts.values()) for count in counts.values()] == case["benchmark_weights"]
 
@@ -109,17 +115,17 @@ def test_the_notebooks_benchmark_weights() -> None:
 @needs_golden
 def test_kept_rows_and_drops_are_all_rows_and_keep_their_order() -> None:
     _, rows = golden()
-    kept, drops = built(rows)
+    kept, drops = build_rows(rows)
     assert sorted([*(row.id for row in kept), *(drop.id for drop in drops.rows)]) == sorted(row.id for row in rows)
-    wanted = {row.id for row in kept}
-    assert [row.id for row in kept] == [row.id for row in rows if row.id in wanted]
+    expected = {row.id for row in kept}
+    assert [row.id for row in kept] == [row.id for row in rows if row.id in expected]
 
 
 @needs_golden
 def test_one_seed_gives_one_selection_and_another_gives_another() -> None:
     _, rows = golden()
-    assert digest(built(rows, 7)[0]) == digest(built(rows, 3, seed=7)[0])
-    assert {row.id for row in built(rows, 7)[0]} != {row.id for row in built(rows, 8)[0]}
+    assert digest(build_rows(rows, 7)[0]) == digest(build_rows(rows, 3, seed=7)[0])
+    assert {row.id for row in build_rows(rows, 7)[0]} != {row.id for row in build_rows(rows, 8)[0]}
 
 
 SOLVED = {"isqwen7bcorrect": False, "isqwen32bcorrect": False, "isgeminicorrect": True}
@@ -154,7 +160,7 @@ PLAIN = {"uniform_until": None, "n": 1}
     ],
 )
 def test_why_a_row_is_dropped(meta: dict[str, Any], reason: str, detail: str | None) -> None:
-    kept, drops = built([trace("bad", **meta), trace("good")], **PLAIN)
+    kept, drops = build_rows([trace("bad", **meta), trace("good")], **PLAIN)
     assert [row.id for row in kept] == ["good"]
     [drop] = drops.rows
     assert (drop.id, drop.reason) == ("bad", reason)
@@ -163,7 +169,7 @@ def test_why_a_row_is_dropped(meta: dict[str, Any], reason: str, detail: str | N
 
 def test_a_kept_row_keeps_everything_and_says_how_it_was_chosen() -> None:
     row = trace("a", gemini_length=4, own=1)
-    kept, _ = built([row, trace("b", gemini_length=9, isgeminicorrect=False)], **{**PLAIN, "n": 2})
+    kept, _ = build_rows([row, trace("b", gemini_length=9, isgeminicorrect=False)], **{**PLAIN, "n": 2})
     facts = {"chosen": "uniform", "domain": "d", "length": 4, "length_rank": 1}
     assert kept[0] == row.model_copy(update={"meta": {**row.meta, "s1": facts}})
 
@@ -181,13 +187,13 @@ def test_a_kept_row_keeps_everything_and_says_how_it_was_chosen() -> None:
     ],
 )
 def test_what_is_preselected(source: str, meta: dict[str, Any], is_preselected: bool) -> None:
-    kept, _ = built([trace("a", source=source, **meta)], **PLAIN)
+    kept, _ = build_rows([trace("a", source=source, **meta)], **PLAIN)
     assert (kept[0].meta["s1"]["chosen"] == "preselected") is is_preselected
 
 
 def test_sources_can_be_renamed() -> None:
     rule = {"source_has": "simplescaling/openaimath", "longer_than": 5}
-    kept, _ = built([trace("a", source="simplescaling/openaimath/Algebra")], **PLAIN, preselect=[rule])
+    kept, _ = build_rows([trace("a", source="simplescaling/openaimath/Algebra")], **PLAIN, preselect=[rule])
     assert kept[0].meta["s1"]["chosen"] == "preselected"
 
 
@@ -249,14 +255,14 @@ def test_what_cannot_be_selected_from(
 ) -> None:
     settings = {**PLAIN, **settings}
     with pytest.raises(error, match=re.escape(message)):
-        built(rows, settings.pop("recipe_seed", 0), **settings)
+        build_rows(rows, settings.pop("recipe_seed", 0), **settings)
 
 
 def test_benchmark_domains_that_are_used_up_are_an_error() -> None:
     rows = [trace("a", source="Idavidrein/gpqa", domain="x"), trace("b", source="qq8933/AIME_1983_2024", domain="y")]
     rows += [trace(f"c{number}") for number in range(3)]
     with pytest.raises(DataError, match="benchmarks' domains are used up at 1 of 4 rows"):
-        built(rows, n=4, uniform_until=0, preselect=[])
+        build_rows(rows, n=4, uniform_until=0, preselect=[])
 
 
 @pytest.mark.parametrize(
@@ -301,13 +307,13 @@ FORMATS = [
 @pytest.mark.parametrize(("question", "source", "fault"), FORMATS)
 def test_format(question: str, source: str, fault: str | None) -> None:
     rules: Any = ["asy", "image", "numbered_point", "bold_number"]
-    assert format_fault(question, source, rules, "AIME") == fault
+    assert find_format_fault(question, source, rules, "AIME") == fault
 
 
 def test_rules_can_be_left_out() -> None:
     everything = "[asy] ![Image] p1. **2**"
     rules: Any = ["asy", "image", "numbered_point", "bold_number"]
-    found = [format_fault(everything, "AIME", rules[place:], None) for place in range(5)]
+    found = [find_format_fault(everything, "AIME", rules[index:], None) for index in range(5)]
     assert found == [*rules, None]
 
 
@@ -325,30 +331,30 @@ def test_a_megabyte_of_stars_takes_no_time() -> None:
 
 @given(seed=st.integers(0, 2**32 - 1), bounds=st.lists(st.integers(1, 70_000), min_size=1, max_size=30))
 def test_draws_are_numpys(seed: int, bounds: list[int]) -> None:
-    theirs, ours = np.random.RandomState(seed), legacy_random(seed)
+    judged_index, ours = np.random.RandomState(seed), make_numpy_random(seed)
     for bound in bounds:
-        assert theirs.choice(bound, size=1)[0] == integer_below(bound, ours)
-        weights = [1.0 / (1 + place) for place in range(bound % 50 + 1)]
+        assert judged_index.choice(bound, size=1)[0] == draw_integer_below(bound, ours)
+        weights = [1.0 / (1 + index) for index in range(bound % 50 + 1)]
         probabilities = np.array(weights) / np.sum(weights)
-        assert theirs.choice(len(weights), p=probabilities) == place_by_weight(weights, ours.random())
+        assert judged_index.choice(len(weights), p=probabilities) == find_weighted_index(weights, ours.random())
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=50, unique=True))
 def test_length_weights_are_the_notebooks(lengths: list[int]) -> None:
     ranks = len(lengths) - 1 - np.argsort(np.argsort(np.array(lengths)))
-    assert length_places(lengths) == ranks.tolist()
-    assert length_weights(lengths) == np.power(2.0, -ranks).tolist()
+    assert rank_by_length(lengths) == ranks.tolist()
+    assert compute_length_weights(lengths) == np.power(2.0, -ranks).tolist()
 
 
 def test_equal_lengths_have_an_order_of_their_own() -> None:
-    assert length_places([5, 5, 9, 5]) == [3, 2, 0, 1]
+    assert rank_by_length([5, 5, 9, 5]) == [3, 2, 0, 1]
 
 
 def test_the_longest_of_a_domain_is_drawn_in_half_of_the_draws() -> None:
-    pool = [Candidate(f"{place}", "d", 100 - place) for place in range(6)]
+    pool = [Candidate(f"{index}", "d", 100 - index) for index in range(6)]
     seeds = range(2000)
     counts = Counter(
-        next(iter(draw_by_domain(pool, {}, n=1, uniform_until=None, weights={}, random=legacy_random(seed))))
+        next(iter(draw_by_domain(pool, {}, n=1, uniform_until=None, weights={}, random=make_numpy_random(seed))))
         for seed in seeds
     )
     assert 0.46 < counts["0"] / len(seeds) < 0.55  # 32/63, within 4 standard deviations
@@ -359,18 +365,18 @@ def test_rows_chosen_before_are_drawn_in_vain_once() -> None:
     pool = [Candidate("long", "d", 100), Candidate("short", "d", 1)]
     for seed in range(20):
         chosen = draw_by_domain(
-            pool, {"long": "preselected"}, n=2, uniform_until=None, weights={}, random=legacy_random(seed)
+            pool, {"long": "preselected"}, n=2, uniform_until=None, weights={}, random=make_numpy_random(seed)
         )
         assert chosen == {"long": "preselected", "short": "uniform"}
 
 
 def test_the_paper_draws_all_domains_alike_and_the_code_ends_with_the_benchmarks() -> None:
     sources = ["Idavidrein/gpqa", "qq8933/AIME_1983_2024"]
-    rows = [trace(f"b{place}", source=sources[place % 2], domain="exams", gemini_length=place) for place in range(40)]
-    rows += [trace(f"{place}", domain=f"d{place % 4}", gemini_length=place) for place in range(160)]
+    rows = [trace(f"b{index}", source=sources[index % 2], domain="exams", gemini_length=index) for index in range(40)]
+    rows += [trace(f"{index}", domain=f"d{index % 4}", gemini_length=index) for index in range(160)]
 
     def domains(**settings: Any) -> Counter[str]:
-        return Counter(row.meta["domain"] for row in built(rows, n=30, preselect=[], **settings)[0])
+        return Counter(row.meta["domain"] for row in build_rows(rows, n=30, preselect=[], **settings)[0])
 
     assert domains(uniform_until=0) == {"exams": 30}
     assert domains(uniform_until=20)["exams"] >= 10
@@ -380,9 +386,9 @@ def test_the_paper_draws_all_domains_alike_and_the_code_ends_with_the_benchmarks
 
 
 def test_domains_cut_to_nothing_have_no_weight() -> None:
-    def of(source: str, domain: str, count: int) -> list[Featured]:
-        return [Featured(trace("x"), source, domain, 1, True)] * count
+    def of(source: str, domain: str, count: int) -> list[RowFeatures]:
+        return [RowFeatures(trace("x"), source, domain, 1, True)] * count
 
     rows = of("gpqa", "rare", 1) + of("gpqa", "physics", 9) + of("aime", "algebra", 8) + of("aime", "physics", 2)
-    counts = benchmark_counts(rows, Benchmarks(whole="aime", scaled="gpqa"))
+    counts = count_benchmark_domains(rows, Benchmarks(whole="aime", scaled="gpqa"))
     assert counts == {"physics": 4 + 2, "algebra": 8}  # half of 10 rows over 10: 1 -> 0.5 -> 0, 9 -> 4.5 -> 4

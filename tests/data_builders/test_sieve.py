@@ -8,7 +8,7 @@ import pytest
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.near_duplicates import NearDuplicates
-from qwen_align.data_builders.row_faults import script_share
+from qwen_align.data_builders.row_checks import compute_script_share
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, sieve
 
 
@@ -50,12 +50,12 @@ def steps(row_id: str, *texts: str, labels: Sequence[bool | float] | None = None
 def chat(row_id: str, *contents: str, **fields: Any) -> Chat:
     return Chat(
         id=row_id,
-        messages=[(user if place % 2 == 0 else assistant)(content) for place, content in enumerate(contents)],
+        messages=[(user if index % 2 == 0 else assistant)(content) for index, content in enumerate(contents)],
         **fields,
     )
 
 
-def sifted(rows: Sequence[Row], **settings: Any) -> tuple[list[str], list[tuple[str, str]]]:
+def sieve_rows(rows: Sequence[Row], **settings: Any) -> tuple[list[str], list[tuple[str, str]]]:
     """Ids of the kept rows; id and reason of the dropped ones."""
     drops = Drops()
     kept = [row.id for row in sieve(rows, Sieve(**settings), drops)]
@@ -93,8 +93,8 @@ def sifted(rows: Sequence[Row], **settings: Any) -> tuple[list[str], list[tuple[
     ],
 )
 def test_duplicates(first: Row, second: Row, is_duplicate: bool) -> None:
-    assert sifted([first, second]) == ((["a"], [("b", "duplicate")]) if is_duplicate else (["a", "b"], []))
-    assert sifted([first, second], is_unique=False) == (["a", "b"], [])
+    assert sieve_rows([first, second]) == ((["a"], [("b", "duplicate")]) if is_duplicate else (["a", "b"], []))
+    assert sieve_rows([first, second], is_unique=False) == (["a", "b"], [])
 
 
 def test_the_roles_and_the_tool_calls_of_turns_count() -> None:
@@ -104,7 +104,7 @@ def test_the_roles_and_the_tool_calls_of_turns_count() -> None:
         Chat(id="b", messages=[user("x"), assistant("", tool_calls=call)]),
         Chat(id="c", messages=[Message(role="system", content="x"), assistant("")]),
     ]
-    assert sifted(rows, thinking_is_clean=False, turns_are_in_order=False) == (["a", "b", "c"], [])
+    assert sieve_rows(rows, thinking_is_clean=False, turns_are_in_order=False) == (["a", "b", "c"], [])
 
 
 def test_the_tools_of_a_chat_count() -> None:
@@ -116,8 +116,8 @@ def test_the_tools_of_a_chat_count() -> None:
         chat("c", question, "None."),
         chat("d", question, " None.", tools=tools[0]),
     ]
-    assert sifted(rows) == (["a", "b", "c"], [("d", "duplicate")])
-    near = sifted(rows, is_unique=False, near_duplicates=NearDuplicates())
+    assert sieve_rows(rows) == (["a", "b", "c"], [("d", "duplicate")])
+    near = sieve_rows(rows, is_unique=False, near_duplicates=NearDuplicates())
     assert near == (["a", "b", "c"], [("d", "near duplicate")])
 
 
@@ -128,7 +128,7 @@ def test_the_tool_calls_of_a_pair_count() -> None:
         Pair(id="b", messages=[user("x")], chosen=sides[0], rejected=sides[2]),
         Pair(id="c", messages=[user("x")], chosen=sides[0], rejected=sides[1]),
     ]
-    assert sifted(rows) == (["a", "b"], [("c", "duplicate")])
+    assert sieve_rows(rows) == (["a", "b"], [("c", "duplicate")])
 
 
 def test_equal_completions_of_a_model_are_no_duplicates() -> None:
@@ -136,12 +136,12 @@ def test_equal_completions_of_a_model_are_no_duplicates() -> None:
         Completion(prompt_id="p", sample=sample, prompt=[user("1+1?")], text="2", finish_reason="stop", n_tokens=1)
         for sample in range(2)
     ]
-    assert sifted(rows) == (["p#0", "p#1"], [])
+    assert sieve_rows(rows) == (["p#0", "p#1"], [])
 
 
 def test_a_dropped_row_is_no_earlier_one() -> None:
     rows = [problem("a", gold=None), problem("b"), problem("c")]
-    assert sifted(rows) == (["b"], [("a", "unusable gold"), ("c", "duplicate")])
+    assert sieve_rows(rows) == (["b"], [("a", "unusable gold"), ("c", "duplicate")])
 
 
 @pytest.mark.parametrize(
@@ -161,22 +161,22 @@ def test_a_dropped_row_is_no_earlier_one() -> None:
     ],
 )
 def test_golds(row: Row, reason: str | None) -> None:
-    assert sifted([row]) == ((["a"], []) if reason is None else ([], [("a", reason)]))
-    assert sifted([row], gold_is_usable=False) == (["a"], [])
+    assert sieve_rows([row]) == ((["a"], []) if reason is None else ([], [("a", reason)]))
+    assert sieve_rows([row], gold_is_usable=False) == (["a"], [])
 
 
 @pytest.mark.parametrize(
-    ("reward", "said"),
+    ("reward", "message"),
     [
         ("maths", r"row 'a': reward: 'maths' is no reward that rows can name\. .*set sieve\.gold_is_usable: false"),
         ("python", r"row 'a': reward: 'python' is a reward of your own, .*set sieve\.gold_is_usable: false"),
     ],
 )
-def test_a_reward_that_nobody_knows_here_is_an_error(reward: str, said: str) -> None:
+def test_a_reward_that_nobody_knows_here_is_an_error(reward: str, message: str) -> None:
     row = Problem(id="a", messages=[user("x")], gold="2", reward=reward)
-    with pytest.raises(DataError, match=said):
-        sifted([row])
-    assert sifted([row], gold_is_usable=False) == (["a"], [])
+    with pytest.raises(DataError, match=message):
+        sieve_rows([row])
+    assert sieve_rows([row], gold_is_usable=False) == (["a"], [])
 
 
 @pytest.mark.parametrize(
@@ -200,12 +200,12 @@ def test_a_reward_that_nobody_knows_here_is_an_error(reward: str, said: str) -> 
 )
 def test_rows_that_say_nothing_are_dropped_whatever_the_settings(row: Row, reason: str | None) -> None:
     off = {"thinking_is_clean": False, "gold_is_usable": False, "turns_are_in_order": False, "is_unique": False}
-    assert sifted([row], **off) == ((["a"], []) if reason is None else ([], [("a", reason)]))
+    assert sieve_rows([row], **off) == ((["a"], []) if reason is None else ([], [("a", reason)]))
 
 
 def test_where_nobody_looks_at_golds_a_blank_one_is_kept() -> None:
-    assert sifted([problem("a", gold="")]) == ([], [("a", "unusable gold")])
-    assert sifted([problem("a", gold="")], gold_is_usable=False) == (["a"], [])
+    assert sieve_rows([problem("a", gold="")]) == ([], [("a", "unusable gold")])
+    assert sieve_rows([problem("a", gold="")], gold_is_usable=False) == (["a"], [])
 
 
 TAGS = "thinking tags in the text"
@@ -236,8 +236,8 @@ TAGS = "thinking tags in the text"
     ],
 )
 def test_thinking(row: Row, reason: str | None) -> None:
-    assert sifted([row]) == ((["a"], []) if reason is None else ([], [("a", reason)]))
-    assert sifted([row], thinking_is_clean=False) == (["a"], [])
+    assert sieve_rows([row]) == ((["a"], []) if reason is None else ([], [("a", reason)]))
+    assert sieve_rows([row], thinking_is_clean=False) == (["a"], [])
 
 
 @pytest.mark.parametrize(
@@ -253,15 +253,15 @@ def test_thinking(row: Row, reason: str | None) -> None:
     ],
 )
 def test_script_share(text: str, en: float | None, zh: float | None) -> None:
-    assert script_share(text, "en") == en
-    assert script_share(text, "zh") == zh
+    assert compute_script_share(text, "en") == en
+    assert compute_script_share(text, "zh") == zh
 
 
 def test_language() -> None:
     rows = [chat("en", "How many?", "Two."), chat("zh", "几个？", "两个。"), chat("none", "1+1?", "2")]
-    assert sifted(rows) == (["en", "zh", "none"], [])
-    assert sifted(rows, language="en") == (["en", "none"], [("zh", "not en")])
-    assert sifted(rows, language="zh") == (["zh", "none"], [("en", "not zh")])
+    assert sieve_rows(rows) == (["en", "zh", "none"], [])
+    assert sieve_rows(rows, language="en") == (["en", "none"], [("zh", "not en")])
+    assert sieve_rows(rows, language="zh") == (["zh", "none"], [("en", "not zh")])
 
 
 def test_drops_are_counted_by_reason_and_say_what_they_saw() -> None:

@@ -41,7 +41,7 @@ DIRECT = [chat(f"c{n}") for n in range(8)]
 REPLAY = [Text(id=f"r{n}", text="a") for n in range(3)]
 
 
-def built(
+def build_rows(
     own: Sequence[Row] = OWN,
     direct: Sequence[Row] = DIRECT,
     replay: Sequence[Row] | None = None,
@@ -60,7 +60,7 @@ def switches(rows: Sequence[Row]) -> Counter[tuple[Mode | None, Flag | None]]:
 
 
 def test_every_row_once_under_exact_shares() -> None:
-    rows, drops = built(replay=REPLAY)
+    rows, drops = build_rows(replay=REPLAY)
     assert drops.rows == []
     assert sorted(row.id for row in rows) == sorted([row.id for given in (OWN, DIRECT, REPLAY) for row in given])
     assert switches(rows) == {
@@ -73,7 +73,7 @@ def test_every_row_once_under_exact_shares() -> None:
 
 
 def test_a_thinking_row_in_full() -> None:
-    rows, _ = built(
+    rows, _ = build_rows(
         [completion("t", 3, "<think>\na\nb\n</think>\n\n2", source="toy", meta={"steps": 1})], flagged_share=1.0
     )
     (trace,) = [row for row in rows if isinstance(row, Trace)]
@@ -101,13 +101,13 @@ def test_a_thinking_row_in_full() -> None:
     ],
 )
 def test_switches_go_round(given: dict[str, int], expected: dict[tuple[str, str], int]) -> None:
-    rows, _ = built(switches=given)
+    rows, _ = build_rows(switches=given)
     assert switches([row for row in rows if isinstance(row, Chat)]) == expected
 
 
 @pytest.mark.parametrize(("share", "n_flagged"), [(0.0, 0), (0.5, 5), (1.0, 10)])
 def test_flagged_share(share: float, n_flagged: int) -> None:
-    assert switches(built(flagged_share=share)[0])["think", "/think"] == n_flagged
+    assert switches(build_rows(flagged_share=share)[0])["think", "/think"] == n_flagged
 
 
 @pytest.mark.parametrize(
@@ -115,20 +115,20 @@ def test_flagged_share(share: float, n_flagged: int) -> None:
     [(None, 10, 8), (0.5, 8, 8), (0.8, 10, 2), (0.2, 2, 8), (0.01, 1, 8), (0.99, 10, 1)],
 )
 def test_thinking_share_cuts_the_side_that_has_too_many(share: float | None, n_thinking: int, n_chats: int) -> None:
-    rows, drops = built(replay=REPLAY, thinking_share=share)
+    rows, drops = build_rows(replay=REPLAY, thinking_share=share)
     assert Counter(row.row for row in rows) == {"trace": n_thinking, "chat": n_chats, "text": 3}
     assert sum(drops.counts.values()) == 18 - n_thinking - n_chats
     assert set(drops.counts) <= {"over the cap"}
 
 
 def test_caps() -> None:
-    rows, drops = built(replay=REPLAY, max_thinking=5, max_non_thinking=4, max_replay=1)
+    rows, drops = build_rows(replay=REPLAY, max_thinking=5, max_non_thinking=4, max_replay=1)
     assert Counter(row.row for row in rows) == {"trace": 5, "chat": 4, "text": 1}
     assert drops.counts == {"over the cap": 5 + 4 + 2}
 
 
 def test_the_seed_decides_the_order_and_what_a_cap_keeps() -> None:
-    first, again, other = (built(replay=REPLAY, seed=seed, max_thinking=5)[0] for seed in (0, 0, 1))
+    first, again, other = (build_rows(replay=REPLAY, seed=seed, max_thinking=5)[0] for seed in (0, 0, 1))
     assert first == again
     assert [row.id for row in first] != [row.id for row in other]
     kept = [{row.id for row in rows if isinstance(row, Trace)} for rows in (first, other)]
@@ -136,7 +136,7 @@ def test_the_seed_decides_the_order_and_what_a_cap_keeps() -> None:
 
 
 def test_kinds_are_mixed_rather_than_one_after_the_other() -> None:
-    kinds = [row.row for row in built(replay=REPLAY)[0]]
+    kinds = [row.row for row in build_rows(replay=REPLAY)[0]]
     assert sum(one != other for one, other in itertools.pairwise(kinds)) > 5
 
 
@@ -154,7 +154,7 @@ def test_why_completions_are_dropped() -> None:
         completion("h", 0, verdicts={"math_answer": Verdict(value=None, reason="unusable gold")}),
         completion("i", 0, prompt=[user("1+1? /no_think")]),
     ]
-    rows, drops = built(own)
+    rows, drops = build_rows(own)
     assert [row.id for row in rows if isinstance(row, Trace)] == ["a#0"]
     assert [(drop.id, drop.reason) for drop in drops.rows] == [
         ("a#1", "duplicate"),
@@ -172,13 +172,13 @@ def test_why_completions_are_dropped() -> None:
 
 def test_more_than_one_of_a_prompt() -> None:
     own = [completion("a", sample, f"<think>\n{sample}\n</think>\n\n2") for sample in (3, 1, 2)]
-    rows, _ = built(own, per_prompt=2)
+    rows, _ = build_rows(own, per_prompt=2)
     assert sorted(row.id for row in rows if isinstance(row, Trace)) == ["a#1", "a#2"]
 
 
 def test_a_completion_without_a_mode_counts_if_it_thought() -> None:
-    assert isinstance(built([completion("a", mode=None)], [chat("c")])[0][0], Trace | Chat)
-    assert switches(built([completion("a", mode=None)])[0])["think", None] == 1
+    assert isinstance(build_rows([completion("a", mode=None)], [chat("c")])[0][0], Trace | Chat)
+    assert switches(build_rows([completion("a", mode=None)])[0])["think", None] == 1
 
 
 def test_why_chats_are_dropped() -> None:
@@ -190,7 +190,7 @@ def test_why_chats_are_dropped() -> None:
         chat("e", "/no_think 1+1?"),
         chat("f", "Is a/think or /thinking a path?"),
     ]
-    rows, drops = built(direct=direct)
+    rows, drops = build_rows(direct=direct)
     assert sorted(row.id for row in rows if isinstance(row, Chat)) == ["a", "f"]
     assert [(drop.id, drop.reason) for drop in drops.rows] == [
         ("b", "chat with thinking"),
@@ -205,18 +205,18 @@ def test_why_chats_are_dropped() -> None:
     [(OWN, [], "no non-thinking row to mix with"), ([], DIRECT, "no thinking row to mix with")],
 )
 def test_one_side_alone_makes_no_mix(own: list[Row], direct: list[Row], reason: str) -> None:
-    rows, drops = built(own, direct, REPLAY)
+    rows, drops = build_rows(own, direct, REPLAY)
     assert rows == []
     assert drops.counts == {reason: len(own) + len(direct), "nothing to mix with": len(REPLAY)}
 
 
 def test_rows_of_the_wrong_kind_are_an_error() -> None:
     with pytest.raises(RowError, match="stage 'direct': row 'r0' is a text row; from_chats takes chat rows"):
-        built(direct=REPLAY)
+        build_rows(direct=REPLAY)
     with pytest.raises(RowError, match="stage 'replay': row 'c0' is a chat row; from_texts takes texts"):
-        built(replay=DIRECT)
+        build_rows(replay=DIRECT)
     with pytest.raises(RowError, match="stage 'own': row 'c0' is a chat row; only a rollout stage's completions"):
-        built(own=DIRECT)
+        build_rows(own=DIRECT)
 
 
 @pytest.mark.parametrize(
@@ -235,12 +235,12 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
 
 
 def test_mixed_flags_are_applied_to_the_mix() -> None:
-    plain, _ = built(replay=REPLAY)
-    mixed, _ = built(replay=REPLAY, mixed_flags={"history_share": 0.5})
+    plain, _ = build_rows(replay=REPLAY)
+    mixed, _ = build_rows(replay=REPLAY, mixed_flags={"history_share": 0.5})
     assert [row.id for row in mixed] == [row.id for row in plain]
     assert sum("history" in row.meta for row in mixed if isinstance(row, Trace)) == 5
     assert switches(mixed) == switches(plain)
 
 
 def test_the_bytes_of_a_mix_are_what_they_were() -> None:
-    assert digest(built(replay=REPLAY)[0]) == "494a622afe599a3440680bc4d56a4cf314dd69d0ee061562b2746909f7effc73"
+    assert digest(build_rows(replay=REPLAY)[0]) == "494a622afe599a3440680bc4d56a4cf314dd69d0ee061562b2746909f7effc73"

@@ -6,7 +6,7 @@ import pytest
 
 from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, Text, Trace
 from qwen_align.data_builders import Drops, Sieve, sieve
-from qwen_align.data_builders.turn_order import disorder
+from qwen_align.data_builders.turn_order import find_turn_disorder
 
 CALL = [{"type": "function", "function": {"name": "add", "arguments": {}}}]
 
@@ -19,11 +19,11 @@ def turns(roles: str) -> list[Message]:
 
 @pytest.mark.parametrize("roles", ["ua", "sua", "uaua", "uauau", "ucta", "ucttauct", "uctcta"])
 def test_conversations_in_order(roles: str) -> None:
-    assert disorder(Chat(id="a", messages=turns(roles))) is None
+    assert find_turn_disorder(Chat(id="a", messages=turns(roles))) is None
 
 
 @pytest.mark.parametrize(
-    ("roles", "said"),
+    ("roles", "message"),
     [
         ("", "no turn"),
         ("au", "turn 1: assistant opens the conversation"),
@@ -40,29 +40,29 @@ def test_conversations_in_order(roles: str) -> None:
         ("u", "no assistant turn"),
     ],
 )
-def test_conversations_out_of_order(roles: str, said: str) -> None:
-    assert disorder(Chat(id="a", messages=turns(roles))) == said
+def test_conversations_out_of_order(roles: str, message: str) -> None:
+    assert find_turn_disorder(Chat(id="a", messages=turns(roles))) == message
 
 
 @pytest.mark.parametrize("roles", ["u", "su", "uau", "uct"])
 def test_what_is_asked_ends_with_a_user_or_a_tool(roles: str) -> None:
     for row in asking(roles):
-        assert disorder(row) is None
+        assert find_turn_disorder(row) is None
     for row in asking(roles + "a"):
-        assert disorder(row) == "an answer after an assistant turn"
+        assert find_turn_disorder(row) == "an answer after an assistant turn"
 
 
 def asking(roles: str) -> list[Row]:
-    said = Message(role="assistant", content="y")
+    message = Message(role="assistant", content="y")
     return [
         Problem(id="a", messages=turns(roles), gold="1", reward="math_answer"),
         Trace(id="a", messages=turns(roles), thinking="x", answer="y", reward="math_answer"),
-        Pair(id="a", messages=turns(roles), chosen=said, rejected=said),
+        Pair(id="a", messages=turns(roles), chosen=message, rejected=message),
     ]
 
 
 def test_a_raw_text_has_no_turns() -> None:
-    assert disorder(Text(id="a", text="b")) is None
+    assert find_turn_disorder(Text(id="a", text="b")) is None
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|fim_prefix|>", "<|vision_start|>"])

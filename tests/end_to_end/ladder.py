@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from qwen_align.align.rows import Message, Pair, to_line
-from qwen_align.data_builders.arithmetic import Arithmetic, boxed
+from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
 BASE = Path(__file__).parents[2] / "recipes" / "tiny_base"
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 48}
@@ -168,7 +168,7 @@ def write_inputs(folder: Path) -> None:
     lines = []
     for row in Arithmetic(rows="trace", n=40, steps=[2]).generate(7):
         assert row.row == "trace"
-        wrong = boxed(str(int(row.gold) + 1))
+        wrong = box_answer(str(int(row.gold) + 1))
         sides = [Message(role="assistant", content=said, thinking=row.thinking) for said in (row.answer, wrong)]
         pair = Pair(id=row.id, messages=row.messages, chosen=sides[0], rejected=sides[1], mode="think")
         lines.append(to_line(pair) + "\n")

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from qwen_align.align.rows import Completion, Row, Steps, Trace, read_rows, to_line
-from qwen_align.data_builders import Arithmetic, normal_question
+from qwen_align.data_builders import Arithmetic, normalize_question
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=5)
 
 RECIPE = r"""
 name: built
@@ -125,9 +125,9 @@ def test_limo_takes_the_best_chains_of_questions_that_are_neither_easy_nor_hopel
 
 def test_no_question_is_in_two_parts(stages: dict[str, Path]) -> None:
     asked: list[Row] = rows(stages, "rl_prompts")
-    used = {normal_question(row) for name in ("limo_rows", "traces") for row in rows(stages, name)}
+    used = {normalize_question(row) for name in ("limo_rows", "traces") for row in rows(stages, name)}
     assert asked
-    assert not used & {normal_question(row) for row in asked}
+    assert not used & {normalize_question(row) for row in asked}
     assert (
         {row.id for row in asked}
         <= {row.id for row in rows(stages, "rl_part")}

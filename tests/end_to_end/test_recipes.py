@@ -183,7 +183,7 @@ def figures(home: Path, name: str) -> dict[tuple[str, str], float]:
     return {(row["stage"], row["set"]): row["accuracy"] for row in report["ladder"]}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 @pytest.mark.parametrize("name", WITH_TINY)
 def test_tiny_forms_learn(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qwen_align.cli", "run", RECIPES / f"{name}.yaml", "--tiny", "--home", tmp_path]
@@ -217,7 +217,7 @@ def write_like_gsm8k(folder: Path) -> None:
     (folder / "model_solutions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in judged))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_the_ladder_of_real_rows_goes_through(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text((RECIPES / "gsm8k_smollm2.yaml").read_text())
     write_like_gsm8k(tmp_path / "gsm8k")
@@ -237,7 +237,7 @@ def test_the_ladder_of_real_rows_goes_through(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_the_example_of_a_task_of_ones_own_learns(tmp_path: Path) -> None:
     """The commands of the document, in their order, in a folder with the files."""
     (tmp_path / "recipes").symlink_to(RECIPES)

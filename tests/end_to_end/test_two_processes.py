@@ -6,7 +6,7 @@ import pytest
 
 from tests.end_to_end.ladder import metrics, stage, weights
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=10)
 
 
 def test_two_processes_of_sft_equal_one(trained_by_two: Path, trained: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from qwen_align.align.rendering.tiny_tokenizer import save_tokenizer, train_tokenizer
 from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_line
-from qwen_align.data_builders.arithmetic import Arithmetic, boxed
+from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
 BASE = Path(__file__).parents[2] / "recipes" / "tiny_base"
 SFT: dict[str, Any] = {
@@ -50,7 +50,7 @@ def sound_lora_then_dpo(folder: Path) -> Path:
     pairs = []
     for row in Arithmetic(rows="trace", n=8, steps=[2]).generate(7):
         assert row.row == "trace"
-        sides = [boxed(row.gold), boxed(str(int(row.gold) + 1))]
+        sides = [box_answer(row.gold), box_answer(str(int(row.gold) + 1))]
         chosen, rejected = (Message(role="assistant", content=said, thinking=row.thinking) for said in sides)
         pairs.append(Pair(id=row.id, messages=row.messages, chosen=chosen, rejected=rejected, mode="think"))
     sft = {**SFT, "lora": {"rank": 4, "alpha": 8}, "learning_rate": 1e-2}
@@ -118,7 +118,7 @@ def _chats() -> list[Chat]:
             id=f"c{number}",
             messages=[
                 Message(role="user", content=f"{number} + {number} = ?"),
-                Message(role="assistant", content=boxed(str(2 * number))),
+                Message(role="assistant", content=box_answer(str(2 * number))),
             ],
             mode="no_think",
         )

@@ -78,7 +78,8 @@ class Copy:
         """What pytest says of those that are not slow, up to the first that fails if it is to `stop` there."""
         log = self.root.parent / "log.txt"
         first = ["-x"] if stop else []
-        arguments = ["-q", *first, "-m", "not slow and not engine and not evidence", "-p", "no:cacheprovider", *tests]
+        tier = ["-m", "not slow and not engine and not evidence", "--hypothesis-profile", "fast"]  # as `make fast` does
+        arguments = ["-q", *first, *tier, "-p", "no:cacheprovider", *tests]
         process = self._forks()
         assert process.stdin
         assert process.stdout

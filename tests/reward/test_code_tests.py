@@ -14,8 +14,8 @@ import pytest
 
 from qwen_align.align.rows import Completion, Message
 from qwen_align.reward.base import UNJUDGED
-from qwen_align.reward.code.plan import Script, plan
-from qwen_align.reward.code.sandbox import SandboxError, sandbox
+from qwen_align.reward.code.plan_from_gold import ScriptTests, plan_from_gold
+from qwen_align.reward.code.sandbox import SandboxError, get_sandbox
 from qwen_align.reward.code_tests import CodeTests
 
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
@@ -47,7 +47,7 @@ PATIENT = CodeTests(time_limit_s=60.0)  # the slowest references take 3 s of a m
 @pytest.fixture(scope="module", autouse=True)
 def server() -> None:
     try:
-        REWARD.warm()
+        REWARD.warm_up()
     except SandboxError as error:
         pytest.skip(f"no sandbox here: {error}")
 
@@ -60,8 +60,8 @@ def of(text: str, gold: Any, sample: int = 0) -> Completion:
 
 
 def test_the_golds_take_the_ways_they_are_to_test() -> None:
-    works = {name: type(plan(gold).work).__name__ for name, gold in GOLDS.items()}  # type: ignore[union-attr]
-    assert works == {"list": "Calls", "check": "Calls", "rpc": "Script", "program": "Programs"}
+    works = {name: type(plan_from_gold(gold).work).__name__ for name, gold in GOLDS.items()}  # type: ignore[union-attr]
+    assert works == {"list": "CallTests", "check": "CallTests", "rpc": "ScriptTests", "program": "ProgramTests"}
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_the_weaker_isolation_is_taken_by_name_and_pays_no_more() -> None:
 def test_humaneval_is_paid_in_full() -> None:
     with gzip.open(DATA / "humaneval" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    plans = [plan(row) for row in rows]
-    assert sum(one is not None and not isinstance(one.work, Script) for one in plans) >= 160
+    plans = [plan_from_gold(row) for row in rows]
+    assert sum(one is not None and not isinstance(one.work, ScriptTests) for one in plans) >= 160
     unpaid = [row["task_id"] for row in rows if PATIENT.judge(row["canonical_solution"], row).value != 1.0]
     unpaid += [
         row["task_id"] for row in rows if PATIENT.judge(row["prompt"] + row["canonical_solution"], row).value != 1.0
@@ -277,8 +277,8 @@ def test_mbpp_is_paid_in_full() -> None:
 def test_a_server_killed_in_the_middle_costs_no_verdict() -> None:
     gold = {"tests": ["assert slow(1) == 2"]}
     slow = "import time\ndef slow(x):\n    time.sleep(0.5)\n    return x + 1\n"
-    CodeTests().warm()
-    server = sandbox("full")._server
+    CodeTests().warm_up()
+    server = get_sandbox("full")._server
     assert server is not None
     killer = threading.Timer(0.2, server.kill)
     killer.start()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message
 from qwen_align.reward.base import UNJUDGED, BaseReward, is_right
-from qwen_align.reward.combine import judge_all, shaping_scale, solved
+from qwen_align.reward.combine import compute_shaping_scale, is_task_solved, judge_all
 from qwen_align.reward.format import Format
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.verdict import Verdict
@@ -149,7 +149,7 @@ def test_the_better_of_two_wrong_answers_gets_more(values: tuple[float, float], 
 @given(st.lists(st.tuples(signed, st.floats(0.0, 10.0)), max_size=4), st.lists(weights, min_size=1, max_size=3))
 def test_shaping_stays_within_a_quarter(shaping: list[tuple[float, float]], outcomes: list[float]) -> None:
     rewards = [Says(of=f"s{n}", weight=weight, reach=reach, shapes=True) for n, (weight, reach) in enumerate(shaping)]
-    scale = shaping_scale([*rewards, *(Says(of=f"o{n}", weight=weight) for n, weight in enumerate(outcomes))])
+    scale = compute_shaping_scale([*rewards, *(Says(of=f"o{n}", weight=weight) for n, weight in enumerate(outcomes))])
     assert 0 <= scale <= 1
     assert scale * sum(abs(weight) * reach for weight, reach in shaping) <= 0.25 * sum(outcomes) * (1 + 1e-9)
 
@@ -208,4 +208,4 @@ def test_a_sum_beyond_any_number_is_no_verdict() -> None:
 def test_solved_is_what_every_outcome_says(values: tuple[float | None, float | None], expected: bool | None) -> None:
     rewards = [Says(of="a"), Says(of="b"), Says(of="c", shapes=True)]
     (verdict,) = judge_all(rewards, [completion("", meta={"a": values[0], "b": values[1], "c": 0.0})])
-    assert solved(rewards, verdict) == expected
+    assert is_task_solved(rewards, verdict) == expected

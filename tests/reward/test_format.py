@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message, Mode
-from qwen_align.reward.format import Format, obeys, split_answer_tags
-from qwen_align.reward.thinking import Turn, after_thinking, split_turn
+from qwen_align.reward.format import Format, follows_mode, split_answer_tags
+from qwen_align.reward.thinking import Turn, split_turn, strip_thinking
 
 EMPTY = "<think>\n\n</think>\n\n"
 
@@ -57,8 +57,8 @@ def test_a_well_formed_turn_fits_one_mode(text: str, think: str, no_think: str) 
         verdict = Format().judge(completion(text, mode))
         assert (verdict.reason, verdict.value) == (reason, float(reason == "well formed"))
     assert Format().judge(text).value == 1.0
-    assert obeys(text, "think") == (think == "well formed")
-    assert obeys(text, "no_think") == (no_think == "well formed")
+    assert follows_mode(text, "think") == (think == "well formed")
+    assert follows_mode(text, "no_think") == (no_think == "well formed")
 
 
 @pytest.mark.parametrize(("text", "reason"), MALFORMED)
@@ -67,8 +67,8 @@ def test_a_malformed_turn_fits_no_mode(text: str, reason: str) -> None:
         verdict = Format().judge(completion(text, mode))
         assert (verdict.value, verdict.reason) == (0.0, reason)
     assert Format().judge(text).reason == reason
-    assert not obeys(text, "think")
-    assert not obeys(text, "no_think")
+    assert not follows_mode(text, "think")
+    assert not follows_mode(text, "no_think")
 
 
 def test_parts_of_a_turn() -> None:
@@ -88,7 +88,7 @@ def test_parts_of_a_turn() -> None:
     ],
 )
 def test_what_follows_the_thinking(text: str, after: str | None) -> None:
-    assert after_thinking(text) == after
+    assert strip_thinking(text) == after
 
 
 # text, reason in thinking mode, in no_think mode and without a mode
@@ -150,8 +150,8 @@ pieces = st.lists(st.sampled_from(["<think>", "</think>", "\n", "\n\n", " ", "a"
 
 @given(pieces)
 def test_no_turn_obeys_both_modes_and_mode_none_is_either(text: str) -> None:
-    assert not (obeys(text, "think") and obeys(text, "no_think"))
-    assert Format().judge(text).value == float(obeys(text, "think") or obeys(text, "no_think"))
+    assert not (follows_mode(text, "think") and follows_mode(text, "no_think"))
+    assert Format().judge(text).value == float(follows_mode(text, "think") or follows_mode(text, "no_think"))
 
 
 @given(pieces)
@@ -160,7 +160,7 @@ def test_a_well_formed_turn_is_its_parts_put_together(text: str) -> None:
     if isinstance(turn, Turn):
         block = "" if turn.thinking is None else f"<think>\n{turn.thinking}\n</think>\n\n"
         assert text in (block + turn.answer, EMPTY + turn.answer)
-        assert after_thinking(text) in (turn.answer, "\n\n" + turn.answer)
+        assert strip_thinking(text) in (turn.answer, "\n\n" + turn.answer)
 
 
 @pytest.mark.parametrize("gold", [None, "5", {}])

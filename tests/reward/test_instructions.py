@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion, Message
-from qwen_align.reward.ifeval import latin
-from qwen_align.reward.ifeval.kinds import KINDS
-from qwen_align.reward.ifeval.languages import SCRIPTS
+from qwen_align.reward.ifeval import latin_languages
+from qwen_align.reward.ifeval.detect_language import SCRIPTS
+from qwen_align.reward.ifeval.instruction_kinds import INSTRUCTION_KINDS
 from qwen_align.reward.instructions import Instructions
 from tests.clock import cpu_limit
 
@@ -26,7 +26,7 @@ CASES = [
 
 
 def needs_langdetect(case: dict[str, Any]) -> bool:
-    return case["kind"].startswith("change_case:english") or case["kwargs"].get("language") in latin.LATIN
+    return case["kind"].startswith("change_case:english") or case["kwargs"].get("language") in latin_languages.LATIN
 
 
 def gold_of(*asked: tuple[str, dict[str, Any]]) -> dict[str, Any]:
@@ -59,8 +59,8 @@ def test_case(case: dict[str, Any]) -> None:
 
 def test_every_kind_has_three_cases_of_each_sort() -> None:
     counts = Counter((case["kind"], case["follows"]) for case in CASES)
-    assert len(KINDS) == 25
-    assert set(counts) == {(kind, follows) for kind in KINDS for follows in (True, False)}
+    assert len(INSTRUCTION_KINDS) == 25
+    assert set(counts) == {(kind, follows) for kind in INSTRUCTION_KINDS for follows in (True, False)}
     assert min(counts.values()) >= 3
 
 
@@ -226,7 +226,7 @@ def test_probes_are_paid_as_they_say() -> None:
 
 
 def test_what_needs_langdetect_says_so_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    latin._profiles.cache_clear()
+    latin_languages._load_profiles.cache_clear()
     monkeypatch.setitem(sys.modules, "langdetect", None)
     try:
         for asked in (("language:response_language", {"language": "fr"}), ("change_case:english_capital", {})):
@@ -234,12 +234,12 @@ def test_what_needs_langdetect_says_so_without_it(monkeypatch: pytest.MonkeyPatc
                 Instructions().judge_gold(gold_of(asked))
             with pytest.raises(RecipeError, match="langdetect"):
                 Instructions().judge("BONJOUR LE MONDE", gold_of(asked))
-        for code in set(SCRIPTS) - set(latin.LATIN):
+        for code in set(SCRIPTS) - set(latin_languages.LATIN):
             gold = gold_of(("language:response_language", {"language": code}))
             assert Instructions().judge_gold(gold).value == 1.0
             assert Instructions().judge("Hello.", gold).value == 0.0
     finally:
-        latin._profiles.cache_clear()
+        latin_languages._load_profiles.cache_clear()
 
 
 ASKED = [(case["kind"], case["kwargs"]) for case in CASES if not needs_langdetect(case)]
@@ -287,7 +287,7 @@ def test_a_batch_gets_what_each_gets_alone_also_in_threads(rows: list[Any]) -> N
 
 
 NAMES = sorted({name for _, kwargs in ASKED for name in kwargs})
-WITHOUT_LIBRARY = sorted(kind for kind in KINDS if not kind.startswith("change_case:english"))
+WITHOUT_LIBRARY = sorted(kind for kind in INSTRUCTION_KINDS if not kind.startswith("change_case:english"))
 values = st.none() | st.integers(-2, 3) | st.floats() | st.text(max_size=5) | st.lists(st.text(max_size=3), max_size=2)
 
 

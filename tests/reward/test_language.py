@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message
-from qwen_align.reward.language import LanguageShare, prose, shares
+from qwen_align.reward.language import LanguageShare, compute_language_shares, extract_prose
 from tests.clock import cpu_limit
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_a_bare_string_has_no_prompt() -> None:
 
 @given(st.text(alphabet=st.sampled_from('ab cé三の가я$`\\"“”\n[]()<>'), max_size=60))
 def test_shares_are_a_division_of_the_words(text: str) -> None:
-    found = shares(text)
+    found = compute_language_shares(text)
     assert not found or sum(found.values()) == pytest.approx(1.0)
     assert all(0 < share <= 1 for share in found.values())
 
@@ -70,7 +70,7 @@ def test_shares_are_a_division_of_the_words(text: str) -> None:
 )
 def test_what_is_no_prose_changes_nothing(words: list[str], extra: str, place: int) -> None:
     with_extra = [*words[:place], extra, *words[place:]]
-    assert shares(" ".join(with_extra)) == shares(" ".join(words))
+    assert compute_language_shares(" ".join(with_extra)) == compute_language_shares(" ".join(words))
 
 
 @given(st.integers(0, 10), st.integers(0, 10))
@@ -97,7 +97,7 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:9]))
 def test_time_is_linear(text: str) -> None:
     with cpu_limit(1.0, text):  # 0.1 s measured; a quadratic scan takes minutes
-        prose(text)
+        extract_prose(text)
         LanguageShare(target="en").judge(text)
 
 
@@ -108,7 +108,7 @@ def test_time_is_linear(text: str) -> None:
 @pytest.mark.parametrize(("name", "target"), [("alpaca_en_demo.json", "en"), ("alpaca_zh_demo.json", "zh")])
 def test_real_answers_are_in_their_language(name: str, target: str) -> None:
     rows = json.loads((DATA / "chat" / name).read_text("utf-8"))[:300]
-    texts = [row["output"] for row in rows if shares(row["output"])]
+    texts = [row["output"] for row in rows if compute_language_shares(row["output"])]
     values = [LanguageShare.model_validate({"target": target}).judge(text).value or 0.0 for text in texts]
     assert sum(values) / len(values) > 0.95
     assert sum(value > 0.5 for value in values) / len(values) > 0.97

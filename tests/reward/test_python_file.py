@@ -117,7 +117,7 @@ def test_gold_is_the_rows_own_or_the_given(reward: Any) -> None:
 
 def test_a_function_that_hangs_is_ended_and_the_rest_judged(reward: Any) -> None:
     mine = reward(time_limit_s=0.5)
-    mine.warm()
+    mine.warm_up()
     started = time.monotonic()
     rows = [completion(text, prompt_id=str(n)) for n, text in enumerate(["number", "hang", "dict"])]
     assert [verdict.value for verdict in mine.judge_many(rows)] == [2.0, 0.0, 0.25]
@@ -141,15 +141,15 @@ def test_a_function_of_groups(reward: Any) -> None:
 )
 def test_a_function_that_is_not_there_is_told_at_the_door(reward: Any, name: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        reward(name=name).warm()
+        reward(name=name).warm_up()
 
 
 def test_a_file_that_is_not_there_or_broken_is_told_at_the_door(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="is not there"):
-        PythonReward(file=str(tmp_path / "none.py")).warm()
+        PythonReward(file=str(tmp_path / "none.py")).warm_up()
     (tmp_path / "broken.py").write_text("def judge(:\n")
     with pytest.raises(RecipeError, match="SyntaxError"):
-        PythonReward(file=str(tmp_path / "broken.py")).warm()
+        PythonReward(file=str(tmp_path / "broken.py")).warm_up()
 
 
 def test_verdicts_are_kept_by_the_functions_name(reward: Any) -> None:
@@ -160,7 +160,7 @@ def test_verdicts_are_kept_by_the_functions_name(reward: Any) -> None:
 
 def test_what_the_function_starts_is_ended_with_it(reward: Any, tmp_path: Path) -> None:
     mine = reward(name="starts", time_limit_s=1.0)
-    mine.warm()
+    mine.warm_up()
     assert mine.judge(completion("x"), str(tmp_path / "pid")).reason == "time limit"
     pid = int((tmp_path / "pid").read_text())
     limit = time.monotonic() + 5.0

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from qwen_align.align.rows import Completion, Message, Problem
-from qwen_align.data_builders.reasoning_gym_items import UNREPEATABLE
 from qwen_align.data_builders.reasoning_gym_tasks import ReasoningGymTasks
-from qwen_align.reward.reasoning_gym_guards import GUARDS, REFUSED, admits, revived
-from qwen_align.reward.reasoning_gym_task import ReasoningGym, known_answer, said
+from qwen_align.data_builders.reasoning_gym_worker import UNREPEATABLE
+from qwen_align.reward.reasoning_gym_guards import GUARDS, REFUSED_TASKS, is_answer_admitted, restore_tuples
+from qwen_align.reward.reasoning_gym_task import ReasoningGym, extract_answer, find_known_answer
 
 pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
 
@@ -49,7 +49,7 @@ def gold(dataset: str, answer: str | None, **metadata: Any) -> dict[str, Any]:
     ],
 )
 def test_what_the_answer_is(text: str, expected: tuple[str, str]) -> None:
-    assert said(text) == expected
+    assert extract_answer(text) == expected
 
 
 # data set, entry, admitted answers, answers that are not
@@ -133,21 +133,21 @@ GUARDED = [
 
 @pytest.mark.parametrize(("dataset", "item", "admitted", "refused"), GUARDED, ids=[case[0] for case in GUARDED])
 def test_guards(dataset: str, item: dict[str, Any], admitted: list[str], refused: list[str]) -> None:
-    assert [answer for answer in admitted if not admits(dataset, answer, item)] == []
-    assert [answer for answer in refused if admits(dataset, answer, item)] == []
+    assert [answer for answer in admitted if not is_answer_admitted(dataset, answer, item)] == []
+    assert [answer for answer in refused if is_answer_admitted(dataset, answer, item)] == []
 
 
 def test_deep_answers_do_not_end_the_guards() -> None:
     item = entry("1", numbers=[1], target=1, variable="x")
     for dataset in GUARDS:
         for answer in ("(" * 10_000, "-" * 10_000 + "1", "[" * 10_000, "1" * 10_000, "1+" * 5_000 + "1"):
-            assert admits(dataset, answer, item) in (True, False)
+            assert is_answer_admitted(dataset, answer, item) in (True, False)
 
 
 def test_boards_are_tuples_again() -> None:
-    item = revived("arc_agi", entry("1 2", output=[[1, 2]]))
+    item = restore_tuples("arc_agi", entry("1 2", output=[[1, 2]]))
     assert item["metadata"]["output"] == ((1, 2),)
-    assert revived("leg_counting", item) == item
+    assert restore_tuples("leg_counting", item) == item
 
 
 @pytest.mark.parametrize("probe", REWARD.probes(), ids=lambda probe: probe.name)
@@ -177,7 +177,7 @@ def test_no_answer_runs_code(tmp_path: Path) -> None:
 def test_an_endless_answer_ends_at_the_limit_and_the_next_is_judged() -> None:
     reward = ReasoningGym(time_limit_s=2.0)
     item = gold("simple_integration", "x**2 + C", variable="x", integrand="2*x")
-    reward.warm()
+    reward.warm_up()
     start = time.monotonic()
     assert reward.judge("<answer>9**9**9**9*x</answer>", item).reason == "time limit"
     assert time.monotonic() - start < 6.0
@@ -256,7 +256,7 @@ def every_task(n_each: int, seed: int) -> dict[str, list[Problem]]:
     """The same of every task, each of which takes a process to draw."""
     from reasoning_gym.factory import DATASETS
 
-    names = sorted(set(DATASETS) - set(REFUSED) - set(UNREPEATABLE))
+    names = sorted(set(DATASETS) - set(REFUSED_TASKS) - set(UNREPEATABLE))
     assert len(names) >= 103
     n = {name: min(2, n_each) if name == SEARCHED else n_each for name in names}
     return {name: list(ReasoningGymTasks(tasks=[name], n=n[name]).generate(seed)) for name in names}
@@ -274,7 +274,7 @@ def test_tasks_pay_their_own_gold(tasks: Callable[[int, int], dict[str, list[Pro
     wrong = {}
     for name, rows in tasks(6, 1).items():
         verdicts = [reward.judge_gold(row.gold) for row in rows]
-        told = {known_answer(row.gold["entry"]) is not None for row in rows}
+        told = {find_known_answer(row.gold["entry"]) is not None for row in rows}
         assert told == {name not in UNTOLD}, name
         if name not in SOME_FAIL and any(one.value != 1.0 for one in verdicts):
             wrong[name] = [(one.reason, row.gold["entry"]["answer"]) for one, row in zip(verdicts, rows, strict=True)]
@@ -293,7 +293,7 @@ def test_no_task_pays_junk_hedges_or_another_items_answer(
     for name, rows in tasks(4, 2).items():
         if name == SEARCHED:
             continue
-        answers = [known_answer(row.gold["entry"]) for row in rows]
+        answers = [find_known_answer(row.gold["entry"]) for row in rows]
         for row, right in zip(rows, answers, strict=True):
             paid += [(name, right, said) for said in _wrong(row, right, answers, name) if _pays(reward, said, row)]
     assert paid == []

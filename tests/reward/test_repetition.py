@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message
-from qwen_align.reward.repetition import Repetition, repeated_share, units
+from qwen_align.reward.repetition import Repetition, compute_repeated_share, split_words
 
 # text, n, value with max_penalty -1, why
 CASES = [
@@ -46,14 +46,14 @@ def test_token_ids_go_before_words() -> None:
 
 
 def test_words_keep_their_letters() -> None:
-    assert units("Don't 3.5, x_1 好的 ok") == ["don", "t", "3", "5", "x_1", "好", "的", "ok"]
+    assert split_words("Don't 3.5, x_1 好的 ok") == ["don", "t", "3", "5", "x_1", "好", "的", "ok"]
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 12))
 def test_the_share_is_what_counting_gives(said: list[int], n: int) -> None:
     grams = [tuple(said[place : place + n]) for place in range(len(said) - n + 1)]
     expected = 1 - len(set(grams)) / len(grams) if grams else None
-    assert repeated_share(said, n) == expected
+    assert compute_repeated_share(said, n) == expected
 
 
 @given(st.lists(st.integers(0, 3), min_size=3, max_size=20))
@@ -77,7 +77,7 @@ def test_time_does_not_depend_on_n() -> None:
 
     def seconds(n: int) -> float:
         start = time.process_time()
-        repeated_share(said, n)
+        compute_repeated_share(said, n)
         return time.process_time() - start
 
     short = min(seconds(3) for _ in range(3))

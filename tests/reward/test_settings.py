@@ -12,7 +12,7 @@ from qwen_align.reward.base import BaseReward
 from qwen_align.reward.format import Format
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
-from qwen_align.reward.settings import Outcome, Reward, RewardList, RewardName, Shaping, reward_of_kind
+from qwen_align.reward.settings import Outcome, Reward, RewardList, RewardName, Shaping, make_default_reward
 
 REWARDS: TypeAdapter[list[Reward]] = TypeAdapter(RewardList)
 
@@ -43,7 +43,7 @@ def test_wrong_settings_are_refused(given: Any, message: str) -> None:
 
 def test_rewards_by_the_name_on_a_row() -> None:
     for kind in get_args(Outcome):
-        assert type(reward_of_kind(kind().kind)) is kind
+        assert type(make_default_reward(kind().kind)) is kind
     with pytest.raises(ValueError, match=r"'math_anser' is no reward that rows can name. Did you mean 'math_answer'\?"):
         TypeAdapter(RewardName).validate_python("math_anser")
 
@@ -75,7 +75,7 @@ from qwen_align.reward import CodeTests, MathAnswer
 sys.platform = "win32"
 print(MathAnswer().judge(r"\\boxed{\\frac12}", "0.5").reason)
 try:
-    CodeTests().check_here()
+    CodeTests().check_machine()
 except ValueError as error:
     print(error)
 """

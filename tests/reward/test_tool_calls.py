@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_align.reward.strict_json import DEEPEST, LONGEST, JsonError, canonical, read_json
-from qwen_align.reward.tool_calls import ToolCalls, render
-from qwen_align.reward.tool_gold import Call
+from qwen_align.reward.strict_json import MAX_CHARACTERS, MAX_DEPTH, JsonError, parse_json, to_comparable
+from qwen_align.reward.tool_call_gold import ToolCall
+from qwen_align.reward.tool_calls import ToolCalls, render_call
 from tests.clock import cpu_limit
 
 ROOT = Path(__file__).parents[2]
@@ -24,14 +24,14 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     max_leaves=6,
 )
 ARGUMENTS = st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)
-CALLS = st.lists(st.builds(Call, st.sampled_from(["f", "g"]), ARGUMENTS), min_size=1, max_size=4)
+CALLS = st.lists(st.builds(ToolCall, st.sampled_from(["f", "g"]), ARGUMENTS), min_size=1, max_size=4)
 
 
-def says(calls: list[Call]) -> str:
-    return "\n".join(map(render, calls))
+def says(calls: list[ToolCall]) -> str:
+    return "\n".join(map(render_call, calls))
 
 
-def wants(calls: list[Call]) -> dict[str, Any]:
+def wants(calls: list[ToolCall]) -> dict[str, Any]:
     return {"calls": [call._asdict() for call in calls]}
 
 
@@ -43,7 +43,7 @@ def test_case(case: dict[str, Any]) -> None:
 
 
 @given(CALLS, st.randoms(use_true_random=False))
-def test_calls_are_right_against_themselves_in_any_order(calls: list[Call], random: Any) -> None:
+def test_calls_are_right_against_themselves_in_any_order(calls: list[ToolCall], random: Any) -> None:
     shuffled = list(calls)
     random.shuffle(shuffled)
     assert ToolCalls().judge(says(shuffled), wants(calls)).value == 1.0
@@ -52,7 +52,7 @@ def test_calls_are_right_against_themselves_in_any_order(calls: list[Call], rand
 
 
 @given(CALLS, CALLS)
-def test_right_is_symmetric_and_means_the_same_calls(one: list[Call], other: list[Call]) -> None:
+def test_right_is_symmetric_and_means_the_same_calls(one: list[ToolCall], other: list[ToolCall]) -> None:
     there = ToolCalls().judge(says(one), wants(other)).value
     assert there == ToolCalls().judge(says(other), wants(one)).value
     texts = [sorted(json.dumps(_plain(call), sort_keys=True) for call in calls) for calls in (one, other)]
@@ -69,32 +69,32 @@ def _plain(value: Any) -> Any:
 
 
 @given(CALLS, CALLS)
-def test_partial_credit_is_full_only_for_the_right_calls(one: list[Call], other: list[Call]) -> None:
+def test_partial_credit_is_full_only_for_the_right_calls(one: list[ToolCall], other: list[ToolCall]) -> None:
     whole, partly = (ToolCalls(partial_credit=flag).judge(says(one), wants(other)).value for flag in (False, True))
     assert partly is not None
     assert 0.0 <= partly <= 1.0
     assert (partly == 1.0) == (whole == 1.0)
 
 
-@given(CALLS, st.builds(Call, st.just("h"), ARGUMENTS))
-def test_a_guess_beside_the_right_calls_is_not_paid(calls: list[Call], guess: Call) -> None:
+@given(CALLS, st.builds(ToolCall, st.just("h"), ARGUMENTS))
+def test_a_guess_beside_the_right_calls_is_not_paid(calls: list[ToolCall], guess: ToolCall) -> None:
     assert ToolCalls().judge(says([*calls, guess]), wants(calls)).value == 0.0
 
 
 @given(VALUES)
 def test_strict_json_reads_what_json_writes(value: Any) -> None:
-    assert read_json(json.dumps(value)) == value
-    assert canonical(read_json(json.dumps(value))) == canonical(value)
+    assert parse_json(json.dumps(value)) == value
+    assert to_comparable(parse_json(json.dumps(value))) == to_comparable(value)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[" * (DEEPEST + 1), "JSON too deep"),
-        ("[" * DEEPEST, "invalid JSON"),
+        ("[" * (MAX_DEPTH + 1), "JSON too deep"),
+        ("[" * MAX_DEPTH, "invalid JSON"),
         ('"' + "[" * 200 + '"', ""),
         ('"\\"' + "[" * 200 + '"', ""),
-        ('"' + "x" * LONGEST + '"', "JSON too long"),
+        ('"' + "x" * MAX_CHARACTERS + '"', "JSON too long"),
         ("9" * 400, ""),
         ("9" * 401, "JSON number too long"),
         ("-1e400", "JSON number too large"),
@@ -108,9 +108,9 @@ def test_strict_json_reads_what_json_writes(value: Any) -> None:
 def test_strict_json_refuses_by_reason(text: str, reason: str) -> None:
     if reason:
         with pytest.raises(JsonError, match=f"^{reason}$"):
-            read_json(text)
+            parse_json(text)
     else:
-        assert read_json(text) is not None
+        assert parse_json(text) is not None
 
 
 HOSTILE = [

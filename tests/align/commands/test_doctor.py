@@ -11,7 +11,7 @@ import pytest
 from qwen_align.align.commands import doctor
 from qwen_align.align.commands.doctor import Finding
 from qwen_align.align.store.provenance import LIBRARIES
-from qwen_align.reward.code.isolation import Isolation, Layer
+from qwen_align.reward.code.isolation_report import Isolation, Layer
 
 PROBED = subprocess.CompletedProcess([], 0, stdout='{"torch": "2.13.0", "gpus": [], "threads": 2}', stderr="")
 BROKEN = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nImportError: libcudart.so: not found\n")
@@ -25,7 +25,7 @@ FULL = Isolation(True, True, LAYERS, "")
 def _probed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe's answer without the seconds that importing torch takes; one test below asks for real."""
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: PROBED)
-    monkeypatch.setattr(doctor, "isolation_here", lambda: FULL)
+    monkeypatch.setattr(doctor, "check_isolation", lambda: FULL)
 
 
 def found(findings: list[Finding], what: str) -> Finding:
@@ -91,7 +91,7 @@ def test_torch_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch)
 def test_the_isolation_of_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(doctor.examine_machine(tmp_path), "sandbox").found == "full: pid namespace, system call filter"
     layers = (LAYERS[0], Layer("user namespace", False, "Operation not permitted"))
-    monkeypatch.setattr(doctor, "isolation_here", lambda: Isolation(False, True, layers, "set sysctl x=1"))
+    monkeypatch.setattr(doctor, "check_isolation", lambda: Isolation(False, True, layers, "set sysctl x=1"))
     finding = found(doctor.examine_machine(tmp_path), "sandbox")
     assert finding.found == "process only (a session and resource limits); no user namespace: Operation not permitted"
     assert finding.advice == "code_tests: set sysctl x=1"

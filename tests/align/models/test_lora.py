@@ -14,7 +14,7 @@ from transformers import AutoConfig, Qwen3ForCausalLM
 from qwen_align.align.models import loading
 from qwen_align.align.store.files import measure_gib
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=20)
 
 LORA = {"rank": 4, "alpha": 8}
 TUNED = {"max_tokens": 256, "batch": 4, "epochs": 0.25, "learning_rate": 1e-3}

@@ -16,7 +16,7 @@ from qwen_align.align.rows import Message, Pair, to_line
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import dpo
-from qwen_align.data_builders.arithmetic import Arithmetic, boxed
+from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
 BASE = Path(__file__).parents[3] / "recipes" / "tiny_base"
 BETA = 0.3  # not TRL's default
@@ -29,7 +29,7 @@ def pairs() -> list[Pair]:
     for row in Arithmetic(rows="trace", n=N_PAIRS, steps=[2]).generate(7):
         assert row.row == "trace"
         chosen = Message(role="assistant", content=row.answer, thinking=row.thinking)
-        rejected = Message(role="assistant", content=boxed("1"), thinking="I do not know. " * 3)
+        rejected = Message(role="assistant", content=box_answer("1"), thinking="I do not know. " * 3)
         made.append(Pair(id=row.id, messages=row.messages, chosen=chosen, rejected=rejected, mode="think"))
     return made
 

@@ -19,9 +19,9 @@ from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store import integrity
 from qwen_align.align.training import checkpoints
-from qwen_align.data_builders.arithmetic import Arithmetic, boxed
+from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=5)
 
 TUNED = {"from_model": "base", "max_tokens": 200, "batch": 2, "epochs": 0.5, "learning_rate": 1e-3}
 ONLINE = {
@@ -54,7 +54,7 @@ STOPPED_AFTER = 3  # of four steps
 
 
 def pair(row: Any) -> Pair:
-    wrong = boxed(str(int(row.gold) + 1))
+    wrong = box_answer(str(int(row.gold) + 1))
     sides = [Message(role="assistant", content=said, thinking=row.thinking) for said in (row.answer, wrong)]
     return Pair(id=row.id, messages=row.messages, chosen=sides[0], rejected=sides[1], mode="think")
 

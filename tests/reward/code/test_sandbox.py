@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from qwen_align.reward.code.frames import Frames
-from qwen_align.reward.code.isolation import isolation_here, kernel_layers
-from qwen_align.reward.code.sandbox import Cell, Ended, Limits, Sandbox, SandboxError, sandbox
+from qwen_align.reward.code.isolation_report import check_isolation, try_kernel_layers
+from qwen_align.reward.code.sandbox import Cell, CellEnd, Limits, Sandbox, SandboxError, get_sandbox
+from qwen_align.reward.code.socket_frames import Frames
 
 ROOT = Path(__file__).parents[3]
 CASES = [json.loads(line) for line in (ROOT / "tests/cases/sandbox_attacks.jsonl").read_text().splitlines()]
@@ -36,11 +36,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces are 
 
 @pytest.fixture(scope="module")
 def full() -> Iterator[Sandbox]:
-    refused = [layer for layer in kernel_layers() if not layer.given and not layer.name.startswith("file rules")]
+    refused = [layer for layer in try_kernel_layers() if not layer.given and not layer.name.startswith("file rules")]
     if refused:
         pytest.skip(f"this kernel refuses: {refused}")
     box = Sandbox("full")
-    box.warm()
+    box.warm_up()
     yield box
     box.close()
 
@@ -54,13 +54,13 @@ def process() -> Iterator[Sandbox]:
 
 def start(box: Sandbox, code: str, limits: Limits, stdin: bytes = b"") -> Cell:
     job = {"mode": "program", "name": "__main__", "texts": [code]}
-    return box.start("candidate", json.dumps(job).encode(), limits, stdin=stdin)
+    return box.start_cell("candidate", json.dumps(job).encode(), limits, stdin=stdin)
 
 
-def run(box: Sandbox, code: str, *, stdin: bytes = b"", **limits: Any) -> Ended:
+def run(box: Sandbox, code: str, *, stdin: bytes = b"", **limits: Any) -> CellEnd:
     """How a program ended; no process may be left of it."""
     with start(box, code, Limits(**{"time_limit_s": 5.0, **limits}), stdin) as cell:
-        ended = cell.end()
+        ended = cell.wait()
     assert cells_of(box) == []
     return ended
 
@@ -256,7 +256,7 @@ print(ctypes.CDLL(None).capget((ctypes.c_uint32 * 2)(0x20080522, 0), sets), list
 def test_cells_do_not_see_each_other(full: Sandbox) -> None:
     secret = "open('/tmp/secret', 'w').write('s')\nprint('here', flush=True)\nimport time\ntime.sleep(5)"
     with start(full, secret, Limits()) as first:
-        while not first._written():
+        while not first._read_output():
             time.sleep(0.01)
         assert says_beside(full, TRIED + "import os\nprint(os.listdir('/tmp'), tried(lambda: os.kill(2, 0)))") == (
             "[] ProcessLookupError"
@@ -264,10 +264,10 @@ def test_cells_do_not_see_each_other(full: Sandbox) -> None:
     assert says(full, "import os\nprint(os.listdir('/tmp'))") == "[]"
 
 
-def run_beside(box: Sandbox, code: str) -> Ended:
+def run_beside(box: Sandbox, code: str) -> CellEnd:
     """As `run`, while other cells run."""
     with start(box, code, Limits(time_limit_s=5.0)) as cell:
-        return cell.end()
+        return cell.wait()
 
 
 def says_beside(box: Sandbox, code: str) -> str:
@@ -294,9 +294,9 @@ facts = [
 os.write(1, repr(facts).encode() + b"\\n")
 """
     job = {"before": [], "tests": [code], "entry": None, "remote": [], "modules": [], "partial": False, "tells": False}
-    with full.start("tests", json.dumps(job).encode(), Limits(time_limit_s=5.0)) as cell:
-        Frames(cell.channel).send(json.dumps(["ready"]).encode())
-        told = cell.end().output.decode().splitlines()
+    with full.start_cell("tests", json.dumps(job).encode(), Limits(time_limit_s=5.0)) as cell:
+        Frames(cell.channel).send_frame(json.dumps(["ready"]).encode())
+        told = cell.wait().output.decode().splitlines()
     assert told[0] == str(
         [
             (1, 0, True, [], "OSError"),
@@ -345,13 +345,13 @@ while True:
 @pytest.mark.parametrize("isolation", ["full", pytest.param("process", marks=pytest.mark.slow)])
 def test_time_is_limited(isolation: str, request: pytest.FixtureRequest) -> None:
     box = request.getfixturevalue(isolation)
-    box.warm()
+    box.warm_up()
     took: dict[str, tuple[str, float]] = {}
 
     def limited(name: str) -> None:
         began = time.monotonic()
         with start(box, SPINNING[name], Limits(time_limit_s=0.4)) as cell:
-            ended = cell.end()
+            ended = cell.wait()
         took[name] = (ended.how, time.monotonic() - began)
 
     with ThreadPoolExecutor(5) as threads:
@@ -364,7 +364,7 @@ def test_time_is_limited(isolation: str, request: pytest.FixtureRequest) -> None
 def test_deadline_of_the_owner(full: Sandbox) -> None:
     began = time.monotonic()
     with start(full, "while True: pass", Limits(time_limit_s=60.0)) as cell:
-        assert cell.end(began + 0.2).how == "time limit"
+        assert cell.wait(began + 0.2).how == "time limit"
     assert time.monotonic() - began < 0.2 + SLACK_S
 
 
@@ -449,7 +449,7 @@ def test_channel(full: Sandbox) -> None:
         assert cell.channel.recv(1) == b""
     flooded = "import os\nwhile True: os.write(3, bytes(65536))"
     with start(full, flooded, Limits(time_limit_s=0.3)) as cell:
-        assert cell.end().how == "time limit"
+        assert cell.wait().how == "time limit"
     assert says(full, "print('well')") == "well"
 
 
@@ -462,10 +462,11 @@ def test_given_channel(full: Sandbox) -> None:
     )
     jobs = [json.dumps({"mode": "program", "name": "__main__", "texts": [code]}).encode() for code in codes]
     first, second = (
-        full.start("candidate", job, Limits(time_limit_s=5.0), channel=end) for job, end in zip(jobs, ends, strict=True)
+        full.start_cell("candidate", job, Limits(time_limit_s=5.0), channel=end)
+        for job, end in zip(jobs, ends, strict=True)
     )
     with first, second:
-        assert (first.end().output, second.end().output) == (b"b'pong'\n", b"b'ping'\n")
+        assert (first.wait().output, second.wait().output) == (b"b'pong'\n", b"b'ping'\n")
     assert [end.fileno() for end in ends] == [-1, -1]
 
 
@@ -515,7 +516,7 @@ def test_a_dead_server_is_replaced(full: Sandbox) -> None:
         left = below(first)
         os.kill(first, signal.SIGKILL)
         with pytest.raises(SandboxError, match="server was ended"):
-            cell.end()
+            cell.wait()
         assert gone([first, *left])
     assert says(box, "print('again')") == "again"
     box.close()
@@ -523,12 +524,12 @@ def test_a_dead_server_is_replaced(full: Sandbox) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_does_not_answer(full: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_align.reward.code.sandbox._END_S", 0.2)
+    monkeypatch.setattr("qwen_align.reward.code.sandbox._END_LIMIT_S", 0.2)
     box = Sandbox("full")
-    box.warm()
+    box.warm_up()
     os.kill(server_of(box), signal.SIGSTOP)
     with pytest.raises(SandboxError, match="did not end"), start(box, "print(1)", Limits(time_limit_s=0.1)) as cell:
-        cell.end()
+        cell.wait()
     stopped = server_of(box)
     os.kill(stopped, signal.SIGKILL)
     assert gone([stopped])
@@ -549,7 +550,7 @@ def test_close_ends_every_cell(full: Sandbox) -> None:
 
 def test_server_outlives_the_thread_that_started_it(full: Sandbox) -> None:
     box = Sandbox("full")
-    thread = threading.Thread(target=box.warm)
+    thread = threading.Thread(target=box.warm_up)
     thread.start()
     thread.join()
     server = server_of(box)
@@ -574,7 +575,7 @@ def test_all_ends_with_a_killed_owner(isolation: str, request: pytest.FixtureReq
     request.getfixturevalue(isolation)
     owner = script(f"""
 box = Sandbox("{isolation}")
-cells = [box.start("candidate", {SLEEPER}, Limits(time_limit_s=60.0)) for _ in range(3)]
+cells = [box.start_cell("candidate", {SLEEPER}, Limits(time_limit_s=60.0)) for _ in range(3)]
 time.sleep(0.3)
 print("ready", flush=True)
 if not os.fork():
@@ -601,13 +602,13 @@ time.sleep(60)
 def test_works_in_a_forked_child_of_the_owner(full: Sandbox) -> None:
     owner = script("""
 def one():
-    with sandbox("full").start("candidate", json.dumps({"mode": "program", "name": "__main__",
+    with get_sandbox("full").start_cell("candidate", json.dumps({"mode": "program", "name": "__main__",
                                "texts": ["print(7)"]}).encode(), Limits(time_limit_s=5.0)) as cell:
-        return cell.end().output.decode()
+        return cell.wait().output.decode()
 print("owner", one(), end="", flush=True)
 if not os.fork():
     print("child", one(), end="", flush=True)
-    sandbox("full").close()
+    get_sandbox("full").close()
     os._exit(0)
 os.wait()
 print("owner", one(), end="", flush=True)
@@ -617,15 +618,15 @@ print("owner", one(), end="", flush=True)
 
 
 def test_one_sandbox_a_process() -> None:
-    assert sandbox("full") is sandbox("full")
-    assert sandbox("full") is not sandbox("process")
+    assert get_sandbox("full") is get_sandbox("full")
+    assert get_sandbox("full") is not get_sandbox("process")
 
 
 # ---- other machines
 
 
 def test_layers_of_this_machine(full: Sandbox) -> None:
-    here = isolation_here()
+    here = check_isolation()
     assert here.full
     assert here.process
     assert here.advice == ""
@@ -641,8 +642,8 @@ for name, folder in (("qwen_align", ""), ("qwen_align.reward", "/reward")):
 import json, os
 from qwen_align.reward.code.sandbox import *
 job = {{"mode": "program", "name": "__main__", "texts": ["import os; print(os.listdir('/tmp'), os.getuid(), 5)"]}}
-with Sandbox("full").start("candidate", json.dumps(job).encode(), Limits(time_limit_s=5.0)) as cell:
-    print(os.getuid(), cell.end())
+with Sandbox("full").start_cell("candidate", json.dumps(job).encode(), Limits(time_limit_s=5.0)) as cell:
+    print(os.getuid(), cell.wait())
 """
 
 
@@ -658,7 +659,7 @@ def test_an_ordinary_user_has_full_isolation(full: Sandbox) -> None:
     done = subprocess.run(
         [everybodys, "-c", STAND_IN], capture_output=True, text=True, user=65534, group=65534, extra_groups=[], cwd="/"
     )
-    assert done.stdout.startswith("65534 Ended(how='exit', status=0, output=b'[] 1000 5\\n'"), done
+    assert done.stdout.startswith("65534 CellEnd(how='exit', status=0, output=b'[] 1000 5\\n'"), done
 
 
 NAMELESS = """
@@ -671,8 +672,8 @@ for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map"
 with open("/proc/sys/user/max_user_namespaces", "w") as file:
     file.write("MOST")
 try:
-    with Sandbox("full").start("candidate", PAYLOAD, Limits()) as cell:
-        print(cell.end(time.monotonic() + 0.5).how)
+    with Sandbox("full").start_cell("candidate", PAYLOAD, Limits()) as cell:
+        print(cell.wait(time.monotonic() + 0.5).how)
 except SandboxError as error:
     print(error)
 """
@@ -713,7 +714,7 @@ print(tried(lambda: __import__("resource").setrlimit(9, (-1, -1))))
 
 
 def test_file_rules_of_the_weaker_isolation(process: Sandbox, outside: Path) -> None:
-    if not any(layer.given and layer.name.startswith("file rules") for layer in kernel_layers()):
+    if not any(layer.given and layer.name.startswith("file rules") for layer in try_kernel_layers()):
         pytest.skip("this kernel has no Landlock: the weaker isolation sees the machine's files")
     code = f"""
 import os
@@ -762,7 +763,7 @@ def test_closing_leaves_no_folder() -> None:
         box.close()
         assert not folder.exists()
         with pytest.raises(SandboxError, match="ended while a cell ran"):
-            cell.end()
+            cell.wait()
 
 
 def test_what_a_killed_server_left_is_removed_by_the_next(process: Sandbox) -> None:
@@ -771,7 +772,7 @@ def test_what_a_killed_server_left_is_removed_by_the_next(process: Sandbox) -> N
     os.kill(server_of(boxes[0]), signal.SIGKILL)
     assert gone([server_of(boxes[0])])
     assert folder.is_dir()
-    boxes[1].warm()
+    boxes[1].warm_up()
     wait_until(lambda: not folder.exists())
     assert lasting.is_dir()
     for box in boxes:
@@ -795,7 +796,7 @@ def test_importing_needs_nothing_of_linux() -> None:
 import sys
 for name in ("fcntl", "resource", "pwd", "grp"):
     sys.modules[name] = None
-import qwen_align.reward.code.sandbox, qwen_align.reward.code.isolation
+import qwen_align.reward.code.sandbox, qwen_align.reward.code.isolation_report
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

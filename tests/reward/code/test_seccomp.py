@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from qwen_align.reward.code import seccomp
-from qwen_align.reward.code.seccomp import for_process, program
+from qwen_align.reward.code.seccomp import bind_filter, build_filter
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50001, 0x50026
@@ -38,7 +38,10 @@ def outcome(code: bytes, architecture: int, number: int, *arguments: int) -> int
 
 def number(machine: str, name: str) -> int:
     column = list(ARCHITECTURES).index(machine) + 1
-    return {**seccomp._numbers(seccomp._CALLS, column), **seccomp._numbers(seccomp._ARGUED_CALLS, column)}[name]
+    return {
+        **seccomp._parse_call_table(seccomp._CALLS, column),
+        **seccomp._parse_call_table(seccomp._CALLS_BY_ARGUMENT, column),
+    }[name]
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -47,14 +50,14 @@ def machine(request: pytest.FixtureRequest) -> str:
 
 
 def filtering(machine: str, *, processes: bool = False, signals: bool = False) -> bytes:
-    return for_process(program(machine, processes=processes, signals=signals), PID)
+    return bind_filter(build_filter(machine, processes=processes, signals=signals), PID)
 
 
 def test_every_number(machine: str) -> None:
     """Nothing but the listed calls is allowed without a look at the arguments."""
     column = list(ARCHITECTURES).index(machine) + 1
-    allowed = set(seccomp._numbers(seccomp._CALLS, column).values())
-    argued = set(seccomp._numbers(seccomp._ARGUED_CALLS, column).values())
+    allowed = set(seccomp._parse_call_table(seccomp._CALLS, column).values())
+    argued = set(seccomp._parse_call_table(seccomp._CALLS_BY_ARGUMENT, column).values())
     assert not allowed & argued
     code = filtering(machine)
     found = {one: outcome(code, ARCHITECTURES[machine], one) for one in range(1000)}
@@ -114,4 +117,4 @@ def test_arguments(machine: str, case: tuple[str, tuple[int, ...], int, int, int
 
 def test_unknown_machine() -> None:
     with pytest.raises(seccomp.UnknownMachineError, match="riscv64; there is one for x86_64, aarch64"):
-        program("riscv64", processes=False, signals=False)
+        build_filter("riscv64", processes=False, signals=False)

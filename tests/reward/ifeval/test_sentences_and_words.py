@@ -2,8 +2,8 @@
 
 import pytest
 
-from qwen_align.reward.ifeval.sentences import n_sentences
-from qwen_align.reward.ifeval.words import n_words
+from qwen_align.reward.ifeval.count_sentences import count_sentences
+from qwen_align.reward.ifeval.count_words import count_words
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from qwen_align.reward.ifeval.words import n_words
     ],
 )  # fmt: skip
 def test_sentences(text: str, count: int) -> None:
-    assert n_sentences(text) == count
+    assert count_sentences(text) == count
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,4 @@ def test_sentences(text: str, count: int) -> None:
     ],
 )
 def test_words(text: str, count: int) -> None:
-    assert n_words(text) == count
+    assert count_words(text) == count

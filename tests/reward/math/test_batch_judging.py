@@ -7,7 +7,7 @@ import time
 import pytest
 
 from qwen_align.align.rows import Completion, Message
-from qwen_align.reward.base import cores
+from qwen_align.reward.base import count_cores
 from qwen_align.reward.math_answer import MathAnswer
 from tests.reward.math.test_resource_bombs import TEXTS
 
@@ -17,7 +17,7 @@ REWARD = MathAnswer()
 @pytest.fixture(scope="module", autouse=True)
 def _start_workers() -> None:
     """Starts the workers before any time is measured."""
-    REWARD.warm()
+    REWARD.warm_up()
 
 
 def build_completion(index: int, text: str, gold: str) -> Completion:
@@ -40,7 +40,7 @@ def test_bombs_in_a_batch_leave_the_others_their_verdicts() -> None:
     verdicts = REWARD.judge_many(rows)
     took_s = time.monotonic() - start
     assert [verdict.value for verdict in verdicts] == [float(n % 2 and n % 40 != 0) for n in range(400)]
-    assert took_s < 10 / cores() * 1.2 + 2.0
+    assert took_s < 10 / count_cores() * 1.2 + 2.0
 
 
 def test_a_deadline_leaves_what_it_cuts_off_without_a_verdict() -> None:

@@ -131,7 +131,7 @@ EQUAL = {
 @pytest.fixture(scope="module", autouse=True)
 def _start_workers() -> None:
     """Starts the workers before any time is measured."""
-    REWARD.warm()
+    REWARD.warm_up()
 
 
 def judge_timed(text: str, gold: str) -> tuple[Verdict, float]:

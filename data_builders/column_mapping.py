@@ -1,0 +1,107 @@
+"""Converts any mapping to a row by its columns: our fields by their own names, or by those that `columns` says."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from qwen_align.align.rows import Chat, Labelled, Pair, Problem, Row, Text, Trace
+from qwen_align.data_builders.bad_row_errors import BadValue
+from qwen_align.data_builders.format_definition import Target, Values
+from qwen_align.data_builders.message_conversion import (
+    convert_reply,
+    convert_tool_schemas,
+    convert_turns,
+    prepend_system_message,
+)
+from qwen_align.data_builders.preference_formats import parse_label, parse_number
+from qwen_align.data_builders.problem_formats import extract_gold_after
+
+
+class Fields(NamedTuple):
+    """The fields that a row of one kind is read from; one group of `needed` must be there in full."""
+
+    needed: tuple[tuple[str, ...], ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def all_names(self) -> list[str]:
+        """Lists the names of all fields, the id last."""
+        return list(dict.fromkeys([*(field for way in self.needed for field in way), *self.optional, "id"]))
+
+
+FIELDS = {
+    "problem": Fields((("prompt", "gold"),), ("system",)),
+    "trace": Fields((("prompt", "thinking", "answer"),), ("gold", "system")),
+    "chat": Fields((("messages",), ("prompt", "answer")), ("system", "tools")),
+    "pair": Fields((("prompt", "chosen", "rejected"),), ("margin", "system")),
+    "labelled": Fields((("prompt", "completion", "label"),), ("system",)),
+    "text": Fields((("text",),), ("language",)),
+}
+
+
+def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: str | None, target: Target) -> Row:
+    """Converts a mapping to a row of the target's kind.
+
+    With `gold_mark` the gold is what follows its last occurrence.
+
+    Raises BadValue for a field that is missing or of a wrong form.
+    """
+    fields = _collect_fields(values, columns, target.kind)
+    if target.kind == "text":
+        if target.meta:
+            raise BadValue("no meta", "keep_columns: text rows have no meta to keep them in; leave it out")
+        return Text(id=target.id, source=target.source, **fields)
+    prompt_field = "messages" if "messages" in fields else "prompt"
+    messages = prepend_system_message(
+        fields.get("system"), convert_turns(fields[prompt_field], prompt_field, target.conversion_counts)
+    )
+    if target.kind == "chat":
+        answer = (
+            [] if prompt_field == "messages" else [convert_reply(fields["answer"], "answer", target.conversion_counts)]
+        )
+        return Chat(
+            **target.shared_fields, messages=[*messages, *answer], tools=convert_tool_schemas(fields.get("tools"))
+        )
+    if target.kind == "pair":
+        chosen, rejected = (
+            convert_reply(fields[side], side, target.conversion_counts) for side in ("chosen", "rejected")
+        )
+        margin = parse_number(fields["margin"], "margin") if "margin" in fields else None
+        return Pair(**target.shared_fields, messages=messages, chosen=chosen, rejected=rejected, margin=margin)
+    if target.kind == "labelled":
+        completion = convert_reply(fields["completion"], "completion", target.conversion_counts)
+        return Labelled(
+            **target.shared_fields,
+            messages=messages,
+            completion=completion,
+            label=parse_label(fields["label"], "label"),
+        )
+    gold = fields.get("gold")
+    if gold_mark is not None and gold is not None:
+        gold = extract_gold_after(gold, gold_mark)
+    gold_fields: dict[str, Any] = {"gold": gold, "reward": target.reward or "math_answer"}
+    if target.kind == "problem":
+        return Problem(**target.shared_fields, messages=messages, **gold_fields)
+    return Trace(
+        **target.shared_fields, messages=messages, thinking=fields["thinking"], answer=fields["answer"], **gold_fields
+    )
+
+
+def _collect_fields(values: Values, columns: Mapping[str, str], kind: str) -> dict[str, Any]:
+    """Collects our fields that the row has; raises BadValue if they do not make a row."""
+    known_fields = FIELDS[kind]
+    keys = {field: columns.get(field, field) for field in known_fields.all_names if field != "id"}
+    given_fields = {field: values[key] for field, key in keys.items() if values.get(key) is not None}
+    if not any(given_fields.keys() >= set(required_fields) for required_fields in known_fields.needed):
+        missing = next(
+            keys[field]
+            for required_fields in reversed(known_fields.needed)
+            for field in required_fields
+            if field not in given_fields
+        )
+        alternatives = ", or ".join(" and ".join(required_fields) for required_fields in known_fields.needed)
+        raise BadValue(
+            "missing field",
+            f"'{missing}' is missing; a {kind} row has {alternatives}; the row's keys: "
+            f"{', '.join(map(str, values)) or 'none'}. If the file names it otherwise, say so in columns",
+        )
+    return given_fields

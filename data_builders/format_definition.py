@@ -1,0 +1,129 @@
+"""Defines what a source format is, and reads typed values from a source's row."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from qwen_align.align.rows import Message, Mode, Row
+from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
+from qwen_align.data_builders.message_conversion import (
+    Tools,
+    convert_tool_schemas,
+    convert_turns,
+    prepend_system_message,
+)
+
+Kind = Literal["problem", "trace", "chat", "pair", "labelled", "text"]
+Values = Mapping[str, Any]
+"""A source's row. A key whose value is null tells nothing of the format."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the row is to become; `conversion_counts` counts what was converted on the way.
+
+    `reward` is None where the recipe names none, so that a format may have its own default.
+    """
+
+    id: str
+    kind: Kind
+    reward: str | None = None
+    mode: Mode | None = None
+    source: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    calculator_marks: Literal["keep", "remove"] = "keep"
+    conversion_counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def shared_fields(self) -> dict[str, Any]:
+        """Returns the fields that every row but a text has."""
+        mode = {} if self.mode is None else {"mode": self.mode}
+        return {"id": self.id, "source": self.source, "meta": dict(self.meta), **mode}
+
+
+class RowFormat(NamedTuple):
+    """A source format: its name, keys, the test that recognises a row and the function that converts one.
+
+    `fits` looks at keys and kinds of values, not at what a text says.
+
+    `keys` are all the keys it reads. The first of `kinds` is what rows become unless another is asked for.
+    """
+
+    name: str
+    description: str
+    keys: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    fits: Callable[[Values], bool]
+    convert: Callable[[Values, Target], Row]
+
+
+def has_values(values: Values, *keys: str) -> bool:
+    """Tells whether all the keys are there; a null value is no value."""
+    return all(values.get(key) is not None for key in keys)
+
+
+def has_list(values: Values, key: str) -> bool:
+    """Tells whether there is a list under the key."""
+    return isinstance(values.get(key), list)
+
+
+def read_text(values: Values, key: str) -> str:
+    """Reads the text under a key; raises BadValue if it is missing, blank or no text."""
+    value = read_required(values, key)
+    if not isinstance(value, str):
+        raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a text")
+    if not value.strip():
+        raise BadValue("blank field", f"{key}: is blank")
+    return value
+
+
+def read_optional_text(values: Values, key: str) -> str:
+    """Reads the text under a key, empty if there is none; raises BadValue if it is no text."""
+    value = values.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a text")
+    return value
+
+
+def read_required(values: Values, key: str) -> Any:
+    """Reads the value under a key; raises BadValue if it is missing or null."""
+    if values.get(key) is None:
+        problem = "is null" if key in values else "is missing"
+        raise BadValue("missing field", f"'{key}' {problem}; the row's keys: {', '.join(map(str, values)) or 'none'}")
+    return values[key]
+
+
+def read_turns(values: Values, key: str, target: Target) -> list[Message]:
+    """Reads the turns under a key, after the row's own system message; raises BadValue for a blank user turn."""
+    value = read_required(values, key)
+    if not isinstance(value, list):
+        raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a list of turns")
+    turns_read = prepend_system_message(values.get("system"), convert_turns(value, key, target.conversion_counts))
+    for message in turns_read:
+        if message.role == "user" and not message.content.strip():
+            raise BadValue("blank field", f"{key}: a user's turn is blank")
+    return turns_read
+
+
+def read_prompt(values: Values, key: str, target: Target) -> list[Message]:
+    """Reads a text or a list of turns under a key as the prompt that comes before the answer."""
+    value = read_required(values, key)
+    turns_read = read_turns(values, key, target) if isinstance(value, list) else None
+    if turns_read is None:
+        turns_read = prepend_system_message(
+            values.get("system"), [Message(role="user", content=read_text(values, key))]
+        )
+    if turns_read[-1].role == "assistant":
+        raise BadValue("wrong roles", f"{key}: ends with an assistant's turn; a prompt ends before the answer")
+    return turns_read
+
+
+def read_tools(values: Values, target: Target) -> Tools | None:
+    """Reads the row's tool schemas; raises BadValue where rows of the kind cannot carry them."""
+    schemas = convert_tool_schemas(values.get("tools"))
+    if schemas and target.kind != "chat":
+        raise BadValue("tools", f"tools: {target.kind} rows carry none; only chat rows do")
+    return schemas

@@ -1,0 +1,102 @@
+"""Reads files of questions with several judged answers: right or wrong, or with a score."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field, model_validator
+
+from qwen_align.align.references import OutsideFile
+from qwen_align.align.rows import Message, Mode, RowError
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.data_builders.file_reader import check_file_suffix, read_source_rows
+from qwen_align.data_builders.gsm8k_calculator_marks import remove_calculator_marks
+from qwen_align.data_builders.pair_matching import Candidate, Match, Matching
+from qwen_align.reward.repetition import split_words
+from qwen_align.reward.thinking import split_turn
+
+
+class Group(NamedTuple):
+    """A question and its answers; `malformed` has the id and fault of those that are no answers."""
+
+    id: str
+    messages: list[Message]
+    answers: list[Candidate]
+    malformed: list[tuple[str, str]]
+
+
+class JudgedFile(Matching):
+    """Settings that builders from files of judged answers share."""
+
+    path: OutsideFile = Field(description="file with the questions and their answers")
+    question: str = Field(default="question", min_length=1, description="key of the question in the file")
+    system: str | None = Field(
+        default=None, min_length=1, description="system message put before every question; null: none"
+    )
+    strip_marks: bool = Field(default=False, description="remove GSM8K's calculator marks, <<2+3=5>>, from answers")
+    mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
+    source: str = Field(default="", description="source that the rows name")
+    max_length_difference: int | None = Field(
+        default=None, ge=0, description="most words that the sides of a pair may differ by in length; null: any"
+    )
+
+    @model_validator(mode="after")
+    def _check_path(self) -> "JudgedFile":
+        """Checks that the file is of a kind we read."""
+        check_file_suffix(self.path)
+        return self
+
+    def read_objects(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Yields (location, id, object) of every row; raises RowError for one that is no object."""
+        path = Path(self.path)
+        for number, (where, row) in enumerate(read_source_rows(path), start=1):
+            if not isinstance(row, dict):
+                raise RowError(f"{where}: is {type(row).__name__} {row!r:.40}, not an object with keys")
+            yield where, f"{path.name.partition('.')[0]}:{number}", row
+
+    def make_prompt(self, row: dict[str, Any], where: str) -> list[Message]:
+        """Makes the prompt of a row: the system message, if one is set, and the question."""
+        question = read_text_field(row, self.question, where)
+        system = [Message(role="system", content=self.system)] if self.system is not None else []
+        return [*system, Message(role="user", content=question)]
+
+    def group_answers(self, row_id: str, messages: list[Message], judged: list[tuple[str, str, float]]) -> Group:
+        """Groups a question with its answers, which are given as (name, text, value)."""
+        answers: list[Candidate] = []
+        malformed: list[tuple[str, str]] = []
+        for name, text, value in judged:
+            answer_text = remove_calculator_marks(text) if self.strip_marks else text
+            turn = "unclosed calculator mark" if self.strip_marks and "<<" in answer_text else split_turn(answer_text)
+            if isinstance(turn, str):
+                malformed.append((f"{row_id}#{name}", turn))
+            else:
+                message = Message(role="assistant", content=turn.answer, thinking=turn.thinking)
+                answers.append(Candidate(name, answer_text, value, len(split_words(answer_text)), message))
+        return Group(row_id, messages, answers, malformed)
+
+
+def make_pair_fields(group: Group, match: Match) -> dict[str, Any]:
+    """Returns the fields of a Pair row that a match decides."""
+    return {
+        "id": f"{group.id}#{match.chosen.name}>{match.rejected.name}",
+        "messages": group.messages,
+        "chosen": match.chosen.message,
+        "rejected": match.rejected.message,
+        "margin": match.margin,
+        "meta": {"common_prefix": match.prefix},
+    }
+
+
+def read_text_field(row: dict[str, Any], key: str, where: str) -> str:
+    """Returns the text under a key; raises RowError naming the location."""
+    value = read_field(row, key, where)
+    if not isinstance(value, str):
+        raise RowError(f"{where}: '{key}' is {value!r:.40}, not a text")
+    return value
+
+
+def read_field(row: dict[str, Any], key: str, where: str) -> Any:
+    """Returns the value under a key; raises RowError naming the location if it is missing."""
+    if row.get(key) is None:
+        raise RowError(f"{where}: '{key}' is missing{did_you_mean(key, map(str, row))}")
+    return row[key]

@@ -1,0 +1,238 @@
+"""Converts conversations of other formats to our messages: roles, thinking, tool calls; nothing said is left out."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from qwen_align.align.rows import Message, first_error
+from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
+from qwen_align.data_builders.json_reader import parse_json_value
+from qwen_align.reward.thinking import CLOSE, OPEN
+
+# ShareGPT's names for speakers, as FastChat and LLaMA-Factory write them, and OpenAI's former name for a tool.
+_ROLE_OF_SPEAKER = {
+    "human": "user",
+    "gpt": "assistant",
+    "observation": "tool",
+    "function_call": "function_call",
+    "function": "tool",
+} | {role: role for role in ("system", "user", "assistant", "tool")}
+_THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
+_NAME_KEYS = ("name", "tool_call_id", "id")  # the speaker's name; Qwen's templates have no place for it
+_KNOWN_KEYS = {"role", "content", "tool_calls", *_THINKING_KEYS, *_NAME_KEYS}
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
+Tools = list[dict[str, Any]]
+_TOOL_CALLS: TypeAdapter[Tools] = TypeAdapter(Tools)
+
+
+class SplitTurn(NamedTuple):
+    """What an assistant thinks and then says; `thinking` is None without a block and with an empty one."""
+
+    thinking: str | None
+    answer: str
+
+
+def split_thinking(content: str, *, needs_answer: bool = True) -> SplitTurn:
+    """Splits the thinking block that opens an assistant's turn from the answer; white space around both goes.
+
+    Raises BadValue if tags stand anywhere else, are unbalanced or nested, or if nothing follows the block: a text
+    whose thinking cannot be told from its answer must not be trained as an answer.
+    """
+    n_open, n_close = content.count(OPEN), content.count(CLOSE)
+    if not n_open and not n_close:
+        return SplitTurn(None, content)
+    before_close, close_tag, answer = content.partition(CLOSE)
+    before_open, _, thinking = before_close.partition(OPEN)
+    if (n_open, n_close) != (1, 1) or not close_tag:
+        problem = f"has {n_open} {OPEN} and {n_close} {CLOSE}; one of each is a thinking block"
+    elif OPEN not in before_close or before_open.strip():
+        problem = f"has {OPEN} inside its text; a thinking block opens the turn"
+    elif needs_answer and not answer.strip():
+        problem = "has thinking and no answer"
+    else:
+        return SplitTurn(thinking.strip() or None, answer.lstrip())
+    raise BadValue("malformed thinking", problem)
+
+
+def convert_turns(value: Any, field: str, conversion_counts: Counter[str]) -> list[Message]:
+    """Converts a text to one user turn, or a list of turns of any of the formats to messages.
+
+    `conversion_counts` counts what was converted.
+    """
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not value:
+        raise BadValue("wrong type", f"{field}: is {shorten_repr(value)}, neither a text nor a list of turns")
+    return [
+        convert_turn(value_of_turn, f"{field}: {index}", conversion_counts) for index, value_of_turn in enumerate(value)
+    ]
+
+
+def convert_reply(value: Any, field: str, conversion_counts: Counter[str]) -> Message:
+    """Converts a text, one turn, or a list of one turn to an assistant's message."""
+    if isinstance(value, str):
+        value = {"role": "assistant", "content": value}
+    messages = convert_turns(value if isinstance(value, list) else [value], field, conversion_counts)
+    if len(messages) > 1 or messages[0].role != "assistant":
+        roles = ", ".join(turn.role for turn in messages)
+        raise BadValue("wrong roles", f"{field}: has roles {roles}; one assistant turn is needed")
+    return messages[0]
+
+
+def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Message:
+    """Converts one turn to a message; raises BadValue for a role, key or content that has no place in it."""
+    if not isinstance(value, Mapping):
+        raise BadValue("wrong type", f"{field}: Input should be a valid dictionary; found {shorten_repr(value)}")
+    given = {key: item for key, item in value.items() if item is not None}
+    if "from" in given and "role" not in given:
+        given |= {"role": given.pop("from"), "content": given.pop("value", None)}
+        given = {key: item for key, item in given.items() if item is not None}
+    role = given.get("role")
+    role_of_message = _ROLE_OF_SPEAKER.get(role, role) if isinstance(role, str) else role
+    if role_of_message == "function_call":
+        given |= {"role": "assistant", "content": "", "tool_calls": _parse_function_calls(given.get("content"), field)}
+        conversion_counts["function_call turns read as tool calls"] += 1
+        role_of_message = "assistant"
+    _refuse_unknown_keys(given, field)
+    conversion_counts.update(f"turns' '{key}' left out" for key in _NAME_KEYS if key in given)
+    message: dict[str, Any] = {"role": role_of_message}
+    if "content" in given or "tool_calls" not in given:
+        message |= (
+            {"content": _join_text_parts(given["content"], field, conversion_counts)} if "content" in given else {}
+        )
+    else:
+        message["content"] = ""  # OpenAI's content of a turn that only calls tools is null
+    if given.get("tool_calls"):
+        message["tool_calls"] = convert_tool_calls(given["tool_calls"], f"{field}.tool_calls")
+    _move_thinking(message, given, field, conversion_counts)
+    try:
+        return _MESSAGE.validate_python(message)
+    except ValidationError as error:
+        reason = "missing field" if error.errors()[0]["type"] == "missing" else "wrong type"
+        raise BadValue(reason, f"{field}.{first_error(error)}") from None
+
+
+def _refuse_unknown_keys(given: Mapping[str, Any], field: str) -> None:
+    """Raises BadValue for a key whose meaning we do not know, such as a weight of 0 that says `not to be trained`."""
+    for key in given:
+        if key not in _KNOWN_KEYS:
+            known = "role and content, or from and value; thinking, reasoning_content, tool_calls beside them"
+            raise BadValue("unknown key of a turn", f"{field}: has '{key}', which no turn has: {known}")
+
+
+def _join_text_parts(value: Any, field: str, conversion_counts: Counter[str]) -> Any:
+    """Joins a list of text parts; returns anything else as it is, for the message's own check."""
+    if not isinstance(value, list):
+        return value
+    texts = [
+        part["text"]
+        for part in value
+        if isinstance(part, Mapping)
+        and isinstance(part.get("text"), str)
+        and part.get("type", "text") == "text"
+        and not {key for key, item in part.items() if item is not None} - {"type", "text"}
+    ]
+    if len(texts) < len(value) or not texts:
+        raise BadValue("wrong type", f"{field}.content: holds parts that are no text; rows are of text alone")
+    conversion_counts["turns in text parts joined"] += 1
+    return "".join(texts)
+
+
+def _move_thinking(
+    message: dict[str, Any], given: Mapping[str, Any], field: str, conversion_counts: Counter[str]
+) -> None:
+    """Moves reasoning_content, or a block in the content, to `thinking`; raises BadValue where there are two."""
+    thinking_keys = [key for key in _THINKING_KEYS if given.get(key) not in (None, "")]
+    if len(thinking_keys) > 1:
+        raise BadValue("malformed thinking", f"{field}: has both {' and '.join(thinking_keys)}")
+    if thinking_keys:
+        message["thinking"] = given[thinking_keys[0]]
+        if message["role"] != "assistant":
+            raise BadValue("malformed thinking", f"{field}: has {thinking_keys[0]} in a {message['role']} turn")
+        if thinking_keys[0] != "thinking":
+            conversion_counts[f"{thinking_keys[0]} moved to thinking"] += 1
+    content = message.get("content")
+    if message["role"] != "assistant" or not isinstance(content, str) or not (OPEN in content or CLOSE in content):
+        return
+    try:
+        split = split_thinking(content, needs_answer=not message.get("tool_calls"))
+    except BadValue as error:
+        raise BadValue(error.reason, f"{field}: {error}") from None
+    if thinking_keys and split.thinking:
+        raise BadValue("malformed thinking", f"{field}: has {thinking_keys[0]} and a thinking block in its content")
+    conversion_counts[f"{OPEN} blocks moved to thinking" if split.thinking else f"empty {OPEN} blocks left out"] += 1
+    message["content"] = split.answer
+    if split.thinking:
+        message["thinking"] = split.thinking
+
+
+def _parse_function_calls(value: Any, field: str) -> Any:
+    """Parses the content of a function_call turn to a list of calls."""
+    calls = parse_nested_json(value, field)
+    return calls if isinstance(calls, list) else [calls]
+
+
+def convert_tool_calls(value: Any, field: str) -> Tools:
+    """Converts calls to OpenAI's wrapping, their arguments as objects.
+
+    Raises BadValue where one has no name or arguments.
+    """
+    calls = parse_nested_json(value, field)
+    if not isinstance(calls, list):
+        raise BadValue("wrong type", f"{field}: is {shorten_repr(calls)}, not a list of calls")
+    return [_convert_tool_call(call, f"{field}[{index}]") for index, call in enumerate(calls)]
+
+
+def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
+    """Converts one call to OpenAI's wrapping; raises BadValue if it has no name or arguments."""
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise BadValue("malformed tool call", f"{field}: is {shorten_repr(call)}; a call has name and arguments")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = parse_nested_json(arguments, f"{field}.arguments")
+    if not isinstance(arguments, Mapping):
+        problem = f"{field}.arguments: is {shorten_repr(arguments)}; an object, or one as JSON text, is wanted"
+        raise BadValue("malformed tool call", problem)
+    id_field = {"id": call["id"]} if call.get("id") is not None else {}
+    return {**id_field, "type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
+
+
+def convert_tool_schemas(value: Any) -> Tools | None:
+    """Converts function schemas, or their JSON text, to a list in OpenAI's wrapping; None if there are none."""
+    parsed_value = parse_nested_json(value, "tools") if isinstance(value, str) and value.strip() else value or None
+    if parsed_value in (None, [], ""):
+        return None
+    try:
+        schemas = _TOOL_CALLS.validate_python(parsed_value)
+    except ValidationError as error:
+        raise BadValue("wrong type", f"tools: {first_error(error)}") from None
+    for index, schema in enumerate(schemas):
+        if not isinstance(schema.get("function", schema), Mapping) or not schema.get("function", schema).get("name"):
+            raise BadValue(
+                "malformed tools", f"tools[{index}]: is {shorten_repr(schema)}; a function's schema has a name"
+            )
+    return [schema if "function" in schema else {"type": "function", "function": schema} for schema in schemas]
+
+
+def parse_nested_json(value: Any, field: str) -> Any:
+    """Parses a JSON text; returns anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json_value(value)
+    except BadValue as error:
+        raise BadValue(error.reason, f"{field}: {error}") from None
+
+
+def prepend_system_message(system: Any, messages: Sequence[Message]) -> list[Message]:
+    """Puts a system message before the messages, if there is one; raises BadValue where that would make two."""
+    if system in (None, ""):
+        return list(messages)
+    if not isinstance(system, str):
+        raise BadValue("wrong type", f"system: is {shorten_repr(system)}, not a text")
+    if messages[0].role == "system":
+        raise BadValue("wrong roles", "system: the conversation opens with a system message of its own")
+    return [Message(role="system", content=system), *messages]

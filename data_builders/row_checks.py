@@ -1,0 +1,133 @@
+"""Checks a row by itself for faults, one kind of fault per function."""
+
+import re
+from typing import Literal, NamedTuple
+
+from qwen_align.align.errors import DataError
+from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
+from qwen_align.data_builders.row_texts import get_turns, list_all_texts, list_replies
+from qwen_align.reward.settings import make_default_reward
+from qwen_align.reward.thinking import CLOSE, OPEN
+
+MAX_DETAIL_CHARACTERS = 200  # characters of a gold or of a shared text that are quoted
+
+
+class Fault(NamedTuple):
+    """The reason why a row is dropped, short and countable, and what was found."""
+
+    reason: str
+    detail: str
+
+
+def find_empty_fault(row: Row) -> Fault | None:
+    """Finds what leaves nothing to learn from a row: a blank user turn or text, or a pair of equal sides."""
+    if isinstance(row, Text):
+        return None if row.text.strip() else Fault("blank text", "")
+    blank_turn = next(
+        (n for n, turn in enumerate(get_turns(row), 1) if turn.role == "user" and not turn.content.strip()), 0
+    )
+    if blank_turn:
+        return Fault("blank user turn", f"turn {blank_turn}")
+    if isinstance(row, Pair) and _strip_message(row.chosen) == _strip_message(row.rejected):
+        return Fault("chosen equals rejected", "so nothing is preferred")
+    return None
+
+
+def _strip_message(turn: Message) -> tuple[str, str, object]:
+    """Returns what a message says without white space around it, for comparison."""
+    return turn.content.strip(), (turn.thinking or "").strip(), turn.tool_calls or None
+
+
+def find_length_fault(n_characters: int, min_characters: int, max_characters: int | None) -> Fault | None:
+    """Returns a fault if the text is too short or too long; `max_characters` None: no bound."""
+    if n_characters < min_characters:
+        return Fault("too short", f"{n_characters} characters")
+    if max_characters is not None and n_characters > max_characters:
+        return Fault("too long", f"{n_characters} characters")
+    return None
+
+
+def find_language_fault(row: Row, language: Literal["en", "zh"], min_script_share: float) -> Fault | None:
+    """Returns a fault if too few of the row's letters are of the language's script.
+
+    A row without letters is of any language.
+    """
+    share = compute_script_share(" ".join(list_all_texts(row)), language)
+    if share is None or share >= min_script_share:
+        return None
+    return Fault(f"not {language}", f"{share:.2f} of the letters")
+
+
+def find_thinking_fault(row: Row) -> Fault | None:
+    """Finds thinking tags in texts, and blank thinking or answers, in the assistant's turns.
+
+    User turns may speak of tags.
+    """
+    if isinstance(row, Trace):
+        if not row.thinking.strip():
+            return Fault("blank thinking", "a Trace row has thinking; without any it is a Chat row")
+        turns = [Message(role="assistant", content=row.answer, thinking=row.thinking)]
+    elif isinstance(row, Pair | Labelled):
+        turns = list_replies(row)
+    elif isinstance(row, Steps):
+        turns = [Message(role="assistant", content="\n".join(row.steps))]
+    elif isinstance(row, Chat):
+        turns = [message for message in row.messages if message.role == "assistant"]
+    else:
+        return None
+    for turn in turns:
+        tag = next((tag for tag in (OPEN, CLOSE) if tag in turn.content or tag in (turn.thinking or "")), None)
+        if tag:
+            return Fault("thinking tags in the text", f"{tag}; thinking goes into a field of its own, without tags")
+        if not turn.content.strip() and not turn.tool_calls:
+            return Fault("blank answer", "")
+    return None
+
+
+# What Qwen's tokenizers read as one token of their own: in a row's text it would end turns and open others.
+_CONTROL_TOKEN = re.compile(
+    r"<\|(?:endoftext|im_start|im_end|fim_(?:prefix|middle|suffix|pad)|repo_name|file_sep|(?:image|video|vision)_pad"
+    r"|(?:object_ref|box|quad|vision)_(?:start|end))\|>"
+)
+
+
+def find_control_token_fault(row: Row) -> Fault | None:
+    """Finds a token of the template or tokenizer, such as <|im_end|>, in any text of the row."""
+    token = next((match for text in list_all_texts(row) if (match := _CONTROL_TOKEN.search(text))), None)
+    return Fault("control token in the text", token[0]) if token else None
+
+
+def find_gold_fault(row: Row) -> Fault | None:
+    """Returns a fault if the gold does not pass the row's own reward; raises DataError if the reward is unknown."""
+    if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
+        return None  # a trace may be trained without anyone judging it
+    try:
+        reward = make_default_reward(row.reward)
+    except ValueError as error:
+        consequence = "so nobody can tell whether its gold is usable; set sieve.gold_is_usable: false"
+        raise DataError(f"row '{row.id}': reward: {error}, {consequence}") from None
+    verdict = reward.judge_gold(row.gold)
+    if verdict.value is None:
+        return Fault(verdict.reason, f"{row.gold!r}"[:MAX_DETAIL_CHARACTERS])
+    if verdict.value < 1.0:
+        return Fault("gold fails its own reward", f"{verdict.reason}: {row.gold!r}"[:MAX_DETAIL_CHARACTERS])
+    return None
+
+
+_NOT_PROSE = re.compile(
+    r"```.{0,4000}?```|`[^`\n]*`|\$\$.{0,2000}?\$\$|\$[^$\n]*\$|\\\[.{0,2000}?\\\]|\\\(.{0,2000}?\\\)|\\[A-Za-z]+|https?://\S+",
+    re.DOTALL,
+)
+_LATIN = re.compile(r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f]")
+_HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
+
+
+def compute_script_share(text: str, language: Literal["en", "zh"]) -> float | None:
+    """Computes the share of the letters that are of the language's script, None without letters.
+
+    Formulas between dollar signs or LaTeX brackets, code, commands and links are left out.
+    """
+    prose = _NOT_PROSE.sub(" ", text)
+    n_letters = sum(map(str.isalpha, prose))
+    script = _LATIN if language == "en" else _HAN
+    return len(script.findall(prose)) / n_letters if n_letters else None

@@ -1,0 +1,298 @@
+"""Converts a source's rows to ours: the settings that every source shares, and the conversion with its report."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from pathlib import PurePath
+from typing import Any, Literal, Self, cast
+
+from pydantic import Field, ValidationError, model_validator
+
+from qwen_align.align.errors import DataError
+from qwen_align.align.rows import Completion, Message, Mode, Row, Text, first_error
+from qwen_align.align.settings.base import Strict, did_you_mean
+from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, Reject, shorten_repr
+from qwen_align.data_builders.column_mapping import FIELDS, convert_by_columns
+from qwen_align.data_builders.conversion_report import ReadValues, Report
+from qwen_align.data_builders.format_definition import Kind, RowFormat, Target
+from qwen_align.data_builders.format_recognition import (
+    FORMATS,
+    N_ROWS_INSPECTED,
+    TYPED_FORMAT,
+    FormatName,
+    recognise_format,
+)
+from qwen_align.data_builders.sieve import Drops
+from qwen_align.data_builders.typed_rows import check_json_value, check_writable_row, parse_typed_row
+from qwen_align.reward.settings import RewardName
+
+RowReader = Callable[[Reject], Iterable[tuple[str, Any]]]
+"""Reads (location, row) from the start; what cannot be read goes to the function it is given."""
+_NumberedRow = tuple[int, str, Any]
+
+
+class Conversion(Strict):
+    """Settings that say how a source's rows become ours.
+
+    Without `rows` and `format` the format is recognised by the keys of the first rows; where that is unclear, the error
+    lists the candidates. `rows: typed` reads our own `rows.jsonl`. `rows: problem` or another kind alone reads our
+    fields: `prompt` is a text (one user turn) or a list of turns, `chosen` and `rejected` are texts or single turns,
+    turns have role and content, or ShareGPT's from and value. `columns` names the keys that differ. With `gold_after`
+    the gold is what follows the mark's last occurrence. Columns that nothing reads are left out, and reported, unless
+    `keep_columns` puts them into `meta`. A row without an id is called after the source and its number in it.
+
+    `<think>` blocks and `reasoning_content` of assistants become thinking; a block that is malformed makes a bad row.
+    """
+
+    rows: Literal["auto", "typed", "problem", "trace", "chat", "pair", "labelled", "text"] = Field(
+        default="auto", description="kind of rows to make; typed: our own rows.jsonl; auto: what the format makes"
+    )
+    format: Literal["auto"] | FormatName | None = Field(
+        default=None,
+        description="published format that the source is in; auto: recognised by the keys of its first rows",
+    )
+    columns: dict[str, str] = Field(default_factory=dict, description="our field: the source's key, where they differ")
+    keep_columns: list[str] | Literal["all"] = Field(default_factory=list, description="columns that go into meta")
+    gold_after: str | None = Field(
+        default=None, min_length=1, description="mark in the gold's text; the gold is what follows its last occurrence"
+    )
+    calculator_marks: Literal["keep", "remove"] = Field(
+        default="keep", description="whether GSM8K's <<48/2=24>> stay in solutions"
+    )
+    reward: RewardName | Literal["python"] = Field(
+        default="math_answer",
+        description="reward that judges against the gold; python: the one of this kind that a stage names",
+    )
+    mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
+    source: str = Field(default="", description="source that the rows name")
+    system: str | None = Field(
+        default=None, min_length=1, description="system message for rows that bring none; null: none"
+    )
+    on_bad_row: Literal["fail", "drop"] = Field(
+        default="fail", description="fail: end the build with an error; drop: count the row and go on"
+    )
+    expect_rows: int | None = Field(
+        default=None, ge=1, description="number of rows that the source must have, bad ones included; null: any"
+    )
+
+    @model_validator(mode="after")
+    def _check_conversion(self) -> Self:
+        """Checks that the settings given fit each other and the rows that are made."""
+        if self.rows == "typed":
+            if problem := self._list_idle_for_typed():
+                raise ValueError(problem)
+            return self
+        if self.format in (None, "auto") and (self.rows == "auto" or self.format):
+            if self.columns:
+                raise ValueError("columns: a format is recognised by its own keys; name the format too")
+        else:
+            self._check_columns()
+        if "text" in (self.rows, self.format) and (problem := self._list_idle_for_text()):
+            raise ValueError(problem)
+        if self.gold_after is not None and (self.format or self.rows not in ("problem", "trace")):
+            raise ValueError(f"gold_after: {self._target_description} has no gold to look for it in; leave it out")
+        if "calculator_marks" in self.model_fields_set and self.format not in ("auto", "gsm8k"):
+            raise ValueError("calculator_marks: is for format: gsm8k; leave it out")
+        return self
+
+    def _list_idle_for_typed(self) -> str:
+        """Returns an error naming the given settings that typed rows do not use; empty if there are none."""
+        used_settings = {"rows", "on_bad_row", "expect_rows", *(["format"] if self.rows == "auto" else [])}
+        idle_settings = ", ".join(sorted(set(Conversion.model_fields) & self.model_fields_set - used_settings))
+        return idle_settings and f"{idle_settings}: typed rows say everything themselves; leave it out"
+
+    def _list_idle_for_text(self) -> str:
+        """Returns an error naming the given settings that raw texts do not use; empty if there are none."""
+        idle_settings = ", ".join(sorted({"mode", "system"} & self.model_fields_set))
+        return idle_settings and f"{idle_settings}: a text is no conversation; leave it out"
+
+    @property
+    def _target_description(self) -> str:
+        """Returns what rows are made into, in words for an error."""
+        return f"format {self.format}" if self.format else f"a {self.rows} row"
+
+    def _check_columns(self) -> None:
+        """Checks that `columns` names fields of the format or kind of row."""
+        if self.format in (None, "auto"):
+            known = FIELDS[self.rows].all_names
+        else:
+            row_format = FORMATS[cast(str, self.format)]
+            if self.rows not in ("auto", *row_format.kinds):
+                raise ValueError(
+                    f"rows: {row_format.name} makes {' or '.join(row_format.kinds)} rows, no {self.rows} rows"
+                )
+            known = [*row_format.keys, "id"]
+        for field_name in self.columns:
+            if field_name not in known:
+                raise ValueError(
+                    f"columns: '{field_name}' is no field of {self._target_description}"
+                    f"{did_you_mean(field_name, known)}"
+                )
+
+    def convert_rows(self, read: RowReader, source: str, drops: Drops, report: Report) -> Iterator[Row]:
+        """Yields a source's rows converted to ours, in order.
+
+        `source` names it in errors; rows without an id are called after its last part, up to the first dot.
+        Raises DataError if the format is unclear, a named column is in no row or `expect_rows` is not how many there
+        are, RowError, naming the location, for the first row that is wrong unless `on_bad_row` is drop.
+        """
+        n_bad = 0
+        first_bad: BadRow | None = None
+
+        def reject(error: BadRow) -> None:
+            nonlocal n_bad, first_bad
+            n_bad, first_bad = n_bad + 1, first_bad or error
+            if self.on_bad_row == "fail":
+                raise error
+            # The folder is left out, so that the same data gives the same bytes wherever it is stored.
+            drops.add(error.reason, PurePath(error.where).name, str(error).removeprefix(f"{error.where}: "))
+
+        rows = _number_rows(read, reject)
+        head = list(islice(rows, N_ROWS_INSPECTED))
+        report.source = source
+        try:
+            convert = self._choose_converter(head, source, report)
+        except DataError as error:
+            if first_bad is None:
+                raise
+            raise DataError(f"{error}. Before that {n_bad:,} bad rows were dropped, the first: {first_bad}") from None
+        stem = PurePath(source).name.partition(".")[0]
+        location_of_id: dict[str, str] = {}
+        met_keys: set[str] = set()
+        for number, location, value in chain(head, rows):
+            try:
+                if isinstance(value, dict):
+                    met_keys.update(value)
+                row = convert(value, f"{stem}:{number}")
+                if row.id in location_of_id:
+                    message = f"id '{row.id}' is that of {location_of_id[row.id]} too; every row needs its own"
+                    raise BadValue("duplicate id", message)
+            except BadValue as error:
+                reject(BadRow(location, error.reason, str(error)))
+                continue
+            location_of_id[row.id] = PurePath(location).name
+            report.n_made[row.row] += 1
+            yield row
+        n_rows = len(location_of_id) + n_bad
+        if self.expect_rows not in (None, n_rows):
+            raise DataError(f"{source}: has {n_rows:,} rows, but expect_rows is {self.expect_rows:,}: other data?")
+        kept_columns = [] if self.keep_columns == "all" else self.keep_columns
+        never_met = [key for key in (*self.columns.values(), *kept_columns) if key not in met_keys]
+        if never_met and (head or location_of_id):
+            raise DataError(
+                f"{source}: no row has '{never_met[0]}', which the recipe names{did_you_mean(never_met[0], met_keys)}"
+            )
+
+    def _choose_converter(self, head: list[_NumberedRow], source: str, report: Report) -> Callable[[Any, str], Row]:
+        """Returns the function that makes a row of a value and of the id that it gets where it brings none."""
+        name: str | None = self.format
+        if self.rows == "typed":
+            name = TYPED_FORMAT
+        elif name == "auto" or (name is None and self.rows == "auto"):
+            kind: Kind | None = None if self.rows == "auto" else self.rows
+            name = recognise_format([(where, value) for _, where, value in head], source, kind)
+            report.is_recognised = True
+            problem = (
+                self._list_idle_for_typed()
+                if name == TYPED_FORMAT
+                else self._list_idle_for_text()
+                if name == "text"
+                else ""
+            )
+            if problem:
+                raise DataError(f"{source}: recognised as {name}: {problem}")
+        report.format = name or f"{self.rows} rows by columns"
+        if name == TYPED_FORMAT:
+            return lambda value, new_id: parse_typed_row(value)
+        return lambda value, new_id: self._convert_row(value, new_id, name, report)
+
+    def _convert_row(self, value: Any, new_id: str, name: str | None, report: Report) -> Row:
+        """Converts one value to a row of ours; raises BadValue if it cannot be."""
+        if not isinstance(value, dict):
+            raise BadValue("not an object", f"is {type(value).__name__} {shorten_repr(value)}, not an object with keys")
+        row_format = None if name is None else FORMATS[name]
+        values = ReadValues(value)
+        id_key = self.columns.get("id", "id")
+        row_id = _read_row_id(values.get(id_key), new_id)
+        target = Target(
+            id=row_id,
+            kind=cast(Kind, self.rows) if row_format is None or self.rows != "auto" else row_format.kinds[0],
+            reward=self.reward if "reward" in self.model_fields_set else None,
+            mode=self.mode,
+            source=self.source,
+            meta=self._collect_meta(value),
+            calculator_marks=self.calculator_marks,
+            conversion_counts=report.n_converted,
+        )
+        try:
+            if row_format is None:
+                row = convert_by_columns(values, self.columns, self.gold_after, target)
+            else:
+                renamed = self._rename_columns(values)
+                row = self._convert_in_format(row_format, renamed, value, target)
+                values.read |= {self.columns.get(key, key) for key in renamed.read}
+        except ValidationError as error:
+            raise BadValue("wrong type", first_error(error)) from None
+        row = self._add_system_message(row)
+        check_writable_row(row)
+        kept_columns = self.keep_columns if isinstance(self.keep_columns, list) else value
+        report.n_left_out.update(key for key in value if key not in values.read and key not in kept_columns)
+        return row
+
+    def _convert_in_format(
+        self, row_format: RowFormat, renamed: ReadValues, value: dict[str, Any], target: Target
+    ) -> Row:
+        """Converts a row in a known format; errors for missing fields name the columns that are absent."""
+        try:
+            return row_format.convert(renamed, target)
+        except BadValue as error:
+            absent = [f"'{column}' as {field}" for field, column in self.columns.items() if column not in value]
+            if error.reason != "missing field" or not absent:
+                raise
+            keys = ", ".join(map(str, value)) or "none"
+            hint = f"columns names {', '.join(absent)}, which the row does not have; its keys: {keys}"
+            raise BadValue(error.reason, f"{error}. But {hint}") from None
+
+    def _add_system_message(self, row: Row) -> Row:
+        """Returns the row after the settings' system message, if it opens with none of its own."""
+        if self.system is None or isinstance(row, Text | Completion) or row.messages[0].role == "system":
+            return row
+        return row.model_copy(update={"messages": [Message(role="system", content=self.system), *row.messages]})
+
+    def _rename_columns(self, values: ReadValues) -> ReadValues:
+        """Returns the row under the format's own keys for those that `columns` names."""
+        if not self.columns:
+            return ReadValues(values)
+        renamed_keys = set(self.columns.values())
+        renamed = {key: item for key, item in values.items() if key not in renamed_keys and key not in self.columns}
+        renamed |= {key: values[column] for key, column in self.columns.items() if column in values}
+        return ReadValues(renamed)
+
+    def _collect_meta(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Collects the columns that `keep_columns` puts into meta."""
+        keys = list(value) if self.keep_columns == "all" else self.keep_columns
+        meta = {key: value[key] for key in keys if value.get(key) is not None}
+        check_json_value(meta, "keep_columns")
+        return meta
+
+
+def _number_rows(read: RowReader, reject: Reject) -> Iterator[_NumberedRow]:
+    """Yields the rows with their numbers, counting those that cannot be read."""
+    number = 0
+
+    def count_and_reject(error: BadRow) -> None:
+        nonlocal number
+        number += 1
+        reject(error)
+
+    for location, value in read(count_and_reject):
+        number += 1
+        yield number, location, value
+
+
+def _read_row_id(value: Any, new_id: str) -> str:
+    """Returns the row's id as a text, `new_id` if it has none; raises BadValue for any other value."""
+    if value is None:
+        return new_id
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise BadValue("wrong type", f"id: is {shorten_repr(value)}, neither a text nor a whole number")
+    return str(value)

@@ -1,0 +1,24 @@
+"""Splits texts into the units they are compared by: lower-case words, numbers, single CJK characters, perhaps signs."""
+
+import re
+import unicodedata
+
+# Kana and Han: written without spaces, so that a character is what a word is elsewhere.
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
+_WORD_OR_SIGN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+|[^\w\s]|_")
+
+
+def split_words(text: str) -> list[str]:
+    """Splits a text into words, numbers and CJK characters, lower case, widths folded (NFKC); signs are dropped."""
+    return _WORD.findall(_fold_case_and_width(text))
+
+
+def split_words_and_signs(text: str) -> list[str]:
+    """Splits a text as `split_words`, with every sign as a unit of its own: `3-2` and `3+2` differ."""
+    return _WORD_OR_SIGN.findall(_fold_case_and_width(text))
+
+
+def _fold_case_and_width(text: str) -> str:
+    """Returns the text in lower case with widths folded (NFKC)."""
+    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower()

@@ -1,0 +1,66 @@
+r"""Finds the boxed answers of a text: `\boxed{...}` and `\fbox{...}`, matched by braces in one pass, and `\boxed 7`."""
+
+import re
+from typing import NamedTuple
+
+_TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BRACELESS = re.compile(r"\\(?:boxed|fbox)(?:\s+|(?=[0-9]))(-?[0-9][0-9.,/]*|[A-Za-z])(?=[\s$.,;\\]|$)")
+_LONGEST_JOINT = 80  # characters; room for `$ \quad \text{ and } \quad $` on a few lines
+JOINT = re.compile(
+    r"(?:[\s,;/&*$、和或与及者且以]|\\[,;:! ()\[\]]|\\q?quad\b|\band\b|\bor\b"
+    r"|\\(?:text|mathrm|mbox)\{\s*,?\s*(?:and|or)?\s*\})*"
+)
+
+
+class Box(NamedTuple):
+    """A box in a text: where it starts and ends, and what it holds."""
+
+    start: int
+    end: int
+    content: str
+
+
+def find_last_boxes(text: str) -> list[Box] | str:
+    """Returns the last box and those joined to it by no more than `,`, "and", "or"; else why there is none.
+
+    A box inside a box is part of the outer one. If the last box that opens never closes there is no answer: an
+    earlier box is not what the writer ended on.
+    """
+    text = _BRACELESS.sub(r"\\boxed{\1}", text)
+    boxes = _find_outermost_boxes(text)
+    if isinstance(boxes, str):
+        return boxes
+    first = len(boxes) - 1
+    while first > 0 and _are_joined(text, boxes[first - 1], boxes[first]):
+        first -= 1
+    return boxes[first:]
+
+
+def _are_joined(text: str, left: Box, right: Box) -> bool:
+    """Returns whether nothing but joints stands between two boxes."""
+    gap = right.start - left.end
+    return gap <= _LONGEST_JOINT and JOINT.fullmatch(text, left.end, right.start) is not None
+
+
+def _find_outermost_boxes(text: str) -> list[Box] | str:
+    """Returns the boxes that lie in no other box, in order; else the reason why there is none."""
+    open_spans: list[tuple[int, int] | None] = []  # span of what opened it; None for a plain brace
+    closed_boxes: list[tuple[int, int, int]] = []  # start of the box, start and end of its content
+    for token in _TOKENS.finditer(text):
+        mark = token.group()
+        if mark == "}" and open_spans:
+            span = open_spans.pop()
+            if span is not None:
+                closed_boxes.append((*span, token.start()))
+        elif mark == "{":
+            open_spans.append(None)
+        elif len(mark) > 2:
+            open_spans.append(token.span())
+    last_open = max((span[0] for span in open_spans if span is not None), default=-1)
+    if not closed_boxes:
+        return "no boxed answer" if last_open < 0 else "unterminated box"
+    outermost: list[Box] = []
+    for start, begin, end in reversed(closed_boxes):  # by falling end, so an outer box comes before what it holds
+        if not outermost or end < outermost[-1].start:
+            outermost.append(Box(start, end + 1, text[begin:end]))
+    return "unterminated box" if last_open > outermost[0].start else outermost[::-1]

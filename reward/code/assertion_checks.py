@@ -1,0 +1,313 @@
+"""Splits assertions into calls of the candidate and checks of the values they return.
+
+`assert abs(f(1.5) - 0.5) < 1e-6` becomes the call `f(1.5)`, which is all that the candidate's cell ever sees, and the
+check `abs(value - 0.5) < 1e-6`, which is evaluated outside the cell. Test code that is more than assertions is left
+alone.
+"""
+
+import ast
+from collections.abc import Sequence, Set
+from typing import Any, NamedTuple
+
+from qwen_align.reward.code.expression_evaluator import Evaluator, UnsupportedError, bind_names, is_supported
+from qwen_align.reward.code.expression_operations import FUNCTIONS
+from qwen_align.reward.code.value_serialization import NotPlainError, encode_value
+
+_MAX_CALLS = 2_000  # of one gold; the longest list of tests in MBPP and HumanEval has 100
+_RAISED = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError, RecursionError)
+_MUTABLE = (list, dict, set, bytearray)
+
+Call = tuple[str, Any, Any]
+
+
+class NoValueError(Exception):
+    """Raised where a check needs the value of a call that gave none; the message is the reason."""
+
+
+class CallOutcome(NamedTuple):
+    """What came back from a call of the candidate: a value, or the countable reason why there is none."""
+
+    value: Any
+    missing: str | None = None
+
+    def require_value(self) -> Any:
+        """Returns the value; raises NoValueError where the call gave none."""
+        if self.missing is not None:
+            raise NoValueError(self.missing)
+        return self.value
+
+
+class _PendingCall(NamedTuple):
+    """Stands for the value of a call that the candidate has not answered yet."""
+
+    number: int
+
+
+class Check(NamedTuple):
+    """An expression that has to be true of the candidate's values.
+
+    `call_numbers` gives the number of each call in the expression, by the `id` of its node.
+    """
+
+    expression: ast.expr
+    names: dict[str, Any]
+    call_numbers: dict[int, int]
+    functions: Set[str]
+
+
+def split_assertions(
+    trees: Sequence[ast.Module], functions: set[str], before: Sequence[ast.Module], check: ast.FunctionDef | None = None
+) -> tuple[list[Call], list[list[Check]]] | None:
+    """Splits test code into calls of the candidate and checks of the values they return.
+
+    Returns the calls of `functions` in the trees, and the checks of each tree, or of each assertion of the function
+    `check`. None for test code that cannot be split so. Trees `before` only define what the tests use.
+    """
+    names = functions if check is None else functions | {check.args.args[0].arg}
+    splitter = _AssertionSplitter(names, "" if check is None else next(iter(functions)))
+    try:
+        for tree in before:
+            splitter.split_statements(tree.body)
+        if check is None:
+            tests = [splitter.split_statements(tree.body) for tree in trees]
+        else:
+            splitter.split_statements([node for tree in trees for node in tree.body if node is not check])
+            tests = [[node] for node in splitter.split_statements(check.body)]
+    except (UnsupportedError, NotPlainError, NoValueError, *_RAISED):
+        return None
+    return (splitter.calls, tests) if splitter.calls and len(splitter.calls) <= _MAX_CALLS else None
+
+
+def are_checks_true(checks: list[Check], outcomes: Sequence[CallOutcome]) -> bool:
+    """Returns whether all checks are true of the calls' outcomes; raises NoValueError, UnsupportedError.
+
+    What Python raises for an operation on the values fails the check, as it fails the assertion.
+    """
+    try:
+        return all(_is_check_true(check, outcomes) for check in checks)
+    except (NotPlainError, *_RAISED):
+        return False
+
+
+def checks_a_value(check: Check) -> bool:
+    """Returns whether a check looks at a value, and not only at whether a call raises."""
+    return not isinstance(check.expression, ast.Constant)
+
+
+def count_needed_outcomes(checks: list[Check]) -> int:
+    """Returns how many of the calls, in their order, must have an outcome before the checks can be evaluated."""
+    numbers = [
+        name_value.number
+        for check in checks
+        for name_value in check.names.values()
+        if isinstance(name_value, _PendingCall)
+    ]
+    return max([*numbers, *(number for check in checks for number in check.call_numbers.values())], default=-1) + 1
+
+
+def _is_check_true(check: Check, outcomes: Sequence[CallOutcome]) -> bool:
+    """Returns whether the check's expression is true once the calls' values are put in."""
+    names = {
+        name: outcomes[value.number].require_value() if isinstance(value, _PendingCall) else value
+        for name, value in check.names.items()
+    }
+    evaluator = Evaluator(names, check.functions, lambda node: outcomes[check.call_numbers[id(node)]].require_value())
+    return bool(evaluator.evaluate(check.expression))
+
+
+class _AssertionSplitter:
+    """Walks test code statement by statement and collects the candidate's calls and the checks.
+
+    `entry` is the name every call is made by; empty where each call is made by its own name.
+    """
+
+    def __init__(self, functions: set[str], entry: str) -> None:
+        self.functions = functions
+        self.entry = entry
+        self.calls: list[Call] = []
+        self.names: dict[str, Any] = {}
+        self.passed_mutables: list[Any] = []
+
+    def split_statements(self, body: Sequence[ast.stmt]) -> list[Check]:
+        """Returns the checks of the statements, in the order in which they would run."""
+        return [check for statement in body for check in self.split_statement(statement)]
+
+    def split_statement(self, node: ast.stmt) -> list[Check]:
+        """Returns the checks of one statement; raises UnsupportedError for a kind that cannot be split."""
+        match node:
+            case ast.Assert():
+                return self.split_assertion(node.test)
+            case ast.Expr(value=ast.Constant() | ast.Name()) | ast.Pass():
+                return []
+            case ast.Expr(value=ast.Call(func=ast.Name(id=name)) as call) if name in self.functions:
+                return [_check_call_returns(self.record_call(call))]
+            case ast.Assign(targets=[target], value=value):
+                return self.split_assignment(target, value)
+            case ast.For(target=target, iter=over, body=body, orelse=[]):
+                return [
+                    check for item in self.list_loop_items(over) for check in self.split_loop_turn(target, item, body)
+                ]
+            case ast.If(test=test, body=body, orelse=other):
+                return self.split_statements(body if self.evaluate_expression(test) else other)
+            case ast.Import(names=[ast.alias(name="math" | "typing", asname=None)]):
+                return []
+        raise UnsupportedError(type(node).__name__)
+
+    def split_assertion(self, expression: ast.expr) -> list[Check]:
+        """Returns the check of an asserted expression, none if it holds without a call; raises UnsupportedError."""
+        call_numbers = self.assign_call_numbers(expression)
+        used_names = {node.id for node in self.list_nodes_outside_calls(expression) if isinstance(node, ast.Name)}
+        names = {name: self.load_name(name) for name in used_names if name in self.names}
+        if not call_numbers and not any(isinstance(value, _PendingCall) for value in names.values()):
+            if not self.evaluate_expression(expression):
+                raise UnsupportedError("false")
+            return []
+        if not is_supported(expression, self.names.keys() | self.functions):
+            raise UnsupportedError("form")
+        return [Check(self.evaluate_expected_side(expression), names, call_numbers, self.functions)]
+
+    def evaluate_expected_side(self, expression: ast.expr) -> ast.expr:
+        """Returns the comparison with its right side already evaluated, where that needs no call."""
+        if (
+            isinstance(expression, ast.Compare)
+            and len(expression.ops) == 1
+            and not self.assign_call_numbers(expression.comparators[0], dry=True)
+        ):
+            try:
+                expected = self.evaluate_expression(expression.comparators[0])
+            except UnsupportedError:
+                return expression
+            encode_value(expected)
+            if not hasattr(expected, "__next__"):
+                return ast.Compare(expression.left, expression.ops, [ast.Constant(expected)])
+        return expression
+
+    def assign_call_numbers(self, expression: ast.expr, *, dry: bool = False) -> dict[int, int]:
+        """Returns the number of each call of the candidate in an expression, by the node's id.
+
+        With `dry`, the calls are only found and not recorded. Raises UnsupportedError for a call within a loop.
+        """
+        call_numbers: dict[int, int] = {}
+        for node in _list_nodes_in_order(expression):
+            if isinstance(node, ast.Call) and self.is_candidate_call(node):
+                call_numbers[id(node)] = 0 if dry else self.record_call(node)
+        if len(call_numbers) < sum(map(self.is_candidate_call, ast.walk(expression))):
+            raise UnsupportedError("call in a loop")
+        return call_numbers
+
+    def list_nodes_outside_calls(self, node: ast.AST) -> list[ast.AST]:
+        """Returns the nodes of an expression without those inside calls of the candidate."""
+        if self.is_candidate_call(node):
+            return []
+        return [
+            node,
+            *(inner for child in ast.iter_child_nodes(node) for inner in self.list_nodes_outside_calls(child)),
+        ]
+
+    def is_candidate_call(self, node: ast.AST) -> bool:
+        """Returns whether a node is a call of one of the candidate's functions."""
+        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.functions
+
+    def record_call(self, node: ast.Call) -> int:
+        """Records a call with its evaluated arguments, returns its number; raises UnsupportedError, NotPlainError."""
+        assert isinstance(node.func, ast.Name)
+        evaluator = self.make_evaluator()
+        args = tuple(evaluator.evaluate_all(node.args))
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise UnsupportedError("**")
+        kwargs = {str(keyword.arg): evaluator.evaluate(keyword.value) for keyword in node.keywords}
+        call = (self.entry or node.func.id, encode_value(args), encode_value(kwargs))
+        for name in (
+            name_node.id
+            for part in (*node.args, *node.keywords)
+            for name_node in ast.walk(part)
+            if isinstance(name_node, ast.Name)
+        ):
+            self.mark_as_passed(name)
+        self.calls.append(call)
+        return len(self.calls) - 1
+
+    def mark_as_passed(self, name: str) -> None:
+        """Remembers that the candidate was given the mutable value of a name, and may have changed it.
+
+        A test that looks at the value afterwards needs the real thing: see `load_name`.
+        """
+        if name in self.names:
+            self.passed_mutables += _list_mutable_parts(self.names[name])
+
+    def load_name(self, name: str) -> Any:
+        """Returns the value of a name; raises UnsupportedError where the candidate may have changed it."""
+        value = self.names[name]
+        if self.passed_mutables and any(
+            part is passed for part in _list_mutable_parts(value) for passed in self.passed_mutables
+        ):
+            raise UnsupportedError("changed by the candidate")
+        return value
+
+    def make_evaluator(self) -> Evaluator:
+        """Returns an evaluator over the names whose values are known without the candidate."""
+        known = {name: value for name, value in self.names.items() if not isinstance(value, _PendingCall)}
+        return Evaluator(known, self.functions, _refuse_call)
+
+    def evaluate_expression(self, node: ast.expr) -> Any:
+        """Returns the value of an expression that needs no call; raises UnsupportedError."""
+        for name_node in ast.walk(node):
+            if isinstance(name_node, ast.Name) and name_node.id in self.names:
+                self.load_name(name_node.id)
+        return self.make_evaluator().evaluate(node)
+
+    def list_loop_items(self, over: ast.expr) -> Sequence[Any]:
+        """Returns the items that a `for` loop runs over."""
+        return [*self.evaluate_expression(over)]
+
+    def split_loop_turn(self, target: ast.expr, item: Any, body: Sequence[ast.stmt]) -> list[Check]:
+        """Returns the checks of a loop's body for one item, which is bound to the loop's target."""
+        self.names = {**self.names, **bind_names(target, item)}
+        return self.split_statements(body)
+
+    def split_assignment(self, target: ast.expr, value: ast.expr) -> list[Check]:
+        """Binds the names of an assignment; returns the check that a call on its right side returns at all."""
+        checks = []
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in self.functions:
+            if not isinstance(target, ast.Name):
+                raise UnsupportedError("unpacking")
+            new_names: Any = {target.id: _PendingCall(self.record_call(value))}
+            checks = [_check_call_returns(new_names[target.id].number)]
+        else:
+            assigned = self.evaluate_expression(value)
+            if hasattr(assigned, "__next__"):
+                raise UnsupportedError("iterator")
+            new_names = bind_names(target, assigned)
+        if new_names.keys() & (self.functions | FUNCTIONS.keys()):
+            raise UnsupportedError("hides a function")
+        self.names = {**self.names, **new_names}
+        return checks
+
+
+def _check_call_returns(number: int) -> Check:
+    """Returns the check that a call does not raise."""
+    return Check(ast.Constant(True), {"_": _PendingCall(number)}, {}, set())
+
+
+def _refuse_call(node: ast.Call) -> Any:
+    """Raises UnsupportedError: an expression evaluated before the candidate runs cannot call it."""
+    raise UnsupportedError("call")
+
+
+def _list_nodes_in_order(expression: ast.AST) -> list[ast.AST]:
+    """Returns the nodes of an expression in the order of evaluation, without the insides of loops and lambdas."""
+    nodes = [expression]
+    for child in ast.iter_child_nodes(expression):
+        if not isinstance(expression, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.Lambda):
+            nodes += _list_nodes_in_order(child)
+    return nodes
+
+
+def _list_mutable_parts(value: Any) -> list[Any]:
+    """Returns the mutable containers of a value: itself, and those inside it at any depth."""
+    parts = [value] if isinstance(value, _MUTABLE) else []
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        parts += [part for item in value for part in _list_mutable_parts(item)]
+    return parts

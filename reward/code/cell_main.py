@@ -1,0 +1,151 @@
+"""Runs what a cell is for: a candidate's code, or a data set's tests.
+
+Nothing in a candidate's cell knows an expected output, and its word decides nothing.
+The job of a cell is a file that only this cell reads: the server, whose memory every cell inherits, never does.
+"""
+
+import atexit
+import contextlib
+import io
+import json
+import os
+import random
+import socket
+import sys
+import threading
+from typing import Any, NoReturn
+
+from qwen_align.reward.code.cell_rpc import EndedError, RpcPeer
+from qwen_align.reward.code.load_candidate import SYNTAX_STATUS, UnloadedError, find_function, load_module
+from qwen_align.reward.code.run_dataset_tests import run_dataset_tests
+from qwen_align.reward.code.socket_frames import Frames
+from qwen_align.reward.code.value_serialization import MAX_BYTES, NotPlainError, decode_value, encode_value, write_json
+
+_OUTPUT = 1
+
+
+def run_candidate_cell(payload: bytes, channel: socket.socket) -> None:
+    """Runs a candidate: answers the calls of its job, or those that come, or lives as a program."""
+    frames = Frames(channel)
+    job = json.loads(payload)
+    random.seed(0)  # cells are forks of one server: the same verdict in every run
+    if job["mode"] == "program":
+        _run_program(job)
+    try:
+        (_answer_calls if job["mode"] == "calls" else _serve_test_calls)(job, frames)
+    except UnloadedError as error:
+        frames.send_frame(write_json(["end", str(error)]))
+    except MemoryError:
+        frames.send_frame(write_json(["end", "memory limit"]))
+    except SystemExit:
+        frames.send_frame(write_json(["end", "exited early"]))
+    except BaseException:  # noqa: BLE001 - whatever a candidate raises is its failure, and ours to report
+        frames.send_frame(write_json(["end", "crashed"]))
+
+
+def run_tests_cell(payload: bytes, channel: socket.socket) -> None:
+    """Runs test code of a data set against the candidate at the other end of the channel."""
+    random.seed(0)
+    sys.stdout = io.StringIO()  # what the tests print is no report
+    run_dataset_tests(json.loads(payload), Frames(channel), _OUTPUT)
+
+
+def _answer_calls(job: dict[str, Any], frames: Frames) -> None:
+    """Makes the calls of the job, one after another, and sends a record of each."""
+    module = load_module(job)
+    for number, (name, args, kwargs) in enumerate(job["calls"]):
+        frames.send_frame(_make_call_record(number, find_function(module, name), args, kwargs))
+    frames.send_frame(write_json(["done"]))
+
+
+def _make_call_record(number: int, function: Any, args: Any, kwargs: Any) -> bytes:
+    """Calls a function and returns the record of it: its value, that it raised, or that the value is not plain."""
+    try:
+        value = function(*decode_value(args), **decode_value(kwargs))
+        record = write_json(["value", number, encode_value(value)])
+        return record if len(record) <= MAX_BYTES else write_json(["not plain", number])
+    except NotPlainError:
+        return write_json(["not plain", number])
+    except (MemoryError, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001 - a call that raises anything else is a record like any other
+        return write_json(["raised", number])
+
+
+def _serve_test_calls(job: dict[str, Any], frames: Frames) -> None:
+    """Answers the calls of the tests' cell until it is gone."""
+    module = load_module(job)
+    frames.send_frame(write_json(["ready"]))
+    with contextlib.suppress(EndedError):  # the tests are done
+        RpcPeer(frames, lambda name: find_function(module, name)).serve_calls()
+
+
+def _run_program(job: dict[str, Any]) -> NoReturn:
+    """Runs the code as a program and exits with its status."""
+    status = 0
+    try:
+        load_module(job)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except UnloadedError:
+        status = SYNTAX_STATUS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # programs of contests write their output there
+    sys.stdout.flush()
+    os._exit(status & 0xFF)
+
+
+def warm_up() -> None:
+    """Does once what every cell would otherwise do for a first time: the parser's state, say, is 1 ms."""
+    stdout = sys.stdout
+    for mode in ("calls", "serve"):
+        cell_end, our_end = socket.socketpair()
+        job = {"mode": mode, "name": "solution", "texts": [_SAMPLE], "before": []}
+        calls = [["f", encode_value(([1.5, 2],)), encode_value({})]]
+        cell = threading.Thread(target=run_candidate_cell, args=(write_json({**job, "calls": calls}), cell_end))
+        cell.start()
+        if mode == "serve":
+            empty_job = {"before": [], "entry": None, "remote": ["f"], "modules": [], "partial": True, "tells": False}
+            run_tests_cell(write_json({**empty_job, "tests": ["for x in [1.5]:\n    assert f([x, 2])"]}), our_end)
+        else:
+            frames = Frames(our_end)
+            while frames.receive_frame() != write_json(["done"]):
+                continue
+        our_end.close()
+        cell.join()
+        cell_end.close()
+    sys.stdout = stdout
+    sys.modules.pop("solution")
+    sys.modules.pop("tests")
+
+
+_SAMPLE = '''
+import math
+from typing import List
+
+class Node:
+    """A node."""
+    def __init__(self, value, *rest, left=None, **more):
+        self.value, self.left = value, left
+
+def f(values: List[float], start: int = 0) -> str:
+    """Doc."""
+    total, seen = start, {}
+    for at, one in enumerate(values[1:]):
+        if one and not at % 2 or at in seen:
+            total += math.sqrt(abs(one)) if isinstance(one, float) else -1
+        while total > 10:
+            total //= 2
+            continue
+    try:
+        found = sorted({x for x in map(str, values)}, key=lambda x: (len(x), x))[::-1]
+    except (ValueError, TypeError) as error:
+        raise RuntimeError(f"{error!r}") from None
+    with open("/dev/null") as nothing:
+        pass
+    return ", ".join([*found, f"{total:.2f}"])
+
+assert f([2.5, 3, "a"])
+'''

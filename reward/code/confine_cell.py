@@ -1,0 +1,106 @@
+"""What a fresh cell does to itself before it runs anything: files, limits, rights."""
+
+import io
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import NamedTuple
+
+from qwen_align.reward.code import seccomp, syscalls
+from qwen_align.reward.code.cell_folders import CellFolders
+from qwen_align.reward.code.namespaces import CellNamespaces
+from qwen_align.reward.code.server_messages import MIB, Job, Limits
+
+CellIsolation = CellNamespaces | CellFolders
+
+# The files of a cell, by number. The server keeps its own above them: see `reserve`.
+_STDIN, _STDOUT, _STDERR, _CHANNEL, LIFE = range(5)
+_OPEN_FILES = 64
+_THREADS = 64
+_CPU_SLACK_S = 2  # the wall clock's limit comes first; this ends a cell whose server was stopped
+
+
+class CellFiles(NamedTuple):
+    """The open files that come with a job, by their descriptors."""
+
+    life: int
+    channel: int
+    stdin: int
+    payload: int
+    output: int
+
+
+def reserve_cell_descriptors(descriptor: int) -> int:
+    """Moves an open file above the numbers of a cell's files, and takes those numbers from now on."""
+    import fcntl
+
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD, LIFE + 1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (_STDIN, _STDOUT, _CHANNEL, LIFE):
+        os.dup2(null, number)
+    for number in {descriptor, null} - set(range(LIFE + 1)):
+        os.close(number)
+    return moved
+
+
+def prepare_for_forks(cell_isolation: CellIsolation) -> dict[bool, bytes]:
+    """Does once what each cell would else do for the first time; returns the filters of cells without and with forks.
+
+    A fork copies each page that either side writes to: what is made before the fork is paid for once.
+    """
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # one for each cell that runs
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an owner may have started us without one
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    if sys.platform != "linux":
+        return {}
+    machine = syscalls.get_machine_name()
+    return {
+        forks: seccomp.build_filter(machine, processes=forks, signals=cell_isolation.owns_processes)
+        for forks in (False, True)
+    }
+
+
+def confine_cell(files: CellFiles, job: Job, cell_isolation: CellIsolation) -> socket.socket:
+    """Sets up a fresh cell's files, rights and limits and returns its channel; raises OSError where refused.
+
+    From here on the cell has its channel, its input, its output and `LIFE` open.
+    """
+    os.dup2(files.life, LIFE)
+    os.dup2(files.stdin, _STDIN)
+    os.dup2(files.output, _STDOUT)
+    os.dup2(files.channel, _CHANNEL)
+    null_file = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_file, _STDERR)
+    os.setsid()
+    os.umask(0o077)
+    cell_isolation.isolate_cell(job.entry, job.limits)
+    syscalls.close_files_from(LIFE + 1)
+    _set_resource_limits(job.limits, has_own_user=cell_isolation.owns_processes)
+    return socket.socket(fileno=_CHANNEL)
+
+
+def enter_syscall_filter(program: bytes) -> None:
+    """Puts the cell under its system call filter: the last step, after which nothing can be set up."""
+    syscalls.die_with_parent(signal.SIGKILL)
+    syscalls.forbid_new_privileges()
+    syscalls.set_syscall_filter(seccomp.bind_filter(program, os.getpid()))
+
+
+def _set_resource_limits(limits: Limits, *, has_own_user: bool) -> None:
+    """Sets the cell's limits of CPU time, file size, open files, memory and processes."""
+    values = {
+        resource.RLIMIT_CPU: int(limits.time_limit_s) + _CPU_SLACK_S,
+        resource.RLIMIT_FSIZE: max(limits.disk_mib * MIB, 2 * limits.output_bytes),
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+        resource.RLIMIT_CORE: 0,
+    }
+    if sys.platform != "darwin":  # has the limit by name only, and refuses to set it
+        values[resource.RLIMIT_AS] = limits.memory_mib * MIB
+    if has_own_user:  # elsewhere it would count all processes of the owner's user
+        values[resource.RLIMIT_NPROC] = limits.processes if limits.processes > 1 else _THREADS
+    for resource_kind, value in values.items():
+        resource.setrlimit(resource_kind, (value, value))

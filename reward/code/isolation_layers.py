@@ -1,0 +1,75 @@
+"""Tries, in child processes, each layer of the isolation that this machine's kernel may give or refuse."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import NoReturn
+
+from qwen_align.reward.code import landlock, seccomp, syscalls
+from qwen_align.reward.code.namespaces import enter_namespaces, mount_read_only_root
+
+FILE_RULES = "file rules (only `isolation: process` uses them)"
+_NAMESPACES = {
+    "pid namespace": syscalls.NEW_PIDS,
+    "mount namespace": syscalls.NEW_MOUNTS,
+    "net namespace": syscalls.NEW_NET,
+    "ipc namespace": syscalls.NEW_IPC,
+}
+
+
+def report_layers() -> NoReturn:
+    """Prints, as JSON, why the kernel refuses each layer of the isolation, or null where it gives it; exits."""
+    layers: dict[str, Callable[[], object]] = {
+        "system call filter": _try_syscall_filter,
+        "user namespace": lambda: syscalls.enter_new_namespaces(syscalls.NEW_USER, "unshare"),
+        **{name: partial(enter_namespaces, flag) for name, flag in _NAMESPACES.items()},
+        "private file system": _try_private_file_system,
+        FILE_RULES: _try_file_rules,
+    }
+    sys.stdout.write(json.dumps({name: _try_layer(attempt) for name, attempt in layers.items()}))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _try_layer(attempt: Callable[[], object]) -> str | None:
+    """Tries one layer in a child process; returns why the kernel refuses it, None where it does not."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        why = ""
+        try:
+            attempt()
+        except OSError as error:
+            why = f"{error.strerror} ({errno.errorcode.get(error.errno or 0, 'unknown')})"
+        except seccomp.UnknownMachineError as error:
+            why = str(error)
+        finally:
+            os.write(writing, why.encode())
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        refusal = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return refusal or (None if status == 0 else f"the attempt was ended by signal {status}")
+
+
+def _try_syscall_filter() -> None:
+    """Puts the process under the filter of a cell."""
+    syscalls.forbid_new_privileges()
+    filtering = seccomp.build_filter(syscalls.get_machine_name(), processes=False, signals=False)
+    syscalls.set_syscall_filter(seccomp.bind_filter(filtering, os.getpid()))
+
+
+def _try_private_file_system() -> None:
+    """Mounts the root that cells see."""
+    enter_namespaces(syscalls.NEW_MOUNTS)
+    mount_read_only_root([])
+
+
+def _try_file_rules() -> None:
+    """Restricts the process's files by Landlock."""
+    syscalls.forbid_new_privileges()
+    landlock.restrict_files([], "/")

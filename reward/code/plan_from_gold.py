@@ -1,0 +1,313 @@
+"""Reads a code gold into a plan: what to run, and how to judge what comes back. The candidate never sees the gold."""
+
+import ast
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+from qwen_align.reward.code.assertion_checks import (
+    Call,
+    CallOutcome,
+    Check,
+    are_checks_true,
+    checks_a_value,
+    count_needed_outcomes,
+    split_assertions,
+)
+from qwen_align.reward.code.collect_tests import (
+    CollectedTests,
+    UncollectedError,
+    collect_tests,
+    has_unittest_assertion,
+    has_vacuous_assertion,
+    mark_reached_assertions,
+    surely_asserts,
+)
+from qwen_align.reward.code.compare_outputs import equals_expected, split_output_lines
+from qwen_align.reward.code.name_analysis import (
+    imports_only_stdlib,
+    list_asserts,
+    list_bound_names,
+    list_called_names,
+    list_free_names,
+    list_tested_builtins,
+    list_used_names,
+    pick_module_names,
+)
+from qwen_align.reward.code.value_serialization import NotPlainError, encode_value
+
+
+class OutcomeTest(NamedTuple):
+    """A test of what the candidate's calls return, which can be judged as soon as there are `n_outcomes`."""
+
+    n_outcomes: int
+    passes: Callable[[Sequence[CallOutcome]], bool]
+
+
+_PARSE_TRIES = 10
+
+PRELUDE = "\n".join(
+    [
+        "from typing import *",
+        "import bisect, collections, functools, heapq, itertools, math, operator, random, re, string, sys",
+        "from bisect import bisect_left, bisect_right, insort",
+        "from collections import Counter, OrderedDict, defaultdict, deque, namedtuple",
+        "from functools import cache, cmp_to_key, lru_cache, reduce",
+        "from heapq import heapify, heappop, heappush, heappushpop, nlargest, nsmallest",
+        "from itertools import accumulate, chain, combinations, count, permutations, product",
+        "from math import ceil, comb, floor, gcd, inf, isqrt, sqrt",
+    ]
+)
+"""Names a solution of a function problem may use unimported, as the sites they come from provide them."""
+
+
+class ScriptTests(NamedTuple):
+    """Test code for a cell of its own, which calls the candidate's; `n_tests` where they can be counted beforehand."""
+
+    before: list[str]
+    tests: list[str]
+    entry: str | None
+    remote: list[str]
+    modules: list[str]
+    n_tests: int
+    tells: bool
+    """Whether the assertions tell that they were evaluated: where it is not certain that one is."""
+
+
+class CallTests(NamedTuple):
+    """Calls with plain arguments, and tests of what they give; `otherwise` where a test needs more than values."""
+
+    calls: list[Call]
+    tests: list[OutcomeTest]
+    otherwise: ScriptTests | None
+
+
+class ProgramTests(NamedTuple):
+    """Standard inputs, and the lines a fresh run of the program has to print for each."""
+
+    inputs: list[str]
+    expected: list[list[str]]
+
+
+class Plan(NamedTuple):
+    """How to judge a completion: what surrounds its code, and what is done with it."""
+
+    work: CallTests | ScriptTests | ProgramTests
+    before: list[str]
+    prompt: str | None = None
+    entry: str | None = None
+
+
+def plan_from_gold(gold: Any) -> Plan | None:
+    """Returns the plan of a gold, None if it is unusable: of no known form, testing nothing, or of broken code."""
+    try:
+        return _parse_gold(json.dumps(gold, sort_keys=True))
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+@lru_cache(maxsize=256)  # a batch repeats its golds, once for each completion of a prompt
+def _parse_gold(gold_json: str) -> Plan | None:
+    """Returns the plan of a gold that is written as JSON."""
+    gold = json.loads(gold_json)
+    if not isinstance(gold, dict):
+        return None
+    try:
+        if "tests" in gold:
+            return _plan_test_list(gold)
+        if "test" in gold:
+            return _plan_check_function(gold)
+        return _plan_outputs(gold)
+    except (KeyError, TypeError, SyntaxError, ValueError, RecursionError, NotPlainError, UncollectedError):
+        return None
+
+
+def _plan_test_list(gold: dict[str, Any]) -> Plan | None:
+    """Plans a gold with a list of `tests`: assert lines, or tests of pytest and unittest."""
+    collected = _collect_sources(_read_sources(gold["tests"]))
+    imports, setup, test_setup = (_read_sources(gold.get(key) or []) for key in ("imports", "setup", "test_setup_code"))
+    trees = [_parse_source(test) for test in (*collected.before, *collected.tests)]
+    before = [_parse_source(source) for source in (*imports, *setup, *test_setup)]
+    free_names = list_free_names([*before, *trees])
+    module_names = pick_module_names([*before, *trees], free_names)
+    tested_names = list_called_names(trees) & ((free_names - module_names) or list_tested_builtins(trees))
+    if not tested_names or not _tests_something([*before, *trees]):
+        return None
+    remote_names = sorted((free_names - module_names) or tested_names)
+    always_asserts = any(surely_asserts(tree.body) for tree in trees)
+    work = _make_test_script(
+        [*imports, *setup, *test_setup, *collected.before],
+        collected.tests,
+        None,
+        remote_names,
+        module_names,
+        always_asserts=always_asserts,
+    )
+    independent_setup = [
+        source for source in setup if not list_free_names([*before[: len(imports)], _parse_source(source)])
+    ]
+    return _choose_plan(
+        work,
+        split_assertions(collected.bodies or trees, tested_names, before),
+        Plan(work, [*imports, *independent_setup]),
+    )
+
+
+def _plan_check_function(gold: dict[str, Any]) -> Plan | None:
+    """Plans a gold with `test` code, which mostly defines a `check(candidate)`, and an `entry_point`."""
+    prompt, entry, test = gold.get("prompt") or "", gold["entry_point"], gold["test"]
+    if not all(isinstance(part, str) for part in (prompt, entry, test)) or not entry.isidentifier():
+        return None
+    tree = _parse_source(test)
+    check = next((part for part in tree.body if isinstance(part, ast.FunctionDef) and part.name == "check"), None)
+    collected = _collect_sources([test]) if check is None else CollectedTests([], [test], None)
+    trees = [_parse_source(part) for part in (*collected.before, *collected.tests)]
+    completed_prompt = f"{prompt.rstrip()}\n    pass\n" if prompt.strip() else ""
+    head = _parse_source(completed_prompt)
+    if not list_bound_names([head]) & list_used_names(trees) - {entry}:
+        completed_prompt = ""  # the tests need nothing of it
+    free_names = list_free_names([head, *trees]) | {entry}
+    module_names = pick_module_names(trees, free_names)
+    if not _tests_something([head, *trees]) or (check is None and not list_called_names(trees) & free_names):
+        return None
+    if check is not None and (
+        len(check.args.args) != 1 or not list_called_names([check]) & {check.args.args[0].arg, entry}
+    ):
+        return None
+    before = [completed_prompt, *collected.before] if completed_prompt else collected.before
+    always_asserts = surely_asserts(check.body if check else [part for tree in trees for part in tree.body])
+    check_entry = entry if check else None
+    work = _make_test_script(
+        before,
+        collected.tests,
+        check_entry,
+        sorted(free_names - module_names),
+        module_names,
+        always_asserts=always_asserts,
+    )
+    split_tests = split_assertions([tree], {entry}, [], check) if check is not None else None
+    return _choose_plan(work, split_tests, Plan(work, [], prompt or None, entry))
+
+
+def _collect_sources(sources: list[str]) -> CollectedTests:
+    """Returns the sources as code that runs their tests."""
+    parts = [collect_tests(source, _parse_source(source)) for source in sources]
+    bodies = [item for part in parts for item in part.bodies or []] if all(part.bodies for part in parts) else None
+    return CollectedTests(
+        [item for part in parts for item in part.before], [item for part in parts for item in part.tests], bodies
+    )
+
+
+def _make_test_script(
+    before: list[str],
+    tests: list[str],
+    entry: str | None,
+    remote: list[str],
+    modules: set[str],
+    *,
+    always_asserts: bool,
+) -> ScriptTests:
+    """Returns the script that runs the tests, marked where no assertion in them is certain to be evaluated."""
+    n_tests = len(tests) if entry is None else len(list_asserts([_parse_source(source) for source in tests]))
+    if not always_asserts:
+        before, tests = (
+            [mark_reached_assertions(_parse_source(source)) for source in before],
+            [mark_reached_assertions(_parse_source(source)) for source in tests],
+        )
+    return ScriptTests(before, tests, entry, remote, sorted(modules), n_tests, not always_asserts)
+
+
+def _tests_something(trees: Sequence[ast.AST]) -> bool:
+    """Returns whether the code asserts something, and nothing that holds whatever the candidate does."""
+    return (
+        bool(list_asserts(trees) or has_unittest_assertion(trees))
+        and not any(map(has_vacuous_assertion, trees))
+        and imports_only_stdlib(trees)
+    )
+
+
+def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
+    """Plans a gold with `inputs` and `outputs`, of a program or of a function."""
+    inputs, outputs = gold["inputs"], gold["outputs"]
+    name = gold.get("fn_name") or gold.get("entry_point")
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs or len(inputs) != len(outputs):
+        return None
+    if name is None:
+        expected = [split_output_lines(_read_text(item)) for item in outputs]
+        return Plan(ProgramTests([_read_text(item) for item in inputs], expected), []) if any(expected) else None
+    if not isinstance(name, str) or not name.isidentifier():
+        return None
+    if all(isinstance(item, str) for item in (*inputs, *outputs)):  # LiveCodeBench: an argument a line, in JSON
+        inputs = [[json.loads(line) for line in item.split("\n") if line.strip()] for item in inputs]
+        outputs = [json.loads(item) for item in outputs]
+    calls = [(name, *_encode_arguments(item)) for item in inputs]
+    is_wrapped = all(isinstance(item, list) and len(item) == 1 for item in outputs)  # as APPS writes them
+    tests = [
+        OutcomeTest(index + 1, partial(_is_output_expected, index, item, is_wrapped))
+        for index, item in enumerate(outputs)
+    ]
+    return Plan(CallTests(calls, tests, None), [PRELUDE])
+
+
+def _parse_source(source: str) -> ast.Module:
+    """Returns the tree of a source; raises SyntaxError, ValueError.
+
+    CPython 3.11 keeps one count of the nesting for all threads, so that of two which parse at once one may get a
+    SystemError for a right source: github.com/python/cpython/issues/106905.
+    """
+    for _ in range(_PARSE_TRIES - 1):
+        try:
+            return ast.parse(source)
+        except SystemError:
+            continue
+    return ast.parse(source)
+
+
+def _choose_plan(
+    work: ScriptTests, split_tests: tuple[list[Call], list[list[Check]]] | None, otherwise: Plan
+) -> Plan | None:
+    """Returns the plan with calls where the tests could be split so, None if nothing is asserted of what they give."""
+    if split_tests is None:
+        return otherwise
+    calls, tests = split_tests
+    if not any(map(checks_a_value, (check for test in tests for check in test))):
+        return None
+    return otherwise._replace(
+        work=CallTests(
+            calls, [OutcomeTest(count_needed_outcomes(test), partial(are_checks_true, test)) for test in tests], work
+        )
+    )
+
+
+def _is_output_expected(index: int, expected: Any, is_wrapped: bool, outcomes: Sequence[CallOutcome]) -> bool:
+    """Returns whether a call returned the expected output, which may stand in a list of one."""
+    value = outcomes[index].require_value()
+    return equals_expected(value, expected) or (is_wrapped and equals_expected(value, expected[0]))
+
+
+def _encode_arguments(arguments: Any) -> tuple[Any, Any]:
+    """Returns the encoded positional and keyword arguments of a call; raises ValueError."""
+    if isinstance(arguments, dict):
+        return encode_value(()), encode_value(arguments)
+    if not isinstance(arguments, list):
+        raise ValueError("no list of arguments")
+    return encode_value(tuple(arguments)), encode_value({})
+
+
+def _read_sources(sources: Any) -> list[str]:
+    """Returns the non-blank sources of a text or a list of texts; raises TypeError."""
+    sources = [sources] if isinstance(sources, str) else sources
+    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+        raise TypeError("no list of code")
+    return [source.replace("\r\n", "\n") for source in sources if source.strip()]
+
+
+def _read_text(text: Any) -> str:
+    """Returns a standard input or output; some data sets hold its lines as a list."""
+    if isinstance(text, list) and all(isinstance(line, str) for line in text):
+        return "\n".join(text)
+    if not isinstance(text, str):
+        raise TypeError("no text")
+    text.encode()  # raises ValueError
+    return text

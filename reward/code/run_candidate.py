@@ -1,0 +1,224 @@
+"""Runs a completion's code by the plan of its gold and scores it, all of it outside the candidate's cell."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from qwen_align.reward.code.assertion_checks import CallOutcome, NoValueError
+from qwen_align.reward.code.compare_outputs import split_output_lines
+from qwen_align.reward.code.expression_evaluator import UnsupportedError
+from qwen_align.reward.code.load_candidate import END_REASONS, SYNTAX_STATUS
+from qwen_align.reward.code.plan_from_gold import CallTests, OutcomeTest, Plan, ProgramTests, ScriptTests
+from qwen_align.reward.code.run_dataset_tests import CLOSED, UNREACHED, UNUSABLE
+from qwen_align.reward.code.sandbox import Cell, Limits, Sandbox
+from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError, TooLateError
+from qwen_align.reward.code.value_serialization import NotPlainError, decode_value, read_json, write_json
+
+PASSED = "all tests passed"
+_UNPAID = frozenset({"forged record", "exited early", UNREACHED, UNUSABLE})
+_NO_VALUE = {"raised": "tests failed", "not plain": "value not plain data"}
+_REASON_OF_END = {
+    "signal": "crashed",
+    "time limit": "time limit",
+    "memory limit": "memory limit",
+    "output limit": "output limit",
+}
+_MAX_BYTES = 16 << 20  # of all values of one candidate, which are held here until it is judged
+_REPORT_BYTES = 1 << 20  # a line for each of the asserts that run
+_END_LIMIT_S = 0.2  # for the sandbox to report how a cell ended that has closed its channel
+
+
+class Score(NamedTuple):
+    """How many tests passed, of how many, and the reason why not all did."""
+
+    n_passed: int
+    n_tests: int
+    reason: str
+
+
+class _StoppedError(Exception):
+    """Raised where the candidate ends, or breaks the order of records, before its tests; the message is the reason."""
+
+
+def run_candidate(plan: Plan, texts: list[str], sandbox: Sandbox, limits: Limits, *, partial: bool) -> Score:
+    """Runs a candidate's code by its gold's plan and scores it; ends by the limits' deadline."""
+    deadline = time.monotonic() + limits.time_limit_s
+    runner = _Runner(plan, texts, sandbox, limits, deadline, partial)
+    work = plan.work
+    if isinstance(work, ProgramTests):
+        return runner.score_programs(work)
+    if isinstance(work, ScriptTests):
+        return runner.score_script(work)
+    try:
+        return runner.score_calls(work)
+    except UnsupportedError:
+        if work.otherwise is None:
+            raise
+        return runner.score_script(work.otherwise)
+
+
+class _Runner(NamedTuple):
+    """One candidate, the first of the texts that compiles, and what it is run under."""
+
+    plan: Plan
+    texts: list[str]
+    sandbox: Sandbox
+    limits: Limits
+    deadline: float
+    partial: bool
+
+    def write_job(self, mode: str, **more: Any) -> bytes:
+        """Returns the job of the candidate's cell: its code and what surrounds it, calls to answer, and no more."""
+        plan = self.plan
+        name = "__main__" if mode == "program" else "solution"
+        around = {"before": plan.before, "prompt": plan.prompt, "entry": plan.entry}
+        return write_json({"mode": mode, "name": name, "texts": self.texts, **around, **more})
+
+    def score_calls(self, work: CallTests) -> Score:
+        """Scores calls whose values are compared here."""
+        reasons: list[str] = []
+        with self.sandbox.start_cell(
+            "candidate", self.write_job("calls", calls=work.calls), self.compute_limits_left()
+        ) as cell:
+            try:
+                for reason in self.judge_answers(work, Frames(cell.channel, self.deadline), cell):
+                    reasons.append(reason)
+                    if reason != PASSED and not self.partial:
+                        break
+            except _StoppedError as stop:
+                return _score_stopped(str(stop), reasons.count(PASSED), len(work.tests))
+        reason = next((reason for reason in reasons if reason != PASSED), PASSED)
+        return Score(reasons.count(PASSED), len(work.tests), reason)
+
+    def judge_answers(self, work: CallTests, frames: Frames, cell: Cell) -> Iterator[str]:
+        """Yields the reason of each test as soon as the candidate has answered its calls."""
+        outcomes: list[CallOutcome] = []
+        for test in work.tests:
+            while len(outcomes) < test.n_outcomes:
+                outcomes.append(_parse_outcome(_receive_record(frames, cell), len(outcomes)))
+                if frames.n_bytes > _MAX_BYTES:
+                    raise _StoppedError("output limit")
+            yield _judge_test(test, outcomes)
+        if _receive_record(frames, cell) != ["done"]:
+            raise _StoppedError("forged record")
+
+    def score_programs(self, work: ProgramTests) -> Score:
+        """Scores a program run afresh for each input."""
+        n_passed, reason = 0, PASSED
+        for stdin, expected in zip(work.inputs, work.expected, strict=True):
+            run_reason = self.run_program(stdin, expected)
+            if run_reason == PASSED:
+                n_passed += 1
+                continue
+            reason = run_reason if reason == PASSED else reason
+            if not self.partial or run_reason in ("syntax error", "time limit"):
+                break
+        return Score(n_passed, len(work.inputs), reason)
+
+    def run_program(self, stdin: str, expected: list[str]) -> str:
+        """Runs the program on one input and returns the reason."""
+        output_bytes = max(self.limits.output_bytes, 2 * sum(map(len, expected)) + len(expected))
+        limits = self.compute_limits_left()._replace(output_bytes=output_bytes)
+        with self.sandbox.start_cell("candidate", self.write_job("program"), limits, stdin=stdin.encode()) as cell:
+            ended = cell.wait(self.deadline)
+            if ended.how != "exit":
+                return _REASON_OF_END[ended.how]
+            if ended.status != 0:
+                return "syntax error" if ended.status == SYNTAX_STATUS else "crashed"
+            return PASSED if split_output_lines(ended.output.decode("utf-8", "replace")) == expected else "tests failed"
+
+    def score_script(self, work: ScriptTests) -> Score:
+        """Scores test code in a cell of its own, which talks to the candidate's; only the tests' cell is heard here."""
+        tests_job = write_json({**work._asdict(), "partial": self.partial})
+        candidate_end, tests_end = socket.socketpair()
+        with candidate_end, tests_end:
+            cell = self.sandbox.start_cell(
+                "candidate", self.write_job("serve"), self.compute_limits_left(), channel=candidate_end
+            )
+            limits = self.compute_limits_left()._replace(output_bytes=_REPORT_BYTES)
+            with cell, self.sandbox.start_cell("tests", tests_job, limits, channel=tests_end) as tests:
+                ended = tests.wait(self.deadline)
+                reasons, stopped = _read_reports(ended.output)
+                stopped = _REASON_OF_END.get(ended.how, stopped)
+                if stopped == CLOSED:
+                    stopped = _find_end_reason(cell)
+        n_tests = max(work.n_tests, len(reasons))
+        if stopped is not None:
+            return _score_stopped(stopped, reasons.count(PASSED), n_tests)
+        reason = next((test_reason for test_reason in reasons if test_reason != PASSED), PASSED)
+        return Score(reasons.count(PASSED), len(reasons) if reason == PASSED else n_tests, reason)
+
+    def compute_limits_left(self) -> Limits:
+        """Returns the limits with what time is left."""
+        return self.limits._replace(time_limit_s=max(0.01, self.deadline - time.monotonic()))
+
+
+def _score_stopped(reason: str, n_passed: int, n_tests: int) -> Score:
+    """Returns the score of a candidate that ended before its tests did: less than all, nothing for one that cheats."""
+    if reason in _UNPAID:
+        return Score(0, n_tests, reason)
+    return Score(n_passed, max(n_tests, n_passed + 1), reason)
+
+
+def _read_reports(output: bytes) -> tuple[list[str], str | None]:
+    """Returns the reason of each test that the tests' cell reports, and why it stopped before the end."""
+    reasons: list[str] = []
+    for line in output.splitlines():
+        try:
+            report = json.loads(line)
+        except ValueError:  # test code that wrote there itself
+            return reasons, "crashed"
+        match report:
+            case ["test", passed, reason]:
+                reasons.append(PASSED if passed else reason)
+            case ["stopped", reason]:
+                return reasons, str(reason)
+            case ["done"]:
+                return reasons, None
+    return reasons, "crashed"
+
+
+def _judge_test(test: OutcomeTest, outcomes: Sequence[CallOutcome]) -> str:
+    """Returns the reason of one test."""
+    try:
+        return PASSED if test.passes(outcomes) else "tests failed"
+    except NoValueError as error:
+        return str(error)
+
+
+def _receive_record(frames: Frames, cell: Cell) -> Any:
+    """Returns the candidate's next record; raises _StoppedError where it reports its end or is gone."""
+    try:
+        record = read_json(frames.receive_frame())
+    except TooLateError:
+        raise _StoppedError("time limit") from None
+    except ClosedError:
+        raise _StoppedError(_find_end_reason(cell)) from None
+    except (TooLargeError, NotPlainError):
+        raise _StoppedError("forged record") from None
+    if type(record) is list and len(record) == 2 and record[0] == "end":
+        raise _StoppedError(record[1] if type(record[1]) is str and record[1] in END_REASONS else "forged record")
+    return record
+
+
+def _parse_outcome(record: Any, number: int) -> CallOutcome:
+    """Returns the outcome of a call that a record reports; raises _StoppedError for a forged one."""
+    types = [type(part) for part in record[:2]] if type(record) is list else []
+    if types != [str, int] or record[1] != number:
+        raise _StoppedError("forged record")
+    if record[0] == "value" and len(record) == 3:
+        try:
+            return CallOutcome(decode_value(record[2]))
+        except NotPlainError:
+            return CallOutcome(None, "value not plain data")
+    if record[0] in _NO_VALUE and len(record) == 2:
+        return CallOutcome(None, _NO_VALUE[record[0]])
+    raise _StoppedError("forged record")
+
+
+def _find_end_reason(cell: Cell) -> str:
+    """Returns the reason for which a cell that closed its channel ended."""
+    ended = cell.wait(time.monotonic() + _END_LIMIT_S)
+    return _REASON_OF_END.get(ended.how, "exited early")

@@ -1,0 +1,150 @@
+"""Encodes a plain value as a tree of JSON: by its exact type, and never by a method of its own."""
+
+import collections
+import datetime
+import decimal
+import fractions
+import itertools
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from qwen_align.reward.code.value_limits import (
+    CROSSING_TYPES,
+    DATE_PARSERS,
+    MAX_BITS,
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_ITEMS,
+    MAX_ITERATED,
+    NATIVE_BITS,
+    NotPlainError,
+    Special,
+)
+
+_SCALARS = frozenset({type(None), bool, float})
+_ITERATORS: frozenset[type] = frozenset(
+    {types.GeneratorType, map, filter, zip, enumerate, reversed, *map(type, (iter([]), iter(()), iter({}), iter("")))}
+    | {type(iter({}.values())), type(iter({}.items())), type(iter(set())), type(iter(range(0))), type(iter(b""))}
+    | {type(reversed([])), type(reversed({})), type(iter(range(1 << 70)))}
+    | {kind for kind in vars(itertools).values() if isinstance(kind, type)}
+)
+_SEQUENCES: dict[type, str] = {tuple: "t", set: "s", frozenset: "f"}
+_MAPPINGS: dict[type, str] = {
+    dict: "d",
+    collections.OrderedDict: "O",
+    collections.Counter: "C",
+    collections.defaultdict: "D",
+}
+_VIEWS: dict[type, str] = {type({}.keys()): "k", type({}.values()): "v", type({}.items()): "m"}
+
+
+class Encoder:
+    """Encodes one value, within the limits of size and depth."""
+
+    def __init__(self, special: Special | None) -> None:
+        self.special = special
+        self.items = MAX_ITEMS
+        self.characters = MAX_BYTES
+
+    def encode_value(self, value: Any, depth: int) -> Any:
+        """Returns the tree of a value; raises NotPlainError."""
+        value_type = type(value)
+        if value_type in _SCALARS:
+            return value
+        if value_type is int:
+            return self.encode_integer(value)
+        if value_type is str:
+            self.spend_characters(len(value))
+            return value
+        if depth > MAX_DEPTH:
+            raise NotPlainError("too deep")
+        if value_type is list:
+            return self.encode_items(value, depth)
+        if value_type in _SEQUENCES:
+            return {_SEQUENCES[value_type]: self.encode_items(value, depth)}
+        if value_type in _MAPPINGS:
+            return {_MAPPINGS[value_type]: self.encode_pairs(dict.items(value), depth)}
+        return self.encode_rare_type(value_type, value, depth)
+
+    def encode_integer(self, value: int) -> Any:
+        """Returns an integer as itself, or tagged and hexadecimal where decimal digits would take long to read."""
+        bits = value.bit_length()
+        if bits <= NATIVE_BITS:
+            return value
+        if bits > MAX_BITS:
+            raise NotPlainError("too large")
+        self.spend_characters(bits // 4)
+        return {"i": hex(value)}
+
+    def encode_items(self, values: Iterable[Any], depth: int) -> list[Any]:
+        """Returns the trees of an iterable's items; raises NotPlainError where the whole value becomes too large."""
+        trees = []
+        for value in values:
+            self.items -= 1
+            if self.items < 0:
+                raise NotPlainError("too large")
+            trees.append(self.encode_value(value, depth + 1))
+        return trees
+
+    def encode_pairs(self, items: Iterable[tuple[Any, Any]], depth: int) -> list[Any]:
+        """Returns the trees of key and value pairs."""
+        return [self.encode_items(pair, depth) for pair in items]
+
+    def spend_characters(self, count: int) -> None:
+        """Takes from the characters the value may have; raises NotPlainError when they are spent."""
+        self.characters -= count
+        if self.characters < 0:
+            raise NotPlainError("too large")
+
+    def encode_rare_type(self, value_type: type, value: Any, depth: int) -> Any:
+        """Returns the tree of a value of one of the less common types; raises NotPlainError for any other."""
+        if value_type in _ITERATORS:
+            return self.encode_iterator(value, depth)
+        if value_type in _VIEWS:
+            trees = (
+                self.encode_pairs(value, depth) if value_type is type({}.items()) else self.encode_items(value, depth)
+            )
+            return {_VIEWS[value_type]: trees}
+        if value_type is collections.deque:
+            return {"q": [self.encode_items(value, depth), value.maxlen]}
+        if value_type is bytes or value_type is bytearray:
+            self.spend_characters(2 * len(value))
+            return {"b" if value_type is bytes else "a": value.hex()}
+        tree = self.encode_number_or_date(value_type, value)
+        if tree is not None:
+            return tree
+        if value_type is type and value in CROSSING_TYPES.values():
+            return {"T": value.__name__}
+        if self.special is not None:
+            special_tree = self.special(value)
+            if special_tree is not None:
+                return special_tree
+        if issubclass(value_type, tuple) and hasattr(value_type, "_fields") and value_type.__eq__ is tuple.__eq__:
+            return {"t": self.encode_items(tuple(value), depth)}
+        raise NotPlainError(f"{value_type.__name__} is no plain data")
+
+    def encode_iterator(self, value: Iterator[Any], depth: int) -> Any:
+        """Returns the tree of an iterator's first items, and whether there were more."""
+        items = list(itertools.islice(value, MAX_ITERATED + 1))
+        return {"g": [self.encode_items(items[:MAX_ITERATED], depth), len(items) > MAX_ITERATED]}
+
+    def encode_number_or_date(self, value_type: type, value: Any) -> Any:
+        """Returns the tree of a number, range, date or numpy scalar, None for a value of any other type."""
+        if value_type is complex:
+            return {"c": [value.real, value.imag]}
+        if value_type is decimal.Decimal:
+            return {"e": str(value)}
+        if value_type is fractions.Fraction:
+            return {"F": [self.encode_integer(value.numerator), self.encode_integer(value.denominator)]}
+        if value_type is range:
+            return {"r": [self.encode_integer(part) for part in (value.start, value.stop, value.step)]}
+        if value_type is datetime.timedelta:
+            return {"l": [value.days, value.seconds, value.microseconds]}
+        if value_type in DATE_PARSERS and (value_type is datetime.date or value.tzinfo is None):
+            return {"w": [value_type.__name__, value.isoformat()]}
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and value_type in (numpy.bool_, numpy.int64, numpy.int32, numpy.float64, numpy.str_):
+            return self.encode_value(value.item(), 0)
+        return None

@@ -1,0 +1,46 @@
+"""IFEval's `detectable_content` instructions: placeholders and a postscript."""
+
+import re
+from functools import lru_cache
+
+from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Positive
+
+
+class NumberPlaceholders(Instruction):
+    """Requires at least so many `[placeholders]`, each on one line; `[]` counts, as in the official code."""
+
+    num_placeholders: Positive
+
+    def follows(self, text: str) -> bool:
+        """Returns whether the text has enough placeholders."""
+        return sum(map(_count_placeholders, text.split("\n"))) >= self.num_placeholders
+
+
+class Postscript(Instruction):
+    """Requires the marker somewhere in the text, whatever its case."""
+
+    postscript_marker: Phrase
+
+    def follows(self, text: str) -> bool:
+        """Returns whether the text has the marker; a space may follow its first stops, as in "P. S."."""
+        return _compile_marker(self.postscript_marker.lower()).search(text.lower()) is not None
+
+
+def _count_placeholders(line: str) -> int:
+    """Returns how many placeholders a line has."""
+    count, position = 0, line.find("[")
+    while position >= 0:
+        end = line.find("]", position)
+        if end < 0:
+            break
+        count, position = count + 1, line.find("[", end)
+    return count
+
+
+@lru_cache(maxsize=256)
+def _compile_marker(marker: str) -> re.Pattern[str]:
+    """Returns the pattern that finds a postscript marker in lower case."""
+    if marker not in ("p.s.", "p.p.s", "p.p.s."):
+        return re.compile(re.escape(marker))
+    head, last = marker.rstrip(".").split("."), marker[-1] == "."
+    return re.compile(r"\.\s?".join(head) + (r"\." if last else ""))

@@ -1,0 +1,97 @@
+"""The server process of `worker_pool.Pool`, which imports what the work needs once and forks the workers.
+
+Started as `python -m qwen_align.reward.worker_pool_server FD`. On the control socket it reads one JSON line with entry,
+argument and memory limit, answers `ready` or the error, and then `fork` with the worker's socket attached (answer: its
+pid) and `kill PID`. It ends, with every worker, when the control socket does.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def main() -> None:
+    """Serves a pool on the socket whose descriptor is the first argument."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    start = json.loads(_read_first_line(control))
+    module, _, function_name = start["entry"].partition(":")
+    try:
+        handle = getattr(importlib.import_module(module), function_name)(start["argument"])
+    except Exception as error:  # noqa: BLE001  # a user's file may raise anything; the asker says so
+        control.sendall(f"{type(error).__name__}: {error}".replace("\n", " ").encode()[:4000] + b"\n")
+        return
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching, and so copying, pages shared with the workers
+    control.sendall(b"ready\n")
+    workers: set[int] = set()
+    try:
+        while True:
+            message, fds, _, _ = socket.recv_fds(control, 64, 1)
+            if not message:
+                return
+            if fds:
+                pid = os.fork()
+                if pid == 0:
+                    control.close()
+                    _run_worker(socket.socket(fileno=fds[0]), handle, start["memory_bytes"])
+                os.close(fds[0])
+                workers.add(pid)
+                control.sendall(b"%d\n" % pid)
+            else:
+                pid = int(message.split()[1])
+                _kill_workers({pid} & workers)
+                workers.discard(pid)
+                control.sendall(b"killed\n")
+    finally:
+        _kill_workers(workers)
+
+
+def _kill_workers(workers: set[int]) -> None:
+    """Kills workers and all they started."""
+    for pid in workers:  # ours until waited for, so the number cannot have passed to another process
+        with contextlib.suppress(ProcessLookupError):  # it has not got so far as to lead a group
+            os.killpg(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _read_first_line(control: socket.socket) -> bytes:
+    """Returns the first line on the control socket; exits where it closes before that."""
+    received = b""
+    while not received.endswith(b"\n"):
+        part = control.recv(1 << 16)
+        if not part:
+            sys.exit(1)
+        received += part
+    return received
+
+
+def _run_worker(channel: socket.socket, handle: Callable[[Any], Any], memory_bytes: int) -> None:
+    """In a worker: answers requests within the memory limit until the socket closes, and exits."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h; the server has one thread, whose death is its own
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))  # macOS refuses it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.setsid()  # whatever the work starts is ended with it
+    with contextlib.suppress(BrokenPipeError), channel, channel.makefile("rb") as requests:
+        for line in requests:
+            try:
+                reply = {"reply": handle(json.loads(line))}
+            except Exception as error:  # noqa: BLE001  # whatever the work raises is the asker's to judge
+                reply = {"raised": f"{type(error).__name__}: {error}"[:2000]}
+            channel.sendall(json.dumps(reply).encode() + b"\n")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

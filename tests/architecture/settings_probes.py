@@ -1,0 +1,541 @@
+"""What a setting changes, computed for real: each probe turns settings into something recorded that can be compared."""
+
+import contextlib
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from qwen_align.align.commands import check
+from qwen_align.align.context import Context
+from qwen_align.align.pipeline import launcher
+from qwen_align.align.pipeline.plan import Plan
+from qwen_align.align.pipeline.plan import plan as make_plan
+from qwen_align.align.rows import Completion, Message, Pair, Problem, Row, to_line
+from qwen_align.align.settings.recipe import AnyStage
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.tracking import Tracking
+from qwen_align.align.stages.registry import STAGE_KINDS, import_function
+from qwen_align.align.tracking import setup
+from qwen_align.data_builders import Arithmetic
+from qwen_align.reward.settings import RewardSettings
+from qwen_align.reward.verdict import Verdict
+
+Settings = dict[str, Any]
+CPU = {"device": "cpu", "micro_batch": 8, "generation_batch": 64}
+# Names in stage folders that say how a run went, not what it made.
+NOT_RECORDED = {"progress.json", "log.txt", "checkpoints"}
+
+
+def user(text: str) -> Message:
+    return Message(role="user", content=text)
+
+
+def make_completion(
+    prompt_id: str, sample: int, value: float | None, thinking: str, answer: str, **more: Any
+) -> Completion:
+    text = f"<think>\n{thinking}\n</think>\n\n{answer}"
+    settings: Settings = {
+        "prompt": [user(f"What is {prompt_id}?")],
+        "finish_reason": "stop",
+        "n_tokens": len(text),
+        "mode": "think",
+        "gold": "2",
+        "verdicts": {"math_answer": Verdict(value=value, reason="judged")},
+    }
+    return Completion(prompt_id=prompt_id, sample=sample, text=text, **settings | more)
+
+
+def data_stages() -> dict[str, list[Row]]:
+    """Rows of the data stages that settings refer to, by name."""
+
+    def generate(rows: Any, n: int, seed: int) -> list[Row]:
+        return list(Arithmetic(rows=rows, n=n, steps=[1, 2]).generate(seed))
+
+    rollouts = [
+        make_completion("p0", 0, 1.0, "one and one", "\\boxed{2}"),
+        make_completion("p0", 1, 0.0, "one and one and more", "\\boxed{3}"),
+        make_completion("p0", 2, 0.5, "one", "\\boxed{5} or so, it is hard to say"),
+        make_completion("p1", 0, 1.0, "first\n\nsecond", "\\boxed{2}"),
+        make_completion("p1", 1, 1.0, "wait, check that perhaps", "\\boxed{2}"),
+        make_completion("p2", 0, 0.0, "no idea", "\\boxed{7}"),
+        make_completion("p2", 1, 0.0, "none", "\\boxed{8}", mode="no_think"),
+    ]
+    pairs = [
+        Pair(
+            id=f"pair{n}",
+            messages=[user(f"What is {n} + 1?")],
+            chosen=Message(role="assistant", content=f"\\boxed{{{n + 1}}}"),
+            rejected=Message(role="assistant", content=f"\\boxed{{{n}}}, or so it seems"),
+            margin=1.0 + n,
+            kind="math_answer",
+            mode="no_think",
+        )
+        for n in range(6)
+    ]
+    return {
+        "problems": generate("problem", 12, 0),
+        "other": generate("problem", 6, 1),
+        "traces": generate("trace", 8, 0),
+        "direct": generate("direct", 8, 2),
+        "texts": generate("text", 30, 0),
+        "rollouts": rollouts,
+        "pairs": list(pairs),
+        "more_pairs": list(pairs[:4]),
+        "more_texts": generate("text", 40, 1),
+        "draws": [
+            make_completion(
+                problem.id,
+                sample,
+                value,
+                "",
+                "",
+                verdicts={
+                    "math_answer": Verdict(value=value, reason="judged"),
+                    "format": Verdict(value=value if n < 6 else 1.0, reason="judged"),
+                },
+            )
+            for n, problem in enumerate(generate("problem", 12, 0))
+            for sample, value in enumerate((0.0, n / 12))
+        ],
+        "coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 8, 3)],
+        "more_coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 5, 4)],
+        "none": [],
+    }
+
+
+class World:
+    """A folder with what stages read, and a probe for each thing that is recorded."""
+
+    def __init__(self, folder: Path, tiny_model: Path) -> None:
+        self.folder, self.n_runs = folder, 0
+        self.inputs = {"base": tiny_model}
+        for name, rows in data_stages().items():
+            (folder / name).mkdir(parents=True)
+            (folder / name / "rows.jsonl").write_text("".join(f"{to_line(row)}\n" for row in rows), encoding="utf-8")
+            self.inputs[name] = folder / name
+
+    def scratch(self) -> Path:
+        self.n_runs += 1
+        made = self.folder / f"run{self.n_runs}"
+        made.mkdir()
+        return made
+
+    def add_scorer(self) -> None:
+        """Puts a reward model with a random head among the inputs."""
+        if "scorer" in self.inputs:
+            return
+        import torch
+
+        from qwen_align.align.models import loading, reward_scorer
+
+        base, made = self.inputs["base"], self.folder / "scorer"
+        model = reward_scorer.classifier(base, loading.renderer_of(base).pad_id)
+        torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
+        model.save_pretrained(made)
+        loading.copy_tokenizer(base, made)
+        self.inputs["scorer"] = made
+
+    # --- probes: settings -> what is recorded
+
+    def stage(self, settings: Settings) -> Any:
+        """The files and the summary of a stage that is run here."""
+        if "scorer" in json.dumps(settings):
+            self.add_scorer()
+        spec = to_stage({"name": "stage", **settings})
+        kind, out = STAGE_KINDS[spec.kind], self.scratch()
+        context = Context(out, spec.seed or 0, Runtime.model_validate({**CPU, **(settings.get("runtime") or {})}))
+        summary = import_function(kind.run)(spec, self.inputs, out, context)
+        return {"summary": summary, "files": dict(digest_files(out))}
+
+    def checked(self, settings: Settings) -> Any:
+        """What `check` says of the stage in a recipe, lengths, limits and steps among it."""
+        return [line for line in check.describe_plan(self.plan_stage(settings)) if "home:" not in line]
+
+    def planned(self, settings: Settings) -> Any:
+        """Key and inputs of the stage in a recipe."""
+        (stage,) = self.plan_stage(settings).named("stage")
+        return {"key": stage.key, "seed": stage.seed, "targets": stage.targets}
+
+    def plan_stage(self, settings: Settings) -> Plan:
+        """The plan of a recipe with the data stages and this stage."""
+        builders = [
+            {
+                "name": name,
+                "kind": "build_data",
+                "builder": {"kind": "local_file", "path": f"{name}/rows.jsonl", "rows": "typed"},
+            }
+            for name in self.inputs
+            if name not in ("base", "scorer", "none")
+        ]
+        models = {"base": {"path": str(self.inputs["base"])}, "second": {"shipped": "tiny_base"}}
+        return self.plan_recipe({"models": models, "stages": [*builders, {"name": "stage", **settings}]})
+
+    def plan_recipe(self, recipe: Settings, **options: Any) -> Plan:
+        path = self.folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump({"name": "trial", "runtime": {"device": "cpu"}} | recipe, sort_keys=False))
+        (self.folder / "below.yaml").write_text(yaml.safe_dump({"name": "below", "stages": [DATA]}, sort_keys=False))
+        return make_plan(path, self.folder, **options)
+
+    def recipe(self, settings: Settings) -> Any:
+        """Names, keys and runtimes of the stages that a recipe comes to, in order, and where its run lies."""
+        settings = dict(settings)
+        plan = self.plan_recipe(settings, tiny=settings.pop("--tiny", False))
+        return {
+            "run": plan.run_folder.name,
+            "stages": [(one.name, one.key, one.runtime.model_dump(), one.targets) for one in plan.stages],
+            "tracking": plan.recipe.tracking.model_dump(),
+            "group": plan.group,
+        }
+
+    def runtime(self, settings: Settings) -> Any:
+        """What a stage's process is told of the recipe's runtime and its own."""
+        plan = self.plan_recipe(settings)
+        return [(one.name, one.runtime.model_dump()) for one in plan.stages]
+
+    def report(self, settings: Settings) -> Any:
+        """report.md of a recipe with three evaluations."""
+        from qwen_align.align.reporting import results
+
+        evaluations = [
+            {**EVALUATION, "name": f"eval_{model}", "from_model": model} for model in ("base", "second", "third")
+        ]
+        models = {name: {"path": str(self.inputs["base"])} for name in ("base", "second", "third")}
+        plan = self.plan_recipe({**settings, "models": models, "stages": [{**DATA, "name": "problems"}, *evaluations]})
+        for place, stage in enumerate(plan.named(f"eval_{name}")[0] for name in models):
+            store_evaluation(stage, accuracy=0.5 + place / 10)
+        plan.run_folder.mkdir(parents=True, exist_ok=True)
+        results.write(plan)
+        return (plan.run_folder / "report.md").read_text()
+
+    def arguments(self, settings: Settings) -> Any:
+        """The arguments that TRL's trainer, or transformers', is given."""
+        from qwen_align.align.training import trl_arguments
+
+        spec = to_stage({"name": "stage", **settings})
+        runtime, out = Runtime.model_validate({**CPU, **(settings.get("runtime") or {})}), self.folder / "arguments"
+        if spec.kind == "grpo" and spec.trainer == "trl":
+            made = trl_arguments.grpo(spec, spec.sampling.for_policy(), runtime, out, seed=0)
+        elif spec.kind in ("grpo", "ppo"):
+            made = trl_arguments.online_rl(spec, runtime, out, seed=0)
+        else:
+            make: Callable[..., Any] = getattr(trl_arguments, spec.kind)
+            made = make(spec, runtime, out, steps=9, seed=0)
+        lora = trl_arguments.lora(spec.lora)
+        return made.to_dict(), lora and {name: str(value) for name, value in sorted(lora.to_dict().items())}
+
+    def loss(self, settings: Settings) -> Any:
+        """Advantages, loss and gradients of online RL on fixed completions."""
+        return compute_rl_loss(to_stage({"name": "stage", **settings}))
+
+    def coefficients(self, settings: Settings) -> Any:
+        """The KL's and the entropy's coefficients over steps in which both fall."""
+        from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient
+
+        spec = to_stage({"name": "stage", **settings})
+        kl, entropy = KlCoefficient.of(spec.kl), EntropyCoefficient.of(spec.entropy)
+        recorded = []
+        for measured in (3.0, 1.5, 0.7, 0.3, 0.2, 0.1):
+            kl.follow(spec.kl, measured, n_completions=8)
+            entropy.follow(spec.entropy, measured)
+            recorded.append((kl.value, entropy.paid))
+        return recorded
+
+    def alerts(self, settings: Settings) -> Any:
+        """The watchdogs' alerts over steps that go wrong in every way."""
+        return list_alerts(to_stage({"name": "stage", **settings}))
+
+    def prompts(self, settings: Settings) -> Any:
+        """The prompts of five passes, whose pass rates are told as they come."""
+        return draw_prompts(to_stage({"name": "stage", **settings}))
+
+    def request(self, settings: Settings) -> Any:
+        """The prompt and the sampling that the engine is asked with."""
+        from qwen_align.align.generation.requests import put, sampling_for
+        from qwen_align.align.rendering.renderer import Renderer
+
+        spec, renderer = to_stage({"name": "stage", **settings}), Renderer.load(self.inputs["base"])
+        switches = spec.thinking_switches if spec.kind == "evaluate" else [getattr(spec, "thinking_switch", None)]
+        problem = Problem(id="p", messages=[user("What is 1 + 1?")], gold="2", reward="math_answer")
+        asked = [put(problem, renderer, switch) for switch in switches]
+        if spec.kind in ("grpo", "ppo"):
+            return spec.sampling.for_policy()
+        return [(one.prompt.ids, sampling_for(one, renderer, spec.sampling)) for one in asked]
+
+    def launch(self, runtime: Settings) -> Any:
+        """How the process of a stage is started, and what it is told of the runtime."""
+        from qwen_align.align.models.loading import device_of
+
+        plan = self.plan_stage({**SFT, "runtime": {**CPU, **runtime}})
+        (stage,) = plan.named("stage")
+        with contextlib.suppress(AttributeError):
+            stage = stage.stage  # type: ignore[assignment]
+        line = launcher.command(stage, Path("folder"), Path("report"))  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                device = str(device_of(stage.runtime))
+            except ValueError as error:
+                device = str(error)
+        return line[1:], launcher.uses_server(stage), launcher.processes_of(stage), device  # type: ignore[arg-type]
+
+    def rows_at_once(self, runtime: Settings) -> Any:
+        """How many rows the engine of a rollout decodes side by side."""
+        from qwen_align.align.generation.resumable import open_engine
+        from qwen_align.align.models import loading
+
+        base = self.inputs["base"]
+        context = Context(self.folder, 0, Runtime.model_validate({**CPU, **runtime}))
+        return open_engine(base, loading.renderer_of(base), context).max_rows
+
+    def worker_threads(self, runtime: Settings) -> Any:
+        """How many threads torch has in the process that runs a stage."""
+        import torch
+
+        from qwen_align.align.pipeline import worker
+
+        folder, before = self.scratch(), torch.get_num_threads()
+        inputs = {name: {"folder": str(path)} for name, path in self.inputs.items()}
+        settings = {**SFT, "name": "stage", "from_data": ["none"], "on_empty": "pass_through"}
+        job = {
+            "key": "k",
+            "name": "stage",
+            "settings": settings,
+            "inputs": inputs,
+            "seed": 0,
+            "runtime": {**CPU, **runtime},
+        }
+        (folder / "stage.json").write_text(json.dumps(job))
+        try:
+            assert worker.run_stage(folder, folder / "report.json", started=0.0) == 0
+            return torch.get_num_threads()
+        finally:
+            torch.set_num_threads(before)
+
+    def vllm(self, settings: Settings) -> Any:
+        """The arguments that TRL's way to vLLM is given."""
+        return record_vllm_arguments(to_stage({"name": "stage", **settings}).engine)
+
+    def trackers(self, settings: Settings) -> Any:
+        """What trackers are told, and where their curves are said to go."""
+        tracking = Tracking.model_validate(settings)
+        environment = {name: setup.environment(name, tracking, {"HF_TOKEN": "t"}) for name in tracking.to}
+        plan = self.plan_recipe({"stages": [DATA], "tracking": settings})
+        return list(setup.where(tracking, plan.group, Path("folder"))), environment, tracking.project, plan.group
+
+    def rows(self, settings: Settings) -> Any:
+        """The rows that a data stage makes, and what it drops."""
+        from qwen_align.align.stages import build_data
+
+        spec, out = to_stage({"name": "stage", "kind": "build_data", **settings}), self.scratch()
+        context = Context(out, spec.seed or 0, Runtime())
+        with contextlib.redirect_stdout(io.StringIO()):
+            summary = build_data.run(spec, self.inputs, out, context)
+        return summary, dict(digest_files(out))
+
+    def verdict(self, settings: Settings) -> Any:
+        """A reward's verdicts on completions of one prompt, alone and combined with another."""
+        return judge_completions(settings, self)
+
+
+DATA: Settings = {
+    "name": "data",
+    "kind": "build_data",
+    "builder": {"kind": "arithmetic", "rows": "problem", "n": 4, "steps": [1]},
+}
+SFT: Settings = {
+    "kind": "sft",
+    "from_model": "base",
+    "from_data": ["traces"],
+    "max_tokens": 256,
+    "batch": 4,
+    "epochs": 1,
+    "learning_rate": 1e-3,
+}
+EVALUATION: Settings = {
+    "kind": "evaluate",
+    "from_data": ["problems"],
+    "completions_per_prompt": 2,
+    "sampling": {"temperature": 1.0, "max_tokens": 4},
+}
+
+
+def to_stage(settings: Settings) -> Any:
+    return TypeAdapter[Any](AnyStage).validate_python(settings)
+
+
+def digest_files(out: Path) -> Iterator[tuple[str, str]]:
+    """(name, digest) of what a stage left, times aside."""
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out)
+        if path.is_file() and name.parts[0] not in NOT_RECORDED:
+            content = path.read_bytes()
+            if name.name == "metrics.jsonl":
+                lines = [json.loads(line) for line in content.decode().splitlines()]
+                kept = [{key: value for key, value in line.items() if "time" not in key} for line in lines]
+                content = json.dumps(kept).encode()
+            yield str(name), hashlib.sha256(content).hexdigest()
+
+
+def store_evaluation(stage: Any, accuracy: float) -> None:
+    """Writes the manifest of an evaluation that has run."""
+    result = {"set": "problems", "switch": "default", "mode": None, "accuracy": accuracy, "stderr": 0.05, "k": 2}
+    shares = dict.fromkeys(
+        ("obeyed_share", "stopped_share", "mean_tokens", "pass_at_k", "maj_at_k", "answered_share", "format_share"), 0.5
+    )
+    folder = stage.folder.path
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = {"results": [{**result, **shares, "n_questions": 4, "mean_tokens_right": 3.0, "mean_tokens_wrong": 4.0}]}
+    (folder / "questions.json").write_text(json.dumps({"means": [{f"q{n}": accuracy for n in range(4)}]}))
+    manifest = {
+        "summary": summary,
+        "key": stage.key,
+        "kind": "evaluate",
+        "seconds": 1.0,
+        "import_seconds": 1.0,
+        "cpu_seconds": 1.0,
+        "peak_rss_gib": 1.0,
+        "disk_gib": 1.0,
+        "outputs": {},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def compute_rl_loss(spec: Any) -> Any:
+    """Advantages, returns, loss and gradients on two groups of three fixed completions."""
+    import torch
+
+    from qwen_align.align.rl.actor import Scores
+    from qwen_align.align.rl.assign_advantages import credit
+    from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
+    from qwen_align.align.rl.objective import Terms, Whole, loss_of, moves_without_advantage
+    from qwen_align.align.rl.rollouts import MicroBatch, Rollouts, split_into_micro_batches
+
+    random = torch.Generator().manual_seed(0)
+    n_tokens = torch.tensor([2, 1, 3, 2, 4, 2, 3, 1, 2])
+    n, size = int(n_tokens.sum()), len(n_tokens)
+
+    def draw(scale: float) -> Any:
+        return scale * torch.randn(n, generator=random)
+
+    rollouts = Rollouts(
+        ids=torch.zeros(n + size).long(),
+        n_prompt=torch.ones(size).long(),
+        n_tokens=n_tokens,
+        group=torch.arange(size) // 3,
+        reward=torch.tensor([1.0, 0.0, 0.5, 3.0, 2.0, 2.5, 1.0, 1.0, 1.0]),
+        truncated=torch.zeros(size, dtype=torch.bool),
+        old_logps=-1 + draw(0.5),
+        sampled_logps=-1 + draw(0.9),
+        counts=torch.ones(size, dtype=torch.bool),
+        advantages=torch.zeros(n),
+        reference_logps=-1 + draw(0.5),
+        values=draw(0.5),
+    )
+    kl, entropy = KlCoefficient.of(spec.kl), EntropyCoefficient.of(spec.entropy)
+    credit(rollouts, spec, kl.value, RewardScale())
+    kept = rollouts.trained(without_signal=moves_without_advantage(spec))
+    (batch,) = split_into_micro_batches(rollouts, kept, max_rows=size)
+    assert isinstance(batch, MicroBatch)
+    shape = rollouts.padded(rollouts.old_logps, batch.rows).shape
+    logps = (
+        rollouts.padded(rollouts.old_logps, batch.rows) + 0.4 * torch.randn(shape, generator=random)
+    ).requires_grad_()
+    values = torch.randn(shape, generator=random).requires_grad_()
+    entropies = torch.rand(shape, generator=random).requires_grad_()
+    is_ppo = spec.kind == "ppo"
+    terms = Terms(False, True, is_ppo, kl.value, entropy.paid)
+    whole = Whole.of(rollouts, batch.rows, spec.sampling.max_tokens)
+    loss, _ = loss_of(Scores(logps, entropies, values if is_ppo else None), batch, rollouts, whole, terms, spec)
+    gradients = torch.autograd.grad(loss, [logps, values, entropies], allow_unused=True)
+    recorded = [rollouts.advantages, loss.detach(), *gradients, rollouts.returns]
+    return [None if one is None else one.tolist() for one in recorded]
+
+
+def list_alerts(spec: Any) -> Any:
+    """(step, watchdog) of every alert, and what stopped the stage."""
+    from qwen_align.align.errors import StageError
+    from qwen_align.align.rl.watchdogs import FIRST_STEPS, Watchdogs
+
+    watchdogs = Watchdogs(spec.watchdogs)
+    sound = {
+        "reward": 0.5,
+        "entropy": 1.0,
+        "completions/mean_tokens": 100.0,
+        "completions/clipped_share": 0.0,
+        "completions/no_verdict_share": 0.0,
+        "groups/no_signal_share": 0.0,
+        "policy/kl": 0.0,
+        "mismatch/mean": 0.0,
+    }
+    wrong = {
+        "completions/clipped_share": 0.7,
+        "completions/no_verdict_share": 0.7,
+        "groups/no_signal_share": 0.95,
+        "policy/kl": 2.0,
+        "mismatch/mean": 0.1,
+        "entropy": 0.05,
+        "completions/mean_tokens": 400.0,
+    }
+    heard: list[Any] = []
+    try:
+        for step in range(1, FIRST_STEPS + 1):
+            watchdogs.look(step, sound)
+        for name, value in wrong.items():
+            for step in range(FIRST_STEPS + 1, FIRST_STEPS + 5):
+                heard += [(one.step, one.watchdog) for one in watchdogs.look(step, {**sound, name: value})]
+        watchdogs.look_held_out(20, 0.8, 0.05)
+        watchdogs.look(21, {**sound, "reward": 0.9})
+        heard += [(one.step, one.watchdog) for one in watchdogs.look_held_out(22, 0.6, 0.05)]
+    except StageError as error:
+        heard.append(str(error))
+    return heard
+
+
+def draw_prompts(spec: Any) -> list[str]:
+    """The ids of five passes over eight prompts of rising pass rates."""
+    from qwen_align.align.generation.requests import Asked
+    from qwen_align.align.rendering.renderer import Prompt
+    from qwen_align.align.rl.prompt_stream import PromptStream
+
+    problems = [
+        Problem(
+            id=f"p{n}", messages=[user(str(n))], gold="1", reward="math_answer", meta={"solved": n / 8, "often": 1.0}
+        )
+        for n in range(8)
+    ]
+    asked = [Asked(problem, None, None, Prompt([1], supplied="")) for problem in problems]
+    stream = PromptStream(asked, spec.prompt_sampler, 0)
+    drawn = []
+    for _ in range(40):
+        (one,) = stream.take(1)
+        drawn.append(one.asked.problem.id)
+        if not (spec.prompt_sampler.kind == "pass_rate" and spec.prompt_sampler.pass_rate_column):
+            stream.note(one.asked.problem.id, int(one.asked.problem.id[1:]) / 7)
+    return drawn
+
+
+def record_vllm_arguments(engine: Any) -> Any:
+    """What VLLMGeneration is constructed with."""
+    from unittest import mock
+
+    from qwen_align.align.training import trl_compat
+
+    with (
+        mock.patch("trl.import_utils.is_vllm_available", return_value=True),
+        mock.patch("trl.generation.vllm_generation.VLLMGeneration") as made,
+    ):
+        trl_compat.vllm_generation(None, None, None, engine, max_tokens=9)
+    return {name: str(value) for name, value in made.call_args.kwargs.items()}
+
+
+def judge_completions(settings: Settings, world: World) -> Any:
+    """The verdicts of a reward on completions, alone, and together with an outcome."""
+
+    return TypeAdapter[Any](RewardSettings).validate_python(settings, context={"folder": str(world.folder)})
