@@ -13,8 +13,8 @@ from qwen_align.align.tracking import setup
 def describe_plan(plan: Plan) -> Iterator[str]:
     """Yields lines about each stage that would run; raises the AlignError of the first thing that is wrong."""
     setup.check(plan.recipe.tracking)
-    check_can_start(plan)
     preview = Preview(plan)
+    check_can_start(plan, load_renderer=preview.load_renderer)
     width = max(len(stage.name) for stage in plan.stages)
     notes: list[str] = []
     for number, stage in enumerate(plan.stages, start=1):

@@ -1,7 +1,7 @@
 """Plans a recipe: its stages in running order, each with its key, its folder and what it reads; runs nothing."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +154,12 @@ def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
     return Plan(variants[0].recipe, stage_graph, planned_stages, home)
 
 
-def check_can_start(plan: Plan, forced: Sequence[PlannedStage] = ()) -> None:
+def check_can_start(
+    plan: Plan,
+    forced: Sequence[PlannedStage] = (),
+    *,
+    load_renderer: Callable[[Path], Renderer] = Renderer.load,
+) -> None:
     """Raises RecipeError when a stage that is to run cannot start.
 
     Its local model has no tokenizer of its own or no template to train on, or its DeepSpeed file is missing. `forced`:
@@ -168,7 +173,7 @@ def check_can_start(plan: Plan, forced: Sequence[PlannedStage] = ()) -> None:
     for name, folder in read_folders.items():
         if name in plan.graph.models and not plan.graph.models[name].hub:
             try:
-                check_vocabulary(folder, Renderer.load(folder))
+                check_vocabulary(folder, load_renderer(folder))
             except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
                 raise RecipeError(f"models: {name}: {error}") from None
 

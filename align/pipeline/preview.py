@@ -59,7 +59,10 @@ class Preview:
 
     def get_renderer(self, stage: PlannedStage) -> Renderer:
         """Returns the renderer of the model a stage reads."""
-        folder = self._find_tokenizer_folder(stage)
+        return self.load_renderer(self._find_tokenizer_folder(stage))
+
+    def load_renderer(self, folder: Path) -> Renderer:
+        """Loads the renderer of a folder, once."""
         if folder not in self._renderers:
             self._renderers[folder] = Renderer.load(folder)
         return self._renderers[folder]
