@@ -3,6 +3,11 @@
 `python -m qwen_align.align.pipeline.warm_server` reads one JSON object a line (folder, report, log, processes) and
 writes one a line: `{"ready": seconds}` once, then `{"pids": [n]}` and `{"exit": status}` for each stage. It ends with
 its input.
+
+What it gains is a stage's start: an SFT stage of one step on the embedded model takes 0.4 s of processor time forked
+from a server that is ready, and 7 to 8 s in a fresh process; on the clock 1.2 s against 22 to 31 s (2026-11-29, 2 Xeon
+cores under a load of 9, three stages each way). The quickstart has 11 stages that import torch. It should go when these
+imports take less than a second, or when no stage runs on a CPU: stages on a GPU are not forked from it.
 """
 
 import gc
