@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from qwen_align.align.context import PROGRESS, Context
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.references import OutsideFile, references
+from qwen_align.align.references import OutsideFile, find_references
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.recipe_errors import explain_error
@@ -31,14 +31,14 @@ def load_build_settings(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
         settings = BuildSpec.model_validate(raw, context={"folder": str(path.parent)})
     except ValidationError as error:
         raise explain_error(error, raw, path) from None
-    for field_path, ref in references(settings):
+    for field_path, ref in find_references(settings):
         if ref not in settings.data:
             raise RecipeError(
                 f"{path}: {field_path}: no folder is given for '{ref}'; add it under data: {{{ref}: FOLDER}}"
             )
         if not (Path(settings.data[ref]) / "rows.jsonl").is_file():
             raise RecipeError(f"{path}: data.{ref}: {settings.data[ref]} holds no rows.jsonl")
-    referenced_names = {str(ref) for _, ref in references(settings)}
+    referenced_names = {str(ref) for _, ref in find_references(settings)}
     for name in settings.data:
         if name not in referenced_names:
             raise RecipeError(f"{path}: data.{name}: no setting refers to it{did_you_mean(name, referenced_names)}")
@@ -55,7 +55,7 @@ def build_data_folder(settings: BuildSpec, out: Path) -> dict[str, Any]:
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    inputs = {str(ref): Path(settings.data[ref]) for _, ref in references(settings)}
+    inputs = {str(ref): Path(settings.data[ref]) for _, ref in find_references(settings)}
     try:
         summary = build_data.run(settings, inputs, unfinished, Context(unfinished, settings.seed or 0, Runtime()))
         (unfinished / PROGRESS).unlink(missing_ok=True)

@@ -44,7 +44,7 @@ class Conversation:
     def stream_answer(self, text: str, mode: Mode | None) -> Iterator[TextPiece]:
         """Yields the model's answer as it is generated; both turns then join the conversation, unless interrupted."""
         messages = [*self.messages, Message(role="user", content=text)]
-        prompt = self.renderer.prompt(messages, mode=mode, flag=None)
+        prompt = self.renderer.render_prompt(messages, mode=mode, flag=None)
         sampling = self.sampling.for_mode(mode or self.renderer.traits.default_mode or "no_think")
         n_free = self.engine.model.config.max_position_embeddings - len(prompt.ids)
         if n_free < 1:
@@ -52,7 +52,7 @@ class Conversation:
         sampling = sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, n_free)})
         request = Request(f"turn {self.turns}", prompt.ids, 1, sampling, seed=self.seed)
         spoken: dict[bool, str] = {True: "", False: ""}
-        for piece in split_thinking(self._decode_stream(prompt.supplied, request)):
+        for piece in split_thinking(self._decode_stream(prompt.thinking_prefix, request)):
             spoken[piece.is_thinking] += piece.text
             yield piece
         thinking, answer = (spoken[is_thinking].strip() for is_thinking in (True, False))
@@ -69,7 +69,7 @@ class Conversation:
         """Yields text as tokens come; a character whose bytes are not complete waits."""
         yield supplied
         pending: list[int] = []
-        for token in self.engine.stream(request):
+        for token in self.engine.stream_tokens(request):
             pending.append(token)
             text = self.renderer.decode(pending)
             if not text.endswith("\ufffd"):

@@ -12,7 +12,7 @@ from qwen_align.align.tracking import setup
 
 def describe_plan(plan: Plan) -> Iterator[str]:
     """Yields lines about each stage that would run; raises the AlignError of the first thing that is wrong."""
-    setup.check(plan.recipe.tracking)
+    setup.check_installed(plan.recipe.tracking)
     preview = Preview(plan)
     check_can_start(plan, load_renderer=preview.load_renderer)
     width = max(len(stage.name) for stage in plan.stages)
@@ -27,7 +27,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         for row, text in enumerate(lines):
             yield (head if row == 0 else " " * len(head)) + text
     yield from notes
-    yield from setup.where(plan.recipe.tracking, plan.group, plan.tracking_folder)
+    yield from setup.describe_destinations(plan.recipe.tracking, plan.group, plan.tracking_folder)
     n_to_run = sum(not stage.is_stored for stage in plan.stages)
     yield f"{len(plan.stages)} stages, {n_to_run} to run; home: {plan.home.resolve()}"
 

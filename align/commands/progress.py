@@ -3,7 +3,8 @@
 import contextlib
 import json
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from typing import Self
 
 from rich.console import Console
@@ -91,7 +92,7 @@ class RunProgress:
         """Prints what a stage took and made."""
         self._print_notes(stage)
         self._bar.update(self._task, visible=False)
-        manifest = stage.folder.manifest()
+        manifest = stage.folder.read_manifest()
         self._print_stage_line(stage, f"{manifest['seconds']:7.1f} s", format_summary(manifest["summary"]))
 
     def on_note(self, message: str) -> None:
@@ -121,20 +122,34 @@ def format_progress(progress: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns true once SIGTERM, SIGINT or SIGUSR1 came; a second SIGINT kills as usual."""
-    signals = []
+class StopRequest:
+    """Says when called whether a signal has asked the run to stop; `signals` has the numbers of those that came."""
 
-    def remember_signal(number: int, _: object) -> None:
-        signals.append(number)
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    def __call__(self) -> bool:
+        return bool(self.signals)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turns SIGTERM, SIGINT and SIGUSR1 into a request to stop; a second SIGINT kills as usual.
+
+    Outside the main thread Python lets nobody handle signals: they then keep their handlers.
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request_stop(number: int, _: object) -> None:
+        stop.signals.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {
-        number: signal.signal(number, remember_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    }
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
-        yield lambda: bool(signals)
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,11 +10,11 @@ from qwen_align.align.commands.data_summary import summarize_rows, to_renderable
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
-from qwen_align.align.references import ModelRef, references
+from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rendering.samples import Sample, pieces
-from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_line
+from qwen_align.align.rendering.samples import Sample, split_into_pieces
+from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_json_line
 from qwen_align.align.stages.registry import STAGE_KINDS
 
 TRAINED, MASKED = "black on green", "dim"
@@ -50,7 +50,7 @@ def _count_dropped(stage: PlannedStage, preview: Preview) -> dict[str, int]:
     """Counts drops by reason, the most frequent first."""
     if not stage.is_stored:
         return preview.drops[stage.name].counts
-    return dict(Counter(stage.folder.manifest()["summary"].get("dropped", {})).most_common())
+    return dict(Counter(stage.folder.read_manifest()["summary"].get("dropped", {})).most_common())
 
 
 def _list_shown_rows(stage: PlannedStage, preview: Preview) -> Iterable[Row]:
@@ -61,7 +61,7 @@ def _list_shown_rows(stage: PlannedStage, preview: Preview) -> Iterable[Row]:
     if _has_known_rows(stage):
         return preview.list_rows(stage.name)
     return preview.list_input_rows(
-        stage, [ref for field_path, ref in references(stage.settings) if field_path.startswith("from_data")]
+        stage, [ref for field_path, ref in find_references(stage.settings) if field_path.startswith("from_data")]
     )
 
 
@@ -72,7 +72,7 @@ def _has_known_rows(stage: PlannedStage) -> bool:
 
 def _reads_model(stage: PlannedStage) -> bool:
     """Returns whether the stage reads a model."""
-    return any(isinstance(ref, ModelRef) for _, ref in references(stage.settings))
+    return any(isinstance(ref, ModelRef) for _, ref in find_references(stage.settings))
 
 
 def mark_trained_text(line: Styled) -> str:
@@ -101,7 +101,7 @@ def _find_renderer(stage: PlannedStage, plan: Plan, preview: Preview) -> Rendere
 def _render_data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
     """Yields the row as its readers see it, or why that cannot be shown."""
     renderable = to_renderable_row(row, renderer)
-    note, lines = renderable.note, [Styled(row.text if isinstance(row, Completion) else to_line(row))]
+    note, lines = renderable.note, [Styled(row.text if isinstance(row, Completion) else to_json_line(row))]
     if renderable.row is not None:
         try:
             lines = list(_render_row(renderable.row, renderer))
@@ -115,11 +115,11 @@ def _render_data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
 def _render_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
     """Yields a row's tokens, coloured by loss mask, and what else it holds."""
     if isinstance(row, Pair):
-        ids = renderer.pair(row)
+        ids = renderer.render_pair(row)
         yield _colour_sample(Sample([*ids.prompt, *ids.chosen], _build_mask(ids.prompt, ids.chosen)), renderer, TRAINED)
         yield _colour_sample(Sample(ids.rejected, [True] * len(ids.rejected)), renderer, REJECTED)
     elif isinstance(row, Problem):
-        prompt = renderer.prompt(row.messages, mode=row.mode, flag=row.flag)
+        prompt = renderer.render_prompt(row.messages, mode=row.mode, flag=row.flag)
         yield _colour_sample(Sample(prompt.ids, [False] * len(prompt.ids)), renderer, TRAINED)
         yield Styled(f"gold: {row.gold}  reward: {row.reward}")
     elif isinstance(row, Steps):
@@ -127,7 +127,7 @@ def _render_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
     elif isinstance(row, Completion) and row.finish_reason == "length":
         yield Styled(f"{row.text}  [cut at the token limit: not trained on]")
     else:
-        for sample in renderer.samples(to_trainable_row(row)):
+        for sample in renderer.render_samples(to_trainable_row(row)):
             yield _colour_sample(sample, renderer, TRAINED)
         if isinstance(row, Labelled):
             yield Styled(f"label: {'good' if row.label else 'bad'}")
@@ -146,6 +146,6 @@ def _build_mask(masked: list[int], trained: list[int]) -> list[bool]:
 def _colour_sample(sample: Sample, renderer: Renderer, trained: str) -> Styled:
     """Returns a sample's text with trained tokens in the style `trained`, the others dim."""
     text = Styled()
-    for piece in pieces(renderer.tokenizer, sample):
+    for piece in split_into_pieces(renderer.tokenizer, sample):
         text.append(piece.text.replace("\n", "⏎\n"), style=trained if piece.is_trained else MASKED)
     return text.append(f"  [{len(sample.ids)} tokens, {sum(sample.mask)} trained]")

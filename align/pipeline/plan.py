@@ -11,14 +11,15 @@ from qwen_align.align.pipeline import graph
 from qwen_align.align.pipeline.graph import Graph, Stage
 from qwen_align.align.references import Product
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rendering.tokenizer_check import check_vocabulary
+from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.recipe import Recipe, StageSpec
 from qwen_align.align.settings.recipe_file import Variant, load_variants
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.provenance import read_library_versions
-from qwen_align.align.store.store import Folder, Store
+from qwen_align.align.store.stage_folder import StageFolder
+from qwen_align.align.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class PlannedStage:
 
     stage: Stage
     key: str
-    folder: Folder
+    folder: StageFolder
     inputs: dict[str, dict[str, str]]
     missing: str | None = None
 
@@ -113,7 +114,11 @@ class Plan:
 
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
     """Reads a recipe, orders its stages and computes their keys; writes nothing but the cache of file digests."""
-    variants = load_variants(path, overrides, tiny=tiny)
+    return plan_variants(load_variants(path, overrides, tiny=tiny), home, path)
+
+
+def plan_variants(variants: Sequence[Variant], home: Path, path: Path) -> Plan:
+    """Plans a recipe's variants as `plan` does; `path` opens the message of a RecipeError."""
     try:
         return _plan_stages(variants, home)
     except RecipeError as error:
@@ -128,9 +133,9 @@ def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
     folders: dict[str, Path] = {}
     for name, source in stage_graph.models.items():
         try:
-            keys[name] = store.model_key(source)
+            keys[name] = store.compute_model_key(source)
             folders[name] = (
-                Path(f"hub:{source.hub}@{source.revision}") if source.hub else model_files.model_folder(source)
+                Path(f"hub:{source.hub}@{source.revision}") if source.hub else model_files.find_model_folder(source)
             )
         except (RecipeError, OSError) as error:
             raise RecipeError(f"models: {name}: {error}") from None
@@ -141,16 +146,16 @@ def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
         key = (
             hashlib.sha256(f"missing: {missing}".encode()).hexdigest()
             if missing
-            else store.key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
+            else store.compute_key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
         )
-        folder = store.folder(stage.kind, key)
+        folder = store.get_folder(stage.kind, key)
         inputs = {
             ref: {"name": target, "folder": str(folders[target]), "key": keys[target]}
             for ref, target in stage.targets.items()
         }
         planned_stages.append(PlannedStage(stage, key, folder, inputs, missing))
         keys[stage.name], folders[stage.name] = key, folder.path.resolve()
-    store.save_digests()
+    store.save_file_digests()
     return Plan(variants[0].recipe, stage_graph, planned_stages, home)
 
 
@@ -173,14 +178,15 @@ def check_can_start(
     for name, folder in read_folders.items():
         if name in plan.graph.models and not plan.graph.models[name].hub:
             try:
-                check_vocabulary(folder, load_renderer(folder))
+                if base := model_files.find_base(folder):
+                    check_tokenizer_fits_model(base, load_renderer(base))
             except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
                 raise RecipeError(f"models: {name}: {error}") from None
 
 
 def list_version_changes(stage: PlannedStage) -> list[str]:
     """Lists the libraries whose major version has changed since a stage was stored, as `trl 1.16 -> 2.0`."""
-    made_with: Mapping[str, str] = stage.folder.manifest()["libraries"]
+    made_with: Mapping[str, str] = stage.folder.read_manifest()["libraries"]
     return [
         f"{name} {made_with[name]} -> {version}"
         for name, version in read_library_versions().items()

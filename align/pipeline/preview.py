@@ -5,9 +5,10 @@ from itertools import chain
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.generation.requests import put
+from qwen_align.align.generation.requests import render_problem
+from qwen_align.align.models.model_files import find_base
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
-from qwen_align.align.references import ModelRef, references
+from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, Row, read_rows
 from qwen_align.align.settings.rollout import Switch
@@ -72,7 +73,7 @@ class Preview:
         switch_text = None if switch is None else switch.model_dump_json()
         name = (self._find_tokenizer_folder(stage), id(problem), switch_text)  # rows live as long as the preview does
         if name not in self._lengths:
-            self._lengths[name] = len(put(problem, self.get_renderer(stage), switch).prompt.ids)
+            self._lengths[name] = len(render_problem(problem, self.get_renderer(stage), switch).prompt.ids)
         return self._lengths[name]
 
     def check_context_length(self, stage: PlannedStage, tokens: int, what: str) -> None:
@@ -101,7 +102,7 @@ class Preview:
 
     def _trace_tokenizer(self, stage: PlannedStage) -> Path:
         """Follows a stage's model back to the folder that its tokenizer was copied from; raises RowsUnknown."""
-        (_, ref), *_ = (place for place in references(stage.settings) if isinstance(place[1], ModelRef))
+        (_, ref), *_ = (place for place in find_references(stage.settings) if isinstance(place[1], ModelRef))
         maker = self._by_name.get(stage.targets[ref])
         if maker is not None and not STAGE_KINDS[maker.kind].makes_tokenizer:
             return self._find_tokenizer_folder(maker)
@@ -110,6 +111,7 @@ class Preview:
             if not maker.is_stored:
                 raise RowsUnknown(maker.name)
             folder = folder / "model"
-        if str(folder).startswith("hub:"):
+        base = None if str(folder).startswith("hub:") else find_base(folder)
+        if base is None:
             raise RowsUnknown("the hub model is downloaded")
-        return folder
+        return base

@@ -12,10 +12,10 @@ from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import write_json, write_text
-from qwen_align.align.store.verify_inputs import Inspector
+from qwen_align.align.store.verify_inputs import InputVerifier
 from qwen_align.align.tracking import setup
-from qwen_align.align.tracking.curve import Curve, Point, evaluation
-from qwen_align.align.tracking.tracker_clients import Senders
+from qwen_align.align.tracking.curve import Curve, Point, to_evaluation_point
+from qwen_align.align.tracking.tracker_clients import TrackerClients
 
 
 class RunListener(Protocol):
@@ -44,16 +44,16 @@ def run(
     for stage in plan.stages:
         if stage.missing:
             raise RecipeError(f"stage '{stage.origin}': builder.path: {stage.missing}: no such file")
-    setup.check(plan.recipe.tracking)
+    setup.check_installed(plan.recipe.tracking)
     forced = [stage for name in force for stage in plan.find_stages(name)]
     check_can_start(plan, forced)
     for stage in forced:
         _clear_stage(stage)
     _write_run_folder(plan)
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored]
-    senders = Senders(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)
-    inspector = Inspector({stage.folder.path.resolve(): stage.name for stage in plan.stages})
-    with Launcher() as launcher, senders:
+    trackers = TrackerClients(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)
+    input_verifier = InputVerifier({stage.folder.path.resolve(): stage.name for stage in plan.stages})
+    with Launcher() as launcher, trackers:
         if any(uses_warm_server(stage.stage) for stage in stages_to_run):
             launcher.start_warm_server()
         for stage in plan.stages:
@@ -64,15 +64,15 @@ def run(
                 listener.on_stage_skipped(stage)
             else:
                 for entry in stage.inputs.values():
-                    inspector.look(Path(entry["folder"]))
-                _run_stage(stage, launcher, senders, listener, stop)
+                    input_verifier.verify_folder(Path(entry["folder"]))
+                _run_stage(stage, launcher, trackers, listener, stop)
 
 
 def _clear_stage(stage: PlannedStage) -> None:
     """Deletes what a stage has stored, so that it runs again."""
     try:
-        with stage.folder.locked():
-            stage.folder.clear()
+        with stage.folder.hold_lock():
+            stage.folder.delete_contents()
     except OSError as error:
         raise _to_stage_error(stage, error) from None
 
@@ -83,17 +83,17 @@ def _to_stage_error(stage: PlannedStage, error: OSError) -> StageError:
 
 
 def _run_stage(
-    stage: PlannedStage, launcher: Launcher, senders: Senders, listener: RunListener, stop: Callable[[], bool]
+    stage: PlannedStage, launcher: Launcher, trackers: TrackerClients, listener: RunListener, stop: Callable[[], bool]
 ) -> None:
     """Runs one stage under its folder's lock, with its curve sent to the trackers; raises AlignError."""
 
     def poll_stop() -> bool:
-        senders.look()
+        trackers.check_trackers()
         listener.on_stage_progress(stage)
         return stop()
 
     try:
-        with stage.folder.locked():
+        with stage.folder.hold_lock():
             if stage.is_stored:  # another run finished it before the folder was locked
                 listener.on_stage_skipped(stage)
                 return
@@ -103,10 +103,10 @@ def _run_stage(
             listener.on_stage_started(stage)
             is_tracked = STAGE_KINDS[stage.kind].curve is not None
             if is_tracked:
-                senders.begin(_build_curve(stage))
+                trackers.begin_curve(_build_curve(stage))
             stage_exit = launcher.run_stage(stage.stage, stage.folder.path, poll_stop)
             if is_tracked:
-                senders.end(_read_evaluation_points(stage), is_whole=stage.is_stored)
+                trackers.end_curve(_read_evaluation_points(stage), is_whole=stage.is_stored)
     except OSError as error:
         raise _to_stage_error(stage, error) from None
     if stage_exit.code != 0:
@@ -128,7 +128,7 @@ def _build_curve(stage: PlannedStage) -> Curve:
 def _read_evaluation_points(stage: PlannedStage) -> list[Point]:
     """Returns the figures of a stored evaluation as a tracker's points; none for other stages."""
     is_measured = STAGE_KINDS[stage.kind].curve == "evaluation" and stage.is_stored
-    return [evaluation(stage.folder.manifest()["summary"])] if is_measured else []
+    return [to_evaluation_point(stage.folder.read_manifest()["summary"])] if is_measured else []
 
 
 def build_stage_job(stage: PlannedStage) -> dict[str, Any]:

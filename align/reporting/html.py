@@ -33,7 +33,7 @@ from qwen_align.align.reporting.latex import format_latex_table
 from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.reporting.results import RunResults, pool_by_seed
 from qwen_align.align.stages.registry import STAGE_KINDS
-from qwen_align.reward.thinking import CLOSE, OPEN
+from qwen_align.reward.thinking import split_for_display
 
 # What is drawn of a training stage, where it is logged: (metric, English, Chinese). Reward and accuracy come first, for
 # an on-policy loss says nothing.
@@ -84,8 +84,8 @@ def render_page(plan: Plan, results: RunResults) -> str:
         settings=yaml.safe_dump(
             plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
         ),
-        versions=stored[-1].folder.manifest().get("libraries", {}) if stored else {},
-        commit=stored[-1].folder.manifest().get("git_commit") if stored else None,
+        versions=stored[-1].folder.read_manifest().get("libraries", {}) if stored else {},
+        commit=stored[-1].folder.read_manifest().get("git_commit") if stored else None,
         markdown=format_markdown_table(copy.headings, copy.cells),
         latex=format_latex_table(copy.headings, copy.cells, copy.is_number),
     )
@@ -198,17 +198,14 @@ def _choose_samples(stage: PlannedStage) -> dict[str, Any] | None:
 
 def _describe_sample(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what the page shows of a completion, its thinking apart from its answer."""
-    text = str(row["text"])
-    thinking, closed, answer = text.partition(CLOSE)
-    if not closed:
-        thinking, answer = ("", text) if OPEN not in text else (text, "")
+    thinking, answer = split_for_display(str(row["text"]))
     return {
         "step": row.get("step"),
         "id": row["prompt_id"],
         "mode": row.get("mode"),
         "prompt": [(turn["role"], _shorten(turn["content"])) for turn in row["prompt"]],
-        "thinking": _shorten(thinking.replace(OPEN, "").strip()),
-        "answer": _shorten(answer.strip()),
+        "thinking": _shorten(thinking),
+        "answer": _shorten(answer),
         "gold": None if row.get("gold") is None else _shorten(str(row["gold"])),
         "verdicts": [
             (name, verdict.get("value"), verdict.get("reason", "")) for name, verdict in row["verdicts"].items()
@@ -227,7 +224,7 @@ def _shorten(text: str) -> str:
 
 def _describe_data(stage: PlannedStage) -> dict[str, Any]:
     """Returns rows and drops of a stored data stage."""
-    summary = stage.folder.manifest()["summary"]
+    summary = stage.folder.read_manifest()["summary"]
     return {
         "name": stage.name,
         "kind": stage.kind,

@@ -132,7 +132,7 @@ def _read_evaluation(stage: PlannedStage, plan: Plan) -> list[EvaluationResult]:
             "axes": {axis: value for axis, value in stage.axes.items() if axis != "round"},
             "is_control": origins.get(model, _find_recipe_name(model, stage)) in plan.recipe.report.controls,
         }
-        for index, result in enumerate(stage.folder.manifest()["summary"]["results"])
+        for index, result in enumerate(stage.folder.read_manifest()["summary"]["results"])
     ]
     return [EvaluationResult(row, means[index] if means else {}) for index, row in enumerate(rows)]
 
@@ -189,7 +189,7 @@ def _compare_pair(
     """Returns the paired test of two models over questions, as it stands in report.json."""
     from qwen_align.align.evaluation import statistics as evaluation_statistics
 
-    test = evaluation_statistics.paired_test(before, after)
+    test = evaluation_statistics.run_paired_test(before, after)
     return {
         "from": pair[0],
         "to": pair[1],
@@ -215,7 +215,7 @@ def _find_recipe_name(target: str, stage: PlannedStage) -> str:
 
 def _read_stage_costs(stage: PlannedStage) -> dict[str, Any]:
     """Returns what a stored stage took and made."""
-    manifest = stage.folder.manifest()
+    manifest = stage.folder.read_manifest()
     costs = ("seconds", "cpu_seconds", "import_seconds", "peak_rss_gib", "disk_gib")
     return {
         "name": stage.name,

@@ -1,6 +1,6 @@
 """No setting without effect: for every field of every settings class a value that changes something recorded.
 
-`tests/settings_effects.yaml` maps class and field to that value and to the probe (in settings_probes.py, beside this file)
+tests/settings_effects.yaml maps class and field to that value and to a probe of tests/architecture/settings_probes.py,
 that computes what is recorded, with the value and without it.
 """
 
@@ -51,7 +51,7 @@ def list_effects() -> list[pytest.param]:  # type: ignore[valid-type]
                 own.get("refused"),
                 own.get("is_place", False),
             )
-            marks = [pytest.mark.slow] if own.get("slow", of_class.get("slow")) else []
+            marks = [pytest.mark.slow(seconds=3)] if own.get("slow", of_class.get("slow")) else []
             found.append(pytest.param(effect, id=f"{class_name}.{field}", marks=marks))
     return found
 

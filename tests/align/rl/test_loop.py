@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted, RecipeError, StageError
-from qwen_align.align.rl.trainer import OnlineTrainer
-from qwen_align.align.rows import to_line
+from qwen_align.align.rl.algorithm import Algorithm
+from qwen_align.align.rl.scoring import Scorer
+from qwen_align.align.rows import to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.data_builders import Arithmetic
@@ -45,7 +46,7 @@ def prepare(folder: Path, model: Path, settings: dict[str, Any], **runtime: Any)
     for name, rows in (("problems", "problem"), ("texts", "text"), ("other", "problem")):
         (folder / name).mkdir(parents=True, exist_ok=True)
         made = Arithmetic(rows=rows, n=10, steps=[2]).generate(0 if name != "other" else 1)
-        (folder / name / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in made))
+        (folder / name / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in made))
     inputs = {"base": str(model), **{name: str(folder / name) for name in ("problems", "texts", "other")}}
     job = {"settings": settings, "inputs": inputs, "runtime": {**RUNTIME, **runtime}}
     (folder / "job.json").write_text(json.dumps(job))
@@ -58,7 +59,7 @@ def run(folder: Path, model: Path, settings: dict[str, Any], *, stop: bool = Fal
     stage: Any = TypeAdapter[Any](AnyStage).validate_python(settings, context={"folder": str(folder)})
     (folder / "out").mkdir(exist_ok=True)
     context = Context(folder / "out", 0, Runtime.model_validate(job["runtime"]))
-    context._asked = stop
+    context._is_asked_to_stop = stop
     code = importlib.import_module(f"qwen_align.align.stages.{stage.kind}")
     found: dict[str, Any] = code.run(
         stage, {name: Path(path) for name, path in job["inputs"].items()}, folder / "out", context
@@ -261,19 +262,19 @@ def test_the_reference_scores_what_trains_and_that_changes_nothing(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
 ) -> None:
     scored: list[int] = []
-    scores = OnlineTrainer._scores
+    score_logps = Scorer.score_logps
 
-    def counted(self: OnlineTrainer, rollouts: Any, rows: Any, *args: Any, **more: Any) -> torch.Tensor:
+    def counted(self: Scorer, model: Any, rollouts: Any, rows: Any) -> torch.Tensor:
         scored.append(len(rows))
-        return scores(self, rollouts, rows, *args, **more)
+        return score_logps(self, model, rollouts, rows)
 
-    monkeypatch.setattr(OnlineTrainer, "_scores", counted)
+    monkeypatch.setattr(Scorer, "score_logps", counted)
     kl = {"coefficient": 0.5, "include_zero_advantage": False}
     rewards = [{"kind": "random", "p": 0.2}]
     settings = {**GRPO, "rewards": rewards, "prompts_per_step": 4, "learning_rate": 1e-2, "kl": kl, "lora": lora}
     run(tmp_path / "some", tiny_model, settings)
     some, scored[:] = scored[:], []
-    monkeypatch.setattr(OnlineTrainer, "_is_kl_of_all", True)
+    monkeypatch.setattr(Algorithm, "needs_reference_everywhere", True)
     run(tmp_path / "all", tiny_model, settings)
     assert scored == [16, 16, 16]
     assert 0 < sum(some) < sum(scored)
@@ -378,7 +379,7 @@ def test_rewards_see_the_mode_of_prompts_that_think_and_of_those_that_do_not(tin
     modes = ["think", "no_think"]
     mixed = [row.model_copy(update={"mode": modes[place % 2]}) for place, row in enumerate(rows)]
     (tmp_path / "mixed").mkdir()
-    (tmp_path / "mixed" / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in mixed))
+    (tmp_path / "mixed" / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in mixed))
     stage: Any = TypeAdapter[Any](AnyStage).validate_python(settings, context={"folder": str(tmp_path)})
     (tmp_path / "out").mkdir()
     context = Context(tmp_path / "out", 0, Runtime.model_validate(RUNTIME))
