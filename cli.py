@@ -118,8 +118,8 @@ def _chat(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.settings.sampling import SamplingSettings
 
     folder = chat.model_folder(make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
-    renderer = loading.renderer_of(folder)
-    engine = LocalEngine(loading.load(folder).to(loading.device_of(Runtime())), stop_ids=renderer.stop_ids)
+    renderer = loading.load_renderer(folder)
+    engine = LocalEngine(loading.load_model(folder).to(loading.choose_device(Runtime())), stop_ids=renderer.stop_ids)
     sampling = SamplingSettings(
         temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
     )
@@ -198,14 +198,14 @@ def _score(parsed: argparse.Namespace, out: "Console") -> int:
 def _audit(parsed: argparse.Namespace, out: "Console") -> int:
     from rich.table import Table
 
-    from qwen_align.align.rows import Problem, only, read_rows
+    from qwen_align.align.rows import Problem, read_rows, require_row_type
     from qwen_align.align.settings.recipe_file import parse_overrides
     from qwen_align.reward.audit import audit_reward
     from qwen_align.reward.settings import parse_reward
 
     reward = parse_reward(parsed.reward, dict(parse_overrides(parsed.set)))
     reward.check_machine()
-    problems = list(only(Problem, read_rows(parsed.rows)))[: parsed.first] if parsed.rows else []
+    problems = list(require_row_type(Problem, read_rows(parsed.rows)))[: parsed.first] if parsed.rows else []
     found = audit_reward(reward, problems)
     table = Table("", "completion", "value", "reason", box=None, pad_edge=False)
     for one in found:
@@ -234,7 +234,7 @@ def _doctor(parsed: argparse.Namespace, out: "Console") -> int:
 def _prune(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.store import prune
 
-    for folder, gib in prune.prune(parsed.home, dry_run=parsed.dry_run):
+    for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run):
         out.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)
     return 0
 

@@ -1,4 +1,4 @@
-"""What a running stage is given besides its settings, and how it tells how far it is."""
+"""The context a stage runs in: its folder, seed and runtime, its logs, progress and requests to stop."""
 
 import json
 import signal
@@ -19,19 +19,19 @@ TRACKING = "tracking"  # a folder: how far each tracker has got
 
 @dataclass
 class Context:
-    """`stopping()` turns true when the stage was asked to stop: it then saves what it has and raises Preempted."""
+    """A stage's seed, runtime and logs; once `is_stop_requested()`, it saves what it has and raises Preempted."""
 
     out: Path
     seed: int
     runtime: Runtime
     is_main: bool = True
-    _asked: bool = field(default=False, init=False)
+    _is_asked_to_stop: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
     _shown: float = field(default=0.0, init=False)
     _first: tuple[int, int] | None = field(default=None, init=False)  # done and tokens when this process began
 
-    def progress(self, done: int, total: int, tokens: int = 0, unit: str = "steps") -> None:
-        """Says how far the stage is; at most three times a second, from the main process."""
+    def report_progress(self, done: int, total: int, tokens: int = 0, unit: str = "steps") -> None:
+        """Writes how far the stage is to progress.json, at most three times a second, from the main process."""
         now = time.monotonic()
         if not self.is_main or (now - self._shown < 0.3 and done < total):
             return
@@ -49,53 +49,59 @@ class Context:
         partial.write_text(json.dumps(state))
         partial.replace(self.out / PROGRESS)
 
-    def log(self, metrics: Mapping[str, Any]) -> None:
-        """Appends one object to metrics.jsonl."""
+    def log_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Appends one step's metrics to metrics.jsonl."""
         if self.is_main:
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics, sort_keys=True) + "\n")
 
-    def keep_sample(self, step: int, sample: Mapping[str, Any]) -> None:
-        """Appends what people read of `step` to samples.jsonl."""
+    def log_sample(self, step: int, sample: Mapping[str, Any]) -> None:
+        """Appends a sample of `step`, for people to read, to samples.jsonl."""
         if self.is_main:
             with (self.out / "samples.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **sample}, ensure_ascii=False, sort_keys=True) + "\n")
 
-    def note(self, step: int, what: str, message: str) -> None:
-        """Appends a word to people to notes.jsonl; whoever watches the run shows it at once."""
+    def log_note(self, step: int, what: str, message: str) -> None:
+        """Appends a message to people to notes.jsonl, which the run shows at once; `what` is its topic."""
         if self.is_main:
             with (self.out / NOTES).open("a", encoding="utf-8") as file:
-                said = {"step": step, "what": what, "message": message}
-                file.write(json.dumps(said, ensure_ascii=False, sort_keys=True) + "\n")
+                note = {"step": step, "what": what, "message": message}
+                file.write(json.dumps(note, ensure_ascii=False, sort_keys=True) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Drops what was logged of steps beyond `step`, which a resumed stage will log again."""
+    def truncate_logs(self, step: int) -> None:
+        """Removes logged lines of steps beyond `step`, which a resumed stage will log again."""
         for name in ("metrics.jsonl", "samples.jsonl", NOTES):
             path = self.out / name
             if self.is_main and path.exists():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-                kept = [line for line in lines if step and (said := _step_of(line)) is not None and said <= step]
+                kept = [
+                    line
+                    for line in lines
+                    if step and (logged := _parse_logged_step(line)) is not None and logged <= step
+                ]
                 write_text(path, "".join(kept))
 
-    def listen_for_stop(self) -> None:
-        """From now on SIGTERM and SIGINT ask the stage to stop."""
+    def catch_stop_signals(self) -> None:
+        """Makes SIGTERM and SIGINT ask the stage to stop instead of ending the process."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+            signal.signal(number, self._request_stop)
 
-    def _stop(self, *_: Any) -> None:
-        self._asked = True
+    def _request_stop(self, *_: Any) -> None:
+        """Handles the signal."""
+        self._is_asked_to_stop = True
 
-    def stopping(self) -> bool:
-        return self._asked
+    def is_stop_requested(self) -> bool:
+        """Tells whether the stage was asked to stop."""
+        return self._is_asked_to_stop
 
-    def stop_if_asked(self) -> None:
-        """Raises Preempted at a place where everything done so far is on disk."""
-        if self._asked:
+    def stop_if_requested(self) -> None:
+        """Raises Preempted if the stage was asked to stop; called where everything done so far is on disk."""
+        if self._is_asked_to_stop:
             raise Preempted("stopped as asked; run again to go on")
 
 
-def _step_of(line: str) -> int | None:
-    """The step of a logged line; None for half a line, which a kill or a full disk has left."""
+def _parse_logged_step(line: str) -> int | None:
+    """Returns the step of a logged line, None for half a line, which a kill or a full disk has left."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

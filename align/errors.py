@@ -1,4 +1,4 @@
-"""What can go wrong, by exit code: 2 recipe, 3 data, 4 a stage failed, 75 preempted (run again)."""
+"""The errors a user can act on, by exit code: 2 recipe, 3 data, 4 a stage failed, 75 preempted (run again)."""
 
 
 class AlignError(Exception):

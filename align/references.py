@@ -1,4 +1,4 @@
-"""References between stages: typed strings, found at any depth of a stage's settings by one walker."""
+"""Typed references between stages and to outside files, found at any depth of a stage's settings."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -41,24 +41,24 @@ class ScorerRef(Ref):
     product = "scorer"
 
 
-def references(settings: Any) -> Iterator[tuple[str, Ref]]:
-    """(dotted place, reference) of every reference inside models, lists and mappings, in order."""
-    for place, leaf in leaves(settings):
+def find_references(settings: Any) -> Iterator[tuple[str, Ref]]:
+    """Yields (dotted path, reference) of every reference inside models, lists and mappings, in order."""
+    for dotted_path, leaf in walk_settings(settings):
         if isinstance(leaf, Ref):
-            yield place, leaf
+            yield dotted_path, leaf
 
 
-def leaves(settings: Any, *, at: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted place, value) of everything that is no model, list or mapping, in order."""
+def walk_settings(settings: Any, *, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted path, value) of every setting that is no model, list or mapping, in order."""
     if isinstance(settings, BaseModel):
         for field in type(settings).model_fields:
-            yield from leaves(getattr(settings, field), at=f"{at}.{field}" if at else field)
+            yield from walk_settings(getattr(settings, field), at=f"{at}.{field}" if at else field)
     elif isinstance(settings, Mapping):
         for key, value in settings.items():
-            yield from leaves(value, at=f"{at}.{key}" if at else str(key))
+            yield from walk_settings(value, at=f"{at}.{key}" if at else str(key))
     elif isinstance(settings, list | tuple):
         for index, value in enumerate(settings):
-            yield from leaves(value, at=f"{at}[{index}]")
+            yield from walk_settings(value, at=f"{at}[{index}]")
     else:
         yield at, settings
 
@@ -81,11 +81,11 @@ class OutsideFile(str):
         return cls(Path(folder, Path(path).expanduser()).resolve() if folder else path)
 
 
-def outside_files(settings: Any) -> Iterator[tuple[str, OutsideFile]]:
-    """(dotted place, path) of every outside file inside models, lists and mappings, in order."""
-    for place, leaf in leaves(settings):
+def find_outside_files(settings: Any) -> Iterator[tuple[str, OutsideFile]]:
+    """Yields (dotted path, file) of every outside file inside models, lists and mappings, in order."""
+    for dotted_path, leaf in walk_settings(settings):
         if isinstance(leaf, OutsideFile):
-            yield place, leaf
+            yield dotted_path, leaf
 
 
 def list_fields(settings: BaseModel) -> list[tuple[str, Any]]:

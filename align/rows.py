@@ -1,4 +1,4 @@
-"""Row types: what builders yield, rollouts write, and `rows.jsonl` holds, one JSON object a line.
+"""Row types that builders yield, rollouts write and `rows.jsonl` holds, one JSON object per line.
 
 `rows.jsonl` is UTF-8 with sorted keys and without keys whose value is None; digests are over these bytes.
 """
@@ -33,8 +33,8 @@ class Message(Strict):
 FLAG_IN_TEXT = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
 
 
-def last_flag(messages: Sequence[Message]) -> Flag | None:
-    """The flag that a model has to obey: the last one in the texts of user and system turns."""
+def find_last_flag(messages: Sequence[Message]) -> Flag | None:
+    """Returns the flag that a model has to obey: the last one in the texts of user and system turns."""
     texts = [turn.content for turn in messages if turn.role in ("user", "system")]
     flags = [flag for text in texts for flag in FLAG_IN_TEXT.findall(text)]
     return cast(Flag, flags[-1]) if flags else None
@@ -136,7 +136,8 @@ class Steps(Strict):
     meta: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _one_label_a_step(self) -> Self:
+    def _check_one_label_per_step(self) -> Self:
+        """Checks that each step has one label from 0 to 1."""
         if len(self.labels) != len(self.steps):
             raise ValueError(f"{len(self.steps)} steps have {len(self.labels)} labels; each needs one")
         if any(not isinstance(label, bool) and not 0 <= label <= 1 for label in self.labels):
@@ -171,6 +172,7 @@ class Completion(Strict):
 
     @property
     def id(self) -> str:
+        """The prompt's id and the sample's number."""
         return f"{self.prompt_id}#{self.sample}"
 
 
@@ -183,20 +185,20 @@ class RowError(DataError):
     """A row that cannot be read; the message names file and line."""
 
 
-def to_line(row: Row) -> str:
-    """The row as one canonical JSON line, without the newline."""
+def to_json_line(row: Row) -> str:
+    """Returns the row as one canonical JSON line, without the newline."""
     return json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The typed rows of a `rows.jsonl`; raises RowError naming file and line."""
+    """Reads the typed rows of a `rows.jsonl`; raises RowError naming file and line."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             yield parse_row(line, where=f"{path}:{number}")
 
 
-def only(wanted: type[_Kind], rows: Iterable[Row]) -> Iterator[_Kind]:
-    """The rows, all of which have to be of one kind; raises DataError naming the first that is not."""
+def require_row_type(wanted: type[_Kind], rows: Iterable[Row]) -> Iterator[_Kind]:
+    """Yields the rows, all of which must be of one kind; raises DataError naming the first that is not."""
     for row in rows:
         if not isinstance(row, wanted):
             raise DataError(f"row '{row.id}' is a {row.row}; {wanted.__name__.lower()} rows are wanted: see from_data")
@@ -204,25 +206,25 @@ def only(wanted: type[_Kind], rows: Iterable[Row]) -> Iterator[_Kind]:
 
 
 def parse_row(line: str, *, where: str) -> Row:
-    """The typed row of one JSON line; `where` opens the error message."""
+    """Parses one JSON line to a typed row; `where` opens the error message."""
     try:
         return _ROW.validate_json(line)
     except ValidationError as error:
-        raise RowError(f"{where}: {first_error(error)}") from None
+        raise RowError(f"{where}: {format_first_error(error)}") from None
 
 
-def first_error(error: ValidationError) -> str:
-    """The first thing wrong, as `field: what`, and how many more."""
+def format_first_error(error: ValidationError) -> str:
+    """Formats the first validation error as `field: message`, and how many more there are."""
     details = error.errors(include_url=False)
-    place = ".".join(str(part) for part in details[0]["loc"])
+    field = ".".join(str(part) for part in details[0]["loc"])
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{place + ': ' if place else ''}{details[0]['msg']}{more}"
+    return f"{field + ': ' if field else ''}{details[0]['msg']}{more}"
 
 
-def digest(rows: Iterable[Row]) -> str:
-    """sha256 over the canonical lines."""
+def compute_rows_digest(rows: Iterable[Row]) -> str:
+    """Returns the sha256 over the rows' canonical lines."""
     sha = hashlib.sha256()
     for row in rows:
-        sha.update(to_line(row).encode())
+        sha.update(to_json_line(row).encode())
         sha.update(b"\n")
     return sha.hexdigest()

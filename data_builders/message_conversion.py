@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from qwen_align.align.rows import Message, first_error
+from qwen_align.align.rows import Message, format_first_error
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
 from qwen_align.data_builders.json_reader import parse_json_value
 from qwen_align.reward.thinking import CLOSE, OPEN
@@ -111,7 +111,7 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
         return _MESSAGE.validate_python(message)
     except ValidationError as error:
         reason = "missing field" if error.errors()[0]["type"] == "missing" else "wrong type"
-        raise BadValue(reason, f"{field}.{first_error(error)}") from None
+        raise BadValue(reason, f"{field}.{format_first_error(error)}") from None
 
 
 def _refuse_unknown_keys(given: Mapping[str, Any], field: str) -> None:
@@ -208,7 +208,7 @@ def convert_tool_schemas(value: Any) -> Tools | None:
     try:
         schemas = _TOOL_CALLS.validate_python(parsed_value)
     except ValidationError as error:
-        raise BadValue("wrong type", f"tools: {first_error(error)}") from None
+        raise BadValue("wrong type", f"tools: {format_first_error(error)}") from None
     for index, schema in enumerate(schemas):
         if not isinstance(schema.get("function", schema), Mapping) or not schema.get("function", schema).get("name"):
             raise BadValue(

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, cast
 from pydantic import Field, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.rows import Completion, Message, Mode, Row, Text, first_error
+from qwen_align.align.rows import Completion, Message, Mode, Row, Text, format_first_error
 from qwen_align.align.settings.base import Strict, did_you_mean
 from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, Reject, shorten_repr
 from qwen_align.data_builders.column_mapping import FIELDS, convert_by_columns
@@ -231,7 +231,7 @@ class Conversion(Strict):
                 row = self._convert_in_format(row_format, renamed, value, target)
                 values.read |= {self.columns.get(key, key) for key in renamed.read}
         except ValidationError as error:
-            raise BadValue("wrong type", first_error(error)) from None
+            raise BadValue("wrong type", format_first_error(error)) from None
         row = self._add_system_message(row)
         check_writable_row(row)
         kept_columns = self.keep_columns if isinstance(self.keep_columns, list) else value

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from qwen_align.align.rows import Problem, Row, RowError, Text, Trace, parse_row, to_line
+from qwen_align.align.rows import Problem, Row, RowError, Text, Trace, parse_row, to_json_line
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
 from qwen_align.reward.settings import check_row_reward
 
@@ -34,7 +34,7 @@ def check_writable_row(row: Row) -> None:
         if value is not None and not isinstance(value, str):
             check_json_value(value, name)
     try:
-        parse_row(to_line(row), where="")
+        parse_row(to_json_line(row), where="")
     except (ValueError, RecursionError) as error:
         message = str(error).removeprefix(": ")
         raise BadValue("not JSON", f"cannot be read again once it is written: {message}") from None

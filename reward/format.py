@@ -7,12 +7,12 @@ from pydantic import Field
 
 from qwen_align.align.rows import Completion, Mode
 from qwen_align.reward.base import BaseReward, Probe
-from qwen_align.reward.thinking import Turn, split_turn
+from qwen_align.reward.thinking import CLOSE, OPEN, Turn, split_turn
 from qwen_align.reward.verdict import Verdict
 
 _TAGS = re.compile(r"</?(?:think|answer)>")
 _ANSWER = ["<answer>", "</answer>"]
-_BOTH = ["<think>", "</think>", *_ANSWER]
+_BOTH = [OPEN, CLOSE, *_ANSWER]
 
 
 def follows_mode(text: str, mode: Mode) -> bool:
@@ -80,7 +80,7 @@ def split_answer_tags(text: str) -> Turn | str:
         before, thinking, between, answer, after = parts
     elif tags == _ANSWER:
         (before, answer, after), thinking, between = parts, "", ""
-    elif tags == ["<think>"]:
+    elif tags == [OPEN]:
         return "unfinished thinking"
     else:
         return "malformed tags" if any(tag in tags for tag in _BOTH) else "no answer"

@@ -44,3 +44,31 @@ def split_turn(text: str) -> Turn | str:
     if any(tag in part for part in (thinking or "", answer) for tag in (OPEN, CLOSE)):
         return "malformed tags"
     return Turn(thinking, answer) if answer.strip() else "no answer"
+
+
+def contains_thinking_tag(text: str) -> bool:
+    """Tells whether the text holds `<think>` or `</think>`."""
+    return OPEN in text or CLOSE in text
+
+
+def extract_thinking(text: str) -> str:
+    """Returns the thinking in raw model output, closed or not; "" if there is none."""
+    before, _, _ = text.partition(CLOSE)
+    return before.partition(OPEN)[2] if OPEN in before else (before if CLOSE in text else "")
+
+
+def wrap_thinking(thinking: str, answer: str) -> str:
+    """Returns a turn with its thinking in a block in front of its answer, as Qwen's template writes it.
+
+    Newlines, and nothing else, are stripped around the thinking and before the answer.
+    """
+    newline = "\n"
+    return f"{_HEAD}{thinking.strip(newline)}{_FOOT}{answer.lstrip(newline)}"
+
+
+def split_for_display(text: str) -> tuple[str, str]:
+    """Returns thinking and answer of any model output, well formed or not, without the tags around the thinking."""
+    thinking, close, answer = text.partition(CLOSE)
+    if not close:
+        thinking, answer = ("", text) if OPEN not in text else (text, "")
+    return thinking.replace(OPEN, "").strip(), answer.strip()

@@ -19,9 +19,9 @@ def load_model(source: Results | Plan | StageResult | str | Path, stage: str | N
     """
     folder = _find_model_folder(source, stage)
     from qwen_align.align.models import loading  # takes seconds
-    from qwen_align.align.training.fit import tokenizer
+    from qwen_align.align.training.fit import load_padding_tokenizer
 
-    return loading.load(folder).eval(), tokenizer(folder)
+    return loading.load_model(folder).eval(), load_padding_tokenizer(folder)
 
 
 def _find_model_folder(source: Results | Plan | StageResult | str | Path, stage: str | None) -> Path:

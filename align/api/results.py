@@ -16,7 +16,7 @@ from qwen_align.align.reporting import results as report
 from qwen_align.align.rows import Completion, read_rows
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.store.files import read_json
-from qwen_align.align.store.store import Folder
+from qwen_align.align.store.stage_folder import StageFolder
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Results:
 
 def read_stage(name: str, folder: Path) -> StageResult:
     """Reads a finished stage's manifest; raises StageError when it cannot be read."""
-    manifest = Folder(folder).manifest()
+    manifest = StageFolder(folder).read_manifest()
     return StageResult(name, manifest["kind"], manifest["key"], folder, manifest["seconds"], manifest["summary"])
 
 

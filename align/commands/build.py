@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from qwen_align.align.context import PROGRESS, Context
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.references import OutsideFile, references
+from qwen_align.align.references import OutsideFile, find_references
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.recipe_errors import explain_error
@@ -31,12 +31,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
         spec = BuildSpec.model_validate(raw, context={"folder": str(path.parent)})
     except ValidationError as error:
         raise explain_error(error, raw, path) from None
-    for place, ref in references(spec):
+    for place, ref in find_references(spec):
         if ref not in spec.data:
             raise RecipeError(f"{path}: {place}: where does '{ref}' lie? Say it under data: {{{ref}: FOLDER}}")
         if not (Path(spec.data[ref]) / "rows.jsonl").is_file():
             raise RecipeError(f"{path}: data.{ref}: {spec.data[ref]} holds no rows.jsonl")
-    named = {str(ref) for _, ref in references(spec)}
+    named = {str(ref) for _, ref in find_references(spec)}
     for name in spec.data:
         if name not in named:
             raise RecipeError(f"{path}: data.{name}: no setting refers to it{did_you_mean(name, named)}")
@@ -53,7 +53,7 @@ def build(spec: BuildSpec, out: Path) -> dict[str, Any]:
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    inputs = {str(ref): Path(spec.data[ref]) for _, ref in references(spec)}
+    inputs = {str(ref): Path(spec.data[ref]) for _, ref in find_references(spec)}
     try:
         summary = build_data.run(spec, inputs, unfinished, Context(unfinished, spec.seed or 0, Runtime()))
         (unfinished / PROGRESS).unlink(missing_ok=True)

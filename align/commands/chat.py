@@ -44,7 +44,7 @@ class Conversation:
     def say(self, text: str, mode: Mode | None) -> Iterator[Piece]:
         """The model's answer as it comes; both turns are then part of the conversation, unless it was broken off."""
         asked = [*self.messages, Message(role="user", content=text)]
-        prompt = self.renderer.prompt(asked, mode=mode, flag=None)
+        prompt = self.renderer.render_prompt(asked, mode=mode, flag=None)
         sampling = self.sampling.for_mode(mode or self.renderer.traits.default_mode or "no_think")
         room = self.engine.model.config.max_position_embeddings - len(prompt.ids)
         if room < 1:
@@ -52,7 +52,7 @@ class Conversation:
         sampling = sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room)})
         request = Request(f"turn {self.turns}", prompt.ids, 1, sampling, seed=self.seed)
         said: dict[bool, str] = {True: "", False: ""}
-        for piece in parted(self._texts(prompt.supplied, request)):
+        for piece in parted(self._texts(prompt.thinking_prefix, request)):
             said[piece.is_thinking] += piece.text
             yield piece
         thinking, answer = (said[is_thinking].strip() for is_thinking in (True, False))

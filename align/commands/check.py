@@ -12,7 +12,7 @@ from qwen_align.align.tracking import setup
 
 def describe_plan(planned: Plan) -> Iterator[str]:
     """Yields what would run, a line or a few a stage; raises the AlignError of the first thing that is wrong."""
-    setup.check(planned.recipe.tracking)
+    setup.check_installed(planned.recipe.tracking)
     check_models(planned)
     preview = Preview(planned)
     width = max(len(stage.name) for stage in planned.stages)
@@ -27,7 +27,7 @@ def describe_plan(planned: Plan) -> Iterator[str]:
         for row, text in enumerate(lines):
             yield (head if row == 0 else " " * len(head)) + text
     yield from notes
-    yield from setup.where(planned.recipe.tracking, planned.group, planned.tracking_folder)
+    yield from setup.describe_destinations(planned.recipe.tracking, planned.group, planned.tracking_folder)
     n_to_run = sum(not stage.is_stored for stage in planned.stages)
     yield f"{len(planned.stages)} stages, {n_to_run} to run; home: {planned.home.resolve()}"
 

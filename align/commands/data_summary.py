@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rendering.samples import length_percentiles
+from qwen_align.align.rendering.samples import compute_length_percentiles
 from qwen_align.align.rows import Chat, Completion, Labelled, Pair, Problem, Row, Steps
 
 BINS = 10
@@ -30,7 +30,7 @@ def overview(rows: Sequence[Row], dropped: Mapping[str, int], renderer: Renderer
             odd["cannot be rendered" if shown.row is None else "say no mode; shown as no_think"] += 1
     yield from (f"{n:,} of them {what}" for what, n in odd.items())
     if lengths:
-        at = length_percentiles(lengths)
+        at = compute_length_percentiles(lengths)
         yield f"tokens a row: {', '.join(f'p{percent} {tokens}' for percent, tokens in at.items())}"
         yield from histogram(lengths)
 
@@ -70,17 +70,17 @@ def _as_no_think(row: Row) -> Row | None:
 def n_tokens(row: Row, renderer: Renderer) -> int:
     """Tokens of the row with its prompt; of a pair's longer side, of a conversation's longest sample."""
     if isinstance(row, Problem):
-        return len(renderer.prompt(row.messages, mode=row.mode, flag=row.flag).ids)
+        return len(renderer.render_prompt(row.messages, mode=row.mode, flag=row.flag).ids)
     if isinstance(row, Completion):
-        return len(renderer.prompt(row.prompt, mode=row.mode, flag=row.flag).ids) + row.n_tokens
+        return len(renderer.render_prompt(row.prompt, mode=row.mode, flag=row.flag).ids) + row.n_tokens
     if isinstance(row, Pair):
-        ids = renderer.pair(row)
+        ids = renderer.render_pair(row)
         return len(ids.prompt) + max(len(ids.chosen), len(ids.rejected))
     if isinstance(row, Steps):
-        return len(renderer.prompt(row.messages, mode=None, flag=None).ids) + sum(
+        return len(renderer.render_prompt(row.messages, mode=None, flag=None).ids) + sum(
             len(renderer.encode(step)) for step in row.steps
         )
-    return max((len(sample.ids) for sample in renderer.samples(as_trained(row))), default=0)
+    return max((len(sample.ids) for sample in renderer.render_samples(as_trained(row))), default=0)
 
 
 def as_trained(row: Row) -> Row:

@@ -84,7 +84,7 @@ class Progress:
     def finished(self, planned: Planned) -> None:
         self._notes(planned)
         self._bar.update(self._task, visible=False)
-        manifest = planned.folder.manifest()
+        manifest = planned.folder.read_manifest()
         self._line(planned, f"{manifest['seconds']:7.1f} s", summary_line(manifest["summary"]))
 
     def noted(self, message: str) -> None:

@@ -10,11 +10,11 @@ from qwen_align.align.commands.data_summary import as_shown, as_trained, overvie
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.pipeline.plan import Plan, Planned
 from qwen_align.align.pipeline.preview import Preview, Unknown
-from qwen_align.align.references import ModelRef, references
+from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rendering.samples import Sample, pieces
-from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_line
+from qwen_align.align.rendering.samples import Sample, split_into_pieces
+from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_json_line
 from qwen_align.align.stages.registry import STAGE_KINDS
 
 TRAINED, MASKED = "black on green", "dim"
@@ -48,14 +48,16 @@ def _dropped(one: Planned, preview: Preview) -> dict[str, int]:
     """Drops by reason, the most frequent first."""
     if not one.is_stored:
         return preview.drops[one.stage.name].counts
-    return dict(Counter(one.folder.manifest()["summary"].get("dropped", {})).most_common())
+    return dict(Counter(one.folder.read_manifest()["summary"].get("dropped", {})).most_common())
 
 
 def _read(one: Planned, preview: Preview) -> Iterable[Row]:
     """A data stage's own rows as far as they are known (a rollout not run has its prompts), else what it reads."""
     if _makes_known_rows(one):
         return preview.rows(one.name)
-    return preview.rows_read_by(one, [ref for place, ref in references(one.settings) if place.startswith("from_data")])
+    return preview.rows_read_by(
+        one, [ref for place, ref in find_references(one.settings) if place.startswith("from_data")]
+    )
 
 
 def _makes_known_rows(one: Planned) -> bool:
@@ -64,7 +66,7 @@ def _makes_known_rows(one: Planned) -> bool:
 
 
 def _reads_a_model(one: Planned) -> bool:
-    return any(isinstance(ref, ModelRef) for _, ref in references(one.settings))
+    return any(isinstance(ref, ModelRef) for _, ref in find_references(one.settings))
 
 
 def marked(line: Styled) -> str:
@@ -93,7 +95,7 @@ def _renderer(one: Planned, planned: Plan, preview: Preview) -> Renderer:
 def _data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
     """The row as its readers are given it, or why that cannot be shown."""
     shown = as_shown(row, renderer)
-    note, lines = shown.note, [Styled(row.text if isinstance(row, Completion) else to_line(row))]
+    note, lines = shown.note, [Styled(row.text if isinstance(row, Completion) else to_json_line(row))]
     if shown.row is not None:
         try:
             lines = list(_row(shown.row, renderer))
@@ -106,11 +108,11 @@ def _data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
 
 def _row(row: Row, renderer: Renderer) -> Iterator[Styled]:
     if isinstance(row, Pair):
-        ids = renderer.pair(row)
+        ids = renderer.render_pair(row)
         yield _coloured(Sample([*ids.prompt, *ids.chosen], _mask(ids.prompt, ids.chosen)), renderer, TRAINED)
         yield _coloured(Sample(ids.rejected, [True] * len(ids.rejected)), renderer, REJECTED)
     elif isinstance(row, Problem):
-        prompt = renderer.prompt(row.messages, mode=row.mode, flag=row.flag)
+        prompt = renderer.render_prompt(row.messages, mode=row.mode, flag=row.flag)
         yield _coloured(Sample(prompt.ids, [False] * len(prompt.ids)), renderer, TRAINED)
         yield Styled(f"gold: {row.gold}  reward: {row.reward}")
     elif isinstance(row, Steps):
@@ -118,7 +120,7 @@ def _row(row: Row, renderer: Renderer) -> Iterator[Styled]:
     elif isinstance(row, Completion) and row.finish_reason == "length":
         yield Styled(f"{row.text}  [cut at the token limit: not trained on]")
     else:
-        for sample in renderer.samples(as_trained(row)):
+        for sample in renderer.render_samples(as_trained(row)):
             yield _coloured(sample, renderer, TRAINED)
         if isinstance(row, Labelled):
             yield Styled(f"label: {'good' if row.label else 'bad'}")
@@ -133,6 +135,6 @@ def _mask(masked: list[int], trained: list[int]) -> list[bool]:
 
 def _coloured(sample: Sample, renderer: Renderer, trained: str) -> Styled:
     text = Styled()
-    for piece in pieces(renderer.tokenizer, sample):
+    for piece in split_into_pieces(renderer.tokenizer, sample):
         text.append(piece.text.replace("\n", "⏎\n"), style=trained if piece.is_trained else MASKED)
     return text.append(f"  [{len(sample.ids)} tokens, {sum(sample.mask)} trained]")

@@ -1,4 +1,4 @@
-"""What an evaluation's samples say: accuracy with its error, pass@k, maj@k, shares, lengths, and paired tests.
+"""Statistics of an evaluation's samples: accuracy with its error, pass@k, maj@k, shares, lengths, paired tests.
 
 The question is the unit: samples of one question are not independent, so errors are taken over question means.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 class SampleScore(NamedTuple):
     """One judged completion. A value of 1 or more is right; `answer` is its answer in normal form, if it has one.
 
-    `obeyed` says whether it thought, or did not, as it was told to; None where nothing was asked.
+    `obeyed` says whether it thought, or did not, as its mode asked; None where nothing was asked.
     """
 
     value: float
@@ -26,6 +26,7 @@ class SampleScore(NamedTuple):
 
     @property
     def is_right(self) -> bool:
+        """Whether the value is 1 or more."""
         return self.value >= 1
 
 
@@ -56,7 +57,7 @@ class Summary(NamedTuple):
     n_tokens_wrong: float | None
 
 
-class Paired(NamedTuple):
+class PairedTest(NamedTuple):
     """`difference` is the mean of b - a over questions; `p` is two-sided."""
 
     difference: float
@@ -65,60 +66,62 @@ class Paired(NamedTuple):
     n_questions: int
 
 
-def summarise(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary:
-    """The summary of each question's samples; raises ValueError where a question has fewer than `k` samples."""
+def summarise_samples(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary:
+    """Computes the summary over questions; raises ValueError where a question has fewer than `k` samples."""
     if not questions:
         raise ValueError("no questions to summarise; an evaluation needs at least one")
     for name, samples in questions.items():
         if not 1 <= k <= len(samples):
             raise ValueError(f"question '{name}' has {len(samples)} samples; k is {k}, which must be from 1 to that")
     groups = list(questions.values())
-    every = [sample for samples in groups for sample in samples]
-    asked = [[s.obeyed for s in samples if s.obeyed is not None] for samples in groups]
-    asked = [answers for answers in asked if answers]
+    all_samples = [sample for samples in groups for sample in samples]
+    obeyed = [[s.obeyed for s in samples if s.obeyed is not None] for samples in groups]
+    obeyed = [flags for flags in obeyed if flags]
     return Summary(
         n_questions=len(groups),
-        n_samples=len(every),
+        n_samples=len(all_samples),
         k=k,
-        value=estimate(question_means(questions).values()),
-        pass_at_k=estimate(pass_at_k(len(samples), sum(s.is_right for s in samples), k) for samples in groups),
-        maj_at_k=estimate(maj_at_k(samples, k) for samples in groups),
+        value=estimate_mean(compute_question_means(questions).values()),
+        pass_at_k=estimate_mean(
+            compute_pass_at_k(len(samples), sum(s.is_right for s in samples), k) for samples in groups
+        ),
+        maj_at_k=estimate_mean(compute_maj_at_k(samples, k) for samples in groups),
         answered_share=_mean(_mean(s.answer is not None for s in samples) for samples in groups),
         stopped_share=_mean(_mean(s.stopped for s in samples) for samples in groups),
-        obeyed_share=_mean(_mean(answers) for answers in asked) if asked else None,
+        obeyed_share=_mean(_mean(flags) for flags in obeyed) if obeyed else None,
         n_tokens=_mean(_mean(s.n_tokens for s in samples) for samples in groups),
-        n_tokens_right=_mean_or_none(s.n_tokens for s in every if s.is_right),
-        n_tokens_wrong=_mean_or_none(s.n_tokens for s in every if not s.is_right),
+        n_tokens_right=_mean_or_none(s.n_tokens for s in all_samples if s.is_right),
+        n_tokens_wrong=_mean_or_none(s.n_tokens for s in all_samples if not s.is_right),
     )
 
 
-def best_of(questions: Mapping[str, Sequence[SampleScore]], scores: Mapping[str, Sequence[float]]) -> Estimate:
-    """The value of the sample with the highest score of each question, the first of equal ones; over questions."""
-    return estimate(
-        samples[max(range(len(samples)), key=lambda place: scores[name][place])].value
+def estimate_best_of(questions: Mapping[str, Sequence[SampleScore]], scores: Mapping[str, Sequence[float]]) -> Estimate:
+    """Estimates the value of each question's sample with the highest score, the first of equal ones."""
+    return estimate_mean(
+        samples[max(range(len(samples)), key=lambda index: scores[name][index])].value
         for name, samples in questions.items()
     )
 
 
-def question_means(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, float]:
-    """The mean value of each question's samples: what `paired_test` takes."""
+def compute_question_means(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, float]:
+    """Returns the mean value of each question's samples: what `run_paired_test` takes."""
     return {name: _mean(sample.value for sample in samples) for name, samples in questions.items()}
 
 
-def estimate(per_question: Iterable[float]) -> Estimate:
-    """Mean and standard error of one number a question: its sample standard deviation over sqrt(n)."""
+def estimate_mean(per_question: Iterable[float]) -> Estimate:
+    """Returns the mean of one number per question and its standard error, the sample deviation over sqrt(n)."""
     values = np.fromiter(per_question, dtype=np.float64)
     se = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return Estimate(float(values.mean()), se)
 
 
-def pass_at_k(n: int, n_right: int, k: int) -> float:
-    """Chance that k of the n samples, drawn without putting back, hold a right one (Chen et al., arXiv:2107.03374)."""
+def compute_pass_at_k(n: int, n_right: int, k: int) -> float:
+    """Returns the chance that k of n samples, drawn without replacement, hold a right one (arXiv:2107.03374)."""
     return 1 - math.comb(n - n_right, k) / math.comb(n, k)
 
 
-def maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
-    """Expected value of the most frequent answer among k samples drawn without putting back; exact.
+def compute_maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
+    """Returns the exact expected value of the most frequent answer among k samples drawn without replacement.
 
     Samples without an answer do not vote; if none votes the value is 0. Answers that tie for first place are
     chosen from with equal chance. Where samples of one answer differ in value, their mean counts.
@@ -129,13 +132,17 @@ def maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
             values[sample.answer].append(sample.value)
     counts = {answer: len(same) for answer, same in values.items()}
     n_silent = len(samples) - sum(counts.values())
-    worth = {answer: _mean(same) for answer, same in values.items()}
-    won = sum(worth[answer] * _ways_to_win(answer, counts, n_silent, k) for answer in counts if worth[answer])
-    return won / math.comb(len(samples), k)
+    mean_values = {answer: _mean(same) for answer, same in values.items()}
+    expected = sum(
+        mean_values[answer] * _count_winning_subsets(answer, counts, n_silent, k)
+        for answer in counts
+        if mean_values[answer]
+    )
+    return expected / math.comb(len(samples), k)
 
 
-def _ways_to_win(answer: str, counts: Mapping[str, int], n_silent: int, k: int) -> float:
-    """Number of the k-subsets of all samples in which `answer` is most frequent, a tie of t counting 1/t."""
+def _count_winning_subsets(answer: str, counts: Mapping[str, int], n_silent: int, k: int) -> float:
+    """Counts the k-subsets of all samples in which `answer` is most frequent, a tie of t counting 1/t."""
     rivals = [count for other, count in counts.items() if other != answer]
     ways = 0.0
     for votes in range(1, min(counts[answer], k) + 1):
@@ -143,15 +150,15 @@ def _ways_to_win(answer: str, counts: Mapping[str, int], n_silent: int, k: int) 
         subsets = np.zeros((k - votes + 1, k // votes + 1))
         subsets[0, 0] = 1.0
         for count in rivals:
-            subsets = _with_rival(subsets, count, votes)
+            subsets = _add_rival(subsets, count, votes)
         shared = subsets @ (1 / np.arange(1, subsets.shape[1] + 1))
         silent = [math.comb(n_silent, k - votes - size) for size in range(k - votes + 1)]
         ways += math.comb(counts[answer], votes) * float(shared @ np.array(silent, dtype=np.float64))
     return ways
 
 
-def _with_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray[np.float64]:
-    """`subsets` after one more rival with `count` samples, of which at most `votes` are drawn."""
+def _add_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray[np.float64]:
+    """Returns `subsets` after one more rival with `count` samples, of which at most `votes` are drawn."""
     size = subsets.shape[0]
     after = subsets.copy()
     for drawn in range(1, min(count, votes, size - 1) + 1):
@@ -163,17 +170,19 @@ def _with_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray
     return after
 
 
-def paired_test(
+def run_paired_test(
     a: Mapping[str, float], b: Mapping[str, float], *, seed: int = 0, n_permutations: int = 10_000
-) -> Paired:
-    """Whether b differs from a on the same questions: a permutation test that exchanges the two within questions.
+) -> PairedTest:
+    """Tests whether b differs from a on the same questions, by permutations that exchange the two within questions.
 
     All 2**n exchanges where that is no more than `n_permutations`, so p is exact; else as many random ones, the
     observed one counted among them, so that p is never 0. Raises ValueError if the questions are not the same.
     """
-    odd = sorted(a.keys() ^ b.keys())
-    if odd or not a:
-        raise ValueError(f"a paired test needs the same questions twice; {len(odd)} are in one only: {odd[:3]}")
+    unmatched = sorted(a.keys() ^ b.keys())
+    if unmatched or not a:
+        raise ValueError(
+            f"a paired test needs the same questions twice; {len(unmatched)} are in one only: {unmatched[:3]}"
+        )
     differences = np.array([b[name] - a[name] for name in sorted(a)])
     n = len(differences)
     exact = n < 63 and 2**n <= n_permutations
@@ -191,15 +200,17 @@ def paired_test(
             flips = draw.integers(0, 2, size=(size, n), dtype=np.int8)
         hits += int((np.abs((1.0 - 2.0 * flips) @ differences) >= least).sum())
     p = hits / n_drawn if exact else (hits + 1) / (n_drawn + 1)
-    mean, se = estimate(differences)
-    return Paired(mean, se, p, n)
+    mean, se = estimate_mean(differences)
+    return PairedTest(mean, se, p, n)
 
 
 def _mean(numbers: Iterable[float]) -> float:
-    listed = list(numbers)
-    return math.fsum(listed) / len(listed)
+    """Returns the mean of at least one number, summed without rounding error."""
+    values = list(numbers)
+    return math.fsum(values) / len(values)
 
 
 def _mean_or_none(numbers: Iterable[float]) -> float | None:
-    listed = list(numbers)
-    return _mean(listed) if listed else None
+    """Returns the mean, None of no numbers."""
+    values = list(numbers)
+    return _mean(values) if values else None

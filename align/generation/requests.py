@@ -29,8 +29,8 @@ def put(problem: Problem, renderer: Renderer, switch: Switch | None = None) -> A
     where = f"problem '{problem.id}'"
     if switch and switch.prompt is not None:
         text = switch.prompt.replace(QUESTION, _only_question(problem, where))
-        return Asked(problem, None, None, Prompt(renderer.encode(text), supplied=""))
-    return Asked(problem, mode, flag, renderer.prompt(problem.messages, mode=mode, flag=flag, where=where))
+        return Asked(problem, None, None, Prompt(renderer.encode(text), thinking_prefix=""))
+    return Asked(problem, mode, flag, renderer.render_prompt(problem.messages, mode=mode, flag=flag, where=where))
 
 
 def _only_question(problem: Problem, where: str) -> str:
@@ -57,7 +57,7 @@ def as_row(asked: Asked, generation: "Generation", renderer: Renderer) -> Comple
         prompt_id=problem.id,
         sample=generation.sample,
         prompt=problem.messages,
-        text=asked.prompt.supplied + renderer.decode(generation.token_ids),
+        text=asked.prompt.thinking_prefix + renderer.decode(generation.token_ids),
         mode=asked.mode,
         flag=asked.flag,
         finish_reason=generation.finish_reason,

@@ -13,7 +13,7 @@ from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.generation.requests import Asked, as_row, in_order, sampling_for
 from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rows import Completion, read_rows, to_line
+from qwen_align.align.rows import Completion, read_rows, to_json_line
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.store.files import write_text
 from qwen_align.align.training.distributed import connect_on_cpu, get_rank, get_world_size, wait_for_all
@@ -36,7 +36,7 @@ class Draw:
 
 
 def open_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
-    policy = loading.load(source).to(loading.device_of(context.runtime))
+    policy = loading.load_model(source).to(loading.choose_device(context.runtime))
     return LocalEngine(policy, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
 
 
@@ -59,12 +59,12 @@ def draw(
             for row in _drawn(engine, renderer, asked[start:stop], how):
                 rows.append(row)
                 tokens += row.n_tokens
-                context.progress(done + len(rows), len(asked) * how.samples // world, tokens, unit="completions")
+                context.report_progress(done + len(rows), len(asked) * how.samples // world, tokens, unit="completions")
             ordered = in_order(rows, asked[start:stop])
-            text = "".join(to_line(row) + "\n" for row in ordered)
+            text = "".join(to_json_line(row) + "\n" for row in ordered)
             write_text(parts / f"{start:08d}-{stop:08d}.{_short(text.encode())}.jsonl", text)
         done += (stop - start) * how.samples if number % world == rank else 0
-        context.stop_if_asked()
+        context.stop_if_requested()
     connect_on_cpu()
     wait_for_all()
     if context.is_main:
@@ -91,7 +91,7 @@ def _part(parts: Path, start: int, stop: int, context: Context) -> Path | None:
     for path in parts.glob(f"{start:08d}-{stop:08d}.*.jsonl"):
         if path.suffixes[0] == f".{_short(path.read_bytes())}":
             return path
-        context.note(0, "damaged part", f"{path}: is not what was written; it is drawn again")
+        context.log_note(0, "damaged part", f"{path}: is not what was written; it is drawn again")
         path.unlink()
     return None
 

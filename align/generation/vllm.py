@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from qwen_align.align.generation.engine import FinishReason, Generation, Request, check_requests

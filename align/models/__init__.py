@@ -1,1 +1,1 @@
-"""Models and reward scorers from their folders."""
+"""Loads models and reward scorers from their folders."""

@@ -1,4 +1,4 @@
-"""What a model on disk is, loading it, and saving what a stage made of it.
+"""Loads models from stage folders, model folders and the hub, and writes the model.json that describes one.
 
 A stage's folder says in `model.json` either `{"model": "model"}`, a full model beside it, or
 `{"base": FOLDER or "hub:ID@COMMIT", "adapters": [FOLDER, ...]}`, adapters to be merged in that order; folders are
@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rendering.tokenizer_check import check_vocabulary
+from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.distributed import get_local_rank
@@ -42,72 +42,75 @@ class ModelFiles(NamedTuple):
     adapters: list[Path]
 
 
-def locate(folder: Path) -> ModelFiles:
-    """What the model of a stage's folder, of a model folder or of `hub:ID@COMMIT` consists of."""
-    described = folder / "model.json"
-    if not described.exists():
+def locate_model_files(folder: Path) -> ModelFiles:
+    """Returns the base and adapters that make the model of a stage's folder, a model folder or `hub:ID@COMMIT`."""
+    description_path = folder / "model.json"
+    if not description_path.exists():
         return ModelFiles(str(folder), [])
-    said = read_json(described)
-    if "model" in said:
-        return ModelFiles(str(folder / said["model"]), [])
-    base = said["base"] if said["base"].startswith("hub:") else str(folder / said["base"])
-    return ModelFiles(base, [folder / adapter for adapter in said["adapters"]])
+    description = read_json(description_path)
+    if "model" in description:
+        return ModelFiles(str(folder / description["model"]), [])
+    base = description["base"]
+    if not base.startswith("hub:"):
+        base = str(folder / base)
+    return ModelFiles(base, [folder / adapter for adapter in description["adapters"]])
 
 
-def base_folder(files: ModelFiles) -> Path:
-    """The base's folder, downloaded from the hub if it is there (safetensors and tokenizer files only)."""
+def fetch_base_folder(files: ModelFiles) -> Path:
+    """Returns the base's folder, downloaded first if it is on the hub (safetensors and tokenizer files)."""
     if not files.base.startswith("hub:"):
         return Path(files.base)
     from huggingface_hub import snapshot_download
 
     name, _, revision = files.base.removeprefix("hub:").partition("@")
-    wanted = ["*.safetensors", "*.json", *TOKENIZER_FILES]
+    patterns = ["*.safetensors", "*.json", *TOKENIZER_FILES]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # what huggingface_hub's errors are, offline ones included
-        raise RecipeError(f"models: {name} at {revision} cannot be had from the hub: {error}") from None
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:  # the types of huggingface_hub's errors, offline ones included
+        raise RecipeError(f"models: {name} at {revision} cannot be downloaded from the hub: {error}") from None
 
 
-def renderer_of(folder: Path) -> Renderer:
-    """The renderer of the model's base; raises RecipeError where tokenizer and model do not belong together."""
-    base = base_folder(locate(folder))
+def load_renderer(folder: Path) -> Renderer:
+    """Loads the renderer of the model's base; raises RecipeError where tokenizer and model do not belong together."""
+    base = fetch_base_folder(locate_model_files(folder))
     renderer = Renderer.load(base)
-    check_vocabulary(base, renderer)
+    check_tokenizer_fits_model(base, renderer)
     return renderer
 
 
-def device_of(runtime: Runtime) -> torch.device:
-    """This process's device: of several GPUs the one that torchrun gave it. RecipeError when there is none for it."""
+def choose_device(runtime: Runtime) -> torch.device:
+    """Returns this process's device, of several GPUs the one of its local rank; RecipeError without one."""
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if runtime.device == "cpu" or (runtime.device == "auto" and not n_gpus):
         return torch.device("cpu")
     if not n_gpus:
         raise RecipeError("runtime.device: cuda, but torch sees no GPU: `qwen-align doctor`")
-    if (number := get_local_rank()) >= n_gpus:
+    if (local_rank := get_local_rank()) >= n_gpus:
         raise RecipeError(
             f"runtime.processes: {runtime.processes}, but torch sees {n_gpus} GPUs; ask for fewer, or for `device: cpu`"
         )
-    return torch.device("cuda", number)
+    return torch.device("cuda", local_rank)
 
 
-def load(folder: Path) -> PreTrainedModel:
-    """The model with its adapters merged, weights in fp32, on the CPU.
+def load_model(folder: Path) -> PreTrainedModel:
+    """Loads a model with its adapters merged, weights in fp32, on the CPU.
 
     Raises StageError when a merged adapter's logits differ from the adapter's own.
     """
-    return load_files(locate(folder))
+    return load_with_adapters(locate_model_files(folder))
 
 
-def load_files(files: ModelFiles) -> PreTrainedModel:
-    """As `load`."""
-    model = load_folder(base_folder(files))
+def load_with_adapters(files: ModelFiles) -> PreTrainedModel:
+    """Loads a base and merges its adapters, as `load_model` does."""
+    model = load_base_model(fetch_base_folder(files))
     for adapter in files.adapters:
-        model = _merged(model, adapter)
+        model = _merge_adapter(model, adapter)
     return model.requires_grad_(True)  # peft has frozen what it adapted
 
 
-def load_folder(folder: Path) -> PreTrainedModel:
-    logging.disable_progress_bar()  # of the loading of weights, which is not what anyone waits for
+def load_base_model(folder: Path) -> PreTrainedModel:
+    """Loads the causal LM of one folder in fp32; raises RecipeError when it cannot."""
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
     except OSError as error:
@@ -116,48 +119,53 @@ def load_folder(folder: Path) -> PreTrainedModel:
     return model
 
 
-def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def _merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """Merges an adapter into the model; raises StageError when that changes the logits."""
     from peft import PeftModel
 
-    tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
+    adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
     probe = torch.arange(64).remainder(model.config.get_text_config().vocab_size).unsqueeze(0)
     with torch.inference_mode():
-        expected = tuned(input_ids=probe).logits
-        merged = tuned.merge_and_unload()
-        apart = (merged(input_ids=probe).logits - expected).abs().max().item()
-    if not apart < MERGE_TOLERANCE:
+        expected = adapted(input_ids=probe).logits
+        merged = adapted.merge_and_unload()
+        largest_difference = (merged(input_ids=probe).logits - expected).abs().max().item()
+    if not largest_difference < MERGE_TOLERANCE:
         raise StageError(
-            f"{adapter}: the merged model's logits are {apart:.2g} from the adapter's; it cannot be merged"
+            f"{adapter}: the merged model's logits are {largest_difference:.2g} from the adapter's; it cannot be merged"
         )
     assert isinstance(merged, PreTrainedModel)
     return merged
 
 
-def describe(source: Path, out: Path, adapters: list[str]) -> None:
-    """Says in model.json that the model is the source's with these adapters, folders in `out`, on top."""
-    files = locate(source)
-    base = files.base if files.base.startswith("hub:") else _from(out, Path(files.base))
-    write_json(out / "model.json", {"base": base, "adapters": [*(_from(out, a) for a in files.adapters), *adapters]})
+def write_model_json(source: Path, out: Path, adapters: list[str]) -> None:
+    """Writes the model.json of a model that is the source's with these adapters, folders in `out`, on top."""
+    files = locate_model_files(source)
+    base = files.base if files.base.startswith("hub:") else _to_store_path(out, Path(files.base))
+    write_json(
+        out / "model.json", {"base": base, "adapters": [*(_to_store_path(out, a) for a in files.adapters), *adapters]}
+    )
 
 
-def _from(out: Path, path: Path) -> str:
-    """The path relative to `out` if both lie in one store, so that a store can be moved; else absolute."""
+def _to_store_path(out: Path, path: Path) -> str:
+    """Returns the path relative to `out` if both lie in one store, so that a store can be moved; else absolute."""
     store = out.resolve().parent
     return os.path.relpath(path.resolve(), out.resolve()) if path.resolve().is_relative_to(store) else str(path)
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer_files(source: Path, target: Path) -> None:
+    """Copies those tokenizer files that the source folder has."""
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
 
 
-def stop_at_end_of_turn(folder: Path) -> None:
+def add_end_of_turn_stop(folder: Path) -> None:
     """Adds the end of a turn to what generation_config.json stops at; a base's stops at the end of a text only."""
     path = folder / "generation_config.json"
-    said = read_json(path) if path.exists() else {}
-    ends = said.get("eos_token_id", [])
-    ends = ends if isinstance(ends, list) else [ends]
+    config = read_json(path) if path.exists() else {}
+    stop_ids = config.get("eos_token_id", [])
+    stop_ids = stop_ids if isinstance(stop_ids, list) else [stop_ids]
     end_of_turn = Renderer.load(folder).end_of_turn_id
-    if end_of_turn not in ends:
-        write_json(path, {**said, "eos_token_id": [end_of_turn, *(end for end in ends if end is not None)]})
+    if end_of_turn not in stop_ids:
+        stop_ids = [end_of_turn, *(stop_id for stop_id in stop_ids if stop_id is not None)]
+        write_json(path, {**config, "eos_token_id": stop_ids})

@@ -1,4 +1,4 @@
-"""Which files a model consists of, before anything is loaded; nothing here imports torch."""
+"""Finds the folder of a shipped or local model without loading it; nothing here imports torch."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +10,7 @@ from qwen_align.align.store.files import read_json
 MODEL = "model.json"  # in a stage's folder: what its model consists of, see models/loading.py
 
 
-def model_folder(source: ModelSource) -> Path:
+def find_model_folder(source: ModelSource) -> Path:
     """The folder of a shipped or local model, or of a finished stage's; raises RecipeError when it holds no model."""
     shipped = Path(str(files("qwen_align") / "recipes"))
     folder = shipped / source.shipped if source.shipped else Path(str(source.path))
@@ -18,8 +18,8 @@ def model_folder(source: ModelSource) -> Path:
         return folder
     missing = next((name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))), None)
     if missing:
-        found = f"it has no {missing}" if folder.is_dir() else "no such folder"
-        raise RecipeError(f"{folder}: {found}; a model folder in Hugging Face form is wanted, weights in safetensors")
+        problem = f"it has no {missing}" if folder.is_dir() else "no such folder"
+        raise RecipeError(f"{folder}: {problem}; a model folder in Hugging Face form is wanted, weights in safetensors")
     return folder
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.references import Product, references
+from qwen_align.align.references import Product, find_references
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.recipe import ModelSource, Recipe, RepeatBlock, StageSpec
 from qwen_align.align.settings.recipe_file import Variant
@@ -62,7 +62,7 @@ def _bound(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Sta
         last[settings.name] = name
     for name, settings, extra, scope in unbound:
         targets = {}
-        for place, ref in references(settings):
+        for place, ref in find_references(settings):
             target = scope.get(ref, last.get(ref))
             fitting = [known for known in last if products[last[known]] == ref.product]
             if target is None:
@@ -100,7 +100,7 @@ def _rounds(recipe: Recipe) -> Iterator[tuple[str, StageSpec, dict[str, str], di
             continue
         block = item.repeat
         inner = [stage.name for stage in block.stages]
-        meant = {str(ref) for stage in block.stages for _, ref in references(stage)}
+        meant = {str(ref) for stage in block.stages for _, ref in find_references(stage)}
         for name, maker in block.carry.items():
             said = f"repeat: carry: '{name}: {maker}'"
             if maker not in inner:

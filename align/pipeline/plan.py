@@ -11,14 +11,15 @@ from qwen_align.align.pipeline import graph
 from qwen_align.align.pipeline.graph import Graph, Stage
 from qwen_align.align.references import Product
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rendering.tokenizer_check import check_vocabulary
+from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.recipe import Recipe, StageSpec
 from qwen_align.align.settings.recipe_file import Variant, load_variants
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.provenance import read_library_versions
-from qwen_align.align.store.store import Folder, Store
+from qwen_align.align.store.stage_folder import StageFolder
+from qwen_align.align.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Planned:
 
     stage: Stage
     key: str
-    folder: Folder
+    folder: StageFolder
     inputs: dict[str, dict[str, str]]
     missing: str | None = None
 
@@ -120,9 +121,9 @@ def _planned(variants: Sequence[Variant], home: Path) -> Plan:
     folders: dict[str, Path] = {}
     for name, source in whole.models.items():
         try:
-            keys[name] = stored.model_key(source)
+            keys[name] = stored.compute_model_key(source)
             folders[name] = (
-                Path(f"hub:{source.hub}@{source.revision}") if source.hub else model_files.model_folder(source)
+                Path(f"hub:{source.hub}@{source.revision}") if source.hub else model_files.find_model_folder(source)
             )
         except (RecipeError, OSError) as error:
             raise RecipeError(f"models: {name}: {error}") from None
@@ -133,16 +134,16 @@ def _planned(variants: Sequence[Variant], home: Path) -> Plan:
         key = (
             hashlib.sha256(f"missing: {missing}".encode()).hexdigest()
             if missing
-            else stored.key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
+            else stored.compute_key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
         )
-        folder = stored.folder(stage.kind, key)
+        folder = stored.get_folder(stage.kind, key)
         inputs = {
             ref: {"name": target, "folder": str(folders[target]), "key": keys[target]}
             for ref, target in stage.targets.items()
         }
         planned.append(Planned(stage, key, folder, inputs, missing))
         keys[stage.name], folders[stage.name] = key, folder.path.resolve()
-    stored.save_digests()
+    stored.save_file_digests()
     return Plan(variants[0].recipe, whole, planned, home)
 
 
@@ -161,14 +162,14 @@ def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
         if name in planned.graph.models and not planned.graph.models[name].hub:
             try:
                 if base := model_files.find_base(folder):
-                    check_vocabulary(base, Renderer.load(base))
+                    check_tokenizer_fits_model(base, Renderer.load(base))
             except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
                 raise RecipeError(f"models: {name}: {error}") from None
 
 
 def other_versions(one: Planned) -> list[str]:
     """The libraries whose major version is not the one that a stored stage was made with, as `trl 1.16 -> 2.0`."""
-    made_with: Mapping[str, str] = one.folder.manifest()["libraries"]
+    made_with: Mapping[str, str] = one.folder.read_manifest()["libraries"]
     return [
         f"{name} {made_with[name]} -> {version}"
         for name, version in read_library_versions().items()

@@ -8,7 +8,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.generation.requests import put
 from qwen_align.align.models.model_files import find_base
 from qwen_align.align.pipeline.plan import Plan, Planned
-from qwen_align.align.references import ModelRef, references
+from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, Row, read_rows
 from qwen_align.align.settings.rollout import Switch
@@ -90,7 +90,7 @@ class Preview:
 
     def _find_tokenizer_folder(self, stage: Planned) -> Path:
         """Returns where the tokenizer of the model a stage reads comes from, followed back; raises Unknown."""
-        (_, ref), *_ = (place for place in references(stage.settings) if isinstance(place[1], ModelRef))
+        (_, ref), *_ = (place for place in find_references(stage.settings) if isinstance(place[1], ModelRef))
         maker = self._by_name.get(stage.targets[ref])
         if maker is not None and not STAGE_KINDS[maker.kind].makes_tokenizer:
             return self._find_tokenizer_folder(maker)

@@ -12,10 +12,10 @@ from qwen_align.align.pipeline.launcher import Launcher, uses_server
 from qwen_align.align.pipeline.plan import Plan, Planned, check_models, other_versions
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import write_json, write_text
-from qwen_align.align.store.verify_inputs import Inspector
+from qwen_align.align.store.verify_inputs import InputVerifier
 from qwen_align.align.tracking import setup
-from qwen_align.align.tracking.curve import Curve, Point, evaluation
-from qwen_align.align.tracking.tracker_clients import Senders
+from qwen_align.align.tracking.curve import Curve, Point, to_evaluation_point
+from qwen_align.align.tracking.tracker_clients import TrackerClients
 
 
 class Listener(Protocol):
@@ -40,15 +40,15 @@ def run(
     for one in planned.stages:
         if one.missing:
             raise RecipeError(f"stage '{one.stage.origin}': builder.path: {one.missing}: no such file")
-    setup.check(planned.recipe.tracking)
+    setup.check_installed(planned.recipe.tracking)
     again = [one for asked in force for one in planned.named(asked)]
     check_models(planned, again)
     for one in again:
         _forget(one)
     _link(planned)
     todo = [one for one in planned.stages if not one.is_stored]
-    senders = Senders(planned.recipe.tracking, planned.group, planned.tracking_folder, listener.noted)
-    inspector = Inspector({one.folder.path.resolve(): one.stage.name for one in planned.stages})
+    senders = TrackerClients(planned.recipe.tracking, planned.group, planned.tracking_folder, listener.noted)
+    inspector = InputVerifier({one.folder.path.resolve(): one.stage.name for one in planned.stages})
     with Launcher() as launcher, senders:
         if any(uses_server(one.stage) for one in todo):
             launcher.warm_up()
@@ -60,14 +60,14 @@ def run(
                 listener.skipped(one)
             else:
                 for entry in one.inputs.values():
-                    inspector.look(Path(entry["folder"]))
+                    inspector.verify_folder(Path(entry["folder"]))
                 _run_one(one, launcher, senders, listener, stop)
 
 
 def _forget(one: Planned) -> None:
     try:
-        with one.folder.locked():
-            one.folder.clear()
+        with one.folder.hold_lock():
+            one.folder.delete_contents()
     except OSError as error:
         raise _cannot(one, error) from None
 
@@ -76,15 +76,17 @@ def _cannot(one: Planned, error: OSError) -> StageError:
     return StageError(f"stage '{one.stage.name}': {error.filename or one.folder.path}: {error.strerror or error}")
 
 
-def _run_one(one: Planned, launcher: Launcher, senders: Senders, listener: Listener, stop: Callable[[], bool]) -> None:
+def _run_one(
+    one: Planned, launcher: Launcher, senders: TrackerClients, listener: Listener, stop: Callable[[], bool]
+) -> None:
     def watch() -> bool:
-        senders.look()
+        senders.check_trackers()
         listener.going(one)
         return stop()
 
     name = one.stage.name
     try:
-        with one.folder.locked():
+        with one.folder.hold_lock():
             if one.is_stored:  # another run finished it between the look and the lock
                 listener.skipped(one)
                 return
@@ -94,10 +96,10 @@ def _run_one(one: Planned, launcher: Launcher, senders: Senders, listener: Liste
             listener.started(one)
             is_tracked = STAGE_KINDS[one.kind].curve is not None
             if is_tracked:
-                senders.begin(_curve(one))
+                senders.begin_curve(_curve(one))
             ended = launcher.run(one.stage, one.folder.path, watch)
             if is_tracked:
-                senders.end(_measured(one), is_whole=one.is_stored)
+                senders.end_curve(_measured(one), is_whole=one.is_stored)
     except OSError as error:
         raise _cannot(one, error) from None
     if ended.code != 0:
@@ -115,7 +117,7 @@ def _curve(one: Planned) -> Curve:
 
 def _measured(one: Planned) -> list[Point]:
     is_measured = STAGE_KINDS[one.kind].curve == "evaluation" and one.is_stored
-    return [evaluation(one.folder.manifest()["summary"])] if is_measured else []
+    return [to_evaluation_point(one.folder.read_manifest()["summary"])] if is_measured else []
 
 
 def job(one: Planned) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
-from qwen_align.align.store import store
 from qwen_align.align.store.files import compute_sha256, read_json, remove_tree, write_json
 from qwen_align.align.store.provenance import find_git_commit, read_library_versions
+from qwen_align.align.store.stage_folder import UNFINISHED
 from qwen_align.align.training.distributed import gather_objects, get_world_size, is_main_process
 
 _STARTED = time.monotonic()
@@ -72,7 +72,7 @@ def _run(folder: Path, *, started: float, imported_before: float) -> None:
     settings: Any = TypeAdapter[Any](AnyStage).validate_python(job["settings"])
     runtime = Runtime.model_validate(job["runtime"])
     context = Context(folder, job["seed"], runtime, is_main=is_main_process())
-    context.listen_for_stop()
+    context.catch_stop_signals()
     kind = STAGE_KINDS[settings.kind]
     run = import_function(kind.run)
     if runtime.threads and kind.needs_torch:
@@ -102,7 +102,7 @@ def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], times: d
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] not in {*temporary, *store.UNFINISHED}
+        if path.is_file() and path.relative_to(folder).parts[0] not in {*temporary, *UNFINISHED}
     )
     manifest = {
         "key": job["key"],
@@ -118,7 +118,7 @@ def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], times: d
     }
     (folder / PROGRESS).unlink(missing_ok=True)
     write_json(folder / "manifest.json", manifest)
-    for name in store.UNFINISHED:
+    for name in UNFINISHED:
         remove_tree(folder / name)
 
 

@@ -1,4 +1,4 @@
-"""Chat templates without transformers: `text` equals its `apply_chat_template`, `read_traits` tells what one does.
+"""Renders Jinja chat templates as transformers' `apply_chat_template` does, and detects how a template treats thinking.
 
 What a template does with thinking, and where a turn ends, is found by rendering short probes, not by model names.
 """
@@ -19,8 +19,7 @@ from tokenizers import Tokenizer
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Mode
-
-THINK, END_THINK = "<think>", "</think>"
+from qwen_align.reward.thinking import CLOSE, OPEN
 
 # "none": knows no thinking (Qwen2.5, ChatML). "hybrid": a switch turns thinking off (Qwen3).
 # "always": thinking cannot be turned off (Qwen3-Thinking-2507). "never": cannot be turned on (Qwen3-Instruct-2507).
@@ -38,29 +37,29 @@ _SPECIAL_TOKEN_NAMES = (
 
 
 class TemplateError(RecipeError):
-    """A template, or a row under a template, that cannot be rendered as inference would; says what to do."""
+    """Raised for a template, or a row under a template, that cannot be rendered as inference would; says what to do."""
 
 
 @contextmanager
-def located(where: str) -> Iterator[None]:
-    """Puts `where` in front of the message of any TemplateError raised inside."""
+def prefix_template_errors(location: str) -> Iterator[None]:
+    """Puts `location` in front of the message of any TemplateError raised inside the `with` block."""
     try:
         yield
     except TemplateError as error:
-        raise TemplateError(f"{where}: {error}") from None
+        raise TemplateError(f"{location}: {error}") from None
 
 
-class Traits(NamedTuple):
-    """What a template does, as its renderings show.
+class TemplateTraits(NamedTuple):
+    """How a chat template treats thinking and ends turns, as its renderings show.
 
     `default_mode` is what the generation prompt asks for when nobody sets `enable_thinking`; None where the
-    template knows no thinking. `supplied` is the part of the thinking block that the generation prompt already
+    template knows no thinking. `thinking_prefix` is the part of the thinking block that the generation prompt already
     holds, by `enable_thinking`.
     """
 
     thinking: Thinking
     default_mode: Mode | None
-    supplied: dict[bool | None, str]
+    thinking_prefix: dict[bool | None, str]
     end_of_turn: str
 
 
@@ -71,11 +70,11 @@ class ChatTemplate:
         self.where = where
         self.special_tokens = special_tokens
         try:
-            self._template = _environment().from_string(source)
+            self._template = _build_jinja_environment().from_string(source)
         except jinja2.TemplateError as error:
             raise TemplateError(f"{where}: not a Jinja template: {error}") from None
 
-    def text(
+    def render_text(
         self,
         messages: Sequence[dict[str, Any]],
         *,
@@ -83,7 +82,7 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         enable_thinking: bool | None = None,
     ) -> str:
-        """The conversation as one string; `enable_thinking` None leaves the template its own default."""
+        """Renders the conversation as one string; `enable_thinking` None leaves the template its own default."""
         if not messages:
             raise TemplateError("there is no message to render")
         switch = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
@@ -103,10 +102,10 @@ class ChatTemplate:
 
 
 def load_template(folder: Path) -> ChatTemplate:
-    """The chat template of a model folder, from chat_template.jinja, else from tokenizer_config.json."""
+    """Loads the chat template of a model folder, from chat_template.jinja, else from tokenizer_config.json."""
     config_path = folder / "tokenizer_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    special_tokens = {name: token for name in _SPECIAL_TOKEN_NAMES if (token := special_token(config, name))}
+    special_tokens = {name: token for name in _SPECIAL_TOKEN_NAMES if (token := read_special_token(config, name))}
     # transformers prefers the file when a folder has both.
     file = folder / "chat_template.jinja"
     if file.is_file():
@@ -123,81 +122,84 @@ def load_template(folder: Path) -> ChatTemplate:
     return ChatTemplate(source, special_tokens=special_tokens, where=str(config_path))
 
 
-def special_token(config: dict[str, Any], name: str) -> str | None:
-    """A special token of tokenizer_config.json, which holds it as a string or as an object with 'content'."""
+def read_special_token(config: dict[str, Any], name: str) -> str | None:
+    """Returns a special token of tokenizer_config.json, which holds it as a string or as an object with 'content'."""
     token = config.get(name)
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
 
 
-def read_traits(template: ChatTemplate, tokenizer: Tokenizer) -> Traits:
-    """What the template does with thinking and turns; raises TemplateError if it is not prefix-stable.
+def detect_template_traits(template: ChatTemplate, tokenizer: Tokenizer) -> TemplateTraits:
+    """Detects what a template does with thinking and turn ends; raises TemplateError if it is not prefix-stable.
 
     Prefix-stable: a rendered conversation starts with the generation prompt of its own last answer, and goes on
     with that answer and one end-of-turn token. Otherwise training would see ids that inference never produces.
     """
-    with located(template.where):
-        return _read_traits(template, tokenizer)
+    with prefix_template_errors(template.where):
+        return _detect_traits(template, tokenizer)
 
 
-def _read_traits(template: ChatTemplate, tokenizer: Tokenizer) -> Traits:
-    supplied = {switch: _supplied(template, switch) for switch in (None, True, False)}
-    thinking = _thinking(template, tokenizer, supplied)
+def _detect_traits(template: ChatTemplate, tokenizer: Tokenizer) -> TemplateTraits:
+    thinking_prefix = {switch: _find_thinking_prefix(template, switch) for switch in (None, True, False)}
+    thinking = _classify_thinking(template, tokenizer, thinking_prefix)
     default_mode: Mode | None = None
     if thinking != "none":
-        default_mode = "no_think" if END_THINK in supplied[None] or thinking == "never" else "think"
+        default_mode = "no_think" if CLOSE in thinking_prefix[None] or thinking == "never" else "think"
     cases: list[tuple[bool | None, str | None]] = [(None, None)]
     if thinking == "hybrid":
         cases = [(True, "probe thought"), (False, None), (None, "probe thought" if default_mode == "think" else None)]
     elif thinking == "always":
         cases = [(None, "probe thought")]
-    ends = {_end_of_turn(template, tokenizer, switch, thought) for switch, thought in cases}
+    ends = {_find_end_of_turn(template, tokenizer, switch, thought) for switch, thought in cases}
     if len(ends) > 1:
         raise TemplateError(f"turns end in different ways ({', '.join(sorted(ends))})")
-    return Traits(thinking, default_mode, supplied, ends.pop())
+    return TemplateTraits(thinking, default_mode, thinking_prefix, ends.pop())
 
 
 _QUESTION: dict[str, Any] = {"role": "user", "content": "probe question"}
 
 
-def _supplied(template: ChatTemplate, switch: bool | None) -> str:
-    """The generation prompt from its `<think>` on, or "" when it has none."""
-    prompt = template.text([_QUESTION], add_generation_prompt=True, enable_thinking=switch)
+def _find_thinking_prefix(template: ChatTemplate, switch: bool | None) -> str:
+    """Returns the generation prompt from its `<think>` on, or "" when it has none."""
+    prompt = template.render_text([_QUESTION], add_generation_prompt=True, enable_thinking=switch)
     generation_prompt = prompt.rpartition(str(_QUESTION["content"]))[2]
-    start = generation_prompt.find(THINK)
+    start = generation_prompt.find(OPEN)
     return generation_prompt[start:] if start >= 0 else ""
 
 
-def _thinking(template: ChatTemplate, tokenizer: Tokenizer, supplied: dict[bool | None, str]) -> Thinking:
-    is_closed = {switch: END_THINK in text for switch, text in supplied.items()}
+def _classify_thinking(
+    template: ChatTemplate, tokenizer: Tokenizer, thinking_prefix: dict[bool | None, str]
+) -> Thinking:
+    """Decides whether the template never, always or by a switch thinks, or knows no thinking."""
+    is_closed = {switch: CLOSE in text for switch, text in thinking_prefix.items()}
     if is_closed[False] and not is_closed[True]:
         return "hybrid"
     if is_closed[None]:
         return "never"
-    if supplied[None]:
+    if thinking_prefix[None]:
         return "always"
     turn = {"role": "assistant", "content": "probe answer", "reasoning_content": "probe thought"}
-    if "probe thought" in template.text([_QUESTION, turn]):
+    if "probe thought" in template.render_text([_QUESTION, turn]):
         return "always"  # it writes thinking and has no switch to turn it off
     # Qwen3-Instruct-2507 has the template of a model that knows no thinking and the tokenizer of one that does.
-    return "never" if tokenizer.token_to_id(THINK) is not None else "none"
+    return "never" if tokenizer.token_to_id(OPEN) is not None else "none"
 
 
-def _end_of_turn(template: ChatTemplate, tokenizer: Tokenizer, switch: bool | None, thought: str | None) -> str:
-    """The end-of-turn token, after checking the prefix on a first and on a second answer."""
+def _find_end_of_turn(template: ChatTemplate, tokenizer: Tokenizer, switch: bool | None, thought: str | None) -> str:
+    """Returns the end-of-turn token, after checking prefix stability on a first and on a second answer."""
     turn = {"role": "assistant", "content": "probe answer", "reasoning_content": thought or ""}
     tail = ""
     for history in ([_QUESTION], [_QUESTION, turn, _QUESTION]):
-        prompt = template.text(history, add_generation_prompt=True, enable_thinking=switch)
-        whole = template.text([*history, turn], enable_thinking=switch)
-        said = continuation(prompt, whole)
-        if thought and thought not in said:
+        prompt = template.render_text(history, add_generation_prompt=True, enable_thinking=switch)
+        conversation = template.render_text([*history, turn], enable_thinking=switch)
+        continuation = extract_continuation(prompt, conversation)
+        if thought and thought not in continuation:
             raise TemplateError(
                 "not prefix-stable: drops the thinking of the answer it renders; such a template "
                 "cannot be trained with thinking: use one that reads 'reasoning_content'"
             )
-        _, answer, tail = said.rpartition("probe answer")
+        _, answer, tail = continuation.rpartition("probe answer")
         if not answer:
             raise TemplateError("not prefix-stable: the answer is not in what follows the prompt")
     end = tail.strip()
@@ -209,24 +211,24 @@ def _end_of_turn(template: ChatTemplate, tokenizer: Tokenizer, switch: bool | No
     return end
 
 
-def continuation(prompt: str, whole: str) -> str:
-    """What `whole` says after `prompt`; raises TemplateError where they part."""
-    if whole.startswith(prompt):
-        return whole[len(prompt) :]
-    same = next(i for i, char in enumerate(prompt) if whole[i : i + 1] != char)
+def extract_continuation(prompt: str, conversation: str) -> str:
+    """Returns the part of `conversation` after `prompt`; raises TemplateError if it does not start with `prompt`."""
+    if conversation.startswith(prompt):
+        return conversation[len(prompt) :]
+    n_equal = next(i for i, char in enumerate(prompt) if conversation[i : i + 1] != char)
     raise TemplateError(
-        f"not prefix-stable: inference would see {prompt[same : same + 40]!r} where the finished "
-        f"conversation has {whole[same : same + 40]!r}, so training would learn what inference never sees"
+        f"not prefix-stable: inference would see {prompt[n_equal : n_equal + 40]!r} where the finished "
+        f"conversation has {conversation[n_equal : n_equal + 40]!r}, so training would learn what inference never sees"
     )
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The Jinja dialect of chat templates, as transformers 5 sets it up; sandboxed, since templates are downloaded."""
+def _build_jinja_environment() -> ImmutableSandboxedEnvironment:
+    """Builds the Jinja dialect of chat templates as transformers 5 does; sandboxed, since templates are downloaded."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
+    environment.filters["tojson"] = _dump_json
+    environment.globals["raise_exception"] = _raise_template_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
@@ -245,16 +247,16 @@ class _GenerationTag(jinja2.ext.Extension):
         return nodes.Scope(body, lineno=line)
 
 
-def _tojson(
+def _dump_json(
     value: Any,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Plain JSON: Jinja's own filter escapes HTML characters and sorts keys."""
+    """Writes plain JSON: Jinja's own filter escapes HTML characters and sorts keys."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _raise_exception(message: str) -> None:
+def _raise_template_exception(message: str) -> None:
     raise jinja2.TemplateError(message)

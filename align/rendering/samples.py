@@ -1,4 +1,4 @@
-"""Samples, and what is done with many of them: merging turns, dropping over-long ones, percentiles, reading by eye."""
+"""Training samples as token ids: merging turns of one conversation, length percentiles, readable pieces."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -19,6 +19,12 @@ class PairIds(NamedTuple):
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    margin: float | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the prompt, counted once, and of both sides."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
 class Piece(NamedTuple):
@@ -29,7 +35,7 @@ class Piece(NamedTuple):
 
 
 def merge_turns(turns: Sequence[Sample]) -> list[Sample]:
-    """The samples with each one that merely continues the sample before it merged into that one.
+    """Merges each sample that merely continues the one before it into that one.
 
     Every trained token keeps exactly the ids in front of it, so a conversation under a template that never
     rewrites its history costs its length once instead of once a turn.
@@ -37,27 +43,27 @@ def merge_turns(turns: Sequence[Sample]) -> list[Sample]:
     merged: list[Sample] = []
     for turn in turns:
         if merged and turn.ids[: len(merged[-1].ids)] == merged[-1].ids:
-            before = merged.pop()
-            n_shared = len(before.ids)
-            turn = Sample(turn.ids, [*before.mask, *turn.mask[n_shared:]])
+            previous = merged.pop()
+            n_shared = len(previous.ids)
+            turn = Sample(turn.ids, [*previous.mask, *turn.mask[n_shared:]])
         merged.append(turn)
     return merged
 
 
-def length_percentiles(lengths: Sequence[int], percents: Sequence[int] = (50, 90, 99, 100)) -> dict[int, int]:
-    """Nearest-rank percentiles of token lengths; empty for no lengths."""
+def compute_length_percentiles(lengths: Sequence[int], percents: Sequence[int] = (50, 90, 99, 100)) -> dict[int, int]:
+    """Computes nearest-rank percentiles of token lengths; empty for no lengths."""
     ordered = sorted(lengths)
     return {percent: ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in percents if ordered}
 
 
-def pieces(tokenizer: Tokenizer, sample: Sample) -> Iterator[Piece]:
-    """The sample in readable pieces with their mask, special tokens written out; joined they are the whole text."""
-    waiting: list[int] = []
-    for place, (token, is_trained) in enumerate(zip(sample.ids, sample.mask, strict=True)):
-        waiting.append(token)
-        text = tokenizer.decode(waiting, skip_special_tokens=False)
-        is_last = place + 1 == len(sample.ids) or sample.mask[place + 1] != is_trained
+def split_into_pieces(tokenizer: Tokenizer, sample: Sample) -> Iterator[Piece]:
+    """Splits a sample into readable pieces with their mask, special tokens written out; joined they are its text."""
+    pending: list[int] = []
+    for index, (token, is_trained) in enumerate(zip(sample.ids, sample.mask, strict=True)):
+        pending.append(token)
+        text = tokenizer.decode(pending, skip_special_tokens=False)
+        is_last = index + 1 == len(sample.ids) or sample.mask[index + 1] != is_trained
         # A replacement character at the end: the token stops inside a character whose bytes are not all there.
         if is_last or not text.endswith("\ufffd"):
             yield Piece(text, is_trained)
-            waiting = []
+            pending = []

@@ -1,4 +1,4 @@
-"""What `mode` and `flag` mean for each kind of template: how the prompt is rendered, what the completion must be.
+"""Turns `mode` and `flag` into template settings: how a prompt is rendered and whether its completion thinks.
 
 Builders write `mode` and `flag`; only this module turns them into template settings. On a hybrid template:
 
@@ -13,51 +13,52 @@ Builders write `mode` and `flag`; only this module turns them into template sett
     think      /no_think   refused
 
 A flag without a mode implies its mode. In a conversation whose user messages hold flags of their own, each answer obeys
-that of its message, or is not trained: see `turn_switch`.
+that of its message, or is not trained: see `resolve_turn_mode`.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qwen_align.align.rendering.chat_template import END_THINK, THINK, TemplateError, Traits
-from qwen_align.align.rows import Flag, Message, Mode, last_flag
+from qwen_align.align.rendering.chat_template import TemplateError, TemplateTraits
+from qwen_align.align.rows import Flag, Message, Mode, find_last_flag
+from qwen_align.reward.thinking import contains_thinking_tag, wrap_thinking
 
 _MODE_OF_FLAG: dict[Flag, Mode] = {"/think": "think", "/no_think": "no_think"}
 
 
-class Switch(NamedTuple):
+class ThinkingSwitch(NamedTuple):
     """How a prompt is rendered and what its completion must be; `mode` None: with or without thinking."""
 
     mode: Mode | None
     enable_thinking: bool | None
 
 
-def read_switch(traits: Traits, mode: Mode | None, flag: Flag | None) -> Switch:
-    """The switch for a row's mode and flag; raises TemplateError where the template cannot do what they ask."""
+def resolve_thinking_switch(traits: TemplateTraits, mode: Mode | None, flag: Flag | None) -> ThinkingSwitch:
+    """Returns how to switch thinking for a row's mode and flag; TemplateError where the template cannot."""
     if mode == "think" and flag == "/no_think":
         raise TemplateError("mode 'think' under flag '/no_think' contradicts itself; drop one of them")
-    said = mode or (_MODE_OF_FLAG[flag] if flag else None)
+    asked_mode = mode or (_MODE_OF_FLAG[flag] if flag else None)
     if traits.thinking == "hybrid":
-        thinks = None if traits.default_mode == "think" else True
-        if said is None:
-            return Switch(traits.default_mode, None)
-        if said == "think" or (said == "no_think" and flag == "/no_think"):
-            return Switch(said, thinks)
-        return Switch(said, False)
+        thinking_on = None if traits.default_mode == "think" else True
+        if asked_mode is None:
+            return ThinkingSwitch(traits.default_mode, None)
+        if asked_mode == "think" or (asked_mode == "no_think" and flag == "/no_think"):
+            return ThinkingSwitch(asked_mode, thinking_on)
+        return ThinkingSwitch(asked_mode, False)
     if traits.thinking == "none":
         if mode == "no_think" and flag == "/think":
             raise TemplateError(
                 "mode 'no_think' under flag '/think' needs a template with a switch to turn thinking off"
             )
-        return Switch(said, None)
+        return ThinkingSwitch(asked_mode, None)
     if flag is not None:
         raise TemplateError(f"flag '{flag}' is for hybrid models; this model {_FIXED[traits.thinking]}")
-    if said is not None and said != traits.default_mode:
+    if asked_mode is not None and asked_mode != traits.default_mode:
         raise TemplateError(
-            f"mode '{said}' cannot be trained or asked for: this model {_FIXED[traits.thinking]}; "
+            f"mode '{asked_mode}' cannot be trained or asked for: this model {_FIXED[traits.thinking]}; "
             "use a hybrid model, or rows of the other mode"
         )
-    return Switch(traits.default_mode, None)
+    return ThinkingSwitch(traits.default_mode, None)
 
 
 _FIXED = {
@@ -66,8 +67,8 @@ _FIXED = {
 }
 
 
-def check_mode(switch: Switch, thinking: str | None) -> None:
-    """Raises TemplateError if an answer to be trained has thinking where the mode forbids it, or lacks it."""
+def check_thinking_fits_mode(switch: ThinkingSwitch, thinking: str | None) -> None:
+    """Checks that an answer has thinking if, and only if, its mode asks for it; raises TemplateError."""
     has_thinking = bool(thinking and thinking.strip())
     if switch.mode == "no_think" and has_thinking:
         raise TemplateError(
@@ -81,59 +82,49 @@ def check_mode(switch: Switch, thinking: str | None) -> None:
         )
 
 
-def with_flag(messages: Sequence[Message], flag: Flag | None) -> list[Message]:
-    """The messages with the flag after the text of the last user message."""
+def append_flag(messages: Sequence[Message], flag: Flag | None) -> list[Message]:
+    """Returns the messages with the flag appended to the text of the last user message."""
     flagged = list(messages)
     if flag is None:
         return flagged
-    for place in range(len(flagged) - 1, -1, -1):
-        if flagged[place].role == "user":
-            content = f"{flagged[place].content} {flag}"
-            flagged[place] = flagged[place].model_copy(update={"content": content})
+    for index in range(len(flagged) - 1, -1, -1):
+        if flagged[index].role == "user":
+            content = f"{flagged[index].content} {flag}"
+            flagged[index] = flagged[index].model_copy(update={"content": content})
             return flagged
     raise TemplateError(f"there is no user message to put flag '{flag}' on")
 
 
-class TurnSwitch(NamedTuple):
+class TurnMode(NamedTuple):
     """Mode and flag of one answer in a conversation."""
 
     mode: Mode | None
     flag: Flag | None
 
 
-def turn_switch(messages: Sequence[Message], mode: Mode | None, flag: Flag | None) -> TurnSwitch | None:
-    """What the answer after these messages has to obey, in a conversation of `mode` and `flag`.
+def resolve_turn_mode(messages: Sequence[Message], mode: Mode | None, flag: Flag | None) -> TurnMode | None:
+    """Returns the mode and flag that the answer after these messages has to obey; `mode`, `flag`: the conversation's.
 
     A user message has one flag: the conversation's is for those that hold none. None if the answer, which is in the
     conversation's mode, would be trained against its message's own; only the hard switch wins over `/think`.
     """
-    asked = next((message for message in reversed(messages) if message.role == "user"), None)
-    own = None if asked is None else last_flag([asked])
-    if flag is None or own is None:
-        return TurnSwitch(mode, flag)
+    last_user_message = next((message for message in reversed(messages) if message.role == "user"), None)
+    own_flag = None if last_user_message is None else find_last_flag([last_user_message])
+    if flag is None or own_flag is None:
+        return TurnMode(mode, flag)
     is_hard = mode == "no_think" and flag == "/think"
-    return TurnSwitch(mode or _MODE_OF_FLAG[flag], None) if own == flag or is_hard else None
+    return TurnMode(mode or _MODE_OF_FLAG[flag], None) if own_flag == flag or is_hard else None
 
 
-def with_inline_thinking(message: Message) -> Message:
-    """The message with its thinking in front of its content, for templates that would drop it silently."""
+def inline_thinking(message: Message) -> Message:
+    """Returns the message with its thinking moved into its content, for templates that would drop it silently."""
     if message.role != "assistant" or message.thinking is None:
         return message
     if not message.thinking.strip():
         return message.model_copy(update={"thinking": None})
-    block = f"{THINK}\n{message.thinking.strip(_NEWLINE)}\n{END_THINK}\n\n"
-    return message.model_copy(update={"content": block + message.content.lstrip(_NEWLINE), "thinking": None})
+    return message.model_copy(update={"content": wrap_thinking(message.thinking, message.content), "thinking": None})
 
 
-_NEWLINE = "\n"  # Qwen3's template strips newlines, and nothing else, around thinking and before the answer
-
-
-def has_tags(message: Message) -> bool:
-    """Whether the content itself holds a thinking tag: raw model output rather than an answer."""
-    return message.thinking is None and (THINK in message.content or END_THINK in message.content)
-
-
-def thought_in(text: str) -> str:
-    """The thinking in raw model output, closed or not; "" if there is none."""
-    before, _, _ = text.partition(END_THINK)
-    return before.partition(THINK)[2] if THINK in before else (before if END_THINK in text else "")
+def has_thinking_tags(message: Message) -> bool:
+    """Tells whether the content itself holds a thinking tag: raw model output rather than an answer."""
+    return message.thinking is None and contains_thinking_tag(message.content)

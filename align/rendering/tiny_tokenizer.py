@@ -11,10 +11,12 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from qwen_align.reward.thinking import CLOSE, OPEN
+
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
 # As in Qwen3 these are single tokens but no special ones: decoding with skip_special_tokens keeps them.
-PLAIN_ADDED_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+PLAIN_ADDED_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", OPEN, CLOSE)
 
 # Qwen2's and Qwen3's rule for cutting text into words, from their tokenizer.json.
 WORD_PATTERN = (
@@ -108,7 +110,7 @@ CHAT_TEMPLATE = r"""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE over the lines of `texts` and the words of the chat format, at most `vocab_size` tokens.
+    """Trains a byte-level BPE on the lines of `texts` and the words of the chat format, at most `vocab_size` tokens.
 
     Lines are learned without their newline: a question ends with a newline in raw text and with a control token
     in a chat, and must end in the same token in both.
@@ -138,7 +140,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_tokens: int) -> None:
-    """The three files transformers' AutoTokenizer needs; `max_tokens` is the model's context."""
+    """Writes the three files transformers' AutoTokenizer needs; `max_tokens` is the model's context length."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

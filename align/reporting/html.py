@@ -17,7 +17,7 @@ from markupsafe import Markup
 from qwen_align.align.pipeline.plan import Plan, Planned
 from qwen_align.align.reporting import svg
 from qwen_align.align.stages.registry import STAGE_KINDS
-from qwen_align.reward.thinking import CLOSE, OPEN
+from qwen_align.reward.thinking import split_for_display
 
 if TYPE_CHECKING:
     from qwen_align.align.reporting.results import Written
@@ -80,8 +80,8 @@ def html(planned: Plan, written: "Written") -> str:
         settings=yaml.safe_dump(
             planned.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
         ),
-        versions=done[-1].folder.manifest().get("libraries", {}) if done else {},
-        commit=done[-1].folder.manifest().get("git_commit") if done else None,
+        versions=done[-1].folder.read_manifest().get("libraries", {}) if done else {},
+        commit=done[-1].folder.read_manifest().get("git_commit") if done else None,
         markdown=_markdown(rows),
         latex=_latex(rows),
     )
@@ -205,16 +205,14 @@ def _samples(one: Planned) -> dict[str, Any] | None:
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     text = str(row["text"])
-    thinking, closed, answer = text.partition(CLOSE)
-    if not closed:
-        thinking, answer = ("", text) if OPEN not in text else (text, "")
+    thinking, answer = split_for_display(text)
     return {
         "step": row.get("step"),
         "id": row["prompt_id"],
         "mode": row.get("mode"),
         "prompt": [(turn["role"], _cut(turn["content"])) for turn in row["prompt"]],
-        "thinking": _cut(thinking.replace(OPEN, "").strip()),
-        "answer": _cut(answer.strip()),
+        "thinking": _cut(thinking),
+        "answer": _cut(answer),
         "gold": None if row.get("gold") is None else _cut(str(row["gold"])),
         "verdicts": [(name, one.get("value"), one.get("reason", "")) for name, one in row["verdicts"].items()],
         "advantage": row.get("advantage"),
@@ -229,7 +227,7 @@ def _cut(text: str) -> str:
 
 
 def _data(one: Planned) -> dict[str, Any]:
-    summary = one.folder.manifest()["summary"]
+    summary = one.folder.read_manifest()["summary"]
     return {
         "name": one.stage.name,
         "kind": one.stage.kind,

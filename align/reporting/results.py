@@ -91,7 +91,7 @@ def _evaluated(one: Planned, planned: Plan) -> list[Measured]:
             "axes": {axis: value for axis, value in one.stage.axes.items() if axis != "round"},
             "is_control": origins.get(model, _name(model, one)) in planned.recipe.report.controls,
         }
-        for place, result in enumerate(one.folder.manifest()["summary"]["results"])
+        for place, result in enumerate(one.folder.read_manifest()["summary"]["results"])
     ]
     return [Measured(row, means[place] if means else {}) for place, row in enumerate(rows)]
 
@@ -141,7 +141,7 @@ def _comparison(
 ) -> dict[str, Any]:
     from qwen_align.align.evaluation import statistics
 
-    found = statistics.paired_test(before, after)
+    found = statistics.run_paired_test(before, after)
     return {
         "from": pair[0],
         "to": pair[1],
@@ -165,7 +165,7 @@ def _name(target: str, one: Planned) -> str:
 
 
 def _stage(one: Planned) -> dict[str, Any]:
-    manifest = one.folder.manifest()
+    manifest = one.folder.read_manifest()
     measured = ("seconds", "cpu_seconds", "import_seconds", "peak_rss_gib", "disk_gib")
     return {
         "name": one.stage.name,

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from qwen_align.align.generation.local import has_full_attention, takes_masks
 from qwen_align.align.rl.rollouts import MicroBatch
-from qwen_align.align.training.trl_compat import token_scores
+from qwen_align.align.training.trl_compat import score_tokens
 
 POLICY_ADAPTER, VALUE_ADAPTER = "default", "value"
 
@@ -78,7 +78,7 @@ class Actor(nn.Module):
         if policy:
             assert hidden is not None
             head: Any = self.causal_lm.get_output_embeddings()
-            scores = token_scores(hidden, head, batch.targets, temperature or self.temperature)
+            scores = score_tokens(hidden, head, batch.targets, temperature or self.temperature)
             logps, entropies = _by_row(scores.logps, batch), _by_row(scores.entropies, batch)
         return Scores(logps, entropies, self._values(batch, hidden) if values else None)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed
 
 from qwen_align.align.generation.engine import Engine, Generation, Request
 from qwen_align.align.generation.requests import as_row

@@ -35,7 +35,7 @@ def accuracy(player: Player, asked: Sequence[Asked], judge: Judge) -> Accuracy:
             row, verdict = group.judged[0]
             raise DataError(f"held_out: question '{row.prompt_id}': {verdict.reason}; its gold is {row.gold!r:.60}")
         shares.append(share)
-    found = statistics.estimate(shares)
+    found = statistics.estimate_mean(shares)
     return Accuracy(found.mean, found.se or 0.0, len(shares))
 
 

@@ -69,7 +69,7 @@ class Experience:
 
     def preflight(self) -> None:
         """Tells people what a few rollouts look like before anything is trained."""
-        self.context.note(0, "preflight", preflight(self.player, self.stream.asked, self.judge))
+        self.context.log_note(0, "preflight", preflight(self.player, self.stream.asked, self.judge))
 
     def held_out(self, model: Any) -> tuple[float, float]:
         """Accuracy on the questions held out and its standard error."""
@@ -91,7 +91,7 @@ class Experience:
         most = dynamic.max_prompts if dynamic else None
         played = play(self.player, self.stream, self.judge, step=step, prompts=spec.prompts_per_step, most_prompts=most)
         if played.groups and len(played.groups) < spec.prompts_per_step:
-            self.context.note(
+            self.context.log_note(
                 logged_at,
                 "dynamic_sampling",
                 f"only {len(played.groups)} of {spec.prompts_per_step} groups with a signal among "

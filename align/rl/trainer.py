@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from accelerate.utils import DistributedType
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -37,8 +36,9 @@ from qwen_align.align.rl.watchdogs import Watchdogs
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.store.files import read_json, write_json
-from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import gather_objects, sum_over_processes
+from qwen_align.align.training.reference_check import check_first_kl
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",
@@ -46,10 +46,9 @@ WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "rollouts.safetensors",
     "online_rl.json",
 )
-FIRST_KL_TOLERANCE = 1e-4  # nats a token; float rounding between engine and trainer is about 1e-10
 
 
-class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
+class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     """GRPO and PPO: each batch of completions is trained on in `updates` optimiser steps.
 
     `reference` is the model the stage started from, if a KL to it is asked for and the policy has no adapters.
@@ -202,7 +201,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         if self.rollouts.reference_logps is not None:
             self._follow_reference(self.rollouts)
         for sample in samples_to_read(played, self.rollouts, self.spec.keep_samples):
-            self.context.keep_sample(self.state.global_step + 1, sample)
+            self.context.log_sample(self.state.global_step + 1, sample)
 
     def _score(self, rollouts: Rollouts) -> None:
         """What the policy and the critic say of the completions before they are trained on."""
@@ -265,8 +264,8 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         scored = rollouts.mask() * ~apart.isnan()
         mean = float((apart.nan_to_num() * scored).sum() / scored.sum().clamp(min=1))
         self.figures |= {"kl": mean, "kl/coefficient": self.kl_coefficient.value}
-        if self.experience.batches == 1 and not abs(mean) < FIRST_KL_TOLERANCE:
-            raise StageError(f"the first KL is {mean:.3g}, not 0: the reference is another model")
+        if self.experience.batches == 1:
+            check_first_kl(mean)
         whole = float(reference_kl(rollouts, "k1").sum(dim=1).mean())
         self.kl_coefficient.follow(settings, whole, len(rollouts))
         if settings.reference_sync_steps and self.experience.batches % settings.reference_sync_steps == 0:
@@ -281,7 +280,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         mean, stderr = self.held_out_now()
         self.figures |= {"held_out/accuracy": mean, "held_out/stderr": stderr}
         for bark in self.watchdogs.look_held_out(self.state.global_step, mean, stderr):
-            self.context.note(bark.step, bark.watchdog, bark.message)
+            self.context.log_note(bark.step, bark.watchdog, bark.message)
 
     # --- an optimiser step
 
@@ -371,7 +370,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
         """The watchdogs look at a batch after its last update: at its play, and at what its updates have done."""
         seen = {**self._of_batch, **self.figures}
         for bark in self.watchdogs.look(self.state.global_step + 1, seen):
-            self.context.note(bark.step, bark.watchdog, bark.message)
+            self.context.log_note(bark.step, bark.watchdog, bark.message)
 
     # --- checkpoints, and what the stage hands on
 
@@ -397,7 +396,7 @@ class OnlineTrainer(WholeCheckpoints, Trainer):  # type: ignore[misc]
             weights = dict(self.model.named_parameters()) if state_dict is None else state_dict
             save_file({name: weights[name].detach().contiguous() for name in sorted(trained)}, folder / WEIGHTS)
 
-    def _save_more(self, folder: Path) -> None:
+    def _save_extra_state(self, folder: Path) -> None:
         state = {
             "experience": self.experience.state(),
             "kl": self.kl_coefficient.state(),

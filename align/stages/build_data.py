@@ -1,4 +1,4 @@
-"""build_data: a builder's rows through the sieve into `rows.jsonl`, every drop counted and listed."""
+"""build_data: builds rows, passes them through the sieve and writes `rows.jsonl`, every drop counted and listed."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from qwen_align.align.context import Context
 from qwen_align.align.errors import AlignError, DataError
 from qwen_align.align.reporting.data_card import Tally, card
-from qwen_align.align.rows import Row, read_rows, to_line
+from qwen_align.align.rows import Row, read_rows, to_json_line
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.store.files import write_text
@@ -18,65 +18,74 @@ from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources, sieve
 
 
-def run(spec: BuildData, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+def run(settings: BuildData, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Builds the rows and their data card; returns the summary. Raises DataError when none is left."""
     drops, tally, report = Drops(), Tally(), Report()
     kept = 0
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") as file:
-        for row in rows(spec, _readers(inputs), context.seed, drops, report):
-            line = to_line(row) + "\n"
+        for row in build_rows(settings, _open_row_readers(inputs), context.seed, drops, report):
+            line = to_json_line(row) + "\n"
             file.write(line)
             tally.add(row, line)
             kept += 1
-            context.progress(kept, spec.limit or 0, unit="rows")
-            context.stop_if_asked()
-    if kept == 0 and spec.on_empty == "fail":
+            context.report_progress(kept, settings.limit or 0, unit="rows")
+            context.stop_if_requested()
+    if kept == 0 and settings.on_empty == "fail":
         unfinished.unlink()
         raise DataError(
             f"no row is left; dropped: {drops.counts or 'none, the builder made no row'}. See builder and sieve"
         )
     with (out / "dropped.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
-    write_text(out / "README.md", card(spec, context.seed, tally, drops.counts))
+    write_text(out / "README.md", card(settings, context.seed, tally, drops.counts))
     unfinished.replace(out / "rows.jsonl")
     return {"rows": kept, "dropped": drops.counts, **({"conversion": report.to_manifest()} if report.format else {})}
 
 
-def rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None = None) -> Iterator[Row]:
-    """The kept rows; `check` walks them without a folder to write to. `report` is filled by what converts files.
+def build_rows(
+    settings: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None = None
+) -> Iterator[Row]:
+    """Yields the rows that the sieve keeps; `check` walks them without writing. File conversions fill `report`.
 
     Raises DataError for rows and settings that the builder or the sieve cannot use, and at the end for a licence of a
     source that no row came from, unless `limit` left rows unread.
     """
     try:
-        yield from _rows(spec, sources, seed, drops, report)
+        yield from _build_sieved_rows(settings, sources, seed, drops, report)
     except AlignError:
         raise
     except ValueError as error:
         raise DataError(str(error)) from error
 
 
-def _rows(spec: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None) -> Iterator[Row]:
-    if isinstance(spec.builder, Conversion):
-        made = spec.builder.build_with_report(report or Report(), drops)
+def _build_sieved_rows(
+    settings: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None
+) -> Iterator[Row]:
+    """Yields the kept rows with the builder's and the sieve's own errors."""
+    if isinstance(settings.builder, Conversion):
+        built = settings.builder.build_with_report(report or Report(), drops)
     else:
-        made = spec.builder.build(sources, seed, drops)
-    met: set[str] = set()
-    built = sieve(_noting_sources(made, met), spec.sieve, drops, sources)
-    for number, row in enumerate(built, start=1):
+        built = settings.builder.build(sources, seed, drops)
+    seen_sources: set[str] = set()
+    kept = sieve(_record_sources(built, seen_sources), settings.sieve, drops, sources)
+    for number, row in enumerate(kept, start=1):
         yield row
-        if number == spec.limit:
+        if number == settings.limit:
             return
-    for source in spec.licences:
-        if source not in met and met:
-            raise DataError(f"licences: no row is of source '{source}'{did_you_mean(source, filter(None, met))}")
+    for source in settings.licences:
+        if source not in seen_sources and seen_sources:
+            suggestion = did_you_mean(source, filter(None, seen_sources))
+            raise DataError(f"licences: no row is of source '{source}'{suggestion}")
 
 
-def _noting_sources(made: Iterable[Row], met: set[str]) -> Iterator[Row]:
-    for row in made:
-        met.add(row.source)
+def _record_sources(rows: Iterable[Row], seen_sources: set[str]) -> Iterator[Row]:
+    """Yields the rows and collects their sources in `seen_sources`."""
+    for row in rows:
+        seen_sources.add(row.source)
         yield row
 
 
-def _readers(inputs: Mapping[str, Path]) -> Sources:
+def _open_row_readers(inputs: Mapping[str, Path]) -> Sources:
+    """Returns a reader of the rows of each input, by its reference."""
     return {ref: partial(read_rows, folder / "rows.jsonl") for ref, folder in inputs.items()}

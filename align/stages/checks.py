@@ -6,10 +6,10 @@ from heapq import nlargest
 from qwen_align.align.errors import DataError
 from qwen_align.align.pipeline.plan import Planned
 from qwen_align.align.pipeline.preview import Preview, Unknown
-from qwen_align.align.rendering.renderer import render_pairs, render_rows
-from qwen_align.align.rendering.samples import length_percentiles
+from qwen_align.align.rendering.samples import compute_length_percentiles
+from qwen_align.align.rendering.training_set import render_pairs, render_rows
 from qwen_align.align.reporting.summary_line import summary_line
-from qwen_align.align.rows import Pair, Problem, Row, only
+from qwen_align.align.rows import Pair, Problem, Row, require_row_type
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
@@ -21,7 +21,7 @@ from qwen_align.align.settings.runtime import split_into_micro_batches
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import count_optimizer_steps
-from qwen_align.align.stages.build_data import rows as build_rows
+from qwen_align.align.stages.build_data import build_rows
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.audit import audit_reward
@@ -39,7 +39,7 @@ LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is am
 def check_data(stage: Planned, preview: Preview) -> Iterator[str]:
     """Yields rows and drops; raises DataError when no row is left and the stage needs some."""
     if stage.is_stored:
-        yield summary_line(stage.folder.manifest()["summary"])
+        yield summary_line(stage.folder.read_manifest()["summary"])
         return
     settings = stage.settings
     assert isinstance(settings, BuildData)
@@ -92,9 +92,10 @@ def check_training_on_pairs(stage: Planned, preview: Preview) -> Iterator[str]:
     """Yields pairs, drops, steps and lengths of a preference or reward model stage."""
     settings = stage.settings
     assert isinstance(settings, Dpo | RewardModel)
-    pairs = list(only(Pair, preview.rows_read_by(stage, settings.from_data)))
+    pairs = list(require_row_type(Pair, preview.rows_read_by(stage, settings.from_data)))
     split_into_micro_batches(settings.batch, stage.runtime)
-    rendered = render_pairs(preview.renderer(stage), pairs, settings.max_tokens)
+    needs_margin = isinstance(settings, RewardModel) and settings.margins
+    rendered = render_pairs(preview.renderer(stage), pairs, settings.max_tokens, needs_margin=needs_margin)
     longest = max((length for length in rendered.lengths if length <= settings.max_tokens), default=0)
     preview.check_context_length(stage, longest, "a pair's side")
     yield from _describe_training(settings, rendered.lengths, rendered.dropped, len(rendered.pairs))
@@ -249,7 +250,7 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
 
 def _read_problems(rows: Iterable[Row]) -> list[Problem]:
     """Returns the rows as problems; raises DataError where questions and golds look exchanged."""
-    problems = list(only(Problem, iter(rows)))
+    problems = list(require_row_type(Problem, iter(rows)))
     judged = [row for row in problems if row.reward == MathAnswer().kind and isinstance(row.gold, str)]
     longer = [row for row in judged if len(_answer_in(row.gold)) > sum(len(turn.content) for turn in row.messages)]
     if 2 * len(longer) > len(judged):
@@ -284,5 +285,5 @@ def _count_all_rows(stage: Planned, preview: Preview, refs: Iterable[str]) -> in
 
 
 def _describe_lengths(lengths: list[int]) -> str:
-    percentiles = length_percentiles(lengths)
+    percentiles = compute_length_percentiles(lengths)
     return "tokens: " + (", ".join(f"p{percent} {tokens}" for percent, tokens in percentiles.items()) or "none")

@@ -6,69 +6,55 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import DPOTrainer
 
 from qwen_align.align.context import Context
-from qwen_align.align.errors import StageError
 from qwen_align.align.models import loading
-from qwen_align.align.rendering.renderer import PairIds, render_pairs
-from qwen_align.align.rows import Pair, only, read_rows
+from qwen_align.align.rendering.samples import PairIds
+from qwen_align.align.rendering.training_set import render_pairs
+from qwen_align.align.rows import Pair, read_rows, require_row_type
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
-from qwen_align.align.training.callbacks import Watcher
-from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.callbacks import ProgressCallback
+from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
+from qwen_align.align.training.preference_trainer import PreferenceTrainer
+from qwen_align.align.training.reference_check import ReferenceStartCheck
 from qwen_align.align.training.row_order import draw_row_order
 
-FIRST_REWARD_TOLERANCE = 1e-3  # moves the sigmoid loss from ln 2 by at most that; float rounding is about 1e-6
 
-
-class Trainer(WholeCheckpoints, DPOTrainer):  # type: ignore[misc]
-    """TRL's DPOTrainer with whole checkpoints, on rows that are token ids already."""
-
-    def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any, **__: Any) -> datasets.Dataset:
-        return dataset
-
-
-class StartsAtReference(TrainerCallback):  # type: ignore[misc]
-    """Raises after the first step when policy and reference did not start as one model.
-
-    At equal models the implied rewards are 0 and the sigmoid loss is ln 2.
-    """
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        logs = kwargs.get("logs") or {}
-        if state.global_step == 1 and "rewards/chosen" in logs:
-            apart = max(abs(logs["rewards/chosen"]), abs(logs["rewards/rejected"]))
-            if not apart < FIRST_REWARD_TOLERANCE:
-                raise StageError(f"the first implied reward is {apart:.3g}, not 0: the reference is another model")
-
-
-def run(spec: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    source = inputs[spec.from_model]
-    rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data)
-    rendered = render_pairs(loading.renderer_of(source), only(Pair, rows), max_tokens=spec.max_tokens)
+def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Trains the model on preference pairs and saves it; returns the summary."""
+    source = inputs[settings.from_model]
+    rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
+    rendered = render_pairs(loading.load_renderer(source), require_row_type(Pair, rows), max_tokens=settings.max_tokens)
     if not rendered.pairs:
-        return fit.nothing_to_train(spec, source, out, rendered.dropped, "from_data (no pair) or max_tokens")
-    steps = count_optimizer_steps(len(rendered.pairs), spec.epochs, spec.batch)
-    drawn = draw_row_order(len(rendered.pairs), steps * spec.batch, context.seed)
-    tokens = sum(len(ids) for i in drawn for ids in rendered.pairs[i])
-    trainer = Trainer(
-        model=loading.load(source),
-        ref_model=None if spec.lora else loading.load(source),  # with adapters: the policy with the new adapter off
-        args=trl_arguments.dpo(spec, context.runtime, out, steps=steps, seed=context.seed),
-        train_dataset=training_set(rendered.pairs).select(drawn),
-        processing_class=fit.tokenizer(source),
-        peft_config=trl_arguments.lora(spec.lora),
-        callbacks=[Watcher(context, tokens_a_step=tokens / steps), StartsAtReference()],
+        return fit.pass_model_through(settings, source, out, rendered.dropped, "from_data (no pair) or max_tokens")
+    steps = count_optimizer_steps(len(rendered.pairs), settings.epochs, settings.batch)
+    row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
+    n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
+    loss = PREFERENCE_LOSSES[settings.loss]
+    # With adapters the reference is the policy with the new adapter off.
+    has_reference_model = loss.needs_reference and not settings.lora
+    trainer = PreferenceTrainer(
+        model=loading.load_model(source),
+        ref_model=loading.load_model(source) if has_reference_model else None,
+        args=trl_arguments.build_dpo_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
+        train_dataset=build_dataset(rendered.pairs).select(row_order),
+        processing_class=fit.load_padding_tokenizer(source),
+        peft_config=trl_arguments.build_lora_config(settings.lora),
+        callbacks=[
+            ProgressCallback(context, tokens_per_step=n_tokens / steps),
+            *([ReferenceStartCheck()] if loss.needs_reference else []),
+        ],
+        loss=loss,
+        sft_weight=settings.sft_weight,
     )
-    fit.train(trainer, source, out, context)
+    fit.train_and_save(trainer, source, out, context)
     return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
 
 
-def training_set(pairs: list[PairIds]) -> datasets.Dataset:
-    """TRL's columns of token ids."""
+def build_dataset(pairs: list[PairIds]) -> datasets.Dataset:
+    """Returns TRL's columns of token ids."""
     return datasets.Dataset.from_dict(
         {
             "prompt_ids": [pair.prompt for pair in pairs],

@@ -11,71 +11,62 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOTrainer
 
 from qwen_align.align.context import Context
-from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.generation.requests import Asked, as_row, put
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rows import Problem, only, read_rows
+from qwen_align.align.rows import Problem, read_rows, require_row_type
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.training import fit, trl_arguments
-from qwen_align.align.training.callbacks import Watcher
-from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.callbacks import ProgressCallback
+from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.reference_check import ReferenceStartCheck
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import check_rewards
 
-FIRST_KL_TOLERANCE = 1e-4  # float rounding is about 1e-7
 SAMPLES_KEPT = 2  # completions a step written to samples.jsonl, to be read by eye
 
 
-class Trainer(WholeCheckpoints, GRPOTrainer):  # type: ignore[misc]
-    """TRL's GRPOTrainer with whole checkpoints."""
-
-
-class StartsAtReference(TrainerCallback):  # type: ignore[misc]
-    """Raises after the first step when policy and reference did not start as one model: their KL is then 0."""
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        kl = (kwargs.get("logs") or {}).get("kl", 0.0)
-        if state.global_step == 1 and not abs(kl) < FIRST_KL_TOLERANCE:
-            raise StageError(f"the first KL is {kl:.3g}, not 0: the reference is another model")
+class Trainer(AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
+    """TRL's GRPOTrainer with atomic checkpoints."""
 
 
 def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
-    renderer = loading.renderer_of(source)
-    rows = only(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data))
+    renderer = loading.load_renderer(source)
+    rows = require_row_type(
+        Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data)
+    )
     asked = [put(problem, renderer) for problem in rows]
     if not asked:
-        return fit.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
+        return fit.pass_model_through(spec, source, out, {}, "from_data (no problem)")
     check_rewards(spec.rewards)
-    reward_scorer.bind(
-        spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
+    reward_scorer.bind_scorers(
+        spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
     drawn = [asked[number] for number in draw_row_order(len(asked), spec.steps * spec.prompts_per_step, context.seed)]
     sampling = spec.sampling.for_policy()
     game = Game(spec, drawn, renderer, sampling, context)
     trainer = Trainer(
-        model=loading.load(source),
+        model=loading.load_model(source),
         reward_funcs=game.judge,
-        args=trl_arguments.grpo(spec, sampling, context.runtime, out, seed=context.seed),
+        args=trl_arguments.build_grpo_arguments(spec, sampling, context.runtime, out, seed=context.seed),
         # TRL repeats each row `samples` times; the place among the drawn is all that has to pass through it.
         train_dataset=datasets.Dataset.from_dict({"prompt": [str(place) for place in range(len(drawn))]}),
-        processing_class=fit.tokenizer(source),
-        peft_config=trl_arguments.lora(spec.lora),
+        processing_class=fit.load_padding_tokenizer(source),
+        peft_config=trl_arguments.build_lora_config(spec.lora),
         rollout_func=game.play,
-        callbacks=[Watcher(context), StartsAtReference()],
+        callbacks=[ProgressCallback(context), ReferenceStartCheck()],
     )
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
-        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load(source).state_dict())
-    fit.train(trainer, source, out, context)
+        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load_model(source).state_dict())
+    fit.train_and_save(trainer, source, out, context)
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] if context.is_main else []
     completions = spec.prompts_per_step * spec.completions_per_prompt
     without = round(sum(line["no_verdict_share"] for line in logged) * completions)
@@ -150,5 +141,5 @@ class Game:
             log_metric(f"reward/{label}", sum(values) / max(len(values), 1))
         for row, verdict in list(zip(rows, verdicts, strict=True))[:SAMPLES_KEPT]:
             sample = row.model_copy(update={"verdicts": verdict.parts or {}}).model_dump(exclude_none=True)
-            self.context.keep_sample(trainer_state.global_step + 1, {**sample, "value": verdict.value})
+            self.context.log_sample(trainer_state.global_step + 1, {**sample, "value": verdict.value})
         return [verdict.value for verdict in verdicts]

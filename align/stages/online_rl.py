@@ -15,7 +15,8 @@ from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.generation.requests import Asked, put
 from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, reward_scorer
-from qwen_align.align.rendering.renderer import Renderer, render_rows
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.training_set import render_rows
 from qwen_align.align.rl.actor import VALUE_ADAPTER, Actor, Critic, use_adapter
 from qwen_align.align.rl.collect import Player
 from qwen_align.align.rl.judge import Judge
@@ -23,12 +24,12 @@ from qwen_align.align.rl.prompt_stream import PromptStream, variances
 from qwen_align.align.rl.ptx import Texts
 from qwen_align.align.rl.rollout_batches import Experience, Questions
 from qwen_align.align.rl.trainer import OnlineTrainer
-from qwen_align.align.rows import Completion, Problem, Text, only, read_rows
+from qwen_align.align.rows import Completion, Problem, Text, read_rows, require_row_type
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import ByVariance, Vllm
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.training import fit, trl_arguments, trl_compat
-from qwen_align.align.training.callbacks import Watcher
+from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
 from qwen_align.reward.combine import is_task_solved, judge_all
 from qwen_align.reward.settings import check_rewards, pick_reward
@@ -37,29 +38,31 @@ from qwen_align.reward.verdict import Verdict
 
 def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     source = inputs[spec.from_model]
-    renderer = loading.renderer_of(source)
+    renderer = loading.load_renderer(source)
     asked = [put(problem, renderer) for problem in _problems(spec.from_data, inputs)]
     if not asked:
-        return fit.nothing_to_train(spec, source, out, {}, "from_data (no problem)")
+        return fit.pass_model_through(spec, source, out, {}, "from_data (no problem)")
     check_rewards(spec.rewards)
-    reward_scorer.bind(
-        spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
+    reward_scorer.bind_scorers(
+        spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
     actor = _actor(spec, source, inputs, context)
     trainer = OnlineTrainer(
         actor,
-        trl_arguments.online_rl(spec, context.runtime, out, seed=context.seed),
+        trl_arguments.build_online_rl_arguments(spec, context.runtime, out, seed=context.seed),
         spec,
         _experience(spec, actor, asked, renderer, inputs, context),
         context,
         reference=_reference(spec, source),
         texts=_texts(spec, renderer, inputs, context),
-        callbacks=[Watcher(context)],
+        callbacks=[ProgressCallback(context)],
     )
     if isinstance(spec.engine, Vllm):
         trainer.experience.use(_vllm(spec.engine, trainer, actor, asked, renderer, source))
-    fit.fit(trainer, out, context)
-    fit.hand_on(source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy)
+    fit.run_trainer(trainer, out, context)
+    fit.save_trained_model(
+        source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy
+    )
     found: dict[str, Any] = {"problems": len(asked), "steps": spec.steps, "skipped_updates": trainer.skipped}
     if spec.held_out:
         found |= dict(zip(("held_out_accuracy", "held_out_stderr"), trainer.held_out_now(), strict=True))
@@ -69,28 +72,28 @@ def run(spec: Grpo | Ppo, inputs: Mapping[str, Path], out: Path, context: Contex
 
 
 def _problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
-    return list(only(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
+    return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
 def _actor(spec: Grpo | Ppo, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
     """The policy, with new adapters if LoRA is asked for, and for PPO a critic."""
-    policy: PreTrainedModel | PeftModel = loading.load(source)
+    policy: PreTrainedModel | PeftModel = loading.load_model(source)
     if spec.lora:
-        policy = get_peft_model(policy, trl_arguments.lora(spec.lora))
+        policy = get_peft_model(policy, trl_arguments.build_lora_config(spec.lora))
     critic = None
     if isinstance(spec, Ppo):
         hidden_size = policy.config.get_text_config().hidden_size
         trunk, head = None, None
         if spec.critic.from_scorer:
-            started = reward_scorer.load(inputs[spec.critic.from_scorer])
+            started = reward_scorer.load_scorer_model(inputs[spec.critic.from_scorer])
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
         elif spec.critic.kind == "separate" and isinstance(policy, PeftModel):
-            policy.add_adapter(VALUE_ADAPTER, trl_arguments.lora(spec.lora))
+            policy.add_adapter(VALUE_ADAPTER, trl_arguments.build_lora_config(spec.lora))
             use_adapter(policy, VALUE_ADAPTER)
             use_adapter(policy, "default")
         elif spec.critic.kind == "separate":
-            trunk = loading.load(source).base_model
+            trunk = loading.load_model(source).base_model
         critic = Critic(hidden_size, trunk, detached=spec.critic.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)
@@ -105,7 +108,7 @@ def _reference(spec: Grpo | Ppo, source: Path) -> Actor | None:
     """A copy of the model the stage starts from, where the policy's own trunk is not one."""
     if spec.kl is None or spec.lora:
         return None
-    return Actor(loading.load(source), spec.sampling.for_policy().temperature)
+    return Actor(loading.load_model(source), spec.sampling.for_policy().temperature)
 
 
 def _experience(
@@ -131,8 +134,10 @@ def _vllm(
     settings: Vllm, trainer: OnlineTrainer, actor: Actor, asked: list[Asked], renderer: Renderer, source: Path
 ) -> VllmEngine:
     longest = max(len(one.prompt.ids) for one in asked) + trainer.experience.player.sampling.max_tokens
-    tokenizer = fit.tokenizer(source)
-    generation = trl_compat.vllm_generation(actor.policy, trainer.accelerator, tokenizer, settings, max_tokens=longest)
+    tokenizer = fit.load_padding_tokenizer(source)
+    generation = trl_compat.open_vllm_generation(
+        actor.policy, trainer.accelerator, tokenizer, settings, max_tokens=longest
+    )
     config = actor.causal_lm.config
     return VllmEngine(
         generation,
@@ -173,7 +178,9 @@ def _questions(spec: Grpo | Ppo, player: Player, renderer: Renderer, inputs: Map
 def _texts(spec: Grpo | Ppo, renderer: Renderer, inputs: Mapping[str, Path], context: Context) -> Texts | None:
     if not isinstance(spec, Ppo) or spec.ptx is None:
         return None
-    rows = only(Text, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.ptx.from_data))
+    rows = require_row_type(
+        Text, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.ptx.from_data)
+    )
     rendered = render_rows(renderer, rows, max_tokens=spec.ptx.max_tokens)
     samples = [sample for sample in rendered.samples if len(sample.ids) > 1]
     if not samples:

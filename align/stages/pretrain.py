@@ -1,6 +1,6 @@
-"""Making a base: tokenizer and small Qwen3 from Text rows, in one plain loop.
+"""pretrain: trains a tokenizer and a small Qwen3 from Text rows, in one plain loop.
 
-Killed and started again it ends bit for bit where it would have ended: the checkpoint holds model, optimisers
+Killed and resumed it ends bit for bit as if it had never been killed: the checkpoint holds model, optimisers
 and step, the order of the data is a function of seed and epoch, and nothing else is random.
 """
 
@@ -19,7 +19,7 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, StageError
-from qwen_align.align.models.loading import device_of
+from qwen_align.align.models.loading import choose_device
 from qwen_align.align.rendering.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from qwen_align.align.rows import RowError, Text, read_rows
 from qwen_align.align.settings.pretrain import Architecture, Pretrain
@@ -29,92 +29,94 @@ STATE = "state.pt"  # in a checkpoint
 ENCODED_AT_ONCE = 10_000  # documents; keeps the tokenizer's bookkeeping out of memory
 
 
-def run(spec: Pretrain, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Trains into `out/model/`; returns the summary. Raises Preempted after writing a checkpoint."""
-    texts = read_texts(inputs[spec.from_data] / "rows.jsonl")
-    tokenizer = train_tokenizer(texts[: spec.tokenizer.texts], spec.tokenizer.vocab_size)
+def run(settings: Pretrain, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Trains tokenizer and model into `out/model/`; returns the summary. Raises Preempted after a checkpoint."""
+    texts = read_texts(inputs[settings.from_data] / "rows.jsonl")
+    tokenizer = train_tokenizer(texts[: settings.tokenizer.texts], settings.tokenizer.vocab_size)
     documents = encode_documents(tokenizer, texts)
     torch.manual_seed(context.seed)
-    model = Qwen3ForCausalLM(model_config(spec.architecture, tokenizer)).to(device_of(context.runtime))
-    loss = train(spec, model, documents, out / "checkpoints", context)
+    model = Qwen3ForCausalLM(build_model_config(settings.architecture, tokenizer)).to(choose_device(context.runtime))
+    loss = train_model(settings, model, documents, out / "checkpoints", context)
     folder = out / "model"
-    model.generation_config = generation_config(tokenizer)
+    model.generation_config = build_generation_config(tokenizer)
     model.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder, max_tokens=spec.architecture.max_tokens)
+    save_tokenizer(tokenizer, folder, max_tokens=settings.architecture.max_tokens)
     return {
         "parameters": model.num_parameters(),
         "vocabulary": tokenizer.get_vocab_size(),
         "documents": len(documents),
         "document_tokens": sum(map(len, documents)),
-        "steps": spec.steps,
-        "tokens": spec.steps * spec.batch * spec.sequence_length,
+        "steps": settings.steps,
+        "tokens": settings.steps * settings.batch * settings.sequence_length,
         "loss": loss,
     }
 
 
-def train(
-    spec: Pretrain, model: Qwen3ForCausalLM, documents: list[list[int]], checkpoint_folder: Path, context: Context
+def train_model(
+    settings: Pretrain, model: Qwen3ForCausalLM, documents: list[list[int]], checkpoint_folder: Path, context: Context
 ) -> float:
-    """Trains `model` in place, from the newest whole checkpoint where there is one; the last logged loss."""
-    optimizers = build_optimizers(spec, model)
-    found = checkpoints.newest(checkpoint_folder)
-    done, losses = load_checkpoint(found.folder, model, optimizers)
-    context.forget_after(done)
-    found.tell(context)
-    batches = itertools.islice(stream(documents, spec, context.seed), done, None)
-    n_tokens = spec.batch * spec.sequence_length
+    """Trains `model` in place, from the newest checkpoint where there is one; returns the last logged loss."""
+    optimizers = build_optimizers(settings, model)
+    resume_point = checkpoints.find_newest_checkpoint(checkpoint_folder)
+    done, losses = load_checkpoint(resume_point.folder, model, optimizers)
+    context.truncate_logs(done)
+    resume_point.note_damage(context)
+    batches = itertools.islice(stream_batches(documents, settings, context.seed), done, None)
+    n_tokens = settings.batch * settings.sequence_length
     model.train()
-    for step in range(done + 1, spec.steps + 1):
-        losses.append(train_step(model, optimizers, next(batches), rate(spec, step)))
-        context.progress(step, spec.steps, step * n_tokens)
-        if step % spec.log_every == 0 or step == spec.steps:
+    for step in range(done + 1, settings.steps + 1):
+        losses.append(train_on_batch(model, optimizers, next(batches), compute_rate_factor(settings, step)))
+        context.report_progress(step, settings.steps, step * n_tokens)
+        if step % settings.log_every == 0 or step == settings.steps:
             loss = torch.stack(losses).mean().item()
             losses.clear()
             if not math.isfinite(loss):
                 raise StageError(f"step {step}: the loss is {loss}; lower muon.lr or adamw.lr")
-            context.log({"step": step, "loss": loss, "rate": rate(spec, step), "tokens": step * n_tokens})
+            context.log_metrics(
+                {"step": step, "loss": loss, "rate": compute_rate_factor(settings, step), "tokens": step * n_tokens}
+            )
         # Not after the last step, so that a run that continues always has a step left to log.
-        if step < spec.steps and (context.stopping() or step % context.runtime.checkpoint_every == 0):
+        if step < settings.steps and (context.is_stop_requested() or step % context.runtime.checkpoint_every == 0):
             save_checkpoint(checkpoint_folder, model, optimizers, step, losses)
-            context.stop_if_asked()
+            context.stop_if_requested()
     return loss
 
 
-def train_step(model: Qwen3ForCausalLM, optimizers: list[Optimizer], batch: Tensor, rate: float) -> Tensor:
-    """One update on `batch`, (rows, block + 1) token ids; the mean loss a token before it."""
+def train_on_batch(model: Qwen3ForCausalLM, optimizers: list[Optimizer], batch: Tensor, rate_factor: float) -> Tensor:
+    """Updates the model on `batch`, (rows, block + 1) token ids; returns the mean loss per token before the update."""
     batch = batch.to(model.device)
     logits = model(input_ids=batch[:, :-1], use_cache=False).logits
     loss = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
     torch.autograd.backward(loss)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * rate
+            group["lr"] = optimizer.defaults["lr"] * rate_factor
         optimizer.step()
         optimizer.zero_grad()
     return loss.detach()
 
 
-def rate(spec: Pretrain, step: int) -> float:
-    """The learning rates' factor at `step` (from 1): linear warm-up, flat, linear to nearly zero at the end."""
-    warmup = min(1.0, step / spec.warmup_steps) if spec.warmup_steps else 1.0
-    left = (spec.steps + 1 - step) / (spec.steps * spec.decay_share) if spec.decay_share else 1.0
-    return min(warmup, left, 1.0)
+def compute_rate_factor(settings: Pretrain, step: int) -> float:
+    """Returns the learning rates' factor at `step` (from 1): linear warm-up, flat, linear to nearly zero at the end."""
+    warmup = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
+    decay = (settings.steps + 1 - step) / (settings.steps * settings.decay_share) if settings.decay_share else 1.0
+    return min(warmup, decay, 1.0)
 
 
-def build_optimizers(spec: Pretrain, model: Qwen3ForCausalLM) -> list[Optimizer]:
-    """Muon for the layers' matrices, AdamW for the rest (the tied embeddings and the norms)."""
+def build_optimizers(settings: Pretrain, model: Qwen3ForCausalLM) -> list[Optimizer]:
+    """Builds Muon for the layers' matrices and AdamW for the rest (the tied embeddings and the norms)."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    chosen = set(map(id, matrices))
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    muon, adamw = spec.muon, spec.adamw
+    matrix_ids = set(map(id, matrices))
+    rest = [p for p in model.parameters() if id(p) not in matrix_ids]
+    muon, adamw = settings.muon, settings.adamw
     return [
         torch.optim.Muon(matrices, lr=muon.lr, momentum=muon.momentum, weight_decay=muon.weight_decay),
         torch.optim.AdamW(rest, lr=adamw.lr, betas=(adamw.betas[0], adamw.betas[1]), weight_decay=0.0),
     ]
 
 
-def model_config(shape: Architecture, tokenizer: Tokenizer) -> Qwen3Config:
-    """The Qwen3 config; pad differs from the end of a turn, see `save_tokenizer`."""
+def build_model_config(shape: Architecture, tokenizer: Tokenizer) -> Qwen3Config:
+    """Builds the Qwen3 config; pad differs from the end of a turn, see `save_tokenizer`."""
     return Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=shape.hidden,
@@ -127,20 +129,20 @@ def model_config(shape: Architecture, tokenizer: Tokenizer) -> Qwen3Config:
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=token_id(tokenizer, TURN_END),
-        pad_token_id=token_id(tokenizer, END_OF_TEXT),
+        eos_token_id=look_up_token_id(tokenizer, TURN_END),
+        pad_token_id=look_up_token_id(tokenizer, END_OF_TEXT),
         dtype="float32",
     )
 
 
-def generation_config(tokenizer: Tokenizer) -> GenerationConfig:
-    """Stops at the end of a turn and, for the base in its own format, at the end of a document."""
-    ends = [token_id(tokenizer, TURN_END), token_id(tokenizer, END_OF_TEXT)]
+def build_generation_config(tokenizer: Tokenizer) -> GenerationConfig:
+    """Builds a config that stops at the end of a turn and, for a base's own format, at the end of a document."""
+    ends = [look_up_token_id(tokenizer, TURN_END), look_up_token_id(tokenizer, END_OF_TEXT)]
     return GenerationConfig(eos_token_id=ends, pad_token_id=ends[1], do_sample=True, temperature=1.0)
 
 
 def read_texts(path: Path) -> list[str]:
-    """The documents of a `rows.jsonl` of Text rows, in order."""
+    """Reads the documents of a `rows.jsonl` of Text rows, in order."""
     texts = []
     for number, row in enumerate(read_rows(path), start=1):
         if not isinstance(row, Text):
@@ -150,8 +152,8 @@ def read_texts(path: Path) -> list[str]:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each document, closed by the end-of-text token."""
-    end = token_id(tokenizer, END_OF_TEXT)
+    """Returns the token ids of each document, closed by the end-of-text token."""
+    end = look_up_token_id(tokenizer, END_OF_TEXT)
     documents: list[list[int]] = []
     for start in range(0, len(texts), ENCODED_AT_ONCE):
         encodings = tokenizer.encode_batch(texts[start : start + ENCODED_AT_ONCE], add_special_tokens=False)
@@ -159,29 +161,30 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return documents
 
 
-def token_id(tokenizer: Tokenizer, token: str) -> int:
-    number = tokenizer.token_to_id(token)
-    assert number is not None, f"{token} is added by train_tokenizer"
-    return number
+def look_up_token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Returns the id of a token that `train_tokenizer` has added."""
+    look_up_token_id = tokenizer.token_to_id(token)
+    assert look_up_token_id is not None, f"{token} is added by train_tokenizer"
+    return look_up_token_id
 
 
-def stream(documents: list[list[int]], spec: Pretrain, seed: int) -> Iterator[Tensor]:
-    """Batches of (rows, block + 1) ids without end: each epoch in its own order, a function of seed and epoch."""
-    length = spec.sequence_length + 1
-    if sum(map(len, documents)) < spec.batch * length:
-        raise DataError(f"{len(documents)} documents do not fill one batch of {spec.batch} x {length} tokens")
+def stream_batches(documents: list[list[int]], settings: Pretrain, seed: int) -> Iterator[Tensor]:
+    """Yields batches of (rows, block + 1) ids without end; each epoch's order is a function of seed and epoch."""
+    length = settings.sequence_length + 1
+    if sum(map(len, documents)) < settings.batch * length:
+        raise DataError(f"{len(documents)} documents do not fill one batch of {settings.batch} x {length} tokens")
     pending: list[list[int]] = []
     for epoch in itertools.count():
         order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        for block in pack((documents[i] for i in order.tolist()), length):
+        for block in pack_documents((documents[i] for i in order.tolist()), length):
             pending.append(block)
-            if len(pending) == spec.batch:
+            if len(pending) == settings.batch:
                 yield torch.tensor(pending)
                 pending.clear()
 
 
-def pack(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
-    """Rows of `length` ids, each opening with the start of a document and cut where it is full.
+def pack_documents(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+    """Packs documents into rows of `length` ids, each opening with the start of a document and cut where it is full.
 
     Rows that open in the middle of a document make the model learn to copy numbers from a question far later.
     """
@@ -196,21 +199,21 @@ def pack(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
 def save_checkpoint(
     home: Path, model: Qwen3ForCausalLM, optimizers: list[Optimizer], step: int, losses: list[Tensor]
 ) -> None:
-    """Replaces the checkpoint at once: a kill leaves the old one or the new one, never half of one.
+    """Saves a checkpoint atomically in place of the last: a kill leaves the old one or the new one.
 
     `losses` are those not logged yet, or the log of a resumed run would differ.
     """
-    folder = checkpoints.unfinished(home, step)
+    folder = checkpoints.get_partial_folder(home, step)
     folder.mkdir(parents=True, exist_ok=True)
     states = [optimizer.state_dict() for optimizer in optimizers]
     torch.save({"step": step, "model": model.state_dict(), "optimizers": states, "losses": losses}, folder / STATE)
-    checkpoints.finish(home, step)
+    checkpoints.publish_checkpoint(home, step)
 
 
 def load_checkpoint(
     folder: Path | None, model: Qwen3ForCausalLM, optimizers: list[Optimizer]
 ) -> tuple[int, list[Tensor]]:
-    """Restores model and optimisers in place; the step reached and the losses not logged yet, (0, []) without one."""
+    """Restores model and optimisers in place; returns the step and the losses not logged yet, (0, []) without one."""
     if folder is None:
         return 0, []
     saved = torch.load(folder / STATE, weights_only=True)

@@ -97,7 +97,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_training_on_pairs",
         forecast=f"{_CHECKS}:forecast_training",
         product="scorer",
-        code_version=1,
+        code_version=2,
         curve="steps",
     ),
     "grpo": StageKind(

@@ -12,48 +12,54 @@ from trl import RewardTrainer
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.models import loading, reward_scorer
-from qwen_align.align.rendering.renderer import PairIds, render_pairs
-from qwen_align.align.rows import Pair, only, read_rows
+from qwen_align.align.rendering.samples import PairIds
+from qwen_align.align.rendering.training_set import render_pairs
+from qwen_align.align.rows import Pair, read_rows, require_row_type
 from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
-from qwen_align.align.training.callbacks import Watcher
-from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.callbacks import ProgressCallback
+from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.row_order import draw_row_order
 
 
-class Trainer(WholeCheckpoints, RewardTrainer):  # type: ignore[misc]
-    """TRL's RewardTrainer with whole checkpoints."""
+class Trainer(AtomicCheckpoints, RewardTrainer):  # type: ignore[misc]
+    """TRL's RewardTrainer with atomic checkpoints."""
 
 
-def run(spec: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    source = inputs[spec.from_model]
-    renderer = loading.renderer_of(source)
-    rows = list(only(Pair, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data)))
-    rendered = render_pairs(renderer, rows, max_tokens=spec.max_tokens)
+def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Trains a scorer on preference pairs and saves it; returns the summary."""
+    source = inputs[settings.from_model]
+    renderer = loading.load_renderer(source)
+    rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
+    rendered = render_pairs(
+        renderer, require_row_type(Pair, rows), max_tokens=settings.max_tokens, needs_margin=settings.margins
+    )
     if not rendered.pairs:
         raise DataError(f"nothing to train on (dropped: {rendered.dropped or 'nothing'}); see max_tokens or from_data")
-    steps = count_optimizer_steps(len(rendered.pairs), spec.epochs, spec.batch)
-    drawn = draw_row_order(len(rendered.pairs), steps * spec.batch, context.seed)
-    tokens = sum(len(ids) for i in drawn for ids in rendered.pairs[i])
+    steps = count_optimizer_steps(len(rendered.pairs), settings.epochs, settings.batch)
+    row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
+    n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
     trainer = Trainer(
-        model=reward_scorer.classifier(source, renderer.pad_id),
-        args=trl_arguments.reward_model(spec, context.runtime, out, steps=steps, seed=context.seed),
-        train_dataset=training_set(rendered.pairs).select(drawn),
-        processing_class=fit.tokenizer(source),
-        peft_config=trl_arguments.lora(spec.lora, head="score"),
-        callbacks=[Watcher(context, tokens_a_step=tokens / steps)],
+        model=reward_scorer.build_scorer_model(source, renderer.pad_id),
+        args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
+        train_dataset=build_dataset(rendered.pairs, with_margins=settings.margins).select(row_order),
+        processing_class=fit.load_padding_tokenizer(source),
+        peft_config=trl_arguments.build_lora_config(settings.lora, head="score"),
+        callbacks=[ProgressCallback(context, tokens_per_step=n_tokens / steps)],
     )
-    fit.fit(trainer, out, context)
-    fit.hand_on(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
+    fit.run_trainer(trainer, out, context)
+    is_adapter = isinstance(trainer.model, PeftModel)
+    fit.save_trained_model(source, out, context, is_adapter=is_adapter, save=trainer.save_model)
     return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
 
 
-def training_set(pairs: list[PairIds]) -> datasets.Dataset:
-    """TRL's columns of token ids: each side after its prompt."""
-    return datasets.Dataset.from_dict(
-        {
-            "chosen_ids": [[*pair.prompt, *pair.chosen] for pair in pairs],
-            "rejected_ids": [[*pair.prompt, *pair.rejected] for pair in pairs],
-        }
-    )
+def build_dataset(pairs: list[PairIds], *, with_margins: bool) -> datasets.Dataset:
+    """Returns TRL's columns of token ids, each side after its prompt, and the margins that its loss subtracts."""
+    columns: dict[str, list[Any]] = {
+        "chosen_ids": [[*pair.prompt, *pair.chosen] for pair in pairs],
+        "rejected_ids": [[*pair.prompt, *pair.rejected] for pair in pairs],
+    }
+    if with_margins:
+        columns["margin"] = [pair.margin for pair in pairs]
+    return datasets.Dataset.from_dict(columns)

@@ -1,4 +1,4 @@
-"""rollout: completions of a model with what the rewards say of them."""
+"""rollout: samples completions of a model and judges them with the rewards."""
 
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -10,23 +10,24 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.generation.requests import put
 from qwen_align.align.generation.resumable import Draw, draw, judged, open_engine
 from qwen_align.align.models import loading, reward_scorer
-from qwen_align.align.rows import Problem, only, read_rows, to_line
+from qwen_align.align.rows import Problem, read_rows, require_row_type, to_json_line
 from qwen_align.align.settings.rollout import Rollout
 from qwen_align.reward.settings import check_rewards
 
 
-def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    source = inputs[spec.from_model]
-    renderer = loading.renderer_of(source)
-    rows = only(Problem, read_rows(inputs[spec.from_data] / "rows.jsonl"))
-    asked = [put(problem, renderer, spec.thinking_switch) for problem in rows]
-    if not asked and spec.on_empty == "fail":
-        raise DataError(f"from_data: '{spec.from_data}' holds no problem; see its builder and sieve")
-    check_rewards(spec.rewards)
-    reward_scorer.bind(
-        spec.rewards, inputs, device=loading.device_of(context.runtime), max_rows=context.runtime.micro_batch
+def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Samples and judges completions for every prompt; returns the summary of the main process."""
+    source = inputs[settings.from_model]
+    renderer = loading.load_renderer(source)
+    rows = require_row_type(Problem, read_rows(inputs[settings.from_data] / "rows.jsonl"))
+    asked = [put(problem, renderer, settings.thinking_switch) for problem in rows]
+    if not asked and settings.on_empty == "fail":
+        raise DataError(f"from_data: '{settings.from_data}' holds no problem; see its builder and sieve")
+    check_rewards(settings.rewards)
+    reward_scorer.bind_scorers(
+        settings.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    how = Draw(spec.sampling, spec.completions_per_prompt, context.seed, keep_tokens=spec.keep_tokens)
+    how = Draw(settings.sampling, settings.completions_per_prompt, context.seed, keep_tokens=settings.keep_tokens)
     drawn = draw(open_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
     if not context.is_main:
         deque(drawn, maxlen=0)
@@ -34,9 +35,9 @@ def run(spec: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) 
     reasons: Counter[str] = Counter()
     count, paid, stopped, tokens = 0, 0.0, 0, 0
     with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
-        for row, verdict in judged(drawn, spec.rewards):
+        for row, verdict in judged(drawn, settings.rewards):
             parts = verdict.parts or {}
-            file.write(to_line(row.model_copy(update={"verdicts": parts})) + "\n")
+            file.write(to_json_line(row.model_copy(update={"verdicts": parts})) + "\n")
             reasons.update(f"{name}: {part.reason}" for name, part in parts.items())
             count, tokens = count + 1, tokens + row.n_tokens
             paid, stopped = paid + (verdict.value or 0.0), stopped + (row.finish_reason == "stop")

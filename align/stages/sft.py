@@ -10,37 +10,41 @@ from trl import SFTTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading
-from qwen_align.align.rendering.renderer import Sample, render_rows
+from qwen_align.align.rendering.samples import Sample
+from qwen_align.align.rendering.training_set import render_rows
 from qwen_align.align.rows import read_rows
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
-from qwen_align.align.training.callbacks import Watcher
-from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.callbacks import ProgressCallback
+from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.row_order import draw_row_order
 
 
-class Trainer(WholeCheckpoints, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer with whole checkpoints."""
+class Trainer(AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with atomic checkpoints."""
 
 
-def run(spec: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    source = inputs[spec.from_model]
-    rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data)
-    rendered = render_rows(loading.renderer_of(source), rows, max_tokens=spec.max_tokens)
+def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Fine-tunes the model on the rows' completions and saves it; returns the summary."""
+    source = inputs[settings.from_model]
+    rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
+    rendered = render_rows(loading.load_renderer(source), rows, max_tokens=settings.max_tokens)
     if not rendered.samples:
-        return fit.nothing_to_train(spec, source, out, rendered.dropped, "max_tokens or from_data")
-    steps = count_optimizer_steps(len(rendered.samples), spec.epochs, spec.batch)
-    drawn = draw_row_order(len(rendered.samples), steps * spec.batch, context.seed)
+        return fit.pass_model_through(settings, source, out, rendered.dropped, "max_tokens or from_data")
+    steps = count_optimizer_steps(len(rendered.samples), settings.epochs, settings.batch)
+    row_order = draw_row_order(len(rendered.samples), steps * settings.batch, context.seed)
     trainer = Trainer(
-        model=loading.load(source),
-        args=trl_arguments.sft(spec, context.runtime, out, steps=steps, seed=context.seed),
-        train_dataset=training_set(rendered.samples).select(drawn),
-        processing_class=fit.tokenizer(source),
-        peft_config=trl_arguments.lora(spec.lora),
-        callbacks=[Watcher(context, tokens_a_step=sum(len(rendered.samples[i].ids) for i in drawn) / steps)],
+        model=loading.load_model(source),
+        args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
+        train_dataset=build_dataset(rendered.samples).select(row_order),
+        processing_class=fit.load_padding_tokenizer(source),
+        peft_config=trl_arguments.build_lora_config(settings.lora),
+        callbacks=[
+            ProgressCallback(context, tokens_per_step=sum(len(rendered.samples[i].ids) for i in row_order) / steps)
+        ],
     )
-    fit.train(trainer, source, out, context)
+    fit.train_and_save(trainer, source, out, context)
     return {
         "samples": len(rendered.samples),
         "dropped": rendered.dropped,
@@ -49,13 +53,13 @@ def run(spec: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> d
     }
 
 
-def training_set(samples: list[Sample]) -> datasets.Dataset:
-    """input_ids and labels; -100 where a token is not in the loss."""
+def build_dataset(samples: list[Sample]) -> datasets.Dataset:
+    """Returns TRL's columns input_ids and labels; -100 where a token is not in the loss."""
     return datasets.Dataset.from_dict(
         {
             "input_ids": [sample.ids for sample in samples],
             "labels": [
-                [token if learnt else -100 for token, learnt in zip(sample.ids, sample.mask, strict=True)]
+                [token if is_trained else -100 for token, is_trained in zip(sample.ids, sample.mask, strict=True)]
                 for sample in samples
             ],
         }

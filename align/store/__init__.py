@@ -1,1 +1,1 @@
-"""Stored results: a folder a stage, its key, its files and what they are worth."""
+"""Stored results: one folder per stage, its key, its files and their digests."""

@@ -1,4 +1,4 @@
-"""Files as this project writes them: JSON that is whole or not there, digests, sizes."""
+"""Reads, digests and atomically writes files: JSON and text are complete on disk or not there at all."""
 
 import hashlib
 import json
@@ -10,21 +10,24 @@ from typing import Any
 
 
 def compute_sha256(path: Path) -> str:
+    """Returns the hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_tree(folder: Path) -> None:
+    """Deletes a folder with all it holds; does nothing where there is none."""
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def to_canonical_json(value: Any) -> str:
+    """Returns JSON with sorted keys, the form over which digests are taken."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError when the file holds no JSON object."""
+    """Reads a JSON object; raises ValueError when the file holds none."""
     loaded = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: not a JSON object")
@@ -32,11 +35,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object atomically, with sorted keys."""
     write_text(path, json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or leaves what was there; on disk when this returns."""
+    """Writes a text file atomically: a kill leaves the old file; it is on disk when this returns."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -49,4 +53,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def measure_gib(folder: Path) -> float:
+    """Returns the size of all files in a folder, in GiB."""
     return sum(path.lstat().st_size for path in folder.rglob("*")) / 2**30

@@ -1,4 +1,4 @@
-"""Folders that are read only as they were written: sealed with every file's digest, compared before use."""
+"""Seals folders with the digest of every file and verifies them before use."""
 
 import hashlib
 import os
@@ -12,22 +12,22 @@ COMPLETE = "complete.json"
 
 
 class Damaged(ValueError):
-    """A file is missing, or not what was written; the message says which."""
+    """Raised when a file is missing or not what was written; the message says which."""
 
 
-def seal(folder: Path, **facts: Any) -> None:
-    """Writes complete.json, with these facts and every file's sha256; all of it is on disk when this returns."""
+def seal_folder(folder: Path, **facts: Any) -> None:
+    """Writes complete.json with these facts and every file's sha256; all of it is on disk when this returns."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
         files[str(path.relative_to(folder))] = compute_sha256(path)
     record = {"files": files, **facts}
-    write_json(folder / COMPLETE, {**record, "sha256": _digest(record)})
+    write_json(folder / COMPLETE, {**record, "sha256": _compute_record_digest(record)})
 
 
-def opened(folder: Path) -> dict[str, Any]:
-    """What the folder was sealed with; raises Damaged unless that and every file are as they were."""
+def verify_sealed_folder(folder: Path) -> dict[str, Any]:
+    """Returns the record a folder was sealed with; raises Damaged unless it and every file are as they were."""
     try:
         record = read_json(folder / COMPLETE)
         digest = record.pop("sha256")
@@ -35,22 +35,23 @@ def opened(folder: Path) -> dict[str, Any]:
         raise Damaged(f"{COMPLETE} is missing") from None
     except (ValueError, KeyError):
         raise Damaged(f"{COMPLETE} is cut, or of another version") from None
-    if digest != _digest(record):
+    if digest != _compute_record_digest(record):
         raise Damaged(f"{COMPLETE} is not what was written")
-    compare(folder, record["files"])
+    verify_digests(folder, record["files"])
     return record
 
 
-def compare(folder: Path, digests: Mapping[str, str]) -> None:
-    """Raises Damaged for the first file whose sha256 is not the one given."""
+def verify_digests(folder: Path, digests: Mapping[str, str]) -> None:
+    """Compares files with the sha256 given for each; raises Damaged for the first that differs or is missing."""
     for name, digest in digests.items():
         try:
-            found = compute_sha256(folder / name)
+            actual_digest = compute_sha256(folder / name)
         except FileNotFoundError:
             raise Damaged(f"{name} is missing") from None
-        if found != digest:
-            raise Damaged(f"{name} is not what was written: its sha256 is {found[:12]}, not {digest[:12]}")
+        if actual_digest != digest:
+            raise Damaged(f"{name} is not what was written: its sha256 is {actual_digest[:12]}, not {digest[:12]}")
 
 
-def _digest(record: Mapping[str, Any]) -> str:
+def _compute_record_digest(record: Mapping[str, Any]) -> str:
+    """Returns the sha256 of a seal's own content."""
     return hashlib.sha256(to_canonical_json(record).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What of a stage's settings is in its key: everything that is not at its default, under the names of the first day."""
+"""Selects the settings that make a stage's key: those not at their defaults, under their first names."""
 
 from typing import Any
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.store.files import measure_gib, remove_tree
-from qwen_align.align.store.store import Folder
+from qwen_align.align.store.stage_folder import StageFolder
 
 
-def prune(home: Path, *, dry_run: bool) -> Iterator[tuple[Path, float]]:
-    """(folder, GiB) of each stage deleted; a stage that is being worked on is left alone."""
+def prune_store(home: Path, *, dry_run: bool) -> Iterator[tuple[Path, float]]:
+    """Deletes stored stages that no run links to and yields (folder, GiB) of each; a locked stage is left alone."""
     linked = {link.resolve() for link in home.glob("runs/*/stages/*")}
     for folder in sorted(home.glob("store/*-*")):
         if not folder.is_dir() or folder.resolve() in linked:
@@ -17,8 +17,8 @@ def prune(home: Path, *, dry_run: bool) -> Iterator[tuple[Path, float]]:
         size = measure_gib(folder)
         if not dry_run:
             try:
-                with Folder(folder).locked():
-                    Folder(folder).clear()
+                with StageFolder(folder).hold_lock():
+                    StageFolder(folder).delete_contents()
                     remove_tree(folder)
             except StageError:
                 continue

@@ -1,4 +1,4 @@
-"""What stored stages made, compared with their manifests before a later stage reads it."""
+"""Verifies the outputs of stored stages against their manifests before a later stage reads them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,39 +6,39 @@ from pathlib import Path
 from qwen_align.align.errors import StageError
 from qwen_align.align.store import integrity
 from qwen_align.align.store.files import read_json
-from qwen_align.align.store.store import Folder
+from qwen_align.align.store.stage_folder import StageFolder
 
 
-class Inspector:
-    """Looks at every folder once a run; `names`: the stages' by their resolved folders."""
+class InputVerifier:
+    """Verifies each stage's folder once per run; `names`: the stages' names by their resolved folders."""
 
     def __init__(self, names: Mapping[Path, str]) -> None:
         self._names = names
-        self._seen: set[Path] = set()
+        self._verified: set[Path] = set()
 
-    def look(self, folder: Path) -> None:
-        """Raises StageError when what a stage reads with this folder is not what its maker wrote.
+    def verify_folder(self, folder: Path) -> None:
+        """Verifies a folder and those its model builds on; raises StageError when a file is not what its stage wrote.
 
         Folders of models from outside are left alone: their digests are in the keys.
         """
-        if folder.resolve() in self._seen or folder.resolve() not in self._names:
+        if folder.resolve() in self._verified or folder.resolve() not in self._names:
             return
         folder = folder.resolve()
         name = self._names[folder]
         try:
-            integrity.compare(folder, Folder(folder).manifest()["outputs"])
+            integrity.verify_digests(folder, StageFolder(folder).read_manifest()["outputs"])
         except integrity.Damaged as error:
             raise StageError(f"stage '{name}': {folder}: {error}; recompute it with --force {name}") from None
-        self._seen.add(folder)
-        for below in _named_by(folder):
-            self.look(below)
+        self._verified.add(folder)
+        for base in _list_base_folders(folder):
+            self.verify_folder(base)
 
 
-def _named_by(folder: Path) -> Iterator[Path]:
-    """The folders of the stages whose model or adapters a model.json builds on."""
+def _list_base_folders(folder: Path) -> Iterator[Path]:
+    """Lists the folders of the stages whose model or adapters a model.json builds on."""
     if (folder / "model.json").exists():
-        said = read_json(folder / "model.json")
-        for one in (said.get("base"), *said.get("adapters", [])):
-            if one and not one.startswith("hub:"):
-                yield (folder / one).resolve().parent
-                yield (folder / one).resolve()
+        description = read_json(folder / "model.json")
+        for path in (description.get("base"), *description.get("adapters", [])):
+            if path and not path.startswith("hub:"):
+                yield (folder / path).resolve().parent
+                yield (folder / path).resolve()

@@ -1,0 +1,1 @@
+"""Sends training curves and evaluation results to trackers, each in a process of its own."""

@@ -1,4 +1,4 @@
-"""What is tracked of a stage: the figures of its metrics.jsonl, or of its evaluation."""
+"""Reads the points that are tracked of a stage: the figures of its metrics.jsonl or of its evaluation."""
 
 import json
 import math
@@ -18,6 +18,8 @@ class Curve(NamedTuple):
 
 
 class Point(NamedTuple):
+    """The figures of one step."""
+
     step: int
     figures: dict[str, float]
 
@@ -34,53 +36,55 @@ class Run(NamedTuple):
     last_step: int | None
 
 
-class Lines:
-    """The JSON objects of a growing file, each once; a file that was replaced or cut is read from its start."""
+class JsonLinesReader:
+    """Reads the JSON objects of a growing file, each once; a file that was replaced or cut is read from its start."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inode, self._offset = 0, 0
 
-    def new(self) -> list[dict[str, Any]]:
-        """What was added since the last call; half a line waits until it is whole, what is no object is left out."""
+    def read_new(self) -> list[dict[str, Any]]:
+        """Returns the objects added since the last call; half a line waits for its end, other values are left out."""
         try:
             file = self._path.open("rb")
         except FileNotFoundError:
             return []
         with file:
-            now = os.fstat(file.fileno())
-            if now.st_ino != self._inode or now.st_size < self._offset:
-                self._inode, self._offset = now.st_ino, 0
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                self._inode, self._offset = status.st_ino, 0
             file.seek(self._offset)
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        return [found for line in whole.splitlines() if isinstance(found := _read(line), dict)]
+            complete, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(complete) + len(newline)
+        return [value for line in complete.splitlines() if isinstance(value := _parse_json(line), dict)]
 
 
-def _read(line: bytes) -> Any:
+def _parse_json(line: bytes) -> Any:
+    """Parses a line; returns None for one that is no JSON."""
     try:
         return json.loads(line)
     except ValueError:
         return None
 
 
-def point(logged: Mapping[str, Any]) -> Point | None:
-    """A line of metrics.jsonl as finite numbers at a step; None without a step."""
+def to_point(logged: Mapping[str, Any]) -> Point | None:
+    """Converts a line of metrics.jsonl to finite numbers at a step; returns None without a step."""
     step = logged.get("step")
     if not isinstance(step, int):
         return None
-    return Point(step, _finite({name: value for name, value in logged.items() if name != "step"}))
+    return Point(step, _keep_finite({name: value for name, value in logged.items() if name != "step"}))
 
 
-def evaluation(summary: Mapping[str, Any]) -> Point:
-    """An evaluation's figures as one point at step 0, named `set/switch/accuracy`, with the mode where one is given."""
+def to_evaluation_point(summary: Mapping[str, Any]) -> Point:
+    """Converts an evaluation's results to one point at step 0 with names like `set/switch/accuracy`, or with a mode."""
     figures: dict[str, float] = {}
     for result in summary["results"]:
-        asked = [result["set"], result["switch"], *([result["mode"]] if result["mode"] else [])]
-        figures |= {"/".join([*asked, name]): value for name, value in _finite(result).items()}
+        name_parts = [result["set"], result["switch"], *([result["mode"]] if result["mode"] else [])]
+        figures |= {"/".join([*name_parts, name]): value for name, value in _keep_finite(result).items()}
     return Point(0, figures)
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+def _keep_finite(values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the values that are finite numbers, as floats."""
     numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}

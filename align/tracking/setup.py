@@ -1,4 +1,4 @@
-"""What each tracker needs, where it writes, and what of the environment it is given."""
+"""Prepares trackers: checks their libraries, cuts their environment to what they may see, describes their output."""
 
 import importlib.util
 import os
@@ -29,8 +29,8 @@ QUIET = {
 }
 
 
-def check(tracking: Tracking) -> None:
-    """Raises RecipeError naming the extra to install when a tracker's library is missing."""
+def check_installed(tracking: Tracking) -> None:
+    """Checks that the trackers' libraries are installed; raises RecipeError naming the extra to install."""
     missing = [name for name in tracking.to if importlib.util.find_spec(name) is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -39,33 +39,35 @@ def check(tracking: Tracking) -> None:
         )
 
 
-def wandb_mode(given: Mapping[str, str] = os.environ) -> WandbMode:
-    """online with a key in the environment, else offline; WANDB_MODE can only ask for less."""
+def choose_wandb_mode(variables: Mapping[str, str] = os.environ) -> WandbMode:
+    """Returns online with a key in the environment, else offline; WANDB_MODE can only ask for less."""
     less: WandbMode
     for less in ("offline", "disabled"):
-        if given.get("WANDB_MODE") == less:
+        if variables.get("WANDB_MODE") == less:
             return less
-    return "online" if given.get("WANDB_API_KEY") else "offline"
+    return "online" if variables.get("WANDB_API_KEY") else "offline"
 
 
-def environment(name: str, tracking: Tracking, given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a tracker's process: nobody else's keys, nothing that reports to its makers."""
+def build_tracker_environment(
+    name: str, tracking: Tracking, variables: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Builds the environment of a tracker's process: no other tracker's keys, nothing that reports to its makers."""
     is_local = name != "trackio" or tracking.space is None
     hidden = {key for key, owner in KEYS_OF.items() if owner != name or (owner == "trackio" and is_local)}
-    kept = {key: value for key, value in given.items() if key not in hidden and key not in TRACKIO_ELSEWHERE}
+    kept = {key: value for key, value in variables.items() if key not in hidden and key not in TRACKIO_ELSEWHERE}
     return kept | QUIET | ({"HF_HUB_OFFLINE": "1"} if is_local else {})
 
 
-def where(tracking: Tracking, group: str, folder: Path) -> Iterator[str]:
-    """A line a tracker: where the curves go and how they are looked at; `folder` holds the trackers' files."""
+def describe_destinations(tracking: Tracking, group: str, folder: Path) -> Iterator[str]:
+    """Yields one line per tracker: where its curves go and how to look at them; `folder` holds the trackers' files."""
     for name in tracking.to:
-        said = f"curves: {name}: "
+        prefix = f"curves: {name}: "
         if name == "tensorboard":
-            yield f"{said}files; look at them with `tensorboard --logdir {folder / name}`"
+            yield f"{prefix}files; look at them with `tensorboard --logdir {folder / name}`"
         elif name == "trackio":
-            at = f"Space {tracking.space}" if tracking.space else "local"
-            yield f"{said}{at}, project {tracking.project}; look at them with `trackio show`"
-        elif wandb_mode() == "offline":
-            yield f"{said}offline; upload with `wandb sync {folder / name / 'offline-run-*'}`"
+            destination = f"Space {tracking.space}" if tracking.space else "local"
+            yield f"{prefix}{destination}, project {tracking.project}; look at them with `trackio show`"
+        elif choose_wandb_mode() == "offline":
+            yield f"{prefix}offline; upload with `wandb sync {folder / name / 'offline-run-*'}`"
         else:
-            yield f"{said}{wandb_mode()}, project {tracking.project}, group {group}"
+            yield f"{prefix}{choose_wandb_mode()}, project {tracking.project}, group {group}"

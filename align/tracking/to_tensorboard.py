@@ -1,4 +1,4 @@
-"""TensorBoard: event files, a folder a run."""
+"""Writes TensorBoard event files, one folder per run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +10,8 @@ from qwen_align.align.tracking.curve import Run
 
 
 class TensorBoard:
+    """Sends one run at a time to TensorBoard event files."""
+
     def __init__(self, tracking: Tracking, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -17,6 +19,7 @@ class TensorBoard:
         self._folder = folder
 
     def begin(self, run: Run) -> str | None:
+        """Opens the run's folder and writes the settings of a new run."""
         purge = None if run.last_step is None else run.last_step + 1  # what a kill has left beyond is not shown
         self._writer = self._open(str(self._folder / f"{run.name}-{run.id[:8]}"), purge_step=purge)
         if run.last_step is None:
@@ -26,9 +29,11 @@ class TensorBoard:
         return None
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes the figures of one step."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def end(self, *, is_whole: bool) -> None:
+        """Closes the run."""
         self._writer.close()

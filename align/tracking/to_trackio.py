@@ -1,4 +1,4 @@
-"""trackio: a local database, or a Hugging Face Space that the recipe names."""
+"""Sends runs to trackio: a local database, or a Hugging Face Space that the recipe names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,8 @@ from qwen_align.align.tracking.curve import Run
 
 
 class Trackio:
+    """Sends one run at a time to trackio."""
+
     def __init__(self, tracking: Tracking, folder: Path) -> None:
         import trackio
 
@@ -15,6 +17,7 @@ class Trackio:
         self._space = tracking.space
 
     def begin(self, run: Run) -> str | None:
+        """Opens the run, or resumes the one of that name."""
         self._run = self._trackio.init(
             project=run.project,
             name=f"{run.name}-{run.id[:8]}",  # runs are resumed by name
@@ -29,7 +32,9 @@ class Trackio:
         return None
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Sends the figures of one step."""
         self._run.log(dict(figures), step=step)
 
     def end(self, *, is_whole: bool) -> None:
+        """Closes the run."""
         self._run.finish()

@@ -1,4 +1,4 @@
-"""Weights & Biases: offline without a key in the environment, and never more than the figures and the settings."""
+"""Sends runs to Weights & Biases: offline without a key, and never more than the figures and the settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,18 +6,20 @@ from typing import Any
 
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking.curve import Run
-from qwen_align.align.tracking.setup import WandbMode, wandb_mode
+from qwen_align.align.tracking.setup import WandbMode, choose_wandb_mode
 
 INIT_TIMEOUT_S = 15.0  # half of what the end of a run waits, so that a short run still has its files
 
 
 class Wandb:
+    """Sends one run at a time to Weights & Biases."""
+
     def __init__(self, tracking: Tracking, folder: Path) -> None:
         import wandb
 
         self._wandb = wandb
         self._folder = folder
-        self._mode: WandbMode = wandb_mode()
+        self._mode: WandbMode = choose_wandb_mode()
 
     def begin(self, run: Run) -> str | None:
         """Opens the run; returns what people should know if the server was not reached: it is offline then."""
@@ -29,11 +31,12 @@ class Wandb:
             self._wandb.teardown()
             self._mode = "offline"
             self._run = self._init(run)
-            why = str(error).partition("\n")[0]
-            return f"not reached, so offline ({why}); upload with `wandb sync {self._folder / 'offline-run-*'}`"
+            reason = str(error).partition("\n")[0]
+            return f"not reached, so offline ({reason}); upload with `wandb sync {self._folder / 'offline-run-*'}`"
         return None
 
     def _init(self, run: Run) -> Any:
+        """Opens the run with everything turned off that would send more than figures and settings."""
         settings = self._wandb.Settings(
             console="off",
             disable_code=True,
@@ -64,7 +67,9 @@ class Wandb:
         )
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Sends the figures of one step."""
         self._run.log(dict(figures), step=step, commit=True)
 
     def end(self, *, is_whole: bool) -> None:
+        """Closes the run, as failed unless `is_whole`."""
         self._run.finish(exit_code=0 if is_whole else 1)

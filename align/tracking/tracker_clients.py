@@ -1,4 +1,4 @@
-"""The run's side of tracking: a process a tracker, told by a file what to follow and never waited for."""
+"""The run's side of tracking: one process per tracker, which reads its orders from a file and is never waited for."""
 
 import contextlib
 import json
@@ -15,110 +15,116 @@ from typing import Any, NamedTuple, Self
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.tracking.curve import Curve, Point
-from qwen_align.align.tracking.setup import environment
+from qwen_align.align.tracking.setup import build_tracker_environment
 
 FINISH_S = 30.0  # for all trackers together, at the end of a run
 LEAVE_S = 5.0  # the same when a run fails or is asked to stop, which leaves little time on a shared machine
 
 
-class Senders:
-    """A context manager around a run; leaving it waits for the trackers, but not long.
+class TrackerClients:
+    """Runs the trackers' processes around a run; leaving the `with` block waits for them, but not long.
 
-    Nothing here raises for a tracker's sake: what goes wrong is said once by `note`, and the tracker is left out.
+    Nothing here raises for a tracker's sake: a failure is reported once by `note`, and the tracker is left out.
     `folder`: where the trackers' files and logs go.
     """
 
     def __init__(self, tracking: Tracking, group: str, folder: Path, note: Callable[[str], None]) -> None:
         self._tracking, self._group, self._folder, self._note = tracking, group, folder, note
-        self._senders: list[_Sender] = []
+        self._clients: list[_TrackerClient] = []
         self._is_started = False
 
     def __enter__(self) -> Self:
         return self
 
-    def begin(self, curve: Curve) -> None:
-        """From now on the curve of this stage is followed; the first one starts the trackers."""
+    def begin_curve(self, curve: Curve) -> None:
+        """Tells the trackers to follow the curve of this stage; the first one starts their processes."""
         if not self._is_started:
             self._is_started = True
-            self._start()
-        self._order({"begin": {**curve._asdict(), "folder": str(curve.folder)}})
+            self._start_clients()
+        self._send_order({"begin": {**curve._asdict(), "folder": str(curve.folder)}})
 
-    def end(self, points: Sequence[Point] = (), *, is_whole: bool) -> None:
-        """The stage that was begun has ended; `points` are what it has besides its metrics.jsonl."""
-        self._order({"end": {"points": points, "is_whole": is_whole}})
+    def end_curve(self, points: Sequence[Point] = (), *, is_whole: bool) -> None:
+        """Tells the trackers that the stage has ended; `points` are those besides its metrics.jsonl."""
+        self._send_order({"end": {"points": points, "is_whole": is_whole}})
 
-    def look(self) -> None:
-        """Notes the trackers that have failed since the last look; takes no time."""
-        for sender in list(self._senders):
-            code = sender.process.poll()  # before its word is read, which comes first
-            if said := sender.said():
-                self._hear(sender, said)
+    def check_trackers(self) -> None:
+        """Reports messages and failures of trackers since the last call; takes no time."""
+        for client in list(self._clients):
+            code = client.process.poll()  # before its message is read, which comes first
+            if message := client.read_message():
+                self._handle_message(client, message)
             elif code is not None:
-                self._drop(sender, f"its process ended with code {code}")
+                self._drop_client(client, f"its process ended with code {code}")
 
-    def _hear(self, sender: "_Sender", said: "_Said") -> None:
-        if said.is_last:
-            self._drop(sender, said.message)
+    def _handle_message(self, client: "_TrackerClient", message: "_TrackerMessage") -> None:
+        """Reports a tracker's message; drops the tracker after its last one."""
+        if message.is_last:
+            self._drop_client(client, message.message)
         else:
-            self._note(f"tracking: {sender.name}: {said.message}")
+            self._note(f"tracking: {client.name}: {message.message}")
 
     def __exit__(self, kind: object, *_: object) -> None:
         deadline = time.monotonic() + (FINISH_S if kind is None else LEAVE_S)
         try:
-            for sender in self._senders:
-                sender.hang_up()
-            for sender in list(self._senders):
-                self._await(sender, max(0.0, deadline - time.monotonic()))
+            for client in self._clients:
+                client.close_input()
+            for client in list(self._clients):
+                self._wait_for_client(client, max(0.0, deadline - time.monotonic()))
         finally:
-            for sender in self._senders:
-                sender.close()
+            for client in self._clients:
+                client.kill()
 
-    def _await(self, sender: "_Sender", seconds: float) -> None:
+    def _wait_for_client(self, client: "_TrackerClient", timeout_s: float) -> None:
+        """Waits for a tracker to finish and reports how it ended."""
         try:
-            code = sender.process.wait(seconds)
+            code = client.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self._drop(sender, "did not finish in time and was ended")
+            self._drop_client(client, "did not finish in time and was ended")
             return
-        if said := sender.said():
-            self._hear(sender, said)
+        if message := client.read_message():
+            self._handle_message(client, message)
         elif code != 0:
-            self._drop(sender, f"its process ended with code {code}")
+            self._drop_client(client, f"its process ended with code {code}")
 
-    def _start(self) -> None:
+    def _start_clients(self) -> None:
+        """Starts a process for each tracker of the recipe."""
         for name in self._tracking.to:
             try:
-                self._senders.append(_Sender(name, self._tracking, self._group, self._folder))
+                self._clients.append(_TrackerClient(name, self._tracking, self._group, self._folder))
             except OSError as error:
                 self._note(f"tracking: {name}: cannot be started: {error}")
 
-    def _order(self, order: dict[str, Any]) -> None:
-        for sender in list(self._senders):
+    def _send_order(self, order: dict[str, Any]) -> None:
+        """Sends an order to all trackers; drops those that cannot be reached."""
+        for client in list(self._clients):
             try:
-                sender.order(order)
+                client.append_order(order)
             except OSError as error:
-                self._drop(sender, str(error))
+                self._drop_client(client, str(error))
 
-    def _drop(self, sender: "_Sender", why: str) -> None:
-        self._senders.remove(sender)
-        sender.close()
-        self._tell(sender, why)
+    def _drop_client(self, client: "_TrackerClient", reason: str) -> None:
+        """Ends a tracker's process and reports why."""
+        self._clients.remove(client)
+        client.kill()
+        self._note_failure(client, reason)
 
-    def _tell(self, sender: "_Sender", why: str) -> None:
+    def _note_failure(self, client: "_TrackerClient", reason: str) -> None:
+        """Notes that a tracker has failed and what that does not touch."""
         self._note(
-            f"tracking: {sender.name}: {why}; the run is not touched by it, "
-            f"and metrics.jsonl holds every figure; log: {sender.log}"
+            f"tracking: {client.name}: {reason}; the run is not touched by it, "
+            f"and metrics.jsonl holds every figure; log: {client.log}"
         )
 
 
-class _Said(NamedTuple):
-    """A tracker's word to people; after the last one it does nothing more."""
+class _TrackerMessage(NamedTuple):
+    """A tracker's message to people; after the last one it does nothing more."""
 
     message: str
     is_last: bool
 
 
-class _Sender:
-    """One tracker's process; raises OSError when it cannot be started or told."""
+class _TrackerClient:
+    """One tracker's process and its files; raises OSError when it cannot be started or given an order."""
 
     def __init__(self, name: str, tracking: Tracking, group: str, folder: Path) -> None:
         self.name = name
@@ -135,30 +141,32 @@ class _Sender:
                 stdin=subprocess.PIPE,  # its end tells the process that the run is over, however it ended
                 stdout=output,
                 stderr=output,
-                env=environment(name, tracking),
+                env=build_tracker_environment(name, tracking),
                 start_new_session=True,
             )
 
-    def order(self, order: dict[str, Any]) -> None:
+    def append_order(self, order: dict[str, Any]) -> None:
+        """Appends an order to the file that the process reads."""
         with (self._home / "orders.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(order) + "\n")
 
-    def said(self) -> _Said | None:
-        """Its word to people, once."""
+    def read_message(self) -> _TrackerMessage | None:
+        """Returns the process's message to people, each once."""
         path = self._home / "said.json"
         if not path.exists():
             return None
-        said = _Said(**read_json(path))
+        message = _TrackerMessage(**read_json(path))
         path.unlink()
-        return said
+        return message
 
-    def hang_up(self) -> None:
+    def close_input(self) -> None:
+        """Closes the process's input, which tells it that the run is over."""
         assert self.process.stdin
         self.process.stdin.close()
 
-    def close(self) -> None:
+    def kill(self) -> None:
         """Ends the process and what it has started, if they are still there."""
-        self.hang_up()
+        self.close_input()
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it has left nothing behind
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

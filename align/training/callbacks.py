@@ -1,4 +1,4 @@
-"""What a transformers Trainer tells while it trains: progress, losses, and when it is to stop."""
+"""Reports progress and losses of a transformers Trainer and stops it when asked."""
 
 import math
 from typing import Any
@@ -10,19 +10,20 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.training.distributed import is_true_anywhere
 
 
-class Watcher(TrainerCallback):  # type: ignore[misc]
-    """Tells the context how far training is, stops when asked, and raises when the loss is no number."""
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]
+    """Reports progress and metrics, stops training when asked, raises StageError when the loss is not finite."""
 
-    def __init__(self, context: Context, tokens_a_step: float = 0.0) -> None:
+    def __init__(self, context: Context, tokens_per_step: float = 0.0) -> None:
         self.context = context
-        self.tokens_a_step = tokens_a_step
+        self.tokens_per_step = tokens_per_step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        tokens = state.num_input_tokens_seen or int(self.tokens_a_step * state.global_step)
-        self.context.progress(state.global_step, state.max_steps, tokens)
-        if is_true_anywhere(self.context.stopping()) and state.global_step < state.max_steps:
+        """Reports the step; saves and stops when any process was asked to stop."""
+        tokens = state.num_input_tokens_seen or int(self.tokens_per_step * state.global_step)
+        self.context.report_progress(state.global_step, state.max_steps, tokens)
+        if is_true_anywhere(self.context.is_stop_requested()) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
         return control
@@ -30,11 +31,12 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        """Logs the step's metrics; raises StageError when the loss is not finite."""
         logs = {name: value for name, value in (kwargs.get("logs") or {}).items() if isinstance(value, int | float)}
         if not math.isfinite(logs.get("loss", 0.0)):
             raise StageError(f"step {state.global_step}: the loss is {logs['loss']}; lower learning_rate")
         if "loss" in logs:
-            if self.tokens_a_step:  # TRL's own count starts at 0 again when a stage is resumed
-                logs["num_tokens"] = int(self.tokens_a_step * state.global_step)
-            self.context.log({"step": state.global_step, **logs})
+            if self.tokens_per_step:  # TRL's own count starts at 0 again when a stage is resumed
+                logs["num_tokens"] = int(self.tokens_per_step * state.global_step)
+            self.context.log_metrics({"step": state.global_step, **logs})
         return control

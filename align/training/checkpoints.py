@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and a trainer that stops when asked."""
+"""Writes checkpoints atomically and finds the newest one that is undamaged."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,24 +14,25 @@ from qwen_align.align.training.distributed import broadcast_from_main, get_world
 NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the first two Adam starts anew, silently
 
 
-class Found(NamedTuple):
-    """The checkpoint to go on from, None for the beginning, and what is wrong with those that were passed over."""
+class ResumePoint(NamedTuple):
+    """The checkpoint to resume from, None for the beginning, and what is wrong with those that were passed over."""
 
     folder: Path | None
     damaged: list[str]
 
     @property
     def step(self) -> int:
-        return (step_of(self.folder) or 0) if self.folder else 0
+        """The step to resume after, 0 at the beginning."""
+        return (parse_checkpoint_step(self.folder) or 0) if self.folder else 0
 
-    def tell(self, context: Context) -> None:
-        """A note for each damaged checkpoint; to be called after `context.forget_after`, which would drop them."""
-        instead = f"going on from {self.folder.name}" if self.folder else "starting from the beginning"
-        for what in self.damaged:
-            context.note(self.step, "damaged checkpoint", f"{what}; {instead}")
+    def note_damage(self, context: Context) -> None:
+        """Logs a note for each damaged checkpoint; call it after `context.truncate_logs`, which would drop them."""
+        resumed_from = f"going on from {self.folder.name}" if self.folder else "starting from the beginning"
+        for problem in self.damaged:
+            context.log_note(self.step, "damaged checkpoint", f"{problem}; {resumed_from}")
 
 
-class WholeCheckpoints:
+class AtomicCheckpoints:
     """Mixin before a transformers Trainer: a checkpoint is renamed into place after all of it is on disk."""
 
     args: TrainingArguments
@@ -43,43 +44,43 @@ class WholeCheckpoints:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         home = Path(str(self.args.output_dir))
-        folder = unfinished(home, self.state.global_step)
+        folder = get_partial_folder(home, self.state.global_step)
         self._checkpoint_root = folder.parent
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         self._checkpoint_root = None
         wait_for_all()
         if self.args.should_save:
-            self._save_more(folder)
-            _check_saved(folder)
-            finish(home, self.state.global_step)
+            self._save_extra_state(folder)
+            _check_checkpoint_files(folder)
+            publish_checkpoint(home, self.state.global_step)
         wait_for_all()
 
-    def _save_more(self, folder: Path) -> None:
-        """What else a checkpoint has to hold; in the main process."""
+    def _save_extra_state(self, folder: Path) -> None:
+        """Writes what else a checkpoint has to hold; called in the main process."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the stage's manifest says what the model is."""
+        """Writes no model card: the stage's manifest says what the model is."""
 
 
-def unfinished(home: Path, step: int) -> Path:
-    """Where the files of a checkpoint are written before `finish`."""
+def get_partial_folder(home: Path, step: int) -> Path:
+    """Returns the folder that a checkpoint's files are written to before `publish_checkpoint`."""
     return home / "partial" / f"checkpoint-{step}"
 
 
-def finish(home: Path, step: int) -> None:
-    """Seals the unfinished checkpoint and renames it into place; the others are deleted."""
-    folder = unfinished(home, step)
+def publish_checkpoint(home: Path, step: int) -> None:
+    """Seals the partial checkpoint, renames it into place and deletes the older ones."""
+    folder = get_partial_folder(home, step)
     (folder / "training_args.bin").unlink(missing_ok=True)
-    integrity.seal(folder, step=step, world_size=get_world_size())
+    integrity.seal_folder(folder, step=step, world_size=get_world_size())
     remove_tree(home / folder.name)
     folder.rename(home / folder.name)
-    for old in _checkpoints(home):
+    for old in _list_checkpoints(home):
         if old.name != folder.name:
             remove_tree(old)
 
 
-def _check_saved(folder: Path) -> None:
-    """Raises StageError when the trainer has left out what it needs to go on. DeepSpeed has files of its own."""
+def _check_checkpoint_files(folder: Path) -> None:
+    """Checks that the trainer saved all it needs to resume; raises StageError. DeepSpeed has files of its own."""
     missing = [name for name in NEEDED if not (folder / name).exists()]
     if not any(folder.glob("rng_state*")):
         missing.append("rng_state.pth")
@@ -89,43 +90,45 @@ def _check_saved(folder: Path) -> None:
         )
 
 
-def newest(home: Path) -> Found:
-    """The newest whole checkpoint; raises StageError when another number of processes made it.
+def find_newest_checkpoint(home: Path) -> ResumePoint:
+    """Returns the newest undamaged checkpoint; raises StageError when another number of processes made it.
 
-    The main process reads all files and tells the others.
+    The main process reads all files and broadcasts the result.
     """
-    found = broadcast_from_main(_look(home) if is_main_process() else None)
-    if found.folder:
-        made_by = read_json(found.folder / integrity.COMPLETE)["world_size"]
+    resume_point = broadcast_from_main(_find_resumable(home) if is_main_process() else None)
+    if resume_point.folder:
+        made_by = read_json(resume_point.folder / integrity.COMPLETE)["world_size"]
         if made_by != (now := get_world_size()):
             raise StageError(
-                f"{found.folder}: saved by {made_by} process(es), but this run has {now}; "
+                f"{resume_point.folder}: saved by {made_by} process(es), but this run has {now}; "
                 "run with as many as before, or recompute the stage with --force"
             )
-    return found
+    return resume_point
 
 
-def _look(home: Path) -> Found:
+def _find_resumable(home: Path) -> ResumePoint:
+    """Verifies the checkpoints from the newest on and returns the first that is undamaged."""
     remove_tree(home / "partial")
-    steps = {folder: step_of(folder) for folder in _checkpoints(home)}
+    steps = {folder: parse_checkpoint_step(folder) for folder in _list_checkpoints(home)}
     damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
     for step, folder in sorted(((step, folder) for folder, step in steps.items() if step is not None), reverse=True):
         try:
-            said = integrity.opened(folder)
+            record = integrity.verify_sealed_folder(folder)
         except integrity.Damaged as error:
             damaged.append(f"{folder}: {error}")
             continue
-        if said["step"] == step:
-            return Found(folder, damaged)
-        damaged.append(f"{folder}: holds step {said['step']}")
-    return Found(None, damaged)
+        if record["step"] == step:
+            return ResumePoint(folder, damaged)
+        damaged.append(f"{folder}: holds step {record['step']}")
+    return ResumePoint(None, damaged)
 
 
-def _checkpoints(home: Path) -> list[Path]:
+def _list_checkpoints(home: Path) -> list[Path]:
+    """Returns the folders of complete checkpoints, in no order."""
     return [path for path in home.glob("checkpoint-*") if path.is_dir()]
 
 
-def step_of(folder: Path) -> int | None:
-    """The step in the folder's name."""
-    said = folder.name.removeprefix("checkpoint-")
-    return int(said) if said.isdecimal() else None
+def parse_checkpoint_step(folder: Path) -> int | None:
+    """Returns the step in a checkpoint folder's name, None if there is none."""
+    digits = folder.name.removeprefix("checkpoint-")
+    return int(digits) if digits.isdecimal() else None

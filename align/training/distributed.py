@@ -1,4 +1,4 @@
-"""The processes of a stage: which one this is, how many there are, and what they tell each other.
+"""The processes of a stage: ranks, world size, barriers and the values that processes exchange.
 
 Ranks are read from the environment, as torchrun and the warm server set them, so that asking costs no import of torch.
 """
@@ -31,7 +31,7 @@ def is_main_process() -> bool:
 
 
 def is_connected() -> bool:
-    """Tells whether the processes have met, so that they can exchange values."""
+    """Tells whether the process group is set up, so that processes can exchange values."""
     if get_world_size() == 1:
         return False
     import torch.distributed
@@ -40,7 +40,7 @@ def is_connected() -> bool:
 
 
 def connect_on_cpu() -> None:
-    """Lets the processes of a stage meet over gloo, where no trainer has done so."""
+    """Sets up a gloo process group, where no trainer has set one up."""
     if get_world_size() > 1 and not is_connected():
         import torch.distributed
 
@@ -49,7 +49,7 @@ def connect_on_cpu() -> None:
 
 
 def wait_for_all() -> None:
-    """Returns once every process has come here; at once in a single one."""
+    """Waits until every process has come here; returns at once in a single one."""
     if is_connected():
         import torch.distributed
 
@@ -87,7 +87,7 @@ def sum_over_processes(values: Any) -> None:
 
 
 def is_true_anywhere(flag: bool) -> bool:
-    """Tells whether the flag is up in any process: all have to stop after the same step."""
+    """Tells whether the flag is set in any process: all have to stop after the same step."""
     if not is_connected():
         return flag
     import torch.distributed

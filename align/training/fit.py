@@ -1,4 +1,4 @@
-"""What the stages that train with a transformers Trainer share: start or resume, stop when asked, save."""
+"""Runs a transformers Trainer for a stage: starts or resumes it, stops when asked, saves the model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,58 +15,60 @@ from qwen_align.align.store.files import write_json
 from qwen_align.align.training import checkpoints
 
 
-def train(trainer: Any, source: Path, out: Path, context: Context) -> None:
-    """Trains from the newest whole checkpoint or from the start, and saves the model of a finished run."""
-    fit(trainer, out, context)
-    hand_on(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
+def train_and_save(trainer: Any, source: Path, out: Path, context: Context) -> None:
+    """Trains from the newest checkpoint or from the start, and saves the model of a finished run."""
+    run_trainer(trainer, out, context)
+    save_trained_model(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
 
 
-def fit(trainer: Any, out: Path, context: Context) -> None:
-    """Trains from the newest whole checkpoint or from the start; raises Preempted when asked to stop before the end."""
-    asked, got = context.runtime.processes, trainer.accelerator.num_processes
-    if asked != got:
-        raise StageError(f"runtime asks for {asked} processes, but training would run in {got}")
-    found = checkpoints.newest(out / "checkpoints")
-    context.forget_after(found.step)
-    found.tell(context)
-    trainer.train(resume_from_checkpoint=str(found.folder) if found.folder else None)
+def run_trainer(trainer: Any, out: Path, context: Context) -> None:
+    """Trains from the newest checkpoint or from the start; raises Preempted when asked to stop before the end."""
+    n_asked, n_actual = context.runtime.processes, trainer.accelerator.num_processes
+    if n_asked != n_actual:
+        raise StageError(f"runtime asks for {n_asked} processes, but training would run in {n_actual}")
+    resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints")
+    context.truncate_logs(resume_point.step)
+    resume_point.note_damage(context)
+    trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
 
 
-def hand_on(source: Path, out: Path, context: Context, *, is_adapter: bool, save: Callable[[str], None]) -> None:
-    """What the stage made, as a model for the next one: a whole model, or an adapter on the source's."""
+def save_trained_model(
+    source: Path, out: Path, context: Context, *, is_adapter: bool, save: Callable[[str], None]
+) -> None:
+    """Saves the trained model for the next stage: a full model, or an adapter on the source's."""
     folder = out / ("adapter" if is_adapter else "model")
     save(str(folder))
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if is_adapter:
-            loading.describe(source, out, ["adapter"])
+            loading.write_model_json(source, out, ["adapter"])
         else:
-            loading.copy_tokenizer(loading.base_folder(loading.locate(source)), folder)
-            loading.stop_at_end_of_turn(folder)
+            loading.copy_tokenizer_files(loading.fetch_base_folder(loading.locate_model_files(source)), folder)
+            loading.add_end_of_turn_stop(folder)
             write_json(out / "model.json", {"model": "model"})
 
 
-def nothing_to_train(
-    spec: CanBeEmpty, source: Path, out: Path, dropped: dict[str, int], setting: str
+def pass_model_through(
+    settings: CanBeEmpty, source: Path, out: Path, dropped: dict[str, int], setting: str
 ) -> dict[str, Any]:
-    """Hands the model on when the recipe says so; else raises DataError naming the setting to change."""
-    if spec.on_empty == "fail":
+    """Passes the source model on untrained if `on_empty` says so; else raises DataError."""
+    if settings.on_empty == "fail":
         raise DataError(
             f"nothing to train on (dropped: {dropped or 'nothing, there were no rows'}); see {setting}, "
-            "or set on_empty: pass_through to hand the model on as it is"
+            "or set on_empty: pass_through to pass the model on as it is"
         )
-    loading.describe(source, out, [])
+    loading.write_model_json(source, out, [])
     return {"samples": 0, "dropped": dropped, "steps": 0, "passed_through": True}
 
 
-def tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """transformers' tokenizer, which TRL's trainers want for padding; ids and the padding token come from render.
+def load_padding_tokenizer(source: Path) -> PreTrainedTokenizerBase:
+    """Loads transformers' tokenizer, which TRL's trainers want for padding; the padding token is the renderer's.
 
     The bases of Qwen2.5 and Qwen3 pad with the token that ends their texts.
     """
-    loaded = AutoTokenizer.from_pretrained(str(loading.base_folder(loading.locate(source))))
-    assert isinstance(loaded, PreTrainedTokenizerBase)
-    loaded.pad_token = loaded.convert_ids_to_tokens(loading.renderer_of(source).pad_id)
-    return loaded
+    tokenizer = AutoTokenizer.from_pretrained(str(loading.fetch_base_folder(loading.locate_model_files(source))))
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(loading.load_renderer(source).pad_id)
+    return tokenizer

@@ -4,7 +4,7 @@ import random
 
 
 def draw_row_order(n_rows: int, n_draws: int, seed: int) -> list[int]:
-    """Row numbers in the order they are trained: one permutation after another, cut after `n_draws`.
+    """Returns row numbers in the order they are trained: one permutation after another, cut after `n_draws`.
 
     The same for any number of processes, and every batch is full.
     """

@@ -1,4 +1,4 @@
-"""Our settings as TRL's arguments: the one place that knows their names."""
+"""Builds TRL's, transformers' and PEFT's arguments from our settings: the one place that knows their names."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
-from qwen_align.align.models.loading import device_of
+from qwen_align.align.models.loading import choose_device
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import OnlineRl
@@ -17,12 +17,14 @@ from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import Lora, Optimizer
 from qwen_align.align.training.distributed import get_world_size
+from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
 
 
-def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
+def build_sft_arguments(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
+    """Builds the arguments of TRL's SFTTrainer."""
     rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     return SFTConfig(
-        **_common(settings, runtime, out, steps=steps, seed=seed),
+        **_build_common_arguments(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         max_length=None,  # render has dropped what is too long
@@ -30,26 +32,30 @@ def sft(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) ->
     )
 
 
-def dpo(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) -> DPOConfig:
+def build_dpo_arguments(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) -> DPOConfig:
+    """Builds the arguments of TRL's DPOTrainer."""
     rows, accumulation = split_into_micro_batches(settings.batch, runtime)
+    loss = PREFERENCE_LOSSES[settings.loss]
+    loss_type = loss.trl_type or "sigmoid"  # of a loss of our own TRL's type is not used
     with_sft = settings.sft_weight > 0
     return DPOConfig(
-        **_common(settings, runtime, out, steps=steps, seed=seed),
+        **_build_common_arguments(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         max_length=None,  # render has dropped what is too long
         beta=settings.beta,
-        loss_type=[settings.loss, "sft"] if with_sft else [settings.loss],
+        loss_type=[loss_type, "sft"] if with_sft else [loss_type],
         loss_weights=[1.0, settings.sft_weight] if with_sft else None,
         label_smoothing=settings.label_smoothing,
+        precompute_ref_log_probs=not loss.needs_reference,  # else TRL would load a reference by the model's name
         train_sampling_strategy="sequential",
     )
 
 
-def online_rl(settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int) -> TrainingArguments:
-    """For our own loop, which cuts its batches itself."""
+def build_online_rl_arguments(settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int) -> TrainingArguments:
+    """Builds the arguments of our own RL trainer, which cuts its batches itself."""
     return TrainingArguments(
-        **_common(settings, runtime, out, steps=settings.optimizer_steps, seed=seed),
+        **_build_common_arguments(settings, runtime, out, steps=settings.optimizer_steps, seed=seed),
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         remove_unused_columns=False,
@@ -58,10 +64,11 @@ def online_rl(settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int) -> 
     )
 
 
-def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
+def build_grpo_arguments(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
+    """Builds the arguments of TRL's GRPOTrainer."""
     rows, accumulation = split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, runtime)
     return GRPOConfig(
-        **_common(settings, runtime, out, steps=settings.steps, seed=seed),
+        **_build_common_arguments(settings, runtime, out, steps=settings.steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=accumulation,
@@ -87,10 +94,13 @@ def grpo(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, see
     )
 
 
-def reward_model(settings: RewardModel, runtime: Runtime, out: Path, *, steps: int, seed: int) -> RewardConfig:
+def build_reward_model_arguments(
+    settings: RewardModel, runtime: Runtime, out: Path, *, steps: int, seed: int
+) -> RewardConfig:
+    """Builds the arguments of TRL's RewardTrainer."""
     rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     return RewardConfig(
-        **_common(settings, runtime, out, steps=steps, seed=seed),
+        **_build_common_arguments(settings, runtime, out, steps=steps, seed=seed),
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         max_length=None,  # render has dropped what is too long
@@ -100,8 +110,8 @@ def reward_model(settings: RewardModel, runtime: Runtime, out: Path, *, steps: i
     )
 
 
-def lora(settings: Lora | None, *, head: str | None = None) -> Any:
-    """peft's settings; `head` names a new head that is trained whole beside the adapters."""
+def build_lora_config(settings: Lora | None, *, head: str | None = None) -> Any:
+    """Builds PEFT's LoRA config, None without LoRA; `head`: a new head, trained in full."""
     if settings is None:
         return None
     from peft import LoraConfig
@@ -116,8 +126,11 @@ def lora(settings: Lora | None, *, head: str | None = None) -> Any:
     )
 
 
-def _common(settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, seed: int) -> dict[str, Any]:
-    on_cpu = device_of(runtime).type == "cpu"
+def _build_common_arguments(
+    settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, seed: int
+) -> dict[str, Any]:
+    """Builds the arguments that all trainers share."""
+    on_cpu = choose_device(runtime).type == "cpu"
     return {
         "output_dir": str(out / "checkpoints"),
         "learning_rate": settings.learning_rate,
@@ -140,6 +153,6 @@ def _common(settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, see
         "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 1,  # a mean over more would begin anew when a stage is resumed
-        "logging_nan_inf_filter": False,  # a loss that is no number must be seen
+        "logging_nan_inf_filter": False,  # a NaN loss must be seen
         "dataloader_pin_memory": not on_cpu,
     }

@@ -1,4 +1,4 @@
-"""What we take from TRL beside its trainers' constructors. Contract tests fail when a new version moves it."""
+"""Wraps what we take from TRL beside its trainers; contract tests fail when a new version moves it."""
 
 from typing import Any, NamedTuple
 
@@ -9,11 +9,11 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.online_rl import Vllm
 
-_MOST_COLUMNS = 32_768  # of the vocabulary in one tile, as TRL's fused head has it
+MAX_TILE_COLUMNS = 32_768  # of the vocabulary in one tile, as TRL's fused head has it
 
 
-def vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings: Vllm, *, max_tokens: int) -> Any:
-    """TRL's way to vLLM; raises RecipeError where vLLM is not installed."""
+def open_vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings: Vllm, *, max_tokens: int) -> Any:
+    """Opens TRL's vLLM generation for the model; raises RecipeError where vLLM is not installed."""
     from trl.generation.vllm_generation import VLLMGeneration
     from trl.import_utils import is_vllm_available
 
@@ -35,20 +35,20 @@ def vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings: Vllm
 
 
 class TokenScores(NamedTuple):
-    """Natural logarithms of the tokens' probabilities, and the entropies of the distributions they are of; (N,)."""
+    """Natural logarithms of the tokens' probabilities and the entropies of their distributions; (N,) each."""
 
     logps: Tensor
     entropies: Tensor
 
 
-def token_scores(hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float) -> TokenScores:
-    """Scores of `tokens` (N,) under the head over `hidden` (N, H), no (N, vocabulary) of logits ever in memory.
+def score_tokens(hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float) -> TokenScores:
+    """Computes log-probability and entropy of `tokens` (N,) under the head over `hidden` (N, H), in tiles of logits.
 
-    The logits are over `temperature`. Both scores have gradients.
+    The (N, vocabulary) logits are never in memory at once; they are divided by `temperature`. Both have gradients.
     """
     weight, bias = head.weight, head.bias
     with maybe_gather_lm_head_ctx(weight, bias):
         logps, entropies, *_ = ChunkedLogProbFunction.apply(
-            hidden, weight, bias, tokens, temperature, min(_MOST_COLUMNS, weight.shape[0]), None, 1.0, ("entropy",)
+            hidden, weight, bias, tokens, temperature, min(MAX_TILE_COLUMNS, weight.shape[0]), None, 1.0, ("entropy",)
         )
     return TokenScores(logps, entropies)

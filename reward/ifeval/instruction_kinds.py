@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qwen_align.align.rows import first_error
+from qwen_align.align.rows import format_first_error
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.reward.ifeval import (
     change_case,
@@ -90,4 +90,4 @@ def _make_instruction(id_: Any, kwargs: Any) -> Instruction:
     try:
         return INSTRUCTION_KINDS[id_](**drop_empty_arguments(kwargs or {}))
     except ValidationError as error:
-        raise ValueError(f"{id_}: {first_error(error)}") from None
+        raise ValueError(f"{id_}: {format_first_error(error)}") from None

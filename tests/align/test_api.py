@@ -527,10 +527,10 @@ def test_a_stage_is_evaluated_and_loaded_as_the_store_has_it(tiny_model: Path, t
 
     ids = torch.arange(96).reshape(3, 32)
     folder = results["sft"].folder
-    files = loading.locate(folder)
+    files = loading.locate_model_files(folder)
     with torch.inference_mode():
-        stored = loading.load(folder)(input_ids=ids).logits
-        adapted = PeftModel.from_pretrained(loading.load(tiny_model), str(files.adapters[0])).eval()
+        stored = loading.load_model(folder)(input_ids=ids).logits
+        adapted = PeftModel.from_pretrained(loading.load_model(tiny_model), str(files.adapters[0])).eval()
         with_adapter = adapted(input_ids=ids).logits
         for source in ((results, "sft"), (tmp_path / "runs" / "trained", "sft"), (folder,), (results["sft"],)):
             model, tokenizer = load_model(*source)

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from qwen_align.align.references import DataRef, ModelRef, OutsideFile, leaves, outside_files, references
+from qwen_align.align.references import (
+    DataRef,
+    ModelRef,
+    OutsideFile,
+    find_outside_files,
+    find_references,
+    walk_settings,
+)
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.evaluate import Evaluate
@@ -31,7 +38,7 @@ OUTER = {
 
 
 def test_references_say_where_they_stand_and_what_they_want() -> None:
-    found = [(place, str(ref), ref.product) for place, ref in references(Outer.model_validate(OUTER))]
+    found = [(place, str(ref), ref.product) for place, ref in find_references(Outer.model_validate(OUTER))]
     assert found == [
         ("model", "sft", "model"),
         ("inner[0].data", "a", "data"),
@@ -41,7 +48,7 @@ def test_references_say_where_they_stand_and_what_they_want() -> None:
 
 
 def test_leaves_are_everything_in_order() -> None:
-    places = [place for place, _ in leaves(Outer.model_validate(OUTER))]
+    places = [place for place, _ in walk_settings(Outer.model_validate(OUTER))]
     assert places == [
         "model",
         "inner[0].data",
@@ -61,7 +68,7 @@ def test_references_of_a_builder_are_the_stages() -> None:
             "builder": {"kind": "think_mix", "from_rollout": "rollouts", "from_chats": "chats"},
         }
     )
-    assert [(place, str(ref)) for place, ref in references(stage)] == [
+    assert [(place, str(ref)) for place, ref in find_references(stage)] == [
         ("builder.from_rollout", "rollouts"),
         ("builder.from_chats", "chats"),
     ]
@@ -85,7 +92,7 @@ def test_references_survive_the_way_to_the_worker() -> None:
     stage = Evaluate.model_validate(settings)
     again = Evaluate.model_validate_json(stage.model_dump_json(exclude_unset=True))
     assert again == stage
-    assert [type(ref) for _, ref in references(again)] == [ModelRef, DataRef]
+    assert [type(ref) for _, ref in find_references(again)] == [ModelRef, DataRef]
 
 
 def test_outside_files_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +110,7 @@ def test_outside_files_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.M
 
 def test_outside_files_without_a_recipe_stay_as_they_are() -> None:
     outer = Outer.model_validate(OUTER)
-    assert [(place, str(path)) for place, path in outside_files(outer)] == [
+    assert [(place, str(path)) for place, path in find_outside_files(outer)] == [
         ("inner[0].file", "x.json"),
         ("inner[1].file", "y.json"),
     ]

@@ -6,7 +6,7 @@ import pytest
 from transformers import Trainer
 from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
-from qwen_align.align.training.checkpoints import WholeCheckpoints
+from qwen_align.align.training.checkpoints import AtomicCheckpoints
 
 
 def parameters(function: object) -> list[str]:
@@ -16,8 +16,8 @@ def parameters(function: object) -> list[str]:
 
 @pytest.mark.parametrize("trainer", [SFTTrainer, DPOTrainer, GRPOTrainer])
 def test_checkpoints_are_saved_through_the_method_we_wrap(trainer: type) -> None:
-    assert parameters(trainer._save_checkpoint) == parameters(WholeCheckpoints._save_checkpoint)
-    assert parameters(trainer._get_output_dir) == parameters(WholeCheckpoints._get_output_dir)
+    assert parameters(trainer._save_checkpoint) == parameters(AtomicCheckpoints._save_checkpoint)
+    assert parameters(trainer._get_output_dir) == parameters(AtomicCheckpoints._get_output_dir)
     assert "super()._save_checkpoint" in inspect.getsource(trainer._save_checkpoint)
 
 

@@ -177,7 +177,7 @@ def trained(
     """Our own stage in this process, with a clock at the end of every step; returns the stage's folder."""
     from qwen_align.align.context import Context
     from qwen_align.align.rl import trainer
-    from qwen_align.align.rows import to_line
+    from qwen_align.align.rows import to_json_line
     from qwen_align.align.settings.grpo import Grpo
     from qwen_align.align.settings.runtime import Runtime
     from qwen_align.align.stages import online_rl
@@ -185,7 +185,7 @@ def trained(
     data, out = options.folder / "data", options.folder / f"ours-{max_tokens}"
     for folder in (data, out):
         folder.mkdir(exist_ok=True)
-    (data / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in problems(prompts * steps)))
+    (data / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in problems(prompts * steps)))
     spec = Grpo.model_validate(
         {
             "kind": "grpo",

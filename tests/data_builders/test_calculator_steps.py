@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Steps, to_line
+from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Steps, to_json_line
 from qwen_align.data_builders.calculator_steps import CalculatorSteps
 from qwen_align.data_builders.gsm8k_calculator_marks import (
     UnreadableMarkError,
@@ -196,4 +196,6 @@ def test_every_mark_of_gsm8ks_people_is_right() -> None:
     planted, _ = build_rows(rows, planted_share=0.5)
     wrong = [row for row in planted if not all(row.labels)]
     assert abs(len(wrong) - len(found) / 2) < 0.05 * len(found)
-    assert [to_line(row) for row in build_rows(rows, planted_share=0.5)[0]] == [to_line(row) for row in planted]
+    assert [to_json_line(row) for row in build_rows(rows, planted_share=0.5)[0]] == [
+        to_json_line(row) for row in planted
+    ]

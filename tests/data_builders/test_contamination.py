@@ -10,10 +10,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.references import outside_files, references
+from qwen_align.align.references import find_outside_files, find_references
 from qwen_align.align.rows import Chat, Message, Problem, Row, RowError, Text, Trace
 from qwen_align.align.settings.build_data import BuildData
-from qwen_align.align.stages.build_data import rows as build
+from qwen_align.align.stages.build_data import build_rows as build
 from qwen_align.data_builders.benchmark_questions import Question
 from qwen_align.data_builders.contamination import (
     Contamination,
@@ -309,8 +309,8 @@ def test_stages_and_files_are_inputs_of_the_stage(tmp_path: Path) -> None:
         {"against_file": "b.jsonl", "column": "q", "method": "qwen2.5", "tokenizer": "t.json"},
     ]
     settings = Sieve.model_validate({"contamination": rules}, context={"folder": tmp_path})
-    assert list(references(settings)) == [("contamination[0].against", "math500")]
-    assert list(outside_files(settings)) == [
+    assert list(find_references(settings)) == [("contamination[0].against", "math500")]
+    assert list(find_outside_files(settings)) == [
         ("contamination[1].against_file", str(tmp_path / "b.jsonl")),
         ("contamination[1].tokenizer", str(tmp_path / "t.json")),
     ]

@@ -21,7 +21,7 @@ from qwen_align.align.rows import (
     RowError,
     Text,
     Trace,
-    to_line,
+    to_json_line,
 )
 from qwen_align.data_builders import Drops, LocalFile, Sieve, sieve
 
@@ -100,7 +100,7 @@ def test_typed_rows_come_back_as_they_were(tmp_path: Path) -> None:
         Pair(id="c", messages=[user], chosen=assistant, rejected=assistant, margin=1.0),
     ]
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(to_line(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(to_json_line(row) + "\n" for row in rows), encoding="utf-8")
     assert build_rows(path, rows="typed") == rows
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from qwen_align import data_builders
-from qwen_align.align.references import references
+from qwen_align.align.references import find_references
 from qwen_align.data_builders import Builder, BuilderSettings, LocalFile, Pairs, ThinkMix
 
 BUILDERS: TypeAdapter[Builder] = TypeAdapter(BuilderSettings)
@@ -30,8 +30,8 @@ def test_every_builder_is_built_alike_and_exported(builder: type[BaseModel]) -> 
 
 def test_references_are_found() -> None:
     mix = ThinkMix.model_validate({"from_rollout": "a", "from_chats": "b", "from_texts": "c"})
-    assert list(references(mix)) == [("from_rollout", "a"), ("from_chats", "b"), ("from_texts", "c")]
-    assert list(references(Pairs.model_validate({"from_data": "a"}))) == [("from_data", "a")]
+    assert list(find_references(mix)) == [("from_rollout", "a"), ("from_chats", "b"), ("from_texts", "c")]
+    assert list(find_references(Pairs.model_validate({"from_data": "a"}))) == [("from_data", "a")]
 
 
 def test_import_is_light() -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError, StageError
-from qwen_align.align.rows import Problem, parse_row, to_line
+from qwen_align.align.rows import Problem, parse_row, to_json_line
 from qwen_align.data_builders.reasoning_gym_tasks import INSTRUCTION, GymTask, ReasoningGymTasks, assign_split
 from qwen_align.data_builders.reasoning_gym_worker import UNREPEATABLE, create_item_streams
 from qwen_align.data_builders.sieve import Drops, Sieve, sieve
@@ -37,15 +37,15 @@ def test_rows_are_problems_of_the_tasks_and_pass_the_sieve(thirty: list[Problem]
         assert row.messages[0].content == f"{row.gold['entry']['question']}\n\n{INSTRUCTION}"
         assert row.gold["dataset"] == row.meta["task"] in TASKS
         assert row.source == f"reasoning_gym/{row.meta['task']}"
-        assert parse_row(to_line(row), where="here") == row
+        assert parse_row(to_json_line(row), where="here") == row
 
 
 @pytest.mark.slow(seconds=3)
 def test_the_seed_decides_the_rows_and_a_smaller_n_is_a_beginning(thirty: list[Problem]) -> None:
     def lines(seed: int, own: int | None = None) -> list[str]:
-        return [to_line(row) for row in ReasoningGymTasks(tasks=TASKS, n=12, seed=own).generate(seed)]
+        return [to_json_line(row) for row in ReasoningGymTasks(tasks=TASKS, n=12, seed=own).generate(seed)]
 
-    beginning = [to_line(row) for row in thirty[:12]]
+    beginning = [to_json_line(row) for row in thirty[:12]]
     assert lines(1) == beginning
     assert lines(2) != beginning
     assert lines(1, own=5) == lines(2, own=5)
@@ -82,7 +82,7 @@ def yield_lines_at_other_times(
     for environment in ({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2", "PYTHONPATH": str(folder)}):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        yield [to_line(row) for row in ReasoningGymTasks(tasks=tasks, n=n).generate(3)]
+        yield [to_json_line(row) for row in ReasoningGymTasks(tasks=tasks, n=n).generate(3)]
 
 
 @pytest.mark.slow(seconds=5)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.references import outside_files
+from qwen_align.align.references import find_outside_files
 from qwen_align.align.rows import Message, Pair, Problem, Row, RowError, digest
 from qwen_align.data_builders.selection_domains import ByKeywords, Domains, choose_evenly
 from qwen_align.data_builders.sieve import Drop, Drops
@@ -122,7 +122,7 @@ def test_by_python(tmp_path: Path) -> None:
 def test_the_users_file_is_in_the_key_and_must_be_there(tmp_path: Path) -> None:
     file = tmp_path / "gone.py"
     settings = {"from_data": "rows", "domain": {"by": "python", "file": str(file)}}
-    assert list(outside_files(Domains.model_validate(settings))) == [("domain.file", str(file))]
+    assert list(find_outside_files(Domains.model_validate(settings))) == [("domain.file", str(file))]
     with pytest.raises(RecipeError, match=r"gone\.py: FileNotFoundError"):
         build_rows([problem("a")], domain=settings["domain"])
     file.write_text("def other(question): return 'x'")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, RowError, Text, Trace, to_line
+from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, RowError, Text, Trace, to_json_line
 from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.format_recognition import FORMATS, FormatName
 from qwen_align.data_builders.local_file import LocalFile
@@ -387,7 +387,7 @@ def test_formats_of_one_conversation_give_one_row(pairs: list[tuple[str, str]], 
         "system": system,
     }
     ways = [{"messages": messages}, {"conversations": conversations, "system": system}, alpaca]
-    rows = {to_line(row) for value in ways for row in convert_value(value)}
+    rows = {to_json_line(row) for value in ways for row in convert_value(value)}
     assert len(rows) == 1
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import qwen_align
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rows import FLAG_IN_TEXT, Chat, Flag, Message, Mode, Row, Trace, last_flag
+from qwen_align.align.rows import FLAG_IN_TEXT, Chat, Flag, Message, Mode, Row, Trace, find_last_flag
 from qwen_align.data_builders.seeded_draws import make_random
 from qwen_align.data_builders.thinking_flag_mixing import MixedFlags, add_earlier_flags
 from qwen_align.data_builders.thinking_flags import has_thinking_flag, remove_flags
@@ -64,7 +64,7 @@ EVERYTHING = MixedFlags(history_share=0.5, earlier_flags_share=0.8, system_share
 
 def obeyed_flag(row: Trace | Chat) -> Flag | None:
     """The last flag the model sees before its last answer."""
-    return row.flag or last_flag(row.messages)
+    return row.flag or find_last_flag(row.messages)
 
 
 def obeys(row: Trace | Chat) -> bool:
@@ -89,7 +89,7 @@ def test_the_last_flag_is_the_one_that_is_obeyed(seed: int) -> None:
         assert after.mode == before.mode
         assert remove_flags(after.messages[-1].content).strip() == before.messages[-1].content
         if before.flag is not None:
-            assert after.flag == before.flag or (after.flag is None and last_flag(after.messages) == before.flag)
+            assert after.flag == before.flag or (after.flag is None and find_last_flag(after.messages) == before.flag)
 
 
 def test_shares_are_exact_and_the_seed_decides_whose() -> None:
@@ -117,7 +117,7 @@ def test_history_goes_between_the_system_message_and_the_question() -> None:
 def test_earlier_turns_draw_every_flag_and_the_last_has_the_rows_own() -> None:
     row = chat("c", 3, flag="/no_think")
     drawn = Counter(
-        tuple(last_flag([turn]) for turn in changed.messages if turn.role == "user")
+        tuple(find_last_flag([turn]) for turn in changed.messages if turn.role == "user")
         for changed in (add_earlier_flags(row, make_random(seed)) for seed in range(300))
     )
     assert set(drawn) == {(one, other, None) for one in flags(3) for other in flags(3)}
@@ -134,7 +134,7 @@ def render_training_text(row: Row) -> list[tuple[str, str]]:
     """What a hybrid model sees and what it is trained to say, a pair for every answer."""
     renderer = Renderer.load(ROOT / "recipes" / "tiny_base")
     found = []
-    for sample in renderer.turns(row):
+    for sample in renderer.render_turns(row):
         n_seen = sample.mask.index(True)
         parts = (
             renderer.tokenizer.decode(ids, skip_special_tokens=False)

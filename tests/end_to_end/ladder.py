@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from qwen_align.align.rows import Message, Pair, to_line
+from qwen_align.align.rows import Message, Pair, to_json_line
 from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
 BASE = Path(__file__).parents[2] / "recipes" / "tiny_base"
@@ -171,7 +171,7 @@ def write_inputs(folder: Path) -> None:
         wrong = box_answer(str(int(row.gold) + 1))
         sides = [Message(role="assistant", content=said, thinking=row.thinking) for said in (row.answer, wrong)]
         pair = Pair(id=row.id, messages=row.messages, chosen=sides[0], rejected=sides[1], mode="think")
-        lines.append(to_line(pair) + "\n")
+        lines.append(to_json_line(pair) + "\n")
     (folder / "pairs.jsonl").write_text("".join(lines))
     (folder / "none.jsonl").write_text("")
     (folder / "mine.py").write_text(JUDGE)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen_align.align.rows import Completion, Row, Steps, Trace, read_rows, to_line
+from qwen_align.align.rows import Completion, Row, Steps, Trace, read_rows, to_json_line
 from qwen_align.data_builders import Arithmetic, normalize_question
 
 pytestmark = pytest.mark.slow(seconds=5)
@@ -85,7 +85,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, row in enumerate(Arithmetic(rows="trace", n=8, steps=[3], split="train").generate(9)):
         assert isinstance(row, Trace)
         said = row.answer if number % 2 else "\\boxed{-1}"  # every other solution ends wrongly
-        lines.append(to_line(row.model_copy(update={"answer": f"{row.thinking}\n{said}"})) + "\n")
+        lines.append(to_json_line(row.model_copy(update={"answer": f"{row.thinking}\n{said}"})) + "\n")
     (folder / "solutions.jsonl").write_text("".join(lines))
     return folder
 

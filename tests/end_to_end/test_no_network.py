@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align.rows import Message, Problem, to_line
+from qwen_align.align.rows import Message, Problem, to_json_line
 
 # Runs the command line in a network namespace of its own, whose only interface is loopback, brought up as anywhere.
 ALONE = """
@@ -82,7 +82,7 @@ def write_code(path: Path) -> None:
         )
         for place, (does, test) in enumerate(questions)
     ]
-    path.write_text("".join(to_line(row) + "\n" for row in rows))
+    path.write_text("".join(to_json_line(row) + "\n" for row in rows))
 
 
 @pytest.mark.slow

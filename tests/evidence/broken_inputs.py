@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from qwen_align.align.rendering.tiny_tokenizer import save_tokenizer, train_tokenizer
-from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_line
+from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_json_line
 from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
 BASE = Path(__file__).parents[2] / "recipes" / "tiny_base"
@@ -139,7 +139,7 @@ def _problems() -> list[Problem]:
 
 
 def _rows(folder: Path, *rows: Row, name: str = "rows") -> dict[str, Any]:
-    (folder / f"{name}.jsonl").write_text("".join(to_line(row) + "\n" for row in rows))
+    (folder / f"{name}.jsonl").write_text("".join(to_json_line(row) + "\n" for row in rows))
     builder = {"kind": "local_file", "path": f"{name}.jsonl", "rows": "typed"}
     return {"name": name, "kind": "build_data", "builder": builder}
 

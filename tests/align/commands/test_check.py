@@ -11,7 +11,7 @@ from qwen_align.align.commands import check
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.pipeline.run import run as run_plan
-from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_line
+from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_json_line
 from qwen_align.data_builders import arithmetic
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 8}
@@ -82,7 +82,7 @@ def said(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) ->
 
 
 def file_stage(folder: Path, *rows: Row, name: str = "data") -> dict[str, Any]:
-    (folder / f"{name}.jsonl").write_text("".join(to_line(row) + "\n" for row in rows))
+    (folder / f"{name}.jsonl").write_text("".join(to_json_line(row) + "\n" for row in rows))
     builder = {"kind": "local_file", "path": f"{name}.jsonl", "rows": "typed"}
     return {"name": name, "kind": "build_data", "builder": builder}
 
@@ -155,7 +155,7 @@ def test_what_is_stored_is_read_not_built(tiny_model: Path, tmp_path: Path, writ
     planned = make_plan(path, tmp_path)
     folder = planned.stages[0].folder.path
     folder.mkdir(parents=True)
-    (folder / "rows.jsonl").write_text("".join(to_line(chat(number, 1)) + "\n" for number in range(6)))
+    (folder / "rows.jsonl").write_text("".join(to_json_line(chat(number, 1)) + "\n" for number in range(6)))
     manifest = {"summary": {"rows": 6, "dropped": {"duplicate": 1234}}, "libraries": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     lines = list(check.describe_plan(planned))
@@ -198,7 +198,7 @@ def test_a_data_stage_that_keeps_nothing_is_refused(said: Callable[..., list[str
 def test_a_builder_that_makes_too_few_rows_is_refused(
     said: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arithmetic, "REDRAWS", 0)
+    monkeypatch.setattr(arithmetic, "MAX_REDRAWS", 0)
     with pytest.raises(DataError, match="stage 'data': arithmetic: only 0 of 40 distinct rows found"):
         said(DATA, SFT)
 
@@ -351,7 +351,7 @@ def test_nothing_runs_while_a_file_is_missing(
     with pytest.raises(RecipeError, match=r"stage 'more': builder\.path: .*more\.jsonl: no such file"):
         run_plan(planned, None)  # type: ignore[arg-type]
     assert not (tmp_path / "store").exists()
-    (tmp_path / "more.jsonl").write_text(to_line(chat(1, 1)) + "\n")
+    (tmp_path / "more.jsonl").write_text(to_json_line(chat(1, 1)) + "\n")
     there = make_plan(path, tmp_path)
     assert [one.missing for one in there.stages] == [None, None, None]
     assert there.named("more")[0].key != planned.named("more")[0].key

@@ -29,7 +29,7 @@ def test_counts_drops_and_lengths(renderer: Renderer) -> None:
 
 
 def test_a_rows_length_is_that_of_what_is_trained(renderer: Renderer) -> None:
-    whole = len(renderer.samples(CHAT)[0].ids)
+    whole = len(renderer.render_samples(CHAT)[0].ids)
     labelled = Labelled(id="l", messages=ASKED, completion=ANSWER, label=False, mode="no_think")
     longer = Message(role="assistant", content="2 and some more")
     pair = Pair(id="x", messages=ASKED, chosen=ANSWER, rejected=longer, mode="no_think")

@@ -12,7 +12,7 @@ from qwen_align.align.commands import show
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.pipeline.plan import plan as make_plan
-from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, to_line
+from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, to_json_line
 from qwen_align.reward.verdict import Verdict
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 8}
@@ -37,7 +37,7 @@ def plan(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) ->
     """A plan of a data stage with these rows and of other stages on the tiny model."""
 
     def of(rows: list[Row], *stages: dict[str, Any]) -> Plan:
-        (tmp_path / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in rows))
+        (tmp_path / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in rows))
         builder = {"kind": "local_file", "path": "rows.jsonl", "rows": "typed"}
         data = {"name": "data", "kind": "build_data", "builder": builder}
         path = write_recipe([data, *stages], models={"base": {"path": str(tiny_model)}})
@@ -124,7 +124,7 @@ def test_a_rollout_that_ran_shows_its_completions_and_verdicts(plan: Callable[..
     folder.mkdir(parents=True)
     whole = completion(0, "<think>\na\n</think>\n\n2", finish_reason="stop")
     rows = [whole, completion(1, "<th", finish_reason="length")]
-    (folder / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in rows))
+    (folder / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in rows))
     (folder / "manifest.json").write_text(json.dumps({"summary": {}}))
     head, *_, _, said, verdicts, _, cut, _ = shown(planned, "draws")
     assert head.plain == "2 rows: 2 completion"
@@ -175,7 +175,7 @@ def test_a_data_row_that_cannot_be_rendered_is_printed_as_it_is(plan: Callable[.
     assert said[2] == "tokens a row: p50 24, p90 24, p99 24, p100 24"
     place = said.index("--- row 0: chat m")
     assert said[place + 1].startswith("note: cannot be rendered: row 'm': message 4: has no thinking")
-    assert said[place + 2] == to_line(mixed)
+    assert said[place + 2] == to_json_line(mixed)
     assert said[place + 3] == "--- row 1: chat c1"
 
 
@@ -184,7 +184,7 @@ def test_a_completion_that_cannot_be_trained_is_printed_as_it_is(plan: Callable[
     folder = planned.named("draws")[0].folder.path
     folder.mkdir(parents=True)
     row = completion(0, "<think>\na\n</think>\n\n2", finish_reason="stop", mode="no_think", flag="/no_think")
-    (folder / "rows.jsonl").write_text(to_line(row) + "\n")
+    (folder / "rows.jsonl").write_text(to_json_line(row) + "\n")
     (folder / "manifest.json").write_text(json.dumps({"summary": {}}))
     said = [line.plain for line in shown(planned, "draws")]
     assert said[-3].startswith("note: cannot be trained: row 'p#0': has thinking, but its prompt asks for none")
@@ -223,7 +223,7 @@ def test_drops_of_a_stored_stage_are_those_of_its_manifest(plan: Callable[..., P
     planned = plan([chat(1)], SFT)
     folder = planned.named("data")[0].folder.path
     folder.mkdir(parents=True)
-    (folder / "rows.jsonl").write_text(to_line(chat(1)) + "\n")
+    (folder / "rows.jsonl").write_text(to_json_line(chat(1)) + "\n")
     for dropped, said in (({}, None), ({"not en": 1, "duplicate": 2}, "3 dropped: 2 duplicate, 1 not en")):
         (folder / "manifest.json").write_text(json.dumps({"summary": {"rows": 1, "dropped": dropped}}))
         lines = [line.plain for line in shown(planned, "data")]

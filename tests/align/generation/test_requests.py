@@ -27,7 +27,7 @@ def problem(*turns: tuple[str, str]) -> Problem:
 def test_a_plain_prompt_is_the_text_and_nothing_else(renderer: Renderer) -> None:
     asked = put(problem(("user", "Find {1}+2.")), renderer, PLAIN)
     assert renderer.tokenizer.decode(asked.prompt.ids, skip_special_tokens=False) == "Question:\nFind {1}+2.\nSteps:\n"
-    assert (asked.mode, asked.flag, asked.prompt.supplied) == (None, None, "")
+    assert (asked.mode, asked.flag, asked.prompt.thinking_prefix) == (None, None, "")
 
 
 def test_a_plain_prompt_has_no_room_for_a_chat(renderer: Renderer) -> None:

@@ -104,14 +104,14 @@ def test_adapters_take_a_tenth_of_a_model_at_most_and_merge_exactly(
         assert share <= 0.1, f"{name} takes {share:.3f} of what a full model's stage takes"
         left = [path.name for path in folder.rglob("*") if path.name.startswith(("checkpoint", "optimizer", "part"))]
         assert not left, f"{name}: nothing of the way there stays"
-        files = loading.locate(folder)
+        files = loading.locate_model_files(folder)
         assert len(files.adapters) == n_adapters
-        before = loading.load_files(loading.ModelFiles(files.base, files.adapters[:-1]))
+        before = loading.load_with_adapters(loading.ModelFiles(files.base, files.adapters[:-1]))
         vocabulary = before.config.vocab_size
         ids = torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             plain = before(input_ids=ids).logits
             adapted = PeftModel.from_pretrained(before, str(files.adapters[-1])).eval()(input_ids=ids).logits
-            merged = loading.load(folder)(input_ids=ids).logits
+            merged = loading.load_model(folder)(input_ids=ids).logits
         assert (adapted - plain).abs().max() > 1e-3, "the adapter does something"
         assert (merged - adapted).abs().max() < 1e-4

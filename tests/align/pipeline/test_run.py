@@ -20,7 +20,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.plan import Planned
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.pipeline.run import run as run_plan
-from qwen_align.align.rows import Completion, Message, to_line
+from qwen_align.align.rows import Completion, Message, to_json_line
 from qwen_align.reward.verdict import Verdict
 
 TYPED = {"kind": "local_file", "path": "draws.jsonl", "rows": "typed"}
@@ -81,7 +81,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe of two stages, run to the end."""
     folder = tmp_path_factory.mktemp("done")
     rows = [completion(prompt, sample, float(sample % 2)) for prompt in range(3) for sample in range(4)]
-    (folder / "draws.jsonl").write_text("".join(to_line(row) + "\n" for row in rows))
+    (folder / "draws.jsonl").write_text("".join(to_json_line(row) + "\n" for row in rows))
     write(folder, DRAWS, PAIRS)
     assert run(folder) == ["draws started", "draws finished", "pairs started", "pairs finished"]
     return folder
@@ -217,8 +217,8 @@ def test_results_of_other_major_versions_are_noted_or_refused(folder: Path, cli:
 def test_a_stage_that_another_process_works_on_is_left_to_it(folder: Path, cli: Callable[..., Any]) -> None:
     (stage_folder(folder, "pairs") / "manifest.json").unlink()
     hold = (
-        "import sys, pathlib; from qwen_align.align.store.store import Folder\n"
-        "with Folder(pathlib.Path(sys.argv[1])).locked(): print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from qwen_align.align.store.stage_folder import StageFolder\n"
+        "with StageFolder(pathlib.Path(sys.argv[1])).hold_lock(): print('held', flush=True); sys.stdin.read()"
     )
     line = [sys.executable, "-c", hold, str(stage_folder(folder, "pairs"))]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

@@ -12,9 +12,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from qwen_align.align.rendering.chat_template import (
     ChatTemplate,
     TemplateError,
-    continuation,
+    detect_template_traits,
+    extract_continuation,
     load_template,
-    read_traits,
 )
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
@@ -111,7 +111,7 @@ def test_text_equals_transformers(name: str, conversation: str) -> None:
                     **SPECIAL_TOKENS,
                     **switch,
                 )
-                text = ours.text(messages, tools=tools, add_generation_prompt=generation, **switch)
+                text = ours.render_text(messages, tools=tools, add_generation_prompt=generation, **switch)
                 assert text == theirs
 
 
@@ -129,7 +129,7 @@ def test_text_equals_transformers(name: str, conversation: str) -> None:
 def test_dialect_equals_transformers(source: str) -> None:
     messages = CONVERSATIONS["thought"]
     [theirs], _ = render_jinja_template([messages], chat_template=source, **SPECIAL_TOKENS)
-    assert template(source).text(messages) == theirs
+    assert template(source).render_text(messages) == theirs
 
 
 @pytest.mark.parametrize(
@@ -143,22 +143,22 @@ def test_dialect_equals_transformers(source: str) -> None:
 )
 def test_what_a_template_raises_is_told(source: str, said: str) -> None:
     with pytest.raises(TemplateError, match=f"refuses these messages: .*{said}"):
-        template(source).text(CONVERSATIONS["question"])
+        template(source).render_text(CONVERSATIONS["question"])
 
 
 def test_broken_template_and_empty_conversation_are_refused() -> None:
     with pytest.raises(TemplateError, match="here: not a Jinja template"):
         template("{% if %}")
     with pytest.raises(TemplateError, match="no message"):
-        template("x").text([])
+        template("x").render_text([])
 
 
 def test_template_file_comes_before_the_config(tmp_path: Path) -> None:
     config = {"chat_template": "from config {{ eos_token }}", "eos_token": {"content": "<e>"}, "bos_token": None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert load_template(tmp_path).text(CONVERSATIONS["question"]) == "from config <e>"
+    assert load_template(tmp_path).render_text(CONVERSATIONS["question"]) == "from config <e>"
     (tmp_path / "chat_template.jinja").write_text("from file {{ eos_token }}", encoding="utf-8")
-    assert load_template(tmp_path).text(CONVERSATIONS["question"]) == "from file <e>"
+    assert load_template(tmp_path).render_text(CONVERSATIONS["question"]) == "from file <e>"
 
 
 def test_folders_without_one_template_are_refused(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ NOTHING = {None: "", True: "", False: ""}
     ids=["qwen2.5", "qwen3", "instruct-2507", "thinking-2507", "qwen3.5 small", "qwen3 nonthinking", "no switch"],
 )
 def test_traits(source: str, tokens: tuple[str, ...], thinking: str, default_mode: str | None, supplied: Any) -> None:
-    traits = read_traits(template(source), tiny_tokenizer(*tokens))
+    traits = detect_template_traits(template(source), tiny_tokenizer(*tokens))
     assert traits == (thinking, default_mode, supplied, "<|im_end|>")
 
 
@@ -249,18 +249,18 @@ FORGETFUL_SOURCE = "{% set block = '<think></think>' %}" + FORGETFUL_SOURCE.repl
 )
 def test_templates_inference_would_not_follow_are_refused(source: str, tokens: tuple[str, ...], said: str) -> None:
     with pytest.raises(TemplateError, match=f"^here: .*{said}"):
-        read_traits(template(source), tiny_tokenizer(*tokens))
+        detect_template_traits(template(source), tiny_tokenizer(*tokens))
 
 
 def test_a_second_answer_is_probed_too() -> None:
     # The first question is rendered differently once a second one follows an open prompt.
     source = CHATML_SOURCE.replace("m.content +", "('' if add_generation_prompt and messages[2] else m.content) +")
     with pytest.raises(TemplateError, match="not prefix-stable"):
-        read_traits(template(source), tiny_tokenizer(*CHATML))
+        detect_template_traits(template(source), tiny_tokenizer(*CHATML))
 
 
 @pytest.mark.parametrize(("whole", "seen", "has"), [("abX", "'c'", "'X'"), ("ab", "'c'", "''")])
 def test_continuation_names_where_the_texts_part(whole: str, seen: str, has: str) -> None:
-    assert continuation("ab", "abc") == "c"
+    assert extract_continuation("ab", "abc") == "c"
     with pytest.raises(TemplateError, match=f"would see {seen} where the finished conversation has {has}"):
-        continuation("abc", whole)
+        extract_continuation("abc", whole)

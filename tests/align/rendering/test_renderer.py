@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from qwen_align.align.rendering.chat_template import TemplateError
-from qwen_align.align.rendering.renderer import Renderer, render_pairs, render_rows
-from qwen_align.align.rendering.samples import Sample, length_percentiles, merge_turns, pieces
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.samples import Sample, compute_length_percentiles, merge_turns, split_into_pieces
+from qwen_align.align.rendering.training_set import render_pairs, render_rows
 from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
 
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>")
@@ -133,9 +134,9 @@ def test_prompt_and_trained_text(
     trained: str,
 ) -> None:
     renderer = renderers[family]
-    prompt = renderer.prompt([user("q")], mode=mode, flag=flag)
-    assert prompt.supplied == supplied
-    [sample] = renderer.samples(chat(user("q"), said("a", thinking), mode=mode, flag=flag))
+    prompt = renderer.render_prompt([user("q")], mode=mode, flag=flag)
+    assert prompt.thinking_prefix == supplied
+    [sample] = renderer.render_samples(chat(user("q"), said("a", thinking), mode=mode, flag=flag))
     seen, learnt = halves(renderer, sample)
     assert learnt == trained
     assert seen.endswith(ASKED.format(flag=f" {flag}" if flag else "") + supplied)
@@ -145,10 +146,10 @@ def test_prompt_and_trained_text(
     trace = Trace(
         id="t", messages=[user("q")], thinking=thinking or "", answer="a", reward="math", mode=mode, flag=flag
     )
-    assert renderer.samples(trace) == [sample]
+    assert renderer.render_samples(trace) == [sample]
     # So is a completion, whose text has the supplied part in front.
     text = supplied + trained.removesuffix("<|im_end|>")
-    assert renderer.samples(completion(text, mode=mode, flag=flag)) == [sample]
+    assert renderer.render_samples(completion(text, mode=mode, flag=flag)) == [sample]
 
 
 def completion(text: str, **more: Any) -> Completion:
@@ -191,7 +192,7 @@ def test_rows_that_would_train_something_wrong_are_refused(
     renderers: dict[str, Renderer], family: str, row: Row, why: str
 ) -> None:
     with pytest.raises(TemplateError, match=f"^row 'c1': .*{why.replace('|', '.')}"):
-        renderers[family].samples(row)
+        renderers[family].render_samples(row)
 
 
 @pytest.mark.parametrize(
@@ -209,18 +210,18 @@ def test_completions_that_must_not_be_trained_are_refused(
     renderers: dict[str, Renderer], text: str, more: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(TemplateError, match=f"^row 'p#0': .*{why}"):
-        renderers["hybrid"].samples(completion(text, **more))
+        renderers["hybrid"].render_samples(completion(text, **more))
 
 
 def test_each_turn_of_a_thinking_chat_is_what_inference_sees_and_says(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["hybrid"]
     messages = [user("q1"), said("a1", "r1"), user("q2"), said("a2", "r2"), user("q3"), said("a3", "r3")]
-    samples = renderer.samples(chat(*messages, flag="/think"))
+    samples = renderer.render_samples(chat(*messages, flag="/think"))
     assert len(samples) == 3
     for turn, sample in enumerate(samples):
         history = messages[: 2 * turn + 1]
         seen, learnt = halves(renderer, sample)
-        assert sample.ids[: sample.mask.index(True)] == renderer.prompt(history, mode="think", flag="/think").ids
+        assert sample.ids[: sample.mask.index(True)] == renderer.render_prompt(history, mode="think", flag="/think").ids
         assert learnt == f"<think>\nr{turn + 1}\n</think>\n\na{turn + 1}<|im_end|>"
         assert "<think>" not in seen
         assert seen.count("/think") == 1
@@ -241,7 +242,7 @@ def test_tool_turns_keep_their_thinking_until_the_next_question(renderers: dict[
         tools=tools,
     )
     called = '<think>\nr1\n</think>\n\n<tool_call>\n{"name": "get", "arguments": {"city": "X"}}\n</tool_call><|im_end|>'
-    turns = [halves(renderer, turn) for turn in renderer.turns(row)]
+    turns = [halves(renderer, turn) for turn in renderer.render_turns(row)]
     assert [learnt for _, learnt in turns] == [
         called,
         "<think>\nr2\n</think>\n\na1<|im_end|>",
@@ -251,16 +252,16 @@ def test_tool_turns_keep_their_thinking_until_the_next_question(renderers: dict[
     assert called + "\n<|im_start|>user\n<tool_response>\nsunny\n</tool_response><|im_end|>" in turns[1][0]
     assert "r1" not in turns[2][0]
     # The second turn merely continues the first, the third does not.
-    first, second = renderer.samples(row)
-    assert sum(first.mask) == sum(sum(turn.mask) for turn in renderer.turns(row)[:2])
-    assert second == renderer.turns(row)[2]
+    first, second = renderer.render_samples(row)
+    assert sum(first.mask) == sum(sum(turn.mask) for turn in renderer.render_turns(row)[:2])
+    assert second == renderer.render_turns(row)[2]
 
 
 def test_turns_of_a_plain_template_are_one_sample_with_the_same_trained_tokens(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["none"]
     row = chat(user("q1"), said("a1", "r1"), user("q2"), said("a2"), user("q3"), said("\na3"))
-    turns = renderer.turns(row)
-    [merged] = renderer.samples(row)
+    turns = renderer.render_turns(row)
+    [merged] = renderer.render_samples(row)
     trained = [merged.ids[: i + 1] for i, is_trained in enumerate(merged.mask) if is_trained]
     apart = [turn.ids[: i + 1] for turn in turns for i, is_trained in enumerate(turn.mask) if is_trained]
     assert trained == apart
@@ -291,24 +292,24 @@ def test_tool_calls_a_template_would_garble_are_refused(
     renderers: dict[str, Renderer], call: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(TemplateError, match=why):
-        renderers["none"].samples(chat(user("q"), said("", tool_calls=[call])))
+        renderers["none"].render_samples(chat(user("q"), said("", tool_calls=[call])))
 
 
 def test_what_a_template_drops_is_noticed(tmp_path: Path) -> None:
     source = bundled("qwen3_instruct_2507").replace("+ '\\n' + content }}", "+ '\\n' + content.split('#')[0] }}")
     renderer = Renderer.load(write_folder(tmp_path / "drops", source, QWEN3))
-    assert renderer.samples(chat(user("q"), said("a")))
+    assert renderer.render_samples(chat(user("q"), said("a")))
     with pytest.raises(TemplateError, match="does not write its content as it is"):
-        renderer.samples(chat(user("q"), said("a # b")))
+        renderer.render_samples(chat(user("q"), said("a # b")))
 
 
 def test_a_turn_that_a_template_does_not_end_is_refused(tmp_path: Path) -> None:
     end = "('' if message.content == 'odd' else '<|im_end|>')"
     source = bundled("qwen2_5").replace("message.content + '<|im_end|>'", f"message.content + {end}")
     renderer = Renderer.load(write_folder(tmp_path / "open", source, CHATML))
-    assert renderer.samples(chat(user("q"), said("even")))
+    assert renderer.render_samples(chat(user("q"), said("even")))
     with pytest.raises(TemplateError, match=r"does not end the answer with <.im_end.>"):
-        renderer.samples(chat(user("q"), said("odd")))
+        renderer.render_samples(chat(user("q"), said("odd")))
 
 
 PAIR = Pair(id="d1", messages=[user("q")], chosen=said("a", "r"), rejected=said("b", "s"))
@@ -316,9 +317,9 @@ PAIR = Pair(id="d1", messages=[user("q")], chosen=said("a", "r"), rejected=said(
 
 def test_pair(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["always"]
-    pair = renderer.pair(PAIR)
-    assert pair.prompt == renderer.prompt([user("q")], mode=None, flag=None).ids
-    texts = [renderer.tokenizer.decode(ids, skip_special_tokens=False) for ids in pair[1:]]
+    pair = renderer.render_pair(PAIR)
+    assert pair.prompt == renderer.render_prompt([user("q")], mode=None, flag=None).ids
+    texts = [renderer.tokenizer.decode(ids, skip_special_tokens=False) for ids in (pair.chosen, pair.rejected)]
     assert texts == ["r\n</think>\n\na<|im_end|>", "s\n</think>\n\nb<|im_end|>"]
 
 
@@ -337,7 +338,7 @@ def test_the_rejected_side_may_disobey(
     renderer = renderers["hybrid"]
     chosen = said("a", None if mode else "r")
     row = PAIR.model_copy(update={"chosen": chosen, "rejected": rejected, "mode": mode, "flag": flag})
-    assert renderer.tokenizer.decode(renderer.pair(row).rejected, skip_special_tokens=False) == text
+    assert renderer.tokenizer.decode(renderer.render_pair(row).rejected, skip_special_tokens=False) == text
 
 
 @pytest.mark.parametrize(
@@ -355,25 +356,25 @@ def test_pairs_inference_could_not_produce_are_refused(
 ) -> None:
     row = PAIR.model_copy(update={"chosen": chosen, "rejected": rejected, "mode": mode})
     with pytest.raises(TemplateError, match=f"^row 'd1': {why}"):
-        renderers["hybrid"].pair(row)
+        renderers["hybrid"].render_pair(row)
 
 
 def test_a_chosen_side_may_be_raw_output(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["always"]
     raw = PAIR.model_copy(update={"chosen": said("<think>\nr\n</think>\n\na")})
-    assert renderer.pair(raw) == renderer.pair(PAIR)
+    assert renderer.render_pair(raw) == renderer.render_pair(PAIR)
 
 
 def test_over_long_samples_are_dropped_and_counted_and_never_cut(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["hybrid"]
     short = chat(user("q"), said("a", "r"))
-    n_short = len(renderer.samples(short)[0].ids)
+    n_short = len(renderer.render_samples(short)[0].ids)
     long = chat(user("q"), said("a", "r" * n_short))
-    n_prompt = len(renderer.prompt([user("q")], mode=None, flag=None).ids)
+    n_prompt = len(renderer.render_prompt([user("q")], mode=None, flag=None).ids)
     asks = chat(user("q" * (1 + n_short - n_prompt)), said("a", "r"))  # a prompt of just the limit
     grows = chat(user("q"), said("a", "r"), user("q"), said("a", "r"))
     rendered = render_rows(renderer, [short, long, asks, grows], max_tokens=n_short)
-    assert rendered.samples == renderer.samples(short) * 2
+    assert rendered.samples == renderer.render_samples(short) * 2
     assert rendered.dropped == {f"over {n_short} tokens": 1, f"prompt over {n_short} tokens": 2}
     assert len(rendered.lengths) == 5
     assert rendered.lengths[:2] == [n_short, 2 * n_short - 1]
@@ -383,14 +384,14 @@ def test_over_long_samples_are_dropped_and_counted_and_never_cut(renderers: dict
 def test_over_long_pairs_are_dropped_by_their_longer_side(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["hybrid"]
     longer = PAIR.model_copy(update={"rejected": said("b", "ss")})
-    n_tokens = len(renderer.pair(PAIR).prompt) + len(renderer.pair(PAIR).chosen)
+    n_tokens = len(renderer.render_pair(PAIR).prompt) + len(renderer.render_pair(PAIR).chosen)
     rendered = render_pairs(renderer, [PAIR, longer], max_tokens=n_tokens)
-    assert rendered == ([renderer.pair(PAIR)], {f"over {n_tokens} tokens": 1}, [n_tokens, n_tokens + 1])
+    assert rendered == ([renderer.render_pair(PAIR)], {f"over {n_tokens} tokens": 1}, [n_tokens, n_tokens + 1])
 
 
 def test_a_raw_text_is_trained_whole_and_ends_with_end_of_text(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["hybrid"]
-    [sample] = renderer.samples(Text(id="t", text="好 text"))
+    [sample] = renderer.render_samples(Text(id="t", text="好 text"))
     assert all(sample.mask)
     assert sample.ids[-1] == renderer.tokenizer.token_to_id("<|endoftext|>") == renderer.end_of_text_id
     assert renderer.decode(sample.ids) == "好 text"
@@ -407,8 +408,8 @@ def test_decode_keeps_thinking_tags_and_drops_only_what_ends_generation(renderer
 
 def test_pieces_are_whole_characters_and_join_to_the_text(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["hybrid"]
-    [sample] = renderer.samples(chat(user("好"), said("a好👋\ufffdz", "想")))
-    shown = list(pieces(renderer.tokenizer, sample))
+    [sample] = renderer.render_samples(chat(user("好"), said("a好👋\ufffdz", "想")))
+    shown = list(split_into_pieces(renderer.tokenizer, sample))
     assert "".join(piece.text for piece in shown) == renderer.tokenizer.decode(sample.ids, skip_special_tokens=False)
     trained = [piece.text for piece in shown if piece.is_trained]
     assert trained[:3] == ["<think>", "\n", "想"]
@@ -420,15 +421,15 @@ def test_pieces_end_where_the_mask_changes(renderers: dict[str, Renderer]) -> No
     renderer = renderers["hybrid"]
     character = renderer.encode("好")
     assert len(character) == 3
-    shown = list(pieces(renderer.tokenizer, Sample(character, [False, True, True])))
+    shown = list(split_into_pieces(renderer.tokenizer, Sample(character, [False, True, True])))
     assert [piece.is_trained for piece in shown] == [False, True]
 
 
 def test_length_percentiles() -> None:
-    assert length_percentiles([5, 1, 2, 3, 4]) == {50: 3, 90: 5, 99: 5, 100: 5}
-    assert length_percentiles(list(range(1, 201)), [1, 50, 99]) == {1: 2, 50: 100, 99: 198}
-    assert length_percentiles([7], [0]) == {0: 7}
-    assert length_percentiles([]) == {}
+    assert compute_length_percentiles([5, 1, 2, 3, 4]) == {50: 3, 90: 5, 99: 5, 100: 5}
+    assert compute_length_percentiles(list(range(1, 201)), [1, 50, 99]) == {1: 2, 50: 100, 99: 198}
+    assert compute_length_percentiles([7], [0]) == {0: 7}
+    assert compute_length_percentiles([]) == {}
 
 
 def test_tokens_of_a_folder(tmp_path: Path) -> None:
@@ -455,9 +456,9 @@ def test_folders_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
 
 def test_prompt_errors_name_their_place(renderers: dict[str, Renderer]) -> None:
     with pytest.raises(TemplateError, match=r"^problem 'p1': .*always thinks"):
-        renderers["always"].prompt([user("q")], mode="no_think", flag=None, where="problem 'p1'")
+        renderers["always"].render_prompt([user("q")], mode="no_think", flag=None, where="problem 'p1'")
     with pytest.raises(TemplateError, match="found an assistant turn"):
-        renderers["always"].prompt([user("q"), said("a")], mode=None, flag=None)
+        renderers["always"].render_prompt([user("q"), said("a")], mode=None, flag=None)
 
 
 words = st.text(st.sampled_from("ab 好\n<>#'1"), min_size=1, max_size=12).filter(str.strip)
@@ -469,14 +470,14 @@ def test_any_thinking_chat_trains_exactly_what_is_said(
 ) -> None:
     renderer = renderers[family]
     messages = [turn for asks, thinks, answers in talk for turn in (user(asks), said(answers, thinks))]
-    for place, sample in enumerate(renderer.turns(chat(*messages))):
-        prompt = renderer.prompt(messages[: 2 * place + 1], mode=None, flag=None)
+    for place, sample in enumerate(renderer.render_turns(chat(*messages))):
+        prompt = renderer.render_prompt(messages[: 2 * place + 1], mode=None, flag=None)
         n_seen = len(prompt.ids)
         assert sample.ids[:n_seen] == prompt.ids
         assert sample.mask == [False] * n_seen + [True] * (len(sample.ids) - n_seen)
         _, thinks, answers = talk[place]
         written = f"<think>\n{thinks.strip(chr(10))}\n</think>\n\n{answers.lstrip(chr(10))}"
-        assert prompt.supplied + renderer.decode(sample.ids[n_seen:]) == written
+        assert prompt.thinking_prefix + renderer.decode(sample.ids[n_seen:]) == written
         assert sample.ids[-1] == renderer.end_of_turn_id
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from qwen_align.align.rendering.renderer import Renderer, render_rows
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.training_set import render_rows
 from qwen_align.align.rows import Chat, Message, Row, Trace
 
 DATA = Path(os.environ.get("QWEN_ALIGN_TEST_DATA", Path(__file__).parents[3] / "../shared/data")).resolve()
@@ -146,9 +147,9 @@ def test_ids_equal_transformers(load: Any, theirs: Any, rows: list[Trace | Chat]
     for row in rows:
         messages = whole_messages(row)
         tools = row.tools if isinstance(row, Chat) else None
-        ours = renderer.encode(renderer.text(messages, tools=tools))
+        ours = renderer.encode(renderer.render_text(messages, tools=tools))
         prompt = renderer.encode(
-            renderer.text(messages[:-1], tools=tools, add_generation_prompt=True, enable_thinking=False)
+            renderer.render_text(messages[:-1], tools=tools, add_generation_prompt=True, enable_thinking=False)
         )
         asked = {"tools": tools, "add_generation_prompt": True, "enable_thinking": False}
         if ours != their_ids(theirs, family, messages, tools=tools) or prompt != their_ids(
@@ -196,7 +197,7 @@ def test_chats_train_what_inference_sees_and_says(
             continue
         row = row.model_copy(update=row_switch)
         places = [place for place, message in enumerate(row.messages) if message.role == "assistant"]
-        for place, sample in zip(places, renderer.turns(row), strict=True):
+        for place, sample in zip(places, renderer.render_turns(row), strict=True):
             history = list(row.messages[:place])
             if row.flag:
                 last = max(i for i, message in enumerate(history) if message.role == "user")
@@ -221,10 +222,10 @@ def test_traces_train_what_inference_sees_and_says(
     for row in traces:
         prompt = their_ids(theirs, family, row.messages, add_generation_prompt=True)
         said = expected_answer(Message(role="assistant", content=row.answer), row.thinking).removeprefix(supplied)
-        [sample] = renderer.samples(row)
+        [sample] = renderer.render_samples(row)
         assert sample.ids == prompt + renderer.encode(said), row.id
         assert sample.mask == [False] * len(prompt) + [True] * (len(sample.ids) - len(prompt)), row.id
-        assert renderer.prompt(row.messages, mode=row.mode, flag=row.flag) == (prompt, supplied)
+        assert renderer.render_prompt(row.messages, mode=row.mode, flag=row.flag) == (prompt, supplied)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "thinking_2507"])
@@ -238,7 +239,7 @@ def test_two_pieces_are_encoded_as_the_whole_would_be(load: Any, rows: list[Trac
     trained = [row for row in rows if family == "qwen3" or isinstance(row, Trace)]
     n_apart = 0
     for row in trained:
-        for sample in renderer.turns(row):
+        for sample in renderer.render_turns(row):
             text = renderer.tokenizer.decode(sample.ids, skip_special_tokens=False)
             n_apart += renderer.encode(text) != sample.ids
     assert n_apart == 0
@@ -248,8 +249,8 @@ def test_two_pieces_are_encoded_as_the_whole_would_be(load: Any, rows: list[Trac
 def test_an_answer_that_begins_with_a_newline_is_encoded_apart_from_the_prompt(load: Any) -> None:
     renderer: Renderer = load("qwen2_5")
     messages = [Message(role="user", content="q"), Message(role="assistant", content="\na")]
-    [sample] = renderer.samples(Chat(id="newline", messages=messages))
-    prompt = renderer.prompt(messages[:1], mode=None, flag=None).ids
+    [sample] = renderer.render_samples(Chat(id="newline", messages=messages))
+    prompt = renderer.render_prompt(messages[:1], mode=None, flag=None).ids
     assert sample.ids == prompt + renderer.encode("\na<|im_end|>")
     whole = renderer.encode(renderer.tokenizer.decode(sample.ids, skip_special_tokens=False))
     assert whole[: len(prompt)] != prompt  # "\n\n" is one token: no prompt ends that way
@@ -262,7 +263,7 @@ def test_merged_turns_train_the_same_tokens_after_the_same_tokens(load: Any, row
         if not row.id.startswith("tools-"):
             continue
         row = row.model_copy(update={"mode": None})
-        turns, merged = renderer.turns(row), renderer.samples(row)
+        turns, merged = renderer.render_turns(row), renderer.render_samples(row)
         assert len(merged) == 1, row.id
         for turn in turns:
             assert merged[0].ids[: len(turn.ids)] == turn.ids, row.id
@@ -295,7 +296,7 @@ def test_golden_strings(load: Any) -> None:
             Message.model_validate({"thinking" if key == "reasoning_content" else key: turn[key] for key in turn})
             for turn in case["messages"]
         ]
-        text = load(case["template"]).text(messages, **case["kwargs"])
+        text = load(case["template"]).render_text(messages, **case["kwargs"])
         assert text.encode() == case["text"].encode(), case["name"]
         assert hashlib.sha256(text.encode()).hexdigest() == case["sha256"], case["name"]
         seen[case["template"]] += 1
@@ -316,7 +317,7 @@ def test_golden_limo_halves(load: Any) -> None:
             Message(role="assistant", content="Okay, 1+1.\n\n**Final Answer**\n\n\\boxed{2}"),
         ],
     )
-    [sample] = renderer.samples(row)
+    [sample] = renderer.render_samples(row)
     n_seen = sample.mask.index(True)
     seen, said = (
         renderer.tokenizer.decode(ids, skip_special_tokens=False) for ids in (sample.ids[:n_seen], sample.ids[n_seen:])

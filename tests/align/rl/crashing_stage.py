@@ -27,8 +27,8 @@ PLACES: dict[str, tuple[Any, str]] = {
     "rollouts": (batched_decoding.Slots, "_step"),
     "judging": (judge.Judge, "_judge"),
     "update": (trainer.OnlineTrainer, "_loss"),
-    "checkpoint": (trainer.OnlineTrainer, "_save_more"),
-    "half a checkpoint": (integrity, "seal"),
+    "checkpoint": (trainer.OnlineTrainer, "_save_extra_state"),
+    "half a checkpoint": (integrity, "seal_folder"),
 }
 
 

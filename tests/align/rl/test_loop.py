@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.rl.trainer import OnlineTrainer
-from qwen_align.align.rows import to_line
+from qwen_align.align.rows import to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.data_builders import Arithmetic
@@ -45,7 +45,7 @@ def prepare(folder: Path, model: Path, settings: dict[str, Any], **runtime: Any)
     for name, rows in (("problems", "problem"), ("texts", "text"), ("other", "problem")):
         (folder / name).mkdir(parents=True, exist_ok=True)
         made = Arithmetic(rows=rows, n=10, steps=[2]).generate(0 if name != "other" else 1)
-        (folder / name / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in made))
+        (folder / name / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in made))
     inputs = {"base": str(model), **{name: str(folder / name) for name in ("problems", "texts", "other")}}
     job = {"settings": settings, "inputs": inputs, "runtime": {**RUNTIME, **runtime}}
     (folder / "job.json").write_text(json.dumps(job))
@@ -58,7 +58,7 @@ def run(folder: Path, model: Path, settings: dict[str, Any], *, stop: bool = Fal
     stage: Any = TypeAdapter[Any](AnyStage).validate_python(settings, context={"folder": str(folder)})
     (folder / "out").mkdir(exist_ok=True)
     context = Context(folder / "out", 0, Runtime.model_validate(job["runtime"]))
-    context._asked = stop
+    context._is_asked_to_stop = stop
     code = importlib.import_module(f"qwen_align.align.stages.{stage.kind}")
     found: dict[str, Any] = code.run(
         stage, {name: Path(path) for name, path in job["inputs"].items()}, folder / "out", context
@@ -378,7 +378,7 @@ def test_rewards_see_the_mode_of_prompts_that_think_and_of_those_that_do_not(tin
     modes = ["think", "no_think"]
     mixed = [row.model_copy(update={"mode": modes[place % 2]}) for place, row in enumerate(rows)]
     (tmp_path / "mixed").mkdir()
-    (tmp_path / "mixed" / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in mixed))
+    (tmp_path / "mixed" / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in mixed))
     stage: Any = TypeAdapter[Any](AnyStage).validate_python(settings, context={"folder": str(tmp_path)})
     (tmp_path / "out").mkdir()
     context = Context(tmp_path / "out", 0, Runtime.model_validate(RUNTIME))

@@ -100,7 +100,7 @@ def test_loss_and_gradient_are_trls(
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
-        args=trl_arguments.grpo(
+        args=trl_arguments.build_grpo_arguments(
             spec(**settings, trainer="trl"), ours.sampling.for_policy(), Runtime(device="cpu"), tmp_path, seed=0
         ),
         train_dataset=datasets.Dataset.from_dict({"prompt": ["a"] * 4}),

@@ -10,9 +10,10 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qwen_align.align.context import Context
-from qwen_align.align.rendering.renderer import Renderer, render_pairs
+from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.samples import PairIds
-from qwen_align.align.rows import Message, Pair, to_line
+from qwen_align.align.rendering.training_set import render_pairs
+from qwen_align.align.rows import Message, Pair, to_json_line
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import dpo
@@ -37,7 +38,7 @@ def pairs() -> list[Pair]:
 def run(folder: Path, epochs: int) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """As many steps as epochs: every batch holds all pairs."""
     (folder / "pairs").mkdir(parents=True)
-    (folder / "pairs" / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in pairs()))
+    (folder / "pairs" / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in pairs()))
     spec = Dpo.model_validate(
         {
             "name": "dpo",

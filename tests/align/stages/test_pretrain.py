@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
-from qwen_align.align.rows import to_line
+from qwen_align.align.rows import to_json_line
 from qwen_align.align.settings.pretrain import Pretrain
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import pretrain
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     # So few that twelve steps need a second epoch.
     rows = Arithmetic(rows="text", n=25, steps=[1, 2]).generate(0)
-    (folder / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
@@ -51,7 +51,7 @@ def run(spec: Pretrain, data: Path, out: Path, seed: int = 0, stop_after: int | 
     out.mkdir(exist_ok=True)
     context = Context(out, seed, Runtime(checkpoint_every=4))
     if stop_after is not None:
-        context.stopping = stop_when(context, stop_after)  # type: ignore[method-assign]
+        context.is_stop_requested = stop_when(context, stop_after)  # type: ignore[method-assign]
     return pretrain.run(spec, {"text": data}, out, context)
 
 
@@ -59,8 +59,8 @@ def stop_when(context: Context, calls: int) -> Callable[[], bool]:
     asked = iter(range(1, 1000))
 
     def stopping() -> bool:
-        context._asked = next(asked) == calls
-        return context._asked
+        context._is_asked_to_stop = next(asked) == calls
+        return context._is_asked_to_stop
 
     return stopping
 
@@ -89,14 +89,14 @@ def test_killed_after_a_checkpoint_equals_uninterrupted(
     spec = settings()
     run(spec, data, tmp_path / "whole")
     # The kill: step 11 never ends. The last checkpoint is of step 8, and step 10 has been logged.
-    step, done = pretrain.train_step, iter(range(1, 1000))
+    step, done = pretrain.train_on_batch, iter(range(1, 1000))
 
     def killed(*args: Any) -> torch.Tensor:
         if next(done) == 11:
             raise KeyboardInterrupt
         return step(*args)
 
-    monkeypatch.setattr(pretrain, "train_step", killed)
+    monkeypatch.setattr(pretrain, "train_on_batch", killed)
     with pytest.raises(KeyboardInterrupt):
         run(spec, data, tmp_path / "killed")
     monkeypatch.undo()
@@ -137,7 +137,7 @@ def test_the_model_folder_loads_and_knows_where_to_stop(data: Path, tmp_path: Pa
 def test_every_row_of_a_batch_opens_with_a_document() -> None:
     documents = [[index, 100, 101, 102, 103][: 2 + index % 4] for index in range(40)]
     spec = settings(batch=3, sequence_length=9)
-    batches = pretrain.stream(documents, spec, seed=0)
+    batches = pretrain.stream_batches(documents, spec, seed=0)
     rows = torch.cat([next(batches) for _ in range(10)]).tolist()
     for row in rows:
         assert len(row) == 10
@@ -149,7 +149,7 @@ def test_every_row_of_a_batch_opens_with_a_document() -> None:
 
 def test_an_epoch_reads_each_document_once_and_the_next_in_another_order() -> None:
     documents = [[index, 100] for index in range(30)]
-    batches = pretrain.stream(documents, settings(batch=1, sequence_length=9), seed=0)
+    batches = pretrain.stream_batches(documents, settings(batch=1, sequence_length=9), seed=0)
     epochs = [[token for _ in range(6) for token in next(batches)[0].tolist() if token < 100] for _ in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(30))
     assert epochs[0] != epochs[1]
@@ -165,13 +165,13 @@ def test_an_epoch_reads_each_document_once_and_the_next_in_another_order() -> No
 )
 def test_rate_warms_up_and_decays(warmup: int, decay: float, expected: list[float]) -> None:
     spec = settings(steps=10, warmup_steps=warmup, decay_share=decay)
-    assert [pretrain.rate(spec, step) for step in range(1, 11)] == pytest.approx(expected)
+    assert [pretrain.compute_rate_factor(spec, step) for step in range(1, 11)] == pytest.approx(expected)
 
 
 def test_muon_gets_the_matrices_of_the_layers_and_adamw_all_the_rest(data: Path) -> None:
     spec = settings()
     tokenizer = pretrain.train_tokenizer(["some text"], 300)
-    model = pretrain.Qwen3ForCausalLM(pretrain.model_config(spec.architecture, tokenizer))
+    model = pretrain.Qwen3ForCausalLM(pretrain.build_model_config(spec.architecture, tokenizer))
     muon, adamw = (
         [p for group in o.param_groups for p in group["params"]] for o in pretrain.build_optimizers(spec, model)
     )
@@ -190,7 +190,7 @@ def test_other_rows_and_too_few_are_refused(tmp_path: Path) -> None:
         folder = tmp_path / rows
         folder.mkdir()
         (row,) = Arithmetic.model_validate({"rows": rows, "n": 1, "steps": [1]}).generate(0)
-        (folder / "rows.jsonl").write_text(to_line(row) + "\n", encoding="utf-8")
+        (folder / "rows.jsonl").write_text(to_json_line(row) + "\n", encoding="utf-8")
         with pytest.raises(DataError, match=said):
             run(settings(), folder, tmp_path / "out")
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted
-from qwen_align.align.rows import Message, Pair, Row, to_line
+from qwen_align.align.rows import Message, Pair, Row, to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store import integrity
@@ -72,7 +72,7 @@ def inputs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
     for name, those in rows.items():
         (home / name).mkdir()
-        (home / name / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in those))
+        (home / name / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in those))
     return {"base": tiny_model, **{name: home / name for name in rows}}
 
 
@@ -88,10 +88,10 @@ def run(kind: str, inputs: dict[str, Path], out: Path, *, stop_after: int | None
         looks = itertools.count(1)
 
         def stopping() -> bool:
-            context._asked = next(looks) >= stop_after
-            return context._asked
+            context._is_asked_to_stop = next(looks) >= stop_after
+            return context._is_asked_to_stop
 
-        context.stopping = stopping  # type: ignore[method-assign]
+        context.is_stop_requested = stopping  # type: ignore[method-assign]
     stage = importlib.import_module(f"qwen_align.align.stages.{kind}")
     stage.run(spec, inputs, out, context)
 
@@ -133,7 +133,7 @@ def test_damaged_and_started_again_equals_uninterrupted(kind: str, inputs: dict[
         for damage in DAMAGES.values():
             shutil.copytree(saved, tmp_path / "copy" / saved.name)
             damage(tmp_path / "copy" / saved.name / name)
-            found = checkpoints.newest(tmp_path / "copy")
+            found = checkpoints.find_newest_checkpoint(tmp_path / "copy")
             assert found.folder is None
             assert name in found.damaged[0] or integrity.COMPLETE in found.damaged[0]
             shutil.rmtree(tmp_path / "copy")

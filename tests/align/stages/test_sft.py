@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted
-from qwen_align.align.rendering.renderer import Renderer, render_rows
-from qwen_align.align.rows import to_line
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.training_set import render_rows
+from qwen_align.align.rows import to_json_line
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.stages import sft
@@ -27,7 +28,7 @@ BATCH = 4
 def run(folder: Path, model: Path, *, micro_batch: int = 4, stop: bool = False, **settings: Any) -> Path:
     """Trains and returns the stage's folder; `stop`: asked to stop after the first step."""
     (folder / "rows").mkdir(parents=True, exist_ok=True)
-    (folder / "rows" / "rows.jsonl").write_text("".join(to_line(row) + "\n" for row in ROWS))
+    (folder / "rows" / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in ROWS))
     spec = Sft.model_validate(
         {
             "name": "sft",
@@ -44,7 +45,7 @@ def run(folder: Path, model: Path, *, micro_batch: int = 4, stop: bool = False, 
     out = folder / "out"
     out.mkdir(exist_ok=True)
     context = Context(out, 0, Runtime(device="cpu", micro_batch=micro_batch))
-    context._asked = stop
+    context._is_asked_to_stop = stop
     sft.run(spec, {"base": model, "rows": folder / "rows"}, out, context)
     return out
 

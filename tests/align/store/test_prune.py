@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qwen_align.align.store.prune import prune
-from qwen_align.align.store.store import Folder
+from qwen_align.align.store.prune import prune_store
+from qwen_align.align.store.stage_folder import StageFolder
 
 
 @pytest.fixture
@@ -30,34 +30,34 @@ def stored(home: Path) -> list[str]:
 
 
 def test_what_no_run_links_to_is_deleted(home: Path) -> None:
-    freed = list(prune(home, dry_run=False))
+    freed = list(prune_store(home, dry_run=False))
     assert [(folder.name.partition("-")[0], round(gib * 1024, 2)) for folder, gib in freed] == [
         ("build_data", pytest.approx(1.0, abs=0.05)),
         ("dpo", pytest.approx(1.0, abs=0.05)),
     ]
     assert stored(home) == ["digests.json", "sft"]
     assert (home / "store" / "sft-0123456789abcdef" / "model" / "weights").exists()
-    assert list(prune(home, dry_run=False)) == []
+    assert list(prune_store(home, dry_run=False)) == []
 
 
 def test_a_dry_run_deletes_nothing(home: Path) -> None:
-    assert len(list(prune(home, dry_run=True))) == 2
+    assert len(list(prune_store(home, dry_run=True))) == 2
     assert stored(home) == ["build_data", "digests.json", "dpo", "sft"]
 
 
 def test_a_stage_at_work_is_left_alone(home: Path) -> None:
-    with Folder(home / "store" / "dpo-0123456789abcdef").locked():
-        assert [folder.name[:5] for folder, _ in prune(home, dry_run=False)] == ["build"]
+    with StageFolder(home / "store" / "dpo-0123456789abcdef").hold_lock():
+        assert [folder.name[:5] for folder, _ in prune_store(home, dry_run=False)] == ["build"]
     assert stored(home) == ["digests.json", "dpo", "sft"]
 
 
 def test_a_run_that_is_deleted_no_longer_holds(home: Path) -> None:
     (home / "runs" / "trial" / "stages" / "sft").unlink()
-    assert len(list(prune(home, dry_run=False))) == 3
+    assert len(list(prune_store(home, dry_run=False))) == 3
 
 
 def test_a_home_without_a_store_has_nothing_to_prune(tmp_path: Path) -> None:
-    assert list(prune(tmp_path, dry_run=False)) == []
+    assert list(prune_store(tmp_path, dry_run=False)) == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.store import store
+from qwen_align.align.store import digest_cache
 from qwen_align.align.store.files import compute_sha256, read_json, write_json, write_text
-from qwen_align.align.store.store import Folder, Store
+from qwen_align.align.store.stage_folder import StageFolder
+from qwen_align.align.store.store import Store
 
 HOLD = """
 import sys
 from pathlib import Path
-from qwen_align.align.store.store import Folder
-with Folder(Path(sys.argv[1])).locked():
+from qwen_align.align.store.stage_folder import StageFolder
+with StageFolder(Path(sys.argv[1])).hold_lock():
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -33,7 +34,7 @@ def test_a_file_is_digested_once_until_it_changes(tmp_path: Path, monkeypatch: p
         return real(path)
 
     real = compute_sha256
-    monkeypatch.setattr(store, "compute_sha256", counted)
+    monkeypatch.setattr(digest_cache, "compute_sha256", counted)
     root = tmp_path / "store"
     root.mkdir()
     path = tmp_path / "big"
@@ -41,8 +42,8 @@ def test_a_file_is_digested_once_until_it_changes(tmp_path: Path, monkeypatch: p
 
     def digest() -> str:
         kept = Store(root)
-        found = kept.file_digest(path)
-        kept.save_digests()
+        found = kept.compute_file_digest(path)
+        kept.save_file_digests()
         return found
 
     first = digest()
@@ -58,7 +59,7 @@ def test_a_file_is_digested_once_until_it_changes(tmp_path: Path, monkeypatch: p
     other.replace(path)  # same path, size and time; another file
     assert digest() != first
     (root / "digests.json").write_text("broken")
-    assert Store(root).file_digest(path) == real(path)
+    assert Store(root).compute_file_digest(path) == real(path)
 
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,15 +77,15 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_folder_is_complete_with_its_manifest_alone(tmp_path: Path) -> None:
-    folder = Store(tmp_path).folder("sft", "0123456789abcdef0123")
+    folder = Store(tmp_path).get_folder("sft", "0123456789abcdef0123")
     assert folder.path == tmp_path / "sft-0123456789abcdef"
-    with folder.locked():
+    with folder.hold_lock():
         (folder.path / "model").mkdir()
         (folder.path / "model" / "weights").write_text("w")
         assert not folder.is_complete
         write_json(folder.path / "manifest.json", {"summary": {}})
         assert folder.is_complete
-        folder.clear()
+        folder.delete_contents()
     assert [entry.name for entry in folder.path.iterdir()] == ["lock"]
 
 
@@ -101,11 +102,11 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "stage")
+    folder = StageFolder(tmp_path / "stage")
     said = f"process {holder.pid} is working on this stage; wait for it, or stop it"
-    with pytest.raises(StageError, match=said), folder.locked():
+    with pytest.raises(StageError, match=said), folder.hold_lock():
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with folder.locked():
+    with folder.hold_lock():
         assert (tmp_path / "stage" / "lock").read_text() == str(os.getpid())

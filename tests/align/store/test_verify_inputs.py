@@ -12,7 +12,7 @@ import yaml
 from qwen_align import cli as command_line
 from qwen_align.align.errors import StageError
 from qwen_align.align.store.files import compute_sha256
-from qwen_align.align.store.verify_inputs import Inspector
+from qwen_align.align.store.verify_inputs import InputVerifier
 
 BUILDERS = {
     "problems": {"kind": "arithmetic", "rows": "problem", "n": 5, "steps": [1]},
@@ -105,14 +105,14 @@ def test_adapters_below_are_looked_at_too_and_each_folder_once(tmp_path: Path) -
     for folder in (sft, dpo, grpo):
         finish(folder)
     names = {folder.resolve(): folder.name.partition("-")[0] for folder in (sft, dpo, grpo)}
-    Inspector(names).look(grpo)
+    InputVerifier(names).verify_folder(grpo)
     for folder in (sft, dpo):
         (file,) = folder.rglob("*.safetensors")
-        looked = Inspector(names)
-        looked.look(folder)
+        looked = InputVerifier(names)
+        looked.verify_folder(folder)
         flip(file)
-        looked.look(folder)  # seen already
+        looked.verify_folder(folder)  # seen already
         with pytest.raises(StageError, match=rf"stage '{names[folder.resolve()]}'.*safetensors is not what was writ"):
-            Inspector(names).look(grpo)
+            InputVerifier(names).verify_folder(grpo)
         flip(file)
-    Inspector({}).look(tmp_path / "elsewhere")  # a model from outside
+    InputVerifier({}).verify_folder(tmp_path / "elsewhere")  # a model from outside

@@ -17,7 +17,7 @@ from qwen_align.align.pipeline.run import run as run_plan
 from qwen_align.align.settings.recipe_file import load_variants
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking import setup, tracker_clients, tracker_process
-from qwen_align.align.tracking.curve import Curve, Lines, Run, evaluation, point
+from qwen_align.align.tracking.curve import Curve, JsonLinesReader, Run, to_evaluation_point, to_point
 from qwen_align.align.training import trl_arguments
 
 DATA: dict[str, Any] = {
@@ -89,8 +89,8 @@ def serve(tracker: Kept, folder: Path, *events: Callable[[], object], project: s
             left.pop(0)()
         return not left
 
-    tracker_process.serve(
-        tracker, tracker_process.Where("kept", project, "group"), orders, is_over, lambda message: None
+    tracker_process.serve_orders(
+        tracker, tracker_process.Destination("kept", project, "group"), orders, is_over, lambda message: None
     )
 
 
@@ -140,25 +140,25 @@ def test_the_run_holds_the_settings_and_where_it_belongs(tmp_path: Path) -> None
 
 def test_lines_come_once_and_only_whole(tmp_path: Path) -> None:
     path = tmp_path / "lines"
-    lines = Lines(path)
-    assert lines.new() == []
+    lines = JsonLinesReader(path)
+    assert lines.read_new() == []
     path.write_text('{"a": 1}\n[2]\nno JSON\n{"a": ')
-    assert lines.new() == [{"a": 1}]
+    assert lines.read_new() == [{"a": 1}]
     with path.open("a") as file:
         file.write('3}\n{"a": 4}\n')
-    assert lines.new() == [{"a": 3}, {"a": 4}]
-    assert lines.new() == []
+    assert lines.read_new() == [{"a": 3}, {"a": 4}]
+    assert lines.read_new() == []
 
 
 def test_a_point_is_finite_numbers_at_a_step() -> None:
     logged = {"step": 3, "loss": 1, "kl": float("nan"), "reason": "length", "skipped": True, "entropy": None}
-    assert point(logged) == (3, {"loss": 1.0, "skipped": 1.0})
-    assert point({"loss": 1.0}) is None
+    assert to_point(logged) == (3, {"loss": 1.0, "skipped": 1.0})
+    assert to_point({"loss": 1.0}) is None
 
 
 def test_an_evaluations_figures_are_named_by_set_switch_and_mode() -> None:
     thinking = {**RESULT, "switch": "soft", "mode": "think", "accuracy": 0.75}
-    step, figures = evaluation({"results": [RESULT, thinking]})
+    step, figures = to_evaluation_point({"results": [RESULT, thinking]})
     assert step == 0
     assert figures == {
         "questions/default/accuracy": 0.5,
@@ -279,7 +279,7 @@ def test_a_missing_library_is_said_before_anything_runs(
 def test_check_says_where_the_curves_go(
     stages: Callable[..., Path], cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(setup, "check", lambda tracking: None)
+    monkeypatch.setattr(setup, "check_installed", lambda tracking: None)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     said = cli("check", stages({"to": ["tensorboard", "wandb", "trackio"]})).out
     folder = tmp_path / "runs" / "trial" / "tracking"
@@ -289,21 +289,21 @@ def test_check_says_where_the_curves_go(
 
 
 def test_wandb_is_online_only_with_a_key_in_the_environment() -> None:
-    assert setup.wandb_mode({}) == "offline"
-    assert setup.wandb_mode({"WANDB_MODE": "online"}) == "offline"
-    assert setup.wandb_mode({"WANDB_API_KEY": "k"}) == "online"
-    assert setup.wandb_mode({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}) == "offline"
+    assert setup.choose_wandb_mode({}) == "offline"
+    assert setup.choose_wandb_mode({"WANDB_MODE": "online"}) == "offline"
+    assert setup.choose_wandb_mode({"WANDB_API_KEY": "k"}) == "online"
+    assert setup.choose_wandb_mode({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}) == "offline"
 
 
 def test_a_trackers_process_gets_its_own_key_and_nothing_that_reports() -> None:
     given = {"WANDB_API_KEY": "w", "HF_TOKEN": "h", "TRACKIO_SPACE_ID": "me/else", "PATH": "/bin"}
     local, space = Tracking(to=["trackio"]), Tracking(to=["trackio"], space="me/curves")
-    wandb = setup.environment("wandb", local, given)
+    wandb = setup.build_tracker_environment("wandb", local, given)
     assert (wandb["WANDB_API_KEY"], "HF_TOKEN" in wandb, wandb["WANDB_ERROR_REPORTING"]) == ("w", False, "false")
-    trackio = setup.environment("trackio", local, given)
+    trackio = setup.build_tracker_environment("trackio", local, given)
     assert not {"WANDB_API_KEY", "HF_TOKEN", "TRACKIO_SPACE_ID"} & set(trackio)
     assert trackio["HF_HUB_OFFLINE"] == "1"
-    sent = setup.environment("trackio", space, given)
+    sent = setup.build_tracker_environment("trackio", space, given)
     assert sent["HF_TOKEN"] == "h"
     assert not {"HF_HUB_OFFLINE", "TRACKIO_SPACE_ID"} & set(sent)
 
@@ -313,7 +313,7 @@ def test_no_trainer_reports_by_itself(tmp_path: Path, stages: Callable[..., Path
 
     (variant,) = load_variants(stages())
     (sft,) = (stage for stage in variant.recipe.stages if getattr(stage, "name", "") == "sft")
-    arguments = trl_arguments.sft(sft, Runtime(device="cpu"), tmp_path, steps=1, seed=0)  # type: ignore[arg-type]
+    arguments = trl_arguments.build_sft_arguments(sft, Runtime(device="cpu"), tmp_path, steps=1, seed=0)  # type: ignore[arg-type]
     assert arguments.report_to == []
 
 
@@ -347,12 +347,14 @@ def test_a_tracker_that_fails_early_is_noted_while_the_stage_runs(
     fake("trackio", RAISES, tmp_path, monkeypatch)
     notes: list[str] = []
     deadline = time.monotonic() + 60
-    with tracker_clients.Senders(Tracking(to=["trackio"]), "group", tmp_path / "tracking", notes.append) as tracked:
-        tracked.begin(Curve("sft", "sft", tmp_path, {}))
+    with tracker_clients.TrackerClients(
+        Tracking(to=["trackio"]), "group", tmp_path / "tracking", notes.append
+    ) as tracked:
+        tracked.begin_curve(Curve("sft", "sft", tmp_path, {}))
         while not notes and time.monotonic() < deadline:
-            tracked.look()
+            tracked.check_trackers()
         assert len(notes) == 1
-        tracked.end(is_whole=True)
+        tracked.end_curve(is_whole=True)
     assert len(notes) == 1
 
 
@@ -398,7 +400,7 @@ def test_tensorboard_holds_each_step_once_over_a_kill(tmp_path: Path) -> None:
     stage, files = tmp_path / "stage", tmp_path / "files"
     stage.mkdir()
     for first, last in ((1, 7), (6, 9)):
-        tracker = tracker_process.make("tensorboard", Tracking(to=["tensorboard"]), files)
+        tracker = tracker_process.make_tracker("tensorboard", Tracking(to=["tensorboard"]), files)
         if first > 1:
             cut_after(stage, first - 1)
         write_steps(stage, first, last)

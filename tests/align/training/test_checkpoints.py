@@ -17,11 +17,11 @@ FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.jso
 
 def make(home: Path, step: int, world_size: int = 1) -> Path:
     """A checkpoint put in place as trainers do, and nothing else there."""
-    folder = checkpoints.unfinished(home, step)
+    folder = checkpoints.get_partial_folder(home, step)
     for name in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(f"{name} of step {step}".encode() * 100)
-    integrity.seal(folder, step=step, world_size=world_size)
+    integrity.seal_folder(folder, step=step, world_size=world_size)
     folder.rename(home / folder.name)
     return home / folder.name
 
@@ -112,47 +112,47 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, name: str)
     damage, message = DAMAGES[name]
     older, newer = make(tmp_path, 5), make(tmp_path, 10)
     damage(newer)
-    found = checkpoints.newest(tmp_path)
+    found = checkpoints.find_newest_checkpoint(tmp_path)
     assert found.folder == older
     (said,) = found.damaged
     assert said.startswith(f"{tmp_path}/checkpoint-")
     assert message in said
     shutil.rmtree(older)
-    assert checkpoints.newest(tmp_path) == checkpoints.Found(None, [said])
+    assert checkpoints.find_newest_checkpoint(tmp_path) == checkpoints.ResumePoint(None, [said])
 
 
 def test_the_newest_whole_one_is_taken_and_nothing_is_said(tmp_path: Path) -> None:
-    assert checkpoints.newest(tmp_path / "none") == checkpoints.Found(None, [])
+    assert checkpoints.find_newest_checkpoint(tmp_path / "none") == checkpoints.ResumePoint(None, [])
     make(tmp_path, 5)
     newer = make(tmp_path, 10)
-    assert checkpoints.newest(tmp_path) == checkpoints.Found(newer, [])
+    assert checkpoints.find_newest_checkpoint(tmp_path) == checkpoints.ResumePoint(newer, [])
 
 
 def test_an_unfinished_one_is_no_damage_and_is_cleared_away(tmp_path: Path) -> None:
-    folder = checkpoints.unfinished(tmp_path, 5)
+    folder = checkpoints.get_partial_folder(tmp_path, 5)
     folder.mkdir(parents=True)
     (folder / "optimizer.pt").write_text("half")
-    assert checkpoints.newest(tmp_path) == checkpoints.Found(None, [])
+    assert checkpoints.find_newest_checkpoint(tmp_path) == checkpoints.ResumePoint(None, [])
     assert not folder.exists()
 
 
 def test_one_of_another_number_of_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, 5, world_size=2)
     with pytest.raises(StageError, match=r"checkpoint-5: saved by 2 process\(es\), but this run has 1; run with"):
-        checkpoints.newest(tmp_path)
+        checkpoints.find_newest_checkpoint(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert checkpoints.newest(tmp_path).step == 5
+    assert checkpoints.find_newest_checkpoint(tmp_path).step == 5
 
 
 def test_finishing_one_deletes_the_others_damaged_ones_too(tmp_path: Path) -> None:
     make(tmp_path, 5)
     empty(make(tmp_path, 10))
-    folder = checkpoints.unfinished(tmp_path, 7)
+    folder = checkpoints.get_partial_folder(tmp_path, 7)
     folder.mkdir(parents=True)
     (folder / "optimizer.pt").write_text("o")
-    checkpoints.finish(tmp_path, 7)
+    checkpoints.publish_checkpoint(tmp_path, 7)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-7"]
-    assert checkpoints.newest(tmp_path).step == 7
+    assert checkpoints.find_newest_checkpoint(tmp_path).step == 7
 
 
 @pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"])
@@ -162,11 +162,11 @@ def test_one_from_which_training_would_go_on_otherwise_is_not_sealed(tmp_path: P
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(b"1")
     with pytest.raises(StageError, match=f"transformers saved no {missing}"):
-        checkpoints._check_saved(tmp_path)
+        checkpoints._check_checkpoint_files(tmp_path)
     (tmp_path / missing).write_bytes(b"1")
-    checkpoints._check_saved(tmp_path)
+    checkpoints._check_checkpoint_files(tmp_path)
 
 
 def test_deepspeed_keeps_its_optimiser_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "latest").write_text("global_step1")
-    checkpoints._check_saved(tmp_path)
+    checkpoints._check_checkpoint_files(tmp_path)

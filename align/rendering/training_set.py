@@ -1,0 +1,80 @@
+"""Renders a whole training set: rows or preference pairs as token ids, over-long ones dropped and counted."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from qwen_align.align.errors import DataError
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.samples import PairIds, Sample, merge_turns
+from qwen_align.align.rows import Pair, Row
+
+
+class RenderedRows(NamedTuple):
+    """Samples within the length limit, why others were dropped, and the token lengths of all, dropped ones included.
+
+    Counts are of samples as rendered before turns are merged: a conversation has one an assistant turn.
+    """
+
+    samples: list[Sample]
+    dropped: dict[str, int]
+    lengths: list[int]
+
+
+class RenderedPairs(NamedTuple):
+    """Pairs within the limit, why others were dropped, and the length of each pair's longer side with the prompt."""
+
+    pairs: list[PairIds]
+    dropped: dict[str, int]
+    lengths: list[int]
+
+
+def render_rows(renderer: Renderer, rows: Iterable[Row], max_tokens: int) -> RenderedRows:
+    """Renders all rows to training samples; those over `max_tokens` are dropped and counted, never cut."""
+    samples: list[Sample] = []
+    dropped: Counter[str] = Counter()
+    lengths = []
+    for row in rows:
+        kept = []
+        for turn in renderer.render_turns(row):
+            lengths.append(len(turn.ids))
+            reason = _describe_excess(len(turn.ids), turn.mask.index(True), max_tokens)
+            if reason:
+                dropped[reason] += 1
+            else:
+                kept.append(turn)
+        samples.extend(merge_turns(kept))
+    return RenderedRows(samples, dict(dropped), lengths)
+
+
+def render_pairs(
+    renderer: Renderer, rows: Iterable[Pair], max_tokens: int, *, needs_margin: bool = False
+) -> RenderedPairs:
+    """Renders all pairs; those with a side that is over `max_tokens` with its prompt are dropped and counted.
+
+    Raises DataError for a pair without a margin where `needs_margin`.
+    """
+    pairs: list[PairIds] = []
+    dropped: Counter[str] = Counter()
+    lengths = []
+    for row in rows:
+        if needs_margin and row.margin is None:
+            raise DataError(
+                f"row '{row.id}': has no margin, which reward_model's margins: true subtracts; "
+                "give every pair a margin, or leave margins out"
+            )
+        pair = renderer.render_pair(row)
+        lengths.append(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
+        reason = _describe_excess(lengths[-1], len(pair.prompt), max_tokens)
+        if reason:
+            dropped[reason] += 1
+        else:
+            pairs.append(pair)
+    return RenderedPairs(pairs, dict(dropped), lengths)
+
+
+def _describe_excess(n_tokens: int, n_prompt: int, max_tokens: int) -> str | None:
+    """Says why a sample is dropped, None for one within the limit."""
+    if n_tokens <= max_tokens:
+        return None
+    return f"prompt over {max_tokens} tokens" if n_prompt >= max_tokens else f"over {max_tokens} tokens"

@@ -1,0 +1,67 @@
+"""A stage's folder in the store: its manifest, the lock that one process holds, and what is deleted when."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qwen_align.align.errors import StageError
+from qwen_align.align.store.files import read_json, remove_tree
+
+UNFINISHED = ("checkpoints", "parts")  # folders of a stage that is not complete
+
+
+class StageFolder:
+    """A stage's folder. It is complete if and only if it holds `manifest.json`, which is written last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the stage's result is there."""
+        return (self.path / "manifest.json").exists()
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Reads manifest.json, the record of a finished stage; raises StageError when it cannot be read."""
+        try:
+            return read_json(self.path / "manifest.json")
+        except ValueError:
+            raise StageError(
+                f"{self.path / 'manifest.json'}: cannot be read; delete it to make the stage again"
+            ) from None
+
+    def remove_leftovers(self) -> None:
+        """Deletes the checkpoints and parts that a kill at the end of a finished stage may have left."""
+        for name in UNFINISHED:
+            if (self.path / name).exists():
+                with self.hold_lock():
+                    remove_tree(self.path / name)
+
+    @contextlib.contextmanager
+    def hold_lock(self) -> Iterator[None]:
+        """Holds the folder's lock inside the `with` block; raises StageError when another process has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise StageError(
+                    f"{self.path}: process {lock.read().strip() or '?'} is working on this stage; "
+                    "wait for it, or stop it and run again"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def delete_contents(self) -> None:
+        """Deletes the result and all checkpoints; the lock file stays."""
+        (self.path / "manifest.json").unlink(missing_ok=True)  # first, or a kill here would leave half a result
+        for entry in self.path.iterdir() if self.path.exists() else ():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()

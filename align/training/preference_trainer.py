@@ -1,0 +1,80 @@
+"""TRL's DPOTrainer with atomic checkpoints, on token ids, and with losses of our own beside TRL's."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from trl import DPOTrainer
+
+from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.preference_losses import PairLogps, PreferenceLoss
+
+
+class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
+    """Trains on pairs of token ids with a loss of the table; TRL's own loss types run in TRL's code alone.
+
+    A loss without a reference asks for `precompute_ref_log_probs`, or TRL would load a reference by the model's name.
+    """
+
+    def __init__(self, *args: Any, loss: PreferenceLoss, sft_weight: float = 0.0, **kwargs: Any) -> None:
+        self.preference_loss, self.sft_weight = loss, sft_weight
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Leaves the rows as they are: only losses without a reference come here."""
+        return dataset
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        """Computes a loss of our own and logs TRL's main figures; a TRL loss type goes to TRL."""
+        if self.preference_loss.compute is None:
+            return super()._compute_loss(model, inputs, return_outputs)
+        assert not return_outputs, "of evaluation during training, which no stage asks for"
+        token_logps = self._score_tokens(model, inputs)
+        chosen, rejected = token_logps.sum(dim=1).chunk(2)
+        n_chosen, n_rejected = inputs["completion_mask"].sum(dim=1).chunk(2)
+        reference_chosen = reference_rejected = None
+        if self.preference_loss.needs_reference:
+            with torch.no_grad(), self._reference_adapter():
+                reference = self._score_tokens(self.model if self.ref_model is None else self.ref_model, inputs)
+            reference_chosen, reference_rejected = reference.sum(dim=1).chunk(2)
+        logps = PairLogps(chosen, rejected, reference_chosen, reference_rejected, n_chosen, n_rejected)
+        loss = self.preference_loss.compute(logps, self.beta, self.label_smoothing).mean()
+        if self.sft_weight:  # as TRL's loss type "sft": a mean over the chosen tokens of the forward pass
+            loss = loss - self.sft_weight * token_logps.chunk(2)[0].sum() / n_chosen.sum()
+        self._log_pairs(logps)
+        return loss
+
+    def _score_tokens(self, model: Any, inputs: Any) -> Tensor:
+        """Returns log-probabilities of the completions' tokens, 0 elsewhere, (2 x pairs, tokens - 1), chosen first."""
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        read = {name: value for name, value in inputs.items() if name != "completion_mask"}
+        logps: Tensor = model(**read, use_cache=False, labels=labels, fused_lm_head=True).log_probs
+        return logps
+
+    def _reference_adapter(self) -> AbstractContextManager[Any]:
+        """Turns the new adapter off where the reference is the policy without it."""
+        policy = self.accelerator.unwrap_model(self.model)
+        has_own_reference = self.ref_model is not None or not isinstance(policy, PeftModel)
+        return nullcontext() if has_own_reference else policy.disable_adapter()
+
+    def _log_pairs(self, logps: PairLogps) -> None:
+        """Logs the implied rewards under TRL's names; without a reference they are beta times the log-probability."""
+        with torch.no_grad():
+            chosen, rejected = logps.chosen, logps.rejected
+            if logps.reference_chosen is not None and logps.reference_rejected is not None:
+                chosen, rejected = chosen - logps.reference_chosen, rejected - logps.reference_rejected
+            figures = {
+                "rewards/chosen": self.beta * chosen,
+                "rewards/rejected": self.beta * rejected,
+                "rewards/accuracies": (chosen > rejected).float(),
+                "rewards/margins": self.beta * (chosen - rejected),
+                "logps/chosen": logps.chosen,
+                "logps/rejected": logps.rejected,
+            }
+            for name, values in figures.items():
+                self._metrics["train"][name].append(self.accelerator.gather(values).mean().item())
