@@ -62,9 +62,7 @@ class PythonReward(BaseReward):
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
         """Returns the function's verdicts on all completions of one prompt."""
-        return self._ask_workers(
-            {"rows": [completion.model_dump(exclude_none=True) for completion in group]}, len(group)
-        )
+        return self._ask_workers({"rows": [completion.model_dump() for completion in group]}, len(group))
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
         """Returns the function's verdicts on completions of any prompts, in their order."""

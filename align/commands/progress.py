@@ -3,7 +3,8 @@
 import contextlib
 import json
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from typing import Self
 
 from rich.console import Console
@@ -110,18 +111,34 @@ def says(progress: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
+class StopRequest:
+    """Says when called whether a signal has asked the run to stop; `signals` has the numbers of those that came."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    def __call__(self) -> bool:
+        return bool(self.signals)
+
+
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """A function that turns true once SIGTERM, SIGINT or SIGUSR1 has come; a second SIGINT kills as usual."""
-    asked = []
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turns SIGTERM, SIGINT and SIGUSR1 into a request to stop; a second SIGINT kills as usual.
+
+    Outside the main thread Python lets nobody handle signals: they then keep their handlers, and nothing is asked.
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def ask(number: int, _: object) -> None:
-        asked.append(number)
+        stop.signals.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
-        yield lambda: bool(asked)
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

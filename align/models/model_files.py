@@ -5,14 +5,33 @@ from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.recipe import ModelSource
+from qwen_align.align.store.files import read_json
+
+MODEL = "model.json"  # in a stage's folder: what its model consists of, see models/loading.py
 
 
 def find_model_folder(source: ModelSource) -> Path:
-    """Returns the folder of a shipped or local model; raises RecipeError when it holds no model."""
+    """The folder of a shipped or local model, or of a finished stage's; raises RecipeError when it holds no model."""
     shipped = Path(str(files("qwen_align") / "recipes"))
     folder = shipped / source.shipped if source.shipped else Path(str(source.path))
+    if is_stage_folder(folder):
+        return folder
     missing = next((name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))), None)
     if missing:
         problem = f"it has no {missing}" if folder.is_dir() else "no such folder"
         raise RecipeError(f"{folder}: {problem}; a model folder in Hugging Face form is wanted, weights in safetensors")
     return folder
+
+
+def is_stage_folder(folder: Path) -> bool:
+    """Tells whether the folder is that of a finished stage which made a model."""
+    return (folder / MODEL).is_file() and (folder / "manifest.json").is_file()
+
+
+def find_base(folder: Path) -> Path | None:
+    """The folder of config and tokenizer: of a stage's folder that of its model or base; None if it is on the hub."""
+    if not is_stage_folder(folder):
+        return folder
+    described = read_json(folder / MODEL)
+    base = described.get("model") or described["base"]
+    return None if base.startswith("hub:") else folder / base

@@ -103,7 +103,11 @@ class Plan:
 
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
     """Reads and binds the recipe and computes every key; nothing is written but the cache of file digests."""
-    variants = load_variants(path, overrides, tiny=tiny)
+    return plan_variants(load_variants(path, overrides, tiny=tiny), home, path)
+
+
+def plan_variants(variants: Sequence[Variant], home: Path, path: Path) -> Plan:
+    """Plans a recipe's variants as `plan` does; `path` opens the message of a RecipeError."""
     try:
         return _planned(variants, home)
     except RecipeError as error:
@@ -157,7 +161,8 @@ def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
     for name, folder in read.items():
         if name in planned.graph.models and not planned.graph.models[name].hub:
             try:
-                check_tokenizer_fits_model(folder, Renderer.load(folder))
+                if base := model_files.find_base(folder):
+                    check_tokenizer_fits_model(base, Renderer.load(base))
             except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
                 raise RecipeError(f"models: {name}: {error}") from None
 

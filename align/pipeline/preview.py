@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.generation.requests import put
+from qwen_align.align.models.model_files import find_base
 from qwen_align.align.pipeline.plan import Plan, Planned
 from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.renderer import Renderer
@@ -98,6 +99,7 @@ class Preview:
             if not maker.is_stored:
                 raise Unknown(maker.name)
             folder = folder / "model"
-        if str(folder).startswith("hub:"):
+        base = None if str(folder).startswith("hub:") else find_base(folder)
+        if base is None:
             raise Unknown("the hub model is downloaded")
-        return folder
+        return base

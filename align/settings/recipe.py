@@ -30,7 +30,7 @@ class ModelSource(Strict):
 
     shipped: Literal["tiny_base"] | None = Field(None, description="a model that comes with the package")
     path: OutsideFile | None = Field(
-        None, description="folder with a model in Hugging Face form, relative to the recipe"
+        None, description="folder with a model in Hugging Face form, or of a finished stage that made a model"
     )
     hub: str | None = Field(None, description="model id on the Hugging Face hub, such as Qwen/Qwen3-0.6B")
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub model, 40 hex digits")

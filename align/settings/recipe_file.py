@@ -30,7 +30,14 @@ def load_variants(path: Path, overrides: Sequence[str] = (), *, tiny: bool = Fal
 
     `tiny` takes the values of the recipe's `tiny` section first, and names the run so. Raises RecipeError.
     """
-    raw = read_settings(path, overrides, tiny=tiny)
+    return expand_variants(read_settings(path, overrides, tiny=tiny), path)
+
+
+def expand_variants(raw: dict[str, Any], path: Path) -> list[Variant]:
+    """Checks a recipe's settings and returns its variants, one for each cell of the matrix (one without a matrix).
+
+    `path`: opens error messages, and relative paths start at its folder. Raises RecipeError.
+    """
     whole = _validate_recipe(raw, path)
     return [
         Variant(axes, _validate_recipe(cell, path)) if axes else Variant(axes, whole)
@@ -40,11 +47,20 @@ def load_variants(path: Path, overrides: Sequence[str] = (), *, tiny: bool = Fal
 
 def read_settings(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> dict[str, Any]:
     """The file's settings with the overrides set, not yet validated; raises RecipeError."""
-    raw = _resolve_extends(_read_file(path), path)
+    raw = complete_settings(_read_file(path), path, tiny=tiny)
+    for (setting, value), override in zip(parse_overrides(overrides), overrides, strict=True):
+        set_value(raw, setting, value, where=f"--set {override}")
+    return raw
+
+
+def complete_settings(raw: dict[str, Any], path: Path, *, tiny: bool = False) -> dict[str, Any]:
+    """Returns the settings on top of those that `extends` names, in their tiny form if asked; raises RecipeError.
+
+    `raw` is changed. `path`: opens error messages; the recipe that is extended lies in its folder.
+    """
+    raw = _resolve_extends(raw, path)
     if tiny:
         _apply_tiny_form(raw, path)
-    for (setting, value), override in zip(parse_overrides(overrides), overrides, strict=True):
-        _set_value(raw, setting, value, where=f"--set {override}")
     return raw
 
 
@@ -61,7 +77,7 @@ def _resolve_extends(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: name: is missing; with that of {name} their runs would share a folder")
     base = _resolve_extends(_read_file(path.parent / name), path.parent / name)
     for setting, value in _require_mapping(raw.pop("change", {}), f"{path}: change").items():
-        _set_value(base, str(setting), copy.deepcopy(value), where=f"{path}: change")
+        set_value(base, str(setting), copy.deepcopy(value), where=f"{path}: change")
     for group in ("models", "runtime"):
         if group in base and group in raw:
             raw[group] = _require_mapping(base[group], f"{name}: {group}") | _require_mapping(
@@ -84,7 +100,7 @@ def _apply_tiny_form(raw: dict[str, Any], path: Path) -> None:
     if not isinstance(found, dict) or not found:
         raise RecipeError(f"{path}: has no tiny form: a section `tiny` would map dotted settings to their values")
     for setting, value in found.items():
-        _set_value(raw, str(setting), copy.deepcopy(value), where=f"{path}: tiny")
+        set_value(raw, str(setting), copy.deepcopy(value), where=f"{path}: tiny")
     if isinstance(raw.get("name"), str):
         raw["name"] += TINY_SUFFIX
 
@@ -113,7 +129,7 @@ def _expand_matrix(
         cell = copy.deepcopy(raw)
         axes = {}
         for setting, label, value in choice:
-            _set_value(cell, "models.base" if setting == "base" else setting, copy.deepcopy(value), where=where)
+            set_value(cell, "models.base" if setting == "base" else setting, copy.deepcopy(value), where=where)
             last = setting.rpartition(".")[2]
             axes[last if short.count(last) == 1 else setting] = label
         yield axes, cell
@@ -131,7 +147,8 @@ def _label_values(setting: str, values: list[Any], where: str) -> list[str]:
     return labels
 
 
-def _set_value(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> None:
+def set_value(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> None:
+    """Puts a value at a dotted setting, in which a stage goes by its name; `where` opens the error (RecipeError)."""
     *path, last = setting.split(".")
     place: Any = raw
     for depth, part in enumerate(path):

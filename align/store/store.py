@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.models.model_files import find_model_folder
+from qwen_align.align.models.model_files import find_model_folder, is_stage_folder
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.references import OutsideFile, Ref, find_outside_files, to_plain_value
 from qwen_align.align.settings.recipe import ModelSource
@@ -62,10 +62,15 @@ class Store:
         return hashlib.sha256(to_canonical_json(key_parts).encode()).hexdigest()
 
     def compute_model_key(self, source: ModelSource) -> str:
-        """Computes the key of a model from outside, of its files' digests or its hub id and commit."""
+        """Key of a model from outside: its files' digests, its hub id and commit, or the key of the stage that made it.
+
+        Raises RecipeError.
+        """
         if source.hub:
             return f"hub:{source.hub}@{source.revision}"
         folder = find_model_folder(source)
+        if is_stage_folder(folder):
+            return str(StageFolder(folder).read_manifest()["key"])
         digests = {
             str(path.relative_to(folder)): self.compute_file_digest(path)
             for path in sorted(folder.rglob("*"))

@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
-import io
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,97 +17,19 @@ from qwen_align.align.context import Context
 from qwen_align.align.pipeline import launcher
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.pipeline.plan import plan as make_plan
-from qwen_align.align.rows import Completion, Message, Pair, Problem, Row, to_json_line
+from qwen_align.align.rows import Problem, to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.tracking import setup
-from qwen_align.data_builders import Arithmetic
 from qwen_align.reward.settings import RewardSettings
-from qwen_align.reward.verdict import Verdict
+from tests.architecture.settings_rows import FILES, data_stages, make_completion, user
 
 Settings = dict[str, Any]
 CPU = {"device": "cpu", "micro_batch": 8, "generation_batch": 64}
 # Names in stage folders that say how a run went, not what it made.
 NOT_RECORDED = {"progress.json", "log.txt", "checkpoints"}
-
-
-def user(text: str) -> Message:
-    return Message(role="user", content=text)
-
-
-def make_completion(
-    prompt_id: str, sample: int, value: float | None, thinking: str, answer: str, **more: Any
-) -> Completion:
-    text = f"<think>\n{thinking}\n</think>\n\n{answer}"
-    settings: Settings = {
-        "prompt": [user(f"What is {prompt_id}?")],
-        "finish_reason": "stop",
-        "n_tokens": len(text),
-        "mode": "think",
-        "gold": "2",
-        "verdicts": {"math_answer": Verdict(value=value, reason="judged")},
-    }
-    return Completion(prompt_id=prompt_id, sample=sample, text=text, **settings | more)
-
-
-def data_stages() -> dict[str, list[Row]]:
-    """Rows of the data stages that settings refer to, by name."""
-
-    def generate(rows: Any, n: int, seed: int) -> list[Row]:
-        return list(Arithmetic(rows=rows, n=n, steps=[1, 2]).generate(seed))
-
-    rollouts = [
-        make_completion("p0", 0, 1.0, "one and one", "\\boxed{2}"),
-        make_completion("p0", 1, 0.0, "one and one and more", "\\boxed{3}"),
-        make_completion("p0", 2, 0.5, "one", "\\boxed{5} or so, it is hard to say"),
-        make_completion("p1", 0, 1.0, "first\n\nsecond", "\\boxed{2}"),
-        make_completion("p1", 1, 1.0, "wait, check that perhaps", "\\boxed{2}"),
-        make_completion("p2", 0, 0.0, "no idea", "\\boxed{7}"),
-        make_completion("p2", 1, 0.0, "none", "\\boxed{8}", mode="no_think"),
-    ]
-    pairs = [
-        Pair(
-            id=f"pair{n}",
-            messages=[user(f"What is {n} + 1?")],
-            chosen=Message(role="assistant", content=f"\\boxed{{{n + 1}}}"),
-            rejected=Message(role="assistant", content=f"\\boxed{{{n}}}, or so it seems"),
-            margin=1.0 + n,
-            kind="math_answer",
-            mode="no_think",
-        )
-        for n in range(6)
-    ]
-    return {
-        "problems": generate("problem", 12, 0),
-        "other": generate("problem", 6, 1),
-        "traces": generate("trace", 8, 0),
-        "direct": generate("direct", 8, 2),
-        "texts": generate("text", 30, 0),
-        "rollouts": rollouts,
-        "pairs": list(pairs),
-        "more_pairs": list(pairs[:4]),
-        "more_texts": generate("text", 40, 1),
-        "draws": [
-            make_completion(
-                problem.id,
-                sample,
-                value,
-                "",
-                "",
-                verdicts={
-                    "math_answer": Verdict(value=value, reason="judged"),
-                    "format": Verdict(value=value if n < 6 else 1.0, reason="judged"),
-                },
-            )
-            for n, problem in enumerate(generate("problem", 12, 0))
-            for sample, value in enumerate((0.0, n / 12))
-        ],
-        "coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 8, 3)],
-        "more_coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 5, 4)],
-        "none": [],
-    }
 
 
 class World:
@@ -122,6 +44,10 @@ class World:
                 "".join(f"{to_json_line(row)}\n" for row in rows), encoding="utf-8"
             )
             self.inputs[name] = folder / name
+
+        for name, text in FILES.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        shutil.copyfile(tiny_model / "tokenizer.json", folder / "tokenizer.json")
 
     def scratch(self) -> Path:
         self.n_runs += 1
@@ -174,9 +100,13 @@ class World:
                 "builder": {"kind": "local_file", "path": f"{name}/rows.jsonl", "rows": "typed"},
             }
             for name in self.inputs
-            if name not in ("base", "scorer", "none")
+            if name in ("problems", "other", "traces", "direct", "texts", "pairs", "more_pairs")
         ]
-        models = {"base": {"path": str(self.inputs["base"])}, "second": {"shipped": "tiny_base"}}
+        models: Settings = {"base": {"path": str(self.inputs["base"])}, "second": {"shipped": "tiny_base"}}
+        if "scorer" in json.dumps(settings):
+            self.add_scorer()
+            described = {"path": str(self.inputs["scorer"]), "is_scorer": True}
+            models |= {"scorer": described, "second_scorer": described}
         return self.plan_recipe({"models": models, "stages": [*builders, {"name": "stage", **settings}]})
 
     def plan_recipe(self, recipe: Settings, **options: Any) -> Plan:
@@ -337,18 +267,59 @@ class World:
         )
 
     def rows(self, settings: Settings) -> Any:
-        """The rows that a data stage makes, and what it drops."""
+        """The rows that a data stage makes, and what it drops; `given` holds data stages that it reads."""
         from qwen_align.align.stages import build_data
 
-        spec, out = to_stage({"name": "stage", "kind": "build_data", **settings}), self.scratch()
-        context = Context(out, spec.seed or 0, Runtime())
-        with contextlib.redirect_stdout(io.StringIO()):
-            summary = build_data.run(spec, self.inputs, out, context)
+        given = {name: self.add_rows(name, rows) for name, rows in settings.get("given", {}).items()}
+        stage = {name: value for name, value in settings.items() if name != "given"}
+        spec = to_stage({"name": "stage", "kind": "build_data", **stage}, self.folder)
+        out = self.scratch()
+        summary = build_data.run(spec, self.inputs | given, out, Context(out, spec.seed or 0, Runtime()))
         return summary, dict(digest_files(out))
 
+    def add_rows(self, name: str, rows: list[Settings]) -> Path:
+        folder = self.scratch() / name
+        folder.mkdir()
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return folder
+
+    def hub(self, settings: Settings) -> Any:
+        """What the hub's library is asked for, and the rows that come of it."""
+        from unittest import mock
+
+        rows = [{"question": "What is 1 + 1?", "answer": "2"}]
+        with mock.patch("datasets.load_dataset_builder") as load:
+            builder = load.return_value
+            builder.hash = settings["builder"]["revision"]
+            builder.as_streaming_dataset.return_value = builder.as_dataset.return_value = rows
+            recorded = self.rows(settings)
+        return recorded, [str(call) for call in load.mock_calls if "__" not in str(call)]
+
     def verdict(self, settings: Settings) -> Any:
-        """A reward's verdicts on completions of one prompt, alone and combined with another."""
-        return judge_completions(settings, self)
+        """The verdicts of a reward on completions of one prompt, alone and combined with those `beside` it."""
+        from qwen_align.reward.combine import is_task_solved, judge_all
+
+        described = [settings["reward"], *settings.get("beside", [])]
+        rewards = TypeAdapter[Any](list[RewardSettings]).validate_python(
+            described, context={"folder": str(self.folder)}
+        )
+        if "from_scorer" in settings["reward"]:
+            import torch
+
+            from qwen_align.align.models import reward_scorer
+
+            self.add_scorer()
+            inputs = {**self.inputs, "scorer": self.inputs["scorer"]}
+            reward_scorer.bind_scorers(rewards, inputs, device=torch.device("cpu"), max_rows=8)
+        group = [
+            make_completion(
+                "p", sample, None, "", "", text=text, n_tokens=len(text), gold=settings.get("gold", "2"), verdicts={}
+            )
+            for sample, text in enumerate(settings["texts"])
+        ]
+        alone = [verdict.model_dump() for verdict in rewards[0].judge_group(group)]
+        together = judge_all(rewards, group)
+        return alone, [(verdict.value, is_task_solved(rewards, verdict)) for verdict in together]
 
 
 DATA: Settings = {
@@ -373,8 +344,8 @@ EVALUATION: Settings = {
 }
 
 
-def to_stage(settings: Settings) -> Any:
-    return TypeAdapter[Any](AnyStage).validate_python(settings)
+def to_stage(settings: Settings, folder: Path | None = None) -> Any:
+    return TypeAdapter[Any](AnyStage).validate_python(settings, context={"folder": str(folder)} if folder else None)
 
 
 def digest_files(out: Path) -> Iterator[tuple[str, str]]:
@@ -540,9 +511,3 @@ def record_vllm_arguments(engine: Any) -> Any:
     ):
         trl_compat.open_vllm_generation(None, None, None, engine, max_tokens=9)
     return {name: str(value) for name, value in made.call_args.kwargs.items()}
-
-
-def judge_completions(settings: Settings, world: World) -> Any:
-    """The verdicts of a reward on completions, alone, and together with an outcome."""
-
-    return TypeAdapter[Any](RewardSettings).validate_python(settings, context={"folder": str(world.folder)})

@@ -36,6 +36,7 @@ LAYERS = (
     ("align.stages.*",),
     ("align.tracking.*",),
     ("align.commands.*", "align.pipeline.*", "align.reporting.*"),
+    ("align.api.*",),
     ("cli",),
 )
 # Whose __init__ holds no import.

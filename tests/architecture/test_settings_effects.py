@@ -1,6 +1,6 @@
 """No setting without effect: for every field of every settings class a value that changes something recorded.
 
-tests/settings_effects.yaml maps class and field to that value and to a probe in tests/architecture/settings_probes.py,
+tests/settings_effects.yaml maps class and field to that value and to a probe of tests/architecture/settings_probes.py,
 that computes what is recorded, with the value and without it.
 """
 

@@ -115,6 +115,11 @@ def test_gold_is_the_rows_own_or_the_given(reward: Any) -> None:
     assert reward().judge("gold", 6).value == 60.0
 
 
+def test_a_completion_that_another_reward_had_no_verdict_on_is_judged(reward: Any) -> None:
+    row = completion("number").model_copy(update={"verdicts": {"math_answer": Verdict(value=None, reason="no gold")}})
+    assert reward().judge(row).value == 2.0
+
+
 def test_a_function_that_hangs_is_ended_and_the_rest_judged(reward: Any) -> None:
     mine = reward(time_limit_s=0.5)
     mine.warm_up()

@@ -1,0 +1,74 @@
+"""How a run shows in a notebook: lines of text as in a terminal, and above them one line that says how far it is."""
+
+import contextlib
+import json
+import sys
+from importlib import import_module
+from typing import Any, Self
+
+from rich.console import Console
+
+from qwen_align.align.commands.progress import Progress, says
+from qwen_align.align.context import PROGRESS
+from qwen_align.align.pipeline.plan import Plan, Planned
+
+
+def is_notebook() -> bool:
+    """Tells whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+class NotebookProgress(Progress):
+    """Prints a line a stage, and keeps one line of output up to date with the progress of the stage that runs.
+
+    Everything is shown from the thread that calls, and needs no widgets.
+    """
+
+    def __init__(self, console: Console, planned: Plan) -> None:
+        super().__init__(console, planned)
+        self._status = ""
+        self._display: Any = None
+
+    def __enter__(self) -> Self:
+        show = import_module("IPython.display").display
+        self._display = show({"text/plain": ""}, raw=True, display_id=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._show_status("")
+
+    def going(self, planned: Planned) -> None:
+        super().going(planned)
+        with contextlib.suppress(FileNotFoundError):  # the stage has not begun, or has just finished
+            told = json.loads((planned.folder.path / PROGRESS).read_text())
+            self._show_status(f"{planned.stage.name}: {says(told)}")
+
+    def finished(self, planned: Planned) -> None:
+        self._show_status("")
+        super().finished(planned)
+
+    def _show_status(self, text: str) -> None:
+        if text != self._status:
+            self._status = text
+            self._display.update({"text/plain": text}, raw=True)
+
+
+class Silence:
+    """Listens to a run and shows nothing."""
+
+    def skipped(self, planned: Planned) -> None:
+        pass
+
+    def started(self, planned: Planned) -> None:
+        pass
+
+    def going(self, planned: Planned) -> None:
+        pass
+
+    def finished(self, planned: Planned) -> None:
+        pass
+
+    def noted(self, message: str) -> None:
+        pass

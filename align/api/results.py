@@ -1,0 +1,188 @@
+"""What a run has made: each stage with its folder and figures, each evaluation with its questions and completions."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qwen_align.align.api.recipe import count_stages
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.reporting import results as report
+from qwen_align.align.rows import Completion, read_rows
+from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.store.files import read_json
+from qwen_align.align.store.stage_folder import StageFolder
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage. `summary` has its counts and figures, `seconds` how long it took without imports."""
+
+    name: str
+    kind: str
+    key: str
+    folder: Path
+    seconds: float
+    summary: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The accuracy of one model on one data set, with one way of asking it to think or not.
+
+    accuracy: mean reward over questions, of `completions_per_prompt` completions each (0 to 1 if the reward is).
+    stderr: standard error of the accuracy over questions; 0 for a single question.
+    question_means: mean reward of each question, by the question's id.
+    pass_at_k, maj_at_k: for k = `completions_per_prompt`.
+    obeyed_share: share that thought, or did not, as asked; None where that was not asked. stopped_share: share that
+    ended before `max_tokens`. mean_tokens: tokens per completion.
+    dropped: rows that were left out of the questions, counted by reason.
+    """
+
+    stage: str
+    model: str
+    data: str
+    thinking_switch: str
+    mode: str | None
+    seed: int
+    accuracy: float
+    stderr: float
+    n_questions: int
+    completions_per_prompt: int
+    pass_at_k: float
+    maj_at_k: float
+    obeyed_share: float | None
+    stopped_share: float
+    mean_tokens: float
+    axes: dict[str, str] = field(repr=False)
+    dropped: dict[str, int] = field(repr=False)
+    question_means: dict[str, float] = field(repr=False)
+    file: Path = field(repr=False)
+    first_line: int = field(repr=False)
+
+    @property
+    def completions(self) -> list[dict[str, Any]]:
+        """Every completion with its question's id, gold, value (the reward), reason and number of tokens, as a dict.
+
+        `pandas.DataFrame(evaluation.completions)` is a table of them. Read from the stage's folder each time.
+        """
+        n_rows = self.n_questions * self.completions_per_prompt
+        rows = islice(read_rows(self.file), self.first_line, self.first_line + n_rows)
+        return [_to_dict(row) for row in rows if isinstance(row, Completion)]
+
+    def to_row(self) -> dict[str, Any]:
+        """Returns the figures without questions and files, a row of a table."""
+        row = asdict(self)
+        for name in ("axes", "dropped", "question_means", "file", "first_line"):
+            row.pop(name)
+        return row | self.axes
+
+
+def _to_dict(completion: Completion) -> dict[str, Any]:
+    verdict = completion.verdicts[completion.reward]
+    return {
+        "question": completion.prompt_id,
+        "sample": completion.sample,
+        "text": completion.text,
+        "gold": completion.gold,
+        "value": verdict.value,
+        "reason": verdict.reason,
+        "n_tokens": completion.n_tokens,
+        "finish_reason": completion.finish_reason,
+        "prompt": [message.model_dump(exclude_none=True) for message in completion.prompt],
+    }
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run's finished stages by name, and its evaluations in the order they ran; printed, a table of accuracies."""
+
+    name: str
+    run_folder: Path
+    stages: dict[str, StageResult]
+    evaluations: list[Evaluation]
+    table: str = field(repr=False)
+
+    def __getitem__(self, name: str) -> StageResult:
+        """The stage of this name; raises RecipeError when none of the run has it."""
+        if name not in self.stages:
+            raise RecipeError(f"run '{self.name}': no stage is called '{name}'{did_you_mean(name, self.stages)}")
+        return self.stages[name]
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Returns one dict an evaluation, for `pandas.DataFrame(results.to_rows())`."""
+        return [evaluation.to_row() for evaluation in self.evaluations]
+
+    def __repr__(self) -> str:
+        return f"Results '{self.name}': {count_stages(len(self.stages))} in {self.run_folder}\n{self.table}".rstrip()
+
+
+def read_stage(name: str, folder: Path) -> StageResult:
+    """Reads a finished stage's manifest; raises StageError when it cannot be read."""
+    manifest = StageFolder(folder).read_manifest()
+    return StageResult(name, manifest["kind"], manifest["key"], folder, manifest["seconds"], manifest["summary"])
+
+
+def collect_results(planned: Plan, written: report.Written) -> Results:
+    """Collects what of the plan is finished; `written`: the report of the same plan."""
+    done = {stage.name: read_stage(stage.name, stage.folder.path) for stage in planned.stages if stage.is_stored}
+    rows = iter(written.evaluations)
+    evaluations = [
+        evaluation
+        for stage in planned.stages
+        if stage.name in done and stage.product == "evaluation"
+        for evaluation in _list_evaluations(stage, list(islice(rows, _count_results(done[stage.name]))), done)
+    ]
+    table = render_table(written) if evaluations else ""
+    return Results(planned.recipe.name, planned.run_folder, done, evaluations, table)
+
+
+def _count_results(stage: StageResult) -> int:
+    return len(stage.summary["results"])
+
+
+def _list_evaluations(stage: Planned, rows: list[dict[str, Any]], done: Mapping[str, StageResult]) -> list[Evaluation]:
+    settings: Any = stage.settings
+    means = read_json(stage.folder.path / "questions.json")["means"]
+    evaluations, first_line = [], 0
+    for index, (row, question_means) in enumerate(zip(rows, means, strict=True)):
+        data = stage.targets[settings.from_data[index // len(settings.thinking_switches)]]
+        evaluations.append(
+            Evaluation(
+                stage=stage.name,
+                model=row["stage"],
+                data=row["set"],
+                thinking_switch=row["switch"],
+                mode=row["mode"],
+                seed=row["seed"],
+                accuracy=row["accuracy"],
+                stderr=row["stderr"],
+                n_questions=row["n_questions"],
+                completions_per_prompt=row["k"],
+                pass_at_k=row["pass_at_k"],
+                maj_at_k=row["maj_at_k"],
+                obeyed_share=row["obeyed_share"],
+                stopped_share=row["stopped_share"],
+                mean_tokens=row["mean_tokens"],
+                axes=row["axes"],
+                dropped=done[data].summary.get("dropped", {}),
+                question_means=question_means,
+                file=stage.folder.path / "completions.jsonl",
+                first_line=first_line,
+            )
+        )
+        first_line += row["n_questions"] * row["k"]
+    return evaluations
+
+
+def render_table(written: report.Written) -> str:
+    """Renders the report's table of accuracies as plain text."""
+    console = Console(file=io.StringIO(), width=120, highlight=False, markup=False, emoji=False, force_jupyter=False)
+    with console.capture() as text:
+        console.print(report.table(written))
+    return text.get()
