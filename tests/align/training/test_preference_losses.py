@@ -1,4 +1,4 @@
-"""Losses of our own through TRL's trainer: TRL's own loss written as ours trains alike, a reference-free one needs none."""
+"""Losses of our own in TRL's trainer: TRL's loss written as ours trains alike, one without reference loads none."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,14 @@ def train(base: Path, folder: Path, **settings: Any) -> tuple[dict[str, Tensor],
     return loading.load_model(out).state_dict(), metrics
 
 
-@pytest.mark.parametrize("extra", [{}, {"sft_weight": 0.5}, {"lora": {"rank": 2, "alpha": 4}}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        pytest.param({"sft_weight": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"lora": {"rank": 2, "alpha": 4}}, marks=pytest.mark.slow),
+    ],
+)
 def test_trls_loss_written_as_our_own_trains_the_same(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]
 ) -> None:
