@@ -68,7 +68,7 @@ class Conversation:
         """Text as it comes; a character whose bytes are not all there waits."""
         yield supplied
         waiting: list[int] = []
-        for token in self.engine.stream(request):
+        for token in self.engine.stream_tokens(request):
             waiting.append(token)
             text = self.renderer.decode(waiting)
             if not text.endswith("\ufffd"):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from qwen_align.align.generation.engine import FinishReason, Generation, Request, sample_key
-from qwen_align.align.generation.fused_decoding import step_of
-from qwen_align.align.generation.token_sampling import draw, uniforms
+from qwen_align.align.generation.engine import FinishReason, Generation, Request, compute_sample_key
+from qwen_align.align.generation.fused_decoding import build_decoding_step
+from qwen_align.align.generation.token_sampling import draw_uniforms, sample_tokens
 
 
-class Row(NamedTuple):
+class DecodingRow(NamedTuple):
     """One completion to make."""
 
     request: Request
@@ -33,25 +33,25 @@ class Row(NamedTuple):
         return self.request.sampling.max_tokens
 
     @property
-    def way(self) -> tuple[float, float, int, float]:
-        """The way of sampling; rows drawn in one call share it."""
+    def sampling_key(self) -> tuple[float, float, int, float]:
+        """The settings that tokens are sampled by; rows sampled in one call share them."""
         sampling = self.request.sampling
         return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p
 
 
-def n_columns(n_prompt: int, max_tokens: int) -> int:
-    """Columns of cache for the longest prompt and the longest completion; the last token drawn is never an input."""
+def count_cache_columns(n_prompt: int, max_tokens: int) -> int:
+    """Counts the cache columns of the longest prompt and completion; the last token sampled is never an input."""
     return n_prompt + max_tokens - 1
 
 
-class Slots:
+class DecodingSlots:
     """The live rows of a micro-batch: `rows[i]` lies in slot i of every tensor.
 
     `rows` come with the longest prompts first and those of one prompt side by side; all share one way of
     sampling.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: Sequence[Row], *, stop_ids: Collection[int]) -> None:
+    def __init__(self, model: PreTrainedModel, rows: Sequence[DecodingRow], *, stop_ids: Collection[int]) -> None:
         self.rows = list(rows)
         self.sampling = rows[0].request.sampling
         self.width = rows[0].n_prompt
@@ -60,29 +60,30 @@ class Slots:
         self.stop_ids = frozenset(stop_ids)
         self.stops = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
         self.stops[list(stop_ids)] = True
-        self.state = _state(model, rows)
-        self.forward = step_of(model, self.state.mask.shape[-1])
-        self.cache = _prefilled(model, rows, n_columns=self.state.mask.shape[-1])
+        self.state = _build_slot_state(model, rows)
+        self.forward = build_decoding_step(model, self.state.mask.shape[-1])
+        self.cache = _prefill_cache(model, rows, n_columns=self.state.mask.shape[-1])
 
-    def advance(self, compact_at: float) -> list[Generation]:
-        """Decodes until finished rows are `compact_at` of all, at least one; drops and returns them."""
+    def decode_until_finished(self, compact_at: float) -> list[Generation]:
+        """Decodes until `compact_at` of all rows, at least one, are done; drops them and returns what they made."""
         while True:
-            self._step()
+            self._decode_step()
             n_done = int((self.state.ends > 0).sum())
             if n_done == len(self.rows) or n_done >= max(1, compact_at * len(self.rows)):
                 return self._drop_finished()
 
-    def next_token(self) -> tuple[int, bool]:
-        """The first row's next token, and whether the row has then ended."""
-        self._step()
+    def decode_token(self) -> tuple[int, bool]:
+        """Decodes the first row's next token; returns it, and whether the row has then ended."""
+        self._decode_step()
         return int(self.state.tokens[0, self.n_made - 1]), bool(self.state.ends[0])
 
-    def _step(self) -> None:
+    def _decode_step(self) -> None:
+        """Samples one more token of every live row."""
         state, made = self.state, self.n_made
         column = self.width - 1 + made
-        self.cache.open(self.start, column)
+        self.cache.open_column(self.start, column)
         logits = self.forward(state.last, state.positions, state.mask[..., self.start : column + 1], self.cache)
-        drawn = draw(logits, uniforms(state.keys, made), self.sampling)
+        drawn = sample_tokens(logits, draw_uniforms(state.keys, made), self.sampling)
         state.tokens[:, made] = drawn.tokens
         state.policy[:, made] = drawn.policy
         state.sampled[:, made] = drawn.sampled
@@ -93,9 +94,10 @@ class Slots:
         state.ends.masked_fill_(finished & (state.ends == 0), made)
 
     def _drop_finished(self) -> list[Generation]:
+        """Gives finished rows' slots to the last live rows and returns what the finished ones made."""
         ends = self.state.ends.tolist()
         done = [slot for slot, end in enumerate(ends) if end]
-        generations = self._generations(done, ends)
+        generations = self._build_generations(done, ends)
         n_live = len(ends) - len(done)
         holes = [slot for slot in done if slot < n_live]
         movers = [slot for slot in range(n_live, len(ends)) if not ends[slot]]
@@ -104,12 +106,12 @@ class Slots:
         del self.rows[n_live:]
         self.start = self.width - max((row.n_prompt for row in self.rows), default=self.width)
         to, source = torch.tensor([holes, movers], dtype=torch.int64, device=self.stops.device)
-        self.state = _State(*(_moved(tensor, to, source)[:n_live] for tensor in self.state))
-        self.cache.move(to, source)
+        self.state = _SlotState(*(_move_rows(tensor, to, source)[:n_live] for tensor in self.state))
+        self.cache.move_rows(to, source)
         return generations
 
-    def _generations(self, done: list[int], ends: list[int]) -> list[Generation]:
-        """What the rows in these slots made; FloatingPointError where the model's logits were no numbers."""
+    def _build_generations(self, done: list[int], ends: list[int]) -> list[Generation]:
+        """Returns what the rows in these slots made; raises FloatingPointError where the model's logits were NaN."""
         which = torch.tensor(done, device=self.stops.device)
         state = self.state
         records = [record.index_select(0, which)[:, : self.n_made] for record in (state.policy, state.sampled)]
@@ -129,7 +131,7 @@ class Slots:
         return generations
 
 
-class _State(NamedTuple):
+class _SlotState(NamedTuple):
     """What each slot holds; the first axis of every tensor is the slot."""
 
     last: Tensor  # (B, 1) the next input
@@ -143,7 +145,7 @@ class _State(NamedTuple):
     mask: Tensor  # (B, 1, 1, columns) added to attention scores
 
 
-def _state(model: PreTrainedModel, rows: Sequence[Row]) -> _State:
+def _build_slot_state(model: PreTrainedModel, rows: Sequence[DecodingRow]) -> _SlotState:
     def column(values: list[int]) -> Tensor:
         return torch.tensor(values, device=model.device)
 
@@ -151,15 +153,15 @@ def _state(model: PreTrainedModel, rows: Sequence[Row]) -> _State:
     longest = int(limits.max())
     positions = column([row.n_prompt - 1 for row in rows])[:, None]
     width = rows[0].n_prompt
-    mask = torch.zeros(len(rows), n_columns(width, longest), dtype=model.dtype, device=model.device)
+    mask = torch.zeros(len(rows), count_cache_columns(width, longest), dtype=model.dtype, device=model.device)
     hidden = torch.arange(mask.shape[-1], device=model.device) < width - 1 - positions
     # Half the range: still finite in bfloat16, for a block of columns that are all -inf may become NaN.
     mask.masked_fill_(hidden, torch.finfo(model.dtype).min / 2)
     probabilities = torch.ones(2, len(rows), longest, device=model.device)
-    return _State(
+    return _SlotState(
         last=column([row.request.prompt_ids[-1] for row in rows])[:, None],
         positions=positions,
-        keys=column([sample_key(row.request, row.sample) for row in rows]),
+        keys=column([compute_sample_key(row.request, row.sample) for row in rows]),
         limits=limits,
         ends=torch.zeros_like(limits),
         tokens=torch.zeros(len(rows), longest, dtype=torch.int64, device=model.device),
@@ -169,7 +171,7 @@ def _state(model: PreTrainedModel, rows: Sequence[Row]) -> _State:
     )
 
 
-def _moved(tensor: Tensor, to: Tensor, source: Tensor) -> Tensor:
+def _move_rows(tensor: Tensor, to: Tensor, source: Tensor) -> Tensor:
     return tensor.index_copy_(0, to, tensor.index_select(0, source))
 
 
@@ -186,12 +188,12 @@ class ColumnCache(Cache):  # type: ignore[misc]
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def open(self, start: int, column: int) -> None:
-        """The next step writes `column` and sees the columns from `start` to it."""
+    def open_column(self, start: int, column: int) -> None:
+        """Lets the next step write `column` and see the columns from `start` to it."""
         self.start, self.column = start, column
 
     def add_layer(self, keys: Tensor, values: Tensor) -> None:
-        """Room for one more layer, of the heads, size, type and place of these."""
+        """Makes room for one more layer, of the heads, size, type and device of these."""
         for like, into in ((keys, self.keys), (values, self.values)):
             into.append(like.new_empty(self.n_rows, like.shape[1], self.n_columns, like.shape[3]))
             # What the mask hides is still multiplied, and must not be NaN; from `width` on a step writes what it reads.
@@ -208,17 +210,17 @@ class ColumnCache(Cache):  # type: ignore[misc]
         values[:, :, self.column : end] = value_states
         return keys[:, :, self.start : end], values[:, :, self.start : end]
 
-    def move(self, to: Tensor, source: Tensor) -> None:
-        """Row `source[i]` takes the place of row `to[i]`."""
+    def move_rows(self, to: Tensor, source: Tensor) -> None:
+        """Puts row `source[i]` in the place of row `to[i]`."""
         for tensor in (*self.keys, *self.values):
-            _moved(tensor[:, :, self.start : self.column + 1], to, source)
+            _move_rows(tensor[:, :, self.start : self.column + 1], to, source)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.column - self.start
 
 
-def _prefilled(model: PreTrainedModel, rows: Sequence[Row], *, n_columns: int) -> ColumnCache:
-    """A cache that holds each row's prompt but its last token, computed once a prompt."""
+def _prefill_cache(model: PreTrainedModel, rows: Sequence[DecodingRow], *, n_columns: int) -> ColumnCache:
+    """Returns a cache that holds each row's prompt but its last token, computed once per prompt."""
     width = rows[0].n_prompt - 1
     cache = ColumnCache(len(rows), n_columns, width=width)
     if not width:

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -42,6 +42,9 @@ class Generation:
     For each token, natural logarithms: `logps` under the policy at the sampling temperature before any cut,
     `sampled_logps` under the distribution it was drawn from. Greedy tokens were certain (`sampled_logps` 0)
     and have `logps` at temperature 1.
+
+    `loss_mask` says of each token whether it is the policy's own choice. Tokens that were forced on it or come from a
+    tool (False) condition what follows and are in no loss, ratio, KL or entropy. Without a mask all are in the loss.
     """
 
     request: Request
@@ -50,29 +53,39 @@ class Generation:
     logps: list[float]
     sampled_logps: list[float]
     finish_reason: FinishReason
+    loss_mask: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        mask = self.loss_mask or [True] * len(self.token_ids)
+        if len(mask) != len(self.token_ids):
+            raise ValueError(
+                f"request '{self.request.id}', sample {self.sample}: a loss mask of {len(mask)} for "
+                f"{len(self.token_ids)} tokens; it has one entry a token"
+            )
+        object.__setattr__(self, "loss_mask", mask)
 
 
 class Engine(Protocol):
     """Anything that turns requests into generations."""
 
     @property
-    def holds_a_copy(self) -> bool:
-        """Whether it samples from weights of its own, which `sync` brings up to date, and not from the live model."""
+    def has_own_weights(self) -> bool:
+        """Whether it samples from a copy of the weights, which `sync_weights` updates, and not from the live model."""
         ...
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
-        """Every completion asked for, in an order of the engine's choosing; the set is a function of the requests.
+        """Samples every completion asked for, in an order of its choosing; the set is a function of the requests.
 
         The model must not be changed between the first completion taken and the last.
         """
         ...
 
-    def sync(self, model: Any, version: int) -> str | None:
+    def sync_weights(self, model: Any, version: int) -> str | None:
         """Takes the model's weights; returns the checksum of what the engine now holds, None if it cannot tell."""
         ...
 
-    def checksum(self, model: Any) -> str:
-        """What `sync` has to return for this model."""
+    def compute_checksum(self, model: Any) -> str:
+        """Returns what `sync_weights` has to return for this model."""
         ...
 
 
@@ -100,14 +113,14 @@ def check_requests(requests: Sequence[Request], *, vocab_size: int, max_position
             )
 
 
-def sample_key(request: Request, sample: int) -> int:
-    """The signed 64-bit key of a completion's random numbers."""
+def compute_sample_key(request: Request, sample: int) -> int:
+    """Returns the signed 64-bit key of a completion's random numbers."""
     name = f"{request.seed}\0{request.step}\0{sample}\0{request.id}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
 
 
-def weights_checksum(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """16 hex digits over names, shapes, dtypes and bits of `named_parameters()`, in any order.
+def compute_weights_checksum(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """Returns 16 hex digits over names, shapes, dtypes and bits of `named_parameters()`, in any order.
 
     Each tensor's bits are summed twice modulo 2**64, plain and weighted by place, where the tensor lies: a
     changed weight or two exchanged ones show, and no weight is copied to the host. It detects accidents
@@ -115,11 +128,12 @@ def weights_checksum(weights: Iterable[tuple[str, Tensor]]) -> str:
     """
     whole = hashlib.blake2b(digest_size=8)
     for name, weight in sorted(weights, key=lambda item: item[0]):
-        whole.update(f"{name}\0{tuple(weight.shape)}\0{weight.dtype}\0{_bit_sums(weight.detach())}\n".encode())
+        whole.update(f"{name}\0{tuple(weight.shape)}\0{weight.dtype}\0{_sum_bits(weight.detach())}\n".encode())
     return whole.hexdigest()
 
 
-def _bit_sums(weight: Tensor) -> tuple[int, int]:
+def _sum_bits(weight: Tensor) -> tuple[int, int]:
+    """Sums a tensor's bits as integers modulo 2**64, plain and weighted by position."""
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
     bits = weight.flatten().contiguous().view(whole)
     plain = placed = 0

@@ -7,12 +7,12 @@ from itertools import groupby
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qwen_align.align.generation.batched_decoding import Row, Slots, n_columns
-from qwen_align.align.generation.engine import Generation, Request, check_requests, weights_checksum
+from qwen_align.align.generation.batched_decoding import DecodingRow, DecodingSlots, count_cache_columns
+from qwen_align.align.generation.engine import Generation, Request, check_requests, compute_weights_checksum
 
 
 class LocalEngine:
-    """Samples from `model` as it is when asked: nothing is copied, so `sync` only names the weights.
+    """Samples from `model` as it is when asked: nothing is copied, so `sync_weights` only names the weights.
 
     `max_rows` bounds a micro-batch, and so does `max_batch_tokens`: its rows times the columns of cache they
     need. Finished rows are dropped once they are `compact_at` of the micro-batch;
@@ -32,63 +32,63 @@ class LocalEngine:
         self.max_rows = max_rows
         self.max_batch_tokens = max_batch_tokens
         self.compact_at = compact_at
-        self.model = _checked(model, self.stop_ids)
+        self.model = _check_model(model, self.stop_ids)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
-        """Every completion asked for, long prompts first, each as soon as its row is dropped.
+        """Samples every completion asked for, long prompts first, and yields each as soon as its row is dropped.
 
         Modules are back in their own train or eval mode whenever a completion is handed out.
         """
         config = self.model.config
         check_requests(requests, vocab_size=config.vocab_size, max_positions=config.max_position_embeddings)
-        for rows in plan(requests, max_rows=self.max_rows, max_batch_tokens=self.max_batch_tokens):
-            with _still(self.model):
-                slots = Slots(self.model, rows, stop_ids=self.stop_ids)
+        for rows in plan_batches(requests, max_rows=self.max_rows, max_batch_tokens=self.max_batch_tokens):
+            with _without_gradients(self.model):
+                slots = DecodingSlots(self.model, rows, stop_ids=self.stop_ids)
             while slots.rows:
-                with _still(self.model):
-                    finished = slots.advance(self.compact_at)
+                with _without_gradients(self.model):
+                    finished = slots.decode_until_finished(self.compact_at)
                 yield from finished
 
-    def stream(self, request: Request) -> Iterator[int]:
-        """The tokens of one completion as they are drawn, the stop token included; the same as `generate` gives."""
+    def stream_tokens(self, request: Request) -> Iterator[int]:
+        """Yields one completion's tokens as they are sampled, the stop token included, the same as `generate` gives."""
         config = self.model.config
         check_requests([request], vocab_size=config.vocab_size, max_positions=config.max_position_embeddings)
-        with _still(self.model):
-            slots = Slots(self.model, [Row(request, request.first_sample)], stop_ids=self.stop_ids)
+        with _without_gradients(self.model):
+            slots = DecodingSlots(self.model, [DecodingRow(request, request.first_sample)], stop_ids=self.stop_ids)
         is_done = False
         while not is_done:
-            with _still(self.model):
-                token, is_done = slots.next_token()
+            with _without_gradients(self.model):
+                token, is_done = slots.decode_token()
             yield token
 
     @property
-    def holds_a_copy(self) -> bool:
+    def has_own_weights(self) -> bool:
         return False
 
-    def sync(self, model: PreTrainedModel, version: int) -> str:
-        """Samples from `model` from now on; returns the checksum of its weights."""
-        self.model = _checked(model, self.stop_ids)
-        return self.checksum(model)
+    def sync_weights(self, model: PreTrainedModel, version: int) -> str:
+        """Takes `model` as what is sampled from; returns the checksum of its weights."""
+        self.model = _check_model(model, self.stop_ids)
+        return self.compute_checksum(model)
 
-    def checksum(self, model: PreTrainedModel) -> str:
-        return weights_checksum(model.named_parameters())
+    def compute_checksum(self, model: PreTrainedModel) -> str:
+        return compute_weights_checksum(model.named_parameters())
 
 
-def plan(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -> list[list[Row]]:
-    """Micro-batches within the budget, each of one way of sampling, its longest prompts first.
+def plan_batches(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -> list[list[DecodingRow]]:
+    """Cuts the requests into micro-batches within the budget, each of one way of sampling, longest prompts first.
 
     Rows of one prompt stay together unless they exceed the budget by themselves. Raises ValueError for a
     completion that exceeds it alone.
     """
 
     def room(n_prompt: int, max_tokens: int) -> int:
-        return min(max_rows, max_batch_tokens // n_columns(n_prompt, max_tokens))
+        return min(max_rows, max_batch_tokens // count_cache_columns(n_prompt, max_tokens))
 
-    rows = [Row(request, sample) for request in requests for sample in request.samples]
-    rows.sort(key=lambda row: (row.way, -row.n_prompt, row.request.prompt_ids))
-    batches: list[list[Row]] = []
-    for _, alike in groupby(rows, key=lambda row: row.way):
-        batch: list[Row] = []
+    rows = [DecodingRow(request, sample) for request in requests for sample in request.samples]
+    rows.sort(key=lambda row: (row.sampling_key, -row.n_prompt, row.request.prompt_ids))
+    batches: list[list[DecodingRow]] = []
+    for _, alike in groupby(rows, key=lambda row: row.sampling_key):
+        batch: list[DecodingRow] = []
         longest = 0
         for prompt, same in groupby(alike, key=lambda row: row.request.prompt_ids):
             group = list(same)
@@ -96,8 +96,9 @@ def plan(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -
             alone = room(len(prompt), limit)
             if not alone:
                 raise ValueError(
-                    f"request '{group[0].request.id}': prompt and max_tokens need {n_columns(len(prompt), limit)} "
-                    f"columns of cache; max_batch_tokens is {max_batch_tokens}: raise it, or lower max_tokens"
+                    f"request '{group[0].request.id}': prompt and max_tokens need "
+                    f"{count_cache_columns(len(prompt), limit)} columns of cache; max_batch_tokens is "
+                    f"{max_batch_tokens}: raise it, or lower max_tokens"
                 )
             longest = max(longest, limit)
             if batch and len(batch) + len(group) > room(batch[0].n_prompt, longest):
@@ -111,7 +112,7 @@ def plan(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -
     return batches
 
 
-def takes_masks(config: PreTrainedConfig) -> bool:
+def supports_masks(config: PreTrainedConfig) -> bool:
     """Whether attention takes a mask that hides the padding of shorter prompts."""
     return config._attn_implementation in ("sdpa", "eager")
 
@@ -122,10 +123,10 @@ def has_full_attention(config: PreTrainedConfig) -> bool:
     return set(kinds) == {"full_attention"}
 
 
-def _checked(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedModel:
-    """The model, if this engine can run it; ValueError otherwise."""
+def _check_model(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedModel:
+    """Returns the model if this engine can run it; raises ValueError otherwise."""
     config = model.config
-    if not takes_masks(config):
+    if not supports_masks(config):
         raise ValueError(
             f"the local engine needs attn_implementation 'sdpa' or 'eager', not '{config._attn_implementation}'; "
             "load the model with attn_implementation='sdpa' or use another engine"
@@ -140,8 +141,8 @@ def _checked(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedMod
 
 
 @contextmanager
-def _still(model: PreTrainedModel) -> Iterator[None]:
-    """No gradients and no dropout inside; every module's own mode again afterwards.
+def _without_gradients(model: PreTrainedModel) -> Iterator[None]:
+    """Switches gradients and dropout off inside; every module is back in its own mode afterwards.
 
     Not inference_mode: a rotary embedding may store what it computed here, and training must be able to use it.
     """

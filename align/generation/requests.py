@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # `check` puts prompts too, and starts without torch
     from qwen_align.align.generation.engine import Generation
 
 
-class Asked(NamedTuple):
-    """A problem as it is put to the model: mode, flag and the prompt's ids."""
+class RenderedProblem(NamedTuple):
+    """A problem as it is put to the model: its mode, its flag and the prompt's token ids."""
 
     problem: Problem
     mode: Mode | None
@@ -22,18 +22,21 @@ class Asked(NamedTuple):
     prompt: Prompt
 
 
-def put(problem: Problem, renderer: Renderer, switch: Switch | None = None) -> Asked:
-    """The problem under the switch, or under its own mode and flag without one."""
+def render_problem(problem: Problem, renderer: Renderer, switch: Switch | None = None) -> RenderedProblem:
+    """Renders a problem's prompt under the switch, or under its own mode and flag without one."""
     mode = problem.mode if switch is None else switch.mode
     flag = problem.flag if switch is None else switch.flag
     where = f"problem '{problem.id}'"
     if switch and switch.prompt is not None:
-        text = switch.prompt.replace(QUESTION, _only_question(problem, where))
-        return Asked(problem, None, None, Prompt(renderer.encode(text), thinking_prefix=""))
-    return Asked(problem, mode, flag, renderer.render_prompt(problem.messages, mode=mode, flag=flag, where=where))
+        text = switch.prompt.replace(QUESTION, _get_only_question(problem, where))
+        return RenderedProblem(problem, None, None, Prompt(renderer.encode(text), thinking_prefix=""))
+    return RenderedProblem(
+        problem, mode, flag, renderer.render_prompt(problem.messages, mode=mode, flag=flag, where=where)
+    )
 
 
-def _only_question(problem: Problem, where: str) -> str:
+def _get_only_question(problem: Problem, where: str) -> str:
+    """Returns the text of the problem's one user message; raises TemplateError if there are others."""
     if [turn.role for turn in problem.messages] != ["user"]:
         raise TemplateError(
             f"{where}: a plain prompt has room for one user message, not for a chat or a system message"
@@ -41,25 +44,26 @@ def _only_question(problem: Problem, where: str) -> str:
     return problem.messages[0].content
 
 
-def drawn_as(mode: Mode | None, renderer: Renderer) -> Mode:
-    """The mode whose sampling defaults hold: without one, what the template does by default."""
+def resolve_mode(mode: Mode | None, renderer: Renderer) -> Mode:
+    """Returns the mode whose sampling defaults hold: without one, what the template does by default."""
     return mode or renderer.traits.default_mode or "no_think"
 
 
-def sampling_for(asked: Asked, renderer: Renderer, settings: SamplingSettings) -> Sampling:
-    return settings.for_mode(drawn_as(asked.mode, renderer))
+def resolve_sampling(rendered: RenderedProblem, renderer: Renderer, settings: SamplingSettings) -> Sampling:
+    """Returns how the problem's completions are sampled, with the defaults of its mode."""
+    return settings.for_mode(resolve_mode(rendered.mode, renderer))
 
 
-def as_row(asked: Asked, generation: "Generation", renderer: Renderer) -> Completion:
-    """The generation as text, with what the prompt supplied of the thinking block put back in front."""
-    problem = asked.problem
+def build_completion(rendered: RenderedProblem, generation: "Generation", renderer: Renderer) -> Completion:
+    """Decodes a generation into a completion row, with what the prompt supplied of the thinking block in front."""
+    problem = rendered.problem
     return Completion(
         prompt_id=problem.id,
         sample=generation.sample,
         prompt=problem.messages,
-        text=asked.prompt.thinking_prefix + renderer.decode(generation.token_ids),
-        mode=asked.mode,
-        flag=asked.flag,
+        text=rendered.prompt.thinking_prefix + renderer.decode(generation.token_ids),
+        mode=rendered.mode,
+        flag=rendered.flag,
         finish_reason=generation.finish_reason,
         n_tokens=len(generation.token_ids),
         gold=problem.gold,
@@ -69,7 +73,7 @@ def as_row(asked: Asked, generation: "Generation", renderer: Renderer) -> Comple
     )
 
 
-def in_order(rows: Iterable[Completion], asked: Sequence[Asked]) -> list[Completion]:
-    """By prompt as asked, then by sample: what is written does not depend on who finished first."""
-    place = {one.problem.id: number for number, one in enumerate(asked)}
-    return sorted(rows, key=lambda row: (place[row.prompt_id], row.sample))
+def sort_completions(rows: Iterable[Completion], rendered: Sequence[RenderedProblem]) -> list[Completion]:
+    """Sorts completions by prompt as rendered, then by sample, so that it does not matter which finished first."""
+    order = {each.problem.id: number for number, each in enumerate(rendered)}
+    return sorted(rows, key=lambda row: (order[row.prompt_id], row.sample))

@@ -1,4 +1,4 @@
-"""Completions drawn part by part, each part on disk before the next: a killed stage goes on where it was."""
+"""Completions sampled part by part, each part on disk before the next: a killed stage goes on where it was."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Engine, Request
 from qwen_align.align.generation.local import LocalEngine
-from qwen_align.align.generation.requests import Asked, as_row, in_order, sampling_for
+from qwen_align.align.generation.requests import RenderedProblem, build_completion, resolve_sampling, sort_completions
 from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, read_rows, to_json_line
@@ -26,8 +26,8 @@ BATCHES_A_PART = 4  # so that the engine can sort by length, and a crash loses a
 
 
 @dataclass(frozen=True)
-class Draw:
-    """How many completions a prompt gets, and how they are drawn."""
+class SamplingRequest:
+    """How many completions a prompt gets, and how they are sampled."""
 
     settings: SamplingSettings
     samples: int
@@ -35,48 +35,57 @@ class Draw:
     keep_tokens: bool = False
 
 
-def open_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
+def load_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
+    """Loads a model onto the runtime's device, ready to sample from."""
     policy = loading.load_model(source).to(loading.choose_device(context.runtime))
     return LocalEngine(policy, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
 
 
-def draw(
-    engine: Engine, renderer: Renderer, asked: Sequence[Asked], how: Draw, context: Context, parts: Path
+def sample_completions(
+    engine: Engine,
+    renderer: Renderer,
+    prompts: Sequence[RenderedProblem],
+    request: SamplingRequest,
+    context: Context,
+    parts: Path,
 ) -> Iterator[Completion]:
-    """All completions, by prompt as asked and then by sample, of every rank's parts; none outside the main process,
-    where this has to be drained all the same.
+    """Samples all prompts' completions and yields them, by prompt as given and then by sample.
+
+    Only the main process yields any; in the others this has to be drained all the same.
 
     The parts depend on runtime.generation_batch alone, so a resumed stage decodes the same batches.
     """
     parts.mkdir(parents=True, exist_ok=True)
-    size = max(1, BATCHES_A_PART * context.runtime.generation_batch // how.samples)
-    spans = [(start, min(start + size, len(asked))) for start in range(0, len(asked), size)]
+    size = max(1, BATCHES_A_PART * context.runtime.generation_batch // request.samples)
+    spans = [(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     rank, world = get_rank(), get_world_size()
     done, tokens = 0, 0
     for number, (start, stop) in enumerate(spans):
-        if number % world == rank and _part(parts, start, stop, context) is None:
+        if number % world == rank and find_part(parts, start, stop, context) is None:
             rows = []
-            for row in _drawn(engine, renderer, asked[start:stop], how):
+            for row in _sample_part(engine, renderer, prompts[start:stop], request):
                 rows.append(row)
                 tokens += row.n_tokens
-                context.report_progress(done + len(rows), len(asked) * how.samples // world, tokens, unit="completions")
-            ordered = in_order(rows, asked[start:stop])
+                context.report_progress(
+                    done + len(rows), len(prompts) * request.samples // world, tokens, unit="completions"
+                )
+            ordered = sort_completions(rows, prompts[start:stop])
             text = "".join(to_json_line(row) + "\n" for row in ordered)
-            write_text(parts / f"{start:08d}-{stop:08d}.{_short(text.encode())}.jsonl", text)
-        done += (stop - start) * how.samples if number % world == rank else 0
+            write_text(parts / f"{start:08d}-{stop:08d}.{_compute_digest(text.encode())}.jsonl", text)
+        done += (stop - start) * request.samples if number % world == rank else 0
         context.stop_if_requested()
     connect_on_cpu()
     wait_for_all()
     if context.is_main:
         for start, stop in spans:
-            path = _part(parts, start, stop, context)
+            path = find_part(parts, start, stop, context)
             if path is None:
                 raise StageError(f"{parts}: the completions of prompts {start} to {stop} are gone; run again")
             yield from (row for row in read_rows(path) if isinstance(row, Completion))
 
 
-def judged(rows: Iterable[Completion], rewards: Sequence[Reward]) -> Iterator[tuple[Completion, Verdict]]:
-    """Each completion with its verdict, in order; `rows` come by prompt, whose completions are judged together."""
+def judge_completions(rows: Iterable[Completion], rewards: Sequence[Reward]) -> Iterator[tuple[Completion, Verdict]]:
+    """Judges completions and yields each with its verdict, in order; `rows` come by prompt, judged together."""
     waiting: list[Completion] = []
     for _, group in groupby(rows, key=lambda row: row.prompt_id):
         waiting.extend(group)
@@ -86,34 +95,37 @@ def judged(rows: Iterable[Completion], rewards: Sequence[Reward]) -> Iterator[tu
     yield from zip(waiting, judge_all(rewards, waiting), strict=True)
 
 
-def _part(parts: Path, start: int, stop: int, context: Context) -> Path | None:
-    """The part as it was written, which its name's digest tells; a damaged one is deleted and said."""
+def find_part(parts: Path, start: int, stop: int, context: Context) -> Path | None:
+    """Returns the path of a part that is as it was written, by its digest; a damaged one is deleted and noted."""
     for path in parts.glob(f"{start:08d}-{stop:08d}.*.jsonl"):
-        if path.suffixes[0] == f".{_short(path.read_bytes())}":
+        if path.suffixes[0] == f".{_compute_digest(path.read_bytes())}":
             return path
         context.log_note(0, "damaged part", f"{path}: is not what was written; it is drawn again")
         path.unlink()
     return None
 
 
-def _short(content: bytes) -> str:
+def _compute_digest(content: bytes) -> str:
+    """Returns the first 16 hex digits of the content's SHA-256."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _drawn(engine: Engine, renderer: Renderer, asked: Sequence[Asked], how: Draw) -> Iterator[Completion]:
-    by_id = {one.problem.id: one for one in asked}
+def _sample_part(
+    engine: Engine, renderer: Renderer, prompts: Sequence[RenderedProblem], request: SamplingRequest
+) -> Iterator[Completion]:
+    by_id = {one.problem.id: one for one in prompts}
     requests = [
         Request(
             id=one.problem.id,
             prompt_ids=one.prompt.ids,
-            n=how.samples,
-            sampling=sampling_for(one, renderer, how.settings),
-            seed=how.seed,
+            n=request.samples,
+            sampling=resolve_sampling(one, renderer, request.settings),
+            seed=request.seed,
         )
-        for one in asked
+        for one in prompts
     ]
     for generation in engine.generate(requests):
-        row = as_row(by_id[generation.request.id], generation, renderer)
-        if how.keep_tokens:
+        row = build_completion(by_id[generation.request.id], generation, renderer)
+        if request.keep_tokens:
             row = row.model_copy(update={"token_ids": generation.token_ids, "logps": generation.logps})
         yield row

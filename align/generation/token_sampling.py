@@ -12,7 +12,7 @@ _STEP = 0x9E3779B97F4A7C15 - 2**64
 _MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
-class Drawn(NamedTuple):
+class SampledTokens(NamedTuple):
     """Token ids, and their probabilities under the policy and under the cut distribution; each (B,)."""
 
     tokens: Tensor
@@ -20,19 +20,19 @@ class Drawn(NamedTuple):
     sampled: Tensor
 
 
-def uniforms(keys: Tensor, position: int) -> Tensor:
-    """One number in [0, 1) a key, (B,) int64 -> (B,) float64: the `position`-th output of the key's generator.
+def draw_uniforms(keys: Tensor, position: int) -> Tensor:
+    """Draws one number in [0, 1) per key, (B,) int64 -> (B,) float64: the `position`-th output of its generator.
 
     52 bits, so that a number below 1 stays below 1 when it is multiplied by a total.
     """
-    bits = keys + _signed((position + 1) * _STEP)
+    bits = keys + _to_signed((position + 1) * _STEP)
     for shift, factor in _MIX:
-        bits = (bits ^ _shifted(bits, shift)) * factor
-    return _shifted(bits ^ _shifted(bits, 31), 12).double() * 2.0**-52
+        bits = (bits ^ _shift_right(bits, shift)) * factor
+    return _shift_right(bits ^ _shift_right(bits, 31), 12).double() * 2.0**-52
 
 
-def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
-    """The tokens whose share of the cumulated distribution, in order of token id, holds each row's number.
+def sample_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> SampledTokens:
+    """Samples each row's token: the one whose share of the cumulated distribution holds the row's number.
 
     `logits` (B, V), `uniform` (B,). Greedy takes the likeliest token, the lowest id among equals, and reports
     the policy at temperature 1.
@@ -41,23 +41,23 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
     if sampling.is_greedy:
         tokens = logits.argmax(-1)
         policy = logits.softmax(-1).gather(1, tokens[:, None])[:, 0]
-        return Drawn(tokens, policy, torch.ones_like(policy))
+        return SampledTokens(tokens, policy, torch.ones_like(policy))
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
     probs = logits.softmax(-1)
     if not sampling.cuts:
-        tokens = _invert(probs, uniform)[0]
+        tokens = _invert_cumulative(probs, uniform)[0]
         policy = probs.gather(1, tokens[:, None])[:, 0]
-        return Drawn(tokens, policy, policy)
-    ids, kept = candidates(logits, sampling)
+        return SampledTokens(tokens, policy, policy)
+    ids, kept = select_candidates(logits, sampling)
     probs = probs.gather(1, ids)
-    places, total = _invert(probs * kept, uniform)
+    places, total = _invert_cumulative(probs * kept, uniform)
     policy = probs.gather(1, places[:, None])[:, 0]
-    return Drawn(ids.gather(1, places[:, None])[:, 0], policy, (policy / total).float())
+    return SampledTokens(ids.gather(1, places[:, None])[:, 0], policy, (policy / total).float())
 
 
-def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Token ids in rising order and which of them top-k, then top-p, then min-p keep; both (B, M).
+def select_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Returns token ids in rising order and which of them top-k, then top-p, then min-p keep; both (B, M).
 
     `logits` are already over the temperature. Tokens tied at the k-th place all stay, as in transformers; of
     equal tokens at the border of top-p those with the lowest ids stay, where transformers takes any.
@@ -86,8 +86,8 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     return ids, kept
 
 
-def _invert(probs: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's place where the cumulated probabilities pass `uniform` of their total, and that total; (B,)."""
+def _invert_cumulative(probs: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds where each row's cumulated probabilities pass `uniform` of their total; returns index and total, (B,)."""
     # In float32 the sum over a large vocabulary would round its rare tokens away.
     cumulated = probs.cumsum(-1, dtype=torch.float64)
     total = cumulated[:, -1]
@@ -95,10 +95,11 @@ def _invert(probs: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return places.clamp_(max=probs.shape[-1] - 1), total  # past the end only if a logit is not a number
 
 
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    """Logical shift right: int64 shifts keep the sign."""
+def _shift_right(bits: Tensor, by: int) -> Tensor:
+    """Shifts right and fills with zeros, where int64 shifts keep the sign."""
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def _signed(number: int) -> int:
+def _to_signed(number: int) -> int:
+    """Returns the signed 64-bit integer with the same lowest 64 bits."""
     return (number + 2**63) % 2**64 - 2**63

@@ -16,14 +16,14 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class VllmEngine:
-    """Completions of a copy of the model that vLLM holds; `sync` brings it up to date.
+    """Completions of a copy of the model that vLLM holds; `sync_weights` brings it up to date.
 
     `generation` is TRL's VLLMGeneration, or whatever answers as it does. vLLM draws its own random numbers, so a run is
     not repeated bit by bit. It tells one log-prob a token, of the distribution it drew from; the policy's is the
     trainer's to compute.
     """
 
-    holds_a_copy = True
+    has_own_weights = True
 
     def __init__(self, generation: Any, *, stop_ids: Collection[int], vocab_size: int, max_positions: int) -> None:
         self.generation = generation
@@ -31,15 +31,15 @@ class VllmEngine:
         self.vocab_size, self.max_positions = vocab_size, max_positions
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
-        """Every completion asked for, prompt by prompt; all requests have to ask for the same sampling and number."""
+        """Samples every completion asked for, prompt by prompt; all requests need the same sampling and number."""
         check_requests(requests, vocab_size=self.vocab_size, max_positions=self.max_positions)
-        asked = self._padded(requests)
+        asked = self._pad_requests(requests)
         if not asked:
             return
         first = asked[0]
         if any((one.sampling, one.n) != (first.sampling, first.n) for one in asked):
             raise ValueError("the vllm engine draws one kind of sampling and one number of completions at a time")
-        self._set(first)
+        self._apply_sampling(first)
         prompts = [one.prompt_ids for one in asked for _ in range(one.n)]
         _, completions, logprobs, _ = self.generation.generate(prompts, None, first.n)
         if not len(completions) == len(logprobs) == len(prompts):
@@ -48,19 +48,19 @@ class VllmEngine:
         for one in requests:
             for sample in one.samples:
                 ids, found = next(rows)
-                yield self._generation(one, sample, list(ids), [token[0] for token in found])
+                yield self._build_generation(one, sample, list(ids), [token[0] for token in found])
 
-    def sync(self, model: Any, version: int) -> str | None:
+    def sync_weights(self, model: Any, version: int) -> str | None:
         """Sends the weights; returns the checksum of what vLLM now holds, None where it is out of reach (a server)."""
         self.generation.sync_weights()
         if self.generation.mode != "colocate":
             return None
         held = self.generation.llm.llm_engine.model_executor.driver_worker.model_runner.model
-        return order_free_checksum(held.named_parameters(), self.dtype)
+        return compute_order_free_checksum(held.named_parameters(), self.dtype)
 
-    def checksum(self, model: Any) -> str:
-        """The same of what is sent: adapters are merged, as they are for vLLM."""
-        return order_free_checksum(self.generation._iter_named_params(), self.dtype)
+    def compute_checksum(self, model: Any) -> str:
+        """Returns the checksum of what is sent: adapters are merged, as they are for vLLM."""
+        return compute_order_free_checksum(self.generation._iter_named_params(), self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,15 +69,15 @@ class VllmEngine:
         found: torch.dtype = next(iter(held.parameters())).dtype
         return found
 
-    def _set(self, request: Request) -> None:
+    def _apply_sampling(self, request: Request) -> None:
         sampling, generation = request.sampling, self.generation
         generation.temperature, generation.top_p = sampling.temperature, sampling.top_p
         generation.top_k, generation.min_p = sampling.top_k, sampling.min_p
         generation.max_completion_length = sampling.max_tokens
         generation.generation_kwargs = {"stop_token_ids": sorted(self.stop_ids)}
 
-    def _padded(self, requests: Sequence[Request]) -> list[Request]:
-        """On a server all processes ask together, for as many each: the last request again, whose answers go unused."""
+    def _pad_requests(self, requests: Sequence[Request]) -> list[Request]:
+        """Repeats the last request until all processes ask a server for as many; the answers to repeats go unused."""
         listed = list(requests)
         if self.generation.mode != "server" or not is_connected():
             return listed
@@ -86,7 +86,7 @@ class VllmEngine:
         last = listed[-1] if listed else next((one for _, one in counts if one is not None), None)
         return listed + [last] * (most - len(listed)) if last is not None else []
 
-    def _generation(self, request: Request, sample: int, ids: list[int], logps: list[float]) -> Generation:
+    def _build_generation(self, request: Request, sample: int, ids: list[int], logps: list[float]) -> Generation:
         if len(ids) != len(logps) or any(logp is None or logp != logp for logp in logps):
             raise FloatingPointError(
                 f"request '{request.id}', sample {sample}: vLLM gave {len(ids)} tokens, and no log-prob for some; "
@@ -96,8 +96,8 @@ class VllmEngine:
         return Generation(request, sample, ids, logps, logps, reason)
 
 
-def order_free_checksum(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> str:
-    """16 hex digits over the bits of all weights in this precision, whatever they are called and however joined.
+def compute_order_free_checksum(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> str:
+    """Returns 16 hex digits over the bits of all weights in this precision, whatever their names and however joined.
 
     vLLM joins projections and pads the vocabulary with zeros, so names, shapes and order cannot be compared; the sums
     of all bits and of their squares, modulo 2**64, can. A shared weight counts once.

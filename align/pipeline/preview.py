@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.generation.requests import put
+from qwen_align.align.generation.requests import render_problem
 from qwen_align.align.models.model_files import find_base
 from qwen_align.align.pipeline.plan import Plan, Planned
 from qwen_align.align.references import ModelRef, find_references
@@ -69,7 +69,7 @@ class Preview:
         asked = None if switch is None else switch.model_dump_json()
         name = (self._find_tokenizer_folder(stage), id(problem), asked)  # rows live as long as the preview does
         if name not in self._lengths:
-            self._lengths[name] = len(put(problem, self.renderer(stage), switch).prompt.ids)
+            self._lengths[name] = len(render_problem(problem, self.renderer(stage), switch).prompt.ids)
         return self._lengths[name]
 
     def check_context_length(self, stage: Planned, tokens: int, what: str) -> None:

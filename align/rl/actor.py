@@ -10,15 +10,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from qwen_align.align.generation.local import has_full_attention, takes_masks
-from qwen_align.align.rl.rollouts import MicroBatch
+from qwen_align.align.generation.local import has_full_attention, supports_masks
+from qwen_align.align.rl.micro_batches import MicroBatch
 from qwen_align.align.training.trl_compat import score_tokens
 
 POLICY_ADAPTER, VALUE_ADAPTER = "default", "value"
 
 
 class Scores(NamedTuple):
-    """Of each token of a micro-batch's completions, (B, T), zeros behind them; None for what was not asked."""
+    """A model's scores of each token of a micro-batch, (B, T), 0 behind completions; None for what was not asked."""
 
     logps: Tensor | None
     entropies: Tensor | None
@@ -40,8 +40,8 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def values(self, hidden: Tensor) -> Tensor:
-        """(M, H) -> (M,)."""
+    def predict_values(self, hidden: Tensor) -> Tensor:
+        """Predicts the return from each token on; (M, H) -> (M,)."""
         states = hidden.detach() if self.detached else hidden
         values: Tensor = self.head(states.to(self.head.weight.dtype))
         return values[:, 0]
@@ -60,9 +60,9 @@ class Actor(nn.Module):
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The policy without what wraps it for LoRA; adapters lie inside its layers."""
-        found: Any = self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
-        assert isinstance(found, PreTrainedModel)
-        return found
+        model: Any = self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
+        assert isinstance(model, PreTrainedModel)
+        return model
 
     @property
     def has_value_adapter(self) -> bool:
@@ -71,46 +71,47 @@ class Actor(nn.Module):
     def forward(
         self, batch: MicroBatch, *, policy: bool = True, values: bool = False, temperature: float | None = None
     ) -> Scores:
-        """Log-probs and entropies at the temperature, the sampling's if none is given, and values, of the tokens."""
+        """Computes the tokens' log-probs and entropies, at the sampling's temperature if none is given, and values."""
         logps = entropies = hidden = None
         if policy or (values and self._shares_states):
-            hidden = _states(self.causal_lm.base_model, batch)
+            hidden = _compute_states(self.causal_lm.base_model, batch)
         if policy:
             assert hidden is not None
             head: Any = self.causal_lm.get_output_embeddings()
             scores = score_tokens(hidden, head, batch.targets, temperature or self.temperature)
-            logps, entropies = _by_row(scores.logps, batch), _by_row(scores.entropies, batch)
-        return Scores(logps, entropies, self._values(batch, hidden) if values else None)
+            logps, entropies = _scatter_to_rows(scores.logps, batch), _scatter_to_rows(scores.entropies, batch)
+        return Scores(logps, entropies, self._compute_values(batch, hidden) if values else None)
 
     @property
     def _shares_states(self) -> bool:
         return self.critic is not None and self.critic.trunk is None and not self.has_value_adapter
 
-    def _values(self, batch: MicroBatch, hidden: Tensor | None) -> Tensor:
+    def _compute_values(self, batch: MicroBatch, hidden: Tensor | None) -> Tensor:
         assert self.critic is not None
         if self.critic.trunk is not None:
-            hidden = _states(self.critic.trunk, batch)
+            hidden = _compute_states(self.critic.trunk, batch)
         elif self.has_value_adapter:
-            with self._under(VALUE_ADAPTER):
-                hidden = _states(self.causal_lm.base_model, batch)
+            with self._using_adapter(VALUE_ADAPTER):
+                hidden = _compute_states(self.causal_lm.base_model, batch)
         assert hidden is not None
-        return _by_row(self.critic.values(hidden), batch)
+        return _scatter_to_rows(self.critic.predict_values(hidden), batch)
 
     @contextmanager
-    def _under(self, adapter: str) -> Iterator[None]:
-        use_adapter(self.causal_lm, adapter)
+    def _using_adapter(self, adapter: str) -> Iterator[None]:
+        """Makes one adapter active inside the context."""
+        activate_adapter(self.causal_lm, adapter)
         try:
             yield
         finally:
-            use_adapter(self.causal_lm, POLICY_ADAPTER)
+            activate_adapter(self.causal_lm, POLICY_ADAPTER)
 
     @contextmanager
-    def as_reference(self) -> Iterator[None]:
-        """Inside, a LoRA policy is the model it started from."""
+    def acting_as_reference(self) -> Iterator[None]:
+        """Makes a LoRA policy the model it started from, inside the context."""
         assert isinstance(self.policy, PeftModel)
         with self.policy.disable_adapter():
             yield
-        use_adapter(self.causal_lm, POLICY_ADAPTER)
+        activate_adapter(self.causal_lm, POLICY_ADAPTER)
 
     @property
     def can_share_prompts(self) -> bool:
@@ -119,30 +120,38 @@ class Actor(nn.Module):
         if self.critic is not None and self.critic.trunk is not None:
             backbones.append(self.critic.trunk)
         return all(
-            takes_masks(one.config) and has_full_attention(one.config) and not one.is_gradient_checkpointing
-            for one in backbones
+            supports_masks(backbone.config)
+            and has_full_attention(backbone.config)
+            and not backbone.is_gradient_checkpointing
+            for backbone in backbones
         )
 
     def gradient_checkpointing_enable(self, **settings: Any) -> None:
-        """What Trainer calls on its model."""
+        """Switches gradient checkpointing on in all trunks, as Trainer asks of its model."""
         self.causal_lm.gradient_checkpointing_enable(**settings)
         if self.critic is not None and self.critic.trunk is not None:
             self.critic.trunk.gradient_checkpointing_enable(**settings)  # type: ignore[operator]
 
     def policy_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What the policy's loss trains."""
-        return ((name, one) for name, one in self.named_parameters() if one.requires_grad and not self.is_value(name))
+        """Yields the parameters that the policy's loss trains, with their names."""
+        return (
+            (name, one)
+            for name, one in self.named_parameters()
+            if one.requires_grad and not self.is_value_parameter(name)
+        )
 
     def value_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What only the value's loss trains."""
-        return ((name, one) for name, one in self.named_parameters() if one.requires_grad and self.is_value(name))
+        """Yields the parameters that only the value loss trains, with their names."""
+        return (
+            (name, one) for name, one in self.named_parameters() if one.requires_grad and self.is_value_parameter(name)
+        )
 
     @staticmethod
-    def is_value(name: str) -> bool:
+    def is_value_parameter(name: str) -> bool:
         return name.startswith("critic.") or f".{VALUE_ADAPTER}." in name
 
 
-def use_adapter(model: nn.Module, adapter: str) -> None:
+def activate_adapter(model: nn.Module, adapter: str) -> None:
     """Makes one adapter active and leaves all of them trainable, which peft would change."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
@@ -152,21 +161,23 @@ def use_adapter(model: nn.Module, adapter: str) -> None:
             parameter.requires_grad_(True)
 
 
-def _states(backbone: Any, batch: MicroBatch) -> Tensor:
-    """Hidden states that say the completions' tokens; (M, H)."""
-    states = _after_shared(backbone, batch) if batch.shares_prompts else _after_own(backbone, batch)
+def _compute_states(backbone: Any, batch: MicroBatch) -> Tensor:
+    """Computes the hidden states that predict the completions' tokens; (M, H)."""
+    states = (
+        _encode_with_shared_prompts(backbone, batch) if batch.shares_prompts else _encode_separately(backbone, batch)
+    )
     return states[batch.tokens]
 
 
-def _after_own(backbone: Any, batch: MicroBatch) -> Tensor:
-    """(B, T, H); each row with its prompt. Causal attention needs no mask, for the padding is on the right."""
-    input_ids, places = batch.whole()
+def _encode_separately(backbone: Any, batch: MicroBatch) -> Tensor:
+    """Encodes each row with its prompt; (B, T, H). Causal attention needs no mask: the padding is on the right."""
+    input_ids, positions = batch.join_prompts()
     hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-    return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def _after_shared(backbone: Any, batch: MicroBatch) -> Tensor:
-    """(B, T, H); each prompt is computed once, and its rows attend to its keys and values."""
+def _encode_with_shared_prompts(backbone: Any, batch: MicroBatch) -> Tensor:
+    """Encodes each prompt once, and its rows attending to its keys and values; (B, T, H)."""
     cache = DynamicCache(config=backbone.config)
     backbone(input_ids=batch.prompts, past_key_values=cache, use_cache=True)
     cache.batch_select_indices(batch.prompt_of)
@@ -184,6 +195,6 @@ def _after_shared(backbone: Any, batch: MicroBatch) -> Tensor:
     return hidden
 
 
-def _by_row(flat: Tensor, batch: MicroBatch) -> Tensor:
-    """(M,) -> (B, T)."""
+def _scatter_to_rows(flat: Tensor, batch: MicroBatch) -> Tensor:
+    """Puts the scored tokens' values into one row per completion; (M,) -> (B, T)."""
     return flat.new_zeros(batch.tokens.shape).masked_scatter(batch.tokens, flat)

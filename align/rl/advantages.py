@@ -10,22 +10,22 @@ from torch import Tensor
 EPSILON = 1e-4  # beside a standard deviation, as TRL's GRPO has it: a group of nearly equal rewards must not explode
 
 
-def group_advantages(rewards_P_G: Tensor, scale: str = "group") -> Tensor:
-    """Rewards minus their group's mean, over a standard deviation; (P, G) -> (P, G).
+def compute_group_advantages(rewards_P_G: Tensor, scale: str = "group") -> Tensor:
+    """Returns rewards minus their group's mean, over a standard deviation; (P, G) -> (P, G).
 
     `scale`: "group", the group's own (DeepSeekMath, arXiv:2402.03300); "batch", that of all rewards; "none"
     (Dr. GRPO, arXiv:2503.20783). Deviations are of a sample (n - 1). A group of equal rewards gets zeros.
     """
     centred = rewards_P_G - rewards_P_G.nanmean(dim=1, keepdim=True)
     if scale == "group":
-        centred = centred / (_deviation(rewards_P_G, dim=1) + EPSILON)
+        centred = centred / (_compute_deviation(rewards_P_G, dim=1) + EPSILON)
     elif scale == "batch":
-        centred = centred / (_deviation(rewards_P_G.flatten()[None], dim=1) + EPSILON)
+        centred = centred / (_compute_deviation(rewards_P_G.flatten()[None], dim=1) + EPSILON)
     return centred.nan_to_num(nan=0.0)
 
 
-def leave_one_out(rewards_P_G: Tensor) -> Tensor:
-    """Rewards minus the mean of the others of their group (RLOO, arXiv:2402.14740); (P, G) -> (P, G).
+def compute_rloo_advantages(rewards_P_G: Tensor) -> Tensor:
+    """Returns rewards minus the mean of the others of their group (RLOO, arXiv:2402.14740); (P, G) -> (P, G).
 
     A completion without others gets 0.
     """
@@ -36,46 +36,54 @@ def leave_one_out(rewards_P_G: Tensor) -> Tensor:
     return torch.where(judged & (others > 0), known - mean, torch.zeros_like(known))
 
 
-def returns_to_go(rewards: Tensor, gamma: float = 1.0) -> Tensor:
-    """Discounted sums of the rewards from each token on; (B, T) -> (B, T)."""
+def sum_later_rewards(rewards: Tensor, gamma: float = 1.0, mask: Tensor | None = None) -> Tensor:
+    """Returns the discounted sum of the rewards from each token on; (B, T) -> (B, T).
+
+    Tokens where `mask` is 0 are cut out: they have no reward, take no step of discount, and are 0 in the result.
+    """
+    in_loss = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask > 0
     sums = torch.zeros_like(rewards)
     later = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else None
-    for place in reversed(range(rewards.shape[1])):
+    for position in reversed(range(rewards.shape[1])):
         assert later is not None
-        later = rewards[:, place] + gamma * later
-        sums[:, place] = later
-    return sums
+        later = torch.where(in_loss[:, position], rewards[:, position] + gamma * later, later)
+        sums[:, position] = later
+    return sums * in_loss
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lambda_: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates and the returns they imply, advantage + value; each (B, T).
+def estimate_gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lambda_: float
+) -> tuple[Tensor, Tensor]:
+    """Returns generalised advantage estimates and the returns they imply, advantage + value; each (B, T).
 
     arXiv:1506.02438, (16): A_t = sum_l (gamma * lambda)^l delta_{t+l}, delta_t = r_t + gamma * V_{t+1} - V_t. `values`
-    are of the states before each token; after a completion's last token nothing is to come. `mask` is 1 on tokens;
-    what lies behind them counts nowhere and is 0 in the result.
+    are of the states before each token; after a completion's last token nothing is to come. `mask` is 1 on the tokens
+    in the loss. Others count nowhere and are 0 in the result: behind a completion, and also between its tokens, where
+    the step goes from one token in the loss to the next, as if nothing lay between them.
     """
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(rewards)
     n_tokens = rewards.shape[1]
-    later = torch.zeros_like(rewards[:, 0]) if n_tokens else None
-    for place in reversed(range(n_tokens)):
-        assert later is not None
-        next_value = values[:, place + 1] if place + 1 < n_tokens else torch.zeros_like(later)
-        later = rewards[:, place] + gamma * next_value - values[:, place] + gamma * lambda_ * later
-        advantages[:, place] = later
+    later = next_value = torch.zeros(len(rewards), dtype=rewards.dtype)
+    for position in reversed(range(n_tokens)):
+        in_loss = mask[:, position] > 0
+        estimate = rewards[:, position] + gamma * next_value - values[:, position] + gamma * lambda_ * later
+        later = torch.where(in_loss, estimate, later)
+        next_value = torch.where(in_loss, values[:, position], next_value)
+        advantages[:, position] = later
     return advantages * mask, (advantages + values) * mask
 
 
-def whitened(values: Tensor, mask: Tensor) -> Tensor:
-    """Values with mean 0 and standard deviation 1 over the tokens of the mask, 0 elsewhere; (B, T) -> (B, T)."""
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Scales values to mean 0 and standard deviation 1 over the tokens of the mask, 0 elsewhere; (B, T) -> (B, T)."""
     n = mask.sum().clamp(min=1)
     mean = (values * mask).sum() / n
     variance = ((values - mean).square() * mask).sum() / (n - 1).clamp(min=1)
     return (values - mean) * mask / (variance.sqrt() + 1e-8)  # only against 0 / 0
 
 
-def _deviation(values: Tensor, dim: int) -> Tensor:
-    """The sample standard deviation of what is a number, 0 where there are fewer than two."""
+def _compute_deviation(values: Tensor, dim: int) -> Tensor:
+    """Returns the sample standard deviation of what is not NaN, 0 where there are fewer than two."""
     n = (~values.isnan()).sum(dim=dim, keepdim=True)
     squares = (values - values.nanmean(dim=dim, keepdim=True)).square().nansum(dim=dim, keepdim=True)
     return (squares / (n - 1).clamp(min=1)).sqrt()

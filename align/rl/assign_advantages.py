@@ -1,10 +1,18 @@
 """From verdicts to advantages: what each token of a step's completions is credited with."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from qwen_align.align.rl import losses
-from qwen_align.align.rl.advantages import gae, group_advantages, leave_one_out, returns_to_go, whitened
+from qwen_align.align.rl.advantages import (
+    compute_group_advantages,
+    compute_rloo_advantages,
+    estimate_gae,
+    sum_later_rewards,
+    whiten,
+)
 from qwen_align.align.rl.controllers import RewardScale
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.settings.grpo import Grpo
@@ -12,52 +20,98 @@ from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.ppo import Ppo
 
 
-def credit(rollouts: Rollouts, spec: Grpo | Ppo, kl_coefficient: float, scale: RewardScale) -> None:
-    """Sets the advantages, and for PPO the returns; completions without a verdict are left out or get 0."""
-    if isinstance(spec, Ppo):
-        rollouts.counts = rollouts.counts & ~rollouts.reward.isnan()
-        judged = rollouts.reward[~rollouts.reward.isnan()].tolist()
-        scale.add(judged)
-        rewards = torch.tensor([scale.normalise(one, spec.normalise_rewards) for one in rollouts.reward.tolist()])
-        mask = rollouts.mask()
-        per_token = _token_rewards(rollouts, rewards.nan_to_num(nan=0.0), spec, kl_coefficient)
-        assert rollouts.values is not None
-        values = rollouts.padded(rollouts.values)
-        advantages, returns = gae(per_token, values, mask, gamma=spec.gamma, lambda_=spec.gae_lambda)
-        rollouts.returns = rollouts.flat(returns)
-        rollouts.advantages = rollouts.flat(whitened(advantages, mask) if spec.whiten_advantages else advantages)
-    elif spec.advantage == "reinforce++":
-        rollouts.counts = rollouts.counts & ~rollouts.reward.isnan()
-        per_token = _token_rewards(rollouts, rollouts.reward.nan_to_num(nan=0.0), spec, kl_coefficient)
-        rollouts.advantages = rollouts.flat(whitened(returns_to_go(per_token), rollouts.mask()))
-    else:
-        n_groups = int(rollouts.group.max()) + 1 if len(rollouts) else 0
-        rewards = (rollouts.reward - _kl_of_completions(rollouts, spec, kl_coefficient)).view(n_groups, -1)
-        found = (
-            leave_one_out(rewards)
-            if spec.advantage == "rloo"
-            else group_advantages(rewards, scale=spec.advantage_scale)
-        )
-        rollouts.advantages = found.flatten().repeat_interleave(rollouts.n_tokens)
+def estimate_group_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
+    """Returns each token's advantage: its completion's reward against the mean of its group, over a deviation; flat."""
+    rewards_P_G = compute_group_rewards(rollouts, settings, kl_coefficient)
+    return spread_over_tokens(rollouts, compute_group_advantages(rewards_P_G, scale=settings.advantage_scale))
 
 
-def reference_kl(rollouts: Rollouts, estimator: str) -> Tensor:
-    """Of each token, of the policy that drew from the reference; (B, T), zeros behind completions."""
-    assert rollouts.reference_logps is not None
-    return rollouts.padded(losses.kl(rollouts.old_logps, rollouts.reference_logps, estimator))
+def estimate_rloo_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
+    """Returns each token's advantage: its completion's reward against the mean of the others of its group; flat."""
+    return spread_over_tokens(
+        rollouts, compute_rloo_advantages(compute_group_rewards(rollouts, settings, kl_coefficient))
+    )
 
 
-def _token_rewards(rollouts: Rollouts, rewards: Tensor, spec: OnlineRl, kl_coefficient: float) -> Tensor:
-    """The reward at each completion's last token, and the KL's price at every token; (B, T)."""
-    per_token = torch.zeros(len(rollouts), int(rollouts.n_tokens.max()))
-    per_token[torch.arange(len(rollouts)), rollouts.n_tokens - 1] = rewards
-    if spec.kl and spec.kl.apply_to == "reward":
-        per_token -= kl_coefficient * reference_kl(rollouts, spec.kl.estimator)
+def estimate_reinforce_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
+    """Returns each token's return, whitened over all tokens of the step (REINFORCE++, arXiv:2501.03262); flat.
+
+    Completions without a verdict no longer count.
+    """
+    drop_unjudged(rollouts)
+    mask = rollouts.get_mask()
+    rewards = compute_token_rewards(rollouts, rollouts.reward.nan_to_num(nan=0.0), settings, kl_coefficient)
+    return rollouts.flatten_tokens(whiten(sum_later_rewards(rewards, mask=mask), mask))
+
+
+AdvantageEstimator = Callable[[Rollouts, Grpo, float], Tensor]
+
+ADVANTAGE_ESTIMATORS: dict[str, AdvantageEstimator] = {
+    "group": estimate_group_advantages,
+    "rloo": estimate_rloo_advantages,
+    "reinforce++": estimate_reinforce_advantages,
+}
+"""The estimators that `grpo` offers, by their names in its settings.
+
+Each takes rollouts, settings and the KL coefficient, and returns an advantage per token, flat.
+"""
+
+
+def assign_gae_advantages(rollouts: Rollouts, settings: Ppo, kl_coefficient: float, scale: RewardScale) -> None:
+    """Sets PPO's advantages and returns by generalised advantage estimation; unjudged completions no longer count."""
+    drop_unjudged(rollouts)
+    scale.add_rewards(rollouts.reward[~rollouts.reward.isnan()].tolist())
+    rewards = torch.tensor(
+        [scale.normalise_reward(reward, settings.normalise_rewards) for reward in rollouts.reward.tolist()]
+    ).nan_to_num(nan=0.0)
+    mask = rollouts.get_mask()
+    token_rewards = compute_token_rewards(rollouts, rewards, settings, kl_coefficient)
+    assert rollouts.values is not None
+    values = rollouts.pad_tokens(rollouts.values)
+    advantages, returns = estimate_gae(token_rewards, values, mask, gamma=settings.gamma, lambda_=settings.gae_lambda)
+    rollouts.returns = rollouts.flatten_tokens(returns)
+    rollouts.advantages = rollouts.flatten_tokens(
+        whiten(advantages, mask) if settings.whiten_advantages else advantages
+    )
+
+
+def drop_unjudged(rollouts: Rollouts) -> None:
+    """Takes completions without a verdict out of the loss and out of all means."""
+    rollouts.counts = rollouts.counts & ~rollouts.reward.isnan()
+
+
+def compute_group_rewards(rollouts: Rollouts, settings: OnlineRl, kl_coefficient: float) -> Tensor:
+    """Returns the completions' rewards, less the KL penalty if it is taken off the reward, by group; (P, G)."""
+    n_groups = int(rollouts.group.max()) + 1 if len(rollouts) else 0
+    penalties = torch.zeros_like(rollouts.reward)
+    if settings.kl and settings.kl.apply_to == "reward":
+        penalties = kl_coefficient * estimate_reference_kl(rollouts, settings.kl.estimator).sum(dim=1)
+    return (rollouts.reward - penalties).view(n_groups, -1)
+
+
+def compute_token_rewards(rollouts: Rollouts, rewards: Tensor, settings: OnlineRl, kl_coefficient: float) -> Tensor:
+    """Returns the reward at each completion's last token in the loss, less the KL penalty at every one; (B, T).
+
+    A completion without a token in the loss gets neither.
+    """
+    in_loss = rollouts.pad_tokens(rollouts.loss_mask)
+    per_token = torch.zeros(in_loss.shape)
+    last = torch.where(in_loss, torch.arange(in_loss.shape[1]), -1).amax(dim=1)
+    rows = (last >= 0).nonzero()[:, 0]
+    per_token[rows, last[rows]] = rewards[rows]
+    if settings.kl and settings.kl.apply_to == "reward":
+        per_token -= kl_coefficient * estimate_reference_kl(rollouts, settings.kl.estimator)
     return per_token
 
 
-def _kl_of_completions(rollouts: Rollouts, spec: Grpo, kl_coefficient: float) -> Tensor:
-    """What the KL takes off each completion's reward; (N,)."""
-    if spec.kl and spec.kl.apply_to == "reward":
-        return kl_coefficient * reference_kl(rollouts, spec.kl.estimator).sum(dim=1)
-    return torch.zeros_like(rollouts.reward)
+def spread_over_tokens(rollouts: Rollouts, advantages_P_G: Tensor) -> Tensor:
+    """Gives every token in the loss its completion's advantage, and 0 to the others; (P, G) -> flat."""
+    advantages = advantages_P_G.flatten().repeat_interleave(rollouts.n_tokens)
+    return advantages.masked_fill(~rollouts.loss_mask, 0.0)
+
+
+def estimate_reference_kl(rollouts: Rollouts, estimator: str) -> Tensor:
+    """Returns each token's KL from the policy that sampled to the reference; (B, T), 0 outside the loss masks."""
+    assert rollouts.reference_logps is not None
+    per_token = losses.estimate_kl(rollouts.old_logps, rollouts.reference_logps, estimator)
+    return rollouts.pad_tokens(per_token.masked_fill(~rollouts.loss_mask, 0.0))

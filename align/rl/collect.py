@@ -1,4 +1,7 @@
-"""A step's play: prompts from the stream, completions from the engine, verdicts, and groups without signal replaced."""
+"""Collecting a step's rollouts: prompts from the stream, completions from the engine, verdicts from the judge.
+
+Groups without a signal are replaced where dynamic sampling asks for it.
+"""
 
 import math
 import time
@@ -10,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 
 from qwen_align.align.generation.engine import Engine, Generation, Request
-from qwen_align.align.generation.requests import as_row
+from qwen_align.align.generation.requests import build_completion
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rl.judge import Judge, Judged, check_judged
-from qwen_align.align.rl.prompt_stream import Drawn, PromptStream
+from qwen_align.align.rl.judge import Judge, JudgedCompletion, require_verdicts
+from qwen_align.align.rl.prompt_stream import PromptDraw, PromptStream
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rows import Completion
 from qwen_align.align.settings.sampling import Sampling
@@ -21,33 +24,37 @@ from qwen_align.align.training.distributed import gather_objects, get_rank, get_
 from qwen_align.reward.verdict import Verdict
 
 
-class Player(NamedTuple):
-    """What plays."""
+class RolloutSetup(NamedTuple):
+    """How completions are sampled, decoded and counted as solved.
+
+    `is_solved` says whether a verdict means that the task was done, None where it does not tell.
+    """
 
     engine: Engine
     renderer: Renderer
     sampling: Sampling
-    samples: int
+    n_samples: int  # completions per prompt
     seed: int
-    solved: Callable[[Verdict], bool | None]  # what a verdict says of the task
+    is_solved: Callable[[Verdict], bool | None]
 
 
 @dataclass
 class Group:
-    """The completions of one prompt, by sample; verdicts come later."""
+    """The completions of one prompt, by sample number; their verdicts may still be on the way."""
 
-    drawn: Drawn
+    draw: PromptDraw
     generations: list[Generation]
-    verdicts: "Future[list[Judged]] | list[Judged]"
+    verdicts: "Future[list[JudgedCompletion]] | list[JudgedCompletion]"
 
     @property
-    def judged(self) -> list[Judged]:
-        """Waits for the verdicts."""
+    def judged(self) -> list[JudgedCompletion]:
+        """The completions with their verdicts, which are waited for."""
         return self.verdicts if isinstance(self.verdicts, list) else self.verdicts.result()
 
     @property
     def values(self) -> list[float | None]:
-        return [one.verdict.value for one in self.judged]
+        """The reward of each completion, None where there is no verdict."""
+        return [each.verdict.value for each in self.judged]
 
     @property
     def has_signal(self) -> bool:
@@ -57,126 +64,133 @@ class Group:
 
 
 @dataclass
-class Played:
-    """A step's groups, in the order of the stream, and what finding them took."""
+class RolloutBatch:
+    """The groups of a step, in the order of the prompt stream, and what collecting them took."""
 
     groups: list[Group]
     tried: list[Group] = field(default_factory=list)  # all, those without signal included
-    wanted: int = 0
+    n_wanted: int = 0
     seconds_sampling: float = 0.0
     seconds_waiting: float = 0.0  # for verdicts, after the last completion
 
     @property
     def share(self) -> float:
         """Of the groups that a full step has."""
-        return len(self.groups) / max(self.wanted, 1)
+        return len(self.groups) / max(self.n_wanted, 1)
 
 
-def draw(player: Player, drawn: Sequence[Drawn], judge: Judge, step: int) -> list[Group]:
-    """A group for each prompt; every group goes to the judge as soon as it is whole.
+def sample_groups(setup: RolloutSetup, draws: Sequence[PromptDraw], judge: Judge, step: int) -> list[Group]:
+    """Samples a group of completions for each prompt; a complete group goes to the judge at once.
 
-    Of several processes each draws the groups of its turn, and all get all of them, judged.
+    Of several processes each samples every so many-th group, and all get all of them, judged.
     """
     rank, world = (get_rank(), get_world_size())
-    mine = list(drawn)[rank::world]
+    own_draws = list(draws)[rank::world]
     requests = [
         Request(
-            id=one.name,
-            prompt_ids=one.asked.prompt.ids,
-            n=player.samples,
-            sampling=player.sampling,
-            seed=player.seed,
+            id=draw.request_id,
+            prompt_ids=draw.rendered.prompt.ids,
+            n=setup.n_samples,
+            sampling=setup.sampling,
+            seed=setup.seed,
             step=step,
         )
-        for one in mine
+        for draw in own_draws
     ]
-    by_name = {one.name: one for one in mine}
-    waiting: dict[str, list[Generation]] = {one.name: [] for one in mine}
-    found: dict[str, Group] = {}
-    for generation in player.engine.generate(requests):
-        name = generation.request.id
-        waiting[name].append(generation)
-        if len(waiting[name]) == player.samples:
-            done = sorted(waiting.pop(name), key=lambda one: one.sample)
-            rows = [as_row(by_name[name].asked, one, player.renderer) for one in done]
-            found[name] = Group(by_name[name], done, judge.submit(rows))
-    return _from_all([found[one.name] for one in mine], drawn, world)
+    draw_by_id = {draw.request_id: draw for draw in own_draws}
+    incomplete: dict[str, list[Generation]] = {draw.request_id: [] for draw in own_draws}
+    groups: dict[str, Group] = {}
+    for generation in setup.engine.generate(requests):
+        request_id = generation.request.id
+        incomplete[request_id].append(generation)
+        if len(incomplete[request_id]) == setup.n_samples:
+            draw = draw_by_id[request_id]
+            generations = sorted(incomplete.pop(request_id), key=lambda generation: generation.sample)
+            completions = [build_completion(draw.rendered, each, setup.renderer) for each in generations]
+            groups[request_id] = Group(draw, generations, judge.submit_group(completions))
+    return _gather_groups([groups[draw.request_id] for draw in own_draws], draws, world)
 
 
-def play(
-    player: Player, stream: PromptStream, judge: Judge, *, step: int, prompts: int, most_prompts: int | None
-) -> Played:
-    """`prompts` groups; with `most_prompts` groups without signal are replaced by the next prompts, up to so many.
+def collect_groups(
+    setup: RolloutSetup, stream: PromptStream, judge: Judge, *, step: int, n_prompts: int, max_prompts: int | None
+) -> RolloutBatch:
+    """Collects `n_prompts` groups; with `max_prompts` those without a signal are replaced by the next prompts' groups.
 
-    Verdicts are waited for only where the next prompts depend on them.
+    So many prompts are tried in all. Verdicts are waited for only where the next prompts depend on them.
     """
     started = time.monotonic()
-    played = Played([], wanted=prompts)
-    while len(played.groups) < prompts:
-        tried = len(played.tried)
-        room = prompts if most_prompts is None else most_prompts
-        n = min(prompts - len(played.groups), room - tried)
+    batch = RolloutBatch([], n_wanted=n_prompts)
+    while len(batch.groups) < n_prompts:
+        room = (n_prompts if max_prompts is None else max_prompts) - len(batch.tried)
+        n = min(n_prompts - len(batch.groups), room)
         if n <= 0:
             break
-        groups = draw(player, stream.take(n), judge, step)
-        played.tried += groups
-        played.groups += groups if most_prompts is None else [one for one in groups if one.has_signal]
-    played.seconds_sampling = time.monotonic() - started
-    return played
+        groups = sample_groups(setup, stream.take_prompts(n), judge, step)
+        batch.tried += groups
+        batch.groups += groups if max_prompts is None else [group for group in groups if group.has_signal]
+    batch.seconds_sampling = time.monotonic() - started
+    return batch
 
 
-def settle(played: Played, player: Player, stream: PromptStream, where: str) -> None:
-    """Waits for the verdicts that are still out and tells the stream what share of each prompt was solved."""
+def wait_for_verdicts(batch: RolloutBatch, setup: RolloutSetup, stream: PromptStream, where: str) -> None:
+    """Waits for the verdicts that are still out and tells the stream each prompt's pass rate."""
     started = time.monotonic()
-    everything = [one for group in played.tried for one in group.judged]
-    played.seconds_waiting = time.monotonic() - started
-    check_judged(everything, where)
-    for group in played.tried:
-        rate = solved_share(group.judged, player)
+    judged = [each for group in batch.tried for each in group.judged]
+    batch.seconds_waiting = time.monotonic() - started
+    require_verdicts(judged, where)
+    for group in batch.tried:
+        rate = compute_solved_share(group.judged, setup)
         if rate is not None:
-            stream.note(group.drawn.asked.problem.id, rate)
+            stream.record_pass_rate(group.draw.rendered.problem.id, rate)
 
 
-def solved_share(judged: Sequence[Judged], player: Player) -> float | None:
-    """The share that was solved of those of which that can be said; None if it cannot be said of any."""
-    said = [found for one in judged if (found := player.solved(one.verdict)) is not None]
-    return sum(said) / len(said) if said else None
+def compute_solved_share(judged: Sequence[JudgedCompletion], setup: RolloutSetup) -> float | None:
+    """Returns the share solved among completions of which that can be told; None if it can be told of none."""
+    outcomes = [outcome for each in judged if (outcome := setup.is_solved(each.verdict)) is not None]
+    return sum(outcomes) / len(outcomes) if outcomes else None
 
 
-def assembled(played: Played, *, mask_truncated: bool) -> Rollouts:
-    """The step's completions as tensors, group by group; advantages are still zero."""
-    done = [one for group in played.groups for one in group.generations]
-    values = [value for group in played.groups for value in group.values]
-    samples = [len(group.generations) for group in played.groups]
-    truncated = torch.tensor([one.finish_reason == "length" for one in done], dtype=torch.bool)
-    logps = torch.tensor([logp for one in done for logp in one.logps], dtype=torch.float32)
+def build_rollouts(batch: RolloutBatch, *, mask_truncated: bool) -> Rollouts:
+    """Returns the step's completions as tensors, group by group; advantages are still zero."""
+    generations = [generation for group in batch.groups for generation in group.generations]
+    values = [value for group in batch.groups for value in group.values]
+    sizes = [len(group.generations) for group in batch.groups]
+    truncated = torch.tensor([each.finish_reason == "length" for each in generations], dtype=torch.bool)
+    logps = torch.tensor([logp for each in generations for logp in each.logps], dtype=torch.float32)
+    sampled_logps = [logp for each in generations for logp in each.sampled_logps]
     return Rollouts(
-        ids=torch.tensor([token for one in done for token in (*one.request.prompt_ids, *one.token_ids)]).long(),
-        n_prompt=torch.tensor([len(one.request.prompt_ids) for one in done]).long(),
-        n_tokens=torch.tensor([len(one.token_ids) for one in done]).long(),
-        group=torch.arange(len(samples)).repeat_interleave(torch.tensor(samples).long()),
+        ids=torch.tensor(
+            [token for each in generations for token in (*each.request.prompt_ids, *each.token_ids)]
+        ).long(),
+        n_prompt=torch.tensor([len(each.request.prompt_ids) for each in generations]).long(),
+        n_tokens=torch.tensor([len(each.token_ids) for each in generations]).long(),
+        group=torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes).long()),
         reward=torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32),
         truncated=truncated,
         old_logps=logps,
-        sampled_logps=torch.tensor([logp for one in done for logp in one.sampled_logps], dtype=torch.float32),
+        sampled_logps=torch.tensor(sampled_logps, dtype=torch.float32),
         counts=~truncated if mask_truncated else torch.ones_like(truncated),
         advantages=torch.zeros_like(logps),
-        share=played.share,
+        share=batch.share,
+        loss_mask=torch.tensor([in_loss for each in generations for in_loss in each.loss_mask], dtype=torch.bool),
     )
 
 
-def _from_all(mine: list[Group], drawn: Sequence[Drawn], world: int) -> list[Group]:
-    """The groups of all processes in the order drawn; beyond one process with their verdicts, which go as rows."""
+def _gather_groups(own_groups: list[Group], draws: Sequence[PromptDraw], world: int) -> list[Group]:
+    """Returns the groups of all processes in the order drawn; beyond one process they are judged first."""
     if world == 1:
-        return mine
-    packed = [(one.drawn.place, one.generations, _packed(one.judged)) for one in mine]
-    by_place = {place: (generations, judged) for part in gather_objects(packed) for place, generations, judged in part}
+        return own_groups
+    packed = [(group.draw.position, group.generations, _pack_verdicts(group.judged)) for group in own_groups]
+    by_position = {
+        position: (generations, judged) for part in gather_objects(packed) for position, generations, judged in part
+    }
     groups = []
-    for one in drawn:
-        generations, judged = by_place[one.place]
-        groups.append(Group(one, generations, [Judged(row, verdict) for row, verdict in judged]))
+    for draw in draws:
+        generations, judged = by_position[draw.position]
+        groups.append(Group(draw, generations, [JudgedCompletion(row, verdict) for row, verdict in judged]))
     return groups
 
 
-def _packed(judged: Sequence[Judged]) -> list[tuple[Completion, Any]]:
-    return [(one.row, one.verdict) for one in judged]
+def _pack_verdicts(judged: Sequence[JudgedCompletion]) -> list[tuple[Completion, Any]]:
+    """Returns the pairs as plain tuples, which can be sent between processes."""
+    return [(each.completion, each.verdict) for each in judged]

@@ -1,4 +1,4 @@
-"""Judging beside generation: a group is judged as soon as it is whole, while later ones are still being drawn."""
+"""Judging beside generation: a group is judged as soon as it is complete, while later ones are still being sampled."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,15 +11,15 @@ from qwen_align.reward.base import count_cores
 from qwen_align.reward.verdict import Verdict
 
 
-class Judged(NamedTuple):
-    """A completion and what it is worth; a value of None is no verdict."""
+class JudgedCompletion(NamedTuple):
+    """A completion with its verdict, whose value is None where the reward gives no verdict."""
 
-    row: Completion
+    completion: Completion
     verdict: Verdict
 
 
 class Judge:
-    """Judges groups in threads, as many as there are cores.
+    """Judges groups of completions in threads, as many as there are count_cores.
 
     `verdicts` gives one verdict for each completion of a prompt. What may hang, or runs a model's code, waits there in
     a process that the reward kills at its limit.
@@ -29,25 +29,25 @@ class Judge:
         self._verdicts = verdicts
         self._threads: ThreadPoolExecutor | None = None
 
-    def submit(self, group: Sequence[Completion]) -> "Future[list[Judged]]":
-        """The verdicts on all completions of one prompt, when they are there."""
+    def submit_group(self, group: Sequence[Completion]) -> "Future[list[JudgedCompletion]]":
+        """Starts judging all completions of one prompt and returns the future of their verdicts."""
         if self._threads is None:  # not before: threads do not survive a fork
             self._threads = ThreadPoolExecutor(count_cores(), thread_name_prefix="judge")
-        return self._threads.submit(self._judge, list(group))
+        return self._threads.submit(self._judge_group, list(group))
 
-    def _judge(self, group: list[Completion]) -> list[Judged]:
+    def _judge_group(self, group: list[Completion]) -> list[JudgedCompletion]:
         verdicts = self._verdicts(group)
         if len(verdicts) != len(group):
             raise StageError(
                 f"rewards: {len(verdicts)} verdicts for {len(group)} completions of '{group[0].prompt_id}'"
             )
-        return [Judged(row, verdict) for row, verdict in zip(group, verdicts, strict=True)]
+        return [JudgedCompletion(completion, verdict) for completion, verdict in zip(group, verdicts, strict=True)]
 
 
-def check_judged(judged: Sequence[Judged], where: str) -> None:
+def require_verdicts(judged: Sequence[JudgedCompletion], where: str) -> None:
     """Raises StageError when not one completion has a verdict: training would go on and learn nothing."""
-    if judged and all(one.verdict.value is None for one in judged):
-        (reason, n), *_ = Counter(one.verdict.reason for one in judged).most_common()
+    if judged and all(each.verdict.value is None for each in judged):
+        (reason, n), *_ = Counter(each.verdict.reason for each in judged).most_common()
         raise StageError(
             f"{where}: none of {len(judged)} completions has a verdict; the most frequent reason: {reason} ({n}). "
             "Mend the reward, or the golds it cannot use"

@@ -1,80 +1,175 @@
-"""Losses of the policy and of the value, a number a token, and how tokens are weighed. Pure functions.
+"""Losses of the policy and of the value per token, and how tokens are weighted. Pure functions, and their tables.
 
-Everything is (B, T): B completions, T tokens, `mask` 1 on a completion's tokens and 0 behind them. A step's loss is the
-sum over tokens of weight times loss, so it does not depend on how its completions are cut into micro-batches or spread
-over devices: only the weights know the whole.
+Everything is (B, T): B completions, T tokens, `mask` 1 on a completion's tokens in the loss and 0 elsewhere. A step's
+loss is the sum over tokens of weight times loss, so it does not depend on how its completions are cut into
+micro-batches or spread over devices: only the weights know the whole.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def token_weights(n_tokens: Tensor, kind: str, *, n_rows: int, n_all_tokens: int, max_tokens: int) -> Tensor:
-    """The weight of each token of completions with so many tokens, (B,) -> (B,).
+class StepTotals(NamedTuple):
+    """What an optimiser step's loss is a mean over, on all devices and in all micro-batches.
 
-    `n_rows` and `n_all_tokens` are of all the completions that the loss is a mean over, those of other micro-batches
-    and devices, and those that are skipped because they train nothing, included.
+    Completions that are skipped because they train nothing are included. `share` is that of a full step's groups: fewer
+    of them move the model less, each as much as in a full step.
     """
-    if kind in ("grpo", "gspo"):
-        return 1.0 / (n_tokens.clamp(min=1) * max(n_rows, 1))
-    if kind == "dr_grpo":
-        return torch.full_like(n_tokens, 1.0 / (max(n_rows, 1) * max_tokens), dtype=torch.float32)
-    return torch.full_like(n_tokens, 1.0 / max(n_all_tokens, 1), dtype=torch.float32)
+
+    n_completions: int
+    n_tokens: int  # in the loss
+    max_tokens: int
+    share: float = 1.0
 
 
-def log_ratios(logps: Tensor, old_logps: Tensor, mask: Tensor, kind: str) -> Tensor:
-    """Log of how much likelier the policy is now to say each token, or, for gspo, the whole, by token; (B, T).
+def weigh_completions_equally(n_tokens: Tensor, totals: StepTotals) -> Tensor:
+    """Returns each completion's weight per token for a mean over completions of their token means; (B,) -> (B,)."""
+    return 1.0 / (n_tokens.clamp(min=1) * max(totals.n_completions, 1))
 
-    gspo (arXiv:2507.18071, (7)): the mean over the completion's tokens stands at each of them.
-    """
+
+def weigh_by_max_tokens(n_tokens: Tensor, totals: StepTotals) -> Tensor:
+    """Returns one weight for all tokens, over completions times `max_tokens`, whatever their length; (B,) -> (B,)."""
+    weight = 1.0 / (max(totals.n_completions, 1) * totals.max_tokens)
+    return torch.full_like(n_tokens, weight, dtype=torch.float32)
+
+
+def weigh_tokens_equally(n_tokens: Tensor, totals: StepTotals) -> Tensor:
+    """Returns each completion's weight per token for a mean over all tokens in the loss; (B,) -> (B,)."""
+    return torch.full_like(n_tokens, 1.0 / max(totals.n_tokens, 1), dtype=torch.float32)
+
+
+def compute_token_log_ratios(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tensor:
+    """Returns the log importance ratio of each token; (B, T)."""
+    return (logps - old_logps) * mask
+
+
+def compute_sequence_log_ratios(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tensor:
+    """Returns, at each token, the mean log importance ratio of its completion (GSPO, arXiv:2507.18071, (7)); (B, T)."""
     ratios = (logps - old_logps) * mask
-    if kind == "gspo":
-        means = ratios.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
-        return means * mask
-    return ratios
+    means = ratios.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return means * mask
 
 
-def policy_loss(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, kind: str, clip_low: float, clip_high: float
-) -> Tensor:
-    """The loss of each token, to be weighed and summed; (B, T).
+class PolicyTokens(NamedTuple):
+    """What a policy loss is computed from: tensors (B, T), and the bounds of the importance ratio."""
 
-    The clipped surrogate (PPO, arXiv:1707.06347, (7)), with bounds of their own above and below (DAPO). cispo instead
-    bounds the ratio from above, lets no gradient through it, and so keeps every token's (arXiv:2506.13585, (4)).
+    logps: Tensor
+    ratios: Tensor
+    advantages: Tensor
+    mask: Tensor
+    clip_low: float
+    clip_high: float
+
+
+def compute_clipped_surrogate(tokens: PolicyTokens) -> Tensor:
+    """Returns PPO's clipped loss of each token (arXiv:1707.06347, (7)); (B, T).
+
+    The bounds above and below are its own each (DAPO, arXiv:2503.14476).
     """
-    ratio = log_ratios(logps, old_logps, mask, kind).exp()
-    if kind == "cispo":
-        return -ratio.clamp(max=1 + clip_high).detach() * advantages * logps * mask
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio * advantages, clipped * advantages) * mask
+    clipped = tokens.ratios.clamp(1 - tokens.clip_low, 1 + tokens.clip_high)
+    return -torch.minimum(tokens.ratios * tokens.advantages, clipped * tokens.advantages) * tokens.mask
 
 
-def is_clipped(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, kind: str, clip_low: float, clip_high: float
+def compute_weighted_likelihood(tokens: PolicyTokens) -> Tensor:
+    """Returns each token's log-likelihood loss, weighted by its ratio up to a bound (CISPO, arXiv:2506.13585, (4)).
+
+    No gradient goes through the ratio, so that every token keeps its own; (B, T).
+    """
+    weights = tokens.ratios.clamp(max=1 + tokens.clip_high).detach()
+    return -weights * tokens.advantages * tokens.logps * tokens.mask
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A policy loss: the loss of each token, how tokens are weighted, and which importance ratio is bounded.
+
+    `clips_low`: the lower bound of the ratio holds too, for tokens with a negative advantage.
+    """
+
+    compute_token_loss: Callable[[PolicyTokens], Tensor]
+    weigh_tokens: Callable[[Tensor, StepTotals], Tensor] = weigh_tokens_equally
+    compute_log_ratios: Callable[[Tensor, Tensor, Tensor], Tensor] = compute_token_log_ratios
+    clips_low: bool = True
+
+
+POLICY_LOSSES: dict[str, PolicyLoss] = {
+    "grpo": PolicyLoss(compute_clipped_surrogate, weigh_completions_equally),
+    "dr_grpo": PolicyLoss(compute_clipped_surrogate, weigh_by_max_tokens),
+    "dapo": PolicyLoss(compute_clipped_surrogate, weigh_tokens_equally),
+    "gspo": PolicyLoss(compute_clipped_surrogate, weigh_completions_equally, compute_sequence_log_ratios),
+    "cispo": PolicyLoss(compute_weighted_likelihood, weigh_tokens_equally, clips_low=False),
+}
+"""The losses that `grpo` offers, by their names in its settings."""
+
+PPO_LOSS = PolicyLoss(compute_clipped_surrogate, weigh_tokens_equally)
+
+
+def compute_policy_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    loss: PolicyLoss,
+    clip_low: float,
+    clip_high: float,
 ) -> Tensor:
-    """Which tokens' ratio is beyond the bound that holds for their advantage's sign; (B, T) of 0 and 1."""
-    ratio = log_ratios(logps, old_logps, mask, kind).exp()
+    """Returns the policy loss of each token, to be weighted and summed; (B, T)."""
+    ratios = loss.compute_log_ratios(logps, old_logps, mask).exp()
+    return loss.compute_token_loss(PolicyTokens(logps, ratios, advantages, mask, clip_low, clip_high))
+
+
+def find_clipped_tokens(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    loss: PolicyLoss,
+    clip_low: float,
+    clip_high: float,
+) -> Tensor:
+    """Returns 1 for tokens whose ratio is beyond the bound that holds for their advantage's sign, else 0; (B, T)."""
+    ratio = loss.compute_log_ratios(logps, old_logps, mask).exp()
     high = (ratio > 1 + clip_high) & (advantages > 0)
     low = (ratio < 1 - clip_low) & (advantages < 0)
-    beyond = high if kind == "cispo" else high | low
+    beyond = high | low if loss.clips_low else high
     return beyond.to(mask.dtype) * mask
 
 
-def kl(logps: Tensor, reference_logps: Tensor, estimator: str) -> Tensor:
-    """An estimate of the KL from the policy to the reference for each token; (B, T), nats.
-
-    k1 is unbiased, k2 of small variance, k3 both and never negative (http://joschu.net/blog/kl-approx.html).
-    """
-    apart = logps - reference_logps
-    if estimator == "k1":
-        return apart
-    if estimator == "k2":
-        return apart.square() / 2
-    return torch.expm1(-apart) + apart
+def estimate_k1(log_ratios: Tensor) -> Tensor:
+    """Returns the unbiased estimate of a token's KL, its log ratio."""
+    return log_ratios
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
-    """Half the squared error of each token's value; (B, T).
+def estimate_k2(log_ratios: Tensor) -> Tensor:
+    """Returns half the squared log ratio: of small variance, slightly biased."""
+    return log_ratios.square() / 2
+
+
+def estimate_k3(log_ratios: Tensor) -> Tensor:
+    """Returns an estimate of a token's KL that is unbiased, of small variance, and never negative."""
+    return torch.expm1(-log_ratios) + log_ratios
+
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": estimate_k1, "k2": estimate_k2, "k3": estimate_k3}
+"""Estimators of the KL, from the policy's log-prob minus the reference's of each sampled token, by name.
+
+http://joschu.net/blog/kl-approx.html
+"""
+
+
+def estimate_kl(logps: Tensor, reference_logps: Tensor, estimator: str) -> Tensor:
+    """Returns an estimate of the KL from the policy to the reference for each token; any shape, nats."""
+    return KL_ESTIMATORS[estimator](logps - reference_logps)
+
+
+def compute_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
+    """Returns half the squared error of each token's value; (B, T).
 
     With `clip` the larger of that and the error of the value held within `clip` of what it was: moving further pays
     nothing (PPO's reference code; Qwen 2023 had 0.15).
@@ -86,16 +181,18 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     return error * mask / 2
 
 
-def correction_weights(
-    policy_logps: Tensor, sampled_logps: Tensor, mask: Tensor, *, level: str, most: float, beyond: str
+def compute_correction_weights(
+    policy_logps: Tensor, sampled_logps: Tensor, mask: Tensor, *, level: str, max_weight: float, above_max: str
 ) -> Tensor:
-    """Importance weights for tokens drawn from another distribution than the policy's; (B, T), no gradient.
+    """Returns importance weights for tokens sampled from another distribution than the policy's; (B, T), no gradient.
 
-    `beyond`: weights above `most` are cut to it ("truncate") or their tokens, or completions, train nothing ("mask").
+    `above_max`: weights above `max_weight` are cut to it ("truncate") or their tokens, or completions, are left out of
+    the loss ("mask").
     """
-    apart = (policy_logps - sampled_logps) * mask
+    log_weights = (policy_logps - sampled_logps) * mask
     if level == "sequence":
-        apart = apart.sum(dim=1, keepdim=True) * mask
-    weights = apart.exp()
-    weights = weights.clamp(max=most) if beyond == "truncate" else weights.masked_fill(weights > most, 0.0)
+        log_weights = log_weights.sum(dim=1, keepdim=True) * mask
+    weights = log_weights.exp()
+    is_truncated = above_max == "truncate"
+    weights = weights.clamp(max=max_weight) if is_truncated else weights.masked_fill(weights > max_weight, 0.0)
     return (weights * mask).detach()

@@ -1,4 +1,4 @@
-"""Completions drawn a step ahead, to and from a file: what a checkpoint holds of them with `async_steps`."""
+"""A rollout batch that was sampled one step ahead, to and from a file: what a checkpoint holds with `async_steps`."""
 
 import json
 from collections.abc import Sequence
@@ -6,55 +6,60 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.generation.engine import Generation, Request
-from qwen_align.align.generation.requests import Asked, as_row
+from qwen_align.align.generation.requests import RenderedProblem, build_completion
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rl.collect import Group, Played
-from qwen_align.align.rl.judge import Judged
-from qwen_align.align.rl.prompt_stream import Drawn
+from qwen_align.align.rl.collect import Group, RolloutBatch
+from qwen_align.align.rl.judge import JudgedCompletion
+from qwen_align.align.rl.prompt_stream import PromptDraw
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.reward.verdict import Verdict
 
 
-def save(played: Played, path: Path) -> None:
-    """Waits for the verdicts that are out."""
-    used = {id(group) for group in played.groups}
-    groups = [{**_group(group), "is_used": id(group) in used} for group in played.tried]
-    path.write_text(json.dumps({"wanted": played.wanted, "groups": groups}), encoding="utf-8")
+def save_batch(batch: RolloutBatch, path: Path) -> None:
+    """Writes the batch to a file, after waiting for the verdicts that are out."""
+    used = {id(group) for group in batch.groups}
+    groups = [{**_dump_group(group), "is_used": id(group) in used} for group in batch.tried]
+    path.write_text(json.dumps({"wanted": batch.n_wanted, "groups": groups}), encoding="utf-8")
 
 
-def load(path: Path, asked: Sequence[Asked], renderer: Renderer) -> Played:
-    """As it was saved, but for the seconds it took."""
-    said = json.loads(path.read_text(encoding="utf-8"))
-    by_id = {one.problem.id: one for one in asked}
-    tried = [(_loaded(one, by_id, renderer), one["is_used"]) for one in said["groups"]]
-    return Played([group for group, is_used in tried if is_used], [group for group, _ in tried], said["wanted"])
+def load_batch(path: Path, problems: Sequence[RenderedProblem], renderer: Renderer) -> RolloutBatch:
+    """Reads the batch as it was saved, but for the seconds it took."""
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    by_id = {each.problem.id: each for each in problems}
+    tried = [(_load_group(group, by_id, renderer), group["is_used"]) for group in saved["groups"]]
+    return RolloutBatch([group for group, is_used in tried if is_used], [group for group, _ in tried], saved["wanted"])
 
 
-def _group(group: Group) -> dict[str, Any]:
+def _dump_group(group: Group) -> dict[str, Any]:
+    """Returns the group as JSON."""
+    request = group.generations[0].request
     return {
-        "place": group.drawn.place,
-        "problem": group.drawn.asked.problem.id,
-        "sampling": group.generations[0].request.sampling.model_dump(),
-        "seed": group.generations[0].request.seed,
-        "step": group.generations[0].request.step,
+        "place": group.draw.position,
+        "problem": group.draw.rendered.problem.id,
+        "sampling": request.sampling.model_dump(),
+        "seed": request.seed,
+        "step": request.step,
         "generations": [
-            [one.sample, one.token_ids, one.logps, one.sampled_logps, one.finish_reason] for one in group.generations
+            [each.sample, each.token_ids, each.logps, each.sampled_logps, each.finish_reason, each.loss_mask]
+            for each in group.generations
         ],
-        "verdicts": [one.verdict.model_dump() for one in group.judged],
+        "verdicts": [each.verdict.model_dump() for each in group.judged],
     }
 
 
-def _loaded(said: dict[str, Any], by_id: dict[str, Asked], renderer: Renderer) -> Group:
-    drawn = Drawn(said["place"], by_id[said["problem"]])
+def _load_group(saved: dict[str, Any], by_id: dict[str, RenderedProblem], renderer: Renderer) -> Group:
+    """Rebuilds a group from JSON; generations saved without a loss mask have every token in the loss."""
+    draw = PromptDraw(saved["place"], by_id[saved["problem"]])
     request = Request(
-        id=drawn.name,
-        prompt_ids=drawn.asked.prompt.ids,
-        n=len(said["generations"]),
-        sampling=Sampling.model_validate(said["sampling"]),
-        seed=said["seed"],
-        step=said["step"],
+        id=draw.request_id,
+        prompt_ids=draw.rendered.prompt.ids,
+        n=len(saved["generations"]),
+        sampling=Sampling.model_validate(saved["sampling"]),
+        seed=saved["seed"],
+        step=saved["step"],
     )
-    generations = [Generation(request, *one) for one in said["generations"]]
-    verdicts = [Verdict.model_validate(one) for one in said["verdicts"]]
-    rows = [as_row(drawn.asked, one, renderer) for one in generations]
-    return Group(drawn, generations, [Judged(row, one) for row, one in zip(rows, verdicts, strict=True)])
+    generations = [Generation(request, *fields) for fields in saved["generations"]]
+    verdicts = [Verdict.model_validate(verdict) for verdict in saved["verdicts"]]
+    completions = [build_completion(draw.rendered, each, renderer) for each in generations]
+    judged = [JudgedCompletion(each, verdict) for each, verdict in zip(completions, verdicts, strict=True)]
+    return Group(draw, generations, judged)

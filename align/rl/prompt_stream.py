@@ -1,4 +1,4 @@
-"""The prompts of a run in the order they are played: a stream without end that can be stopped and gone on with."""
+"""The prompts of a run in training order: a stream without end whose state goes into checkpoints."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -6,100 +6,103 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.generation.requests import Asked
+from qwen_align.align.generation.requests import RenderedProblem
 from qwen_align.align.settings.online_rl import ByPassRate, ByVariance, PromptOrder
 
 
-class Drawn(NamedTuple):
-    """A prompt at its place in the stream, counted from 0: together they name a group's random numbers."""
+class PromptDraw(NamedTuple):
+    """A prompt at its position in the stream, counted from 0: together they fix its completions' random numbers."""
 
-    place: int
-    asked: Asked
+    position: int
+    rendered: RenderedProblem
 
     @property
-    def name(self) -> str:
-        """The request's id; the same problem at another place is another draw."""
-        return f"{self.asked.problem.id} at {self.place}"
+    def request_id(self) -> str:
+        """The id of its request; the same problem at another position is sampled anew."""
+        return f"{self.rendered.problem.id} at {self.position}"
 
 
 @dataclass
 class PromptStream:
-    """Passes over the prompts, one after another, each in the order that `order` says."""
+    """Gives out prompts, pass after pass over all of them, each pass in the order that `order` says."""
 
-    asked: Sequence[Asked]
+    problems: Sequence[RenderedProblem]
     order: PromptOrder
     seed: int
     variances: Mapping[str, float] = field(default_factory=dict)  # of each prompt's rewards, for variance_first
-    place: int = 0
+    position: int = 0
     passes: int = 0
-    left: list[int] = field(default_factory=list)  # numbers of prompts, the next one first
+    left: list[int] = field(default_factory=list)  # indices of this pass's remaining prompts, the next one first
     pass_rates: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.order, ByPassRate) and self.order.pass_rate_column:
-            self.pass_rates = {one.problem.id: _noted_rate(one, self.order.pass_rate_column) for one in self.asked}
+            column = self.order.pass_rate_column
+            self.pass_rates = {each.problem.id: _read_pass_rate(each, column) for each in self.problems}
 
-    def take(self, n: int) -> list[Drawn]:
-        """The next `n` prompts; the last ones of a pass are followed by the first ones of the next."""
-        drawn = []
+    def take_prompts(self, n: int) -> list[PromptDraw]:
+        """Returns the next `n` prompts; the last ones of a pass are followed by the first ones of the next."""
+        draws = []
         for _ in range(n):
             while not self.left:
-                self.left = self._next_pass()
-            drawn.append(Drawn(self.place, self.asked[self.left.pop(0)]))
-            self.place += 1
-        return drawn
+                self.left = self._order_next_pass()
+            draws.append(PromptDraw(self.position, self.problems[self.left.pop(0)]))
+            self.position += 1
+        return draws
 
-    def note(self, problem_id: str, pass_rate: float) -> None:
-        """What share of a prompt's completions was right this time."""
+    def record_pass_rate(self, problem_id: str, pass_rate: float) -> None:
+        """Remembers which share of a prompt's completions was right this time."""
         self.pass_rates[problem_id] = pass_rate
 
-    def _next_pass(self) -> list[int]:
-        numbers = list(range(len(self.asked)))
+    def _order_next_pass(self) -> list[int]:
+        """Returns the indices of the next pass's prompts in order."""
+        indices = list(range(len(self.problems)))
         number, self.passes = self.passes, self.passes + 1
         if isinstance(self.order, ByVariance):
-            return sorted(numbers, key=lambda one: -self.variances.get(self.asked[one].problem.id, 0.0))
-        random.Random(f"{self.seed}:{number}").shuffle(numbers)
+            return sorted(indices, key=lambda index: -self.variances.get(self.problems[index].problem.id, 0.0))
+        random.Random(f"{self.seed}:{number}").shuffle(indices)
         if isinstance(self.order, ByPassRate) and (number + 1) % self.order.retry_every:
             low, high = self.order.pass_rate_range
-            rates = [self.pass_rates.get(self.asked[one].problem.id) for one in numbers]
-            kept = [one for one, rate in zip(numbers, rates, strict=True) if rate is None or low <= rate <= high]
-            return kept or numbers  # when all are too easy or too hard, the pass is one that tries them again
-        return numbers
+            rates = [self.pass_rates.get(self.problems[index].problem.id) for index in indices]
+            kept = [index for index, rate in zip(indices, rates, strict=True) if rate is None or low <= rate <= high]
+            return kept or indices  # when all are too easy or too hard, the pass is one that tries them again
+        return indices
 
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands, as JSON."""
+    def to_state(self) -> dict[str, Any]:
+        """Returns the stream's position and what it knows of its prompts, as JSON for a checkpoint."""
         return {
-            "place": self.place,
+            "place": self.position,
             "passes": self.passes,
             "left": self.left,
             "pass_rates": self.pass_rates,
-            "prompts": len(self.asked),
+            "prompts": len(self.problems),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state` was taken; raises DataError if that was over other prompts."""
-        if state["prompts"] != len(self.asked):
-            raise DataError(f"the checkpoint is of {state['prompts']} prompts, and there are {len(self.asked)} now")
-        self.place, self.passes = state["place"], state["passes"]
+        if state["prompts"] != len(self.problems):
+            raise DataError(f"the checkpoint is of {state['prompts']} prompts, and there are {len(self.problems)} now")
+        self.position, self.passes = state["place"], state["passes"]
         self.left, self.pass_rates = list(state["left"]), dict(state["pass_rates"])
 
 
-def _noted_rate(one: Asked, column: str) -> float:
-    found = one.problem.meta.get(column)
-    if isinstance(found, Mapping) and found.get("n_judged"):  # what the pass_rate builder notes
-        found = found["n_correct"] / found["n_judged"]
-    if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found <= 1:
+def _read_pass_rate(rendered: RenderedProblem, column: str) -> float:
+    """Reads a problem's pass rate from a column of its `meta`; raises DataError if that holds no share."""
+    value = rendered.problem.meta.get(column)
+    if isinstance(value, Mapping) and value.get("n_judged"):  # what the pass_rate builder notes
+        value = value["n_correct"] / value["n_judged"]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
         raise DataError(
-            f"prompt_sampler.pass_rate_column: problem '{one.problem.id}': meta '{column}' is {found!r:.60}; "
+            f"prompt_sampler.pass_rate_column: problem '{rendered.problem.id}': meta '{column}' is {value!r:.60}; "
             "wanted: a share from 0 to 1, or what the pass_rate builder notes"
         )
-    return float(found)
+    return float(value)
 
 
-def variances(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The variance of each prompt's rewards, over all of its completions."""
-    found = {}
-    for prompt, rewards in values.items():
+def compute_reward_variances(rewards_by_prompt: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Returns the variance of each prompt's rewards, over all of its completions."""
+    variances = {}
+    for prompt, rewards in rewards_by_prompt.items():
         mean = sum(rewards) / len(rewards)
-        found[prompt] = sum((one - mean) ** 2 for one in rewards) / len(rewards)
-    return found
+        variances[prompt] = sum((reward - mean) ** 2 for reward in rewards) / len(rewards)
+    return variances

@@ -1,4 +1,4 @@
-"""The batches of completions that a run trains on, one after another, and all that decides what the next one holds."""
+"""The rollout batches that a run trains on, one after another, and all that decides what the next one holds."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,132 +8,147 @@ from typing import Any
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Engine
-from qwen_align.align.generation.requests import Asked
+from qwen_align.align.generation.requests import RenderedProblem
 from qwen_align.align.rl import prefetched
-from qwen_align.align.rl.collect import Played, Player, play, settle
-from qwen_align.align.rl.held_out import accuracy, preflight
+from qwen_align.align.rl.algorithm import Algorithm
+from qwen_align.align.rl.collect import RolloutBatch, RolloutSetup, collect_groups, wait_for_verdicts
+from qwen_align.align.rl.held_out import describe_first_rollouts, measure_accuracy
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.prompt_stream import PromptStream
-from qwen_align.align.settings.grpo import Grpo
-from qwen_align.align.settings.ppo import Ppo
 
 PENDING = "pending.json"
 
 
-class Questions:
-    """What is evaluated beside training."""
+class HeldOutQuestions:
+    """The held-out set: its questions, how they are sampled, and the judge of their completions."""
 
-    def __init__(self, player: Player, asked: Sequence[Asked], judge: Judge) -> None:
-        self.player, self.asked, self.judge = player, asked, judge
+    def __init__(self, setup: RolloutSetup, questions: Sequence[RenderedProblem], judge: Judge) -> None:
+        self.setup, self.questions, self.judge = setup, questions, judge
 
 
-class Experience:
-    """Plays `spec.steps` batches; with `async_steps` each a step before it is asked for."""
+class RolloutSource:
+    """Gives the rollout batches of `settings.steps` steps; with `async_steps` each is sampled a step ahead."""
 
     def __init__(
         self,
-        spec: Grpo | Ppo,
-        player: Player,
+        algorithm: Algorithm,
+        setup: RolloutSetup,
         stream: PromptStream,
         judge: Judge,
         context: Context,
-        questions: Questions | None = None,
+        held_out_questions: HeldOutQuestions | None = None,
     ) -> None:
-        self.spec, self.player, self.stream, self.judge, self.context = spec, player, stream, judge, context
-        self.questions = questions
+        self.algorithm, self.settings = algorithm, algorithm.settings
+        self.setup, self.stream, self.judge, self.context = setup, stream, judge, context
+        self.held_out_questions = held_out_questions
         self.batches = 0  # begun
         self.counts: Counter[str] = Counter()  # over the whole run
-        self._ahead: Played | None = None
+        self._prefetched: RolloutBatch | None = None
 
     @property
     def engine(self) -> Engine:
-        return self.player.engine
+        return self.setup.engine
 
-    def use(self, engine: Engine) -> None:
-        """From now on completions come from this engine."""
-        self.player = self.player._replace(engine=engine)
-        if self.questions is not None:
-            self.questions.player = self.questions.player._replace(engine=engine)
+    def use_engine(self, engine: Engine) -> None:
+        """Lets this engine sample all completions from now on."""
+        self.setup = self.setup._replace(engine=engine)
+        if self.held_out_questions is not None:
+            self.held_out_questions.setup = self.held_out_questions.setup._replace(engine=engine)
 
-    def next(self, model: Any, logged_at: int) -> Played:
-        """The next batch, judged; `model` is the policy as it is now, `logged_at` the optimiser step to come."""
+    def collect_next(self, model: Any, logged_at: int) -> RolloutBatch:
+        """Collects the next batch and waits for its verdicts.
+
+        `model` is the policy as it is now, `logged_at` the optimiser step to come.
+        """
         step, self.batches = self.batches, self.batches + 1
-        if self.spec.async_steps:
-            played = self._ahead or self._play(step, model, logged_at)
-            self._ahead = self._play(step + 1, model, logged_at) if step + 1 < self.spec.steps else None
+        if self.settings.async_steps:
+            batch = self._prefetched or self._collect_batch(step, model, logged_at)
+            is_last = step + 1 == self.settings.steps
+            self._prefetched = None if is_last else self._collect_batch(step + 1, model, logged_at)
         else:
-            played = self._play(step, model, logged_at)
-        settle(played, self.player, self.stream, f"batch {step + 1}")
-        self._count(played)
-        return played
+            batch = self._collect_batch(step, model, logged_at)
+        wait_for_verdicts(batch, self.setup, self.stream, f"batch {step + 1}")
+        self._count_verdicts(batch)
+        return batch
 
-    def preflight(self) -> None:
-        """Tells people what a few rollouts look like before anything is trained."""
-        self.context.log_note(0, "preflight", preflight(self.player, self.stream.asked, self.judge))
+    def report_first_rollouts(self) -> None:
+        """Notes what a few rollouts look like before anything is trained."""
+        self.context.log_note(0, "preflight", describe_first_rollouts(self.setup, self.stream.problems, self.judge))
 
-    def held_out(self, model: Any) -> tuple[float, float]:
-        """Accuracy on the questions held out and its standard error."""
-        assert self.questions is not None
-        self._sync(model)
-        found = accuracy(self.questions.player, self.questions.asked, self.questions.judge)
-        return found.mean, found.stderr
+    def measure_held_out(self, model: Any) -> tuple[float, float]:
+        """Measures the policy's accuracy on the held-out set; returns it with its standard error."""
+        assert self.held_out_questions is not None
+        self._sync_weights(model)
+        held_out = self.held_out_questions
+        accuracy = measure_accuracy(held_out.setup, held_out.questions, held_out.judge)
+        return accuracy.mean, accuracy.stderr
 
     @property
-    def evaluates_now(self) -> bool:
-        """Whether the questions are due before the next batch."""
-        held_out = self.spec.held_out
+    def is_evaluation_due(self) -> bool:
+        """Whether the held-out set is to be evaluated before the next batch."""
+        held_out = self.settings.held_out
         return held_out is not None and self.batches % held_out.every_steps == 0
 
-    def _play(self, step: int, model: Any, logged_at: int) -> Played:
-        spec = self.spec
-        self._sync(model)
-        dynamic = spec.dynamic_sampling if isinstance(spec, Grpo) else None
-        most = dynamic.max_prompts if dynamic else None
-        played = play(self.player, self.stream, self.judge, step=step, prompts=spec.prompts_per_step, most_prompts=most)
-        if played.groups and len(played.groups) < spec.prompts_per_step:
+    def _collect_batch(self, step: int, model: Any, logged_at: int) -> RolloutBatch:
+        """Collects a step's groups with the policy's weights, and notes it where too few have a signal."""
+        settings = self.settings
+        self._sync_weights(model)
+        batch = collect_groups(
+            self.setup,
+            self.stream,
+            self.judge,
+            step=step,
+            n_prompts=settings.prompts_per_step,
+            max_prompts=self.algorithm.max_prompts,
+        )
+        if batch.groups and len(batch.groups) < settings.prompts_per_step:
             self.context.log_note(
                 logged_at,
                 "dynamic_sampling",
-                f"only {len(played.groups)} of {spec.prompts_per_step} groups with a signal among "
-                f"{len(played.tried)} prompts; each trains as heavily as in a full step. "
+                f"only {len(batch.groups)} of {settings.prompts_per_step} groups with a signal among "
+                f"{len(batch.tried)} prompts; each trains as heavily as in a full step. "
                 "Raise max_prompts, or take prompts solved now and then",
             )
-        return played
+        return batch
 
-    def _sync(self, model: Any) -> None:
-        """Hands the weights over, if they are not the engine's own; raises StageError when others arrived."""
-        if not self.engine.holds_a_copy:
+    def _sync_weights(self, model: Any) -> None:
+        """Sends the policy's weights to an engine that has a copy; raises StageError when others arrived."""
+        if not self.engine.has_own_weights:
             return
-        held = self.engine.sync(model, self.batches)
-        if held is not None and held != self.engine.checksum(model):
+        held = self.engine.sync_weights(model, self.batches)
+        if held is not None and held != self.engine.compute_checksum(model):
             raise StageError(
                 f"batch {self.batches}: the engine's weights are not the policy's after they were sent: "
-                f"checksum {held}, and {self.engine.checksum(model)} here"
+                f"checksum {held}, and {self.engine.compute_checksum(model)} here"
             )
 
-    def _count(self, played: Played) -> None:
-        judged = [one for group in played.tried for one in group.judged]
+    def _count_verdicts(self, batch: RolloutBatch) -> None:
+        """Adds the batch to the run's counts of completions, groups and verdicts' reasons."""
+        judged = [each for group in batch.tried for each in group.judged]
         self.counts["completions"] += len(judged)
-        self.counts["groups"] += len(played.tried)
-        self.counts["groups without signal"] += sum(not group.has_signal for group in played.tried)
-        self.counts["cut at max_tokens"] += sum(one.row.finish_reason == "length" for one in judged)
-        for one in judged:
-            for label, part in (one.verdict.parts or {}).items():
+        self.counts["groups"] += len(batch.tried)
+        self.counts["groups without signal"] += sum(not group.has_signal for group in batch.tried)
+        self.counts["cut at max_tokens"] += sum(each.completion.finish_reason == "length" for each in judged)
+        for each in judged:
+            for label, part in (each.verdict.parts or {}).items():
                 self.counts[f"{label}: {part.reason}"] += 1
-            if one.verdict.value is None:
+            if each.verdict.value is None:
                 self.counts["no verdict"] += 1
-        if not played.groups:
+        if not batch.groups:
             self.counts["skipped batches"] += 1
 
-    def state(self) -> dict[str, Any]:
-        return {"batches": self.batches, "counts": dict(self.counts), "stream": self.stream.state()}
+    def to_state(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds of the batches so far, but for a prefetched one, as JSON."""
+        return {"batches": self.batches, "counts": dict(self.counts), "stream": self.stream.to_state()}
 
-    def save_ahead(self, folder: Path) -> None:
-        if self._ahead is not None:
-            prefetched.save(self._ahead, folder / PENDING)
+    def save_prefetched(self, folder: Path) -> None:
+        """Writes the batch that was sampled a step ahead into the checkpoint's folder, if there is one."""
+        if self._prefetched is not None:
+            prefetched.save_batch(self._prefetched, folder / PENDING)
 
-    def restore(self, state: dict[str, Any], folder: Path) -> None:
+    def restore_state(self, state: dict[str, Any], folder: Path) -> None:
+        """Goes on where a checkpoint was written."""
         self.batches, self.counts = state["batches"], Counter(state["counts"])
-        self.stream.restore(state["stream"])
-        path = folder / PENDING
-        self._ahead = prefetched.load(path, self.stream.asked, self.player.renderer) if path.exists() else None
+        self.stream.restore_state(state["stream"])
+        path, renderer = folder / PENDING, self.setup.renderer
+        self._prefetched = prefetched.load_batch(path, self.stream.problems, renderer) if path.exists() else None

@@ -5,57 +5,73 @@ from typing import Any
 
 import torch
 
-from qwen_align.align.rl.collect import Group, Played
+from qwen_align.align.rl.collect import Group, RolloutBatch
 from qwen_align.align.rl.rollouts import Rollouts
 
 
-def of_play(played: Played) -> dict[str, float]:
-    """Of all groups that were tried, those without signal included, or the reward would be that of a selection."""
-    judged = [one for group in played.tried for one in group.judged]
-    values = [one.verdict.value for one in judged if one.verdict.value is not None]
-    tokens = [one.row.n_tokens for one in judged]
-    found = {
-        "reward": _mean(values),
-        "reward_std": _mean([_deviation(group) for group in played.tried]),
-        "completions/mean_tokens": _mean(tokens),
-        "completions/max_tokens": float(max(tokens)),
-        "completions/clipped_share": _mean([one.row.finish_reason == "length" for one in judged]),
+def compute_batch_metrics(batch: RolloutBatch) -> dict[str, float]:
+    """Returns the metrics of a step's rollouts: rewards, lengths, groups, seconds.
+
+    They are of all groups that were tried, or the reward would be that of a selection.
+    """
+    judged = [each for group in batch.tried for each in group.judged]
+    values = [each.verdict.value for each in judged if each.verdict.value is not None]
+    lengths = [each.completion.n_tokens for each in judged]
+    metrics = {
+        "reward": _compute_mean(values),
+        "reward_std": _compute_mean([_compute_deviation(group) for group in batch.tried]),
+        "completions/mean_tokens": _compute_mean(lengths),
+        "completions/max_tokens": float(max(lengths)),
+        "completions/clipped_share": _compute_mean([each.completion.finish_reason == "length" for each in judged]),
         "completions/no_verdict_share": 1 - len(values) / len(judged),
-        "groups/tried": float(len(played.tried)),
-        "groups/used": float(len(played.groups)),
-        "groups/no_signal_share": _mean([not group.has_signal for group in played.tried]),
-        "time/sampling": played.seconds_sampling,
-        "time/waiting_for_verdicts": played.seconds_waiting,
+        "groups/tried": float(len(batch.tried)),
+        "groups/used": float(len(batch.groups)),
+        "groups/no_signal_share": _compute_mean([not group.has_signal for group in batch.tried]),
+        "time/sampling": batch.seconds_sampling,
+        "time/waiting_for_verdicts": batch.seconds_waiting,
     }
-    labels = dict.fromkeys(label for one in judged for label in one.verdict.parts or {})
-    for label in labels:
-        said = [one.verdict.parts[label].value for one in judged if one.verdict.parts and label in one.verdict.parts]
-        found[f"reward/{label}"] = _mean([value for value in said if value is not None])
-    return found
+    all_parts = [each.verdict.parts for each in judged if each.verdict.parts]
+    for label in dict.fromkeys(label for parts in all_parts for label in parts):
+        part_values = [parts[label].value for parts in all_parts if label in parts]
+        metrics[f"reward/{label}"] = _compute_mean([value for value in part_values if value is not None])
+    return metrics
 
 
-def samples_to_read(played: Played, rollouts: Rollouts, n: int) -> Iterator[dict[str, Any]]:
-    """`n` completions of those trained, from the highest advantage to the lowest, with everything said of them."""
-    rows = [(group, one) for group in played.groups for one in group.judged]
-    means = [float(part.mean()) if len(part) else 0.0 for part in rollouts.of_rows(rollouts.advantages)]
+def compute_mask_metrics(rollouts: Rollouts) -> dict[str, float]:
+    """Returns the share of the completions' tokens that loss masks leave out; nothing where they leave out none."""
+    masked_share = 1 - float(rollouts.loss_mask.float().mean())
+    return {"completions/masked_share": masked_share} if masked_share else {}
+
+
+def choose_samples(batch: RolloutBatch, rollouts: Rollouts, n: int) -> Iterator[dict[str, Any]]:
+    """Yields `n` of the trained completions for samples.jsonl, from the highest advantage to the lowest."""
+    rows = [(group, judged) for group in batch.groups for judged in group.judged]
+    advantages = rollouts.split_by_completion(rollouts.advantages)
+    masks = rollouts.split_by_completion(rollouts.loss_mask)
+    means = [
+        float(part[in_loss].mean()) if in_loss.any() else 0.0 for part, in_loss in zip(advantages, masks, strict=True)
+    ]
     ordered = sorted(range(len(rows)), key=lambda row: (-means[row], row))
-    chosen = [ordered[round(place)] for place in torch.linspace(0, len(ordered) - 1, min(n, len(ordered))).tolist()]
-    for row in chosen:
-        group, one = rows[row]
-        shown = one.row.model_copy(update={"verdicts": one.verdict.parts or {}}).model_dump(exclude_none=True)
+    indices = torch.linspace(0, len(ordered) - 1, min(n, len(ordered))).tolist()
+    for row in (ordered[round(index)] for index in indices):
+        group, judged = rows[row]
+        verdict = judged.verdict
+        shown = judged.completion.model_copy(update={"verdicts": verdict.parts or {}}).model_dump(exclude_none=True)
         yield {
             **shown,
-            "value": one.verdict.value,
-            "reason": one.verdict.reason,
+            "value": verdict.value,
+            "reason": verdict.reason,
             "advantage": means[row],
-            "place": group.drawn.place,
+            "place": group.draw.position,
         }
 
 
-def _deviation(group: Group) -> float:
+def _compute_deviation(group: Group) -> float:
+    """Returns the standard deviation of a group's rewards; 0 with fewer than two."""
     values = [value for value in group.values if value is not None]
     return float(torch.tensor(values).std()) if len(values) > 1 else 0.0
 
 
-def _mean(values: list[Any]) -> float:
+def _compute_mean(values: list[Any]) -> float:
+    """Returns the mean; 0 without values."""
     return sum(values) / len(values) if values else 0.0

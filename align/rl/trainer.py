@@ -1,7 +1,7 @@
-"""The loop of online RL on transformers' Trainer: play, credit, update, and a checkpoint that holds all of it.
+"""The loop of online RL on transformers' Trainer: collect rollouts, assign advantages, update, save checkpoints.
 
-Trainer gives the optimiser, devices, DeepSpeed, clipping and checkpoints. For every optimiser step it asks for a batch,
-which here is a list of completions of the step's play, trained on in micro-batches of our own.
+Trainer gives devices, DeepSpeed, clipping and checkpoints. For every optimiser step it asks for a batch, which here is
+a list of the step's completions, trained on in micro-batches of our own.
 """
 
 import random
@@ -17,27 +17,29 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor, Scores
-from qwen_align.align.rl.assign_advantages import credit, reference_kl
-from qwen_align.align.rl.collect import assembled
+from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor
+from qwen_align.align.rl.algorithm import Algorithm
+from qwen_align.align.rl.assign_advantages import estimate_reference_kl
+from qwen_align.align.rl.collect import build_rollouts
 from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
-from qwen_align.align.rl.objective import Sums, Terms, Whole, loss_of, moves_without_advantage
-from qwen_align.align.rl.ptx import Texts
-from qwen_align.align.rl.rollout_batches import Experience
-from qwen_align.align.rl.rollouts import CPU_TOKENS, MicroBatch, Rollouts, of_process, turns
-from qwen_align.align.rl.step_metrics import of_play, samples_to_read
+from qwen_align.align.rl.losses import StepTotals
+from qwen_align.align.rl.micro_batches import CPU_TOKENS, MicroBatch, add_idle_batches, pack_micro_batches
+from qwen_align.align.rl.objective import Sums, UpdateTerms, compute_loss, count_step_totals
+from qwen_align.align.rl.optimizer import build_schedule, group_parameters
+from qwen_align.align.rl.ptx import RawTexts
+from qwen_align.align.rl.rollout_batches import RolloutSource
+from qwen_align.align.rl.rollouts import Rollouts
+from qwen_align.align.rl.scoring import Scorer
+from qwen_align.align.rl.step_metrics import choose_samples, compute_batch_metrics, compute_mask_metrics
 from qwen_align.align.rl.watchdogs import Watchdogs
-from qwen_align.align.settings.grpo import Grpo
-from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
-from qwen_align.align.training.distributed import gather_objects, sum_over_processes
+from qwen_align.align.training.distributed import sum_over_processes
 from qwen_align.align.training.reference_check import check_first_kl
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
@@ -49,7 +51,7 @@ WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
 
 
 class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
-    """GRPO and PPO: each batch of completions is trained on in `updates` optimiser steps.
+    """Trains a policy by online RL: each batch of rollouts is trained on in `updates` optimiser steps.
 
     `reference` is the model the stage started from, if a KL to it is asked for and the policy has no adapters.
     """
@@ -62,373 +64,338 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         self,
         actor: Actor,
         args: TrainingArguments,
-        spec: Grpo | Ppo,
-        experience: Experience,
+        algorithm: Algorithm,
+        rollout_source: RolloutSource,
         context: Context,
         *,
         reference: Actor | None = None,
-        texts: Texts | None = None,
+        texts: RawTexts | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         super().__init__(model=actor, args=args, train_dataset=list(range(args.max_steps)), callbacks=list(callbacks))
-        self.spec, self.experience, self.context = spec, experience, context
+        settings = algorithm.settings
+        self.algorithm, self.settings = algorithm, settings
+        self.rollout_source, self.context = rollout_source, context
         self.reference, self.texts = reference, texts
-        self.kl_coefficient = KlCoefficient.of(spec.kl)
-        self.entropy_coefficient = EntropyCoefficient.of(spec.entropy)
+        self.kl_coefficient = KlCoefficient.from_settings(settings.kl)
+        self.entropy_coefficient = EntropyCoefficient.from_settings(settings.entropy)
         self.reward_scale = RewardScale()
-        self.watchdogs = Watchdogs(spec.watchdogs)
+        self.watchdogs = Watchdogs(settings.watchdogs)
         self.skipped = 0  # optimiser steps
         self.rollouts: Rollouts | None = None
         self.minibatches: list[list[int]] = []  # of this batch's optimiser steps that are still to come
-        self.figures: dict[str, float] = {}
-        self._of_batch: dict[str, float] = {}  # for the watchdogs, which look when a batch is done with
-        self._is_first = True  # of its batch's optimiser steps
+        self.metrics: dict[str, float] = {}
+        self._batch_metrics: dict[str, float] = {}  # for the watchdogs, which check a batch after its last update
+        self._is_first_update = True  # of its batch's optimiser steps
         self._sums: Sums = {}
+        self.scorer = Scorer(self._pack_micro_batches, self.compute_loss_context_manager, self.args.device)
         if reference is not None:
             reference.to(self.args.device).eval().requires_grad_(False)
 
     # --- what Trainer asks for
 
     def get_train_dataloader(self) -> "DataLoader[int]":
-        """As many entries as there are optimiser steps; what each trains on is decided when it comes."""
+        """Returns as many entries as there are optimiser steps; what each trains on is decided when it comes."""
         return DataLoader(self.train_dataset, batch_size=1)
 
     def get_batch_samples(self, *_: Any) -> tuple[list[dict[str, Any]], None]:
-        """The completions of the next optimiser step; plays first when a batch has been used up."""
-        self.figures = {}
-        self._is_first = not self.minibatches
-        if self._is_first:
-            self._next_batch()
-            self._of_batch = self.figures.copy()
+        """Returns the completions of the next optimiser step; collects new rollouts when a batch has been used up."""
+        self.metrics = {}
+        self._is_first_update = not self.minibatches
+        if self._is_first_update:
+            self._start_batch()
+            self._batch_metrics = self.metrics.copy()
         return [{"rows": self.minibatches.pop(0)}], None
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Gradients of the whole optimiser step; none, and a loss of 0, when there is nothing to learn from."""
+        """Computes the gradients of an optimiser step; none, and a loss of 0, when there is nothing to learn from."""
         started = time.monotonic()
         model.train()
         self._sums = {}
         loss = torch.zeros((), device=self.args.device)
-        passes = self._passes(inputs["rows"])
-        for number, one in enumerate(passes, start=1):
-            with self._synchronised(model, number == len(passes)):
+        passes = self._plan_passes(inputs["rows"])
+        for number, compute_part in enumerate(passes, start=1):
+            with self._exchange_gradients(model, number == len(passes)):
                 with self.compute_loss_context_manager():
-                    part = one(model)
+                    part = compute_part(model)
                 # Gradients are averaged over devices, and these are parts of one sum.
                 self.accelerator.backward(part * self._world)
             loss += part.detach()
-        if self._is_warmup:
+        if self._is_critic_warmup:
             for _, parameter in self.model.policy_parameters():
                 parameter.grad = None
-        self._summarise(loss, is_skipped=not passes)
-        self.figures["time/update"] = time.monotonic() - started
+        self._summarise_update(loss, is_skipped=not passes)
+        self.metrics["time/update"] = time.monotonic() - started
         if not self.minibatches:
-            self._watch()
+            self._check_watchdogs()
         return loss * self._world  # Trainer takes the mean over devices
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = logs | self.figures  # Trainer's loss is rounded
+            logs = logs | self.metrics  # Trainer's loss is rounded
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW; the critic's parameters have a learning rate of their own."""
+        """Creates AdamW, with a learning rate of their own for the critic's parameters."""
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.model))
-            kinds = [(False, self.args.learning_rate, list(self.model.policy_parameters()))]
-            if isinstance(self.spec, Ppo):
-                kinds.append((True, self.spec.critic.learning_rate, list(self.model.value_parameters())))
-            groups = [
-                {
-                    "params": [one for name, one in named if (name in decayed) == is_decayed],
-                    "weight_decay": self.args.weight_decay if is_decayed else 0.0,
-                    "lr": rate,
-                    "is_value": is_value,
-                }
-                for is_value, rate, named in kinds
-                for is_decayed in (True, False)
-            ]
+            critic = self.algorithm.critic
+            groups = group_parameters(self.model, decayed, self.args, critic.learning_rate if critic else None)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind([group for group in groups if group["params"]], **settings)
+            self.optimizer = kind(groups, **settings)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The recipe's schedule; the policy's begins after the critic's warm-up."""
+        """Creates the recipe's learning-rate schedule; the policy's begins after the critic's warm-up."""
         if self.lr_scheduler is None:
+            late = self.algorithm.n_critic_updates
             optimizer = optimizer or self.optimizer
-            late = self._value_steps
-
-            def factor(steps: int) -> Callable[[int], float]:
-                name, warmup = self.args.lr_scheduler_type, self.args.warmup_steps
-                made = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=max(1, steps))
-                return made.lr_lambdas[0]  # type: ignore[no-any-return]
-
-            policy, value = factor(num_training_steps - late), factor(num_training_steps)
-            self.lr_scheduler = LambdaLR(
-                optimizer,
-                [
-                    value if group["is_value"] else lambda step: policy(step - late) if step >= late else 0.0
-                    for group in optimizer.param_groups
-                ],
-            )
+            self.lr_scheduler = build_schedule(optimizer, self.args, num_training_steps, late)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     # --- a batch of completions
 
-    def _next_batch(self) -> None:
-        experience = self.experience
-        if experience.batches == 0:
-            experience.preflight()
-        if experience.evaluates_now:
-            self._evaluate()
-        played = experience.next(self.model.causal_lm, self.state.global_step + 1)
-        self.figures |= of_play(played)
-        if not played.groups:
-            self.rollouts, self.minibatches = None, [[] for _ in range(self.spec.updates.count)]
+    def _start_batch(self) -> None:
+        """Collects a batch of rollouts, scores it, assigns advantages and schedules its optimiser steps."""
+        rollout_source = self.rollout_source
+        if rollout_source.batches == 0:
+            rollout_source.report_first_rollouts()
+        if rollout_source.is_evaluation_due:
+            self._evaluate_held_out()
+        batch = rollout_source.collect_next(self.model.causal_lm, self.state.global_step + 1)
+        self.metrics |= compute_batch_metrics(batch)
+        if not batch.groups:
+            self.rollouts, self.minibatches = None, [[] for _ in range(self.settings.updates.count)]
             return
-        self.rollouts = assembled(played, mask_truncated=self.spec.mask_truncated)
+        self.rollouts = build_rollouts(batch, mask_truncated=self.settings.mask_truncated)
+        self.metrics |= compute_mask_metrics(self.rollouts)
         everything = range(len(self.rollouts))
-        self._score(self.rollouts)
-        if self._is_kl_of_all:
+        self._score_before_updates(self.rollouts)
+        if self.algorithm.needs_reference_everywhere:
             self._score_by_reference(self.rollouts, everything)
-        credit(self.rollouts, self.spec, self.kl_coefficient.value, self.reward_scale)
-        if self.spec.kl and not self._is_kl_of_all:
-            self._score_by_reference(self.rollouts, self._with_signal(everything))
-        self.minibatches = self._schedule(len(self.rollouts))
+        self.algorithm.assign_advantages(self.rollouts, self.kl_coefficient.value, self.reward_scale)
+        if self.settings.kl and not self.algorithm.needs_reference_everywhere:
+            self._score_by_reference(self.rollouts, self._select_trained_rows(everything))
+        self.minibatches = self._schedule_minibatches(len(self.rollouts))
         if self.rollouts.reference_logps is not None:
-            self._follow_reference(self.rollouts)
-        for sample in samples_to_read(played, self.rollouts, self.spec.keep_samples):
+            self._measure_reference_kl(self.rollouts)
+        for sample in choose_samples(batch, self.rollouts, self.settings.keep_samples):
             self.context.log_sample(self.state.global_step + 1, sample)
 
-    def _score(self, rollouts: Rollouts) -> None:
-        """What the policy and the critic say of the completions before they are trained on."""
-        policy, everything = self.model_wrapped, range(len(rollouts))
+    def _score_before_updates(self, rollouts: Rollouts) -> None:
+        """Sets what the policy and the critic say of the completions before they are trained on."""
+        policy, rows = self.model_wrapped, range(len(rollouts))
         if not self._is_on_policy and not self._engine_is_exact:
-            rollouts.old_logps = self._scores(rollouts, everything, policy, lambda one: one.logps)
-        if isinstance(self.spec, Ppo):
-            rollouts.values = self._scores(rollouts, everything, policy, lambda one: one.values, values=True)
+            rollouts.old_logps = self.scorer.score_logps(policy, rollouts, rows)
+        if self.algorithm.critic:
+            rollouts.values = self.scorer.score_values(policy, rollouts, rows)
 
     def _score_by_reference(self, rollouts: Rollouts, rows: Sequence[int]) -> None:
-        """What the reference says of these completions; NaN of the others' tokens."""
+        """Sets the reference's log-probs of these completions; NaN for the others' tokens."""
         if self.reference is not None:
-            rollouts.reference_logps = self._scores(rollouts, rows, self.reference, lambda one: one.logps)
+            rollouts.reference_logps = self.scorer.score_logps(self.reference, rollouts, rows)
         else:
-            with self.model.as_reference():
-                rollouts.reference_logps = self._scores(rollouts, rows, self.model_wrapped, lambda one: one.logps)
+            with self.model.acting_as_reference():
+                rollouts.reference_logps = self.scorer.score_logps(self.model_wrapped, rollouts, rows)
 
-    @torch.no_grad()
-    def _scores(
-        self,
-        rollouts: Rollouts,
-        rows: Sequence[int],
-        model: Any,
-        what: Callable[[Scores], Tensor | None],
-        *,
-        values: bool = False,
-    ) -> Tensor:
-        """One score of every token of the rows, flat, NaN elsewhere; the rows are shared among the processes."""
-        n_tokens = rollouts.n_tokens.tolist()
-        parts: dict[int, Tensor] = {}
-        mine, idle = self._turns(rollouts, rows)
-        for number, batch in enumerate([*mine, *idle]):
-            with self.compute_loss_context_manager():
-                scores = what(model(batch.to(self.args.device), policy=not values, values=values))
-            if number >= len(mine):
-                continue
-            assert scores is not None
-            for row, said in zip(batch.rows, scores.float().cpu(), strict=True):
-                parts[row] = said[: n_tokens[row]]
-        parts = {row: said for part in gather_objects(parts) for row, said in part.items()}
-        return torch.cat(
-            [parts[row] if row in parts else torch.full((n,), torch.nan) for row, n in enumerate(n_tokens)]
-        )
-
-    def _schedule(self, n: int) -> list[list[int]]:
-        """The completions of each optimiser step of this batch: every pass deals all of them out anew."""
-        updates, minibatches = self.spec.updates, []
+    def _schedule_minibatches(self, n: int) -> list[list[int]]:
+        """Returns the completions of each optimiser step of this batch; every pass deals all of them out anew."""
+        updates, minibatches = self.settings.updates, []
         if updates.count == 1:
             return [list(range(n))]
         for epoch in range(updates.epochs):
             order = list(range(n))
-            random.Random(f"{self.context.seed}: {self.experience.batches}: {epoch}").shuffle(order)
+            random.Random(f"{self.context.seed}: {self.rollout_source.batches}: {epoch}").shuffle(order)
             minibatches += [order[part :: updates.minibatches] for part in range(updates.minibatches)]
         return minibatches
 
-    def _follow_reference(self, rollouts: Rollouts) -> None:
-        settings = self.spec.kl
+    def _measure_reference_kl(self, rollouts: Rollouts) -> None:
+        """Logs the KL to the reference and adapts its coefficient; renews the reference where that is due.
+
+        Raises StageError if the first KL is not 0: the reference is then another model.
+        """
+        settings = self.settings.kl
         assert settings is not None
-        apart = reference_kl(rollouts, "k3")
-        scored = rollouts.mask() * ~apart.isnan()
-        mean = float((apart.nan_to_num() * scored).sum() / scored.sum().clamp(min=1))
-        self.figures |= {"kl": mean, "kl/coefficient": self.kl_coefficient.value}
-        if self.experience.batches == 1:
+        kl = estimate_reference_kl(rollouts, "k3")
+        scored = rollouts.get_mask() * ~kl.isnan()
+        mean = float((kl.nan_to_num() * scored).sum() / scored.sum().clamp(min=1))
+        self.metrics |= {"kl": mean, "kl/coefficient": self.kl_coefficient.value}
+        if self.rollout_source.batches == 1:
             check_first_kl(mean)
-        whole = float(reference_kl(rollouts, "k1").sum(dim=1).mean())
-        self.kl_coefficient.follow(settings, whole, len(rollouts))
-        if settings.reference_sync_steps and self.experience.batches % settings.reference_sync_steps == 0:
+        per_completion = float(estimate_reference_kl(rollouts, "k1").sum(dim=1).mean())
+        self.kl_coefficient.adapt(settings, per_completion, len(rollouts))
+        if settings.reference_sync_steps and self.rollout_source.batches % settings.reference_sync_steps == 0:
             assert self.reference is not None
             self.reference.policy.load_state_dict(self.model.policy.state_dict())
 
-    def held_out_now(self) -> tuple[float, float]:
-        """Accuracy on the questions held out, and its standard error."""
-        return self.experience.held_out(self.model.causal_lm)
+    def measure_held_out_now(self) -> tuple[float, float]:
+        """Measures the present policy's accuracy on the held-out set; returns it with its standard error."""
+        return self.rollout_source.measure_held_out(self.model.causal_lm)
 
-    def _evaluate(self) -> None:
-        mean, stderr = self.held_out_now()
-        self.figures |= {"held_out/accuracy": mean, "held_out/stderr": stderr}
-        for bark in self.watchdogs.look_held_out(self.state.global_step, mean, stderr):
-            self.context.log_note(bark.step, bark.watchdog, bark.message)
+    def _evaluate_held_out(self) -> None:
+        """Logs the accuracy on the held-out set and notes alerts."""
+        mean, stderr = self.measure_held_out_now()
+        self.metrics |= {"held_out/accuracy": mean, "held_out/stderr": stderr}
+        for alert in self.watchdogs.check_held_out(self.state.global_step, mean, stderr):
+            self.context.log_note(alert.step, alert.watchdog, alert.message)
 
     # --- an optimiser step
 
-    def _passes(self, rows: list[int]) -> list[Callable[[Any], Tensor]]:
-        """The forward passes of this process."""
-        trained = self._with_signal(rows)
+    def _plan_passes(self, rows: list[int]) -> list[Callable[[Any], Tensor]]:
+        """Returns the forward passes of this process for an optimiser step, each a function of the model."""
+        trained = self._select_trained_rows(rows)
         if not trained:
             return []
         assert self.rollouts is not None
-        whole = Whole.of(self.rollouts, rows, self.experience.player.sampling.max_tokens)
-        mine, idle = self._turns(self.rollouts, trained)
-        passes = [partial(self._loss, batch=batch, whole=whole) for batch in mine]
-        passes += [partial(self._loss, batch=batch, whole=whole._replace(share=0.0)) for batch in idle]
-        return [*passes, *self._text_passes()]
+        totals = count_step_totals(self.rollouts, rows, self.rollout_source.setup.sampling.max_tokens)
+        mine, idle = self._pack_micro_batches(self.rollouts, trained)
+        passes = [partial(self._compute_completion_loss, batch=batch, totals=totals) for batch in mine]
+        passes += [
+            partial(self._compute_completion_loss, batch=batch, totals=totals._replace(share=0.0)) for batch in idle
+        ]
+        return [*passes, *self._plan_text_passes()]
 
-    def _with_signal(self, rows: Iterable[int]) -> list[int]:
-        """Those that move something."""
+    def _select_trained_rows(self, rows: Iterable[int]) -> list[int]:
+        """Returns those of the rows that move the model."""
         if self.rollouts is None:
             return []
-        kept = set(self.rollouts.trained(without_signal=moves_without_advantage(self.spec)))
+        kept = set(self.rollouts.select_trained_rows(without_signal=self.algorithm.trains_without_advantage))
         return [row for row in rows if row in kept]
 
-    def _loss(self, model: Any, *, batch: MicroBatch, whole: Whole) -> Tensor:
+    def _compute_completion_loss(self, model: Any, *, batch: MicroBatch, totals: StepTotals) -> Tensor:
+        """Returns the loss of a micro-batch of completions; one without a share passes for no effect."""
         assert self.rollouts is not None
-        terms = Terms(
+        terms = UpdateTerms(
             on_policy=self._is_on_policy,
-            policy=not self._is_warmup,
-            value=isinstance(self.spec, Ppo),
+            policy=not self._is_critic_warmup,
+            value=self.algorithm.critic is not None,
             kl_coefficient=self.kl_coefficient.value,
-            entropy_coefficient=self.entropy_coefficient.paid,
+            entropy_coefficient=self.entropy_coefficient.effective_value,
         )
-        here = batch.to(self.args.device)
-        scores = model(here, policy=terms.policy, values=terms.value)
-        loss, sums = loss_of(scores, here, self.rollouts, whole, terms, self.spec)
-        if whole.share:
-            self._add(sums)
+        batch = batch.to(self.args.device)
+        scores = model(batch, policy=terms.policy, values=terms.value)
+        loss, sums = compute_loss(scores, batch, self.rollouts, totals, terms, self.algorithm)
+        if totals.share:
+            self._add_sums(sums)
         return loss
 
-    def _text_passes(self) -> list[Callable[[Any], Tensor]]:
-        if self.texts is None or self._is_warmup:
+    def _plan_text_passes(self) -> list[Callable[[Any], Tensor]]:
+        """Returns the forward passes of this process over PPO-ptx's raw texts."""
+        if self.texts is None or self._is_critic_warmup:
             return []
-        numbers = self.texts.drawn(self.state.global_step)
-        n_tokens, rows = self.texts.n_tokens(numbers), self.context.runtime.micro_batch
-        batches = [list(self.texts.batches(numbers[r :: self._world], max_rows=rows)) for r in range(self._world)]
-        mine, idle = of_process(batches, self._rank)
+        numbers = self.texts.choose_texts(self.state.global_step)
+        n_tokens, max_rows, world = self.texts.count_loss_tokens(numbers), self.context.runtime.micro_batch, self._world
+        batches = [list(self.texts.pack_micro_batches(numbers[r::world], max_rows=max_rows)) for r in range(world)]
+        mine, idle = add_idle_batches(batches, self._rank)
         passes: list[Callable[[Any], Tensor]]
-        passes = [partial(self._text_loss, batch=batch, n_tokens=n_tokens) for batch in mine]
-        return passes + [partial(self._text_loss, batch=batch, n_tokens=n_tokens, share=0.0) for batch in idle]
+        passes = [partial(self._compute_text_loss, batch=batch, n_tokens=n_tokens) for batch in mine]
+        return passes + [partial(self._compute_text_loss, batch=batch, n_tokens=n_tokens, share=0.0) for batch in idle]
 
-    def _text_loss(self, model: Any, *, batch: MicroBatch, n_tokens: int, share: float = 1.0) -> Tensor:
+    def _compute_text_loss(self, model: Any, *, batch: MicroBatch, n_tokens: int, share: float = 1.0) -> Tensor:
+        """Returns the weighted next-token loss of a micro-batch of raw texts."""
         assert self.texts is not None
-        loss = share * self.texts.loss(model(batch.to(self.args.device), temperature=1.0), n_tokens)
-        self._add({"ptx/loss": loss.detach()})
-        assert isinstance(self.spec, Ppo)
-        assert self.spec.ptx is not None
-        return self.spec.ptx.coefficient * loss
+        loss = share * self.texts.compute_loss(model(batch.to(self.args.device), temperature=1.0), n_tokens)
+        self._add_sums({"ptx/loss": loss.detach()})
+        assert self.algorithm.ptx is not None
+        return self.algorithm.ptx.coefficient * loss
 
-    def _add(self, sums: Sums) -> None:
+    def _add_sums(self, sums: Sums) -> None:
+        """Adds a micro-batch's sums to those of the optimiser step."""
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
 
-    def _summarise(self, loss: Tensor, *, is_skipped: bool) -> None:
-        """The optimiser step's figures, over all devices."""
+    def _summarise_update(self, loss: Tensor, *, is_skipped: bool) -> None:
+        """Turns the optimiser step's sums over all devices into its metrics."""
         self.skipped += is_skipped
         names = sorted(self._sums)
-        whole = torch.stack([loss, *(self._sums[name].float() for name in names)])
-        sum_over_processes(whole)
-        total, *values = whole.tolist()
+        totals = torch.stack([loss, *(self._sums[name].float() for name in names)])
+        sum_over_processes(totals)
+        total, *values = totals.tolist()
         sums = dict(zip(names, values, strict=True))
-        if not self._is_first or self.spec.async_steps:
+        if not self._is_first_update or self.settings.async_steps:
             sums.pop("mismatch/mean", None)  # the policy itself has moved since
-        self.figures |= {"loss": total, "skipped": float(is_skipped)}
+        self.metrics |= {"loss": total, "skipped": float(is_skipped)}
         n = max(sums.pop("tokens", 0.0), 1.0)
         if "ptx/loss" in sums:
-            self.figures["ptx/loss"] = sums.pop("ptx/loss")
+            self.metrics["ptx/loss"] = sums.pop("ptx/loss")
         if "value/loss" in sums:
             error, returns = sums.pop("value/squared_error"), sums.pop("value/returns")
             variance = sums.pop("value/squared_returns") / n - (returns / n) ** 2
-            self.figures["value/explained"] = 1 - error / n / variance if variance > 0 else 0.0
-        self.figures |= {name: value / n for name, value in sums.items()}
-        if "entropy" in self.figures:
-            self.entropy_coefficient.follow(self.spec.entropy, self.figures["entropy"])
-        if self.spec.entropy:
-            self.figures["entropy/coefficient"] = self.entropy_coefficient.value
+            self.metrics["value/explained"] = 1 - error / n / variance if variance > 0 else 0.0
+        self.metrics |= {name: value / n for name, value in sums.items()}
+        if "entropy" in self.metrics:
+            self.entropy_coefficient.adapt(self.settings.entropy, self.metrics["entropy"])
+        if self.settings.entropy:
+            self.metrics["entropy/coefficient"] = self.entropy_coefficient.value
 
-    def _watch(self) -> None:
-        """The watchdogs look at a batch after its last update: at its play, and at what its updates have done."""
-        seen = {**self._of_batch, **self.figures}
-        for bark in self.watchdogs.look(self.state.global_step + 1, seen):
-            self.context.log_note(bark.step, bark.watchdog, bark.message)
+    def _check_watchdogs(self) -> None:
+        """Checks a batch after its last update: its rollouts, and what its updates have done; notes alerts."""
+        metrics = {**self._batch_metrics, **self.metrics}
+        for alert in self.watchdogs.check_step(self.state.global_step + 1, metrics):
+            self.context.log_note(alert.step, alert.watchdog, alert.message)
 
     # --- checkpoints, and what the stage hands on
 
     def save_policy(self, folder: str) -> None:
-        """The policy alone, as a model folder or an adapter folder in Hugging Face form."""
+        """Writes the policy alone, as a model folder or an adapter folder in Hugging Face form."""
         policy, only_policy = self.model.policy, dict[str, Any]()
         if isinstance(policy, PeftModel):
             only_policy["selected_adapters"] = [POLICY_ADAPTER]
         if self.is_deepspeed_enabled:
-            whole = self.accelerator.get_state_dict(self.model_wrapped)
+            weights = self.accelerator.get_state_dict(self.model_wrapped)
             only_policy["state_dict"] = {
-                name.removeprefix("policy."): one for name, one in whole.items() if name.startswith("policy.")
+                name.removeprefix("policy."): weight for name, weight in weights.items() if name.startswith("policy.")
             }
         if self.args.should_save:
             policy.save_pretrained(folder, **only_policy)
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """The weights that training changes, policy's and critic's."""
+        """Writes the weights that training changes, policy's and critic's, into a checkpoint."""
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            trained = {name for name, one in self.model.named_parameters() if one.requires_grad}
+            trained = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
             weights = dict(self.model.named_parameters()) if state_dict is None else state_dict
             save_file({name: weights[name].detach().contiguous() for name in sorted(trained)}, folder / WEIGHTS)
 
     def _save_extra_state(self, folder: Path) -> None:
+        """Writes into a checkpoint what decides how the run goes on, beside weights and optimiser."""
         state = {
-            "experience": self.experience.state(),
-            "kl": self.kl_coefficient.state(),
-            "entropy": self.entropy_coefficient.state(),
-            "rewards": self.reward_scale.state(),
-            "watchdogs": self.watchdogs.state(),
+            "experience": self.rollout_source.to_state(),
+            "kl": self.kl_coefficient.to_state(),
+            "entropy": self.entropy_coefficient.to_state(),
+            "rewards": self.reward_scale.to_state(),
+            "watchdogs": self.watchdogs.to_state(),
             "skipped": self.skipped,
             "minibatches": self.minibatches,
-            "of_batch": self._of_batch,
+            "of_batch": self._batch_metrics,
         }
         write_json(folder / STATE, state)
-        self.experience.save_ahead(folder)
+        self.rollout_source.save_prefetched(folder)
         if self.minibatches and self.rollouts is not None:
             self.rollouts.save(folder / ROLLOUTS)
-        if self.reference is not None and self.spec.kl and self.spec.kl.reference_sync_steps:
+        if self.reference is not None and self.settings.kl and self.settings.kl.reference_sync_steps:
             save_file(dict(self.reference.policy.named_parameters()), folder / REFERENCE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        _load(self.model, folder / WEIGHTS)
+        _load_weights(self.model, folder / WEIGHTS)
         state = read_json(folder / STATE)
-        self.experience.restore(state["experience"], folder)
-        self.kl_coefficient.restore(state["kl"])
-        self.entropy_coefficient.restore(state["entropy"])
-        self.reward_scale.restore(state["rewards"])
-        self.watchdogs.restore(state["watchdogs"])
-        self.skipped, self.minibatches, self._of_batch = state["skipped"], state["minibatches"], state["of_batch"]
+        self.rollout_source.restore_state(state["experience"], folder)
+        self.kl_coefficient.restore_state(state["kl"])
+        self.entropy_coefficient.restore_state(state["entropy"])
+        self.reward_scale.restore_state(state["rewards"])
+        self.watchdogs.restore_state(state["watchdogs"])
+        self.skipped, self.minibatches, self._batch_metrics = state["skipped"], state["minibatches"], state["of_batch"]
         if (folder / ROLLOUTS).exists():
             self.rollouts = Rollouts.load(folder / ROLLOUTS)
         if (folder / REFERENCE).exists():
             assert self.reference is not None
-            _load(self.reference.policy, folder / REFERENCE)
+            _load_weights(self.reference.policy, folder / REFERENCE)
 
     # --- devices
 
@@ -440,8 +407,9 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     def _world(self) -> int:
         return int(self.args.world_size)
 
-    def _turns(self, rollouts: Rollouts, rows: Sequence[int]) -> tuple[list[MicroBatch], list[MicroBatch]]:
-        return turns(
+    def _pack_micro_batches(self, rollouts: Rollouts, rows: Sequence[int]) -> tuple[list[MicroBatch], list[MicroBatch]]:
+        """Returns this process's micro-batches of the rows, and idle ones."""
+        return pack_micro_batches(
             rollouts,
             rows,
             (self._rank, self._world),
@@ -450,8 +418,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             share_prompts=self.model.can_share_prompts,
         )
 
-    def _synchronised(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged between devices after the last pass alone."""
+    def _exchange_gradients(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
+        """Lets devices exchange gradients after the last pass alone."""
         self.accelerator.gradient_state._set_sync_gradients(is_last)
         if is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             return nullcontext()
@@ -460,35 +428,22 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     # --- where the run stands
 
     @property
-    def _is_kl_of_all(self) -> bool:
-        """Whether the KL of completions counts that do not train: it has a price or a target there."""
-        kl = self.spec.kl
-        return kl is not None and (
-            kl.apply_to == "reward" or kl.target is not None or moves_without_advantage(self.spec)
-        )
-
-    @property
     def _is_on_policy(self) -> bool:
-        """Whether the policy that is updated is the one that drew."""
-        return self.spec.updates.count == 1 and not self.spec.async_steps
+        """Whether the policy that is updated is the one that sampled."""
+        return self.settings.updates.count == 1 and not self.settings.async_steps
 
     @property
     def _engine_is_exact(self) -> bool:
         """Whether the engine's log-probs are those the trainer would compute, but for float32's rounding."""
-        return not self.experience.engine.holds_a_copy and self.spec.precision == "fp32"
+        return not self.rollout_source.engine.has_own_weights and self.settings.precision == "fp32"
 
     @property
-    def _value_steps(self) -> int:
-        """Optimiser steps that train the critic alone."""
-        return self.spec.critic.warmup_steps * self.spec.updates.count if isinstance(self.spec, Ppo) else 0
-
-    @property
-    def _is_warmup(self) -> bool:
-        return bool(self.state.global_step < self._value_steps)
+    def _is_critic_warmup(self) -> bool:
+        return bool(self.state.global_step < self.algorithm.n_critic_updates)
 
 
-def _load(module: torch.nn.Module, path: Path) -> None:
-    """Weights of a checkpoint into the module; raises StageError for names that it has not."""
-    strange = module.load_state_dict(load_file(path), strict=False).unexpected_keys
-    if strange:
-        raise StageError(f"{path}: holds weights the model has not, such as {strange[0]}; --force the stage")
+def _load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Loads weights of a checkpoint into the module; raises StageError for names that it has not."""
+    unknown = module.load_state_dict(load_file(path), strict=False).unexpected_keys
+    if unknown:
+        raise StageError(f"{path}: holds weights the model has not, such as {unknown[0]}; --force the stage")

@@ -1,4 +1,4 @@
-"""Watchdogs: what a run's figures say is going wrong, with the likely cause and the setting to change."""
+"""Watchdogs: rules that see from a run's metrics what goes wrong, with the likely cause and the setting to change."""
 
 import math
 from collections import deque
@@ -9,11 +9,11 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.settings.online_rl import Watch, Watchdog
 
 FIRST_STEPS = 5  # steps whose mean later ones are compared with
-SAID_AGAIN_AFTER = 50  # steps for which a watchdog that has barked is quiet
+QUIET_STEPS = 50  # steps for which a watchdog that has given an alert is quiet
 
 
-class Bark(NamedTuple):
-    """One warning."""
+class Alert(NamedTuple):
+    """A watchdog's warning: what is going wrong, why, and what to change."""
 
     watchdog: Watchdog
     step: int
@@ -21,88 +21,91 @@ class Bark(NamedTuple):
 
 
 # What a step tells the watchdogs, by the names that metrics.jsonl has.
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass
 class Watchdogs:
-    """Looks at every step's figures; `state` goes into checkpoints."""
+    """Checks every step's metrics; `to_state` goes into checkpoints."""
 
     settings: Watch
-    rows: dict[str, int] = field(default_factory=dict)  # steps in a row that agree
-    said: dict[str, int] = field(default_factory=dict)  # the step of the last bark
-    first: dict[str, list[float]] = field(default_factory=dict)
+    streaks: dict[str, int] = field(default_factory=dict)  # steps in a row that agree
+    last_alerts: dict[str, int] = field(default_factory=dict)  # the step of each watchdog's last alert
+    first_values: dict[str, list[float]] = field(default_factory=dict)  # of entropy and length
     rewards: deque[float] = field(default_factory=lambda: deque(maxlen=FIRST_STEPS))
     best: dict[str, Any] | None = None  # held-out accuracy at its best, with the reward then
 
-    def look(self, step: int, figures: Figures) -> list[Bark]:
-        """The warnings after a step; raises StageError for what is no number and for watchdogs told to stop."""
-        self.check_numbers(step, figures)
+    def check_step(self, step: int, metrics: Metrics) -> list[Alert]:
+        """Returns the alerts after a step.
+
+        Raises StageError for a metric that is not finite and for the alert of a watchdog that is to stop the stage.
+        """
+        self.require_finite(step, metrics)
         settings = self.settings
-        self.rewards.append(figures["reward"])
+        self.rewards.append(metrics["reward"])
         for name in ("entropy", "completions/mean_tokens"):
-            if name in figures and len(self.first.setdefault(name, [])) < FIRST_STEPS:
-                self.first[name].append(figures[name])
-        clipped, no_signal = figures["completions/clipped_share"], figures["groups/no_signal_share"]
-        no_verdict = figures["completions/no_verdict_share"]
-        barks = [
-            self._bark(
+            if name in metrics and len(self.first_values.setdefault(name, [])) < FIRST_STEPS:
+                self.first_values[name].append(metrics[name])
+        clipped, no_signal = metrics["completions/clipped_share"], metrics["groups/no_signal_share"]
+        no_verdict = metrics["completions/no_verdict_share"]
+        alerts = [
+            self._alert_after_patience(
                 "truncated",
                 step,
                 clipped > settings.truncated_share,
                 f"{clipped:.0%} of the completions were cut at max_tokens, and a cut one seldom holds its answer. "
                 "Raise sampling.max_tokens; if the model never stops, see whether its end token is the template's",
             ),
-            self._bark(
+            self._alert_after_patience(
                 "no_signal",
                 step,
                 no_signal > settings.no_signal_share,
                 f"in {no_signal:.0%} of the groups all rewards are equal, which trains nothing: the prompts are too "
-                f"{'easy' if figures['reward'] > 0.5 else 'hard'}, or the reward sees no answer. Take prompts that are "
+                f"{'easy' if metrics['reward'] > 0.5 else 'hard'}, or the reward sees no answer. Take prompts that are "
                 "solved sometimes (pass_rate), more completions_per_prompt, or dynamic_sampling",
             ),
-            self._bark(
+            self._alert_after_patience(
                 "no_verdict",
                 step,
                 no_verdict > settings.no_verdict_share,
                 f"{no_verdict:.0%} of the completions have no verdict: golds the reward cannot use, or a reward that "
                 "fails; samples.jsonl has the reasons",
             ),
-            self._low_entropy(step, figures),
-            self._length(step, figures),
-            self._bark(
+            self._check_entropy(step, metrics),
+            self._check_length(step, metrics),
+            self._alert_after_patience(
                 "update_kl",
                 step,
-                figures.get("policy/kl", 0.0) > settings.update_kl,
-                f"after its updates the policy is {figures.get('policy/kl', 0.0):.2g} nats a token from the one that "
+                metrics.get("policy/kl", 0.0) > settings.update_kl,
+                f"after its updates the policy is {metrics.get('policy/kl', 0.0):.2g} nats a token from the one that "
                 "drew. Lower learning_rate, or make fewer updates of a batch",
             ),
-            self._bark(
+            self._alert_after_patience(
                 "engine_mismatch",
                 step,
-                figures.get("mismatch/mean", 0.0) > settings.engine_mismatch,
-                f"engine and trainer differ by {figures.get('mismatch/mean', 0.0):.2g} nats a token on the same text: "
+                metrics.get("mismatch/mean", 0.0) > settings.engine_mismatch,
+                f"engine and trainer differ by {metrics.get('mismatch/mean', 0.0):.2g} nats a token on the same text: "
                 "other precision or kernels, or weights that did not arrive. "
                 "Set importance_sampling_correction, or sample in fp32",
             ),
-            self._bark(
+            self._alert_after_patience(
                 "skipped",
                 step,
-                figures.get("skipped", 0.0) > 0,
+                metrics.get("skipped", 0.0) > 0,
                 "not one group had a signal, so nothing was trained. Take prompts that are solved sometimes",
             ),
         ]
-        return self._stopping([bark for bark in barks if bark])
+        return self._stop_on_alerts([alert for alert in alerts if alert])
 
-    def look_held_out(self, step: int, accuracy: float, stderr: float) -> list[Bark]:
-        """The warning after an evaluation beside training, if there is one to give."""
+    def check_held_out(self, step: int, accuracy: float, stderr: float) -> list[Alert]:
+        """Returns the alert after an evaluation of the held-out set, if accuracy falls while the reward rises."""
         reward = sum(self.rewards) / len(self.rewards) if self.rewards else -math.inf
         if self.best is None or accuracy >= self.best["accuracy"]:
             self.best = {"accuracy": accuracy, "stderr": stderr, "reward": reward, "step": step}
             return []
         error = math.hypot(stderr, self.best["stderr"])
         fell = self.best["accuracy"] - accuracy > self.settings.held_out_fall * error
-        bark = self._bark(
+        alert = self._alert_after_patience(
             "held_out",
             step,
             fell and reward > self.best["reward"],
@@ -111,19 +114,21 @@ class Watchdogs:
             "reward and not the task. Read samples.jsonl, run `qwen-align audit reward`, stop earlier or add a kl",
             patience=1,
         )
-        return self._stopping([bark] if bark else [])
+        return self._stop_on_alerts([alert] if alert else [])
 
-    def check_numbers(self, step: int, figures: Figures) -> None:
-        """Raises StageError for a figure that is not finite."""
-        for name, value in figures.items():
+    def require_finite(self, step: int, metrics: Metrics) -> None:
+        """Raises StageError for a metric that is NaN or infinite."""
+        for name, value in metrics.items():
             if not math.isfinite(value):
                 raise StageError(f"step {step}: {name} is {value}; lower learning_rate or max_grad_norm")
 
-    def _low_entropy(self, step: int, figures: Figures) -> Bark | None:
-        if "entropy" not in figures or len(self.first["entropy"]) < FIRST_STEPS:
+    def _check_entropy(self, step: int, metrics: Metrics) -> Alert | None:
+        """Returns an alert if the entropy is far below that of the first steps."""
+        """Returns an alert if the entropy is far below that of the first steps."""
+        if "entropy" not in metrics or len(self.first_values["entropy"]) < FIRST_STEPS:
             return None
-        start, now = sum(self.first["entropy"]) / FIRST_STEPS, figures["entropy"]
-        return self._bark(
+        start, now = sum(self.first_values["entropy"]) / FIRST_STEPS, metrics["entropy"]
+        return self._alert_after_patience(
             "entropy",
             step,
             now < self.settings.min_entropy_share * start,
@@ -131,13 +136,15 @@ class Watchdogs:
             "has stopped exploring. Raise clip_high, add entropy, or lower learning_rate",
         )
 
-    def _length(self, step: int, figures: Figures) -> Bark | None:
+    def _check_length(self, step: int, metrics: Metrics) -> Alert | None:
+        """Returns an alert if completions are far longer or shorter than in the first steps."""
+        """Returns an alert if completions are far longer or shorter than in the first steps."""
         name = "completions/mean_tokens"
-        if len(self.first[name]) < FIRST_STEPS:
+        if len(self.first_values[name]) < FIRST_STEPS:
             return None
-        start, now = sum(self.first[name]) / FIRST_STEPS, figures[name]
+        start, now = sum(self.first_values[name]) / FIRST_STEPS, metrics[name]
         ran, shrank = now > self.settings.length_factor * start, now * self.settings.length_factor < start
-        return self._bark(
+        return self._alert_after_patience(
             "length",
             step,
             ran or shrank,
@@ -149,34 +156,41 @@ class Watchdogs:
             ),
         )
 
-    def _bark(
+    def _alert_after_patience(
         self, name: Watchdog, step: int, is_wrong: bool, message: str, *, patience: int | None = None
-    ) -> Bark | None:
-        self.rows[name] = self.rows.get(name, 0) + 1 if is_wrong else 0
-        if self.rows[name] < (self.settings.patience_steps if patience is None else patience):
+    ) -> Alert | None:
+        """Returns the alert if things are wrong for so many steps in a row, and it was not given lately."""
+        self.streaks[name] = self.streaks.get(name, 0) + 1 if is_wrong else 0
+        if self.streaks[name] < (self.settings.patience_steps if patience is None else patience):
             return None
-        if name in self.said and step - self.said[name] < SAID_AGAIN_AFTER:
+        if name in self.last_alerts and step - self.last_alerts[name] < QUIET_STEPS:
             return None
-        self.said[name] = step
-        return Bark(name, step, message)
+        self.last_alerts[name] = step
+        return Alert(name, step, message)
 
-    def _stopping(self, barks: list[Bark]) -> list[Bark]:
-        for bark in barks:
-            if bark.watchdog in self.settings.stop_on:
-                raise StageError(f"step {bark.step}: stopped by watchdog {bark.watchdog}: {bark.message}")
-        return barks
+    def _stop_on_alerts(self, alerts: list[Alert]) -> list[Alert]:
+        """Returns the alerts; raises StageError for one whose watchdog is to stop the stage."""
+        """Returns the alerts; raises StageError for one whose watchdog is to stop the stage."""
+        for alert in alerts:
+            if alert.watchdog in self.settings.stop_on:
+                raise StageError(f"step {alert.step}: stopped by watchdog {alert.watchdog}: {alert.message}")
+        return alerts
 
-    def state(self) -> dict[str, Any]:
+    def to_state(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds of the watchdogs, as JSON."""
+        """Returns what a checkpoint holds of the watchdogs, as JSON."""
         return {
-            "rows": self.rows,
-            "said": self.said,
-            "first": self.first,
+            "rows": self.streaks,
+            "said": self.last_alerts,
+            "first": self.first_values,
             "rewards": list(self.rewards),
             "best": self.best,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.rows, self.said, self.first = state["rows"], state["said"], state["first"]
+    def restore_state(self, state: dict[str, Any]) -> None:
+        """Goes on where a checkpoint was written."""
+        """Goes on where a checkpoint was written."""
+        self.streaks, self.last_alerts, self.first_values = state["rows"], state["said"], state["first"]
         self.rewards.clear()
         self.rewards.extend(state["rewards"])
         self.best = state["best"]

@@ -8,8 +8,8 @@ from typing import Any
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.evaluation import scoring, statistics
-from qwen_align.align.generation.requests import drawn_as, put
-from qwen_align.align.generation.resumable import Draw, draw, open_engine
+from qwen_align.align.generation.requests import render_problem, resolve_mode
+from qwen_align.align.generation.resumable import SamplingRequest, load_engine, sample_completions
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Mode, Problem, read_rows, require_row_type, to_json_line
@@ -25,8 +25,8 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
     """Samples, judges and scores completions of every question; returns the results by data set and switch."""
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
-    engine = open_engine(source, renderer, context)
-    draw_settings = Draw(settings.sampling, settings.completions_per_prompt, context.seed)
+    engine = load_engine(source, renderer, context)
+    draw_settings = SamplingRequest(settings.sampling, settings.completions_per_prompt, context.seed)
     check_rewards(settings.rewards)
     device, rows_at_once = loading.choose_device(context.runtime), context.runtime.micro_batch
     scorer = (
@@ -43,9 +43,9 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
                 raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
             check_rewards([pick_reward(kind, settings.rewards) for kind in {row.reward: None for row in questions}])
             for switch_number, switch in enumerate(settings.thinking_switches):
-                requests = [put(problem, renderer, switch) for problem in questions]
+                requests = [render_problem(problem, renderer, switch) for problem in questions]
                 # By number, not by name: a stage's folder is the same whatever its inputs are called.
-                completions = draw(
+                completions = sample_completions(
                     engine, renderer, requests, draw_settings, context, out / "parts" / f"{set_number}-{switch_number}"
                 )
                 rows = scoring.judge_completions(list(completions), settings.rewards)
@@ -72,4 +72,4 @@ def _find_expected_mode(switch: Switch, renderer: Renderer) -> Mode | None:
     """
     if renderer.thinking in ("none", "never") or switch.method == "plain":
         return None
-    return drawn_as(switch.mode, renderer)
+    return resolve_mode(switch.mode, renderer)

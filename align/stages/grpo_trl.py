@@ -1,6 +1,11 @@
 """grpo: group-relative policy optimisation through TRL's GRPOTrainer, with our engine, prompts and rewards.
 
-TRL is used through its constructor: `rollout_func` draws with the engine, the reward function judges with ours.
+What it gains: another implementation to hold our loop against. On one batch loss and gradient agree within 1e-5, after
+ten steps the weights within 1e-4 (tests/align/rl/test_trl_oracle.py). It gains no speed: whole steps of TRL's trainer
+take 4.1 to 4.8 times as long as ours (docs/rl.md). It should go when TRL drops `rollout_func`, which is experimental,
+or when golden values of our own losses stand in for it.
+
+TRL is used through its constructor: `rollout_func` samples with the engine, the reward function judges with ours.
 """
 
 import json
@@ -16,7 +21,7 @@ from trl import GRPOTrainer
 from qwen_align.align.context import Context
 from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.local import LocalEngine
-from qwen_align.align.generation.requests import Asked, as_row, put
+from qwen_align.align.generation.requests import RenderedProblem, build_completion, render_problem
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, read_rows, require_row_type
@@ -33,35 +38,38 @@ from qwen_align.reward.settings import check_rewards
 SAMPLES_KEPT = 2  # completions a step written to samples.jsonl, to be read by eye
 
 
-class Trainer(AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
+class GrpoTrainer(AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
     """TRL's GRPOTrainer with atomic checkpoints."""
 
 
 def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Trains a policy with TRL's GRPOTrainer and returns the stage's summary."""
     source = inputs[spec.from_model]
     renderer = loading.load_renderer(source)
     rows = require_row_type(
         Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in spec.from_data)
     )
-    asked = [put(problem, renderer) for problem in rows]
-    if not asked:
+    prompts = [render_problem(problem, renderer) for problem in rows]
+    if not prompts:
         return fit.pass_model_through(spec, source, out, {}, "from_data (no problem)")
     check_rewards(spec.rewards)
     reward_scorer.bind_scorers(
         spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    drawn = [asked[number] for number in draw_row_order(len(asked), spec.steps * spec.prompts_per_step, context.seed)]
+    draws = [
+        prompts[number] for number in draw_row_order(len(prompts), spec.steps * spec.prompts_per_step, context.seed)
+    ]
     sampling = spec.sampling.for_policy()
-    game = Game(spec, drawn, renderer, sampling, context)
-    trainer = Trainer(
+    callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
+    trainer = GrpoTrainer(
         model=loading.load_model(source),
-        reward_funcs=game.judge,
+        reward_funcs=callbacks.judge,
         args=trl_arguments.build_grpo_arguments(spec, sampling, context.runtime, out, seed=context.seed),
         # TRL repeats each row `samples` times; the place among the drawn is all that has to pass through it.
-        train_dataset=datasets.Dataset.from_dict({"prompt": [str(place) for place in range(len(drawn))]}),
+        train_dataset=datasets.Dataset.from_dict({"prompt": [str(position) for position in range(len(draws))]}),
         processing_class=fit.load_padding_tokenizer(source),
         peft_config=trl_arguments.build_lora_config(spec.lora),
-        rollout_func=game.play,
+        rollout_func=callbacks.sample_rollouts,
         callbacks=[ProgressCallback(context), ReferenceStartCheck()],
     )
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
@@ -70,43 +78,48 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] if context.is_main else []
     completions = spec.prompts_per_step * spec.completions_per_prompt
     without = round(sum(line["no_verdict_share"] for line in logged) * completions)
-    return {"problems": len(asked), "steps": spec.steps, "completions": spec.steps * completions, "no_verdict": without}
+    return {
+        "problems": len(prompts),
+        "steps": spec.steps,
+        "completions": spec.steps * completions,
+        "no_verdict": without,
+    }
 
 
-class Game:
-    """What TRL calls back: `play` draws the completions of a step, `judge` pays them.
+class TrlCallbacks:
+    """What TRL calls back: `sample_rollouts` samples the completions of a step, `judge` judges them.
 
-    `drawn` are the problems in the order they are trained. A completion's random numbers come from its problem, the
+    `draws` are the problems in training order. A completion's random numbers come from its problem, the
     problem's place in that order, and its number in the group, whichever process draws it.
     """
 
     def __init__(
-        self, spec: Grpo, drawn: list[Asked], renderer: Renderer, sampling: Sampling, context: Context
+        self, spec: Grpo, draws: list[RenderedProblem], renderer: Renderer, sampling: Sampling, context: Context
     ) -> None:
-        self.spec, self.drawn, self.renderer, self.sampling, self.context = spec, drawn, renderer, sampling, context
-        self._last: list[Generation] = []
-        self._places: list[int] = []
+        self.spec, self.draws, self.renderer, self.sampling, self.context = spec, draws, renderer, sampling, context
+        self._generations: list[Generation] = []
+        self._positions: list[int] = []
 
-    def play(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
-        """TRL's rollout function: `prompts` come repeated, one completion each is returned in their order.
+    def sample_rollouts(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
+        """Samples one completion for each of `prompts`, which come repeated, in their order: TRL's rollout function.
 
         The prompts of a step go to the processes in equal runs, so a group may be shared by two.
         """
-        places = [int(prompt) for prompt in prompts]
-        begin = trainer.accelerator.process_index * len(places)
-        samples = [(begin + number) % self.spec.completions_per_prompt for number in range(len(places))]
+        positions = [int(prompt) for prompt in prompts]
+        begin = trainer.accelerator.process_index * len(positions)
+        samples = [(begin + number) % self.spec.completions_per_prompt for number in range(len(positions))]
         engine = LocalEngine(
             trainer.accelerator.unwrap_model(trainer.model),
             stop_ids=self.renderer.stop_ids,
             max_rows=self.context.runtime.generation_batch,
         )
         requests = []
-        for place, group in groupby(zip(places, samples, strict=True), key=itemgetter(0)):
+        for position, group in groupby(zip(positions, samples, strict=True), key=itemgetter(0)):
             numbers = [sample for _, sample in group]
             requests.append(
                 Request(
-                    id=self._name(place),
-                    prompt_ids=self.drawn[place].prompt.ids,
+                    id=self._build_request_id(position),
+                    prompt_ids=self.draws[position].prompt.ids,
                     n=len(numbers),
                     sampling=self.sampling,
                     seed=self.context.seed,
@@ -115,29 +128,35 @@ class Game:
                 )
             )
         done = {(one.request.id, one.sample): one for one in engine.generate(requests)}
-        self._places = places
-        self._last = [done[self._name(place), sample] for place, sample in zip(places, samples, strict=True)]
-        return {
-            "prompt_ids": [self.drawn[place].prompt.ids for place in places],
-            "completion_ids": [one.token_ids for one in self._last],
-            "logprobs": [one.logps for one in self._last],
+        self._positions = positions
+        self._generations = [
+            done[self._build_request_id(position), sample] for position, sample in zip(positions, samples, strict=True)
+        ]
+        rollouts = {
+            "prompt_ids": [self.draws[position].prompt.ids for position in positions],
+            "completion_ids": [one.token_ids for one in self._generations],
+            "logprobs": [one.logps for one in self._generations],
         }
+        if all(all(one.loss_mask) for one in self._generations):
+            return rollouts
+        return {**rollouts, "env_mask": [list(map(int, one.loss_mask)) for one in self._generations]}
 
-    def _name(self, place: int) -> str:
-        """A request's id, which its random numbers come from; a problem may be drawn twice in a step."""
-        return f"{self.drawn[place].problem.id} at {place}"
+    def _build_request_id(self, position: int) -> str:
+        """Returns a request's id, which fixes its random numbers; a problem may come twice in a step."""
+        return f"{self.draws[position].problem.id} at {position}"
 
     def judge(self, prompts: list[str], trainer_state: Any, log_metric: Any, **_: Any) -> list[float | None]:
-        """TRL's reward function; None where there is no verdict, which trains nothing."""
-        assert [int(prompt) for prompt in prompts] == self._places
+        """Returns the completions' rewards, None where there is no verdict; TRL names metrics after it."""
+        assert [int(prompt) for prompt in prompts] == self._positions
         rows = [
-            as_row(self.drawn[place], one, self.renderer) for place, one in zip(self._places, self._last, strict=True)
+            build_completion(self.draws[position], one, self.renderer)
+            for position, one in zip(self._positions, self._generations, strict=True)
         ]
         verdicts = judge_all(self.spec.rewards, rows)
         log_metric("no_verdict_share", sum(verdict.value is None for verdict in verdicts) / len(verdicts))
         for label in verdicts[0].parts or {}:
-            said = [verdict.parts[label].value for verdict in verdicts if verdict.parts]
-            values = [value for value in said if value is not None]
+            part_values = [verdict.parts[label].value for verdict in verdicts if verdict.parts]
+            values = [value for value in part_values if value is not None]
             log_metric(f"reward/{label}", sum(values) / max(len(values), 1))
         for row, verdict in list(zip(rows, verdicts, strict=True))[:SAMPLES_KEPT]:
             sample = row.model_copy(update={"verdicts": verdict.parts or {}}).model_dump(exclude_none=True)

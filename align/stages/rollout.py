@@ -7,8 +7,8 @@ from typing import Any
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.generation.requests import put
-from qwen_align.align.generation.resumable import Draw, draw, judged, open_engine
+from qwen_align.align.generation.requests import render_problem
+from qwen_align.align.generation.resumable import SamplingRequest, judge_completions, load_engine, sample_completions
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rows import Problem, read_rows, require_row_type, to_json_line
 from qwen_align.align.settings.rollout import Rollout
@@ -20,18 +20,18 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
     rows = require_row_type(Problem, read_rows(inputs[settings.from_data] / "rows.jsonl"))
-    requests = [put(problem, renderer, settings.thinking_switch) for problem in rows]
+    requests = [render_problem(problem, renderer, settings.thinking_switch) for problem in rows]
     if not requests and settings.on_empty == "fail":
         raise DataError(f"from_data: '{settings.from_data}' holds no problem; see its builder and sieve")
     check_rewards(settings.rewards)
     reward_scorer.bind_scorers(
         settings.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    draw_settings = Draw(
+    draw_settings = SamplingRequest(
         settings.sampling, settings.completions_per_prompt, context.seed, keep_tokens=settings.keep_tokens
     )
-    completions = draw(
-        open_engine(source, renderer, context), renderer, requests, draw_settings, context, out / "parts"
+    completions = sample_completions(
+        load_engine(source, renderer, context), renderer, requests, draw_settings, context, out / "parts"
     )
     if not context.is_main:
         deque(completions, maxlen=0)
@@ -39,7 +39,7 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
     reasons: Counter[str] = Counter()
     n_rows, reward_sum, n_stopped, n_tokens = 0, 0.0, 0, 0
     with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
-        for row, verdict in judged(completions, settings.rewards):
+        for row, verdict in judge_completions(completions, settings.rewards):
             verdicts = verdict.parts or {}
             file.write(to_json_line(row.model_copy(update={"verdicts": verdicts})) + "\n")
             reasons.update(f"{name}: {part.reason}" for name, part in verdicts.items())

@@ -10,7 +10,6 @@ from qwen_align.align.models.loading import choose_device
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import OnlineRl
-from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
 from qwen_align.align.settings.sampling import Sampling
@@ -52,15 +51,16 @@ def build_dpo_arguments(settings: Dpo, runtime: Runtime, out: Path, *, steps: in
     )
 
 
-def build_online_rl_arguments(settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int) -> TrainingArguments:
+def build_online_rl_arguments(
+    settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int, has_unused_parameters: bool
+) -> TrainingArguments:
     """Builds the arguments of our own RL trainer, which cuts its batches itself."""
     return TrainingArguments(
         **_build_common_arguments(settings, runtime, out, steps=settings.optimizer_steps, seed=seed),
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         remove_unused_columns=False,
-        # A critic's warm-up leaves the policy's parameters unused.
-        ddp_find_unused_parameters=isinstance(settings, Ppo) and settings.critic.warmup_steps > 0,
+        ddp_find_unused_parameters=has_unused_parameters,  # a critic's warm-up leaves the policy's unused
     )
 
 

@@ -26,7 +26,7 @@ from qwen_align.align.api.notebook_progress import NotebookProgress
 from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.settings.base import Strict
-from qwen_align.reward.python_file import user_function
+from qwen_align.reward.python_file import load_user_function
 
 ROWS = [{"prompt": f"What is {a}+{b}?", "gold": str(a + b)} for a in range(2, 5) for b in range(2, 4)]
 READ_ROWS: dict[str, Any] = {"kind": "local_file", "rows": "problem", "reward": "python"}
@@ -261,7 +261,7 @@ def test_bad_rows_are_refused_or_counted_and_columns_left_out_as_of_a_file(tmp_p
 def test_a_function_runs_from_a_file_of_its_own(tmp_path: Path, tiny_model: Path) -> None:
     plan(asked(tiny_model, ROWS, ends_with_gold), home=tmp_path)
     (path,) = (tmp_path / "inputs").glob("*/ends_with_gold_function.py")
-    function = user_function(path, "ends_with_gold")
+    function = load_user_function(path, "ends_with_gold")
     assert [function(text, "4") for text in ("so 4", "5", "none")] == [1.0, 0.5, 0.0]
 
 
@@ -271,7 +271,7 @@ def test_a_function_defined_in_a_function_runs_if_it_needs_nothing_of_it(tmp_pat
 
     plan(asked(tiny_model, ROWS, is_long), home=tmp_path)
     (path,) = (tmp_path / "inputs").glob("*/is_long_function.py")
-    assert user_function(path, "is_long")("abc", None) is True
+    assert load_user_function(path, "is_long")("abc", None) is True
 
 
 def _uses_a_module(completion: str, gold: str) -> float:
@@ -352,7 +352,7 @@ def test_a_function_that_needs_more_than_itself_is_refused(function: Any, says: 
 def test_a_source_that_is_not_what_was_run_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def judge(completion, gold):\n    return 1.0\n")
-    function = user_function(file, "judge")
+    function = load_user_function(file, "judge")
     file.write_text("def judge(completion, gold):\n    return len(completion)\n")
     with pytest.raises(RecipeError, match="its file has changed since"):
         Recipe(asked(tiny_model, ROWS, function))

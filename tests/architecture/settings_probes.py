@@ -171,7 +171,7 @@ class World:
         from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient
 
         spec = to_stage({"name": "stage", **settings})
-        kl, entropy = KlCoefficient.of(spec.kl), EntropyCoefficient.of(spec.entropy)
+        kl, entropy = KlCoefficient.from_settings(spec.kl), EntropyCoefficient.from_settings(spec.entropy)
         recorded = []
         for measured in (3.0, 1.5, 0.7, 0.3, 0.2, 0.1):
             kl.follow(spec.kl, measured, n_completions=8)
@@ -189,16 +189,16 @@ class World:
 
     def request(self, settings: Settings) -> Any:
         """The prompt and the sampling that the engine is asked with."""
-        from qwen_align.align.generation.requests import put, sampling_for
+        from qwen_align.align.generation.requests import render_problem, resolve_sampling
         from qwen_align.align.rendering.renderer import Renderer
 
         spec, renderer = to_stage({"name": "stage", **settings}), Renderer.load(self.inputs["base"])
         switches = spec.thinking_switches if spec.kind == "evaluate" else [getattr(spec, "thinking_switch", None)]
         problem = Problem(id="p", messages=[user("What is 1 + 1?")], gold="2", reward="math_answer")
-        asked = [put(problem, renderer, switch) for switch in switches]
+        asked = [render_problem(problem, renderer, switch) for switch in switches]
         if spec.kind in ("grpo", "ppo"):
             return spec.sampling.for_policy()
-        return [(one.prompt.ids, sampling_for(one, renderer, spec.sampling)) for one in asked]
+        return [(one.prompt.ids, resolve_sampling(one, renderer, spec.sampling)) for one in asked]
 
     def launch(self, runtime: Settings) -> Any:
         """How the process of a stage is started, and what it is told of the runtime."""
@@ -219,12 +219,12 @@ class World:
 
     def rows_at_once(self, runtime: Settings) -> Any:
         """How many rows the engine of a rollout decodes side by side."""
-        from qwen_align.align.generation.resumable import open_engine
+        from qwen_align.align.generation.resumable import load_engine
         from qwen_align.align.models import loading
 
         base = self.inputs["base"]
         context = Context(self.folder, 0, Runtime.model_validate({**CPU, **runtime}))
-        return open_engine(base, loading.load_renderer(base), context).max_rows
+        return load_engine(base, loading.load_renderer(base), context).max_rows
 
     def worker_threads(self, runtime: Settings) -> Any:
         """How many threads torch has in the process that runs a stage."""
@@ -313,7 +313,7 @@ class World:
             reward_scorer.bind_scorers(rewards, inputs, device=torch.device("cpu"), max_rows=8)
         group = [
             make_completion(
-                "p", sample, None, "", "", text=text, n_tokens=len(text), gold=settings.get("gold", "2"), verdicts={}
+                "p", sample, None, "", text=text, n_tokens=len(text), gold=settings.get("gold", "2"), verdicts={}
             )
             for sample, text in enumerate(settings["texts"])
         ]
@@ -390,10 +390,11 @@ def compute_rl_loss(spec: Any) -> Any:
     import torch
 
     from qwen_align.align.rl.actor import Scores
-    from qwen_align.align.rl.assign_advantages import credit
+    from qwen_align.align.rl.algorithm import build_grpo, build_ppo
     from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
-    from qwen_align.align.rl.objective import Terms, Whole, loss_of, moves_without_advantage
-    from qwen_align.align.rl.rollouts import MicroBatch, Rollouts, split_into_micro_batches
+    from qwen_align.align.rl.micro_batches import MicroBatch, iterate_micro_batches
+    from qwen_align.align.rl.objective import UpdateTerms, compute_loss, count_step_totals
+    from qwen_align.align.rl.rollouts import Rollouts
 
     random = torch.Generator().manual_seed(0)
     n_tokens = torch.tensor([2, 1, 3, 2, 4, 2, 3, 1, 2])
@@ -416,21 +417,24 @@ def compute_rl_loss(spec: Any) -> Any:
         reference_logps=-1 + draw(0.5),
         values=draw(0.5),
     )
-    kl, entropy = KlCoefficient.of(spec.kl), EntropyCoefficient.of(spec.entropy)
-    credit(rollouts, spec, kl.value, RewardScale())
-    kept = rollouts.trained(without_signal=moves_without_advantage(spec))
-    (batch,) = split_into_micro_batches(rollouts, kept, max_rows=size)
+    kl, entropy = KlCoefficient.from_settings(spec.kl), EntropyCoefficient.from_settings(spec.entropy)
+    algorithm = build_ppo(spec) if spec.kind == "ppo" else build_grpo(spec)
+    algorithm.assign_advantages(rollouts, kl.value, RewardScale())
+    kept = rollouts.select_trained_rows(without_signal=algorithm.trains_without_advantage)
+    (batch,) = iterate_micro_batches(rollouts, kept, max_rows=size)
     assert isinstance(batch, MicroBatch)
-    shape = rollouts.padded(rollouts.old_logps, batch.rows).shape
+    shape = rollouts.pad_tokens(rollouts.old_logps, batch.rows).shape
     logps = (
-        rollouts.padded(rollouts.old_logps, batch.rows) + 0.4 * torch.randn(shape, generator=random)
+        rollouts.pad_tokens(rollouts.old_logps, batch.rows) + 0.4 * torch.randn(shape, generator=random)
     ).requires_grad_()
     values = torch.randn(shape, generator=random).requires_grad_()
     entropies = torch.rand(shape, generator=random).requires_grad_()
     is_ppo = spec.kind == "ppo"
-    terms = Terms(False, True, is_ppo, kl.value, entropy.paid)
-    whole = Whole.of(rollouts, batch.rows, spec.sampling.max_tokens)
-    loss, _ = loss_of(Scores(logps, entropies, values if is_ppo else None), batch, rollouts, whole, terms, spec)
+    terms = UpdateTerms(False, True, is_ppo, kl.value, entropy.effective_value)
+    totals = count_step_totals(rollouts, batch.rows, spec.sampling.max_tokens)
+    loss, _ = compute_loss(
+        Scores(logps, entropies, values if is_ppo else None), batch, rollouts, totals, terms, algorithm
+    )
     gradients = torch.autograd.grad(loss, [logps, values, entropies], allow_unused=True)
     recorded = [rollouts.advantages, loss.detach(), *gradients, rollouts.returns]
     return [None if one is None else one.tolist() for one in recorded]
@@ -464,13 +468,13 @@ def list_alerts(spec: Any) -> Any:
     heard: list[Any] = []
     try:
         for step in range(1, FIRST_STEPS + 1):
-            watchdogs.look(step, sound)
+            watchdogs.check_step(step, sound)
         for name, value in wrong.items():
             for step in range(FIRST_STEPS + 1, FIRST_STEPS + 5):
-                heard += [(one.step, one.watchdog) for one in watchdogs.look(step, {**sound, name: value})]
-        watchdogs.look_held_out(20, 0.8, 0.05)
-        watchdogs.look(21, {**sound, "reward": 0.9})
-        heard += [(one.step, one.watchdog) for one in watchdogs.look_held_out(22, 0.6, 0.05)]
+                heard += [(one.step, one.watchdog) for one in watchdogs.check_step(step, {**sound, name: value})]
+        watchdogs.check_held_out(20, 0.8, 0.05)
+        watchdogs.check_step(21, {**sound, "reward": 0.9})
+        heard += [(one.step, one.watchdog) for one in watchdogs.check_held_out(22, 0.6, 0.05)]
     except StageError as error:
         heard.append(str(error))
     return heard
@@ -478,7 +482,7 @@ def list_alerts(spec: Any) -> Any:
 
 def draw_prompts(spec: Any) -> list[str]:
     """The ids of five passes over eight prompts of rising pass rates."""
-    from qwen_align.align.generation.requests import Asked
+    from qwen_align.align.generation.requests import RenderedProblem
     from qwen_align.align.rendering.renderer import Prompt
     from qwen_align.align.rl.prompt_stream import PromptStream
 
@@ -488,14 +492,14 @@ def draw_prompts(spec: Any) -> list[str]:
         )
         for n in range(8)
     ]
-    asked = [Asked(problem, None, None, Prompt([1], supplied="")) for problem in problems]
+    asked = [RenderedProblem(problem, None, None, Prompt([1], thinking_prefix="")) for problem in problems]
     stream = PromptStream(asked, spec.prompt_sampler, 0)
     drawn = []
     for _ in range(40):
-        (one,) = stream.take(1)
-        drawn.append(one.asked.problem.id)
+        (one,) = stream.take_prompts(1)
+        drawn.append(one.rendered.problem.id)
         if not (spec.prompt_sampler.kind == "pass_rate" and spec.prompt_sampler.pass_rate_column):
-            stream.note(one.asked.problem.id, int(one.asked.problem.id[1:]) / 7)
+            stream.record_pass_rate(one.rendered.problem.id, int(one.rendered.problem.id[1:]) / 7)
     return drawn
 
 

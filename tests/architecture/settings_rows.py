@@ -1,4 +1,4 @@
-"""Rows and files that settings' effects are looked for in: each setting meets what it is for."""
+"""Rows and files that settings' effects are looked for in, made so that each setting meets what it is for."""
 
 import json
 from collections.abc import Iterator
@@ -36,6 +36,7 @@ def judge(value: float | None, format_value: float | None = 1.0) -> dict[str, Ve
     return {
         "math_answer": Verdict(value=value, reason="judged"),
         "format": Verdict(value=format_value, reason="judged"),
+        "random": Verdict(value=format_value, reason="judged"),
     }
 
 
@@ -101,9 +102,7 @@ def sieved_rows() -> dict[str, Any]:
             problem,
             problem.model_copy(update={"id": "again"}),
             problem.model_copy(update={"id": "unusable", "messages": [user("What is nothing?")], "gold": ""}),
-            chat.model_copy(
-                update={"id": "thinks", "messages": [user("Hi, my friend"), assistant("<think> </think> Ho")]}
-            ),
+            chat.model_copy(update={"id": "thinks", "messages": [user("Hi, you"), assistant("<think> </think> Ho")]}),
             chat.model_copy(update={"id": "control", "messages": [user("Hi, you two"), assistant("Ho<|im_end|>")]}),
             chat.model_copy(update={"id": "order", "messages": [user("Hi"), user("Anybody?"), assistant("Ho")]}),
             problem.model_copy(update={"id": "chinese", "messages": [user("一加一等于多少呢，请告诉我")]}),
@@ -144,15 +143,16 @@ def selected_rows() -> dict[str, Any]:
                 "other_domain": ["left", "right"][n % 2],
                 "solved": n % 4 == 0,
                 "teacher": n != 1,
+                "origin_solved": n in (2, 3),
                 "length": 100 * n + 1,
                 "other_length": 100 * (20 - n),
                 "count": n % 5,
                 "share": (n % 5) / 4,
                 "either": n % 2,
-                "curve": [n / 12, min(1.0, n / 6)],
-                "other_curve": [1 - n / 12, n / 12],
-                "score": n / 12,
-                "other_score": 1 - n / 12,
+                "curve": [n / 14, min(1.0, n / 7)],
+                "other_curve": [1 - n / 14, n / 14],
+                "score": n / 14,
+                "other_score": 1 - n / 14,
                 "origin": f"src{(n // 2) % 2}",
             },
         )
@@ -210,9 +210,7 @@ def judged_rows() -> dict[str, Any]:
             chain(0, 1, 1.0, "one and one and a bit more thinking is 2", "\\boxed{2}"),
             chain(0, 2, 0.5, "one and one is 2, or so it may be", "\\boxed{2}"),
             chain(1, 0, 1.0, "the answer is something else", "\\boxed{2}"),
-            chain(
-                2, 0, 1.0, "一加一等于 2 也就是二", "\\boxed{2}", prompt=[user("What is one more, in English please?")]
-            ),
+            chain(2, 0, 1.0, "一加一等于 2 也就是二", "\\boxed{2}", prompt=[user("What is one more, please?")]),
             chain(3, 0, 1.0, "one one one one one one is 2", "\\boxed{2}"),
             chain(4, 0, 1.0, "it is 2", "\\boxed{2}", verdicts=judge(1.0, 0.0)),
             chain(5, 0, 0.0, "it is 2", "\\boxed{3}"),

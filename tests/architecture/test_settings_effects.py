@@ -51,7 +51,7 @@ def list_effects() -> list[pytest.param]:  # type: ignore[valid-type]
                 own.get("refused"),
                 own.get("is_place", False),
             )
-            marks = [pytest.mark.slow] if own.get("slow", of_class.get("slow")) else []
+            marks = [pytest.mark.slow(seconds=3)] if own.get("slow", of_class.get("slow")) else []
             found.append(pytest.param(effect, id=f"{class_name}.{field}", marks=marks))
     return found
 

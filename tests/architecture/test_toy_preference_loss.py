@@ -57,7 +57,15 @@ def test_a_toy_loss_trains(copy: Copy, tiny_model: Path, tmp_path: Path) -> None
         assert len(losses) == 2
         assert losses[1] < losses[0]
         tested = copy.python(
-            "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/architecture/test_registries.py", limit_s=300
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "preference",
+            "tests/architecture/test_registries.py",
+            limit_s=300,
         )
         assert tested.code == 0, tested.said
 
@@ -73,7 +81,15 @@ def test_a_toy_loss_trains(copy: Copy, tiny_model: Path, tmp_path: Path) -> None
 def test_one_of_the_two_left_out_is_named(copy: Copy, file: str, old: str, new: str, said: str) -> None:
     with copy.planted(file, old, new):
         tested = copy.python(
-            "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/architecture/test_registries.py", limit_s=300
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "preference",
+            "tests/architecture/test_registries.py",
+            limit_s=300,
         )
         assert tested.code == 1
         assert said in tested.said

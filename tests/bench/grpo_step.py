@@ -177,6 +177,7 @@ def trained(
     """Our own stage in this process, with a clock at the end of every step; returns the stage's folder."""
     from qwen_align.align.context import Context
     from qwen_align.align.rl import trainer
+    from qwen_align.align.rl.algorithm import build_grpo
     from qwen_align.align.rows import to_json_line
     from qwen_align.align.settings.grpo import Grpo
     from qwen_align.align.settings.runtime import Runtime
@@ -207,7 +208,7 @@ def trained(
 
     trainer.OnlineTrainer.__init__ = with_clock  # type: ignore[method-assign]
     runtime = Runtime(device="cpu", checkpoint_every=10_000, micro_batch=8)
-    online_rl.run(spec, {"base": model, "data": data}, out, Context(out, 0, runtime))
+    online_rl.run(build_grpo(spec), {"base": model, "data": data}, out, Context(out, 0, runtime))
     return out
 
 

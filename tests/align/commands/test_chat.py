@@ -67,7 +67,7 @@ def conversation(tiny_model: Path) -> Conversation:
 def test_a_stream_has_the_tokens_of_the_engine(conversation: Conversation) -> None:
     request = Request("a", [5, 6, 7], 1, Sampling(temperature=1.0, max_tokens=9), seed=3)
     (made,) = conversation.engine.generate([request])
-    assert list(conversation.engine.stream(request)) == made.token_ids
+    assert list(conversation.engine.stream_tokens(request)) == made.token_ids
 
 
 def test_turns_are_remembered_with_their_thinking_apart(conversation: Conversation) -> None:

@@ -198,7 +198,7 @@ def test_a_data_stage_that_keeps_nothing_is_refused(said: Callable[..., list[str
 def test_a_builder_that_makes_too_few_rows_is_refused(
     said: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arithmetic, "REDRAWS", 0)
+    monkeypatch.setattr(arithmetic, "MAX_REDRAWS", 0)
     with pytest.raises(DataError, match="stage 'data': arithmetic: only 0 of 40 distinct rows found"):
         said(DATA, SFT)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qwen_align.align.generation.engine import Request, sample_key, weights_checksum
+from qwen_align.align.generation.engine import Request, compute_sample_key, compute_weights_checksum
 from qwen_align.align.settings.sampling import Sampling
 
 FREE = Sampling(temperature=1.0, max_tokens=5)
@@ -18,7 +18,7 @@ def make_weights():
 
 
 def checksum(weights):
-    return weights_checksum(weights.items())
+    return compute_weights_checksum(weights.items())
 
 
 def test_the_checksum_names_equal_weights_alike_whatever_their_order_and_layout():
@@ -92,11 +92,11 @@ def test_no_two_samples_share_a_key():
         for seed in (0, 1, 11)
         for step in (0, 1, 11)
     ]
-    keys = [sample_key(request, sample) for request in requests for sample in request.samples]
+    keys = [compute_sample_key(request, sample) for request in requests for sample in request.samples]
     assert len(set(keys)) == len(keys)
     assert all(-(2**63) <= key < 2**63 for key in keys)
 
 
 def test_a_key_is_the_same_in_every_process_and_release():
     """A literal: a killed run resumed by another process or version must draw on."""
-    assert sample_key(Request("p1", [1], 4, FREE, seed=3, step=2), 1) == 3038311910848415849
+    assert compute_sample_key(Request("p1", [1], 4, FREE, seed=3, step=2), 1) == 3038311910848415849

@@ -14,7 +14,7 @@ from transformers import (
 
 from qwen_align.align.generation import fused_decoding
 from qwen_align.align.generation.batched_decoding import ColumnCache
-from qwen_align.align.generation.fused_decoding import fits, step_of
+from qwen_align.align.generation.fused_decoding import build_decoding_step, can_be_fused
 
 SIZES = {
     "vocab_size": 61,
@@ -62,7 +62,7 @@ def decode(model, step, *, n_steps=12, n_rows=5):
     hidden = torch.where(torch.arange(n_steps) < starts, torch.finfo(torch.float32).min / 2, 0.0)[:, None, None]
     logits = []
     for column in range(n_steps):
-        cache.open(0, column)
+        cache.open_column(0, column)
         positions = (column - starts).clamp(min=0)
         logits.append(step(tokens[column], positions, hidden[..., : column + 1], cache))
     return torch.stack(logits)[n_rows:]
@@ -71,11 +71,11 @@ def decode(model, step, *, n_steps=12, n_rows=5):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_fused_step_equals_the_modules(name):
     model = make_model(name)
-    assert fits(model)
-    ours = decode(model, step_of(model, 12))
+    assert can_be_fused(model)
+    ours = decode(model, build_decoding_step(model, 12))
     model.model.norm.register_forward_hook(lambda *_: None)
-    assert not fits(model)
-    theirs = decode(model, step_of(model, 12))
+    assert not can_be_fused(model)
+    theirs = decode(model, build_decoding_step(model, 12))
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -102,34 +102,34 @@ def parametrise(model):
 @pytest.mark.parametrize("change", [hook, replace_forward, replace_module, parametrise])
 def test_a_model_with_something_replaced_or_hooked_runs_through_its_modules(change):
     model = make_model()
-    assert fits(model)
+    assert can_be_fused(model)
     change(model)
-    assert not fits(model)
+    assert not can_be_fused(model)
 
 
 def test_adapters_other_precisions_and_autocast_run_through_the_modules():
-    assert not fits(get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"])))
-    assert not fits(make_model().double())
-    assert not fits(make_model().bfloat16())
+    assert not can_be_fused(get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"])))
+    assert not can_be_fused(make_model().double())
+    assert not can_be_fused(make_model().bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not fits(make_model())
+        assert not can_be_fused(make_model())
 
 
 def test_an_adapter_inside_the_model_runs_through_the_modules():
     model = make_model()
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     assert type(model) is Qwen3ForCausalLM
-    assert not fits(model)
+    assert not can_be_fused(model)
 
 
 def test_unknown_families_and_settings_run_through_the_modules():
-    assert not fits(MistralForCausalLM(MistralConfig(**SIZES)))
-    assert not fits(Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, hidden_act="gelu")))
+    assert not can_be_fused(MistralForCausalLM(MistralConfig(**SIZES)))
+    assert not can_be_fused(Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, hidden_act="gelu")))
     dynamic = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
-    assert not fits(LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=dynamic)))
+    assert not can_be_fused(LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=dynamic)))
 
 
 def test_a_large_model_runs_through_the_modules(monkeypatch):
     model = make_model()
     monkeypatch.setattr(fused_decoding, "MAX_PARAMETERS", model.num_parameters() - 1)
-    assert not fits(model)
+    assert not can_be_fused(model)

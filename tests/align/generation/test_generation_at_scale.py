@@ -14,9 +14,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from qwen_align.align.generation.engine import Generation, Request, sample_key
+from qwen_align.align.generation.engine import Generation, Request, compute_sample_key
 from qwen_align.align.generation.local import LocalEngine
-from qwen_align.align.generation.token_sampling import uniforms
+from qwen_align.align.generation.token_sampling import draw_uniforms
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.data_builders.arithmetic import Arithmetic
@@ -142,6 +142,6 @@ def test_rows_are_the_same_in_any_batch_but_for_near_ties(model, renderer, n_row
         (logits,) = logits_of(model, one)
         probs = logits[place].double().softmax(-1)
         low, high = sorted((one.token_ids[place], other.token_ids[place]))
-        number = float(uniforms(torch.tensor([sample_key(one.request, one.sample)]), place)[0])
+        number = float(draw_uniforms(torch.tensor([compute_sample_key(one.request, one.sample)]), place)[0])
         borders = [float(probs[: token + 1].sum()) for token in range(low, high)]
         assert min(abs(number - one) for one in borders) < NEAR_TIE, f"{name} differs at {place} without a near tie"

@@ -16,10 +16,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from qwen_align.align.generation.batched_decoding import n_columns
+from qwen_align.align.generation.batched_decoding import count_cache_columns
 from qwen_align.align.generation.engine import Request
-from qwen_align.align.generation.fused_decoding import fits
-from qwen_align.align.generation.local import LocalEngine, plan
+from qwen_align.align.generation.fused_decoding import can_be_fused
+from qwen_align.align.generation.local import LocalEngine, plan_batches
 from qwen_align.align.settings.sampling import Sampling
 
 VOCAB = 61
@@ -50,7 +50,7 @@ def make_model(family="qwen3", *, seed=0, by_modules=False, **settings):
     model = kind(config(**SIZES | more | settings)).eval()
     if by_modules:
         model.model.norm.register_forward_hook(lambda *_: None)
-    assert fits(model) != by_modules
+    assert can_be_fused(model) != by_modules
     return model
 
 
@@ -283,19 +283,19 @@ def test_live_weights_are_sampled_and_the_checksum_follows_them():
     model = make_model()
     engine = LocalEngine(model, stop_ids=())
     requests = make_requests()
-    before, checksum = list(engine.generate(requests)), engine.sync(model, 0)
-    assert engine.sync(make_model(), 1) == checksum, "equal weights, equal checksum"
-    engine.sync(model, 1)
+    before, checksum = list(engine.generate(requests)), engine.sync_weights(model, 0)
+    assert engine.sync_weights(make_model(), 1) == checksum, "equal weights, equal checksum"
+    engine.sync_weights(model, 1)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3, 4] += 1.0
-    assert engine.sync(model, 2) != checksum
+    assert engine.sync_weights(model, 2) != checksum
     assert list(engine.generate(requests)) != before
 
 
 def test_sync_takes_another_model():
     engine = LocalEngine(make_model(), stop_ids=())
     other = make_model(seed=1)
-    engine.sync(other, 1)
+    engine.sync_weights(other, 1)
     requests = make_requests()
     assert list(engine.generate(requests)) == list(LocalEngine(other, stop_ids=()).generate(requests))
 
@@ -348,14 +348,14 @@ def test_micro_batches_keep_to_the_budget_and_groups_together():
         Request("greedy", [7] * 3, 2, GREEDY, seed=0),
         Request("huge", [8] * 8, 11, FREE, seed=0),
     ]
-    batches = plan(requests, max_rows=5, max_batch_tokens=4 * 41)
+    batches = plan_batches(requests, max_rows=5, max_batch_tokens=4 * 41)
     rows = [(row.request.id, row.sample) for batch in batches for row in batch]
     assert sorted(rows) == sorted((r.id, s) for r in requests for s in range(r.n))
     for batch in batches:
         assert len(batch) <= 5
-        widest = n_columns(max(row.n_prompt for row in batch), max(row.max_tokens for row in batch))
+        widest = count_cache_columns(max(row.n_prompt for row in batch), max(row.max_tokens for row in batch))
         assert len(batch) * widest <= 4 * 41
-        assert len({row.way for row in batch}) == 1
+        assert len({row.sampling_key for row in batch}) == 1
         assert [row.n_prompt for row in batch] == sorted((row.n_prompt for row in batch), reverse=True)
     holding = {id: sum(any(row.request.id == id for row in batch) for batch in batches) for id in ("short", "long")}
     assert holding == {"short": 1, "long": 1}
@@ -367,8 +367,8 @@ def test_a_long_prompt_and_a_long_completion_need_their_sum():
         Request("prompt", [5] * 30, 2, Sampling(temperature=1.0, max_tokens=2), seed=0),
         Request("completion", [6] * 2, 2, Sampling(temperature=1.0, max_tokens=50), seed=0),
     ]
-    assert [len(batch) for batch in plan(requests, max_rows=9, max_batch_tokens=4 * 79)] == [4]
-    assert [len(batch) for batch in plan(requests, max_rows=9, max_batch_tokens=4 * 79 - 1)] == [2, 2]
+    assert [len(batch) for batch in plan_batches(requests, max_rows=9, max_batch_tokens=4 * 79)] == [4]
+    assert [len(batch) for batch in plan_batches(requests, max_rows=9, max_batch_tokens=4 * 79 - 1)] == [2, 2]
 
 
 def test_rows_of_different_limits_share_a_batch(model):
@@ -385,4 +385,4 @@ def test_rows_of_different_limits_share_a_batch(model):
 
 def test_the_budget_counts_the_columns_a_row_can_fill():
     with pytest.raises(ValueError, match="need 14 columns of cache; max_batch_tokens is 13"):
-        plan([Request("a", [5] * 3, 1, FREE, seed=0)], max_rows=4, max_batch_tokens=13)
+        plan_batches([Request("a", [5] * 3, 1, FREE, seed=0)], max_rows=4, max_batch_tokens=13)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_align.align.generation.requests import put
+from qwen_align.align.generation.requests import render_problem
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Message, Problem
@@ -25,7 +25,7 @@ def problem(*turns: tuple[str, str]) -> Problem:
 
 
 def test_a_plain_prompt_is_the_text_and_nothing_else(renderer: Renderer) -> None:
-    asked = put(problem(("user", "Find {1}+2.")), renderer, PLAIN)
+    asked = render_problem(problem(("user", "Find {1}+2.")), renderer, PLAIN)
     assert renderer.tokenizer.decode(asked.prompt.ids, skip_special_tokens=False) == "Question:\nFind {1}+2.\nSteps:\n"
     assert (asked.mode, asked.flag, asked.prompt.thinking_prefix) == (None, None, "")
 
@@ -33,13 +33,13 @@ def test_a_plain_prompt_is_the_text_and_nothing_else(renderer: Renderer) -> None
 def test_a_plain_prompt_has_no_room_for_a_chat(renderer: Renderer) -> None:
     chat = problem(("user", "a"), ("assistant", "b"), ("user", "c"))
     with pytest.raises(TemplateError, match="problem 'p': a plain prompt has room for one user message"):
-        put(chat, renderer, PLAIN)
+        render_problem(chat, renderer, PLAIN)
     with pytest.raises(TemplateError, match="system message"):
-        put(problem(("system", "s"), ("user", "a")), renderer, PLAIN)
+        render_problem(problem(("system", "s"), ("user", "a")), renderer, PLAIN)
 
 
 def test_without_a_switch_the_problems_own_mode_holds(renderer: Renderer) -> None:
-    assert put(problem(("user", "a")), renderer).mode == "think"
-    assert put(problem(("user", "a")), renderer, Switch()).mode is None
-    asked = put(problem(("user", "a")), renderer, Switch(method="flag", mode="no_think"))
+    assert render_problem(problem(("user", "a")), renderer).mode == "think"
+    assert render_problem(problem(("user", "a")), renderer, Switch()).mode is None
+    asked = render_problem(problem(("user", "a")), renderer, Switch(method="flag", mode="no_think"))
     assert (asked.mode, asked.flag) == ("no_think", "/no_think")

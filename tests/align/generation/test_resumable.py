@@ -1,5 +1,6 @@
 """Parts of a rollout on disk: one that is not what was written is said, deleted, and drawn again."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +26,15 @@ def context(tmp_path: Path) -> Context:
 
 
 def write(folder: Path) -> Path:
-    path = folder / f"00000000-00000016.{resumable._short(ROWS.encode())}.jsonl"
+    path = folder / f"00000000-00000016.{hashlib.sha256(ROWS.encode()).hexdigest()[:16]}.jsonl"
     path.write_text(ROWS)
     return path
 
 
 def test_a_whole_part_is_found_and_no_other(tmp_path: Path, context: Context) -> None:
     path = write(tmp_path)
-    assert resumable._part(tmp_path, 0, 16, context) == path
-    assert resumable._part(tmp_path, 16, 32, context) is None
+    assert resumable.find_part(tmp_path, 0, 16, context) == path
+    assert resumable.find_part(tmp_path, 16, 32, context) is None
     assert not (tmp_path / "notes.jsonl").exists()
 
 
@@ -41,7 +42,7 @@ def test_a_whole_part_is_found_and_no_other(tmp_path: Path, context: Context) ->
 def test_a_damaged_part_is_said_and_drawn_again(tmp_path: Path, context: Context, damage: str) -> None:
     path = write(tmp_path)
     DAMAGES[damage](path)
-    assert resumable._part(tmp_path, 0, 16, context) is None
+    assert resumable.find_part(tmp_path, 0, 16, context) is None
     assert not path.exists()
     (note,) = (json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines())
     assert note["what"] == "damaged part"

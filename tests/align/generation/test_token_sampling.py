@@ -11,7 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from qwen_align.align.generation.token_sampling import candidates, draw, uniforms
+from qwen_align.align.generation.token_sampling import draw_uniforms, sample_tokens, select_candidates
 from qwen_align.align.settings.sampling import Sampling
 
 CUTS = {
@@ -47,7 +47,7 @@ def hf_kept(logits, sampling):
 
 
 def kept(logits, sampling):
-    ids, mask = candidates(logits / sampling.temperature, sampling)
+    ids, mask = select_candidates(logits / sampling.temperature, sampling)
     assert (ids.diff(dim=-1) > 0).all(), "ids must rise"
     return torch.zeros_like(logits, dtype=torch.bool).scatter(1, ids, mask)
 
@@ -96,7 +96,7 @@ def test_sampled_frequencies_match_the_exact_distribution(cut):
         expected = masked.double().softmax(-1)
     n = 40_000
     keys = torch.arange(n) * 7919
-    drawn = draw(logits.expand(n, -1), uniforms(keys, 3), sampling)
+    drawn = sample_tokens(logits.expand(n, -1), draw_uniforms(keys, 3), sampling)
     seen = np.bincount(drawn.tokens.numpy(), minlength=13)
     share = expected[0].numpy()
     assert seen[share == 0].sum() == 0
@@ -114,7 +114,7 @@ def test_a_number_selects_the_token_whose_interval_holds_it():
     probs = torch.tensor([0.5, 0.0, 0.25, 0.25])
     number = torch.tensor([0.0, 0.4999999, 0.5, 0.7499999, 0.75, 1 - 2.0**-52], dtype=torch.float64)
     for sampling in (make_sampling(), make_sampling(min_p=1e-9)):
-        drawn = draw(probs.log().expand(6, -1), number, sampling)
+        drawn = sample_tokens(probs.log().expand(6, -1), number, sampling)
         assert drawn.tokens.tolist() == [0, 0, 2, 2, 3, 3]
 
 
@@ -124,13 +124,13 @@ def test_rare_tokens_of_a_large_vocabulary_are_still_drawn():
     logits[0, 0] = 0.0
     tail = 149_999e-9
     number = torch.tensor([1 - tail / 4], dtype=torch.float64)
-    token = draw(logits, number, make_sampling()).tokens.item()
+    token = sample_tokens(logits, number, make_sampling()).tokens.item()
     assert token == pytest.approx(150_000 * 3 / 4, rel=1e-3)
 
 
 def test_greedy_takes_the_likeliest_and_reports_the_policy_at_temperature_one():
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, 5.0, 1.0]])
-    drawn = draw(logits, torch.zeros(2, dtype=torch.float64), make_sampling(temperature=0.0, top_k=2))
+    drawn = sample_tokens(logits, torch.zeros(2, dtype=torch.float64), make_sampling(temperature=0.0, top_k=2))
     assert drawn.tokens.tolist() == [1, 0]
     torch.testing.assert_close(drawn.policy, logits.softmax(-1)[[0, 1], [1, 0]])
     assert drawn.sampled.tolist() == [1.0, 1.0]
@@ -138,8 +138,10 @@ def test_greedy_takes_the_likeliest_and_reports_the_policy_at_temperature_one():
 
 def test_a_lower_temperature_prefers_the_likely():
     logits = torch.tensor([[1.0, 0.0]]).expand(2000, -1)
-    number = uniforms(torch.arange(2000), 0)
-    shares = [draw(logits, number, make_sampling(temperature=t)).tokens.eq(0).float().mean() for t in (2.0, 1.0, 0.3)]
+    number = draw_uniforms(torch.arange(2000), 0)
+    shares = [
+        sample_tokens(logits, number, make_sampling(temperature=t)).tokens.eq(0).float().mean() for t in (2.0, 1.0, 0.3)
+    ]
     assert shares == sorted(shares)
     assert shares[0] < shares[1] < shares[2]
 
@@ -156,7 +158,7 @@ def splitmix64(key, position):
 @pytest.mark.parametrize("position", [0, 1, 17, 40_000])
 def test_uniforms_are_splitmix64(position):
     keys = [0, 1, -1, 1234567, -(2**63), 2**63 - 1]
-    ours = uniforms(torch.tensor(keys), position).tolist()
+    ours = draw_uniforms(torch.tensor(keys), position).tolist()
     assert ours == [(splitmix64(key % 2**64, position) >> 12) * 2.0**-52 for key in keys]
 
 
@@ -168,10 +170,10 @@ def test_splitmix64_gives_the_published_first_numbers():
 
 def test_uniforms_are_uniform_and_do_not_depend_on_their_neighbours():
     keys = torch.arange(100_000) * 31
-    number = uniforms(keys, 5)
+    number = draw_uniforms(keys, 5)
     assert number.dtype == torch.float64
     assert 0 <= number.min() < number.max() < 1
     counts = torch.histc(number.float(), bins=50, min=0, max=1)
     assert ((counts - 2000) ** 2 / 2000).sum() < 49 + 4 * math.sqrt(2 * 49)
-    assert torch.equal(uniforms(keys[777:778], 5), number[777:778])
-    assert abs(torch.corrcoef(torch.stack([number, uniforms(keys, 6)]))[0, 1]) < 0.02
+    assert torch.equal(draw_uniforms(keys[777:778], 5), number[777:778])
+    assert abs(torch.corrcoef(torch.stack([number, draw_uniforms(keys, 6)]))[0, 1]) < 0.02

@@ -10,7 +10,7 @@ from torch import nn
 from trl.generation.vllm_generation import VLLMGeneration
 
 from qwen_align.align.generation.engine import Request
-from qwen_align.align.generation.vllm import VllmEngine, order_free_checksum
+from qwen_align.align.generation.vllm import VllmEngine, compute_order_free_checksum
 from qwen_align.align.settings.sampling import Sampling
 
 SAMPLING = Sampling(temperature=0.7, max_tokens=4)
@@ -88,24 +88,24 @@ def test_prompts_are_repeated_and_answers_go_to_their_samples() -> None:
 
 def test_the_checksum_shows_weights_that_did_not_arrive() -> None:
     one, scripted = engine()
-    assert one.sync(scripted.sent, 1) == one.checksum(scripted.sent)
+    assert one.sync_weights(scripted.sent, 1) == one.compute_checksum(scripted.sent)
     assert scripted.synced == 1
     stale = nn.Linear(3, 2)
     scripted.llm = held(stale)
-    assert one.sync(scripted.sent, 2) != one.checksum(scripted.sent)
+    assert one.sync_weights(scripted.sent, 2) != one.compute_checksum(scripted.sent)
     scripted.mode = "server"
-    assert one.sync(scripted.sent, 3) is None, "a server's weights cannot be seen"
+    assert one.sync_weights(scripted.sent, 3) is None, "a server's weights cannot be seen"
 
 
 def test_the_checksum_knows_joined_padded_and_shared_weights() -> None:
     one, other = torch.randn(4, 3), torch.randn(2, 3)
-    apart = order_free_checksum([("q", one), ("k", other)], torch.bfloat16)
+    apart = compute_order_free_checksum([("q", one), ("k", other)], torch.bfloat16)
     joined = torch.cat([one, other, torch.zeros(5, 3)])
-    assert order_free_checksum([("qkv", joined)], torch.bfloat16) == apart
-    assert order_free_checksum([("k", other), ("q", one), ("tied", one)], torch.bfloat16) == apart
+    assert compute_order_free_checksum([("qkv", joined)], torch.bfloat16) == apart
+    assert compute_order_free_checksum([("k", other), ("q", one), ("tied", one)], torch.bfloat16) == apart
     changed = one.clone()
     changed[0, 0] += 1
-    assert order_free_checksum([("q", changed), ("k", other)], torch.bfloat16) != apart
+    assert compute_order_free_checksum([("q", changed), ("k", other)], torch.bfloat16) != apart
 
 
 def test_requests_of_two_kinds_and_answers_that_lack_something_are_errors() -> None:

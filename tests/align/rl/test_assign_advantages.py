@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from qwen_align.align.rl.assign_advantages import credit
+from qwen_align.align.rl.algorithm import build_grpo, build_ppo
 from qwen_align.align.rl.controllers import RewardScale
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.settings.grpo import Grpo
@@ -50,7 +50,8 @@ def rollouts() -> Rollouts:
 
 def credited(spec: Grpo | Ppo) -> Rollouts:
     one = rollouts()
-    credit(one, spec, PRICE, RewardScale())
+    algorithm = build_ppo(spec) if isinstance(spec, Ppo) else build_grpo(spec)
+    algorithm.assign_advantages(one, PRICE, RewardScale())
     return one
 
 

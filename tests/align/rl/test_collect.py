@@ -10,9 +10,9 @@ import torch
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Generation, Request
-from qwen_align.align.generation.requests import Asked
+from qwen_align.align.generation.requests import RenderedProblem
 from qwen_align.align.rendering.renderer import Prompt
-from qwen_align.align.rl.collect import Player, assembled, play, settle
+from qwen_align.align.rl.collect import RolloutSetup, build_rollouts, collect_groups, wait_for_verdicts
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.prompt_stream import PromptStream
 from qwen_align.align.rows import Completion, Message, Problem
@@ -24,7 +24,7 @@ from qwen_align.reward.verdict import Verdict
 class Scripted:
     """An engine that says the prompt's id and the sample, a token each, and takes its time."""
 
-    holds_a_copy = False
+    has_own_weights = False
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -37,10 +37,10 @@ class Scripted:
                 time.sleep(self.seconds)
                 yield Generation(request, sample, [7, 1], [-0.5, -0.25], [-0.4, -0.2], "stop" if sample else "length")
 
-    def sync(self, model: Any, version: int) -> str:
+    def sync_weights(self, model: Any, version: int) -> str:
         return ""
 
-    def checksum(self, model: Any) -> str:
+    def compute_checksum(self, model: Any) -> str:
         return ""
 
 
@@ -52,13 +52,13 @@ class Words:
         return " ".join(map(str, ids))
 
 
-def asked(n: int) -> list[Asked]:
+def asked(n: int) -> list[RenderedProblem]:
     message = [Message(role="user", content="?")]
     problems = [Problem(id=f"p{place}", messages=message, reward="math_answer") for place in range(n)]
-    return [Asked(one, None, None, Prompt([3, place], "")) for place, one in enumerate(problems)]
+    return [RenderedProblem(one, None, None, Prompt([3, place], "")) for place, one in enumerate(problems)]
 
 
-def played(
+def collect_batch(
     worth: Callable[[Completion], float | None],
     *,
     prompts: int = 3,
@@ -72,22 +72,22 @@ def played(
 
     sampling = Sampling(temperature=1.0, max_tokens=2)
     renderer: Any = Words()
-    one = Player(engine or Scripted(), renderer, sampling, samples, 0, lambda verdict: verdict.value == 1)
+    one = RolloutSetup(engine or Scripted(), renderer, sampling, samples, 0, lambda verdict: verdict.value == 1)
     stream = PromptStream(asked(n), Shuffled(), seed=0)
-    found = play(one, stream, Judge(verdicts), step=0, prompts=prompts, most_prompts=most)
-    settle(found, one, stream, "batch 1")
+    found = collect_groups(one, stream, Judge(verdicts), step=0, n_prompts=prompts, max_prompts=most)
+    wait_for_verdicts(found, one, stream, "batch 1")
     return found, stream
 
 
 def test_groups_come_whole_in_the_order_of_the_stream() -> None:
-    found, stream = played(lambda one: float(one.sample))
-    assert [group.drawn.place for group in found.groups] == [0, 1, 2]
+    found, stream = collect_batch(lambda one: float(one.sample))
+    assert [group.draw.position for group in found.groups] == [0, 1, 2]
     assert all([one.sample for one in group.generations] == [0, 1] for group in found.groups)
     assert [group.values for group in found.groups] == [[0.0, 1.0]] * 3
     assert set(stream.pass_rates.values()) == {0.5}
-    one = assembled(found, mask_truncated=True)
+    one = build_rollouts(found, mask_truncated=True)
     assert one.ids.tolist() == [
-        t for group in found.groups for _ in range(2) for t in (*group.drawn.asked.prompt.ids, 7, 1)
+        t for group in found.groups for _ in range(2) for t in (*group.draw.rendered.prompt.ids, 7, 1)
     ]
     assert one.group.tolist() == [0, 0, 1, 1, 2, 2]
     assert one.counts.tolist() == [False, True] * 3  # sample 0 was cut
@@ -100,21 +100,21 @@ def test_groups_of_equal_reward_are_replaced_up_to_the_bound(most: int | None) -
     def worth(one: Completion) -> float:
         return float(one.sample) if int(one.prompt_id[1:]) % 2 else 1.0  # only odd prompts have a signal
 
-    found, stream = played(worth, most=most)
-    numbers = [int(group.drawn.asked.problem.id[1:]) for group in found.tried]
+    found, stream = collect_batch(worth, most=most)
+    numbers = [int(group.draw.rendered.problem.id[1:]) for group in found.tried]
     odd = [number for number in numbers if number % 2]
     if most is None:
         assert len(found.tried) == len(found.groups) == 3
     else:
         assert len(found.tried) <= most
-        assert [int(group.drawn.asked.problem.id[1:]) for group in found.groups] == odd[:3]
+        assert [int(group.draw.rendered.problem.id[1:]) for group in found.groups] == odd[:3]
         assert len(found.groups) == 3 or len(found.tried) == most
         assert found.share == len(found.groups) / 3
-        assert stream.place == len(found.tried), "a prompt that was tried is used up"
+        assert stream.position == len(found.tried), "a prompt that was tried is used up"
 
 
 def test_without_any_signal_there_is_no_group() -> None:
-    found, _ = played(lambda one: 0.0, most=6)
+    found, _ = collect_batch(lambda one: 0.0, most=6)
     assert (len(found.groups), len(found.tried)) == (0, 6)
 
 
@@ -129,7 +129,7 @@ def test_a_group_is_judged_while_later_ones_are_drawn() -> None:
         return float(one.sample)
 
     started = time.monotonic()
-    found, _ = played(slow, prompts=8, samples=2, engine=engine)
+    found, _ = collect_batch(slow, prompts=8, samples=2, engine=engine)
     took = time.monotonic() - started
     assert judged_at[0][1] < 8, "the first verdict came before the last prompt was asked for"
     assert took < 0.9 * (16 * 0.02 + 16 * 0.02), "drawing and judging took turns"
@@ -142,9 +142,9 @@ def test_a_judge_that_says_too_little_is_an_error() -> None:
         prompt_id="p", sample=0, prompt=[Message(role="user", content="?")], text="", finish_reason="stop", n_tokens=0
     )
     with pytest.raises(StageError, match="rewards: 1 verdicts for 2 completions of 'p'"):
-        judge.submit([row, row.model_copy(update={"sample": 1})]).result()
+        judge.submit_group([row, row.model_copy(update={"sample": 1})]).result()
 
 
 def test_when_nothing_can_be_judged_the_step_is_an_error() -> None:
     with pytest.raises(StageError, match=r"batch 1: none of 6 completions has a verdict.*toy \(6\)"):
-        played(lambda one: None)
+        collect_batch(lambda one: None)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted, RecipeError, StageError
-from qwen_align.align.rl.trainer import OnlineTrainer
+from qwen_align.align.rl.algorithm import Algorithm
+from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rows import to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
@@ -261,19 +262,19 @@ def test_the_reference_scores_what_trains_and_that_changes_nothing(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
 ) -> None:
     scored: list[int] = []
-    scores = OnlineTrainer._scores
+    score_logps = Scorer.score_logps
 
-    def counted(self: OnlineTrainer, rollouts: Any, rows: Any, *args: Any, **more: Any) -> torch.Tensor:
+    def counted(self: Scorer, model: Any, rollouts: Any, rows: Any) -> torch.Tensor:
         scored.append(len(rows))
-        return scores(self, rollouts, rows, *args, **more)
+        return score_logps(self, model, rollouts, rows)
 
-    monkeypatch.setattr(OnlineTrainer, "_scores", counted)
+    monkeypatch.setattr(Scorer, "score_logps", counted)
     kl = {"coefficient": 0.5, "include_zero_advantage": False}
     rewards = [{"kind": "random", "p": 0.2}]
     settings = {**GRPO, "rewards": rewards, "prompts_per_step": 4, "learning_rate": 1e-2, "kl": kl, "lora": lora}
     run(tmp_path / "some", tiny_model, settings)
     some, scored[:] = scored[:], []
-    monkeypatch.setattr(OnlineTrainer, "_is_kl_of_all", True)
+    monkeypatch.setattr(Algorithm, "needs_reference_everywhere", True)
     run(tmp_path / "all", tiny_model, settings)
     assert scored == [16, 16, 16]
     assert 0 < sum(some) < sum(scored)

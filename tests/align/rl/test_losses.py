@@ -1,7 +1,6 @@
 """Losses against a token-by-token computation in float64, and what they mean."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_align.align.rl.losses import (
-    correction_weights,
-    is_clipped,
-    kl,
-    log_ratios,
-    policy_loss,
-    token_weights,
-    value_loss,
+    POLICY_LOSSES,
+    PPO_LOSS,
+    StepTotals,
+    compute_correction_weights,
+    compute_policy_loss,
+    compute_value_loss,
+    estimate_kl,
+    find_clipped_tokens,
 )
 
+LOSSES = {**POLICY_LOSSES, "ppo": PPO_LOSS}
 KINDS = ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo"]
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 
@@ -57,14 +58,14 @@ def by_hand(one: dict[str, torch.Tensor], kind: str) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(3))
 def test_policy_loss_by_hand(kind: str, seed: int) -> None:
     one = batch(seed)
-    found = policy_loss(**one, kind=kind, **CLIP)
+    found = compute_policy_loss(**one, loss=LOSSES[kind], **CLIP)
     torch.testing.assert_close(found.detach(), torch.tensor(by_hand(one, kind)))
 
 
 @pytest.mark.parametrize("kind", ["grpo", "gspo", "cispo"])
 def test_gradients_are_those_of_finite_differences(kind: str) -> None:
     one = batch(3)
-    policy_loss(**one, kind=kind, **CLIP).sum().backward()
+    compute_policy_loss(**one, loss=LOSSES[kind], **CLIP).sum().backward()
     ours, step = one["logps"].grad, 1e-6
     assert ours is not None
     for row, t in ((0, 0), (0, 3), (2, 1), (4, 4)):
@@ -76,7 +77,7 @@ def test_gradients_are_those_of_finite_differences(kind: str) -> None:
                 ratio = (one["logps"] - one["old_logps"]).detach().exp().clamp(max=1.28)
                 sides.append((-(ratio * one["advantages"] * moved * one["mask"])).sum())
             else:
-                sides.append(policy_loss(**{**one, "logps": moved}, kind=kind, **CLIP).sum())
+                sides.append(compute_policy_loss(**{**one, "logps": moved}, loss=LOSSES[kind], **CLIP).sum())
         assert ours[row, t].item() == pytest.approx(((sides[0] - sides[1]) / (2 * step)).item(), abs=1e-6)
 
 
@@ -84,13 +85,13 @@ def test_a_clipped_token_gets_no_gradient_and_cispo_gives_one_to_every_token() -
     old = torch.zeros(1, 4, dtype=torch.float64)
     logps = torch.tensor([[0.5, -0.5, 0.5, -0.5]], dtype=torch.float64, requires_grad=True)  # ratios 1.65 and 0.61
     advantages, mask = torch.tensor([[1.0, -1.0, -1.0, 1.0]]).double(), torch.ones(1, 4).double()
-    policy_loss(logps, old, advantages, mask, kind="grpo", **CLIP).sum().backward()
+    compute_policy_loss(logps, old, advantages, mask, loss=LOSSES["grpo"], **CLIP).sum().backward()
     assert logps.grad is not None
     assert (logps.grad[0, :2] == 0).all()
     assert (logps.grad[0, 2:] != 0).all()
-    assert is_clipped(logps, old, advantages, mask, kind="grpo", **CLIP).tolist() == [[1, 1, 0, 0]]
+    assert find_clipped_tokens(logps, old, advantages, mask, loss=LOSSES["grpo"], **CLIP).tolist() == [[1, 1, 0, 0]]
     logps.grad = None
-    policy_loss(logps, old, advantages, mask, kind="cispo", **CLIP).sum().backward()
+    compute_policy_loss(logps, old, advantages, mask, loss=LOSSES["cispo"], **CLIP).sum().backward()
     torch.testing.assert_close(
         logps.grad, -torch.tensor([[1.28, 0.6065306597, 1.28, 0.6065306597]]).double() * advantages
     )
@@ -100,7 +101,7 @@ def test_a_clipped_token_gets_no_gradient_and_cispo_gives_one_to_every_token() -
 def test_a_positive_advantage_pushes_up_and_tokens_behind_a_completion_do_nothing(kind: str) -> None:
     one = batch()
     one["logps"] = one["old_logps"].clone().requires_grad_()
-    policy_loss(**one, kind=kind, **CLIP).sum().backward()
+    compute_policy_loss(**one, loss=LOSSES[kind], **CLIP).sum().backward()
     gradient = one["logps"].grad
     assert gradient is not None
     assert (gradient[one["mask"] == 0] == 0).all()
@@ -115,26 +116,28 @@ def test_a_positive_advantage_pushes_up_and_tokens_behind_a_completion_do_nothin
 
 def test_token_weights_sum_to_what_each_loss_is_a_mean_over() -> None:
     n_tokens = torch.tensor([3, 1, 6])
-    whole: dict[str, Any] = {"n_rows": 5, "n_all_tokens": 20, "max_tokens": 8}
-    grpo = token_weights(n_tokens, "grpo", **whole)
+    totals = StepTotals(n_completions=5, n_tokens=20, max_tokens=8)
+    grpo = LOSSES["grpo"].weigh_tokens(n_tokens, totals)
     torch.testing.assert_close(grpo * n_tokens, torch.full((3,), 1 / 5))  # every completion weighs the same
-    torch.testing.assert_close(token_weights(n_tokens, "gspo", **whole), grpo)
-    assert token_weights(n_tokens, "dr_grpo", **whole).tolist() == pytest.approx([1 / 40] * 3)
+    torch.testing.assert_close(LOSSES["gspo"].weigh_tokens(n_tokens, totals), grpo)
+    assert LOSSES["dr_grpo"].weigh_tokens(n_tokens, totals).tolist() == pytest.approx([1 / 40] * 3)
     for kind in ("dapo", "cispo", "ppo"):
-        assert token_weights(n_tokens, kind, **whole).tolist() == pytest.approx([1 / 20] * 3)
+        assert LOSSES[kind].weigh_tokens(n_tokens, totals).tolist() == pytest.approx([1 / 20] * 3)
 
 
 def test_log_ratios_of_gspo_are_means_at_every_token() -> None:
     logps, old = torch.tensor([[1.0, 2.0, 9.0]]), torch.zeros(1, 3)
     mask = torch.tensor([[1.0, 1.0, 0.0]])
-    assert log_ratios(logps, old, mask, "gspo").tolist() == [[1.5, 1.5, 0.0]]
-    assert log_ratios(logps, old, mask, "dapo").tolist() == [[1.0, 2.0, 0.0]]
+    assert LOSSES["gspo"].compute_log_ratios(logps, old, mask).tolist() == [[1.5, 1.5, 0.0]]
+    assert LOSSES["dapo"].compute_log_ratios(logps, old, mask).tolist() == [[1.0, 2.0, 0.0]]
 
 
 @given(st.floats(-5, 5), st.floats(-5, 5))
 def test_kl_estimates(policy: float, reference: float) -> None:
     found = [
-        kl(torch.tensor([[policy]], dtype=torch.float64), torch.tensor([[reference]], dtype=torch.float64), k).item()
+        estimate_kl(
+            torch.tensor([[policy]], dtype=torch.float64), torch.tensor([[reference]], dtype=torch.float64), k
+        ).item()
         for k in ("k1", "k2", "k3")
     ]
     apart = policy - reference
@@ -148,7 +151,7 @@ def test_kl_estimates_are_the_kl_on_average() -> None:
     true = float((p * np.log(p / q)).sum())
     logps, reference = torch.tensor(np.log(p)), torch.tensor(np.log(q))
     for estimator in ("k1", "k3"):
-        assert float((torch.tensor(p) * kl(logps, reference, estimator)).sum()) == pytest.approx(true)
+        assert float((torch.tensor(p) * estimate_kl(logps, reference, estimator)).sum()) == pytest.approx(true)
 
 
 def test_the_weighted_k1_in_the_loss_has_the_gradient_of_the_kl() -> None:
@@ -166,9 +169,9 @@ def test_the_weighted_k1_in_the_loss_has_the_gradient_of_the_kl() -> None:
     true = gradient((logps.exp() * (logps - reference)).sum())
     logps = torch.log_softmax(logits, 0)
     ratio = (logps - logps.detach()).exp()
-    torch.testing.assert_close(gradient((drawn_with * ratio * kl(logps, reference, "k1")).sum()), true)
+    torch.testing.assert_close(gradient((drawn_with * ratio * estimate_kl(logps, reference, "k1")).sum()), true)
     logps = torch.log_softmax(logits, 0)
-    assert gradient((drawn_with * kl(logps, reference, "k1")).sum()).abs().max() < 1e-12
+    assert gradient((drawn_with * estimate_kl(logps, reference, "k1")).sum()).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("clip", [None, 0.15])
@@ -184,29 +187,29 @@ def test_value_loss_by_hand(clip: float | None) -> None:
                 held = old[row, t] + min(max(values[row, t] - old[row, t], -clip), clip)
                 error = max(error, (held - returns[row, t]) ** 2)
             expected[row, t] = error / 2 * mask[row, t]
-    found = value_loss(*map(torch.tensor, (values, old, returns, mask)), clip)
+    found = compute_value_loss(*map(torch.tensor, (values, old, returns, mask)), clip)
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
 def test_a_value_beyond_the_clip_on_the_way_to_its_return_gets_no_gradient() -> None:
     values = torch.tensor([[0.5, 0.1]], requires_grad=True)
-    value_loss(values, torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2), 0.15).sum().backward()
+    compute_value_loss(values, torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2), 0.15).sum().backward()
     assert values.grad is not None
     assert values.grad[0, 0] == 0
     assert values.grad[0, 1] < 0
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("beyond", ["truncate", "mask"])
-def test_correction_weights_by_hand(level: str, beyond: str) -> None:
+@pytest.mark.parametrize("above_max", ["truncate", "mask"])
+def test_correction_weights_by_hand(level: str, above_max: str) -> None:
     policy = torch.tensor([[0.0, -1.0, 0.5], [0.1, 0.2, 0.0]], dtype=torch.float64, requires_grad=True)
     sampled = torch.tensor([[-2.0, -1.0, 1.0], [0.0, 0.0, 9.0]], dtype=torch.float64)
     mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
-    found = correction_weights(policy, sampled, mask, level=level, most=3.0, beyond=beyond)
+    found = compute_correction_weights(policy, sampled, mask, level=level, max_weight=3.0, above_max=above_max)
     raw = [[math.exp(2.0), 1.0, math.exp(-0.5)], [math.exp(0.1), math.exp(0.2), 0.0]]
     if level == "sequence":
         raw = [[math.exp(1.5)] * 3, [math.exp(0.3)] * 2 + [0.0]]
-    limit = 3.0 if beyond == "truncate" else 0.0
+    limit = 3.0 if above_max == "truncate" else 0.0
     expected = [[one if one <= 3.0 else limit for one in row] for row in raw]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
     assert not found.requires_grad

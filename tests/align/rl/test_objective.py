@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rl.actor import Actor, Critic
-from qwen_align.align.rl.assign_advantages import credit
+from qwen_align.align.rl.algorithm import Algorithm, build_grpo, build_ppo
 from qwen_align.align.rl.controllers import RewardScale
-from qwen_align.align.rl.objective import Terms, Whole, loss_of, moves_without_advantage
-from qwen_align.align.rl.ptx import Texts
-from qwen_align.align.rl.rollouts import Rollouts, split_into_micro_batches
+from qwen_align.align.rl.micro_batches import iterate_micro_batches
+from qwen_align.align.rl.objective import UpdateTerms, compute_loss, count_step_totals
+from qwen_align.align.rl.ptx import RawTexts
+from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.ppo import Ppo
 
@@ -54,6 +55,14 @@ def spec_of(**settings: Any) -> Grpo | Ppo:
     return kind.model_validate({**SHARED, **settings})
 
 
+def algorithm_of(spec: Grpo | Ppo) -> Algorithm:
+    return build_ppo(spec) if isinstance(spec, Ppo) else build_grpo(spec)
+
+
+def credit(rollouts: Rollouts, spec: Grpo | Ppo, kl_coefficient: float) -> None:
+    algorithm_of(spec).assign_advantages(rollouts, kl_coefficient, RewardScale())
+
+
 def actor_of(folder: Path, spec: Grpo | Ppo) -> Actor:
     model = AutoModelForCausalLM.from_pretrained(folder)
     return Actor(model, 1.0, Critic(model.config.hidden_size) if isinstance(spec, Ppo) else None)
@@ -85,18 +94,18 @@ def rollouts_of(actor: Actor, rewards: list[float]) -> Rollouts:
 @torch.no_grad()
 def logps(actor: Actor, one: Rollouts) -> torch.Tensor:
     whole = torch.zeros(8, max(N_TOKENS))
-    for batch in split_into_micro_batches(one, range(8), max_rows=8):
+    for batch in iterate_micro_batches(one, range(8), max_rows=8):
         found = actor(batch).logps
         assert found is not None
         whole[batch.rows, : found.shape[1]] = found
-    return one.flat(whole)
+    return one.flatten_tokens(whole)
 
 
 def gradients(actor: Actor, one: Rollouts, spec: Grpo | Ppo, *, max_rows: int = 8, policy: bool = True) -> float:
     """Leaves the gradients in the parameters and returns the loss."""
-    whole = Whole.of(one, list(range(8)), MAX_TOKENS)
+    totals = count_step_totals(one, list(range(8)), MAX_TOKENS)
     coefficient = spec.kl.coefficient if spec.kl else 0.0
-    terms = Terms(
+    terms = UpdateTerms(
         on_policy=True,
         policy=policy,
         value=isinstance(spec, Ppo),
@@ -104,9 +113,9 @@ def gradients(actor: Actor, one: Rollouts, spec: Grpo | Ppo, *, max_rows: int = 
         entropy_coefficient=spec.entropy.coefficient if spec.entropy else 0.0,
     )
     total = 0.0
-    for batch in split_into_micro_batches(one, range(8), max_rows=max_rows):
+    for batch in iterate_micro_batches(one, range(8), max_rows=max_rows):
         scores = actor(batch, policy=policy, values=isinstance(spec, Ppo))
-        loss, _ = loss_of(scores, batch, one, whole, terms, spec)
+        loss, _ = compute_loss(scores, batch, one, totals, terms, algorithm_of(spec))
         loss.backward()
         total += loss.item()
     return total
@@ -120,11 +129,11 @@ def test_a_better_reward_makes_a_completion_likelier_than_without_it(tiny_model:
         spec = spec_of(**KINDS[name])
         actor = actor_of(tiny_model, spec)
         one = rollouts_of(actor, [reward, 0.5, 0.2, 0.4, 0.1, 0.3, 0.9, 0.6])
-        credit(one, spec, spec.kl.coefficient if spec.kl else 0.0, RewardScale())
+        credit(one, spec, spec.kl.coefficient if spec.kl else 0.0)
         optimizer = torch.optim.SGD(actor.parameters(), lr=0.05)
         gradients(actor, one, spec)
         optimizer.step()
-        after[reward] = float(one.of_rows(logps(actor, one))[0].sum())
+        after[reward] = float(one.split_by_completion(logps(actor, one))[0].sum())
     assert after[1.0] > after[0.0] + 1e-5
 
 
@@ -136,7 +145,7 @@ def test_micro_batches_do_not_change_loss_or_gradient(tiny_model: Path, name: st
         actor = actor_of(tiny_model, spec)
         one = rollouts_of(actor, [1.0, 0.5, float("nan"), 0.4, 0.1, 0.3, 0.9, 0.6])
         one.counts[6] = False
-        credit(one, spec, 0.05, RewardScale())
+        credit(one, spec, 0.05)
         loss = gradients(actor, one, spec, max_rows=max_rows)
         found.append((loss, {n: p.grad.clone() for n, p in actor.named_parameters() if p.grad is not None}))
     (one_loss, one_gradient), (other_loss, other_gradient) = found
@@ -150,8 +159,8 @@ def test_equal_rewards_move_nothing(tiny_model: Path) -> None:
         spec = spec_of(**KINDS[name])
         actor = actor_of(tiny_model, spec)
         one = rollouts_of(actor, [0.5] * 8)
-        credit(one, spec, 0.0, RewardScale())
-        assert one.trained(without_signal=False) == []
+        credit(one, spec, 0.0)
+        assert one.select_trained_rows(without_signal=False) == []
         gradients(actor, one, spec)
         assert all(not p.grad.any() for p in actor.parameters() if p.grad is not None)
 
@@ -168,11 +177,11 @@ def test_equal_rewards_move_nothing(tiny_model: Path) -> None:
 )
 def test_only_other_terms_move_what_has_no_advantage(tiny_model: Path, settings: dict[str, Any], moves: bool) -> None:
     spec = spec_of(kind="grpo", **settings)
-    assert moves_without_advantage(spec) == moves
+    assert algorithm_of(spec).trains_without_advantage == moves
     actor = actor_of(tiny_model, spec)
     one = rollouts_of(actor, [0.5] * 8)
     one.reference_logps = one.old_logps - 0.1
-    credit(one, spec_of(kind="grpo"), 0.0, RewardScale())
+    credit(one, spec_of(kind="grpo"), 0.0)
     gradients(actor, one, spec)
     is_left_out = settings.get("kl", {}).get("include_zero_advantage") is False
     assert any(p.grad.any() for p in actor.parameters() if p.grad is not None) == (moves or is_left_out)
@@ -182,7 +191,7 @@ def test_half_the_groups_move_the_model_half_as_much(tiny_model: Path) -> None:
     spec = spec_of(**KINDS["dapo"])
     actor = actor_of(tiny_model, spec)
     one = rollouts_of(actor, [1.0, 0.5, 0.2, 0.4, 0.1, 0.3, 0.9, 0.6])
-    credit(one, spec, 0.0, RewardScale())
+    credit(one, spec, 0.0)
     gradients(actor, one, spec)
     whole = {name: p.grad.clone() for name, p in actor.named_parameters()}
     actor.zero_grad()
@@ -201,7 +210,7 @@ def test_the_entropy_bonus_has_the_gradient_of_the_mean_entropy(tiny_model: Path
     actor.zero_grad()
     total = torch.zeros(())
     for row in range(8):
-        ids = torch.tensor([one.prompt_and_completion(row)])
+        ids = torch.tensor([one.get_token_ids(row)])
         found = actor.causal_lm(input_ids=ids).logits[0, N_PROMPT[row] - 1 : -1].log_softmax(-1)
         total = total - (found.exp() * found).sum()
     (-0.3 * total / sum(N_TOKENS)).backward()
@@ -214,7 +223,7 @@ def test_without_the_policys_loss_only_the_critic_gets_gradients(tiny_model: Pat
     actor = actor_of(tiny_model, spec)
     actor.critic = Critic(actor.config.hidden_size, actor_of(tiny_model, spec).causal_lm.base_model)
     one = rollouts_of(actor, [1.0, 0.5, 0.2, 0.4, 0.1, 0.3, 0.9, 0.6])
-    credit(one, spec, 0.0, RewardScale())
+    credit(one, spec, 0.0)
     gradients(actor, one, spec, policy=False)
     assert all(parameter.grad is None for _, parameter in actor.policy_parameters())
     assert any(parameter.grad is not None and parameter.grad.any() for _, parameter in actor.value_parameters())
@@ -227,7 +236,7 @@ def test_a_detached_head_leaves_the_trunk_alone(tiny_model: Path, detached: bool
     actor.critic = Critic(actor.config.hidden_size, detached=detached)
     torch.nn.init.normal_(actor.critic.head.weight)
     one = rollouts_of(actor, [1.0, 0.5, 0.2, 0.4, 0.1, 0.3, 0.9, 0.6])
-    credit(one, spec, 0.0, RewardScale())
+    credit(one, spec, 0.0)
     gradients(actor, one, spec, policy=False)
     trunk = [parameter.grad for _, parameter in actor.policy_parameters()]
     assert all(one is None or not one.any() for one in trunk) == detached
@@ -236,12 +245,12 @@ def test_a_detached_head_leaves_the_trunk_alone(tiny_model: Path, detached: bool
 def test_ptx_adds_the_coefficient_times_the_language_models_gradient(tiny_model: Path) -> None:
     actor = actor_of(tiny_model, spec_of(**KINDS["grpo"]))
     texts = [[7, 8, 9, 10, 11], [5, 6], [12, 13, 14]]
-    whole = Texts([Sample(ids, [True] * len(ids)) for ids in texts], batch=3, seed=0)
-    numbers = whole.drawn(0)
+    whole = RawTexts([Sample(ids, [True] * len(ids)) for ids in texts], batch=3, seed=0)
+    numbers = whole.choose_texts(0)
     assert sorted(numbers) == [0, 1, 2]
-    n_tokens = whole.n_tokens(numbers)
-    for batch in whole.batches(numbers, max_rows=2):
-        (0.25 * whole.loss(actor(batch, temperature=1.0), n_tokens)).backward()
+    n_tokens = whole.count_loss_tokens(numbers)
+    for batch in whole.pack_micro_batches(numbers, max_rows=2):
+        (0.25 * whole.compute_loss(actor(batch, temperature=1.0), n_tokens)).backward()
     ours = {name: p.grad.clone() for name, p in actor.named_parameters()}
     actor.zero_grad()
     total = torch.zeros(())
@@ -254,7 +263,7 @@ def test_ptx_adds_the_coefficient_times_the_language_models_gradient(tiny_model:
 
 
 def test_texts_come_in_passes_whatever_step_is_asked_for() -> None:
-    texts = Texts([Sample([1, 2], [True] * 2)] * 5, batch=2, seed=0)
-    numbers = [number for step in range(5) for number in texts.drawn(step)]
+    texts = RawTexts([Sample([1, 2], [True] * 2)] * 5, batch=2, seed=0)
+    numbers = [number for step in range(5) for number in texts.choose_texts(step)]
     assert sorted(numbers[:5]) == sorted(numbers[5:]) == [0, 1, 2, 3, 4]
-    assert texts.drawn(3) == numbers[6:8]
+    assert texts.choose_texts(3) == numbers[6:8]

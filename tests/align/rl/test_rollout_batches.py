@@ -10,13 +10,14 @@ from torch import nn
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.generation.engine import Generation, Request, weights_checksum
-from qwen_align.align.generation.requests import Asked
+from qwen_align.align.generation.engine import Generation, Request, compute_weights_checksum
+from qwen_align.align.generation.requests import RenderedProblem
 from qwen_align.align.rendering.renderer import Prompt
-from qwen_align.align.rl.collect import Player
+from qwen_align.align.rl.algorithm import build_grpo
+from qwen_align.align.rl.collect import RolloutSetup
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.prompt_stream import PromptStream
-from qwen_align.align.rl.rollout_batches import Experience
+from qwen_align.align.rl.rollout_batches import RolloutSource
 from qwen_align.align.rows import Message, Problem
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import Shuffled
@@ -27,7 +28,7 @@ from qwen_align.reward.verdict import Verdict
 class Copying:
     """An engine with a copy of the weights, which it keeps stale when it is told to."""
 
-    holds_a_copy = True
+    has_own_weights = True
 
     def __init__(self, model: nn.Module, *, is_stuck: bool) -> None:
         self.held = nn.Linear(2, 2)
@@ -41,13 +42,13 @@ class Copying:
             for sample in request.samples:
                 yield Generation(request, sample, [1], [-0.5], [-0.5], "stop")
 
-    def sync(self, model: nn.Module, version: int) -> str:
+    def sync_weights(self, model: nn.Module, version: int) -> str:
         if not self.is_stuck:
             self.held.load_state_dict(model.state_dict())
-        return self.checksum(self.held)
+        return self.compute_checksum(self.held)
 
-    def checksum(self, model: nn.Module) -> str:
-        return weights_checksum(model.named_parameters())
+    def compute_checksum(self, model: nn.Module) -> str:
+        return compute_weights_checksum(model.named_parameters())
 
 
 class Words:
@@ -58,9 +59,9 @@ class Words:
         return " ".join(map(str, ids))
 
 
-def experience(engine: Copying, folder: Path) -> Experience:
+def rollout_source(engine: Copying, folder: Path) -> RolloutSource:
     problem = Problem(id="p", messages=[Message(role="user", content="?")], reward="math_answer")
-    asked = [Asked(problem, None, None, Prompt([3], ""))]
+    asked = [RenderedProblem(problem, None, None, Prompt([3], ""))]
     spec = Grpo.model_validate(
         {
             "name": "grpo",
@@ -76,30 +77,30 @@ def experience(engine: Copying, folder: Path) -> Experience:
         }
     )
     renderer: Any = Words()
-    player = Player(engine, renderer, spec.sampling.for_policy(), 2, 0, lambda verdict: True)
+    player = RolloutSetup(engine, renderer, spec.sampling.for_policy(), 2, 0, lambda verdict: True)
     judge = Judge(lambda group: [Verdict(value=float(one.sample), reason="toy") for one in group])
     stream = PromptStream(asked, Shuffled(), seed=0)
-    return Experience(spec, player, stream, judge, Context(folder, 0, Runtime()))
+    return RolloutSource(build_grpo(spec), player, stream, judge, Context(folder, 0, Runtime()))
 
 
 def test_every_batch_is_drawn_with_the_weights_of_its_moment(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     engine = Copying(model, is_stuck=False)
-    batches = experience(engine, tmp_path)
+    batches = rollout_source(engine, tmp_path)
     for value in (1.0, 2.0, 3.0):
         with torch.no_grad():
             model.weight.fill_(value)
-        batches.next(model, 1)
+        batches.collect_next(model, 1)
     assert engine.drew_with == [1.0, 2.0, 3.0]
 
 
 def test_weights_that_did_not_arrive_end_the_stage(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     engine = Copying(model, is_stuck=True)
-    batches = experience(engine, tmp_path)
-    batches.next(model, 1)
+    batches = rollout_source(engine, tmp_path)
+    batches.collect_next(model, 1)
     with torch.no_grad():
         model.weight.add_(1.0)
     with pytest.raises(StageError, match="batch 2: the engine's weights are not the policy's after they were sent"):
-        batches.next(model, 2)
+        batches.collect_next(model, 2)
     assert len(engine.drew_with) == 1, "nothing is drawn with them"

@@ -9,7 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qwen_align.align.rl.actor import Actor, Critic
-from qwen_align.align.rl.rollouts import Rollouts, micro_batch, shares, split_into_micro_batches, turns
+from qwen_align.align.rl.micro_batches import (
+    build_micro_batch,
+    iterate_micro_batches,
+    pack_micro_batches,
+    split_among_processes,
+)
+from qwen_align.align.rl.rollouts import Rollouts
 
 N_PROMPT, N_TOKENS = [4, 4, 4, 7, 7], [3, 6, 1, 4, 2]
 
@@ -38,24 +44,24 @@ def rollouts(vocab: int = 100) -> Rollouts:
 
 def test_padded_and_flat_are_each_others_inverse() -> None:
     one = rollouts()
-    padded = one.padded(one.old_logps)
+    padded = one.pad_tokens(one.old_logps)
     assert padded.shape == (5, 6)
-    assert torch.equal(one.flat(padded), one.old_logps)
-    assert torch.equal(one.padded(one.old_logps, [1, 3]), padded[[1, 3]])
-    assert [part.tolist() for part in one.of_rows(one.old_logps)][2] == padded[2, :1].tolist()
+    assert torch.equal(one.flatten_tokens(padded), one.old_logps)
+    assert torch.equal(one.pad_tokens(one.old_logps, [1, 3]), padded[[1, 3]])
+    assert [part.tolist() for part in one.split_by_completion(one.old_logps)][2] == padded[2, :1].tolist()
 
 
 def test_the_mask_leaves_out_what_does_not_count() -> None:
     one = rollouts()
-    assert one.mask().sum(1).tolist() == [3, 0, 1, 4, 2]
-    assert one.mask([3, 4]).tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert one.n_all_tokens == 10
+    assert one.get_mask().sum(1).tolist() == [3, 0, 1, 4, 2]
+    assert one.get_mask([3, 4]).tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert one.n_tokens_in_loss == 10
 
 
 def test_rows_without_signal_train_only_for_other_terms() -> None:
     one = rollouts()
-    assert one.trained(without_signal=False) == [0, 2]
-    assert one.trained(without_signal=True) == [0, 2, 3, 4]
+    assert one.select_trained_rows(without_signal=False) == [0, 2]
+    assert one.select_trained_rows(without_signal=True) == [0, 2, 3, 4]
 
 
 def test_a_file_holds_every_bit(tmp_path: Path) -> None:
@@ -79,27 +85,27 @@ def test_micro_batches_hold_every_row_once_within_the_budget(
 ) -> None:
     one = rollouts()
     batches = list(
-        split_into_micro_batches(one, range(5), max_rows=max_rows, max_tokens=max_tokens, share_prompts=share_prompts)
+        iterate_micro_batches(one, range(5), max_rows=max_rows, max_tokens=max_tokens, share_prompts=share_prompts)
     )
     assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3, 4]
     budget = min(max_rows * 11, max_tokens or 10**9)
     for batch in batches:
-        ids, places = batch.whole()
+        ids, places = batch.join_prompts()
         computed = batch.prompts.numel() + batch.input_ids.numel() if batch.shares_prompts else ids.numel()
         assert computed <= budget or len(batch.rows) == 1
         assert share_prompts or not batch.shares_prompts
         for place, row in enumerate(batch.rows):
-            whole = one.prompt_and_completion(row)
+            whole = one.get_token_ids(row)
             assert ids[place, : len(whole) - 1].tolist() == whole[:-1]
             assert places[place, : N_TOKENS[row]].tolist() == list(range(N_PROMPT[row] - 1, len(whole) - 1))
-        targets = [token for row in batch.rows for token in one.prompt_and_completion(row)[N_PROMPT[row] :]]
+        targets = [token for row in batch.rows for token in one.get_token_ids(row)[N_PROMPT[row] :]]
         assert batch.targets.tolist() == targets
     assert share_prompts == any(batch.shares_prompts for batch in batches) or max_rows == 1 or max_tokens == 1
 
 
 def test_processes_get_whole_groups_of_about_as_many_tokens_each() -> None:
     one = of_lengths(10, [30, 30, 5, 5, 20, 20, 12, 12, 9, 9, 8, 8], samples=2)
-    dealt = shares(one, range(12), 2)
+    dealt = split_among_processes(one, range(12), 2)
     assert sorted(row for share in dealt for row in share) == list(range(12))
     assert all({row ^ 1 for row in share} == set(share) for share in dealt)
     n_tokens = [sum(10 + int(one.n_tokens[row]) for row in share) for share in dealt]
@@ -107,7 +113,7 @@ def test_processes_get_whole_groups_of_about_as_many_tokens_each() -> None:
 
 
 def test_with_fewer_prompts_than_processes_no_process_is_idle() -> None:
-    assert sorted(map(len, shares(of_lengths(10, [5] * 8, samples=8), range(8), 4))) == [2, 2, 2, 2]
+    assert sorted(map(len, split_among_processes(of_lengths(10, [5] * 8, samples=8), range(8), 4))) == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +121,7 @@ def test_with_fewer_prompts_than_processes_no_process_is_idle() -> None:
 )
 def test_every_process_makes_as_many_passes(rows: Sequence[int], n_idle: list[int]) -> None:
     one = of_lengths(10, [30, 30, 30, 5, 5, 5, 20, 20, 20, 12, 12, 12], samples=3)
-    found = [turns(one, rows, (rank, 3), max_rows=2) for rank in range(3)]
+    found = [pack_micro_batches(one, rows, (rank, 3), max_rows=2) for rank in range(3)]
     assert len({len(mine) + len(idle) for mine, idle in found}) == 1
     assert sorted(row for mine, _ in found for batch in mine for row in batch.rows) == sorted(rows)
     assert [len(idle) for _, idle in found] == n_idle
@@ -145,8 +151,8 @@ def of_lengths(n_prompt: int, n_tokens: list[int], samples: int) -> Rollouts:
 def computed(one: Rollouts, **settings: Any) -> int:
     """Tokens that go through the model, padding included."""
     return sum(
-        batch.prompts.numel() + batch.input_ids.numel() if batch.shares_prompts else batch.whole()[0].numel()
-        for batch in split_into_micro_batches(one, range(len(one)), **settings)
+        batch.prompts.numel() + batch.input_ids.numel() if batch.shares_prompts else batch.join_prompts()[0].numel()
+        for batch in iterate_micro_batches(one, range(len(one)), **settings)
     )
 
 
@@ -165,7 +171,7 @@ def test_completions_of_very_different_lengths_do_not_pad_each_other_for_the_sak
 def scores(actor: Actor, one: Rollouts, **settings: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probs, entropies and values; their sum's gradients are left in the parameters."""
     found = [torch.zeros(5, 6) for _ in range(3)]
-    for batch in split_into_micro_batches(one, range(5), **settings):
+    for batch in iterate_micro_batches(one, range(5), **settings):
         said = actor(batch, values=True)
         for whole, part in zip(found, said, strict=True):
             assert part is not None
@@ -192,7 +198,7 @@ def test_scores_and_gradients_are_those_of_plain_forward_passes(
     gradients = {name: parameter.grad.clone() for name, parameter in actor.named_parameters()}
     actor.zero_grad()
     for row in range(5):
-        ids, n = torch.tensor([one.prompt_and_completion(row)]), N_PROMPT[row]
+        ids, n = torch.tensor([one.get_token_ids(row)]), N_PROMPT[row]
         done = model(input_ids=ids, output_hidden_states=True)
         states = trunk(input_ids=ids).last_hidden_state if trunk is not None else done.hidden_states[-1]
         logps = (done.logits[0, n - 1 : -1] / 0.7).log_softmax(-1)
@@ -224,6 +230,6 @@ def test_gradient_checkpointing_keeps_no_keys(tiny_model: Path) -> None:
 
 
 def test_raw_texts_are_scored_but_for_their_first_token() -> None:
-    batch = micro_batch([0, 1], [torch.tensor([7, 8, 9]), torch.tensor([5, 6])], [1, 1])
+    batch = build_micro_batch([0, 1], [torch.tensor([7, 8, 9]), torch.tensor([5, 6])], [1, 1])
     assert batch.targets.tolist() == [8, 9, 6]
     assert batch.tokens.tolist() == [[True, True], [True, False]]

@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
 from qwen_align.align.rl.actor import Actor
-from qwen_align.align.rl.objective import Terms, Whole, loss_of
-from qwen_align.align.rl.rollouts import Rollouts, split_into_micro_batches
+from qwen_align.align.rl.algorithm import build_grpo
+from qwen_align.align.rl.micro_batches import iterate_micro_batches
+from qwen_align.align.rl.objective import UpdateTerms, compute_loss, count_step_totals
+from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.training import trl_arguments
@@ -67,8 +69,8 @@ def rollouts(vocab: int) -> Rollouts:
 
 def theirs(one: Rollouts, *, mask_truncated: bool) -> dict[str, torch.Tensor]:
     """The batch as TRL's loss takes it: prompts padded on the left, completions on the right."""
-    prompts = [one.prompt_and_completion(row)[:n] for row, n in enumerate(N_PROMPT)]
-    completions = [one.prompt_and_completion(row)[n:] for row, n in enumerate(N_PROMPT)]
+    prompts = [one.get_token_ids(row)[:n] for row, n in enumerate(N_PROMPT)]
+    completions = [one.get_token_ids(row)[n:] for row, n in enumerate(N_PROMPT)]
     width, length = max(N_PROMPT), max(N_TOKENS)
     mask = torch.tensor([[1] * n + [0] * (length - n) for n in N_TOKENS])
     if mask_truncated:
@@ -79,8 +81,8 @@ def theirs(one: Rollouts, *, mask_truncated: bool) -> dict[str, torch.Tensor]:
         "completion_ids": torch.tensor([ids + [0] * (length - len(ids)) for ids in completions]),
         "completion_mask": mask,
         "advantages": one.advantages[one.n_tokens.cumsum(0) - 1],
-        "old_per_token_logps": one.padded(one.old_logps),
-        "ref_per_token_logps": one.padded(one.reference_logps) if one.reference_logps is not None else None,
+        "old_per_token_logps": one.pad_tokens(one.old_logps),
+        "ref_per_token_logps": one.pad_tokens(one.reference_logps) if one.reference_logps is not None else None,
         "num_items_in_batch": mask.sum(),
     }
 
@@ -116,12 +118,12 @@ def test_loss_and_gradient_are_trls(
         one.counts = ~one.truncated
     fresh = AutoModelForCausalLM.from_pretrained(tiny_model)
     actor = Actor(fresh, TEMPERATURE)
-    whole = Whole.of(one, [0, 1, 2, 3], MAX_TOKENS)
+    totals = count_step_totals(one, [0, 1, 2, 3], MAX_TOKENS)
     coefficient = ours.kl.coefficient if ours.kl else 0.0
-    terms = Terms(on_policy=False, policy=True, value=False, kl_coefficient=coefficient, entropy_coefficient=0.0)
+    terms = UpdateTerms(on_policy=False, policy=True, value=False, kl_coefficient=coefficient, entropy_coefficient=0.0)
     total = torch.zeros(())
-    for batch in split_into_micro_batches(one, range(4), max_rows=1):  # in several passes, whose losses have to add up
-        part, _ = loss_of(actor(batch), batch, one, whole, terms, ours)
+    for batch in iterate_micro_batches(one, range(4), max_rows=1):  # in several passes, whose losses have to add up
+        part, _ = compute_loss(actor(batch), batch, one, totals, terms, build_grpo(ours))
         part.backward()
         total += part.detach()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
@@ -164,7 +166,7 @@ RECIPE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def select_trained_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stages' folders by their names."""
     home = tmp_path_factory.mktemp("oracle")
     (home / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.rl.watchdogs import FIRST_STEPS, SAID_AGAIN_AFTER, Watchdogs
+from qwen_align.align.rl.watchdogs import FIRST_STEPS, QUIET_STEPS, Watchdogs
 from qwen_align.align.settings.online_rl import Watch
 
 SOUND = {
@@ -39,7 +39,7 @@ FAULTS: list[tuple[str, dict[str, float], str]] = [
 def after_a_sound_start(**settings: Any) -> Watchdogs:
     watch = Watchdogs(Watch(**settings))
     for step in range(1, FIRST_STEPS + 1):
-        assert watch.look(step, SOUND) == []
+        assert watch.check_step(step, SOUND) == []
     return watch
 
 
@@ -47,63 +47,63 @@ def after_a_sound_start(**settings: Any) -> Watchdogs:
 def test_a_fault_that_lasts_is_told_once(name: str, fault: dict[str, float], said: str) -> None:
     watch = after_a_sound_start()
     figures = {**SOUND, **fault}
-    heard = [watch.look(step, figures) for step in range(6, 6 + 10)]
-    assert [len(barks) for barks in heard] == [0, 0, 1, *[0] * 7]
-    ((bark,),) = [barks for barks in heard if barks]
-    assert (bark.watchdog, bark.step) == (name, 8)
+    heard = [watch.check_step(step, figures) for step in range(6, 6 + 10)]
+    assert [len(alerts) for alerts in heard] == [0, 0, 1, *[0] * 7]
+    ((alert,),) = [alerts for alerts in heard if alerts]
+    assert (alert.watchdog, alert.step) == (name, 8)
 
-    assert re.search(said, bark.message)
-    assert [len(watch.look(8 + SAID_AGAIN_AFTER, figures))] == [1], "it is told again after a while"
+    assert re.search(said, alert.message)
+    assert [len(watch.check_step(8 + QUIET_STEPS, figures))] == [1], "it is told again after a while"
 
 
 @pytest.mark.parametrize(("name", "fault", "said"), FAULTS, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(FAULTS)])
 def test_one_odd_step_is_no_alarm(name: str, fault: dict[str, float], said: str) -> None:
     watch = after_a_sound_start()
     for step in range(6, 12):
-        assert watch.look(step, {**SOUND, **fault} if step % 2 else SOUND) == []
+        assert watch.check_step(step, {**SOUND, **fault} if step % 2 else SOUND) == []
 
 
 @pytest.mark.parametrize(("name", "fault"), [(name, fault) for name, fault, _ in FAULTS[:1] + FAULTS[3:5]])
 def test_a_watchdog_told_to_stop_stops(name: str, fault: dict[str, float]) -> None:
     watch = after_a_sound_start(stop_on=[name], patience_steps=1)
     with pytest.raises(StageError, match=f"step 6: stopped by watchdog {name}: "):
-        watch.look(6, {**SOUND, **fault})
+        watch.check_step(6, {**SOUND, **fault})
 
 
 def test_what_is_no_number_always_stops() -> None:
     for value in (math.nan, math.inf):
         with pytest.raises(StageError, match=r"step 6: loss is (nan|inf); lower learning_rate"):
-            after_a_sound_start().look(6, {**SOUND, "loss": value})
+            after_a_sound_start().check_step(6, {**SOUND, "loss": value})
 
 
 def test_reward_up_and_accuracy_down_is_learning_the_reward() -> None:
     watch = Watchdogs(Watch())
-    assert watch.look_held_out(0, 0.50, 0.02) == []
+    assert watch.check_held_out(0, 0.50, 0.02) == []
     for step, reward in enumerate([0.5, 0.6, 0.7, 0.8, 0.9], start=1):
-        watch.look(step, {**SOUND, "reward": reward})
-    assert watch.look_held_out(5, 0.48, 0.02) == [], "within the error"
-    (bark,) = watch.look_held_out(6, 0.40, 0.02)
-    assert bark.watchdog == "held_out"
-    assert "held-out accuracy falls (50.0% at step 0 to 40.0%)" in bark.message
+        watch.check_step(step, {**SOUND, "reward": reward})
+    assert watch.check_held_out(5, 0.48, 0.02) == [], "within the error"
+    (alert,) = watch.check_held_out(6, 0.40, 0.02)
+    assert alert.watchdog == "held_out"
+    assert "held-out accuracy falls (50.0% at step 0 to 40.0%)" in alert.message
 
 
 def test_accuracy_down_with_the_reward_is_no_hacking() -> None:
     watch = Watchdogs(Watch())
     for step in range(1, 6):
-        watch.look(step, {**SOUND, "reward": 0.9})
-    watch.look_held_out(5, 0.6, 0.02)
+        watch.check_step(step, {**SOUND, "reward": 0.9})
+    watch.check_held_out(5, 0.6, 0.02)
     for step in range(6, 12):
-        watch.look(step, {**SOUND, "reward": 0.2})
-    assert watch.look_held_out(11, 0.3, 0.02) == []
+        watch.check_step(step, {**SOUND, "reward": 0.2})
+    assert watch.check_held_out(11, 0.3, 0.02) == []
 
 
 def test_the_state_goes_through_json() -> None:
     watch = after_a_sound_start()
-    watch.look(6, {**SOUND, "completions/clipped_share": 0.9})
-    watch.look_held_out(6, 0.5, 0.1)
+    watch.check_step(6, {**SOUND, "completions/clipped_share": 0.9})
+    watch.check_held_out(6, 0.5, 0.1)
     other = Watchdogs(Watch())
-    other.restore(json.loads(json.dumps(watch.state())))
+    other.restore_state(json.loads(json.dumps(watch.to_state())))
     for step in (7, 8, 9):
         figures = {**SOUND, "completions/clipped_share": 0.9, "reward": 0.9}
-        assert watch.look(step, figures) == other.look(step, figures)
-    assert watch.look_held_out(9, 0.1, 0.01) == other.look_held_out(9, 0.1, 0.01) != []
+        assert watch.check_step(step, figures) == other.check_step(step, figures)
+    assert watch.check_held_out(9, 0.1, 0.01) == other.check_held_out(9, 0.1, 0.01) != []

@@ -1,0 +1,52 @@
+"""What a model says of every token of a step's completions, computed without gradients and shared by all processes."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qwen_align.align.rl.micro_batches import MicroBatch
+from qwen_align.align.rl.rollouts import Rollouts
+from qwen_align.align.training.distributed import gather_objects
+
+
+class Scorer(NamedTuple):
+    """How micro-batches are cut and where they are computed.
+
+    `pack` cuts rows into this process's micro-batches and idle ones; `autocast` is the precision of forward passes.
+    """
+
+    pack: Callable[[Rollouts, Sequence[int]], tuple[list[MicroBatch], list[MicroBatch]]]
+    autocast: Callable[[], AbstractContextManager[Any]]
+    device: torch.device
+
+    def score_logps(self, model: Any, rollouts: Rollouts, rows: Sequence[int]) -> Tensor:
+        """Returns the model's log-prob of every token of these completions; flat, NaN for the others'."""
+        return self._score_tokens(rollouts, rows, lambda batch: model(batch, policy=True, values=False).logps)
+
+    def score_values(self, model: Any, rollouts: Rollouts, rows: Sequence[int]) -> Tensor:
+        """Returns the critic's value of every token of these completions; flat, NaN for the others'."""
+        return self._score_tokens(rollouts, rows, lambda batch: model(batch, policy=False, values=True).values)
+
+    @torch.no_grad()
+    def _score_tokens(
+        self, rollouts: Rollouts, rows: Sequence[int], score: Callable[[MicroBatch], Tensor | None]
+    ) -> Tensor:
+        """Returns one score for every token of the rows, flat, NaN elsewhere; the rows are shared by the processes."""
+        n_tokens = rollouts.n_tokens.tolist()
+        parts: dict[int, Tensor] = {}
+        mine, idle = self.pack(rollouts, rows)
+        for number, batch in enumerate([*mine, *idle]):
+            with self.autocast():
+                scores = score(batch.to(self.device))
+            if number >= len(mine):
+                continue
+            assert scores is not None
+            for row, row_scores in zip(batch.rows, scores.float().cpu(), strict=True):
+                parts[row] = row_scores[: n_tokens[row]]
+        parts = {row: row_scores for part in gather_objects(parts) for row, row_scores in part.items()}
+        return torch.cat(
+            [parts[row] if row in parts else torch.full((n,), torch.nan) for row, n in enumerate(n_tokens)]
+        )
