@@ -151,7 +151,7 @@ def test_a_broken_off_turn_is_forgotten(conversation: Conversation, monkeypatch:
         yield 7
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LocalEngine, "stream", interrupted)
+    monkeypatch.setattr(LocalEngine, "stream_tokens", interrupted)
     told: list[str] = []
     lines = iter(["hello", "/quit"])
     talk(conversation, lambda prompt: next(lines), lambda text, dim: None, told.append)
