@@ -26,18 +26,25 @@ class Ref(str):
 
     @classmethod
     def _from_name(cls, name: str) -> Self:
+        """Makes the reference of a validated name."""
         return cls(name)
 
 
 class ModelRef(Ref):
+    """The name of a stage, or of an entry of `models`, that makes a model."""
+
     product = "model"
 
 
 class DataRef(Ref):
+    """The name of a stage that makes rows."""
+
     product = "data"
 
 
 class ScorerRef(Ref):
+    """The name of a stage that makes a scorer."""
+
     product = "scorer"
 
 
@@ -77,6 +84,7 @@ class OutsideFile(str):
 
     @classmethod
     def _from_recipe(cls, path: str, info: core_schema.ValidationInfo) -> Self:
+        """Resolves a relative path against the recipe's folder, if the validation context names one."""
         folder = (info.context or {}).get("folder")
         return cls(Path(folder, Path(path).expanduser()).resolve() if folder else path)
 

@@ -146,9 +146,9 @@ class Steps(Strict):
 
 
 class Completion(Strict):
-    """One sampled answer to a Problem and what the rewards said of it.
+    """A sampled answer to a Problem with the verdicts of its rewards.
 
-    `text` is what the model said, with the part of the thinking block that the prompt supplied put back in
+    `text` is the model's output, with the part of the thinking block that the prompt supplied put back in
     front and without the end-of-turn token. `token_ids` and `logps` (of the policy at the sampling
     temperature, natural log) are there when the stage was asked to keep them.
     """

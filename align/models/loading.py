@@ -160,7 +160,7 @@ def copy_tokenizer_files(source: Path, target: Path) -> None:
 
 
 def add_end_of_turn_stop(folder: Path) -> None:
-    """Adds the end of a turn to what generation_config.json stops at; a base's stops at the end of a text only."""
+    """Adds the end-of-turn token to the stop ids of generation_config.json; a base stops at the end of a text only."""
     path = folder / "generation_config.json"
     config = read_json(path) if path.exists() else {}
     stop_ids = config.get("eos_token_id", [])

@@ -141,6 +141,7 @@ def detect_template_traits(template: ChatTemplate, tokenizer: Tokenizer) -> Temp
 
 
 def _detect_traits(template: ChatTemplate, tokenizer: Tokenizer) -> TemplateTraits:
+    """Detects the traits, without the template's place in error messages."""
     thinking_prefix = {switch: _find_thinking_prefix(template, switch) for switch in (None, True, False)}
     thinking = _classify_thinking(template, tokenizer, thinking_prefix)
     default_mode: Mode | None = None
@@ -234,7 +235,7 @@ def _build_jinja_environment() -> ImmutableSandboxedEnvironment:
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks what an assistant says; masks come from the prompt's length instead, so it is ignored.
+    """Accepts and ignores `{% generation %}`, which marks an assistant's text; masks come from the prompt's length.
 
     Its body keeps a scope of its own, as in transformers: what is set inside is not seen outside.
     """
@@ -242,6 +243,7 @@ class _GenerationTag(jinja2.ext.Extension):
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as a plain set)
 
     def parse(self, parser: Parser) -> nodes.Node:
+        """Parses the tag's body as ordinary template statements."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
@@ -259,4 +261,5 @@ def _dump_json(
 
 
 def _raise_template_exception(message: str) -> None:
+    """Raises the error a template asks for by `raise_exception`."""
     raise jinja2.TemplateError(message)

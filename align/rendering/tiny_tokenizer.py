@@ -1,7 +1,7 @@
 """The tokenizer of the embedded tiny model: a few hundred byte-level tokens that behave as Qwen3's do.
 
-Same pre-tokenizer rule (a digit is a token), same control tokens, same kind of chat template, so that what is
-rehearsed on the tiny model is what happens to a large one.
+Same pre-tokenizer rule (a digit is a token), same control tokens, same kind of chat template, so that a
+run on the tiny model rehearses one on a large model.
 """
 
 import json

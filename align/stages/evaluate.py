@@ -26,7 +26,7 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
     engine = load_engine(source, renderer, context)
-    how = SamplingRequest(settings.sampling, settings.completions_per_prompt, context.seed)
+    draw_settings = SamplingRequest(settings.sampling, settings.completions_per_prompt, context.seed)
     check_rewards(settings.rewards)
     device, rows_at_once = loading.choose_device(context.runtime), context.runtime.micro_batch
     scorer = (
@@ -43,12 +43,12 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
                 raise DataError(f"from_data: '{ref}' holds no problem; see its builder and sieve")
             check_rewards([pick_reward(kind, settings.rewards) for kind in {row.reward: None for row in questions}])
             for switch_number, switch in enumerate(settings.thinking_switches):
-                asked = [render_problem(problem, renderer, switch) for problem in questions]
+                requests = [render_problem(problem, renderer, switch) for problem in questions]
                 # By number, not by name: a stage's folder is the same whatever its inputs are called.
-                drawn = sample_completions(
-                    engine, renderer, asked, how, context, out / "parts" / f"{set_number}-{switch_number}"
+                completions = sample_completions(
+                    engine, renderer, requests, draw_settings, context, out / "parts" / f"{set_number}-{switch_number}"
                 )
-                rows = scoring.judge_completions(list(drawn), settings.rewards)
+                rows = scoring.judge_completions(list(completions), settings.rewards)
                 if file:
                     file.writelines(to_json_line(row) + "\n" for row in rows)
                     by_question = scoring.group_by_question(rows, _find_expected_mode(switch, renderer))

@@ -20,35 +20,37 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
     rows = require_row_type(Problem, read_rows(inputs[settings.from_data] / "rows.jsonl"))
-    asked = [render_problem(problem, renderer, settings.thinking_switch) for problem in rows]
-    if not asked and settings.on_empty == "fail":
+    requests = [render_problem(problem, renderer, settings.thinking_switch) for problem in rows]
+    if not requests and settings.on_empty == "fail":
         raise DataError(f"from_data: '{settings.from_data}' holds no problem; see its builder and sieve")
     check_rewards(settings.rewards)
     reward_scorer.bind_scorers(
         settings.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    how = SamplingRequest(
+    draw_settings = SamplingRequest(
         settings.sampling, settings.completions_per_prompt, context.seed, keep_tokens=settings.keep_tokens
     )
-    drawn = sample_completions(load_engine(source, renderer, context), renderer, asked, how, context, out / "parts")
+    completions = sample_completions(
+        load_engine(source, renderer, context), renderer, requests, draw_settings, context, out / "parts"
+    )
     if not context.is_main:
-        deque(drawn, maxlen=0)
+        deque(completions, maxlen=0)
         return {}
     reasons: Counter[str] = Counter()
-    count, paid, stopped, tokens = 0, 0.0, 0, 0
+    n_rows, reward_sum, n_stopped, n_tokens = 0, 0.0, 0, 0
     with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
-        for row, verdict in judge_completions(drawn, settings.rewards):
-            parts = verdict.parts or {}
-            file.write(to_json_line(row.model_copy(update={"verdicts": parts})) + "\n")
-            reasons.update(f"{name}: {part.reason}" for name, part in parts.items())
-            count, tokens = count + 1, tokens + row.n_tokens
-            paid, stopped = paid + (verdict.value or 0.0), stopped + (row.finish_reason == "stop")
+        for row, verdict in judge_completions(completions, settings.rewards):
+            verdicts = verdict.parts or {}
+            file.write(to_json_line(row.model_copy(update={"verdicts": verdicts})) + "\n")
+            reasons.update(f"{name}: {part.reason}" for name, part in verdicts.items())
+            n_rows, n_tokens = n_rows + 1, n_tokens + row.n_tokens
+            reward_sum, n_stopped = reward_sum + (verdict.value or 0.0), n_stopped + (row.finish_reason == "stop")
     (out / ".rows.jsonl").replace(out / "rows.jsonl")
     return {
-        "rows": count,
-        "prompts": len(asked),
-        "mean_reward": paid / max(count, 1),
-        "stopped_share": stopped / max(count, 1),
-        "mean_tokens": tokens / max(count, 1),
+        "rows": n_rows,
+        "prompts": len(requests),
+        "mean_reward": reward_sum / max(n_rows, 1),
+        "stopped_share": n_stopped / max(n_rows, 1),
+        "mean_tokens": n_tokens / max(n_rows, 1),
         "reasons": dict(reasons),
     }

@@ -1,4 +1,4 @@
-"""A stage's folder in the store: its manifest, the lock that one process holds, and what is deleted when."""
+"""A stage's folder in the store: its manifest, the lock that one process holds, and its clean-up."""
 
 import contextlib
 import fcntl

@@ -46,9 +46,11 @@ class Store:
                 ) from None
 
         def replace_reference(reference: Ref) -> dict[str, str]:
+            """Returns the key of the stage or model that a reference names."""
             return {"input": input_keys[reference]}
 
         def replace_file(path: OutsideFile) -> dict[str, str]:
+            """Returns the digest of an outside file."""
             return {"sha256": self.compute_file_digest(path)}
 
         settings = {

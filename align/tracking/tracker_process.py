@@ -31,14 +31,16 @@ TRACKERS = {
 
 
 class Tracker(Protocol):
-    """One run at a time: `begin`, `log` with rising steps, `end`. Any of them may raise whatever it likes, or hang.
+    """Sends one run at a time: `begin`, `log` with rising steps, `end`. Any of them may raise anything, or hang."""
 
-    `begin` returns a message to people, if there is one.
-    """
+    def begin(self, run: Run) -> str | None:
+        """Opens or resumes a run; returns a message to people, if there is one."""
 
-    def begin(self, run: Run) -> str | None: ...
-    def log(self, step: int, figures: Mapping[str, float]) -> None: ...
-    def end(self, *, is_whole: bool) -> None: ...
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Sends the figures of one step."""
+
+    def end(self, *, is_whole: bool) -> None:
+        """Closes the run; `is_whole`: its stage has finished."""
 
 
 class Destination(NamedTuple):

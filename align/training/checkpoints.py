@@ -40,9 +40,11 @@ class AtomicCheckpoints:
     _checkpoint_root: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
+        """Returns the folder that transformers writes to: the partial checkpoint's while one is saved."""
         return str(self._checkpoint_root or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves a checkpoint into a partial folder, checks it and renames it into place."""
         home = Path(str(self.args.output_dir))
         folder = get_partial_folder(home, self.state.global_step)
         self._checkpoint_root = folder.parent

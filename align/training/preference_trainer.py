@@ -23,6 +23,7 @@ class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """Leaves the rows as they are: they are token ids already."""
         return dataset
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:

@@ -88,7 +88,7 @@ class World:
 
     def planned(self, settings: Settings) -> Any:
         """Key and inputs of the stage in a recipe."""
-        (stage,) = self.plan_stage(settings).named("stage")
+        (stage,) = self.plan_stage(settings).find_stages("stage")
         return {"key": stage.key, "seed": stage.seed, "targets": stage.targets}
 
     def plan_stage(self, settings: Settings) -> Plan:
@@ -133,17 +133,17 @@ class World:
 
     def report(self, settings: Settings) -> Any:
         """report.md of a recipe with three evaluations."""
-        from qwen_align.align.reporting import results
+        from qwen_align.align.reporting.report_files import write_report
 
         evaluations = [
             {**EVALUATION, "name": f"eval_{model}", "from_model": model} for model in ("base", "second", "third")
         ]
         models = {name: {"path": str(self.inputs["base"])} for name in ("base", "second", "third")}
         plan = self.plan_recipe({**settings, "models": models, "stages": [{**DATA, "name": "problems"}, *evaluations]})
-        for place, stage in enumerate(plan.named(f"eval_{name}")[0] for name in models):
+        for place, stage in enumerate(plan.find_stages(f"eval_{name}")[0] for name in models):
             store_evaluation(stage, accuracy=0.5 + place / 10)
         plan.run_folder.mkdir(parents=True, exist_ok=True)
-        results.write(plan)
+        write_report(plan)
         return (plan.run_folder / "report.md").read_text()
 
     def arguments(self, settings: Settings) -> Any:
@@ -205,17 +205,17 @@ class World:
         from qwen_align.align.models.loading import choose_device
 
         plan = self.plan_stage({**SFT, "runtime": {**CPU, **runtime}})
-        (stage,) = plan.named("stage")
+        (stage,) = plan.find_stages("stage")
         with contextlib.suppress(AttributeError):
             stage = stage.stage  # type: ignore[assignment]
-        line = launcher.command(stage, Path("folder"), Path("report"))  # type: ignore[arg-type]
+        line = launcher.build_command(stage, Path("folder"), Path("report"))  # type: ignore[arg-type]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 device = str(choose_device(stage.runtime))
             except ValueError as error:
                 device = str(error)
-        return line[1:], launcher.uses_server(stage), launcher.processes_of(stage), device  # type: ignore[arg-type]
+        return line[1:], launcher.uses_warm_server(stage), launcher.count_processes(stage), device  # type: ignore[arg-type]
 
     def rows_at_once(self, runtime: Settings) -> Any:
         """How many rows the engine of a rollout decodes side by side."""

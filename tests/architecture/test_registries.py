@@ -1,14 +1,18 @@
-"""The tables of online RL agree with the settings, and adding to one takes a function, a line and a member."""
+"""Tables of what varies in RL and preference learning: settings and tables agree, and a toy of each can be added."""
 
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import trl
+from trl import DPOConfig
 
 from qwen_align.align.rl.assign_advantages import ADVANTAGE_ESTIMATORS
 from qwen_align.align.rl.losses import KL_ESTIMATORS, POLICY_LOSSES
+from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import Kl
+from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
 from tests.evidence.planting import Copy
 
 # Name of the table -> (the table, its file, the settings class and field that offer it, their file).
@@ -73,7 +77,7 @@ STEP = """
 import json, sys
 from pathlib import Path
 from qwen_align.align.context import Context
-from qwen_align.align.rows import to_line
+from qwen_align.align.rows import to_json_line
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import grpo
@@ -83,7 +87,7 @@ model, folder = map(Path, sys.argv[1:])
 for name in ("data", "out"):
     (folder / name).mkdir()
 problems = Arithmetic(rows="problem", n=4, steps=[2]).generate(0)
-(folder / "data" / "rows.jsonl").write_text("".join(to_line(row) + "\\n" for row in problems))
+(folder / "data" / "rows.jsonl").write_text("".join(to_json_line(row) + "\\n" for row in problems))
 settings = Grpo.model_validate({
     "kind": "grpo", "name": "grpo", "from_model": "base", "from_data": ["data"], "rewards": [{"kind": "random"}],
     "steps": 1, "prompts_per_step": 2, "completions_per_prompt": 4, "learning_rate": 1e-3,
@@ -112,3 +116,20 @@ def test_a_toy_of_each_table_takes_a_function_a_line_and_a_member_and_trains(tin
     (tmp_path / "run").mkdir()
     ended = copy.python("-c", STEP, str(tiny_model), str(tmp_path / "run"), limit_s=300)
     assert ended.code == 0, ended.said
+
+
+def test_preference_losses_of_the_settings_are_those_of_the_table() -> None:
+    allowed = set(get_args(Dpo.model_fields["loss"].annotation))
+    missing = {f"PREFERENCE_LOSSES has no '{name}'" for name in allowed - set(PREFERENCE_LOSSES)}
+    missing |= {f"the Literal of Dpo.loss has no '{name}'" for name in set(PREFERENCE_LOSSES) - allowed}
+    assert not missing
+
+
+def test_a_preference_loss_is_either_trls_or_our_own() -> None:
+    for name, loss in PREFERENCE_LOSSES.items():
+        assert (loss.trl_type is None) != (loss.compute is None), name
+        if loss.trl_type is not None:
+            assert f"'{loss.trl_type}'" in str(DPOConfig.__doc__), (
+                f"{name}: TRL {trl.__version__} has no such loss type"
+            )
+            assert loss.needs_reference, f"{name}: TRL computes every loss with a reference"

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 from transformers import Trainer
-from trl import DPOTrainer, GRPOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, RewardTrainer, SFTTrainer
 
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 
@@ -31,6 +31,29 @@ def test_dpo_prepares_its_data_in_the_method_we_replace() -> None:
     assert parameters(DPOTrainer._prepare_dataset) == ["self", "dataset", "processing_class", "args", "dataset_name"]
     source = inspect.getsource(DPOTrainer._prepare_dataset)
     assert all(f'output["{column}"]' in source for column in ("prompt_ids", "chosen_ids", "rejected_ids"))
+
+
+def test_dpo_computes_its_loss_in_the_method_we_extend_and_from_the_outputs_we_read() -> None:
+    assert parameters(DPOTrainer._compute_loss) == ["self", "model", "inputs", "return_outputs"]
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    assert "outputs = model(**model_kwargs, labels=labels, fused_lm_head=True)" in source
+    assert 'labels = inputs["input_ids"].masked_fill(completion_mask == 0, -100)' in source
+    assert "per_token_logps = outputs.log_probs[:, -seq_len:]" in source
+    assert "chosen_logps, rejected_logps = logps.chunk(2, dim=0)" in source
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen"):
+        assert f'self._metrics[mode]["{name}"].append(' in source
+
+
+def test_dpo_loads_no_reference_where_its_log_probabilities_come_with_the_rows() -> None:
+    """A loss without a reference says so, and leaves the rows as they are."""
+    assert parameters(DPOTrainer._precompute_ref_logps) == ["self", "dataset", "name", "batch_size"]
+    assert "or (args.precompute_ref_log_probs and not self.is_fsdp_enabled)" in inspect.getsource(DPOTrainer.__init__)
+
+
+def test_the_reward_trainer_subtracts_a_column_of_margins() -> None:
+    source = inspect.getsource(RewardTrainer.compute_loss)
+    assert 'logsigmoid(rewards_chosen - rewards_rejected - inputs["margin"])' in source
+    assert '"margin"' in inspect.getsource(RewardTrainer._set_signature_columns_if_needed)
 
 
 def test_sft_takes_rows_that_are_tokenized() -> None:

@@ -208,12 +208,31 @@ def test_an_empty_stage_may_be_passed_through(said: Callable[..., list[str]]) ->
     assert lines[1].endswith("dropped 40 prompt over 5 tokens")
 
 
-def test_pairs_are_counted_with_their_longer_side(said: Callable[..., list[str]], tmp_path: Path) -> None:
-    def pair(number: int, chosen: int, rejected: int) -> Pair:
-        sides = [Message(role="assistant", content=" ".join(["7"] * n), thinking="t") for n in (chosen, rejected)]
-        asked = [Message(role="user", content=f"question {number}")]
-        return Pair(id=f"p{number}", messages=asked, chosen=sides[0], rejected=sides[1])
+def pair(number: int, chosen: int, rejected: int) -> Pair:
+    sides = [Message(role="assistant", content=" ".join(["7"] * n), thinking="t") for n in (chosen, rejected)]
+    asked = [Message(role="user", content=f"question {number}")]
+    return Pair(id=f"p{number}", messages=asked, chosen=sides[0], rejected=sides[1])
 
+
+def test_a_pair_without_a_margin_is_refused_where_margins_are_asked_for(
+    said: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    scorer = {
+        **SFT,
+        "name": "scorer",
+        "kind": "reward_model",
+        "from_model": "base",
+        "from_data": ["pairs"],
+        "margins": True,
+    }
+    rows = [pair(1, 1, 2), pair(2, 1, 2)]
+    with_margins = [row.model_copy(update={"margin": 0.5}) for row in rows]
+    assert "samples 2" in "\n".join(said(file_stage(tmp_path, *with_margins, name="pairs"), scorer))
+    with pytest.raises(DataError, match=r"'scorer': row '.*': has no margin, which reward_model's margins: true"):
+        said(file_stage(tmp_path, *rows, name="pairs"), scorer)
+
+
+def test_pairs_are_counted_with_their_longer_side(said: Callable[..., list[str]], tmp_path: Path) -> None:
     rows = file_stage(tmp_path, pair(1, 1, 2), pair(2, 60, 1), pair(3, 1, 60), name="pairs")
     lines = said(rows, {**DPO, "from_model": "base", "max_tokens": 90, "batch": 1, "epochs": 1})
     assert lines[1].endswith("samples 1, dropped 2 over 90 tokens, steps 1, no warm-up")
@@ -354,8 +373,8 @@ def test_nothing_runs_while_a_file_is_missing(
     (tmp_path / "more.jsonl").write_text(to_json_line(chat(1, 1)) + "\n")
     there = make_plan(path, tmp_path)
     assert [one.missing for one in there.stages] == [None, None, None]
-    assert there.named("more")[0].key != planned.named("more")[0].key
-    assert there.named("sft")[0].key == planned.named("sft")[0].key, "it does not read the file"
+    assert there.find_stages("more")[0].key != planned.find_stages("more")[0].key
+    assert there.find_stages("sft")[0].key == planned.find_stages("sft")[0].key, "it does not read the file"
 
 
 def test_what_is_on_the_hub_is_not_downloaded_for_a_look(said: Callable[..., list[str]]) -> None:
