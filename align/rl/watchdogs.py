@@ -124,7 +124,6 @@ class Watchdogs:
 
     def _check_entropy(self, step: int, metrics: Metrics) -> Alert | None:
         """Returns an alert if the entropy is far below that of the first steps."""
-        """Returns an alert if the entropy is far below that of the first steps."""
         if "entropy" not in metrics or len(self.first_values["entropy"]) < FIRST_STEPS:
             return None
         start, now = sum(self.first_values["entropy"]) / FIRST_STEPS, metrics["entropy"]
@@ -137,7 +136,6 @@ class Watchdogs:
         )
 
     def _check_length(self, step: int, metrics: Metrics) -> Alert | None:
-        """Returns an alert if completions are far longer or shorter than in the first steps."""
         """Returns an alert if completions are far longer or shorter than in the first steps."""
         name = "completions/mean_tokens"
         if len(self.first_values[name]) < FIRST_STEPS:
@@ -170,14 +168,12 @@ class Watchdogs:
 
     def _stop_on_alerts(self, alerts: list[Alert]) -> list[Alert]:
         """Returns the alerts; raises StageError for one whose watchdog is to stop the stage."""
-        """Returns the alerts; raises StageError for one whose watchdog is to stop the stage."""
         for alert in alerts:
             if alert.watchdog in self.settings.stop_on:
                 raise StageError(f"step {alert.step}: stopped by watchdog {alert.watchdog}: {alert.message}")
         return alerts
 
     def to_state(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds of the watchdogs, as JSON."""
         """Returns what a checkpoint holds of the watchdogs, as JSON."""
         return {
             "rows": self.streaks,
@@ -188,7 +184,6 @@ class Watchdogs:
         }
 
     def restore_state(self, state: dict[str, Any]) -> None:
-        """Goes on where a checkpoint was written."""
         """Goes on where a checkpoint was written."""
         self.streaks, self.last_alerts, self.first_values = state["rows"], state["said"], state["first"]
         self.rewards.clear()

@@ -12,6 +12,9 @@ from qwen_align.align.tracking.curve import Run
 class TensorBoard:
     """Sends one run at a time to TensorBoard event files."""
 
+    library = "tensorboard"
+    api_keys: tuple[str, ...] = ()
+
     def __init__(self, tracking: Tracking, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -37,3 +40,18 @@ class TensorBoard:
     def end(self, *, is_whole: bool) -> None:
         """Closes the run."""
         self._writer.close()
+
+    @staticmethod
+    def needs_keys(tracking: Tracking) -> bool:
+        """Tells whether its process is given its keys."""
+        return False
+
+    @staticmethod
+    def needs_hub(tracking: Tracking) -> bool:
+        """Tells whether it talks to the Hugging Face hub."""
+        return False
+
+    @staticmethod
+    def describe_destination(tracking: Tracking, group: str, folder: Path) -> str:
+        """Returns where the curves go and how to look at them."""
+        return f"files; look at them with `tensorboard --logdir {folder}`"

@@ -10,6 +10,9 @@ from qwen_align.align.tracking.curve import Run
 class Trackio:
     """Sends one run at a time to trackio."""
 
+    library = "trackio"
+    api_keys: tuple[str, ...] = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
     def __init__(self, tracking: Tracking, folder: Path) -> None:
         import trackio
 
@@ -38,3 +41,19 @@ class Trackio:
     def end(self, *, is_whole: bool) -> None:
         """Closes the run."""
         self._run.finish()
+
+    @staticmethod
+    def needs_keys(tracking: Tracking) -> bool:
+        """Tells whether its process is given its keys."""
+        return tracking.space is not None
+
+    @staticmethod
+    def needs_hub(tracking: Tracking) -> bool:
+        """Tells whether it talks to the Hugging Face hub."""
+        return tracking.space is not None
+
+    @staticmethod
+    def describe_destination(tracking: Tracking, group: str, folder: Path) -> str:
+        """Returns where the curves go and how to look at them."""
+        destination = f"Space {tracking.space}" if tracking.space else "local"
+        return f"{destination}, project {tracking.project}; look at them with `trackio show`"

@@ -1,18 +1,32 @@
 """Sends runs to Weights & Biases: offline without a key, and never more than the figures and the settings."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.tracking.curve import Run
-from qwen_align.align.tracking.setup import WandbMode, choose_wandb_mode
 
 INIT_TIMEOUT_S = 15.0  # half of what the end of a run waits, so that a short run still has its files
+
+WandbMode = Literal["online", "offline", "disabled"]
+
+
+def choose_wandb_mode(variables: Mapping[str, str] = os.environ) -> WandbMode:
+    """Returns online with a key in the environment, else offline; WANDB_MODE can only ask for less."""
+    less: WandbMode
+    for less in ("offline", "disabled"):
+        if variables.get("WANDB_MODE") == less:
+            return less
+    return "online" if variables.get("WANDB_API_KEY") else "offline"
 
 
 class Wandb:
     """Sends one run at a time to Weights & Biases."""
+
+    library = "wandb"
+    api_keys: tuple[str, ...] = ("WANDB_API_KEY",)
 
     def __init__(self, tracking: Tracking, folder: Path) -> None:
         import wandb
@@ -73,3 +87,20 @@ class Wandb:
     def end(self, *, is_whole: bool) -> None:
         """Closes the run, as failed unless `is_whole`."""
         self._run.finish(exit_code=0 if is_whole else 1)
+
+    @staticmethod
+    def needs_keys(tracking: Tracking) -> bool:
+        """Tells whether its process is given its keys."""
+        return True
+
+    @staticmethod
+    def needs_hub(tracking: Tracking) -> bool:
+        """Tells whether it talks to the Hugging Face hub."""
+        return False
+
+    @staticmethod
+    def describe_destination(tracking: Tracking, group: str, folder: Path) -> str:
+        """Returns where the curves go and how to look at them."""
+        if (mode := choose_wandb_mode()) == "offline":
+            return f"offline; upload with `wandb sync {folder / 'offline-run-*'}`"
+        return f"{mode}, project {tracking.project}, group {group}"

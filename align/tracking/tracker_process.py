@@ -4,7 +4,6 @@ FOLDER/job.json says which tracker, FOLDER/orders.jsonl grows while the run goes
 people. Nobody waits for it and it asks for nothing; when its input ends, which is when the run does, it finishes.
 """
 
-import importlib
 import json
 import os
 import select
@@ -12,35 +11,18 @@ import signal
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from qwen_align.align.context import TRACKING
 from qwen_align.align.settings.tracking import Tracking
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.tracking.curve import Curve, JsonLinesReader, Point, Run, to_point
+from qwen_align.align.tracking.trackers import Tracker, load_tracker_class
 
 POLL_S = 0.5
 ALONE_S = 120  # how long it lives on when the run is gone; a run that ends in order waits less and then ends it
-TRACKERS = {
-    "tensorboard": "to_tensorboard:TensorBoard",
-    "wandb": "to_wandb:Wandb",
-    "trackio": "to_trackio:Trackio",
-}
-
-
-class Tracker(Protocol):
-    """Sends one run at a time: `begin`, `log` with rising steps, `end`. Any of them may raise anything, or hang."""
-
-    def begin(self, run: Run) -> str | None:
-        """Opens or resumes a run; returns a message to people, if there is one."""
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Sends the figures of one step."""
-
-    def end(self, *, is_whole: bool) -> None:
-        """Closes the run; `is_whole`: its stage has finished."""
 
 
 class Destination(NamedTuple):
@@ -60,7 +42,9 @@ def main(folder: Path) -> int:
         write_json(folder / "said.json", {"message": message, "is_last": is_last})
 
     try:
-        tracker = make_tracker(job["where"]["tracker"], Tracking.model_validate(job["tracking"]), Path(job["folder"]))
+        tracker = load_tracker_class(job["where"]["tracker"])(
+            Tracking.model_validate(job["tracking"]), Path(job["folder"])
+        )
         serve_orders(tracker, Destination(**job["where"]), folder / "orders.jsonl", wait_for_run_end, write_message)
     except Exception as error:  # noqa: BLE001 - the boundary to trackers' code, which may raise anything
         traceback.print_exc()
@@ -68,13 +52,6 @@ def main(folder: Path) -> int:
         write_message(": ".join([type(error).__name__, *error_lines[:1]]), is_last=True)
         return 1
     return 0
-
-
-def make_tracker(name: str, tracking: Tracking, folder: Path) -> Tracker:
-    """Makes the tracker of that name; imports its library."""
-    module, _, cls = TRACKERS[name].partition(":")
-    tracker: Tracker = getattr(importlib.import_module(f"qwen_align.align.tracking.{module}"), cls)(tracking, folder)
-    return tracker
 
 
 def wait_for_run_end() -> bool:
@@ -102,7 +79,7 @@ def serve_orders(
                 sender = CurveSender(tracker, destination, curve, write_message)
             elif sender:
                 sender.send_new_points()
-                sender.send_points([Point(*to_point) for to_point in order["end"]["points"]])
+                sender.send_points([Point(*point) for point in order["end"]["points"]])
                 tracker.end(is_whole=order["end"]["is_whole"])
                 sender = None
         if sender:

@@ -109,10 +109,7 @@ assert all(abs(sample["advantage"] - (sample["value"] - best[sample["prompt_id"]
 def test_a_toy_of_each_table_takes_a_function_a_line_and_a_member_and_trains(tiny_model: Path, tmp_path: Path) -> None:
     copy = Copy(tmp_path / "copy")
     for file, before, text in EDITS:
-        path = copy.root / file
-        source = path.read_text(encoding="utf-8")
-        assert source.count(before) == 1, (file, before)
-        path.write_text(source.replace(before, text.lstrip("\n") + before), encoding="utf-8")
+        copy.insert(file, before, text)
     (tmp_path / "run").mkdir()
     ended = copy.python("-c", STEP, str(tiny_model), str(tmp_path / "run"), limit_s=300)
     assert ended.code == 0, ended.said

@@ -2,10 +2,6 @@
 
 import ast
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +10,7 @@ import pytest
 
 from qwen_align.align.settings.recipe import StageSpec
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
+from tests.evidence.planting import Copy
 
 ROOT = Path(__file__).parents[2]
 UNION = "StageSpec in align/settings/recipe.py"
@@ -148,39 +145,6 @@ stages:
 """
 
 
-class Copy:
-    """A copy of the tree, imported as `qwen_align` by what runs in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "qwen_align"
-        listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-        )
-        for name in listed.stdout.decode().splitlines():
-            if (ROOT / name).exists():
-                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / name, self.root / name)
-
-    def write(self, name: str, text: str) -> None:
-        (self.root / name).write_text(text.lstrip("\n"))
-
-    def insert(self, name: str, before: str, text: str) -> None:
-        """Puts lines before the first occurrence of `before`."""
-        old = (self.root / name).read_text()
-        assert before in old
-        (self.root / name).write_text(old.replace(before, text + before, 1))
-
-    def python(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(self.root.parent), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-
 def add_settings(copy: Copy) -> None:
     copy.write("align/settings/count_rows.py", TOY_SETTINGS)
 
@@ -206,10 +170,10 @@ def add_member(copy: Copy) -> None:
 
 def regenerate(copy: Copy) -> None:
     for script in ("tests/architecture/test_code_versions.py", "tests/align/store/test_keys.py"):
-        done = copy.python(script, "--new")
-        assert done.returncode == 0, done.stderr
-    done = copy.python("-m", "qwen_align.align.commands.settings_reference", "docs/reference.md")
-    assert done.returncode == 0, done.stderr
+        ended = copy.python(script, "--new", limit_s=300)
+        assert ended.code == 0, ended.said
+    ended = copy.python("-m", "qwen_align.align.commands.settings_reference", "docs/reference.md", limit_s=300)
+    assert ended.code == 0, ended.said
 
 
 @pytest.mark.slow
@@ -220,15 +184,15 @@ def test_a_toy_kind_is_added_with_two_files_an_entry_and_a_member(tmp_path: Path
     recipe = tmp_path / "toy.yaml"
     recipe.write_text(RECIPE)
     command = ("-m", "qwen_align.cli")
-    checked = copy.python(*command, "check", recipe, "--home", tmp_path)
-    assert "counts 7 rows" in checked.stdout, checked.stdout + checked.stderr
-    ran = copy.python(*command, "run", recipe, "--home", tmp_path)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    checked = copy.python(*command, "check", str(recipe), "--home", str(tmp_path), limit_s=300)
+    assert "counts 7 rows" in checked.said, checked.said
+    ran = copy.python(*command, "run", str(recipe), "--home", str(tmp_path), limit_s=300)
+    assert ran.code == 0, ran.said
     manifest = json.loads((tmp_path / "runs/toy/stages/count/manifest.json").read_text())
     assert manifest["summary"] == {"counted": 5}
     for tests in (REGISTRY_TESTS, NEW_KIND_IS_RECORDED):
-        suite = copy.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
-        assert suite.returncode == 0, suite.stdout
+        suite = copy.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, limit_s=300)
+        assert suite.code == 0, suite.said
 
 
 REGISTRY_TESTS = ("tests/architecture/test_stage_registry.py", "-k", "not toy and not left_out")
@@ -251,6 +215,6 @@ def test_what_is_left_out_of_a_new_kind_is_named(left_out: str, tmp_path: Path) 
         if name not in (left_out, "generated"):
             add(copy)
     _, tests, message = STEPS[left_out]
-    suite = copy.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
-    assert suite.returncode != 0
-    assert message in suite.stdout, suite.stdout[-3000:]
+    suite = copy.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, limit_s=300)
+    assert suite.code != 0
+    assert message in suite.said, suite.said[-3000:]

@@ -42,6 +42,17 @@ class Copy:
         if Path(found).resolve() != (self.root / "__init__.py").resolve():
             raise RuntimeError(f"the copy in {self.root} is not what is imported, but {found}")
 
+    def write(self, file: str, text: str) -> None:
+        """Writes a new file."""
+        self._write(self.root / file, text.lstrip("\n"))
+
+    def insert(self, file: str, before: str, text: str) -> None:
+        """Puts text before another one, which has to stand in the file once; raises ValueError otherwise."""
+        source = (self.root / file).read_text(encoding="utf-8")
+        if source.count(before) != 1:
+            raise ValueError(f"{file}: the text stands there {source.count(before)} times, not once: {before!r}")
+        self._write(self.root / file, source.replace(before, text.lstrip("\n") + before))
+
     @contextmanager
     def planted(self, file: str, old: str, new: str) -> Iterator[None]:
         """Inside, the file has `new` in the place of `old`; raises ValueError unless that stands there once."""

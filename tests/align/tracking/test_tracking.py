@@ -16,8 +16,9 @@ from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.pipeline.run import run as run_plan
 from qwen_align.align.settings.recipe_file import load_variants
 from qwen_align.align.settings.tracking import Tracking
-from qwen_align.align.tracking import setup, tracker_clients, tracker_process
+from qwen_align.align.tracking import setup, to_wandb, tracker_clients, tracker_process
 from qwen_align.align.tracking.curve import Curve, JsonLinesReader, Run, to_evaluation_point, to_point
+from qwen_align.align.tracking.trackers import load_tracker_class
 from qwen_align.align.training import trl_arguments
 
 DATA: dict[str, Any] = {
@@ -289,10 +290,10 @@ def test_check_says_where_the_curves_go(
 
 
 def test_wandb_is_online_only_with_a_key_in_the_environment() -> None:
-    assert setup.choose_wandb_mode({}) == "offline"
-    assert setup.choose_wandb_mode({"WANDB_MODE": "online"}) == "offline"
-    assert setup.choose_wandb_mode({"WANDB_API_KEY": "k"}) == "online"
-    assert setup.choose_wandb_mode({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}) == "offline"
+    assert to_wandb.choose_wandb_mode({}) == "offline"
+    assert to_wandb.choose_wandb_mode({"WANDB_MODE": "online"}) == "offline"
+    assert to_wandb.choose_wandb_mode({"WANDB_API_KEY": "k"}) == "online"
+    assert to_wandb.choose_wandb_mode({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}) == "offline"
 
 
 def test_a_trackers_process_gets_its_own_key_and_nothing_that_reports() -> None:
@@ -400,7 +401,7 @@ def test_tensorboard_holds_each_step_once_over_a_kill(tmp_path: Path) -> None:
     stage, files = tmp_path / "stage", tmp_path / "files"
     stage.mkdir()
     for first, last in ((1, 7), (6, 9)):
-        tracker = tracker_process.make_tracker("tensorboard", Tracking(to=["tensorboard"]), files)
+        tracker = load_tracker_class("tensorboard")(Tracking(to=["tensorboard"]), files)
         if first > 1:
             cut_after(stage, first - 1)
         write_steps(stage, first, last)
