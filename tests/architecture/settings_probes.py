@@ -510,9 +510,13 @@ def record_vllm_arguments(engine: Any) -> Any:
 
     from qwen_align.align.training import trl_compat
 
+    # Imported before vLLM is said to be there, or it would be imported too.
+    generation, import_utils = (
+        importlib.import_module(f"trl.{name}") for name in ("generation.vllm_generation", "import_utils")
+    )
     with (
-        mock.patch.object(importlib.import_module("trl.import_utils"), "is_vllm_available", return_value=True),
-        mock.patch.object(importlib.import_module("trl.generation.vllm_generation"), "VLLMGeneration") as made,
+        mock.patch.object(import_utils, "is_vllm_available", return_value=True),
+        mock.patch.object(generation, "VLLMGeneration") as made,
     ):
         trl_compat.open_vllm_generation(None, None, None, engine, max_tokens=9)
     return {name: str(value) for name, value in made.call_args.kwargs.items()}
