@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 import json
 import shutil
 import warnings
@@ -176,7 +177,7 @@ class World:
         for measured in (3.0, 1.5, 0.7, 0.3, 0.2, 0.1):
             kl.adapt(spec.kl, measured, n_completions=8)
             entropy.adapt(spec.entropy, measured)
-            recorded.append((kl.value, entropy.paid))
+            recorded.append((kl.value, entropy.effective_value))
         return recorded
 
     def alerts(self, settings: Settings) -> Any:
@@ -507,14 +508,15 @@ def record_vllm_arguments(engine: Any) -> Any:
     """What VLLMGeneration is constructed with."""
     from unittest import mock
 
-    import trl.generation.vllm_generation  # so that its class can be replaced
-    import trl.import_utils
-
     from qwen_align.align.training import trl_compat
 
+    # Imported before vLLM is said to be there, or it would be imported too.
+    generation, import_utils = (
+        importlib.import_module(f"trl.{name}") for name in ("generation.vllm_generation", "import_utils")
+    )
     with (
-        mock.patch.object(trl.import_utils, "is_vllm_available", return_value=True),
-        mock.patch.object(trl.generation.vllm_generation, "VLLMGeneration") as made,
+        mock.patch.object(import_utils, "is_vllm_available", return_value=True),
+        mock.patch.object(generation, "VLLMGeneration") as made,
     ):
         trl_compat.open_vllm_generation(None, None, None, engine, max_tokens=9)
     return {name: str(value) for name, value in made.call_args.kwargs.items()}
