@@ -1,4 +1,4 @@
-"""The tables of RL and preference learning agree with the settings, and adding to one takes a function, a line and a member."""
+"""The tables of RL and preference learning agree with the settings; a new entry is a function, a line and a member."""
 
 from pathlib import Path
 from typing import Any, get_args
