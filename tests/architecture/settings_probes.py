@@ -157,7 +157,7 @@ class World:
         elif spec.kind in ("grpo", "ppo"):
             made = trl_arguments.build_online_rl_arguments(spec, runtime, out, seed=0)
         else:
-            make: Callable[..., Any] = getattr(trl_arguments, spec.kind)
+            make: Callable[..., Any] = getattr(trl_arguments, f"build_{spec.kind}_arguments")
             made = make(spec, runtime, out, steps=9, seed=0)
         lora = trl_arguments.build_lora_config(spec.lora)
         return made.to_dict(), lora and {name: str(value) for name, value in sorted(lora.to_dict().items())}
