@@ -155,7 +155,7 @@ class World:
         if spec.kind == "grpo" and spec.trainer == "trl":
             made = trl_arguments.build_grpo_arguments(spec, spec.sampling.for_policy(), runtime, out, seed=0)
         elif spec.kind in ("grpo", "ppo"):
-            made = trl_arguments.build_online_rl_arguments(spec, runtime, out, seed=0)
+            made = trl_arguments.build_online_rl_arguments(spec, runtime, out, seed=0, has_unused_parameters=False)
         else:
             make: Callable[..., Any] = getattr(trl_arguments, f"build_{spec.kind}_arguments")
             made = make(spec, runtime, out, steps=9, seed=0)
