@@ -1,4 +1,4 @@
-"""The command `qwen-align`: parses, prints, and sets the exit code; what it needs it imports late."""
+"""The command `qwen-align`: parses arguments, prints, and sets the exit code; each command imports what it needs."""
 
 import argparse
 import contextlib
@@ -20,25 +20,25 @@ examples:
   qwen-align run my.yaml                                      run it, or go on where it stopped
   qwen-align run my.yaml --set stages.grpo.learning_rate=1e-6
   qwen-align show my.yaml sft                                 tokens and loss mask of what a stage trains on
-  qwen-align chat my.yaml sft                                 talk to what a stage made
+  qwen-align chat my.yaml sft                                 chat with the model a stage made
   qwen-align score rows.jsonl --reward math_answer --out scored.jsonl
-  qwen-align audit reward my_reward.py:judge                  what does this reward pay for?
+  qwen-align audit reward my_reward.py:judge                  which wrong completions does it pay for?
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _build_parser().parse_args(arguments)
     if parsed.command is None:
-        _parser().print_help()
+        _build_parser().print_help()
         return 0
     from rich.console import Console
 
     from qwen_align.align.errors import AlignError
 
-    out = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
+    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
     try:
-        return int(parsed.command(parsed, out) or 0)
+        return int(parsed.command(parsed, console) or 0)
     except AlignError as error:
         Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True).print(f"qwen-align: {error}")
         return error.exit_code
@@ -53,63 +53,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 4
 
 
-def _run(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align.commands.progress import Progress, stop_on_signals
+def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
+    """Runs a recipe and prints its results."""
+    from qwen_align.align.commands.progress import RunProgress, stop_on_signals
     from qwen_align.align.errors import AlignError
     from qwen_align.align.pipeline.plan import plan as make_plan
     from qwen_align.align.pipeline.run import run as run_plan
-    from qwen_align.align.reporting import results
+    from qwen_align.align.reporting.report_files import write_report
+    from qwen_align.align.reporting.terminal import build_results_table
 
-    planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    with Progress(out, planned) as progress, stop_on_signals() as stop:
+    plan = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    with RunProgress(console, plan) as progress, stop_on_signals() as stop:
         try:
-            run_plan(planned, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
+            run_plan(plan, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
         except AlignError:
-            with contextlib.suppress(OSError):  # what went wrong is said; on a full disk there is no report beside it
-                results.write(planned)
+            with contextlib.suppress(OSError):  # the error is reported anyway; a full disk has no room for a report
+                write_report(plan)
             raise
-    written = results.write(planned)
-    if written.ladder or written.controls:
-        out.print(results.table(written))
-    out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
+    results = write_report(plan)
+    if results.ladder or results.controls:
+        console.print(build_results_table(results))
+    console.print(f"report: {plan.run_folder / 'report.md'}", soft_wrap=True)
     return 0
 
 
-def _check(parsed: argparse.Namespace, out: "Console") -> int:
+def _check_recipe(parsed: argparse.Namespace, console: "Console") -> int:
+    """Prints what a run would do."""
     from qwen_align.align.commands import check
     from qwen_align.align.pipeline.plan import plan as make_plan
 
-    planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    for line in check.describe_plan(planned):
-        out.print(line, soft_wrap=True)
+    plan = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    for line in check.describe_plan(plan):
+        console.print(line, soft_wrap=True)
     return 0
 
 
-def _show(parsed: argparse.Namespace, out: "Console") -> int:
+def _show_rows(parsed: argparse.Namespace, console: "Console") -> int:
+    """Prints rows of a stage with their loss mask."""
     from qwen_align.align.commands import show
     from qwen_align.align.pipeline.plan import plan as make_plan
 
-    planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    for line in show.lines(planned, parsed.stage, rows=parsed.rows, first=parsed.first):
-        out.print(line if out.is_terminal else show.marked(line), soft_wrap=True, markup=False)
+    plan = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    for line in show.render_stage_rows(plan, parsed.stage, rows=parsed.rows, first=parsed.first):
+        console.print(line if console.is_terminal else show.mark_trained_text(line), soft_wrap=True, markup=False)
     return 0
 
 
-def _report(parsed: argparse.Namespace, out: "Console") -> int:
+def _print_report(parsed: argparse.Namespace, console: "Console") -> int:
+    """Writes and prints the report."""
     from qwen_align.align.pipeline.plan import plan as make_plan
-    from qwen_align.align.reporting import results
+    from qwen_align.align.reporting.report_files import write_report
+    from qwen_align.align.reporting.terminal import build_results_table
 
-    planned = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    written = results.write(planned)
-    if not planned.run_folder.exists():
-        out.print(f"{planned.run_folder}: nothing has run yet: `qwen-align run {parsed.recipe}`", soft_wrap=True)
+    plan = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    results = write_report(plan)
+    if not plan.run_folder.exists():
+        console.print(f"{plan.run_folder}: nothing has run yet: `qwen-align run {parsed.recipe}`", soft_wrap=True)
         return 0
-    out.print(results.table(written))
-    out.print(f"report: {planned.run_folder / 'report.md'}", soft_wrap=True)
+    console.print(build_results_table(results))
+    console.print(f"report: {plan.run_folder / 'report.md'}", soft_wrap=True)
     return 0
 
 
-def _chat(parsed: argparse.Namespace, out: "Console") -> int:
+def _chat_with_model(parsed: argparse.Namespace, console: "Console") -> int:
+    """Chats with the model of a stage."""
     from qwen_align.align.commands import chat
     from qwen_align.align.generation.local import LocalEngine
     from qwen_align.align.models import loading
@@ -117,35 +124,39 @@ def _chat(parsed: argparse.Namespace, out: "Console") -> int:
     from qwen_align.align.settings.runtime import Runtime
     from qwen_align.align.settings.sampling import SamplingSettings
 
-    folder = chat.model_folder(make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
+    folder = chat.find_model_folder(make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
     renderer = loading.load_renderer(folder)
     engine = LocalEngine(loading.load_model(folder).to(loading.choose_device(Runtime())), stop_ids=renderer.stop_ids)
     sampling = SamplingSettings(
         temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
     )
     conversation = chat.Conversation(engine, renderer, sampling, seed=parsed.seed, mode=parsed.mode)
-    out.print(f"{parsed.stage}: /quit ends, /help lists what else there is", style="dim")
-    chat.talk(
+    console.print(f"{parsed.stage}: /quit ends, /help lists the commands", style="dim")
+    chat.run_chat(
         conversation,
         input,
-        lambda text, is_thinking: out.print(text, end="", style="dim italic" if is_thinking else "", soft_wrap=True),
-        lambda text: out.print(text, style="dim", soft_wrap=True),
+        lambda text, is_thinking: console.print(
+            text, end="", style="dim italic" if is_thinking else "", soft_wrap=True
+        ),
+        lambda text: console.print(text, style="dim", soft_wrap=True),
     )
     return 0
 
 
-def _recipes(parsed: argparse.Namespace, out: "Console") -> int:
+def _print_recipes(parsed: argparse.Namespace, console: "Console") -> int:
+    """Lists the shipped recipes, or prints one."""
     from qwen_align.align.commands import shipped_recipes
 
     if parsed.name:
-        sys.stdout.write(shipped_recipes.text(parsed.name))
+        sys.stdout.write(shipped_recipes.read_recipe(parsed.name))
         return 0
-    for name, says in shipped_recipes.listing():
-        out.print(f"{name:<14} {says}", soft_wrap=True)
+    for name, sentence in shipped_recipes.list_recipes():
+        console.print(f"{name:<14} {sentence}", soft_wrap=True)
     return 0
 
 
-def _schema(parsed: argparse.Namespace, out: "Console") -> int:
+def _print_schema(parsed: argparse.Namespace, console: "Console") -> int:
+    """Prints the JSON Schema of recipes."""
     import json
 
     from qwen_align.align.settings.recipe import Recipe
@@ -154,48 +165,52 @@ def _schema(parsed: argparse.Namespace, out: "Console") -> int:
     return 0
 
 
-def _build(parsed: argparse.Namespace, out: "Console") -> int:
+def _build_data(parsed: argparse.Namespace, console: "Console") -> int:
+    """Builds one data stage alone and prints its counts."""
     from qwen_align.align.commands import build
 
-    summary = build.build(build.load(parsed.spec, parsed.set), parsed.out)
-    out.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
+    summary = build.build_data_folder(build.load_build_settings(parsed.spec, parsed.set), parsed.out)
+    console.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
     for reason, count in summary["dropped"].items():
-        out.print(f"{count:>9,}  dropped: {reason}", soft_wrap=True)
+        console.print(f"{count:>9,}  dropped: {reason}", soft_wrap=True)
     converted = summary.get("conversion", {})
     if converted:
-        out.print(f"format: {converted['format']}{' (recognised)' if converted['recognised'] else ''}")
+        console.print(f"format: {converted['format']}{' (recognised)' if converted['recognised'] else ''}")
     for column, count in converted.get("columns_left_out", {}).items():
-        out.print(f"{count:>9,}  rows' column left out: {column}", soft_wrap=True)
+        console.print(f"{count:>9,}  rows' column left out: {column}", soft_wrap=True)
     return 0
 
 
-def _push(parsed: argparse.Namespace, out: "Console") -> int:
-    from qwen_align.align.commands.push import push
+def _push_data(parsed: argparse.Namespace, console: "Console") -> int:
+    """Uploads built data."""
+    from qwen_align.align.commands.push import push_data_folder
 
-    out.print(f"pushed: {push(parsed.folder, parsed.to, private=parsed.private)}", soft_wrap=True)
+    console.print(f"pushed: {push_data_folder(parsed.folder, parsed.to, private=parsed.private)}", soft_wrap=True)
     return 0
 
 
-def _score(parsed: argparse.Namespace, out: "Console") -> int:
+def _score_file(parsed: argparse.Namespace, console: "Console") -> int:
+    """Judges a file of completions and prints the counts."""
     from rich.progress import Progress, TextColumn
 
-    from qwen_align.align.commands.score import score
+    from qwen_align.align.commands.score import score_file
     from qwen_align.align.settings.recipe_file import parse_overrides
     from qwen_align.reward.settings import parse_reward
 
     reward = parse_reward(parsed.reward, dict(parse_overrides(parsed.set)))
-    with Progress(TextColumn("{task.completed:,.0f} rows judged"), console=out, transient=True) as bar:
+    with Progress(TextColumn("{task.completed:,.0f} rows judged"), console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
-        scored = score(parsed.rows, parsed.out, reward, lambda rows: bar.update(task, completed=rows))
+        scored = score_file(parsed.rows, parsed.out, reward, lambda rows: bar.update(task, completed=rows))
     mean = "none" if scored.mean is None else f"{scored.mean:.4f}"
-    out.print(f"{scored.rows:,} rows, mean value {mean}, without a verdict: {scored.without:,}")
+    console.print(f"{scored.rows:,} rows, mean value {mean}, without a verdict: {scored.n_without_verdict:,}")
     for reason, count in scored.reasons.items():
-        out.print(f"{count:>9,}  {reason}", soft_wrap=True)
-    out.print(f"written: {parsed.out}", soft_wrap=True)
+        console.print(f"{count:>9,}  {reason}", soft_wrap=True)
+    console.print(f"written: {parsed.out}", soft_wrap=True)
     return 0
 
 
-def _audit(parsed: argparse.Namespace, out: "Console") -> int:
+def _audit_reward(parsed: argparse.Namespace, console: "Console") -> int:
+    """Prints what a reward pays for golden and adversarial completions; 4 if it judges one wrongly."""
     from rich.table import Table
 
     from qwen_align.align.rows import Problem, read_rows, require_row_type
@@ -206,40 +221,45 @@ def _audit(parsed: argparse.Namespace, out: "Console") -> int:
     reward = parse_reward(parsed.reward, dict(parse_overrides(parsed.set)))
     reward.check_machine()
     problems = list(require_row_type(Problem, read_rows(parsed.rows)))[: parsed.first] if parsed.rows else []
-    found = audit_reward(reward, problems)
+    findings = audit_reward(reward, problems)
     table = Table("", "completion", "value", "reason", box=None, pad_edge=False)
-    for one in found:
-        is_silent = one.verdict.value is None and one.pays is None
-        sign = "wrong" if one.is_wrong else "none" if is_silent else "paid" if one.is_paid and not one.pays else "ok"
-        value = "none" if one.verdict.value is None else f"{one.verdict.value:g}"
-        table.add_row(sign, one.probe, value, one.verdict.reason)
-    out.print(table)
-    if not any(one.verdict.value is not None for one in found):
-        out.print("it has no verdict on any of them")
+    for finding in findings:
+        is_silent = finding.verdict.value is None and finding.pays is None
+        sign = "none" if is_silent else "paid" if finding.is_paid and not finding.pays else "ok"
+        sign = "wrong" if finding.is_wrong else sign
+        value = "none" if finding.verdict.value is None else f"{finding.verdict.value:g}"
+        table.add_row(sign, finding.probe, value, finding.verdict.reason)
+    console.print(table)
+    if not any(finding.verdict.value is not None for finding in findings):
+        console.print("it has no verdict on any completion")
         return 4
-    wrong, paid = sum(one.is_wrong for one in found), sum(one.is_paid and one.pays is None for one in found)
-    out.print(f"{len(found)} completions: {wrong} judged wrongly, {paid} paid that solve nothing")
-    return 4 if wrong else 0
+    n_wrong = sum(finding.is_wrong for finding in findings)
+    n_paid = sum(finding.is_paid and finding.pays is None for finding in findings)
+    console.print(f"{len(findings)} completions: {n_wrong} judged wrongly, {n_paid} paid that solve nothing")
+    return 4 if n_wrong else 0
 
 
-def _doctor(parsed: argparse.Namespace, out: "Console") -> int:
+def _check_machine(parsed: argparse.Namespace, console: "Console") -> int:
+    """Prints what this machine has; 4 if something stops a run."""
     from qwen_align.align.commands import doctor
 
-    findings = doctor.examine(parsed.home)
+    findings = doctor.examine_machine(parsed.home)
     for finding in findings:
-        out.print(finding.line(), soft_wrap=True)
+        console.print(finding.format_line(), soft_wrap=True)
     return 4 if any(finding.is_bad for finding in findings) else 0
 
 
-def _prune(parsed: argparse.Namespace, out: "Console") -> int:
+def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
+    """Deletes stored stages that no run links to."""
     from qwen_align.align.store import prune
 
     for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run):
-        out.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)
+        console.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="qwen-align",
         description="Post-training of Qwen models from one recipe: data, SFT, DPO, GRPO, fusion, evaluation.",
@@ -249,39 +269,45 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    run = _command(commands, "run", _run, "run a recipe, or go on where it stopped", recipe=True)
+    run = _add_command(commands, "run", _run_recipe, "run a recipe, or go on where it stopped", recipe=True)
     run.add_argument("--force", metavar="STAGE", action="append", default=[], help="recompute this stage; repeatable")
     run.add_argument("--same-versions", action="store_true", help="refuse results of other major library versions")
-    _command(commands, "check", _check, "validate a recipe and say what would run; nothing is trained", recipe=True)
-    show = _command(commands, "show", _show, "tokens and loss mask of a stage's rows", recipe=True)
+    _add_command(
+        commands, "check", _check_recipe, "validate a recipe and report what would run; nothing is trained", recipe=True
+    )
+    show = _add_command(commands, "show", _show_rows, "tokens and loss mask of a stage's rows", recipe=True)
     show.add_argument("stage", help="a data stage, or a stage that trains on data")
     show.add_argument("--rows", type=int, default=3, help="how many rows (default 3)")
     show.add_argument("--first", type=int, default=0, help="skip so many rows first")
-    _command(commands, "report", _report, "write and print the report of what is done so far", recipe=True)
-    chat = _command(commands, "chat", _chat, "talk to a stage's model in the terminal", recipe=True)
+    _add_command(commands, "report", _print_report, "write and print the report of what is done so far", recipe=True)
+    chat = _add_command(commands, "chat", _chat_with_model, "chat with a stage's model in the terminal", recipe=True)
     chat.add_argument("stage", help="a stage that makes a model, or a name under models")
-    chat.add_argument("--mode", choices=["think", "no_think"], help="to begin with (default: as the model likes)")
-    chat.add_argument("--max-tokens", type=int, default=2048, help="of an answer (default 2048)")
-    chat.add_argument("--temperature", type=float, help="default: Qwen3's advice for the mode")
-    chat.add_argument("--top-p", type=float, help="the same")
-    chat.add_argument("--top-k", type=int, help="the same")
-    chat.add_argument("--seed", type=int, default=0, help="the same seed and words get the same answers")
-    recipes = _command(commands, "recipes", _recipes, "list the shipped recipes, or print one")
-    recipes.add_argument("name", nargs="?", help="print this recipe, to be saved and changed")
-    _command(commands, "schema", _schema, "JSON Schema of a recipe, for editors")
-    build = _command(commands, "build", _build, "build one data stage alone, with a card of what it holds")
+    chat.add_argument("--mode", choices=["think", "no_think"], help="of the first turn (default: the model's own)")
+    chat.add_argument("--max-tokens", type=int, default=2048, help="at most, of an answer (default 2048)")
+    chat.add_argument("--temperature", type=float, help="default: what Qwen3 recommends for the mode")
+    chat.add_argument("--top-p", type=float, help="default: as for --temperature")
+    chat.add_argument("--top-k", type=int, help="default: as for --temperature")
+    chat.add_argument("--seed", type=int, default=0, help="the same seed and messages get the same answers")
+    recipes = _add_command(commands, "recipes", _print_recipes, "list the shipped recipes, or print one")
+    recipes.add_argument("name", nargs="?", help="print this recipe, to save and change it")
+    _add_command(commands, "schema", _print_schema, "JSON Schema of a recipe, for editors")
+    build = _add_command(commands, "build", _build_data, "build one data stage alone, with a card of what it holds")
     build.add_argument("spec", type=Path, help="the stage's settings (YAML): builder, sieve, limit, seed")
-    build.add_argument("--out", type=Path, required=True, help="a new folder for rows.jsonl and what goes with it")
-    push = _command(commands, "push", _push, "upload built data with their card to the Hugging Face hub")
+    build.add_argument(
+        "--out", type=Path, required=True, help="a new folder for rows.jsonl, dropped.jsonl and the data card"
+    )
+    push = _add_command(commands, "push", _push_data, "upload built data with their card to the Hugging Face hub")
     push.add_argument("folder", type=Path, help="what `build` wrote, or a data stage's folder under store/")
-    push.add_argument("--to", required=True, metavar="OWNER/NAME", help="the data set on the hub; made if need be")
-    push.add_argument("--private", action="store_true", help="a data set that is made is private")
-    score = _command(commands, "score", _score, "judge a file of completions and golds")
+    push.add_argument("--to", required=True, metavar="OWNER/NAME", help="the data set on the hub; created if missing")
+    push.add_argument("--private", action="store_true", help="create the data set as private")
+    score = _add_command(commands, "score", _score_file, "judge a file of completions and golds")
     score.add_argument("rows", type=Path, help="completions (or text) and golds: JSON Lines, JSON, CSV, Parquet")
     score.add_argument("--reward", required=True, metavar="REWARD", help="a kind, or my_reward.py:function")
     score.add_argument("--out", type=Path, required=True, help="the same rows with value and reason")
-    audit = _command(commands, "audit", _audit, "show a reward golden and adversarial completions: what does it pay?")
-    audit.add_argument("what", choices=["reward"], help="what is audited")
+    audit = _add_command(
+        commands, "audit", _audit_reward, "judge golden and adversarial completions with a reward, to see what it pays"
+    )
+    audit.add_argument("what", choices=["reward"], help="what to audit")
     audit.add_argument("reward", metavar="REWARD", help="a kind, or my_reward.py:function")
     audit.add_argument("--rows", type=Path, help="also against these problems (rows.jsonl of a data stage)")
     audit.add_argument("--first", type=int, default=4, help="how many of the problems (default 4)")
@@ -289,28 +315,31 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--set", metavar="SETTING=VALUE", action="append", default=[], help="change a setting; repeatable"
         )
-    _command(commands, "doctor", _doctor, "what this machine has, and what is wrong with it")
-    prune = _command(commands, "prune", _prune, "delete stored stages that no run links to")
-    prune.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    _add_command(commands, "doctor", _check_machine, "check this machine: libraries, devices, sandbox, disk")
+    prune = _add_command(commands, "prune", _prune_store, "delete stored stages that no run links to")
+    prune.add_argument("--dry-run", action="store_true", help="only list what would be deleted")
     return parser
 
 
-def _command(
+def _add_command(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
     function: object,
-    says: str,
+    help_text: str,
     *,
     recipe: bool = False,
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=says, description=says[0].upper() + says[1:] + ".")
+    """Adds a command that `function` carries out; `recipe`: it takes a recipe and its options."""
+    parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     parser.set_defaults(command=function)
     if recipe:
         parser.add_argument("recipe", type=Path, help="a recipe file (YAML)")
         parser.add_argument(
             "--set", metavar="SETTING=VALUE", action="append", default=[], help="change a setting; repeatable"
         )
-        parser.add_argument("--tiny", action="store_true", help="the recipe's tiny form, to try it out on this machine")
+        parser.add_argument(
+            "--tiny", action="store_true", help="the recipe's tiny form, to try it out on a small machine"
+        )
     else:
         parser.set_defaults(set=[])
     parser.add_argument(

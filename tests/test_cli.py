@@ -59,6 +59,45 @@ def test_check_of_the_quickstart_takes_under_two_seconds(command: str, tmp_path:
     assert any(seconds() < 2 * slowness() for _ in range(3)), "best of three"
 
 
+CHECKED = """
+import collections, json, sys
+calls = collections.Counter()
+
+def count(owner, name):
+    function = getattr(owner, name)
+    def counted(*arguments, **options):
+        calls[name] += 1
+        return function(*arguments, **options)
+    setattr(owner, name, staticmethod(counted) if isinstance(owner, type) else counted)
+
+from qwen_align.align.rendering import renderer
+from qwen_align.align.stages import checks
+count(renderer.Renderer, "load")
+count(checks, "build_rows")
+from qwen_align.cli import main
+code = main(["check", sys.argv[1], "--home", sys.argv[2]])
+print(json.dumps({"code": code, "calls": calls, "modules": sorted(sys.modules)}), file=sys.stderr)
+"""
+# What takes long to import, and none of which `check` needs.
+NOT_FOR_CHECK = (
+    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub"),
+    *("numpy", "pandas", "scipy", "sympy", "mpmath", "langdetect", "jsonschema", "reasoning_gym"),
+    *("asyncio", "multiprocessing", "unittest", "rich.table", "rich.progress"),
+    *("qwen_align.align.reporting.html", "qwen_align.align.reporting.results", "qwen_align.align.pipeline.launcher"),
+    *("qwen_align.align.generation.local", "qwen_align.align.stages.sft", "qwen_align.align.stages.evaluate"),
+)
+
+
+def test_check_imports_nothing_it_does_not_need_and_does_nothing_twice(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", CHECKED, str(ROOT / "recipes" / "quickstart.yaml"), str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    said = json.loads(done.stderr.splitlines()[-1])
+    assert said["code"] == 0
+    assert not set(NOT_FOR_CHECK) & set(said["modules"])
+    n_built = sum(" build_data " in line and "unknown until" not in line for line in done.stdout.splitlines())
+    assert said["calls"] == {"load": 1, "build_rows": n_built}, "one base model, and each stage's rows once"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(cli: Callable[..., Any], name: str) -> None:
     said = cli(name, "--help")
@@ -124,7 +163,7 @@ def test_recipes_are_listed_and_printed(cli: Callable[..., Any]) -> None:
     assert all(len(line.split()) > 4 for line in said.out.splitlines()), "a line each, with what it is for"
     for name in names:
         assert cli("recipes", name).out == (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert cli("recipes", "quickstart.yaml").out == shipped_recipes.text("quickstart")
+    assert cli("recipes", "quickstart.yaml").out == shipped_recipes.read_recipe("quickstart")
     said = cli("recipes", "quikstart")
     assert said == (2, "", "qwen-align: no shipped recipe is called 'quikstart'. Did you mean 'quickstart'?\n")
 

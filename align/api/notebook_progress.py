@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from qwen_align.align.commands.progress import Progress, says
+from qwen_align.align.commands.progress import RunProgress, format_progress
 from qwen_align.align.context import PROGRESS
-from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.pipeline.plan import Plan, PlannedStage
 
 
 def is_notebook() -> bool:
@@ -20,7 +20,7 @@ def is_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-class NotebookProgress(Progress):
+class NotebookProgress(RunProgress):
     """Prints a line a stage, and keeps one line of output up to date with the progress of the stage that runs.
 
     Everything is shown from the thread that calls, and needs no widgets.
@@ -39,15 +39,15 @@ class NotebookProgress(Progress):
     def __exit__(self, *_: object) -> None:
         self._show_status("")
 
-    def going(self, planned: Planned) -> None:
-        super().going(planned)
+    def on_stage_progress(self, stage: PlannedStage) -> None:
+        super().on_stage_progress(stage)
         with contextlib.suppress(FileNotFoundError):  # the stage has not begun, or has just finished
-            told = json.loads((planned.folder.path / PROGRESS).read_text())
-            self._show_status(f"{planned.stage.name}: {says(told)}")
+            state = json.loads((stage.folder.path / PROGRESS).read_text())
+            self._show_status(f"{stage.name}: {format_progress(state)}")
 
-    def finished(self, planned: Planned) -> None:
+    def on_stage_finished(self, stage: PlannedStage) -> None:
         self._show_status("")
-        super().finished(planned)
+        super().on_stage_finished(stage)
 
     def _show_status(self, text: str) -> None:
         if text != self._status:
@@ -58,17 +58,17 @@ class NotebookProgress(Progress):
 class Silence:
     """Listens to a run and shows nothing."""
 
-    def skipped(self, planned: Planned) -> None:
+    def on_stage_skipped(self, stage: PlannedStage) -> None:
         pass
 
-    def started(self, planned: Planned) -> None:
+    def on_stage_started(self, stage: PlannedStage) -> None:
         pass
 
-    def going(self, planned: Planned) -> None:
+    def on_stage_progress(self, stage: PlannedStage) -> None:
         pass
 
-    def finished(self, planned: Planned) -> None:
+    def on_stage_finished(self, stage: PlannedStage) -> None:
         pass
 
-    def noted(self, message: str) -> None:
+    def on_note(self, message: str) -> None:
         pass

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from qwen_align.align.api.recipe import count_stages
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.pipeline.plan import Plan, Planned
-from qwen_align.align.reporting import results as report
+from qwen_align.align.pipeline.plan import Plan, PlannedStage
+from qwen_align.align.reporting.results import RunResults
+from qwen_align.align.reporting.terminal import build_results_table
 from qwen_align.align.rows import Completion, read_rows
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.store.files import read_json
@@ -128,7 +129,7 @@ def read_stage(name: str, folder: Path) -> StageResult:
     return StageResult(name, manifest["kind"], manifest["key"], folder, manifest["seconds"], manifest["summary"])
 
 
-def collect_results(planned: Plan, written: report.Written) -> Results:
+def collect_results(planned: Plan, written: RunResults) -> Results:
     """Collects what of the plan is finished; `written`: the report of the same plan."""
     done = {stage.name: read_stage(stage.name, stage.folder.path) for stage in planned.stages if stage.is_stored}
     rows = iter(written.evaluations)
@@ -146,7 +147,9 @@ def _count_results(stage: StageResult) -> int:
     return len(stage.summary["results"])
 
 
-def _list_evaluations(stage: Planned, rows: list[dict[str, Any]], done: Mapping[str, StageResult]) -> list[Evaluation]:
+def _list_evaluations(
+    stage: PlannedStage, rows: list[dict[str, Any]], done: Mapping[str, StageResult]
+) -> list[Evaluation]:
     settings: Any = stage.settings
     means = read_json(stage.folder.path / "questions.json")["means"]
     evaluations, first_line = [], 0
@@ -180,9 +183,9 @@ def _list_evaluations(stage: Planned, rows: list[dict[str, Any]], done: Mapping[
     return evaluations
 
 
-def render_table(written: report.Written) -> str:
+def render_table(written: RunResults) -> str:
     """Renders the report's table of accuracies as plain text."""
     console = Console(file=io.StringIO(), width=120, highlight=False, markup=False, emoji=False, force_jupyter=False)
     with console.capture() as text:
-        console.print(report.table(written))
+        console.print(build_results_table(written))
     return text.get()

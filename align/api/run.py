@@ -12,13 +12,13 @@ from rich.console import Console
 from qwen_align.align.api.notebook_progress import NotebookProgress, Silence, is_notebook
 from qwen_align.align.api.recipe import Overrides, Recipe, count_stages
 from qwen_align.align.api.results import Results, collect_results
-from qwen_align.align.commands.progress import Progress, stop_on_signals
+from qwen_align.align.commands.progress import RunProgress, stop_on_signals
 from qwen_align.align.errors import AlignError, Preempted
 from qwen_align.align.pipeline.plan import Plan as PipelinePlan
 from qwen_align.align.pipeline.plan import plan_variants
-from qwen_align.align.pipeline.run import Listener
+from qwen_align.align.pipeline.run import RunListener
 from qwen_align.align.pipeline.run import run as run_plan
-from qwen_align.align.reporting import results as report
+from qwen_align.align.reporting.report_files import write_report
 
 RecipeSource = Recipe | str | Path | Mapping[str, Any]
 
@@ -101,19 +101,19 @@ def run(
             run_plan(planned, listener, force=force, same_versions=same_versions, stop=stop)
         except AlignError as error:
             with contextlib.suppress(OSError):  # the error says what is wrong, a full disk for example
-                report.write(planned)
+                write_report(planned)
             if isinstance(error, Preempted) and signal.SIGINT in stop.signals:
                 raise KeyboardInterrupt(str(error)) from None
             raise
-    return collect_results(planned, report.write(planned))
+    return collect_results(planned, write_report(planned))
 
 
-def _open_progress(planned: PipelinePlan, progress: bool) -> contextlib.AbstractContextManager[Listener]:
+def _open_progress(planned: PipelinePlan, progress: bool) -> contextlib.AbstractContextManager[RunListener]:
     if not progress:
         return contextlib.nullcontext(Silence())
     console = Console(highlight=False, markup=False, emoji=False, force_jupyter=False)
     if not is_notebook():
-        return Progress(console, planned)
+        return RunProgress(console, planned)
     # A notebook says that it is a terminal, but shows neither bars nor long lines as one does.
     plain = Console(highlight=False, markup=False, emoji=False, force_jupyter=False, force_terminal=False)
     return NotebookProgress(plain, planned)

@@ -1,4 +1,4 @@
-"""`qwen-align build`: one data stage alone, from a file of its settings into a folder."""
+"""`qwen-align build`: builds one data stage alone, from a file of its settings into a folder."""
 
 import shutil
 from collections.abc import Sequence
@@ -19,43 +19,45 @@ from qwen_align.align.stages import build_data
 
 
 class BuildSpec(BuildData):
-    """A `build_data` stage alone; `data` says in which folder what its settings refer to lies."""
+    """Settings of a `build_data` stage alone; `data` names the folder of each stage that they refer to."""
 
     data: dict[str, OutsideFile] = Field(default_factory=dict)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
-    """The settings in a YAML file, whose kind and name may be left out; raises RecipeError."""
+def load_build_settings(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
+    """Reads the settings in a YAML file, whose kind and name may be left out; raises RecipeError."""
     raw = {"kind": "build_data", "name": "data", "seed": 0, **read_settings(path, overrides)}
     try:
-        spec = BuildSpec.model_validate(raw, context={"folder": str(path.parent)})
+        settings = BuildSpec.model_validate(raw, context={"folder": str(path.parent)})
     except ValidationError as error:
         raise explain_error(error, raw, path) from None
-    for place, ref in find_references(spec):
-        if ref not in spec.data:
-            raise RecipeError(f"{path}: {place}: where does '{ref}' lie? Say it under data: {{{ref}: FOLDER}}")
-        if not (Path(spec.data[ref]) / "rows.jsonl").is_file():
-            raise RecipeError(f"{path}: data.{ref}: {spec.data[ref]} holds no rows.jsonl")
-    named = {str(ref) for _, ref in find_references(spec)}
-    for name in spec.data:
-        if name not in named:
-            raise RecipeError(f"{path}: data.{name}: no setting refers to it{did_you_mean(name, named)}")
-    return spec
+    for field_path, ref in find_references(settings):
+        if ref not in settings.data:
+            raise RecipeError(
+                f"{path}: {field_path}: no folder is given for '{ref}'; add it under data: {{{ref}: FOLDER}}"
+            )
+        if not (Path(settings.data[ref]) / "rows.jsonl").is_file():
+            raise RecipeError(f"{path}: data.{ref}: {settings.data[ref]} holds no rows.jsonl")
+    referenced_names = {str(ref) for _, ref in find_references(settings)}
+    for name in settings.data:
+        if name not in referenced_names:
+            raise RecipeError(f"{path}: data.{name}: no setting refers to it{did_you_mean(name, referenced_names)}")
+    return settings
 
 
-def build(spec: BuildSpec, out: Path) -> dict[str, Any]:
+def build_data_folder(settings: BuildSpec, out: Path) -> dict[str, Any]:
     """Writes rows.jsonl, dropped.jsonl and README.md into the new folder `out`; returns counts of rows and drops.
 
     Raises RecipeError if there is something in `out`; nothing is left there when the build fails.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise RecipeError(f"{out}: is there already; name a new folder")
+        raise RecipeError(f"{out}: exists already and is not empty; name a new folder")
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    inputs = {str(ref): Path(spec.data[ref]) for _, ref in find_references(spec)}
+    inputs = {str(ref): Path(settings.data[ref]) for _, ref in find_references(settings)}
     try:
-        summary = build_data.run(spec, inputs, unfinished, Context(unfinished, spec.seed or 0, Runtime()))
+        summary = build_data.run(settings, inputs, unfinished, Context(unfinished, settings.seed or 0, Runtime()))
         (unfinished / PROGRESS).unlink(missing_ok=True)
         if out.exists():
             out.rmdir()

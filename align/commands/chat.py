@@ -1,4 +1,4 @@
-"""`qwen-align chat`: talk to a stage's model in the terminal, its thinking dimmed, thinking on or off turn by turn."""
+"""`qwen-align chat`: a conversation with a stage's model, its thinking dimmed, thinking on or off turn by turn."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 COMMANDS = """/think, /no_think   think, or do not, from this turn on; behind a message: in this turn alone
-/default             as the model likes
-/system TEXT         a system message; begins anew
-/clear               begin anew
+/default             the model's default mode
+/system TEXT         start a new conversation with this system message
+/clear               start a new conversation
 /quit                end (so does Ctrl-D)"""
 
 
-class Piece(NamedTuple):
-    """A stretch of what the model says."""
+class TextPiece(NamedTuple):
+    """A piece of an answer as it is generated."""
 
     text: str
     is_thinking: bool
@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class Conversation:
-    """Turns so far; `mode` is that of the turns to come, None for what the model does by itself."""
+    """A conversation so far; `mode` is that of the turns to come, None for the model's default."""
 
     engine: LocalEngine
     renderer: Renderer
@@ -41,132 +41,137 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
     turns: int = 0
 
-    def say(self, text: str, mode: Mode | None) -> Iterator[Piece]:
-        """The model's answer as it comes; both turns are then part of the conversation, unless it was broken off."""
-        asked = [*self.messages, Message(role="user", content=text)]
-        prompt = self.renderer.render_prompt(asked, mode=mode, flag=None)
+    def stream_answer(self, text: str, mode: Mode | None) -> Iterator[TextPiece]:
+        """Yields the model's answer as it is generated; both turns then join the conversation, unless interrupted."""
+        messages = [*self.messages, Message(role="user", content=text)]
+        prompt = self.renderer.render_prompt(messages, mode=mode, flag=None)
         sampling = self.sampling.for_mode(mode or self.renderer.traits.default_mode or "no_think")
-        room = self.engine.model.config.max_position_embeddings - len(prompt.ids)
-        if room < 1:
-            raise RecipeError("the conversation is longer than the model's context; /clear begins anew")
-        sampling = sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, room)})
+        n_free = self.engine.model.config.max_position_embeddings - len(prompt.ids)
+        if n_free < 1:
+            raise RecipeError("the conversation is longer than the model's context; /clear starts a new one")
+        sampling = sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, n_free)})
         request = Request(f"turn {self.turns}", prompt.ids, 1, sampling, seed=self.seed)
-        said: dict[bool, str] = {True: "", False: ""}
-        for piece in parted(self._texts(prompt.thinking_prefix, request)):
-            said[piece.is_thinking] += piece.text
+        spoken: dict[bool, str] = {True: "", False: ""}
+        for piece in split_thinking(self._decode_stream(prompt.thinking_prefix, request)):
+            spoken[piece.is_thinking] += piece.text
             yield piece
-        thinking, answer = (said[is_thinking].strip() for is_thinking in (True, False))
-        self.messages = [*asked, Message(role="assistant", content=answer, thinking=thinking or None)]
+        thinking, answer = (spoken[is_thinking].strip() for is_thinking in (True, False))
+        self.messages = [*messages, Message(role="assistant", content=answer, thinking=thinking or None)]
         self.turns += 1
 
-    def begin_anew(self, system: str | None = None) -> None:
+    def restart(self, system: str | None = None) -> None:
+        """Starts a new conversation: with this system message, or with the one there was."""
         self.messages = [Message(role="system", content=system)] if system else self.messages[:1]
         if self.messages and self.messages[0].role != "system":
             self.messages = []
 
-    def _texts(self, supplied: str, request: Request) -> Iterator[str]:
-        """Text as it comes; a character whose bytes are not all there waits."""
+    def _decode_stream(self, supplied: str, request: Request) -> Iterator[str]:
+        """Yields text as tokens come; a character whose bytes are not complete waits."""
         yield supplied
-        waiting: list[int] = []
+        pending: list[int] = []
         for token in self.engine.stream_tokens(request):
-            waiting.append(token)
-            text = self.renderer.decode(waiting)
+            pending.append(token)
+            text = self.renderer.decode(pending)
             if not text.endswith("\ufffd"):
                 yield text
-                waiting = []
-        if waiting:
-            yield self.renderer.decode(waiting)
+                pending = []
+        if pending:
+            yield self.renderer.decode(pending)
 
 
-def parted(texts: Iterator[str]) -> Iterator[Piece]:
-    """What is thought and what is said, without the tags, which may come in parts, and the white space around them."""
-    is_thinking, begins, waiting = False, True, ""
+def split_thinking(texts: Iterator[str]) -> Iterator[TextPiece]:
+    """Splits a stream of text into thinking and answer, without the tags and the white space around them.
+
+    A tag may come in parts.
+    """
+    is_thinking, is_start, pending = False, True, ""
     for text in texts:
-        waiting += text
-        while (tag := CLOSE if is_thinking else OPEN) in waiting:
-            before, _, waiting = waiting.partition(tag)
-            if said := before.strip() if begins else before.rstrip():
-                yield Piece(said, is_thinking)
-            is_thinking, begins = not is_thinking, True
-        shown = waiting[: len(waiting) - _held(waiting, tag)]
-        waiting = waiting[len(shown) :]
-        said = shown.lstrip() if begins else shown
-        if said:
-            yield Piece(said, is_thinking)
-            begins = False
-    if said := waiting.rstrip():
-        yield Piece(said, is_thinking)
+        pending += text
+        while (tag := CLOSE if is_thinking else OPEN) in pending:
+            text_before_tag, _, pending = pending.partition(tag)
+            if spoken := text_before_tag.strip() if is_start else text_before_tag.rstrip():
+                yield TextPiece(spoken, is_thinking)
+            is_thinking, is_start = not is_thinking, True
+        shown = pending[: len(pending) - _count_held_back(pending, tag)]
+        pending = pending[len(shown) :]
+        spoken = shown.lstrip() if is_start else shown
+        if spoken:
+            yield TextPiece(spoken, is_thinking)
+            is_start = False
+    if spoken := pending.rstrip():
+        yield TextPiece(spoken, is_thinking)
 
 
-def _held(text: str, tag: str) -> int:
-    """How many characters at the end may be the beginning of the tag, with the white space before it."""
-    begun = next(n for n in range(len(tag) - 1, -1, -1) if text.endswith(tag[:n]))
-    return len(text) - len(text[: len(text) - begun].rstrip())
+def _count_held_back(text: str, tag: str) -> int:
+    """Counts the characters at the end that may begin the tag, with the white space before them."""
+    n_begun = next(n for n in range(len(tag) - 1, -1, -1) if text.endswith(tag[:n]))
+    return len(text) - len(text[: len(text) - n_begun].rstrip())
 
 
-def model_folder(planned: Plan, name: str) -> Path:
-    """The folder of a stage's or a named model; raises RecipeError when there is none, or not yet."""
-    if name in planned.graph.models:
+def find_model_folder(plan: Plan, name: str) -> Path:
+    """Returns the folder of a stage's or a named model; raises RecipeError when there is none, or none yet."""
+    if name in plan.graph.models:
         return next(
-            Path(entry["folder"]) for one in planned.stages for entry in one.inputs.values() if entry["name"] == name
+            Path(entry["folder"]) for stage in plan.stages for entry in stage.inputs.values() if entry["name"] == name
         )
-    makers = [one for one in planned.stages if one.stage.name == name]
-    if not makers:
-        names = [*planned.graph.models, *(one.stage.name for one in planned.stages)]
+    matching = [stage for stage in plan.stages if stage.name == name]
+    if not matching:
+        names = [*plan.graph.models, *(stage.name for stage in plan.stages)]
         raise RecipeError(f"no stage or model is called '{name}'{did_you_mean(name, names)}")
-    if not makers[0].is_stored:
+    if not matching[0].is_stored:
         raise RecipeError(f"stage '{name}' has not run yet: qwen-align run")
-    if makers[0].product != "model":
-        raise RecipeError(f"stage '{name}' makes no model one could talk to, but {makers[0].stage.kind}")
-    return makers[0].folder.path
+    if matching[0].product != "model":
+        raise RecipeError(f"stage '{name}' makes no model that can chat, but {matching[0].kind}")
+    return matching[0].folder.path
 
 
-def talk(
+def run_chat(
     conversation: Conversation,
-    ask: Callable[[str], str],
-    show: Callable[[str, bool], None],
-    tell: Callable[[str], None],
+    read_line: Callable[[str], str],
+    print_text: Callable[[str, bool], None],
+    print_notice: Callable[[str], None],
 ) -> None:
-    """Asks, answers and obeys commands until /quit or the end of input.
+    """Reads messages, prints answers and obeys commands until /quit or the end of input.
 
-    `show` gets stretches of an answer and whether they are thought; `tell` what is not the model's.
+    `print_text` gets pieces of an answer and whether they are thinking; `print_notice` what is not the model's.
     """
     while True:
         try:
-            line = ask(f"{conversation.mode or 'default'} > ").strip()
+            line = read_line(f"{conversation.mode or 'default'} > ").strip()
         except EOFError:
             return
         command, _, rest = line.partition(" ")
         if command == "/quit":
             return
         if command in ("/clear", "/system"):
-            conversation.begin_anew(rest.strip() or None)
-            tell("a new conversation")
+            conversation.restart(rest.strip() or None)
+            print_notice("a new conversation")
         elif line in ("/think", "/no_think", "/default"):
             conversation.mode = {"/think": "think", "/no_think": "no_think"}.get(line)  # type: ignore[assignment]
         elif command.startswith("/") or not line:
-            tell(COMMANDS)
+            print_notice(COMMANDS)
         else:
-            _answer(conversation, line, show, tell)
+            _show_answer(conversation, line, print_text, print_notice)
 
 
-def _answer(
-    conversation: Conversation, line: str, show: Callable[[str, bool], None], tell: Callable[[str], None]
+def _show_answer(
+    conversation: Conversation, line: str, print_text: Callable[[str, bool], None], print_notice: Callable[[str], None]
 ) -> None:
+    """Prints the answer to one message, whose last word may set the mode of this turn."""
     mode = conversation.mode
-    for flag, of_flag in (("/no_think", "no_think"), ("/think", "think")):
+    for flag, flag_mode in (("/no_think", "no_think"), ("/think", "think")):
         if line.endswith(f" {flag}"):
-            line, mode = line.removesuffix(flag).rstrip(), of_flag  # type: ignore[assignment]
+            line, mode = line.removesuffix(flag).rstrip(), flag_mode  # type: ignore[assignment]
             break
     was_thinking = False
     try:
-        for piece in conversation.say(line, mode):
-            show("\n" if was_thinking and not piece.is_thinking else "", False)
-            show(piece.text, piece.is_thinking)
+        for piece in conversation.stream_answer(line, mode):
+            print_text("\n" if was_thinking and not piece.is_thinking else "", False)
+            print_text(piece.text, piece.is_thinking)
             was_thinking = piece.is_thinking
     except KeyboardInterrupt:
-        tell("broken off; the turn is forgotten")
-    except (RecipeError, ValueError) as error:  # a template that cannot do what was asked
-        tell(str(error))
+        print_notice("interrupted; this turn is no part of the conversation")
+    except (RecipeError, ValueError) as error:  # a template that does not know the mode
+        print_notice(str(error))
     else:
-        tell("")
+        print_notice("")

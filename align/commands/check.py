@@ -1,23 +1,23 @@
-"""`qwen-align check`: order, what is stored, rows, drops, lengths and steps, before anything is trained."""
+"""`qwen-align check`: reports order, stored stages, rows, drops, lengths and steps before anything is trained."""
 
 import warnings
 from collections.abc import Iterator
 
 from qwen_align.align.errors import BY_EXIT_CODE, AlignError
-from qwen_align.align.pipeline.plan import Plan, Planned, check_models
-from qwen_align.align.pipeline.preview import Preview, Unknown
+from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start
+from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.tracking import setup
 
 
-def describe_plan(planned: Plan) -> Iterator[str]:
-    """Yields what would run, a line or a few a stage; raises the AlignError of the first thing that is wrong."""
-    setup.check_installed(planned.recipe.tracking)
-    check_models(planned)
-    preview = Preview(planned)
-    width = max(len(stage.name) for stage in planned.stages)
+def describe_plan(plan: Plan) -> Iterator[str]:
+    """Yields lines about each stage that would run; raises the AlignError of the first thing that is wrong."""
+    setup.check_installed(plan.recipe.tracking)
+    preview = Preview(plan)
+    check_can_start(plan, load_renderer=preview.load_renderer)
+    width = max(len(stage.name) for stage in plan.stages)
     notes: list[str] = []
-    for number, stage in enumerate(planned.stages, start=1):
+    for number, stage in enumerate(plan.stages, start=1):
         state = "stored" if stage.is_stored else "to run"
         head = f"{number:>3}  {stage.name:<{width}}  {stage.kind:<10}  {state}  "
         with warnings.catch_warnings(record=True) as caught:
@@ -27,16 +27,17 @@ def describe_plan(planned: Plan) -> Iterator[str]:
         for row, text in enumerate(lines):
             yield (head if row == 0 else " " * len(head)) + text
     yield from notes
-    yield from setup.describe_destinations(planned.recipe.tracking, planned.group, planned.tracking_folder)
-    n_to_run = sum(not stage.is_stored for stage in planned.stages)
-    yield f"{len(planned.stages)} stages, {n_to_run} to run; home: {planned.home.resolve()}"
+    yield from setup.describe_destinations(plan.recipe.tracking, plan.group, plan.tracking_folder)
+    n_to_run = sum(not stage.is_stored for stage in plan.stages)
+    yield f"{len(plan.stages)} stages, {n_to_run} to run; home: {plan.home.resolve()}"
 
 
-def _describe_stage(stage: Planned, preview: Preview) -> list[str]:
+def _describe_stage(stage: PlannedStage, preview: Preview) -> list[str]:
+    """Returns what the kind's check reports, or its forecast where rows are not there yet."""
     kind = STAGE_KINDS[stage.kind]
     try:
         return list(import_function(kind.check)(stage, preview))
-    except Unknown as unknown:
+    except RowsUnknown as unknown:
         forecast = import_function(kind.forecast)(stage, preview) if kind.forecast else ()
         return [f"unknown until {unknown}", *forecast]
     except AlignError as error:

@@ -1,4 +1,4 @@
-"""What this machine has, and what is wrong with it; imports torch only in a process of its own."""
+"""`qwen-align doctor`: checks this machine; torch is imported only in a process of its own."""
 
 import importlib.metadata
 import json
@@ -27,34 +27,37 @@ print(json.dumps({"torch": torch.__version__, "gpus": gpus, "threads": torch.get
 
 
 class Finding(NamedTuple):
-    """One thing looked at; `advice` is empty when it is well."""
+    """The result of one check; `advice` is empty when nothing is wrong."""
 
     what: str
     found: str
     advice: str = ""
     is_bad: bool = False
 
-    def line(self) -> str:
+    def format_line(self) -> str:
+        """Returns the finding as a line of text."""
         sign = "wrong" if self.is_bad else ("note" if self.advice else "ok")
         return f"{sign:<6}{self.what:<14}{self.found}" + (f"  -> {self.advice}" if self.advice else "")
 
 
-def examine(home: Path) -> list[Finding]:
-    """All findings, the ones that stop a run marked bad."""
-    return [*_python(), *_libraries(), *_torch(), *_sandbox(), *_disk(home)]
+def examine_machine(home: Path) -> list[Finding]:
+    """Returns all findings, those that stop a run marked as bad."""
+    return [*_check_python(), *_check_libraries(), *_check_devices(), *_check_sandbox(), *_check_home(home)]
 
 
-def _python() -> Iterator[Finding]:
+def _check_python() -> Iterator[Finding]:
+    """Yields the versions of Python and of the system."""
     is_old = sys.version_info[:2] < MIN_PYTHON
     yield Finding("python", platform.python_version(), "3.11 or newer is needed" if is_old else "", is_old)
     yield Finding("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
 
 
-def _libraries() -> Iterator[Finding]:
+def _check_libraries() -> Iterator[Finding]:
+    """Yields the versions of libraries, compared with those that were tested."""
     for name, version in read_library_versions().items():
-        wanted = NEEDED.get(name)
-        is_off = wanted is not None and not f"{version}.".startswith(f"{wanted}.")
-        yield Finding(name, version, f"{wanted}.* is what this was tested with" if is_off else "", is_off)
+        tested_version = NEEDED.get(name)
+        is_other = tested_version is not None and not f"{version}.".startswith(f"{tested_version}.")
+        yield Finding(name, version, f"{tested_version}.* is what this was tested with" if is_other else "", is_other)
     for name, use in OPTIONAL.items():
         try:
             yield Finding(name, f"{importlib.metadata.version(name)} ({use})")
@@ -62,30 +65,33 @@ def _libraries() -> Iterator[Finding]:
             yield Finding(name, f"not installed ({use}: pip install 'qwen-align[{name}]')")
 
 
-def _torch() -> Iterator[Finding]:
-    said = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
-    if said.returncode != 0:
-        yield Finding("torch", said.stderr.strip().splitlines()[-1], "reinstall torch", is_bad=True)
+def _check_devices() -> Iterator[Finding]:
+    """Yields the devices that torch sees."""
+    probe_output = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
+    if probe_output.returncode != 0:
+        yield Finding("torch", probe_output.stderr.strip().splitlines()[-1], "reinstall torch", is_bad=True)
         return
-    probe = json.loads(said.stdout)
+    probe = json.loads(probe_output.stdout)
     yield Finding("devices", ", ".join(probe["gpus"]) or f"no GPU, {probe['threads']} CPU threads")
 
 
-def _sandbox() -> Iterator[Finding]:
-    here = check_isolation()
-    layers = [layer for layer in here.layers if not layer.name.startswith("isolation:")]
-    if here.full:
+def _check_sandbox() -> Iterator[Finding]:
+    """Yields how well programs that rewards run are isolated here."""
+    isolation = check_isolation()
+    layers = [layer for layer in isolation.layers if not layer.name.startswith("isolation:")]
+    if isolation.full:
         yield Finding("sandbox", f"full: {', '.join(layer.name for layer in layers if layer.given)}")
         return
     missing = "; ".join(f"no {layer.name}: {layer.why}" for layer in layers if not layer.given)
-    found = "process only (a session and resource limits)" if here.process else "none"
-    yield Finding("sandbox", f"{found}; {missing}", f"code_tests: {here.advice}")
+    found = "process only (a session and resource limits)" if isolation.process else "none"
+    yield Finding("sandbox", f"{found}; {missing}", f"code_tests: {isolation.advice}")
 
 
-def _disk(home: Path) -> Iterator[Finding]:
+def _check_home(home: Path) -> Iterator[Finding]:
+    """Yields whether the home folder can be written and has room."""
     if not os.access(home, os.W_OK):
         yield Finding("home", str(home.resolve()), "cannot be written; name another with --home", is_bad=True)
         return
-    free = shutil.disk_usage(home).free / 2**30
-    advice = "little room: `qwen-align prune` deletes what no run links to" if free < LOW_DISK_GIB else ""
-    yield Finding("home", f"{home.resolve()}, {free:.1f} GiB free", advice)
+    free_gib = shutil.disk_usage(home).free / 2**30
+    advice = "little room: `qwen-align prune` deletes what no run links to" if free_gib < LOW_DISK_GIB else ""
+    yield Finding("home", f"{home.resolve()}, {free_gib:.1f} GiB free", advice)

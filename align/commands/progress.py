@@ -1,4 +1,4 @@
-"""What a run looks like in the terminal: a line a stage, and a bar for the one that runs."""
+"""Shows a run in the terminal: a line a stage, and a progress bar for the one that runs."""
 
 import contextlib
 import json
@@ -13,28 +13,28 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from qwen_align.align.context import NOTES, PROGRESS
-from qwen_align.align.pipeline.plan import Plan, Planned, other_versions
-from qwen_align.align.reporting.summary_line import summary_line
+from qwen_align.align.pipeline.plan import Plan, PlannedStage, list_version_changes
+from qwen_align.align.reporting.summary_line import format_summary
 
 
-class Progress:
-    """Listens to a run. Without a terminal it prints a line a stage and no bars."""
+class RunProgress:
+    """Prints what happens during a run; without a terminal a line a stage and no bars."""
 
-    def __init__(self, console: Console, planned: Plan) -> None:
+    def __init__(self, console: Console, plan: Plan) -> None:
         self._console = console
-        self._total = len(planned.stages)
-        self._width = max(len(one.stage.name) for one in planned.stages)
+        self._total = len(plan.stages)
+        self._width = max(len(stage.name) for stage in plan.stages)
         self._number = 0
-        self._notes_said: set[str] = set()
+        self._printed_notes: set[str] = set()
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[says]}"),
+            TextColumn("{task.fields[progress_text]}"),
             console=console,
             transient=True,
             auto_refresh=False,  # no thread beside ours
         )
-        self._task = self._bar.add_task("", total=None, says="", visible=False)
+        self._task = self._bar.add_task("", total=None, progress_text="", visible=False)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -45,62 +45,73 @@ class Progress:
         if self._console.is_terminal:
             self._bar.stop()
 
-    def skipped(self, planned: Planned) -> None:
+    def on_stage_skipped(self, stage: PlannedStage) -> None:
+        """Prints that a stage is stored, and with which other library versions."""
         self._number += 1
-        changed = other_versions(planned)
-        self._line(planned, "stored", f"note: made with other versions: {', '.join(changed)}" if changed else "")
+        changed = list_version_changes(stage)
+        self._print_stage_line(
+            stage, "stored", f"note: made with other versions: {', '.join(changed)}" if changed else ""
+        )
 
-    def started(self, planned: Planned) -> None:
+    def on_stage_started(self, stage: PlannedStage) -> None:
+        """Shows the bar of a stage that has started."""
         self._number += 1
-        self._notes_said.clear()
-        self._bar.reset(self._task, description=self._title(planned), total=None, says="starting", visible=True)
+        self._printed_notes.clear()
+        self._bar.reset(
+            self._task, description=self._format_title(stage), total=None, progress_text="starting", visible=True
+        )
         if not self._console.is_terminal:
-            self._line(planned, "started", "")
+            self._print_stage_line(stage, "started", "")
 
-    def going(self, planned: Planned) -> None:
-        self._notes(planned)
-        path = planned.folder.path / PROGRESS
+    def on_stage_progress(self, stage: PlannedStage) -> None:
+        """Prints new notes of the running stage and moves its bar."""
+        self._print_notes(stage)
+        path = stage.folder.path / PROGRESS
         if self._console.is_terminal and path.exists():
             with contextlib.suppress(FileNotFoundError):  # the stage finished between the two calls
-                said = json.loads(path.read_text())
-                total = said["total"] or None
-                self._bar.update(self._task, completed=said["done"], total=total, says=says(said))
+                state = json.loads(path.read_text())
+                total = state["total"] or None
+                self._bar.update(self._task, completed=state["done"], total=total, progress_text=format_progress(state))
         self._bar.refresh()
 
-    def _notes(self, planned: Planned) -> None:
-        """Prints what the stage has said to people since the last look; a line that is still being written waits."""
-        path = planned.folder.path / NOTES
+    def _print_notes(self, stage: PlannedStage) -> None:
+        """Prints the notes that the stage has written since the last call; an unfinished line waits."""
+        path = stage.folder.path / NOTES
         if not path.exists():
             return
         *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
         for line in lines:
-            if line in self._notes_said:  # by its text: a stage that goes on forgets what was said after its checkpoint
+            if line in self._printed_notes:  # by its text: a resumed stage drops the notes after its checkpoint
                 continue
-            self._notes_said.add(line)
+            self._printed_notes.add(line)
             note = json.loads(line)
             at = f"step {note['step']}: " if note["step"] else ""
-            self._console.print(Text(f"  {planned.stage.name}: {at}{note['what']}: {note['message']}"), soft_wrap=True)
+            self._console.print(Text(f"  {stage.name}: {at}{note['what']}: {note['message']}"), soft_wrap=True)
 
-    def finished(self, planned: Planned) -> None:
-        self._notes(planned)
+    def on_stage_finished(self, stage: PlannedStage) -> None:
+        """Prints what a stage took and made."""
+        self._print_notes(stage)
         self._bar.update(self._task, visible=False)
-        manifest = planned.folder.read_manifest()
-        self._line(planned, f"{manifest['seconds']:7.1f} s", summary_line(manifest["summary"]))
+        manifest = stage.folder.read_manifest()
+        self._print_stage_line(stage, f"{manifest['seconds']:7.1f} s", format_summary(manifest["summary"]))
 
-    def noted(self, message: str) -> None:
+    def on_note(self, message: str) -> None:
+        """Prints a message that concerns no stage."""
         self._console.print(Text(f"  {message}"), soft_wrap=True)
 
-    def _line(self, planned: Planned, state: str, says: str) -> None:
-        text = Text(f"{self._title(planned)}  {state:>9}  {says}", overflow="ellipsis", no_wrap=True)
-        self._console.print(text, soft_wrap=not self._console.is_terminal)
+    def _print_stage_line(self, stage: PlannedStage, state: str, text: str) -> None:
+        """Prints one line about a stage, cut at the terminal's width."""
+        line = Text(f"{self._format_title(stage)}  {state:>9}  {text}", overflow="ellipsis", no_wrap=True)
+        self._console.print(line, soft_wrap=not self._console.is_terminal)
 
-    def _title(self, planned: Planned) -> str:
-        place = f"{self._number:>{len(str(self._total))}}/{self._total}"
-        return f"{place}  {planned.stage.name:<{self._width}}  {planned.stage.kind:<10}"
+    def _format_title(self, stage: PlannedStage) -> str:
+        """Returns number, name and kind of a stage."""
+        position = f"{self._number:>{len(str(self._total))}}/{self._total}"
+        return f"{position}  {stage.name:<{self._width}}  {stage.kind:<10}"
 
 
-def says(progress: dict[str, float]) -> str:
-    """`12/60 steps  3,400 tok/s  ETA 1:20`; speeds are of what this process did, not of what it resumed from."""
+def format_progress(progress: dict[str, float]) -> str:
+    """Formats progress as `12/60 steps  3,400 tok/s  ETA 1:20`; speeds count what this process did."""
     done, total, seconds = progress["done"], progress["total"], progress["seconds"]
     parts = [f"{done:,}/{total:,} {progress['unit']}" if total else f"{done:,} {progress['unit']}"]
     if progress["tokens_here"] and seconds > 0:
@@ -125,18 +136,18 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turns SIGTERM, SIGINT and SIGUSR1 into a request to stop; a second SIGINT kills as usual.
 
-    Outside the main thread Python lets nobody handle signals: they then keep their handlers, and nothing is asked.
+    Outside the main thread Python lets nobody handle signals: they then keep their handlers.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def ask(number: int, _: object) -> None:
+    def request_stop(number: int, _: object) -> None:
         stop.signals.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""`qwen-align push`: a data folder to the Hugging Face hub, when asked. *Untested on the hub*: tests use a stand-in."""
+"""`qwen-align push`: uploads a data folder to the Hugging Face hub. *Untested on the hub*: tests use a stand-in."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from qwen_align.align.errors import DataError, RecipeError
 FILES = ("README.md", "rows.jsonl", "dropped.jsonl")
 
 
-def push(folder: Path, repository: str, *, private: bool) -> str:
+def push_data_folder(folder: Path, repository: str, *, private: bool) -> str:
     """Uploads card, rows and drops of a data folder to a data set repository, made if need be; returns its address.
 
     The token is the one `hf auth login` or HF_TOKEN gave; it is neither read nor shown here. Raises DataError if the
@@ -32,5 +32,5 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
             )
         )
     except (HfHubHTTPError, HFValidationError, ConnectionError, OSError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise RecipeError(f"{repository}: the hub did not take it: {said or type(error).__name__}") from None
+        reply = str(error).strip().partition("\n")[0]
+        raise RecipeError(f"{repository}: the hub refused it: {reply or type(error).__name__}") from None

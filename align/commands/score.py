@@ -1,4 +1,4 @@
-"""`qwen-align score`: a file of completions and golds, written back with what a reward says of each."""
+"""`qwen-align score`: judges a file of completions and golds with a reward, and writes it back with the verdicts."""
 
 import json
 from collections import Counter
@@ -18,16 +18,18 @@ from qwen_align.reward.settings import Reward
 _KNOWN = ("prompt_id", "sample", "prompt", "mode", "finish_reason", "n_tokens", "token_ids", "meta")
 
 
-class Scored(NamedTuple):
-    """`reasons` counts rows by reason; `mean` is over the rows with a verdict, None if there are none."""
+class ScoreSummary(NamedTuple):
+    """What was judged: `reasons` counts rows by reason; `mean` is over the rows with a verdict, None without any."""
 
     rows: int
-    without: int
+    n_without_verdict: int
     mean: float | None
     reasons: dict[str, int]
 
 
-def score(source: Path, target: Path, reward: Reward, progress: Callable[[int], None] = lambda rows: None) -> Scored:
+def score_file(
+    source: Path, target: Path, reward: Reward, progress: Callable[[int], None] = lambda rows: None
+) -> ScoreSummary:
     """Writes every row of `source` to `target` with `value`, `reason` and, where there are any, `parts`.
 
     Rows have `completion` (or `text`) and `gold`; completions of a rollout will do. JSON Lines, a JSON list, CSV and
@@ -40,19 +42,22 @@ def score(source: Path, target: Path, reward: Reward, progress: Callable[[int], 
     if not target.parent.is_dir():
         raise DataError(f"{target.parent}: there is no such folder")
     reasons: Counter[str] = Counter()
-    total, rows, without = 0.0, 0, 0
+    total, rows, n_without_verdict = 0.0, 0, 0
     unfinished = target.with_name(f".{target.name}.unfinished")
     try:
         with unfinished.open("w", encoding="utf-8") as file:
-            for chunk in _chunks(_read(source, reward)):
+            for chunk in _batch_rows(_read_completions(source, reward)):
                 verdicts = reward.judge_many([completion for _, completion in chunk])
                 for (row, _), verdict in zip(chunk, verdicts, strict=True):
-                    said: dict[str, Any] = {"value": verdict.value, "reason": verdict.reason}
+                    verdict_fields: dict[str, Any] = {"value": verdict.value, "reason": verdict.reason}
                     if verdict.parts:
-                        said["parts"] = {name: part.value for name, part in verdict.parts.items()}
-                    file.write(json.dumps({**row, **said}, ensure_ascii=False) + "\n")
+                        verdict_fields["parts"] = {name: part.value for name, part in verdict.parts.items()}
+                    file.write(json.dumps({**row, **verdict_fields}, ensure_ascii=False) + "\n")
                     reasons[verdict.reason] += 1
-                    total, without = total + (verdict.value or 0.0), without + (verdict.value is None)
+                    total, n_without_verdict = (
+                        total + (verdict.value or 0.0),
+                        n_without_verdict + (verdict.value is None),
+                    )
                 rows += len(chunk)
                 progress(rows)
         if not rows:
@@ -60,25 +65,28 @@ def score(source: Path, target: Path, reward: Reward, progress: Callable[[int], 
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
-    mean = total / (rows - without) if rows > without else None
-    return Scored(rows, without, mean, dict(reasons.most_common()))
+    mean = total / (rows - n_without_verdict) if rows > n_without_verdict else None
+    return ScoreSummary(rows, n_without_verdict, mean, dict(reasons.most_common()))
 
 
-def _chunks(rows: Iterable[tuple[dict[str, Any], Completion]]) -> Iterator[list[tuple[dict[str, Any], Completion]]]:
-    waiting = iter(rows)
-    while chunk := list(islice(waiting, JUDGED_TOGETHER)):
+def _batch_rows(rows: Iterable[tuple[dict[str, Any], Completion]]) -> Iterator[list[tuple[dict[str, Any], Completion]]]:
+    """Yields rows in batches that are judged together."""
+    remaining = iter(rows)
+    while chunk := list(islice(remaining, JUDGED_TOGETHER)):
         yield chunk
 
 
-def _read(source: Path, reward: Reward) -> Iterator[tuple[dict[str, Any], Completion]]:
+def _read_completions(source: Path, reward: Reward) -> Iterator[tuple[dict[str, Any], Completion]]:
+    """Yields each row of a file with the completion that it holds; raises DataError."""
     needs_gold = reward.judge_gold(None).value != 1.0
     for where, row in read_source_rows(source):
         if not isinstance(row, dict):
             raise DataError(f"{where}: a row is an object with completion and gold, not {type(row).__name__}")
-        yield row, _completion(row, where, reward, needs_gold)
+        yield row, _parse_completion(row, where, reward, needs_gold)
 
 
-def _completion(row: dict[str, Any], where: str, reward: Reward, needs_gold: bool) -> Completion:
+def _parse_completion(row: dict[str, Any], where: str, reward: Reward, needs_gold: bool) -> Completion:
+    """Converts a row to a completion; raises DataError naming what is missing or wrong."""
     text = row.get("completion", row.get("text"))
     if not isinstance(text, str):
         found = "missing" if text is None else f"{type(text).__name__}, not a string"

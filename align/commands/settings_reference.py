@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from qwen_align.align.references import OutsideFile, Ref, list_fields, to_plain_value
+from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.recipe import Recipe, StageSpec
 from qwen_align.data_builders import Builder
@@ -41,11 +42,11 @@ _PLAIN_TYPES = {
 def render_reference() -> str:
     """Returns the text of docs/reference.md."""
     classes = list_settings_classes(Recipe)
-    shared = [*_list_parents(classes), *(one for one in classes if one is not Recipe and _chapter_of(one) is None)]
+    shared = [*_list_parents(classes), *(one for one in classes if one is not Recipe and _find_chapter(one) is None)]
     chapters = {f"{chapter}s": list(members) for chapter, members in CHAPTERS.items()} | {"Shared settings": shared}
     sections = [HEAD, _render_section(Recipe, 2, classes)]
     for title, members in chapters.items():
-        sections.append(f"## {title}\n\n{', '.join(_link(member) for member in members)}\n")
+        sections.append(f"## {title}\n\n{', '.join(_format_link(member) for member in members)}\n")
         sections += [_render_section(member, 3, classes) for member in members]
     return "\n".join(sections)
 
@@ -65,7 +66,7 @@ def list_settings_classes(root: type[BaseModel]) -> list[type[BaseModel]]:
     return found
 
 
-def kind_of(settings_class: type[BaseModel]) -> str | None:
+def get_kind(settings_class: type[BaseModel]) -> str | None:
     """Returns the `kind` that a recipe writes for the class, None if it has none."""
     field = settings_class.model_fields.get("kind")
     return str(get_args(field.annotation)[0]) if field and get_origin(field.annotation) is Literal else None
@@ -77,17 +78,17 @@ def is_choice(field: FieldInfo) -> bool:
 
 
 def _list_parents(classes: list[type[BaseModel]]) -> list[type[BaseModel]]:
-    """The base classes whose fields several classes share, the most general ones last."""
+    """Returns the base classes whose fields several classes share, the most general ones last."""
     parents: list[type[BaseModel]] = []
     for settings_class in classes:
         for parent in settings_class.__mro__[1:]:
-            if issubclass(parent, Strict) and _own_fields(parent) and parent not in (*classes, *parents):
+            if issubclass(parent, Strict) and _list_own_fields(parent) and parent not in (*classes, *parents):
                 parents.append(parent)
     return parents
 
 
-def _own_fields(settings_class: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields that the class itself declares, without a `kind: str` that its subclasses fill in."""
+def _list_own_fields(settings_class: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Returns the fields that the class itself declares, without a `kind: str` that its subclasses fill in."""
     return {
         name: field
         for name, field in settings_class.model_fields.items()
@@ -95,51 +96,54 @@ def _own_fields(settings_class: type[BaseModel]) -> dict[str, FieldInfo]:
     }
 
 
-def _chapter_of(settings_class: type[BaseModel]) -> str | None:
+def _find_chapter(settings_class: type[BaseModel]) -> str | None:
+    """Returns the chapter that lists the class among its kinds, None if none does."""
     return next((chapter for chapter, members in CHAPTERS.items() if settings_class in members), None)
 
 
 def _render_section(settings_class: type[BaseModel], level: int, classes: list[type[BaseModel]]) -> str:
-    chapter = _chapter_of(settings_class)
-    title = f"{chapter} `{kind_of(settings_class)}`" if chapter else _name_of(settings_class)
+    """Renders one class: its docstring, a table of its fields, and which settings hold it."""
+    chapter = _find_chapter(settings_class)
+    title = f"{chapter} `{get_kind(settings_class)}`" if chapter else _get_class_name(settings_class)
     lines = [f"{'#' * level} {title}", "", *_render_docstring(settings_class)]
-    fields = {name: field for name, field in _own_fields(settings_class).items() if name != "kind" or not chapter}
+    fields = {name: field for name, field in _list_own_fields(settings_class).items() if name != "kind" or not chapter}
     rows = [
-        f"| `{field.alias or name}` | {describe_type(field)} | {describe_default(field)} | {_escape(field)} |"
+        (f"`{field.alias or name}`", describe_type(field), describe_default(field), field.description or "")
         for name, field in fields.items()
     ]
     if rows:
-        lines += ["| setting | type | default | |", "|---|---|---|---|", *rows, ""]
+        lines += [format_markdown_table(("setting", "type", "default", ""), rows), ""]
     parents = [
         parent
         for parent in settings_class.__mro__[1:]
-        if issubclass(parent, Strict) and parent is not settings_class and _own_fields(parent)
+        if issubclass(parent, Strict) and parent is not settings_class and _list_own_fields(parent)
     ]
     if parents:
-        lines += [f"It also has the settings of {_join(map(_link, parents), last='and')}.", ""]
+        lines += [f"It also has the settings of {_join_words(map(_format_link, parents), last='and')}.", ""]
     if users := sorted(set(_list_users(settings_class, classes))):
         lines += [f"In {', '.join(users)}.", ""]
     return "\n".join(lines)
 
 
 def _render_docstring(settings_class: type[BaseModel]) -> list[str]:
-    """The class's docstring as Markdown, each paragraph on one line."""
+    """Returns the class's docstring as lines of Markdown, each paragraph on one line."""
     paragraphs = (settings_class.__doc__ or "").strip().split("\n\n")
     return [line for text in paragraphs for line in (" ".join(text.split()), "")] if paragraphs != [""] else []
 
 
 def _list_users(settings_class: type[BaseModel], classes: list[type[BaseModel]]) -> Iterator[str]:
-    """The settings that hold the class, as `grpo.kl`; none for what a whole chapter lists."""
-    for owner in [*classes, *_list_parents(classes)] if _chapter_of(settings_class) is None else ():
-        for name, field in _own_fields(owner).items():
-            if settings_class in _members(field.annotation):
-                yield f"`{name}` of {_link(owner)}"
+    """Yields the settings that hold the class, as `grpo.kl`; none for what a whole chapter lists."""
+    for owner in [*classes, *_list_parents(classes)] if _find_chapter(settings_class) is None else ():
+        for name, field in _list_own_fields(owner).items():
+            if settings_class in _walk_annotation(field.annotation):
+                yield f"`{name}` of {_format_link(owner)}"
 
 
-def _members(annotation: Any) -> Iterator[Any]:
+def _walk_annotation(annotation: Any) -> Iterator[Any]:
+    """Yields an annotation and everything inside it."""
     yield annotation
     for argument in get_args(annotation):
-        yield from _members(argument)
+        yield from _walk_annotation(argument)
 
 
 def describe_type(field: FieldInfo) -> str:
@@ -150,39 +154,41 @@ def describe_type(field: FieldInfo) -> str:
         for name, sign in _CONSTRAINTS.items()
         if getattr(bound, name, None) is not None
     ]
-    words = _describe(field.annotation)
+    words = _describe_annotation(field.annotation)
     is_optional = words.endswith(" or null")
     return " ".join([words.removesuffix(" or null"), *bounds]) + (" or null" if is_optional else "")
 
 
-def _describe(annotation: Any) -> str:
+def _describe_annotation(annotation: Any) -> str:
+    """Returns a type in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _describe(arguments[0])
+        return _describe_annotation(arguments[0])
     if origin is Literal:
-        return _join(f"`{_to_yaml(value)}`" for value in arguments)
+        return _join_words(f"`{_to_yaml(value)}`" for value in arguments)
     if origin in (Union, types.UnionType):
         return _describe_union(arguments)
     if origin is list:
-        return f"list: {_describe(arguments[0])}"
+        return f"list: {_describe_annotation(arguments[0])}"
     if origin is dict:
-        return f"mapping, name: {_describe(arguments[1])}"
+        return f"mapping, name: {_describe_annotation(arguments[1])}"
     if annotation in _PLAIN_TYPES:
         return _PLAIN_TYPES[annotation]
     if issubclass(annotation, Ref):
         return f"a stage that makes {annotation.product}" if annotation.product == "data" else f"a {annotation.product}"
     if issubclass(annotation, OutsideFile):
         return "path"
-    return _link(annotation)
+    return _format_link(annotation)
 
 
 def _describe_union(members: tuple[Any, ...]) -> str:
+    """Returns the members of a union in words; all kinds of a chapter are one link to it."""
     plain = [get_args(member)[0] if get_origin(member) is Annotated else member for member in members]
     for chapter, settings_classes in CHAPTERS.items():
         if set(settings_classes) <= set(plain):
-            others = [_describe(member) for member in plain if member not in settings_classes]
-            return _join([f"[a {chapter.lower()}](#{chapter.lower()}s)", *others])
-    return _join(_describe(member) for member in plain)
+            others = [_describe_annotation(member) for member in plain if member not in settings_classes]
+            return _join_words([f"[a {chapter.lower()}](#{chapter.lower()}s)", *others])
+    return _join_words(_describe_annotation(member) for member in plain)
 
 
 def describe_default(field: FieldInfo) -> str:
@@ -193,11 +199,11 @@ def describe_default(field: FieldInfo) -> str:
     if isinstance(default, BaseModel) and default == type(default).model_construct():
         return "its defaults"
     plain = to_plain_value(default, ref=str, file=str, fields=_list_given)
-    return f"`{_to_yaml(plain)}`".replace("|", "\\|")
+    return f"`{_to_yaml(plain)}`"
 
 
 def _list_given(settings: BaseModel) -> list[tuple[str, Any]]:
-    """(name, value) of the first field, which is often the kind, and of those that are not at their default."""
+    """Returns (name, value) of the first field, which is often the kind, and of those not at their default."""
     fields = type(settings).model_fields
     return [
         (name, value)
@@ -207,29 +213,28 @@ def _list_given(settings: BaseModel) -> list[tuple[str, Any]]:
 
 
 def _to_yaml(value: Any) -> str:
+    """Returns a value as YAML on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False)
     return text.strip().removesuffix("...").strip()
 
 
-def _link(settings_class: type[BaseModel]) -> str:
-    chapter = _chapter_of(settings_class)
+def _format_link(settings_class: type[BaseModel]) -> str:
+    """Returns a link to the class's section."""
+    chapter = _find_chapter(settings_class)
     if chapter:
-        return f"[{kind_of(settings_class)}](#{chapter.lower()}-{kind_of(settings_class)})"
-    return f"[{_name_of(settings_class)}](#{_name_of(settings_class).lower()})"
+        return f"[{get_kind(settings_class)}](#{chapter.lower()}-{get_kind(settings_class)})"
+    return f"[{_get_class_name(settings_class)}](#{_get_class_name(settings_class).lower()})"
 
 
-def _name_of(settings_class: type[BaseModel]) -> str:
+def _get_class_name(settings_class: type[BaseModel]) -> str:
+    """Returns the name of a settings class without a leading underscore."""
     return settings_class.__name__.removeprefix("_")
 
 
-def _join(words: Iterable[str], last: str = "or") -> str:
+def _join_words(words: Iterable[str], last: str = "or") -> str:
+    """Joins words with commas, the last with `last`; each word stands once."""
     *first, end = list(dict.fromkeys(words))
     return f"{', '.join(first)} {last} {end}" if first else end
-
-
-def _escape(field: FieldInfo) -> str:
-    """The field's description as a cell of a Markdown table."""
-    return (field.description or "").replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The recipes that come with the package."""
+"""`qwen-align recipes`: lists and reads the recipes that come with the package."""
 
 import importlib.resources
 from collections.abc import Iterator
@@ -7,19 +7,21 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.base import did_you_mean
 
 
-def listing() -> Iterator[tuple[str, str]]:
-    """(name, first sentence of its opening comment) of each shipped recipe."""
+def list_recipes() -> Iterator[tuple[str, str]]:
+    """Yields name and first comment line of each shipped recipe."""
     for entry in sorted(importlib.resources.files("qwen_align").joinpath("recipes").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
             comments = [line[2:] for line in entry.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-            says = next(line for line in comments if not line.startswith("yaml-language-server"))
-            yield entry.name.removesuffix(".yaml"), says
+            sentence = next(line for line in comments if not line.startswith("yaml-language-server"))
+            yield entry.name.removesuffix(".yaml"), sentence
 
 
-def text(name: str) -> str:
-    """The recipe's text; raises RecipeError when there is none of that name."""
+def read_recipe(name: str) -> str:
+    """Returns a shipped recipe's text; raises RecipeError when there is none of that name."""
     folder = importlib.resources.files("qwen_align").joinpath("recipes")
     path = folder.joinpath(f"{name.removesuffix('.yaml')}.yaml")
     if not path.is_file():
-        raise RecipeError(f"no shipped recipe is called '{name}'{did_you_mean(name, [name for name, _ in listing()])}")
+        raise RecipeError(
+            f"no shipped recipe is called '{name}'{did_you_mean(name, [name for name, _ in list_recipes()])}"
+        )
     return path.read_text(encoding="utf-8")

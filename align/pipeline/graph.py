@@ -1,4 +1,4 @@
-"""A recipe's variants as plain stages in the order they run, each reference bound to what it means."""
+"""Expands a recipe's variants to plain stages in running order, each reference bound to what it means."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,20 +37,24 @@ class Graph:
     models: dict[str, ModelSource]
 
 
-def build(variants: Sequence[Variant]) -> Graph:
-    """Raises RecipeError for double names, references to nothing or to the wrong product, and cycles."""
+def build_graph(variants: Sequence[Variant]) -> Graph:
+    """Expands variants to plain stages in running order, with every reference bound to a stage or model.
+
+    Raises RecipeError for double names, references to nothing or to the wrong product, and cycles.
+    """
     models: dict[str, ModelSource] = {}
     stages: list[Stage] = []
     for axes, recipe in variants:
         suffix = "".join(f".{axis}={value}" for axis, value in axes.items())
         models |= {name + suffix: source for name, source in recipe.models.items()}
-        stages += _bound(recipe, axes, suffix)
-    return Graph(_ordered(stages), models)
+        stages += _bind_stages(recipe, axes, suffix)
+    return Graph(_sort_by_dependencies(stages), models)
 
 
-def _bound(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Stage]:
-    _check_names(recipe)
-    unbound = list(_rounds(recipe))
+def _bind_stages(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Stage]:
+    """Yields the stages of one variant, each reference bound to the name that it means; raises RecipeError."""
+    _check_unique_names(recipe)
+    unbound = list(_unroll_repeats(recipe))
     products: dict[str, Product] = {
         name: "scorer" if source.is_scorer else "model" for name, source in recipe.models.items()
     }
@@ -62,16 +66,16 @@ def _bound(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Sta
         last[settings.name] = name
     for name, settings, extra, scope in unbound:
         targets = {}
-        for place, ref in find_references(settings):
+        for field_path, ref in find_references(settings):
             target = scope.get(ref, last.get(ref))
             fitting = [known for known in last if products[last[known]] == ref.product]
             if target is None:
-                hint = did_you_mean(ref, fitting) or f"; nothing here makes {_a(ref.product)}"
-                raise RecipeError(f"stage '{settings.name}': {place}: '{ref}' is no stage or model{hint}")
+                hint = did_you_mean(ref, fitting) or f"; nothing here makes {_with_article(ref.product)}"
+                raise RecipeError(f"stage '{settings.name}': {field_path}: '{ref}' is no stage or model{hint}")
             if products[target] != ref.product:
                 raise RecipeError(
-                    f"stage '{settings.name}': {place}: '{ref}' makes {_a(products[target])}, but "
-                    f"{_a(ref.product)} is wanted here{did_you_mean(ref, fitting)}"
+                    f"stage '{settings.name}': {field_path}: '{ref}' makes {_with_article(products[target])}, but "
+                    f"{_with_article(ref.product)} is wanted here{did_you_mean(ref, fitting)}"
                 )
             targets[str(ref)] = target + suffix
         seed = recipe.seed if settings.seed is None else settings.seed
@@ -80,7 +84,8 @@ def _bound(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Sta
         yield Stage(name + suffix, settings.name, settings, seed, runtime, {**axes, **extra}, targets)
 
 
-def _check_names(recipe: Recipe) -> None:
+def _check_unique_names(recipe: Recipe) -> None:
+    """Raises RecipeError when two stages or models of the recipe have one name."""
     stages = [
         stage.name
         for item in recipe.stages
@@ -92,21 +97,23 @@ def _check_names(recipe: Recipe) -> None:
         raise RecipeError(f"'{twice}' is the name of two stages or models; names are unique")
 
 
-def _rounds(recipe: Recipe) -> Iterator[tuple[str, StageSpec, dict[str, str], dict[str, str]]]:
-    """(unique name, settings, axes, what its references mean if not the plain name) with repeats unrolled."""
+def _unroll_repeats(recipe: Recipe) -> Iterator[tuple[str, StageSpec, dict[str, str], dict[str, str]]]:
+    """Yields (unique name, settings, axes, what its references mean if not the plain name), repeats unrolled."""
     for item in recipe.stages:
         if not isinstance(item, RepeatBlock):
             yield item.name, item, {}, {}
             continue
         block = item.repeat
         inner = [stage.name for stage in block.stages]
-        meant = {str(ref) for stage in block.stages for _, ref in find_references(stage)}
+        referenced_names = {str(ref) for stage in block.stages for _, ref in find_references(stage)}
         for name, maker in block.carry.items():
-            said = f"repeat: carry: '{name}: {maker}'"
+            carry_entry = f"repeat: carry: '{name}: {maker}'"
             if maker not in inner:
-                raise RecipeError(f"{said}: no stage here is called '{maker}'{did_you_mean(maker, inner)}")
-            if name not in meant:
-                raise RecipeError(f"{said}: no stage here refers to '{name}'{did_you_mean(name, meant)}")
+                raise RecipeError(f"{carry_entry}: no stage here is called '{maker}'{did_you_mean(maker, inner)}")
+            if name not in referenced_names:
+                raise RecipeError(
+                    f"{carry_entry}: no stage here refers to '{name}'{did_you_mean(name, referenced_names)}"
+                )
         for number in range(1, block.times + 1):
             scope = {name: f"{name}.{number}" for name in inner}
             if number > 1:
@@ -115,21 +122,22 @@ def _rounds(recipe: Recipe) -> Iterator[tuple[str, StageSpec, dict[str, str], di
                 yield f"{settings.name}.{number}", settings, {"round": str(number)}, scope
 
 
-def _ordered(stages: list[Stage]) -> list[Stage]:
-    """Topological order; among the stages that could run next, the one that stands first in the recipe."""
+def _sort_by_dependencies(stages: list[Stage]) -> list[Stage]:
+    """Sorts stages topologically; of those that could run next, the first one in the recipe comes first."""
     waiting, done, order = list(stages), set[str](), list[Stage]()
     names = {stage.name for stage in stages}
     while waiting:
-        ready = next((s for s in waiting if not (set(s.targets.values()) & names) - done), None)
+        ready = next((stage for stage in waiting if not (set(stage.targets.values()) & names) - done), None)
         if ready is None:
-            raise RecipeError(f"stages wait for each other in a circle: {' -> '.join(_circle(waiting))}")
+            raise RecipeError(f"stages wait for each other in a circle: {' -> '.join(_find_cycle(waiting))}")
         waiting.remove(ready)
         done.add(ready.name)
         order.append(ready)
     return order
 
 
-def _circle(waiting: list[Stage]) -> list[str]:
+def _find_cycle(waiting: list[Stage]) -> list[str]:
+    """Returns the names of stages that wait for each other, the first one again at the end."""
     by_name = {stage.name: stage for stage in waiting}
     path = [waiting[0].name]
     while path.count(path[-1]) == 1:
@@ -137,5 +145,6 @@ def _circle(waiting: list[Stage]) -> list[str]:
     return path[path.index(path[-1]) :]
 
 
-def _a(product: str) -> str:
+def _with_article(product: str) -> str:
+    """Returns the product with its article, for messages."""
     return "data" if product == "data" else f"an {product}" if product[0] in "aeiou" else f"a {product}"

@@ -15,21 +15,21 @@ from typing import Any, NamedTuple, Self
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.pipeline.graph import Stage
-from qwen_align.align.pipeline.process_lifetime import PARENT
+from qwen_align.align.pipeline.process_lifetime import PARENT_VARIABLE
 from qwen_align.align.pipeline.warm_server import NO_THREADS
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages.registry import STAGE_KINDS
 
 
-class Ended(NamedTuple):
-    """How a stage's process ended: exit code and, if not 0, what it said."""
+class StageExit(NamedTuple):
+    """How a stage's process ended: exit code and, if not 0, its message."""
 
     code: int
     message: str
 
 
 class Launcher:
-    """Runs stages one after another; a context manager, because it may hold a warm server."""
+    """Runs stages one after another; a context manager that ends the warm server, if it has started one."""
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
@@ -47,8 +47,8 @@ class Launcher:
             self._server.wait()
         self._errors.close()
 
-    def warm_up(self) -> None:
-        """Starts the server's imports in the background."""
+    def start_warm_server(self) -> None:
+        """Starts the warm server, which imports in the background, unless it runs."""
         if self._server is None:
             self._server = subprocess.Popen(
                 [sys.executable, "-m", "qwen_align.align.pipeline.warm_server"],
@@ -56,34 +56,38 @@ class Launcher:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 text=True,
-                env={**environment(), **NO_THREADS},
-                start_new_session=True,  # Ctrl-C reaches the stage through us, once
+                env={**build_environment(), **NO_THREADS},
+                start_new_session=True,  # Ctrl-C reaches the stage through the run, once
             )
 
-    def run(self, stage: Stage, folder: Path, watch: Callable[[], bool]) -> Ended:
-        """Runs the stage and waits; `watch` is called a few times a second, true from it asks the stage to stop."""
-        asked = Asked(watch)
+    def run_stage(self, stage: Stage, folder: Path, poll_stop: Callable[[], bool]) -> StageExit:
+        """Runs a stage in its process and waits for its end.
+
+        `poll_stop` is called a few times a second; once it returns true the stage is asked to stop.
+        """
+        stop_signal = StopSignal(poll_stop)
         with tempfile.TemporaryDirectory(prefix="qwen-align-") as scratch:
             report = Path(scratch, "report.json")
-            if uses_server(stage) or (not STAGE_KINDS[stage.kind].needs_torch and self._ready):
-                code = self._run_in_server(stage, folder, report, asked)
+            if uses_warm_server(stage) or (not STAGE_KINDS[stage.kind].needs_torch and self._ready):
+                code = self._run_in_warm_server(stage, folder, report, stop_signal)
             else:
-                code = _run_fresh(command(stage, folder, report), folder / "log.txt", asked)
-            said = json.loads(report.read_text()) if report.exists() else None
-        if code < 0 and not asked.yes:
-            return Ended(4, _ended_by(code))  # what others of the stage's processes say follows from it
-        if said and said["code"] == 75 and not asked.yes:
-            return Ended(4, "another process of the stage died and took this one along; the log says more")
-        if said and said["code"] != 0:
-            return Ended(said["code"], said["message"])  # torchrun's own exit code says less
-        if code != 0 and asked.yes:
-            return Ended(75, "stopped as asked before it had begun; run again to go on")
-        return Ended(0, "") if code == 0 else Ended(4, _ended_by(code))
+                code = run_fresh_process(build_command(stage, folder, report), folder / "log.txt", stop_signal)
+            stage_report = json.loads(report.read_text()) if report.exists() else None
+        if code < 0 and not stop_signal.was_sent:
+            return StageExit(4, _describe_exit(code))  # what the stage's other processes report follows from it
+        if stage_report and stage_report["code"] == 75 and not stop_signal.was_sent:
+            return StageExit(4, "another process of the stage died and took this one along; the log says more")
+        if stage_report and stage_report["code"] != 0:
+            return StageExit(stage_report["code"], stage_report["message"])  # torchrun's own exit code says less
+        if code != 0 and stop_signal.was_sent:
+            return StageExit(75, "stopped as asked before it had begun; run again to go on")
+        return StageExit(0, "") if code == 0 else StageExit(4, _describe_exit(code))
 
-    def _run_in_server(self, stage: Stage, folder: Path, report: Path, asked: "Asked") -> int:
-        self.warm_up()
+    def _run_in_warm_server(self, stage: Stage, folder: Path, report: Path, stop_signal: "StopSignal") -> int:
+        """Has the warm server fork the stage, and returns its exit status."""
+        self.start_warm_server()
         if not self._ready:
-            self._answer(asked, None)
+            self._read_answer(stop_signal, None)
             self._ready = True
         assert self._server
         assert self._server.stdin
@@ -91,56 +95,61 @@ class Launcher:
             "folder": str(folder),
             "report": str(report),
             "log": str(folder / "log.txt"),
-            "processes": processes_of(stage),
+            "processes": count_processes(stage),
         }
         print(json.dumps(request), file=self._server.stdin, flush=True)
-        pids = self._answer(asked, None)["pids"]
+        pids = self._read_answer(stop_signal, None)["pids"]
 
         def stop() -> None:
             for pid in pids:
                 with suppress(ProcessLookupError):  # it has ended by itself
                     os.kill(pid, signal.SIGTERM)
 
-        return int(self._answer(asked, stop)["exit"])
+        return int(self._read_answer(stop_signal, stop)["exit"])
 
-    def _answer(self, asked: "Asked", stop: Callable[[], None] | None) -> dict[str, Any]:
+    def _read_answer(self, stop_signal: "StopSignal", stop: Callable[[], None] | None) -> dict[str, Any]:
+        """Waits for the server's next message; raises StageError when the server has died.
+
+        `stop` ends the stage; without it there is no stage yet that could be stopped.
+        """
         assert self._server
         assert self._server.stdout
         while not select.select([self._server.stdout], [], [], 0.2)[0]:
             if stop:
-                asked.once(stop)
+                stop_signal.forward_once(stop)
             else:
-                asked.watch()
+                stop_signal.poll_stop()
         line = self._server.stdout.readline()
         if not line:
             self._errors.seek(0)
-            last = (self._errors.read().strip().splitlines() or ["it was killed without a word"])[-1]
+            last = (self._errors.read().strip().splitlines() or ["it was killed without a message"])[-1]
             raise StageError(f"the warm server, which imports torch, transformers and trl once, died: {last}")
         answer = json.loads(line)
         assert isinstance(answer, dict)
         return answer
 
 
-class Asked:
-    """Whether the stage was asked to stop, remembered; the asking is done once."""
+class StopSignal:
+    """Remembers whether the stage was asked to stop, so that it is asked once."""
 
-    def __init__(self, watch: Callable[[], bool]) -> None:
-        self.watch = watch
-        self.yes = False
+    def __init__(self, poll_stop: Callable[[], bool]) -> None:
+        self.poll_stop = poll_stop
+        self.was_sent = False
 
-    def once(self, stop: Callable[[], None]) -> None:
-        if self.watch() and not self.yes:
-            self.yes = True
+    def forward_once(self, stop: Callable[[], None]) -> None:
+        """Asks the stage to stop with `stop` when the run is asked to, the first time only."""
+        if self.poll_stop() and not self.was_sent:
+            self.was_sent = True
             stop()
 
 
-def command(stage: Stage, folder: Path, report: Path) -> list[str]:
-    """The command line that runs the stage in a process of its own, or in one a device through torchrun."""
+def build_command(stage: Stage, folder: Path, report: Path) -> list[str]:
+    """Returns the command line that runs the stage in its own process, or through torchrun in one a device."""
     worker = ["-m", "qwen_align.align.pipeline.worker", str(folder), str(report)]
-    processes = processes_of(stage)
+    processes = count_processes(stage)
     if processes == 1:
         return [sys.executable, *worker]
-    # torchrun, which is to die with us as its workers die with it
+    # torchrun has to end with this process, as its workers end with it.
     torchrun = (
         "from qwen_align.align.pipeline.process_lifetime import die_with_parent; die_with_parent(); "
         "from torch.distributed.run import main; main()"
@@ -148,27 +157,27 @@ def command(stage: Stage, folder: Path, report: Path) -> list[str]:
     return [sys.executable, "-c", torchrun, "--nproc_per_node", str(processes), "--standalone", *worker]
 
 
-def processes_of(stage: Stage) -> int:
-    """How many processes run the stage."""
+def count_processes(stage: Stage) -> int:
+    """Returns how many processes run the stage."""
     return 1 if STAGE_KINDS[stage.kind].is_single_process else stage.runtime.processes
 
 
-def uses_server(stage: Stage) -> bool:
-    """Whether the stage is forked from the warm server: on a CPU, but several processes of DeepSpeed."""
+def uses_warm_server(stage: Stage) -> bool:
+    """Returns whether the stage is forked from the warm server: on a CPU, but not several processes of DeepSpeed."""
     runtime = stage.runtime
-    is_torchruns = runtime.deepspeed is not None and processes_of(stage) > 1
-    return STAGE_KINDS[stage.kind].needs_torch and not on_cuda(runtime) and not is_torchruns
+    is_torchruns = runtime.deepspeed is not None and count_processes(stage) > 1
+    return STAGE_KINDS[stage.kind].needs_torch and not uses_cuda(runtime) and not is_torchruns
 
 
-def on_cuda(runtime: Runtime) -> bool:
-    """Whether a GPU will be used, told without importing torch."""
+def uses_cuda(runtime: Runtime) -> bool:
+    """Returns whether a GPU will be used, found out without importing torch."""
     if runtime.device == "auto":
         return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
     return runtime.device == "cuda"
 
 
-def environment() -> dict[str, str]:
-    """The environment of a stage's process; what the user has set stands.
+def build_environment() -> dict[str, str]:
+    """Returns the environment of a stage's process; what the user has set stands.
 
     OpenMP threads that spin while they wait make small models ten times slower on a machine that does anything else
     (measured: 800 completions of the embedded model in 31 s, and in 3.4 s when they sleep; 2 cores, load 3). GNU's spin
@@ -180,28 +189,35 @@ def environment() -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         **os.environ,
-        PARENT: str(os.getpid()),
+        PARENT_VARIABLE: str(os.getpid()),
     }
 
 
-def _run_fresh(line: list[str], log: Path, asked: Asked) -> int:
+def run_fresh_process(line: list[str], log: Path, stop_signal: StopSignal) -> int:
+    """Runs a command with its output in `log` and returns its exit code; kills it when an exception leaves."""
     with log.open("a") as output:
         process = subprocess.Popen(
-            line, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment(), start_new_session=True
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=build_environment(),
+            start_new_session=True,
         )
     try:
         while (code := process.poll()) is None:
-            asked.once(lambda: os.killpg(process.pid, signal.SIGTERM))
+            stop_signal.forward_once(lambda: os.killpg(process.pid, signal.SIGTERM))
             time.sleep(0.02)
         return code
     finally:
-        if process.poll() is None:  # we are leaving by an exception: nobody would watch it
+        if process.poll() is None:  # left by an exception: nobody would wait for it
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _ended_by(code: int) -> str:
+def _describe_exit(code: int) -> str:
+    """Returns the message for a process that ended without a report of its own."""
     if code >= 0:
-        return f"the process ended with code {code} without a word"
+        return f"the process ended with code {code} without a message"
     name = signal.Signals(-code).name
     hint = "; the system kills so when memory runs out: lower runtime.micro_batch" if name == "SIGKILL" else ""
     return f"the process was killed by {name}{hint}"

@@ -1,7 +1,7 @@
-"""A recipe's stages in running order, each with its key, its folder and what it reads; nothing is run here."""
+"""Plans a recipe: its stages in running order, each with its key, its folder and what it reads; runs nothing."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from qwen_align.align.store.store import Store
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A stage with its key and its folder; `inputs` is what the worker is told of each reference.
+class PlannedStage:
+    """A stage with its key and its folder; `inputs`: name, folder and key of what each reference means.
 
     `missing`: the file of rows that is not there yet; `check` can go on without it, a run cannot.
     """
@@ -48,6 +48,16 @@ class Planned:
         return self.stage.settings
 
     @property
+    def origin(self) -> str:
+        """The stage's name in the recipe."""
+        return self.stage.origin
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """The stage's cell of the matrix and its round of a repeat, by axis."""
+        return self.stage.axes
+
+    @property
     def seed(self) -> int:
         return self.stage.seed
 
@@ -66,6 +76,7 @@ class Planned:
 
     @property
     def is_stored(self) -> bool:
+        """Whether the stage has run to its end."""
         return self.folder.is_complete
 
 
@@ -75,7 +86,7 @@ class Plan:
 
     recipe: Recipe
     graph: Graph
-    stages: list[Planned]
+    stages: list[PlannedStage]
     home: Path
 
     @property
@@ -92,84 +103,90 @@ class Plan:
         """What trackers file the run's stages under."""
         return self.recipe.tracking.group or self.recipe.name
 
-    def named(self, name: str) -> list[Planned]:
-        """The stages called so, in the plan or in the recipe; raises RecipeError when there is none."""
-        found = [planned for planned in self.stages if name in (planned.stage.name, planned.stage.origin)]
-        if not found:
-            names = [planned.stage.name for planned in self.stages]
+    def find_stages(self, name: str) -> list[PlannedStage]:
+        """Returns the stages of that name in the plan or in the recipe; raises RecipeError when there is none."""
+        stages = [stage for stage in self.stages if name in (stage.name, stage.origin)]
+        if not stages:
+            names = [stage.name for stage in self.stages]
             raise RecipeError(f"no stage is called '{name}'{did_you_mean(name, names)}")
-        return found
+        return stages
 
 
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
-    """Reads and binds the recipe and computes every key; nothing is written but the cache of file digests."""
+    """Reads a recipe, orders its stages and computes their keys; writes nothing but the cache of file digests."""
     return plan_variants(load_variants(path, overrides, tiny=tiny), home, path)
 
 
 def plan_variants(variants: Sequence[Variant], home: Path, path: Path) -> Plan:
     """Plans a recipe's variants as `plan` does; `path` opens the message of a RecipeError."""
     try:
-        return _planned(variants, home)
+        return _plan_stages(variants, home)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
 
 
-def _planned(variants: Sequence[Variant], home: Path) -> Plan:
-    whole = graph.build(variants)
-    stored = Store(home / "store")
+def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
+    """Computes key, folder and inputs of every stage, in running order; raises RecipeError."""
+    stage_graph = graph.build_graph(variants)
+    store = Store(home / "store")
     keys: dict[str, str] = {}
     folders: dict[str, Path] = {}
-    for name, source in whole.models.items():
+    for name, source in stage_graph.models.items():
         try:
-            keys[name] = stored.compute_model_key(source)
+            keys[name] = store.compute_model_key(source)
             folders[name] = (
                 Path(f"hub:{source.hub}@{source.revision}") if source.hub else model_files.find_model_folder(source)
             )
         except (RecipeError, OSError) as error:
             raise RecipeError(f"models: {name}: {error}") from None
-    planned = []
-    for stage in whole.stages:
+    planned_stages = []
+    for stage in stage_graph.stages:
         missing = stage.settings.missing_file()
         # A key that no stage has ever had: what reads rows that are not there is not stored either.
         key = (
             hashlib.sha256(f"missing: {missing}".encode()).hexdigest()
             if missing
-            else stored.compute_key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
+            else store.compute_key(stage, {ref: keys[target] for ref, target in stage.targets.items()})
         )
-        folder = stored.get_folder(stage.kind, key)
+        folder = store.get_folder(stage.kind, key)
         inputs = {
             ref: {"name": target, "folder": str(folders[target]), "key": keys[target]}
             for ref, target in stage.targets.items()
         }
-        planned.append(Planned(stage, key, folder, inputs, missing))
+        planned_stages.append(PlannedStage(stage, key, folder, inputs, missing))
         keys[stage.name], folders[stage.name] = key, folder.path.resolve()
-    stored.save_file_digests()
-    return Plan(variants[0].recipe, whole, planned, home)
+    store.save_file_digests()
+    return Plan(variants[0].recipe, stage_graph, planned_stages, home)
 
 
-def check_models(planned: Plan, again: Sequence[Planned] = ()) -> None:
-    """Raises RecipeError when a stage to run cannot start: its local model has no tokenizer of its own or no template
-    to train on, or its DeepSpeed file is missing.
+def check_can_start(
+    plan: Plan,
+    forced: Sequence[PlannedStage] = (),
+    *,
+    load_renderer: Callable[[Path], Renderer] = Renderer.load,
+) -> None:
+    """Raises RecipeError when a stage that is to run cannot start.
 
-    `again`: stored stages that will run again.
+    Its local model has no tokenizer of its own or no template to train on, or its DeepSpeed file is missing. `forced`:
+    stored stages that will run again.
     """
-    todo = [one for one in planned.stages if not one.is_stored or one in again]
-    for one in todo:
-        if (path := one.stage.runtime.deepspeed) and not Path(path).is_file():
-            raise RecipeError(f"stage '{one.stage.origin}': runtime.deepspeed: {path}: no such file")
-    read = {entry["name"]: Path(entry["folder"]) for one in todo for entry in one.inputs.values()}
-    for name, folder in read.items():
-        if name in planned.graph.models and not planned.graph.models[name].hub:
+    stages_to_run = [stage for stage in plan.stages if not stage.is_stored or stage in forced]
+    for stage in stages_to_run:
+        if (path := stage.runtime.deepspeed) and not Path(path).is_file():
+            raise RecipeError(f"stage '{stage.origin}': runtime.deepspeed: {path}: no such file")
+    read_folders = {entry["name"]: Path(entry["folder"]) for stage in stages_to_run for entry in stage.inputs.values()}
+    for name, folder in read_folders.items():
+        if name in plan.graph.models and not plan.graph.models[name].hub:
             try:
                 if base := model_files.find_base(folder):
-                    check_tokenizer_fits_model(base, Renderer.load(base))
+                    check_tokenizer_fits_model(base, load_renderer(base))
             except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
                 raise RecipeError(f"models: {name}: {error}") from None
 
 
-def other_versions(one: Planned) -> list[str]:
-    """The libraries whose major version is not the one that a stored stage was made with, as `trl 1.16 -> 2.0`."""
-    made_with: Mapping[str, str] = one.folder.read_manifest()["libraries"]
+def list_version_changes(stage: PlannedStage) -> list[str]:
+    """Lists the libraries whose major version has changed since a stage was stored, as `trl 1.16 -> 2.0`."""
+    made_with: Mapping[str, str] = stage.folder.read_manifest()["libraries"]
     return [
         f"{name} {made_with[name]} -> {version}"
         for name, version in read_library_versions().items()

@@ -1,4 +1,4 @@
-"""The rows, renderers and lengths of a plan as far as they can be known before anything runs; nothing is written."""
+"""Rows, renderers and lengths of a plan as far as they can be known before anything runs; nothing is written."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -7,7 +7,7 @@ from pathlib import Path
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.generation.requests import render_problem
 from qwen_align.align.models.model_files import find_base
-from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, Row, read_rows
@@ -17,62 +17,66 @@ from qwen_align.align.store.files import read_json
 from qwen_align.data_builders.sieve import Drops
 
 
-class Unknown(Exception):
-    """Data that a stage has yet to make; the message names it."""
+class RowsUnknown(Exception):
+    """Rows or a tokenizer that nobody has made or downloaded yet; the message says which."""
 
 
 class Preview:
-    """What stages will read, built or rendered once for all who ask."""
+    """Rows and prompts that stages will read, each built or rendered once."""
 
-    def __init__(self, planned: Plan) -> None:
-        self.planned = planned
-        self._by_name = {stage.name: stage for stage in planned.stages}
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._by_name = {stage.name: stage for stage in plan.stages}
         self._rows: dict[str, list[Row]] = {}
         self._renderers: dict[Path, Renderer] = {}
+        self._tokenizer_folders: dict[str, Path] = {}
         self._lengths: dict[tuple[Path, int, str | None], int] = {}
         self.drops: dict[str, Drops] = {}
 
-    def rows(self, name: str) -> list[Row]:
-        """Returns the rows of a data stage, read if stored, else built; raises Unknown when a rollout comes first."""
+    def list_rows(self, name: str) -> list[Row]:
+        """Returns the rows of a data stage, read if stored, else built; raises RowsUnknown."""
         if name not in self._rows:
             stage = self._by_name[name]
             list_rows = STAGE_KINDS[stage.kind].list_rows
             if stage.is_stored:
                 self._rows[name] = list(read_rows(stage.folder.path / "rows.jsonl"))
             elif list_rows is None:
-                raise Unknown(name)
+                raise RowsUnknown(name)
             else:
                 self.drops[name] = Drops()
                 self._rows[name] = import_function(list_rows)(stage, self._read_sources(stage), self.drops[name])
         return self._rows[name]
 
     def count_rows(self, name: str) -> int | None:
-        """Returns how many rows a data stage has, or will have if all are kept; None if nobody can say yet."""
+        """Returns how many rows a data stage has, or will have if all are kept; None if that is not known yet."""
         try:
-            return len(self.rows(name))
-        except Unknown:
+            return len(self.list_rows(name))
+        except RowsUnknown:
             return self._by_name[name].settings.expected_rows()
 
-    def rows_read_by(self, stage: Planned, refs: Iterable[str]) -> Iterator[Row]:
+    def list_input_rows(self, stage: PlannedStage, refs: Iterable[str]) -> Iterator[Row]:
         """Yields the rows behind a stage's data references, in their order."""
-        return chain.from_iterable([self.rows(stage.targets[ref]) for ref in refs])
+        return chain.from_iterable([self.list_rows(stage.targets[ref]) for ref in refs])
 
-    def renderer(self, stage: Planned) -> Renderer:
+    def get_renderer(self, stage: PlannedStage) -> Renderer:
         """Returns the renderer of the model a stage reads."""
-        folder = self._find_tokenizer_folder(stage)
+        return self.load_renderer(self._find_tokenizer_folder(stage))
+
+    def load_renderer(self, folder: Path) -> Renderer:
+        """Loads the renderer of a folder, once."""
         if folder not in self._renderers:
             self._renderers[folder] = Renderer.load(folder)
         return self._renderers[folder]
 
-    def prompt_length(self, stage: Planned, problem: Problem, switch: Switch | None) -> int:
-        """Returns the tokens of a problem's prompt; rendered once for all stages with the same template."""
-        asked = None if switch is None else switch.model_dump_json()
-        name = (self._find_tokenizer_folder(stage), id(problem), asked)  # rows live as long as the preview does
+    def measure_prompt(self, stage: PlannedStage, problem: Problem, switch: Switch | None) -> int:
+        """Returns how many tokens a problem's prompt has; it is rendered once for all stages with the same template."""
+        switch_text = None if switch is None else switch.model_dump_json()
+        name = (self._find_tokenizer_folder(stage), id(problem), switch_text)  # rows live as long as the preview does
         if name not in self._lengths:
-            self._lengths[name] = len(render_problem(problem, self.renderer(stage), switch).prompt.ids)
+            self._lengths[name] = len(render_problem(problem, self.get_renderer(stage), switch).prompt.ids)
         return self._lengths[name]
 
-    def check_context_length(self, stage: Planned, tokens: int, what: str) -> None:
+    def check_context_length(self, stage: PlannedStage, tokens: int, what: str) -> None:
         """Raises RecipeError when the model has fewer positions than the longest sequence of the stage."""
         positions = read_json(self._find_tokenizer_folder(stage) / "config.json").get("max_position_embeddings")
         if isinstance(positions, int) and tokens > positions:
@@ -80,16 +84,24 @@ class Preview:
                 f"{what} takes up to {tokens} tokens, but the model has {positions} positions; lower max_tokens"
             )
 
-    def _read_sources(self, stage: Planned) -> dict[str, Callable[[], Iterator[Row]]]:
-        def reader(rows: list[Row]) -> Callable[[], Iterator[Row]]:
-            return lambda: iter(rows)
+    def _read_sources(self, stage: PlannedStage) -> dict[str, Callable[[], Iterator[Row]]]:
+        """Returns a reader of the rows behind each of a data stage's references; raises RowsUnknown."""
+
+        def reader(list_rows: list[Row]) -> Callable[[], Iterator[Row]]:
+            return lambda: iter(list_rows)
 
         if stage.missing:
-            raise Unknown(f"{stage.missing} is there")
-        return {ref: reader(self.rows(target)) for ref, target in stage.targets.items()}
+            raise RowsUnknown(f"{stage.missing} is there")
+        return {ref: reader(self.list_rows(target)) for ref, target in stage.targets.items()}
 
-    def _find_tokenizer_folder(self, stage: Planned) -> Path:
-        """Returns where the tokenizer of the model a stage reads comes from, followed back; raises Unknown."""
+    def _find_tokenizer_folder(self, stage: PlannedStage) -> Path:
+        """Returns where the tokenizer of the model a stage reads comes from, found once a stage; raises RowsUnknown."""
+        if stage.name not in self._tokenizer_folders:
+            self._tokenizer_folders[stage.name] = self._trace_tokenizer(stage)
+        return self._tokenizer_folders[stage.name]
+
+    def _trace_tokenizer(self, stage: PlannedStage) -> Path:
+        """Follows a stage's model back to the folder that its tokenizer was copied from; raises RowsUnknown."""
         (_, ref), *_ = (place for place in find_references(stage.settings) if isinstance(place[1], ModelRef))
         maker = self._by_name.get(stage.targets[ref])
         if maker is not None and not STAGE_KINDS[maker.kind].makes_tokenizer:
@@ -97,9 +109,9 @@ class Preview:
         folder = Path(stage.inputs[ref]["folder"])
         if maker is not None:
             if not maker.is_stored:
-                raise Unknown(maker.name)
+                raise RowsUnknown(maker.name)
             folder = folder / "model"
         base = None if str(folder).startswith("hub:") else find_base(folder)
         if base is None:
-            raise Unknown("the hub model is downloaded")
+            raise RowsUnknown("the hub model is downloaded")
         return base

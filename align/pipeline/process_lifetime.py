@@ -1,21 +1,21 @@
-"""A process that ends when the one that started it does."""
+"""Ends a process when the one that started it ends."""
 
 import ctypes
 import os
 import signal
 import sys
 
-PARENT = "QWEN_ALIGN_PARENT"  # environment: the process whose end is to be ours
+PARENT_VARIABLE = "QWEN_ALIGN_PARENT"  # environment variable: id of the process whose end ends this one
 
 
 def die_with_parent() -> None:
-    """On Linux this process is killed when its parent dies, however it dies; elsewhere it ends with its input.
+    """Has the kernel kill this process when its parent dies, on Linux; elsewhere it ends with its input.
 
     A parent that names itself in the environment may also have died before this call, while Python started.
     """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        if os.environ.get(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
             os._exit(128 + signal.SIGKILL)
-        os.environ[PARENT] = str(os.getpid())  # for what this process starts
+        os.environ[PARENT_VARIABLE] = str(os.getpid())  # for what this process starts

@@ -1,4 +1,4 @@
-"""Carries a recipe through its stages: what is stored is skipped, the rest runs, and a run folder links it all."""
+"""Runs a plan: stored stages are skipped, the others run in order, and the run's folder links them all."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import yaml
 
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
-from qwen_align.align.pipeline.launcher import Launcher, uses_server
-from qwen_align.align.pipeline.plan import Plan, Planned, check_models, other_versions
+from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
+from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import write_json, write_text
 from qwen_align.align.store.verify_inputs import InputVerifier
@@ -18,141 +18,153 @@ from qwen_align.align.tracking.curve import Curve, Point, to_evaluation_point
 from qwen_align.align.tracking.tracker_clients import TrackerClients
 
 
-class Listener(Protocol):
-    """Told what happens during a run."""
+class RunListener(Protocol):
+    """What a run calls as it proceeds, with the stage that is concerned."""
 
-    def skipped(self, planned: Planned) -> None: ...
-    def started(self, planned: Planned) -> None: ...
-    def going(self, planned: Planned) -> None: ...
-    def finished(self, planned: Planned) -> None: ...
-    def noted(self, message: str) -> None: ...
+    def on_stage_skipped(self, stage: PlannedStage) -> None: ...
+    def on_stage_started(self, stage: PlannedStage) -> None: ...
+    def on_stage_progress(self, stage: PlannedStage) -> None: ...
+    def on_stage_finished(self, stage: PlannedStage) -> None: ...
+    def on_note(self, message: str) -> None: ...
 
 
 def run(
-    planned: Plan,
-    listener: Listener,
+    plan: Plan,
+    listener: RunListener,
     *,
     force: Sequence[str] = (),
     same_versions: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Runs what is not stored yet, in order; raises the AlignError of the first stage that fails."""
-    for one in planned.stages:
-        if one.missing:
-            raise RecipeError(f"stage '{one.stage.origin}': builder.path: {one.missing}: no such file")
-    setup.check_installed(planned.recipe.tracking)
-    again = [one for asked in force for one in planned.named(asked)]
-    check_models(planned, again)
-    for one in again:
-        _forget(one)
-    _link(planned)
-    todo = [one for one in planned.stages if not one.is_stored]
-    senders = TrackerClients(planned.recipe.tracking, planned.group, planned.tracking_folder, listener.noted)
-    inspector = InputVerifier({one.folder.path.resolve(): one.stage.name for one in planned.stages})
-    with Launcher() as launcher, senders:
-        if any(uses_server(one.stage) for one in todo):
-            launcher.warm_up()
-        for one in planned.stages:
-            if one.is_stored:
+    """Runs what is not stored yet, in order; raises the AlignError of the first stage that fails.
+
+    `force`: names of stages to run again. `same_versions`: refuse stored stages of other major library versions.
+    `stop`: returns true once the run should stop.
+    """
+    for stage in plan.stages:
+        if stage.missing:
+            raise RecipeError(f"stage '{stage.origin}': builder.path: {stage.missing}: no such file")
+    setup.check_installed(plan.recipe.tracking)
+    forced = [stage for name in force for stage in plan.find_stages(name)]
+    check_can_start(plan, forced)
+    for stage in forced:
+        _clear_stage(stage)
+    _write_run_folder(plan)
+    stages_to_run = [stage for stage in plan.stages if not stage.is_stored]
+    trackers = TrackerClients(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)
+    input_verifier = InputVerifier({stage.folder.path.resolve(): stage.name for stage in plan.stages})
+    with Launcher() as launcher, trackers:
+        if any(uses_warm_server(stage.stage) for stage in stages_to_run):
+            launcher.start_warm_server()
+        for stage in plan.stages:
+            if stage.is_stored:
                 if same_versions:
-                    _check_versions(one)
-                one.folder.remove_leftovers()
-                listener.skipped(one)
+                    _check_same_versions(stage)
+                stage.folder.remove_leftovers()
+                listener.on_stage_skipped(stage)
             else:
-                for entry in one.inputs.values():
-                    inspector.verify_folder(Path(entry["folder"]))
-                _run_one(one, launcher, senders, listener, stop)
+                for entry in stage.inputs.values():
+                    input_verifier.verify_folder(Path(entry["folder"]))
+                _run_stage(stage, launcher, trackers, listener, stop)
 
 
-def _forget(one: Planned) -> None:
+def _clear_stage(stage: PlannedStage) -> None:
+    """Deletes what a stage has stored, so that it runs again."""
     try:
-        with one.folder.hold_lock():
-            one.folder.delete_contents()
+        with stage.folder.hold_lock():
+            stage.folder.delete_contents()
     except OSError as error:
-        raise _cannot(one, error) from None
+        raise _to_stage_error(stage, error) from None
 
 
-def _cannot(one: Planned, error: OSError) -> StageError:
-    return StageError(f"stage '{one.stage.name}': {error.filename or one.folder.path}: {error.strerror or error}")
+def _to_stage_error(stage: PlannedStage, error: OSError) -> StageError:
+    """Converts an error of the file system to one that names the stage."""
+    return StageError(f"stage '{stage.name}': {error.filename or stage.folder.path}: {error.strerror or error}")
 
 
-def _run_one(
-    one: Planned, launcher: Launcher, senders: TrackerClients, listener: Listener, stop: Callable[[], bool]
+def _run_stage(
+    stage: PlannedStage, launcher: Launcher, trackers: TrackerClients, listener: RunListener, stop: Callable[[], bool]
 ) -> None:
-    def watch() -> bool:
-        senders.check_trackers()
-        listener.going(one)
+    """Runs one stage under its folder's lock, with its curve sent to the trackers; raises AlignError."""
+
+    def poll_stop() -> bool:
+        trackers.check_trackers()
+        listener.on_stage_progress(stage)
         return stop()
 
-    name = one.stage.name
     try:
-        with one.folder.hold_lock():
-            if one.is_stored:  # another run finished it between the look and the lock
-                listener.skipped(one)
+        with stage.folder.hold_lock():
+            if stage.is_stored:  # another run finished it before the folder was locked
+                listener.on_stage_skipped(stage)
                 return
             if stop():
                 raise BY_EXIT_CODE[75]("stopped as asked; run again to go on")
-            write_json(one.folder.path / "stage.json", job(one))
-            listener.started(one)
-            is_tracked = STAGE_KINDS[one.kind].curve is not None
+            write_json(stage.folder.path / "stage.json", build_stage_job(stage))
+            listener.on_stage_started(stage)
+            is_tracked = STAGE_KINDS[stage.kind].curve is not None
             if is_tracked:
-                senders.begin_curve(_curve(one))
-            ended = launcher.run(one.stage, one.folder.path, watch)
+                trackers.begin_curve(_build_curve(stage))
+            stage_exit = launcher.run_stage(stage.stage, stage.folder.path, poll_stop)
             if is_tracked:
-                senders.end_curve(_measured(one), is_whole=one.is_stored)
+                trackers.end_curve(_read_evaluation_points(stage), is_whole=stage.is_stored)
     except OSError as error:
-        raise _cannot(one, error) from None
-    if ended.code != 0:
-        raise BY_EXIT_CODE[ended.code](f"stage '{name}': {ended.message}\nlog: {one.folder.path / 'log.txt'}")
-    if not one.is_stored:
-        raise StageError(f"stage '{name}' ended without a manifest\nlog: {one.folder.path / 'log.txt'}")
-    listener.finished(one)
+        raise _to_stage_error(stage, error) from None
+    if stage_exit.code != 0:
+        raise BY_EXIT_CODE[stage_exit.code](
+            f"stage '{stage.name}': {stage_exit.message}\nlog: {stage.folder.path / 'log.txt'}"
+        )
+    if not stage.is_stored:
+        raise StageError(f"stage '{stage.name}' ended without a manifest\nlog: {stage.folder.path / 'log.txt'}")
+    listener.on_stage_finished(stage)
 
 
-def _curve(one: Planned) -> Curve:
-    settings = one.stage.settings.model_dump(mode="json")
-    resolved = {"seed": one.stage.seed, "runtime": one.stage.runtime.model_dump(mode="json"), "key": one.key}
-    return Curve(one.stage.name, one.stage.kind, one.folder.path.resolve(), settings | resolved)
+def _build_curve(stage: PlannedStage) -> Curve:
+    """Returns what trackers are told of a stage before it runs."""
+    settings = stage.settings.model_dump(mode="json")
+    resolved = {"seed": stage.seed, "runtime": stage.runtime.model_dump(mode="json"), "key": stage.key}
+    return Curve(stage.name, stage.kind, stage.folder.path.resolve(), settings | resolved)
 
 
-def _measured(one: Planned) -> list[Point]:
-    is_measured = STAGE_KINDS[one.kind].curve == "evaluation" and one.is_stored
-    return [to_evaluation_point(one.folder.read_manifest()["summary"])] if is_measured else []
+def _read_evaluation_points(stage: PlannedStage) -> list[Point]:
+    """Returns the figures of a stored evaluation as a tracker's points; none for other stages."""
+    is_measured = STAGE_KINDS[stage.kind].curve == "evaluation" and stage.is_stored
+    return [to_evaluation_point(stage.folder.read_manifest()["summary"])] if is_measured else []
 
 
-def job(one: Planned) -> dict[str, Any]:
-    """stage.json: all the worker reads."""
+def build_stage_job(stage: PlannedStage) -> dict[str, Any]:
+    """Returns the content of stage.json, which is all that the worker reads."""
     return {
-        "key": one.key,
-        "name": one.stage.name,
-        "settings": one.stage.settings.model_dump(exclude_unset=True),
-        "inputs": one.inputs,
-        "seed": one.stage.seed,
-        "runtime": one.stage.runtime.model_dump(),
+        "key": stage.key,
+        "name": stage.name,
+        "settings": stage.settings.model_dump(exclude_unset=True),
+        "inputs": stage.inputs,
+        "seed": stage.seed,
+        "runtime": stage.runtime.model_dump(),
     }
 
 
-def _link(planned: Plan) -> None:
-    """runs/NAME/: the recipe as resolved and a link to each stage's folder."""
+def _write_run_folder(plan: Plan) -> None:
+    """Writes runs/NAME: the recipe as resolved, and a link to each stage's folder."""
     try:
-        planned.run_folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_dump(planned.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-        write_text(planned.run_folder / "recipe.yaml", resolved)
-        links = planned.run_folder / "stages"
+        plan.run_folder.mkdir(parents=True, exist_ok=True)
+        resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+        write_text(plan.run_folder / "recipe.yaml", resolved)
+        links = plan.run_folder / "stages"
         links.mkdir(exist_ok=True)
         for old in links.iterdir():
             old.unlink()
-        for one in planned.stages:
-            target = os.path.relpath(one.folder.path.resolve(), links.resolve())
-            (links / one.stage.name).symlink_to(target, target_is_directory=True)
+        for stage in plan.stages:
+            target = os.path.relpath(stage.folder.path.resolve(), links.resolve())
+            (links / stage.name).symlink_to(target, target_is_directory=True)
     except OSError as error:
-        raise StageError(f"{planned.run_folder}: cannot be written: {error.strerror or error}") from None
+        raise StageError(f"{plan.run_folder}: cannot be written: {error.strerror or error}") from None
 
 
-def _check_versions(one: Planned) -> None:
-    changed = other_versions(one)
+def _check_same_versions(stage: PlannedStage) -> None:
+    """Raises StageError when a stored stage was made with other major library versions."""
+    changed = list_version_changes(stage)
     if changed:
         raise StageError(
-            f"stage '{one.stage.name}' was made with other major versions: {', '.join(changed)}; "
-            f"recompute it with --force {one.stage.name}, or leave --same-versions out"
+            f"stage '{stage.name}' was made with other major versions: {', '.join(changed)}; "
+            f"recompute it with --force {stage.name}, or leave --same-versions out"
         )

@@ -30,48 +30,50 @@ _MEBI_PER_GIBI = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss: KiB 
 
 
 def run_stage(folder: Path, report: Path, *, started: float, imported_before: float = 0.0) -> int:
-    """Runs the stage of `folder` and returns its exit code; never raises for what a stage can do wrong.
+    """Runs the stage of `folder` and returns its exit code; raises for nothing that a stage can do wrong.
 
-    `started`: monotonic time the process came into being; `imported_before`: seconds of imports done for it.
+    `started`: monotonic time at which the process came into being; `imported_before`: seconds of imports done for it.
     """
-    said: dict[str, Any] = {"code": 0, "message": ""}
+    stage_report: dict[str, Any] = {"code": 0, "message": ""}
     try:
-        _sweep(folder)
-        _run(folder, started=started, imported_before=imported_before)
+        _remove_unfinished_files(folder)
+        _run_stage_in_folder(folder, started=started, imported_before=imported_before)
     except AlignError as error:
         _print_traceback()
-        said = {"code": error.exit_code, "message": str(error)}
+        stage_report = {"code": error.exit_code, "message": str(error)}
     except OSError as error:
         _print_traceback()
-        said = {"code": 4, "message": f"{error.filename or folder}: {error.strerror or error}"}
+        stage_report = {"code": 4, "message": f"{error.filename or folder}: {error.strerror or error}"}
     except Exception as error:  # noqa: BLE001 - the process boundary: whatever a library raises ends as exit code 4
         _print_traceback()
-        said = {"code": 4, "message": f"{type(error).__name__}: {error}"}
-    if said["code"] != 0:
-        _sweep(folder)
+        stage_report = {"code": 4, "message": f"{type(error).__name__}: {error}"}
+    if stage_report["code"] != 0:
+        _remove_unfinished_files(folder)
     if is_main_process():
-        report.write_text(json.dumps(said))
-    return int(said["code"])
+        report.write_text(json.dumps(stage_report))
+    return int(stage_report["code"])
 
 
 def _print_traceback() -> None:
+    """Prints the error's traceback to the stage's log."""
     with contextlib.suppress(OSError):  # the log is in the folder, whose disk may be what is full
         traceback.print_exc()
         sys.stderr.flush()
 
 
-def _sweep(folder: Path) -> None:
-    """Removes files that were being written when a stage ended; they are named with a dot until they are whole."""
+def _remove_unfinished_files(folder: Path) -> None:
+    """Removes files that were being written when a stage ended: their names begin with a dot."""
     if is_main_process():
         for unfinished in folder.glob(".*"):
             unfinished.unlink(missing_ok=True)
 
 
-def _run(folder: Path, *, started: float, imported_before: float) -> None:
-    job = read_json(folder / "stage.json")
-    settings: Any = TypeAdapter[Any](AnyStage).validate_python(job["settings"])
-    runtime = Runtime.model_validate(job["runtime"])
-    context = Context(folder, job["seed"], runtime, is_main=is_main_process())
+def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float) -> None:
+    """Reads stage.json, runs the stage and writes its manifest."""
+    stage_job = read_json(folder / "stage.json")
+    settings: Any = TypeAdapter[Any](AnyStage).validate_python(stage_job["settings"])
+    runtime = Runtime.model_validate(stage_job["runtime"])
+    context = Context(folder, stage_job["seed"], runtime, is_main=is_main_process())
     context.catch_stop_signals()
     kind = STAGE_KINDS[settings.kind]
     run = import_function(kind.run)
@@ -80,33 +82,37 @@ def _run(folder: Path, *, started: float, imported_before: float) -> None:
 
         torch.set_num_threads(runtime.threads)
     imported = time.monotonic()
-    inputs = {ref: Path(entry["folder"]) for ref, entry in job["inputs"].items()}
+    inputs = {ref: Path(entry["folder"]) for ref, entry in stage_job["inputs"].items()}
     summary = run(settings, inputs, folder, context)
     times = {
         "seconds": time.monotonic() - imported,
-        "cpu_seconds": _cpu_seconds(),
+        "cpu_seconds": measure_cpu_seconds(),
         "import_seconds": imported - started + imported_before,
     }
     if context.is_main:
-        _finish(folder, job, summary, {name: round(seconds, 3) for name, seconds in times.items()})
+        _write_manifest(folder, stage_job, summary, {name: round(seconds, 3) for name, seconds in times.items()})
 
 
-def _cpu_seconds() -> float:
-    """Of all the stage's processes and of those they have waited for; of this one where they have not met."""
-    mine = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(gather_objects(mine))
+def measure_cpu_seconds() -> float:
+    """Returns the CPU seconds of all the stage's processes and of those that they have waited for.
+
+    Of this process alone where they have not joined a group.
+    """
+    own_seconds = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(gather_objects(own_seconds))
 
 
-def _finish(folder: Path, job: dict[str, Any], summary: dict[str, Any], times: dict[str, float]) -> None:
-    temporary = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
+def _write_manifest(folder: Path, stage_job: dict[str, Any], summary: dict[str, Any], times: dict[str, float]) -> None:
+    """Writes manifest.json, which makes the stage's folder complete."""
+    left_out = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] not in {*temporary, *UNFINISHED}
+        if path.is_file() and path.relative_to(folder).parts[0] not in {*left_out, *UNFINISHED}
     )
     manifest = {
-        "key": job["key"],
-        "kind": job["settings"]["kind"],
+        "key": stage_job["key"],
+        "kind": stage_job["settings"]["kind"],
         "outputs": {str(path.relative_to(folder)): compute_sha256(path) for path in files},
         "summary": summary,
         **times,

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from qwen_align.align.references import to_plain_value
+from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.rows import Row, Steps, Text
 from qwen_align.align.settings.build_data import BuildData
 
@@ -17,8 +18,8 @@ NOT_STATED = "not stated"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-class Tally:
-    """What a card says of rows, gathered as they are written."""
+class RowTally:
+    """Counts of rows by kind, source and mode, and their digest, gathered as rows are written."""
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
@@ -26,8 +27,8 @@ class Tally:
         self.modes: Counter[str] = Counter()
         self._sha = hashlib.sha256()
 
-    def add(self, row: Row, line: str) -> None:
-        """`line` is the row as it stands in the file, with its newline."""
+    def add_row(self, row: Row, line: str) -> None:
+        """Counts a row; `line` is the row as it stands in the file, with its newline."""
         self.kinds[row.row] += 1
         self.sources[row.source] += 1
         self.modes["none" if isinstance(row, Text | Steps) else row.mode or "none"] += 1
@@ -38,44 +39,51 @@ class Tally:
         return self._sha.hexdigest()
 
 
-def card(spec: BuildData, seed: int, tally: Tally, dropped: Mapping[str, int]) -> str:
-    """The README beside `rows.jsonl`. Names of files and stages are left out: they are no part of what was made."""
+def format_data_card(settings: BuildData, seed: int, tally: RowTally, dropped: Mapping[str, int]) -> str:
+    """Returns the README beside `rows.jsonl`, without names of files and stages: they are no part of what was made."""
     rows = tally.kinds.total()
-    licences = sorted({spec.licences.get(source, NOT_STATED) for source in tally.sources})
+    licences = sorted({settings.licences.get(source, NOT_STATED) for source in tally.sources})
     front = {
         "license": licences[0] if len(licences) == 1 and licences[0] != NOT_STATED else "other",
         "size_categories": [next((name for limit, name in _SIZES if rows < limit), "n>1M")],
-        "tags": ["qwen-align", spec.builder.kind],
+        "tags": ["qwen-align", settings.builder.kind],
         "configs": [{"config_name": "default", "data_files": "rows.jsonl"}],
     }
-    made = {"builder": _plain(spec.builder), "sieve": _plain(spec.sieve), "limit": spec.limit, "seed": seed}
+    made = {
+        "builder": _to_plain_settings(settings.builder),
+        "sieve": _to_plain_settings(settings.sieve),
+        "limit": settings.limit,
+        "seed": seed,
+    }
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-            f"# {spec.builder.kind}: {rows:,} rows\n",
+            f"# {settings.builder.kind}: {rows:,} rows\n",
             f"Made by qwen-align. sha256 of `rows.jsonl`: `{tally.sha256}`. What was left out is in `dropped.jsonl`.\n",
-            _table(("source", "licence", "rows"), _by_source(spec, tally)),
-            _table(("kind of row", "rows"), [(name, f"{n:,}") for name, n in sorted(tally.kinds.items())]),
-            _table(("mode", "rows"), [(name, f"{n:,}") for name, n in sorted(tally.modes.items())]),
-            _table(("dropped because", "rows"), [(name, f"{n:,}") for name, n in dropped.items()]),
+            _format_table(("source", "licence", "rows"), _list_sources(settings, tally)),
+            _format_table(("kind of row", "rows"), [(name, f"{n:,}") for name, n in sorted(tally.kinds.items())]),
+            _format_table(("mode", "rows"), [(name, f"{n:,}") for name, n in sorted(tally.modes.items())]),
+            _format_table(("dropped because", "rows"), [(name, f"{n:,}") for name, n in dropped.items()]),
             f"## How it was made\n\n```yaml\n{yaml.safe_dump(made, sort_keys=False, allow_unicode=True)}```\n",
         ]
     )
 
 
-def _by_source(spec: BuildData, tally: Tally) -> list[tuple[str, ...]]:
+def _list_sources(settings: BuildData, tally: RowTally) -> list[tuple[str, ...]]:
+    """Returns (source, licence, rows) of each source, the one with most rows first."""
     return [
-        (source or NOT_STATED, spec.licences.get(source, NOT_STATED), f"{count:,}")
-        for source, count in sorted(tally.sources.items(), key=lambda one: (-one[1], one[0]))
+        (source or NOT_STATED, settings.licences.get(source, NOT_STATED), f"{count:,}")
+        for source, count in sorted(tally.sources.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _format_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Returns a table, or a sentence where it would have no rows."""
     if not rows:
-        return f"No {head[0]}.\n" if head[0] != "dropped because" else "Nothing was dropped.\n"
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+        return f"No {headings[0]}.\n" if headings[0] != "dropped because" else "Nothing was dropped.\n"
+    return format_markdown_table(headings, rows) + "\n"
 
 
-def _plain(settings: BaseModel) -> Any:
+def _to_plain_settings(settings: BaseModel) -> Any:
+    """Converts settings to plain values, without the names of stages and files."""
     return to_plain_value(settings, ref=lambda ref: f"(a stage's {ref.product})", file=lambda path: "(a file)")

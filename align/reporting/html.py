@@ -6,21 +6,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from itertools import islice
-from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import jinja2
 import yaml
 from markupsafe import Markup
 
-from qwen_align.align.pipeline.plan import Plan, Planned
+from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.reporting import svg
+from qwen_align.align.reporting.columns import (
+    COMPARISON_COLUMNS,
+    COMPARISONS,
+    DATA_COLUMNS,
+    DATA_ON_PAGE,
+    RESULT_COLUMNS,
+    RESULTS_IN_COPIES,
+    RESULTS_ON_PAGE,
+    STAGE_COLUMNS,
+    STAGES_ON_PAGE,
+    Column,
+    ResultRow,
+    format_table,
+)
+from qwen_align.align.reporting.latex import format_latex_table
+from qwen_align.align.reporting.markdown import format_markdown_table
+from qwen_align.align.reporting.results import RunResults, pool_by_seed
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.reward.thinking import split_for_display
-
-if TYPE_CHECKING:
-    from qwen_align.align.reporting.results import Written
 
 # What is drawn of a training stage, where it is logged: (metric, English, Chinese). Reward and accuracy come first, for
 # an on-policy loss says nothing.
@@ -38,183 +51,165 @@ CURVES = (
     ("value/explained", "variance the critic explains", "价值模型解释的方差"),
     ("grad_norm", "gradient norm", "梯度范数"),
 )
-OTHERS = ("pass_at_k", "maj_at_k", "obeyed_share", "stopped_share", "mean_tokens")
-MOST_SAMPLES, MOST_CHARACTERS, MOST_COMPLETIONS = 12, 4000, 20_000
+MAX_SAMPLES, MAX_CHARACTERS, MAX_COMPLETIONS = 12, 4000, 20_000
 
 
-class Row(NamedTuple):
-    """One model under one question set and switch, over all cells that measured it."""
-
-    stage: str
-    data: str
-    asked: str
-    is_control: bool
-    mean: float
-    error: float
-    values: list[float]
-    others: dict[str, float | None]
-
-
-def html(planned: Plan, written: "Written") -> str:
-    """The page. All of its text is escaped; it holds no script but its own and loads nothing."""
+def render_page(plan: Plan, results: RunResults) -> str:
+    """Returns the page. All of its text is escaped; it holds no script but its own and loads nothing."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
         (files("qwen_align") / "align" / "reporting" / "page.html.j2").read_text(encoding="utf-8")
     )
-    done = [one for one in planned.stages if one.is_stored]
-    groups, rows = _groups(done), list(_rows(written.evaluations))
+    stored = [stage for stage in plan.stages if stage.is_stored]
+    groups, rows = _group_by_seed(stored), pool_by_seed(results.evaluations)
+    copy = format_table(RESULT_COLUMNS, RESULTS_IN_COPIES, rows)
     return template.render(
-        title=planned.recipe.report.title or planned.recipe.name,
+        title=plan.recipe.report.title or plan.recipe.name,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         rows=rows,
-        pictures=_ladder_pictures(rows),
-        comparisons=written.comparisons,
-        training=[found for name, group in groups if (found := _training(name, group))],
-        lengths=[found for _, group in groups if (found := _lengths(group[0]))],
-        notes=[{**note, "stage": one.stage.name} for one in done for note in _lines(one, "notes.jsonl")],
-        samples=[found for _, group in groups if (found := _samples(group[0]))],
+        result_columns=_choose_columns(RESULT_COLUMNS, RESULTS_ON_PAGE),
+        pictures=_draw_results(rows),
+        comparisons=results.comparisons,
+        comparison_columns=_choose_columns(COMPARISON_COLUMNS, COMPARISONS),
+        training=[curves for name, group in groups if (curves := _draw_training(name, group))],
+        lengths=[lengths for _, group in groups if (lengths := _draw_lengths(group[0]))],
+        notes=[{**note, "stage": stage.name} for stage in stored for note in _read_json_lines(stage, "notes.jsonl")],
+        samples=[samples for _, group in groups if (samples := _choose_samples(group[0]))],
         several=any(len(group) > 1 for _, group in groups),
-        data=[_data(one) for one in done if one.product == "data"],
-        stages=written.stages,
-        waiting=[one.stage.name for one in planned.stages if not one.is_stored],
+        data=[_describe_data(stage) for stage in stored if stage.product == "data"],
+        data_columns=_choose_columns(DATA_COLUMNS, DATA_ON_PAGE),
+        stages=results.stages,
+        stage_columns=_choose_columns(STAGE_COLUMNS, STAGES_ON_PAGE),
+        waiting=[stage.name for stage in plan.stages if not stage.is_stored],
         settings=yaml.safe_dump(
-            planned.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
+            plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
         ),
-        versions=done[-1].folder.read_manifest().get("libraries", {}) if done else {},
-        commit=done[-1].folder.read_manifest().get("git_commit") if done else None,
-        markdown=_markdown(rows),
-        latex=_latex(rows),
+        versions=stored[-1].folder.read_manifest().get("libraries", {}) if stored else {},
+        commit=stored[-1].folder.read_manifest().get("git_commit") if stored else None,
+        markdown=format_markdown_table(copy.headings, copy.cells),
+        latex=format_latex_table(copy.headings, copy.cells, copy.is_number),
     )
 
 
-def _rows(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for one in evaluations:
-        asked = one["switch"] if one["mode"] is None else f"{one['switch']} {one['mode']}"
-        cell = [f"{axis}={value}" for axis, value in one["axes"].items() if axis not in ("seed", "round")]
-        groups.setdefault((" ".join([one["stage"], *cell]), one["set"], asked), []).append(one)
-    for (stage, data, asked), cells in groups.items():
-        values = [float(one["accuracy"]) for one in cells]
-        error = float(cells[0]["stderr"]) if len(cells) == 1 else statistics.stdev(values) / sqrt(len(values))
-        control = bool(cells[0]["is_control"])
-        others = {name: _mean([one.get(name) for one in cells]) for name in OTHERS}
-        yield Row(stage, data, asked, control, statistics.fmean(values), error, values, others)
+def _choose_columns(table: Mapping[str, Column[Any]], names: Sequence[str]) -> list[tuple[str, Column[Any]]]:
+    """Returns the named columns, each with its name, which the page asks for."""
+    return [(name, table[name]) for name in names]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
-
-
-def _ladder_pictures(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One picture a question set: every model under every switch, colours by switch."""
+def _draw_results(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+    """Draws one picture a question set: every model under every switch, colours by switch."""
     switches = list(dict.fromkeys(row.asked for row in rows))
-    found = []
-    for data in dict.fromkeys(row.data for row in rows):
+    pictures = []
+    for question_set in dict.fromkeys(row.question_set for row in rows):
         bars = [
             svg.Bar(
-                _label(row),
-                row.mean,
+                _label_bar(row),
+                row.accuracy,
                 row.error,
                 switches.index(row.asked),
-                tuple(row.values) if len(row.values) > 1 else (),
+                tuple(row.accuracy_by_seed) if len(row.accuracy_by_seed) > 1 else (),
             )
             for row in rows
-            if row.data == data
+            if row.question_set == question_set
         ]
-        found.append({"set": data, "svg": Markup(svg.bars(bars, title=f"accuracy on {data}"))})
-    return found
+        picture = Markup(svg.draw_bars(bars, title=f"accuracy on {question_set}"))
+        pictures.append({"set": question_set, "svg": picture})
+    return pictures
 
 
-def _label(row: Row) -> str:
+def _label_bar(row: ResultRow) -> str:
     asked = "" if row.asked == "default" else f" · {row.asked}"
-    return f"{row.stage}{asked}{' (control)' if row.is_control else ''}"
+    return f"{row.model}{asked}{' (control)' if row.is_control else ''}"
 
 
-def _groups(stages: Sequence[Planned]) -> list[tuple[str, list[Planned]]]:
-    """Stages that differ by seed alone stand together."""
-    groups: dict[str, list[Planned]] = {}
-    for one in stages:
-        cell = [f"{axis}={value}" for axis, value in one.stage.axes.items() if axis != "seed"]
-        groups.setdefault(" ".join([one.stage.origin, *cell]), []).append(one)
+def _group_by_seed(stages: Sequence[PlannedStage]) -> list[tuple[str, list[PlannedStage]]]:
+    """Groups stages that differ by seed alone, under their common name."""
+    groups: dict[str, list[PlannedStage]] = {}
+    for stage in stages:
+        cell = [f"{axis}={value}" for axis, value in stage.axes.items() if axis != "seed"]
+        groups.setdefault(" ".join([stage.origin, *cell]), []).append(stage)
     return list(groups.items())
 
 
-def _training(name: str, group: Sequence[Planned]) -> dict[str, Any] | None:
-    """Curves of one training stage, a line a seed."""
-    logged = [list(_lines(one, "metrics.jsonl")) for one in group]
+def _draw_training(name: str, group: Sequence[PlannedStage]) -> dict[str, Any] | None:
+    """Draws the learning curves of one training stage, a line a seed; None if nothing was logged."""
+    logged = [list(_read_json_lines(stage, "metrics.jsonl")) for stage in group]
     pictures: list[dict[str, Any]] = []
     for metric, english, chinese in CURVES:
         lines = [[(float(line["step"]), float(line[metric])) for line in run if metric in line] for run in logged]
         drawn = [
-            svg.Curve(points, place if len(lines) > 1 else len(pictures))
-            for place, points in enumerate(lines)
+            svg.Curve(points, index if len(lines) > 1 else len(pictures))
+            for index, points in enumerate(lines)
             if len(points) > 1
         ]
         if drawn:
             last = statistics.fmean(curve.points[-1][1] for curve in drawn)
-            picture = Markup(svg.curves(drawn, title=english))
+            picture = Markup(svg.draw_curves(drawn, title=english))
             pictures.append({"en": english, "zh": chinese, "svg": picture, "last": last})
-    return {"name": name, "kind": group[0].stage.kind, "pictures": pictures} if pictures else None
+    return {"name": name, "kind": group[0].kind, "pictures": pictures} if pictures else None
 
 
-def _lengths(one: Planned) -> dict[str, Any] | None:
-    """How long completions are, right and wrong ones, and what they were paid."""
-    name = STAGE_KINDS[one.kind].completions_file
+def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
+    """Draws how long right and wrong completions are, and their rewards; None for a stage without completions."""
+    name = STAGE_KINDS[stage.kind].completions_file
     if name is None:
         return None
     right: list[float] = []
     wrong: list[float] = []
     values: list[float] = []
-    for row in islice(_lines(one, name), MOST_COMPLETIONS):
-        said = [verdict["value"] for verdict in row["verdicts"].values() if verdict.get("value") is not None]
+    for row in islice(_read_json_lines(stage, name), MAX_COMPLETIONS):
+        known_values = [verdict["value"] for verdict in row["verdicts"].values() if verdict.get("value") is not None]
         label = row.get("reward") if row.get("reward") in row["verdicts"] else next(iter(row["verdicts"]), None)
         value = row["verdicts"][label].get("value") if label else None
         (right if value is not None and value >= 1 else wrong).append(float(row["n_tokens"]))
-        values.append(float(said[0]) if value is None and said else float(value or 0.0))
+        values.append(float(known_values[0]) if value is None and known_values else float(value or 0.0))
     if not right and not wrong:
         return None
     groups = [("right", right, 2), ("wrong", wrong, 1)]
     return {
-        "name": one.stage.name,
-        "tokens": Markup(svg.histogram(groups, title="tokens of right and wrong completions")),
-        "values": Markup(svg.histogram([("reward", values, 0)], title="rewards")),
+        "name": stage.name,
+        "tokens": Markup(svg.draw_histogram(groups, title="tokens of right and wrong completions")),
+        "values": Markup(svg.draw_histogram([("reward", values, 0)], title="rewards")),
         "n_right": len(right),
         "n_wrong": len(wrong),
     }
 
 
-def _samples(one: Planned) -> dict[str, Any] | None:
-    """Completions to read: of RL those of the first and last batch, of an evaluation right and wrong ones in turn."""
-    if STAGE_KINDS[one.kind].curve == "evaluation":
+def _choose_samples(stage: PlannedStage) -> dict[str, Any] | None:
+    """Chooses completions to read: of RL those of the first and last batch, of an evaluation right and wrong ones."""
+    if STAGE_KINDS[stage.kind].curve == "evaluation":
         by_value: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         # One a question: its samples are much alike.
-        of_questions = {row["prompt_id"]: row for row in islice(_lines(one, "completions.jsonl"), MOST_COMPLETIONS)}
-        for row in of_questions.values():
+        by_question = {
+            row["prompt_id"]: row for row in islice(_read_json_lines(stage, "completions.jsonl"), MAX_COMPLETIONS)
+        }
+        for row in by_question.values():
             by_value[(row["verdicts"].get(row.get("reward", ""), {}).get("value") or 0) >= 1].append(row)
-        half = MOST_SAMPLES // 2
+        half = MAX_SAMPLES // 2
         chosen = [row for pair in zip(by_value[True][:half], by_value[False][:half], strict=False) for row in pair]
     else:
-        rows = list(_lines(one, "samples.jsonl"))
+        rows = list(_read_json_lines(stage, "samples.jsonl"))
         steps = sorted({row["step"] for row in rows})
-        chosen = [row for row in rows if row["step"] in (*steps[:1], *steps[-1:])][: MOST_SAMPLES * 2]
+        chosen = [row for row in rows if row["step"] in (*steps[:1], *steps[-1:])][: MAX_SAMPLES * 2]
     if not chosen:
         return None
-    return {"name": one.stage.name, "kind": one.stage.kind, "rows": [_sample(row) for row in chosen]}
+    return {"name": stage.name, "kind": stage.kind, "rows": [_describe_sample(row) for row in chosen]}
 
 
-def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
-    text = str(row["text"])
-    thinking, answer = split_for_display(text)
+def _describe_sample(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the page shows of a completion, its thinking apart from its answer."""
+    thinking, answer = split_for_display(str(row["text"]))
     return {
         "step": row.get("step"),
         "id": row["prompt_id"],
         "mode": row.get("mode"),
-        "prompt": [(turn["role"], _cut(turn["content"])) for turn in row["prompt"]],
-        "thinking": _cut(thinking),
-        "answer": _cut(answer),
-        "gold": None if row.get("gold") is None else _cut(str(row["gold"])),
-        "verdicts": [(name, one.get("value"), one.get("reason", "")) for name, one in row["verdicts"].items()],
+        "prompt": [(turn["role"], _shorten(turn["content"])) for turn in row["prompt"]],
+        "thinking": _shorten(thinking),
+        "answer": _shorten(answer),
+        "gold": None if row.get("gold") is None else _shorten(str(row["gold"])),
+        "verdicts": [
+            (name, verdict.get("value"), verdict.get("reason", "")) for name, verdict in row["verdicts"].items()
+        ],
         "advantage": row.get("advantage"),
         "value": row.get("value"),
         "tokens": row["n_tokens"],
@@ -222,57 +217,26 @@ def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} […]"
+def _shorten(text: str) -> str:
+    """Cuts a text at MAX_CHARACTERS."""
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} […]"
 
 
-def _data(one: Planned) -> dict[str, Any]:
-    summary = one.folder.read_manifest()["summary"]
+def _describe_data(stage: PlannedStage) -> dict[str, Any]:
+    """Returns rows and drops of a stored data stage."""
+    summary = stage.folder.read_manifest()["summary"]
     return {
-        "name": one.stage.name,
-        "kind": one.stage.kind,
+        "name": stage.name,
+        "kind": stage.kind,
         "rows": summary.get("rows", 0),
         "dropped": summary.get("dropped") or {},
     }
 
 
-def _lines(one: Planned, name: str) -> Iterator[dict[str, Any]]:
-    path: Path = one.folder.path / name
+def _read_json_lines(stage: PlannedStage, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a JSON Lines file of a stage; none if there is no file."""
+    path: Path = stage.folder.path / name
     if path.exists():
         with path.open(encoding="utf-8") as file:
             for line in file:
                 yield json.loads(line)
-
-
-def _cells(row: Row) -> list[str]:
-    obeyed = row.others["obeyed_share"]
-    return [
-        row.stage + (" (control)" if row.is_control else ""),
-        row.data,
-        row.asked,
-        f"{100 * row.mean:.1f} ± {100 * row.error:.1f}",
-        str(len(row.values)),
-        "" if obeyed is None else f"{100 * obeyed:.1f}",
-        f"{row.others['mean_tokens']:.0f}",
-    ]
-
-
-HEADER = ["model", "set", "asked", "accuracy", "runs", "obeyed", "tokens"]
-
-
-def _markdown(rows: Sequence[Row]) -> str:
-    lines = [HEADER, ["---"] * len(HEADER), *map(_cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _latex(rows: Sequence[Row]) -> str:
-    """A booktabs table."""
-
-    def escaped(text: str) -> str:
-        return text.replace("\\", r"\textbackslash{}").replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
-
-    body = [" & ".join(escaped(cell).replace("±", r"$\pm$") for cell in _cells(row)) + r" \\" for row in rows]
-    head = " & ".join(HEADER) + r" \\"
-    return "\n".join(
-        [r"\begin{tabular}{lllrrrr}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    )

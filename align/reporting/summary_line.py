@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 
-def summary_line(summary: Mapping[str, object]) -> str:
+def format_summary(summary: Mapping[str, object]) -> str:
     """Returns a stage's summary in one line: counts and shares, and drops by reason."""
     parts = []
     for name, value in summary.items():

@@ -3,12 +3,13 @@
 import difflib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from qwen_align.align.settings.renamed import old_field_names, old_field_values
+from qwen_align.align.settings.renamed import RENAMED_VALUES, old_field_names, old_field_values
 
 # Marks a field (`Annotated[..., ALWAYS_IN_KEY]`) that stands in a stage's key also at its default: one whose default is
 # to change. Of other fields a new default asks for a new code version of every kind of stage that has them.
@@ -25,7 +26,7 @@ class Strict(BaseModel):
     def _refuse_unknown_keys(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        known = [field.alias or name for name, field in cls.model_fields.items()]
+        known = _list_keys(cls)
         unknown = [str(key) for key in data if key not in known]
         if unknown:
             new_names = {old: new for new, old in old_field_names(cls).items()}
@@ -41,7 +42,9 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_old_values(cls, data: Any) -> Any:
-        for field, old_values in old_field_values(cls).items() if isinstance(data, Mapping) else ():
+        if not isinstance(data, Mapping) or _list_class_names(cls).isdisjoint(RENAMED_VALUES):
+            return data
+        for field, old_values in old_field_values(cls).items():
             new_values = {old: new for new, old in old_values.items()}
             given = data.get(field)
             for value in given if isinstance(given, list) else [given]:
@@ -50,6 +53,18 @@ class Strict(BaseModel):
                     said = json.dumps(new) if isinstance(new, bool) else repr(new)
                     raise ValueError(f"{field}: '{value}' is now called {said}")
         return data
+
+
+@cache  # rows are checked as settings are, and there are many of them
+def _list_keys(settings_class: type[Strict]) -> dict[str, None]:
+    """Returns the keys that a settings class takes, in order."""
+    return {field.alias or name: None for name, field in settings_class.model_fields.items()}
+
+
+@cache
+def _list_class_names(settings_class: type[Strict]) -> frozenset[str]:
+    """Returns the names of a settings class and of those it inherits from."""
+    return frozenset(parent.__name__ for parent in settings_class.__mro__)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

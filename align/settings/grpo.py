@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qwen_align.align.settings.online_rl import DynamicSampling, Kl, OnlineRl, Shuffled, Updates
+from qwen_align.align.settings.online_rl import DynamicSampling, Kl, OnlineRl
 from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
 
 NOT_IN_TRL = (
@@ -14,6 +14,8 @@ NOT_IN_TRL = (
     "held_out",
     "dynamic_sampling",
     "async_steps",
+    "watchdogs",
+    "keep_samples",
 )
 
 
@@ -73,8 +75,8 @@ class Grpo(OnlineRl):
     def _trl_can(self) -> Self:
         if self.trainer == "native":
             return self
-        defaults = {"prompt_sampler": Shuffled(), "updates": Updates(), "async_steps": 0}
-        asked = [name for name in NOT_IN_TRL if getattr(self, name) != defaults.get(name)]
+        defaults = {name: field.get_default() for name, field in type(self).model_fields.items()}
+        asked = [name for name in NOT_IN_TRL if getattr(self, name) != defaults[name]]
         if self.advantage != "group":
             asked.append("advantage")
         if self.engine != "local":

@@ -12,34 +12,37 @@ from qwen_align.align.settings.base import did_you_mean
 
 
 def explain_error(error: ValidationError, raw: dict[str, Any], path: Path) -> RecipeError:
-    """What is wrong with the settings in a file, by the places in it."""
+    """Converts a validation error to a RecipeError that says what is wrong where in the file."""
     details = error.errors(include_url=False)
-    said = "\n".join(f"{path}: {_explain_detail(detail, raw)}" for detail in details[:5])
-    return RecipeError(said + (f"\n... and {len(details) - 5} more" if len(details) > 5 else ""))
+    message = "\n".join(f"{path}: {_explain_detail(detail, raw)}" for detail in details[:5])
+    return RecipeError(message + (f"\n... and {len(details) - 5} more" if len(details) > 5 else ""))
 
 
 def _explain_detail(detail: Mapping[str, Any], raw: dict[str, Any]) -> str:
+    """Returns stage, field and fault of one error."""
     where, field = "", ""
-    here: Any = raw
+    value: Any = raw
     for depth, part in enumerate(detail["loc"], start=1):
         is_absent = detail["type"] == "missing" and depth == len(detail["loc"])
-        if not is_absent and not _has_item(here, part):
+        if not is_absent and not _has_item(value, part):
             continue  # no setting, but pydantic's name for a member of a union
-        here = None if is_absent else here[part]
+        value = None if is_absent else value[part]
         field += f"[{part}]" if isinstance(part, int) else f".{part}"
         if field in (f".stages[{part}]", f".repeat.stages[{part}]"):
-            name = here.get("name") if isinstance(here, dict) else None
+            name = value.get("name") if isinstance(value, dict) else None
             where, field = f"stage '{name}': " if name else f"{where}{field[1:]}: ", ""
     return f"{where}{field[1:] + ': ' if field else ''}{_describe_fault(detail)}"
 
 
 def _has_item(value: Any, part: Any) -> bool:
+    """Returns whether a mapping or list has the item."""
     if isinstance(value, dict):
         return part in value
     return isinstance(value, list) and isinstance(part, int) and part < len(value)
 
 
 def _describe_fault(detail: Mapping[str, Any]) -> str:
+    """Returns what was found and what would be right."""
     if detail["type"] == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", str(detail["ctx"]["expected_tags"]))
         return f"kind '{detail['ctx']['tag']}' is unknown{did_you_mean(str(detail['ctx']['tag']), known)}"
@@ -48,5 +51,5 @@ def _describe_fault(detail: Mapping[str, Any]) -> str:
     message = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] in ("missing", "unknown_key", "value_error"):
         return message
-    found = repr(detail["input"])
-    return f"{message}; found {found if len(found) < 80 else found[:77] + '...'}"
+    given = repr(detail["input"])
+    return f"{message}; found {given if len(given) < 80 else given[:77] + '...'}"

@@ -15,7 +15,7 @@ from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.recipe import Recipe
 from qwen_align.align.settings.recipe_errors import explain_error
 
-TINY_SUFFIX = "_tiny"  # of the run's name, so that its folder is not that of the whole
+TINY_SUFFIX = "_tiny"  # of the run's name, so that its folder is not that of the full recipe
 
 
 class Variant(NamedTuple):
@@ -26,9 +26,10 @@ class Variant(NamedTuple):
 
 
 def load_variants(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> list[Variant]:
-    """The recipe's variants (one without a matrix); `overrides` are `dotted.setting=value` in YAML.
+    """Reads a recipe's variants, one for each cell of its matrix (one without a matrix).
 
-    `tiny` takes the values of the recipe's `tiny` section first, and names the run so. Raises RecipeError.
+    `overrides` are `dotted.setting=value` in YAML. `tiny` takes the values of the recipe's `tiny` section first, and
+    names the run so. Raises RecipeError.
     """
     return expand_variants(read_settings(path, overrides, tiny=tiny), path)
 
@@ -38,15 +39,15 @@ def expand_variants(raw: dict[str, Any], path: Path) -> list[Variant]:
 
     `path`: opens error messages, and relative paths start at its folder. Raises RecipeError.
     """
-    whole = _validate_recipe(raw, path)
+    recipe = _validate_recipe(raw, path)
     return [
-        Variant(axes, _validate_recipe(cell, path)) if axes else Variant(axes, whole)
-        for axes, cell in _expand_matrix(raw, whole.matrix, path)
+        Variant(axes, _validate_recipe(cell, path)) if axes else Variant(axes, recipe)
+        for axes, cell in _expand_matrix(raw, recipe.matrix, path)
     ]
 
 
 def read_settings(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> dict[str, Any]:
-    """The file's settings with the overrides set, not yet validated; raises RecipeError."""
+    """Reads a file's settings with the overrides set, not yet validated; raises RecipeError."""
     raw = complete_settings(_read_file(path), path, tiny=tiny)
     for (setting, value), override in zip(parse_overrides(overrides), overrides, strict=True):
         set_value(raw, setting, value, where=f"--set {override}")
@@ -65,7 +66,7 @@ def complete_settings(raw: dict[str, Any], path: Path, *, tiny: bool = False) ->
 
 
 def _resolve_extends(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The settings on top of those of the recipe that they extend; stages come behind its stages."""
+    """Merges the settings with those of the recipe that they extend; stages come after its stages."""
     if "extends" not in raw:
         if "change" in raw:
             raise RecipeError(f"{path}: change: changes the recipe that this one extends; there is no `extends`")
@@ -83,60 +84,63 @@ def _resolve_extends(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             raw[group] = _require_mapping(base[group], f"{name}: {group}") | _require_mapping(
                 raw[group], f"{path}: {group}"
             )
-    more = raw.get("stages", [])
-    if not isinstance(more, list) or not isinstance(base.get("stages"), list):
+    new_stages = raw.get("stages", [])
+    if not isinstance(new_stages, list) or not isinstance(base.get("stages"), list):
         return base | raw  # validation says what is wrong
-    return base | raw | {"stages": base["stages"] + more}
+    return base | raw | {"stages": base["stages"] + new_stages}
 
 
 def _require_mapping(value: Any, where: str) -> dict[str, Any]:
+    """Returns the value if it is a mapping, else raises RecipeError."""
     if not isinstance(value, dict):
         raise RecipeError(f"{where}: must be a mapping; found {value!r}")
     return value
 
 
 def _apply_tiny_form(raw: dict[str, Any], path: Path) -> None:
-    found = raw.get("tiny")
-    if not isinstance(found, dict) or not found:
+    """Sets the values of the `tiny` section and marks the run's name; raises RecipeError without one."""
+    tiny_settings = raw.get("tiny")
+    if not isinstance(tiny_settings, dict) or not tiny_settings:
         raise RecipeError(f"{path}: has no tiny form: a section `tiny` would map dotted settings to their values")
-    for setting, value in found.items():
+    for setting, value in tiny_settings.items():
         set_value(raw, str(setting), copy.deepcopy(value), where=f"{path}: tiny")
     if isinstance(raw.get("name"), str):
         raw["name"] += TINY_SUFFIX
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    """(setting, value) of every `setting=value`, the value read as YAML; raises RecipeError."""
-    found = []
+    """Parses every `setting=value`, the value as YAML, to (setting, value); raises RecipeError."""
+    parsed = []
     for override in overrides:
         setting, equals, value = override.partition("=")
         if not equals:
             raise RecipeError(f"--set {override}: write it as setting=value, as in stages.sft.learning_rate=1e-5")
-        found.append((setting, parse_yaml(value, where=f"--set {override}")))
-    return found
+        parsed.append((setting, parse_yaml(value, where=f"--set {override}")))
+    return parsed
 
 
 def _expand_matrix(
     raw: dict[str, Any], matrix: Mapping[str, list[Any]], path: Path
 ) -> Iterator[tuple[dict[str, str], Any]]:
+    """Yields (axes, settings) of every cell of the matrix."""
     where = f"{path}: matrix"
-    tries = [
+    axis_choices = [
         [(setting, label, value) for label, value in zip(_label_values(setting, values, where), values, strict=True)]
         for setting, values in matrix.items()
     ]
-    short = [setting.rpartition(".")[2] for setting in matrix]
-    for choice in itertools.product(*tries):
+    setting_names = [setting.rpartition(".")[2] for setting in matrix]
+    for choice in itertools.product(*axis_choices):
         cell = copy.deepcopy(raw)
         axes = {}
         for setting, label, value in choice:
             set_value(cell, "models.base" if setting == "base" else setting, copy.deepcopy(value), where=where)
-            last = setting.rpartition(".")[2]
-            axes[last if short.count(last) == 1 else setting] = label
+            name = setting.rpartition(".")[2]
+            axes[name if setting_names.count(name) == 1 else setting] = label
         yield axes, cell
 
 
 def _label_values(setting: str, values: list[Any], where: str) -> list[str]:
-    """What each value is called in stage names: itself if it is short and plain, else its number."""
+    """Returns the label of each value in stage names: itself if it is short and plain, else its number."""
     labels = []
     for index, value in enumerate(values):
         is_plain = isinstance(value, str | int | float) and re.fullmatch(r"[\w.-]+", str(value))
@@ -149,31 +153,32 @@ def _label_values(setting: str, values: list[Any], where: str) -> list[str]:
 
 def set_value(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> None:
     """Puts a value at a dotted setting, in which a stage goes by its name; `where` opens the error (RecipeError)."""
-    *path, last = setting.split(".")
-    place: Any = raw
+    *path, name = setting.split(".")
+    group: Any = raw
     for depth, part in enumerate(path):
-        here = ".".join(path[: depth + 1])
-        if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
-            place = place[int(part)]
-        elif isinstance(place, list):
-            place = _find_stage(place, part, where=where, here=here)
-        elif isinstance(place, dict):
-            place = place.setdefault(part, {})
+        reached = ".".join(path[: depth + 1])
+        if isinstance(group, list) and part.isdecimal() and int(part) < len(group):
+            group = group[int(part)]
+        elif isinstance(group, list):
+            group = _find_stage(group, part, where=where, reached=reached)
+        elif isinstance(group, dict):
+            group = group.setdefault(part, {})
         else:
-            raise RecipeError(f"{where}: '{here}' is no group of settings")
-    if not isinstance(place, dict):
+            raise RecipeError(f"{where}: '{reached}' is no group of settings")
+    if not isinstance(group, dict):
         raise RecipeError(f"{where}: '{setting}' names no setting")
-    place[last] = value
+    group[name] = value
 
 
-def _find_stage(items: list[Any], name: str, *, where: str, here: str) -> Any:
+def _find_stage(items: list[Any], name: str, *, where: str, reached: str) -> Any:
+    """Returns the stage of that name, inside repeats too; raises RecipeError."""
     stages: list[Any] = []
     for item in items:
         inner = item.get("repeat") if isinstance(item, dict) else None
         stages += inner.get("stages") or [] if isinstance(inner, dict) else [item]
     names = [str(stage.get("name")) for stage in stages if isinstance(stage, dict)]
     if name not in names:
-        raise RecipeError(f"{where}: '{here}': no stage is called '{name}'{did_you_mean(name, names)}")
+        raise RecipeError(f"{where}: '{reached}': no stage is called '{name}'{did_you_mean(name, names)}")
     return stages[names.index(name)]
 
 
@@ -181,13 +186,14 @@ class RecipeLoader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's numbers (1e-6 is a number) and without duplicate keys."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Composes a mapping; raises MarkedYAMLError for a key that is given twice."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
+        known_keys: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
+                if key.value in known_keys:
                     raise yaml.MarkedYAMLError(problem=f"'{key.value}' is given twice", problem_mark=key.start_mark)
-                seen.add(key.value)
+                known_keys.add(key.value)
         return node
 
 
@@ -199,6 +205,7 @@ RecipeLoader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
+    """Parses YAML text with every alias a copy of its own; raises RecipeError, which begins with `where`."""
     try:
         return _copy_aliases(yaml.load(text, RecipeLoader))  # a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -208,17 +215,20 @@ def parse_yaml(text: str, *, where: str) -> Any:
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: not YAML: {error}") from None
     except RecursionError:
-        raise RecipeError(f"{where}: an alias (*name) stands inside what it means, or lists nest too deep") from None
+        raise RecipeError(
+            f"{where}: an alias (*name) refers to a value that contains it, or lists nest too deep"
+        ) from None
 
 
 def _copy_aliases(value: Any) -> Any:
-    """The value with every alias a copy of its own: `--set` changes one stage, not all that share an anchor."""
+    """Returns the value with every alias a copy of its own: `--set` changes one stage, not all with its anchor."""
     if isinstance(value, dict):
         return {key: _copy_aliases(item) for key, item in value.items()}
     return [_copy_aliases(item) for item in value] if isinstance(value, list) else value
 
 
 def _read_file(path: Path) -> dict[str, Any]:
+    """Reads a recipe's YAML as a mapping; raises RecipeError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -232,6 +242,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _validate_recipe(raw: dict[str, Any], path: Path) -> Recipe:
+    """Checks settings and converts them to a Recipe; raises RecipeError."""
     try:
         return Recipe.model_validate(raw, context={"folder": str(path.parent)})
     except ValidationError as error:

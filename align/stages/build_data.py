@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import AlignError, DataError
-from qwen_align.align.reporting.data_card import Tally, card
+from qwen_align.align.reporting.data_card import RowTally, format_data_card
 from qwen_align.align.rows import Row, read_rows, to_json_line
 from qwen_align.align.settings.base import did_you_mean
 from qwen_align.align.settings.build_data import BuildData
@@ -20,14 +20,14 @@ from qwen_align.data_builders.sieve import Drops, Sources, sieve
 
 def run(settings: BuildData, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Builds the rows and their data card; returns the summary. Raises DataError when none is left."""
-    drops, tally, report = Drops(), Tally(), Report()
+    drops, tally, report = Drops(), RowTally(), Report()
     kept = 0
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") as file:
         for row in build_rows(settings, _open_row_readers(inputs), context.seed, drops, report):
             line = to_json_line(row) + "\n"
             file.write(line)
-            tally.add(row, line)
+            tally.add_row(row, line)
             kept += 1
             context.report_progress(kept, settings.limit or 0, unit="rows")
             context.stop_if_requested()
@@ -38,7 +38,7 @@ def run(settings: BuildData, inputs: Mapping[str, Path], out: Path, context: Con
         )
     with (out / "dropped.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
-    write_text(out / "README.md", card(settings, context.seed, tally, drops.counts))
+    write_text(out / "README.md", format_data_card(settings, context.seed, tally, drops.counts))
     unfinished.replace(out / "rows.jsonl")
     return {"rows": kept, "dropped": drops.counts, **({"conversion": report.to_manifest()} if report.format else {})}
 

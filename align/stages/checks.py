@@ -1,14 +1,14 @@
-"""What `check` says of each kind of stage, and what it refuses, before anything is trained; nothing imports torch."""
+"""What `check` reports and refuses for each kind of stage, before anything is trained; nothing imports torch."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import nlargest
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.pipeline.plan import Planned
-from qwen_align.align.pipeline.preview import Preview, Unknown
+from qwen_align.align.pipeline.plan import PlannedStage
+from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.rendering.samples import compute_length_percentiles
 from qwen_align.align.rendering.training_set import render_pairs, render_rows
-from qwen_align.align.reporting.summary_line import summary_line
+from qwen_align.align.reporting.summary_line import format_summary
 from qwen_align.align.rows import Pair, Problem, Row, require_row_type
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
@@ -29,79 +29,79 @@ from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 
-AUDITED = 2  # problems whose bad completions a reward is shown
-LONGEST_LOOKED_AT = 50  # prompts by characters; the one longest in tokens is among them, or next to it
+N_PROBLEMS_AUDITED = 2  # problems on whose bad completions a reward is audited
+N_LONGEST_RENDERED = 50  # prompts with most characters; that with most tokens is among them, or close to it
 
 
 # --- data
 
 
-def check_data(stage: Planned, preview: Preview) -> Iterator[str]:
+def check_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields rows and drops; raises DataError when no row is left and the stage needs some."""
     if stage.is_stored:
-        yield summary_line(stage.folder.read_manifest()["summary"])
+        yield format_summary(stage.folder.read_manifest()["summary"])
         return
     settings = stage.settings
     assert isinstance(settings, BuildData)
-    n_kept, dropped = len(preview.rows(stage.name)), preview.drops[stage.name].counts
+    n_kept, dropped = len(preview.list_rows(stage.name)), preview.drops[stage.name].counts
     if not n_kept and settings.on_empty == "fail":
         raise DataError(f"no row is left; dropped: {dropped or 'none, the builder made no row'}. See builder and sieve")
-    yield summary_line({"rows": n_kept, "dropped": dropped}) or "no rows"
+    yield format_summary({"rows": n_kept, "dropped": dropped}) or "no rows"
 
 
-def forecast_data(stage: Planned, preview: Preview) -> Iterator[str]:
+def forecast_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields how many rows there will be, where the recipe says so."""
     n_rows = preview.count_rows(stage.name)
     if n_rows is not None:
         yield f"rows {n_rows:,}, if all are kept"
 
 
-def list_built_rows(stage: Planned, sources: Sources, drops: Drops) -> list[Row]:
-    """Builds the rows of a data stage in memory; raises Unknown where that would download something."""
+def list_built_rows(stage: PlannedStage, sources: Sources, drops: Drops) -> list[Row]:
+    """Builds the rows of a data stage in memory; raises RowsUnknown where that would download something."""
     settings = stage.settings
     assert isinstance(settings, BuildData)
     if isinstance(settings.builder, Hub):
-        raise Unknown(f"{settings.builder.dataset} is downloaded")
+        raise RowsUnknown(f"{settings.builder.dataset} is downloaded")
     return list(build_rows(settings, sources, stage.seed, drops))
 
 
-def check_pretraining(stage: Planned, preview: Preview) -> Iterator[str]:
+def check_pretraining(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields how many documents a pretraining stage reads."""
     settings = stage.settings
     assert isinstance(settings, Pretrain)
-    yield f"{len(preview.rows(stage.targets[settings.from_data])):,} documents"
+    yield f"{len(preview.list_rows(stage.targets[settings.from_data])):,} documents"
 
 
 # --- training on rows
 
 
-def check_supervised_training(stage: Planned, preview: Preview) -> Iterator[str]:
+def check_supervised_training(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields samples, drops, steps and lengths of an SFT stage."""
     settings = stage.settings
     assert isinstance(settings, Sft)
     split_into_micro_batches(settings.batch, stage.runtime)
     rendered = render_rows(
-        preview.renderer(stage), preview.rows_read_by(stage, settings.from_data), settings.max_tokens
+        preview.get_renderer(stage), preview.list_input_rows(stage, settings.from_data), settings.max_tokens
     )
     longest = max((len(sample.ids) for sample in rendered.samples), default=0)
     preview.check_context_length(stage, longest, "a sample")
     yield from _describe_training(settings, rendered.lengths, rendered.dropped, len(rendered.samples))
 
 
-def check_training_on_pairs(stage: Planned, preview: Preview) -> Iterator[str]:
+def check_training_on_pairs(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields pairs, drops, steps and lengths of a preference or reward model stage."""
     settings = stage.settings
     assert isinstance(settings, Dpo | RewardModel)
-    pairs = list(require_row_type(Pair, preview.rows_read_by(stage, settings.from_data)))
+    pairs = list(require_row_type(Pair, preview.list_input_rows(stage, settings.from_data)))
     split_into_micro_batches(settings.batch, stage.runtime)
     needs_margin = isinstance(settings, RewardModel) and settings.margins
-    rendered = render_pairs(preview.renderer(stage), pairs, settings.max_tokens, needs_margin=needs_margin)
+    rendered = render_pairs(preview.get_renderer(stage), pairs, settings.max_tokens, needs_margin=needs_margin)
     longest = max((length for length in rendered.lengths if length <= settings.max_tokens), default=0)
     preview.check_context_length(stage, longest, "a pair's side")
     yield from _describe_training(settings, rendered.lengths, rendered.dropped, len(rendered.pairs))
 
 
-def forecast_training(stage: Planned, preview: Preview) -> Iterator[str]:
+def forecast_training(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields the steps of a training stage if all rows are kept."""
     settings = stage.settings
     assert isinstance(settings, Sft | Dpo | RewardModel)
@@ -117,18 +117,20 @@ def forecast_training(stage: Planned, preview: Preview) -> Iterator[str]:
 def _describe_training(
     settings: Sft | Dpo | RewardModel, lengths: list[int], dropped: Mapping[str, int], n_samples: int
 ) -> Iterator[str]:
+    """Yields samples, steps and lengths; raises DataError when nothing is left to train on."""
     if not n_samples and settings.needs_rows:
         raise DataError(
             f"nothing to train on; dropped: {dropped or 'none, there were no rows'}. See max_tokens, from_data"
         )
     steps = count_optimizer_steps(n_samples, settings.epochs, settings.batch)
-    line = summary_line({"samples": n_samples, "dropped": dropped, "steps": steps}) or "nothing to train on"
+    line = format_summary({"samples": n_samples, "dropped": dropped, "steps": steps}) or "nothing to train on"
     yield f"{line}, {_describe_warmup(settings, steps)}" if steps else line
     if lengths:
         yield f"{_describe_lengths(lengths)}, limit {settings.max_tokens}"
 
 
 def _describe_warmup(settings: Sft | Dpo | RewardModel, steps: int) -> str:
+    """Returns how many of the steps are warm-up."""
     if settings.warmup_steps >= steps:
         return f"all of warm-up (warmup_steps {settings.warmup_steps})"
     return f"{settings.warmup_steps:,} of warm-up" if settings.warmup_steps else "no warm-up"
@@ -137,14 +139,14 @@ def _describe_warmup(settings: Sft | Dpo | RewardModel, steps: int) -> str:
 # --- sampling from a model
 
 
-def check_online_rl(stage: Planned, preview: Preview) -> Iterator[str]:
-    """Yields steps, prompt lengths and what is amiss with the rewards of an online RL stage."""
+def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
+    """Yields steps, prompt lengths and problems with the rewards of an online RL stage."""
     settings = stage.settings
     assert isinstance(settings, OnlineRl)
     check_rewards(settings.rewards)
-    prompts = _read_problems(preview.rows_read_by(stage, settings.from_data))
+    prompts = _read_problems(preview.list_input_rows(stage, settings.from_data))
     split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, stage.runtime)
-    lengths = [preview.prompt_length(stage, problem, None) for problem in prompts]
+    lengths = [preview.measure_prompt(stage, problem, None) for problem in prompts]
     longest = max(lengths, default=0) + settings.sampling.max_tokens
     preview.check_context_length(stage, longest, "a prompt and sampling.max_tokens")
     yield (
@@ -155,19 +157,19 @@ def check_online_rl(stage: Planned, preview: Preview) -> Iterator[str]:
     yield from _describe_rewards(settings.rewards, prompts)
 
 
-def check_rollout(stage: Planned, preview: Preview) -> Iterator[str]:
-    """Yields how much a rollout samples, and what is amiss with its rewards."""
+def check_rollout(stage: PlannedStage, preview: Preview) -> Iterator[str]:
+    """Yields how much a rollout samples, and problems with its rewards."""
     settings = stage.settings
     assert isinstance(settings, Rollout)
     check_rewards(settings.rewards)
-    prompts = _read_problems(preview.rows_read_by(stage, [settings.from_data]))
+    prompts = _read_problems(preview.list_input_rows(stage, [settings.from_data]))
     switches = [settings.thinking_switch] if settings.thinking_switch else []
     limit = _describe_token_limit(stage, preview, prompts, switches, settings.sampling)
     yield f"{len(prompts):,} prompts x {settings.completions_per_prompt} completions, {limit}"
     yield from _describe_rewards(settings.rewards, prompts)
 
 
-def forecast_rollout(stage: Planned, preview: Preview) -> Iterator[str]:
+def forecast_rollout(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields how much a rollout samples if all rows are kept."""
     settings = stage.settings
     assert isinstance(settings, Rollout)
@@ -176,12 +178,12 @@ def forecast_rollout(stage: Planned, preview: Preview) -> Iterator[str]:
         yield f"if all {n_rows:,} rows are kept: {n_rows:,} prompts x {settings.completions_per_prompt} completions"
 
 
-def check_evaluation(stage: Planned, preview: Preview) -> Iterator[str]:
+def check_evaluation(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields how much an evaluation samples; raises DataError for a gold that its reward cannot use."""
     settings = stage.settings
     assert isinstance(settings, Evaluate)
     check_rewards(settings.rewards)
-    questions = _read_problems(preview.rows_read_by(stage, settings.from_data))
+    questions = _read_problems(preview.list_input_rows(stage, settings.from_data))
     _check_golds(questions, settings.rewards)
     limit = _describe_token_limit(stage, preview, questions, settings.thinking_switches, settings.sampling)
     yield (
@@ -190,7 +192,7 @@ def check_evaluation(stage: Planned, preview: Preview) -> Iterator[str]:
     )
 
 
-def forecast_evaluation(stage: Planned, preview: Preview) -> Iterator[str]:
+def forecast_evaluation(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields how much an evaluation samples if all rows are kept."""
     settings = stage.settings
     assert isinstance(settings, Evaluate)
@@ -204,29 +206,29 @@ def forecast_evaluation(stage: Planned, preview: Preview) -> Iterator[str]:
 
 
 def _describe_token_limit(
-    stage: Planned,
+    stage: PlannedStage,
     preview: Preview,
     prompts: Sequence[Problem],
     switches: Sequence[Switch],
     sampling: SamplingSettings,
 ) -> str:
-    """Says the length limit, after the longest prompts were rendered as the stage will render them."""
-    renderer = preview.renderer(stage)
+    """Returns the length limit in words, after rendering the longest prompts as the stage will."""
+    renderer = preview.get_renderer(stage)
     longest = 0
-    by_length = nlargest(LONGEST_LOOKED_AT, prompts, key=lambda row: sum(len(turn.content) for turn in row.messages))
+    by_length = nlargest(N_LONGEST_RENDERED, prompts, key=lambda row: sum(len(turn.content) for turn in row.messages))
     for problem in by_length if not switches else ():
         sampling.for_mode(problem.mode or renderer.traits.default_mode)
-        longest = max(longest, preview.prompt_length(stage, problem, None))
+        longest = max(longest, preview.measure_prompt(stage, problem, None))
     for switch in switches:
         sampling.for_mode(switch.mode or renderer.traits.default_mode)
         for problem in by_length:
-            longest = max(longest, preview.prompt_length(stage, problem, switch))
+            longest = max(longest, preview.measure_prompt(stage, problem, switch))
     preview.check_context_length(stage, longest + sampling.max_tokens, "a prompt and sampling.max_tokens")
     return f"at most {sampling.max_tokens} tokens each"
 
 
 def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> Iterator[str]:
-    """Yields what is amiss with rewards: golds they cannot use, bad completions they pay, scaled weights."""
+    """Yields what is wrong with rewards: golds they cannot use, bad completions they pay, scaled weights."""
     scale = compute_shaping_scale(list(rewards))
     if scale < 1:
         yield (
@@ -241,7 +243,7 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
         if reward.is_outcome:
             paid = dict.fromkeys(
                 finding.probe
-                for finding in audit_reward(reward, list(prompts[:AUDITED]))
+                for finding in audit_reward(reward, list(prompts[:N_PROBLEMS_AUDITED]))
                 if finding.pays is None and finding.is_paid
             )
             if paid:
@@ -252,7 +254,11 @@ def _read_problems(rows: Iterable[Row]) -> list[Problem]:
     """Returns the rows as problems; raises DataError where questions and golds look exchanged."""
     problems = list(require_row_type(Problem, iter(rows)))
     judged = [row for row in problems if row.reward == MathAnswer().kind and isinstance(row.gold, str)]
-    longer = [row for row in judged if len(_answer_in(row.gold)) > sum(len(turn.content) for turn in row.messages)]
+    longer = [
+        row
+        for row in judged
+        if len(_extract_solution_answer(row.gold)) > sum(len(turn.content) for turn in row.messages)
+    ]
     if 2 * len(longer) > len(judged):
         raise DataError(
             f"{len(longer):,} of {len(judged):,} golds are longer than their questions, the first that of "
@@ -261,7 +267,7 @@ def _read_problems(rows: Iterable[Row]) -> list[Problem]:
     return problems
 
 
-def _answer_in(gold: str) -> str:
+def _extract_solution_answer(gold: str) -> str:
     """Returns the answer at the end of a gold that holds a whole solution, as GSM8K's do."""
     return "" if "\\boxed" in gold else gold.rpartition("####")[2]
 
@@ -277,7 +283,7 @@ def _check_golds(questions: Sequence[Problem], rewards: list[Reward]) -> None:
 # --- shared
 
 
-def _count_all_rows(stage: Planned, preview: Preview, refs: Iterable[str]) -> int | None:
+def _count_all_rows(stage: PlannedStage, preview: Preview, refs: Iterable[str]) -> int | None:
     """Returns how many rows stand behind the references, None if one of them cannot say."""
     counts = [preview.count_rows(stage.targets[ref]) for ref in refs]
     known = [count for count in counts if count is not None]
@@ -285,5 +291,6 @@ def _count_all_rows(stage: Planned, preview: Preview, refs: Iterable[str]) -> in
 
 
 def _describe_lengths(lengths: list[int]) -> str:
+    """Returns percentiles of lengths in tokens."""
     percentiles = compute_length_percentiles(lengths)
     return "tokens: " + (", ".join(f"p{percent} {tokens}" for percent, tokens in percentiles.items()) or "none")

@@ -1,4 +1,4 @@
-"""The kinds of stage, one entry each: all that is known of a kind outside its two files.
+"""Registry of stage kinds: one entry a kind, with all that is known of it outside its two files.
 
 `align/settings/<kind>.py` holds a kind's settings, `align/stages/<kind>.py` what it does. Functions are named by import
 strings ("module:name"), so that reading this table imports nothing heavy.
@@ -14,10 +14,10 @@ from qwen_align.align.references import Product
 
 @dataclass(frozen=True)
 class StageKind:
-    """What the rest of the house asks of a kind of stage.
+    """What the other rooms need to know of a kind of stage.
 
     settings: its settings class. run: `run(settings, inputs, out, context) -> summary`, in the stage's own process.
-    check: `check(planned, preview) -> lines`, what `check` says of it and refuses; imports no torch.
+    check: `check(planned, preview) -> lines`, what `check` reports and refuses; imports no torch.
     forecast: the same where rows or model are not there yet. list_rows: the rows it will make, where that can be told
     before it has run.
     code_version: part of the key of everything the kind makes; raise it when results change.
@@ -131,7 +131,7 @@ CODE_VERSIONS = {name: kind.code_version for name, kind in STAGE_KINDS.items()}
 
 
 def import_function(import_string: str) -> Callable[..., Any]:
-    """Returns what "module:name" names."""
+    """Imports and returns the function or class that "module:name" names."""
     module, _, name = import_string.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), name)
-    return found
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function

@@ -437,12 +437,12 @@ def test_a_notebook_shows_how_far_the_stage_is(tmp_path: Path, monkeypatch: pyte
     (stage,) = planned.stages
     stage.folder.path.mkdir(parents=True)
     with NotebookProgress(Console(file=io.StringIO()), planned) as progress:
-        progress.started(stage)
-        progress.going(stage)
+        progress.on_stage_started(stage)
+        progress.on_stage_progress(stage)
         state = {"done": 3, "total": 9, "unit": "steps", "seconds": 1.0, "done_here": 3, "tokens_here": 0}
         (stage.folder.path / "progress.json").write_text(json.dumps(state))
-        progress.going(stage)
-        progress.going(stage)
+        progress.on_stage_progress(stage)
+        progress.on_stage_progress(stage)
     assert shown == ["questions: 3/9 steps  ETA 0:02", ""]
 
 

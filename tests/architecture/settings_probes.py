@@ -88,7 +88,7 @@ class World:
 
     def planned(self, settings: Settings) -> Any:
         """Key and inputs of the stage in a recipe."""
-        (stage,) = self.plan_stage(settings).named("stage")
+        (stage,) = self.plan_stage(settings).find_stages("stage")
         return {"key": stage.key, "seed": stage.seed, "targets": stage.targets}
 
     def plan_stage(self, settings: Settings) -> Plan:
@@ -133,17 +133,17 @@ class World:
 
     def report(self, settings: Settings) -> Any:
         """report.md of a recipe with three evaluations."""
-        from qwen_align.align.reporting import results
+        from qwen_align.align.reporting.report_files import write_report
 
         evaluations = [
             {**EVALUATION, "name": f"eval_{model}", "from_model": model} for model in ("base", "second", "third")
         ]
         models = {name: {"path": str(self.inputs["base"])} for name in ("base", "second", "third")}
         plan = self.plan_recipe({**settings, "models": models, "stages": [{**DATA, "name": "problems"}, *evaluations]})
-        for place, stage in enumerate(plan.named(f"eval_{name}")[0] for name in models):
+        for place, stage in enumerate(plan.find_stages(f"eval_{name}")[0] for name in models):
             store_evaluation(stage, accuracy=0.5 + place / 10)
         plan.run_folder.mkdir(parents=True, exist_ok=True)
-        results.write(plan)
+        write_report(plan)
         return (plan.run_folder / "report.md").read_text()
 
     def arguments(self, settings: Settings) -> Any:
@@ -174,8 +174,8 @@ class World:
         kl, entropy = KlCoefficient.from_settings(spec.kl), EntropyCoefficient.from_settings(spec.entropy)
         recorded = []
         for measured in (3.0, 1.5, 0.7, 0.3, 0.2, 0.1):
-            kl.follow(spec.kl, measured, n_completions=8)
-            entropy.follow(spec.entropy, measured)
+            kl.adapt(spec.kl, measured, n_completions=8)
+            entropy.adapt(spec.entropy, measured)
             recorded.append((kl.value, entropy.paid))
         return recorded
 
@@ -205,17 +205,17 @@ class World:
         from qwen_align.align.models.loading import choose_device
 
         plan = self.plan_stage({**SFT, "runtime": {**CPU, **runtime}})
-        (stage,) = plan.named("stage")
+        (stage,) = plan.find_stages("stage")
         with contextlib.suppress(AttributeError):
             stage = stage.stage  # type: ignore[assignment]
-        line = launcher.command(stage, Path("folder"), Path("report"))  # type: ignore[arg-type]
+        line = launcher.build_command(stage, Path("folder"), Path("report"))  # type: ignore[arg-type]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 device = str(choose_device(stage.runtime))
             except ValueError as error:
                 device = str(error)
-        return line[1:], launcher.uses_server(stage), launcher.processes_of(stage), device  # type: ignore[arg-type]
+        return line[1:], launcher.uses_warm_server(stage), launcher.count_processes(stage), device  # type: ignore[arg-type]
 
     def rows_at_once(self, runtime: Settings) -> Any:
         """How many rows the engine of a rollout decodes side by side."""
@@ -507,11 +507,14 @@ def record_vllm_arguments(engine: Any) -> Any:
     """What VLLMGeneration is constructed with."""
     from unittest import mock
 
+    import trl.generation.vllm_generation  # so that its class can be replaced
+    import trl.import_utils
+
     from qwen_align.align.training import trl_compat
 
     with (
-        mock.patch("trl.import_utils.is_vllm_available", return_value=True),
-        mock.patch("trl.generation.vllm_generation.VLLMGeneration") as made,
+        mock.patch.object(trl.import_utils, "is_vllm_available", return_value=True),
+        mock.patch.object(trl.generation.vllm_generation, "VLLMGeneration") as made,
     ):
         trl_compat.open_vllm_generation(None, None, None, engine, max_tokens=9)
     return {name: str(value) for name, value in made.call_args.kwargs.items()}

@@ -27,6 +27,7 @@ LAYERS = (
         "align.pipeline.graph",
         "align.rendering.*",
         "align.reporting.data_card",
+        "align.reporting.markdown",
         "align.reporting.summary_line",
         "align.store.*",
     ),

@@ -1,4 +1,4 @@
-"""The tables of RL and preference learning agree with the settings; a new entry is a function, a line and a member."""
+"""Tables of what varies in RL and preference learning: settings and tables agree, and a toy of each can be added."""
 
 from pathlib import Path
 from typing import Any, get_args

@@ -128,7 +128,7 @@ def run(spec: CountRows, inputs: Mapping[str, Path], out: Path, context: Context
 
 
 def check(stage: Any, preview: Any) -> Iterator[str]:
-    yield f"counts {len(preview.rows(stage.targets[stage.settings.from_data]))} rows"
+    yield f"counts {len(preview.list_rows(stage.targets[stage.settings.from_data]))} rows"
 '''
 TOY_ENTRY = """    "count_rows": StageKind(
         settings=f"{_SETTINGS}.count_rows:CountRows",

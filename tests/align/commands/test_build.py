@@ -74,7 +74,7 @@ def test_rows_of_another_build_are_read_where_data_says(cli: Cli, tmp_path: Path
     [
         ({"builder": {"kind": "arithmetik"}}, "kind 'arithmetik' is unknown. Did you mean 'arithmetic'?"),
         ({"bilder": 1}, "'bilder' is no setting here. Did you mean 'builder'?"),
-        ({"builder": {"kind": "pairs", "from_data": "draws"}}, "builder.from_data: where does 'draws' lie?"),
+        ({"builder": {"kind": "pairs", "from_data": "draws"}}, "builder.from_data: no folder is given for 'draws'"),
         ({"builder": {"kind": "pairs", "from_data": "draws"}, "data": {"draws": "no"}}, "holds no rows.jsonl"),
         ({"data": {"held_out": "no"}}, "data.held_out: no setting refers to it\n"),
     ],

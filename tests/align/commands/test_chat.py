@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from qwen_align.align.commands.chat import COMMANDS, Conversation, Piece, parted, talk
+from qwen_align.align.commands.chat import COMMANDS, Conversation, TextPiece, run_chat, split_thinking
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.generation.engine import Request
 from qwen_align.align.generation.local import LocalEngine
@@ -19,7 +19,7 @@ from qwen_align.align.settings.sampling import Sampling, SamplingSettings
 
 def joined(texts: list[str]) -> tuple[str, str]:
     """All that is thought, and all that is said."""
-    pieces = list(parted(iter(texts)))
+    pieces = list(split_thinking(iter(texts)))
     assert all(piece.text for piece in pieces)
     return tuple("".join(p.text for p in pieces if p.is_thinking == which) for which in (True, False))  # type: ignore[return-value]
 
@@ -52,9 +52,9 @@ def test_odd_answers(texts: list[str], thought: str, said: str) -> None:
 
 
 def test_what_can_be_shown_is_shown_at_once() -> None:
-    pieces = parted(iter(["<think>", "a", " b", "</think>", "c"]))
-    assert next(pieces) == Piece("a", True)
-    assert next(pieces) == Piece(" b", True)
+    pieces = split_thinking(iter(["<think>", "a", " b", "</think>", "c"]))
+    assert next(pieces) == TextPiece("a", True)
+    assert next(pieces) == TextPiece(" b", True)
 
 
 @pytest.fixture
@@ -71,36 +71,36 @@ def test_a_stream_has_the_tokens_of_the_engine(conversation: Conversation) -> No
 
 
 def test_turns_are_remembered_with_their_thinking_apart(conversation: Conversation) -> None:
-    said = list(conversation.say("1 + 1?", "no_think"))
+    said = list(conversation.stream_answer("1 + 1?", "no_think"))
     assert [message.role for message in conversation.messages] == ["user", "assistant"]
     assert conversation.messages[1].content == "".join(p.text for p in said if not p.is_thinking).strip()
     first = conversation.messages[1]
-    list(conversation.say("And 2 + 2?", None))
+    list(conversation.stream_answer("And 2 + 2?", None))
     assert conversation.messages[1] == first
     assert len(conversation.messages) == 4
-    conversation.begin_anew()
+    conversation.restart()
     assert conversation.messages == []
-    conversation.begin_anew("Be short.")
+    conversation.restart("Be short.")
     assert conversation.messages == [Message(role="system", content="Be short.")]
-    conversation.begin_anew()
+    conversation.restart()
     assert conversation.messages == [Message(role="system", content="Be short.")], "/clear keeps the system message"
 
 
 def test_a_conversation_that_is_too_long_says_so(conversation: Conversation) -> None:
     with pytest.raises(RecipeError, match="longer than the model's context; /clear"):
-        list(conversation.say("1 " * 400, None))
+        list(conversation.stream_answer("1 " * 400, None))
     assert conversation.messages == []
 
 
 def test_commands(conversation: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[object] = []
 
-    def say(self: Conversation, text: str, mode: object) -> Iterator[Piece]:
+    def say(self: Conversation, text: str, mode: object) -> Iterator[TextPiece]:
         modes.append((text, mode))
-        yield Piece("thought", True)
-        yield Piece("said", False)
+        yield TextPiece("thought", True)
+        yield TextPiece("said", False)
 
-    monkeypatch.setattr(Conversation, "say", say)
+    monkeypatch.setattr(Conversation, "stream_answer", say)
     lines = iter(
         [
             "one",
@@ -124,7 +124,7 @@ def test_commands(conversation: Conversation, monkeypatch: pytest.MonkeyPatch) -
         asked.append(prompt)
         return next(lines)
 
-    talk(conversation, ask, lambda text, dim: shown.append((text, dim)), told.append)
+    run_chat(conversation, ask, lambda text, dim: shown.append((text, dim)), told.append)
     assert modes == [
         ("one", None),
         ("two", "no_think"),
@@ -143,7 +143,7 @@ def test_the_end_of_input_ends_it(conversation: Conversation) -> None:
     def ask(prompt: str) -> str:
         raise EOFError
 
-    talk(conversation, ask, lambda text, dim: None, lambda text: None)
+    run_chat(conversation, ask, lambda text, dim: None, lambda text: None)
 
 
 def test_a_broken_off_turn_is_forgotten(conversation: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +151,9 @@ def test_a_broken_off_turn_is_forgotten(conversation: Conversation, monkeypatch:
         yield 7
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LocalEngine, "stream", interrupted)
+    monkeypatch.setattr(LocalEngine, "stream_tokens", interrupted)
     told: list[str] = []
     lines = iter(["hello", "/quit"])
-    talk(conversation, lambda prompt: next(lines), lambda text, dim: None, told.append)
-    assert told == ["broken off; the turn is forgotten"]
+    run_chat(conversation, lambda prompt: next(lines), lambda text, dim: None, told.append)
+    assert told == ["interrupted; this turn is no part of the conversation"]
     assert conversation.messages == []

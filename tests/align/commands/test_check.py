@@ -373,8 +373,8 @@ def test_nothing_runs_while_a_file_is_missing(
     (tmp_path / "more.jsonl").write_text(to_json_line(chat(1, 1)) + "\n")
     there = make_plan(path, tmp_path)
     assert [one.missing for one in there.stages] == [None, None, None]
-    assert there.named("more")[0].key != planned.named("more")[0].key
-    assert there.named("sft")[0].key == planned.named("sft")[0].key, "it does not read the file"
+    assert there.find_stages("more")[0].key != planned.find_stages("more")[0].key
+    assert there.find_stages("sft")[0].key == planned.find_stages("sft")[0].key, "it does not read the file"
 
 
 def test_what_is_on_the_hub_is_not_downloaded_for_a_look(said: Callable[..., list[str]]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_align.align.commands.data_summary import BINS, as_trained, histogram, n_tokens, overview
+from qwen_align.align.commands.data_summary import BINS, count_tokens, draw_histogram, summarize_rows, to_trainable_row
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, Steps, Text
 
@@ -22,10 +22,10 @@ def renderer(tiny_model: Path) -> Renderer:
 
 
 def test_counts_drops_and_lengths(renderer: Renderer) -> None:
-    lines = list(overview([CHAT, CHAT, Problem(id="p", messages=ASKED, gold="2", reward="math_answer")],
+    lines = list(summarize_rows([CHAT, CHAT, Problem(id="p", messages=ASKED, gold="2", reward="math_answer")],
                           {"duplicate": 3, "not en": 1}, renderer))  # fmt: skip
     assert lines[:2] == ["3 rows: 2 chat, 1 problem", "4 dropped: 3 duplicate, 1 not en"]
-    assert list(overview([], {}, renderer)) == ["0 rows: none"]
+    assert list(summarize_rows([], {}, renderer)) == ["0 rows: none"]
 
 
 def test_a_rows_length_is_that_of_what_is_trained(renderer: Renderer) -> None:
@@ -33,19 +33,19 @@ def test_a_rows_length_is_that_of_what_is_trained(renderer: Renderer) -> None:
     labelled = Labelled(id="l", messages=ASKED, completion=ANSWER, label=False, mode="no_think")
     longer = Message(role="assistant", content="2 and some more")
     pair = Pair(id="x", messages=ASKED, chosen=ANSWER, rejected=longer, mode="no_think")
-    assert n_tokens(CHAT, renderer) == n_tokens(labelled, renderer) == whole
-    assert as_trained(labelled) == CHAT.model_copy(update={"id": "l"})
-    assert n_tokens(pair, renderer) > whole
-    assert n_tokens(Text(id="t", text="1 2 3"), renderer) == len(renderer.encode("1 2 3")) + 1
+    assert count_tokens(CHAT, renderer) == count_tokens(labelled, renderer) == whole
+    assert to_trainable_row(labelled) == CHAT.model_copy(update={"id": "l"})
+    assert count_tokens(pair, renderer) > whole
+    assert count_tokens(Text(id="t", text="1 2 3"), renderer) == len(renderer.encode("1 2 3")) + 1
     steps = Steps(id="s", messages=ASKED, steps=["1+1=2", "so 2"], labels=[True, False])
     prompt: Row = Problem(id="p", messages=ASKED, gold="2", reward="math_answer")
     said = len(renderer.encode("1+1=2")) + len(renderer.encode("so 2"))
-    assert n_tokens(steps, renderer) == n_tokens(prompt, renderer) + said
+    assert count_tokens(steps, renderer) == count_tokens(prompt, renderer) + said
 
 
 @given(st.lists(st.integers(0, 100_000), min_size=1, max_size=200))
 def test_every_length_is_in_one_bar(lengths: list[int]) -> None:
-    lines = list(histogram(lengths))
+    lines = list(draw_histogram(lengths))
     assert len(lines) <= BINS
     total, before = 0, -1
     for line in lines:

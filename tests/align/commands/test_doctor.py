@@ -33,7 +33,7 @@ def found(findings: list[Finding], what: str) -> Finding:
 
 
 def test_what_is_installed_is_listed_and_well(tmp_path: Path) -> None:
-    findings = doctor.examine(tmp_path)
+    findings = doctor.examine_machine(tmp_path)
     assert not [finding for finding in findings if finding.is_bad]
     assert set(LIBRARIES) <= {finding.what for finding in findings}
     assert found(findings, "trl").found == importlib.metadata.version("trl")
@@ -43,30 +43,30 @@ def test_what_is_installed_is_listed_and_well(tmp_path: Path) -> None:
 
 def test_a_version_that_was_not_tested_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.NEEDED, "trl", "1.1")  # not a prefix of 1.16
-    finding = found(doctor.examine(tmp_path), "trl")
+    finding = found(doctor.examine_machine(tmp_path), "trl")
     assert finding.is_bad
-    assert finding.line().startswith("wrong trl")
-    assert finding.line().endswith("-> 1.1.* is what this was tested with")
+    assert finding.format_line().startswith("wrong trl")
+    assert finding.format_line().endswith("-> 1.1.* is what this was tested with")
 
 
 def test_a_torch_that_cannot_be_imported_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: BROKEN)
-    assert doctor.examine(tmp_path)[-3] == Finding(
+    assert doctor.examine_machine(tmp_path)[-3] == Finding(
         "torch", "ImportError: libcudart.so: not found", "reinstall torch", is_bad=True
     )
 
 
 def test_a_home_that_is_not_there_is_wrong(tmp_path: Path) -> None:
-    finding = found(doctor.examine(tmp_path / "none"), "home")
+    finding = found(doctor.examine_machine(tmp_path / "none"), "home")
     assert finding.is_bad
     assert "name another with --home" in finding.advice
 
 
 def test_little_room_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "LOW_DISK_GIB", 1e9)
-    finding = found(doctor.examine(tmp_path), "home")
+    finding = found(doctor.examine_machine(tmp_path), "home")
     assert not finding.is_bad
-    assert finding.line().startswith("note  home")
+    assert finding.format_line().startswith("note  home")
 
 
 def test_the_command_fails_when_something_is_wrong(
@@ -83,16 +83,16 @@ def test_the_command_fails_when_something_is_wrong(
 @pytest.mark.slow
 def test_torch_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    (finding,) = doctor._torch()
+    (finding,) = doctor._check_devices()
     assert finding.what == "devices"
     assert not finding.is_bad
 
 
 def test_the_isolation_of_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert found(doctor.examine(tmp_path), "sandbox").found == "full: pid namespace, system call filter"
+    assert found(doctor.examine_machine(tmp_path), "sandbox").found == "full: pid namespace, system call filter"
     layers = (LAYERS[0], Layer("user namespace", False, "Operation not permitted"))
     monkeypatch.setattr(doctor, "check_isolation", lambda: Isolation(False, True, layers, "set sysctl x=1"))
-    finding = found(doctor.examine(tmp_path), "sandbox")
+    finding = found(doctor.examine_machine(tmp_path), "sandbox")
     assert finding.found == "process only (a session and resource limits); no user namespace: Operation not permitted"
     assert finding.advice == "code_tests: set sysctl x=1"
     assert not finding.is_bad

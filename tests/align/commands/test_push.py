@@ -67,4 +67,4 @@ def test_what_the_hub_refuses_is_told(cli: Callable[..., Any], folder: Path, mon
     monkeypatch.setattr(StandIn, "fails", ConnectionError("no route to the hub\nand more"))
     done = cli("push", folder, "--to", "me/sums")
     assert done.code == 2
-    assert "me/sums: the hub did not take it: no route to the hub" in done.err
+    assert "me/sums: the hub refused it: no route to the hub" in done.err

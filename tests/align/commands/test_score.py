@@ -144,4 +144,4 @@ def test_audit_of_a_reward_without_verdicts_fails(cli: Cli, tmp_path: Path) -> N
     (tmp_path / "mine.py").write_text("def judge(completion, gold):\n    return None\n")
     done = cli("audit", "reward", f"{tmp_path / 'mine.py'}:judge")
     assert done.code == 4
-    assert "it has no verdict on any of them" in done.out
+    assert "it has no verdict on any completion" in done.out

@@ -47,7 +47,7 @@ def plan(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) ->
 
 
 def shown(planned: Plan, name: str, rows: int = 9, first: int = 0) -> list[Text]:
-    return list(show.lines(planned, name, rows=rows, first=first))
+    return list(show.render_stage_rows(planned, name, rows=rows, first=first))
 
 
 def parts(line: Text, style: str) -> str:
@@ -120,7 +120,7 @@ def completion(sample: int, text: str, **rest: Any) -> Completion:
 
 def test_a_rollout_that_ran_shows_its_completions_and_verdicts(plan: Callable[..., Plan]) -> None:
     planned = plan([problem()], ROLLOUT)
-    folder = planned.named("draws")[0].folder.path
+    folder = planned.find_stages("draws")[0].folder.path
     folder.mkdir(parents=True)
     whole = completion(0, "<think>\na\n</think>\n\n2", finish_reason="stop")
     rows = [whole, completion(1, "<th", finish_reason="length")]
@@ -181,7 +181,7 @@ def test_a_data_row_that_cannot_be_rendered_is_printed_as_it_is(plan: Callable[.
 
 def test_a_completion_that_cannot_be_trained_is_printed_as_it_is(plan: Callable[..., Plan]) -> None:
     planned = plan([problem()], ROLLOUT)
-    folder = planned.named("draws")[0].folder.path
+    folder = planned.find_stages("draws")[0].folder.path
     folder.mkdir(parents=True)
     row = completion(0, "<think>\na\n</think>\n\n2", finish_reason="stop", mode="no_think", flag="/no_think")
     (folder / "rows.jsonl").write_text(to_json_line(row) + "\n")
@@ -215,13 +215,13 @@ def test_colours_reach_a_terminal(
 def test_without_colours_the_mask_stands_in_marks() -> None:
     line = Text("seen ", style="").append("1", style=show.TRAINED).append("+2", style=show.TRAINED)
     line.append(" dim", style=show.MASKED).append("no", style=show.REJECTED).append(" end")
-    assert show.marked(line) == "seen «1+2» dim‹no› end"
-    assert show.marked(Text("plain")) == "plain"
+    assert show.mark_trained_text(line) == "seen «1+2» dim‹no› end"
+    assert show.mark_trained_text(Text("plain")) == "plain"
 
 
 def test_drops_of_a_stored_stage_are_those_of_its_manifest(plan: Callable[..., Plan]) -> None:
     planned = plan([chat(1)], SFT)
-    folder = planned.named("data")[0].folder.path
+    folder = planned.find_stages("data")[0].folder.path
     folder.mkdir(parents=True)
     (folder / "rows.jsonl").write_text(to_json_line(chat(1)) + "\n")
     for dropped, said in (({}, None), ({"not en": 1, "duplicate": 2}, "3 dropped: 2 duplicate, 1 not en")):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.pipeline.graph import Graph, Stage, build
+from qwen_align.align.pipeline.graph import Graph, Stage, build_graph
 from qwen_align.align.settings.recipe import Recipe
 from qwen_align.align.settings.recipe_file import Variant
 
@@ -55,7 +55,7 @@ def recipe(*stages: dict[str, Any], **rest: Any) -> Recipe:
 
 
 def graph(*stages: dict[str, Any], **rest: Any) -> Graph:
-    return build([Variant({}, recipe(*stages, **rest))])
+    return build_graph([Variant({}, recipe(*stages, **rest))])
 
 
 def names(whole: Graph) -> list[str]:
@@ -152,7 +152,7 @@ def test_without_carry_rounds_start_alike() -> None:
 
 def test_a_matrix_keeps_its_cells_apart() -> None:
     stages = [data(), sft(), repeat(2, {"sft": "more"}, sft("more", "sft"))]
-    whole = build([Variant({"seed": str(seed)}, recipe(*stages, seed=seed)) for seed in (0, 1)])
+    whole = build_graph([Variant({"seed": str(seed)}, recipe(*stages, seed=seed)) for seed in (0, 1)])
     assert set(whole.models) == {"base.seed=0", "base.seed=1"}
     assert names(whole)[:4] == ["data.seed=0", "sft.seed=0", "more.1.seed=0", "more.2.seed=0"]
     assert named(whole, "more.2.seed=1").targets == {"sft": "more.1.seed=1", "data": "data.seed=1"}

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from qwen_align.align.pipeline import launcher
-from qwen_align.align.pipeline.launcher import Asked, Ended, Launcher
+from qwen_align.align.pipeline.launcher import Launcher, StageExit, StopSignal
 from qwen_align.align.pipeline.plan import plan as make_plan
-from qwen_align.align.pipeline.process_lifetime import PARENT
+from qwen_align.align.pipeline.process_lifetime import PARENT_VARIABLE
 
 DATA = {"name": "data", "kind": "build_data", "builder": {"kind": "arithmetic", "rows": "text", "n": 2, "steps": [1]}}
 
@@ -21,44 +21,44 @@ DATA = {"name": "data", "kind": "build_data", "builder": {"kind": "arithmetic", 
 @pytest.fixture
 def ended(
     tmp_path: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[int, dict[str, object] | None, bool], Ended]:
+) -> Callable[[int, dict[str, object] | None, bool], StageExit]:
     """What the launcher makes of a process with this exit code and report, which was or was not asked to stop."""
 
-    def of(code: int, report: dict[str, object] | None, is_asked: bool) -> Ended:
-        def run(line: list[str], log: Path, asked: Asked) -> int:
-            asked.once(lambda: None)
+    def of(code: int, report: dict[str, object] | None, is_asked: bool) -> StageExit:
+        def run(line: list[str], log: Path, asked: StopSignal) -> int:
+            asked.forward_once(lambda: None)
             if report is not None:
                 Path(line[-1]).write_text(json.dumps(report))
             return code
 
-        monkeypatch.setattr(launcher, "_run_fresh", run)
+        monkeypatch.setattr(launcher, "run_fresh_process", run)
         (one,) = make_plan(write_recipe([DATA]), tmp_path).stages
         with Launcher() as started:
-            return started.run(one.stage, tmp_path, lambda: is_asked)
+            return started.run_stage(one.stage, tmp_path, lambda: is_asked)
 
     return of
 
 
-def test_a_stage_that_was_asked_and_saved_is_preempted(ended: Callable[..., Ended]) -> None:
-    assert ended(75, {"code": 75, "message": "after step 3"}, True) == Ended(75, "after step 3")
+def test_a_stage_that_was_asked_and_saved_is_preempted(ended: Callable[..., StageExit]) -> None:
+    assert ended(75, {"code": 75, "message": "after step 3"}, True) == StageExit(75, "after step 3")
 
 
-def test_one_that_was_asked_before_it_listened_is_too(ended: Callable[..., Ended]) -> None:
+def test_one_that_was_asked_before_it_listened_is_too(ended: Callable[..., StageExit]) -> None:
     assert ended(-signal.SIGTERM, None, True).code == 75
 
 
-def test_torchrun_stopping_the_others_when_one_has_died_is_a_failure(ended: Callable[..., Ended]) -> None:
+def test_torchrun_stopping_the_others_when_one_has_died_is_a_failure(ended: Callable[..., StageExit]) -> None:
     said = ended(1, {"code": 75, "message": "stopped as asked"}, False)
     assert said.code == 4
     assert "another process of the stage died" in said.message
 
 
-def test_torchruns_own_code_says_less_than_the_stages(ended: Callable[..., Ended]) -> None:
-    assert ended(1, {"code": 3, "message": "no rows"}, False) == Ended(3, "no rows")
+def test_torchruns_own_code_says_less_than_the_stages(ended: Callable[..., StageExit]) -> None:
+    assert ended(1, {"code": 3, "message": "no rows"}, False) == StageExit(3, "no rows")
 
 
 @pytest.mark.parametrize("report", [None, {"code": 4, "message": "Connection closed by peer"}])
-def test_a_kill_is_named(ended: Callable[..., Ended], report: dict[str, object] | None) -> None:
+def test_a_kill_is_named(ended: Callable[..., StageExit], report: dict[str, object] | None) -> None:
     """Also that of one of several processes, whatever the first says of it."""
     said = ended(-signal.SIGKILL, report, False)
     assert said.code == 4
@@ -79,7 +79,7 @@ def test_a_process_is_not_left_behind_by_an_exception(tmp_path: Path) -> None:
 
     program = f"import os, pathlib, time; pathlib.Path({str(pids)!r}).write_text(str(os.getpid())); time.sleep(60)"
     with pytest.raises(Stopped):
-        launcher._run_fresh([sys.executable, "-c", program], tmp_path / "log", Asked(watch))
+        launcher.run_fresh_process([sys.executable, "-c", program], tmp_path / "log", StopSignal(watch))
     pid = int(pids.read_text())
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
@@ -87,10 +87,10 @@ def test_a_process_is_not_left_behind_by_an_exception(tmp_path: Path) -> None:
 
 def test_what_the_user_has_set_in_the_environment_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert launcher.environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert launcher.build_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert launcher.environment().items() >= {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7"}.items()
+    assert launcher.build_environment().items() >= {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "7"}.items()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's end on Linux only")
@@ -100,7 +100,7 @@ def test_a_process_whose_parent_died_while_it_started_ends_too() -> None:
     )
 
     def said(parent: int) -> tuple[int, str]:
-        environment = {**launcher.environment(), PARENT: str(parent)}
+        environment = {**launcher.build_environment(), PARENT_VARIABLE: str(parent)}
         done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
         return done.returncode, done.stdout
 

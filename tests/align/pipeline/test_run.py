@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.pipeline.plan import Planned
+from qwen_align.align.pipeline.plan import PlannedStage
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.pipeline.run import run as run_plan
 from qwen_align.align.rows import Completion, Message, to_json_line
@@ -34,19 +34,19 @@ class Heard:
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def skipped(self, planned: Planned) -> None:
+    def on_stage_skipped(self, planned: PlannedStage) -> None:
         self.said.append(f"{planned.stage.name} stored")
 
-    def started(self, planned: Planned) -> None:
+    def on_stage_started(self, planned: PlannedStage) -> None:
         self.said.append(f"{planned.stage.name} started")
 
-    def going(self, planned: Planned) -> None:
+    def on_stage_progress(self, planned: PlannedStage) -> None:
         pass
 
-    def finished(self, planned: Planned) -> None:
+    def on_stage_finished(self, planned: PlannedStage) -> None:
         self.said.append(f"{planned.stage.name} finished")
 
-    def noted(self, message: str) -> None:
+    def on_note(self, message: str) -> None:
         self.said.append(message)
 
 

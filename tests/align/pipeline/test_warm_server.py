@@ -50,12 +50,12 @@ def test_when_one_of_a_stages_processes_has_died_the_others_are_stopped() -> Non
     program = """
 import subprocess, sys, time
 from qwen_align.align.pipeline import warm_server
-warm_server.GRACE_S = 0.5
+warm_server.TERMINATE_GRACE_S = 0.5
 def started(code):
     return subprocess.Popen([sys.executable, "-c", code]).pid
 def waited(*codes):
     began = time.monotonic()
-    return warm_server._wait([started(code) for code in codes]), time.monotonic() - began < 30
+    return warm_server.wait_for_processes([started(code) for code in codes]), time.monotonic() - began < 30
 deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
 print(waited("", ""), waited("raise SystemExit(3)", "import time; time.sleep(60)"))
 print(waited(deaf, "import time; time.sleep(.5); raise SystemExit(4)"))
@@ -71,18 +71,18 @@ import os, sys, torch
 from qwen_align.align.pipeline import warm_server
 from qwen_align.align.pipeline import worker
 def run_stage(folder, report, **_):
-    assert abs(worker._cpu_seconds() - sum(os.times()[:4])) < 0.3, "they have not met"
+    assert abs(worker.measure_cpu_seconds() - sum(os.times()[:4])) < 0.3, "they have not met"
     torch.distributed.init_process_group("gloo")
     sum(i * i for i in range(10_000_000))  # longer than the tolerance
     parts = [None, None]
     torch.distributed.all_gather_object(parts, (os.getpid(), torch.get_num_threads(), sum(os.times()[:4])))
-    assert abs(worker._cpu_seconds() - sum(part[2] for part in parts)) < 0.3
+    assert abs(worker.measure_cpu_seconds() - sum(part[2] for part in parts)) < 0.3
     report.write_text(repr([part[:2] for part in parts]))
     return 0
 worker.run_stage = run_stage
 torch.set_num_threads(2)
-pids = warm_server._fork({"processes": 2, "folder": "", "report": sys.argv[1], "log": sys.argv[1] + ".log"}, 0.0)
-assert warm_server._wait(pids) == 0
+pids = warm_server.fork_stage({"processes": 2, "folder": "", "report": sys.argv[1], "log": sys.argv[1] + ".log"}, 0.0)
+assert warm_server.wait_for_processes(pids) == 0
 assert eval(open(sys.argv[1]).read()) == [(pid, 1) for pid in pids]
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "said")], check=True)

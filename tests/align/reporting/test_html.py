@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.pipeline.plan import Plan
-from qwen_align.align.reporting import results
+from qwen_align.align.reporting.report_files import write_report
 from qwen_align.align.store.files import write_json
 from tests.align.reporting.test_results import BEFORE, DATA, EVALUATE, OTHER, SFT, finish, plan
 
@@ -70,7 +70,7 @@ def page(plan: Callable[..., Plan]) -> str:
         if one.stage.name == "eval_sft":
             rows = [completion("a", 1.0, "<think>\none\n</think>\n\n2"), completion("b", 0.0, f"<think>\n{BAD}")]
             lines_of(one.folder.path / "completions.jsonl", rows)
-    results.write(planned)
+    write_report(planned)
     return (planned.run_folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -140,7 +140,7 @@ def test_seeds_are_pooled_their_questions_paired_and_the_curves_stand_together(p
             write_json(one.folder.path / "questions.json", {"means": [means, means]})
         if one.stage.kind == "sft":
             lines_of(one.folder.path / "metrics.jsonl", [{"step": step, "loss": 1.0} for step in (1, 2, 3)])
-    written = results.write(planned)
+    written = write_report(planned)
     default = [one for one in written.comparisons if one["switch"] == "default"]
     assert [(one["from"], one["to"], one["seed"]) for one in default] == [
         ("base", "sft", 0),

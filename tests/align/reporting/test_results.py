@@ -11,6 +11,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.reporting import results
+from qwen_align.align.reporting.report_files import format_report, write_report
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.store.provenance import read_library_versions
@@ -92,20 +93,20 @@ def evaluation_results(settings: Evaluate, accuracy: float) -> list[dict[str, An
 def test_each_rung_is_a_row_for_each_set_and_switch(plan: Callable[..., Plan]) -> None:
     planned = plan(DATA, OTHER, SFT, EVALUATE)
     finish(planned, "test", "other", "sft", "eval_sft")
-    rows = results.collect(planned).ladder
+    rows = results.collect_results(planned).ladder
     assert [(row["stage"], row["set"], row["switch"], row["mode"], row["accuracy"]) for row in rows] == [
         ("sft", "test", "default", None, 0.5),
         ("sft", "test", "kwarg", "no_think", 0.51),
         ("sft", "other", "default", None, 0.52),
         ("sft", "other", "kwarg", "no_think", 0.53),
     ]
-    assert all(set(row) == set(results.FIELDS) for row in rows)
+    assert all(set(row) == set(results.LADDER_FIELDS) for row in rows)
 
 
 def test_a_run_that_is_under_way_is_reported_so_far(plan: Callable[..., Plan]) -> None:
     planned = plan(DATA, OTHER, SFT, BEFORE, EVALUATE)
     finish(planned, "test", "eval_base")
-    written = results.write(planned)
+    written = write_report(planned)
     text = (planned.run_folder / "report.md").read_text()
     assert [row["stage"] for row in written.ladder] == ["base", "base"]
     assert "| base | 0 | test | default | 50.0 ± 2.5 | 75.0 |  | 100.0 | 12 |" in text
@@ -120,7 +121,7 @@ def test_a_run_that_is_under_way_is_reported_so_far(plan: Callable[..., Plan]) -
 
 def test_a_recipe_that_never_ran_has_no_report(plan: Callable[..., Plan]) -> None:
     planned = plan(DATA, BEFORE)
-    assert results.write(planned) == ([], [], [], [], [])
+    assert write_report(planned) == ([], [], [], [], [])
     assert not planned.run_folder.exists()
 
 
@@ -133,14 +134,14 @@ def test_stages_renamed_after_they_ran_have_their_new_names(plan: Callable[..., 
         {**EVALUATE, "name": "after", "from_model": "cold", "from_data": ["exam", "quiz"]},
     )
     assert all(one.is_stored for one in renamed.stages)
-    rows = results.collect(renamed).ladder
+    rows = results.collect_results(renamed).ladder
     assert [(row["stage"], row["set"]) for row in rows] == [("cold", "exam")] * 2 + [("cold", "quiz")] * 2
 
 
 def test_controls_stand_apart(plan: Callable[..., Plan]) -> None:
     planned = plan(DATA, OTHER, SFT, BEFORE, EVALUATE, report={"title": "A trial", "controls": ["base"]})
     finish(planned, "test", "other", "sft", "eval_base", "eval_sft")
-    written = results.write(planned)
+    written = write_report(planned)
     assert {row["stage"] for row in written.controls} == {"base"}
     assert {row["stage"] for row in written.ladder} == {"sft"}
     text = (planned.run_folder / "report.md").read_text()
@@ -161,7 +162,7 @@ def test_pairs_that_the_recipe_asks_for_are_compared_besides_the_rungs(plan: Cal
         if one.stage.kind == "evaluate":
             mean = means[one.stage.name]
             write_json(one.folder.path / "questions.json", {"means": [{"a": mean, "b": mean + 0.25}]})
-    found = results.collect(planned).comparisons
+    found = results.collect_results(planned).comparisons
     assert [(one["from"], one["to"], one["difference"]) for one in found] == [
         ("base", "sft", 0.25),
         ("base", "more", 0.75),
@@ -179,7 +180,7 @@ def test_cells_of_a_matrix_and_rounds_are_told_apart(plan: Callable[..., Plan]) 
     matrix = {"seed": [0, 1], "stages.eval_base.completions_per_prompt": [4, 8]}
     planned = plan(DATA, block, BEFORE, matrix=matrix, report={"controls": ["sft"]})
     finish(planned, *(one.stage.name for one in planned.stages))
-    rows = [row for row in results.collect(planned).evaluations if row["switch"] == "default"]
+    rows = [row for row in results.collect_results(planned).evaluations if row["switch"] == "default"]
     assert [
         (row["stage"], row["set"], row["seed"], row["axes"]["completions_per_prompt"], row["is_control"])
         for row in rows
@@ -189,7 +190,7 @@ def test_cells_of_a_matrix_and_rounds_are_told_apart(plan: Callable[..., Plan]) 
         for samples in ("4", "8")
         for name in ("sft.1", "sft.2", "base")
     ]
-    text = results.markdown(planned, results.collect(planned))
+    text = format_report(planned, results.collect_results(planned))
     assert "| sft.2 completions_per_prompt=8 (control) | 1 | test | default |" in text
     assert "| base completions_per_prompt=4 | 0 | test | default |" in text
 

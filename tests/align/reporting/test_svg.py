@@ -12,7 +12,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_a_bar_is_as_long_as_its_value() -> None:
-    whole = ElementTree.fromstring(svg.bars([Bar("a", 0.25, 0.0), Bar("b", 0.5, 0.0), Bar("c", 1.0, 0.1)], title="t"))
+    whole = ElementTree.fromstring(
+        svg.draw_bars([Bar("a", 0.25, 0.0), Bar("b", 0.5, 0.0), Bar("c", 1.0, 0.1)], title="t")
+    )
     quarter, half, full = (float(one.get("width", "")) for one in whole.iter(f"{SVG}rect"))
     assert half == pytest.approx(2 * quarter, abs=0.2)
     assert full == pytest.approx(4 * quarter, abs=0.2)
@@ -20,11 +22,11 @@ def test_a_bar_is_as_long_as_its_value() -> None:
 
 def test_an_error_bar_reaches_one_error_to_both_sides_and_stays_on_the_scale() -> None:
     scale = float(
-        next(ElementTree.fromstring(svg.bars([Bar("", 1.0, 0.0)], title="")).iter(f"{SVG}rect")).get("width", "")
+        next(ElementTree.fromstring(svg.draw_bars([Bar("", 1.0, 0.0)], title="")).iter(f"{SVG}rect")).get("width", "")
     )
-    low, high = ends(svg.bars([Bar("", 0.5, 0.125)], title=""))
+    low, high = ends(svg.draw_bars([Bar("", 0.5, 0.125)], title=""))
     assert high - low == pytest.approx(0.25 * scale, abs=0.2)
-    low, high = ends(svg.bars([Bar("", 0.9, 0.25)], title=""))
+    low, high = ends(svg.draw_bars([Bar("", 0.9, 0.25)], title=""))
     assert high - low == pytest.approx(0.35 * scale, abs=0.2)
 
 
@@ -35,14 +37,14 @@ def ends(picture: str) -> tuple[float, float]:
 
 
 def test_names_and_titles_are_escaped() -> None:
-    picture = svg.bars([Bar("<script>", 0.5, 0.1, dots=(0.4, 0.6))], title='"<b>')
+    picture = svg.draw_bars([Bar("<script>", 0.5, 0.1, dots=(0.4, 0.6))], title='"<b>')
     assert "<script>" not in picture
     assert "<b>" not in picture
     ElementTree.fromstring(picture)
 
 
 def test_a_rising_curve_rises() -> None:
-    picture = svg.curves([Curve([(1, 0.0), (2, 1.0), (3, 2.0)])], title="up")
+    picture = svg.draw_curves([Curve([(1, 0.0), (2, 1.0), (3, 2.0)])], title="up")
     heights = [float(one.get("cy", "")) for one in ElementTree.fromstring(picture).iter(f"{SVG}circle")]
     assert heights == sorted(heights, reverse=True)
     assert len(set(heights)) == 3
@@ -50,29 +52,29 @@ def test_a_rising_curve_rises() -> None:
 
 def test_many_points_are_smoothed_by_their_neighbours_mean() -> None:
     points = [(float(step), float(step % 2)) for step in range(100)]
-    smooth = svg._smoothed(points)
+    smooth = svg.smooth_points(points)
     inner = [y for _, y in smooth[10:-10]]
     assert max(inner) - min(inner) < 0.1
-    assert svg._smoothed([(x, 3.0) for x, _ in points]) == [(x, 3.0) for x, _ in points]
+    assert svg.smooth_points([(x, 3.0) for x, _ in points]) == [(x, 3.0) for x, _ in points]
 
 
 def test_what_is_not_a_number_is_not_drawn() -> None:
-    picture = svg.curves([Curve([(1, float("nan")), (2, 1.0), (3, float("inf")), (4, 2.0)])], title="")
+    picture = svg.draw_curves([Curve([(1, float("nan")), (2, 1.0), (3, float("inf")), (4, 2.0)])], title="")
     assert len(list(ElementTree.fromstring(picture).iter(f"{SVG}circle"))) == 2
     assert "nan" not in picture
-    assert svg.curves([Curve([(1, float("nan"))])], title="") == ""
+    assert svg.draw_curves([Curve([(1, float("nan"))])], title="") == ""
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e-30, 1e30])
 def test_a_flat_line_has_a_scale_around_it(value: float) -> None:
-    low, high = svg._nice(value, value)
+    low, high = svg.choose_axis_bounds(value, value)
     assert low <= value <= high
     assert low < high
 
 
 def test_a_histogram_loses_nothing() -> None:
     numbers = [1.0, 2.0, 2.0, 3.0, 3.0, 3.0]
-    picture = ElementTree.fromstring(svg.histogram([("n", numbers, 0)], title=""))
+    picture = ElementTree.fromstring(svg.draw_histogram([("n", numbers, 0)], title=""))
     heights = [float(one.get("height", "")) for one in picture.iter(f"{SVG}rect")]
     assert [height / heights[0] for height in heights] == pytest.approx([1, 2, 3], abs=0.02)
-    assert svg.histogram([("n", [], 0)], title="") == ""
+    assert svg.draw_histogram([("n", [], 0)], title="") == ""

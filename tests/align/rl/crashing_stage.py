@@ -33,7 +33,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "judging": (judge.Judge, "_judge_group"),
     "update": (trainer.OnlineTrainer, "_compute_completion_loss"),
     "checkpoint": (trainer.OnlineTrainer, "_save_extra_state"),
-    "half a checkpoint": (integrity, "seal"),
+    "half a checkpoint": (integrity, "seal_folder"),
 }
 
 

@@ -435,6 +435,10 @@ def test_old_log_probs_are_the_engines_or_recomputed(tiny_model: Path, tmp_path:
         ({"completions_per_prompt": 1}, "at least 2"),
         ({"dynamic_sampling": {"max_prompts": 1}}, "fewer than the 2 prompts"),
         ({"trainer": "trl", "dynamic_sampling": {"max_prompts": 4}}, "trainer trl cannot do that"),
+        (
+            {"trainer": "trl", "watchdogs": {"patience_steps": 1}, "keep_samples": 9},
+            "watchdogs, keep_samples: trainer trl",
+        ),
         ({"trainer": "trl", "updates": {"epochs": 2}}, "updates: trainer trl cannot"),
         ({"trainer": "trl", "kl": {"coefficient": 0.1, "estimator": "k2"}}, "kl: trainer trl cannot"),
         ({"advantage": "rloo", "advantage_scale": "none"}, "advantage_scale: is for advantage: group"),

@@ -19,10 +19,10 @@ def test_every_kind_of_stage_makes_a_known_product() -> None:
     assert set(STAGE_KINDS) <= kinds
 
 
-@pytest.mark.parametrize("name", [name for name, _ in shipped_recipes.listing()])
+@pytest.mark.parametrize("name", [name for name, _ in shipped_recipes.list_recipes()])
 def test_shipped_recipes_load_and_the_schema_takes_them(name: str, tmp_path: Path) -> None:
-    for each, _ in shipped_recipes.listing():  # one may extend another
-        (tmp_path / f"{each}.yaml").write_text(shipped_recipes.text(each), encoding="utf-8")
+    for each, _ in shipped_recipes.list_recipes():  # one may extend another
+        (tmp_path / f"{each}.yaml").write_text(shipped_recipes.read_recipe(each), encoding="utf-8")
     path = tmp_path / f"{name}.yaml"
     variants = load_variants(path)
     assert variants[0].recipe.name == name

@@ -58,7 +58,7 @@ def keys(tmp_path: Path) -> Callable[[dict[str, Any]], dict[str, str]]:
 @pytest.fixture
 def quickstart(tiny_model: Path) -> dict[str, Any]:
     """The shipped quickstart on the tiny model, its anchors filled in."""
-    raw: dict[str, Any] = json.loads(json.dumps(yaml.load(shipped_recipes.text("quickstart"), RecipeLoader)))
+    raw: dict[str, Any] = json.loads(json.dumps(yaml.load(shipped_recipes.read_recipe("quickstart"), RecipeLoader)))
     raw["models"]["base"] = {"path": str(tiny_model)}
     del raw["anchors"]
     return raw

@@ -10,8 +10,8 @@ import pytest
 
 from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.pipeline import run as pipeline_run
-from qwen_align.align.pipeline.launcher import Ended
-from qwen_align.align.pipeline.plan import Planned
+from qwen_align.align.pipeline.launcher import StageExit
+from qwen_align.align.pipeline.plan import PlannedStage
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.pipeline.run import run as run_plan
 from qwen_align.align.settings.recipe_file import load_variants
@@ -180,28 +180,28 @@ class Toy:
         return self
 
     def __exit__(self, *_: object) -> None: ...
-    def warm_up(self) -> None: ...
+    def start_warm_server(self) -> None: ...
 
-    def run(self, stage: Any, folder: Path, watch: Callable[[], bool]) -> Ended:
+    def run_stage(self, stage: Any, folder: Path, watch: Callable[[], bool]) -> StageExit:
         if stage.kind == "sft":
             write_steps(folder, 1, 3)
         self.during(watch)
         summary = {"results": [RESULT]} if stage.kind == "evaluate" else {}
         manifest = {"key": "", "kind": stage.kind, "summary": summary, "seconds": 0.0, "libraries": {}, "outputs": {}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        return Ended(0, "")
+        return StageExit(0, "")
 
 
 class Heard:
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def skipped(self, planned: Planned) -> None: ...
-    def started(self, planned: Planned) -> None: ...
-    def going(self, planned: Planned) -> None: ...
-    def finished(self, planned: Planned) -> None: ...
+    def on_stage_skipped(self, planned: PlannedStage) -> None: ...
+    def on_stage_started(self, planned: PlannedStage) -> None: ...
+    def on_stage_progress(self, planned: PlannedStage) -> None: ...
+    def on_stage_finished(self, planned: PlannedStage) -> None: ...
 
-    def noted(self, message: str) -> None:
+    def on_note(self, message: str) -> None:
         self.notes.append(message)
 
 

@@ -1,0 +1,65 @@
+"""Writes the report into runs/NAME: report.json for programs, report.md and report.html for people."""
+
+from qwen_align.align.pipeline.plan import Plan
+from qwen_align.align.reporting.columns import (
+    COMPARISON_COLUMNS,
+    COMPARISONS,
+    DATA_COLUMNS,
+    DROPS_IN_TEXT,
+    RESULT_COLUMNS,
+    RESULTS_IN_TEXT,
+    STAGE_COLUMNS,
+    STAGES_IN_TEXT,
+    Table,
+    format_table,
+)
+from qwen_align.align.reporting.html import render_page
+from qwen_align.align.reporting.markdown import format_markdown_table
+from qwen_align.align.reporting.results import RunResults, collect_results, to_result_row
+from qwen_align.align.store.files import write_json, write_text
+
+
+def write_report(plan: Plan) -> RunResults:
+    """Writes report.json, report.md and report.html from what is stored, if the recipe was ever run; returns it."""
+    results = collect_results(plan)
+    if plan.run_folder.exists():
+        write_json(plan.run_folder / "report.json", results._asdict())
+        write_text(plan.run_folder / "report.md", format_report(plan, results))
+        write_text(plan.run_folder / "report.html", render_page(plan, results))
+    return results
+
+
+def format_report(plan: Plan, results: RunResults) -> str:
+    """Returns the text of report.md: accuracies, comparisons, what each stage took, dropped rows."""
+    parts = [f"# {plan.recipe.report.title or plan.recipe.name}\n"]
+    if results.evaluations:
+        parts += [
+            f"Accuracy in percent: mean over k = {results.evaluations[0]['k']} samples a question, "
+            "± one standard error clustered by question. Obeyed: the share that thought, or did not, as asked.\n",
+            _format_section(format_table(RESULT_COLUMNS, RESULTS_IN_TEXT, map(to_result_row, results.evaluations))),
+        ]
+    if results.comparisons:
+        parts += [
+            "## Against each other\n",
+            "Paired by question: the mean difference in points ± one standard error, and the two-sided p of a "
+            "permutation test.\n",
+            _format_section(format_table(COMPARISON_COLUMNS, COMPARISONS, results.comparisons)),
+        ]
+    if not results.evaluations and not results.comparisons:
+        parts.append("")
+    parts += ["## Stages\n", _format_section(format_table(STAGE_COLUMNS, STAGES_IN_TEXT, results.stages))]
+    drops = [
+        {"name": stage["name"], "reason": reason, "count": count}
+        for stage in results.stages
+        for reason, count in (stage["summary"].get("dropped") or {}).items()
+    ]
+    if drops:
+        parts += ["## Dropped rows\n", _format_section(format_table(DATA_COLUMNS, DROPS_IN_TEXT, drops))]
+    waiting = [stage.name for stage in plan.stages if not stage.is_stored]
+    if waiting:
+        parts.append(f"Not run yet: {', '.join(waiting)}.\n")
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _format_section(table: Table) -> str:
+    return format_markdown_table(table.headings, table.cells) + "\n"
