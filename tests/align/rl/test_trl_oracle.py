@@ -166,7 +166,7 @@ RECIPE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def select_trained_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stages' folders by their names."""
     home = tmp_path_factory.mktemp("oracle")
     (home / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
