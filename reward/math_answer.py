@@ -1,4 +1,4 @@
-"""The reward for mathematics: whether a completion's answer is the gold, decided exactly by the gold's type.
+"""The math reward, which judges whether a completion's final answer equals the gold answer.
 
 What only the guarded sympy accepts has the reason "fallback".
 """
@@ -53,13 +53,14 @@ FallbackPairs = tuple[tuple[str, str], ...]
 
 
 class MathAnswer(BaseReward):
-    r"""Pays 1.0 if the completion's final answer is the gold, else 0.0; gives no verdict if the gold is unusable.
+    r"""Pays 1.0 if the completion's final answer equals the gold, else 0.0.
 
-    The answer is the last `\boxed{}` after the thinking, and those joined to it by commas, "and", "or" are one list.
-    The gold's type decides: numbers are compared exactly, lists without order, points in order, equations by their
-    zero set, a unit only where both have one, `50%` as 50 and never as 0.5. What this cannot decide (integrals,
-    limits) goes to sympy in a process with a limit of a second; if it says equal, the reason is "fallback". The
-    first such verdict starts that process, which takes up to 5 seconds: `warm_up` does it beforehand.
+    An unusable gold gives no verdict. The answer is the last `\boxed{}` after the thinking, and those joined to it by
+    commas, "and", "or" are one list. The gold's type decides: numbers are compared exactly, lists without order, points
+    in order, equations by their zero set, a unit only where both have one, `50%` as 50 and never as 0.5. What this
+    cannot decide (integrals, limits) goes to sympy in a process with a limit of a second; if it says equal, the reason
+    is "fallback". The first such verdict starts that process, which takes up to 5 seconds: `warm_up` does it
+    beforehand.
     """
 
     kind: Literal["math_answer"] = "math_answer"
@@ -71,7 +72,7 @@ class MathAnswer(BaseReward):
     )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict on one completion; without `gold`, against the completion's own."""
+        """Returns the verdict on one completion. Without `gold`, the completion's own gold is used."""
         if isinstance(completion, str):
             text = completion
         elif isinstance(completion, Completion):
@@ -83,11 +84,11 @@ class MathAnswer(BaseReward):
         return verdict if isinstance(verdict, Verdict) else _judge_by_fallback(verdict, None)
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        """Returns the verdicts on all completions of one prompt in one mode."""
+        """Returns the verdicts on all completions of one prompt."""
         return self.judge_many(group)
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
-        """Returns the verdicts on completions in their order.
+        """Returns the verdicts on several completions, in their order.
 
         Exact comparisons come first, so that no slow completion delays the others.
         """
@@ -111,27 +112,33 @@ class MathAnswer(BaseReward):
         return verdicts
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """Returns the verdict on the gold itself as an answer: anything but 1.0 makes the gold unusable."""
+        """Returns the verdict on a gold that is judged as its own answer. Any value but 1.0 makes the gold unusable."""
         gold_text = _to_gold_text(gold)
         return _UNUSABLE if gold_text is None else self.judge(rf"\boxed{{{gold_text}}}", gold_text)
 
     def answer(self, completion: str | Completion) -> str | None:
-        """Returns the answer in one spelling, without unit, for counting votes; None if there is none."""
+        """Returns the final answer of a completion as a canonical string without unit, for majority voting.
+
+        Returns None if there is no answer.
+        """
         contents = self._extract_contents(completion if isinstance(completion, str) else completion.text)
         value = None if isinstance(contents, str) else _parse_contents(contents, frozenset())
         return None if value is None else spell_canonically(value)
 
     def warm_up(self) -> None:
-        """Starts the workers of the fallback and imports what the numeric comparison needs: no verdict waits then."""
+        """Starts the worker processes of the sympy fallback and imports mpmath, so that no verdict waits for them."""
         numeric_comparison.warm_up_mpmath()
         sympy_fallback.start_workers()
 
     def probes(self) -> list[Probe]:
-        """Returns completions that look like answers, of which only the first few are."""
+        """Returns the probe completions for an audit of this reward.
+
+        All look like answers; only the first few are correct.
+        """
         return [Probe(*probe) for probe in PROBES]
 
     def _judge_exactly(self, text: str, gold: Any) -> Verdict | FallbackPairs:
-        """Returns the verdict by exact comparison, or the pairs of expressions it leaves to the fallback."""
+        """Returns the verdict by exact comparison, or the (gold, answer) pairs that the sympy fallback must compare."""
         gold_number = parse_plain_gold(gold) if type(gold) is str else None
         if gold_number is not None and (self.box == "required" or MINERVA_PREFIX not in text):
             answer_number = parse_plain_box(text)
@@ -146,7 +153,7 @@ class MathAnswer(BaseReward):
         )
 
     def _extract_contents(self, text: str) -> BoxContents | str:
-        """Returns the contents of the answer's boxes, or the reason why there are none."""
+        """Returns the contents of the boxes that hold a completion's answer, or the reason why there are none."""
         response = strip_thinking(text)
         if response is None:
             return "unfinished thinking"
@@ -163,7 +170,7 @@ class MathAnswer(BaseReward):
 
 
 def _judge_by_fallback(pairs: FallbackPairs, deadline: float | None) -> Verdict:
-    """Returns the verdict of the fallback on pairs of expressions that must all be equal."""
+    """Returns the sympy fallback's verdict on pairs of expressions. All pairs must be equal for a reward."""
     try:
         reason = sympy_fallback.judge_pairs(pairs, deadline=deadline)
     except UnservedError:
@@ -175,7 +182,10 @@ def _judge_by_fallback(pairs: FallbackPairs, deadline: float | None) -> Verdict:
 
 @lru_cache(maxsize=8_192)  # the 8 to 64 completions of a prompt repeat their answers
 def _judge_contents(contents: BoxContents, gold: str) -> Verdict | FallbackPairs:
-    """Compares the contents of the boxes with the gold: the verdict, or the pairs left to the fallback."""
+    """Returns the verdict on the contents of a completion's boxes.
+
+    Returns the (gold, answer) pairs left to the sympy fallback instead where exact comparison does not decide.
+    """
     gold_value = _parse_gold(gold)
     if gold_value is None:
         return _UNUSABLE
@@ -196,7 +206,10 @@ def _judge_contents(contents: BoxContents, gold: str) -> Verdict | FallbackPairs
 
 
 def _is_same_in_other_unit(gold: str, gold_value: AnswerValue, answer_value: AnswerValue) -> bool:
-    """Checks whether a gold's last letter is a unit and the answer has another for it: `1000 m` for `1 km`."""
+    """Checks whether an answer equals the gold after unit conversion, if the gold's last letter is read as a unit.
+
+    An example is `1000 m` for `1 km`.
+    """
     unit = _find_unit(answer_value)
     if unit is None or not isinstance(gold_value, Scalar) or gold_value.unit is not None:
         return False
@@ -210,7 +223,10 @@ def _is_same_in_other_unit(gold: str, gold_value: AnswerValue, answer_value: Ans
 
 
 def _parse_contents(contents: BoxContents, unit_letters: frozenset[str]) -> AnswerValue | None:
-    """Parses the boxes to one value, several to a list; None if the only box states nothing."""
+    """Parses the contents of one box to a value, or of several boxes to a list.
+
+    Returns None if the only box holds no answer.
+    """
     values = [parse_answer(content, unit_letters) for content in contents]
     if len(values) == 1:
         return values[0]
@@ -218,7 +234,10 @@ def _parse_contents(contents: BoxContents, unit_letters: frozenset[str]) -> Answ
 
 
 def _to_gold_text(gold: Any) -> str | None:
-    """Returns the text of a data set's gold (a string, an integer or a finite float), None if it is no such thing."""
+    """Returns the gold of a data set (a string, an integer or a finite float) as text.
+
+    Returns None for any other type or a number that is too long.
+    """
     if isinstance(gold, str):
         final_part: str = gold.rpartition("####")[2]  # GSM8K's mark of the answer after its solution
         if "\\boxed" not in final_part:
@@ -236,13 +255,13 @@ def _to_gold_text(gold: Any) -> str | None:
 
 @lru_cache(maxsize=8_192)
 def _parse_gold(text: str) -> AnswerValue | None:
-    """Parses a gold, None if its value is not equal to itself."""
+    """Parses the text of a gold to a typed value. Returns None if the value is not defined."""
     value = parse_answer(text, frozenset({ANY_WORD}))
     return value if value is not None and _is_usable_gold(value) else None
 
 
 def _is_usable_gold(value: AnswerValue) -> bool:
-    """Checks whether a gold's value is defined in all its parts."""
+    """Checks whether the value of a gold is defined in all its parts."""
     if isinstance(value, Scalar):
         return is_defined(value)
     if isinstance(value, Words):
@@ -257,7 +276,7 @@ def _is_usable_gold(value: AnswerValue) -> bool:
 
 
 def _find_unit(value: AnswerValue) -> Unit | None:
-    """Returns the unit of a gold, of a list's first item with one."""
+    """Returns the unit of a parsed value, or of its first item that has one."""
     if isinstance(value, Scalar):
         return value.unit
     items = value.items if isinstance(value, BracketedTuple | UnorderedItems) else ()

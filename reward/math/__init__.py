@@ -1,1 +1,1 @@
-"""Mathematical answers: what they say, and when two of them say the same."""
+"""Parsers and comparers for mathematical answers, which decide whether an answer equals the gold answer."""

@@ -1,4 +1,4 @@
-"""Decides whether an answer's value is the gold's; the gold's type decides what counts as the same."""
+"""Compares a parsed answer with the parsed gold by the rules of the gold's type."""
 
 from qwen_align.reward.math.answer_parser import parse_normalized
 from qwen_align.reward.math.answer_values import (
@@ -27,9 +27,10 @@ _REVERSED_RELATIONS = {">": "<", r"\ge": r"\le"}
 
 
 def is_same_answer(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
-    """Checks whether the answer's value is the gold's, on condition that all pairs added to `deferred` turn out equal.
+    """Checks whether a parsed answer equals the gold.
 
-    With None for `deferred` no pair is left to the fallback: what is not decided here is not the same.
+    Pairs of expressions that only the sympy fallback can compare are added to `deferred` and taken as equal. With None
+    for `deferred`, such pairs count as different.
     """
     if type(gold) is type(answer) and gold == answer:
         return True
@@ -49,7 +50,7 @@ def is_same_answer(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPai
 
 
 def _is_same_typed_value(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
-    """Checks whether two values are the same, neither of which is a list, a union or a relation."""
+    """Checks whether two parsed values are equal, where neither is a list, a union of sets or a relation."""
     if isinstance(gold, Words) or isinstance(answer, Words):
         return is_same_words(gold, answer)
     if isinstance(gold, Scalar) and isinstance(answer, Scalar):
@@ -73,7 +74,7 @@ def _is_same_typed_value(gold: AnswerValue, answer: AnswerValue, deferred: Defer
 
 
 def _expand_determinant(matrix: Matrix) -> Scalar | None:
-    """Expands a determinant of two or three rows to an expression, None for other matrices."""
+    """Expands a 2x2 or 3x3 determinant to an expression. Returns None for any other matrix."""
     cells = [[f"({cell.text})" if isinstance(cell, Scalar) else "" for cell in row] for row in matrix.rows]
     size = len(cells)
     if matrix.kind != "determinant" or size not in (2, 3) or any(len(row) != size or not all(row) for row in cells):
@@ -88,12 +89,12 @@ def _expand_determinant(matrix: Matrix) -> Scalar | None:
 
 
 def _expand_two_by_two(a: str, b: str, c: str, d: str) -> str:
-    """Returns the text `a d - b c`."""
+    """Returns the text `a d - b c`, the determinant of a 2x2 matrix."""
     return rf"{a}\cdot{d}-{b}\cdot{c}"
 
 
 def _is_single_choice(gold: Choice, answer: Choice) -> bool:
-    """Checks whether the text beside the answer's letter names no other option and is no other text than the gold's."""
+    """Checks whether the text beside an answer's option letter names no other option and fits the gold's text."""
     if not answer.rest or answer.rest == gold.rest:
         return True
     answer_rest = parse_normalized(answer.rest)
@@ -104,7 +105,7 @@ def _is_single_choice(gold: Choice, answer: Choice) -> bool:
 
 
 def _is_same_tuple(gold: BracketedTuple, answer: BracketedTuple, deferred: DeferredPairs | None) -> bool:
-    """Checks whether two tuples have the same items in order, and as intervals the same brackets."""
+    """Checks whether two tuples have equal items in the same order. Two intervals must also have the same brackets."""
     is_interval = len(gold.items) == 2
     if is_interval and (gold.opening, gold.closing) != (answer.opening, answer.closing):
         return False
@@ -116,14 +117,14 @@ def _is_same_sequence(
     answers: list[AnswerValue] | list[BracketedTuple],
     deferred: DeferredPairs | None,
 ) -> bool:
-    """Checks whether two sequences are of one length and have the same items in order."""
+    """Checks whether two sequences have the same length and equal items in the same order."""
     return len(golds) == len(answers) and all(
         is_same_answer(gold_item, answer_item, deferred) for gold_item, answer_item in zip(golds, answers, strict=True)
     )
 
 
 def _is_same_ratio(gold: Ratio, answer: Ratio) -> bool:
-    """Checks whether two ratios are proportional, or two times of the day the same."""
+    """Checks whether two ratios are proportional. Two times of the day must be the same time."""
     if len(gold.parts) != len(answer.parts):
         return False
     if gold.unit is not None and answer.unit is not None and get_conversion_factor(gold.unit, answer.unit) != 1:
@@ -146,7 +147,7 @@ def _multiply_scalars(left: Scalar, right: Scalar) -> Scalar:
 
 
 def _is_time_of_day(ratio: Ratio) -> bool:
-    """Checks whether the parts are written as a time of the day: `12:00`, `7:32`."""
+    """Checks whether a ratio is written as a time of the day, such as `12:00` or `7:32`."""
     numbers = [part.number for part in ratio.parts]
     if any(number is None or number.denominator != 1 for number in numbers):
         return False
@@ -155,14 +156,14 @@ def _is_time_of_day(ratio: Ratio) -> bool:
 
 
 def _has_relation(value: AnswerValue) -> bool:
-    """Checks whether a value is a relation or a list with one in it."""
+    """Checks whether a parsed value is an equation or inequality, or a list that contains one."""
     return isinstance(value, RelationChain) or (
         isinstance(value, UnorderedItems) and any(isinstance(item, RelationChain) for item in value.items)
     )
 
 
 def _is_same_relation(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
-    """Checks whether two values are the same, one of which at least is an equation or inequality."""
+    """Checks whether two parsed values are equal, where at least one of them is an equation or inequality."""
     golds, answers = (
         collect_named_values(gold, is_same_answer, is_gold=True),
         collect_named_values(answer, is_same_answer, is_gold=False),
@@ -185,7 +186,7 @@ def _is_same_relation(gold: AnswerValue, answer: AnswerValue, deferred: Deferred
 
 
 def _is_one_of_stated_numbers(gold: RelationChain, answer: AnswerValue) -> bool:
-    r"""Checks whether the answer is one of a gold's several statements of a number: `0.56 = 56\%`, `\approx 8.24`."""
+    r"""Checks whether an answer equals one side of a gold such as `0.56 = 56\%` or `\approx 8.24`."""
     if not set(gold.relations) <= {"=", r"\approx"}:
         return False
     sides = [parse_normalized(side) for side in gold.sides if side]
@@ -194,14 +195,14 @@ def _is_one_of_stated_numbers(gold: RelationChain, answer: AnswerValue) -> bool:
 
 
 def _has_inequality(value: AnswerValue) -> bool:
-    r"""Checks whether a value is or holds an inequality, an `\in` or a union of sets."""
+    r"""Checks whether a parsed value is, or contains, an inequality, a membership `x \in A` or a union of sets."""
     return any(
         isinstance(item, RelationChain) and set(item.relations) & (INEQUALITIES | {r"\in"}) for item in get_items(value)
     ) or isinstance(value, SetUnion)
 
 
 def _is_same_chain(gold: RelationChain, answer: RelationChain) -> bool:
-    """Checks whether two equations or inequalities are the same, by their sides or by their zero set."""
+    """Checks whether two equations or inequalities have equal sides or the same zero set."""
     gold, answer = _order_ascending(gold), _order_ascending(answer)
     if gold.relations == answer.relations and _are_sides_equal(gold.sides, answer.sides):
         return True
@@ -217,7 +218,7 @@ def _is_same_chain(gold: RelationChain, answer: RelationChain) -> bool:
 
 
 def _are_sides_equal(golds: tuple[str, ...], answers: tuple[str, ...]) -> bool:
-    """Checks whether the sides of two relations are the same in order."""
+    """Checks whether two relations have equal sides in the same order."""
     return len(golds) == len(answers) and all(
         gold_side == answer_side or _is_same_text_value(gold_side, answer_side)
         for gold_side, answer_side in zip(golds, answers, strict=True)
@@ -231,7 +232,7 @@ def _is_same_text_value(gold_text: str, answer_text: str) -> bool:
 
 
 def _order_ascending(chain: RelationChain) -> RelationChain:
-    r"""Returns the chain from less to more, `5 \ge x` as `x \le 5`."""
+    r"""Returns an inequality with its smaller side first, so `5 \ge x` becomes `x \le 5`."""
     if not set(chain.relations) <= set(_REVERSED_RELATIONS):
         return chain
     return RelationChain(
@@ -240,14 +241,17 @@ def _order_ascending(chain: RelationChain) -> RelationChain:
 
 
 def _is_worked_calculation(gold: AnswerValue, answer: RelationChain) -> bool:
-    """Checks whether every side of a chain of equations is the gold: `2+3=5`, but not `5 = x+1`."""
+    """Checks whether all sides of an answer's chain of equations equal the gold.
+
+    It holds for `2+3=5`, but not for `5 = x+1`.
+    """
     return set(answer.relations) == {"="} and all(
         (value := parse_normalized(side)) is not None and is_same_answer(gold, value, None) for side in answer.sides
     )
 
 
 def _is_same_union(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPairs | None) -> bool:
-    """Checks whether two unions of sets are the same region, or have the same parts."""
+    """Checks whether two unions of sets are the same region of the number line, or have equal parts."""
     gold_region, answer_region = to_region(gold, is_gold=True), to_region(answer, is_gold=False)
     if gold_region is not None and answer_region is not None:
         return _is_same_region(gold_region, answer_region, deferred)
@@ -259,7 +263,7 @@ def _is_same_union(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPai
 
 
 def _is_same_region(gold: Region, answer: Region, deferred: DeferredPairs | None) -> bool:
-    """Checks whether two parts of the number line are the same, and of the same variable where both name one."""
+    """Checks whether two number-line regions are equal. Their variables must be the same too, where both name one."""
     if gold.name and answer.name and gold.name != answer.name:
         return False
     return has_same_items(
@@ -271,7 +275,7 @@ def _is_same_region(gold: Region, answer: Region, deferred: DeferredPairs | None
 
 
 def _to_interval_tuples(intervals: tuple[Interval, ...]) -> tuple[AnswerValue, ...]:
-    """Converts intervals to tuples with their brackets."""
+    """Converts intervals to tuples of two ends with the brackets of the interval."""
     return tuple(
         BracketedTuple(
             "[" if interval.includes_low else "(", (interval.low, interval.high), "]" if interval.includes_high else ")"

@@ -1,4 +1,4 @@
-"""Parses the text of an answer to a typed value; None where it states nothing."""
+"""Parses the text of an answer to a typed value (number, tuple, set, equation ...)."""
 
 import re
 from collections.abc import Iterator
@@ -74,9 +74,10 @@ _NO_ANSWER = re.compile(r"(?:\?+|nan|none|null|unknown|n/a|\\text\{\}|-|\.)?", r
 
 @lru_cache(maxsize=4_096)  # the completions of a group repeat their answers and share one gold
 def parse_answer(answer: str, unit_letters: frozenset[str] = frozenset()) -> AnswerValue | None:
-    """Parses an answer as a model or a data set wrote it; None if it states nothing.
+    """Parses the text of an answer, as a model or a data set wrote it, to a typed value.
 
-    `unit_letters` as in `units.split_off_unit`. An answer above MAX_CHARS is kept as words.
+    Returns None if the text is empty or holds no answer. `unit_letters` as in `units.split_off_unit`. An answer above
+    MAX_CHARS is kept as words.
     """
     if len(answer) > MAX_CHARS:
         return Words(" ".join(answer.split()))
@@ -86,7 +87,7 @@ def parse_answer(answer: str, unit_letters: frozenset[str] = frozenset()) -> Ans
 
 @lru_cache(maxsize=4_096)
 def parse_normalized(text: str, unit_letters: frozenset[str] = frozenset(), depth: int = 0) -> AnswerValue | None:
-    """Parses an answer in normalized LaTeX to its typed value; None if it states nothing."""
+    """Parses an answer in normalized LaTeX to a typed value. Returns None if the text is empty or holds no answer."""
     if (upright_word := _UPRIGHT_WORD.fullmatch(text)) is not None:
         value = parse_normalized(upright_word[1], unit_letters, depth + 1)
         return value._replace(original_text="") if isinstance(value, Words) else value  # a word, no product of letters
@@ -119,7 +120,7 @@ def parse_normalized(text: str, unit_letters: frozenset[str] = frozenset(), dept
 
 
 def _parse_named_set(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    r"""Parses names of sets and infinities: all real numbers, the empty set, `-\infty`."""
+    r"""Parses the name of a set or an infinity, such as "all real numbers", "the empty set" or `-\infty`."""
     if _REAL_LINE.fullmatch(text):
         return BracketedTuple("(", (Scalar(r"-\infty"), Scalar(r"\infty")), ")")
     if _EMPTY_SET.fullmatch(text):
@@ -164,7 +165,7 @@ def _parse_list(text: str, unit_letters: frozenset[str], depth: int) -> AnswerVa
 
 
 def parse_items(items: list[str], unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    """Parses the items of a list to one unordered value; a list of one is its item."""
+    """Parses the items of a list to one unordered value. A list of one item becomes the value of that item."""
     values = tuple(parse_normalized(item, unit_letters, depth + 1) for item in items)
     if len(values) == 1:
         return values[0]
@@ -172,7 +173,7 @@ def parse_items(items: list[str], unit_letters: frozenset[str], depth: int) -> A
 
 
 def _expand_plus_minus_items(items: list[str], values: tuple[AnswerValue | None, ...]) -> Iterator[AnswerValue]:
-    """Yields the values of a list's items, both values of an item with a plus-minus sign."""
+    """Yields the values of a list's items, where an item with a plus-minus sign gives both of its values."""
     for item, value in zip(items, values, strict=True):
         if (
             isinstance(value, UnorderedItems)
@@ -185,7 +186,7 @@ def _expand_plus_minus_items(items: list[str], values: tuple[AnswerValue | None,
 
 
 def _parse_relations(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    """Parses an equation, an inequality or a chain of them."""
+    """Parses an equation, an inequality or a chain of several such as `1 < x < 2`."""
     sides, relations = split_relations(text)
     return RelationChain(tuple(sides), tuple(relations)) if relations else None
 
@@ -206,7 +207,7 @@ def _parse_set_union(text: str, unit_letters: frozenset[str], depth: int) -> Ans
 
 
 def _parse_matrix(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    """Parses a LaTeX matrix or determinant with its cells."""
+    """Parses a LaTeX matrix or determinant and each of its cells."""
     kind_and_cells = parse_matrix_cells(text) if r"\begin" in text else None
     if kind_and_cells is None:
         return None
@@ -218,7 +219,7 @@ def _parse_matrix(text: str, unit_letters: frozenset[str], depth: int) -> Answer
 
 
 def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    """Parses points, intervals, vectors and sets, and what stands in brackets that change nothing."""
+    """Parses a point, interval, vector or set in brackets, and the content of brackets that only group."""
     if named_point := _NAMED_POINT.fullmatch(text):
         text = named_point[1]
     for opening, closing in (("(", (")", "]")), ("[", (")", "]")), (r"\langle", (r"\rangle",))):
@@ -262,7 +263,10 @@ def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> Answ
 
 
 def _to_matrix_rows(values: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue, ...], ...]:
-    """Returns the rows of `[[1,2],[3,4]]`, nothing if the values are not rows of one length."""
+    """Returns the rows of a nested list such as `[[1,2],[3,4]]`.
+
+    The result is empty if the values are not rows of equal length.
+    """
     rows = [
         value.items
         for value in values
@@ -272,7 +276,10 @@ def _to_matrix_rows(values: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue,
 
 
 def _parse_plus_minus(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    r"""Parses a text with plus-minus signs to the values it stands for; with \mp in it all signs go together."""
+    r"""Parses a text with plus-minus signs to the list of its values.
+
+    If it also contains `\mp`, all its signs change together.
+    """
     n_signs = text.count(r"\pm") + text.count(r"\mp")
     if not n_signs or n_signs > _MAX_PLUS_MINUS_SIGNS or split_list(text) != [text]:
         return None
@@ -286,7 +293,7 @@ def _parse_plus_minus(text: str, unit_letters: frozenset[str], depth: int) -> An
 
 
 def _parse_base_numeral(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    """Parses a numeral with its base as an index: `101_2`, `1a_{16}`."""
+    """Parses a numeral whose base is a subscript, such as `101_2` or `1a_{16}`."""
     match = _BASE_NUMERAL.fullmatch(text) if "_" in text and len(text) <= MAX_DIGITS else None
     if match is None:
         return None
@@ -301,7 +308,7 @@ def _parse_base_numeral(text: str, unit_letters: frozenset[str], depth: int) -> 
 
 
 def _parse_ratio(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    """Parses a ratio or a time of the day: `3:2`, `7:32`."""
+    """Parses a ratio such as `3:2` or a time of the day such as `7:32`."""
     parts = split_ratio(text)
     if not 2 <= len(parts) <= 6 or not all(parts):
         return None
@@ -312,7 +319,7 @@ def _parse_ratio(text: str, unit_letters: frozenset[str], depth: int) -> AnswerV
 
 
 def _parse_scalar(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    """Parses a single expression with its unit."""
+    """Parses a single expression and its unit."""
     measured = split_off_unit(text, unit_letters)
     if measured.unit is None and measured.scale == 1:
         return _parse_expression_or_words(text)
@@ -328,7 +335,7 @@ def _parse_scalar(text: str, unit_letters: frozenset[str], depth: int) -> Answer
 
 
 def _parse_expression_or_words(text: str) -> AnswerValue | None:
-    """Returns the text as an expression, or as words if a run of letters in it reads as a word."""
+    """Returns a text as an expression, or as words if a run of its letters reads as a word."""
     plain_text = _TEXT_COMMAND.sub(r" \1 ", text) if r"\text" in text else text
     for letter_run in _LETTER_RUN.findall(plain_text):
         if letter_run.lower() in STOP_WORDS or (

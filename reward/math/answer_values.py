@@ -1,4 +1,4 @@
-"""The types of answers: a small closed set of values, as parsed from text and not evaluated."""
+"""The closed set of types of parsed, not yet evaluated answers: scalar, words, choice, tuple, set, matrix ..."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -8,7 +8,10 @@ from qwen_align.reward.math.unit_table import Unit
 
 
 class Scalar(NamedTuple):
-    """One expression; `number` is its exact value where it is written plainly, `unit` what it is measured in."""
+    """A single expression with its unit.
+
+    `number` is its exact value where it is written as a plain number, `unit` the unit of measurement.
+    """
 
     text: str
     number: Fraction | None = None
@@ -16,21 +19,21 @@ class Scalar(NamedTuple):
 
 
 class Words(NamedTuple):
-    """An answer in words: `text` in lower case where case does not matter, `original_text` as it was written."""
+    """An answer in words. `text` is in lower case where case does not matter, `original_text` as it was written."""
 
     text: str
     original_text: str = ""
 
 
 class Choice(NamedTuple):
-    """The letter of a multiple-choice option; `rest` is the text beside it."""
+    """A multiple-choice option, as its letter. `rest` is the text beside the letter."""
 
     letter: str
     rest: str = ""
 
 
 class BracketedTuple(NamedTuple):
-    """Items in order between brackets: a point, a vector, and with two items perhaps an interval."""
+    """Ordered items between brackets: a point, a vector, or with two items possibly an interval."""
 
     opening: str
     items: tuple["AnswerValue", ...]
@@ -48,35 +51,38 @@ class UnorderedItems(NamedTuple):
 
 
 class SetUnion(NamedTuple):
-    r"""Sets joined by \cup; `removed` holds the sets that are taken away from them by \setminus."""
+    r"""Sets joined by `\cup`. `removed` holds the sets that `\setminus` subtracts from them."""
 
     parts: tuple["AnswerValue", ...]
     removed: tuple["AnswerValue", ...] = ()
 
 
 class Matrix(NamedTuple):
-    """A matrix with its cells by row; `kind` is "matrix", "determinant" or "norm"."""
+    """A matrix, determinant or norm with its cells by row. `kind` is "matrix", "determinant" or "norm"."""
 
     kind: str
     rows: tuple[tuple["AnswerValue", ...], ...]
 
 
 class RelationChain(NamedTuple):
-    """Sides joined by relations, as text: `sides[0] relations[0] sides[1] ...`."""
+    """An equation, inequality or chain of several, with its sides as texts.
+
+    It reads `sides[0] relations[0] sides[1] ...`.
+    """
 
     sides: tuple[str, ...]
     relations: tuple[str, ...]
 
 
 class BaseNumeral(NamedTuple):
-    """A numeral in a named base: digits in lower case, without leading zeros."""
+    """A numeral in a stated base, with digits in lower case and no leading zeros."""
 
     digits: str
     base: int
 
 
 class Ratio(NamedTuple):
-    """Parts between colons, a ratio or a time of the day; `unit` holds "am" or "pm"."""
+    """The parts between colons of a ratio or a time of the day. `unit` holds "am" or "pm"."""
 
     parts: tuple["Scalar", ...]
     unit: Unit | None = None
@@ -94,5 +100,5 @@ AnswerComparer = Callable[[AnswerValue, AnswerValue, DeferredPairs | None], bool
 
 
 def get_items(value: AnswerValue) -> tuple[AnswerValue, ...]:
-    """Returns the items of a list of answers, or a single answer as a tuple of one."""
+    """Returns the items of a list of answers, or a tuple of one for a single answer."""
     return value.items if isinstance(value, UnorderedItems) else (value,)

@@ -1,4 +1,4 @@
-"""Strips what encloses an answer and states nothing: marks of math and text, an opening phrase, a full stop."""
+"""Strips the wrapping around an answer: math delimiters, text commands, an opening phrase and a full stop."""
 
 import re
 
@@ -17,7 +17,7 @@ _OPENING_PHRASE = re.compile(
 
 
 def strip_wrappers(text: str) -> str:
-    """Strips what encloses the whole of an answer in normalized LaTeX."""
+    """Strips the delimiters, commands and phrases that enclose a whole answer in normalized LaTeX."""
     text = _strip_double_parentheses(text.strip())
     for _ in range(_MAX_WRAPPERS):
         stripped = _strip_full_stop(_strip_enclosing_pair(text))
@@ -30,7 +30,7 @@ def strip_wrappers(text: str) -> str:
 
 
 def _strip_double_parentheses(text: str) -> str:
-    """Strips all but one of the parentheses around a text, `((((1))))` to `(1)`, in one pass."""
+    """Strips all but one pair of the nested parentheses around a text, so `((((1))))` becomes `(1)`."""
     n_left = len(text) - len(text.lstrip("("))
     n_right = len(text) - len(text.rstrip(")"))
     if min(n_left, n_right) < 2:
@@ -50,12 +50,15 @@ def _strip_double_parentheses(text: str) -> str:
 
 
 def _list_system_rows(text: str) -> str:
-    """Returns the rows of a system of equations as a list with commas; a function by cases stays as it is."""
+    """Converts the rows of a LaTeX system of equations to a list with commas.
+
+    A function defined by cases is returned unchanged.
+    """
     return text if "&" in text.replace("&=", "=") else text.replace("&", "").strip("\ue000 ").replace("\ue000", ",")
 
 
 def _strip_full_stop(text: str) -> str:
-    """Strips one full stop, comma, semicolon or unpaired dollar sign from the end."""
+    """Strips one trailing full stop, comma, semicolon or unpaired dollar sign from a text."""
     if text.endswith((".", ",", ";", "\ue000")) and not text.endswith(".."):
         return text[:-1].rstrip()
     if text.endswith("$") and text.count("$") == 1:
@@ -64,7 +67,7 @@ def _strip_full_stop(text: str) -> str:
 
 
 def _strip_enclosing_pair(text: str) -> str:
-    """Strips one pair of marks, one command or one environment that encloses the whole text."""
+    """Strips one pair of delimiters, one command or one environment that encloses a whole text."""
     for opening, closing in _ENCLOSING_PAIRS:
         if text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing):
             inner = text[len(opening) : -len(closing)]

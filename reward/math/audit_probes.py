@@ -1,4 +1,7 @@
-"""Completions that an audit shows to the math reward: they look like answers, and only the first few are."""
+"""Probe completions with which an audit tests the math reward.
+
+They all look like answers; the reward must pay only the first few.
+"""
 
 # name, completion, gold, whether the reward must pay it
 PROBES: tuple[tuple[str, str, str | None, bool], ...] = (

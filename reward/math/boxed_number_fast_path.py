@@ -1,4 +1,4 @@
-"""The usual case, fast: the gold is a plain number and the completion has one box with a plain number in it.
+"""A fast path for the usual case: the gold is a plain number and the completion has one box with a plain number.
 
 Where this decides, the full parsers would decide the same; where it is not sure, it returns None.
 """
@@ -20,15 +20,15 @@ _BOX_OPENING = "\\boxed{"
 
 @lru_cache(maxsize=8_192)
 def parse_plain_gold(gold: str) -> Fraction | None:
-    """Returns the gold's number if the gold is nothing but a plainly written number, else None."""
+    """Returns the number of a gold that is only a plainly written number. Returns None for any other gold."""
     match = _NUMBER_ALONE.fullmatch(gold)
     return None if match is None else _to_fraction(match)
 
 
 def parse_plain_box(text: str) -> Fraction | None:
-    """Returns the plainly written number in the only box of a completion, else None.
+    r"""Returns the plainly written number in the only `\boxed{}` of a completion.
 
-    None also for a box inside the thinking or in a thinking that never ends.
+    Returns None if there is no such number, or if the box is inside the thinking or the thinking never ends.
     """
     box_position = text.find(_BOX_OPENING)
     if (
@@ -47,13 +47,13 @@ def parse_plain_box(text: str) -> Fraction | None:
 
 
 def _is_after_thinking(text: str, box_position: int) -> bool:
-    """Checks whether the last thinking has ended before the position of the box."""
+    """Checks whether the last thinking section of a text ends before the position of its box."""
     close_position = text.rfind(CLOSE)
     return close_position < box_position and text.rfind(OPEN) <= close_position
 
 
 def _to_fraction(match: re.Match[str]) -> Fraction:
-    """Converts a match of `_PLAIN_NUMBER` to its exact value."""
+    """Converts a regex match of a plain number to its exact value."""
     sign, integer_digits, decimal_digits, numerator, denominator, slash_numerator, slash_denominator = match.groups()
     if integer_digits is not None:
         digits = integer_digits.replace("{,}", "").replace(",", "")

@@ -1,4 +1,4 @@
-r"""Splits an answer outside all its brackets: into list items, at relations, at `\cup`, at colons."""
+r"""Splits an answer at delimiters outside all brackets: at commas, relations, `\cup` or colons."""
 
 import re
 
@@ -23,12 +23,12 @@ _RELATION_ALIASES = {"<=": r"\le", ">=": r"\ge", ":=": "="}
 
 
 def split_list(text: str) -> list[str]:
-    """Splits a list at commas, semicolons and words for "and" and "or"."""
+    """Splits a list at commas, semicolons and the words "and" and "or"."""
     return split_list_with_connectives(text)[0]
 
 
 def split_list_with_connectives(text: str) -> tuple[list[str], list[str]]:
-    """Splits a list like `split_list` and returns its items and what stands between them."""
+    """Splits a list as `split_list` does and returns its items and the connectives between them."""
     pieces, marks = _split_outside_brackets(text, _LIST_DELIMITER)
     if not _LOGICAL_SIGNS.isdisjoint(marks) and not all(
         _split_outside_brackets(piece, _RELATION)[1] for piece in pieces
@@ -38,7 +38,7 @@ def split_list_with_connectives(text: str) -> tuple[list[str], list[str]]:
 
 
 def split_bracket_items(text: str) -> list[str]:
-    """Splits the content of brackets at semicolons if it has both semicolons and commas, else at either."""
+    """Splits the content of brackets into items, at semicolons if it has both semicolons and commas, else at either."""
     pieces, marks = _split_outside_brackets(text, _COMMA_OR_SEMICOLON)
     if ";" in marks and "," in marks:
         return _split_outside_brackets(text, re.compile(rf"(;)|{_BRACKETS}"))[0]
@@ -46,33 +46,36 @@ def split_bracket_items(text: str) -> list[str]:
 
 
 def split_relations(text: str) -> tuple[list[str], list[str]]:
-    """Splits an equation or inequality into its sides and its relations; one side if there is no relation."""
+    """Splits an equation or inequality into its sides and its relation signs.
+
+    A text without a relation sign is one side.
+    """
     sides, relations = _split_outside_brackets(text, _RELATION)
     return sides, [_RELATION_ALIASES.get(relation, relation) for relation in relations]
 
 
 def split_set_union(text: str) -> list[str]:
-    """Splits at signs of union, `(0,1) U (2,3)` as well."""
+    r"""Splits a text at union signs, which may be written `\cup` or `U` as in `(0,1) U (2,3)`."""
     return _split_outside_brackets(text, _UNION_SIGN)[0]
 
 
 def split_set_difference(text: str) -> list[str]:
-    r"""Splits at `\setminus`."""
+    r"""Splits a text at the set difference sign `\setminus`."""
     return _split_outside_brackets(text, _SET_MINUS_SIGN)[0]
 
 
 def split_ratio(text: str) -> list[str]:
-    """Splits at colons and at "to" between numbers."""
+    """Splits a ratio at colons and at the word "to" between numbers."""
     return _split_outside_brackets(text, _RATIO_SIGN)[0]
 
 
 def split_such_that(text: str) -> list[str]:
-    """Splits `x | x > 0` or `x : x > 0` at its bar or colon."""
+    """Splits the set-builder notation `x | x > 0` or `x : x > 0` at its bar or colon."""
     return _split_outside_brackets(text, _SUCH_THAT_SIGN)[0]
 
 
 def extract_bracket_content(text: str, opening: str, closing: tuple[str, ...]) -> tuple[str, str] | None:
-    """Returns what stands between a bracket at the start and its partner at the very end, and that partner.
+    """Returns the text inside the bracket pair that encloses a whole text, and the closing bracket.
 
     None if the text does not start with `opening`, or if the partner stands earlier or is none of `closing`.
     """
@@ -95,7 +98,7 @@ def extract_bracket_content(text: str, opening: str, closing: tuple[str, ...]) -
 
 
 def _split_outside_brackets(text: str, delimiter: re.Pattern[str]) -> tuple[list[str], list[str]]:
-    """Splits a text at delimiters outside all brackets; returns the pieces and the delimiters between them.
+    """Splits a text at the delimiters outside all brackets and returns the pieces and the delimiters.
 
     A delimiter is what the pattern's first group matches; without it the pattern matches brackets.
     A text whose brackets do not match is not split.
@@ -118,5 +121,5 @@ def _split_outside_brackets(text: str, delimiter: re.Pattern[str]) -> tuple[list
 
 
 def _drop_empty_pieces(pieces: list[str]) -> list[str]:
-    """Drops empty pieces: `1, 2, and 3` has one between its comma and its "and"."""
+    """Drops empty strings from a list of pieces, such as the one in `1, 2, and 3` between its comma and "and"."""
     return [piece for piece in pieces if piece]

@@ -1,4 +1,4 @@
-"""Spells equal answers equally, to count votes by."""
+"""Formats equal answers as the same string, so that votes for an answer can be counted."""
 
 from qwen_align.reward.math.answer_equality import is_same_answer
 from qwen_align.reward.math.answer_values import (
@@ -21,9 +21,9 @@ from qwen_align.reward.math.number_line_regions import INEQUALITIES, Region, mer
 
 
 def spell_canonically(value: AnswerValue) -> str:
-    """Returns a spelling that equal numbers, points and sets share; expressions as they were typed, without spaces.
+    """Returns a canonical string of a parsed answer, the same for equal numbers, points and sets.
 
-    Units and the names of unknowns are left out.
+    Other expressions keep their text, without spaces. Units and the names of unknowns are left out.
     """
     if isinstance(value, Scalar):
         return _spell_scalar(value)
@@ -46,7 +46,10 @@ def spell_canonically(value: AnswerValue) -> str:
 
 
 def _spell_scalar(value: Scalar) -> str:
-    """Spells an expression as its exact number if it has one, else as it was typed."""
+    """Returns the exact number of an expression as a string.
+
+    An expression without one keeps its text, without spaces.
+    """
     if value.number is not None:
         return str(value.number)
     node = parse_expression(value.text)
@@ -55,7 +58,10 @@ def _spell_scalar(value: Scalar) -> str:
 
 
 def _spell_relation(value: RelationChain | SetUnion) -> str:
-    """Spells the value of `x = 5`, the intervals of an inequality or a union, else the sides and relations as typed."""
+    """Returns the canonical string of an equation, inequality or union of sets.
+
+    This is the value of `x = 5`, the intervals of an inequality or union, or else the text of the sides and relations.
+    """
     if isinstance(value, RelationChain):
         named_values = collect_named_values(value, is_same_answer, is_gold=False)
         if named_values is not None and len(named_values) == 1:
@@ -71,7 +77,7 @@ def _spell_relation(value: RelationChain | SetUnion) -> str:
 
 
 def _spell_region(region: Region) -> str:
-    """Spells a region as a union of intervals."""
+    """Formats a region of the number line as a LaTeX union of intervals."""
     intervals = (
         f"{'[' if interval.includes_low else '('}{spell_canonically(interval.low)},"
         f"{spell_canonically(interval.high)}{']' if interval.includes_high else ')'}"

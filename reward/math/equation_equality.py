@@ -1,4 +1,4 @@
-"""Decides when two equations or inequalities are the same: their differences are multiples by a constant."""
+"""Decides whether two equations or inequalities are the same: left minus right must differ by a constant factor."""
 
 from collections.abc import Iterator
 
@@ -14,9 +14,10 @@ _ZERO = make_number(0)
 def has_same_zero_set(
     gold_sides: tuple[str, str], answer_sides: tuple[str, str], *, needs_positive_factor: bool = False
 ) -> bool:
-    """Checks whether left minus right of both differ by a constant factor, a positive one if needed; False in doubt.
+    """Checks whether two equations or inequalities, written as left minus right, differ only by a constant factor.
 
-    The factor is read off at one point, so two equations without solutions are not equal because of that.
+    The factor must be positive if `needs_positive_factor` is set; the result is False in doubt. The factor is read off
+    at one point, so two equations without solutions are not equal because of that.
     """
     gold_difference, answer_difference = _subtract_sides(*gold_sides), _subtract_sides(*answer_sides)
     if (
@@ -49,7 +50,7 @@ def has_same_zero_set(
 
 
 def _subtract_sides(left: str, right: str) -> Node | None:
-    """Returns the tree of left minus right, None if a side is no expression."""
+    """Returns the expression tree of left side minus right side. Returns None if a side is not an expression."""
     sides = parse_expression(left), parse_expression(right)
     if sides[0] is None or sides[1] is None:
         return None
@@ -57,6 +58,6 @@ def _subtract_sides(left: str, right: str) -> Node | None:
 
 
 def _iterate_points(letters: list[str]) -> Iterator[dict[str, Node]]:
-    """Yields points with a whole number for each letter."""
+    """Yields sample points that assign an integer to each variable."""
     for numbers in _POINTS:
         yield {letter: make_number(numbers[index % 8] + index // 8) for index, letter in enumerate(letters)}

@@ -25,7 +25,7 @@ MAX_MODULUS_BITS = 512  # of `a^b mod m`, whose exponent may have MAX_BITS
 
 @lru_cache(maxsize=4_096)
 def evaluate_rational(node: Node) -> Fraction | None:
-    """Returns the exact value of an expression without letters.
+    """Returns the exact rational value of an expression without variables.
 
     None if the value is not plainly rational, undefined or too large.
     """
@@ -36,9 +36,10 @@ def evaluate_rational(node: Node) -> Fraction | None:
 
 
 class ExactEvaluator:
-    """Evaluates expressions to fractions and caches the values; `bound_values` gives those of bound letters.
+    """An evaluator of expression trees to exact fractions, with a cache.
 
-    `steps_left` is what is left of the work allowed, about two microseconds each.
+    `bound_values` gives the values of bound variables; `steps_left` holds the remaining work budget in steps of about
+    two microseconds.
     """
 
     def __init__(self, bound_values: dict[str, Fraction] | None = None, steps_left: list[int] | None = None) -> None:
@@ -47,7 +48,10 @@ class ExactEvaluator:
         self.cache: dict[Node, Fraction | ArithmeticError] = {}
 
     def evaluate(self, node: Node) -> Fraction:
-        """Returns the exact value of a node; raises NotRationalError, UndefinedError or TooLargeError."""
+        """Returns the exact value of an expression tree node.
+
+        Raises NotRationalError, UndefinedError or TooLargeError if it has none.
+        """
         if node.head == "number":
             assert isinstance(node.value, Fraction)
             return node.value
@@ -63,7 +67,10 @@ class ExactEvaluator:
         return result
 
     def charge_and_check(self, value: Fraction) -> Fraction:
-        """Returns the value after charging for the work on it; raises TooLargeError if it is too large."""
+        """Deducts the cost of a computed value from the work budget and returns the value.
+
+        Raises TooLargeError if it is too large.
+        """
         bits = max(value.numerator.bit_length(), value.denominator.bit_length())
         if bits > MAX_BITS:
             raise TooLargeError("a number")
@@ -73,28 +80,28 @@ class ExactEvaluator:
         return value
 
     def evaluate_integer(self, node: Node) -> int:
-        """Returns the value of a node that must be an integer; raises NotRationalError otherwise."""
+        """Returns the value of a node as an integer. Raises NotRationalError if the value is not an integer."""
         value = self.evaluate(node)
         if value.denominator != 1:
             raise NotRationalError("not whole")
         return value.numerator
 
     def evaluate_symbol(self, node: Node) -> Fraction:
-        """Returns the value of a bound letter; raises NotRationalError for a free one."""
+        """Returns the value of a bound variable. Raises NotRationalError for a free variable."""
         value = self.bound_values.get(str(node.value))
         if value is None:
             raise NotRationalError("a letter")
         return value
 
     def evaluate_sum(self, node: Node) -> Fraction:
-        """Adds the values of the terms."""
+        """Returns the exact value of a sum node, by adding the values of its terms."""
         total = Fraction(0)
         for term in node.args:
             total = self.charge_and_check(total + self.evaluate(term))
         return total
 
     def evaluate_product(self, node: Node) -> Fraction:
-        """Multiplies the values of the factors."""
+        """Returns the exact value of a product node, by multiplying the values of its factors."""
         values = [self.evaluate(factor) for factor in node.args]
         total = Fraction(1)
         for value in values:
@@ -102,14 +109,14 @@ class ExactEvaluator:
         return total
 
     def evaluate_quotient(self, node: Node) -> Fraction:
-        """Divides the first value by the second."""
+        """Returns the exact value of a quotient node, the numerator divided by the denominator."""
         numerator, denominator = (self.evaluate(arg) for arg in node.args)
         if not denominator:
             raise UndefinedError("division by zero")
         return numerator / denominator
 
     def evaluate_power(self, node: Node) -> Fraction:
-        """Raises the base to a rational exponent."""
+        """Returns the exact value of a power with a rational exponent."""
         base, exponent = (self.evaluate(arg) for arg in node.args)
         if exponent.denominator != 1:
             if exponent.denominator > MAX_TERMS:
@@ -118,14 +125,14 @@ class ExactEvaluator:
         return raise_to_power(base, exponent.numerator)
 
     def evaluate_root(self, node: Node) -> Fraction:
-        """Takes the root of a whole index."""
+        """Returns the exact value of a root with an integer index."""
         base, index = self.evaluate(node.args[0]), self.evaluate_integer(node.args[1])
         if not 0 < index <= MAX_TERMS:
             raise UndefinedError("a root of this index")
         return take_exact_root(base, index)
 
     def evaluate_call(self, node: Node) -> Fraction:
-        """Applies a known function to the values of its arguments."""
+        """Returns the exact value of a known function applied to its arguments."""
         name = str(node.value)
         if name == "mod" and node.args[0].head == "power":
             return self.evaluate_power_modulo(node)
@@ -135,7 +142,7 @@ class ExactEvaluator:
         return rule([self.evaluate(arg) for arg in node.args])
 
     def evaluate_power_modulo(self, node: Node) -> Fraction:
-        """Returns `a^b mod m` without computing a^b."""
+        """Returns `a^b mod m` by modular exponentiation, without computing `a^b`."""
         base, exponent = (self.evaluate_integer(arg) for arg in node.args[0].args)
         modulus = self.evaluate_integer(node.args[1])
         if modulus == 0:
@@ -147,7 +154,10 @@ class ExactEvaluator:
         return Fraction(pow(base, exponent, modulus))
 
     def evaluate_series(self, node: Node) -> Fraction:
-        """Adds or multiplies the terms of a series, a long one by its closed form."""
+        r"""Returns the exact value of a `\sum` or `\prod` over an index.
+
+        One with many terms is computed by its closed form.
+        """
         variable, first, last, body = node.args
         start, stop = self.evaluate_integer(first), self.evaluate_integer(last)
         is_sum = node.value == "sum"
@@ -173,21 +183,21 @@ class ExactEvaluator:
         return total
 
     def evaluate_decimal(self, node: Node) -> Fraction:
-        """Returns the exact value of a decimal as written."""
+        """Returns the exact value of a decimal number as written."""
         return parse_decimal_literal(str(node.value))
 
     def evaluate_constant(self, node: Node) -> Fraction:
-        """Raises NotRationalError for pi, e and i, UndefinedError for an infinity."""
+        """Raises NotRationalError for pi, e and i, and UndefinedError for an infinity."""
         if node.value == "infinity":
             raise UndefinedError("infinity")
         raise NotRationalError(str(node.value))
 
     def evaluate_unknown_function(self, node: Node) -> Fraction:
-        """Raises NotRationalError: an unknown function has no exact value."""
+        """Raises NotRationalError, because an unknown function has no exact value."""
         raise NotRationalError(str(node.value))
 
     def evaluate_negative(self, node: Node) -> Fraction:
-        """Negates the value."""
+        """Returns the exact value of a negated expression."""
         return -self.evaluate(node.args[0])
 
 

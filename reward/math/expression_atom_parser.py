@@ -1,4 +1,4 @@
-"""Parses what a factor starts with: numbers, letters, functions and LaTeX commands, each to its end."""
+"""Parses the atoms of an expression: numbers, variables, functions and LaTeX commands with their arguments."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -23,7 +23,10 @@ DEFAULT_BASE = Node("decimal", (), "10.")
 
 
 def parse_atom_from_token(cursor: TokenCursor, token: str) -> Node:
-    """Parses the factor that starts with a token already taken; raises NotAnExpressionError if none does."""
+    """Parses the factor that starts with an already consumed token.
+
+    Raises NotAnExpressionError if no factor starts so.
+    """
     if token[:1].isdigit() or token[:1] == ".":
         return parse_numeral(cursor, token)
     if token in CLOSING_BRACKETS or token == "|":
@@ -42,7 +45,7 @@ def parse_atom_from_token(cursor: TokenCursor, token: str) -> Node:
 
 
 def parse_numeral(cursor: TokenCursor, token: str) -> Node:
-    """Parses a number, or the mixed number that starts with it."""
+    """Parses a number, or a mixed number such as `2 1/3` that starts with it."""
     node = make_literal(token)
     if cursor.peek_token() == "_":
         raise NotAnExpressionError("a number in another base")
@@ -53,7 +56,7 @@ def parse_numeral(cursor: TokenCursor, token: str) -> Node:
 
 
 def take_proper_fraction(cursor: TokenCursor) -> Node | None:
-    r"""Takes a proper fraction `\frac{1}{3}` or `1/3` if one follows, and returns it."""
+    r"""Consumes a proper fraction such as `\frac{1}{3}` or `1/3`, if one follows, and returns its node."""
     start_position, start_cut, start_tokens = cursor.position, cursor.cut_position, cursor.tokens
     if cursor.peek_token() == r"\frac":
         cursor.tokens = list(start_tokens)
@@ -71,7 +74,10 @@ def take_proper_fraction(cursor: TokenCursor) -> Node | None:
 
 
 def take_digits_argument(cursor: TokenCursor) -> str:
-    """Takes the next argument of a command if it is a plain whole number, and returns its digits, else ""."""
+    """Consumes the next command argument if it is a plain integer and returns its digits.
+
+    Returns "" for any other argument.
+    """
     if cursor.peek_token() == "{":
         if not cursor.peek_token(1).isdigit() or cursor.peek_token(2) != "}":
             return ""
@@ -89,14 +95,14 @@ def take_digits_argument(cursor: TokenCursor) -> str:
 
 
 def make_literal(token: str) -> Node:
-    """Makes the node of a number as written."""
+    """Makes the expression tree node of a number token."""
     if token.isdigit():
         return make_number(int(token))
     return Node("decimal", (), token)
 
 
 def parse_letter(cursor: TokenCursor, token: str) -> Node:
-    """Parses a letter with its index and primes, or an unknown function's value `f(x)`."""
+    """Parses a variable with its subscript and primes, or the value `f(x)` of an unknown function."""
     name = token
     if cursor.peek_token() == "_":
         cursor.take_token()
@@ -112,7 +118,7 @@ def parse_letter(cursor: TokenCursor, token: str) -> Node:
 
 
 def take_opaque_text(cursor: TokenCursor) -> str:
-    """Takes the next argument as text, for names that are not parsed further."""
+    """Consumes the next argument as plain text, for names that are not parsed further."""
     token = cursor.take_token()
     if token != "{":
         if not (token.isalnum() or token[:1] == "\\"):
@@ -130,7 +136,10 @@ def take_opaque_text(cursor: TokenCursor) -> str:
 
 
 def parse_vertices(cursor: TokenCursor) -> str:
-    """Parses the points of an angle or triangle; an angle with its points backwards is the same."""
+    """Parses the vertex letters of an angle or triangle to a name.
+
+    An angle with its vertices in reverse order has the same name.
+    """
     text = take_opaque_text(cursor).replace(" ", "")
     while len(text) < 3 and text.isupper() and len(cursor.peek_token()) == 1 and cursor.peek_token().isupper():
         text += cursor.take_token()
@@ -138,7 +147,7 @@ def parse_vertices(cursor: TokenCursor) -> str:
 
 
 def parse_argument_list(cursor: TokenCursor) -> list[Node]:
-    """Parses the arguments in brackets, one or more with commas between them."""
+    """Parses the comma-separated arguments in the brackets of a function call."""
     opening = cursor.take_token()
     closing = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}.get(opening)
     if closing is None:
@@ -154,7 +163,7 @@ def parse_argument_list(cursor: TokenCursor) -> list[Node]:
 
 
 def parse_function(cursor: TokenCursor, name: str) -> Node:
-    r"""Parses a known function's value: `\sin^2 x`, `\log_2 8`, `\ln 2x`, `\gcd(4, 6)`."""
+    r"""Parses the call of a known function, such as `\sin^2 x`, `\log_2 8`, `\ln 2x` or `\gcd(4, 6)`."""
     base: Node | None = None
     exponent: Node | None = None
     while cursor.peek_token() in {"_", "^"}:
@@ -177,7 +186,10 @@ def parse_function(cursor: TokenCursor, name: str) -> Node:
 
 
 def parse_logarithm_base(cursor: TokenCursor) -> Node:
-    r"""Parses a logarithm's base: only the first digit where the rest is the argument, as in `\log_28`."""
+    r"""Parses the subscript base of a logarithm.
+
+    Only the first digit is the base where the rest is the argument, as in `\log_28`.
+    """
     token = cursor.peek_token()
     next_token = cursor.peek_token(1)
     if (
@@ -190,7 +202,7 @@ def parse_logarithm_base(cursor: TokenCursor) -> Node:
 
 
 def parse_function_argument(cursor: TokenCursor, name: str) -> Node:
-    """Parses a function's argument: a group, or the product that follows without brackets."""
+    """Parses the argument of a function: a bracketed group, or the product that follows without brackets."""
     if cursor.peek_token() in {"(", "[", "{"}:
         return cursor.parse_group(cursor.take_token())
     is_negative = cursor.peek_token() == "-"
@@ -216,7 +228,7 @@ def parse_function_argument(cursor: TokenCursor, name: str) -> Node:
 
 
 def parse_fraction(cursor: TokenCursor) -> Node:
-    r"""Parses `\frac` with its two arguments; raises NotAnExpressionError for a derivative."""
+    r"""Parses `\frac` with its two arguments. Raises NotAnExpressionError for a derivative."""
     start_position = cursor.position
     numerator = cursor.parse_argument()
     middle_position = cursor.position
@@ -231,7 +243,7 @@ def parse_fraction(cursor: TokenCursor) -> Node:
 
 
 def parse_root(cursor: TokenCursor) -> Node:
-    r"""Parses `\sqrt` with its index, of a group or of an argument."""
+    r"""Parses `\sqrt` with its optional index and its radicand."""
     index = make_number(2)
     if cursor.peek_token() == "[":
         cursor.take_token()
@@ -242,7 +254,7 @@ def parse_root(cursor: TokenCursor) -> Node:
 
 
 def parse_radical_sign(cursor: TokenCursor) -> Node:
-    """Parses the argument of a bare `√`."""
+    """Parses the radicand after a bare Unicode sign `√`."""
     return Node("root", (cursor.parse_atom(), make_number(2)))
 
 
@@ -252,7 +264,7 @@ def parse_binomial(cursor: TokenCursor) -> Node:
 
 
 def parse_series(cursor: TokenCursor, kind: str) -> Node:
-    r"""Parses `\sum_{k=1}^{n} body` or a `\prod`; the body is a product."""
+    r"""Parses a `\sum_{k=1}^{n} body` or a `\prod`. The body is a product."""
     cursor.expect_token("_")
     cursor.expect_token("{")
     name = cursor.take_token()
@@ -270,7 +282,7 @@ def parse_series(cursor: TokenCursor, kind: str) -> Node:
 
 
 def _make_function_node(name: str, argument: Node, base: Node | None) -> Node:
-    """Makes the node of a known function's value, with the base of a logarithm."""
+    """Makes the expression tree node of a known function's call, with the base if it is a logarithm."""
     if name == "exp":
         return Node("power", (Node("constant", (), "e"), argument))
     if name in {"log", "lg"}:

@@ -1,4 +1,4 @@
-"""Decides whether two expressions have the same value for all values of their letters."""
+"""Decides whether two expressions have equal values for all values of their variables."""
 
 import math
 from collections.abc import Iterator
@@ -49,10 +49,11 @@ _SINGLE_TRANSCENDENTALS = (frozenset(("pi",)), frozenset(("e",)))
 
 
 def decide_equality(left: Node, right: Node) -> bool | None:
-    """Decides whether two expressions are equal wherever both are defined; None where that was not decided.
+    """Decides whether two expressions are equal wherever both are defined.
 
-    Undefined values are equal to nothing, an infinity only to itself. A decimal of at least ten digits equals the
-    number it rounds. Logarithms without a base may have base ten or e, the same on both sides.
+    Returns None where that could not be decided. Undefined values are equal to nothing, an infinity only to itself. A
+    decimal of at least ten digits equals the number it rounds. Logarithms without a base may have base ten or e, the
+    same on both sides.
     """
     left, right = _reread_exponent_as_euler(left, right), _reread_exponent_as_euler(right, left)
     left, right = _replace_printed_euler(left, right), _replace_printed_euler(right, left)
@@ -63,7 +64,7 @@ def decide_equality(left: Node, right: Node) -> bool | None:
 
 
 def _decide_with_cache(left: Node, right: Node) -> bool | None:
-    """Decides as `_decide_pair` does, around the cache for large trees."""
+    """Decides the equality of two expressions with a cache, which is bypassed for large expression trees."""
     return (
         _decide_pair(left, right)
         if left.size + right.size <= _MAX_CACHED_NODES
@@ -73,7 +74,7 @@ def _decide_with_cache(left: Node, right: Node) -> bool | None:
 
 @lru_cache(maxsize=4_096)  # the completions of a group repeat their answers
 def _decide_pair(left: Node, right: Node) -> bool | None:
-    """Decides by infinities, fingerprints and rounded decimals, and where these do not suffice by evaluation."""
+    """Decides the equality of two expressions by infinities, fingerprints and rounded decimals, else by evaluation."""
     left_infinity, right_infinity = _get_infinity_sign(left), _get_infinity_sign(right)
     if left_infinity or right_infinity:
         return left_infinity == right_infinity
@@ -93,7 +94,7 @@ def _decide_pair(left: Node, right: Node) -> bool | None:
 
 
 def _reread_exponent_as_euler(node: Node, other_side: Node) -> Node:
-    """Reads `2e-3` as a multiple of Euler's number and a term where the other side has Euler's number."""
+    """Rewrites `2e-3` as the expression `2 e - 3` if the other side of the comparison contains Euler's number."""
     text = str(node.value)
     if node.head != "decimal" or "e" not in text or not any(part.value == "e" for part in iterate_nodes(other_side)):
         return node
@@ -102,7 +103,10 @@ def _reread_exponent_as_euler(node: Node, other_side: Node) -> Node:
 
 
 def _replace_printed_euler(node: Node, other_side: Node) -> Node:
-    """Replaces `E`, as sympy prints it, by Euler's number where the other side has e and no E."""
+    """Replaces the symbol `E`, as sympy prints it, by Euler's number.
+
+    This is done only where the other side of the comparison has e and no E.
+    """
     if (
         "E" not in node.letters
         or "E" in other_side.letters
@@ -114,26 +118,26 @@ def _replace_printed_euler(node: Node, other_side: Node) -> Node:
 
 
 def _has_standalone_euler(node: Node) -> bool:
-    """Checks whether Euler's number stands in the tree for more than the base of an exponential function."""
+    """Checks whether Euler's number occurs in an expression other than as the base of a power."""
     return any(part.head != "power" and _EULER in part.args for part in iterate_nodes(node))
 
 
 def _use_natural_logarithms(node: Node) -> Node:
-    """Replaces the base of logarithms without one by e."""
+    """Replaces the unstated base of logarithms in an expression by e."""
     if node == DEFAULT_BASE:
         return Node("constant", (), "e")
     return Node(node.head, tuple(map(_use_natural_logarithms, node.args)), node.value) if node.args else node
 
 
 def _get_infinity_sign(node: Node) -> int:
-    """Returns 1 or -1 for an infinity with its sign, 0 for everything else."""
+    """Returns the sign of an expression that is an infinity, as 1 or -1. Returns 0 for any other expression."""
     if node.head == "negative":
         return -_get_infinity_sign(node.args[0])
     return int(node.head == "constant" and node.value == "infinity")
 
 
 class _Comparison:
-    """Compares two expressions with parts that are no rational operations, by evaluation within a budget of work."""
+    """A numeric comparison of two expressions with irrational operations, within a budget of work."""
 
     def __init__(self, left: Node, right: Node, fingerprint: Fingerprint) -> None:
         self.nodes = (left, right)
@@ -145,9 +149,10 @@ class _Comparison:
         self.part_counts = [sum(counts) for counts in zip(*map(_count_parts, self.nodes), strict=True)]
 
     def decide(self, *, is_same: bool) -> bool | None:
-        """Returns the verdict; None where it was not decided.
+        """Returns whether the two expressions are equal, by evaluating them.
 
-        `is_same` says that the fingerprints are equal, so the values are, where there are any.
+        Returns None where that could not be decided. `is_same` says that the fingerprints are equal, so the values are,
+        where there are any.
         """
         try:
             self.bits = self.estimate_required_bits(self.fingerprint.exact)
@@ -167,7 +172,7 @@ class _Comparison:
             return is_same or None
 
     def estimate_required_bits(self, exact: ExactEvaluator) -> int:
-        """Estimates the bits that tell values of this size apart, before those that tell rounding from a difference.
+        """Estimates the precision in bits needed to tell two values of the expressions' size apart.
 
         Raises TooLargeError above _MAX_BITS.
         """
@@ -177,7 +182,7 @@ class _Comparison:
         return bits
 
     def estimate_bits_at_point(self, point: SamplePoint) -> int:
-        """Estimates the required bits at one point, where the bound for all points is too large."""
+        """Estimates the required precision in bits at one sample point, if the bound for all points is too large."""
         if self.bits is not None:
             return self.bits
         self.work_left -= 20 * self.part_counts[1]
@@ -188,14 +193,17 @@ class _Comparison:
         )
 
     def spend_work(self, bits: int) -> None:
-        """Charges for one evaluation of both sides; raises UnsupportedError when that would be too much work."""
+        """Deducts the cost of one evaluation of both expressions from the work budget.
+
+        Raises UnsupportedError when the budget is used up.
+        """
         costly, plain = self.part_counts
         self.work_left -= plain + costly * (15 + bits * bits // 16_000)
         if self.work_left < 0:
             raise UnsupportedError("too much work")
 
     def is_defined_somewhere(self) -> bool:
-        """Checks whether there is a point where both expressions have a value."""
+        """Checks whether there is a sample point where both expressions have a value."""
         for is_real, is_integer in _DOMAIN_STAGES:
             for point_index in range(N_INTEGER_POINTS if self.has_letters else 1):
                 point = self.build_point(point_index, is_integer=is_integer)
@@ -209,14 +217,17 @@ class _Comparison:
         return False
 
     def compare_constants(self) -> bool | None:
-        """Compares the values of two expressions without letters; None if rounding hides whether they differ."""
+        """Compares the values of two expressions without variables.
+
+        Returns None if rounding hides whether they differ.
+        """
         try:
             return self.compare_at_point(self.build_point(0), _CONSTANT_BITS, is_real=False)
         except UndefinedError:
             return False
 
     def compare_at_points(self) -> bool | None:
-        """Compares the values at real points, at whole numbers, else at real points with complex values.
+        """Compares two expressions at real sample points, then at integer ones, then at real ones with complex values.
 
         One real point where they differ is enough to tell them apart; of complex values that could be another branch.
         """
@@ -245,7 +256,10 @@ class _Comparison:
         return False
 
     def is_equal_at_jumps(self) -> bool:
-        """Checks whether rounding functions are equal at points where they jump, at which no letter lies by chance."""
+        """Checks whether two expressions with floor or ceil are equal at sample points where these functions jump.
+
+        Values of variables that are drawn at random never lie there.
+        """
         if _ROUNDING_FUNCTIONS.isdisjoint(self.fingerprint.atoms):
             return True
         for point_index in range(N_INTEGER_POINTS):
@@ -258,7 +272,10 @@ class _Comparison:
         return True
 
     def compare_at_point(self, point: SamplePoint, bits: int, *, is_real: bool) -> bool | None:
-        """Compares the values at one point, with more bits where they are nearly equal; None if that is not enough."""
+        """Compares two expressions at one sample point, with more precision where they are nearly equal.
+
+        Returns None if the highest precision does not decide.
+        """
         base_bits = self.estimate_bits_at_point(point)
         for extra_bits in (_FIRST_BITS, bits, 2 * bits):
             outcome = self.compare_at_precision(point, extra_bits + base_bits, is_real=is_real)
@@ -267,9 +284,10 @@ class _Comparison:
         return None
 
     def compare_at_precision(self, point: SamplePoint, bits: int, *, is_real: bool) -> bool | None:
-        """Returns True if the values differ by no more than rounding, False if twice the bits show the same difference.
+        """Compares two expressions at one sample point, computed to `bits` bits and to twice as many.
 
-        None if neither is so.
+        Returns True if the values differ by no more than rounding, False if both precisions show the same difference,
+        else None.
         """
         self.spend_work(bits)
         coarse_difference = measure_difference(self.nodes, point, bits, is_real=is_real)
@@ -282,13 +300,13 @@ class _Comparison:
         return False if fine_difference.is_unchanged_since(coarse_difference) else None
 
     def iterate_points(self, *, is_integer: bool) -> Iterator[SamplePoint]:
-        """Yields the points of a stage: real ones, or ones whose letters are whole numbers."""
+        """Yields sample points whose variables are all real or all integer."""
         n_real = N_SIGNED_POINTS if len(self.letters) > 1 else N_REAL_POINTS
         for point_index in range(N_INTEGER_POINTS if is_integer else n_real):
             yield self.build_point(point_index, is_integer=is_integer)
 
     def build_point(self, point_index: int, *, is_integer: bool = False) -> SamplePoint:
-        """Builds the point of this number, with values for all letters."""
+        """Builds the sample point of a given index, with a value for each variable."""
 
         def get_letter_value(name: str) -> Fraction:
             if is_integer:
@@ -300,9 +318,9 @@ class _Comparison:
         return SamplePoint(get_letter_value, self.name_unknown_function)
 
     def name_unknown_function(self, node: Node) -> str | None:
-        """Returns a name for an unknown function's value, the same for equal arguments.
+        """Returns a name for the value of an unknown function, the same for equal arguments.
 
-        None for an implicit product.
+        Returns None for an implicit product.
         """
         return (
             None
@@ -312,7 +330,10 @@ class _Comparison:
 
 
 def _count_parts(node: Node) -> tuple[int, int]:
-    """Counts the different parts an evaluation works out: functions and roots, then four units of work for any part."""
+    """Counts the costly parts (functions and roots) and the plain work units of evaluating an expression.
+
+    Each different part is counted once and costs four plain work units.
+    """
     costly = plain = 0
     visited: set[Node] = set()
     pending = [node]
@@ -334,6 +355,6 @@ def _count_parts(node: Node) -> tuple[int, int]:
 
 
 def _count_terms(series: Node) -> int:
-    """Counts the terms of a series; an end with a letter is at most 13."""
+    r"""Counts the terms of a `\sum` or `\prod`. It is taken as 13 where a bound contains a variable."""
     first, last = evaluate_rational(series.args[1]), evaluate_rational(series.args[2])
     return 13 if first is None or last is None else max(1, math.ceil(last - first) + 1)

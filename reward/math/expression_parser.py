@@ -1,4 +1,4 @@
-r"""Parses one scalar expression, LaTeX or plain, to a tree: recursive descent over its tokens.
+r"""Parses a single scalar expression, in LaTeX or plain text, to an expression tree by recursive descent.
 
 Where notation is ambiguous: `2\frac{1}{3}` is the mixed number, `ab` a product, `1/2x` is `(1/2)x` but `1/xy` is
 `1/(xy)`, `\sin 2x` takes all of `2x`, `\log` has base 10, `f(x)` is an unknown function's value.
@@ -18,13 +18,13 @@ MAX_DEPTH = 160  # of the tree: an evaluation takes three frames a level, CPytho
 
 
 def parse_expression(text: str) -> Node | None:
-    """Parses a text to a tree if the whole of it is one scalar expression, else returns None."""
+    """Parses a text to an expression tree. Returns None if the text is not one scalar expression as a whole."""
     return _parse_uncached(text) if len(text) <= MAX_CACHED else _parse_uncached.__wrapped__(text)
 
 
 @lru_cache(maxsize=4_096)  # the completions of a group repeat their answers and share one gold
 def _parse_uncached(text: str) -> Node | None:
-    """Parses a text to a tree; `parse_expression` calls it around the cache for long texts."""
+    """Parses a text to an expression tree without the cache that `parse_expression` adds."""
     try:
         tokens = tokenize_expression(text)
         return ExpressionParser(tokens).parse_whole() if tokens else None
@@ -33,10 +33,16 @@ def _parse_uncached(text: str) -> Node | None:
 
 
 class ExpressionParser(TokenCursor):
-    """The parser of sums, products, powers and brackets; other factors are parsed by `parse_atom_from_token`."""
+    """A recursive descent parser of sums, products, powers and brackets.
+
+    All other factors are parsed by `parse_atom_from_token`.
+    """
 
     def parse_whole(self) -> Node:
-        """Parses all tokens to one tree; raises NotAnExpressionError if tokens are left or the tree is too deep."""
+        """Parses all tokens to one expression tree.
+
+        Raises NotAnExpressionError if tokens remain or the tree is too deep.
+        """
         node = self.parse_stacked()
         if self.tokens[self.position]:
             raise NotAnExpressionError(f"{self.tokens[self.position]!r} was not expected")
@@ -45,7 +51,7 @@ class ExpressionParser(TokenCursor):
         return node
 
     def parse_stacked(self) -> Node:
-        r"""Parses a sum, or two of them over each other: `{3 \over 2}`, `{6 \choose 3}`."""
+        r"""Parses a sum, or two sums joined by `\over` or `\choose` as in `{3 \over 2}` and `{6 \choose 3}`."""
         node = self.parse_sum()
         sign = self.peek_token()
         if sign not in {r"\over", r"\choose"}:
@@ -55,7 +61,7 @@ class ExpressionParser(TokenCursor):
         return Node("quotient", (node, denominator)) if sign == r"\over" else make_call("binomial", node, denominator)
 
     def parse_sum(self) -> Node:
-        """Parses the longest sum from here."""
+        """Parses the longest sum that starts at the current token."""
         terms = [self.parse_product()]
         while (sign := self.peek_token()) in {"+", "-"}:
             self.take_token()
@@ -64,7 +70,7 @@ class ExpressionParser(TokenCursor):
         return terms[0] if len(terms) == 1 else Node("sum", tuple(terms))
 
     def parse_product(self) -> Node:
-        """Parses the longest product from here, with quotients and `mod`."""
+        """Parses the longest product that starts at the current token, including quotients and `mod`."""
         factors = [self.parse_signed_factor()]
         while True:
             token = self.peek_token()
@@ -83,7 +89,7 @@ class ExpressionParser(TokenCursor):
                 return make_product(factors)
 
     def parse_denominator(self) -> Node:
-        """Parses what a slash divides by: `1/2x` by 2, `1/xy` by xy."""
+        """Parses the denominator after a slash, which is 2 in `1/2x` and the product xy in `1/xy`."""
         factors = [self.parse_signed_factor()]
         if self.tokens[self.position - 1].isalpha() and factors[0].head in {"symbol", "power"}:
             while self.is_letter(self.peek_token()):
@@ -91,7 +97,7 @@ class ExpressionParser(TokenCursor):
         return make_product(factors)
 
     def parse_signed_factor(self) -> Node:
-        """Parses a factor with plus and minus signs before it."""
+        """Parses a factor with its leading plus and minus signs."""
         is_negative = False
         while (sign := self.peek_token()) in {"+", "-"}:
             self.take_token()
@@ -100,7 +106,7 @@ class ExpressionParser(TokenCursor):
         return Node("negative", (node,)) if is_negative else node
 
     def is_factor_ahead(self) -> bool:
-        """Checks whether a factor follows without a sign of multiplication.
+        """Checks whether the next token starts another factor, without a multiplication sign.
 
         A number may follow only a bracket: raises NotAnExpressionError for `x2`.
         """
@@ -117,7 +123,7 @@ class ExpressionParser(TokenCursor):
         return token in FACTOR_STARTS or self.is_letter(token)
 
     def parse_power(self) -> Node:
-        """Parses a factor with its factorials and exponents."""
+        """Parses a factor followed by its factorial signs and exponents."""
         base = self.parse_atom()
         while self.peek_token() == "!":
             self.take_token()
@@ -140,7 +146,7 @@ class ExpressionParser(TokenCursor):
         return node
 
     def take_degree_sign(self) -> bool:
-        """Moves behind a degree sign if one follows; returns whether one did."""
+        """Consumes a degree sign if it is the next token and returns whether it was."""
         next_tokens = self.tokens[self.position : self.position + 4]
         for spelling in (["^", r"\circ"], ["^", "{", r"\circ", "}"], ["^", "degree"], ["^", "{", "degree", "}"]):
             if next_tokens[: len(spelling)] == spelling:
@@ -149,7 +155,7 @@ class ExpressionParser(TokenCursor):
         return False
 
     def parse_exponent(self) -> Node:
-        """Parses an exponent: a group, a number, a letter or a command with its arguments, with signs before it."""
+        """Parses an exponent: a group, number, variable or command with arguments, with leading signs."""
         is_negative = False
         while (sign := self.peek_token()) in {"+", "-"}:
             self.take_token()
@@ -161,7 +167,7 @@ class ExpressionParser(TokenCursor):
         return Node("negative", (node,)) if is_negative else node
 
     def parse_argument(self) -> Node:
-        """Parses an argument of a LaTeX command: a group, or the next single character or command."""
+        """Parses the argument of a LaTeX command, which is a group or the next single character or command."""
         token = self.peek_token()
         if token.isdigit() and len(token) > 1:
             self.tokens[self.position] = token[1:]
@@ -172,7 +178,7 @@ class ExpressionParser(TokenCursor):
         return make_literal(self.take_token()) if token.isdigit() else self.parse_atom()
 
     def parse_atom(self) -> Node:
-        """Parses a factor without its exponents; raises NotAnExpressionError if it is nested too deeply."""
+        """Parses a single factor without its exponents. Raises NotAnExpressionError if it is nested too deeply."""
         self.nesting_depth += 1
         if self.nesting_depth > MAX_NESTING:
             raise NotAnExpressionError("nested too deeply")
@@ -183,7 +189,7 @@ class ExpressionParser(TokenCursor):
             self.nesting_depth -= 1
 
     def parse_group(self, opening: str) -> Node:
-        """Parses what is in the brackets whose opening one was taken, as the absolute value for bars."""
+        """Parses the rest of a bracketed group after its opening bracket. A group between bars is an absolute value."""
         if opening == "|":
             self.open_bars += 1
             node = self.parse_sum()

@@ -1,4 +1,4 @@
-"""Splits a LaTeX or plain expression into tokens; layout commands are dropped and redundant brackets stripped."""
+"""Splits a LaTeX or plain expression into tokens, without layout commands and redundant brackets."""
 
 import re
 
@@ -100,13 +100,14 @@ _CLOSING_BRACKETS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 
 
 class NotAnExpressionError(ValueError):
-    """The text is not one scalar expression."""
+    """An error raised for a text that is not a single scalar expression."""
 
 
 def tokenize_expression(text: str) -> list[str]:
-    """Splits an expression into tokens; raises NotAnExpressionError if its brackets do not match.
+    """Splits an expression into tokens.
 
-    Of brackets that enclose the same text only one pair is kept.
+    Raises NotAnExpressionError if its brackets do not match. Of brackets that enclose the same text only one pair is
+    kept.
     """
     if len(text) > MAX_CHARS:
         raise NotAnExpressionError("too long")
@@ -136,7 +137,7 @@ def tokenize_expression(text: str) -> list[str]:
 
 
 def _normalize_token(match: re.Match[str]) -> str:
-    """Converts a match of `_TOKEN` to its token; "" for a space."""
+    """Converts a regex match of `_TOKEN` to its token. The token of a space is ""."""
     kind, text = match.lastgroup, match[0]
     if kind == "space":
         return ""
@@ -157,13 +158,16 @@ def _normalize_token(match: re.Match[str]) -> str:
 
 
 def _rewrite_repeating_decimal(text: str) -> str:
-    r"""Rewrites `0.1\overline{6}` as `0.1(6)`."""
+    r"""Rewrites a repeating decimal such as `0.1\overline{6}` as `0.1(6)`."""
     leading_digits, _, period = text.partition("\\")
     return f"{leading_digits}({period.lstrip('abcdeinotrlv').strip(' {}')})"
 
 
 def _convert_upright_word(name: str) -> str:
-    """Converts an upright word to a token: a letter, a number or a known function; other words are no expression."""
+    """Converts a word in upright type to the token of a variable, number or known function.
+
+    Raises NotAnExpressionError for any other word.
+    """
     if len(name) == 1 or name.isdigit() or name in FUNCTION_WORDS or name in {"mod", "pi"}:
         return name
     raise NotAnExpressionError(f"{name!r} is a word")
@@ -180,7 +184,7 @@ def _convert_sized_bracket(text: str, bracket: str) -> str:
 
 
 def _drop_redundant_brackets(tokens: list[str]) -> list[str]:
-    """Drops the inner one of two pairs of brackets that enclose the same text: `((1))` becomes `(1)`."""
+    """Drops the inner of two bracket pairs that enclose the same tokens, so `((1))` becomes `(1)`."""
     closing_index = [-1] * len(tokens)
     open_indices: list[int] = []
     for index, token in enumerate(tokens):

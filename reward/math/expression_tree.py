@@ -1,4 +1,4 @@
-"""The tree of a scalar expression: immutable nodes whose hash, depth and size are known at construction."""
+"""The expression tree of a scalar expression, with immutable nodes that know their hash, depth and size."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -11,9 +11,11 @@ _NAMING_HEADS = frozenset(("symbol", "apply", "series"))
 
 
 class Node:
-    """One operation on its `args`; two nodes are equal when they are the same tree.
+    """A node of an expression tree: an operation on its `args`.
 
-    Heads and what `value` holds for them:
+    Two nodes are equal when they are the same tree.
+
+    Heads and the meaning of `value` for them:
     number (a Fraction), decimal (its digits as written, "0.25"), symbol (its name), constant ("pi", "e", "i",
     "infinity"), sum, product, negative, quotient, power, root (radicand, index), call (a known function's name),
     apply (an unknown function's name: `f(2)`), series ("sum" or "product"; args: variable, first, last, body).
@@ -62,22 +64,22 @@ class Node:
 
 
 def make_number(value: int | Fraction) -> Node:
-    """Makes the node of an exact number."""
+    """Makes the expression tree node of an exact number."""
     return Node("number", (), Fraction(value))
 
 
 def make_symbol(name: str) -> Node:
-    """Makes the node of a letter or another opaque name."""
+    """Makes the expression tree node of a variable or other opaque name."""
     return Node("symbol", (), name)
 
 
 def make_call(name: str, *args: Node) -> Node:
-    """Makes the node of a known function's value."""
+    """Makes the expression tree node of a known function's call."""
     return Node("call", args, name)
 
 
 def make_product(factors: list[Node]) -> Node:
-    """Makes the node of a product, flat; a single factor is itself."""
+    """Makes the expression tree node of a product, without nested products. A single factor is returned itself."""
     if len(factors) == 1:
         return factors[0]
     flat: list[Node] = []
@@ -87,7 +89,7 @@ def make_product(factors: list[Node]) -> Node:
 
 
 def iterate_nodes(node: Node) -> Iterator[Node]:
-    """Yields every node of the tree, the root first."""
+    """Yields every node of an expression tree, starting with the root."""
     pending = [node]
     while pending:
         current = pending.pop()
@@ -96,22 +98,25 @@ def iterate_nodes(node: Node) -> Iterator[Node]:
 
 
 def get_free_letters(node: Node) -> frozenset[str]:
-    """Returns the names of the free letters, without those that a sum or product sign binds and without e, i and pi."""
+    """Returns the names of the free variables of an expression.
+
+    The index of a sum or product sign is not free; e, i and pi are constants.
+    """
     return node.letters
 
 
 def get_unknown_functions(node: Node) -> frozenset[str]:
-    """Returns the names of the unknown functions: `f` of `f(2)`."""
+    """Returns the names of the unknown functions in an expression, such as `f` in `f(2)`."""
     return node.unknown_functions
 
 
 def is_constant(node: Node) -> bool:
-    """Checks whether the expression has no letter besides e, i and pi, and no unknown function."""
+    """Checks whether an expression has no variables and no unknown functions. The numbers e, i and pi are allowed."""
     return not node.letters and not node.unknown_functions
 
 
 def substitute_letters(node: Node, replacements: dict[str, Node]) -> Node:
-    """Replaces the free letters of a tree by other trees."""
+    """Replaces the free variables of an expression tree by other expression trees."""
     if node.head == "symbol":
         return replacements.get(str(node.value), node)
     if node.head == "series":
@@ -137,7 +142,7 @@ def substitute_letters(node: Node, replacements: dict[str, Node]) -> Node:
 def _collect_names(
     head: str, args: tuple[Node, ...], name: str, letters: frozenset[str], unknown_functions: frozenset[str]
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """Returns the free letters and the unknown functions of a node that names or binds one."""
+    """Returns the free variables and unknown functions of a node, from those of its arguments."""
     if head == "symbol":
         return frozenset((name,)), unknown_functions
     if head == "apply":

@@ -1,4 +1,4 @@
-"""The words of mathematical notation that the expression parser knows."""
+"""The names of functions, constants and commands that the expression parser knows."""
 
 from qwen_align.reward.math.expression_tokenizer import FUNCTION_WORDS
 

@@ -1,5 +1,6 @@
-"""Finds the final answer in a completion: its last boxes, else what it declares ("The answer is 5."), else its last
-formula.
+"""Finds the final answer in a completion: its last boxes, else a declared answer, else its last formula.
+
+A declared answer follows words such as "The answer is".
 """
 
 import re
@@ -36,7 +37,7 @@ _TEXT_AFTER_FORMULA = re.compile(r"[^.。\n]{0,40}")
 
 
 def extract_boxed_answers(text: str) -> list[str] | str | None:
-    """Returns the contents of the last boxes of a text, or the reason why they hold no answer.
+    """Returns the contents of the last boxes of a text, or the reason why they contain no answer.
 
     None if the text has no box at all. Boxes joined by commas, "and", "or" are returned together.
     """
@@ -47,7 +48,10 @@ def extract_boxed_answers(text: str) -> list[str] | str | None:
 
 
 def extract_minerva_answer(text: str) -> str | None:
-    """Returns the answer of a text that ends in Minerva's form, None if it does not."""
+    """Returns the answer of a text that ends in Minerva's form "Final Answer: The final answer is ...".
+
+    Returns None for any other text.
+    """
     tail = text[-_MAX_TAIL_CHARS:]
     position = tail.rfind(MINERVA_PREFIX)
     match = _MINERVA_ANSWER.match(tail, position) if position >= 0 else None
@@ -55,10 +59,10 @@ def extract_minerva_answer(text: str) -> str | None:
 
 
 def extract_declared_answer(text: str) -> str | None:
-    """Returns the answer that a text without a box ends on, None if there is none.
+    """Returns the answer stated at the end of a text without a box.
 
-    It is what follows the last "answer is", else the last formula of the last lines, else the text itself where that
-    is short and of one line.
+    Returns None if no answer is stated. It is what follows the last "answer is", else the last formula of the last
+    lines, else the text itself where that is short and of one line.
     """
     text = _END_OF_TURN.split(text, maxsplit=1)[0]
     text = _CLOSING_PHRASE.sub("", text[-_MAX_SCANNED_CHARS:].strip()).strip()
@@ -75,7 +79,7 @@ def extract_declared_answer(text: str) -> str | None:
 
 
 def _extract_stated_answer(text: str) -> str | None:
-    """Returns the answer in the words after "answer is": their formula, or what follows their last verb."""
+    """Returns the answer from the words after "answer is": their formula, or the words after their last verb."""
     text = text.strip()
     paragraph = text if text.startswith(("\\[", "$$")) else _PARAGRAPH_BREAK.split(text, maxsplit=1)[0]
     verb_ends = [match.end() for match in _VERB.finditer(_FORMULA.sub(lambda match: "x" * len(match[0]), paragraph))]
@@ -95,7 +99,10 @@ def _extract_stated_answer(text: str) -> str | None:
 
 
 def _extract_last_formulas(text: str) -> str | None:
-    """Returns the formulas that the last two lines of a text end on, None if there is none or a word denies it."""
+    """Returns the formulas at the end of the last two lines of a text.
+
+    Returns None if there are none, or if a word beside them denies or hedges.
+    """
     lines = [line for line in text.splitlines() if line.strip()]
     tail = text if text.endswith(("\\]", "$$")) else "\n".join(lines[-2:])
     formulas = list(_FORMULA.finditer(tail))
@@ -111,7 +118,7 @@ def _extract_last_formulas(text: str) -> str | None:
 
 
 def _take_first_sentence(text: str) -> str:
-    """Returns the text up to its first full stop or line break.
+    """Returns the start of a text, up to its first full stop or line break.
 
     A question mark ends no sentence: a question and its reply belong together.
     """
@@ -119,7 +126,7 @@ def _take_first_sentence(text: str) -> str:
 
 
 def _join_last_formulas(text: str, formulas: list[re.Match[str]]) -> str:
-    """Returns the last formula with those joined to it by commas, "and", "or" and with the unit right after it."""
+    """Returns the last formula of a text with its unit and with the formulas joined to it by commas, "and" or "or"."""
     first_index = len(formulas) - 1
     while first_index > 0 and JOINT.fullmatch(text, formulas[first_index - 1].end(), formulas[first_index].start()):
         first_index -= 1

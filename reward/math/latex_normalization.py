@@ -1,4 +1,4 @@
-r"""Normalizes LaTeX and Unicode: what differs only in typesetting becomes the same string.
+r"""Normalizes LaTeX and Unicode, so that texts that differ only in typesetting become the same string.
 
 Spaces stay (single), because `2 1/3` is no `21/3`; everything else that only changes the looks goes: Unicode forms,
 `\left`, `\displaystyle`, font commands, `\,`, dollar signs, thin spaces between groups of thousands.
@@ -148,7 +148,7 @@ _DEGREE_CIRCLE = re.compile(r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°|
 
 @lru_cache(maxsize=2_048)
 def normalize_latex(text: str) -> str:
-    """Returns the answer as normalized LaTeX, in which only typesetting is changed."""
+    """Returns an answer as normalized LaTeX, where only typesetting is changed and not the meaning."""
     text = normalize_unicode(text).replace("\\\\", ROW_BREAK)
     if "a" in text or "A" in text or ".m" in text:
         text = _HALF_DAY.sub(r"\1m", _PYTHON_FUNCTION.sub(lambda match: rf"\{_PYTHON_NAMES[match[1]]} ", text))
@@ -173,7 +173,7 @@ def normalize_latex(text: str) -> str:
 
 
 def normalize_unicode(text: str) -> str:
-    r"""Replaces Unicode characters by ASCII and LaTeX commands.
+    r"""Replaces Unicode characters in a text by ASCII and LaTeX commands.
 
     As NFKC does, but `2½` becomes `2\frac{1}{2}` and `5²` becomes `5^{2}`, which NFKC would make 21/2 and 52.
     """
@@ -186,7 +186,7 @@ def normalize_unicode(text: str) -> str:
 
 
 def _normalize_unicode_run(run: str) -> str:
-    """Replaces the characters of a run without ASCII by ASCII and LaTeX commands."""
+    """Replaces the characters of a run of non-ASCII text by ASCII and LaTeX commands."""
     parts: list[str] = []
     open_script = ""  # the open `^{` or `_{`
     for character in run:
@@ -213,7 +213,7 @@ def _rewrite_over(match: re.Match[str]) -> str:
 
 
 def _rewrite_operator(match: re.Match[str]) -> str:
-    r"""Rewrites `\operatorname{name}` as `\name` if it is a known function, else as text."""
+    r"""Rewrites `\operatorname{name}` as `\name` if the name is a known function, else as `\text{name}`."""
     name = _PYTHON_NAMES.get(match[1], match[1])
     return rf"\{name} " if name in _NAMED_FUNCTIONS else rf"\text{{{name}}}"
 
@@ -224,7 +224,7 @@ def _rewrite_negation(match: re.Match[str]) -> str:
 
 
 def _rewrite_command(match: re.Match[str]) -> str:
-    """Rewrites a LaTeX command by its usual name, or drops it if it only changes the looks."""
+    """Rewrites a LaTeX command to its usual name, or drops it if it changes only the appearance."""
     name = match[1]
     if name in _DROPPED_COMMANDS:
         return "" if name in ("left", "right") else " "

@@ -1,4 +1,4 @@
-"""What "and" and "or" say of a list's items: all of them hold, one holds, or one only explains another's counter."""
+"""Interprets "and" and "or" between the items of a list, and drops the domains of integer parameters."""
 
 import re
 
@@ -12,13 +12,19 @@ OR_PATTERN = re.compile(r"or|或者?|\\lor|\\text\{\s*,?\s*or\s*\}")
 
 
 def has_several_variables(group: UnorderedItems) -> bool:
-    """Checks whether all items are equations of different variables: `x = 0 or y = 0`, but not `x = 0, x = 1`."""
+    """Checks whether a list's items are all equations, of different variables.
+
+    This holds for `x = 0 or y = 0`, but not for `x = 0, x = 1`.
+    """
     chains = [item for item in group.items if isinstance(item, RelationChain) and set(item.relations) == {"="}]
     return len(chains) == len(group.items) and len({strip_index(chain.sides[0]) for chain in chains}) > 1
 
 
 def drop_counters(items: list[str]) -> list[str]:
-    r"""Returns the items without domains of counters: `k \in \mathbb{Z}` beside an item that is numbered by k."""
+    r"""Drops the list items that only give the domain of an integer parameter, such as `k \in \mathbb{Z}`.
+
+    They are dropped where other items depend on the parameter.
+    """
     counters = {item: match[1] for item in items if (match := _COUNTER_DOMAIN.fullmatch(item))}
     others = [item for item in items if item not in counters]
     if not counters or not all(any(_is_numbered_by(item, letter) for item in others) for letter in counters.values()):
@@ -32,14 +38,17 @@ def drop_counters(items: list[str]) -> list[str]:
 
 
 def _is_numbered_by(item: str, letter: str) -> bool:
-    r"""Checks whether an item gives values numbered by the letter: `x = 2k\pi`, but not `k > 3`."""
+    r"""Checks whether a list item is a family of values with the given integer parameter.
+
+    This holds for `x = 2k\pi` and k, but not for `k > 3`.
+    """
     sides, relations = split_relations(item)
     occurs = [re.search(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", side) is not None for side in sides]
     return occurs[-1] and set(relations) <= {"="} and (len(sides) == 1 or not occurs[0])
 
 
 def has_only_inequalities(group: UnorderedItems) -> bool:
-    """Checks whether all items are inequalities, which "and" joins to one region."""
+    """Checks whether a list's items are all inequalities. Those joined by "and" are intersected."""
     return all(
         isinstance(item, RelationChain) and not set(item.relations) & {"=", r"\ne", r"\in"} for item in group.items
     )

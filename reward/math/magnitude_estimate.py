@@ -1,4 +1,4 @@
-"""Estimates how large a value can be and how many bits tell it from others, before any evaluation."""
+"""Estimates the size of an expression's value and the precision needed to compare it, before any evaluation."""
 
 import math
 from fractions import Fraction
@@ -26,7 +26,10 @@ _BOUNDED_FUNCTIONS = {
 
 
 class Magnitude(NamedTuple):
-    """Bounds on a value: log2 of one on its size and of one on its inverse, not below 0, and `bits`, at least both."""
+    """Upper bounds on the absolute values of a number and of its inverse, as base-2 logarithms.
+
+    `log2_upper` bounds the number, `log2_inverse` its inverse; neither is below 0. `bits` is at least as large as both.
+    """
 
     log2_upper: float
     log2_inverse: float
@@ -34,12 +37,12 @@ class Magnitude(NamedTuple):
 
 
 def estimate_magnitude(node: Node, exact: ExactEvaluator) -> Magnitude:
-    """Estimates the magnitude of a node's value; raises TooLargeError above MAX_BITS."""
+    """Estimates bounds on the size of an expression's value. Raises TooLargeError above MAX_BITS."""
     return _MagnitudeEstimator(exact).estimate(node)
 
 
 class _MagnitudeEstimator:
-    """Estimates the magnitudes of nodes and caches them."""
+    """An estimator of bounds on the values of expression tree nodes, with a cache."""
 
     def __init__(self, exact: ExactEvaluator) -> None:
         self.exact = exact
@@ -47,7 +50,10 @@ class _MagnitudeEstimator:
         self.fine_bits: dict[Node, float] = {}
 
     def estimate(self, node: Node) -> Magnitude:
-        """Returns the magnitude of a node's value, exact for a rational one; raises TooLargeError above MAX_BITS."""
+        """Estimates bounds on the size of a node's value, from the exact value where it is rational.
+
+        Raises TooLargeError above MAX_BITS.
+        """
         magnitude = self.cache.get(node)
         if magnitude is None:
             magnitude = self.measure_exactly(node) or self.estimate_by_rule(node)
@@ -57,14 +63,17 @@ class _MagnitudeEstimator:
         return magnitude
 
     def measure_exactly(self, node: Node) -> Magnitude | None:
-        """Returns the magnitude of a rational value, None if the node has none."""
+        """Returns bounds on the size of a node's value, computed from its exact value.
+
+        Returns None if the value is not rational.
+        """
         try:
             return _measure_rational(self.exact.evaluate(node))
         except (NotRationalError, UndefinedError, TooLargeError):
             return None
 
     def estimate_by_rule(self, node: Node) -> Magnitude:
-        """Estimates the magnitude of a node from its head and the magnitudes of its arguments."""
+        """Estimates bounds on the size of a node's value from its operation and the bounds of its arguments."""
         if node.head == "constant":
             log2_upper = _CONSTANT_LOG2.get(str(node.value), _LETTER_BITS)
             return Magnitude(log2_upper, 0.0, log2_upper)
@@ -79,7 +88,7 @@ class _MagnitudeEstimator:
         return self.estimate_operation(node, [self.estimate(arg) for arg in node.args])
 
     def estimate_operation(self, node: Node, part_magnitudes: list[Magnitude]) -> Magnitude:
-        """Estimates the magnitude of a sum, product, quotient, power, root or negative."""
+        """Estimates bounds on the size of a sum, product, quotient, power, root or negated value."""
         first_part = part_magnitudes[0]
         if node.head == "sum":
             log2_count = math.log2(len(part_magnitudes))
@@ -108,7 +117,7 @@ class _MagnitudeEstimator:
         return first_part
 
     def count_fine_bits(self, node: Node) -> float:
-        """Counts the bits of the node's constants beyond those of everyday numbers.
+        """Counts the bits of an expression's constants that exceed those of everyday numbers.
 
         As many more are needed to tell a function's value at a tiny argument from that of its first terms: near zero,
         cos x differs from 1 by half the square of x.
@@ -123,7 +132,7 @@ class _MagnitudeEstimator:
         return bits
 
     def bound_exponent(self, node: Node) -> float:
-        """Returns an upper bound on the size of an exponent."""
+        """Returns an upper bound on the absolute value of an exponent."""
         try:
             return float(abs(self.exact.evaluate(node)))
         except OverflowError:
@@ -132,7 +141,7 @@ class _MagnitudeEstimator:
             return _raise_two_to(self.estimate(node).log2_upper)
 
     def estimate_call(self, node: Node) -> Magnitude:
-        """Estimates the magnitude of a known function's value."""
+        """Estimates bounds on the size of a known function's value."""
         part_magnitudes = [self.estimate(arg) for arg in node.args]
         log2_upper = max(part.log2_upper for part in part_magnitudes)
         bits = max(part.bits for part in part_magnitudes) + sum(map(self.count_fine_bits, node.args))
@@ -151,9 +160,10 @@ class _MagnitudeEstimator:
         return Magnitude(log2_upper + 2, bits + 2, bits + 2)
 
     def estimate_series(self, node: Node) -> Magnitude:
-        """Estimates the magnitude of a sum or product of terms; raises LongSeriesError for too many.
+        r"""Estimates bounds on the size of a `\sum` or `\prod`.
 
-        Where an end is a letter, there are at most 2^_LETTER_BITS terms.
+        Raises LongSeriesError if it has too many terms. Where an end is a letter, there are at most 2^_LETTER_BITS
+        terms.
         """
         _, first, last, body = (
             self.estimate(arg) if arg.head != "constant" else Magnitude(0.0, 0.0, 0.0) for arg in node.args
@@ -171,7 +181,7 @@ class _MagnitudeEstimator:
 
 
 def _measure_rational(value: Fraction) -> Magnitude:
-    """Returns the magnitude of a fraction."""
+    """Returns bounds on the size of a fraction, from the bit lengths of its numerator and denominator."""
     numerator_bits, denominator_bits = value.numerator.bit_length(), value.denominator.bit_length()
     return Magnitude(
         max(0.0, numerator_bits - denominator_bits + 1.0),
@@ -181,7 +191,7 @@ def _measure_rational(value: Fraction) -> Magnitude:
 
 
 def _raise_two_to(power: float) -> float:
-    """Returns 2 to a power; raises TooLargeError above MAX_BITS."""
+    """Returns 2 raised to a power. Raises TooLargeError if the result is above MAX_BITS."""
     if power > math.log2(MAX_BITS):
         raise TooLargeError("a power")
     return math.exp2(power)

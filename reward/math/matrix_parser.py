@@ -1,4 +1,4 @@
-"""Parses the cells of a matrix or determinant, as text."""
+"""Splits a LaTeX matrix or determinant into the texts of its cells."""
 
 import re
 
@@ -11,9 +11,9 @@ _COLUMN_SPEC = re.compile(r"\s*\{[lcr| ]*\}")
 
 
 def parse_matrix_cells(text: str) -> tuple[str, list[list[str]]] | None:
-    """Returns the kind ("matrix", "determinant", "norm") and the cells of a LaTeX matrix; None if the text is none.
+    """Returns the kind ("matrix", "determinant", "norm") and the cell texts of a LaTeX matrix.
 
-    A factor before a matrix is multiplied into its cells.
+    Returns None if the text is not a matrix. A factor before a matrix is multiplied into its cells.
     """
     match = _MATRIX.search(text)
     if match is None or match.end() != len(text):
@@ -32,7 +32,7 @@ def parse_matrix_cells(text: str) -> tuple[str, list[list[str]]] | None:
 
 
 def _parse_bracketed_matrix(text: str) -> tuple[str, list[list[str]]] | None:
-    r"""Parses a matrix between brackets of its own: `[\begin{array}...\end{array}]`."""
+    r"""Parses a LaTeX matrix inside explicit brackets, such as `[\begin{array}...\end{array}]`."""
     if text[:1] not in ("(", "[", "|") or text[-1:] not in (")", "]", "|"):
         return None
     inner = text[1:-1].strip()

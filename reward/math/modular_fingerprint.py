@@ -1,4 +1,4 @@
-"""Fingerprints: expressions that are equal as rational functions of their letters and of their other parts.
+"""Computes modular fingerprints of expressions, equal for expressions that are equal as rational functions.
 
 The Schwartz-Zippel test at one point of each of two prime fields. Letters, constants and every part that is no rational
 operation (a root, a sine, a power too large to take) stand for elements drawn from a hash of the part's own
@@ -27,7 +27,7 @@ _COMMUTATIVE = frozenset(("gcd", "lcm", "max", "min"))
 
 
 class Fingerprint:
-    """Computes two residues of expressions, equal for equal rational functions, and collects their other parts.
+    """A calculator of two modular residues of an expression, equal for expressions that are equal rational functions.
 
     `atoms` are the heads and names of the parts that are no rational operation; without atoms unequal fingerprints
     are a proof.
@@ -41,37 +41,40 @@ class Fingerprint:
         self.bound_values: dict[str, tuple[int, int]] = {}
 
     def compute_residues(self, node: Node) -> tuple[int, int]:
-        """Returns the residues of a node; raises UndefinedError where it divides by what is zero everywhere."""
+        """Returns the two modular residues of an expression.
+
+        Raises UndefinedError if it divides by an expression that is zero everywhere.
+        """
         residues = self.cache.get(node)
         if residues is None:
             residues = self.cache[node] = _HEAD_RULES[node.head](self, node)
         return residues
 
     def draw_atom(self, kind: str, *parts: object) -> tuple[int, int]:
-        """Draws residues for a part that is no rational operation, and notes its kind among the atoms."""
+        """Draws hash-based modular residues for a part that is not a rational operation, and adds its kind to `atoms`."""
         self.atoms.add(kind)
         return _draw_residues(kind, *parts)
 
     def fingerprint_symbol(self, node: Node) -> tuple[int, int]:
-        """Returns the residues of a letter, of its value where it is bound to one."""
+        """Returns the modular residues of a variable, from its value where it is bound to one."""
         value = self.exact.bound_values.get(str(node.value))
         if value is not None:
             return _reduce_fraction(value)
         return self.bound_values.get(str(node.value)) or _draw_residues("symbol", node.value)
 
     def fingerprint_number(self, node: Node) -> tuple[int, int]:
-        """Returns the residues of an exact number."""
+        """Returns the modular residues of an exact number."""
         return _reduce_fraction(self.exact.evaluate(node))
 
     def fingerprint_decimal(self, node: Node) -> tuple[int, int]:
-        """Returns the residues of a decimal of any size."""
+        """Returns the modular residues of a decimal of any size."""
         try:
             return _reduce_fraction(self.exact.evaluate(node))
         except TooLargeError:
             return self.fingerprint_scientific(str(node.value))
 
     def fingerprint_scientific(self, text: str) -> tuple[int, int]:
-        """Returns the residues of `1.5e9999`, which is too large to write out."""
+        """Returns the modular residues of a number such as `1.5e9999`. It is too large to write out."""
         mantissa, _, power = text.lower().partition("e")
         if len(power) > 12:
             return self.draw_atom("decimal", text)
@@ -80,18 +83,18 @@ class Fingerprint:
         return first * scale[0] % PRIMES[0], second * scale[1] % PRIMES[1]
 
     def fingerprint_constant(self, node: Node) -> tuple[int, int]:
-        """Draws residues for pi, e or i; raises UndefinedError for an infinity."""
+        """Returns hash-based modular residues for pi, e or i. Raises UndefinedError for an infinity."""
         if node.value == "infinity":
             raise UndefinedError("infinity")
         return self.draw_atom(str(node.value))
 
     def fingerprint_sum(self, node: Node) -> tuple[int, int]:
-        """Adds the residues of the terms."""
+        """Returns the modular residues of a sum, by adding the residues of its terms."""
         residues = [self.compute_residues(arg) for arg in node.args]
         return sum(first for first, _ in residues) % PRIMES[0], sum(second for _, second in residues) % PRIMES[1]
 
     def fingerprint_product(self, node: Node) -> tuple[int, int]:
-        """Multiplies the residues of the factors."""
+        """Returns the modular residues of a product, by multiplying the residues of its factors."""
         p, q = PRIMES
         first = second = 1
         for arg in node.args:
@@ -100,18 +103,18 @@ class Fingerprint:
         return first, second
 
     def fingerprint_negative(self, node: Node) -> tuple[int, int]:
-        """Negates the residues."""
+        """Returns the modular residues of a negated expression."""
         first, second = self.compute_residues(node.args[0])
         return -first % PRIMES[0], -second % PRIMES[1]
 
     def fingerprint_quotient(self, node: Node) -> tuple[int, int]:
-        """Divides the residues; raises UndefinedError where the divisor is zero."""
+        """Returns the modular residues of a quotient. Raises UndefinedError if the residues of the divisor are zero."""
         numerator, denominator = (self.compute_residues(arg) for arg in node.args)
         inverse = _raise_residues(denominator, -1)
         return numerator[0] * inverse[0] % PRIMES[0], numerator[1] * inverse[1] % PRIMES[1]
 
     def fingerprint_power(self, node: Node) -> tuple[int, int]:
-        """Returns the residues of a power, drawn as an atom where the exponent is not rational or too large."""
+        """Returns the modular residues of a power. They are hash-based where the exponent is not rational or too large."""
         base = self.compute_residues(node.args[0])
         try:
             exponent = self.exact.evaluate(node.args[1])
@@ -124,7 +127,7 @@ class Fingerprint:
         return _raise_residues(base, exponent.numerator)
 
     def fingerprint_root(self, node: Node) -> tuple[int, int]:
-        """Returns the residues of a root, exactly where it is rational, else drawn as an atom."""
+        """Returns the modular residues of a root. They are exact where the root is rational, else hash-based."""
         try:
             index = self.exact.evaluate_integer(node.args[1])
         except (NotRationalError, TooLargeError):
@@ -138,14 +141,17 @@ class Fingerprint:
         )
 
     def fingerprint_call(self, node: Node) -> tuple[int, int]:
-        """Returns the residues of a known function's value, exactly where it is rational, else drawn as an atom."""
+        """Returns the modular residues of a known function's value.
+
+        They are exact where the value is rational, else hash-based.
+        """
         parts = [self.compute_residues(arg) for arg in node.args]
         if node.value in _COMMUTATIVE:
             parts.sort()
         return self.fingerprint_exactly_or_draw(str(node.value), node, *parts)
 
     def fingerprint_exactly_or_draw(self, kind: str, node: Node, *parts: object) -> tuple[int, int]:
-        """Returns the residues of the node's exact value if there is one, else of an atom."""
+        """Returns the modular residues of a node's exact value. A node without one gets hash-based residues."""
         if not self.bound_values:
             try:
                 return _reduce_fraction(self.exact.evaluate(node))
@@ -154,11 +160,17 @@ class Fingerprint:
         return self.draw_atom(kind, *parts)
 
     def is_implicit_product(self, node: Node) -> bool:
-        """Checks whether `h(a+b)` is h times a sum and no unknown function: `product_letters` also stand alone."""
+        """Checks whether `h(a+b)` is a product of the variable h and a sum, not a function call.
+
+        It is where h is one of `product_letters`, which also occur alone.
+        """
         return node.value in self.product_letters and len(node.args) == 1 and node.args[0].head == "sum"
 
     def fingerprint_unknown_function(self, node: Node) -> tuple[int, int]:
-        """Returns the residues of an unknown function's value, or of the product that it is."""
+        """Returns the modular residues of an unknown function's value, such as `f(2)`.
+
+        An implicit product `h(a+b)` is multiplied out.
+        """
         parts = [self.compute_residues(arg) for arg in node.args]
         if self.is_implicit_product(node):
             first, second = _draw_residues("symbol", node.value)
@@ -166,7 +178,10 @@ class Fingerprint:
         return _draw_residues("apply", node.value, *parts)
 
     def fingerprint_series(self, node: Node) -> tuple[int, int]:
-        """Returns the residues of a sum or product of terms: exactly, else term by term, else as an atom."""
+        r"""Returns the modular residues of a `\sum` or `\prod`.
+
+        They are computed exactly if possible, else term by term, else hash-based.
+        """
         first, last = node.args[1:3]
         if "infinity" in {end.value for arg in (first, last) for end in iterate_nodes(arg)}:
             return self.fingerprint_opaque_series(node, repr(first), repr(last))
@@ -185,7 +200,10 @@ class Fingerprint:
         return self.fingerprint_opaque_series(node, self.compute_residues(first), self.compute_residues(last))
 
     def fingerprint_term_by_term(self, node: Node, start: int, stop: int) -> tuple[int, int]:
-        """Returns the residues of a short sum or product, term by term; raises TooLargeError for a long one."""
+        r"""Returns the modular residues of a short `\sum` or `\prod`, computed term by term.
+
+        Raises TooLargeError for a long one.
+        """
         variable, body = node.args[0], node.args[3]
         if (stop - start) * body.size > MAX_SUMMED_NODES:
             raise TooLargeError("a long sum")
@@ -205,7 +223,7 @@ class Fingerprint:
         return first % PRIMES[0], second % PRIMES[1]
 
     def fingerprint_opaque_series(self, node: Node, *ends: object) -> tuple[int, int]:
-        """Draws residues for a series from its ends and the residues of its body."""
+        r"""Returns hash-based modular residues for a `\sum` or `\prod`, from its bounds and the residues of its body."""
         variable, body = node.args[0], node.args[3]
         inner = Fingerprint(self.product_letters)
         inner.exact.steps_left = self.exact.steps_left
@@ -233,13 +251,13 @@ _HEAD_RULES: dict[str, Callable[[Fingerprint, Node], tuple[int, int]]] = {
 
 
 def _draw_residues(*parts: object) -> tuple[int, int]:
-    """Returns a fixed element of each field, as good as random, that stands for what the parts describe."""
+    """Returns a pseudorandom element of each prime field, drawn from a hash of the given parts."""
     digest = blake2b(repr(parts).encode(), digest_size=32).digest()
     return int.from_bytes(digest[:16]) % PRIMES[0], int.from_bytes(digest[16:]) % PRIMES[1]
 
 
 def _reduce_fraction(value: Fraction) -> tuple[int, int]:
-    """Returns the residues of a fraction."""
+    """Returns the modular residues of a fraction modulo each of the two primes."""
     p, q = PRIMES
     if value.denominator == 1:
         return value.numerator % p, value.numerator % q
@@ -248,7 +266,10 @@ def _reduce_fraction(value: Fraction) -> tuple[int, int]:
 
 
 def _raise_residues(base: tuple[int, int], exponent: int) -> tuple[int, int]:
-    """Raises residues to a whole power; raises UndefinedError for a power of zero that is not positive."""
+    """Computes an integer power of two modular residues.
+
+    Raises UndefinedError for zero to a power that is not positive.
+    """
     if 0 in base and exponent <= 0:
         raise UndefinedError("zero to a power that is not positive")
     return pow(base[0], exponent, PRIMES[0]), pow(base[1], exponent, PRIMES[1])

@@ -1,4 +1,4 @@
-"""Evaluates an expression with mpmath, real or complex; branches are those of school books.
+"""Evaluates an expression with mpmath over the real or complex numbers, with the branches used in school books.
 
 A root of odd index of a negative number is real. A real value asks for real parts: the logarithm of a negative number
 has none. Other values take the principal branch. What is smaller than rounding would leave of zero is zero.
@@ -18,7 +18,10 @@ MpNumber = Any  # mpmath's mpf or mpc
 
 
 class MpmathEvaluator:
-    """Evaluates nodes at one point in the precision of `context`; `bound_values` are the values of the letters."""
+    """An evaluator of expression tree nodes at one sample point, with the precision of the mpmath `context`.
+
+    `bound_values` are the values of the variables.
+    """
 
     def __init__(self, context: Any, point: SamplePoint, bound_values: dict[str, Fraction], is_real: bool) -> None:
         self.context = context
@@ -30,23 +33,29 @@ class MpmathEvaluator:
         self.cache: dict[Node, MpNumber] = {}
 
     def evaluate(self, node: Node) -> MpNumber:
-        """Returns the value of a node; raises UndefinedError or UnsupportedError if it has none."""
+        """Returns the numeric value of an expression tree node.
+
+        Raises UndefinedError or UnsupportedError if it has none.
+        """
         result = self.cache.get(node)
         if result is None:
             result = self.cache[node] = _HEAD_RULES[node.head](self, node)
         return result
 
     def to_mpf(self, value: Fraction) -> MpNumber:
-        """Converts a fraction to mpmath's real number."""
+        """Converts a fraction to a real number of mpmath."""
         numerator = self.context.mpf(value.numerator)
         return numerator if value.denominator == 1 else numerator / value.denominator
 
     def evaluate_number(self, node: Node) -> MpNumber:
-        """Returns the value of a number, a decimal or a letter."""
+        """Returns the numeric value of a number, a decimal or a variable."""
         return self.to_mpf(self.exact.evaluate(node))
 
     def evaluate_constant(self, node: Node) -> MpNumber:
-        """Returns the value of pi, e or i; raises UndefinedError for an infinity, and for i where values are real."""
+        """Returns the numeric value of pi, e or i.
+
+        Raises UndefinedError for an infinity, and for i where values are real.
+        """
         if node.value == "infinity":
             raise UndefinedError("infinity")
         if node.value == "i":
@@ -56,7 +65,7 @@ class MpmathEvaluator:
         return +(self.context.pi if node.value == "pi" else self.context.e)
 
     def evaluate_sum(self, node: Node) -> MpNumber:
-        """Adds the values of the terms; what rounding leaves of zero is zero."""
+        """Returns the numeric value of a sum, where a result as small as the rounding error is zero."""
         terms = [self.evaluate(arg) for arg in node.args]
         total = self.context.mpf(0)
         for term in terms:
@@ -65,28 +74,28 @@ class MpmathEvaluator:
         return self.drop_rounding_residue(total, size)
 
     def evaluate_product(self, node: Node) -> MpNumber:
-        """Multiplies the values of the factors."""
+        """Returns the numeric value of a product, by multiplying the values of its factors."""
         total = self.evaluate(node.args[0])
         for arg in node.args[1:]:
             total = total * self.evaluate(arg)
         return total
 
     def evaluate_negative(self, node: Node) -> MpNumber:
-        """Negates the value."""
+        """Returns the numeric value of a negated expression."""
         return -self.evaluate(node.args[0])
 
     def evaluate_quotient(self, node: Node) -> MpNumber:
-        """Divides the first value by the second."""
+        """Returns the numeric value of a quotient, the numerator divided by the denominator."""
         return self.divide(self.evaluate(node.args[0]), self.evaluate(node.args[1]))
 
     def divide(self, numerator: MpNumber, denominator: MpNumber) -> MpNumber:
-        """Divides two values; raises UndefinedError where the divisor is zero but for rounding."""
+        """Divides one number by another. Raises UndefinedError if the divisor is zero within rounding."""
         if not denominator or self.context.mag(denominator) < self.least_magnitude:
             raise UndefinedError("division by zero")
         return numerator / denominator
 
     def evaluate_power(self, node: Node) -> MpNumber:
-        """Raises the base to its exponent, by exact steps where the exponent is rational."""
+        """Returns the numeric value of a power. A rational exponent is applied as an integer power of a root."""
         base, exponent = self.evaluate(node.args[0]), node.args[1]
         try:
             exact_exponent = self.exact.evaluate(exponent)
@@ -99,13 +108,13 @@ class MpmathEvaluator:
         return self.raise_to_integer(self.take_root(base, exact_exponent.denominator), exact_exponent.numerator)
 
     def raise_to_integer(self, base: MpNumber, exponent: int) -> MpNumber:
-        """Raises a value to a whole power."""
+        """Computes an integer power of a number."""
         if not base and exponent <= 0:
             raise UndefinedError("zero to a power that is not positive")
         return self.drop_rounding_residue(base**exponent)
 
     def raise_to_power(self, base: MpNumber, exponent: MpNumber) -> MpNumber:
-        """Raises a value to any power by exponential and logarithm."""
+        """Computes a real or complex power of a number, by exponential and logarithm."""
         if not base:
             if self.is_complex(exponent) or exponent <= 0:
                 raise UndefinedError("zero to a power that is not positive")
@@ -115,7 +124,7 @@ class MpmathEvaluator:
         return self.drop_rounding_residue(self.context.exp(exponent * self.context.log(base)))
 
     def evaluate_root(self, node: Node) -> MpNumber:
-        """Takes the root of the radicand's value."""
+        """Returns the numeric value of a root node."""
         base = self.evaluate(node.args[0])
         try:
             index = self.exact.evaluate_integer(node.args[1])
@@ -126,7 +135,7 @@ class MpmathEvaluator:
         return self.take_root(base, index)
 
     def take_root(self, base: MpNumber, index: int) -> MpNumber:
-        """Takes the root of a value for a whole index, the real one of a negative value for an odd index."""
+        """Returns the root of a number for an integer index. A negative number has a real root for an odd index."""
         if not self.is_complex(base) and base < 0:
             if index % 2:
                 return -self.take_root(-base, index)
@@ -141,7 +150,7 @@ class MpmathEvaluator:
         )
 
     def evaluate_call(self, node: Node) -> MpNumber:
-        """Applies a known function to the values of its arguments."""
+        """Returns the numeric value of a known function applied to its arguments."""
         name = str(node.value)
         if name in _RATIONAL_FUNCTIONS:
             try:
@@ -158,7 +167,10 @@ class MpmathEvaluator:
         return result
 
     def evaluate_series(self, node: Node) -> MpNumber:
-        """Adds or multiplies the terms of a finite series; raises UnsupportedError for a long or infinite one."""
+        r"""Returns the numeric value of a finite `\sum` or `\prod`.
+
+        Raises UnsupportedError for a long or infinite one.
+        """
         variable, first, last, body = node.args
         try:
             start, stop = self.exact.evaluate_integer(first), self.exact.evaluate_integer(last)
@@ -177,18 +189,21 @@ class MpmathEvaluator:
         return total
 
     def evaluate_unknown_function(self, node: Node) -> MpNumber:
-        """Returns the value that the point gives to an unknown function's value."""
+        """Returns the value that the sample point assigns to a call of an unknown function."""
         name = self.point.get_call_name(node)
         if name is None:
             return self.to_mpf(self.point.get_letter_value(str(node.value))) * self.evaluate(node.args[0])
         return self.to_mpf(self.point.get_letter_value(name))
 
     def is_complex(self, value: MpNumber) -> bool:
-        """Checks whether a value is of mpmath's complex type."""
+        """Checks whether a number has mpmath's complex type."""
         return isinstance(value, self.context.mpc)
 
     def drop_rounding_residue(self, value: MpNumber, size: int = 0) -> MpNumber:
-        """Sets parts of a value to zero that are only rounding, next to `size` (log2) or to its other part."""
+        """Sets the real and imaginary parts of a value to zero where they are only rounding error.
+
+        They are compared with `size` (log2) or with the other part.
+        """
         if not self.is_complex(value):
             return value if not value or self.context.mag(value) >= self.least_magnitude + size else self.context.mpf(0)
         real, imaginary = value.real, value.imag
@@ -198,7 +213,10 @@ class MpmathEvaluator:
         return value if not real or self.context.mag(real) >= least_magnitude else self.context.mpc(0, imaginary)
 
     def take_logarithm(self, value: MpNumber) -> MpNumber:
-        """Takes the natural logarithm; raises UndefinedError for zero, and for a negative value among real ones."""
+        """Returns the natural logarithm of a number.
+
+        Raises UndefinedError for zero, and for a negative number in real evaluation.
+        """
         if not value or self.context.mag(value) < self.least_magnitude:
             raise UndefinedError("logarithm of zero")
         if self.is_real and value < 0:
@@ -206,21 +224,21 @@ class MpmathEvaluator:
         return self.drop_rounding_residue(self.context.log(value))
 
     def take_sine(self, value: MpNumber) -> MpNumber:
-        """Takes the sine."""
+        """Returns the sine of a number."""
         return self.drop_rounding_residue(self.context.sin(value))
 
     def take_cosine(self, value: MpNumber) -> MpNumber:
-        """Takes the cosine."""
+        """Returns the cosine of a number."""
         return self.drop_rounding_residue(self.context.cos(value))
 
     def require_ordered(self, value: MpNumber) -> MpNumber:
-        """Returns a real value; raises UndefinedError for a complex one, which has no order."""
+        """Returns a value if it is real. Raises UndefinedError for a complex value, which has no order."""
         if self.is_complex(value):
             raise UndefinedError("complex numbers have no order")
         return value
 
     def take_floor(self, value: MpNumber) -> MpNumber:
-        """Rounds down; what is only rounding away from a whole number is that number."""
+        """Rounds a number down to an integer. A number within rounding error of an integer becomes that integer."""
         nearest = self.context.nint(self.require_ordered(value))
         if abs(value - nearest) < self.context.ldexp(1, self.least_magnitude + max(0, self.context.mag(value))):
             return nearest
@@ -231,7 +249,7 @@ class MpmathEvaluator:
         return value - modulus * self.take_floor(self.divide(value, modulus))
 
     def apply_inverse_function(self, name: str, value: MpNumber) -> MpNumber:
-        """Applies mpmath's function of this name: asin, acos, atan and their hyperbolic ones."""
+        """Returns an inverse trigonometric or hyperbolic function of a number, by its mpmath name such as asin."""
         return self.drop_rounding_residue(getattr(self.context, name)(value))
 
 

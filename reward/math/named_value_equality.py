@@ -1,4 +1,4 @@
-"""Compares answers that name their values: `x = 1, y = 2`, `(x, y) = (1, 2)`, `f(x) = 2x`."""
+"""Compares answers that assign values to names, such as `x = 1, y = 2`, `(x, y) = (1, 2)` or `f(x) = 2x`."""
 
 import re
 
@@ -27,7 +27,10 @@ NamedValues = list[tuple[str, AnswerValue]]
 
 
 def collect_named_values(value: AnswerValue, is_same_answer: AnswerComparer, *, is_gold: bool) -> NamedValues | None:
-    """Returns each value with its name ("" for none), None if there is a relation that names no value."""
+    """Returns the (name, value) pairs of an answer, where an unnamed value has the name "".
+
+    Returns None if the answer has a relation that assigns no value.
+    """
     entries: NamedValues = []
     for item in get_items(value):
         if not isinstance(item, RelationChain):
@@ -43,7 +46,10 @@ def collect_named_values(value: AnswerValue, is_same_answer: AnswerComparer, *, 
 def _split_name_and_value(
     chain: RelationChain, is_gold: bool, is_same_answer: AnswerComparer
 ) -> tuple[str, AnswerValue] | None:
-    """Splits an equation into the name it gives and the value, None if it is no such equation."""
+    """Splits an equation such as `x = 5` into its name and value.
+
+    Returns None if it does not assign a value to a name.
+    """
     sides, relations = chain
     if set(relations) != {"="} and relations != (r"\in",):
         return None
@@ -67,7 +73,7 @@ def _split_name_and_value(
 
 
 def split_by_coordinate(entries: NamedValues) -> NamedValues:
-    """Splits `(x, y) = (1, 2)` into `x = 1, y = 2`; returns other entries as they are."""
+    """Splits the named point `(x, y) = (1, 2)` into `x = 1, y = 2`. Any other entries are returned unchanged."""
     if len(entries) != 1:
         return entries
     name, value = entries[0]
@@ -80,7 +86,7 @@ def split_by_coordinate(entries: NamedValues) -> NamedValues:
 def has_same_named_values(
     golds: NamedValues, answers: NamedValues, deferred: DeferredPairs | None, is_same_answer: AnswerComparer
 ) -> bool:
-    """Checks whether gold and answer give the same values to the same names.
+    """Checks whether a gold and an answer assign the same values to the same names.
 
     Where one side names nothing, the order or a common letter (`x_1`, `x_2`) tells which is which.
     """
@@ -119,19 +125,22 @@ def has_same_named_values(
 
 
 def _is_same_name(first: str, second: str) -> bool:
-    """Checks whether two names are one; a function's value may be called `y` or `f(x)`."""
+    """Checks whether two names mean the same. The value of a function may be called `y` or `f(x)`."""
     return first == second or {first, second} in ({"y", "f(x)"}, {"y", "y(x)"}, {"y", "g(x)"})
 
 
 def _are_reordered_coordinates(first: str, second: str) -> bool:
-    """Checks whether two names hold the same coordinates, in another order: `(x,y)` and `(y,x)`."""
+    """Checks whether two names list the same coordinates in different order, as `(x,y)` and `(y,x)` do."""
     return first[:1] == second[:1] == "(" and sorted(first.strip("()").split(",")) == sorted(
         second.strip("()").split(",")
     )
 
 
 def _get_argument_letters(first: str, second: str) -> tuple[str, str] | None:
-    """Returns the letters x and t of `f(x)` and `f(t)`, None for other names."""
+    """Returns the argument variables x and t of two function names `f(x)` and `f(t)`.
+
+    Returns None for any other names.
+    """
     first_match, second_match = _FUNCTION_OF_LETTER.fullmatch(first), _FUNCTION_OF_LETTER.fullmatch(second)
     if (
         first_match is None
@@ -144,7 +153,7 @@ def _get_argument_letters(first: str, second: str) -> tuple[str, str] | None:
 
 
 def _is_same_function(gold: AnswerValue, answer: AnswerValue, gold_letter: str, answer_letter: str) -> bool:
-    """Checks whether two expressions are the same but for the letter of their variable."""
+    """Checks whether two expressions are equal after renaming the variable of one to the variable of the other."""
     if not isinstance(gold, Scalar) or not isinstance(answer, Scalar):
         return False
     gold_node, answer_node = parse_expression(gold.text), parse_expression(answer.text)
@@ -162,7 +171,7 @@ def _is_same_function(gold: AnswerValue, answer: AnswerValue, gold_letter: str, 
 
 
 def _is_each_pair_among(entries: NamedValues, others: NamedValues, is_same_answer: AnswerComparer) -> bool:
-    """Checks whether each name and value is among the others."""
+    """Checks whether each (name, value) pair of one list occurs in another list."""
     return len(entries) * len(others) <= _MAX_COMPARISONS and all(
         any(name == other_name and is_same_answer(value, other_value, None) for other_name, other_value in others)
         for name, value in entries

@@ -1,4 +1,4 @@
-r"""Parts of the number line: intervals, unions, solved inequalities and `x \ne 3` in one form."""
+r"""Represents intervals, unions, solved inequalities and `x \ne 3` uniformly as regions of the number line."""
 
 import re
 from fractions import Fraction
@@ -23,7 +23,7 @@ INEQUALITIES = frozenset(_ASCENDING_RELATIONS) | {r"\ne"}
 
 
 class Interval(NamedTuple):
-    """An interval between two ends, each of which it may include."""
+    """An interval of the number line, with its two ends and whether it includes each of them."""
 
     low: Scalar
     high: Scalar
@@ -32,7 +32,10 @@ class Interval(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A union of intervals; `name` is the variable that an inequality names, "" if none does."""
+    """A region of the number line: a union of intervals.
+
+    `name` is the variable that an inequality names, "" if none does.
+    """
 
     intervals: tuple[Interval, ...]
     name: str = ""
@@ -43,9 +46,9 @@ _WHOLE_LINE = Region((Interval(_MINUS_INFINITY, _PLUS_INFINITY, False, False),))
 
 
 def to_region(value: AnswerValue, *, is_gold: bool) -> Region | None:
-    """Converts a value to the part of the number line it states, None if it states none.
+    """Converts an answer such as an interval or inequality to its region of the number line.
 
-    An inequality must be solved for a name.
+    Returns None if it describes no region. An inequality must be solved for a name.
     """
     if isinstance(value, RelationChain):
         return _chain_to_region(value, is_gold)
@@ -64,7 +67,10 @@ def to_region(value: AnswerValue, *, is_gold: bool) -> Region | None:
 
 
 def merge_intervals(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
-    """Sorts the intervals by their low ends and joins touching ones, if all ends are plain numbers or infinite."""
+    """Sorts intervals by their low ends and merges touching ones.
+
+    This is done only if all ends are plain numbers or infinite.
+    """
     if not all(_is_comparable_end(interval.low) and _is_comparable_end(interval.high) for interval in intervals):
         return intervals
     merged: list[Interval] = []
@@ -93,7 +99,10 @@ def merge_intervals(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
 
 
 def _chain_to_region(chain: RelationChain, is_gold: bool) -> Region | None:
-    """Converts a relation to the region it states for its variable, None if it is not solved."""
+    """Converts an inequality or membership to the number-line region of its variable.
+
+    Returns None if it is not solved for a variable.
+    """
     sides, relations = chain
     if len(sides) == 2 and relations[0] in (r"\ne", r"\in", "="):
         name = normalize_variable_name(sides[0], is_gold=is_gold)
@@ -125,7 +134,7 @@ def _chain_to_region(chain: RelationChain, is_gold: bool) -> Region | None:
 
 
 def _absolute_value_to_region(lesser_side: str, greater_side: str, is_closed: bool, is_gold: bool) -> Region | None:
-    """Converts `|x| < 3` or `|x| > 3` to its region, None for any other inequality."""
+    """Converts `|x| < 3` or `|x| > 3` to its number-line region. Returns None for any other inequality."""
     for side, other_side in ((lesser_side, greater_side), (greater_side, lesser_side)):
         match = _ABSOLUTE_VALUE.fullmatch(side)
         name = None if match is None else normalize_variable_name(match[1], is_gold=is_gold)
@@ -142,7 +151,7 @@ def _absolute_value_to_region(lesser_side: str, greater_side: str, is_closed: bo
 
 
 def _half_line_to_region(lesser_side: str, greater_side: str, is_closed: bool, is_gold: bool) -> Region | None:
-    """Converts `x < 3` or `x > 3` to its half-line, None if neither side is only a name."""
+    """Converts `x < 3` or `x > 3` to its half-line. Returns None if neither side is just a variable."""
     for side, other_side, is_above in ((lesser_side, greater_side, False), (greater_side, lesser_side, True)):
         name = normalize_variable_name(side, is_gold=is_gold)
         end = _parse_interval_end(other_side, name)
@@ -157,7 +166,10 @@ def _half_line_to_region(lesser_side: str, greater_side: str, is_closed: bool, i
 
 
 def _parse_interval_end(side: str, name: str | None) -> Scalar | None:
-    """Parses an end of an interval, None if the variable occurs in it: then the inequality is not solved."""
+    """Parses one side of an inequality to an interval end.
+
+    Returns None if the variable occurs in it, so that the inequality is not solved.
+    """
     value = parse_normalized(side)
     if name is None or not isinstance(value, Scalar) or (value.number is None and name in value.text):
         return None
@@ -165,12 +177,12 @@ def _parse_interval_end(side: str, name: str | None) -> Scalar | None:
 
 
 def _is_less_than(relation: str) -> bool:
-    """Checks whether the relation is "less than" or "at most"."""
+    """Checks whether a relation sign is "less than" or "at most"."""
     return relation in ("<", r"\le")
 
 
 def _tuple_to_interval(row: BracketedTuple) -> Interval | None:
-    """Converts a pair of scalars in brackets to an interval, None for other tuples."""
+    """Converts two scalars in brackets to an interval. Returns None for any other tuple."""
     if len(row.items) != 2:
         return None
     low, high = row.items
@@ -180,7 +192,10 @@ def _tuple_to_interval(row: BracketedTuple) -> Interval | None:
 
 
 def _group_to_region(group: UnorderedItems, is_gold: bool) -> Region | None:
-    """Converts a list of relations, intervals or numbers to one region, None if it may mean several things."""
+    """Converts a list of relations, intervals or numbers to one number-line region.
+
+    Returns None if the list is ambiguous.
+    """
     plain_items, holes = _split_off_holes(group.items)
     if holes:
         plain_group = UnorderedItems(plain_items, group.all_hold)
@@ -213,7 +228,10 @@ def _group_to_region(group: UnorderedItems, is_gold: bool) -> Region | None:
 
 
 def _split_off_holes(items: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue, ...], tuple[AnswerValue, ...]]:
-    r"""Splits a list before its first `x \ne 3`; a domain such as `x \in \mathbb{R}` beside relations is dropped."""
+    r"""Splits a list into its ordinary items and the points excluded by `x \ne 3`.
+
+    A domain such as `x \in \mathbb{R}` beside relations is dropped.
+    """
     chains = [item for item in items if isinstance(item, RelationChain)]
     domains = [item for item in chains if item.relations == (r"\in",) and parse_normalized(item.sides[1]) == _REAL_LINE]
     if domains and len(chains) > len(domains):
@@ -229,7 +247,7 @@ def _split_off_holes(items: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue,
 
 
 def _intersect_half_lines(regions: list[Region | None]) -> Region | None:
-    """Intersects a half-line up and a half-line down: `x > 1 and x < 2`."""
+    """Intersects an upward and a downward half-line, such as `x > 1` and `x < 2`."""
     united = _unite_regions(regions)
     if united is not None:
         bounded = tuple(
@@ -262,7 +280,7 @@ def _intersect_half_lines(regions: list[Region | None]) -> Region | None:
 
 
 def _unite_regions(regions: list[Region | None]) -> Region | None:
-    """Unites regions of one variable, None if one is unknown or the variables differ."""
+    """Unites number-line regions of one variable. Returns None if one is None or their variables differ."""
     known_regions = [region for region in regions if region is not None]
     names = {region.name for region in known_regions if region.name}
     if len(known_regions) < len(regions) or len(names) > 1:
@@ -271,7 +289,7 @@ def _unite_regions(regions: list[Region | None]) -> Region | None:
 
 
 def _remove_points(region: Region, holes: Region) -> Region | None:
-    """Removes single points from a region, None if their places in it are not known."""
+    """Removes single points from a number-line region. Returns None if their positions in it are not known."""
     intervals = list(region.intervals)
     if holes.intervals and not all(
         _is_comparable_end(interval.low) and _is_comparable_end(interval.high) for interval in intervals
@@ -302,29 +320,32 @@ def _remove_points(region: Region, holes: Region) -> Region | None:
 
 
 def _is_comparable_end(end: Scalar) -> bool:
-    """Checks whether an end is a plain number or infinite."""
+    """Checks whether the end of an interval is a plain number or infinite."""
     return end.number is not None or end.text in (_MINUS_INFINITY.text, _PLUS_INFINITY.text)
 
 
 def _compare_ends(left: Scalar, right: Scalar) -> int:
-    """Compares two ends: below 0, 0 or above 0 as the left is less than, equal to or greater than the right."""
+    """Compares two interval ends.
+
+    The result is below 0, 0 or above 0 as the left end is less than, equal to or greater than the right.
+    """
     left_key, right_key = _rank_end(left), _rank_end(right)
     return (left_key > right_key) - (left_key < right_key)
 
 
 def _rank_end(end: Scalar) -> tuple[int, Fraction]:
-    """Returns a key that sorts ends from minus infinity to infinity."""
+    """Returns a sort key that orders interval ends from minus infinity to infinity."""
     if end.number is not None:
         return 0, end.number
     return (-1 if end.text == _MINUS_INFINITY.text else 1), Fraction(0)
 
 
 def _compare_low_ends(left: Interval, right: Interval) -> int:
-    """Compares two intervals by their low ends; at equal ends the one that includes its end comes first."""
+    """Compares two intervals by their low ends. At equal ends the interval that includes its end comes first."""
     return _compare_ends(left.low, right.low) or right.includes_low - left.includes_low
 
 
 def _is_touching(left: Interval, right: Interval) -> bool:
-    """Checks whether the right interval overlaps or continues the left one."""
+    """Checks whether the right of two intervals overlaps the left or starts where the left ends."""
     order = _compare_ends(left.high, right.low)
     return order > 0 or (order == 0 and (left.includes_high or right.includes_low))

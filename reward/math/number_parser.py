@@ -1,4 +1,4 @@
-r"""Parses plainly written numbers exactly: `-1,234.5`, `\frac{3}{4}`, `2 1/3`, 十五, three."""
+r"""Parses plainly written numbers to their exact values, such as `-1,234.5`, `\frac{3}{4}`, `2 1/3`, 十五 or three."""
 
 import re
 from fractions import Fraction
@@ -29,7 +29,7 @@ _CHINESE_FRACTION = re.compile(rf"({_CHINESE_NUMERAL.pattern}|[0-9]+)分之({_CH
 
 
 def parse_plain_number(text: str) -> Fraction | None:
-    """Returns the exact value of a plainly written number in normalized LaTeX, None if the text is anything else."""
+    """Returns the exact value of a plainly written number in normalized LaTeX. Returns None for any other text."""
     if len(text) > MAX_DIGITS:
         return None
     sign = -1 if text[:1] == "-" else 1
@@ -40,7 +40,10 @@ def parse_plain_number(text: str) -> Fraction | None:
 
 
 def parse_spelled_number(word: str) -> Fraction | None:
-    """Returns the number that an English or Chinese word spells: `seven`, 十五, 三分之一; None for other words."""
+    """Returns the number that an English or Chinese number word means, such as `seven`, 十五 or 三分之一.
+
+    Returns None for any other word.
+    """
     if word in _ENGLISH_NUMBERS:
         return Fraction(_ENGLISH_NUMBERS[word])
     if word.startswith("负"):
@@ -63,7 +66,7 @@ def parse_spelled_number(word: str) -> Fraction | None:
 
 
 def _parse_unsigned(text: str) -> Fraction | None:
-    """Parses a decimal, a fraction or a mixed number without a sign."""
+    """Parses a decimal, fraction or mixed number without a sign to its exact value."""
     if _PLAIN_DECIMAL.fullmatch(text):
         return _parse_decimal(text)
     if match := _FRACTION.fullmatch(text):
@@ -76,7 +79,7 @@ def _parse_unsigned(text: str) -> Fraction | None:
 
 
 def _parse_signed_decimal(text: str) -> Fraction:
-    """Parses a decimal that may have a sign before it."""
+    """Parses a decimal with an optional sign to its exact value."""
     magnitude = _parse_decimal(text.lstrip("+- "))
     return -magnitude if text.startswith("-") else magnitude
 
@@ -92,7 +95,7 @@ def _parse_decimal(text: str) -> Fraction:
 
 
 def _parse_chinese_integer(word: str) -> int:
-    """Parses a whole number in Chinese numerals (or in ASCII digits)."""
+    """Parses an integer in Chinese numerals or ASCII digits."""
     if word.isdigit() and word.isascii():
         return int(word)
     if not any(character in "十百千万亿" for character in word):

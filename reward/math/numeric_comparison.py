@@ -1,4 +1,4 @@
-"""Evaluates expressions to any number of bits and measures how far two are apart. Safe in any thread."""
+"""Evaluates expressions to any precision and measures the difference between two values. Safe in any thread."""
 
 import os
 import threading
@@ -14,7 +14,10 @@ _lock = threading.Lock()  # mpmath's precision and its caches of constants belon
 
 
 def _renew_lock() -> None:
-    """Renews the lock in a forked child, which must not wait for a thread that only its parent has."""
+    """Replaces the mpmath lock by a new one in a forked child process.
+
+    The old lock may be held by a thread that exists only in the parent.
+    """
     global _lock
     _lock = threading.Lock()
 
@@ -24,7 +27,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def evaluate_nodes(nodes: tuple[Node, ...], point: SamplePoint, bits: int, *, is_real: bool) -> list[MpNumber]:
-    """Returns the values of nodes at a point; raises UndefinedError, TooLargeError or UnsupportedError."""
+    """Returns the numeric values of expression tree nodes at a sample point.
+
+    Raises UndefinedError, TooLargeError or UnsupportedError if one has none.
+    """
     with _lock:
         context = _get_context()
         context.prec = bits
@@ -34,39 +40,42 @@ def evaluate_nodes(nodes: tuple[Node, ...], point: SamplePoint, bits: int, *, is
 
 
 class Difference(NamedTuple):
-    """The distance of two values and the size of the larger of them."""
+    """The difference of two values, with the size of the larger one."""
 
     distance: MpNumber
     size: MpNumber
 
     def is_rounding_error(self, bits: int) -> bool:
-        """Checks whether the distance is no more than rounding leaves of values that were computed to `bits` bits."""
+        """Checks whether the difference of two values is within their rounding error at a precision of `bits` bits."""
         with _lock:
             return bool(self.distance <= _get_context().ldexp(self.size, -(bits * 7) // 10))
 
     def has_vanished_since(self, coarser: "Difference", bits: int) -> bool:
-        """Checks whether the distance is far smaller than in an earlier computation.
+        """Checks whether the difference of two values nearly vanishes at a higher precision.
 
-        That one was to `bits` bits, this one is to twice as many.
+        `coarser` was computed to `bits` bits, this difference to twice as many.
         """
         with _lock:
             return bool(self.distance <= _get_context().ldexp(coarser.distance, -bits // 2))
 
     def is_unchanged_since(self, coarser: "Difference") -> bool:
-        """Checks whether more bits left the distance as it was in an earlier computation."""
+        """Checks whether the difference of two values stays the same at a higher precision."""
         with _lock:
             return bool(abs(self.distance - coarser.distance) <= _get_context().ldexp(self.distance, -10))
 
 
 def measure_difference(nodes: tuple[Node, Node], point: SamplePoint, bits: int, *, is_real: bool) -> Difference:
-    """Measures how far two nodes' values are apart at a point; raises what `evaluate_nodes` raises."""
+    """Measures the difference between the values of two expressions at a sample point.
+
+    Raises what `evaluate_nodes` raises. Raises what `evaluate_nodes` raises.
+    """
     left, right = evaluate_nodes(nodes, point, bits, is_real=is_real)
     with _lock:
         return Difference(abs(left - right), max(abs(left), abs(right)))
 
 
 def to_fraction(value: MpNumber) -> Fraction | None:
-    """Converts mpmath's real number to its exact value, None for a complex one."""
+    """Converts a real number of mpmath to its exact value. Returns None for a complex number."""
     if not hasattr(value, "_mpf_"):
         return None
     sign, mantissa, exponent, _ = value._mpf_
@@ -74,7 +83,7 @@ def to_fraction(value: MpNumber) -> Fraction | None:
 
 
 def warm_up_mpmath() -> None:
-    """Imports mpmath and lets it work out its constants, which the first values would have to wait for."""
+    """Imports mpmath and computes its constants in advance, so that the first comparison does not wait for them."""
     with _lock:
         context = _get_context()
         for bits in (120, 240, 500, 1_000):
@@ -86,7 +95,7 @@ def warm_up_mpmath() -> None:
 
 @cache
 def _get_context() -> Any:
-    """Returns the one context of mpmath, imported at the first call."""
+    """Returns the mpmath context shared by all evaluations. The first call imports mpmath."""
     import mpmath  # late: a reward of another kind never needs it
 
     return mpmath.MPContext()

@@ -1,4 +1,4 @@
-"""Exact arithmetic on fractions, each step's size bounded before it is taken, and the ways in which it fails."""
+"""Exact arithmetic on fractions with a size bound checked before each step, and the errors that it raises."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,28 +9,31 @@ MAX_BITS = 10_000  # of a numerator or denominator; larger values are compared b
 
 
 class UndefinedError(ArithmeticError):
-    """The expression has no value: a division by zero, the logarithm of zero, an infinity."""
+    """An error raised for an expression without a value, such as a division by zero or the logarithm of zero."""
 
 
 class NotRationalError(ArithmeticError):
-    """The value is not plainly rational."""
+    """An error raised for a value that is not recognized as rational."""
 
 
 class TooLargeError(ArithmeticError):
-    """The value, or the work to get it, is above the bounds."""
+    """An error raised for a value, or for the work of computing it, above the size limits."""
 
 
 class LongSeriesError(TooLargeError):
-    """A sum or product has more terms than are added up; its value need not be large."""
+    r"""An error raised for a `\sum` or `\prod` with too many terms to add up. Its value need not be large."""
 
 
 class UnsupportedError(ArithmeticError):
-    """The expression holds what has no numeric rule, such as an infinite sum."""
+    """An error raised for an expression without a numeric rule, such as an infinite sum."""
 
 
 @lru_cache(maxsize=4_096)
 def parse_decimal_literal(text: str) -> Fraction:
-    """Parses digits as written: `0.25`, `0.1(6)` for a repeating decimal, `1.5e3`; raises TooLargeError."""
+    """Parses a decimal such as `0.25`, `0.1(6)` (repeating) or `1.5e3` to its exact value.
+
+    Raises TooLargeError if it is too large.
+    """
     mantissa, _, exponent_digits = text.lower().partition("e")
     if len(exponent_digits) > 5 or abs(int(exponent_digits or 0)) > MAX_BITS // 4:
         raise TooLargeError(text)
@@ -44,9 +47,9 @@ def parse_decimal_literal(text: str) -> Fraction:
 
 
 def take_exact_root(value: Fraction, index: int) -> Fraction:
-    """Returns the root of a fraction if it is rational; raises NotRationalError otherwise.
+    """Returns the root of a fraction if the root is rational.
 
-    A root of odd index of a negative number is the real one.
+    Raises NotRationalError otherwise. A root of odd index of a negative number is the real one.
     """
     if value < 0:
         if index % 2 == 0:
@@ -56,7 +59,7 @@ def take_exact_root(value: Fraction, index: int) -> Fraction:
 
 
 def _take_integer_root(value: int, index: int) -> int:
-    """Returns the whole root of a whole number; raises NotRationalError if there is none."""
+    """Returns the root of an integer if the root is an integer. Raises NotRationalError otherwise."""
     if index == 1 or value < 2:
         return value
     if index == 2:
@@ -75,7 +78,7 @@ def _take_integer_root(value: int, index: int) -> int:
 
 
 def _floor_root_by_newton(value: int, index: int) -> int:
-    """Returns the root of a large number, rounded down, by Newton's method on integers."""
+    """Returns the root of a large integer, rounded down, by Newton's method on integers."""
     root = 1 << -(-value.bit_length() // index)
     while True:
         next_root = ((index - 1) * root + value // root ** (index - 1)) // index
@@ -85,7 +88,7 @@ def _floor_root_by_newton(value: int, index: int) -> int:
 
 
 def raise_to_power(base: Fraction, exponent: int) -> Fraction:
-    """Raises a fraction to a whole power; raises TooLargeError before it takes one that is too large."""
+    """Computes an integer power of a fraction. Raises TooLargeError before computing a power that is too large."""
     if base == 0:
         if exponent <= 0:
             raise UndefinedError("zero to a power that is not positive")
@@ -99,14 +102,14 @@ def raise_to_power(base: Fraction, exponent: int) -> Fraction:
 
 
 def _require_integers(values: Sequence[Fraction]) -> list[int]:
-    """Returns the values as integers; raises NotRationalError if one is not whole."""
+    """Returns numbers as integers. Raises NotRationalError if one is not an integer."""
     if any(value.denominator != 1 for value in values):
         raise NotRationalError("not whole")
     return [value.numerator for value in values]
 
 
 def _compute_factorial(values: Sequence[Fraction]) -> Fraction:
-    """Computes n! of a list of one number."""
+    """Computes the factorial n! of the only number in a list."""
     (n,) = _require_integers(values)
     if n < 0:
         raise UndefinedError("factorial of a negative number")
@@ -116,7 +119,7 @@ def _compute_factorial(values: Sequence[Fraction]) -> Fraction:
 
 
 def _compute_binomial(values: Sequence[Fraction]) -> Fraction:
-    """Computes the binomial coefficient of a list of n and k."""
+    """Computes the binomial coefficient of the two numbers n and k in a list."""
     n, k = _require_integers(values)
     if n < 0:
         raise NotRationalError("a binomial of a negative number")
@@ -129,14 +132,17 @@ def _compute_binomial(values: Sequence[Fraction]) -> Fraction:
 
 
 def _compute_modulo(values: Sequence[Fraction]) -> Fraction:
-    """Computes the remainder of the first number divided by the second."""
+    """Computes the remainder of dividing the first number of a list by the second."""
     if not values[1]:
         raise UndefinedError("modulo zero")
     return values[0] % values[1]
 
 
 def _compute_logarithm(values: Sequence[Fraction]) -> Fraction:
-    """Computes a logarithm from value and base if it is a whole number; raises NotRationalError otherwise."""
+    """Computes the logarithm of a list's first number to the base of its second.
+
+    Raises NotRationalError if the logarithm is not an integer.
+    """
     value, base = values
     if value <= 0 or base <= 0 or base == 1:
         raise UndefinedError("logarithm") if value == 0 or base in {0, 1} else NotRationalError("logarithm")

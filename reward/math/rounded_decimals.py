@@ -1,4 +1,4 @@
-"""Decimals that stand for the exact value they were rounded from: `0.0833333333333333` for 1/12."""
+"""Recognizes decimals that are rounded from an exact value, such as `0.0833333333333333` for 1/12."""
 
 import re
 from fractions import Fraction
@@ -24,7 +24,7 @@ _DECIMAL = re.compile(r"([0-9]*)\.([0-9]+)(?:e([+-]?[0-9]{1,3}))?")
 
 
 def is_rounding_of(decimal: Node, exact_node: Node) -> bool:
-    """Checks whether a decimal of at least MIN_DIGITS digits rounds or cuts off the value of the other expression.
+    """Checks whether a decimal of at least MIN_DIGITS digits is the rounded or truncated value of another expression.
 
     With the digits of a float the last one may be off by less than one.
     """
@@ -41,7 +41,7 @@ def is_rounding_of(decimal: Node, exact_node: Node) -> bool:
 
 
 def _count_significant_digits(node: Node) -> int:
-    """Counts the significant digits of the decimal in a tree that `_parse_long_decimal` accepts."""
+    """Counts the significant digits of the decimal in an expression that `_parse_long_decimal` accepts."""
     while node.head in ("negative", "product"):
         node = node.args[0]
     mantissa = str(node.value).lower().partition("e")[0]
@@ -49,7 +49,10 @@ def _count_significant_digits(node: Node) -> int:
 
 
 def _parse_long_decimal(node: Node) -> tuple[Fraction, Fraction] | None:
-    """Returns the value of a decimal with enough digits and the unit of its last place, None for anything else."""
+    """Returns the value and the last-place unit of a decimal of at least MIN_DIGITS digits.
+
+    Returns None for any other expression.
+    """
     if node.head == "negative":
         value_and_unit = _parse_long_decimal(node.args[0])
         return None if value_and_unit is None else (-value_and_unit[0], value_and_unit[1])
@@ -66,7 +69,7 @@ def _parse_long_decimal(node: Node) -> tuple[Fraction, Fraction] | None:
 
 
 def _approximate_value(node: Node) -> Fraction | None:
-    """Returns the value of a constant, exact or to more bits than a decimal has digits; None if it has none."""
+    """Returns the value of a constant expression, exact or to high precision. Returns None if it has no value."""
     evaluator = ExactEvaluator()
     try:
         return evaluator.evaluate(node)

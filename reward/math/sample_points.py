@@ -1,4 +1,4 @@
-"""Draws values for letters: the same for the same name, in domains that tell expressions apart."""
+"""Draws reproducible values for the variables of expressions, in domains where unequal expressions differ."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -28,7 +28,10 @@ N_INTEGER_POINTS = 8
 
 
 class SamplePoint:
-    """Values for the letters; the value of an unknown function is that of the letter that `get_call_name` names."""
+    """A sample point that gives values to variables and to calls of unknown functions.
+
+    A call has the value of the variable that `get_call_name` names.
+    """
 
     def __init__(
         self, get_letter_value: Callable[[str], Fraction], get_call_name: Callable[[Node], str | None]
@@ -39,7 +42,7 @@ class SamplePoint:
 
 @lru_cache(maxsize=1_024)
 def draw_real_value(name: str, point_index: int) -> Fraction:
-    """Draws a fraction of size below 13 for a letter at one of N_REAL_POINTS points."""
+    """Draws a fraction of absolute value at most 13 for a variable at one of N_REAL_POINTS sample points."""
     low, high, sign = _DOMAINS[point_index]
     hash_value = _draw_hash(name, point_index)
     step = hash_value % 10_007
@@ -49,23 +52,23 @@ def draw_real_value(name: str, point_index: int) -> Fraction:
 
 
 def draw_signed_value(name: str, point_index: int, letter_index: int) -> Fraction:
-    """Draws a real value for one of several letters, at one of N_SIGNED_POINTS points that mix their signs."""
+    """Draws a real value for one of several variables, at one of N_SIGNED_POINTS sample points with mixed signs."""
     value = draw_real_value(name, point_index % N_REAL_POINTS if point_index < N_REAL_POINTS else point_index - 5)
     signs = _SIGN_PATTERNS.get(point_index)
     return value if signs is None else abs(value) * (-1 if signs[letter_index % 4] == "1" else 1)
 
 
 def draw_jump_value(name: str, point_index: int) -> Fraction:
-    """Draws a whole number or a simple fraction, where floor and ceil have jumps."""
+    """Draws an integer or simple fraction for a variable, at which floor and ceil functions jump."""
     return draw_integer_value(name, point_index) / _JUMP_DIVISORS[point_index % len(_JUMP_DIVISORS)]
 
 
 @lru_cache(maxsize=1_024)
 def draw_integer_value(name: str, point_index: int) -> Fraction:
-    """Draws a whole number from 1 to 12 for a letter at one of N_INTEGER_POINTS points."""
+    """Draws an integer from 1 to 12 for a variable at one of N_INTEGER_POINTS sample points."""
     return Fraction(1 + (_draw_hash(name, 0) + 5 * point_index) % 12)
 
 
 def _draw_hash(name: str, point_index: int) -> int:
-    """Returns a fixed 64-bit number, as good as random, for a letter at a point."""
+    """Returns a 64-bit hash of a variable name and the index of a sample point."""
     return int.from_bytes(blake2b(f"{point_index} {name}".encode(), digest_size=8).digest())

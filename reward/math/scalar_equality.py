@@ -1,4 +1,4 @@
-"""Decides whether two expressions or two words are the same: exact numbers first, then `expression_equality`."""
+"""Decides whether two expressions or two answers in words are equal, by exact numbers first."""
 
 import re
 
@@ -34,7 +34,10 @@ _TWO_LETTER_WORDS = frozenset("am an at by my up us we pa ma NE SE NW SW EN ES N
 
 
 def is_same_words(gold: AnswerValue, answer: AnswerValue) -> bool:
-    r"""Checks whether two texts are the same, one of which is words; `xy` is also the product that `y \cdot x` is."""
+    r"""Checks whether two answers are equal, at least one of which is in words.
+
+    Words such as `xy` also equal the product `y \cdot x`.
+    """
     if isinstance(gold, Words) and isinstance(answer, Words):
         if _strip_word_punctuation(gold.text) == _strip_word_punctuation(answer.text):
             return True
@@ -53,7 +56,7 @@ def is_same_words(gold: AnswerValue, answer: AnswerValue) -> bool:
 
 
 def is_same_scalar(gold: Scalar, answer: Scalar, deferred: DeferredPairs | None) -> bool:
-    """Checks whether two numbers or expressions are equal.
+    """Checks whether two numbers or expressions are equal, including their units.
 
     A unit counts only where both have one, converted exactly.
     """
@@ -74,7 +77,7 @@ def is_same_scalar(gold: Scalar, answer: Scalar, deferred: DeferredPairs | None)
 
 
 def is_defined(value: AnswerValue) -> bool:
-    r"""Checks whether a value equals itself: not `5/0`, not `\infty-\infty`."""
+    r"""Checks whether a parsed value is defined. `5/0` and `\infty-\infty` are not."""
     if not isinstance(value, Scalar) or value.number is not None:
         return True
     node = parse_expression(value.text)
@@ -107,7 +110,7 @@ def _is_same_expression(gold: str, answer: str, deferred: DeferredPairs | None =
 
 
 def _rename_integration_constant(node: Node) -> Node:
-    """Names an antiderivative's constant of integration `C`; returns other trees as they are."""
+    """Renames the integration constant of an antiderivative to `C`. Returns any other expression unchanged."""
     constants = [arg for arg in node.args if arg.head == "symbol" and arg.value in _INTEGRATION_CONSTANTS]
     if node.head != "sum" or len(constants) != 1 or node.unknown_functions:
         return node
@@ -117,37 +120,37 @@ def _rename_integration_constant(node: Node) -> Node:
 
 
 def _strip_thousands_commas(scalar: Scalar) -> str:
-    """Returns a number's text without commas, another expression's text as it is."""
+    """Returns the text of a number without its commas. Returns the text of any other expression unchanged."""
     return scalar.text.replace(",", "") if scalar.number is not None else scalar.text
 
 
 def _is_long_decimal(text: str) -> bool:
-    """Checks whether a text holds a decimal of so many digits that it may stand for an exact value."""
+    """Checks whether a text contains a decimal with at least ten digits, which may be a rounded exact value."""
     return "." in text and sum(map(str.isdigit, text)) >= _MIN_DECIMAL_DIGITS
 
 
 def _strip_product_signs(text: str) -> str:
-    """Returns a product of matrices without signs of multiplication and typesetting."""
+    """Returns the text of a matrix product without multiplication signs and typesetting."""
     return _strip_typesetting(_MATRIX_POWER.sub(r"^\1", text.replace(r"\cdot", "").replace("*", "")))
 
 
 def _strip_typesetting(text: str) -> str:
-    r"""Returns a text without spaces, `\text` and braces around single characters."""
+    r"""Returns a text without spaces, `\text` commands and braces around single characters."""
     return _TYPESETTING.sub("", _SINGLE_CHARACTER_GROUP.sub(r"\1", text))
 
 
 def _strip_word_punctuation(text: str) -> str:
-    """Returns words without hyphens, spaces and their last full stop."""
+    """Returns an answer in words without hyphens, spaces and its final full stop."""
     return _WORD_PUNCTUATION.sub("", text)
 
 
 def _is_possible_word(letter_run: str) -> bool:
-    """Checks whether a run of letters may be a word: then only an expression on the other side makes it a product."""
+    """Checks whether a run of letters may be a word and not a product of variables."""
     return len(letter_run) > 2 and not _is_alphabet_run(letter_run)
 
 
 def _is_alphabet_run(letter_run: str) -> bool:
-    """Checks whether the letters are neighbours of the alphabet, each once: abc, zyx, prq."""
+    """Checks whether letters are distinct and consecutive in the alphabet, in any order, such as abc, zyx or prq."""
     code_points = sorted(map(ord, letter_run))
     return letter_run.islower() and code_points == list(range(code_points[0], code_points[0] + len(code_points)))
 

@@ -1,4 +1,4 @@
-"""Exact values of long sums and products whose partial results are a rational function of the last index."""
+"""Computes long sums and products exactly where the partial results are a rational function of the last index."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,9 +15,10 @@ def find_closed_form(
     *,
     is_sum: bool,
 ) -> Fraction | None:
-    """Returns the sum or product of `term` from `start` to `stop`, None if no small rational function gives it.
+    """Returns the sum or product of `term(i)` for i from `start` to `stop`, by a closed form.
 
-    `check_size` returns a number that is not too large and raises for others.
+    Returns None if no small rational function gives it. `check_size` returns a number that is not too large and raises
+    for others.
 
     The function is guessed from the first partial results by Thiele's continued fraction and proved by its recurrence:
     a step from n-1 to n adds, or multiplies by, the n-th term.
@@ -48,7 +49,7 @@ def find_closed_form(
 def _compute_inverse_difference(
     nodes: list[Fraction], coefficients: list[Fraction], node: Fraction, value: Fraction
 ) -> Fraction:
-    """Returns the next coefficient of Thiele's continued fraction, from the value at a new node."""
+    """Computes the next coefficient of Thiele's continued fraction from the value at a new node."""
     for earlier_node, coefficient in zip(nodes, coefficients, strict=True):
         value = (node - earlier_node) / (value - coefficient)
     return value

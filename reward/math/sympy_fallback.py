@@ -1,4 +1,4 @@
-"""Judges what the exact parts cannot decide by Math-Verify and sympy, in processes that are killed by deadline.
+"""Compares expressions with Math-Verify and sympy, in worker processes that are killed at a deadline.
 
 Only pairs of single expressions come here (integrals, limits, infinite sums, special functions), and only "equal" or
 "not equal" comes back.
@@ -34,7 +34,7 @@ _lock = threading.Lock()
 
 
 def judge_pairs(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = None) -> str:
-    """Returns "fallback" if every pair of a gold's and an answer's expression is equal, else the reason for 0.
+    """Returns "fallback" if every (gold, answer) pair of expressions is equal, else the reason for a reward of 0.
 
     The other reasons are "wrong", "time limit", "worker died" and "no fallback on this platform".
     Raises pool.UnservedError if the deadline, a `time.monotonic()`, passes first, pool.StartError if the installation
@@ -66,7 +66,7 @@ def judge_pairs(pairs: tuple[tuple[str, str], ...], *, deadline: float | None = 
 
 
 def start_workers() -> None:
-    """Starts the worker processes now; does nothing on a platform that cannot fork."""
+    """Starts the worker processes of the sympy fallback now. Does nothing on a platform that cannot fork."""
     if hasattr(os, "fork"):
         with _lock:
             pool = _get_pool()
@@ -75,7 +75,7 @@ def start_workers() -> None:
 
 @cache
 def _get_pool() -> Pool:
-    """Returns the one pool of workers of this process, started at the first call."""
+    """Returns the pool of worker processes shared by this process. The first call starts it."""
     logging.getLogger(__name__).info("starting the workers of the math fallback: up to 5 seconds, once a process")
     return Pool(
         "qwen_align.reward.math.sympy_fallback:load_pair_checker",
@@ -86,7 +86,10 @@ def _get_pool() -> Pool:
 
 
 def load_pair_checker(argument: None) -> Callable[[list[list[str]]], bool]:
-    """Imports what the workers need and returns the function they run: whether every pair of expressions is equal."""
+    """Imports sympy and Math-Verify and returns a function that checks whether all pairs of expressions are equal.
+
+    The worker processes run this function.
+    """
     logging.disable()  # Math-Verify reports every unreadable answer
     for answer in (r"\int_0^1 x\,dx", r"\lim_{x\to 0}\frac{x}{2x}", r"\sum_{n=1}^{\infty}\frac{1}{3^n}"):
         _is_pair_equal(r"\frac{1}{2}", answer)  # loads what the work needs before the workers are forked
@@ -94,7 +97,7 @@ def load_pair_checker(argument: None) -> Callable[[list[list[str]]], bool]:
 
 
 def _is_pair_equal(gold: str, answer: str) -> bool:
-    """Checks whether Math-Verify or a value to _REQUIRED_DIGITS digits says that gold and answer are equal."""
+    """Checks whether gold and answer are equal by Math-Verify, or have the same value to _REQUIRED_DIGITS digits."""
     import math_verify
 
     if (r"\partial" in gold) != (r"\partial" in answer) and r"\frac" in gold and r"\frac" in answer:
@@ -109,7 +112,7 @@ def _is_pair_equal(gold: str, answer: str) -> bool:
 
 
 def _parse_with_sympy(text: str) -> Any:
-    """Parses a text to a sympy expression and evaluates its limits, None if the text says something else."""
+    """Parses a text to a sympy expression and evaluates its limits. Returns None if sympy would misread the text."""
     import math_verify
     import sympy
 
@@ -131,20 +134,26 @@ def _parse_with_sympy(text: str) -> Any:
 
 
 def _brace_limit_side(match: re.Match[str]) -> str:
-    r"""Rewrites the side of a limit so that the grammar reads it: `\to 0^+` as `\to{0}^{+}`."""
+    r"""Rewrites the approach direction of a limit with braces for sympy's grammar, `\to 0^+` as `\to{0}^{+}`."""
     point = match[2].strip("{}")
     return f"{match[1]}{{{point}}}^{{{match[3] or match[4]}}}"
 
 
 def _is_misread(atom: Any) -> bool:
-    """Checks whether an atom is a derivative of a letter, which sympy takes for zero, or a differential as a letter."""
+    """Checks whether a sympy atom is a misread derivative or differential.
+
+    Sympy takes a derivative of a variable for zero, and a differential for a variable.
+    """
     if atom.is_Symbol:
         return _DIFFERENTIAL_NAME.fullmatch(atom.name) is not None
     return atom.expr.is_Symbol or not atom.expr.has(*atom.variables)
 
 
 def _evaluate_limit(limit: Any, *, is_two_sided: bool) -> Any:
-    """Returns a limit's value; raises ValueError where the limits from both sides differ."""
+    """Returns the value of a sympy limit.
+
+    Raises ValueError if it is two-sided and the limits from both sides differ.
+    """
     import sympy
 
     function, variable, point, direction = limit.args
@@ -152,7 +161,7 @@ def _evaluate_limit(limit: Any, *, is_two_sided: bool) -> Any:
 
 
 def _evaluate_constant(expression: Any) -> Any:
-    """Returns the value of a constant if all its digits are sure, else None."""
+    """Returns the numeric value of a constant sympy expression. Returns None if not all digits are certain."""
     import sympy
 
     number = None if expression.free_symbols else sympy.N(expression, _DIGITS)

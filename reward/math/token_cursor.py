@@ -1,4 +1,4 @@
-"""A position among the tokens of an expression, and what the parsers ask of it."""
+"""A cursor over the tokens of an expression, with the interface that the parsers share."""
 
 from abc import ABC, abstractmethod
 
@@ -8,7 +8,7 @@ from qwen_align.reward.math.expression_vocabulary import GREEK_LETTERS
 
 
 class TokenCursor(ABC):
-    r"""The tokens of an expression and the position of the next one.
+    r"""A cursor over the tokens of an expression, at the position of the next token.
 
     `open_bars` counts the open signs of absolute value, `bound_letters` holds the letters bound by sum and product
     signs, and `cut_position` is the position of a number whose first digit was a command's argument: `\frac123` is 3/2.
@@ -23,18 +23,21 @@ class TokenCursor(ABC):
         self.cut_position = -1
 
     def take_token(self) -> str:
-        """Returns the next token and moves behind it; "" at the end."""
+        """Returns the next token and moves the cursor past it. Returns "" at the end."""
         token = self.tokens[self.position]
         self.position += 1 if token else 0
         return token
 
     def peek_token(self, ahead: int = 0) -> str:
-        """Returns the next token, or one further `ahead`, without moving; "" behind the end."""
+        """Returns the token `ahead` positions after the next one, without moving the cursor.
+
+        Returns "" past the end.
+        """
         position = self.position + ahead
         return self.tokens[position] if position < len(self.tokens) else ""
 
     def expect_token(self, token: str) -> None:
-        """Moves behind the next token, which must be this one; raises NotAnExpressionError otherwise."""
+        """Consumes the next token, which must equal the given token. Raises NotAnExpressionError otherwise."""
         if self.take_token() != token:
             raise NotAnExpressionError(f"{token!r} was expected")
 
@@ -44,32 +47,32 @@ class TokenCursor(ABC):
 
     @abstractmethod
     def parse_sum(self) -> Node:
-        """Parses the longest sum from here."""
+        """Parses the longest sum that starts at the current token."""
 
     @abstractmethod
     def parse_product(self) -> Node:
-        """Parses the longest product from here."""
+        """Parses the longest product that starts at the current token."""
 
     @abstractmethod
     def parse_power(self) -> Node:
-        """Parses a factor with its factorials and exponents."""
+        """Parses a factor followed by its factorial signs and exponents."""
 
     @abstractmethod
     def parse_exponent(self) -> Node:
-        """Parses an exponent."""
+        """Parses the exponent of a power."""
 
     @abstractmethod
     def parse_argument(self) -> Node:
-        """Parses an argument of a LaTeX command."""
+        """Parses the argument of a LaTeX command."""
 
     @abstractmethod
     def parse_atom(self) -> Node:
-        """Parses a factor without its exponents."""
+        """Parses a single factor without its exponents."""
 
     @abstractmethod
     def parse_group(self, opening: str) -> Node:
-        """Parses what is in the brackets whose opening one was taken."""
+        """Parses the rest of a bracketed group after its opening bracket."""
 
     @abstractmethod
     def is_factor_ahead(self) -> bool:
-        """Checks whether a factor follows without a sign of multiplication."""
+        """Checks whether the next token starts another factor, without a multiplication sign."""

@@ -1,4 +1,4 @@
-"""The closed list of units, with exact factors."""
+"""The table of all known units of measurement, with exact conversion factors."""
 
 from fractions import Fraction
 from typing import NamedTuple
@@ -125,7 +125,7 @@ SCALES = {
 
 
 class Unit(NamedTuple):
-    """A unit of measurement: `factor` base units of its dimensions.
+    """A unit of measurement, as `factor` times the base units of its dimensions.
 
     Two units can be compared when their dimensions are the same.
     """
@@ -138,7 +138,7 @@ _DERIVED_DIMENSIONS = {"volume": ("length", 3), "area": ("length", 2)}
 
 
 def _build_unit_table() -> dict[str, Unit]:
-    """Builds the table from a unit's names to its factor and dimensions."""
+    """Builds the table that maps each name of a unit to its factor and dimensions."""
     speed = (("length", 1), ("time", -1))
     units = {"mph": Unit(Fraction(201168, 125 * 3600), speed), "kph": Unit(Fraction(1000, 3600), speed)}
     for line in MEASUREMENT_UNITS.strip().splitlines():
@@ -154,9 +154,9 @@ UNITS = _build_unit_table()
 
 
 def find_listed_word(word: str) -> str | None:
-    """Returns the form of a word that the table of units lists, None if there is none.
+    """Returns the form of a word that the table of units contains.
 
-    Tried as it is, in lower case, without its full stop and without its plural ending.
+    Returns None if there is none. Tried as it is, in lower case, without its full stop and without its plural ending.
     """
     lower = word.lower()
     forms = [word, word.rstrip("."), lower, lower.rstrip(".")]

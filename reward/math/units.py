@@ -1,4 +1,4 @@
-"""Splits off and converts trailing units: a closed list with exact factors; `2h` stays a product, 1 m is 100 cm."""
+"""Splits the unit off an answer and converts units exactly. `2h` stays a product; 1 m is 100 cm."""
 
 import re
 from fractions import Fraction
@@ -27,7 +27,10 @@ _CURRENCY_UNITS = {name: name.lower() for name in ("USD", "RMB", "CNY", "EUR", "
 
 
 class MeasuredText(NamedTuple):
-    """A text without its unit: `text` is what stands before it, to be multiplied by `scale` (of `million`, `dozen`)."""
+    """The text of a quantity split from its unit.
+
+    `text` is the part before the unit, to be multiplied by `scale` (for `million`, `dozen`).
+    """
 
     text: str
     unit: Unit | None = None
@@ -57,7 +60,7 @@ _VALUE_END = re.compile(r"(?:[0-9.})\]!|]|\\[A-Za-z]+|[A-Za-z])$")
 
 @lru_cache(maxsize=4_096)
 def split_off_unit(text: str, unit_letters: frozenset[str] = frozenset()) -> MeasuredText:
-    """Splits normalized LaTeX into what is measured and its trailing unit or leading currency sign.
+    """Splits a quantity in normalized LaTeX into its expression and its trailing unit or leading currency sign.
 
     Single bare letters are units only if they are in `unit_letters`, and words outside the list as well.
     """
@@ -91,7 +94,7 @@ def split_off_unit(text: str, unit_letters: frozenset[str] = frozenset()) -> Mea
 
 
 def get_conversion_factor(first: Unit, second: Unit) -> Fraction | None:
-    """Returns how many of the second unit make one of the first, None if they measure different things."""
+    """Returns how many of the second unit equal one of the first. Returns None if they measure different quantities."""
     if {name for unit in (first, second) for name, _ in unit.dimensions} >= {"celsius", "fahrenheit"}:
         return None
     if first.dimensions == second.dimensions or _merge_degree_dimensions(first) == _merge_degree_dimensions(second):
@@ -107,7 +110,7 @@ def get_conversion_factor(first: Unit, second: Unit) -> Fraction | None:
 
 
 def get_unit_letters(unit: Unit | None) -> frozenset[str]:
-    """Returns the single letters that may stand for the parts of a gold's unit in an answer."""
+    """Returns the single letters that an answer may use as unit symbols, given the gold's unit."""
     if unit is None:
         return frozenset()
     dimensions = {dimension for dimension, _ in unit.dimensions}
@@ -116,7 +119,7 @@ def get_unit_letters(unit: Unit | None) -> frozenset[str]:
 
 
 def _merge_degree_dimensions(unit: Unit) -> tuple[tuple[str, int], ...]:
-    """Returns the unit's dimensions with degrees of angle and of temperature under one name.
+    """Returns the dimensions of a unit, with degrees of angle and of temperature as the same dimension.
 
     `37 degrees` may be either.
     """
@@ -124,7 +127,7 @@ def _merge_degree_dimensions(unit: Unit) -> tuple[tuple[str, int], ...]:
 
 
 def _is_angle_unit(unit: Unit | None) -> bool:
-    """Checks whether a unit is degrees of an angle."""
+    """Checks whether a unit is the degree of an angle."""
     return unit is not None and unit.dimensions == (("degree", 1),)
 
 
@@ -134,7 +137,10 @@ def _ends_with_number(body: str) -> bool:
 
 
 def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) -> MeasuredText | None:
-    """Parses a text that is a unit as a whole, with scale words before it; None if it is anything else."""
+    """Parses a text that consists only of a unit, with scale words such as "million" before it.
+
+    Returns None for any other text.
+    """
     words: list[tuple[str, int]] = []
     scale, power, sign = 1, 1, 1
     is_speed = is_after_number and tail.replace(" ", "") in _SPEED_UNITS
@@ -169,7 +175,10 @@ def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) 
 
 
 def _split_unit_words(tail: str) -> list[tuple[str, int, bool]]:
-    r"""Splits a unit's text into words and powers: word, exponent (0 for a word), whether it stood in \text."""
+    r"""Splits the text of a unit into triples of word, exponent and whether the word was inside `\text`.
+
+    The exponent of a word is 0.
+    """
     pieces: list[tuple[str, int, bool]] = []
     for match in _UNIT_PIECE.finditer(tail):
         if match[1] is not None:
@@ -198,7 +207,7 @@ def _split_unit_words(tail: str) -> list[tuple[str, int, bool]]:
 
 
 def _split_chinese_unit(word: str) -> list[str]:
-    """Splits a Chinese unit into its prefix and its unit: 平方厘米 into 平方 and 厘米.
+    """Splits a Chinese unit into its prefix and its base unit, so 平方厘米 becomes 平方 and 厘米.
 
     名学生 becomes 名 alone (a counting word with what is counted); other words are not split.
     """
@@ -211,7 +220,7 @@ def _split_chinese_unit(word: str) -> list[str]:
 
 
 def _is_unit_word(word: str, unit_letters: frozenset[str], is_text: bool) -> bool:
-    """Checks whether a word names a unit here."""
+    """Checks whether a word is the name of a unit, given the letters that are allowed as unit symbols."""
     if word in unit_letters or _to_singular(word) in unit_letters:
         return True
     if len(word) == 1 and word.isascii() and word.isalpha():
@@ -233,7 +242,7 @@ def _to_singular(word: str) -> str:
 
 
 def _combine_units(words: list[tuple[str, int]]) -> Unit:
-    """Multiplies units raised to powers into one unit."""
+    """Multiplies named units, each raised to a power, into one unit."""
     factor = Fraction(1)
     dimensions: dict[str, int] = {}
     for word, power in words:

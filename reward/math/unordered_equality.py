@@ -1,4 +1,4 @@
-"""Decides whether two lists hold the same items, in any order."""
+"""Compares two lists as sets, without regard to the order of their items."""
 
 from fractions import Fraction
 
@@ -13,7 +13,7 @@ def has_same_items(
     deferred: DeferredPairs | None,
     is_same_answer: AnswerComparer,
 ) -> bool:
-    """Checks whether each item of one list is among the other's, both ways; an item given twice counts once."""
+    """Checks whether two lists contain the same items in any order. An item given twice counts once."""
     if not golds or not answers:
         return not golds and not answers
     gold_numbers, answer_numbers = _collect_plain_numbers(golds), _collect_plain_numbers(answers)
@@ -28,7 +28,7 @@ def has_same_items(
 
 
 def _collect_plain_numbers(items: tuple[AnswerValue, ...]) -> frozenset[Fraction] | None:
-    """Returns the numbers of a list of plain numbers without units, None for any other list."""
+    """Returns the set of numbers in a list of plain numbers without units. Returns None for any other list."""
     numbers = [item.number for item in items if isinstance(item, Scalar) and item.unit is None]
     known_numbers = frozenset(number for number in numbers if number is not None)
     return known_numbers if len(numbers) == len(items) and None not in numbers else None
@@ -40,7 +40,7 @@ def _is_each_item_among(
     deferred: DeferredPairs | None,
     is_same_answer: AnswerComparer,
 ) -> bool:
-    """Checks whether each item is the same as one of the others."""
+    """Checks whether each item of one list equals an item of another list."""
     for item in items:
         same_kind = [
             candidate
@@ -59,7 +59,10 @@ def _is_each_item_among(
 def _is_same_with_deferral(
     item: AnswerValue, candidate: AnswerValue, deferred: DeferredPairs, is_same_answer: AnswerComparer
 ) -> bool:
-    """Compares two items and takes back the pairs that it deferred if they are not the same."""
+    """Checks whether two items are equal.
+
+    If they are not, the pairs that the comparison added to `deferred` are removed again.
+    """
     n_before = len(deferred)
     if is_same_answer(item, candidate, deferred):
         return True

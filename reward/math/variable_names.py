@@ -1,4 +1,4 @@
-"""Recognizes left sides that only name what the right side states: `x` of `x = 5`, `f(x)`, `(x, y)`, `AB`."""
+"""Recognizes names on the left side of an equation, such as `x` in `x = 5`, `f(x)`, `(x, y)` or `AB`."""
 
 import re
 from functools import cache
@@ -26,7 +26,10 @@ _INDEX = re.compile(r"_(?:[A-Za-z0-9]|\{[^{}]*\})")
 
 
 def normalize_variable_name(side: str, *, is_gold: bool) -> str | None:
-    """Returns a left side in one spelling if it is only a name, else None; a gold may name more things."""
+    """Returns the left side of an equation as a normalized name.
+
+    Returns None if it is not a name; more forms count as names in a gold.
+    """
     bare = side.replace(" ", "").replace("{}", "")
     if bare.startswith("{") and bare.endswith("}"):
         bare = bare[1:-1]
@@ -44,7 +47,7 @@ def normalize_variable_name(side: str, *, is_gold: bool) -> str | None:
 
 @cache  # 0.04 s, which `check` would spend at every start; few golds need it
 def _compile_gold_only_name() -> re.Pattern[str]:
-    """Returns the pattern of what only a gold may name: applied functions, ratios, derivatives."""
+    """Compiles the pattern of names allowed only in a gold: applied functions, ratios and absolute values."""
     return re.compile(
         rf"\\(?:sin|cos|tan|cot|sec|csc|log|ln) ?(?:{_NAME}|\({_NAME}\))|"
         rf"{_NAME}(?::{_NAME})+|\\frac\{{{_NAME}\}}\{{{_NAME}\}}|{_NAME}/{_NAME}|\|{_NAME}\|"
@@ -52,5 +55,5 @@ def _compile_gold_only_name() -> re.Pattern[str]:
 
 
 def strip_index(name: str) -> str:
-    """Returns a name without its index: x of x_1 and x_2, whose values have no order."""
+    """Returns a variable name without its subscript, so `x_1` and `x_2` become x."""
     return _INDEX.sub("", name.rstrip("'0123456789"))

@@ -1,4 +1,4 @@
-"""Parses answers in words: multiple-choice options, names, spelled numbers."""
+"""Parses answers in words: multiple-choice options, names and number words."""
 
 import re
 
@@ -27,7 +27,10 @@ STOP_WORDS = frozenset(
 
 
 def parse_choice_or_words(text: str) -> AnswerValue | None:
-    """Parses normalized LaTeX to a multiple-choice option, words or a spelled number; None if it is something else."""
+    """Parses normalized LaTeX to a multiple-choice option, words or the value of a number word.
+
+    Returns None for any other text.
+    """
     labelled = _LABELLED_OPTION.fullmatch(text)
     if labelled and not _NOT_AN_OPTION.search(labelled[2]):
         return Choice(labelled[1], labelled[2])
@@ -44,7 +47,10 @@ def parse_choice_or_words(text: str) -> AnswerValue | None:
 
 
 def _parse_words(text: str) -> AnswerValue | None:
-    """Parses an alphabetic text to words or a spelled number; None where it reads as a product of letters."""
+    """Parses an alphabetic text to words or the value of a number word.
+
+    Returns None if the text reads as a product of variables.
+    """
     if text.isascii() and all(len(letter) == 1 for letter in text.split()):
         return None  # `x y z` is a product
     folded = normalize_words(text)
@@ -61,7 +67,7 @@ def _parse_words(text: str) -> AnswerValue | None:
 
 
 def normalize_words(text: str) -> str:
-    """Returns the words in lower case without a leading article.
+    """Returns an answer in words in lower case and without a leading article.
 
     Short capitals such as `AB` name points and keep their case.
     """
