@@ -28,7 +28,7 @@ from qwen_align.reward.math.answer_values import (
 )
 from qwen_align.reward.math.audit_probes import PROBES
 from qwen_align.reward.math.boxed_number_fast_path import parse_plain_box, parse_plain_gold
-from qwen_align.reward.math.canonical_spelling import spell_canonically
+from qwen_align.reward.math.canonical_text import format_canonically
 from qwen_align.reward.math.final_answer import (
     MINERVA_PREFIX,
     extract_boxed_answers,
@@ -123,7 +123,7 @@ class MathAnswer(BaseReward):
         """
         contents = self._extract_contents(completion if isinstance(completion, str) else completion.text)
         value = None if isinstance(contents, str) else _parse_contents(contents, frozenset())
-        return None if value is None else spell_canonically(value)
+        return None if value is None else format_canonically(value)
 
     def warm_up(self) -> None:
         """Starts the worker processes of the sympy fallback and imports mpmath, so that no verdict waits for them."""

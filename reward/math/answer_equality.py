@@ -203,7 +203,7 @@ def _has_inequality(value: AnswerValue) -> bool:
 
 def _is_same_chain(gold: RelationChain, answer: RelationChain) -> bool:
     """Checks whether two equations or inequalities have equal sides or the same zero set."""
-    gold, answer = _order_ascending(gold), _order_ascending(answer)
+    gold, answer = _put_smaller_side_first(gold), _put_smaller_side_first(answer)
     if gold.relations == answer.relations and _are_sides_equal(gold.sides, answer.sides):
         return True
     relation = gold.relations[0]
@@ -231,7 +231,7 @@ def _is_same_text_value(gold_text: str, answer_text: str) -> bool:
     return gold_value is not None and answer_value is not None and is_same_answer(gold_value, answer_value, None)
 
 
-def _order_ascending(chain: RelationChain) -> RelationChain:
+def _put_smaller_side_first(chain: RelationChain) -> RelationChain:
     r"""Returns an inequality with its smaller side first, so `5 \ge x` becomes `x \le 5`."""
     if not set(chain.relations) <= set(_REVERSED_RELATIONS):
         return chain

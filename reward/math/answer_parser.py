@@ -24,15 +24,15 @@ from qwen_align.reward.math.bracket_aware_split import (
     split_list_with_connectives,
     split_ratio,
     split_relations,
+    split_set_builder,
     split_set_difference,
     split_set_union,
-    split_such_that,
 )
 from qwen_align.reward.math.latex_normalization import MAX_CHARS, normalize_latex
 from qwen_align.reward.math.list_connectives import (
     AND_PATTERN,
     OR_PATTERN,
-    drop_counters,
+    drop_counter_domains,
     has_only_inequalities,
     has_several_variables,
 )
@@ -136,7 +136,7 @@ def _parse_choice_or_words(text: str, unit_letters: frozenset[str], depth: int) 
 
 
 def _parse_list(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    """Parses a list of answers that commas, semicolons or words such as "and" and "or" separate."""
+    """Parses a list of answers separated by commas, semicolons or words such as "and" and "or"."""
     items, connectives = split_list_with_connectives(text)
     if len(items) == 1 and items[0] == text:
         return None
@@ -145,7 +145,7 @@ def _parse_list(text: str, unit_letters: frozenset[str], depth: int) -> AnswerVa
     if len(items) > MAX_ITEMS:
         return Words(text)
     if len(items) > 1:
-        items = drop_counters(items)
+        items = drop_counter_domains(items)
     if len(items) > 1 and _SINGLE_THOUSANDS_NUMBER.fullmatch(text):  # `$1,000.99`, `12,500 cm`
         return parse_normalized(text.replace(",", ""), unit_letters, depth + 1)
     parsed = parse_items(items, unit_letters, depth)
@@ -192,7 +192,7 @@ def _parse_relations(text: str, unit_letters: frozenset[str], depth: int) -> Ans
 
 
 def _parse_set_union(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
-    r"""Parses unions and differences of sets: `(0,1)\cup(2,3)`, `\mathbb{R}\setminus\{0\}`."""
+    r"""Parses a union or difference of sets, such as `(0,1)\cup(2,3)` or `\mathbb{R}\setminus\{0\}`."""
     set_and_removed = split_set_difference(text)
     joined_parts = split_set_union(set_and_removed[0])
     if len(joined_parts) == 1 and len(set_and_removed) == 1:
@@ -248,7 +248,7 @@ def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> Answ
             return BracketedTuple("(" if text[0] == "]" else "[", values, ")" if text[-1] == "[" else "]")
     for opening, partner in ((r"\{", r"\}"), ("{", "}")):
         if content_and_closing := extract_bracket_content(text, opening, (partner,)):
-            condition_parts = split_such_that(content_and_closing[0])
+            condition_parts = split_set_builder(content_and_closing[0])
             if len(condition_parts) == 2 and opening == r"\{":
                 return parse_normalized(condition_parts[1], unit_letters, depth + 1)
             items = [item for item in split_list(content_and_closing[0]) if item]

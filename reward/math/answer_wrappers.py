@@ -49,7 +49,7 @@ def _strip_double_parentheses(text: str) -> str:
     return text[n_pairs - 1 : len(text) - n_pairs + 1] if n_pairs > 1 and not open_positions else text
 
 
-def _list_system_rows(text: str) -> str:
+def _convert_system_to_list(text: str) -> str:
     """Converts the rows of a LaTeX system of equations to a list with commas.
 
     A function defined by cases is returned unchanged.
@@ -84,7 +84,7 @@ def _strip_enclosing_pair(text: str) -> str:
             if text.endswith(end):
                 inside_text = text[environment.end() : -len(end)].strip()
                 return (
-                    _list_system_rows(inside_text)
+                    _convert_system_to_list(inside_text)
                     if environment[1] == "cases"
                     else inside_text.replace("&", "").strip()
                 )

@@ -69,7 +69,7 @@ def split_ratio(text: str) -> list[str]:
     return _split_outside_brackets(text, _RATIO_SIGN)[0]
 
 
-def split_such_that(text: str) -> list[str]:
+def split_set_builder(text: str) -> list[str]:
     """Splits the set-builder notation `x | x > 0` or `x : x > 0` at its bar or colon."""
     return _split_outside_brackets(text, _SUCH_THAT_SIGN)[0]
 

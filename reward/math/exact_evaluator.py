@@ -1,4 +1,4 @@
-"""Evaluates expressions to exact rational values."""
+"""Evaluates expressions without free variables to exact rational values."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -58,7 +58,7 @@ class ExactEvaluator:
         result = self.cache.get(node)
         if result is None:
             try:
-                result = self.charge_and_check(_HEAD_RULES[node.head](self, node))
+                result = self.charge_work_and_check_size(_HEAD_RULES[node.head](self, node))
             except (NotRationalError, UndefinedError, TooLargeError) as error:
                 result = error
             self.cache[node] = result
@@ -66,7 +66,7 @@ class ExactEvaluator:
             raise result
         return result
 
-    def charge_and_check(self, value: Fraction) -> Fraction:
+    def charge_work_and_check_size(self, value: Fraction) -> Fraction:
         """Deducts the cost of a computed value from the work budget and returns the value.
 
         Raises TooLargeError if it is too large.
@@ -97,7 +97,7 @@ class ExactEvaluator:
         """Returns the exact value of a sum node, by adding the values of its terms."""
         total = Fraction(0)
         for term in node.args:
-            total = self.charge_and_check(total + self.evaluate(term))
+            total = self.charge_work_and_check_size(total + self.evaluate(term))
         return total
 
     def evaluate_product(self, node: Node) -> Fraction:
@@ -105,7 +105,7 @@ class ExactEvaluator:
         values = [self.evaluate(factor) for factor in node.args]
         total = Fraction(1)
         for value in values:
-            total = self.charge_and_check(total * value)
+            total = self.charge_work_and_check_size(total * value)
         return total
 
     def evaluate_quotient(self, node: Node) -> Fraction:
@@ -172,14 +172,14 @@ class ExactEvaluator:
             closed_form_value = (
                 None
                 if body.size > MAX_TERMS // 10
-                else find_closed_form(term, start, stop, self.charge_and_check, is_sum=is_sum)
+                else find_closed_form(term, start, stop, self.charge_work_and_check_size, is_sum=is_sum)
             )
             if closed_form_value is None:
                 raise LongSeriesError("a long sum")
             return closed_form_value
         total = Fraction(0 if is_sum else 1)
         for index in range(start, stop + 1):
-            total = self.charge_and_check(total + term(index) if is_sum else total * term(index))
+            total = self.charge_work_and_check_size(total + term(index) if is_sum else total * term(index))
         return total
 
     def evaluate_decimal(self, node: Node) -> Fraction:

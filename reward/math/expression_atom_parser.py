@@ -36,7 +36,7 @@ def parse_atom_from_token(cursor: TokenCursor, token: str) -> Node:
     if token in _COMMAND_PARSERS:
         return _COMMAND_PARSERS[token](cursor)
     if token in {r"\angle", r"\triangle"}:
-        return make_symbol(token + parse_vertices(cursor))
+        return make_symbol(token + parse_vertex_names(cursor))
     if token in OPAQUE_COMMANDS:
         return make_symbol(token + take_opaque_text(cursor))
     if cursor.is_letter(token) or token in CONSTANTS:
@@ -135,7 +135,7 @@ def take_opaque_text(cursor: TokenCursor) -> str:
     return " ".join(parts[:-1])
 
 
-def parse_vertices(cursor: TokenCursor) -> str:
+def parse_vertex_names(cursor: TokenCursor) -> str:
     """Parses the vertex letters of an angle or triangle to a name.
 
     An angle with its vertices in reverse order has the same name.
@@ -259,7 +259,7 @@ def parse_radical_sign(cursor: TokenCursor) -> Node:
 
 
 def parse_binomial(cursor: TokenCursor) -> Node:
-    r"""Parses `\binom` with its two arguments."""
+    r"""Parses `\binom` with its two arguments to a binomial coefficient."""
     return make_call("binomial", cursor.parse_argument(), cursor.parse_argument())
 
 

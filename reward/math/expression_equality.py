@@ -55,7 +55,7 @@ def decide_equality(left: Node, right: Node) -> bool | None:
     decimal of at least ten digits equals the number it rounds. Logarithms without a base may have base ten or e, the
     same on both sides.
     """
-    left, right = _reread_exponent_as_euler(left, right), _reread_exponent_as_euler(right, left)
+    left, right = _reread_exponent_as_euler_number(left, right), _reread_exponent_as_euler_number(right, left)
     left, right = _replace_printed_euler(left, right), _replace_printed_euler(right, left)
     is_same = _decide_with_cache(left, right)
     if is_same is not True and any(part == DEFAULT_BASE for node in (left, right) for part in iterate_nodes(node)):
@@ -93,7 +93,7 @@ def _decide_pair(left: Node, right: Node) -> bool | None:
     return _Comparison(left, right, fingerprint).decide(is_same=is_same)
 
 
-def _reread_exponent_as_euler(node: Node, other_side: Node) -> Node:
+def _reread_exponent_as_euler_number(node: Node, other_side: Node) -> Node:
     """Rewrites `2e-3` as the expression `2 e - 3` if the other side of the comparison contains Euler's number."""
     text = str(node.value)
     if node.head != "decimal" or "e" not in text or not any(part.value == "e" for part in iterate_nodes(other_side)):
@@ -291,7 +291,7 @@ class _Comparison:
         """
         self.spend_work(bits)
         coarse_difference = measure_difference(self.nodes, point, bits, is_real=is_real)
-        if coarse_difference.is_rounding_error(bits):
+        if coarse_difference.is_within_rounding_error(bits):
             return True
         self.spend_work(2 * bits)
         fine_difference = measure_difference(self.nodes, point, 2 * bits, is_real=is_real)
@@ -346,15 +346,15 @@ def _count_parts(node: Node) -> tuple[int, int]:
         plain += 4
         if part.head == "series":
             inner_counts = _count_parts(part.args[3])
-            costly += _count_terms(part) * inner_counts[0]
-            plain += _count_terms(part) * inner_counts[1]
+            costly += _count_series_terms(part) * inner_counts[0]
+            plain += _count_series_terms(part) * inner_counts[1]
             pending.extend(part.args[1:3])
         else:
             pending.extend(part.args)
     return costly, plain
 
 
-def _count_terms(series: Node) -> int:
+def _count_series_terms(series: Node) -> int:
     r"""Counts the terms of a `\sum` or `\prod`. It is taken as 13 where a bound contains a variable."""
     first, last = evaluate_rational(series.args[1]), evaluate_rational(series.args[2])
     return 13 if first is None or last is None else max(1, math.ceil(last - first) + 1)

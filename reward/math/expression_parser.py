@@ -27,7 +27,7 @@ def _parse_uncached(text: str) -> Node | None:
     """Parses a text to an expression tree without the cache that `parse_expression` adds."""
     try:
         tokens = tokenize_expression(text)
-        return ExpressionParser(tokens).parse_whole() if tokens else None
+        return ExpressionParser(tokens).parse_all_tokens() if tokens else None
     except NotAnExpressionError:
         return None
 
@@ -38,19 +38,19 @@ class ExpressionParser(TokenCursor):
     All other factors are parsed by `parse_atom_from_token`.
     """
 
-    def parse_whole(self) -> Node:
+    def parse_all_tokens(self) -> Node:
         """Parses all tokens to one expression tree.
 
         Raises NotAnExpressionError if tokens remain or the tree is too deep.
         """
-        node = self.parse_stacked()
+        node = self.parse_over_or_choose()
         if self.tokens[self.position]:
             raise NotAnExpressionError(f"{self.tokens[self.position]!r} was not expected")
         if node.depth > MAX_DEPTH:
             raise NotAnExpressionError("too deep")
         return node
 
-    def parse_stacked(self) -> Node:
+    def parse_over_or_choose(self) -> Node:
         r"""Parses a sum, or two sums joined by `\over` or `\choose` as in `{3 \over 2}` and `{6 \choose 3}`."""
         node = self.parse_sum()
         sign = self.peek_token()
@@ -197,7 +197,7 @@ class ExpressionParser(TokenCursor):
             self.expect_token("|")
             return make_call("abs", node)
         outer_bars, self.open_bars = self.open_bars, 0
-        node = self.parse_stacked() if opening == "{" else self.parse_sum()
+        node = self.parse_over_or_choose() if opening == "{" else self.parse_sum()
         self.open_bars = outer_bars
         self.expect_token(CLOSING_BRACKETS[opening])
         name = {"|<": "abs", r"\lfloor": "floor", r"\lceil": "ceil"}.get(opening)

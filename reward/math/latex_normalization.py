@@ -164,7 +164,7 @@ def normalize_latex(text: str) -> str:
         text = _OPERATOR_NAME.sub(_rewrite_operator, text)
         text = _COMMAND.sub(_rewrite_command, text)
         if r"\over" in text or r"\choose" in text:
-            text = _OVER_OR_CHOOSE.sub(_rewrite_over, text)
+            text = _OVER_OR_CHOOSE.sub(_rewrite_over_and_choose, text)
         text = _DEGREE_CIRCLE.sub("°", _NEGATED_RELATION.sub(_rewrite_negation, text))
     text = _ROOT_OF_DIGITS.sub(r"\\sqrt{\1}", text) if r"\sqrt" in text else text
     text = _FACTORIAL_BEFORE_DIGIT.sub(r"!\\cdot ", text) if "!" in text else text
@@ -207,8 +207,8 @@ def _normalize_unicode_run(run: str) -> str:
     return "".join(parts) + ("}" if open_script else "")
 
 
-def _rewrite_over(match: re.Match[str]) -> str:
-    r"""Rewrites `{a \over b}` as `\frac{a}{b}` and `{a \choose b}` as `\binom{a}{b}`."""
+def _rewrite_over_and_choose(match: re.Match[str]) -> str:
+    r"""Rewrites the infix commands `{a \over b}` as `\frac{a}{b}` and `{a \choose b}` as `\binom{a}{b}`."""
     return rf"\{'frac' if match[2] == 'over' else 'binom'}{{{match[1].strip()}}}{{{match[3].strip()}}}"
 
 

@@ -4,7 +4,7 @@ import re
 
 from qwen_align.reward.math.answer_values import RelationChain, UnorderedItems
 from qwen_align.reward.math.bracket_aware_split import split_relations
-from qwen_align.reward.math.variable_names import strip_index
+from qwen_align.reward.math.variable_names import strip_subscript
 
 _COUNTER_DOMAIN = re.compile(r"\(?(?:\\forall )?([kmn]) ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z)\)?")
 AND_PATTERN = re.compile(r"and|且|\\land|\\text\{\s*,?\s*and\s*\}")
@@ -17,33 +17,35 @@ def has_several_variables(group: UnorderedItems) -> bool:
     This holds for `x = 0 or y = 0`, but not for `x = 0, x = 1`.
     """
     chains = [item for item in group.items if isinstance(item, RelationChain) and set(item.relations) == {"="}]
-    return len(chains) == len(group.items) and len({strip_index(chain.sides[0]) for chain in chains}) > 1
+    return len(chains) == len(group.items) and len({strip_subscript(chain.sides[0]) for chain in chains}) > 1
 
 
-def drop_counters(items: list[str]) -> list[str]:
+def drop_counter_domains(items: list[str]) -> list[str]:
     r"""Drops the list items that only give the domain of an integer parameter, such as `k \in \mathbb{Z}`.
 
     They are dropped where other items depend on the parameter.
     """
     counters = {item: match[1] for item in items if (match := _COUNTER_DOMAIN.fullmatch(item))}
     others = [item for item in items if item not in counters]
-    if not counters or not all(any(_is_numbered_by(item, letter) for item in others) for letter in counters.values()):
+    if not counters or not all(
+        any(_depends_on_counter(item, letter) for item in others) for letter in counters.values()
+    ):
         return items
     is_bound = any(
-        split_relations(item)[1] and not _is_numbered_by(item, letter)
+        split_relations(item)[1] and not _depends_on_counter(item, letter)
         for item in others
         for letter in counters.values()
     )
     return items if is_bound else others
 
 
-def _is_numbered_by(item: str, letter: str) -> bool:
+def _depends_on_counter(item: str, counter: str) -> bool:
     r"""Checks whether a list item is a family of values with the given integer parameter.
 
     This holds for `x = 2k\pi` and k, but not for `k > 3`.
     """
     sides, relations = split_relations(item)
-    occurs = [re.search(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", side) is not None for side in sides]
+    occurs = [re.search(rf"(?<![A-Za-z\\]){counter}(?![A-Za-z])", side) is not None for side in sides]
     return occurs[-1] and set(relations) <= {"="} and (len(sides) == 1 or not occurs[0])
 
 

@@ -106,17 +106,17 @@ class _MagnitudeEstimator:
         if node.head == "power":
             exponent_bound = self.bound_exponent(node.args[1])
             log2_upper, log2_inverse, bits = (size * exponent_bound + 1 for size in first_part)
-            fine_bits = self.count_fine_bits(node.args[1])
+            fine_bits = self.count_excess_constant_bits(node.args[1])
             return Magnitude(log2_upper, log2_inverse, bits + 2 * fine_bits + (_EVERYDAY_BITS if fine_bits else 0.0))
         if node.head == "root":
             return Magnitude(
                 first_part.log2_upper / 2,
                 first_part.log2_inverse / 2,
-                first_part.bits + self.count_fine_bits(node.args[0]),
+                first_part.bits + self.count_excess_constant_bits(node.args[0]),
             )
         return first_part
 
-    def count_fine_bits(self, node: Node) -> float:
+    def count_excess_constant_bits(self, node: Node) -> float:
         """Counts the bits of an expression's constants that exceed those of everyday numbers.
 
         As many more are needed to tell a function's value at a tiny argument from that of its first terms: near zero,
@@ -125,7 +125,7 @@ class _MagnitudeEstimator:
         bits = self.fine_bits.get(node)
         if bits is None:
             if node.letters or node.unknown_functions:
-                bits = sum(map(self.count_fine_bits, node.args))
+                bits = sum(map(self.count_excess_constant_bits, node.args))
             else:
                 bits = max(0.0, self.estimate(node).bits - _EVERYDAY_BITS)
             self.fine_bits[node] = bits
@@ -144,7 +144,7 @@ class _MagnitudeEstimator:
         """Estimates bounds on the size of a known function's value."""
         part_magnitudes = [self.estimate(arg) for arg in node.args]
         log2_upper = max(part.log2_upper for part in part_magnitudes)
-        bits = max(part.bits for part in part_magnitudes) + sum(map(self.count_fine_bits, node.args))
+        bits = max(part.bits for part in part_magnitudes) + sum(map(self.count_excess_constant_bits, node.args))
         if node.value in {"ln", "log"}:
             return Magnitude(math.log2(bits + 2), bits + 2, bits + 2)
         if node.value in _BOUNDED_FUNCTIONS:

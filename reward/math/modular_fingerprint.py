@@ -51,7 +51,10 @@ class Fingerprint:
         return residues
 
     def draw_atom(self, kind: str, *parts: object) -> tuple[int, int]:
-        """Draws hash-based modular residues for a part that is not a rational operation, and adds its kind to `atoms`."""
+        """Draws hash-based modular residues for a part that is not a rational operation.
+
+        Its kind is added to `atoms`.
+        """
         self.atoms.add(kind)
         return _draw_residues(kind, *parts)
 
@@ -114,7 +117,10 @@ class Fingerprint:
         return numerator[0] * inverse[0] % PRIMES[0], numerator[1] * inverse[1] % PRIMES[1]
 
     def fingerprint_power(self, node: Node) -> tuple[int, int]:
-        """Returns the modular residues of a power. They are hash-based where the exponent is not rational or too large."""
+        """Returns the modular residues of a power.
+
+        They are hash-based where the exponent is not rational or too large.
+        """
         base = self.compute_residues(node.args[0])
         try:
             exponent = self.exact.evaluate(node.args[1])
@@ -223,7 +229,7 @@ class Fingerprint:
         return first % PRIMES[0], second % PRIMES[1]
 
     def fingerprint_opaque_series(self, node: Node, *ends: object) -> tuple[int, int]:
-        r"""Returns hash-based modular residues for a `\sum` or `\prod`, from its bounds and the residues of its body."""
+        r"""Returns hash-based modular residues for a `\sum` or `\prod`, from its bounds and body."""
         variable, body = node.args[0], node.args[3]
         inner = Fingerprint(self.product_letters)
         inner.exact.steps_left = self.exact.steps_left

@@ -231,7 +231,7 @@ class MpmathEvaluator:
         """Returns the cosine of a number."""
         return self.drop_rounding_residue(self.context.cos(value))
 
-    def require_ordered(self, value: MpNumber) -> MpNumber:
+    def require_real(self, value: MpNumber) -> MpNumber:
         """Returns a value if it is real. Raises UndefinedError for a complex value, which has no order."""
         if self.is_complex(value):
             raise UndefinedError("complex numbers have no order")
@@ -239,13 +239,13 @@ class MpmathEvaluator:
 
     def take_floor(self, value: MpNumber) -> MpNumber:
         """Rounds a number down to an integer. A number within rounding error of an integer becomes that integer."""
-        nearest = self.context.nint(self.require_ordered(value))
+        nearest = self.context.nint(self.require_real(value))
         if abs(value - nearest) < self.context.ldexp(1, self.least_magnitude + max(0, self.context.mag(value))):
             return nearest
         return self.context.floor(value)
 
-    def take_modulo(self, value: MpNumber, modulus: MpNumber) -> MpNumber:
-        """Returns the remainder of a division by the modulus."""
+    def compute_remainder(self, value: MpNumber, modulus: MpNumber) -> MpNumber:
+        """Returns the remainder of dividing a number by a modulus."""
         return value - modulus * self.take_floor(self.divide(value, modulus))
 
     def apply_inverse_function(self, name: str, value: MpNumber) -> MpNumber:
@@ -306,8 +306,8 @@ _FUNCTION_RULES: dict[str, Callable[..., MpNumber]] = {
     "abs": lambda evaluator, x: abs(x),
     "floor": MpmathEvaluator.take_floor,
     "ceil": lambda evaluator, x: -evaluator.take_floor(-x),
-    "mod": MpmathEvaluator.take_modulo,
-    "max": lambda evaluator, *arguments: max(evaluator.require_ordered(x) for x in arguments),
-    "min": lambda evaluator, *arguments: min(evaluator.require_ordered(x) for x in arguments),
+    "mod": MpmathEvaluator.compute_remainder,
+    "max": lambda evaluator, *arguments: max(evaluator.require_real(x) for x in arguments),
+    "min": lambda evaluator, *arguments: min(evaluator.require_real(x) for x in arguments),
     "degrees": lambda evaluator, x: x * evaluator.context.pi / 180,
 }

@@ -17,7 +17,7 @@ from qwen_align.reward.math.answer_values import (
 from qwen_align.reward.math.expression_equality import decide_equality
 from qwen_align.reward.math.expression_parser import parse_expression
 from qwen_align.reward.math.expression_tree import make_symbol, substitute_letters
-from qwen_align.reward.math.variable_names import normalize_variable_name, strip_index
+from qwen_align.reward.math.variable_names import normalize_variable_name, strip_subscript
 
 _MAX_COMPARISONS = 900  # comparisons of named values
 
@@ -106,7 +106,11 @@ def has_same_named_values(
         return _is_each_pair_among(golds, answers, is_same_answer) and _is_each_pair_among(
             answers, golds, is_same_answer
         )
-    if len({strip_index(name) for name in gold_names}) == len({strip_index(name) for name in answer_names}) == 1:
+    if (
+        len({strip_subscript(name) for name in gold_names})
+        == len({strip_subscript(name) for name in answer_names})
+        == 1
+    ):
         return is_same_answer(UnorderedItems(gold_values), UnorderedItems(answer_values), deferred)
     if len(golds) == len(answers):
         return is_same_answer(BracketedTuple("(", gold_values, ")"), BracketedTuple("(", answer_values, ")"), deferred)

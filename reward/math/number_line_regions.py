@@ -196,7 +196,7 @@ def _group_to_region(group: UnorderedItems, is_gold: bool) -> Region | None:
 
     Returns None if the list is ambiguous.
     """
-    plain_items, holes = _split_off_holes(group.items)
+    plain_items, holes = _split_off_excluded_points(group.items)
     if holes:
         plain_group = UnorderedItems(plain_items, group.all_hold)
         base_region = to_region(plain_group, is_gold=is_gold) if plain_items else _WHOLE_LINE
@@ -227,7 +227,9 @@ def _group_to_region(group: UnorderedItems, is_gold: bool) -> Region | None:
     return None if covers else united  # `x > 1, x < 2` means both at once
 
 
-def _split_off_holes(items: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue, ...], tuple[AnswerValue, ...]]:
+def _split_off_excluded_points(
+    items: tuple[AnswerValue, ...],
+) -> tuple[tuple[AnswerValue, ...], tuple[AnswerValue, ...]]:
     r"""Splits a list into its ordinary items and the points excluded by `x \ne 3`.
 
     A domain such as `x \in \mathbb{R}` beside relations is dropped.
@@ -329,11 +331,11 @@ def _compare_ends(left: Scalar, right: Scalar) -> int:
 
     The result is below 0, 0 or above 0 as the left end is less than, equal to or greater than the right.
     """
-    left_key, right_key = _rank_end(left), _rank_end(right)
+    left_key, right_key = _get_end_sort_key(left), _get_end_sort_key(right)
     return (left_key > right_key) - (left_key < right_key)
 
 
-def _rank_end(end: Scalar) -> tuple[int, Fraction]:
+def _get_end_sort_key(end: Scalar) -> tuple[int, Fraction]:
     """Returns a sort key that orders interval ends from minus infinity to infinity."""
     if end.number is not None:
         return 0, end.number

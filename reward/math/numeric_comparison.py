@@ -13,7 +13,7 @@ from qwen_align.reward.math.sample_points import SamplePoint
 _lock = threading.Lock()  # mpmath's precision and its caches of constants belong to no thread
 
 
-def _renew_lock() -> None:
+def _replace_lock_after_fork() -> None:
     """Replaces the mpmath lock by a new one in a forked child process.
 
     The old lock may be held by a thread that exists only in the parent.
@@ -23,7 +23,7 @@ def _renew_lock() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_replace_lock_after_fork)
 
 
 def evaluate_nodes(nodes: tuple[Node, ...], point: SamplePoint, bits: int, *, is_real: bool) -> list[MpNumber]:
@@ -45,7 +45,7 @@ class Difference(NamedTuple):
     distance: MpNumber
     size: MpNumber
 
-    def is_rounding_error(self, bits: int) -> bool:
+    def is_within_rounding_error(self, bits: int) -> bool:
         """Checks whether the difference of two values is within their rounding error at a precision of `bits` bits."""
         with _lock:
             return bool(self.distance <= _get_context().ldexp(self.size, -(bits * 7) // 10))

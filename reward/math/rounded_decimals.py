@@ -28,8 +28,8 @@ def is_rounding_of(decimal: Node, exact_node: Node) -> bool:
 
     With the digits of a float the last one may be off by less than one.
     """
-    value_and_unit = _parse_long_decimal(decimal)
-    if value_and_unit is None or _parse_long_decimal(exact_node) is not None or not is_constant(exact_node):
+    value_and_unit = _parse_decimal_and_last_place(decimal)
+    if value_and_unit is None or _parse_decimal_and_last_place(exact_node) is not None or not is_constant(exact_node):
         return False
     value, unit = value_and_unit
     tolerance = unit if _count_significant_digits(decimal) >= _FLOAT_DIGITS else unit / 2
@@ -41,23 +41,23 @@ def is_rounding_of(decimal: Node, exact_node: Node) -> bool:
 
 
 def _count_significant_digits(node: Node) -> int:
-    """Counts the significant digits of the decimal in an expression that `_parse_long_decimal` accepts."""
+    """Counts the significant digits of the decimal in an expression that `_parse_decimal_and_last_place` accepts."""
     while node.head in ("negative", "product"):
         node = node.args[0]
     mantissa = str(node.value).lower().partition("e")[0]
     return len(mantissa.replace(".", "").lstrip("0"))
 
 
-def _parse_long_decimal(node: Node) -> tuple[Fraction, Fraction] | None:
+def _parse_decimal_and_last_place(node: Node) -> tuple[Fraction, Fraction] | None:
     """Returns the value and the last-place unit of a decimal of at least MIN_DIGITS digits.
 
     Returns None for any other expression.
     """
     if node.head == "negative":
-        value_and_unit = _parse_long_decimal(node.args[0])
+        value_and_unit = _parse_decimal_and_last_place(node.args[0])
         return None if value_and_unit is None else (-value_and_unit[0], value_and_unit[1])
     if node.head == "product" and len(node.args) == 2 and node.args[1].head == "power":
-        value_and_unit, scale = _parse_long_decimal(node.args[0]), evaluate_rational(node.args[1])
+        value_and_unit, scale = _parse_decimal_and_last_place(node.args[0]), evaluate_rational(node.args[1])
         return (
             None if value_and_unit is None or not scale else (value_and_unit[0] * scale, value_and_unit[1] * abs(scale))
         )

@@ -68,7 +68,7 @@ def is_same_scalar(gold: Scalar, answer: Scalar, deferred: DeferredPairs | None)
     if gold.number is not None and answer.number is not None:
         if gold.number == (answer.number if factor is None else answer.number * factor):
             return True
-        if not _is_long_decimal(gold.text) and not _is_long_decimal(answer.text):
+        if not _has_ten_digit_decimal(gold.text) and not _has_ten_digit_decimal(answer.text):
             return False
     text = _strip_thousands_commas(answer)
     if factor is not None and factor != 1:
@@ -124,7 +124,7 @@ def _strip_thousands_commas(scalar: Scalar) -> str:
     return scalar.text.replace(",", "") if scalar.number is not None else scalar.text
 
 
-def _is_long_decimal(text: str) -> bool:
+def _has_ten_digit_decimal(text: str) -> bool:
     """Checks whether a text contains a decimal with at least ten digits, which may be a rounded exact value."""
     return "." in text and sum(map(str.isdigit, text)) >= _MIN_DECIMAL_DIGITS
 
@@ -146,10 +146,10 @@ def _strip_word_punctuation(text: str) -> str:
 
 def _is_possible_word(letter_run: str) -> bool:
     """Checks whether a run of letters may be a word and not a product of variables."""
-    return len(letter_run) > 2 and not _is_alphabet_run(letter_run)
+    return len(letter_run) > 2 and not _is_consecutive_letters(letter_run)
 
 
-def _is_alphabet_run(letter_run: str) -> bool:
+def _is_consecutive_letters(letter_run: str) -> bool:
     """Checks whether letters are distinct and consecutive in the alphabet, in any order, such as abc, zyx or prq."""
     code_points = sorted(map(ord, letter_run))
     return letter_run.islower() and code_points == list(range(code_points[0], code_points[0] + len(code_points)))
@@ -160,6 +160,6 @@ def _is_letter_product(words: Words) -> bool:
     letter_run = words.original_text
     if len(letter_run) == 2:
         return letter_run not in _TWO_LETTER_WORDS and any(set(letter_run) <= letters for letters in _LETTER_PAIRS)
-    if len(letter_run) != 3 or _is_alphabet_run(letter_run):
+    if len(letter_run) != 3 or _is_consecutive_letters(letter_run):
         return len(letter_run) == 3
     return any(set(letter_run) <= letters for letters in _LETTER_TRIPLES) or not set(letter_run.lower()) & set("aeiou")

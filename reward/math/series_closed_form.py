@@ -56,7 +56,7 @@ def _compute_inverse_difference(
 
 
 def _evaluate_continued_fraction(nodes: list[Fraction], coefficients: list[Fraction], node: Fraction) -> Fraction:
-    """Evaluates Thiele's continued fraction at a node."""
+    """Evaluates Thiele's continued fraction, given by its nodes and coefficients, at a node."""
     value = coefficients[-1]
     for earlier_node, coefficient in zip(nodes[-2::-1], coefficients[-2::-1], strict=True):
         value = coefficient + (node - earlier_node) / value

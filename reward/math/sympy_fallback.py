@@ -116,7 +116,7 @@ def _parse_with_sympy(text: str) -> Any:
     import math_verify
     import sympy
 
-    text_with_sides, n_one_sided = _ONE_SIDED_LIMIT.subn(_brace_limit_side, text)
+    text_with_sides, n_one_sided = _ONE_SIDED_LIMIT.subn(_brace_approach_direction, text)
     n_limits = text.count(r"\lim")
     if n_limits and (n_one_sided not in (0, n_limits) or (n_one_sided == 0 and _ANY_SIDE_MARK.search(text))):
         return None  # the grammar would read a side as an exponent, or leave it out
@@ -125,7 +125,7 @@ def _parse_with_sympy(text: str) -> Any:
     expression = next(
         (candidate for candidate in parsed if isinstance(candidate, sympy.Basic | sympy.MatrixBase)), None
     )
-    if expression is None or any(map(_is_misread, expression.atoms(sympy.Derivative, sympy.Symbol))):
+    if expression is None or any(map(_is_misread_differential, expression.atoms(sympy.Derivative, sympy.Symbol))):
         return None
     return expression.replace(
         lambda candidate: isinstance(candidate, sympy.Limit),
@@ -133,13 +133,13 @@ def _parse_with_sympy(text: str) -> Any:
     )
 
 
-def _brace_limit_side(match: re.Match[str]) -> str:
+def _brace_approach_direction(match: re.Match[str]) -> str:
     r"""Rewrites the approach direction of a limit with braces for sympy's grammar, `\to 0^+` as `\to{0}^{+}`."""
     point = match[2].strip("{}")
     return f"{match[1]}{{{point}}}^{{{match[3] or match[4]}}}"
 
 
-def _is_misread(atom: Any) -> bool:
+def _is_misread_differential(atom: Any) -> bool:
     """Checks whether a sympy atom is a misread derivative or differential.
 
     Sympy takes a derivative of a variable for zero, and a differential for a variable.

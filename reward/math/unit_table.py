@@ -153,7 +153,7 @@ def _build_unit_table() -> dict[str, Unit]:
 UNITS = _build_unit_table()
 
 
-def find_listed_word(word: str) -> str | None:
+def find_unit_name(word: str) -> str | None:
     """Returns the form of a word that the table of units contains.
 
     Returns None if there is none. Tried as it is, in lower case, without its full stop and without its plural ending.

@@ -5,7 +5,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from qwen_align.reward.math.unit_table import POWER_WORDS, SCALES, UNITS, Unit, find_listed_word
+from qwen_align.reward.math.unit_table import POWER_WORDS, SCALES, UNITS, Unit, find_unit_name
 
 ANY_WORD = "*"  # among `unit_letters`: the text is a gold, whose unit may be any word
 _NON_UNIT_WORDS = frozenset(
@@ -68,7 +68,7 @@ def split_off_unit(text: str, unit_letters: frozenset[str] = frozenset()) -> Mea
         return MeasuredText(inch_match[1], UNITS["inch"])
     if currency := _LEADING_MONEY.match(text):
         currency_word = _CURRENCY_UNITS[currency[2].rstrip(". ")]
-        if (rate_match := _CURRENCY_RATE.fullmatch(text, currency.end())) and find_listed_word(rate_match[2]):
+        if (rate_match := _CURRENCY_RATE.fullmatch(text, currency.end())) and find_unit_name(rate_match[2]):
             return MeasuredText(
                 currency[1] + currency[3] + rate_match[1], _combine_units([(currency_word, 1), (rate_match[2], -1)])
             )
@@ -233,11 +233,11 @@ def _is_unit_word(word: str, unit_letters: frozenset[str], is_text: bool) -> boo
         and word.lower() not in _NON_UNIT_WORDS
     ):
         return True
-    return find_listed_word(word) is not None
+    return find_unit_name(word) is not None
 
 
 def _to_singular(word: str) -> str:
-    """Returns the word in lower case without a plural ending."""
+    """Returns a word in lower case without its plural ending."""
     return word.lower().removesuffix("s")
 
 
@@ -246,7 +246,7 @@ def _combine_units(words: list[tuple[str, int]]) -> Unit:
     factor = Fraction(1)
     dimensions: dict[str, int] = {}
     for word, power in words:
-        listed_word = find_listed_word(word)
+        listed_word = find_unit_name(word)
         unit = UNITS[listed_word] if listed_word else Unit(Fraction(1), ((_to_singular(word), 1),))
         factor *= unit.factor**power
         for dimension, exponent in unit.dimensions:

@@ -50,13 +50,13 @@ def _is_each_item_among(
         if any(is_same_answer(item, candidate, None) for candidate in same_kind):
             continue
         if deferred is None or not any(
-            _is_same_with_deferral(item, candidate, deferred, is_same_answer) for candidate in same_kind
+            _is_same_or_undo_deferral(item, candidate, deferred, is_same_answer) for candidate in same_kind
         ):
             return False
     return True
 
 
-def _is_same_with_deferral(
+def _is_same_or_undo_deferral(
     item: AnswerValue, candidate: AnswerValue, deferred: DeferredPairs, is_same_answer: AnswerComparer
 ) -> bool:
     """Checks whether two items are equal.

@@ -36,7 +36,7 @@ def normalize_variable_name(side: str, *, is_gold: bool) -> str | None:
     if (
         _NAME_OR_NAMES.fullmatch(bare)
         or _DERIVATIVE.fullmatch(bare)
-        or (is_gold and _compile_gold_only_name().fullmatch(bare))
+        or (is_gold and _compile_gold_name_pattern().fullmatch(bare))
     ):
         return re.sub(r"_\{([^{}]*)\}", r"_\1", bare)
     words = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", side).strip()
@@ -46,7 +46,7 @@ def normalize_variable_name(side: str, *, is_gold: bool) -> str | None:
 
 
 @cache  # 0.04 s, which `check` would spend at every start; few golds need it
-def _compile_gold_only_name() -> re.Pattern[str]:
+def _compile_gold_name_pattern() -> re.Pattern[str]:
     """Compiles the pattern of names allowed only in a gold: applied functions, ratios and absolute values."""
     return re.compile(
         rf"\\(?:sin|cos|tan|cot|sec|csc|log|ln) ?(?:{_NAME}|\({_NAME}\))|"
@@ -54,6 +54,6 @@ def _compile_gold_only_name() -> re.Pattern[str]:
     )
 
 
-def strip_index(name: str) -> str:
+def strip_subscript(name: str) -> str:
     """Returns a variable name without its subscript, so `x_1` and `x_2` become x."""
     return _INDEX.sub("", name.rstrip("'0123456789"))

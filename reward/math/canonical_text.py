@@ -20,32 +20,32 @@ from qwen_align.reward.math.named_value_equality import collect_named_values
 from qwen_align.reward.math.number_line_regions import INEQUALITIES, Region, merge_intervals, to_region
 
 
-def spell_canonically(value: AnswerValue) -> str:
+def format_canonically(value: AnswerValue) -> str:
     """Returns a canonical string of a parsed answer, the same for equal numbers, points and sets.
 
     Other expressions keep their text, without spaces. Units and the names of unknowns are left out.
     """
     if isinstance(value, Scalar):
-        return _spell_scalar(value)
+        return _format_scalar(value)
     if isinstance(value, Words):
         return value.text
     if isinstance(value, Choice):
         return value.letter
     if isinstance(value, BracketedTuple):
-        return f"{value.opening}{','.join(map(spell_canonically, value.items))}{value.closing}"
+        return f"{value.opening}{','.join(map(format_canonically, value.items))}{value.closing}"
     if isinstance(value, UnorderedItems):
-        return f"{{{','.join(sorted(set(map(spell_canonically, value.items))))}}}"
+        return f"{{{','.join(sorted(set(map(format_canonically, value.items))))}}}"
     if isinstance(value, Matrix):
-        rows = ("&".join(map(spell_canonically, row)) for row in value.rows)
+        rows = ("&".join(map(format_canonically, row)) for row in value.rows)
         return f"{value.kind}[{';'.join(rows)}]"
     if isinstance(value, BaseNumeral):
         return f"{value.digits}_{value.base}"
     if isinstance(value, Ratio):
-        return ":".join(map(spell_canonically, value.parts))
-    return _spell_relation(value)
+        return ":".join(map(format_canonically, value.parts))
+    return _format_relation_or_union(value)
 
 
-def _spell_scalar(value: Scalar) -> str:
+def _format_scalar(value: Scalar) -> str:
     """Returns the exact number of an expression as a string.
 
     An expression without one keeps its text, without spaces.
@@ -57,7 +57,7 @@ def _spell_scalar(value: Scalar) -> str:
     return str(number) if number is not None else value.text.replace(" ", "")
 
 
-def _spell_relation(value: RelationChain | SetUnion) -> str:
+def _format_relation_or_union(value: RelationChain | SetUnion) -> str:
     """Returns the canonical string of an equation, inequality or union of sets.
 
     This is the value of `x = 5`, the intervals of an inequality or union, or else the text of the sides and relations.
@@ -65,22 +65,22 @@ def _spell_relation(value: RelationChain | SetUnion) -> str:
     if isinstance(value, RelationChain):
         named_values = collect_named_values(value, is_same_answer, is_gold=False)
         if named_values is not None and len(named_values) == 1:
-            return spell_canonically(named_values[0][1])
+            return format_canonically(named_values[0][1])
     if isinstance(value, SetUnion) or set(value.relations) & INEQUALITIES:
         region = to_region(value, is_gold=False)
         if region is not None:
-            return _spell_region(region)
+            return _format_intervals(region)
     if isinstance(value, SetUnion):
-        return r"\cup".join(map(spell_canonically, value.parts))
+        return r"\cup".join(map(format_canonically, value.parts))
     sides = [side.replace(" ", "") for side in value.sides]
     return "".join(side + relation for side, relation in zip(sides, (*value.relations, ""), strict=True))
 
 
-def _spell_region(region: Region) -> str:
+def _format_intervals(region: Region) -> str:
     """Formats a region of the number line as a LaTeX union of intervals."""
     intervals = (
-        f"{'[' if interval.includes_low else '('}{spell_canonically(interval.low)},"
-        f"{spell_canonically(interval.high)}{']' if interval.includes_high else ')'}"
+        f"{'[' if interval.includes_low else '('}{format_canonically(interval.low)},"
+        f"{format_canonically(interval.high)}{']' if interval.includes_high else ')'}"
         for interval in merge_intervals(region.intervals)
     )
     return r"\cup".join(intervals)
