@@ -80,7 +80,7 @@ class ExactEvaluator:
         return value
 
     def evaluate_integer(self, node: Node) -> int:
-        """Returns the value of a node as an integer. Raises NotRationalError if the value is not an integer."""
+        """Returns the value of an expression as an integer. Raises NotRationalError if the value is not an integer."""
         value = self.evaluate(node)
         if value.denominator != 1:
             raise NotRationalError("not whole")

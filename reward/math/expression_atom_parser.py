@@ -118,7 +118,7 @@ def parse_letter(cursor: TokenCursor, token: str) -> Node:
 
 
 def take_opaque_text(cursor: TokenCursor) -> str:
-    """Consumes the next argument as plain text, for names that are not parsed further."""
+    """Consumes the next command argument as plain text, for names that are not parsed further."""
     token = cursor.take_token()
     if token != "{":
         if not (token.isalnum() or token[:1] == "\\"):

@@ -182,7 +182,7 @@ class _Comparison:
         return bits
 
     def estimate_bits_at_point(self, point: SamplePoint) -> int:
-        """Estimates the required precision in bits at one sample point, if the bound for all points is too large."""
+        """Estimates the required precision in bits at one sample point, where the bound for all points is too large."""
         if self.bits is not None:
             return self.bits
         self.work_left -= 20 * self.part_counts[1]

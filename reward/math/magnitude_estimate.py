@@ -50,7 +50,7 @@ class _MagnitudeEstimator:
         self.fine_bits: dict[Node, float] = {}
 
     def estimate(self, node: Node) -> Magnitude:
-        """Estimates bounds on the size of a node's value, from the exact value where it is rational.
+        """Estimates bounds on the size of an expression's value, from the exact value where it is rational.
 
         Raises TooLargeError above MAX_BITS.
         """
@@ -63,7 +63,7 @@ class _MagnitudeEstimator:
         return magnitude
 
     def measure_exactly(self, node: Node) -> Magnitude | None:
-        """Returns bounds on the size of a node's value, computed from its exact value.
+        """Returns bounds on the size of an expression's value, computed from its exact value.
 
         Returns None if the value is not rational.
         """
@@ -73,7 +73,7 @@ class _MagnitudeEstimator:
             return None
 
     def estimate_by_rule(self, node: Node) -> Magnitude:
-        """Estimates bounds on the size of a node's value from its operation and the bounds of its arguments."""
+        """Estimates bounds on the size of an expression's value from its operation and the bounds of its arguments."""
         if node.head == "constant":
             log2_upper = _CONSTANT_LOG2.get(str(node.value), _LETTER_BITS)
             return Magnitude(log2_upper, 0.0, log2_upper)

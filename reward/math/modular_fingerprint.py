@@ -157,7 +157,10 @@ class Fingerprint:
         return self.fingerprint_exactly_or_draw(str(node.value), node, *parts)
 
     def fingerprint_exactly_or_draw(self, kind: str, node: Node, *parts: object) -> tuple[int, int]:
-        """Returns the modular residues of a node's exact value. A node without one gets hash-based residues."""
+        """Returns the modular residues of an expression's exact value.
+
+        An expression without one gets hash-based residues.
+        """
         if not self.bound_values:
             try:
                 return _reduce_fraction(self.exact.evaluate(node))
@@ -263,7 +266,7 @@ def _draw_residues(*parts: object) -> tuple[int, int]:
 
 
 def _reduce_fraction(value: Fraction) -> tuple[int, int]:
-    """Returns the modular residues of a fraction modulo each of the two primes."""
+    """Returns the residues of a fraction modulo each of the two primes."""
     p, q = PRIMES
     if value.denominator == 1:
         return value.numerator % p, value.numerator % q

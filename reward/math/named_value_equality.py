@@ -129,7 +129,10 @@ def has_same_named_values(
 
 
 def _is_same_name(first: str, second: str) -> bool:
-    """Checks whether two names mean the same. The value of a function may be called `y` or `f(x)`."""
+    """Checks whether two names on the left of equations mean the same variable or function value.
+
+    The value of a function may be called `y` or `f(x)`.
+    """
     return first == second or {first, second} in ({"y", "f(x)"}, {"y", "y(x)"}, {"y", "g(x)"})
 
 
