@@ -1,4 +1,4 @@
-"""Builders: each makes typed rows from one source.
+"""Registers the data builders: classes of settings, each with a `build` method that yields data rows.
 
 A new builder is one new file and one line in the union below.
 """

@@ -1,4 +1,4 @@
-"""Generates running-total problems with traces: questions whose answers a program can check, in any number.
+"""Generates arithmetic word problems and expressions with reasoning traces and checkable answers.
 
 A problem is a start value and one to eight changes of 2-20, every value between 0 and 99, asked half
 the time as a small story and half as an expression. Train, dev and test never share the numbers
@@ -40,7 +40,7 @@ class Total(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """The sentence templates that one kind of story is told with; `{n}` is the number."""
+    """The sentence templates of one type of story problem. `{n}` stands for the number."""
 
     openings: tuple[str, ...]
     gains: tuple[str, ...]
@@ -86,7 +86,7 @@ EXPRESSIONS = (
 
 
 class Arithmetic(Strict):
-    """Settings of the arithmetic problem generator; `build` yields the rows.
+    """A builder that generates arithmetic problems, as problem rows, trace rows or raw texts.
 
     `steps` is cycled: `[2, 3, 4, 5, 5]` makes two in five problems five steps long. The last three
     settings shape `rows: text` only: shares of documents that are chains of facts and direct answers (the
@@ -122,7 +122,7 @@ class Arithmetic(Strict):
 
     @model_validator(mode="after")
     def _check_text_settings(self) -> "Arithmetic":
-        """Refuses text settings where no text rows are made, and shares that exceed 1 together."""
+        """Raises ValueError for text settings without `rows: text`, or for shares that add up to more than 1."""
         if self.rows != "text":
             idle_settings = sorted({"facts_share", "direct_share", "direct_steps"} & self.model_fields_set)
             if idle_settings:
@@ -132,11 +132,11 @@ class Arithmetic(Strict):
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Generates the rows through the interface of every builder; reads no other stage and drops nothing."""
+        """Generates the data rows through the interface of every builder. It reads no other stage and drops nothing."""
         return self.generate(seed)
 
     def generate(self, seed: int) -> Iterator[Row]:
-        """Generates `n` distinct rows, the same for the same settings and seed.
+        """Generates `n` distinct data rows, the same for the same settings and seed.
 
         `seed` counts where `self.seed` is None.
         """
@@ -158,7 +158,7 @@ class Arithmetic(Strict):
             yield row
 
     def _draw_row(self, random: Random, index: int) -> Row:
-        """Draws one row of the kind that the settings name."""
+        """Draws one data row of the kind that the setting `rows` names."""
         if self.rows == "text":
             return self._draw_text(random)
         total = draw_total(random, self.steps[index % len(self.steps)], self.split)
@@ -182,7 +182,7 @@ class Arithmetic(Strict):
         )
 
     def _draw_text(self, random: Random) -> Text:
-        """Draws one raw document: a chain of facts, a direct answer or a problem solved with a trace."""
+        """Draws one raw document: a chain of equations, a direct answer or a problem solved with a trace."""
         drawn = random.random()
         if drawn < self.facts_share:
             text = "\n".join(write_equations(draw_random_walk(random, N_FACTS_PER_CHAIN)))
@@ -195,7 +195,7 @@ class Arithmetic(Strict):
 
 
 def format_raw_document(question: str, total: Total, *, direct: bool) -> str:
-    """Formats a solved problem as a document of the base model's training data.
+    """Formats a question and its solution as a raw document for pretraining the base model.
 
     It has the equations, or with `direct` the bare answer.
 
@@ -205,28 +205,28 @@ def format_raw_document(question: str, total: Total, *, direct: bool) -> str:
 
 
 def format_raw_prompt(question: str, *, direct: bool) -> str:
-    """Formats the prompt with which the base model is asked to solve `question` in its own format."""
+    """Formats a question as a prompt in the layout of the base model's pretraining documents."""
     return f"Question:\n{question}\n{'Answer' if direct else 'Steps'}:\n"
 
 
 def format_raw_solution(total: Total, *, direct: bool) -> str:
-    """Formats the solution that follows `format_raw_prompt` in a document of the base model."""
+    """Formats the solution that follows the prompt of `format_raw_prompt` in a pretraining document."""
     answer = box_answer(str(compute_final_value(total)))
     return answer if direct else "\n".join([*write_equations(total), "Answer:", answer])
 
 
 def box_answer(answer: str) -> str:
-    """Wraps the answer in a LaTeX `\boxed{}`."""
+    r"""Wraps an answer in LaTeX's `\boxed{}`."""
     return f"\\boxed{{{answer}}}"
 
 
 def compute_final_value(total: Total) -> int:
-    """Returns the number at which the running total ends."""
+    """Returns the value at which a running total ends."""
     return total.start + sum(total.changes)
 
 
 def write_equations(total: Total) -> list[str]:
-    """Writes one `a+b=c` equation for each change."""
+    """Returns one equation such as `12+3=15` for each change of a running total."""
     lines, current = [], total.start
     for change in total.changes:
         lines.append(f"{current}{change:+d}={current + change}")
@@ -235,18 +235,18 @@ def write_equations(total: Total) -> list[str]:
 
 
 def format_expression(total: Total) -> str:
-    """Writes the problem's numbers as an expression without words, such as `33+12-5`."""
+    """Formats the start and changes of a running total as an expression such as `33+12-5`."""
     return f"{total.start}" + "".join(f"{change:+d}" for change in total.changes)
 
 
 def assign_split(total: Total) -> Split:
-    """Assigns a problem to train, dev or test by a hash of its numbers, eight to one to one, whatever the seed."""
+    """Assigns a problem to train, dev or test (8:1:1) by a hash of its numbers."""
     tenth = hashlib.sha256(format_expression(total).encode()).digest()[0] % 10
     return "test" if tenth == 0 else "dev" if tenth == 1 else "train"
 
 
 def draw_total(random: Random, steps: int, split: Split) -> Total:
-    """Draws a running total that belongs to the split.
+    """Draws a running total whose numbers belong to the given split (train, dev or test).
 
     It starts at 2 or more, since nobody has 0 or 1 apples to begin with.
     """
@@ -257,7 +257,10 @@ def draw_total(random: Random, steps: int, split: Split) -> Total:
 
 
 def draw_random_walk(random: Random, steps: int, smallest_start: int = 0) -> Total:
-    """Draws a start and random changes, up or down alike wherever both keep the value between 0 and 99."""
+    """Draws a start value and random changes that keep the running total between 0 and 99.
+
+    A change goes up or down alike wherever both are possible.
+    """
     start = current = random.randint(smallest_start, LARGEST_VALUE)
     changes = []
     for _ in range(steps):
@@ -270,14 +273,14 @@ def draw_random_walk(random: Random, steps: int, smallest_start: int = 0) -> Tot
 
 
 def draw_question(random: Random, total: Total) -> tuple[str, str]:
-    """Draws the wording of a problem: the question and its form, `words` or `expression`."""
+    """Draws the wording of a problem and returns the question with its form, `words` or `expression`."""
     if random.random() < 0.5:
         return random.choice(EXPRESSIONS).format(sum=format_expression(total)), "expression"
     return draw_story(random, total), "words"
 
 
 def draw_story(random: Random, total: Total) -> str:
-    """Draws a story of one owner, place or train, with a sentence for each change."""
+    """Draws a story problem about one owner, place or train, with one sentence for each change."""
     scene = random.choice(SCENES)
     name, other = random.sample(NAMES, 2)
     words = {"name": name, "other": other, "things": random.choice(THINGS), "place": random.choice(PLACES)}
@@ -289,5 +292,5 @@ def draw_story(random: Random, total: Total) -> str:
 
 
 def compute_content_id(content: str) -> str:
-    """Hashes a text to a stable row id: equal questions have equal ids in whatever kind of row."""
+    """Hashes a question's text to a stable row id. Equal questions have equal ids in whatever kind of row."""
     return f"arithmetic-{hashlib.sha256(content.encode()).hexdigest()[:16]}"

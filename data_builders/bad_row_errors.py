@@ -1,4 +1,4 @@
-"""Errors for a source's bad rows, and the functions that decide whether such a row ends the build."""
+"""Defines the errors for malformed data rows and decides whether such a row ends the build."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ MAX_ROW_BYTES = MAX_ROW_MIB * 1024**2
 
 
 class BadRow(RowError):
-    """A row that cannot be read or converted.
+    """An error for a data row that cannot be read or converted.
 
     `reason` is short and countable, the message names file and line.
     """
@@ -21,7 +21,7 @@ class BadRow(RowError):
 
 
 class BadValue(ValueError):
-    """A fault of a row, raised where the row's file and line are not known."""
+    """An error for a malformed value in a data row, raised where the row's file and line are not known."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -33,12 +33,12 @@ Reject = Callable[[BadRow], None]
 
 
 def raise_bad_row(error: BadRow) -> None:
-    """Raises the error, so that one bad row ends the build."""
+    """Raises the error of a malformed data row, so that it ends the build."""
     raise error
 
 
 def shorten_repr(value: Any) -> str:
-    """Returns the value as Python writes it, cut to 60 characters."""
+    """Returns the Python repr of a value, cut to 60 characters."""
     text = repr(value[:60] if isinstance(value, str | list) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -46,7 +46,7 @@ def shorten_repr(value: Any) -> str:
 def reject_rows_with_nul(
     rows: Iterable[dict[str, Any]], locate_row: Callable[[int], str], reject: Reject, first_number: int = 1
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (location, row) of the rows and passes those that hold a NUL character to `reject`.
+    """Yields each row with its location, and passes rows that hold a NUL character to `reject`.
 
     `locate_row` names a row by its number.
     """
@@ -58,7 +58,7 @@ def reject_rows_with_nul(
 
 
 def has_nul_character(value: Any) -> bool:
-    """Tells whether a text anywhere in the value, keys included, holds a NUL character."""
+    """Returns whether any text in a nested value, keys included, holds a NUL character."""
     if isinstance(value, str):
         return "\0" in value
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Reads the questions of a benchmark from the rows of an earlier stage or from a file of the user's own."""
+"""Reads the questions of a benchmark from the data rows of an earlier stage or from a user's file."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ Reader = Callable[[], Iterator[Row]]
 
 
 class Question(NamedTuple):
-    """A question of a benchmark with its id."""
+    """A benchmark question with its id."""
 
     id: str
     text: str
@@ -36,7 +36,7 @@ class Against(Strict):
 
     @model_validator(mode="after")
     def _check_benchmark(self) -> "Against":
-        """Checks that exactly one benchmark is named, and that its file is of a kind we read."""
+        """Checks that the settings name exactly one benchmark, and that its file has a known suffix."""
         if (self.against is None) == (self.against_file is None):
             raise ValueError("a benchmark is named by 'against', a data stage, or by 'against_file'; give one of them")
         if (self.against_file is None) != (self.column is None):
@@ -46,15 +46,15 @@ class Against(Strict):
         return self
 
     @property
-    def benchmark(self) -> str:
-        """Returns the benchmark's name: the stage's, or the file's with its folder's.
+    def benchmark_name(self) -> str:
+        """Returns the benchmark's name: its stage's name, or its file's name with the folder.
 
         Many files are called `test.jsonl`.
         """
         return self.against or "/".join(Path(self.against_file or "").parts[-2:])
 
     def read_questions(self, sources: Mapping[str, Reader]) -> list[Question]:
-        """Reads the benchmark's questions.
+        """Reads all questions of the benchmark.
 
         Raises DataError where it is empty, RowError naming file and line for a wrong row.
         """
@@ -65,11 +65,11 @@ class Against(Strict):
         else:
             questions = list(self._read_file_questions())
         if not questions:
-            raise DataError(f"contamination: {self.benchmark} holds no question, so nothing would be checked")
+            raise DataError(f"contamination: {self.benchmark_name} holds no question, so nothing would be checked")
         return questions
 
     def _read_file_questions(self) -> Iterator[Question]:
-        """Reads the questions from `against_file`."""
+        """Yields the benchmark questions that are read from the file `against_file`."""
         assert self.against_file is not None
         assert self.column is not None
         for number, (location, value) in enumerate(read_json_values(Path(self.against_file)), start=1):
@@ -79,4 +79,4 @@ class Against(Strict):
             if not isinstance(text, str):
                 problem = f"is {text!r:.40}, not a text" if self.column in value else "is missing"
                 raise RowError(f"{location}: '{self.column}' {problem}{did_you_mean(self.column, map(str, value))}")
-            yield Question(f"{self.benchmark}:{number}", text)
+            yield Question(f"{self.benchmark_name}:{number}", text)

@@ -1,4 +1,4 @@
-"""Builds step labels that are exactly known: from GSM8K's calculator marks, and from errors planted in them."""
+"""Builds exactly known step labels from GSM8K's calculator annotations and from errors planted in them."""
 
 import re
 from collections.abc import Iterator
@@ -25,19 +25,20 @@ _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,6})?")
 
 
 class Step(NamedTuple):
-    """A step of a solution with its calculator marks."""
+    """A step of a solution with its calculator annotations, such as `<<3*4=12>>`."""
 
     text: str
     marks: list[Mark]
 
 
 class CalculatorSteps(Strict):
-    """Steps rows whose labels say whether the arithmetic in a step is right, not whether it was the right step.
+    """A builder of step labels that say whether the arithmetic in each step of a solution is right.
 
-    Steps are lines; one without a mark is joined with the next that has one, those at the end with the last. Nearly
-    all marks of people and of models with a calculator are right, so wrong steps come from `planted_share`: so many
-    rows, drawn by the seed, get a wrong result in one step, and end there, since what follows would rest on the right
-    one. After a step that is wrong by itself nothing is kept either, as in Qwen2.5-Math-PRM.
+    They do not say whether it was the right step. Steps are lines; one without a mark is joined with the next that has
+    one, those at the end with the last. Nearly all marks of people and of models with a calculator are right, so wrong
+    steps come from `planted_share`: so many rows, drawn by the seed, get a wrong result in one step, and end there,
+    since what follows would rest on the right one. After a step that is wrong by itself nothing is kept either, as in
+    Qwen2.5-Math-PRM.
     """
 
     kind: Literal["calculator_steps"] = "calculator_steps"
@@ -55,14 +56,14 @@ class CalculatorSteps(Strict):
     keep_marks: bool = Field(default=False, description="leave the marks in the steps, where a model could read them")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the rows in the order of the solutions.
+        """Yields one row of labelled steps for each solution, in the order of the solutions.
 
         Solutions without marks, or with one that cannot be read, are dropped.
         """
         divided_solutions: list[tuple[Solution, list[Step]]] = []
         for solution in read_solutions(sources, self.from_data):
             try:
-                steps = self.split_steps(solution)
+                steps = self.split_by_calculator_marks(solution)
             except UnreadableMarkError as error:
                 drops.add("unreadable mark", solution.id, f"{error}"[:200])
                 continue
@@ -84,8 +85,11 @@ class CalculatorSteps(Strict):
             else:
                 yield self._make_row(solution, changed or steps, is_planted=changed is not None)
 
-    def split_steps(self, solution: Solution) -> list[Step]:
-        """Splits the solution into steps that hold at least one mark each; none if it has no mark."""
+    def split_by_calculator_marks(self, solution: Solution) -> list[Step]:
+        """Splits a solution into steps that each hold at least one calculator annotation.
+
+        The list is empty for a solution without annotations.
+        """
         parts: list[str] = []
         lines_without_mark: list[str] = []
         for part in solution.split_steps(self.step_break):
@@ -100,7 +104,7 @@ class CalculatorSteps(Strict):
         return [Step(part, parse_calculator_marks(part, may_round=self.may_round)) for part in parts]
 
     def _make_row(self, solution: Solution, steps: list[Step], *, is_planted: bool) -> Steps:
-        """Makes the steps row, cut after the first wrong step."""
+        """Makes the row of labelled steps of a solution, cut after its first wrong step."""
         first_wrong = _find_first_wrong_step(steps)
         kept_steps = steps if first_wrong is None else steps[: first_wrong + 1]
         facts = {"n_steps": len(steps)} if first_wrong is None else {"n_steps": len(steps), "first_wrong": first_wrong}
@@ -116,11 +120,9 @@ class CalculatorSteps(Strict):
 
 
 def plant_wrong_result(steps: list[Step], random: Random) -> list[Step] | None:
-    """Returns the steps up to one whose first mark is given a wrong result; None if none can be changed.
+    """Changes the calculated result in a randomly drawn step, and returns the steps up to that one.
 
-    The step is drawn.
-
-    The result stands after the mark once more, and is changed there too.
+    The result stands after the mark once more, and is changed there too. Returns None if no result can be changed.
     """
     for index in random.sample(range(len(steps)), len(steps)):
         text, (mark, *_) = steps[index]
@@ -137,9 +139,9 @@ def plant_wrong_result(steps: list[Step], random: Random) -> list[Step] | None:
 
 
 def _draw_wrong_number(result: str, random: Random) -> str:
-    """Draws a number that differs from the result in one digit, as a slip of the hand does.
+    """Draws a number that differs from the given result in exactly one digit.
 
-    Never the sign, and never a leading zero.
+    The sign stays, and no leading zero arises.
     """
     digits = [position for position, character in enumerate(result) if character.isdigit()]
     while True:
@@ -153,5 +155,5 @@ def _draw_wrong_number(result: str, random: Random) -> str:
 
 
 def _find_first_wrong_step(steps: list[Step]) -> int | None:
-    """Returns the index of the first step with a wrong mark, None if there is none."""
+    """Returns the index of the first step with a wrong calculator annotation. Returns None if all are right."""
     return next((index for index, step in enumerate(steps) if not all(mark.is_right for mark in step.marks)), None)

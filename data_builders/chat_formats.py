@@ -25,7 +25,7 @@ GSM8K_MARK = "####"  # before the gold
 
 
 def make_conversation_row(messages: Sequence[Message], target: Target, tools: Tools | None = None) -> Row:
-    """Makes a chat of the conversation, or a trace if it ends with an assistant's turn that has thinking.
+    """Makes a chat row or a trace row (if the last reply has thinking) of a conversation.
 
     The target's kind decides which. Raises BadValue for a conversation without a reply, or one that is no trace.
     """
@@ -44,13 +44,16 @@ def make_conversation_row(messages: Sequence[Message], target: Target, tools: To
 
 
 def join_instruction_and_input(values: Values) -> str:
-    """Joins Alpaca's instruction and input into one user turn, on two lines, as LLaMA-Factory does."""
+    """Joins the instruction and the input of an Alpaca row into one user turn, on two lines.
+
+    LLaMA-Factory joins them in the same way.
+    """
     instruction, input_text = read_text(values, "instruction"), read_optional_text(values, "input")
     return f"{instruction}\n{input_text}" if input_text.strip() else instruction
 
 
 def read_alpaca_prompt(values: Values) -> list[Message]:
-    """Reads the prompt of an Alpaca row: system message, history and the instruction."""
+    """Reads the prompt of an Alpaca row: its system message, its history and its instruction."""
     turns: list[Message] = []
     history = values.get("history")
     for index, turn in enumerate(history if isinstance(history, list) else []):
@@ -70,7 +73,7 @@ def read_alpaca_prompt(values: Values) -> list[Message]:
 
 
 def choose_key(values: Values, keys: Sequence[str]) -> str:
-    """Returns which of `keys` the row has, the first of them before all others.
+    """Returns the first of the alternative keys that a row has.
 
     Raises BadValue if none is there, or if several are and differ.
     """
@@ -85,41 +88,41 @@ def choose_key(values: Values, keys: Sequence[str]) -> str:
 
 
 def _convert_messages(values: Values, target: Target) -> Row:
-    """Converts a row of OpenAI's messages format."""
+    """Converts a row in OpenAI's messages format to a chat or trace row."""
     return make_conversation_row(read_turns(values, "messages", target), target, read_tools(values, target))
 
 
 def _convert_sharegpt(values: Values, target: Target) -> Row:
-    """Converts a row of ShareGPT's format."""
+    """Converts a row in ShareGPT format to a chat or trace row."""
     return make_conversation_row(read_turns(values, "conversations", target), target, read_tools(values, target))
 
 
 def _convert_alpaca(values: Values, target: Target) -> Row:
-    """Converts a row of Alpaca's format."""
+    """Converts a row in Alpaca format to a chat or trace row."""
     answer = convert_reply(read_optional_text(values, "output"), "output", target.conversion_counts)
     return make_conversation_row([*read_alpaca_prompt(values), answer], target)
 
 
 def _convert_prompt_completion(values: Values, target: Target) -> Row:
-    """Converts a row with a prompt and a completion."""
+    """Converts a row with a prompt and a completion to a chat or trace row."""
     answer = convert_reply(values.get("completion", ""), "completion", target.conversion_counts)
     return make_conversation_row([*read_prompt(values, "prompt", target), answer], target, read_tools(values, target))
 
 
 def _convert_question_answer(values: Values, target: Target) -> Row:
-    """Converts a row with a question and an answer to learn."""
+    """Converts a row with a question and the answer to be learnt to a chat or trace row."""
     key = choose_key(values, QUESTION_KEYS)
     answer: Any = convert_reply(read_text(values, choose_key(values, REPLY_KEYS)), "answer", target.conversion_counts)
     return make_conversation_row([*read_prompt(values, key, target), answer], target)
 
 
 def _is_labelled_row(values: Values) -> bool:
-    """Tells whether the row has a label as for KTO."""
+    """Returns whether a row has a label for its completion, as KTO data sets have."""
     return has_values(values, "kto_tag") or isinstance(values.get("label"), bool)
 
 
 def _is_question_answer_row(values: Values) -> bool:
-    """Tells whether the row has a question and a plain answer, and nothing of another format."""
+    """Returns whether a row has a question and a plain answer, and no key of another format."""
     is_other_format = any(has_values(values, key) for key in ("solution", "thinking", "completion", "test"))
     has_question = any(has_values(values, key) for key in QUESTION_KEYS[:3])
     reply_texts = [values[key] for key in REPLY_KEYS if isinstance(values.get(key), str)]

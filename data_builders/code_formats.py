@@ -1,4 +1,4 @@
-"""Defines the source formats of programming tasks whose golds are tests: HumanEval and MBPP."""
+"""Defines the source formats of the programming benchmarks HumanEval and MBPP, whose gold answers are tests."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ _REWARD = "code_tests"
 
 
 def _convert_humaneval(values: Values, target: Target) -> Row:
-    """Converts a HumanEval row; the prompt is the function's head with its docstring, as it is."""
+    """Converts a HumanEval row to a problem row. The prompt is the function's head with its docstring, unchanged."""
     gold = {key: read_text(values, key) for key in ("prompt", "test", "entry_point")}
     if has_values(values, "canonical_solution"):
         gold["canonical_solution"] = read_text(values, "canonical_solution")
@@ -26,7 +26,7 @@ def _convert_humaneval(values: Values, target: Target) -> Row:
 
 
 def _convert_mbpp(values: Values, target: Target) -> Row:
-    """Converts an MBPP row; the prompt names the tests.
+    """Converts an MBPP row to a problem row whose prompt contains the tests.
 
     Without them nobody knows the function's name (arXiv:2108.07732, section 3).
     """
@@ -44,7 +44,7 @@ def _convert_mbpp(values: Values, target: Target) -> Row:
 
 
 def _make_problem(prompt: str, gold: dict[str, Any], target: Target) -> Row:
-    """Makes a problem row of a prompt and its tests."""
+    """Makes a problem row of a programming task's prompt and its tests."""
     messages = [Message(role="user", content=prompt)]
     return Problem(messages=messages, gold=gold, reward=target.reward or _REWARD, **target.shared_fields)
 

@@ -1,4 +1,4 @@
-"""Builds cold-start data: rejection sampling of long chains of thought with six filters, as in Qwen3.
+"""Builds cold-start data by rejection sampling of long chains of thought with six filters, as in Qwen3.
 
 Qwen3 (arXiv:2505.09388, section 4.1) drops responses that are wrong, repeat much, guess, disagree between thinking and
 summary, mix languages, or are too like validation items, and keeps a small subset. It gives no numbers: those here are
@@ -27,16 +27,17 @@ from qwen_align.reward.settings import RewardName
 
 
 class Fault(NamedTuple):
-    """The reason why a completion is not kept, with a detail."""
+    """The reason why a completion is dropped, with a detail."""
 
     reason: str
     detail: str
 
 
 class ColdStart(Strict):
-    """Keeps at most `per_prompt` traces per prompt that pass every filter, and counts the completions that do not.
+    """A builder that keeps at most `per_prompt` traces per prompt among those that pass every filter.
 
-    Before the filters go those that did not think, were cut, have a malformed block or no verdict.
+    It counts the completions that do not pass. Before the filters go those that did not think, were cut, have a
+    malformed block or no verdict.
     """
 
     kind: Literal["cold_start"] = "cold_start"
@@ -80,7 +81,7 @@ class ColdStart(Strict):
     )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the kept traces in the order of the prompts.
+        """Yields the kept traces in the order of their prompts.
 
         A prompt without any is dropped too, with what its completions lacked.
         """
@@ -104,7 +105,7 @@ class ColdStart(Strict):
     def find_fault(self, row: Completion, trace: Trace) -> Fault | None:
         """Returns the first filter that a trace fails: repetition, guessing, disagreement or mixed languages.
 
-        None if it passes all.
+        Returns None if it passes all.
         """
         share = compute_repeated_share(split_words(row.text), self.repeats_ngram)
         if share is not None and share > self.max_repeated_share:
@@ -146,7 +147,7 @@ class ColdStart(Strict):
         return list(traces.values())
 
     def _choose_traces(self, traces: list[Trace], rows: list[Completion], seed: int, drops: Drops) -> list[Trace]:
-        """Chooses at most `per_prompt` of a prompt's traces by the `choose` setting and drops the others."""
+        """Chooses at most `per_prompt` traces of a prompt by the setting `choose`, and drops the rest."""
         if self.choose == "random":
             traces = shuffle_by_name(traces, (trace.id for trace in traces), "cold_start", seed)
         elif self.choose != "first":
@@ -163,9 +164,9 @@ _ANSWER = MathAnswer()
 
 
 def find_disagreement(thinking: str, summary: str) -> str | None:
-    """Compares the last box of the thinking with the answer of the summary.
+    """Compares the last boxed answer of the thinking with the answer of the final summary.
 
-    Returns both where they are there and differ, else None.
+    Returns both where both exist and differ, else None.
     """
     thought_answer, summary_answer = _BOXED.answer(thinking), _ANSWER.answer(summary)
     if thought_answer is None or summary_answer is None or thought_answer == summary_answer:
@@ -174,7 +175,7 @@ def find_disagreement(thinking: str, summary: str) -> str | None:
 
 
 def _find_validation_overlap(trace: Trace, benchmarks: list[Benchmark]) -> Fault | None:
-    """Returns the overlap of the trace with held-out items as a fault, None if there is none."""
+    """Returns the overlap of a trace with held-out validation questions as a fault. Returns None if there is none."""
     contaminated = find_contamination(trace, benchmarks)
     if contaminated is None:
         return None

@@ -1,4 +1,4 @@
-"""Converts any mapping to a row by its columns: our fields by their own names, or by those that `columns` says."""
+"""Converts a row with any columns to a data row by a mapping from field names to column names."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ from qwen_align.data_builders.problem_formats import extract_gold_after
 
 
 class Fields(NamedTuple):
-    """The fields that a row of one kind is read from; one group of `needed` must be there in full."""
+    """The names of the fields that a data row of one kind is made of. One group of `needed` must be there in full."""
 
     needed: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...] = ()
 
     @property
     def all_names(self) -> list[str]:
-        """Lists the names of all fields, the id last."""
+        """Lists the names of all fields that a data row of this kind is read from, the id last."""
         return list(dict.fromkeys([*(field for way in self.needed for field in way), *self.optional, "id"]))
 
 
@@ -39,7 +39,7 @@ FIELDS = {
 
 
 def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: str | None, target: Target) -> Row:
-    """Converts a mapping to a row of the target's kind.
+    """Converts a source row to a data row of the target's kind by the given column mapping.
 
     With `gold_mark` the gold is what follows its last occurrence.
 
@@ -87,7 +87,10 @@ def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: st
 
 
 def _collect_fields(values: Values, columns: Mapping[str, str], kind: str) -> dict[str, Any]:
-    """Collects our fields that the row has; raises BadValue if they do not make a row."""
+    """Collects the values of the fields that a source row has, by field name.
+
+    Raises BadValue if they do not make a data row.
+    """
     known_fields = FIELDS[kind]
     keys = {field: columns.get(field, field) for field in known_fields.all_names if field != "id"}
     given_fields = {field: values[key] for field, key in keys.items() if values.get(key) is not None}

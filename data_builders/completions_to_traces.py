@@ -1,4 +1,4 @@
-"""Converts completions to training traces: those that thought, stopped by themselves, are well formed and correct."""
+"""Converts correct, complete and well-formed completions with thinking to training traces."""
 
 from qwen_align.align.rows import Completion, Trace
 from qwen_align.data_builders.rollout_completions import get_verdict_value
@@ -7,7 +7,7 @@ from qwen_align.reward.thinking import split_turn
 
 
 def convert_solved_completion(row: Completion, reward: str, correct_from: float) -> Trace | str:
-    """Converts a completion to a trace, or returns the short reason why it is none.
+    """Converts a correct completion to a training trace, or returns the reason why it cannot be one.
 
     Raises RowError if the reward did not judge the completion.
     """
@@ -26,7 +26,7 @@ def convert_solved_completion(row: Completion, reward: str, correct_from: float)
 
 
 def make_trace(row: Completion, thinking: str, answer: str, reward: str) -> Trace:
-    """Makes the trace of a completion, with what it is to be judged by."""
+    """Makes the trace row of a completion, with the gold answer of its prompt and the reward's name."""
     return Trace(
         id=row.id,
         messages=row.prompt,

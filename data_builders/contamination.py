@@ -1,6 +1,6 @@
-"""Finds rows that repeat a benchmark's questions, by the rules of published recipes.
+"""Finds data rows that repeat a benchmark's questions, by the rules of published recipes.
 
-find = S1Overlap(against="math500").finder([Question("1", "What is the sum of ...?"), ...])
+find = S1Overlap(against="math500").make_finder([Question("1", "What is the sum of ...?"), ...])
 find("Find the sum of ...")  # None, or the question and what is shared
 """
 
@@ -28,7 +28,7 @@ from qwen_align.data_builders.text_to_words import split_words
 
 
 class Overlap(NamedTuple):
-    """The benchmark question that a text repeats, and what they share, in words for people."""
+    """The benchmark question that a text repeats, with a readable description of what they share."""
 
     question: str
     shared: str
@@ -39,7 +39,7 @@ Units = Callable[[str], Sequence[str]]
 
 
 class _Rule(Against):
-    """Settings that all contamination rules have: the benchmark, and the part of a row that is compared with it."""
+    """The settings that all contamination rules share: a benchmark and the compared part of a data row."""
 
     part: Part = Field(
         default="question",  # s1 compares questions; traces that quote a question belong to that question
@@ -50,39 +50,40 @@ class _Rule(Against):
     _help_for_short: ClassVar[str] = "a second rule with method same_words does"
 
     def make_finder(self, questions: Sequence[Question]) -> Finder:
-        """Makes a function that returns which question a text repeats, None if it repeats none.
+        """Makes a function that returns the benchmark question that a text repeats.
 
-        Warns of questions that the rule can never find.
+        The function returns None if the text repeats no question. Warns of questions that the rule can never find.
         """
         split_units = self._choose_unit_splitter()
         question_units = [split_units(question.text) for question in questions]
         n_too_short = sum(len(units_of_question) < self._min_units for units_of_question in question_units)
         if n_too_short:
             warnings.warn(
-                f"contamination: {n_too_short} of {len(question_units)} questions of {self.benchmark} are too short "
-                f"for method '{self.method}', which finds no copy of them; {self._help_for_short}",
+                f"contamination: {n_too_short} of {len(question_units)} questions of {self.benchmark_name} are too "
+                f"short for method '{self.method}', which finds no copy of them; {self._help_for_short}",
                 stacklevel=2,
             )
         return self._make_finder([question.id for question in questions], question_units, split_units)
 
     @abstractmethod
     def _choose_unit_splitter(self) -> Units:
-        """Returns the function that splits a text into the units that are compared."""
+        """Returns the function that splits a text into the units (words or tokens) that are compared."""
 
     @property
     @abstractmethod
     def _min_units(self) -> int:
-        """Returns the number of units below which a question is never found."""
+        """Returns the number of units (words or tokens) below which a benchmark question is never found."""
 
     @abstractmethod
     def _make_finder(self, ids: Sequence[str], question_units: Sequence[Sequence[str]], split_units: Units) -> Finder:
-        """Makes the function that finds which of the questions, given in units, a text repeats."""
+        """Makes the function that finds which of the questions, given as lists of units, a text repeats."""
 
 
 class S1Overlap(_Rule):
-    """One shared n-gram of white-space words, case folded and signs kept, as s1 and open-r1 do.
+    """A contamination rule for one shared n-gram of words, as in s1 and open-r1.
 
-    simplescaling/s1 77272c6 data/decontaminate_util.py. Text without spaces, such as Chinese, has no such n-grams.
+    Words are split at white space and case folded; signs are kept. Text without spaces, such as Chinese, has no such
+    n-grams. Source: simplescaling/s1 77272c6 data/decontaminate_util.py.
     """
 
     method: Literal["s1"] = Field(default="s1", description="rule: one shared n-gram of white-space words, as in s1")
@@ -107,10 +108,11 @@ class S1Overlap(_Rule):
 
 
 class Qwen25MathOverlap(_Rule):
-    """A shared n-gram of words without signs, and a longest common subsequence above a share of the shorter text.
+    """A contamination rule for a shared n-gram plus a long common subsequence, as in Qwen2.5-Math.
 
-    Qwen2.5-Math (arXiv:2409.12122): 13-grams of normalised text, LCS ratio above 0.6. Our choice, as undisclosed there:
-    lower case, single CJK characters as words, and the ratio to the shorter text, as in Qwen2.5.
+    N-grams are of words without signs; the subsequence has to exceed a share of the shorter text. Qwen2.5-Math
+    (arXiv:2409.12122): 13-grams of normalised text, LCS ratio above 0.6. Our choice, as undisclosed there: lower case,
+    single CJK characters as words, and the ratio to the shorter text, as in Qwen2.5.
     """
 
     method: Literal["qwen2.5_math"] = Field(
@@ -150,11 +152,12 @@ class Qwen25MathOverlap(_Rule):
 
 
 class Qwen25Overlap(_Rule):
-    """A longest common subsequence of at least so many tokens and of at least a share of the shorter text.
+    """A contamination rule for a long common subsequence of tokens or words, as in Qwen2.5.
 
-    Qwen2.5 (arXiv:2412.15115): 13 tokens and 0.6. Tokens are those of `tokenizer`; without one, words and CJK
-    characters in lower case without signs (our choice: needs no tokenizer's file, and case does not hide a copy).
-    For questions: of a trace of thousands of tokens, nearly any question's words are a subsequence by chance.
+    It has to reach a number of units and a share of the shorter text. Qwen2.5 (arXiv:2412.15115): 13 tokens and 0.6.
+    Tokens are those of `tokenizer`; without one, words and CJK characters in lower case without signs (our choice:
+    needs no tokenizer's file, and case does not hide a copy). For questions: of a trace of thousands of tokens, nearly
+    any question's words are a subsequence by chance.
     """
 
     method: Literal["qwen2.5"] = Field(
@@ -193,7 +196,7 @@ class Qwen25Overlap(_Rule):
 
 
 def _load_tokenizer(path: Path) -> Any:
-    """Loads a tokenizer from its tokenizer.json; raises DataError if there is none."""
+    """Loads a tokenizer from its tokenizer.json file. Raises DataError if the file cannot be read."""
     from tokenizers import Tokenizer
 
     if not path.is_file():
@@ -208,7 +211,10 @@ def _load_tokenizer(path: Path) -> Any:
 
 
 class SameWords(_Rule):
-    """The same words in the same order, case and signs apart: ours, for questions too short for the other rules."""
+    """A contamination rule for texts with the same words in the same order, apart from case and signs.
+
+    It is our own, for questions too short for the other rules.
+    """
 
     method: Literal["same_words"] = Field(default="same_words", description="rule: the same words in the same order")
     _help_for_short: ClassVar[str] = "they hold no word"
@@ -233,7 +239,7 @@ class SameWords(_Rule):
 
 
 def _describe_overlap(common: int, share: Fraction) -> str:
-    """Describes how many units two texts have in common, for people."""
+    """Describes in words how many units (words or tokens) two texts have in common."""
     return f"{common} in common, {float(share):.2f} of the shorter"
 
 
@@ -241,7 +247,7 @@ Contamination = Annotated[S1Overlap | Qwen25MathOverlap | Qwen25Overlap | SameWo
 
 
 class Benchmark(NamedTuple):
-    """A contamination rule whose benchmark has been read."""
+    """A contamination rule together with the finder made from its benchmark's questions."""
 
     reason: str
     part: Part
@@ -249,17 +255,22 @@ class Benchmark(NamedTuple):
 
 
 def read_benchmarks(rules: Iterable[Contamination], sources: Mapping[str, Reader]) -> list[Benchmark]:
-    """Reads the rules' benchmarks; returns the rules ready to compare rows with, in order."""
+    """Reads the benchmark of each contamination rule and returns the rules ready to be applied, in order."""
     return [
         Benchmark(
-            f"contaminated: {rule.benchmark}, {rule.method}", rule.part, rule.make_finder(rule.read_questions(sources))
+            f"contaminated: {rule.benchmark_name}, {rule.method}",
+            rule.part,
+            rule.make_finder(rule.read_questions(sources)),
         )
         for rule in rules
     ]
 
 
 def find_contamination(row: Row, benchmarks: Iterable[Benchmark]) -> tuple[str, Overlap] | None:
-    """Returns the reason and the overlap of the first rule that finds the row contaminated, None if none does."""
+    """Returns the reason and the overlap of the first rule that finds a data row contaminated.
+
+    Returns None if no rule does.
+    """
     for benchmark in benchmarks:
         overlap = benchmark.find(join_part_texts(row, benchmark.part))
         if overlap is not None:

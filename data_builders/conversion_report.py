@@ -1,4 +1,4 @@
-"""Reports a source's format, the rows made of it, and the columns that were not read."""
+"""Reports a data source's format, the number of rows made of it, and the columns that were not read."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Report:
-    """A source's format and the counts of its conversion; complete when its rows have been read."""
+    """The format of a data source with the counts of its conversion. It is complete when the rows have been read."""
 
     source: str = ""
     format: str = ""
@@ -18,7 +18,7 @@ class Report:
     n_left_out: Counter[str] = field(default_factory=Counter)
 
     def format_lines(self) -> list[str]:
-        """Formats the report as text, one statement per line."""
+        """Formats the conversion report as text lines, one statement per line."""
         verb = "recognised as" if self.is_recognised else "read as"
         lines = [f"{self.source}: {verb} {self.format}"]
         lines += [f"{count:,} {kind} rows made" for kind, count in self.n_made.items()]
@@ -27,7 +27,7 @@ class Report:
         return lines
 
     def to_manifest(self) -> dict[str, Any]:
-        """Returns the report's counts for a manifest."""
+        """Returns the counts of the conversion report as a dict for the manifest of the data folder."""
         return {
             "format": self.format,
             "recognised": self.is_recognised,
@@ -38,7 +38,7 @@ class Report:
 
 
 class ReadValues(dict[str, Any]):
-    """A row that records which of its keys were read."""
+    """A mapping that wraps a source row and records which of its keys are read."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)

@@ -1,4 +1,4 @@
-"""Reads the rows of a CSV, TSV or Parquet file as mappings, each with the location to name in an error."""
+"""Reads the rows of a CSV, TSV or Parquet file as mappings, each with its location for error messages."""
 
 import csv
 from collections.abc import Iterator
@@ -26,10 +26,11 @@ _N_ROWS_PER_BATCH = 256  # our choice: a batch of long traces stays at some tens
 
 
 def read_csv_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (`path:line`, row) for every row below the header; cells are texts, an empty cell is None.
+    """Yields each row of a CSV or TSV file below the header, with its location `path:line`.
 
-    Separated by commas, in a .tsv by tabs; quoted as in RFC 4180, so that a cell may hold line breaks. A row that has
-    more or fewer cells than the header goes to `reject`. Raises RowError where the rest of the file cannot be read.
+    Cells are texts, an empty cell is None. Separated by commas, in a .tsv by tabs; quoted as in RFC 4180, so that a
+    cell may hold line breaks. A row that has more or fewer cells than the header goes to `reject`. Raises RowError
+    where the rest of the file cannot be read.
     """
     check_source_path(path, TEXT_SUFFIXES)
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL_CHARACTERS))
@@ -57,7 +58,7 @@ def read_csv_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[
 
 
 def _parse_header(cells: list[str], location: str) -> list[str]:
-    """Parses the names of the columns; raises BadRow for repeated or unreadable ones."""
+    """Returns the column names of a CSV header. Raises BadRow for repeated or unreadable names."""
     names = [cell.removeprefix("\ufeff").strip() for cell in cells]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -68,7 +69,10 @@ def _parse_header(cells: list[str], location: str) -> list[str]:
 
 
 def _parse_row(cells: list[str], header: list[str]) -> dict[str, Any]:
-    """Maps the columns to a row's cells; raises BadValue for a row that does not fit the header."""
+    """Returns a CSV row as a dict from column name to cell.
+
+    Raises BadValue if it does not have as many cells as the header.
+    """
     if len(cells) != len(header):
         raise BadValue("ragged row", f"has {len(cells)} cells, the header {len(header)}")
     joined_cells = "".join(cells)
@@ -84,9 +88,10 @@ def _parse_row(cells: list[str], header: list[str]) -> dict[str, Any]:
 
 
 def read_parquet_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (`path: row n`, row) for every row, nested ones as lists and dicts; read in batches.
+    """Yields each row of a Parquet file as a dict, with its location `path: row n`.
 
-    Raises DataError if it is no Parquet file, RowError where the rest of it cannot be read.
+    Nested values are lists and dicts; the file is read in batches. Raises DataError if it is no Parquet file, RowError
+    where the rest of it cannot be read.
     """
     check_source_path(path, PARQUET_SUFFIXES)
     # Imported late: it takes half a second, and only Parquet files need it.
@@ -115,5 +120,5 @@ def read_parquet_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tu
 
 
 def _get_first_line(error: Exception) -> str:
-    """Returns the first line of an error's message."""
+    """Returns the first line of an exception's message."""
     return str(error).partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Reads the rows of a file of any kind we know, told by its name."""
+"""Reads the rows of a JSON Lines, JSON, CSV, TSV or Parquet file, whose type its name tells."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +17,13 @@ SUFFIXES = (*json_reader.SUFFIXES, *TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 
 
 def check_file_suffix(path: str) -> None:
-    """Raises ValueError for a file of a kind we do not read."""
+    """Raises ValueError for a path whose suffix is of no supported file type."""
     if not path.endswith(SUFFIXES):
         raise ValueError(f"path: {path}: is none of {', '.join(SUFFIXES)}; convert the file")
 
 
 def read_source_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[str, Any]]:
-    """Yields (location, row) of every row of a JSON Lines, JSON, CSV, TSV or Parquet file, in order.
+    """Yields every row of a JSON Lines, JSON, CSV, TSV or Parquet file with its location, in order.
 
     A row that cannot be read goes to `reject`. Raises DataError if there is no such file or nothing we can read in it.
     """

@@ -1,4 +1,4 @@
-"""Converts values to finite floats, which can be compared, averaged and written."""
+"""Converts values to finite floats, which can be compared, averaged and written as JSON."""
 
 import re
 from math import isfinite
@@ -8,7 +8,10 @@ _DECIMAL_TEXT = re.compile(r"\s*[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-
 
 
 def to_finite_float(value: Any) -> float | None:
-    """Returns a number as a finite float, None for anything else: booleans, NaN, numbers too large for a float."""
+    """Converts a number to a finite float.
+
+    Returns None for anything else: booleans, NaN, numbers too large for a float.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -19,9 +22,9 @@ def to_finite_float(value: Any) -> float | None:
 
 
 def parse_finite_float(value: Any) -> float | None:
-    """Returns a number, or the number that a text spells, as a finite float; None for anything else.
+    """Converts a number, or a text such as "0.5", to a finite float.
 
-    Texts are all that a CSV file holds.
+    Returns None for anything else. Texts are all that a CSV file holds.
     """
     if isinstance(value, str):
         return to_finite_float(float(value)) if _DECIMAL_TEXT.fullmatch(value) else None

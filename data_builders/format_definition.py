@@ -1,4 +1,4 @@
-"""Defines what a source format is, and reads typed values from a source's row."""
+"""Defines what a source format is, and reads typed values from a source row."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,9 +21,10 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """What the row is to become; `conversion_counts` counts what was converted on the way.
+    """The target of a row's conversion: the new row's id, kind, reward and other fields.
 
-    `reward` is None where the recipe names none, so that a format may have its own default.
+    `conversion_counts` counts what was converted on the way. `reward` is None where the recipe names none, so that a
+    format may have its own default.
     """
 
     id: str
@@ -37,13 +38,13 @@ class Target:
 
     @property
     def shared_fields(self) -> dict[str, Any]:
-        """Returns the fields that every row but a text has."""
+        """Returns the fields that rows of every kind but raw texts have: id, source, meta and mode."""
         mode = {} if self.mode is None else {"mode": self.mode}
         return {"id": self.id, "source": self.source, "meta": dict(self.meta), **mode}
 
 
 class RowFormat(NamedTuple):
-    """A source format: its name, keys, the test that recognises a row and the function that converts one.
+    """A source format: its name, its keys, a test that recognises a row and a function that converts one.
 
     `fits` looks at keys and kinds of values, not at what a text says.
 
@@ -59,17 +60,17 @@ class RowFormat(NamedTuple):
 
 
 def has_values(values: Values, *keys: str) -> bool:
-    """Tells whether all the keys are there; a null value is no value."""
+    """Returns whether a row has a non-null value under each of the keys."""
     return all(values.get(key) is not None for key in keys)
 
 
 def has_list(values: Values, key: str) -> bool:
-    """Tells whether there is a list under the key."""
+    """Returns whether the value under a key of a row is a list."""
     return isinstance(values.get(key), list)
 
 
 def read_text(values: Values, key: str) -> str:
-    """Reads the text under a key; raises BadValue if it is missing, blank or no text."""
+    """Returns the text under a key of a row. Raises BadValue if it is missing, blank or no text."""
     value = read_required(values, key)
     if not isinstance(value, str):
         raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a text")
@@ -79,7 +80,10 @@ def read_text(values: Values, key: str) -> str:
 
 
 def read_optional_text(values: Values, key: str) -> str:
-    """Reads the text under a key, empty if there is none; raises BadValue if it is no text."""
+    """Returns the text under a key of a row, or an empty text if the key is missing.
+
+    Raises BadValue if it is no text.
+    """
     value = values.get(key)
     if value is None:
         return ""
@@ -89,7 +93,7 @@ def read_optional_text(values: Values, key: str) -> str:
 
 
 def read_required(values: Values, key: str) -> Any:
-    """Reads the value under a key; raises BadValue if it is missing or null."""
+    """Returns the value under a key of a row. Raises BadValue if it is missing or null."""
     if values.get(key) is None:
         problem = "is null" if key in values else "is missing"
         raise BadValue("missing field", f"'{key}' {problem}; the row's keys: {', '.join(map(str, values)) or 'none'}")
@@ -97,7 +101,10 @@ def read_required(values: Values, key: str) -> Any:
 
 
 def read_turns(values: Values, key: str, target: Target) -> list[Message]:
-    """Reads the turns under a key, after the row's own system message; raises BadValue for a blank user turn."""
+    """Reads the conversation turns under a key of a row, with the row's own system message before them.
+
+    Raises BadValue for a blank user turn.
+    """
     value = read_required(values, key)
     if not isinstance(value, list):
         raise BadValue("wrong type", f"{key}: is {shorten_repr(value)}, not a list of turns")
@@ -109,7 +116,7 @@ def read_turns(values: Values, key: str, target: Target) -> list[Message]:
 
 
 def read_prompt(values: Values, key: str, target: Target) -> list[Message]:
-    """Reads a text or a list of turns under a key as the prompt that comes before the answer."""
+    """Reads the text or the list of turns under a key of a row as a prompt."""
     value = read_required(values, key)
     turns_read = read_turns(values, key, target) if isinstance(value, list) else None
     if turns_read is None:
@@ -122,7 +129,7 @@ def read_prompt(values: Values, key: str, target: Target) -> list[Message]:
 
 
 def read_tools(values: Values, target: Target) -> Tools | None:
-    """Reads the row's tool schemas; raises BadValue where rows of the kind cannot carry them."""
+    """Reads the tool schemas of a row. Raises BadValue where rows of the target's kind cannot have tools."""
     schemas = convert_tool_schemas(values.get("tools"))
     if schemas and target.kind != "chat":
         raise BadValue("tools", f"tools: {target.kind} rows carry none; only chat rows do")

@@ -1,4 +1,4 @@
-"""Recognises a source's format by the keys of its rows, and lists the candidates where that is unclear."""
+"""Recognises the format of a data source by the keys of its rows, and lists the candidates if that is unclear."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,7 @@ _KINDS = ("text", "problem", "chat", "trace", "pair", "labelled", "steps", "comp
 
 
 class Guess(NamedTuple):
-    """A candidate format: how many of the rows could be in it, and the location of the first."""
+    """A candidate source format: the number of rows that fit it and the location of the first."""
 
     name: str
     n_rows: int
@@ -33,9 +33,9 @@ class Guess(NamedTuple):
 
 
 def guess_formats(rows: Iterable[tuple[str, Any]], kind: Kind | None = None) -> list[Guess]:
-    """Lists every format that one of the rows, given with their locations, could be in.
+    """Lists every source format that at least one of the rows fits.
 
-    `kind` leaves those that make it.
+    Rows are given with their locations. `kind` leaves those that make it.
     """
     counts: dict[str, tuple[int, str]] = {}
     for location, value in rows:
@@ -47,7 +47,7 @@ def guess_formats(rows: Iterable[tuple[str, Any]], kind: Kind | None = None) -> 
 
 
 def _list_fitting_formats(value: Any) -> list[str]:
-    """Lists the names of the formats that one row could be in."""
+    """Lists the names of the source formats that one row fits."""
     if not isinstance(value, Mapping):
         return []
     if value.get("row") in _KINDS and ("id" in value or "prompt_id" in value):
@@ -56,9 +56,9 @@ def _list_fitting_formats(value: Any) -> list[str]:
 
 
 def recognise_format(rows: list[tuple[str, Any]], source: str, kind: Kind | None = None) -> str:
-    """Returns the one format that the rows can be in: `typed` or a name of FORMATS.
+    """Returns the name of the only source format that the rows fit.
 
-    Rows are given with their locations.
+    It is `typed` or a name of FORMATS. Rows are given with their locations.
 
     Rows that fit no format do not count: they are bad rows of the others' format. Raises DataError, listing the
     candidates, if there are several or none.

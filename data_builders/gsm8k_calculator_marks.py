@@ -1,4 +1,4 @@
-"""Reads GSM8K's calculator marks, such as `<<48/2=24>>`, and checks them in exact arithmetic."""
+"""Parses GSM8K's calculator annotations, such as `<<48/2=24>>`, and checks them in exact arithmetic."""
 
 import re
 from fractions import Fraction
@@ -12,11 +12,11 @@ _N_FLOAT_DIGITS = 15  # a binary float of 64 bits is good for so many; calculato
 
 
 class UnreadableMarkError(ValueError):
-    """A mark that is no arithmetic expression over numbers."""
+    """An error for a calculator annotation that is no arithmetic expression over numbers."""
 
 
 class Mark(NamedTuple):
-    """A mark in a text: its position, its sides, and whether they are equal."""
+    """A calculator annotation (mark): its position in the text, its sides, and whether they are equal."""
 
     start: int
     end: int
@@ -25,7 +25,7 @@ class Mark(NamedTuple):
 
 
 def parse_calculator_marks(text: str, *, may_round: bool = True) -> list[Mark]:
-    """Parses and checks the calculator marks of a text, in order.
+    """Parses the calculator annotations of a text in order, and checks whether their sides are equal.
 
     Raises UnreadableMarkError for a mark that is no arithmetic expression over numbers.
 
@@ -39,7 +39,7 @@ def parse_calculator_marks(text: str, *, may_round: bool = True) -> list[Mark]:
 
 
 def parse_mark(match: re.Match[str], may_round: bool) -> Mark:
-    """Parses one calculator mark and checks whether its sides are equal."""
+    """Parses one calculator annotation and checks whether its sides are equal."""
     sides = tuple(side.strip() for side in match[1].split("="))
     if len(sides) < 2:
         raise UnreadableMarkError(f"{match[0]!r} has no '='")
@@ -55,14 +55,14 @@ def parse_mark(match: re.Match[str], may_round: bool) -> Mark:
 
 
 def remove_calculator_marks(text: str) -> str:
-    """Removes the calculator marks from a text."""
+    """Removes the calculator annotations (`<<...>>`) from a text."""
     return MARK.sub("", text)
 
 
 def evaluate_expression(expression: str) -> Fraction:
     """Evaluates an arithmetic expression of numbers, + - * / // and brackets exactly.
 
-    Raises UnreadableMarkError.
+    Raises UnreadableMarkError for any other text.
     """
     tokens = _tokenize_expression(expression)
     parser = _ExpressionParser(tokens)
@@ -86,13 +86,16 @@ def _tokenize_expression(expression: str) -> list[str]:
 
 
 class _ExpressionParser:
-    """Evaluates tokens by recursive descent: sums of products of numbers, signs and brackets."""
+    """A recursive-descent parser that evaluates the tokens of an arithmetic expression.
+
+    It reads sums of products of numbers, signs and brackets.
+    """
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens, self.position = tokens, 0
 
     def parse_sum(self, depth: int) -> Fraction:
-        """Evaluates a sum of products."""
+        """Parses and evaluates a sum or difference of products."""
         total = self.parse_product(depth)
         while self._peek_token() in ("+", "-"):
             sign = self._take_token()
@@ -101,7 +104,7 @@ class _ExpressionParser:
         return total
 
     def parse_product(self, depth: int) -> Fraction:
-        """Evaluates a product or quotient of signed operands."""
+        """Parses and evaluates a product or quotient of signed operands."""
         total = self.parse_signed(depth)
         while self._peek_token() in ("*", "/", "//", "("):  # 2(3+4) is a product
             sign = "*" if self._peek_token() == "(" else self._take_token()
@@ -112,7 +115,7 @@ class _ExpressionParser:
         return total
 
     def parse_signed(self, depth: int) -> Fraction:
-        """Evaluates an operand with any number of signs before it."""
+        """Parses and evaluates an operand with any number of signs before it."""
         is_minus = False
         while self._peek_token() in ("+", "-"):
             is_minus ^= self._take_token() == "-"
@@ -120,7 +123,7 @@ class _ExpressionParser:
         return -result if is_minus else result
 
     def parse_operand(self, depth: int) -> Fraction:
-        """Evaluates a number, or an expression in brackets."""
+        """Parses and evaluates a number or an expression in brackets."""
         token = self._take_token()
         if token == "(":
             if depth == _MAX_BRACKET_DEPTH:
@@ -134,17 +137,20 @@ class _ExpressionParser:
         return Fraction(token.removesuffix("."))
 
     def _peek_token(self) -> str:
-        """Returns the next token without consuming it; empty at the end."""
+        """Returns the next token without consuming it. The token is empty at the end."""
         return self.tokens[self.position] if self.position < len(self.tokens) else ""
 
     def _take_token(self) -> str:
-        """Consumes and returns the next token; empty at the end."""
+        """Consumes and returns the next token. The token is empty at the end."""
         self.position += 1
         return self.tokens[self.position - 1] if self.position <= len(self.tokens) else ""
 
 
 def _is_rounded_value(exact: Fraction, stated: Fraction, stated_text: str) -> bool:
-    """Tells whether a plain decimal is the exact value, rounded (a half either way) or cut to its decimals."""
+    """Returns whether a plain decimal is an exact value, rounded or cut to the decimal's digits.
+
+    A half may be rounded either way.
+    """
     decimals = re.fullmatch(r"-?[0-9,]*\.([0-9]+)", stated_text)
     if decimals is None:
         return False

@@ -1,4 +1,4 @@
-"""Detects guessed answers: thinking that is too short, that admits guessing, or that never comes to the answer."""
+"""Detects guessed answers: thinking that is too short, admits guessing, or never reaches the answer."""
 
 import re
 from fractions import Fraction
@@ -32,11 +32,11 @@ _N_FINAL_CHARACTERS = 300  # characters; a few sentences
 
 
 def find_guess_reason(thinking: str, answer: str, min_words: int, *, numbers: bool = True) -> str | None:
-    """Returns why the answer counts as guessed, None if it does not.
+    """Returns the reason why an answer looks guessed, given the thinking before it.
 
-    With `numbers`, an answer that is one number has to be met in the thinking, as `1/2`, `0.5` or `\\frac{1}{2}`
-    alike, sign apart; digits of years and names count too, so this finds answers from nowhere and no others. Ordinals,
-    fractions in English words and words of other languages are not read.
+    Returns None if it does not. With `numbers`, an answer that is one number has to be met in the thinking, as `1/2`,
+    `0.5` or `\\frac{1}{2}` alike, sign apart; digits of years and names count too, so this finds answers from nowhere
+    and no others. Ordinals, fractions in English words and words of other languages are not read.
     """
     n_words = len(split_words(thinking))
     if n_words < min_words:
@@ -74,7 +74,10 @@ def extract_numbers(text: str) -> set[Fraction]:
 
 
 def _parse_single_number(answer: str | None) -> Fraction | None:
-    """Parses the absolute value of an answer that is one number; None for any other answer."""
+    """Parses an answer that consists of a single number, and returns its absolute value.
+
+    Returns None for any other answer.
+    """
     ratio = _RATIO.fullmatch(answer) if answer is not None else None
     if ratio is None or (ratio[3] is not None and not int(ratio[3])):
         return None

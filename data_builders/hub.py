@@ -1,4 +1,4 @@
-"""Reads rows of a data set on the Hugging Face hub, at a fixed revision.
+"""Reads the rows of a data set on the Hugging Face hub, at a fixed revision.
 
 *Untested on the hub*: the tests serve a hub of their own to the library.
 """
@@ -22,7 +22,7 @@ _MOVING_REVISIONS = ("main", "master", "HEAD")
 
 
 def _check_revision_is_fixed(revision: str) -> str:
-    """Returns the revision; raises ValueError for a branch or an abbreviated commit."""
+    """Returns the revision of a data set unchanged. Raises ValueError for a branch or an abbreviated commit."""
     if revision in _MOVING_REVISIONS or revision.startswith("refs/"):
         raise ValueError(
             f"'{revision}' moves, so the same recipe would give other rows tomorrow; give the commit's 40 hex digits "
@@ -34,17 +34,18 @@ def _check_revision_is_fixed(revision: str) -> str:
 
 
 def _check_dataset_name(dataset: str) -> str:
-    """Returns the data set's name; raises ValueError for what is no name on the hub."""
+    """Returns the name of a data set unchanged. Raises ValueError for a name that is impossible on the hub."""
     if not _NAME.fullmatch(dataset):
         raise ValueError(f"'{dataset}' is no data set of the hub: owner/name; a file of your own is kind: local_file")
     return dataset
 
 
 class Hub(Conversion):
-    """A split of a hub data set; no code of the data set's is ever run. See Conversion for what rows become.
+    """A builder that reads a split of a Hugging Face data set without running any code of the data set.
 
-    The revision is in the stage's key: a commit never changes; of a tag its owner has to be trusted not to move it.
-    With `streaming` rows are read as they arrive, without it the split is downloaded and cached first.
+    See Conversion for what rows become. The revision is in the stage's key: a commit never changes; of a tag its owner
+    has to be trusted not to move it. With `streaming` rows are read as they arrive, without it the split is downloaded
+    and cached first.
     """
 
     kind: Literal["hub"] = "hub"
@@ -61,7 +62,7 @@ class Hub(Conversion):
     )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the split's rows in order.
+        """Yields the converted rows of the data set's split in order.
 
         Raises DataError if the hub cannot be reached or does not have it, RowError naming the row for the first that
         is wrong, unless `on_bad_row` is drop.
@@ -69,17 +70,17 @@ class Hub(Conversion):
         return self.build_with_report(Report(), drops)
 
     def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
-        """Yields the rows as `build` does, and fills the report as they are read."""
+        """Yields the rows as `build` does, and fills the conversion report as they are read."""
         return self.convert_rows(self._read_rows, self.dataset, drops, report)
 
     @property
     def _location(self) -> str:
-        """Returns data set, configuration, revision and split, as errors name them."""
+        """Returns data set, configuration, revision and split as one text for error messages."""
         config = f" ({self.name})" if self.name else ""
         return f"{self.dataset}{config} at {self.revision}, {self.split}"
 
     def _read_rows(self, reject: Reject) -> Iterator[tuple[str, Any]]:
-        """Yields (location, row) of the split; raises DataError where the hub cannot be read."""
+        """Yields each row of the data set's split with its location. Raises DataError where the hub cannot be read."""
         try:
             yield from reject_rows_with_nul(self._load_rows(), lambda number: f"{self._location}: row {number}", reject)
         except DataError:
@@ -90,7 +91,10 @@ class Hub(Conversion):
             raise DataError(f"{self._location}: {self._describe_error(error)}") from None
 
     def _load_rows(self) -> Iterable[dict[str, Any]]:
-        """Loads the split with the `datasets` library; raises DataError if it offers another revision."""
+        """Loads the data set's split with the `datasets` library.
+
+        Raises DataError if the library offers another revision.
+        """
         from datasets import load_dataset_builder  # imported late: it takes seconds, and only the hub needs it
 
         builder = load_dataset_builder(self.dataset, self.name, revision=self.revision)
@@ -110,7 +114,7 @@ class Hub(Conversion):
         return prepared
 
     def _describe_error(self, error: Exception) -> str:
-        """Describes an error of the library in one line, with what to do."""
+        """Describes an error of the `datasets` library in one line, with advice for the user."""
         first_line = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, ConnectionError):
             return (

@@ -1,4 +1,4 @@
-"""Reads the values of a JSON Lines file or JSON list, plain or gzip, each with the location to name in an error."""
+"""Reads the values of a JSON Lines file or a JSON list, plain or gzip, each with its location for errors."""
 
 import gzip
 import json
@@ -31,11 +31,12 @@ _CHUNK_BYTES = 1 << 20
 
 
 def read_json_values(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[str, Any]]:
-    """Yields (`path:line`, value) of every line, or (`path: row n`, value) of a list that fills the file.
+    """Yields each value of a JSON Lines file or of a JSON list with its location in the file.
 
-    Lines are read one at a time, a list is read into memory. A line that is no JSON in UTF-8 goes to `reject`, which
-    raises or lets the next be read. Raises DataError if there is no such file, RowError if the rest of the file cannot
-    be read. What is packed and what is a list is told by the content, because names lie.
+    The location is `path:line` for a line, `path: row n` for an element of a list that fills the file. Lines are read
+    one at a time, a list is read into memory. A line that is no JSON in UTF-8 goes to `reject`, which raises or lets
+    the next be read. Raises DataError if there is no such file, RowError if the rest of the file cannot be read. What
+    is packed and what is a list is told by the content, because names lie.
     """
     check_source_path(path, SUFFIXES)
     with open_unpacked(path) as lines:
@@ -43,7 +44,7 @@ def read_json_values(path: Path, reject: Reject = raise_bad_row) -> Iterator[tup
 
 
 def check_source_path(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Raises DataError if there is no such file, or if its name says that it holds something else."""
+    """Raises DataError if a file does not exist or has a suffix of another file type."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; name one file")
     if not path.is_file():
@@ -54,7 +55,7 @@ def check_source_path(path: Path, suffixes: tuple[str, ...]) -> None:
 
 @contextmanager
 def open_unpacked(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file and yields its bytes, unpacked if they are gzip's.
+    """Opens a plain or gzip file as a binary stream of its uncompressed bytes.
 
     Raises BadRow where they are damaged or no UTF-8 text at all.
     """
@@ -74,7 +75,7 @@ def open_unpacked(path: Path) -> Iterator[BinaryIO]:
 
 
 def parse_json_value(text: str) -> Any:
-    """Parses the one JSON value in a text; raises BadValue for what is no JSON, or could not be written back."""
+    """Parses the one JSON value in a text. Raises BadValue for what is no JSON, or could not be written back."""
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -84,13 +85,13 @@ def parse_json_value(text: str) -> Any:
         raise
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets
         raise BadValue("not JSON", f"cannot be read: {error}") from None
-    return _check_texts(value, text)
+    return _check_encodable_texts(value, text)
 
 
-def _check_texts(value: Any, text: str) -> Any:
-    """Returns the value; raises BadValue if its texts cannot be written in UTF-8 or hold a NUL.
+def _check_encodable_texts(value: Any, text: str) -> Any:
+    """Returns a JSON value unchanged, after checking its texts.
 
-    Only escapes can bring either in.
+    Raises BadValue if one cannot be written in UTF-8 or holds a NUL. Only escapes can bring either in.
     """
     if "\\u" in text:
         try:
@@ -104,9 +105,9 @@ def _check_texts(value: Any, text: str) -> Any:
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the pairs as an object; raises BadValue for a key that is there twice.
+    """Builds a JSON object from its pairs of key and value.
 
-    Python would take the last of the two and say nothing.
+    Raises BadValue for a key that is there twice. Python would take the last of the two and say nothing.
     """
     value = dict(pairs)
     if len(value) < len(pairs):
@@ -117,20 +118,20 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_finite_float(digits: str) -> float:
-    """Parses a JSON number; raises BadValue if a float cannot hold it."""
+    """Parses a JSON number with decimals or exponent. Raises BadValue if a float cannot hold it."""
     number = float(digits)
     if not isfinite(number):
         raise BadValue("not JSON", f"cannot be read: {digits} is too large a number")
     return number
 
 
-def _refuse_constant(name: str) -> Any:
-    """Raises BadValue for NaN and Infinity, which are no JSON."""
+def _refuse_nan_and_infinity(name: str) -> Any:
+    """Raises BadValue for the constants NaN and Infinity, which are not valid JSON."""
     raise BadValue("not JSON", f"is not JSON: {name} is no number of JSON's; write null, or leave the key out")
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_refuse_repeated_keys, parse_float=_parse_finite_float, parse_constant=_refuse_constant
+    object_pairs_hook=_refuse_repeated_keys, parse_float=_parse_finite_float, parse_constant=_refuse_nan_and_infinity
 )
 
 
@@ -138,7 +139,7 @@ _LENIENT_DECODER = json.JSONDecoder(parse_int=str)  # finds where a bad row ends
 
 
 def _read_lines_or_list(lines: BinaryIO, path: Path, reject: Reject) -> Iterator[tuple[str, Any]]:
-    """Yields (location, value) of the file's lines, or of the list that it opens with."""
+    """Yields each value of a JSON Lines file or of a JSON list with its location."""
     is_first, number = True, 0
     while line := lines.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -164,13 +165,16 @@ def _read_lines_or_list(lines: BinaryIO, path: Path, reject: Reject) -> Iterator
 
 
 def _skip_rest_of_line(lines: BinaryIO, line: bytes) -> None:
-    """Reads on to the end of a line that is too long to keep."""
+    """Reads and discards the rest of a line that is too long to keep in memory."""
     while line and not line.endswith(b"\n"):
         line = lines.readline(_CHUNK_BYTES)
 
 
 def decode_line(line: bytes) -> str:
-    """Decodes a line as text, without a byte order mark; raises BadValue if it is not UTF-8 or holds NUL bytes."""
+    """Decodes a line of bytes as UTF-8 text, without a byte order mark.
+
+    Raises BadValue if it is not UTF-8 or holds NUL bytes.
+    """
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -182,7 +186,7 @@ def decode_line(line: bytes) -> str:
 
 
 def _read_list(raw: bytes, line: int, path: Path, reject: Reject) -> Iterator[tuple[str, Any]]:
-    """Yields (location, value) of a list that begins in `line`, decoded one at a time.
+    """Yields each element of a JSON list with its location, decoding one at a time.
 
     Damage that hides what follows is raised.
     """
@@ -217,15 +221,15 @@ def _read_list(raw: bytes, line: int, path: Path, reject: Reject) -> Iterator[tu
 
 
 def _decode_element(text: str, position: int) -> tuple[Any, int]:
-    """Decodes the list element at a position; returns it with the position of its end."""
+    """Decodes the JSON list element at a position of a text, and returns it with its end position."""
     value, end = _DECODER.raw_decode(text, position)
     if end - position > MAX_ROW_BYTES:
         raise BadValue("row too large", f"is over {MAX_ROW_MIB} MiB in one row")
-    return _check_texts(value, text[position:end]), end
+    return _check_encodable_texts(value, text[position:end]), end
 
 
 def _find_element_end(text: str, position: int, location: str) -> int:
-    """Returns the position where an element ends that was refused for what it holds."""
+    """Returns the end position of a JSON list element whose value was refused."""
     try:
         return _LENIENT_DECODER.raw_decode(text, position)[1]
     except (ValueError, RecursionError) as error:
@@ -233,7 +237,7 @@ def _find_element_end(text: str, position: int, location: str) -> int:
 
 
 def _make_broken_list_error(text: str, position: int, location: str, line: int, error: Exception) -> BadRow:
-    """Makes the error for a list that cannot be read on, naming row and line."""
+    """Makes the error for a JSON list that is broken at a position, naming row and line."""
     if isinstance(error, json.JSONDecodeError):
         position, message = error.pos, f"is not JSON: {error.msg}"
     else:
@@ -244,6 +248,6 @@ def _make_broken_list_error(text: str, position: int, location: str, line: int, 
 
 
 def _skip_white_space(text: str, position: int) -> int:
-    """Returns the position of the next character that is no white space."""
+    """Returns the position of the next character that is not white space."""
     match = _NOT_WHITE_SPACE.search(text, position)
     return match.start() if match else len(text)

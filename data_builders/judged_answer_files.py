@@ -1,4 +1,4 @@
-"""Reads files of questions with several judged answers: right or wrong, or with a score."""
+"""Reads files of questions with several answers each that are judged right or wrong, or scored."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,10 @@ from qwen_align.reward.thinking import split_turn
 
 
 class Group(NamedTuple):
-    """A question and its answers; `malformed` has the id and fault of those that are no answers."""
+    """A question with its judged answers.
+
+    `malformed` has the id and fault of each malformed answer.
+    """
 
     id: str
     messages: list[Message]
@@ -26,7 +29,7 @@ class Group(NamedTuple):
 
 
 class JudgedFile(Matching):
-    """Settings that builders from files of judged answers share."""
+    """Settings shared by the builders that read files of judged answers."""
 
     path: OutsideFile = Field(description="file with the questions and their answers")
     question: str = Field(default="question", min_length=1, description="key of the question in the file")
@@ -42,12 +45,12 @@ class JudgedFile(Matching):
 
     @model_validator(mode="after")
     def _check_path(self) -> "JudgedFile":
-        """Checks that the file is of a kind we read."""
+        """Checks that the path has the suffix of a supported file type."""
         check_file_suffix(self.path)
         return self
 
     def read_objects(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Yields (location, id, object) of every row; raises RowError for one that is no object."""
+        """Yields the location, the id and the JSON object of every row. Raises RowError for a row that is no object."""
         path = Path(self.path)
         for number, (where, row) in enumerate(read_source_rows(path), start=1):
             if not isinstance(row, dict):
@@ -55,13 +58,13 @@ class JudgedFile(Matching):
             yield where, f"{path.name.partition('.')[0]}:{number}", row
 
     def make_prompt(self, row: dict[str, Any], where: str) -> list[Message]:
-        """Makes the prompt of a row: the system message, if one is set, and the question."""
+        """Makes the prompt turns of a row: the question, after the system message if one is set."""
         question = read_text_field(row, self.question, where)
         system = [Message(role="system", content=self.system)] if self.system is not None else []
         return [*system, Message(role="user", content=question)]
 
     def group_answers(self, row_id: str, messages: list[Message], judged: list[tuple[str, str, float]]) -> Group:
-        """Groups a question with its answers, which are given as (name, text, value)."""
+        """Groups a question with its answers, which are given as tuples (name, text, value)."""
         answers: list[Candidate] = []
         malformed: list[tuple[str, str]] = []
         for name, text, value in judged:
@@ -76,7 +79,7 @@ class JudgedFile(Matching):
 
 
 def make_pair_fields(group: Group, match: Match) -> dict[str, Any]:
-    """Returns the fields of a Pair row that a match decides."""
+    """Returns the fields of a preference pair row for a matched chosen and rejected answer."""
     return {
         "id": f"{group.id}#{match.chosen.name}>{match.rejected.name}",
         "messages": group.messages,
@@ -88,7 +91,7 @@ def make_pair_fields(group: Group, match: Match) -> dict[str, Any]:
 
 
 def read_text_field(row: dict[str, Any], key: str, where: str) -> str:
-    """Returns the text under a key; raises RowError naming the location."""
+    """Returns the text under a key of a row. Raises RowError naming the location if it is missing or no text."""
     value = read_field(row, key, where)
     if not isinstance(value, str):
         raise RowError(f"{where}: '{key}' is {value!r:.40}, not a text")
@@ -96,7 +99,7 @@ def read_text_field(row: dict[str, Any], key: str, where: str) -> str:
 
 
 def read_field(row: dict[str, Any], key: str, where: str) -> Any:
-    """Returns the value under a key; raises RowError naming the location if it is missing."""
+    """Returns the value under a key of a row. Raises RowError naming the location if it is missing."""
     if row.get(key) is None:
         raise RowError(f"{where}: '{key}' is missing{did_you_mean(key, map(str, row))}")
     return row[key]

@@ -1,4 +1,4 @@
-"""Builds pairs, or single labelled answers, from files of questions with solutions known to be right or wrong."""
+"""Builds preference pairs or single labelled answers from files of solutions marked right or wrong."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, Self
@@ -18,12 +18,13 @@ from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class LabelledPairs(JudgedFile):
-    """Prefers right solutions to wrong ones for the same question (`rows: pair`), or labels every solution.
+    """A builder of preference pairs or labelled answers from solutions that are marked right or wrong.
 
-    A solution is an object such as `{"is_correct": true, "solution": "..."}`. `solutions` names the keys that hold one
-    each, as in GSM8K's `model_solutions.jsonl`, or a single key that holds a list of them. Labelled rows are for
-    outcome reward models and KTO; with `both_sides_only`, as for Qwen2.5-Math's, only of questions that are solved by
-    some and not by all.
+    It prefers right solutions to wrong ones for the same question (`rows: pair`), or labels every solution. A solution
+    is an object such as `{"is_correct": true, "solution": "..."}`. `solutions` names the keys that hold one each, as in
+    GSM8K's `model_solutions.jsonl`, or a single key that holds a list of them. Labelled rows are for outcome reward
+    models and KTO; with `both_sides_only`, as for Qwen2.5-Math's, only of questions that are solved by some and not by
+    all.
     """
 
     kind: Literal["labelled_pairs"] = "labelled_pairs"
@@ -37,7 +38,7 @@ class LabelledPairs(JudgedFile):
 
     @model_validator(mode="after")
     def _check_rows(self) -> Self:
-        """Refuses settings that the kind of rows does not use."""
+        """Raises ValueError for settings that the chosen kind of rows does not use."""
         if self.rule != "correct_vs_wrong" or {"correct_from", "min_margin"} & self.model_fields_set:
             raise ValueError("rule, correct_from, min_margin: labels are true or false; leave them out")
         idle = {"both_sides_only"} if self.rows == "pair" else {"per_prompt", "max_length_difference"}
@@ -46,7 +47,7 @@ class LabelledPairs(JudgedFile):
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the rows in the file's order.
+        """Yields the preference pairs or labelled answers in the file's order.
 
         Questions that make no pair and solutions in none are dropped.
         """
@@ -58,7 +59,10 @@ class LabelledPairs(JudgedFile):
             yield from self._make_pairs(group, drops) if self.rows == "pair" else self._make_labelled_rows(group, drops)
 
     def _read_solutions(self, row: dict[str, Any], where: str) -> Iterator[tuple[str, str, float]]:
-        """Yields (name, text, label as 0 or 1) of every solution in a row; raises RowError for other values."""
+        """Yields each solution of a row as (name, text, label), the label being 0 or 1.
+
+        Raises RowError for other values.
+        """
         for key in self.solutions:
             value = read_field(row, key, where)
             named_solutions = [(key, value)] if isinstance(value, dict) else None
@@ -73,7 +77,7 @@ class LabelledPairs(JudgedFile):
                 yield name, read_text_field(solution, self.text, f"{where}: {name}"), float(label)
 
     def _make_pairs(self, group: Group, drops: Drops) -> Iterator[Row]:
-        """Yields the pairs of a question and drops the answers in none."""
+        """Yields the preference pairs of one question, and drops the answers that are in no pair."""
         matches = self.select_matches(group.answers)
         record_unpaired(matches, group.answers, group.id, drops)
         if isinstance(matches, NoMatch):
@@ -83,7 +87,10 @@ class LabelledPairs(JudgedFile):
             yield Pair(kind=self.label, mode=self.mode, source=self.source, **fields)
 
     def _make_labelled_rows(self, group: Group, drops: Drops) -> Iterator[Row]:
-        """Yields the answers of a question with their labels, or drops them where one side is missing."""
+        """Yields the labelled answers of one question.
+
+        Drops them all with `both_sides_only` if right or wrong ones are missing.
+        """
         if self.both_sides_only and len({answer.value for answer in group.answers}) < 2:
             for answer in group.answers:
                 drops.add("all right" if answer.value else "all wrong", f"{group.id}#{answer.name}")

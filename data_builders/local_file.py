@@ -1,4 +1,4 @@
-"""Reads rows from a file of the user's own: in a published format, our typed rows, or any columns with a mapping."""
+"""Reads data rows from a user's file in a published format, in our own format, or with mapped columns."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -16,9 +16,10 @@ from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class LocalFile(Conversion):
-    """A JSON Lines file, a JSON list, CSV or TSV, packed with gzip or not, or a Parquet file; see Conversion.
+    """A builder that reads a local JSON Lines, JSON, CSV, TSV or Parquet file, plain or gzip.
 
-    Read a row at a time, or a batch of a Parquet file, so that no more is in memory; a JSON list is held as text.
+    See Conversion for what rows become. It is read a row at a time, or a batch of a Parquet file, so that no more is in
+    memory; a JSON list is held as text.
     """
 
     kind: Literal["local_file"] = "local_file"
@@ -30,7 +31,7 @@ class LocalFile(Conversion):
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the file's rows in order.
+        """Yields the converted rows of the file in order.
 
         Raises DataError if there is no such file or its format is unclear, RowError naming file and line for the
         first row that is wrong, unless `on_bad_row` is drop.
@@ -38,6 +39,6 @@ class LocalFile(Conversion):
         return self.build_with_report(Report(), drops)
 
     def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
-        """Yields the rows as `build` does, and fills the report as they are read."""
+        """Yields the rows as `build` does, and fills the conversion report as they are read."""
         path = Path(self.path)
         return self.convert_rows(partial(read_source_rows, path), str(path), drops, report)

@@ -1,4 +1,4 @@
-"""Computes longest common subsequences, and finds the benchmark texts that share a long one with a given text.
+"""Computes longest common subsequences, and finds benchmark texts that share a long one with a given text.
 
 Lengths come from bit-parallel rows of the usual table (Hyyrö, "Bit-parallel LCS-length computation revisited", 2004):
 a zero bit is a position where the length grows. A text is compared with those candidates only that have enough units in
@@ -14,7 +14,10 @@ _MAX_BITS = 4096  # units of a text that become bits; a longer one is read again
 
 
 class Alike(NamedTuple):
-    """A benchmark text by its index, and the number and share of units that it has in common, in order, with a text."""
+    """A similar benchmark text, by its index, with the number and share of units in common.
+
+    Units are words or tokens, in common in the same order.
+    """
 
     text: int
     common: int
@@ -22,18 +25,18 @@ class Alike(NamedTuple):
 
 
 def compute_lcs_length(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Returns the number of units in the longest common subsequence of two sequences."""
+    """Returns the length of the longest common subsequence of two sequences."""
     short, long = (left, right) if len(left) <= len(right) else (right, left)
     return _compute_length_from_bits(_build_position_bits(short), long, len(short))
 
 
 def compute_shorter_share(common: int, n_left: int, n_right: int) -> Fraction:
-    """Returns `common` units as a share of the shorter of two texts; 0 where it is empty."""
+    """Returns the number of common units divided by the length of the shorter text. Returns 0 if that is empty."""
     return Fraction(common, max(1, min(n_left, n_right)))
 
 
 class SubsequenceIndex:
-    """Index of a benchmark's texts that finds which of them is nearly contained in another text."""
+    """An index of benchmark texts that finds those nearly contained in another text."""
 
     def __init__(self, texts: Iterable[Sequence[Hashable]], *, min_common: int, min_share: Fraction) -> None:
         import numpy as np
@@ -51,7 +54,10 @@ class SubsequenceIndex:
         self._holders = {key: np.array(indices, dtype=np.int32) for key, indices in holders.items()}
 
     def find_first_alike(self, text: Sequence[Hashable]) -> Alike | None:
-        """Returns the first benchmark text that reaches both thresholds, most units in common first."""
+        """Returns the benchmark text with the most units in common that reaches both thresholds.
+
+        Returns None if there is none.
+        """
         indices = self._list_candidates(text)
         if not indices:
             return None
@@ -74,7 +80,10 @@ class SubsequenceIndex:
             )
 
     def _list_candidates(self, text: Sequence[Hashable]) -> list[int]:
-        """Lists the indices of benchmark texts that share enough units in any order, the largest share first."""
+        """Lists the indices of benchmark texts that share enough units with a text in any order.
+
+        The largest share comes first.
+        """
         import numpy as np
 
         keys = ((unit, occurrence) for unit, count in Counter(text).items() for occurrence in range(count))
@@ -90,7 +99,7 @@ class SubsequenceIndex:
 
 
 def _build_position_bits(units: Sequence[Hashable]) -> dict[Hashable, int]:
-    """Returns for each unit an integer whose set bits are the positions where it stands."""
+    """Returns a dict from each unit of a sequence to an integer with a bit set for each of its positions."""
     bits: dict[Hashable, int] = {}
     for position, unit in enumerate(units):
         bits[unit] = bits.get(unit, 0) | 1 << position
@@ -98,7 +107,7 @@ def _build_position_bits(units: Sequence[Hashable]) -> dict[Hashable, int]:
 
 
 def _compute_length_from_bits(position_bits: dict[Hashable, int], units: Sequence[Hashable], n_bits: int) -> int:
-    """Computes the longest common subsequence's length from the position bits of one of the two sequences."""
+    """Computes the length of the longest common subsequence from one sequence's position bits."""
     all_bits = row = (1 << n_bits) - 1
     for unit in units:
         unit_bits = position_bits.get(unit)
@@ -109,9 +118,9 @@ def _compute_length_from_bits(position_bits: dict[Hashable, int], units: Sequenc
 
 
 def _compute_lengths_together(texts: Sequence[Sequence[Hashable]], units: Sequence[Hashable]) -> list[int]:
-    """Computes the longest common subsequence's length with each of many texts in one pass.
+    """Computes the longest common subsequence's length of one sequence with each of many texts in one pass.
 
-    Their bits lie side by side with one between them to catch the carry.
+    The texts' bits lie side by side with one bit between them to catch the carry.
     """
     starts: list[int] = []
     all_bits, end = 0, 0

@@ -1,4 +1,4 @@
-"""Converts conversations of other formats to our messages: roles, thinking, tool calls; nothing said is left out."""
+"""Converts the messages of other chat formats to our own: roles, thinking and tool calls, dropping no content."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,17 +28,17 @@ _TOOL_CALLS: TypeAdapter[Tools] = TypeAdapter(Tools)
 
 
 class SplitTurn(NamedTuple):
-    """What an assistant thinks and then says; `thinking` is None without a block and with an empty one."""
+    """The thinking and the answer of an assistant turn. `thinking` is None without a block and with an empty one."""
 
     thinking: str | None
     answer: str
 
 
 def split_thinking(content: str, *, needs_answer: bool = True) -> SplitTurn:
-    """Splits the thinking block that opens an assistant's turn from the answer; white space around both goes.
+    """Splits an assistant turn into the thinking block that opens it and the answer.
 
-    Raises BadValue if tags stand anywhere else, are unbalanced or nested, or if nothing follows the block: a text
-    whose thinking cannot be told from its answer must not be trained as an answer.
+    White space around both goes. Raises BadValue if tags stand anywhere else, are unbalanced or nested, or if nothing
+    follows the block: a text whose thinking cannot be told from its answer must not be trained as an answer.
     """
     n_open, n_close = content.count(OPEN), content.count(CLOSE)
     if not n_open and not n_close:
@@ -57,9 +57,9 @@ def split_thinking(content: str, *, needs_answer: bool = True) -> SplitTurn:
 
 
 def convert_turns(value: Any, field: str, conversion_counts: Counter[str]) -> list[Message]:
-    """Converts a text to one user turn, or a list of turns of any of the formats to messages.
+    """Converts a text or a list of turns in any supported format to messages.
 
-    `conversion_counts` counts what was converted.
+    A text becomes one user turn. `conversion_counts` counts what was converted.
     """
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
@@ -71,7 +71,7 @@ def convert_turns(value: Any, field: str, conversion_counts: Counter[str]) -> li
 
 
 def convert_reply(value: Any, field: str, conversion_counts: Counter[str]) -> Message:
-    """Converts a text, one turn, or a list of one turn to an assistant's message."""
+    """Converts a text, one turn or a list of one turn to an assistant message."""
     if isinstance(value, str):
         value = {"role": "assistant", "content": value}
     messages = convert_turns(value if isinstance(value, list) else [value], field, conversion_counts)
@@ -82,7 +82,10 @@ def convert_reply(value: Any, field: str, conversion_counts: Counter[str]) -> Me
 
 
 def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Message:
-    """Converts one turn to a message; raises BadValue for a role, key or content that has no place in it."""
+    """Converts a turn in any supported format to a message.
+
+    Raises BadValue for a role, key or content that has no place in it.
+    """
     if not isinstance(value, Mapping):
         raise BadValue("wrong type", f"{field}: Input should be a valid dictionary; found {shorten_repr(value)}")
     given = {key: item for key, item in value.items() if item is not None}
@@ -115,7 +118,10 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
 
 
 def _refuse_unknown_keys(given: Mapping[str, Any], field: str) -> None:
-    """Raises BadValue for a key whose meaning we do not know, such as a weight of 0 that says `not to be trained`."""
+    """Raises BadValue for a key of a turn whose meaning is unknown.
+
+    An example is a weight of 0 that says `not to be trained`.
+    """
     for key in given:
         if key not in _KNOWN_KEYS:
             known = "role and content, or from and value; thinking, reasoning_content, tool_calls beside them"
@@ -123,7 +129,10 @@ def _refuse_unknown_keys(given: Mapping[str, Any], field: str) -> None:
 
 
 def _join_text_parts(value: Any, field: str, conversion_counts: Counter[str]) -> Any:
-    """Joins a list of text parts; returns anything else as it is, for the message's own check."""
+    """Joins message content that is a list of text parts into one text.
+
+    Returns anything else as it is, for the message's own check.
+    """
     if not isinstance(value, list):
         return value
     texts = [
@@ -143,7 +152,10 @@ def _join_text_parts(value: Any, field: str, conversion_counts: Counter[str]) ->
 def _move_thinking(
     message: dict[str, Any], given: Mapping[str, Any], field: str, conversion_counts: Counter[str]
 ) -> None:
-    """Moves reasoning_content, or a block in the content, to `thinking`; raises BadValue where there are two."""
+    """Moves the `reasoning_content` or the think block of a turn into the message's `thinking`.
+
+    Raises BadValue where there are two.
+    """
     thinking_keys = [key for key in _THINKING_KEYS if given.get(key) not in (None, "")]
     if len(thinking_keys) > 1:
         raise BadValue("malformed thinking", f"{field}: has both {' and '.join(thinking_keys)}")
@@ -169,13 +181,13 @@ def _move_thinking(
 
 
 def _parse_function_calls(value: Any, field: str) -> Any:
-    """Parses the content of a function_call turn to a list of calls."""
+    """Parses the content of a ShareGPT function_call turn into a list of tool calls."""
     calls = parse_nested_json(value, field)
     return calls if isinstance(calls, list) else [calls]
 
 
 def convert_tool_calls(value: Any, field: str) -> Tools:
-    """Converts calls to OpenAI's wrapping, their arguments as objects.
+    """Converts a list of tool calls to OpenAI's format, with arguments as objects.
 
     Raises BadValue where one has no name or arguments.
     """
@@ -186,7 +198,7 @@ def convert_tool_calls(value: Any, field: str) -> Tools:
 
 
 def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
-    """Converts one call to OpenAI's wrapping; raises BadValue if it has no name or arguments."""
+    """Converts one tool call to OpenAI's format. Raises BadValue if it has no name or arguments."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadValue("malformed tool call", f"{field}: is {shorten_repr(call)}; a call has name and arguments")
@@ -201,7 +213,7 @@ def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
 
 
 def convert_tool_schemas(value: Any) -> Tools | None:
-    """Converts function schemas, or their JSON text, to a list in OpenAI's wrapping; None if there are none."""
+    """Converts tool schemas, or their JSON text, to a list in OpenAI's format. Returns None if there are none."""
     parsed_value = parse_nested_json(value, "tools") if isinstance(value, str) and value.strip() else value or None
     if parsed_value in (None, [], ""):
         return None
@@ -218,7 +230,7 @@ def convert_tool_schemas(value: Any) -> Tools | None:
 
 
 def parse_nested_json(value: Any, field: str) -> Any:
-    """Parses a JSON text; returns anything else as it is."""
+    """Parses a value if it is a text that holds JSON. Returns any other value as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -228,7 +240,10 @@ def parse_nested_json(value: Any, field: str) -> Any:
 
 
 def prepend_system_message(system: Any, messages: Sequence[Message]) -> list[Message]:
-    """Puts a system message before the messages, if there is one; raises BadValue where that would make two."""
+    """Returns the messages with a system message, if one is given, before them.
+
+    Raises BadValue where that would make two.
+    """
     if system in (None, ""):
         return list(messages)
     if not isinstance(system, str):

@@ -1,4 +1,4 @@
-"""Mixes several stages' rows: in a ratio, under caps, evenly interleaved."""
+"""Mixes the data rows of several stages in a given ratio, under row limits, evenly interleaved."""
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -15,7 +15,7 @@ from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class Ingredient(Strict):
-    """One source of a mixture with its weight and limits."""
+    """The settings of one source of a mixture: its stage, its weight and its limits."""
 
     from_data: DataRef = Field(description="data stage whose rows are mixed in")
     weight: float | None = Field(
@@ -31,7 +31,7 @@ class Ingredient(Strict):
 
 
 class Mixture(Strict):
-    """Rows of several sources, spread evenly, so that any stretch has the ratio of the whole.
+    """A builder that interleaves the rows of several sources, so that any stretch has the ratio of the whole.
 
     With weights the mixture is the largest that has their ratio (to the row), of at most `rows` rows: no source is
     used more than `times` over. Without, every source gives all it has, or its part of `rows`. What is used
@@ -53,7 +53,7 @@ class Mixture(Strict):
 
     @model_validator(mode="after")
     def _check_sources(self) -> Self:
-        """Checks that no source is named twice, and that all or none have weights."""
+        """Raises ValueError if a source is named twice, or if only some of the sources have weights."""
         names = [ingredient.from_data for ingredient in self.sources]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(
@@ -74,7 +74,7 @@ class Mixture(Strict):
             for row in source.rows[max(count, 0) : source.n_first]:
                 drops.add(f"over the share of '{source.stage}'", row.id)
         for index, number in interleave_evenly(counts):
-            row = self._name_row(ordered_sources[index], number)
+            row = self._rename_row(ordered_sources[index], number)
             if row.id in stage_of_id:
                 stages = f"stage '{stage_of_id[row.id]}' and stage '{ordered_sources[index].stage}'"
                 raise RowError(f"id '{row.id}' is in {stages}; rows need ids of their own: set prefix_ids: true")
@@ -82,7 +82,7 @@ class Mixture(Strict):
             yield row
 
     def _read_source(self, sources: Sources, source_index: int, seed: int, drops: Drops) -> "_OrderedSource":
-        """Reads a source's rows in the order of use, repeated as often as they may be."""
+        """Reads the rows of one source in the order of use, repeated as often as the settings allow."""
         settings = self.sources[source_index]
         rows = list(sources[settings.from_data]())
         if not rows:
@@ -97,7 +97,7 @@ class Mixture(Strict):
         return _OrderedSource(settings.from_data, ordered, n_first, len(rows))
 
     def _order_rows(self, rows: Sequence[Row], seed: int, source_index: int, round_: int) -> Sequence[Row]:
-        """Returns a source's rows in the order of one round of use."""
+        """Returns the rows of a source in their order for one round (one pass over the source)."""
         return (
             shuffle_by_name(rows, (row.id for row in rows), "mixture", seed, source_index, round_)
             if self.shuffle
@@ -105,7 +105,10 @@ class Mixture(Strict):
         )
 
     def _compute_source_counts(self, available: list[int]) -> list[int]:
-        """Computes how many rows of each source are used."""
+        """Computes how many rows of each source the mixture uses.
+
+        `available` is the number of rows that each source has.
+        """
         given_weights = [ingredient.weight for ingredient in self.sources]
         weights = [
             Fraction(n) if weight is None else Fraction(str(weight))
@@ -127,8 +130,8 @@ class Mixture(Strict):
                 )
         return counts
 
-    def _name_row(self, source: "_OrderedSource", number: int) -> Row:
-        """Returns the row under its id in the mixture, with its source noted in meta."""
+    def _rename_row(self, source: "_OrderedSource", number: int) -> Row:
+        """Returns a source's row with its id in the mixture, and with the source's name in its meta."""
         row, round_ = source.rows[number], number // source.n_own
         row_id = f"{source.stage}:{row.id}" if self.prefix_ids else row.id
         row_id += f"@{round_ + 1}" if round_ else ""
@@ -145,7 +148,7 @@ class Mixture(Strict):
 
 
 class _OrderedSource(NamedTuple):
-    """A source's rows in the order of use.
+    """The rows of one source of a mixture in their order of use.
 
     The first `n_first` of them are its `n_own` rows once, as far as capped.
     """
@@ -157,7 +160,7 @@ class _OrderedSource(NamedTuple):
 
 
 def apportion_total(total: int, weights: Sequence[Fraction]) -> list[int]:
-    """Divides `total` into whole parts in the ratio of the weights.
+    """Divides a total into whole-number parts in the ratio of the weights.
 
     They are rounded down; what is left goes to the largest remainders, first to last.
     """
@@ -170,7 +173,10 @@ def apportion_total(total: int, weights: Sequence[Fraction]) -> list[int]:
 
 
 def interleave_evenly(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yields (source, number) of every row, each source's at equal distances; sources in turn where they coincide."""
+    """Yields pairs (source, row number) in an order that spreads each source's rows evenly.
+
+    Sources take turns where they coincide.
+    """
     positions = [
         ((2 * number + 1) / (2 * count), source, number)
         for source, count in enumerate(counts)

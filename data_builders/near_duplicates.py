@@ -1,6 +1,6 @@
 """Finds texts that nearly repeat an earlier one: candidates from MinHash LSH, verified by the Jaccard index.
 
-finder = NearDuplicates().finder()
+finder = NearDuplicates().make_finder()
 finder.find_or_keep("a", "...")  # None: kept, and later texts are compared with it
 finder.find_or_keep("b", "...")  # Near("a", 0.82)
 """
@@ -24,12 +24,13 @@ _BATCH_SHINGLES = (
 
 
 class NearDuplicates(Strict):
-    """Settings of near-duplicate removal: texts count if their shingles' Jaccard index reaches `threshold`.
+    """Settings of near-duplicate removal by the Jaccard index of the texts' shingles.
 
-    Shingles are runs of words, signs and single CJK characters, in lower case. The numbers are FineWeb's
-    (arXiv:2406.17557, section 3.4): 5-grams, 112 hashes in 14 bands of 8, aimed at 0.75. Two texts at 0.75 become
-    candidates with probability 0.77, at 0.8 with 0.92, at 0.9 with 0.9996; candidates below the threshold are kept.
-    Signs are units, other than there, because operators tell one formula from another (our choice).
+    Texts are near duplicates if it reaches `threshold`. Shingles are runs of words, signs and single CJK characters, in
+    lower case. The numbers are FineWeb's (arXiv:2406.17557, section 3.4): 5-grams, 112 hashes in 14 bands of 8, aimed
+    at 0.75. Two texts at 0.75 become candidates with probability 0.77, at 0.8 with 0.92, at 0.9 with 0.9996; candidates
+    below the threshold are kept. Signs are units, other than there, because operators tell one formula from another
+    (our choice).
     """
 
     threshold: float = Field(
@@ -43,29 +44,30 @@ class NearDuplicates(Strict):
     )
 
     def make_finder(self) -> "NearDuplicateFinder":
-        """Makes a finder with these settings that has kept no text yet."""
+        """Makes a near-duplicate finder with these settings that has kept no text yet."""
         return NearDuplicateFinder(self)
 
 
 class Near(NamedTuple):
-    """An earlier text's id and its Jaccard index with the new one."""
+    """The id of an earlier text and its Jaccard index with the new text."""
 
     id: str
     jaccard: float
 
 
 class _Kept(NamedTuple):
-    """A kept text with its units, joined by spaces."""
+    """A text that the finder has kept, as its units (words and signs) joined by spaces."""
 
     id: str
     units: str
 
 
 class NearDuplicateFinder:
-    """Finds near duplicates among the texts that it has kept; the first of two near duplicates is kept.
+    """A finder of near duplicates among the texts given to it so far.
 
-    Texts that share a band are candidates. Bit maps leave out nearly all of them that are too far apart, before any is
-    counted: texts of one template are candidates for each other by the thousand.
+    The first of two near duplicates is kept. Texts that share a band are candidates. Bit maps leave out nearly all of
+    them that are too far apart, before any is counted: texts of one template are candidates for each other by the
+    thousand.
     """
 
     def __init__(self, settings: NearDuplicates) -> None:
@@ -83,7 +85,10 @@ class NearDuplicateFinder:
         self._groups: dict[str, int] = {}
 
     def find_or_keep(self, text_id: str, text: str, group: str = "") -> Near | None:
-        """Returns the first kept text of the same group that the text nearly repeats; without one, keeps the text."""
+        """Returns the first kept text of the same group that a text nearly repeats.
+
+        Returns None, and keeps the text, if there is none.
+        """
         import numpy as np
 
         units = split_words_and_signs(text)
@@ -114,7 +119,10 @@ class NearDuplicateFinder:
         return None
 
     def _hash_bands(self, hashes: "Hashes", group: int) -> list[bytes]:
-        """Computes a key for each band, equal for texts of a group that have its hashes in common."""
+        """Hashes the bands of a text's MinHash signature to keys for finding candidates.
+
+        Keys are equal for texts of a group that have the band's hashes in common.
+        """
         minhash = self._empty.copy()
         for start in range(0, len(hashes), _BATCH_SHINGLES):
             minhash.update_batch(hashes[start : start + _BATCH_SHINGLES])
@@ -125,6 +133,9 @@ class NearDuplicateFinder:
         ]
 
     def _collect_shingles(self, units: list[str]) -> set[str]:
-        """Collects the runs of units; a text shorter than a shingle is one itself."""
+        """Returns the set of a text's shingles, which are runs of consecutive units.
+
+        A text shorter than a shingle is one itself.
+        """
         n = self._settings.shingle
         return {" ".join(units[start : start + n]) for start in range(max(1, len(units) - n + 1))} if units else set()

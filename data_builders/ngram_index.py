@@ -1,4 +1,4 @@
-"""Finds which n-grams of a benchmark a text shares, without building the text's own n-grams.
+"""Finds the n-grams that a text shares with a benchmark, without building the text's own n-grams.
 
 Only the benchmark is held: its n-grams, and its shorter grams, `STRIDE - 1` words less. Every n-gram of a text has a
 shorter gram that starts at a multiple of the stride inside it; if none of those is the benchmark's, none of its
@@ -12,14 +12,14 @@ STRIDE = 4  # measured: 3 to 5 are fastest at n = 8 and n = 13; larger ones exam
 
 
 class SharedNgram(NamedTuple):
-    """An n-gram's words with single spaces, and the indices of the benchmark texts that have it."""
+    """An n-gram shared with a benchmark, as text, with the indices of the benchmark texts that have it."""
 
     words: str
     texts: tuple[int, ...]
 
 
 class NgramIndex:
-    """Index of the word n-grams of a benchmark; words hold no white space."""
+    """An index of the word n-grams of a benchmark's texts. Words hold no white space."""
 
     def __init__(self, texts: Iterable[Sequence[str]], n: int) -> None:
         self.n = n
@@ -40,7 +40,7 @@ class NgramIndex:
                     self._texts[ngram] = (*known, index)
 
     def find_shared(self, words: Sequence[str]) -> Iterator[SharedNgram]:
-        """Yields the n-grams that a text's words share with the benchmark, in the text's order."""
+        """Yields the n-grams that a text, given as words, shares with the benchmark, in the text's order."""
         n, n_short = self.n, self._n_short
         slack = n - n_short  # a short gram at `slack` lies inside the n-grams that start at 0 … slack
         grams = zip(*(words[slack + skip :: slack + 1] for skip in range(n_short)), strict=False)

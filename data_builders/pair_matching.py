@@ -1,4 +1,4 @@
-"""Chooses which answers to one prompt become pairs of chosen and rejected: the rules that pair builders share."""
+"""Chooses which answers to one prompt become preference pairs, by the rules that all pair builders share."""
 
 from collections.abc import Iterable, Sequence
 from itertools import product
@@ -15,7 +15,7 @@ _EQUAL = "equal answers of different worth"
 
 
 class Candidate(NamedTuple):
-    """An answer that may be a side of a pair, with its value, its length and its message.
+    """An answer that may be chosen or rejected in a preference pair, with its value, length and message.
 
     `text` is what common beginnings are measured on. One that is not `well_formed` can only be rejected.
     """
@@ -29,7 +29,7 @@ class Candidate(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A chosen and a rejected answer, and the number of characters they begin alike with."""
+    """A chosen and a rejected answer with the length of their common prefix in characters."""
 
     chosen: Candidate
     rejected: Candidate
@@ -37,24 +37,24 @@ class Match(NamedTuple):
 
     @property
     def margin(self) -> float:
-        """Returns the difference of the values, chosen less rejected."""
+        """Returns the value of the chosen answer minus the value of the rejected answer."""
         return self.chosen.value - self.rejected.value
 
     @property
     def length_gap(self) -> int:
-        """Returns the difference in length, without sign."""
+        """Returns the absolute difference in length between the chosen and the rejected answer."""
         return abs(self.chosen.length - self.rejected.length)
 
 
 class NoMatch(NamedTuple):
-    """The reason why a prompt makes no pair, short and countable, and a detail."""
+    """The reason, short and countable, why a prompt makes no preference pair, with a detail."""
 
     reason: str
     detail: str
 
 
 class Matching(Strict):
-    """Settings that say how many and which pairs a prompt makes.
+    """Settings of how preference pairs are chosen among the answers to a prompt, and of how many.
 
     correct_vs_wrong: an answer worth `correct_from` over one worth less, those with the longest common beginning
     first: sides that part late differ in what made one of them wrong, and sides of like length leave DPO less to learn
@@ -75,7 +75,7 @@ class Matching(Strict):
 
     @model_validator(mode="after")
     def _check_rule(self) -> Self:
-        """Refuses settings that the rule does not use."""
+        """Raises ValueError for settings that the chosen matching rule does not use."""
         idle_settings = {"best_vs_worst": {"correct_from"}, "correct_vs_wrong": set()}.get(
             self.rule, {"correct_from", "per_prompt", "max_length_difference", "min_margin"}
         )
@@ -84,9 +84,9 @@ class Matching(Strict):
         return self
 
     def select_matches(self, candidates: Sequence[Candidate]) -> list[Match] | NoMatch:
-        """Selects the pairs of one prompt's candidates by the rule; never two of equal texts.
+        """Selects the preference pairs among one prompt's answers by the rule.
 
-        Candidates come in the order of their samples.
+        Two answers of equal text never make a pair. Candidates come in the order of their samples.
         """
         if self.rule == "correct_vs_wrong":
             return self._match_correct_with_wrong(candidates)
@@ -107,7 +107,7 @@ class Matching(Strict):
         return self._match_best_with_worst(well_formed, candidates)
 
     def _match_correct_with_wrong(self, candidates: Sequence[Candidate]) -> list[Match] | NoMatch:
-        """Pairs correct answers with wrong ones, those with the longest common beginning first."""
+        """Pairs correct answers with wrong ones, the pairs with the longest common prefix first."""
         correct = [
             candidate for candidate in candidates if candidate.well_formed and candidate.value >= self.correct_from
         ]
@@ -123,7 +123,7 @@ class Matching(Strict):
     def _match_best_with_worst(
         self, chosen: Sequence[Candidate], rejected: Sequence[Candidate]
     ) -> list[Match] | NoMatch:
-        """Pairs answers by the largest margin, every answer in one pair at most."""
+        """Pairs answers by the largest difference in value, using every answer at most once."""
         differing = ((better, worse) for better, worse in product(chosen, rejected) if better.value > worse.value)
         allowed = self._filter_matches(differing, f"of {len(rejected)} usable completions")
         if isinstance(allowed, NoMatch):
@@ -137,7 +137,10 @@ class Matching(Strict):
         return chosen_matches[: self.per_prompt]
 
     def _filter_matches(self, sides: Iterable[tuple[Candidate, Candidate]], of: str) -> list[Match] | NoMatch:
-        """Returns the matches within length and margin, one for the same two texts; else what forbade them all."""
+        """Returns the pairs within the limits of length and margin, or the reason why none is.
+
+        Of pairs of the same two texts one is returned.
+        """
         matches: dict[tuple[str, str], Match] = {}
         n_differing = n_alike = 0
         for chosen, rejected in sides:
@@ -160,14 +163,14 @@ class Matching(Strict):
 
 
 def _are_equal_answers(left: Candidate, right: Candidate) -> bool:
-    """Tells whether two answers say the same, white space around them apart."""
+    """Returns whether two answers are equal apart from white space around them."""
     return left.text.strip() == right.text.strip() or left.message == right.message
 
 
 def record_unpaired(
     result: list[Match] | NoMatch, candidates: Iterable[Candidate], prompt_id: str, drops: Drops
 ) -> None:
-    """Drops a prompt that makes no pair, with the reason, and every candidate that is a side of none."""
+    """Records a prompt without a preference pair, and every answer that is in no pair, as dropped."""
     matches = [] if isinstance(result, NoMatch) else result
     paired = {side.name for match in matches for side in (match.chosen, match.rejected)}
     if isinstance(result, NoMatch):
@@ -179,7 +182,7 @@ def record_unpaired(
 
 
 def measure_common_prefix(left: str, right: str) -> int:
-    """Counts the characters that two texts begin alike with."""
+    """Returns the length of the common prefix of two texts in characters."""
     low, high = 0, min(len(left), len(right))
     while low < high:  # by bisection, as slices compare at C speed
         middle = (low + high + 1) // 2

@@ -23,7 +23,10 @@ _LABEL_OF_TEXT = {"true": True, "false": False}
 
 
 def _make_pair(prompt: list[Message], chosen: Message, rejected: Message, values: Values, target: Target) -> Row:
-    """Makes a pair row; raises BadValue if both sides are equal."""
+    """Makes a preference pair row of a prompt, a chosen and a rejected answer.
+
+    Raises BadValue if the answers are equal.
+    """
     read_tools(values, target)
     if chosen == rejected:
         raise BadValue("chosen equals rejected", "chosen and rejected are equal, so nothing is preferred")
@@ -31,7 +34,10 @@ def _make_pair(prompt: list[Message], chosen: Message, rejected: Message, values
 
 
 def _read_margin(values: Values) -> float | None:
-    """Reads the margin, or the difference of both sides' scores, as UltraFeedback names them; None without either."""
+    """Returns a preference row's margin, or the difference of its two scores as UltraFeedback names them.
+
+    Returns None without either.
+    """
     if has_values(values, "margin"):
         return parse_number(values["margin"], "margin")
     if has_values(values, "score_chosen", "score_rejected"):
@@ -41,7 +47,7 @@ def _read_margin(values: Values) -> float | None:
 
 
 def parse_number(value: Any, field: str) -> float:
-    """Parses a number, or the one that a text spells; raises BadValue for anything else."""
+    """Converts a number or a numeric text to a float. Raises BadValue for anything else."""
     number = parse_finite_float(value)
     if number is None:
         raise BadValue("wrong type", f"{field}: is {shorten_repr(value)}, not a number that a float can hold")
@@ -49,7 +55,7 @@ def parse_number(value: Any, field: str) -> float:
 
 
 def _convert_preference(values: Values, target: Target) -> Row:
-    """Converts a row with chosen and rejected answers, whose prompt may stand in both."""
+    """Converts a row with a chosen and a rejected answer to a pair row. The prompt may stand in both."""
     chosen, rejected = (_read_side(values, side, target) for side in ("chosen", "rejected"))
     if has_values(values, "prompt"):
         prompt = read_prompt(values, "prompt", target)
@@ -58,12 +64,12 @@ def _convert_preference(values: Values, target: Target) -> Row:
     else:
         prompt = _find_common_prompt(chosen, rejected)
     return _make_pair(
-        prompt, _take_reply(prompt, chosen, "chosen"), _take_reply(prompt, rejected, "rejected"), values, target
+        prompt, _extract_reply(prompt, chosen, "chosen"), _extract_reply(prompt, rejected, "rejected"), values, target
     )
 
 
 def _read_side(values: Values, side: str, target: Target) -> list[Message]:
-    """Reads one side of a pair: an answer, or a whole conversation."""
+    """Reads the chosen or the rejected side of a preference row, as a single reply or a whole conversation."""
     value = read_required(values, side)
     if isinstance(value, list):
         return convert_turns(value, side, target.conversion_counts)
@@ -71,7 +77,10 @@ def _read_side(values: Values, side: str, target: Target) -> list[Message]:
 
 
 def _find_common_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
-    """Returns the turns that two whole conversations begin with alike, up to the last assistant's turn of either."""
+    """Returns the turns that two conversations share from the beginning, as the prompt of a pair.
+
+    It ends before the last assistant turn of either.
+    """
     limit = min(len(chosen), len(rejected)) - 1
     n_common = next((index for index in range(limit) if chosen[index] != rejected[index]), limit)
     if n_common == 0:
@@ -79,8 +88,11 @@ def _find_common_prompt(chosen: list[Message], rejected: list[Message]) -> list[
     return chosen[:n_common]
 
 
-def _take_reply(prompt: list[Message], side: list[Message], name: str) -> Message:
-    """Returns the one assistant's turn of a side, which may repeat the prompt before it."""
+def _extract_reply(prompt: list[Message], side: list[Message], name: str) -> Message:
+    """Returns the assistant turn that follows the prompt in one side of a pair.
+
+    The side may repeat the prompt before it.
+    """
     turn = side[-1]
     earlier = side[:-1]
     if earlier and earlier != prompt and earlier != [message for message in prompt if message.role != "system"]:
@@ -91,7 +103,7 @@ def _take_reply(prompt: list[Message], side: list[Message], name: str) -> Messag
 
 
 def _convert_sharegpt_preference(values: Values, target: Target) -> Row:
-    """Converts a row in ShareGPT's preference format."""
+    """Converts a row in ShareGPT's preference format to a pair row."""
     prompt = read_prompt(values, "conversations", target)
     chosen, rejected = (
         convert_reply(read_required(values, side), side, target.conversion_counts) for side in ("chosen", "rejected")
@@ -100,7 +112,7 @@ def _convert_sharegpt_preference(values: Values, target: Target) -> Row:
 
 
 def _convert_kto(values: Values, target: Target) -> Row:
-    """Converts a row with an answer and its label."""
+    """Converts a KTO row, an answer with its label, to a labelled row."""
     read_tools(values, target)
     if has_values(values, "completion"):
         messages = [
@@ -123,7 +135,7 @@ def _convert_kto(values: Values, target: Target) -> Row:
 
 
 def parse_label(value: Any, field: str) -> bool:
-    """Parses true or false, or as CSV writes them; raises BadValue for anything else."""
+    """Converts true or false, or their spelling in CSV files, to a boolean. Raises BadValue for anything else."""
     label = _LABEL_OF_TEXT.get(value.strip().lower()) if isinstance(value, str) else value
     if not isinstance(label, bool):
         raise BadValue("wrong type", f"{field}: is {shorten_repr(value)}; a label is true or false")
@@ -131,7 +143,7 @@ def parse_label(value: Any, field: str) -> bool:
 
 
 def _is_kto_row(values: Values) -> bool:
-    """Tells whether the row has an answer and a label of true or false."""
+    """Returns whether a row has an answer and a label of true or false."""
     has_turns = has_list(values, "messages") or has_list(values, "conversations")
     has_answer = has_values(values, "completion") or has_values(values, "instruction", "output")
     value = values.get("kto_tag") if has_values(values, "kto_tag") else values.get("label")

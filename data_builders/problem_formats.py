@@ -1,4 +1,7 @@
-"""Defines the source formats of questions with golds, solutions or long traces: GSM8K, MATH, LIMO, s1K, SVAMP."""
+"""Defines the source formats of questions with gold answers, solutions or long traces, such as GSM8K and MATH.
+
+The others are LIMO, s1K and SVAMP.
+"""
 
 import re
 from functools import partial
@@ -27,19 +30,22 @@ _KEYS_OF_OTHER_FORMATS = ("label", "test_list", "code", "answer", "response", "c
 
 
 def extract_gold_after(value: Any, mark: str) -> str:
-    """Returns what follows the mark's last occurrence; raises BadValue if the value is no text or has no mark."""
+    """Returns the gold answer that follows the last occurrence of a mark, such as `####`, in a text.
+
+    Raises BadValue if the value is no text or has no mark.
+    """
     if not isinstance(value, str) or mark not in value:
         raise BadValue("no gold", f"gold: no '{mark}' in {shorten_repr(value)}")
     return value.rpartition(mark)[2].strip()
 
 
 def _make_problem(messages: list[Message], gold: Any, target: Target) -> Row:
-    """Makes a problem row of the prompt and its gold."""
+    """Makes a problem row of a prompt and its gold answer."""
     return Problem(messages=messages, gold=gold, reward=target.reward or _MATH, **target.shared_fields)
 
 
 def _convert_gsm8k(values: Values, target: Target) -> Row:
-    """Converts a GSM8K row to a problem, a chat or a trace.
+    """Converts a GSM8K row to a problem, chat or trace row, as the target asks.
 
     A chat's reply is the solution as written; a trace's thinking is its steps, the answer the boxed gold.
     """
@@ -62,7 +68,7 @@ def _convert_gsm8k(values: Values, target: Target) -> Row:
 
 
 def _convert_s1k(thinking_key: str, attempt_key: str, values: Values, target: Target) -> Row:
-    """Converts an s1K row to a trace without a gold.
+    """Converts an s1K row to a trace row without a gold answer.
 
     s1K's traces are graded by a model against a whole `solution`; put that into meta.
 
@@ -83,7 +89,7 @@ def _convert_s1k(thinking_key: str, attempt_key: str, values: Values, target: Ta
 
 
 def _convert_prompt_trace(values: Values, target: Target) -> Row:
-    """Converts a row with a prompt, thinking and an answer to a trace."""
+    """Converts a row with a prompt, thinking and an answer to a trace row."""
     messages = read_prompt(values, choose_key(values, QUESTION_KEYS), target)
     thinking, answer = read_text(values, "thinking"), read_text(values, "answer")
     gold, reward = values.get("gold"), target.reward or _MATH
@@ -91,7 +97,7 @@ def _convert_prompt_trace(values: Values, target: Target) -> Row:
 
 
 def _convert_limo(values: Values, target: Target) -> Row:
-    """Converts a LIMO row to a problem, a chat or a trace."""
+    """Converts a LIMO row to a problem, chat or trace row, as the target asks."""
     messages = read_prompt(values, "question", target)
     if target.kind == "problem":
         return _make_problem(messages, _read_gold(values), target)
@@ -101,12 +107,15 @@ def _convert_limo(values: Values, target: Target) -> Row:
 
 
 def _convert_prompt_gold(values: Values, target: Target) -> Row:
-    """Converts a row with a prompt and a gold to a problem."""
+    """Converts a row with a prompt and a gold answer to a problem row."""
     return _make_problem(read_prompt(values, choose_key(values, QUESTION_KEYS), target), _read_gold(values), target)
 
 
 def _read_gold(values: Values) -> Any:
-    """Reads the gold, or what the solution boxes if there is no key for one; a null or blank gold is a bad one."""
+    """Returns the gold answer of a row, or the boxed answer in its solution.
+
+    The solution is read where no key holds the gold. Raises BadValue for a gold that is null or blank.
+    """
     present_keys = [key for key in _GOLD_KEYS if key in values]
     key = next((key for key in present_keys if values[key] is not None), present_keys[0] if present_keys else None)
     if key is None:
@@ -121,7 +130,10 @@ def _read_gold(values: Values) -> Any:
 
 
 def _convert_svamp(values: Values, target: Target) -> Row:
-    """Converts an SVAMP row: body and question joined by a space, as in both chain-of-thought papers' code."""
+    """Converts an SVAMP row to a problem row.
+
+    Body and question are joined by a space, as in both chain-of-thought papers' code.
+    """
     question = f"{read_text(values, 'Body').strip()} {read_text(values, 'Question').strip()}"
     return _make_problem(
         convert_turns(question, "Question", target.conversion_counts), read_required(values, "Answer"), target
@@ -129,7 +141,7 @@ def _convert_svamp(values: Values, target: Target) -> Row:
 
 
 def _convert_text(values: Values, target: Target) -> Row:
-    """Converts a row with a raw text."""
+    """Converts a row with a raw text to a text row."""
     if target.meta:
         raise BadValue("no meta", "keep_columns: text rows have no meta to keep them in; leave it out")
     language = read_optional_text(values, "language") or None
@@ -137,7 +149,7 @@ def _convert_text(values: Values, target: Target) -> Row:
 
 
 def _is_gsm8k_row(values: Values) -> bool:
-    """Tells whether the row has a question and an answer with GSM8K's mark."""
+    """Returns whether a row has a question and an answer that contains GSM8K's `####` mark."""
     answer = values.get("answer")
     return (
         has_values(values, "question")
@@ -148,12 +160,12 @@ def _is_gsm8k_row(values: Values) -> bool:
 
 
 def _is_limo_row(values: Values) -> bool:
-    """Tells whether the row has LIMO's keys."""
+    """Returns whether a row has the keys of the LIMO data set."""
     return has_values(values, "question", "solution", "answer")
 
 
 def _is_prompt_gold_row(values: Values) -> bool:
-    """Tells whether the row has a prompt and a gold, and nothing of another format."""
+    """Returns whether a row has a prompt and a gold answer, and no key of another format."""
     has_prompt = any(has_values(values, key) for key in QUESTION_KEYS[:3])
     other_keys = ("chosen", "completion", "instruction", "thinking", "test", "test_list", "attempt", "deepseek_attempt")
     if any(has_values(values, key) for key in (*other_keys, "gemini_attempt")) or _is_gsm8k_row(values):
@@ -167,7 +179,7 @@ def _is_prompt_gold_row(values: Values) -> bool:
 
 
 def _make_s1k_format(name: str, thinking_key: str, attempt_key: str) -> RowFormat:
-    """Makes the format of one of s1K's sets of traces."""
+    """Makes the source format for one of the sets of traces in s1K."""
     return RowFormat(
         name,
         f"question, {thinking_key}, {attempt_key}",

@@ -1,4 +1,4 @@
-"""Splits data into parts that share no question: a question's words alone decide its part, in every kind of row."""
+"""Splits data into parts that share no question, by a hash of each row's question."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -19,7 +19,7 @@ Asked = Literal["first", "last", "all"]
 
 
 class QuestionPart(Strict):
-    """Settings of one part of all questions, chosen by a hash of their normal form.
+    """Settings of one part, such as train or test, of a split by the hash of each question's normal form.
 
     The normal form is in lower case, without flags, white space apart.
 
@@ -42,7 +42,7 @@ class QuestionPart(Strict):
 
     @model_validator(mode="after")
     def _check_shares(self) -> "QuestionPart":
-        """Checks that the part has a share and that the shares add up to 1."""
+        """Raises ValueError if the part has no share or the shares do not add up to 1."""
         if self.part not in self.shares:
             raise ValueError(f"part: '{self.part}' is none of the shares{did_you_mean(self.part, self.shares)}")
         if wrong := [name for name, share in self.shares.items() if not 0 < share < 1]:
@@ -52,13 +52,16 @@ class QuestionPart(Strict):
             raise ValueError(f"shares: they are {float(total)} together, not 1")
         return self
 
-    def is_in_part(self, row: Row) -> bool | None:
-        """Tells whether the row's question is in this part, None if it asks nothing."""
+    def is_question_in_part(self, row: Row) -> bool | None:
+        """Returns whether a row's question belongs to this part of the split. Returns None if the row asks nothing."""
         part = self.find_part(row)
         return None if part is None else part == self.part
 
     def find_part(self, row: Row) -> str | None:
-        """Returns the name of the part that the row's question is in, None if it asks nothing."""
+        """Returns the name of the part of the split to which a row's question belongs.
+
+        Returns None if the row asks nothing.
+        """
         question = normalize_question(row, self.asked, self.without)
         if not question:
             return None
@@ -71,13 +74,13 @@ class QuestionPart(Strict):
 
 
 class Split(QuestionPart):
-    """Keeps the rows of one part, in order; the others are dropped as belonging to another."""
+    """A builder that keeps the rows of one part of a split by question, in order. Rows of other parts are dropped."""
 
     kind: Literal["split"] = "split"
     from_data: DataRef = Field(description="data stage whose rows are split")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the part's rows.
+        """Yields the rows whose questions belong to the part.
 
         The seed is not used, or stages with seeds of their own would cut differently.
         """
@@ -92,9 +95,9 @@ class Split(QuestionPart):
 
 
 class Unused(Strict):
-    """Keeps the rows whose questions no other stage's rows ask, in order.
+    """A builder that keeps the rows whose questions do not occur in the rows of other stages, in order.
 
-    As Qwen3's RL queries, which are unused in the cold start.
+    Qwen3's RL queries are likewise unused in the cold start.
     """
 
     kind: Literal["unused"] = "unused"
@@ -106,7 +109,7 @@ class Unused(Strict):
     )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the rows whose questions are unused.
+        """Yields the rows whose questions do not occur in the rows of other stages.
 
         A row counts as used if any question of another stage's row is one of its own.
         """
@@ -126,7 +129,7 @@ class Unused(Strict):
 
 
 def normalize_question(row: Row, asked: Asked = "first", without: list[str] | None = None) -> str:
-    """Returns the row's question in its normal form.
+    """Returns a row's question in a normal form that ignores case, thinking flags and white space.
 
     It is equal for questions that differ in case, flags and white space alone.
     """
@@ -134,27 +137,30 @@ def normalize_question(row: Row, asked: Asked = "first", without: list[str] | No
 
 
 def list_normalized_questions(row: Row, without: list[str]) -> list[str]:
-    """Lists the normal form of every question that the row asks in its own right and that is not blank, in order."""
+    """Lists the normal form of each of a row's own questions that is not blank, in order."""
     return _normalize_texts(list_own_questions(row), without)
 
 
 def _normalize_texts(texts: list[str], without: list[str]) -> list[str]:
-    """Returns the normal forms of the texts, blank ones left out."""
+    """Returns the normal forms of the texts, without blank ones."""
     return [normalized for text in texts if (normalized := _normalize_text(text, without))]
 
 
 def _normalize_text(text: str, without: list[str]) -> str:
-    """Returns a text in lower case, without flags and the given parts, its words and signs apart."""
+    """Returns a text in lower case, without thinking flags and the given substrings.
+
+    Its words and signs stand apart.
+    """
     for part in without:
         text = text.replace(part, " ")
     return " ".join(split_words_and_signs(remove_flags(text)))
 
 
 def _pick_questions(questions: list[str], asked: Asked) -> list[str]:
-    """Returns the first, the last or all questions."""
+    """Returns the first question, the last question or all questions of a list, as `asked` says."""
     return questions if asked == "all" else questions[:1] if asked == "first" else questions[-1:]
 
 
 def _to_exact_fraction(share: float) -> Fraction:
-    """Returns the decimal that was written as a fraction."""
+    """Converts a share such as 0.1 to the exact fraction of its decimal notation."""
     return Fraction(str(share))  # the decimal that was written, so that 0.1 and 0.2 and 0.7 make 1

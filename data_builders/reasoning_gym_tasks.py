@@ -1,4 +1,4 @@
-"""Generates reasoning_gym problems: puzzles, arithmetic, logic, graphs, each with a scorer of its own."""
+"""Generates reasoning_gym problems, such as puzzles, arithmetic, logic and graphs."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ _WORKER_MODULE = "qwen_align.data_builders.reasoning_gym_worker"
 
 
 class GymTask(Strict):
-    """A task by its name in reasoning_gym, with its weight among the tasks and its configuration."""
+    """The settings of a reasoning_gym task: its name, its weight among the tasks and its configuration."""
 
     name: str = Field(description="task's name in reasoning_gym")
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="weight of the task among the tasks")
@@ -39,14 +39,14 @@ class GymTask(Strict):
     @field_validator("settings")
     @classmethod
     def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """Refuses seed and size, which the builder sets itself."""
+        """Raises ValueError if a task's configuration sets seed or size, which the builder sets itself."""
         if builder_settings := sorted({"seed", "size"} & set(settings)):
             raise ValueError(f"{', '.join(builder_settings)}: the builder's own; set seed and n there")
         return settings
 
 
 class ReasoningGymTasks(Strict):
-    """Settings of the reasoning_gym generator; `build` yields the rows.
+    """A builder that generates problems of reasoning_gym tasks.
 
     Train, dev and test never share a question: the split is a hash of task and question, whatever seed and settings.
     `instruction` follows the question; "" leaves it out.
@@ -63,11 +63,14 @@ class ReasoningGymTasks(Strict):
     mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Generates the rows through the interface of every builder; reads no other stage and drops nothing."""
+        """Generates the problem rows through the interface of every builder.
+
+        It reads no other stage and drops nothing.
+        """
         return self.generate(seed)
 
     def generate(self, seed: int) -> Iterator[Problem]:
-        """Generates `n` distinct problems, the same for the same settings, seed and version of reasoning_gym."""
+        """Generates `n` distinct problems, the same for the same settings, seed and reasoning_gym version."""
         seed = seed if self.seed is None else self.seed
         tasks = [GymTask(name=task) if isinstance(task, str) else task for task in self.tasks]
         random = Random(f"reasoning_gym {self.split} {seed}")
@@ -88,7 +91,7 @@ class ReasoningGymTasks(Strict):
                 yield row
 
     def _make_problem(self, task: GymTask, entry: dict[str, Any]) -> Problem:
-        """Makes the problem row of an item."""
+        """Makes the problem row of a generated reasoning_gym item."""
         question = entry["question"]
         prompt = f"{question}\n\n{self.instruction}" if self.instruction else question
         gold: dict[str, Any] = {"dataset": task.name, "entry": entry}
@@ -106,21 +109,21 @@ class ReasoningGymTasks(Strict):
 
 
 def compute_content_id(task: str, question: str) -> str:
-    """Hashes task and question to a stable row id: equal questions of a task have equal ids."""
+    """Hashes a task's name and a question to a stable row id. Equal questions of a task have equal ids."""
     return f"{task}-{hashlib.sha256(f'{task} {question}'.encode()).hexdigest()[:16]}"
 
 
 def assign_split(row_id: str) -> Split:
-    """Assigns a question to train, dev or test by its id, eight to one to one."""
+    """Assigns a question to train, dev or test (8:1:1) by its row id."""
     tenth = int(row_id[-8:], 16) % 10
     return "test" if tenth == 0 else "dev" if tenth == 1 else "train"
 
 
 @contextlib.contextmanager
 def _start_item_process(tasks: list[GymTask], seed: int) -> Iterator[Callable[[int], dict[str, Any]]]:
-    """Starts the process that makes items; yields a function that requests the next item of a task by its index.
+    """Starts the process that generates reasoning_gym items, and yields a function for requesting them.
 
-    The process ends with the context.
+    The function returns the next item of a task, given the task's index. The process ends with the context.
 
     Raises RecipeError for tasks that cannot be drawn from.
     """

@@ -1,4 +1,4 @@
-"""Makes items of reasoning_gym's tasks in a process of its own, so that nothing but the seed decides what they are.
+"""Generates items of reasoning_gym tasks in a separate process, so that only the seed decides what they are.
 
 `python -m qwen_align.data_builders.reasoning_gym_worker` reads lines of JSON and answers each with a line: the first
 holds tasks and seed, the others the index of a task whose next item is wanted. An answer is `{"item": ...}`, or
@@ -26,7 +26,7 @@ _CHUNK_ITEMS = 500  # reasoning_gym's own size; a data set of more is continued 
 
 
 def main() -> None:
-    """Answers requests from standard input with lines of JSON on standard output."""
+    """Answers requests for items from standard input with lines of JSON on standard output."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # some tasks print while they draw
     item_streams: list[Iterator[Any]] = []
@@ -45,9 +45,9 @@ def main() -> None:
 
 
 def create_item_streams(tasks: Sequence[dict[str, Any]], seed: int) -> list[Iterator[dict[str, Any]]]:
-    """Creates an endless stream of items for each task, given by `name` and `settings`; items are plain JSON values.
+    """Creates an endless iterator of items, as plain JSON values, for each reasoning_gym task.
 
-    Raises RecipeError for a name that is no task's or that is not used.
+    A task is given by `name` and `settings`. Raises RecipeError for a name that is no task's or that is not used.
     """
     from reasoning_gym.factory import DATASETS
 
@@ -60,7 +60,10 @@ def create_item_streams(tasks: Sequence[dict[str, Any]], seed: int) -> list[Iter
 
 
 def _generate_items(name: str, settings: dict[str, Any], draw_key: str) -> Iterator[dict[str, Any]]:
-    """Generates a task's items without end; raises RecipeError for settings that the task cannot be made with."""
+    """Generates the items of a reasoning_gym task without end.
+
+    Raises RecipeError for settings that the task cannot be made with.
+    """
     from reasoning_gym.factory import create_dataset
 
     chunk = 0
@@ -79,7 +82,7 @@ def _generate_items(name: str, settings: dict[str, Any], draw_key: str) -> Itera
 
 
 def _seed_global_generators(*draw_key: object) -> None:
-    """Seeds Python's and numpy's global generators, from which some tasks draw beside their own."""
+    """Seeds the global random generators of Python and numpy, from which some tasks draw."""
     import numpy
 
     random.seed(hash_to_number(*draw_key))
@@ -87,7 +90,7 @@ def _seed_global_generators(*draw_key: object) -> None:
 
 
 def _remove_date(name: str, item: dict[str, Any]) -> dict[str, Any]:
-    """Removes the day on which an item was made, which time_intervals notes beside times of day."""
+    """Removes the date from an item of the task time_intervals, which contains the day it was made."""
     metadata = item["metadata"]
     if name == "time_intervals" and metadata["task_type"].startswith("time"):
         times = {key: metadata[key].rpartition(" ")[2] for key in ("start_time", "end_time")}
@@ -96,9 +99,9 @@ def _remove_date(name: str, item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_plain_value(value: Any) -> Any:
-    """Converts a numpy number to Python's, and anything else to text.
+    """Converts a numpy number to a Python number, and any other value to text.
 
-    Such as gsm_symbolic's Fractions, which its scorer does not read.
+    Text is what gsm_symbolic's Fractions become, which its scorer does not read.
     """
     return value.item() if hasattr(value, "item") else str(value)
 

@@ -1,4 +1,4 @@
-"""Reads a rollout stage's completions: checked, grouped by prompt, with their verdicts."""
+"""Reads the completions of a rollout stage with their verdicts, and groups them by prompt."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -6,7 +6,7 @@ from qwen_align.align.rows import Completion, Row, RowError
 
 
 def read_completions(read: Callable[[], Iterator[Row]], stage: str) -> Iterator[Completion]:
-    """Yields the completions of a rollout stage; raises RowError for a row of another kind."""
+    """Yields the completions of a rollout stage. Raises RowError for a row of another kind."""
     for row in read():
         if not isinstance(row, Completion):
             raise RowError(f"stage '{stage}': row '{row.id}' is a {row.row} row; only a rollout stage's completions do")
@@ -14,7 +14,7 @@ def read_completions(read: Callable[[], Iterator[Row]], stage: str) -> Iterator[
 
 
 def group_by_prompt(rows: Iterable[Completion]) -> dict[str, list[Completion]]:
-    """Groups completions by their prompt's id: prompts in the order they first come, samples by number."""
+    """Groups completions by the id of their prompt. Prompts stand in the order they first come, samples by number."""
     prompts: dict[str, list[Completion]] = {}
     for row in rows:
         prompts.setdefault(row.prompt_id, []).append(row)
@@ -22,9 +22,9 @@ def group_by_prompt(rows: Iterable[Completion]) -> dict[str, list[Completion]]:
 
 
 def get_verdict_value(row: Completion, reward: str) -> float | None:
-    """Returns the named reward's value for a completion, None if its verdict has none.
+    """Returns the value that the named reward gave a completion.
 
-    Raises RowError if the reward did not judge the completion.
+    Returns None if the verdict has none. Raises RowError if the reward did not judge the completion.
     """
     if reward not in row.verdicts:
         judged = ", ".join(row.verdicts) or "no reward"

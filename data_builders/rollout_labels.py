@@ -14,10 +14,10 @@ from qwen_align.reward.thinking import split_turn
 
 
 class Labels(Strict):
-    """Every judged, finished and well-formed completion with whether it is correct; equal texts of a prompt once.
+    """A builder that labels judged, finished and well-formed completions of a rollout as correct or wrong.
 
-    With `both_sides_only` prompts whose completions are all correct or all wrong are dropped, as for Qwen2.5-Math's
-    reward model (arXiv:2409.12122).
+    Of equal completions of a prompt one is kept. With `both_sides_only` prompts whose completions are all correct or
+    all wrong are dropped, as for Qwen2.5-Math's reward model (arXiv:2409.12122).
     """
 
     kind: Literal["labels"] = "labels"
@@ -46,7 +46,7 @@ class Labels(Strict):
                     yield labelled
 
     def _label_completion(self, row: Completion) -> Labelled | str:
-        """Returns the completion with its label, or the reason why it has none."""
+        """Returns a completion as a labelled row, or the reason why it has no label."""
         value, turn = get_verdict_value(row, self.reward), split_turn(row.text)
         if value is None:
             return "no verdict"

@@ -1,4 +1,4 @@
-"""Builds preference pairs from a model's own completions: a better one over a worse one for the same prompt."""
+"""Builds preference pairs of a better and a worse completion of a rollout for the same prompt."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -14,11 +14,12 @@ from qwen_align.reward.thinking import split_turn
 
 
 class Pairs(Matching):
-    """At most `per_prompt` pairs per prompt, by `rule`, from the verdicts of any reward or reward model.
+    """A builder of at most `per_prompt` preference pairs per prompt from the judged completions of a rollout.
 
-    Completions without a verdict are no sides. Those cut at the length limit or with a malformed thinking block are
-    none either, unless `reject_malformed` lets them be rejected, word for word as the model said them, which the
-    sieve's `thinking_is_clean` has to allow; an end of turn is put after them, as Online-DPO-R1 does.
+    `rule` chooses the pairs; the verdicts may be those of any reward or reward model. Completions without a verdict are
+    no sides. Those cut at the length limit or with a malformed thinking block are none either, unless
+    `reject_malformed` lets them be rejected, word for word as the model said them, which the sieve's
+    `thinking_is_clean` has to allow; an end of turn is put after them, as Online-DPO-R1 does.
     """
 
     kind: Literal["pairs"] = "pairs"
@@ -31,7 +32,7 @@ class Pairs(Matching):
     )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the pairs in the order of the prompts.
+        """Yields the preference pairs in the order of the prompts.
 
         Prompts that make none and completions in none are dropped.
         """
@@ -45,7 +46,10 @@ class Pairs(Matching):
             yield from (_make_pair(match, row_of[match.chosen.name], self.reward) for match in matches)
 
     def _make_candidate(self, row: Completion, drops: Drops) -> Candidate | None:
-        """Returns the completion as a candidate side of a pair; drops it and returns None if it cannot be one."""
+        """Returns a completion as a candidate for one side of a preference pair.
+
+        Returns None, and drops the completion, if it cannot be one.
+        """
         value = get_verdict_value(row, self.reward)
         turn = split_turn(row.text)
         is_cut = row.finish_reason == "length"
@@ -65,7 +69,7 @@ class Pairs(Matching):
 
 
 def _make_pair(match: Match, row: Completion, reward: str) -> Pair:
-    """Makes the pair row of a match."""
+    """Makes the preference pair row of a matched chosen and rejected completion."""
     return Pair(
         id=f"{row.prompt_id}#{match.chosen.name}>{match.rejected.name}",
         messages=row.prompt,

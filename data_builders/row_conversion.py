@@ -1,4 +1,4 @@
-"""Converts a source's rows to ours: the settings that every source shares, and the conversion with its report."""
+"""Converts the rows of any data source to our own rows, and reports the conversion."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
@@ -31,7 +31,7 @@ _NumberedRow = tuple[int, str, Any]
 
 
 class Conversion(Strict):
-    """Settings that say how a source's rows become ours.
+    """Settings of the conversion of a data source's rows to our own row format.
 
     Without `rows` and `format` the format is recognised by the keys of the first rows; where that is unclear, the error
     lists the candidates. `rows: typed` reads our own `rows.jsonl`. `rows: problem` or another kind alone reads our
@@ -76,9 +76,9 @@ class Conversion(Strict):
 
     @model_validator(mode="after")
     def _check_conversion(self) -> Self:
-        """Checks that the settings given fit each other and the rows that are made."""
+        """Raises ValueError if the conversion settings contradict each other or the kind of rows."""
         if self.rows == "typed":
-            if problem := self._list_idle_for_typed():
+            if problem := self._describe_settings_unused_by_typed():
                 raise ValueError(problem)
             return self
         if self.format in (None, "auto") and (self.rows == "auto" or self.format):
@@ -86,7 +86,7 @@ class Conversion(Strict):
                 raise ValueError("columns: a format is recognised by its own keys; name the format too")
         else:
             self._check_columns()
-        if "text" in (self.rows, self.format) and (problem := self._list_idle_for_text()):
+        if "text" in (self.rows, self.format) and (problem := self._describe_settings_unused_by_text()):
             raise ValueError(problem)
         if self.gold_after is not None and (self.format or self.rows not in ("problem", "trace")):
             raise ValueError(f"gold_after: {self._target_description} has no gold to look for it in; leave it out")
@@ -94,24 +94,30 @@ class Conversion(Strict):
             raise ValueError("calculator_marks: is for format: gsm8k; leave it out")
         return self
 
-    def _list_idle_for_typed(self) -> str:
-        """Returns an error naming the given settings that typed rows do not use; empty if there are none."""
+    def _describe_settings_unused_by_typed(self) -> str:
+        """Returns an error message naming the given settings that typed rows do not use.
+
+        It is empty if there are none.
+        """
         used_settings = {"rows", "on_bad_row", "expect_rows", *(["format"] if self.rows == "auto" else [])}
         idle_settings = ", ".join(sorted(set(Conversion.model_fields) & self.model_fields_set - used_settings))
         return idle_settings and f"{idle_settings}: typed rows say everything themselves; leave it out"
 
-    def _list_idle_for_text(self) -> str:
-        """Returns an error naming the given settings that raw texts do not use; empty if there are none."""
+    def _describe_settings_unused_by_text(self) -> str:
+        """Returns an error message naming the given settings that raw text rows do not use.
+
+        It is empty if there are none.
+        """
         idle_settings = ", ".join(sorted({"mode", "system"} & self.model_fields_set))
         return idle_settings and f"{idle_settings}: a text is no conversation; leave it out"
 
     @property
     def _target_description(self) -> str:
-        """Returns what rows are made into, in words for an error."""
+        """Returns a description of the rows that are made, for an error message."""
         return f"format {self.format}" if self.format else f"a {self.rows} row"
 
     def _check_columns(self) -> None:
-        """Checks that `columns` names fields of the format or kind of row."""
+        """Raises ValueError if `columns` names no field of the source format or kind of row."""
         if self.format in (None, "auto"):
             known = FIELDS[self.rows].all_names
         else:
@@ -129,7 +135,7 @@ class Conversion(Strict):
                 )
 
     def convert_rows(self, read: RowReader, source: str, drops: Drops, report: Report) -> Iterator[Row]:
-        """Yields a source's rows converted to ours, in order.
+        """Yields the rows of a data source converted to our rows, in order.
 
         `source` names it in errors; rows without an id are called after its last part, up to the first dot.
         Raises DataError if the format is unclear, a named column is in no row or `expect_rows` is not how many there
@@ -183,7 +189,10 @@ class Conversion(Strict):
             )
 
     def _choose_converter(self, head: list[_NumberedRow], source: str, report: Report) -> Callable[[Any, str], Row]:
-        """Returns the function that makes a row of a value and of the id that it gets where it brings none."""
+        """Returns the function that converts a source row to one of our rows, given a new id for it.
+
+        The id is used where the row brings none.
+        """
         name: str | None = self.format
         if self.rows == "typed":
             name = TYPED_FORMAT
@@ -192,9 +201,9 @@ class Conversion(Strict):
             name = recognise_format([(where, value) for _, where, value in head], source, kind)
             report.is_recognised = True
             problem = (
-                self._list_idle_for_typed()
+                self._describe_settings_unused_by_typed()
                 if name == TYPED_FORMAT
-                else self._list_idle_for_text()
+                else self._describe_settings_unused_by_text()
                 if name == "text"
                 else ""
             )
@@ -206,7 +215,7 @@ class Conversion(Strict):
         return lambda value, new_id: self._convert_row(value, new_id, name, report)
 
     def _convert_row(self, value: Any, new_id: str, name: str | None, report: Report) -> Row:
-        """Converts one value to a row of ours; raises BadValue if it cannot be."""
+        """Converts one source row to one of our rows. Raises BadValue if that is not possible."""
         if not isinstance(value, dict):
             raise BadValue("not an object", f"is {type(value).__name__} {shorten_repr(value)}, not an object with keys")
         row_format = None if name is None else FORMATS[name]
@@ -241,7 +250,7 @@ class Conversion(Strict):
     def _convert_in_format(
         self, row_format: RowFormat, renamed: ReadValues, value: dict[str, Any], target: Target
     ) -> Row:
-        """Converts a row in a known format; errors for missing fields name the columns that are absent."""
+        """Converts a source row in a known format. Errors for missing fields name the columns that are absent."""
         try:
             return row_format.convert(renamed, target)
         except BadValue as error:
@@ -253,13 +262,16 @@ class Conversion(Strict):
             raise BadValue(error.reason, f"{error}. But {hint}") from None
 
     def _add_system_message(self, row: Row) -> Row:
-        """Returns the row after the settings' system message, if it opens with none of its own."""
+        """Returns a row with the settings' system message before its turns.
+
+        A row that opens with a system message of its own is returned as it is.
+        """
         if self.system is None or isinstance(row, Text | Completion) or row.messages[0].role == "system":
             return row
         return row.model_copy(update={"messages": [Message(role="system", content=self.system), *row.messages]})
 
     def _rename_columns(self, values: ReadValues) -> ReadValues:
-        """Returns the row under the format's own keys for those that `columns` names."""
+        """Returns a source row whose columns are renamed to the format's own keys by the setting `columns`."""
         if not self.columns:
             return ReadValues(values)
         renamed_keys = set(self.columns.values())
@@ -268,7 +280,7 @@ class Conversion(Strict):
         return ReadValues(renamed)
 
     def _collect_meta(self, value: dict[str, Any]) -> dict[str, Any]:
-        """Collects the columns that `keep_columns` puts into meta."""
+        """Returns the columns of a source row that `keep_columns` puts into meta."""
         keys = list(value) if self.keep_columns == "all" else self.keep_columns
         meta = {key: value[key] for key in keys if value.get(key) is not None}
         check_json_value(meta, "keep_columns")
@@ -276,7 +288,7 @@ class Conversion(Strict):
 
 
 def _number_rows(read: RowReader, reject: Reject) -> Iterator[_NumberedRow]:
-    """Yields the rows with their numbers, counting those that cannot be read."""
+    """Yields the source rows with their numbers, counting unreadable rows too."""
     number = 0
 
     def count_and_reject(error: BadRow) -> None:
@@ -290,7 +302,7 @@ def _number_rows(read: RowReader, reject: Reject) -> Iterator[_NumberedRow]:
 
 
 def _read_row_id(value: Any, new_id: str) -> str:
-    """Returns the row's id as a text, `new_id` if it has none; raises BadValue for any other value."""
+    """Returns the id in a source row as a text, or `new_id` if it has none. Raises BadValue for any other value."""
     if value is None:
         return new_id
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():

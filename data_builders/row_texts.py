@@ -1,4 +1,4 @@
-"""Extracts the texts of a row: everything that it says, or only the question."""
+"""Extracts the texts of a data row: all its texts, or only the question."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ Part = Literal["question", "everything"]
 
 
 def list_all_texts(row: Row) -> list[str]:
-    """Lists everything that is said in the row, in order, empty texts included."""
+    """Lists all texts of a row, in order, empty ones included."""
     if isinstance(row, Text):
         return [row.text]
     texts = [text for message in get_turns(row) for text in (message.thinking or "", message.content)]
@@ -17,9 +17,10 @@ def list_all_texts(row: Row) -> list[str]:
 
 
 def join_part_texts(row: Row, part: Part) -> str:
-    """Joins the user turns (`question`), or every turn with its thinking but the system's, by line breaks.
+    """Joins the texts of a row's user turns, or of all its turns except the system turn, by line breaks.
 
-    System turns are left out because the same one stands in every row. A Text row is its text.
+    The latter include the thinking. System turns are left out because the same one stands in every row. A Text row is
+    its text.
     """
     if isinstance(row, Text):
         return row.text
@@ -35,12 +36,12 @@ def join_part_texts(row: Row, part: Part) -> str:
 
 
 def get_turns(row: Dialogue) -> list[Message]:
-    """Returns the turns that stand in the row as a list, the prompt among them."""
+    """Returns the messages of a row, with its prompt among them, as a list."""
     return row.prompt if isinstance(row, Completion) else row.messages
 
 
 def _list_texts_beside_turns(row: Dialogue) -> list[str]:
-    """Lists the texts that stand beside the row's turns, such as a trace's answer."""
+    """Lists the texts of a row that are not in its turns, such as a trace's answer."""
     if isinstance(row, Completion):
         return [row.text]
     if isinstance(row, Trace):
@@ -51,7 +52,7 @@ def _list_texts_beside_turns(row: Dialogue) -> list[str]:
 
 
 def list_replies(row: Row) -> list[Message]:
-    """Lists the assistant turns beside the row's messages: both sides of a pair, a labelled completion."""
+    """Lists a row's replies outside its messages: both sides of a pair, or a labelled completion."""
     if isinstance(row, Pair):
         return [row.chosen, row.rejected]
     return [row.completion] if isinstance(row, Labelled) else []

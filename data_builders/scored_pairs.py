@@ -1,4 +1,4 @@
-"""Builds pairs from files of prompts with several responses and their scores, as a reward model writes them."""
+"""Builds preference pairs from files of prompts with several responses scored by a reward model."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -14,11 +14,11 @@ from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class ScoredPairs(JudgedFile):
-    """Pairs of a better over a worse response, by `rule`, from a file of scored responses.
+    """A builder of preference pairs from a file of prompts with several scored responses.
 
-    The keys' names are those of Online-DPO-R1's files (dd35ca9, dpo_iteration/run_dpo.py): a prompt, a list of
-    responses, a list of as many rewards. Scores of a rollout's own completions are for `pairs`. A reward of null is
-    counted as not judged.
+    `rule` chooses the pairs of a better over a worse response. The keys' names are those of Online-DPO-R1's files
+    (dd35ca9, dpo_iteration/run_dpo.py): a prompt, a list of responses, a list of as many rewards. Scores of a rollout's
+    own completions are for `pairs`. A reward of null is counted as not judged.
     """
 
     kind: Literal["scored_pairs"] = "scored_pairs"
@@ -28,7 +28,10 @@ class ScoredPairs(JudgedFile):
     scores: str = Field(default="rewards", min_length=1, description="key of the list of their scores in the file")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the pairs in the file's order; prompts that make no pair and responses in none are dropped."""
+        """Yields the preference pairs in the file's order.
+
+        Prompts that make no pair and responses in none are dropped.
+        """
         for where, row_id, row in self.read_objects():
             group = self.group_answers(
                 row_id, self.make_prompt(row, where), list(self._read_scored_responses(row, where, row_id, drops))
@@ -45,7 +48,7 @@ class ScoredPairs(JudgedFile):
     def _read_scored_responses(
         self, row: dict[str, Any], where: str, row_id: str, drops: Drops
     ) -> Iterator[tuple[str, str, float]]:
-        """Yields (name, text, score) of a row's responses; raises RowError for lists of unequal length."""
+        """Yields each response of a row as (name, text, score). Raises RowError for lists of unequal length."""
         responses, scores = read_field(row, self.responses, where), read_field(row, self.scores, where)
         if not isinstance(responses, list) or not isinstance(scores, list) or len(responses) != len(scores):
             raise RowError(f"{where}: '{self.responses}' and '{self.scores}' have to be lists of one length")

@@ -1,4 +1,4 @@
-"""Draws that depend on a seed and on each item's own name, so that a new row moves no other."""
+"""Draws random numbers and orders from a seed and each item's name, so that a new row moves no other."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ _Item = TypeVar("_Item")
 
 
 def hash_to_number(*parts: object) -> int:
-    """Hashes the parts' texts to a number of 64 bits, the same on every machine."""
+    """Hashes the texts of the given parts to a 64-bit number, the same on every machine."""
     encoded = "".join(
         f"{len(text)}:{text}" for text in map(str, parts)
     )  # the lengths keep ('a', 'bc') from ('ab', 'c')
@@ -17,12 +17,15 @@ def hash_to_number(*parts: object) -> int:
 
 
 def make_random(*parts: object) -> Random:
-    """Makes a random generator seeded by the parts, such as a seed and a row's id."""
+    """Makes a random generator seeded by the given parts, such as a seed and a row's id."""
     return Random(hash_to_number(*parts))
 
 
 def shuffle_by_name(items: Sequence[_Item], names: Iterable[str], *seed: object) -> list[_Item]:
-    """Returns the items in an order drawn by the seed; each position is decided by the item's name, then its index."""
+    """Returns the items in a random order decided by the seed and each item's name.
+
+    Equal names are ordered by the item's index.
+    """
     keyed_indices = [(hash_to_number(*seed, name), index) for index, name in enumerate(names)]
     assert len(keyed_indices) == len(items)
     return [items[index] for _, index in sorted(keyed_indices)]

@@ -35,7 +35,10 @@ class Label(NamedTuple):
 
 
 class ByColumn(Strict):
-    """The domain is a text or whole number in the row's meta, or, with no column, the row's source."""
+    """Settings that take a row's domain from a column of its meta, or, without a column, from its source.
+
+    The column holds a text or a whole number.
+    """
 
     by: Literal["column"] = Field(default="column", description="domains from a column")
     column: str | None = Field(
@@ -44,11 +47,11 @@ class ByColumn(Strict):
         description="key of meta that holds the domain; null: the row's source is its domain",
     )
 
-    def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
-        """Returns a domain label for each row; raises RowError for a column that holds something else."""
-        return [self._label_row(row) for row in rows]
+    def label_domains(self, rows: Sequence[Selectable]) -> list[Label]:
+        """Returns the domain label of each row. Raises RowError for a column that holds no text or whole number."""
+        return [self._label_domain(row) for row in rows]
 
-    def _label_row(self, row: Selectable) -> Label:
+    def _label_domain(self, row: Selectable) -> Label:
         """Returns the domain label of one row."""
         value = row.source if self.column is None else row.meta.get(self.column)
         if isinstance(value, bool) or not isinstance(value, str | int | None):
@@ -61,9 +64,10 @@ _NO_SPACES = r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"  # kana and Han: words
 
 
 class ByKeywords(Strict):
-    """The domain whose keywords stand in the question most often; of equals, the first by name.
+    """Settings that give a question the domain whose keywords occur most often in it.
 
-    Keywords are whole words or phrases, upper and lower case alike; Chinese and Japanese ones are found anywhere.
+    Of equals the first by name wins. Keywords are whole words or phrases, upper and lower case alike; Chinese and
+    Japanese ones are found anywhere.
     """
 
     by: Literal["keywords"] = Field(default="keywords", description="domains from keywords in the question")
@@ -72,14 +76,14 @@ class ByKeywords(Strict):
     @field_validator("table")
     @classmethod
     def _check_table(cls, table: dict[str, list[str]]) -> dict[str, list[str]]:
-        """Checks that every domain has a name and keywords, none of them blank."""
+        """Raises ValueError if a domain's name or one of its keywords is blank or missing."""
         for domain, keywords in table.items():
             if not domain.strip() or not keywords or not all(keyword.strip() for keyword in keywords):
                 raise ValueError(f"'{domain}': a domain has a name and at least one keyword, none of them blank")
         return table
 
-    def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
-        """Returns a domain label for each row."""
+    def label_domains(self, rows: Sequence[Selectable]) -> list[Label]:
+        """Returns the domain label of each row by the keywords in its question."""
         patterns = [(domain, _compile_keywords(self.table[domain])) for domain in sorted(self.table)]
         return [_choose_most_frequent(patterns, join_user_turns(row)) for row in rows]
 
@@ -93,7 +97,7 @@ def _compile_keywords(keywords: Sequence[str]) -> re.Pattern[str]:
 
 
 def _make_word_pattern(keyword: str) -> str:
-    """Makes a pattern that matches the keyword as a whole word.
+    """Returns a regular expression that matches a keyword as a whole word.
 
     Borders of words count where it begins or ends with a letter of a spaced script.
 
@@ -105,7 +109,7 @@ def _make_word_pattern(keyword: str) -> str:
 
 
 def _choose_most_frequent(patterns: Sequence[tuple[str, re.Pattern[str]]], question: str) -> Label:
-    """Returns the domain whose pattern matches the question most often."""
+    """Returns the label of the domain whose pattern matches a question most often."""
     text = " ".join(question.casefold().split())
     counts = {domain: sum(1 for _ in pattern.finditer(text)) for domain, pattern in patterns}
     best = max(counts, key=lambda domain: counts[domain])  # of equals the first, and the patterns stand by name
@@ -113,10 +117,10 @@ def _choose_most_frequent(patterns: Sequence[tuple[str, re.Pattern[str]]], quest
 
 
 class ByPython(Strict):
-    """The domain is the text that `name(question)` of a user's file returns; None for no domain.
+    """Settings that take a question's domain from the function `name` in a user's Python file.
 
-    It runs in worker processes: it may hang, raise or crash without harm to the build; such rows have no domain. The
-    file's sha256 is in the stage's key, not that of files it imports.
+    It returns a text, or None for no domain. It runs in worker processes: it may hang, raise or crash without harm to
+    the build; such rows have no domain. The file's sha256 is in the stage's key, not that of files it imports.
     """
 
     by: Literal["python"] = Field(default="python", description="domains from a user's Python function")
@@ -127,8 +131,11 @@ class ByPython(Strict):
         default=4.0, gt=0, allow_inf_nan=False, description="memory that a worker process may use, in GiB"
     )
 
-    def label_rows(self, rows: Sequence[Selectable]) -> list[Label]:
-        """Returns a domain label for each row; raises RecipeError if the file does not provide the function."""
+    def label_domains(self, rows: Sequence[Selectable]) -> list[Label]:
+        """Returns the domain label of each row by the user's function.
+
+        Raises RecipeError if the file does not provide the function.
+        """
         pool = _get_worker_pool(self.file, self.name, self.time_limit_s, self.memory_gib)
         try:
             pool.warm_up()
@@ -140,14 +147,14 @@ class ByPython(Strict):
 
 @cache
 def _get_worker_pool(file: str, name: str, time_limit_s: float, memory_gib: float) -> Pool:
-    """Returns the pool of worker processes that run the user's function, one for each set of limits."""
+    """Returns the pool of worker processes for a user's function, one pool for each set of limits."""
     argument = {"file": str(Path(file).resolve()), "name": name}
     entry = "qwen_align.data_builders.selection_domains:load_domain_function"
     return Pool(entry, argument, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)
 
 
 def load_domain_function(argument: dict[str, Any]) -> Callable[[str], str | None]:
-    """Imports the user's file in a worker and returns the function that answers requests."""
+    """Imports a user's Python file in a worker process and returns a function that labels questions."""
     function = load_user_function(Path(argument["file"]), argument["name"])
 
     def label_question(question: str) -> str | None:
@@ -160,7 +167,10 @@ def load_domain_function(argument: dict[str, Any]) -> Callable[[str], str | None
 
 
 def _request_label(pool: Pool, question: str) -> Label:
-    """Asks the worker pool for a question's domain; a failed request gives none."""
+    """Asks a pool of worker processes for a question's domain label.
+
+    A failed request gives a label without a domain.
+    """
     try:
         domain = pool.ask(question)
     except PoolError as error:
@@ -172,11 +182,11 @@ DomainSettings = Annotated[ByColumn | ByKeywords | ByPython, Field(discriminator
 
 
 class Domains(Strict):
-    """Rows with their domain, in order; with `n`, that many, spread over the domains as evenly as they allow.
+    """A builder that notes each row's domain and selects rows evenly over domains.
 
-    A domain with fewer rows than its even part gives all it has. Which rows of a domain are taken depends on the seed
-    and their ids alone. The domain stands in the row's meta under `note_as`, where other selections read it; if that
-    is the column it was read from, it stays as it is.
+    Without `n` all rows are kept, in order. A domain with fewer rows than its even part gives all it has. Which rows of
+    a domain are taken depends on the seed and their ids alone. The domain stands in the row's meta under `note_as`,
+    where other selections read it; if that is the column it was read from, it stays as it is.
     """
 
     kind: Literal["domains"] = "domains"
@@ -190,10 +200,10 @@ class Domains(Strict):
     note_as: str = Field(default="domain", min_length=1, description="key of meta that the domain is noted under")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the chosen rows; raises DataError if there are fewer than `n`."""
+        """Yields the chosen rows with their domains. Raises DataError if there are fewer than `n`."""
         rows = read_selectable_rows(sources, self.from_data)
         domain_of: dict[str, str] = {}
-        for row, label in zip(rows, self.domain.label_rows(rows), strict=True):
+        for row, label in zip(rows, self.domain.label_domains(rows), strict=True):
             domain = self.unknown if label.domain is None else label.domain
             if domain is None:
                 drops.add("no domain", row.id, label.why)
@@ -207,13 +217,13 @@ class Domains(Strict):
                 drops.add("over its domain's part", row.id, domain_of[row.id])
 
     def _note_domain(self, row: Selectable, domain: str) -> Selectable:
-        """Returns the row with its domain in meta."""
+        """Returns a row with its domain noted in meta."""
         is_from_same_column = isinstance(self.domain, ByColumn) and self.domain.column == self.note_as
         return row if is_from_same_column and self.note_as in row.meta else add_note_to_meta(row, self.note_as, domain)
 
 
 def choose_evenly(domain_of: dict[str, str], *, n: int | None, per_domain: int | None, seed: int) -> set[str]:
-    """Chooses ids by taking one of each domain in turn; raises DataError if there are fewer than `n`."""
+    """Chooses row ids by taking one of each domain in turn. Raises DataError if there are fewer than `n`."""
     domains: dict[str, list[str]] = {}
     for row_id in sorted(domain_of, key=lambda row_id: _compute_draw_key(seed, row_id)):
         domains.setdefault(domain_of[row_id], []).append(row_id)
@@ -231,5 +241,5 @@ def choose_evenly(domain_of: dict[str, str], *, n: int | None, per_domain: int |
 
 
 def _compute_draw_key(seed: int, row_id: str) -> bytes:
-    """Hashes seed and row id to the key that rows of a domain are ordered by."""
+    """Hashes a seed and a row id to the key by which the rows of a domain are ordered."""
     return hashlib.sha256(f"domains {seed} {row_id}".encode()).digest()

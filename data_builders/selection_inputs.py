@@ -1,4 +1,4 @@
-"""Reads what selections work on: the rows to choose from, their questions, and how often a model solved them."""
+"""Reads the inputs of data selection: candidate rows, their questions, and how often a model solved them."""
 
 from collections.abc import Callable, Iterable
 from math import fsum
@@ -18,7 +18,7 @@ Selectable = Problem | Trace | Chat | Pair
 
 
 class Tries(NamedTuple):
-    """The counts of a model's judged answers to one prompt; `mean` is that of their rewards."""
+    """The number of a model's attempts at a prompt, the number that are correct, and their mean reward."""
 
     n_correct: int
     n_judged: int
@@ -26,17 +26,17 @@ class Tries(NamedTuple):
 
     @property
     def description(self) -> str:
-        """Returns the counts in words for people."""
+        """Returns the counts of a model's attempts as readable text."""
         return f"{self.n_correct} of {self.n_judged} correct, mean {self.mean:.4g}"
 
 
 class Attempts(Strict):
-    """Settings that say where a model's attempts at a prompt are: a rollout's verdicts or a column of rows' `meta`.
+    """Settings that say where a model's attempts at a prompt are recorded.
 
-    A column holds `correct` (true or false: one attempt), `rewards` (a list of numbers or booleans, null for an answer
-    nobody could judge), the `count` of correct answers out of `samples`, or their `share` from 0 to 1.
-    Answers without a verdict are no attempts. Completions are found by the row's id as their prompt's; a row made of
-    completion `p#3` is found as `p`.
+    They are a rollout's verdicts or a column of rows' `meta`. A column holds `correct` (true or false: one attempt),
+    `rewards` (a list of numbers or booleans, null for an answer nobody could judge), the `count` of correct answers out
+    of `samples`, or their `share` from 0 to 1. Answers without a verdict are no attempts. Completions are found by the
+    row's id as their prompt's; a row made of completion `p#3` is found as `p`.
     """
 
     from_rollout: DataRef | None = Field(default=None, description="rollout stage whose verdicts are counted")
@@ -51,7 +51,7 @@ class Attempts(Strict):
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:
-        """Checks that exactly one origin is named, with the settings that belong to it."""
+        """Raises ValueError unless exactly one origin of the attempts is named, with its own settings."""
         if (self.from_rollout is None) == (self.column is None):
             raise ValueError("say where the attempts are: either from_rollout or column")
         idle_settings = {"holds", "samples"} if self.column is None else {"reward"}
@@ -63,13 +63,13 @@ class Attempts(Strict):
 
     @property
     def location(self) -> str:
-        """Returns what the attempts are called in reasons and errors."""
+        """Returns where a model's attempts are recorded, as text for error messages."""
         return f"stage '{self.from_rollout}'" if self.column is None else f"meta '{self.column}'"
 
     def make_reader(self, sources: Sources) -> Callable[[Selectable], Tries | None]:
-        """Makes a function that returns a row's tries, None where there are none.
+        """Makes a function that returns the counts of a model's attempts at a row's prompt.
 
-        A rollout stage is read once, here.
+        The function returns None if there are no attempts. A rollout stage is read once, here.
 
         Raises RowError for verdicts that are not there and for columns that hold something else.
         """
@@ -84,7 +84,7 @@ class Attempts(Strict):
         return lambda row: tries.get(row.id, tries.get(get_prompt_id(row.id)))
 
     def _summarize_rewards(self, values: list[float]) -> Tries:
-        """Counts correct answers and averages the rewards."""
+        """Counts the correct answers among the rewards of a prompt's attempts and averages the rewards."""
         try:
             mean = fsum(values) / len(values)
         except OverflowError:  # each is a float, their sum is none
@@ -92,7 +92,10 @@ class Attempts(Strict):
         return Tries(sum(value >= self.correct_from for value in values), len(values), mean)
 
     def _read_column(self, row: Selectable) -> Tries | None:
-        """Reads the tries of a row from its meta; raises RowError for a value of another kind."""
+        """Reads the counts of attempts at a row's prompt from its meta.
+
+        Returns None if there are none. Raises RowError for a value of another kind.
+        """
         value = row.meta.get(str(self.column))
         if value is None:
             return None
@@ -115,12 +118,15 @@ class Attempts(Strict):
 
 
 def _is_reward(value: Any) -> bool:
-    """Tells whether the value is a reward: a number, a boolean or null."""
+    """Returns whether a value is a reward: a number, a boolean or null."""
     return value is None or isinstance(value, bool) or to_finite_float(value) is not None
 
 
 def read_selectable_rows(sources: Sources, stage: str) -> list[Selectable]:
-    """Reads the rows of a stage, each with an id of its own; raises RowError for the first that cannot be chosen."""
+    """Reads the rows of a stage from which a selection chooses.
+
+    Raises RowError for the first that cannot be chosen or repeats an id.
+    """
     rows: dict[str, Selectable] = {}
     for row in sources[stage]():
         if not isinstance(row, Selectable):
@@ -134,27 +140,27 @@ def read_selectable_rows(sources: Sources, stage: str) -> list[Selectable]:
 
 
 def get_prompt_id(row_id: str) -> str:
-    """Returns the prompt's id in a completion's id, `p` of `p#3`; other ids as they are."""
+    """Returns the prompt's id in a completion's id, such as `p` of `p#3`. Returns other ids as they are."""
     prompt_id, _, sample = row_id.rpartition("#")
     return prompt_id if prompt_id and sample.isascii() and sample.isdigit() else row_id
 
 
 def join_user_turns(row: Selectable) -> str:
-    """Joins the texts of all user turns by line breaks."""
+    """Joins the texts of all user turns of a row by line breaks."""
     return "\n".join(turn.content for turn in row.messages if turn.role == "user")
 
 
 def add_note_to_meta(row: Selectable, key: str, note: object) -> Selectable:
-    """Returns the row with a selection's note under a new key of its meta; raises RowError if the key is taken."""
+    """Returns a row with a selection's note under a new key of its meta. Raises RowError if the key is taken."""
     if key in row.meta:
         raise RowError(f"row '{row.id}': meta has '{key}' already, from an earlier selection or a column of that name")
     return row.model_copy(update={"meta": {**row.meta, key: note}})
 
 
 def compute_rank_shares(values: Iterable[float]) -> list[float]:
-    """Returns each value's rank among all, from 0 for the lowest to 1 for the highest; equal values share their middle.
+    """Returns each value's rank among all values, scaled from 0 for the lowest to 1 for the highest.
 
-    A lone value gets 0.5.
+    Equal values share their middle. A lone value gets 0.5.
     """
     numbers = list(values)
     if len(numbers) == 1:

@@ -1,8 +1,8 @@
-"""Selects as LIMO does: questions between two models' abilities, and for each the chain most like reasoning.
+"""Selects data as LIMO does: questions of medium difficulty, and for each the solution with the best score.
 
-arXiv:2502.03387v3. The authors published the rows, not the code: the rule's four measures and
-their weights are theirs; the word lists, how lengths are counted and how the measures are brought to one scale are
-undisclosed, so those are our choice.
+A strong model solves the questions now and then, a weak model never. arXiv:2502.03387v3. The authors published the
+rows, not the code: the rule's four measures and their weights are theirs; the word lists, how lengths are counted and
+how the measures are brought to one scale are undisclosed, so those are our choice.
 """
 
 import re
@@ -35,7 +35,7 @@ CONNECTIVES = "therefore since because thus hence so then consequently according
 
 
 class Measures(NamedTuple):
-    """The four measures of a chain: its number of words, and the shares of them that are of each word list."""
+    """Four measures of a solution: its number of words, and the share of words in each word list."""
 
     length: float
     verification: float
@@ -44,10 +44,10 @@ class Measures(NamedTuple):
 
 
 class ChainScore(Strict):
-    """Settings of a chain's score: a weighted mean of its ranks by four measures, 1 for the highest, 0 for the lowest.
+    """Settings of a score for reasoning chains: a weighted mean of the chain's ranks by four measures.
 
-    Lengths are words, keywords are counted as shares of the words. Places, not values, are weighed, so that one
-    extreme chain does not flatten the others' differences.
+    A rank is 1 for the highest, 0 for the lowest. Lengths are words, keywords are counted as shares of the words.
+    Places, not values, are weighed, so that one extreme chain does not flatten the others' differences.
     """
 
     length: float = Field(default=0.30, ge=0, description="weight of the number of words")
@@ -67,7 +67,7 @@ class ChainScore(Strict):
     @field_validator("verification_words", "tentative_words", "connective_words")
     @classmethod
     def _check_words(cls, words: list[str]) -> list[str]:
-        """Checks that each entry of a word list is one word in lower case."""
+        """Raises ValueError unless each entry of a word list is one word in lower case."""
         for word in words:
             if WORD.fullmatch(word) is None or word != word.lower():
                 raise ValueError(f"'{word}': is not one word of small letters")
@@ -75,7 +75,7 @@ class ChainScore(Strict):
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
-        """Checks that the weights add up to 1."""
+        """Raises ValueError if the weights of the four measures do not add up to 1."""
         total = sum(self.weights)
         if not 0.999 < total < 1.001:
             raise ValueError(f"length, verification, tentative and connectives are {total:.4g} in all, not 1")
@@ -87,7 +87,10 @@ class ChainScore(Strict):
         return Measures(self.length, self.verification, self.tentative, self.connectives)
 
     def measure_chain(self, chain: str) -> Measures:
-        """Measures one chain: its words and the share of each word list; all 0 without words."""
+        """Returns the number of words in a reasoning chain and the share of words in each word list.
+
+        All are 0 without words.
+        """
         counts = Counter(WORD.findall(chain.lower()))
         n_words = counts.total()
         lists = (self.verification_words, self.tentative_words, self.connective_words)
@@ -95,7 +98,7 @@ class ChainScore(Strict):
         return Measures(n_words, *shares)
 
     def score_chains(self, chains: Sequence[str]) -> list[float]:
-        """Scores each chain from 0 to 1 among all that are given."""
+        """Scores each reasoning chain from 0 to 1 by its ranks among all the given chains."""
         if not chains:
             return []
         rank_columns = [
@@ -109,10 +112,11 @@ class ChainScore(Strict):
 
 
 class Limo(Strict):
-    """Selects the best chain of each of the `n` best questions, from traces and from rollouts' right completions.
+    """A builder that selects the best reasoning chain of each of the `n` best questions.
 
-    A question is one prompt's id. Those that the weak model solved at all are dropped, then those that the strong model
-    did not solve as often as `band` says. Rows come by score, the best first; meta `limo` holds score and rank.
+    Chains come from traces and from rollouts' right completions. A question is one prompt's id. Those that the weak
+    model solved at all are dropped, then those that the strong model did not solve as often as `band` says. Rows come
+    by score, the best first; meta `limo` holds score and rank.
     """
 
     kind: Literal["limo"] = "limo"
@@ -139,10 +143,14 @@ class Limo(Strict):
     )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the chosen traces, the best first; raises DataError if there are fewer questions than `n`."""
+        """Yields the selected traces, the best first. Raises DataError if there are fewer questions than `n`."""
         chains = list(self._filter_by_difficulty(self._read_chains(sources, drops), sources, drops))
         scored = list(
-            zip(chains, self.score.score_chains([_join_trace_text(chain.trace) for chain in chains]), strict=True)
+            zip(
+                chains,
+                self.score.score_chains([_join_thinking_and_answer(chain.trace) for chain in chains]),
+                strict=True,
+            )
         )
         scored.sort(key=lambda pair: -pair[1])  # of equal ones the earlier stays first
         best: dict[str, tuple[Chain, float]] = {}
@@ -159,7 +167,7 @@ class Limo(Strict):
                 yield add_note_to_meta(chain.trace, "limo", facts)
 
     def _read_chains(self, sources: Sources, drops: Drops) -> Iterator["Chain"]:
-        """Yields the chains of all stages; completions that are none are dropped."""
+        """Yields the reasoning chains of all stages. Completions that cannot be used are dropped."""
         for stage in self.from_data:
             for row in sources[stage]():
                 if isinstance(row, Trace):
@@ -174,7 +182,7 @@ class Limo(Strict):
                     raise RowError(f"stage '{stage}': row '{row.id}' is a {row.row} row; chains are traces or rollouts")
 
     def _convert_completion(self, row: Completion) -> Trace | str:
-        """Converts the completion to a trace, or returns the reason why it is no chain."""
+        """Converts a completion to a trace, or returns the reason why it cannot be used."""
         value, turn = get_verdict_value(row, self.reward), split_turn(row.text)
         if value is None or value < self.correct_from:
             return "no verdict" if value is None else "wrong"
@@ -185,7 +193,7 @@ class Limo(Strict):
         return make_trace(row, turn.thinking, turn.answer, row.reward or self.reward)
 
     def _filter_by_difficulty(self, chains: Iterator["Chain"], sources: Sources, drops: Drops) -> Iterator["Chain"]:
-        """Yields the chains of questions that pass both models' tests.
+        """Yields the chains of questions that the weak model never solves and the strong model solves within `band`.
 
         The strong one need not have tried what fails first.
         """
@@ -209,13 +217,13 @@ class Limo(Strict):
 
 
 class Chain(NamedTuple):
-    """A solution of a question and the stage it comes from."""
+    """A reasoning chain (trace) and the stage it comes from."""
 
     prompt_id: str
     trace: Trace
     stage: str
 
 
-def _join_trace_text(trace: Trace) -> str:
-    """Joins a trace's thinking and answer."""
+def _join_thinking_and_answer(trace: Trace) -> str:
+    """Joins a trace's thinking and answer into one text."""
     return f"{trace.thinking}\n\n{trace.answer}"

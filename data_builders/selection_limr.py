@@ -1,4 +1,4 @@
-"""Selects as LIMR does: the prompts whose reward rises over training as the average prompt's does.
+"""Selects prompts as LIMR does: those whose reward rises over training as the average prompt's does.
 
 arXiv:2502.11886, p. 3-4; GAIR-NLP/LIMR at 98ebf1b, lim/lim_selection.py.
 """
@@ -28,13 +28,14 @@ from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class Limr(Strict):
-    """Keeps the rows whose alignment with the average learning curve reaches `threshold`; notes it in meta `limr`.
+    """A builder that keeps the rows whose learning curve is close to the average learning curve.
 
-    What an epoch's accuracy is comes from one of three: `rewards_column`, a list in the row's meta with one entry an
-    epoch, which is the list of the rewards of its samples (a reward of 1 is a right answer), its accuracy, or null if
-    the prompt was not trained in that epoch; `from_rollouts`, a rollout stage for each checkpoint in turn; or scores
-    that somebody computed before, in the row's meta (`score_column`), or in a file of objects with `prompt` and
-    `score`, as the authors published them (`scores_file`), where a row's are those of its very question.
+    An alignment score that reaches `threshold` is close; it is noted in meta `limr`. What an epoch's accuracy is comes
+    from one of three: `rewards_column`, a list in the row's meta with one entry an epoch, which is the list of the
+    rewards of its samples (a reward of 1 is a right answer), its accuracy, or null if the prompt was not trained in
+    that epoch; `from_rollouts`, a rollout stage for each checkpoint in turn; or scores that somebody computed before,
+    in the row's meta (`score_column`), or in a file of objects with `prompt` and `score`, as the authors published them
+    (`scores_file`), where a row's are those of its very question.
     """
 
     kind: Literal["limr"] = "limr"
@@ -70,7 +71,7 @@ class Limr(Strict):
 
     @model_validator(mode="after")
     def _check_origin(self) -> Self:
-        """Checks that curves or scores come from exactly one origin, with the settings that belong to it."""
+        """Raises ValueError unless curves or scores come from exactly one origin, with its own settings."""
         curves = (self.rewards_column, self.from_rollouts)
         scores = (self.score_column, self.scores_file)
         if sum(origin is not None for origin in curves + scores) != 1:
@@ -88,7 +89,7 @@ class Limr(Strict):
         return self
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the chosen rows; raises DataError if there are fewer than `n`."""
+        """Yields the selected rows. Raises DataError if there are fewer than `n`."""
         rows = read_selectable_rows(sources, self.from_data)
         scores = self.compute_scores(rows, sources)
         passing: list[str] = []
@@ -112,9 +113,9 @@ class Limr(Strict):
                 yield add_note_to_meta(row, "limr", {"score": scores[row.id], "rank": rank})
 
     def compute_scores(self, rows: Sequence[Selectable], sources: Sources) -> dict[str, float]:
-        """Returns alignment scores by row id; rows without one are left out.
+        """Returns the alignment score of each row by row id.
 
-        Raises RowError for a column that holds something else.
+        Rows without one are left out. Raises RowError for a column that holds something else.
         """
         if self.score_column is not None:
             given = {row.id: _read_score(row, self.score_column) for row in rows}
@@ -126,7 +127,7 @@ class Limr(Strict):
         return compute_alignment_scores({row.id: curve_of(row) for row in rows})
 
     def _make_curve_reader(self, sources: Sources) -> Callable[[Selectable], list[float | None]]:
-        """Makes a function that returns a row's accuracy in each epoch."""
+        """Makes a function that returns the accuracy of a row's prompt in each epoch."""
         if self.from_rollouts is None:
             return lambda row: _read_curve(row, str(self.rewards_column), self.epochs)
         tries_readers = [
@@ -171,12 +172,15 @@ def compute_alignment_scores(curves: dict[str, list[float | None]]) -> dict[str,
 
 
 def _sum_squares(values: Iterable[float]) -> float:
-    """Sums the squares of the values."""
+    """Returns the sum of the squares of the values."""
     return fsum(value * value for value in values)  # pow() is the platform's, and may round otherwise
 
 
 def fill_missing_epochs(curve: Sequence[float | None]) -> list[float | None]:
-    """Returns the curve with each missing epoch taken from the next; of a longer gap only the last epoch is filled."""
+    """Returns a learning curve with each missing epoch filled from the next epoch.
+
+    Of a longer gap only the last epoch is filled.
+    """
     return [
         curve[epoch + 1] if accuracy is None and epoch + 1 < len(curve) else accuracy
         for epoch, accuracy in enumerate(curve)
@@ -184,7 +188,7 @@ def fill_missing_epochs(curve: Sequence[float | None]) -> list[float | None]:
 
 
 def _read_curve(row: Selectable, column: str, epochs: int | None) -> list[float | None]:
-    """Reads a row's learning curve from its meta; raises RowError if there is none."""
+    """Reads the learning curve of a row's prompt from its meta. Raises RowError if there is none."""
     entries = row.meta.get(column)
     if not isinstance(entries, list) or not entries:
         raise RowError(f"row '{row.id}': meta '{column}' is {entries!r:.60}; wanted is a list with one entry an epoch")
@@ -194,7 +198,7 @@ def _read_curve(row: Selectable, column: str, epochs: int | None) -> list[float 
 
 
 def _parse_accuracy(entry: Any, row: Selectable, column: str) -> float | None:
-    """Parses an epoch's accuracy from its rewards or from a number; None if there is none."""
+    """Returns an epoch's accuracy, given as a list of rewards or as a number. Returns None if there is none."""
     if entry is None or entry == []:
         return None
     if isinstance(entry, list) and all(_is_number(reward) for reward in entry):
@@ -206,7 +210,10 @@ def _parse_accuracy(entry: Any, row: Selectable, column: str) -> float | None:
 
 
 def _read_score(row: Selectable, column: str) -> float | None:
-    """Reads a score from the row's meta, None if there is none; raises RowError for what is no number."""
+    """Reads the alignment score of a row from its meta.
+
+    Returns None if there is none. Raises RowError for what is no number.
+    """
     score = row.meta.get(column)
     if score is None:
         return None
@@ -218,7 +225,7 @@ def _read_score(row: Selectable, column: str) -> float | None:
 
 
 def _read_scores_file(path: Path) -> dict[str, float]:
-    """Reads scores by prompt from a file.
+    """Reads a dict of alignment scores by prompt from a file.
 
     Raises RowError for a row that has none, or that scores a prompt otherwise than before.
     """
@@ -236,5 +243,5 @@ def _read_scores_file(path: Path) -> dict[str, float]:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    """Tells whether the value is a finite number."""
+    """Returns whether a value is a finite number."""
     return to_finite_float(value) is not None

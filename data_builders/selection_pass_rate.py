@@ -13,9 +13,9 @@ from qwen_align.data_builders.sieve import Drops, Sources
 
 
 class Band(Strict):
-    """A band of difficulty: bounds on the count of correct answers (inclusive) and on the mean reward (exclusive).
+    """Bounds of a prompt's difficulty: on the count of correct answers and on the mean reward.
 
-    All that are given have to hold.
+    The former are inclusive, the latter exclusive. All that are given have to hold.
     """
 
     min_correct: int | None = Field(default=None, ge=0, description="fewest correct answers, inclusive")
@@ -26,7 +26,7 @@ class Band(Strict):
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
-        """Checks that there is a bound and that the bounds can be met."""
+        """Raises ValueError if no bound is given or the bounds cannot be met."""
         if self.min_correct is None and self.max_correct is None and self.above is None and self.below is None:
             raise ValueError("a band needs a bound: min_correct, max_correct, above or below")
         if self.min_correct is not None and self.max_correct is not None and self.min_correct > self.max_correct:
@@ -39,7 +39,10 @@ class Band(Strict):
         return self
 
     def find_fault(self, tries: Tries) -> str | None:
-        """Returns why a prompt is outside the band, None if it is inside."""
+        """Returns the reason why a prompt's counts of attempts are outside the band of difficulty.
+
+        Returns None if they are inside.
+        """
         if self.samples is not None and tries.n_judged != self.samples:
             return f"not {self.samples} judged answers"
         if self.min_correct is not None and tries.n_correct < self.min_correct:
@@ -62,12 +65,12 @@ BANDS: dict[BandName, Band] = {
 
 
 def resolve_band(band: Band | BandName) -> Band:
-    """Returns the band itself, or the published one of that name."""
+    """Returns the published band of difficulty for a name, or a given band unchanged."""
     return band if isinstance(band, Band) else BANDS[band]
 
 
 class PassRate(Strict):
-    """Keeps the rows whose prompts a model solves as often as `band` says, in order.
+    """A builder that keeps the rows whose prompts a model solves as often as `band` says, in order.
 
     What it counted stands in the row's meta under `note_as`; two filters by two models need two names.
     """
@@ -79,7 +82,10 @@ class PassRate(Strict):
     note_as: str = Field(default="pass_rate", min_length=1, description="key of meta that the counts are noted under")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the rows inside the band; the others are dropped as too hard, too easy or without attempts."""
+        """Yields the rows inside the band of difficulty.
+
+        The others are dropped as too hard, too easy or without attempts.
+        """
         tries_of, band = self.attempts.make_reader(sources), resolve_band(self.band)
         for row in read_selectable_rows(sources, self.from_data):
             tries = tries_of(row)

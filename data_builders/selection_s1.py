@@ -1,8 +1,8 @@
-"""Selects as s1 does: 1,000 traces by quality, difficulty and diversity, as its authors' notebook chooses them.
+"""Selects traces as s1 does, by quality, difficulty and diversity, following its authors' notebook.
 
-arXiv:2501.19393, section 2.2; simplescaling/s1 at 77272c6, data/filter.ipynb cells 4 to 21. What the notebook leaves
-to chance is settled here: it draws unseeded and orders domains by Python's string hash; we draw from a seed, with
-domains by name.
+There are 1,000 of them in the paper. arXiv:2501.19393, section 2.2; simplescaling/s1 at 77272c6, data/filter.ipynb
+cells 4 to 21. What the notebook leaves to chance is settled here: it draws unseeded and orders domains by Python's
+string hash; we draw from a seed, with domains by name.
 """
 
 import re
@@ -36,7 +36,7 @@ FormatRule = Literal["asy", "image", "numbered_point", "bold_number"]
 
 
 class Preselect(Strict):
-    """A rule that takes rows before any is drawn: of a source, right, and with thinking longer than a bound."""
+    """A rule that selects rows before the random draw: correct ones of a source with long enough thinking."""
 
     source: str | None = Field(default=None, description="the source by its whole name")
     source_has: str | None = Field(default=None, min_length=1, description="text that the source's name contains")
@@ -46,13 +46,13 @@ class Preselect(Strict):
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
-        """Checks that exactly one of source and source_has is given."""
+        """Raises ValueError unless exactly one of source and source_has is given."""
         if (self.source is None) == (self.source_has is None):
             raise ValueError("say either source or source_has")
         return self
 
     def is_taken(self, source: str, length: int) -> bool:
-        """Tells whether the rule takes a row of this source and length."""
+        """Returns whether the rule selects a row of the given source and thinking length."""
         is_of_source = source == self.source if self.source is not None else str(self.source_has) in source
         return is_of_source and (self.longer_than is None or length > self.longer_than)
 
@@ -66,9 +66,10 @@ PRESELECT = [
 
 
 class Benchmarks(Strict):
-    """Sources whose domains the last rows are drawn by: one's counts as they are, the other's scaled to `ratio`.
+    """Settings that name two benchmark sources, whose domain counts are the weights for drawing the last rows.
 
-    Both are counted over the hard rows; the scaled counts are cut to whole numbers (cells 17 and 18).
+    The counts of one are used as they are, those of the other are scaled to `ratio`. Both are counted over the hard
+    rows; the scaled counts are cut to whole numbers (cells 17 and 18).
     """
 
     whole: str = Field(
@@ -84,12 +85,12 @@ class Benchmarks(Strict):
 
 
 class S1(Strict):
-    """Selects `n` rows: well formed, solved by no small model, some sources whole, the rest drawn domain by domain.
+    """A builder that selects `n` well-formed rows that small models do not solve, drawn domain by domain.
 
-    Every feature is a column of the row's `meta`, a rollout stage's verdicts, or, for domains, a classifier. Where
-    paper and code differ the defaults are the code's; `uniform_until: null` is the paper's Algorithm 1, all domains
-    alike to the end. Rows come in the source's order; meta `s1` says how a row was chosen, and its rank by length
-    among the hard rows of its domain, the longest 0.
+    Some sources are taken whole. Every feature is a column of the row's `meta`, a rollout stage's verdicts, or, for
+    domains, a classifier. Where paper and code differ the defaults are the code's; `uniform_until: null` is the paper's
+    Algorithm 1, all domains alike to the end. Rows come in the source's order; meta `s1` says how a row was chosen, and
+    its rank by length among the hard rows of its domain, the longest 0.
     """
 
     kind: Literal["s1"] = "s1"
@@ -126,7 +127,7 @@ class S1(Strict):
     seed: int | None = Field(default=None, ge=0, lt=2**32, description="seed of the draws; null: the recipe's")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the chosen rows; raises DataError if there are not `n`, or more are pre-selected."""
+        """Yields the selected rows. Raises DataError if there are not `n`, or more are pre-selected."""
         hard_rows = self.select_hard_rows(sources, drops)
         choice_of = self.choose_rows(hard_rows, seed if self.seed is None else self.seed, drops)
         ranks = rank_within_domains(_make_candidates(hard_rows))
@@ -138,12 +139,15 @@ class S1(Strict):
             yield add_note_to_meta(features.row, "s1", {**facts, "length_rank": ranks[features.row.id]})
 
     def select_hard_rows(self, sources: Sources, drops: Drops) -> list["RowFeatures"]:
-        """Returns the rows with every feature, well formed, that no solver solved; cells 4, 7 and 9."""
+        """Returns the well-formed rows with all features that none of the small models solved.
+
+        Cells 4, 7 and 9 of the notebook.
+        """
         solver_readers = [attempts.make_reader(sources) for attempts in self.solvers]
         read_teacher = self.teacher.make_reader(sources)
         rows = read_selectable_rows(sources, self.from_data)
         hard_rows = []
-        for row, label in zip(rows, self.domain.label_rows(rows), strict=True):
+        for row, label in zip(rows, self.domain.label_domains(rows), strict=True):
             tries, teacher, length = [read(row) for read in solver_readers], read_teacher(row), self._read_length(row)
             source = self._read_source(row)
             if teacher is None or length is None or label.domain is None or None in tries:
@@ -165,9 +169,9 @@ class S1(Strict):
         return hard_rows
 
     def choose_rows(self, hard_rows: Sequence["RowFeatures"], seed: int, drops: Drops) -> dict[str, str]:
-        """Returns how each chosen row was chosen: `preselected`, `uniform` or `benchmark`; cells 14 to 21.
+        """Chooses `n` of the hard rows and returns how each was chosen, by row id.
 
-        `drops` has the others, for errors.
+        The values are `preselected`, `uniform` or `benchmark`; cells 14 to 21. `drops` has the others, for errors.
         """
         if not 0 <= seed < 2**32:
             raise RecipeError(f"s1: seed {seed}: the draws take seeds from 0 to 2**32 - 1; set seed in the builder")
@@ -196,11 +200,11 @@ class S1(Strict):
         )
 
     def _is_preselected(self, features: "RowFeatures") -> bool:
-        """Tells whether a pre-selection rule takes the row."""
+        """Returns whether a pre-selection rule selects a row."""
         return any(rule.is_taken(features.source, features.length) for rule in self.preselect)
 
     def _read_source(self, row: Selectable) -> str:
-        """Reads the row's source; raises RowError if it is no text."""
+        """Returns the name of a row's source. Raises RowError if it is no text."""
         source = row.source if self.source_column is None else row.meta.get(self.source_column)
         if not isinstance(source, str):
             raise RowError(f"row '{row.id}': meta '{self.source_column}' is {source!r:.60}; a source is a text")
@@ -208,11 +212,14 @@ class S1(Strict):
 
     @property
     def _length_location(self) -> str:
-        """Returns where lengths are read from, in words for an error."""
+        """Returns a description, for an error message, of where the lengths of thinking are read from."""
         return "thinking" if self.length_column is None else f"meta '{self.length_column}'"
 
     def _read_length(self, row: Selectable) -> int | None:
-        """Reads the length of the row's thinking, None if it has none; raises RowError for what is no whole number."""
+        """Returns the length of a row's thinking.
+
+        Returns None if it has none. Raises RowError for what is no whole number.
+        """
         if self.length_column is None:
             return len(row.thinking) if isinstance(row, Trace) else None
         length = row.meta.get(self.length_column)
@@ -222,7 +229,7 @@ class S1(Strict):
 
 
 def _describe_drops(drops: Drops) -> str:
-    """Describes the counts by reason, each with its first detail.
+    """Describes the number of dropped rows by reason, each with its first detail.
 
     What is missing in every row may be a column's name.
     """
@@ -237,7 +244,7 @@ def _describe_drops(drops: Drops) -> str:
 
 
 class RowFeatures(NamedTuple):
-    """A row with the features that the selection needs; `is_right` is the teacher's verdict."""
+    """A row with the features that the s1 selection needs. `is_right` is the teacher's verdict."""
 
     row: Selectable
     source: str
@@ -247,7 +254,7 @@ class RowFeatures(NamedTuple):
 
 
 def _make_candidates(rows: Sequence[RowFeatures]) -> list[Candidate]:
-    """Makes the candidates that rows are drawn from."""
+    """Converts rows with features to the candidates that rows are drawn from."""
     return [Candidate(features.row.id, features.domain, features.length) for features in rows]
 
 
@@ -259,7 +266,7 @@ _NUMBERED_POINT = re.compile(
 def find_format_fault(
     question: str, source: str, refused: Sequence[FormatRule], asy_allowed_in: str | None
 ) -> str | None:
-    """Returns the first refused format that a question has, None if it has none; cell 7."""
+    """Returns the first of the refused formats that a question has. Returns None if it has none; cell 7."""
     if "[asy]" in question and asy_allowed_in is not None and asy_allowed_in in source:
         return None
     broken_rules: dict[FormatRule, bool] = {
@@ -276,7 +283,10 @@ _DIGIT = re.compile(r"\d")
 
 
 def has_bold_number(question: str) -> bool:
-    r"""Tells whether `\*\*(?=.*\d)[^\s\]]*\*\*` is found; in linear time, where that takes quadratic on many stars."""
+    r"""Returns whether a question has a number in Markdown bold, such as `**12**`.
+
+    The pattern is `\*\*(?=.*\d)[^\s\]]*\*\*`; it is found in linear time, where that takes quadratic on many stars.
+    """
     for line in question.split("\n"):
         if "**" in line:
             last_digit = max((match.start() for match in _DIGIT.finditer(line)), default=-1)
@@ -292,9 +302,9 @@ def has_bold_number(question: str) -> bool:
 
 
 def count_benchmark_domains(rows: Sequence[RowFeatures], benchmarks: Benchmarks) -> dict[str, int]:
-    """Counts the benchmarks' rows by domain as weights, whole numbers in the notebook's order.
+    """Counts the rows of the two benchmark sources by domain, as whole-number weights of the domains.
 
-    Empty if neither source is there.
+    They stand in the notebook's order. Empty if neither source is there.
 
     Raises DataError if only one is.
     """

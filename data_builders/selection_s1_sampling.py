@@ -1,4 +1,4 @@
-"""Draws rows from domains, long ones preferred: s1's diversity sampling, on the stream of numpy's RandomState."""
+"""Draws rows domain by domain with long ones preferred, as s1 does, on numpy's RandomState stream."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from qwen_align.align.errors import DataError
 
 
 class Candidate(NamedTuple):
-    """A row that can be drawn, with its domain and length."""
+    """A row that can be drawn, with its domain and its length."""
 
     id: str
     domain: str
@@ -27,7 +27,7 @@ def draw_by_domain(
     weights: Mapping[str, int],
     random: Random,
 ) -> dict[str, str]:
-    """Draws rows domain by domain until `n` are chosen; returns how each was chosen, by id, in order.
+    """Draws rows domain by domain until `n` are chosen, and returns how each was chosen, by row id.
 
     Those in `chosen` come first.
 
@@ -61,10 +61,10 @@ def draw_by_domain(
 
 
 def rank_by_length(lengths: Sequence[int]) -> list[int]:
-    """Returns the rank of each length, the longest 0; of equal ones the later comes first.
+    """Returns the rank of each length, 0 for the longest.
 
-    The notebook's order of equal lengths is that of numpy's quicksort, which differs between processors; ours is that
-    of a stable sort.
+    Of equal ones the later comes first. The notebook's order of equal lengths is that of numpy's quicksort, which
+    differs between processors; ours is that of a stable sort.
     """
     shortest_first = sorted(range(len(lengths)), key=lambda index: lengths[index])
     ranks = [0] * len(lengths)
@@ -74,12 +74,12 @@ def rank_by_length(lengths: Sequence[int]) -> list[int]:
 
 
 def compute_length_weights(lengths: Sequence[int]) -> list[float]:
-    """Returns the weight of each length: 2 to the power of minus its rank."""
+    """Returns the sampling weight of each length: 2 to the power of minus its rank."""
     return [ldexp(1.0, -rank) for rank in rank_by_length(lengths)]
 
 
 def rank_within_domains(candidates: Sequence[Candidate]) -> dict[str, int]:
-    """Returns each candidate's rank by length within its domain, by id."""
+    """Returns each candidate's rank by length within its domain, by row id."""
     domains: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         domains.setdefault(candidate.domain, []).append(candidate)
@@ -91,16 +91,19 @@ def rank_within_domains(candidates: Sequence[Candidate]) -> dict[str, int]:
 
 
 def find_weighted_index(weights: Sequence[float], drawn: float) -> int:
-    """Returns the index that a number drawn from [0, 1) falls on, as `RandomState.choice` with `p` finds it."""
+    """Returns the index that a number drawn from [0, 1) selects under the given weights.
+
+    `RandomState.choice` with `p` finds the same.
+    """
     total = fsum(weights)
     running_sums = list(accumulate(weight / total for weight in weights))
     return bisect_right([running_sum / running_sums[-1] for running_sum in running_sums], drawn)
 
 
 def draw_integer_below(bound: int, random: Random) -> int:
-    """Draws the integer that `RandomState.randint(bound)`, and so `choice` without `p`, draws.
+    """Draws a random integer below a bound exactly as numpy's `RandomState.randint(bound)` does.
 
-    Masked bits are drawn until they fit.
+    `RandomState.choice` without `p` draws the same. Masked bits are drawn until they fit.
     """
     if bound == 1:
         return 0
@@ -111,9 +114,10 @@ def draw_integer_below(bound: int, random: Random) -> int:
 
 
 def make_numpy_random(seed: int) -> Random:
-    """Makes a generator that draws what `numpy.random.RandomState(seed)` does, for seeds from 0 to 2**32 - 1.
+    """Makes a Python generator that draws the same numbers as `numpy.random.RandomState(seed)`.
 
-    Both are MT19937; they differ only in how a seed fills the state. Knuth's way, numpy's, is written out here.
+    Seeds go from 0 to 2**32 - 1. Both are MT19937; they differ only in how a seed fills the state. Knuth's way,
+    numpy's, is written out here.
     """
     state = [seed]
     for index in range(1, 624):

@@ -1,4 +1,4 @@
-"""Keeps bit maps of shingle sets, which rule out most pairs of sets that are far apart without counting."""
+"""Stores bit maps of shingle sets, which rule out most pairs of dissimilar sets without counting."""
 
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +16,7 @@ _Number = TypeVar("_Number", np.int32, np.uint64)
 
 
 class ShingleMaps:
-    """Stores sets of shingles by their hashes, each under an index counted from 0.
+    """A store of shingle sets, given by their hashes, each under an index counted from 0.
 
     In a map the bits are set that the set's hashes fall on. A bit that is set for one set and not for another is of a
     shingle that the other does not have, so the maps bound from above how many two sets can have in common.
@@ -29,7 +29,7 @@ class ShingleMaps:
         self._maps: dict[int, _GrowingArray[np.uint64]] = {}
 
     def add(self, hashes: Hashes) -> None:
-        """Stores the set under the next index."""
+        """Stores a shingle set, given by its hashes, under the next index."""
         n_bits = max(_MIN_BITS, 1 << (_MIN_BITS_PER_SHINGLE * len(hashes) - 1).bit_length())
         maps = self._maps.setdefault(n_bits, _GrowingArray(n_bits // 64, np.uint64))
         self._sizes.append(len(hashes))
@@ -38,9 +38,9 @@ class ShingleMaps:
         maps.append(_make_bitmap(hashes, n_bits))
 
     def find_possibly_alike(self, indices: Indices, hashes: Hashes, threshold: float) -> Indices:
-        """Returns the indices whose sets could reach a Jaccard index of `threshold` with this one.
+        """Returns the indices of stored sets whose Jaccard index with a set could reach `threshold`.
 
-        None that reaches it is left out.
+        No set that reaches it is left out.
         """
         own_maps: dict[int, NDArray[np.uint64]] = {}
         alike = []
@@ -61,20 +61,20 @@ class ShingleMaps:
 
 
 def _count_set_bits(maps: NDArray[np.uint64]) -> NDArray[np.int32]:
-    """Counts the bits that are set in each map."""
+    """Counts the set bits of each bit map."""
     counts: NDArray[np.int32] = np.einsum("...i->...", np.bitwise_count(maps), dtype=np.int32)
     return counts
 
 
 def _make_bitmap(hashes: Hashes, n_bits: int) -> NDArray[np.uint64]:
-    """Makes the map in which the bits are set that the hashes fall on."""
+    """Makes a bit map in which the bits are set that the hashes map to."""
     bits = np.zeros(n_bits, np.uint8)
     bits[hashes & np.uint32(n_bits - 1)] = 1
     return np.packbits(bits).view(np.uint64)
 
 
 class _GrowingArray(Generic[_Number]):
-    """An array of rows of one width, which grow in number."""
+    """An array of rows of equal width to which rows can be appended."""
 
     def __init__(self, width: int, dtype: type[_Number]) -> None:
         self._n_rows = 0
@@ -84,12 +84,12 @@ class _GrowingArray(Generic[_Number]):
         return self._n_rows
 
     def append(self, row: int | NDArray[_Number]) -> None:
-        """Appends a row, doubling the space where it is full."""
+        """Appends a row, doubling the allocated space where it is full."""
         if self._n_rows == len(self._held):
             self._held = np.concatenate([self._held, np.zeros_like(self._held)])
         self._held[self._n_rows] = row
         self._n_rows += 1
 
     def get_rows(self, indices: NDArray[np.integer[Any]]) -> NDArray[_Number]:
-        """Returns the rows at the indices."""
+        """Returns the rows at the given indices."""
         return self._held.take(indices, axis=0)

@@ -1,4 +1,4 @@
-"""Keeps duplicates, benchmark questions, unusable golds and malformed thinking out of a data folder."""
+"""Filters data rows: drops duplicates, benchmark questions, unusable gold answers and malformed thinking."""
 
 import hashlib
 from collections import Counter
@@ -29,7 +29,7 @@ Sources = Mapping[str, Callable[[], Iterator[Row]]]
 
 
 class Drop(NamedTuple):
-    """A row that was left out, with the reason."""
+    """A dropped row's id, with the reason and a detail."""
 
     reason: str
     id: str
@@ -37,23 +37,23 @@ class Drop(NamedTuple):
 
 
 class Drops:
-    """Records every row that a builder and the sieve left out, in order."""
+    """A record of all rows that a builder or the row filter dropped, in order."""
 
     def __init__(self) -> None:
         self.rows: list[Drop] = []
 
     def add(self, reason: str, row_id: str, detail: str = "") -> None:
-        """Records a row that was left out."""
+        """Records a dropped row with the reason and a detail."""
         self.rows.append(Drop(reason, row_id, detail))
 
     @property
     def counts(self) -> dict[str, int]:
-        """Returns the number of rows for each reason, the most frequent first."""
+        """Returns the number of dropped rows for each reason, the most frequent first."""
         return dict(Counter(drop.reason for drop in self.rows).most_common())
 
 
 class Sieve(Strict):
-    """Settings that say which rows are dropped; each is a statement that holds for every row that is kept.
+    """Settings of the row filter (sieve): each is a statement that holds for every kept row.
 
     Of any row that is kept, every user turn and raw text says something, and the sides of a pair differ.
     """
@@ -116,7 +116,7 @@ def sieve(rows: Iterable[Row], settings: Sieve, drops: Drops, sources: Sources |
 
 
 class _KeptRows:
-    """Remembers the rows kept so far, as far as later ones have to differ from them."""
+    """A record of the rows kept so far, for finding duplicates among later rows."""
 
     def __init__(self, settings: Sieve) -> None:
         self._same: dict[bytes, str] | None = {} if settings.is_unique else None
@@ -125,14 +125,14 @@ class _KeptRows:
             self._near = settings.near_duplicates, settings.near_duplicates.make_finder()
 
     def find_duplicate_fault(self, row: Row) -> Fault | None:
-        """Returns what an earlier row has in common with this one; without a fault the row is kept."""
+        """Returns a fault if a row is a duplicate or near duplicate of a kept row. Without a fault the row is kept."""
         key = _hash_content(row) if self._same is not None else b""
         if self._same is not None and key in self._same:
             return Fault("duplicate", f"of {self._same[key]}")
         if self._near is not None and not isinstance(row, Completion):  # alike answers of a model are no duplicates
             settings, finder = self._near
             near_duplicate = finder.find_or_keep(
-                row.id, join_part_texts(row, settings.part), _hash_comparable_group(row)
+                row.id, join_part_texts(row, settings.part), _hash_near_duplicate_group(row)
             )
             if near_duplicate is not None:
                 return Fault(
@@ -143,17 +143,20 @@ class _KeptRows:
         return None
 
 
-def _hash_comparable_group(row: Row) -> str:
-    """Hashes all that near duplicates must have alike: kind, labels, system messages and tool calls."""
+def _hash_near_duplicate_group(row: Row) -> str:
+    """Hashes the parts of a row that must be equal for near duplicates.
+
+    They are kind, labels, system messages and tool calls.
+    """
     if isinstance(row, Text | Completion):
         return row.row
     system = [turn.content for turn in row.messages if turn.role == "system"]
     calls = [turn.tool_calls for turn in (*row.messages, *list_replies(row)) if turn.tool_calls]
-    return hashlib.sha256(repr([row.row, *_list_row_labels(row), system, calls]).encode()).hexdigest()
+    return hashlib.sha256(repr([row.row, *_list_non_text_fields(row), system, calls]).encode()).hexdigest()
 
 
-def _list_row_labels(row: Row) -> list[object]:
-    """Lists what a row says of itself beside its texts: mode, flag, tools, and labels."""
+def _list_non_text_fields(row: Row) -> list[object]:
+    """Lists the fields of a row that are not texts: mode, flag, tools and labels."""
     if isinstance(row, Steps):
         return [row.labels]
     labels: list[object] = [] if isinstance(row, Text) else [row.mode, row.flag]
@@ -163,7 +166,7 @@ def _list_row_labels(row: Row) -> list[object]:
 
 
 def _find_contamination_fault(row: Row, benchmarks: list[Benchmark]) -> Fault | None:
-    """Returns a fault if the row repeats a benchmark's question."""
+    """Returns a fault if a row repeats a benchmark's question. Returns None if it does not."""
     contaminated = find_contamination(row, benchmarks)
     if contaminated is None:
         return None
@@ -172,7 +175,7 @@ def _find_contamination_fault(row: Row, benchmarks: list[Benchmark]) -> Fault | 
 
 
 def _find_row_fault(row: Row, settings: Sieve) -> Fault | None:
-    """Returns the first fault of the row by itself that the settings check for, None if there is none."""
+    """Returns the first fault in a single row that the settings check for. Returns None if there is none."""
     fault = find_empty_fault(row)
     if fault is None and settings.thinking_is_clean:
         fault = find_thinking_fault(row)
@@ -190,13 +193,16 @@ def _find_row_fault(row: Row, settings: Sieve) -> Fault | None:
 
 
 def _hash_content(row: Row) -> bytes:
-    """Hashes what a row says; equal for rows of one kind that say the same in the same mode, white space apart."""
+    """Hashes the contents of a row, ignoring white space.
+
+    The hash is equal for rows of one kind that say the same in the same mode.
+    """
     if isinstance(row, Completion):
         return row.id.encode()  # equal answers of a model are no duplicates
     parts: list[object] = [row.row, *(" ".join(text.split()) for text in list_all_texts(row))]
     if not isinstance(row, Text):
         parts += [
-            *_list_row_labels(row),
+            *_list_non_text_fields(row),
             [(turn.role, turn.tool_calls) for turn in (*row.messages, *list_replies(row))],
         ]
     return hashlib.sha256(repr(parts).encode()).digest()

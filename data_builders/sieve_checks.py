@@ -1,4 +1,4 @@
-"""Checks a row by itself for faults, one kind of fault per function."""
+"""Checks a single data row for faults, one kind of fault per function."""
 
 import re
 from typing import Literal, NamedTuple
@@ -13,14 +13,17 @@ MAX_DETAIL_CHARACTERS = 200  # characters of a gold or of a shared text that are
 
 
 class Fault(NamedTuple):
-    """The reason why a row is dropped, short and countable, and what was found."""
+    """The reason, short and countable, why a row is dropped, with a detail."""
 
     reason: str
     detail: str
 
 
 def find_empty_fault(row: Row) -> Fault | None:
-    """Finds what leaves nothing to learn from a row: a blank user turn or text, or a pair of equal sides."""
+    """Returns a fault for a row with a blank user turn or text, or with a pair of equal sides.
+
+    Returns None if there is none.
+    """
     if isinstance(row, Text):
         return None if row.text.strip() else Fault("blank text", "")
     blank_turn = next(
@@ -34,12 +37,12 @@ def find_empty_fault(row: Row) -> Fault | None:
 
 
 def _strip_message(turn: Message) -> tuple[str, str, object]:
-    """Returns what a message says without white space around it, for comparison."""
+    """Returns the contents of a message without surrounding white space, for comparison."""
     return turn.content.strip(), (turn.thinking or "").strip(), turn.tool_calls or None
 
 
 def find_length_fault(n_characters: int, min_characters: int, max_characters: int | None) -> Fault | None:
-    """Returns a fault if the text is too short or too long; `max_characters` None: no bound."""
+    """Returns a fault if a text of `n_characters` is too short or too long. `max_characters` None: no bound."""
     if n_characters < min_characters:
         return Fault("too short", f"{n_characters} characters")
     if max_characters is not None and n_characters > max_characters:
@@ -48,7 +51,7 @@ def find_length_fault(n_characters: int, min_characters: int, max_characters: in
 
 
 def find_language_fault(row: Row, language: Literal["en", "zh"], min_script_share: float) -> Fault | None:
-    """Returns a fault if too few of the row's letters are of the language's script.
+    """Returns a fault if too few of a row's letters are of the script of the given language.
 
     A row without letters is of any language.
     """
@@ -59,7 +62,7 @@ def find_language_fault(row: Row, language: Literal["en", "zh"], min_script_shar
 
 
 def find_thinking_fault(row: Row) -> Fault | None:
-    """Finds thinking tags in texts, and blank thinking or answers, in the assistant's turns.
+    """Returns a fault for thinking tags in texts, or for blank thinking or answers, in assistant turns.
 
     User turns may speak of tags.
     """
@@ -92,13 +95,19 @@ _CONTROL_TOKEN = re.compile(
 
 
 def find_control_token_fault(row: Row) -> Fault | None:
-    """Finds a token of the template or tokenizer, such as <|im_end|>, in any text of the row."""
+    """Returns a fault if any text of a row holds a control token, such as <|im_end|>.
+
+    It may be a token of the template or of the tokenizer.
+    """
     token = next((match for text in list_all_texts(row) if (match := _CONTROL_TOKEN.search(text))), None)
     return Fault("control token in the text", token[0]) if token else None
 
 
 def find_gold_fault(row: Row) -> Fault | None:
-    """Returns a fault if the gold does not pass the row's own reward; raises DataError if the reward is unknown."""
+    """Returns a fault if a row's gold answer does not pass the row's own reward.
+
+    Raises DataError if the reward is unknown.
+    """
     if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
         return None  # a trace may be trained without anyone judging it
     try:
@@ -123,9 +132,10 @@ _HAN = re.compile(r"[\u3400-\u9fff\U00020000-\U0003ffff]")
 
 
 def compute_script_share(text: str, language: Literal["en", "zh"]) -> float | None:
-    """Computes the share of the letters that are of the language's script, None without letters.
+    """Computes the share of a text's letters that are of the script of the given language.
 
-    Formulas between dollar signs or LaTeX brackets, code, commands and links are left out.
+    Returns None for a text without letters. Formulas between dollar signs or LaTeX brackets, code, commands and links
+    are left out.
     """
     prose = _NOT_PROSE.sub(" ", text)
     n_letters = sum(map(str.isalpha, prose))

@@ -1,4 +1,4 @@
-"""Splits solutions into steps: what step builders read from traces, chats, labelled answers and completions."""
+"""Reads solutions from traces, chats, labelled answers and completions, and splits them into steps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,10 @@ STEP_BREAK = "\n\n"  # Qwen2.5-Math-PRM (arXiv:2501.07301) splits there; GSM8K's
 
 
 class Solution(NamedTuple):
-    """A solution of a question; `is_right` says whether its answer is, None where nobody can say."""
+    """A solution of a question.
+
+    `is_right` says whether its answer is correct, None if unknown.
+    """
 
     id: str
     messages: list[Message]
@@ -25,17 +28,21 @@ class Solution(NamedTuple):
     meta: dict[str, Any]
 
     def split_steps(self, step_break: str) -> list[str]:
-        """Splits the solution into steps, none blank; white space around a step goes."""
+        """Splits the solution's text into steps at the given separator.
+
+        None is blank; white space around a step goes.
+        """
         return [step for part in self.text.split(step_break) if (step := part.strip())]
 
 
 def read_solutions(
     sources: Sources, stage: str, reward: str | None = None, correct_from: float = 1.0
 ) -> list[Solution]:
-    """Reads the solutions of a stage's rows in order, each with an id of its own; raises RowError for other rows.
+    """Reads the solutions in a stage's rows in order, each with an id of its own.
 
-    With `reward`, completions are right by its verdict and traces by judging their answers; labelled rows by their
-    label; chats are not judged. Of a completion and a trace it is the answer, not the thinking, that is cut into steps.
+    Raises RowError for rows that hold none. With `reward`, completions are right by its verdict and traces by judging
+    their answers; labelled rows by their label; chats are not judged. Of a completion and a trace it is the answer, not
+    the thinking, that is cut into steps.
     """
 
     def is_row_right(row: Completion | Trace) -> bool | None:
@@ -56,7 +63,7 @@ def read_solutions(
 
 
 def _get_reward(row: Trace) -> Reward:
-    """Returns the reward that a trace names; raises DataError if it is not one that can be made here."""
+    """Returns the reward that a trace names. Raises DataError if it is not one that can be made here."""
     try:
         return make_default_reward(row.reward)
     except ValueError as error:
@@ -65,7 +72,7 @@ def _get_reward(row: Trace) -> Reward:
 
 
 def _make_solution(row: Row, stage: str, is_right: Callable[[Completion | Trace], bool | None]) -> Solution:
-    """Makes the solution of a row; raises RowError for a row without one."""
+    """Makes a solution of a data row. Raises RowError for a row without one."""
     if isinstance(row, Completion):
         answer = strip_thinking(row.text) or ""
         return Solution(row.id, row.prompt, answer, row.gold, is_right(row), row.source, row.meta)

@@ -1,4 +1,4 @@
-"""Reads numbers that a text spells out, in English and Chinese: two hundred and five, 三十五, 2.5 million, 3.5万."""
+"""Parses numbers written as words in English and Chinese: two hundred and five, 三十五, 2.5 million, 3.5万."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,10 @@ _SIMPLIFIED = str.maketrans("兩萬億點", "两万亿点")
 
 
 def find_spelled_numbers(text: str) -> Iterator[Fraction]:
-    """Yields the numbers in words and those of their parts: of `two hundred and five` 205, 200 and 5."""
+    """Yields the numbers that a text writes as words, and the numbers in their parts.
+
+    Of `two hundred and five` these are 205, 200 and 5.
+    """
     for match in _WORDS.finditer(text):
         yield from map(Fraction, _read_english_words(re.findall("[a-z]+", match[0].lower())))
     text = text.translate(_SIMPLIFIED)
@@ -41,7 +44,10 @@ def find_spelled_numbers(text: str) -> Iterator[Fraction]:
 
 
 def _read_english_words(words: Sequence[str]) -> Iterator[int]:
-    """Yields what each word of a run says, and the numbers they make: 3 and 25 in `three twenty-five`."""
+    """Yields the number of each English number word in a list, and the numbers they form together.
+
+    Of `three twenty-five` these include 3 and 25.
+    """
     total = part = 0
     scale, room = 10**15, 100  # what the next scale, and the next small number, have to be below
     for word in words:

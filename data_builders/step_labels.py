@@ -1,4 +1,4 @@
-"""Labels steps by rollouts, and filters them by their agreement with a judge: data for process reward models."""
+"""Labels solution steps by rollouts, and filters them by a judge: data for process reward models."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ _BOXED = MathAnswer(box="required")
 
 
 class MonteCarloSteps(Strict):
-    """Labels a step by the continuations after it: Math-Shepherd's labels (arXiv:2312.08935), hard or soft.
+    """A builder that labels each solution step by rollouts that continue after it, as in Math-Shepherd.
 
-    soft: the share of continuations that reach the gold. hard: whether that share is above `threshold`; at 0, as in
-    both papers, one of them is enough. The last step is labelled by the solution's own answer. With
-    `cut_after_wrong`, as in Qwen2.5-Math-PRM (arXiv:2501.07301), nothing is kept after the first step whose share
-    is not above the threshold.
+    Labels are hard or soft (arXiv:2312.08935). soft: the share of continuations that reach the gold. hard: whether that
+    share is above `threshold`; at 0, as in both papers, one of them is enough. The last step is labelled by the
+    solution's own answer. With `cut_after_wrong`, as in Qwen2.5-Math-PRM (arXiv:2501.07301), nothing is kept after the
+    first step whose share is not above the threshold.
     """
 
     kind: Literal["monte_carlo_steps"] = "monte_carlo_steps"
@@ -52,7 +52,7 @@ class MonteCarloSteps(Strict):
     step_break: str = Field(default=STEP_BREAK, min_length=1, description="text between two steps")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the rows in the order of the solutions.
+        """Yields one row of labelled steps for each solution, in the order of the solutions.
 
         Those without a judged answer or with too few continuations are dropped.
         """
@@ -73,7 +73,7 @@ class MonteCarloSteps(Strict):
     def _label_solution(
         self, solution: Solution, correct_of_prefix: dict[str, list[bool]]
     ) -> Steps | tuple[str, str, str]:
-        """Labels a solution's steps, or returns the reason, id and detail of why it cannot be labelled."""
+        """Labels the steps of a solution, or returns why they cannot be labelled (reason, id, detail)."""
         steps = solution.split_steps(self.step_break)
         if not steps:
             return "no step", solution.id, ""
@@ -104,11 +104,11 @@ class MonteCarloSteps(Strict):
 
 
 class StepConsensus(Strict):
-    """Keeps the step rows on whose first wrong step a judge agrees: Qwen2.5-Math-PRM's consensus filter.
+    """A builder that keeps the rows of labelled steps whose first wrong step a judge confirms.
 
-    The judge is another stage: Steps rows of the same ids, whose first label at or below `threshold` counts, or
-    completions of the problems of `step_critiques`, whose last box holds the number (-1: none) and of which most
-    have to say the same.
+    This is Qwen2.5-Math-PRM's consensus filter. The judge is another stage: Steps rows of the same ids, whose first
+    label at or below `threshold` counts, or completions of the problems of `step_critiques`, whose last box holds the
+    number (-1: none) and of which most have to say the same.
     """
 
     kind: Literal["step_consensus"] = "step_consensus"
@@ -119,7 +119,10 @@ class StepConsensus(Strict):
     threshold: float = Field(default=0.0, ge=0, lt=1, description="labels above it are right")
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields the rows that the judge agrees with, in order; the others are dropped with what either side says."""
+        """Yields the step rows that the judge agrees with, in order.
+
+        The others are dropped with what either side says.
+        """
         judgements = self._read_judgements(sources, drops)
         for row in sources[self.from_data]():
             if not isinstance(row, Steps):
@@ -141,7 +144,7 @@ class StepConsensus(Strict):
                 yield row
 
     def _read_judgements(self, sources: Sources, drops: Drops) -> dict[str, list[int]]:
-        """Reads the judge's first wrong steps by solution."""
+        """Reads the judge's verdicts: the indices of the first wrong step, by the solution's id."""
         judgements: dict[str, list[int]] = {}
         for row in sources[self.judge]():
             if isinstance(row, Steps):
@@ -161,5 +164,5 @@ class StepConsensus(Strict):
 
 
 def find_first_wrong_step(row: Steps, threshold: float = 0.0) -> int:
-    """Returns the index of the first step whose label is not above the threshold, -1 if there is none."""
+    """Returns the index of the first step whose label is not above the threshold. Returns -1 if there is none."""
     return next((index for index, label in enumerate(row.labels) if float(label) <= threshold), -1)

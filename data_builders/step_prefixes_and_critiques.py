@@ -1,4 +1,4 @@
-"""Builds problems that ask a model to go on after each step of a solution, or to find its first wrong step."""
+"""Builds problems that ask a model to continue after each step of a solution, or to find its first wrong step."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -24,7 +24,10 @@ FIND_ERROR = (
 
 
 def check_prompt_template(prompt: str) -> str:
-    """Returns the template; raises ValueError if it leaves out the question or the steps, or names anything else."""
+    """Returns a prompt template unchanged.
+
+    Raises ValueError if it leaves out the question or the steps, or names anything else.
+    """
     try:
         filled = prompt.format(question="\0q", steps="\0s")
     except (KeyError, IndexError, ValueError) as error:
@@ -38,11 +41,11 @@ Prompt = Annotated[str, AfterValidator(check_prompt_template)]
 
 
 class StepPrefixes(Strict):
-    """Makes a problem for every step of a solution but the last: its question with the steps so far.
+    """A builder of problems that ask a model to continue a solution after each of its steps but the last.
 
-    A `rollout` of them says how often each prefix still leads to the gold, which is what `monte_carlo_steps` reads.
-    The prefix stands in the last user turn, so that any chat model can go on from it. The last step needs none: after
-    it the answer is settled.
+    The problem is the question with the steps so far. A `rollout` of them says how often each prefix still leads to the
+    gold, which is what `monte_carlo_steps` reads. The prefix stands in the last user turn, so that any chat model can
+    go on from it. The last step needs none: after it the answer is settled.
     """
 
     kind: Literal["step_prefixes"] = "step_prefixes"
@@ -55,11 +58,11 @@ class StepPrefixes(Strict):
     )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields problems in the order of the solutions and their steps.
+        """Yields the problems in the order of the solutions and their steps.
 
-        Solution's id and step are in `meta`.
+        The solution's id and the step are in `meta`.
         """
-        for solution, steps in _read_divided_solutions(self, sources, drops):
+        for solution, steps in _read_solutions_with_steps(self, sources, drops):
             if self.max_steps is not None and len(steps) > self.max_steps:
                 drops.add(f"over {self.max_steps} steps", solution.id)
                 continue
@@ -77,9 +80,10 @@ class StepPrefixes(Strict):
 
 
 class StepCritiques(Strict):
-    """Makes a problem for every solution: which of its steps is the first wrong one, -1 for none (as in ProcessBench).
+    """A builder of problems that ask a model for the first wrong step of a solution, or -1 if there is none.
 
-    `step_consensus` reads a rollout of them. They have no gold; rewards that need one give no verdict.
+    ProcessBench asks the same. `step_consensus` reads a rollout of them. They have no gold; rewards that need one give
+    no verdict.
     """
 
     kind: Literal["step_critiques"] = "step_critiques"
@@ -90,8 +94,8 @@ class StepCritiques(Strict):
     )
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
-        """Yields problems in the order of the solutions, with the solution's id in `meta`."""
-        for solution, steps in _read_divided_solutions(self, sources, drops):
+        """Yields the problems in the order of the solutions. The solution's id is in `meta`."""
+        for solution, steps in _read_solutions_with_steps(self, sources, drops):
             numbered = "\n\n".join(f"[{step_index}] {step}" for step_index, step in enumerate(steps))
             yield Problem(
                 id=f"{solution.id}@critique",
@@ -103,25 +107,28 @@ class StepCritiques(Strict):
 
 
 def make_prefix_id(solution_id: str, step_index: int) -> str:
-    """Makes the id of the problem that goes on after a step, counted from 0."""
+    """Makes the row id of the problem that continues a solution after the step with the given index.
+
+    Steps are counted from 0.
+    """
     return f"{solution_id}@{step_index}"
 
 
 def _make_meta(solution: Solution) -> dict[str, Any]:
-    """Makes a problem's meta: the solution's, its questions and its id."""
+    """Makes the meta of a problem: the solution's own meta, its questions and its id."""
     return {**add_questions_to_meta(solution.meta, solution.messages), "solution": solution.id}
 
 
 def _make_prompt(solution: Solution, prompt: str, steps: str) -> list[Message]:
-    """Makes the prompt by filling the template into the last user turn."""
+    """Returns a solution's prompt turns with the last user turn replaced by the filled template."""
     *earlier, question = solution.messages
     return [*earlier, Message(role="user", content=prompt.format(question=question.content, steps=steps))]
 
 
-def _read_divided_solutions(
+def _read_solutions_with_steps(
     builder: StepPrefixes | StepCritiques, sources: Sources, drops: Drops
 ) -> Iterator[tuple[Solution, list[str]]]:
-    """Yields the solutions with their steps; those without a step, or a question before it, are dropped."""
+    """Yields each solution with its steps. Those without a step, or a question before it, are dropped."""
     for solution in read_solutions(sources, builder.from_data):
         steps = solution.split_steps(builder.step_break)
         if not steps:

@@ -1,4 +1,4 @@
-"""Splits texts into the units they are compared by: lower-case words, numbers, single CJK characters, perhaps signs."""
+"""Splits texts into comparison units: lower-case words, numbers, single CJK characters and optionally signs."""
 
 import re
 import unicodedata
@@ -10,15 +10,15 @@ _WORD_OR_SIGN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+|[^\w\s]|_")
 
 
 def split_words(text: str) -> list[str]:
-    """Splits a text into words, numbers and CJK characters, lower case, widths folded (NFKC); signs are dropped."""
+    """Splits a text into lower-case words, numbers and CJK characters, and drops signs. Widths are folded (NFKC)."""
     return _WORD.findall(_fold_case_and_width(text))
 
 
 def split_words_and_signs(text: str) -> list[str]:
-    """Splits a text as `split_words`, with every sign as a unit of its own: `3-2` and `3+2` differ."""
+    """Splits a text into lower-case words, numbers, CJK characters and signs. So `3-2` and `3+2` differ."""
     return _WORD_OR_SIGN.findall(_fold_case_and_width(text))
 
 
 def _fold_case_and_width(text: str) -> str:
-    """Returns the text in lower case with widths folded (NFKC)."""
+    """Returns a text in lower case with full-width characters folded (NFKC)."""
     return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).lower()

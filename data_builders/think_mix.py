@@ -1,4 +1,4 @@
-"""Mixes data for thinking-mode fusion: own correct traces, direct answers under every no-thinking switch, replay.
+"""Mixes data for thinking-mode fusion: correct traces, direct answers without thinking, and raw texts as replay.
 
 Qwen3's third stage (arXiv:2505.09388, p. 11): the thinking half is sampled from the model that is to be
 fused, so that its reasoning is kept, and part of it carries no flag, so that thinking stays the default.
@@ -25,9 +25,9 @@ _Row = TypeVar("_Row", Trace, Chat, Text)
 
 
 class Switches(Strict):
-    """How many rows in a round of non-thinking rows have each switch.
+    """Settings of how often each switch that turns thinking off is used in non-thinking rows.
 
-    A switch whose prompt is not trained is not obeyed.
+    The counts are those of one round of rows. A switch whose prompt is not trained is not obeyed.
 
     soft is `/no_think`, its empty block trained; hard is `enable_thinking=False`, its empty block in the prompt.
     """
@@ -46,22 +46,26 @@ class Switches(Strict):
 
     @model_validator(mode="after")
     def _check_any_switch(self) -> Self:
-        """Checks that some switch is used."""
+        """Raises ValueError if no switch is used."""
         if not self.list_round_flags():
             raise ValueError("all switches are 0; give one of soft, hard, hard_under_think at least 1")
         return self
 
     def list_round_flags(self) -> list[Flag | None]:
-        """Lists the flags of one round; the row's mode is no_think under each."""
+        """Lists the thinking flags (or None) of one round of non-thinking rows.
+
+        The row's mode is no_think under each.
+        """
         flags: list[Flag | None] = ["/no_think"] * self.soft
         return flags + [None] * self.hard + ["/think"] * self.hard_under_think
 
 
 class ThinkMix(Strict):
-    """Thinking rows from a rollout stage, non-thinking rows from chats, raw texts as replay, shuffled together.
+    """A builder that shuffles thinking rows of a rollout, non-thinking chat rows and raw texts together.
 
-    Thinking rows are completions that thought, stopped by themselves, are well formed and correct, the first
-    `per_prompt` different ones of each prompt. `/think` is on `flagged_share` of them, the others are unflagged.
+    The texts are replay. Thinking rows are completions that thought, stopped by themselves, are well formed and
+    correct, the first `per_prompt` different ones of each prompt. `/think` is on `flagged_share` of them, the others
+    are unflagged.
     """
 
     kind: Literal["think_mix"] = "think_mix"
@@ -132,7 +136,7 @@ class ThinkMix(Strict):
         return traces
 
     def _read_chats(self, sources: Sources, drops: Drops) -> list[Chat]:
-        """Reads the non-thinking rows; chats with thinking, without a reply or with flags are dropped."""
+        """Reads the non-thinking rows. Chats with thinking, without a reply or with flags are dropped."""
         chats = []
         for row in sources[self.from_chats]():
             if not isinstance(row, Chat):
@@ -150,7 +154,7 @@ class ThinkMix(Strict):
         return chats
 
     def _read_texts(self, sources: Sources) -> list[Text]:
-        """Reads the raw texts to replay."""
+        """Reads the raw texts that are used as replay."""
         if self.from_texts is None:
             return []
         texts = []
@@ -161,9 +165,9 @@ class ThinkMix(Strict):
         return texts
 
     def _balance_modes(self, thinking: list[Trace], chats: list[Chat], drops: Drops) -> tuple[list[Trace], list[Chat]]:
-        """Cuts the larger side to the ratio asked for; returns neither if one is empty.
+        """Drops thinking or non-thinking rows until their ratio is that of the settings.
 
-        One mode alone would unteach the other.
+        Returns neither if one is empty. One mode alone would unteach the other.
         """
         if not thinking or not chats:
             missing = "no non-thinking row" if thinking else "no thinking row"
@@ -175,17 +179,17 @@ class ThinkMix(Strict):
             return thinking, chats
         odds = self.thinking_share / (1 - self.thinking_share)
         if len(thinking) > len(chats) * odds:
-            return _keep_first(thinking, max(1, round(len(chats) * odds)), drops), chats
-        return thinking, _keep_first(chats, max(1, round(len(thinking) / odds)), drops)
+            return _keep_first_rows(thinking, max(1, round(len(chats) * odds)), drops), chats
+        return thinking, _keep_first_rows(chats, max(1, round(len(thinking) / odds)), drops)
 
 
 def _shuffle_and_cap(rows: Sequence[_Row], cap: int | None, random: Random, drops: Drops) -> list[_Row]:
-    """Returns `cap` of the rows, or all, in an order drawn from `random`."""
+    """Returns at most `cap` of the rows in a random order. Rows beyond it are dropped."""
     drawn = random.sample(rows, len(rows))
-    return drawn if cap is None else _keep_first(drawn, cap, drops)
+    return drawn if cap is None else _keep_first_rows(drawn, cap, drops)
 
 
-def _keep_first(rows: list[_Row], n: int, drops: Drops) -> list[_Row]:
+def _keep_first_rows(rows: list[_Row], n: int, drops: Drops) -> list[_Row]:
     """Returns the first `n` rows and drops the others."""
     for row in rows[n:]:
         drops.add("over the cap", row.id)

@@ -1,4 +1,4 @@
-"""Checks whether a row's turns come in an order that a model meets when it is used."""
+"""Checks whether the turns of a data row come in an order that a chat model meets in use."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,11 @@ _ALLOWED_BEFORE = {
 
 
 def find_turn_disorder(row: Row) -> str | None:
-    """Returns what is wrong with the order of the row's turns, None if nothing is; a raw text has none.
+    """Returns a description of the first fault in the order of a row's turns.
 
-    At most one system turn, which is the first; then user and assistant in turn, results of tools after an assistant
-    that calls them. What is beside the turns (a trace's answer, both sides of a pair) is an assistant's.
+    Returns None if there is none, as for a raw text. At most one system turn, which is the first; then user and
+    assistant in turn, results of tools after an assistant that calls them. What is beside the turns (a trace's answer,
+    both sides of a pair) is an assistant's.
     """
     if isinstance(row, Text):
         return None
@@ -25,7 +26,7 @@ def find_turn_disorder(row: Row) -> str | None:
 
 
 def _find_end_fault(row: Dialogue) -> str | None:
-    """Returns what is wrong with how the turns end, None if nothing is."""
+    """Returns a description of what is wrong with the last turn of a row. Returns None if nothing is."""
     turns = get_turns(row)
     if isinstance(row, Chat):
         return None if any(turn.role == "assistant" for turn in turns) else "no assistant turn"
@@ -37,7 +38,7 @@ def _find_end_fault(row: Dialogue) -> str | None:
 
 
 def _find_order_fault(turns: Sequence[Message]) -> str | None:
-    """Returns the first turn that may not come after the one before it, None if there is none."""
+    """Returns a description of the first turn that may not follow the turn before it. Returns None if there is none."""
     if not turns:
         return "no turn"
     before = ""

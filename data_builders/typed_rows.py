@@ -1,4 +1,4 @@
-"""Reads rows in our own format, and checks that a row can be written for the next stage to read."""
+"""Parses data rows in our own format, and checks that a row can be written and read again."""
 
 import json
 from typing import Any
@@ -9,7 +9,10 @@ from qwen_align.reward.settings import check_row_reward
 
 
 def parse_typed_row(value: Any) -> Row:
-    """Parses a value as a row of ours; raises BadValue if it is none, or if its reward is none that rows can name."""
+    """Parses a JSON value as a data row in our own format.
+
+    Raises BadValue if it is none, or if its reward is none that rows can name.
+    """
     if isinstance(value, dict):  # a null cell of a table counts as a missing key
         value = {key: item for key, item in value.items() if item is not None}
     check_json_value(value, "row")
@@ -26,7 +29,10 @@ def parse_typed_row(value: Any) -> Row:
 
 
 def check_writable_row(row: Row) -> None:
-    """Raises BadValue for a row that cannot be written or read again: NaN, a table's dates, deep nesting."""
+    """Raises BadValue for a row that cannot be written as JSON and read again.
+
+    Examples are NaN, a table's dates, deep nesting.
+    """
     if isinstance(row, Text):
         return
     for name in ("gold", "tools"):
@@ -41,7 +47,7 @@ def check_writable_row(row: Row) -> None:
 
 
 def check_json_value(value: Any, name: str) -> None:
-    """Raises BadValue for a value that JSON cannot hold; `name` opens the message."""
+    """Raises BadValue for a value that JSON cannot hold. `name` opens the message."""
     try:
         json.dumps(value, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:

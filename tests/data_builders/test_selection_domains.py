@@ -68,7 +68,7 @@ KEYWORDS = [
 
 @pytest.mark.parametrize(("question", "domain"), KEYWORDS)
 def test_by_keywords(question: str, domain: str | None) -> None:
-    [label] = ByKeywords(table=TABLE).label_rows([problem("a", question)])
+    [label] = ByKeywords(table=TABLE).label_domains([problem("a", question)])
     assert label == (domain, "" if domain else "no keyword")
 
 
@@ -76,12 +76,12 @@ def test_the_order_of_the_table_settles_nothing() -> None:
     """The key of a stage is the same for both."""
     turned = dict(reversed(TABLE.items()))
     for question, domain in KEYWORDS:
-        assert ByKeywords(table=turned).label_rows([problem("a", question)])[0].domain == domain
+        assert ByKeywords(table=turned).label_domains([problem("a", question)])[0].domain == domain
 
 
 def test_keywords_are_texts_not_patterns() -> None:
     rows = [problem("a", "c++ or (x"), problem("b", "cccc")]
-    labels = ByKeywords(table={"code": ["C++"], "brackets": ["(x", "(x"]}).label_rows(rows)
+    labels = ByKeywords(table={"code": ["C++"], "brackets": ["(x", "(x"]}).label_domains(rows)
     assert [label.domain for label in labels] == ["brackets", None]
 
 
