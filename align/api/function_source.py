@@ -1,4 +1,4 @@
-"""The source of a function that a script or a notebook defines, if a file with it alone can be run."""
+"""Reads the source code of a function defined in a script or notebook, to run it from a file of its own."""
 
 import builtins
 import dis
@@ -20,7 +20,7 @@ class FunctionSource(NamedTuple):
 
 
 def read_function_source(function: Callable[..., Any], where: str) -> FunctionSource:
-    """Returns the function's source, to be written into a file of its own and run by a worker process.
+    """Returns the source code of a Python function as a file of its own that a worker process can run.
 
     `where` opens the error. Raises RecipeError, which says how to write the file by hand, for a lambda, a closure, a
     method, a function that uses names which it neither defines nor imports, and one whose source is not to be had.
@@ -47,6 +47,7 @@ def read_function_source(function: Callable[..., Any], where: str) -> FunctionSo
 
 
 def _refusal(where: str, fault: str, name: str) -> RecipeError:
+    """Builds the RecipeError for a function whose source cannot be run from a file."""
     return RecipeError(
         f"{where}: {fault}. A file can hold what a function alone cannot; its cell begins with the first of these "
         "lines, and the second names it in the recipe:\n"
@@ -56,7 +57,9 @@ def _refusal(where: str, fault: str, name: str) -> RecipeError:
 
 
 def _list_steps(code: CodeType) -> Iterator[tuple[str, Any]]:
-    """The instructions with the names and constants they use, those of inner functions too, jumps without their aim.
+    """Yields the bytecode instructions of a code object with the names and constants they use.
+
+    Those of inner functions are included; jumps come without their target.
 
     A call of an attribute is compiled in one of two ways, depending on what the module around the function imports:
     both come out the same.
@@ -75,18 +78,22 @@ def _list_steps(code: CodeType) -> Iterator[tuple[str, Any]]:
 
 
 def _find_foreign_names(source: str, name: str, function: FunctionType) -> set[str]:
-    """The names that the source takes from the module around it, builtins and the function itself left out."""
+    """Returns the names that a function's source uses from its module.
+
+    Builtins and the function itself are left out.
+    """
     used = set(_list_global_names(symtable.symtable(source, f"{name}.py", "exec"))) - {"__name__", name}
     return {global_name for global_name in used if not _is_builtin(global_name, function)}
 
 
 def _is_builtin(name: str, function: FunctionType) -> bool:
-    """Tells whether the name means what Python comes with, which the module around the function may have replaced."""
+    """Returns whether a name refers to a Python builtin that the function's module has not replaced."""
     known = vars(builtins)
     return name in known and function.__globals__.get(name, known[name]) is known[name]
 
 
 def _list_global_names(table: symtable.SymbolTable) -> Iterator[str]:
+    """Yields the global names that a symbol table and its nested tables refer to."""
     for symbol in table.get_symbols():
         is_module = table.get_type() == "module"
         if symbol.is_global() or (is_module and symbol.is_referenced() and not symbol.is_assigned()):

@@ -1,4 +1,4 @@
-"""`qwen-align recipes`: lists and reads the recipes that come with the package."""
+"""Implements `qwen-align recipes`, which lists and prints the recipes that come with the package."""
 
 import importlib.resources
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from qwen_align.align.settings.base import did_you_mean
 
 
 def list_recipes() -> Iterator[tuple[str, str]]:
-    """Yields name and first comment line of each shipped recipe."""
+    """Yields the name and the first comment line of each shipped recipe."""
     for entry in sorted(importlib.resources.files("qwen_align").joinpath("recipes").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
             comments = [line[2:] for line in entry.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
@@ -17,7 +17,7 @@ def list_recipes() -> Iterator[tuple[str, str]]:
 
 
 def read_recipe(name: str) -> str:
-    """Returns a shipped recipe's text; raises RecipeError when there is none of that name."""
+    """Returns the text of a shipped recipe. Raises RecipeError when no shipped recipe has that name."""
     folder = importlib.resources.files("qwen_align").joinpath("recipes")
     path = folder.joinpath(f"{name.removesuffix('.yaml')}.yaml")
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What grpo and ppo share: prompts, judge, actor and trainer are put together and run."""
+"""Runs an online RL stage (grpo or ppo): builds prompts, judge, actor and trainer and trains the policy."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -75,12 +75,12 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
 
 
 def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
-    """Reads the problems of these data stages."""
+    """Reads the problems of the referenced data stages."""
     return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
 def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
-    """Loads the policy, with new adapters if LoRA is asked for, and a critic if the algorithm has one."""
+    """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
     spec, settings = algorithm.settings, algorithm.critic
     policy: PreTrainedModel | PeftModel = loading.load_model(source)
     if spec.lora:
@@ -110,7 +110,10 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
 
 
 def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
-    """Loads the reference policy, where the policy without its adapters is not one; None without a KL penalty."""
+    """Loads the reference policy as a separate model.
+
+    Returns None without a KL penalty, or if it is the policy without its adapters.
+    """
     spec = algorithm.settings
     if spec.kl is None or spec.lora:
         return None
@@ -125,7 +128,7 @@ def _build_rollout_source(
     inputs: Mapping[str, Path],
     context: Context,
 ) -> RolloutSource:
-    """Puts together what samples and judges completions: engine, prompt stream, judge, held-out set."""
+    """Builds the source of judged rollouts from engine, prompt stream, judge and held-out set."""
     spec = algorithm.settings
     engine = LocalEngine(actor.causal_lm, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
     sampling, solved_by = spec.sampling.for_policy(), partial(is_task_solved, spec.rewards)
@@ -148,7 +151,7 @@ def _connect_vllm(
     renderer: Renderer,
     source: Path,
 ) -> VllmEngine:
-    """Starts or reaches vLLM and returns the engine that samples with it."""
+    """Starts or connects to vLLM and returns the engine that samples with it."""
     longest = max(len(rendered.prompt.ids) for rendered in prompts) + trainer.rollout_source.setup.sampling.max_tokens
     tokenizer = fit.load_padding_tokenizer(source)
     generation = trl_compat.open_vllm_generation(
@@ -176,7 +179,7 @@ def _read_reward_variances(order: ByVariance, inputs: Mapping[str, Path]) -> dic
 def _build_held_out_questions(
     spec: OnlineRl, setup: RolloutSetup, renderer: Renderer, inputs: Mapping[str, Path]
 ) -> HeldOutQuestions | None:
-    """Puts the held-out set together, if the stage has one."""
+    """Builds the held-out questions of an online RL stage. Returns None if the stage has none."""
     settings = spec.held_out
     if settings is None:
         return None
@@ -198,7 +201,10 @@ def _build_held_out_questions(
 def _read_raw_texts(
     algorithm: Algorithm, renderer: Renderer, inputs: Mapping[str, Path], context: Context
 ) -> RawTexts | None:
-    """Reads and renders PPO-ptx's raw texts, if the stage has any; raises DataError when none is left."""
+    """Reads and renders the raw texts of PPO-ptx.
+
+    Returns None if the stage has none. Raises DataError when no text is left.
+    """
     ptx = algorithm.ptx
     if ptx is None:
         return None
