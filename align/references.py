@@ -1,4 +1,4 @@
-"""Defines typed references between stages and to the user's files, and finds them at any depth of a stage's settings."""
+"""Defines typed references between stages and to the user's files, and finds them at any depth of settings."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path

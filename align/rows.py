@@ -22,7 +22,10 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Message(Strict):
-    """A message of a conversation. `thinking` and `tool_calls` belong to assistant turns only."""
+    """A message of a conversation, from a user, assistant, system or tool.
+
+    `thinking` and `tool_calls` belong to assistant turns only.
+    """
 
     role: Role
     content: str
@@ -34,7 +37,7 @@ FLAG_IN_TEXT = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
 
 
 def find_last_flag(messages: Sequence[Message]) -> Flag | None:
-    """Returns the last thinking flag (/think or /no_think) in the user and system turns, which the model has to obey."""
+    """Returns the last thinking flag (/think or /no_think) in the user and system turns. The model has to obey it."""
     texts = [turn.content for turn in messages if turn.role in ("user", "system")]
     flags = [flag for text in texts for flag in FLAG_IN_TEXT.findall(text)]
     return cast(Flag, flags[-1]) if flags else None

@@ -27,26 +27,26 @@ def read_function_source(function: Callable[..., Any], where: str) -> FunctionSo
     """
     if not isinstance(function, FunctionType) or function.__name__ == "<lambda>":
         found = "a lambda" if isinstance(function, FunctionType) else f"{type(function).__name__}"
-        raise _refusal(where, f"{found} is no function with a name and a source", "judge")
+        raise _build_refusal(where, f"{found} is no function with a name and a source", "judge")
     name = function.__name__
     if function.__closure__:
         names = ", ".join(function.__code__.co_freevars)
-        raise _refusal(where, f"'{name}' is a closure: it uses {names} of the function around it", name)
+        raise _build_refusal(where, f"'{name}' is a closure: it uses {names} of the function around it", name)
     try:
         source = textwrap.dedent(inspect.getsource(function))
         module = compile(source, f"{name}.py", "exec", dont_inherit=True)
     except (OSError, TypeError, SyntaxError) as error:
-        raise _refusal(where, f"the source of '{name}' is not to be had: {error}", name) from None
-    if unknown := sorted(_find_foreign_names(source, name, function)):
+        raise _build_refusal(where, f"the source of '{name}' is not to be had: {error}", name) from None
+    if unknown := sorted(_find_used_module_names(source, name, function)):
         said = f"'{name}' uses {', '.join(unknown)} from outside; import inside the function what it needs"
-        raise _refusal(where, said, name)
+        raise _build_refusal(where, said, name)
     compiled = next((code for code in module.co_consts if isinstance(code, CodeType) and code.co_name == name), None)
-    if compiled is None or list(_list_steps(compiled)) != list(_list_steps(function.__code__)):
-        raise _refusal(where, f"the source of '{name}' is not what was run; its file has changed since", name)
+    if compiled is None or list(_list_instructions(compiled)) != list(_list_instructions(function.__code__)):
+        raise _build_refusal(where, f"the source of '{name}' is not what was run; its file has changed since", name)
     return FunctionSource(name, source)
 
 
-def _refusal(where: str, fault: str, name: str) -> RecipeError:
+def _build_refusal(where: str, fault: str, name: str) -> RecipeError:
     """Builds the RecipeError for a function whose source cannot be run from a file."""
     return RecipeError(
         f"{where}: {fault}. A file can hold what a function alone cannot; its cell begins with the first of these "
@@ -56,7 +56,7 @@ def _refusal(where: str, fault: str, name: str) -> RecipeError:
     )
 
 
-def _list_steps(code: CodeType) -> Iterator[tuple[str, Any]]:
+def _list_instructions(code: CodeType) -> Iterator[tuple[str, Any]]:
     """Yields the bytecode instructions of a code object with the names and constants they use.
 
     Those of inner functions are included; jumps come without their target.
@@ -74,10 +74,10 @@ def _list_steps(code: CodeType) -> Iterator[tuple[str, Any]]:
         yield opname, None if is_jump or isinstance(step.argval, CodeType) else step.argval
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _list_steps(constant)
+            yield from _list_instructions(constant)
 
 
-def _find_foreign_names(source: str, name: str, function: FunctionType) -> set[str]:
+def _find_used_module_names(source: str, name: str, function: FunctionType) -> set[str]:
     """Returns the names that a function's source uses from its module.
 
     Builtins and the function itself are left out.

@@ -23,7 +23,7 @@ class GivenFile:
     name: str
     content: bytes
 
-    def path_in(self, home: Path) -> Path:
+    def get_path(self, home: Path) -> Path:
         """Returns the path of the file, inputs/DIGEST/NAME under `home`.
 
         The same content has the same path in every recipe.
@@ -32,7 +32,7 @@ class GivenFile:
 
     def write(self, home: Path) -> None:
         """Writes the file under `home` unless it exists. Raises OSError when the file cannot be written."""
-        path = self.path_in(home)
+        path = self.get_path(home)
         if path.is_file() and path.read_bytes() == self.content:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _replace_item(item: Any, where: str, field: str) -> Any:
 def fill_in_paths(value: Any, home: Path) -> Any:
     """Returns a copy of the settings with every `GivenFile` replaced by its path under `home`."""
     if isinstance(value, GivenFile):
-        return str(value.path_in(home))
+        return str(value.get_path(home))
     if isinstance(value, dict):
         return {name: fill_in_paths(item, home) for name, item in value.items()}
     return [fill_in_paths(item, home) for item in value] if isinstance(value, list) else value

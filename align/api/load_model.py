@@ -6,7 +6,7 @@ from typing import Any
 from qwen_align.align.api.results import Results, StageResult, read_stage
 from qwen_align.align.api.run import Plan
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.stages.registry import STAGE_KINDS
 
 
@@ -40,7 +40,7 @@ def _find_model_folder(source: Results | Plan | StageResult | str | Path, stage:
     if stage is None:
         raise RecipeError(f"{where}: say which stage's model is wanted: {', '.join(folders)}")
     if stage not in folders:
-        raise RecipeError(f"{where}: no stage is called '{stage}'{did_you_mean(stage, folders)}")
+        raise RecipeError(f"{where}: no stage is called '{stage}'{format_suggestion(stage, folders)}")
     return _check_makes_model(folders[stage])
 
 

@@ -55,7 +55,7 @@ class NotebookProgress(RunProgress):
             self._display.update({"text/plain": text}, raw=True)
 
 
-class Silence:
+class SilentListener:
     """A run listener that shows nothing."""
 
     def on_stage_skipped(self, stage: PlannedStage) -> None:

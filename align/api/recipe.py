@@ -75,10 +75,10 @@ class Recipe:
     def __repr__(self) -> str:
         stages = self._settings.get("stages", [])
         names = [str(stage.get("name", "repeat")) for stage in stages]
-        return f"Recipe '{self.name}': {count_stages(len(names))} ({', '.join(names)})"
+        return f"Recipe '{self.name}': {format_stage_count(len(names))} ({', '.join(names)})"
 
 
-def count_stages(number: int) -> str:
+def format_stage_count(number: int) -> str:
     """Formats a number of stages as `1 stage` or `2 stages`."""
     return f"{number} stage{'' if number == 1 else 's'}"
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from qwen_align.align.api.recipe import count_stages
+from qwen_align.align.api.recipe import format_stage_count
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.reporting.results import RunResults
 from qwen_align.align.reporting.terminal import build_results_table
 from qwen_align.align.rows import Completion, read_rows
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.store.files import read_json
 from qwen_align.align.store.stage_folder import StageFolder
 
@@ -116,7 +116,7 @@ class Results:
     def __getitem__(self, name: str) -> StageResult:
         """Returns the result of the stage with the given name. Raises RecipeError when the run has no such stage."""
         if name not in self.stages:
-            raise RecipeError(f"run '{self.name}': no stage is called '{name}'{did_you_mean(name, self.stages)}")
+            raise RecipeError(f"run '{self.name}': no stage is called '{name}'{format_suggestion(name, self.stages)}")
         return self.stages[name]
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -124,7 +124,9 @@ class Results:
         return [evaluation.to_row() for evaluation in self.evaluations]
 
     def __repr__(self) -> str:
-        return f"Results '{self.name}': {count_stages(len(self.stages))} in {self.run_folder}\n{self.table}".rstrip()
+        return (
+            f"Results '{self.name}': {format_stage_count(len(self.stages))} in {self.run_folder}\n{self.table}".rstrip()
+        )
 
 
 def read_stage(name: str, folder: Path) -> StageResult:

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from qwen_align.align.api.notebook_progress import NotebookProgress, Silence, is_notebook
-from qwen_align.align.api.recipe import Overrides, Recipe, count_stages
+from qwen_align.align.api.notebook_progress import NotebookProgress, SilentListener, is_notebook
+from qwen_align.align.api.recipe import Overrides, Recipe, format_stage_count
 from qwen_align.align.api.results import Results, collect_results
 from qwen_align.align.commands.progress import RunProgress, stop_on_signals
 from qwen_align.align.errors import AlignError, Preempted
@@ -53,7 +53,7 @@ class Plan:
     def __repr__(self) -> str:
         width = max(len(stage.name) for stage in self.stages)
         to_run = sum(not stage.is_stored for stage in self.stages)
-        lines = [f"Plan '{self.name}': {count_stages(len(self.stages))}, {to_run} to run; {self.run_folder}"]
+        lines = [f"Plan '{self.name}': {format_stage_count(len(self.stages))}, {to_run} to run; {self.run_folder}"]
         lines += [
             f"  {stage.name:<{width}}  {stage.kind:<12}  {stage.key[:16]}  {'stored' if stage.is_stored else 'to run'}"
             for stage in self.stages
@@ -116,7 +116,7 @@ def run(
 def _open_progress(planned: PipelinePlan, progress: bool) -> contextlib.AbstractContextManager[RunListener]:
     """Returns the context manager that shows the run's progress in a notebook, a terminal or not at all."""
     if not progress:
-        return contextlib.nullcontext(Silence())
+        return contextlib.nullcontext(SilentListener())
     console = Console(highlight=False, markup=False, emoji=False, force_jupyter=False)
     if not is_notebook():
         return RunProgress(console, planned)

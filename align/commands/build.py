@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from qwen_align.align.context import PROGRESS, Context
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile, find_references
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.recipe_errors import explain_error
 from qwen_align.align.settings.recipe_file import read_settings
@@ -44,7 +44,9 @@ def load_build_settings(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
     referenced_names = {str(ref) for _, ref in find_references(settings)}
     for name in settings.data:
         if name not in referenced_names:
-            raise RecipeError(f"{path}: data.{name}: no setting refers to it{did_you_mean(name, referenced_names)}")
+            raise RecipeError(
+                f"{path}: data.{name}: no setting refers to it{format_suggestion(name, referenced_names)}"
+            )
     return settings
 
 

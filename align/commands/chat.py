@@ -11,7 +11,7 @@ from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Message, Mode
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.reward.thinking import CLOSE, OPEN
 
@@ -51,7 +51,7 @@ class Conversation:
         """
         messages = [*self.messages, Message(role="user", content=text)]
         prompt = self.renderer.render_prompt(messages, mode=mode, flag=None)
-        sampling = self.sampling.for_mode(mode or self.renderer.traits.default_mode or "no_think")
+        sampling = self.sampling.resolve_for_mode(mode or self.renderer.traits.default_mode or "no_think")
         n_free = self.engine.model.config.max_position_embeddings - len(prompt.ids)
         if n_free < 1:
             raise RecipeError("the conversation is longer than the model's context; /clear starts a new one")
@@ -101,7 +101,7 @@ def split_thinking(texts: Iterator[str]) -> Iterator[TextPiece]:
             if spoken := text_before_tag.strip() if is_start else text_before_tag.rstrip():
                 yield TextPiece(spoken, is_thinking)
             is_thinking, is_start = not is_thinking, True
-        shown = pending[: len(pending) - _count_held_back(pending, tag)]
+        shown = pending[: len(pending) - _count_tag_start(pending, tag)]
         pending = pending[len(shown) :]
         spoken = shown.lstrip() if is_start else shown
         if spoken:
@@ -111,7 +111,7 @@ def split_thinking(texts: Iterator[str]) -> Iterator[TextPiece]:
         yield TextPiece(spoken, is_thinking)
 
 
-def _count_held_back(text: str, tag: str) -> int:
+def _count_tag_start(text: str, tag: str) -> int:
     """Counts the trailing characters of a streamed text that may be the start of a tag.
 
     The white space before them is counted too.
@@ -132,7 +132,7 @@ def find_model_folder(plan: Plan, name: str) -> Path:
     matching = [stage for stage in plan.stages if stage.name == name]
     if not matching:
         names = [*plan.graph.models, *(stage.name for stage in plan.stages)]
-        raise RecipeError(f"no stage or model is called '{name}'{did_you_mean(name, names)}")
+        raise RecipeError(f"no stage or model is called '{name}'{format_suggestion(name, names)}")
     if not matching[0].is_stored:
         raise RecipeError(f"stage '{name}' has not run yet: qwen-align run")
     if matching[0].product != "model":

@@ -75,7 +75,7 @@ def get_kind(settings_class: type[BaseModel]) -> str | None:
     return str(get_args(field.annotation)[0]) if field and get_origin(field.annotation) is Literal else None
 
 
-def is_choice(field: FieldInfo) -> bool:
+def is_union_tag(field: FieldInfo) -> bool:
     """Returns whether a field only selects its settings class in a union, as `kind` does.
 
     Such a field has one value.
@@ -126,7 +126,7 @@ def _render_section(settings_class: type[BaseModel], level: int, classes: list[t
     ]
     if parents:
         lines += [f"It also has the settings of {_join_words(map(_format_link, parents), last='and')}.", ""]
-    if users := sorted(set(_list_users(settings_class, classes))):
+    if users := sorted(set(_list_using_settings(settings_class, classes))):
         lines += [f"In {', '.join(users)}.", ""]
     return "\n".join(lines)
 
@@ -137,7 +137,7 @@ def _render_docstring(settings_class: type[BaseModel]) -> list[str]:
     return [line for text in paragraphs for line in (" ".join(text.split()), "")] if paragraphs != [""] else []
 
 
-def _list_users(settings_class: type[BaseModel], classes: list[type[BaseModel]]) -> Iterator[str]:
+def _list_using_settings(settings_class: type[BaseModel], classes: list[type[BaseModel]]) -> Iterator[str]:
     """Yields the settings fields that hold a settings class, as `grpo.kl`. Classes listed by a chapter get none."""
     for owner in [*classes, *_list_parents(classes)] if _find_chapter(settings_class) is None else ():
         for name, field in _list_own_fields(owner).items():
@@ -204,11 +204,11 @@ def describe_default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if isinstance(default, BaseModel) and default == type(default).model_construct():
         return "its defaults"
-    plain = to_plain_value(default, ref=str, file=str, fields=_list_given)
+    plain = to_plain_value(default, ref=str, file=str, fields=_list_changed_fields)
     return f"`{_to_yaml(plain)}`"
 
 
-def _list_given(settings: BaseModel) -> list[tuple[str, Any]]:
+def _list_changed_fields(settings: BaseModel) -> list[tuple[str, Any]]:
     """Returns (name, value) of the settings fields that are not at their default, and of the first field.
 
     The first field is often the kind.

@@ -4,7 +4,7 @@ import importlib.resources
 from collections.abc import Iterator
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 
 
 def list_recipes() -> Iterator[tuple[str, str]]:
@@ -22,6 +22,6 @@ def read_recipe(name: str) -> str:
     path = folder.joinpath(f"{name.removesuffix('.yaml')}.yaml")
     if not path.is_file():
         raise RecipeError(
-            f"no shipped recipe is called '{name}'{did_you_mean(name, [name for name, _ in list_recipes()])}"
+            f"no shipped recipe is called '{name}'{format_suggestion(name, [name for name, _ in list_recipes()])}"
         )
     return path.read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import Product, find_references
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.recipe import ModelSource, Recipe, RepeatBlock, StageSpec
 from qwen_align.align.settings.recipe_file import Variant
 from qwen_align.align.settings.runtime import Runtime
@@ -73,12 +73,12 @@ def _bind_stages(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterat
             target = scope.get(ref, last.get(ref))
             fitting = [known for known in last if products[last[known]] == ref.product]
             if target is None:
-                hint = did_you_mean(ref, fitting) or f"; nothing here makes {_with_article(ref.product)}"
+                hint = format_suggestion(ref, fitting) or f"; nothing here makes {_add_article(ref.product)}"
                 raise RecipeError(f"stage '{settings.name}': {field_path}: '{ref}' is no stage or model{hint}")
             if products[target] != ref.product:
                 raise RecipeError(
-                    f"stage '{settings.name}': {field_path}: '{ref}' makes {_with_article(products[target])}, but "
-                    f"{_with_article(ref.product)} is wanted here{did_you_mean(ref, fitting)}"
+                    f"stage '{settings.name}': {field_path}: '{ref}' makes {_add_article(products[target])}, but "
+                    f"{_add_article(ref.product)} is wanted here{format_suggestion(ref, fitting)}"
                 )
             targets[str(ref)] = target + suffix
         seed = recipe.seed if settings.seed is None else settings.seed
@@ -115,10 +115,10 @@ def _unroll_repeats(recipe: Recipe) -> Iterator[tuple[str, StageSpec, dict[str, 
         for name, maker in block.carry.items():
             carry_entry = f"repeat: carry: '{name}: {maker}'"
             if maker not in inner:
-                raise RecipeError(f"{carry_entry}: no stage here is called '{maker}'{did_you_mean(maker, inner)}")
+                raise RecipeError(f"{carry_entry}: no stage here is called '{maker}'{format_suggestion(maker, inner)}")
             if name not in referenced_names:
                 raise RecipeError(
-                    f"{carry_entry}: no stage here refers to '{name}'{did_you_mean(name, referenced_names)}"
+                    f"{carry_entry}: no stage here refers to '{name}'{format_suggestion(name, referenced_names)}"
                 )
         for number in range(1, block.times + 1):
             scope = {name: f"{name}.{number}" for name in inner}
@@ -151,6 +151,6 @@ def _find_cycle(waiting: list[Stage]) -> list[str]:
     return path[path.index(path[-1]) :]
 
 
-def _with_article(product: str) -> str:
+def _add_article(product: str) -> str:
     """Returns the name of a stage's product with its indefinite article, for error messages."""
     return "data" if product == "data" else f"an {product}" if product[0] in "aeiou" else f"a {product}"

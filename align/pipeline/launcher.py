@@ -118,7 +118,7 @@ class Launcher:
         assert self._server.stdout
         while not select.select([self._server.stdout], [], [], 0.2)[0]:
             if stop:
-                stop_signal.forward_once(stop)
+                stop_signal.stop_stage_once(stop)
             else:
                 stop_signal.poll_stop()
         line = self._server.stdout.readline()
@@ -138,7 +138,7 @@ class StopSignal:
         self.poll_stop = poll_stop
         self.was_sent = False
 
-    def forward_once(self, stop: Callable[[], None]) -> None:
+    def stop_stage_once(self, stop: Callable[[], None]) -> None:
         """Calls `stop` when the run has been asked to stop, at most once for this stage."""
         if self.poll_stop() and not self.was_sent:
             self.was_sent = True
@@ -216,7 +216,7 @@ def run_fresh_process(line: list[str], log: Path, stop_signal: StopSignal) -> in
         )
     try:
         while (code := process.poll()) is None:
-            stop_signal.forward_once(lambda: os.killpg(process.pid, signal.SIGTERM))
+            stop_signal.stop_stage_once(lambda: os.killpg(process.pid, signal.SIGTERM))
             time.sleep(0.02)
         return code
     finally:

@@ -12,7 +12,7 @@ from qwen_align.align.pipeline.graph import Graph, Stage
 from qwen_align.align.references import Product
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.recipe import Recipe, StageSpec
 from qwen_align.align.settings.recipe_file import Variant, load_variants
 from qwen_align.align.settings.runtime import Runtime
@@ -113,7 +113,7 @@ class Plan:
         stages = [stage for stage in self.stages if name in (stage.name, stage.origin)]
         if not stages:
             names = [stage.name for stage in self.stages]
-            raise RecipeError(f"no stage is called '{name}'{did_you_mean(name, names)}")
+            raise RecipeError(f"no stage is called '{name}'{format_suggestion(name, names)}")
         return stages
 
 
@@ -149,7 +149,7 @@ def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
             raise RecipeError(f"models: {name}: {error}") from None
     planned_stages = []
     for stage in stage_graph.stages:
-        missing = stage.settings.missing_file()
+        missing = stage.settings.find_missing_file()
         # A key that no stage has ever had: what reads rows that are not there is not stored either.
         key = (
             hashlib.sha256(f"missing: {missing}".encode()).hexdigest()

@@ -58,7 +58,7 @@ class Preview:
         try:
             return len(self.list_rows(name))
         except RowsUnknown:
-            return self._by_name[name].settings.expected_rows()
+            return self._by_name[name].settings.get_expected_rows()
 
     def list_input_rows(self, stage: PlannedStage, refs: Iterable[str]) -> Iterator[Row]:
         """Yields the rows of the data stages that a stage's data references name, in the order of the references."""
@@ -112,10 +112,10 @@ class Preview:
         It is cached. Raises RowsUnknown when the tokenizer is not there yet.
         """
         if stage.name not in self._tokenizer_folders:
-            self._tokenizer_folders[stage.name] = self._trace_tokenizer(stage)
+            self._tokenizer_folders[stage.name] = self._trace_tokenizer_folder(stage)
         return self._tokenizer_folders[stage.name]
 
-    def _trace_tokenizer(self, stage: PlannedStage) -> Path:
+    def _trace_tokenizer_folder(self, stage: PlannedStage) -> Path:
         """Follows the chain of stages that made a stage's model back to the folder its tokenizer was copied from.
 
         Raises RowsUnknown when the tokenizer is not there yet.

@@ -102,7 +102,7 @@ class Renderer:
         )
 
     @property
-    def thinking(self) -> Thinking:
+    def thinking_support(self) -> Thinking:
         """Returns how the chat template treats thinking: none, hybrid, always or never."""
         return self.traits.thinking
 
@@ -257,7 +257,7 @@ class Renderer:
 
     def _render_turn_sample(self, request: "_TurnRequest", turn: Message) -> Sample:
         """Renders one assistant turn after its prompt as a training sample."""
-        if self.thinking != "none" and has_thinking_tags(turn):
+        if self.thinking_support != "none" and has_thinking_tags(turn):
             raise TemplateError("its content holds a thinking tag; put the thinking into the field 'thinking'")
         if not (turn.content.strip() or turn.tool_calls):
             raise TemplateError("the assistant says nothing; drop the row")
@@ -324,7 +324,7 @@ class Renderer:
 
         Thinking goes into the content where the template knows none.
         """
-        if self.thinking == "none":
+        if self.thinking_support == "none":
             messages = [inline_thinking(message) for message in messages]
         return self.render_text(
             messages,

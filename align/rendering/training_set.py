@@ -43,7 +43,7 @@ def render_rows(renderer: Renderer, rows: Iterable[Row], max_tokens: int) -> Ren
         kept = []
         for turn in renderer.render_turns(row):
             lengths.append(len(turn.ids))
-            reason = _describe_excess(len(turn.ids), turn.mask.index(True), max_tokens)
+            reason = _explain_drop(len(turn.ids), turn.mask.index(True), max_tokens)
             if reason:
                 dropped[reason] += 1
             else:
@@ -72,7 +72,7 @@ def render_pairs(
             )
         pair = renderer.render_pair(row)
         lengths.append(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
-        reason = _describe_excess(lengths[-1], len(pair.prompt), max_tokens)
+        reason = _explain_drop(lengths[-1], len(pair.prompt), max_tokens)
         if reason:
             dropped[reason] += 1
         else:
@@ -80,7 +80,7 @@ def render_pairs(
     return RenderedPairs(pairs, dict(dropped), lengths)
 
 
-def _describe_excess(n_tokens: int, n_prompt: int, max_tokens: int) -> str | None:
+def _explain_drop(n_tokens: int, n_prompt: int, max_tokens: int) -> str | None:
     """Returns the reason why an over-long sample is dropped. Returns None for a sample within the token limit."""
     if n_tokens <= max_tokens:
         return None

@@ -106,7 +106,7 @@ def _draw_results(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
     for question_set in dict.fromkeys(row.question_set for row in rows):
         bars = [
             svg.Bar(
-                _label_bar(row),
+                _format_bar_label(row),
                 row.accuracy,
                 row.error,
                 switches.index(row.asked),
@@ -120,7 +120,7 @@ def _draw_results(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
     return pictures
 
 
-def _label_bar(row: ResultRow) -> str:
+def _format_bar_label(row: ResultRow) -> str:
     asked = "" if row.asked == "default" else f" · {row.asked}"
     return f"{row.model}{asked}{' (control)' if row.is_control else ''}"
 

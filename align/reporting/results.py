@@ -100,7 +100,7 @@ def pool_seeds(evaluations: Sequence[Mapping[str, Any]]) -> ResultRow:
         accuracy=statistics.fmean(accuracies),
         error=float(first["stderr"]) if is_single else statistics.stdev(accuracies) / sqrt(len(accuracies)),
         accuracy_by_seed=accuracies,
-        figures={name: _average_known([row.get(name) for row in evaluations]) for name in RESULT_FIGURES},
+        figures={name: _average_or_none([row.get(name) for row in evaluations]) for name in RESULT_FIGURES},
     )
 
 
@@ -110,7 +110,7 @@ def _name_model(evaluation: Mapping[str, Any]) -> str:
     return " ".join([evaluation["stage"], *cell])
 
 
-def _average_known(figures: Sequence[float | None]) -> float | None:
+def _average_or_none(figures: Sequence[float | None]) -> float | None:
     """Returns the mean of a list of numbers. Returns None if one of them is None."""
     known = [figure for figure in figures if figure is not None]
     return statistics.fmean(known) if len(known) == len(figures) else None

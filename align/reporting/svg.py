@@ -149,7 +149,10 @@ def _format_path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def smooth_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Smooths a curve by replacing each value by the mean of its neighbours within a twentieth of the curve's length."""
+    """Smooths a curve by replacing each value by the mean of its neighbours.
+
+    Neighbours are within a twentieth of the curve's length.
+    """
     reach = max(1, len(points) // 20)
     smoothed = []
     for index, (x, _) in enumerate(points):
@@ -160,6 +163,8 @@ def smooth_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, fl
 
 def choose_axis_bounds(low: float, high: float) -> tuple[float, float]:
     """Returns lower and upper bounds of a chart axis that hold all values with a margin.
+
+    A constant line gets a margin too.
 
     A constant line gets a margin too.
     """

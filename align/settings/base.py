@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from qwen_align.align.settings.renamed import RENAMED_VALUES, old_field_names, old_field_values
+from qwen_align.align.settings.renamed import RENAMED_VALUES, get_old_field_names, get_old_field_values
 
 # Marks a field (`Annotated[..., ALWAYS_IN_KEY]`) that stands in a stage's key also at its default: one whose default is
 # to change. Of other fields a new default asks for a new code version of every kind of stage that has them.
@@ -30,11 +30,11 @@ class Strict(BaseModel):
         known = _list_keys(cls)
         unknown = [str(key) for key in data if key not in known]
         if unknown:
-            new_names = {old: new for new, old in old_field_names(cls).items()}
+            new_names = {old: new for new, old in get_old_field_names(cls).items()}
             said = "; ".join(
                 f"'{key}' is now called '{new_names[key]}'"
                 if key in new_names
-                else f"'{key}' is no setting here{did_you_mean(key, known)}"
+                else f"'{key}' is no setting here{format_suggestion(key, known)}"
                 for key in unknown
             )
             raise PydanticCustomError("unknown_key", "{said}", {"said": said})
@@ -46,7 +46,7 @@ class Strict(BaseModel):
         """Raises an error for a renamed value of a setting, with the new value."""
         if not isinstance(data, Mapping) or _list_class_names(cls).isdisjoint(RENAMED_VALUES):
             return data
-        for field, old_values in old_field_values(cls).items():
+        for field, old_values in get_old_field_values(cls).items():
             new_values = {old: new for new, old in old_values.items()}
             given = data.get(field)
             for value in given if isinstance(given, list) else [given]:
@@ -69,8 +69,11 @@ def _list_class_names(settings_class: type[Strict]) -> frozenset[str]:
     return frozenset(parent.__name__ for parent in settings_class.__mro__)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def format_suggestion(word: str, known: Iterable[str]) -> str:
     """Returns `".
+
+    Did you mean 'x'?"` for the known word nearest to a misspelt word. Returns the list of known words if none is near,
+    "" if there is none.
 
     Did you mean 'x'?"` for the known word nearest to a given word. Returns the list of known words if none is near, ""
     if none is known.

@@ -23,7 +23,7 @@ class BuildData(StageSettings, CanBeEmpty):
     )
     limit: int | None = Field(None, ge=1, description="stop after this many kept rows; null = keep all")
 
-    def missing_file(self) -> str | None:
+    def find_missing_file(self) -> str | None:
         """Returns the path of an input row file that does not exist yet but has a known number of rows.
 
         Returns None if there is none.
@@ -32,7 +32,7 @@ class BuildData(StageSettings, CanBeEmpty):
         is_missing = isinstance(builder, LocalFile) and builder.expect_rows and not Path(builder.path).exists()
         return str(builder.path) if isinstance(builder, LocalFile) and is_missing else None
 
-    def expected_rows(self) -> int | None:
+    def get_expected_rows(self) -> int | None:
         """Returns the maximum number of rows the stage will make. Returns None where the recipe does not say it."""
         expected = self.builder.expect_rows if isinstance(self.builder, Conversion) else None
         return expected if expected is None or self.limit is None else min(expected, self.limit)

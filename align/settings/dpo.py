@@ -39,11 +39,11 @@ class Dpo(StageSettings, Optimizer, CanBeEmpty):
     lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     @model_validator(mode="after")
-    def _no_dropout(self) -> Self:
+    def _check_no_dropout(self) -> Self:
         """Raises ValueError if the LoRA settings have a dropout."""
         return refuse_dropout(self, self.lora)
 
-    def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
+    def get_runtime_key_settings(self, runtime: Runtime) -> dict[str, int]:
         """Returns the micro-batch size as a key setting if the loss depends on it.
 
         TRL's next-token term is a mean over the tokens of a device's forward pass.

@@ -50,7 +50,7 @@ class Grpo(OnlineRl):
         None, description="replace groups whose rewards are all equal by other prompts; null = train on what was drawn"
     )
 
-    def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
+    def get_runtime_key_settings(self, runtime: Runtime) -> dict[str, int]:
         """Returns the micro-batch size as a key setting if the loss depends on it.
 
         TRL's entropy is a mean over the tokens of a device's forward pass.
@@ -62,7 +62,7 @@ class Grpo(OnlineRl):
         return {}
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_group_settings(self) -> Self:
         """Checks that the settings of groups, advantages and dynamic sampling fit together.
 
         Raises ValueError otherwise.
@@ -84,7 +84,7 @@ class Grpo(OnlineRl):
         return self
 
     @model_validator(mode="after")
-    def _trl_can(self) -> Self:
+    def _check_trl_support(self) -> Self:
         """Raises ValueError for settings that TRL's GRPO trainer does not support."""
         if self.trainer == "native":
             return self

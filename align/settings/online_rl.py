@@ -64,7 +64,7 @@ class Kl(Strict):
     )
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_kl_settings(self) -> Self:
         """Checks that the settings of the KL penalty fit together. Raises ValueError otherwise."""
         if self.apply_to == "loss" and self.estimator == "k1" and not self.importance_weighted:
             raise ValueError(
@@ -95,7 +95,7 @@ class Entropy(Strict):
     max_coefficient: float | None = Field(None, gt=0, description="upper bound of the coefficient; null = none")
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_entropy_settings(self) -> Self:
         """Checks that the settings of the entropy bonus fit together. Raises ValueError otherwise."""
         if self.target is None and {"coefficient_delta", "max_coefficient"} & self.model_fields_set:
             raise ValueError("coefficient_delta, max_coefficient: are for a target; leave them out")
@@ -103,8 +103,9 @@ class Entropy(Strict):
 
 
 class DynamicSampling(Strict):
-    """Dynamic sampling, which replaces groups with all-equal rewards by groups of the next prompts (DAPO,
-    arXiv:2503.14476).
+    """Dynamic sampling, which replaces groups with all-equal rewards by groups of the next prompts.
+
+    DAPO, arXiv:2503.14476, section 3.2.
 
     See section 3.2 there.
 
@@ -145,7 +146,7 @@ class ByPassRate(Strict):
     )
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_pass_rate_range(self) -> Self:
         """Checks that the lower bound of the pass rate is below the upper one. Raises ValueError otherwise."""
         if not 0 <= self.pass_rate_range[0] < self.pass_rate_range[1] <= 1:
             raise ValueError(f"pass_rate_range: {self.pass_rate_range}: wanted are two shares, the lower first")
@@ -257,7 +258,7 @@ class Vllm(Strict):
     enable_sleep_mode: bool = Field(False, description="a colocated vLLM frees its memory while the policy is updated")
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_vllm_settings(self) -> Self:
         """Checks that the settings of vLLM fit together. Raises ValueError otherwise."""
         if (self.mode == "server") != (self.base_url is not None):
             raise ValueError("base_url: goes with mode: server, and a server needs one")
@@ -307,12 +308,12 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
     lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     @model_validator(mode="after")
-    def _no_dropout(self) -> Self:
+    def _check_no_dropout(self) -> Self:
         """Raises ValueError if the LoRA settings have a dropout."""
         return refuse_dropout(self, self.lora)
 
     @model_validator(mode="after")
-    def _one_reference(self) -> Self:
+    def _check_single_reference(self) -> Self:
         """Raises ValueError if the reference policy would be synchronised although LoRA is used."""
         if self.lora and self.kl and self.kl.reference_sync_steps:
             raise ValueError(
@@ -321,7 +322,7 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
         return self
 
     @model_validator(mode="after")
-    def _exact_sampling(self) -> Self:
+    def _check_sampling_is_exact(self) -> Self:
         """Checks that the policy is sampled at a positive temperature and without truncation.
 
         Truncation is accepted with `allow_truncated_sampling`. Raises ValueError otherwise.
@@ -329,17 +330,17 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
         drawn = self.sampling
         if drawn.temperature is None or drawn.temperature == 0:
             raise ValueError("sampling.temperature must be given and above 0: a group of equal answers teaches nothing")
-        if self._cuts != self.allow_truncated_sampling:
+        if self._is_truncated != self.allow_truncated_sampling:
             raise ValueError(
                 "sampling: top_p, top_k or min_p draws from another distribution than the one trained, which "
                 "biases the ratio; leave them out, or set allow_truncated_sampling: true if you mean it"
-                if self._cuts
+                if self._is_truncated
                 else "allow_truncated_sampling: sampling cuts nothing; leave it out"
             )
         return self
 
     @property
-    def _cuts(self) -> bool:
+    def _is_truncated(self) -> bool:
         """Returns whether top_p, top_k or min_p truncates the sampling distribution."""
         drawn = self.sampling
         return drawn.top_p not in (None, 1.0) or drawn.top_k not in (None, 0) or drawn.min_p != 0

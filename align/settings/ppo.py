@@ -1,4 +1,4 @@
-"""Defines the settings of `ppo`: proximal policy optimisation (arXiv:1707.06347) with a learned value of every token."""
+"""Defines the settings of `ppo`: proximal policy optimisation (arXiv:1707.06347) with a value of every token."""
 
 from typing import Literal, Self
 
@@ -32,7 +32,7 @@ class Critic(Strict):
     loss_weight: float = Field(1.0, gt=0, description="weight of the value loss beside the policy loss")
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_critic_settings(self) -> Self:
         """Checks that the settings of the value model fit together. Raises ValueError otherwise."""
         if self.detached and self.kind != "head":
             raise ValueError("detached: is for a head on the policy's trunk; leave it out")
@@ -77,7 +77,7 @@ class Ppo(OnlineRl):
     ptx: Ptx | None = Field(None, description="next-token loss on raw texts beside PPO; null = none")
 
     @model_validator(mode="after")
-    def _one_trunk(self) -> Self:
+    def _check_single_trunk(self) -> Self:
         """Raises ValueError if the value model would start from a reward model although LoRA is used."""
         if self.lora and self.critic.from_scorer:
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from qwen_align.align.references import OutsideFile
-from qwen_align.align.settings.base import Strict, did_you_mean
+from qwen_align.align.settings.base import Strict, format_suggestion
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
@@ -37,7 +37,7 @@ class ModelSource(Strict):
     is_scorer: bool = Field(False, description="it is a reward model: a sequence classifier with one output")
 
     @model_validator(mode="after")
-    def _one_source(self) -> "ModelSource":
+    def _check_single_source(self) -> "ModelSource":
         """Checks that a model has exactly one source. Raises ValueError otherwise."""
         given = [name for name in ("shipped", "path", "hub") if getattr(self, name)]
         if len(given) != 1:
@@ -77,7 +77,7 @@ class Report(Strict):
     )
 
 
-def _shape_of_item(item: Any) -> str | None:
+def _get_item_shape(item: Any) -> str | None:
     """Returns whether an entry of `stages` is a `stage` or a `repeat` block. Returns None for anything else."""
     if isinstance(item, RepeatBlock) or (isinstance(item, Mapping) and "repeat" in item):
         return "repeat"
@@ -85,7 +85,7 @@ def _shape_of_item(item: Any) -> str | None:
 
 
 Item = Annotated[
-    Annotated[AnyStage, Tag("stage")] | Annotated[RepeatBlock, Tag("repeat")], Discriminator(_shape_of_item)
+    Annotated[AnyStage, Tag("stage")] | Annotated[RepeatBlock, Tag("repeat")], Discriminator(_get_item_shape)
 ]
 
 
@@ -125,7 +125,7 @@ class Recipe(Strict):
     tracking: Tracking = Field(Tracking(), description="experiment trackers that get the training curves")
 
     @model_validator(mode="after")
-    def _report_names_what_there_is(self) -> "Recipe":
+    def _check_report_names(self) -> "Recipe":
         """Checks that the report settings name existing models and stages. Raises ValueError otherwise."""
         inside = [stage for item in self.stages if isinstance(item, RepeatBlock) for stage in item.repeat.stages]
         stages = [item for item in self.stages if not isinstance(item, RepeatBlock)]
@@ -134,6 +134,6 @@ class Recipe(Strict):
             for name in said:
                 if name not in names and not any(name.startswith(f"{stage.name}.") for stage in inside):
                     raise ValueError(
-                        f"report.{setting}: no model or stage is called '{name}'{did_you_mean(name, names)}"
+                        f"report.{setting}: no model or stage is called '{name}'{format_suggestion(name, names)}"
                     )
         return self

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 
 
 def explain_error(error: ValidationError, raw: dict[str, Any], path: Path) -> RecipeError:
@@ -45,7 +45,7 @@ def _describe_fault(detail: Mapping[str, Any]) -> str:
     """Returns the value found and the value expected of one pydantic validation error as text."""
     if detail["type"] == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", str(detail["ctx"]["expected_tags"]))
-        return f"kind '{detail['ctx']['tag']}' is unknown{did_you_mean(str(detail['ctx']['tag']), known)}"
+        return f"kind '{detail['ctx']['tag']}' is unknown{format_suggestion(str(detail['ctx']['tag']), known)}"
     if detail["type"] == "union_tag_not_found":
         return "'kind' is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")

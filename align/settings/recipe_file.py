@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.recipe import Recipe
 from qwen_align.align.settings.recipe_errors import explain_error
 
@@ -201,7 +201,7 @@ def _find_stage(items: list[Any], name: str, *, where: str, reached: str) -> Any
         stages += inner.get("stages") or [] if isinstance(inner, dict) else [item]
     names = [str(stage.get("name")) for stage in stages if isinstance(stage, dict)]
     if name not in names:
-        raise RecipeError(f"{where}: '{reached}': no stage is called '{name}'{did_you_mean(name, names)}")
+        raise RecipeError(f"{where}: '{reached}': no stage is called '{name}'{format_suggestion(name, names)}")
     return stages[names.index(name)]
 
 

@@ -59,7 +59,7 @@ RENAMED_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
 }
 
 
-def old_field_names(settings_class: type) -> dict[str, str]:
+def get_old_field_names(settings_class: type) -> dict[str, str]:
     """Returns {current name: old name} for the renamed fields of a settings class and its base classes."""
     names: dict[str, str] = {}
     for parent in reversed(settings_class.__mro__):
@@ -67,7 +67,7 @@ def old_field_names(settings_class: type) -> dict[str, str]:
     return names
 
 
-def old_field_values(settings_class: type) -> dict[str, dict[Any, Any]]:
+def get_old_field_values(settings_class: type) -> dict[str, dict[Any, Any]]:
     """Returns {field: {current value: old value}} for the renamed values of a settings class and its base classes."""
     values: dict[str, dict[Any, Any]] = {}
     for parent in reversed(settings_class.__mro__):

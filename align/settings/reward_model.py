@@ -42,6 +42,6 @@ class RewardModel(StageSettings, Optimizer):
         return True
 
     @model_validator(mode="after")
-    def _no_dropout(self) -> Self:
+    def _check_no_dropout(self) -> Self:
         """Raises ValueError if the LoRA settings have a dropout."""
         return refuse_dropout(self, self.lora)

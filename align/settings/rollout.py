@@ -26,7 +26,7 @@ class Switch(Strict):
     prompt: str | None = Field(None, description="of method plain: the whole prompt, with {question} in it")
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_switch_settings(self) -> Self:
         """Checks that method, mode and prompt of a thinking switch fit together. Raises ValueError otherwise."""
         if (self.method in ("default", "plain")) != (self.mode is None):
             raise ValueError(

@@ -34,13 +34,13 @@ class Sampling(Strict):
         return self.temperature == 0
 
     @property
-    def cuts(self) -> bool:
+    def is_truncated(self) -> bool:
         """Returns whether top-k, top-p or min-p truncates the sampling distribution."""
         return not self.is_greedy and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
 
 
 class SamplingSettings(Strict):
-    """Settings of how tokens are sampled. Defaults depend on the use: evaluation (`for_mode`) or RL (`for_policy`)."""
+    """Settings of how tokens are sampled. Defaults depend on the use: evaluation or RL."""
 
     temperature: float | None = Field(
         default=None,
@@ -63,7 +63,7 @@ class SamplingSettings(Strict):
     )
     max_tokens: int = Field(ge=1, description="longest completion in tokens, the stop token included")
 
-    def for_mode(self, mode: Mode | None) -> Sampling:
+    def resolve_for_mode(self, mode: Mode | None) -> Sampling:
         """Returns the sampling settings with Qwen3's recommended defaults for a thinking mode.
 
         Greedy sampling in thinking mode raises a warning.
@@ -71,7 +71,7 @@ class SamplingSettings(Strict):
         Greedy thinking warns.
         """
         temperature, top_p, top_k = DEFAULTS[mode]
-        sampling = self._filled(temperature, top_p, top_k)
+        sampling = self._fill_defaults(temperature, top_p, top_k)
         if mode == "think" and sampling.is_greedy:
             warnings.warn(
                 "sampling: temperature 0 in thinking mode: Qwen3 loops without end when it thinks greedily; "
@@ -80,14 +80,14 @@ class SamplingSettings(Strict):
             )
         return sampling
 
-    def for_policy(self) -> Sampling:
+    def resolve_for_policy(self) -> Sampling:
         """Returns the sampling settings with temperature 1 and no truncation as defaults.
 
         This is the very distribution that RL trains.
         """
-        return self._filled(1.0, 1.0, 0)
+        return self._fill_defaults(1.0, 1.0, 0)
 
-    def _filled(self, temperature: float, top_p: float, top_k: int) -> Sampling:
+    def _fill_defaults(self, temperature: float, top_p: float, top_k: int) -> Sampling:
         """Returns the sampling settings with missing values replaced by the given defaults."""
         return Sampling(
             temperature=temperature if self.temperature is None else self.temperature,

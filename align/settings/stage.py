@@ -21,7 +21,7 @@ class StageSettings(Strict):
         None, description="settings that replace those of the recipe's runtime for this stage"
     )
 
-    def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
+    def get_runtime_key_settings(self, runtime: Runtime) -> dict[str, int]:
         """Returns the runtime settings on which the result depends beyond rounding.
 
         The dict is empty unless a kind of stage says otherwise.
@@ -30,14 +30,14 @@ class StageSettings(Strict):
         """
         return {}
 
-    def missing_file(self) -> str | None:
+    def find_missing_file(self) -> str | None:
         """Returns the path of an input row file that does not exist yet but has a known number of rows.
 
         Returns None if there is none.
         """
         return None
 
-    def expected_rows(self) -> int | None:
+    def get_expected_rows(self) -> int | None:
         """Returns the maximum number of rows the stage will make. Returns None where the recipe does not say it."""
         return None
 

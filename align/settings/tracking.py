@@ -29,7 +29,7 @@ class Tracking(Strict):
     )
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Tracking":
+    def _check_tracker_settings(self) -> "Tracking":
         """Checks that no tracker is named twice and that a Space is given only for trackio.
 
         Raises ValueError otherwise.

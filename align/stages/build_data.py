@@ -13,7 +13,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import AlignError, DataError
 from qwen_align.align.reporting.data_card import RowTally, format_data_card
 from qwen_align.align.rows import Row, read_rows, to_json_line
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.store.files import write_text
 from qwen_align.data_builders.conversion_report import Report
@@ -83,7 +83,7 @@ def _build_sieved_rows(
             return
     for source in settings.licences:
         if source not in seen_sources and seen_sources:
-            suggestion = did_you_mean(source, filter(None, seen_sources))
+            suggestion = format_suggestion(source, filter(None, seen_sources))
             raise DataError(f"licences: no row is of source '{source}'{suggestion}")
 
 

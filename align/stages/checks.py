@@ -223,10 +223,10 @@ def _describe_token_limit(
     longest = 0
     by_length = nlargest(N_LONGEST_RENDERED, prompts, key=lambda row: sum(len(turn.content) for turn in row.messages))
     for problem in by_length if not switches else ():
-        sampling.for_mode(problem.mode or renderer.traits.default_mode)
+        sampling.resolve_for_mode(problem.mode or renderer.traits.default_mode)
         longest = max(longest, preview.measure_prompt(stage, problem, None))
     for switch in switches:
-        sampling.for_mode(switch.mode or renderer.traits.default_mode)
+        sampling.resolve_for_mode(switch.mode or renderer.traits.default_mode)
         for problem in by_length:
             longest = max(longest, preview.measure_prompt(stage, problem, switch))
     preview.check_context_length(stage, longest + sampling.max_tokens, "a prompt and sampling.max_tokens")

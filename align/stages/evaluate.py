@@ -25,7 +25,10 @@ QUESTIONS = "questions.json"  # the mean of each question, for each set and swit
 
 
 def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Samples, judges and scores completions of every question and returns the results by data set and thinking switch."""
+    """Samples, judges and scores completions of every question and returns the results.
+
+    Results are by data set and thinking switch.
+    """
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
     engine = load_engine(source, renderer, context)
@@ -75,6 +78,6 @@ def _find_expected_mode(switch: Switch, renderer: Renderer) -> Mode | None:
 
     A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
     """
-    if renderer.thinking in ("none", "never") or switch.method == "plain":
+    if renderer.thinking_support in ("none", "never") or switch.method == "plain":
         return None
     return resolve_mode(switch.mode, renderer)

@@ -59,7 +59,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     draws = [
         prompts[number] for number in draw_row_order(len(prompts), spec.steps * spec.prompts_per_step, context.seed)
     ]
-    sampling = spec.sampling.for_policy()
+    sampling = spec.sampling.resolve_for_policy()
     callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
     trainer = GrpoTrainer(
         model=loading.load_model(source),

@@ -102,7 +102,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
         critic = Critic(hidden_size, trunk, detached=settings.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)
-    temperature = spec.sampling.for_policy().temperature
+    temperature = spec.sampling.resolve_for_policy().temperature
     actor = Actor(policy, temperature, critic)
     if context.runtime.gradient_checkpointing and actor.has_value_adapter:
         raise DataError("gradient_checkpointing with critic: separate and lora would recompute under the wrong adapter")
@@ -117,7 +117,7 @@ def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
     spec = algorithm.settings
     if spec.kl is None or spec.lora:
         return None
-    return Actor(loading.load_model(source), spec.sampling.for_policy().temperature)
+    return Actor(loading.load_model(source), spec.sampling.resolve_for_policy().temperature)
 
 
 def _build_rollout_source(
@@ -131,7 +131,7 @@ def _build_rollout_source(
     """Builds the source of judged rollouts from engine, prompt stream, judge and held-out set."""
     spec = algorithm.settings
     engine = LocalEngine(actor.causal_lm, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
-    sampling, solved_by = spec.sampling.for_policy(), partial(is_task_solved, spec.rewards)
+    sampling, solved_by = spec.sampling.resolve_for_policy(), partial(is_task_solved, spec.rewards)
     setup = RolloutSetup(engine, renderer, sampling, spec.completions_per_prompt, context.seed, solved_by)
     known = _read_reward_variances(spec.prompt_sampler, inputs) if isinstance(spec.prompt_sampler, ByVariance) else {}
     stream = PromptStream(prompts, spec.prompt_sampler, context.seed, variances=known)
@@ -186,7 +186,7 @@ def _build_held_out_questions(
     prompts = [render_problem(problem, renderer) for problem in _read_problems(settings.from_data, inputs)]
     if not prompts:
         raise DataError(f"held_out.from_data: {', '.join(settings.from_data)}: holds no problem")
-    sampling = settings.sampling.for_policy() if settings.sampling else setup.sampling
+    sampling = settings.sampling.resolve_for_policy() if settings.sampling else setup.sampling
 
     def judge_own(group: list[Completion]) -> list[Verdict]:
         return pick_reward(group[0].reward, settings.rewards).judge_group(group)

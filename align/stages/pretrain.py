@@ -113,7 +113,10 @@ def compute_rate_factor(settings: Pretrain, step: int) -> float:
 
 
 def build_optimizers(settings: Pretrain, model: Qwen3ForCausalLM) -> list[Optimizer]:
-    """Builds the two optimisers of pretraining: Muon for the layers' matrices, AdamW for the tied embeddings and norms."""
+    """Builds the two optimisers of pretraining: Muon for the layers' matrices, AdamW for embeddings and norms.
+
+    The embeddings are tied.
+    """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     matrix_ids = set(map(id, matrices))
     rest = [p for p in model.parameters() if id(p) not in matrix_ids]

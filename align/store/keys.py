@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from qwen_align.align.settings.base import ALWAYS_IN_KEY
-from qwen_align.align.settings.renamed import old_field_names, old_field_values
+from qwen_align.align.settings.renamed import get_old_field_names, get_old_field_values
 
 
 def list_key_fields(settings: BaseModel) -> list[tuple[str, Any]]:
@@ -15,7 +15,7 @@ def list_key_fields(settings: BaseModel) -> list[tuple[str, Any]]:
     A field at its default is left out, so that a new setting leaves all keys as they were; required fields, `kind` and
     fields that are marked `ALWAYS_IN_KEY` stay. A renamed field has its old name, a renamed value its old value.
     """
-    old_names, old_values = old_field_names(type(settings)), old_field_values(type(settings))
+    old_names, old_values = get_old_field_names(type(settings)), get_old_field_values(type(settings))
     return [
         (old_names.get(name, name), _to_old_value(getattr(settings, name), old_values.get(name, {})))
         for name, field in type(settings).model_fields.items()

@@ -20,7 +20,7 @@ _NOT_IN_KEY = {"name", "runtime", "seed"}  # the seed stands beside the settings
 
 
 class Store:
-    """A store of stage results, which computes the keys of stages and external models and finds stage folders by key."""
+    """A store of stage results, which computes the keys of stages and external models and finds folders by key."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -61,7 +61,7 @@ class Store:
             if name not in _NOT_IN_KEY
         }
         key_parts: dict[str, Any] = {"settings": settings, "code": CODE_VERSIONS[stage.kind], "seed": stage.seed}
-        if runtime_settings := stage.settings.runtime_in_key(stage.runtime):
+        if runtime_settings := stage.settings.get_runtime_key_settings(stage.runtime):
             key_parts["runtime"] = runtime_settings
         return hashlib.sha256(to_canonical_json(key_parts).encode()).hexdigest()
 

@@ -75,7 +75,7 @@ def to_point(logged: Mapping[str, Any]) -> Point | None:
     step = logged.get("step")
     if not isinstance(step, int):
         return None
-    return Point(step, _keep_finite({name: value for name, value in logged.items() if name != "step"}))
+    return Point(step, _select_finite({name: value for name, value in logged.items() if name != "step"}))
 
 
 def to_evaluation_point(summary: Mapping[str, Any]) -> Point:
@@ -86,11 +86,11 @@ def to_evaluation_point(summary: Mapping[str, Any]) -> Point:
     figures: dict[str, float] = {}
     for result in summary["results"]:
         name_parts = [result["set"], result["switch"], *([result["mode"]] if result["mode"] else [])]
-        figures |= {"/".join([*name_parts, name]): value for name, value in _keep_finite(result).items()}
+        figures |= {"/".join([*name_parts, name]): value for name, value in _select_finite(result).items()}
     return Point(0, figures)
 
 
-def _keep_finite(values: Mapping[str, Any]) -> dict[str, float]:
+def _select_finite(values: Mapping[str, Any]) -> dict[str, float]:
     """Returns those values of a mapping that are finite numbers, as floats."""
     numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}

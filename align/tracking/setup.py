@@ -1,4 +1,4 @@
-"""Prepares experiment trackers: checks their libraries, restricts their environment variables, describes their output."""
+"""Prepares experiment trackers: checks their libraries, restricts their environment, describes their output."""
 
 import importlib.util
 import os

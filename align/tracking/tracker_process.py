@@ -113,11 +113,11 @@ class CurveSender:
         self._metrics = JsonLinesReader(curve.folder / "metrics.jsonl")
         self._mark = curve.folder / TRACKING / f"{destination.tracker}.json"
         identity = {**destination._asdict(), "name": curve.name}
-        known = _read_mark(self._mark)
+        known = _read_last_sent(self._mark)
         if known is None or any(known.get(field) != value for field, value in identity.items()):
             known = {**identity, "id": uuid.uuid4().hex[:16], "step": None}
         self._known: dict[str, Any] = known
-        self._save_mark()
+        self._save_last_sent()
         run = Run(
             known["id"], curve.name, curve.kind, destination.project, destination.group, curve.config, known["step"]
         )
@@ -141,17 +141,17 @@ class CurveSender:
                 last = point.step
         if new_points:
             self._known["step"] = last
-            self._save_mark()
+            self._save_last_sent()
             for step, figures in new_points:
                 self._tracker.log(step, figures)
 
-    def _save_mark(self) -> None:
+    def _save_last_sent(self) -> None:
         """Writes the id of the tracker run and the last step sent to the stage's folder."""
         self._mark.parent.mkdir(exist_ok=True)
         write_json(self._mark, self._known)
 
 
-def _read_mark(mark: Path) -> dict[str, Any] | None:
+def _read_last_sent(mark: Path) -> dict[str, Any] | None:
     """Reads the id of a tracker run and the last step sent from a file. Returns None where there is none to resume."""
     try:
         identity = json.loads(mark.read_text(encoding="utf-8"))
