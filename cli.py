@@ -1,4 +1,7 @@
-"""The command `qwen-align`: parses arguments, prints, and sets the exit code; each command imports what it needs."""
+"""Implements the command `qwen-align`: parses arguments, prints results and sets the exit code.
+
+Each command imports what it needs.
+"""
 
 import argparse
 import contextlib
@@ -27,7 +30,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Runs one command line and returns its exit code."""
     parsed = _build_parser().parse_args(arguments)
     if parsed.command is None:
         _build_parser().print_help()
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
-    """Runs a recipe and prints its results."""
+    """Runs a recipe, prints its results and returns the exit code."""
     from qwen_align.align.commands.progress import RunProgress, stop_on_signals
     from qwen_align.align.errors import AlignError
     from qwen_align.align.pipeline.plan import plan as make_plan
@@ -78,7 +81,7 @@ def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _check_recipe(parsed: argparse.Namespace, console: "Console") -> int:
-    """Prints what a run would do."""
+    """Prints what a run of a recipe would do and returns the exit code."""
     from qwen_align.align.commands import check
     from qwen_align.align.pipeline.plan import plan as make_plan
 
@@ -89,7 +92,7 @@ def _check_recipe(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _show_rows(parsed: argparse.Namespace, console: "Console") -> int:
-    """Prints rows of a stage with their loss mask."""
+    """Prints rows of a stage with their loss mask and returns the exit code."""
     from qwen_align.align.commands import show
     from qwen_align.align.pipeline.plan import plan as make_plan
 
@@ -100,7 +103,7 @@ def _show_rows(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _print_report(parsed: argparse.Namespace, console: "Console") -> int:
-    """Writes and prints the report."""
+    """Writes and prints the report of a recipe and returns the exit code."""
     from qwen_align.align.pipeline.plan import plan as make_plan
     from qwen_align.align.reporting.report_files import write_report
     from qwen_align.align.reporting.terminal import build_results_table
@@ -116,7 +119,7 @@ def _print_report(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _chat_with_model(parsed: argparse.Namespace, console: "Console") -> int:
-    """Chats with the model of a stage."""
+    """Runs a chat with the model of a stage and returns the exit code."""
     from qwen_align.align.commands import chat
     from qwen_align.align.generation.local import LocalEngine
     from qwen_align.align.models import loading
@@ -144,7 +147,7 @@ def _chat_with_model(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _print_recipes(parsed: argparse.Namespace, console: "Console") -> int:
-    """Lists the shipped recipes, or prints one."""
+    """Prints the list of shipped recipes, or the text of one of them."""
     from qwen_align.align.commands import shipped_recipes
 
     if parsed.name:
@@ -156,7 +159,7 @@ def _print_recipes(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _print_schema(parsed: argparse.Namespace, console: "Console") -> int:
-    """Prints the JSON Schema of recipes."""
+    """Prints the JSON Schema of recipes and returns the exit code."""
     import json
 
     from qwen_align.align.settings.recipe import Recipe
@@ -166,7 +169,7 @@ def _print_schema(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _build_data(parsed: argparse.Namespace, console: "Console") -> int:
-    """Builds one data stage alone and prints its counts."""
+    """Builds one data set from a settings file, prints its counts and returns the exit code."""
     from qwen_align.align.commands import build
 
     summary = build.build_data_folder(build.load_build_settings(parsed.spec, parsed.set), parsed.out)
@@ -182,7 +185,7 @@ def _build_data(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _push_data(parsed: argparse.Namespace, console: "Console") -> int:
-    """Uploads built data."""
+    """Uploads a built data set to the Hugging Face hub and returns the exit code."""
     from qwen_align.align.commands.push import push_data_folder
 
     console.print(f"pushed: {push_data_folder(parsed.folder, parsed.to, private=parsed.private)}", soft_wrap=True)
@@ -190,7 +193,7 @@ def _push_data(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _score_file(parsed: argparse.Namespace, console: "Console") -> int:
-    """Judges a file of completions and prints the counts."""
+    """Judges a file of completions with a reward, prints the counts and returns the exit code."""
     from rich.progress import Progress, TextColumn
 
     from qwen_align.align.commands.score import score_file
@@ -210,7 +213,10 @@ def _score_file(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _audit_reward(parsed: argparse.Namespace, console: "Console") -> int:
-    """Prints what a reward pays for golden and adversarial completions; 4 if it judges one wrongly."""
+    """Prints a reward's verdicts on golden and adversarial completions.
+
+    Returns exit code 4 if one is judged wrongly.
+    """
     from rich.table import Table
 
     from qwen_align.align.rows import Problem, read_rows, require_row_type
@@ -240,7 +246,7 @@ def _audit_reward(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _check_machine(parsed: argparse.Namespace, console: "Console") -> int:
-    """Prints what this machine has; 4 if something stops a run."""
+    """Prints the findings of the machine checks. Returns exit code 4 if one of them prevents a run."""
     from qwen_align.align.commands import doctor
 
     findings = doctor.examine_machine(parsed.home)
@@ -250,7 +256,7 @@ def _check_machine(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
-    """Deletes stored stages that no run links to."""
+    """Deletes stored stages that no run links to and prints the freed space."""
     from qwen_align.align.store import prune
 
     for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run):
@@ -259,7 +265,7 @@ def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    """Returns the parser of all commands."""
+    """Builds the argument parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="qwen-align",
         description="Post-training of Qwen models from one recipe: data, SFT, DPO, GRPO, fusion, evaluation.",
@@ -329,7 +335,7 @@ def _add_command(
     *,
     recipe: bool = False,
 ) -> argparse.ArgumentParser:
-    """Adds a command that `function` carries out; `recipe`: it takes a recipe and its options."""
+    """Adds a subcommand that calls `function` to the argument parser. `recipe`: it takes a recipe and its options."""
     parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     parser.set_defaults(command=function)
     if recipe:

@@ -1,1 +1,1 @@
-"""The house: settings, stages, and what carries a recipe through them."""
+"""Holds everything that plans and runs a recipe: settings, stages, training, reports."""

@@ -1,4 +1,4 @@
-"""The context a stage runs in: its folder, seed and runtime, its logs, progress and requests to stop."""
+"""Provides the context a stage runs in: its folder, seed and runtime, its logs, progress and stop requests."""
 
 import json
 import signal
@@ -19,7 +19,10 @@ TRACKING = "tracking"  # a folder: how far each tracker has got
 
 @dataclass
 class Context:
-    """A stage's seed, runtime and logs; once `is_stop_requested()`, it saves what it has and raises Preempted."""
+    """The context of a running stage: its seed, runtime and logs.
+
+    Once `is_stop_requested()`, the stage saves what it has and raises Preempted.
+    """
 
     out: Path
     seed: int
@@ -31,7 +34,7 @@ class Context:
     _first: tuple[int, int] | None = field(default=None, init=False)  # done and tokens when this process began
 
     def report_progress(self, done: int, total: int, tokens: int = 0, unit: str = "steps") -> None:
-        """Writes how far the stage is to progress.json, at most three times a second, from the main process."""
+        """Writes the progress of the stage to progress.json. At most three times a second, from the main process."""
         now = time.monotonic()
         if not self.is_main or (now - self._shown < 0.3 and done < total):
             return
@@ -50,26 +53,26 @@ class Context:
         partial.replace(self.out / PROGRESS)
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Appends one step's metrics to metrics.jsonl."""
+        """Appends the metrics of one step to metrics.jsonl."""
         if self.is_main:
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics, sort_keys=True) + "\n")
 
     def log_sample(self, step: int, sample: Mapping[str, Any]) -> None:
-        """Appends a sample of `step`, for people to read, to samples.jsonl."""
+        """Appends a sample of `step` to samples.jsonl, for readers of the run."""
         if self.is_main:
             with (self.out / "samples.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **sample}, ensure_ascii=False, sort_keys=True) + "\n")
 
     def log_note(self, step: int, what: str, message: str) -> None:
-        """Appends a message to people to notes.jsonl, which the run shows at once; `what` is its topic."""
+        """Appends a message for the user to notes.jsonl. The run shows it at once; `what` is its topic."""
         if self.is_main:
             with (self.out / NOTES).open("a", encoding="utf-8") as file:
                 note = {"step": step, "what": what, "message": message}
                 file.write(json.dumps(note, ensure_ascii=False, sort_keys=True) + "\n")
 
     def truncate_logs(self, step: int) -> None:
-        """Removes logged lines of steps beyond `step`, which a resumed stage will log again."""
+        """Removes the logged lines of all steps after `step`, which a resumed stage will log again."""
         for name in ("metrics.jsonl", "samples.jsonl", NOTES):
             path = self.out / name
             if self.is_main and path.exists():
@@ -82,26 +85,26 @@ class Context:
                 write_text(path, "".join(kept))
 
     def catch_stop_signals(self) -> None:
-        """Makes SIGTERM and SIGINT ask the stage to stop instead of ending the process."""
+        """Installs signal handlers so that SIGTERM and SIGINT request a stop instead of ending the process."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request_stop)
 
     def _request_stop(self, *_: Any) -> None:
-        """Handles the signal."""
+        """Records that a stop was requested, as a signal handler."""
         self._is_asked_to_stop = True
 
     def is_stop_requested(self) -> bool:
-        """Tells whether the stage was asked to stop."""
+        """Returns whether the stage was asked to stop."""
         return self._is_asked_to_stop
 
     def stop_if_requested(self) -> None:
-        """Raises Preempted if the stage was asked to stop; called where everything done so far is on disk."""
+        """Raises Preempted if the stage was asked to stop. Called where everything done so far is on disk."""
         if self._is_asked_to_stop:
             raise Preempted("stopped as asked; run again to go on")
 
 
 def _parse_logged_step(line: str) -> int | None:
-    """Returns the step of a logged line, None for half a line, which a kill or a full disk has left."""
+    """Returns the step of a logged line. Returns None for half a line, which a kill or a full disk has left."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,32 +1,32 @@
-"""The errors a user can act on, by exit code: 2 recipe, 3 data, 4 a stage failed, 75 preempted (run again)."""
+"""Defines the errors a user can act on. By exit code: 2 recipe, 3 data, 4 a stage failed, 75 preempted (run again)."""
 
 
 class AlignError(Exception):
-    """An error a user can act on; the message says where, what was found and what to do."""
+    """An error a user can act on. The message says where, what was found and what to do."""
 
     exit_code = 4
 
 
 class RecipeError(AlignError, ValueError):
-    """Something is wrong with the recipe or with a model it names."""
+    """The error for a mistake in the recipe or in a model it names."""
 
     exit_code = 2
 
 
 class DataError(AlignError, ValueError):
-    """Data that cannot be read, or none left."""
+    """The error for data that cannot be read, or of which no row is left."""
 
     exit_code = 3
 
 
 class StageError(AlignError, RuntimeError):
-    """A stage failed."""
+    """The error for a stage that failed."""
 
     exit_code = 4
 
 
 class Preempted(AlignError, RuntimeError):
-    """A stage was asked to stop and has saved what it had; running again goes on from there."""
+    """The exception for a stage that was asked to stop and has saved its state. Running again resumes it."""
 
     exit_code = 75
 

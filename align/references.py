@@ -1,4 +1,4 @@
-"""Typed references between stages and to outside files, found at any depth of a stage's settings."""
+"""Defines typed references between stages and to the user's files, and finds them at any depth of settings."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ Product = Literal["data", "model", "scorer", "evaluation"]
 
 
 class Ref(str):
-    """The name of the stage (or of an entry of the recipe's `models`) whose product is meant."""
+    """A reference to the product of a stage, or to an entry of the recipe's `models`, by name."""
 
     product: ClassVar[Product]
 
@@ -26,37 +26,37 @@ class Ref(str):
 
     @classmethod
     def _from_name(cls, name: str) -> Self:
-        """Makes the reference of a validated name."""
+        """Builds a reference from a validated name."""
         return cls(name)
 
 
 class ModelRef(Ref):
-    """The name of a stage, or of an entry of `models`, that makes a model."""
+    """A reference to a model, by the name of the stage that makes it or of an entry of `models`."""
 
     product = "model"
 
 
 class DataRef(Ref):
-    """The name of a stage that makes rows."""
+    """A reference to rows, by the name of the stage that makes them."""
 
     product = "data"
 
 
 class ScorerRef(Ref):
-    """The name of a stage that makes a scorer."""
+    """A reference to a reward model, by the name of the stage that makes it."""
 
     product = "scorer"
 
 
 def find_references(settings: Any) -> Iterator[tuple[str, Ref]]:
-    """Yields (dotted path, reference) of every reference inside models, lists and mappings, in order."""
+    """Yields (dotted path, reference) for every reference inside nested settings, lists and mappings, in order."""
     for dotted_path, leaf in walk_settings(settings):
         if isinstance(leaf, Ref):
             yield dotted_path, leaf
 
 
 def walk_settings(settings: Any, *, at: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted path, value) of every setting that is no model, list or mapping, in order."""
+    """Yields (dotted path, value) for every leaf value of nested settings, lists and mappings, in order."""
     if isinstance(settings, BaseModel):
         for field in type(settings).model_fields:
             yield from walk_settings(getattr(settings, field), at=f"{at}.{field}" if at else field)
@@ -71,7 +71,7 @@ def walk_settings(settings: Any, *, at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class OutsideFile(str):
-    """A path of a user's own file; relative ones start at the recipe's folder. Its sha256 is in the key."""
+    """A path to a user's own file. Relative paths start at the recipe's folder. The file's sha256 is in the key."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -90,14 +90,14 @@ class OutsideFile(str):
 
 
 def find_outside_files(settings: Any) -> Iterator[tuple[str, OutsideFile]]:
-    """Yields (dotted path, file) of every outside file inside models, lists and mappings, in order."""
+    """Yields (dotted path, file) for every user's file inside nested settings, lists and mappings, in order."""
     for dotted_path, leaf in walk_settings(settings):
         if isinstance(leaf, OutsideFile):
             yield dotted_path, leaf
 
 
 def list_fields(settings: BaseModel) -> list[tuple[str, Any]]:
-    """Returns (name, value) of every field, in order."""
+    """Returns (name, value) of every field of a settings object, in order."""
     return [(name, getattr(settings, name)) for name in type(settings).model_fields]
 
 
@@ -108,7 +108,7 @@ def to_plain_value(
     file: Callable[[OutsideFile], Any],
     fields: Callable[[BaseModel], Iterable[tuple[str, Any]]] = list_fields,
 ) -> Any:
-    """Converts settings to JSON values, with what `ref` says for references and `file` for outside files.
+    """Converts settings to JSON values, replacing references by `ref(reference)` and files by `file(path)`.
 
     `fields`: which fields of each settings object are taken, and under which names.
     """

@@ -1,4 +1,4 @@
-"""Row types that builders yield, rollouts write and `rows.jsonl` holds, one JSON object per line.
+"""Defines the row types that builders yield, rollouts write and `rows.jsonl` holds, one JSON object per line.
 
 `rows.jsonl` is UTF-8 with sorted keys and without keys whose value is None; digests are over these bytes.
 """
@@ -22,7 +22,10 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Message(Strict):
-    """One turn. `thinking` and `tool_calls` belong to assistant turns only."""
+    """A message of a conversation, from a user, assistant, system or tool.
+
+    `thinking` and `tool_calls` belong to assistant turns only.
+    """
 
     role: Role
     content: str
@@ -34,14 +37,14 @@ FLAG_IN_TEXT = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
 
 
 def find_last_flag(messages: Sequence[Message]) -> Flag | None:
-    """Returns the flag that a model has to obey: the last one in the texts of user and system turns."""
+    """Returns the last thinking flag (/think or /no_think) in the user and system turns. The model has to obey it."""
     texts = [turn.content for turn in messages if turn.role in ("user", "system")]
     flags = [flag for text in texts for flag in FLAG_IN_TEXT.findall(text)]
     return cast(Flag, flags[-1]) if flags else None
 
 
 class Text(Strict):
-    """Raw text: base making and forgetting probes."""
+    """A row of raw text, for pretraining and for measuring forgetting."""
 
     row: Literal["text"] = "text"
     id: str
@@ -51,7 +54,10 @@ class Text(Strict):
 
 
 class Problem(Strict):
-    """A prompt for rollouts, RL or evaluation; `gold` is what the reward named `reward` judges against."""
+    """A prompt for rollouts, RL or evaluation, with its gold answer.
+
+    The reward named `reward` judges against `gold`.
+    """
 
     row: Literal["problem"] = "problem"
     id: str
@@ -65,7 +71,7 @@ class Problem(Strict):
 
 
 class Chat(Strict):
-    """A conversation whose assistant turns are trained; `flag` is appended to the last user message."""
+    """A conversation whose assistant turns are trained. `flag` is appended to the last user message."""
 
     row: Literal["chat"] = "chat"
     id: str
@@ -94,7 +100,7 @@ class Trace(Strict):
 
 
 class Pair(Strict):
-    """A preference: `chosen` over `rejected` as the next assistant turn after `messages`."""
+    """A preference pair: `chosen` over `rejected` as the next assistant turn after `messages`."""
 
     row: Literal["pair"] = "pair"
     id: str
@@ -110,7 +116,7 @@ class Pair(Strict):
 
 
 class Labelled(Strict):
-    """A completion with a thumb up or down, `label`, as the next assistant turn after `messages` (KTO)."""
+    """A completion with a binary label (good or bad) as the next assistant turn after `messages` (KTO)."""
 
     row: Literal["labelled"] = "labelled"
     id: str
@@ -124,7 +130,7 @@ class Labelled(Strict):
 
 
 class Steps(Strict):
-    """A solution in steps, each with whether it is right, or how likely: what a process reward model is trained on."""
+    """A solution split into steps, each labelled as right or wrong or with a probability, for process reward models."""
 
     row: Literal["steps"] = "steps"
     id: str
@@ -137,7 +143,7 @@ class Steps(Strict):
 
     @model_validator(mode="after")
     def _check_one_label_per_step(self) -> Self:
-        """Checks that each step has one label from 0 to 1."""
+        """Checks that each step has one label from 0 to 1. Raises ValueError otherwise."""
         if len(self.labels) != len(self.steps):
             raise ValueError(f"{len(self.steps)} steps have {len(self.labels)} labels; each needs one")
         if any(not isinstance(label, bool) and not 0 <= label <= 1 for label in self.labels):
@@ -146,7 +152,7 @@ class Steps(Strict):
 
 
 class Completion(Strict):
-    """A sampled answer to a Problem with the verdicts of its rewards.
+    """A sampled completion of a Problem with the verdicts of its rewards.
 
     `text` is the model's output, with the part of the thinking block that the prompt supplied put back in
     front and without the end-of-turn token. `token_ids` and `logps` (of the policy at the sampling
@@ -172,7 +178,7 @@ class Completion(Strict):
 
     @property
     def id(self) -> str:
-        """The prompt's id and the sample's number."""
+        """Returns the completion's id: the prompt's id and the sample's number."""
         return f"{self.prompt_id}#{self.sample}"
 
 
@@ -182,23 +188,23 @@ _ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="row")])
 
 
 class RowError(DataError):
-    """A row that cannot be read; the message names file and line."""
+    """The error for a row that cannot be read. The message names file and line."""
 
 
 def to_json_line(row: Row) -> str:
-    """Returns the row as one canonical JSON line, without the newline."""
+    """Returns a row as one canonical JSON line, without the newline."""
     return json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Reads the typed rows of a `rows.jsonl`; raises RowError naming file and line."""
+    """Reads the typed rows of a `rows.jsonl`. Raises RowError naming file and line."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             yield parse_row(line, where=f"{path}:{number}")
 
 
 def require_row_type(wanted: type[_Kind], rows: Iterable[Row]) -> Iterator[_Kind]:
-    """Yields the rows, all of which must be of one kind; raises DataError naming the first that is not."""
+    """Yields the rows after checking that each is of the wanted type. Raises DataError naming the first that is not."""
     for row in rows:
         if not isinstance(row, wanted):
             raise DataError(f"row '{row.id}' is a {row.row}; {wanted.__name__.lower()} rows are wanted: see from_data")
@@ -206,7 +212,7 @@ def require_row_type(wanted: type[_Kind], rows: Iterable[Row]) -> Iterator[_Kind
 
 
 def parse_row(line: str, *, where: str) -> Row:
-    """Parses one JSON line to a typed row; `where` opens the error message."""
+    """Parses one JSON line to a typed row. `where` opens the error message."""
     try:
         return _ROW.validate_json(line)
     except ValidationError as error:
@@ -214,7 +220,7 @@ def parse_row(line: str, *, where: str) -> Row:
 
 
 def format_first_error(error: ValidationError) -> str:
-    """Formats the first validation error as `field: message`, and how many more there are."""
+    """Formats the first validation error as `field: message`, with the number of further errors."""
     details = error.errors(include_url=False)
     field = ".".join(str(part) for part in details[0]["loc"])
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
@@ -222,7 +228,7 @@ def format_first_error(error: ValidationError) -> str:
 
 
 def compute_rows_digest(rows: Iterable[Row]) -> str:
-    """Returns the sha256 over the rows' canonical lines."""
+    """Returns the sha256 over the canonical JSON lines of the rows."""
     sha = hashlib.sha256()
     for row in rows:
         sha.update(to_json_line(row).encode())

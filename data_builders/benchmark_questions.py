@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.errors import DataError
 from qwen_align.align.references import DataRef, OutsideFile
 from qwen_align.align.rows import Row, RowError
-from qwen_align.align.settings.base import Strict, did_you_mean
+from qwen_align.align.settings.base import Strict, format_suggestion
 from qwen_align.data_builders.json_reader import SUFFIXES, read_json_values
 from qwen_align.data_builders.row_texts import join_part_texts
 
@@ -78,5 +78,7 @@ class Against(Strict):
             text = value.get(self.column)
             if not isinstance(text, str):
                 problem = f"is {text!r:.40}, not a text" if self.column in value else "is missing"
-                raise RowError(f"{location}: '{self.column}' {problem}{did_you_mean(self.column, map(str, value))}")
+                raise RowError(
+                    f"{location}: '{self.column}' {problem}{format_suggestion(self.column, map(str, value))}"
+                )
             yield Question(f"{self.benchmark_name}:{number}", text)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.rows import Message, Mode, RowError
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.data_builders.file_reader import check_file_suffix, read_source_rows
 from qwen_align.data_builders.gsm8k_calculator_marks import remove_calculator_marks
 from qwen_align.data_builders.pair_matching import Candidate, Match, Matching
@@ -101,5 +101,5 @@ def read_text_field(row: dict[str, Any], key: str, where: str) -> str:
 def read_field(row: dict[str, Any], key: str, where: str) -> Any:
     """Returns the value under a key of a row. Raises RowError naming the location if it is missing."""
     if row.get(key) is None:
-        raise RowError(f"{where}: '{key}' is missing{did_you_mean(key, map(str, row))}")
+        raise RowError(f"{where}: '{key}' is missing{format_suggestion(key, map(str, row))}")
     return row[key]

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef
 from qwen_align.align.rows import Row
-from qwen_align.align.settings.base import Strict, did_you_mean
+from qwen_align.align.settings.base import Strict, format_suggestion
 from qwen_align.data_builders.row_questions import list_all_questions, list_own_questions
 from qwen_align.data_builders.seeded_draws import hash_to_number
 from qwen_align.data_builders.sieve import Drops, Sources
@@ -44,7 +44,7 @@ class QuestionPart(Strict):
     def _check_shares(self) -> "QuestionPart":
         """Raises ValueError if the part has no share or the shares do not add up to 1."""
         if self.part not in self.shares:
-            raise ValueError(f"part: '{self.part}' is none of the shares{did_you_mean(self.part, self.shares)}")
+            raise ValueError(f"part: '{self.part}' is none of the shares{format_suggestion(self.part, self.shares)}")
         if wrong := [name for name, share in self.shares.items() if not 0 < share < 1]:
             raise ValueError(f"shares: '{wrong[0]}' is {self.shares[wrong[0]]}; a share is above 0 and below 1")
         total = sum(map(_to_exact_fraction, self.shares.values()))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.data_builders.seeded_draws import hash_to_number
 from qwen_align.reward.reasoning_gym_guards import REFUSED_TASKS
 
@@ -55,7 +55,7 @@ def create_item_streams(tasks: Sequence[dict[str, Any]], seed: int) -> list[Iter
         if name in REFUSED_TASKS or name in UNREPEATABLE:
             raise RecipeError(f"tasks: '{name}' is not used: {(REFUSED_TASKS | UNREPEATABLE)[name]}")
         if name not in DATASETS:
-            raise RecipeError(f"tasks: '{name}' is no task of reasoning_gym{did_you_mean(name, set(DATASETS))}")
+            raise RecipeError(f"tasks: '{name}' is no task of reasoning_gym{format_suggestion(name, set(DATASETS))}")
     return [_generate_items(task["name"], task["settings"], f"{index} {seed}") for index, task in enumerate(tasks)]
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion, Message, Mode, Row, Text, format_first_error
-from qwen_align.align.settings.base import Strict, did_you_mean
+from qwen_align.align.settings.base import Strict, format_suggestion
 from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, Reject, shorten_repr
 from qwen_align.data_builders.column_mapping import FIELDS, convert_by_columns
 from qwen_align.data_builders.conversion_report import ReadValues, Report
@@ -131,7 +131,7 @@ class Conversion(Strict):
             if field_name not in known:
                 raise ValueError(
                     f"columns: '{field_name}' is no field of {self._target_description}"
-                    f"{did_you_mean(field_name, known)}"
+                    f"{format_suggestion(field_name, known)}"
                 )
 
     def convert_rows(self, read: RowReader, source: str, drops: Drops, report: Report) -> Iterator[Row]:
@@ -185,7 +185,8 @@ class Conversion(Strict):
         never_met = [key for key in (*self.columns.values(), *kept_columns) if key not in met_keys]
         if never_met and (head or location_of_id):
             raise DataError(
-                f"{source}: no row has '{never_met[0]}', which the recipe names{did_you_mean(never_met[0], met_keys)}"
+                f"{source}: no row has '{never_met[0]}', which the recipe names"
+                f"{format_suggestion(never_met[0], met_keys)}"
             )
 
     def _choose_converter(self, head: list[_NumberedRow], source: str, report: Report) -> Callable[[Any, str], Row]:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.reward.code_tests import CodeTests
 from qwen_align.reward.control_rewards import Constant, Random
 from qwen_align.reward.format import Format
@@ -87,7 +87,7 @@ def make_default_reward(kind: str) -> Reward:
     if kind == OWN_REWARD:
         raise ValueError(f"'{OWN_REWARD}' is a reward of your own, which only a stage that names it in rewards knows")
     if kind not in kinds:
-        raise ValueError(f"'{kind}' is no reward that rows can name{did_you_mean(kind, kinds)}")
+        raise ValueError(f"'{kind}' is no reward that rows can name{format_suggestion(kind, kinds)}")
     default_reward: Reward = kinds[kind]()
     return default_reward
 
@@ -121,7 +121,7 @@ def parse_reward(name: str, settings: Mapping[str, Any] | None = None) -> Reward
     except ValidationError as error:
         if error.errors()[0]["type"] == "union_tag_invalid":
             kinds = [str(kind.model_fields["kind"].default) for kind in get_args(Reward)]
-            raise RecipeError(f"'{name}' is no reward{did_you_mean(name, kinds)}") from None
+            raise RecipeError(f"'{name}' is no reward{format_suggestion(name, kinds)}") from None
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'][1:])) or 'reward'}: {problem['msg']}" for problem in error.errors()
         )

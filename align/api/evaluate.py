@@ -1,4 +1,4 @@
-"""`evaluate`: one model on rows of one's own, judged by a reward; the same stage as in a recipe."""
+"""Evaluates one model on the caller's own rows with a reward, through the same stage as in a recipe."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ def evaluate(
     home: str | Path = ".",
     **settings: Any,
 ) -> Evaluation:
-    """Returns how good a model is on rows: accuracy with its error, each question's mean, and the completions.
+    """Evaluates a model on question rows and returns its accuracy with standard error, question means and completions.
 
     model: a stage of a run (`results["sft"]`), the folder of a stage or a model, a hub id with its commit
     ("Qwen/Qwen3-0.6B@<40 hex digits>"), or a recipe's form such as `{"shipped": "tiny_base"}`.
@@ -67,7 +67,7 @@ def evaluate(
 
 
 def _name_model(model: str | Path | StageResult | Mapping[str, Any]) -> str:
-    """How results call the model: the stage's name, the hub id, or the folder's name."""
+    """Returns the display name of a model in results: its stage name, hub id or folder name."""
     if isinstance(model, StageResult):
         return model.name
     source = _to_model_source(model)
@@ -75,6 +75,7 @@ def _name_model(model: str | Path | StageResult | Mapping[str, Any]) -> str:
 
 
 def _to_model_source(model: str | Path | StageResult | Mapping[str, Any]) -> dict[str, Any]:
+    """Converts the `model` argument of `evaluate` to the model source that a recipe would write."""
     if isinstance(model, Mapping):
         return dict(model)
     if isinstance(model, StageResult):
@@ -84,13 +85,14 @@ def _to_model_source(model: str | Path | StageResult | Mapping[str, Any]) -> dic
 
 
 def _to_reward(reward: str | Callable[..., Any] | Mapping[str, Any]) -> dict[str, Any]:
+    """Converts the `reward` argument of `evaluate` to the reward settings that a recipe would write."""
     if isinstance(reward, str):
         return {"kind": reward}
     return dict(reward) if isinstance(reward, Mapping) else {"kind": "python", "file": reward}
 
 
 def _to_builder(rows: Any, columns: Mapping[str, str] | None, reward: str) -> dict[str, Any]:
-    """The settings of the builder that makes questions of the rows, judged by a reward of this kind."""
+    """Returns the settings of the data builder that turns the caller's rows into questions for the named reward."""
     if isinstance(rows, Mapping):
         if columns:
             raise TypeError("columns: belong to rows; a builder's settings say themselves what is in its columns")

@@ -1,4 +1,4 @@
-"""Rows and functions that stand in a recipe's settings instead of the path of a file, and the files made of them."""
+"""Replaces rows and functions in a recipe's settings by paths of files, and writes these files."""
 
 import hashlib
 import json
@@ -18,18 +18,21 @@ INPUTS = "inputs"  # under the home folder
 
 @dataclass(frozen=True)
 class GivenFile:
-    """What a file is to hold that stands in for a value of Python's."""
+    """A file to write for a Python value (rows or a function) that was given in place of a path."""
 
     name: str
     content: bytes
 
-    def path_in(self, home: Path) -> Path:
-        """Where the file lies: inputs/DIGEST/NAME, so that the same content is the same file for every recipe."""
+    def get_path(self, home: Path) -> Path:
+        """Returns the path of the file, inputs/DIGEST/NAME under `home`.
+
+        The same content has the same path in every recipe.
+        """
         return home.resolve() / INPUTS / hashlib.sha256(self.content).hexdigest()[:16] / self.name
 
     def write(self, home: Path) -> None:
-        """Writes the file unless it is there; raises OSError when it cannot be."""
-        path = self.path_in(home)
+        """Writes the file under `home` unless it exists. Raises OSError when the file cannot be written."""
+        path = self.get_path(home)
         if path.is_file() and path.read_bytes() == self.content:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +42,9 @@ class GivenFile:
 
 
 def replace_given_values(value: Any, where: str, field: str = "") -> Any:
-    """Returns a copy of a recipe's settings in which rows and functions are `GivenFile`s, paths texts, tuples lists.
+    """Returns a copy of a recipe's settings with rows and functions replaced by `GivenFile` objects.
+
+    Paths become strings, tuples become lists.
 
     `where` opens error messages: `Recipe(...): `, or with the place inside. `field` is the setting's own name. Raises
     DataError for rows that JSON cannot hold, RecipeError for functions that cannot be run from a file.
@@ -85,16 +90,16 @@ def _replace_item(item: Any, where: str, field: str) -> Any:
 
 
 def fill_in_paths(value: Any, home: Path) -> Any:
-    """Returns a copy of the settings with the path under `home` for every `GivenFile`."""
+    """Returns a copy of the settings with every `GivenFile` replaced by its path under `home`."""
     if isinstance(value, GivenFile):
-        return str(value.path_in(home))
+        return str(value.get_path(home))
     if isinstance(value, dict):
         return {name: fill_in_paths(item, home) for name, item in value.items()}
     return [fill_in_paths(item, home) for item in value] if isinstance(value, list) else value
 
 
 def write_given_files(value: Any, home: Path) -> None:
-    """Writes every `GivenFile` of the settings under `home`; raises OSError."""
+    """Writes every `GivenFile` in the settings under `home`. Raises OSError when a file cannot be written."""
     if isinstance(value, GivenFile):
         value.write(home)
     elif isinstance(value, dict | list):
@@ -103,12 +108,14 @@ def write_given_files(value: Any, home: Path) -> None:
 
 
 def is_data_frame(value: Any) -> bool:
-    """Tells whether the value is a pandas DataFrame, without importing pandas."""
+    """Returns whether a value is a pandas DataFrame, without importing pandas."""
     return type(value).__name__ == "DataFrame" and hasattr(value, "to_dict") and hasattr(value, "columns")
 
 
 def encode_rows(rows: Any, where: str) -> bytes:
-    """Returns the rows as JSON Lines in UTF-8: those of a list, or of a DataFrame with its missing cells as null.
+    """Encodes rows (a list of dicts or a DataFrame) as JSON Lines in UTF-8.
+
+    Missing cells of a DataFrame become null.
 
     A DataFrame's index is left out. Raises DataError naming the row for a value that JSON cannot hold.
     """
@@ -117,6 +124,7 @@ def encode_rows(rows: Any, where: str) -> bytes:
 
 
 def _encode_row(row: Any, where: str) -> bytes:
+    """Encodes one row as a JSON line. Raises DataError for a value that JSON cannot hold."""
     try:
         text = json.dumps(row, ensure_ascii=False, default=_to_plain)
     except (TypeError, ValueError, RecursionError) as error:
@@ -140,7 +148,7 @@ def _is_missing(cell: Any) -> bool:
 
 
 def _to_plain(value: Any) -> Any:
-    """What JSON can hold instead of a numpy number or array; raises TypeError for anything else."""
+    """Converts a numpy number or array to a plain Python value for JSON. Raises TypeError for any other type."""
     to_list: Callable[[], Any] | None = getattr(value, "tolist", None)
     if type(value).__module__.partition(".")[0] != "numpy" or to_list is None:
         raise TypeError(f"{value!r} is {type(value).__name__}")

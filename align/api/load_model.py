@@ -1,4 +1,4 @@
-"""`load_model`: a stage's model and tokenizer, as transformers knows them."""
+"""Loads the model and tokenizer of a stage as transformers objects."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,14 @@ from typing import Any
 from qwen_align.align.api.results import Results, StageResult, read_stage
 from qwen_align.align.api.run import Plan
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.stages.registry import STAGE_KINDS
 
 
 def load_model(source: Results | Plan | StageResult | str | Path, stage: str | None = None) -> tuple[Any, Any]:
-    """Returns (model, tokenizer) of transformers: weights in fp32 on the CPU, adapters merged, in evaluation mode.
+    """Loads a transformers model and its tokenizer from a stage result, a run or a model folder.
+
+    Weights are in fp32 on the CPU, adapters merged, in evaluation mode.
 
     `source`: results or a plan of a run, or the run's folder (runs/NAME), with the `stage` whose model is wanted; or a
     finished stage, or the folder of a stage or of a model. Raises RecipeError where there is no such model, StageError
@@ -38,7 +40,7 @@ def _find_model_folder(source: Results | Plan | StageResult | str | Path, stage:
     if stage is None:
         raise RecipeError(f"{where}: say which stage's model is wanted: {', '.join(folders)}")
     if stage not in folders:
-        raise RecipeError(f"{where}: no stage is called '{stage}'{did_you_mean(stage, folders)}")
+        raise RecipeError(f"{where}: no stage is called '{stage}'{format_suggestion(stage, folders)}")
     return _check_makes_model(folders[stage])
 
 
@@ -47,7 +49,7 @@ def _list_stages(source: Results | Plan) -> list[Any]:
 
 
 def _check_makes_model(folder: Path) -> Path:
-    """Returns the folder whose model is to be loaded; raises RecipeError when it is none or not finished."""
+    """Returns the folder if it holds a finished model. Raises RecipeError if it does not."""
     if (folder / "manifest.json").exists():
         kind = read_stage(folder.name, folder).kind
         if STAGE_KINDS[kind].product != "model":

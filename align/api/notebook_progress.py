@@ -1,4 +1,4 @@
-"""How a run shows in a notebook: lines of text as in a terminal, and above them one line that says how far it is."""
+"""Shows the progress of a run in a notebook: text lines as in a terminal, and one status line above them."""
 
 import contextlib
 import json
@@ -14,14 +14,14 @@ from qwen_align.align.pipeline.plan import Plan, PlannedStage
 
 
 def is_notebook() -> bool:
-    """Tells whether this process is the kernel of a notebook."""
+    """Returns whether this process is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and hasattr(shell, "kernel")
 
 
 class NotebookProgress(RunProgress):
-    """Prints a line a stage, and keeps one line of output up to date with the progress of the stage that runs.
+    """A run listener that prints a line for each stage and updates one status line with the running stage's progress.
 
     Everything is shown from the thread that calls, and needs no widgets.
     """
@@ -55,8 +55,8 @@ class NotebookProgress(RunProgress):
             self._display.update({"text/plain": text}, raw=True)
 
 
-class Silence:
-    """Listens to a run and shows nothing."""
+class SilentListener:
+    """A run listener that shows nothing."""
 
     def on_stage_skipped(self, stage: PlannedStage) -> None:
         pass

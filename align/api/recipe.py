@@ -1,4 +1,4 @@
-"""A recipe of a script or a notebook: a file, YAML, a dict or keywords, with rows and functions in it."""
+"""Reads a recipe given in Python: a file, YAML, a dict or keywords, with rows and functions in it."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ Overrides = Mapping[str, Any] | Sequence[str]
 
 
 class Recipe:
-    """What is to be run: models, stages and how they build on each other, as in a recipe file.
+    """A recipe given in Python: models, stages and how they build on each other, as in a recipe file.
 
     `Recipe("my.yaml")` reads a file, `Recipe("name: ...\\nstages: ...")` YAML, `Recipe({...})` a dict, and
     `Recipe(name=..., models={...}, stages=[...])` takes the sections as keywords. Where a file of rows is named, a list
@@ -44,16 +44,18 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The recipe's name, that of its folder under runs/."""
+        """Returns the recipe's name, which is also the name of its folder under runs/."""
         return str(self._settings["name"])
 
     @property
     def path(self) -> Path:
-        """The recipe's file; of one that is no file, how errors call it."""
+        """Returns the path of the recipe's file. For a recipe without a file it is the name that error messages use."""
         return self._path
 
     def variants(self, home: Path, overrides: Overrides = (), *, tiny: bool = False) -> list[Variant]:
-        """Returns the checked settings for each cell of the matrix; writes rows and functions under `home`/inputs.
+        """Returns the checked settings of each matrix cell of the recipe.
+
+        Rows and functions are written under `home`/inputs.
 
         `overrides`: dotted settings and their values; `tiny`: the recipe's tiny form. Raises RecipeError, DataError,
         and StageError where the files cannot be written.
@@ -73,16 +75,19 @@ class Recipe:
     def __repr__(self) -> str:
         stages = self._settings.get("stages", [])
         names = [str(stage.get("name", "repeat")) for stage in stages]
-        return f"Recipe '{self.name}': {count_stages(len(names))} ({', '.join(names)})"
+        return f"Recipe '{self.name}': {format_stage_count(len(names))} ({', '.join(names)})"
 
 
-def count_stages(number: int) -> str:
-    """Returns `1 stage`, `2 stages`."""
+def format_stage_count(number: int) -> str:
+    """Formats a number of stages as `1 stage` or `2 stages`."""
     return f"{number} stage{'' if number == 1 else 's'}"
 
 
 def _read_source(source: str | Path | Mapping[str, Any], folder: Path) -> tuple[Path, dict[str, Any]]:
-    """What errors call the recipe, as a path in the folder that its own paths start at, and its settings."""
+    """Returns a recipe's path (or its name in error messages) and its settings.
+
+    The path lies in the folder from which the recipe's relative paths start.
+    """
     if isinstance(source, Mapping):
         path = folder / "Recipe(...)"
         return path, replace_given_values(source, f"{path}: ")

@@ -1,4 +1,4 @@
-"""What a run has made: each stage with its folder and figures, each evaluation with its questions and completions."""
+"""Returns the results of a run as Python values: stages with their metrics, evaluations with their completions."""
 
 import io
 from collections.abc import Mapping
@@ -9,20 +9,20 @@ from typing import Any
 
 from rich.console import Console
 
-from qwen_align.align.api.recipe import count_stages
+from qwen_align.align.api.recipe import format_stage_count
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.reporting.results import RunResults
 from qwen_align.align.reporting.terminal import build_results_table
 from qwen_align.align.rows import Completion, read_rows
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.store.files import read_json
 from qwen_align.align.store.stage_folder import StageFolder
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage. `summary` has its counts and figures, `seconds` how long it took without imports."""
+    """The result of a finished stage. `summary` has its counts and metrics, `seconds` its run time without imports."""
 
     name: str
     kind: str
@@ -34,7 +34,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The accuracy of one model on one data set, with one way of asking it to think or not.
+    """The accuracy of one model on one data set under one thinking switch.
 
     accuracy: mean reward over questions, of `completions_per_prompt` completions each (0 to 1 if the reward is).
     stderr: standard error of the accuracy over questions; 0 for a single question.
@@ -68,7 +68,7 @@ class Evaluation:
 
     @property
     def completions(self) -> list[dict[str, Any]]:
-        """Every completion with its question's id, gold, value (the reward), reason and number of tokens, as a dict.
+        """Returns every completion as a dict with its question id, gold answer, value (reward), reason and token count.
 
         `pandas.DataFrame(evaluation.completions)` is a table of them. Read from the stage's folder each time.
         """
@@ -77,7 +77,7 @@ class Evaluation:
         return [_to_dict(row) for row in rows if isinstance(row, Completion)]
 
     def to_row(self) -> dict[str, Any]:
-        """Returns the figures without questions and files, a row of a table."""
+        """Returns the evaluation's metrics as one table row, without questions and file paths."""
         row = asdict(self)
         for name in ("axes", "dropped", "question_means", "file", "first_line"):
             row.pop(name)
@@ -85,6 +85,7 @@ class Evaluation:
 
 
 def _to_dict(completion: Completion) -> dict[str, Any]:
+    """Converts a judged completion to a dict for a table."""
     verdict = completion.verdicts[completion.reward]
     return {
         "question": completion.prompt_id,
@@ -101,7 +102,10 @@ def _to_dict(completion: Completion) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Results:
-    """A run's finished stages by name, and its evaluations in the order they ran; printed, a table of accuracies."""
+    """The results of a run: its finished stages by name and its evaluations in running order.
+
+    Printed, it is a table of accuracies.
+    """
 
     name: str
     run_folder: Path
@@ -110,27 +114,29 @@ class Results:
     table: str = field(repr=False)
 
     def __getitem__(self, name: str) -> StageResult:
-        """The stage of this name; raises RecipeError when none of the run has it."""
+        """Returns the result of the stage with the given name. Raises RecipeError when the run has no such stage."""
         if name not in self.stages:
-            raise RecipeError(f"run '{self.name}': no stage is called '{name}'{did_you_mean(name, self.stages)}")
+            raise RecipeError(f"run '{self.name}': no stage is called '{name}'{format_suggestion(name, self.stages)}")
         return self.stages[name]
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Returns one dict an evaluation, for `pandas.DataFrame(results.to_rows())`."""
+        """Returns one dict per evaluation, for `pandas.DataFrame(results.to_rows())`."""
         return [evaluation.to_row() for evaluation in self.evaluations]
 
     def __repr__(self) -> str:
-        return f"Results '{self.name}': {count_stages(len(self.stages))} in {self.run_folder}\n{self.table}".rstrip()
+        return (
+            f"Results '{self.name}': {format_stage_count(len(self.stages))} in {self.run_folder}\n{self.table}".rstrip()
+        )
 
 
 def read_stage(name: str, folder: Path) -> StageResult:
-    """Reads a finished stage's manifest; raises StageError when it cannot be read."""
+    """Reads the result of a finished stage from its manifest. Raises StageError when the manifest cannot be read."""
     manifest = StageFolder(folder).read_manifest()
     return StageResult(name, manifest["kind"], manifest["key"], folder, manifest["seconds"], manifest["summary"])
 
 
 def collect_results(planned: Plan, written: RunResults) -> Results:
-    """Collects what of the plan is finished; `written`: the report of the same plan."""
+    """Collects the results of all finished stages of a plan. `written` is the report of the same plan."""
     done = {stage.name: read_stage(stage.name, stage.folder.path) for stage in planned.stages if stage.is_stored}
     rows = iter(written.evaluations)
     evaluations = [
@@ -150,6 +156,7 @@ def _count_results(stage: StageResult) -> int:
 def _list_evaluations(
     stage: PlannedStage, rows: list[dict[str, Any]], done: Mapping[str, StageResult]
 ) -> list[Evaluation]:
+    """Returns the evaluations of one evaluation stage, built from its rows in the report."""
     settings: Any = stage.settings
     means = read_json(stage.folder.path / "questions.json")["means"]
     evaluations, first_line = [], 0
@@ -184,7 +191,7 @@ def _list_evaluations(
 
 
 def render_table(written: RunResults) -> str:
-    """Renders the report's table of accuracies as plain text."""
+    """Renders the accuracy table of a report as plain text."""
     console = Console(file=io.StringIO(), width=120, highlight=False, markup=False, emoji=False, force_jupyter=False)
     with console.capture() as text:
         console.print(build_results_table(written))

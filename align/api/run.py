@@ -1,4 +1,4 @@
-"""`plan` says what a recipe would run, `run` runs it: in a script or a notebook, with the results as values."""
+"""Plans and runs a recipe from a script or notebook, and returns the results as Python values."""
 
 import contextlib
 import signal
@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from qwen_align.align.api.notebook_progress import NotebookProgress, Silence, is_notebook
-from qwen_align.align.api.recipe import Overrides, Recipe, count_stages
+from qwen_align.align.api.notebook_progress import NotebookProgress, SilentListener, is_notebook
+from qwen_align.align.api.recipe import Overrides, Recipe, format_stage_count
 from qwen_align.align.api.results import Results, collect_results
 from qwen_align.align.commands.progress import RunProgress, stop_on_signals
 from qwen_align.align.errors import AlignError, Preempted
@@ -25,7 +25,7 @@ RecipeSource = Recipe | str | Path | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage that is planned: `key` is a hash of all that its result depends on, `folder` is named by it."""
+    """A planned stage. `key` is a hash of everything its result depends on and names its `folder`."""
 
     name: str
     kind: str
@@ -34,12 +34,15 @@ class StagePlan:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the stage has run and its result is kept, so that it will not run again."""
+        """Returns whether the stage's result is stored, so that the stage will not run again."""
         return (self.folder / "manifest.json").exists()
 
 
 class Plan:
-    """A recipe's stages in the order they run; printed, a table of what is stored and what would run."""
+    """A plan of a recipe: its stages in running order.
+
+    Printed, it is a table of stored stages and of stages that would run.
+    """
 
     def __init__(self, planned: PipelinePlan) -> None:
         self.pipeline_plan = planned
@@ -50,7 +53,7 @@ class Plan:
     def __repr__(self) -> str:
         width = max(len(stage.name) for stage in self.stages)
         to_run = sum(not stage.is_stored for stage in self.stages)
-        lines = [f"Plan '{self.name}': {count_stages(len(self.stages))}, {to_run} to run; {self.run_folder}"]
+        lines = [f"Plan '{self.name}': {format_stage_count(len(self.stages))}, {to_run} to run; {self.run_folder}"]
         lines += [
             f"  {stage.name:<{width}}  {stage.kind:<12}  {stage.key[:16]}  {'stored' if stage.is_stored else 'to run'}"
             for stage in self.stages
@@ -59,7 +62,9 @@ class Plan:
 
 
 def plan(recipe: RecipeSource, *, home: str | Path = ".", overrides: Overrides = (), tiny: bool = False) -> Plan:
-    """Returns the recipe's stages in the order they run, with their keys and what is stored; nothing is run.
+    """Returns the stages of a recipe in running order, with their keys and whether they are stored.
+
+    Nothing is run.
 
     `recipe`: a Recipe, or what `Recipe(...)` takes. `home`: the folder that holds store/ and runs/, and inputs/ for
     rows and functions. `overrides`: dotted settings and their values, `{"stages.sft.epochs": 2}`. `tiny`: the recipe's
@@ -80,7 +85,7 @@ def run(
     same_versions: bool = False,
     progress: bool = True,
 ) -> Results:
-    """Runs what is not stored yet, each stage in a process of its own, and returns the results of all stages.
+    """Runs the stages of a recipe that are not stored yet, each in its own process, and returns all results.
 
     `recipe`, `home`, `overrides`, `tiny`: as for `plan`, or a plan alone. `force`: stages to recompute.
     `same_versions`: refuse results of other major library versions. `progress`: print a line a stage, with a bar in a
@@ -109,8 +114,9 @@ def run(
 
 
 def _open_progress(planned: PipelinePlan, progress: bool) -> contextlib.AbstractContextManager[RunListener]:
+    """Returns the context manager that shows the run's progress in a notebook, a terminal or not at all."""
     if not progress:
-        return contextlib.nullcontext(Silence())
+        return contextlib.nullcontext(SilentListener())
     console = Console(highlight=False, markup=False, emoji=False, force_jupyter=False)
     if not is_notebook():
         return RunProgress(console, planned)

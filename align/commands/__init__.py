@@ -1,1 +1,1 @@
-"""What the verbs of the command line do."""
+"""Implements the subcommands of the command line."""

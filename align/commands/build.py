@@ -1,4 +1,4 @@
-"""`qwen-align build`: builds one data stage alone, from a file of its settings into a folder."""
+"""Implements `qwen-align build`, which builds one data stage from a settings file into a folder."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from qwen_align.align.context import PROGRESS, Context
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile, find_references
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.recipe_errors import explain_error
 from qwen_align.align.settings.recipe_file import read_settings
@@ -19,13 +19,16 @@ from qwen_align.align.stages import build_data
 
 
 class BuildSpec(BuildData):
-    """Settings of a `build_data` stage alone; `data` names the folder of each stage that they refer to."""
+    """The settings of one `build_data` stage outside a recipe. `data` maps each stage they refer to to its folder."""
 
     data: dict[str, OutsideFile] = Field(default_factory=dict)
 
 
 def load_build_settings(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
-    """Reads the settings in a YAML file, whose kind and name may be left out; raises RecipeError."""
+    """Reads the settings of a data build from a YAML file.
+
+    Kind and name may be left out. Raises RecipeError for wrong settings.
+    """
     raw = {"kind": "build_data", "name": "data", "seed": 0, **read_settings(path, overrides)}
     try:
         settings = BuildSpec.model_validate(raw, context={"folder": str(path.parent)})
@@ -41,12 +44,16 @@ def load_build_settings(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
     referenced_names = {str(ref) for _, ref in find_references(settings)}
     for name in settings.data:
         if name not in referenced_names:
-            raise RecipeError(f"{path}: data.{name}: no setting refers to it{did_you_mean(name, referenced_names)}")
+            raise RecipeError(
+                f"{path}: data.{name}: no setting refers to it{format_suggestion(name, referenced_names)}"
+            )
     return settings
 
 
 def build_data_folder(settings: BuildSpec, out: Path) -> dict[str, Any]:
-    """Writes rows.jsonl, dropped.jsonl and README.md into the new folder `out`; returns counts of rows and drops.
+    """Builds a data set into the new folder `out` and returns its row and drop counts.
+
+    It writes rows.jsonl, dropped.jsonl and README.md.
 
     Raises RecipeError if there is something in `out`; nothing is left there when the build fails.
     """

@@ -1,4 +1,4 @@
-"""`qwen-align chat`: a conversation with a stage's model, its thinking dimmed, thinking on or off turn by turn."""
+"""Implements `qwen-align chat`, a terminal conversation with the model of a stage."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Message, Mode
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.reward.thinking import CLOSE, OPEN
 
@@ -23,7 +23,7 @@ COMMANDS = """/think, /no_think   think, or do not, from this turn on; behind a 
 
 
 class TextPiece(NamedTuple):
-    """A piece of an answer as it is generated."""
+    """A piece of a streamed answer, with whether it is thinking."""
 
     text: str
     is_thinking: bool
@@ -31,7 +31,10 @@ class TextPiece(NamedTuple):
 
 @dataclass
 class Conversation:
-    """A conversation so far; `mode` is that of the turns to come, None for the model's default."""
+    """A chat conversation with a model.
+
+    `mode` is the thinking mode of the turns to come, None for the model's default.
+    """
 
     engine: LocalEngine
     renderer: Renderer
@@ -42,10 +45,13 @@ class Conversation:
     turns: int = 0
 
     def stream_answer(self, text: str, mode: Mode | None) -> Iterator[TextPiece]:
-        """Yields the model's answer as it is generated; both turns then join the conversation, unless interrupted."""
+        """Yields the model's answer to a user message while it is generated.
+
+        Both turns then join the conversation, unless interrupted.
+        """
         messages = [*self.messages, Message(role="user", content=text)]
         prompt = self.renderer.render_prompt(messages, mode=mode, flag=None)
-        sampling = self.sampling.for_mode(mode or self.renderer.traits.default_mode or "no_think")
+        sampling = self.sampling.resolve_for_mode(mode or self.renderer.traits.default_mode or "no_think")
         n_free = self.engine.model.config.max_position_embeddings - len(prompt.ids)
         if n_free < 1:
             raise RecipeError("the conversation is longer than the model's context; /clear starts a new one")
@@ -60,13 +66,16 @@ class Conversation:
         self.turns += 1
 
     def restart(self, system: str | None = None) -> None:
-        """Starts a new conversation: with this system message, or with the one there was."""
+        """Starts a new conversation with the given system message, or with the previous one if none is given."""
         self.messages = [Message(role="system", content=system)] if system else self.messages[:1]
         if self.messages and self.messages[0].role != "system":
             self.messages = []
 
     def _decode_stream(self, supplied: str, request: Request) -> Iterator[str]:
-        """Yields text as tokens come; a character whose bytes are not complete waits."""
+        """Yields the decoded text of a generation request token by token.
+
+        An incomplete UTF-8 character waits for its remaining bytes.
+        """
         yield supplied
         pending: list[int] = []
         for token in self.engine.stream_tokens(request):
@@ -80,7 +89,7 @@ class Conversation:
 
 
 def split_thinking(texts: Iterator[str]) -> Iterator[TextPiece]:
-    """Splits a stream of text into thinking and answer, without the tags and the white space around them.
+    """Splits streamed text into thinking and answer pieces, without the thinking tags and the white space around them.
 
     A tag may come in parts.
     """
@@ -92,7 +101,7 @@ def split_thinking(texts: Iterator[str]) -> Iterator[TextPiece]:
             if spoken := text_before_tag.strip() if is_start else text_before_tag.rstrip():
                 yield TextPiece(spoken, is_thinking)
             is_thinking, is_start = not is_thinking, True
-        shown = pending[: len(pending) - _count_held_back(pending, tag)]
+        shown = pending[: len(pending) - _count_tag_start(pending, tag)]
         pending = pending[len(shown) :]
         spoken = shown.lstrip() if is_start else shown
         if spoken:
@@ -102,14 +111,20 @@ def split_thinking(texts: Iterator[str]) -> Iterator[TextPiece]:
         yield TextPiece(spoken, is_thinking)
 
 
-def _count_held_back(text: str, tag: str) -> int:
-    """Counts the characters at the end that may begin the tag, with the white space before them."""
+def _count_tag_start(text: str, tag: str) -> int:
+    """Counts the trailing characters of a streamed text that may be the start of a tag.
+
+    The white space before them is counted too.
+    """
     n_begun = next(n for n in range(len(tag) - 1, -1, -1) if text.endswith(tag[:n]))
     return len(text) - len(text[: len(text) - n_begun].rstrip())
 
 
 def find_model_folder(plan: Plan, name: str) -> Path:
-    """Returns the folder of a stage's or a named model; raises RecipeError when there is none, or none yet."""
+    """Returns the folder of the named model or of the model of the named stage.
+
+    Raises RecipeError when there is no such model yet.
+    """
     if name in plan.graph.models:
         return next(
             Path(entry["folder"]) for stage in plan.stages for entry in stage.inputs.values() if entry["name"] == name
@@ -117,7 +132,7 @@ def find_model_folder(plan: Plan, name: str) -> Path:
     matching = [stage for stage in plan.stages if stage.name == name]
     if not matching:
         names = [*plan.graph.models, *(stage.name for stage in plan.stages)]
-        raise RecipeError(f"no stage or model is called '{name}'{did_you_mean(name, names)}")
+        raise RecipeError(f"no stage or model is called '{name}'{format_suggestion(name, names)}")
     if not matching[0].is_stored:
         raise RecipeError(f"stage '{name}' has not run yet: qwen-align run")
     if matching[0].product != "model":
@@ -131,7 +146,7 @@ def run_chat(
     print_text: Callable[[str, bool], None],
     print_notice: Callable[[str], None],
 ) -> None:
-    """Reads messages, prints answers and obeys commands until /quit or the end of input.
+    """Runs the chat loop: reads messages, prints answers and executes commands until /quit or the end of input.
 
     `print_text` gets pieces of an answer and whether they are thinking; `print_notice` what is not the model's.
     """
@@ -157,7 +172,7 @@ def run_chat(
 def _show_answer(
     conversation: Conversation, line: str, print_text: Callable[[str, bool], None], print_notice: Callable[[str], None]
 ) -> None:
-    """Prints the answer to one message, whose last word may set the mode of this turn."""
+    """Prints the model's answer to one message. The last word of the message may set the thinking mode of this turn."""
     mode = conversation.mode
     for flag, flag_mode in (("/no_think", "no_think"), ("/think", "think")):
         if line.endswith(f" {flag}"):

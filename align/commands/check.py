@@ -1,4 +1,4 @@
-"""`qwen-align check`: reports order, stored stages, rows, drops, lengths and steps before anything is trained."""
+"""Implements `qwen-align check`, which reports stage order, row counts, drops, lengths and steps before training."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from qwen_align.align.tracking import setup
 
 
 def describe_plan(plan: Plan) -> Iterator[str]:
-    """Yields lines about each stage that would run; raises the AlignError of the first thing that is wrong."""
+    """Yields report lines about each stage of a plan that would run. Raises the AlignError of the first problem."""
     setup.check_installed(plan.recipe.tracking)
     preview = Preview(plan)
     check_can_start(plan, load_renderer=preview.load_renderer)
@@ -33,7 +33,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
 
 
 def _describe_stage(stage: PlannedStage, preview: Preview) -> list[str]:
-    """Returns what the kind's check reports, or its forecast where rows are not there yet."""
+    """Returns the `check` report of one stage as lines. Where its input rows do not exist yet, it is a forecast."""
     kind = STAGE_KINDS[stage.kind]
     try:
         return list(import_function(kind.check)(stage, preview))

@@ -1,4 +1,4 @@
-"""Summarizes a data stage: rows by kind, drops by reason, and a histogram of the rows' lengths."""
+"""Summarises a data stage: row counts by kind, drops by reason, and a histogram of row lengths."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,10 @@ _WIDTH = 40  # characters of the longest bar
 
 
 def summarize_rows(rows: Sequence[Row], dropped: Mapping[str, int], renderer: Renderer) -> Iterator[str]:
-    """Yields lines about rows, drops and lengths; lengths are in tokens of the renderer's template."""
+    """Yields summary lines about the row counts, drops and token lengths of a data set.
+
+    Lengths are in tokens of the renderer's template.
+    """
     kinds = Counter(row.row for row in rows)
     yield f"{len(rows):,} rows: {', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common()) or 'none'}"
     if dropped:
@@ -36,7 +39,10 @@ def summarize_rows(rows: Sequence[Row], dropped: Mapping[str, int], renderer: Re
 
 
 class RenderableRow(NamedTuple):
-    """A row as it can be rendered, with its length; None if it cannot be. `note`: what was changed for it, or why."""
+    """A data row in a form that can be rendered, with its token length.
+
+    The row is None if it cannot be rendered; `note` says what was changed, or why.
+    """
 
     row: Row | None
     n_tokens: int
@@ -44,7 +50,9 @@ class RenderableRow(NamedTuple):
 
 
 def to_renderable_row(row: Row, renderer: Renderer) -> RenderableRow:
-    """Returns the row as a stage that trains on it reads it, or in mode no_think where it names no mode.
+    """Converts a data row to the form in which a training stage renders it.
+
+    A row without a thinking mode is taken in mode no_think.
 
     A data stage's rows need not be what is trained: a later stage may set their mode.
     """
@@ -64,7 +72,7 @@ def to_renderable_row(row: Row, renderer: Renderer) -> RenderableRow:
 
 
 def _to_no_think(row: Row) -> Row | None:
-    """Returns the row in mode no_think, None if it names a mode or flag, or holds thinking."""
+    """Returns a data row set to thinking mode no_think. Returns None if it names a mode or flag, or holds thinking."""
     if not isinstance(row, Chat | Pair | Labelled) or row.mode is not None or row.flag is not None:
         return None
     sides = [row.chosen] if isinstance(row, Pair) else [row.completion] if isinstance(row, Labelled) else []
@@ -73,7 +81,10 @@ def _to_no_think(row: Row) -> Row | None:
 
 
 def count_tokens(row: Row, renderer: Renderer) -> int:
-    """Counts the row's tokens with its prompt: of a pair's longer side, of a conversation's longest sample."""
+    """Counts the tokens of a rendered data row with its prompt.
+
+    Of a pair the longer side counts, of a conversation the longest sample.
+    """
     if isinstance(row, Problem):
         return len(renderer.render_prompt(row.messages, mode=row.mode, flag=row.flag).ids)
     if isinstance(row, Completion):
@@ -89,7 +100,7 @@ def count_tokens(row: Row, renderer: Renderer) -> int:
 
 
 def to_trainable_row(row: Row) -> Row:
-    """Converts a labelled completion to the conversation that it ends; returns other rows as they are."""
+    """Converts a labelled completion to a conversation that ends with it. Other rows are returned unchanged."""
     if not isinstance(row, Labelled):
         return row
     turns = [*row.messages, row.completion]
@@ -97,7 +108,7 @@ def to_trainable_row(row: Row) -> Row:
 
 
 def draw_histogram(lengths: Sequence[int]) -> Iterator[str]:
-    """Yields a histogram as text: up to BINS lines of equal width, each count as a bar."""
+    """Yields the lines of a text histogram of lengths, with up to BINS bars of equal bin width."""
     low, high = min(lengths), max(lengths)
     width = max(1, -(-(high - low + 1) // BINS))
     counts = Counter((length - low) // width for length in lengths)

@@ -1,4 +1,4 @@
-"""`qwen-align doctor`: checks this machine; torch is imported only in a process of its own."""
+"""Implements `qwen-align doctor`, which checks this machine. torch is imported only in a child process."""
 
 import importlib.metadata
 import json
@@ -27,7 +27,7 @@ print(json.dumps({"torch": torch.__version__, "gpus": gpus, "threads": torch.get
 
 
 class Finding(NamedTuple):
-    """The result of one check; `advice` is empty when nothing is wrong."""
+    """The result of one machine check. `advice` is empty when nothing is wrong."""
 
     what: str
     found: str
@@ -35,25 +35,25 @@ class Finding(NamedTuple):
     is_bad: bool = False
 
     def format_line(self) -> str:
-        """Returns the finding as a line of text."""
+        """Formats the finding as one line of text."""
         sign = "wrong" if self.is_bad else ("note" if self.advice else "ok")
         return f"{sign:<6}{self.what:<14}{self.found}" + (f"  -> {self.advice}" if self.advice else "")
 
 
 def examine_machine(home: Path) -> list[Finding]:
-    """Returns all findings, those that stop a run marked as bad."""
+    """Runs all machine checks and returns their findings. Findings that prevent a run are marked as bad."""
     return [*_check_python(), *_check_libraries(), *_check_devices(), *_check_sandbox(), *_check_home(home)]
 
 
 def _check_python() -> Iterator[Finding]:
-    """Yields the versions of Python and of the system."""
+    """Yields a finding with the versions of Python and of the operating system."""
     is_old = sys.version_info[:2] < MIN_PYTHON
     yield Finding("python", platform.python_version(), "3.11 or newer is needed" if is_old else "", is_old)
     yield Finding("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
 
 
 def _check_libraries() -> Iterator[Finding]:
-    """Yields the versions of libraries, compared with those that were tested."""
+    """Yields a finding that compares the installed library versions with the tested ones."""
     for name, version in read_library_versions().items():
         tested_version = NEEDED.get(name)
         is_other = tested_version is not None and not f"{version}.".startswith(f"{tested_version}.")
@@ -66,7 +66,7 @@ def _check_libraries() -> Iterator[Finding]:
 
 
 def _check_devices() -> Iterator[Finding]:
-    """Yields the devices that torch sees."""
+    """Yields a finding with the compute devices (GPU, CPU) that torch detects."""
     probe_output = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
     if probe_output.returncode != 0:
         yield Finding("torch", probe_output.stderr.strip().splitlines()[-1], "reinstall torch", is_bad=True)
@@ -76,7 +76,7 @@ def _check_devices() -> Iterator[Finding]:
 
 
 def _check_sandbox() -> Iterator[Finding]:
-    """Yields how well programs that rewards run are isolated here."""
+    """Yields a finding on how well this machine can isolate the programs that rewards run."""
     isolation = check_isolation()
     layers = [layer for layer in isolation.layers if not layer.name.startswith("isolation:")]
     if isolation.full:
@@ -88,7 +88,7 @@ def _check_sandbox() -> Iterator[Finding]:
 
 
 def _check_home(home: Path) -> Iterator[Finding]:
-    """Yields whether the home folder can be written and has room."""
+    """Yields a finding on whether the home folder is writable and has free space."""
     if not os.access(home, os.W_OK):
         yield Finding("home", str(home.resolve()), "cannot be written; name another with --home", is_bad=True)
         return

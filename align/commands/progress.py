@@ -1,4 +1,4 @@
-"""Shows a run in the terminal: a line a stage, and a progress bar for the one that runs."""
+"""Shows the progress of a run in the terminal: a line for each stage, and a bar for the running one."""
 
 import contextlib
 import json
@@ -18,7 +18,10 @@ from qwen_align.align.reporting.summary_line import format_summary
 
 
 class RunProgress:
-    """Prints what happens during a run; without a terminal a line a stage and no bars."""
+    """A run listener that prints a run's progress to the terminal.
+
+    Without a terminal it prints one line per stage and no bars.
+    """
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self._console = console
@@ -46,7 +49,7 @@ class RunProgress:
             self._bar.stop()
 
     def on_stage_skipped(self, stage: PlannedStage) -> None:
-        """Prints that a stage is stored, and with which other library versions."""
+        """Prints that a stage is already stored, and which other library versions it was made with."""
         self._number += 1
         changed = list_version_changes(stage)
         self._print_stage_line(
@@ -54,7 +57,7 @@ class RunProgress:
         )
 
     def on_stage_started(self, stage: PlannedStage) -> None:
-        """Shows the bar of a stage that has started."""
+        """Shows the progress bar of a stage that has started."""
         self._number += 1
         self._printed_notes.clear()
         self._bar.reset(
@@ -64,7 +67,7 @@ class RunProgress:
             self._print_stage_line(stage, "started", "")
 
     def on_stage_progress(self, stage: PlannedStage) -> None:
-        """Prints new notes of the running stage and moves its bar."""
+        """Prints new notes of the running stage and updates its progress bar."""
         self._print_notes(stage)
         path = stage.folder.path / PROGRESS
         if self._console.is_terminal and path.exists():
@@ -75,7 +78,7 @@ class RunProgress:
         self._bar.refresh()
 
     def _print_notes(self, stage: PlannedStage) -> None:
-        """Prints the notes that the stage has written since the last call; an unfinished line waits."""
+        """Prints the notes that a stage has written since the last call. An unfinished line waits."""
         path = stage.folder.path / NOTES
         if not path.exists():
             return
@@ -89,14 +92,14 @@ class RunProgress:
             self._console.print(Text(f"  {stage.name}: {at}{note['what']}: {note['message']}"), soft_wrap=True)
 
     def on_stage_finished(self, stage: PlannedStage) -> None:
-        """Prints what a stage took and made."""
+        """Prints the run time and the summary of a finished stage."""
         self._print_notes(stage)
         self._bar.update(self._task, visible=False)
         manifest = stage.folder.read_manifest()
         self._print_stage_line(stage, f"{manifest['seconds']:7.1f} s", format_summary(manifest["summary"]))
 
     def on_note(self, message: str) -> None:
-        """Prints a message that concerns no stage."""
+        """Prints a message that belongs to no particular stage."""
         self._console.print(Text(f"  {message}"), soft_wrap=True)
 
     def _print_stage_line(self, stage: PlannedStage, state: str, text: str) -> None:
@@ -105,13 +108,16 @@ class RunProgress:
         self._console.print(line, soft_wrap=not self._console.is_terminal)
 
     def _format_title(self, stage: PlannedStage) -> str:
-        """Returns number, name and kind of a stage."""
+        """Formats the number, name and kind of a stage as a title."""
         position = f"{self._number:>{len(str(self._total))}}/{self._total}"
         return f"{position}  {stage.name:<{self._width}}  {stage.kind:<10}"
 
 
 def format_progress(progress: dict[str, float]) -> str:
-    """Formats progress as `12/60 steps  3,400 tok/s  ETA 1:20`; speeds count what this process did."""
+    """Formats the progress of a stage as `12/60 steps  3,400 tok/s  ETA 1:20`.
+
+    Speeds count the work of this process only.
+    """
     done, total, seconds = progress["done"], progress["total"], progress["seconds"]
     parts = [f"{done:,}/{total:,} {progress['unit']}" if total else f"{done:,} {progress['unit']}"]
     if progress["tokens_here"] and seconds > 0:
@@ -123,7 +129,10 @@ def format_progress(progress: dict[str, float]) -> str:
 
 
 class StopRequest:
-    """Says when called whether a signal has asked the run to stop; `signals` has the numbers of those that came."""
+    """A callable that returns whether a signal has asked the run to stop.
+
+    `signals` has the numbers of the received signals.
+    """
 
     def __init__(self) -> None:
         self.signals: list[int] = []
@@ -134,7 +143,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns SIGTERM, SIGINT and SIGUSR1 into a request to stop; a second SIGINT kills as usual.
+    """Turns SIGTERM, SIGINT and SIGUSR1 into stop requests inside the `with` block.
+
+    A second SIGINT interrupts as usual.
 
     Outside the main thread Python lets nobody handle signals: they then keep their handlers.
     """

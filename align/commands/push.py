@@ -1,4 +1,7 @@
-"""`qwen-align push`: uploads a data folder to the Hugging Face hub. *Untested on the hub*: tests use a stand-in."""
+"""Implements `qwen-align push`, which uploads a data folder to the Hugging Face hub.
+
+*Untested on the hub*: tests use a stand-in.
+"""
 
 from pathlib import Path
 
@@ -8,7 +11,9 @@ FILES = ("README.md", "rows.jsonl", "dropped.jsonl")
 
 
 def push_data_folder(folder: Path, repository: str, *, private: bool) -> str:
-    """Uploads card, rows and drops of a data folder to a data set repository, made if need be; returns its address.
+    """Uploads a built data set to a Hugging Face data set repository and returns its address.
+
+    Card, rows and drops are uploaded. The repository is created if needed.
 
     The token is the one `hf auth login` or HF_TOKEN gave; it is neither read nor shown here. Raises DataError if the
     folder holds no built data, RecipeError if the hub refuses.

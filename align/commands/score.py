@@ -1,4 +1,4 @@
-"""`qwen-align score`: judges a file of completions and golds with a reward, and writes it back with the verdicts."""
+"""Implements `qwen-align score`, which judges a file of completions with a reward and writes the verdicts to a file."""
 
 import json
 from collections import Counter
@@ -19,7 +19,10 @@ _KNOWN = ("prompt_id", "sample", "prompt", "mode", "finish_reason", "n_tokens", 
 
 
 class ScoreSummary(NamedTuple):
-    """What was judged: `reasons` counts rows by reason; `mean` is over the rows with a verdict, None without any."""
+    """The summary of a scored file.
+
+    `reasons` counts rows by reason; `mean` is over rows with a verdict, None without any.
+    """
 
     rows: int
     n_without_verdict: int
@@ -30,7 +33,9 @@ class ScoreSummary(NamedTuple):
 def score_file(
     source: Path, target: Path, reward: Reward, progress: Callable[[int], None] = lambda rows: None
 ) -> ScoreSummary:
-    """Writes every row of `source` to `target` with `value`, `reason` and, where there are any, `parts`.
+    """Judges every completion of the file `source` and writes the rows with their verdicts to `target`.
+
+    A row gets `value`, `reason` and, where there are any, `parts`.
 
     Rows have `completion` (or `text`) and `gold`; completions of a rollout will do. JSON Lines, a JSON list, CSV and
     Parquet are read. Raises DataError naming file and line of the first bad row, with nothing written.
@@ -70,14 +75,17 @@ def score_file(
 
 
 def _batch_rows(rows: Iterable[tuple[dict[str, Any], Completion]]) -> Iterator[list[tuple[dict[str, Any], Completion]]]:
-    """Yields rows in batches that are judged together."""
+    """Yields rows with their completions in batches that are judged together."""
     remaining = iter(rows)
     while chunk := list(islice(remaining, JUDGED_TOGETHER)):
         yield chunk
 
 
 def _read_completions(source: Path, reward: Reward) -> Iterator[tuple[dict[str, Any], Completion]]:
-    """Yields each row of a file with the completion that it holds; raises DataError."""
+    """Yields each row of a file together with the completion parsed from it.
+
+    Raises DataError for a row that is not a completion.
+    """
     needs_gold = reward.judge_gold(None).value != 1.0
     for where, row in read_source_rows(source):
         if not isinstance(row, dict):
@@ -86,7 +94,10 @@ def _read_completions(source: Path, reward: Reward) -> Iterator[tuple[dict[str, 
 
 
 def _parse_completion(row: dict[str, Any], where: str, reward: Reward, needs_gold: bool) -> Completion:
-    """Converts a row to a completion; raises DataError naming what is missing or wrong."""
+    """Converts a row with a completion and a gold answer to a Completion.
+
+    Raises DataError naming what is missing or wrong.
+    """
     text = row.get("completion", row.get("text"))
     if not isinstance(text, str):
         found = "missing" if text is None else f"{type(text).__name__}, not a string"

@@ -1,4 +1,7 @@
-"""Writes docs/reference.md, every setting that a recipe can have, from the settings classes; see `make generated`."""
+"""Generates docs/reference.md, the reference of all recipe settings, from the settings classes.
+
+See `make generated`.
+"""
 
 import sys
 import types
@@ -40,7 +43,7 @@ _PLAIN_TYPES = {
 
 
 def render_reference() -> str:
-    """Returns the text of docs/reference.md."""
+    """Renders the settings reference (docs/reference.md) as Markdown text."""
     classes = list_settings_classes(Recipe)
     shared = [*_list_parents(classes), *(one for one in classes if one is not Recipe and _find_chapter(one) is None)]
     chapters = {f"{chapter}s": list(members) for chapter, members in CHAPTERS.items()} | {"Shared settings": shared}
@@ -52,7 +55,7 @@ def render_reference() -> str:
 
 
 def list_settings_classes(root: type[BaseModel]) -> list[type[BaseModel]]:
-    """Returns every settings class that a field of `root` can hold, at any depth, `root` first."""
+    """Returns every settings class reachable through the fields of `root`, with `root` first."""
     waiting: list[Any] = [root]
     found: list[type[BaseModel]] = []
     while waiting:
@@ -67,18 +70,21 @@ def list_settings_classes(root: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def get_kind(settings_class: type[BaseModel]) -> str | None:
-    """Returns the `kind` that a recipe writes for the class, None if it has none."""
+    """Returns the `kind` value that a recipe writes for a settings class. Returns None if the class has none."""
     field = settings_class.model_fields.get("kind")
     return str(get_args(field.annotation)[0]) if field and get_origin(field.annotation) is Literal else None
 
 
-def is_choice(field: FieldInfo) -> bool:
-    """Tells whether the field only names its class in a union, as `kind` does: it has one value."""
+def is_union_tag(field: FieldInfo) -> bool:
+    """Returns whether a field only selects its settings class in a union, as `kind` does.
+
+    Such a field has one value.
+    """
     return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
 
 
 def _list_parents(classes: list[type[BaseModel]]) -> list[type[BaseModel]]:
-    """Returns the base classes whose fields several classes share, the most general ones last."""
+    """Returns the base classes whose fields are shared by several settings classes, the most general last."""
     parents: list[type[BaseModel]] = []
     for settings_class in classes:
         for parent in settings_class.__mro__[1:]:
@@ -88,7 +94,7 @@ def _list_parents(classes: list[type[BaseModel]]) -> list[type[BaseModel]]:
 
 
 def _list_own_fields(settings_class: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Returns the fields that the class itself declares, without a `kind: str` that its subclasses fill in."""
+    """Returns the fields that a settings class itself declares. A `kind: str` that subclasses fill in is left out."""
     return {
         name: field
         for name, field in settings_class.model_fields.items()
@@ -97,12 +103,12 @@ def _list_own_fields(settings_class: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _find_chapter(settings_class: type[BaseModel]) -> str | None:
-    """Returns the chapter that lists the class among its kinds, None if none does."""
+    """Returns the chapter of the reference that lists a settings class among its kinds. Returns None if none does."""
     return next((chapter for chapter, members in CHAPTERS.items() if settings_class in members), None)
 
 
 def _render_section(settings_class: type[BaseModel], level: int, classes: list[type[BaseModel]]) -> str:
-    """Renders one class: its docstring, a table of its fields, and which settings hold it."""
+    """Renders the reference section of a settings class: its docstring, field table and the settings that use it."""
     chapter = _find_chapter(settings_class)
     title = f"{chapter} `{get_kind(settings_class)}`" if chapter else _get_class_name(settings_class)
     lines = [f"{'#' * level} {title}", "", *_render_docstring(settings_class)]
@@ -120,19 +126,19 @@ def _render_section(settings_class: type[BaseModel], level: int, classes: list[t
     ]
     if parents:
         lines += [f"It also has the settings of {_join_words(map(_format_link, parents), last='and')}.", ""]
-    if users := sorted(set(_list_users(settings_class, classes))):
+    if users := sorted(set(_list_using_settings(settings_class, classes))):
         lines += [f"In {', '.join(users)}.", ""]
     return "\n".join(lines)
 
 
 def _render_docstring(settings_class: type[BaseModel]) -> list[str]:
-    """Returns the class's docstring as lines of Markdown, each paragraph on one line."""
+    """Returns a settings class's docstring as Markdown lines, each paragraph on one line."""
     paragraphs = (settings_class.__doc__ or "").strip().split("\n\n")
     return [line for text in paragraphs for line in (" ".join(text.split()), "")] if paragraphs != [""] else []
 
 
-def _list_users(settings_class: type[BaseModel], classes: list[type[BaseModel]]) -> Iterator[str]:
-    """Yields the settings that hold the class, as `grpo.kl`; none for what a whole chapter lists."""
+def _list_using_settings(settings_class: type[BaseModel], classes: list[type[BaseModel]]) -> Iterator[str]:
+    """Yields the settings fields that hold a settings class, as `grpo.kl`. Classes listed by a chapter get none."""
     for owner in [*classes, *_list_parents(classes)] if _find_chapter(settings_class) is None else ():
         for name, field in _list_own_fields(owner).items():
             if settings_class in _walk_annotation(field.annotation):
@@ -140,14 +146,14 @@ def _list_users(settings_class: type[BaseModel], classes: list[type[BaseModel]])
 
 
 def _walk_annotation(annotation: Any) -> Iterator[Any]:
-    """Yields an annotation and everything inside it."""
+    """Yields a type annotation and all type annotations nested inside it."""
     yield annotation
     for argument in get_args(annotation):
         yield from _walk_annotation(argument)
 
 
 def describe_type(field: FieldInfo) -> str:
-    """Returns a field's type in words, with its bounds."""
+    """Describes the type of a settings field in words, with its numeric bounds."""
     bounds = [
         f"{sign} {getattr(bound, name):g}"
         for bound in field.metadata
@@ -160,7 +166,7 @@ def describe_type(field: FieldInfo) -> str:
 
 
 def _describe_annotation(annotation: Any) -> str:
-    """Returns a type in words."""
+    """Describes a type annotation in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _describe_annotation(arguments[0])
@@ -182,7 +188,7 @@ def _describe_annotation(annotation: Any) -> str:
 
 
 def _describe_union(members: tuple[Any, ...]) -> str:
-    """Returns the members of a union in words; all kinds of a chapter are one link to it."""
+    """Describes the member types of a union in words. All kinds of a chapter become one link to it."""
     plain = [get_args(member)[0] if get_origin(member) is Annotated else member for member in members]
     for chapter, settings_classes in CHAPTERS.items():
         if set(settings_classes) <= set(plain):
@@ -192,18 +198,21 @@ def _describe_union(members: tuple[Any, ...]) -> str:
 
 
 def describe_default(field: FieldInfo) -> str:
-    """Returns a field's default as YAML, or that it is required."""
+    """Returns the default of a settings field as YAML, or that the field is required."""
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
     if isinstance(default, BaseModel) and default == type(default).model_construct():
         return "its defaults"
-    plain = to_plain_value(default, ref=str, file=str, fields=_list_given)
+    plain = to_plain_value(default, ref=str, file=str, fields=_list_changed_fields)
     return f"`{_to_yaml(plain)}`"
 
 
-def _list_given(settings: BaseModel) -> list[tuple[str, Any]]:
-    """Returns (name, value) of the first field, which is often the kind, and of those not at their default."""
+def _list_changed_fields(settings: BaseModel) -> list[tuple[str, Any]]:
+    """Returns (name, value) of the settings fields that are not at their default, and of the first field.
+
+    The first field is often the kind.
+    """
     fields = type(settings).model_fields
     return [
         (name, value)
@@ -213,13 +222,13 @@ def _list_given(settings: BaseModel) -> list[tuple[str, Any]]:
 
 
 def _to_yaml(value: Any) -> str:
-    """Returns a value as YAML on one line."""
+    """Formats a value as YAML on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False)
     return text.strip().removesuffix("...").strip()
 
 
 def _format_link(settings_class: type[BaseModel]) -> str:
-    """Returns a link to the class's section."""
+    """Formats a Markdown link to the reference section of a settings class."""
     chapter = _find_chapter(settings_class)
     if chapter:
         return f"[{get_kind(settings_class)}](#{chapter.lower()}-{get_kind(settings_class)})"
@@ -232,7 +241,7 @@ def _get_class_name(settings_class: type[BaseModel]) -> str:
 
 
 def _join_words(words: Iterable[str], last: str = "or") -> str:
-    """Joins words with commas, the last with `last`; each word stands once."""
+    """Joins words with commas, with `last` before the last word. Each word appears once."""
     *first, end = list(dict.fromkeys(words))
     return f"{', '.join(first)} {last} {end}" if first else end
 

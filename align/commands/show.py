@@ -1,4 +1,4 @@
-"""`qwen-align show`: a stage's rows as tokens with their loss mask, coloured, or the rows of a data stage."""
+"""Implements `qwen-align show`, which prints a stage's rows as tokens coloured by their loss mask."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,9 @@ REJECTED = "black on red"
 
 
 def render_stage_rows(plan: Plan, name: str, *, rows: int, first: int) -> Iterator[Styled]:
-    """Yields `rows` rows of the stage from number `first`: trained tokens on green, the others dim.
+    """Yields `rows` data rows of a stage as coloured text, starting at row number `first`.
+
+    Trained tokens are on green, the others dim.
 
     Raises DataError when the stage's data has yet to be made by a rollout.
     """
@@ -47,14 +49,14 @@ def render_stage_rows(plan: Plan, name: str, *, rows: int, first: int) -> Iterat
 
 
 def _count_dropped(stage: PlannedStage, preview: Preview) -> dict[str, int]:
-    """Counts drops by reason, the most frequent first."""
+    """Counts the dropped rows of a stage by reason, the most frequent first."""
     if not stage.is_stored:
         return preview.drops[stage.name].counts
     return dict(Counter(stage.folder.read_manifest()["summary"].get("dropped", {})).most_common())
 
 
 def _list_shown_rows(stage: PlannedStage, preview: Preview) -> Iterable[Row]:
-    """Returns a data stage's own rows as far as they are known, else the rows that the stage reads.
+    """Returns the data rows to show of a stage: its own rows where known, else its input rows.
 
     A rollout that has not run has its prompts.
     """
@@ -66,17 +68,17 @@ def _list_shown_rows(stage: PlannedStage, preview: Preview) -> Iterable[Row]:
 
 
 def _has_known_rows(stage: PlannedStage) -> bool:
-    """Returns whether the stage makes rows that are stored, or that can be listed before it has run."""
+    """Returns whether the rows that a stage makes are stored, or can be listed before it has run."""
     return stage.product == "data" and (stage.is_stored or STAGE_KINDS[stage.kind].list_rows is not None)
 
 
 def _reads_model(stage: PlannedStage) -> bool:
-    """Returns whether the stage reads a model."""
+    """Returns whether a stage has a model among its inputs."""
     return any(isinstance(ref, ModelRef) for _, ref in find_references(stage.settings))
 
 
 def mark_trained_text(line: Styled) -> str:
-    """Returns the line for where there are no colours: trained text stands in «», rejected text in ‹›."""
+    """Converts coloured text to plain text with marks: trained text in «», rejected text in ‹›."""
     marks = {TRAINED: ("«", "»"), REJECTED: ("‹", "›")}
     text, end = "", 0
     for style, spans in groupby(line.spans, key=lambda span: str(span.style)):
@@ -88,7 +90,10 @@ def mark_trained_text(line: Styled) -> str:
 
 
 def _find_renderer(stage: PlannedStage, plan: Plan, preview: Preview) -> Renderer:
-    """Returns the renderer of the stage's model, or for data of the first model that reads it (else of the recipe)."""
+    """Returns the chat-template renderer of a stage's model.
+
+    For a data stage it is that of the first model that reads its data, else of the recipe's first model.
+    """
     if _reads_model(stage):
         return preview.get_renderer(stage)
     readers = [reader for reader in plan.stages if _reads_model(reader)]
@@ -99,7 +104,10 @@ def _find_renderer(stage: PlannedStage, plan: Plan, preview: Preview) -> Rendere
 
 
 def _render_data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
-    """Yields the row as its readers see it, or why that cannot be shown."""
+    """Yields a data row as coloured text, rendered as a training stage would.
+
+    If it cannot be rendered, the reason is yielded.
+    """
     renderable = to_renderable_row(row, renderer)
     note, lines = renderable.note, [Styled(row.text if isinstance(row, Completion) else to_json_line(row))]
     if renderable.row is not None:
@@ -113,7 +121,7 @@ def _render_data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
 
 
 def _render_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
-    """Yields a row's tokens, coloured by loss mask, and what else it holds."""
+    """Yields a row's tokens coloured by loss mask, and its other fields."""
     if isinstance(row, Pair):
         ids = renderer.render_pair(row)
         yield _colour_sample(Sample([*ids.prompt, *ids.chosen], _build_mask(ids.prompt, ids.chosen)), renderer, TRAINED)
@@ -139,12 +147,12 @@ def _render_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
 
 
 def _build_mask(masked: list[int], trained: list[int]) -> list[bool]:
-    """Returns the loss mask of masked tokens followed by trained ones."""
+    """Returns the loss mask of a list of masked tokens followed by trained tokens."""
     return [False] * len(masked) + [True] * len(trained)
 
 
 def _colour_sample(sample: Sample, renderer: Renderer, trained: str) -> Styled:
-    """Returns a sample's text with trained tokens in the style `trained`, the others dim."""
+    """Returns a sample's text with trained tokens in the style `trained` and all other tokens dim."""
     text = Styled()
     for piece in split_into_pieces(renderer.tokenizer, sample):
         text.append(piece.text.replace("\n", "⏎\n"), style=trained if piece.is_trained else MASKED)

@@ -51,7 +51,7 @@ def resolve_mode(mode: Mode | None, renderer: Renderer) -> Mode:
 
 def resolve_sampling(rendered: RenderedProblem, renderer: Renderer, settings: SamplingSettings) -> Sampling:
     """Returns how the problem's completions are sampled, with the defaults of its mode."""
-    return settings.for_mode(resolve_mode(rendered.mode, renderer))
+    return settings.resolve_for_mode(resolve_mode(rendered.mode, renderer))
 
 
 def build_completion(rendered: RenderedProblem, generation: "Generation", renderer: Renderer) -> Completion:

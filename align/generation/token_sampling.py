@@ -45,7 +45,7 @@ def sample_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Sample
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
     probs = logits.softmax(-1)
-    if not sampling.cuts:
+    if not sampling.is_truncated:
         tokens = _invert_cumulative(probs, uniform)[0]
         policy = probs.gather(1, tokens[:, None])[:, 0]
         return SampledTokens(tokens, policy, policy)

@@ -1,1 +1,1 @@
-"""From a recipe to its stages' processes: the graph, the plan, the run."""
+"""Turns a recipe into the processes of its stages: builds the graph, plans it and runs it."""

@@ -1,11 +1,11 @@
-"""Expands a recipe's variants to plain stages in running order, each reference bound to what it means."""
+"""Expands a recipe's variants to a list of stages in running order, with each reference resolved."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import Product, find_references
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.recipe import ModelSource, Recipe, RepeatBlock, StageSpec
 from qwen_align.align.settings.recipe_file import Variant
 from qwen_align.align.settings.runtime import Runtime
@@ -14,7 +14,7 @@ from qwen_align.align.stages.registry import STAGE_KINDS
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage to run. `name` is unique in the plan; `origin` is its name in the recipe."""
+    """A stage to run. `name` is unique in the plan; `origin` is its name in the recipe."""
 
     name: str
     origin: str
@@ -31,14 +31,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Graph:
-    """Stages in running order, and the models from outside, by their unique names."""
+    """The stages of a recipe in running order, and its external models by their unique names."""
 
     stages: list[Stage]
     models: dict[str, ModelSource]
 
 
 def build_graph(variants: Sequence[Variant]) -> Graph:
-    """Expands variants to plain stages in running order, with every reference bound to a stage or model.
+    """Expands recipe variants to stages in running order, with every reference resolved to a stage or model.
 
     Raises RecipeError for double names, references to nothing or to the wrong product, and cycles.
     """
@@ -52,7 +52,10 @@ def build_graph(variants: Sequence[Variant]) -> Graph:
 
 
 def _bind_stages(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterator[Stage]:
-    """Yields the stages of one variant, each reference bound to the name that it means; raises RecipeError."""
+    """Yields the stages of one recipe variant with each reference resolved to its target's unique name.
+
+    Raises RecipeError for a reference to nothing.
+    """
     _check_unique_names(recipe)
     unbound = list(_unroll_repeats(recipe))
     products: dict[str, Product] = {
@@ -70,12 +73,12 @@ def _bind_stages(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterat
             target = scope.get(ref, last.get(ref))
             fitting = [known for known in last if products[last[known]] == ref.product]
             if target is None:
-                hint = did_you_mean(ref, fitting) or f"; nothing here makes {_with_article(ref.product)}"
+                hint = format_suggestion(ref, fitting) or f"; nothing here makes {_add_article(ref.product)}"
                 raise RecipeError(f"stage '{settings.name}': {field_path}: '{ref}' is no stage or model{hint}")
             if products[target] != ref.product:
                 raise RecipeError(
-                    f"stage '{settings.name}': {field_path}: '{ref}' makes {_with_article(products[target])}, but "
-                    f"{_with_article(ref.product)} is wanted here{did_you_mean(ref, fitting)}"
+                    f"stage '{settings.name}': {field_path}: '{ref}' makes {_add_article(products[target])}, but "
+                    f"{_add_article(ref.product)} is wanted here{format_suggestion(ref, fitting)}"
                 )
             targets[str(ref)] = target + suffix
         seed = recipe.seed if settings.seed is None else settings.seed
@@ -85,7 +88,7 @@ def _bind_stages(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterat
 
 
 def _check_unique_names(recipe: Recipe) -> None:
-    """Raises RecipeError when two stages or models of the recipe have one name."""
+    """Raises RecipeError when two stages or models of a recipe have the same name."""
     stages = [
         stage.name
         for item in recipe.stages
@@ -98,7 +101,10 @@ def _check_unique_names(recipe: Recipe) -> None:
 
 
 def _unroll_repeats(recipe: Recipe) -> Iterator[tuple[str, StageSpec, dict[str, str], dict[str, str]]]:
-    """Yields (unique name, settings, axes, what its references mean if not the plain name), repeats unrolled."""
+    """Yields each stage of a recipe with repeat blocks unrolled, as (unique name, settings, axes, renamed references).
+
+    `renamed references` maps the names that mean another stage inside a repeat.
+    """
     for item in recipe.stages:
         if not isinstance(item, RepeatBlock):
             yield item.name, item, {}, {}
@@ -109,10 +115,10 @@ def _unroll_repeats(recipe: Recipe) -> Iterator[tuple[str, StageSpec, dict[str, 
         for name, maker in block.carry.items():
             carry_entry = f"repeat: carry: '{name}: {maker}'"
             if maker not in inner:
-                raise RecipeError(f"{carry_entry}: no stage here is called '{maker}'{did_you_mean(maker, inner)}")
+                raise RecipeError(f"{carry_entry}: no stage here is called '{maker}'{format_suggestion(maker, inner)}")
             if name not in referenced_names:
                 raise RecipeError(
-                    f"{carry_entry}: no stage here refers to '{name}'{did_you_mean(name, referenced_names)}"
+                    f"{carry_entry}: no stage here refers to '{name}'{format_suggestion(name, referenced_names)}"
                 )
         for number in range(1, block.times + 1):
             scope = {name: f"{name}.{number}" for name in inner}
@@ -123,7 +129,7 @@ def _unroll_repeats(recipe: Recipe) -> Iterator[tuple[str, StageSpec, dict[str, 
 
 
 def _sort_by_dependencies(stages: list[Stage]) -> list[Stage]:
-    """Sorts stages topologically; of those that could run next, the first one in the recipe comes first."""
+    """Sorts stages topologically. Ties keep the recipe's order."""
     waiting, done, order = list(stages), set[str](), list[Stage]()
     names = {stage.name for stage in stages}
     while waiting:
@@ -137,7 +143,7 @@ def _sort_by_dependencies(stages: list[Stage]) -> list[Stage]:
 
 
 def _find_cycle(waiting: list[Stage]) -> list[str]:
-    """Returns the names of stages that wait for each other, the first one again at the end."""
+    """Returns the names of stages on a dependency cycle, with the first name repeated at the end."""
     by_name = {stage.name: stage for stage in waiting}
     path = [waiting[0].name]
     while path.count(path[-1]) == 1:
@@ -145,6 +151,6 @@ def _find_cycle(waiting: list[Stage]) -> list[str]:
     return path[path.index(path[-1]) :]
 
 
-def _with_article(product: str) -> str:
-    """Returns the product with its article, for messages."""
+def _add_article(product: str) -> str:
+    """Returns the name of a stage's product with its indefinite article, for error messages."""
     return "data" if product == "data" else f"an {product}" if product[0] in "aeiou" else f"a {product}"

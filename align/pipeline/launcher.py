@@ -1,4 +1,4 @@
-"""Starts the process of a stage: a fork of the warm server, a fresh process, or torchrun."""
+"""Starts the process of a stage: a fork of the warm server, a new process, or torchrun."""
 
 import json
 import os
@@ -22,14 +22,14 @@ from qwen_align.align.stages.registry import STAGE_KINDS
 
 
 class StageExit(NamedTuple):
-    """How a stage's process ended: exit code and, if not 0, its message."""
+    """The exit of a stage's process: its exit code and, if not 0, its error message."""
 
     code: int
     message: str
 
 
 class Launcher:
-    """Runs stages one after another; a context manager that ends the warm server, if it has started one."""
+    """A launcher that runs stages one after another. As a context manager it ends the warm server at exit."""
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
@@ -48,7 +48,7 @@ class Launcher:
         self._errors.close()
 
     def start_warm_server(self) -> None:
-        """Starts the warm server, which imports in the background, unless it runs."""
+        """Starts the warm server unless it is running. It imports its libraries in the background."""
         if self._server is None:
             self._server = subprocess.Popen(
                 [sys.executable, "-m", "qwen_align.align.pipeline.warm_server"],
@@ -61,7 +61,7 @@ class Launcher:
             )
 
     def run_stage(self, stage: Stage, folder: Path, poll_stop: Callable[[], bool]) -> StageExit:
-        """Runs a stage in its process and waits for its end.
+        """Runs a stage in its own process, waits for it and returns how it exited.
 
         `poll_stop` is called a few times a second; once it returns true the stage is asked to stop.
         """
@@ -84,7 +84,7 @@ class Launcher:
         return StageExit(0, "") if code == 0 else StageExit(4, _describe_exit(code))
 
     def _run_in_warm_server(self, stage: Stage, folder: Path, report: Path, stop_signal: "StopSignal") -> int:
-        """Has the warm server fork the stage, and returns its exit status."""
+        """Asks the warm server to fork the stage, waits for the stage and returns its exit status."""
         self.start_warm_server()
         if not self._ready:
             self._read_answer(stop_signal, None)
@@ -108,7 +108,9 @@ class Launcher:
         return int(self._read_answer(stop_signal, stop)["exit"])
 
     def _read_answer(self, stop_signal: "StopSignal", stop: Callable[[], None] | None) -> dict[str, Any]:
-        """Waits for the server's next message; raises StageError when the server has died.
+        """Waits for the next message of the warm server and returns it.
+
+        Raises StageError when the server has died.
 
         `stop` ends the stage; without it there is no stage yet that could be stopped.
         """
@@ -116,7 +118,7 @@ class Launcher:
         assert self._server.stdout
         while not select.select([self._server.stdout], [], [], 0.2)[0]:
             if stop:
-                stop_signal.forward_once(stop)
+                stop_signal.stop_stage_once(stop)
             else:
                 stop_signal.poll_stop()
         line = self._server.stdout.readline()
@@ -130,21 +132,21 @@ class Launcher:
 
 
 class StopSignal:
-    """Remembers whether the stage was asked to stop, so that it is asked once."""
+    """The stop request of a run, passed on to the running stage at most once."""
 
     def __init__(self, poll_stop: Callable[[], bool]) -> None:
         self.poll_stop = poll_stop
         self.was_sent = False
 
-    def forward_once(self, stop: Callable[[], None]) -> None:
-        """Asks the stage to stop with `stop` when the run is asked to, the first time only."""
+    def stop_stage_once(self, stop: Callable[[], None]) -> None:
+        """Calls `stop` when the run has been asked to stop, at most once for this stage."""
         if self.poll_stop() and not self.was_sent:
             self.was_sent = True
             stop()
 
 
 def build_command(stage: Stage, folder: Path, report: Path) -> list[str]:
-    """Returns the command line that runs the stage in its own process, or through torchrun in one a device."""
+    """Returns the command line that runs a stage in its own process, or one process per device through torchrun."""
     worker = ["-m", "qwen_align.align.pipeline.worker", str(folder), str(report)]
     processes = count_processes(stage)
     if processes == 1:
@@ -158,26 +160,31 @@ def build_command(stage: Stage, folder: Path, report: Path) -> list[str]:
 
 
 def count_processes(stage: Stage) -> int:
-    """Returns how many processes run the stage."""
+    """Returns the number of processes that run a stage."""
     return 1 if STAGE_KINDS[stage.kind].is_single_process else stage.runtime.processes
 
 
 def uses_warm_server(stage: Stage) -> bool:
-    """Returns whether the stage is forked from the warm server: on a CPU, but not several processes of DeepSpeed."""
+    """Returns whether a stage is forked from the warm server.
+
+    This is so on a CPU, but not for several processes of DeepSpeed.
+    """
     runtime = stage.runtime
     is_torchruns = runtime.deepspeed is not None and count_processes(stage) > 1
     return STAGE_KINDS[stage.kind].needs_torch and not uses_cuda(runtime) and not is_torchruns
 
 
 def uses_cuda(runtime: Runtime) -> bool:
-    """Returns whether a GPU will be used, found out without importing torch."""
+    """Returns whether a stage will use a CUDA GPU, without importing torch."""
     if runtime.device == "auto":
         return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
     return runtime.device == "cuda"
 
 
 def build_environment() -> dict[str, str]:
-    """Returns the environment of a stage's process; what the user has set stands.
+    """Returns the environment variables of a stage's process.
+
+    Variables that the user has set are kept.
 
     OpenMP threads that spin while they wait make small models ten times slower on a machine that does anything else
     (measured: 800 completions of the embedded model in 31 s, and in 3.4 s when they sleep; 2 cores, load 3). GNU's spin
@@ -194,7 +201,10 @@ def build_environment() -> dict[str, str]:
 
 
 def run_fresh_process(line: list[str], log: Path, stop_signal: StopSignal) -> int:
-    """Runs a command with its output in `log` and returns its exit code; kills it when an exception leaves."""
+    """Runs a command with its output in `log` and returns its exit code.
+
+    The process is killed when an exception is raised.
+    """
     with log.open("a") as output:
         process = subprocess.Popen(
             line,
@@ -206,7 +216,7 @@ def run_fresh_process(line: list[str], log: Path, stop_signal: StopSignal) -> in
         )
     try:
         while (code := process.poll()) is None:
-            stop_signal.forward_once(lambda: os.killpg(process.pid, signal.SIGTERM))
+            stop_signal.stop_stage_once(lambda: os.killpg(process.pid, signal.SIGTERM))
             time.sleep(0.02)
         return code
     finally:
@@ -215,7 +225,7 @@ def run_fresh_process(line: list[str], log: Path, stop_signal: StopSignal) -> in
 
 
 def _describe_exit(code: int) -> str:
-    """Returns the message for a process that ended without a report of its own."""
+    """Returns the error message for a process that ended with an exit code but no report."""
     if code >= 0:
         return f"the process ended with code {code} without a message"
     name = signal.Signals(-code).name

@@ -1,4 +1,4 @@
-"""Plans a recipe: its stages in running order, each with its key, its folder and what it reads; runs nothing."""
+"""Plans a recipe without running it: its stages in running order with their keys, folders and inputs."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from qwen_align.align.pipeline.graph import Graph, Stage
 from qwen_align.align.references import Product
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.recipe import Recipe, StageSpec
 from qwen_align.align.settings.recipe_file import Variant, load_variants
 from qwen_align.align.settings.runtime import Runtime
@@ -24,7 +24,9 @@ from qwen_align.align.store.store import Store
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its key and its folder; `inputs`: name, folder and key of what each reference means.
+    """A stage with its key, folder and inputs.
+
+    `inputs`: name, folder and key of each reference's target.
 
     `missing`: the file of rows that is not there yet; `check` can go on without it, a run cannot.
     """
@@ -49,12 +51,12 @@ class PlannedStage:
 
     @property
     def origin(self) -> str:
-        """The stage's name in the recipe."""
+        """Returns the stage's name in the recipe."""
         return self.stage.origin
 
     @property
     def axes(self) -> dict[str, str]:
-        """The stage's cell of the matrix and its round of a repeat, by axis."""
+        """Returns the stage's matrix cell and repeat round, as {axis: label}."""
         return self.stage.axes
 
     @property
@@ -67,7 +69,7 @@ class PlannedStage:
 
     @property
     def targets(self) -> dict[str, str]:
-        """Reference -> name of the stage or model meant."""
+        """Returns the name of the stage or model that each reference resolves to."""
         return self.stage.targets
 
     @property
@@ -76,13 +78,13 @@ class PlannedStage:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the stage has run to its end."""
+        """Returns whether the stage has a complete result in the store."""
         return self.folder.is_complete
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe's stages in running order, ready to run."""
+    """A plan of a recipe: its stages in running order, ready to run."""
 
     recipe: Recipe
     graph: Graph
@@ -95,30 +97,33 @@ class Plan:
 
     @property
     def tracking_folder(self) -> Path:
-        """Where trackers keep their files and logs."""
+        """Returns the folder where experiment trackers keep their files and logs."""
         return self.run_folder / "tracking"
 
     @property
     def group(self) -> str:
-        """What trackers file the run's stages under."""
+        """Returns the name of the group under which experiment trackers file the run's stages."""
         return self.recipe.tracking.group or self.recipe.name
 
     def find_stages(self, name: str) -> list[PlannedStage]:
-        """Returns the stages of that name in the plan or in the recipe; raises RecipeError when there is none."""
+        """Returns the planned stages with a given name in the plan or in the recipe.
+
+        Raises RecipeError when there is none.
+        """
         stages = [stage for stage in self.stages if name in (stage.name, stage.origin)]
         if not stages:
             names = [stage.name for stage in self.stages]
-            raise RecipeError(f"no stage is called '{name}'{did_you_mean(name, names)}")
+            raise RecipeError(f"no stage is called '{name}'{format_suggestion(name, names)}")
         return stages
 
 
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
-    """Reads a recipe, orders its stages and computes their keys; writes nothing but the cache of file digests."""
+    """Reads a recipe, sorts its stages and computes their keys. Nothing is written but the cache of file digests."""
     return plan_variants(load_variants(path, overrides, tiny=tiny), home, path)
 
 
 def plan_variants(variants: Sequence[Variant], home: Path, path: Path) -> Plan:
-    """Plans a recipe's variants as `plan` does; `path` opens the message of a RecipeError."""
+    """Plans the variants of a recipe as `plan` does. `path` opens the message of a RecipeError."""
     try:
         return _plan_stages(variants, home)
     except RecipeError as error:
@@ -126,7 +131,10 @@ def plan_variants(variants: Sequence[Variant], home: Path, path: Path) -> Plan:
 
 
 def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
-    """Computes key, folder and inputs of every stage, in running order; raises RecipeError."""
+    """Computes the key, folder and inputs of every stage of the recipe variants.
+
+    Raises RecipeError for settings that do not fit together.
+    """
     stage_graph = graph.build_graph(variants)
     store = Store(home / "store")
     keys: dict[str, str] = {}
@@ -141,7 +149,7 @@ def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
             raise RecipeError(f"models: {name}: {error}") from None
     planned_stages = []
     for stage in stage_graph.stages:
-        missing = stage.settings.missing_file()
+        missing = stage.settings.find_missing_file()
         # A key that no stage has ever had: what reads rows that are not there is not stored either.
         key = (
             hashlib.sha256(f"missing: {missing}".encode()).hexdigest()

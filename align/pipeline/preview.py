@@ -1,4 +1,4 @@
-"""Rows, renderers and lengths of a plan as far as they can be known before anything runs; nothing is written."""
+"""Computes the rows, renderers and lengths of a plan as far as they are known before a run. Nothing is written."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -18,11 +18,11 @@ from qwen_align.data_builders.sieve import Drops
 
 
 class RowsUnknown(Exception):
-    """Rows or a tokenizer that nobody has made or downloaded yet; the message says which."""
+    """The error for rows or a tokenizer that do not exist locally yet. The message says which."""
 
 
 class Preview:
-    """Rows and prompts that stages will read, each built or rendered once."""
+    """A preview of the rows and prompts that the stages of a plan will read, each built or rendered once."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -34,7 +34,10 @@ class Preview:
         self.drops: dict[str, Drops] = {}
 
     def list_rows(self, name: str) -> list[Row]:
-        """Returns the rows of a data stage, read if stored, else built; raises RowsUnknown."""
+        """Returns the rows of a data stage, read if stored, else built.
+
+        Raises RowsUnknown when they cannot be known yet.
+        """
         if name not in self._rows:
             stage = self._by_name[name]
             list_rows = STAGE_KINDS[stage.kind].list_rows
@@ -48,28 +51,34 @@ class Preview:
         return self._rows[name]
 
     def count_rows(self, name: str) -> int | None:
-        """Returns how many rows a data stage has, or will have if all are kept; None if that is not known yet."""
+        """Returns the number of rows a data stage has, or will have if all are kept.
+
+        Returns None if it is not known yet.
+        """
         try:
             return len(self.list_rows(name))
         except RowsUnknown:
-            return self._by_name[name].settings.expected_rows()
+            return self._by_name[name].settings.get_expected_rows()
 
     def list_input_rows(self, stage: PlannedStage, refs: Iterable[str]) -> Iterator[Row]:
-        """Yields the rows behind a stage's data references, in their order."""
+        """Yields the rows of the data stages that a stage's data references name, in the order of the references."""
         return chain.from_iterable([self.list_rows(stage.targets[ref]) for ref in refs])
 
     def get_renderer(self, stage: PlannedStage) -> Renderer:
-        """Returns the renderer of the model a stage reads."""
+        """Returns the chat-template renderer of the model that a stage reads."""
         return self.load_renderer(self._find_tokenizer_folder(stage))
 
     def load_renderer(self, folder: Path) -> Renderer:
-        """Loads the renderer of a folder, once."""
+        """Loads the chat-template renderer of a model folder. It is cached."""
         if folder not in self._renderers:
             self._renderers[folder] = Renderer.load(folder)
         return self._renderers[folder]
 
     def measure_prompt(self, stage: PlannedStage, problem: Problem, switch: Switch | None) -> int:
-        """Returns how many tokens a problem's prompt has; it is rendered once for all stages with the same template."""
+        """Returns the number of tokens of a problem's rendered prompt.
+
+        It is cached for all stages with the same template.
+        """
         switch_text = None if switch is None else switch.model_dump_json()
         name = (self._find_tokenizer_folder(stage), id(problem), switch_text)  # rows live as long as the preview does
         if name not in self._lengths:
@@ -77,7 +86,7 @@ class Preview:
         return self._lengths[name]
 
     def check_context_length(self, stage: PlannedStage, tokens: int, what: str) -> None:
-        """Raises RecipeError when the model has fewer positions than the longest sequence of the stage."""
+        """Raises RecipeError when a stage's longest sequence exceeds the context length of its model."""
         positions = read_json(self._find_tokenizer_folder(stage) / "config.json").get("max_position_embeddings")
         if isinstance(positions, int) and tokens > positions:
             raise RecipeError(
@@ -85,7 +94,10 @@ class Preview:
             )
 
     def _read_sources(self, stage: PlannedStage) -> dict[str, Callable[[], Iterator[Row]]]:
-        """Returns a reader of the rows behind each of a data stage's references; raises RowsUnknown."""
+        """Returns a function for each data reference of a stage that reads its rows.
+
+        Raises RowsUnknown when rows do not exist yet.
+        """
 
         def reader(list_rows: list[Row]) -> Callable[[], Iterator[Row]]:
             return lambda: iter(list_rows)
@@ -95,13 +107,19 @@ class Preview:
         return {ref: reader(self.list_rows(target)) for ref, target in stage.targets.items()}
 
     def _find_tokenizer_folder(self, stage: PlannedStage) -> Path:
-        """Returns where the tokenizer of the model a stage reads comes from, found once a stage; raises RowsUnknown."""
+        """Returns the folder with the tokenizer of the model that a stage reads.
+
+        It is cached. Raises RowsUnknown when the tokenizer is not there yet.
+        """
         if stage.name not in self._tokenizer_folders:
-            self._tokenizer_folders[stage.name] = self._trace_tokenizer(stage)
+            self._tokenizer_folders[stage.name] = self._trace_tokenizer_folder(stage)
         return self._tokenizer_folders[stage.name]
 
-    def _trace_tokenizer(self, stage: PlannedStage) -> Path:
-        """Follows a stage's model back to the folder that its tokenizer was copied from; raises RowsUnknown."""
+    def _trace_tokenizer_folder(self, stage: PlannedStage) -> Path:
+        """Follows the chain of stages that made a stage's model back to the folder its tokenizer was copied from.
+
+        Raises RowsUnknown when the tokenizer is not there yet.
+        """
         (_, ref), *_ = (place for place in find_references(stage.settings) if isinstance(place[1], ModelRef))
         maker = self._by_name.get(stage.targets[ref])
         if maker is not None and not STAGE_KINDS[maker.kind].makes_tokenizer:

@@ -1,4 +1,4 @@
-"""Ends a process when the one that started it ends."""
+"""Ends a process when its parent process ends."""
 
 import ctypes
 import os
@@ -9,7 +9,9 @@ PARENT_VARIABLE = "QWEN_ALIGN_PARENT"  # environment variable: id of the process
 
 
 def die_with_parent() -> None:
-    """Has the kernel kill this process when its parent dies, on Linux; elsewhere it ends with its input.
+    """Asks the Linux kernel to kill this process when its parent process dies.
+
+    On other systems the process ends when its input does.
 
     A parent that names itself in the environment may also have died before this call, while Python started.
     """

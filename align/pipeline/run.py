@@ -1,4 +1,4 @@
-"""Runs a plan: stored stages are skipped, the others run in order, and the run's folder links them all."""
+"""Runs a plan: skips stored stages, runs the others in order, and links them in the run's folder."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from qwen_align.align.tracking.tracker_clients import TrackerClients
 
 
 class RunListener(Protocol):
-    """What a run calls as it proceeds, with the stage that is concerned."""
+    """The callbacks of a run, called with the stage concerned."""
 
     def on_stage_skipped(self, stage: PlannedStage) -> None: ...
     def on_stage_started(self, stage: PlannedStage) -> None: ...
@@ -36,7 +36,9 @@ def run(
     same_versions: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Runs what is not stored yet, in order; raises the AlignError of the first stage that fails.
+    """Runs the stages of a plan that are not stored yet, in order.
+
+    Raises the AlignError of the first stage that fails.
 
     `force`: names of stages to run again. `same_versions`: refuse stored stages of other major library versions.
     `stop`: returns true once the run should stop.
@@ -69,7 +71,7 @@ def run(
 
 
 def _clear_stage(stage: PlannedStage) -> None:
-    """Deletes what a stage has stored, so that it runs again."""
+    """Deletes the stored result of a stage, so that the stage runs again."""
     try:
         with stage.folder.hold_lock():
             stage.folder.delete_contents()
@@ -78,14 +80,17 @@ def _clear_stage(stage: PlannedStage) -> None:
 
 
 def _to_stage_error(stage: PlannedStage, error: OSError) -> StageError:
-    """Converts an error of the file system to one that names the stage."""
+    """Converts a file-system error to a StageError that names the stage."""
     return StageError(f"stage '{stage.name}': {error.filename or stage.folder.path}: {error.strerror or error}")
 
 
 def _run_stage(
     stage: PlannedStage, launcher: Launcher, trackers: TrackerClients, listener: RunListener, stop: Callable[[], bool]
 ) -> None:
-    """Runs one stage under its folder's lock, with its curve sent to the trackers; raises AlignError."""
+    """Runs one stage under its folder's lock and sends its training curve to the trackers.
+
+    Raises AlignError when the stage fails.
+    """
 
     def poll_stop() -> bool:
         trackers.check_trackers()
@@ -119,20 +124,20 @@ def _run_stage(
 
 
 def _build_curve(stage: PlannedStage) -> Curve:
-    """Returns what trackers are told of a stage before it runs."""
+    """Returns the name, folder and settings of a stage under which trackers record its training curve."""
     settings = stage.settings.model_dump(mode="json")
     resolved = {"seed": stage.seed, "runtime": stage.runtime.model_dump(mode="json"), "key": stage.key}
     return Curve(stage.name, stage.kind, stage.folder.path.resolve(), settings | resolved)
 
 
 def _read_evaluation_points(stage: PlannedStage) -> list[Point]:
-    """Returns the figures of a stored evaluation as a tracker's points; none for other stages."""
+    """Returns the metrics of a stored evaluation as tracker points. The list is empty for other kinds of stage."""
     is_measured = STAGE_KINDS[stage.kind].curve == "evaluation" and stage.is_stored
     return [to_evaluation_point(stage.folder.read_manifest()["summary"])] if is_measured else []
 
 
 def build_stage_job(stage: PlannedStage) -> dict[str, Any]:
-    """Returns the content of stage.json, which is all that the worker reads."""
+    """Returns the content of stage.json, the only input of the worker process."""
     return {
         "key": stage.key,
         "name": stage.name,
@@ -144,7 +149,7 @@ def build_stage_job(stage: PlannedStage) -> dict[str, Any]:
 
 
 def _write_run_folder(plan: Plan) -> None:
-    """Writes runs/NAME: the recipe as resolved, and a link to each stage's folder."""
+    """Writes the folder runs/NAME with the resolved recipe and a link to each stage's folder."""
     try:
         plan.run_folder.mkdir(parents=True, exist_ok=True)
         resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)

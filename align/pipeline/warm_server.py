@@ -1,4 +1,6 @@
-"""The warm server: imports torch, transformers, trl and peft once, starts no thread, and forks the stages' processes.
+"""Imports torch, transformers, trl and peft once in a server process, which then forks the processes of stages.
+
+It starts no thread.
 
 `python -m qwen_align.align.pipeline.warm_server` reads one JSON object a line (folder, report, log, processes) and
 writes one a line: `{"ready": seconds}` once, then `{"pids": [n]}` and `{"exit": status}` for each stage. It ends with
@@ -29,7 +31,7 @@ TERMINATE_GRACE_S = 30.0  # for processes to end after one of them has failed, a
 
 
 def main() -> None:
-    """Imports the libraries, then forks stages as they are asked for until the input ends."""
+    """Imports the libraries, then forks a stage for each request until the input ends."""
     started = time.monotonic()
     die_with_parent()
     _import_libraries()
@@ -46,7 +48,7 @@ def main() -> None:
 
 
 def _import_libraries() -> None:
-    """Imports what stages need; none of it may start a thread."""
+    """Imports the libraries that stages need, without starting any thread."""
     import peft  # noqa: F401
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
@@ -56,7 +58,7 @@ def _import_libraries() -> None:
 
 
 def fork_stage(request: dict[str, Any], imported: float) -> list[int]:
-    """Forks the processes of a stage and returns their ids.
+    """Forks the processes of a requested stage and returns their process ids.
 
     Several find each other as those of torchrun do, by a store that the first one opens. `imported`: seconds of imports
     that this stage has waited for.
@@ -84,14 +86,14 @@ def fork_stage(request: dict[str, Any], imported: float) -> list[int]:
 
 
 def _open_rendezvous_store(n_processes: int) -> Any:
-    """Opens the store through which a stage's processes find each other."""
+    """Opens the torch store through which the processes of a stage find each other."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is documented
 
     return TCPStore("127.0.0.1", 0, n_processes, is_master=True, wait_for_workers=False)
 
 
 def _set_rank(rank: int, n_processes: int, port: int) -> None:
-    """Makes this process number `rank` of its stage's, with its share of the cores."""
+    """Sets the distributed rank of this process in the environment and limits it to its share of the CPU cores."""
     import torch
 
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_processes, "LOCAL_WORLD_SIZE": n_processes}
@@ -102,7 +104,10 @@ def _set_rank(rank: int, n_processes: int, port: int) -> None:
 
 
 def wait_for_processes(pids: Sequence[int]) -> int:
-    """Waits for all processes; returns 0, or the status of the first that failed, which stops the others."""
+    """Waits for all processes to exit and returns 0 or the first failing exit status.
+
+    The first failure stops the other processes.
+    """
     running, failed, deadline = set(pids), 0, 0.0
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG if failed else 0)
@@ -119,13 +124,13 @@ def wait_for_processes(pids: Sequence[int]) -> int:
 
 
 def _signal_processes(pids: set[int], number: int) -> None:
-    """Sends a signal to processes."""
+    """Sends a signal to each of the given processes."""
     for pid in pids:
         os.kill(pid, number)
 
 
 def _attach_to_log(request: dict[str, Any]) -> None:
-    """Ties a forked process to its parent's life and sends its output to the stage's log."""
+    """Redirects the output of a forked process to the stage's log and makes the process end with its parent."""
     die_with_parent()
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -134,7 +139,7 @@ def _attach_to_log(request: dict[str, Any]) -> None:
 
 
 def _run_and_exit(request: dict[str, Any], imported: float) -> None:
-    """Runs the stage in this process, which then ends with the stage's exit code."""
+    """Runs the stage in this forked process and exits with the stage's exit code."""
     from qwen_align.align.pipeline.worker import run_stage
 
     code = run_stage(
@@ -144,7 +149,7 @@ def _run_and_exit(request: dict[str, Any], imported: float) -> None:
 
 
 def _write_message(message: dict[str, Any]) -> None:
-    """Writes one message to the launcher."""
+    """Writes one JSON message to the launcher."""
     print(json.dumps(message), flush=True)
 
 

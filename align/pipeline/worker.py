@@ -1,4 +1,6 @@
-"""Runs one stage: `python -m qwen_align.align.pipeline.worker FOLDER REPORT`. All it reads is FOLDER/stage.json.
+"""Runs one stage: `python -m qwen_align.align.pipeline.worker FOLDER REPORT`.
+
+All it reads is FOLDER/stage.json.
 
 REPORT gets one JSON object at the end: exit code and message.
 """
@@ -30,7 +32,9 @@ _MEBI_PER_GIBI = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss: KiB 
 
 
 def run_stage(folder: Path, report: Path, *, started: float, imported_before: float = 0.0) -> int:
-    """Runs the stage of `folder` and returns its exit code; raises for nothing that a stage can do wrong.
+    """Runs the stage in `folder`, writes its exit code and message to `report` and returns the code.
+
+    Errors of the stage are not raised.
 
     `started`: monotonic time at which the process came into being; `imported_before`: seconds of imports done for it.
     """
@@ -55,14 +59,14 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
 
 
 def _print_traceback() -> None:
-    """Prints the error's traceback to the stage's log."""
+    """Prints the traceback of the current error to the stage's log."""
     with contextlib.suppress(OSError):  # the log is in the folder, whose disk may be what is full
         traceback.print_exc()
         sys.stderr.flush()
 
 
 def _remove_unfinished_files(folder: Path) -> None:
-    """Removes files that were being written when a stage ended: their names begin with a dot."""
+    """Removes the partly written files of a stage that was killed. Their names begin with a dot."""
     if is_main_process():
         for unfinished in folder.glob(".*"):
             unfinished.unlink(missing_ok=True)
@@ -94,7 +98,7 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
 
 
 def measure_cpu_seconds() -> float:
-    """Returns the CPU seconds of all the stage's processes and of those that they have waited for.
+    """Returns the CPU seconds of all processes of a stage and of their finished children.
 
     Of this process alone where they have not joined a group.
     """
@@ -103,7 +107,7 @@ def measure_cpu_seconds() -> float:
 
 
 def _write_manifest(folder: Path, stage_job: dict[str, Any], summary: dict[str, Any], times: dict[str, float]) -> None:
-    """Writes manifest.json, which makes the stage's folder complete."""
+    """Writes manifest.json, which marks the stage's folder as complete."""
     left_out = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
     files = sorted(
         path

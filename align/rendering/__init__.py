@@ -1,1 +1,4 @@
-"""Rows as a model reads them: chat templates, thinking modes, token ids and loss masks; nothing here imports torch."""
+"""Renders rows as a model reads them: chat templates, thinking modes, token ids and loss masks.
+
+Nothing here imports torch.
+"""

@@ -37,12 +37,15 @@ _SPECIAL_TOKEN_NAMES = (
 
 
 class TemplateError(RecipeError):
-    """Raised for a template, or a row under a template, that cannot be rendered as inference would; says what to do."""
+    """The error for a chat template, or a row under a template, that cannot be rendered as inference would render it.
+
+    The message says what to do.
+    """
 
 
 @contextmanager
 def prefix_template_errors(location: str) -> Iterator[None]:
-    """Puts `location` in front of the message of any TemplateError raised inside the `with` block."""
+    """Prepends `location` to the message of any TemplateError raised inside the `with` block."""
     try:
         yield
     except TemplateError as error:
@@ -50,7 +53,7 @@ def prefix_template_errors(location: str) -> Iterator[None]:
 
 
 class TemplateTraits(NamedTuple):
-    """How a chat template treats thinking and ends turns, as its renderings show.
+    """The thinking behaviour and turn endings of a chat template, as detected from its renderings.
 
     `default_mode` is what the generation prompt asks for when nobody sets `enable_thinking`; None where the
     template knows no thinking. `thinking_prefix` is the part of the thinking block that the generation prompt already
@@ -64,7 +67,7 @@ class TemplateTraits(NamedTuple):
 
 
 class ChatTemplate:
-    """A compiled chat template, with the special tokens it may name and where it was read."""
+    """A compiled chat template with its special tokens and the path it was read from."""
 
     def __init__(self, source: str, *, special_tokens: dict[str, str], where: str) -> None:
         self.where = where
@@ -82,7 +85,7 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         enable_thinking: bool | None = None,
     ) -> str:
-        """Renders the conversation as one string; `enable_thinking` None leaves the template its own default."""
+        """Renders a conversation as one string. `enable_thinking` None leaves the template its own default."""
         if not messages:
             raise TemplateError("there is no message to render")
         switch = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
@@ -123,7 +126,10 @@ def load_template(folder: Path) -> ChatTemplate:
 
 
 def read_special_token(config: dict[str, Any], name: str) -> str | None:
-    """Returns a special token of tokenizer_config.json, which holds it as a string or as an object with 'content'."""
+    """Returns the text of a special token from tokenizer_config.json.
+
+    The file holds it as a string or as an object with 'content'.
+    """
     token = config.get(name)
     if isinstance(token, dict):
         token = token.get("content")
@@ -131,7 +137,9 @@ def read_special_token(config: dict[str, Any], name: str) -> str | None:
 
 
 def detect_template_traits(template: ChatTemplate, tokenizer: Tokenizer) -> TemplateTraits:
-    """Detects what a template does with thinking and turn ends; raises TemplateError if it is not prefix-stable.
+    """Detects how a chat template handles thinking and ends turns.
+
+    Raises TemplateError if the template is not prefix-stable.
 
     Prefix-stable: a rendered conversation starts with the generation prompt of its own last answer, and goes on
     with that answer and one end-of-turn token. Otherwise training would see ids that inference never produces.
@@ -141,7 +149,7 @@ def detect_template_traits(template: ChatTemplate, tokenizer: Tokenizer) -> Temp
 
 
 def _detect_traits(template: ChatTemplate, tokenizer: Tokenizer) -> TemplateTraits:
-    """Detects the traits, without the template's place in error messages."""
+    """Detects how a chat template handles thinking and ends turns. Errors do not name the template's path."""
     thinking_prefix = {switch: _find_thinking_prefix(template, switch) for switch in (None, True, False)}
     thinking = _classify_thinking(template, tokenizer, thinking_prefix)
     default_mode: Mode | None = None
@@ -162,7 +170,7 @@ _QUESTION: dict[str, Any] = {"role": "user", "content": "probe question"}
 
 
 def _find_thinking_prefix(template: ChatTemplate, switch: bool | None) -> str:
-    """Returns the generation prompt from its `<think>` on, or "" when it has none."""
+    """Returns the part of the generation prompt from `<think>` on. Returns "" if the prompt has no `<think>`."""
     prompt = template.render_text([_QUESTION], add_generation_prompt=True, enable_thinking=switch)
     generation_prompt = prompt.rpartition(str(_QUESTION["content"]))[2]
     start = generation_prompt.find(OPEN)
@@ -172,7 +180,7 @@ def _find_thinking_prefix(template: ChatTemplate, switch: bool | None) -> str:
 def _classify_thinking(
     template: ChatTemplate, tokenizer: Tokenizer, thinking_prefix: dict[bool | None, str]
 ) -> Thinking:
-    """Decides whether the template never, always or by a switch thinks, or knows no thinking."""
+    """Classifies how a chat template treats thinking: none (unknown to it), hybrid (switchable), always or never."""
     is_closed = {switch: CLOSE in text for switch, text in thinking_prefix.items()}
     if is_closed[False] and not is_closed[True]:
         return "hybrid"
@@ -188,7 +196,7 @@ def _classify_thinking(
 
 
 def _find_end_of_turn(template: ChatTemplate, tokenizer: Tokenizer, switch: bool | None, thought: str | None) -> str:
-    """Returns the end-of-turn token, after checking prefix stability on a first and on a second answer."""
+    """Returns the end-of-turn token of a chat template after checking prefix stability on two answers."""
     turn = {"role": "assistant", "content": "probe answer", "reasoning_content": thought or ""}
     tail = ""
     for history in ([_QUESTION], [_QUESTION, turn, _QUESTION]):
@@ -213,7 +221,10 @@ def _find_end_of_turn(template: ChatTemplate, tokenizer: Tokenizer, switch: bool
 
 
 def extract_continuation(prompt: str, conversation: str) -> str:
-    """Returns the part of `conversation` after `prompt`; raises TemplateError if it does not start with `prompt`."""
+    """Returns the part of the string `conversation` after the string `prompt`.
+
+    Raises TemplateError if it does not start with `prompt`.
+    """
     if conversation.startswith(prompt):
         return conversation[len(prompt) :]
     n_equal = next(i for i, char in enumerate(prompt) if conversation[i : i + 1] != char)
@@ -224,7 +235,10 @@ def extract_continuation(prompt: str, conversation: str) -> str:
 
 
 def _build_jinja_environment() -> ImmutableSandboxedEnvironment:
-    """Builds the Jinja dialect of chat templates as transformers 5 does; sandboxed, since templates are downloaded."""
+    """Builds the sandboxed Jinja environment for chat templates, with the same dialect as transformers 5.
+
+    It is sandboxed since templates are downloaded.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
@@ -235,7 +249,9 @@ def _build_jinja_environment() -> ImmutableSandboxedEnvironment:
 
 
 class _GenerationTag(jinja2.ext.Extension):
-    """Accepts and ignores `{% generation %}`, which marks an assistant's text; masks come from the prompt's length.
+    """A Jinja extension that accepts and ignores the `{% generation %}` tag around an assistant's text.
+
+    Masks come from the prompt's length instead.
 
     Its body keeps a scope of its own, as in transformers: what is set inside is not seen outside.
     """
@@ -243,7 +259,7 @@ class _GenerationTag(jinja2.ext.Extension):
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as a plain set)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Parses the tag's body as ordinary template statements."""
+        """Parses the body of a `{% generation %}` tag as ordinary template statements."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
@@ -256,10 +272,13 @@ def _dump_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Writes plain JSON: Jinja's own filter escapes HTML characters and sorts keys."""
+    """Serialises a value to plain JSON for chat templates.
+
+    Jinja's own filter escapes HTML characters and sorts keys.
+    """
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_template_exception(message: str) -> None:
-    """Raises the error a template asks for by `raise_exception`."""
+    """Raises the error that a chat template requests by `raise_exception`."""
     raise jinja2.TemplateError(message)

@@ -1,4 +1,4 @@
-"""Renders rows to token ids and loss masks with a model's tokenizer and chat template; without torch, transformers.
+"""Renders rows to token ids and loss masks with a model's tokenizer and chat template, without torch or transformers.
 
 A sample is the prompt of inference and its completion: encode(prompt) + encode(completion), as two pieces because
 inference encodes the prompt alone. Only the completion is in the loss, its end-of-turn token included; the newline that
@@ -40,7 +40,10 @@ END_OF_TEXT = "<|endoftext|>"  # ends a document in every Qwen base model, and p
 
 
 class Prompt(NamedTuple):
-    """A prompt as inference sees it. `thinking_prefix` is the part of the thinking block that is already in it."""
+    """A rendered prompt as inference sees it.
+
+    `thinking_prefix` is the part of the thinking block that it already contains.
+    """
 
     ids: list[int]
     thinking_prefix: str
@@ -48,7 +51,7 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Renderer:
-    """One model's tokenizer and chat template.
+    """A renderer of rows to token ids and loss masks with one model's tokenizer and chat template.
 
     `stop_ids` are the tokens that end generation, the end of a turn first; `end_of_text_id` ends a raw text.
     """
@@ -63,7 +66,10 @@ class Renderer:
 
     @classmethod
     def load(cls, folder: Path) -> "Renderer":
-        """Loads the renderer of a model or tokenizer folder; raises TemplateError if it cannot be trained on."""
+        """Loads the renderer of a model or tokenizer folder.
+
+        Raises TemplateError if its template cannot be trained on.
+        """
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise TemplateError(
@@ -96,8 +102,8 @@ class Renderer:
         )
 
     @property
-    def thinking(self) -> Thinking:
-        """How the template treats thinking."""
+    def thinking_support(self) -> Thinking:
+        """Returns how the chat template treats thinking: none, hybrid, always or never."""
         return self.traits.thinking
 
     def render_text(
@@ -108,7 +114,7 @@ class Renderer:
         add_generation_prompt: bool = False,
         enable_thinking: bool | None = None,
     ) -> str:
-        """Renders messages to text as transformers' `apply_chat_template(tokenize=False)` does."""
+        """Renders chat messages to text as transformers' `apply_chat_template(tokenize=False)` does."""
         return self.template.render_text(
             [_to_template_message(message) for message in messages],
             tools=tools,
@@ -117,12 +123,12 @@ class Renderer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of a text, with no special token added before or after."""
+        """Returns the token ids of a text, without adding special tokens before or after it."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of token ids with its thinking tags, without the stop and pad tokens at the end."""
+        """Decodes token ids to text with thinking tags, without trailing stop and pad tokens."""
         n_kept = len(ids)
         while n_kept and (ids[n_kept - 1] in self.stop_ids or ids[n_kept - 1] == self.pad_id):
             n_kept -= 1
@@ -138,14 +144,16 @@ class Renderer:
         tools: list[dict[str, Any]] | None = None,
         where: str = "prompt",
     ) -> Prompt:
-        """Renders the prompt that inference sees before the next assistant turn; `where` opens error messages."""
+        """Renders the prompt for the next assistant turn, as inference sees it. `where` opens error messages."""
         with prefix_template_errors(where):
             request = self._build_request(messages, mode, flag, tools)
             ids = self.encode(self._render_prompt_text(request))
         return Prompt(ids, self.traits.thinking_prefix[request.switch.enable_thinking])
 
     def render_samples(self, row: Row) -> list[Sample]:
-        """Renders a row to its training samples; raises TemplateError, naming the row, where it cannot be trained.
+        """Renders a row to its training samples.
+
+        Raises TemplateError with the row's name if the row cannot be trained on.
 
         A conversation is one sample an assistant turn, with its history as inference would render it at that turn
         (Qwen3's template leaves out the thinking of earlier ones). Turns that merely continue the one before are
@@ -154,7 +162,10 @@ class Renderer:
         return merge_turns(self.render_turns(row))
 
     def render_turns(self, row: Row) -> list[Sample]:
-        """Renders one sample for each assistant turn that does not contradict its user message's flag, none merged."""
+        """Renders one training sample for each assistant turn of a conversation, none merged.
+
+        A turn that contradicts the thinking flag of its user message is left out.
+        """
         with prefix_template_errors(f"row '{row.id}'"):
             if isinstance(row, Text):
                 return [self._render_text_sample(row)]
@@ -168,7 +179,10 @@ class Renderer:
             raise TemplateError(f"a {row.row} row has no answer to train; wanted text, chat, trace or completion rows")
 
     def encode_for_scoring(self, row: Completion) -> list[int]:
-        """Returns the ids of prompt and completion as a scorer reads them, always closed by the end-of-turn token."""
+        """Returns the token ids of prompt and completion as a reward model reads them.
+
+        They always end with the end-of-turn token.
+        """
         with prefix_template_errors(f"completion '{row.id}'"):
             request = self._build_request(row.prompt, row.mode, row.flag)
             prefix = self.traits.thinking_prefix[request.switch.enable_thinking]
@@ -176,7 +190,9 @@ class Renderer:
             return [*self.encode(self._render_prompt_text(request)), *completion, self.end_of_turn_id]
 
     def render_pair(self, row: Pair) -> PairIds:
-        """Renders the ids of prompt, chosen and rejected. The chosen side has to obey the row's mode, the rejected not.
+        """Renders the token ids of a preference pair: prompt, chosen and rejected completion.
+
+        The chosen completion has to obey the row's thinking mode, the rejected one not.
 
         A side whose content holds thinking tags, with no `thinking`, is taken word for word as what a model said,
         prompt-supplied part included: so a malformed or unfinished thought can be rejected.
@@ -201,21 +217,21 @@ class Renderer:
         flag: Flag | None,
         tools: list[dict[str, Any]] | None = None,
     ) -> "_TurnRequest":
-        """Resolves mode and flag to the flagged messages and the switch with which an answer is rendered."""
+        """Resolves a thinking mode and flag to the flagged messages and the template switch for rendering an answer."""
         # A soft switch in the prompt's own text is obeyed as one, or the empty block it asks for would not be trained.
         soft = find_last_flag(messages) if mode == "no_think" and flag is None else None
         switch = resolve_thinking_switch(self.traits, mode, soft if soft == "/no_think" else flag)
         return _TurnRequest(append_flag(messages, flag), tools, switch)
 
     def _render_text_sample(self, row: Text) -> Sample:
-        """Renders a document, all of whose tokens are trained."""
+        """Renders a raw text as a training sample with all its tokens in the loss."""
         if not row.text:
             raise TemplateError("its text is empty, so there is nothing to train")
         ids = [*self.encode(row.text), self.end_of_text_id]
         return Sample(ids, [True] * len(ids))
 
     def _render_chat_samples(self, row: Chat) -> list[Sample]:
-        """Renders one sample for each trainable assistant turn of a conversation."""
+        """Renders one training sample for each trainable assistant turn of a conversation."""
         turn_indices = [index for index, message in enumerate(row.messages) if message.role == "assistant"]
         if not turn_indices:
             raise TemplateError("has no assistant turn, so no token would be in the loss")
@@ -232,7 +248,7 @@ class Renderer:
         return samples
 
     def _render_completion_sample(self, row: Completion) -> Sample:
-        """Renders a rollout's completion as a training sample; refuses one cut at its token limit."""
+        """Renders a rollout's completion as a training sample. Raises TemplateError for one cut at its token limit."""
         if row.finish_reason == "length":
             raise TemplateError("was cut at its token limit; training it would teach the model not to stop")
         request = self._build_request(row.prompt, row.mode, row.flag)
@@ -241,7 +257,7 @@ class Renderer:
 
     def _render_turn_sample(self, request: "_TurnRequest", turn: Message) -> Sample:
         """Renders one assistant turn after its prompt as a training sample."""
-        if self.thinking != "none" and has_thinking_tags(turn):
+        if self.thinking_support != "none" and has_thinking_tags(turn):
             raise TemplateError("its content holds a thinking tag; put the thinking into the field 'thinking'")
         if not (turn.content.strip() or turn.tool_calls):
             raise TemplateError("the assistant says nothing; drop the row")
@@ -250,12 +266,15 @@ class Renderer:
         return self._encode_sample(prompt, self._render_completion_text(request, prompt, turn))
 
     def _encode_sample(self, prompt: str, completion: str) -> Sample:
-        """Encodes prompt and completion apart; the completion alone is in the loss."""
+        """Encodes prompt and completion separately to one training sample. Only the completion is in the loss."""
         prompt_ids, completion_ids = self.encode(prompt), self.encode(completion)
         return Sample([*prompt_ids, *completion_ids], [False] * len(prompt_ids) + [True] * len(completion_ids))
 
     def _render_side_text(self, request: "_TurnRequest", prompt: str, side: Message) -> str:
-        """Renders one side of a preference pair; a side with thinking tags is taken word for word."""
+        """Renders the chosen or rejected completion of a preference pair to text.
+
+        A completion with thinking tags is taken word for word.
+        """
         return (
             self._cut_thinking_prefix(request, side.content)
             if has_thinking_tags(side)
@@ -263,14 +282,14 @@ class Renderer:
         )
 
     def _render_prompt_text(self, request: "_TurnRequest") -> str:
-        """Renders the request's messages with the generation prompt of an answer."""
+        """Renders the messages of a turn request with the generation prompt for an answer."""
         if not request.messages or request.messages[-1].role == "assistant":
             found = "an assistant turn" if request.messages else "nothing"
             raise TemplateError(f"an answer needs a user or tool message before it, found {found}")
         return self._render_messages(request, request.messages, add_generation_prompt=True)
 
     def _render_completion_text(self, request: "_TurnRequest", prompt: str, turn: Message) -> str:
-        """Renders what the model has to generate after the prompt, end-of-turn token included."""
+        """Renders the text that the model has to generate after the prompt, including the end-of-turn token."""
         if not (turn.thinking and turn.thinking.strip()):
             # Said to be empty, or the template would look for thinking inside the content.
             turn = turn.model_copy(update={"thinking": ""})
@@ -282,14 +301,17 @@ class Renderer:
         return self._close_turn(completion)
 
     def _cut_thinking_prefix(self, request: "_TurnRequest", text: str) -> str:
-        """Returns raw model output without the thinking prefix that its prompt holds, closed by the end of turn."""
+        """Removes the thinking prefix, which the prompt already holds, from raw model output and closes the turn."""
         prefix = self.traits.thinking_prefix[request.switch.enable_thinking]
         if not text.startswith(prefix):
             raise TemplateError(f"raw output has to start with {prefix!r}, which its prompt supplies: {text[:40]!r}")
         return self._close_turn(text[len(prefix) :])
 
     def _close_turn(self, completion: str) -> str:
-        """Appends the end-of-turn token; raises TemplateError for a stop token inside."""
+        """Appends the end-of-turn token to a completion.
+
+        Raises TemplateError if the completion contains a stop token.
+        """
         for stop in (self.tokenizer.id_to_token(stop_id) for stop_id in self.stop_ids):
             if stop is not None and stop in completion:
                 raise TemplateError(f"holds {stop} before its end, where inference would stop; take it out")
@@ -298,8 +320,11 @@ class Renderer:
     def _render_messages(
         self, request: "_TurnRequest", messages: list[Message], *, add_generation_prompt: bool = False
     ) -> str:
-        """Renders messages with the request's tools and switch, thinking inline where the template knows none."""
-        if self.thinking == "none":
+        """Renders messages with the request's tools and thinking switch.
+
+        Thinking goes into the content where the template knows none.
+        """
+        if self.thinking_support == "none":
             messages = [inline_thinking(message) for message in messages]
         return self.render_text(
             messages,
@@ -310,7 +335,7 @@ class Renderer:
 
 
 class _TurnRequest(NamedTuple):
-    """What an answer is rendered for: the flagged messages before it, the tools, the thinking switch."""
+    """The input for rendering an answer: the flagged messages before it, the tools and the thinking switch."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None
@@ -318,7 +343,7 @@ class _TurnRequest(NamedTuple):
 
 
 def _to_template_message(message: Message) -> dict[str, Any]:
-    """Returns the message as the dictionary that templates read."""
+    """Converts a message to the dictionary that chat templates read."""
     as_dict: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.thinking is not None:
         if message.role != "assistant":
@@ -331,7 +356,10 @@ def _to_template_message(message: Message) -> dict[str, Any]:
 
 
 def _check_turn_is_kept(turn: Message, completion: str) -> None:
-    """Checks that a template writes the whole turn as it is; raises TemplateError for what it leaves out or garbles."""
+    """Checks that a rendered completion contains the whole assistant turn unchanged.
+
+    Raises TemplateError for what the template leaves out or garbles.
+    """
     for name, part in (("content", turn.content), ("thinking", turn.thinking or "")):
         if part.strip() not in completion:
             raise TemplateError(f"the template does not write its {name} as it is; use another template or row")
@@ -347,13 +375,13 @@ def _check_turn_is_kept(turn: Message, completion: str) -> None:
 
 
 def _look_up_ids(tokenizer: Tokenizer, *tokens: str | None) -> list[int]:
-    """Returns the ids of those tokens that the tokenizer has, each once."""
+    """Returns the distinct ids of the given tokens that the tokenizer has."""
     ids = (tokenizer.token_to_id(token) for token in tokens if token is not None)
     return list(dict.fromkeys(token for token in ids if token is not None))
 
 
 def _read_tokenizer_file(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json; raises TemplateError for a file that is cut short or of another form."""
+    """Reads a tokenizer from tokenizer.json. Raises TemplateError for a truncated file or another format."""
     try:
         is_complete = "model" in json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Training samples as token ids: merging turns of one conversation, length percentiles, readable pieces."""
+"""Defines training samples as token ids, merges turns, computes length percentiles and splits samples into text."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -7,14 +7,17 @@ from tokenizers import Tokenizer
 
 
 class Sample(NamedTuple):
-    """Token ids and, of the same length, whether each is in the loss."""
+    """A training sample: its token ids and, for each token, whether it is in the loss."""
 
     ids: list[int]
     mask: list[bool]
 
 
 class PairIds(NamedTuple):
-    """A preference as token ids; both completions end with the end-of-turn token."""
+    """A preference pair as token ids of prompt, chosen and rejected.
+
+    Both completions end with the end-of-turn token.
+    """
 
     prompt: list[int]
     chosen: list[int]
@@ -23,19 +26,19 @@ class PairIds(NamedTuple):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the prompt, counted once, and of both sides."""
+        """Returns the number of tokens of the prompt, counted once, and of both completions."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
 class Piece(NamedTuple):
-    """A readable stretch of a sample: one token, or the few that share a character."""
+    """A readable piece of a sample's text: one token, or the few tokens that share a character."""
 
     text: str
     is_trained: bool
 
 
 def merge_turns(turns: Sequence[Sample]) -> list[Sample]:
-    """Merges each sample that merely continues the one before it into that one.
+    """Merges the samples of a conversation's turns where one merely continues the one before it.
 
     Every trained token keeps exactly the ids in front of it, so a conversation under a template that never
     rewrites its history costs its length once instead of once a turn.
@@ -51,13 +54,16 @@ def merge_turns(turns: Sequence[Sample]) -> list[Sample]:
 
 
 def compute_length_percentiles(lengths: Sequence[int], percents: Sequence[int] = (50, 90, 99, 100)) -> dict[int, int]:
-    """Computes nearest-rank percentiles of token lengths; empty for no lengths."""
+    """Computes nearest-rank percentiles of token lengths. The dict is empty if there are no lengths."""
     ordered = sorted(lengths)
     return {percent: ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in percents if ordered}
 
 
 def split_into_pieces(tokenizer: Tokenizer, sample: Sample) -> Iterator[Piece]:
-    """Splits a sample into readable pieces with their mask, special tokens written out; joined they are its text."""
+    """Splits a sample into readable text pieces with their loss mask.
+
+    Special tokens are written out. The pieces joined are the sample's text.
+    """
     pending: list[int] = []
     for index, (token, is_trained) in enumerate(zip(sample.ids, sample.mask, strict=True)):
         pending.append(token)

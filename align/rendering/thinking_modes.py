@@ -1,4 +1,4 @@
-"""Turns `mode` and `flag` into template settings: how a prompt is rendered and whether its completion thinks.
+"""Converts the fields `mode` and `flag` of a row to chat-template settings and to whether its completion thinks.
 
 Builders write `mode` and `flag`; only this module turns them into template settings. On a hybrid template:
 
@@ -27,14 +27,17 @@ _MODE_OF_FLAG: dict[Flag, Mode] = {"/think": "think", "/no_think": "no_think"}
 
 
 class ThinkingSwitch(NamedTuple):
-    """How a prompt is rendered and what its completion must be; `mode` None: with or without thinking."""
+    """The template settings of a prompt and the thinking mode its completion must have. `mode` None allows both."""
 
     mode: Mode | None
     enable_thinking: bool | None
 
 
 def resolve_thinking_switch(traits: TemplateTraits, mode: Mode | None, flag: Flag | None) -> ThinkingSwitch:
-    """Returns how to switch thinking for a row's mode and flag; TemplateError where the template cannot."""
+    """Returns the template settings for a row's thinking mode and flag.
+
+    Raises TemplateError where the template cannot do that.
+    """
     if mode == "think" and flag == "/no_think":
         raise TemplateError("mode 'think' under flag '/no_think' contradicts itself; drop one of them")
     asked_mode = mode or (_MODE_OF_FLAG[flag] if flag else None)
@@ -68,7 +71,7 @@ _FIXED = {
 
 
 def check_thinking_fits_mode(switch: ThinkingSwitch, thinking: str | None) -> None:
-    """Checks that an answer has thinking if, and only if, its mode asks for it; raises TemplateError."""
+    """Checks that an answer has thinking if, and only if, its mode asks for it. Raises TemplateError otherwise."""
     has_thinking = bool(thinking and thinking.strip())
     if switch.mode == "no_think" and has_thinking:
         raise TemplateError(
@@ -83,7 +86,7 @@ def check_thinking_fits_mode(switch: ThinkingSwitch, thinking: str | None) -> No
 
 
 def append_flag(messages: Sequence[Message], flag: Flag | None) -> list[Message]:
-    """Returns the messages with the flag appended to the text of the last user message."""
+    """Returns the messages with a thinking flag (/think or /no_think) appended to the last user message."""
     flagged = list(messages)
     if flag is None:
         return flagged
@@ -96,14 +99,16 @@ def append_flag(messages: Sequence[Message], flag: Flag | None) -> list[Message]
 
 
 class TurnMode(NamedTuple):
-    """Mode and flag of one answer in a conversation."""
+    """The thinking mode and flag of one answer in a conversation."""
 
     mode: Mode | None
     flag: Flag | None
 
 
 def resolve_turn_mode(messages: Sequence[Message], mode: Mode | None, flag: Flag | None) -> TurnMode | None:
-    """Returns the mode and flag that the answer after these messages has to obey; `mode`, `flag`: the conversation's.
+    """Returns the thinking mode and flag that the answer after the messages has to obey.
+
+    `mode`, `flag`: the conversation's.
 
     A user message has one flag: the conversation's is for those that hold none. None if the answer, which is in the
     conversation's mode, would be trained against its message's own; only the hard switch wins over `/think`.
@@ -117,7 +122,7 @@ def resolve_turn_mode(messages: Sequence[Message], mode: Mode | None, flag: Flag
 
 
 def inline_thinking(message: Message) -> Message:
-    """Returns the message with its thinking moved into its content, for templates that would drop it silently."""
+    """Returns the message with its thinking moved into its content, for templates that would otherwise drop it."""
     if message.role != "assistant" or message.thinking is None:
         return message
     if not message.thinking.strip():
@@ -126,5 +131,8 @@ def inline_thinking(message: Message) -> Message:
 
 
 def has_thinking_tags(message: Message) -> bool:
-    """Tells whether the content itself holds a thinking tag: raw model output rather than an answer."""
+    """Returns whether a message's content itself contains a thinking tag.
+
+    It is raw model output then, rather than an answer.
+    """
     return message.thinking is None and contains_thinking_tag(message.content)

@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded tiny model: a few hundred byte-level tokens that behave as Qwen3's do.
+"""Trains the tokenizer of the embedded tiny model: a few hundred byte-level tokens that behave as Qwen3's do.
 
 Same pre-tokenizer rule (a digit is a token), same control tokens, same kind of chat template, so that a
 run on the tiny model rehearses one on a large model.
@@ -110,7 +110,9 @@ CHAT_TEMPLATE = r"""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE on the lines of `texts` and the words of the chat format, at most `vocab_size` tokens.
+    """Trains a byte-level BPE tokenizer on the lines of `texts` and the words of the chat format.
+
+    It has at most `vocab_size` tokens.
 
     Lines are learned without their newline: a question ends with a newline in raw text and with a control token
     in a chat, and must end in the same token in both.
@@ -140,7 +142,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_tokens: int) -> None:
-    """Writes the three files transformers' AutoTokenizer needs; `max_tokens` is the model's context length."""
+    """Writes the three tokenizer files that transformers' AutoTokenizer needs.
+
+    `max_tokens` is the model's context length.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

@@ -1,4 +1,7 @@
-"""Checks that a folder's tokenizer is its model's own: another one's would train on wrong ids silently."""
+"""Checks that the tokenizer in a model folder belongs to the model.
+
+Another tokenizer would silently train on wrong ids.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,9 @@ CONFIGS = ("config.json", "generation_config.json")
 
 
 def check_tokenizer_fits_model(folder: Path, renderer: Renderer) -> None:
-    """Checks that the model has an embedding for every token and stops at a token that ends turns; raises RecipeError.
+    """Checks that a model has an embedding for every token and stops at an end-of-turn token.
+
+    Raises RecipeError otherwise.
 
     Settings that the folder's configs leave out are not checked.
     """
@@ -39,12 +44,12 @@ def check_tokenizer_fits_model(folder: Path, renderer: Renderer) -> None:
 
 
 def _get_text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the language model's part of a config; vision-language models keep it under `text_config`."""
+    """Returns the language-model part of a model config. Vision-language models keep it under `text_config`."""
     part = config.get("text_config")
     return part if isinstance(part, dict) else config
 
 
 def _list_stop_ids(config: dict[str, Any]) -> list[int]:
-    """Returns the config's end-of-sequence ids, which stand there as a number or a list."""
+    """Returns the end-of-sequence token ids of a model config as a list. The config holds a number or a list."""
     ids = config.get("eos_token_id", _get_text_config(config).get("eos_token_id"))
     return [token for token in (ids if isinstance(ids, list) else [ids]) if isinstance(token, int)]

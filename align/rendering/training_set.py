@@ -1,4 +1,4 @@
-"""Renders a whole training set: rows or preference pairs as token ids, over-long ones dropped and counted."""
+"""Renders a whole training set of rows or preference pairs to token ids. Over-long ones are dropped and counted."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,7 +11,9 @@ from qwen_align.align.rows import Pair, Row
 
 
 class RenderedRows(NamedTuple):
-    """Samples within the length limit, why others were dropped, and the token lengths of all, dropped ones included.
+    """The rendered samples of a training set, its drops by reason and its token lengths.
+
+    Lengths include those of dropped samples.
 
     Counts are of samples as rendered before turns are merged: a conversation has one an assistant turn.
     """
@@ -22,7 +24,10 @@ class RenderedRows(NamedTuple):
 
 
 class RenderedPairs(NamedTuple):
-    """Pairs within the limit, why others were dropped, and the length of each pair's longer side with the prompt."""
+    """The rendered preference pairs of a training set, its drops by reason and its token lengths.
+
+    A length is that of the pair's longer completion with the prompt, dropped pairs included.
+    """
 
     pairs: list[PairIds]
     dropped: dict[str, int]
@@ -30,7 +35,7 @@ class RenderedPairs(NamedTuple):
 
 
 def render_rows(renderer: Renderer, rows: Iterable[Row], max_tokens: int) -> RenderedRows:
-    """Renders all rows to training samples; those over `max_tokens` are dropped and counted, never cut."""
+    """Renders all rows to training samples. Samples over `max_tokens` are dropped and counted, never cut."""
     samples: list[Sample] = []
     dropped: Counter[str] = Counter()
     lengths = []
@@ -38,7 +43,7 @@ def render_rows(renderer: Renderer, rows: Iterable[Row], max_tokens: int) -> Ren
         kept = []
         for turn in renderer.render_turns(row):
             lengths.append(len(turn.ids))
-            reason = _describe_excess(len(turn.ids), turn.mask.index(True), max_tokens)
+            reason = _explain_drop(len(turn.ids), turn.mask.index(True), max_tokens)
             if reason:
                 dropped[reason] += 1
             else:
@@ -50,7 +55,9 @@ def render_rows(renderer: Renderer, rows: Iterable[Row], max_tokens: int) -> Ren
 def render_pairs(
     renderer: Renderer, rows: Iterable[Pair], max_tokens: int, *, needs_margin: bool = False
 ) -> RenderedPairs:
-    """Renders all pairs; those with a side that is over `max_tokens` with its prompt are dropped and counted.
+    """Renders all preference pairs to token ids.
+
+    Pairs with a completion over `max_tokens` with its prompt are dropped and counted.
 
     Raises DataError for a pair without a margin where `needs_margin`.
     """
@@ -65,7 +72,7 @@ def render_pairs(
             )
         pair = renderer.render_pair(row)
         lengths.append(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
-        reason = _describe_excess(lengths[-1], len(pair.prompt), max_tokens)
+        reason = _explain_drop(lengths[-1], len(pair.prompt), max_tokens)
         if reason:
             dropped[reason] += 1
         else:
@@ -73,8 +80,8 @@ def render_pairs(
     return RenderedPairs(pairs, dict(dropped), lengths)
 
 
-def _describe_excess(n_tokens: int, n_prompt: int, max_tokens: int) -> str | None:
-    """Says why a sample is dropped, None for one within the limit."""
+def _explain_drop(n_tokens: int, n_prompt: int, max_tokens: int) -> str | None:
+    """Returns the reason why an over-long sample is dropped. Returns None for a sample within the token limit."""
     if n_tokens <= max_tokens:
         return None
     return f"prompt over {max_tokens} tokens" if n_prompt >= max_tokens else f"over {max_tokens} tokens"

@@ -1,1 +1,1 @@
-"""The report of a run: its numbers, and what people read of them."""
+"""Reports a run: collects its metrics and writes them as tables and pages."""

@@ -1,4 +1,4 @@
-"""The columns of a report's tables, once for all: headings in English and Chinese, how a cell is written, alignment.
+"""Defines the columns of all report tables: headings in English and Chinese, cell format and alignment.
 
 The terminal's table, report.md, the page and its Markdown and LaTeX copies each choose from these by name.
 """
@@ -11,7 +11,9 @@ RowType = TypeVar("RowType")
 
 
 class ResultRow(NamedTuple):
-    """One model under one question set and thinking switch: of one seed, or pooled over several (`seed` is None then).
+    """The result of one model on one question set under one thinking switch, of one seed or pooled over seeds.
+
+    `seed` is None if pooled.
 
     error: one standard error of the accuracy. figures: by name of the evaluation, None where a seed has no such figure.
     """
@@ -29,7 +31,9 @@ class ResultRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Column(Generic[RowType]):
-    """One column: `heading` in the terminal, in report.md and in copies; `page_heading` and `chinese` on the page.
+    """A column of a report table, with its headings.
+
+    `heading` is for the terminal, report.md and copies, `page_heading` and `chinese` for the HTML page.
 
     Without `page_heading` the page has `heading`, without `chinese` both languages have the same. `format_on_page`: the
     cell on the page where it differs.
@@ -43,11 +47,12 @@ class Column(Generic[RowType]):
     format_on_page: Callable[[RowType], str] | None = None
 
     def format_page_cell(self, row: RowType) -> str:
-        """Returns the cell's text on the page."""
+        """Formats the cell of a row for the HTML page."""
         return (self.format_on_page or self.format_cell)(row)
 
 
 def _format_percent(share: float | None) -> str:
+    """Formats a share from 0 to 1 as a percentage."""
     return "" if share is None else f"{100 * share:.1f}"
 
 
@@ -63,7 +68,7 @@ def _format_seed(comparison: Mapping[str, Any]) -> str:
 
 
 def format_asked(result: Mapping[str, Any]) -> str:
-    """Returns how the model was asked to think: the switch, and its mode if it sets one."""
+    """Returns the thinking switch of an evaluation result as text, with its mode if it sets one."""
     return f"{result['switch']}" if result["mode"] is None else f"{result['switch']} {result['mode']}"
 
 
@@ -169,7 +174,7 @@ DATA_ON_PAGE = ("name", "kind", "rows", "dropped")
 
 
 class Table(NamedTuple):
-    """Headings and cells as text; `is_number` says which columns are aligned to the right."""
+    """A table of text: headings and cells. `is_number` says which columns are aligned to the right."""
 
     headings: list[str]
     cells: list[list[str]]
@@ -177,7 +182,7 @@ class Table(NamedTuple):
 
 
 def format_table(table: Mapping[str, Column[RowType]], names: Sequence[str], rows: Iterable[RowType]) -> Table:
-    """Writes the chosen columns of all rows as text."""
+    """Formats the chosen columns of all rows as a table of text."""
     columns = [table[name] for name in names]
     cells = [[column.format_cell(row) for column in columns] for row in rows]
     return Table([column.heading for column in columns], cells, [column.is_number for column in columns])

@@ -1,4 +1,4 @@
-"""The data card of a data stage: a README in Hugging Face form, with sources, licences, counts and drops."""
+"""Writes the data card of a data stage: a README in Hugging Face form with sources, licences, counts and drops."""
 
 import hashlib
 from collections import Counter
@@ -19,7 +19,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 
 class RowTally:
-    """Counts of rows by kind, source and mode, and their digest, gathered as rows are written."""
+    """A tally of rows by kind, source and mode, and their digest, updated as rows are written."""
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
@@ -28,7 +28,7 @@ class RowTally:
         self._sha = hashlib.sha256()
 
     def add_row(self, row: Row, line: str) -> None:
-        """Counts a row; `line` is the row as it stands in the file, with its newline."""
+        """Adds a row to the counts and the digest. `line` is the row as it stands in the file, with its newline."""
         self.kinds[row.row] += 1
         self.sources[row.source] += 1
         self.modes["none" if isinstance(row, Text | Steps) else row.mode or "none"] += 1
@@ -40,7 +40,10 @@ class RowTally:
 
 
 def format_data_card(settings: BuildData, seed: int, tally: RowTally, dropped: Mapping[str, int]) -> str:
-    """Returns the README beside `rows.jsonl`, without names of files and stages: they are no part of what was made."""
+    """Renders the data card (README) of a built data set as text.
+
+    It has no names of files and stages: they are no part of what was made.
+    """
     rows = tally.kinds.total()
     licences = sorted({settings.licences.get(source, NOT_STATED) for source in tally.sources})
     front = {
@@ -70,7 +73,7 @@ def format_data_card(settings: BuildData, seed: int, tally: RowTally, dropped: M
 
 
 def _list_sources(settings: BuildData, tally: RowTally) -> list[tuple[str, ...]]:
-    """Returns (source, licence, rows) of each source, the one with most rows first."""
+    """Returns (source, licence, row count) of each source of a data set, sorted by row count in falling order."""
     return [
         (source or NOT_STATED, settings.licences.get(source, NOT_STATED), f"{count:,}")
         for source, count in sorted(tally.sources.items(), key=lambda item: (-item[1], item[0]))
@@ -78,12 +81,12 @@ def _list_sources(settings: BuildData, tally: RowTally) -> list[tuple[str, ...]]
 
 
 def _format_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Returns a table, or a sentence where it would have no rows."""
+    """Formats a Markdown table, or a sentence if there are no rows."""
     if not rows:
         return f"No {headings[0]}.\n" if headings[0] != "dropped because" else "Nothing was dropped.\n"
     return format_markdown_table(headings, rows) + "\n"
 
 
 def _to_plain_settings(settings: BaseModel) -> Any:
-    """Converts settings to plain values, without the names of stages and files."""
+    """Converts a settings object to plain values, without the names of stages and files."""
     return to_plain_value(settings, ref=lambda ref: f"(a stage's {ref.product})", file=lambda path: "(a file)")

@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing else, light and dark, English and Chinese, for a phone and for a desk."""
+"""Renders report.html: one self-contained page, light and dark, English and Chinese, for small and large screens."""
 
 import json
 import statistics
@@ -55,7 +55,10 @@ MAX_SAMPLES, MAX_CHARACTERS, MAX_COMPLETIONS = 12, 4000, 20_000
 
 
 def render_page(plan: Plan, results: RunResults) -> str:
-    """Returns the page. All of its text is escaped; it holds no script but its own and loads nothing."""
+    """Renders the report of a run as one HTML page.
+
+    All of its text is escaped; it holds no script but its own and loads nothing.
+    """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
         (files("qwen_align") / "align" / "reporting" / "page.html.j2").read_text(encoding="utf-8")
@@ -92,18 +95,18 @@ def render_page(plan: Plan, results: RunResults) -> str:
 
 
 def _choose_columns(table: Mapping[str, Column[Any]], names: Sequence[str]) -> list[tuple[str, Column[Any]]]:
-    """Returns the named columns, each with its name, which the page asks for."""
+    """Returns the named columns of a table as (name, column) pairs."""
     return [(name, table[name]) for name in names]
 
 
 def _draw_results(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
-    """Draws one picture a question set: every model under every switch, colours by switch."""
+    """Draws one bar chart of accuracies per question set, with a bar for every model and thinking switch."""
     switches = list(dict.fromkeys(row.asked for row in rows))
     pictures = []
     for question_set in dict.fromkeys(row.question_set for row in rows):
         bars = [
             svg.Bar(
-                _label_bar(row),
+                _format_bar_label(row),
                 row.accuracy,
                 row.error,
                 switches.index(row.asked),
@@ -117,13 +120,13 @@ def _draw_results(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
     return pictures
 
 
-def _label_bar(row: ResultRow) -> str:
+def _format_bar_label(row: ResultRow) -> str:
     asked = "" if row.asked == "default" else f" · {row.asked}"
     return f"{row.model}{asked}{' (control)' if row.is_control else ''}"
 
 
 def _group_by_seed(stages: Sequence[PlannedStage]) -> list[tuple[str, list[PlannedStage]]]:
-    """Groups stages that differ by seed alone, under their common name."""
+    """Groups stages that differ only by seed, under their common name."""
     groups: dict[str, list[PlannedStage]] = {}
     for stage in stages:
         cell = [f"{axis}={value}" for axis, value in stage.axes.items() if axis != "seed"]
@@ -132,7 +135,7 @@ def _group_by_seed(stages: Sequence[PlannedStage]) -> list[tuple[str, list[Plann
 
 
 def _draw_training(name: str, group: Sequence[PlannedStage]) -> dict[str, Any] | None:
-    """Draws the learning curves of one training stage, a line a seed; None if nothing was logged."""
+    """Draws the learning curves of one training stage, one line per seed. Returns None if nothing was logged."""
     logged = [list(_read_json_lines(stage, "metrics.jsonl")) for stage in group]
     pictures: list[dict[str, Any]] = []
     for metric, english, chinese in CURVES:
@@ -150,7 +153,10 @@ def _draw_training(name: str, group: Sequence[PlannedStage]) -> dict[str, Any] |
 
 
 def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
-    """Draws how long right and wrong completions are, and their rewards; None for a stage without completions."""
+    """Draws histograms of a stage's completion lengths, right and wrong, and of its rewards.
+
+    Returns None for a stage without completions.
+    """
     name = STAGE_KINDS[stage.kind].completions_file
     if name is None:
         return None
@@ -176,7 +182,10 @@ def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
 
 
 def _choose_samples(stage: PlannedStage) -> dict[str, Any] | None:
-    """Chooses completions to read: of RL those of the first and last batch, of an evaluation right and wrong ones."""
+    """Chooses sample completions of a stage for the report.
+
+    Of RL they are from the first and last batch, of an evaluation right and wrong ones.
+    """
     if STAGE_KINDS[stage.kind].curve == "evaluation":
         by_value: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         # One a question: its samples are much alike.
@@ -197,7 +206,7 @@ def _choose_samples(stage: PlannedStage) -> dict[str, Any] | None:
 
 
 def _describe_sample(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the page shows of a completion, its thinking apart from its answer."""
+    """Returns the parts of a completion that the report page shows, with thinking separated from the answer."""
     thinking, answer = split_for_display(str(row["text"]))
     return {
         "step": row.get("step"),
@@ -218,12 +227,12 @@ def _describe_sample(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shorten(text: str) -> str:
-    """Cuts a text at MAX_CHARACTERS."""
+    """Cuts a text to at most MAX_CHARACTERS characters."""
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} […]"
 
 
 def _describe_data(stage: PlannedStage) -> dict[str, Any]:
-    """Returns rows and drops of a stored data stage."""
+    """Returns the row and drop counts of a stored data stage for the report page."""
     summary = stage.folder.read_manifest()["summary"]
     return {
         "name": stage.name,
@@ -234,7 +243,7 @@ def _describe_data(stage: PlannedStage) -> dict[str, Any]:
 
 
 def _read_json_lines(stage: PlannedStage, name: str) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a JSON Lines file of a stage; none if there is no file."""
+    """Yields the objects of a stage's JSON Lines file. Yields nothing if the file does not exist."""
     path: Path = stage.folder.path / name
     if path.exists():
         with path.open(encoding="utf-8") as file:

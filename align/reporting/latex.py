@@ -1,4 +1,4 @@
-"""Tables in LaTeX, in the style of booktabs."""
+"""Formats tables in LaTeX, in the style of booktabs."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ _ESCAPES = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "±":
 
 
 def format_latex_table(headings: Sequence[str], rows: Sequence[Sequence[str]], is_number: Sequence[bool]) -> str:
-    """Returns a `tabular`; columns of numbers are aligned to the right."""
+    """Formats a table as a LaTeX `tabular`. Columns of numbers are aligned to the right."""
     body = [" & ".join(map(_escape, row)) + r" \\" for row in rows]
     alignment = "".join("r" if column_is_number else "l" for column_is_number in is_number)
     return "\n".join(
@@ -23,4 +23,5 @@ def format_latex_table(headings: Sequence[str], rows: Sequence[Sequence[str]], i
 
 
 def _escape(text: str) -> str:
+    """Escapes the special characters of LaTeX in a text."""
     return "".join(_ESCAPES.get(character, character) for character in text)

@@ -1,4 +1,4 @@
-"""Writes the report into runs/NAME: report.json for programs, report.md and report.html for people."""
+"""Writes the report of a run into runs/NAME: report.json for programs, report.md and report.html for readers."""
 
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.reporting.columns import (
@@ -20,7 +20,10 @@ from qwen_align.align.store.files import write_json, write_text
 
 
 def write_report(plan: Plan) -> RunResults:
-    """Writes report.json, report.md and report.html from what is stored, if the recipe was ever run; returns it."""
+    """Writes the report files of a plan from its stored stages and returns the results.
+
+    report.json, report.md and report.html are written if the recipe was ever run.
+    """
     results = collect_results(plan)
     if plan.run_folder.exists():
         write_json(plan.run_folder / "report.json", results._asdict())
@@ -30,7 +33,7 @@ def write_report(plan: Plan) -> RunResults:
 
 
 def format_report(plan: Plan, results: RunResults) -> str:
-    """Returns the text of report.md: accuracies, comparisons, what each stage took, dropped rows."""
+    """Renders the text of report.md: accuracies, comparisons, stage costs and dropped rows."""
     parts = [f"# {plan.recipe.report.title or plan.recipe.name}\n"]
     if results.evaluations:
         parts += [

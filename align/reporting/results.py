@@ -1,4 +1,4 @@
-"""The numbers of a report: what report.json holds, collected from the stages that are stored."""
+"""Collects the results of a run's stored stages: the content of report.json."""
 
 import json
 import statistics
@@ -30,7 +30,7 @@ LADDER_FIELDS = (
 
 
 class RunResults(NamedTuple):
-    """What report.json holds; rows are in the order their stages run."""
+    """The content of report.json. Rows are in the order their stages run."""
 
     ladder: list[dict[str, Any]]
     controls: list[dict[str, Any]]
@@ -40,14 +40,14 @@ class RunResults(NamedTuple):
 
 
 class EvaluationResult(NamedTuple):
-    """An evaluation's row, and the mean of each of its questions, if they are kept."""
+    """The table row of an evaluation, and the mean reward of each of its questions if stored."""
 
     row: dict[str, Any]
     question_means: dict[str, float]
 
 
 def collect_results(plan: Plan) -> RunResults:
-    """Collects evaluations, comparisons and costs of the stages that are stored."""
+    """Collects the evaluations, comparisons and stage costs of all stored stages of a plan."""
     stored = [stage for stage in plan.stages if stage.is_stored]
     results = [
         result
@@ -67,12 +67,15 @@ def collect_results(plan: Plan) -> RunResults:
 
 
 def to_result_row(evaluation: Mapping[str, Any]) -> ResultRow:
-    """Converts one evaluation of report.json to a row of the table of results."""
+    """Converts one evaluation entry of report.json to a row of the results table."""
     return pool_seeds([evaluation])
 
 
 def pool_by_seed(evaluations: Sequence[Mapping[str, Any]]) -> list[ResultRow]:
-    """Returns one row for the evaluations of each model, question set and switch that differ by seed alone."""
+    """Groups evaluations of the same model, question set and thinking switch and returns one pooled row per group.
+
+    The evaluations of a group differ by seed alone.
+    """
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for evaluation in evaluations:
         name = (_name_model(evaluation), evaluation["set"], format_asked(evaluation))
@@ -81,7 +84,7 @@ def pool_by_seed(evaluations: Sequence[Mapping[str, Any]]) -> list[ResultRow]:
 
 
 def pool_seeds(evaluations: Sequence[Mapping[str, Any]]) -> ResultRow:
-    """Averages evaluations that differ by seed alone.
+    """Averages evaluations that differ only by seed into one result row.
 
     The error of one evaluation is its own, over questions; that of several is the standard error of their mean.
     """
@@ -97,24 +100,24 @@ def pool_seeds(evaluations: Sequence[Mapping[str, Any]]) -> ResultRow:
         accuracy=statistics.fmean(accuracies),
         error=float(first["stderr"]) if is_single else statistics.stdev(accuracies) / sqrt(len(accuracies)),
         accuracy_by_seed=accuracies,
-        figures={name: _average_known([row.get(name) for row in evaluations]) for name in RESULT_FIGURES},
+        figures={name: _average_or_none([row.get(name) for row in evaluations]) for name in RESULT_FIGURES},
     )
 
 
 def _name_model(evaluation: Mapping[str, Any]) -> str:
-    """Returns the model's name, with its cell of the matrix but for the seed."""
+    """Returns the model name of an evaluation with its matrix cell except the seed."""
     cell = [f"{axis}={value}" for axis, value in evaluation["axes"].items() if axis not in ("seed", "round")]
     return " ".join([evaluation["stage"], *cell])
 
 
-def _average_known(figures: Sequence[float | None]) -> float | None:
-    """Returns the mean, None if a figure is missing."""
+def _average_or_none(figures: Sequence[float | None]) -> float | None:
+    """Returns the mean of a list of numbers. Returns None if one of them is None."""
     known = [figure for figure in figures if figure is not None]
     return statistics.fmean(known) if len(known) == len(figures) else None
 
 
 def _read_evaluation(stage: PlannedStage, plan: Plan) -> list[EvaluationResult]:
-    """Returns a stored evaluation's results under the names that the recipe has now."""
+    """Reads a stored evaluation's results, under the model and data names of the current recipe."""
     origins = {graph_stage.name: graph_stage.origin for graph_stage in plan.graph.stages}
     settings: Any = stage.settings
     model = stage.targets[settings.from_model]
@@ -140,7 +143,9 @@ def _read_evaluation(stage: PlannedStage, plan: Plan) -> list[EvaluationResult]:
 def _compare_models(
     results: Sequence[EvaluationResult], more_pairs: Sequence[Sequence[str]]
 ) -> Iterator[dict[str, Any]]:
-    """Tests every model against the rung below it on the same questions, and the pairs that the recipe asks for.
+    """Yields paired tests of every model against the previous one, and of the pairs that the recipe lists.
+
+    Both models answer the same questions.
 
     With several cells of a matrix (seeds, bases) each has its test, and all together have one over questions' means.
     """
@@ -170,7 +175,10 @@ def _compare_models(
 
 
 def _pair_neighbours(rungs: Iterable[EvaluationResult], placed: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yields each model with the rung below it; a control that the recipe compares elsewhere has none."""
+    """Yields each evaluated model paired with the previous one in the recipe's order.
+
+    A control that the recipe compares elsewhere is left out.
+    """
     below, placed = None, set(placed)
     for name, is_control in ((result.row["stage"], result.row["is_control"]) for result in rungs):
         if below is not None and not (is_control and name in placed):
@@ -186,7 +194,7 @@ def _compare_pair(
     *,
     axes: Any,
 ) -> dict[str, Any]:
-    """Returns the paired test of two models over questions, as it stands in report.json."""
+    """Runs the paired test of two models over question means and returns it as a report.json entry."""
     from qwen_align.align.evaluation import statistics as evaluation_statistics
 
     test = evaluation_statistics.run_paired_test(before, after)
@@ -203,18 +211,18 @@ def _compare_pair(
 
 
 def _average_cells(cells: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Averages each question's mean over cells of the matrix."""
+    """Averages the mean reward of each question over several matrix cells."""
     return {question: sum(cell[question] for cell in cells) / len(cells) for question in cells[0]}
 
 
 def _find_recipe_name(target: str, stage: PlannedStage) -> str:
-    """Returns the name in the recipe of what a stage reads, with the round of a repeat, without the matrix's cell."""
+    """Returns the recipe name of a stage's input, with its repeat round but without its matrix cell."""
     suffix = "".join(f".{axis}={value}" for axis, value in stage.axes.items() if axis != "round")
     return target.removesuffix(suffix)
 
 
 def _read_stage_costs(stage: PlannedStage) -> dict[str, Any]:
-    """Returns what a stored stage took and made."""
+    """Returns the run time, size and summary of a stored stage for the report."""
     manifest = stage.folder.read_manifest()
     costs = ("seconds", "cpu_seconds", "import_seconds", "peak_rss_gib", "disk_gib")
     return {

@@ -1,10 +1,10 @@
-"""A stage's summary in one line, as the terminal and `check` show it."""
+"""Formats a stage's summary as one line, for the terminal and `check`."""
 
 from collections.abc import Mapping
 
 
 def format_summary(summary: Mapping[str, object]) -> str:
-    """Returns a stage's summary in one line: counts and shares, and drops by reason."""
+    """Formats a stage's summary as one line of counts, shares and drops by reason."""
     parts = []
     for name, value in summary.items():
         if isinstance(value, bool) or not value:

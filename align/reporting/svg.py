@@ -1,4 +1,7 @@
-"""Pictures for the report as SVG text: bars with error bars, curves, histograms. Colours are the page's variables."""
+"""Draws the report's charts as SVG text: bars with error bars, curves and histograms.
+
+Colours are the page's variables.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ N_COLOURS = 6  # the page has --c0 to --c5
 
 
 class Bar(NamedTuple):
-    """A value from 0 to 1 with its error; `dots` are single runs behind it."""
+    """A bar of a chart: a value from 0 to 1 with its error. `dots` are the values of single runs."""
 
     label: str
     value: float
@@ -21,14 +24,14 @@ class Bar(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Points (step, value) of one line."""
+    """A curve of a chart: the points (step, value) of one line."""
 
     points: Sequence[tuple[float, float]]
     colour: int = 0
 
 
 def draw_bars(rows: Sequence[Bar], *, title: str) -> str:
-    """Draws horizontal bars on a scale from 0 to 100 %, one a row, with ± one standard error."""
+    """Draws an SVG chart of horizontal bars on a scale from 0 to 100 %, with error bars of one standard error."""
     height, scale = len(rows) * _ROW + 34, WIDTH - _LEFT - _RIGHT
     parts = [_open_svg(height, title)]
     for percent in range(0, 101, 25):
@@ -53,7 +56,10 @@ def draw_bars(rows: Sequence[Bar], *, title: str) -> str:
 
 
 def draw_curves(lines: Sequence[Curve], *, title: str, height: int = 170) -> str:
-    """Draws lines over optimiser steps, smoothed, the points faint behind; "" if there is nothing to draw."""
+    """Draws an SVG chart of smoothed curves over optimiser steps, with the raw points faint behind.
+
+    Returns "" if there is nothing to draw.
+    """
     points = [point for line in lines for point in line.points if math.isfinite(point[1])]
     if not points:
         return ""
@@ -95,7 +101,7 @@ def draw_curves(lines: Sequence[Curve], *, title: str, height: int = 170) -> str
 
 
 def draw_histogram(groups: Sequence[tuple[str, Sequence[float], int]], *, title: str, bins: int = 24) -> str:
-    """Draws how often numbers fall into bins of equal width, groups (name, numbers, colour) side by side."""
+    """Draws an SVG histogram with bins of equal width, groups (name, numbers, colour) side by side."""
     values = [value for _, numbers, _ in groups for value in numbers]
     if not values:
         return ""
@@ -130,7 +136,7 @@ def draw_histogram(groups: Sequence[tuple[str, Sequence[float], int]], *, title:
 
 
 def _open_svg(height: int, title: str, *, width: int = WIDTH) -> str:
-    """Returns the opening tag of a picture, with its title for screen readers."""
+    """Returns the opening SVG tag of a chart, with its title for screen readers."""
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
         'xmlns="http://www.w3.org/2000/svg">'
@@ -138,12 +144,15 @@ def _open_svg(height: int, title: str, *, width: int = WIDTH) -> str:
 
 
 def _format_path(points: Sequence[tuple[float, float]]) -> str:
-    """Returns the points as the data of an SVG path."""
+    """Formats points as the path data of an SVG path."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
 def smooth_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Replaces each value by the mean of its neighbours within a twentieth of the curve's length."""
+    """Smooths a curve by replacing each value by the mean of its neighbours.
+
+    Neighbours are within a twentieth of the curve's length.
+    """
     reach = max(1, len(points) // 20)
     smoothed = []
     for index, (x, _) in enumerate(points):
@@ -153,7 +162,12 @@ def smooth_points(points: Sequence[tuple[float, float]]) -> list[tuple[float, fl
 
 
 def choose_axis_bounds(low: float, high: float) -> tuple[float, float]:
-    """Returns lower and upper bound of an axis that holds the values with a margin; a flat line gets one around it."""
+    """Returns lower and upper bounds of a chart axis that hold all values with a margin.
+
+    A constant line gets a margin too.
+
+    A constant line gets a margin too.
+    """
     if high - low < 1e-12 + 1e-6 * abs(high):
         reach = 0.1 * abs(high)
         return (low - reach, high + reach) if reach else (0.0, 1.0)
@@ -162,7 +176,7 @@ def choose_axis_bounds(low: float, high: float) -> tuple[float, float]:
 
 
 def _format_tick(value: float) -> str:
-    """Returns a number beside an axis, short."""
+    """Formats the number beside an axis tick as short text."""
     if value and (abs(value) < 0.001 or abs(value) >= 1e6):
         return f"{value:.1e}"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The table of results in the terminal."""
+"""Builds the table of results for the terminal."""
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -8,7 +8,10 @@ from qwen_align.align.reporting.results import RunResults, to_result_row
 
 
 def build_results_table(results: RunResults) -> Table:
-    """Returns accuracies with their standard errors as a table that fits 80 columns; one seed is not told."""
+    """Builds the terminal's table of accuracies with standard errors, at most 80 columns wide.
+
+    A single seed is not shown.
+    """
     has_several_seeds = len({evaluation["seed"] for evaluation in results.evaluations}) > 1
     names = [name for name in RESULTS_IN_TEXT if name != "seed" or has_several_seeds]
     text = format_table(RESULT_COLUMNS, names, map(to_result_row, results.evaluations))

@@ -1,1 +1,1 @@
-"""Settings of each kind of stage, and of a recipe; nothing here imports torch."""
+"""Defines the settings of each kind of stage and of a recipe. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Settings of `build_data`: one builder, one sieve."""
+"""Defines the settings of `build_data`: a builder and a sieve, which filters its rows."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from qwen_align.data_builders.sieve import Sieve
 
 
 class BuildData(StageSettings, CanBeEmpty):
-    """Makes a data set: a builder makes rows, the sieve drops the unusable ones, and the rest is written."""
+    """Settings of a data stage: a builder makes rows, a sieve drops the unusable ones, and the rest is written."""
 
     kind: Literal["build_data"]
     builder: BuilderSettings = Field(description="what makes the rows: a generator, a file, or other stages' rows")
@@ -23,13 +23,16 @@ class BuildData(StageSettings, CanBeEmpty):
     )
     limit: int | None = Field(None, ge=1, description="stop after this many kept rows; null = keep all")
 
-    def missing_file(self) -> str | None:
-        """Returns the file of rows that is not there yet, though the recipe says how many rows it will have."""
+    def find_missing_file(self) -> str | None:
+        """Returns the path of an input row file that does not exist yet but has a known number of rows.
+
+        Returns None if there is none.
+        """
         builder = self.builder
         is_missing = isinstance(builder, LocalFile) and builder.expect_rows and not Path(builder.path).exists()
         return str(builder.path) if isinstance(builder, LocalFile) and is_missing else None
 
-    def expected_rows(self) -> int | None:
-        """Returns how many rows the stage will make at most, where the recipe says so."""
+    def get_expected_rows(self) -> int | None:
+        """Returns the maximum number of rows the stage will make. Returns None where the recipe does not say it."""
         expected = self.builder.expect_rows if isinstance(self.builder, Conversion) else None
         return expected if expected is None or self.limit is None else min(expected, self.limit)

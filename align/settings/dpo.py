@@ -1,4 +1,4 @@
-"""Settings of `dpo`: direct preference optimisation (arXiv:2305.18290) and its loss variants."""
+"""Defines the settings of `dpo`: direct preference optimisation (arXiv:2305.18290) and its loss variants."""
 
 from typing import Literal, Self
 
@@ -11,7 +11,10 @@ from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
 
 
 class Dpo(StageSettings, Optimizer, CanBeEmpty):
-    """Trains a model on preference pairs; the reference policy is always the model that the stage starts from."""
+    """Settings of a DPO stage, which trains a model on preference pairs.
+
+    The reference policy is always the model that the stage starts from.
+    """
 
     kind: Literal["dpo"]
     from_model: ModelRef = Field(description="the model to train, which is the reference policy too")
@@ -36,9 +39,15 @@ class Dpo(StageSettings, Optimizer, CanBeEmpty):
     lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     @model_validator(mode="after")
-    def _no_dropout(self) -> Self:
+    def _check_no_dropout(self) -> Self:
+        """Raises ValueError if the LoRA settings have a dropout."""
         return refuse_dropout(self, self.lora)
 
-    def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
-        """TRL's next-token term is a mean over the tokens of a device's forward pass, so it depends on its size."""
+    def get_runtime_key_settings(self, runtime: Runtime) -> dict[str, int]:
+        """Returns the micro-batch size as a key setting if the loss depends on it.
+
+        TRL's next-token term is a mean over the tokens of a device's forward pass.
+
+        TRL's next-token term is a mean over the tokens of a device's forward pass.
+        """
         return {"rows": split_into_micro_batches(self.batch, runtime)[0]} if self.sft_weight else {}

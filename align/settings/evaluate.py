@@ -1,4 +1,4 @@
-"""Settings of `evaluate`: one model, one protocol."""
+"""Defines the settings of `evaluate`, which measures the accuracy of one model."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ from qwen_align.reward.settings import RewardSettings
 
 
 class Evaluate(StageSettings):
-    """Measures a model's accuracy over `completions_per_prompt` completions of each question.
+    """Settings of an evaluation: a model's accuracy over `completions_per_prompt` completions of each question.
 
     There is one result for each data set and each of `thinking_switches`.
 

@@ -1,4 +1,7 @@
-"""Settings of `grpo`: group-relative policy optimisation (arXiv:2402.03300) and its kin, without a value model."""
+"""Defines the settings of `grpo`: group-relative policy optimisation and variants, without a value model.
+
+The method is of arXiv:2402.03300.
+"""
 
 from typing import Literal, Self
 
@@ -20,7 +23,7 @@ NOT_IN_TRL = (
 
 
 class Grpo(OnlineRl):
-    """Trains a policy with GRPO or a variant: a completion's advantage is its reward relative to its group."""
+    """Settings of a GRPO stage: a completion's advantage is its reward relative to its group."""
 
     kind: Literal["grpo"]
     trainer: Literal["native", "trl"] = Field(
@@ -47,14 +50,23 @@ class Grpo(OnlineRl):
         None, description="replace groups whose rewards are all equal by other prompts; null = train on what was drawn"
     )
 
-    def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
-        """TRL's entropy is a mean over the tokens of a device's forward pass, so it depends on its size."""
+    def get_runtime_key_settings(self, runtime: Runtime) -> dict[str, int]:
+        """Returns the micro-batch size as a key setting if the loss depends on it.
+
+        TRL's entropy is a mean over the tokens of a device's forward pass.
+
+        TRL's entropy is a mean over the tokens of a device's forward pass.
+        """
         if self.trainer == "trl" and self.entropy:
             return {"rows": split_into_micro_batches(self.prompts_per_step * self.completions_per_prompt, runtime)[0]}
         return {}
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_group_settings(self) -> Self:
+        """Checks that the settings of groups, advantages and dynamic sampling fit together.
+
+        Raises ValueError otherwise.
+        """
         if self.completions_per_prompt < 2 and self.advantage != "reinforce++":
             raise ValueError(
                 f"completions_per_prompt: {self.completions_per_prompt}: a completion is compared with others of its "
@@ -72,7 +84,8 @@ class Grpo(OnlineRl):
         return self
 
     @model_validator(mode="after")
-    def _trl_can(self) -> Self:
+    def _check_trl_support(self) -> Self:
+        """Raises ValueError for settings that TRL's GRPO trainer does not support."""
         if self.trainer == "native":
             return self
         defaults = {name: field.get_default() for name, field in type(self).model_fields.items()}

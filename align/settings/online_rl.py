@@ -1,4 +1,4 @@
-"""Settings that the online-RL stages share: how a step draws, judges and scores its completions, and when to stop."""
+"""Defines the settings that all online-RL stages share: sampling, rewards, updates and stopping."""
 
 from typing import Annotated, Literal, Self
 
@@ -17,7 +17,7 @@ Watchdog = Literal[
 
 
 class Updates(Strict):
-    """How many optimiser steps are made on the completions of a step: `epochs` times `minibatches`."""
+    """The optimiser steps on the completions of a training step: `epochs` times `minibatches`."""
 
     epochs: int = Field(1, ge=1, description="passes over the completions of a step")
     minibatches: int = Field(
@@ -26,6 +26,7 @@ class Updates(Strict):
 
     @property
     def count(self) -> int:
+        """Returns the number of optimiser steps on the completions of one training step."""
         return self.epochs * self.minibatches
 
 
@@ -63,7 +64,8 @@ class Kl(Strict):
     )
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_kl_settings(self) -> Self:
+        """Checks that the settings of the KL penalty fit together. Raises ValueError otherwise."""
         if self.apply_to == "loss" and self.estimator == "k1" and not self.importance_weighted:
             raise ValueError(
                 "estimator k1 has no gradient in the loss but with importance_weighted: true; else take k2 or k3"
@@ -76,7 +78,7 @@ class Kl(Strict):
 
 
 class Entropy(Strict):
-    """An entropy bonus: the mean entropy of the policy's next-token distributions is raised.
+    """An entropy bonus, which raises the mean entropy of the policy's next-token distributions.
 
     With a `target` the bonus is paid only while the entropy is at or below it, and the coefficient grows by
     `coefficient_delta` a step then and shrinks otherwise, within 0 and `max_coefficient` (Skywork-OR1,
@@ -93,14 +95,19 @@ class Entropy(Strict):
     max_coefficient: float | None = Field(None, gt=0, description="upper bound of the coefficient; null = none")
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_entropy_settings(self) -> Self:
+        """Checks that the settings of the entropy bonus fit together. Raises ValueError otherwise."""
         if self.target is None and {"coefficient_delta", "max_coefficient"} & self.model_fields_set:
             raise ValueError("coefficient_delta, max_coefficient: are for a target; leave them out")
         return self
 
 
 class DynamicSampling(Strict):
-    """Replaces groups whose rewards are all equal by groups of the next prompts (DAPO, arXiv:2503.14476, section 3.2).
+    """Dynamic sampling, which replaces groups with all-equal rewards by groups of the next prompts.
+
+    DAPO, arXiv:2503.14476, section 3.2.
+
+    See section 3.2 there.
 
     At the bound the step trains on the groups it has, each as heavily as in a full step; with none it is skipped.
     """
@@ -109,13 +116,13 @@ class DynamicSampling(Strict):
 
 
 class Shuffled(Strict):
-    """Takes every prompt once in a random order, then again in another."""
+    """A prompt order that takes every prompt once in a random order, then all again in another random order."""
 
     kind: Literal["shuffled"] = "shuffled"
 
 
 class ByPassRate(Strict):
-    """Shuffles, and leaves out prompts whose last pass rate was outside `pass_rate_range`.
+    """A random prompt order that leaves out prompts whose last pass rate was outside `pass_rate_range`.
 
     Pass rates are those that the stage itself sees; until then those of `pass_rate_column`.
     """
@@ -139,14 +146,15 @@ class ByPassRate(Strict):
     )
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_pass_rate_range(self) -> Self:
+        """Checks that the lower bound of the pass rate is below the upper one. Raises ValueError otherwise."""
         if not 0 <= self.pass_rate_range[0] < self.pass_rate_range[1] <= 1:
             raise ValueError(f"pass_rate_range: {self.pass_rate_range}: wanted are two shares, the lower first")
         return self
 
 
 class ByVariance(Strict):
-    """Takes prompts by falling variance of their rewards in an earlier rollout (Qwen2.5, arXiv:2412.15115)."""
+    """A prompt order by falling variance of the prompts' rewards in an earlier rollout (Qwen2.5, arXiv:2412.15115)."""
 
     kind: Literal["variance_first"]
     from_rollout: DataRef = Field(description="the rollout of these prompts whose rewards are compared")
@@ -157,7 +165,7 @@ PromptOrder = Annotated[Shuffled | ByPassRate | ByVariance, Field(discriminator=
 
 
 class Correction(Strict):
-    """Importance weights against the mismatch between the engine that samples and the policy that is trained.
+    """Importance weights that correct the mismatch between the sampling engine and the trained policy.
 
     The weight of a token is the policy's probability over the one it was sampled with; of a sequence their product.
     """
@@ -174,7 +182,7 @@ class Correction(Strict):
 
 
 class HeldOut(Strict):
-    """Evaluation on a held-out set while training goes on."""
+    """Settings of the evaluation on a held-out set during training."""
 
     from_data: list[DataRef] = Field(min_length=1, description="data sets of questions, evaluated together")
     every_steps: int = Field(ge=1, description="steps between evaluations; also before the first and after the last")
@@ -186,7 +194,7 @@ class HeldOut(Strict):
 
 
 class Watch(Strict):
-    """Thresholds of the watchdogs, which alert when training goes wrong, and which of them stop the stage.
+    """Thresholds of the watchdogs that alert when training goes wrong, and which alerts stop the stage.
 
     A metric that is NaN or infinite always stops it. All numbers are our choice, well above those of a sound run.
     """
@@ -229,7 +237,7 @@ class Watch(Strict):
 
 
 class Vllm(Strict):
-    """Samples completions with vLLM, on the trainer's own GPUs or on a server."""
+    """Settings of vLLM as the engine that samples completions, on the trainer's own GPUs or on a server."""
 
     kind: Literal["vllm"]
     mode: Literal["colocate", "server"] = Field(
@@ -250,14 +258,15 @@ class Vllm(Strict):
     enable_sleep_mode: bool = Field(False, description="a colocated vLLM frees its memory while the policy is updated")
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_vllm_settings(self) -> Self:
+        """Checks that the settings of vLLM fit together. Raises ValueError otherwise."""
         if (self.mode == "server") != (self.base_url is not None):
             raise ValueError("base_url: goes with mode: server, and a server needs one")
         return self
 
 
 class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
-    """Settings of every kind of online RL: sample completions of prompts, judge them, train on them, `steps` times."""
+    """Settings of every online-RL stage, which samples completions, judges them and trains on them, `steps` times."""
 
     from_model: ModelRef = Field(description="the policy to train")
     from_data: list[DataRef] = Field(min_length=1, description="data sets of prompts")
@@ -299,11 +308,13 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
     lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     @model_validator(mode="after")
-    def _no_dropout(self) -> Self:
+    def _check_no_dropout(self) -> Self:
+        """Raises ValueError if the LoRA settings have a dropout."""
         return refuse_dropout(self, self.lora)
 
     @model_validator(mode="after")
-    def _one_reference(self) -> Self:
+    def _check_single_reference(self) -> Self:
+        """Raises ValueError if the reference policy would be synchronised although LoRA is used."""
         if self.lora and self.kl and self.kl.reference_sync_steps:
             raise ValueError(
                 "kl.reference_sync_steps: with lora the reference is the model without the adapter; leave it out"
@@ -311,24 +322,30 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
         return self
 
     @model_validator(mode="after")
-    def _exact_sampling(self) -> Self:
+    def _check_sampling_is_exact(self) -> Self:
+        """Checks that the policy is sampled at a positive temperature and without truncation.
+
+        Truncation is accepted with `allow_truncated_sampling`. Raises ValueError otherwise.
+        """
         drawn = self.sampling
         if drawn.temperature is None or drawn.temperature == 0:
             raise ValueError("sampling.temperature must be given and above 0: a group of equal answers teaches nothing")
-        if self._cuts != self.allow_truncated_sampling:
+        if self._is_truncated != self.allow_truncated_sampling:
             raise ValueError(
                 "sampling: top_p, top_k or min_p draws from another distribution than the one trained, which "
                 "biases the ratio; leave them out, or set allow_truncated_sampling: true if you mean it"
-                if self._cuts
+                if self._is_truncated
                 else "allow_truncated_sampling: sampling cuts nothing; leave it out"
             )
         return self
 
     @property
-    def _cuts(self) -> bool:
+    def _is_truncated(self) -> bool:
+        """Returns whether top_p, top_k or min_p truncates the sampling distribution."""
         drawn = self.sampling
         return drawn.top_p not in (None, 1.0) or drawn.top_k not in (None, 0) or drawn.min_p != 0
 
     @property
     def optimizer_steps(self) -> int:
+        """Returns the number of optimiser steps of the whole stage."""
         return self.steps * self.updates.count

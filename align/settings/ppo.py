@@ -1,4 +1,4 @@
-"""Settings of `ppo`: proximal policy optimisation (arXiv:1707.06347) with a learned value of every token."""
+"""Defines the settings of `ppo`: proximal policy optimisation (arXiv:1707.06347) with a value of every token."""
 
 from typing import Literal, Self
 
@@ -32,7 +32,8 @@ class Critic(Strict):
     loss_weight: float = Field(1.0, gt=0, description="weight of the value loss beside the policy loss")
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_critic_settings(self) -> Self:
+        """Checks that the settings of the value model fit together. Raises ValueError otherwise."""
         if self.detached and self.kind != "head":
             raise ValueError("detached: is for a head on the policy's trunk; leave it out")
         if self.from_scorer and self.kind != "separate":
@@ -41,7 +42,7 @@ class Critic(Strict):
 
 
 class Ptx(Strict):
-    """PPO-ptx: a next-token loss on raw texts beside PPO, against forgetting (arXiv:2203.02155)."""
+    """Settings of PPO-ptx: a next-token loss on raw texts added to PPO against forgetting (arXiv:2203.02155)."""
 
     from_data: list[DataRef] = Field(min_length=1, description="data sets of raw texts")
     coefficient: float = Field(gt=0, description="weight of the next-token loss beside the PPO loss")
@@ -50,7 +51,7 @@ class Ptx(Strict):
 
 
 class Ppo(OnlineRl):
-    """Trains a policy with PPO and a value model.
+    """Settings of a PPO stage, which trains a policy and a value model.
 
     Advantages come by GAE from rewards per token: the completion's reward at its last token, minus the KL penalty at
     every one.
@@ -76,7 +77,8 @@ class Ppo(OnlineRl):
     ptx: Ptx | None = Field(None, description="next-token loss on raw texts beside PPO; null = none")
 
     @model_validator(mode="after")
-    def _one_trunk(self) -> Self:
+    def _check_single_trunk(self) -> Self:
+        """Raises ValueError if the value model would start from a reward model although LoRA is used."""
         if self.lora and self.critic.from_scorer:
             raise ValueError(
                 "critic.from_scorer: with lora the critic is an adapter on the policy's trunk; leave it out"

@@ -1,4 +1,4 @@
-"""Settings of `pretrain`: a small Qwen3 from nothing but Text rows."""
+"""Defines the settings of `pretrain`, which trains a small Qwen3 from scratch on raw text."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Architecture(Strict):
-    """Shape of a Qwen3 with tied embeddings; the defaults are the embedded model's, half a million parameters."""
+    """Shape of a Qwen3 model with tied embeddings. The defaults are the embedded model's, half a million parameters."""
 
     hidden: Positive = Field(128, description="width of the hidden states")
     layers: Positive = Field(3, description="number of transformer layers")
@@ -30,6 +30,7 @@ class Architecture(Strict):
 
     @model_validator(mode="after")
     def _check_heads(self) -> "Architecture":
+        """Checks that the attention head counts fit together. Raises ValueError otherwise."""
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_dim % 2:
@@ -38,7 +39,7 @@ class Architecture(Strict):
 
 
 class TokenizerTraining(Strict):
-    """How the tokenizer, a byte-level BPE, is trained."""
+    """Settings for training the tokenizer, a byte-level BPE."""
 
     vocab_size: int = Field(
         default=512,
@@ -49,7 +50,7 @@ class TokenizerTraining(Strict):
 
 
 class MuonSettings(Strict):
-    """Settings of Muon, the optimiser of the matrices inside the layers."""
+    """Settings of Muon, the optimiser of the weight matrices inside the layers."""
 
     lr: float = Field(default=0.02, gt=0, description="peak learning rate")
     momentum: float = Field(default=0.95, ge=0, lt=1, description="momentum (Nesterov)")
@@ -57,7 +58,7 @@ class MuonSettings(Strict):
 
 
 class AdamWSettings(Strict):
-    """Settings of AdamW, without weight decay, the optimiser of embeddings and norms."""
+    """Settings of AdamW without weight decay, the optimiser of embeddings and norms."""
 
     lr: float = Field(default=3e-3, gt=0, description="peak learning rate")
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -66,7 +67,10 @@ class AdamWSettings(Strict):
 
 
 class Pretrain(StageSettings):
-    """Trains a tokenizer and a small Qwen3 from scratch on texts; each sequence opens with a document."""
+    """Settings of a pretraining stage, which trains a tokenizer and a small Qwen3 from scratch on texts.
+
+    Each sequence opens with a document.
+    """
 
     kind: Literal["pretrain"]
     from_data: DataRef = Field(description="the data set of texts")
@@ -85,6 +89,7 @@ class Pretrain(StageSettings):
 
     @model_validator(mode="after")
     def _check_schedule(self) -> "Pretrain":
+        """Checks that warm-up and decay fit into the training steps. Raises ValueError otherwise."""
         if self.sequence_length > self.architecture.max_tokens:
             raise ValueError(
                 f"sequence_length is {self.sequence_length}, more than "

@@ -1,4 +1,4 @@
-"""A recipe: the file a user writes, checked and read into typed settings."""
+"""Defines the recipe, the file a user writes, as typed settings."""
 
 import itertools
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from qwen_align.align.references import OutsideFile
-from qwen_align.align.settings.base import Strict, did_you_mean
+from qwen_align.align.settings.base import Strict, format_suggestion
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
@@ -26,7 +26,7 @@ AnyStage = Annotated[StageSpec, Field(discriminator="kind")]
 
 
 class ModelSource(Strict):
-    """A model that no stage makes: exactly one of a shipped one, a folder, or a hub id with its commit."""
+    """A model that no stage makes: exactly one of a shipped model, a folder, or a hub id with its commit."""
 
     shipped: Literal["tiny_base"] | None = Field(None, description="a model that comes with the package")
     path: OutsideFile | None = Field(
@@ -37,7 +37,8 @@ class ModelSource(Strict):
     is_scorer: bool = Field(False, description="it is a reward model: a sequence classifier with one output")
 
     @model_validator(mode="after")
-    def _one_source(self) -> "ModelSource":
+    def _check_single_source(self) -> "ModelSource":
+        """Checks that a model has exactly one source. Raises ValueError otherwise."""
         given = [name for name in ("shipped", "path", "hub") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"give exactly one of shipped, path, hub; found {', '.join(given) or 'none'}")
@@ -47,7 +48,7 @@ class ModelSource(Strict):
 
 
 class Repeat(Strict):
-    """Runs its stages several times, each round on what the round before made."""
+    """A block of stages run several times, each round on the results of the round before."""
 
     times: int = Field(ge=1, description="number of rounds")
     carry: dict[str, str] = Field(
@@ -65,7 +66,7 @@ class RepeatBlock(Strict):
 
 
 class Report(Strict):
-    """What the report shows; no part of any key."""
+    """Settings of the report. They are no part of any key."""
 
     title: str = Field("", description="title of the report; empty = the recipe's name")
     controls: list[str] = Field(
@@ -76,19 +77,23 @@ class Report(Strict):
     )
 
 
-def _shape_of_item(item: Any) -> str | None:
+def _get_item_shape(item: Any) -> str | None:
+    """Returns whether an entry of `stages` is a `stage` or a `repeat` block. Returns None for anything else."""
     if isinstance(item, RepeatBlock) or (isinstance(item, Mapping) and "repeat" in item):
         return "repeat"
     return "stage" if isinstance(item, Mapping | Strict) else None
 
 
 Item = Annotated[
-    Annotated[AnyStage, Tag("stage")] | Annotated[RepeatBlock, Tag("repeat")], Discriminator(_shape_of_item)
+    Annotated[AnyStage, Tag("stage")] | Annotated[RepeatBlock, Tag("repeat")], Discriminator(_get_item_shape)
 ]
 
 
 class Recipe(Strict):
-    """A recipe: models and the stages that train, sample and evaluate them, run in the order of their references."""
+    """A recipe: models and the stages that train, sample and evaluate them.
+
+    Stages run in the order of their references.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="name of the recipe and of its run's folder")
     seed: int = Field(0, description="seed of every stage that has none of its own")
@@ -120,7 +125,8 @@ class Recipe(Strict):
     tracking: Tracking = Field(Tracking(), description="experiment trackers that get the training curves")
 
     @model_validator(mode="after")
-    def _report_names_what_there_is(self) -> "Recipe":
+    def _check_report_names(self) -> "Recipe":
+        """Checks that the report settings name existing models and stages. Raises ValueError otherwise."""
         inside = [stage for item in self.stages if isinstance(item, RepeatBlock) for stage in item.repeat.stages]
         stages = [item for item in self.stages if not isinstance(item, RepeatBlock)]
         names = [*self.models, *(stage.name for stage in [*stages, *inside])]
@@ -128,6 +134,6 @@ class Recipe(Strict):
             for name in said:
                 if name not in names and not any(name.startswith(f"{stage.name}.") for stage in inside):
                     raise ValueError(
-                        f"report.{setting}: no model or stage is called '{name}'{did_you_mean(name, names)}"
+                        f"report.{setting}: no model or stage is called '{name}'{format_suggestion(name, names)}"
                     )
         return self

@@ -1,4 +1,4 @@
-"""Says what is wrong with a recipe's settings: file, stage, field, what was found and what would be right."""
+"""Explains what is wrong with a recipe's settings: file, stage, field, the value found and what would be right."""
 
 import re
 from collections.abc import Mapping
@@ -8,18 +8,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 
 
 def explain_error(error: ValidationError, raw: dict[str, Any], path: Path) -> RecipeError:
-    """Converts a validation error to a RecipeError that says what is wrong where in the file."""
+    """Converts a pydantic validation error to a RecipeError that says where in the recipe file what is wrong."""
     details = error.errors(include_url=False)
     message = "\n".join(f"{path}: {_explain_detail(detail, raw)}" for detail in details[:5])
     return RecipeError(message + (f"\n... and {len(details) - 5} more" if len(details) > 5 else ""))
 
 
 def _explain_detail(detail: Mapping[str, Any], raw: dict[str, Any]) -> str:
-    """Returns stage, field and fault of one error."""
+    """Returns the stage, field and fault of one pydantic validation error as text."""
     where, field = "", ""
     value: Any = raw
     for depth, part in enumerate(detail["loc"], start=1):
@@ -35,17 +35,17 @@ def _explain_detail(detail: Mapping[str, Any], raw: dict[str, Any]) -> str:
 
 
 def _has_item(value: Any, part: Any) -> bool:
-    """Returns whether a mapping or list has the item."""
+    """Returns whether a mapping has a key or a list has an index."""
     if isinstance(value, dict):
         return part in value
     return isinstance(value, list) and isinstance(part, int) and part < len(value)
 
 
 def _describe_fault(detail: Mapping[str, Any]) -> str:
-    """Returns what was found and what would be right."""
+    """Returns the value found and the value expected of one pydantic validation error as text."""
     if detail["type"] == "union_tag_invalid":
         known = re.findall(r"'([^']+)'", str(detail["ctx"]["expected_tags"]))
-        return f"kind '{detail['ctx']['tag']}' is unknown{did_you_mean(str(detail['ctx']['tag']), known)}"
+        return f"kind '{detail['ctx']['tag']}' is unknown{format_suggestion(str(detail['ctx']['tag']), known)}"
     if detail["type"] == "union_tag_not_found":
         return "'kind' is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.recipe import Recipe
 from qwen_align.align.settings.recipe_errors import explain_error
 
@@ -19,14 +19,14 @@ TINY_SUFFIX = "_tiny"  # of the run's name, so that its folder is not that of th
 
 
 class Variant(NamedTuple):
-    """One cell of the matrix: the recipe with its values set, and what they are by setting."""
+    """A recipe with the settings of one matrix cell, and the cell's label of each setting."""
 
     axes: dict[str, str]
     recipe: Recipe
 
 
 def load_variants(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> list[Variant]:
-    """Reads a recipe's variants, one for each cell of its matrix (one without a matrix).
+    """Reads the variants of a recipe file, one for each cell of its matrix (one without a matrix).
 
     `overrides` are `dotted.setting=value` in YAML. `tiny` takes the values of the recipe's `tiny` section first, and
     names the run so. Raises RecipeError.
@@ -35,7 +35,7 @@ def load_variants(path: Path, overrides: Sequence[str] = (), *, tiny: bool = Fal
 
 
 def expand_variants(raw: dict[str, Any], path: Path) -> list[Variant]:
-    """Checks a recipe's settings and returns its variants, one for each cell of the matrix (one without a matrix).
+    """Validates a recipe's settings and returns its variants, one for each matrix cell (one without a matrix).
 
     `path`: opens error messages, and relative paths start at its folder. Raises RecipeError.
     """
@@ -47,7 +47,10 @@ def expand_variants(raw: dict[str, Any], path: Path) -> list[Variant]:
 
 
 def read_settings(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> dict[str, Any]:
-    """Reads a file's settings with the overrides set, not yet validated; raises RecipeError."""
+    """Reads a recipe file's settings and applies the overrides, without validation.
+
+    Raises RecipeError for a file that cannot be read.
+    """
     raw = complete_settings(_read_file(path), path, tiny=tiny)
     for (setting, value), override in zip(parse_overrides(overrides), overrides, strict=True):
         set_value(raw, setting, value, where=f"--set {override}")
@@ -55,7 +58,9 @@ def read_settings(path: Path, overrides: Sequence[str] = (), *, tiny: bool = Fal
 
 
 def complete_settings(raw: dict[str, Any], path: Path, *, tiny: bool = False) -> dict[str, Any]:
-    """Returns the settings on top of those that `extends` names, in their tiny form if asked; raises RecipeError.
+    """Merges a recipe's settings with those of the recipe it extends, in their tiny form if asked.
+
+    Raises RecipeError for a wrong `extends`.
 
     `raw` is changed. `path`: opens error messages; the recipe that is extended lies in its folder.
     """
@@ -66,7 +71,10 @@ def complete_settings(raw: dict[str, Any], path: Path, *, tiny: bool = False) ->
 
 
 def _resolve_extends(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Merges the settings with those of the recipe that they extend; stages come after its stages."""
+    """Merges a recipe's settings with those of the recipe it extends.
+
+    Its stages come after the extended recipe's stages.
+    """
     if "extends" not in raw:
         if "change" in raw:
             raise RecipeError(f"{path}: change: changes the recipe that this one extends; there is no `extends`")
@@ -91,14 +99,17 @@ def _resolve_extends(raw: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _require_mapping(value: Any, where: str) -> dict[str, Any]:
-    """Returns the value if it is a mapping, else raises RecipeError."""
+    """Returns the value if it is a mapping. Raises RecipeError otherwise."""
     if not isinstance(value, dict):
         raise RecipeError(f"{where}: must be a mapping; found {value!r}")
     return value
 
 
 def _apply_tiny_form(raw: dict[str, Any], path: Path) -> None:
-    """Sets the values of the `tiny` section and marks the run's name; raises RecipeError without one."""
+    """Applies the values of a recipe's `tiny` section to its settings and marks the run's name.
+
+    Raises RecipeError if there is no such section.
+    """
     tiny_settings = raw.get("tiny")
     if not isinstance(tiny_settings, dict) or not tiny_settings:
         raise RecipeError(f"{path}: has no tiny form: a section `tiny` would map dotted settings to their values")
@@ -109,7 +120,10 @@ def _apply_tiny_form(raw: dict[str, Any], path: Path) -> None:
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    """Parses every `setting=value`, the value as YAML, to (setting, value); raises RecipeError."""
+    """Parses each `setting=value` text to (setting, value), with the value as YAML.
+
+    Raises RecipeError for a text of another form.
+    """
     parsed = []
     for override in overrides:
         setting, equals, value = override.partition("=")
@@ -122,7 +136,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
 def _expand_matrix(
     raw: dict[str, Any], matrix: Mapping[str, list[Any]], path: Path
 ) -> Iterator[tuple[dict[str, str], Any]]:
-    """Yields (axes, settings) of every cell of the matrix."""
+    """Yields (axes, settings) for every cell of a recipe's matrix."""
     where = f"{path}: matrix"
     axis_choices = [
         [(setting, label, value) for label, value in zip(_label_values(setting, values, where), values, strict=True)]
@@ -140,7 +154,10 @@ def _expand_matrix(
 
 
 def _label_values(setting: str, values: list[Any], where: str) -> list[str]:
-    """Returns the label of each value in stage names: itself if it is short and plain, else its number."""
+    """Returns the label of each matrix value for stage names.
+
+    It is the value itself if it is short and plain, else its number.
+    """
     labels = []
     for index, value in enumerate(values):
         is_plain = isinstance(value, str | int | float) and re.fullmatch(r"[\w.-]+", str(value))
@@ -152,7 +169,10 @@ def _label_values(setting: str, values: list[Any], where: str) -> list[str]:
 
 
 def set_value(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> None:
-    """Puts a value at a dotted setting, in which a stage goes by its name; `where` opens the error (RecipeError)."""
+    """Sets the value of a dotted setting in a recipe's raw settings.
+
+    A stage goes by its name. `where` opens the message of a RecipeError.
+    """
     *path, name = setting.split(".")
     group: Any = raw
     for depth, part in enumerate(path):
@@ -171,22 +191,25 @@ def set_value(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> N
 
 
 def _find_stage(items: list[Any], name: str, *, where: str, reached: str) -> Any:
-    """Returns the stage of that name, inside repeats too; raises RecipeError."""
+    """Returns the raw settings of the stage with a given name, also inside repeat blocks.
+
+    Raises RecipeError if there is none.
+    """
     stages: list[Any] = []
     for item in items:
         inner = item.get("repeat") if isinstance(item, dict) else None
         stages += inner.get("stages") or [] if isinstance(inner, dict) else [item]
     names = [str(stage.get("name")) for stage in stages if isinstance(stage, dict)]
     if name not in names:
-        raise RecipeError(f"{where}: '{reached}': no stage is called '{name}'{did_you_mean(name, names)}")
+        raise RecipeError(f"{where}: '{reached}': no stage is called '{name}'{format_suggestion(name, names)}")
     return stages[names.index(name)]
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's numbers (1e-6 is a number) and without duplicate keys."""
+    """A YAML SafeLoader with YAML 1.2's numbers (1e-6 is a number) and without duplicate keys."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Composes a mapping; raises MarkedYAMLError for a key that is given twice."""
+        """Composes a YAML mapping node. Raises MarkedYAMLError for a duplicate key."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         known_keys: set[str] = set()
         for key, _ in node.value:
@@ -205,7 +228,7 @@ RecipeLoader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
-    """Parses YAML text with every alias a copy of its own; raises RecipeError, which begins with `where`."""
+    """Parses YAML text with a separate copy for every alias. Raises RecipeError, which begins with `where`."""
     try:
         return _copy_aliases(yaml.load(text, RecipeLoader))  # a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -221,14 +244,17 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def _copy_aliases(value: Any) -> Any:
-    """Returns the value with every alias a copy of its own: `--set` changes one stage, not all with its anchor."""
+    """Returns a parsed YAML value with a separate copy for every alias.
+
+    So `--set` changes one stage, not all that share an anchor.
+    """
     if isinstance(value, dict):
         return {key: _copy_aliases(item) for key, item in value.items()}
     return [_copy_aliases(item) for item in value] if isinstance(value, list) else value
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """Reads a recipe's YAML as a mapping; raises RecipeError."""
+    """Reads a recipe file's YAML as a mapping. Raises RecipeError if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -242,7 +268,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _validate_recipe(raw: dict[str, Any], path: Path) -> Recipe:
-    """Checks settings and converts them to a Recipe; raises RecipeError."""
+    """Validates raw settings and converts them to a Recipe. Raises RecipeError for wrong settings."""
     try:
         return Recipe.model_validate(raw, context={"folder": str(path.parent)})
     except ValidationError as error:

@@ -1,4 +1,6 @@
-"""Settings that were renamed: the old name is refused with the new one, and still stands in the keys of stages.
+"""Lists renamed settings.
+
+The old name is refused with the new one, and is still used in the keys of stages.
 
 A key holds the names that a field had when the first result was stored under it, so renaming a field leaves every
 stored result where it is.
@@ -57,16 +59,16 @@ RENAMED_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
 }
 
 
-def old_field_names(settings_class: type) -> dict[str, str]:
-    """Returns {name now: old name} for the renamed fields of a settings class and of those it inherits from."""
+def get_old_field_names(settings_class: type) -> dict[str, str]:
+    """Returns {current name: old name} for the renamed fields of a settings class and its base classes."""
     names: dict[str, str] = {}
     for parent in reversed(settings_class.__mro__):
         names |= RENAMED_FIELDS.get(parent.__name__, {})
     return names
 
 
-def old_field_values(settings_class: type) -> dict[str, dict[Any, Any]]:
-    """Returns {field: {value now: old value}} for a settings class and those it inherits from."""
+def get_old_field_values(settings_class: type) -> dict[str, dict[Any, Any]]:
+    """Returns {field: {current value: old value}} for the renamed values of a settings class and its base classes."""
     values: dict[str, dict[Any, Any]] = {}
     for parent in reversed(settings_class.__mro__):
         values |= RENAMED_VALUES.get(parent.__name__, {})

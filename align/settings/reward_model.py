@@ -1,4 +1,4 @@
-"""Settings of `reward_model`: a scorer from preference pairs (Bradley-Terry)."""
+"""Defines the settings of `reward_model`: a reward model from preference pairs (Bradley-Terry)."""
 
 from typing import Literal, Self
 
@@ -10,7 +10,7 @@ from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
 
 
 class RewardModel(StageSettings, Optimizer):
-    """Trains a reward model on preference pairs.
+    """Settings of a reward model stage, which trains a reward model on preference pairs.
 
     The probability that the chosen side is better is the sigmoid of the difference of the two scores.
     """
@@ -35,9 +35,13 @@ class RewardModel(StageSettings, Optimizer):
 
     @property
     def needs_rows(self) -> bool:
-        """Whether a stage without rows fails: there is no scorer to pass through."""
+        """Returns whether a stage without rows fails.
+
+        A reward model stage always does: it has no model to pass through.
+        """
         return True
 
     @model_validator(mode="after")
-    def _no_dropout(self) -> Self:
+    def _check_no_dropout(self) -> Self:
+        """Raises ValueError if the LoRA settings have a dropout."""
         return refuse_dropout(self, self.lora)

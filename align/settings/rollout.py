@@ -1,4 +1,4 @@
-"""Settings of `rollout`: completions of a model with what the rewards say of them."""
+"""Defines the settings of `rollout`: completions of a model with the verdicts of its rewards."""
 
 from typing import Literal, Self
 
@@ -15,7 +15,7 @@ QUESTION = "{question}"
 
 
 class Switch(Strict):
-    """How a model is asked to think or not."""
+    """A thinking switch: how a model is asked to think or not."""
 
     method: Literal["default", "flag", "kwarg", "plain"] = Field(
         "default",
@@ -26,7 +26,8 @@ class Switch(Strict):
     prompt: str | None = Field(None, description="of method plain: the whole prompt, with {question} in it")
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_switch_settings(self) -> Self:
+        """Checks that method, mode and prompt of a thinking switch fit together. Raises ValueError otherwise."""
         if (self.method in ("default", "plain")) != (self.mode is None):
             raise ValueError(
                 f"method '{self.method}' with mode {self.mode}: 'default' and 'plain' ask for nothing, so they have "
@@ -40,13 +41,17 @@ class Switch(Strict):
 
     @property
     def flag(self) -> Flag | None:
+        """Returns the thinking flag (/think or /no_think) that the switch appends to prompts.
+
+        Returns None for other methods.
+        """
         if self.method != "flag":
             return None
         return "/think" if self.mode == "think" else "/no_think"
 
 
 class Rollout(StageSettings, CanBeEmpty):
-    """Samples `completions_per_prompt` completions of every prompt and judges them.
+    """Settings of a rollout stage, which samples `completions_per_prompt` completions of every prompt and judges them.
 
     A prompt's own mode and flag hold unless `thinking_switch` is given.
     """

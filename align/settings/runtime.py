@@ -1,4 +1,4 @@
-"""How a stage is run: device, processes, micro-batches, threads."""
+"""Defines the settings of how a stage is run: device, processes, micro-batches, threads."""
 
 from typing import Literal
 
@@ -10,7 +10,9 @@ from qwen_align.align.settings.base import Strict
 
 
 class Runtime(Strict):
-    """How a stage is run, never what it computes: no part of a stage's key, but for losses that depend on it.
+    """Settings of how a stage is run, which never change what it computes.
+
+    They are no part of a stage's key, except for losses that depend on them.
 
     Results are the same up to floating-point summation order: 1e-5 between one process and two.
     """
@@ -34,7 +36,10 @@ class Runtime(Strict):
 
 
 def split_into_micro_batches(batch: int, runtime: Runtime) -> tuple[int, int]:
-    """(rows a device holds, accumulation steps) whose product over all processes is the batch; raises RecipeError."""
+    """Returns (rows per device, accumulation steps) for a batch size.
+
+    Their product over all processes is the batch. Raises RecipeError if the batch cannot be split so.
+    """
     if batch % runtime.processes:
         raise RecipeError(f"a batch of {batch} rows does not divide by runtime.processes: {runtime.processes}")
     share = batch // runtime.processes

@@ -1,4 +1,4 @@
-"""How tokens are drawn: `SamplingSettings` as a recipe writes them, `Sampling` as an engine takes them."""
+"""Defines how tokens are sampled: `SamplingSettings` as written in a recipe, `Sampling` as used by an engine."""
 
 import warnings
 
@@ -17,7 +17,7 @@ DEFAULTS: dict[Mode | None, tuple[float, float, int]] = {
 
 
 class Sampling(Strict):
-    """How an engine draws the next token: from the logits over `temperature`, cut by top-k, then top-p, then min-p.
+    """The settings by which an engine samples the next token: temperature, then top-k, top-p and min-p truncation.
 
     Temperature 0 takes the likeliest token and makes the three cuts idle. `top_p` 1, `top_k` 0 and `min_p` 0
     cut nothing. A completion has at most `max_tokens` tokens, the stop token included.
@@ -34,13 +34,13 @@ class Sampling(Strict):
         return self.temperature == 0
 
     @property
-    def cuts(self) -> bool:
-        """Whether some tokens may be made impossible."""
+    def is_truncated(self) -> bool:
+        """Returns whether top-k, top-p or min-p truncates the sampling distribution."""
         return not self.is_greedy and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
 
 
 class SamplingSettings(Strict):
-    """How tokens are sampled; what is left out depends on who asks, evaluation (`for_mode`) or RL (`for_policy`)."""
+    """Settings of how tokens are sampled. Defaults depend on the use: evaluation or RL."""
 
     temperature: float | None = Field(
         default=None,
@@ -63,10 +63,15 @@ class SamplingSettings(Strict):
     )
     max_tokens: int = Field(ge=1, description="longest completion in tokens, the stop token included")
 
-    def for_mode(self, mode: Mode | None) -> Sampling:
-        """What is left out is Qwen3's advice for prompts of this mode; greedy thinking warns."""
+    def resolve_for_mode(self, mode: Mode | None) -> Sampling:
+        """Returns the sampling settings with Qwen3's recommended defaults for a thinking mode.
+
+        Greedy sampling in thinking mode raises a warning.
+
+        Greedy thinking warns.
+        """
         temperature, top_p, top_k = DEFAULTS[mode]
-        sampling = self._filled(temperature, top_p, top_k)
+        sampling = self._fill_defaults(temperature, top_p, top_k)
         if mode == "think" and sampling.is_greedy:
             warnings.warn(
                 "sampling: temperature 0 in thinking mode: Qwen3 loops without end when it thinks greedily; "
@@ -75,11 +80,15 @@ class SamplingSettings(Strict):
             )
         return sampling
 
-    def for_policy(self) -> Sampling:
-        """What is left out cuts nothing, at temperature 1: the very distribution that RL trains."""
-        return self._filled(1.0, 1.0, 0)
+    def resolve_for_policy(self) -> Sampling:
+        """Returns the sampling settings with temperature 1 and no truncation as defaults.
 
-    def _filled(self, temperature: float, top_p: float, top_k: int) -> Sampling:
+        This is the very distribution that RL trains.
+        """
+        return self._fill_defaults(1.0, 1.0, 0)
+
+    def _fill_defaults(self, temperature: float, top_p: float, top_k: int) -> Sampling:
+        """Returns the sampling settings with missing values replaced by the given defaults."""
         return Sampling(
             temperature=temperature if self.temperature is None else self.temperature,
             top_p=top_p if self.top_p is None else self.top_p,

@@ -1,4 +1,4 @@
-"""Settings of `sft`: supervised fine-tuning, cold start and thinking-mode fusion alike."""
+"""Defines the settings of `sft`: supervised fine-tuning, cold start and thinking-mode fusion alike."""
 
 from typing import Literal
 
@@ -10,7 +10,12 @@ from qwen_align.align.settings.training import Lora, Optimizer
 
 
 class Sft(StageSettings, Optimizer, CanBeEmpty):
-    """Fine-tunes a model on conversations: next-token loss on the assistant's turns, a mean over a batch's tokens."""
+    """Settings of an SFT stage, which trains a model on conversations with a next-token loss on the assistant's turns.
+
+    The loss is a mean over a batch's tokens.
+
+    The loss is a mean over a batch's tokens.
+    """
 
     kind: Literal["sft"]
     from_model: ModelRef = Field(description="the model to train")

@@ -1,4 +1,4 @@
-"""Settings that every stage has."""
+"""Defines the settings that every stage has."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from qwen_align.align.settings.runtime import Runtime
 
 
 class StageSettings(Strict):
-    """What every kind of stage has besides its own settings."""
+    """Settings that every kind of stage has besides its own."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$",
@@ -21,21 +21,29 @@ class StageSettings(Strict):
         None, description="settings that replace those of the recipe's runtime for this stage"
     )
 
-    def runtime_in_key(self, runtime: Runtime) -> dict[str, int]:
-        """What of the runtime the result depends on beyond rounding: nothing, if a kind does not say otherwise."""
+    def get_runtime_key_settings(self, runtime: Runtime) -> dict[str, int]:
+        """Returns the runtime settings on which the result depends beyond rounding.
+
+        The dict is empty unless a kind of stage says otherwise.
+
+        None, if a kind does not say otherwise.
+        """
         return {}
 
-    def missing_file(self) -> str | None:
-        """Returns the file of rows that is not there yet, though the recipe says how many rows it will have."""
+    def find_missing_file(self) -> str | None:
+        """Returns the path of an input row file that does not exist yet but has a known number of rows.
+
+        Returns None if there is none.
+        """
         return None
 
-    def expected_rows(self) -> int | None:
-        """Returns how many rows the stage will make at most, where the recipe says so."""
+    def get_expected_rows(self) -> int | None:
+        """Returns the maximum number of rows the stage will make. Returns None where the recipe does not say it."""
         return None
 
 
 class CanBeEmpty(Strict):
-    """What a stage that can do without rows does when it gets none."""
+    """The setting that says what a stage does when it gets no rows."""
 
     on_empty: Literal["fail", "pass_through"] = Field(
         "fail", description="with no rows: stop with exit code 3, or pass on the model as it was (or an empty data set)"
@@ -43,5 +51,5 @@ class CanBeEmpty(Strict):
 
     @property
     def needs_rows(self) -> bool:
-        """Whether a stage without rows fails."""
+        """Returns whether a stage without rows fails."""
         return self.on_empty == "fail"

@@ -1,4 +1,4 @@
-"""Where training curves go besides the run's own files."""
+"""Defines the settings of experiment trackers, which get training curves besides the run's own files."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 class Tracking(Strict):
-    """Experiment trackers that get the training curves while stages run; no part of any key."""
+    """Experiment trackers that get the training curves while stages run. They are no part of any key."""
 
     to: list[TrackerName] = Field(
         default_factory=list, description="trackers to log to; each needs the package extra of its name"
@@ -29,7 +29,11 @@ class Tracking(Strict):
     )
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Tracking":
+    def _check_tracker_settings(self) -> "Tracking":
+        """Checks that no tracker is named twice and that a Space is given only for trackio.
+
+        Raises ValueError otherwise.
+        """
         if len(set(self.to)) < len(self.to):
             raise ValueError(f"to: a tracker is named twice: {', '.join(self.to)}")
         if self.space and "trackio" not in self.to:

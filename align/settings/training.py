@@ -1,4 +1,4 @@
-"""Settings of every stage that trains: optimiser, LoRA, how many steps."""
+"""Defines the settings of every stage that trains: optimiser, LoRA and training steps."""
 
 import math
 from typing import Annotated, Literal, TypeVar
@@ -9,12 +9,15 @@ from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
 
 
 def count_optimizer_steps(n_rows: int, epochs: float, batch: int) -> int:
-    """Optimiser steps of so many epochs; the last batch is filled from the next permutation."""
+    """Returns the number of optimiser steps of a number of epochs.
+
+    The last batch is filled from the next permutation.
+    """
     return max(1, math.ceil(n_rows * epochs / batch)) if n_rows else 0
 
 
 class Lora(Strict):
-    """LoRA adapters on linear layers (arXiv:2106.09685); the base model's weights stay as they are."""
+    """LoRA adapters on linear layers (arXiv:2106.09685). The base model's weights stay as they are."""
 
     rank: int = Field(ge=1, description="rank of the two factors of each adapter")
     alpha: float = Field(gt=0, description="scale of the adapters: their output is multiplied by alpha / rank")
@@ -28,14 +31,17 @@ Settings = TypeVar("Settings")
 
 
 def refuse_dropout(settings: Settings, lora: Lora | None) -> Settings:
-    """The settings; raises ValueError for a dropout that TRL would turn off without a word."""
+    """Returns the settings if their LoRA adapters have no dropout.
+
+    Raises ValueError for a dropout, which TRL would silently turn off.
+    """
     if lora and lora.dropout:
         raise ValueError("lora.dropout: must be 0 here, or policy and reference (or sampler) would be different models")
     return settings
 
 
 class Optimizer(Strict):
-    """AdamW with linear warm-up and a learning-rate schedule."""
+    """Settings of AdamW with linear warm-up and a learning-rate schedule."""
 
     learning_rate: float = Field(gt=0, description="peak learning rate, after the warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(

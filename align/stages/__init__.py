@@ -1,1 +1,1 @@
-"""One file a kind of stage, each with `run`."""
+"""Holds one file per kind of stage, each with a function `run`."""

@@ -1,4 +1,7 @@
-"""build_data: builds rows, passes them through the sieve and writes `rows.jsonl`, every drop counted and listed."""
+"""Runs a build_data stage: builds rows, filters them by the sieve and writes `rows.jsonl`.
+
+Every drop is counted and listed.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +13,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import AlignError, DataError
 from qwen_align.align.reporting.data_card import RowTally, format_data_card
 from qwen_align.align.rows import Row, read_rows, to_json_line
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.store.files import write_text
 from qwen_align.data_builders.conversion_report import Report
@@ -19,7 +22,10 @@ from qwen_align.data_builders.sieve import Drops, Sources, sieve
 
 
 def run(settings: BuildData, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Builds the rows and their data card; returns the summary. Raises DataError when none is left."""
+    """Builds the rows and the data card of a data stage and returns its summary.
+
+    Raises DataError when no row is left.
+    """
     drops, tally, report = Drops(), RowTally(), Report()
     kept = 0
     unfinished = out / ".rows.jsonl"
@@ -46,7 +52,9 @@ def run(settings: BuildData, inputs: Mapping[str, Path], out: Path, context: Con
 def build_rows(
     settings: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None = None
 ) -> Iterator[Row]:
-    """Yields the rows that the sieve keeps; `check` walks them without writing. File conversions fill `report`.
+    """Yields the built rows that the sieve keeps.
+
+    `check` walks them without writing. File conversions fill `report`.
 
     Raises DataError for rows and settings that the builder or the sieve cannot use, and at the end for a licence of a
     source that no row came from, unless `limit` left rows unread.
@@ -62,7 +70,7 @@ def build_rows(
 def _build_sieved_rows(
     settings: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None
 ) -> Iterator[Row]:
-    """Yields the kept rows with the builder's and the sieve's own errors."""
+    """Yields the built rows that the sieve keeps. Errors are the builder's and the sieve's own."""
     if isinstance(settings.builder, Conversion):
         built = settings.builder.build_with_report(report or Report(), drops)
     else:
@@ -75,17 +83,17 @@ def _build_sieved_rows(
             return
     for source in settings.licences:
         if source not in seen_sources and seen_sources:
-            suggestion = did_you_mean(source, filter(None, seen_sources))
+            suggestion = format_suggestion(source, filter(None, seen_sources))
             raise DataError(f"licences: no row is of source '{source}'{suggestion}")
 
 
 def _record_sources(rows: Iterable[Row], seen_sources: set[str]) -> Iterator[Row]:
-    """Yields the rows and collects their sources in `seen_sources`."""
+    """Yields the rows unchanged and adds their sources to the set `seen_sources`."""
     for row in rows:
         seen_sources.add(row.source)
         yield row
 
 
 def _open_row_readers(inputs: Mapping[str, Path]) -> Sources:
-    """Returns a reader of the rows of each input, by its reference."""
+    """Returns a function for each input reference that reads the rows of the input."""
     return {ref: partial(read_rows, folder / "rows.jsonl") for ref, folder in inputs.items()}

@@ -1,4 +1,4 @@
-"""What `check` reports and refuses for each kind of stage, before anything is trained; nothing imports torch."""
+"""Checks each kind of stage before anything is trained and reports what it will do. Nothing here imports torch."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import nlargest
@@ -37,7 +37,7 @@ N_LONGEST_RENDERED = 50  # prompts with most characters; that with most tokens i
 
 
 def check_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields rows and drops; raises DataError when no row is left and the stage needs some."""
+    """Yields the row and drop counts of a data stage. Raises DataError when no row is left and the stage needs some."""
     if stage.is_stored:
         yield format_summary(stage.folder.read_manifest()["summary"])
         return
@@ -50,14 +50,14 @@ def check_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
 
 
 def forecast_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields how many rows there will be, where the recipe says so."""
+    """Yields the number of rows a data stage will have, where the recipe says it."""
     n_rows = preview.count_rows(stage.name)
     if n_rows is not None:
         yield f"rows {n_rows:,}, if all are kept"
 
 
 def list_built_rows(stage: PlannedStage, sources: Sources, drops: Drops) -> list[Row]:
-    """Builds the rows of a data stage in memory; raises RowsUnknown where that would download something."""
+    """Builds the rows of a data stage in memory. Raises RowsUnknown where that would download something."""
     settings = stage.settings
     assert isinstance(settings, BuildData)
     if isinstance(settings.builder, Hub):
@@ -66,7 +66,7 @@ def list_built_rows(stage: PlannedStage, sources: Sources, drops: Drops) -> list
 
 
 def check_pretraining(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields how many documents a pretraining stage reads."""
+    """Yields the number of documents that a pretraining stage reads."""
     settings = stage.settings
     assert isinstance(settings, Pretrain)
     yield f"{len(preview.list_rows(stage.targets[settings.from_data])):,} documents"
@@ -76,7 +76,7 @@ def check_pretraining(stage: PlannedStage, preview: Preview) -> Iterator[str]:
 
 
 def check_supervised_training(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields samples, drops, steps and lengths of an SFT stage."""
+    """Yields the samples, drops, steps and lengths of an SFT stage as lines."""
     settings = stage.settings
     assert isinstance(settings, Sft)
     split_into_micro_batches(settings.batch, stage.runtime)
@@ -89,7 +89,7 @@ def check_supervised_training(stage: PlannedStage, preview: Preview) -> Iterator
 
 
 def check_training_on_pairs(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields pairs, drops, steps and lengths of a preference or reward model stage."""
+    """Yields the pairs, drops, steps and lengths of a DPO or reward model stage as lines."""
     settings = stage.settings
     assert isinstance(settings, Dpo | RewardModel)
     pairs = list(require_row_type(Pair, preview.list_input_rows(stage, settings.from_data)))
@@ -102,7 +102,7 @@ def check_training_on_pairs(stage: PlannedStage, preview: Preview) -> Iterator[s
 
 
 def forecast_training(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields the steps of a training stage if all rows are kept."""
+    """Yields the number of steps of a training stage if all rows are kept."""
     settings = stage.settings
     assert isinstance(settings, Sft | Dpo | RewardModel)
     n_rows = _count_all_rows(stage, preview, settings.from_data)
@@ -117,7 +117,10 @@ def forecast_training(stage: PlannedStage, preview: Preview) -> Iterator[str]:
 def _describe_training(
     settings: Sft | Dpo | RewardModel, lengths: list[int], dropped: Mapping[str, int], n_samples: int
 ) -> Iterator[str]:
-    """Yields samples, steps and lengths; raises DataError when nothing is left to train on."""
+    """Yields the samples, steps and lengths of a training stage as lines.
+
+    Raises DataError when nothing is left to train on.
+    """
     if not n_samples and settings.needs_rows:
         raise DataError(
             f"nothing to train on; dropped: {dropped or 'none, there were no rows'}. See max_tokens, from_data"
@@ -130,7 +133,7 @@ def _describe_training(
 
 
 def _describe_warmup(settings: Sft | Dpo | RewardModel, steps: int) -> str:
-    """Returns how many of the steps are warm-up."""
+    """Returns the number of warm-up steps of a training stage as text."""
     if settings.warmup_steps >= steps:
         return f"all of warm-up (warmup_steps {settings.warmup_steps})"
     return f"{settings.warmup_steps:,} of warm-up" if settings.warmup_steps else "no warm-up"
@@ -140,7 +143,7 @@ def _describe_warmup(settings: Sft | Dpo | RewardModel, steps: int) -> str:
 
 
 def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields steps, prompt lengths and problems with the rewards of an online RL stage."""
+    """Yields the steps, prompt lengths and reward problems of an online RL stage as lines."""
     settings = stage.settings
     assert isinstance(settings, OnlineRl)
     check_rewards(settings.rewards)
@@ -158,7 +161,7 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
 
 
 def check_rollout(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields how much a rollout samples, and problems with its rewards."""
+    """Yields the number of completions of a rollout stage, and problems with its rewards."""
     settings = stage.settings
     assert isinstance(settings, Rollout)
     check_rewards(settings.rewards)
@@ -170,7 +173,7 @@ def check_rollout(stage: PlannedStage, preview: Preview) -> Iterator[str]:
 
 
 def forecast_rollout(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields how much a rollout samples if all rows are kept."""
+    """Yields the number of completions of a rollout stage if all rows are kept."""
     settings = stage.settings
     assert isinstance(settings, Rollout)
     n_rows = _count_all_rows(stage, preview, [settings.from_data])
@@ -179,7 +182,10 @@ def forecast_rollout(stage: PlannedStage, preview: Preview) -> Iterator[str]:
 
 
 def check_evaluation(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields how much an evaluation samples; raises DataError for a gold that its reward cannot use."""
+    """Yields the number of completions of an evaluation stage.
+
+    Raises DataError for a gold answer that its reward cannot use.
+    """
     settings = stage.settings
     assert isinstance(settings, Evaluate)
     check_rewards(settings.rewards)
@@ -193,7 +199,7 @@ def check_evaluation(stage: PlannedStage, preview: Preview) -> Iterator[str]:
 
 
 def forecast_evaluation(stage: PlannedStage, preview: Preview) -> Iterator[str]:
-    """Yields how much an evaluation samples if all rows are kept."""
+    """Yields the number of completions of an evaluation stage if all rows are kept."""
     settings = stage.settings
     assert isinstance(settings, Evaluate)
     n_rows = _count_all_rows(stage, preview, settings.from_data)
@@ -212,15 +218,15 @@ def _describe_token_limit(
     switches: Sequence[Switch],
     sampling: SamplingSettings,
 ) -> str:
-    """Returns the length limit in words, after rendering the longest prompts as the stage will."""
+    """Returns the token limit of completions as text, after rendering the longest prompts as the stage will."""
     renderer = preview.get_renderer(stage)
     longest = 0
     by_length = nlargest(N_LONGEST_RENDERED, prompts, key=lambda row: sum(len(turn.content) for turn in row.messages))
     for problem in by_length if not switches else ():
-        sampling.for_mode(problem.mode or renderer.traits.default_mode)
+        sampling.resolve_for_mode(problem.mode or renderer.traits.default_mode)
         longest = max(longest, preview.measure_prompt(stage, problem, None))
     for switch in switches:
-        sampling.for_mode(switch.mode or renderer.traits.default_mode)
+        sampling.resolve_for_mode(switch.mode or renderer.traits.default_mode)
         for problem in by_length:
             longest = max(longest, preview.measure_prompt(stage, problem, switch))
     preview.check_context_length(stage, longest + sampling.max_tokens, "a prompt and sampling.max_tokens")
@@ -228,7 +234,7 @@ def _describe_token_limit(
 
 
 def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> Iterator[str]:
-    """Yields what is wrong with rewards: golds they cannot use, bad completions they pay, scaled weights."""
+    """Yields the problems of rewards: gold answers they cannot use, bad completions they pay, scaled weights."""
     scale = compute_shaping_scale(list(rewards))
     if scale < 1:
         yield (
@@ -251,7 +257,7 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
 
 
 def _read_problems(rows: Iterable[Row]) -> list[Problem]:
-    """Returns the rows as problems; raises DataError where questions and golds look exchanged."""
+    """Returns the rows as problems. Raises DataError where questions and gold answers look exchanged."""
     problems = list(require_row_type(Problem, iter(rows)))
     judged = [row for row in problems if row.reward == MathAnswer().kind and isinstance(row.gold, str)]
     longer = [
@@ -268,12 +274,12 @@ def _read_problems(rows: Iterable[Row]) -> list[Problem]:
 
 
 def _extract_solution_answer(gold: str) -> str:
-    """Returns the answer at the end of a gold that holds a whole solution, as GSM8K's do."""
+    """Returns the final answer at the end of a gold that holds a whole solution, as GSM8K's do."""
     return "" if "\\boxed" in gold else gold.rpartition("####")[2]
 
 
 def _check_golds(questions: Sequence[Problem], rewards: list[Reward]) -> None:
-    """Raises DataError for the first question whose reward cannot use its gold, as the stage would."""
+    """Raises DataError for the first question whose reward cannot use its gold answer."""
     for question in questions:
         verdict = pick_reward(question.reward, rewards).judge_gold(question.gold)
         if verdict.value != 1.0:
@@ -284,13 +290,13 @@ def _check_golds(questions: Sequence[Problem], rewards: list[Reward]) -> None:
 
 
 def _count_all_rows(stage: PlannedStage, preview: Preview, refs: Iterable[str]) -> int | None:
-    """Returns how many rows stand behind the references, None if one of them cannot say."""
+    """Returns the total number of rows of the referenced data stages. Returns None if one of them is unknown."""
     counts = [preview.count_rows(stage.targets[ref]) for ref in refs]
     known = [count for count in counts if count is not None]
     return sum(known) if known and len(known) == len(counts) else None
 
 
 def _describe_lengths(lengths: list[int]) -> str:
-    """Returns percentiles of lengths in tokens."""
+    """Formats percentiles of token lengths as text."""
     percentiles = compute_length_percentiles(lengths)
     return "tokens: " + (", ".join(f"p{percent} {tokens}" for percent, tokens in percentiles.items()) or "none")

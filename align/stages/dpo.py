@@ -1,4 +1,7 @@
-"""dpo: preference training on pairs, through TRL's DPOTrainer; the reference is the model the stage starts from."""
+"""Runs a dpo stage: preference training on pairs with TRL's DPOTrainer.
+
+The reference policy is the model the stage starts from.
+"""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -24,7 +27,7 @@ from qwen_align.align.training.row_order import draw_row_order
 
 
 def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Trains the model on preference pairs and saves it; returns the summary."""
+    """Trains the model on preference pairs, saves it and returns the summary."""
     source = inputs[settings.from_model]
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     rendered = render_pairs(loading.load_renderer(source), require_row_type(Pair, rows), max_tokens=settings.max_tokens)
@@ -55,7 +58,7 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
 
 
 def build_dataset(pairs: list[PairIds]) -> datasets.Dataset:
-    """Returns TRL's columns of token ids."""
+    """Returns the preference pairs as a data set with the token-id columns that TRL reads."""
     return datasets.Dataset.from_dict(
         {
             "prompt_ids": [pair.prompt for pair in pairs],

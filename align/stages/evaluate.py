@@ -1,4 +1,7 @@
-"""evaluate: measures how often a model is right and thinks as asked, for each data set and each switch."""
+"""Runs an evaluate stage: measures how often a model is right and thinks as asked.
+
+Each data set and thinking switch has its own result.
+"""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -22,7 +25,10 @@ QUESTIONS = "questions.json"  # the mean of each question, for each set and swit
 
 
 def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Samples, judges and scores completions of every question; returns the results by data set and switch."""
+    """Samples, judges and scores completions of every question and returns the results.
+
+    Results are by data set and thinking switch.
+    """
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
     engine = load_engine(source, renderer, context)
@@ -66,10 +72,12 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
 
 
 def _find_expected_mode(switch: Switch, renderer: Renderer) -> Mode | None:
-    """Returns the mode that completions under the switch have to obey, None where none can be asked for.
+    """Returns the thinking mode that completions under a thinking switch have to obey.
+
+    Returns None where none can be asked for.
 
     A model that knows no thinking cannot obey; without a switch, a hybrid one is expected to think.
     """
-    if renderer.thinking in ("none", "never") or switch.method == "plain":
+    if renderer.thinking_support in ("none", "never") or switch.method == "plain":
         return None
     return resolve_mode(switch.mode, renderer)

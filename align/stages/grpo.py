@@ -1,4 +1,4 @@
-"""grpo: group-relative policy optimisation and its kin, in our own loop or in TRL's."""
+"""Runs a grpo stage: group-relative policy optimisation and variants, in our own loop or in TRL's."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""grpo: group-relative policy optimisation through TRL's GRPOTrainer, with our engine, prompts and rewards.
+"""Runs a grpo stage with TRL's GRPOTrainer and with our engine, prompts and rewards.
 
 What it gains: another implementation to hold our loop against. On one batch loss and gradient agree within 1e-5, after
 ten steps the weights within 1e-4 (tests/align/rl/test_trl_oracle.py). It gains no speed: whole steps of TRL's trainer
@@ -60,7 +60,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     draws = [
         prompts[number] for number in draw_row_order(len(prompts), spec.steps * spec.prompts_per_step, context.seed)
     ]
-    sampling = spec.sampling.for_policy()
+    sampling = spec.sampling.resolve_for_policy()
     callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
     trainer = GrpoTrainer(
         model=loading.load_model(source),
@@ -88,7 +88,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
 
 
 class TrlCallbacks:
-    """What TRL calls back: `sample_rollouts` samples the completions of a step, `judge` judges them.
+    """The callbacks of TRL's trainer: `sample_rollouts` samples the completions of a step, `judge` judges them.
 
     `draws` are the problems in training order. A completion's random numbers come from its problem, the
     problem's place in that order, and its number in the group, whichever process draws it.
@@ -102,7 +102,9 @@ class TrlCallbacks:
         self._positions: list[int] = []
 
     def sample_rollouts(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
-        """Samples one completion for each of `prompts`, which come repeated, in their order: TRL's rollout function.
+        """Samples one completion for each prompt, in order, as TRL's rollout function.
+
+        Prompts come repeated.
 
         The prompts of a step go to the processes in equal runs, so a group may be shared by two.
         """
@@ -140,11 +142,17 @@ class TrlCallbacks:
         return {**rollouts, "env_mask": [list(map(int, one.loss_mask)) for one in self._generations]}
 
     def _build_request_id(self, position: int) -> str:
-        """Returns a request's id, which fixes its random numbers; a problem may come twice in a step."""
+        """Returns the id of a generation request, which determines its random numbers.
+
+        A problem may come twice in a step.
+        """
         return f"{self.draws[position].problem.id} at {position}"
 
     def judge(self, prompts: list[str], trainer_state: Any, log_metric: Any, **_: Any) -> list[float | None]:
-        """Returns the completions' rewards, None where there is no verdict; TRL names metrics after it."""
+        """Returns the reward of each completion, or None where there is no verdict.
+
+        TRL names metrics after this function.
+        """
         assert [int(prompt) for prompt in prompts] == self._positions
         rows = [
             build_completion(self.draws[position], one, self.renderer)

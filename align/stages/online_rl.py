@@ -1,4 +1,4 @@
-"""What grpo and ppo share: prompts, judge, actor and trainer are put together and run."""
+"""Runs an online RL stage (grpo or ppo): builds prompts, judge, actor and trainer and trains the policy."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -76,12 +76,12 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
 
 
 def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
-    """Reads the problems of these data stages."""
+    """Reads the problems of the referenced data stages."""
     return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
 def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
-    """Loads the policy, with new adapters if LoRA is asked for, and a critic if the algorithm has one."""
+    """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
     spec, settings = algorithm.settings, algorithm.critic
     policy: PreTrainedModel | PeftModel = loading.load_model(source)
     if spec.lora:
@@ -103,7 +103,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
         critic = Critic(hidden_size, trunk, detached=settings.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)
-    temperature = spec.sampling.for_policy().temperature
+    temperature = spec.sampling.resolve_for_policy().temperature
     actor = Actor(policy, temperature, critic)
     if context.runtime.gradient_checkpointing and actor.has_value_adapter:
         raise DataError("gradient_checkpointing with critic: separate and lora would recompute under the wrong adapter")
@@ -111,11 +111,14 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
 
 
 def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
-    """Loads the reference policy, where the policy without its adapters is not one; None without a KL penalty."""
+    """Loads the reference policy as a separate model.
+
+    Returns None without a KL penalty, or if it is the policy without its adapters.
+    """
     spec = algorithm.settings
     if spec.kl is None or spec.lora:
         return None
-    return Actor(loading.load_model(source), spec.sampling.for_policy().temperature)
+    return Actor(loading.load_model(source), spec.sampling.resolve_for_policy().temperature)
 
 
 def _build_rollout_source(
@@ -126,10 +129,10 @@ def _build_rollout_source(
     inputs: Mapping[str, Path],
     context: Context,
 ) -> RolloutSource:
-    """Puts together what samples and judges completions: engine, prompt stream, judge, held-out set."""
+    """Builds the source of judged rollouts from engine, prompt stream, judge and held-out set."""
     spec = algorithm.settings
     engine = open_local_engine(actor.causal_lm, renderer, context.runtime)
-    sampling, solved_by = spec.sampling.for_policy(), partial(is_task_solved, spec.rewards)
+    sampling, solved_by = spec.sampling.resolve_for_policy(), partial(is_task_solved, spec.rewards)
     setup = RolloutSetup(engine, renderer, sampling, spec.completions_per_prompt, context.seed, solved_by)
     known = _read_reward_variances(spec.prompt_sampler, inputs) if isinstance(spec.prompt_sampler, ByVariance) else {}
     stream = PromptStream(prompts, spec.prompt_sampler, context.seed, variances=known)
@@ -149,7 +152,7 @@ def _connect_vllm(
     renderer: Renderer,
     source: Path,
 ) -> VllmEngine:
-    """Starts or reaches vLLM and returns the engine that samples with it."""
+    """Starts or connects to vLLM and returns the engine that samples with it."""
     longest = max(len(rendered.prompt.ids) for rendered in prompts) + trainer.rollout_source.setup.sampling.max_tokens
     tokenizer = fit.load_padding_tokenizer(source)
     generation = trl_compat.open_vllm_generation(
@@ -177,14 +180,14 @@ def _read_reward_variances(order: ByVariance, inputs: Mapping[str, Path]) -> dic
 def _build_held_out_questions(
     spec: OnlineRl, setup: RolloutSetup, renderer: Renderer, inputs: Mapping[str, Path]
 ) -> HeldOutQuestions | None:
-    """Puts the held-out set together, if the stage has one."""
+    """Builds the held-out questions of an online RL stage. Returns None if the stage has none."""
     settings = spec.held_out
     if settings is None:
         return None
     prompts = [render_problem(problem, renderer) for problem in _read_problems(settings.from_data, inputs)]
     if not prompts:
         raise DataError(f"held_out.from_data: {', '.join(settings.from_data)}: holds no problem")
-    sampling = settings.sampling.for_policy() if settings.sampling else setup.sampling
+    sampling = settings.sampling.resolve_for_policy() if settings.sampling else setup.sampling
 
     def judge_own(group: list[Completion]) -> list[Verdict]:
         return pick_reward(group[0].reward, settings.rewards).judge_group(group)
@@ -199,7 +202,10 @@ def _build_held_out_questions(
 def _read_raw_texts(
     algorithm: Algorithm, renderer: Renderer, inputs: Mapping[str, Path], context: Context
 ) -> RawTexts | None:
-    """Reads and renders PPO-ptx's raw texts, if the stage has any; raises DataError when none is left."""
+    """Reads and renders the raw texts of PPO-ptx.
+
+    Returns None if the stage has none. Raises DataError when no text is left.
+    """
     ptx = algorithm.ptx
     if ptx is None:
         return None

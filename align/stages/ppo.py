@@ -1,4 +1,4 @@
-"""ppo: proximal policy optimisation with a learned value of every token."""
+"""Runs a ppo stage: proximal policy optimisation with a learned value of every token."""
 
 from collections.abc import Mapping
 from pathlib import Path

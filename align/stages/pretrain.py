@@ -1,4 +1,4 @@
-"""pretrain: trains a tokenizer and a small Qwen3 from Text rows, in one plain loop.
+"""Runs a pretrain stage: trains a tokenizer and a small Qwen3 from Text rows, in one plain loop.
 
 Killed and resumed it ends bit for bit as if it had never been killed: the checkpoint holds model, optimisers
 and step, the order of the data is a function of seed and epoch, and nothing else is random.
@@ -32,7 +32,10 @@ ENCODED_AT_ONCE = 10_000  # documents; keeps the tokenizer's bookkeeping out of 
 
 
 def run(settings: Pretrain, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Trains tokenizer and model into `out/model/`; returns the summary. Raises Preempted after a checkpoint."""
+    """Trains a tokenizer and a model from scratch into `out/model/` and returns the summary.
+
+    Raises Preempted after a checkpoint.
+    """
     texts = read_texts(inputs[settings.from_data] / "rows.jsonl")
     tokenizer = train_tokenizer(texts[: settings.tokenizer.texts], settings.tokenizer.vocab_size)
     documents = encode_documents(tokenizer, texts)
@@ -58,7 +61,7 @@ def run(settings: Pretrain, inputs: Mapping[str, Path], out: Path, context: Cont
 def train_model(
     settings: Pretrain, model: Qwen3ForCausalLM, documents: list[list[int]], checkpoint_folder: Path, context: Context
 ) -> float:
-    """Trains `model` in place, from the newest checkpoint where there is one; returns the last logged loss."""
+    """Trains `model` in place, resuming from the newest checkpoint if any, and returns the last logged loss."""
     optimizers = build_optimizers(settings, model)
     resume_point = checkpoints.find_newest_checkpoint(checkpoint_folder)
     done, losses = load_checkpoint(resume_point.folder, model, optimizers)
@@ -86,7 +89,10 @@ def train_model(
 
 
 def train_on_batch(model: Qwen3ForCausalLM, optimizers: list[Optimizer], batch: Tensor, rate_factor: float) -> Tensor:
-    """Updates the model on `batch`, (rows, block + 1) token ids; returns the mean loss per token before the update."""
+    """Updates the model on one batch and returns the mean loss per token before the update.
+
+    `batch`: (rows, block + 1) token ids.
+    """
     batch = batch.to(model.device)
     logits = model(input_ids=batch[:, :-1], use_cache=False).logits
     loss = cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
@@ -100,14 +106,20 @@ def train_on_batch(model: Qwen3ForCausalLM, optimizers: list[Optimizer], batch: 
 
 
 def compute_rate_factor(settings: Pretrain, step: int) -> float:
-    """Returns the learning rates' factor at `step` (from 1): linear warm-up, flat, linear to nearly zero at the end."""
+    """Returns the learning-rate factor at a training step: linear warm-up, then constant, then linear decay.
+
+    Steps count from 1; the decay ends at nearly zero.
+    """
     warmup = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
     decay = (settings.steps + 1 - step) / (settings.steps * settings.decay_share) if settings.decay_share else 1.0
     return min(warmup, decay, 1.0)
 
 
 def build_optimizers(settings: Pretrain, model: Qwen3ForCausalLM) -> list[Optimizer]:
-    """Builds Muon for the layers' matrices and AdamW for the rest (the tied embeddings and the norms)."""
+    """Builds the two optimisers of pretraining: Muon for the layers' matrices, AdamW for embeddings and norms.
+
+    The embeddings are tied.
+    """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     matrix_ids = set(map(id, matrices))
     rest = [p for p in model.parameters() if id(p) not in matrix_ids]
@@ -119,7 +131,10 @@ def build_optimizers(settings: Pretrain, model: Qwen3ForCausalLM) -> list[Optimi
 
 
 def build_model_config(shape: Architecture, tokenizer: Tokenizer) -> Qwen3Config:
-    """Builds the Qwen3 config; pad differs from the end of a turn, see `save_tokenizer`."""
+    """Builds the Qwen3 model config from its shape and tokenizer.
+
+    Pad differs from the end of a turn, see `save_tokenizer`.
+    """
     return Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=shape.hidden,
@@ -139,13 +154,16 @@ def build_model_config(shape: Architecture, tokenizer: Tokenizer) -> Qwen3Config
 
 
 def build_generation_config(tokenizer: Tokenizer) -> GenerationConfig:
-    """Builds a config that stops at the end of a turn and, for a base's own format, at the end of a document."""
+    """Builds a generation config that stops at the end of a turn or of a document.
+
+    A base model's own format ends with a document.
+    """
     ends = [look_up_token_id(tokenizer, TURN_END), look_up_token_id(tokenizer, END_OF_TEXT)]
     return GenerationConfig(eos_token_id=ends, pad_token_id=ends[1], do_sample=True, temperature=1.0)
 
 
 def read_texts(path: Path) -> list[str]:
-    """Reads the documents of a `rows.jsonl` of Text rows, in order."""
+    """Reads the documents of a `rows.jsonl` with Text rows, in order."""
     texts = []
     for number, row in enumerate(read_rows(path), start=1):
         if not isinstance(row, Text):
@@ -155,7 +173,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Returns the token ids of each document, closed by the end-of-text token."""
+    """Returns the token ids of each document, with an end-of-text token appended."""
     end = look_up_token_id(tokenizer, END_OF_TEXT)
     documents: list[list[int]] = []
     for start in range(0, len(texts), ENCODED_AT_ONCE):
@@ -165,14 +183,17 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def look_up_token_id(tokenizer: Tokenizer, token: str) -> int:
-    """Returns the id of a token that `train_tokenizer` has added."""
+    """Returns the token id of a special token that `train_tokenizer` has added."""
     look_up_token_id = tokenizer.token_to_id(token)
     assert look_up_token_id is not None, f"{token} is added by train_tokenizer"
     return look_up_token_id
 
 
 def stream_batches(documents: list[list[int]], settings: Pretrain, seed: int) -> Iterator[Tensor]:
-    """Yields batches of (rows, block + 1) ids without end; each epoch's order is a function of seed and epoch."""
+    """Yields an endless stream of (rows, block + 1) batches of token ids.
+
+    Each epoch's order is a function of seed and epoch.
+    """
     length = settings.sequence_length + 1
     if sum(map(len, documents)) < settings.batch * length:
         raise DataError(f"{len(documents)} documents do not fill one batch of {settings.batch} x {length} tokens")
@@ -187,7 +208,9 @@ def stream_batches(documents: list[list[int]], settings: Pretrain, seed: int) ->
 
 
 def pack_documents(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
-    """Packs documents into rows of `length` ids, each opening with the start of a document and cut where it is full.
+    """Packs documents into rows of `length` token ids.
+
+    Each row opens with the start of a document and is cut where it is full.
 
     Rows that open in the middle of a document make the model learn to copy numbers from a question far later.
     """
@@ -202,7 +225,9 @@ def pack_documents(documents: Iterable[list[int]], length: int) -> Iterator[list
 def save_checkpoint(
     home: Path, model: Qwen3ForCausalLM, optimizers: list[Optimizer], step: int, losses: list[Tensor]
 ) -> None:
-    """Saves a checkpoint atomically in place of the last: a kill leaves the old one or the new one.
+    """Saves a checkpoint atomically in place of the last one.
+
+    A kill leaves the old one or the new one.
 
     `losses` are those not logged yet, or the log of a resumed run would differ.
     """
@@ -216,7 +241,10 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path | None, model: Qwen3ForCausalLM, optimizers: list[Optimizer]
 ) -> tuple[int, list[Tensor]]:
-    """Restores model and optimisers in place; returns the step and the losses not logged yet, (0, []) without one."""
+    """Restores model and optimisers in place from a checkpoint and returns the step and the losses not logged yet.
+
+    Returns (0, []) without a checkpoint.
+    """
     if folder is None:
         return 0, []
     saved = torch.load(folder / STATE, weights_only=True)

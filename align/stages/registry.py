@@ -1,4 +1,4 @@
-"""Registry of stage kinds: one entry a kind, with all that is known of it outside its two files.
+"""Lists the stage kinds: one entry per kind, with everything the rest of the code needs to know of it.
 
 `align/settings/<kind>.py` holds a kind's settings, `align/stages/<kind>.py` what it does. Functions are named by import
 strings ("module:name"), so that reading this table imports nothing heavy.
@@ -14,7 +14,7 @@ from qwen_align.align.references import Product
 
 @dataclass(frozen=True)
 class StageKind:
-    """What the other rooms need to know of a kind of stage.
+    """A kind of stage, as the rest of the code needs to know it.
 
     settings: its settings class. run: `run(settings, inputs, out, context) -> summary`, in the stage's own process.
     check: `check(planned, preview) -> lines`, what `check` reports and refuses; imports no torch.
@@ -131,7 +131,7 @@ CODE_VERSIONS = {name: kind.code_version for name, kind in STAGE_KINDS.items()}
 
 
 def import_function(import_string: str) -> Callable[..., Any]:
-    """Imports and returns the function or class that "module:name" names."""
+    """Imports and returns the function or class that an import string "module:name" names."""
     module, _, name = import_string.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), name)
     return function

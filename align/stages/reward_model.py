@@ -1,4 +1,7 @@
-"""reward_model: a scorer from pairs, through TRL's RewardTrainer on token ids we made ourselves."""
+"""Runs a reward_model stage: trains a reward model on preference pairs with TRL's RewardTrainer.
+
+Token ids are our own.
+"""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -29,7 +32,7 @@ class Trainer(AtomicCheckpoints, RewardTrainer):  # type: ignore[misc]
 
 
 def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Trains a scorer on preference pairs and saves it; returns the summary."""
+    """Trains a reward model on preference pairs, saves it and returns the summary."""
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
@@ -56,7 +59,10 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
 
 
 def build_dataset(pairs: list[PairIds], *, with_margins: bool) -> datasets.Dataset:
-    """Returns TRL's columns of token ids, each side after its prompt, and the margins that its loss subtracts."""
+    """Returns the preference pairs as a data set with the token-id columns and margins that TRL reads.
+
+    Each completion comes after its prompt.
+    """
     columns: dict[str, list[Any]] = {
         "chosen_ids": [[*pair.prompt, *pair.chosen] for pair in pairs],
         "rejected_ids": [[*pair.prompt, *pair.rejected] for pair in pairs],

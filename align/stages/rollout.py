@@ -1,4 +1,4 @@
-"""rollout: samples completions of a model and judges them with the rewards."""
+"""Runs a rollout stage: samples completions of a model and judges them with the rewards."""
 
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from qwen_align.reward.settings import check_rewards
 
 
 def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Samples and judges completions for every prompt; returns the summary of the main process."""
+    """Samples and judges completions for every prompt and returns the summary of the main process."""
     source = inputs[settings.from_model]
     renderer = loading.load_renderer(source)
     rows = require_row_type(Problem, read_rows(inputs[settings.from_data] / "rows.jsonl"))

@@ -1,4 +1,4 @@
-"""sft: next-token training on rendered rows, through TRL's SFTTrainer on token ids we made ourselves."""
+"""Runs an sft stage: next-token training on rendered rows with TRL's SFTTrainer. Token ids are our own."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -27,7 +27,7 @@ class Trainer(AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
 
 
 def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Fine-tunes the model on the rows' completions and saves it; returns the summary."""
+    """Fine-tunes the model on the rows' completions, saves it and returns the summary."""
     source = inputs[settings.from_model]
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     rendered = render_rows(loading.load_renderer(source), rows, max_tokens=settings.max_tokens)
@@ -55,7 +55,10 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
 
 
 def build_dataset(samples: list[Sample]) -> datasets.Dataset:
-    """Returns TRL's columns input_ids and labels; -100 where a token is not in the loss."""
+    """Returns the samples as a data set with TRL's columns input_ids and labels.
+
+    A label is -100 where a token is not in the loss.
+    """
     return datasets.Dataset.from_dict(
         {
             "input_ids": [sample.ids for sample in samples],

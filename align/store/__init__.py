@@ -1,1 +1,1 @@
-"""Stored results: one folder per stage, its key, its files and their digests."""
+"""Stores results: one folder per stage, its key, its files and their digests."""

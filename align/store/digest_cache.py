@@ -1,4 +1,4 @@
-"""Caches the sha256 of the user's files, so that a plan reads big ones once."""
+"""Caches the sha256 of the user's files, so that a plan reads big files once."""
 
 import contextlib
 from pathlib import Path
@@ -7,7 +7,7 @@ from qwen_align.align.store.files import compute_sha256, read_json, write_json
 
 
 class DigestCache:
-    """Remembers the sha256 of files by path, size, modification time and inode, so that big ones are read once."""
+    """A cache of the sha256 of files by path, size, modification time and inode."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -15,7 +15,7 @@ class DigestCache:
         self._has_new = False
 
     def get_digest(self, path: Path) -> str:
-        """Returns the file's sha256, from the cache if the file is unchanged; raises OSError when it cannot be read."""
+        """Returns a file's sha256, from the cache if the file is unchanged. Raises OSError when it cannot be read."""
         if self._known is None:
             self._known = self._load()
         stat = path.stat()
@@ -28,13 +28,13 @@ class DigestCache:
         return self._known[identity]
 
     def save(self) -> None:
-        """Writes new digests to disk; a cache that cannot be written costs time and nothing else."""
+        """Writes new digests to the cache file. A cache that cannot be written costs time and nothing else."""
         with contextlib.suppress(OSError):
             if self._known and self._has_new and self.path.parent.exists():
                 write_json(self.path, self._known)
 
     def _load(self) -> dict[str, str]:
-        """Reads the digests of earlier runs; {} when there are none."""
+        """Reads the cached digests of earlier runs. Returns {} when there are none."""
         try:
             return read_json(self.path)
         except (OSError, ValueError):  # none yet, or damaged: it is written anew

@@ -1,4 +1,4 @@
-"""Reads, digests and atomically writes files: JSON and text are complete on disk or not there at all."""
+"""Reads, digests and atomically writes files. JSON and text are complete on disk or not there at all."""
 
 import hashlib
 import json
@@ -16,18 +16,18 @@ def compute_sha256(path: Path) -> str:
 
 
 def remove_tree(folder: Path) -> None:
-    """Deletes a folder with all it holds; does nothing where there is none."""
+    """Deletes a folder with all it contains. Does nothing if the folder does not exist."""
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def to_canonical_json(value: Any) -> str:
-    """Returns JSON with sorted keys, the form over which digests are taken."""
+    """Returns a value as JSON with sorted keys, the form over which digests are taken."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises ValueError when the file holds none."""
+    """Reads a JSON object from a file. Raises ValueError when the file holds none."""
     loaded = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: not a JSON object")
@@ -40,7 +40,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically: a kill leaves the old file; it is on disk when this returns."""
+    """Writes a text file atomically. A kill leaves the old file. The text is on disk when this returns."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -53,5 +53,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def measure_gib(folder: Path) -> float:
-    """Returns the size of all files in a folder, in GiB."""
+    """Returns the total size of all files in a folder, in GiB."""
     return sum(path.lstat().st_size for path in folder.rglob("*")) / 2**30

@@ -12,11 +12,14 @@ COMPLETE = "complete.json"
 
 
 class Damaged(ValueError):
-    """Raised when a file is missing or not what was written; the message says which."""
+    """The error for a file that is missing or differs from what was written. The message says which file."""
 
 
 def seal_folder(folder: Path, **facts: Any) -> None:
-    """Writes complete.json with these facts and every file's sha256; all of it is on disk when this returns."""
+    """Writes complete.json with the sha256 of every file in a folder and with the given facts.
+
+    All of it is on disk when this returns.
+    """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -27,7 +30,10 @@ def seal_folder(folder: Path, **facts: Any) -> None:
 
 
 def verify_sealed_folder(folder: Path) -> dict[str, Any]:
-    """Returns the record a folder was sealed with; raises Damaged unless it and every file are as they were."""
+    """Verifies a sealed folder and returns its record.
+
+    Raises Damaged unless the record and every file are unchanged.
+    """
     try:
         record = read_json(folder / COMPLETE)
         digest = record.pop("sha256")
@@ -42,7 +48,7 @@ def verify_sealed_folder(folder: Path) -> dict[str, Any]:
 
 
 def verify_digests(folder: Path, digests: Mapping[str, str]) -> None:
-    """Compares files with the sha256 given for each; raises Damaged for the first that differs or is missing."""
+    """Compares files with the sha256 given for each. Raises Damaged for the first file that differs or is missing."""
     for name, digest in digests.items():
         try:
             actual_digest = compute_sha256(folder / name)
@@ -53,5 +59,5 @@ def verify_digests(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def _compute_record_digest(record: Mapping[str, Any]) -> str:
-    """Returns the sha256 of a seal's own content."""
+    """Returns the sha256 of the content of a seal record."""
     return hashlib.sha256(to_canonical_json(record).encode()).hexdigest()

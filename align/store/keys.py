@@ -6,16 +6,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from qwen_align.align.settings.base import ALWAYS_IN_KEY
-from qwen_align.align.settings.renamed import old_field_names, old_field_values
+from qwen_align.align.settings.renamed import get_old_field_names, get_old_field_values
 
 
 def list_key_fields(settings: BaseModel) -> list[tuple[str, Any]]:
-    """Returns (name in keys, value) of the fields that make the key.
+    """Returns (name in keys, value) of the settings fields that are part of a stage's key.
 
     A field at its default is left out, so that a new setting leaves all keys as they were; required fields, `kind` and
     fields that are marked `ALWAYS_IN_KEY` stay. A renamed field has its old name, a renamed value its old value.
     """
-    old_names, old_values = old_field_names(type(settings)), old_field_values(type(settings))
+    old_names, old_values = get_old_field_names(type(settings)), get_old_field_values(type(settings))
     return [
         (old_names.get(name, name), _to_old_value(getattr(settings, name), old_values.get(name, {})))
         for name, field in type(settings).model_fields.items()
@@ -24,12 +24,12 @@ def list_key_fields(settings: BaseModel) -> list[tuple[str, Any]]:
 
 
 def is_always_in_key(name: str, field: FieldInfo) -> bool:
-    """Tells whether the field stands in keys also at its default, so that another default is another key."""
+    """Returns whether a settings field is part of keys even at its default. Then another default is another key."""
     return name == "kind" or field.is_required() or ALWAYS_IN_KEY in field.metadata
 
 
 def _to_old_value(value: Any, old_values: dict[Any, Any]) -> Any:
-    """Returns the value, or each of a list, as keys have it."""
+    """Returns the old value of a renamed setting value, as keys have it. Of a list each value is replaced."""
     if not old_values:
         return value
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Records what a stage was made with: library versions and the commit of the user's repository."""
+"""Records the provenance of a result: library versions and the commit of the user's repository."""
 
 import importlib.metadata
 import subprocess
@@ -12,7 +12,7 @@ def read_library_versions() -> dict[str, str]:
 
 
 def find_git_commit() -> str | None:
-    """Returns the commit of the folder the command runs in, or None outside a repository."""
+    """Returns the git commit of the current folder. Returns None outside a repository."""
     try:
         completed = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

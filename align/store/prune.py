@@ -9,7 +9,7 @@ from qwen_align.align.store.stage_folder import StageFolder
 
 
 def prune_store(home: Path, *, dry_run: bool) -> Iterator[tuple[Path, float]]:
-    """Deletes stored stages that no run links to and yields (folder, GiB) of each; a locked stage is left alone."""
+    """Deletes stored stages that no run links to and yields (folder, GiB) of each. A locked stage is not deleted."""
     linked = {link.resolve() for link in home.glob("runs/*/stages/*")}
     for folder in sorted(home.glob("store/*-*")):
         if not folder.is_dir() or folder.resolve() in linked:

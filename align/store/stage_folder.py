@@ -1,4 +1,4 @@
-"""A stage's folder in the store: its manifest, the lock that one process holds, and its clean-up."""
+"""Manages a stage's folder in the store: its manifest, its lock and its clean-up."""
 
 import contextlib
 import fcntl
@@ -15,18 +15,18 @@ UNFINISHED = ("checkpoints", "parts")  # folders of a stage that is not complete
 
 
 class StageFolder:
-    """A stage's folder. It is complete if and only if it holds `manifest.json`, which is written last."""
+    """A stage's folder in the store. It is complete if and only if it holds `manifest.json`, which is written last."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def is_complete(self) -> bool:
-        """Whether the stage's result is there."""
+        """Returns whether the stage's result is complete."""
         return (self.path / "manifest.json").exists()
 
     def read_manifest(self) -> dict[str, Any]:
-        """Reads manifest.json, the record of a finished stage; raises StageError when it cannot be read."""
+        """Reads manifest.json, the record of a finished stage. Raises StageError when it cannot be read."""
         try:
             return read_json(self.path / "manifest.json")
         except ValueError:
@@ -35,7 +35,7 @@ class StageFolder:
             ) from None
 
     def remove_leftovers(self) -> None:
-        """Deletes the checkpoints and parts that a kill at the end of a finished stage may have left."""
+        """Deletes checkpoints and partial files that a killed process may have left in a finished stage's folder."""
         for name in UNFINISHED:
             if (self.path / name).exists():
                 with self.hold_lock():
@@ -43,7 +43,10 @@ class StageFolder:
 
     @contextlib.contextmanager
     def hold_lock(self) -> Iterator[None]:
-        """Holds the folder's lock inside the `with` block; raises StageError when another process has it."""
+        """Holds the lock of the stage's folder inside the `with` block.
+
+        Raises StageError when another process has it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as lock:
             try:
@@ -60,7 +63,7 @@ class StageFolder:
             yield
 
     def delete_contents(self) -> None:
-        """Deletes the result and all checkpoints; the lock file stays."""
+        """Deletes the stage's result and all checkpoints. The lock file stays."""
         (self.path / "manifest.json").unlink(missing_ok=True)  # first, or a kill here would leave half a result
         for entry in self.path.iterdir() if self.path.exists() else ():
             if entry.name != "lock":

@@ -1,4 +1,4 @@
-"""The store: one folder per stage, named by the key of everything its result depends on."""
+"""Implements the store: one folder per stage, named by the key of everything its result depends on."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,18 +20,20 @@ _NOT_IN_KEY = {"name", "runtime", "seed"}  # the seed stands beside the settings
 
 
 class Store:
-    """Computes the keys of stages and of models from outside, and finds stages' folders by them."""
+    """A store of stage results, which computes the keys of stages and external models and finds folders by key."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._digests = DigestCache(root / "digests.json")
 
     def get_folder(self, kind: str, key: str) -> StageFolder:
-        """Returns the folder of the stage with this key, whether it exists or not."""
+        """Returns the folder of the stage with the given key, whether it exists or not."""
         return StageFolder(self.root / f"{kind}-{key[:16]}")
 
     def compute_key(self, stage: Stage, input_keys: Mapping[str, str]) -> str:
-        """Computes a stage's key, the sha256 of all its result depends on; `input_keys`: the keys of its inputs.
+        """Computes a stage's key, the sha256 of everything its result depends on.
+
+        `input_keys`: the keys of its inputs.
 
         Raises RecipeError naming the setting when an outside file cannot be read.
         """
@@ -50,7 +52,7 @@ class Store:
             return {"input": input_keys[reference]}
 
         def replace_file(path: OutsideFile) -> dict[str, str]:
-            """Returns the digest of an outside file."""
+            """Returns the digest of a user's file outside the store."""
             return {"sha256": self.compute_file_digest(path)}
 
         settings = {
@@ -59,12 +61,12 @@ class Store:
             if name not in _NOT_IN_KEY
         }
         key_parts: dict[str, Any] = {"settings": settings, "code": CODE_VERSIONS[stage.kind], "seed": stage.seed}
-        if runtime_settings := stage.settings.runtime_in_key(stage.runtime):
+        if runtime_settings := stage.settings.get_runtime_key_settings(stage.runtime):
             key_parts["runtime"] = runtime_settings
         return hashlib.sha256(to_canonical_json(key_parts).encode()).hexdigest()
 
     def compute_model_key(self, source: ModelSource) -> str:
-        """Key of a model from outside: its files' digests, its hub id and commit, or the key of the stage that made it.
+        """Returns the key of an external model: its files' digests, its hub id and commit, or its stage's key.
 
         Raises RecipeError.
         """
@@ -81,9 +83,9 @@ class Store:
         return hashlib.sha256(to_canonical_json(digests).encode()).hexdigest()
 
     def compute_file_digest(self, path: Path | str) -> str:
-        """Returns the sha256 of a user's file, from the cache if it is unchanged."""
+        """Returns the sha256 of a user's file, from the cache if the file is unchanged."""
         return self._digests.get_digest(Path(path))
 
     def save_file_digests(self) -> None:
-        """Writes the cached digests of outside files to disk for the next run."""
+        """Writes the cached digests of the user's files to disk for the next run."""
         self._digests.save()

@@ -1,4 +1,4 @@
-"""Verifies the outputs of stored stages against their manifests before a later stage reads them."""
+"""Verifies the output files of stored stages against their manifests before a later stage reads them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,14 +10,19 @@ from qwen_align.align.store.stage_folder import StageFolder
 
 
 class InputVerifier:
-    """Verifies each stage's folder once per run; `names`: the stages' names by their resolved folders."""
+    """A verifier of stage folders, which verifies each folder once per run.
+
+    `names`: the stages' names by their resolved folders.
+    """
 
     def __init__(self, names: Mapping[Path, str]) -> None:
         self._names = names
         self._verified: set[Path] = set()
 
     def verify_folder(self, folder: Path) -> None:
-        """Verifies a folder and those its model builds on; raises StageError when a file is not what its stage wrote.
+        """Verifies the files of a stage's folder and of the folders that its model builds on.
+
+        Raises StageError when a file is not what its stage wrote.
 
         Folders of models from outside are left alone: their digests are in the keys.
         """
@@ -35,7 +40,7 @@ class InputVerifier:
 
 
 def _list_base_folders(folder: Path) -> Iterator[Path]:
-    """Lists the folders of the stages whose model or adapters a model.json builds on."""
+    """Yields the folders of the stages whose model or adapters a model.json builds on."""
     if (folder / "model.json").exists():
         description = read_json(folder / "model.json")
         for path in (description.get("base"), *description.get("adapters", [])):

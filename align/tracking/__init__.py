@@ -1,1 +1,1 @@
-"""Sends training curves and evaluation results to trackers, each in a process of its own."""
+"""Sends training curves and evaluation results to experiment trackers, each in a process of its own."""

@@ -1,4 +1,4 @@
-"""Reads the points that are tracked of a stage: the figures of its metrics.jsonl or of its evaluation."""
+"""Reads the points that a stage sends to trackers: the metrics in its metrics.jsonl or of its evaluation."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Curve(NamedTuple):
-    """A stage as trackers see it: one run of theirs. `config` holds the stage's settings."""
+    """A stage's training curve as one tracker run. `config` holds the stage's settings."""
 
     name: str
     kind: str
@@ -18,14 +18,14 @@ class Curve(NamedTuple):
 
 
 class Point(NamedTuple):
-    """The figures of one step."""
+    """The metrics of one training step."""
 
     step: int
     figures: dict[str, float]
 
 
 class Run(NamedTuple):
-    """A curve as one tracker knows it; `last_step` is the last one it has, None when it has none."""
+    """A training curve as one tracker knows it. `last_step` is the last step it has, None when it has none."""
 
     id: str
     name: str
@@ -37,14 +37,17 @@ class Run(NamedTuple):
 
 
 class JsonLinesReader:
-    """Reads the JSON objects of a growing file, each once; a file that was replaced or cut is read from its start."""
+    """A reader of the new JSON objects in a growing file. A file that was replaced or cut is read from its start."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inode, self._offset = 0, 0
 
     def read_new(self) -> list[dict[str, Any]]:
-        """Returns the objects added since the last call; half a line waits for its end, other values are left out."""
+        """Returns the JSON objects appended to the file since the last call.
+
+        Half a line waits for its end; values that are no objects are left out.
+        """
         try:
             file = self._path.open("rb")
         except FileNotFoundError:
@@ -60,7 +63,7 @@ class JsonLinesReader:
 
 
 def _parse_json(line: bytes) -> Any:
-    """Parses a line; returns None for one that is no JSON."""
+    """Parses one line as JSON. Returns None for a line that is not JSON."""
     try:
         return json.loads(line)
     except ValueError:
@@ -68,23 +71,26 @@ def _parse_json(line: bytes) -> Any:
 
 
 def to_point(logged: Mapping[str, Any]) -> Point | None:
-    """Converts a line of metrics.jsonl to finite numbers at a step; returns None without a step."""
+    """Converts a line of metrics.jsonl to its step and finite numbers. Returns None for a line without a step."""
     step = logged.get("step")
     if not isinstance(step, int):
         return None
-    return Point(step, _keep_finite({name: value for name, value in logged.items() if name != "step"}))
+    return Point(step, _select_finite({name: value for name, value in logged.items() if name != "step"}))
 
 
 def to_evaluation_point(summary: Mapping[str, Any]) -> Point:
-    """Converts an evaluation's results to one point at step 0 with names like `set/switch/accuracy`, or with a mode."""
+    """Converts an evaluation's results to one tracker point at step 0 with metric names like `set/switch/accuracy`.
+
+    Where there is a mode, the name holds it too.
+    """
     figures: dict[str, float] = {}
     for result in summary["results"]:
         name_parts = [result["set"], result["switch"], *([result["mode"]] if result["mode"] else [])]
-        figures |= {"/".join([*name_parts, name]): value for name, value in _keep_finite(result).items()}
+        figures |= {"/".join([*name_parts, name]): value for name, value in _select_finite(result).items()}
     return Point(0, figures)
 
 
-def _keep_finite(values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the values that are finite numbers, as floats."""
+def _select_finite(values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns those values of a mapping that are finite numbers, as floats."""
     numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""Prepares trackers: checks their libraries, cuts their environment to what they may see, describes their output."""
+"""Prepares experiment trackers: checks their libraries, restricts their environment, describes their output."""
 
 import importlib.util
 import os
@@ -28,7 +28,10 @@ QUIET = {
 
 
 def check_installed(tracking: Tracking) -> None:
-    """Checks that the trackers' libraries are installed; raises RecipeError naming the extra to install."""
+    """Checks that the libraries of the recipe's trackers are installed.
+
+    Raises RecipeError naming the extra to install.
+    """
     missing = [name for name in tracking.to if importlib.util.find_spec(load_tracker_class(name).library) is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -40,7 +43,10 @@ def check_installed(tracking: Tracking) -> None:
 def build_tracker_environment(
     name: str, tracking: Tracking, variables: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """Builds the environment of a tracker's process: no other tracker's keys, nothing that reports to its makers."""
+    """Builds the environment variables of a tracker's process.
+
+    It has no other tracker's API keys and nothing that reports to the tracker's makers.
+    """
     tracker = load_tracker_class(name)
     all_keys = {key for other in TRACKERS for key in load_tracker_class(other).api_keys}
     hidden = all_keys - set(tracker.api_keys if tracker.needs_keys(tracking) else ())
@@ -49,6 +55,9 @@ def build_tracker_environment(
 
 
 def describe_destinations(tracking: Tracking, group: str, folder: Path) -> Iterator[str]:
-    """Yields one line per tracker: where its curves go and how to look at them; `folder` holds the trackers' files."""
+    """Yields one line per tracker that says where its curves go and how to view them.
+
+    `folder` holds the trackers' files.
+    """
     for name in tracking.to:
         yield f"curves: {name}: {load_tracker_class(name).describe_destination(tracking, group, folder / name)}"

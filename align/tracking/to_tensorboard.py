@@ -10,7 +10,7 @@ from qwen_align.align.tracking.curve import Run
 
 
 class TensorBoard:
-    """Sends one run at a time to TensorBoard event files."""
+    """A tracker that writes one run at a time to TensorBoard event files."""
 
     library = "tensorboard"
     api_keys: tuple[str, ...] = ()
@@ -32,26 +32,26 @@ class TensorBoard:
         return None
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Writes the figures of one step."""
+        """Writes the metrics of one step to the event file."""
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def end(self, *, is_whole: bool) -> None:
-        """Closes the run."""
+        """Closes the event file of the run."""
         self._writer.close()
 
     @staticmethod
     def needs_keys(tracking: Tracking) -> bool:
-        """Tells whether its process is given its keys."""
+        """Returns whether the tracker's process is given its API keys."""
         return False
 
     @staticmethod
     def needs_hub(tracking: Tracking) -> bool:
-        """Tells whether it talks to the Hugging Face hub."""
+        """Returns whether the tracker connects to the Hugging Face hub."""
         return False
 
     @staticmethod
     def describe_destination(tracking: Tracking, group: str, folder: Path) -> str:
-        """Returns where the curves go and how to look at them."""
+        """Returns a line that says where the tracker's curves go and how to view them."""
         return f"files; look at them with `tensorboard --logdir {folder}`"

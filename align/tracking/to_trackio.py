@@ -8,7 +8,7 @@ from qwen_align.align.tracking.curve import Run
 
 
 class Trackio:
-    """Sends one run at a time to trackio."""
+    """A tracker that sends one run at a time to trackio."""
 
     library = "trackio"
     api_keys: tuple[str, ...] = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -20,7 +20,7 @@ class Trackio:
         self._space = tracking.space
 
     def begin(self, run: Run) -> str | None:
-        """Opens the run, or resumes the one of that name."""
+        """Opens a trackio run, or resumes the run with the same name."""
         self._run = self._trackio.init(
             project=run.project,
             name=f"{run.name}-{run.id[:8]}",  # runs are resumed by name
@@ -35,25 +35,25 @@ class Trackio:
         return None
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Sends the figures of one step."""
+        """Sends the metrics of one step to trackio."""
         self._run.log(dict(figures), step=step)
 
     def end(self, *, is_whole: bool) -> None:
-        """Closes the run."""
+        """Closes the trackio run."""
         self._run.finish()
 
     @staticmethod
     def needs_keys(tracking: Tracking) -> bool:
-        """Tells whether its process is given its keys."""
+        """Returns whether the tracker's process is given its API keys."""
         return tracking.space is not None
 
     @staticmethod
     def needs_hub(tracking: Tracking) -> bool:
-        """Tells whether it talks to the Hugging Face hub."""
+        """Returns whether the tracker connects to the Hugging Face hub."""
         return tracking.space is not None
 
     @staticmethod
     def describe_destination(tracking: Tracking, group: str, folder: Path) -> str:
-        """Returns where the curves go and how to look at them."""
+        """Returns a line that says where the tracker's curves go and how to view them."""
         destination = f"Space {tracking.space}" if tracking.space else "local"
         return f"{destination}, project {tracking.project}; look at them with `trackio show`"

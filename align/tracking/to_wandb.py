@@ -1,4 +1,4 @@
-"""Sends runs to Weights & Biases: offline without a key, and never more than the figures and the settings."""
+"""Sends runs to Weights & Biases: offline without an API key, and only the metrics and the settings."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,10 @@ WandbMode = Literal["online", "offline", "disabled"]
 
 
 def choose_wandb_mode(variables: Mapping[str, str] = os.environ) -> WandbMode:
-    """Returns online with a key in the environment, else offline; WANDB_MODE can only ask for less."""
+    """Returns the Weights & Biases mode: online if the environment has an API key, else offline.
+
+    WANDB_MODE can only ask for less.
+    """
     less: WandbMode
     for less in ("offline", "disabled"):
         if variables.get("WANDB_MODE") == less:
@@ -23,7 +26,7 @@ def choose_wandb_mode(variables: Mapping[str, str] = os.environ) -> WandbMode:
 
 
 class Wandb:
-    """Sends one run at a time to Weights & Biases."""
+    """A tracker that sends one run at a time to Weights & Biases."""
 
     library = "wandb"
     api_keys: tuple[str, ...] = ("WANDB_API_KEY",)
@@ -36,7 +39,10 @@ class Wandb:
         self._mode: WandbMode = choose_wandb_mode()
 
     def begin(self, run: Run) -> str | None:
-        """Opens the run; returns what people should know if the server was not reached: it is offline then."""
+        """Opens a Weights & Biases run.
+
+        Returns a message for the user if the server was not reached and the run is offline.
+        """
         try:
             self._run = self._init(run)
         except self._wandb.Error as error:
@@ -50,7 +56,7 @@ class Wandb:
         return None
 
     def _init(self, run: Run) -> Any:
-        """Opens the run with everything turned off that would send more than figures and settings."""
+        """Opens a Weights & Biases run that sends only metrics and settings."""
         settings = self._wandb.Settings(
             console="off",
             disable_code=True,
@@ -81,26 +87,26 @@ class Wandb:
         )
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Sends the figures of one step."""
+        """Sends the metrics of one step to Weights & Biases."""
         self._run.log(dict(figures), step=step, commit=True)
 
     def end(self, *, is_whole: bool) -> None:
-        """Closes the run, as failed unless `is_whole`."""
+        """Closes the Weights & Biases run, marked as failed unless `is_whole`."""
         self._run.finish(exit_code=0 if is_whole else 1)
 
     @staticmethod
     def needs_keys(tracking: Tracking) -> bool:
-        """Tells whether its process is given its keys."""
+        """Returns whether the tracker's process is given its API keys."""
         return True
 
     @staticmethod
     def needs_hub(tracking: Tracking) -> bool:
-        """Tells whether it talks to the Hugging Face hub."""
+        """Returns whether the tracker connects to the Hugging Face hub."""
         return False
 
     @staticmethod
     def describe_destination(tracking: Tracking, group: str, folder: Path) -> str:
-        """Returns where the curves go and how to look at them."""
+        """Returns a line that says where the tracker's curves go and how to view them."""
         if (mode := choose_wandb_mode()) == "offline":
             return f"offline; upload with `wandb sync {folder / 'offline-run-*'}`"
         return f"{mode}, project {tracking.project}, group {group}"

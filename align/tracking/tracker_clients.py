@@ -1,4 +1,7 @@
-"""The run's side of tracking: one process per tracker, which reads its orders from a file and is never waited for."""
+"""Starts and controls one process per tracker from the run.
+
+A process reads its orders from a file and is never waited for.
+"""
 
 import contextlib
 import json
@@ -22,7 +25,9 @@ LEAVE_S = 5.0  # the same when a run fails or is asked to stop, which leaves lit
 
 
 class TrackerClients:
-    """Runs the trackers' processes around a run; leaving the `with` block waits for them, but not long.
+    """The tracker processes of a run.
+
+    Leaving the `with` block waits for them, but not long.
 
     Nothing here raises for a tracker's sake: a failure is reported once by `note`, and the tracker is left out.
     `folder`: where the trackers' files and logs go.
@@ -37,18 +42,18 @@ class TrackerClients:
         return self
 
     def begin_curve(self, curve: Curve) -> None:
-        """Tells the trackers to follow the curve of this stage; the first one starts their processes."""
+        """Orders the trackers to follow the training curve of a stage. The first call starts their processes."""
         if not self._is_started:
             self._is_started = True
             self._start_clients()
         self._send_order({"begin": {**curve._asdict(), "folder": str(curve.folder)}})
 
     def end_curve(self, points: Sequence[Point] = (), *, is_whole: bool) -> None:
-        """Tells the trackers that the stage has ended; `points` are those besides its metrics.jsonl."""
+        """Tells the trackers that the running stage has ended. `points` are those besides its metrics.jsonl."""
         self._send_order({"end": {"points": points, "is_whole": is_whole}})
 
     def check_trackers(self) -> None:
-        """Reports messages and failures of trackers since the last call; takes no time."""
+        """Reports the trackers' messages and failures since the last call, without waiting."""
         for client in list(self._clients):
             code = client.process.poll()  # before its message is read, which comes first
             if message := client.read_message():
@@ -57,7 +62,7 @@ class TrackerClients:
                 self._drop_client(client, f"its process ended with code {code}")
 
     def _handle_message(self, client: "_TrackerClient", message: "_TrackerMessage") -> None:
-        """Reports a tracker's message; drops the tracker after its last one."""
+        """Reports a message of a tracker process. The tracker is dropped after its last message."""
         if message.is_last:
             self._drop_client(client, message.message)
         else:
@@ -75,7 +80,7 @@ class TrackerClients:
                 client.kill()
 
     def _wait_for_client(self, client: "_TrackerClient", timeout_s: float) -> None:
-        """Waits for a tracker to finish and reports how it ended."""
+        """Waits for a tracker process to finish and reports how it exited."""
         try:
             code = client.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -95,7 +100,7 @@ class TrackerClients:
                 self._note(f"tracking: {name}: cannot be started: {error}")
 
     def _send_order(self, order: dict[str, Any]) -> None:
-        """Sends an order to all trackers; drops those that cannot be reached."""
+        """Sends an order to all tracker processes. Processes that cannot be reached are dropped."""
         for client in list(self._clients):
             try:
                 client.append_order(order)
@@ -103,13 +108,13 @@ class TrackerClients:
                 self._drop_client(client, str(error))
 
     def _drop_client(self, client: "_TrackerClient", reason: str) -> None:
-        """Ends a tracker's process and reports why."""
+        """Ends a tracker's process and reports the reason."""
         self._clients.remove(client)
         client.kill()
         self._note_failure(client, reason)
 
     def _note_failure(self, client: "_TrackerClient", reason: str) -> None:
-        """Notes that a tracker has failed and what that does not touch."""
+        """Reports that a tracker has failed and that the run itself goes on."""
         self._note(
             f"tracking: {client.name}: {reason}; the run is not touched by it, "
             f"and metrics.jsonl holds every figure; log: {client.log}"
@@ -117,14 +122,14 @@ class TrackerClients:
 
 
 class _TrackerMessage(NamedTuple):
-    """A tracker's message to people; after the last one it does nothing more."""
+    """A message of a tracker process to the user. After the last one the process does nothing more."""
 
     message: str
     is_last: bool
 
 
 class _TrackerClient:
-    """One tracker's process and its files; raises OSError when it cannot be started or given an order."""
+    """A tracker's process and its files. Raises OSError when it cannot be started or given an order."""
 
     def __init__(self, name: str, tracking: Tracking, group: str, folder: Path) -> None:
         self.name = name
@@ -146,12 +151,12 @@ class _TrackerClient:
             )
 
     def append_order(self, order: dict[str, Any]) -> None:
-        """Appends an order to the file that the process reads."""
+        """Appends an order to the file that the tracker process reads."""
         with (self._home / "orders.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(order) + "\n")
 
     def read_message(self) -> _TrackerMessage | None:
-        """Returns the process's message to people, each once."""
+        """Returns the newest message of the tracker process to the user, or None. Each message is returned once."""
         path = self._home / "said.json"
         if not path.exists():
             return None
@@ -160,12 +165,12 @@ class _TrackerClient:
         return message
 
     def close_input(self) -> None:
-        """Closes the process's input, which tells it that the run is over."""
+        """Closes the input of the tracker process, which tells it that the run is over."""
         assert self.process.stdin
         self.process.stdin.close()
 
     def kill(self) -> None:
-        """Ends the process and what it has started, if they are still there."""
+        """Kills the tracker process and its child processes if they are still running."""
         self.close_input()
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it has left nothing behind
             os.killpg(self.process.pid, signal.SIGKILL)

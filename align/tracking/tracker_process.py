@@ -1,4 +1,6 @@
-"""The process of one tracker (`python -m qwen_align.align.tracking.tracker_process FOLDER`): forwards what stages log.
+"""Runs the process of one tracker, which sends the tracker what stages log.
+
+The command is `python -m qwen_align.align.tracking.tracker_process FOLDER`.
 
 FOLDER/job.json says which tracker, FOLDER/orders.jsonl grows while the run goes on, FOLDER/said.json is its message to
 people. Nobody waits for it and it asks for nothing; when its input ends, which is when the run does, it finishes.
@@ -34,7 +36,10 @@ class Destination(NamedTuple):
 
 
 def main(folder: Path) -> int:
-    """Serves one tracker to the end of the run; an error is written to said.json, and the code is 1."""
+    """Serves one tracker until the run ends and returns the exit code.
+
+    An error is written to said.json, and the code is 1.
+    """
     os.nice(10)  # training first
     job = read_json(folder / "job.json")
 
@@ -55,7 +60,10 @@ def main(folder: Path) -> int:
 
 
 def wait_for_run_end() -> bool:
-    """Waits up to POLL_S for the run to close our input; tells whether it has."""
+    """Waits up to POLL_S seconds for the run to end and returns whether it has.
+
+    The run ends by closing this process's input.
+    """
     is_over = bool(select.select([sys.stdin], [], [], POLL_S)[0])  # nothing is ever written to it
     if is_over:
         signal.alarm(ALONE_S)
@@ -69,7 +77,7 @@ def serve_orders(
     is_over: Callable[[], bool],
     write_message: Callable[[str], None],
 ) -> None:
-    """Follows the orders until the run is over, and sends each point of the running stage once."""
+    """Executes the orders of the run until it is over. Each point of the running stage is sent to the tracker once."""
     order_reader, sender = JsonLinesReader(orders), None
     while True:
         is_last = is_over()  # asked first: what was written before the end is still read
@@ -91,7 +99,9 @@ def serve_orders(
 
 
 class CurveSender:
-    """Sends a stage's points; the last step sent stands in the stage's folder, so that a resumed stage goes on from it.
+    """A sender of a stage's points to a tracker.
+
+    The last step sent is stored in the stage's folder, so that a resumed stage goes on from it.
 
     It is written before a point is handed over: what is killed in between loses a point, and none is there twice.
     """
@@ -103,11 +113,11 @@ class CurveSender:
         self._metrics = JsonLinesReader(curve.folder / "metrics.jsonl")
         self._mark = curve.folder / TRACKING / f"{destination.tracker}.json"
         identity = {**destination._asdict(), "name": curve.name}
-        known = _read_mark(self._mark)
+        known = _read_last_sent(self._mark)
         if known is None or any(known.get(field) != value for field, value in identity.items()):
             known = {**identity, "id": uuid.uuid4().hex[:16], "step": None}
         self._known: dict[str, Any] = known
-        self._save_mark()
+        self._save_last_sent()
         run = Run(
             known["id"], curve.name, curve.kind, destination.project, destination.group, curve.config, known["step"]
         )
@@ -115,11 +125,14 @@ class CurveSender:
             write_message(message)
 
     def send_new_points(self) -> None:
-        """Sends the points that the stage has logged since the last call."""
+        """Sends the points that the stage has logged since the last call to the tracker."""
         self.send_points([point for line in self._metrics.read_new() if (point := to_point(line))])
 
     def send_points(self, points: list[Point]) -> None:
-        """Sends the points beyond the last one sent; a resumed stage logs some steps a second time."""
+        """Sends those points to the tracker that are after the last step sent.
+
+        A resumed stage logs some steps a second time.
+        """
         last = self._known["step"]
         new_points: list[Point] = []
         for point in points:
@@ -128,18 +141,18 @@ class CurveSender:
                 last = point.step
         if new_points:
             self._known["step"] = last
-            self._save_mark()
+            self._save_last_sent()
             for step, figures in new_points:
                 self._tracker.log(step, figures)
 
-    def _save_mark(self) -> None:
-        """Writes the run's identity and the last step sent to the stage's folder."""
+    def _save_last_sent(self) -> None:
+        """Writes the id of the tracker run and the last step sent to the stage's folder."""
         self._mark.parent.mkdir(exist_ok=True)
         write_json(self._mark, self._known)
 
 
-def _read_mark(mark: Path) -> dict[str, Any] | None:
-    """Reads a run's identity and last step, None where there is none to go on with."""
+def _read_last_sent(mark: Path) -> dict[str, Any] | None:
+    """Reads the id of a tracker run and the last step sent from a file. Returns None where there is none to resume."""
     try:
         identity = json.loads(mark.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or half of one: a new run

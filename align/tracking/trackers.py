@@ -1,4 +1,4 @@
-"""The trackers that curves can go to: one file `to_<name>.py` and one line each; their libraries are imported late."""
+"""Lists the experiment trackers: one file `to_<name>.py` and one line each. Their libraries are imported late."""
 
 import importlib
 from collections.abc import Mapping
@@ -16,7 +16,9 @@ TRACKERS = {
 
 
 class Tracker(Protocol):
-    """Sends one run at a time: `begin`, `log` with rising steps, `end`. Any of them may raise anything, or hang.
+    """The interface of an experiment tracker, which sends one run at a time: `begin`, `log` with rising steps, `end`.
+
+    Any of them may raise anything, or hang.
 
     library: the package it needs, an extra of its own name. api_keys: environment variables that no other tracker sees.
     """
@@ -25,31 +27,34 @@ class Tracker(Protocol):
     api_keys: ClassVar[tuple[str, ...]]
 
     def __init__(self, tracking: Tracking, folder: Path) -> None:
-        """Imports the library; `folder` is where the tracker may keep files."""
+        """Imports the tracker's library. `folder` is where the tracker may keep files."""
 
     def begin(self, run: Run) -> str | None:
-        """Opens or resumes a run; returns a message to people, if there is one."""
+        """Opens or resumes a tracker run. Returns a message for the user, or None."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Sends the figures of one step."""
+        """Sends the metrics of one step to the tracker."""
 
     def end(self, *, is_whole: bool) -> None:
-        """Closes the run; `is_whole`: its stage has finished."""
+        """Closes the tracker run. `is_whole`: its stage has finished."""
 
     @staticmethod
     def needs_keys(tracking: Tracking) -> bool:
-        """Tells whether its process is given its keys."""
+        """Returns whether the tracker's process is given its API keys."""
 
     @staticmethod
     def needs_hub(tracking: Tracking) -> bool:
-        """Tells whether it talks to the Hugging Face hub."""
+        """Returns whether the tracker connects to the Hugging Face hub."""
 
     @staticmethod
     def describe_destination(tracking: Tracking, group: str, folder: Path) -> str:
-        """Returns where the curves go and how to look at them."""
+        """Returns a line that says where the tracker's curves go and how to view them."""
 
 
 def load_tracker_class(name: str) -> type[Tracker]:
-    """Returns the class of a tracker; its library is imported when the class is called."""
+    """Imports and returns the class of the named tracker.
+
+    The tracker's library is imported when the class is called.
+    """
     module, _, class_name = TRACKERS[name].partition(":")
     return cast(type[Tracker], getattr(importlib.import_module(module), class_name))

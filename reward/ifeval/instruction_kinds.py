@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qwen_align.align.rows import format_first_error
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.reward.ifeval import (
     change_case,
     combination,
@@ -84,7 +84,7 @@ def _list_instructions(gold: Any) -> list[tuple[Any, Any]]:
 def _make_instruction(id_: Any, kwargs: Any) -> Instruction:
     """Returns the instruction of an id and its arguments; raises ValueError."""
     if not isinstance(id_, str) or id_ not in INSTRUCTION_KINDS:
-        raise ValueError(f"'{str(id_)[:80]}' is no instruction{did_you_mean(str(id_)[:80], INSTRUCTION_KINDS)}")
+        raise ValueError(f"'{str(id_)[:80]}' is no instruction{format_suggestion(str(id_)[:80], INSTRUCTION_KINDS)}")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise ValueError(f"{id_}: its kwargs are no object")
     try:

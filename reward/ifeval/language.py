@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from qwen_align.align.settings.base import did_you_mean
+from qwen_align.align.settings.base import format_suggestion
 from qwen_align.reward.ifeval.detect_language import SCRIPTS, is_in_language
 from qwen_align.reward.ifeval.instruction import Instruction
 
@@ -13,7 +13,7 @@ from qwen_align.reward.ifeval.instruction import Instruction
 def _check_language(code: str) -> str:
     """Returns the code of a language; raises for one that is not known here."""
     if code not in SCRIPTS:
-        message = f"'{code[:20]}' is no language known here{did_you_mean(code, SCRIPTS)}"
+        message = f"'{code[:20]}' is no language known here{format_suggestion(code, SCRIPTS)}"
         raise PydanticCustomError("language", "{said}", {"said": message})
     return code
 

@@ -155,7 +155,7 @@ class World:
         spec = to_stage({"name": "stage", **settings})
         runtime, out = Runtime.model_validate({**CPU, **(settings.get("runtime") or {})}), self.folder / "arguments"
         if spec.kind == "grpo" and spec.trainer == "trl":
-            made = trl_arguments.build_grpo_arguments(spec, spec.sampling.for_policy(), runtime, out, seed=0)
+            made = trl_arguments.build_grpo_arguments(spec, spec.sampling.resolve_for_policy(), runtime, out, seed=0)
         elif spec.kind in ("grpo", "ppo"):
             made = trl_arguments.build_online_rl_arguments(spec, runtime, out, seed=0, has_unused_parameters=False)
         else:
@@ -199,7 +199,7 @@ class World:
         problem = Problem(id="p", messages=[user("What is 1 + 1?")], gold="2", reward="math_answer")
         asked = [render_problem(problem, renderer, switch) for switch in switches]
         if spec.kind in ("grpo", "ppo"):
-            return spec.sampling.for_policy()
+            return spec.sampling.resolve_for_policy()
         return [(one.prompt.ids, resolve_sampling(one, renderer, spec.sampling)) for one in asked]
 
     def launch(self, runtime: Settings) -> Any:

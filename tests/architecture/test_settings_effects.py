@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from qwen_align.align.commands.settings_reference import is_choice, list_settings_classes
+from qwen_align.align.commands.settings_reference import is_union_tag, list_settings_classes
 from qwen_align.align.settings.recipe import Recipe
 from tests.architecture.settings_probes import World
 
@@ -117,7 +117,7 @@ def test_every_setting_is_in_the_table_and_nothing_else_is() -> None:
                 abstract = {
                     name for name in declared if owner.model_fields[name].annotation is str and name == "method"
                 }
-                chosen = {name for name in declared if is_choice(owner.model_fields[name])}
+                chosen = {name for name in declared if is_union_tag(owner.model_fields[name])}
                 if declared - chosen - abstract:
                     fields[owner.__name__] = declared - chosen - abstract
     listed = {name: set(of_class["fields"]) for name, of_class in TABLE.items()}

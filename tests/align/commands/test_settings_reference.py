@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from qwen_align.align.commands.settings_reference import is_choice, list_settings_classes, render_reference
+from qwen_align.align.commands.settings_reference import is_union_tag, list_settings_classes, render_reference
 from qwen_align.align.settings.recipe import Recipe
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference.md"
@@ -23,7 +23,7 @@ def test_every_setting_has_a_description(settings_class: type[BaseModel]) -> Non
     without = [
         name
         for name, field in settings_class.model_fields.items()
-        if name != "kind" and not is_choice(field) and not field.description
+        if name != "kind" and not is_union_tag(field) and not field.description
     ]
     assert not without, f"{settings_class.__module__}: {settings_class.__name__}: Field(description=...) is missing"
     assert settings_class.__doc__, f"{settings_class.__name__} has no docstring, which docs/reference.md shows"

@@ -26,7 +26,7 @@ def ended(
 
     def of(code: int, report: dict[str, object] | None, is_asked: bool) -> StageExit:
         def run(line: list[str], log: Path, asked: StopSignal) -> int:
-            asked.forward_once(lambda: None)
+            asked.stop_stage_once(lambda: None)
             if report is not None:
                 Path(line[-1]).write_text(json.dumps(report))
             return code

@@ -77,7 +77,7 @@ def rollout_source(engine: Copying, folder: Path) -> RolloutSource:
         }
     )
     renderer: Any = Words()
-    player = RolloutSetup(engine, renderer, spec.sampling.for_policy(), 2, 0, lambda verdict: True)
+    player = RolloutSetup(engine, renderer, spec.sampling.resolve_for_policy(), 2, 0, lambda verdict: True)
     judge = Judge(lambda group: [Verdict(value=float(one.sample), reason="toy") for one in group])
     stream = PromptStream(asked, Shuffled(), seed=0)
     return RolloutSource(build_grpo(spec), player, stream, judge, Context(folder, 0, Runtime()))

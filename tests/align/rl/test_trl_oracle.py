@@ -103,7 +103,7 @@ def test_loss_and_gradient_are_trls(
         model=model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=trl_arguments.build_grpo_arguments(
-            spec(**settings, trainer="trl"), ours.sampling.for_policy(), Runtime(device="cpu"), tmp_path, seed=0
+            spec(**settings, trainer="trl"), ours.sampling.resolve_for_policy(), Runtime(device="cpu"), tmp_path, seed=0
         ),
         train_dataset=datasets.Dataset.from_dict({"prompt": ["a"] * 4}),
         processing_class=AutoTokenizer.from_pretrained(tiny_model),
