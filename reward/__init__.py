@@ -1,4 +1,4 @@
-"""Rewards: each judges a completion and says why. `from qwen_align.reward import MathAnswer, CodeTests`.
+"""The public rewards, such as `MathAnswer` and `CodeTests`, which judge completions and give a reason each time.
 
 Nothing is imported until it is asked for: the row types need `reward.verdict`, and the rewards need the row types.
 """

@@ -1,4 +1,4 @@
-"""Audits what a reward pays for: right and adversarial completions, of its own domain and of the user's problems."""
+"""Audits a reward by comparing its verdicts on right and adversarial completions with those of a sound reward."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,10 @@ _PADDING = 20_000  # characters; far beyond an answer, quick to judge
 
 
 class AuditRow(NamedTuple):
-    """A probe and the reward's verdict on it; `pays` is what a sound reward does, None where the user has to say."""
+    """A probe completion with the reward's verdict on it.
+
+    `pays` says whether a sound reward gives a value above 0, None where only the user can say.
+    """
 
     probe: str
     verdict: Verdict
@@ -22,17 +25,17 @@ class AuditRow(NamedTuple):
 
     @property
     def is_paid(self) -> bool:
-        """Whether the verdict's value is above 0."""
+        """Returns whether the verdict's value is above 0."""
         return self.verdict.value is not None and self.verdict.value > 0
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the reward paid what a sound one would not, or the other way round."""
+        """Returns whether the reward rewarded a probe that it should not, or failed to reward one that it should."""
         return self.pays is not None and self.pays != self.is_paid
 
 
 def audit_reward(reward: BaseReward, problems: Sequence[Problem] = ()) -> list[AuditRow]:
-    """Judges the reward's own probes, then the same eight bad completions of every problem.
+    """Judges a reward's own probes and eight bad completions of every problem, and returns one audit row for each.
 
     Returns nothing for a reward whose scorer is not loaded.
     """
@@ -45,14 +48,14 @@ def audit_reward(reward: BaseReward, problems: Sequence[Problem] = ()) -> list[A
 
 
 def _judge_probe(reward: BaseReward, probe: Probe) -> Verdict:
-    """Returns the verdict on a probe."""
+    """Returns the reward's verdict on one probe completion."""
     if isinstance(probe.completion, Completion) and probe.gold is None:
         return reward.judge(probe.completion)
     return reward.judge(probe.completion, probe.gold)
 
 
 def make_bad_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
-    """Yields completions of a problem that solve nothing, each with its name."""
+    """Yields names and texts of completions that do not solve a problem, such as an empty one."""
     gold = problem.gold if isinstance(problem.gold, str | int | float) else ""
     prompt = problem.messages[-1].content
     for name, text in (
@@ -69,7 +72,7 @@ def make_bad_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
 
 
 def _make_completion(problem: Problem, text: str) -> Completion:
-    """Returns a text as a completion of the problem."""
+    """Wraps a text as a completion row of a problem."""
     shared: dict[str, Any] = {"mode": problem.mode, "flag": problem.flag, "meta": problem.meta}
     return Completion(
         prompt_id=problem.id,

@@ -1,4 +1,4 @@
-"""The base class of every reward: its settings, `judge`, and the checks and probes around it."""
+"""The base class of every reward, with its settings, judging methods, machine checks and audit probes."""
 
 import os
 import time
@@ -19,7 +19,7 @@ UNJUDGED = Verdict(value=None, reason="batch deadline")
 
 
 class Probe(NamedTuple):
-    """A completion that an audit shows to a reward.
+    """A completion that an audit shows to a reward, with the expected outcome.
 
     `pays` says whether a sound reward pays it, which is to give a value above 0.
     """
@@ -31,7 +31,7 @@ class Probe(NamedTuple):
 
 
 class BaseReward(Strict, ABC):
-    """The settings of a reward, which judges completions.
+    """The base class of all rewards, which holds a reward's settings and judges completions.
 
     An outcome says whether the task was done, 1.0 for right and 0.0 for wrong, between them for partly; shaping
     rewards say how it was done. Their sum is `combine.judge_all`'s business.
@@ -51,29 +51,32 @@ class BaseReward(Strict, ABC):
 
     @property
     def is_outcome(self) -> bool:
-        """Whether this reward says that the task was done, and not how."""
+        """Returns whether the reward judges if the task was solved (outcome) instead of how (shaping)."""
         return self.role == "outcome"
 
     @property
     def bound(self) -> float:
-        """The largest absolute value that `judge` can give."""
+        """Returns the largest absolute value that the reward can give."""
         return 1.0
 
     @property
     def label(self) -> str:
-        """The name that this reward's verdicts are kept by."""
+        """Returns the name under which the reward's verdicts are stored."""
         return self.kind
 
     @abstractmethod
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict on one completion; without `gold`, against the completion's own. Safe in any thread."""
+        """Judges one completion against a gold, by default the completion's own, and returns the verdict.
+
+        Safe in any thread.
+        """
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        """Returns the verdicts on all completions of one prompt in one mode."""
+        """Judges all completions of one prompt in one mode and returns their verdicts."""
         return [self.judge(completion) for completion in group]
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
-        """Returns the verdicts on completions of any prompts, in their order.
+        """Judges completions of any prompts and returns their verdicts in the same order.
 
         `deadline` is a `time.monotonic()`; what is not judged by then has no verdict (`UNJUDGED`).
         """
@@ -89,26 +92,35 @@ class BaseReward(Strict, ABC):
         return verdicts
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """Returns the verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
+        """Judges a completion that states exactly the gold answer.
+
+        Any verdict other than 1.0 makes the gold unusable.
+        """
         return Verdict(value=1.0, reason="needs no gold")
 
     def is_solved(self, verdict: Verdict) -> bool | None:
-        """Returns whether a verdict of this reward says that the task was done; None where it does not say."""
+        """Returns whether a verdict of this reward says that the task was solved.
+
+        Returns None if the reward cannot tell.
+        """
         return None if verdict.value is None or not self.is_outcome else verdict.value >= 1.0
 
     def check_machine(self) -> None:
-        """Raises RecipeError where this machine or the reward's settings make verdicts impossible."""
+        """Raises RecipeError if this machine or the reward's settings make verdicts impossible."""
 
     def warm_up(self) -> None:
-        """Starts now what the first verdict would have to wait for, such as worker processes."""
+        """Starts in advance what the first verdict would otherwise wait for, such as worker processes."""
 
     def probes(self) -> list[Probe]:
-        """Returns completions of the reward's own domain, right and adversarial, for `qwen-align audit reward`."""
+        """Returns right and adversarial completions of the reward's domain, for `qwen-align audit reward`."""
         return []
 
 
 def is_right(completion: str | Completion) -> bool | None:
-    """Returns whether all outcome rewards found a completion right, None where one gave no verdict or none judged."""
+    """Returns whether all outcome rewards judged a completion right.
+
+    Returns None if one gave no verdict, or if there are none.
+    """
     verdicts = {} if isinstance(completion, str) else completion.verdicts
     values = [verdict.value for verdict in verdicts.values()]
     if not values or None in values:
@@ -119,7 +131,7 @@ def is_right(completion: str | Completion) -> bool | None:
 def judge_in_threads(
     judge: Callable[[Completion], Verdict], completions: Sequence[Completion], deadline: float | None
 ) -> list[Verdict]:
-    """Returns the verdicts of a `judge` that waits for a process, as many at a time as there are cores, in order."""
+    """Judges completions in parallel threads, one for each processor core, and returns the verdicts in order."""
 
     def judge_unless_late(completion: Completion) -> Verdict:
         is_late = deadline is not None and time.monotonic() > deadline
@@ -132,7 +144,10 @@ def judge_in_threads(
 
 @cache
 def _get_thread_pool(pid: int) -> ThreadPoolExecutor:
-    """Returns the thread pool of a process: threads do not survive a fork."""
+    """Returns the thread pool that belongs to a process id.
+
+    A forked child gets its own, because threads do not survive a fork.
+    """
     return ThreadPoolExecutor(count_cores(), thread_name_prefix="reward")
 
 

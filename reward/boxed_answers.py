@@ -1,4 +1,4 @@
-r"""Finds the boxed answers of a text: `\boxed{...}` and `\fbox{...}`, matched by braces in one pass, and `\boxed 7`."""
+r"""Finds the boxed answers of a text, written as `\boxed{...}`, `\fbox{...}` or `\boxed 7`, in one pass."""
 
 import re
 from typing import NamedTuple
@@ -13,7 +13,7 @@ JOINT = re.compile(
 
 
 class Box(NamedTuple):
-    """A box in a text: where it starts and ends, and what it holds."""
+    """A box of a LaTeX text, with its start, its end and its content."""
 
     start: int
     end: int
@@ -21,7 +21,9 @@ class Box(NamedTuple):
 
 
 def find_last_boxes(text: str) -> list[Box] | str:
-    """Returns the last box and those joined to it by no more than `,`, "and", "or"; else why there is none.
+    """Returns the last box of a text and the boxes directly before it, joined by `,`, "and" or "or".
+
+    Returns the reason as text if there is no box.
 
     A box inside a box is part of the outer one. If the last box that opens never closes there is no answer: an
     earlier box is not what the writer ended on.
@@ -31,19 +33,22 @@ def find_last_boxes(text: str) -> list[Box] | str:
     if isinstance(boxes, str):
         return boxes
     first = len(boxes) - 1
-    while first > 0 and _are_joined(text, boxes[first - 1], boxes[first]):
+    while first > 0 and _are_boxes_joined(text, boxes[first - 1], boxes[first]):
         first -= 1
     return boxes[first:]
 
 
-def _are_joined(text: str, left: Box, right: Box) -> bool:
-    """Returns whether nothing but joints stands between two boxes."""
+def _are_boxes_joined(text: str, left: Box, right: Box) -> bool:
+    """Returns whether only a comma, "and" or "or" stands between two boxes of a text."""
     gap = right.start - left.end
     return gap <= _LONGEST_JOINT and JOINT.fullmatch(text, left.end, right.start) is not None
 
 
 def _find_outermost_boxes(text: str) -> list[Box] | str:
-    """Returns the boxes that lie in no other box, in order; else the reason why there is none."""
+    """Returns the boxes of a text that lie inside no other box, in order.
+
+    Returns the reason as text if there is no box.
+    """
     open_spans: list[tuple[int, int] | None] = []  # span of what opened it; None for a plain brace
     closed_boxes: list[tuple[int, int, int]] = []  # start of the box, start and end of its content
     for token in _TOKENS.finditer(text):

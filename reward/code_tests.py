@@ -1,4 +1,4 @@
-"""The `code_tests` reward: does the code pass its tests?
+"""The `code_tests` reward, which judges whether a completion's code passes the gold's tests.
 
 It runs in a sandbox that knows no expected value, and is judged outside of it.
 """
@@ -21,7 +21,9 @@ from qwen_align.reward.verdict import Verdict
 
 
 class CodeTests(BaseReward):
-    """Pays 1.0 if the code passes all tests of the gold, else 0.0; no verdict if the gold is unusable.
+    """A reward of 1.0 for code that passes all tests of its gold, else 0.0.
+
+    There is no verdict if the gold is unusable.
 
     The code is the last block of Python fenced after the thinking, or all that is said after it. Golds:
     `{"tests": [assert lines]}` with `imports`, `setup` (before the code too) or `test_setup_code` (after it);
@@ -47,7 +49,7 @@ class CodeTests(BaseReward):
     partial: bool = Field(default=False, description="pay the share of tests passed, so wrong code earns something")
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict on one completion; without `gold`, against the completion's own.
+        """Runs one completion's code against the tests of a gold, by default its own, and returns the verdict.
 
         Raises SandboxError where the machine does not give the isolation asked for.
         """
@@ -76,30 +78,36 @@ class CodeTests(BaseReward):
         return Verdict(value=score.n_passed / score.n_tests if self.partial else 0.0, reason=reason)
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
-        """Returns the verdicts on completions in their order, judged as many at a time as there are cores."""
+        """Judges completions in parallel, one for each processor core, and returns the verdicts in order."""
         self.warm_up()
         return judge_in_threads(self.judge, completions, deadline)
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """Returns the verdict on the gold's own solution where it has one, else on the form of the tests."""
+        """Runs a gold's reference solution against its tests and returns the verdict.
+
+        Without a solution, only the form of the tests is checked.
+        """
         if plan_from_gold(gold) is None:
             return Verdict(value=None, reason=UNUSABLE)
         solution = next((gold[key] for key in ("canonical_solution", "code") if isinstance(gold.get(key), str)), None)
         return Verdict(value=1.0, reason="usable") if solution is None else self.judge(solution, gold)
 
     def check_machine(self) -> None:
-        """Raises RecipeError where this machine does not give the isolation asked for."""
+        """Raises RecipeError if this machine cannot give the sandbox isolation that the settings ask for."""
         try:
             self.warm_up()
         except SandboxError as error:
             raise RecipeError(f"reward code_tests: {error}") from error
 
     def warm_up(self) -> None:
-        """Starts the sandbox's server; raises SandboxError where the machine does not give the isolation."""
+        """Starts the sandbox's server process.
+
+        Raises SandboxError if this machine cannot give the isolation asked for.
+        """
         get_sandbox(self.isolation).warm_up()
 
     def probes(self) -> list[Probe]:
-        """Returns right solutions in each form, and wrong ones that cheat a harness running tests beside the code."""
+        """Returns right solutions in each gold format, and cheating ones that attack a test harness."""
         gold = {"tests": ["assert add(1, 2) == 3", "assert add(5, 7) == 12"]}
         right, wrong = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return -1\n"
         equal = "class Equal(int):\n    def __eq__(self, other):\n        return True\n"

@@ -1,4 +1,4 @@
-"""Combines several rewards on the same completions: outcomes are paid, shaping tips the scales between equals.
+"""Combines the verdicts of several rewards on the same completions so that shaping never outweighs a right answer.
 
 With W the sum of the outcomes' weights, O the weighted sum of their values and S that of the shaping rewards:
 
@@ -27,7 +27,9 @@ KEPT_SHARE = 0.4  # of a partial outcome's credit; KEPT_SHARE + SHAPING_SHARE < 
 def judge_all(
     rewards: Sequence[BaseReward], completions: Sequence[Completion], *, deadline_s: float | None = None
 ) -> list[Verdict]:
-    """Returns one combined verdict a completion, with the rewards' own verdicts as its parts; None if one has no value.
+    """Judges completions by several rewards and returns one combined verdict for each completion.
+
+    The combined value is None if one reward has no value.
 
     After `deadline_s` seconds of wall time what is not judged yet has no verdict. For asyncio:
     `await asyncio.to_thread(judge_all, rewards, completions)`.
@@ -51,7 +53,10 @@ def judge_all(
 
 
 def is_task_solved(rewards: Sequence[BaseReward], verdict: Verdict) -> bool | None:
-    """Returns whether all rewards that can tell say the task was done; None where none can or one has no verdict."""
+    """Returns whether all rewards that can tell say that the task was solved.
+
+    Returns None if none can tell or one has no verdict.
+    """
     parts = verdict.parts or {}
     answers = [reward.is_solved(parts[reward.label]) for reward in rewards if reward.label in parts]
     if verdict.value is None or all(answer is None for answer in answers):
@@ -60,7 +65,7 @@ def is_task_solved(rewards: Sequence[BaseReward], verdict: Verdict) -> bool | No
 
 
 def compute_shaping_scale(rewards: Sequence[BaseReward]) -> float:
-    """Returns the factor for the shaping rewards' weights, 1.0 where they are small enough as they are."""
+    """Computes the factor that scales the weights of the shaping rewards down, 1.0 if they are small enough."""
     outcomes = sum(reward.weight for reward in rewards if reward.is_outcome)
     reach = sum(abs(reward.weight) * reward.bound for reward in rewards if not reward.is_outcome)
     if not outcomes or reach <= SHAPING_SHARE * outcomes:
@@ -69,7 +74,7 @@ def compute_shaping_scale(rewards: Sequence[BaseReward]) -> float:
 
 
 def _combine_parts(rewards: Sequence[BaseReward], parts: dict[str, Verdict], scale: float) -> Verdict:
-    """Returns the combined verdict of the rewards' verdicts on one completion."""
+    """Combines the verdicts of all rewards on one completion into one verdict."""
     for part in parts.values():
         if part.value is None:
             return Verdict(value=None, reason=part.reason, parts=parts)
@@ -78,7 +83,7 @@ def _combine_parts(rewards: Sequence[BaseReward], parts: dict[str, Verdict], sca
     shaping_rewards = [reward for reward in rewards if not reward.is_outcome]
     if outcomes and (shaping_rewards or any(reward.gate for reward in rewards)):
         passed = all(values[reward.label] >= 1.0 for reward in rewards if reward.gate)
-        paid = _pay_outcomes(outcomes, values, passed=passed)
+        paid = _compute_outcome_value(outcomes, values, passed=passed)
     else:
         paid = math.fsum(reward.weight * values[reward.label] for reward in outcomes)
     shaping_value = math.fsum(
@@ -91,8 +96,11 @@ def _combine_parts(rewards: Sequence[BaseReward], parts: dict[str, Verdict], sca
     return Verdict(value=value, reason=reason, parts=parts)
 
 
-def _pay_outcomes(outcomes: Sequence[BaseReward], values: dict[str, float], *, passed: bool) -> float:
-    """Returns what the outcomes are paid beside shaping or gates: each counts from 0 to 1, whatever it returned."""
+def _compute_outcome_value(outcomes: Sequence[BaseReward], values: dict[str, float], *, passed: bool) -> float:
+    """Computes what a completion earns from its outcome rewards when there are also shaping rewards or gates.
+
+    Each value is clipped to 0 to 1.
+    """
     if not passed:
         return 0.0
     is_right = all(values[reward.label] >= 1.0 for reward in outcomes)

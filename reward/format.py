@@ -1,4 +1,4 @@
-"""The `format` reward: a thinking block where the mode asks for thinking, none where it does not."""
+"""The `format` reward, which wants a thinking block in thinking mode and none in non-thinking mode."""
 
 import re
 from typing import Any, ClassVar, Literal
@@ -16,13 +16,16 @@ _BOTH = [OPEN, CLOSE, *_ANSWER]
 
 
 def follows_mode(text: str, mode: Mode) -> bool:
-    """Returns whether the model thought, or did not, as asked; a malformed block follows neither mode."""
+    """Returns whether a model output contains thinking exactly if its mode asks for it.
+
+    A malformed thinking block follows neither mode.
+    """
     turn = split_turn(text)
     return isinstance(turn, Turn) and (turn.thinking is not None) == (mode == "think")
 
 
 class Format(BaseReward):
-    """Pays 1.0 for a well-formed turn in the completion's mode, else 0.0.
+    """A reward of 1.0 for a well-formed turn in the completion's thinking mode, else 0.0.
 
     think: one block with non-blank thinking, then a non-blank answer. no_think: a non-blank answer, alone or after
     an empty block. A completion without a mode, and a bare string, may be either. A block that is only white space
@@ -41,7 +44,7 @@ class Format(BaseReward):
     )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict on one completion; `gold` is not looked at."""
+        """Judges whether the layout of one completion fits its thinking mode. `gold` is ignored."""
         text, mode = (completion, None) if isinstance(completion, str) else (completion.text, completion.mode)
         turn = split_turn(text) if self.layout == "qwen" else split_answer_tags(text)
         if isinstance(turn, str):
@@ -53,7 +56,7 @@ class Format(BaseReward):
         return Verdict(value=1.0, reason="well formed")
 
     def probes(self) -> list[Probe]:
-        """Returns well-formed turns, and the layouts that patterns with lazy quantifiers let through."""
+        """Returns probe turns with well-formed layouts, and malformed ones that lazy regular expressions accept."""
         answer = "7" if self.layout == "qwen" else "<answer>7</answer>"
         full_turn = f"<think>\n3+4=7\n</think>\n\n{answer}"
         return [
@@ -73,7 +76,10 @@ class Format(BaseReward):
 
 
 def split_answer_tags(text: str) -> Turn | str:
-    """Returns thinking and answer of a turn in R1-Zero's layout, else the short reason why it is not in it."""
+    """Splits a turn in R1-Zero's `<think>` and `<answer>` layout into thinking and answer.
+
+    Returns the reason as text if the layout is broken.
+    """
     tags = _TAGS.findall(text)
     parts = _TAGS.split(text)
     if tags == _BOTH:

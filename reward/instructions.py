@@ -1,4 +1,4 @@
-"""The `instructions` reward: does the answer follow the instructions a program can check, the 25 kinds of IFEval."""
+"""The `instructions` reward, which checks the 25 kinds of verifiable instructions of IFEval."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -15,7 +15,9 @@ from qwen_align.reward.verdict import Verdict
 
 
 class Instructions(BaseReward):
-    """Pays the share of the gold's instructions that are followed, one part each; with `every` 1.0 for all, else 0.0.
+    """A reward for the share of IFEval instructions in the gold that the answer follows.
+
+    With `every`, it is 1.0 for all of them, else 0.0.
 
     Kinds and golds are those of IFEval (arXiv:2311.07911; `ifeval.instruction_kinds` has the table), `every` is its
     prompt-level accuracy. Only what follows the thinking is looked at; nothing and unfinished thinking follow no
@@ -33,7 +35,7 @@ class Instructions(BaseReward):
     every: bool = Field(default=False, description="pay 1 where all instructions are followed and else 0, no share")
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict on one completion; without `gold`, against the completion's own."""
+        """Checks which instructions of a gold, by default its own, one completion follows and returns the verdict."""
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
@@ -53,13 +55,15 @@ class Instructions(BaseReward):
             reason = {1.0: "all followed", 0.0: "none followed"}.get(share, "some followed")
         parts: dict[str, Verdict] = {}
         for (id_, _), is_followed in zip(instructions, followed, strict=True):
-            parts[_make_label(id_, parts)] = Verdict(
+            parts[_make_part_label(id_, parts)] = Verdict(
                 value=float(is_followed), reason="followed" if is_followed else "not followed"
             )
         return Verdict(value=float(share == 1.0) if self.every else share, reason=reason, parts=parts)
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """Returns 1.0 for a gold whose instructions can all be checked, else no verdict and what is wrong with it.
+        """Returns a verdict of 1.0 for a gold whose instructions can all be checked.
+
+        Otherwise the verdict has no value and names the problem.
 
         Raises RecipeError if one needs langdetect, which is not installed.
         """
@@ -72,7 +76,7 @@ class Instructions(BaseReward):
         return Verdict(value=1.0, reason="usable gold")
 
     def probes(self) -> list[Probe]:
-        """Returns answers that follow two instructions, one of them, and none, and ways to seem to."""
+        """Returns probe answers that follow two instructions, one or none, and answers that only seem to."""
         gold = {
             "instruction_id_list": ["keywords:existence", "detectable_format:number_bullet_lists"],
             "kwargs": [{"keywords": ["tea"]}, {"num_bullets": 2}],
@@ -102,7 +106,10 @@ _HEDGE = "My answer is yes. My answer is no. My answer is maybe."
 
 
 def _list_loose_variants(text: str) -> Iterator[str]:
-    """Yields the eight texts of IFEval's loose accuracy: without first or last line or both, each without asterisks."""
+    """Yields the eight text variants of IFEval's loose accuracy.
+
+    They lack the first line, the last line or both, each with and without asterisks.
+    """
     lines = text.split("\n")
     texts = (text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])))
     for variant in texts:
@@ -110,6 +117,6 @@ def _list_loose_variants(text: str) -> Iterator[str]:
         yield variant.replace("*", "")
 
 
-def _make_label(id_: str, taken: dict[str, Verdict]) -> str:
-    """Returns the id, with a number where it was asked before: IFEval asks for at least and less than of the same."""
+def _make_part_label(id_: str, taken: dict[str, Verdict]) -> str:
+    """Returns an instruction's id as a label, with a number appended if the id was already used."""
     return id_ if id_ not in taken else f"{id_}#{1 + sum(label.split('#')[0] == id_ for label in taken)}"

@@ -1,4 +1,4 @@
-"""The `language` reward: the share of a text's words that are written in the script of the language asked for."""
+"""The `language` reward, which measures the share of words written in the script of a target language."""
 
 import re
 from collections import Counter
@@ -36,7 +36,7 @@ _LEFT_OUT = re.compile(
 
 
 class LanguageShare(BaseReward):
-    """Pays the share of words in the script of the `target` language.
+    """A reward for the share of words that are written in the script of the `target` language.
 
     0.0 if it is below `threshold` or there are no words.
 
@@ -63,8 +63,8 @@ class LanguageShare(BaseReward):
     threshold: float = Field(default=0.0, ge=0, le=1, description="shares below it are paid 0")
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict on one completion; `gold` is not looked at."""
-        target = self._find_target(completion)
+        """Judges how much of one completion is in the target language. `gold` is ignored."""
+        target = self._find_target_language(completion)
         if target is None:
             return Verdict(value=None, reason="no language in the prompt")
         thinking, answer = _split_thinking(completion if isinstance(completion, str) else completion.text)
@@ -82,8 +82,11 @@ class LanguageShare(BaseReward):
             return Verdict(value=0.0, reason="wrong language")
         return Verdict(value=share, reason="one language" if share == 1.0 else "mixed languages")
 
-    def _find_target(self, completion: str | Completion) -> Language | None:
-        """Returns the language the text should be in, None where the prompt is in none of the four."""
+    def _find_target_language(self, completion: str | Completion) -> Language | None:
+        """Returns the language that a completion should be written in.
+
+        Returns None if the prompt is in none of the four languages.
+        """
         if self.target != "prompt":
             return self.target
         user_turns = [] if isinstance(completion, str) else [turn for turn in completion.prompt if turn.role == "user"]
@@ -91,7 +94,10 @@ class LanguageShare(BaseReward):
         return next((language for language in LANGUAGES if shares.get(language, 0.0) > 0.5), None)
 
     def probes(self) -> list[Probe]:
-        """Returns texts in and out of the target language; for `prompt` a string has no target, so none is paid."""
+        """Returns probe texts in and outside of the target language.
+
+        A target of `prompt` gives no reward, as bare strings have no prompt.
+        """
         sentences = {
             "en": "Three and four make seven.",
             "zh": "三加四等于七。",
@@ -117,7 +123,10 @@ class LanguageShare(BaseReward):
 
 
 def compute_language_shares(text: str) -> dict[str, float]:
-    """Returns the share of each language in the words of a text, "other" for all the rest; empty without words."""
+    """Returns the share of each language among the words of a text.
+
+    Words in other scripts count as "other"; the dict is empty for a text without words.
+    """
     counts: Counter[str] = Counter()
     for word in _WORD.finditer(extract_prose(text)):
         language = word.lastgroup or "other"
@@ -133,7 +142,7 @@ def compute_language_shares(text: str) -> dict[str, float]:
 
 
 def extract_prose(text: str) -> str:
-    """Returns the text without code, formulas, links, LaTeX commands and short quotes; linear in its length."""
+    """Removes code, formulas, links, LaTeX commands and short quotes from a text. Linear in its length."""
     prose_parts: list[str] = []
     position = 0
     unclosed: set[str] = set()  # closers that do not occur any more, or every opener would search to the end
@@ -153,7 +162,7 @@ def extract_prose(text: str) -> str:
 
 
 def _split_thinking(text: str) -> tuple[str | None, str]:
-    """Returns what comes before the last `</think>` and after it.
+    """Splits a text at its last `</think>` into thinking and answer.
 
     Without tags all is answer, in an open block all is thinking.
     """

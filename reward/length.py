@@ -1,4 +1,4 @@
-"""Three rewards for length in tokens: DAPO's soft overlong punishment, the cosine of Demystifying Long CoT, Kimi's.
+"""Three rewards for length in tokens: DAPO's soft overlong punishment, the cosine reward and Kimi k1.5's length reward.
 
 A bare string has no token count, so none of them has a verdict on one.
 """
@@ -19,7 +19,7 @@ Value = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SoftOverlong(BaseReward):
-    """Pays 0 up to L - C tokens, from there down in a straight line to -1 at L, and -1 beyond.
+    """A length penalty that is 0 up to L - C tokens, falls linearly to -1 at L tokens and stays at -1 beyond.
 
     R(y) = 0                      if |y| <= L - C
            ((L - C) - |y|) / C    if L - C < |y| <= L
@@ -38,7 +38,7 @@ class SoftOverlong(BaseReward):
 
     @model_validator(mode="after")
     def _check_cache_fits(self) -> "SoftOverlong":
-        """Raises ValueError where the last part of the tokens is more than all of them."""
+        """Raises ValueError if `cache_tokens` is larger than `max_tokens`."""
         if self.cache_tokens > self.max_tokens:
             raise ValueError(
                 f"cache_tokens is {self.cache_tokens} of max_tokens {self.max_tokens}; it is the last part of them"
@@ -46,7 +46,7 @@ class SoftOverlong(BaseReward):
         return self
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict by the completion's count of tokens; `gold` is not looked at."""
+        """Judges one completion by its number of tokens. `gold` is ignored."""
         if isinstance(completion, str):
             return _NO_COUNT
         n_over = completion.n_tokens - (self.max_tokens - self.cache_tokens)
@@ -57,7 +57,7 @@ class SoftOverlong(BaseReward):
         return Verdict(value=-n_over / self.cache_tokens, reason="nearly too long")
 
     def probes(self) -> list[Probe]:
-        """Returns completions of several lengths, none of which is paid: length only costs."""
+        """Returns probe completions of several lengths, none of which gets a positive reward."""
         return [
             Probe("short", _make_completion(1), None, False),
             Probe("at the limit", _make_completion(self.max_tokens), None, False),
@@ -67,7 +67,7 @@ class SoftOverlong(BaseReward):
 
 
 class CosineLength(BaseReward):
-    """Pays a half cosine over length: right answers earn more the shorter they are, wrong ones lose less the longer.
+    """A cosine reward over length, in which right answers earn more when short and wrong ones lose less when long.
 
     R(y) = vmax + (v0 - vmax) * (1 + cos(pi * |y| / L)) / 2, from v0 at no tokens to vmax at L = `max_tokens`, where
     (v0, vmax) is `right` for a right answer and `wrong` for a wrong one; `exceeded` from L on (Demystifying Long CoT,
@@ -90,12 +90,12 @@ class CosineLength(BaseReward):
 
     @property
     def bound(self) -> float:
-        """The largest absolute value of the settings."""
+        """Returns the largest absolute value among the reward's settings."""
         return max(map(abs, (*self.right, *self.wrong, self.exceeded)))
 
     @model_validator(mode="after")
-    def _check_order(self) -> "CosineLength":
-        """Raises ValueError where wrong answers, long ones or longer ones could earn more than they should."""
+    def _check_reward_order(self) -> "CosineLength":
+        """Raises ValueError if the settings would reward a wrong, long or overlong answer more than a better one."""
         if min(self.right) <= max(self.wrong):
             raise ValueError(f"right {self.right} has to lie above wrong {self.wrong}, whatever the lengths")
         if self.exceeded > min(self.wrong):
@@ -105,7 +105,10 @@ class CosineLength(BaseReward):
         return self
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict by the completion's tokens and its outcomes; `gold` is not looked at."""
+        """Judges one completion by its number of tokens and whether its outcome rewards call it right.
+
+        `gold` is ignored.
+        """
         if isinstance(completion, str):
             return _NO_COUNT
         right = is_right(completion)
@@ -118,7 +121,10 @@ class CosineLength(BaseReward):
         return Verdict(value=end + (start - end) * share, reason="right" if right else "wrong")
 
     def probes(self) -> list[Probe]:
-        """Returns right and wrong answers of several lengths; right ones within the length are paid."""
+        """Returns right and wrong probe answers of several lengths.
+
+        Right ones within the length get a positive reward.
+        """
         shortest, longest = 1, self.max_tokens - 1
         return [
             Probe("right and short", _make_completion(shortest, right=True), None, self.right[0] > 0),
@@ -132,7 +138,9 @@ class CosineLength(BaseReward):
 
 
 class KimiLength(BaseReward):
-    """Pays short right answers among a prompt's completions and charges long ones; wrong ones can only lose.
+    """A group-relative length reward, which favours short right answers among a prompt's completions.
+
+    Wrong answers can only lose.
 
     With g = 1/2 - (|y| - min) / (max - min) over the group's lengths: g for a right answer, min(0, g) for a wrong one,
     0 for all where all are of one length (Kimi k1.5, arXiv:2501.12599, section 2.3.3). A completion that the outcomes
@@ -146,21 +154,21 @@ class KimiLength(BaseReward):
 
     @property
     def bound(self) -> float:
-        """The value for the shortest right answer."""
+        """Returns 0.5, the value for the shortest right answer of a group."""
         return 0.5
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict on a group of one; `gold` is not looked at."""
+        """Judges one completion as a group of its own. `gold` is ignored."""
         return _NO_COUNT if isinstance(completion, str) else self.judge_group([completion])[0]
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        """Returns the verdicts on all completions of one prompt, whatever their order."""
+        """Judges the lengths of all completions of one prompt relative to each other."""
         lengths = [completion.n_tokens for completion in group]
         shortest, spread = min(lengths, default=0), max(lengths, default=0) - min(lengths, default=0)
         return [_judge_kimi_length(completion, shortest, spread) for completion in group]
 
     def probes(self) -> list[Probe]:
-        """Returns single completions, never paid: one is no group."""
+        """Returns single probe completions, which never get a positive reward because one completion is no group."""
         return [
             Probe("right, alone", _make_completion(9, right=True), None, False),
             Probe("wrong, alone", _make_completion(9, right=False), None, False),
@@ -170,7 +178,7 @@ class KimiLength(BaseReward):
 
 
 def _judge_kimi_length(completion: Completion, shortest: int, spread: int) -> Verdict:
-    """Returns the verdict on a completion whose group's shortest length and spread of lengths are given."""
+    """Returns the length verdict on a completion, given the shortest length and the spread of lengths in its group."""
     right = is_right(completion)
     if right is None:
         return _NO_OUTCOME
@@ -181,7 +189,7 @@ def _judge_kimi_length(completion: Completion, shortest: int, spread: int) -> Ve
 
 
 def _make_completion(n_tokens: int, *, right: bool | None = None) -> Completion:
-    """Returns a completion of so many tokens, judged right or wrong or not at all."""
+    """Makes a probe completion with a given number of tokens, marked as right, wrong or not judged."""
     verdicts = {} if right is None else {"outcome": Verdict(value=float(right), reason="given")}
     return Completion(
         prompt_id="probe",

@@ -1,4 +1,4 @@
-"""The `python` reward: a user's own function, run in worker processes with a deadline."""
+"""The `python` reward, which runs a user's own function in worker processes with a time limit."""
 
 import inspect
 import math
@@ -20,7 +20,9 @@ from qwen_align.reward.worker_pool import Pool, PoolError, StartError
 
 
 class PythonReward(BaseReward):
-    """Pays what `name(completion, gold)` of a file returns: a number, a bool, None for no verdict, a dict or a Verdict.
+    """A reward computed by the user's own Python function `name(completion, gold)`.
+
+    It may return a number, a bool, None for no verdict, a dict or a Verdict.
 
     `completion` is a `Completion` (or the bare text, where only that was judged), `gold` the row's gold; with
     `group: true` the function takes a list of the completions of one prompt and returns a list as long. A dict has
@@ -43,16 +45,16 @@ class PythonReward(BaseReward):
 
     @property
     def label(self) -> str:
-        """The function's name."""
+        """Returns the name of the user's function, under which the verdicts are stored."""
         return self.name
 
     @property
     def is_outcome(self) -> bool:
-        """Whether the function says that the task was done, and not how."""
+        """Returns whether the user's function judges that the task was solved, as opposed to how."""
         return not self.shaping
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the function's verdict on one completion; without `gold`, with the completion's own."""
+        """Judges one completion by the user's function, with a gold that is by default the completion's own."""
         if isinstance(completion, str):
             if self.group:
                 raise TypeError(f"{self.label} judges groups: give it Completion rows, through judge_group")
@@ -61,28 +63,31 @@ class PythonReward(BaseReward):
         return self.judge_group([row])[0]
 
     def judge_group(self, group: Sequence[Completion]) -> list[Verdict]:
-        """Returns the function's verdicts on all completions of one prompt."""
+        """Judges all completions of one prompt by the user's function."""
         return self._ask_workers({"rows": [completion.model_dump() for completion in group]}, len(group))
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
-        """Returns the function's verdicts on completions of any prompts, in their order."""
+        """Judges completions of any prompts by the user's function and returns the verdicts in order."""
         if self.group:
             return super().judge_many(completions, deadline=deadline)
         return judge_in_threads(self.judge, completions, deadline)
 
     def check_machine(self) -> None:
-        """Imports the file; raises RecipeError if it cannot be, or does not have the function."""
+        """Imports the user's file as a check. Raises RecipeError if the import fails or the function is missing."""
         self.warm_up()
 
     def warm_up(self) -> None:
-        """Starts the worker processes, which import the file; raises RecipeError if they cannot."""
+        """Starts the worker processes, which import the user's file. Raises RecipeError if they cannot start."""
         try:
             self._get_pool().warm_up()
         except StartError as error:
             raise RecipeError(f"reward {self.file}: {error}") from error
 
     def _ask_workers(self, request: dict[str, Any], count: int = 1) -> list[Verdict]:
-        """Returns the verdicts of a request to the workers; a reason where there is no reply."""
+        """Sends a request to the worker processes and returns the verdicts.
+
+        Without a reply, each verdict has only a reason.
+        """
         try:
             replies = self._get_pool().ask(request)
         except StartError as error:
@@ -93,13 +98,13 @@ class PythonReward(BaseReward):
         return [Verdict.model_validate(reply) for reply in replies]
 
     def _get_pool(self) -> Pool:
-        """Returns the worker pool of these settings."""
+        """Returns the worker pool for these reward settings."""
         return _make_pool(self.file, self.name, self.group, self.time_limit_s, self.memory_gib)
 
 
 @cache
 def _make_pool(file: str, name: str, group: bool, time_limit_s: float, memory_gib: float) -> Pool:
-    """Returns a worker pool for a function of a file, the same one for the same settings."""
+    """Returns the worker pool that runs a function of a Python file. The same settings share one pool."""
     argument = {"file": str(Path(file).resolve()), "name": name, "group": group}
     entry = "qwen_align.reward.python_file:make_handler"
     return Pool(entry, argument, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)
@@ -109,12 +114,12 @@ _ROWS = TypeAdapter(list[Completion])
 
 
 def make_handler(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
-    """In the workers' server: imports the user's file and returns what answers requests."""
+    """Imports the user's file in the workers' server process and returns a function that answers judging requests."""
     function = load_user_function(Path(argument["file"]), argument["name"])
     _check_signature(function, group=argument["group"])
 
     def judge_request(request: dict[str, Any]) -> list[dict[str, Any]]:
-        """Returns the function's verdicts on a request's text or rows."""
+        """Runs the user's function on the text or rows of a request and returns the verdicts."""
         if "text" in request:
             returned = [function(request["text"], request["gold"])]
         else:
@@ -128,7 +133,10 @@ def make_handler(argument: dict[str, Any]) -> Callable[[dict[str, Any]], list[di
 
 
 def load_user_function(file: Path, name: str) -> Callable[..., Any]:
-    """Imports a user's file and returns its function; raises what the import raises, or AttributeError."""
+    """Imports a Python file and returns its function of the given name.
+
+    Raises what the import raises, or AttributeError.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there")
     sys.path.insert(0, str(file.parent))  # its neighbours can be imported
@@ -146,7 +154,7 @@ def load_user_function(file: Path, name: str) -> Callable[..., Any]:
 
 
 def _check_signature(function: Callable[..., Any], *, group: bool) -> None:
-    """Raises TypeError for a function that cannot be called as it will be."""
+    """Raises TypeError if the user's reward function does not accept the arguments it will be called with."""
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"{function.__name__} is async; a reward is an ordinary function")
     try:
@@ -157,7 +165,7 @@ def _check_signature(function: Callable[..., Any], *, group: bool) -> None:
 
 
 def _to_verdict(returned: Any) -> Verdict:
-    """Returns what a function returned as a Verdict; raises TypeError or ValueError."""
+    """Converts a user function's return value to a Verdict. Raises TypeError or ValueError if it cannot be one."""
     if isinstance(returned, Verdict):
         return returned
     if returned is None:

@@ -1,4 +1,4 @@
-"""What an answer to a reasoning_gym task must satisfy besides a full score from the task's own scorer.
+"""Guards on answers to reasoning_gym tasks, whose own scorers accept some wrong answers or evaluate them as code.
 
 Read and tried on reasoning_gym 0.1.25: items of every task were put the golds of others, hedges ("X or Y"),
 repetitions, the question itself and junk. The scorers named here paid in full for some of that, or evaluate the
@@ -33,8 +33,8 @@ _MAX_ARITHMETIC_CHARACTERS = 500  # characters of an arithmetic answer
 _COIN_TOLERANCE = Fraction(1, 10_000)  # reasoning_gym's own `tol`
 
 
-def is_answer_admitted(dataset: str, answer: str, entry: Entry) -> bool:
-    """Returns whether the answer may be put to the task's scorer and be paid."""
+def passes_task_guard(dataset: str, answer: str, entry: Entry) -> bool:
+    """Returns whether an answer passes the extra check of its reasoning_gym task and may be given to the scorer."""
     if _NOT_FINITE.search(answer) and not _NOT_FINITE.search(str(entry.get("answer"))):
         return False  # a distance to nan is nan, which `min(1.0, nan)` makes a full score
     guard = GUARDS.get(dataset)
@@ -45,7 +45,7 @@ def is_answer_admitted(dataset: str, answer: str, entry: Entry) -> bool:
 
 
 def restore_tuples(dataset: str, entry: Entry) -> Entry:
-    """Returns the entry with the tuples that JSON made lists of, where a scorer compares with them."""
+    """Converts lists in a reasoning_gym entry back to tuples, where JSON had changed them and the scorer needs them."""
     if dataset in ("arc_agi", "rearc"):
         board = tuple(tuple(row) for row in entry["metadata"]["output"])
         return entry | {"metadata": entry["metadata"] | {"output": board}}
@@ -53,28 +53,31 @@ def restore_tuples(dataset: str, entry: Entry) -> Entry:
 
 
 def _is_same_text(answer: str, entry: Entry) -> bool:
-    """Returns whether the answer is the gold, whatever its case and white space."""
+    """Returns whether an answer equals the gold text, ignoring case and white space."""
     return "".join(answer.split()).casefold() == "".join(entry["answer"].split()).casefold()
 
 
 def _is_same_json(answer: str, entry: Entry) -> bool:
-    """Returns whether the answer is the gold's text or the same JSON value."""
+    """Returns whether an answer equals the gold as text or as a JSON value."""
     return bool(answer.strip() == entry["answer"].strip() or json.loads(answer) == json.loads(entry["answer"]))
 
 
-def _is_no_longer(answer: str, entry: Entry) -> bool:
-    """Returns whether the answer has no more words than the gold, so that no second answer hides behind the first."""
+def _is_not_longer_than_gold(answer: str, entry: Entry) -> bool:
+    """Returns whether an answer has at most as many words as the gold, so that it cannot contain a second answer."""
     return len(_WORD.findall(answer)) <= len(_WORD.findall(entry["answer"]))
 
 
 def _is_one_equal_number(answer: str, entry: Entry) -> bool:
-    """Returns whether the answer is the gold's number alone: the scorer takes the first number and drops its sign."""
+    """Returns whether an answer is a single number equal to the gold's.
+
+    The scorer takes the first number and drops its sign.
+    """
     numbers = _NUMBER.findall(answer)
     return len(numbers) == 1 and float(numbers[0]) == float(entry["answer"])
 
 
 def _is_close_probability(answer: str, entry: Entry) -> bool:
-    """Returns whether the answer is the gold's probability.
+    """Returns whether an answer is a probability close to the gold's.
 
     The scorer pays an answer in full for beginning as the gold does, or the gold as it: "0" for "0.375".
     """
@@ -86,23 +89,29 @@ def _is_close_probability(answer: str, entry: Entry) -> bool:
 
 
 def _has_same_numbers(answer: str, entry: Entry) -> bool:
-    """Returns whether the answer is the gold's list of numbers: the scorer lets every one be off by one."""
+    """Returns whether an answer lists exactly the gold's numbers. The scorer lets every number be off by one."""
     answer_numbers, gold_numbers = (json.loads(text.replace("'", '"')) for text in (answer, entry["answer"]))
     return [float(number) for number in answer_numbers] == [float(number) for number in gold_numbers]
 
 
-def _makes_24(answer: str, entry: Entry) -> bool:
-    """Returns whether the answer makes 24 of the numbers given: the scorer takes any four numbers, and 24.9 for 24."""
-    return _uses_numbers_for(answer, entry["metadata"]["numbers"], Fraction(24))
+def _evaluates_to_24(answer: str, entry: Entry) -> bool:
+    """Returns whether an answer is an expression of the four given numbers with the value 24.
+
+    The scorer accepts any four numbers, and 24.9.
+    """
+    return _is_expression_of_numbers(answer, entry["metadata"]["numbers"], Fraction(24))
 
 
-def _makes_target(answer: str, entry: Entry) -> bool:
-    """Returns whether the answer makes the target of the numbers: the scorer takes what is off by 0.00001."""
-    return _uses_numbers_for(answer, entry["metadata"]["numbers"], Fraction(entry["metadata"]["target"]))
+def _evaluates_to_target(answer: str, entry: Entry) -> bool:
+    """Returns whether an answer is an expression of the given numbers with exactly the target value.
+
+    The scorer tolerates 0.00001.
+    """
+    return _is_expression_of_numbers(answer, entry["metadata"]["numbers"], Fraction(entry["metadata"]["target"]))
 
 
-def _uses_numbers_for(answer: str, numbers: list[int], target: Fraction) -> bool:
-    """Returns whether the answer is arithmetic that uses just these numbers and has the target as its value."""
+def _is_expression_of_numbers(answer: str, numbers: list[int], target: Fraction) -> bool:
+    """Returns whether an answer is an arithmetic expression that uses exactly the given numbers and equals a target."""
     if len(answer) > _MAX_ARITHMETIC_CHARACTERS:
         return False
     used: list[int] = []
@@ -112,7 +121,7 @@ def _uses_numbers_for(answer: str, numbers: list[int], target: Fraction) -> bool
 
 
 def _evaluate_arithmetic(node: ast.expr, used: list[int]) -> Fraction:
-    """Returns the exact value of sums, differences, products and quotients of whole numbers, added to `used`."""
+    """Computes the exact value of an arithmetic expression over whole numbers and appends each number to `used`."""
     match node:
         case ast.Constant(value=int(number)) if not isinstance(number, bool):
             used.append(number)
@@ -130,7 +139,7 @@ def _evaluate_arithmetic(node: ast.expr, used: list[int]) -> Fraction:
 
 
 def _is_safe_formula(answer: str, entry: Entry) -> bool:
-    """Returns whether the answer is a formula of numbers, operators and known functions only.
+    """Returns whether an answer is a formula made of numbers, operators and known functions only.
 
     The scorer hands the text to sympy's `parse_expr`, which is `eval`. So neither code nor `Integral(...)`, whose
     derivative is the question, nor "X or Y" gets there.
@@ -142,7 +151,7 @@ def _is_safe_formula(answer: str, entry: Entry) -> bool:
 
 
 def _is_literal(answer: str, entry: Entry) -> bool:
-    """Returns whether the answer is the gold or a Python literal; raises ValueError, SyntaxError for neither.
+    """Returns whether an answer is the gold or a Python literal. Raises ValueError or SyntaxError if it is neither.
 
     The scorer hands the text to `eval` unless it is the gold.
     """
@@ -153,29 +162,29 @@ def _is_literal(answer: str, entry: Entry) -> bool:
 
 
 GUARDS: dict[str, Guard] = {
-    "advanced_geometry": _is_no_longer,
+    "advanced_geometry": _is_not_longer_than_gold,
     "binary_matrix": _is_literal,
     "codeio": _is_same_json,
     "coin_flip": _is_close_probability,
-    "countdown": _makes_target,
+    "countdown": _evaluates_to_target,
     "figlet_font": _is_same_text,
-    "fraction_simplification": _is_no_longer,
+    "fraction_simplification": _is_not_longer_than_gold,
     "game_of_life": _is_same_json,
     "game_of_life_halting": _is_same_text,  # the scorer compares `bool(text)`s: it pays every answer
     "gsm_symbolic": _is_one_equal_number,
     "intermediate_integration": _is_safe_formula,
-    "knights_knaves": _is_no_longer,
-    "letter_jumble": _is_no_longer,
+    "knights_knaves": _is_not_longer_than_gold,
+    "letter_jumble": _is_not_longer_than_gold,
     "n_queens": _is_literal,
     "number_sorting": _has_same_numbers,
-    "polynomial_equations": _is_no_longer,
+    "polynomial_equations": _is_not_longer_than_gold,
     "polynomial_multiplication": _is_safe_formula,
-    "puzzle24": _makes_24,
+    "puzzle24": _evaluates_to_24,
     "simple_integration": _is_safe_formula,
     "spell_backward": _is_same_text,  # the scorer gives 1.0 or more to what goes on after the gold
     "spiral_matrix": _is_literal,
     "string_insertion": _is_literal,
-    "time_intervals": _is_no_longer,
-    "word_sorting": _is_no_longer,
+    "time_intervals": _is_not_longer_than_gold,
+    "word_sorting": _is_not_longer_than_gold,
 }
 """What an answer must hold besides, by task."""

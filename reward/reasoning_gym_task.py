@@ -1,4 +1,4 @@
-"""The `reasoning_gym` reward: is the answer right by the scorer of the task that the prompt came from."""
+"""The `reasoning_gym` reward, which judges an answer by the scorer of its reasoning_gym task."""
 
 import contextlib
 import importlib.util
@@ -15,7 +15,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, count_cores, judge_in_threads
 from qwen_align.reward.math.final_answer import extract_boxed_answers
-from qwen_align.reward.reasoning_gym_guards import REFUSED_TASKS, is_answer_admitted, restore_tuples
+from qwen_align.reward.reasoning_gym_guards import REFUSED_TASKS, passes_task_guard, restore_tuples
 from qwen_align.reward.thinking import strip_thinking
 from qwen_align.reward.verdict import Verdict
 from qwen_align.reward.worker_pool import Pool, PoolError, StartError, UnservedError, WorkError
@@ -27,7 +27,7 @@ _EXAMPLES = ("possible_answer", "example_correct_answer")  # of an entry's metad
 
 
 class ReasoningGym(BaseReward):
-    """Pays 1.0 if the task's own scorer gives the answer full marks and the guards admit it, else 0.0.
+    """A reward of 1.0 for an answer that gets full marks from its reasoning_gym scorer and passes the guards, else 0.0.
 
     Gold: `{"dataset": name, "entry": {...}}` with an item of reasoning_gym (github.com/open-thought/reasoning-gym) as
     the builder of the same name writes it, and `settings`, the data set's configuration, where it is not the default.
@@ -48,7 +48,7 @@ class ReasoningGym(BaseReward):
     )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict on one completion; without `gold`, against the completion's own."""
+        """Scores one completion's answer against a gold, by default its own, and returns the verdict."""
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
@@ -70,7 +70,7 @@ class ReasoningGym(BaseReward):
         return self._to_verdict(reply)
 
     def _to_verdict(self, reply: dict[str, Any]) -> Verdict:
-        """Returns the verdict of a worker's reply."""
+        """Converts a worker's reply to a verdict."""
         score, reason = reply["score"], reply["reason"]
         if score is None or reason:
             return Verdict(value=score, reason=reason)
@@ -81,11 +81,11 @@ class ReasoningGym(BaseReward):
         return Verdict(value=score if self.partial_credit else 0.0, reason="partly" if score else "wrong")
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
-        """Returns the verdicts in order, judged as many at a time as there are cores."""
+        """Scores completions in parallel, one for each processor core, and returns the verdicts in order."""
         return judge_in_threads(self.judge, completions, deadline)
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """Returns the verdict on a completion that says the known answer; 1.0 where the task names none of many."""
+        """Judges a completion that states the task's known answer. The verdict is 1.0 for a task without one."""
         task = parse_task_gold(gold)
         if task is None:
             return Verdict(value=None, reason="unusable gold")
@@ -95,7 +95,7 @@ class ReasoningGym(BaseReward):
         return self.judge(f"{_OPEN}\n{known}\n{_CLOSE}", gold)
 
     def warm_up(self) -> None:
-        """Starts the server of the workers; raises RecipeError if reasoning_gym is not installed."""
+        """Starts the server process of the scorer workers. Raises RecipeError if reasoning_gym is not installed."""
         if importlib.util.find_spec("reasoning_gym") is None:
             raise RecipeError(NOT_INSTALLED)
         try:
@@ -104,11 +104,11 @@ class ReasoningGym(BaseReward):
             raise RecipeError(f"reward reasoning_gym: {error}") from error
 
     def _get_pool(self) -> Pool:
-        """Returns the worker pool of these settings."""
+        """Returns the worker pool for these reward settings."""
         return _make_pool(self.time_limit_s, self.memory_gib)
 
     def probes(self) -> list[Probe]:
-        """Returns probes of three tasks: with one answer, with a scorer that pays anything, with one that evaluates."""
+        """Returns probe answers to three reasoning_gym tasks, including one whose scorer accepts anything."""
         entries = {
             "leg_counting": ("How many legs are there in total if you have 3 dogs, 2 ducks?", "16", {}),
             "game_of_life_halting": ("Will this Game of Life halt within 5 steps?", "True", {}),
@@ -144,7 +144,7 @@ class ReasoningGym(BaseReward):
 
 
 class TaskItem(NamedTuple):
-    """An item of a task, and the data set it is of."""
+    """An item of a reasoning_gym task, with the name and settings of its data set."""
 
     dataset: str
     entry: dict[str, Any]
@@ -152,7 +152,10 @@ class TaskItem(NamedTuple):
 
 
 def parse_task_gold(gold: Any) -> TaskItem | None:
-    """Returns the item that a gold names, None if it is unusable; whether its data set exists, the worker says."""
+    """Parses a gold into a reasoning_gym task item.
+
+    Returns None if it is unusable; the worker checks that the data set exists.
+    """
     if not isinstance(gold, dict) or not {"dataset", "entry"} <= set(gold) <= {"dataset", "entry", "settings"}:
         return None
     task = TaskItem(gold["dataset"], gold["entry"], gold.get("settings", {}))
@@ -168,7 +171,7 @@ def parse_task_gold(gold: Any) -> TaskItem | None:
 
 
 def find_known_answer(entry: dict[str, Any]) -> str | None:
-    """Returns the entry's answer, or the example its metadata gives, as a model would write it."""
+    """Returns the gold answer of a reasoning_gym entry, or its metadata's example answer, as a model would write it."""
     for answer in (entry["answer"], *(entry["metadata"].get(name) for name in _EXAMPLES)):
         if answer is not None:
             return answer if isinstance(answer, str) else json.dumps(answer)
@@ -176,7 +179,10 @@ def find_known_answer(entry: dict[str, Any]) -> str | None:
 
 
 def extract_answer(text: str) -> tuple[str, str]:
-    """Returns the answer of a completion and "", or "" and the short reason why there is none."""
+    """Extracts the answer from a completion and returns it with an empty reason.
+
+    Without an answer, returns "" and the reason.
+    """
     visible = strip_thinking(text)
     if visible is None:
         return "", "unfinished thinking"
@@ -199,26 +205,26 @@ def extract_answer(text: str) -> tuple[str, str]:
 
 @cache
 def _make_pool(time_limit_s: float, memory_gib: float) -> Pool:
-    """Returns a worker pool of the task scorers, the same one for the same settings."""
+    """Returns the worker pool that runs the reasoning_gym scorers. The same settings share one pool."""
     entry = "qwen_align.reward.reasoning_gym_task:make_handler"
     return Pool(entry, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)
 
 
 def make_handler(argument: None) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """In the workers' server: imports reasoning_gym and returns what scores one answer."""
+    """Imports reasoning_gym in the workers' server process and returns a function that scores one answer."""
     from reasoning_gym.factory import DATASETS, create_dataset
 
     @lru_cache(maxsize=64)
     def get_dataset(name: str, settings: str) -> Any:
-        """Returns a task's data set of these settings, which are written as JSON."""
+        """Returns the reasoning_gym data set of a name and of settings written as JSON."""
         return create_dataset(name, **json.loads(settings))
 
     def score_request(request: dict[str, Any]) -> dict[str, Any]:
-        """Returns the score of a request's answer and the reason, empty for a plain score."""
+        """Scores the answer of a request and returns the score with a reason, which is empty for a plain score."""
         name, entry = request["dataset"], request["entry"]
         if name not in DATASETS:
             return {"score": None, "reason": "unusable gold"}
-        if not is_answer_admitted(name, request["answer"], entry):
+        if not passes_task_guard(name, request["answer"], entry):
             return {"score": 0.0, "reason": "not admitted"}
         scorer = get_dataset(name, json.dumps(request["settings"], sort_keys=True))
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # some scorers print

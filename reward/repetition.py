@@ -1,4 +1,4 @@
-"""The `repetition` reward: the share of a completion's n-grams that are repeats."""
+"""The `repetition` reward, which penalises a completion for repeated n-grams."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -15,7 +15,7 @@ _UNITS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003f
 
 
 class Repetition(BaseReward):
-    """Charges the share of n-grams that occurred before: 0 for none, near `max_penalty` for a loop.
+    """A penalty for the share of n-grams that occurred before, 0 for none and near `max_penalty` for an endless loop.
 
     R(y) = p * (1 - distinct / all) over the n-grams of the token ids if the completion has them, else of its words in
     lower case and its Chinese characters; fewer than n units have no n-gram and cost nothing. The rule is that of
@@ -33,11 +33,11 @@ class Repetition(BaseReward):
 
     @property
     def bound(self) -> float:
-        """What an endless loop would cost."""
+        """Returns the largest absolute penalty, that of an endless loop."""
         return abs(self.max_penalty)
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict by the completion's tokens, else its words; `gold` is not looked at."""
+        """Judges how repetitive one completion is, by its token ids or else its words. `gold` is ignored."""
         units: Sequence[Hashable]
         if isinstance(completion, Completion) and completion.token_ids is not None:
             units = completion.token_ids
@@ -49,7 +49,7 @@ class Repetition(BaseReward):
         return Verdict(value=self.max_penalty * share if share else 0.0, reason="repeats" if share else "no repeats")
 
     def probes(self) -> list[Probe]:
-        """Returns texts with and without repeats, none of which is paid: repeats only cost."""
+        """Returns probe texts with and without repeats, none of which gets a positive reward."""
         return [
             Probe("no repeats", "Three and four make seven.", None, False),
             Probe("empty", "", None, False),
@@ -59,12 +59,12 @@ class Repetition(BaseReward):
 
 
 def split_words(text: str) -> list[str]:
-    """Returns the words of a text in lower case, Chinese and Japanese by characters, without punctuation."""
+    """Splits a text into lower-case words without punctuation. Each Chinese or Japanese character is a word."""
     return _UNITS.findall(text.lower())
 
 
 def compute_repeated_share(units: Sequence[Hashable], n: int) -> float | None:
-    """Returns the share of n-grams that are not the first of their kind, in [0, 1); None without any n-gram."""
+    """Computes the share of n-grams that occurred before, in [0, 1). Returns None if there is no n-gram."""
     if len(units) < n:
         return None
     # A gram of width a + b is named by its first and its last part of width a, so names double in width: exact,

@@ -1,4 +1,4 @@
-"""The rewards that a recipe can name.
+"""The union of all rewards that a recipe can name.
 
 A new reward is one new file and one line in the union.
 """
@@ -33,7 +33,10 @@ _REWARD_ADAPTER: TypeAdapter[Reward] = TypeAdapter(RewardSettings)
 
 
 def _check_reward_list(rewards: list[Reward]) -> list[Reward]:
-    """Returns the rewards; raises where names repeat, an outcome has no weight, or an outcome is missing."""
+    """Validates a recipe's list of rewards and returns it.
+
+    Raises if names repeat, an outcome has no weight, or an outcome is missing.
+    """
     labels = [reward.label for reward in rewards]
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
@@ -61,7 +64,7 @@ RewardList = Annotated[list[RewardSettings], Field(min_length=1), AfterValidator
 
 
 def _check_kind(kind: str) -> str:
-    """Returns the kind; raises ValueError for a kind that rows cannot name."""
+    """Validates that a reward kind can be named by data rows and returns it. Raises ValueError if it cannot."""
     make_default_reward(kind)
     return kind
 
@@ -75,14 +78,14 @@ OWN_REWARD: str = PythonReward.model_fields["kind"].default
 
 
 def check_row_reward(kind: str) -> None:
-    """Raises ValueError for what is neither a kind of reward that rows can name nor `python`."""
+    """Raises ValueError if a row's reward is neither `python` nor a kind of reward that rows can name."""
     if kind != OWN_REWARD:
         make_default_reward(kind)
 
 
 @cache  # called for every row
 def make_default_reward(kind: str) -> Reward:
-    """Returns the reward of a kind with default settings; raises ValueError for an unknown kind, and for `python`."""
+    """Creates the reward of a kind with default settings. Raises ValueError for an unknown kind and for `python`."""
     kinds = {str(reward.model_fields["kind"].default): reward for reward in get_args(Outcome)}
     if kind == OWN_REWARD:
         raise ValueError(f"'{OWN_REWARD}' is a reward of your own, which only a stage that names it in rewards knows")
@@ -93,7 +96,7 @@ def make_default_reward(kind: str) -> Reward:
 
 
 def pick_reward(kind: str, rewards: Sequence[Reward]) -> Reward:
-    """Returns the reward of a kind that a row names: of the given ones, else with default settings."""
+    """Returns the reward of the kind that a row names, from a list or else with default settings."""
     for reward in rewards:
         if reward.kind == kind:
             return reward
@@ -103,13 +106,16 @@ def pick_reward(kind: str, rewards: Sequence[Reward]) -> Reward:
 
 
 def check_rewards(rewards: Sequence[Reward]) -> None:
-    """Raises RecipeError where one of the rewards cannot judge on this machine."""
+    """Raises RecipeError if one of the rewards cannot judge on this machine."""
     for reward in rewards:
         reward.check_machine()
 
 
 def parse_reward(name: str, settings: Mapping[str, Any] | None = None) -> Reward:
-    """Returns the reward that a command line names, a kind or `file.py:function`; raises RecipeError."""
+    """Parses the reward that a command line names, a kind or `file.py:function`.
+
+    Raises RecipeError if there is none.
+    """
     file, _, function = name.rpartition(":")
     values: dict[str, Any] = {"kind": name}
     if name.endswith(".py"):

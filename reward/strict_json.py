@@ -1,4 +1,4 @@
-"""Strict JSON, from text that nobody vouches for, and equality of the values it holds."""
+"""Parses JSON strictly from untrusted text and compares the parsed values for equality."""
 
 import json
 import math
@@ -14,11 +14,11 @@ _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 class JsonError(ValueError):
-    """Raised for a text that is not one JSON value; the message is a short, countable reason."""
+    """Raised for a text that is not one strict JSON value. The message is a short reason."""
 
 
 def parse_json(text: str) -> Any:
-    """Returns the value of a JSON text; raises JsonError.
+    """Parses an untrusted JSON text strictly and returns its value. Raises JsonError if it is not strict JSON.
 
     Refused beyond the standard's own errors: a key said twice, NaN and infinite numbers (`1e999`), and what is too
     long or too deep to be read safely.
@@ -34,14 +34,14 @@ def parse_json(text: str) -> Any:
         raise JsonError("JSON number too long")
     try:
         return json.loads(
-            text, object_pairs_hook=_make_object, parse_constant=_refuse_constant, parse_float=_parse_finite
+            text, object_pairs_hook=_make_object, parse_constant=_reject_nan_or_infinity, parse_float=_parse_finite
         )
     except json.JSONDecodeError:
         raise JsonError("invalid JSON") from None
 
 
 def to_comparable(value: Any) -> Hashable:
-    """Returns a hashable that is equal for equal JSON values.
+    """Converts a JSON value to a hashable that is equal for equal JSON values.
 
     1 and 1.0 are one number, 1 and true are not, keys have no order.
     """
@@ -53,20 +53,20 @@ def to_comparable(value: Any) -> Hashable:
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object of the pairs; raises JsonError where a key stands twice."""
+    """Builds a JSON object from key and value pairs. Raises JsonError if a key occurs twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise JsonError("JSON key twice")
     return content
 
 
-def _refuse_constant(constant: str) -> Any:
-    """Raises JsonError for NaN and the infinities."""
+def _reject_nan_or_infinity(constant: str) -> Any:
+    """Raises JsonError for the constants NaN, Infinity and -Infinity."""
     raise JsonError("invalid JSON")
 
 
 def _parse_finite(text: str) -> float:
-    """Returns the number of a text; raises JsonError for one too large."""
+    """Parses the text of a JSON number to a float. Raises JsonError if it is too large."""
     number = float(text)
     if not math.isfinite(number):
         raise JsonError("JSON number too large")

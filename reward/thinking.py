@@ -1,4 +1,4 @@
-"""The thinking block of an assistant turn: `<think>`, a line break, the thinking, `</think>` and a blank line."""
+"""Splits and builds assistant turns with a `<think>...</think>` block, as in Qwen's chat template."""
 
 from typing import NamedTuple
 
@@ -8,14 +8,20 @@ _EMPTY = f"{OPEN}\n\n{CLOSE}\n\n"
 
 
 class Turn(NamedTuple):
-    """A well-formed turn; `thinking` is None without a block and with an empty one."""
+    """A well-formed assistant turn, with thinking and answer.
+
+    `thinking` is None without a block and with an empty one.
+    """
 
     thinking: str | None
     answer: str
 
 
 def strip_thinking(text: str) -> str | None:
-    """Returns the text after the last `</think>`, all of it without tags, None if a `<think>` is still open."""
+    """Returns the text after the last `</think>`, or the whole text without thinking tags.
+
+    Returns None if a `<think>` is still open.
+    """
     close_start = text.rfind(CLOSE)
     if text.rfind(OPEN) > close_start:
         return None
@@ -23,7 +29,9 @@ def strip_thinking(text: str) -> str | None:
 
 
 def split_turn(text: str) -> Turn | str:
-    """Returns thinking and answer of a well-formed turn, else the short reason why it is none.
+    """Splits a well-formed assistant turn into thinking and answer.
+
+    Returns the reason as text if the turn is malformed.
 
     Well formed is a non-blank answer, alone or after one block that opens the text: an empty block exactly as
     Qwen's template writes it, or a block with non-blank thinking. Tags anywhere else are malformed.
@@ -47,18 +55,21 @@ def split_turn(text: str) -> Turn | str:
 
 
 def contains_thinking_tag(text: str) -> bool:
-    """Tells whether the text holds `<think>` or `</think>`."""
+    """Returns whether a text contains `<think>` or `</think>`."""
     return OPEN in text or CLOSE in text
 
 
 def extract_thinking(text: str) -> str:
-    """Returns the thinking in raw model output, closed or not; "" if there is none."""
+    """Returns the thinking part of raw model output, whether its block is closed or not.
+
+    Returns "" if there is none.
+    """
     before, _, _ = text.partition(CLOSE)
     return before.partition(OPEN)[2] if OPEN in before else (before if CLOSE in text else "")
 
 
 def wrap_thinking(thinking: str, answer: str) -> str:
-    """Returns a turn with its thinking in a block in front of its answer, as Qwen's template writes it.
+    """Joins thinking and answer into one assistant turn with a thinking block, as Qwen's template writes it.
 
     Newlines, and nothing else, are stripped around the thinking and before the answer.
     """
@@ -67,7 +78,7 @@ def wrap_thinking(thinking: str, answer: str) -> str:
 
 
 def split_for_display(text: str) -> tuple[str, str]:
-    """Returns thinking and answer of any model output, well formed or not, without the tags around the thinking."""
+    """Splits any model output into thinking and answer for display, even if its tags are malformed."""
     thinking, close, answer = text.partition(CLOSE)
     if not close:
         thinking, answer = ("", text) if OPEN not in text else (text, "")

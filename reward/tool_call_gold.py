@@ -1,4 +1,4 @@
-"""Parses the gold of `tool_calls`: the calls it wants, and the JSON schemas of the tools they go to."""
+"""Parses the gold of the `tool_calls` reward: the expected tool calls and the JSON schemas of the tools."""
 
 import json
 from collections.abc import Hashable
@@ -11,14 +11,17 @@ Schemas = dict[str, dict[str, Any]]
 
 
 class ToolCall(NamedTuple):
-    """A call of a tool: its name and its arguments."""
+    """A tool call, with the tool's name and its arguments."""
 
     name: str
     arguments: dict[str, Any]
 
 
 class ToolCallGold(NamedTuple):
-    """A gold's calls, what each is compared by, and each tool's schema, None where the gold names no tools."""
+    """A parsed tool-call gold, with the expected calls, their comparison keys and the tools' JSON schemas.
+
+    The schemas are None if the gold names no tools.
+    """
 
     calls: list[ToolCall]
     keys: list[Hashable]
@@ -26,7 +29,7 @@ class ToolCallGold(NamedTuple):
 
 
 def parse_tool_gold(gold: Any) -> ToolCallGold | str:
-    """Returns the calls that a gold wants, else the short reason why it is unusable."""
+    """Parses a gold into the tool calls it expects. Returns the reason as text if the gold is unusable."""
     if not isinstance(gold, dict) or not isinstance(gold.get("calls"), list) or not set(gold) <= {"calls", "tools"}:
         return "unusable gold"
     try:
@@ -36,7 +39,7 @@ def parse_tool_gold(gold: Any) -> ToolCallGold | str:
 
 
 def make_call_key(call: ToolCall, schemas: Schemas | None) -> Hashable:
-    """Returns a key that is equal for equal calls.
+    """Returns a hashable key of a tool call that is equal for equal calls.
 
     Numbers are compared by value, keys in any order, without arguments that say their default.
     """
@@ -50,18 +53,18 @@ def make_call_key(call: ToolCall, schemas: Schemas | None) -> Hashable:
 
 
 def is_tool_call(value: Any) -> bool:
-    """Returns whether a JSON value has a name and arguments."""
+    """Returns whether a JSON value has the form of a tool call, with a name and arguments."""
     return isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict)
 
 
 def _is_default(value: Any, schema: Any) -> bool:
-    """Returns whether an argument's value is its schema's default."""
+    """Returns whether an argument's value equals the default in its JSON schema."""
     return isinstance(schema, dict) and "default" in schema and to_comparable(value) == to_comparable(schema["default"])
 
 
 @lru_cache(maxsize=4096)  # a prompt's completions share their gold, and checking its schemas takes milliseconds
 def _parse_gold_json(text: str) -> ToolCallGold | str:
-    """Returns the calls of a gold that is written as JSON."""
+    """Parses a tool-call gold written as JSON. Returns the reason as text if it is unusable."""
     gold = json.loads(text)
     tools = gold.get("tools")
     schemas = None if tools is None else _parse_tool_schemas(tools)
@@ -79,7 +82,10 @@ def _parse_gold_json(text: str) -> ToolCallGold | str:
 
 
 def _parse_tool_schemas(tools: Any) -> Schemas:
-    """Returns the schema of each tool's arguments, by its name; raises TypeError or ValueError where there is none."""
+    """Returns the JSON schema of each tool's arguments by the tool's name.
+
+    Raises TypeError or ValueError if one is missing.
+    """
     schemas: Schemas = {}
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else {}
@@ -93,7 +99,7 @@ def _parse_tool_schemas(tools: Any) -> Schemas:
 
 
 def _fits_schema(call: ToolCall, schemas: Schemas) -> bool:
-    """Returns whether a call is to one of the tools and its arguments are valid (JSON schema 2020-12)."""
+    """Returns whether a tool call names a known tool and its arguments are valid by the tool's JSON schema."""
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator
     from referencing import Registry

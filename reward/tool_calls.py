@@ -1,4 +1,4 @@
-"""The `tool_calls` reward: are the tool calls of an answer the gold's calls.
+"""The `tool_calls` reward, which compares the tool calls of an answer with the gold's calls.
 
 A call is one of Qwen's `<tool_call>` blocks, each of one JSON object.
 """
@@ -23,7 +23,7 @@ _MOST_CALLS = 256  # blocks that are read
 
 
 class ToolCalls(BaseReward):
-    """Pays 1.0 if the calls after the thinking are the gold's calls, each as often, else 0.0.
+    """A reward of 1.0 for an answer whose tool calls are the gold's calls, each as often, else 0.0.
 
     Gold: `{"calls": [{"name": ..., "arguments": {...}}, ...], "tools": [...]}`, calls and tools also in OpenAI's
     wrapping (`{"type": "function", "function": {...}}`, arguments as a JSON text); `tools` may be left out, and
@@ -45,7 +45,7 @@ class ToolCalls(BaseReward):
     )
 
     def judge(self, completion: str | Completion, gold: Any = None) -> Verdict:
-        """Returns the verdict on one completion; without `gold`, against the completion's own."""
+        """Compares one completion's tool calls with a gold, by default its own, and returns the verdict."""
         text = completion if isinstance(completion, str) else completion.text
         if gold is None and not isinstance(completion, str):
             gold = completion.gold
@@ -63,7 +63,7 @@ class ToolCalls(BaseReward):
         return self._compare_calls(calls, tool_gold)
 
     def _compare_calls(self, calls: list[ToolCall], tool_gold: ToolCallGold) -> Verdict:
-        """Returns the verdict on calls where the gold wants some."""
+        """Compares an answer's tool calls with a gold that expects at least one and returns the verdict."""
         gold_keys = tool_gold.keys
         keys = [make_call_key(call, tool_gold.schemas) for call in calls]
         if self.order_matters:
@@ -77,13 +77,16 @@ class ToolCalls(BaseReward):
         return Verdict(value=value, reason=_describe_mismatch(calls, keys, tool_gold))
 
     def judge_gold(self, gold: Any) -> Verdict:
-        """Returns the verdict on a completion that says exactly the gold: anything but 1.0 makes the gold unusable."""
+        """Judges a completion that states exactly the gold's calls.
+
+        Any verdict other than 1.0 makes the gold unusable.
+        """
         tool_gold = parse_tool_gold(gold)
         calls = [] if isinstance(tool_gold, str) else tool_gold.calls
         return self.judge("\n".join(map(render_call, calls)) or "No call is needed.", gold)
 
     def probes(self) -> list[Probe]:
-        """Returns probes with one call and none wanted: guesses, calls in the thinking, copies of the tool list."""
+        """Returns probe answers with right calls, guessed calls, calls inside the thinking or copied tool lists."""
         right, wrong = ToolCall("add", {"a": 3, "b": 4}), ToolCall("add", {"a": 3, "b": 5})
         properties = {"a": {"type": "number"}, "b": {"type": "number"}}
         tool = {"name": "add", "parameters": {"type": "object", "properties": properties, "required": ["a", "b"]}}
@@ -115,12 +118,12 @@ class ToolCalls(BaseReward):
 
 
 def render_call(call: ToolCall) -> str:
-    """Returns the call as Qwen's chat template writes it."""
+    """Formats a tool call as Qwen's chat template writes it."""
     return f"{_OPEN}\n{json.dumps(call._asdict(), ensure_ascii=False)}\n{_CLOSE}"
 
 
 def parse_tool_calls(text: str) -> list[ToolCall] | str:
-    """Returns the calls in a text, else the short reason why they cannot be read."""
+    """Parses all tool calls in a text. Returns the reason as text if they cannot be read."""
     calls: list[ToolCall] = []
     before, *blocks = text.split(_OPEN)
     if _CLOSE in before:
@@ -142,14 +145,14 @@ def parse_tool_calls(text: str) -> list[ToolCall] | str:
 
 
 def _judge_no_calls(calls: list[ToolCall], answer: str) -> Verdict:
-    """Returns the verdict where no call is wanted."""
+    """Returns the verdict on an answer whose gold expects no tool call."""
     if calls:
         return Verdict(value=0.0, reason="call not asked for")
     return Verdict(value=1.0, reason="correct") if answer.strip() else Verdict(value=0.0, reason="no answer")
 
 
 def _describe_mismatch(calls: list[ToolCall], keys: list[Hashable], tool_gold: ToolCallGold) -> str:
-    """Returns what is wrong with the first call that does not match."""
+    """Describes what is wrong with the first tool call that does not match the gold."""
     names, schemas = [call.name for call in tool_gold.calls], tool_gold.schemas
     for call, key in zip(calls, keys, strict=True):
         if key in tool_gold.keys:
@@ -166,7 +169,7 @@ def _describe_mismatch(calls: list[ToolCall], keys: list[Hashable], tool_gold: T
 
 @cache
 def _get_linear_validator() -> Any:
-    """Returns a validator that explains why a call is wrong, without keywords that hostile arguments make slow.
+    """Returns a JSON-schema validator without the keywords that hostile arguments can make slow.
 
     A `pattern` may backtrack for ever, `uniqueItems` is quadratic, references may recurse.
     """

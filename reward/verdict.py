@@ -1,4 +1,4 @@
-"""The verdict of a reward on a completion: a value and a reason."""
+"""The verdict of a reward on a completion, with a value and a reason."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from qwen_align.align.settings.base import Strict
 
 
 class Verdict(Strict):
-    """A reward's value and a short, countable reason.
+    """A reward's verdict on a completion, with a value and a short reason.
 
     `value` is None when there is no verdict because the gold is unusable: counted, never paid.
     `parts` holds the verdicts a combined reward was made from; `steps` one value a reasoning step.

@@ -1,4 +1,4 @@
-"""A pool of worker processes that are killed when an item takes too long: the only limit that holds against any input.
+"""A pool of worker processes that are killed when an item exceeds its time limit.
 
 Threads and signals do not protect: big-integer arithmetic keeps the interpreter's lock, and a bare `except` swallows
 an alarm. A server process (`worker_pool_server.py`) imports what the work needs once and forks the workers, so a killed
@@ -23,35 +23,35 @@ _MAX_REPLY_BYTES = 1 << 20  # bytes
 
 
 class PoolError(Exception):
-    """Raised where there is no reply; the message is a short, countable reason."""
+    """The base class of errors raised when a worker pool gives no reply. The message is a short reason."""
 
 
 class LateError(PoolError):
-    """Raised where the worker was killed at the item's time limit."""
+    """Raised when a worker was killed at the time limit of its item."""
 
 
 class UnservedError(PoolError):
-    """Raised where the batch deadline passed before the work was done or its own limit reached."""
+    """Raised when the batch deadline passed before a worker could finish the item within its own limit."""
 
 
 class DeadError(PoolError):
-    """Raised where the worker died of its work: memory, a fatal signal, an exit."""
+    """Raised when a worker process died while working, for example of memory or a fatal signal."""
 
 
 class GoneError(DeadError):
-    """Raised where the server was ended from outside, twice."""
+    """Raised when the server process was killed from outside twice."""
 
 
 class WorkError(PoolError):
-    """Raised where the work raised; the message names the exception."""
+    """Raised when the worker's function raised an exception. The message names that exception."""
 
 
 class StartError(PoolError):
-    """Raised where the server could not start: a fault of the installation or of a user's file, not of an item."""
+    """Raised when the server process cannot start, because of the installation or a user's file and not of an item."""
 
 
 class Pool:
-    """Up to `workers` processes that answer requests, one at a time each, within `limit_s` seconds of wall time.
+    """A pool of up to `workers` processes that answer requests one at a time, each within `limit_s` seconds.
 
     `entry` is "module:function"; called once in the server with `argument`, it returns the handler that the workers
     call with each request. Safe in any thread; a fork of this process starts a server of its own.
@@ -66,12 +66,12 @@ class Pool:
             os.register_at_fork(after_in_child=self._forget_parents_server)
 
     def warm_up(self) -> None:
-        """Starts the server and waits until it is ready; raises StartError."""
+        """Starts the server process and waits until it is ready. Raises StartError if it cannot start."""
         with self._lock:
             self._get_running_server()
 
     def ask(self, request: Any, *, deadline: float | None = None) -> Any:
-        """Returns the handler's reply to a request; raises a PoolError.
+        """Sends a request to a worker process and returns the handler's reply. Raises a PoolError if there is no reply.
 
         The limit counts from the start of the work, not from this call. `deadline` is a `time.monotonic()`.
         """
@@ -82,7 +82,7 @@ class Pool:
                 return self._ask_worker(request, deadline)
 
     def _ask_worker(self, request: Any, deadline: float | None) -> Any:
-        """Sends a request to an idle or new worker and returns its reply."""
+        """Sends a request to an idle or newly forked worker and returns its reply."""
         with self._lock:
             server = self._get_running_server()
             worker = self._idle.pop() if self._idle else server.fork_worker()
@@ -108,34 +108,34 @@ class Pool:
         return reply["reply"]
 
     def close(self) -> None:
-        """Ends the server and with it all workers; the next call starts others."""
+        """Ends the server process with all its workers. A later request starts a new one."""
         with self._lock:
             if self._server is not None:
                 self._server.end_process()
             self._drop_server()
 
     def _reset(self) -> None:
-        """Sets up a pool without a server."""
+        """Resets the pool to a state without a server process."""
         self._lock = threading.Lock()
         self._turns = _FairQueue(self._workers)
         self._server: _Server | None = None
         self._idle: list[_Worker] = []
 
     def _forget_parents_server(self) -> None:
-        """In a forked child: lets go of the server and the workers, which are the parent's."""
+        """Drops the handles of the parent's server and workers in a forked child process."""
         if self._server is not None:
             self._server.control.close()
         self._drop_server()
         self._reset()
 
     def _drop_server(self) -> None:
-        """Lets go of the server and its idle workers."""
+        """Drops the handle of the server process and closes the channels of its idle workers."""
         for worker in self._idle:
             worker.close_channel()
         self._idle, self._server = [], None
 
     def _get_running_server(self) -> "_Server":
-        """Returns the server, started where none runs."""
+        """Returns the server process, after starting one if none is running."""
         if self._server is not None and not self._server.is_alive():
             self._server.end_process()
             self._drop_server()
@@ -145,7 +145,7 @@ class Pool:
 
 
 class _FairQueue:
-    """Lets `most` threads in at a time, in the order they came: a semaphore would let some wait for ever."""
+    """A semaphore that admits threads in the order they came, so that none waits for ever."""
 
     def __init__(self, n_turns: int) -> None:
         self._lock = threading.Lock()
@@ -154,15 +154,15 @@ class _FairQueue:
 
     @contextlib.contextmanager
     def hold_turn(self, deadline: float | None) -> Iterator[None]:
-        """Waits for a turn and holds it; raises UnservedError if it has not come by the deadline."""
+        """Waits for a turn in the queue and holds it inside a `with` block. Raises UnservedError at the deadline."""
         self._wait_for_turn(deadline)
         try:
             yield
         finally:
-            self._pass_on()
+            self._release_turn()
 
     def _wait_for_turn(self, deadline: float | None) -> None:
-        """Returns when the turn has come; raises UnservedError at the deadline."""
+        """Blocks until the calling thread's turn in the queue has come. Raises UnservedError at the deadline."""
         with self._lock:
             if self._left and not self._waiting:
                 self._left -= 1
@@ -178,11 +178,11 @@ class _FairQueue:
                 is_called = False
                 self._waiting.remove(event)
         if is_called:
-            self._pass_on()
+            self._release_turn()
         raise UnservedError("batch deadline")
 
-    def _pass_on(self) -> None:
-        """Gives the turn to the thread that has waited longest."""
+    def _release_turn(self) -> None:
+        """Gives the turn to the thread that has waited longest, or frees it if none waits."""
         with self._lock:
             if self._waiting:
                 self._waiting.popleft().set()
@@ -191,10 +191,10 @@ class _FairQueue:
 
 
 class _Server:
-    """The server process, as the pool sees it."""
+    """The pool's handle of its server process."""
 
     def __init__(self, start: dict[str, Any]) -> None:
-        """Starts the server process; raises StartError with what it says of its start."""
+        """Starts the server process of the worker pool. Raises StartError with the process's own error message."""
         if not hasattr(os, "fork"):
             raise StartError("worker processes need fork(): use Linux, macOS or WSL")
         self.control, server_end = socket.socketpair()
@@ -216,11 +216,14 @@ class _Server:
             raise StartError(answer or "the worker server ended while it started; see its error above")
 
     def is_alive(self) -> bool:
-        """Returns whether the server process runs."""
+        """Returns whether the server process is running."""
         return self._process.poll() is None
 
     def fork_worker(self) -> "_Worker":
-        """Returns a new worker, forked from the server; raises GoneError."""
+        """Asks the server process to fork a new worker and returns its handle.
+
+        Raises GoneError if the server has ended.
+        """
         our_end, worker_end = socket.socketpair()
         try:
             with worker_end:
@@ -234,7 +237,7 @@ class _Server:
         return _Worker(our_end, int(pid))
 
     def kill_worker(self, pid: int) -> bool:
-        """Kills a worker; returns False where the server is gone, with which its workers ended."""
+        """Asks the server process to kill a worker. Returns False if the server, and its workers with it, has ended."""
         try:
             self.control.sendall(b"kill %d\n" % pid)
             return bool(self._read_line())
@@ -242,12 +245,12 @@ class _Server:
             return False
 
     def end_process(self) -> None:
-        """Ends the server process, which stops with its input."""
+        """Ends the server process by closing its control socket, and waits for it."""
         self.control.close()  # it ends with its input
         self._process.wait()
 
     def _read_line(self) -> str:
-        """Returns one line from the server, "" if it is gone."""
+        """Reads one line from the server process. Returns "" if the process has ended."""
         received = b""
         with contextlib.suppress(OSError):
             while not received.endswith(b"\n"):
@@ -259,14 +262,17 @@ class _Server:
 
 
 class _Worker:
-    """A worker process, as the pool sees it."""
+    """The pool's handle of a worker process."""
 
     def __init__(self, channel: socket.socket, pid: int) -> None:
         self.pid = pid
         self._channel = channel
 
     def ask(self, request: Any, limit: float) -> dict[str, Any]:
-        """Returns the worker's answer to a request; raises LateError at the limit, DeadError."""
+        """Sends a request to the worker process and returns its reply.
+
+        Raises LateError at the time limit and DeadError if the worker died.
+        """
         try:
             self._channel.sendall(json.dumps(request).encode() + b"\n")
             return json.loads(self._read_reply(limit))  # type: ignore[no-any-return]
@@ -274,11 +280,14 @@ class _Worker:
             raise DeadError("worker died") from error
 
     def close_channel(self) -> None:
-        """Closes the worker's channel, with which it ends."""
+        """Closes the socket to the worker process, which makes it exit."""
         self._channel.close()
 
     def _read_reply(self, limit: float) -> bytes:
-        """Returns the bytes of one reply; raises LateError at the limit, DeadError."""
+        """Reads the bytes of one reply of the worker process.
+
+        Raises LateError at the time limit and DeadError if the worker died.
+        """
         parts: list[bytes] = []
         size = 0
         poll = select.poll()

@@ -1,4 +1,4 @@
-"""The server process of `worker_pool.Pool`, which imports what the work needs once and forks the workers.
+"""The server process of a worker pool, which imports the needed modules once and forks the workers.
 
 Started as `python -m qwen_align.reward.worker_pool_server FD`. On the control socket it reads one JSON line with entry,
 argument and memory limit, answers `ready` or the error, and then `fork` with the worker's socket attached (answer: its
@@ -20,7 +20,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Serves a pool on the socket whose descriptor is the first argument."""
+    """Runs the worker pool's server on the socket whose file descriptor is the first argument."""
     control = socket.socket(fileno=int(sys.argv[1]))
     start = json.loads(_read_first_line(control))
     module, _, function_name = start["entry"].partition(":")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _kill_workers(workers: set[int]) -> None:
-    """Kills workers and all they started."""
+    """Kills worker processes and all processes they started."""
     for pid in workers:  # ours until waited for, so the number cannot have passed to another process
         with contextlib.suppress(ProcessLookupError):  # it has not got so far as to lead a group
             os.killpg(pid, signal.SIGKILL)
@@ -65,7 +65,7 @@ def _kill_workers(workers: set[int]) -> None:
 
 
 def _read_first_line(control: socket.socket) -> bytes:
-    """Returns the first line on the control socket; exits where it closes before that."""
+    """Reads the first line from the control socket. Exits if the socket closes before the line is complete."""
     received = b""
     while not received.endswith(b"\n"):
         part = control.recv(1 << 16)
@@ -76,7 +76,7 @@ def _read_first_line(control: socket.socket) -> bytes:
 
 
 def _run_worker(channel: socket.socket, handle: Callable[[Any], Any], memory_bytes: int) -> None:
-    """In a worker: answers requests within the memory limit until the socket closes, and exits."""
+    """Answers requests in a forked worker process within a memory limit until the socket closes, and exits."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h; the server has one thread, whose death is its own
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

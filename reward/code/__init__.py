@@ -1,1 +1,1 @@
-"""Running model-written code: the isolation, the protocol with what runs inside it, and its tests."""
+"""Runs model-written code in isolated processes and tests it: the sandbox, its protocol and the test formats."""

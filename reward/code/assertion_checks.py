@@ -1,4 +1,4 @@
-"""Splits assertions into calls of the candidate and checks of the values they return.
+"""Splits test assertions into calls of the candidate's code and checks of the values that the calls return.
 
 `assert abs(f(1.5) - 0.5) < 1e-6` becomes the call `f(1.5)`, which is all that the candidate's cell ever sees, and the
 check `abs(value - 0.5) < 1e-6`, which is evaluated outside the cell. Test code that is more than assertions is left
@@ -21,30 +21,30 @@ Call = tuple[str, Any, Any]
 
 
 class NoValueError(Exception):
-    """Raised where a check needs the value of a call that gave none; the message is the reason."""
+    """Raised when a check needs the value of a call that returned none. The message is the reason."""
 
 
 class CallOutcome(NamedTuple):
-    """What came back from a call of the candidate: a value, or the countable reason why there is none."""
+    """The outcome of a call of the candidate's code, which is a value or the reason why there is none."""
 
     value: Any
     missing: str | None = None
 
     def require_value(self) -> Any:
-        """Returns the value; raises NoValueError where the call gave none."""
+        """Returns the value of a call. Raises NoValueError if the call gave none."""
         if self.missing is not None:
             raise NoValueError(self.missing)
         return self.value
 
 
 class _PendingCall(NamedTuple):
-    """Stands for the value of a call that the candidate has not answered yet."""
+    """A placeholder for the value of a call that the candidate's code has not answered yet."""
 
     number: int
 
 
 class Check(NamedTuple):
-    """An expression that has to be true of the candidate's values.
+    """An expression that must be true of the values which the candidate's code returned.
 
     `call_numbers` gives the number of each call in the expression, by the `id` of its node.
     """
@@ -58,7 +58,7 @@ class Check(NamedTuple):
 def split_assertions(
     trees: Sequence[ast.Module], functions: set[str], before: Sequence[ast.Module], check: ast.FunctionDef | None = None
 ) -> tuple[list[Call], list[list[Check]]] | None:
-    """Splits test code into calls of the candidate and checks of the values they return.
+    """Splits test code into calls of the candidate's functions and checks of the values they return.
 
     Returns the calls of `functions` in the trees, and the checks of each tree, or of each assertion of the function
     `check`. None for test code that cannot be split so. Trees `before` only define what the tests use.
@@ -79,7 +79,9 @@ def split_assertions(
 
 
 def are_checks_true(checks: list[Check], outcomes: Sequence[CallOutcome]) -> bool:
-    """Returns whether all checks are true of the calls' outcomes; raises NoValueError, UnsupportedError.
+    """Returns whether all checks are true of the calls' outcomes.
+
+    Raises NoValueError if a call gave no value, and UnsupportedError.
 
     What Python raises for an operation on the values fails the check, as it fails the assertion.
     """
@@ -89,13 +91,13 @@ def are_checks_true(checks: list[Check], outcomes: Sequence[CallOutcome]) -> boo
         return False
 
 
-def checks_a_value(check: Check) -> bool:
-    """Returns whether a check looks at a value, and not only at whether a call raises."""
+def examines_value(check: Check) -> bool:
+    """Returns whether a check examines a returned value, and not only whether a call raises."""
     return not isinstance(check.expression, ast.Constant)
 
 
 def count_needed_outcomes(checks: list[Check]) -> int:
-    """Returns how many of the calls, in their order, must have an outcome before the checks can be evaluated."""
+    """Counts how many calls, in order, must have an outcome before the checks can be evaluated."""
     numbers = [
         name_value.number
         for check in checks
@@ -106,7 +108,7 @@ def count_needed_outcomes(checks: list[Check]) -> int:
 
 
 def _is_check_true(check: Check, outcomes: Sequence[CallOutcome]) -> bool:
-    """Returns whether the check's expression is true once the calls' values are put in."""
+    """Returns whether a check's expression is true for the values that the calls returned."""
     names = {
         name: outcomes[value.number].require_value() if isinstance(value, _PendingCall) else value
         for name, value in check.names.items()
@@ -116,7 +118,7 @@ def _is_check_true(check: Check, outcomes: Sequence[CallOutcome]) -> bool:
 
 
 class _AssertionSplitter:
-    """Walks test code statement by statement and collects the candidate's calls and the checks.
+    """A walker over test code that collects the calls of the candidate's functions and the checks of their values.
 
     `entry` is the name every call is made by; empty where each call is made by its own name.
     """
@@ -129,18 +131,21 @@ class _AssertionSplitter:
         self.passed_mutables: list[Any] = []
 
     def split_statements(self, body: Sequence[ast.stmt]) -> list[Check]:
-        """Returns the checks of the statements, in the order in which they would run."""
+        """Splits test statements and returns their checks in the order in which they would run."""
         return [check for statement in body for check in self.split_statement(statement)]
 
     def split_statement(self, node: ast.stmt) -> list[Check]:
-        """Returns the checks of one statement; raises UnsupportedError for a kind that cannot be split."""
+        """Splits one test statement and returns its checks.
+
+        Raises UnsupportedError for a kind of statement that cannot be split.
+        """
         match node:
             case ast.Assert():
                 return self.split_assertion(node.test)
             case ast.Expr(value=ast.Constant() | ast.Name()) | ast.Pass():
                 return []
             case ast.Expr(value=ast.Call(func=ast.Name(id=name)) as call) if name in self.functions:
-                return [_check_call_returns(self.record_call(call))]
+                return [_make_no_exception_check(self.record_call(call))]
             case ast.Assign(targets=[target], value=value):
                 return self.split_assignment(target, value)
             case ast.For(target=target, iter=over, body=body, orelse=[]):
@@ -154,7 +159,10 @@ class _AssertionSplitter:
         raise UnsupportedError(type(node).__name__)
 
     def split_assertion(self, expression: ast.expr) -> list[Check]:
-        """Returns the check of an asserted expression, none if it holds without a call; raises UnsupportedError."""
+        """Splits one asserted expression and returns its check, or none if it holds without a call.
+
+        Raises UnsupportedError.
+        """
         call_numbers = self.assign_call_numbers(expression)
         used_names = {node.id for node in self.list_nodes_outside_calls(expression) if isinstance(node, ast.Name)}
         names = {name: self.load_name(name) for name in used_names if name in self.names}
@@ -167,7 +175,7 @@ class _AssertionSplitter:
         return [Check(self.evaluate_expected_side(expression), names, call_numbers, self.functions)]
 
     def evaluate_expected_side(self, expression: ast.expr) -> ast.expr:
-        """Returns the comparison with its right side already evaluated, where that needs no call."""
+        """Evaluates the right side of a comparison in advance if it needs no call, and returns the comparison."""
         if (
             isinstance(expression, ast.Compare)
             and len(expression.ops) == 1
@@ -183,7 +191,7 @@ class _AssertionSplitter:
         return expression
 
     def assign_call_numbers(self, expression: ast.expr, *, dry: bool = False) -> dict[int, int]:
-        """Returns the number of each call of the candidate in an expression, by the node's id.
+        """Assigns a number to each call of the candidate's code in an expression. Returns the numbers by the node's id.
 
         With `dry`, the calls are only found and not recorded. Raises UnsupportedError for a call within a loop.
         """
@@ -196,7 +204,7 @@ class _AssertionSplitter:
         return call_numbers
 
     def list_nodes_outside_calls(self, node: ast.AST) -> list[ast.AST]:
-        """Returns the nodes of an expression without those inside calls of the candidate."""
+        """Lists the nodes of an expression except those inside calls of the candidate's code."""
         if self.is_candidate_call(node):
             return []
         return [
@@ -205,11 +213,14 @@ class _AssertionSplitter:
         ]
 
     def is_candidate_call(self, node: ast.AST) -> bool:
-        """Returns whether a node is a call of one of the candidate's functions."""
+        """Returns whether a syntax-tree node is a call of one of the candidate's functions."""
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.functions
 
     def record_call(self, node: ast.Call) -> int:
-        """Records a call with its evaluated arguments, returns its number; raises UnsupportedError, NotPlainError."""
+        """Records a call with its evaluated arguments and returns its number.
+
+        Raises UnsupportedError or NotPlainError if its arguments cannot be sent.
+        """
         assert isinstance(node.func, ast.Name)
         evaluator = self.make_evaluator()
         args = tuple(evaluator.evaluate_all(node.args))
@@ -223,12 +234,12 @@ class _AssertionSplitter:
             for name_node in ast.walk(part)
             if isinstance(name_node, ast.Name)
         ):
-            self.mark_as_passed(name)
+            self.mark_as_passed_to_candidate(name)
         self.calls.append(call)
         return len(self.calls) - 1
 
-    def mark_as_passed(self, name: str) -> None:
-        """Remembers that the candidate was given the mutable value of a name, and may have changed it.
+    def mark_as_passed_to_candidate(self, name: str) -> None:
+        """Marks a variable as passed to the candidate's code, which may have changed its mutable value.
 
         A test that looks at the value afterwards needs the real thing: see `load_name`.
         """
@@ -236,7 +247,7 @@ class _AssertionSplitter:
             self.passed_mutables += _list_mutable_parts(self.names[name])
 
     def load_name(self, name: str) -> Any:
-        """Returns the value of a name; raises UnsupportedError where the candidate may have changed it."""
+        """Returns the value of a variable. Raises UnsupportedError if the candidate's code may have changed it."""
         value = self.names[name]
         if self.passed_mutables and any(
             part is passed for part in _list_mutable_parts(value) for passed in self.passed_mutables
@@ -245,34 +256,34 @@ class _AssertionSplitter:
         return value
 
     def make_evaluator(self) -> Evaluator:
-        """Returns an evaluator over the names whose values are known without the candidate."""
+        """Makes an expression evaluator that knows the variables whose values do not depend on the candidate's code."""
         known = {name: value for name, value in self.names.items() if not isinstance(value, _PendingCall)}
-        return Evaluator(known, self.functions, _refuse_call)
+        return Evaluator(known, self.functions, _reject_candidate_call)
 
     def evaluate_expression(self, node: ast.expr) -> Any:
-        """Returns the value of an expression that needs no call; raises UnsupportedError."""
+        """Evaluates an expression that calls no candidate function. Raises UnsupportedError if it does."""
         for name_node in ast.walk(node):
             if isinstance(name_node, ast.Name) and name_node.id in self.names:
                 self.load_name(name_node.id)
         return self.make_evaluator().evaluate(node)
 
     def list_loop_items(self, over: ast.expr) -> Sequence[Any]:
-        """Returns the items that a `for` loop runs over."""
+        """Lists the items that a `for` loop iterates over."""
         return [*self.evaluate_expression(over)]
 
     def split_loop_turn(self, target: ast.expr, item: Any, body: Sequence[ast.stmt]) -> list[Check]:
-        """Returns the checks of a loop's body for one item, which is bound to the loop's target."""
+        """Splits the body of a `for` loop for one item and returns its checks."""
         self.names = {**self.names, **bind_names(target, item)}
         return self.split_statements(body)
 
     def split_assignment(self, target: ast.expr, value: ast.expr) -> list[Check]:
-        """Binds the names of an assignment; returns the check that a call on its right side returns at all."""
+        """Splits an assignment and returns the check that a call on its right side does not raise."""
         checks = []
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in self.functions:
             if not isinstance(target, ast.Name):
                 raise UnsupportedError("unpacking")
             new_names: Any = {target.id: _PendingCall(self.record_call(value))}
-            checks = [_check_call_returns(new_names[target.id].number)]
+            checks = [_make_no_exception_check(new_names[target.id].number)]
         else:
             assigned = self.evaluate_expression(value)
             if hasattr(assigned, "__next__"):
@@ -284,18 +295,18 @@ class _AssertionSplitter:
         return checks
 
 
-def _check_call_returns(number: int) -> Check:
-    """Returns the check that a call does not raise."""
+def _make_no_exception_check(number: int) -> Check:
+    """Makes the check that a call of the given number does not raise."""
     return Check(ast.Constant(True), {"_": _PendingCall(number)}, {}, set())
 
 
-def _refuse_call(node: ast.Call) -> Any:
-    """Raises UnsupportedError: an expression evaluated before the candidate runs cannot call it."""
+def _reject_candidate_call(node: ast.Call) -> Any:
+    """Raises UnsupportedError for a call of the candidate's code in an expression evaluated before the code runs."""
     raise UnsupportedError("call")
 
 
 def _list_nodes_in_order(expression: ast.AST) -> list[ast.AST]:
-    """Returns the nodes of an expression in the order of evaluation, without the insides of loops and lambdas."""
+    """Lists the nodes of an expression in the order of evaluation. Loops and lambdas are not entered."""
     nodes = [expression]
     for child in ast.iter_child_nodes(expression):
         if not isinstance(expression, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.Lambda):
@@ -304,7 +315,7 @@ def _list_nodes_in_order(expression: ast.AST) -> list[ast.AST]:
 
 
 def _list_mutable_parts(value: Any) -> list[Any]:
-    """Returns the mutable containers of a value: itself, and those inside it at any depth."""
+    """Lists all mutable containers in a value: the value itself and those nested inside it."""
     parts = [value] if isinstance(value, _MUTABLE) else []
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]

@@ -1,4 +1,4 @@
-"""`isolation: process`: cells without namespaces, each with a folder of its own."""
+"""Sandbox isolation without namespaces (`isolation: process`), in which each cell process has its own folder."""
 
 import contextlib
 import fcntl
@@ -23,7 +23,7 @@ _REMOVE_COMMAND = 'rm -rf "$0" || { chmod -R u+rwx "$0"; exec rm -rf "$0"; }'
 
 
 class CellFolders:
-    """Isolation without namespaces: cells that share the machine's file system, processes and network.
+    """Isolation without namespaces, in which sandbox cells share the machine's file system, processes and network.
 
     Each cell has a folder of its own, and where the kernel has file rules it sees little else.
     """
@@ -36,7 +36,7 @@ class CellFolders:
         _lock_folder(self._base)
         self._own: dict[int, str] = {}  # by process id
         self._next = ""
-        self._readable = [*list_library_folders(), *packages] if _has_file_rules() else None
+        self._readable = [*list_library_folders(), *packages] if _has_landlock() else None
         if self._readable and os.path.isdir(TIME_ZONES):
             self._readable.append(TIME_ZONES)
         self.packages = os.path.join(self._base, "packages")
@@ -47,7 +47,7 @@ class CellFolders:
             self._readable.append(self.packages)
 
     def fork_cell(self) -> int:
-        """Forks as os.fork does; the child has a folder."""
+        """Forks a sandbox cell process with a folder of its own. Returns as os.fork does."""
         self._next = tempfile.mkdtemp(dir=self._base)
         pid = os.fork()
         if pid:
@@ -55,7 +55,7 @@ class CellFolders:
         return pid
 
     def isolate_cell(self, entry: Entry, limits: Limits) -> None:
-        """In the child: enters the cell's folder, and loses the other files where the kernel has rules for that."""
+        """Moves a forked cell process into its folder and hides other files from it if the kernel supports it."""
         os.chdir(self._next)
         os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = self._next
         if sys.platform != "linux":
@@ -66,13 +66,13 @@ class CellFolders:
             landlock.restrict_files(self._readable, self._next)
 
     def kill_cell(self, pid: int) -> None:
-        """Kills a cell: its first process and all of its session's group."""
+        """Kills a sandbox cell's first process and all processes of its process group."""
         for send_signal in (os.kill, os.killpg):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 send_signal(pid, signal.SIGKILL)
 
     def clean_up_cell(self, pid: int) -> None:
-        """Removes what a cell whose first process ended left."""
+        """Removes the remaining processes and files of a sandbox cell after its first process has ended."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         folder = self._own.pop(pid)
@@ -82,19 +82,19 @@ class CellFolders:
             _start_removal(folder)
 
     def remove_all(self) -> None:
-        """Removes all folders."""
+        """Removes the folders of all sandbox cells."""
         os.waitpid(_start_removal(self._base), 0)
 
 
 def _lock_folder(folder: str) -> None:
-    """Marks a folder as in use for as long as this process lives."""
+    """Locks a folder to mark it as in use while this process lives."""
     unlocked = os.path.join(folder, "new")
     fcntl.flock(os.open(unlocked, os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX)
     os.rename(unlocked, os.path.join(folder, _LOCK))  # only now: nobody sees it before it is locked
 
 
 def _remove_stale_folders() -> None:
-    """Removes the folders that servers which were killed left behind."""
+    """Removes the sandbox folders that killed servers left on disk."""
     for folder in glob.glob(os.path.join(tempfile.gettempdir(), f"{_PREFIX}*")):
         with contextlib.suppress(OSError):  # another user's, or in use
             lock = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
@@ -106,7 +106,7 @@ def _remove_stale_folders() -> None:
 
 
 def _start_removal(folder: str) -> int:
-    """Starts a process that removes a folder and ends in time; returns its id."""
+    """Starts a child process that removes a folder within a time limit. Returns its process id."""
     pid = os.fork()
     if not pid:
         _run_removal(folder)
@@ -114,7 +114,7 @@ def _start_removal(folder: str) -> int:
 
 
 def _run_removal(folder: str) -> NoReturn:
-    """In the child: removes a folder within limits of time, and exits."""
+    """Removes a folder in a child process under resource limits, and exits."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
@@ -127,8 +127,8 @@ def _run_removal(folder: str) -> NoReturn:
         os._exit(1)
 
 
-def _has_file_rules() -> bool:
-    """Returns whether this machine's kernel has Landlock."""
+def _has_landlock() -> bool:
+    """Returns whether this machine's kernel supports Landlock file rules."""
     if sys.platform != "linux":
         return False
     with contextlib.suppress(OSError):

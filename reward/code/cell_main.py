@@ -1,4 +1,4 @@
-"""Runs what a cell is for: a candidate's code, or a data set's tests.
+"""The entry functions of a sandbox cell process, which runs a candidate's code or a data set's tests.
 
 Nothing in a candidate's cell knows an expected output, and its word decides nothing.
 The job of a cell is a file that only this cell reads: the server, whose memory every cell inherits, never does.
@@ -25,7 +25,7 @@ _OUTPUT = 1
 
 
 def run_candidate_cell(payload: bytes, channel: socket.socket) -> None:
-    """Runs a candidate: answers the calls of its job, or those that come, or lives as a program."""
+    """Runs a candidate's code in its sandbox cell, to answer listed calls, to serve a test cell or as a program."""
     frames = Frames(channel)
     job = json.loads(payload)
     random.seed(0)  # cells are forks of one server: the same verdict in every run
@@ -44,14 +44,14 @@ def run_candidate_cell(payload: bytes, channel: socket.socket) -> None:
 
 
 def run_tests_cell(payload: bytes, channel: socket.socket) -> None:
-    """Runs test code of a data set against the candidate at the other end of the channel."""
+    """Runs a data set's test code in its sandbox cell, against the candidate at the other end of the channel."""
     random.seed(0)
     sys.stdout = io.StringIO()  # what the tests print is no report
     run_dataset_tests(json.loads(payload), Frames(channel), _OUTPUT)
 
 
 def _answer_calls(job: dict[str, Any], frames: Frames) -> None:
-    """Makes the calls of the job, one after another, and sends a record of each."""
+    """Makes all calls listed in a job one after another and sends a record of each result."""
     module = load_module(job)
     for number, (name, args, kwargs) in enumerate(job["calls"]):
         frames.send_frame(_make_call_record(number, find_function(module, name), args, kwargs))
@@ -59,7 +59,7 @@ def _answer_calls(job: dict[str, Any], frames: Frames) -> None:
 
 
 def _make_call_record(number: int, function: Any, args: Any, kwargs: Any) -> bytes:
-    """Calls a function and returns the record of it: its value, that it raised, or that the value is not plain."""
+    """Calls a function and returns a serialised record of its value or of why there is none."""
     try:
         value = function(*decode_value(args), **decode_value(kwargs))
         record = write_json(["value", number, encode_value(value)])
@@ -73,7 +73,7 @@ def _make_call_record(number: int, function: Any, args: Any, kwargs: Any) -> byt
 
 
 def _serve_test_calls(job: dict[str, Any], frames: Frames) -> None:
-    """Answers the calls of the tests' cell until it is gone."""
+    """Answers remote calls from the test code's sandbox cell until that cell ends."""
     module = load_module(job)
     frames.send_frame(write_json(["ready"]))
     with contextlib.suppress(EndedError):  # the tests are done
@@ -81,7 +81,7 @@ def _serve_test_calls(job: dict[str, Any], frames: Frames) -> None:
 
 
 def _run_program(job: dict[str, Any]) -> NoReturn:
-    """Runs the code as a program and exits with its status."""
+    """Runs the candidate's code as a program and exits with its status."""
     status = 0
     try:
         load_module(job)
@@ -98,7 +98,7 @@ def _run_program(job: dict[str, Any]) -> NoReturn:
 
 
 def warm_up() -> None:
-    """Does once what every cell would otherwise do for a first time: the parser's state, say, is 1 ms."""
+    """Does work once before forking that every sandbox cell would repeat, such as initialising the parser (1 ms)."""
     stdout = sys.stdout
     for mode in ("calls", "serve"):
         cell_end, our_end = socket.socketpair()

@@ -1,4 +1,7 @@
-"""Remote calls between a candidate's cell and the cell of its tests, both ways; only plain values and handles cross."""
+"""Remote procedure calls in both directions between the candidate's sandbox cell and the tests' cell.
+
+Only plain values and handles are sent.
+"""
 
 import builtins
 import functools
@@ -8,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qwen_align.reward.code.load_candidate import END_REASONS
-from qwen_align.reward.code.remote_objects import RefusedError, RemoteObject, get_target, is_of_class
+from qwen_align.reward.code.remote_objects import RefusedError, RemoteObject, comes_from_class, get_target
 from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError
 from qwen_align.reward.code.value_serialization import (
     MAX_BYTES,
@@ -25,15 +28,15 @@ _ENDS = frozenset({"SystemExit", "KeyboardInterrupt", "GeneratorExit", "MemoryEr
 
 
 class ForgedError(BaseException):
-    """Raised where the other end breaks the order of calls and answers, or its answer is no answer."""
+    """Raised when the other process breaks the order of calls and answers, or sends an invalid answer."""
 
 
 class EndedError(BaseException):
-    """Raised where the other end is gone; the message says how, where that is known."""
+    """Raised when the other process has ended. The message says how, if that is known."""
 
 
 class RpcPeer:
-    """One end of the calls between two cells.
+    """One end of the remote calls between two sandbox cells.
 
     `names` finds what the other end may call by name; None lets it call only functions lent to it. An answer repeats
     the random number of its call, so that nothing can be answered before it was asked.
@@ -48,22 +51,25 @@ class RpcPeer:
         """The last error that was no answer. A test's bare `except:` may take it for what it waits for."""
 
     def serve_calls(self) -> None:
-        """Answers calls for as long as the other end lives."""
+        """Answers remote calls until the other process ends."""
         while True:
             self._answer_call(self._receive_message())
 
     def call_remote(self, operation: str, remote: RemoteObject, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Returns what the other end's operation gives; its exception is raised here as the nearest built-in one."""
+        """Runs an operation in the other process and returns its result.
+
+        Raises the nearest built-in exception if it failed.
+        """
         try:
-            return self._exchange_call(operation, remote, args, kwargs)
+            return self._send_call_and_wait(operation, remote, args, kwargs)
         except (RefusedError, ForgedError, EndedError) as error:
             self.failure = error
             raise
 
-    def _exchange_call(
+    def _send_call_and_wait(
         self, operation: str, remote: RemoteObject, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Sends a call, answers calls that come back meanwhile, and returns the value of the answer."""
+        """Sends a remote call, answers calls that come back meanwhile, and returns the value of the answer."""
         if isinstance(self.failure, ForgedError | EndedError):
             raise self.failure
         self.n_calls += 1
@@ -82,26 +88,29 @@ class RpcPeer:
             raise _rebuild_exception(*content)
         if kind != "value":
             raise RefusedError
-        value = self._decode(content[0], of_class=is_of_class(remote))
+        value = self._decode(content[0], of_class=comes_from_class(remote))
         if value is None:
-            self._apply_changes(args, content[1])
+            self._apply_argument_changes(args, content[1])
         return value
 
-    def _apply_changes(self, args: tuple[Any, ...], changed: Any) -> None:
-        """Shows what a function that returns nothing did to its arguments.
+    def _apply_argument_changes(self, args: tuple[Any, ...], changed: Any) -> None:
+        """Applies the changes that a remote function made to its mutable arguments, if it returned None.
 
         What one that returns something did to them is kept from the test: its `assert f(xs) == sorted(xs)` would
         pay for emptying `xs`.
         """
         if type(changed) is not list:
             raise ForgedError
-        for position, tree in map(_check_pair, changed):
+        for position, tree in map(_check_list_of_two, changed):
             if type(position) is not int or not 0 <= position < len(args):
                 raise ForgedError
             _refill_container(args[position], self._decode(tree))
 
     def _receive_message(self) -> list[Any]:
-        """Returns the next message; raises EndedError, and ForgedError for one of no known shape."""
+        """Receives the next message.
+
+        Raises EndedError if the other process has ended, ForgedError for a malformed message.
+        """
         try:
             message = read_json(self.frames.receive_frame())
         except ClosedError:
@@ -116,22 +125,22 @@ class RpcPeer:
         return message  # type: ignore[no-any-return]
 
     def _send_message(self, body: bytes) -> None:
-        """Sends a message; raises EndedError where the other end is gone."""
+        """Sends a message. Raises EndedError if the other process has ended."""
         try:
             self.frames.send_frame(body)
         except ClosedError:
             raise EndedError from None
 
     def _answer_call(self, message: list[Any]) -> None:
-        """Carries out a call and sends its result."""
+        """Runs a remote call that was received and sends its result."""
         if message[0] != "call":
             raise ForgedError
         _, call_id, operation, called, args, kwargs = message
         self._send_message(self._run_call(call_id, operation, called, args, kwargs))
 
     def _run_call(self, call_id: str, operation: str, called: Any, args: Any, kwargs: Any) -> bytes:
-        """Returns the answer to a call: its value and what it changed of its arguments, or what it raised."""
-        receiver = self._find_receiver(operation, called)
+        """Runs a received call and returns the serialised answer: its value and changed arguments, or its exception."""
+        receiver = self._find_called_object(operation, called)
         arguments = self._decode(args)
         try:
             value = _OPERATIONS[operation](receiver, *arguments, **self._decode(kwargs))
@@ -139,7 +148,7 @@ class RpcPeer:
             changed = [
                 [position, self._encode(argument)]
                 for position, (argument, tree) in enumerate(argument_trees)
-                if self._has_changed(argument, tree)
+                if self._has_argument_changed(argument, tree)
             ]
             body = write_json(["value", call_id, self._encode(value), changed])
             return body if len(body) <= MAX_BYTES else write_json(["not plain", call_id])
@@ -150,9 +159,12 @@ class RpcPeer:
         except Exception as error:  # noqa: BLE001 - whatever a candidate raises is for the test to see
             return write_json(["raised", call_id, *self._describe_error(error)])
 
-    def _find_receiver(self, operation: str, handle: Any) -> Any:
-        """Returns the object a call is on, by name or as lent; raises ForgedError where it may not be called."""
-        kind, key = _check_pair(handle)
+    def _find_called_object(self, operation: str, handle: Any) -> Any:
+        """Finds the object that a received call is made on, by name or by handle.
+
+        Raises ForgedError if it may not be called.
+        """
+        kind, key = _check_list_of_two(handle)
         if kind == "name" and self.names is not None:
             return self.names(key)
         if kind != "lent" or type(key) is not int or not 0 <= key < len(self.lent):
@@ -161,12 +173,12 @@ class RpcPeer:
             raise ForgedError
         return self.lent[key]
 
-    def _has_changed(self, value: Any, tree: Any) -> bool:
-        """Returns whether a mutable argument is no longer what its tree said."""
+    def _has_argument_changed(self, value: Any, tree: Any) -> bool:
+        """Returns whether a mutable argument of a call differs from its earlier encoding."""
         return type(value) in _MUTABLE and self._encode(value) != tree
 
     def _describe_error(self, error: Exception) -> tuple[list[str], Any]:
-        """Returns the names of an exception's classes and the tree of its arguments."""
+        """Returns the class names of an exception and its encoded arguments."""
         names = [error_class.__name__ for error_class in type(error).__mro__]
         try:
             return names, encode_value(error.args)
@@ -174,11 +186,17 @@ class RpcPeer:
             return names, {"t": []}
 
     def _encode(self, value: Any) -> Any:
-        """Returns the tree of a value, in which functions and objects are handles; raises NotPlainError."""
+        """Encodes a value as a JSON tree in which functions and objects are handles.
+
+        Raises NotPlainError if it cannot be sent.
+        """
         return encode_value(value, self._make_handle)
 
     def _make_handle(self, value: Any) -> Any:
-        """Returns the handle of a function or object, None where it may not cross."""
+        """Makes the handle under which a function or object can be called remotely.
+
+        Returns None if it may not be sent.
+        """
         if type(value) is RemoteObject:
             kind, key = get_target(value)
             return {"own": key} if kind == "lent" else {"named": key}
@@ -189,17 +207,17 @@ class RpcPeer:
         return {"lent": [len(self.lent) - 1, is_function]}
 
     def _decode(self, tree: Any, *, of_class: bool = False) -> Any:
-        """Returns the value of a tree; raises ForgedError for a tree of no value."""
+        """Decodes a JSON tree to its value. Raises ForgedError if the tree stands for no value."""
         try:
             return decode_value(tree, lambda handle: self._resolve_handle(handle, of_class))
         except NotPlainError:
             raise ForgedError from None
 
     def _resolve_handle(self, tree: dict[str, Any], of_class: bool) -> Any:
-        """Returns the object of a handle: a remote one, or this end's own come back."""
+        """Returns the object that a handle stands for: a remote object, or this process's own object sent back."""
         [(tag, content)] = tree.items()
         if tag == "lent":
-            index, is_function = _check_pair(content)
+            index, is_function = _check_list_of_two(content)
             if is_function is not True and not of_class:
                 raise RefusedError
             return RemoteObject(self.call_remote, ["lent", index], of_class=of_class)
@@ -230,7 +248,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def _rebuild_exception(names: Any, args: Any) -> BaseException:
-    """Returns the nearest built-in exception of the class names, RefusedError where there is none."""
+    """Builds the nearest built-in exception for a list of class names. Returns RefusedError if there is none."""
     for name in names if type(names) is list else ():
         error_class = getattr(builtins, name, None) if type(name) is str else None
         if isinstance(error_class, type) and issubclass(error_class, Exception) and name not in _ENDS:
@@ -241,15 +259,15 @@ def _rebuild_exception(names: Any, args: Any) -> BaseException:
     return RefusedError()
 
 
-def _check_pair(content: Any) -> list[Any]:
-    """Returns a list of two; raises ForgedError for anything else."""
+def _check_list_of_two(content: Any) -> list[Any]:
+    """Returns a value that is a list of two items. Raises ForgedError for anything else."""
     if type(content) is not list or len(content) != 2:
         raise ForgedError
     return content
 
 
 def _refill_container(old: Any, new: Any) -> None:
-    """Makes `old` hold what `new` holds, keeping the containers inside that are still there."""
+    """Replaces the contents of a mutable container in place, keeping nested containers that are still there."""
     if type(old) is not type(new) or type(old) not in _MUTABLE:
         raise ForgedError
     if type(old) is list and len(old) == len(new):

@@ -1,4 +1,4 @@
-"""The warm server of a sandbox: forks a cell for each job, ends it in time, and reports how it ended.
+"""The sandbox's warm server, which forks a cell process for each job, ends it in time and reports how it ended.
 
 It runs no model-written code itself. Its memory holds no more than one job's limits: payloads, inputs and outputs are
 files that only their cell reads.
@@ -51,7 +51,7 @@ _SETUP_FAILED = 114
 
 
 class _RunningCell(NamedTuple):
-    """A cell that runs."""
+    """A sandbox cell process that is running."""
 
     life: socket.socket
     deadline: float
@@ -59,13 +59,13 @@ class _RunningCell(NamedTuple):
 
 
 def preload_modules() -> None:
-    """Imports what solutions import."""
+    """Imports the modules that solutions commonly import, before any cell is forked."""
     for name in _PRELOADED:
         importlib.import_module(name)
 
 
 def serve_jobs(settings: dict[str, Any]) -> NoReturn:
-    """Starts cells for the owner until it closes its end of the control socket."""
+    """Runs the sandbox's server until the owner closes its end of the control socket."""
     control = socket.socket(fileno=reserve_cell_descriptors(settings["control"]))
     try:
         server = _CellServer(control, settings)
@@ -78,7 +78,7 @@ def serve_jobs(settings: dict[str, Any]) -> NoReturn:
 
 
 class _CellServer:
-    """Forks a cell for each job, ends it in time and reports how it ended."""
+    """A server that forks a cell process for each job, ends it in time and reports how it ended."""
 
     def __init__(self, control: socket.socket, settings: dict[str, Any]) -> None:
         packages: list[str] = settings["packages"]
@@ -101,7 +101,7 @@ class _CellServer:
         gc.freeze()
 
     def serve_until_owner_ends(self) -> None:
-        """Serves jobs until the owner is gone; then its cells are ended too."""
+        """Serves jobs until the owner process ends, then ends all running cells."""
         control = self._control.fileno()
         self._poll.register(control, select.POLLIN)
         self._poll.register(self._woken, select.POLLIN)
@@ -127,13 +127,13 @@ class _CellServer:
         self._cell_isolation.remove_all()
 
     def _compute_poll_ms(self) -> float | None:
-        """Returns the milliseconds until the next cell's deadline, None where no cell runs."""
+        """Computes the milliseconds until the next cell's deadline. Returns None if no cell is running."""
         if not self._cells:
             return None
         return max(0.0, min(cell.deadline for cell in self._cells.values()) - time.monotonic()) * 1000 + 1
 
     def _start_cell(self) -> bool:
-        """Starts the cell of the next job; returns False where there is none, but the owner's end."""
+        """Receives the next job and starts a cell process for it. Returns False if the owner closed the socket."""
         message, files, _, _ = socket.recv_fds(self._control, JOB_BYTES, len(CellFiles._fields))
         if len(message) < JOB_BYTES:
             return False
@@ -157,12 +157,12 @@ class _CellServer:
         return True
 
     def _kill_cell(self, pid: int) -> None:
-        """Kills a cell that is late or not wanted any more."""
+        """Kills a cell process that is late or no longer wanted."""
         self._killed.add(pid)
         self._cell_isolation.kill_cell(pid)
 
     def _report_ended_cells(self) -> None:
-        """Reports to the owner each cell that ended."""
+        """Reports each sandbox cell that has ended to the owner process."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -185,14 +185,14 @@ class _CellServer:
 
 
 def _describe_error(error: OSError | UnknownMachineError) -> str:
-    """Returns an error's text, with the file where it names one."""
+    """Formats an error as text, with the file name if the error has one."""
     if isinstance(error, OSError):
         return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
     return str(error)
 
 
 def _make_result(cell: _RunningCell, status: int, cpu_s: float, *, stopped: bool) -> Result:
-    """Returns how a cell ended, from its wait status."""
+    """Builds the result message of a sandbox cell that ended, from its wait status."""
     code = os.waitstatus_to_exitcode(status)
     how: How = "exit" if code >= 0 else "signal"
     if code == MEMORY_STATUS:
@@ -203,7 +203,7 @@ def _make_result(cell: _RunningCell, status: int, cpu_s: float, *, stopped: bool
 
 
 def _run_cell(job: Job, files: CellFiles, cell_isolation: CellIsolation, filters: dict[bool, bytes]) -> NoReturn:
-    """In the child: confines itself, runs the entry function, and exits."""
+    """Confines the forked child process, runs the job's entry function, and exits."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)

@@ -1,4 +1,4 @@
-"""The program of a sandbox's server: `python -S -s -P cell_server_main.py SETTINGS`.
+"""The program of a sandbox's server process, run as `python -S -s -P cell_server_main.py SETTINGS`.
 
 Started by path, without `site` and without the `__init__` of the packages above: each page the server holds is paid for
 again at every fork, and what it has not imported no candidate can find in its memory.
@@ -11,7 +11,7 @@ import types
 
 
 def _start_server() -> None:
-    """Imports the server without the packages' `__init__` and serves; or reports the kernel's layers."""
+    """Imports the sandbox server without the packages' `__init__` and runs it, or reports the isolation layers."""
     settings = json.loads(sys.argv[1])
     sys.argv = ["main.py"]
     for name, folder in (("qwen_align", ""), ("qwen_align.reward", "/reward")):

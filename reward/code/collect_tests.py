@@ -16,11 +16,11 @@ _FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class UncollectedError(Exception):
-    """Raised for tests that a runner would run and this module cannot: with fixtures, parameters, or a coroutine."""
+    """Raised for tests that a test runner could run but this module cannot, such as those with fixtures."""
 
 
 class CollectedTests(NamedTuple):
-    """A source of tests, as code that runs them."""
+    """The source code of collected tests, with the definitions that run before them."""
 
     before: list[str]
     """Definitions and what else asserts nothing."""
@@ -30,7 +30,10 @@ class CollectedTests(NamedTuple):
 
 
 def collect_tests(source: str, tree: ast.Module) -> CollectedTests:
-    """Finds the tests that pytest or unittest would run, and writes code that calls them; raises UncollectedError."""
+    """Finds the tests that pytest or unittest would run and writes code that calls them.
+
+    Raises UncollectedError for tests that cannot be called.
+    """
     statements = [node for node in tree.body if not _is_main_guard(node) and not _is_candidate_import(node)]
     called = {name.id for node in statements for name in ast.walk(node) if isinstance(name, ast.Name)}
     functions = [
@@ -58,7 +61,7 @@ def collect_tests(source: str, tree: ast.Module) -> CollectedTests:
 
 
 def always_holds(expression: ast.expr) -> bool:
-    """Returns whether an asserted expression is true whatever the candidate does.
+    """Returns whether an asserted expression is true whatever the candidate's code does.
 
     Such as `(f(1) == 2, "x")` and `f(1) == 2 or True`.
     """
@@ -75,7 +78,7 @@ def always_holds(expression: ast.expr) -> bool:
 
 
 def has_vacuous_assertion(tree: ast.AST) -> bool:
-    """Returns whether an assertion looks like a test of a call and cannot fail."""
+    """Returns whether code contains an assertion that looks like a test of a call but cannot fail."""
     asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert) and _has_call(node.test)]
     tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try) and _swallows_failure(node)]
     swallowed = [assertion for node in tries for assertion in _list_asserts(node.body)]
@@ -83,7 +86,7 @@ def has_vacuous_assertion(tree: ast.AST) -> bool:
 
 
 def surely_asserts(statements: Sequence[ast.stmt]) -> bool:
-    """Returns whether running the statements to their end surely evaluates an assertion that tests something."""
+    """Returns whether running statements to their end always evaluates at least one meaningful assertion."""
     for statement in statements:
         if isinstance(statement, ast.Assert) and _tests_something(statement.test):
             return True
@@ -93,28 +96,28 @@ def surely_asserts(statements: Sequence[ast.stmt]) -> bool:
 
 
 def has_unittest_assertion(trees: Sequence[ast.AST]) -> bool:
-    """Returns whether unittest's methods, such as `self.assertEqual`, assert something in the code."""
+    """Returns whether code contains a unittest assertion, such as a call of `self.assertEqual`."""
     return any(_is_unittest_assertion(node) for tree in trees for node in ast.walk(tree))
 
 
 def mark_reached_assertions(tree: ast.Module) -> str:
-    """Returns the source with a call of `REACHED` after each assertion, and where an expected exception is caught."""
+    """Inserts a call of `REACHED` after each assertion of a test source, and where an expected exception is caught."""
     return ast.unparse(ast.fix_missing_locations(_ReachedMarker().visit(tree)))
 
 
 class _ReachedMarker(ast.NodeTransformer):
-    """Adds a call of `REACHED` behind everything that asserts."""
+    """A syntax-tree transformer that inserts a call of `REACHED` after every assertion."""
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST | list[ast.AST]:
-        """Adds the call after an `assert` that tests something."""
+        """Inserts the call of `REACHED` after an `assert` statement that tests something."""
         return [node, _make_reached_call()] if _tests_something(node.test) else node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | list[ast.AST]:
-        """Adds the call after unittest's assertions, which are calls."""
+        """Inserts the call of `REACHED` after a unittest assertion call."""
         return [node, _make_reached_call()] if _is_unittest_assertion(node.value) else node
 
     def visit_With(self, node: ast.With) -> ast.AST | list[ast.AST]:
-        """Adds the call after `with self.assertRaises(...)`, which asserts at its end."""
+        """Inserts the call of `REACHED` after a `with self.assertRaises(...)` block."""
         self.generic_visit(node)
         return (
             [node, _make_reached_call()]
@@ -123,7 +126,7 @@ class _ReachedMarker(ast.NodeTransformer):
         )
 
     def visit_Try(self, node: ast.Try) -> ast.AST:
-        """Adds the call to handlers of an expected exception: those taken where an `assert` would have failed."""
+        """Inserts the call of `REACHED` into `except` handlers that catch an expected exception."""
         expects = _list_asserts(node.orelse) or (_list_asserts(node.body) and not _swallows_failure(node))
         self.generic_visit(node)
         for handler in node.handlers if expects else ():
@@ -132,12 +135,12 @@ class _ReachedMarker(ast.NodeTransformer):
 
 
 def _list_asserts(statements: Sequence[ast.stmt]) -> list[ast.AST]:
-    """Returns the `assert` statements in the statements, at any depth."""
+    """Lists all `assert` statements in a sequence of statements, at any depth."""
     return [node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Assert)]
 
 
 def _swallows_failure(node: ast.Try) -> bool:
-    """Returns whether an assertion that fails in the body of a `try` is passed over in silence."""
+    """Returns whether a `try` statement silently catches a failing assertion in its body."""
     for handler in node.handlers:
         if handler.type is None or any(_catches_assertion_error(part) for part in ast.walk(handler.type)):
             return not any(
@@ -147,7 +150,7 @@ def _swallows_failure(node: ast.Try) -> bool:
 
 
 def _catches_assertion_error(node: ast.AST) -> bool:
-    """Returns whether an exception's name, as a handler has it, covers AssertionError."""
+    """Returns whether the exception class named in an `except` clause includes AssertionError."""
     return isinstance(node, ast.Name) and node.id in ("AssertionError", "Exception", "BaseException")
 
 
@@ -157,17 +160,17 @@ def _tests_something(expression: ast.expr) -> bool:
 
 
 def _has_call(expression: ast.expr) -> bool:
-    """Returns whether an expression calls anything."""
+    """Returns whether an expression contains a call."""
     return any(isinstance(node, ast.Call) for node in ast.walk(expression))
 
 
 def _make_reached_call() -> ast.Expr:
-    """Returns the statement that tells that an assertion was evaluated."""
+    """Makes the statement that records that an assertion was evaluated."""
     return ast.Expr(ast.Call(ast.Name(REACHED, ast.Load()), [], []))
 
 
 def _write_source(statements: Sequence[ast.stmt]) -> str:
-    """Returns the Python source of the statements."""
+    """Converts syntax-tree statements to Python source text."""
     return ast.unparse(ast.Module([*statements], []))
 
 
@@ -177,7 +180,7 @@ def _is_definition(node: ast.stmt) -> bool:
 
 
 def _is_test_name(name: str) -> bool:
-    """Returns whether pytest takes a function of this name for a test."""
+    """Returns whether pytest would collect a function of this name as a test."""
     return name.startswith("test")  # pytest's default, python_functions
 
 
@@ -195,7 +198,7 @@ def _is_main_guard(node: ast.stmt) -> bool:
 
 
 def _is_candidate_import(node: ast.stmt) -> bool:
-    """Returns whether a statement imports the candidate's function, under its own name, from `solution`."""
+    """Returns whether a statement imports the candidate's function from `solution` without renaming it."""
     return (
         isinstance(node, ast.ImportFrom)
         and node.module == _CANDIDATE
@@ -204,7 +207,7 @@ def _is_candidate_import(node: ast.stmt) -> bool:
 
 
 def _is_unittest_assertion(node: ast.AST) -> bool:
-    """Returns whether a node is a call of `self.assert...` or `self.fail...`."""
+    """Returns whether a syntax-tree node is a call of `self.assert...` or `self.fail...`."""
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -220,20 +223,23 @@ def _is_test_case(node: ast.ClassDef) -> bool:
 
 
 def _list_test_methods(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Returns the methods of a class that pytest or unittest would run as tests."""
+    """Lists the methods of a class that pytest or unittest would run as tests."""
     if not _is_test_case(node) and not node.name.startswith("Test"):  # pytest's default, python_classes
         return []
     return [method for method in node.body if isinstance(method, _FUNCTION) and _is_test_name(method.name)]
 
 
 def _write_function_call(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """Returns the source that calls a test function; raises UncollectedError where it takes arguments."""
+    """Writes the source code that calls a test function. Raises UncollectedError if the function takes arguments."""
     _check_argument_count(node, 0)
     return f"{node.name}()"
 
 
 def _write_method_call(node: ast.ClassDef, method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """Returns the source that runs a test method on an instance of its class; raises UncollectedError."""
+    """Writes the source code that runs a test method on an instance of its class.
+
+    Raises UncollectedError if it takes arguments.
+    """
     _check_argument_count(method, 1)
     if _is_test_case(node):
         return f"import unittest\nunittest.TestSuite([{node.name}({method.name!r})]).debug()"
@@ -245,12 +251,15 @@ def _write_method_call(node: ast.ClassDef, method: ast.FunctionDef | ast.AsyncFu
 
 
 def _list_methods(node: ast.ClassDef) -> Iterator[ast.stmt]:
-    """Returns the functions defined in a class."""
+    """Yields the functions defined in a class body."""
     return (statement for statement in node.body if isinstance(statement, _FUNCTION))
 
 
 def _check_argument_count(node: ast.FunctionDef | ast.AsyncFunctionDef, n_arguments: int) -> None:
-    """Raises UncollectedError unless a test function needs just `most` arguments and no decorator."""
+    """Raises UncollectedError unless a test function needs exactly `n_arguments` arguments.
+
+    An async or decorated function is refused too.
+    """
     arguments = node.args
     n_required = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
     n_required += sum(default is None for default in arguments.kw_defaults)

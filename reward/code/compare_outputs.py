@@ -1,10 +1,10 @@
-"""Compares what a program printed, or a function returned, with what the data set expects."""
+"""Compares a program's printed output or a function's return value with the output that the data set expects."""
 
 from typing import Any
 
 
 def split_output_lines(text: str) -> list[str]:
-    """Returns the lines of a program's output without white space at their ends and empty lines at the end."""
+    """Splits a program's output into lines without trailing white space. Empty lines at the end are dropped."""
     lines = [line.rstrip() for line in text.split("\n")]
     while lines and not lines[-1]:
         lines.pop()
@@ -17,7 +17,7 @@ def equals_expected_output(printed: str, expected_lines: list[str]) -> bool:
 
 
 def equals_expected(value: Any, expected: Any) -> bool:
-    """Returns whether a returned value is the expected one, which went through JSON.
+    """Returns whether a returned value equals the expected value that was stored as JSON.
 
     JSON made lists of tuples and text of keys. Numbers are equal as Python has it, so True is 1; NaN equals no number.
     """
@@ -25,7 +25,7 @@ def equals_expected(value: Any, expected: Any) -> bool:
 
 
 def to_json_shape(value: Any) -> Any:
-    """Returns the value with lists for tuples and text for the keys of a dict, as JSON would have written them."""
+    """Converts tuples to lists and dict keys to text, as writing the value to JSON would."""
     if isinstance(value, list | tuple):
         return [to_json_shape(item) for item in value]
     if isinstance(value, dict):
@@ -34,7 +34,7 @@ def to_json_shape(value: Any) -> Any:
 
 
 def _to_json_key(key: Any) -> Any:
-    """Returns a dict's key as JSON would have written it."""
+    """Converts a dict key to the text that JSON would store."""
     if key is None or key is True or key is False:
         return {None: "null", True: "true", False: "false"}[key]
     return str(key) if type(key) in (int, float) and (type(key) is float or key.bit_length() < 1024) else key

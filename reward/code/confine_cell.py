@@ -1,4 +1,4 @@
-"""What a fresh cell does to itself before it runs anything: files, limits, rights."""
+"""Sets up a fresh sandbox cell process: its open files, resource limits and rights."""
 
 import io
 import os
@@ -23,7 +23,7 @@ _CPU_SLACK_S = 2  # the wall clock's limit comes first; this ends a cell whose s
 
 
 class CellFiles(NamedTuple):
-    """The open files that come with a job, by their descriptors."""
+    """The file descriptors of the open files that come with a sandbox job."""
 
     life: int
     channel: int
@@ -33,7 +33,7 @@ class CellFiles(NamedTuple):
 
 
 def reserve_cell_descriptors(descriptor: int) -> int:
-    """Moves an open file above the numbers of a cell's files, and takes those numbers from now on."""
+    """Reserves the file descriptor numbers of a cell's files, and returns the given file moved above them."""
     import fcntl
 
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD, LIFE + 1)
@@ -46,7 +46,7 @@ def reserve_cell_descriptors(descriptor: int) -> int:
 
 
 def prepare_for_forks(cell_isolation: CellIsolation) -> dict[bool, bytes]:
-    """Does once what each cell would else do for the first time; returns the filters of cells without and with forks.
+    """Prepares the process once for forking cells and returns the system call filters with and without forks allowed.
 
     A fork copies each page that either side writes to: what is made before the fork is paid for once.
     """
@@ -65,7 +65,9 @@ def prepare_for_forks(cell_isolation: CellIsolation) -> dict[bool, bytes]:
 
 
 def confine_cell(files: CellFiles, job: Job, cell_isolation: CellIsolation) -> socket.socket:
-    """Sets up a fresh cell's files, rights and limits and returns its channel; raises OSError where refused.
+    """Sets up a fresh sandbox cell's files, rights and limits and returns its channel.
+
+    Raises OSError if the kernel refuses.
 
     From here on the cell has its channel, its input, its output and `LIFE` open.
     """
@@ -84,14 +86,14 @@ def confine_cell(files: CellFiles, job: Job, cell_isolation: CellIsolation) -> s
 
 
 def enter_syscall_filter(program: bytes) -> None:
-    """Puts the cell under its system call filter: the last step, after which nothing can be set up."""
+    """Puts the calling process under a system call filter. This is the last step of the set-up."""
     syscalls.die_with_parent(signal.SIGKILL)
     syscalls.forbid_new_privileges()
     syscalls.set_syscall_filter(seccomp.bind_filter(program, os.getpid()))
 
 
 def _set_resource_limits(limits: Limits, *, has_own_user: bool) -> None:
-    """Sets the cell's limits of CPU time, file size, open files, memory and processes."""
+    """Sets the process's limits of CPU time, file size, open files, memory and number of processes."""
     values = {
         resource.RLIMIT_CPU: int(limits.time_limit_s) + _CPU_SLACK_S,
         resource.RLIMIT_FSIZE: max(limits.disk_mib * MIB, 2 * limits.output_bytes),

@@ -1,4 +1,4 @@
-"""Evaluates a small part of Python's expressions: no attribute of a class, no call of anything unlisted.
+"""Evaluates a safe subset of Python expressions, in which only listed functions and methods can be called.
 
 The expressions are a data set's, the values in them a candidate's: each step is bounded in time and memory for the
 largest values that cross (see `value_serialization`), because it holds the interpreter's lock.
@@ -27,11 +27,14 @@ from qwen_align.reward.code.value_serialization import build_dict, build_set
 
 
 class UnsupportedError(Exception):
-    """Raised for an expression that is not evaluated here."""
+    """Raised for an expression outside the supported subset."""
 
 
 class Evaluator:
-    """Evaluates expressions over `names`; `calls` gives the value of a call of one of the candidate's `functions`."""
+    """An evaluator of Python expressions over known variables.
+
+    `calls` gives the values of the candidate's functions.
+    """
 
     def __init__(self, names: Mapping[str, Any], functions: Set[str], calls: Callable[[ast.Call], Any]) -> None:
         self.names = names
@@ -39,7 +42,7 @@ class Evaluator:
         self.calls = calls
 
     def evaluate(self, node: ast.AST) -> Any:
-        """Returns the value of an expression.
+        """Evaluates an expression and returns its value.
 
         Raises UnsupportedError for other expressions, and whatever Python raises for the operation.
         """
@@ -49,7 +52,7 @@ class Evaluator:
         return evaluate_node(self, node)
 
     def evaluate_all(self, nodes: list[ast.expr]) -> list[Any]:
-        """Returns the values of expressions; starred ones are spread."""
+        """Evaluates a list of expressions, unpacking starred ones."""
         values = []
         for node in nodes:
             if isinstance(node, ast.Starred):
@@ -59,7 +62,7 @@ class Evaluator:
         return values
 
     def look_up_name(self, node: ast.Name) -> Any:
-        """Returns the value of a name, or a listed built-in function where one may be passed."""
+        """Returns the value of a variable, or a listed built-in function that may be passed as an argument."""
         if node.id in self.names:
             return self.names[node.id]
         if node.id in PASSABLE_FUNCTIONS:
@@ -67,7 +70,7 @@ class Evaluator:
         raise UnsupportedError(node.id)
 
     def evaluate_call(self, node: ast.Call) -> Any:
-        """Returns the value of a call of a listed function or method, or of the candidate's."""
+        """Evaluates a call of a listed function or method, or of a candidate's function."""
         function = self._find_function(node.func)
         if function is None:
             return self.calls(node)
@@ -85,7 +88,7 @@ class Evaluator:
         return function(*args, **kwargs)
 
     def _find_function(self, node: ast.expr) -> Callable[..., Any] | None:
-        """Returns the listed function or method that a call names, None where it is the candidate's."""
+        """Returns the listed function or method that a call names. Returns None if it is a candidate's function."""
         if isinstance(node, ast.Name):
             if node.id in self.functions:
                 return None
@@ -103,7 +106,7 @@ class Evaluator:
         return method
 
     def evaluate_comparison(self, node: ast.Compare) -> Any:
-        """Returns the value of a chain of comparisons."""
+        """Evaluates a comparison, which may be a chain such as `a < b < c`."""
         left = self.evaluate(node.left)
         result: Any = True
         for operation, right_node in zip(node.ops, node.comparators, strict=True):
@@ -115,7 +118,7 @@ class Evaluator:
         return result
 
     def evaluate_and_or(self, node: ast.BoolOp) -> Any:
-        """Returns the value of `and` or `or`; operands after the one that decides are not evaluated."""
+        """Evaluates an `and` or `or` expression with short-circuiting."""
         value: Any = None
         for operand in node.values:
             value = self.evaluate(operand)
@@ -124,12 +127,12 @@ class Evaluator:
         return value
 
     def evaluate_comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp) -> Any:
-        """Returns the values of a comprehension, as a list also for a generator."""
+        """Evaluates a list, set or generator comprehension. A generator is returned as a list."""
         values = list(self._run_loops(node.generators, node.elt))
         return build_set(values) if isinstance(node, ast.SetComp) else values
 
     def _run_loops(self, loops: list[ast.comprehension], element: ast.expr) -> Iterator[Any]:
-        """Yields the element's value for each turn of the loops of a comprehension."""
+        """Runs the nested loops of a comprehension and yields the element's value in each iteration."""
         loop, *inner = loops
         for item in check_length(self.evaluate(loop.iter)):
             names = {**self.names, **bind_names(loop.target, item)}
@@ -142,7 +145,7 @@ class Evaluator:
 
 
 def bind_names(target: ast.expr, value: Any) -> dict[str, Any]:
-    """Returns the names that an assignment of the value to the target binds, with their values."""
+    """Returns the variables that assigning a value to a target binds, with their values."""
     if isinstance(target, ast.Name):
         return {target.id: value}
     if isinstance(target, ast.Tuple | ast.List) and isinstance(value, tuple | list):
@@ -157,19 +160,19 @@ def bind_names(target: ast.expr, value: Any) -> dict[str, Any]:
 
 
 def _raise_unsupported(name: str) -> Any:
-    """Raises UnsupportedError for a name."""
+    """Raises UnsupportedError for the given name."""
     raise UnsupportedError(name)
 
 
 def _evaluate_constant(evaluator: Evaluator, node: ast.Attribute) -> Any:
-    """Returns a constant of the `math` module, the only attribute that may stand without a call."""
+    """Evaluates a constant of the `math` module, the only attribute that is supported without a call."""
     if isinstance(node.value, ast.Name) and node.value.id == "math" and node.attr in MATH_CONSTANTS:
         return MATH_CONSTANTS[node.attr]
     raise UnsupportedError(node.attr)
 
 
 def _evaluate_binary(evaluator: Evaluator, node: ast.BinOp) -> Any:
-    """Returns the value of an operation on two operands."""
+    """Evaluates a binary operation."""
     operate = BINARY.get(type(node.op))
     if operate is None:
         raise UnsupportedError(type(node.op).__name__)
@@ -177,7 +180,7 @@ def _evaluate_binary(evaluator: Evaluator, node: ast.BinOp) -> Any:
 
 
 def _evaluate_dict(evaluator: Evaluator, node: ast.Dict) -> Any:
-    """Returns the value of a dict display."""
+    """Evaluates a dict literal."""
     if None in node.keys:
         raise UnsupportedError("**")
     keys = [evaluator.evaluate(key) for key in node.keys if key is not None]
@@ -185,7 +188,7 @@ def _evaluate_dict(evaluator: Evaluator, node: ast.Dict) -> Any:
 
 
 def _evaluate_slice(evaluator: Evaluator, node: ast.Slice) -> slice:
-    """Returns the slice of a subscript."""
+    """Evaluates the slice of a subscript."""
     parts = (node.lower, node.upper, node.step)
     return slice(*(None if part is None else evaluator.evaluate(part) for part in parts))
 
@@ -213,7 +216,7 @@ _NODES: dict[type[ast.AST], Callable[[Evaluator, Any], Any]] = {
 
 
 def is_supported(node: ast.AST, names: Set[str]) -> bool:
-    """Returns whether an expression has a form that is evaluated here; `names` are known."""
+    """Returns whether an expression has a supported form, given the known names."""
     if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp):
         targets = {part.id for loop in node.generators for part in ast.walk(loop.target) if isinstance(part, ast.Name)}
         names = names | targets
@@ -235,7 +238,7 @@ def is_supported(node: ast.AST, names: Set[str]) -> bool:
 
 
 def _is_supported_function(node: ast.expr, names: Set[str]) -> bool:
-    """Returns whether what a call calls is evaluated here."""
+    """Returns whether the function of a call expression is supported."""
     if isinstance(node, ast.Name):
         return node.id in names or node.id in FUNCTIONS
     if not isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""The functions, methods and operators that tests are evaluated with, each bounded in time and memory."""
+"""The functions, methods and operators of the expression evaluator, each bounded in time and memory."""
 
 import ast
 import math
@@ -17,24 +17,24 @@ from qwen_align.reward.code.value_serialization import (
 
 
 def check_length(value: Any) -> Any:
-    """Returns the iterable; raises NotPlainError for a range longer than any value that crosses."""
+    """Returns an iterable unchanged. Raises NotPlainError for a range longer than the limit on values."""
     if isinstance(value, range) and len(value) > MAX_ITEMS:
         raise NotPlainError("too large")
     return value
 
 
 def _count_bits(value: Any) -> int:
-    """Returns the bit length of an integer, 0 for anything else."""
+    """Returns the bit length of an integer, and 0 for any other value."""
     return value.bit_length() if isinstance(value, int) else 0
 
 
 def _count_items(value: Any) -> int:
-    """Returns the length of a text or sequence, 0 for anything else."""
+    """Returns the length of a text or sequence, and 0 for any other value."""
     return len(value) if isinstance(value, str | bytes | list | tuple) else 0
 
 
 def _multiply(left: Any, right: Any) -> Any:
-    """Returns the product; raises NotPlainError where it would be too large."""
+    """Multiplies two values. Raises NotPlainError if the product would be too large."""
     sequence, factor = (left, right) if _count_items(left) else (right, left)
     if _count_bits(left) + _count_bits(right) > 2 * MAX_BITS or (
         _count_items(sequence) and isinstance(factor, int) and _count_items(sequence) * factor > MAX_ITEMS
@@ -44,7 +44,10 @@ def _multiply(left: Any, right: Any) -> Any:
 
 
 def _power(left: Any, right: Any) -> Any:
-    """Returns the power; raises NotPlainError where it would be too large or is not of plain numbers."""
+    """Raises a number to a power.
+
+    Raises NotPlainError if the result would be too large or an operand is no plain number.
+    """
     if not isinstance(left, int | float | complex) or not isinstance(right, int | float | complex):
         raise NotPlainError("power")  # of a Fraction or by one, whose result has no bound as cheap as the next
     if isinstance(left, int) and isinstance(right, int) and _count_bits(left) * abs(right) > MAX_BITS:
@@ -53,14 +56,14 @@ def _power(left: Any, right: Any) -> Any:
 
 
 def _modulo(left: Any, right: Any) -> Any:
-    """Returns the remainder; raises NotPlainError for the formatting of text."""
+    """Computes the remainder of a division. Raises NotPlainError for text, where `%` would format."""
     if isinstance(left, str | bytes):  # a format may ask for a gigabyte of blanks
         raise NotPlainError("format")
     return left % right
 
 
 def join_texts(separator: Any, parts: Any) -> Any:
-    """Returns the parts joined by the separator; raises NotPlainError where that would be too long."""
+    """Joins texts by a separator. Raises NotPlainError if the result would be too long."""
     parts = list(parts)
     if len(separator) * len(parts) > MAX_BYTES:
         raise NotPlainError("too large")
@@ -68,26 +71,29 @@ def join_texts(separator: Any, parts: Any) -> Any:
 
 
 def _round_number(number: Any, ndigits: Any = None) -> Any:
-    """Returns the rounded number; raises NotPlainError for a large count of digits."""
+    """Rounds a number to `ndigits` digits. Raises NotPlainError if `ndigits` is too large."""
     if isinstance(ndigits, int) and abs(ndigits) > 400:  # more than a float has; an integer is raised to that power
         raise NotPlainError("too large")
     return round(number, ndigits)
 
 
 def _contains(left: Any, right: Any) -> bool:
-    """Returns whether `left in right`; raises NotPlainError where a long range would be searched one by one."""
+    """Returns whether the right operand contains the left one.
+
+    Raises NotPlainError if a long range would be searched one by one.
+    """
     return left in (right if isinstance(left, int) else check_length(right))
 
 
 def _sum_numbers(values: Any, start: int | float = 0) -> Any:
-    """Returns the sum; raises NotPlainError for a start that is no number."""
+    """Sums numbers from a start value. Raises NotPlainError if the start value is no number."""
     if not isinstance(start, int | float):  # lists added up take quadratic time
         raise NotPlainError("sum")
     return sum(values, start)
 
 
 def _make_dict(pairs: Any = ()) -> dict[Any, Any]:
-    """Returns a dict of pairs or of another dict."""
+    """Makes a dict from key and value pairs or from another dict."""
     return build_dict(pairs.items() if isinstance(pairs, dict) else pairs)
 
 

@@ -1,4 +1,4 @@
-"""Extracts the code of a completion: all of its answer, or the last fenced block of Python."""
+"""Extracts the Python code from a completion, as its whole answer or its last fenced code block."""
 
 import re
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class CodeCandidates(NamedTuple):
 
 
 def extract_code(text: str) -> CodeCandidates | None:
-    """Returns what may be the code of a completion's answer, None where there is none for certain.
+    """Extracts the candidate code texts from a completion's answer. Returns None if it certainly contains no code.
 
     A text without fences is code as it stands. One with fences may still be, where they are part of a string: such
     a text compiles as a whole, which only the sandbox finds out; otherwise the last block of Python counts, and none
@@ -35,7 +35,10 @@ def extract_code(text: str) -> CodeCandidates | None:
 
 
 def _find_last_block(text: str, fences: list[re.Match[str]]) -> str | None:
-    """Returns the content of the last closed block of Python, None where the last fence is left open."""
+    """Returns the content of the last closed Python code block of a text.
+
+    Returns None if the last fence is left open.
+    """
     block: str | None = None
     opening: re.Match[str] | None = None
     for fence in fences:
@@ -50,11 +53,11 @@ def _find_last_block(text: str, fences: list[re.Match[str]]) -> str | None:
 
 
 def _read_fence_language(fence: re.Match[str]) -> str:
-    """Returns the language that an opening fence names, empty where it names none."""
+    """Returns the language named by an opening code fence. Returns "" if it names none."""
     words = fence[3].strip().lower().split()
     return words[0].strip("{}.") if words else ""
 
 
 def _strip_indent(block: str, indent: str) -> str:
-    """Returns the block as it reads inside a list item, whose lines are indented like its fence."""
+    """Removes the indentation of a code fence inside a list item from all lines of its block."""
     return "".join(line.removeprefix(indent) for line in block.splitlines(keepends=True)) if indent else block

@@ -1,4 +1,4 @@
-"""What an administrator can change to get full isolation on a machine that refuses it."""
+"""Advises administrators how to get full sandbox isolation on a machine that refuses it."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ _CONTAINER_SIGNS = ("/.dockerenv", "/run/.containerenv", "/var/run/secrets/kuber
 
 
 def suggest_isolation_fixes() -> str:
-    """Returns what would make full isolation possible here, likeliest fix first; the last is to do without it."""
+    """Returns advice on how to make full sandbox isolation possible on this machine, likeliest fix first."""
     if sys.platform != "linux":
         return "use Linux (on Windows WSL 2, on macOS a Linux machine), or accept `isolation: process` by name"
     fixes = [
@@ -32,6 +32,6 @@ def suggest_isolation_fixes() -> str:
 
 
 def _read_kernel_setting(setting: str) -> str | None:
-    """Returns the value of a kernel setting as text, None where this kernel has no such setting."""
+    """Reads a kernel setting as text. Returns None if the kernel does not have it."""
     path = Path("/proc/sys") / setting
     return path.read_text().strip() if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Tries, in child processes, each layer of the isolation that this machine's kernel may give or refuse."""
+"""Tests in child processes which layers of sandbox isolation this machine's kernel allows."""
 
 import errno
 import json
@@ -21,13 +21,13 @@ _NAMESPACES = {
 
 
 def report_layers() -> NoReturn:
-    """Prints, as JSON, why the kernel refuses each layer of the isolation, or null where it gives it; exits."""
+    """Prints as JSON why the kernel refuses each isolation layer, or null if it allows it, and exits."""
     layers: dict[str, Callable[[], object]] = {
         "system call filter": _try_syscall_filter,
         "user namespace": lambda: syscalls.enter_new_namespaces(syscalls.NEW_USER, "unshare"),
         **{name: partial(enter_namespaces, flag) for name, flag in _NAMESPACES.items()},
         "private file system": _try_private_file_system,
-        FILE_RULES: _try_file_rules,
+        FILE_RULES: _try_landlock_rules,
     }
     sys.stdout.write(json.dumps({name: _try_layer(attempt) for name, attempt in layers.items()}))
     sys.stdout.flush()
@@ -35,7 +35,7 @@ def report_layers() -> NoReturn:
 
 
 def _try_layer(attempt: Callable[[], object]) -> str | None:
-    """Tries one layer in a child process; returns why the kernel refuses it, None where it does not."""
+    """Tries one isolation layer in a child process. Returns the kernel's reason for refusing it, or None."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -57,19 +57,19 @@ def _try_layer(attempt: Callable[[], object]) -> str | None:
 
 
 def _try_syscall_filter() -> None:
-    """Puts the process under the filter of a cell."""
+    """Puts the process under the system call filter of a sandbox cell."""
     syscalls.forbid_new_privileges()
     filtering = seccomp.build_filter(syscalls.get_machine_name(), processes=False, signals=False)
     syscalls.set_syscall_filter(seccomp.bind_filter(filtering, os.getpid()))
 
 
 def _try_private_file_system() -> None:
-    """Mounts the root that cells see."""
+    """Mounts the read-only root file system that sandbox cells see."""
     enter_namespaces(syscalls.NEW_MOUNTS)
     mount_read_only_root([])
 
 
-def _try_file_rules() -> None:
-    """Restricts the process's files by Landlock."""
+def _try_landlock_rules() -> None:
+    """Restricts the process's file access by Landlock."""
     syscalls.forbid_new_privileges()
     landlock.restrict_files([], "/")

@@ -1,4 +1,4 @@
-"""Reports what isolation this machine gives to model-written code, and what would give more."""
+"""Reports which isolation for model-written code this machine supports, and how to get more."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ _TRY_LIMIT_S = 60.0
 
 
 class Layer(NamedTuple):
-    """One part of an isolation: whether this machine gives it, and why not."""
+    """One layer of sandbox isolation, with whether this machine supports it and the reason if not."""
 
     name: str
     given: bool
@@ -21,7 +21,7 @@ class Layer(NamedTuple):
 
 
 class Isolation(NamedTuple):
-    """What isolation this machine gives; `full` and `process` say whether `Sandbox` can have them."""
+    """The sandbox isolation that this machine supports. `full` and `process` say whether `Sandbox` can use them."""
 
     full: bool
     process: bool
@@ -31,14 +31,14 @@ class Isolation(NamedTuple):
 
 
 def check_isolation() -> Isolation:
-    """Tries each layer, and a whole cell under each isolation; returns what this machine gives."""
-    layers = [*try_kernel_layers(), _try_cell("process"), _try_cell("full")]
+    """Tries each isolation layer and a whole sandbox cell, and returns what this machine supports."""
+    layers = [*try_kernel_layers(), _try_starting_cell("process"), _try_starting_cell("full")]
     process, full = layers[-2:]
     return Isolation(full.given, process.given, tuple(layers), "" if full.given else suggest_isolation_fixes())
 
 
 def try_kernel_layers() -> list[Layer]:
-    """Returns what this machine's kernel gives, tried in a process of its own: entering a namespace is for good."""
+    """Tries each isolation layer of this machine's kernel in a separate process and returns the results."""
     if sys.platform != "linux":
         return [Layer("namespaces and system call filters", False, f"they are Linux's; this is {sys.platform}")]
     command = build_server_command({"isolation": "probe"})
@@ -48,8 +48,8 @@ def try_kernel_layers() -> list[Layer]:
     return [Layer(name, why is None, why or "given") for name, why in json.loads(process.stdout).items()]
 
 
-def _try_cell(isolation: Literal["full", "process"]) -> Layer:
-    """Returns whether a cell can be started under an isolation."""
+def _try_starting_cell(isolation: Literal["full", "process"]) -> Layer:
+    """Tries to start a sandbox cell under the given isolation and returns the result as a layer."""
     sandbox = Sandbox(isolation)
     try:
         sandbox.warm_up()

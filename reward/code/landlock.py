@@ -1,4 +1,4 @@
-"""File rules of the kernel (Landlock, Linux 5.13), for cells that have no file system of their own."""
+"""Restricts a process's file access by Landlock (Linux 5.13), for sandbox cells without a private file system."""
 
 import os
 import struct
@@ -15,12 +15,12 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
 def get_landlock_version() -> int:
-    """Returns the version of the kernel's Landlock; raises OSError where it has none."""
+    """Returns the version of the kernel's Landlock support. Raises OSError if it has none."""
     return syscalls.call_by_number(_CREATE, "Landlock", None, 0, _VERSION_FLAG)
 
 
 def restrict_files(readable: list[str], writable: str) -> None:
-    """Restricts the process for good to reading below some folders and all rights below one.
+    """Restricts the process permanently to reading some folders and writing to one folder.
 
     Needs `forbid_new_privileges`. Raises OSError where the kernel refuses.
     """

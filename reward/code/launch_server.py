@@ -27,11 +27,14 @@ _ENVIRONMENT = {
 
 
 class SandboxError(Exception):
-    """Raised where this machine does not give the isolation asked for, or gives it no more."""
+    """Raised when this machine cannot give the isolation asked for, or has stopped giving it."""
 
 
 def start_server(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Starts a server; returns its process and the socket to ask it by; raises SandboxError."""
+    """Starts a sandbox server process and returns it with its control socket.
+
+    Raises SandboxError if it cannot start.
+    """
     if not hasattr(os, "fork"):
         raise SandboxError("code is run in forked processes, which Windows does not have; use WSL 2")
     if isolation == "full" and sys.platform != "linux":
@@ -65,13 +68,13 @@ def start_server(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.
 
 
 def build_server_command(settings: Mapping[str, object]) -> list[str]:
-    """Returns the command of a server, or of what else `cell_server_main.py` starts."""
+    """Builds the command line that runs `cell_server_main.py` with the given settings."""
     program = str(Path(__file__).with_name("cell_server_main.py"))
     return [sys.executable, "-S", "-s", "-P", program, json.dumps({**settings, "package": str(_PACKAGE)})]
 
 
 def _find_shown_packages() -> list[str]:
-    """Returns the paths of the packages cells may import."""
+    """Returns the paths of the packages that sandbox cells may import."""
     spec = importlib.util.find_spec("numpy")
     if spec is None or not spec.submodule_search_locations:
         return []

@@ -1,4 +1,4 @@
-"""Loads the candidate's code as a module, inside its cell."""
+"""Loads the candidate's code as a Python module inside its sandbox cell."""
 
 import re
 import sys
@@ -14,11 +14,11 @@ SYNTAX_STATUS = 112
 
 
 class UnloadedError(Exception):
-    """Raised where the code gives no module or no function; the message is the verdict's reason."""
+    """Raised when the code gives no module or no function. The message is the verdict's reason."""
 
 
 def load_module(job: dict[str, Any]) -> types.ModuleType:
-    """Returns the module of a job: what goes `before` (sources), then the first of the `texts` that compiles.
+    """Loads the candidate's code of a job as a module, from the first text that compiles.
 
     With a `prompt`, which ends in the head of the function `entry`, a text is the whole function or its body. Raises
     UnloadedError for what does not compile; whatever the code raises when it runs comes through.
@@ -34,7 +34,10 @@ def load_module(job: dict[str, Any]) -> types.ModuleType:
 
 
 def find_function(module: types.ModuleType, name: str) -> Any:
-    """Returns the module's object of a name, or the method of its `Solution`; raises UnloadedError."""
+    """Returns a module's function of the given name, or that method of its `Solution` class.
+
+    Raises UnloadedError if there is none.
+    """
     if name in module.__dict__:
         return module.__dict__[name]
     solution = module.__dict__.get("Solution")
@@ -44,9 +47,14 @@ def find_function(module: types.ModuleType, name: str) -> Any:
 
 
 def _compile_first(texts: list[str], prompt: str | None, entry: str | None) -> list[types.CodeType]:
-    """Returns the code of the first text that compiles, in any of its readings; raises UnloadedError."""
+    """Compiles the first text that is valid Python, with or without its prompt, and returns the code.
+
+    Raises UnloadedError if none is.
+
+    Raises UnloadedError if none is.
+    """
     for text in texts:
-        for sources in _list_readings(text, prompt, entry):
+        for sources in _list_possible_sources(text, prompt, entry):
             try:
                 return [_compile_source(source) for source in sources]
             except (SyntaxError, ValueError, OverflowError, RecursionError):  # NUL bytes, lone surrogates, deep nesting
@@ -54,8 +62,8 @@ def _compile_first(texts: list[str], prompt: str | None, entry: str | None) -> l
     raise UnloadedError("syntax error")
 
 
-def _list_readings(text: str, prompt: str | None, entry: str | None) -> Iterator[list[str]]:
-    """Yields the ways to read a completion after its prompt: as the whole function, or as its body."""
+def _list_possible_sources(text: str, prompt: str | None, entry: str | None) -> Iterator[list[str]]:
+    """Yields the sources that a completion may stand for: the whole function, or the body after the prompt."""
     if prompt is None:
         yield [text]
         return
@@ -67,10 +75,10 @@ def _list_readings(text: str, prompt: str | None, entry: str | None) -> Iterator
 
 
 def complete_prompt(prompt: str) -> str:
-    """Returns the prompt with a body for the function whose head it ends in."""
+    """Adds a placeholder body to a prompt that ends in a function head."""
     return f"{prompt.rstrip()}\n    pass\n"
 
 
 def _compile_source(source: str) -> types.CodeType:
-    """Compiles one source as the candidate's."""
+    """Compiles one source text of the candidate's code."""
     return compile(source, "<solution>", "exec", dont_inherit=True)

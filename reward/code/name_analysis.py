@@ -1,4 +1,4 @@
-"""Analyses the names in test code: which are the candidate's, which modules, which the tests' own."""
+"""Analyses which names in test code belong to the candidate, which are modules, and which the tests define."""
 
 import ast
 import builtins
@@ -13,18 +13,18 @@ MODULES = frozenset(
 
 
 def list_asserts(trees: Sequence[ast.AST]) -> list[ast.AST]:
-    """Returns the `assert` statements of the code."""
+    """Lists all `assert` statements in syntax trees."""
     return [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Assert)]
 
 
 def list_called_names(trees: Sequence[ast.AST]) -> set[str]:
-    """Returns the names in what the code calls, such as `f` and `g` in `f(g)(x)`."""
+    """Returns the names in the function part of each call, such as `f` and `g` in `f(g)(x)`."""
     callees = (node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call))
     return {name.id for callee in callees for name in ast.walk(callee) if isinstance(name, ast.Name)}
 
 
 def list_free_names(trees: Sequence[ast.AST]) -> set[str]:
-    """Returns the names that the code uses and binds nowhere, built-in ones aside.
+    """Returns the names that code uses without binding them, except built-in ones.
 
     These are the candidate's, and modules'.
     """
@@ -32,13 +32,13 @@ def list_free_names(trees: Sequence[ast.AST]) -> set[str]:
 
 
 def list_used_names(trees: Sequence[ast.AST]) -> set[str]:
-    """Returns the names that the code reads."""
+    """Returns the names that code reads."""
     names = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name))
     return {name.id for name in names if isinstance(name.ctx, ast.Load)}
 
 
 def list_bound_names(trees: Sequence[ast.AST]) -> set[str]:
-    """Returns the names that the code binds: assigned, defined, imported, parameters, caught exceptions."""
+    """Returns the names that code binds by assignment, definition, import, parameter or `except` clause."""
     bound: set[str] = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
@@ -55,7 +55,7 @@ def list_bound_names(trees: Sequence[ast.AST]) -> set[str]:
 
 
 def pick_module_names(trees: Sequence[ast.AST], free_names: set[str]) -> set[str]:
-    """Returns those of the free names that are modules: known ones of which only attributes are used."""
+    """Returns those free names that are known modules and used only for their attributes."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
     bases = [node.value for node in nodes if isinstance(node, ast.Attribute)]
     with_attribute = {id(base) for base in bases if isinstance(base, ast.Name)}
@@ -63,8 +63,8 @@ def pick_module_names(trees: Sequence[ast.AST], free_names: set[str]) -> set[str
     return (free_names & MODULES) - alone
 
 
-def list_tested_builtins(trees: Sequence[ast.Module]) -> set[str]:
-    """Returns the built-in functions that the asserts call outermost: what is tested where they call nothing else."""
+def list_outermost_calls(trees: Sequence[ast.Module]) -> set[str]:
+    """Returns the names of the functions that asserts call outermost, such as `len` in `assert len(f(1)) == 2`."""
     names = set()
     for node in list_asserts(trees):
         assert isinstance(node, ast.Assert)
@@ -75,7 +75,7 @@ def list_tested_builtins(trees: Sequence[ast.Module]) -> set[str]:
 
 
 def imports_only_stdlib(trees: Sequence[ast.AST]) -> bool:
-    """Returns whether all modules imported are of Python's library, or numpy."""
+    """Returns whether code imports only Python's standard library and numpy."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

@@ -1,4 +1,4 @@
-"""`isolation: full`: the namespaces of the server, in which nothing of the machine is left, and those of each cell."""
+"""Sandbox isolation by Linux namespaces (`isolation: full`), for the server and for each cell process."""
 
 import contextlib
 import os
@@ -22,13 +22,13 @@ TIME_ZONES = "/usr/share/zoneinfo"
 
 
 class CellNamespaces:
-    """Isolation by Linux namespaces: the server's, which show nothing of the machine, and each cell's own."""
+    """Isolation by Linux namespaces, which hide the machine from the sandbox server and separate its cells."""
 
     owns_processes = True
     packages = _PACKAGES
 
     def __init__(self, packages: list[str]) -> None:
-        """Isolates the calling process for good; returns in its child, which is then the server.
+        """Isolates the calling process permanently and returns in its child, which becomes the server.
 
         Raises OSError where the kernel refuses.
         """
@@ -40,7 +40,7 @@ class CellNamespaces:
         mount_read_only_root(packages)
 
     def fork_cell(self) -> int:
-        """Forks as os.fork does; the child is the first process of a pid namespace, so nothing of it outlives it."""
+        """Forks a sandbox cell as the first process of a new pid namespace. Returns as os.fork does."""
         syscalls.enter_new_namespaces(syscalls.NEW_PIDS, "a pid namespace for a cell")
         try:
             pid = os.fork()
@@ -52,7 +52,7 @@ class CellNamespaces:
         return pid
 
     def isolate_cell(self, entry: Entry, limits: Limits) -> None:
-        """In the child: enters mount, network, ipc and user namespaces of its own, and gives up every right.
+        """Moves a forked cell into its own mount, network, ipc and user namespaces, and drops all its capabilities.
 
         The first three belong to the server's user namespace, so that not even the cell's root could change them.
         Test code of a data set has a namespace of its own for processes and users only, at half the cost: the others
@@ -77,19 +77,19 @@ class CellNamespaces:
         syscalls.drop_capabilities()
 
     def kill_cell(self, pid: int) -> None:
-        """Kills a cell: with the first process of a pid namespace the kernel ends all others of it."""
+        """Kills a sandbox cell's first process, after which the kernel kills all others of its pid namespace."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
     def clean_up_cell(self, pid: int) -> None:
-        """Does nothing: of a cell that ended nothing is left."""
+        """Does nothing, because a sandbox cell with its own namespaces leaves no processes or files."""
 
     def remove_all(self) -> None:
-        """Does nothing: nothing lies outside the namespaces."""
+        """Does nothing, because no files exist outside the namespaces."""
 
 
 def enter_namespaces(namespaces: int) -> bool:
-    """Puts the process into new namespaces; returns whether root's own rights were enough for that.
+    """Moves the process into new Linux namespaces. Returns whether root's own rights were enough for that.
 
     Otherwise the process is in a new user namespace too. Raises OSError where the kernel refuses.
     """
@@ -108,7 +108,7 @@ def enter_namespaces(namespaces: int) -> bool:
 
 
 def _is_user_mapped(user: int) -> bool:
-    """Returns whether the process's user namespace has a user and a group of that number."""
+    """Returns whether a user and a group of the given number exist in the process's user namespace."""
     for name in ("uid_map", "gid_map"):
         ranges = [line.split() for line in Path("/proc/self", name).read_text().splitlines()]
         if not any(int(first) <= user < int(first) + int(count) for first, _, count in ranges):
@@ -117,13 +117,13 @@ def _is_user_mapped(user: int) -> bool:
 
 
 def _map_user(proc: int, user: int, group: int, inside: int) -> None:
-    """Gives the process's user and group the number `inside` in its user namespace."""
+    """Maps the process's user and group to the number `inside` in its user namespace."""
     for name, text in (("setgroups", "deny"), ("gid_map", f"{inside} {group} 1"), ("uid_map", f"{inside} {user} 1")):
         _write_proc_file(proc, name, text)
 
 
 def _write_proc_file(proc: int, name: str, text: str) -> None:
-    """Writes one of the process's own files in /proc."""
+    """Writes text to one of the process's own files in /proc."""
     file = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
     try:
         os.write(file, text.encode())
@@ -132,7 +132,7 @@ def _write_proc_file(proc: int, name: str, text: str) -> None:
 
 
 def _continue_as_first_process(owner_file: int) -> None:
-    """Returns in a child, the first process of the pid namespace, which ends when the owner ends.
+    """Forks the first process of a new pid namespace and returns in it. That process ends when the owner ends.
 
     With that process the kernel ends all others of the namespace. The caller itself waits for the child or for the
     owner to end, whichever comes first. A file that stands for the owner tells it also where the thread that started
@@ -154,7 +154,7 @@ def _continue_as_first_process(owner_file: int) -> None:
 
 
 def mount_read_only_root(packages: list[str]) -> None:
-    """Mounts a root that shows, read-only, Python's library, its shared libraries and the given packages."""
+    """Mounts a read-only root with Python's library, its shared libraries and the given packages."""
     syscalls.mount("", "/", "", syscalls.RECURSIVE | syscalls.PRIVATE)
     shown = {path: path for path in [*list_library_folders(), TIME_ZONES] if os.path.isdir(path)}
     shown |= {f"{_PACKAGES}/{os.path.basename(path)}": path for path in packages}
@@ -185,7 +185,7 @@ def mount_read_only_root(packages: list[str]) -> None:
 
 
 def list_library_folders() -> list[str]:
-    """Returns the folders of Python's library and of the shared libraries loaded now; none lies in another."""
+    """Returns the folders of Python's library and of the currently loaded shared libraries, without nested ones."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     loaded = {os.path.dirname(line.split(maxsplit=5)[5]) for line in lines if ".so" in line}
     candidates = {f"/usr{path}" for path in loaded} | {path.removeprefix("/usr") for path in loaded}

@@ -1,4 +1,4 @@
-"""Reads a code gold into a plan: what to run, and how to judge what comes back. The candidate never sees the gold."""
+"""Converts the gold of a code problem into a test plan, which says what to run and how to judge the results."""
 
 import ast
 import json
@@ -11,8 +11,8 @@ from qwen_align.reward.code.assertion_checks import (
     CallOutcome,
     Check,
     are_checks_true,
-    checks_a_value,
     count_needed_outcomes,
+    examines_value,
     split_assertions,
 )
 from qwen_align.reward.code.collect_tests import (
@@ -31,7 +31,7 @@ from qwen_align.reward.code.name_analysis import (
     list_bound_names,
     list_called_names,
     list_free_names,
-    list_tested_builtins,
+    list_outermost_calls,
     list_used_names,
     pick_module_names,
 )
@@ -39,7 +39,7 @@ from qwen_align.reward.code.value_serialization import NotPlainError, encode_val
 
 
 class OutcomeTest(NamedTuple):
-    """A test of what the candidate's calls return, which can be judged as soon as there are `n_outcomes`."""
+    """A test of the values that the candidate's calls return, which needs the first `n_outcomes` of them."""
 
     n_outcomes: int
     passes: Callable[[Sequence[CallOutcome]], bool]
@@ -63,7 +63,7 @@ PRELUDE = "\n".join(
 
 
 class ScriptTests(NamedTuple):
-    """Test code for a cell of its own, which calls the candidate's; `n_tests` where they can be counted beforehand."""
+    """A test script that runs in a sandbox cell of its own and calls the candidate's code remotely."""
 
     before: list[str]
     tests: list[str]
@@ -76,7 +76,10 @@ class ScriptTests(NamedTuple):
 
 
 class CallTests(NamedTuple):
-    """Calls with plain arguments, and tests of what they give; `otherwise` where a test needs more than values."""
+    """A list of calls with plain arguments and tests of their results.
+
+    `otherwise` is the plan if a test needs more than plain values.
+    """
 
     calls: list[Call]
     tests: list[OutcomeTest]
@@ -84,14 +87,14 @@ class CallTests(NamedTuple):
 
 
 class ProgramTests(NamedTuple):
-    """Standard inputs, and the lines a fresh run of the program has to print for each."""
+    """A list of standard inputs, with the output lines that the program must print for each."""
 
     inputs: list[str]
     expected: list[list[str]]
 
 
 class Plan(NamedTuple):
-    """How to judge a completion: what surrounds its code, and what is done with it."""
+    """A plan of how to test a completion's code."""
 
     work: CallTests | ScriptTests | ProgramTests
     before: list[str]
@@ -100,7 +103,10 @@ class Plan(NamedTuple):
 
 
 def plan_from_gold(gold: Any) -> Plan | None:
-    """Returns the plan of a gold, None if it is unusable: of no known form, testing nothing, or of broken code."""
+    """Converts a code gold into a test plan.
+
+    Returns None if the gold has no known format, tests nothing or has broken code.
+    """
     try:
         return _parse_gold(json.dumps(gold, sort_keys=True))
     except (TypeError, ValueError, RecursionError):
@@ -109,7 +115,7 @@ def plan_from_gold(gold: Any) -> Plan | None:
 
 @lru_cache(maxsize=256)  # a batch repeats its golds, once for each completion of a prompt
 def _parse_gold(gold_json: str) -> Plan | None:
-    """Returns the plan of a gold that is written as JSON."""
+    """Parses a code gold written as JSON into a test plan. Returns None if it is unusable."""
     gold = json.loads(gold_json)
     if not isinstance(gold, dict):
         return None
@@ -124,15 +130,15 @@ def _parse_gold(gold_json: str) -> Plan | None:
 
 
 def _plan_test_list(gold: dict[str, Any]) -> Plan | None:
-    """Plans a gold with a list of `tests`: assert lines, or tests of pytest and unittest."""
+    """Makes the test plan of a gold with a list of `tests`, which are assert lines or pytest and unittest tests."""
     collected = _collect_sources(_read_sources(gold["tests"]))
     imports, setup, test_setup = (_read_sources(gold.get(key) or []) for key in ("imports", "setup", "test_setup_code"))
     trees = [_parse_source(test) for test in (*collected.before, *collected.tests)]
     before = [_parse_source(source) for source in (*imports, *setup, *test_setup)]
     free_names = list_free_names([*before, *trees])
     module_names = pick_module_names([*before, *trees], free_names)
-    tested_names = list_called_names(trees) & ((free_names - module_names) or list_tested_builtins(trees))
-    if not tested_names or not _tests_something([*before, *trees]):
+    tested_names = list_called_names(trees) & ((free_names - module_names) or list_outermost_calls(trees))
+    if not tested_names or not _has_testing_assertion([*before, *trees]):
         return None
     remote_names = sorted((free_names - module_names) or tested_names)
     always_asserts = any(surely_asserts(tree.body) for tree in trees)
@@ -147,7 +153,7 @@ def _plan_test_list(gold: dict[str, Any]) -> Plan | None:
     independent_setup = [
         source for source in setup if not list_free_names([*before[: len(imports)], _parse_source(source)])
     ]
-    return _choose_plan(
+    return _choose_calls_or_script(
         work,
         split_assertions(collected.bodies or trees, tested_names, before),
         Plan(work, [*imports, *independent_setup]),
@@ -155,7 +161,7 @@ def _plan_test_list(gold: dict[str, Any]) -> Plan | None:
 
 
 def _plan_check_function(gold: dict[str, Any]) -> Plan | None:
-    """Plans a gold with `test` code, which mostly defines a `check(candidate)`, and an `entry_point`."""
+    """Makes the test plan of a gold with `test` code, usually a `check(candidate)`, and an `entry_point`."""
     prompt, entry, test = gold.get("prompt") or "", gold["entry_point"], gold["test"]
     if not all(isinstance(part, str) for part in (prompt, entry, test)) or not entry.isidentifier():
         return None
@@ -169,7 +175,7 @@ def _plan_check_function(gold: dict[str, Any]) -> Plan | None:
         completed_prompt = ""  # the tests need nothing of it
     free_names = list_free_names([head, *trees]) | {entry}
     module_names = pick_module_names(trees, free_names)
-    if not _tests_something([head, *trees]) or (check is None and not list_called_names(trees) & free_names):
+    if not _has_testing_assertion([head, *trees]) or (check is None and not list_called_names(trees) & free_names):
         return None
     if check is not None and (
         len(check.args.args) != 1 or not list_called_names([check]) & {check.args.args[0].arg, entry}
@@ -187,11 +193,11 @@ def _plan_check_function(gold: dict[str, Any]) -> Plan | None:
         always_asserts=always_asserts,
     )
     split_tests = split_assertions([tree], {entry}, [], check) if check is not None else None
-    return _choose_plan(work, split_tests, Plan(work, [], prompt or None, entry))
+    return _choose_calls_or_script(work, split_tests, Plan(work, [], prompt or None, entry))
 
 
 def _collect_sources(sources: list[str]) -> CollectedTests:
-    """Returns the sources as code that runs their tests."""
+    """Collects the tests of several sources and returns code that runs them."""
     parts = [collect_tests(source, _parse_source(source)) for source in sources]
     bodies = [item for part in parts for item in part.bodies or []] if all(part.bodies for part in parts) else None
     return CollectedTests(
@@ -208,7 +214,7 @@ def _make_test_script(
     *,
     always_asserts: bool,
 ) -> ScriptTests:
-    """Returns the script that runs the tests, marked where no assertion in them is certain to be evaluated."""
+    """Builds the script that runs the tests, with markers if no assertion in it is certain to be evaluated."""
     n_tests = len(tests) if entry is None else len(list_asserts([_parse_source(source) for source in tests]))
     if not always_asserts:
         before, tests = (
@@ -218,8 +224,8 @@ def _make_test_script(
     return ScriptTests(before, tests, entry, remote, sorted(modules), n_tests, not always_asserts)
 
 
-def _tests_something(trees: Sequence[ast.AST]) -> bool:
-    """Returns whether the code asserts something, and nothing that holds whatever the candidate does."""
+def _has_testing_assertion(trees: Sequence[ast.AST]) -> bool:
+    """Returns whether code contains assertions that can fail and imports only the standard library or numpy."""
     return (
         bool(list_asserts(trees) or has_unittest_assertion(trees))
         and not any(map(has_vacuous_assertion, trees))
@@ -228,7 +234,7 @@ def _tests_something(trees: Sequence[ast.AST]) -> bool:
 
 
 def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
-    """Plans a gold with `inputs` and `outputs`, of a program or of a function."""
+    """Makes the test plan of a gold with `inputs` and `outputs`, of a program or a function."""
     inputs, outputs = gold["inputs"], gold["outputs"]
     name = gold.get("fn_name") or gold.get("entry_point")
     if not isinstance(inputs, list) or not isinstance(outputs, list) or not inputs or len(inputs) != len(outputs):
@@ -251,7 +257,7 @@ def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
 
 
 def _parse_source(source: str) -> ast.Module:
-    """Returns the tree of a source; raises SyntaxError, ValueError.
+    """Parses Python source into a syntax tree. Raises SyntaxError or ValueError if it is invalid.
 
     CPython 3.11 keeps one count of the nesting for all threads, so that of two which parse at once one may get a
     SystemError for a right source: github.com/python/cpython/issues/106905.
@@ -264,14 +270,17 @@ def _parse_source(source: str) -> ast.Module:
     return ast.parse(source)
 
 
-def _choose_plan(
+def _choose_calls_or_script(
     work: ScriptTests, split_tests: tuple[list[Call], list[list[Check]]] | None, otherwise: Plan
 ) -> Plan | None:
-    """Returns the plan with calls where the tests could be split so, None if nothing is asserted of what they give."""
+    """Returns the plan with split calls if the tests could be split, else another plan.
+
+    Returns None if nothing is asserted of the results.
+    """
     if split_tests is None:
         return otherwise
     calls, tests = split_tests
-    if not any(map(checks_a_value, (check for test in tests for check in test))):
+    if not any(map(examines_value, (check for test in tests for check in test))):
         return None
     return otherwise._replace(
         work=CallTests(
@@ -281,13 +290,13 @@ def _choose_plan(
 
 
 def _is_output_expected(index: int, expected: Any, is_wrapped: bool, outcomes: Sequence[CallOutcome]) -> bool:
-    """Returns whether a call returned the expected output, which may stand in a list of one."""
+    """Returns whether a call returned the expected output, which may be wrapped in a list of one."""
     value = outcomes[index].require_value()
     return equals_expected(value, expected) or (is_wrapped and equals_expected(value, expected[0]))
 
 
 def _encode_arguments(arguments: Any) -> tuple[Any, Any]:
-    """Returns the encoded positional and keyword arguments of a call; raises ValueError."""
+    """Encodes the positional and keyword arguments of a call. Raises ValueError if they cannot be sent."""
     if isinstance(arguments, dict):
         return encode_value(()), encode_value(arguments)
     if not isinstance(arguments, list):
@@ -296,7 +305,7 @@ def _encode_arguments(arguments: Any) -> tuple[Any, Any]:
 
 
 def _read_sources(sources: Any) -> list[str]:
-    """Returns the non-blank sources of a text or a list of texts; raises TypeError."""
+    """Returns the non-blank sources from a text or a list of texts. Raises TypeError for anything else."""
     sources = [sources] if isinstance(sources, str) else sources
     if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         raise TypeError("no list of code")
@@ -304,7 +313,7 @@ def _read_sources(sources: Any) -> list[str]:
 
 
 def _read_text(text: Any) -> str:
-    """Returns a standard input or output; some data sets hold its lines as a list."""
+    """Returns a standard input or output as one text, joining the lines if it is a list."""
     if isinstance(text, list) and all(isinstance(line, str) for line in text):
         return "\n".join(text)
     if not isinstance(text, str):

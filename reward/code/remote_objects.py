@@ -1,4 +1,4 @@
-"""What a test holds of a candidate's function or object: it can be called and asked for values, never compared."""
+"""The stand-in for a candidate's function or object, which tests can call and read but not compare."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,11 +7,11 @@ Ask = Callable[..., Any]
 
 
 class RefusedError(BaseException):
-    """Raised where a test may not use a value; no test's `except Exception` takes it for what it expects."""
+    """Raised when a test may not use a value. It is no Exception, so that tests do not catch it."""
 
 
 class RemoteObject:
-    """A test's stand-in for a function or an object in the candidate's cell.
+    """A stand-in, in the test code's process, for a function or object of the candidate's code.
 
     A candidate's own class may answer calls with values, for those are compared here. It may not compare: `==`,
     `in`, `<` and arithmetic would hand it the expected value and believe its answer. For the same reason a function
@@ -85,30 +85,33 @@ class RemoteObject:
 
 
 def get_target(remote: RemoteObject) -> Any:
-    """Returns what the other end knows the object by."""
+    """Returns the name or handle by which the other process knows a remote object."""
     return object.__getattribute__(remote, "_target")
 
 
-def is_of_class(remote: RemoteObject) -> bool:
-    """Returns whether the object is a class of the candidate or came from one."""
+def comes_from_class(remote: RemoteObject) -> bool:
+    """Returns whether a remote object is a class of the candidate's code or an instance that came from one."""
     return bool(object.__getattribute__(remote, "_of_class"))
 
 
 def _ask_candidate(remote: RemoteObject, operation: str, *args: Any) -> Any:
-    """Returns the result of an operation on an object of a candidate's class; raises RefusedError for a function."""
-    if not is_of_class(remote):
+    """Runs an operation on a remote object in the candidate's process.
+
+    Raises RefusedError if it is a plain function.
+    """
+    if not comes_from_class(remote):
         raise RefusedError
     return object.__getattribute__(remote, "_ask")(operation, remote, args, {})
 
 
-def _refuse_operation(self: RemoteObject, *others: object) -> Any:
-    """Raises RefusedError, whatever the operation."""
+def _reject_operation(self: RemoteObject, *others: object) -> Any:
+    """Raises RefusedError for any operation that is not allowed on remote objects."""
     raise RefusedError
 
 
 for _name in ("contains", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
-    setattr(RemoteObject, f"__{_name}__", _refuse_operation)
+    setattr(RemoteObject, f"__{_name}__", _reject_operation)
 for _name in ("radd", "rsub", "rmul", "rtruediv", "rfloordiv", "rmod", "rpow", "and", "or", "xor"):
-    setattr(RemoteObject, f"__{_name}__", _refuse_operation)
+    setattr(RemoteObject, f"__{_name}__", _reject_operation)
 for _name in ("neg", "pos", "abs", "invert", "round", "floor", "ceil", "trunc", "index", "format", "divmod", "rdivmod"):
-    setattr(RemoteObject, f"__{_name}__", _refuse_operation)
+    setattr(RemoteObject, f"__{_name}__", _reject_operation)

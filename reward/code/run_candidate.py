@@ -1,4 +1,4 @@
-"""Runs a completion's code by the plan of its gold and scores it, all of it outside the candidate's cell."""
+"""Runs a completion's code by its gold's test plan and scores it from outside the sandbox."""
 
 import json
 import socket
@@ -31,7 +31,7 @@ _END_LIMIT_S = 0.2  # for the sandbox to report how a cell ended that has closed
 
 
 class Score(NamedTuple):
-    """How many tests passed, of how many, and the reason why not all did."""
+    """A code score, with the number of passed tests, the number of tests, and the reason if not all passed."""
 
     n_passed: int
     n_tests: int
@@ -39,11 +39,14 @@ class Score(NamedTuple):
 
 
 class _StoppedError(Exception):
-    """Raised where the candidate ends, or breaks the order of records, before its tests; the message is the reason."""
+    """Raised when the candidate's code ends or breaks the protocol before its tests are done.
+
+    The message is the reason.
+    """
 
 
 def run_candidate(plan: Plan, texts: list[str], sandbox: Sandbox, limits: Limits, *, partial: bool) -> Score:
-    """Runs a candidate's code by its gold's plan and scores it; ends by the limits' deadline."""
+    """Runs a candidate's code by its gold's test plan and returns its score. Ends by the limits' deadline."""
     deadline = time.monotonic() + limits.time_limit_s
     runner = _Runner(plan, texts, sandbox, limits, deadline, partial)
     work = plan.work
@@ -60,7 +63,7 @@ def run_candidate(plan: Plan, texts: list[str], sandbox: Sandbox, limits: Limits
 
 
 class _Runner(NamedTuple):
-    """One candidate, the first of the texts that compiles, and what it is run under."""
+    """A runner of one candidate's code, with its texts, plan, sandbox and limits."""
 
     plan: Plan
     texts: list[str]
@@ -70,17 +73,17 @@ class _Runner(NamedTuple):
     partial: bool
 
     def write_job(self, mode: str, **more: Any) -> bytes:
-        """Returns the job of the candidate's cell: its code and what surrounds it, calls to answer, and no more."""
+        """Builds the serialised job of the candidate's sandbox cell, with its code, surrounding sources and calls."""
         plan = self.plan
         name = "__main__" if mode == "program" else "solution"
         around = {"before": plan.before, "prompt": plan.prompt, "entry": plan.entry}
         return write_json({"mode": mode, "name": name, "texts": self.texts, **around, **more})
 
     def score_calls(self, work: CallTests) -> Score:
-        """Scores calls whose values are compared here."""
+        """Scores the candidate by making calls and comparing the returned values outside of the sandbox."""
         reasons: list[str] = []
         with self.sandbox.start_cell(
-            "candidate", self.write_job("calls", calls=work.calls), self.compute_limits_left()
+            "candidate", self.write_job("calls", calls=work.calls), self.compute_remaining_limits()
         ) as cell:
             try:
                 for reason in self.judge_answers(work, Frames(cell.channel, self.deadline), cell):
@@ -93,7 +96,7 @@ class _Runner(NamedTuple):
         return Score(reasons.count(PASSED), len(work.tests), reason)
 
     def judge_answers(self, work: CallTests, frames: Frames, cell: Cell) -> Iterator[str]:
-        """Yields the reason of each test as soon as the candidate has answered its calls."""
+        """Yields the reason of each test as soon as the candidate has answered the test's calls."""
         outcomes: list[CallOutcome] = []
         for test in work.tests:
             while len(outcomes) < test.n_outcomes:
@@ -105,7 +108,7 @@ class _Runner(NamedTuple):
             raise _StoppedError("forged record")
 
     def score_programs(self, work: ProgramTests) -> Score:
-        """Scores a program run afresh for each input."""
+        """Scores a program by running it afresh on each input."""
         n_passed, reason = 0, PASSED
         for stdin, expected in zip(work.inputs, work.expected, strict=True):
             run_reason = self.run_program(stdin, expected)
@@ -118,9 +121,9 @@ class _Runner(NamedTuple):
         return Score(n_passed, len(work.inputs), reason)
 
     def run_program(self, stdin: str, expected: list[str]) -> str:
-        """Runs the program on one input and returns the reason."""
+        """Runs the program on one input, compares its output with the expected lines and returns the reason."""
         output_bytes = max(self.limits.output_bytes, 2 * sum(map(len, expected)) + len(expected))
-        limits = self.compute_limits_left()._replace(output_bytes=output_bytes)
+        limits = self.compute_remaining_limits()._replace(output_bytes=output_bytes)
         with self.sandbox.start_cell("candidate", self.write_job("program"), limits, stdin=stdin.encode()) as cell:
             ended = cell.wait(self.deadline)
             if ended.how != "exit":
@@ -132,14 +135,14 @@ class _Runner(NamedTuple):
             )
 
     def score_script(self, work: ScriptTests) -> Score:
-        """Scores test code in a cell of its own, which talks to the candidate's; only the tests' cell is heard here."""
+        """Scores the candidate by test code that runs in a separate sandbox cell and calls the candidate's cell."""
         tests_job = write_json({**work._asdict(), "partial": self.partial})
         candidate_end, tests_end = socket.socketpair()
         with candidate_end, tests_end:
             cell = self.sandbox.start_cell(
-                "candidate", self.write_job("serve"), self.compute_limits_left(), channel=candidate_end
+                "candidate", self.write_job("serve"), self.compute_remaining_limits(), channel=candidate_end
             )
-            limits = self.compute_limits_left()._replace(output_bytes=_REPORT_BYTES)
+            limits = self.compute_remaining_limits()._replace(output_bytes=_REPORT_BYTES)
             with cell, self.sandbox.start_cell("tests", tests_job, limits, channel=tests_end) as tests:
                 ended = tests.wait(self.deadline)
                 reasons, stopped = _read_reports(ended.output)
@@ -152,20 +155,23 @@ class _Runner(NamedTuple):
         reason = next((test_reason for test_reason in reasons if test_reason != PASSED), PASSED)
         return Score(reasons.count(PASSED), len(reasons) if reason == PASSED else n_tests, reason)
 
-    def compute_limits_left(self) -> Limits:
-        """Returns the limits with what time is left."""
+    def compute_remaining_limits(self) -> Limits:
+        """Returns the resource limits, with the time limit reduced to the time that remains."""
         return self.limits._replace(time_limit_s=max(0.01, self.deadline - time.monotonic()))
 
 
 def _score_stopped(reason: str, n_passed: int, n_tests: int) -> Score:
-    """Returns the score of a candidate that ended before its tests did: less than all, nothing for one that cheats."""
+    """Returns the score of a candidate that ended before its tests did.
+
+    It is below full marks, and zero for one that cheats.
+    """
     if reason in _UNPAID:
         return Score(0, n_tests, reason)
     return Score(n_passed, max(n_tests, n_passed + 1), reason)
 
 
 def _read_reports(output: bytes) -> tuple[list[str], str | None]:
-    """Returns the reason of each test that the tests' cell reports, and why it stopped before the end."""
+    """Parses the output of a test cell and returns each test's reason, and why the tests stopped early."""
     reasons: list[str] = []
     for line in output.splitlines():
         try:
@@ -183,7 +189,7 @@ def _read_reports(output: bytes) -> tuple[list[str], str | None]:
 
 
 def _judge_test(test: OutcomeTest, outcomes: Sequence[CallOutcome]) -> str:
-    """Returns the reason of one test."""
+    """Evaluates one test on the calls' outcomes and returns its reason, such as "tests failed"."""
     try:
         return PASSED if test.passes(outcomes) else "tests failed"
     except NoValueError as error:
@@ -191,7 +197,7 @@ def _judge_test(test: OutcomeTest, outcomes: Sequence[CallOutcome]) -> str:
 
 
 def _receive_record(frames: Frames, cell: Cell) -> Any:
-    """Returns the candidate's next record; raises _StoppedError where it reports its end or is gone."""
+    """Receives the candidate's next result record. Raises _StoppedError if the candidate has ended."""
     try:
         record = read_json(frames.receive_frame())
     except TooLateError:
@@ -206,7 +212,7 @@ def _receive_record(frames: Frames, cell: Cell) -> Any:
 
 
 def _parse_outcome(record: Any, number: int) -> CallOutcome:
-    """Returns the outcome of a call that a record reports; raises _StoppedError for a forged one."""
+    """Parses the outcome of a call from a record. Raises _StoppedError if the record is forged."""
     types = [type(part) for part in record[:2]] if type(record) is list else []
     if types != [str, int] or record[1] != number:
         raise _StoppedError("forged record")
@@ -221,6 +227,6 @@ def _parse_outcome(record: Any, number: int) -> CallOutcome:
 
 
 def _find_end_reason(cell: Cell) -> str:
-    """Returns the reason for which a cell that closed its channel ended."""
+    """Returns the reason why a sandbox cell that closed its channel has ended."""
     ended = cell.wait(time.monotonic() + _END_LIMIT_S)
     return _REASON_OF_END.get(ended.how, "exited early")

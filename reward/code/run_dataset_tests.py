@@ -1,4 +1,4 @@
-"""Runs the test code of a data set in a cell of its own; what the tests call lives in the candidate's cell."""
+"""Runs the test code of a data set in a sandbox cell of its own, separate from the candidate's cell."""
 
 import ast
 import importlib
@@ -26,11 +26,11 @@ _REPORTING = f"try:\n    pass\nexcept BaseException as _error_:\n    {_FAILED}(_
 
 
 class _StoppedError(BaseException):
-    """Raised where no further test can be run."""
+    """Raised when no further test can be run."""
 
 
 class _TestReporter:
-    """Reports to the owner, on a file of its own, each test that passed or failed."""
+    """A reporter that writes to the owner's file which tests passed or failed."""
 
     def __init__(self, peer: RpcPeer, file: int) -> None:
         self.peer = peer
@@ -38,23 +38,23 @@ class _TestReporter:
         self.n_reached = 0
         self.n_failed = 0
 
-    def count_reached(self) -> None:
+    def count_evaluated_assertion(self) -> None:
         """Counts an assertion that was evaluated."""
         self.n_reached += 1
 
     def write_line(self, *words: Any) -> None:
-        """Writes one line of JSON."""
+        """Writes the given words as one line of JSON to the report file."""
         os.write(self.file, write_json(words) + b"\n")
 
     def report_passed(self) -> None:
-        """Reports a test that came to its end: passed, unless a call in it got no answer."""
+        """Reports that a test ran to its end, as passed unless a remote call in it failed."""
         if self.peer.failure is None:
             self.write_line("test", True, "")
         else:
             self.report_failed(self.peer.failure)
 
     def report_failed(self, error: BaseException) -> None:
-        """Reports a test that raised; raises _StoppedError where no other can be run."""
+        """Reports that a test raised an exception. Raises _StoppedError if no other test can be run."""
         error = self.peer.failure or error
         if isinstance(error, ForgedError | EndedError):
             reason = "forged record" if isinstance(error, ForgedError) else str(error) or CLOSED
@@ -68,7 +68,7 @@ class _TestReporter:
 
 
 def run_dataset_tests(job: dict[str, Any], frames: Frames, file: int) -> None:
-    """Runs the tests of a job and writes a line for each to the file, then `done` or `stopped`."""
+    """Runs the tests of a job and writes a result line for each to a file, then `done` or `stopped`."""
     peer = RpcPeer(frames)
     reporter = _TestReporter(peer, file)
     try:
@@ -92,7 +92,10 @@ def run_dataset_tests(job: dict[str, Any], frames: Frames, file: int) -> None:
 
 
 def _wait_for_candidate(frames: Frames, peer: RpcPeer) -> None:
-    """Waits until the candidate's code is loaded; raises what all tests then fail by if it is not."""
+    """Waits until the candidate's code is loaded in its process.
+
+    Raises the common error of all tests if loading failed.
+    """
     try:
         message = read_json(frames.receive_frame())
     except ClosedError:
@@ -108,11 +111,11 @@ def _wait_for_candidate(frames: Frames, peer: RpcPeer) -> None:
 
 
 def _make_test_module(job: dict[str, Any], peer: RpcPeer, reporter: _TestReporter) -> types.ModuleType:
-    """Returns the module the tests run in: the candidate's names are remote objects, other modules are imported."""
+    """Creates the module that the tests run in, with remote objects for the candidate's names."""
     module = types.ModuleType("tests")
     sys.modules["tests"] = module
     names = module.__dict__
-    names[REACHED] = reporter.count_reached
+    names[REACHED] = reporter.count_evaluated_assertion
     names.update({name: importlib.import_module(name) for name in job["modules"]})
     remotes = {
         name: RemoteObject(peer.call_remote, ["name", name], of_class=name[:1].isupper()) for name in job["remote"]
@@ -125,7 +128,7 @@ def _make_test_module(job: dict[str, Any], peer: RpcPeer, reporter: _TestReporte
 
 
 def _run_test_list(job: dict[str, Any], module: types.ModuleType, reporter: _TestReporter) -> None:
-    """Runs tests that are sources, each for itself, up to the first failure unless partial credit is asked for."""
+    """Runs tests given as a list of sources. Without partial credit, it stops at the first failure."""
     for source in job["tests"]:
         try:
             exec(source, module.__dict__)
@@ -138,7 +141,7 @@ def _run_test_list(job: dict[str, Any], module: types.ModuleType, reporter: _Tes
 
 
 def _run_check_function(job: dict[str, Any], module: types.ModuleType, reporter: _TestReporter) -> None:
-    """Runs the data set's `check(candidate)`; for partial credit each of its assertions counts as a test."""
+    """Runs the data set's `check(candidate)` function. For partial credit, each of its assertions counts as a test."""
     [source] = job["tests"]
     names = module.__dict__
     if job["partial"]:
@@ -152,20 +155,20 @@ def _run_check_function(job: dict[str, Any], module: types.ModuleType, reporter:
 
 
 def _wrap_assertions(tree: ast.Module) -> ast.Module:
-    """Returns the tests with each assertion reporting whether it held, and going on where not."""
+    """Wraps each assertion of a test tree so that it reports whether it held and the tests go on if not."""
     counted: ast.Module = _AssertionWrapper().visit(tree)
     return ast.fix_missing_locations(counted)
 
 
 class _AssertionWrapper(ast.NodeTransformer):
-    """Wraps assertions so that each reports whether it held."""
+    """A syntax-tree transformer that wraps assertions so that each reports whether it held."""
 
     def visit_Try(self, node: ast.Try) -> ast.Try:
-        """Leaves a `try` unchanged, to count as a whole: `assert False` in it has to raise the exception expected."""
+        """Leaves a `try` statement unchanged, because an `assert` in it may have to raise the exception it expects."""
         return node
 
     def visit_Assert(self, node: ast.Assert) -> ast.Try:
-        """Returns the assertion in a `try` that reports."""
+        """Wraps an `assert` statement in a `try` that reports whether it held."""
         [wrapped] = ast.parse(_REPORTING).body
         assert isinstance(wrapped, ast.Try)
         wrapped.body = [node]

@@ -1,4 +1,4 @@
-"""Isolated processes for model-written code: `get_sandbox(isolation).start_cell(entry, payload, limits)`."""
+"""A sandbox of isolated processes for model-written code, used as `get_sandbox(isolation).start_cell(...)`."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ _SLACK_BYTES = 2**16
 
 
 class CellEnd(NamedTuple):
-    """How a cell ended: `status` is its exit status or the signal, `output` its standard output."""
+    """The way a sandbox cell ended. `status` is its exit status or the signal, `output` its standard output."""
 
     how: How
     status: int
@@ -43,7 +43,7 @@ class CellEnd(NamedTuple):
 
 
 class Cell:
-    """A process, with all it starts, that runs an entry function; killed at the end of a `with`."""
+    """An isolated process that runs an entry function, with its children. It is killed at the end of a `with` block."""
 
     channel: socket.socket
     """The other end is the entry function's."""
@@ -65,11 +65,11 @@ class Cell:
             raise cell_end
 
     def kill(self) -> None:
-        """Kills every process of the cell; raises `SandboxError` as `wait` does."""
+        """Kills every process of the sandbox cell. Raises `SandboxError` as `wait` does."""
         self.wait(0.0)
 
     def wait(self, deadline: float | None = None) -> CellEnd:
-        """Waits until the cell ends, kills it at the `deadline`, and returns how it ended.
+        """Waits until the sandbox cell ends, kills it at the `deadline`, and returns how it ended.
 
         `deadline` is a `time.monotonic()`. When it returns no process of the cell is left. Raises `SandboxError` if the
         cell could not be set up, or was ended from outside: never for what the cell did.
@@ -80,7 +80,10 @@ class Cell:
         return end
 
     def _wait_once(self, deadline: float | None) -> CellEnd | SandboxError:
-        """Returns how the cell ended, or the error, and closes its files; waits the first time only."""
+        """Waits for the cell's end, closes its files and returns how it ended or an error.
+
+        Later calls return the same.
+        """
         if self._cell_end is None:
             try:
                 self._cell_end = self._wait_for_result(deadline)
@@ -92,7 +95,7 @@ class Cell:
         return self._cell_end
 
     def _wait_for_result(self, deadline: float | None) -> CellEnd | SandboxError:
-        """Returns how the cell ended, as its server reports it, or why it could not be had."""
+        """Receives from the server how the sandbox cell ended. Returns the error if there is no such report."""
         result = self._receive_bytes(RESULT_BYTES, deadline)
         if not result:  # and the kernel ended the cell
             return SandboxError("the sandbox's server was ended while a cell ran")
@@ -105,7 +108,9 @@ class Cell:
         return CellEnd(how, unpacked.status, self._read_output(), unpacked.cpu_s)
 
     def _receive_bytes(self, size: int, deadline: float | None) -> bytes:
-        """Returns that many bytes from the server, nothing where it is gone; asks it to end the cell at the deadline.
+        """Receives `size` bytes from the server, and asks it to kill the cell at the deadline.
+
+        Returns b"" if the server has ended.
 
         Raises TimeoutError where it does not even answer that.
         """
@@ -131,12 +136,12 @@ class Cell:
         return received
 
     def _read_output(self) -> bytes:
-        """Returns what the cell wrote to its standard output, up to the limit."""
+        """Reads what the sandbox cell wrote to its standard output, up to the limit."""
         return os.pread(self._output.fileno(), min(self._output.tell(), self._limits.output_bytes), 0)
 
 
 class Sandbox:
-    """Starts cells, in any thread; has one server process, started with the first cell and again should it end."""
+    """A sandbox that starts isolated cell processes through one server process. It can be used from any thread."""
 
     def __init__(self, isolation: Isolation = "full") -> None:
         self._isolation = isolation
@@ -147,7 +152,7 @@ class Sandbox:
             os.register_at_fork(after_in_child=self._forget_server)
 
     def warm_up(self) -> None:
-        """Starts the server, and a cell to see that it can; raises `SandboxError` where this machine cannot."""
+        """Starts the server and one trial cell. Raises `SandboxError` if this machine cannot."""
         with self.start_cell("candidate", b"") as cell:
             cell.channel.shutdown(socket.SHUT_RDWR)  # without a job it ends by itself
             cell.wait(time.monotonic() + START_LIMIT_S)
@@ -161,7 +166,9 @@ class Sandbox:
         stdin: bytes = b"",
         channel: socket.socket | None = None,
     ) -> Cell:
-        """Starts a cell that runs the entry function on the payload; raises `SandboxError` where none can be had.
+        """Starts an isolated cell process that runs an entry function on a payload.
+
+        Raises `SandboxError` if it cannot start.
 
         Its end of the channel is the given socket, closed here, or one of a new pair whose other is `Cell.channel`.
         """
@@ -182,12 +189,12 @@ class Sandbox:
         return Cell(our_life, our_end, output, limits)
 
     def close(self) -> None:
-        """Ends the server and with it every cell."""
+        """Ends the sandbox's server process and with it every cell."""
         with self._lock:
             self._disconnect()
 
     def _send_job(self, message: bytes, files: list[int]) -> None:
-        """Sends a message and open files to the server, to a new one where the last is gone."""
+        """Sends a message and open files to the server, after starting a new server if the last one has ended."""
         with self._lock:
             try:
                 socket.send_fds(self._connect(), [message], files)
@@ -196,13 +203,13 @@ class Sandbox:
                 socket.send_fds(self._connect(), [message], files)
 
     def _connect(self) -> socket.socket:
-        """Returns the socket to the server, which is started where there is none."""
+        """Returns the control socket to the server, after starting one if there is none."""
         if self._control is None:
             self._server, self._control = start_server(self._isolation)
         return self._control
 
     def _disconnect(self) -> None:
-        """Closes the socket to the server and waits for the server to end."""
+        """Closes the control socket and waits for the server to end."""
         if self._control is not None:
             with contextlib.suppress(OSError):
                 self._control.shutdown(socket.SHUT_RDWR)  # which a copy in a forked child cannot hold up
@@ -213,7 +220,7 @@ class Sandbox:
             self._server = None
 
     def _forget_server(self) -> None:
-        """In a forked child: lets go of the server, which is its parent's."""
+        """Drops the handle of the parent's server in a forked child process."""
         self._lock = threading.Lock()
         if self._control is not None:
             self._control.close()
@@ -225,12 +232,12 @@ class Sandbox:
 
 @cache
 def get_sandbox(isolation: Isolation) -> Sandbox:
-    """Returns the sandbox of this process for an isolation."""
+    """Returns this process's sandbox with the given isolation."""
     return Sandbox(isolation)
 
 
 def _make_memory_file(content: bytes, *, size: int | None = None) -> int:
-    """Returns an open file without a name; with a `size`, an empty one that cannot grow beyond it."""
+    """Creates an anonymous file in memory. With a `size`, it is empty and cannot grow beyond it."""
     if sys.platform != "linux":
         import tempfile
 

@@ -1,4 +1,4 @@
-"""The system call filter of a cell (seccomp): the calls a Python computation needs, and no other.
+"""Builds the system call filter (seccomp) of sandbox cells, which allows only the calls that Python code needs.
 
 An allow-list, so that a call a later kernel adds is refused. Of programs, sockets (but for stream pairs of the cell
 itself), other processes, mounts, namespaces, keys, tracing, bpf and io_uring nothing is left.
@@ -69,27 +69,27 @@ _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE = 1, 1, 0xF
 
 
 class UnknownMachineError(Exception):
-    """Raised where there is no table of system calls for this machine's processor."""
+    """Raised when there is no table of system call numbers for this machine's processor."""
 
 
 def _pack_instruction(operation: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
-    """Returns one instruction of the filter program."""
+    """Packs one BPF instruction of the filter program into bytes."""
     return struct.pack("=HBBI", operation, then, otherwise, value)
 
 
 def _load_argument(number: int) -> bytes:
-    """Returns the instruction that loads the low half of an argument, all the kernel reads of those tested here."""
+    """Returns the BPF instruction that loads the low 32 bits of a system call's argument."""
     return _pack_instruction(_LOAD, _ARGUMENTS + 8 * number)
 
 
 def _allow_values(number: int, values: tuple[int, ...]) -> bytes:
-    """Returns instructions that allow a call whose argument is one of the values."""
+    """Returns BPF instructions that allow a system call if its argument is one of the given values."""
     tests = b"".join(_pack_instruction(_EQUAL, value, len(values) - position) for position, value in enumerate(values))
     return _load_argument(number) + tests + _pack_instruction(_RETURN, _EPERM) + _pack_instruction(_RETURN, _ALLOW)
 
 
-def _filter_by_arguments(processes: bool, signals: bool) -> dict[str, bytes]:
-    """Returns the instructions for each call that is allowed for some arguments only, by its name."""
+def _build_argument_filters(processes: bool, signals: bool) -> dict[str, bytes]:
+    """Returns the BPF instructions for each system call, by name, that is allowed for some arguments only."""
     may_fork = _pack_instruction(_RETURN, _ALLOW if processes else _EPERM)
     own_process_only = _pack_instruction(_RETURN, _ALLOW) if signals else _allow_values(0, (_SELF,))
     clone = (
@@ -127,7 +127,7 @@ def _filter_by_arguments(processes: bool, signals: bool) -> dict[str, bytes]:
 
 
 def _find_ranges(numbers: list[int]) -> list[tuple[int, int]]:
-    """Returns the numbers as ranges, both ends within."""
+    """Groups sorted numbers into ranges of consecutive ones, given by their first and last numbers."""
     ranges: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if ranges and ranges[-1][1] == number - 1:
@@ -138,7 +138,7 @@ def _find_ranges(numbers: list[int]) -> list[tuple[int, int]]:
 
 
 def _allow_ranges(ranges: list[tuple[int, int]]) -> bytes:
-    """Returns instructions that allow the ranges' numbers, by binary search."""
+    """Returns BPF instructions that allow the call numbers in the given ranges, found by binary search."""
     if len(ranges) == 1:
         low, high = ranges[0]
         is_inside = _pack_instruction(_NOT_BELOW, low, 0, 1) + _pack_instruction(_ABOVE, high, 0, 1)
@@ -149,13 +149,13 @@ def _allow_ranges(ranges: list[tuple[int, int]]) -> bytes:
 
 
 def _parse_call_table(calls: str, column: int) -> dict[str, int]:
-    """Returns the number of each call in a table's column, by the call's name."""
+    """Parses one column of a system call table and returns each call's number by its name."""
     words = [word.split(":") for line in calls.splitlines() if not line.startswith("#") for word in line.split()]
     return {word[0]: int(word[column]) for word in words if word[column] != "-"}
 
 
 def build_filter(machine: str, *, processes: bool, signals: bool) -> bytes:
-    """Returns the filter program, but for the process it is for: see `bind_filter`.
+    """Builds the seccomp filter program without the process id, which `bind_filter` fills in.
 
     `processes` lets the cell fork; `signals` lets it signal whatever it sees, which must be its own processes alone,
     else it may signal none but itself.
@@ -163,7 +163,7 @@ def build_filter(machine: str, *, processes: bool, signals: bool) -> bytes:
     if machine not in _MACHINES:
         raise UnknownMachineError(f"no table of system calls for {machine}; there is one for {', '.join(_MACHINES)}")
     column, architecture = _MACHINES[machine]
-    by_arguments = _filter_by_arguments(processes, signals)
+    by_arguments = _build_argument_filters(processes, signals)
     instructions = (
         _pack_instruction(_LOAD, _ARCH)
         + _pack_instruction(_EQUAL, architecture, 1)
@@ -177,5 +177,5 @@ def build_filter(machine: str, *, processes: bool, signals: bool) -> bytes:
 
 
 def bind_filter(filter_program: bytes, pid: int) -> bytes:
-    """Returns the filter program for one process, ready for `syscalls.set_syscall_filter`."""
+    """Fills a process id into a filter program and returns it ready for `syscalls.set_syscall_filter`."""
     return filter_program.replace(struct.pack("=I", _SELF), struct.pack("=I", pid))

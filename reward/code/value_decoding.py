@@ -1,4 +1,4 @@
-"""Decodes a tree of JSON to the plain value it stands for, whoever made the tree: bounded in time and memory."""
+"""Decodes a JSON tree from an untrusted sender to a plain value, bounded in time and memory."""
 
 import collections
 import datetime
@@ -24,14 +24,14 @@ from qwen_align.reward.code.value_limits import (
 
 
 class Decoder:
-    """Builds one value from its tree, within the limits of size and depth."""
+    """A decoder of one value from its JSON tree, within limits of size and depth."""
 
     def __init__(self, special: Special | None) -> None:
         self.special = special
         self.items = MAX_ITEMS
 
     def decode_value(self, tree: Any, depth: int) -> Any:
-        """Returns the value of a tree; raises NotPlainError."""
+        """Decodes a JSON tree to the value it stands for. Raises NotPlainError if it stands for none."""
         tree_type = type(tree)
         if tree_type is not list and tree_type is not dict:
             return tree
@@ -53,7 +53,7 @@ class Decoder:
             raise NotPlainError("wrong content") from None
 
     def decode_list(self, content: Any, depth: int) -> list[Any]:
-        """Returns the values of a list of trees; raises NotPlainError where the whole value becomes too large."""
+        """Decodes a list of JSON trees to their values. Raises NotPlainError if the whole value becomes too large."""
         if type(content) is not list:
             raise NotPlainError("wrong content")
         self.items -= len(content)
@@ -62,25 +62,25 @@ class Decoder:
         return [self.decode_value(item, depth + 1) for item in content]
 
     def decode_integer(self, content: Any) -> int:
-        """Returns the integer of a tree; raises NotPlainError for anything else."""
+        """Decodes a JSON tree to an integer. Raises NotPlainError for anything else."""
         value = self.decode_value(content, MAX_DEPTH)
         if type(value) is not int:
             raise NotPlainError("wrong content")
         return value
 
     def decode_mapping(self, content: Any, depth: int) -> dict[Any, Any]:
-        """Returns the dict of a list of pairs of trees."""
+        """Decodes a list of pairs of JSON trees to a dict."""
         pairs = [self.decode_list(pair, depth) for pair in content]
         return build_dict((key, value) for key, value in pairs)
 
 
 def build_set(values: Iterable[Any]) -> set[Any]:
-    """Returns the set of the values; raises NotPlainError where so many hashes collide that it would take too long."""
+    """Builds a set of values. Raises NotPlainError if so many hashes collide that it would take too long."""
     return set(build_dict((value, None) for value in values))
 
 
 def build_dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Returns the dict of the pairs; raises NotPlainError where so many keys collide that it would take too long.
+    """Builds a dict of key and value pairs. Raises NotPlainError if so many keys collide that it would take too long.
 
     Hashes of integers can be chosen to collide: 100,000 such keys take minutes, in which no other thread runs.
     """
@@ -95,14 +95,14 @@ def build_dict(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def _parse_hex_integer(content: str) -> int:
-    """Returns the integer of hexadecimal digits; raises NotPlainError for too many of them."""
+    """Parses an integer from hexadecimal digits. Raises NotPlainError if there are too many."""
     if len(content) > MAX_BITS // 4 + 3:
         raise NotPlainError("too large")
     return int(content, 16)
 
 
 def _parse_decimal(content: str) -> decimal.Decimal:
-    """Returns the Decimal of a text; raises NotPlainError where its exponent is too large."""
+    """Parses a Decimal from its text. Raises NotPlainError if its exponent is too large."""
     value = decimal.Decimal(content)
     if value.is_finite() and (len(content) > MAX_EXPONENT or abs(value.adjusted()) > MAX_EXPONENT):
         raise NotPlainError("too large")
@@ -110,7 +110,7 @@ def _parse_decimal(content: str) -> decimal.Decimal:
 
 
 def _replay_iterator(content: Any) -> Iterator[Any]:
-    """Yields the items an iterator gave; raises NotPlainError at their end where there were more."""
+    """Yields the encoded items of an iterator. Raises NotPlainError at the end if the iterator was cut off there."""
     items, is_cut = content
     yield from items
     if is_cut:
@@ -118,13 +118,13 @@ def _replay_iterator(content: Any) -> Iterator[Any]:
 
 
 def _parse_date(content: Any) -> Any:
-    """Returns the date, time or datetime of a type's name and an ISO text."""
+    """Parses a date, time or datetime from its type's name and its ISO text."""
     name, text = content
     return {kind.__name__: parse for kind, parse in DATE_PARSERS.items()}[name](text)
 
 
 def _build_counter(pairs: dict[Any, Any]) -> collections.Counter[Any]:
-    """Returns the Counter of the pairs, whatever its counts are."""
+    """Builds a Counter from the given pairs, whatever their counts are."""
     counter: collections.Counter[Any] = collections.Counter()
     dict.update(counter, pairs)
     return counter

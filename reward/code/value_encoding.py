@@ -1,4 +1,4 @@
-"""Encodes a plain value as a tree of JSON: by its exact type, and never by a method of its own."""
+"""Encodes a plain value as a JSON tree, by its exact type and never by a method of its own."""
 
 import collections
 import datetime
@@ -41,7 +41,7 @@ _VIEWS: dict[type, str] = {type({}.keys()): "k", type({}.values()): "v", type({}
 
 
 class Encoder:
-    """Encodes one value, within the limits of size and depth."""
+    """An encoder of one value as a JSON tree, within limits of size and depth."""
 
     def __init__(self, special: Special | None) -> None:
         self.special = special
@@ -49,14 +49,14 @@ class Encoder:
         self.characters = MAX_BYTES
 
     def encode_value(self, value: Any, depth: int) -> Any:
-        """Returns the tree of a value; raises NotPlainError."""
+        """Encodes a value as a JSON tree. Raises NotPlainError if it is not a plain value."""
         value_type = type(value)
         if value_type in _SCALARS:
             return value
         if value_type is int:
             return self.encode_integer(value)
         if value_type is str:
-            self.spend_characters(len(value))
+            self.spend_character_budget(len(value))
             return value
         if depth > MAX_DEPTH:
             raise NotPlainError("too deep")
@@ -69,17 +69,17 @@ class Encoder:
         return self.encode_rare_type(value_type, value, depth)
 
     def encode_integer(self, value: int) -> Any:
-        """Returns an integer as itself, or tagged and hexadecimal where decimal digits would take long to read."""
+        """Encodes an integer as itself, or as tagged hexadecimal digits if it is large."""
         bits = value.bit_length()
         if bits <= NATIVE_BITS:
             return value
         if bits > MAX_BITS:
             raise NotPlainError("too large")
-        self.spend_characters(bits // 4)
+        self.spend_character_budget(bits // 4)
         return {"i": hex(value)}
 
     def encode_items(self, values: Iterable[Any], depth: int) -> list[Any]:
-        """Returns the trees of an iterable's items; raises NotPlainError where the whole value becomes too large."""
+        """Encodes the items of an iterable as JSON trees. Raises NotPlainError if the whole value becomes too large."""
         trees = []
         for value in values:
             self.items -= 1
@@ -89,17 +89,20 @@ class Encoder:
         return trees
 
     def encode_pairs(self, items: Iterable[tuple[Any, Any]], depth: int) -> list[Any]:
-        """Returns the trees of key and value pairs."""
+        """Encodes key and value pairs as JSON trees."""
         return [self.encode_items(pair, depth) for pair in items]
 
-    def spend_characters(self, count: int) -> None:
-        """Takes from the characters the value may have; raises NotPlainError when they are spent."""
+    def spend_character_budget(self, count: int) -> None:
+        """Subtracts from the number of characters that the value may still have.
+
+        Raises NotPlainError when none remain.
+        """
         self.characters -= count
         if self.characters < 0:
             raise NotPlainError("too large")
 
     def encode_rare_type(self, value_type: type, value: Any, depth: int) -> Any:
-        """Returns the tree of a value of one of the less common types; raises NotPlainError for any other."""
+        """Encodes a value such as a set, deque or Counter as a JSON tree. Raises NotPlainError for an unknown type."""
         if value_type in _ITERATORS:
             return self.encode_iterator(value, depth)
         if value_type in _VIEWS:
@@ -110,7 +113,7 @@ class Encoder:
         if value_type is collections.deque:
             return {"q": [self.encode_items(value, depth), value.maxlen]}
         if value_type is bytes or value_type is bytearray:
-            self.spend_characters(2 * len(value))
+            self.spend_character_budget(2 * len(value))
             return {"b" if value_type is bytes else "a": value.hex()}
         tree = self.encode_number_or_date(value_type, value)
         if tree is not None:
@@ -126,12 +129,12 @@ class Encoder:
         raise NotPlainError(f"{value_type.__name__} is no plain data")
 
     def encode_iterator(self, value: Iterator[Any], depth: int) -> Any:
-        """Returns the tree of an iterator's first items, and whether there were more."""
+        """Encodes the first items of an iterator as a JSON tree, with a flag for whether there were more."""
         items = list(itertools.islice(value, MAX_ITERATED + 1))
         return {"g": [self.encode_items(items[:MAX_ITERATED], depth), len(items) > MAX_ITERATED]}
 
     def encode_number_or_date(self, value_type: type, value: Any) -> Any:
-        """Returns the tree of a number, range, date or numpy scalar, None for a value of any other type."""
+        """Encodes a number, range, date or numpy scalar as a JSON tree. Returns None for any other type."""
         if value_type is complex:
             return {"c": [value.real, value.imag]}
         if value_type is decimal.Decimal:

@@ -1,4 +1,4 @@
-"""Limits of what crosses between processes that do not trust each other: which types, and how much of them."""
+"""Limits on the types and sizes of values that processes which do not trust each other exchange."""
 
 import datetime
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Special = Callable[[Any], Any]
 
 
 class NotPlainError(Exception):
-    """Raised for a value that does not cross between processes; the message says why."""
+    """Raised for a value that may not be sent between processes. The message says why."""
 
 
 CROSSING_TYPES: dict[str, Any] = {

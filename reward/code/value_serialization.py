@@ -1,4 +1,4 @@
-"""Serialises plain values to bytes and back: how values cross between processes that do not trust each other.
+"""Serialises plain values to bytes and back, for processes that do not trust each other.
 
 Only exact types of the standard library cross, by their contents; no class, method or pickle of the sender
 reaches the receiver, so a value cannot say of itself that it is equal to something.
@@ -16,7 +16,7 @@ __all__ = ["MAX_BITS", "MAX_BYTES", "MAX_ITEMS", "NotPlainError", "build_dict", 
 
 
 def serialize_value(value: Any, special: Special | None = None) -> bytes:
-    """Returns the value's bytes; raises NotPlainError.
+    """Serialises a plain value to bytes. Raises NotPlainError if the value is not plain.
 
     `special` gives the tree of a value that is not plain, or None.
     """
@@ -27,17 +27,17 @@ def serialize_value(value: Any, special: Special | None = None) -> bytes:
 
 
 def deserialize_value(data: bytes, special: Special | None = None) -> Any:
-    """Returns the value whose bytes these are, of builtin types only; raises NotPlainError on any other bytes."""
+    """Deserialises bytes to a value of built-in types. Raises NotPlainError if the bytes are invalid."""
     return decode_value(read_json(data), special)
 
 
 def encode_value(value: Any, special: Special | None = None) -> Any:
-    """Returns the value's tree, to be part of a larger message; raises NotPlainError."""
+    """Encodes a value as a JSON tree for use in a larger message. Raises NotPlainError if the value is not plain."""
     return Encoder(special).encode_value(value, 0)
 
 
 def decode_value(tree: Any, special: Special | None = None) -> Any:
-    """Returns the value of a tree; raises NotPlainError.
+    """Decodes a JSON tree to the value it stands for. Raises NotPlainError if it stands for none.
 
     `special` gives the value of an unknown tag's object.
     """
@@ -45,12 +45,12 @@ def decode_value(tree: Any, special: Special | None = None) -> Any:
 
 
 def write_json(tree: Any) -> bytes:
-    """Returns the JSON bytes of a tree."""
+    """Writes a JSON tree as bytes."""
     return json.dumps(tree, separators=(",", ":"), check_circular=False).encode("ascii")
 
 
 def read_json(data: bytes) -> Any:
-    """Returns the tree of JSON bytes, whoever wrote them; raises NotPlainError."""
+    """Parses a JSON tree from untrusted bytes. Raises NotPlainError if they are invalid."""
     if len(data) > MAX_BYTES:
         raise NotPlainError("too large")
     try:

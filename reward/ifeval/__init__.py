@@ -1,1 +1,1 @@
-"""The 25 verifiable instructions of IFEval, one file a family; `kinds` is the table of them."""
+"""The 25 verifiable instructions of IFEval, with one file for each family of instructions."""

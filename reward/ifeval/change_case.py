@@ -1,4 +1,4 @@
-"""IFEval's `change_case` instructions: everything in capital or in small letters, or some words in capital letters."""
+"""IFEval's `change_case` instructions, which ask for capital letters, small letters or some capitalised words."""
 
 import re
 
@@ -10,14 +10,14 @@ _TOKEN = re.compile(r"[^\s,;:@#$%&?!\"()\[\]{}<>…—“”«»„]+")
 
 
 class EnglishCapital(Instruction):
-    """Requires English without a small letter.
+    """An IFEval instruction to answer in English without small letters.
 
     Officially any language will do: langdetect leaves words in capital letters out.
     """
 
     @property
     def required_language(self) -> str:
-        """The code of the language the text has to be in."""
+        """Returns the code of the language that the text must be in."""
         return "en"
 
     def follows(self, text: str) -> bool:
@@ -26,11 +26,11 @@ class EnglishCapital(Instruction):
 
 
 class EnglishLowercase(Instruction):
-    """Requires English without a capital letter."""
+    """An IFEval instruction to answer in English without capital letters."""
 
     @property
     def required_language(self) -> str:
-        """The code of the language the text has to be in."""
+        """Returns the code of the language that the text must be in."""
         return "en"
 
     def follows(self, text: str) -> bool:
@@ -39,7 +39,7 @@ class EnglishLowercase(Instruction):
 
 
 class CapitalWordFrequency(Instruction):
-    """Requires as many words in capital letters only as asked.
+    """An IFEval instruction to use a given number of words in all capital letters.
 
     "I" is one, and so is "WELL-KNOWN" and the NASA of "NASA's". "DON'T" is one word (officially two).
     """
@@ -48,11 +48,13 @@ class CapitalWordFrequency(Instruction):
     capital_relation: Relation
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has as many words in capital letters as asked."""
-        n_capital = sum(1 for token in _TOKEN.finditer(text.replace("--", " ")) if _cut_apostrophe(token[0]).isupper())
+        """Returns whether the number of words in all capital letters is as the instruction asks."""
+        n_capital = sum(
+            1 for token in _TOKEN.finditer(text.replace("--", " ")) if _cut_at_apostrophe(token[0]).isupper()
+        )
         return satisfies_relation(n_capital, self.capital_relation, self.capital_frequency)
 
 
-def _cut_apostrophe(token: str) -> str:
-    """Returns a word up to its apostrophe."""
+def _cut_at_apostrophe(token: str) -> str:
+    """Returns a word up to its first apostrophe."""
     return token.replace("’", "'").strip("'").partition("'")[0]

@@ -1,4 +1,4 @@
-"""IFEval's `combination` instructions: two responses, and the request before the answer."""
+"""IFEval's `combination` instructions, which ask for two responses or for repeating the prompt first."""
 
 from typing import Annotated
 
@@ -11,17 +11,20 @@ _DIVIDER = "******"
 
 
 def _check_prompt(value: str) -> str:
-    """Returns the prompt to repeat without white space around it; raises for a blank one."""
+    """Strips white space around the prompt to repeat. Raises if the prompt is blank."""
     if not value.strip():
         raise PydanticCustomError("blank", "the prompt to repeat is blank")
     return value.strip()
 
 
 class TwoResponses(Instruction):
-    """Requires two different texts with `******` between them, and perhaps before the first and after the last."""
+    """An IFEval instruction to give two different responses separated by `******`.
+
+    Separators may also stand before and after.
+    """
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text holds exactly two different responses."""
+        """Returns whether the text contains exactly two different responses."""
         first, *others = (part.strip() for part in text.split(_DIVIDER))
         between = others[:-1]
         responses = [part for part in (first, *others) if part]
@@ -29,10 +32,10 @@ class TwoResponses(Instruction):
 
 
 class RepeatPrompt(Instruction):
-    """Requires a text that starts with the request, whatever the case."""
+    """An IFEval instruction to start the answer by repeating the prompt, in any case of letters."""
 
     prompt_to_repeat: Annotated[str, AfterValidator(_check_prompt)]
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text starts with the request."""
+        """Returns whether the text starts with the prompt."""
         return text.strip().lower().startswith(self.prompt_to_repeat.lower())

@@ -1,4 +1,4 @@
-"""Counts sentences without a model: by stops, and by what is written with a stop but ends nothing.
+"""Counts sentences without a model, by full stops and similar marks that do end a sentence.
 
 The official code asks nltk's punkt, which has to be downloaded. Like there, line breaks end no sentence. Unlike there,
 `?!` and `!!!` end one sentence, the number of a list item is none, and `。！？` and `।` end sentences too.
@@ -34,7 +34,7 @@ _SENTENCE_BEGINNINGS = frozenset(
 
 
 def count_sentences(text: str) -> int:
-    """Returns how many sentences a text has; what has no letter or digit is none."""
+    """Counts the sentences of a text. A part without a letter or digit is no sentence."""
     count = position = 0
     has_word = False
     for stop in _STOP.finditer(text):
@@ -46,7 +46,7 @@ def count_sentences(text: str) -> int:
 
 
 def _ends_sentence(text: str, stop: re.Match[str]) -> bool:
-    """Returns whether a stop ends a sentence."""
+    """Returns whether a stop such as `.` or `?` at a position of a text ends a sentence."""
     mark = stop[0].rstrip(_CLOSERS.replace("\\", ""))
     first = stop.start() - _CONTEXT_CHARACTERS
     before = text[first : stop.start()] if first > 0 else "\n" + text[: stop.start()]
@@ -63,7 +63,7 @@ def _ends_sentence(text: str, stop: re.Match[str]) -> bool:
 
 
 def _ends_after_word(token: str, following: str) -> bool:
-    """Returns whether a word with a stop ends a sentence before another word."""
+    """Returns whether a word followed by a full stop ends a sentence, given the text after it."""
     word = token.lower()
     if word in _NEVER_ENDING:
         return False

@@ -13,7 +13,7 @@ _WORD = re.compile(rf"[{_EASTERN}]|[^\W{_EASTERN}](?:[^\W{_EASTERN}]|[{MARKS}])*
 
 
 def split_into_words(text: str) -> list[str]:
-    r"""Returns the words of a text: runs of `\w` as in the official code, where "don't" is two.
+    r"""Splits a text into words, which are runs of `\w` as in the official code, where "don't" is two.
 
     Unlike there, a vowel sign does not cut a Hindi word, and every Chinese or Japanese character is a word.
     """
@@ -21,5 +21,5 @@ def split_into_words(text: str) -> list[str]:
 
 
 def count_words(text: str) -> int:
-    """Returns how many words a text has."""
+    """Counts the words of a text."""
     return sum(1 for _ in _WORD.finditer(text))

@@ -1,4 +1,4 @@
-"""Detects a text's language: by its script, then by its letters and commonest words, then by langdetect's statistics.
+"""Detects a text's language by its script, its letters and commonest words, and langdetect's statistics.
 
 Languages alone in their script, and Russian, Ukrainian, Bulgarian, Macedonian, Arabic, Persian, Urdu, Hindi, Marathi
 and Nepali, are told without a library. Those in Latin letters need `langdetect`, which the official code uses for all.
@@ -37,7 +37,7 @@ _KANA = ("HIRAGANA", "KATAKANA")
 
 
 class _LanguageSigns:
-    """What tells a language from the others of its script: letters it does not have, its own words and endings."""
+    """The signs of a language among others of its script: letters it lacks, its typical words and endings."""
 
     def __init__(self, missing: str, words: str, endings: str = "") -> None:
         self.missing = frozenset(missing)
@@ -79,7 +79,7 @@ _TRADITIONAL = "們這個為來說國時會對學發後過麼還沒開關問間�
 
 
 def is_in_language(text: str, code: str) -> bool:
-    """Returns whether a text is in the language; False without letters."""
+    """Returns whether a text is written in the language of a code. Returns False for a text without letters."""
     letters = _count_script_letters(text)
     n_own = sum(letters[script] for script in SCRIPTS[code])
     if n_own == 0 or letters.total() - n_own > _FOREIGN_SHARE * n_own:
@@ -87,14 +87,14 @@ def is_in_language(text: str, code: str) -> bool:
     if code in _HAN or code == "ja":
         kana = sum(letters[script] for script in _KANA)
         is_japanese = kana >= KANA_SHARE * (kana + letters["CJK"])
-        return is_japanese if code == "ja" else not is_japanese and _uses_characters_of(text, code)
+        return is_japanese if code == "ja" else not is_japanese and _uses_chinese_variant(text, code)
     if code in LATIN:
         return may_be_language(text, code)
-    return _fits_best(text, code, _SHARED_SCRIPTS.get(SCRIPTS[code][0], {}))
+    return _is_best_fitting_language(text, code, _SHARED_SCRIPTS.get(SCRIPTS[code][0], {}))
 
 
 def _count_script_letters(text: str) -> Counter[str]:
-    """Returns the weighted number of letters of each script."""
+    """Counts the letters of each script in a text, with weights."""
     counts: Counter[str] = Counter()
     for char, count in Counter(text).items():
         if script := _find_script(char):
@@ -104,29 +104,35 @@ def _count_script_letters(text: str) -> Counter[str]:
 
 @lru_cache(maxsize=16_384)
 def _find_script(char: str) -> str:
-    """Returns the script of a letter or vowel sign by its Unicode name, "" for what is neither."""
+    """Returns the script of a letter or vowel sign by its Unicode name. Returns "" for any other character."""
     category = unicodedata.category(char)
     name = unicodedata.name(unicodedata.normalize("NFKC", char)[0], "").partition(" ")[0]
     is_sign = category[0] == "M" and (name in _SHARED_SCRIPTS or name in _OWN_SCRIPT.values())
     return name if category[0] == "L" or is_sign else ""
 
 
-def _uses_characters_of(text: str, code: str) -> bool:
-    """Returns whether Chinese is in the characters asked for; where no character tells, it is."""
+def _uses_chinese_variant(text: str, code: str) -> bool:
+    """Returns whether a Chinese text uses the characters, simplified or traditional, of a language code.
+
+    Undecided texts count as both.
+    """
     counts = Counter(text)
     simple, full = (sum(counts[char] for char in chars) for chars in (_SIMPLIFIED, _TRADITIONAL))
     return {"zh": True, "zh-cn": simple >= full, "zh-tw": full >= simple}[code]
 
 
-def _fits_best(text: str, code: str, family: dict[str, _LanguageSigns]) -> bool:
-    """Returns whether no other language of the script fits better; True for the only one."""
+def _is_best_fitting_language(text: str, code: str, family: dict[str, _LanguageSigns]) -> bool:
+    """Returns whether no other language of a family with the same script fits a text better.
+
+    Returns True if the family is empty.
+    """
     counts = Counter(word.lower() for word in split_into_words(text))
-    fits = {other: _score_fit(counts.items(), signs) for other, signs in family.items()}
+    fits = {other: _score_language_fit(counts.items(), signs) for other, signs in family.items()}
     return not fits or fits[code] == max(fits.values())
 
 
-def _score_fit(counts: Iterable[tuple[str, int]], signs: _LanguageSigns) -> int:
-    """Returns the number of words that speak for a language less those that cannot be in it."""
+def _score_language_fit(counts: Iterable[tuple[str, int]], signs: _LanguageSigns) -> int:
+    """Computes how well word counts fit a language: typical words minus words that cannot belong to it."""
     fit = 0
     for word, count in counts:
         if not signs.missing.isdisjoint(word):

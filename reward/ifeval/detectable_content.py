@@ -1,4 +1,4 @@
-"""IFEval's `detectable_content` instructions: placeholders and a postscript."""
+"""IFEval's `detectable_content` instructions, which ask for placeholders or a postscript."""
 
 import re
 from functools import lru_cache
@@ -7,7 +7,10 @@ from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Positive
 
 
 class NumberPlaceholders(Instruction):
-    """Requires at least so many `[placeholders]`, each on one line; `[]` counts, as in the official code."""
+    """An IFEval instruction to use at least a given number of `[placeholders]`, each on one line.
+
+    `[]` counts, as in the official code.
+    """
 
     num_placeholders: Positive
 
@@ -17,17 +20,20 @@ class NumberPlaceholders(Instruction):
 
 
 class Postscript(Instruction):
-    """Requires the marker somewhere in the text, whatever its case."""
+    """An IFEval instruction to add a postscript that starts with a given marker, in any case of letters."""
 
     postscript_marker: Phrase
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has the marker; a space may follow its first stops, as in "P. S."."""
+        """Returns whether the text contains the postscript marker.
+
+        Spaces after its first stops are allowed, as in "P. S.".
+        """
         return _compile_marker(self.postscript_marker.lower()).search(text.lower()) is not None
 
 
 def _count_placeholders(line: str) -> int:
-    """Returns how many placeholders a line has."""
+    """Counts the `[placeholders]` in a line."""
     count, position = 0, line.find("[")
     while position >= 0:
         end = line.find("]", position)
@@ -39,7 +45,7 @@ def _count_placeholders(line: str) -> int:
 
 @lru_cache(maxsize=256)
 def _compile_marker(marker: str) -> re.Pattern[str]:
-    """Returns the pattern that finds a postscript marker in lower case."""
+    """Compiles the pattern that finds a postscript marker in lower-case text."""
     if marker not in ("p.s.", "p.p.s", "p.p.s."):
         return re.compile(re.escape(marker))
     head, last = marker.rstrip(".").split("."), marker[-1] == "."

@@ -1,4 +1,4 @@
-"""IFEval's `detectable_format` instructions: bullets, options, highlights, sections, JSON, a title."""
+"""IFEval's `detectable_format` instructions for bullets, options, highlights, sections, JSON and titles."""
 
 import json
 import re
@@ -15,26 +15,31 @@ _BOLD = re.compile(r"\*\*[^\n*]*\*\*")
 
 
 class NumberBulletLists(Instruction):
-    """Requires exactly so many lines that start with `*`, not `**`, or with `-`; as officially, `---` is one."""
+    """An IFEval instruction to write exactly a given number of bullets.
+
+    These are lines that start with `*`, not `**`, or with `-`; as officially, `---` is one.
+    """
 
     num_bullets: Count
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has exactly so many bullets."""
+        """Returns whether the text has exactly the number of bullets asked for."""
         lines = (line.lstrip()[:2] for line in text.split("\n"))
         return sum(1 for mark in lines if mark[:1] == "-" or (mark[:1] == "*" and mark != "**")) == self.num_bullets
 
 
 class ConstrainedResponse(Instruction):
-    """Requires one of the three options in the text; not two of them, which officially will do."""
+    """An IFEval instruction to answer with exactly one of three given options. The official code allows two."""
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has exactly one of the options."""
+        """Returns whether the text contains exactly one of the options."""
         return sum(option in text for option in _OPTIONS) == 1
 
 
 class NumberHighlightedSections(Instruction):
-    """Requires at least so many `*highlights*` or `**highlights**` that are not blank, each on one line.
+    """An IFEval instruction to write at least a given number of `*highlights*` or `**highlights**`.
+
+    Each is on one line and not blank.
 
     `***this***` is one (officially two). `* a *` is a highlight too, as in the official code.
     """
@@ -49,18 +54,21 @@ class NumberHighlightedSections(Instruction):
 
 
 class MultipleSections(Instruction):
-    """Requires at least so many headings: the word, as it is written, and a number."""
+    """An IFEval instruction to write at least a given number of section headings.
+
+    Each is the given word, as it is written, and a number.
+    """
 
     section_spliter: Phrase
     num_sections: Positive
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has enough headings."""
+        """Returns whether the text has enough section headings."""
         return sum(1 for _ in _compile_heading(self.section_spliter).finditer(text)) >= self.num_sections
 
 
 class JsonFormat(Instruction):
-    """Requires a text that is all JSON, be it in a fenced block.
+    """An IFEval instruction to write the whole answer as JSON, also in a fenced block.
 
     `NaN` and `Infinity` are none (officially they are).
     """
@@ -73,7 +81,7 @@ class JsonFormat(Instruction):
         try:
             # Numbers stay text: converting long ones takes quadratic time.
             json.loads(
-                text.removesuffix("```").strip(), parse_int=str, parse_float=str, parse_constant=_refuse_constant
+                text.removesuffix("```").strip(), parse_int=str, parse_float=str, parse_constant=_reject_nan_or_infinity
             )
         except (ValueError, RecursionError):
             return False
@@ -81,25 +89,25 @@ class JsonFormat(Instruction):
 
 
 class Title(Instruction):
-    """Requires a `<<title>>` that is not blank, on one line."""
+    """An IFEval instruction to write a `<<title>>` that is not blank, on one line."""
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has a title."""
+        """Returns whether the text contains a `<<title>>`."""
         return any(map(_has_title, text.split("\n")))
 
 
 def _has_title(line: str) -> bool:
-    """Returns whether a line has a title."""
+    """Returns whether a line contains a `<<title>>`."""
     start, end = line.find("<<"), line.rfind(">>")
     return start >= 0 and start + 3 <= end and bool(line[start:end].lstrip("<").rstrip(">").strip())
 
 
-def _refuse_constant(word: str) -> None:
-    """Raises ValueError for NaN and the infinities."""
+def _reject_nan_or_infinity(word: str) -> None:
+    """Raises ValueError for the JSON constants NaN, Infinity and -Infinity."""
     raise ValueError(f"{word} is no JSON")
 
 
 @lru_cache(maxsize=256)
 def _compile_heading(word: str) -> re.Pattern[str]:
-    """Returns the pattern that finds a heading of a word and a number."""
+    """Compiles the pattern that finds a heading made of a word and a number."""
     return re.compile(re.escape(word) + r"\s?\d+")

@@ -1,4 +1,4 @@
-"""The base class of an IFEval instruction: its arguments, as the data set names them, and whether a text follows it."""
+"""The base class of IFEval instructions, with their arguments and the check whether a text follows them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,12 +14,12 @@ MAX_PHRASE_CHARS = 1_000  # our choice; the longest phrase in IFEval has 124. Se
 
 
 def _to_integer(value: Any) -> Any:
-    """Returns an integer for 3.0, which is what tables with empty cells make of 3."""
+    """Converts a float such as 3.0, which data tables with empty cells contain, to an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _check_phrase(value: str) -> str:
-    """Returns the phrase without white space around it; raises for a blank or too long one."""
+    """Strips white space around a phrase. Raises if the phrase is blank or too long."""
     phrase = value.strip()
     if not phrase or len(phrase) > MAX_PHRASE_CHARS:
         raise PydanticCustomError("phrase", "a phrase is neither blank nor longer than {n}", {"n": MAX_PHRASE_CHARS})
@@ -36,25 +36,28 @@ Relation = Literal["less than", "at least"]
 
 
 class Instruction(Strict, ABC):
-    """One instruction; its fields are the `kwargs` of the data set."""
+    """The base class of IFEval instructions, whose fields are the `kwargs` of the data set."""
 
     @abstractmethod
     def follows(self, text: str) -> bool:
-        """Returns whether a text that is not blank follows the instruction; linear in the text's length."""
+        """Returns whether a non-blank text follows the instruction. Linear in the text's length."""
 
     @property
     def required_language(self) -> str | None:
-        """The code of the language the text has to be in, if that is part of the instruction."""
+        """Returns the code of the language that the instruction requires. Returns None if it requires none."""
         return None
 
 
 def satisfies_relation(count: int, relation: Relation, bound: int) -> bool:
-    """Returns whether a count is "less than" or "at least" what is asked."""
+    """Returns whether a count is "less than" or "at least" a bound."""
     return count < bound if relation == "less than" else count >= bound
 
 
 def drop_empty_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments that are given: the hub's table has a column for every one of every kind, None or NaN."""
+    """Returns the instruction arguments that are neither None nor NaN.
+
+    The data set's table has a column for every argument.
+    """
     return {
         name: value
         for name, value in kwargs.items()

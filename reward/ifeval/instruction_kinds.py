@@ -1,4 +1,4 @@
-"""The table of instruction kinds, by their ids in IFEval, and how a gold is parsed.
+"""The table of IFEval's instruction kinds by their ids, and the parsing of a gold into instructions.
 
 Zhou et al. 2023, Instruction-Following Evaluation for Large Language Models, arXiv:2311.07911; ids, arguments and what
 is counted are those of google-research/instruction_following_eval. Where its code does not do what its instruction
@@ -55,7 +55,7 @@ INSTRUCTION_KINDS: dict[str, type[Instruction]] = {
 
 
 def parse_instruction_gold(gold: Any) -> list[tuple[str, Instruction]]:
-    """Returns the instructions of a gold with their ids; raises ValueError that names what is unusable.
+    """Parses a gold into a list of instruction ids and instructions. Raises ValueError that names what is unusable.
 
     A gold is a row of the data set, `{"instruction_id_list": [...], "kwargs": [{...}, ...]}`, whose other fields are
     not looked at, or `{"instructions": [{"id": ..., **kwargs}, ...]}`. Arguments that are None are not given.
@@ -67,7 +67,7 @@ def parse_instruction_gold(gold: Any) -> list[tuple[str, Instruction]]:
 
 
 def _list_instructions(gold: Any) -> list[tuple[Any, Any]]:
-    """Returns the id and arguments of each instruction of a gold; raises ValueError for another form."""
+    """Returns the id and arguments of each instruction in a gold. Raises ValueError for an unknown format."""
     if not isinstance(gold, Mapping):
         raise ValueError("the gold is no object with instruction_id_list and kwargs, or instructions")
     if "instructions" in gold:
@@ -82,7 +82,7 @@ def _list_instructions(gold: Any) -> list[tuple[Any, Any]]:
 
 
 def _make_instruction(id_: Any, kwargs: Any) -> Instruction:
-    """Returns the instruction of an id and its arguments; raises ValueError."""
+    """Creates the instruction of an id with its arguments. Raises ValueError if either is invalid."""
     if not isinstance(id_, str) or id_ not in INSTRUCTION_KINDS:
         raise ValueError(f"'{str(id_)[:80]}' is no instruction{format_suggestion(str(id_)[:80], INSTRUCTION_KINDS)}")
     if kwargs is not None and not isinstance(kwargs, Mapping):

@@ -1,4 +1,4 @@
-"""IFEval's `keywords` instructions: phrases and letters that have to be there, or must not. Case never counts."""
+"""IFEval's `keywords` instructions, which require or forbid words and letters, in any case."""
 
 import re
 from functools import lru_cache
@@ -14,37 +14,43 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u
 
 
 def _check_letter(value: str) -> str:
-    """Returns the letter without white space around it; raises for more or less than one."""
+    """Strips white space around a letter. Raises if the value is not exactly one character."""
     if len(value.strip()) != 1:
         raise PydanticCustomError("letter", "'{said}' is not one letter", {"said": value[:20]})
     return value.strip()
 
 
 class Existence(Instruction):
-    """Requires every keyword in the text, be it inside of a longer word, as in the official code."""
+    """An IFEval instruction to use every given keyword.
+
+    A keyword inside a longer word counts, as in the official code.
+    """
 
     keywords: Phrases
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has every keyword."""
+        """Returns whether the text contains every keyword."""
         text = text.casefold()
         return all(keyword.casefold() in text for keyword in self.keywords)
 
 
 class Frequency(Instruction):
-    """Requires the keyword as often as asked, be it inside of a longer word, as in the official code."""
+    """An IFEval instruction to use a keyword a given number of times.
+
+    Occurrences inside longer words count, as in the official code.
+    """
 
     keyword: Phrase
     frequency: Positive
     relation: Relation
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has the keyword as often as asked."""
+        """Returns whether the text contains the keyword as often as asked."""
         return satisfies_relation(text.casefold().count(self.keyword.casefold()), self.relation, self.frequency)
 
 
 class ForbiddenWords(Instruction):
-    r"""Requires that no forbidden word is in the text as a word of its own.
+    r"""An IFEval instruction not to use any of the forbidden words as a word of its own.
 
     A word ends where the official `\b` says, but "C++" has no letters at its end and Chinese no spaces: such an end may
     touch anything. Words are no regular expressions (officially they are).
@@ -53,13 +59,13 @@ class ForbiddenWords(Instruction):
     forbidden_words: Phrases
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has none of the forbidden words."""
+        """Returns whether the text contains none of the forbidden words."""
         text = text.casefold()
         return not any(_compile_word(word.casefold()).search(text) for word in self.forbidden_words)
 
 
 class LetterFrequency(Instruction):
-    """Requires a letter as often as asked, large or small.
+    """An IFEval instruction to use a letter, large or small, a given number of times.
 
     `#` and `!` are letters too (officially another is drawn).
     """
@@ -69,18 +75,18 @@ class LetterFrequency(Instruction):
     let_relation: Relation
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has the letter as often as asked."""
+        """Returns whether the text contains the letter as often as asked."""
         return satisfies_relation(text.lower().count(self.letter.lower()), self.let_relation, self.let_frequency)
 
 
 @lru_cache(maxsize=1_024)
 def _compile_word(word: str) -> re.Pattern[str]:
-    """Returns the pattern that finds a word as a word of its own."""
-    before = r"(?<!\w)" if _needs_spaces(word[0]) else ""
-    after = r"(?!\w)" if _needs_spaces(word[-1]) else ""
+    """Compiles the pattern that finds a word only as a whole word."""
+    before = r"(?<!\w)" if _is_in_spaced_script(word[0]) else ""
+    after = r"(?!\w)" if _is_in_spaced_script(word[-1]) else ""
     return re.compile(before + re.escape(word) + after)
 
 
-def _needs_spaces(char: str) -> bool:
-    """Returns whether a character is of a script that separates words by spaces."""
+def _is_in_spaced_script(char: str) -> bool:
+    """Returns whether a character belongs to a script that separates words by spaces."""
     return re.match(r"\w", char) is not None and _UNSPACED.match(char) is None

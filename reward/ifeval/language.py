@@ -1,4 +1,4 @@
-"""IFEval's `language` instruction: the whole text in one language."""
+"""IFEval's `language` instruction, which asks for the whole text in one language."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from qwen_align.reward.ifeval.instruction import Instruction
 
 
 def _check_language(code: str) -> str:
-    """Returns the code of a language; raises for one that is not known here."""
+    """Validates a language code and returns it. Raises if the language is not supported."""
     if code not in SCRIPTS:
         message = f"'{code[:20]}' is no language known here{format_suggestion(code, SCRIPTS)}"
         raise PydanticCustomError("language", "{said}", {"said": message})
@@ -19,7 +19,7 @@ def _check_language(code: str) -> str:
 
 
 class ResponseLanguage(Instruction):
-    """Requires a text in a language, named by its ISO 639-1 code.
+    """An IFEval instruction to answer in a language named by its ISO 639-1 code.
 
     A text without letters is in none (officially in any).
     """
@@ -28,9 +28,9 @@ class ResponseLanguage(Instruction):
 
     @property
     def required_language(self) -> str:
-        """The code of the language the text has to be in."""
+        """Returns the code of the language that the text must be in."""
         return self.language
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text is in the language."""
+        """Returns whether the text is written in the language."""
         return is_in_language(text, self.language)

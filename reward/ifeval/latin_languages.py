@@ -1,4 +1,4 @@
-"""Tells languages in Latin letters apart, by the letter statistics of langdetect.
+"""Tells languages in Latin letters apart by the letter statistics of langdetect.
 
 langdetect draws letters at random until it is sure of a language, so that the official code's answers on short texts
 change from run to run, and reads the first 10,000 characters only. Here all letter groups of a word are counted, once.
@@ -26,18 +26,21 @@ _AS_IN_PROFILES = str.maketrans("șțȘȚ", "şţŞŢ")
 
 
 class _LetterProfiles(NamedTuple):
-    """Letter groups, and the logarithm of their share in each language; a row a group, a column a language."""
+    """A table of letter groups (rows) and languages (columns) with the logarithm of each group's share."""
 
     rows: dict[str, int]
     logs: Any  # numpy: this module is imported without it
 
 
 def may_be_language(text: str, code: str) -> bool:
-    """Returns whether no other language in Latin letters is clearly likelier; raises RecipeError without langdetect."""
+    """Returns whether no other language in Latin letters is clearly likelier for a text.
+
+    Raises RecipeError without langdetect.
+    """
     profiles = _load_profiles()
     known_groups = [
         (profiles.rows[group], n)
-        for group, n in _count_letter_groups(_cut_windows(text)).items()
+        for group, n in _count_letter_groups(_cut_text_to_windows(text)).items()
         if group in profiles.rows
     ]
     if not known_groups:
@@ -52,7 +55,7 @@ def require_langdetect() -> None:
     _load_profiles()
 
 
-def _cut_windows(text: str) -> str:
+def _cut_text_to_windows(text: str) -> str:
     """Returns the beginning, the middle and the end of a long text."""
     if len(text) <= 3 * _WINDOW:
         return text
@@ -61,7 +64,10 @@ def _cut_windows(text: str) -> str:
 
 
 def _count_letter_groups(text: str) -> Counter[str]:
-    """Counts groups of one to three letters, with the spaces around a word; capital words as small ones."""
+    """Counts groups of one to three letters in a text, including the spaces around words.
+
+    Words in capitals are lower-cased.
+    """
     counts: Counter[str] = Counter()
     for word, count in Counter(_WORD.findall(unicodedata.normalize("NFC", text).translate(_AS_IN_PROFILES))).items():
         spaced = f" {word.lower() if word.isupper() else word} "
@@ -73,7 +79,10 @@ def _count_letter_groups(text: str) -> Counter[str]:
 
 @cache
 def _load_profiles() -> _LetterProfiles:
-    """Returns langdetect's statistics of all Latin languages; raises RecipeError without langdetect."""
+    """Loads langdetect's letter statistics of all languages in Latin letters.
+
+    Raises RecipeError if langdetect is not installed.
+    """
     import numpy as np
 
     rows: dict[str, int] = {}

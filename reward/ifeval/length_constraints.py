@@ -1,4 +1,4 @@
-"""IFEval's `length_constraints` instructions: how many words, sentences and paragraphs."""
+"""IFEval's `length_constraints` instructions on the number of words, sentences and paragraphs."""
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
@@ -12,29 +12,29 @@ _PARAGRAPH = "\n\n"
 
 
 class NumberSentences(Instruction):
-    """Requires as many sentences as asked; see `count_sentences` for where one ends."""
+    """An IFEval instruction to write a given number of sentences, as counted by `count_sentences`."""
 
     num_sentences: Positive
     relation: Relation
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has as many sentences as asked."""
+        """Returns whether the number of sentences in the text is as the instruction asks."""
         return satisfies_relation(count_sentences(text), self.relation, self.num_sentences)
 
 
 class NumberWords(Instruction):
-    """Requires as many words as asked; see `count_words` for what one is."""
+    """An IFEval instruction to write a given number of words, as counted by `count_words`."""
 
     num_words: Positive
     relation: Relation
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has as many words as asked."""
+        """Returns whether the number of words in the text is as the instruction asks."""
         return satisfies_relation(count_words(text), self.relation, self.num_words)
 
 
 class NumberParagraphs(Instruction):
-    """Requires exactly so many paragraphs between dividers `***`.
+    """An IFEval instruction to write exactly a given number of paragraphs separated by `***`.
 
     Only the first and the last may be blank and do not count.
     """
@@ -42,7 +42,7 @@ class NumberParagraphs(Instruction):
     num_paragraphs: Positive
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has exactly so many paragraphs."""
+        """Returns whether the text has exactly the number of paragraphs asked for."""
         first, *others = text.split(_DIVIDER)
         last = others.pop() if others else ""
         if not all(middle.strip() for middle in others):
@@ -51,7 +51,7 @@ class NumberParagraphs(Instruction):
 
 
 class NthParagraphFirstWord(Instruction):
-    """Requires exactly so many paragraphs between blank lines, the nth of which starts with a word.
+    """An IFEval instruction to write a given number of paragraphs, the nth of which starts with a given word.
 
     The case does not count.
 
@@ -65,7 +65,7 @@ class NthParagraphFirstWord(Instruction):
 
     @model_validator(mode="after")
     def _check_can_be_followed(self) -> "NthParagraphFirstWord":
-        """Raises where the nth paragraph cannot be there or the first word is none."""
+        """Raises if the nth paragraph cannot exist or the first word is not a word."""
         if self.nth_paragraph > self.num_paragraphs:
             raise PydanticCustomError("nth", "nth_paragraph is more than num_paragraphs")
         if len(self.first_word.split()) > 1 or not _find_first_word(self.first_word):
@@ -73,7 +73,7 @@ class NthParagraphFirstWord(Instruction):
         return self
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has exactly so many paragraphs and the nth starts with the word."""
+        """Returns whether the text has exactly the number of paragraphs asked for and the nth starts with the word."""
         paragraphs = text.split(_PARAGRAPH)
         if sum(1 for paragraph in paragraphs if paragraph.strip()) != self.num_paragraphs:
             return False

@@ -1,4 +1,4 @@
-"""IFEval's `punctuation` instruction: no commas."""
+"""IFEval's `punctuation` instruction, which forbids commas."""
 
 import re
 
@@ -8,8 +8,11 @@ _COMMA = re.compile("[,\u060c\u3001\ufe10\ufe11\ufe50\ufe51\uff0c\uff64]")
 
 
 class NoComma(Instruction):
-    """Requires a text without a comma, nor an Arabic, Chinese or Japanese one (officially those may stand)."""
+    """An IFEval instruction not to use commas, including Arabic, Chinese and Japanese ones.
+
+    The official code allows those.
+    """
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text has no comma."""
+        """Returns whether the text contains no comma."""
         return _COMMA.search(text) is None

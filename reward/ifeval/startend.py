@@ -1,10 +1,10 @@
-"""IFEval's `startend` instructions: the last phrase, and quotation marks around everything."""
+"""IFEval's `startend` instructions, which ask for a last phrase or for quotation marks around the whole text."""
 
 from qwen_align.reward.ifeval.instruction import Instruction, Phrase
 
 
 class EndChecker(Instruction):
-    """Requires a text that ends with the phrase, whatever the case.
+    """An IFEval instruction to end the text with a given phrase, in any case of letters.
 
     `"` may follow, or end the phrase (officially it may not).
     """
@@ -12,13 +12,13 @@ class EndChecker(Instruction):
     end_phrase: Phrase
 
     def follows(self, text: str) -> bool:
-        """Returns whether the text ends with the phrase."""
+        """Returns whether the text ends with the required phrase."""
         lowered, phrase = text.strip().lower(), self.end_phrase.lower()
         return lowered.endswith(phrase) or lowered.strip('"').endswith(phrase)
 
 
 class Quotation(Instruction):
-    """Requires a whole text between two `"`."""
+    """An IFEval instruction to put the whole text between two `"`."""
 
     def follows(self, text: str) -> bool:
         """Returns whether the whole text is between quotation marks."""

@@ -10,7 +10,7 @@ import pytest
 from qwen_align.align.rows import Completion, Message, Problem
 from qwen_align.data_builders.reasoning_gym_tasks import ReasoningGymTasks
 from qwen_align.data_builders.reasoning_gym_worker import UNREPEATABLE
-from qwen_align.reward.reasoning_gym_guards import GUARDS, REFUSED_TASKS, is_answer_admitted, restore_tuples
+from qwen_align.reward.reasoning_gym_guards import GUARDS, REFUSED_TASKS, passes_task_guard, restore_tuples
 from qwen_align.reward.reasoning_gym_task import ReasoningGym, extract_answer, find_known_answer
 
 pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
@@ -133,15 +133,15 @@ GUARDED = [
 
 @pytest.mark.parametrize(("dataset", "item", "admitted", "refused"), GUARDED, ids=[case[0] for case in GUARDED])
 def test_guards(dataset: str, item: dict[str, Any], admitted: list[str], refused: list[str]) -> None:
-    assert [answer for answer in admitted if not is_answer_admitted(dataset, answer, item)] == []
-    assert [answer for answer in refused if is_answer_admitted(dataset, answer, item)] == []
+    assert [answer for answer in admitted if not passes_task_guard(dataset, answer, item)] == []
+    assert [answer for answer in refused if passes_task_guard(dataset, answer, item)] == []
 
 
 def test_deep_answers_do_not_end_the_guards() -> None:
     item = entry("1", numbers=[1], target=1, variable="x")
     for dataset in GUARDS:
         for answer in ("(" * 10_000, "-" * 10_000 + "1", "[" * 10_000, "1" * 10_000, "1+" * 5_000 + "1"):
-            assert is_answer_admitted(dataset, answer, item) in (True, False)
+            assert passes_task_guard(dataset, answer, item) in (True, False)
 
 
 def test_boards_are_tuples_again() -> None:
