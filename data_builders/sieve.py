@@ -11,7 +11,8 @@ from qwen_align.align.rows import Chat, Completion, Labelled, Row, Steps, Text
 from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.contamination import Benchmark, Contamination, find_contamination, read_benchmarks
 from qwen_align.data_builders.near_duplicates import NearDuplicateFinder, NearDuplicates
-from qwen_align.data_builders.row_checks import (
+from qwen_align.data_builders.row_texts import join_part_texts, list_all_texts, list_replies
+from qwen_align.data_builders.sieve_checks import (
     MAX_DETAIL_CHARACTERS,
     Fault,
     find_control_token_fault,
@@ -21,7 +22,6 @@ from qwen_align.data_builders.row_checks import (
     find_length_fault,
     find_thinking_fault,
 )
-from qwen_align.data_builders.row_texts import join_part_texts, list_all_texts, list_replies
 from qwen_align.data_builders.turn_order import find_turn_disorder
 
 Sources = Mapping[str, Callable[[], Iterator[Row]]]

@@ -52,7 +52,7 @@ def _check_makes_model(folder: Path) -> Path:
         kind = read_stage(folder.name, folder).kind
         if STAGE_KINDS[kind].product != "model":
             raise RecipeError(f"{folder}: a stage of kind {kind} makes no model")
-        return folder if (folder / "model.json").exists() else folder / "model"
+        return folder
     if (folder / "stage.json").exists():
         raise RecipeError(f"{folder}: the stage has not finished; run it first")
     if not (folder / "config.json").exists():

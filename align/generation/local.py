@@ -9,6 +9,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qwen_align.align.generation.batched_decoding import DecodingRow, DecodingSlots, count_cache_columns
 from qwen_align.align.generation.engine import Generation, Request, check_requests, compute_weights_checksum
+from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.settings.runtime import Runtime
+
+
+def open_local_engine(model: PreTrainedModel, renderer: Renderer, runtime: Runtime) -> "LocalEngine":
+    """Builds a local generation engine for a model, with the runtime's row limit and the template's stop tokens."""
+    return LocalEngine(model, stop_ids=renderer.stop_ids, max_rows=runtime.generation_batch)
 
 
 class LocalEngine:

@@ -9,7 +9,7 @@ from pathlib import Path
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Engine, Request
-from qwen_align.align.generation.local import LocalEngine
+from qwen_align.align.generation.local import open_local_engine
 from qwen_align.align.generation.requests import RenderedProblem, build_completion, resolve_sampling, sort_completions
 from qwen_align.align.models import loading
 from qwen_align.align.rendering.renderer import Renderer
@@ -38,7 +38,7 @@ class SamplingRequest:
 def load_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
     """Loads a model onto the runtime's device and returns a generation engine for it."""
     policy = loading.load_model(source).to(loading.choose_device(context.runtime))
-    return LocalEngine(policy, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
+    return open_local_engine(policy, renderer, context.runtime)
 
 
 def sample_completions(

@@ -9,6 +9,7 @@ import datasets
 
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading
+from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -41,7 +42,7 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
         args=trl_arguments.build_dpo_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=trl_arguments.build_lora_config(settings.lora),
+        peft_config=build_lora_config(settings.lora),
         callbacks=[
             ProgressCallback(context, tokens_per_step=n_tokens / steps),
             *([ReferenceStartCheck()] if loss.needs_reference else []),

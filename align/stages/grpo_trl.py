@@ -20,9 +20,10 @@ from trl import GRPOTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.generation.engine import Generation, Request
-from qwen_align.align.generation.local import LocalEngine
+from qwen_align.align.generation.local import open_local_engine
 from qwen_align.align.generation.requests import RenderedProblem, build_completion, render_problem
 from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, read_rows, require_row_type
 from qwen_align.align.settings.grpo import Grpo
@@ -68,7 +69,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         # TRL repeats each row `samples` times; the place among the drawn is all that has to pass through it.
         train_dataset=datasets.Dataset.from_dict({"prompt": [str(position) for position in range(len(draws))]}),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=trl_arguments.build_lora_config(spec.lora),
+        peft_config=build_lora_config(spec.lora),
         rollout_func=callbacks.sample_rollouts,
         callbacks=[ProgressCallback(context), ReferenceStartCheck()],
     )
@@ -108,11 +109,8 @@ class TrlCallbacks:
         positions = [int(prompt) for prompt in prompts]
         begin = trainer.accelerator.process_index * len(positions)
         samples = [(begin + number) % self.spec.completions_per_prompt for number in range(len(positions))]
-        engine = LocalEngine(
-            trainer.accelerator.unwrap_model(trainer.model),
-            stop_ids=self.renderer.stop_ids,
-            max_rows=self.context.runtime.generation_batch,
-        )
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        engine = open_local_engine(model, self.renderer, self.context.runtime)
         requests = []
         for position, group in groupby(zip(positions, samples, strict=True), key=itemgetter(0)):
             numbers = [sample for _, sample in group]

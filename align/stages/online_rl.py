@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.generation.local import LocalEngine
+from qwen_align.align.generation.local import open_local_engine
 from qwen_align.align.generation.requests import RenderedProblem, render_problem
 from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.training_set import render_rows
 from qwen_align.align.rl.actor import VALUE_ADAPTER, Actor, Critic, activate_adapter
@@ -84,7 +85,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
     spec, settings = algorithm.settings, algorithm.critic
     policy: PreTrainedModel | PeftModel = loading.load_model(source)
     if spec.lora:
-        policy = get_peft_model(policy, trl_arguments.build_lora_config(spec.lora))
+        policy = get_peft_model(policy, build_lora_config(spec.lora))
     critic = None
     if settings:
         hidden_size = policy.config.get_text_config().hidden_size
@@ -94,7 +95,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
         elif settings.kind == "separate" and isinstance(policy, PeftModel):
-            policy.add_adapter(VALUE_ADAPTER, trl_arguments.build_lora_config(spec.lora))
+            policy.add_adapter(VALUE_ADAPTER, build_lora_config(spec.lora))
             activate_adapter(policy, VALUE_ADAPTER)
             activate_adapter(policy, "default")
         elif settings.kind == "separate":
@@ -127,7 +128,7 @@ def _build_rollout_source(
 ) -> RolloutSource:
     """Puts together what samples and judges completions: engine, prompt stream, judge, held-out set."""
     spec = algorithm.settings
-    engine = LocalEngine(actor.causal_lm, stop_ids=renderer.stop_ids, max_rows=context.runtime.generation_batch)
+    engine = open_local_engine(actor.causal_lm, renderer, context.runtime)
     sampling, solved_by = spec.sampling.for_policy(), partial(is_task_solved, spec.rewards)
     setup = RolloutSetup(engine, renderer, sampling, spec.completions_per_prompt, context.seed, solved_by)
     known = _read_reward_variances(spec.prompt_sampler, inputs) if isinstance(spec.prompt_sampler, ByVariance) else {}

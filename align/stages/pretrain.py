@@ -20,9 +20,11 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, StageError
 from qwen_align.align.models.loading import choose_device
+from qwen_align.align.models.model_files import MODEL
 from qwen_align.align.rendering.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from qwen_align.align.rows import RowError, Text, read_rows
 from qwen_align.align.settings.pretrain import Architecture, Pretrain
+from qwen_align.align.store.files import write_json
 from qwen_align.align.training import checkpoints
 
 STATE = "state.pt"  # in a checkpoint
@@ -41,6 +43,7 @@ def run(settings: Pretrain, inputs: Mapping[str, Path], out: Path, context: Cont
     model.generation_config = build_generation_config(tokenizer)
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder, max_tokens=settings.architecture.max_tokens)
+    write_json(out / MODEL, {"model": "model"})
     return {
         "parameters": model.num_parameters(),
         "vocabulary": tokenizer.get_vocab_size(),

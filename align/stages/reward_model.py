@@ -12,6 +12,7 @@ from trl import RewardTrainer
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -45,7 +46,7 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs, with_margins=settings.margins).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=trl_arguments.build_lora_config(settings.lora, head="score"),
+        peft_config=build_lora_config(settings.lora, head="score"),
         callbacks=[ProgressCallback(context, tokens_per_step=n_tokens / steps)],
     )
     fit.run_trainer(trainer, out, context)

@@ -10,6 +10,7 @@ from trl import SFTTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading
+from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rendering.training_set import render_rows
 from qwen_align.align.rows import read_rows
@@ -39,7 +40,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
         args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.samples).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=trl_arguments.build_lora_config(settings.lora),
+        peft_config=build_lora_config(settings.lora),
         callbacks=[
             ProgressCallback(context, tokens_per_step=sum(len(rendered.samples[i].ids) for i in row_order) / steps)
         ],

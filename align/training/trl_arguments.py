@@ -17,7 +17,7 @@ from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.settings.sft import Sft
-from qwen_align.align.settings.training import Lora, Optimizer
+from qwen_align.align.settings.training import Optimizer
 from qwen_align.align.training.distributed import get_world_size
 from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
 
@@ -113,25 +113,6 @@ def build_reward_model_arguments(
         train_sampling_strategy="sequential",
         center_rewards_coefficient=settings.center_rewards_coefficient or None,
         disable_dropout=True,
-    )
-
-
-def build_lora_config(settings: Lora | None, *, head: str | None = None) -> Any:
-    """Builds PEFT's LoRA config.
-
-    Returns None without LoRA settings. `head` names a new head, trained in full.
-    """
-    if settings is None:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(
-        task_type="SEQ_CLS" if head else "CAUSAL_LM",
-        modules_to_save=[head] if head else None,
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
     )
 
 

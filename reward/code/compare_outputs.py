@@ -11,6 +11,11 @@ def split_output_lines(text: str) -> list[str]:
     return lines
 
 
+def equals_expected_output(printed: str, expected_lines: list[str]) -> bool:
+    """Returns whether a program printed the expected lines."""
+    return split_output_lines(printed) == expected_lines
+
+
 def equals_expected(value: Any, expected: Any) -> bool:
     """Returns whether a returned value is the expected one, which went through JSON.
 

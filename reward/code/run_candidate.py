@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from qwen_align.reward.code.assertion_checks import CallOutcome, NoValueError
-from qwen_align.reward.code.compare_outputs import split_output_lines
+from qwen_align.reward.code.compare_outputs import equals_expected_output
 from qwen_align.reward.code.expression_evaluator import UnsupportedError
 from qwen_align.reward.code.load_candidate import END_REASONS, SYNTAX_STATUS
 from qwen_align.reward.code.plan_from_gold import CallTests, OutcomeTest, Plan, ProgramTests, ScriptTests
@@ -127,7 +127,9 @@ class _Runner(NamedTuple):
                 return _REASON_OF_END[ended.how]
             if ended.status != 0:
                 return "syntax error" if ended.status == SYNTAX_STATUS else "crashed"
-            return PASSED if split_output_lines(ended.output.decode("utf-8", "replace")) == expected else "tests failed"
+            return (
+                PASSED if equals_expected_output(ended.output.decode("utf-8", "replace"), expected) else "tests failed"
+            )
 
     def score_script(self, work: ScriptTests) -> Score:
         """Scores test code in a cell of its own, which talks to the candidate's; only the tests' cell is heard here."""

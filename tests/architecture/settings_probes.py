@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from qwen_align.align.commands import check
 from qwen_align.align.context import Context
+from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.pipeline import launcher
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.pipeline.plan import plan as make_plan
@@ -160,7 +161,7 @@ class World:
         else:
             make: Callable[..., Any] = getattr(trl_arguments, f"build_{spec.kind}_arguments")
             made = make(spec, runtime, out, steps=9, seed=0)
-        lora = trl_arguments.build_lora_config(spec.lora)
+        lora = build_lora_config(spec.lora)
         return made.to_dict(), lora and {name: str(value) for name, value in sorted(lora.to_dict().items())}
 
     def loss(self, settings: Settings) -> Any:

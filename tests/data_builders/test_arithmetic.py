@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from qwen_align.align.rows import Chat, Problem, Text, Trace, digest
+from qwen_align.align.rows import Chat, Problem, Text, Trace, compute_rows_digest
 from qwen_align.data_builders import arithmetic
 from qwen_align.data_builders.arithmetic import Arithmetic
 
@@ -141,10 +141,10 @@ def read_text(text: str) -> str:
 @pytest.mark.parametrize("rows", ["problem", "trace", "direct", "text"])
 def test_a_build_is_a_function_of_settings_and_seed(rows: str) -> None:
     settings = Arithmetic.model_validate({"rows": rows, "n": 400, "steps": [1, 2, 3]})
-    assert digest(settings.generate(7)) == digest(settings.generate(7))
-    assert digest(settings.generate(7)) != digest(settings.generate(8))
+    assert compute_rows_digest(settings.generate(7)) == compute_rows_digest(settings.generate(7))
+    assert compute_rows_digest(settings.generate(7)) != compute_rows_digest(settings.generate(8))
     own_seed = settings.model_copy(update={"seed": 7})
-    assert digest(own_seed.generate(8)) == digest(settings.generate(7))
+    assert compute_rows_digest(own_seed.generate(8)) == compute_rows_digest(settings.generate(7))
 
 
 def test_a_longer_build_begins_with_the_shorter_one() -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 PROGRAM = """
-from qwen_align.align.rows import Chat, Completion, Message, Text, digest
+from qwen_align.align.rows import Chat, Completion, Message, Text, compute_rows_digest
 from qwen_align.data_builders.calculator_steps import CalculatorSteps
 from qwen_align.data_builders.cold_start import ColdStart
 from qwen_align.data_builders.mixture import Mixture
@@ -44,7 +44,7 @@ for builder in (
     CalculatorSteps.model_validate({"from_data": "chats", "planted_share": 0.5}),
 ):
     drops = Drops()
-    print(builder.kind, digest(builder.build(sources, 3, drops)), sorted(drops.counts.items()))
+    print(builder.kind, compute_rows_digest(builder.build(sources, 3, drops)), sorted(drops.counts.items()))
 """
 
 

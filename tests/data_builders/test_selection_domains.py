@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.references import find_outside_files
-from qwen_align.align.rows import Message, Pair, Problem, Row, RowError, digest
+from qwen_align.align.rows import Message, Pair, Problem, Row, RowError, compute_rows_digest
 from qwen_align.data_builders.selection_domains import ByKeywords, Domains, choose_evenly
 from qwen_align.data_builders.sieve import Drop, Drops
 
@@ -168,7 +168,7 @@ def test_which_rows_depends_on_the_seed_and_not_on_their_order() -> None:
     kept = {row.id for row in build_rows(rows, n=20)[0]}
     assert kept == {row.id for row in build_rows(shuffled, n=20)[0]}
     assert kept != {row.id for row in build_rows(rows, 1, n=20)[0]}
-    assert digest(build_rows(rows, n=20)[0]) == digest(build_rows(rows, n=20)[0])
+    assert compute_rows_digest(build_rows(rows, n=20)[0]) == compute_rows_digest(build_rows(rows, n=20)[0])
 
 
 def test_an_unfinished_turn_favours_no_name() -> None:

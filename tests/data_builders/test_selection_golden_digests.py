@@ -9,7 +9,7 @@ import pytest
 
 BUILD = """
 import json
-from qwen_align.align.rows import Message, Trace, digest
+from qwen_align.align.rows import Message, Trace, compute_rows_digest
 from qwen_align.data_builders.selection_domains import Domains
 from qwen_align.data_builders.selection_pass_rate import PassRate
 from qwen_align.data_builders.selection_limo import Limo
@@ -53,7 +53,7 @@ for name, builder in builders.items():
     drops = Drops()
     rows = list(builder.build({"pool": lambda: iter(pool)}, 5, drops))
     assert len(rows) + len(drops.rows) == len(pool), name
-    found[name] = [len(rows), digest(rows)[:16]]
+    found[name] = [len(rows), compute_rows_digest(rows)[:16]]
 print(json.dumps(found))
 """
 DIGESTS = {

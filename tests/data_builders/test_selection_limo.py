@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError
-from qwen_align.align.rows import Completion, Message, Problem, Row, RowError, Trace, digest
+from qwen_align.align.rows import Completion, Message, Problem, Row, RowError, Trace, compute_rows_digest
 from qwen_align.data_builders.selection_limo import ChainScore, Limo, Measures
 from qwen_align.data_builders.sieve import Drop, Drops
 from qwen_align.reward.verdict import Verdict
@@ -207,5 +207,5 @@ def test_other_rows_are_refused() -> None:
 
 def test_the_same_rows_give_the_same_bytes() -> None:
     rows = [trace(f"{index % 7}#{index}", "so check maybe since " * (index % 5 + 1)) for index in range(40)]
-    assert digest(build_rows({"chains": rows})[0]) == digest(build_rows({"chains": rows})[0])
+    assert compute_rows_digest(build_rows({"chains": rows})[0]) == compute_rows_digest(build_rows({"chains": rows})[0])
     assert len(build_rows({"chains": rows})[0]) == 7

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.rows import Completion, Message, Problem, Row, RowError, Text, Trace, digest
+from qwen_align.align.rows import Completion, Message, Problem, Row, RowError, Text, Trace, compute_rows_digest
 from qwen_align.data_builders.selection_s1 import (
     S1,
     Benchmarks,
@@ -124,7 +124,7 @@ def test_kept_rows_and_drops_are_all_rows_and_keep_their_order() -> None:
 @needs_golden
 def test_one_seed_gives_one_selection_and_another_gives_another() -> None:
     _, rows = golden()
-    assert digest(build_rows(rows, 7)[0]) == digest(build_rows(rows, 3, seed=7)[0])
+    assert compute_rows_digest(build_rows(rows, 7)[0]) == compute_rows_digest(build_rows(rows, 3, seed=7)[0])
     assert {row.id for row in build_rows(rows, 7)[0]} != {row.id for row in build_rows(rows, 8)[0]}
 
 

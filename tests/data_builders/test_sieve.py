@@ -8,8 +8,8 @@ import pytest
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Completion, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.near_duplicates import NearDuplicates
-from qwen_align.data_builders.row_checks import compute_script_share
 from qwen_align.data_builders.sieve import Drop, Drops, Sieve, sieve
+from qwen_align.data_builders.sieve_checks import compute_script_share
 
 
 def user(content: str) -> Message:

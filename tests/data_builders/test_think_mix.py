@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Row, RowError, Text, Trace, digest
+from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Row, RowError, Text, Trace, compute_rows_digest
 from qwen_align.data_builders import Drops, ThinkMix
 from qwen_align.reward.verdict import Verdict
 
@@ -243,4 +243,7 @@ def test_mixed_flags_are_applied_to_the_mix() -> None:
 
 
 def test_the_bytes_of_a_mix_are_what_they_were() -> None:
-    assert digest(build_rows(replay=REPLAY)[0]) == "494a622afe599a3440680bc4d56a4cf314dd69d0ee061562b2746909f7effc73"
+    assert (
+        compute_rows_digest(build_rows(replay=REPLAY)[0])
+        == "494a622afe599a3440680bc4d56a4cf314dd69d0ee061562b2746909f7effc73"
+    )

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
+from qwen_align.align.models import loading
 from qwen_align.align.rows import to_json_line
 from qwen_align.align.settings.pretrain import Pretrain
 from qwen_align.align.settings.runtime import Runtime
@@ -132,6 +133,13 @@ def test_the_model_folder_loads_and_knows_where_to_stop(data: Path, tmp_path: Pa
     assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     assert model.generation_config.eos_token_id == ends
+
+
+def test_a_later_stage_finds_the_model_in_the_stages_folder(data: Path, tmp_path: Path) -> None:
+    run(settings(), data, tmp_path)
+    renderer = loading.load_renderer(tmp_path)
+    model = loading.load_model(tmp_path)
+    assert model.get_input_embeddings().num_embeddings >= renderer.tokenizer.get_vocab_size()
 
 
 def test_every_row_of_a_batch_opens_with_a_document() -> None:
