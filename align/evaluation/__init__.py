@@ -1,1 +1,1 @@
-"""Accuracy with its error, and tests between models."""
+"""Computes accuracy with its standard error and tests between models."""

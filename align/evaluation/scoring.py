@@ -1,4 +1,4 @@
-"""Judges an evaluation's completions and turns verdicts into the samples that statistics are taken over."""
+"""Judges the completions of an evaluation and converts their verdicts to samples for the statistics."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from qwen_align.reward.verdict import Verdict
 
 
 def judge_completions(rows: Sequence[Completion], rewards: Sequence[Reward]) -> list[Completion]:
-    """Returns each completion with the verdict of its question's own reward, and of the format."""
+    """Judges each completion by its question's reward and by the format reward, and returns them with verdicts."""
     verdicts: list[dict[str, Verdict]] = [{} for _ in rows]
     for kind in {row.reward: None for row in rows}:
         reward = pick_reward(kind, rewards)
@@ -30,9 +30,10 @@ def judge_completions(rows: Sequence[Completion], rewards: Sequence[Reward]) -> 
 def group_by_question(
     rows: Sequence[Completion], expected_mode: Mode | None
 ) -> dict[str, list[statistics.SampleScore]]:
-    """Returns the judged samples of each question; `expected_mode`: how they were to think, None if that is not asked.
+    """Groups judged completions by question and returns the sample scores of each question.
 
-    Raises DataError for a completion whose verdict has no value.
+    `expected_mode` is the thinking mode that was asked for, or None if none was. Raises DataError for a completion
+    whose verdict has no value.
     """
     math_answer = MathAnswer()
     questions: dict[str, list[statistics.SampleScore]] = {}
@@ -55,7 +56,7 @@ def group_by_question(
 def measure_best_of_k(
     rows: Sequence[Completion], scorer: Callable[[Sequence[Completion]], Sequence[float]]
 ) -> dict[str, float]:
-    """Returns how often the completion with the highest score is right, and the standard error over questions."""
+    """Returns the accuracy of each question's highest-scored completion, and its standard error over questions."""
     questions: dict[str, list[statistics.SampleScore]] = {}
     scores: dict[str, list[float]] = {}
     for row, score in zip(rows, scorer(rows), strict=True):
@@ -68,8 +69,11 @@ def measure_best_of_k(
     return {"best_of_k": estimate_mean.mean, "best_of_k_stderr": estimate_mean.se or 0.0}
 
 
-def name_results(summary: statistics.Summary, rows: Sequence[Completion]) -> dict[str, Any]:
-    """Returns an evaluation's results under the report's names; standard errors are 0 for a single question."""
+def build_result_fields(summary: statistics.Summary, rows: Sequence[Completion]) -> dict[str, Any]:
+    """Converts an evaluation's summary to a dict of results under the report's names.
+
+    Standard errors are 0 for a single question.
+    """
     return {
         "accuracy": summary.value.mean,
         "stderr": summary.value.se or 0.0,

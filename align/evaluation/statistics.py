@@ -1,4 +1,4 @@
-"""Statistics of an evaluation's samples: accuracy with its error, pass@k, maj@k, shares, lengths, paired tests.
+"""Computes accuracy, pass@k, maj@k, shares, lengths and paired tests from an evaluation's samples.
 
 The question is the unit: samples of one question are not independent, so errors are taken over question means.
 """
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 
 class SampleScore(NamedTuple):
-    """One judged completion. A value of 1 or more is right; `answer` is its answer in normal form, if it has one.
+    """The score of one judged completion: its value, answer, length and how it ended.
+
+    A value of 1 or more is right. `answer` is its answer in normal form, if it has one.
 
     `obeyed` says whether it thought, or did not, as its mode asked; None where nothing was asked.
     """
@@ -26,21 +28,25 @@ class SampleScore(NamedTuple):
 
     @property
     def is_right(self) -> bool:
-        """Whether the value is 1 or more."""
+        """Returns whether the completion is right: its value is 1 or more."""
         return self.value >= 1
 
 
 class Estimate(NamedTuple):
-    """A mean over questions and its standard error, None for a single question."""
+    """A mean over questions with its standard error.
+
+    The error is None for a single question.
+    """
 
     mean: float
     se: float | None
 
 
 class Summary(NamedTuple):
-    """An evaluation in numbers. Shares and token counts are means over questions of each question's mean.
+    """The summary statistics of an evaluation: accuracy, pass@k, maj@k, shares and token counts.
 
-    `n_tokens_right` and `n_tokens_wrong` are over samples, None where there are none.
+    Shares and token counts are means over questions of each question's mean. `n_tokens_right` and `n_tokens_wrong` are
+    over samples, None where there are none.
     """
 
     n_questions: int
@@ -58,7 +64,10 @@ class Summary(NamedTuple):
 
 
 class PairedTest(NamedTuple):
-    """`difference` is the mean of b - a over questions; `p` is two-sided."""
+    """The result of a paired permutation test between two models.
+
+    `difference` is the mean of b - a over questions; `p` is two-sided.
+    """
 
     difference: float
     se: float | None
@@ -67,7 +76,10 @@ class PairedTest(NamedTuple):
 
 
 def summarise_samples(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary:
-    """Computes the summary over questions; raises ValueError where a question has fewer than `k` samples."""
+    """Computes the summary statistics over questions.
+
+    Raises ValueError where a question has fewer than `k` samples.
+    """
     if not questions:
         raise ValueError("no questions to summarise; an evaluation needs at least one")
     for name, samples in questions.items():
@@ -96,7 +108,10 @@ def summarise_samples(questions: Mapping[str, Sequence[SampleScore]], k: int) ->
 
 
 def estimate_best_of(questions: Mapping[str, Sequence[SampleScore]], scores: Mapping[str, Sequence[float]]) -> Estimate:
-    """Estimates the value of each question's sample with the highest score, the first of equal ones."""
+    """Estimates the mean value of each question's highest-scored sample.
+
+    Of equal scores the first counts.
+    """
     return estimate_mean(
         samples[max(range(len(samples)), key=lambda index: scores[name][index])].value
         for name, samples in questions.items()
@@ -104,24 +119,33 @@ def estimate_best_of(questions: Mapping[str, Sequence[SampleScore]], scores: Map
 
 
 def compute_question_means(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, float]:
-    """Returns the mean value of each question's samples: what `run_paired_test` takes."""
+    """Returns the mean value of each question's samples.
+
+    `run_paired_test` takes these.
+    """
     return {name: _mean(sample.value for sample in samples) for name, samples in questions.items()}
 
 
 def estimate_mean(per_question: Iterable[float]) -> Estimate:
-    """Returns the mean of one number per question and its standard error, the sample deviation over sqrt(n)."""
+    """Returns the mean and standard error of one number per question.
+
+    The error is the sample deviation over sqrt(n).
+    """
     values = np.fromiter(per_question, dtype=np.float64)
     se = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return Estimate(float(values.mean()), se)
 
 
 def compute_pass_at_k(n: int, n_right: int, k: int) -> float:
-    """Returns the chance that k of n samples, drawn without replacement, hold a right one (arXiv:2107.03374)."""
+    """Returns the probability that k of n samples, drawn without replacement, include a right one.
+
+    arXiv:2107.03374.
+    """
     return 1 - math.comb(n - n_right, k) / math.comb(n, k)
 
 
 def compute_maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
-    """Returns the exact expected value of the most frequent answer among k samples drawn without replacement.
+    """Returns the expected value of the majority answer among k samples drawn without replacement.
 
     Samples without an answer do not vote; if none votes the value is 0. Answers that tie for first place are
     chosen from with equal chance. Where samples of one answer differ in value, their mean counts.
@@ -142,7 +166,10 @@ def compute_maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
 
 
 def _count_winning_subsets(answer: str, counts: Mapping[str, int], n_silent: int, k: int) -> float:
-    """Counts the k-subsets of all samples in which `answer` is most frequent, a tie of t counting 1/t."""
+    """Counts the subsets of k samples in which `answer` is the most frequent answer.
+
+    A tie of t answers counts 1/t.
+    """
     rivals = [count for other, count in counts.items() if other != answer]
     ways = 0.0
     for votes in range(1, min(counts[answer], k) + 1):
@@ -150,15 +177,18 @@ def _count_winning_subsets(answer: str, counts: Mapping[str, int], n_silent: int
         subsets = np.zeros((k - votes + 1, k // votes + 1))
         subsets[0, 0] = 1.0
         for count in rivals:
-            subsets = _add_rival(subsets, count, votes)
+            subsets = _add_rival_answer(subsets, count, votes)
         shared = subsets @ (1 / np.arange(1, subsets.shape[1] + 1))
         silent = [math.comb(n_silent, k - votes - size) for size in range(k - votes + 1)]
         ways += math.comb(counts[answer], votes) * float(shared @ np.array(silent, dtype=np.float64))
     return ways
 
 
-def _add_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray[np.float64]:
-    """Returns `subsets` after one more rival with `count` samples, of which at most `votes` are drawn."""
+def _add_rival_answer(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray[np.float64]:
+    """Adds one more rival answer with `count` samples to the table of subsets and returns it.
+
+    Of the rival's samples at most `votes` are drawn.
+    """
     size = subsets.shape[0]
     after = subsets.copy()
     for drawn in range(1, min(count, votes, size - 1) + 1):
@@ -173,10 +203,11 @@ def _add_rival(subsets: NDArray[np.float64], count: int, votes: int) -> NDArray[
 def run_paired_test(
     a: Mapping[str, float], b: Mapping[str, float], *, seed: int = 0, n_permutations: int = 10_000
 ) -> PairedTest:
-    """Tests whether b differs from a on the same questions, by permutations that exchange the two within questions.
+    """Tests whether b differs from a on the same questions, by a paired permutation test.
 
-    All 2**n exchanges where that is no more than `n_permutations`, so p is exact; else as many random ones, the
-    observed one counted among them, so that p is never 0. Raises ValueError if the questions are not the same.
+    Each permutation exchanges a and b within questions. All 2**n exchanges where that is no more than `n_permutations`,
+    so p is exact; else as many random ones, the observed one counted among them, so that p is never 0. Raises
+    ValueError if the questions are not the same.
     """
     unmatched = sorted(a.keys() ^ b.keys())
     if unmatched or not a:
@@ -211,6 +242,9 @@ def _mean(numbers: Iterable[float]) -> float:
 
 
 def _mean_or_none(numbers: Iterable[float]) -> float | None:
-    """Returns the mean, None of no numbers."""
+    """Returns the mean of the numbers.
+
+    Returns None if there are none.
+    """
     values = list(numbers)
     return _mean(values) if values else None

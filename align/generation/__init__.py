@@ -1,1 +1,1 @@
-"""Engines that sample completions from a model, and what turns rows into their requests."""
+"""Samples completions from a model with generation engines and builds their requests from rows."""

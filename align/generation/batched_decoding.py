@@ -1,4 +1,4 @@
-"""Rows decoded together: slots that share their columns, in a key-value cache written in place.
+"""Decodes many completions together, in slots of a key-value cache that is written in place.
 
 Prompts are right-aligned, so every step writes one column for all rows. A prompt without its last token is
 computed once and copied to its rows; the last token is each row's first input. A finished row gives its slot
@@ -19,7 +19,7 @@ from qwen_align.align.generation.token_sampling import draw_uniforms, sample_tok
 
 
 class DecodingRow(NamedTuple):
-    """One completion to make."""
+    """One completion that is to be decoded: its request and its sample number."""
 
     request: Request
     sample: int
@@ -34,18 +34,24 @@ class DecodingRow(NamedTuple):
 
     @property
     def sampling_key(self) -> tuple[float, float, int, float]:
-        """The settings that tokens are sampled by; rows sampled in one call share them."""
+        """Returns the settings that the row's tokens are sampled by.
+
+        Rows sampled in one call share them.
+        """
         sampling = self.request.sampling
         return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p
 
 
 def count_cache_columns(n_prompt: int, max_tokens: int) -> int:
-    """Counts the cache columns of the longest prompt and completion; the last token sampled is never an input."""
+    """Counts the key-value cache columns that a prompt and its completion need.
+
+    The last token sampled is never an input.
+    """
     return n_prompt + max_tokens - 1
 
 
 class DecodingSlots:
-    """The live rows of a micro-batch: `rows[i]` lies in slot i of every tensor.
+    """The unfinished rows of a micro-batch in decoding, where `rows[i]` lies in slot i of every tensor.
 
     `rows` come with the longest prompts first and those of one prompt side by side; all share one way of
     sampling.
@@ -65,7 +71,10 @@ class DecodingSlots:
         self.cache = _prefill_cache(model, rows, n_columns=self.state.mask.shape[-1])
 
     def decode_until_finished(self, compact_at: float) -> list[Generation]:
-        """Decodes until `compact_at` of all rows, at least one, are done; drops them and returns what they made."""
+        """Decodes until a share `compact_at` of the rows is finished, drops these and returns their generations.
+
+        At least one row has to be finished.
+        """
         while True:
             self._decode_step()
             n_done = int((self.state.ends > 0).sum())
@@ -73,15 +82,15 @@ class DecodingSlots:
                 return self._drop_finished()
 
     def decode_token(self) -> tuple[int, bool]:
-        """Decodes the first row's next token; returns it, and whether the row has then ended."""
+        """Decodes the next token of the first row and returns it, and whether the row has ended."""
         self._decode_step()
         return int(self.state.tokens[0, self.n_made - 1]), bool(self.state.ends[0])
 
     def _decode_step(self) -> None:
-        """Samples one more token of every live row."""
+        """Samples one more token of every unfinished row."""
         state, made = self.state, self.n_made
         column = self.width - 1 + made
-        self.cache.open_column(self.start, column)
+        self.cache.set_visible_columns(self.start, column)
         logits = self.forward(state.last, state.positions, state.mask[..., self.start : column + 1], self.cache)
         drawn = sample_tokens(logits, draw_uniforms(state.keys, made), self.sampling)
         state.tokens[:, made] = drawn.tokens
@@ -94,7 +103,7 @@ class DecodingSlots:
         state.ends.masked_fill_(finished & (state.ends == 0), made)
 
     def _drop_finished(self) -> list[Generation]:
-        """Gives finished rows' slots to the last live rows and returns what the finished ones made."""
+        """Drops the finished rows, moves unfinished rows into their slots and returns the finished generations."""
         ends = self.state.ends.tolist()
         done = [slot for slot, end in enumerate(ends) if end]
         generations = self._build_generations(done, ends)
@@ -111,28 +120,31 @@ class DecodingSlots:
         return generations
 
     def _build_generations(self, done: list[int], ends: list[int]) -> list[Generation]:
-        """Returns what the rows in these slots made; raises FloatingPointError where the model's logits were NaN."""
+        """Builds the generations of the rows in the given slots.
+
+        Raises FloatingPointError where the model's logits were NaN.
+        """
         which = torch.tensor(done, device=self.stops.device)
         state = self.state
         records = [record.index_select(0, which)[:, : self.n_made] for record in (state.policy, state.sampled)]
         policy, sampled = (record.log().tolist() for record in records)
         tokens = state.tokens.index_select(0, which)[:, : self.n_made].tolist()
         generations = []
-        for place, slot in enumerate(done):
+        for position, slot in enumerate(done):
             row, end = self.rows[slot], ends[slot]
-            ids, logps = tokens[place][:end], policy[place][:end]
+            ids, logps = tokens[position][:end], policy[position][:end]
             if any(logp != logp for logp in logps):
                 raise FloatingPointError(
                     f"request '{row.request.id}', sample {row.sample}: the model's logits are not numbers; "
                     "its weights are broken, or its precision too small"
                 )
             reason: FinishReason = "stop" if ids[-1] in self.stop_ids else "length"
-            generations.append(Generation(row.request, row.sample, ids, logps, sampled[place][:end], reason))
+            generations.append(Generation(row.request, row.sample, ids, logps, sampled[position][:end], reason))
         return generations
 
 
 class _SlotState(NamedTuple):
-    """What each slot holds; the first axis of every tensor is the slot."""
+    """The tensors that hold the decoding state of each slot, along their first axis."""
 
     last: Tensor  # (B, 1) the next input
     positions: Tensor  # (B, 1) its position
@@ -146,12 +158,14 @@ class _SlotState(NamedTuple):
 
 
 def _build_slot_state(model: PreTrainedModel, rows: Sequence[DecodingRow]) -> _SlotState:
-    def column(values: list[int]) -> Tensor:
+    """Builds the decoding state of the given rows before their first token."""
+
+    def to_column(values: list[int]) -> Tensor:
         return torch.tensor(values, device=model.device)
 
-    limits = column([row.max_tokens for row in rows])
+    limits = to_column([row.max_tokens for row in rows])
     longest = int(limits.max())
-    positions = column([row.n_prompt - 1 for row in rows])[:, None]
+    positions = to_column([row.n_prompt - 1 for row in rows])[:, None]
     width = rows[0].n_prompt
     mask = torch.zeros(len(rows), count_cache_columns(width, longest), dtype=model.dtype, device=model.device)
     hidden = torch.arange(mask.shape[-1], device=model.device) < width - 1 - positions
@@ -159,9 +173,9 @@ def _build_slot_state(model: PreTrainedModel, rows: Sequence[DecodingRow]) -> _S
     mask.masked_fill_(hidden, torch.finfo(model.dtype).min / 2)
     probabilities = torch.ones(2, len(rows), longest, device=model.device)
     return _SlotState(
-        last=column([row.request.prompt_ids[-1] for row in rows])[:, None],
+        last=to_column([row.request.prompt_ids[-1] for row in rows])[:, None],
         positions=positions,
-        keys=column([compute_sample_key(row.request, row.sample) for row in rows]),
+        keys=to_column([compute_sample_key(row.request, row.sample) for row in rows]),
         limits=limits,
         ends=torch.zeros_like(limits),
         tokens=torch.zeros(len(rows), longest, dtype=torch.int64, device=model.device),
@@ -172,13 +186,14 @@ def _build_slot_state(model: PreTrainedModel, rows: Sequence[DecodingRow]) -> _S
 
 
 def _move_rows(tensor: Tensor, to: Tensor, source: Tensor) -> Tensor:
+    """Copies the rows `source` of a tensor to the rows `to`, in place."""
     return tensor.index_copy_(0, to, tensor.index_select(0, source))
 
 
 class ColumnCache(Cache):  # type: ignore[misc]
-    """Keys and values (rows, heads, columns, size) of every layer; a step writes one column of all rows.
+    """A key-value cache of which each decoding step writes one column for all rows.
 
-    Prompts lie in the columns before `width`.
+    Tensors are (rows, heads, columns, size), one pair per layer. Prompts lie in the columns before `width`.
     """
 
     def __init__(self, n_rows: int, n_columns: int, *, width: int) -> None:
@@ -188,12 +203,12 @@ class ColumnCache(Cache):  # type: ignore[misc]
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def open_column(self, start: int, column: int) -> None:
-        """Lets the next step write `column` and see the columns from `start` to it."""
+    def set_visible_columns(self, start: int, column: int) -> None:
+        """Sets the cache column that the next step writes and the first column that it attends to."""
         self.start, self.column = start, column
 
     def add_layer(self, keys: Tensor, values: Tensor) -> None:
-        """Makes room for one more layer, of the heads, size, type and device of these."""
+        """Allocates the keys and values of one more layer, with the shape and type of the given tensors."""
         for like, into in ((keys, self.keys), (values, self.values)):
             into.append(like.new_empty(self.n_rows, like.shape[1], self.n_columns, like.shape[3]))
             # What the mask hides is still multiplied, and must not be NaN; from `width` on a step writes what it reads.
@@ -211,7 +226,7 @@ class ColumnCache(Cache):  # type: ignore[misc]
         return keys[:, :, self.start : end], values[:, :, self.start : end]
 
     def move_rows(self, to: Tensor, source: Tensor) -> None:
-        """Puts row `source[i]` in the place of row `to[i]`."""
+        """Moves each row `source[i]` of the cache to row `to[i]`."""
         for tensor in (*self.keys, *self.values):
             _move_rows(tensor[:, :, self.start : self.column + 1], to, source)
 
@@ -220,7 +235,10 @@ class ColumnCache(Cache):  # type: ignore[misc]
 
 
 def _prefill_cache(model: PreTrainedModel, rows: Sequence[DecodingRow], *, n_columns: int) -> ColumnCache:
-    """Returns a cache that holds each row's prompt but its last token, computed once per prompt."""
+    """Builds a key-value cache of each row's prompt without its last token.
+
+    Each prompt is computed once.
+    """
     width = rows[0].n_prompt - 1
     cache = ColumnCache(len(rows), n_columns, width=width)
     if not width:

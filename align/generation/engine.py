@@ -1,4 +1,7 @@
-"""The rollout engine protocol: requests in, generations out as they finish, weights told apart by a checksum."""
+"""Defines generation requests, generations and the protocol of engines that sample completions for requests.
+
+A checksum tells whether an engine has the trainer's weights.
+"""
 
 import hashlib
 from collections import Counter
@@ -16,7 +19,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Request:
-    """`n` completions of one prompt, numbered from `first_sample`.
+    """A request for `n` completions of one prompt, numbered from `first_sample`.
 
     `seed`, `step`, `id` and the sample's number fix every random number of a completion: asking for samples
     0-3 at once, or for 0-1 and then 2-3, or beside other prompts, draws with the same numbers.
@@ -31,17 +34,18 @@ class Request:
     first_sample: int = 0
 
     @property
-    def samples(self) -> range:
+    def sample_numbers(self) -> range:
+        """Returns the numbers of the request's samples."""
         return range(self.first_sample, self.first_sample + self.n)
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One finished completion. `token_ids` ends with the stop token when `finish_reason` is "stop".
+    """A finished completion as token ids and log-probs.
 
-    For each token, natural logarithms: `logps` under the policy at the sampling temperature before any cut,
-    `sampled_logps` under the distribution it was drawn from. Greedy tokens were certain (`sampled_logps` 0)
-    and have `logps` at temperature 1.
+    `token_ids` ends with the stop token when `finish_reason` is "stop". For each token, natural logarithms: `logps`
+    under the policy at the sampling temperature before any cut, `sampled_logps` under the distribution it was drawn
+    from. Greedy tokens were certain (`sampled_logps` 0) and have `logps` at temperature 1.
 
     `loss_mask` says of each token whether it is the policy's own choice. Tokens that were forced on it or come from a
     tool (False) condition what follows and are in no loss, ratio, KL or entropy. Without a mask all are in the loss.
@@ -66,31 +70,41 @@ class Generation:
 
 
 class Engine(Protocol):
-    """Anything that turns requests into generations."""
+    """A protocol of engines that sample completions for requests."""
 
     @property
     def has_own_weights(self) -> bool:
-        """Whether it samples from a copy of the weights, which `sync_weights` updates, and not from the live model."""
+        """Returns whether the engine samples from its own copy of the weights.
+
+        `sync_weights` updates that copy. Otherwise it samples from the live model.
+        """
         ...
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
-        """Samples every completion asked for, in an order of its choosing; the set is a function of the requests.
+        """Samples all completions of the requests and yields them in any order.
 
-        The model must not be changed between the first completion taken and the last.
+        The set is a function of the requests. The model must not be changed between the first completion taken and the
+        last.
         """
         ...
 
     def sync_weights(self, model: Any, version: int) -> str | None:
-        """Takes the model's weights; returns the checksum of what the engine now holds, None if it cannot tell."""
+        """Copies the model's weights to the engine and returns a checksum of the weights it then has.
+
+        Returns None if the engine cannot tell.
+        """
         ...
 
     def compute_checksum(self, model: Any) -> str:
-        """Returns what `sync_weights` has to return for this model."""
+        """Computes the checksum that `sync_weights` is expected to return for a model."""
         ...
 
 
 def check_requests(requests: Sequence[Request], *, vocab_size: int, max_positions: int) -> None:
-    """Raises ValueError for a request no engine can answer, naming it."""
+    """Checks that an engine can serve all requests.
+
+    Raises ValueError, naming the first request that no engine can serve.
+    """
     for request in requests:
         where, room = f"request '{request.id}'", max_positions - len(request.prompt_ids)
         if not request.prompt_ids:
@@ -104,8 +118,8 @@ def check_requests(requests: Sequence[Request], *, vocab_size: int, max_position
                 f"{where}: {len(request.prompt_ids)} prompt tokens and max_tokens {request.sampling.max_tokens} "
                 f"exceed the model's {max_positions} positions; at most {room} can follow this prompt"
             )
-    asked = Counter((r.seed, r.step, r.id, sample) for r in requests for sample in r.samples)
-    for (_, _, name, sample), times in asked.items():
+    requested = Counter((r.seed, r.step, r.id, sample) for r in requests for sample in r.sample_numbers)
+    for (_, _, name, sample), times in requested.items():
         if times > 1:
             raise ValueError(
                 f"request '{name}': sample {sample} is asked for {times} times and would be the same each time; "
@@ -114,32 +128,32 @@ def check_requests(requests: Sequence[Request], *, vocab_size: int, max_position
 
 
 def compute_sample_key(request: Request, sample: int) -> int:
-    """Returns the signed 64-bit key of a completion's random numbers."""
+    """Returns the signed 64-bit seed of a completion's random numbers."""
     name = f"{request.seed}\0{request.step}\0{sample}\0{request.id}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
 
 
 def compute_weights_checksum(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """Returns 16 hex digits over names, shapes, dtypes and bits of `named_parameters()`, in any order.
+    """Computes a checksum of named weights, 16 hex digits over names, shapes, dtypes and bits.
 
-    Each tensor's bits are summed twice modulo 2**64, plain and weighted by place, where the tensor lies: a
-    changed weight or two exchanged ones show, and no weight is copied to the host. It detects accidents
-    (a sync that failed or was partial), not an adversary.
+    The weights may come in any order. Each tensor's bits are summed twice modulo 2**64, plain and weighted by position,
+    where the tensor lies: a changed weight or two exchanged ones show, and no weight is copied to the host. It detects
+    accidents (a sync that failed or was partial), not an adversary.
     """
-    whole = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     for name, weight in sorted(weights, key=lambda item: item[0]):
-        whole.update(f"{name}\0{tuple(weight.shape)}\0{weight.dtype}\0{_sum_bits(weight.detach())}\n".encode())
-    return whole.hexdigest()
+        digest.update(f"{name}\0{tuple(weight.shape)}\0{weight.dtype}\0{_sum_bits(weight.detach())}\n".encode())
+    return digest.hexdigest()
 
 
 def _sum_bits(weight: Tensor) -> tuple[int, int]:
-    """Sums a tensor's bits as integers modulo 2**64, plain and weighted by position."""
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-    bits = weight.flatten().contiguous().view(whole)
-    plain = placed = 0
+    """Sums the bits of a tensor as integers modulo 2**64, once plain and once weighted by position."""
+    integer_type = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+    bits = weight.flatten().contiguous().view(integer_type)
+    plain = weighted = 0
     for start in range(0, bits.numel(), 1 << 24):  # 128 MiB of int64 at a time
         part = bits[start : start + (1 << 24)].to(torch.int64)
-        places = torch.arange(start, start + part.numel(), device=part.device)
+        positions = torch.arange(start, start + part.numel(), device=part.device)
         plain += int(part.sum())
-        placed += int((part * (2 * places + 1)).sum())
-    return plain % 2**64, placed % 2**64
+        weighted += int((part * (2 * positions + 1)).sum())
+    return plain % 2**64, weighted % 2**64

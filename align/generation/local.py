@@ -1,4 +1,4 @@
-"""The `local` engine: completions of a transformers causal LM, sampled from its live weights."""
+"""Defines the `local` engine, which samples completions from the live weights of a transformers model."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +14,16 @@ from qwen_align.align.settings.runtime import Runtime
 
 
 def open_local_engine(model: PreTrainedModel, renderer: Renderer, runtime: Runtime) -> "LocalEngine":
-    """Returns an engine that samples from the model within the runtime's limits and stops where the template ends."""
+    """Builds a local generation engine for a model, with the runtime's row limit and the template's stop tokens."""
     return LocalEngine(model, stop_ids=renderer.stop_ids, max_rows=runtime.generation_batch)
 
 
 class LocalEngine:
-    """Samples from `model` as it is when asked: nothing is copied, so `sync_weights` only names the weights.
+    """A generation engine that samples from a transformers model in this process.
 
-    `max_rows` bounds a micro-batch, and so does `max_batch_tokens`: its rows times the columns of cache they
-    need. Finished rows are dropped once they are `compact_at` of the micro-batch;
-    0 drops each at once.
+    It samples from `model` as it is when asked: nothing is copied, so `sync_weights` only names the weights. `max_rows`
+    bounds a micro-batch, and so does `max_batch_tokens`: its rows times the columns of cache they need. Finished rows
+    are dropped once they are `compact_at` of the micro-batch; 0 drops each at once.
     """
 
     def __init__(
@@ -42,29 +42,33 @@ class LocalEngine:
         self.model = _check_model(model, self.stop_ids)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
-        """Samples every completion asked for, long prompts first, and yields each as soon as its row is dropped.
+        """Samples all completions of the requests, long prompts first, and yields each when its row is finished.
 
-        Modules are back in their own train or eval mode whenever a completion is handed out.
+        A row is yielded as soon as it is dropped. Modules are back in their own train or eval mode whenever a
+        completion is yielded.
         """
         config = self.model.config
         check_requests(requests, vocab_size=config.vocab_size, max_positions=config.max_position_embeddings)
         for rows in plan_batches(requests, max_rows=self.max_rows, max_batch_tokens=self.max_batch_tokens):
-            with _without_gradients(self.model):
+            with _disable_gradients(self.model):
                 slots = DecodingSlots(self.model, rows, stop_ids=self.stop_ids)
             while slots.rows:
-                with _without_gradients(self.model):
+                with _disable_gradients(self.model):
                     finished = slots.decode_until_finished(self.compact_at)
                 yield from finished
 
     def stream_tokens(self, request: Request) -> Iterator[int]:
-        """Yields one completion's tokens as they are sampled, the stop token included, the same as `generate` gives."""
+        """Yields the tokens of one completion as they are sampled.
+
+        The stop token is included; the tokens are those that `generate` gives.
+        """
         config = self.model.config
         check_requests([request], vocab_size=config.vocab_size, max_positions=config.max_position_embeddings)
-        with _without_gradients(self.model):
+        with _disable_gradients(self.model):
             slots = DecodingSlots(self.model, [DecodingRow(request, request.first_sample)], stop_ids=self.stop_ids)
         is_done = False
         while not is_done:
-            with _without_gradients(self.model):
+            with _disable_gradients(self.model):
                 token, is_done = slots.decode_token()
             yield token
 
@@ -73,7 +77,7 @@ class LocalEngine:
         return False
 
     def sync_weights(self, model: PreTrainedModel, version: int) -> str:
-        """Takes `model` as what is sampled from; returns the checksum of its weights."""
+        """Sets the model that completions are sampled from and returns the checksum of its weights."""
         self.model = _check_model(model, self.stop_ids)
         return self.compute_checksum(model)
 
@@ -82,16 +86,16 @@ class LocalEngine:
 
 
 def plan_batches(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -> list[list[DecodingRow]]:
-    """Cuts the requests into micro-batches within the budget, each of one way of sampling, longest prompts first.
+    """Splits the requests into micro-batches of rows within a token budget, longest prompts first.
 
-    Rows of one prompt stay together unless they exceed the budget by themselves. Raises ValueError for a
-    completion that exceeds it alone.
+    Each has one way of sampling. Rows of one prompt stay together unless they exceed the budget by themselves. Raises
+    ValueError for a completion that exceeds it alone.
     """
 
-    def room(n_prompt: int, max_tokens: int) -> int:
+    def count_fitting_rows(n_prompt: int, max_tokens: int) -> int:
         return min(max_rows, max_batch_tokens // count_cache_columns(n_prompt, max_tokens))
 
-    rows = [DecodingRow(request, sample) for request in requests for sample in request.samples]
+    rows = [DecodingRow(request, sample) for request in requests for sample in request.sample_numbers]
     rows.sort(key=lambda row: (row.sampling_key, -row.n_prompt, row.request.prompt_ids))
     batches: list[list[DecodingRow]] = []
     for _, alike in groupby(rows, key=lambda row: row.sampling_key):
@@ -100,7 +104,7 @@ def plan_batches(requests: Sequence[Request], *, max_rows: int, max_batch_tokens
         for prompt, same in groupby(alike, key=lambda row: row.request.prompt_ids):
             group = list(same)
             limit = max(row.max_tokens for row in group)
-            alone = room(len(prompt), limit)
+            alone = count_fitting_rows(len(prompt), limit)
             if not alone:
                 raise ValueError(
                     f"request '{group[0].request.id}': prompt and max_tokens need "
@@ -108,7 +112,7 @@ def plan_batches(requests: Sequence[Request], *, max_rows: int, max_batch_tokens
                     f"{max_batch_tokens}: raise it, or lower max_tokens"
                 )
             longest = max(longest, limit)
-            if batch and len(batch) + len(group) > room(batch[0].n_prompt, longest):
+            if batch and len(batch) + len(group) > count_fitting_rows(batch[0].n_prompt, longest):
                 batches.append(batch)
                 batch, longest = [], limit
             while len(group) > alone:
@@ -120,18 +124,21 @@ def plan_batches(requests: Sequence[Request], *, max_rows: int, max_batch_tokens
 
 
 def supports_masks(config: PreTrainedConfig) -> bool:
-    """Whether attention takes a mask that hides the padding of shorter prompts."""
+    """Returns whether a model's attention implementation accepts a mask that hides padding."""
     return config._attn_implementation in ("sdpa", "eager")
 
 
 def has_full_attention(config: PreTrainedConfig) -> bool:
-    """Whether every layer keeps the keys and values of all tokens."""
+    """Returns whether every layer of a model uses full attention, which keeps the keys of all tokens."""
     kinds = getattr(config, "layer_types", None) or ["full_attention"]  # Llama's config has no such field
     return set(kinds) == {"full_attention"}
 
 
 def _check_model(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedModel:
-    """Returns the model if this engine can run it; raises ValueError otherwise."""
+    """Returns the model if the local engine can run it.
+
+    Raises ValueError otherwise.
+    """
     config = model.config
     if not supports_masks(config):
         raise ValueError(
@@ -148,10 +155,11 @@ def _check_model(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTraine
 
 
 @contextmanager
-def _without_gradients(model: PreTrainedModel) -> Iterator[None]:
-    """Switches gradients and dropout off inside; every module is back in its own mode afterwards.
+def _disable_gradients(model: PreTrainedModel) -> Iterator[None]:
+    """Switches gradients and dropout off inside a context manager.
 
-    Not inference_mode: a rotary embedding may store what it computed here, and training must be able to use it.
+    Every module is back in its own mode afterwards. Not inference_mode: a rotary embedding may store what it computed
+    here, and training must be able to use it.
     """
     training = [module for module in model.modules() if module.training]
     if training:

@@ -1,4 +1,7 @@
-"""From rows to requests, and from generations to judged completions: what rollout, evaluate and RL share."""
+"""Renders problems as prompts and builds completion rows from generations.
+
+Rollout, evaluate and RL share this.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +17,7 @@ if TYPE_CHECKING:  # `check` puts prompts too, and starts without torch
 
 
 class RenderedProblem(NamedTuple):
-    """A problem as it is put to the model: its mode, its flag and the prompt's token ids."""
+    """A problem with the token ids of its prompt, its thinking mode and its mode flag."""
 
     problem: Problem
     mode: Mode | None
@@ -23,7 +26,10 @@ class RenderedProblem(NamedTuple):
 
 
 def render_problem(problem: Problem, renderer: Renderer, switch: Switch | None = None) -> RenderedProblem:
-    """Renders a problem's prompt under the switch, or under its own mode and flag without one."""
+    """Renders the prompt of a problem in the mode of a thinking switch.
+
+    Without a switch the problem's own mode and flag hold.
+    """
     mode = problem.mode if switch is None else switch.mode
     flag = problem.flag if switch is None else switch.flag
     where = f"problem '{problem.id}'"
@@ -36,7 +42,10 @@ def render_problem(problem: Problem, renderer: Renderer, switch: Switch | None =
 
 
 def _get_only_question(problem: Problem, where: str) -> str:
-    """Returns the text of the problem's one user message; raises TemplateError if there are others."""
+    """Returns the text of a problem that consists of one user message.
+
+    Raises TemplateError if it has other messages.
+    """
     if [turn.role for turn in problem.messages] != ["user"]:
         raise TemplateError(
             f"{where}: a plain prompt has room for one user message, not for a chat or a system message"
@@ -45,17 +54,28 @@ def _get_only_question(problem: Problem, where: str) -> str:
 
 
 def resolve_mode(mode: Mode | None, renderer: Renderer) -> Mode:
-    """Returns the mode whose sampling defaults hold: without one, what the template does by default."""
+    """Returns the thinking mode that selects sampling defaults.
+
+    Without a mode it is what the chat template does by default.
+    """
     return mode or renderer.traits.default_mode or "no_think"
 
 
 def resolve_sampling(rendered: RenderedProblem, renderer: Renderer, settings: SamplingSettings) -> Sampling:
+<<<<<<< HEAD
     """Returns how the problem's completions are sampled, with the defaults of its mode."""
     return settings.resolve_for_mode(resolve_mode(rendered.mode, renderer))
+=======
+    """Returns the sampling settings of a problem, with the defaults of its thinking mode."""
+    return settings.for_mode(resolve_mode(rendered.mode, renderer))
+>>>>>>> wt/d4
 
 
 def build_completion(rendered: RenderedProblem, generation: "Generation", renderer: Renderer) -> Completion:
-    """Decodes a generation into a completion row, with what the prompt supplied of the thinking block in front."""
+    """Decodes a generation into a completion row.
+
+    Its text begins with what the prompt supplied of the thinking block.
+    """
     problem = rendered.problem
     return Completion(
         prompt_id=problem.id,
@@ -74,6 +94,9 @@ def build_completion(rendered: RenderedProblem, generation: "Generation", render
 
 
 def sort_completions(rows: Iterable[Completion], rendered: Sequence[RenderedProblem]) -> list[Completion]:
-    """Sorts completions by prompt as rendered, then by sample, so that it does not matter which finished first."""
+    """Sorts completions by the order of their prompts and then by sample number.
+
+    So it does not matter which finished first.
+    """
     order = {each.problem.id: number for number, each in enumerate(rendered)}
     return sorted(rows, key=lambda row: (order[row.prompt_id], row.sample))

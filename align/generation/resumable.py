@@ -1,4 +1,4 @@
-"""Completions sampled part by part, each part on disk before the next: a killed stage goes on where it was."""
+"""Samples completions in parts that are written to disk, so that a killed stage can resume."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ BATCHES_A_PART = 4  # so that the engine can sort by length, and a crash loses a
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """How many completions a prompt gets, and how they are sampled."""
+    """The number of completions per prompt, their sampling settings and their seed."""
 
     settings: SamplingSettings
     samples: int
@@ -36,7 +36,7 @@ class SamplingRequest:
 
 
 def load_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
-    """Loads a model onto the runtime's device, ready to sample from."""
+    """Loads a model onto the runtime's device and returns a generation engine for it."""
     policy = loading.load_model(source).to(loading.choose_device(context.runtime))
     return open_local_engine(policy, renderer, context.runtime)
 
@@ -49,7 +49,7 @@ def sample_completions(
     context: Context,
     parts: Path,
 ) -> Iterator[Completion]:
-    """Samples all prompts' completions and yields them, by prompt as given and then by sample.
+    """Samples the completions of all prompts and yields them in the order of prompt and sample number.
 
     Only the main process yields any; in the others this has to be drained all the same.
 
@@ -61,7 +61,7 @@ def sample_completions(
     rank, world = get_rank(), get_world_size()
     done, tokens = 0, 0
     for number, (start, stop) in enumerate(spans):
-        if number % world == rank and find_part(parts, start, stop, context) is None:
+        if number % world == rank and find_intact_part(parts, start, stop, context) is None:
             rows = []
             for row in _sample_part(engine, renderer, prompts[start:stop], request):
                 rows.append(row)
@@ -78,14 +78,17 @@ def sample_completions(
     wait_for_all()
     if context.is_main:
         for start, stop in spans:
-            path = find_part(parts, start, stop, context)
+            path = find_intact_part(parts, start, stop, context)
             if path is None:
                 raise StageError(f"{parts}: the completions of prompts {start} to {stop} are gone; run again")
             yield from (row for row in read_rows(path) if isinstance(row, Completion))
 
 
 def judge_completions(rows: Iterable[Completion], rewards: Sequence[Reward]) -> Iterator[tuple[Completion, Verdict]]:
-    """Judges completions and yields each with its verdict, in order; `rows` come by prompt, judged together."""
+    """Judges completions with the rewards and yields each with its verdict, in order.
+
+    `rows` come by prompt, whose completions are judged together.
+    """
     waiting: list[Completion] = []
     for _, group in groupby(rows, key=lambda row: row.prompt_id):
         waiting.extend(group)
@@ -95,8 +98,11 @@ def judge_completions(rows: Iterable[Completion], rewards: Sequence[Reward]) -> 
     yield from zip(waiting, judge_all(rewards, waiting), strict=True)
 
 
-def find_part(parts: Path, start: int, stop: int, context: Context) -> Path | None:
-    """Returns the path of a part that is as it was written, by its digest; a damaged one is deleted and noted."""
+def find_intact_part(parts: Path, start: int, stop: int, context: Context) -> Path | None:
+    """Returns the path of a part file of sampled completions if its digest is right.
+
+    A damaged one is deleted and noted. Returns None if there is no undamaged one.
+    """
     for path in parts.glob(f"{start:08d}-{stop:08d}.*.jsonl"):
         if path.suffixes[0] == f".{_compute_digest(path.read_bytes())}":
             return path
@@ -113,16 +119,17 @@ def _compute_digest(content: bytes) -> str:
 def _sample_part(
     engine: Engine, renderer: Renderer, prompts: Sequence[RenderedProblem], request: SamplingRequest
 ) -> Iterator[Completion]:
-    by_id = {one.problem.id: one for one in prompts}
+    """Samples the completions of some prompts and yields them as they finish."""
+    by_id = {rendered.problem.id: rendered for rendered in prompts}
     requests = [
         Request(
-            id=one.problem.id,
-            prompt_ids=one.prompt.ids,
+            id=rendered.problem.id,
+            prompt_ids=rendered.prompt.ids,
             n=request.samples,
-            sampling=resolve_sampling(one, renderer, request.settings),
+            sampling=resolve_sampling(rendered, renderer, request.settings),
             seed=request.seed,
         )
-        for one in prompts
+        for rendered in prompts
     ]
     for generation in engine.generate(requests):
         row = build_completion(by_id[generation.request.id], generation, renderer)

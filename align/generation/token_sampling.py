@@ -1,4 +1,4 @@
-"""One token a row from logits, by numbers that depend on the row alone."""
+"""Samples one token per row from logits, by random numbers that depend on the row alone."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ _MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 class SampledTokens(NamedTuple):
-    """Token ids, and their probabilities under the policy and under the cut distribution; each (B,)."""
+    """The sampled token ids with their probabilities before and after top-k, top-p and min-p; each (B,)."""
 
     tokens: Tensor
     policy: Tensor
@@ -21,21 +21,20 @@ class SampledTokens(NamedTuple):
 
 
 def draw_uniforms(keys: Tensor, position: int) -> Tensor:
-    """Draws one number in [0, 1) per key, (B,) int64 -> (B,) float64: the `position`-th output of its generator.
+    """Draws the `position`-th uniform random number in [0, 1) of each key; (B,) int64 -> (B,) float64.
 
     52 bits, so that a number below 1 stays below 1 when it is multiplied by a total.
     """
-    bits = keys + _to_signed((position + 1) * _STEP)
+    bits = keys + _to_signed_int64((position + 1) * _STEP)
     for shift, factor in _MIX:
         bits = (bits ^ _shift_right(bits, shift)) * factor
     return _shift_right(bits ^ _shift_right(bits, 31), 12).double() * 2.0**-52
 
 
 def sample_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> SampledTokens:
-    """Samples each row's token: the one whose share of the cumulated distribution holds the row's number.
+    """Samples one token per row from logits (B, V) by inverting the cumulative distribution at `uniform` (B,).
 
-    `logits` (B, V), `uniform` (B,). Greedy takes the likeliest token, the lowest id among equals, and reports
-    the policy at temperature 1.
+    Greedy takes the likeliest token, the lowest id among equals, and reports the policy at temperature 1.
     """
     logits = logits.float()
     if sampling.is_greedy:
@@ -51,13 +50,13 @@ def sample_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Sample
         return SampledTokens(tokens, policy, policy)
     ids, kept = select_candidates(logits, sampling)
     probs = probs.gather(1, ids)
-    places, total = _invert_cumulative(probs * kept, uniform)
-    policy = probs.gather(1, places[:, None])[:, 0]
-    return SampledTokens(ids.gather(1, places[:, None])[:, 0], policy, (policy / total).float())
+    indices, total = _invert_cumulative(probs * kept, uniform)
+    policy = probs.gather(1, indices[:, None])[:, 0]
+    return SampledTokens(ids.gather(1, indices[:, None])[:, 0], policy, (policy / total).float())
 
 
 def select_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Returns token ids in rising order and which of them top-k, then top-p, then min-p keep; both (B, M).
+    """Returns token ids in rising order and a mask of those that top-k, top-p and min-p keep; both (B, M).
 
     `logits` are already over the temperature. Tokens tied at the k-th place all stay, as in transformers; of
     equal tokens at the border of top-p those with the lowest ids stay, where transformers takes any.
@@ -87,19 +86,25 @@ def select_candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tenso
 
 
 def _invert_cumulative(probs: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Finds where each row's cumulated probabilities pass `uniform` of their total; returns index and total, (B,)."""
+    """Returns each row's index at which the cumulative probabilities pass `uniform`, and their total; (B,).
+
+    `uniform` is a share of the total.
+    """
     # In float32 the sum over a large vocabulary would round its rare tokens away.
     cumulated = probs.cumsum(-1, dtype=torch.float64)
     total = cumulated[:, -1]
-    places = torch.searchsorted(cumulated, (uniform * total)[:, None], right=True)[:, 0]
-    return places.clamp_(max=probs.shape[-1] - 1), total  # past the end only if a logit is not a number
+    indices = torch.searchsorted(cumulated, (uniform * total)[:, None], right=True)[:, 0]
+    return indices.clamp_(max=probs.shape[-1] - 1), total  # past the end only if a logit is not a number
 
 
 def _shift_right(bits: Tensor, by: int) -> Tensor:
-    """Shifts right and fills with zeros, where int64 shifts keep the sign."""
+    """Shifts int64 bits to the right and fills with zeros.
+
+    Torch's own shift keeps the sign.
+    """
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def _to_signed(number: int) -> int:
+def _to_signed_int64(number: int) -> int:
     """Returns the signed 64-bit integer with the same lowest 64 bits."""
     return (number + 2**63) % 2**64 - 2**63

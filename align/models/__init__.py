@@ -1,1 +1,1 @@
-"""Loads models and reward scorers from their folders."""
+"""Loads language models and reward model scorers from their folders."""

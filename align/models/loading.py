@@ -1,4 +1,4 @@
-"""Loads models from stage folders, model folders and the hub, and writes the model.json that describes one.
+"""Loads models from stage folders, model folders and the hub, and writes the model.json of a stage.
 
 A stage's folder says in `model.json` either `{"model": "model"}`, a full model beside it, or
 `{"base": FOLDER or "hub:ID@COMMIT", "adapters": [FOLDER, ...]}`, adapters to be merged in that order; folders are
@@ -36,14 +36,14 @@ MERGE_TOLERANCE = 1e-3  # largest logit difference between adapter and merged mo
 
 
 class ModelFiles(NamedTuple):
-    """A base and the adapters merged into it, first to last."""
+    """The base model and the adapters to be merged into it, first to last."""
 
     base: str
     adapters: list[Path]
 
 
 def locate_model_files(folder: Path) -> ModelFiles:
-    """Returns the base and adapters that make the model of a stage's folder, a model folder or `hub:ID@COMMIT`."""
+    """Returns the base model and adapters of a stage's folder, a model folder or `hub:ID@COMMIT`."""
     description_path = folder / "model.json"
     if not description_path.exists():
         return ModelFiles(str(folder), [])
@@ -57,7 +57,10 @@ def locate_model_files(folder: Path) -> ModelFiles:
 
 
 def fetch_base_folder(files: ModelFiles) -> Path:
-    """Returns the base's folder, downloaded first if it is on the hub (safetensors and tokenizer files)."""
+    """Returns the folder of the base model.
+
+    It is downloaded first if it is on the hub (safetensors and tokenizer files).
+    """
     if not files.base.startswith("hub:"):
         return Path(files.base)
     from huggingface_hub import snapshot_download
@@ -71,7 +74,10 @@ def fetch_base_folder(files: ModelFiles) -> Path:
 
 
 def load_renderer(folder: Path) -> Renderer:
-    """Loads the renderer of the model's base; raises RecipeError where tokenizer and model do not belong together."""
+    """Loads the renderer of a model's base.
+
+    Raises RecipeError where tokenizer and model do not belong together.
+    """
     base = fetch_base_folder(locate_model_files(folder))
     renderer = Renderer.load(base)
     check_tokenizer_fits_model(base, renderer)
@@ -79,7 +85,10 @@ def load_renderer(folder: Path) -> Renderer:
 
 
 def choose_device(runtime: Runtime) -> torch.device:
-    """Returns this process's device, of several GPUs the one of its local rank; RecipeError without one."""
+    """Returns the torch device of this process.
+
+    Of several GPUs it is that of its local rank. Raises RecipeError where torch sees too few GPUs.
+    """
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if runtime.device == "cpu" or (runtime.device == "auto" and not n_gpus):
         return torch.device("cpu")
@@ -93,7 +102,7 @@ def choose_device(runtime: Runtime) -> torch.device:
 
 
 def load_model(folder: Path) -> PreTrainedModel:
-    """Loads a model with its adapters merged, weights in fp32, on the CPU.
+    """Loads a model and merges its adapters, in fp32 on the CPU.
 
     Raises StageError when a merged adapter's logits differ from the adapter's own.
     """
@@ -101,7 +110,7 @@ def load_model(folder: Path) -> PreTrainedModel:
 
 
 def load_with_adapters(files: ModelFiles) -> PreTrainedModel:
-    """Loads a base and merges its adapters, as `load_model` does."""
+    """Loads a base model and merges its adapters into it, as `load_model` does."""
     model = load_base_model(fetch_base_folder(files))
     for adapter in files.adapters:
         model = _merge_adapter(model, adapter)
@@ -109,7 +118,10 @@ def load_with_adapters(files: ModelFiles) -> PreTrainedModel:
 
 
 def load_base_model(folder: Path) -> PreTrainedModel:
-    """Loads the causal LM of one folder in fp32; raises RecipeError when it cannot."""
+    """Loads a causal language model from one folder in fp32.
+
+    Raises RecipeError when it cannot.
+    """
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
@@ -120,7 +132,10 @@ def load_base_model(folder: Path) -> PreTrainedModel:
 
 
 def _merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """Merges an adapter into the model; raises StageError when that changes the logits."""
+    """Merges an adapter into a model.
+
+    Raises StageError when that changes the logits.
+    """
     from peft import PeftModel
 
     adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
@@ -138,7 +153,10 @@ def _merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
 
 
 def write_model_json(source: Path, out: Path, adapters: list[str]) -> None:
-    """Writes the model.json of a model that is the source's with these adapters, folders in `out`, on top."""
+    """Writes the model.json of a model that adds adapters to the source model.
+
+    The adapters are folders in `out`.
+    """
     files = locate_model_files(source)
     base = files.base if files.base.startswith("hub:") else _to_store_path(out, Path(files.base))
     write_json(
@@ -147,20 +165,26 @@ def write_model_json(source: Path, out: Path, adapters: list[str]) -> None:
 
 
 def _to_store_path(out: Path, path: Path) -> str:
-    """Returns the path relative to `out` if both lie in one store, so that a store can be moved; else absolute."""
+    """Converts a path to one relative to `out` if both lie in one store, so that the store can be moved.
+
+    Else it stays as it is.
+    """
     store = out.resolve().parent
     return os.path.relpath(path.resolve(), out.resolve()) if path.resolve().is_relative_to(store) else str(path)
 
 
 def copy_tokenizer_files(source: Path, target: Path) -> None:
-    """Copies those tokenizer files that the source folder has."""
+    """Copies the tokenizer files of the source folder, as far as it has them, to the target folder."""
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
 
 
 def add_end_of_turn_stop(folder: Path) -> None:
-    """Adds the end-of-turn token to the stop ids of generation_config.json; a base stops at the end of a text only."""
+    """Adds the end-of-turn token to the stop ids in the folder's generation_config.json.
+
+    A base stops at the end of a text only.
+    """
     path = folder / "generation_config.json"
     config = read_json(path) if path.exists() else {}
     stop_ids = config.get("eos_token_id", [])

@@ -1,4 +1,4 @@
-"""LoRA adapters: the settings of a recipe as PEFT's configuration."""
+"""Builds PEFT's LoRA configuration from the settings of a recipe."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ from qwen_align.align.settings.training import Lora
 
 
 def build_lora_config(settings: Lora | None, *, head: str | None = None) -> Any:
-    """Builds PEFT's LoRA config, None without LoRA; `head`: a new head, trained in full."""
+    """Builds PEFT's LoRA config.
+
+    Returns None without LoRA settings. `head` names a new head, trained in full.
+    """
     if settings is None:
         return None
     from peft import LoraConfig

@@ -1,4 +1,7 @@
-"""Finds the folder of a shipped or local model without loading it; nothing here imports torch."""
+"""Finds the folders of shipped and local models without loading the models.
+
+Nothing here imports torch.
+"""
 
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +14,10 @@ MODEL = "model.json"  # in a stage's folder: what its model consists of, see mod
 
 
 def find_model_folder(source: ModelSource) -> Path:
-    """The folder of a shipped or local model, or of a finished stage's; raises RecipeError when it holds no model."""
+    """Returns the folder of a shipped model, a local model or a finished stage's model.
+
+    Raises RecipeError when it holds no model.
+    """
     shipped = Path(str(files("qwen_align") / "recipes"))
     folder = shipped / source.shipped if source.shipped else Path(str(source.path))
     if is_stage_folder(folder):
@@ -24,12 +30,15 @@ def find_model_folder(source: ModelSource) -> Path:
 
 
 def is_stage_folder(folder: Path) -> bool:
-    """Tells whether the folder is that of a finished stage which made a model."""
+    """Returns whether the folder is that of a finished stage which made a model."""
     return (folder / MODEL).is_file() and (folder / "manifest.json").is_file()
 
 
-def find_base(folder: Path) -> Path | None:
-    """The folder of config and tokenizer: of a stage's folder that of its model or base; None if it is on the hub."""
+def find_base_folder(folder: Path) -> Path | None:
+    """Returns the folder of a model's config and tokenizer.
+
+    For a stage's folder it is that of its model or base. Returns None if the base is on the hub.
+    """
     if not is_stage_folder(folder):
         return folder
     described = read_json(folder / MODEL)

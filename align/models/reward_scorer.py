@@ -1,6 +1,7 @@
-"""Loads and runs scorers, models that give a completion one number at its last token, and binds them to rewards.
+"""Loads reward model scorers, computes their scores of completions and binds them to rewards.
 
-On disk a scorer is a sequence classifier with one label in Hugging Face form, or an adapter with its head.
+A scorer is a model that gives a completion one number at its last token. On disk a scorer is a sequence classifier with
+one label in Hugging Face form, or an adapter with its head.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,18 +21,24 @@ from qwen_align.reward.settings import Reward
 
 
 class Scorer:
-    """Scores completions; a completion's score is the same alone and in any batch, but for float rounding."""
+    """A reward model that gives each completion a score.
+
+    The score is the same alone and in any batch, but for float rounding.
+    """
 
     def __init__(self, trunk: PreTrainedModel, renderer: Renderer, *, max_rows: int) -> None:
         self.model, self.renderer, self.max_rows = trunk.eval(), renderer, max_rows
 
     def __call__(self, completions: Sequence[Completion]) -> list[float]:
-        """Returns the score of each completion."""
+        """Returns the reward model's score of each completion."""
         return self.score_token_ids([self.renderer.encode_for_scoring(completion) for completion in completions])
 
     @torch.no_grad()
     def score_token_ids(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """Returns the score of each row of token ids, which ends with the end-of-turn token."""
+        """Returns the reward model's score of each row of token ids.
+
+        A row ends with the end-of-turn token.
+        """
         scores: dict[int, float] = {}
         ordered = sorted(range(len(rows)), key=lambda row: len(rows[row]))
         for start in range(0, len(ordered), self.max_rows):
@@ -47,7 +54,10 @@ class Scorer:
 
 
 def build_scorer_model(source: Path, pad_id: int) -> PreTrainedModel:
-    """Builds a scorer from the causal LM of a stage or folder, with a new head that scores everything 0, in fp32."""
+    """Builds an untrained reward model from a causal language model, in fp32.
+
+    Its new head scores everything 0.
+    """
     causal = loading.load_model(source)
     config = causal.config
     config.num_labels, config.pad_token_id = 1, pad_id
@@ -59,7 +69,7 @@ def build_scorer_model(source: Path, pad_id: int) -> PreTrainedModel:
 
 
 def load_scorer_model(folder: Path) -> PreTrainedModel:
-    """Loads the scorer model of a stage's folder, or of a folder in Hugging Face form, in fp32 on the CPU."""
+    """Loads a reward model from a stage's folder or a Hugging Face folder, in fp32 on the CPU."""
     files = loading.locate_model_files(folder)
     if not files.adapters:
         try:
@@ -83,7 +93,10 @@ def load_scorer_model(folder: Path) -> PreTrainedModel:
 
 
 def _require_one_label(model: Any, folder: Path) -> PreTrainedModel:
-    """Returns the model; raises RecipeError when it gives more than one number."""
+    """Checks that a reward model outputs a single number and returns it.
+
+    Raises RecipeError otherwise.
+    """
     if model.config.num_labels != 1:
         raise RecipeError(f"{folder}: gives {model.config.num_labels} numbers; a scorer gives one (num_labels: 1)")
     assert isinstance(model, PreTrainedModel)
@@ -91,13 +104,13 @@ def _require_one_label(model: Any, folder: Path) -> PreTrainedModel:
 
 
 def load_scorer(folder: Path, *, device: torch.device, max_rows: int) -> Scorer:
-    """Loads the scorer of a stage's folder or of a model folder, ready to score."""
+    """Loads the reward model of a stage's folder or of a model folder as a scorer, on the given device."""
     trunk: Any = load_scorer_model(folder).to(device)
     return Scorer(trunk.requires_grad_(False), loading.load_renderer(folder), max_rows=max_rows)
 
 
 def bind_scorers(rewards: Iterable[Reward], inputs: Mapping[str, Path], *, device: torch.device, max_rows: int) -> None:
-    """Loads the scorers that learned rewards name, each once, and binds them to the rewards."""
+    """Loads each reward model that learned rewards name, once, and binds it to these rewards."""
     scorers: dict[str, Scorer] = {}
     for reward in rewards:
         if isinstance(reward, Learned):

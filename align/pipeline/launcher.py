@@ -222,6 +222,7 @@ def run_fresh_process(line: list[str], log: Path, stop_signal: StopSignal) -> in
     finally:
         if process.poll() is None:  # left by an exception: nobody would wait for it
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _describe_exit(code: int) -> str:

@@ -186,7 +186,7 @@ def check_can_start(
     for name, folder in read_folders.items():
         if name in plan.graph.models and not plan.graph.models[name].hub:
             try:
-                if base := model_files.find_base(folder):
+                if base := model_files.find_base_folder(folder):
                     check_tokenizer_fits_model(base, load_renderer(base))
             except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
                 raise RecipeError(f"models: {name}: {error}") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.generation.requests import render_problem
-from qwen_align.align.models.model_files import find_base
+from qwen_align.align.models.model_files import find_base_folder
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.renderer import Renderer
@@ -129,7 +129,7 @@ class Preview:
             if not maker.is_stored:
                 raise RowsUnknown(maker.name)
             folder = folder / "model"
-        base = None if str(folder).startswith("hub:") else find_base(folder)
+        base = None if str(folder).startswith("hub:") else find_base_folder(folder)
         if base is None:
             raise RowsUnknown("the hub model is downloaded")
         return base

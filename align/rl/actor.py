@@ -1,4 +1,7 @@
-"""Policy and critic as one module: one optimiser, one checkpoint and one wrapper for several devices hold both."""
+"""The policy and, for PPO, the critic as a single torch module with one optimiser and one checkpoint.
+
+One wrapper for several devices holds both.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +21,10 @@ POLICY_ADAPTER, VALUE_ADAPTER = "default", "value"
 
 
 class Scores(NamedTuple):
-    """A model's scores of each token of a micro-batch, (B, T), 0 behind completions; None for what was not asked."""
+    """Log-probs, entropies and critic values of each token of a micro-batch, each (B, T) or None if not requested.
+
+    Tokens behind a completion's end are 0.
+    """
 
     logps: Tensor | None
     entropies: Tensor | None
@@ -26,10 +32,11 @@ class Scores(NamedTuple):
 
 
 class Critic(nn.Module):
-    """A linear head over hidden states that says what return is to be expected from the next token on.
+    """A value head: a linear layer that predicts the return from each token's hidden state.
 
-    `trunk` is a model of its own, or None: the states are the policy's, or with LoRA those of the policy's trunk under
-    an adapter of their own. It starts at zero everywhere, the mean of rewards nobody has seen.
+    The return is that of the tokens still to come. `trunk` is a model of its own, or None: the states are the policy's,
+    or with LoRA those of the policy's trunk under an adapter of their own. It starts at zero everywhere, the mean of
+    rewards nobody has seen.
     """
 
     def __init__(self, hidden_size: int, trunk: nn.Module | None = None, *, detached: bool = False) -> None:
@@ -41,14 +48,14 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def predict_values(self, hidden: Tensor) -> Tensor:
-        """Predicts the return from each token on; (M, H) -> (M,)."""
+        """Predicts the return that follows each token from its hidden state; (M, H) -> (M,)."""
         states = hidden.detach() if self.detached else hidden
         values: Tensor = self.head(states.to(self.head.weight.dtype))
         return values[:, 0]
 
 
 class Actor(nn.Module):
-    """A policy, and for PPO a critic beside it."""
+    """A policy module, with a critic module beside it for PPO."""
 
     def __init__(self, policy: PreTrainedModel | PeftModel, temperature: float, critic: Critic | None = None) -> None:
         super().__init__()
@@ -59,19 +66,26 @@ class Actor(nn.Module):
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The policy without what wraps it for LoRA; adapters lie inside its layers."""
+        """Returns the policy's causal language model without its PEFT wrapper.
+
+        Adapters lie inside its layers.
+        """
         model: Any = self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
         assert isinstance(model, PreTrainedModel)
         return model
 
     @property
     def has_value_adapter(self) -> bool:
+        """Returns whether the policy has a LoRA adapter of its own for the critic's hidden states."""
         return isinstance(self.policy, PeftModel) and VALUE_ADAPTER in self.policy.peft_config
 
     def forward(
         self, batch: MicroBatch, *, policy: bool = True, values: bool = False, temperature: float | None = None
     ) -> Scores:
-        """Computes the tokens' log-probs and entropies, at the sampling's temperature if none is given, and values."""
+        """Computes the log-probs and entropies of a micro-batch's tokens, and the critic's values on request.
+
+        The temperature is that of the sampling if none is given.
+        """
         logps = entropies = hidden = None
         if policy or (values and self._shares_states):
             hidden = _compute_states(self.causal_lm.base_model, batch)
@@ -84,21 +98,23 @@ class Actor(nn.Module):
 
     @property
     def _shares_states(self) -> bool:
+        """Returns whether the critic's head reads the policy's own hidden states."""
         return self.critic is not None and self.critic.trunk is None and not self.has_value_adapter
 
     def _compute_values(self, batch: MicroBatch, hidden: Tensor | None) -> Tensor:
+        """Computes the critic's value of each token; (B, T)."""
         assert self.critic is not None
         if self.critic.trunk is not None:
             hidden = _compute_states(self.critic.trunk, batch)
         elif self.has_value_adapter:
-            with self._using_adapter(VALUE_ADAPTER):
+            with self._use_adapter(VALUE_ADAPTER):
                 hidden = _compute_states(self.causal_lm.base_model, batch)
         assert hidden is not None
         return _scatter_to_rows(self.critic.predict_values(hidden), batch)
 
     @contextmanager
-    def _using_adapter(self, adapter: str) -> Iterator[None]:
-        """Makes one adapter active inside the context."""
+    def _use_adapter(self, adapter: str) -> Iterator[None]:
+        """Activates the named LoRA adapter inside a context manager and the policy's adapter after it."""
         activate_adapter(self.causal_lm, adapter)
         try:
             yield
@@ -106,8 +122,8 @@ class Actor(nn.Module):
             activate_adapter(self.causal_lm, POLICY_ADAPTER)
 
     @contextmanager
-    def acting_as_reference(self) -> Iterator[None]:
-        """Makes a LoRA policy the model it started from, inside the context."""
+    def disable_policy_adapter(self) -> Iterator[None]:
+        """Disables the policy's LoRA adapter inside a context manager, so that the policy is the reference model."""
         assert isinstance(self.policy, PeftModel)
         with self.policy.disable_adapter():
             yield
@@ -115,7 +131,7 @@ class Actor(nn.Module):
 
     @property
     def can_share_prompts(self) -> bool:
-        """Whether completions can attend to keys and values of a prompt that was computed once."""
+        """Returns whether the completions of a prompt can attend to keys and values computed once for that prompt."""
         backbones = [self.causal_lm.base_model]
         if self.critic is not None and self.critic.trunk is not None:
             backbones.append(self.critic.trunk)
@@ -127,32 +143,41 @@ class Actor(nn.Module):
         )
 
     def gradient_checkpointing_enable(self, **settings: Any) -> None:
-        """Switches gradient checkpointing on in all trunks, as Trainer asks of its model."""
+        """Enables gradient checkpointing in the policy and in the critic's own trunk.
+
+        Trainer calls it on its model.
+        """
         self.causal_lm.gradient_checkpointing_enable(**settings)
         if self.critic is not None and self.critic.trunk is not None:
             self.critic.trunk.gradient_checkpointing_enable(**settings)  # type: ignore[operator]
 
     def policy_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yields the parameters that the policy's loss trains, with their names."""
+        """Yields the names and parameters that the policy loss trains."""
         return (
-            (name, one)
-            for name, one in self.named_parameters()
-            if one.requires_grad and not self.is_value_parameter(name)
+            (name, parameter)
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and not self.is_value_parameter(name)
         )
 
     def value_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yields the parameters that only the value loss trains, with their names."""
+        """Yields the names and parameters that only the value loss trains."""
         return (
-            (name, one) for name, one in self.named_parameters() if one.requires_grad and self.is_value_parameter(name)
+            (name, parameter)
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and self.is_value_parameter(name)
         )
 
     @staticmethod
     def is_value_parameter(name: str) -> bool:
+        """Returns whether a parameter of this name belongs to the critic."""
         return name.startswith("critic.") or f".{VALUE_ADAPTER}." in name
 
 
 def activate_adapter(model: nn.Module, adapter: str) -> None:
-    """Makes one adapter active and leaves all of them trainable, which peft would change."""
+    """Activates the named LoRA adapter of a model and keeps all its adapters trainable.
+
+    By itself peft would freeze the others.
+    """
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.set_adapter(adapter)
@@ -162,7 +187,7 @@ def activate_adapter(model: nn.Module, adapter: str) -> None:
 
 
 def _compute_states(backbone: Any, batch: MicroBatch) -> Tensor:
-    """Computes the hidden states that predict the completions' tokens; (M, H)."""
+    """Computes the hidden states from which the tokens of the micro-batch's completions are predicted; (M, H)."""
     states = (
         _encode_with_shared_prompts(backbone, batch) if batch.shares_prompts else _encode_separately(backbone, batch)
     )
@@ -170,14 +195,20 @@ def _compute_states(backbone: Any, batch: MicroBatch) -> Tensor:
 
 
 def _encode_separately(backbone: Any, batch: MicroBatch) -> Tensor:
-    """Encodes each row with its prompt; (B, T, H). Causal attention needs no mask: the padding is on the right."""
+    """Computes the hidden states of each completion behind its own copy of the prompt; (B, T, H).
+
+    Causal attention needs no mask: the padding is on the right.
+    """
     input_ids, positions = batch.join_prompts()
     hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
     return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def _encode_with_shared_prompts(backbone: Any, batch: MicroBatch) -> Tensor:
-    """Encodes each prompt once, and its rows attending to its keys and values; (B, T, H)."""
+    """Computes the hidden states of completions that attend to the cached keys of shared prompts; (B, T, H).
+
+    Each prompt is encoded once.
+    """
     cache = DynamicCache(config=backbone.config)
     backbone(input_ids=batch.prompts, past_key_values=cache, use_cache=True)
     cache.batch_select_indices(batch.prompt_of)
@@ -196,5 +227,5 @@ def _encode_with_shared_prompts(backbone: Any, batch: MicroBatch) -> Tensor:
 
 
 def _scatter_to_rows(flat: Tensor, batch: MicroBatch) -> Tensor:
-    """Puts the scored tokens' values into one row per completion; (M,) -> (B, T)."""
+    """Scatters a flat tensor of token values into one padded row per completion; (M,) -> (B, T)."""
     return flat.new_zeros(batch.tokens.shape).masked_scatter(batch.tokens, flat)

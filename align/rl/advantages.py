@@ -1,7 +1,7 @@
-"""Advantages: how much better a completion, or a token, did than was to be expected. Pure functions.
+"""Computes advantages: how much better a completion or token did than expected.
 
-P prompts of a step, G completions a prompt, B completions in all, T their longest length. A reward that is NaN is no
-verdict: it is in no mean, and its completion's advantage is 0.
+Pure functions. P prompts of a step, G completions a prompt, B completions in all, T their longest length. A reward that
+is NaN is no verdict: it is in no mean, and its completion's advantage is 0.
 """
 
 import torch
@@ -11,7 +11,7 @@ EPSILON = 1e-4  # beside a standard deviation, as TRL's GRPO has it: a group of 
 
 
 def compute_group_advantages(rewards_P_G: Tensor, scale: str = "group") -> Tensor:
-    """Returns rewards minus their group's mean, over a standard deviation; (P, G) -> (P, G).
+    """Returns each reward minus the mean of its group, divided by a standard deviation; (P, G) -> (P, G).
 
     `scale`: "group", the group's own (DeepSeekMath, arXiv:2402.03300); "batch", that of all rewards; "none"
     (Dr. GRPO, arXiv:2503.20783). Deviations are of a sample (n - 1). A group of equal rewards gets zeros.
@@ -25,9 +25,9 @@ def compute_group_advantages(rewards_P_G: Tensor, scale: str = "group") -> Tenso
 
 
 def compute_rloo_advantages(rewards_P_G: Tensor) -> Tensor:
-    """Returns rewards minus the mean of the others of their group (RLOO, arXiv:2402.14740); (P, G) -> (P, G).
+    """Returns each reward minus the mean of the other rewards in its group (RLOO); (P, G) -> (P, G).
 
-    A completion without others gets 0.
+    arXiv:2402.14740. A completion without others in its group gets 0.
     """
     judged = ~rewards_P_G.isnan()
     known = rewards_P_G.nan_to_num(nan=0.0)
@@ -37,7 +37,7 @@ def compute_rloo_advantages(rewards_P_G: Tensor) -> Tensor:
 
 
 def sum_later_rewards(rewards: Tensor, gamma: float = 1.0, mask: Tensor | None = None) -> Tensor:
-    """Returns the discounted sum of the rewards from each token on; (B, T) -> (B, T).
+    """Returns the discounted sum of the rewards from each token to the end of its row; (B, T) -> (B, T).
 
     Tokens where `mask` is 0 are cut out: they have no reward, take no step of discount, and are 0 in the result.
     """
@@ -54,7 +54,7 @@ def sum_later_rewards(rewards: Tensor, gamma: float = 1.0, mask: Tensor | None =
 def estimate_gae(
     rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lambda_: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns generalised advantage estimates and the returns they imply, advantage + value; each (B, T).
+    """Returns generalised advantage estimates and the returns, which are advantage + value; (B, T) each.
 
     arXiv:1506.02438, (16): A_t = sum_l (gamma * lambda)^l delta_{t+l}, delta_t = r_t + gamma * V_{t+1} - V_t. `values`
     are of the states before each token; after a completion's last token nothing is to come. `mask` is 1 on the tokens
@@ -75,7 +75,10 @@ def estimate_gae(
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Scales values to mean 0 and standard deviation 1 over the tokens of the mask, 0 elsewhere; (B, T) -> (B, T)."""
+    """Scales the values under a mask to mean 0 and standard deviation 1; (B, T) -> (B, T).
+
+    Values where the mask is 0 become 0.
+    """
     n = mask.sum().clamp(min=1)
     mean = (values * mask).sum() / n
     variance = ((values - mean).square() * mask).sum() / (n - 1).clamp(min=1)
@@ -83,7 +86,10 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _compute_deviation(values: Tensor, dim: int) -> Tensor:
-    """Returns the sample standard deviation of what is not NaN, 0 where there are fewer than two."""
+    """Returns the sample standard deviation of the values that are not NaN, along a dimension.
+
+    It is 0 where there are fewer than two.
+    """
     n = (~values.isnan()).sum(dim=dim, keepdim=True)
     squares = (values - values.nanmean(dim=dim, keepdim=True)).square().nansum(dim=dim, keepdim=True)
     return (squares / (n - 1).clamp(min=1)).sqrt()

@@ -1,4 +1,7 @@
-"""What tells one online RL algorithm from another, built from a stage's settings: the loop asks nothing else."""
+"""Builds the description of an online RL algorithm (GRPO, PPO) from its settings.
+
+The training loop asks nothing else to tell one algorithm from another.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from qwen_align.align.settings.ppo import Critic, Ppo, Ptx
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An online RL algorithm with its settings.
+    """An online RL algorithm: its settings, policy loss, advantage estimator and optional critic.
 
     `assign_advantages` sets the rollouts' advantages, and for a critic their returns, from verdicts, the KL coefficient
     and the scale of rewards so far. `max_prompts` bounds dynamic sampling; without it no group is replaced.
@@ -29,25 +32,28 @@ class Algorithm:
 
     @property
     def n_critic_updates(self) -> int:
-        """Optimiser steps, at the start, that train the critic alone."""
+        """Returns the number of optimiser steps at the start of training that train only the critic."""
         return self.critic.warmup_steps * self.settings.updates.count if self.critic else 0
 
     @property
     def trains_without_advantage(self) -> bool:
-        """Whether a completion whose advantage is zero moves the model, by the value, KL or entropy term."""
+        """Returns whether a completion with zero advantage still trains the model, by value, KL or entropy loss."""
         kl = self.settings.kl
         has_kl = kl is not None and kl.apply_to == "loss" and kl.include_zero_advantage
         return self.critic is not None or self.settings.entropy is not None or has_kl
 
     @property
     def needs_reference_everywhere(self) -> bool:
-        """Whether the KL of completions that do not train matters too: it has a price or a target there."""
+        """Returns whether reference log-probs are also needed for completions that are not trained.
+
+        So it is where the KL is in the reward or has a target, or where such completions train.
+        """
         kl = self.settings.kl
         return kl is not None and (kl.apply_to == "reward" or kl.target is not None or self.trains_without_advantage)
 
 
 def build_grpo(settings: Grpo) -> Algorithm:
-    """Returns GRPO, or the variant that the settings name."""
+    """Builds the GRPO algorithm, or the variant that the settings name."""
     estimate = ADVANTAGE_ESTIMATORS[settings.advantage]
 
     def assign_advantages(rollouts: Rollouts, kl_coefficient: float, scale: RewardScale) -> None:
@@ -63,7 +69,7 @@ def build_grpo(settings: Grpo) -> Algorithm:
 
 
 def build_ppo(settings: Ppo) -> Algorithm:
-    """Returns PPO with its critic."""
+    """Builds the PPO algorithm with its critic."""
 
     def assign_advantages(rollouts: Rollouts, kl_coefficient: float, scale: RewardScale) -> None:
         assign_gae_advantages(rollouts, settings, kl_coefficient, scale)

@@ -1,4 +1,4 @@
-"""From verdicts to advantages: what each token of a step's completions is credited with."""
+"""Computes the advantage of each token of a step's completions from the verdicts on them."""
 
 from collections.abc import Callable
 
@@ -21,24 +21,30 @@ from qwen_align.align.settings.ppo import Ppo
 
 
 def estimate_group_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
-    """Returns each token's advantage: its completion's reward against the mean of its group, over a deviation; flat."""
+    """Returns each token's GRPO advantage as a flat tensor.
+
+    It is the completion's reward minus the mean of its group, divided by a standard deviation.
+    """
     rewards_P_G = compute_group_rewards(rollouts, settings, kl_coefficient)
     return spread_over_tokens(rollouts, compute_group_advantages(rewards_P_G, scale=settings.advantage_scale))
 
 
 def estimate_rloo_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
-    """Returns each token's advantage: its completion's reward against the mean of the others of its group; flat."""
+    """Returns each token's RLOO advantage as a flat tensor.
+
+    It is the completion's reward minus the mean of the other rewards in its group.
+    """
     return spread_over_tokens(
         rollouts, compute_rloo_advantages(compute_group_rewards(rollouts, settings, kl_coefficient))
     )
 
 
 def estimate_reinforce_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
-    """Returns each token's return, whitened over all tokens of the step (REINFORCE++, arXiv:2501.03262); flat.
+    """Returns each token's return, whitened over the rollout batch, as a flat tensor (REINFORCE++).
 
-    Completions without a verdict no longer count.
+    arXiv:2501.03262. Completions without a verdict no longer count.
     """
-    drop_unjudged(rollouts)
+    exclude_unjudged(rollouts)
     mask = rollouts.get_mask()
     rewards = compute_token_rewards(rollouts, rollouts.reward.nan_to_num(nan=0.0), settings, kl_coefficient)
     return rollouts.flatten_tokens(whiten(sum_later_rewards(rewards, mask=mask), mask))
@@ -58,8 +64,11 @@ Each takes rollouts, settings and the KL coefficient, and returns an advantage p
 
 
 def assign_gae_advantages(rollouts: Rollouts, settings: Ppo, kl_coefficient: float, scale: RewardScale) -> None:
-    """Sets PPO's advantages and returns by generalised advantage estimation; unjudged completions no longer count."""
-    drop_unjudged(rollouts)
+    """Sets the rollouts' advantages and returns by generalised advantage estimation, for PPO.
+
+    Completions without a verdict no longer count.
+    """
+    exclude_unjudged(rollouts)
     scale.add_rewards(rollouts.reward[~rollouts.reward.isnan()].tolist())
     rewards = torch.tensor(
         [scale.normalise_reward(reward, settings.normalise_rewards) for reward in rollouts.reward.tolist()]
@@ -75,13 +84,16 @@ def assign_gae_advantages(rollouts: Rollouts, settings: Ppo, kl_coefficient: flo
     )
 
 
-def drop_unjudged(rollouts: Rollouts) -> None:
-    """Takes completions without a verdict out of the loss and out of all means."""
+def exclude_unjudged(rollouts: Rollouts) -> None:
+    """Excludes completions without a verdict from the loss and from all means of the rollouts."""
     rollouts.counts = rollouts.counts & ~rollouts.reward.isnan()
 
 
 def compute_group_rewards(rollouts: Rollouts, settings: OnlineRl, kl_coefficient: float) -> Tensor:
-    """Returns the completions' rewards, less the KL penalty if it is taken off the reward, by group; (P, G)."""
+    """Returns the rewards of the completions as a (P, G) tensor, one row per prompt.
+
+    The KL penalty is subtracted from them if the settings apply it to the reward.
+    """
     n_groups = int(rollouts.group.max()) + 1 if len(rollouts) else 0
     penalties = torch.zeros_like(rollouts.reward)
     if settings.kl and settings.kl.apply_to == "reward":
@@ -90,9 +102,10 @@ def compute_group_rewards(rollouts: Rollouts, settings: OnlineRl, kl_coefficient
 
 
 def compute_token_rewards(rollouts: Rollouts, rewards: Tensor, settings: OnlineRl, kl_coefficient: float) -> Tensor:
-    """Returns the reward at each completion's last token in the loss, less the KL penalty at every one; (B, T).
+    """Returns the token rewards, which are 0 except at each completion's last token in the loss; (B, T).
 
-    A completion without a token in the loss gets neither.
+    If the settings apply the KL penalty to the reward, it is subtracted at every token in the loss. A completion
+    without a token in the loss gets neither.
     """
     in_loss = rollouts.pad_tokens(rollouts.loss_mask)
     per_token = torch.zeros(in_loss.shape)
@@ -105,13 +118,19 @@ def compute_token_rewards(rollouts: Rollouts, rewards: Tensor, settings: OnlineR
 
 
 def spread_over_tokens(rollouts: Rollouts, advantages_P_G: Tensor) -> Tensor:
-    """Gives every token in the loss its completion's advantage, and 0 to the others; (P, G) -> flat."""
+    """Copies each completion's advantage to its tokens in the loss; (P, G) -> flat tensor.
+
+    Its other tokens get 0.
+    """
     advantages = advantages_P_G.flatten().repeat_interleave(rollouts.n_tokens)
     return advantages.masked_fill(~rollouts.loss_mask, 0.0)
 
 
 def estimate_reference_kl(rollouts: Rollouts, estimator: str) -> Tensor:
-    """Returns each token's KL from the policy that sampled to the reference; (B, T), 0 outside the loss masks."""
+    """Estimates each token's KL from the sampling policy to the reference policy; (B, T).
+
+    It is 0 outside the loss masks.
+    """
     assert rollouts.reference_logps is not None
     per_token = losses.estimate_kl(rollouts.old_logps, rollouts.reference_logps, estimator)
     return rollouts.pad_tokens(per_token.masked_fill(~rollouts.loss_mask, 0.0))

@@ -1,4 +1,4 @@
-"""Collecting a step's rollouts: prompts from the stream, completions from the engine, verdicts from the judge.
+"""Collects a step's rollouts: draws prompts, samples completions and gets their verdicts.
 
 Groups without a signal are replaced where dynamic sampling asks for it.
 """
@@ -25,7 +25,7 @@ from qwen_align.reward.verdict import Verdict
 
 
 class RolloutSetup(NamedTuple):
-    """How completions are sampled, decoded and counted as solved.
+    """Engine, renderer and sampling settings with which completions are sampled, and the test of a solved task.
 
     `is_solved` says whether a verdict means that the task was done, None where it does not tell.
     """
@@ -40,7 +40,7 @@ class RolloutSetup(NamedTuple):
 
 @dataclass
 class Group:
-    """The completions of one prompt, by sample number; their verdicts may still be on the way."""
+    """The completions of one prompt, in order of sample number, with verdicts that may still be pending."""
 
     draw: PromptDraw
     generations: list[Generation]
@@ -48,24 +48,30 @@ class Group:
 
     @property
     def judged(self) -> list[JudgedCompletion]:
-        """The completions with their verdicts, which are waited for."""
+        """Waits for the verdicts of the group and returns its completions with them."""
         return self.verdicts if isinstance(self.verdicts, list) else self.verdicts.result()
 
     @property
     def values(self) -> list[float | None]:
-        """The reward of each completion, None where there is no verdict."""
+        """Returns the reward of each completion in the group.
+
+        It is None where there is no verdict.
+        """
         return [each.verdict.value for each in self.judged]
 
     @property
     def has_signal(self) -> bool:
-        """Whether its completions differ in reward, so that one can be preferred to another."""
+        """Returns whether the rewards of the group's completions differ.
+
+        Otherwise none can be preferred to another.
+        """
         known = {value for value in self.values if value is not None}
         return len(known) > 1
 
 
 @dataclass
 class RolloutBatch:
-    """The groups of a step, in the order of the prompt stream, and what collecting them took."""
+    """The groups of completions that a training step uses, and the seconds spent on sampling and waiting."""
 
     groups: list[Group]
     tried: list[Group] = field(default_factory=list)  # all, those without signal included
@@ -75,14 +81,14 @@ class RolloutBatch:
 
     @property
     def share(self) -> float:
-        """Of the groups that a full step has."""
+        """Returns the number of groups as a share of those wanted for a full step."""
         return len(self.groups) / max(self.n_wanted, 1)
 
 
 def sample_groups(setup: RolloutSetup, draws: Sequence[PromptDraw], judge: Judge, step: int) -> list[Group]:
-    """Samples a group of completions for each prompt; a complete group goes to the judge at once.
+    """Samples a group of completions for each prompt and submits each complete group to the judge.
 
-    Of several processes each samples every so many-th group, and all get all of them, judged.
+    Of n processes each samples every n-th group, and all get all of them, judged.
     """
     rank, world = (get_rank(), get_world_size())
     own_draws = list(draws)[rank::world]
@@ -114,9 +120,10 @@ def sample_groups(setup: RolloutSetup, draws: Sequence[PromptDraw], judge: Judge
 def collect_groups(
     setup: RolloutSetup, stream: PromptStream, judge: Judge, *, step: int, n_prompts: int, max_prompts: int | None
 ) -> RolloutBatch:
-    """Collects `n_prompts` groups; with `max_prompts` those without a signal are replaced by the next prompts' groups.
+    """Collects `n_prompts` groups of completions for a training step.
 
-    So many prompts are tried in all. Verdicts are waited for only where the next prompts depend on them.
+    With `max_prompts` groups without a signal are replaced by those of the next prompts, and at most so many prompts
+    are tried. Verdicts are waited for only where the next prompts depend on them.
     """
     started = time.monotonic()
     batch = RolloutBatch([], n_wanted=n_prompts)
@@ -133,7 +140,7 @@ def collect_groups(
 
 
 def wait_for_verdicts(batch: RolloutBatch, setup: RolloutSetup, stream: PromptStream, where: str) -> None:
-    """Waits for the verdicts that are still out and tells the stream each prompt's pass rate."""
+    """Waits for the batch's pending verdicts and records each prompt's pass rate in the prompt stream."""
     started = time.monotonic()
     judged = [each for group in batch.tried for each in group.judged]
     batch.seconds_waiting = time.monotonic() - started
@@ -145,13 +152,19 @@ def wait_for_verdicts(batch: RolloutBatch, setup: RolloutSetup, stream: PromptSt
 
 
 def compute_solved_share(judged: Sequence[JudgedCompletion], setup: RolloutSetup) -> float | None:
-    """Returns the share solved among completions of which that can be told; None if it can be told of none."""
+    """Returns the share of solved tasks among the judged completions.
+
+    Completions whose verdict does not tell are left out. Returns None if none tells.
+    """
     outcomes = [outcome for each in judged if (outcome := setup.is_solved(each.verdict)) is not None]
     return sum(outcomes) / len(outcomes) if outcomes else None
 
 
 def build_rollouts(batch: RolloutBatch, *, mask_truncated: bool) -> Rollouts:
-    """Returns the step's completions as tensors, group by group; advantages are still zero."""
+    """Converts a rollout batch to tensors, group by group.
+
+    The advantages are still zero.
+    """
     generations = [generation for group in batch.groups for generation in group.generations]
     values = [value for group in batch.groups for value in group.values]
     sizes = [len(group.generations) for group in batch.groups]
@@ -177,7 +190,10 @@ def build_rollouts(batch: RolloutBatch, *, mask_truncated: bool) -> Rollouts:
 
 
 def _gather_groups(own_groups: list[Group], draws: Sequence[PromptDraw], world: int) -> list[Group]:
-    """Returns the groups of all processes in the order drawn; beyond one process they are judged first."""
+    """Gathers the groups of all processes and returns them in the order of the prompt draws.
+
+    With more than one process they are judged first.
+    """
     if world == 1:
         return own_groups
     packed = [(group.draw.position, group.generations, _pack_verdicts(group.judged)) for group in own_groups]
@@ -192,5 +208,5 @@ def _gather_groups(own_groups: list[Group], draws: Sequence[PromptDraw], world: 
 
 
 def _pack_verdicts(judged: Sequence[JudgedCompletion]) -> list[tuple[Completion, Any]]:
-    """Returns the pairs as plain tuples, which can be sent between processes."""
+    """Converts judged completions to plain tuples, which can be sent between processes."""
     return [(each.completion, each.verdict) for each in judged]

@@ -1,4 +1,4 @@
-"""Accuracy on a held-out set while training goes on, and what a few rollouts before the first step look like."""
+"""Measures accuracy on the held-out set during training and summarises rollouts before the first step."""
 
 import math
 import random
@@ -18,7 +18,10 @@ PREFLIGHT_ROLLOUTS = 16
 
 
 class Accuracy(NamedTuple):
-    """Mean over questions of the share of right answers, its standard error, and how many questions."""
+    """The accuracy on a question set, its standard error and the number of questions.
+
+    The accuracy is the mean over questions of the share of right answers.
+    """
 
     mean: float
     stderr: float
@@ -26,7 +29,7 @@ class Accuracy(NamedTuple):
 
 
 def measure_accuracy(setup: RolloutSetup, questions: Sequence[RenderedProblem], judge: Judge) -> Accuracy:
-    """Measures the policy's accuracy on the questions.
+    """Measures the policy's accuracy on a set of questions.
 
     The random numbers are the same every time, so that changes are the policy's. Raises DataError for a question
     without a verdict.
@@ -46,7 +49,7 @@ def measure_accuracy(setup: RolloutSetup, questions: Sequence[RenderedProblem], 
 
 
 def describe_first_rollouts(setup: RolloutSetup, problems: Sequence[RenderedProblem], judge: Judge) -> str:
-    """Returns a sentence on a few rollouts of the untrained policy, for people to read before they wait.
+    """Samples a few rollouts of the untrained policy and returns a sentence about their rewards and lengths.
 
     Raises StageError when none of them has a verdict.
     """

@@ -1,4 +1,4 @@
-"""Judging beside generation: a group is judged as soon as it is complete, while later ones are still being sampled."""
+"""Judges completions in threads while later completions are still being sampled."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,14 +12,17 @@ from qwen_align.reward.verdict import Verdict
 
 
 class JudgedCompletion(NamedTuple):
-    """A completion with its verdict, whose value is None where the reward gives no verdict."""
+    """A completion with its verdict.
+
+    The verdict's value is None where the reward could not judge it.
+    """
 
     completion: Completion
     verdict: Verdict
 
 
 class Judge:
-    """Judges groups of completions in threads, as many as there are count_cores.
+    """A thread pool that judges groups of completions, with one thread per core.
 
     `verdicts` gives one verdict for each completion of a prompt. What may hang, or runs a model's code, waits there in
     a process that the reward kills at its limit.
@@ -30,12 +33,13 @@ class Judge:
         self._threads: ThreadPoolExecutor | None = None
 
     def submit_group(self, group: Sequence[Completion]) -> "Future[list[JudgedCompletion]]":
-        """Starts judging all completions of one prompt and returns the future of their verdicts."""
+        """Starts judging all completions of a prompt and returns the future of their verdicts."""
         if self._threads is None:  # not before: threads do not survive a fork
             self._threads = ThreadPoolExecutor(count_cores(), thread_name_prefix="judge")
         return self._threads.submit(self._judge_group, list(group))
 
     def _judge_group(self, group: list[Completion]) -> list[JudgedCompletion]:
+        """Judges the completions of a prompt and returns them with their verdicts."""
         verdicts = self._verdicts(group)
         if len(verdicts) != len(group):
             raise StageError(
@@ -45,7 +49,10 @@ class Judge:
 
 
 def require_verdicts(judged: Sequence[JudgedCompletion], where: str) -> None:
-    """Raises StageError when not one completion has a verdict: training would go on and learn nothing."""
+    """Checks that at least one completion has a verdict.
+
+    Raises StageError otherwise: training would go on and learn nothing.
+    """
     if judged and all(each.verdict.value is None for each in judged):
         (reason, n), *_ = Counter(each.verdict.reason for each in judged).most_common()
         raise StageError(

@@ -1,8 +1,8 @@
-"""Losses of the policy and of the value per token, and how tokens are weighted. Pure functions, and their tables.
+"""Computes the policy and value loss of each token and the weights of tokens.
 
-Everything is (B, T): B completions, T tokens, `mask` 1 on a completion's tokens in the loss and 0 elsewhere. A step's
-loss is the sum over tokens of weight times loss, so it does not depend on how its completions are cut into
-micro-batches or spread over devices: only the weights know the whole.
+Pure functions, and their tables. Everything is (B, T): B completions, T tokens, `mask` 1 on a completion's tokens in
+the loss and 0 elsewhere. A step's loss is the sum over tokens of weight times loss, so it does not depend on how its
+completions are cut into micro-batches or spread over devices: only the weights know the whole.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from torch import Tensor
 
 
 class StepTotals(NamedTuple):
-    """What an optimiser step's loss is a mean over, on all devices and in all micro-batches.
+    """The counts of completions and tokens by which the loss of an optimiser step is averaged.
 
-    Completions that are skipped because they train nothing are included. `share` is that of a full step's groups: fewer
-    of them move the model less, each as much as in a full step.
+    They are over all devices and micro-batches. Completions that are skipped because they train nothing are included.
+    `share` is that of a full step's groups: fewer of them move the model less, each as much as in a full step.
     """
 
     n_completions: int
@@ -27,18 +27,18 @@ class StepTotals(NamedTuple):
 
 
 def weigh_completions_equally(n_tokens: Tensor, totals: StepTotals) -> Tensor:
-    """Returns each completion's weight per token for a mean over completions of their token means; (B,) -> (B,)."""
+    """Returns the token weight of each completion for a mean over completions of their token means; (B,) -> (B,)."""
     return 1.0 / (n_tokens.clamp(min=1) * max(totals.n_completions, 1))
 
 
 def weigh_by_max_tokens(n_tokens: Tensor, totals: StepTotals) -> Tensor:
-    """Returns one weight for all tokens, over completions times `max_tokens`, whatever their length; (B,) -> (B,)."""
+    """Returns the same weight, 1 / (n_completions * max_tokens), for each completion's tokens; (B,) -> (B,)."""
     weight = 1.0 / (max(totals.n_completions, 1) * totals.max_tokens)
     return torch.full_like(n_tokens, weight, dtype=torch.float32)
 
 
 def weigh_tokens_equally(n_tokens: Tensor, totals: StepTotals) -> Tensor:
-    """Returns each completion's weight per token for a mean over all tokens in the loss; (B,) -> (B,)."""
+    """Returns the token weight of each completion for a mean over all tokens in the loss; (B,) -> (B,)."""
     return torch.full_like(n_tokens, 1.0 / max(totals.n_tokens, 1), dtype=torch.float32)
 
 
@@ -48,14 +48,17 @@ def compute_token_log_ratios(logps: Tensor, old_logps: Tensor, mask: Tensor) -> 
 
 
 def compute_sequence_log_ratios(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tensor:
-    """Returns, at each token, the mean log importance ratio of its completion (GSPO, arXiv:2507.18071, (7)); (B, T)."""
+    """Returns the mean log importance ratio of each completion, repeated at its tokens (GSPO); (B, T).
+
+    arXiv:2507.18071, (7).
+    """
     ratios = (logps - old_logps) * mask
     means = ratios.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     return means * mask
 
 
 class PolicyTokens(NamedTuple):
-    """What a policy loss is computed from: tensors (B, T), and the bounds of the importance ratio."""
+    """The inputs of a policy loss: token tensors of shape (B, T) and the clip bounds of the importance ratio."""
 
     logps: Tensor
     ratios: Tensor
@@ -66,18 +69,18 @@ class PolicyTokens(NamedTuple):
 
 
 def compute_clipped_surrogate(tokens: PolicyTokens) -> Tensor:
-    """Returns PPO's clipped loss of each token (arXiv:1707.06347, (7)); (B, T).
+    """Returns PPO's clipped surrogate loss of each token; (B, T).
 
-    The bounds above and below are its own each (DAPO, arXiv:2503.14476).
+    arXiv:1707.06347, (7). The ratio has separate bounds above and below (DAPO, arXiv:2503.14476).
     """
     clipped = tokens.ratios.clamp(1 - tokens.clip_low, 1 + tokens.clip_high)
     return -torch.minimum(tokens.ratios * tokens.advantages, clipped * tokens.advantages) * tokens.mask
 
 
 def compute_weighted_likelihood(tokens: PolicyTokens) -> Tensor:
-    """Returns each token's log-likelihood loss, weighted by its ratio up to a bound (CISPO, arXiv:2506.13585, (4)).
+    """Returns each token's log-likelihood loss, weighted by its clipped importance ratio (CISPO); (B, T).
 
-    No gradient goes through the ratio, so that every token keeps its own; (B, T).
+    arXiv:2506.13585, (4). No gradient goes through the ratio, so that every token keeps its own.
     """
     weights = tokens.ratios.clamp(max=1 + tokens.clip_high).detach()
     return -weights * tokens.advantages * tokens.logps * tokens.mask
@@ -85,7 +88,7 @@ def compute_weighted_likelihood(tokens: PolicyTokens) -> Tensor:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """A policy loss: the loss of each token, how tokens are weighted, and which importance ratio is bounded.
+    """A policy loss: its loss function per token, its token weights and its importance ratios.
 
     `clips_low`: the lower bound of the ratio holds too, for tokens with a negative advantage.
     """
@@ -118,7 +121,7 @@ def compute_policy_loss(
     clip_low: float,
     clip_high: float,
 ) -> Tensor:
-    """Returns the policy loss of each token, to be weighted and summed; (B, T)."""
+    """Returns the policy loss of each token, before token weights are applied; (B, T)."""
     ratios = loss.compute_log_ratios(logps, old_logps, mask).exp()
     return loss.compute_token_loss(PolicyTokens(logps, ratios, advantages, mask, clip_low, clip_high))
 
@@ -133,7 +136,10 @@ def find_clipped_tokens(
     clip_low: float,
     clip_high: float,
 ) -> Tensor:
-    """Returns 1 for tokens whose ratio is beyond the bound that holds for their advantage's sign, else 0; (B, T)."""
+    """Returns 1 for each token whose importance ratio is clipped, else 0; (B, T).
+
+    The bound that holds depends on the sign of the token's advantage.
+    """
     ratio = loss.compute_log_ratios(logps, old_logps, mask).exp()
     high = (ratio > 1 + clip_high) & (advantages > 0)
     low = (ratio < 1 - clip_low) & (advantages < 0)
@@ -142,17 +148,26 @@ def find_clipped_tokens(
 
 
 def estimate_k1(log_ratios: Tensor) -> Tensor:
-    """Returns the unbiased estimate of a token's KL, its log ratio."""
+    """Returns the k1 estimate of a token's KL: its log ratio.
+
+    It is unbiased.
+    """
     return log_ratios
 
 
 def estimate_k2(log_ratios: Tensor) -> Tensor:
-    """Returns half the squared log ratio: of small variance, slightly biased."""
+    """Returns the k2 estimate of a token's KL: half its squared log ratio.
+
+    It has a small variance and is slightly biased.
+    """
     return log_ratios.square() / 2
 
 
 def estimate_k3(log_ratios: Tensor) -> Tensor:
-    """Returns an estimate of a token's KL that is unbiased, of small variance, and never negative."""
+    """Returns the k3 estimate of a token's KL: exp(-r) - 1 + r for log ratio r.
+
+    It is unbiased, of small variance, and never negative.
+    """
     return torch.expm1(-log_ratios) + log_ratios
 
 
@@ -164,15 +179,18 @@ http://joschu.net/blog/kl-approx.html
 
 
 def estimate_kl(logps: Tensor, reference_logps: Tensor, estimator: str) -> Tensor:
-    """Returns an estimate of the KL from the policy to the reference for each token; any shape, nats."""
+    """Estimates the KL from the policy to the reference policy at each token, in nats.
+
+    Log-probs may have any shape.
+    """
     return KL_ESTIMATORS[estimator](logps - reference_logps)
 
 
 def compute_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:
     """Returns half the squared error of each token's value; (B, T).
 
-    With `clip` the larger of that and the error of the value held within `clip` of what it was: moving further pays
-    nothing (PPO's reference code; Qwen 2023 had 0.15).
+    With `clip` the loss is the larger of two errors: that of the value, and that of the value clipped to within `clip`
+    of the old one (PPO's reference code; Qwen 2023 had 0.15).
     """
     error = (values - returns).square()
     if clip is not None:
@@ -184,10 +202,10 @@ def compute_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask
 def compute_correction_weights(
     policy_logps: Tensor, sampled_logps: Tensor, mask: Tensor, *, level: str, max_weight: float, above_max: str
 ) -> Tensor:
-    """Returns importance weights for tokens sampled from another distribution than the policy's; (B, T), no gradient.
+    """Returns importance weights that correct for tokens sampled from another distribution; (B, T).
 
-    `above_max`: weights above `max_weight` are cut to it ("truncate") or their tokens, or completions, are left out of
-    the loss ("mask").
+    They have no gradient. `above_max`: weights above `max_weight` are cut to it ("truncate") or their tokens, or
+    completions, are left out of the loss ("mask").
     """
     log_weights = (policy_logps - sampled_logps) * mask
     if level == "sequence":

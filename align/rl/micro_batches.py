@@ -1,4 +1,7 @@
-"""Cutting a step's completions into micro-batches: within a token budget, for all processes, prompts computed once."""
+"""Packs a step's completions into micro-batches within a token budget, for all processes.
+
+Prompts are computed once.
+"""
 
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
@@ -11,7 +14,7 @@ from qwen_align.align.rl.rollouts import Rollouts
 
 
 def split_among_processes(rollouts: Rollouts, rows: Sequence[int], n: int) -> list[list[int]]:
-    """Deals the rows out to `n` processes, about as many tokens each.
+    """Splits the completions among `n` processes, with about as many tokens each.
 
     The rows of a prompt stay together where every process can have a prompt. The longest go first, each to the process
     that has least so far.
@@ -31,10 +34,11 @@ def split_among_processes(rollouts: Rollouts, rows: Sequence[int], n: int) -> li
 
 
 class MicroBatch(NamedTuple):
-    """Completions for one forward pass, with each prompt once, or once a completion.
+    """Padded token tensors of several completions and their prompts, for one forward pass.
 
-    A prompt lies in `prompts` without its last token. That is the first of the row's `input_ids`, before the completion
-    without its own last: each column of a row says the next token. All padding is on the right.
+    Each prompt is there once, or once a completion. A prompt lies in `prompts` without its last token. That is the
+    first of the row's `input_ids`, before the completion without its own last: each column of a row says the next
+    token. All padding is on the right.
     """
 
     rows: list[int]
@@ -50,16 +54,20 @@ class MicroBatch(NamedTuple):
 
     @property
     def shares_prompts(self) -> bool:
+        """Returns whether at least two completions share a prompt that is encoded once."""
         return len(self.prompts) < len(self.rows) and self.prompts.shape[1] > 0
 
     def join_prompts(self) -> tuple[Tensor, Tensor]:
-        """Returns prompts with completions, (B, L), and the columns that predict the completions' tokens, (B, T)."""
+        """Joins each completion to its prompt and returns the token ids (B, L) and predicting columns (B, T).
+
+        The hidden state at such a column predicts a token of the completion.
+        """
         n_prompt = self.n_prompt[self.prompt_of][:, None]
         both = torch.cat([self.prompts[self.prompt_of], self.input_ids], dim=1)
         columns = torch.arange(int((n_prompt + self.tokens.sum(1, keepdim=True)).max()), device=both.device)
         source = torch.where(columns < n_prompt, columns, columns - n_prompt + self.prompts.shape[1])
-        places = n_prompt + torch.arange(self.input_ids.shape[1], device=both.device)
-        return both.gather(1, source.clamp(max=both.shape[1] - 1)), places.clamp(max=len(columns) - 1)
+        positions = n_prompt + torch.arange(self.input_ids.shape[1], device=both.device)
+        return both.gather(1, source.clamp(max=both.shape[1] - 1)), positions.clamp(max=len(columns) - 1)
 
 
 # On a CPU a pass over more tokens leaves the processor's caches even with half a million parameters: 28,000 at once
@@ -72,6 +80,8 @@ LENGTH_CLASSES = (1, 2, 4, 8, 16)
 
 
 class _Row(NamedTuple):
+    """The length and prompt of a completion that is to be packed."""
+
     number: int
     prompt: bytes  # what names it: all but its last token, or a name of the row's own where prompts are not shared
     n_prompt: int
@@ -85,9 +95,10 @@ class _Row(NamedTuple):
 def iterate_micro_batches(
     rollouts: Rollouts, rows: Sequence[int], *, max_rows: int, max_tokens: int | None = None, share_prompts: bool = True
 ) -> Iterator[MicroBatch]:
-    """Yields the rows in micro-batches of as many tokens as `max_rows` of the longest have, and at most `max_tokens`.
+    """Packs completions into micro-batches within a token budget and yields these.
 
-    So short completions go in larger numbers, and more of them where they share a prompt. A longer row goes alone.
+    The budget is that of `max_rows` of the longest rows, and at most `max_tokens`. So short completions go in larger
+    numbers, and more of them where they share a prompt. A longer row goes alone.
     """
     n_prompt, n_tokens = rollouts.n_prompt.tolist(), rollouts.n_tokens.tolist()
     parts = torch.split(rollouts.ids, (rollouts.n_prompt + rollouts.n_tokens).tolist())
@@ -105,7 +116,10 @@ def iterate_micro_batches(
 def pack_micro_batches(
     rollouts: Rollouts, rows: Sequence[int], process: tuple[int, int], **packing: Any
 ) -> tuple[list[MicroBatch], list[MicroBatch]]:
-    """Returns the micro-batches of one process, given by its rank and how many there are, and idle ones."""
+    """Packs completions for all processes and returns one process's micro-batches and its idle micro-batches.
+
+    `process` is its rank and the number of processes.
+    """
     rank, world = process
     return add_idle_batches(
         [
@@ -117,26 +131,30 @@ def pack_micro_batches(
 
 
 def add_idle_batches(batches: Sequence[list[MicroBatch]], rank: int) -> tuple[list[MicroBatch], list[MicroBatch]]:
-    """Returns, from every process's micro-batches, those of one and idle ones, to pass for no effect.
+    """Returns the micro-batches of process `rank` and idle micro-batches that fill it up to the largest count.
 
-    With these all processes make equally many passes, as those that wait for each other at every pass have to.
+    Idle ones have no effect on the loss. With these all processes make equally many passes, as those that wait for each
+    other at every pass have to.
     """
     return batches[rank], batches[0][:1] * (max(map(len, batches)) - len(batches[rank]))
 
 
 def _plan_passes(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:
-    """Returns the rows of each forward pass, by the cheapest of several ways to sort them."""
+    """Sorts the rows in several ways and returns the cheapest packing into forward passes."""
     plans = [_pack_neighbours(sorted(rows, key=lambda row: (-row.length, row.number)), budget)]
     ordered = sorted(rows, key=lambda row: (-row.n_tokens, row.number))
     for classes in LENGTH_CLASSES:
-        length_class = {row.number: place * classes // len(rows) for place, row in enumerate(ordered)}
+        length_class = {row.number: position * classes // len(rows) for position, row in enumerate(ordered)}
         alike = sorted(ordered, key=lambda row: (length_class[row.number], -row.n_prompt, row.prompt, row.number))
         plans.append(_pack_neighbours(alike, budget))
     return min(plans, key=lambda plan: plan[1])[0]
 
 
 def _pack_neighbours(rows: Sequence[_Row], budget: int) -> tuple[list[list[_Row]], int]:
-    """Fills passes with neighbouring rows within the budget; returns them and the tokens computed, padding included."""
+    """Packs neighbouring rows into forward passes within the token budget and returns these and their cost.
+
+    The cost is the number of tokens computed, padding included.
+    """
     passes: list[list[_Row]] = []
     prompts: set[bytes] = set()
     n_prompt = n_tokens = length = cost = total = 0
@@ -159,9 +177,10 @@ def _pack_neighbours(rows: Sequence[_Row], budget: int) -> tuple[list[list[_Row]
 def build_micro_batch(
     rows: list[int], ids: Sequence[Tensor], n_prompt: Sequence[int], prompts: Sequence[Hashable] | None = None
 ) -> MicroBatch:
-    """Pads rows of token ids into a micro-batch; the first `n_prompt` of each, at least one, are not scored.
+    """Pads rows of token ids into a micro-batch in which the first `n_prompt` tokens of each are not scored.
 
-    Rows of equal `prompts` share what they have before their prompt's last token; without, none do.
+    `n_prompt` is at least one. Rows of equal `prompts` share what they have before their prompt's last token; without,
+    none do.
     """
     names = range(len(rows)) if prompts is None else prompts
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch of completions, as its part of the whole optimiser step's, and the metrics of it."""
+"""Computes the loss of a micro-batch of completions and the sums for its metrics."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from qwen_align.align.rl.rollouts import Rollouts
 
 
 class UpdateTerms(NamedTuple):
-    """Which terms the loss of an update has, and at which coefficients.
+    """The terms in the loss of an update (policy, value, KL, entropy) and their coefficients.
 
     `on_policy`: the policy is the one that sampled, so its own log-probs are the old ones, to the last bit.
     `policy`, `value`: which of the two losses there are.
@@ -32,7 +32,7 @@ Sums = dict[str, Tensor]
 
 
 def count_step_totals(rollouts: Rollouts, rows: list[int], max_tokens: int) -> StepTotals:
-    """Counts what the loss of an optimiser step on these completions is a mean over."""
+    """Counts the completions and tokens by which the loss of an optimiser step is averaged."""
     counted = rollouts.counts[rows]
     n_tokens = int(rollouts.n_loss_tokens[rows][counted].sum())
     return StepTotals(len(rows), n_tokens, max_tokens, rollouts.share)
@@ -46,7 +46,7 @@ def compute_loss(
     terms: UpdateTerms,
     algorithm: Algorithm,
 ) -> tuple[Tensor, Sums]:
-    """Returns the micro-batch's part of the optimiser step's loss, and sums for its metrics.
+    """Returns a micro-batch's part of the optimiser step's loss, and the sums for its metrics.
 
     The parts of all micro-batches and devices add up to the loss.
     """
@@ -76,7 +76,7 @@ def _compute_policy_terms(
     terms: UpdateTerms,
     algorithm: Algorithm,
 ) -> tuple[Tensor, Sums]:
-    """Returns the policy's part of the loss with KL and entropy, and sums for its metrics."""
+    """Returns the policy's part of the loss, with its KL and entropy terms, and the sums for its metrics."""
     assert scores.logps is not None
     assert scores.entropies is not None
     settings, policy_loss = algorithm.settings, algorithm.policy_loss
@@ -122,7 +122,10 @@ def _compute_policy_terms(
 
 
 def _pad_to_batch(batch: MicroBatch, rollouts: Rollouts, mask: Tensor, *names: str) -> list[Tensor]:
-    """Returns these fields of the rollouts for the micro-batch's tokens in the loss, 0 elsewhere; (B, T) each."""
+    """Returns the named fields of the rollouts, padded to the micro-batch's rows; (B, T) each.
+
+    They are 0 outside the loss.
+    """
     padded = []
     for name in names:
         flat: Tensor | None = getattr(rollouts, name)

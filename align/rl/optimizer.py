@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule of an actor, whose policy and critic have rates of their own."""
+"""Builds optimiser parameter groups and the learning-rate schedule for a policy and its critic."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -13,9 +13,10 @@ from qwen_align.align.rl.actor import Actor
 def group_parameters(
     actor: Actor, decayed: Collection[str], args: TrainingArguments, critic_learning_rate: float | None
 ) -> list[dict[str, Any]]:
-    """Groups the trained parameters by policy or critic and by weight decay, without empty groups.
+    """Groups the trained parameters by policy or critic and by weight decay.
 
-    `decayed` are the names of parameters with weight decay; without a rate for the critic there are only the policy's.
+    Empty groups are left out. `decayed` are the names of parameters with weight decay; without a rate for the critic
+    there are only the policy's.
     """
     parts = [(False, args.learning_rate, list(actor.policy_parameters()))]
     if critic_learning_rate is not None:
@@ -34,16 +35,21 @@ def group_parameters(
 
 
 def build_schedule(optimizer: Optimizer, args: TrainingArguments, n_steps: int, n_critic_updates: int) -> LambdaLR:
-    """Returns the recipe's learning-rate schedule; the policy's begins after the steps that train the critic alone."""
+    """Builds the learning-rate schedule of the policy and the critic.
 
-    def build_factor(steps: int) -> Callable[[int], float]:
+    The policy's begins after the steps that train only the critic.
+    """
+
+    def build_rate_factor(steps: int) -> Callable[[int], float]:
         name, warmup = args.lr_scheduler_type, args.warmup_steps
         schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=max(1, steps))
         return schedule.lr_lambdas[0]  # type: ignore[no-any-return]
 
-    policy, value = build_factor(n_steps - n_critic_updates), build_factor(n_steps)
+    policy, value = build_rate_factor(n_steps - n_critic_updates), build_rate_factor(n_steps)
 
-    def policy_factor(step: int) -> float:
+    def compute_policy_factor(step: int) -> float:
         return policy(step - n_critic_updates) if step >= n_critic_updates else 0.0
 
-    return LambdaLR(optimizer, [value if group["is_value"] else policy_factor for group in optimizer.param_groups])
+    return LambdaLR(
+        optimizer, [value if group["is_value"] else compute_policy_factor for group in optimizer.param_groups]
+    )

@@ -1,4 +1,7 @@
-"""A rollout batch that was sampled one step ahead, to and from a file: what a checkpoint holds with `async_steps`."""
+"""Saves and loads the rollout batch that was sampled one step ahead.
+
+A checkpoint holds it with `async_steps`.
+"""
 
 import json
 from collections.abc import Sequence
@@ -16,14 +19,17 @@ from qwen_align.reward.verdict import Verdict
 
 
 def save_batch(batch: RolloutBatch, path: Path) -> None:
-    """Writes the batch to a file, after waiting for the verdicts that are out."""
+    """Writes a rollout batch to a JSON file, after waiting for its pending verdicts."""
     used = {id(group) for group in batch.groups}
     groups = [{**_dump_group(group), "is_used": id(group) in used} for group in batch.tried]
     path.write_text(json.dumps({"wanted": batch.n_wanted, "groups": groups}), encoding="utf-8")
 
 
 def load_batch(path: Path, problems: Sequence[RenderedProblem], renderer: Renderer) -> RolloutBatch:
-    """Reads the batch as it was saved, but for the seconds it took."""
+    """Reads a rollout batch from a JSON file.
+
+    The seconds it took are not stored.
+    """
     saved = json.loads(path.read_text(encoding="utf-8"))
     by_id = {each.problem.id: each for each in problems}
     tried = [(_load_group(group, by_id, renderer), group["is_used"]) for group in saved["groups"]]
@@ -31,7 +37,7 @@ def load_batch(path: Path, problems: Sequence[RenderedProblem], renderer: Render
 
 
 def _dump_group(group: Group) -> dict[str, Any]:
-    """Returns the group as JSON."""
+    """Converts a group of completions to a JSON object."""
     request = group.generations[0].request
     return {
         "place": group.draw.position,
@@ -48,7 +54,10 @@ def _dump_group(group: Group) -> dict[str, Any]:
 
 
 def _load_group(saved: dict[str, Any], by_id: dict[str, RenderedProblem], renderer: Renderer) -> Group:
-    """Rebuilds a group from JSON; generations saved without a loss mask have every token in the loss."""
+    """Rebuilds a group of completions from its JSON object.
+
+    Generations saved without a loss mask have every token in the loss.
+    """
     draw = PromptDraw(saved["place"], by_id[saved["problem"]])
     request = Request(
         id=draw.request_id,

@@ -1,4 +1,4 @@
-"""The prompts of a run in training order: a stream without end whose state goes into checkpoints."""
+"""Draws the training prompts in order, as an endless stream whose state goes into checkpoints."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,26 @@ from qwen_align.align.settings.online_rl import ByPassRate, ByVariance, PromptOr
 
 
 class PromptDraw(NamedTuple):
-    """A prompt at its position in the stream, counted from 0: together they fix its completions' random numbers."""
+    """A prompt with its position in the prompt stream, counted from 0.
+
+    Together they fix its completions' random numbers.
+    """
 
     position: int
     rendered: RenderedProblem
 
     @property
     def request_id(self) -> str:
-        """The id of its request; the same problem at another position is sampled anew."""
+        """Returns the id of the prompt's generation request.
+
+        The same problem at another position is sampled anew.
+        """
         return f"{self.rendered.problem.id} at {self.position}"
 
 
 @dataclass
 class PromptStream:
-    """Gives out prompts, pass after pass over all of them, each pass in the order that `order` says."""
+    """An endless stream of training prompts that orders each pass over them as the settings say."""
 
     problems: Sequence[RenderedProblem]
     order: PromptOrder
@@ -41,7 +47,10 @@ class PromptStream:
             self.pass_rates = {each.problem.id: _read_pass_rate(each, column) for each in self.problems}
 
     def take_prompts(self, n: int) -> list[PromptDraw]:
-        """Returns the next `n` prompts; the last ones of a pass are followed by the first ones of the next."""
+        """Returns the next `n` prompts of the stream.
+
+        The last ones of a pass are followed by the first ones of the next.
+        """
         draws = []
         for _ in range(n):
             while not self.left:
@@ -51,11 +60,11 @@ class PromptStream:
         return draws
 
     def record_pass_rate(self, problem_id: str, pass_rate: float) -> None:
-        """Remembers which share of a prompt's completions was right this time."""
+        """Records the share of a prompt's completions that were right in the last step."""
         self.pass_rates[problem_id] = pass_rate
 
     def _order_next_pass(self) -> list[int]:
-        """Returns the indices of the next pass's prompts in order."""
+        """Returns the indices of the prompts of the next pass, in training order."""
         indices = list(range(len(self.problems)))
         number, self.passes = self.passes, self.passes + 1
         if isinstance(self.order, ByVariance):
@@ -69,7 +78,7 @@ class PromptStream:
         return indices
 
     def to_state(self) -> dict[str, Any]:
-        """Returns the stream's position and what it knows of its prompts, as JSON for a checkpoint."""
+        """Returns the stream's position, pass and pass rates as a JSON object for a checkpoint."""
         return {
             "place": self.position,
             "passes": self.passes,
@@ -79,7 +88,10 @@ class PromptStream:
         }
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state` was taken; raises DataError if that was over other prompts."""
+        """Restores the stream from the JSON object of a checkpoint.
+
+        Raises DataError if it was taken with another number of prompts.
+        """
         if state["prompts"] != len(self.problems):
             raise DataError(f"the checkpoint is of {state['prompts']} prompts, and there are {len(self.problems)} now")
         self.position, self.passes = state["place"], state["passes"]
@@ -87,7 +99,10 @@ class PromptStream:
 
 
 def _read_pass_rate(rendered: RenderedProblem, column: str) -> float:
-    """Reads a problem's pass rate from a column of its `meta`; raises DataError if that holds no share."""
+    """Reads a problem's pass rate from a column of its `meta`.
+
+    Raises DataError if that holds no share.
+    """
     value = rendered.problem.meta.get(column)
     if isinstance(value, Mapping) and value.get("n_judged"):  # what the pass_rate builder notes
         value = value["n_correct"] / value["n_judged"]
@@ -100,7 +115,7 @@ def _read_pass_rate(rendered: RenderedProblem, column: str) -> float:
 
 
 def compute_reward_variances(rewards_by_prompt: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Returns the variance of each prompt's rewards, over all of its completions."""
+    """Returns the variance of the rewards of each prompt's completions."""
     variances = {}
     for prompt, rewards in rewards_by_prompt.items():
         mean = sum(rewards) / len(rewards)

@@ -1,4 +1,4 @@
-"""Raw texts beside PPO: PPO-ptx's next-token loss, against forgetting."""
+"""Computes PPO-ptx's next-token loss on raw texts, which is added to PPO's against forgetting."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,10 @@ from qwen_align.align.rl.micro_batches import MicroBatch, build_micro_batch
 
 @dataclass(frozen=True)
 class RawTexts:
-    """Texts as token ids; a batch of them for every optimiser step, passes over all of them one after another."""
+    """A set of tokenised texts from which a batch is taken at every optimiser step.
+
+    Passes over all of them follow one another.
+    """
 
     samples: Sequence[Sample]
     batch: int
@@ -22,7 +25,10 @@ class RawTexts:
     dropped: dict[str, int] = field(default_factory=dict)  # texts that are none of the samples, by reason
 
     def choose_texts(self, step: int) -> list[int]:
-        """Returns the indices of the texts of an optimiser step, counted from 0."""
+        """Returns the indices of the texts that an optimiser step trains on.
+
+        Steps are counted from 0.
+        """
         numbers = []
         for position in range(step * self.batch, (step + 1) * self.batch):
             epoch, within = divmod(position, len(self.samples))
@@ -32,17 +38,23 @@ class RawTexts:
         return numbers
 
     def count_loss_tokens(self, numbers: Sequence[int]) -> int:
-        """Counts the tokens in the loss of these texts; a text's first token has nothing before it."""
+        """Counts the tokens in the loss of the texts with these indices.
+
+        A text's first token has nothing before it.
+        """
         return sum(len(self.samples[number].ids) - 1 for number in numbers)
 
     @staticmethod
     def compute_loss(scores: Scores, n_tokens: int) -> Tensor:
-        """Returns this pass's part of the mean next-token loss over `n_tokens`."""
+        """Returns the summed next-token loss of a micro-batch of texts, divided by `n_tokens`."""
         assert scores.logps is not None
         return -scores.logps.sum() / max(n_tokens, 1)
 
     def pack_micro_batches(self, numbers: Sequence[int], *, max_rows: int) -> Iterator[MicroBatch]:
-        """Yields the texts in micro-batches, the longest first; the first token of each is not scored."""
+        """Packs the texts with these indices into micro-batches, the longest first.
+
+        The first token of each is not scored.
+        """
         ordered = sorted(numbers, key=lambda number: (-len(self.samples[number].ids), number))
         for start in range(0, len(ordered), max_rows):
             part = ordered[start : start + max_rows]

@@ -1,4 +1,4 @@
-"""The rollout batches that a run trains on, one after another, and all that decides what the next one holds."""
+"""Collects the rollout batches of a training run one after another, and keeps the state that a checkpoint needs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,14 +20,17 @@ PENDING = "pending.json"
 
 
 class HeldOutQuestions:
-    """The held-out set: its questions, how they are sampled, and the judge of their completions."""
+    """The questions of the held-out set, with their sampling settings and the judge of their completions."""
 
     def __init__(self, setup: RolloutSetup, questions: Sequence[RenderedProblem], judge: Judge) -> None:
         self.setup, self.questions, self.judge = setup, questions, judge
 
 
 class RolloutSource:
-    """Gives the rollout batches of `settings.steps` steps; with `async_steps` each is sampled a step ahead."""
+    """A source of the rollout batches of a training run, one per step.
+
+    There are `settings.steps` of them; with `async_steps` each is sampled a step ahead.
+    """
 
     def __init__(
         self,
@@ -47,16 +50,17 @@ class RolloutSource:
 
     @property
     def engine(self) -> Engine:
+        """Returns the engine that samples the completions."""
         return self.setup.engine
 
     def use_engine(self, engine: Engine) -> None:
-        """Lets this engine sample all completions from now on."""
+        """Sets the engine that samples all completions from now on."""
         self.setup = self.setup._replace(engine=engine)
         if self.held_out_questions is not None:
             self.held_out_questions.setup = self.held_out_questions.setup._replace(engine=engine)
 
-    def collect_next(self, model: Any, logged_at: int) -> RolloutBatch:
-        """Collects the next batch and waits for its verdicts.
+    def collect_next_batch(self, model: Any, logged_at: int) -> RolloutBatch:
+        """Collects the next rollout batch and waits for its verdicts.
 
         `model` is the policy as it is now, `logged_at` the optimiser step to come.
         """
@@ -72,11 +76,11 @@ class RolloutSource:
         return batch
 
     def report_first_rollouts(self) -> None:
-        """Notes what a few rollouts look like before anything is trained."""
+        """Logs a note on a few rollouts sampled before training starts."""
         self.context.log_note(0, "preflight", describe_first_rollouts(self.setup, self.stream.problems, self.judge))
 
     def measure_held_out(self, model: Any) -> tuple[float, float]:
-        """Measures the policy's accuracy on the held-out set; returns it with its standard error."""
+        """Measures the policy's accuracy on the held-out set and returns it with its standard error."""
         assert self.held_out_questions is not None
         self._sync_weights(model)
         held_out = self.held_out_questions
@@ -85,12 +89,15 @@ class RolloutSource:
 
     @property
     def is_evaluation_due(self) -> bool:
-        """Whether the held-out set is to be evaluated before the next batch."""
+        """Returns whether the held-out set is to be evaluated before the next rollout batch."""
         held_out = self.settings.held_out
         return held_out is not None and self.batches % held_out.every_steps == 0
 
     def _collect_batch(self, step: int, model: Any, logged_at: int) -> RolloutBatch:
-        """Collects a step's groups with the policy's weights, and notes it where too few have a signal."""
+        """Collects the groups of a step with the policy's present weights.
+
+        Logs a note where too few have a signal.
+        """
         settings = self.settings
         self._sync_weights(model)
         batch = collect_groups(
@@ -112,7 +119,10 @@ class RolloutSource:
         return batch
 
     def _sync_weights(self, model: Any) -> None:
-        """Sends the policy's weights to an engine that has a copy; raises StageError when others arrived."""
+        """Sends the policy's weights to an engine that samples from a copy.
+
+        Raises StageError when their checksum differs on arrival.
+        """
         if not self.engine.has_own_weights:
             return
         held = self.engine.sync_weights(model, self.batches)
@@ -123,7 +133,7 @@ class RolloutSource:
             )
 
     def _count_verdicts(self, batch: RolloutBatch) -> None:
-        """Adds the batch to the run's counts of completions, groups and verdicts' reasons."""
+        """Adds the batch's completions, groups and verdict reasons to the counts of the run."""
         judged = [each for group in batch.tried for each in group.judged]
         self.counts["completions"] += len(judged)
         self.counts["groups"] += len(batch.tried)
@@ -138,16 +148,19 @@ class RolloutSource:
             self.counts["skipped batches"] += 1
 
     def to_state(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds of the batches so far, but for a prefetched one, as JSON."""
+        """Returns the run's batch number, counts and prompt stream as a JSON object for a checkpoint.
+
+        A prefetched batch is saved by `save_prefetched`.
+        """
         return {"batches": self.batches, "counts": dict(self.counts), "stream": self.stream.to_state()}
 
     def save_prefetched(self, folder: Path) -> None:
-        """Writes the batch that was sampled a step ahead into the checkpoint's folder, if there is one."""
+        """Writes the rollout batch sampled a step ahead, if any, into the checkpoint's folder."""
         if self._prefetched is not None:
             prefetched.save_batch(self._prefetched, folder / PENDING)
 
     def restore_state(self, state: dict[str, Any], folder: Path) -> None:
-        """Goes on where a checkpoint was written."""
+        """Restores the run's batch number, counts, prompt stream and prefetched batch from a checkpoint."""
         self.batches, self.counts = state["batches"], Counter(state["counts"])
         self.stream.restore_state(state["stream"])
         path, renderer = folder / PENDING, self.setup.renderer

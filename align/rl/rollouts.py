@@ -1,4 +1,4 @@
-"""A step's completions as tensors, and to and from a file bit by bit."""
+"""Holds a step's completions as tensors, and saves and loads them bit by bit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass
 class Rollouts:
-    """N completions ready to train on. What is said of tokens is flat: one completion's tokens after another's."""
+    """Tensors of N completions that are ready to train on.
+
+    A flat tensor holds the tokens of all completions, one completion after another.
+    """
 
     ids: Tensor  # of prompts and completions, each prompt before its completion
     n_prompt: Tensor  # (N,) tokens
@@ -39,56 +42,66 @@ class Rollouts:
 
     @property
     def n_tokens_in_loss(self) -> int:
-        """Tokens in the loss."""
+        """Returns the number of tokens in the loss, over all completions that count."""
         return int(self.n_loss_tokens[self.counts].sum())
 
     @property
     def n_loss_tokens(self) -> Tensor:
-        """Returns how many tokens each completion's loss mask leaves in the loss, whether it counts or not; (N,)."""
+        """Returns the number of tokens that each completion's loss mask keeps; (N,).
+
+        Completions that do not count are included.
+        """
         return self.pad_tokens(self.loss_mask).sum(dim=1) if len(self) else self.n_tokens
 
     def get_mask(self, rows: Sequence[int] | None = None) -> Tensor:
-        """Returns 1 for the tokens in the loss of these completions, or of all, else 0; (B, T) float32.
+        """Returns a mask that is 1 at the tokens in the loss of the given rows, else 0; (B, T) float32.
 
-        Neither a completion that does not count nor a token outside its loss mask is in the loss.
+        Without rows it is that of all completions. Neither a completion that does not count nor a token outside its
+        loss mask is in the loss.
         """
         which = slice(None) if rows is None else list(rows)
         return (self.pad_tokens(self.loss_mask, rows) & self.counts[which][:, None]).float()
 
     def pad_tokens(self, flat: Tensor, rows: Sequence[int] | None = None) -> Tensor:
-        """Pads a flat tensor to one row per completion, zeros behind each; (B, T)."""
+        """Pads a flat tensor to one row per completion, with zeros behind each; (B, T)."""
         parts = self.split_by_completion(flat)
         chosen = parts if rows is None else [parts[row] for row in rows]
         return torch.nn.utils.rnn.pad_sequence(list(chosen), batch_first=True) if chosen else flat.new_zeros(0, 0)
 
     def split_by_completion(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """Splits a flat tensor into each completion's part."""
+        """Splits a flat tensor into one tensor per completion."""
         return torch.split(flat, self.n_tokens.tolist())
 
     def flatten_tokens(self, padded: Tensor) -> Tensor:
-        """Returns the completions' tokens of a padded tensor (N, T) one after another, flat."""
+        """Flattens a padded tensor (N, T) to the tokens of all completions, one after another."""
         positions = torch.arange(padded.shape[1])
         return padded[positions < self.n_tokens[:, None]]
 
     def get_token_ids(self, row: int) -> list[int]:
-        """Returns the token ids of a completion behind those of its prompt."""
+        """Returns the token ids of a completion with its prompt in front."""
         start = int((self.n_prompt[:row] + self.n_tokens[:row]).sum())
         return self.ids[start : start + int(self.n_prompt[row] + self.n_tokens[row])].tolist()
 
     def select_trained_rows(self, *, without_signal: bool) -> list[int]:
-        """Returns the completions that count; those whose advantages are all zero only `without_signal`."""
+        """Returns the row numbers of the completions that count and have a nonzero advantage.
+
+        With `without_signal` those whose advantages are all zero are included.
+        """
         has_signal = torch.tensor([bool(part.any()) for part in self.split_by_completion(self.advantages)])
         kept = self.counts & (has_signal | without_signal)
         return kept.nonzero()[:, 0].tolist()
 
     def save(self, path: Path) -> None:
-        """Writes all tensors to a safetensors file."""
+        """Writes all tensors of the rollouts to a safetensors file."""
         tensors = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "share"}
         given = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
         save_file(given | {"share": torch.tensor(self.share, dtype=torch.float64)}, path)
 
     @classmethod
     def load(cls, path: Path) -> "Rollouts":
-        """Reads what `save` wrote; in a file without a loss mask every token is in the loss."""
+        """Loads rollouts from a safetensors file.
+
+        In a file without a loss mask every token is in the loss.
+        """
         tensors = load_file(path)
         return cls(**{**tensors, "share": float(tensors["share"])})

@@ -1,4 +1,7 @@
-"""What a model says of every token of a step's completions, computed without gradients and shared by all processes."""
+"""Computes log-probs and critic values of all tokens of a step's completions, split among the processes.
+
+Without gradients.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +16,7 @@ from qwen_align.align.training.distributed import gather_objects
 
 
 class Scorer(NamedTuple):
-    """How micro-batches are cut and where they are computed.
+    """A forward-pass runner that packs completions into micro-batches and scores their tokens on a device.
 
     `pack` cuts rows into this process's micro-batches and idle ones; `autocast` is the precision of forward passes.
     """
@@ -23,18 +26,27 @@ class Scorer(NamedTuple):
     device: torch.device
 
     def score_logps(self, model: Any, rollouts: Rollouts, rows: Sequence[int]) -> Tensor:
-        """Returns the model's log-prob of every token of these completions; flat, NaN for the others'."""
+        """Returns a model's log-prob of every token of the given completions, as a flat tensor.
+
+        Tokens of other completions are NaN.
+        """
         return self._score_tokens(rollouts, rows, lambda batch: model(batch, policy=True, values=False).logps)
 
     def score_values(self, model: Any, rollouts: Rollouts, rows: Sequence[int]) -> Tensor:
-        """Returns the critic's value of every token of these completions; flat, NaN for the others'."""
+        """Returns the critic's value of every token of the given completions, as a flat tensor.
+
+        Tokens of other completions are NaN.
+        """
         return self._score_tokens(rollouts, rows, lambda batch: model(batch, policy=False, values=True).values)
 
     @torch.no_grad()
     def _score_tokens(
         self, rollouts: Rollouts, rows: Sequence[int], score: Callable[[MicroBatch], Tensor | None]
     ) -> Tensor:
-        """Returns one score for every token of the rows, flat, NaN elsewhere; the rows are shared by the processes."""
+        """Scores every token of the given completions by a function and returns a flat tensor.
+
+        Tokens of other completions are NaN. The processes share the rows.
+        """
         n_tokens = rollouts.n_tokens.tolist()
         parts: dict[int, Tensor] = {}
         mine, idle = self.pack(rollouts, rows)

@@ -1,4 +1,4 @@
-"""A step in numbers, for metrics.jsonl and the watchdogs, and in completions, for people to read."""
+"""Computes a step's metrics for metrics.jsonl and the watchdogs, and chooses completions for samples.jsonl."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from qwen_align.align.rl.rollouts import Rollouts
 
 
 def compute_batch_metrics(batch: RolloutBatch) -> dict[str, float]:
-    """Returns the metrics of a step's rollouts: rewards, lengths, groups, seconds.
+    """Returns the metrics of a rollout batch: rewards, lengths, group counts and seconds.
 
     They are of all groups that were tried, or the reward would be that of a selection.
     """
@@ -38,13 +38,16 @@ def compute_batch_metrics(batch: RolloutBatch) -> dict[str, float]:
 
 
 def compute_mask_metrics(rollouts: Rollouts) -> dict[str, float]:
-    """Returns the share of the completions' tokens that loss masks leave out; nothing where they leave out none."""
+    """Returns the share of the completions' tokens that loss masks exclude from the loss.
+
+    The dict is empty where they exclude none.
+    """
     masked_share = 1 - float(rollouts.loss_mask.float().mean())
     return {"completions/masked_share": masked_share} if masked_share else {}
 
 
 def choose_samples(batch: RolloutBatch, rollouts: Rollouts, n: int) -> Iterator[dict[str, Any]]:
-    """Yields `n` of the trained completions for samples.jsonl, from the highest advantage to the lowest."""
+    """Yields `n` trained completions for samples.jsonl, spread from the highest to the lowest advantage."""
     rows = [(group, judged) for group in batch.groups for judged in group.judged]
     advantages = rollouts.split_by_completion(rollouts.advantages)
     masks = rollouts.split_by_completion(rollouts.loss_mask)
@@ -67,11 +70,17 @@ def choose_samples(batch: RolloutBatch, rollouts: Rollouts, n: int) -> Iterator[
 
 
 def _compute_deviation(group: Group) -> float:
-    """Returns the standard deviation of a group's rewards; 0 with fewer than two."""
+    """Returns the standard deviation of a group's rewards.
+
+    It is 0 with fewer than two.
+    """
     values = [value for value in group.values if value is not None]
     return float(torch.tensor(values).std()) if len(values) > 1 else 0.0
 
 
 def _compute_mean(values: list[Any]) -> float:
-    """Returns the mean; 0 without values."""
+    """Returns the mean of a list of values.
+
+    It is 0 without values.
+    """
     return sum(values) / len(values) if values else 0.0

@@ -1,7 +1,8 @@
-"""The loop of online RL on transformers' Trainer: collect rollouts, assign advantages, update, save checkpoints.
+"""Runs the online RL training loop: collect rollouts, assign advantages, update, save checkpoints.
 
-Trainer gives devices, DeepSpeed, clipping and checkpoints. For every optimiser step it asks for a batch, which here is
-a list of the step's completions, trained on in micro-batches of our own.
+The loop is that of transformers' Trainer. Trainer gives devices, DeepSpeed, clipping and checkpoints. For every
+optimiser step it asks for a batch, which here is a list of the step's completions, trained on in micro-batches of our
+own.
 """
 
 import random
@@ -51,7 +52,7 @@ WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
 
 
 class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
-    """Trains a policy by online RL: each batch of rollouts is trained on in `updates` optimiser steps.
+    """A transformers Trainer for online RL, which makes `updates` optimiser steps on each rollout batch.
 
     `reference` is the model the stage started from, if a KL to it is asked for and the policy has no adapters.
     """
@@ -95,11 +96,17 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     # --- what Trainer asks for
 
     def get_train_dataloader(self) -> "DataLoader[int]":
-        """Returns as many entries as there are optimiser steps; what each trains on is decided when it comes."""
+        """Returns a data loader with one placeholder entry per optimiser step.
+
+        What each trains on is decided when it comes.
+        """
         return DataLoader(self.train_dataset, batch_size=1)
 
     def get_batch_samples(self, *_: Any) -> tuple[list[dict[str, Any]], None]:
-        """Returns the completions of the next optimiser step; collects new rollouts when a batch has been used up."""
+        """Returns the row numbers of the completions for the next optimiser step.
+
+        Collects new rollouts when a batch has been used up.
+        """
         self.metrics = {}
         self._is_first_update = not self.minibatches
         if self._is_first_update:
@@ -108,14 +115,17 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return [{"rows": self.minibatches.pop(0)}], None
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Computes the gradients of an optimiser step; none, and a loss of 0, when there is nothing to learn from."""
+        """Computes the gradients of an optimiser step and returns its loss.
+
+        There are no gradients, and the loss is 0, when no completion trains anything.
+        """
         started = time.monotonic()
         model.train()
         self._sums = {}
         loss = torch.zeros((), device=self.args.device)
         passes = self._plan_passes(inputs["rows"])
         for number, compute_part in enumerate(passes, start=1):
-            with self._exchange_gradients(model, number == len(passes)):
+            with self._sync_gradients_if_last(model, number == len(passes)):
                 with self.compute_loss_context_manager():
                     part = compute_part(model)
                 # Gradients are averaged over devices, and these are parts of one sum.
@@ -139,7 +149,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return 0
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Creates AdamW, with a learning rate of their own for the critic's parameters."""
+        """Creates the AdamW optimiser, with a separate learning rate for the critic's parameters."""
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.model))
             critic = self.algorithm.critic
@@ -149,7 +159,10 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Creates the recipe's learning-rate schedule; the policy's begins after the critic's warm-up."""
+        """Creates the learning-rate scheduler of the policy and the critic.
+
+        The policy's begins after the critic's warm-up.
+        """
         if self.lr_scheduler is None:
             late = self.algorithm.n_critic_updates
             optimizer = optimizer or self.optimizer
@@ -160,26 +173,26 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     # --- a batch of completions
 
     def _start_batch(self) -> None:
-        """Collects a batch of rollouts, scores it, assigns advantages and schedules its optimiser steps."""
+        """Collects a rollout batch, scores its tokens, assigns advantages and schedules its optimiser steps."""
         rollout_source = self.rollout_source
         if rollout_source.batches == 0:
             rollout_source.report_first_rollouts()
         if rollout_source.is_evaluation_due:
             self._evaluate_held_out()
-        batch = rollout_source.collect_next(self.model.causal_lm, self.state.global_step + 1)
+        batch = rollout_source.collect_next_batch(self.model.causal_lm, self.state.global_step + 1)
         self.metrics |= compute_batch_metrics(batch)
         if not batch.groups:
             self.rollouts, self.minibatches = None, [[] for _ in range(self.settings.updates.count)]
             return
         self.rollouts = build_rollouts(batch, mask_truncated=self.settings.mask_truncated)
         self.metrics |= compute_mask_metrics(self.rollouts)
-        everything = range(len(self.rollouts))
+        all_rows = range(len(self.rollouts))
         self._score_before_updates(self.rollouts)
         if self.algorithm.needs_reference_everywhere:
-            self._score_by_reference(self.rollouts, everything)
+            self._score_by_reference(self.rollouts, all_rows)
         self.algorithm.assign_advantages(self.rollouts, self.kl_coefficient.value, self.reward_scale)
         if self.settings.kl and not self.algorithm.needs_reference_everywhere:
-            self._score_by_reference(self.rollouts, self._select_trained_rows(everything))
+            self._score_by_reference(self.rollouts, self._select_trained_rows(all_rows))
         self.minibatches = self._schedule_minibatches(len(self.rollouts))
         if self.rollouts.reference_logps is not None:
             self._measure_reference_kl(self.rollouts)
@@ -187,7 +200,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             self.context.log_sample(self.state.global_step + 1, sample)
 
     def _score_before_updates(self, rollouts: Rollouts) -> None:
-        """Sets what the policy and the critic say of the completions before they are trained on."""
+        """Sets the old log-probs and critic values of the rollouts before they are trained on."""
         policy, rows = self.model_wrapped, range(len(rollouts))
         if not self._is_on_policy and not self._engine_is_exact:
             rollouts.old_logps = self.scorer.score_logps(policy, rollouts, rows)
@@ -195,15 +208,21 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             rollouts.values = self.scorer.score_values(policy, rollouts, rows)
 
     def _score_by_reference(self, rollouts: Rollouts, rows: Sequence[int]) -> None:
-        """Sets the reference's log-probs of these completions; NaN for the others' tokens."""
+        """Sets the reference policy's log-probs of the given completions.
+
+        Tokens of other completions are NaN.
+        """
         if self.reference is not None:
             rollouts.reference_logps = self.scorer.score_logps(self.reference, rollouts, rows)
         else:
-            with self.model.acting_as_reference():
+            with self.model.disable_policy_adapter():
                 rollouts.reference_logps = self.scorer.score_logps(self.model_wrapped, rollouts, rows)
 
     def _schedule_minibatches(self, n: int) -> list[list[int]]:
-        """Returns the completions of each optimiser step of this batch; every pass deals all of them out anew."""
+        """Shuffles `n` completions into minibatches and returns their row numbers, one list per optimiser step.
+
+        Every epoch shuffles all of them anew.
+        """
         updates, minibatches = self.settings.updates, []
         if updates.count == 1:
             return [list(range(n))]
@@ -214,7 +233,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return minibatches
 
     def _measure_reference_kl(self, rollouts: Rollouts) -> None:
-        """Logs the KL to the reference and adapts its coefficient; renews the reference where that is due.
+        """Logs the KL to the reference policy, adapts its coefficient and updates a reference that is due.
 
         Raises StageError if the first KL is not 0: the reference is then another model.
         """
@@ -233,11 +252,11 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             self.reference.policy.load_state_dict(self.model.policy.state_dict())
 
     def measure_held_out_now(self) -> tuple[float, float]:
-        """Measures the present policy's accuracy on the held-out set; returns it with its standard error."""
+        """Measures the present policy's accuracy on the held-out set and returns it with its standard error."""
         return self.rollout_source.measure_held_out(self.model.causal_lm)
 
     def _evaluate_held_out(self) -> None:
-        """Logs the accuracy on the held-out set and notes alerts."""
+        """Evaluates the held-out set, logs its accuracy and notes watchdog alerts."""
         mean, stderr = self.measure_held_out_now()
         self.metrics |= {"held_out/accuracy": mean, "held_out/stderr": stderr}
         for alert in self.watchdogs.check_held_out(self.state.global_step, mean, stderr):
@@ -246,7 +265,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     # --- an optimiser step
 
     def _plan_passes(self, rows: list[int]) -> list[Callable[[Any], Tensor]]:
-        """Returns the forward passes of this process for an optimiser step, each a function of the model."""
+        """Returns this process's forward passes for an optimiser step, each as a function from model to loss."""
         trained = self._select_trained_rows(rows)
         if not trained:
             return []
@@ -260,14 +279,17 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return [*passes, *self._plan_text_passes()]
 
     def _select_trained_rows(self, rows: Iterable[int]) -> list[int]:
-        """Returns those of the rows that move the model."""
+        """Returns the row numbers of the completions that train the model."""
         if self.rollouts is None:
             return []
         kept = set(self.rollouts.select_trained_rows(without_signal=self.algorithm.trains_without_advantage))
         return [row for row in rows if row in kept]
 
     def _compute_completion_loss(self, model: Any, *, batch: MicroBatch, totals: StepTotals) -> Tensor:
-        """Returns the loss of a micro-batch of completions; one without a share passes for no effect."""
+        """Returns the loss of a micro-batch of completions.
+
+        An idle micro-batch, whose totals have a share of 0, has a loss of 0.
+        """
         assert self.rollouts is not None
         terms = UpdateTerms(
             on_policy=self._is_on_policy,
@@ -284,7 +306,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return loss
 
     def _plan_text_passes(self) -> list[Callable[[Any], Tensor]]:
-        """Returns the forward passes of this process over PPO-ptx's raw texts."""
+        """Returns this process's forward passes over PPO-ptx's raw texts for an optimiser step."""
         if self.texts is None or self._is_critic_warmup:
             return []
         numbers = self.texts.choose_texts(self.state.global_step)
@@ -296,7 +318,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return passes + [partial(self._compute_text_loss, batch=batch, n_tokens=n_tokens, share=0.0) for batch in idle]
 
     def _compute_text_loss(self, model: Any, *, batch: MicroBatch, n_tokens: int, share: float = 1.0) -> Tensor:
-        """Returns the weighted next-token loss of a micro-batch of raw texts."""
+        """Returns the next-token loss of a micro-batch of raw texts, times PPO-ptx's coefficient."""
         assert self.texts is not None
         loss = share * self.texts.compute_loss(model(batch.to(self.args.device), temperature=1.0), n_tokens)
         self._add_sums({"ptx/loss": loss.detach()})
@@ -304,12 +326,12 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return self.algorithm.ptx.coefficient * loss
 
     def _add_sums(self, sums: Sums) -> None:
-        """Adds a micro-batch's sums to those of the optimiser step."""
+        """Adds the metric sums of a micro-batch to those of the optimiser step."""
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
 
     def _summarise_update(self, loss: Tensor, *, is_skipped: bool) -> None:
-        """Turns the optimiser step's sums over all devices into its metrics."""
+        """Sums the optimiser step's metric sums over all devices and sets its metrics."""
         self.skipped += is_skipped
         names = sorted(self._sums)
         totals = torch.stack([loss, *(self._sums[name].float() for name in names)])
@@ -333,7 +355,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             self.metrics["entropy/coefficient"] = self.entropy_coefficient.value
 
     def _check_watchdogs(self) -> None:
-        """Checks a batch after its last update: its rollouts, and what its updates have done; notes alerts."""
+        """Checks a batch's metrics against the watchdogs after its last update and notes their alerts."""
         metrics = {**self._batch_metrics, **self.metrics}
         for alert in self.watchdogs.check_step(self.state.global_step + 1, metrics):
             self.context.log_note(alert.step, alert.watchdog, alert.message)
@@ -341,7 +363,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     # --- checkpoints, and what the stage hands on
 
     def save_policy(self, folder: str) -> None:
-        """Writes the policy alone, as a model folder or an adapter folder in Hugging Face form."""
+        """Saves the policy alone, as a model folder or an adapter folder in Hugging Face form."""
         policy, only_policy = self.model.policy, dict[str, Any]()
         if isinstance(policy, PeftModel):
             only_policy["selected_adapters"] = [POLICY_ADAPTER]
@@ -354,7 +376,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             policy.save_pretrained(folder, **only_policy)
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Writes the weights that training changes, policy's and critic's, into a checkpoint."""
+        """Saves the trained weights of policy and critic into a checkpoint."""
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -363,7 +385,10 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             save_file({name: weights[name].detach().contiguous() for name in sorted(trained)}, folder / WEIGHTS)
 
     def _save_extra_state(self, folder: Path) -> None:
-        """Writes into a checkpoint what decides how the run goes on, beside weights and optimiser."""
+        """Saves into a checkpoint the other state needed to resume: controllers, watchdogs, rollouts, prompt stream.
+
+        Trainer itself saves weights and optimiser.
+        """
         state = {
             "experience": self.rollout_source.to_state(),
             "kl": self.kl_coefficient.to_state(),
@@ -382,6 +407,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             save_file(dict(self.reference.policy.named_parameters()), folder / REFERENCE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Loads the trained weights and the state needed to resume from a checkpoint folder."""
         folder = Path(resume_from_checkpoint)
         _load_weights(self.model, folder / WEIGHTS)
         state = read_json(folder / STATE)
@@ -408,7 +434,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return int(self.args.world_size)
 
     def _pack_micro_batches(self, rollouts: Rollouts, rows: Sequence[int]) -> tuple[list[MicroBatch], list[MicroBatch]]:
-        """Returns this process's micro-batches of the rows, and idle ones."""
+        """Returns this process's micro-batches of the given completions, and its idle micro-batches."""
         return pack_micro_batches(
             rollouts,
             rows,
@@ -418,8 +444,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             share_prompts=self.model.can_share_prompts,
         )
 
-    def _exchange_gradients(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
-        """Lets devices exchange gradients after the last pass alone."""
+    def _sync_gradients_if_last(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
+        """Returns a context manager in which devices exchange gradients only in the last forward pass."""
         self.accelerator.gradient_state._set_sync_gradients(is_last)
         if is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             return nullcontext()
@@ -429,21 +455,25 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
 
     @property
     def _is_on_policy(self) -> bool:
-        """Whether the policy that is updated is the one that sampled."""
+        """Returns whether the policy being updated is the policy that sampled the completions."""
         return self.settings.updates.count == 1 and not self.settings.async_steps
 
     @property
     def _engine_is_exact(self) -> bool:
-        """Whether the engine's log-probs are those the trainer would compute, but for float32's rounding."""
+        """Returns whether the engine's log-probs equal the trainer's, but for float32's rounding."""
         return not self.rollout_source.engine.has_own_weights and self.settings.precision == "fp32"
 
     @property
     def _is_critic_warmup(self) -> bool:
+        """Returns whether the present optimiser step trains only the critic."""
         return bool(self.state.global_step < self.algorithm.n_critic_updates)
 
 
 def _load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Loads weights of a checkpoint into the module; raises StageError for names that it has not."""
+    """Loads the weights of a checkpoint file into a module.
+
+    Raises StageError for weights that the module does not have.
+    """
     unknown = module.load_state_dict(load_file(path), strict=False).unexpected_keys
     if unknown:
         raise StageError(f"{path}: holds weights the model has not, such as {unknown[0]}; --force the stage")

@@ -1,4 +1,4 @@
-"""Watchdogs: rules that see from a run's metrics what goes wrong, with the likely cause and the setting to change."""
+"""Checks a training run's metrics for known failures and says the likely cause and the setting to change."""
 
 import math
 from collections import deque
@@ -13,7 +13,7 @@ QUIET_STEPS = 50  # steps for which a watchdog that has given an alert is quiet
 
 
 class Alert(NamedTuple):
-    """A watchdog's warning: what is going wrong, why, and what to change."""
+    """A watchdog's warning: what goes wrong in training, its likely cause and what to change."""
 
     watchdog: Watchdog
     step: int
@@ -26,7 +26,10 @@ Metrics = dict[str, float]
 
 @dataclass
 class Watchdogs:
-    """Checks every step's metrics; `to_state` goes into checkpoints."""
+    """A set of watchdogs that check the metrics of every training step.
+
+    `to_state` goes into checkpoints.
+    """
 
     settings: Watch
     streaks: dict[str, int] = field(default_factory=dict)  # steps in a row that agree
@@ -36,7 +39,7 @@ class Watchdogs:
     best: dict[str, Any] | None = None  # held-out accuracy at its best, with the reward then
 
     def check_step(self, step: int, metrics: Metrics) -> list[Alert]:
-        """Returns the alerts after a step.
+        """Checks the metrics of a step and returns the watchdogs' alerts.
 
         Raises StageError for a metric that is not finite and for the alert of a watchdog that is to stop the stage.
         """
@@ -98,7 +101,7 @@ class Watchdogs:
         return self._stop_on_alerts([alert for alert in alerts if alert])
 
     def check_held_out(self, step: int, accuracy: float, stderr: float) -> list[Alert]:
-        """Returns the alert after an evaluation of the held-out set, if accuracy falls while the reward rises."""
+        """Checks held-out accuracy and returns an alert if it falls while the reward rises."""
         reward = sum(self.rewards) / len(self.rewards) if self.rewards else -math.inf
         if self.best is None or accuracy >= self.best["accuracy"]:
             self.best = {"accuracy": accuracy, "stderr": stderr, "reward": reward, "step": step}
@@ -117,13 +120,19 @@ class Watchdogs:
         return self._stop_on_alerts([alert] if alert else [])
 
     def require_finite(self, step: int, metrics: Metrics) -> None:
-        """Raises StageError for a metric that is NaN or infinite."""
+        """Checks that all metrics are finite.
+
+        Raises StageError for a metric that is NaN or infinite.
+        """
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise StageError(f"step {step}: {name} is {value}; lower learning_rate or max_grad_norm")
 
     def _check_entropy(self, step: int, metrics: Metrics) -> Alert | None:
-        """Returns an alert if the entropy is far below that of the first steps."""
+        """Returns an alert if the entropy is far below that of the first steps.
+
+        Else returns None.
+        """
         if "entropy" not in metrics or len(self.first_values["entropy"]) < FIRST_STEPS:
             return None
         start, now = sum(self.first_values["entropy"]) / FIRST_STEPS, metrics["entropy"]
@@ -136,7 +145,10 @@ class Watchdogs:
         )
 
     def _check_length(self, step: int, metrics: Metrics) -> Alert | None:
-        """Returns an alert if completions are far longer or shorter than in the first steps."""
+        """Returns an alert if completions are far longer or shorter than in the first steps.
+
+        Else returns None.
+        """
         name = "completions/mean_tokens"
         if len(self.first_values[name]) < FIRST_STEPS:
             return None
@@ -157,7 +169,10 @@ class Watchdogs:
     def _alert_after_patience(
         self, name: Watchdog, step: int, is_wrong: bool, message: str, *, patience: int | None = None
     ) -> Alert | None:
-        """Returns the alert if things are wrong for so many steps in a row, and it was not given lately."""
+        """Returns an alert if a watchdog's condition has held for `patience` steps in a row.
+
+        Returns None before that, and for some time after it has given an alert.
+        """
         self.streaks[name] = self.streaks.get(name, 0) + 1 if is_wrong else 0
         if self.streaks[name] < (self.settings.patience_steps if patience is None else patience):
             return None
@@ -167,14 +182,17 @@ class Watchdogs:
         return Alert(name, step, message)
 
     def _stop_on_alerts(self, alerts: list[Alert]) -> list[Alert]:
-        """Returns the alerts; raises StageError for one whose watchdog is to stop the stage."""
+        """Returns the alerts unless one of them stops the stage.
+
+        Raises StageError for an alert of a watchdog that is set to stop it.
+        """
         for alert in alerts:
             if alert.watchdog in self.settings.stop_on:
                 raise StageError(f"step {alert.step}: stopped by watchdog {alert.watchdog}: {alert.message}")
         return alerts
 
     def to_state(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds of the watchdogs, as JSON."""
+        """Returns the watchdogs' state as a JSON object for a checkpoint."""
         return {
             "rows": self.streaks,
             "said": self.last_alerts,
@@ -184,7 +202,7 @@ class Watchdogs:
         }
 
     def restore_state(self, state: dict[str, Any]) -> None:
-        """Goes on where a checkpoint was written."""
+        """Restores the watchdogs' state from the JSON object of a checkpoint."""
         self.streaks, self.last_alerts, self.first_values = state["rows"], state["said"], state["first"]
         self.rewards.clear()
         self.rewards.extend(state["rewards"])

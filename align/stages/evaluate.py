@@ -58,7 +58,7 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
                 if file:
                     file.writelines(to_json_line(row) + "\n" for row in rows)
                     by_question = scoring.group_by_question(rows, _find_expected_mode(switch, renderer))
-                    result = scoring.name_results(
+                    result = scoring.build_result_fields(
                         statistics.summarise_samples(by_question, settings.completions_per_prompt), rows
                     )
                     compute_question_means.append(statistics.compute_question_means(by_question))

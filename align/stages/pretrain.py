@@ -66,7 +66,7 @@ def train_model(
     resume_point = checkpoints.find_newest_checkpoint(checkpoint_folder)
     done, losses = load_checkpoint(resume_point.folder, model, optimizers)
     context.truncate_logs(done)
-    resume_point.note_damage(context)
+    resume_point.log_damaged_checkpoints(context)
     batches = itertools.islice(stream_batches(documents, settings, context.seed), done, None)
     n_tokens = settings.batch * settings.sequence_length
     model.train()

@@ -1,1 +1,1 @@
-"""What every stage that trains shares: TRL's arguments, checkpoints, the fit itself."""
+"""Runs training for every training stage: arguments for TRL, checkpoints, processes and the training loop."""

@@ -1,4 +1,4 @@
-"""Reports progress and losses of a transformers Trainer and stops it when asked."""
+"""Reports the progress and losses of a transformers Trainer and stops it on request."""
 
 import math
 from typing import Any
@@ -7,11 +7,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.training.distributed import is_true_anywhere
+from qwen_align.align.training.distributed import is_true_in_any_process
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Reports progress and metrics, stops training when asked, raises StageError when the loss is not finite."""
+    """A Trainer callback that reports progress and metrics and stops training on request.
+
+    Raises StageError when the loss is not finite.
+    """
 
     def __init__(self, context: Context, tokens_per_step: float = 0.0) -> None:
         self.context = context
@@ -20,10 +23,10 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Reports the step; saves and stops when any process was asked to stop."""
+        """Reports the finished step, and saves and stops if any process was asked to stop."""
         tokens = state.num_input_tokens_seen or int(self.tokens_per_step * state.global_step)
         self.context.report_progress(state.global_step, state.max_steps, tokens)
-        if is_true_anywhere(self.context.is_stop_requested()) and state.global_step < state.max_steps:
+        if is_true_in_any_process(self.context.is_stop_requested()) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
         return control
@@ -31,7 +34,10 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Logs the step's metrics; raises StageError when the loss is not finite."""
+        """Logs the metrics of a step.
+
+        Raises StageError when the loss is not finite.
+        """
         logs = {name: value for name, value in (kwargs.get("logs") or {}).items() if isinstance(value, int | float)}
         if not math.isfinite(logs.get("loss", 0.0)):
             raise StageError(f"step {state.global_step}: the loss is {logs['loss']}; lower learning_rate")

@@ -1,4 +1,4 @@
-"""Writes checkpoints atomically and finds the newest one that is undamaged."""
+"""Writes checkpoints atomically and finds the newest undamaged checkpoint."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,36 +15,51 @@ NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the f
 
 
 class ResumePoint(NamedTuple):
-    """The checkpoint to resume from, None for the beginning, and what is wrong with those that were passed over."""
+    """The checkpoint folder to resume from and the faults of newer, damaged checkpoints.
+
+    The folder is None at the beginning.
+    """
 
     folder: Path | None
     damaged: list[str]
 
     @property
     def step(self) -> int:
-        """The step to resume after, 0 at the beginning."""
+        """Returns the training step of the checkpoint to resume from.
+
+        It is 0 at the beginning.
+        """
         return (parse_checkpoint_step(self.folder) or 0) if self.folder else 0
 
-    def note_damage(self, context: Context) -> None:
-        """Logs a note for each damaged checkpoint; call it after `context.truncate_logs`, which would drop them."""
+    def log_damaged_checkpoints(self, context: Context) -> None:
+        """Logs a note for each damaged checkpoint.
+
+        Call it after `context.truncate_logs`, which would drop them.
+        """
         resumed_from = f"going on from {self.folder.name}" if self.folder else "starting from the beginning"
         for problem in self.damaged:
             context.log_note(self.step, "damaged checkpoint", f"{problem}; {resumed_from}")
 
 
 class AtomicCheckpoints:
-    """Mixin before a transformers Trainer: a checkpoint is renamed into place after all of it is on disk."""
+    """A mixin for a transformers Trainer that renames a checkpoint into place once it is complete.
+
+    It comes before Trainer among the base classes.
+    """
 
     args: TrainingArguments
     state: TrainerState
     _checkpoint_root: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Returns the folder that transformers writes to: the partial checkpoint's while one is saved."""
+        """Returns the folder that transformers writes to.
+
+        While a checkpoint is saved, it is the partial checkpoint's.
+        """
         return str(self._checkpoint_root or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Saves a checkpoint into a partial folder, checks it and renames it into place."""
+        """Saves a checkpoint into a partial folder, checks its files and renames it into place."""
         home = Path(str(self.args.output_dir))
         folder = get_partial_folder(home, self.state.global_step)
         self._checkpoint_root = folder.parent
@@ -58,19 +73,22 @@ class AtomicCheckpoints:
         wait_for_all()
 
     def _save_extra_state(self, folder: Path) -> None:
-        """Writes what else a checkpoint has to hold; called in the main process."""
+        """Saves a subclass's own state into the checkpoint folder.
+
+        Called in the main process.
+        """
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes no model card: the stage's manifest says what the model is."""
+        """Writes no model card, because the stage's manifest describes the model."""
 
 
 def get_partial_folder(home: Path, step: int) -> Path:
-    """Returns the folder that a checkpoint's files are written to before `publish_checkpoint`."""
+    """Returns the folder that a checkpoint's files are written to before it is published."""
     return home / "partial" / f"checkpoint-{step}"
 
 
 def publish_checkpoint(home: Path, step: int) -> None:
-    """Seals the partial checkpoint, renames it into place and deletes the older ones."""
+    """Seals the partial checkpoint, renames it into place and deletes older checkpoints."""
     folder = get_partial_folder(home, step)
     (folder / "training_args.bin").unlink(missing_ok=True)
     integrity.seal_folder(folder, step=step, world_size=get_world_size())
@@ -82,7 +100,10 @@ def publish_checkpoint(home: Path, step: int) -> None:
 
 
 def _check_checkpoint_files(folder: Path) -> None:
-    """Checks that the trainer saved all it needs to resume; raises StageError. DeepSpeed has files of its own."""
+    """Checks that a checkpoint folder has all the files needed to resume.
+
+    Raises StageError if one is missing. DeepSpeed has files of its own.
+    """
     missing = [name for name in NEEDED if not (folder / name).exists()]
     if not any(folder.glob("rng_state*")):
         missing.append("rng_state.pth")
@@ -93,9 +114,10 @@ def _check_checkpoint_files(folder: Path) -> None:
 
 
 def find_newest_checkpoint(home: Path) -> ResumePoint:
-    """Returns the newest undamaged checkpoint; raises StageError when another number of processes made it.
+    """Finds the newest undamaged checkpoint in the folder.
 
-    The main process reads all files and broadcasts the result.
+    Raises StageError when another number of processes made it. The main process reads all files and broadcasts the
+    result.
     """
     resume_point = broadcast_from_main(_find_resumable(home) if is_main_process() else None)
     if resume_point.folder:
@@ -109,7 +131,7 @@ def find_newest_checkpoint(home: Path) -> ResumePoint:
 
 
 def _find_resumable(home: Path) -> ResumePoint:
-    """Verifies the checkpoints from the newest on and returns the first that is undamaged."""
+    """Verifies the checkpoints in a folder from the newest on and returns the first undamaged one."""
     remove_tree(home / "partial")
     steps = {folder: parse_checkpoint_step(folder) for folder in _list_checkpoints(home)}
     damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
@@ -131,6 +153,9 @@ def _list_checkpoints(home: Path) -> list[Path]:
 
 
 def parse_checkpoint_step(folder: Path) -> int | None:
-    """Returns the step in a checkpoint folder's name, None if there is none."""
+    """Parses the training step from the name of a checkpoint folder.
+
+    Returns None if it has none.
+    """
     digits = folder.name.removeprefix("checkpoint-")
     return int(digits) if digits.isdecimal() else None

@@ -1,4 +1,4 @@
-"""The processes of a stage: ranks, world size, barriers and the values that processes exchange.
+"""Gives a stage's processes their ranks, world size, barriers and exchange of values.
 
 Ranks are read from the environment, as torchrun and the warm server set them, so that asking costs no import of torch.
 """
@@ -11,12 +11,15 @@ Value = TypeVar("Value")
 
 
 def get_rank() -> int:
-    """Returns this process's rank among the stage's processes, 0 in a single one."""
+    """Returns the rank of this process among the stage's processes.
+
+    It is 0 in a single one.
+    """
     return int(os.environ.get("RANK", "0"))
 
 
 def get_local_rank() -> int:
-    """Returns this process's rank among those on its machine."""
+    """Returns the rank of this process among the stage's processes on the same machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -26,12 +29,12 @@ def get_world_size() -> int:
 
 
 def is_main_process() -> bool:
-    """Tells whether this is rank 0, or there are no ranks."""
+    """Returns whether this process has rank 0 or is the only one."""
     return get_rank() == 0
 
 
 def is_connected() -> bool:
-    """Tells whether the process group is set up, so that processes can exchange values."""
+    """Returns whether torch's process group is set up, so that processes can exchange values."""
     if get_world_size() == 1:
         return False
     import torch.distributed
@@ -40,7 +43,7 @@ def is_connected() -> bool:
 
 
 def connect_on_cpu() -> None:
-    """Sets up a gloo process group, where no trainer has set one up."""
+    """Sets up a gloo process group unless a process group is already set up."""
     if get_world_size() > 1 and not is_connected():
         import torch.distributed
 
@@ -49,7 +52,10 @@ def connect_on_cpu() -> None:
 
 
 def wait_for_all() -> None:
-    """Waits until every process has come here; returns at once in a single one."""
+    """Waits until every process has reached this barrier.
+
+    Returns at once in a single one.
+    """
     if is_connected():
         import torch.distributed
 
@@ -57,7 +63,7 @@ def wait_for_all() -> None:
 
 
 def broadcast_from_main(value: Value | None) -> Value:
-    """Returns the main process's value in every process."""
+    """Broadcasts the main process's value and returns it in every process."""
     values = [value]
     if is_connected():
         import torch.distributed
@@ -68,7 +74,7 @@ def broadcast_from_main(value: Value | None) -> Value:
 
 
 def gather_objects(value: Value) -> list[Value]:
-    """Returns every process's value, by rank, in every process."""
+    """Gathers one value from each process and returns all of them in every process, ordered by rank."""
     if not is_connected():
         return [value]
     import torch.distributed
@@ -79,15 +85,18 @@ def gather_objects(value: Value) -> list[Value]:
 
 
 def sum_over_processes(values: Any) -> None:
-    """Replaces the tensor's values by their sums over all processes."""
+    """Sums a tensor over all processes, in place."""
     if is_connected():
         import torch.distributed
 
         torch.distributed.all_reduce(values)
 
 
-def is_true_anywhere(flag: bool) -> bool:
-    """Tells whether the flag is set in any process: all have to stop after the same step."""
+def is_true_in_any_process(flag: bool) -> bool:
+    """Returns whether the flag is true in at least one process.
+
+    So all can stop after the same step.
+    """
     if not is_connected():
         return flag
     import torch.distributed

@@ -1,4 +1,4 @@
-"""Runs a transformers Trainer for a stage: starts or resumes it, stops when asked, saves the model."""
+"""Runs a transformers Trainer for a stage: starts or resumes it, stops it on request, saves the model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +16,22 @@ from qwen_align.align.training import checkpoints
 
 
 def train_and_save(trainer: Any, source: Path, out: Path, context: Context) -> None:
-    """Trains from the newest checkpoint or from the start, and saves the model of a finished run."""
+    """Trains a model from its newest checkpoint or from the start, and saves the trained model."""
     run_trainer(trainer, out, context)
     save_trained_model(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
 
 
 def run_trainer(trainer: Any, out: Path, context: Context) -> None:
-    """Trains from the newest checkpoint or from the start; raises Preempted when asked to stop before the end."""
+    """Runs a Trainer from its newest checkpoint or from the start.
+
+    Raises Preempted when it was asked to stop before the end.
+    """
     n_asked, n_actual = context.runtime.processes, trainer.accelerator.num_processes
     if n_asked != n_actual:
         raise StageError(f"runtime asks for {n_asked} processes, but training would run in {n_actual}")
     resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints")
     context.truncate_logs(resume_point.step)
-    resume_point.note_damage(context)
+    resume_point.log_damaged_checkpoints(context)
     trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
@@ -37,7 +40,7 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
 def save_trained_model(
     source: Path, out: Path, context: Context, *, is_adapter: bool, save: Callable[[str], None]
 ) -> None:
-    """Saves the trained model for the next stage: a full model, or an adapter on the source's."""
+    """Saves the trained model for the next stage, as a full model or as an adapter."""
     folder = out / ("adapter" if is_adapter else "model")
     save(str(folder))
     if context.is_main:
@@ -53,7 +56,10 @@ def save_trained_model(
 def pass_model_through(
     settings: CanBeEmpty, source: Path, out: Path, dropped: dict[str, int], setting: str
 ) -> dict[str, Any]:
-    """Passes the source model on untrained if `on_empty` says so; else raises DataError."""
+    """Writes the untrained source model as the stage's result if `on_empty` is "pass_through".
+
+    Raises DataError otherwise.
+    """
     if settings.on_empty == "fail":
         raise DataError(
             f"nothing to train on (dropped: {dropped or 'nothing, there were no rows'}); see {setting}, "
@@ -64,9 +70,9 @@ def pass_model_through(
 
 
 def load_padding_tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """Loads transformers' tokenizer, which TRL's trainers want for padding; the padding token is the renderer's.
+    """Loads the transformers tokenizer that TRL's trainers need for padding.
 
-    The bases of Qwen2.5 and Qwen3 pad with the token that ends their texts.
+    Its padding token is the renderer's. The bases of Qwen2.5 and Qwen3 pad with the token that ends their texts.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(loading.fetch_base_folder(loading.locate_model_files(source))))
     assert isinstance(tokenizer, PreTrainedTokenizerBase)

@@ -1,4 +1,4 @@
-"""The losses of `dpo.loss`: one table, whose entries are loss types of TRL or functions of our own.
+"""Lists the preference losses of `dpo.loss` in a table, as TRL loss types or functions of our own.
 
 A loss of our own is a function like `compute(logps, beta, label_smoothing)`, a line in `PREFERENCE_LOSSES` and a member
 of the Literal in `align/settings/dpo.py`.
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class PairLogps(NamedTuple):
-    """Log-probabilities of both sides of each pair, summed over a side's tokens; all (pairs,), natural logarithms.
+    """The log-probabilities of the chosen and the rejected side of each pair, in nats; all (pairs,).
 
-    Those of the reference are None for a loss without one.
+    They are summed over a side's tokens. Those of the reference are None for a loss without one.
     """
 
     chosen: Tensor
@@ -25,9 +25,9 @@ class PairLogps(NamedTuple):
 
 
 class PreferenceLoss(NamedTuple):
-    """A preference loss: either TRL's loss type of that name, or `compute`, which returns one loss per pair, (pairs,).
+    """A preference loss, given by the name of a TRL loss type or by a function `compute`.
 
-    Without `needs_reference` no reference model is loaded.
+    `compute` returns one loss per pair, (pairs,). Without `needs_reference` no reference model is loaded.
     """
 
     trl_type: str | None = None

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer with atomic checkpoints, on token ids, and with losses of our own beside TRL's."""
+"""Trains on preference pairs of token ids with TRL's DPOTrainer, atomic checkpoints and losses of our own."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,9 +13,10 @@ from qwen_align.align.training.preference_losses import PairLogps, PreferenceLos
 
 
 class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
-    """Trains on pairs of token ids with a loss of the table; TRL's own loss types run in TRL's code alone.
+    """A DPOTrainer for pairs of token ids, whose loss is taken from the table of preference losses.
 
-    A loss without a reference asks for `precompute_ref_log_probs`, or TRL would load a reference by the model's name.
+    TRL's own loss types run in TRL's code alone. A loss without a reference asks for `precompute_ref_log_probs`, or TRL
+    would load a reference by the model's name.
     """
 
     def __init__(self, *args: Any, loss: PreferenceLoss, sft_weight: float = 0.0, **kwargs: Any) -> None:
@@ -23,15 +24,18 @@ class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        """Leaves the rows as they are: they are token ids already."""
+        """Returns the data set unchanged, because its rows are already token ids."""
         return dataset
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Leaves the rows as they are: only losses without a reference come here."""
+        """Returns the data set unchanged, because only losses without a reference model call this."""
         return dataset
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        """Computes a loss of our own and logs TRL's main figures; a TRL loss type goes to TRL."""
+        """Computes the preference loss of a batch and logs its metrics.
+
+        A TRL loss type is left to TRL.
+        """
         if self.preference_loss.compute is None:
             return super()._compute_loss(model, inputs, return_outputs)
         assert not return_outputs, "of evaluation during training, which no stage asks for"
@@ -40,7 +44,7 @@ class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
         n_chosen, n_rejected = inputs["completion_mask"].sum(dim=1).chunk(2)
         reference_chosen = reference_rejected = None
         if self.preference_loss.needs_reference:
-            with torch.no_grad(), self._reference_adapter():
+            with torch.no_grad(), self._disable_adapter_for_reference():
                 reference = self._score_tokens(self.model if self.ref_model is None else self.ref_model, inputs)
             reference_chosen, reference_rejected = reference.sum(dim=1).chunk(2)
         logps = PairLogps(chosen, rejected, reference_chosen, reference_rejected, n_chosen, n_rejected)
@@ -51,20 +55,26 @@ class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
         return loss
 
     def _score_tokens(self, model: Any, inputs: Any) -> Tensor:
-        """Returns log-probabilities of the completions' tokens, 0 elsewhere, (2 x pairs, tokens - 1), chosen first."""
+        """Returns the log-probs of the completions' tokens, 0 elsewhere; (2 x pairs, tokens - 1), chosen first."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         read = {name: value for name, value in inputs.items() if name != "completion_mask"}
         logps: Tensor = model(**read, use_cache=False, labels=labels, fused_lm_head=True).log_probs
         return logps
 
-    def _reference_adapter(self) -> AbstractContextManager[Any]:
-        """Turns the new adapter off where the reference is the policy without it."""
+    def _disable_adapter_for_reference(self) -> AbstractContextManager[Any]:
+        """Returns a context manager in which the policy is its own reference model, its LoRA adapter disabled.
+
+        It does nothing for a policy without an adapter or with a reference model.
+        """
         policy = self.accelerator.unwrap_model(self.model)
         has_own_reference = self.ref_model is not None or not isinstance(policy, PeftModel)
         return nullcontext() if has_own_reference else policy.disable_adapter()
 
     def _log_pairs(self, logps: PairLogps) -> None:
-        """Logs the implied rewards under TRL's names; without a reference they are beta times the log-probability."""
+        """Logs the implied rewards and log-probs of a batch of pairs under TRL's metric names.
+
+        Without a reference the rewards are beta times the log-probability.
+        """
         with torch.no_grad():
             chosen, rejected = logps.chosen, logps.rejected
             if logps.reference_chosen is not None and logps.reference_rejected is not None:

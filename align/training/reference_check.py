@@ -1,4 +1,4 @@
-"""Checks after the first step that policy and reference started as one model."""
+"""Checks after the first training step that policy and reference model started with the same weights."""
 
 from typing import Any
 
@@ -11,15 +11,18 @@ FIRST_KL_TOLERANCE = 1e-4  # nats per token; float rounding is about 1e-7
 
 
 def check_first_kl(kl: float) -> None:
-    """Raises StageError when the first KL between policy and reference is not 0, nats per token."""
+    """Checks that the first KL between policy and reference model is 0, in nats per token.
+
+    Raises StageError otherwise.
+    """
     if not abs(kl) < FIRST_KL_TOLERANCE:
         raise StageError(f"the first KL is {kl:.3g}, not 0: the reference is another model")
 
 
 def check_first_rewards(chosen: float, rejected: float) -> None:
-    """Raises StageError when the first implied rewards of a preference loss are not 0.
+    """Checks that the first implied rewards of a preference loss are 0.
 
-    At equal models the implied rewards are 0 and the sigmoid loss is ln 2.
+    Raises StageError otherwise. With equal models the implied rewards are 0 and the sigmoid loss is ln 2.
     """
     largest = max(abs(chosen), abs(rejected))
     if not largest < FIRST_REWARD_TOLERANCE:
@@ -27,10 +30,13 @@ def check_first_rewards(chosen: float, rejected: float) -> None:
 
 
 class ReferenceStartCheck(TrainerCallback):  # type: ignore[misc]
-    """Raises StageError after the first step of a TRL trainer when policy and reference did not start as one model."""
+    """A Trainer callback that checks after the first step that policy and reference were the same model.
+
+    Raises StageError otherwise.
+    """
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Checks what TRL logs of the first step: the KL of online RL, the implied rewards of a preference loss."""
+        """Checks the KL or the implied rewards that TRL logs for the first step."""
         logs = kwargs.get("logs") or {}
         if state.global_step != 1:
             return

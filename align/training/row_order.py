@@ -1,10 +1,10 @@
-"""The order in which rows are trained, the same for any number of processes."""
+"""Draws the order in which training visits rows, the same for any number of processes."""
 
 import random
 
 
 def draw_row_order(n_rows: int, n_draws: int, seed: int) -> list[int]:
-    """Returns row numbers in the order they are trained: one permutation after another, cut after `n_draws`.
+    """Draws `n_draws` row numbers from shuffled passes over all rows.
 
     The same for any number of processes, and every batch is full.
     """

@@ -1,4 +1,7 @@
-"""Builds TRL's, transformers' and PEFT's arguments from our settings: the one place that knows their names."""
+"""Builds the arguments of TRL, transformers and PEFT from our settings.
+
+It is the one place that knows their names.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +57,10 @@ def build_dpo_arguments(settings: Dpo, runtime: Runtime, out: Path, *, steps: in
 def build_online_rl_arguments(
     settings: OnlineRl, runtime: Runtime, out: Path, *, seed: int, has_unused_parameters: bool
 ) -> TrainingArguments:
-    """Builds the arguments of our own RL trainer, which cuts its batches itself."""
+    """Builds the arguments of our own online RL trainer.
+
+    It cuts its batches itself.
+    """
     return TrainingArguments(
         **_build_common_arguments(settings, runtime, out, steps=settings.optimizer_steps, seed=seed),
         per_device_train_batch_size=1,
@@ -113,7 +119,7 @@ def build_reward_model_arguments(
 def _build_common_arguments(
     settings: Optimizer, runtime: Runtime, out: Path, *, steps: int, seed: int
 ) -> dict[str, Any]:
-    """Builds the arguments that all trainers share."""
+    """Builds the arguments that all trainers have in common."""
     on_cpu = choose_device(runtime).type == "cpu"
     return {
         "output_dir": str(out / "checkpoints"),

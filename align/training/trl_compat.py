@@ -1,4 +1,7 @@
-"""Wraps what we take from TRL beside its trainers; contract tests fail when a new version moves it."""
+"""Wraps the functions of TRL that we use besides its trainers.
+
+Contract tests fail when a new version moves them.
+"""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +16,10 @@ MAX_TILE_COLUMNS = 32_768  # of the vocabulary in one tile, as TRL's fused head 
 
 
 def open_vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings: Vllm, *, max_tokens: int) -> Any:
-    """Opens TRL's vLLM generation for the model; raises RecipeError where vLLM is not installed."""
+    """Opens TRL's vLLM generation for a model.
+
+    Raises RecipeError where vLLM is not installed.
+    """
     from trl.generation.vllm_generation import VLLMGeneration
     from trl.import_utils import is_vllm_available
 
@@ -35,14 +41,14 @@ def open_vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings:
 
 
 class TokenScores(NamedTuple):
-    """Natural logarithms of the tokens' probabilities and the entropies of their distributions; (N,) each."""
+    """The log-probs of tokens and the entropies of their distributions, in nats; (N,) each."""
 
     logps: Tensor
     entropies: Tensor
 
 
 def score_tokens(hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float) -> TokenScores:
-    """Computes log-probability and entropy of `tokens` (N,) under the head over `hidden` (N, H), in tiles of logits.
+    """Computes the log-prob and entropy of each of N tokens from hidden states (N, H), in tiles of logits.
 
     The (N, vocabulary) logits are never in memory at once; they are divided by `temperature`. Both have gradients.
     """

@@ -92,7 +92,7 @@ def test_no_two_samples_share_a_key():
         for seed in (0, 1, 11)
         for step in (0, 1, 11)
     ]
-    keys = [compute_sample_key(request, sample) for request in requests for sample in request.samples]
+    keys = [compute_sample_key(request, sample) for request in requests for sample in request.sample_numbers]
     assert len(set(keys)) == len(keys)
     assert all(-(2**63) <= key < 2**63 for key in keys)
 

@@ -62,7 +62,7 @@ def decode(model, step, *, n_steps=12, n_rows=5):
     hidden = torch.where(torch.arange(n_steps) < starts, torch.finfo(torch.float32).min / 2, 0.0)[:, None, None]
     logits = []
     for column in range(n_steps):
-        cache.open_column(0, column)
+        cache.set_visible_columns(0, column)
         positions = (column - starts).clamp(min=0)
         logits.append(step(tokens[column], positions, hidden[..., : column + 1], cache))
     return torch.stack(logits)[n_rows:]

@@ -33,8 +33,8 @@ def write(folder: Path) -> Path:
 
 def test_a_whole_part_is_found_and_no_other(tmp_path: Path, context: Context) -> None:
     path = write(tmp_path)
-    assert resumable.find_part(tmp_path, 0, 16, context) == path
-    assert resumable.find_part(tmp_path, 16, 32, context) is None
+    assert resumable.find_intact_part(tmp_path, 0, 16, context) == path
+    assert resumable.find_intact_part(tmp_path, 16, 32, context) is None
     assert not (tmp_path / "notes.jsonl").exists()
 
 
@@ -42,7 +42,7 @@ def test_a_whole_part_is_found_and_no_other(tmp_path: Path, context: Context) ->
 def test_a_damaged_part_is_said_and_drawn_again(tmp_path: Path, context: Context, damage: str) -> None:
     path = write(tmp_path)
     DAMAGES[damage](path)
-    assert resumable.find_part(tmp_path, 0, 16, context) is None
+    assert resumable.find_intact_part(tmp_path, 0, 16, context) is None
     assert not path.exists()
     (note,) = (json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines())
     assert note["what"] == "damaged part"

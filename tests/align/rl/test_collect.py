@@ -33,7 +33,7 @@ class Scripted:
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         for request in requests:
             self.asked.append(request.id)
-            for sample in reversed(request.samples):  # in no order that anyone may rely on
+            for sample in reversed(request.sample_numbers):  # in no order that anyone may rely on
                 time.sleep(self.seconds)
                 yield Generation(request, sample, [7, 1], [-0.5, -0.25], [-0.4, -0.2], "stop" if sample else "length")
 

@@ -39,7 +39,7 @@ class Copying:
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         self.drew_with.append(float(self.held.weight[0, 0].detach()))
         for request in requests:
-            for sample in request.samples:
+            for sample in request.sample_numbers:
                 yield Generation(request, sample, [1], [-0.5], [-0.5], "stop")
 
     def sync_weights(self, model: nn.Module, version: int) -> str:
@@ -90,7 +90,7 @@ def test_every_batch_is_drawn_with_the_weights_of_its_moment(tmp_path: Path) -> 
     for value in (1.0, 2.0, 3.0):
         with torch.no_grad():
             model.weight.fill_(value)
-        batches.collect_next(model, 1)
+        batches.collect_next_batch(model, 1)
     assert engine.drew_with == [1.0, 2.0, 3.0]
 
 
@@ -98,9 +98,9 @@ def test_weights_that_did_not_arrive_end_the_stage(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     engine = Copying(model, is_stuck=True)
     batches = rollout_source(engine, tmp_path)
-    batches.collect_next(model, 1)
+    batches.collect_next_batch(model, 1)
     with torch.no_grad():
         model.weight.add_(1.0)
     with pytest.raises(StageError, match="batch 2: the engine's weights are not the policy's after they were sent"):
-        batches.collect_next(model, 2)
+        batches.collect_next_batch(model, 2)
     assert len(engine.drew_with) == 1, "nothing is drawn with them"
