@@ -62,13 +62,8 @@ def resolve_mode(mode: Mode | None, renderer: Renderer) -> Mode:
 
 
 def resolve_sampling(rendered: RenderedProblem, renderer: Renderer, settings: SamplingSettings) -> Sampling:
-<<<<<<< HEAD
     """Returns how the problem's completions are sampled, with the defaults of its mode."""
     return settings.resolve_for_mode(resolve_mode(rendered.mode, renderer))
-=======
-    """Returns the sampling settings of a problem, with the defaults of its thinking mode."""
-    return settings.for_mode(resolve_mode(rendered.mode, renderer))
->>>>>>> wt/d4
 
 
 def build_completion(rendered: RenderedProblem, generation: "Generation", renderer: Renderer) -> Completion:
