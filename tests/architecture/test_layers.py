@@ -1,4 +1,4 @@
-"""The house's layers: who may import whom, who knows torch, transformers and TRL, and what starts without them."""
+"""The layers: who may import whom, who knows torch, transformers and TRL, and what starts without them."""
 
 import ast
 import fnmatch

@@ -1,4 +1,4 @@
-"""The watchdogs: each barks at its fault with cause and knob, waits for more than one step, and can stop the stage."""
+"""The watchdogs: each alerts to its fault with cause and setting, waits for more than one step, and can stop the stage."""
 
 import json
 import math
