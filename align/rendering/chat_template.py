@@ -234,12 +234,37 @@ def extract_continuation(prompt: str, conversation: str) -> str:
     )
 
 
+class _TemplateEnvironment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox with the same answers, remembered: a template asks the same of thousands of messages.
+
+    Whether an attribute is safe depends on its type and name alone. A field of a plain dict that
+    no dict has as an attribute is what Jinja finds after its look-up of an attribute has failed.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._is_safe: dict[tuple[type, str], bool] = {}
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Returns the field or attribute of a template's object that the sandbox allows."""
+        if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Returns whether the sandbox allows a template to read an attribute."""
+        key = (type(obj), attr)
+        if key not in self._is_safe:
+            self._is_safe[key] = super().is_safe_attribute(obj, attr, value)
+        return self._is_safe[key]
+
+
 def _build_jinja_environment() -> ImmutableSandboxedEnvironment:
     """Builds the sandboxed Jinja environment for chat templates, with the same dialect as transformers 5.
 
     It is sandboxed since templates are downloaded.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = _TemplateEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _dump_json
