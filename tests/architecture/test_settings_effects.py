@@ -87,6 +87,7 @@ def recorded() -> dict[str, Any]:
     return {}
 
 
+@pytest.mark.slow(seconds=30)
 @pytest.mark.parametrize("effect", list_effects())
 def test_a_setting_changes_something_recorded(effect: Effect, world: World, recorded: dict[str, Any]) -> None:
     probe = getattr(world, effect.probe)

@@ -224,6 +224,7 @@ def mask_every_third(generate: Any) -> Any:
     return generate_masked
 
 
+@pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("name", LOOPS)
 def test_stopped_and_resumed_keeps_the_mask(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
