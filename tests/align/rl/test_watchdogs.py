@@ -1,4 +1,4 @@
-"""The watchdogs: each alerts to its fault with cause and setting, waits for more than one step, and can stop a stage."""
+"""The watchdogs: each alerts to its fault with cause and setting, waits for more than one step and can stop a stage."""
 
 import json
 import math
