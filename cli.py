@@ -121,7 +121,7 @@ def _print_report(parsed: argparse.Namespace, console: "Console") -> int:
 def _chat_with_model(parsed: argparse.Namespace, console: "Console") -> int:
     """Runs a chat with the model of a stage and returns the exit code."""
     from qwen_align.align.commands import chat
-    from qwen_align.align.generation.local import LocalEngine
+    from qwen_align.align.generation.local import open_local_engine
     from qwen_align.align.models import loading
     from qwen_align.align.pipeline.plan import plan as make_plan
     from qwen_align.align.settings.runtime import Runtime
@@ -129,7 +129,8 @@ def _chat_with_model(parsed: argparse.Namespace, console: "Console") -> int:
 
     folder = chat.find_model_folder(make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
     renderer = loading.load_renderer(folder)
-    engine = LocalEngine(loading.load_model(folder).to(loading.choose_device(Runtime())), stop_ids=renderer.stop_ids)
+    runtime = Runtime()
+    engine = open_local_engine(loading.load_model(folder).to(loading.choose_device(runtime)), renderer, runtime)
     sampling = SamplingSettings(
         temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
     )

@@ -52,11 +52,6 @@ class QuestionPart(Strict):
             raise ValueError(f"shares: they are {float(total)} together, not 1")
         return self
 
-    def is_question_in_part(self, row: Row) -> bool | None:
-        """Returns whether a row's question belongs to this part of the split. Returns None if the row asks nothing."""
-        part = self.find_part(row)
-        return None if part is None else part == self.part
-
     def find_part(self, row: Row) -> str | None:
         """Returns the name of the part of the split to which a row's question belongs.
 

@@ -8,13 +8,13 @@ relative to the stage's own, or absolute.
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.models.model_description import MODEL, ModelFiles, locate_model_files
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
 from qwen_align.align.settings.runtime import Runtime
@@ -33,27 +33,6 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 MERGE_TOLERANCE = 1e-3  # largest logit difference between adapter and merged model; fp32 rounding is about 1e-5
-
-
-class ModelFiles(NamedTuple):
-    """The base model and the adapters to be merged into it, first to last."""
-
-    base: str
-    adapters: list[Path]
-
-
-def locate_model_files(folder: Path) -> ModelFiles:
-    """Returns the base model and adapters of a stage's folder, a model folder or `hub:ID@COMMIT`."""
-    description_path = folder / "model.json"
-    if not description_path.exists():
-        return ModelFiles(str(folder), [])
-    description = read_json(description_path)
-    if "model" in description:
-        return ModelFiles(str(folder / description["model"]), [])
-    base = description["base"]
-    if not base.startswith("hub:"):
-        base = str(folder / base)
-    return ModelFiles(base, [folder / adapter for adapter in description["adapters"]])
 
 
 def fetch_base_folder(files: ModelFiles) -> Path:
@@ -159,9 +138,7 @@ def write_model_json(source: Path, out: Path, adapters: list[str]) -> None:
     """
     files = locate_model_files(source)
     base = files.base if files.base.startswith("hub:") else _to_store_path(out, Path(files.base))
-    write_json(
-        out / "model.json", {"base": base, "adapters": [*(_to_store_path(out, a) for a in files.adapters), *adapters]}
-    )
+    write_json(out / MODEL, {"base": base, "adapters": [*(_to_store_path(out, a) for a in files.adapters), *adapters]})
 
 
 def _to_store_path(out: Path, path: Path) -> str:

@@ -7,10 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.models.model_description import is_stage_folder
 from qwen_align.align.settings.recipe import ModelSource
-from qwen_align.align.store.files import read_json
-
-MODEL = "model.json"  # in a stage's folder: what its model consists of, see models/loading.py
 
 
 def find_model_folder(source: ModelSource) -> Path:
@@ -27,20 +25,3 @@ def find_model_folder(source: ModelSource) -> Path:
         problem = f"it has no {missing}" if folder.is_dir() else "no such folder"
         raise RecipeError(f"{folder}: {problem}; a model folder in Hugging Face form is wanted, weights in safetensors")
     return folder
-
-
-def is_stage_folder(folder: Path) -> bool:
-    """Returns whether the folder is that of a finished stage which made a model."""
-    return (folder / MODEL).is_file() and (folder / "manifest.json").is_file()
-
-
-def find_base_folder(folder: Path) -> Path | None:
-    """Returns the folder of a model's config and tokenizer.
-
-    For a stage's folder it is that of its model or base. Returns None if the base is on the hub.
-    """
-    if not is_stage_folder(folder):
-        return folder
-    described = read_json(folder / MODEL)
-    base = described.get("model") or described["base"]
-    return None if base.startswith("hub:") else folder / base

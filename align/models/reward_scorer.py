@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
+from qwen_align.align.models.model_description import ModelFiles, locate_model_files
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion
 from qwen_align.reward.reward_model_score import Learned
@@ -70,7 +71,7 @@ def build_scorer_model(source: Path, pad_id: int) -> PreTrainedModel:
 
 def load_scorer_model(folder: Path) -> PreTrainedModel:
     """Loads a reward model from a stage's folder or a Hugging Face folder, in fp32 on the CPU."""
-    files = loading.locate_model_files(folder)
+    files = locate_model_files(folder)
     if not files.adapters:
         try:
             return _require_one_label(
@@ -84,7 +85,7 @@ def load_scorer_model(folder: Path) -> PreTrainedModel:
     from peft import PeftModel
 
     *earlier, own = files.adapters
-    causal = loading.load_with_adapters(loading.ModelFiles(files.base, earlier))
+    causal = loading.load_with_adapters(ModelFiles(files.base, earlier))
     config = causal.config
     config.num_labels = 1
     scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)

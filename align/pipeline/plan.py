@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.models import model_files
+from qwen_align.align.models import model_description, model_files
 from qwen_align.align.pipeline import graph
 from qwen_align.align.pipeline.graph import Graph, Stage
 from qwen_align.align.references import Product
@@ -186,7 +186,7 @@ def check_can_start(
     for name, folder in read_folders.items():
         if name in plan.graph.models and not plan.graph.models[name].hub:
             try:
-                if base := model_files.find_base_folder(folder):
+                if base := model_description.find_base_folder(folder):
                     check_tokenizer_fits_model(base, load_renderer(base))
             except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
                 raise RecipeError(f"models: {name}: {error}") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.generation.requests import render_problem
-from qwen_align.align.models.model_files import find_base_folder
+from qwen_align.align.models.model_description import find_base_folder
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.renderer import Renderer

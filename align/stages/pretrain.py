@@ -20,7 +20,7 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, StageError
 from qwen_align.align.models.loading import choose_device
-from qwen_align.align.models.model_files import MODEL
+from qwen_align.align.models.model_description import MODEL
 from qwen_align.align.rendering.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 from qwen_align.align.rows import RowError, Text, read_rows
 from qwen_align.align.settings.pretrain import Architecture, Pretrain

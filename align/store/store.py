@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.models.model_files import find_model_folder, is_stage_folder
+from qwen_align.align.models.model_description import is_stage_folder
+from qwen_align.align.models.model_files import find_model_folder
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.references import OutsideFile, Ref, find_outside_files, to_plain_value
 from qwen_align.align.settings.recipe import ModelSource

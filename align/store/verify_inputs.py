@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qwen_align.align.errors import StageError
+from qwen_align.align.models.model_description import MODEL
 from qwen_align.align.store import integrity
 from qwen_align.align.store.files import read_json
 from qwen_align.align.store.stage_folder import StageFolder
@@ -41,8 +42,8 @@ class InputVerifier:
 
 def _list_base_folders(folder: Path) -> Iterator[Path]:
     """Yields the folders of the stages whose model or adapters a model.json builds on."""
-    if (folder / "model.json").exists():
-        description = read_json(folder / "model.json")
+    if (folder / MODEL).exists():
+        description = read_json(folder / MODEL)
         for path in (description.get("base"), *description.get("adapters", [])):
             if path and not path.startswith("hub:"):
                 yield (folder / path).resolve().parent

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
 from qwen_align.align.models import loading
+from qwen_align.align.models.model_description import MODEL, locate_model_files
 from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.files import write_json
 from qwen_align.align.training import checkpoints
@@ -48,9 +49,9 @@ def save_trained_model(
         if is_adapter:
             loading.write_model_json(source, out, ["adapter"])
         else:
-            loading.copy_tokenizer_files(loading.fetch_base_folder(loading.locate_model_files(source)), folder)
+            loading.copy_tokenizer_files(loading.fetch_base_folder(locate_model_files(source)), folder)
             loading.add_end_of_turn_stop(folder)
-            write_json(out / "model.json", {"model": "model"})
+            write_json(out / MODEL, {"model": "model"})
 
 
 def pass_model_through(
@@ -74,7 +75,7 @@ def load_padding_tokenizer(source: Path) -> PreTrainedTokenizerBase:
 
     Its padding token is the renderer's. The bases of Qwen2.5 and Qwen3 pad with the token that ends their texts.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(loading.fetch_base_folder(loading.locate_model_files(source))))
+    tokenizer = AutoTokenizer.from_pretrained(str(loading.fetch_base_folder(locate_model_files(source))))
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(loading.load_renderer(source).pad_id)
     return tokenizer

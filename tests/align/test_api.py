@@ -24,6 +24,7 @@ from qwen_align import Recipe, evaluate, load_model, plan, run
 from qwen_align.align.api.given_values import FUNCTION_FIELD, ROW_FIELDS
 from qwen_align.align.api.notebook_progress import NotebookProgress
 from qwen_align.align.errors import DataError, RecipeError, StageError
+from qwen_align.align.models.model_description import locate_model_files
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.settings.base import Strict
 from qwen_align.reward.python_file import load_user_function
@@ -527,7 +528,7 @@ def test_a_stage_is_evaluated_and_loaded_as_the_store_has_it(tiny_model: Path, t
 
     ids = torch.arange(96).reshape(3, 32)
     folder = results["sft"].folder
-    files = loading.locate_model_files(folder)
+    files = locate_model_files(folder)
     with torch.inference_mode():
         stored = loading.load_model(folder)(input_ids=ids).logits
         adapted = PeftModel.from_pretrained(loading.load_model(tiny_model), str(files.adapters[0])).eval()

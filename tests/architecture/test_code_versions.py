@@ -155,7 +155,7 @@ def test_a_kinds_code_is_all_that_can_change_its_results() -> None:
     for kind in CODE_VERSIONS:
         assert not CANNOT_CHANGE_RESULTS & set(code_of(kind))
     assert "align.stages.grpo" not in code_of("sft")
-    assert not any(module.startswith(("align.rollout.", "reward.math")) for module in code_of("sft"))
+    assert not any(module.startswith(("align.generation.", "reward.math")) for module in code_of("sft"))
 
 
 def test_what_cannot_change_results_exists() -> None:

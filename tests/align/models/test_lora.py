@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoConfig, Qwen3ForCausalLM
 
 from qwen_align.align.models import loading
+from qwen_align.align.models.model_description import ModelFiles, locate_model_files
 from qwen_align.align.store.files import measure_gib
 
 pytestmark = pytest.mark.slow(seconds=20)
@@ -104,9 +105,9 @@ def test_adapters_take_a_tenth_of_a_model_at_most_and_merge_exactly(
         assert share <= 0.1, f"{name} takes {share:.3f} of what a full model's stage takes"
         left = [path.name for path in folder.rglob("*") if path.name.startswith(("checkpoint", "optimizer", "part"))]
         assert not left, f"{name}: nothing of the way there stays"
-        files = loading.locate_model_files(folder)
+        files = locate_model_files(folder)
         assert len(files.adapters) == n_adapters
-        before = loading.load_with_adapters(loading.ModelFiles(files.base, files.adapters[:-1]))
+        before = loading.load_with_adapters(ModelFiles(files.base, files.adapters[:-1]))
         vocabulary = before.config.vocab_size
         ids = torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():

@@ -1,0 +1,45 @@
+"""Reads model.json, which says in a stage's folder what its model consists of. Nothing here imports torch."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from qwen_align.align.store.files import read_json
+
+MODEL = "model.json"  # in a stage's folder: what its model consists of, see models/loading.py
+
+
+class ModelFiles(NamedTuple):
+    """The base model and the adapters to be merged into it, first to last."""
+
+    base: str
+    adapters: list[Path]
+
+
+def locate_model_files(folder: Path) -> ModelFiles:
+    """Returns the base model and adapters of a stage's folder, a model folder or `hub:ID@COMMIT`."""
+    description_path = folder / MODEL
+    if not description_path.exists():
+        return ModelFiles(str(folder), [])
+    description = read_json(description_path)
+    if "model" in description:
+        return ModelFiles(str(folder / description["model"]), [])
+    base = description["base"]
+    if not base.startswith("hub:"):
+        base = str(folder / base)
+    return ModelFiles(base, [folder / adapter for adapter in description["adapters"]])
+
+
+def is_stage_folder(folder: Path) -> bool:
+    """Returns whether the folder is that of a finished stage which made a model."""
+    return (folder / MODEL).is_file() and (folder / "manifest.json").is_file()
+
+
+def find_base_folder(folder: Path) -> Path | None:
+    """Returns the folder of a model's config and tokenizer.
+
+    For a stage's folder it is that of its model or base. Returns None if the base is on the hub.
+    """
+    if not is_stage_folder(folder):
+        return folder
+    base = locate_model_files(folder).base
+    return None if base.startswith("hub:") else Path(base)
