@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 # Each may import the layers before it and its own.
 LAYERS = (
     ("align.errors", "align.settings.base", "align.settings.renamed", "align.references", "align.stages.registry"),
-    ("reward.verdict", "align.rows"),
+    ("reward.verdict", "align.rows", "align.answer_modes"),
     ("reward.*", "reward"),
     ("data_builders.*", "data_builders"),
     ("align.settings.*",),

@@ -83,6 +83,10 @@ def chat(*messages: Message, **more: Any) -> Chat:
     return Chat(id="c1", messages=list(messages), **more)
 
 
+def trace(asked: str, answer: str, thinking: str) -> Trace:
+    return Trace(id="c1", messages=[user(asked)], thinking=thinking, answer=answer, reward="math_answer")
+
+
 def halves(renderer: Renderer, sample: Sample) -> tuple[str, str]:
     """What is seen and what is trained, as text; the trained tokens must be the sample's end."""
     n_seen = sample.mask.index(True)
@@ -160,21 +164,26 @@ def completion(text: str, **more: Any) -> Completion:
 @pytest.mark.parametrize(
     ("family", "row", "why"),
     [
-        ("hybrid", chat(user("q"), said("a")), "set mode: no_think"),
-        ("hybrid", chat(user("q"), said("a"), mode="think"), "has no thinking"),
-        ("hybrid", chat(user("q"), said("a", "r"), mode="no_think"), "its prompt asks for none"),
+        ("hybrid", chat(user("q"), said("a"), mode="think"), "no thinking in mode think: .* under its `builder:`"),
+        ("hybrid", chat(user("q"), said("a", "r"), mode="no_think"), "thinking in mode no_think: "),
+        ("hybrid", chat(user("q /no_think"), said("a", "r")), "thinking under /no_think: .* under `sieve:`"),
+        ("hybrid", chat(user("q /no_think"), said("a", "r"), mode="think"), "thinking under /no_think: "),
+        ("hybrid", chat(user("q /think"), said("a")), "message 2: no thinking under /think: "),
+        ("none", chat(user("q /think"), said("a")), "message 2: no thinking under /think: "),
+        ("none", chat(user("q /no_think"), said("a", "r")), "message 2: thinking under /no_think: "),
+        ("hybrid", trace("q /no_think", "a", "r"), "thinking under /no_think: "),
         ("hybrid", chat(user("q"), said("a", "r"), mode="think", flag="/no_think"), "contradicts itself"),
-        ("hybrid", chat(user("q"), said("a"), user("q2"), said("a2", "r")), "message 2: has no thinking"),
         ("hybrid", chat(user("q"), said("r\n</think>\n\na")), "put the thinking into the field 'thinking'"),
         ("hybrid", chat(user("q"), said("<think>\nr\n</think>\n\na")), "put the thinking into the field 'thinking'"),
         ("always", chat(user("q"), said("a"), mode="no_think"), "this model always thinks"),
         ("always", chat(user("q"), said("a", "r"), flag="/think"), "for hybrid models"),
-        ("always", chat(user("q"), said("a")), "has no thinking"),
+        ("always", chat(user("q"), said("a")), "has no thinking, .* give its thinking, .* `mode: no_think`"),
+        ("always", chat(user("q"), said("a", "r"), user("q2"), said("a2")), "message 4: has no thinking"),
         ("never", chat(user("q"), said("a", "r")), "its prompt asks for none"),
         ("never", chat(user("q"), said("a"), mode="think"), "this model never thinks"),
         ("never", chat(user("q"), said("a"), flag="/no_think"), "for hybrid models"),
         ("none", chat(user("q"), said("a"), mode="no_think", flag="/think"), "needs a template with a switch"),
-        ("none", chat(user("q"), said("a"), mode="think"), "has no thinking"),
+        ("none", chat(user("q"), said("a"), mode="think"), "no thinking in mode think"),
         ("none", chat(user("q")), "no token would be in the loss"),
         ("none", chat(said("a")), "needs a user or tool message before it, found nothing"),
         ("none", chat(user("q"), said("a"), said("b")), "message 3: .* found an assistant turn"),
@@ -182,10 +191,9 @@ def completion(text: str, **more: Any) -> Completion:
         ("none", chat(user("q"), said("a<|im_end|>b")), "holds <|im_end|> before its end"),
         ("none", chat(user("q"), said("a<|endoftext|>")), "holds <|endoftext|> before its end"),
         ("none", chat(Message(role="user", content="q", thinking="r"), said("a")), "only assistant turns"),
-        ("none", chat(Message(role="system", content="s"), said("a"), flag="/think", mode="think"), "no user message"),
+        ("none", chat(Message(role="system", content="s"), said("a", "r"), flag="/think", mode="think"), "no user message"),
         ("none", Text(id="c1", text=""), "nothing to train"),
         ("none", Problem(id="c1", messages=[user("q")], reward="math"), "a problem row has no answer to train"),
-        ("hybrid-off", chat(user("q"), said("a", "r")), "its prompt asks for none"),
     ],
 )
 def test_rows_that_would_train_something_wrong_are_refused(
@@ -344,10 +352,11 @@ def test_the_rejected_side_may_disobey(
 @pytest.mark.parametrize(
     ("mode", "chosen", "rejected", "why"),
     [
-        (None, said("a"), said("b", "s"), "chosen: has no thinking"),
-        (None, said("<think>\n\n</think>\n\na"), said("b", "s"), "chosen: has no thinking"),
-        ("no_think", said("a", "r"), said("b"), "chosen: has thinking"),
-        ("no_think", said("a"), said("b", "s"), "rejected: not prefix-stable"),
+        (None, said("a"), said("b", "s"), "rejected: thinks, but its prompt"),
+        ("think", said("a"), said("b", "s"), "chosen: no thinking in mode think"),
+        ("think", said("<think>\n\n</think>\n\na"), said("b", "s"), "chosen: no thinking in mode think"),
+        ("no_think", said("a", "r"), said("b"), "chosen: thinking in mode no_think"),
+        ("no_think", said("a"), said("b", "s"), "rejected: thinks, but its prompt"),
         ("no_think", said("a"), said("<think>\ns"), "rejected: raw output has to start with"),
     ],
 )

@@ -1,0 +1,111 @@
+"""Decides in which thinking mode each answer of a row is trained: by the row's mode, the flag in force and the thinking.
+
+Nothing here knows a template: see `align/rendering/thinking_modes.py` for what a template makes of a mode.
+
+    the answer's own thinking    no flag in force     /think in force    /no_think in force
+    some                         think                think              contradiction
+    an empty block               no_think             contradiction      no_think
+    none, no block               plain: no_think      contradiction      no_think
+                                 where there are modes
+
+The flag in force is the last one in the user and system messages before the answer. A row's `mode` stands above it: under
+`no_think` the hard switch wins over `/think`. An answer that lacks the thinking of its conversation, as histories
+do from which it was taken out, is no contradiction; it is seen, not trained.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from qwen_align.align.rows import Flag, Message, Mode, find_last_flag
+
+MODE_OF_FLAG: dict[Flag, Mode] = {"/think": "think", "/no_think": "no_think"}
+LOST_THINKING = "answers without the thinking of their conversation"
+OTHER_FLAG = "answers under another flag than the row's"
+
+
+class AnswerMode(NamedTuple):
+    """The thinking mode of an answer that is trained, and the row's flag if it has to be put on the last user message.
+
+    `mode` None: nothing says whether it thinks, so it is a plain answer.
+    """
+
+    mode: Mode | None
+    flag: Flag | None
+
+
+class Untrained(NamedTuple):
+    """The reason, short and countable, why an answer is seen and not trained."""
+
+    reason: str
+
+
+class Contradiction(NamedTuple):
+    """The reason, short and countable, why a row with such an answer must not be trained."""
+
+    reason: str
+
+
+def decide_answer_mode(
+    messages: Sequence[Message], index: int, mode: Mode | None, flag: Flag | None
+) -> AnswerMode | Untrained | Contradiction:
+    """Decides in which thinking mode the answer at an index of a conversation is trained.
+
+    `mode`, `flag`: the row's. A user message has one flag: the row's is put on messages that hold none of their own.
+    """
+    answer, prompt = messages[index], messages[:index]
+    own_flag = find_last_flag([turn for turn in prompt if turn.role == "user"][-1:])
+    is_hard_switch = mode == "no_think" and flag == "/think"
+    if flag is not None and own_flag not in (None, flag) and not is_hard_switch:
+        return Untrained(OTHER_FLAG)
+    flag_in_force = (own_flag or flag) if flag is not None else find_last_flag(prompt)
+    asked_mode = mode or (MODE_OF_FLAG[flag_in_force] if flag_in_force else None)
+    asked_by = f"in mode {mode}" if mode else f"under {flag_in_force}"
+    appended_flag = flag if own_flag is None else None
+    if has_thinking(answer):
+        if asked_mode == "no_think" or flag_in_force == "/no_think":
+            return Contradiction(f"thinking {asked_by if asked_mode == 'no_think' else 'under /no_think'}")
+        return AnswerMode("think", appended_flag)
+    if asked_mode == "no_think":
+        return AnswerMode("no_think", appended_flag)
+    if asked_mode == "think":
+        is_lost = _thinks_beside(messages, index) or _is_asked_again(messages, index)
+        return Untrained(LOST_THINKING) if is_lost else Contradiction(f"no thinking {asked_by}")
+    has_block = answer.thinking is not None
+    if _thinks_beside(messages, index) or (not has_block and any(map(has_thinking, messages[index + 1 :]))):
+        return Untrained(LOST_THINKING)
+    return AnswerMode("no_think" if has_block else None, appended_flag)
+
+
+def has_thinking(message: Message) -> bool:
+    """Returns whether a message has thinking that is not blank."""
+    return bool(message.thinking and message.thinking.strip())
+
+
+def find_contradiction(messages: Sequence[Message], mode: Mode | None, flag: Flag | None) -> str | None:
+    """Returns why a conversation must not be trained, with the turn: a short reason, a colon and the turn's number.
+
+    Returns None if at least one of its answers can be trained and none contradicts what it is asked.
+    """
+    indices = [index for index, turn in enumerate(messages) if turn.role == "assistant"]
+    decisions = [(index, decide_answer_mode(messages, index, mode, flag)) for index in indices]
+    for index, decision in decisions:
+        if isinstance(decision, Contradiction):
+            return f"{decision.reason}: turn {index + 1}"
+    untrained = [(index, decision.reason) for index, decision in decisions if isinstance(decision, Untrained)]
+    if untrained and len(untrained) == len(decisions):
+        return f"{untrained[-1][1]}: turn {untrained[-1][0] + 1}"
+    return None
+
+
+def _thinks_beside(messages: Sequence[Message], index: int) -> bool:
+    """Returns whether another answer to the same user message thinks, as between calls of tools."""
+    start = max((place for place in range(index) if messages[place].role == "user"), default=-1) + 1
+    end = next((place for place in range(index, len(messages)) if messages[place].role == "user"), len(messages))
+    return any(has_thinking(turn) for turn in messages[start:end])
+
+
+def _is_asked_again(messages: Sequence[Message], index: int) -> bool:
+    """Returns whether a later user message is answered, so that the answer at the index is history."""
+    rest = messages[index + 1 :]
+    next_question = next((place for place, turn in enumerate(rest) if turn.role == "user"), len(rest))
+    return any(turn.role == "assistant" for turn in rest[next_question:])
