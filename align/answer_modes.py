@@ -81,20 +81,26 @@ def has_thinking(message: Message) -> bool:
     return bool(message.thinking and message.thinking.strip())
 
 
-def find_contradiction(messages: Sequence[Message], mode: Mode | None, flag: Flag | None) -> str | None:
-    """Returns why a conversation must not be trained, with the turn: a short reason, a colon and the turn's number.
+class UnfitAnswer(NamedTuple):
+    """An answer for which its row must not be trained: the reason, and the turn's number from 1."""
 
-    Returns None if at least one of its answers can be trained and none contradicts what it is asked.
+    reason: str
+    turn: int
+
+
+def find_unfit_answer(
+    messages: Sequence[Message], indices: Sequence[int], mode: Mode | None, flag: Flag | None
+) -> UnfitAnswer | None:
+    """Returns the first answer that contradicts what it is asked, or the last one where none can be trained.
+
+    `indices`: where the answers to learn stand. Returns None if there is nothing against training the row.
     """
-    indices = [index for index, turn in enumerate(messages) if turn.role == "assistant"]
-    decisions = [(index, decide_answer_mode(messages, index, mode, flag)) for index in indices]
-    for index, decision in decisions:
-        if isinstance(decision, Contradiction):
-            return f"{decision.reason}: turn {index + 1}"
-    untrained = [(index, decision.reason) for index, decision in decisions if isinstance(decision, Untrained)]
-    if untrained and len(untrained) == len(decisions):
-        return f"{untrained[-1][1]}: turn {untrained[-1][0] + 1}"
-    return None
+    decisions = [(index + 1, decide_answer_mode(messages, index, mode, flag)) for index in indices]
+    contradictions = [UnfitAnswer(found.reason, turn) for turn, found in decisions if isinstance(found, Contradiction)]
+    untrained = [UnfitAnswer(found.reason, turn) for turn, found in decisions if isinstance(found, Untrained)]
+    if contradictions:
+        return contradictions[0]
+    return untrained[-1] if untrained and len(untrained) == len(decisions) else None
 
 
 def _thinks_beside(messages: Sequence[Message], index: int) -> bool:

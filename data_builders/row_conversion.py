@@ -62,7 +62,7 @@ class Conversion(Strict):
         default="math_answer",
         description="reward that judges against the gold; python: the one of this kind that a stage names",
     )
-    mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
+    mode: Mode | None = Field(default=None, description="thinking mode of all rows; null: each row's own flags and thinking decide")
     source: str = Field(default="", description="source that the rows name")
     system: str | None = Field(
         default=None, min_length=1, description="system message for rows that bring none; null: none"
@@ -242,6 +242,8 @@ class Conversion(Strict):
                 values.read |= {self.columns.get(key, key) for key in renamed.read}
         except ValidationError as error:
             raise BadValue("wrong type", format_first_error(error)) from None
+        if self.rows != "auto" and row.row != self.rows:
+            raise BadValue("no thinking", f"thinking: is blank, so that a {row.row} row would be made, no {self.rows} row")
         row = self._add_system_message(row)
         check_writable_row(row)
         kept_columns = self.keep_columns if isinstance(self.keep_columns, list) else value

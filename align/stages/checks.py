@@ -86,6 +86,8 @@ def check_supervised_training(stage: PlannedStage, preview: Preview) -> Iterator
     longest = max((len(sample.ids) for sample in rendered.samples), default=0)
     preview.check_context_length(stage, longest, "a sample")
     yield from _describe_training(settings, rendered.lengths, rendered.dropped, len(rendered.samples))
+    if rendered.modes:
+        yield "answers by mode: " + ", ".join(f"{count:,} {mode}" for mode, count in rendered.modes.items())
 
 
 def check_training_on_pairs(stage: PlannedStage, preview: Preview) -> Iterator[str]:

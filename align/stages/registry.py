@@ -50,7 +50,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         forecast=f"{_CHECKS}:forecast_data",
         list_rows=f"{_CHECKS}:list_built_rows",
         product="data",
-        code_version=3,
+        code_version=4,
         needs_torch=False,
         is_single_process=True,
     ),
@@ -79,7 +79,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_supervised_training",
         forecast=f"{_CHECKS}:forecast_training",
         product="model",
-        code_version=2,
+        code_version=3,
         curve="steps",
     ),
     "dpo": StageKind(
@@ -88,7 +88,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_training_on_pairs",
         forecast=f"{_CHECKS}:forecast_training",
         product="model",
-        code_version=1,
+        code_version=2,
         curve="steps",
     ),
     "reward_model": StageKind(
@@ -97,7 +97,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_training_on_pairs",
         forecast=f"{_CHECKS}:forecast_training",
         product="scorer",
-        code_version=2,
+        code_version=3,
         curve="steps",
     ),
     "grpo": StageKind(
