@@ -1,4 +1,4 @@
-"""Decides in which thinking mode each answer of a row is trained: by the row's mode, the flag in force and the thinking.
+"""Decides in which thinking mode an answer is trained, by the row's mode, the flag in force and the answer's thinking.
 
 Nothing here knows a template: see `align/rendering/thinking_modes.py` for what a template makes of a mode.
 
@@ -8,9 +8,9 @@ Nothing here knows a template: see `align/rendering/thinking_modes.py` for what 
     none, no block               plain: no_think      contradiction      no_think
                                  where there are modes
 
-The flag in force is the last one in the user and system messages before the answer. A row's `mode` stands above it: under
-`no_think` the hard switch wins over `/think`. An answer that lacks the thinking of its conversation, as histories
-do from which it was taken out, is no contradiction; it is seen, not trained.
+The flag in force is the last one in the user and system messages before the answer. A row's `mode` stands above it: in
+mode `no_think` the hard switch wins over `/think`. An answer that lacks the thinking of its conversation, as in histories
+from which it was taken out, is no contradiction; it is seen, not trained.
 """
 
 from collections.abc import Sequence

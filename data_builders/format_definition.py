@@ -11,6 +11,7 @@ from qwen_align.data_builders.message_conversion import (
     Tools,
     convert_tool_schemas,
     convert_turns,
+    parse_nested_json,
     prepend_system_message,
 )
 
@@ -126,6 +127,23 @@ def read_prompt(values: Values, key: str, target: Target) -> list[Message]:
     if turns_read[-1].role == "assistant":
         raise BadValue("wrong roles", f"{key}: ends with an assistant's turn; a prompt ends before the answer")
     return turns_read
+
+
+def read_row_mode(values: Values) -> Mode | None:
+    """Returns the thinking mode that a row asks of the chat template, by TRL's column `chat_template_kwargs`.
+
+    Returns None if it asks for none. Raises BadValue for any other argument, whose meaning is unknown.
+    """
+    arguments = parse_nested_json(values.get("chat_template_kwargs"), "chat_template_kwargs")
+    if arguments in (None, ""):
+        return None
+    items = arguments.items() if isinstance(arguments, Mapping) else ()
+    given = {key: value for key, value in items if value is not None}
+    enable_thinking = given.pop("enable_thinking", None)
+    if not isinstance(arguments, Mapping) or given or not isinstance(enable_thinking, bool | None):
+        problem = f"chat_template_kwargs: is {shorten_repr(arguments)}; only enable_thinking, true or false, is read"
+        raise BadValue("unknown template argument", problem)
+    return None if enable_thinking is None else "think" if enable_thinking else "no_think"
 
 
 def read_tools(values: Values, target: Target) -> Tools | None:

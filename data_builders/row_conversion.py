@@ -13,7 +13,7 @@ from qwen_align.align.settings.base import Strict, format_suggestion
 from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, Reject, shorten_repr
 from qwen_align.data_builders.column_mapping import FIELDS, convert_by_columns
 from qwen_align.data_builders.conversion_report import ReadValues, Report
-from qwen_align.data_builders.format_definition import Kind, RowFormat, Target
+from qwen_align.data_builders.format_definition import Kind, RowFormat, Target, read_row_mode
 from qwen_align.data_builders.format_recognition import (
     FORMATS,
     N_ROWS_INSPECTED,
@@ -62,7 +62,10 @@ class Conversion(Strict):
         default="math_answer",
         description="reward that judges against the gold; python: the one of this kind that a stage names",
     )
-    mode: Mode | None = Field(default=None, description="thinking mode of all rows; null: each row's own flags and thinking decide")
+    mode: Mode | None = Field(
+        default=None,
+        description="thinking mode of rows that name none; null: each row's own flags and thinking decide",
+    )
     source: str = Field(default="", description="source that the rows name")
     system: str | None = Field(
         default=None, min_length=1, description="system message for rows that bring none; null: none"
@@ -227,7 +230,7 @@ class Conversion(Strict):
             id=row_id,
             kind=cast(Kind, self.rows) if row_format is None or self.rows != "auto" else row_format.kinds[0],
             reward=self.reward if "reward" in self.model_fields_set else None,
-            mode=self.mode,
+            mode=read_row_mode(values) or self.mode,
             source=self.source,
             meta=self._collect_meta(value),
             calculator_marks=self.calculator_marks,
@@ -243,7 +246,7 @@ class Conversion(Strict):
         except ValidationError as error:
             raise BadValue("wrong type", format_first_error(error)) from None
         if self.rows != "auto" and row.row != self.rows:
-            raise BadValue("no thinking", f"thinking: is blank, so that a {row.row} row would be made, no {self.rows} row")
+            raise BadValue("no thinking", f"thinking: is blank, which makes a {row.row} row, no {self.rows} row")
         row = self._add_system_message(row)
         check_writable_row(row)
         kept_columns = self.keep_columns if isinstance(self.keep_columns, list) else value

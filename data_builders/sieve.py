@@ -68,7 +68,7 @@ class Sieve(Strict):
     )
     thinking_fits_mode: bool = Field(
         default=True,
-        description="drop rows whose answers think, or do not, against their mode or the last /think or /no_think before",
+        description="drop rows of which an answer contradicts its mode or the last /think or /no_think before it",
     )
     has_no_control_tokens: bool = Field(
         default=True, description="drop rows whose texts hold a token such as <|im_end|>"

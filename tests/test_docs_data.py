@@ -32,7 +32,9 @@ class Block(NamedTuple):
 
 
 BLOCKS = [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)]
-FIRST_SFT = re.findall(r"^```sh\n(.*?)^```$", TEXT.partition("## A first SFT")[2].partition("\n## ")[0], re.DOTALL | re.MULTILINE)
+FIRST_SFT = [
+    block.text for block in BLOCKS if block.kind == "sh" and block.text in TEXT.partition("## A first SFT")[2]
+][:1]
 SETTINGS = [yaml.safe_load(block.text) for block in BLOCKS if block.kind == "yaml"]
 
 

@@ -262,7 +262,7 @@ class Renderer:
         settings: tuple[Mode | None, Flag | None, list[dict[str, Any]] | None],
         counts: TurnCounts,
     ) -> list[Sample]:
-        """Renders one training sample for each trainable answer among the messages, with the row's mode, flag, tools."""
+        """Renders one training sample for each trainable answer. `settings` are the row's mode, flag and tools."""
         mode, flag, tools = settings
         resolve_thinking_switch(self.traits, mode, flag)
         samples: list[Sample] = []

@@ -32,8 +32,8 @@ from qwen_align.align.rows import Flag, Message, Mode, find_last_flag
 from qwen_align.reward.thinking import contains_thinking_tag, wrap_thinking
 
 _HOW_TO_MEND = (
-    "its data stage drops such rows with `thinking_fits_mode: true` under `sieve:`; a `mode:` under its `builder:` holds "
-    "for all rows, and without it each row's own flags and thinking decide"
+    "its data stage drops such rows with `thinking_fits_mode: true` under `sieve:`; without a `mode:` under its "
+    "`builder:` each row's own flags and thinking decide"
 )
 
 

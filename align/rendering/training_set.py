@@ -62,8 +62,8 @@ def render_pairs(
 ) -> RenderedPairs:
     """Renders all preference pairs to token ids.
 
-    Pairs with a completion over `max_tokens` with its prompt are dropped and counted, and so are pairs of which only the
-    rejected side thinks, unless a flag asks for no thinking.
+    Pairs with a completion over `max_tokens` with its prompt are dropped and counted, and so are those of which only
+    the rejected side thinks, unless a flag asks for no thinking.
 
     Raises DataError for a pair without a margin where `needs_margin`.
     """

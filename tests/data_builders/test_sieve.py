@@ -292,7 +292,6 @@ NO_THINK, THINK = "thinking under /no_think", "no thinking under /think"
         (pair("a", chosen="<think>\nr").model_copy(update={"messages": [user("q /no_think")]}), NO_THINK, 2),
         (labelled("a", "2").model_copy(update={"messages": [user("q /think")]}), None, 0),
     ],
-    ids=str,
 )
 def test_answers_that_contradict_their_mode_or_flag_are_dropped(row: Row, reason: str | None, turn: int) -> None:
     drops = Drops()

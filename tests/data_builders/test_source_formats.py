@@ -443,6 +443,28 @@ def test_thinking_that_is_given_twice_alike_is_read_once(tmp_path: Path, more: d
     assert (row.messages[-1].content, (row.messages[-1].thinking or "").strip()) == ("2", "1 and 1")
 
 
+@pytest.mark.parametrize(
+    ("given", "settings", "mode"),
+    [
+        ({"enable_thinking": False}, {}, "no_think"),
+        ({"enable_thinking": True}, {"mode": "no_think"}, "think"),
+        ('{"enable_thinking": false}', {}, "no_think"),
+        ({"enable_thinking": None, "tools": None}, {"mode": "think"}, "think"),  # a table's padding
+        (None, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_a_row_may_ask_the_template_for_its_mode(
+    tmp_path: Path, given: Any, settings: dict[str, Any], mode: str | None
+) -> None:
+    report = Report()
+    value = {"messages": [ASK, SAY], "chat_template_kwargs": given}
+    [row] = build_rows(tmp_path, value, report=report, **settings)
+    assert isinstance(row, Chat)
+    assert row.mode == mode
+    assert not report.n_left_out
+
+
 WRONG_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "1+1?", "chosen": "2", "rejected": "2"}, "chosen and rejected are equal"),
     ({"prompt": "1+1?", "chosen": [NO, ASK, SAY], "rejected": "3"}, "chosen: has 3 turns, and those before the last"),
@@ -462,6 +484,14 @@ WRONG_ROWS: list[tuple[dict[str, Any], str]] = [
     (
         {"messages": [ASK, {**SAY, "thinking": "a", "reasoning_content": "b"}]},
         "has both thinking and reasoning_content, and they differ",
+    ),
+    (
+        {"messages": [ASK, SAY], "chat_template_kwargs": {"date": "today"}},
+        "chat_template_kwargs: is .*only enable_think",
+    ),
+    (
+        {"messages": [ASK, SAY], "chat_template_kwargs": {"enable_thinking": "no"}},
+        "only enable_thinking, true or false",
     ),
     ({"messages": [{**ASK, "content": " "}, SAY]}, "messages: a user's turn is blank"),
     ({"messages": [ASK], "label": True}, "does not end with an assistant's turn after a prompt"),

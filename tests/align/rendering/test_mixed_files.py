@@ -1,4 +1,4 @@
-"""Files of Qwen3's kind, in which some answers think: every answer is trained as inference renders it, or counted as a drop.
+"""Files in which some answers think, as Qwen3's: each answer is trained as inference renders it, or a counted drop.
 
 What is expected is said by hand: the switch, the history as the file has it, and what the model has to say. Prompts are
 those of transformers and Qwen's own template.
@@ -68,8 +68,12 @@ CASES = {
         ("q1", THOUGHT + "a1", "q2 /no_think", EMPTY + "a2", "q3 /think", THOUGHT + "a3"),
         ((1, DEFAULT, THOUGHT + "a1"), (3, DEFAULT, EMPTY + "a2"), (5, DEFAULT, THOUGHT + "a3")),
     ),
-    "no flag, three turns": Case(("q1", "a1", "q2", "a2", "q3", "a3"), ((1, OFF, "a1"), (3, OFF, "a2"), (5, OFF, "a3"))),
-    "thinks, then not": Case(("q1", THOUGHT + "a1", "q2", EMPTY + "a2"), ((1, DEFAULT, THOUGHT + "a1"), (3, OFF, "a2"))),
+    "no flag, three turns": Case(
+        ("q1", "a1", "q2", "a2", "q3", "a3"), ((1, OFF, "a1"), (3, OFF, "a2"), (5, OFF, "a3"))
+    ),
+    "thinks, then not": Case(
+        ("q1", THOUGHT + "a1", "q2", EMPTY + "a2"), ((1, DEFAULT, THOUGHT + "a1"), (3, OFF, "a2"))
+    ),
     "a history without its thinking": Case(("q1", "a1", "q2", THOUGHT + "a2"), ((3, DEFAULT, THOUGHT + "a2"),)),
     "disobeys in the second turn": Case(
         ("q1", THOUGHT + "a1", "q2 /no_think", THOUGHT + "a2"), reason="thinking under /no_think"
@@ -132,7 +136,9 @@ def test_a_mixed_file_is_trained_as_inference_renders_it(
     tmp_path: Path, renderer: Renderer, theirs: Any, write: Any
 ) -> None:
     rows, drops = build(tmp_path / "mixed.jsonl", [{"id": name, **write(case)} for name, case in CASES.items()])
-    assert {drop.id: drop.reason for drop in drops.rows} == {name: case.reason for name, case in CASES.items() if case.reason}
+    assert {drop.id: drop.reason for drop in drops.rows} == {
+        name: case.reason for name, case in CASES.items() if case.reason
+    }
     rendered = render_rows(renderer, rows, max_tokens=500)
     expected = [
         expected_sample(theirs, as_messages(case)[: place + bool(case.system)], switch, said)

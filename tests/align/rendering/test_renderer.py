@@ -191,7 +191,11 @@ def completion(text: str, **more: Any) -> Completion:
         ("none", chat(user("q"), said("a<|im_end|>b")), "holds <|im_end|> before its end"),
         ("none", chat(user("q"), said("a<|endoftext|>")), "holds <|endoftext|> before its end"),
         ("none", chat(Message(role="user", content="q", thinking="r"), said("a")), "only assistant turns"),
-        ("none", chat(Message(role="system", content="s"), said("a", "r"), flag="/think", mode="think"), "no user message"),
+        (
+            "none",
+            chat(Message(role="system", content="s"), said("a", "r"), flag="/think", mode="think"),
+            "no user message",
+        ),
         ("none", Text(id="c1", text=""), "nothing to train"),
         ("none", Problem(id="c1", messages=[user("q")], reward="math"), "a problem row has no answer to train"),
     ],
