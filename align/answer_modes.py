@@ -9,7 +9,7 @@ Nothing here knows a template: see `align/rendering/thinking_modes.py` for what 
                                  where there are modes
 
 The flag in force is the last one in the user and system messages before the answer. A row's `mode` stands above it: in
-mode `no_think` the hard switch wins over `/think`. An answer that lacks the thinking of its conversation, as in histories
+mode `no_think` the hard switch wins over `/think`. An answer without the thinking of its conversation, as in a history
 from which it was taken out, is no contradiction; it is seen, not trained.
 """
 
