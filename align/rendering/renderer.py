@@ -179,10 +179,10 @@ class Renderer:
                 return [self._render_completion_sample(row, counts)]
             if isinstance(row, Trace):
                 turn = Message(role="assistant", content=row.answer, thinking=row.thinking)
-                messages = [*row.messages, turn]
-                return self._render_answers(messages, [len(row.messages)], (row.mode, row.flag, None), counts)
+                return self._render_answers(row, [*row.messages, turn], [len(row.messages)], counts)
             if isinstance(row, Chat):
-                return self._render_chat_samples(row, counts)
+                indices = [index for index, message in enumerate(row.messages) if message.role == "assistant"]
+                return self._render_answers(row, row.messages, indices, counts)
             raise TemplateError(f"a {row.row} row has no answer to train; wanted text, chat, trace or completion rows")
 
     def encode_for_scoring(self, row: Completion) -> list[int]:
@@ -248,27 +248,18 @@ class Renderer:
         ids = [*self.encode(row.text), self.end_of_text_id]
         return Sample(ids, [True] * len(ids))
 
-    def _render_chat_samples(self, row: Chat, counts: TurnCounts) -> list[Sample]:
-        """Renders one training sample for each trainable assistant turn of a conversation."""
-        turn_indices = [index for index, message in enumerate(row.messages) if message.role == "assistant"]
-        if not turn_indices:
-            raise TemplateError("has no assistant turn, so no token would be in the loss")
-        return self._render_answers(row.messages, turn_indices, (row.mode, row.flag, row.tools), counts)
-
     def _render_answers(
-        self,
-        messages: Sequence[Message],
-        indices: Sequence[int],
-        settings: tuple[Mode | None, Flag | None, list[dict[str, Any]] | None],
-        counts: TurnCounts,
+        self, row: Trace | Chat, messages: Sequence[Message], indices: Sequence[int], counts: TurnCounts
     ) -> list[Sample]:
-        """Renders one training sample for each trainable answer. `settings` are the row's mode, flag and tools."""
-        mode, flag, tools = settings
-        resolve_thinking_switch(self.traits, mode, flag)
+        """Renders one training sample for each answer of a conversation at the indices that can be trained."""
+        if not indices:
+            raise TemplateError("has no assistant turn, so no token would be in the loss")
+        resolve_thinking_switch(self.traits, row.mode, row.flag)
+        tools = row.tools if isinstance(row, Chat) else None
         samples: list[Sample] = []
         for index in indices:
             with prefix_template_errors(f"message {index + 1}"):
-                answer_mode = choose_answer_mode(self.traits, messages, index, mode, flag)
+                answer_mode = choose_answer_mode(self.traits, messages, index, row.mode, row.flag)
                 if isinstance(answer_mode, AnswerMode):
                     request = self._build_request(messages[:index], answer_mode.mode, answer_mode.flag, tools)
                     samples.append(self._render_turn_sample(request, messages[index]))
