@@ -257,6 +257,7 @@ class Renderer:
         resolve_thinking_switch(self.traits, row.mode, row.flag)
         tools = row.tools if isinstance(row, Chat) else None
         samples: list[Sample] = []
+        untrained: list[str] = []
         for index in indices:
             with prefix_template_errors(f"message {index + 1}"):
                 answer_mode = choose_answer_mode(self.traits, messages, index, row.mode, row.flag)
@@ -265,9 +266,10 @@ class Renderer:
                     samples.append(self._render_turn_sample(request, messages[index]))
                     counts.trained[self._name_switch(request)] += 1
                 else:
-                    counts.untrained[answer_mode.reason] += 1
+                    untrained.append(answer_mode.reason)
         if not samples:
-            raise TemplateError(f"no answer can be trained: all are among the {next(iter(counts.untrained))}; drop it")
+            raise TemplateError(f"no answer can be trained: all are among the {untrained[-1]}; drop the row")
+        counts.untrained.update(untrained)
         return samples
 
     def _name_switch(self, request: "_TurnRequest") -> str:
