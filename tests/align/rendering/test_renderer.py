@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rendering.samples import Sample, compute_length_percentiles, merge_turns, split_into_pieces
+from qwen_align.align.rendering.samples import (
+    Sample,
+    TurnCounts,
+    compute_length_percentiles,
+    merge_turns,
+    split_into_pieces,
+)
 from qwen_align.align.rendering.training_set import render_pairs, render_rows
 from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
 
@@ -240,6 +247,38 @@ def test_each_turn_of_a_thinking_chat_is_what_inference_sees_and_says(renderers:
         assert f"q{turn + 1} /think<|im_end|>" in seen
 
 
+def test_each_answer_of_a_chat_without_a_mode_has_its_own(renderers: dict[str, Renderer]) -> None:
+    row = chat(
+        *(user("q1"), said("a1", "r1"), user("q2 /no_think"), said("a2", ""), user("q3 /think"), said("a3", "r3")),
+        *(user("q4 /no_think"), said("a4")),
+    )
+    counts = TurnCounts()
+    learnt = [halves(renderers["hybrid"], turn)[1] for turn in renderers["hybrid"].render_turns(row, counts)]
+    assert learnt == [
+        "<think>\nr1\n</think>\n\na1<|im_end|>",
+        EMPTY + "a2<|im_end|>",
+        "<think>\nr3\n</think>\n\na3<|im_end|>",
+        EMPTY + "a4<|im_end|>",
+    ]
+    assert counts == TurnCounts(Counter({"no_think (/no_think)": 2, "think": 1, "think (/think)": 1}))
+    rendered = render_rows(renderers["hybrid"], [row, chat(user("q"), said("a"))], max_tokens=500)
+    assert rendered.modes["no_think (enable_thinking=False)"] == 1
+    # a template without modes has the same texts, without an empty block
+    [merged] = renderers["none"].render_samples(row)
+    text = renderers["none"].tokenizer.decode(merged.ids, skip_special_tokens=False)
+    assert text.count("<think>\nr1\n</think>\n\na1") == text.count("<|im_start|>assistant\na2") == 1
+
+
+def test_an_earlier_answer_without_the_thinking_of_its_conversation_is_counted(renderers: dict[str, Renderer]) -> None:
+    row = chat(user("q1"), said("a1"), user("q2"), said("a2", "r2"))
+    for family in ("hybrid", "always"):
+        rendered = render_rows(renderers[family], [row], max_tokens=500)
+        assert rendered.dropped == {"answers without the thinking of their conversation": 1}
+        [sample] = rendered.samples
+        assert "a1<|im_end|>" in halves(renderers[family], sample)[0]
+    assert render_rows(renderers["none"], [row], max_tokens=500).dropped == {}
+
+
 def test_tool_turns_keep_their_thinking_until_the_next_question(renderers: dict[str, Renderer]) -> None:
     renderer = renderers["hybrid"]
     call = {"function": {"name": "get", "arguments": {"city": "X"}}}
@@ -351,6 +390,17 @@ def test_the_rejected_side_may_disobey(
     chosen = said("a", None if mode else "r")
     row = PAIR.model_copy(update={"chosen": chosen, "rejected": rejected, "mode": mode, "flag": flag})
     assert renderer.tokenizer.decode(renderer.render_pair(row).rejected, skip_special_tokens=False) == text
+
+
+def test_a_pair_without_a_mode_has_that_of_its_chosen_side(renderers: dict[str, Renderer]) -> None:
+    renderer = renderers["hybrid"]
+    plain = PAIR.model_copy(update={"chosen": said("a"), "rejected": said("b")})
+    off = renderer.render_prompt(PAIR.messages, mode="no_think", flag=None).ids
+    assert renderer.render_pair(plain).prompt == off
+    assert renderer.render_pair(plain.model_copy(update={"chosen": said("a", "r")})).prompt != off
+    only_rejected = plain.model_copy(update={"rejected": said("b", "s")})
+    rendered = render_pairs(renderer, [plain, only_rejected], max_tokens=500)
+    assert (len(rendered.pairs), rendered.dropped) == (1, {"pairs of which only the rejected side thinks": 1})
 
 
 @pytest.mark.parametrize(
