@@ -166,8 +166,7 @@ def selected_rows() -> dict[str, Any]:
         assistant("4", "two and two"),
     ]
     talks = [
-        Chat(id=f"talk{n}", messages=[*talk[:2], user(f"What is {n} + 2?"), assistant(str(n + 2))], mode="no_think")
-        for n in range(6)
+        Chat(id=f"talk{n}", messages=[*talk[:2], user(f"What is {n} + 2?"), assistant(str(n + 2))]) for n in range(6)
     ]
     with_system = [
         one.model_copy(
