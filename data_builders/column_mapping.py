@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 from qwen_align.align.rows import Chat, Labelled, Pair, Problem, Row, Text, Trace
 from qwen_align.data_builders.bad_row_errors import BadValue
-from qwen_align.data_builders.format_definition import Target, Values
+from qwen_align.data_builders.format_definition import Target, Values, parse_label
 from qwen_align.data_builders.message_conversion import (
     convert_reply,
     convert_tool_schemas,
     convert_turns,
     prepend_system_message,
 )
-from qwen_align.data_builders.preference_formats import parse_label, parse_number
+from qwen_align.data_builders.preference_formats import parse_number
 from qwen_align.data_builders.problem_formats import extract_gold_after
 
 

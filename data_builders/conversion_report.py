@@ -16,15 +16,15 @@ class Report:
     n_made: Counter[str] = field(default_factory=Counter)
     n_converted: Counter[str] = field(default_factory=Counter)
     n_left_out: Counter[str] = field(default_factory=Counter)
+    met_keys: set[str] = field(default_factory=set)
 
     def format_lines(self) -> list[str]:
         """Formats the conversion report as text lines, one statement per line."""
         verb = "recognised as" if self.is_recognised else "read as"
         lines = [f"{self.source}: {verb} {self.format}"]
         lines += [f"{count:,} {kind} rows made" for kind, count in self.n_made.items()]
-        lines += [f"{conversion}: {count:,}" for conversion, count in sorted(self.n_converted.items())]
-        lines += [f"column '{key}' left out of {count:,} rows" for key, count in sorted(self.n_left_out.items())]
-        return lines
+        lines += [f"{conversion}: {count:,}" for conversion, count in sorted(self.n_converted.items()) if count]
+        return lines + format_left_out_columns(self.n_left_out)
 
     def to_manifest(self) -> dict[str, Any]:
         """Returns the counts of the conversion report as a dict for the manifest of the data folder."""
@@ -32,9 +32,14 @@ class Report:
             "format": self.format,
             "recognised": self.is_recognised,
             "made": dict(self.n_made),
-            "converted": dict(sorted(self.n_converted.items())),
+            "converted": {what: count for what, count in sorted(self.n_converted.items()) if count},
             "columns_left_out": dict(sorted(self.n_left_out.items())),
         }
+
+
+def format_left_out_columns(counts: Mapping[str, int]) -> list[str]:
+    """Formats how many rows each column was left out of, one line per column."""
+    return [f"column '{key}' left out of {count:,} rows" for key, count in sorted(counts.items())]
 
 
 class ReadValues(dict[str, Any]):

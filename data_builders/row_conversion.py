@@ -12,6 +12,7 @@ from qwen_align.align.rows import Completion, Message, Mode, Row, Text, format_f
 from qwen_align.align.settings.base import Strict, format_suggestion
 from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, Reject, shorten_repr
 from qwen_align.data_builders.column_mapping import FIELDS, convert_by_columns
+from qwen_align.data_builders.column_meanings import refuse_lost_meaning
 from qwen_align.data_builders.conversion_report import ReadValues, Report
 from qwen_align.data_builders.format_definition import Kind, RowFormat, Target
 from qwen_align.data_builders.format_recognition import (
@@ -19,9 +20,12 @@ from qwen_align.data_builders.format_recognition import (
     N_ROWS_INSPECTED,
     TYPED_FORMAT,
     FormatName,
+    is_typed_row,
     recognise_format,
 )
+from qwen_align.data_builders.repeated_prompts import RepeatedPrompt, settle_repeated_prompt
 from qwen_align.data_builders.sieve import Drops
+from qwen_align.data_builders.turn_texts import parse_turn_texts
 from qwen_align.data_builders.typed_rows import check_json_value, check_writable_row, parse_typed_row
 from qwen_align.reward.settings import RewardName
 
@@ -38,7 +42,8 @@ class Conversion(Strict):
     fields: `prompt` is a text (one user turn) or a list of turns, `chosen` and `rejected` are texts or single turns,
     turns have role and content, or ShareGPT's from and value. `columns` names the keys that differ. With `gold_after`
     the gold is what follows the mark's last occurrence. Columns that nothing reads are left out, and reported, unless
-    `keep_columns` puts them into `meta`. A row without an id is called after the source and its number in it.
+    `keep_columns` puts them into `meta`; one that changes what the row means makes a bad row, unless `keep_columns` or
+    `ignore_columns` names it. A row without an id is called after the source and its number in it.
 
     `<think>` blocks and `reasoning_content` of assistants become thinking; a block that is malformed makes a bad row.
     """
@@ -52,6 +57,14 @@ class Conversion(Strict):
     )
     columns: dict[str, str] = Field(default_factory=dict, description="our field: the source's key, where they differ")
     keep_columns: list[str] | Literal["all"] = Field(default_factory=list, description="columns that go into meta")
+    ignore_columns: list[str] = Field(
+        default_factory=list, description="columns that are left out as if the source did not have them"
+    )
+    repeated_prompt: RepeatedPrompt = Field(
+        default="refuse",
+        description="what is done with an answer, or two sides of a pair, that begin with the whole prompt: a bad row; "
+        "cut it off; or keep it",
+    )
     gold_after: str | None = Field(
         default=None, min_length=1, description="mark in the gold's text; the gold is what follows its last occurrence"
     )
@@ -86,6 +99,11 @@ class Conversion(Strict):
                 raise ValueError("columns: a format is recognised by its own keys; name the format too")
         else:
             self._check_columns()
+        used = {*self.columns.values(), *(self.keep_columns if isinstance(self.keep_columns, list) else ())}
+        for column in used.intersection(self.ignore_columns):
+            raise ValueError(
+                f"ignore_columns: '{column}' is named in columns or keep_columns too; name it in one place"
+            )
         if "text" in (self.rows, self.format) and (problem := self._describe_settings_unused_by_text()):
             raise ValueError(problem)
         if self.gold_after is not None and (self.format or self.rows not in ("problem", "trace")):
@@ -152,7 +170,7 @@ class Conversion(Strict):
             # The folder is left out, so that the same data gives the same bytes wherever it is stored.
             drops.add(error.reason, PurePath(error.where).name, str(error).removeprefix(f"{error.where}: "))
 
-        rows = _number_rows(read, reject)
+        rows = self._read_turn_texts(_number_rows(read, reject), reject, report)
         head = list(islice(rows, N_ROWS_INSPECTED))
         report.source = source
         try:
@@ -163,11 +181,8 @@ class Conversion(Strict):
             raise DataError(f"{error}. Before that {n_bad:,} bad rows were dropped, the first: {first_bad}") from None
         stem = PurePath(source).name.partition(".")[0]
         location_of_id: dict[str, str] = {}
-        met_keys: set[str] = set()
         for number, location, value in chain(head, rows):
             try:
-                if isinstance(value, dict):
-                    met_keys.update(value)
                 row = convert(value, f"{stem}:{number}")
                 if row.id in location_of_id:
                     message = f"id '{row.id}' is that of {location_of_id[row.id]} too; every row needs its own"
@@ -182,11 +197,12 @@ class Conversion(Strict):
         if self.expect_rows not in (None, n_rows):
             raise DataError(f"{source}: has {n_rows:,} rows, but expect_rows is {self.expect_rows:,}: other data?")
         kept_columns = [] if self.keep_columns == "all" else self.keep_columns
-        never_met = [key for key in (*self.columns.values(), *kept_columns) if key not in met_keys]
+        named = (*self.columns.values(), *kept_columns, *self.ignore_columns)
+        never_met = [key for key in named if key not in report.met_keys]
         if never_met and (head or location_of_id):
             raise DataError(
                 f"{source}: no row has '{never_met[0]}', which the recipe names"
-                f"{format_suggestion(never_met[0], met_keys)}"
+                f"{format_suggestion(never_met[0], report.met_keys)}"
             )
 
     def _choose_converter(self, head: list[_NumberedRow], source: str, report: Report) -> Callable[[Any, str], Row]:
@@ -199,7 +215,7 @@ class Conversion(Strict):
             name = TYPED_FORMAT
         elif name == "auto" or (name is None and self.rows == "auto"):
             kind: Kind | None = None if self.rows == "auto" else self.rows
-            name = recognise_format([(where, value) for _, where, value in head], source, kind)
+            name = recognise_format([(where, self._omit_ignored(value)) for _, where, value in head], source, kind)
             report.is_recognised = True
             problem = (
                 self._describe_settings_unused_by_typed()
@@ -220,9 +236,8 @@ class Conversion(Strict):
         if not isinstance(value, dict):
             raise BadValue("not an object", f"is {type(value).__name__} {shorten_repr(value)}, not an object with keys")
         row_format = None if name is None else FORMATS[name]
-        values = ReadValues(value)
-        id_key = self.columns.get("id", "id")
-        row_id = _read_row_id(values.get(id_key), new_id)
+        values = ReadValues(self._omit_ignored(value))
+        row_id = _read_row_id(values.get(self.columns.get("id", "id")), new_id)
         target = Target(
             id=row_id,
             kind=cast(Kind, self.rows) if row_format is None or self.rows != "auto" else row_format.kinds[0],
@@ -232,6 +247,7 @@ class Conversion(Strict):
             meta=self._collect_meta(value),
             calculator_marks=self.calculator_marks,
             conversion_counts=report.n_converted,
+            named_fields=frozenset(self.columns),
         )
         try:
             if row_format is None:
@@ -243,10 +259,45 @@ class Conversion(Strict):
         except ValidationError as error:
             raise BadValue("wrong type", format_first_error(error)) from None
         row = self._add_system_message(row)
-        check_writable_row(row)
-        kept_columns = self.keep_columns if isinstance(self.keep_columns, list) else value
-        report.n_left_out.update(key for key in value if key not in values.read and key not in kept_columns)
-        return row
+        has_text_prompt = isinstance(value.get(self.columns.get("prompt", "prompt")), str)
+        settled = settle_repeated_prompt(row, self.repeated_prompt, has_text_prompt=has_text_prompt)
+        report.n_converted["prompts cut off before their answers"] += settled is not row
+        check_writable_row(settled)
+        self._leave_out_columns(value, values.read, settled, report)
+        return settled
+
+    def _leave_out_columns(self, value: dict[str, Any], read: set[str], row: Row, report: Report) -> None:
+        """Counts the columns of a source row that are left out.
+
+        Raises BadValue for one that changes what the row means and that the recipe does not name.
+        """
+        unread = [key for key in value if key not in read]
+        named_to_keep = self.keep_columns if isinstance(self.keep_columns, list) else []
+        unnamed = [key for key in unread if key not in named_to_keep and key not in self.ignore_columns]
+        refuse_lost_meaning(value, unnamed, row, [*self.columns, *(["rows"] if self.rows != "auto" else [])])
+        report.n_left_out.update(key for key in unread if self.keep_columns != "all" and key not in named_to_keep)
+
+    def _read_turn_texts(self, rows: Iterator[_NumberedRow], reject: Reject, report: Report) -> Iterator[_NumberedRow]:
+        """Yields the source rows with turns that are given as JSON text read, and notes which keys the rows have."""
+        is_as_written = "text" in (self.rows, self.format) or self.rows == TYPED_FORMAT
+        for number, location, value in rows:
+            if not isinstance(value, dict):
+                yield number, location, value
+                continue
+            report.met_keys.update(value)
+            if is_as_written or is_typed_row(value):
+                yield number, location, value
+                continue
+            try:
+                yield number, location, parse_turn_texts(value, report.n_converted)
+            except BadValue as error:
+                reject(BadRow(location, error.reason, str(error)))
+
+    def _omit_ignored(self, value: Any) -> Any:
+        """Returns a source row without the columns that the recipe ignores."""
+        if not self.ignore_columns or not isinstance(value, dict):
+            return value
+        return {key: item for key, item in value.items() if key not in self.ignore_columns}
 
     def _convert_in_format(
         self, row_format: RowFormat, renamed: ReadValues, value: dict[str, Any], target: Target

@@ -44,7 +44,7 @@ def run(settings: BuildData, inputs: Mapping[str, Path], out: Path, context: Con
         )
     with (out / "dropped.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
-    write_text(out / "README.md", format_data_card(settings, context.seed, tally, drops.counts))
+    write_text(out / "README.md", format_data_card(settings, context.seed, tally, drops.counts, report.n_left_out))
     unfinished.replace(out / "rows.jsonl")
     return {"rows": kept, "dropped": drops.counts, **({"conversion": report.to_manifest()} if report.format else {})}
 
