@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from qwen_align.align.rows import Chat, Message, Row, Trace
 from qwen_align.data_builders.bad_row_errors import BadValue
+from qwen_align.data_builders.column_meanings import is_empty
 from qwen_align.data_builders.format_definition import (
     RowFormat,
     Target,
@@ -67,6 +68,7 @@ def choose_key(values: Values, keys: Sequence[str], target: Target) -> str:
     """
     # By its items, so that what is not chosen does not count as read.
     present = {key: item for key, item in values.items() if key in keys and item is not None}
+    present = {key: item for key, item in present.items() if not is_empty(item)} or present
     if not present:
         raise BadValue("missing field", f"none of {', '.join(keys)} is there; the row's keys: {', '.join(values)}")
     first, *others = sorted(present, key=lambda key: (key not in target.named_fields, keys.index(key)))
@@ -115,8 +117,8 @@ def _convert_question_answer(values: Values, target: Target) -> Row:
 
 
 def is_preference(values: Values) -> bool:
-    """Returns whether a row has a chosen answer, or turns beside a rejected one."""
-    return has_values(values, "chosen") or any(has_values(values, key) for key in REJECTED_KEYS)
+    """Returns whether a row has a chosen answer, or a rejected one."""
+    return has_values(values, "chosen") or any(not is_empty(values.get(key)) for key in REJECTED_KEYS)
 
 
 def _is_labelled_row(values: Values) -> bool:

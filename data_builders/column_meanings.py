@@ -79,7 +79,8 @@ _SYSTEM = ColumnMeaning(
     is_text=True, decided_by=("system",),
 )  # fmt: skip
 _TOOLS = ColumnMeaning(
-    "the tools that may be called", PROMPT_KINDS, "only chat rows have tools: columns: {{tools: {column}}}",
+    "the tools that may be called", PROMPT_KINDS,
+    "only chats have tools, under tools: rows: chat, columns: {{tools: {column}}}",
     decided_by=("tools",),
 )  # fmt: skip
 _MEDIA = ColumnMeaning("what the text goes with", PROMPT_KINDS, "rows are of text alone; filter the file")

@@ -23,7 +23,7 @@ class Report:
         verb = "recognised as" if self.is_recognised else "read as"
         lines = [f"{self.source}: {verb} {self.format}"]
         lines += [f"{count:,} {kind} rows made" for kind, count in self.n_made.items()]
-        lines += [f"{conversion}: {count:,}" for conversion, count in sorted(self.n_converted.items()) if count]
+        lines += [f"{conversion}: {count:,}" for conversion, count in sorted(self.n_converted.items())]
         return lines + format_left_out_columns(self.n_left_out)
 
     def to_manifest(self) -> dict[str, Any]:
@@ -32,7 +32,7 @@ class Report:
             "format": self.format,
             "recognised": self.is_recognised,
             "made": dict(self.n_made),
-            "converted": {what: count for what, count in sorted(self.n_converted.items()) if count},
+            "converted": dict(sorted(self.n_converted.items())),
             "columns_left_out": dict(sorted(self.n_left_out.items())),
         }
 

@@ -132,7 +132,9 @@ def remove_null_padding(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _remove_nulls(value: Any) -> Any:
-    """Returns a nested value without the null fields of its structs."""
+    """Returns a nested value without the null fields of its structs. Arrow's maps, lists of pairs, become dicts."""
+    if isinstance(value, list) and value and all(isinstance(item, tuple) for item in value):
+        return {key: _remove_nulls(item) for key, item in value}
     if isinstance(value, dict):
         return {key: _remove_nulls(item) for key, item in value.items() if item is not None}
     return [_remove_nulls(item) for item in value] if isinstance(value, list) else value

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from qwen_align.align.rows import Message, Mode, Row
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
+from qwen_align.data_builders.column_meanings import is_empty
 from qwen_align.data_builders.message_conversion import (
     Tools,
     convert_reply,
@@ -154,8 +155,8 @@ def read_history(values: Values, target: Target) -> list[Message]:
     history = values.get("history")
     if isinstance(history, str):  # a table's cell
         with suppress(BadValue):
-            history = parse_nested_json(history, "history") if history.strip() else None
-    if history is None:
+            history = parse_nested_json(history, "history")
+    if is_empty(history):
         return []
     if not isinstance(history, list):
         raise BadValue("wrong type", f"history: is {shorten_repr(history)}, not a list of turns")

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qwen_align.align.rows import Message, format_first_error
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
+from qwen_align.data_builders.column_meanings import is_empty
 from qwen_align.data_builders.json_reader import parse_json_value
 from qwen_align.data_builders.turn_keys import NAME_KEYS, THINKING_KEYS, refuse_unknown_keys
 from qwen_align.reward.thinking import CLOSE, OPEN
@@ -201,8 +202,8 @@ def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
 
 def convert_tool_schemas(value: Any) -> Tools | None:
     """Converts tool schemas, or their JSON text, to a list in OpenAI's format. Returns None if there are none."""
-    parsed_value = parse_nested_json(value, "tools") if isinstance(value, str) and value.strip() else value or None
-    if parsed_value in (None, [], ""):
+    parsed_value = None if is_empty(value) else parse_nested_json(value, "tools")
+    if is_empty(parsed_value):
         return None
     try:
         schemas = _TOOL_CALLS.validate_python(parsed_value)
@@ -231,7 +232,7 @@ def prepend_system_message(system: Any, messages: Sequence[Message]) -> list[Mes
 
     Raises BadValue where that would make two that differ.
     """
-    if system in (None, ""):
+    if is_empty(system):
         return list(messages)
     if not isinstance(system, str):
         raise BadValue("wrong type", f"system: is {shorten_repr(system)}, not a text")

@@ -244,7 +244,7 @@ class Conversion(Strict):
             reward=self.reward if "reward" in self.model_fields_set else None,
             mode=self.mode,
             source=self.source,
-            meta=self._collect_meta(value),
+            meta=self._collect_meta(self._omit_ignored(value)),
             calculator_marks=self.calculator_marks,
             conversion_counts=report.n_converted,
             named_fields=frozenset(self.columns),
@@ -261,7 +261,8 @@ class Conversion(Strict):
         row = self._add_system_message(row)
         has_text_prompt = isinstance(value.get(self.columns.get("prompt", "prompt")), str)
         settled = settle_repeated_prompt(row, self.repeated_prompt, has_text_prompt=has_text_prompt)
-        report.n_converted["prompts cut off before their answers"] += settled is not row
+        if settled is not row:
+            report.n_converted["prompts cut off before their answers"] += 1
         check_writable_row(settled)
         self._leave_out_columns(value, values.read, settled, report)
         return settled
@@ -271,11 +272,12 @@ class Conversion(Strict):
 
         Raises BadValue for one that changes what the row means and that the recipe does not name.
         """
-        unread = [key for key in value if key not in read]
+        unread = [key for key in value if key not in read or key in self.ignore_columns]
         named_to_keep = self.keep_columns if isinstance(self.keep_columns, list) else []
         unnamed = [key for key in unread if key not in named_to_keep and key not in self.ignore_columns]
         refuse_lost_meaning(value, unnamed, row, [*self.columns, *(["rows"] if self.rows != "auto" else [])])
-        report.n_left_out.update(key for key in unread if self.keep_columns != "all" and key not in named_to_keep)
+        kept = named_to_keep if self.keep_columns != "all" else value.keys() - set(self.ignore_columns)
+        report.n_left_out.update(key for key in unread if key not in kept)
 
     def _read_turn_texts(self, rows: Iterator[_NumberedRow], reject: Reject, report: Report) -> Iterator[_NumberedRow]:
         """Yields the source rows with turns that are given as JSON text read, and notes which keys the rows have."""

@@ -352,6 +352,7 @@ FILES = {
         ]
     ),
     "marks.jsonl": write_lines([{"question": "Half of 4?", "answer": "4/2=<<4/2=2>>2\n#### 2"}]),
+    "echoes.jsonl": write_lines([{"prompt": "Half of 4?", "chosen": "Half of 4? 2", "rejected": "Half of 4? 3"}]),
     "bad.jsonl": write_lines([{"question": "Half of 4?", "answer": "2"}, {"question": 3}]),
     "judged.jsonl": write_lines(judged_file()),
     "other_judged.jsonl": write_lines(judged_file(is_turned=True)),
