@@ -203,7 +203,7 @@ def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
 def convert_tool_schemas(value: Any) -> Tools | None:
     """Converts tool schemas, or their JSON text, to a list in OpenAI's format. Returns None if there are none."""
     parsed_value = None if is_empty(value) else parse_nested_json(value, "tools")
-    if is_empty(parsed_value):
+    if parsed_value in (None, [], {}, ""):
         return None
     try:
         schemas = _TOOL_CALLS.validate_python(parsed_value)
