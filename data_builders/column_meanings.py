@@ -4,12 +4,10 @@ Names are of LLaMA-Factory, ms-swift, Axolotl, TRL, OpenRLHF, verl, NeMo, ShareG
 SmolTalk and KTO files. A column that no format reads and that says something is refused, unless the recipe names it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from qwen_align.align.rows import Row
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
-from qwen_align.data_builders.row_texts import list_all_texts
 
 LEARNT_KINDS = frozenset({"chat", "trace"})  # their reply is learnt as it is
 REPLY_KINDS = LEARNT_KINDS | {"pair", "labelled"}
@@ -125,12 +123,12 @@ _BAD = ColumnMeaning(
 _NAMES: dict[ColumnMeaning, str] = {
     _LABEL: (
         "label kto_tag is_correct correct correctness is_right right is_good good accepted is_accepted passed "
-        "is_passed success resolved is_resolved verified is_verified is_chosen chosen_by is_preferred preferred "
+        "is_passed success resolved is_resolved verified is_verified is_chosen is_preferred preferred "
         "thumbs_up thumb feedback is_safe is_response_safe verdict judgement judgment preference winner "
         "better_response_id safer_response_id"
     ),
     _SCORE: (
-        "score scores reward rewards rating ratings quality quality_score grade overall_score final_score rm_score "
+        "score scores reward rewards rating ratings quality quality_score overall_score final_score rm_score "
         "reward_score reward_model_score model_score judge_score answer_score response_score completion_score "
         "helpfulness harmlessness coherence advantage advantages"
     ),
@@ -143,7 +141,7 @@ _NAMES: dict[ColumnMeaning, str] = {
     ),
     _CONTEXT: (
         "context contexts passage passages document documents paragraph paragraphs article background knowledge "
-        "choices options option_a option_b a b c d starter_code few_shot fewshot_examples retrieved_documents"
+        "choices options option_a option_b a b c d starter_code few_shot fewshot_examples prefill response_prefix"
     ),
     _PROMPT: "prompt question problem input instruction query",
     _THINKING: (
@@ -159,10 +157,12 @@ _NAMES: dict[ColumnMeaning, str] = {
         "train_on_turn"
     ),
     _MASKED: "mask masked loss_mask mask_history train_mask assistant_masks completion_mask ignore_loss",
-    _TEMPLATE: "chat_template_kwargs enable_thinking thinking_mode chat_template documents_for_template",
+    _TEMPLATE: (
+        "chat_template_kwargs enable_thinking thinking_mode think_mode reasoning_effort thinking_budget chat_template"
+    ),
     _FINISH: "finish_reason finish_reasons stop_reason",
     _CUT: "truncated is_truncated is_incomplete cut_off",
-    _BAD: "is_harmful harmful is_bad bad is_wrong wrong is_hallucination hallucination toxic is_toxic rejected_by",
+    _BAD: "is_harmful harmful is_bad bad is_wrong wrong is_hallucination hallucination toxic is_toxic",
 }
 
 
@@ -176,25 +176,24 @@ COLUMN_MEANINGS: dict[str, ColumnMeaning] = {
 }
 
 
-def refuse_lost_meaning(values: Mapping[str, Any], left_out: Iterable[str], row: Row, named: Iterable[str]) -> None:
+def refuse_lost_meaning(
+    values: Mapping[str, Any], left_out: Iterable[str], kind: str, texts: Sequence[str], named: Iterable[str]
+) -> None:
     """Raises BadValue if a column that is left out of a row changes what the row means.
 
-    `left_out` are the source's columns that nothing read, `named` our fields that the recipe's `columns` names, and
-    `rows` if it says what to make.
+    `kind` and `texts` are the row's, `left_out` are the source's columns that nothing read, `named` our fields that the
+    recipe's `columns` names, and `rows` if it says what to make.
     """
     named = frozenset(named)
-    texts: list[str] | None = None
     for column in left_out:
         meaning = COLUMN_MEANINGS.get(_normalise_name(column))
-        if meaning is None or row.row not in meaning.kinds or not named.isdisjoint(meaning.decided_by):
+        if meaning is None or kind not in meaning.kinds or not named.isdisjoint(meaning.decided_by):
             continue
         value = values[column]
         if is_empty(value) or meaning.changes_nothing(value):
             continue
-        if meaning.is_text:
-            texts = list_all_texts(row) if texts is None else texts
-            if isinstance(value, str) and any(value.strip() in text for text in texts):
-                continue
+        if meaning.is_text and isinstance(value, str) and any(value.strip() in text for text in texts):
+            continue
         raise BadValue(
             "column that changes the meaning",
             f"{column}: is {shorten_repr(value)}; that is {meaning.what}, and nothing reads it: "

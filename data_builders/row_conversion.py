@@ -1,6 +1,6 @@
 """Converts the rows of any data source to our own rows, and reports the conversion."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import PurePath
 from typing import Any, Literal, Self, cast
@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion, Message, Mode, Row, Text, format_first_error
 from qwen_align.align.settings.base import Strict, format_suggestion
-from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, Reject, shorten_repr
+from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, shorten_repr
 from qwen_align.data_builders.column_mapping import FIELDS, convert_by_columns
 from qwen_align.data_builders.column_meanings import refuse_lost_meaning
 from qwen_align.data_builders.conversion_report import ReadValues, Report
@@ -20,18 +20,14 @@ from qwen_align.data_builders.format_recognition import (
     N_ROWS_INSPECTED,
     TYPED_FORMAT,
     FormatName,
-    is_typed_row,
     recognise_format,
 )
 from qwen_align.data_builders.repeated_prompts import RepeatedPrompt, settle_repeated_prompt
+from qwen_align.data_builders.row_texts import list_all_texts
 from qwen_align.data_builders.sieve import Drops
-from qwen_align.data_builders.turn_texts import parse_turn_texts
+from qwen_align.data_builders.source_rows import NumberedRow, RowReader, number_rows, read_row_id, read_turn_texts
 from qwen_align.data_builders.typed_rows import check_json_value, check_writable_row, parse_typed_row
 from qwen_align.reward.settings import RewardName
-
-RowReader = Callable[[Reject], Iterable[tuple[str, Any]]]
-"""Reads (location, row) from the start; what cannot be read goes to the function it is given."""
-_NumberedRow = tuple[int, str, Any]
 
 
 class Conversion(Strict):
@@ -170,7 +166,9 @@ class Conversion(Strict):
             # The folder is left out, so that the same data gives the same bytes wherever it is stored.
             drops.add(error.reason, PurePath(error.where).name, str(error).removeprefix(f"{error.where}: "))
 
-        rows = self._read_turn_texts(_number_rows(read, reject), reject, report)
+        is_as_written = "text" in (self.rows, self.format) or self.rows == TYPED_FORMAT
+        numbered = number_rows(read, reject, report)
+        rows = numbered if is_as_written else read_turn_texts(numbered, reject, report)
         head = list(islice(rows, N_ROWS_INSPECTED))
         report.source = source
         try:
@@ -205,7 +203,7 @@ class Conversion(Strict):
                 f"{format_suggestion(never_met[0], report.met_keys)}"
             )
 
-    def _choose_converter(self, head: list[_NumberedRow], source: str, report: Report) -> Callable[[Any, str], Row]:
+    def _choose_converter(self, head: list[NumberedRow], source: str, report: Report) -> Callable[[Any, str], Row]:
         """Returns the function that converts a source row to one of our rows, given a new id for it.
 
         The id is used where the row brings none.
@@ -237,7 +235,7 @@ class Conversion(Strict):
             raise BadValue("not an object", f"is {type(value).__name__} {shorten_repr(value)}, not an object with keys")
         row_format = None if name is None else FORMATS[name]
         values = ReadValues(self._omit_ignored(value))
-        row_id = _read_row_id(values.get(self.columns.get("id", "id")), new_id)
+        row_id = read_row_id(values.get(self.columns.get("id", "id")), new_id)
         target = Target(
             id=row_id,
             kind=cast(Kind, self.rows) if row_format is None or self.rows != "auto" else row_format.kinds[0],
@@ -275,25 +273,10 @@ class Conversion(Strict):
         unread = [key for key in value if key not in read or key in self.ignore_columns]
         named_to_keep = self.keep_columns if isinstance(self.keep_columns, list) else []
         unnamed = [key for key in unread if key not in named_to_keep and key not in self.ignore_columns]
-        refuse_lost_meaning(value, unnamed, row, [*self.columns, *(["rows"] if self.rows != "auto" else [])])
+        named_fields = [*self.columns, *(["rows"] if self.rows != "auto" else [])]
+        refuse_lost_meaning(value, unnamed, row.row, list_all_texts(row), named_fields)
         kept = named_to_keep if self.keep_columns != "all" else value.keys() - set(self.ignore_columns)
         report.n_left_out.update(key for key in unread if key not in kept)
-
-    def _read_turn_texts(self, rows: Iterator[_NumberedRow], reject: Reject, report: Report) -> Iterator[_NumberedRow]:
-        """Yields the source rows with turns that are given as JSON text read, and notes which keys the rows have."""
-        is_as_written = "text" in (self.rows, self.format) or self.rows == TYPED_FORMAT
-        for number, location, value in rows:
-            if not isinstance(value, dict):
-                yield number, location, value
-                continue
-            report.met_keys.update(value)
-            if is_as_written or is_typed_row(value):
-                yield number, location, value
-                continue
-            try:
-                yield number, location, parse_turn_texts(value, report.n_converted)
-            except BadValue as error:
-                reject(BadRow(location, error.reason, str(error)))
 
     def _omit_ignored(self, value: Any) -> Any:
         """Returns a source row without the columns that the recipe ignores."""
@@ -339,26 +322,3 @@ class Conversion(Strict):
         meta = {key: value[key] for key in keys if value.get(key) is not None}
         check_json_value(meta, "keep_columns")
         return meta
-
-
-def _number_rows(read: RowReader, reject: Reject) -> Iterator[_NumberedRow]:
-    """Yields the source rows with their numbers, counting unreadable rows too."""
-    number = 0
-
-    def count_and_reject(error: BadRow) -> None:
-        nonlocal number
-        number += 1
-        reject(error)
-
-    for location, value in read(count_and_reject):
-        number += 1
-        yield number, location, value
-
-
-def _read_row_id(value: Any, new_id: str) -> str:
-    """Returns the id in a source row as a text, or `new_id` if it has none. Raises BadValue for any other value."""
-    if value is None:
-        return new_id
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise BadValue("wrong type", f"id: is {shorten_repr(value)}, neither a text nor a whole number")
-    return str(value)

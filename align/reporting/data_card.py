@@ -60,7 +60,7 @@ def format_data_card(
         "limit": settings.limit,
         "seed": seed,
     }
-    left_out_rows = [(name, f"{n:,}") for name, n in sorted(left_out.items())]
+    left_out_rows: list[tuple[str, ...]] = [(name, f"{n:,}") for name, n in sorted(left_out.items())]
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",

@@ -1,6 +1,7 @@
 """Columns that change what a row means are read, or refused with what to do; the others are left out and counted."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,16 +163,21 @@ def test_a_column_that_says_nothing_is_left_out_and_counted(tmp_path: Path, kind
     assert {"images", "score", "weight", "context"} <= report.n_left_out.keys()
 
 
-def test_every_column_of_the_table_is_refused_unless_the_recipe_names_it(tmp_path: Path) -> None:
+def read_one(value: Any, reject: Any) -> list[tuple[str, Any]]:
+    return [("x.jsonl:1", value)]
+
+
+def test_every_column_of_the_table_is_refused_unless_the_recipe_names_it() -> None:
     """By the table itself: a value that no rule can take for harmless."""
     n_refused = 0
+    settings = LocalFile.model_validate({"path": "x.jsonl"})
     for name, meaning in COLUMN_MEANINGS.items():
         for kind in PLAIN.keys() & meaning.kinds:
             value = {**PLAIN[kind], name: ["something", 7]}
             if name in PLAIN[kind] or name in ("system", "tools", "history", "label", "ktotag"):
                 continue
             with pytest.raises(DataError):
-                build_rows(tmp_path, value, format="auto", rows="auto")
+                list(settings.convert_rows(partial(read_one, value), "x.jsonl", Drops(), Report()))
             n_refused += 1
     assert n_refused > 300
     assert all(meaning.kinds <= PROMPT_KINDS for meaning in COLUMN_MEANINGS.values())
