@@ -12,6 +12,7 @@ from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
 LEARNT_KINDS = frozenset({"chat", "trace"})  # their reply is learnt as it is
 REPLY_KINDS = LEARNT_KINDS | {"pair", "labelled"}
 PROMPT_KINDS = REPLY_KINDS | {"problem"}
+_MIN_PART_CHARACTERS = 20  # our choice: a short text, such as a number, may stand in another by chance
 _YES, _NO = ("true", "1", "1.0", "yes", "good"), ("false", "0", "0.0", "no")
 
 
@@ -19,7 +20,7 @@ class ColumnMeaning(NamedTuple):
     """What a column says, for which kinds of rows that counts, and what to do about it.
 
     `advice` may have the column's name as `{column}`. `changes_nothing` tells the values that agree with reading the
-    row without the column. Columns with `is_text` are not lost if their text stands in the row. `decided_by` are our
+    row without the column. Columns with `is_text` are not lost where their text stands in the row. `decided_by` are our
     fields: where the recipe names the column of one of them, it has decided.
     """
 
@@ -70,7 +71,9 @@ _SCORE = ColumnMeaning(
 _HISTORY = ColumnMeaning(
     "earlier turns of the conversation",
     PROMPT_KINDS,
-    "it is read beside a prompt or an instruction that is a text; else give the whole conversation as messages",
+    "it is read under history beside a prompt or instruction that is a text: columns: {{history: {column}}}; else give "
+    "the whole conversation as messages",
+    decided_by=("history",),
 )
 _SYSTEM = ColumnMeaning(
     "a system message", PROMPT_KINDS, "name it, with the format or kind of rows: columns: {{system: {column}}}",
@@ -176,6 +179,11 @@ COLUMN_MEANINGS: dict[str, ColumnMeaning] = {
 }
 
 
+def _stands_in(value: str, texts: Sequence[str]) -> bool:
+    """Returns whether a text is one of the texts, or a part of one that is too long to be there by chance."""
+    return any(value == text.strip() or (len(value) >= _MIN_PART_CHARACTERS and value in text) for text in texts)
+
+
 def refuse_lost_meaning(
     values: Mapping[str, Any], left_out: Iterable[str], kind: str, texts: Sequence[str], named: Iterable[str]
 ) -> None:
@@ -192,7 +200,7 @@ def refuse_lost_meaning(
         value = values[column]
         if is_empty(value) or meaning.changes_nothing(value):
             continue
-        if meaning.is_text and isinstance(value, str) and any(value.strip() in text for text in texts):
+        if meaning.is_text and isinstance(value, str) and _stands_in(value.strip(), texts):
             continue
         raise BadValue(
             "column that changes the meaning",

@@ -97,6 +97,9 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
         given |= {"role": "assistant", "content": "", "tool_calls": _parse_function_calls(given.get("content"), field)}
         conversion_counts["function_call turns read as tool calls"] += 1
         role_of_message = "assistant"
+    if isinstance(given.get("function_call"), Mapping) and "tool_calls" not in given:  # OpenAI's former name
+        given["tool_calls"] = [given.pop("function_call")]
+        conversion_counts["turns' 'function_call' read as tool calls"] += 1
     refuse_unknown_keys({**given, "role": role_of_message}, field, conversion_counts)
     conversion_counts.update(f"turns' '{key}' left out" for key in NAME_KEYS if key in given)
     message: dict[str, Any] = {"role": role_of_message}

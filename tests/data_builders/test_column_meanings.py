@@ -226,6 +226,20 @@ def test_two_answers_or_prompts_have_to_be_told_apart(tmp_path: Path) -> None:
         build_rows(tmp_path, {"messages": [ASK, SAY], "label": True, "kto_tag": False})
 
 
+def test_earlier_turns_are_read_by_columns_too(tmp_path: Path) -> None:
+    value = {"query": "And 2+2?", "response": "4", "before": [["1+1?", "2"]]}
+    columns = {"prompt": "query", "answer": "response", "history": "before"}
+    assert build_rows(tmp_path, value, rows="chat", columns=columns) == [chat(USER, REPLY, AND, FOUR)]
+    with pytest.raises(RowError, match="history: goes before a prompt that is a text; here it is a list of turns"):
+        build_rows(tmp_path, {**value, "query": [ASK]}, rows="chat", columns=columns)
+
+
+def test_a_short_text_does_not_stand_in_the_row_by_chance(tmp_path: Path) -> None:
+    value = {"Body": "Ann has 1 pen.", "Question": "How many?", "Answer": 1.0}
+    with pytest.raises(RowError, match="system: is 'a'; that is a system message"):
+        build_rows(tmp_path, {**value, "system": "a"})
+
+
 def test_a_bad_row_can_be_dropped(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     values = [PLAIN["chat"], {**PLAIN["chat"], "images": ["a.png"]}, {**PLAIN["chat"], "images": []}]

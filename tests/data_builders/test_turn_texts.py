@@ -165,6 +165,14 @@ def test_a_call_without_arguments_may_say_so_in_an_empty_text(tmp_path: Path, ar
     assert row.messages[1].tool_calls == [{"type": "function", "function": {"name": "now", "arguments": {}}}]
 
 
+def test_openais_former_calls_are_read(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": '{"a": 1}'}}
+    [row] = build_rows(tmp_path, {"messages": [ASK, call, {"role": "function", "name": "add", "content": "2"}, SAY]})
+    calls = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    called = Message(role="assistant", content="", tool_calls=calls)
+    assert row == chat(USER, called, Message(role="tool", content="2"), REPLY)
+
+
 def test_an_empty_text_is_not_called_nul_bytes(tmp_path: Path) -> None:
     with pytest.raises(RowError, match="messages: 1: is an empty text, not JSON"):
         build_rows(tmp_path, {"messages": [ASK, {"role": "function_call", "content": ""}]})
