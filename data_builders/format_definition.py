@@ -147,6 +147,14 @@ def read_prompt(values: Values, key: str, target: Target) -> list[Message]:
     return turns_read
 
 
+def read_tools(values: Values, target: Target) -> Tools | None:
+    """Reads the tool schemas of a row. Raises BadValue where rows of the target's kind cannot have tools."""
+    schemas = convert_tool_schemas(values.get("tools"))
+    if schemas and target.kind != "chat":
+        raise BadValue("tools", f"tools: {target.kind} rows carry none; only chat rows do")
+    return schemas
+
+
 def read_history(values: Values, target: Target) -> list[Message]:
     """Reads the `history` of a row: pairs of a user's and an assistant's text, as ChatGLM and Alpaca have it, or turns.
 
@@ -171,11 +179,3 @@ def read_history(values: Values, target: Target) -> list[Message]:
         turns.append(Message(role="user", content=turn[0]))
         turns.append(convert_reply(turn[1], f"history: {index}", target.conversion_counts))
     return turns
-
-
-def read_tools(values: Values, target: Target) -> Tools | None:
-    """Reads the tool schemas of a row. Raises BadValue where rows of the target's kind cannot have tools."""
-    schemas = convert_tool_schemas(values.get("tools"))
-    if schemas and target.kind != "chat":
-        raise BadValue("tools", f"tools: {target.kind} rows carry none; only chat rows do")
-    return schemas
