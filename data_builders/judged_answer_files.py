@@ -16,6 +16,7 @@ from qwen_align.data_builders.conversion_report import ReadValues, Report
 from qwen_align.data_builders.file_reader import check_file_suffix, read_source_rows
 from qwen_align.data_builders.gsm8k_calculator_marks import remove_calculator_marks
 from qwen_align.data_builders.pair_matching import Candidate, Match, Matching
+from qwen_align.data_builders.repeated_prompts import PROMPTS_CUT, RepeatedPrompt, settle_repeated_prompt
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.data_builders.turn_texts import parse_turn_texts
 from qwen_align.reward.repetition import split_words
@@ -45,6 +46,11 @@ class JudgedFile(Matching):
     ignore_columns: list[str] = Field(
         default_factory=list, description="columns that are left out as if the file did not have them"
     )
+    repeated_prompt: RepeatedPrompt = Field(
+        default="refuse",
+        description="what is done with an answer, or two sides of a pair, that begin with the whole prompt: an error; "
+        "cut it off; or keep it",
+    )
     strip_marks: bool = Field(default=False, description="remove GSM8K's calculator marks, <<2+3=5>>, from answers")
     mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
     source: str = Field(default="", description="source that the rows name")
@@ -63,7 +69,22 @@ class JudgedFile(Matching):
         return self.build_with_report(Report(), drops)
 
     def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
-        """Yields the rows as `build` does, and fills the report of columns that are left out as they are read."""
+        """Yields the rows as `build` does, and fills the report of columns that are left out as they are read.
+
+        Raises RowError for answers that begin with their whole prompt, unless `repeated_prompt` says what to do.
+        """
+        for row in self.make_rows(report, drops):
+            try:
+                settled = settle_repeated_prompt(row, self.repeated_prompt, has_text_prompt=True)
+            except BadValue as error:
+                raise RowError(f"{self.path}: row '{row.id}': {error}") from None
+            report.n_made[row.row] += 1
+            if settled is not row:
+                report.n_converted[PROMPTS_CUT] += 1
+            yield settled
+
+    def make_rows(self, report: Report, drops: Drops) -> Iterator[Row]:
+        """Yields the rows with their answers as the file has them."""
         raise NotImplementedError
 
     def read_objects(self, report: Report, kind: str) -> Iterator[tuple[str, str, ReadValues]]:

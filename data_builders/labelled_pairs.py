@@ -47,7 +47,7 @@ class LabelledPairs(JudgedFile):
             raise ValueError(f"{', '.join(idle_given)}: is nothing for 'rows: {self.rows}'; leave it out")
         return self
 
-    def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
+    def make_rows(self, report: Report, drops: Drops) -> Iterator[Row]:
         """Yields the preference pairs or labelled answers in the file's order.
 
         Questions that make no pair and solutions in none are dropped.

@@ -5,6 +5,7 @@ from typing import Literal
 from qwen_align.align.rows import Chat, Labelled, Message, Pair, Row
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
 
+PROMPTS_CUT = "prompts cut off before their answers"  # how it is counted
 RepeatedPrompt = Literal["refuse", "cut", "keep"]
 # Our choice: a lone reply may begin with a short prompt by itself ("Hello" and "Hello!"; a word and what it means): in
 # LLaMA-Factory's demo files 4 of 2,299 do, with prompts of up to 5 characters, and no pair of 299 in both sides.

@@ -22,7 +22,7 @@ from qwen_align.data_builders.format_recognition import (
     FormatName,
     recognise_format,
 )
-from qwen_align.data_builders.repeated_prompts import RepeatedPrompt, settle_repeated_prompt
+from qwen_align.data_builders.repeated_prompts import PROMPTS_CUT, RepeatedPrompt, settle_repeated_prompt
 from qwen_align.data_builders.row_texts import list_all_texts
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.data_builders.source_rows import NumberedRow, RowReader, number_rows, read_row_id, read_turn_texts
@@ -260,7 +260,7 @@ class Conversion(Strict):
         has_text_prompt = isinstance(value.get(self.columns.get("prompt", "prompt")), str)
         settled = settle_repeated_prompt(row, self.repeated_prompt, has_text_prompt=has_text_prompt)
         if settled is not row:
-            report.n_converted["prompts cut off before their answers"] += 1
+            report.n_converted[PROMPTS_CUT] += 1
         check_writable_row(settled)
         self._leave_out_columns(value, values.read, settled, report)
         return settled

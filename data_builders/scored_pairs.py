@@ -28,7 +28,7 @@ class ScoredPairs(JudgedFile):
     responses: str = Field(default="responses", min_length=1, description="key of the list of responses in the file")
     scores: str = Field(default="rewards", min_length=1, description="key of the list of their scores in the file")
 
-    def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
+    def make_rows(self, report: Report, drops: Drops) -> Iterator[Row]:
         """Yields the preference pairs in the file's order.
 
         Prompts that make no pair and responses in none are dropped.

@@ -207,3 +207,13 @@ def test_a_question_that_is_turns_in_a_text_is_refused(tmp_path: Path) -> None:
     question = json.dumps([{"role": "user", "content": "1+1?"}])
     with pytest.raises(RowError, match=r"'prompt' is .*, not a text"):
         scored(tmp_path, {"prompt": question, "responses": ["2", "3"], "rewards": [1, 0]})
+
+
+def test_answers_that_repeat_their_prompt_are_refused_or_cut(tmp_path: Path) -> None:
+    row = {"prompt": "1+1?", "responses": ["1+1? 2", "1+1? 3"], "rewards": [1, 0]}
+    with pytest.raises(RowError, match=r"scores\.jsonl: row 'scores:1#0>1': both sides begin with the whole prompt"):
+        scored(tmp_path, row)
+    ([pair], _) = scored(tmp_path, row, repeated_prompt="cut")
+    assert (pair.chosen.content, pair.rejected.content) == ("2", "3")
+    ([pair], _) = scored(tmp_path, row, repeated_prompt="keep")
+    assert (pair.chosen.content, pair.rejected.content) == ("1+1? 2", "1+1? 3")
