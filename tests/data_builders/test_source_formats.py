@@ -356,7 +356,7 @@ def test_a_column_that_the_first_row_lacks_is_named(
 def test_what_was_converted_is_reported(tmp_path: Path) -> None:
     report = Report()
     thought = {"role": "assistant", "content": "<think>a</think>2", "name": "ann"}
-    build_rows(tmp_path, {"messages": [ASK, thought], "score": 1}, {"messages": [ASK, SAY, ASK]}, report=report)
+    build_rows(tmp_path, {"messages": [ASK, thought], "by": 1}, {"messages": [ASK, SAY, ASK]}, report=report)
     assert report.to_manifest() == {
         "format": "messages",
         "recognised": True,
@@ -366,7 +366,7 @@ def test_what_was_converted_is_reported(tmp_path: Path) -> None:
             "conversations that end with a user's turn": 1,
             "turns' 'name' left out": 1,
         },
-        "columns_left_out": {"score": 1},
+        "columns_left_out": {"by": 1},
     }
 
 
@@ -443,6 +443,16 @@ def test_thinking_that_is_given_twice_alike_is_read_once(tmp_path: Path, more: d
     assert (row.messages[-1].content, (row.messages[-1].thinking or "").strip()) == ("2", "1 and 1")
 
 
+@pytest.mark.parametrize("said", ["false", False, " False"])
+def test_a_column_of_the_switch_is_the_rows_mode(tmp_path: Path, said: Any) -> None:
+    [row] = build_rows(tmp_path, {"messages": [ASK, SAY], "enable_thinking": said})
+    assert isinstance(row, Chat)
+    assert row.mode == "no_think"
+    both = {"enable_thinking": said, "chat_template_kwargs": {"enable_thinking": True}}
+    with pytest.raises(RowError, match="only enable_thinking, true or false, is read"):
+        build_rows(tmp_path, {"messages": [ASK, SAY], **both})
+
+
 @pytest.mark.parametrize(
     ("given", "settings", "mode"),
     [
@@ -487,7 +497,7 @@ WRONG_ROWS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"messages": [ASK, SAY], "chat_template_kwargs": {"date": "today"}},
-        "chat_template_kwargs: is .*only enable_think",
+        "chat_template_kwargs or enable_thinking: is .*only enable_think",
     ),
     (
         {"messages": [ASK, SAY], "chat_template_kwargs": {"enable_thinking": "no"}},
