@@ -1,8 +1,9 @@
 """Defines the recipe, the file a user writes, as typed settings."""
 
 import itertools
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -25,6 +26,12 @@ StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | RewardModel | Grpo | Pp
 AnyStage = Annotated[StageSpec, Field(discriminator="kind")]
 
 
+def list_stage_settings(kind: Any) -> list[str]:
+    """Returns the names of the settings of a kind of stage. The list is empty for an unknown kind."""
+    classes = [member for member in get_args(StageSpec) if kind in get_args(member.model_fields["kind"].annotation)]
+    return [name for member in classes for name in member.model_fields]
+
+
 class ModelSource(Strict):
     """A model that no stage makes: exactly one of a shipped model, a folder, or a hub id with its commit."""
 
@@ -35,6 +42,15 @@ class ModelSource(Strict):
     hub: str | None = Field(None, description="model id on the Hugging Face hub, such as Qwen/Qwen3-0.6B")
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub model, 40 hex digits")
     is_scorer: bool = Field(False, description="it is a reward model: a sequence classifier with one output")
+
+    @classmethod
+    def _suggest_settings(cls, found: Any) -> str:
+        """Returns what to write in place of a bare name of a model."""
+        if not isinstance(found, str):
+            return ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", found):
+            return f"; a model of the hub is {{hub: {found}, revision: main}}, a folder is {{path: {found}}}"
+        return f"; a folder is {{path: {found}}}, a model of the hub {{hub: OWNER/NAME, revision: main}}"
 
     @model_validator(mode="after")
     def _check_single_source(self) -> "ModelSource":
@@ -123,6 +139,13 @@ class Recipe(Strict):
     stages: list[Item] = Field(min_length=1, description="what is run: stages, and blocks of repeated stages")
     report: Report = Field(Report(), description="what the report shows")
     tracking: Tracking = Field(Tracking(), description="experiment trackers that get the training curves")
+
+    @classmethod
+    def _explain_unknown_key(cls, key: str) -> str:
+        """Returns what to write instead of a key that recipes do not have, such as a setting of a stage."""
+        if any(key in member.model_fields for member in get_args(StageSpec)):
+            return f"'{key}' is a setting of stages, not of the recipe: it stands in an entry of `stages`"
+        return super()._explain_unknown_key(key)
 
     @model_validator(mode="after")
     def _check_report_names(self) -> "Recipe":

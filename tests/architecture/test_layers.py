@@ -15,7 +15,15 @@ ROOT = Path(__file__).parents[2]
 
 # Each may import the layers before it and its own.
 LAYERS = (
-    ("align.errors", "align.settings.base", "align.settings.renamed", "align.references", "align.stages.registry"),
+    (
+        "align.errors",
+        "align.references",
+        "align.settings.base",
+        "align.settings.fault_wording",
+        "align.settings.foreign_names",
+        "align.settings.renamed",
+        "align.stages.registry",
+    ),
     ("reward.verdict", "align.rows"),
     ("reward.*", "reward"),
     ("data_builders.*", "data_builders"),
