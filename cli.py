@@ -182,6 +182,8 @@ def _build_data(parsed: argparse.Namespace, console: "Console") -> int:
         console.print(f"format: {converted['format']}{' (recognised)' if converted['recognised'] else ''}")
     for column, count in converted.get("columns_left_out", {}).items():
         console.print(f"{count:>9,}  rows' column left out: {column}", soft_wrap=True)
+    for line in summary["revisions"]:
+        console.print(f"note: {line}", soft_wrap=True)
     return 0
 
 

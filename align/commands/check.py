@@ -27,6 +27,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
         for row, text in enumerate(lines):
             yield (head if row == 0 else " " * len(head)) + text
     yield from notes
+    yield from (f"note: {found.format_line()}" for found in plan.revisions)
     yield from setup.describe_destinations(plan.recipe.tracking, plan.group, plan.tracking_folder)
     n_to_run = sum(not stage.is_stored for stage in plan.stages)
     yield f"{len(plan.stages)} stages, {n_to_run} to run; home: {plan.home.resolve()}"

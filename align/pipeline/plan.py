@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import model_description, model_files
 from qwen_align.align.pipeline import graph
 from qwen_align.align.pipeline.graph import Graph, Stage
+from qwen_align.align.pipeline.hub_revisions import FoundRevision, RevisionFinder, pin_variants
 from qwen_align.align.references import Product
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
@@ -84,16 +85,20 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan of a recipe: its stages in running order, ready to run."""
+    """A plan of a recipe: its stages in running order, ready to run.
+
+    `revisions`: the commits found for branches and tags of the hub, which `recipe` and `stages` have in their place.
+    """
 
     recipe: Recipe
     graph: Graph
     stages: list[PlannedStage]
     home: Path
+    revisions: tuple[FoundRevision, ...] = ()
 
     @property
     def run_folder(self) -> Path:
-        return self.home / "runs" / self.recipe.name
+        return get_run_folder(self.home, self.recipe)
 
     @property
     def tracking_folder(self) -> Path:
@@ -117,6 +122,11 @@ class Plan:
         return stages
 
 
+def get_run_folder(home: Path, recipe: Recipe) -> Path:
+    """Returns the folder of a recipe's runs."""
+    return home / "runs" / recipe.name
+
+
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
     """Reads a recipe, sorts its stages and computes their keys. Nothing is written but the cache of file digests."""
     return plan_variants(load_variants(path, overrides, tiny=tiny), home, path)
@@ -124,8 +134,10 @@ def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = 
 
 def plan_variants(variants: Sequence[Variant], home: Path, path: Path) -> Plan:
     """Plans the variants of a recipe as `plan` does. `path` opens the message of a RecipeError."""
+    finder = RevisionFinder(get_run_folder(home, variants[0].recipe))
     try:
-        return _plan_stages(variants, home)
+        planned = _plan_stages(pin_variants(variants, finder), home)
+        return replace(planned, revisions=tuple(finder.found.values()))
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
 

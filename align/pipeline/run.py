@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import yaml
 
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
+from qwen_align.align.pipeline.hub_revisions import write_found_revisions
 from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
@@ -52,6 +53,8 @@ def run(
     for stage in forced:
         _clear_stage(stage)
     _write_run_folder(plan)
+    for found in plan.revisions:
+        listener.on_note(found.format_line())
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored]
     trackers = TrackerClients(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)
     input_verifier = InputVerifier({stage.folder.path.resolve(): stage.name for stage in plan.stages})
@@ -154,6 +157,7 @@ def _write_run_folder(plan: Plan) -> None:
         plan.run_folder.mkdir(parents=True, exist_ok=True)
         resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
         write_text(plan.run_folder / "recipe.yaml", resolved)
+        write_found_revisions(plan.run_folder, plan.revisions)
         links = plan.run_folder / "stages"
         links.mkdir(exist_ok=True)
         for old in links.iterdir():

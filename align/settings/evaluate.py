@@ -29,9 +29,7 @@ class Evaluate(StageSettings):
     thinking_switches: list[Switch] = Field(
         [Switch()], min_length=1, description="ways of asking the model to think or not, each with a result of its own"
     )
-    rewards: Rewards = Field(
-        [], description="settings of the rewards that questions name; others have their defaults"
-    )
+    rewards: Rewards = Field([], description="settings of the rewards that questions name; others have their defaults")
     best_of_n_scorer: ScorerRef | None = Field(
         None,
         description="reward model that picks one of each question's completions: best of n is reported too",

@@ -188,9 +188,7 @@ class HeldOut(Strict):
     every_steps: int = Field(ge=1, description="steps between evaluations; also before the first and after the last")
     completions_per_prompt: int = Field(1, ge=1, description="completions sampled for each question")
     sampling: SamplingSettings | None = Field(None, description="how tokens are sampled; null = as in training")
-    rewards: Rewards = Field(
-        [], description="settings of the rewards that questions name; others have their defaults"
-    )
+    rewards: Rewards = Field([], description="settings of the rewards that questions name; others have their defaults")
 
 
 class Watch(Strict):

@@ -13,6 +13,7 @@ from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.hub_revision import WHERE_COMMITS_STAND, HubRepository, HubRevision
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.pretrain import Pretrain
 from qwen_align.align.settings.reward_model import RewardModel
@@ -33,14 +34,18 @@ def list_stage_settings(kind: Any) -> list[str]:
 
 
 class ModelSource(Strict):
-    """A model that no stage makes: exactly one of a shipped model, a folder, or a hub id with its commit."""
+    """A model that no stage makes: exactly one of a shipped model, a folder, or a hub id with its revision."""
 
     shipped: Literal["tiny_base"] | None = Field(None, description="a model that comes with the package")
     path: OutsideFile | None = Field(
         None, description="folder with a model in Hugging Face form, or of a finished stage that made a model"
     )
     hub: str | None = Field(None, description="model id on the Hugging Face hub, such as Qwen/Qwen3-0.6B")
-    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub model, 40 hex digits")
+    revision: HubRevision | None = Field(
+        None,
+        description="commit of the hub model, 40 hex digits (on its page: Files and versions, History), or a branch or "
+        "tag, whose commit the run finds once and keeps",
+    )
     is_scorer: bool = Field(False, description="it is a reward model: a sequence classifier with one output")
 
     @classmethod
@@ -58,9 +63,19 @@ class ModelSource(Strict):
         given = [name for name in ("shipped", "path", "hub") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"give exactly one of shipped, path, hub; found {', '.join(given) or 'none'}")
-        if bool(self.hub) != bool(self.revision):
-            raise ValueError("hub and revision go together: a hub model is pinned by its commit (40 hex digits)")
+        if self.hub and not self.revision:
+            raise ValueError(
+                f"revision is missing: the commit of the hub model, 40 hex digits ({WHERE_COMMITS_STAND}), or "
+                "`revision: main`, whose commit the run finds once and keeps"
+            )
+        if self.revision and not self.hub:
+            raise ValueError("revision: is for a model of the hub; leave it out")
         return self
+
+    @property
+    def hub_repository(self) -> HubRepository | None:
+        """Returns the model's repository on the hub. Returns None for other models."""
+        return HubRepository("model", self.hub) if self.hub else None
 
 
 class Repeat(Strict):

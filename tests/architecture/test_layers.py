@@ -21,6 +21,7 @@ LAYERS = (
         "align.settings.base",
         "align.settings.fault_wording",
         "align.settings.foreign_names",
+        "align.settings.hub_revision",
         "align.settings.renamed",
         "align.stages.registry",
     ),
@@ -42,7 +43,7 @@ LAYERS = (
     ),
     ("align.generation.*", "align.models.*", "align.training.*"),
     ("align.rl.*",),
-    ("align.pipeline.plan", "align.pipeline.preview"),
+    ("align.pipeline.hub_revisions", "align.pipeline.plan", "align.pipeline.preview"),
     ("align.stages.*",),
     ("align.tracking.*",),
     ("align.commands.*", "align.pipeline.*", "align.reporting.*"),
@@ -76,7 +77,7 @@ HEAVY = {
     "datasets": ("align.stages.*", "data_builders.hub"),
     "accelerate": ("align.rl.trainer",),
     "peft": ("align.models.*", "align.pipeline.warm_server", "align.rl.*", "align.stages.*", "align.training.*"),
-    "huggingface_hub": ("align.commands.push", "align.models.loading"),
+    "huggingface_hub": ("align.commands.push", "align.models.loading", "align.pipeline.hub_revisions"),
 }
 LATE = {
     "align.pipeline.worker": {"torch"},

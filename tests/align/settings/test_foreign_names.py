@@ -12,8 +12,6 @@ from qwen_align.data_builders import BuilderSettings
 from qwen_align.reward.settings import Reward
 
 
-
-
 def has_setting(annotation: Any, path: list[str]) -> bool:
     """Whether a type, or one of the types it is made of, has a setting at a dotted path."""
     if not path:
