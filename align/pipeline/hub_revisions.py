@@ -62,9 +62,8 @@ class RevisionFinder:
         """Returns a value of the settings with revisions replaced; the same object where there is none in it."""
         if isinstance(value, BaseModel):
             fields = {name: getattr(value, name) for name in type(value).model_fields}
-            changed = {
-                name: new for name, old in fields.items() if (new := self._pin(old, f"{place}.{name}")) is not old
-            }
+            pinned = {name: self._pin(old, f"{place}.{name}") for name, old in fields.items()}
+            changed = {name: new for name, new in pinned.items() if new is not fields[name]}
             repository: HubRepository | None = getattr(value, "hub_repository", None)
             if repository is not None and not COMMIT.fullmatch(fields["revision"]):
                 changed["revision"] = self._find_commit(repository, fields["revision"], f"{place}.revision")

@@ -171,8 +171,8 @@ _SAME_SETTING: dict[tuple[str, ...], dict[str, str]] = {
 # What no setting is for, and how its effect is had.
 _NO_SETTING: dict[str, str] = dict.fromkeys(
     ("gradient_accumulation_steps", "grad_accum_steps", "accumulate_grad_batches"),
-    "accumulation follows: the batch (`batch`; in RL prompts_per_step x completions_per_prompt) is that of an optimiser "
-    "step, over all devices, and runtime.micro_batch the rows of a device at once",
+    "accumulation follows: the batch (`batch`; in RL prompts_per_step x completions_per_prompt) is that of an "
+    "optimiser step, over all devices, and runtime.micro_batch the rows of a device at once",
 ) | {
     "optim": "the optimiser is AdamW",
     "optimizer": "the optimiser is AdamW; learning_rate, betas and weight_decay stand in the stage",

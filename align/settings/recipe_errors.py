@@ -39,7 +39,7 @@ def _has_inner_place(place: tuple[str | int, ...], places: Iterable[tuple[str | 
 
 
 def _drop_member_names(detail: Mapping[str, Any], raw: Any) -> tuple[str | int, ...]:
-    """Returns the path of a fault in the settings as they are written, without pydantic's names for members of unions."""
+    """Returns the path of a fault in the settings as they are written, without pydantic's names for union members."""
     path: list[str | int] = []
     value = raw
     for depth, part in enumerate(detail["loc"], start=1):

@@ -1,4 +1,4 @@
-"""Branches and tags of the hub: looked up once on a hub of our own, kept in the run's record, one key with the commit."""
+"""Branches and tags of the hub: looked up once on a hub of our own, kept in the run's record."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
             """Says nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -152,7 +152,7 @@ def test_a_damaged_record_is_told(hub: Hub, write_recipe: Callable[..., Path], t
     folder = tmp_path / "runs" / "trial"
     folder.mkdir(parents=True)
     (folder / "revisions.json").write_text("{")
-    with pytest.raises(RecipeError, match="revisions.json: cannot be read; delete it"):
+    with pytest.raises(RecipeError, match=r"revisions\.json: cannot be read; delete it"):
         make_plan(write(write_recipe), tmp_path)
 
 
