@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import model_description, model_files
-from qwen_align.align.pipeline import graph
+from qwen_align.align.pipeline import graph, machine_check
 from qwen_align.align.pipeline.graph import Graph, Stage
 from qwen_align.align.pipeline.hub_revisions import FoundRevision, RevisionFinder, pin_variants
 from qwen_align.align.references import Product
@@ -187,13 +187,17 @@ def check_can_start(
 ) -> None:
     """Raises RecipeError when a stage that is to run cannot start.
 
-    Its local model has no tokenizer of its own or no template to train on, or its DeepSpeed file is missing. `forced`:
-    stored stages that will run again.
+    Its local model has no tokenizer of its own or no template to train on, its DeepSpeed file is missing, or this
+    machine has not what it asks for. `forced`: stored stages that will run again.
     """
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored or stage in forced]
     for stage in stages_to_run:
         if (path := stage.runtime.deepspeed) and not Path(path).is_file():
             raise RecipeError(f"stage '{stage.origin}': runtime.deepspeed: {path}: no such file")
+        try:
+            machine_check.check_machine(stage.stage)
+        except RecipeError as error:
+            raise RecipeError(f"stage '{stage.origin}': {error}") from None
     read_folders = {entry["name"]: Path(entry["folder"]) for stage in stages_to_run for entry in stage.inputs.values()}
     for name, folder in read_folders.items():
         if name in plan.graph.models and not plan.graph.models[name].hub:

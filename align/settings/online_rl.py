@@ -16,6 +16,9 @@ Watchdog = Literal[
 ]  # fmt: skip
 
 
+VLLM_NOT_INSTALLED = "engine: vllm is not installed: pip install 'qwen-align[vllm]', or engine: local"
+
+
 class Updates(Strict):
     """The optimiser steps on the completions of a training step: `epochs` times `minibatches`."""
 

@@ -27,6 +27,7 @@ from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.audit import audit_reward
 from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale
 from qwen_align.reward.math_answer import MathAnswer
+from qwen_align.reward.python_file import PythonReward
 from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 
 N_PROBLEMS_AUDITED = 2  # problems on whose bad completions a reward is audited
@@ -128,6 +129,8 @@ def _describe_training(
     steps = count_optimizer_steps(n_samples, settings.epochs, settings.batch)
     line = format_summary({"samples": n_samples, "dropped": dropped, "steps": steps}) or "nothing to train on"
     yield f"{line}, {_describe_warmup(settings, steps)}" if steps else line
+    if 0 < n_samples < settings.batch:
+        yield f"batch {settings.batch:,} is more than the {n_samples:,} samples: a step takes some several times"
     if lengths:
         yield f"{_describe_lengths(lengths)}, limit {settings.max_tokens}"
 
@@ -157,6 +160,11 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
         f"completions, {settings.optimizer_steps:,} updates"
     )
     yield f"prompt {_describe_lengths(lengths)}"
+    if len(prompts) < settings.prompts_per_step:
+        yield (
+            f"prompts_per_step {settings.prompts_per_step:,} is more than the {len(prompts):,} problems: a step takes "
+            "some several times"
+        )
     yield from _describe_rewards(settings.rewards, prompts)
 
 
@@ -246,7 +254,7 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
         if unusable:
             first = f"'{unusable[0].id}': {unusable[0].gold!r:.60}"
             yield f"{reward.label}: {len(unusable):,} golds of {len(prompts):,} are unusable, the first {first}"
-        if reward.is_outcome:
+        if reward.is_outcome and not isinstance(reward, PythonReward):  # those are tried by themselves
             paid = dict.fromkeys(
                 finding.probe
                 for finding in audit_reward(reward, list(prompts[:N_PROBLEMS_AUDITED]))

@@ -48,7 +48,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     reward_scorer.bind_scorers(
         spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    actor = _build_actor(algorithm, source, inputs, context)
+    actor = _build_actor(algorithm, source, inputs)
     trainer = OnlineTrainer(
         actor,
         trl_arguments.build_online_rl_arguments(
@@ -80,7 +80,7 @@ def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
     return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
-def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
+def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path]) -> Actor:
     """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
     spec, settings = algorithm.settings, algorithm.critic
     policy: PreTrainedModel | PeftModel = loading.load_model(source)
@@ -104,10 +104,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
         if head is not None:
             critic.head.weight.data.copy_(head)
     temperature = spec.sampling.resolve_for_policy().temperature
-    actor = Actor(policy, temperature, critic)
-    if context.runtime.gradient_checkpointing and actor.has_value_adapter:
-        raise DataError("gradient_checkpointing with critic: separate and lora would recompute under the wrong adapter")
-    return actor
+    return Actor(policy, temperature, critic)
 
 
 def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from qwen_align.align.commands import check
 from qwen_align.align.context import Context
 from qwen_align.align.models.lora import build_lora_config
-from qwen_align.align.pipeline import launcher
+from qwen_align.align.pipeline import launcher, machine_check
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.rows import Problem, to_json_line
@@ -217,7 +217,7 @@ class World:
                 device = str(choose_device(stage.runtime))
             except ValueError as error:
                 device = str(error)
-        return line[1:], launcher.uses_warm_server(stage), launcher.count_processes(stage), device  # type: ignore[arg-type]
+        return line[1:], launcher.uses_warm_server(stage), machine_check.count_processes(stage), device  # type: ignore[arg-type]
 
     def rows_at_once(self, runtime: Settings) -> Any:
         """How many rows the engine of a rollout decodes side by side."""

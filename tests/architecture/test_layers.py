@@ -43,7 +43,12 @@ LAYERS = (
     ),
     ("align.generation.*", "align.models.*", "align.training.*"),
     ("align.rl.*",),
-    ("align.pipeline.hub_revisions", "align.pipeline.plan", "align.pipeline.preview"),
+    (
+        "align.pipeline.hub_revisions",
+        "align.pipeline.machine_check",
+        "align.pipeline.plan",
+        "align.pipeline.preview",
+    ),
     ("align.stages.*",),
     ("align.tracking.*",),
     ("align.commands.*", "align.pipeline.*", "align.reporting.*"),

@@ -96,7 +96,7 @@ def completion(text: str, **fields: Any) -> Completion:
         ("print", 0.5, "judged"),
         ("nan", None, "ValueError: nan is no reward"),
         ("text", None, "ValueError: could not convert string to float: 'good'"),
-        ("nan dict", None, "TypeError: the dict returned is no verdict: Input should be a finite number"),
+        ("nan dict", None, "TypeError: the dict returned is no verdict: value: must be a finite number; found inf"),
         ("bad dict", None, "TypeError: the dict returned is no verdict: 'valeu' is no setting here"),
         ("raise", None, "KeyError: 'missing'"),
         ("crash", None, "worker died"),
