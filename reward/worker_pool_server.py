@@ -96,6 +96,8 @@ def describe_exception(error: BaseException) -> str:
     That is a line outside of this package, of Python and of installed packages; without one there is none.
     """
     said = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.text:
+        return f"{said}: {error.text.strip()}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users_own(frame.filename)]
     if not frames:
         return said

@@ -48,8 +48,6 @@ def evaluate(
     rule = _to_reward(reward)
     kind = rule.get("kind", "")
     questions: dict[str, Any] = {"name": "questions", "kind": "build_data", "builder": _to_builder(rows, columns, kind)}
-    if kind == "python":
-        questions["sieve"] = {"gold_is_usable": False}  # rows do not know whose reward it is
     stage = {
         "name": "evaluation",
         "kind": "evaluate",

@@ -131,7 +131,10 @@ def _describe_partial_failure(
         name = next(name for name, _, outcome in outcomes if outcome is raised[0])
         yield f"{reward.label} raises on {len(raised)} {tried}, such as '{name}': {raised[0]}"
     if n_late:
-        yield f"{reward.label} took too long for {n_late} {tried}, {TIME_LIMIT_S:g} s for all of them"
+        yield (
+            f"{reward.label} judged {len(outcomes) - n_late} {tried} in {TIME_LIMIT_S:g} s; in a run a call that takes "
+            f"longer than its time_limit_s, {reward.time_limit_s:g} s, is paid 0"
+        )
     verdicts = [outcome for _, _, outcome in outcomes if isinstance(outcome, Verdict)]
     if verdicts and all(verdict.value is None for verdict in verdicts):
         yield f"{reward.label} has no verdict on any {tried}: {verdicts[0].reason}"
