@@ -10,7 +10,7 @@ from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.stages.reward_trials import RewardTrials
 from qwen_align.align.tracking import setup
-from qwen_align.reward.user_code import UserCodeLeftOut, leave_out_user_code
+from qwen_align.reward.user_code import leave_out_user_code
 
 
 def describe_plan(plan: Plan, *, runs_code: bool = True) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _describe_stage(stage: PlannedStage, preview: Preview, trials: RewardTrials)
     try:
         try:
             lines = list(import_function(kind.check)(stage, preview))
-        except (RowsUnknown, UserCodeLeftOut) as unknown:
+        except RowsUnknown as unknown:
             forecast = import_function(kind.forecast)(stage, preview) if kind.forecast else ()
             lines = [f"unknown until {unknown}", *forecast]
         return [*lines, *trials.describe_stage(stage)]

@@ -15,6 +15,7 @@ from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.store.files import read_json
 from qwen_align.data_builders.sieve import Drops
+from qwen_align.reward.user_code import UserCodeLeftOut
 
 
 class RowsUnknown(Exception):
@@ -47,7 +48,10 @@ class Preview:
                 raise RowsUnknown(name)
             else:
                 self.drops[name] = Drops()
-                self._rows[name] = import_function(list_rows)(stage, self._read_sources(stage), self.drops[name])
+                try:
+                    self._rows[name] = import_function(list_rows)(stage, self._read_sources(stage), self.drops[name])
+                except UserCodeLeftOut as left_out:
+                    raise RowsUnknown(str(left_out)) from None
         return self._rows[name]
 
     def count_rows(self, name: str) -> int | None:
