@@ -14,7 +14,6 @@ from qwen_align.align.settings.hub_revision import COMMIT, WHERE_COMMITS_STAND, 
 from qwen_align.align.settings.recipe_file import Variant
 from qwen_align.align.store.files import read_json, write_json
 
-RECORD = "revisions.json"  # in the run's folder: {"model OWNER/NAME@main": commit}
 _TIME_LIMIT_S = 10.0  # for one answer of the hub
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -41,13 +40,18 @@ class FoundRevision(NamedTuple):
         )
 
 
+def get_record_path(home: Path, name: str) -> Path:
+    """Returns the record of the runs of a name: {"model OWNER/NAME@main": commit}."""
+    return home / "runs" / name / "revisions.json"
+
+
 class RevisionFinder:
     """A finder of commits that asks the run's record, then the hub, once for each branch or tag."""
 
-    def __init__(self, run_folder: Path | None) -> None:
-        """`run_folder`: the folder with the run's record, or None for what is no run."""
+    def __init__(self, record: Path | None) -> None:
+        """`record`: the file of the run's record, or None for what is no run."""
         self.found: dict[str, FoundRevision] = {}
-        self._recorded = _read_record(run_folder) if run_folder else {}
+        self._recorded = _read_record(record) if record else {}
 
     def pin_settings(self, settings: Settings) -> Settings:
         """Returns the settings with every branch or tag of the hub replaced by its commit.
@@ -92,21 +96,19 @@ def pin_variants(variants: Sequence[Variant], finder: RevisionFinder) -> list[Va
     return [variant._replace(recipe=finder.pin_settings(variant.recipe)) for variant in variants]
 
 
-def write_found_revisions(run_folder: Path, found: Iterable[FoundRevision]) -> None:
+def write_found_revisions(record: Path, found: Iterable[FoundRevision]) -> None:
     """Adds the commits that were found to the run's record. Nothing is written where no branch or tag is named."""
     commits = {one.record_name: one.commit for one in found}
-    if not commits:
-        return
-    write_json(run_folder / RECORD, {**_read_record(run_folder), **commits})
+    if commits:
+        write_json(record, {**_read_record(record), **commits})
 
 
-def _read_record(run_folder: Path) -> dict[str, str]:
-    """Returns the commits in a run's record; none if the run has no record. Raises RecipeError if it is damaged."""
-    path = run_folder / RECORD
+def _read_record(record: Path) -> dict[str, str]:
+    """Returns the commits in a run's record; none if there is no record. Raises RecipeError if it is damaged."""
     try:
-        return read_json(path) if path.exists() else {}
+        return read_json(record) if record.exists() else {}
     except ValueError:
-        raise RecipeError(f"{path}: cannot be read; delete it, and branches and tags are looked up anew") from None
+        raise RecipeError(f"{record}: cannot be read; delete it, and branches and tags are looked up anew") from None
 
 
 def _get_record_name(repository: HubRepository, name: str) -> str:

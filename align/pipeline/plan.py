@@ -9,7 +9,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import model_description, model_files
 from qwen_align.align.pipeline import graph, machine_check
 from qwen_align.align.pipeline.graph import Graph, Stage
-from qwen_align.align.pipeline.hub_revisions import FoundRevision, RevisionFinder, pin_variants
+from qwen_align.align.pipeline.hub_revisions import FoundRevision, RevisionFinder, get_record_path, pin_variants
 from qwen_align.align.references import Product
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def run_folder(self) -> Path:
-        return get_run_folder(self.home, self.recipe)
+        return self.home / "runs" / self.recipe.name
 
     @property
     def tracking_folder(self) -> Path:
@@ -122,11 +122,6 @@ class Plan:
         return stages
 
 
-def get_run_folder(home: Path, recipe: Recipe) -> Path:
-    """Returns the folder of a recipe's runs."""
-    return home / "runs" / recipe.name
-
-
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
     """Reads a recipe, sorts its stages and computes their keys. Nothing is written but the cache of file digests."""
     return plan_variants(load_variants(path, overrides, tiny=tiny), home, path)
@@ -134,7 +129,7 @@ def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = 
 
 def plan_variants(variants: Sequence[Variant], home: Path, path: Path) -> Plan:
     """Plans the variants of a recipe as `plan` does. `path` opens the message of a RecipeError."""
-    finder = RevisionFinder(get_run_folder(home, variants[0].recipe))
+    finder = RevisionFinder(get_record_path(home, variants[0].recipe.name))
     try:
         planned = _plan_stages(pin_variants(variants, finder), home)
         return replace(planned, revisions=tuple(finder.found.values()))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import yaml
 
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
-from qwen_align.align.pipeline.hub_revisions import write_found_revisions
+from qwen_align.align.pipeline.hub_revisions import get_record_path, write_found_revisions
 from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
@@ -53,8 +53,7 @@ def run(
     for stage in forced:
         _clear_stage(stage)
     _write_run_folder(plan)
-    for found in plan.revisions:
-        listener.on_note(found.format_line())
+    _keep_revisions(plan, listener)
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored]
     trackers = TrackerClients(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)
     input_verifier = InputVerifier({stage.folder.path.resolve(): stage.name for stage in plan.stages})
@@ -157,7 +156,6 @@ def _write_run_folder(plan: Plan) -> None:
         plan.run_folder.mkdir(parents=True, exist_ok=True)
         resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
         write_text(plan.run_folder / "recipe.yaml", resolved)
-        write_found_revisions(plan.run_folder, plan.revisions)
         links = plan.run_folder / "stages"
         links.mkdir(exist_ok=True)
         for old in links.iterdir():
@@ -167,6 +165,17 @@ def _write_run_folder(plan: Plan) -> None:
             (links / stage.name).symlink_to(target, target_is_directory=True)
     except OSError as error:
         raise StageError(f"{plan.run_folder}: cannot be written: {error.strerror or error}") from None
+
+
+def _keep_revisions(plan: Plan, listener: RunListener) -> None:
+    """Writes the commits that were found for branches and tags of the hub to the run's record, and tells them."""
+    path = get_record_path(plan.home, plan.recipe.name)
+    try:
+        write_found_revisions(path, plan.revisions)
+    except OSError as error:
+        raise StageError(f"{path}: cannot be written: {error.strerror or error}") from None
+    for found in plan.revisions:
+        listener.on_note(found.format_line())
 
 
 def _check_same_versions(stage: PlannedStage) -> None:

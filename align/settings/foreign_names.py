@@ -79,7 +79,16 @@ _SAME_SETTING: dict[tuple[str, ...], dict[str, str]] = {
         "finetuning_type": "{rank: ..., alpha: ...}; left out, all weights are trained",
     },
     ("hub", "from_model"): dict.fromkeys(
-        ("model_name_or_path", "pretrained_model_name_or_path", "model_name", "model_id", "repo_id", "model"),
+        (
+            "model_name_or_path",
+            "pretrained_model_name_or_path",
+            "model_name",
+            "model_id",
+            "repo_id",
+            "model",
+            "model_path",
+            "repo",
+        ),
         "a stage names an entry of models: {base: {hub: OWNER/NAME, revision: COMMIT}}, or {base: {path: FOLDER}}",
     ),
     ("path", "from_data"): dict.fromkeys(
