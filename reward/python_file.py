@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,12 +77,18 @@ class PythonReward(BaseReward):
             return super().judge_many(completions, deadline=deadline)
         return judge_in_threads(self.judge, completions, deadline)
 
-    def try_on(self, completions: Sequence[Completion], *, deadline: float) -> list[Verdict | PoolError]:
-        """Judges completions of one prompt as training would, and returns what was raised in place of a verdict.
+    def try_on(
+        self, completions: Sequence[Completion], group_size: int, *, deadline: float
+    ) -> list[Verdict | PoolError]:
+        """Judges completions of one prompt as a stage would, and returns what was raised in place of a verdict.
 
-        `deadline` is a `time.monotonic()`; what runs then is ended. Raises RecipeError if the workers cannot start.
+        `group_size`: how many completions of a prompt a function of groups gets; the last group is filled up with the
+        first ones. `deadline` is a `time.monotonic()`; what runs then is ended. Raises RecipeError if the workers
+        cannot start.
         """
-        groups = [list(completions)] if self.group else [[completion] for completion in completions]
+        size = group_size if self.group else 1
+        filled = [*completions, *islice(cycle(completions), -len(completions) % size)]
+        groups = [filled[start : start + size] for start in range(0, len(filled), size)]
 
         def try_group(group: list[Completion]) -> list[Verdict | PoolError]:
             request = {"rows": [completion.model_dump() for completion in group]}
@@ -92,7 +99,8 @@ class PythonReward(BaseReward):
 
         self.warm_up()
         with ThreadPoolExecutor(count_cores()) as threads:
-            return [outcome for outcomes in threads.map(try_group, groups) for outcome in outcomes]
+            outcomes = [outcome for judged in threads.map(try_group, groups) for outcome in judged]
+        return outcomes[: len(completions)]
 
     def check_machine(self) -> None:
         """Imports the user's file as a check. Raises RecipeError if the import fails or the function is missing.

@@ -27,29 +27,35 @@ TIME_LIMIT_S = 10.0  # for all calls of one reward together; its own limit holds
 
 
 class JudgedProblems(NamedTuple):
-    """Rewards and the data whose problems they judge. `only_own`: only those that name a reward of the user's own."""
+    """Rewards and the data whose problems they judge, `group_size` completions of each.
+
+    `only_own`: only problems that name a reward of the user's own.
+    """
 
     rewards: Sequence[Reward]
     refs: Sequence[str]
-    only_own: bool
+    group_size: int
+    only_own: bool = False
 
 
 class RewardTrials:
-    """Trials of users' rewards on the problems of a plan, each made once."""
+    """Trials of users' rewards on the problems of a plan, each made and told once."""
 
     def __init__(self, preview: Preview) -> None:
         self._preview = preview
-        self._said: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        self._tried: set[str] = set()
+        self._said: set[str] = set()
 
     def describe_stage(self, stage: PlannedStage) -> Iterator[str]:
         """Yields what a trial of each of a stage's own rewards shows. Raises RecipeError for one that always raises."""
         for judged in () if stage.is_stored else _list_judged_problems(stage):
             for reward in judged.rewards:
-                if isinstance(reward, PythonReward):
-                    yield from self._describe_reward(reward, stage, judged)
+                lines = self._describe_reward(reward, stage, judged) if isinstance(reward, PythonReward) else []
+                yield from (line for line in lines if line not in self._said)
+                self._said.update(lines)
 
     def _describe_reward(self, reward: PythonReward, stage: PlannedStage, judged: JudgedProblems) -> list[str]:
-        """Returns what the trial of a reward shows, from an earlier stage's where the problems are the same."""
+        """Returns what the trial of a reward shows; nothing if it has been tried on the same problems."""
         if not runs_user_code():
             return [f"{reward.label} was not tried (--no-code): {reward.file}"]
         try:
@@ -57,24 +63,27 @@ class RewardTrials:
             problems = list(islice(_pick_problems(rows, only_own=judged.only_own), N_PROBLEMS))
         except RowsUnknown as unknown:
             return [f"{reward.label} was not tried: its problems are unknown until {unknown}"]
-        name = (reward.model_dump_json(), tuple(problem.model_dump_json() for problem in problems))
-        if name not in self._said:
-            self._said[name] = list(_describe_trial(reward, problems)) if problems else []
-        return self._said[name]
+        trial = repr((reward, problems, judged.group_size if reward.group else 1))
+        if trial in self._tried or not problems:
+            return []
+        self._tried.add(trial)
+        return list(_describe_trial(reward, problems, judged.group_size))
 
 
 def _list_judged_problems(stage: PlannedStage) -> list[JudgedProblems]:
     """Lists the rewards of a stage with the data that they judge."""
     settings = stage.settings
     if isinstance(settings, Rollout):
-        return [JudgedProblems(settings.rewards, [settings.from_data], only_own=False)]
+        return [JudgedProblems(settings.rewards, [settings.from_data], settings.completions_per_prompt)]
     if isinstance(settings, Evaluate):
-        return [JudgedProblems(settings.rewards, settings.from_data, only_own=True)]
+        return [JudgedProblems(settings.rewards, settings.from_data, settings.completions_per_prompt, only_own=True)]
     if not isinstance(settings, OnlineRl):
         return []
-    held_out = settings.held_out
-    trained = JudgedProblems(settings.rewards, settings.from_data, only_own=False)
-    return [trained, *([JudgedProblems(held_out.rewards, held_out.from_data, only_own=True)] if held_out else [])]
+    trained = JudgedProblems(settings.rewards, settings.from_data, settings.completions_per_prompt)
+    if (held_out := settings.held_out) is None:
+        return [trained]
+    group_size = held_out.completions_per_prompt
+    return [trained, JudgedProblems(held_out.rewards, held_out.from_data, group_size, only_own=True)]
 
 
 def _pick_problems(rows: Iterator[Row], *, only_own: bool) -> Iterator[Problem]:
@@ -82,7 +91,7 @@ def _pick_problems(rows: Iterator[Row], *, only_own: bool) -> Iterator[Problem]:
     return (row for row in rows if isinstance(row, Problem) and (not only_own or row.reward == OWN_REWARD))
 
 
-def _describe_trial(reward: PythonReward, problems: Sequence[Problem]) -> Iterator[str]:
+def _describe_trial(reward: PythonReward, problems: Sequence[Problem], group_size: int) -> Iterator[str]:
     """Yields what a reward made of right and wrong completions of some problems.
 
     Raises RecipeError if it raised on all of them.
@@ -94,7 +103,7 @@ def _describe_trial(reward: PythonReward, problems: Sequence[Problem]) -> Iterat
             *((name, completion, False) for name, completion in make_bad_completions(problem)),
             *((name, completion, True) for name, completion in make_right_completions(problem)),
         ]
-        judged = reward.try_on([completion for _, completion, _ in named], deadline=deadline)
+        judged = reward.try_on([completion for _, completion, _ in named], group_size, deadline=deadline)
         outcomes += [(name, is_right, outcome) for (name, _, is_right), outcome in zip(named, judged, strict=True)]
     errors = [outcome for _, _, outcome in outcomes if isinstance(outcome, PoolError)]
     raised = [error for error in errors if not isinstance(error, LateError | UnservedError)]

@@ -98,7 +98,7 @@ def test_what_it_raises_on_now_and_then_is_counted(say: Callable[..., list[str]]
 def test_a_sound_reward_of_groups_passes_in_silence(say: Callable[..., list[str]]) -> None:
     text = (
         "def rank(completions):\n"
-        "    assert len(completions) == 13\n"
+        "    assert len(completions) == 2\n"
         "    return [float(one.text.rpartition('</think>')[2].strip() == one.gold) for one in completions]\n"
     )
     assert not [line for line in say(text, name="rank", group=True) if "rank" in line]
