@@ -20,8 +20,12 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class FoundRevision(NamedTuple):
-    """The commit that a branch or tag of a repository stands for, and where that was found."""
+    """The commit that a branch or tag of a repository stands for, and where that was found.
 
+    `place`: where the recipe first names it.
+    """
+
+    place: str
     repository: HubRepository
     name: str
     commit: str
@@ -35,8 +39,8 @@ class FoundRevision(NamedTuple):
     def format_line(self) -> str:
         """Formats what was found as a line that ends with the setting to paste."""
         return (
-            f"{self.repository.name}: revision {self.name} is taken from {self.source}; to stay with it in other runs "
-            f"write   revision: {self.commit}"
+            f"{self.place}: {self.name} of {self.repository.name} is taken from {self.source}; to stay with it in "
+            f"other runs, write `revision: {self.commit}`"
         )
 
 
@@ -70,7 +74,8 @@ class RevisionFinder:
             changed = {name: new for name, new in pinned.items() if new is not fields[name]}
             repository: HubRepository | None = getattr(value, "hub_repository", None)
             if repository is not None and not COMMIT.fullmatch(fields["revision"]):
-                changed["revision"] = self._find_commit(repository, fields["revision"], f"{place}.revision")
+                at = f"{place}.revision".removeprefix(".")
+                changed["revision"] = self._find_commit(repository, fields["revision"], at)
             return value.model_copy(update=changed) if changed else value
         if isinstance(value, dict):
             items = {name: self._pin(item, f"{place}.{name}") for name, item in value.items()}
@@ -85,9 +90,9 @@ class RevisionFinder:
         key = _get_record_name(repository, name)
         if key not in self.found:
             if recorded := self._recorded.get(key):
-                self.found[key] = FoundRevision(repository, name, recorded, "the run's record")
+                self.found[key] = FoundRevision(place, repository, name, recorded, "the run's record")
             else:
-                self.found[key] = _ask_hub(repository, name, place.removeprefix("."))
+                self.found[key] = _ask_hub(repository, name, place)
         return self.found[key].commit
 
 
@@ -134,14 +139,14 @@ def _ask_hub(repository: HubRepository, name: str, place: str) -> FoundRevision:
         ) from None
     except Exception as error:  # noqa: BLE001  # whatever the library's HTTP client raises without a connection
         if cached := _read_cached_commit(repository, name):
-            return FoundRevision(repository, name, cached, "the cache; the hub cannot be reached")
+            return FoundRevision(place, repository, name, cached, "the cache; the hub cannot be reached")
         raise RecipeError(
             f"{place}: the hub cannot be reached to find the commit of {repository.name} at {name} "
             f"({str(error).partition(chr(10))[0] or type(error).__name__}); connect, or {advice}"
         ) from None
     if not COMMIT.fullmatch(str(answer.sha)):
         raise RecipeError(f"{place}: the hub names no commit for {repository.name} at {name}; {advice}")
-    return FoundRevision(repository, name, str(answer.sha), "the hub")
+    return FoundRevision(place, repository, name, str(answer.sha), "the hub")
 
 
 def _read_cached_commit(repository: HubRepository, name: str) -> str | None:

@@ -90,8 +90,8 @@ def test_check_says_the_line_to_paste_and_writes_nothing(
     done = cli("check", write(write_recipe))
     assert done.code == 0, done.err
     assert (
-        f"note: o/m: revision main is taken from the hub; to stay with it in other runs write   revision: {FIRST}\n"
-        in done.out
+        "note: models.base.revision: main of o/m is taken from the hub; to stay with it in other runs, write "
+        f"`revision: {FIRST}`\n" in done.out
     )
     assert not (tmp_path / "runs").exists()
 
@@ -117,7 +117,7 @@ def test_a_run_keeps_the_commit_it_began_with(
     for command in ("check", "report", "run"):
         done = cli(command, alone)
         assert done.code == 0, done.err
-    assert "revision main is taken from the run's record" in done.out
+    assert "main of o/m is taken from the run's record" in done.out
     assert len(hub.asked) == n_asked, "the hub is not asked again"
 
     other = make_plan(write(write_recipe, name="another"), tmp_path)
