@@ -5,6 +5,18 @@ The toolkits are TRL and transformers, PEFT, LLaMA-Factory, OpenRLHF and verl.
 
 from collections.abc import Collection, Iterator
 
+_MODEL_NAMES = (
+    "model_name_or_path",
+    "pretrained_model_name_or_path",
+    "model_name",
+    "model_id",
+    "model_path",
+    "model",
+    "repo_id",
+    "repo",
+)
+_FILE_NAMES = ("train_file", "data_path", "dataset_path", "data_files", "file_name", "dataset_dir")
+_DATASET_NAMES = ("dataset_name", "train_dataset", "dataset", "dataset_id", "datasets", "prompt_data")
 # Settings here, as a stage has them (the first that fits the place is said) -> {their names elsewhere: what to know}.
 _SAME_SETTING: dict[tuple[str, ...], dict[str, str]] = {
     ("batch", "prompts_per_step"): dict.fromkeys(
@@ -78,28 +90,22 @@ _SAME_SETTING: dict[tuple[str, ...], dict[str, str]] = {
         "use_lora": "{rank: ..., alpha: ...}",
         "finetuning_type": "{rank: ..., alpha: ...}; left out, all weights are trained",
     },
-    ("hub", "from_model"): dict.fromkeys(
-        (
-            "model_name_or_path",
-            "pretrained_model_name_or_path",
-            "model_name",
-            "model_id",
-            "repo_id",
-            "model",
-            "model_path",
-            "repo",
-        ),
-        "a stage names an entry of models: {base: {hub: OWNER/NAME, revision: COMMIT}}, or {base: {path: FOLDER}}",
+    ("hub",): dict.fromkeys(_MODEL_NAMES, ""),
+    ("from_model",): dict.fromkeys(
+        _MODEL_NAMES,
+        "a stage names an entry of models: {base: {hub: OWNER/NAME, revision: main}}, or {base: {path: FOLDER}}",
     ),
-    ("path", "from_data"): dict.fromkeys(
-        ("train_file", "data_path", "dataset_path", "data_files", "file_name", "dataset_dir"),
+    ("path",): dict.fromkeys(_FILE_NAMES, ""),
+    ("dataset",): dict.fromkeys(_DATASET_NAMES, ""),
+    ("from_data",): dict.fromkeys(
+        _FILE_NAMES,
         "a stage of kind build_data reads the file (builder: {kind: local_file, path: ...}), and the stages that train "
         "name it in from_data",
-    ),
-    ("dataset", "from_data"): dict.fromkeys(
-        ("dataset_name", "train_dataset", "dataset", "dataset_id", "datasets", "prompt_data"),
-        "a stage of kind build_data reads it (builder: {kind: hub, dataset: OWNER/NAME} or {kind: local_file, path: "
-        "...}), and the stages that train name that stage in from_data",
+    )
+    | dict.fromkeys(
+        _DATASET_NAMES,
+        "a stage of kind build_data reads it (builder: {kind: hub, dataset: OWNER/NAME, revision: main} or {kind: "
+        "local_file, path: ...}), and the stages that train name that stage in from_data",
     ),
     ("builder.name", "name"): {"dataset_config": "", "dataset_config_name": "", "subset": ""},
     ("builder.split", "split"): {"dataset_split": "", "dataset_train_split": ""},
@@ -211,9 +217,6 @@ _NO_SETTING: dict[str, str] = dict.fromkeys(
     "use_rslora": "rank-stabilised LoRA is alpha times the square root of rank",
     "fsdp": "runtime.deepspeed names a DeepSpeed file, which shards a model over GPUs",
 }
-_FOREIGN_NAMES = {
-    name: (settings, note) for settings, names in _SAME_SETTING.items() for name, note in names.items()
-} | {name: ((), note) for name, note in _NO_SETTING.items()}
 
 
 def explain_foreign_name(name: str, group: str, known: Collection[str]) -> str | None:
@@ -221,17 +224,39 @@ def explain_foreign_name(name: str, group: str, known: Collection[str]) -> str |
 
     `group`: the class of settings that the name was found in; `known`: the settings that it has.
     """
-    settings, note = _FOREIGN_NAMES.get(name.replace("-", "_"), ((), ""))
-    if not settings:
-        return f"'{name}' is no setting: {note}" if note else None
-    fitting = next((form for setting in settings for form in _list_forms(setting, group) if form[0] in known), None)
-    said = f"'{'.'.join(fitting)}' here" if fitting else f"'{settings[0]}' here, and stands in a stage"
-    return f"'{name}' is called {said}{f' ({note})' if note else ''}"
+    name_elsewhere = name.replace("-", "_")
+    if name_elsewhere in _NO_SETTING:
+        return f"'{name}' is no setting: {_NO_SETTING[name_elsewhere]}"
+    meant = _FOREIGN_NAMES.get(name_elsewhere, [])
+    for setting, note in meant:
+        for form in _list_forms(setting, group):
+            if form[0] in known:
+                return f"'{name}' is called '{'.'.join(form)}' here{_format_note(note)}"
+    if not meant:
+        return None
+    setting, note = next((each for each in meant if each[1]), meant[0])
+    return f"'{name}' is called '{setting}' here, and stands in a stage{_format_note(note)}"
 
 
 def list_foreign_names() -> Iterator[tuple[str, str]]:
     """Yields (name elsewhere, setting here) for every name that is known of another toolkit and has one."""
-    yield from ((name, setting) for name, (settings, _) in _FOREIGN_NAMES.items() for setting in settings)
+    yield from ((name, setting) for name, meant in _FOREIGN_NAMES.items() for setting, _ in meant)
+
+
+def _list_meant_settings() -> dict[str, list[tuple[str, str]]]:
+    """Returns {name elsewhere: [(setting here, what to know)]}, in the order of the table."""
+    meant: dict[str, list[tuple[str, str]]] = {}
+    for settings, names in _SAME_SETTING.items():
+        for name, note in names.items():
+            meant.setdefault(name, []).extend((setting, note) for setting in settings)
+    return meant
+
+
+_FOREIGN_NAMES = _list_meant_settings()
+
+
+def _format_note(note: str) -> str:
+    return f" ({note})" if note else ""
 
 
 def _list_forms(setting: str, group: str) -> Iterator[list[str]]:

@@ -9,7 +9,7 @@ from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.rendering.samples import compute_length_percentiles
 from qwen_align.align.rendering.training_set import render_pairs, render_rows
 from qwen_align.align.reporting.summary_line import format_summary
-from qwen_align.align.rows import Pair, Problem, Row, require_row_type
+from qwen_align.align.rows import Pair, Problem, Row, Text, require_row_type
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
@@ -70,7 +70,15 @@ def check_pretraining(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields the number of documents that a pretraining stage reads."""
     settings = stage.settings
     assert isinstance(settings, Pretrain)
-    yield f"{len(preview.list_rows(stage.targets[settings.from_data])):,} documents"
+    documents = preview.list_rows(stage.targets[settings.from_data])
+    least = settings.batch * (settings.sequence_length + 1)
+    # A token is a byte or more, and every document has one that ends it.
+    if sum(len(row.text.encode()) + 1 for row in documents if isinstance(row, Text)) < least:
+        raise DataError(
+            f"{len(documents):,} documents do not fill one batch of {settings.batch} x {settings.sequence_length + 1} "
+            "tokens; lower batch or sequence_length, or give more documents"
+        )
+    yield f"{len(documents):,} documents"
 
 
 # --- training on rows

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.commands import check
-from qwen_align.align.errors import RecipeError
+from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.pipeline import machine_check
 from qwen_align.align.pipeline.plan import Plan, check_can_start
 from qwen_align.align.pipeline.plan import plan as make_plan
@@ -124,6 +124,16 @@ def test_more_in_a_step_than_there_is_is_said(planned: Callable[..., Plan]) -> N
     assert "prompts_per_step 5 is more than the 4 problems: a step takes some several times" in lines
     lines = "\n".join(check.describe_plan(planned(DATA, PROBLEMS, {**SFT, "batch": 4}, {**RL, "prompts_per_step": 4})))
     assert "several times" not in lines
+
+
+def test_documents_that_do_not_fill_a_batch_are_refused(planned: Callable[..., Plan]) -> None:
+    texts = {"name": "texts", "kind": "build_data", "builder": {**BUILDER, "rows": "text"}}
+    pretrain = {"name": "small", "kind": "pretrain", "from_data": "texts", "steps": 100}
+    with pytest.raises(DataError, match=r"stage 'small': 4 documents do not fill one batch of 20 x 161 tokens; lower"):
+        list(check.describe_plan(planned(texts, pretrain)))
+    assert "4 documents" in "\n".join(
+        check.describe_plan(planned(texts, {**pretrain, "batch": 1, "sequence_length": 40}))
+    )
 
 
 def test_torch_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_name_of_another_toolkit_is_told_as_ours(stage: dict[str, Any], change
         ("output_dir", "'output_dir' is no setting: results lie under --home"),
         ("per_device_train_batch_size", "is called 'batch' here, and stands in a stage"),
         ("learning_rate", "'learning_rate' is a setting of stages, not of the recipe"),
-        ("model_name_or_path", "is called 'hub' here, and stands in"),
+        ("model_name_or_path", "is called 'from_model' here, and stands in a stage (a stage names an entry of models"),
     ],
 )
 def test_a_setting_beside_the_stages_is_told_where_it_stands(key: str, said: str) -> None:
