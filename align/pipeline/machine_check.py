@@ -10,7 +10,6 @@ from pathlib import Path
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.settings.online_rl import VLLM_NOT_INSTALLED, OnlineRl, Vllm
-from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.reward.base import count_cores
 
@@ -29,12 +28,7 @@ def check_machine(stage: Stage) -> None:
         raise RecipeError("runtime.deepspeed: deepspeed is not installed: pip install 'qwen-align[deepspeed]'")
     if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm) and not _is_installed("vllm"):
         raise RecipeError(VLLM_NOT_INSTALLED)
-    has_value_adapter = isinstance(settings, Ppo) and settings.lora and settings.critic.kind == "separate"
-    if has_value_adapter and runtime.gradient_checkpointing:
-        raise RecipeError(
-            "runtime.gradient_checkpointing: with critic: separate and lora activations would be computed again under "
-            "the wrong adapter; leave it out, or take critic: {kind: head}"
-        )
+    settings.check_runtime(runtime)
 
 
 def describe_machine_use(stage: Stage) -> Iterator[str]:

@@ -30,6 +30,9 @@ class StageSettings(Strict):
         """
         return {}
 
+    def check_runtime(self, runtime: Runtime) -> None:
+        """Raises RecipeError for runtime settings with which the stage cannot be computed."""
+
     def find_missing_file(self) -> str | None:
         """Returns the path of an input row file that does not exist yet but has a known number of rows.
 
