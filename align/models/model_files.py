@@ -8,6 +8,8 @@ from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.model_description import is_stage_folder
+from qwen_align.align.models.weight_check import refuse_adapter_alone
+from qwen_align.align.models.weight_headers import refuse_lfs_pointers
 from qwen_align.align.settings.recipe import ModelSource
 
 
@@ -20,6 +22,9 @@ def find_model_folder(source: ModelSource) -> Path:
     folder = shipped / source.shipped if source.shipped else Path(str(source.path))
     if is_stage_folder(folder):
         return folder
+    if folder.is_dir():
+        refuse_lfs_pointers(folder)
+        refuse_adapter_alone(folder)
     missing = next((name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))), None)
     if missing:
         problem = f"it has no {missing}" if folder.is_dir() else "no such folder"

@@ -143,7 +143,9 @@ def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
         try:
             keys[name] = store.compute_model_key(source)
             folders[name] = (
-                Path(f"hub:{source.hub}@{source.revision}") if source.hub else model_files.find_model_folder(source)
+                Path(model_description.name_hub_model(source.hub, source.revision or "", ignores_adapter=bool(source.adapter)))
+                if source.hub
+                else model_files.find_model_folder(source)
             )
         except (RecipeError, OSError) as error:
             raise RecipeError(f"models: {name}: {error}") from None

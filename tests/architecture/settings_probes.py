@@ -51,6 +51,12 @@ class World:
             (folder / name).write_text(text, encoding="utf-8")
         shutil.copyfile(tiny_model / "tokenizer.json", folder / "tokenizer.json")
 
+    def load_base(self) -> Any:
+        """The base model as stages load it."""
+        from qwen_align.align.models import loading
+
+        return loading.load_model(self.inputs["base"])
+
     def scratch(self) -> Path:
         self.n_runs += 1
         made = self.folder / f"run{self.n_runs}"
@@ -161,7 +167,7 @@ class World:
         else:
             make: Callable[..., Any] = getattr(trl_arguments, f"build_{spec.kind}_arguments")
             made = make(spec, runtime, out, steps=9, seed=0)
-        lora = build_lora_config(spec.lora)
+        lora = build_lora_config(spec.lora, self.load_base()) if spec.lora else None
         return made.to_dict(), lora and {name: str(value) for name, value in sorted(lora.to_dict().items())}
 
     def loss(self, settings: Settings) -> Any:
