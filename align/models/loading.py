@@ -135,7 +135,7 @@ def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedMo
     if made_up or mismatched:
         named = [*sorted(made_up), *(f"{name} (has shape {shapes})" for name, shapes in sorted(mismatched.items()))]
         raise RecipeError(
-            f"{folder}: {len(named):,} tensors of the model are not in its weights, and would be made up at random: "
+            f"{folder}: its weights lack {len(named):,} of the model's tensors, which would be made up at random: "
             f"{', '.join(named[:4])}{' and others' if len(named) > 4 else ''}"
         )
     _repair_generation_config(model)

@@ -173,18 +173,19 @@ def _compare_tensors(
             for name in stands_for:
                 asked.pop(name, None)
     is_tied = head == "lm_head" and ties_head(config)
-    if is_tied:  # one of the two is enough, and transformers takes either
-        for one, other in ((HEADS["lm_head"], EMBEDDINGS), (EMBEDDINGS, HEADS["lm_head"])):
-            if one not in found and other in found:
-                asked.pop(one, None)
+    if is_tied and HEADS["lm_head"] not in found:
+        del asked[HEADS["lm_head"]]
+    elif is_tied and EMBEDDINGS not in found:  # one of the two is enough, and transformers takes either
+        del asked[EMBEDDINGS]
     missing = [name for name in asked if name not in found]
     extra = [name for name in found if name not in asked and name not in HEADS.values()]
     extra += [HEADS[other] for other in HEADS if head is not None and other != head and HEADS[other] in found]
     kind = config["model_type"]
     if missing:
         raise RecipeError(
-            f"{folder}: {len(missing):,} of the {len(asked):,} tensors of a {kind} model as config.json says it are not "
-            f"in its weights, and would be made up at random: {_name_kinds(missing)}{_explain_missing(missing, extra)}"
+            f"{folder}: its weights lack {len(missing):,} of the {len(asked):,} tensors of a {kind} model as config.json "
+            "says it, which would be made up at random: "
+            f"{_name_kinds(missing)}{_explain_missing(missing, extra)}"
         )
     _refuse_quantised(folder, asked, found)
     for name, shape in asked.items():
@@ -197,8 +198,8 @@ def _compare_tensors(
             )
     if extra:
         yield (
-            f"{folder}: {len(extra):,} tensors in its weights are no part of a {kind} model as config.json says it and "
-            f"are not read: {_name_kinds(extra)}"
+            f"{folder}: {_count_tensors(extra)} in its weights that are no part of a {kind} model as config.json says it "
+            f"and are not read: {_name_kinds(extra)}"
         )
 
 
@@ -230,6 +231,11 @@ def _explain_missing(missing: list[str], extra: list[str]) -> str:
     if missing == [HEADS["score"]]:
         return "; a reward model in Hugging Face form has a linear head of this name"
     return f"; the file has {_name_kinds(extra)} instead" if extra else "; download the model again"
+
+
+def _count_tensors(names: list[str]) -> str:
+    """Returns the number of tensors as text."""
+    return f"{len(names):,} tensor{'s' if len(names) > 1 else ''}"
 
 
 def _name_kinds(names: list[str]) -> str:
