@@ -36,7 +36,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> Any:
     adapted = get_peft_model(model, config)
     missing = adapted.load_adapter(str(folder), "default").missing_keys
     if missing:
-        raise StageError(f"{folder}: {len(missing):,} tensors of the adapter are not in its weights, such as {missing[0]}")
+        raise StageError(f"{folder}: its weights lack {len(missing):,} of the adapter's tensors, such as {missing[0]}")
     return adapted.eval()
 
 
@@ -99,16 +99,16 @@ def _describe_adapter(config: dict[str, Any], base: str, n_below: int) -> str:
     if n_below:
         others = "another adapter" if n_below == 1 else f"{n_below} other adapters"
         lines += [
-            f"It was trained on top of {others}, merged into that base first, in the order of `model.json` in the folder "
-            "above. On the base alone it would give another model, which is why its config is called "
+            f"It was trained on top of {others}, merged into that base first, in the order of `model.json` in the "
+            "folder above. On the base alone it would give another model, which is why its config is called "
             f"`{STACKED_CONFIG}`: PEFT does not load it.",
             "",
         ]
     else:
         lines += ["PEFT loads it as any other: `PeftModel.from_pretrained(base_model, FOLDER)`.", ""]
     lines += [
-        "`qwen_align.load_model(FOLDER)` with the folder above this one gives the model with everything merged, and its "
-        "tokenizer; `save_pretrained` writes it as one model.",
+        "`qwen_align.load_model(FOLDER)` with the folder above this one gives the model with everything merged, and "
+        "its tokenizer; `save_pretrained` writes it as one model.",
         "",
     ]
     return "\n".join(lines)

@@ -93,8 +93,8 @@ def choose_device(runtime: Runtime) -> torch.device:
 def load_model(folder: Path, *, needs_head: bool = True) -> PreTrainedModel:
     """Loads a model and merges its adapters, in fp32 on the CPU.
 
-    `needs_head`: false where a new head takes the place of the model's own, which may then be missing. Raises StageError
-    when a merged adapter's logits differ from the adapter's own.
+    `needs_head`: false where a new head takes the place of the model's own, which may then be missing. Raises
+    StageError when a merged adapter's logits differ from the adapter's own.
     """
     return load_with_adapters(locate_model_files(folder), needs_head=needs_head)
 

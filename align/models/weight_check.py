@@ -84,7 +84,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 def refuse_adapter_alone(folder: Path) -> None:
     """Raises RecipeError when a folder holds an adapter without the model that it adapts."""
-    has_weights = any(path.name != ADAPTER_WEIGHTS for path in folder.glob("*.safetensors")) or (folder / INDEX).exists()
+    has_weights = (
+        any(path.name != ADAPTER_WEIGHTS for path in folder.glob("*.safetensors")) or (folder / INDEX).exists()
+    )
     if (folder / ADAPTER_CONFIG).exists() and not has_weights:
         raise RecipeError(
             f"{folder}: holds an adapter ({ADAPTER_CONFIG}) and no model; its base is {_read_base_name(folder)}: name "
@@ -117,8 +119,8 @@ def _refuse_unknown_type(folder: Path, config: Mapping[str, Any], head: Head | N
         own_code = "; it brings code of its own (auto_map), which is not run here" if has_own_code else ""
         what = "sequence classifier" if head == "score" else "causal language model"
         raise RecipeError(
-            f"{folder / 'config.json'}: transformers {importlib.metadata.version('transformers')} has no {what} of type "
-            f"'{config['model_type']}'{own_code}; take a model of a type that it has, such as qwen3"
+            f"{folder / 'config.json'}: transformers {importlib.metadata.version('transformers')} has no {what} of "
+            f"type '{config['model_type']}'{own_code}; take a model of a type that it has, such as qwen3"
         )
 
 
@@ -183,8 +185,8 @@ def _compare_tensors(
     kind = config["model_type"]
     if missing:
         raise RecipeError(
-            f"{folder}: its weights lack {len(missing):,} of the {len(asked):,} tensors of a {kind} model as config.json "
-            "says it, which would be made up at random: "
+            f"{folder}: its weights lack {len(missing):,} of the {len(asked):,} tensors of a {kind} model as "
+            "config.json says it, which would be made up at random: "
             f"{_name_kinds(missing)}{_explain_missing(missing, extra)}"
         )
     _refuse_quantised(folder, asked, found)
@@ -198,8 +200,8 @@ def _compare_tensors(
             )
     if extra:
         yield (
-            f"{folder}: {_count_tensors(extra)} in its weights that are no part of a {kind} model as config.json says it "
-            f"and are not read: {_name_kinds(extra)}"
+            f"{folder}: {_count_tensors(extra)} in its weights that are no part of a {kind} model as config.json says "
+            f"it and are not read: {_name_kinds(extra)}"
         )
 
 
@@ -243,5 +245,3 @@ def _name_kinds(names: list[str]) -> str:
     kinds = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
     named = [f"{kind} ({n:,})" if "*" in kind else kind for kind, n in kinds.most_common(N_NAMED)]
     return ", ".join(named) + (f" and {len(kinds) - N_NAMED} more kinds" if len(kinds) > N_NAMED else "")
-
-

@@ -15,9 +15,10 @@ from qwen_align.align.models.weight_check import (
     refuse_stray_adapter,
 )
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
-from qwen_align.align.references import ModelRef, ScorerRef, find_references
-from qwen_align.align.settings.pretrain import Pretrain
+from qwen_align.align.references import ModelRef, ScorerRef, find_references, list_fields
 from qwen_align.align.settings.recipe import ModelSource
+from qwen_align.align.settings.training import Lora
+from qwen_align.align.stages.registry import STAGE_KINDS
 
 
 def check_models(plan: Plan, forced: Sequence[PlannedStage] = ()) -> list[str]:
@@ -49,7 +50,7 @@ def _list_read_heads(plan: Plan, stages: Iterable[PlannedStage]) -> dict[str, li
         for _, ref in find_references(stage.settings):
             target = stage.targets[str(ref)]
             if target in plan.graph.models and not plan.graph.models[target].hub:
-                makes_head = stage.kind == "reward_model"
+                makes_head = STAGE_KINDS[stage.kind].makes_head
                 head: Head | None = "score" if isinstance(ref, ScorerRef) else None if makes_head else "lm_head"
                 heads.setdefault(target, set()).add(head)
     return {name: sorted(read - {None} or {None}, key=str) for name, read in heads.items()}
@@ -71,12 +72,12 @@ def _check_model(source: ModelSource, folder: Path, head: Head | None) -> list[s
 
 def _check_lora(plan: Plan, stage: PlannedStage) -> Iterator[str]:
     """Checks the target modules of a stage's adapters where its model's config is known, and yields notes."""
-    lora = getattr(stage.settings, "lora", None)  # kinds that train nothing have none
+    lora = next((value for _, value in list_fields(stage.settings) if isinstance(value, Lora)), None)
     config = _trace_config(plan, stage) if lora else None
     if lora is None or config is None:
         return
     try:
-        layers = list_layers(config, "score" if stage.kind == "reward_model" else "lm_head")
+        layers = list_layers(config, "score" if STAGE_KINDS[stage.kind].makes_head else "lm_head")
         if layers is None:
             return
         check_lora_targets(lora, layers)
@@ -101,7 +102,4 @@ def _trace_config(plan: Plan, stage: PlannedStage) -> Mapping[str, Any] | None:
         folder = Path(stage.inputs[str(ref)]["folder"])
         base = None if str(folder).startswith("hub:") else find_base_folder(folder)
         return read_model_config(base) if base else None
-    if isinstance(maker.settings, Pretrain):
-        layers = maker.settings.architecture.layers
-        return {"model_type": "qwen3", "num_hidden_layers": layers, "tie_word_embeddings": True}
-    return _trace_config(plan, maker)
+    return maker.settings.get_new_model_config() or _trace_config(plan, maker)

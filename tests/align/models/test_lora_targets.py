@@ -13,7 +13,9 @@ from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.models import adapters
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.models.lora_targets import check_lora_targets, list_layers
+from qwen_align.align.models.model_description import ModelFiles
 from qwen_align.align.settings.training import Lora
+from qwen_align.align.store.files import read_json
 
 SMALL = {
     "vocab_size": 64,
@@ -95,7 +97,7 @@ def test_routers_of_mixtures_are_adapted_only_where_they_are_asked_for(
 def test_a_name_that_a_model_without_a_table_does_not_have_is_refused_where_it_is_loaded() -> None:
     model = build_model("olmo2", tie_word_embeddings=True)
     assert list_layers(model.config.to_dict(), "lm_head") is None
-    with pytest.raises(RecipeError, match="'v_porj' is no layer of a olmo2 model. Did you mean 'v_proj'"):
+    with pytest.raises(RecipeError, match=r"'v_porj' is no layer of a olmo2 model\. Did you mean 'v_proj'"):
         build_lora_config(lora(["q_proj", "v_porj"]), model)
     with pytest.raises(RecipeError, match="embed_tokens shares its weights with another layer"):
         build_lora_config(lora(["embed_tokens"]), model)
@@ -107,7 +109,7 @@ def test_a_reward_model_has_no_head_to_adapt() -> None:
     assert layers is not None
     check_lora_targets(lora(["q_proj", "embed_tokens"]), layers)  # no head shares the embeddings here
     for name in ("lm_head", "score"):
-        with pytest.raises(RecipeError, match="lora.target_modules: "):
+        with pytest.raises(RecipeError, match=r"lora\.target_modules: "):
             check_lora_targets(lora([name]), layers)
 
 
@@ -158,6 +160,26 @@ def test_the_tolerance_is_that_of_the_precision_and_the_scale(dtype: torch.dtype
         adapters.require_equal_logits(torch.full((1, 4), torch.nan), torch.ones(1, 4), "a model")
 
 
+@pytest.mark.parametrize("base", ["hub:a/b@0123456789", "model"])
+@pytest.mark.parametrize("below", [0, 2])
+def test_an_adapter_says_what_it_was_trained_on(base: str, below: int, tmp_path: Path) -> None:
+    model = build_model("qwen3")
+    get_peft_model(model, build_lora_config(lora(), model)).save_pretrained(tmp_path)
+    adapters.label_adapter(tmp_path, ModelFiles(base, [tmp_path / "other"] * below))
+    readme = (tmp_path / "README.md").read_text()
+    names = {path.name for path in tmp_path.glob("*.json")}
+    assert names == ({"stacked_adapter_config.json"} if below else {"adapter_config.json"})
+    written = read_json(tmp_path / names.pop())
+    hub = ("a/b", "0123456789")
+    assert (written["base_model_name_or_path"], written["revision"]) == (
+        hub if base.startswith("hub:") else (str(Path("model").resolve()), None)
+    )
+    assert ("`a/b` at commit `0123456789`" in readme) == base.startswith("hub:")
+    assert ("on top of 2 other adapters" in readme) == bool(below)
+    assert str(Path("model").resolve()) not in readme
+    adapters.load_adapter(build_model("qwen3"), tmp_path)
+
+
 def test_an_adapter_without_some_of_its_weights_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -166,5 +188,5 @@ def test_an_adapter_without_some_of_its_weights_is_refused(tmp_path: Path) -> No
     weights = load_file(tmp_path / "adapter_model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "layers.1.self_attn.q_proj" not in name}
     save_file(kept, tmp_path / "adapter_model.safetensors", {"format": "pt"})
-    with pytest.raises(StageError, match="2 tensors of the adapter are not in its weights"):
+    with pytest.raises(StageError, match="its weights lack 2 of the adapter's tensors"):
         adapters.load_adapter(build_model("qwen3"), tmp_path)

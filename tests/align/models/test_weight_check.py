@@ -1,4 +1,4 @@
-"""Folders whose weights are not those of their config are refused; odd ones that are whole load as transformers does."""
+"""Folders whose weights are not their config's are refused; odd ones that are whole load as in transformers."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from qwen_align.align.store.files import read_json, write_json
 
 Tensors = dict[str, np.ndarray]
 FILE = "model.safetensors"
-LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4cac19622fc3ada9c0fdeadb33f88f367b541f38b89102a3f1261ac81\nsize 1\n"
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4cac19622fc3ada9c0fdeadb33f88f367b541f38b89\nsize 1\n"
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def quantise(folder: Path, dtype: torch.dtype) -> None:
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "compiled": (
         lambda folder: change_weights(folder, rename("_orig_mod.")),
-        r"lack 24 of the 24 tensors of a qwen3 model .*made up at random.*_orig_mod\.model\.embed_tokens\.weight: rename",
+        r"lack 24 of the 24 tensors of a qwen3 model .*at random.*_orig_mod\.model\.embed_tokens\.weight: rename",
     ),
     "wrapped": (lambda folder: change_weights(folder, rename("module.")), r"calls .* module\.model\."),
     "a layer's part": (
@@ -168,7 +168,7 @@ def test_a_shard_without_what_the_index_says_is_refused(folder: Path) -> None:
     shard = folder / "model-00002-of-00002.safetensors"
     tensors = load_file(shard)
     save_file({name: tensors[name] for name in list(tensors)[1:]}, shard)
-    with pytest.raises(RecipeError, match="is to be in model-00002-of-00002.safetensors, which has it not"):
+    with pytest.raises(RecipeError, match=r"is to be in model-00002-of-00002\.safetensors, which has it not"):
         check_weights(folder)
 
 
@@ -213,7 +213,9 @@ ODD: dict[str, tuple[Callable[[Path], Any], str | None]] = {
         None,
     ),
     "a reward model's head": (
-        lambda folder: change_weights(folder, lambda tensors: {**tensors, "score.weight": np.ones((1, 16), np.float32)}),
+        lambda folder: change_weights(
+            folder, lambda tensors: {**tensors, "score.weight": np.ones((1, 16), np.float32)}
+        ),
         r"1 tensor in .* are not read: score\.weight$",
     ),
     "a pickle beside them": (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"PK"), None),
@@ -272,14 +274,16 @@ def test_experts_may_be_one_tensor_each_or_one_of_a_layer(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"hidden_size": 32, "num_attention_heads": 8}])
-def test_architectures_without_a_table_are_refused_where_they_are_loaded(tmp_path: Path, change: dict[str, int]) -> None:
+def test_models_without_a_table_are_refused_where_they_are_loaded(tmp_path: Path, change: dict[str, int]) -> None:
     config = AutoConfig.for_model("olmo2", **SMALL, **HEADS, pad_token_id=0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     assert ["weights are not checked here; loading does" in note for note in check_weights(tmp_path)] == [True]
     loading.load_base_model(tmp_path)
     change_config(tmp_path, **change)
     check_weights(tmp_path)
-    with pytest.raises(RecipeError, match=r"its weights lack \d+ of the model's tensors, which would be made up at random"):
+    with pytest.raises(
+        RecipeError, match=r"its weights lack \d+ of the model's tensors, which would be made up at random"
+    ):
         loading.load_base_model(tmp_path)
 
 
@@ -287,11 +291,11 @@ def test_a_new_head_may_be_missing_where_a_stage_makes_one(folder: Path) -> None
     change_config(folder, tie_word_embeddings=False)
     assert check_weights(folder, None) == []
     loading.load_base_model(folder, None)
-    with pytest.raises(RecipeError, match="score.weight; a reward model in Hugging Face form has a linear head"):
+    with pytest.raises(RecipeError, match=r"score\.weight; a reward model in Hugging Face form has a linear head"):
         check_weights(folder, "score")
     change_weights(folder, leave_out("model.norm"))
     for head in (None, "score"):
-        with pytest.raises(RecipeError, match="model.norm.weight"):
+        with pytest.raises(RecipeError, match=r"model\.norm\.weight"):
             loading.load_base_model(folder, head)
 
 
