@@ -37,7 +37,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "generation_config.json",
 )
-_NO_ADAPTER = "no adapter is here"  # the subfolder where transformers is told to look for one
+# What every from_pretrained of a model is given: no pickles, and no adapter beside it, for there is no such subfolder.
+FROM_PRETRAINED_ARGUMENTS = {"use_safetensors": True, "adapter_kwargs": {"subfolder": "no adapter is taken from here"}}
 _SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -121,10 +122,9 @@ def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedMo
         model, info = auto_class.from_pretrained(
             str(folder),
             dtype=torch.float32,
-            use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
-            adapter_kwargs={"subfolder": _NO_ADAPTER},
+            **FROM_PRETRAINED_ARGUMENTS,
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         said = str(error).strip().partition("\n")[0]

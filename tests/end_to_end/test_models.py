@@ -175,7 +175,9 @@ def test_a_model_beside_an_ignored_adapter_is_trained_and_handed_on_without_it(
     assert "not read: " not in cli("check", write(TRACES, SFT, adapter="ignore")).out
     sampling = {"temperature": 1.0, "top_p": 0.9}
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, **sampling}))
-    said = cli("run", write(TRACES, SFT, adapter="ignore"))
+    # TRL loads a reference of its own, by the folder's name.
+    by_trl = {**GRPO, "from_model": "base", "trainer": "trl", "kl": {"coefficient": 0.1}, "lora": None}
+    said = cli("run", write(TRACES, PROBLEMS, SFT, by_trl, adapter="ignore"))
     assert said.code == 0, said.err
     assert "generation_config.json: says do_sample: false beside temperature, top_p" in said.out
     made = tmp_path / "runs/trial/stages/sft/model"

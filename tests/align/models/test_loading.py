@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import qwen_align
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.loading import choose_device, load_model
 from qwen_align.align.models.model_description import HubModel, name_hub_model, parse_hub_model
@@ -55,6 +56,8 @@ def adapted(tiny_model: Path, tmp_path: Path) -> Path:
 
 def test_an_adapter_beside_a_model_is_not_followed(tiny_model: Path, adapted: Path, tmp_path: Path) -> None:
     plain, loaded = load_model(tiny_model), load_model(adapted)
+    with pytest.raises(RecipeError, match="lies beside the whole model"):
+        qwen_align.load_model(adapted)
     assert plain.state_dict().keys() == loaded.state_dict().keys()
     ids = torch.arange(32).unsqueeze(0)
     with torch.inference_mode():
