@@ -124,6 +124,7 @@ def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedMo
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
+            generation_config=GenerationConfig(),  # its file is read below, because transformers may refuse it
             **FROM_PRETRAINED_ARGUMENTS,
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -138,7 +139,8 @@ def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedMo
             f"{folder}: its weights lack {len(named):,} of the model's tensors, which would be made up at random: "
             f"{', '.join(named[:4])}{' and others' if len(named) > 4 else ''}"
         )
-    _repair_generation_config(model)
+    if model.can_generate():
+        model.generation_config = _read_generation_config(folder, model)
     return model
 
 
@@ -149,22 +151,22 @@ def _list_head_weights(model: PreTrainedModel) -> set[str]:
     return {f"{name}.{part}" for name in heads for part in ("weight", "bias")}
 
 
-def _repair_generation_config(model: PreTrainedModel) -> None:
-    """Takes out of a model's generation settings what contradicts itself, because transformers would not save it.
+def _read_generation_config(folder: Path, model: PreTrainedModel) -> GenerationConfig:
+    """Reads how a model is to generate, without what contradicts itself: transformers would not save that.
 
-    Most often do_sample is false beside a temperature, which nothing reads then. Trained models get the file of the
+    Most often do_sample is not true beside a temperature, which nothing reads then. Trained models get the file of the
     source as it is (`copy_tokenizer_files`).
     """
-    if not model.can_generate() or _is_valid(model.generation_config):
-        return
-    config = model.generation_config
-    if config.do_sample is not True:
+    config = GenerationConfig.from_model_config(model.config)
+    if (folder / "generation_config.json").exists():
+        try:
+            config = GenerationConfig.from_pretrained(str(folder))
+        except ValueError:  # it contradicts itself so much that transformers does not load it
+            config = GenerationConfig(eos_token_id=config.eos_token_id)
+    if not _is_valid(config) and config.do_sample is not True:
         for name in _SAMPLING_ONLY:
             setattr(config, name, None)
-    if not _is_valid(config):
-        model.generation_config = GenerationConfig(
-            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-        )
+    return config if _is_valid(config) else GenerationConfig(eos_token_id=config.eos_token_id)
 
 
 def _is_valid(config: GenerationConfig) -> bool:

@@ -34,6 +34,7 @@ from qwen_align.align.models.weight_headers import (
     refuse_lfs_pointers,
 )
 
+_SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None}  # transformers'
 N_NAMED = 4  # kinds of tensors that a message names
 _TRUNK_PREFIX = "model."
 _AUTO_CLASSES = {"lm_head": "CAUSAL_LM", "score": "SEQUENCE_CLASSIFICATION"}
@@ -141,7 +142,7 @@ def read_known_types(task: str) -> frozenset[str]:
 
 
 def _check_generation_config(folder: Path) -> Iterator[str]:
-    """Yields a note where generation_config.json sets how to sample and says not to. Raises RecipeError for no JSON."""
+    """Yields a note where generation_config.json sets how to sample, and not to. Raises RecipeError for no JSON."""
     path = folder / "generation_config.json"
     if not path.exists():
         return
@@ -151,10 +152,10 @@ def _check_generation_config(folder: Path) -> Iterator[str]:
         raise RecipeError(f"{path}: is no JSON: {error}") from None
     if not isinstance(config, dict):
         raise RecipeError(f"{path}: is no JSON object")
-    unused = [name for name in ("temperature", "top_p", "top_k", "min_p") if config.get(name) is not None]
-    if config.get("do_sample") is False and unused:
+    unused = [name for name, default in _SAMPLING_DEFAULTS.items() if config.get(name) not in (None, default)]
+    if config.get("do_sample") is not True and unused:
         yield (
-            f"{path}: says do_sample: false beside {', '.join(unused)}; trained models get the file as it is, and "
+            f"{path}: sets {', '.join(unused)} without do_sample: true; trained models get the file as it is, and "
             "transformers' own save_pretrained refuses it: set do_sample: true, or take the others out"
         )
 

@@ -38,11 +38,6 @@ def read_stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     for file in _list_weight_files(folder):
         for name, entry in read_header(folder / file).items():
             stored[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), file)
-    index = folder / INDEX
-    if not (folder / SINGLE).exists():
-        for name, file in _read_index(index).items():
-            if name not in stored:
-                raise RecipeError(f"{index}: {name} is to be in {file}, which has it not; download both again")
     return stored
 
 

@@ -173,13 +173,13 @@ def test_a_model_beside_an_ignored_adapter_is_trained_and_handed_on_without_it(
 ) -> None:
     add_adapter(folder)
     assert "not read: " not in cli("check", write(TRACES, SFT, adapter="ignore")).out
-    sampling = {"temperature": 1.0, "top_p": 0.9}
+    sampling = {"temperature": 0.7, "top_p": 0.9}
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, **sampling}))
     # TRL loads a reference of its own, by the folder's name.
     by_trl = {**GRPO, "from_model": "base", "trainer": "trl", "kl": {"coefficient": 0.1}, "lora": None}
     said = cli("run", write(TRACES, PROBLEMS, SFT, by_trl, adapter="ignore"))
     assert said.code == 0, said.err
-    assert "generation_config.json: says do_sample: false beside temperature, top_p" in said.out
+    assert "generation_config.json: sets temperature, top_p without do_sample: true" in said.out
     made = tmp_path / "runs/trial/stages/sft/model"
     assert {path.name for path in made.iterdir() if "adapter" in path.name} == set()
     assert len({stat.S_IMODE(path.stat().st_mode) for path in made.iterdir()}) == 1
@@ -254,3 +254,54 @@ def test_what_peft_cannot_adapt_in_a_mixture_is_refused(
     assert said.code == 2
     assert message in said.err
     assert "lora: all-linear: attention and " in cli("check", write(TRACES, {**SFT, "lora": LORA})).out
+
+
+# --- heads
+
+
+def add_score_head(folder: Path, rows: int, width: int = 16) -> None:
+    """Makes a scorer of a model's folder, with the head that its trunk gets."""
+    tensors = load_file(folder / "model.safetensors")
+    head = np.ones((rows, width), np.float32)
+    save_file({**tensors, "score.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    config = {**read_json(folder / "config.json"), "architectures": ["Qwen3ForSequenceClassification"]}
+    write_json(folder / "config.json", {**config, "id2label": {str(row): f"L{row}" for row in range(rows)}})
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (1, None),
+        (3, "models: judge: {folder}: gives 3 numbers; a scorer gives one (num_labels: 1)"),
+        (0, "score.weight; a reward model in Hugging Face form has a linear head of this name"),
+    ],
+)
+def test_a_scorer_has_its_head_in_its_file(
+    folder: Path, tiny_model: Path, write_recipe: Callable[..., Path], cli: Callable[..., Any], rows: int, message: str
+) -> None:
+    if rows:
+        add_score_head(folder, rows)
+    models = {"base": {"path": str(tiny_model)}, "judge": {"path": str(folder), "is_scorer": True}}
+    rewards = [{"kind": "learned", "from_scorer": "judge"}]
+    stages = [PROBLEMS, {**GRPO, "from_model": "base", "rewards": rewards}]
+    said = cli("check", write_recipe(stages, models=models, runtime=CPU))
+    assert said.code == (2 if message else 0), said.err
+    assert not message or message.format(folder=folder) in said.err
+
+
+def test_a_model_without_its_head_is_good_for_a_reward_model_alone(
+    folder: Path, write: Callable[..., Path], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_json(folder / "config.json", {**read_json(folder / "config.json"), "tie_word_embeddings": False})
+    pair = {"messages": [{"role": "user", "content": "1+1?"}], "chosen": {"role": "assistant", "content": "2"}}
+    row = {"row": "pair", "id": "a", **pair, "rejected": {"role": "assistant", "content": "3"}, "mode": "no_think"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    pairs = {**TRACES, "name": "pairs", "builder": {"kind": "local_file", "path": "pairs.jsonl", "rows": "typed"}}
+    judge = {**SFT, "name": "judge", "kind": "reward_model", "from_data": ["pairs"], "batch": 1}
+    assert cli("check", write(pairs, judge)).code == 0
+    said = cli("check", write(pairs, judge, TRACES, SFT))
+    assert said.code == 2
+    assert "lack 1 of the 25 tensors" in said.err
+    assert (
+        "lm_head.weight; where the head is the embeddings, config.json has to say tie_word_embeddings: true" in said.err
+    )

@@ -168,7 +168,7 @@ def test_a_shard_without_what_the_index_says_is_refused(folder: Path) -> None:
     shard = folder / "model-00002-of-00002.safetensors"
     tensors = load_file(shard)
     save_file({name: tensors[name] for name in list(tensors)[1:]}, shard)
-    with pytest.raises(RecipeError, match=r"is to be in model-00002-of-00002\.safetensors, which has it not"):
+    with pytest.raises(RecipeError, match="its weights lack 1 of the 24 tensors"):
         check_weights(folder)
 
 
@@ -226,7 +226,11 @@ ODD: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     "no quantisation, said": (lambda folder: change_config(folder, quantization_config=None), None),
     "a contradiction in how to sample": (
         lambda folder: (folder / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}'),
-        "generation_config.json: says do_sample: false beside temperature",
+        "generation_config.json: sets temperature without do_sample: true",
+    ),
+    "how to sample, but not to": (
+        lambda folder: (folder / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 1.0}'),
+        "generation_config.json: sets temperature without do_sample: true",
     ),
 }
 
@@ -246,6 +250,20 @@ def test_odd_folders_that_are_whole_load_as_they_do_in_transformers(folder: Path
     for name, tensor in expected.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
     model.save_pretrained(folder / "saved")  # what every training stage ends with
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"max_new_tokens": 0}, {"early_stopping": "x"}, {"pad_token_id": -1}, {"num_return_sequences": 4}, {"min_p": 0.1}],
+)
+def test_how_to_generate_never_ends_a_training(folder: Path, said: dict[str, Any]) -> None:
+    write_json(folder / "generation_config.json", {"eos_token_id": [7, 8], **said})
+    model = loading.load_base_model(folder)
+    assert model.generation_config.eos_token_id in ([7, 8], model.config.eos_token_id)
+    model.save_pretrained(folder / "saved")
+    write_json(folder / "generation_config.json", {"do_sample": True, "temperature": 0.6, "eos_token_id": 7})
+    kept = loading.load_base_model(folder).generation_config
+    assert (kept.do_sample, kept.temperature, kept.eos_token_id) == (True, 0.6, 7)
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6, "num_local_experts": 4}
