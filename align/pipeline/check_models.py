@@ -79,6 +79,8 @@ def _check_lora(plan: Plan, stage: PlannedStage) -> Iterator[str]:
     try:
         layers = list_layers(config, "score" if STAGE_KINDS[stage.kind].makes_head else "lm_head")
         if layers is None:
+            if lora.target_modules != "all-linear":
+                yield f"stage '{stage.origin}': lora.target_modules are not checked here; loading the model does"
             return
         check_lora_targets(lora, layers)
     except ValueError as error:

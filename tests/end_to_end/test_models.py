@@ -256,6 +256,21 @@ def test_what_peft_cannot_adapt_in_a_mixture_is_refused(
     assert "lora: all-linear: attention and " in cli("check", write(TRACES, {**SFT, "lora": LORA})).out
 
 
+@pytest.mark.slow(seconds=5)
+def test_what_is_not_checked_before_a_run_is_said(
+    folder: Path, write: Callable[..., Path], cli: Callable[..., Any]
+) -> None:
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "model_type": "olmo2"})
+    said = cli("check", write(TRACES, {**SFT, "lora": {**LORA, "target_modules": ["q_proj"]}}))
+    assert said.code == 0
+    assert "names and shapes of a olmo2 model's weights are not checked here; loading does" in said.out
+    assert "note: stage 'sft': lora.target_modules are not checked here" in said.out
+    said = cli("run", write(TRACES, SFT))
+    assert said.code == 2
+    assert "its weights lack 4 of the model's tensors, which would be made up at random" in said.err
+
+
 # --- heads
 
 
