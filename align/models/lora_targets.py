@@ -39,6 +39,8 @@ def list_layers(config: Mapping[str, Any], head: Head) -> ModelLayers | None:
     kind = str(config["model_type"])
     layers = {name.rpartition(".")[0] for name in shapes if ".mlp.experts." not in name}
     adaptable = {name for name in layers if not name.endswith(("norm", "mlp.gate", "score"))}
+    if kind in _WITH_ADAPTED_EXPERTS:  # there PEFT takes these names for the experts' and passes over other layers
+        adaptable = {name for name in adaptable if _get_leaf(name) not in EXPERTS}
     parents = {name.rsplit(".", n)[0] for name in layers for n in range(1, name.count(".") + 1)}
     experts = {name.partition(".experts.")[0] + ".experts" for name in shapes if ".mlp.experts." in name}
     tied = {HEADS["lm_head"].rpartition(".")[0], "model.embed_tokens"} if ties_head(config) else set[str]()
@@ -103,8 +105,8 @@ def describe_all_linear(layers: ModelLayers, config: Mapping[str, Any]) -> str |
     architecture = ARCHITECTURES[layers.kind]
     if not architecture.has_experts:
         return None
-    if layers.expert_names:
-        return "all-linear: attention and experts get adapters, routers and layers without experts none"
+    if layers.kind in _WITH_ADAPTED_EXPERTS:
+        return "all-linear: attention and experts get adapters, routers and the MLPs of layers without experts none"
     is_mixture = any(name.endswith(".experts") for name in layers.others)
     return (
         "all-linear: attention and shared experts get adapters, routers and the other experts none (PEFT cannot adapt "

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.models import adapters
 from qwen_align.align.models.lora import build_lora_config
-from qwen_align.align.models.lora_targets import check_lora_targets, list_layers
+from qwen_align.align.models.lora_targets import check_lora_targets, describe_all_linear, list_layers
 from qwen_align.align.models.model_description import ModelFiles
 from qwen_align.align.settings.training import Lora
 from qwen_align.align.store.files import read_json
@@ -92,6 +92,23 @@ def test_routers_of_mixtures_are_adapted_only_where_they_are_asked_for(
     routers = {name for name in changed if name.endswith(("mlp.gate.weight", "expert_gate.weight"))}
     assert changed
     assert bool(routers) == ("gate" in targets or "shared_expert_gate" in targets)
+
+
+def test_what_peft_passes_over_beside_experts_is_no_layer_to_adapt() -> None:
+    model = build_model("qwen3_moe", mlp_only_layers=[0])
+    layers = list_layers(model.config.to_dict(), "lm_head")
+    assert layers is not None
+    assert "model.layers.0.mlp.gate_proj" in layers.others
+    peft_model = get_peft_model(model, build_lora_config(lora(["q_proj", *MLP]), model))
+    adapted = {name for name, _ in peft_model.named_parameters() if ".lora_" in name}
+    assert any("layers.1.mlp.experts" in name for name in adapted)
+    assert not any("layers.0.mlp" in name for name in adapted)
+    without = {"model_type": "qwen3_moe", **SMALL, **EXPERTS, "mlp_only_layers": [0, 1]}
+    nowhere = list_layers(without, "lm_head")
+    assert nowhere is not None
+    with pytest.raises(RecipeError, match="_proj is no layer that LoRA can adapt in a qwen3_moe model"):
+        check_lora_targets(lora(["q_proj", *MLP]), nowhere)
+    assert "layers without experts none" in str(describe_all_linear(nowhere, without))
 
 
 def test_a_name_that_a_model_without_a_table_does_not_have_is_refused_where_it_is_loaded() -> None:
