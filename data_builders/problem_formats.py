@@ -91,7 +91,7 @@ def _convert_s1k(thinking_key: str, attempt_key: str, values: Values, target: Ta
 
 def _convert_prompt_trace(values: Values, target: Target) -> Row:
     """Converts a row with a prompt, thinking and an answer to a trace row."""
-    messages = read_prompt(values, choose_key(values, QUESTION_KEYS), target)
+    messages = read_prompt(values, choose_key(values, QUESTION_KEYS, target), target)
     thinking, answer = read_text(values, "thinking"), read_text(values, "answer")
     gold, reward = values.get("gold"), target.reward or _MATH
     return Trace(messages=messages, thinking=thinking, answer=answer, gold=gold, reward=reward, **target.shared_fields)
@@ -109,7 +109,7 @@ def _convert_limo(values: Values, target: Target) -> Row:
 
 def _convert_prompt_gold(values: Values, target: Target) -> Row:
     """Converts a row with a prompt and a gold answer to a problem row."""
-    messages = read_prompt(values, choose_key(values, QUESTION_KEYS), target)
+    messages = read_prompt(values, choose_key(values, QUESTION_KEYS, target), target)
     has_gold = target.reward != OWN_REWARD or has_any_gold(values)
     return _make_problem(messages, _read_gold(values) if has_gold else None, target)
 

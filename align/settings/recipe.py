@@ -47,6 +47,11 @@ class ModelSource(Strict):
         "tag, whose commit the run finds once and keeps",
     )
     is_scorer: bool = Field(False, description="it is a reward model: a sequence classifier with one output")
+    adapter: Literal["ignore"] | None = Field(
+        None,
+        description="ignore = take the model without the LoRA adapter that lies beside it; without this, such a folder "
+        "is refused",
+    )
 
     @classmethod
     def _suggest_settings(cls, found: Any) -> str:
