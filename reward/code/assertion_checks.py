@@ -21,7 +21,7 @@ from qwen_align.reward.code.outcome_checks import Check, NoValueError, PendingCa
 from qwen_align.reward.code.value_serialization import NotPlainError, encode_value
 
 _MAX_CALLS = 2_000  # of one gold; the longest list of tests in MBPP and HumanEval has 100
-_MAX_STEPS = 1_000_000  # to plan one gold, about 1 s: those of MBPP and HumanEval take at most STEPS_MEASURED
+_MAX_STEPS = 1_000_000  # to plan one gold, about 1 s: those of MBPP and HumanEval take at most 1,651
 _RAISED = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError, RecursionError)
 _MUTABLE = (list, dict, set, bytearray)
 

@@ -108,7 +108,7 @@ def enter_syscall_filter(program: bytes) -> None:
 
 
 def _set_resource_limits(limits: Limits, n_others: int) -> None:
-    """Sets the process's limits of CPU time, file size, open files, memory and threads, beside `n_others` of its user."""
+    """Sets the process's resource limits. Those of threads count `n_others` of its user's besides."""
     values = {
         resource.RLIMIT_CPU: int(limits.time_limit_s) + _CPU_SLACK_S,
         resource.RLIMIT_FSIZE: max(limits.disk_mib * MIB, 2 * limits.output_bytes),

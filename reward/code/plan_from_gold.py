@@ -36,6 +36,7 @@ from qwen_align.reward.code.outcome_checks import (
     is_output_expected,
     pack_tests,
 )
+from qwen_align.reward.code.undefined_judges import candidate_judges_itself
 from qwen_align.reward.code.value_serialization import NotPlainError, encode_value
 
 _PARSE_TRIES = 10
@@ -134,6 +135,8 @@ def _plan_test_list(gold: dict[str, Any]) -> Plan | None:
     tested_names = list_called_names(trees) & ((free_names - module_names) or list_outermost_calls(trees))
     if not tested_names or not _has_testing_assertion([*before, *trees]):
         return None
+    if candidate_judges_itself([*before, *trees], free_names - module_names):
+        return None
     remote_names = sorted((free_names - module_names) or tested_names)
     always_asserts = any(surely_asserts(tree.body) for tree in trees)
     work = _make_test_script(
@@ -174,6 +177,9 @@ def _plan_check_function(gold: dict[str, Any]) -> Plan | None:
     if check is not None and (
         len(check.args.args) != 1 or not list_called_names([check]) & {check.args.args[0].arg, entry}
     ):
+        return None
+    entries = {entry} if check is None else {entry, check.args.args[0].arg}
+    if candidate_judges_itself(trees, (free_names - module_names) | entries, entries):
         return None
     before = [completed_prompt, *collected.before] if completed_prompt else collected.before
     always_asserts = surely_asserts(check.body if check else [part for tree in trees for part in tree.body])
