@@ -110,7 +110,9 @@ class _AssertionSplitter:
         if not is_supported(expression, self.names.keys() | self.functions):
             raise UnsupportedError("form")
         calls = [
-            (node, call_numbers[id(node)]) for node in _list_nodes_in_order(expression) if id(node) in call_numbers
+            (node, call_numbers[id(node)])
+            for node in _list_nodes_in_order(expression)
+            if isinstance(node, ast.Call) and id(node) in call_numbers
         ]
         return [Check(self.evaluate_expected_side(expression), names, calls, frozenset(self.functions))]
 
