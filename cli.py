@@ -86,7 +86,7 @@ def _check_recipe(parsed: argparse.Namespace, console: "Console") -> int:
     from qwen_align.align.pipeline.plan import plan as make_plan
 
     plan = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    for line in check.describe_plan(plan):
+    for line in check.describe_plan(plan, runs_code=not parsed.no_code):
         console.print(line, soft_wrap=True)
     return 0
 
@@ -182,6 +182,8 @@ def _build_data(parsed: argparse.Namespace, console: "Console") -> int:
         console.print(f"format: {converted['format']}{' (recognised)' if converted['recognised'] else ''}")
     for column, count in converted.get("columns_left_out", {}).items():
         console.print(f"{count:>9,}  rows' column left out: {column}", soft_wrap=True)
+    for line in summary["revisions"]:
+        console.print(f"note: {line}", soft_wrap=True)
     return 0
 
 
@@ -279,9 +281,10 @@ def _build_parser() -> argparse.ArgumentParser:
     run = _add_command(commands, "run", _run_recipe, "run a recipe, or go on where it stopped", recipe=True)
     run.add_argument("--force", metavar="STAGE", action="append", default=[], help="recompute this stage; repeatable")
     run.add_argument("--same-versions", action="store_true", help="refuse results of other major library versions")
-    _add_command(
+    check = _add_command(
         commands, "check", _check_recipe, "validate a recipe and report what would run; nothing is trained", recipe=True
     )
+    check.add_argument("--no-code", action="store_true", help="do not run the recipe's own Python files to try them")
     show = _add_command(commands, "show", _show_rows, "tokens and loss mask of a stage's rows", recipe=True)
     show.add_argument("stage", help="a data stage, or a stage that trains on data")
     show.add_argument("--rows", type=int, default=3, help="how many rows (default 3)")

@@ -24,6 +24,7 @@ from qwen_align.data_builders.selection_inputs import (
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.base import count_cores
 from qwen_align.reward.python_file import load_user_function
+from qwen_align.reward.user_code import require_user_code
 from qwen_align.reward.worker_pool import Pool, PoolError, StartError
 
 
@@ -136,6 +137,7 @@ class ByPython(Strict):
 
         Raises RecipeError if the file does not provide the function.
         """
+        require_user_code(self.file)
         pool = _get_worker_pool(self.file, self.name, self.time_limit_s, self.memory_gib)
         try:
             pool.warm_up()

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import model_description, model_files
-from qwen_align.align.pipeline import graph
+from qwen_align.align.pipeline import graph, machine_check
 from qwen_align.align.pipeline.graph import Graph, Stage
+from qwen_align.align.pipeline.hub_revisions import FoundRevision, RevisionFinder, get_record_path, pin_variants
 from qwen_align.align.references import Product
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
@@ -84,12 +85,16 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan of a recipe: its stages in running order, ready to run."""
+    """A plan of a recipe: its stages in running order, ready to run.
+
+    `revisions`: the commits found for branches and tags of the hub, which `recipe` and `stages` have in their place.
+    """
 
     recipe: Recipe
     graph: Graph
     stages: list[PlannedStage]
     home: Path
+    revisions: tuple[FoundRevision, ...] = ()
 
     @property
     def run_folder(self) -> Path:
@@ -124,8 +129,10 @@ def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = 
 
 def plan_variants(variants: Sequence[Variant], home: Path, path: Path) -> Plan:
     """Plans the variants of a recipe as `plan` does. `path` opens the message of a RecipeError."""
+    finder = RevisionFinder(get_record_path(home, variants[0].recipe.name))
     try:
-        return _plan_stages(variants, home)
+        planned = _plan_stages(pin_variants(variants, finder), home)
+        return replace(planned, revisions=tuple(finder.found.values()))
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
 
@@ -142,9 +149,7 @@ def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
     for name, source in stage_graph.models.items():
         try:
             keys[name] = store.compute_model_key(source)
-            folders[name] = (
-                Path(f"hub:{source.hub}@{source.revision}") if source.hub else model_files.find_model_folder(source)
-            )
+            folders[name] = model_files.find_model_folder(source)
         except (RecipeError, OSError) as error:
             raise RecipeError(f"models: {name}: {error}") from None
     planned_stages = []
@@ -175,13 +180,17 @@ def check_can_start(
 ) -> None:
     """Raises RecipeError when a stage that is to run cannot start.
 
-    Its local model has no tokenizer of its own or no template to train on, or its DeepSpeed file is missing. `forced`:
-    stored stages that will run again.
+    Its local model has no tokenizer of its own or no template to train on, its DeepSpeed file is missing, or this
+    machine has not what it asks for. `forced`: stored stages that will run again.
     """
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored or stage in forced]
     for stage in stages_to_run:
         if (path := stage.runtime.deepspeed) and not Path(path).is_file():
             raise RecipeError(f"stage '{stage.origin}': runtime.deepspeed: {path}: no such file")
+        try:
+            machine_check.check_machine(stage.stage)
+        except RecipeError as error:
+            raise RecipeError(f"stage '{stage.origin}': {error}") from None
     read_folders = {entry["name"]: Path(entry["folder"]) for stage in stages_to_run for entry in stage.inputs.values()}
     for name, folder in read_folders.items():
         if name in plan.graph.models and not plan.graph.models[name].hub:

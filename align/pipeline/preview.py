@@ -16,6 +16,7 @@ from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.store.files import read_json
 from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.sieve import Drops
+from qwen_align.reward.user_code import UserCodeLeftOut
 
 
 class RowsUnknown(Exception):
@@ -50,7 +51,11 @@ class Preview:
             else:
                 sources = self._read_sources(stage)
                 self.drops[name], self.reports[name] = Drops(), Report()
-                self._rows[name] = import_function(list_rows)(stage, sources, self.drops[name], self.reports[name])
+                build = import_function(list_rows)
+                try:
+                    self._rows[name] = build(stage, sources, self.drops[name], self.reports[name])
+                except UserCodeLeftOut as left_out:
+                    raise RowsUnknown(str(left_out)) from None
         return self._rows[name]
 
     def count_rows(self, name: str) -> int | None:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import yaml
 
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
+from qwen_align.align.pipeline.check_models import check_models
+from qwen_align.align.pipeline.hub_revisions import get_record_path, write_found_revisions
 from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
@@ -49,9 +51,12 @@ def run(
     setup.check_installed(plan.recipe.tracking)
     forced = [stage for name in force for stage in plan.find_stages(name)]
     check_can_start(plan, forced)
+    for note in check_models(plan, forced):
+        listener.on_note(f"note: {note}")
     for stage in forced:
         _clear_stage(stage)
     _write_run_folder(plan)
+    _keep_revisions(plan, listener)
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored]
     trackers = TrackerClients(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)
     input_verifier = InputVerifier({stage.folder.path.resolve(): stage.name for stage in plan.stages})
@@ -163,6 +168,17 @@ def _write_run_folder(plan: Plan) -> None:
             (links / stage.name).symlink_to(target, target_is_directory=True)
     except OSError as error:
         raise StageError(f"{plan.run_folder}: cannot be written: {error.strerror or error}") from None
+
+
+def _keep_revisions(plan: Plan, listener: RunListener) -> None:
+    """Writes the commits that were found for branches and tags of the hub to the run's record, and tells them."""
+    path = get_record_path(plan.home, plan.recipe.name)
+    try:
+        write_found_revisions(path, plan.revisions)
+    except OSError as error:
+        raise StageError(f"{path}: cannot be written: {error.strerror or error}") from None
+    for found in plan.revisions:
+        listener.on_note(found.format_line())
 
 
 def _check_same_versions(stage: PlannedStage) -> None:

@@ -8,7 +8,7 @@ from qwen_align.align.references import DataRef, ModelRef, ScorerRef
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.settings.stage import StageSettings
-from qwen_align.reward.settings import RewardSettings
+from qwen_align.reward.settings import Rewards
 
 
 class Evaluate(StageSettings):
@@ -29,9 +29,7 @@ class Evaluate(StageSettings):
     thinking_switches: list[Switch] = Field(
         [Switch()], min_length=1, description="ways of asking the model to think or not, each with a result of its own"
     )
-    rewards: list[RewardSettings] = Field(
-        [], description="settings of the rewards that questions name; others have their defaults"
-    )
+    rewards: Rewards = Field([], description="settings of the rewards that questions name; others have their defaults")
     best_of_n_scorer: ScorerRef | None = Field(
         None,
         description="reward model that picks one of each question's completions: best of n is reported too",

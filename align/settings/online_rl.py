@@ -9,11 +9,14 @@ from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
-from qwen_align.reward.settings import RewardList, RewardSettings
+from qwen_align.reward.settings import RewardList, Rewards
 
 Watchdog = Literal[
     "truncated", "no_signal", "no_verdict", "held_out", "entropy", "length", "update_kl", "engine_mismatch", "skipped"
 ]  # fmt: skip
+
+
+VLLM_NOT_INSTALLED = "engine: vllm is not installed: pip install 'qwen-align[vllm]', or engine: local"
 
 
 class Updates(Strict):
@@ -188,9 +191,7 @@ class HeldOut(Strict):
     every_steps: int = Field(ge=1, description="steps between evaluations; also before the first and after the last")
     completions_per_prompt: int = Field(1, ge=1, description="completions sampled for each question")
     sampling: SamplingSettings | None = Field(None, description="how tokens are sampled; null = as in training")
-    rewards: list[RewardSettings] = Field(
-        [], description="settings of the rewards that questions name; others have their defaults"
-    )
+    rewards: Rewards = Field([], description="settings of the rewards that questions name; others have their defaults")
 
 
 class Watch(Strict):

@@ -9,7 +9,7 @@ from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.rendering.samples import compute_length_percentiles
 from qwen_align.align.rendering.training_set import render_pairs, render_rows
 from qwen_align.align.reporting.summary_line import format_summary, list_left_out_columns
-from qwen_align.align.rows import Pair, Problem, Row, require_row_type
+from qwen_align.align.rows import Pair, Problem, Row, Text, require_row_type
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
@@ -28,6 +28,7 @@ from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.audit import audit_reward
 from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale
 from qwen_align.reward.math_answer import MathAnswer
+from qwen_align.reward.python_file import PythonReward
 from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 
 N_PROBLEMS_AUDITED = 2  # problems on whose bad completions a reward is audited
@@ -76,7 +77,15 @@ def check_pretraining(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields the number of documents that a pretraining stage reads."""
     settings = stage.settings
     assert isinstance(settings, Pretrain)
-    yield f"{len(preview.list_rows(stage.targets[settings.from_data])):,} documents"
+    documents = preview.list_rows(stage.targets[settings.from_data])
+    least = settings.batch * (settings.sequence_length + 1)
+    # A token is a byte or more, and every document has one that ends it.
+    if sum(len(row.text.encode()) + 1 for row in documents if isinstance(row, Text)) < least:
+        raise DataError(
+            f"{len(documents):,} documents do not fill one batch of {settings.batch} x {settings.sequence_length + 1} "
+            "tokens; lower batch or sequence_length, or give more documents"
+        )
+    yield f"{len(documents):,} documents"
 
 
 # --- training on rows
@@ -137,6 +146,8 @@ def _describe_training(
     steps = count_optimizer_steps(n_samples, settings.epochs, settings.batch)
     line = format_summary({"samples": n_samples, "dropped": dropped, "steps": steps}) or "nothing to train on"
     yield f"{line}, {_describe_warmup(settings, steps)}" if steps else line
+    if 0 < n_samples < settings.batch:
+        yield f"batch {settings.batch:,} is more than the {n_samples:,} samples: a step takes some several times"
     if lengths:
         yield f"{_describe_lengths(lengths)}, limit {settings.max_tokens}"
 
@@ -166,6 +177,11 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
         f"completions, {settings.optimizer_steps:,} updates"
     )
     yield f"prompt {_describe_lengths(lengths)}"
+    if len(prompts) < settings.prompts_per_step:
+        yield (
+            f"prompts_per_step {settings.prompts_per_step:,} is more than the {len(prompts):,} problems: a step takes "
+            "some several times"
+        )
     yield from _describe_rewards(settings.rewards, prompts)
 
 
@@ -255,7 +271,7 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
         if unusable:
             first = f"'{unusable[0].id}': {unusable[0].gold!r:.60}"
             yield f"{reward.label}: {len(unusable):,} golds of {len(prompts):,} are unusable, the first {first}"
-        if reward.is_outcome:
+        if reward.is_outcome and not isinstance(reward, PythonReward):  # those are tried by themselves
             paid = dict.fromkeys(
                 finding.probe
                 for finding in audit_reward(reward, list(prompts[:N_PROBLEMS_AUDITED]))

@@ -48,7 +48,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     reward_scorer.bind_scorers(
         spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    actor = _build_actor(algorithm, source, inputs, context)
+    actor = _build_actor(algorithm, source, inputs)
     trainer = OnlineTrainer(
         actor,
         trl_arguments.build_online_rl_arguments(
@@ -80,12 +80,14 @@ def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
     return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
-def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
+def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path]) -> Actor:
     """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
     spec, settings = algorithm.settings, algorithm.critic
-    policy: PreTrainedModel | PeftModel = loading.load_model(source)
+    model = loading.load_model(source)
+    policy: PreTrainedModel | PeftModel = model
+    value_adapter = build_lora_config(spec.lora, model)  # before PEFT puts layers of its own into the model
     if spec.lora:
-        policy = get_peft_model(policy, build_lora_config(spec.lora))
+        policy = get_peft_model(model, build_lora_config(spec.lora, model))
     critic = None
     if settings:
         hidden_size = policy.config.get_text_config().hidden_size
@@ -95,7 +97,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
         elif settings.kind == "separate" and isinstance(policy, PeftModel):
-            policy.add_adapter(VALUE_ADAPTER, build_lora_config(spec.lora))
+            policy.add_adapter(VALUE_ADAPTER, value_adapter)
             activate_adapter(policy, VALUE_ADAPTER)
             activate_adapter(policy, "default")
         elif settings.kind == "separate":
@@ -104,10 +106,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
         if head is not None:
             critic.head.weight.data.copy_(head)
     temperature = spec.sampling.resolve_for_policy().temperature
-    actor = Actor(policy, temperature, critic)
-    if context.runtime.gradient_checkpointing and actor.has_value_adapter:
-        raise DataError("gradient_checkpointing with critic: separate and lora would recompute under the wrong adapter")
-    return actor
+    return Actor(policy, temperature, critic)
 
 
 def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:

@@ -395,7 +395,6 @@ def test_warm_up_is_told(said: Callable[..., list[str]], warm_up: int, says: str
 def test_questions_judged_by_ones_own_reward_want_its_file(said: Callable[..., list[str]], tmp_path: Path) -> None:
     asked = [Message(role="user", content="?")]
     rows = file_stage(tmp_path, Problem(id="p", messages=asked, gold="x", reward="python"), name="problems")
-    rows["sieve"] = {"gold_is_usable": False}
     evaluate = {**EVALUATE, "from_model": "base"}
     with pytest.raises(RecipeError, match="stage 'eval': its questions are judged by a reward of your own; name it"):
         said(rows, evaluate)
