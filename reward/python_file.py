@@ -4,7 +4,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Literal
@@ -99,12 +99,23 @@ class PythonReward(BaseReward):
 
     def _get_pool(self) -> Pool:
         """Returns the worker pool for these reward settings."""
-        return _make_pool(self.file, self.name, self.group, self.time_limit_s, self.memory_gib)
+        return _make_pool(self.file, self._written_at, self.name, self.group, self.time_limit_s, self.memory_gib)
+
+    @cached_property
+    def _written_at(self) -> int | None:
+        """Returns when the file was last written, at the first use of these settings: a stage keeps to its file."""
+        path = Path(self.file)
+        return path.stat().st_mtime_ns if path.is_file() else None
 
 
 @cache
-def _make_pool(file: str, name: str, group: bool, time_limit_s: float, memory_gib: float) -> Pool:
-    """Returns the worker pool that runs a function of a Python file. The same settings share one pool."""
+def _make_pool(
+    file: str, written_at: int | None, name: str, group: bool, time_limit_s: float, memory_gib: float
+) -> Pool:
+    """Returns the worker pool that runs a function of a Python file. The same settings share one pool.
+
+    `written_at`: when the file was written. A notebook that writes it anew gets a pool of the new one.
+    """
     argument = {"file": str(Path(file).resolve()), "name": name, "group": group}
     entry = "qwen_align.reward.python_file:make_handler"
     return Pool(entry, argument, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)

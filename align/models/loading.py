@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.models.length_limit import read_length_limit
 from qwen_align.align.models.model_description import MODEL, ModelFiles, locate_model_files
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
@@ -61,6 +62,11 @@ def load_renderer(folder: Path) -> Renderer:
     renderer = Renderer.load(base)
     check_tokenizer_fits_model(base, renderer)
     return renderer
+
+
+def find_length_limit(folder: Path) -> int | None:
+    """Returns the number of tokens that a model can read, from the config of its base. None if it has no limit."""
+    return read_length_limit(fetch_base_folder(locate_model_files(folder)))
 
 
 def choose_device(runtime: Runtime) -> torch.device:

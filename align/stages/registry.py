@@ -70,7 +70,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_rollout",
         forecast=f"{_CHECKS}:forecast_rollout",
         product="data",
-        code_version=2,
+        code_version=3,
         completions_file="rows.jsonl",
     ),
     "sft": StageKind(
@@ -79,7 +79,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_supervised_training",
         forecast=f"{_CHECKS}:forecast_training",
         product="model",
-        code_version=2,
+        code_version=3,
         curve="steps",
     ),
     "dpo": StageKind(
@@ -88,7 +88,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_training_on_pairs",
         forecast=f"{_CHECKS}:forecast_training",
         product="model",
-        code_version=1,
+        code_version=2,
         curve="steps",
     ),
     "reward_model": StageKind(
@@ -97,7 +97,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_training_on_pairs",
         forecast=f"{_CHECKS}:forecast_training",
         product="scorer",
-        code_version=2,
+        code_version=3,
         curve="steps",
     ),
     "grpo": StageKind(
@@ -105,7 +105,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         run=f"{_STAGES}.grpo:run",
         check=f"{_CHECKS}:check_online_rl",
         product="model",
-        code_version=5,
+        code_version=6,
         curve="steps",
     ),
     "ppo": StageKind(
@@ -113,7 +113,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         run=f"{_STAGES}.ppo:run",
         check=f"{_CHECKS}:check_online_rl",
         product="model",
-        code_version=2,
+        code_version=3,
         curve="steps",
     ),
     "evaluate": StageKind(
@@ -122,7 +122,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_evaluation",
         forecast=f"{_CHECKS}:forecast_evaluation",
         product="evaluation",
-        code_version=3,
+        code_version=4,
         curve="evaluation",
         completions_file="completions.jsonl",
     ),

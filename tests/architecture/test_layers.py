@@ -23,6 +23,7 @@ LAYERS = (
     (
         "align.context",
         "align.evaluation.*",
+        "align.models.length_limit",
         "align.models.model_description",
         "align.models.model_files",
         "align.pipeline.graph",

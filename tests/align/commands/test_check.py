@@ -146,7 +146,7 @@ def test_a_hub_model_is_unknown_until_it_is_there(said: Callable[..., list[str]]
 def test_greedy_thinking_is_noted(said: Callable[..., list[str]]) -> None:
     greedy = {**EVALUATE, "from_model": "base", "sampling": {"temperature": 0.0, "max_tokens": 8}}
     notes = [line for line in said(PROBLEMS, greedy) if line.startswith("note: ")]
-    assert len(notes) == 2, "one for each switch that thinks"
+    assert len(notes) == 1, "however many switches and prompts think"
     assert notes[0].startswith("note: stage 'eval': sampling: temperature 0 in thinking mode")
 
 
@@ -251,7 +251,7 @@ def test_limits_are_checked_at_the_door(tiny_model: Path, write_recipe: Callable
         {**grpo, "rewards": rewards, "learning_rate": 1e-4},
     ):
         recipe = write_recipe([problems, stage], models={"base": {"path": str(tiny_model)}})
-        with pytest.raises(RecipeError, match=r"takes up to \d+ tokens, but the model has \d+ positions"):
+        with pytest.raises(RecipeError, match=r"take up to \d+ \+ 100000 tokens, but the model has \d+ positions"):
             list(check.describe_plan(make_plan(recipe, tmp_path)))
     odd = {**grpo, "rewards": rewards, "learning_rate": 1e-4, "runtime": {"processes": 3}}
     recipe = write_recipe([problems, odd], models={"base": {"path": str(tiny_model)}})
@@ -283,8 +283,14 @@ def test_golds_a_reward_cannot_use_are_counted(said: Callable[..., list[str]], t
     data = file_stage(tmp_path, *rows, name="problems")
     text = "\n".join(said({**data, "sieve": {"gold_is_usable": False}}, GRPO))
     assert "math_answer: 1 golds of 2 are unusable, the first 'p1': None" in text
-    with pytest.raises(DataError, match="stage 'eval': question 'p1': unusable gold; its gold is None"):
-        said({**data, "sieve": {"gold_is_usable": False}}, EVALUATE | {"from_model": "base"})
+    evaluate = EVALUATE | {"from_model": "base"}
+    found = "1 golds of 2 are unusable and will have no verdict, the first that of question 'p1': unusable gold"
+    assert found in "\n".join(said({**data, "sieve": {"gold_is_usable": False}}, evaluate))
+    with pytest.raises(DataError, match=f"stage 'eval': {found}; its gold is None; max_no_verdict_share is 0.4"):
+        said({**data, "sieve": {"gold_is_usable": False}}, evaluate | {"max_no_verdict_share": 0.4})
+    held_out = {"from_data": ["problems"], "every_steps": 1, "max_no_verdict_share": 0.4}
+    with pytest.raises(DataError, match=f"stage 'grpo': held_out: {found}"):
+        said({**data, "sieve": {"gold_is_usable": False}}, {**GRPO, "held_out": held_out})
 
 
 @pytest.mark.parametrize("stage", [GRPO, EVALUATE, ROLLOUT])
