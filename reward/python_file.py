@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.references import OutsideFile
+from qwen_align.align.references import PythonFile
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, count_cores, judge_in_threads
 from qwen_align.reward.verdict import Verdict
@@ -28,11 +28,14 @@ class PythonReward(BaseReward):
     `group: true` the function takes a list of the completions of one prompt and returns a list as long. A dict has
     `value` and may have `reason`. The function runs in worker processes: it may hang, use up to `memory_gib` or
     crash without harm to the run. A completion it takes too long for gets 0.0, "time limit"; where it raises or
-    returns something else there is no verdict. The file's sha256 is in the stage's key, not that of files it imports.
+    returns something else there is no verdict. In the stage's key are the sha256 of the file and of the files of yours
+    that it imports, in turn too, and name and version of the installed packages; not the files that it reads.
     """
 
     kind: Literal["python"] = "python"
-    file: OutsideFile = Field(description="your Python file; its content is part of the stage's key")
+    file: PythonFile = Field(
+        description="your Python file; its content and that of the files it imports are part of the stage's key"
+    )
     name: str = Field("judge", pattern=r"^[A-Za-z_][A-Za-z_0-9]*$", description="the function in the file")
     group: bool = Field(False, description="call the function with the list of a prompt's completions")
     shaping: bool = Field(False, description="says how the task was done, not whether; values beyond -1 to 1 are cut")

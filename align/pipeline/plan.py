@@ -175,13 +175,9 @@ def check_can_start(
 ) -> None:
     """Raises RecipeError when a stage that is to run cannot start.
 
-    Its local model has no tokenizer of its own or no template to train on, or its DeepSpeed file is missing. `forced`:
-    stored stages that will run again.
+    Its local model has no tokenizer of its own or no template to train on. `forced`: stored stages that will run again.
     """
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored or stage in forced]
-    for stage in stages_to_run:
-        if (path := stage.runtime.deepspeed) and not Path(path).is_file():
-            raise RecipeError(f"stage '{stage.origin}': runtime.deepspeed: {path}: no such file")
     read_folders = {entry["name"]: Path(entry["folder"]) for stage in stages_to_run for entry in stage.inputs.values()}
     for name, folder in read_folders.items():
         if name in plan.graph.models and not plan.graph.models[name].hub:

@@ -73,6 +73,11 @@ class Preview:
             self._renderers[folder] = Renderer.load(folder)
         return self._renderers[folder]
 
+    def list_dated_templates(self) -> list[str]:
+        """Returns the files of the chat templates loaded so far that ask for today's date, which they do not get."""
+        templates = [renderer.template for renderer in self._renderers.values()]
+        return list(dict.fromkeys(template.where for template in templates if template.prints_date))
+
     def measure_prompt(self, stage: PlannedStage, problem: Problem, switch: Switch | None) -> int:
         """Returns the number of tokens of a problem's rendered prompt.
 

@@ -257,7 +257,8 @@ def _describe_token_limit(
     asked: Sequence[Switch | Problem] = switches or prompts
     for mode in dict.fromkeys(each.mode or default_mode for each in asked):
         sampling.resolve_for_mode(mode)  # which warns of what the mode does not stand
-    for switch in [*switches] or [None]:
+    asked_by: Sequence[Switch | None] = switches or [None]
+    for switch in asked_by:
         _measure_prompts(stage, preview, prompts, sampling, switch=switch)
     return f"at most {sampling.max_tokens} tokens each"
 

@@ -1,6 +1,7 @@
 """What `check` says before anything is trained, and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,17 @@ def test_greedy_thinking_is_noted(said: Callable[..., list[str]]) -> None:
     notes = [line for line in said(PROBLEMS, greedy) if line.startswith("note: ")]
     assert len(notes) == 1, "however many switches and prompts think"
     assert notes[0].startswith("note: stage 'eval': sampling: temperature 0 in thinking mode")
+
+
+def test_a_template_that_prints_the_date_is_noted(
+    said: Callable[..., list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    dated = shutil.copytree(tiny_model, tmp_path / "dated")
+    template = dated / "chat_template.jinja"
+    template.write_text('{{- "Today: " + strftime_now("%d %b %Y") + "\\n" }}' + template.read_text())
+    models = {"base": {"path": str(dated)}}
+    (note,) = [line for line in said(DATA, SFT, models=models) if line.startswith("note: ")]
+    assert note.startswith(f"note: {template}: prints today's date; here it always prints 26 Jul 2024")
 
 
 def test_what_is_stored_is_read_not_built(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
