@@ -56,12 +56,11 @@ def require_room_for_completions(
 
     `prompt_lengths`: the id and the number of tokens of each prompt. `setting`: where `max_tokens` is said.
     """
-    lengths = list(prompt_lengths)
-    too_long = [length for length in lengths if limit is not None and length[1] + max_tokens > limit]
+    too_long = [length for length in prompt_lengths if limit is not None and length[1] + max_tokens > limit]
     if too_long:
         name, longest = max(too_long, key=lambda length: length[1])
         raise RecipeError(
-            f"{len(too_long):,} of {len(lengths):,} prompts are too long: '{name}' and {setting}.max_tokens take up to "
-            f"{longest} + {max_tokens} tokens, but the model has {limit} positions; lower {setting}.max_tokens, or "
-            "leave such prompts out"
+            f"{len(too_long):,} {'prompt is' if len(too_long) == 1 else 'prompts are'} too long: '{name}' and "
+            f"{setting}.max_tokens take up to {longest} + {max_tokens} tokens, but the model has {limit} positions; "
+            f"lower {setting}.max_tokens, or leave such prompts out"
         )

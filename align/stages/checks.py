@@ -1,5 +1,6 @@
 """Checks each kind of stage before anything is trained and reports what it will do. Nothing here imports torch."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from qwen_align.align.errors import DataError
@@ -32,6 +33,8 @@ from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 
 N_PROBLEMS_AUDITED = 2  # problems on whose bad completions a reward is audited
+N_LONGEST_RENDERED = 50  # prompts that are rendered whatever their length, for what the template says of them
+TEMPLATE_TOKENS = 4096  # far more than any template adds to a prompt
 
 
 # --- data
@@ -257,10 +260,22 @@ def _describe_token_limit(
     asked: Sequence[Switch | Problem] = switches or prompts
     for mode in dict.fromkeys(each.mode or default_mode for each in asked):
         sampling.resolve_for_mode(mode)  # which warns of what the mode does not stand
+    long_prompts = _select_long_prompts(prompts, sampling.max_tokens, preview.find_length_limit(stage))
     asked_by: Sequence[Switch | None] = switches or [None]
     for switch in asked_by:
-        _measure_prompts(stage, preview, prompts, sampling, switch=switch)
+        _measure_prompts(stage, preview, long_prompts, sampling, switch=switch)
     return f"at most {sampling.max_tokens} tokens each"
+
+
+def _select_long_prompts(prompts: Sequence[Problem], max_tokens: int, limit: int | None) -> list[Problem]:
+    """Returns the longest prompts, and every other that may leave no room for a completion.
+
+    A token is at least a byte of text, so that the others need not be rendered to be known to fit.
+    """
+    sizes = [sum(len(turn.content.encode()) for turn in problem.messages) for problem in prompts]
+    by_size = sorted(range(len(prompts)), key=lambda index: -sizes[index])
+    room = math.inf if limit is None else limit - max_tokens - TEMPLATE_TOKENS
+    return [prompts[index] for rank, index in enumerate(by_size) if rank < N_LONGEST_RENDERED or sizes[index] > room]
 
 
 def _measure_prompts(

@@ -55,7 +55,7 @@ def test_the_longest_prompt_that_does_not_fit_is_named() -> None:
     lengths = [("short", 3), ("long", 9), ("longest", 12), ("fits", 6)]
     require_room_for_completions(None, lengths, 99)
     require_room_for_completions(14, lengths, 2)
-    with pytest.raises(RecipeError, match=r"2 of 4 prompts are too long: 'longest' and held\.max_tokens .* 12 \+ 4"):
+    with pytest.raises(RecipeError, match=r"2 prompts are too long: 'longest' and held\.max_tokens .* 12 \+ 4"):
         require_room_for_completions(10, lengths, 4, setting="held")
 
 
