@@ -41,7 +41,9 @@ class RenderedPairs(NamedTuple):
     @property
     def longest(self) -> int:
         """Returns the number of tokens of the longest completion that is kept, with its prompt."""
-        return max((len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in self.pairs), default=0)
+        return max(
+            (len(pair.prompt) + len(side) for pair in self.pairs for side in (pair.chosen, pair.rejected)), default=0
+        )
 
 
 def render_rows(renderer: Renderer, rows: Iterable[Row], max_tokens: int) -> RenderedRows:

@@ -56,6 +56,11 @@ def _format_percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 
+def _format_number(number: float | None) -> str:
+    """Formats a number that is no share with three significant digits."""
+    return "" if number is None else f"{number:.3g}"
+
+
 def _format_count(count: float | None) -> str:
     """Formats a count, or the mean count of several runs."""
     return "" if count is None else f"{count:,.0f}" if count == int(count) else f"{count:,.1f}"
@@ -92,7 +97,7 @@ RESULT_COLUMNS: dict[str, Column[ResultRow]] = {
     "runs": Column("runs", lambda row: str(len(row.accuracy_by_seed)), chinese="运行数"),
     "pass_at_k": Column("pass@k", lambda row: _format_percent(row.figures["pass_at_k"])),
     "maj_at_k": Column("maj@k", lambda row: _format_percent(row.figures["maj_at_k"])),
-    "mean_reward": Column("reward", lambda row: _format_percent(row.figures["mean_reward"]), chinese="平均奖励"),
+    "mean_reward": Column("reward", lambda row: _format_number(row.figures["mean_reward"]), chinese="平均奖励"),
     "no_verdict": Column("no verdict", lambda row: _format_count(row.figures["no_verdict"]), chinese="无判定"),
     "obeyed_share": Column("obeyed", lambda row: _format_percent(row.figures["obeyed_share"]), chinese="听从率"),
     "stopped_share": Column(

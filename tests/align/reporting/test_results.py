@@ -111,7 +111,7 @@ def test_a_run_that_is_under_way_is_reported_so_far(plan: Callable[..., Plan]) -
     written = write_report(planned)
     text = (planned.run_folder / "report.md").read_text()
     assert [row["stage"] for row in written.ladder] == ["base", "base"]
-    assert "| base | 0 | test | default | 50.0 ± 2.5 | 62.5 | 75.0 | 3 |  | 100.0 | 12 |" in text
+    assert "| base | 0 | test | default | 50.0 ± 2.5 | 0.625 | 75.0 | 3 |  | 100.0 | 12 |" in text
     assert "| test | build_data | 1.2 | 0.5 | 0.12 | 0.0010 | " in text
     assert "| test | duplicate | 3 |" in text
     assert text.endswith("Not run yet: other, sft, eval_sft.\n")
