@@ -154,7 +154,7 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     lengths = _measure_prompts(stage, preview, prompts, settings.sampling)
     yield (
         f"{settings.steps:,} steps of {settings.prompts_per_step} prompts x {settings.completions_per_prompt} "
-        f"completions, {settings.optimizer_steps:,} updates, {_describe_warmup(settings, settings.optimizer_steps)}"
+        f"completions, {_describe_updates(settings)}"
     )
     yield f"prompt {_describe_lengths(lengths)}"
     yield from _describe_rewards(settings.rewards, prompts)
@@ -163,6 +163,16 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
         yield from _check_raw_texts(stage, preview, settings)
     except RowsUnknown as unknown:
         yield f"the rest is unknown until {unknown}"
+
+
+def _describe_updates(settings: OnlineRl) -> str:
+    """Returns the number of updates of an online RL stage as text, with those of the critic alone and of warm-up."""
+    n_critic = settings.critic.warmup_steps * settings.updates.count if isinstance(settings, Ppo) else 0
+    n_policy = max(0, settings.optimizer_steps - n_critic)
+    parts = [f"{settings.optimizer_steps:,} updates"]
+    if n_critic:
+        parts.append(f"{min(n_critic, settings.optimizer_steps):,} of them of the critic alone")
+    return ", ".join([*parts, _describe_warmup(settings, n_policy) if n_policy else "none of the policy"])
 
 
 def _check_held_out(stage: PlannedStage, preview: Preview, settings: OnlineRl) -> Iterator[str]:

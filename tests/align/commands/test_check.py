@@ -410,6 +410,24 @@ def test_warm_up_is_told(said: Callable[..., list[str]], warm_up: int, says: str
     assert f"steps 15, {says}" in said(DATA, {**SFT, "warmup_steps": warm_up})[1]
 
 
+@pytest.mark.parametrize(
+    ("warm_up", "critic_warm_up", "says"),
+    [
+        (0, 0, "10 updates, no warm-up"),
+        (3, 0, "10 updates, 3 of warm-up"),
+        (6, 2, "10 updates, 4 of them of the critic alone, all of warm-up (warmup_steps 6)"),
+        (0, 9, "10 updates, 10 of them of the critic alone, none of the policy"),
+    ],
+)
+def test_warm_up_of_online_rl_is_told(
+    said: Callable[..., list[str]], warm_up: int, critic_warm_up: int, says: str
+) -> None:
+    """As optimizer.build_schedule has it: the policy's schedule begins after the updates of the critic alone."""
+    critic = {"learning_rate": 1e-4, "warmup_steps": critic_warm_up}
+    ppo = {**GRPO, "kind": "ppo", "updates": {"epochs": 2}, "warmup_steps": warm_up, "critic": critic}
+    assert said(PROBLEMS, ppo)[1].endswith(f"completions, {says}")
+
+
 def test_questions_judged_by_ones_own_reward_want_its_file(said: Callable[..., list[str]], tmp_path: Path) -> None:
     asked = [Message(role="user", content="?")]
     rows = file_stage(tmp_path, Problem(id="p", messages=asked, gold="x", reward="python"), name="problems")
