@@ -34,7 +34,7 @@ from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 
 N_PROBLEMS_AUDITED = 2  # problems on whose bad completions a reward is audited
 N_LONGEST_RENDERED = 50  # prompts that are rendered whatever their length, for what the template says of them
-TEMPLATE_TOKENS = 4096  # far more than any template adds to a prompt
+TEMPLATE_TOKENS, TURN_TOKENS = 512, 16  # more than templates add to a prompt, and to each of its turns
 
 
 # --- data
@@ -282,7 +282,7 @@ def _select_long_prompts(prompts: Sequence[Problem], max_tokens: int, limit: int
 
     A token is at least a byte of text, so that the others need not be rendered to be known to fit.
     """
-    sizes = [sum(len(turn.content.encode()) for turn in problem.messages) for problem in prompts]
+    sizes = [sum(len(turn.content.encode()) + TURN_TOKENS for turn in problem.messages) for problem in prompts]
     by_size = sorted(range(len(prompts)), key=lambda index: -sizes[index])
     room = math.inf if limit is None else limit - max_tokens - TEMPLATE_TOKENS
     return [prompts[index] for rank, index in enumerate(by_size) if rank < N_LONGEST_RENDERED or sizes[index] > room]
