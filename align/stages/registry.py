@@ -21,6 +21,7 @@ class StageKind:
     forecast: the same where rows or model are not there yet. list_rows: the rows it will make, where that can be told
     before it has run.
     code_version: part of the key of everything the kind makes; raise it when results change.
+    makes_head: its model gets a new head, so that of the model it starts from may be missing.
     curve: what trackers get, its logged steps or the figures of its evaluation. completions_file: where the completions
     lie that the report draws lengths and rewards of.
     """
@@ -35,6 +36,7 @@ class StageKind:
     needs_torch: bool = True
     is_single_process: bool = False
     makes_tokenizer: bool = False
+    makes_head: bool = False
     curve: Literal["steps", "evaluation"] | None = None
     completions_file: str | None = None
 
@@ -97,6 +99,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_training_on_pairs",
         forecast=f"{_CHECKS}:forecast_training",
         product="scorer",
+        makes_head=True,
         code_version=3,
         curve="steps",
     ),
