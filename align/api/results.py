@@ -36,9 +36,11 @@ class StageResult:
 class Evaluation:
     """The accuracy of one model on one data set under one thinking switch.
 
-    accuracy: mean reward over questions, of `completions_per_prompt` completions each (0 to 1 if the reward is).
+    accuracy: mean over questions of the share of right completions, those with a reward of 1.
     stderr: standard error of the accuracy over questions; 0 for a single question.
-    question_means: mean reward of each question, by the question's id.
+    mean_reward, mean_reward_stderr: mean of the reward itself; the accuracy where rewards are 0 or 1.
+    no_verdict: completions without a verdict, neither right nor wrong and left out of the figures before and after.
+    question_means: share of right completions of each question, by the question's id; None without a verdict.
     pass_at_k, maj_at_k: for k = `completions_per_prompt`.
     obeyed_share: share that thought, or did not, as asked; None where that was not asked. stopped_share: share that
     ended before `max_tokens`. mean_tokens: tokens per completion.
@@ -53,6 +55,9 @@ class Evaluation:
     seed: int
     accuracy: float
     stderr: float
+    mean_reward: float
+    mean_reward_stderr: float
+    no_verdict: int
     n_questions: int
     completions_per_prompt: int
     pass_at_k: float
@@ -62,7 +67,7 @@ class Evaluation:
     mean_tokens: float
     axes: dict[str, str] = field(repr=False)
     dropped: dict[str, int] = field(repr=False)
-    question_means: dict[str, float] = field(repr=False)
+    question_means: dict[str, float | None] = field(repr=False)
     file: Path = field(repr=False)
     first_line: int = field(repr=False)
 
@@ -172,6 +177,9 @@ def _list_evaluations(
                 seed=row["seed"],
                 accuracy=row["accuracy"],
                 stderr=row["stderr"],
+                mean_reward=row["mean_reward"],
+                mean_reward_stderr=row["mean_reward_stderr"],
+                no_verdict=row["no_verdict"],
                 n_questions=row["n_questions"],
                 completions_per_prompt=row["k"],
                 pass_at_k=row["pass_at_k"],

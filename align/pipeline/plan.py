@@ -180,13 +180,11 @@ def check_can_start(
 ) -> None:
     """Raises RecipeError when a stage that is to run cannot start.
 
-    Its local model has no tokenizer of its own or no template to train on, its DeepSpeed file is missing, or this
-    machine has not what it asks for. `forced`: stored stages that will run again.
+    Its local model has no tokenizer of its own or no template to train on, or this machine has not
+    what it asks for. `forced`: stored stages that will run again.
     """
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored or stage in forced]
     for stage in stages_to_run:
-        if (path := stage.runtime.deepspeed) and not Path(path).is_file():
-            raise RecipeError(f"stage '{stage.origin}': runtime.deepspeed: {path}: no such file")
         try:
             machine_check.check_machine(stage.stage)
         except RecipeError as error:

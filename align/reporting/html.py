@@ -27,6 +27,7 @@ from qwen_align.align.reporting.columns import (
     STAGES_ON_PAGE,
     Column,
     ResultRow,
+    choose_result_columns,
     format_table,
 )
 from qwen_align.align.reporting.latex import format_latex_table
@@ -35,6 +36,7 @@ from qwen_align.align.reporting.results import RunResults, pool_by_seed
 from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.reward.thinking import split_for_display
+from qwen_align.reward.verdict import is_right_value
 
 # What is drawn of a training stage, where it is logged: (metric, English, Chinese). Reward and accuracy come first, for
 # an on-policy loss says nothing.
@@ -66,12 +68,12 @@ def render_page(plan: Plan, results: RunResults) -> str:
     )
     stored = [stage for stage in plan.stages if stage.is_stored]
     groups, rows = _group_by_seed(stored), pool_by_seed(results.evaluations)
-    copy = format_table(RESULT_COLUMNS, RESULTS_IN_COPIES, rows)
+    copy = format_table(RESULT_COLUMNS, choose_result_columns(RESULTS_IN_COPIES, rows), rows)
     return template.render(
         title=plan.recipe.report.title or plan.recipe.name,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         rows=rows,
-        result_columns=_choose_columns(RESULT_COLUMNS, RESULTS_ON_PAGE),
+        result_columns=_choose_columns(RESULT_COLUMNS, choose_result_columns(RESULTS_ON_PAGE, rows)),
         pictures=_draw_results(rows),
         comparisons=results.comparisons,
         comparison_columns=_choose_columns(COMPARISON_COLUMNS, COMPARISONS),
@@ -164,13 +166,16 @@ def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
     right: list[float] = []
     wrong: list[float] = []
     values: list[float] = []
+    n_no_verdict = 0
     for row in islice(_read_json_lines(stage, name), MAX_COMPLETIONS):
-        known_values = [verdict["value"] for verdict in row["verdicts"].values() if verdict.get("value") is not None]
         label = row.get("reward") if row.get("reward") in row["verdicts"] else next(iter(row["verdicts"]), None)
         value = row["verdicts"][label].get("value") if label else None
-        (right if value is not None and value >= 1 else wrong).append(float(row["n_tokens"]))
-        values.append(float(known_values[0]) if value is None and known_values else float(value or 0.0))
-    if not right and not wrong:
+        if value is None:
+            n_no_verdict += 1
+            continue
+        (right if is_right_value(value) else wrong).append(float(row["n_tokens"]))
+        values.append(float(value))
+    if not values:
         return None
     groups = [("right", right, 2), ("wrong", wrong, 1)]
     return {
@@ -179,6 +184,7 @@ def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
         "values": Markup(svg.draw_histogram([("reward", values, 0)], title="rewards")),
         "n_right": len(right),
         "n_wrong": len(wrong),
+        "n_no_verdict": n_no_verdict,
     }
 
 
@@ -188,15 +194,17 @@ def _choose_samples(stage: PlannedStage) -> dict[str, Any] | None:
     Of RL they are from the first and last batch, of an evaluation right and wrong ones.
     """
     if STAGE_KINDS[stage.kind].curve == "evaluation":
-        by_value: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        right: list[dict[str, Any]] = []
+        not_right: list[dict[str, Any]] = []
         # One a question: its samples are much alike.
         by_question = {
             row["prompt_id"]: row for row in islice(_read_json_lines(stage, "completions.jsonl"), MAX_COMPLETIONS)
         }
         for row in by_question.values():
-            by_value[(row["verdicts"].get(row.get("reward", ""), {}).get("value") or 0) >= 1].append(row)
+            value = row["verdicts"].get(row.get("reward", ""), {}).get("value")
+            (right if value is not None and is_right_value(value) else not_right).append(row)
         half = MAX_SAMPLES // 2
-        chosen = [row for pair in zip(by_value[True][:half], by_value[False][:half], strict=False) for row in pair]
+        chosen = [row for pair in zip(right[:half], not_right[:half], strict=False) for row in pair]
     else:
         rows = list(_read_json_lines(stage, "samples.jsonl"))
         steps = sorted({row["step"] for row in rows})

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from qwen_align.align.evaluation.scoring import require_verdicts
 from qwen_align.align.generation.engine import Engine, Generation, Request
 from qwen_align.align.generation.requests import build_completion
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rl.judge import Judge, JudgedCompletion, require_verdicts
+from qwen_align.align.rl.judge import Judge, JudgedCompletion
 from qwen_align.align.rl.prompt_stream import PromptDraw, PromptStream
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rows import Completion
@@ -140,11 +141,14 @@ def collect_groups(
 
 
 def wait_for_verdicts(batch: RolloutBatch, setup: RolloutSetup, stream: PromptStream, where: str) -> None:
-    """Waits for the batch's pending verdicts and records each prompt's pass rate in the prompt stream."""
+    """Waits for the batch's pending verdicts and records each prompt's pass rate in the prompt stream.
+
+    Raises StageError when there is none: training would go on and learn nothing.
+    """
     started = time.monotonic()
     judged = [each for group in batch.tried for each in group.judged]
     batch.seconds_waiting = time.monotonic() - started
-    require_verdicts(judged, where)
+    require_verdicts([each.verdict for each in judged], where)
     for group in batch.tried:
         rate = compute_solved_share(group.judged, setup)
         if rate is not None:

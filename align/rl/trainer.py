@@ -28,6 +28,7 @@ from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.assign_advantages import estimate_reference_kl
 from qwen_align.align.rl.collect import build_rollouts
 from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
+from qwen_align.align.rl.held_out import HeldOutFigures
 from qwen_align.align.rl.losses import StepTotals
 from qwen_align.align.rl.micro_batches import CPU_TOKENS, MicroBatch, add_idle_batches, pack_micro_batches
 from qwen_align.align.rl.objective import Sums, UpdateTerms, compute_loss, count_step_totals
@@ -251,15 +252,15 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             assert self.reference is not None
             self.reference.policy.load_state_dict(self.model.policy.state_dict())
 
-    def measure_held_out_now(self) -> tuple[float, float]:
-        """Measures the present policy's accuracy on the held-out set and returns it with its standard error."""
+    def measure_held_out_now(self) -> HeldOutFigures:
+        """Measures the present policy on the held-out set."""
         return self.rollout_source.measure_held_out(self.model.causal_lm)
 
     def _evaluate_held_out(self) -> None:
         """Evaluates the held-out set, logs its accuracy and notes watchdog alerts."""
-        mean, stderr = self.measure_held_out_now()
-        self.metrics |= {"held_out/accuracy": mean, "held_out/stderr": stderr}
-        for alert in self.watchdogs.check_held_out(self.state.global_step, mean, stderr):
+        figures = self.measure_held_out_now()
+        self.metrics |= {f"held_out/{name}": value for name, value in figures._asdict().items()}
+        for alert in self.watchdogs.check_held_out(self.state.global_step, figures.accuracy, figures.stderr):
             self.context.log_note(alert.step, alert.watchdog, alert.message)
 
     # --- an optimiser step

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.sampling import SamplingSettings
-from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
+from qwen_align.align.settings.stage import CanBeEmpty, StageSettings, VerdictLimit
 from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
 from qwen_align.reward.settings import RewardList, Rewards
 
@@ -184,7 +184,7 @@ class Correction(Strict):
     )
 
 
-class HeldOut(Strict):
+class HeldOut(VerdictLimit):
     """Settings of the evaluation on a held-out set during training."""
 
     from_data: list[DataRef] = Field(min_length=1, description="data sets of questions, evaluated together")

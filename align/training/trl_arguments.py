@@ -21,6 +21,9 @@ from qwen_align.align.settings.training import Optimizer
 from qwen_align.align.training.distributed import get_world_size
 from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
 
+# Our names of the schedules, each of which follows the warm-up. transformers' own "constant" ignores `warmup_steps`.
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
 
 def build_sft_arguments(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
     """Builds the arguments of TRL's SFTTrainer."""
@@ -125,7 +128,7 @@ def _build_common_arguments(
     return {
         "output_dir": str(out / "checkpoints"),
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.schedule,
+        "lr_scheduler_type": SCHEDULES[settings.schedule],
         "warmup_steps": settings.warmup_steps,
         "weight_decay": settings.weight_decay,
         "adam_beta1": settings.betas[0],

@@ -121,9 +121,9 @@ def test_the_tables_to_copy_are_a_markdown_and_a_latex_table(page: str) -> None:
     (markdown,) = re.findall(r'<pre id="markdown" hidden>(.*?)</pre>', page, re.DOTALL)
     (latex,) = re.findall(r'<pre id="latex" hidden>(.*?)</pre>', page, re.DOTALL)
     rows = markdown.splitlines()
-    assert rows[0] == "| model | set | asked | accuracy | runs | obeyed | tokens |"
-    assert "| base | test | default | 50.0 ± 2.5 | 1 |  | 12 |" in rows
-    assert "| sft (control) | other | kwarg no_think | 53.0 ± 2.5 | 1 |  | 12 |" in rows
+    assert rows[0] == "| model | set | asked | accuracy | reward | runs | no verdict | obeyed | tokens |"
+    assert "| base | test | default | 50.0 ± 2.5 | 0.625 | 1 | 3 |  | 12 |" in rows
+    assert "| sft (control) | other | kwarg no_think | 53.0 ± 2.5 | 0.625 | 1 | 3 |  | 12 |" in rows
     assert r"base &amp; test &amp; kwarg no\_think &amp; 51.0 $\pm$ 2.5" in latex
     assert latex.startswith(r"\begin{tabular}")
 
@@ -155,4 +155,4 @@ def test_seeds_are_pooled_their_questions_paired_and_the_curves_stand_together(p
     assert page.count("<summary><b>sft</b>") == 1
     (picture,) = re.findall(r'<svg[^>]*aria-label="loss".*?</svg>', page)
     assert picture.count('class="line"') == 2
-    assert "| sft | test | default | 50.0 ± 0.0 | 2 |" in page
+    assert "| sft | test | default | 50.0 ± 0.0 | 0.625 | 2 | 3 |" in page
