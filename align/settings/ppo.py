@@ -76,6 +76,10 @@ class Ppo(OnlineRl):
     )
     ptx: Ptx | None = Field(None, description="next-token loss on raw texts beside PPO; null = none")
 
+    @property
+    def loss_name(self) -> str:
+        return "ppo"
+
     @model_validator(mode="after")
     def _check_single_trunk(self) -> Self:
         """Raises ValueError if the value model would start from a reward model although LoRA is used."""

@@ -156,6 +156,8 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
         f"{settings.steps:,} steps of {settings.prompts_per_step} prompts x {settings.completions_per_prompt} "
         f"completions, {settings.optimizer_steps:,} updates"
     )
+    if departures := settings.describe_departures():
+        yield f"loss {settings.loss_name}: set otherwise than in its paper: {', '.join(departures)}"
     yield f"prompt {_describe_lengths(lengths)}"
     yield from _describe_rewards(settings.rewards, prompts)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
@@ -82,6 +82,7 @@ def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
 
 def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
     """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
+    set_seed(context.seed)  # Trainer does so too late: new adapters are random
     spec, settings = algorithm.settings, algorithm.critic
     policy: PreTrainedModel | PeftModel = loading.load_model(source)
     if spec.lora:

@@ -95,6 +95,8 @@ def theirs(one: Rollouts, *, mask_truncated: bool) -> dict[str, torch.Tensor]:
 def test_loss_and_gradient_are_trls(
     tiny_model: Path, tmp_path: Path, loss: str, mask_truncated: bool, settings: dict[str, Any]
 ) -> None:
+    if loss == "gspo" and settings.get("kl", {}).get("importance_weighted"):
+        pytest.skip("TRL weighs a token's KL by its completion's mean ratio, which is no importance weight")
     settings = {**settings, "loss": loss, "mask_truncated": mask_truncated}
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     one = rollouts(model.config.vocab_size)
