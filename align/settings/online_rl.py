@@ -85,8 +85,8 @@ class Kl(Strict):
         if self.apply_to == "reward" and self.estimator in ("k2", "k3"):
             raise ValueError(
                 f"estimator {self.estimator} in the reward does not hold the policy: near the reference its expected "
-                "gradient is about a tenth of the KL's and points away from the reference as often as not (measured "
-                "in docs/rl.md). Take k1, or apply_to: loss"
+                "gradient is an eighth of the KL's and points away from the reference in half of the cases (measured, "
+                "docs/rl.md). Take k1, or apply_to: loss"
             )
         if self.apply_to == "reward" and {"importance_weighted", "include_zero_advantage"} & self.model_fields_set:
             raise ValueError("importance_weighted, include_zero_advantage: are for a term of the loss; leave them out")
@@ -376,15 +376,15 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
         """Returns the settings of the policy loss that are not its paper's, each with the value of the paper."""
         defaults = get_loss_defaults(self.loss_name)
         return [
-            f"{name} {value} ({self.loss_name}'s own: {getattr(defaults, name)}, {defaults.source})"
+            f"{name} {value} ({defaults.source}: {getattr(defaults, name)})"
             for name, value in self._list_set_loss_settings().items()
             if value != getattr(defaults, name)
         ]
 
     def _list_set_loss_settings(self) -> dict[str, Any]:
         """Returns the settings of the policy loss that the recipe sets, by name."""
-        names = {"clip_low", "clip_high", "advantage_scale"} & set(type(self).model_fields)
-        given = {name: getattr(self, name) for name in sorted(names)}
+        names = [name for name in LossDefaults._fields if name in type(self).model_fields]
+        given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if value is not None}
 
     @property

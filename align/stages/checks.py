@@ -152,14 +152,27 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     lengths = [preview.measure_prompt(stage, problem, None) for problem in prompts]
     longest = max(lengths, default=0) + settings.sampling.max_tokens
     preview.check_context_length(stage, longest, "a prompt and sampling.max_tokens")
+    yield from _describe_updates(settings)
+    yield f"prompt {_describe_lengths(lengths)}"
+    yield from _describe_rewards(settings.rewards, prompts)
+
+
+def forecast_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
+    """Yields the steps of an online RL stage, and what of its loss is not its paper's."""
+    settings = stage.settings
+    assert isinstance(settings, OnlineRl)
+    check_rewards(settings.rewards)
+    yield from _describe_updates(settings)
+
+
+def _describe_updates(settings: OnlineRl) -> Iterator[str]:
+    """Yields the steps and updates of an online RL stage, and what of its loss is not its paper's."""
     yield (
         f"{settings.steps:,} steps of {settings.prompts_per_step} prompts x {settings.completions_per_prompt} "
         f"completions, {settings.optimizer_steps:,} updates"
     )
     if departures := settings.describe_departures():
-        yield f"loss {settings.loss_name}: set otherwise than in its paper: {', '.join(departures)}"
-    yield f"prompt {_describe_lengths(lengths)}"
-    yield from _describe_rewards(settings.rewards, prompts)
+        yield f"loss {settings.loss_name}, set otherwise than in its paper: {'; '.join(departures)}"
 
 
 def check_rollout(stage: PlannedStage, preview: Preview) -> Iterator[str]:
