@@ -26,7 +26,9 @@ def estimate_group_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient
     It is the completion's reward minus the mean of its group, divided by a standard deviation.
     """
     rewards_P_G = compute_group_rewards(rollouts, settings, kl_coefficient)
-    return spread_over_tokens(rollouts, compute_group_advantages(rewards_P_G, scale=settings.loss_settings.advantage_scale))
+    return spread_over_tokens(
+        rollouts, compute_group_advantages(rewards_P_G, scale=settings.loss_settings.advantage_scale)
+    )
 
 
 def estimate_rloo_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:

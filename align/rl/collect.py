@@ -165,7 +165,7 @@ def compute_solved_share(judged: Sequence[JudgedCompletion], setup: RolloutSetup
 def build_rollouts(batch: RolloutBatch, *, mask_truncated: bool = False, with_verdicts: bool = True) -> Rollouts:
     """Converts a rollout batch to tensors, group by group.
 
-    The advantages are still zero. Pending verdicts are waited for, unless `with_verdicts` is false; then there are none.
+    The advantages are still zero. Pending verdicts are waited for, or left out if `with_verdicts` is false.
     """
     generations = [generation for group in batch.groups for generation in group.generations]
     values: list[float | None] = [None] * len(generations)

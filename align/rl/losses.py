@@ -17,7 +17,8 @@ class StepTotals(NamedTuple):
     """The counts of completions and tokens by which the loss of an optimiser step is averaged.
 
     They are over all devices and micro-batches. Completions that are skipped because they train nothing are included,
-    those without a verdict are not. `share` is that of a full step's groups: fewer of them move the model less, each as much as in a full step.
+    those without a verdict are not. `share` is that of a full step's groups: fewer of them move the model less, each as
+    much as in a full step.
     """
 
     n_completions: int
@@ -187,7 +188,13 @@ def estimate_kl(logps: Tensor, reference_logps: Tensor, estimator: str) -> Tenso
 
 
 def compute_kl_loss(
-    logps: Tensor, reference_logps: Tensor, old_logps: Tensor, mask: Tensor, *, estimator: str, importance_weighted: bool
+    logps: Tensor,
+    reference_logps: Tensor,
+    old_logps: Tensor,
+    mask: Tensor,
+    *,
+    estimator: str,
+    importance_weighted: bool,
 ) -> Tensor:
     """Returns the KL penalty of each token as a term of the loss; (B, T).
 

@@ -107,7 +107,9 @@ def _compute_policy_terms(
         kl = losses.compute_kl_loss(
             logps, reference, old, mask, estimator=settings.kl.estimator, importance_weighted=weighted
         )
-        per_token = per_token + terms.kl_coefficient * (kl * correction_weights if weighted else kl)
+        if weighted:  # the importance ratio is that to the distribution drawn from
+            kl = kl * correction_weights
+        per_token = per_token + terms.kl_coefficient * kl
     weights = policy_loss.weigh_tokens(rollouts.n_loss_tokens[batch.rows].to(mask.device), totals)
     loss = (per_token * weights[:, None]).sum()
     entropy = entropies.sum()

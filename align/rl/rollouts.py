@@ -13,7 +13,8 @@ from torch import Tensor
 class Rollouts:
     """Tensors of N completions that are ready to train on.
 
-    A completion without a verdict never counts: it is in no loss and in no mean. A flat tensor holds the tokens of all completions, one completion after another.
+    A completion without a verdict never counts: it is in no loss and in no mean. A flat tensor holds the tokens of all
+    completions, one completion after another.
     """
 
     ids: Tensor  # of prompts and completions, each prompt before its completion

@@ -222,7 +222,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
                 self._check_reference_start(rollouts, rows)
 
     def _check_reference_start(self, rollouts: Rollouts, rows: Sequence[int]) -> None:
-        """Raises StageError if the reference is another model than the policy, which has not been trained yet."""
+        """Checks that the reference is the policy, which has not been trained yet. Raises StageError otherwise."""
         logps = rollouts.old_logps
         if self.settings.async_steps:  # those were scored in other passes
             logps = self.scorer.score_logps(self.model_wrapped, rollouts, rows)

@@ -76,9 +76,7 @@ def compute_expected_gradient(spec: Grpo | Ppo, now: Tensor) -> Tensor:
     logps = torch.log_softmax(logits, 0)[pairs]
     (batch,) = iterate_micro_batches(rollouts, range(len(pairs)), max_rows=len(pairs))
     scores = Scores(logps[batch.rows], torch.zeros_like(logps), None)
-    terms = UpdateTerms(
-        on_policy=now is POLICY, policy=True, value=False, kl_coefficient=1.0, entropy_coefficient=0.0
-    )
+    terms = UpdateTerms(on_policy=now is POLICY, policy=True, value=False, kl_coefficient=1.0, entropy_coefficient=0.0)
     totals = count_step_totals(rollouts, list(range(len(pairs))), N_TOKENS)
     loss, _ = compute_loss(scores, batch, rollouts, totals, terms, algorithm)
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -107,7 +105,9 @@ def test_a_penalty_has_the_gradient_of_the_kl_it_is_named_for(
 ) -> None:
     if loss == "ppo":
         of_ppo = {"critic": {"learning_rate": 1e-3}, "whiten_advantages": False, "gae_lambda": 1.0}
-        spec: Any = Ppo.model_validate({**SETTINGS, **of_ppo, "kind": "ppo", "kl": kl_settings(place, estimator, weighted)})
+        spec: Any = Ppo.model_validate(
+            {**SETTINGS, **of_ppo, "kind": "ppo", "kl": kl_settings(place, estimator, weighted)}
+        )
     else:
         kl = kl_settings(place, estimator, weighted)
         spec = Grpo.model_validate({**SETTINGS, "kind": "grpo", "loss": loss, "advantage_scale": "none", "kl": kl})

@@ -253,7 +253,9 @@ def read_moments(folder: Path) -> list[tuple[bool, dict[str, Any]]]:
     (path,) = folder.glob("out/checkpoints/checkpoint-*/optimizer.pt")
     optimizer = torch.load(path, weights_only=True)
     is_value = [group["is_value"] for group in optimizer["param_groups"] for _ in group["params"]]
-    return [(value, optimizer["state"][number]) for number, value in enumerate(is_value) if number in optimizer["state"]]
+    return [
+        (value, optimizer["state"][number]) for number, value in enumerate(is_value) if number in optimizer["state"]
+    ]
 
 
 @pytest.mark.parametrize("loss_weight", [1.0, 1e4])

@@ -115,7 +115,7 @@ def test_a_reference_that_is_another_model_still_stops_the_stage(
         return actor
 
     monkeypatch.setattr(online_rl, "_load_reference", load_another)
-    with pytest.raises(StageError, match="the first KL is .*, not 0: the reference is another model"):
+    with pytest.raises(StageError, match=r"the first KL is .*, not 0: the reference is another model"):
         run(tmp_path, tiny_model, settings)
 
 

@@ -64,7 +64,10 @@ def test_a_bound_that_a_loss_does_not_have_is_refused() -> None:
             {**GRPO, "loss": "dr_grpo", "advantage_scale": "group"},
             "loss dr_grpo, set otherwise than in its paper: advantage_scale group (arXiv:2503.20783: none)",
         ),
-        ({**PPO, "clip_high": 0.28}, "loss ppo, set otherwise than in its paper: clip_high 0.28 (arXiv:1707.06347: 0.2)"),
+        (
+            {**PPO, "clip_high": 0.28},
+            "loss ppo, set otherwise than in its paper: clip_high 0.28 (arXiv:1707.06347: 0.2)",
+        ),
     ],
 )
 def test_check_says_what_is_set_otherwise(
