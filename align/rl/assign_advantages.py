@@ -123,9 +123,7 @@ def estimate_reference_kl(rollouts: Rollouts, estimator: str) -> Tensor:
 
     It is 0 outside the loss masks.
     """
-    assert rollouts.reference_logps is not None
-    per_token = losses.estimate_kl(rollouts.old_logps, rollouts.reference_logps, estimator)
-    return rollouts.pad_tokens(per_token.masked_fill(~rollouts.loss_mask, 0.0))
+    return _compare_with_reference(rollouts.old_logps, rollouts, estimator)
 
 
 def compute_mean_kl(logps: Tensor, rollouts: Rollouts) -> float:
@@ -133,7 +131,13 @@ def compute_mean_kl(logps: Tensor, rollouts: Rollouts) -> float:
 
     `logps` are the policy's, flat. Completions that the reference has not scored are left out.
     """
+    kl = _compare_with_reference(logps, rollouts, "k3")
+    scored = rollouts.get_mask() * ~kl.isnan()
+    return float((kl.nan_to_num() * scored).sum() / scored.sum().clamp(min=1))
+
+
+def _compare_with_reference(logps: Tensor, rollouts: Rollouts, estimator: str) -> Tensor:
+    """Estimates each token's KL from a policy to the reference; (B, T), 0 outside the loss masks."""
     assert rollouts.reference_logps is not None
-    kl = losses.estimate_kl(logps, rollouts.reference_logps, "k3")
-    in_loss = rollouts.flatten_tokens(rollouts.get_mask() > 0) & ~kl.isnan()
-    return float(kl[in_loss].mean()) if in_loss.any() else 0.0
+    per_token = losses.estimate_kl(logps, rollouts.reference_logps, estimator)
+    return rollouts.pad_tokens(per_token.masked_fill(~rollouts.loss_mask, 0.0))
