@@ -14,7 +14,8 @@ from rich.text import Text
 
 from qwen_align.align.context import NOTES, PROGRESS
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, list_version_changes
-from qwen_align.align.reporting.summary_line import format_summary
+from qwen_align.align.reporting.summary_line import format_summary, list_left_out_columns
+from qwen_align.data_builders.conversion_report import format_left_out_columns
 
 
 class RunProgress:
@@ -55,6 +56,7 @@ class RunProgress:
         self._print_stage_line(
             stage, "stored", f"note: made with other versions: {', '.join(changed)}" if changed else ""
         )
+        self._print_left_out_columns(stage)
 
     def on_stage_started(self, stage: PlannedStage) -> None:
         """Shows the progress bar of a stage that has started."""
@@ -97,6 +99,12 @@ class RunProgress:
         self._bar.update(self._task, visible=False)
         manifest = stage.folder.read_manifest()
         self._print_stage_line(stage, f"{manifest['seconds']:7.1f} s", format_summary(manifest["summary"]))
+        self._print_left_out_columns(stage)
+
+    def _print_left_out_columns(self, stage: PlannedStage) -> None:
+        """Prints the columns that a stored data stage has left out of its source's rows, whole at any width."""
+        for line in format_left_out_columns(list_left_out_columns(stage.folder.read_manifest()["summary"])):
+            self._console.print(Text(f"  {stage.name}: {line}"), soft_wrap=True)
 
     def on_note(self, message: str) -> None:
         """Prints a message that belongs to no particular stage."""
