@@ -109,7 +109,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_online_rl",
         forecast=f"{_CHECKS}:forecast_online_rl",
         product="model",
-        code_version=6,
+        code_version=7,
         curve="steps",
     ),
     "ppo": StageKind(
@@ -118,7 +118,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_online_rl",
         forecast=f"{_CHECKS}:forecast_online_rl",
         product="model",
-        code_version=3,
+        code_version=4,
         curve="steps",
     ),
     "evaluate": StageKind(
