@@ -79,6 +79,8 @@ class RolloutBatch:
     n_wanted: int = 0
     seconds_sampling: float = 0.0
     seconds_waiting: float = 0.0  # for verdicts, after the last completion
+    # flat, of the groups' tokens: log-probs that the trainer computed with the policy that drew, while it was that
+    scored_logps: torch.Tensor | None = None
 
     @property
     def share(self) -> float:
@@ -164,13 +166,15 @@ def compute_solved_share(judged: Sequence[JudgedCompletion], setup: RolloutSetup
     return sum(outcomes) / len(outcomes) if outcomes else None
 
 
-def build_rollouts(batch: RolloutBatch, *, mask_truncated: bool) -> Rollouts:
+def build_rollouts(batch: RolloutBatch, *, mask_truncated: bool = False, with_verdicts: bool = True) -> Rollouts:
     """Converts a rollout batch to tensors, group by group.
 
-    The advantages are still zero.
+    The advantages are still zero. Pending verdicts are waited for, or left out if `with_verdicts` is false.
     """
     generations = [generation for group in batch.groups for generation in group.generations]
-    values = [value for group in batch.groups for value in group.values]
+    values: list[float | None] = [None] * len(generations)
+    if with_verdicts:
+        values = [value for group in batch.groups for value in group.values]
     sizes = [len(group.generations) for group in batch.groups]
     truncated = torch.tensor([each.finish_reason == "length" for each in generations], dtype=torch.bool)
     logps = torch.tensor([logp for each in generations for logp in each.logps], dtype=torch.float32)

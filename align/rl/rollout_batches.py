@@ -1,9 +1,11 @@
 """Collects the rollout batches of a training run one after another, and keeps the state that a checkpoint needs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
@@ -39,8 +41,11 @@ class HeldOutQuestions:
 class RolloutSource:
     """A source of the rollout batches of a training run, one per step.
 
-    There are `settings.steps` of them; with `async_steps` each is sampled a step ahead.
+    There are `settings.steps` of them; with `async_steps` each is sampled a step ahead. `score_drawn` computes the
+    log-probs of such a batch with the policy that has just drawn it, before that policy is updated.
     """
+
+    score_drawn: Callable[[RolloutBatch], Tensor] | None = None
 
     def __init__(
         self,
@@ -134,6 +139,8 @@ class RolloutSource:
                 f"{len(batch.tried)} prompts; each trains as heavily as in a full step. "
                 "Raise max_prompts, or take prompts solved now and then",
             )
+        if settings.async_steps and self.score_drawn and batch.groups:
+            batch.scored_logps = self.score_drawn(batch)
         return batch
 
     def _sync_weights(self, model: Any) -> None:

@@ -170,10 +170,7 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     prompts = _read_problems(preview.list_input_rows(stage, settings.from_data))
     split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, stage.runtime)
     lengths = _measure_prompts(stage, preview, prompts, settings.sampling)
-    yield (
-        f"{settings.steps:,} steps of {settings.prompts_per_step} prompts x {settings.completions_per_prompt} "
-        f"completions, {_describe_updates(settings)}"
-    )
+    yield from _describe_steps(settings)
     yield f"prompt {_describe_lengths(lengths)}"
     if len(prompts) < settings.prompts_per_step:
         yield (
@@ -186,6 +183,24 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
         yield from _check_raw_texts(stage, preview, settings)
     except RowsUnknown as unknown:
         yield f"the rest is unknown until {unknown}"
+
+
+def forecast_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
+    """Yields the steps of an online RL stage, and what of its loss is not its paper's."""
+    settings = stage.settings
+    assert isinstance(settings, OnlineRl)
+    check_rewards(settings.rewards)
+    yield from _describe_steps(settings)
+
+
+def _describe_steps(settings: OnlineRl) -> Iterator[str]:
+    """Yields the steps and updates of an online RL stage, and what of its loss is not its paper's."""
+    yield (
+        f"{settings.steps:,} steps of {settings.prompts_per_step} prompts x {settings.completions_per_prompt} "
+        f"completions, {_describe_updates(settings)}"
+    )
+    if departures := settings.describe_departures():
+        yield f"loss {settings.loss_name}, set otherwise than in its paper: {'; '.join(departures)}"
 
 
 def _describe_updates(settings: OnlineRl) -> str:

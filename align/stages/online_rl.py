@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
@@ -53,7 +53,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     reward_scorer.bind_scorers(
         spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    actor = _build_actor(algorithm, source, inputs)
+    actor = _build_actor(algorithm, source, inputs, context.seed)
     trainer = OnlineTrainer(
         actor,
         trl_arguments.build_online_rl_arguments(
@@ -86,8 +86,9 @@ def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
     return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
-def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path]) -> Actor:
+def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], seed: int) -> Actor:
     """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
+    set_seed(seed)  # Trainer does so too late: new adapters are random
     spec, settings = algorithm.settings, algorithm.critic
     model = loading.load_model(source)
     policy: PreTrainedModel | PeftModel = model
