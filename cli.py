@@ -141,7 +141,8 @@ def _print_report(parsed: argparse.Namespace, console: "Console") -> int:
         return 0
     if results.ladder or results.controls:
         print_results_table(console, results)
-    console.print(f"page: {plan.run_folder / 'report.html'}", soft_wrap=True)
+    console.print(f"page:   {plan.run_folder / 'report.html'}", soft_wrap=True)
+    console.print(f"report: {plan.run_folder / 'report.md'}", soft_wrap=True)
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,7 @@ from qwen_align.align.pipeline.plan import Plan, PlannedStage, list_version_chan
 from qwen_align.align.reporting.summary_line import format_summary
 
 BAR_WIDTH = 24
+NARROW = 60  # columns beside the longest name: kind, state and the beginning of what there is to say
 # Into a file or a pipe goes a line each tenth of a stage, but no more often than this, and at least one a minute.
 LEAST_SECONDS_BETWEEN_LINES, MOST_SECONDS_BETWEEN_LINES = 5.0, 60.0
 
@@ -27,7 +29,7 @@ LEAST_SECONDS_BETWEEN_LINES, MOST_SECONDS_BETWEEN_LINES = 5.0, 60.0
 class RunProgress:
     """A run listener that prints a run's progress.
 
-    In a terminal the running stage has two lines that change in place. Into a file or a pipe, or in a terminal that
+    In a terminal the running stage has lines that change in place. Into a file or a pipe, or in a terminal that
     cannot move its cursor, it prints a line each tenth of the stage's steps, and at least one a minute.
     """
 
@@ -101,17 +103,16 @@ class RunProgress:
         return seconds >= (LEAST_SECONDS_BETWEEN_LINES if is_tenth else MOST_SECONDS_BETWEEN_LINES)
 
     def _render_status(self, stage: PlannedStage, status: StageStatus) -> Group:
-        """Returns the two lines of the running stage, cut at the terminal's width."""
-        kind = f"  {stage.kind}" if self._console.width >= 60 else ""
-        position = f"{self._number:>{len(str(self._total))}}/{self._total}"
-        head = Text(f"{position}  {stage.name}{kind}  {status.format_progress() or 'starting'}", overflow="ellipsis")
+        """Returns the lines of the running stage: how far it is, and below it what it measured last."""
+        title = self._format_title(stage).rstrip()
+        head = Text(f"{title}  {status.format_progress() or 'starting'}", overflow="ellipsis")
         row = Table.grid(padding=(0, 2))
         if status.total and self._console.width >= head.cell_len + BAR_WIDTH + 4:
             row.add_row(head, ProgressBar(total=status.total, completed=status.done, width=BAR_WIDTH))
         else:
             row.add_row(head)
         row.columns[0].no_wrap = True
-        return Group(row, Text(f"     {status.format_metrics()}", overflow="ellipsis", no_wrap=True))
+        return Group(row, Padding(Text(status.format_metrics()), (0, 0, 0, 2)))
 
     def _print_notes(self, stage: PlannedStage) -> None:
         """Prints the notes that a stage has written since the last call. An unfinished line waits."""
@@ -145,15 +146,15 @@ class RunProgress:
         self._console.print(Text(f"  {message}"), soft_wrap=True)
 
     def _print_stage_line(self, stage: PlannedStage, state: str, text: str) -> None:
-        """Prints one line about a stage, cut at the terminal's width."""
-        line = Text(f"{self._format_title(stage)}  {state:>9}  {text}", overflow="ellipsis", no_wrap=True)
-        self._console.print(line, soft_wrap=not self._is_live)
+        """Prints one line about a stage, which a terminal may break."""
+        self._console.print(Text(f"{self._format_title(stage)}  {state:>9}  {text}"), soft_wrap=True)
 
     def _format_title(self, stage: PlannedStage) -> str:
         """Formats the number, name and kind of a stage as a title. A narrow terminal has no room for the kind."""
         position = f"{self._number:>{len(str(self._total))}}/{self._total}"
-        kind = "" if self._is_live and self._console.width < 60 else f"  {stage.kind:<10}"
-        return f"{position}  {stage.name:<{self._width}}{kind}"
+        if self._is_live and self._console.width < self._width + NARROW:
+            return f"{position}  {stage.name}"
+        return f"{position}  {stage.name:<{self._width}}  {stage.kind:<10}"
 
 
 class StopRequest:

@@ -33,7 +33,7 @@ def plan_as_last_run(path: Path, home: Path, overrides: Sequence[str], *, tiny: 
     `path`: a recipe file, or the folder of a run. With overrides it is planned with these.
     """
     if (path / RECORD).is_file():
-        return _plan_run_in_folder(path, overrides, tiny=tiny)
+        return _plan_run_in_folder(path, home, overrides, tiny=tiny)
     record = None if overrides else find_last_record(home, path)
     if record is None or not record.request.options or (tiny and not record.request.tiny):
         return RememberedPlan(make_plan(path, home, overrides, tiny=tiny))
@@ -43,8 +43,8 @@ def plan_as_last_run(path: Path, home: Path, overrides: Sequence[str], *, tiny: 
     return RememberedPlan(_plan_record(record, path, home), _describe_last_run(record, path))
 
 
-def _plan_run_in_folder(folder: Path, overrides: Sequence[str], *, tiny: bool) -> RememberedPlan:
-    """Plans the recipe of the run in a folder, with the changes it was run with."""
+def _plan_run_in_folder(folder: Path, home: Path, overrides: Sequence[str], *, tiny: bool) -> RememberedPlan:
+    """Plans the recipe of the run in a folder, with the changes it was run with. Its home is the one it lies in."""
     record = read_record(folder)
     if record is None:
         raise RecipeError(f"{folder / RECORD}: cannot be read; name the recipe file instead")
@@ -54,7 +54,8 @@ def _plan_run_in_folder(folder: Path, overrides: Sequence[str], *, tiny: bool) -
     note = f"{folder}: {format_request(record.request)}"
     if _is_changed(record, path):
         note += "; the recipe has changed since"
-    return RememberedPlan(_plan_record(record, path, folder.parent.parent), note)
+    own_home = folder.resolve().parent.parent
+    return RememberedPlan(_plan_record(record, path, home if home.resolve() == own_home else own_home), note)
 
 
 def _plan_record(record: RunRecord, path: Path, home: Path) -> Plan:

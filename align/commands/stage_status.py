@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,6 @@ SHOWN_METRICS = (
     ("held_out/accuracy", "held-out accuracy"),
     ("rewards/accuracies", "pairs ranked right"),
     ("kl", "KL"),
-    ("groups/no_signal_share", "groups without signal"),
-    ("groups/all_zero_share", "all 0"),
-    ("groups/all_one_share", "all 1"),
 )
 
 
@@ -64,7 +61,18 @@ class StageStatus:
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
     """Formats those metrics of a step that are shown while it runs."""
-    return "  ".join(f"{name} {_format_number(metrics[key])}" for key, name in SHOWN_METRICS if key in metrics)
+    parts = [f"{name} {_format_number(metrics[key])}" for key, name in SHOWN_METRICS if key in metrics]
+    return "  ".join([*parts, *_format_equal_rewards(metrics)])
+
+
+def _format_equal_rewards(metrics: Mapping[str, float]) -> Iterator[str]:
+    """Yields the share of groups whose rewards are all equal, with whether they are all 0 or all 1."""
+    # The second name is TRL's.
+    share = metrics.get("groups/no_signal_share", metrics.get("frac_reward_zero_std", 0.0))
+    if share:
+        shares = {0: metrics.get("groups/all_zero_share"), 1: metrics.get("groups/all_one_share")}
+        parts = [f"all {value} in {part:.0%}" for value, part in shares.items() if part]
+        yield f"rewards equal in {share:.0%} of groups" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _format_number(value: float) -> str:

@@ -52,7 +52,7 @@ def run(
     for stage in forced:
         _clear_stage(stage)
     resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-    for note in write_run_folder(plan.home, plan.recipe.name, plan.request, plan.stage_folders, resolved):
+    if note := write_run_folder(plan.home, plan.recipe.name, plan.request, plan.stage_folders, resolved):
         listener.on_note(note)
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored]
     trackers = TrackerClients(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)

@@ -9,7 +9,7 @@ from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.pipeline.run import RunListener, run
 from qwen_align.align.reporting.report_files import write_report
 from qwen_align.align.reporting.results import RunResults
-from qwen_align.align.store.run_folders import close_record
+from qwen_align.align.store.run_folders import close_record, describe_replaced
 
 FIRST_REPORT_S = 3.0  # a run of stored stages has ended by then
 SECONDS_BETWEEN_REPORTS = 15.0
@@ -54,6 +54,8 @@ def run_and_report(
 
     The record of the run says how it ended. Raises the AlignError of the first stage that fails.
     """
+    if note := describe_replaced(plan.home, plan.run_folder, plan.stage_folders):
+        listener.on_note(note)
     try:
         run(plan, LiveReport(plan, listener), force=force, same_versions=same_versions, stop=stop)
     except AlignError as error:

@@ -75,8 +75,8 @@ def digest_settings(settings: Mapping[str, Any]) -> str:
 def find_run_folder(home: Path, name: str, request: RunRequest, folders: Mapping[str, Path]) -> Path:
     """Returns the folder of a run: runs/NAME, or runs/NAME.2 and so on where that belongs to another run.
 
-    A run has the folder of an earlier one if it is of the same recipe file with the same changes, or if it has the
-    same stages. `folders`: each stage's folder.
+    A run has the folder of an earlier one of the same recipe file, if the changes are the same or the stages are.
+    `folders`: each stage's folder.
     """
     runs = home / "runs"
     taken = {folder: read_record(folder) for folder in list_folders(runs, name)}
@@ -86,7 +86,7 @@ def find_run_folder(home: Path, name: str, request: RunRequest, folders: Mapping
     wanted = {name: folder.resolve() for name, folder in folders.items()}
     for folder, record in taken.items():
         # Without a record it is of an earlier version, or a folder that nothing has been run in.
-        if record is None or read_links(folder) == wanted:
+        if record is None or (record.request.recipe == request.recipe and read_links(folder) == wanted):
             return folder
     numbers = (name if number == 1 else f"{name}.{number}" for number in range(1, len(taken) + 2))
     return next(runs / free for free in numbers if runs / free not in taken)
@@ -111,7 +111,8 @@ def read_record(folder: Path) -> RunRecord | None:
     """Reads the record of the run in a folder. Returns None where there is none that can be read."""
     try:
         raw = read_json(folder / RECORD)
-        request = RunRequest(raw["recipe"], tuple(raw["overrides"]), raw["tiny"], raw["digest"])
+        recipe = str((folder.resolve().parent.parent / raw["recipe"]).resolve()) if raw["recipe"] else ""
+        request = RunRequest(recipe, tuple(raw["overrides"]), raw["tiny"], raw["digest"])
         return RunRecord(
             folder, request, raw["home"], raw["version"], raw["started"], raw.get("ended"), raw.get("exit_code")
         )
@@ -141,49 +142,53 @@ def hold_runs_lock(home: Path) -> Iterator[None]:
         yield
 
 
-def write_run_folder(
-    home: Path, name: str, request: RunRequest, folders: Mapping[str, Path], resolved: str
-) -> list[str]:
+def write_run_folder(home: Path, name: str, request: RunRequest, folders: Mapping[str, Path], resolved: str) -> str:
     """Writes a run's folder: its record, the resolved recipe and a link to each stage's folder.
 
-    Returns notes for the user: that another run has the folder of the recipe's name, and that stored stages are no
-    longer linked. Raises StageError when it cannot be written.
+    Returns a note for the user where another run has the folder of the recipe's name, else "". Raises StageError when
+    it cannot be written.
     """
     try:
         with hold_runs_lock(home):
             folder = find_run_folder(home, name, request, folders)
+            is_new_beside_other = folder.name != name and not folder.exists()
+            note = _describe_neighbour(folder.with_name(name), folder) if is_new_beside_other else ""
             folder.mkdir(parents=True, exist_ok=True)
-            notes = [_describe_neighbour(folder.with_name(name))] if folder.name != name else []
             _write_record(RunRecord(folder, request, str(home.resolve()), __version__, _now(), None, None))
             write_text(folder / "recipe.yaml", resolved)
-            before = read_links(folder)
             links = folder / LINKS
             links.mkdir(exist_ok=True)
             for old in links.iterdir():
                 old.unlink()
             for stage, path in folders.items():
                 (links / stage).symlink_to(os.path.relpath(path.resolve(), links.resolve()), target_is_directory=True)
-            if unlinked := _list_unlinked(home, before):
-                notes.append(
-                    f"{folder}: the recipe has changed; {', '.join(unlinked)} as made before "
-                    f"{'is' if len(unlinked) == 1 else 'are'} still in store/, but `qwen-align prune` would delete them"
-                )
-            return notes
+            return note
     except OSError as error:
         raise StageError(f"{error.filename or home / 'runs' / name}: cannot be written: {error.strerror}") from None
 
 
-def _describe_neighbour(folder: Path) -> str:
+def _describe_neighbour(taken: Path, folder: Path) -> str:
     """Returns the note that the folder of a recipe's name belongs to another run."""
-    record = read_record(folder)
-    whose = f"that of {format_request(record.request)}" if record else "another run's"
-    return f"{folder} is {whose}, which is kept: this run has a folder of its own"
+    record = read_record(taken)
+    whose = f"the run of {format_request(record.request)}" if record else "another run"
+    return f"{taken} is kept, as {whose}; this run is {folder}"
 
 
-def _list_unlinked(home: Path, before: Mapping[str, Path]) -> list[str]:
-    """Lists the names of finished stages that a run linked to before and that no run links to now."""
-    linked = {link.resolve() for link in home.glob(f"runs/*/{LINKS}/*")}
-    return [name for name, path in before.items() if path not in linked and StageFolder(path).is_complete]
+def describe_replaced(home: Path, folder: Path, folders: Mapping[str, Path]) -> str:
+    """Returns a note that a run will no longer link to finished stages which no other run links to, else "".
+
+    `folder`: the run's, which it takes over from an earlier run, as after an edit of the recipe.
+    """
+    kept = {path.resolve() for path in folders.values()}
+    kept |= {link.resolve() for link in home.glob(f"runs/*/{LINKS}/*") if link.parent.parent.name != folder.name}
+    replaced = [name for name, path in read_links(folder).items() if path not in kept and StageFolder(path).is_complete]
+    if not replaced:
+        return ""
+    are = "is" if len(replaced) == 1 else "are"
+    return (
+        f"{folder}: the recipe has changed; {', '.join(replaced)} as made before {are} still in store/, "
+        "but `qwen-align prune` would delete what no run links to"
+    )
 
 
 def close_record(folder: Path, exit_code: int) -> None:
@@ -194,8 +199,15 @@ def close_record(folder: Path, exit_code: int) -> None:
 
 
 def _write_record(record: RunRecord) -> None:
-    values = {**asdict(record.request), **{name: value for name, value in vars(record).items() if name != "request"}}
-    write_json(record.folder / RECORD, {name: value for name, value in values.items() if name != "folder"})
+    """Writes the record of a run into its folder.
+
+    The recipe's path starts at the home folder if it lies there or beside it, so that both can be moved together.
+    """
+    values = {**vars(record), **asdict(record.request)}
+    home = record.folder.resolve().parent.parent
+    if record.request.recipe and Path(record.request.recipe).is_relative_to(home.parent):
+        values["recipe"] = os.path.relpath(record.request.recipe, home)
+    write_json(record.folder / RECORD, {name: values[name] for name in values if name not in ("folder", "request")})
 
 
 def _now() -> str:
