@@ -22,7 +22,7 @@ class BarForm(NamedTuple):
     label_characters: int
 
 
-WIDE = BarForm(width=640, left=190, right=92, row=30, label_height=0, label_characters=25)
+WIDE = BarForm(width=640, left=190, right=92, row=30, label_height=0, label_characters=24)
 NARROW = BarForm(width=340, left=8, right=92, row=48, label_height=18, label_characters=45)
 N_COLOURS = 6  # the page has --c0 to --c5
 

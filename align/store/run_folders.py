@@ -211,7 +211,7 @@ def _write_record(record: RunRecord) -> None:
 
 
 def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
+    return datetime.now().astimezone().isoformat()  # to the microsecond: the last of several is looked for
 
 
 def format_request(request: RunRequest) -> str:
