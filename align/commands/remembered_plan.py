@@ -15,6 +15,7 @@ from qwen_align.align.store.run_folders import (
     digest_settings,
     find_last_record,
     format_request,
+    format_time,
     read_record,
     require_recipe,
 )
@@ -69,8 +70,7 @@ def _is_changed(record: RunRecord, path: Path) -> bool:
 
 
 def _describe_last_run(record: RunRecord, path: Path) -> str:
-    when = record.started[:16].replace("T", " ")
-    return f"{path} as it was last run, {when}: {record.request.options}"
+    return f"{path} as it was last run, {format_time(record.started)}: {record.request.options}"
 
 
 def note_other_run(plan: Plan) -> str:

@@ -3,7 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen_align.align.store.run_folders import LINKS, RECORD, RunRecord, format_request, read_links, read_record
+from qwen_align.align.store.run_folders import (
+    LINKS,
+    RECORD,
+    RunRecord,
+    format_request,
+    format_time,
+    read_links,
+    read_record,
+)
 from qwen_align.align.store.stage_folder import StageFolder
 
 
@@ -17,7 +25,7 @@ def describe_runs(home: Path) -> Iterator[str]:
     runs.sort(key=lambda run: run[1].started if run[1] else "")
     width = max((len(folder.name) for folder, _ in runs), default=0)
     for folder, record in runs:
-        when = record.started[:16].replace("T", " ") if record else "-"
+        when = format_time(record.started) if record else "-"
         what = format_request(record.request) if record else f"no {RECORD}: of an earlier version"
         yield f"{folder.name:<{width}}  {when:<16}  {_describe_state(folder, record):<16}  {what}"
 

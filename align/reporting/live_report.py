@@ -1,6 +1,7 @@
 """Runs a plan and keeps its report up to date: while a stage runs, and when the run ends, however it ends."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,7 @@ from qwen_align.align.reporting.report_files import write_report
 from qwen_align.align.reporting.results import RunResults
 from qwen_align.align.store.run_folders import close_record, describe_replaced
 
-FIRST_REPORT_S = 3.0  # a run of stored stages has ended by then
+FIRST_REPORT_S = 3.0  # after a stage has started: a short one has ended by then
 SECONDS_BETWEEN_REPORTS = 15.0
 # Of the run's time at most a twentieth goes into its page: with long evaluations it takes seconds to write.
 LEAST_SHARE_BETWEEN = 20.0
@@ -22,13 +23,14 @@ class LiveReport:
 
     def __init__(self, plan: Plan, listener: RunListener) -> None:
         self._plan, self._listener = plan, listener
-        self._due = time.monotonic() + FIRST_REPORT_S
+        self._due, self._not_before = math.inf, 0.0
 
     def on_stage_skipped(self, stage: PlannedStage) -> None:
         self._listener.on_stage_skipped(stage)
 
     def on_stage_started(self, stage: PlannedStage) -> None:
         self._listener.on_stage_started(stage)
+        self._due = min(self._due, max(time.monotonic() + FIRST_REPORT_S, self._not_before))
 
     def on_stage_progress(self, stage: PlannedStage) -> None:
         self._listener.on_stage_progress(stage)
@@ -38,7 +40,8 @@ class LiveReport:
         with contextlib.suppress(OSError):  # a full disk stops the stage, which says so
             write_report(self._plan)
         now = time.monotonic()
-        self._due = now + max(SECONDS_BETWEEN_REPORTS, LEAST_SHARE_BETWEEN * (now - started))
+        self._not_before = now + LEAST_SHARE_BETWEEN * (now - started)
+        self._due = max(now + SECONDS_BETWEEN_REPORTS, self._not_before)
 
     def on_stage_finished(self, stage: PlannedStage) -> None:
         self._listener.on_stage_finished(stage)

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ def read_record(folder: Path) -> RunRecord | None:
         raw = read_json(folder / RECORD)
         recipe = str((folder.resolve().parent.parent / raw["recipe"]).resolve()) if raw["recipe"] else ""
         request = RunRequest(recipe, tuple(raw["overrides"]), raw["tiny"], raw["digest"])
+        datetime.fromisoformat(raw["started"])  # it is sorted by
         return RunRecord(
             folder, request, raw["home"], raw["version"], raw["started"], raw.get("ended"), raw.get("exit_code")
         )
@@ -211,7 +212,12 @@ def _write_record(record: RunRecord) -> None:
 
 
 def _now() -> str:
-    return datetime.now().astimezone().isoformat()  # to the microsecond: the last of several is looked for
+    return datetime.now(UTC).isoformat()  # of one zone and to the microsecond: the last of several is looked for
+
+
+def format_time(iso: str) -> str:
+    """Formats a time of a record as local date, hour and minute."""
+    return f"{datetime.fromisoformat(iso).astimezone():%Y-%m-%d %H:%M}"
 
 
 def format_request(request: RunRequest) -> str:
