@@ -267,7 +267,7 @@ SFT: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow(seconds=25)
+@pytest.mark.slow(seconds=30)
 def test_a_run_into_a_pipe_says_how_it_goes_and_is_remembered(
     command: str, tmp_path: Path, write_recipe: Callable[..., Path], tiny_model: Path
 ) -> None:
