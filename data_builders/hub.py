@@ -13,6 +13,7 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Row
 from qwen_align.data_builders.bad_row_errors import Reject, reject_rows_with_nul
 from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.csv_parquet_reader import remove_null_padding
 from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources
 
@@ -82,7 +83,8 @@ class Hub(Conversion):
     def _read_rows(self, reject: Reject) -> Iterator[tuple[str, Any]]:
         """Yields each row of the data set's split with its location. Raises DataError where the hub cannot be read."""
         try:
-            yield from reject_rows_with_nul(self._load_rows(), lambda number: f"{self._location}: row {number}", reject)
+            rows = map(remove_null_padding, self._load_rows())
+            yield from reject_rows_with_nul(rows, lambda number: f"{self._location}: row {number}", reject)
         except DataError:
             raise
         # The hub's errors are of these kinds: no connection, no such data set or revision, no such configuration or

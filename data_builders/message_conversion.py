@@ -8,7 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from qwen_align.align.rows import Message, format_first_error
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
+from qwen_align.data_builders.column_meanings import is_empty
 from qwen_align.data_builders.json_reader import parse_json_value
+from qwen_align.data_builders.turn_keys import NAME_KEYS, THINKING_KEYS, refuse_unknown_keys
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 # ShareGPT's names for speakers, as FastChat and LLaMA-Factory write them, and OpenAI's former name for a tool.
@@ -19,9 +21,6 @@ _ROLE_OF_SPEAKER = {
     "function_call": "function_call",
     "function": "tool",
 } | {role: role for role in ("system", "user", "assistant", "tool")}
-_THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
-_NAME_KEYS = ("name", "tool_call_id", "id")  # the speaker's name; Qwen's templates have no place for it
-_KNOWN_KEYS = {"role", "content", "tool_calls", *_THINKING_KEYS, *_NAME_KEYS}
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 Tools = list[dict[str, Any]]
 _TOOL_CALLS: TypeAdapter[Tools] = TypeAdapter(Tools)
@@ -98,8 +97,11 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
         given |= {"role": "assistant", "content": "", "tool_calls": _parse_function_calls(given.get("content"), field)}
         conversion_counts["function_call turns read as tool calls"] += 1
         role_of_message = "assistant"
-    _refuse_unknown_keys(given, field)
-    conversion_counts.update(f"turns' '{key}' left out" for key in _NAME_KEYS if key in given)
+    if isinstance(given.get("function_call"), Mapping) and "tool_calls" not in given:  # OpenAI's former name
+        given["tool_calls"] = [given.pop("function_call")]
+        conversion_counts["turns' 'function_call' read as tool calls"] += 1
+    refuse_unknown_keys({**given, "role": role_of_message}, field, conversion_counts)
+    conversion_counts.update(f"turns' '{key}' left out" for key in NAME_KEYS if key in given)
     message: dict[str, Any] = {"role": role_of_message}
     if "content" in given or "tool_calls" not in given:
         message |= (
@@ -108,24 +110,13 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
     else:
         message["content"] = ""  # OpenAI's content of a turn that only calls tools is null
     if given.get("tool_calls"):
-        message["tool_calls"] = convert_tool_calls(given["tool_calls"], f"{field}.tool_calls")
+        message["tool_calls"] = convert_tool_calls(given["tool_calls"], f"{field}.tool_calls") or None
     _move_thinking(message, given, field, conversion_counts)
     try:
         return _MESSAGE.validate_python(message)
     except ValidationError as error:
         reason = "missing field" if error.errors()[0]["type"] == "missing" else "wrong type"
         raise BadValue(reason, f"{field}.{format_first_error(error)}") from None
-
-
-def _refuse_unknown_keys(given: Mapping[str, Any], field: str) -> None:
-    """Raises BadValue for a key of a turn whose meaning is unknown.
-
-    An example is a weight of 0 that says `not to be trained`.
-    """
-    for key in given:
-        if key not in _KNOWN_KEYS:
-            known = "role and content, or from and value; thinking, reasoning_content, tool_calls beside them"
-            raise BadValue("unknown key of a turn", f"{field}: has '{key}', which no turn has: {known}")
 
 
 def _join_text_parts(value: Any, field: str, conversion_counts: Counter[str]) -> Any:
@@ -156,7 +147,7 @@ def _move_thinking(
 
     Raises BadValue where there are two.
     """
-    thinking_keys = [key for key in _THINKING_KEYS if given.get(key) not in (None, "")]
+    thinking_keys = [key for key in THINKING_KEYS if given.get(key) not in (None, "")]
     if len(thinking_keys) > 1:
         raise BadValue("malformed thinking", f"{field}: has both {' and '.join(thinking_keys)}")
     if thinking_keys:
@@ -203,8 +194,8 @@ def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadValue("malformed tool call", f"{field}: is {shorten_repr(call)}; a call has name and arguments")
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = parse_nested_json(arguments, f"{field}.arguments")
+    if isinstance(arguments, str):  # engines write the arguments of a call without any as an empty text
+        arguments = parse_nested_json(arguments, f"{field}.arguments") if arguments.strip() else {}
     if not isinstance(arguments, Mapping):
         problem = f"{field}.arguments: is {shorten_repr(arguments)}; an object, or one as JSON text, is wanted"
         raise BadValue("malformed tool call", problem)
@@ -214,8 +205,8 @@ def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
 
 def convert_tool_schemas(value: Any) -> Tools | None:
     """Converts tool schemas, or their JSON text, to a list in OpenAI's format. Returns None if there are none."""
-    parsed_value = parse_nested_json(value, "tools") if isinstance(value, str) and value.strip() else value or None
-    if parsed_value in (None, [], ""):
+    parsed_value = None if is_empty(value) else parse_nested_json(value, "tools")
+    if parsed_value in (None, [], {}, ""):
         return None
     try:
         schemas = _TOOL_CALLS.validate_python(parsed_value)
@@ -242,12 +233,14 @@ def parse_nested_json(value: Any, field: str) -> Any:
 def prepend_system_message(system: Any, messages: Sequence[Message]) -> list[Message]:
     """Returns the messages with a system message, if one is given, before them.
 
-    Raises BadValue where that would make two.
+    Raises BadValue where that would make two that differ.
     """
-    if system in (None, ""):
+    if is_empty(system):
         return list(messages)
     if not isinstance(system, str):
         raise BadValue("wrong type", f"system: is {shorten_repr(system)}, not a text")
     if messages[0].role == "system":
+        if messages[0].content == system:
+            return list(messages)
         raise BadValue("wrong roles", "system: the conversation opens with a system message of its own")
     return [Message(role="system", content=system), *messages]

@@ -90,7 +90,7 @@ def _convert_s1k(thinking_key: str, attempt_key: str, values: Values, target: Ta
 
 def _convert_prompt_trace(values: Values, target: Target) -> Row:
     """Converts a row with a prompt, thinking and an answer to a trace row."""
-    messages = read_prompt(values, choose_key(values, QUESTION_KEYS), target)
+    messages = read_prompt(values, choose_key(values, QUESTION_KEYS, target), target)
     thinking, answer = read_text(values, "thinking"), read_text(values, "answer")
     gold, reward = values.get("gold"), target.reward or _MATH
     return Trace(messages=messages, thinking=thinking, answer=answer, gold=gold, reward=reward, **target.shared_fields)
@@ -108,7 +108,9 @@ def _convert_limo(values: Values, target: Target) -> Row:
 
 def _convert_prompt_gold(values: Values, target: Target) -> Row:
     """Converts a row with a prompt and a gold answer to a problem row."""
-    return _make_problem(read_prompt(values, choose_key(values, QUESTION_KEYS), target), _read_gold(values), target)
+    return _make_problem(
+        read_prompt(values, choose_key(values, QUESTION_KEYS, target), target), _read_gold(values), target
+    )
 
 
 def _read_gold(values: Values) -> Any:

@@ -18,7 +18,8 @@ from rich.text import Text
 from qwen_align.align.commands.stage_status import StageStatus, format_metrics
 from qwen_align.align.context import NOTES
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, list_version_changes
-from qwen_align.align.reporting.summary_line import format_summary
+from qwen_align.align.reporting.summary_line import format_summary, list_left_out_columns
+from qwen_align.data_builders.conversion_report import format_left_out_columns
 
 BAR_WIDTH = 24
 NARROW = 60  # columns beside the longest name: kind, state and the beginning of what there is to say
@@ -62,6 +63,7 @@ class RunProgress:
         self._print_stage_line(
             stage, "stored", f"note: made with other versions: {', '.join(changed)}" if changed else ""
         )
+        self._print_left_out_columns(stage)
 
     def on_stage_started(self, stage: PlannedStage) -> None:
         """Shows that a stage has started."""
@@ -140,6 +142,12 @@ class RunProgress:
         manifest = stage.folder.read_manifest()
         parts = [part for part in (last, format_summary(manifest["summary"])) if part]
         self._print_stage_line(stage, f"{manifest['seconds']:7.1f} s", "; ".join(parts))
+        self._print_left_out_columns(stage)
+
+    def _print_left_out_columns(self, stage: PlannedStage) -> None:
+        """Prints the columns that a stored data stage has left out of its source's rows, whole at any width."""
+        for line in format_left_out_columns(list_left_out_columns(stage.folder.read_manifest()["summary"])):
+            self._console.print(Text(f"  {stage.name}: {line}"), soft_wrap=True)
 
     def on_note(self, message: str) -> None:
         """Prints a message that belongs to no particular stage."""

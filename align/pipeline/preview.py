@@ -14,6 +14,7 @@ from qwen_align.align.rows import Problem, Row, read_rows
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.store.files import read_json
+from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.sieve import Drops
 
 
@@ -32,6 +33,7 @@ class Preview:
         self._tokenizer_folders: dict[str, Path] = {}
         self._lengths: dict[tuple[Path, int, str | None], int] = {}
         self.drops: dict[str, Drops] = {}
+        self.reports: dict[str, Report] = {}
 
     def list_rows(self, name: str) -> list[Row]:
         """Returns the rows of a data stage, read if stored, else built.
@@ -46,8 +48,9 @@ class Preview:
             elif list_rows is None:
                 raise RowsUnknown(name)
             else:
-                self.drops[name] = Drops()
-                self._rows[name] = import_function(list_rows)(stage, self._read_sources(stage), self.drops[name])
+                sources = self._read_sources(stage)
+                self.drops[name], self.reports[name] = Drops(), Report()
+                self._rows[name] = import_function(list_rows)(stage, sources, self.drops[name], self.reports[name])
         return self._rows[name]
 
     def count_rows(self, name: str) -> int | None:

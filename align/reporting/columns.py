@@ -168,9 +168,18 @@ DATA_COLUMNS: dict[str, Column[Mapping[str, Any]]] = {
         page_heading="dropped, by reason",
         chinese="丢弃及原因",
     ),
+    "column": Column("column", lambda row: row["column"], is_number=False),
+    "left_out": Column(
+        "left out",
+        lambda row: str(row["left_out"]),
+        is_number=False,
+        page_heading="columns left out, in rows",
+        chinese="未读取的列及行数",
+    ),
 }
 DROPS_IN_TEXT = ("name", "reason", "count")
-DATA_ON_PAGE = ("name", "kind", "rows", "dropped")
+LEFT_OUT_IN_TEXT = ("name", "column", "count")
+DATA_ON_PAGE = ("name", "kind", "rows", "dropped", "left_out")
 
 
 class Table(NamedTuple):

@@ -37,6 +37,7 @@ from qwen_align.align.reporting.learning_curves import (
 )
 from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.reporting.results import RunResults, pool_by_seed
+from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.reward.thinking import split_for_display
 
@@ -207,11 +208,12 @@ def _shorten(text: str) -> str:
 
 
 def _describe_data(stage: PlannedStage) -> dict[str, Any]:
-    """Returns the row and drop counts of a stored data stage for the report page."""
+    """Returns the row, drop and left-out column counts of a stored data stage for the report page."""
     summary = stage.folder.read_manifest()["summary"]
     return {
         "name": stage.name,
         "kind": stage.kind,
         "rows": summary.get("rows", 0),
         "dropped": summary.get("dropped") or {},
+        "left_out": list_left_out_columns(summary),
     }

@@ -6,6 +6,7 @@ from qwen_align.align.reporting.columns import (
     COMPARISONS,
     DATA_COLUMNS,
     DROPS_IN_TEXT,
+    LEFT_OUT_IN_TEXT,
     RESULT_COLUMNS,
     RESULTS_IN_TEXT,
     STAGE_COLUMNS,
@@ -16,6 +17,7 @@ from qwen_align.align.reporting.columns import (
 from qwen_align.align.reporting.html import render_page
 from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.reporting.results import RunResults, collect_results, to_result_row
+from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.store.files import write_json, write_text
 
 
@@ -33,7 +35,7 @@ def write_report(plan: Plan) -> RunResults:
 
 
 def format_report(plan: Plan, results: RunResults) -> str:
-    """Renders the text of report.md: accuracies, comparisons, stage costs and dropped rows."""
+    """Renders the text of report.md: accuracies, comparisons, stage costs, dropped rows and left-out columns."""
     parts = [f"# {plan.recipe.report.title or plan.recipe.name}\n"]
     if results.evaluations:
         parts += [
@@ -58,6 +60,14 @@ def format_report(plan: Plan, results: RunResults) -> str:
     ]
     if drops:
         parts += ["## Dropped rows\n", _format_section(format_table(DATA_COLUMNS, DROPS_IN_TEXT, drops))]
+    left_out = [
+        {"name": stage["name"], "column": column, "count": count}
+        for stage in results.stages
+        for column, count in list_left_out_columns(stage["summary"]).items()
+    ]
+    if left_out:
+        table = format_table(DATA_COLUMNS, LEFT_OUT_IN_TEXT, left_out)
+        parts += ["## Columns of the sources that were left out\n", _format_section(table)]
     waiting = [stage.name for stage in plan.stages if not stage.is_stored]
     if waiting:
         parts.append(f"Not run yet: {', '.join(waiting)}.\n")

@@ -8,7 +8,7 @@ from qwen_align.align.pipeline.plan import PlannedStage
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.rendering.samples import compute_length_percentiles
 from qwen_align.align.rendering.training_set import render_pairs, render_rows
-from qwen_align.align.reporting.summary_line import format_summary
+from qwen_align.align.reporting.summary_line import format_summary, list_left_out_columns
 from qwen_align.align.rows import Pair, Problem, Row, require_row_type
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
@@ -22,6 +22,7 @@ from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.stages.build_data import build_rows
+from qwen_align.data_builders.conversion_report import Report, format_left_out_columns
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.audit import audit_reward
@@ -39,7 +40,9 @@ N_LONGEST_RENDERED = 50  # prompts with most characters; that with most tokens i
 def check_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields the row and drop counts of a data stage. Raises DataError when no row is left and the stage needs some."""
     if stage.is_stored:
-        yield format_summary(stage.folder.read_manifest()["summary"])
+        summary = stage.folder.read_manifest()["summary"]
+        yield format_summary(summary)
+        yield from format_left_out_columns(list_left_out_columns(summary))
         return
     settings = stage.settings
     assert isinstance(settings, BuildData)
@@ -47,6 +50,7 @@ def check_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     if not n_kept and settings.on_empty == "fail":
         raise DataError(f"no row is left; dropped: {dropped or 'none, the builder made no row'}. See builder and sieve")
     yield format_summary({"rows": n_kept, "dropped": dropped}) or "no rows"
+    yield from format_left_out_columns(preview.reports[stage.name].n_left_out)
 
 
 def forecast_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
@@ -56,13 +60,16 @@ def forecast_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
         yield f"rows {n_rows:,}, if all are kept"
 
 
-def list_built_rows(stage: PlannedStage, sources: Sources, drops: Drops) -> list[Row]:
-    """Builds the rows of a data stage in memory. Raises RowsUnknown where that would download something."""
+def list_built_rows(stage: PlannedStage, sources: Sources, drops: Drops, report: Report) -> list[Row]:
+    """Builds the rows of a data stage in memory and fills the report of a file's conversion.
+
+    Raises RowsUnknown where that would download something.
+    """
     settings = stage.settings
     assert isinstance(settings, BuildData)
     if isinstance(settings.builder, Hub):
         raise RowsUnknown(f"{settings.builder.dataset} is downloaded")
-    return list(build_rows(settings, sources, stage.seed, drops))
+    return list(build_rows(settings, sources, stage.seed, drops, report))
 
 
 def check_pretraining(stage: PlannedStage, preview: Preview) -> Iterator[str]:

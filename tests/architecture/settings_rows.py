@@ -352,6 +352,10 @@ FILES = {
         ]
     ),
     "marks.jsonl": write_lines([{"question": "Half of 4?", "answer": "4/2=<<4/2=2>>2\n#### 2"}]),
+    "echoes.jsonl": write_lines([{"prompt": "Half of 4?", "chosen": "Half of 4? 2", "rejected": "Half of 4? 3"}]),
+    "echoed_answers.jsonl": write_lines(
+        [{"prompt": "Half of 4?", "responses": ["Half of 4? 2", "Half of 4? 3"], "rewards": [1, 0]}]
+    ),
     "bad.jsonl": write_lines([{"question": "Half of 4?", "answer": "2"}, {"question": 3}]),
     "judged.jsonl": write_lines(judged_file()),
     "other_judged.jsonl": write_lines(judged_file(is_turned=True)),

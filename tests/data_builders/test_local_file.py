@@ -245,7 +245,9 @@ def test_settings_that_typed_rows_say_themselves_are_refused_where_they_are_reco
         build_rows(path, mode="think", source="books")
 
 
-@pytest.mark.parametrize(("cell", "label"), [("true", True), ("False", False), (" TRUE ", True)])
+@pytest.mark.parametrize(
+    ("cell", "label"), [("true", True), ("False", False), (" TRUE ", True), ("1", True), ("0.0", False)]
+)
 def test_labels_of_a_table_are_words(tmp_path: Path, cell: str, label: bool) -> None:
     path = tmp_path / "x.csv"
     path.write_text(f"prompt,completion,label\n1+1?,2,{cell}\n")
@@ -255,8 +257,8 @@ def test_labels_of_a_table_are_words(tmp_path: Path, cell: str, label: bool) -> 
 
 def test_a_label_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    path.write_text("prompt,completion,label\n1+1?,2,1\n")
-    with pytest.raises(RowError, match=r"x\.csv:2: label: is '1'; a label is true or false"):
+    path.write_text("prompt,completion,label\n1+1?,2,2\n")
+    with pytest.raises(RowError, match=r"x\.csv:2: label: is '2'; a label is true or false, 1 or 0"):
         build_rows(path, rows="labelled")
 
 

@@ -352,7 +352,7 @@ def test_a_column_that_the_first_row_lacks_is_named(
 def test_what_was_converted_is_reported(tmp_path: Path) -> None:
     report = Report()
     thought = {"role": "assistant", "content": "<think>a</think>2", "name": "ann"}
-    build_rows(tmp_path, {"messages": [ASK, thought], "score": 1}, {"messages": [ASK, SAY, ASK]}, report=report)
+    build_rows(tmp_path, {"messages": [ASK, thought], "by": 1}, {"messages": [ASK, SAY, ASK]}, report=report)
     assert report.to_manifest() == {
         "format": "messages",
         "recognised": True,
@@ -362,7 +362,7 @@ def test_what_was_converted_is_reported(tmp_path: Path) -> None:
             "conversations that end with a user's turn": 1,
             "turns' 'name' left out": 1,
         },
-        "columns_left_out": {"score": 1},
+        "columns_left_out": {"by": 1},
     }
 
 
