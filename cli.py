@@ -311,10 +311,11 @@ def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
     """Deletes stored stages that no run links to and prints the freed space."""
     from qwen_align.align.store import prune
 
-    n_folders = 0
-    for n_folders, (folder, gib) in enumerate(prune.prune_store(parsed.home, dry_run=parsed.dry_run), start=1):
+    is_any = False
+    for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run):
+        is_any = True
         console.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)
-    if not n_folders:
+    if not is_any:
         console.print("nothing to delete: a run links to every stored stage (`qwen-align runs`)", soft_wrap=True)
     return 0
 
