@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 
 from qwen_align.align.errors import BY_EXIT_CODE, AlignError
+from qwen_align.align.pipeline.check_models import check_models
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
@@ -16,7 +17,7 @@ def describe_plan(plan: Plan) -> Iterator[str]:
     preview = Preview(plan)
     check_can_start(plan, load_renderer=preview.load_renderer)
     width = max(len(stage.name) for stage in plan.stages)
-    notes: list[str] = []
+    notes = [f"note: {note}" for note in check_models(plan)]
     for number, stage in enumerate(plan.stages, start=1):
         state = "stored" if stage.is_stored else "to run"
         head = f"{number:>3}  {stage.name:<{width}}  {stage.kind:<10}  {state}  "

@@ -157,9 +157,7 @@ def _plan_stages(variants: Sequence[Variant], home: Path, request: RunRequest) -
     for name, source in stage_graph.models.items():
         try:
             keys[name] = store.compute_model_key(source)
-            folders[name] = (
-                Path(f"hub:{source.hub}@{source.revision}") if source.hub else model_files.find_model_folder(source)
-            )
+            folders[name] = model_files.find_model_folder(source)
         except (RecipeError, OSError) as error:
             raise RecipeError(f"models: {name}: {error}") from None
     planned_stages = []

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import yaml
 
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
+from qwen_align.align.pipeline.check_models import check_models
 from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
@@ -49,6 +50,8 @@ def run(
     setup.check_installed(plan.recipe.tracking)
     forced = [stage for name in force for stage in plan.find_stages(name)]
     check_can_start(plan, forced)
+    for note in check_models(plan, forced):
+        listener.on_note(f"note: {note}")
     for stage in forced:
         _clear_stage(stage)
     resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)

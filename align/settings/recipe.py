@@ -35,6 +35,11 @@ class ModelSource(Strict):
     hub: str | None = Field(None, description="model id on the Hugging Face hub, such as Qwen/Qwen3-0.6B")
     revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub model, 40 hex digits")
     is_scorer: bool = Field(False, description="it is a reward model: a sequence classifier with one output")
+    adapter: Literal["ignore"] | None = Field(
+        None,
+        description="ignore = take the model without the LoRA adapter that lies beside it; without this, such a folder "
+        "is refused",
+    )
 
     @model_validator(mode="after")
     def _check_single_source(self) -> "ModelSource":

@@ -1,6 +1,6 @@
 """Defines the settings that every stage has."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,13 @@ class StageSettings(Strict):
         None, if a kind does not say otherwise.
         """
         return {}
+
+    def get_new_model_config(self) -> dict[str, Any] | None:
+        """Returns what config.json will say of the layers of a model that the stage builds anew.
+
+        Returns None where it makes none, or goes on from another model.
+        """
+        return None
 
     def find_missing_file(self) -> str | None:
         """Returns the path of an input row file that does not exist yet but has a known number of rows.

@@ -39,13 +39,14 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     loss = PREFERENCE_LOSSES[settings.loss]
     # With adapters the reference is the policy with the new adapter off.
     has_reference_model = loss.needs_reference and not settings.lora
+    model = loading.load_model(source)
     trainer = PreferenceTrainer(
-        model=loading.load_model(source),
+        model=model,
         ref_model=loading.load_model(source) if has_reference_model else None,
         args=trl_arguments.build_dpo_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=build_lora_config(settings.lora),
+        peft_config=build_lora_config(settings.lora, model),
         callbacks=[
             ProgressCallback(context, tokens_per_step=n_tokens / steps),
             *([ReferenceStartCheck()] if loss.needs_reference else []),

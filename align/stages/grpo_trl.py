@@ -62,14 +62,15 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     ]
     sampling = spec.sampling.resolve_for_policy()
     callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
+    model = loading.load_model(source)
     trainer = GrpoTrainer(
-        model=loading.load_model(source),
+        model=model,
         reward_funcs=callbacks.judge,
         args=trl_arguments.build_grpo_arguments(spec, sampling, context.runtime, out, seed=context.seed),
         # TRL repeats each row `samples` times; the place among the drawn is all that has to pass through it.
         train_dataset=datasets.Dataset.from_dict({"prompt": [str(position) for position in range(len(draws))]}),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=build_lora_config(spec.lora),
+        peft_config=build_lora_config(spec.lora, model),
         rollout_func=callbacks.sample_rollouts,
         callbacks=[ProgressCallback(context), ReferenceStartCheck()],
     )

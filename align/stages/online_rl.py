@@ -83,9 +83,11 @@ def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
 def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
     """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
     spec, settings = algorithm.settings, algorithm.critic
-    policy: PreTrainedModel | PeftModel = loading.load_model(source)
+    model = loading.load_model(source)
+    policy: PreTrainedModel | PeftModel = model
+    value_adapter = build_lora_config(spec.lora, model)  # before PEFT puts layers of its own into the model
     if spec.lora:
-        policy = get_peft_model(policy, build_lora_config(spec.lora))
+        policy = get_peft_model(model, build_lora_config(spec.lora, model))
     critic = None
     if settings:
         hidden_size = policy.config.get_text_config().hidden_size
@@ -95,7 +97,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
         elif settings.kind == "separate" and isinstance(policy, PeftModel):
-            policy.add_adapter(VALUE_ADAPTER, build_lora_config(spec.lora))
+            policy.add_adapter(VALUE_ADAPTER, value_adapter)
             activate_adapter(policy, VALUE_ADAPTER)
             activate_adapter(policy, "default")
         elif settings.kind == "separate":

@@ -35,12 +35,13 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
         return fit.pass_model_through(settings, source, out, rendered.dropped, "max_tokens or from_data")
     steps = count_optimizer_steps(len(rendered.samples), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.samples), steps * settings.batch, context.seed)
+    model = loading.load_model(source)
     trainer = Trainer(
-        model=loading.load_model(source),
+        model=model,
         args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.samples).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=build_lora_config(settings.lora),
+        peft_config=build_lora_config(settings.lora, model),
         callbacks=[
             ProgressCallback(context, tokens_per_step=sum(len(rendered.samples[i].ids) for i in row_order) / steps)
         ],

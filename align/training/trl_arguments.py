@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
-from qwen_align.align.models.loading import choose_device
+from qwen_align.align.models.loading import FROM_PRETRAINED_ARGUMENTS, choose_device
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import OnlineRl
@@ -97,6 +97,7 @@ def build_grpo_arguments(settings: Grpo, sampling: Sampling, runtime: Runtime, o
         remove_unused_columns=False,
         shuffle_dataset=False,
         disable_dropout=True,
+        model_init_kwargs=FROM_PRETRAINED_ARGUMENTS,  # TRL loads the reference by the model's name
     )
 
 

@@ -23,8 +23,12 @@ LAYERS = (
     (
         "align.context",
         "align.evaluation.*",
+        "align.models.lora_targets",
         "align.models.model_description",
         "align.models.model_files",
+        "align.models.tensor_table",
+        "align.models.weight_check",
+        "align.models.weight_headers",
         "align.pipeline.graph",
         "align.rendering.*",
         "align.reporting.data_card",

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,17 @@ def test_every_shipped_file_matches_the_package_data(project: dict[str, Any]) ->
 
 def test_the_version_is_the_one_installed() -> None:
     assert importlib.metadata.version("qwen-align") == qwen_align.__version__
+
+
+def test_every_extra_is_of_use_to_code(project: dict[str, Any]) -> None:
+    """An extra whose packages nothing here imports or names would promise what no code does."""
+    extras = project["project"]["optional-dependencies"]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sources() if "tests" not in path.parts)
+    for extra, needs in extras.items():
+        for need in needs if extra != "dev" else ():
+            name = re.split(r"[\[<>=]", need)[0].replace("-", "_")
+            module = "vllm" if extra == "vllm" else name
+            assert re.search(rf"\b{module}\b", code), f"{extra}: nothing uses {name}"
 
 
 def sources() -> Iterator[Path]:
