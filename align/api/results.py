@@ -1,19 +1,16 @@
 """Returns the results of a run as Python values: stages with their metrics, evaluations with their completions."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qwen_align.align.api.recipe import format_stage_count
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.reporting.results import RunResults
-from qwen_align.align.reporting.terminal import build_results_table
+from qwen_align.align.reporting.terminal import render_results_table
 from qwen_align.align.rows import Completion, read_rows
 from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.store.files import read_json
@@ -150,7 +147,7 @@ def collect_results(planned: Plan, written: RunResults) -> Results:
         if stage.name in done and stage.product == "evaluation"
         for evaluation in _list_evaluations(stage, list(islice(rows, _count_results(done[stage.name]))), done)
     ]
-    table = render_table(written) if evaluations else ""
+    table = render_results_table(written) if evaluations else ""
     return Results(planned.recipe.name, planned.run_folder, done, evaluations, table)
 
 
@@ -196,11 +193,3 @@ def _list_evaluations(
         )
         first_line += row["n_questions"] * row["k"]
     return evaluations
-
-
-def render_table(written: RunResults) -> str:
-    """Renders the accuracy table of a report as plain text."""
-    console = Console(file=io.StringIO(), width=120, highlight=False, markup=False, emoji=False, force_jupyter=False)
-    with console.capture() as text:
-        console.print(build_results_table(written))
-    return text.get()

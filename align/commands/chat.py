@@ -135,7 +135,9 @@ def find_model_folder(plan: Plan, name: str) -> Path:
         names = [*plan.graph.models, *(stage.name for stage in plan.stages)]
         raise RecipeError(f"no stage or model is called '{name}'{format_suggestion(name, names)}")
     if not matching[0].is_stored:
-        raise RecipeError(f"stage '{name}' has not run yet: qwen-align run")
+        raise RecipeError(
+            f"stage '{name}' has not run yet with these settings: qwen-align run; `qwen-align runs` lists what has run"
+        )
     if matching[0].product != "model":
         raise RecipeError(f"stage '{name}' makes no model that can chat, but {matching[0].kind}")
     return matching[0].folder.path

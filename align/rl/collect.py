@@ -69,6 +69,15 @@ class Group:
         known = {value for value in self.values if value is not None}
         return len(known) > 1
 
+    @property
+    def equal_value(self) -> float | None:
+        """Returns the reward that all judged completions of the group have.
+
+        It is None where they differ, and where none has a verdict.
+        """
+        known = {value for value in self.values if value is not None}
+        return known.pop() if len(known) == 1 else None
+
 
 @dataclass
 class RolloutBatch:

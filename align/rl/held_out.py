@@ -2,13 +2,14 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from qwen_align.align.evaluation import statistics
 from qwen_align.align.evaluation.scoring import require_verdicts
 from qwen_align.align.generation.requests import RenderedProblem
-from qwen_align.align.rl.collect import RolloutSetup, compute_solved_share, sample_groups
+from qwen_align.align.rl.collect import Group, RolloutSetup, compute_solved_share, sample_groups
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.prompt_stream import PromptDraw
 from qwen_align.align.rows import Completion
@@ -73,10 +74,17 @@ def describe_first_rollouts(setup: RolloutSetup, problems: Sequence[RenderedProb
     parts = [
         f"{len(judged)} rollouts before the first step" + ("" if share is None else f": {share:.0%} right"),
         f"reward {mean:.3g} with a spread of {spread:.3g}",
-        f"{sum(group.has_signal for group in groups)} of {len(groups)} groups with a signal",
+        f"{sum(group.has_signal for group in groups)} of {len(groups)} groups with a signal{_describe_equal(groups)}",
         f"{lengths[0]}-{lengths[-1]} tokens, {lengths[len(lengths) // 2]} in the middle",
         f"{n_cut / len(judged):.0%} cut at {setup.sampling.max_tokens}",
     ]
     if len(values) < len(judged):
         parts.append(f"{len(judged) - len(values)} without a verdict")
     return "; ".join(parts)
+
+
+def _describe_equal(groups: Sequence[Group]) -> str:
+    """Returns of how many groups all rewards are equal, by their value, as ` (all 0 in 3, all 1 in 1)`."""
+    values = Counter(group.equal_value for group in groups if group.equal_value is not None)
+    parts = [f"all {value:.3g} in {count}" for value, count in sorted(values.items())]
+    return f" ({', '.join(parts)})" if parts else ""
