@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.references import OutsideFile
+from qwen_align.align.references import PythonFile
 from qwen_align.align.rows import Completion
 from qwen_align.align.settings.fault_wording import describe_error
 from qwen_align.reward.base import BaseReward, count_cores, judge_in_threads
@@ -32,12 +32,15 @@ class PythonReward(BaseReward):
     `group: true` the function takes a list of the completions of one prompt and returns a list as long. A dict has
     `value` and may have `reason`. The function runs in worker processes: it may hang, use up to `memory_gib` or
     crash without harm to the run. A completion it takes too long for gets 0.0, "time limit"; where it raises or
-    returns something else there is no verdict, and the reason names the line of the file. The file's sha256 is in the
-    stage's key, not that of files it imports.
+    returns something else there is no verdict, and the reason names the line of the file. In the stage's key are the
+    sha256 of the file and of the files of yours that it imports, in turn too, and name and version of the installed
+    packages; not the files that it reads.
     """
 
     kind: Literal["python"] = "python"
-    file: OutsideFile = Field(description="your Python file; its content is part of the stage's key")
+    file: PythonFile = Field(
+        description="your Python file; its content and that of the files it imports are part of the stage's key"
+    )
     name: str = Field("judge", pattern=r"^[A-Za-z_][A-Za-z_0-9]*$", description="the function in the file")
     group: bool = Field(False, description="call the function with the list of a prompt's completions")
     shaping: bool = Field(False, description="says how the task was done, not whether; values beyond -1 to 1 are cut")
@@ -139,12 +142,23 @@ class PythonReward(BaseReward):
     def _get_pool(self) -> Pool:
         """Returns the worker pool for these reward settings. Raises UserCodeLeftOut where no user's code may run."""
         require_user_code(self.file)
-        return _make_pool(self.file, self.name, self.group, self.time_limit_s, self.memory_gib)
+        return _make_pool(self.file, self._written_at, self.name, self.group, self.time_limit_s, self.memory_gib)
+
+    @cached_property
+    def _written_at(self) -> int | None:
+        """Returns when the file was last written, at the first use of these settings: a stage keeps to its file."""
+        path = Path(self.file)
+        return path.stat().st_mtime_ns if path.is_file() else None
 
 
 @cache
-def _make_pool(file: str, name: str, group: bool, time_limit_s: float, memory_gib: float) -> Pool:
-    """Returns the worker pool that runs a function of a Python file. The same settings share one pool."""
+def _make_pool(
+    file: str, written_at: int | None, name: str, group: bool, time_limit_s: float, memory_gib: float
+) -> Pool:
+    """Returns the worker pool that runs a function of a Python file. The same settings share one pool.
+
+    `written_at`: when the file was written. A notebook that writes it anew gets a pool of the new one.
+    """
     argument = {"file": str(Path(file).resolve()), "name": name, "group": group}
     entry = "qwen_align.reward.python_file:make_handler"
     return Pool(entry, argument, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.fault_wording import describe_error, shorten
+from qwen_align.reward.base import BaseReward
 from qwen_align.reward.code_tests import CodeTests
 from qwen_align.reward.control_rewards import Constant, Random
 from qwen_align.reward.format import Format
@@ -94,16 +95,21 @@ def check_row_reward(kind: str) -> None:
         make_default_reward(kind)
 
 
+REWARDS_BY_KIND: dict[str, type[BaseReward]] = {
+    str(reward.model_fields["kind"].default): reward for reward in get_args(Outcome)
+}
+"""The rewards that rows can name, by kind."""
+
+
 @cache  # called for every row
 def make_default_reward(kind: str) -> Reward:
     """Creates the reward of a kind with default settings. Raises ValueError for an unknown kind and for `python`."""
-    kinds = {str(reward.model_fields["kind"].default): reward for reward in get_args(Outcome)}
     if kind == OWN_REWARD:
         raise ValueError(f"'{OWN_REWARD}' is a reward of your own, which only a stage that names it in rewards knows")
-    if kind not in kinds:
-        raise ValueError(f"'{kind}' is no reward that rows can name{format_suggestion(kind, kinds)}")
-    default_reward: Reward = kinds[kind]()
-    return default_reward
+    if kind not in REWARDS_BY_KIND:
+        raise ValueError(f"'{kind}' is no reward that rows can name{format_suggestion(kind, REWARDS_BY_KIND)}")
+    default_reward: Any = REWARDS_BY_KIND[kind].model_validate({})
+    return default_reward  # type: ignore[no-any-return]
 
 
 def pick_reward(kind: str, rewards: Sequence[Reward]) -> Reward:

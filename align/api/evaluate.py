@@ -11,7 +11,7 @@ from qwen_align.align.api.results import Evaluation, StageResult
 from qwen_align.align.api.run import run
 
 HUB_MODEL = re.compile(r"(?P<hub>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
-STAGE_SETTINGS = ("seed", "runtime")
+STAGE_SETTINGS = ("seed", "runtime", "max_no_verdict_share")
 
 
 def evaluate(
@@ -34,8 +34,8 @@ def evaluate(
     sampling: as in a recipe, `{"temperature": 0.7, "max_tokens": 512}`.
     reward: a kind, a function of completion and gold, or a reward's settings.
     completions_per_prompt: completions sampled for each question.
-    settings: `thinking_switch` (how the model is asked to think or not), `seed`, `runtime`, and `name`, that of the
-    run's folder under `home`/runs (default "evaluate").
+    settings: `thinking_switch` (how the model is asked to think or not), `seed`, `runtime`, `max_no_verdict_share`, and
+    `name`, that of the run's folder under `home`/runs (default "evaluate").
 
     What was evaluated before with the same settings is read from the store. Raises as `run`.
     """

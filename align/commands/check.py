@@ -8,6 +8,7 @@ from qwen_align.align.pipeline.check_models import check_models
 from qwen_align.align.pipeline.machine_check import describe_machine_use
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
+from qwen_align.align.rendering.chat_template import TEMPLATE_DATE
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.stages.reward_trials import RewardTrials
 from qwen_align.align.tracking import setup
@@ -36,6 +37,11 @@ def describe_plan(plan: Plan, *, runs_code: bool = True) -> Iterator[str]:
             yield (head if row == 0 else " " * len(head)) + text
     yield from notes
     yield from (f"note: {found.format_line()}" for found in plan.revisions)
+    for template in preview.list_dated_templates():
+        yield (
+            f"note: {template}: prints today's date; here it always prints {TEMPLATE_DATE:%d %b %Y}, so that no result "
+            "depends on the day; to have another, write it into the template"
+        )
     yield from setup.describe_destinations(plan.recipe.tracking, plan.group, plan.tracking_folder)
     n_to_run = sum(not stage.is_stored for stage in plan.stages)
     yield f"{len(plan.stages)} stages, {n_to_run} to run; home: {plan.home.resolve()}"

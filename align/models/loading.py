@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.adapters import merge_adapter
+from qwen_align.align.models.length_limit import read_length_limit
 from qwen_align.align.models.model_description import MODEL, ModelFiles, locate_model_files, parse_hub_model
 from qwen_align.align.models.tensor_table import Head
 from qwen_align.align.models.weight_check import check_weights, refuse_adapter_alone, refuse_stray_adapter
@@ -72,6 +73,11 @@ def load_renderer(folder: Path) -> Renderer:
     renderer = Renderer.load(base)
     check_tokenizer_fits_model(base, renderer)
     return renderer
+
+
+def find_length_limit(folder: Path) -> int | None:
+    """Returns the number of tokens that a model can read, from the config of its base. None if it has no limit."""
+    return read_length_limit(fetch_base_folder(locate_model_files(folder)))
 
 
 def choose_device(runtime: Runtime) -> torch.device:

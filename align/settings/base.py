@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
@@ -21,6 +21,9 @@ class Strict(BaseModel):
     """A settings base class that is frozen, converts no types and refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    # Installed packages that make the rows or verdicts of these settings: their versions are in a stage's key.
+    key_packages: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod

@@ -7,16 +7,15 @@ from pydantic import Field
 from qwen_align.align.references import DataRef, ModelRef, ScorerRef
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.settings.sampling import SamplingSettings
-from qwen_align.align.settings.stage import StageSettings
+from qwen_align.align.settings.stage import StageSettings, VerdictLimit
 from qwen_align.reward.settings import Rewards
 
 
-class Evaluate(StageSettings):
+class Evaluate(StageSettings, VerdictLimit):
     """Settings of an evaluation: a model's accuracy over `completions_per_prompt` completions of each question.
 
-    There is one result for each data set and each of `thinking_switches`.
-
-    A question is right when its own reward pays 1.
+    There is one result for each data set and each of `thinking_switches`. A completion is right when the reward of its
+    question pays 1; the mean of what is paid is a figure of its own.
     """
 
     kind: Literal["evaluate"]

@@ -78,6 +78,10 @@ class Ppo(OnlineRl):
     )
     ptx: Ptx | None = Field(None, description="next-token loss on raw texts beside PPO; null = none")
 
+    @property
+    def loss_name(self) -> str:
+        return "ppo"
+
     def check_runtime(self, runtime: Runtime) -> None:
         """Raises RecipeError where activations would be computed again under another adapter than at first."""
         if runtime.gradient_checkpointing and self.lora and self.critic.kind == "separate":

@@ -53,9 +53,14 @@ def read_settings(path: Path, overrides: Sequence[str] = (), *, tiny: bool = Fal
     Raises RecipeError for a file that cannot be read.
     """
     raw = complete_settings(_read_file(path), path, tiny=tiny)
+    apply_overrides(raw, overrides)
+    return raw
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets each `dotted.setting=value` in a recipe's raw settings. Raises RecipeError for one that cannot be set."""
     for (setting, value), override in zip(parse_overrides(overrides), overrides, strict=True):
         set_value(raw, setting, value, where=f"--set {override}")
-    return raw
 
 
 def complete_settings(raw: dict[str, Any], path: Path, *, tiny: bool = False) -> dict[str, Any]:
@@ -97,6 +102,12 @@ def _resolve_extends(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(new_stages, list) or not isinstance(base.get("stages"), list):
         return base | raw  # validation says what is wrong
     return base | raw | {"stages": base["stages"] + new_stages}
+
+
+def list_recipe_files(path: Path) -> list[Path]:
+    """Lists a recipe file and the files of the recipes that it extends, nearest first."""
+    extended = _read_file(path).get("extends")
+    return [path, *(list_recipe_files(path.parent / extended) if extended else [])]
 
 
 def _require_mapping(value: Any, where: str) -> dict[str, Any]:

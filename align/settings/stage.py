@@ -52,6 +52,20 @@ class StageSettings(Strict):
         return None
 
 
+class VerdictLimit(Strict):
+    """The setting that says how many completions may be without a verdict where accuracy is measured.
+
+    They are counted, and neither right nor wrong: accuracy is the share of right ones among those with a verdict.
+    """
+
+    max_no_verdict_share: float = Field(
+        0.5,  # our choice, as the watchdog no_verdict's
+        ge=0,
+        le=1,
+        description="stop where more than this share of completions has no verdict; up to it they are counted",
+    )
+
+
 class CanBeEmpty(Strict):
     """The setting that says what a stage does when it gets no rows."""
 

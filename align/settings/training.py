@@ -51,7 +51,7 @@ class Optimizer(Strict):
     )
     warmup_steps: int = Field(0, ge=0, description="optimiser steps over which the learning rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
-    betas: list[float] = Field(
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.9, 0.999], min_length=2, max_length=2, description="AdamW's decay rates of the two moment estimates"
     )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")

@@ -12,6 +12,7 @@ import datasets
 
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading
+from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
@@ -33,6 +34,7 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     rendered = render_pairs(loading.load_renderer(source), require_row_type(Pair, rows), max_tokens=settings.max_tokens)
     if not rendered.pairs:
         return fit.pass_model_through(settings, source, out, rendered.dropped, "from_data (no pair) or max_tokens")
+    require_length(loading.find_length_limit(source), rendered.longest, "a pair's side")
     steps = count_optimizer_steps(len(rendered.pairs), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)

@@ -15,6 +15,7 @@ from trl import RewardTrainer
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
@@ -41,6 +42,7 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     )
     if not rendered.pairs:
         raise DataError(f"nothing to train on (dropped: {rendered.dropped or 'nothing'}); see max_tokens or from_data")
+    require_length(loading.find_length_limit(source), rendered.longest, "a pair's side")
     steps = count_optimizer_steps(len(rendered.pairs), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)

@@ -34,6 +34,8 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints")
     context.truncate_logs(resume_point.step)
     resume_point.log_damaged_checkpoints(context)
+    if resume_point.folder:
+        trainer.load_extra_state(resume_point.folder)
     trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")

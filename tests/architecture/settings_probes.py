@@ -390,6 +390,7 @@ def digest_files(out: Path) -> Iterator[tuple[str, str]]:
 def store_evaluation(stage: Any, accuracy: float) -> None:
     """Writes the manifest of an evaluation that has run."""
     result = {"set": "problems", "switch": "default", "mode": None, "accuracy": accuracy, "stderr": 0.05, "k": 2}
+    result |= {"mean_reward": accuracy, "mean_reward_stderr": 0.05, "no_verdict": 0}
     shares = dict.fromkeys(
         ("obeyed_share", "stopped_share", "mean_tokens", "pass_at_k", "maj_at_k", "answered_share", "format_share"), 0.5
     )

@@ -32,6 +32,7 @@ LAYERS = (
     (
         "align.context",
         "align.evaluation.*",
+        "align.models.length_limit",
         "align.models.lora_targets",
         "align.models.model_description",
         "align.models.model_files",

@@ -80,6 +80,7 @@ def stage(variant: Variant, name: str) -> Any:
         ),
         ("batch: 1", "batch: 1, lora: {alpa: 1}", "lora: 'alpa' is no setting here. Did you mean 'alpha'?"),
         ("batch: 1", "batch: 1, lora: {rank: 8}", "lora.alpha: is missing"),
+        ("batch: 1", "batch: 1, betas: [0.9, 1.5]", "betas[1]: must be below 1; found 1.5"),
         ("batch: 1", "batch: 1, betas: [0.9, x]", "betas[1]: must be a number; found 'x'"),
         ("[data]", "data", "from_data: must be a list; found 'data'; write [data]"),
         ("[data]", "[]", "from_data: must be a list of at least 1; found []"),
@@ -89,6 +90,19 @@ def test_a_wrong_setting_is_named_with_its_stage(
     read: Callable[..., list[Variant]], old: str, new: str, message: str
 ) -> None:
     assert refusal(read, HEAD + SFT.replace(old, new)).startswith(f"recipe.yaml: stage 'sft': {message}")
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo", "sigmoid_norm", "robust"])
+def test_a_label_smoothing_that_the_loss_does_not_read_is_refused(
+    read: Callable[..., list[Variant]], loss: str
+) -> None:
+    """TRL 1.16 reads it in `robust` alone: with the others pairs would be trusted that the user does not trust."""
+    dpo = SFT.replace("kind: sft", "kind: dpo, beta: 0.1, label_smoothing: 0.1, loss: " + loss)
+    if loss == "robust":
+        assert stage(read(HEAD + dpo)[0], "sft").label_smoothing == 0.1
+    else:
+        said = refusal(read, HEAD + dpo)
+        assert said.startswith(f"recipe.yaml: stage 'sft': label_smoothing: loss '{loss}' does not read it; set loss: ")
 
 
 @pytest.mark.parametrize(
