@@ -26,6 +26,7 @@ from qwen_align.data_builders.repeated_prompts import PROMPTS_CUT, RepeatedPromp
 from qwen_align.data_builders.row_texts import list_all_texts
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.data_builders.source_rows import NumberedRow, RowReader, number_rows, read_row_id, read_turn_texts
+from qwen_align.data_builders.thinking_notations import refuse_other_notations
 from qwen_align.data_builders.typed_rows import check_json_value, check_writable_row, parse_typed_row
 from qwen_align.reward.settings import RewardName
 
@@ -266,6 +267,7 @@ class Conversion(Strict):
         settled = settle_repeated_prompt(row, self.repeated_prompt, has_text_prompt=has_text_prompt)
         if settled is not row:
             report.n_converted[PROMPTS_CUT] += 1
+        refuse_other_notations(settled, report.n_converted)
         check_writable_row(settled)
         self._leave_out_columns(value, values.read, settled, report)
         return settled

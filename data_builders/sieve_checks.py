@@ -117,13 +117,24 @@ _CONTROL_TOKEN = re.compile(
 )
 
 
+# Where other models' turns end (Llama, Mistral, Gemma, Phi, InternLM, DeepSeek): to Qwen's tokenizers they are letters,
+# which the model would learn to write. </s> closes <s> in HTML, so only one without it is an end.
+_END_OF_OTHERS = re.compile(
+    r"(?:<\|(?:eot_id|eom_id|end|end_of_text|eot)\|>|<end_of_turn>|<eos>|<eo[ahms]>|<｜end▁of▁sentence｜>"
+    r"|</s>)\s*\Z"
+)
+
+
 def find_control_token_fault(row: Row) -> Fault | None:
-    """Returns a fault if any text of a row holds a control token, such as <|im_end|>.
+    """Returns a fault if any text of a row holds a control token, such as <|im_end|>, or ends with another model's.
 
     It may be a token of the template or of the tokenizer.
     """
-    token = next((match for text in list_all_texts(row) if (match := _CONTROL_TOKEN.search(text))), None)
-    return Fault("control token in the text", token[0]) if token else None
+    for text in list_all_texts(row):
+        token = _CONTROL_TOKEN.search(text) or _END_OF_OTHERS.search(text)
+        if token and not (token[0].startswith("</s>") and "<s>" in text.lstrip()[1:]):
+            return Fault("control token in the text", token[0].strip())
+    return None
 
 
 def find_gold_fault(row: Row) -> Fault | None:

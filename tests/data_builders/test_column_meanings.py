@@ -132,6 +132,16 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("chat", "is_truncated", True, "not whole"),
     ("chat", "is_harmful", True, "that the answer is bad"),
     ("chat", "reasoning", "1 and 1", "the thinking before the answer"),
+    ("chat", "train_on_inputs", True, "prompts are seen, never trained"),
+    ("chat", "problem_is_valid", "No", "whether the question can be answered"),
+    ("problem", "problem_is_valid", "Incomplete", "whether the question can be answered"),
+    ("trace", "math_verify_passed", False, "whether the answer is good"),
+    ("chat", "isReasoningComplete", "false", "whether the answer is good"),
+    ("chat", "llm_judge_verified", 0, "whether the answer is good"),
+    ("pair", "human_verified", False, "whether the answer is good"),
+    ("chat", "response-has-errors", True, "that the answer is bad"),
+    ("chat", "was_flagged", "yes", "that the answer is bad"),
+    ("trace", "is_refusal", 1, "that the answer is bad"),
 ]
 
 
