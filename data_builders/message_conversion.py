@@ -239,7 +239,14 @@ def convert_tool_schemas(value: Any) -> Tools | None:
             raise BadValue(
                 "malformed tools", f"tools[{index}]: is {shorten_repr(schema)}; a function's schema has a name"
             )
-    return [schema if "function" in schema else {"type": "function", "function": schema} for schema in schemas]
+    return [
+        schema if "function" in schema else {"type": "function", "function": _omit_type(schema)} for schema in schemas
+    ]
+
+
+def _omit_type(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns a function's schema without the `type: function` that OpenAI's Responses API puts beside its name."""
+    return {key: item for key, item in schema.items() if (key, item) != ("type", "function")}
 
 
 def parse_nested_json(value: Any, field: str) -> Any:

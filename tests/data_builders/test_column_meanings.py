@@ -281,3 +281,30 @@ def test_traces_asked_for_by_name_decide_what_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "expected"), [("a", False), (0, False), (False, False), ([0], False), ([{}], True)])
 def test_what_is_empty(value: Any, expected: bool) -> None:
     assert is_empty(value) is expected
+
+
+VERL = {"data_source": "x", "prompt": [ASK], "reward_model": {"style": "rule", "ground_truth": "2"}}
+
+
+@pytest.mark.parametrize("settings", [{"rows": "problem"}, {"format": "prompt_gold"}])
+def test_a_column_may_stand_inside_another(tmp_path: Path, settings: dict[str, str]) -> None:
+    report = Report()
+    settings = {**settings, "columns": {"gold": "reward_model.ground_truth"}}
+    rows = build_rows(tmp_path, VERL, report=report, **settings)
+    assert rows == [Problem(id="x:1", messages=[USER], gold="2", reward="math_answer")]
+    assert report.n_left_out == {"data_source": 1}
+    with pytest.raises(DataError, match=r"reward_model\.truth"):
+        build_rows(tmp_path, VERL, **{**settings, "columns": {"gold": "reward_model.truth"}})
+
+
+def test_an_id_of_several_rows_can_be_left_out(tmp_path: Path) -> None:
+    values = [{"id": 7, "prompt": question, "completion": "2"} for question in ("1+1?", "3-1?")]
+    with pytest.raises(RowError, match=r"id '7' is that of x\.jsonl:1 too; .*ignore_columns: \[id\]"):
+        build_rows(tmp_path, *values)
+    assert [row.id for row in build_rows(tmp_path, *values, ignore_columns=["id"])] == ["x:1", "x:2"]
+
+
+def test_an_instruction_or_an_input_may_be_blank(tmp_path: Path) -> None:
+    assert build_rows(tmp_path, {"instruction": "", "input": "1+1?", "output": "2"}) == [chat(USER, REPLY)]
+    with pytest.raises(RowError, match="instruction: is blank"):
+        build_rows(tmp_path, {"instruction": " ", "input": "", "output": "2"})

@@ -85,3 +85,40 @@ def test_ms_swifts_roles_are_calls_and_results(tmp_path: Path) -> None:
     call = {"from": "tool_call", "value": '{"name": "add", "arguments": {"a": 1}}'}
     (row,) = build(tmp_path, [USER, call, {"from": "tool_response", "value": "2"}, END], Drops())
     assert [turn.role for turn in row.messages] == ["user", "assistant", "tool", "assistant"]
+
+
+XLAM = {
+    "query": "Add 1 and 1.",
+    "answers": '[{"name": "add", "arguments": {"a": 1, "b": 1}}]',
+    "tools": '[{"name": "add"}]',
+}
+
+
+def build_xlam(folder: Path, **changed: str) -> Message:
+    path = folder / "x.json"
+    path.write_text(json.dumps([XLAM | changed]), encoding="utf-8")
+    columns = {"prompt": "query", "answer": "answers"}
+    builder = LocalFile.model_validate({"path": str(path), "rows": "chat", "columns": columns})
+    (row,) = builder.build_with_report(Report(), Drops())
+    assert isinstance(row, Chat)
+    return row.messages[-1]
+
+
+def test_answers_that_are_calls_of_the_rows_tools_call_them(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 1}}}
+    assert build_xlam(tmp_path) == Message(role="assistant", content="", tool_calls=[call])
+
+
+@pytest.mark.parametrize("tools", ["[]", '[{"name": "subtract"}]'])
+def test_json_that_calls_no_tool_of_the_row_is_an_answer(tmp_path: Path, tools: str) -> None:
+    assert build_xlam(tmp_path, tools=tools) == Message(role="assistant", content=XLAM["answers"])
+
+
+def test_schemas_of_the_responses_api_are_those_of_chat_completions(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    tool = {"type": "function", "name": "add", "parameters": {}}
+    path.write_text(json.dumps([{"messages": turns, "tools": [tool]}]), encoding="utf-8")
+    (row,) = LocalFile(path=str(path)).build_with_report(Report(), Drops())
+    assert isinstance(row, Chat)
+    assert row.tools == [{"type": "function", "function": {"name": "add", "parameters": {}}}]
