@@ -248,6 +248,7 @@ class Conversion(Strict):
             raise BadValue("not an object", f"is {type(value).__name__} {shorten_repr(value)}, not an object with keys")
         row_format = None if name is None else FORMATS[name]
         value = self._lift_nested_columns(value, report)
+        report.met_keys.update(self._list_ignored_turn_keys(value))
         values = ReadValues(self._omit_ignored(value))
         row_id = read_row_id(values.get(self.columns.get("id", "id")), new_id)
         target = Target(
@@ -295,12 +296,27 @@ class Conversion(Strict):
         refuse_lost_meaning(value, unnamed, row.row, list_all_texts(row), named_fields)
         kept = named_to_keep if self.keep_columns != "all" else value.keys() - set(self.ignore_columns)
         report.n_left_out.update(key for key in unread if key not in kept)
+        report.n_left_out.update(self._list_ignored_turn_keys(value))
 
     def _omit_ignored(self, value: Any) -> Any:
-        """Returns a source row without the columns that the recipe ignores."""
+        """Returns a source row without the columns that the recipe ignores, or the keys of turns, as messages.info."""
         if not self.ignore_columns or not isinstance(value, dict):
             return value
-        return {key: item for key, item in value.items() if key not in self.ignore_columns}
+        kept = {key: item for key, item in value.items() if key not in self.ignore_columns}
+        for column in self._list_ignored_turn_keys(value):
+            outer, _, inner = column.partition(".")
+            kept[outer] = [_omit_key(turn, inner) for turn in kept[outer]]
+        return kept
+
+    def _list_ignored_turn_keys(self, value: dict[str, Any]) -> list[str]:
+        """Lists what the recipe ignores inside the turns of a source row, such as messages.info."""
+        splits = [(column, *column.partition(".")[::2]) for column in self.ignore_columns if column not in value]
+        return [
+            column
+            for column, outer, inner in splits
+            if isinstance(turns := value.get(outer), list)
+            and any(isinstance(turn, dict) and inner in turn for turn in turns)
+        ]
 
     def _convert_in_format(
         self, row_format: RowFormat, renamed: ReadValues, value: dict[str, Any], target: Target
@@ -352,3 +368,8 @@ class Conversion(Strict):
         meta = {key: value[key] for key in keys if value.get(key) is not None}
         check_json_value(meta, "keep_columns")
         return meta
+
+
+def _omit_key(turn: Any, key: str) -> Any:
+    """Returns a turn without one of its keys."""
+    return {name: item for name, item in turn.items() if name != key} if isinstance(turn, dict) else turn

@@ -6,6 +6,7 @@ from collections import Counter
 from qwen_align.align.rows import Chat, Labelled, Message, Pair, Row, Trace
 from qwen_align.data_builders.bad_row_errors import BadValue
 from qwen_align.data_builders.row_texts import list_replies
+from qwen_align.reward.thinking import CLOSE, OPEN
 
 # OpenThoughts' and Sky-T1's, prompts' XML tags, Magistral's, Kimi's, Seed-OSS's, gpt-oss's; <think> in other spellings.
 _OPENING = re.compile(
@@ -35,6 +36,6 @@ def refuse_other_notations(row: Row, conversion_counts: Counter[str]) -> None:
             raise BadValue(
                 "malformed thinking",
                 f"an answer begins with {mark}, thinking in another notation, which would be learnt as what the user "
-                f"sees: write it as <think>...</think> and the answer after it; where the prompt names {mark} it stays",
+                f"sees: write it as {OPEN}...{CLOSE} and the answer after it; where the prompt names {mark} it stays",
             )
         conversion_counts[f"answers that begin with {mark}, as their prompt asks"] += 1

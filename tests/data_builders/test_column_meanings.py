@@ -308,3 +308,16 @@ def test_an_instruction_or_an_input_may_be_blank(tmp_path: Path) -> None:
     assert build_rows(tmp_path, {"instruction": "", "input": "1+1?", "output": "2"}) == [chat(USER, REPLY)]
     with pytest.raises(RowError, match="instruction: is blank"):
         build_rows(tmp_path, {"instruction": " ", "input": "", "output": "2"})
+
+
+def test_keys_of_turns_can_be_ignored(tmp_path: Path) -> None:
+    turns = [{**ASK, "info": {"source": "x"}}, {**SAY, "info": None, "toxic": False}]  # WildChat's, AM-DeepSeek's
+    with pytest.raises(RowError, match=r"messages: 0: has 'info'.*ignore_columns: \[messages\.info\]"):
+        build_rows(tmp_path, {"messages": turns})
+    report = Report()
+    ignored = ["conversation.info", "conversation.toxic"]
+    settings = {"format": "messages", "columns": {"messages": "conversation"}, "ignore_columns": ignored}
+    assert build_rows(tmp_path, {"conversation": turns}, report=report, **settings) == [chat(USER, REPLY)]
+    assert report.n_left_out == dict.fromkeys(ignored, 1)
+    with pytest.raises(DataError, match=r"no row has 'messages\.name'"):
+        build_rows(tmp_path, {"messages": [ASK, SAY]}, ignore_columns=["messages.name"])
