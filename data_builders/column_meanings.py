@@ -127,6 +127,9 @@ _BAD = ColumnMeaning(
 _PROMPT_TRAINED = ColumnMeaning(
     "that the prompt is trained too", REPLY_KINDS, "prompts are seen, never trained, here; leave it out", says_no
 )
+_TIE = ColumnMeaning(
+    "that neither side is better", frozenset({"pair"}), "one would be preferred all the same; filter the file", says_no
+)
 _VALID = ColumnMeaning(
     "whether the question can be answered", PROMPT_KINDS, "every row is taken as sound; filter the file", says_yes
 )
@@ -141,7 +144,8 @@ _NAMES: dict[ColumnMeaning, str] = {
     _SCORE: (
         "score scores reward rewards rating ratings quality quality_score overall_score final_score rm_score "
         "reward_score reward_model_score model_score judge_score answer_score response_score completion_score "
-        "helpfulness harmlessness coherence advantage advantages"
+        "helpfulness harmlessness coherence advantage advantages grade grades stars feedback_score user_rating "
+        "llm_score gpt_score gpt4_score eval_score"
     ),
     _HISTORY: "history chat_history conversation_history dialogue_history dialog_history previous_turns",
     _SYSTEM: "system system_prompt system_message sys_prompt system_instruction systemprompt",
@@ -152,7 +156,8 @@ _NAMES: dict[ColumnMeaning, str] = {
     ),
     _CONTEXT: (
         "context contexts passage passages document documents paragraph paragraphs article background knowledge "
-        "choices options option_a option_b a b c d starter_code few_shot fewshot_examples prefill response_prefix"
+        "choices options option_a option_b a b c d starter_code few_shot fewshot_examples prefill response_prefix "
+        "prefix suffix persona"
     ),
     _PROMPT: "prompt question problem input instruction query",
     _THINKING: (
@@ -168,6 +173,7 @@ _NAMES: dict[ColumnMeaning, str] = {
         "train_on_turn"
     ),
     _MASKED: "mask masked loss_mask mask_history train_mask assistant_masks completion_mask ignore_loss",
+    _TIE: "tie is_tie",
     _PROMPT_TRAINED: "train_on_inputs train_on_input train_on_prompt",
     _VALID: "valid is_valid problem_is_valid question_is_valid solution_is_valid is_answerable answerable",
     _TEMPLATE: ("thinking_mode think_mode reasoning_effort thinking_budget chat_template"),
@@ -201,6 +207,9 @@ _JUDGED_GOOD = _LABEL._replace(changes_nothing=lambda value: not says_no(value))
 _JUDGED_BAD = _BAD._replace(changes_nothing=lambda value: not says_yes(value))
 
 
+_EMPTY_CELLS = ("[]", "{}", "null")  # a table's spelling of what says nothing
+
+
 def _find_meaning_by_words(column: str) -> ColumnMeaning | None:
     """Returns the meaning of a column by the words of its name, if they judge one way. Only yes or no counts then."""
     words = {word.lower() for word in _WORD.findall(column)}
@@ -229,7 +238,7 @@ def refuse_lost_meaning(
         if meaning is None or kind not in meaning.kinds or not named.isdisjoint(meaning.decided_by):
             continue
         value = values[column]
-        if is_empty(value) or meaning.changes_nothing(value):
+        if is_empty(value) or value in _EMPTY_CELLS or meaning.changes_nothing(value):
             continue
         if meaning.is_text and isinstance(value, str) and _stands_in(value.strip(), texts):
             continue

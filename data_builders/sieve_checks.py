@@ -137,6 +137,10 @@ def find_control_token_fault(row: Row) -> Fault | None:
     return None
 
 
+# NuminaMath's, for questions that ask for a proof and those whose answer was not found in the solution.
+_PLACEHOLDERS = frozenset({"proof", "notfound", "not found"})
+
+
 def find_gold_fault(row: Row) -> Fault | None:
     """Returns a fault if a row's gold answer does not pass the row's own reward, unless that is one of the user's own.
 
@@ -146,6 +150,8 @@ def find_gold_fault(row: Row) -> Fault | None:
         return None  # a trace may be trained without anyone judging it
     if row.reward == OWN_REWARD:
         return None  # the stage that judges knows whose it is and whether it needs a gold; `check` tries it on two rows
+    if row.reward == "math_answer" and str(row.gold).strip().lower() in _PLACEHOLDERS:
+        return Fault("no gold", f"{row.gold!r} stands where there is none, and a model that boxes it would be paid")
     try:
         reward = make_default_reward(row.reward)
     except ValueError as error:

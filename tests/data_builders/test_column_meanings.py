@@ -142,6 +142,9 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("chat", "response-has-errors", True, "that the answer is bad"),
     ("chat", "was_flagged", "yes", "that the answer is bad"),
     ("trace", "is_refusal", 1, "that the answer is bad"),
+    ("pair", "is_tie", True, "that neither side is better"),
+    ("chat", "suffix", "Answer in French.", "a part of the question"),
+    ("trace", "grade", "F", "how good the answer is"),
 ]
 
 
@@ -196,6 +199,8 @@ def test_every_column_of_the_table_is_refused_unless_the_recipe_names_it() -> No
 
 NEUTRAL = [
     {"label": "good"},
+    {"images": "[]"},
+    {"tools_used": "[]", "human_verified": True, "has_errors": "no"},
     {"is_correct": True},
     {"weight": 1.0},
     {"train": True},
