@@ -260,7 +260,10 @@ def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
     """Deletes stored stages that no run links to and prints the freed space."""
     from qwen_align.align.store import prune
 
-    for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run):
+    def print_kept(message: str) -> None:
+        console.print(f"left alone: {message}", soft_wrap=True)
+
+    for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run, report_kept=print_kept):
         console.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)
     return 0
 

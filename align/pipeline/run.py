@@ -1,7 +1,7 @@
 """Runs a plan: skips stored stages, runs the others in order, and links them in the run's folder."""
 
-import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,8 @@ from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import write_json, write_text
+from qwen_align.align.store.home_lock import hold_home_lock
+from qwen_align.align.store.run_links import hold_run_links
 from qwen_align.align.store.verify_inputs import InputVerifier
 from qwen_align.align.tracking import setup
 from qwen_align.align.tracking.curve import Curve, Point, to_evaluation_point
@@ -51,7 +53,13 @@ def run(
     check_can_start(plan, forced)
     for stage in forced:
         _clear_stage(stage)
-    _write_run_folder(plan)
+    with ExitStack() as held:
+        _write_run_folder(plan, held)
+        _run_stages(plan, listener, same_versions=same_versions, stop=stop)
+
+
+def _run_stages(plan: Plan, listener: RunListener, *, same_versions: bool, stop: Callable[[], bool]) -> None:
+    """Runs the stages of a plan that are not stored yet, in order, with a launcher and trackers of their own."""
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored]
     trackers = TrackerClients(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)
     input_verifier = InputVerifier({stage.folder.path.resolve(): stage.name for stage in plan.stages})
@@ -148,19 +156,18 @@ def build_stage_job(stage: PlannedStage) -> dict[str, Any]:
     }
 
 
-def _write_run_folder(plan: Plan) -> None:
-    """Writes the folder runs/NAME with the resolved recipe and a link to each stage's folder."""
+def _write_run_folder(plan: Plan, held: ExitStack) -> None:
+    """Writes the folder runs/NAME with the resolved recipe and a link to each stage's folder.
+
+    `held` keeps the links from another run of the same name until it is closed.
+    """
     try:
-        plan.run_folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-        write_text(plan.run_folder / "recipe.yaml", resolved)
-        links = plan.run_folder / "stages"
-        links.mkdir(exist_ok=True)
-        for old in links.iterdir():
-            old.unlink()
-        for stage in plan.stages:
-            target = os.path.relpath(stage.folder.path.resolve(), links.resolve())
-            (links / stage.name).symlink_to(target, target_is_directory=True)
+        with hold_home_lock(plan.home):
+            plan.run_folder.mkdir(parents=True, exist_ok=True)
+            resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+            write_text(plan.run_folder / "recipe.yaml", resolved)
+            folders = {stage.name: stage.folder.path for stage in plan.stages}
+            held.enter_context(hold_run_links(plan.run_folder, folders))
     except OSError as error:
         raise StageError(f"{plan.run_folder}: cannot be written: {error.strerror or error}") from None
 

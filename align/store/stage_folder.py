@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.store.files import read_json, remove_tree
@@ -47,8 +47,7 @@ class StageFolder:
 
         Raises StageError when another process has it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+") as lock:
+        with self._open_lock_file() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -57,10 +56,19 @@ class StageFolder:
                     f"{self.path}: process {lock.read().strip() or '?'} is working on this stage; "
                     "wait for it, or stop it and run again"
                 ) from None
+            if os.fstat(lock.fileno()).st_nlink == 0:
+                raise StageError(f"{self.path}: was just deleted by another process; run again")
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+    def _open_lock_file(self) -> IO[str]:
+        """Opens the lock file of the stage's folder, after making both where they are missing."""
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # the folder was deleted in between
+                return (self.path / "lock").open("a+")
 
     def delete_contents(self) -> None:
         """Deletes the stage's result and all checkpoints. The lock file stays."""

@@ -1,12 +1,11 @@
 """Verifies the output files of stored stages against their manifests before a later stage reads them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.models.model_description import MODEL
+from qwen_align.align.models.model_description import list_base_paths
 from qwen_align.align.store import integrity
-from qwen_align.align.store.files import read_json
 from qwen_align.align.store.stage_folder import StageFolder
 
 
@@ -36,15 +35,6 @@ class InputVerifier:
         except integrity.Damaged as error:
             raise StageError(f"stage '{name}': {folder}: {error}; recompute it with --force {name}") from None
         self._verified.add(folder)
-        for base in _list_base_folders(folder):
-            self.verify_folder(base)
-
-
-def _list_base_folders(folder: Path) -> Iterator[Path]:
-    """Yields the folders of the stages whose model or adapters a model.json builds on."""
-    if (folder / MODEL).exists():
-        description = read_json(folder / MODEL)
-        for path in (description.get("base"), *description.get("adapters", [])):
-            if path and not path.startswith("hub:"):
-                yield (folder / path).resolve().parent
-                yield (folder / path).resolve()
+        for path in list_base_paths(folder):
+            self.verify_folder(path.resolve().parent)
+            self.verify_folder(path.resolve())
