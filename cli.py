@@ -35,24 +35,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command is None:
         _build_parser().print_help()
         return 0
-    from rich.console import Console
-
+    from qwen_align.align.commands import output
     from qwen_align.align.errors import AlignError
 
-    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
+    output.prepare_streams()
+    console = output.OutputConsole(goes_on=parsed.command is _run_recipe)
     try:
-        return int(parsed.command(parsed, console) or 0)
+        code = int(parsed.command(parsed, console) or 0)
+        sys.stdout.flush()
+        return code
     except AlignError as error:
-        Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True).print(f"qwen-align: {error}")
+        output.print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("qwen-align: stopped", file=sys.stderr)
+        output.print_error("stopped")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # of a command whose reader has what it wanted: `qwen-align show ... | head`
+        output.drop_output()
         return 0
     except OSError as error:
-        print(f"qwen-align: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        output.print_error(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        output.drop_output()
+        return 4
+    except Exception as error:  # noqa: BLE001 - the last resort: nobody is shown a traceback
+        output.print_error(output.describe_unexpected_error(error))
         return 4
 
 
@@ -70,7 +76,9 @@ def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
         try:
             run_plan(plan, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
         except AlignError:
-            with contextlib.suppress(OSError):  # the error is reported anyway; a full disk has no room for a report
+            with contextlib.suppress(
+                OSError, AlignError
+            ):  # the error is reported anyway; a full disk has no room for a report
                 write_report(plan)
             raise
     results = write_report(plan)
@@ -125,15 +133,14 @@ def _chat_with_model(parsed: argparse.Namespace, console: "Console") -> int:
     from qwen_align.align.models import loading
     from qwen_align.align.pipeline.plan import plan as make_plan
     from qwen_align.align.settings.runtime import Runtime
-    from qwen_align.align.settings.sampling import SamplingSettings
 
+    sampling = chat.build_sampling_settings(
+        temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
+    )
     folder = chat.find_model_folder(make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
     renderer = loading.load_renderer(folder)
     runtime = Runtime()
     engine = open_local_engine(loading.load_model(folder).to(loading.choose_device(runtime)), renderer, runtime)
-    sampling = SamplingSettings(
-        temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
-    )
     conversation = chat.Conversation(engine, renderer, sampling, seed=parsed.seed, mode=parsed.mode)
     console.print(f"{parsed.stage}: /quit ends, /help lists the commands", style="dim")
     chat.run_chat(

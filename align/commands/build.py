@@ -57,6 +57,7 @@ def build_data_folder(settings: BuildSpec, out: Path) -> dict[str, Any]:
 
     Raises RecipeError if there is something in `out`; nothing is left there when the build fails.
     """
+    out = out.resolve()  # `.` has no name
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RecipeError(f"{out}: exists already and is not empty; name a new folder")
     unfinished = out.with_name(f".{out.name}.unfinished")

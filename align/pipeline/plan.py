@@ -194,9 +194,9 @@ def check_can_start(
 
 def list_version_changes(stage: PlannedStage) -> list[str]:
     """Lists the libraries whose major version has changed since a stage was stored, as `trl 1.16 -> 2.0`."""
-    made_with: Mapping[str, str] = stage.folder.read_manifest()["libraries"]
+    made_with: Mapping[str, str] = stage.folder.read_manifest().get("libraries", {})
     return [
         f"{name} {made_with[name]} -> {version}"
         for name, version in read_library_versions().items()
-        if name in made_with and made_with[name].split(".")[0] != version.split(".")[0]
+        if name in made_with and str(made_with[name]).split(".")[0] != version.split(".")[0]
     ]

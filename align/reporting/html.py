@@ -2,12 +2,13 @@
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import yaml
@@ -34,6 +35,7 @@ from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.reporting.results import RunResults, pool_by_seed
 from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.stages.registry import STAGE_KINDS
+from qwen_align.align.store.stage_folder import explain_damage
 from qwen_align.reward.thinking import split_for_display
 
 # What is drawn of a training stage, where it is logged: (metric, English, Chinese). Reward and accuracy come first, for
@@ -52,6 +54,7 @@ CURVES = (
     ("value/explained", "variance the critic explains", "价值模型解释的方差"),
     ("grad_norm", "gradient norm", "梯度范数"),
 )
+_Part = TypeVar("_Part")
 MAX_SAMPLES, MAX_CHARACTERS, MAX_COMPLETIONS = 12, 4000, 20_000
 
 
@@ -75,10 +78,10 @@ def render_page(plan: Plan, results: RunResults) -> str:
         pictures=_draw_results(rows),
         comparisons=results.comparisons,
         comparison_columns=_choose_columns(COMPARISON_COLUMNS, COMPARISONS),
-        training=[curves for name, group in groups if (curves := _draw_training(name, group))],
-        lengths=[lengths for _, group in groups if (lengths := _draw_lengths(group[0]))],
-        notes=[{**note, "stage": stage.name} for stage in stored for note in _read_json_lines(stage, "notes.jsonl")],
-        samples=[samples for _, group in groups if (samples := _choose_samples(group[0]))],
+        training=[curves for name, group in groups if (curves := _read_part(partial(_draw_training, name), group))],
+        lengths=[lengths for _, group in groups if (lengths := _read_part(_draw_lengths, group))],
+        notes=[note for stage in stored for note in _read_part(_list_notes, [stage])],
+        samples=[samples for _, group in groups if (samples := _read_part(_choose_samples, group))],
         several=any(len(group) > 1 for _, group in groups),
         data=[_describe_data(stage) for stage in stored if stage.product == "data"],
         data_columns=_choose_columns(DATA_COLUMNS, DATA_ON_PAGE),
@@ -93,6 +96,17 @@ def render_page(plan: Plan, results: RunResults) -> str:
         markdown=format_markdown_table(copy.headings, copy.cells),
         latex=format_latex_table(copy.headings, copy.cells, copy.is_number),
     )
+
+
+def _read_part(read: Callable[[Sequence[PlannedStage]], _Part], group: Sequence[PlannedStage]) -> _Part:
+    """Reads a part of the page from the files of stages. Raises StageError if they are damaged."""
+    with explain_damage(group[0].name, group[0].folder.path):
+        return read(group)
+
+
+def _list_notes(group: Sequence[PlannedStage]) -> list[dict[str, Any]]:
+    """Returns what watchdogs and others noted in stages, with the stages' names."""
+    return [{**note, "stage": stage.name} for stage in group for note in _read_json_lines(stage, "notes.jsonl")]
 
 
 def _choose_columns(table: Mapping[str, Column[Any]], names: Sequence[str]) -> list[tuple[str, Column[Any]]]:
@@ -153,11 +167,12 @@ def _draw_training(name: str, group: Sequence[PlannedStage]) -> dict[str, Any] |
     return {"name": name, "kind": group[0].kind, "pictures": pictures} if pictures else None
 
 
-def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
+def _draw_lengths(group: Sequence[PlannedStage]) -> dict[str, Any] | None:
     """Draws histograms of a stage's completion lengths, right and wrong, and of its rewards.
 
     Returns None for a stage without completions.
     """
+    stage = group[0]
     name = STAGE_KINDS[stage.kind].completions_file
     if name is None:
         return None
@@ -182,11 +197,12 @@ def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
     }
 
 
-def _choose_samples(stage: PlannedStage) -> dict[str, Any] | None:
+def _choose_samples(group: Sequence[PlannedStage]) -> dict[str, Any] | None:
     """Chooses sample completions of a stage for the report.
 
     Of RL they are from the first and last batch, of an evaluation right and wrong ones.
     """
+    stage = group[0]
     if STAGE_KINDS[stage.kind].curve == "evaluation":
         by_value: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         # One a question: its samples are much alike.
@@ -250,4 +266,12 @@ def _read_json_lines(stage: PlannedStage, name: str) -> Iterator[dict[str, Any]]
     if path.exists():
         with path.open(encoding="utf-8") as file:
             for line in file:
-                yield json.loads(line)
+                yield _parse_object(line)
+
+
+def _parse_object(line: str) -> dict[str, Any]:
+    """Parses a line as a JSON object. Raises ValueError if it is none."""
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError("a line is no JSON object")
+    return value

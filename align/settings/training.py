@@ -7,6 +7,10 @@ from pydantic import Field
 
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
 
+# Beyond what anyone trains with: a slip of the finger is refused, where it would run for years.
+MAX_EPOCHS = 10_000
+MAX_BATCH = 1_000_000
+
 
 def count_optimizer_steps(n_rows: int, epochs: float, batch: int) -> int:
     """Returns the number of optimiser steps of a number of epochs.
@@ -49,7 +53,7 @@ class Optimizer(Strict):
     )
     warmup_steps: int = Field(0, ge=0, description="optimiser steps over which the learning rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
-    betas: list[float] = Field(
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.9, 0.999], min_length=2, max_length=2, description="AdamW's decay rates of the two moment estimates"
     )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")

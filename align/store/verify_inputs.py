@@ -30,11 +30,19 @@ class InputVerifier:
             return
         folder = folder.resolve()
         name = self._names[folder]
-        try:
-            integrity.verify_digests(folder, StageFolder(folder).read_manifest()["outputs"])
-        except integrity.Damaged as error:
-            raise StageError(f"stage '{name}': {folder}: {error}; recompute it with --force {name}") from None
+        verify_outputs(name, folder)
         self._verified.add(folder)
         for path in list_base_paths(folder):
             self.verify_folder(path.resolve().parent)
             self.verify_folder(path.resolve())
+
+
+def verify_outputs(name: str, folder: Path) -> None:
+    """Verifies the files of a stored stage. Raises StageError, with the stage's name, for the first that is damaged."""
+    outputs = StageFolder(folder).read_manifest().get("outputs")
+    try:
+        if outputs is None:
+            raise integrity.Damaged("manifest.json lists no outputs")
+        integrity.verify_digests(folder, outputs)
+    except integrity.Damaged as error:
+        raise StageError(f"stage '{name}': {folder}: {error}; recompute it with --force {name}") from None

@@ -193,9 +193,7 @@ def test_the_command_says_what_it_freed(home: Path, cli: Callable[..., Any]) -> 
     assert str(home / "store" / f"dpo-{DIGITS}") in said.out
 
 
-def test_links_are_renewed_without_a_moment_in_which_they_are_gone(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_links_are_renewed_without_a_moment_in_which_they_are_gone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each step of a relinking, whatever the run named before and after is named."""
     run = home / "runs" / "trial"
     (run / "stages" / "mine.txt").write_text("no link")
