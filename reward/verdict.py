@@ -2,9 +2,14 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from qwen_align.align.settings.base import Strict
+
+
+def _escape_half_characters(reason: object) -> object:
+    """Returns a reason with an escape for each lone surrogate, which no file can hold: a user's error may have one."""
+    return reason.encode("utf-8", "backslashreplace").decode() if isinstance(reason, str) else reason
 
 
 class Verdict(Strict):
@@ -15,6 +20,6 @@ class Verdict(Strict):
     """
 
     value: Annotated[float, Field(allow_inf_nan=False)] | None
-    reason: str
+    reason: Annotated[str, BeforeValidator(_escape_half_characters)]
     parts: dict[str, "Verdict"] | None = None
     steps: list[float] | None = None

@@ -123,7 +123,10 @@ def _average_or_none(figures: Sequence[float | None]) -> float | None:
 
 
 def _read_evaluation(stage: PlannedStage, plan: Plan) -> list[EvaluationResult]:
-    """Verifies and reads a stored evaluation's results, under the model and data names of the current recipe."""
+    """Verifies and reads a stored evaluation's results, under the model and data names of the current recipe.
+
+    Raises StageError, KeyError, TypeError or ValueError for one whose files are damaged.
+    """
     verify_outputs(stage.name, stage.folder.path)
     origins = {graph_stage.name: graph_stage.origin for graph_stage in plan.graph.stages}
     settings: Any = stage.settings
@@ -144,6 +147,10 @@ def _read_evaluation(stage: PlannedStage, plan: Plan) -> list[EvaluationResult]:
         }
         for index, result in enumerate(stage.folder.read_manifest()["summary"]["results"])
     ]
+    for row in rows:
+        if missing := [field for field in LADDER_FIELDS if field not in row]:
+            raise KeyError(missing[0])
+        to_result_row(row)
     return [EvaluationResult(row, means[index] if means else {}) for index, row in enumerate(rows)]
 
 

@@ -72,7 +72,7 @@ def read_settings(path: Path, overrides: Sequence[str] = (), *, tiny: bool = Fal
     """
     raw = complete_settings(_read_file(path), path, tiny=tiny)
     for (setting, value), override in zip(parse_overrides(overrides), overrides, strict=True):
-        set_value(raw, setting, value, where=f"--set {override}")
+        set_value(raw, setting, value, where=_format_override(override))
     return raw
 
 
@@ -147,9 +147,16 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     for override in overrides:
         setting, equals, value = override.partition("=")
         if not equals:
-            raise RecipeError(f"--set {override}: write it as setting=value, as in stages.sft.learning_rate=1e-5")
-        parsed.append((setting, parse_yaml(value, where=f"--set {override}")))
+            raise RecipeError(
+                f"{_format_override(override)}: write it as setting=value, as in stages.sft.learning_rate=1e-5"
+            )
+        parsed.append((setting, parse_yaml(value, where=_format_override(override))))
     return parsed
+
+
+def _format_override(override: str) -> str:
+    """Returns an override as error messages begin with it, cut where it is long."""
+    return f"--set {override if len(override) <= 80 else override[:77] + '...'}"
 
 
 def _expand_matrix(

@@ -39,10 +39,7 @@ class InputVerifier:
 
 def verify_outputs(name: str, folder: Path) -> None:
     """Verifies the files of a stored stage. Raises StageError, with the stage's name, for the first that is damaged."""
-    outputs = StageFolder(folder).read_manifest().get("outputs")
     try:
-        if outputs is None:
-            raise integrity.Damaged("manifest.json lists no outputs")
-        integrity.verify_digests(folder, outputs)
+        integrity.verify_digests(folder, StageFolder(folder).read_manifest().get("outputs", {}))
     except integrity.Damaged as error:
         raise StageError(f"stage '{name}': {folder}: {error}; recompute it with --force {name}") from None
