@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.fault_wording import describe_faults
 from qwen_align.reward.verdict import Verdict
 
 Mode = Literal["think", "no_think"]
@@ -224,7 +225,7 @@ def format_first_error(error: ValidationError) -> str:
     details = error.errors(include_url=False)
     field = ".".join(str(part) for part in details[0]["loc"])
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{field + ': ' if field else ''}{details[0]['msg']}{more}"
+    return f"{field + ': ' if field else ''}{describe_faults(details[:1])}{more}"
 
 
 def compute_rows_digest(rows: Iterable[Row]) -> str:

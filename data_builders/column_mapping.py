@@ -14,6 +14,7 @@ from qwen_align.data_builders.message_conversion import (
 )
 from qwen_align.data_builders.preference_formats import parse_number
 from qwen_align.data_builders.problem_formats import extract_gold_after
+from qwen_align.reward.settings import OWN_REWARD
 
 
 class Fields(NamedTuple):
@@ -45,7 +46,7 @@ def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: st
 
     Raises BadValue for a field that is missing or of a wrong form.
     """
-    fields = _collect_fields(values, columns, target.kind)
+    fields = _collect_fields(values, columns, target)
     if target.kind == "text":
         if target.meta:
             raise BadValue("no meta", "keep_columns: text rows have no meta to keep them in; leave it out")
@@ -90,12 +91,15 @@ def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: st
     )
 
 
-def _collect_fields(values: Values, columns: Mapping[str, str], kind: str) -> dict[str, Any]:
+def _collect_fields(values: Values, columns: Mapping[str, str], target: Target) -> dict[str, Any]:
     """Collects the values of the fields that a source row has, by field name.
 
     Raises BadValue if they do not make a data row.
     """
+    kind = target.kind
     known_fields = FIELDS[kind]
+    if kind == "problem" and target.reward == OWN_REWARD:
+        known_fields = Fields((("prompt",),), ("gold", *known_fields.optional))  # which may need no gold
     keys = {field: columns.get(field, field) for field in known_fields.all_names if field != "id"}
     given_fields = {field: values[key] for field, key in keys.items() if values.get(key) is not None}
     if not any(given_fields.keys() >= set(required_fields) for required_fields in known_fields.needed):

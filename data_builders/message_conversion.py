@@ -86,7 +86,9 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
     Raises BadValue for a role, key or content that has no place in it.
     """
     if not isinstance(value, Mapping):
-        raise BadValue("wrong type", f"{field}: Input should be a valid dictionary; found {shorten_repr(value)}")
+        raise BadValue(
+            "wrong type", f"{field}: must be a turn, {{role: ..., content: ...}}; found {shorten_repr(value)}"
+        )
     given = {key: item for key, item in value.items() if item is not None}
     if "from" in given and "role" not in given:
         given |= {"role": given.pop("from"), "content": given.pop("value", None)}

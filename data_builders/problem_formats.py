@@ -22,6 +22,7 @@ from qwen_align.data_builders.format_definition import (
 )
 from qwen_align.data_builders.message_conversion import convert_reply, convert_turns
 from qwen_align.reward.boxed_answers import find_last_boxes
+from qwen_align.reward.settings import OWN_REWARD
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")  # openai/grade-school-math, calculator.py: what its calculator writes over
 _GOLD_KEYS = ("gold", "answer", "target")
@@ -108,9 +109,14 @@ def _convert_limo(values: Values, target: Target) -> Row:
 
 def _convert_prompt_gold(values: Values, target: Target) -> Row:
     """Converts a row with a prompt and a gold answer to a problem row."""
-    return _make_problem(
-        read_prompt(values, choose_key(values, QUESTION_KEYS, target), target), _read_gold(values), target
-    )
+    messages = read_prompt(values, choose_key(values, QUESTION_KEYS, target), target)
+    has_gold = target.reward != OWN_REWARD or has_any_gold(values)
+    return _make_problem(messages, _read_gold(values) if has_gold else None, target)
+
+
+def has_any_gold(values: Values) -> bool:
+    """Returns whether a row has a gold answer, or a solution that could box one. A reward of one's own needs none."""
+    return any(values.get(key) not in (None, "") for key in (*_GOLD_KEYS, "solution"))
 
 
 def _read_gold(values: Values) -> Any:

@@ -61,7 +61,11 @@ class Sieve(Strict):
     is_unique: bool = Field(
         default=True, description="drop rows that say the same as an earlier one, white space apart"
     )
-    gold_is_usable: bool = Field(default=True, description="drop rows whose gold does not pass the row's own reward")
+    gold_is_usable: bool = Field(
+        default=True,
+        description="drop rows whose gold does not pass the row's own reward; reward: python is left to the stage that "
+        "names its file",
+    )
     thinking_is_clean: bool = Field(
         default=True, description="drop rows with thinking tags in texts, or with blank thinking or answers"
     )

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.row_texts import get_turns, list_all_texts, list_replies
-from qwen_align.reward.settings import make_default_reward
+from qwen_align.reward.settings import OWN_REWARD, make_default_reward
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 MAX_DETAIL_CHARACTERS = 200  # characters of a gold or of a shared text that are quoted
@@ -104,12 +104,14 @@ def find_control_token_fault(row: Row) -> Fault | None:
 
 
 def find_gold_fault(row: Row) -> Fault | None:
-    """Returns a fault if a row's gold answer does not pass the row's own reward.
+    """Returns a fault if a row's gold answer does not pass the row's own reward, unless that is one of the user's own.
 
     Raises DataError if the reward is unknown.
     """
     if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
         return None  # a trace may be trained without anyone judging it
+    if row.reward == OWN_REWARD:
+        return None  # the stage that judges knows whose it is and whether it needs a gold; `check` tries it on two rows
     try:
         reward = make_default_reward(row.reward)
     except ValueError as error:

@@ -32,15 +32,12 @@ class OutputConsole(Console):
 
 
 def prepare_streams() -> None:
-    """Makes standard output and error print what their encoding has not as an escape, and input read every byte."""
+    """Makes standard input read every byte, and replaces output streams that the caller has closed."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by the caller
+        if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def drop_output() -> None:

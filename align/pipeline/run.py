@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import yaml
 
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
+from qwen_align.align.pipeline.check_models import check_models
+from qwen_align.align.pipeline.hub_revisions import get_record_path, write_found_revisions
 from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
-from qwen_align.align.store.files import write_json, write_text
-from qwen_align.align.store.home_lock import hold_home_lock
-from qwen_align.align.store.run_links import hold_run_links
+from qwen_align.align.store.files import write_json
+from qwen_align.align.store.run_folders import write_run_folder
 from qwen_align.align.store.verify_inputs import InputVerifier
 from qwen_align.align.tracking import setup
 from qwen_align.align.tracking.curve import Curve, Point, to_evaluation_point
@@ -51,10 +52,15 @@ def run(
     setup.check_installed(plan.recipe.tracking)
     forced = [stage for name in force for stage in plan.find_stages(name)]
     check_can_start(plan, forced)
+    for note in check_models(plan, forced):
+        listener.on_note(f"note: {note}")
     for stage in forced:
         _clear_stage(stage)
+    resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     with ExitStack() as held:
-        _write_run_folder(plan, held)
+        if note := write_run_folder(plan.home, plan.recipe.name, plan.request, plan.stage_folders, resolved, held):
+            listener.on_note(note)
+        _keep_revisions(plan, listener)
         _run_stages(plan, listener, same_versions=same_versions, stop=stop)
 
 
@@ -156,20 +162,15 @@ def build_stage_job(stage: PlannedStage) -> dict[str, Any]:
     }
 
 
-def _write_run_folder(plan: Plan, held: ExitStack) -> None:
-    """Writes the folder runs/NAME with the resolved recipe and a link to each stage's folder.
-
-    `held` keeps the links from another run of the same name until it is closed.
-    """
+def _keep_revisions(plan: Plan, listener: RunListener) -> None:
+    """Writes the commits that were found for branches and tags of the hub to the run's record, and tells them."""
+    path = get_record_path(plan.home, plan.recipe.name)
     try:
-        with hold_home_lock(plan.home):
-            plan.run_folder.mkdir(parents=True, exist_ok=True)
-            resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-            write_text(plan.run_folder / "recipe.yaml", resolved)
-            folders = {stage.name: stage.folder.path for stage in plan.stages}
-            held.enter_context(hold_run_links(plan.run_folder, folders))
+        write_found_revisions(path, plan.revisions)
     except OSError as error:
-        raise StageError(f"{plan.run_folder}: cannot be written: {error.strerror or error}") from None
+        raise StageError(f"{path}: cannot be written: {error.strerror or error}") from None
+    for found in plan.revisions:
+        listener.on_note(found.format_line())
 
 
 def _check_same_versions(stage: PlannedStage) -> None:

@@ -22,6 +22,11 @@ class RenderedRows(NamedTuple):
     dropped: dict[str, int]
     lengths: list[int]
 
+    @property
+    def longest(self) -> int:
+        """Returns the number of tokens of the longest sample that is kept."""
+        return max((len(sample.ids) for sample in self.samples), default=0)
+
 
 class RenderedPairs(NamedTuple):
     """The rendered preference pairs of a training set, its drops by reason and its token lengths.
@@ -32,6 +37,13 @@ class RenderedPairs(NamedTuple):
     pairs: list[PairIds]
     dropped: dict[str, int]
     lengths: list[int]
+
+    @property
+    def longest(self) -> int:
+        """Returns the number of tokens of the longest completion that is kept, with its prompt."""
+        return max(
+            (len(pair.prompt) + len(side) for pair in self.pairs for side in (pair.chosen, pair.rejected)), default=0
+        )
 
 
 def render_rows(renderer: Renderer, rows: Iterable[Row], max_tokens: int) -> RenderedRows:

@@ -12,6 +12,7 @@ from qwen_align.align.reporting.columns import (
     STAGE_COLUMNS,
     STAGES_IN_TEXT,
     Table,
+    choose_result_columns,
     format_table,
 )
 from qwen_align.align.reporting.html import render_page
@@ -37,11 +38,13 @@ def write_report(plan: Plan) -> RunResults:
 def format_report(plan: Plan, results: RunResults) -> str:
     """Renders the text of report.md: accuracies, comparisons, stage costs, dropped rows and left-out columns."""
     parts = [f"# {plan.recipe.report.title or plan.recipe.name}\n"]
-    if results.evaluations:
+    rows = list(map(to_result_row, results.evaluations))
+    if rows:
         parts += [
-            f"Accuracy in percent: mean over k = {results.evaluations[0]['k']} samples a question, "
-            "± one standard error clustered by question. Obeyed: the share that thought, or did not, as asked.\n",
-            _format_section(format_table(RESULT_COLUMNS, RESULTS_IN_TEXT, map(to_result_row, results.evaluations))),
+            f"Accuracy in percent: the share with a reward of 1 among k = {results.evaluations[0]['k']} completions a "
+            "question, ± one standard error clustered by question. No verdict: completions that count neither as right "
+            "nor as wrong. Obeyed: the share that thought, or did not, as asked.\n",
+            _format_section(format_table(RESULT_COLUMNS, choose_result_columns(RESULTS_IN_TEXT, rows), rows)),
         ]
     if results.comparisons:
         parts += [

@@ -27,7 +27,9 @@ class Lora(Strict):
     alpha: float = Field(gt=0, description="scale of the adapters: their output is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input; only sft may have it")
     target_modules: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="names of the layers that get adapters; all-linear = every linear layer but the head"
+        "all-linear",
+        description="names of the layers that get adapters; all-linear = every linear layer but the head and the "
+        "routers of a mixture of experts",
     )
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from qwen_align.align.context import NOTES, PROGRESS, TRACKING
@@ -10,7 +11,7 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.models.model_description import list_base_paths
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import measure_gib, read_json, remove_tree
-from qwen_align.align.store.home_lock import hold_home_lock
+from qwen_align.align.store.run_folders import hold_runs_lock
 from qwen_align.align.store.run_links import find_named_stages
 from qwen_align.align.store.stage_folder import UNFINISHED, StageFolder
 
@@ -34,10 +35,12 @@ def prune_store(
         return
     if store.is_symlink():
         raise StageError(f"{store}: is a link to {store.resolve()}, which other homes may use; prune there by hand")
-    with hold_home_lock(home):
+    folders = [path for path in sorted(store.iterdir()) if STAGE_NAME.fullmatch(path.name)]
+    if not folders:
+        return
+    with hold_runs_lock(home) if (home / "runs").is_dir() else nullcontext():
         named = find_named_stages(home)
-        folders = [path for path in sorted(store.iterdir()) if STAGE_NAME.fullmatch(path.name)]
-        if folders and not named:
+        if not named:
             raise StageError(
                 f"{home / 'runs'}: no run folder there names a stage, so {len(folders)} stages would all go; if that "
                 f"is meant, delete {store} yourself"

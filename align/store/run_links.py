@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-LINKS = "stages"  # in a run's folder: a link to each of its stages
+LINKS = "stages"  # in a run's folder: a link to each of its stages, which `prune` keeps
 _LOCK = "lock"  # in a run's folder: held by each run of the name that is at work
 
 

@@ -72,6 +72,18 @@ class StageFolder:
             lock.flush()
             yield
 
+    @property
+    def is_locked(self) -> bool:
+        """Returns whether a process is working on the stage."""
+        try:
+            with (self.path / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def _open_lock_file(self) -> IO[str]:
         """Opens the lock file of the stage's folder, after making both where they are missing."""
         while True:

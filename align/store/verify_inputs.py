@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.models.model_description import list_base_paths
+from qwen_align.align.models.model_description import is_stage_folder, list_base_paths
 from qwen_align.align.store import integrity
 from qwen_align.align.store.stage_folder import StageFolder
 
@@ -12,7 +12,7 @@ from qwen_align.align.store.stage_folder import StageFolder
 class InputVerifier:
     """A verifier of stage folders, which verifies each folder once per run.
 
-    `names`: the stages' names by their resolved folders.
+    `names`: the names of the plan's stages by their resolved folders.
     """
 
     def __init__(self, names: Mapping[Path, str]) -> None:
@@ -24,12 +24,13 @@ class InputVerifier:
 
         Raises StageError when a file is not what its stage wrote.
 
-        Folders of models from outside are left alone: their digests are in the keys.
+        So are folders of finished stages that a recipe names as models, whose key is that of their manifest. Other
+        folders of models are left alone: the digests of their files are in the keys.
         """
-        if folder.resolve() in self._verified or folder.resolve() not in self._names:
-            return
         folder = folder.resolve()
-        name = self._names[folder]
+        name = self._names.get(folder)
+        if folder in self._verified or (name is None and not is_stage_folder(folder)):
+            return
         verify_outputs(name, folder)
         self._verified.add(folder)
         for path in list_base_paths(folder):
@@ -37,9 +38,14 @@ class InputVerifier:
             self.verify_folder(path.resolve())
 
 
-def verify_outputs(name: str, folder: Path) -> None:
-    """Verifies the files of a stored stage. Raises StageError, with the stage's name, for the first that is damaged."""
+def verify_outputs(name: str | None, folder: Path) -> None:
+    """Verifies the files of a stored stage. Raises StageError, with the stage's name, for the first that is damaged.
+
+    `name`: None for a finished stage that a recipe names as a model.
+    """
     try:
         integrity.verify_digests(folder, StageFolder(folder).read_manifest().get("outputs", {}))
     except integrity.Damaged as error:
+        if name is None:
+            raise StageError(f"{folder}: {error}; it is no longer what its stage made: make it again") from None
         raise StageError(f"stage '{name}': {folder}: {error}; recompute it with --force {name}") from None

@@ -68,6 +68,7 @@ def trained_rows() -> dict[str, Any]:
     ]
     return {
         "problems": problems,
+        "half_golds": [row.model_copy(update={"gold": None}) if n % 2 else row for n, row in enumerate(problems[:4])],
         "other": generate("problem", 6, 1),
         "coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 8, 3)],
         "more_coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 5, 4)],

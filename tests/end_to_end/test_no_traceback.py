@@ -13,6 +13,7 @@ import pytest
 from qwen_align.align.commands import chat
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.plan import plan as make_plan
+from qwen_align.align.reporting.results import LADDER_FIELDS
 from qwen_align.align.store.files import compute_sha256
 from qwen_align.reward.verdict import Verdict
 
@@ -39,6 +40,7 @@ RESULT = {
     "k": 1,
 }
 RESULT |= {"obeyed_share": None, "stopped_share": 1.0, "mean_tokens": 3.0}
+RESULT = {**dict.fromkeys(LADDER_FIELDS, 0.5), **RESULT}
 COMPLETION = {"prompt_id": "a", "text": "7", "prompt": [], "reward": "math_answer", "n_tokens": 1}
 COMPLETION |= {"finish_reason": "stop", "verdicts": {"math_answer": {"value": 1.0, "reason": "equal"}}}
 
@@ -92,7 +94,7 @@ def change_manifest(folder: Path, **fields: Any) -> None:
         ("questions.json is not what", lambda folder: (folder / "questions.json").write_text("[]")),
         ("questions.json is missing", lambda folder: (folder / "questions.json").unlink()),
         ("damaged", lambda folder: (folder / "notes.jsonl").write_text("[1]\n")),
-        ("damaged", lambda folder: (folder / "metrics.jsonl").write_text('{"step": 1, "lo')),
+        ("damaged", lambda folder: (folder / "metrics.jsonl").write_text('{"step": 1, "lo\n')),
         ("damaged", lambda folder: (folder / "metrics.jsonl").write_text('{"loss": 1}\n{"step": "x", "loss": []}\n')),
     ],
 )

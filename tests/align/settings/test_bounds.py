@@ -47,8 +47,15 @@ def refusal(tmp_path: Path, cli: Callable[..., Any], write_recipe: Callable[...,
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("epochs", 1e300), ("epochs", 10_001), ("batch", 10**12), ("runtime", {"micro_batch": 10**10})]
-    + [("runtime", {"processes": 10**6}), ("runtime", {"threads": 10**6}), ("runtime", {"generation_batch": 10**9})],
+    [
+        ("epochs", 1e300),
+        ("epochs", 10_001),
+        ("batch", 10**12),
+        ("runtime", {"micro_batch": 10**10}),
+        ("runtime", {"processes": 10**6}),
+        ("runtime", {"threads": 10**6}),
+        ("runtime", {"generation_batch": 10**9}),
+    ],
 )
 def test_amounts_that_nobody_means_are_refused(refusal: Callable[..., str], setting: str, value: Any) -> None:
     assert "less than or equal to" in refusal(DATA, {**SFT, setting: value})

@@ -14,8 +14,8 @@ import pytest
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.store import run_links
-from qwen_align.align.store.home_lock import hold_home_lock
 from qwen_align.align.store.prune import prune_store
+from qwen_align.align.store.run_folders import hold_runs_lock
 from qwen_align.align.store.run_links import hold_run_links
 from qwen_align.align.store.stage_folder import StageFolder
 
@@ -234,7 +234,7 @@ def test_prune_among_runs_never_deletes_what_a_run_folder_names(tmp_path: Path) 
             names = rng.sample(range(24), 3)
             targets = {f"s{n}": tmp_path / "store" / f"sft-{n:016x}" for n in names}
             held = ExitStack()
-            with hold_home_lock(tmp_path):
+            with hold_runs_lock(tmp_path):
                 run = tmp_path / "runs" / rng.choice("abc")
                 held.enter_context(hold_run_links(run, targets))
             if action == "kill" and rng.random() < 0.5:
@@ -276,7 +276,7 @@ def test_a_thousand_runs_at_once_with_prunes_lose_no_stage_they_link_to(tmp_path
         for _ in range(334):
             folders = [tmp_path / "store" / f"sft-{n:016x}" for n in rng.sample(range(8), 3)]
             with ExitStack() as held:
-                with hold_home_lock(tmp_path):
+                with hold_runs_lock(tmp_path):
                     run = tmp_path / "runs" / rng.choice("ab")
                     held.enter_context(hold_run_links(run, {folder.name: folder for folder in folders}))
                 for folder in folders:
