@@ -14,6 +14,7 @@ from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import write_json
+from qwen_align.align.store.outside_files import OutsideFileWatch
 from qwen_align.align.store.run_folders import write_run_folder
 from qwen_align.align.store.verify_inputs import InputVerifier
 from qwen_align.align.tracking import setup
@@ -106,10 +107,12 @@ def _run_stage(
     Raises AlignError when the stage fails.
     """
 
+    watch = OutsideFileWatch(stage.outside)
+
     def poll_stop() -> bool:
         trackers.check_trackers()
         listener.on_stage_progress(stage)
-        return stop()
+        return stop() or (not stage.is_stored and watch.has_changed())
 
     try:
         with stage.folder.hold_lock():
@@ -126,6 +129,9 @@ def _run_stage(
             stage_exit = launcher.run_stage(stage.stage, stage.folder.path, poll_stop)
             if is_tracked:
                 trackers.end_curve(_read_evaluation_points(stage), is_whole=stage.is_stored)
+            if watch.error:
+                stage.folder.delete_contents()  # checkpoints too: they are of another file than the key says
+                raise StageError(f"stage '{stage.name}': {watch.error}")
     except OSError as error:
         raise _to_stage_error(stage, error) from None
     if stage_exit.code != 0:
@@ -159,6 +165,7 @@ def build_stage_job(stage: PlannedStage) -> dict[str, Any]:
         "inputs": stage.inputs,
         "seed": stage.seed,
         "runtime": stage.runtime.model_dump(),
+        "outside": stage.outside._asdict(),
     }
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from qwen_align.align.store.files import compute_sha256, read_json, write_json
 
+DIGESTS = "digests.json"  # in the store's folder: the cache of digests of the user's files
+
 
 class DigestCache:
     """A cache of the sha256 of files by path, size, times of modification and of change, and inode.
