@@ -34,7 +34,11 @@ class Message(Strict):
     tool_calls: list[dict[str, Any]] | None = None
 
 
-FLAG_IN_TEXT = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
+# A flag stands alone, or where a Chinese text or a sentence's end touches it: paths, words and quoted flags are none.
+FLAG_IN_TEXT = re.compile(
+    r"(?<![^\s!?\u3000-\u303f\u3400-\u9fff\uff00-\uffef])/(?:no_)?think"
+    r"(?=\s|\Z|[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]|[.,;:!?]+(?:\s|\Z))"
+)
 
 
 def find_last_flag(messages: Sequence[Message]) -> Flag | None:

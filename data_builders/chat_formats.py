@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from qwen_align.align.answer_modes import has_thinking
 from qwen_align.align.rows import Chat, Message, Row, Trace
 from qwen_align.data_builders.bad_row_errors import BadValue
 from qwen_align.data_builders.column_meanings import is_empty
@@ -39,7 +40,7 @@ def make_conversation_row(messages: Sequence[Message], target: Target, tools: To
         target.conversion_counts[f"conversations that end with a {last.role}'s turn"] += 1
     if target.kind == "chat":
         return Chat(messages=list(messages), tools=tools, **target.shared_fields)
-    if last.role != "assistant" or last.thinking is None or last.tool_calls:
+    if last.role != "assistant" or not has_thinking(last) or last.thinking is None or last.tool_calls:
         raise BadValue("no thinking", "is no trace: the last turn is no assistant's with thinking and an answer")
     reward = target.reward or "math_answer"  # judges nothing: there is no gold
     prompt = list(messages[:-1])

@@ -160,9 +160,7 @@ _NAMES: dict[ColumnMeaning, str] = {
         "train_on_turn"
     ),
     _MASKED: "mask masked loss_mask mask_history train_mask assistant_masks completion_mask ignore_loss",
-    _TEMPLATE: (
-        "chat_template_kwargs enable_thinking thinking_mode think_mode reasoning_effort thinking_budget chat_template"
-    ),
+    _TEMPLATE: ("thinking_mode think_mode reasoning_effort thinking_budget chat_template"),
     _FINISH: "finish_reason finish_reasons stop_reason",
     _CUT: "truncated is_truncated is_incomplete cut_off",
     _BAD: "is_harmful harmful is_bad bad is_wrong wrong is_hallucination hallucination toxic is_toxic",

@@ -19,6 +19,7 @@ from qwen_align.data_builders.message_conversion import (
 )
 
 Kind = Literal["problem", "trace", "chat", "pair", "labelled", "text"]
+_SWITCH_OF_TEXT = {"true": True, "false": False}
 Values = Mapping[str, Any]
 """A source's row. A key whose value is null tells nothing of the format."""
 
@@ -145,6 +146,27 @@ def read_prompt(values: Values, key: str, target: Target) -> list[Message]:
     if turns_read[-1].role == "assistant":
         raise BadValue("wrong roles", f"{key}: ends with an assistant's turn; a prompt ends before the answer")
     return turns_read
+
+
+def read_row_mode(values: Values) -> Mode | None:
+    """Returns the thinking mode that a row asks of the chat template.
+
+    It stands under `enable_thinking`, or in TRL's column `chat_template_kwargs`. Returns None if the row asks for none.
+    Raises BadValue for any other argument, whose meaning is unknown, and for two that differ.
+    """
+    arguments = parse_nested_json(values.get("chat_template_kwargs") or {}, "chat_template_kwargs")
+    items = arguments.items() if isinstance(arguments, Mapping) else ()
+    given = {key: value for key, value in items if value is not None}
+    asked = [
+        value for value in (given.pop("enable_thinking", None), values.get("enable_thinking")) if value is not None
+    ]
+    switches = [_SWITCH_OF_TEXT.get(value.strip().lower()) if isinstance(value, str) else value for value in asked]
+    is_known = isinstance(arguments, Mapping) and not given and all(isinstance(switch, bool) for switch in switches)
+    if not is_known or len(set(switches)) > 1:
+        found = shorten_repr(arguments or asked)
+        problem = f"chat_template_kwargs or enable_thinking: is {found}; only enable_thinking, true or false, is read"
+        raise BadValue("unknown template argument", problem)
+    return None if not switches else "think" if switches[0] else "no_think"
 
 
 def read_tools(values: Values, target: Target) -> Tools | None:

@@ -27,7 +27,7 @@ _TOOL_CALLS: TypeAdapter[Tools] = TypeAdapter(Tools)
 
 
 class SplitTurn(NamedTuple):
-    """The thinking and the answer of an assistant turn. `thinking` is None without a block and with an empty one."""
+    """The thinking and the answer of an assistant turn. `thinking` is None without a block and "" with an empty one."""
 
     thinking: str | None
     answer: str
@@ -36,23 +36,29 @@ class SplitTurn(NamedTuple):
 def split_thinking(content: str, *, needs_answer: bool = True) -> SplitTurn:
     """Splits an assistant turn into the thinking block that opens it and the answer.
 
-    White space around both goes. Raises BadValue if tags stand anywhere else, are unbalanced or nested, or if nothing
-    follows the block: a text whose thinking cannot be told from its answer must not be trained as an answer.
+    A block without its opening tag is one that the prompt opened, as for Qwen3-Thinking-2507. Line breaks around both
+    go, as in Qwen's template; indentation stays. Raises BadValue if tags stand anywhere else, are unbalanced or nested,
+    or if nothing follows the block: a text whose thinking cannot be told from its answer must not be trained as one.
     """
     n_open, n_close = content.count(OPEN), content.count(CLOSE)
     if not n_open and not n_close:
         return SplitTurn(None, content)
-    before_close, close_tag, answer = content.partition(CLOSE)
-    before_open, _, thinking = before_close.partition(OPEN)
-    if (n_open, n_close) != (1, 1) or not close_tag:
+    before_close, _, answer = content.partition(CLOSE)
+    before_open, _, thinking = before_close.partition(OPEN) if n_open else ("", "", before_close)
+    if n_open > 1 or n_close != 1:
         problem = f"has {n_open} {OPEN} and {n_close} {CLOSE}; one of each is a thinking block"
-    elif OPEN not in before_close or before_open.strip():
-        problem = f"has {OPEN} inside its text; a thinking block opens the turn"
+    elif (n_open and OPEN not in before_close) or before_open.strip() or _is_quoted(before_close, answer):
+        problem = f"has {OPEN if n_open else CLOSE} inside its text; a thinking block opens the turn"
     elif needs_answer and not answer.strip():
         problem = "has thinking and no answer"
     else:
-        return SplitTurn(thinking.strip() or None, answer.lstrip())
+        return SplitTurn(thinking.strip("\r\n") if thinking.strip() else "", answer.lstrip("\r\n"))
     raise BadValue("malformed thinking", problem)
+
+
+def _is_quoted(before: str, after: str) -> bool:
+    """Returns whether what stands between two texts is in quotation marks, so that the text speaks of it."""
+    return before[-1:] in ("`", "'", '"') and after[:1] == before[-1:]
 
 
 def convert_turns(value: Any, field: str, conversion_counts: Counter[str]) -> list[Message]:
@@ -147,11 +153,13 @@ def _move_thinking(
 ) -> None:
     """Moves the `reasoning_content` or the think block of a turn into the message's `thinking`.
 
-    Raises BadValue where there are two.
+    An empty block says that the turn does not think. Raises BadValue where thinking stands in two places and differs.
     """
     thinking_keys = [key for key in THINKING_KEYS if given.get(key) not in (None, "")]
-    if len(thinking_keys) > 1:
-        raise BadValue("malformed thinking", f"{field}: has both {' and '.join(thinking_keys)}")
+    differing_keys = [key for key in thinking_keys if str(given[key]).strip() != str(given[thinking_keys[0]]).strip()]
+    if differing_keys:
+        keys = f"{thinking_keys[0]} and {differing_keys[0]}"
+        raise BadValue("malformed thinking", f"{field}: has both {keys}, and they differ")
     if thinking_keys:
         message["thinking"] = given[thinking_keys[0]]
         if message["role"] != "assistant":
@@ -165,12 +173,13 @@ def _move_thinking(
         split = split_thinking(content, needs_answer=not message.get("tool_calls"))
     except BadValue as error:
         raise BadValue(error.reason, f"{field}: {error}") from None
-    if thinking_keys and split.thinking:
-        raise BadValue("malformed thinking", f"{field}: has {thinking_keys[0]} and a thinking block in its content")
-    conversion_counts[f"{OPEN} blocks moved to thinking" if split.thinking else f"empty {OPEN} blocks left out"] += 1
+    if thinking_keys and split.thinking and split.thinking.strip() != str(message["thinking"]).strip():
+        problem = f"has {thinking_keys[0]} and another thinking block in its content"
+        raise BadValue("malformed thinking", f"{field}: {problem}")
+    what = f"{OPEN} blocks moved to thinking" if OPEN in content else f"texts before {CLOSE} alone moved to thinking"
+    conversion_counts[what if split.thinking else f"empty {OPEN} blocks read as no thinking"] += 1
     message["content"] = split.answer
-    if split.thinking:
-        message["thinking"] = split.thinking
+    message["thinking"] = message.get("thinking") or split.thinking
 
 
 def _parse_function_calls(value: Any, field: str) -> Any:

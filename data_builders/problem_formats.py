@@ -7,7 +7,7 @@ import re
 from functools import partial
 from typing import Any
 
-from qwen_align.align.rows import Message, Problem, Row, Text, Trace
+from qwen_align.align.rows import Chat, Message, Problem, Row, Text, Trace
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
 from qwen_align.data_builders.chat_formats import GSM8K_MARK, QUESTION_KEYS, choose_key, make_conversation_row
 from qwen_align.data_builders.format_definition import (
@@ -90,9 +90,13 @@ def _convert_s1k(thinking_key: str, attempt_key: str, values: Values, target: Ta
 
 
 def _convert_prompt_trace(values: Values, target: Target) -> Row:
-    """Converts a row with a prompt, thinking and an answer to a trace row."""
+    """Converts a row with a prompt, thinking and an answer to a trace row, or to a chat row where thinking is blank."""
     messages = read_prompt(values, choose_key(values, QUESTION_KEYS, target), target)
-    thinking, answer = read_text(values, "thinking"), read_text(values, "answer")
+    thinking, answer = read_optional_text(values, "thinking"), read_text(values, "answer")
+    if target.kind == "chat" or not thinking.strip():
+        return Chat(
+            messages=[*messages, Message(role="assistant", content=answer, thinking=thinking)], **target.shared_fields
+        )
     gold, reward = values.get("gold"), target.reward or _MATH
     return Trace(messages=messages, thinking=thinking, answer=answer, gold=gold, reward=reward, **target.shared_fields)
 
@@ -214,7 +218,7 @@ PROBLEM_FORMATS = (
         "prompt_trace",
         "prompt, question or problem; thinking, answer",
         (*QUESTION_KEYS, "thinking", "answer", "gold", "system"),
-        ("trace",),
+        ("trace", "chat"),
         lambda values: (
             any(has_values(values, key) for key in QUESTION_KEYS[:3]) and has_values(values, "thinking", "answer")
         ),

@@ -14,7 +14,7 @@ from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, shorten_re
 from qwen_align.data_builders.column_mapping import FIELDS, convert_by_columns
 from qwen_align.data_builders.column_meanings import refuse_lost_meaning
 from qwen_align.data_builders.conversion_report import ReadValues, Report
-from qwen_align.data_builders.format_definition import Kind, RowFormat, Target
+from qwen_align.data_builders.format_definition import Kind, RowFormat, Target, read_row_mode
 from qwen_align.data_builders.format_recognition import (
     FORMATS,
     N_ROWS_INSPECTED,
@@ -71,7 +71,10 @@ class Conversion(Strict):
         default="math_answer",
         description="reward that judges against the gold; python: the one of this kind that a stage names",
     )
-    mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
+    mode: Mode | None = Field(
+        default=None,
+        description="thinking mode of rows that name none; null: each row's own flags and thinking decide",
+    )
     source: str = Field(default="", description="source that the rows name")
     system: str | None = Field(
         default=None, min_length=1, description="system message for rows that bring none; null: none"
@@ -240,7 +243,7 @@ class Conversion(Strict):
             id=row_id,
             kind=cast(Kind, self.rows) if row_format is None or self.rows != "auto" else row_format.kinds[0],
             reward=self.reward if "reward" in self.model_fields_set else None,
-            mode=self.mode,
+            mode=read_row_mode(values) or self.mode,
             source=self.source,
             meta=self._collect_meta(self._omit_ignored(value)),
             calculator_marks=self.calculator_marks,
@@ -256,6 +259,8 @@ class Conversion(Strict):
                 values.read |= {self.columns.get(key, key) for key in renamed.read}
         except ValidationError as error:
             raise BadValue("wrong type", format_first_error(error)) from None
+        if self.rows != "auto" and row.row != self.rows:
+            raise BadValue("no thinking", f"thinking: is blank, which makes a {row.row} row, no {self.rows} row")
         row = self._add_system_message(row)
         has_text_prompt = isinstance(value.get(self.columns.get("prompt", "prompt")), str)
         settled = settle_repeated_prompt(row, self.repeated_prompt, has_text_prompt=has_text_prompt)

@@ -3,11 +3,12 @@
 import re
 from typing import Literal, NamedTuple
 
+from qwen_align.align.answer_modes import find_unfit_answer
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.row_texts import get_turns, list_all_texts, list_replies
 from qwen_align.reward.settings import OWN_REWARD, make_default_reward
-from qwen_align.reward.thinking import CLOSE, OPEN
+from qwen_align.reward.thinking import CLOSE, OPEN, extract_thinking
 
 MAX_DETAIL_CHARACTERS = 200  # characters of a gold or of a shared text that are quoted
 
@@ -85,6 +86,28 @@ def find_thinking_fault(row: Row) -> Fault | None:
         if not turn.content.strip() and not turn.tool_calls:
             return Fault("blank answer", "")
     return None
+
+
+def find_mode_fault(row: Row) -> Fault | None:
+    """Returns a fault for answers to learn that contradict the row's mode or the flag in force.
+
+    Of a pair only the chosen side has to obey. Returns None if no answer does, and one at least can be trained.
+    """
+    if isinstance(row, Chat):
+        messages, answer = row.messages, None
+    elif isinstance(row, Trace):
+        messages, answer = row.messages, Message(role="assistant", content=row.answer, thinking=row.thinking)
+    elif isinstance(row, Pair):
+        messages, answer = row.messages, row.chosen
+        if not answer.thinking:  # what a model said may stand there word for word
+            answer = answer.model_copy(update={"thinking": extract_thinking(answer.content) or answer.thinking})
+    else:
+        return None
+    indices = [index for index, turn in enumerate(messages) if turn.role == "assistant"]
+    if answer is not None:
+        messages, indices = [*messages, answer], [len(messages)]
+    unfit = find_unfit_answer(messages, indices, row.mode, row.flag)
+    return Fault(unfit.reason, f"turn {unfit.turn}") if unfit else None
 
 
 # What Qwen's tokenizers read as one token of their own: in a row's text it would end turns and open others.

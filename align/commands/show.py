@@ -6,7 +6,7 @@ from itertools import groupby, islice
 
 from rich.text import Text as Styled
 
-from qwen_align.align.commands.data_summary import summarize_rows, to_renderable_row, to_trainable_row
+from qwen_align.align.commands.data_summary import measure_row, summarize_rows, to_trainable_row
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
@@ -118,11 +118,12 @@ def _render_data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
 
     If it cannot be rendered, the reason is yielded.
     """
-    renderable = to_renderable_row(row, renderer)
-    note, lines = renderable.note, [Styled(row.text if isinstance(row, Completion) else to_json_line(row))]
-    if renderable.row is not None:
+    measured = measure_row(row, renderer)
+    note = "" if isinstance(measured, int) else f"cannot be rendered: {measured}"
+    lines = [Styled(row.text if isinstance(row, Completion) else to_json_line(row))]
+    if not note:
         try:
-            lines = list(_render_row(renderable.row, renderer))
+            lines = list(_render_row(row, renderer))
         except TemplateError as error:  # a completion that cannot be trained has a length all the same
             note = f"cannot be trained: {error}"
     if note:

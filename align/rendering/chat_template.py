@@ -54,7 +54,7 @@ def prefix_template_errors(location: str) -> Iterator[None]:
     try:
         yield
     except TemplateError as error:
-        raise TemplateError(f"{location}: {error}") from None
+        raise type(error)(f"{location}: {error}") from None
 
 
 class TemplateTraits(NamedTuple):

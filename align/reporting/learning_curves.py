@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from qwen_align.align.pipeline.plan import PlannedStage
 from qwen_align.align.reporting import svg
+from qwen_align.align.settings.online_rl import OnlineRl
 
 # What is drawn of a training stage, where it is logged: (metric, English, Chinese). Reward and accuracy come first, for
 # an on-policy loss says nothing.
@@ -52,13 +53,13 @@ def draw_training(name: str, group: Sequence[PlannedStage]) -> dict[str, Any] | 
         return None
     states = {find_state(stage) for stage in group}
     state = next((state for state in (RUNNING, UNFINISHED) if state in states), DONE)
-    return {"name": name, "kind": group[0].kind, "pictures": pictures, "state": state, "is_open": False}
+    is_rl = isinstance(group[0].settings, OnlineRl)
+    is_open = is_rl or state != DONE
+    return {"name": name, "kind": group[0].kind, "pictures": pictures, "state": state, "is_open": is_open}
 
 
 def choose_open_curves(training: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Opens the curves that are looked at first: of RL, of a stage that has not ended, else of the last stage."""
-    for curves in training:
-        curves["is_open"] = curves["kind"] in ("grpo", "ppo") or curves["state"] != DONE
     if training and not any(curves["is_open"] for curves in training):
         training[-1]["is_open"] = True
     return training

@@ -28,7 +28,7 @@ def print_results_table(console: Console, results: RunResults) -> None:
         return
     text = _format_results(results)
     n_columns = _count_fitting_columns(text, console.width)
-    console.print(build_results_table(text, n_columns))
+    console.print(build_results_table(text, n_columns, folds_headings=True))
     if left_out := text.headings[n_columns:]:
         console.print(f"left out in {console.width} columns: {', '.join(left_out)}", style="dim")
 
@@ -50,13 +50,17 @@ def _format_results(results: RunResults) -> Table:
     return format_table(RESULT_COLUMNS, names, rows)
 
 
-def build_results_table(text: Table, n_columns: int) -> RichTable:
-    """Builds the terminal's table of the first columns of the results. Names fold where they have no room."""
+def build_results_table(text: Table, n_columns: int, *, folds_headings: bool = False) -> RichTable:
+    """Builds the table of the first columns of the results. Names fold where they have no room.
+
+    `folds_headings`: whether the words of a number's heading stand below each other.
+    """
     table = RichTable(title="accuracy ± standard error over questions", title_justify="left", box=SIMPLE_HEAD)
     table.padding, table.show_edge = (0, 1, 0, 0), False
     for heading, is_number in list(zip(text.headings, text.is_number, strict=True))[:n_columns]:
         if is_number:
-            table.add_column(heading, justify="right", no_wrap=True)
+            shown = heading.replace(" ", "\n") if folds_headings else heading
+            table.add_column(shown, justify="right", no_wrap=True)
         else:
             table.add_column(heading, overflow="fold")
     for cells in text.cells:
@@ -68,6 +72,7 @@ def _count_fitting_columns(text: Table, width: int) -> int:
     """Returns how many of the columns fit into a width. Names take as little as they can be folded to."""
     needed = []
     for index, is_number in enumerate(text.is_number):
-        widest = max(cell_len(cells[index]) for cells in [text.headings, *text.cells])
+        words = text.headings[index].split() if is_number else [text.headings[index]]
+        widest = max(map(cell_len, [*words, *(cells[index] for cells in text.cells)]))
         needed.append(2 + (widest if is_number else min(widest, LEAST_TEXT_WIDTH)))
     return max(n for n in range(1, len(needed) + 1) if n == 1 or sum(needed[:n]) <= width)

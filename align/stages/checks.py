@@ -105,6 +105,8 @@ def check_supervised_training(stage: PlannedStage, preview: Preview) -> Iterator
     )
     require_length(preview.find_length_limit(stage), rendered.longest, "a sample")
     yield from _describe_training(settings, rendered.lengths, rendered.dropped, len(rendered.samples))
+    if rendered.modes:
+        yield "answers by mode: " + ", ".join(f"{count:,} {mode}" for mode, count in rendered.modes.items())
 
 
 def check_training_on_pairs(stage: PlannedStage, preview: Preview) -> Iterator[str]:

@@ -52,6 +52,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     return {
         "samples": len(rendered.samples),
         "dropped": rendered.dropped,
+        "modes": rendered.modes,
         "steps": steps,
         "supervised_tokens": sum(sum(sample.mask) for sample in rendered.samples),
     }

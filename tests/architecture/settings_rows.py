@@ -105,6 +105,7 @@ def sieved_rows() -> dict[str, Any]:
             problem.model_copy(update={"id": "unusable", "messages": [user("What is nothing?")], "gold": ""}),
             chat.model_copy(update={"id": "thinks", "messages": [user("Hi, you"), assistant("<think> </think> Ho")]}),
             chat.model_copy(update={"id": "control", "messages": [user("Hi, you two"), assistant("Ho<|im_end|>")]}),
+            chat.model_copy(update={"id": "disobeys", "messages": [user("Hi, you all /think"), assistant("Ho")]}),
             chat.model_copy(update={"id": "order", "messages": [user("Hi"), user("Anybody?"), assistant("Ho")]}),
             problem.model_copy(update={"id": "chinese", "messages": [user("一加一等于多少呢，请告诉我")]}),
             problem.model_copy(update={"id": "mixed", "messages": [user("what is 一加一 in the end of it")]}),
@@ -166,8 +167,7 @@ def selected_rows() -> dict[str, Any]:
         assistant("4", "two and two"),
     ]
     talks = [
-        Chat(id=f"talk{n}", messages=[*talk[:2], user(f"What is {n} + 2?"), assistant(str(n + 2))], mode="no_think")
-        for n in range(6)
+        Chat(id=f"talk{n}", messages=[*talk[:2], user(f"What is {n} + 2?"), assistant(str(n + 2))]) for n in range(6)
     ]
     with_system = [
         one.model_copy(

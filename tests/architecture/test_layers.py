@@ -25,7 +25,7 @@ LAYERS = (
         "align.settings.renamed",
         "align.stages.registry",
     ),
-    ("reward.verdict", "align.rows"),
+    ("reward.verdict", "align.rows", "align.answer_modes"),
     ("reward.*", "reward"),
     ("data_builders.*", "data_builders"),
     ("align.settings.*",),

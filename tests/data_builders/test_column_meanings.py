@@ -126,7 +126,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("chat", "train", False, "whether or how much the row is trained"),
     ("labelled", "loss_mask", [0, 1], "what is not trained"),
     ("chat", "mask", "Assistant", "what is not trained"),
-    ("chat", "enable_thinking", False, "say mode: think or mode: no_think"),
+    ("chat", "thinking_mode", "off", "say mode: think or mode: no_think"),
     ("pair", "reasoning_effort", "high", "say mode: think or mode: no_think"),
     ("chat", "finish_reason", "length", "an answer that was cut"),
     ("chat", "is_truncated", True, "not whole"),

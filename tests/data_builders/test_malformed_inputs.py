@@ -375,9 +375,9 @@ BAD = [
     ),
     Bad(
         "x.jsonl",
-        "thinking that never began",
-        lambda: chats(assistant("a</think>b")),
-        "x.jsonl:2: messages: 1: has 0 <think> and 1",
+        "a closing tag that is quoted",
+        lambda: chats(assistant("End it with `</think>`.")),
+        "x.jsonl:2: messages: 1: has </think> inside",
         "malformed thinking",
         AUTO,
     ),

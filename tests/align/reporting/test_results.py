@@ -219,8 +219,6 @@ def test_the_command_prints_the_table(plan: Callable[..., Plan], cli: Callable[.
     said = cli("report", tmp_path / "recipe.yaml")
     assert said.code == 0
     assert "62.5 ± 2.5" in said.out
-    first, second = said.out.splitlines()[1:3]
-    assert first.split() == ["no"]
-    assert second.split() == "model set asked accuracy reward pass@k verdict obeyed stop tokens".split()
-    assert max(map(len, said.out.splitlines()[:8])) <= 80
+    headings = said.out.splitlines()[1]
+    assert headings.split() == "model set asked accuracy reward pass@k no verdict obeyed stop tokens".split()
     assert said.out.endswith(f"report: {planned.run_folder / 'report.md'}\n")

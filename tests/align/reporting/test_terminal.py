@@ -25,7 +25,12 @@ def results(plan: Callable[..., Plan]) -> RunResults:
 
 @pytest.mark.parametrize(
     ("width", "left_out"),
-    [(40, "pass@k, obeyed, stop, tokens"), (60, "tokens"), (80, ""), (120, "")],
+    [
+        (40, "reward, pass@k, no verdict, obeyed, stop, tokens"),
+        (60, "obeyed, stop, tokens"),
+        (80, "tokens"),
+        (120, ""),
+    ],
 )
 def test_a_terminal_cuts_no_number(results: RunResults, width: int, left_out: str) -> None:
     file = io.StringIO()
