@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output.prepare_streams()
     console = output.OutputConsole(goes_on=parsed.command is _run_recipe)
     try:
-        code = int(parsed.command(parsed, console) or 0)
+        with output.end_on_signals():
+            code = int(parsed.command(parsed, console) or 0)
         sys.stdout.flush()
         return code
     except AlignError as error:
@@ -229,7 +230,9 @@ def _build_data(parsed: argparse.Namespace, console: "Console") -> int:
     """Builds one data set from a settings file, prints its counts and returns the exit code."""
     from qwen_align.align.commands import build
 
-    summary = build.build_data_folder(build.load_build_settings(parsed.spec, parsed.set), parsed.out)
+    settings = build.load_build_settings(parsed.spec, parsed.set)
+    with build.show_progress(console) as report:
+        summary = build.build_data_folder(settings, parsed.out, report)
     console.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
     for reason, count in summary["dropped"].items():
         console.print(f"{count:>9,}  dropped: {reason}", soft_wrap=True)

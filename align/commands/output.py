@@ -3,9 +3,12 @@
 import contextlib
 import io
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -38,6 +41,29 @@ def prepare_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for as long as we run
+
+
+@contextlib.contextmanager
+def end_on_signals() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP end a command as Ctrl-C does, so that it clears away what it has half written.
+
+    The exit code is 128 and the signal's number. A signal that is ignored stays ignored, as under nohup. Outside the
+    main thread Python lets nobody handle signals.
+    """
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        raise SystemExit(128 + number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers if is_main else ():
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers if is_main else ():
+            signal.signal(number, signal.SIG_DFL)
 
 
 def drop_output() -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from qwen_align.align.context import NOTES, PROGRESS, TRACKING
 from qwen_align.align.errors import StageError
@@ -108,7 +109,7 @@ def _find_needed_stages(store: Path, named: set[str]) -> set[str]:
     return needed
 
 
-def _read_record(path: Path) -> dict[str, object]:
+def _read_record(path: Path) -> dict[str, Any]:
     """Reads a JSON object of a stage's folder. Returns {} if it cannot be read."""
     try:
         return read_json(path)
