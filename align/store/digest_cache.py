@@ -41,6 +41,7 @@ class DigestCache:
     def _load(self) -> dict[str, str]:
         """Reads the cached digests of earlier runs. Returns {} when there are none."""
         try:
-            return read_json(self.path)
+            known = read_json(self.path)
+            return {identity: digest for identity, digest in known.items() if isinstance(digest, str)}
         except (OSError, ValueError):  # none yet, or damaged: it is written anew
             return {}

@@ -231,3 +231,17 @@ def test_other_commands_end_quietly_when_nobody_reads(tmp_path: Path, command: l
     said = run_command(*command, home=tmp_path, capture_output=False, stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (said.returncode, said.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", [["check"], ["show"]])
+def test_stored_rows_that_are_no_text_are_named(
+    tmp_path: Path, write_recipe: Callable[..., Path], cli: Callable[..., Any], tiny_model: Path, command: list[str]
+) -> None:
+    recipe = write_recipe([DATA, EVALUATE], models={"base": {"path": str(tiny_model)}})
+    planned = make_plan(recipe, tmp_path).stages[0]
+    planned.folder.path.mkdir(parents=True)
+    (planned.folder.path / "manifest.json").write_text(json.dumps({"key": planned.key, "summary": {"rows": 1}}))
+    (planned.folder.path / "rows.jsonl").write_bytes(b"\xff\xfe\x00\n")
+    said = cli(*command, recipe, *(["problems"] if command == ["show"] else []))
+    assert (said.code, is_clean(said.out, said.err)) == (3, True)
+    assert f"{planned.folder.path / 'rows.jsonl'}:1: " in said.err
