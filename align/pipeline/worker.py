@@ -82,7 +82,7 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
     kind = STAGE_KINDS[settings.kind]
     run = import_function(kind.run)
     if kind.needs_torch:
-        _prepare_torch(runtime)
+        prepare_torch(runtime)
     imported = time.monotonic()
     inputs = {ref: Path(entry["folder"]) for ref, entry in stage_job["inputs"].items()}
     summary = run(settings, inputs, folder, context)
@@ -95,7 +95,7 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
         _write_manifest(folder, stage_job, summary, {name: round(seconds, 3) for name, seconds in times.items()})
 
 
-def _prepare_torch(runtime: Runtime) -> None:
+def prepare_torch(runtime: Runtime) -> None:
     """Sets the threads that torch uses, and makes what it computes on a CPU the same every time.
 
     Else the gradient of rows that were taken by number, such as a prompt's keys for each of its completions, is added
