@@ -338,6 +338,11 @@ def test_experts_may_be_one_tensor_each_or_one_of_a_layer(kind: str, tmp_path: P
     assert any(name.endswith("experts.gate_up_proj") for name in fused)
     save_torch_file(fused, tmp_path / FILE, metadata={"format": "pt"})
     assert check_weights(tmp_path) == []
+    single = "model.layers.1.mlp.experts.2.up_proj.weight"
+    change_weights(tmp_path, lambda tensors: {**tensors, single: np.ones((6, 16), np.float32)})
+    with pytest.raises(RecipeError, match=r"experts\.gate_up_proj twice, also as .*experts\.2\.up_proj\.weight"):
+        check_weights(tmp_path)
+    change_weights(tmp_path, leave_out(single))
     loaded = loading.load_base_model(tmp_path).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in fused.items())
     change_weights(tmp_path, leave_out("layers.0.mlp.experts.down_proj"))
