@@ -1,5 +1,6 @@
 """Parses the atoms of an expression: numbers, variables, functions and LaTeX commands with their arguments."""
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -14,12 +15,12 @@ from qwen_align.reward.math.expression_vocabulary import (
     MULTI_ARGUMENT_FUNCTIONS,
     OPAQUE_COMMANDS,
     TRIGONOMETRIC_FUNCTIONS,
-    UNKNOWN_FUNCTION_LETTERS,
 )
 from qwen_align.reward.math.token_cursor import TokenCursor
 
 # The base of a logarithm without one is ten, but `decide_equality` tries e too. "10." marks it: no text parses to that.
 DEFAULT_BASE = Node("decimal", (), "10.")
+_MAX_SELECTED_FROM = 1_000  # things of which so many are selected; larger counts stay symbols
 
 
 def parse_atom_from_token(cursor: TokenCursor, token: str) -> Node:
@@ -38,7 +39,7 @@ def parse_atom_from_token(cursor: TokenCursor, token: str) -> Node:
     if token in {r"\angle", r"\triangle"}:
         return make_symbol(token + parse_vertex_names(cursor))
     if token in OPAQUE_COMMANDS:
-        return make_symbol(token + take_opaque_text(cursor))
+        return parse_application_or_symbol(cursor, make_symbol(token + take_opaque_text(cursor)))
     if cursor.is_letter(token) or token in CONSTANTS:
         return parse_letter(cursor, token)
     raise NotAnExpressionError(f"{token!r} was not expected")
@@ -102,19 +103,87 @@ def make_literal(token: str) -> Node:
 
 
 def parse_letter(cursor: TokenCursor, token: str) -> Node:
-    """Parses a variable with its subscript and primes, or the value `f(x)` of an unknown function."""
+    """Parses a variable with its subscript and primes, a name such as `AB`, or the value `f(x)` of a function."""
+    if (count := take_number_of_selections(cursor, token)) is not None:
+        return count
     name = token
     if cursor.peek_token() == "_":
         cursor.take_token()
         name += "_" + (take_opaque_text(cursor))
+    elif is_capital(token) and cursor.reading.has_names:
+        while is_capital(cursor.peek_token()) and cursor.peek_token(1) not in {"_", "(", "["}:
+            name += cursor.take_token()
     while cursor.peek_token() == "'" or (cursor.peek_token() == "^" and cursor.peek_token(1) == "'"):
         cursor.position += 1 if cursor.peek_token() == "'" else 2
         name += "'"
-    if name[0] in UNKNOWN_FUNCTION_LETTERS and cursor.peek_token() == "(":
-        return Node("apply", tuple(parse_argument_list(cursor)), name)
     if name in CONSTANTS and name not in cursor.bound_letters:
         return Node("constant", (), CONSTANTS[name])
-    return make_symbol(name)
+    if is_capital(name[0]) and is_capital(name[1:2]):
+        # the power of a segment's length, or of the last letter
+        return make_symbol(name + "^" if cursor.peek_token() == "^" else name)
+    return parse_application_or_symbol(cursor, make_symbol(name))
+
+
+def is_capital(token: str) -> bool:
+    """Checks whether a token is a single Latin capital letter."""
+    return len(token) == 1 and "A" <= token <= "Z"
+
+
+def parse_application_or_symbol(cursor: TokenCursor, symbol: Node) -> Node:
+    """Returns a function's value if an already parsed letter stands before its arguments, else the letter."""
+    application = parse_application(cursor, symbol) if cursor.peek_token() in {"(", "["} else None
+    return symbol if application is None else application
+
+
+def parse_application(cursor: TokenCursor, symbol: Node, exponent: Node | None = None) -> Node | None:
+    r"""Parses the arguments of an unknown function such as `f(2)`, `E[X]` or, with an exponent, `f^{-1}(x)`.
+
+    Returns None, before the bracket, where the letter is a factor: if it is one of the reading's, if a sum or product
+    sign binds it, or if it stands in the bracket itself, as in `x(x+1)`.
+    """
+    name = str(symbol.value) + ("" if exponent is None else "^")
+    if name in cursor.reading.factors or symbol.value in cursor.bound_letters:
+        return None
+    start_position, start_cut, start_tokens = cursor.position, cursor.cut_position, list(cursor.tokens)
+    arguments = parse_argument_list(cursor)
+    if any(symbol.value in argument.letters for argument in arguments):
+        cursor.position, cursor.cut_position, cursor.tokens = start_position, start_cut, start_tokens
+        return None
+    return Node("apply", tuple(arguments) if exponent is None else (exponent, *arguments), name)
+
+
+def take_number_of_selections(cursor: TokenCursor, token: str) -> Node | None:
+    """Consumes the rest of `C_5^2`, `C_n^k` or `A_5^2`, the numbers of selections as Chinese textbooks write them.
+
+    Returns None, before the subscript, for anything else, such as the square of the constant `C_1`.
+    """
+    if token not in {"C", "A", "P"} or cursor.peek_token() not in {"_", "^"}:
+        return None
+    start_position, start_cut, start_tokens = cursor.position, cursor.cut_position, list(cursor.tokens)
+    scripts: dict[str, Node] = {}
+    try:
+        while (sign := cursor.peek_token()) in {"_", "^"} and sign not in scripts:
+            cursor.take_token()
+            scripts[sign] = cursor.parse_exponent() if sign == "^" else cursor.parse_argument()
+    except NotAnExpressionError:
+        scripts = {}
+    node = _make_selection_node(token, scripts["_"], scripts["^"]) if len(scripts) == 2 else None
+    if node is None:
+        cursor.position, cursor.cut_position, cursor.tokens = start_position, start_cut, start_tokens
+    return node
+
+
+def _make_selection_node(letter: str, total: Node, selected: Node) -> Node | None:
+    """Makes the node of a number of selections. Returns None if it is rather the power of a letter with an index."""
+    numbers = [int(Fraction(part.value)) if part.head == "number" else None for part in (total, selected)]
+    if numbers[0] is not None and numbers[1] is not None:
+        if numbers[0] < (2 if letter == "C" else 3) or not 0 <= numbers[1] <= numbers[0]:
+            return None
+        n_ways = math.comb(*numbers) if letter == "C" else math.perm(*numbers)
+        return make_number(n_ways) if numbers[0] <= _MAX_SELECTED_FROM else None
+    if letter != "C" or (numbers[0] is not None and numbers[0] < 3) or selected.head == "negative":
+        return None
+    return make_call("binomial", total, selected)
 
 
 def take_opaque_text(cursor: TokenCursor) -> str:

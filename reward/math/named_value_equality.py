@@ -15,8 +15,8 @@ from qwen_align.reward.math.answer_values import (
     get_items,
 )
 from qwen_align.reward.math.expression_equality import decide_equality
-from qwen_align.reward.math.expression_parser import parse_expression
 from qwen_align.reward.math.expression_tree import make_symbol, substitute_letters
+from qwen_align.reward.math.letter_readings import parse_alike
 from qwen_align.reward.math.variable_names import normalize_variable_name, strip_subscript
 
 _MAX_COMPARISONS = 900  # comparisons of named values
@@ -163,7 +163,7 @@ def _is_same_function(gold: AnswerValue, answer: AnswerValue, gold_letter: str, 
     """Checks whether two expressions are equal after renaming the variable of one to the variable of the other."""
     if not isinstance(gold, Scalar) or not isinstance(answer, Scalar):
         return False
-    gold_node, answer_node = parse_expression(gold.text), parse_expression(answer.text)
+    gold_node, answer_node = parse_alike(gold.text, answer.text)
     if (
         gold_node is None
         or answer_node is None

@@ -6,6 +6,7 @@ from qwen_align.reward.math.answer_values import AnswerValue, DeferredPairs, Sca
 from qwen_align.reward.math.expression_equality import decide_equality
 from qwen_align.reward.math.expression_parser import parse_expression
 from qwen_align.reward.math.expression_tree import Node, make_symbol
+from qwen_align.reward.math.letter_readings import parse_alike
 from qwen_align.reward.math.units import get_conversion_factor
 
 _MIN_DECIMAL_DIGITS = 10  # as rounded_decimals.MIN_DIGITS: only a longer decimal may stand for an exact value
@@ -44,7 +45,10 @@ def is_same_words(gold: AnswerValue, answer: AnswerValue) -> bool:
         is_possible_product = (
             _is_letter_product(gold) and _is_letter_product(answer) and not _is_possible_word(gold.original_text)
         )
-        return is_possible_product and _is_same_expression(gold.original_text, answer.original_text)
+        return is_possible_product and (
+            sorted(gold.original_text) == sorted(answer.original_text)  # the segment `BA` is `AB`
+            or _is_same_expression(gold.original_text, answer.original_text)
+        )
     words, other_value = (gold, answer) if isinstance(gold, Words) else (answer, gold)
     if not isinstance(words, Words) or not isinstance(other_value, Scalar) or other_value.number is not None:
         return False
@@ -91,7 +95,7 @@ def _is_same_expression(gold: str, answer: str, deferred: DeferredPairs | None =
     """
     if _MATRIX_ALGEBRA.search(gold) or _MATRIX_ALGEBRA.search(answer):
         return _strip_product_signs(gold) == _strip_product_signs(answer)
-    gold_node, answer_node = parse_expression(gold), parse_expression(answer)
+    gold_node, answer_node = parse_alike(gold, answer)
     is_calculus = _CALCULUS.search(gold) or _CALCULUS.search(answer)
     if gold_node is None or answer_node is None:
         if _strip_typesetting(gold) == _strip_typesetting(answer):
