@@ -1,20 +1,26 @@
 """Compares a parsed answer with the parsed gold by the rules of the gold's type."""
 
+import re
+
 from qwen_align.reward.math.answer_parser import parse_normalized
 from qwen_align.reward.math.answer_values import (
     AnswerValue,
     BracketedTuple,
     Choice,
+    Congruence,
     DeferredPairs,
     Matrix,
     Ratio,
     RelationChain,
     Scalar,
+    SetBuilder,
     SetUnion,
     UnorderedItems,
     Words,
     get_items,
 )
+from qwen_align.reward.math.built_set_equality import is_same_built_set
+from qwen_align.reward.math.congruences import is_same_congruence
 from qwen_align.reward.math.equation_equality import has_same_zero_set
 from qwen_align.reward.math.named_value_equality import collect_named_values, has_same_named_values, split_by_coordinate
 from qwen_align.reward.math.number_line_regions import INEQUALITIES, Interval, Region, merge_intervals, to_region
@@ -23,6 +29,10 @@ from qwen_align.reward.math.units import get_conversion_factor
 from qwen_align.reward.math.unordered_equality import has_same_items
 
 _HOURS_PER_DAY = 24
+_DISTRIBUTIONS = "NU"  # normal and uniform: no names of points
+_FUNCTIONS_OF_TWO = {"A": "count", "C": "count", "P": "count", "B": "binomial", "F": "count"}
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+_OPTION_RUN = re.compile("[A-H]{2,8}")
 _REVERSED_RELATIONS = {">": "<", r"\ge": r"\le"}
 
 
@@ -44,6 +54,10 @@ def is_same_answer(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPai
         return isinstance(gold_rest, Scalar | BracketedTuple) and is_same_answer(gold_rest, answer, deferred)
     if isinstance(gold, SetUnion) or isinstance(answer, SetUnion):
         return _is_same_union(gold, answer, deferred)
+    if isinstance(gold, SetBuilder) or isinstance(answer, SetBuilder):
+        return is_same_built_set(gold, answer, is_same_answer)
+    if (choices := _collect_choice_letters(gold, answer)) is not None:
+        return choices[0] == choices[1]
     if isinstance(gold, UnorderedItems) or isinstance(answer, UnorderedItems):
         return has_same_items(get_items(gold), get_items(answer), deferred, is_same_answer)
     return _is_same_typed_value(gold, answer, deferred)
@@ -70,7 +84,29 @@ def _is_same_typed_value(gold: AnswerValue, answer: AnswerValue, deferred: Defer
         return value is not None and is_same_scalar(gold, value, None)
     if isinstance(gold, Ratio) and isinstance(answer, Ratio):
         return _is_same_ratio(gold, answer)
+    if isinstance(gold, Congruence) and isinstance(answer, Congruence):
+        return is_same_congruence(gold, answer)
     return False
+
+
+def _collect_choice_letters(gold: AnswerValue, answer: AnswerValue) -> tuple[frozenset[str], frozenset[str]] | None:
+    """Returns the options of a gold and an answer, if one is a list of options and the other too, or a run as `ABD`.
+
+    Returns None for any other values.
+    """
+    letters = [_list_choice_letters(value) for value in (gold, answer)]
+    if letters[0] is None or letters[1] is None or not any(isinstance(v, UnorderedItems) for v in (gold, answer)):
+        return None
+    return frozenset(letters[0]), frozenset(letters[1])
+
+
+def _list_choice_letters(value: AnswerValue) -> str | None:
+    """Returns the letters of several options as one text. Returns None for any other value."""
+    if isinstance(value, UnorderedItems):
+        choices = [item for item in value.items if isinstance(item, Choice) and not item.rest]
+        return "".join(item.letter for item in choices) if len(choices) == len(value.items) > 1 else None
+    text = value.text if isinstance(value, Scalar) else value.original_text if isinstance(value, Words) else ""
+    return text if _OPTION_RUN.fullmatch(text) and len(set(text)) == len(text) else None
 
 
 def _expand_determinant(matrix: Matrix) -> Scalar | None:
@@ -98,18 +134,38 @@ def _is_single_choice(gold: Choice, answer: Choice) -> bool:
     if not answer.rest or answer.rest == gold.rest:
         return True
     answer_rest = parse_normalized(answer.rest)
-    if isinstance(answer_rest, Choice | UnorderedItems | RelationChain) and not gold.rest:
-        return isinstance(answer_rest, RelationChain)
+    if not gold.rest:
+        return not any(isinstance(item, Choice) and item.letter < "I" for item in get_items(answer_rest or Words("")))
     gold_rest = parse_normalized(gold.rest) if gold.rest else None
     return gold_rest is None or (answer_rest is not None and is_same_answer(gold_rest, answer_rest, None))
 
 
 def _is_same_tuple(gold: BracketedTuple, answer: BracketedTuple, deferred: DeferredPairs | None) -> bool:
     """Checks whether two tuples have equal items in the same order. Two intervals must also have the same brackets."""
+    if gold.name != answer.name and ((gold.name and answer.name) or not _may_be_named_point(gold, answer)):
+        return False
     is_interval = len(gold.items) == 2
     if is_interval and (gold.opening, gold.closing) != (answer.opening, answer.closing):
         return False
     return _is_same_sequence(list(gold.items), list(answer.items), deferred)
+
+
+def _may_be_named_point(*values: BracketedTuple) -> bool:
+    """Checks whether the letter before one of two points is only its name, as in `P(1,2)`.
+
+    It is not in `N(0,1)`, a distribution, nor in `C(5,2)`, a number of combinations.
+    """
+    named = next(value for value in values if value.name)
+    letter = named.name.strip("'")
+    numbers = [item.number if isinstance(item, Scalar) else None for item in named.items]
+    if letter[:1] in _DISTRIBUTIONS:
+        return False
+    if len(numbers) != 2 or numbers[0] is None or numbers[1] is None or letter not in _FUNCTIONS_OF_TWO:
+        return True
+    first, second = numbers
+    if _FUNCTIONS_OF_TWO[letter] == "binomial":
+        return not (first.denominator == 1 and first > 0 and 0 <= second <= 1)
+    return not (first.denominator == second.denominator == 1 and first >= second >= 0)
 
 
 def _is_same_sequence(
@@ -129,10 +185,11 @@ def _is_same_ratio(gold: Ratio, answer: Ratio) -> bool:
         return False
     if gold.unit is not None and answer.unit is not None and get_conversion_factor(gold.unit, answer.unit) != 1:
         return False
-    # Every multiple of 12:0 would be the same.
+    # Every multiple of 12:0 would be the same, and `2 to 3 people` are not 4 to 6.
     has_zero = any(part.number == 0 for part in (*gold.parts, *answer.parts))
-    if has_zero or (_is_time_of_day(gold) and _is_time_of_day(answer)):
-        return [part.number for part in gold.parts] == [part.number for part in answer.parts]
+    is_range = gold.is_range or answer.is_range or gold.unit is not None or answer.unit is not None
+    if has_zero or is_range or (_is_time_of_day(gold) and _is_time_of_day(answer)):
+        return all(is_same_scalar(*parts, None) for parts in zip(gold.parts, answer.parts, strict=True))
     gold_first, answer_first = gold.parts[0], answer.parts[0]
     return all(
         is_same_scalar(_multiply_scalars(part, answer_first), _multiply_scalars(answer_part, gold_first), None)
@@ -243,10 +300,13 @@ def _put_smaller_side_first(chain: RelationChain) -> RelationChain:
 def _is_worked_calculation(gold: AnswerValue, answer: RelationChain) -> bool:
     """Checks whether all sides of an answer's chain of equations equal the gold.
 
-    It holds for `2+3=5`, but not for `5 = x+1`.
+    It holds for `2+3=5` and for `m+n=2+3=5`, but not for `5 = x+1`.
     """
+    sides = answer.sides
+    if len(sides) > 2 and isinstance(gold, Scalar) and gold.number is not None and _LETTER.search(sides[0]):
+        sides = sides[1:]  # what was asked for
     return set(answer.relations) == {"="} and all(
-        (value := parse_normalized(side)) is not None and is_same_answer(gold, value, None) for side in answer.sides
+        (value := parse_normalized(side)) is not None and is_same_answer(gold, value, None) for side in sides
     )
 
 

@@ -11,14 +11,14 @@ from qwen_align.reward.math.expression_atom_parser import make_literal, parse_ap
 from qwen_align.reward.math.expression_tokenizer import NotAnExpressionError, tokenize_expression
 from qwen_align.reward.math.expression_tree import Node, make_call, make_product
 from qwen_align.reward.math.expression_vocabulary import CLOSING_BRACKETS, FACTOR_STARTS, FUNCTION_NAMES
-from qwen_align.reward.math.token_cursor import Reading, TokenCursor
+from qwen_align.reward.math.token_cursor import DEFAULT_READING, Reading, TokenCursor
 
 MAX_CACHED = 400  # characters: longer answers are rare, and their trees large
 MAX_NESTING = 64
 MAX_DEPTH = 160  # of the tree: an evaluation takes three frames a level, CPython allows 1,000
 
 
-def parse_expression(text: str, reading: Reading = Reading()) -> Node | None:
+def parse_expression(text: str, reading: Reading = DEFAULT_READING) -> Node | None:
     """Parses a text to an expression tree. Returns None if the text is not one scalar expression as a whole.
 
     Texts that are to be compared are parsed by `letter_readings.parse_alike`.
@@ -132,12 +132,11 @@ class ExpressionParser(TokenCursor):
         start = self.position
         base = self.parse_atom()
         node = self.parse_exponents_of(base)
-        if base.head == "symbol" and node.head == "power" and self.peek_token() in {"(", "["} and node.args[0] is base:
-            application = (
-                None if self.tokens[start] in CLOSING_BRACKETS else parse_application(self, base, node.args[1])
-            )
-            return node if application is None else self.parse_exponents_of(application)
-        return node
+        is_letter_power = base.head == "symbol" and node.head == "power" and node.args[0] is base
+        if not is_letter_power or self.peek_token() not in {"(", "["} or self.tokens[start] in CLOSING_BRACKETS:
+            return node
+        application = parse_application(self, base, node.args[1])
+        return node if application is None else self.parse_exponents_of(application)
 
     def parse_exponents_of(self, base: Node) -> Node:
         """Parses the factorial signs and exponents after a factor."""

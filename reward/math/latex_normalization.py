@@ -118,6 +118,7 @@ _UNICODE_ROOT = re.compile(r"([√∛∜])\s*(?:([0-9]+(?:\.[0-9]+)?|[A-Za-z])|\
 _ROOT_COMMANDS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _THOUSANDS_SPACE = re.compile(r"(?<=[0-9])(?:\\[,;: ]|~|\{\s\})(?=[0-9]{3}(?![0-9]))")
+_DECIMAL_COMMA = re.compile(r"(?<![0-9.,}])([0-9]+)\{,\}([0-9]{1,2}|[0-9]{4,})(?![0-9,{])")  # as LaTeX spaces it
 _THOUSANDS_COMMA = re.compile(r"(?<=[0-9])(?:,\s*\\!\s*|\{,\}\s*)(?=[0-9]{3})")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
 _OPERATOR_NAME = re.compile(r"\\operatorname\s*\*?\s*\{\s*([A-Za-z]+)\s*\}")
@@ -143,6 +144,7 @@ _HALF_DAY = re.compile(r"(?<![A-Za-z])([ap])\.\s?m\.")
 _ROOT_OF_DIGITS = re.compile(r"\\sqrt ?([0-9]{2,})")  # LaTeX would draw the root over the first digit only
 _FACTORIAL_BEFORE_DIGIT = re.compile(r"(?<!\\)!(?:\\[,;:! ]|\s)*(?=[0-9])")
 _SPACE = re.compile(r"(?:\\[,;:>! ]|~|\s)+")
+_DEGREE_LETTER = re.compile(r"°\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF])(?![A-Za-z]))")
 _DEGREE_CIRCLE = re.compile(r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°|\{\s*°\s*\}|o(?=[CF]\b))")
 
 
@@ -159,6 +161,7 @@ def normalize_latex(text: str) -> str:
             text = _CROSS_PRODUCT.sub(r"\1\2\\crossed ", text)  # no product: it changes its sign with the order
         text = _TRANSPOSED.sub("^{T}", _PHANTOM.sub("", text)) if "^" in text or "phantom" in text else text
         text = _DIFFERENTIAL.sub("d ", text) if r"\int" in text or r"\frac" in text else text
+        text = _DECIMAL_COMMA.sub(r"\1.\2", text) if "{,}" in text else text
         text = _THOUSANDS_COMMA.sub("", _COLOUR.sub(" ", _ROW_SKIP.sub(ROW_BREAK, text)))
         text = _THOUSANDS_SPACE.sub("", text)
         text = _OPERATOR_NAME.sub(_rewrite_operator, text)
@@ -166,6 +169,7 @@ def normalize_latex(text: str) -> str:
         if r"\over" in text or r"\choose" in text:
             text = _OVER_OR_CHOOSE.sub(_rewrite_over_and_choose, text)
         text = _DEGREE_CIRCLE.sub("°", _NEGATED_RELATION.sub(_rewrite_negation, text))
+        text = _DEGREE_LETTER.sub(r"°\1\2", text) if "°" in text else text
     text = _ROOT_OF_DIGITS.sub(r"\\sqrt{\1}", text) if r"\sqrt" in text else text
     text = _FACTORIAL_BEFORE_DIGIT.sub(r"!\\cdot ", text) if "!" in text else text
     text = text.replace("...", r"\ldots ") if "..." in text else text

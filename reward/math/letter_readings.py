@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from qwen_align.reward.math.expression_parser import parse_expression
 from qwen_align.reward.math.expression_tree import Node
-from qwen_align.reward.math.token_cursor import Reading
+from qwen_align.reward.math.token_cursor import DEFAULT_READING, Reading
 
 # Letters that name functions in textbooks are no factors unless they also stand alone.
 _FACTOR_LETTERS = frozenset(
@@ -28,8 +28,8 @@ def parse_alike(*texts: str) -> tuple[Node | None, ...]:
 
     A text that is not one scalar expression gives None.
     """
-    reading = Reading()
-    nodes = tuple(parse_expression(text, reading) for text in texts)
+    reading = DEFAULT_READING
+    nodes = tuple(map(parse_expression, texts))
     if _mixes_names_and_letters(nodes):
         reading = Reading(has_names=False)
         nodes = tuple(parse_expression(text, reading) for text in texts)
@@ -40,7 +40,7 @@ def parse_alike(*texts: str) -> tuple[Node | None, ...]:
 
 
 def _mixes_names_and_letters(nodes: Sequence[Node | None]) -> bool:
-    """Checks whether a letter of a run of capitals, such as the A of `AB`, also stands alone, so that runs are products."""
+    """Checks whether a letter of a run of capitals, such as the A of `AB`, also stands alone: it is a product then."""
     letters = frozenset[str]().union(*(node.letters for node in nodes if node is not None))
     names = [letter.rstrip("'^") for letter in letters if letter[:2].isupper() and letter[:2].isascii()]
     return any(character in letters for name in names for character in name)

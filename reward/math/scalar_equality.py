@@ -6,6 +6,7 @@ from qwen_align.reward.math.answer_values import AnswerValue, DeferredPairs, Sca
 from qwen_align.reward.math.expression_equality import decide_equality
 from qwen_align.reward.math.expression_parser import parse_expression
 from qwen_align.reward.math.expression_tree import Node, make_symbol
+from qwen_align.reward.math.joined_numbers import parse_joined_numbers
 from qwen_align.reward.math.letter_readings import parse_alike
 from qwen_align.reward.math.units import get_conversion_factor
 
@@ -69,6 +70,11 @@ def is_same_scalar(gold: Scalar, answer: Scalar, deferred: DeferredPairs | None)
         factor = get_conversion_factor(answer.unit, gold.unit)
         if factor is None:
             return False
+    gold_joined, answer_joined = parse_joined_numbers(gold.text), parse_joined_numbers(answer.text)
+    if (gold_joined is not None and (answer_joined is not None or gold_joined.sign == "-" or gold_joined.is_date)) or (
+        answer_joined is not None and answer_joined.is_date
+    ):
+        return gold_joined == answer_joined and factor in (None, 1)  # dates and scores, which are no calculations
     if gold.number is not None and answer.number is not None:
         if gold.number == (answer.number if factor is None else answer.number * factor):
             return True

@@ -19,6 +19,9 @@ class Reading(NamedTuple):
     has_names: bool = True
 
 
+DEFAULT_READING = Reading()
+
+
 class TokenCursor(ABC):
     r"""A cursor over the tokens of an expression, at the position of the next token.
 

@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from qwen_align.reward.math.unit_table import POWER_WORDS, SCALES, UNITS, Unit, find_unit_name
@@ -11,9 +12,10 @@ ANY_WORD = "*"  # among `unit_letters`: the text is a gold, whose unit may be an
 _NON_UNIT_WORDS = frozenset(
     "squared cubed factorial mod over plus minus times divided root not none half double".split()
 )
-_IGNORED_WORDS = frozenset(
-    "of the a an each total different distinct possible old long tall high wide deep away more fewer new red blue "
-    "green yellow black white".split()
+_IGNORED_WORDS = frozenset("of the a an each total different distinct possible old away".split())
+_QUALIFIERS = frozenset(
+    "long tall high wide deep thick more fewer less new red blue green yellow black white purple brown pink gray grey "
+    "small large big little short empty full".split()
 )
 _SPEED_UNITS = frozenset({"m/s", "m/s^2", "m/s^{2}"})  # the only compound of single letters accepted outside \text
 _CURRENCY_UNITS = {name: name.lower() for name in ("USD", "RMB", "CNY", "EUR", "GBP", "Rs")} | {
@@ -54,6 +56,13 @@ _LEADING_MONEY = re.compile(
 _TRIGONOMETRIC_COMMAND = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _INCH_MARK = re.compile(r"([0-9./]+) ?(?:''|\"|\^ ?\{ ?(?:''|\\prime ?\\prime) ?\})")
 _CURRENCY_RATE = re.compile(r"([0-9.,]+) ?(?:\\text\{ ?)?(?:per |/ ?|an? |each )(?:\\text\{ ?)?([A-Za-z]{2,}) ?\}?")
+_COMPOUND_PART = re.compile(
+    r"([0-9]+(?:\.[0-9]+)?)[ -]?(?:\\text\{ *([A-Za-z.]+|[一-鿿]+) *(?:and|,)? *\}"
+    r"|([A-Za-z]{1,8}\.?(?![A-Za-z])|[一-鿿]{1,3}|°|''?))"
+    r" ?(?:,? ?(?:and|\\text\{ *and *\})?|又|零) ?"
+)
+_COMPOUND_QUANTITY = re.compile(rf"(?:{_COMPOUND_PART.pattern}){{2,4}}")
+_ARC_MARKS = {"'": "arcminute", "''": "arcsecond", "分": "分", "秒": "秒"}
 _PERCENT_OF_PERCENT = (("percent", 2),)
 _VALUE_END = re.compile(r"(?:[0-9.})\]!|]|\\[A-Za-z]+|[A-Za-z])$")
 
@@ -93,9 +102,34 @@ def split_off_unit(text: str, unit_letters: frozenset[str] = frozenset()) -> Mea
     return MeasuredText(text)
 
 
+def sum_compound_quantity(text: str) -> tuple[Fraction, Unit] | None:
+    """Adds up a quantity in several units of one kind, such as `2 hours 30 minutes`, and returns it in the last unit.
+
+    Returns None for any other text, such as two quantities of different kinds or in rising units.
+    """
+    if not text[:1].isdigit() or not _COMPOUND_QUANTITY.fullmatch(text):
+        return None
+    parts = [(Fraction(match[1]), match[2] or match[3]) for match in _COMPOUND_PART.finditer(text)]
+    names = [_ARC_MARKS.get(word, word) for _, word in parts]
+    if parts[0][1] not in ("°", "度", "degrees", "degree") and {"'", "''"} & {word for _, word in parts}:
+        return None
+    if names[0] in ("h", "hr", "hrs", "hour", "hours", "d") or "s" in names[1:]:
+        names = ["min" if name == "m" else name for name in names]
+    found = [find_unit_name(name) for name in names]
+    units = [UNITS[name] for name in found if name is not None]
+    is_falling = all(first.factor > second.factor for first, second in pairwise(units))
+    if len(units) != len(parts) or not is_falling or len({unit.dimensions for unit in units}) != 1:
+        return None
+    last = units[-1]
+    total = sum((number * unit.factor for (number, _), unit in zip(parts, units, strict=True)), Fraction(0))
+    return total / last.factor, last
+
+
 def get_conversion_factor(first: Unit, second: Unit) -> Fraction | None:
     """Returns how many of the second unit equal one of the first. Returns None if they measure different quantities."""
     if {name for unit in (first, second) for name, _ in unit.dimensions} >= {"celsius", "fahrenheit"}:
+        return None
+    if first.qualifiers and second.qualifiers and first.qualifiers != second.qualifiers:
         return None
     if first.dimensions == second.dimensions or _merge_degree_dimensions(first) == _merge_degree_dimensions(second):
         return first.factor / second.factor
@@ -142,6 +176,7 @@ def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) 
     Returns None for any other text.
     """
     words: list[tuple[str, int]] = []
+    qualifiers: set[str] = set()
     scale, power, sign = 1, 1, 1
     is_speed = is_after_number and tail.replace(" ", "") in _SPEED_UNITS
     for raw_word, exponent, is_text in _split_unit_words(tail):
@@ -160,8 +195,8 @@ def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) 
             power = POWER_WORDS[word]
         elif word in ("squared", "cubed") and words:
             words[-1] = (words[-1][0], words[-1][1] * (2 if word == "squared" else 3))
-        elif word in _IGNORED_WORDS:
-            continue
+        elif word in _IGNORED_WORDS or word in _QUALIFIERS:
+            qualifiers |= {word} & _QUALIFIERS
         elif _is_unit_word(word, unit_letters, is_text or sign < 0 or is_speed) and (
             is_after_number or is_text or len(word) > 1
         ):
@@ -171,7 +206,7 @@ def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) 
             return None
     if not words:
         return MeasuredText("", None, scale) if scale != 1 else None
-    return MeasuredText("", _combine_units(words), scale)
+    return MeasuredText("", _combine_units(words)._replace(qualifiers=frozenset(qualifiers)), scale)
 
 
 def _split_unit_words(tail: str) -> list[tuple[str, int, bool]]:
