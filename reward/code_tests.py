@@ -16,7 +16,7 @@ from qwen_align.reward.code.plan_from_gold import plan_from_gold
 from qwen_align.reward.code.run_candidate import PASSED, run_candidate
 from qwen_align.reward.code.run_dataset_tests import UNUSABLE
 from qwen_align.reward.code.sandbox import Limits, SandboxError, get_sandbox
-from qwen_align.reward.thinking import strip_thinking
+from qwen_align.reward.thinking import cut_at_turn_end, strip_thinking
 from qwen_align.reward.verdict import Verdict
 
 
@@ -25,7 +25,8 @@ class CodeTests(BaseReward):
 
     There is no verdict if the gold is unusable.
 
-    The code is the last block of Python fenced after the thinking, or all that is said after it. Golds:
+    The code is the last block of Python fenced after the thinking that defines what is asked for, or all that is said
+    after it. Golds:
     `{"tests": [assert lines]}` with `imports`, `setup` (before the code too) or `test_setup_code` (after it);
     these may be pytest's or unittest's tests without fixtures, which import the code from `solution`;
     `{"prompt", "test", "entry_point"}` with a `check(candidate)`, where the completion is the function or its body;
@@ -59,7 +60,7 @@ class CodeTests(BaseReward):
         plan = plan_from_gold(gold)
         if plan is None:
             return Verdict(value=None, reason=UNUSABLE)
-        answer = strip_thinking(text)
+        answer = strip_thinking(cut_at_turn_end(text))
         if answer is None:
             return Verdict(value=0.0, reason="unfinished thinking")
         code = extract_code(answer)

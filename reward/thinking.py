@@ -1,5 +1,6 @@
 """Splits and builds assistant turns with a `<think>...</think>` block, as in Qwen's chat template."""
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -36,11 +37,14 @@ def strip_thinking(text: str) -> str | None:
 
 
 def cut_at_turn_end(text: str) -> str:
-    """Returns a text up to the first mark that ends the assistant's turn, after which nothing is its answer."""
+    """Returns a text up to the first mark that ends the assistant's turn, after which nothing is its answer.
+
+    A mark in quotation marks is part of the text.
+    """
     if "<" not in text:
         return text
-    for mark in _END_OF_TURN.finditer(text):
-        if mark[0] != "</s>" or "<s>" not in text[: mark.start()]:
+    for mark in itertools.islice(_END_OF_TURN.finditer(text), _MAX_QUOTED_TAGS):
+        if (mark[0] != "</s>" or "<s>" not in text[: mark.start()]) and not _is_quoted(text, mark.start()):
             return text[: mark.start()]
     return text
 
@@ -51,14 +55,18 @@ def _find_last_tag(text: str, tag: str) -> int:
     for _ in range(_MAX_QUOTED_TAGS):
         if start < 0:
             break
-        line_start = text.rfind("\n", 0, start) + 1
-        line_end = text.find("\n", start)
-        line = text[line_start : line_end if line_end >= 0 else len(text)]
-        position = start - line_start
-        if not any(quoted.start() < position < quoted.end() for quoted in _QUOTED.finditer(line)):
+        if not _is_quoted(text, start):
             break
         start = text.rfind(tag, 0, start)
     return start
+
+
+def _is_quoted(text: str, position: int) -> bool:
+    """Returns whether a position of a text is in quotation marks on its line."""
+    line_start = text.rfind("\n", 0, position) + 1
+    line_end = text.find("\n", position)
+    line = text[line_start : line_end if line_end >= 0 else len(text)]
+    return any(quoted.start() < position - line_start < quoted.end() for quoted in _QUOTED.finditer(line))
 
 
 def split_turn(text: str) -> Turn | str:
