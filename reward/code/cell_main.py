@@ -48,6 +48,7 @@ def run_candidate_cell(payload: bytes, channel: socket.socket) -> None:
 def run_tests_cell(payload: bytes, channel: socket.socket) -> None:
     """Runs a data set's test code in its sandbox cell, against the candidate at the other end of the channel."""
     random.seed(0)
+    sys.set_int_max_str_digits(0)
     sys.stdout = io.StringIO()  # what the tests print is no report
     run_dataset_tests(json.loads(payload), Frames(channel), _OUTPUT)
 
@@ -60,7 +61,9 @@ def _complete_builtins() -> None:
         """Opens a file, and standard input by its name, for which the cell has no file."""
         return open_file(_STDIN if file == "/dev/stdin" else file, *args, **kwargs)
 
-    vars(builtins).update(exit=sys.exit, quit=sys.exit, open=open_with_stdin)
+    sys.set_int_max_str_digits(0)  # the limits of time hold for long integers too
+    if not hasattr(builtins, "exit"):
+        vars(builtins).update(exit=sys.exit, quit=sys.exit, open=open_with_stdin)
 
 
 class _NoOutput(io.RawIOBase):

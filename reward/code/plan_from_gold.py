@@ -25,6 +25,7 @@ from qwen_align.reward.code.collect_tests import (
     surely_asserts,
 )
 from qwen_align.reward.code.compare_outputs import equals_expected, split_output_lines
+from qwen_align.reward.code.long_integers import read_long_json, rewrite_long_integers
 from qwen_align.reward.code.name_analysis import (
     imports_only_stdlib,
     list_asserts,
@@ -35,7 +36,7 @@ from qwen_align.reward.code.name_analysis import (
     list_used_names,
     pick_module_names,
 )
-from qwen_align.reward.code.value_serialization import NotPlainError, encode_value
+from qwen_align.reward.code.value_serialization import NotPlainError, encode_value, write_json
 
 
 class OutcomeTest(NamedTuple):
@@ -241,12 +242,15 @@ def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
         return None
     if name is None:
         expected = [split_output_lines(_read_text(item)) for item in outputs]
-        return Plan(ProgramTests([_read_text(item) for item in inputs], expected), []) if any(expected) else None
+        texts = [_read_text(item) for item in inputs]
+        return Plan(ProgramTests(texts, expected), []) if any(expected) and not _contradict(texts, expected) else None
     if not isinstance(name, str) or not name.isidentifier():
         return None
     if all(isinstance(item, str) for item in (*inputs, *outputs)):  # LiveCodeBench: an argument a line, in JSON
-        inputs = [[json.loads(line) for line in item.split("\n") if line.strip()] for item in inputs]
-        outputs = [json.loads(item) for item in outputs]
+        inputs = [[read_long_json(line) for line in item.split("\n") if line.strip()] for item in inputs]
+        outputs = [read_long_json(item) for item in outputs]
+    if _contradict(inputs, outputs) or not all(equals_expected(item, item) for item in outputs):
+        return None
     calls = [(name, *_encode_arguments(item)) for item in inputs]
     is_wrapped = all(isinstance(item, list) and len(item) == 1 for item in outputs)  # as APPS writes them
     tests = [
@@ -254,6 +258,13 @@ def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
         for index, item in enumerate(outputs)
     ]
     return Plan(CallTests(calls, tests, None), [PRELUDE])
+
+
+def _contradict(inputs: list[Any], outputs: list[Any]) -> bool:
+    """Returns whether the same input has two outputs, so that no program passes."""
+    expected: dict[bytes, Any] = {}
+    keys = [write_json(encode_value(item)) for item in inputs]
+    return any(expected.setdefault(key, output) != output for key, output in zip(keys, outputs, strict=True))
 
 
 def _parse_source(source: str) -> ast.Module:
@@ -309,7 +320,7 @@ def _read_sources(sources: Any) -> list[str]:
     sources = [sources] if isinstance(sources, str) else sources
     if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         raise TypeError("no list of code")
-    return [source.replace("\r\n", "\n") for source in sources if source.strip()]
+    return [rewrite_long_integers(source.replace("\r\n", "\n")) for source in sources if source.strip()]
 
 
 def _read_text(text: Any) -> str:

@@ -10,6 +10,7 @@ from qwen_align.reward.code.assertion_checks import CallOutcome, NoValueError
 from qwen_align.reward.code.compare_outputs import equals_expected_output
 from qwen_align.reward.code.expression_evaluator import UnsupportedError
 from qwen_align.reward.code.load_candidate import END_REASONS, SYNTAX_STATUS
+from qwen_align.reward.code.numpy_values import ARRAY_TAG, nest_items
 from qwen_align.reward.code.plan_from_gold import CallTests, OutcomeTest, Plan, ProgramTests, ScriptTests
 from qwen_align.reward.code.run_dataset_tests import CLOSED, UNREACHED, UNUSABLE
 from qwen_align.reward.code.sandbox import Cell, Limits, Sandbox
@@ -100,7 +101,7 @@ class _Runner(NamedTuple):
         outcomes: list[CallOutcome] = []
         for test in work.tests:
             while len(outcomes) < test.n_outcomes:
-                outcomes.append(_parse_outcome(_receive_record(frames, cell), len(outcomes)))
+                outcomes.append(_parse_outcome(_receive_record(frames, cell), len(outcomes), work))
                 if frames.n_bytes > _MAX_BYTES:
                     raise _StoppedError("output limit")
             yield _judge_test(test, outcomes)
@@ -218,14 +219,26 @@ def _receive_record(frames: Frames, cell: Cell) -> Any:
     return record
 
 
-def _parse_outcome(record: Any, number: int) -> CallOutcome:
+def _read_array(tree: dict[str, Any], work: CallTests) -> Any:
+    """Returns a numpy array that a call returned as nested lists.
+
+    Raises UnsupportedError if the tests can be run where they get the array itself.
+    """
+    if ARRAY_TAG not in tree:
+        raise NotPlainError("unknown tag")
+    if work.otherwise is not None:
+        raise UnsupportedError
+    return nest_items(tree[ARRAY_TAG], decode_value)
+
+
+def _parse_outcome(record: Any, number: int, work: CallTests) -> CallOutcome:
     """Parses the outcome of a call from a record. Raises _StoppedError if the record is forged."""
     types = [type(part) for part in record[:2]] if type(record) is list else []
     if types != [str, int] or record[1] != number:
         raise _StoppedError("forged record")
     if record[0] == "value" and len(record) == 3:
         try:
-            return CallOutcome(decode_value(record[2]))
+            return CallOutcome(decode_value(record[2], lambda tree: _read_array(tree, work)))
         except NotPlainError:
             return CallOutcome(None, "value not plain data")
     if record[0] in _NO_VALUE and len(record) == 2:
