@@ -4,7 +4,7 @@ It runs in a sandbox that knows no expected value, and is judged outside of it.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ class CodeTests(BaseReward):
     `{"inputs", "outputs"}` of a program, or with `fn_name` of a function or a method of `Solution`.
     """
 
+    judges_gold: ClassVar[bool] = True
     kind: Literal["code_tests"] = "code_tests"
     time_limit_s: float = Field(
         default=Limits().time_limit_s,

@@ -1,7 +1,7 @@
 """The `instructions` reward, which checks the 25 kinds of verifiable instructions of IFEval."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class Instructions(BaseReward):
     content matters, use it beside a reward that judges that.
     """
 
+    judges_gold: ClassVar[bool] = True
     kind: Literal["instructions"] = "instructions"
     mode: Literal["strict", "loose"] = Field(
         default="strict", description="loose also pays for the text without its first line, last line, or asterisks"

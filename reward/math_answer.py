@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -69,6 +69,7 @@ class MathAnswer(BaseReward):
     beforehand.
     """
 
+    judges_gold: ClassVar[bool] = True
     kind: Literal["math_answer"] = "math_answer"
     box: Literal["preferred", "required"] = Field(
         default="preferred",

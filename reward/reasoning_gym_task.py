@@ -40,6 +40,7 @@ class ReasoningGym(BaseReward):
     """
 
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
+    judges_gold: ClassVar[bool] = True
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     partial_credit: bool = Field(default=False, description="pay the scorer's marks between 0 and 1 as they are")
     time_limit_s: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="seconds to score one answer")

@@ -38,6 +38,7 @@ class ToolCalls(BaseReward):
     """
 
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
+    judges_gold: ClassVar[bool] = True
     kind: Literal["tool_calls"] = "tool_calls"
     order_matters: bool = Field(default=False, description="calls have to come in the gold's order")
     partial_credit: bool = Field(

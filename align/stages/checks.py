@@ -25,7 +25,7 @@ from qwen_align.align.stages.build_data import build_rows
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.audit import audit_reward
-from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale
+from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale, select_rewards
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 
@@ -235,21 +235,27 @@ def _describe_token_limit(
 
 def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> Iterator[str]:
     """Yields the problems of rewards: gold answers they cannot use, bad completions they pay, scaled weights."""
-    scale = compute_shaping_scale(list(rewards))
+    names = {problem.reward for problem in prompts} or {""}
+    scale = min(compute_shaping_scale(select_rewards(rewards, name)) for name in names)
     if scale < 1:
         yield (
             f"shaping weights x {scale:.3g}, so that all shaping together reaches {SHAPING_SHARE:g} of the outcomes' "
             "weight and no wrong answer beats a right one"
         )
+    unjudged: set[str] = set()
     for reward in rewards:
-        unusable = [problem for problem in prompts if reward.judge_gold(problem.gold).value != 1.0]
+        judged = [problem for problem in prompts if reward in select_rewards(rewards, problem.reward)]
+        unusable = [problem for problem in judged if reward.judge_gold(problem.gold).value != 1.0]
+        unjudged |= {problem.id for problem in unusable}
         if unusable:
             first = f"'{unusable[0].id}': {unusable[0].gold!r:.60}"
-            yield f"{reward.label}: {len(unusable):,} golds of {len(prompts):,} are unusable, the first {first}"
+            if len(unjudged) == len({problem.id for problem in prompts}):
+                raise DataError(f"no row gets a verdict: {reward.label} cannot use its gold, the first {first}")
+            yield f"{reward.label}: {len(unusable):,} golds of {len(judged):,} are unusable, the first {first}"
         if reward.is_outcome:
             paid = dict.fromkeys(
                 finding.probe
-                for finding in audit_reward(reward, list(prompts[:N_PROBLEMS_AUDITED]))
+                for finding in audit_reward(reward, judged[:N_PROBLEMS_AUDITED])
                 if finding.pays is None and finding.is_paid
             )
             if paid:
