@@ -65,6 +65,7 @@ _UPRIGHT_WORD = re.compile(r"[$ ]*\\text *\{ *([A-Za-z]{2,}) *\}[$ .]*")
 _TEXT_COMMAND = re.compile(r"\\text\{([^{}]*)\}")
 # `9\text{ chickens and }10\text{ rabbits}`
 _CONNECTIVE_IN_TEXT = re.compile(r"\\text\{([^{}]*[A-Za-z])\s*,?\s(and|or)\s*\}(?=\s*[0-9\\])")
+_OPERATOR = re.compile(r"[-+*/^=]|\\(?:cdot|frac|times)(?![A-Za-z])")  # beside which `BE` is a segment
 _LETTER_RUN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _FUNCTION_WORDS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm max min mod sqrt pi frac asin "
@@ -374,7 +375,7 @@ def _parse_expression_or_words(text: str) -> AnswerValue | None:
     """Returns a text as an expression, or as words if a run of its letters reads as a word."""
     plain_text = _TEXT_COMMAND.sub(r" \1 ", text) if r"\text" in text else text
     for letter_run in _LETTER_RUN.findall(plain_text):
-        if letter_run.lower() in STOP_WORDS or (
+        if (letter_run.lower() in STOP_WORDS and not (letter_run.isupper() and _OPERATOR.search(text))) or (
             len(letter_run) > 3 and letter_run.lower() not in _FUNCTION_WORDS and list(letter_run) != sorted(letter_run)
         ):
             return Words(normalize_words(plain_text), plain_text)

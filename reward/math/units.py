@@ -90,7 +90,7 @@ def split_off_unit(text: str, unit_letters: frozenset[str] = frozenset()) -> Mea
         return MeasuredText(text)
     for piece in _UNIT_PIECE.finditer(text, tail.start()):
         body = text[: piece.start()].rstrip()
-        if piece[4] and body.endswith("-"):  # `5-inch`
+        if piece[4] and body.endswith("-") and body[-2:-1].isdigit():  # `5-inch`
             body = body[:-1]
         if piece[6] or piece[2] or not _VALUE_END.search(body):
             continue
@@ -198,7 +198,7 @@ def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) 
         elif word in _IGNORED_WORDS or word in _QUALIFIERS:
             qualifiers |= {word} & _QUALIFIERS
         elif _is_unit_word(word, unit_letters, is_text or sign < 0 or is_speed) and (
-            is_after_number or is_text or len(word) > 1
+            is_after_number or is_text or (len(word) > 1 and not word.isupper())
         ):
             words.append((word, sign * power))
             power = 1
