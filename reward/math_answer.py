@@ -128,7 +128,8 @@ class MathAnswer(BaseReward):
 
         Returns None if there is no answer.
         """
-        contents = self._extract_contents(completion if isinstance(completion, str) else completion.text)
+        text = completion if isinstance(completion, str) else completion.text
+        contents = self._extract_contents(cut_at_turn_end(text))
         value = None if isinstance(contents, str) else _parse_contents(contents, frozenset())
         return None if value is None else format_canonically(value)
 
@@ -162,15 +163,15 @@ class MathAnswer(BaseReward):
         if verdict == _WRONG:
             parts = _find_answers_in_parts(text, gold_text)
             return verdict if parts in (None, contents) else _judge_contents(parts, gold_text)
-        if verdict != _CORRECT:
+        if isinstance(verdict, Verdict) and verdict != _CORRECT:
             return verdict
         retraction = find_retraction(text[text.rfind("boxed{") + 1 :]) if "boxed{" in text else None
         is_kept = retraction is None or _judge_contents((retraction,), gold_text) == _CORRECT
         return verdict if is_kept else Verdict(value=0.0, reason="answer taken back")
 
     def _extract_contents(self, text: str) -> BoxContents | str:
-        """Returns the contents of the boxes that hold a completion's answer, or the reason why there are none."""
-        response = strip_thinking(cut_at_turn_end(text))
+        """Returns the contents of the boxes that hold an answer in the text of a turn, or why there are none."""
+        response = strip_thinking(text)
         if response is None:
             return "unfinished thinking"
         boxes = extract_boxed_answers(response)

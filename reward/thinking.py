@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 OPEN, CLOSE = "<think>", "</think>"
 _HEAD, _FOOT = f"{OPEN}\n", f"\n{CLOSE}\n\n"
-_END_OF_TURN = re.compile(
+_TURN_END = re.compile(
     r"<\|(?:im_start|im_end|endoftext|end_of_text|eot_id|start_header_id|end)\|>|<｜end▁of▁sentence｜>|<end_of_turn>|</s>"
 )
 _QUOTED = re.compile(r"(?<![\w\\])(?P<quote>[\"'`])(?:(?!(?P=quote))[^\\]|\\.)*(?P=quote)(?!\w)")
@@ -41,12 +41,22 @@ def cut_at_turn_end(text: str) -> str:
 
     A mark in quotation marks is part of the text.
     """
-    if "<" not in text:
+    if "<" not in text or not may_end_turn(text, len(text)):
         return text
-    for mark in itertools.islice(_END_OF_TURN.finditer(text), _MAX_QUOTED_TAGS):
+    for mark in itertools.islice(_TURN_END.finditer(text), _MAX_QUOTED_TAGS):
         if (mark[0] != "</s>" or "<s>" not in text[: mark.start()]) and not _is_quoted(text, mark.start()):
             return text[: mark.start()]
     return text
+
+
+def may_end_turn(text: str, end: int) -> bool:
+    """Returns whether something that looks like a mark of the turn's end stands before a position of a text."""
+    return (
+        text.find("<|", 0, end) >= 0
+        or text.find("</s>", 0, end) >= 0
+        or text.find("<end_of_turn>", 0, end) >= 0
+        or text.find("<｜", 0, end) >= 0
+    )
 
 
 def _find_last_tag(text: str, tag: str) -> int:

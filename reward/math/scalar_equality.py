@@ -70,7 +70,8 @@ def is_same_scalar(gold: Scalar, answer: Scalar, deferred: DeferredPairs | None)
         factor = get_conversion_factor(answer.unit, gold.unit)
         if factor is None:
             return False
-    gold_joined, answer_joined = parse_joined_numbers(gold.text), parse_joined_numbers(answer.text)
+    gold_joined = parse_joined_numbers(gold.text) if gold.number is None else None
+    answer_joined = parse_joined_numbers(answer.text) if answer.number is None else None
     if (gold_joined is not None and (answer_joined is not None or gold_joined.sign == "-" or gold_joined.is_date)) or (
         answer_joined is not None and answer_joined.is_date
     ):
