@@ -37,6 +37,7 @@ from qwen_align.reward.math.final_answer import (
     extract_declared_answer,
     extract_minerva_answer,
     find_retraction,
+    has_doubt,
 )
 from qwen_align.reward.math.latex_normalization import MAX_CHARS
 from qwen_align.reward.math.list_connectives import rename_counter
@@ -275,7 +276,7 @@ def _find_answers_in_parts(text: str, gold: str) -> BoxContents | None:
         return None
     response = strip_thinking(text)
     boxes = find_all_boxes(response) if response is not None else []
-    if response is None or len(boxes) != len(gold_value.items) or find_retraction(response[boxes[0].end :]):
+    if response is None or len(boxes) != len(gold_value.items) or has_doubt(response[boxes[0].end :]):
         return None
     names = [_NAME_BEFORE_BOX.search(response[max(0, box.start - _MAX_NAME_CHARS) : box.start]) for box in boxes]
     if all(name is not None for name in names):

@@ -22,6 +22,7 @@ from qwen_align.reward.math.answer_values import (
 from qwen_align.reward.math.built_set_equality import is_same_built_set
 from qwen_align.reward.math.congruences import is_same_congruence
 from qwen_align.reward.math.equation_equality import has_same_zero_set
+from qwen_align.reward.math.joined_numbers import parse_joined_numbers
 from qwen_align.reward.math.named_value_equality import collect_named_values, has_same_named_values, split_by_coordinate
 from qwen_align.reward.math.number_line_regions import INEQUALITIES, Interval, Region, merge_intervals, to_region
 from qwen_align.reward.math.scalar_equality import is_same_scalar, is_same_words
@@ -84,6 +85,8 @@ def _is_same_typed_value(gold: AnswerValue, answer: AnswerValue, deferred: Defer
         return value is not None and is_same_scalar(gold, value, None)
     if isinstance(gold, Ratio) and isinstance(answer, Ratio):
         return _is_same_ratio(gold, answer)
+    if isinstance(gold, Ratio) or isinstance(answer, Ratio):
+        return _is_same_range(gold, answer)
     if isinstance(gold, Congruence) and isinstance(answer, Congruence):
         return is_same_congruence(gold, answer)
     return False
@@ -156,9 +159,12 @@ def _may_be_named_point(*values: BracketedTuple) -> bool:
     It is not in `N(0,1)`, a distribution, nor in `C(5,2)`, a number of combinations.
     """
     named = next(value for value in values if value.name)
-    letter = named.name.strip("'")
+    letters = re.findall("[A-Z]", named.name)
+    letter = letters[-1] if letters else ""
+    if any(isinstance(item, Choice) or (isinstance(item, Scalar) and item.text.isupper()) for item in named.items):
+        return False  # of random variables
     numbers = [item.number if isinstance(item, Scalar) else None for item in named.items]
-    if letter[:1] in _DISTRIBUTIONS:
+    if letter in _DISTRIBUTIONS:
         return False
     if len(numbers) != 2 or numbers[0] is None or numbers[1] is None or letter not in _FUNCTIONS_OF_TWO:
         return True
@@ -195,6 +201,17 @@ def _is_same_ratio(gold: Ratio, answer: Ratio) -> bool:
         is_same_scalar(_multiply_scalars(part, answer_first), _multiply_scalars(answer_part, gold_first), None)
         for part, answer_part in zip(gold.parts[1:], answer.parts[1:], strict=True)
     )
+
+
+def _is_same_range(gold: AnswerValue, answer: AnswerValue) -> bool:
+    """Checks whether one of two values is a range with "to" and the other the same with a hyphen: `3 to 5`, `3-5`."""
+    worded, hyphenated = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
+    if not isinstance(worded, Ratio) or not isinstance(hyphenated, Scalar) or not worded.is_range:
+        return False
+    joined = parse_joined_numbers(hyphenated.text)
+    if worded.unit is not None and hyphenated.unit is not None and worded.unit != hyphenated.unit:
+        return False
+    return joined is not None and joined.groups == tuple(part.text for part in worded.parts)
 
 
 def _multiply_scalars(left: Scalar, right: Scalar) -> Scalar:

@@ -54,17 +54,19 @@ _BASE_NUMERAL = re.compile(
     r" ?_ ?(?:([0-9])|\{ ?(?:\\text\{)? ?([0-9]{1,2}|[a-z]+) ?\}{1,2})"
 )
 _WORDED_BASE = re.compile(
-    r"(-?[0-9A-Za-z]+) ?(?:\\text ?\{)? ?\(? ?(?:in )?base[ -]\{?([0-9]{1,2}|[a-z]+)\}? ?\)? ?\}?"
+    r"(-?[0-9A-Za-z]+) ?(?:\\text ?\{)? ?\(? ?(?:in )?base[ -]\}?\{?([0-9]{1,2}|[a-z]+)\}? ?\)? ?\}?"
 )
 _SPACED_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _NAMED_POINT = re.compile(
     r"((?:[A-Z]|\\text ?\{ ?[A-Z] ?\}|\\mathcal ?\{? ?[A-Z] ?\}?)(?:_(?:[0-9]|\{[0-9]+\}))?'?) ?(\([^()]*[,;][^()]*\))"
 )
+_NAME_TYPESETTING = re.compile(r"\\(?:text|mathcal)|[{} ]")
 _SINGLE_THOUSANDS_NUMBER = re.compile(r"[^,;]*(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])[^,;]*")
 _UPRIGHT_WORD = re.compile(r"[$ ]*\\text *\{ *([A-Za-z]{2,}) *\}[$ .]*")
 _TEXT_COMMAND = re.compile(r"\\text\{([^{}]*)\}")
 # `9\text{ chickens and }10\text{ rabbits}`
 _CONNECTIVE_IN_TEXT = re.compile(r"\\text\{([^{}]*[A-Za-z])\s*,?\s(and|or)\s*\}(?=\s*[0-9\\])")
+_BRACKETED_DOMAIN = re.compile(r"(?<=\S) ?\(([klmnrt] ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z))\)$")
 _OPERATOR = re.compile(r"[-+*/^=]|\\(?:cdot|frac|times)(?![A-Za-z])")  # beside which `BE` is a segment
 _LETTER_RUN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _FUNCTION_WORDS = frozenset(
@@ -163,6 +165,7 @@ def _parse_congruence(text: str, unit_letters: frozenset[str], depth: int) -> An
 def _parse_list(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
     """Parses a list of answers separated by commas, semicolons or words such as "and" and "or"."""
     text = _CONNECTIVE_IN_TEXT.sub(r"\\text{\1}\\text{ \2 }", text) if r"\text" in text else text
+    text = _BRACKETED_DOMAIN.sub(r", \1", text) if r"\in" in text else text
     items, connectives = split_list_with_connectives(text)
     if len(items) == 1 and items[0] == text:
         return None
@@ -248,7 +251,11 @@ def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> Answ
     """Parses a point, interval, vector or set in brackets, and the content of brackets that only group."""
     if named_point := _NAMED_POINT.fullmatch(text):
         point = _parse_brackets(named_point[2], unit_letters, depth)
-        return point._replace(name=named_point[1]) if isinstance(point, BracketedTuple) else None
+        return (
+            point._replace(name=_NAME_TYPESETTING.sub("", named_point[1]))
+            if isinstance(point, BracketedTuple)
+            else None
+        )
     for opening, closing in (("(", (")", "]")), ("[", (")", "]")), (r"\langle", (r"\rangle",))):
         if content_and_closing := extract_bracket_content(text, opening, closing):
             items = split_bracket_items(content_and_closing[0])
@@ -375,7 +382,8 @@ def _parse_expression_or_words(text: str) -> AnswerValue | None:
     """Returns a text as an expression, or as words if a run of its letters reads as a word."""
     plain_text = _TEXT_COMMAND.sub(r" \1 ", text) if r"\text" in text else text
     for letter_run in _LETTER_RUN.findall(plain_text):
-        if (letter_run.lower() in STOP_WORDS and not (letter_run.isupper() and _OPERATOR.search(text))) or (
+        is_word = letter_run.lower() in STOP_WORDS and not (_OPERATOR.search(text) and f" {letter_run} " not in text)
+        if is_word or (
             len(letter_run) > 3 and letter_run.lower() not in _FUNCTION_WORDS and list(letter_run) != sorted(letter_run)
         ):
             return Words(normalize_words(plain_text), plain_text)

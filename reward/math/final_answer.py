@@ -97,6 +97,11 @@ def extract_declared_answer(text: str) -> str | None:
     return (text or None) if is_bare or is_expression else None
 
 
+def has_doubt(text: str) -> bool:
+    """Checks whether a text doubts what was said before it."""
+    return _DOUBT.search(text) is not None
+
+
 def find_retraction(text: str) -> str | None:
     """Returns the answer that takes back the one before, in the text after it: "Wait, it is 43."
 

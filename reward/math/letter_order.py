@@ -26,9 +26,9 @@ def is_equal_in_order(left: Node, right: Node, is_equal: Callable[[Node, Node], 
     `is_equal` compares the coefficients, which hold no such letter.
     """
     capitals = _find_matrix_letters(left) | _find_matrix_letters(right)
-    if len(capitals) > 1:
-        capitals -= _find_number_letters(left) | _find_number_letters(right)
-    if len(capitals) < 2 or any(part.head == "constant" and part.value == "pi" for part in iterate_nodes(left)):
+    if len(capitals) < 2 or not capitals.isdisjoint(_find_number_letters(left) | _find_number_letters(right)):
+        return True
+    if any(part.head == "constant" and part.value == "pi" for part in iterate_nodes(left)):
         return True
     try:
         left_terms, right_terms = _expand(left, capitals), _expand(right, capitals)
@@ -54,7 +54,8 @@ def _find_number_letters(node: Node) -> frozenset[str]:
         if part.head == "quotient":
             letters |= part.args[1].letters
         elif part.head == "power":
-            letters |= part.args[1].letters if _get_small_power(part) is not None else part.letters
+            is_word = _get_small_power(part) is not None or part.args[0].head == "symbol"
+            letters |= part.args[1].letters if is_word else part.letters
         elif part.head not in {"sum", "product", "negative", "symbol"}:
             letters |= part.letters
     return frozenset(letters)
@@ -77,6 +78,8 @@ def _expand(node: Node, capitals: frozenset[str]) -> Terms:
         return {(): node}
     if node.head == "symbol":
         return {(str(node.value),): _ONE}
+    if node.head == "power" and _get_small_power(node) is None:
+        return {(repr(node),): _ONE}
     if node.head == "negative":
         return {word: Node("negative", (term,)) for word, term in _expand(node.args[0], capitals).items()}
     if node.head == "quotient":

@@ -16,9 +16,8 @@ _SUCH_THAT = re.compile(r"\s*(?:\\mid|\\vert|[|:])\s*")
 _LETTER = re.compile(r"(?<!\\)[A-Za-z]|\\[a-z]+")
 _REALS = re.compile(r"\\mathbb ?\{? ?R ?\}?|\\R")
 _INTEGERS = re.compile(r"\\mathbb ?\{? ?Z ?\}?|\\Z")
-_POSITIVE_INTEGERS = re.compile(
-    r"\\mathbb ?\{? ?[NZ] ?\}? ?(?:\^ ?\{? ?(?:\+|\*) ?\}?|_ ?\{? ?(?:\+|\*|>0) ?\}?)|\\mathbb ?\{? ?N ?\}?"
-)
+_POSITIVE_INTEGERS = re.compile(r"\\mathbb ?\{? ?(?:N ?\}? ?[\^_] ?\{? ?(?:\+|\*)|Z ?\}? ?[\^_] ?\{? ?(?:\+|>0)) ?\}?")
+_NATURAL_NUMBERS = re.compile(r"\\mathbb ?\{? ?N ?\}?|\\N")
 _ABSOLUTE_VALUE = re.compile(r"\| ?(.+?) ?\|")
 _LESS = ("<", r"\le")
 _GREATER = (">", r"\ge")
@@ -60,9 +59,10 @@ def list_whole_numbers(element: str, condition: str) -> list[int] | None:
     variable, conditions = _move_domain(element, condition)
     is_whole = any(_is_domain(item, variable, _INTEGERS) for item in conditions)
     is_positive = any(_is_domain(item, variable, _POSITIVE_INTEGERS) for item in conditions)
-    if not is_whole and not is_positive:
+    is_natural = any(_is_domain(item, variable, _NATURAL_NUMBERS) for item in conditions)
+    if not is_whole and not is_positive and not is_natural:
         return None
-    low, high = -math.inf, math.inf
+    low, high = 1 if is_positive else -math.inf, math.inf
     for item in conditions:
         sides, relations = split_relations(item)
         if relations == [r"\in"]:
@@ -71,7 +71,7 @@ def list_whole_numbers(element: str, condition: str) -> list[int] | None:
         if bounds is None:
             return None
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    if math.isinf(low) or math.isinf(high) or high - low > _MAX_LISTED or (is_positive and low < 1):
+    if math.isinf(low) or math.isinf(high) or high - low > _MAX_LISTED or (is_natural and low < 1):
         return None  # whether 0 is a natural number is not agreed upon
     return list(range(int(low), int(high) + 1))
 

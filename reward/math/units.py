@@ -48,6 +48,7 @@ _UNIT_PIECE = re.compile(
 )
 _WORDS_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z.]*|°[CF]?|[%¢€£¥$]|[一-鿿]+)|\^\{?(-?[1-4])\}?|(/)|[ \-(),·⋅*]+|\\?\$")
 _CHINESE_CLASSIFIERS = frozenset("个人只本张支棵条头匹辆台件朵颗粒名位盒箱袋瓶杯碗盘枝把间道题次种组架艘套岁倍")
+_COUNTED_MARK = "*"  # before what a Chinese classifier counts
 _MAX_COUNTED_CHARS = 5  # characters of a Chinese classifier with what is counted
 _MAX_TAIL_CHARS = 96  # characters at the end of a text in which a unit is looked for
 _LEADING_MONEY = re.compile(
@@ -195,8 +196,8 @@ def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) 
             power = POWER_WORDS[word]
         elif word in ("squared", "cubed") and words:
             words[-1] = (words[-1][0], words[-1][1] * (2 if word == "squared" else 3))
-        elif word in _IGNORED_WORDS or word in _QUALIFIERS:
-            qualifiers |= {word} & _QUALIFIERS
+        elif word in _IGNORED_WORDS or word in _QUALIFIERS or word[0] == _COUNTED_MARK:
+            qualifiers |= set() if word in _IGNORED_WORDS else {word}
         elif _is_unit_word(word, unit_letters, is_text or sign < 0 or is_speed) and (
             is_after_number or is_text or (len(word) > 1 and not word.isupper())
         ):
@@ -244,10 +245,10 @@ def _split_unit_words(tail: str) -> list[tuple[str, int, bool]]:
 def _split_chinese_unit(word: str) -> list[str]:
     """Splits a Chinese unit into its prefix and its base unit, so 平方厘米 becomes 平方 and 厘米.
 
-    名学生 becomes 名 alone (a counting word with what is counted); other words are not split.
+    名学生 becomes 名 and, marked, what is counted; other words are not split.
     """
     if word not in UNITS and word[0] in _CHINESE_CLASSIFIERS and len(word) <= _MAX_COUNTED_CHARS:
-        return [word[0]]
+        return [word[0], *([_COUNTED_MARK + word[1:]] if word[1:] else [])]
     for head in ("平方", "立方", "万", "亿", "千", "百"):
         if word.startswith(head) and word != head and word not in UNITS:
             return [head, *_split_chinese_unit(word[len(head) :])]

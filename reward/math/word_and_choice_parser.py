@@ -14,7 +14,7 @@ _CHOICE = re.compile(
 _NOT_AN_OPTION = re.compile(
     r"\A(?:[=+*/^_<>!|-]|\\(?:ne|lnot|neg|cup|cap|times|cdot|in|le|ge)(?![A-Za-z]))"
     r"|(?<![A-Za-z])(?:not|nor|wrong|incorrect|false|but|isn't)(?![A-Za-z])|\([A-Z]\)|(?<![A-Za-z])[A-Z][.):]"
-    r"|\A(?:\\text ?\{ ?)?(?:or|and)(?![A-Za-z])|(?<![A-Za-z])(?:or|and)(?:\\text ?\{|[ \\}(])*[A-H](?![A-Za-z])",
+    r"|\A(?:\\text ?\{ ?)?(?:or|and)(?![A-Za-z])|(?<![A-Za-z])(?:or|and)(?:\\text ?\{|[ \\}(])*(?-i:[A-H])(?![A-Za-z])",
     re.IGNORECASE,
 )
 _ALPHABETIC = re.compile(r"[A-Za-z一-鿿\u3040-\u30ff\uac00-\ud7af' .]+")
