@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Positive
 
-_NOT_IN_A_WORD = r"(?<![a-z0-9])(?<![a-z0-9]\.)"  # officially `U.P.S.` holds the marker `P.S.`
+_NOT_IN_A_WORD = r"(?<![a-z0-9])(?<!\b[a-z]\.)"  # officially `U.P.S.` holds the marker `P.S.`
 
 
 class NumberPlaceholders(Instruction):
