@@ -20,20 +20,18 @@ from qwen_align.reward.math.answer_values import (
     get_items,
 )
 from qwen_align.reward.math.built_set_equality import is_same_built_set
+from qwen_align.reward.math.choice_letters import collect_choice_letters
 from qwen_align.reward.math.congruences import is_same_congruence
 from qwen_align.reward.math.equation_equality import has_same_zero_set
-from qwen_align.reward.math.joined_numbers import parse_joined_numbers
 from qwen_align.reward.math.named_value_equality import collect_named_values, has_same_named_values, split_by_coordinate
 from qwen_align.reward.math.number_line_regions import INEQUALITIES, Interval, Region, merge_intervals, to_region
+from qwen_align.reward.math.ratio_equality import is_same_range, is_same_ratio
 from qwen_align.reward.math.scalar_equality import is_same_scalar, is_same_words
-from qwen_align.reward.math.units import get_conversion_factor
 from qwen_align.reward.math.unordered_equality import has_same_items
 
-_HOURS_PER_DAY = 24
 _DISTRIBUTIONS = "NU"  # normal and uniform: no names of points
 _FUNCTIONS_OF_TWO = {"A": "count", "C": "count", "P": "count", "B": "binomial", "F": "count"}
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
-_OPTION_RUN = re.compile("[A-H]{2,8}")
 _REVERSED_RELATIONS = {">": "<", r"\ge": r"\le"}
 
 
@@ -57,7 +55,7 @@ def is_same_answer(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPai
         return _is_same_union(gold, answer, deferred)
     if isinstance(gold, SetBuilder) or isinstance(answer, SetBuilder):
         return is_same_built_set(gold, answer, is_same_answer)
-    if (choices := _collect_choice_letters(gold, answer)) is not None:
+    if (choices := collect_choice_letters(gold, answer)) is not None:
         return choices[0] == choices[1]
     if isinstance(gold, UnorderedItems) or isinstance(answer, UnorderedItems):
         return has_same_items(get_items(gold), get_items(answer), deferred, is_same_answer)
@@ -84,32 +82,12 @@ def _is_same_typed_value(gold: AnswerValue, answer: AnswerValue, deferred: Defer
         value = _expand_determinant(answer)
         return value is not None and is_same_scalar(gold, value, None)
     if isinstance(gold, Ratio) and isinstance(answer, Ratio):
-        return _is_same_ratio(gold, answer)
+        return is_same_ratio(gold, answer)
     if isinstance(gold, Ratio) or isinstance(answer, Ratio):
-        return _is_same_range(gold, answer)
+        return is_same_range(gold, answer)
     if isinstance(gold, Congruence) and isinstance(answer, Congruence):
         return is_same_congruence(gold, answer)
     return False
-
-
-def _collect_choice_letters(gold: AnswerValue, answer: AnswerValue) -> tuple[frozenset[str], frozenset[str]] | None:
-    """Returns the options of a gold and an answer, if one is a list of options and the other too, or a run as `ABD`.
-
-    Returns None for any other values.
-    """
-    letters = [_list_choice_letters(value) for value in (gold, answer)]
-    if letters[0] is None or letters[1] is None or not any(isinstance(v, UnorderedItems) for v in (gold, answer)):
-        return None
-    return frozenset(letters[0]), frozenset(letters[1])
-
-
-def _list_choice_letters(value: AnswerValue) -> str | None:
-    """Returns the letters of several options as one text. Returns None for any other value."""
-    if isinstance(value, UnorderedItems):
-        choices = [item for item in value.items if isinstance(item, Choice) and not item.rest]
-        return "".join(item.letter for item in choices) if len(choices) == len(value.items) > 1 else None
-    text = value.text if isinstance(value, Scalar) else value.original_text if isinstance(value, Words) else ""
-    return text if _OPTION_RUN.fullmatch(text) and len(set(text)) == len(text) else None
 
 
 def _expand_determinant(matrix: Matrix) -> Scalar | None:
@@ -166,9 +144,11 @@ def _may_be_named_point(*values: BracketedTuple) -> bool:
     numbers = [item.number if isinstance(item, Scalar) else None for item in named.items]
     if letter in _DISTRIBUTIONS:
         return False
-    if len(numbers) != 2 or numbers[0] is None or numbers[1] is None or letter not in _FUNCTIONS_OF_TWO:
+    if len(numbers) != 2 or letter not in _FUNCTIONS_OF_TWO:
         return True
     first, second = numbers
+    if first is None or second is None:
+        return True
     if _FUNCTIONS_OF_TWO[letter] == "binomial":
         return not (first.denominator == 1 and first > 0 and 0 <= second <= 1)
     return not (first.denominator == second.denominator == 1 and first >= second >= 0)
@@ -183,50 +163,6 @@ def _is_same_sequence(
     return len(golds) == len(answers) and all(
         is_same_answer(gold_item, answer_item, deferred) for gold_item, answer_item in zip(golds, answers, strict=True)
     )
-
-
-def _is_same_ratio(gold: Ratio, answer: Ratio) -> bool:
-    """Checks whether two ratios are proportional. Two times of the day must be the same time."""
-    if len(gold.parts) != len(answer.parts):
-        return False
-    if gold.unit is not None and answer.unit is not None and get_conversion_factor(gold.unit, answer.unit) != 1:
-        return False
-    # Every multiple of 12:0 would be the same, and `2 to 3 people` are not 4 to 6.
-    has_zero = any(part.number == 0 for part in (*gold.parts, *answer.parts))
-    is_range = gold.is_range or answer.is_range or gold.unit is not None or answer.unit is not None
-    if has_zero or is_range or (_is_time_of_day(gold) and _is_time_of_day(answer)):
-        return all(is_same_scalar(*parts, None) for parts in zip(gold.parts, answer.parts, strict=True))
-    gold_first, answer_first = gold.parts[0], answer.parts[0]
-    return all(
-        is_same_scalar(_multiply_scalars(part, answer_first), _multiply_scalars(answer_part, gold_first), None)
-        for part, answer_part in zip(gold.parts[1:], answer.parts[1:], strict=True)
-    )
-
-
-def _is_same_range(gold: AnswerValue, answer: AnswerValue) -> bool:
-    """Checks whether one of two values is a range with "to" and the other the same with a hyphen: `3 to 5`, `3-5`."""
-    worded, hyphenated = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
-    if not isinstance(worded, Ratio) or not isinstance(hyphenated, Scalar) or not worded.is_range:
-        return False
-    joined = parse_joined_numbers(hyphenated.text)
-    if worded.unit is not None and hyphenated.unit is not None and worded.unit != hyphenated.unit:
-        return False
-    return joined is not None and joined.groups == tuple(part.text for part in worded.parts)
-
-
-def _multiply_scalars(left: Scalar, right: Scalar) -> Scalar:
-    """Multiplies two scalars without their units."""
-    number = None if left.number is None or right.number is None else left.number * right.number
-    return Scalar(rf"({left.text})\cdot({right.text})", number)
-
-
-def _is_time_of_day(ratio: Ratio) -> bool:
-    """Checks whether a ratio is written as a time of the day, such as `12:00` or `7:32`."""
-    numbers = [part.number for part in ratio.parts]
-    if any(number is None or number.denominator != 1 for number in numbers):
-        return False
-    is_hour = numbers[0] is not None and 0 <= numbers[0] <= _HOURS_PER_DAY
-    return is_hour and all(len(part.text) == 2 and part.text < "60" for part in ratio.parts[1:])
 
 
 def _has_relation(value: AnswerValue) -> bool:

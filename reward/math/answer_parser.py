@@ -29,6 +29,7 @@ from qwen_align.reward.math.bracket_aware_split import (
     split_set_difference,
     split_set_union,
 )
+from qwen_align.reward.math.compound_quantities import sum_compound_quantity
 from qwen_align.reward.math.congruences import parse_congruence
 from qwen_align.reward.math.joined_numbers import parse_joined_numbers
 from qwen_align.reward.math.latex_normalization import MAX_CHARS, normalize_latex
@@ -42,7 +43,7 @@ from qwen_align.reward.math.list_connectives import (
 from qwen_align.reward.math.matrix_parser import parse_matrix_cells
 from qwen_align.reward.math.number_parser import MAX_DIGITS, parse_plain_number, parse_spelled_number
 from qwen_align.reward.math.set_builder import list_whole_numbers, reduce_to_condition, split_element_and_condition
-from qwen_align.reward.math.units import split_off_unit, sum_compound_quantity
+from qwen_align.reward.math.units import split_off_unit
 from qwen_align.reward.math.word_and_choice_parser import STOP_WORDS, normalize_words, parse_choice_or_words
 
 MAX_ITEMS = 1_000  # of a list; longer ones are compared as text

@@ -1,6 +1,5 @@
 """Parses the atoms of an expression: numbers, variables, functions and LaTeX commands with their arguments."""
 
-import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -16,11 +15,16 @@ from qwen_align.reward.math.expression_vocabulary import (
     OPAQUE_COMMANDS,
     TRIGONOMETRIC_FUNCTIONS,
 )
+from qwen_align.reward.math.letter_parser import (
+    parse_application_or_symbol,
+    parse_argument_list,
+    parse_letter,
+    take_opaque_text,
+)
 from qwen_align.reward.math.token_cursor import TokenCursor
 
 # The base of a logarithm without one is ten, but `decide_equality` tries e too. "10." marks it: no text parses to that.
 DEFAULT_BASE = Node("decimal", (), "10.")
-_MAX_SELECTED_FROM = 1_000  # things of which so many are selected; larger counts stay symbols
 
 
 def parse_atom_from_token(cursor: TokenCursor, token: str) -> Node:
@@ -102,108 +106,6 @@ def make_literal(token: str) -> Node:
     return Node("decimal", (), token)
 
 
-def parse_letter(cursor: TokenCursor, token: str) -> Node:
-    """Parses a variable with its subscript and primes, a name such as `AB`, or the value `f(x)` of a function."""
-    if (count := take_number_of_selections(cursor, token)) is not None:
-        return count
-    name = token
-    if cursor.peek_token() == "_":
-        cursor.take_token()
-        name += "_" + (take_opaque_text(cursor))
-    elif is_capital(token) and cursor.reading.has_names:
-        while is_capital(cursor.peek_token()) and cursor.peek_token(1) not in {"_", "(", "["}:
-            name += cursor.take_token()
-    while cursor.peek_token() == "'" or (cursor.peek_token() == "^" and cursor.peek_token(1) == "'"):
-        cursor.position += 1 if cursor.peek_token() == "'" else 2
-        name += "'"
-    if name in CONSTANTS and name not in cursor.bound_letters:
-        return Node("constant", (), CONSTANTS[name])
-    if is_capital(name[0]) and is_capital(name[1:2]):
-        # the power of a segment's length, or of the last letter
-        return make_symbol(name + "^" if cursor.peek_token() == "^" else name)
-    return parse_application_or_symbol(cursor, make_symbol(name))
-
-
-def is_capital(token: str) -> bool:
-    """Checks whether a token is a single Latin capital letter."""
-    return len(token) == 1 and "A" <= token <= "Z"
-
-
-def parse_application_or_symbol(cursor: TokenCursor, symbol: Node) -> Node:
-    """Returns a function's value if an already parsed letter stands before its arguments, else the letter."""
-    application = parse_application(cursor, symbol) if cursor.peek_token() in {"(", "["} else None
-    return symbol if application is None else application
-
-
-def parse_application(cursor: TokenCursor, symbol: Node, exponent: Node | None = None) -> Node | None:
-    r"""Parses the arguments of an unknown function such as `f(2)`, `E[X]` or, with an exponent, `f^{-1}(x)`.
-
-    Returns None, before the bracket, where the letter is a factor: if it is one of the reading's, if a sum or product
-    sign binds it, or if it stands in the bracket itself, as in `x(x+1)`.
-    """
-    name = str(symbol.value) + ("" if exponent is None else "^")
-    if name in cursor.reading.factors or symbol.value in cursor.bound_letters:
-        return None
-    start_position, start_cut, start_tokens = cursor.position, cursor.cut_position, list(cursor.tokens)
-    arguments = parse_argument_list(cursor)
-    if any(symbol.value in argument.letters for argument in arguments):
-        cursor.position, cursor.cut_position, cursor.tokens = start_position, start_cut, start_tokens
-        return None
-    return Node("apply", tuple(arguments) if exponent is None else (exponent, *arguments), name)
-
-
-def take_number_of_selections(cursor: TokenCursor, token: str) -> Node | None:
-    """Consumes the rest of `C_5^2`, `C_n^k` or `A_5^2`, the numbers of selections as Chinese textbooks write them.
-
-    Returns None, before the subscript, for anything else, such as the square of the constant `C_1`.
-    """
-    if token not in {"C", "A", "P"} or cursor.peek_token() not in {"_", "^"}:
-        return None
-    start_position, start_cut, start_tokens = cursor.position, cursor.cut_position, list(cursor.tokens)
-    scripts: dict[str, Node] = {}
-    try:
-        while (sign := cursor.peek_token()) in {"_", "^"} and sign not in scripts:
-            cursor.take_token()
-            scripts[sign] = cursor.parse_exponent() if sign == "^" else cursor.parse_argument()
-    except NotAnExpressionError:
-        scripts = {}
-    node = _make_selection_node(token, scripts["_"], scripts["^"]) if len(scripts) == 2 else None
-    if node is None:
-        cursor.position, cursor.cut_position, cursor.tokens = start_position, start_cut, start_tokens
-    return node
-
-
-def _make_selection_node(letter: str, total: Node, selected: Node) -> Node | None:
-    """Makes the node of a number of selections. Returns None if it is rather the power of a letter with an index."""
-    numbers = [int(Fraction(part.value)) if part.head == "number" else None for part in (total, selected)]
-    if numbers[0] is not None and numbers[1] is not None:
-        if numbers[0] < (2 if letter == "C" else 3) or not 0 <= numbers[1] <= numbers[0]:
-            return None
-        n_ways = math.comb(*numbers) if letter == "C" else math.perm(*numbers)
-        return make_number(n_ways) if numbers[0] <= _MAX_SELECTED_FROM else None
-    if letter != "C" or (numbers[0] is not None and numbers[0] < 3) or selected.head == "negative":
-        return None
-    return make_call("binomial", total, selected)
-
-
-def take_opaque_text(cursor: TokenCursor) -> str:
-    """Consumes the next command argument as plain text, for names that are not parsed further."""
-    token = cursor.take_token()
-    if token != "{":
-        if not (token.isalnum() or token[:1] == "\\"):
-            raise NotAnExpressionError("an argument is missing")
-        return token
-    parts: list[str] = []
-    depth = 1
-    while depth:
-        token = cursor.take_token()
-        if not token:
-            raise NotAnExpressionError("an argument is missing")
-        depth += (token == "{") - (token == "}")
-        parts.append(token)
-    return " ".join(parts[:-1])
-
-
 def parse_vertex_names(cursor: TokenCursor) -> str:
     """Parses the vertex letters of an angle or triangle to a name.
 
@@ -213,22 +115,6 @@ def parse_vertex_names(cursor: TokenCursor) -> str:
     while len(text) < 3 and text.isupper() and len(cursor.peek_token()) == 1 and cursor.peek_token().isupper():
         text += cursor.take_token()
     return min(text, text[::-1]) if text.isupper() else text
-
-
-def parse_argument_list(cursor: TokenCursor) -> list[Node]:
-    """Parses the comma-separated arguments in the brackets of a function call."""
-    opening = cursor.take_token()
-    closing = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}.get(opening)
-    if closing is None:
-        raise NotAnExpressionError("an argument is missing")
-    outer_bars, cursor.open_bars = cursor.open_bars, 0
-    arguments = [cursor.parse_sum()]
-    while cursor.peek_token() == ",":
-        cursor.take_token()
-        arguments.append(cursor.parse_sum())
-    cursor.open_bars = outer_bars
-    cursor.expect_token(closing)
-    return arguments
 
 
 def parse_function(cursor: TokenCursor, name: str) -> Node:
@@ -319,6 +205,8 @@ def parse_root(cursor: TokenCursor) -> Node:
         index = cursor.parse_sum()
         cursor.expect_token("]")
     radicand = cursor.parse_group(cursor.take_token()) if cursor.peek_token() == "(" else cursor.parse_argument()
+    if radicand.head == "symbol" and len(str(radicand.value)) == 2 and str(radicand.value).isupper():
+        radicand = make_symbol("".join(sorted(str(radicand.value))))  # a length or a product of numbers
     return Node("root", (radicand, index))
 
 

@@ -7,10 +7,11 @@ function says the `Reading`, which `letter_readings` chooses.
 
 from functools import lru_cache
 
-from qwen_align.reward.math.expression_atom_parser import make_literal, parse_application, parse_atom_from_token
+from qwen_align.reward.math.expression_atom_parser import make_literal, parse_atom_from_token
 from qwen_align.reward.math.expression_tokenizer import NotAnExpressionError, tokenize_expression
 from qwen_align.reward.math.expression_tree import Node, make_call, make_product
 from qwen_align.reward.math.expression_vocabulary import CLOSING_BRACKETS, FACTOR_STARTS, FUNCTION_NAMES
+from qwen_align.reward.math.letter_parser import parse_application
 from qwen_align.reward.math.token_cursor import DEFAULT_READING, Reading, TokenCursor
 
 MAX_CACHED = 400  # characters: longer answers are rare, and their trees large

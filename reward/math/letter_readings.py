@@ -93,7 +93,7 @@ def _is_factor(application: _Application, standing_alone: frozenset[str], *, is_
     if len(arguments) != 1 or "'" in letter:
         return False
     argument = arguments[0]
-    is_sum = argument.head == "negative" or _strip_power(argument).head == "sum"
+    is_sum = (argument.head == "negative" and bool(argument.letters)) or _strip_power(argument).head == "sum"
     is_plain = base in _FACTOR_LETTERS or (len(base) == 1 and base.islower() and base not in _FUNCTION_LETTERS)
     if inner_exponent is not None:
         if inner_exponent.head == "negative":

@@ -15,6 +15,10 @@ _MAX_DEFERRED_CHARS = 300  # longer expressions are not worth a second of a work
 _CALCULUS = re.compile(r"\\(?:int|iint|iiint|oint|lim|sum|prod|partial|Gamma|zeta|Re|Im|arg|frac ?\{ ?d)(?![A-Za-z])")
 # Functions that the expression parser takes for letters.
 _SPECIAL_FUNCTION = re.compile(r"\\(?:Gamma|zeta|Re|Im|arg) ?[({]")
+_CAPITAL_RUN = re.compile(r"(?<![A-Za-z\\])[A-Z]{2,}(?![A-Za-z])")
+_LETTER_BEFORE_BRACKET = re.compile(  # sympy reads `f(x)` as a function's value
+    r"((?<![A-Za-z\\])[A-Za-eijk-z]|\\(?:[Pp]hi|varphi|[Pp]si|chi|rho|sigma|tau|omega|theta|mu))'* ?[(\[]([^()\[\]]*)"
+)
 _TEXT_COMMAND = re.compile(r"\\text\{([^{}]*)\}")
 _SHORT_LETTER_RUN = re.compile(r"[A-Za-z]{2,3}")
 _TYPESETTING = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])|\\text(?=\{)")
@@ -114,10 +118,18 @@ def _is_same_expression(gold: str, answer: str, deferred: DeferredPairs | None =
         is_equal = None if is_special and gold_node != answer_node else decide_equality(gold_node, answer_node)
         is_calculus = is_calculus or is_special
     is_deferrable = is_calculus and "°" not in gold + answer and len(gold) + len(answer) <= _MAX_DEFERRED_CHARS
+    is_deferrable = is_deferrable and not _has_ambiguous_letters(gold) and not _has_ambiguous_letters(answer)
     if is_equal is None and is_deferrable and deferred is not None:
         deferred.append((gold, answer))
         return True
     return is_equal is True
+
+
+def _has_ambiguous_letters(text: str) -> bool:
+    """Checks whether a text has function values or runs of capitals, which sympy would read as products."""
+    return _CAPITAL_RUN.search(text) is not None or any(
+        letter not in content for letter, content in _LETTER_BEFORE_BRACKET.findall(text)
+    )
 
 
 def _rename_integration_constant(node: Node) -> Node:

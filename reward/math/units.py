@@ -3,7 +3,6 @@
 import re
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 from qwen_align.reward.math.unit_table import POWER_WORDS, SCALES, UNITS, Unit, find_unit_name
@@ -12,10 +11,10 @@ ANY_WORD = "*"  # among `unit_letters`: the text is a gold, whose unit may be an
 _NON_UNIT_WORDS = frozenset(
     "squared cubed factorial mod over plus minus times divided root not none half double".split()
 )
-_IGNORED_WORDS = frozenset("of the a an each total different distinct possible old away".split())
+_IGNORED_WORDS = frozenset("of the a an each total different distinct possible away".split())
 _QUALIFIERS = frozenset(
-    "long tall high wide deep thick more fewer less new red blue green yellow black white purple brown pink gray grey "
-    "small large big little short empty full".split()
+    "old new long tall high wide deep thick short small large big little empty full more fewer less red blue green "
+    "yellow black white purple brown pink gray grey".split()
 )
 _SPEED_UNITS = frozenset({"m/s", "m/s^2", "m/s^{2}"})  # the only compound of single letters accepted outside \text
 _CURRENCY_UNITS = {name: name.lower() for name in ("USD", "RMB", "CNY", "EUR", "GBP", "Rs")} | {
@@ -57,13 +56,6 @@ _LEADING_MONEY = re.compile(
 _TRIGONOMETRIC_COMMAND = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _INCH_MARK = re.compile(r"([0-9./]+) ?(?:''|\"|\^ ?\{ ?(?:''|\\prime ?\\prime) ?\})")
 _CURRENCY_RATE = re.compile(r"([0-9.,]+) ?(?:\\text\{ ?)?(?:per |/ ?|an? |each )(?:\\text\{ ?)?([A-Za-z]{2,}) ?\}?")
-_COMPOUND_PART = re.compile(
-    r"([0-9]+(?:\.[0-9]+)?)[ -]?(?:\\text\{ *([A-Za-z.]+|[一-鿿]+) *(?:and|,)? *\}"
-    r"|([A-Za-z]{1,8}\.?(?![A-Za-z])|[一-鿿]{1,3}|°|''?))"
-    r" ?(?:,? ?(?:and|\\text\{ *and *\})?|又|零) ?"
-)
-_COMPOUND_QUANTITY = re.compile(rf"(?:{_COMPOUND_PART.pattern}){{2,4}}")
-_ARC_MARKS = {"'": "arcminute", "''": "arcsecond", "分": "分", "秒": "秒"}
 _PERCENT_OF_PERCENT = (("percent", 2),)
 _VALUE_END = re.compile(r"(?:[0-9.})\]!|]|\\[A-Za-z]+|[A-Za-z])$")
 
@@ -101,29 +93,6 @@ def split_off_unit(text: str, unit_letters: frozenset[str] = frozenset()) -> Mea
         if measured is not None and not (_is_angle_unit(measured.unit) and _TRIGONOMETRIC_COMMAND.search(body)):
             return measured._replace(text=body)
     return MeasuredText(text)
-
-
-def sum_compound_quantity(text: str) -> tuple[Fraction, Unit] | None:
-    """Adds up a quantity in several units of one kind, such as `2 hours 30 minutes`, and returns it in the last unit.
-
-    Returns None for any other text, such as two quantities of different kinds or in rising units.
-    """
-    if not text[:1].isdigit() or not _COMPOUND_QUANTITY.fullmatch(text):
-        return None
-    parts = [(Fraction(match[1]), match[2] or match[3]) for match in _COMPOUND_PART.finditer(text)]
-    names = [_ARC_MARKS.get(word, word) for _, word in parts]
-    if parts[0][1] not in ("°", "度", "degrees", "degree") and {"'", "''"} & {word for _, word in parts}:
-        return None
-    if names[0] in ("h", "hr", "hrs", "hour", "hours", "d") or "s" in names[1:]:
-        names = ["min" if name == "m" else name for name in names]
-    found = [find_unit_name(name) for name in names]
-    units = [UNITS[name] for name in found if name is not None]
-    is_falling = all(first.factor > second.factor for first, second in pairwise(units))
-    if len(units) != len(parts) or not is_falling or len({unit.dimensions for unit in units}) != 1:
-        return None
-    last = units[-1]
-    total = sum((number * unit.factor for (number, _), unit in zip(parts, units, strict=True)), Fraction(0))
-    return total / last.factor, last
 
 
 def get_conversion_factor(first: Unit, second: Unit) -> Fraction | None:

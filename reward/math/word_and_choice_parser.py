@@ -24,6 +24,7 @@ _CHINESE_WITH_DIGITS = re.compile(
 _LETTER_RUN = re.compile(r"[A-Za-z]{2,}")
 _LABELLED_OPTION = re.compile(r"\\text\{ ?\(?([A-Z])[).:]+ ?\} ?(\S.*)")
 _CHINESE_MEASURED = re.compile(r"([零〇一二两三四五六七八九十百千万亿点]+)([^零〇一二两三四五六七八九十百千万亿点].*)")
+_MAX_SYMBOL_CHARS = 6  # letters of a genotype or formula, whose case counts
 STOP_WORDS = frozenset(
     "or and not no if is of to in on at so as by be an we it he up do are the for any all but one two has can may "
     "yes nor its was".split()
@@ -83,5 +84,7 @@ def normalize_words(text: str) -> str:
     """
     if (text.isupper() and len(text) <= 3) or len(text) <= 2:
         return text.lower() if text.lower() in STOP_WORDS else text
+    if len(text) <= _MAX_SYMBOL_CHARS and text.isalpha() and not text[1:].islower() and not text.isupper():
+        return text  # `AaBb`, `NaCl`
     words = text.lower().split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
