@@ -132,6 +132,8 @@ class ExpressionParser(TokenCursor):
         """Parses a factor followed by its factorial signs and exponents, or a function's power such as `f^{-1}(x)`."""
         start = self.position
         base = self.parse_atom()
+        if self.tokens[start] == "{" and base.head == "symbol" and self.peek_token() in {"(", "["}:
+            base = parse_application(self, base) or base  # a letter in braces of its own, as `\mathbf{F}` leaves it
         node = self.parse_exponents_of(base)
         is_letter_power = base.head == "symbol" and node.head == "power" and node.args[0] is base
         if not is_letter_power or self.peek_token() not in {"(", "["} or self.tokens[start] in CLOSING_BRACKETS:
