@@ -4,24 +4,30 @@ Each command imports what it needs.
 """
 
 import argparse
-import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen_align import __version__
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from qwen_align.align.pipeline.plan import Plan
 
 EXIT_CODES = """exit codes:
   0 ok   2 recipe wrong   3 data wrong or empty   4 a stage failed   75 preempted, run again to go on
 
 examples:
   qwen-align recipes                                          the shipped recipes
-  qwen-align recipes quickstart > my.yaml                     copy one
+  qwen-align recipes first_sft > my.yaml                      copy one
+  qwen-align recipes extraction --to FOLDER                   copy one with all files that it needs
   qwen-align check my.yaml                                    what would run, before anything is trained
   qwen-align run my.yaml                                      run it, or go on where it stopped
   qwen-align run my.yaml --set stages.grpo.learning_rate=1e-6
+  qwen-align runs                                             what has run, when, and how far it is
   qwen-align show my.yaml sft                                 tokens and loss mask of what a stage trains on
   qwen-align chat my.yaml sft                                 chat with the model a stage made
   qwen-align score rows.jsonl --reward math_answer --out scored.jsonl
@@ -31,6 +37,9 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an ASCII terminal has no ± and no …
     parsed = _build_parser().parse_args(arguments)
     if parsed.command is None:
         _build_parser().print_help()
@@ -58,35 +67,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
     """Runs a recipe, prints its results and returns the exit code."""
+    from qwen_align.align.commands import next_steps, remembered_plan
     from qwen_align.align.commands.progress import RunProgress, stop_on_signals
-    from qwen_align.align.errors import AlignError
-    from qwen_align.align.pipeline.plan import plan as make_plan
-    from qwen_align.align.pipeline.run import run as run_plan
-    from qwen_align.align.reporting.report_files import write_report
-    from qwen_align.align.reporting.terminal import build_results_table
+    from qwen_align.align.errors import Preempted
+    from qwen_align.align.reporting.live_report import run_and_report
+    from qwen_align.align.reporting.terminal import print_results_table
 
-    plan = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    plan = _make_plan(parsed)
+    if note := remembered_plan.note_other_run(plan):
+        console.print(note, soft_wrap=True)
     with RunProgress(console, plan) as progress, stop_on_signals() as stop:
         try:
-            run_plan(plan, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
-        except AlignError:
-            with contextlib.suppress(OSError):  # the error is reported anyway; a full disk has no room for a report
-                write_report(plan)
-            raise
-    results = write_report(plan)
+            results = run_and_report(plan, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
+        except Preempted as error:
+            raise Preempted(f"{error}\nnext: {next_steps.format_go_on(plan, parsed.recipe)}") from None
     if results.ladder or results.controls:
-        console.print(build_results_table(results))
-    console.print(f"report: {plan.run_folder / 'report.md'}", soft_wrap=True)
+        print_results_table(console, results)
+    for line in next_steps.describe_outcome(plan, parsed.recipe):
+        console.print(line, soft_wrap=True)
     return 0
+
+
+def _make_plan(parsed: argparse.Namespace) -> "Plan":
+    """Plans the recipe of a command that takes one. The folder of a run stands for its recipe as it was run."""
+    from qwen_align.align.pipeline.plan import plan as make_plan
+
+    if parsed.recipe.is_dir():
+        from qwen_align.align.commands.remembered_plan import plan_as_last_run
+
+        return plan_as_last_run(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny).plan
+    return make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+
+
+def _make_plan_of_last_run(parsed: argparse.Namespace, console: "Console") -> "Plan":
+    """Plans the recipe of a command that looks at a run, as it was last run. What has to be said of it is printed."""
+    from qwen_align.align.commands.remembered_plan import plan_as_last_run
+
+    plan, note = plan_as_last_run(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    if note:
+        console.print(f"note: {note}", soft_wrap=True)
+    return plan
 
 
 def _check_recipe(parsed: argparse.Namespace, console: "Console") -> int:
     """Prints what a run of a recipe would do and returns the exit code."""
     from qwen_align.align.commands import check
-    from qwen_align.align.pipeline.plan import plan as make_plan
 
-    plan = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
-    for line in check.describe_plan(plan):
+    plan = _make_plan(parsed)
+    for line in check.describe_plan(plan, runs_code=not parsed.no_code):
         console.print(line, soft_wrap=True)
     return 0
 
@@ -94,9 +122,8 @@ def _check_recipe(parsed: argparse.Namespace, console: "Console") -> int:
 def _show_rows(parsed: argparse.Namespace, console: "Console") -> int:
     """Prints rows of a stage with their loss mask and returns the exit code."""
     from qwen_align.align.commands import show
-    from qwen_align.align.pipeline.plan import plan as make_plan
 
-    plan = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    plan = _make_plan_of_last_run(parsed, console)
     for line in show.render_stage_rows(plan, parsed.stage, rows=parsed.rows, first=parsed.first):
         console.print(line if console.is_terminal else show.mark_trained_text(line), soft_wrap=True, markup=False)
     return 0
@@ -104,16 +131,17 @@ def _show_rows(parsed: argparse.Namespace, console: "Console") -> int:
 
 def _print_report(parsed: argparse.Namespace, console: "Console") -> int:
     """Writes and prints the report of a recipe and returns the exit code."""
-    from qwen_align.align.pipeline.plan import plan as make_plan
     from qwen_align.align.reporting.report_files import write_report
-    from qwen_align.align.reporting.terminal import build_results_table
+    from qwen_align.align.reporting.terminal import print_results_table
 
-    plan = make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    plan = _make_plan_of_last_run(parsed, console)
     results = write_report(plan)
     if not plan.run_folder.exists():
         console.print(f"{plan.run_folder}: nothing has run yet: `qwen-align run {parsed.recipe}`", soft_wrap=True)
         return 0
-    console.print(build_results_table(results))
+    if results.ladder or results.controls:
+        print_results_table(console, results)
+    console.print(f"page:   {plan.run_folder / 'report.html'}", soft_wrap=True)
     console.print(f"report: {plan.run_folder / 'report.md'}", soft_wrap=True)
     return 0
 
@@ -123,11 +151,10 @@ def _chat_with_model(parsed: argparse.Namespace, console: "Console") -> int:
     from qwen_align.align.commands import chat
     from qwen_align.align.generation.local import open_local_engine
     from qwen_align.align.models import loading
-    from qwen_align.align.pipeline.plan import plan as make_plan
     from qwen_align.align.settings.runtime import Runtime
     from qwen_align.align.settings.sampling import SamplingSettings
 
-    folder = chat.find_model_folder(make_plan(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny), parsed.stage)
+    folder = chat.find_model_folder(_make_plan_of_last_run(parsed, console), parsed.stage)
     renderer = loading.load_renderer(folder)
     runtime = Runtime()
     engine = open_local_engine(loading.load_model(folder).to(loading.choose_device(runtime)), renderer, runtime)
@@ -150,12 +177,36 @@ def _chat_with_model(parsed: argparse.Namespace, console: "Console") -> int:
 def _print_recipes(parsed: argparse.Namespace, console: "Console") -> int:
     """Prints the list of shipped recipes, or the text of one of them."""
     from qwen_align.align.commands import shipped_recipes
+    from qwen_align.align.errors import RecipeError
 
+    if parsed.name and parsed.to:
+        for path in shipped_recipes.copy_recipe(parsed.name, parsed.to):
+            console.print(f"written: {path}", soft_wrap=True)
+        for need in shipped_recipes.list_missing(parsed.name):
+            console.print(f"needs, and does not come with it: {need}", soft_wrap=True)
+        return 0
+    if parsed.to:
+        raise RecipeError("--to FOLDER: say which recipe is to be copied: qwen-align recipes NAME --to FOLDER")
     if parsed.name:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # a recipe's text is UTF-8, wherever it goes
         sys.stdout.write(shipped_recipes.read_recipe(parsed.name))
+        if companions := shipped_recipes.list_companions(parsed.name):
+            how = f"`qwen-align recipes {parsed.name} --to FOLDER` copies all"
+            print(f"it needs {', '.join(companions)} beside it: {how}", file=sys.stderr)
         return 0
     for name, sentence in shipped_recipes.list_recipes():
         console.print(f"{name:<14} {sentence}", soft_wrap=True)
+    return 0
+
+
+def _print_runs(parsed: argparse.Namespace, console: "Console") -> int:
+    """Prints the runs of the home folder and returns the exit code."""
+    from qwen_align.align.commands.run_list import describe_runs
+
+    lines = list(describe_runs(parsed.home))
+    for line in lines or [f"{parsed.home / 'runs'}: nothing has run yet"]:
+        console.print(line, soft_wrap=True)
     return 0
 
 
@@ -182,6 +233,8 @@ def _build_data(parsed: argparse.Namespace, console: "Console") -> int:
         console.print(f"format: {converted['format']}{' (recognised)' if converted['recognised'] else ''}")
     for column, count in converted.get("columns_left_out", {}).items():
         console.print(f"{count:>9,}  rows' column left out: {column}", soft_wrap=True)
+    for line in summary["revisions"]:
+        console.print(f"note: {line}", soft_wrap=True)
     return 0
 
 
@@ -260,8 +313,12 @@ def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
     """Deletes stored stages that no run links to and prints the freed space."""
     from qwen_align.align.store import prune
 
+    is_any = False
     for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run):
+        is_any = True
         console.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)
+    if not is_any:
+        console.print("nothing to delete: a run links to every stored stage (`qwen-align runs`)", soft_wrap=True)
     return 0
 
 
@@ -274,14 +331,16 @@ def _build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=None)
+    parser.add_argument("--version", action="version", version=f"qwen-align {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     run = _add_command(commands, "run", _run_recipe, "run a recipe, or go on where it stopped", recipe=True)
     run.add_argument("--force", metavar="STAGE", action="append", default=[], help="recompute this stage; repeatable")
     run.add_argument("--same-versions", action="store_true", help="refuse results of other major library versions")
-    _add_command(
+    check = _add_command(
         commands, "check", _check_recipe, "validate a recipe and report what would run; nothing is trained", recipe=True
     )
+    check.add_argument("--no-code", action="store_true", help="do not run the recipe's own Python files to try them")
     show = _add_command(commands, "show", _show_rows, "tokens and loss mask of a stage's rows", recipe=True)
     show.add_argument("stage", help="a data stage, or a stage that trains on data")
     show.add_argument("--rows", type=int, default=3, help="how many rows (default 3)")
@@ -295,8 +354,10 @@ def _build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--top-p", type=float, help="default: as for --temperature")
     chat.add_argument("--top-k", type=int, help="default: as for --temperature")
     chat.add_argument("--seed", type=int, default=0, help="the same seed and messages get the same answers")
-    recipes = _add_command(commands, "recipes", _print_recipes, "list the shipped recipes, or print one")
+    _add_command(commands, "runs", _print_runs, "list the runs: when, how far, of which recipe with which changes")
+    recipes = _add_command(commands, "recipes", _print_recipes, "list the shipped recipes, print one, or copy it")
     recipes.add_argument("name", nargs="?", help="print this recipe, to save and change it")
+    recipes.add_argument("--to", type=Path, metavar="FOLDER", help="copy it there with all files that it needs")
     _add_command(commands, "schema", _print_schema, "JSON Schema of a recipe, for editors")
     build = _add_command(commands, "build", _build_data, "build one data stage alone, with a card of what it holds")
     build.add_argument("spec", type=Path, help="the stage's settings (YAML): builder, sieve, limit, seed")
@@ -340,7 +401,7 @@ def _add_command(
     parser = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
     parser.set_defaults(command=function)
     if recipe:
-        parser.add_argument("recipe", type=Path, help="a recipe file (YAML)")
+        parser.add_argument("recipe", type=Path, help="a recipe file (YAML), or a run's folder (runs/NAME)")
         parser.add_argument(
             "--set", metavar="SETTING=VALUE", action="append", default=[], help="change a setting; repeatable"
         )

@@ -70,6 +70,20 @@ def walk_settings(settings: Any, *, at: str = "") -> Iterator[tuple[str, Any]]:
         yield at, settings
 
 
+def find_settings(settings: Any) -> Iterator[BaseModel]:
+    """Yields a settings object and every one inside it, through lists and mappings, in order."""
+    if isinstance(settings, BaseModel):
+        yield settings
+        for field in type(settings).model_fields:
+            yield from find_settings(getattr(settings, field))
+    elif isinstance(settings, Mapping):
+        for value in settings.values():
+            yield from find_settings(value)
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from find_settings(value)
+
+
 class OutsideFile(str):
     """A path to a user's own file. Relative paths start at the recipe's folder. The file's sha256 is in the key."""
 
@@ -87,6 +101,10 @@ class OutsideFile(str):
         """Resolves a relative path against the recipe's folder, if the validation context names one."""
         folder = (info.context or {}).get("folder")
         return cls(Path(folder, Path(path).expanduser()).resolve() if folder else path)
+
+
+class PythonFile(OutsideFile):
+    """A path to a user's own Python file. What it imports from the user's folders is in the key with it."""
 
 
 def find_outside_files(settings: Any) -> Iterator[tuple[str, OutsideFile]]:

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.fault_wording import describe_faults
 from qwen_align.reward.verdict import Verdict
 
 Mode = Literal["think", "no_think"]
@@ -33,7 +34,11 @@ class Message(Strict):
     tool_calls: list[dict[str, Any]] | None = None
 
 
-FLAG_IN_TEXT = re.compile(r"(?<!\S)/(?:no_)?think(?!\S)")
+# A flag stands alone, or where a Chinese text or a sentence's end touches it: paths, words and quoted flags are none.
+FLAG_IN_TEXT = re.compile(
+    r"(?<![^\s!?\u3000-\u303f\u3400-\u9fff\uff00-\uffef])/(?:no_)?think"
+    r"(?=\s|\Z|[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]|[.,;:!?]+(?:\s|\Z))"
+)
 
 
 def find_last_flag(messages: Sequence[Message]) -> Flag | None:
@@ -224,7 +229,7 @@ def format_first_error(error: ValidationError) -> str:
     details = error.errors(include_url=False)
     field = ".".join(str(part) for part in details[0]["loc"])
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{field + ': ' if field else ''}{details[0]['msg']}{more}"
+    return f"{field + ': ' if field else ''}{describe_faults(details[:1])}{more}"
 
 
 def compute_rows_digest(rows: Iterable[Row]) -> str:

@@ -1,16 +1,19 @@
 """Defines the source formats of conversations, instructions and prompts with completions."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from qwen_align.align.answer_modes import has_thinking
 from qwen_align.align.rows import Chat, Message, Row, Trace
-from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
+from qwen_align.data_builders.bad_row_errors import BadValue
+from qwen_align.data_builders.column_meanings import is_empty
 from qwen_align.data_builders.format_definition import (
     RowFormat,
     Target,
     Values,
     has_list,
     has_values,
+    is_label,
+    read_history,
     read_optional_text,
     read_prompt,
     read_text,
@@ -21,6 +24,7 @@ from qwen_align.data_builders.message_conversion import Tools, convert_reply, pr
 
 QUESTION_KEYS = ("prompt", "question", "problem", "input")
 REPLY_KEYS = ("answer", "response")
+REJECTED_KEYS = ("rejected", "rejected_response", "rejected_messages")  # the last two are ms-swift's
 GSM8K_MARK = "####"  # before the gold
 
 
@@ -36,7 +40,7 @@ def make_conversation_row(messages: Sequence[Message], target: Target, tools: To
         target.conversion_counts[f"conversations that end with a {last.role}'s turn"] += 1
     if target.kind == "chat":
         return Chat(messages=list(messages), tools=tools, **target.shared_fields)
-    if last.role != "assistant" or last.thinking is None or last.tool_calls:
+    if last.role != "assistant" or not has_thinking(last) or last.thinking is None or last.tool_calls:
         raise BadValue("no thinking", "is no trace: the last turn is no assistant's with thinking and an answer")
     reward = target.reward or "math_answer"  # judges nothing: there is no gold
     prompt = list(messages[:-1])
@@ -52,39 +56,32 @@ def join_instruction_and_input(values: Values) -> str:
     return f"{instruction}\n{input_text}" if input_text.strip() else instruction
 
 
-def read_alpaca_prompt(values: Values) -> list[Message]:
+def read_alpaca_prompt(values: Values, target: Target) -> list[Message]:
     """Reads the prompt of an Alpaca row: its system message, its history and its instruction."""
-    turns: list[Message] = []
-    history = values.get("history")
-    for index, turn in enumerate(history if isinstance(history, list) else []):
-        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
-            raise BadValue(
-                "wrong type", f"history: {index}: is {shorten_repr(turn)}, not two texts: user's and assistant's"
-            )
-        turns += [
-            Message(role="user", content=turn[0]),
-            convert_reply(turn[1], f"history: {index}", Target("", "chat").conversion_counts),
-        ]
-    if history is not None and not isinstance(history, list):
-        raise BadValue("wrong type", f"history: is {shorten_repr(history)}, not a list of turns")
-    return prepend_system_message(
-        values.get("system"), [*turns, Message(role="user", content=join_instruction_and_input(values))]
-    )
+    user_turn = Message(role="user", content=join_instruction_and_input(values))
+    return prepend_system_message(values.get("system"), [*read_history(values, target), user_turn])
 
 
-def choose_key(values: Values, keys: Sequence[str]) -> str:
-    """Returns the first of the alternative keys that a row has.
+def choose_key(values: Values, keys: Sequence[str], target: Target) -> str:
+    """Returns which of the alternative keys of a row is read: the one that the recipe names, else the only one.
 
     Raises BadValue if none is there, or if several are and differ.
     """
-    present = [key for key in keys if values.get(key) is not None]
+    # By its items, so that what is not chosen does not count as read.
+    present = {key: item for key, item in values.items() if key in keys and item is not None}
+    present = {key: item for key, item in present.items() if not is_empty(item)} or present
     if not present:
         raise BadValue("missing field", f"none of {', '.join(keys)} is there; the row's keys: {', '.join(values)}")
-    differing = [key for key in present if values[key] != values[present[0]]]
-    if present[0] != keys[0] and differing:
-        advice = f"say which: columns: {{{keys[0]}: {present[0]}}}"
-        raise BadValue("two values", f"{present[0]} and {differing[0]} are both there and differ; {advice}")
-    return present[0]
+    first, *others = sorted(present, key=lambda key: (key not in target.named_fields, keys.index(key)))
+    differing = [key for key in others if present[key] != present[first]]
+    if differing and first not in target.named_fields:
+        advice = (
+            f"say which, beside the format's name: columns: {{{keys[0]}: {first}}} or {{{keys[0]}: {differing[0]}}}"
+        )
+        raise BadValue("two values", f"{first} and {differing[0]} are both there and differ; {advice}")
+    for key in present.keys() - set(differing):
+        values.get(key)  # says the same, so it is read too
+    return first
 
 
 def _convert_messages(values: Values, target: Target) -> Row:
@@ -99,8 +96,10 @@ def _convert_sharegpt(values: Values, target: Target) -> Row:
 
 def _convert_alpaca(values: Values, target: Target) -> Row:
     """Converts a row in Alpaca format to a chat or trace row."""
-    answer = convert_reply(read_optional_text(values, "output"), "output", target.conversion_counts)
-    return make_conversation_row([*read_alpaca_prompt(values), answer], target)
+    output = values.get("output")
+    reply = output if isinstance(output, list | dict) else read_optional_text(values, "output")
+    answer = convert_reply(reply, "output", target.conversion_counts)
+    return make_conversation_row([*read_alpaca_prompt(values, target), answer], target, read_tools(values, target))
 
 
 def _convert_prompt_completion(values: Values, target: Target) -> Row:
@@ -111,22 +110,34 @@ def _convert_prompt_completion(values: Values, target: Target) -> Row:
 
 def _convert_question_answer(values: Values, target: Target) -> Row:
     """Converts a row with a question and the answer to be learnt to a chat or trace row."""
-    key = choose_key(values, QUESTION_KEYS)
-    answer: Any = convert_reply(read_text(values, choose_key(values, REPLY_KEYS)), "answer", target.conversion_counts)
-    return make_conversation_row([*read_prompt(values, key, target), answer], target)
+    prompt = read_prompt(values, choose_key(values, QUESTION_KEYS, target), target)
+    key = choose_key(values, REPLY_KEYS, target)
+    reply = values[key] if isinstance(values[key], list | dict) else read_text(values, key)
+    answer = convert_reply(reply, "answer", target.conversion_counts)
+    return make_conversation_row([*prompt, answer], target, read_tools(values, target))
+
+
+def is_preference(values: Values) -> bool:
+    """Returns whether a row has a chosen answer, or a rejected one."""
+    return has_values(values, "chosen") or any(not is_empty(values.get(key)) for key in REJECTED_KEYS)
 
 
 def _is_labelled_row(values: Values) -> bool:
     """Returns whether a row has a label for its completion, as KTO data sets have."""
-    return has_values(values, "kto_tag") or isinstance(values.get("label"), bool)
+    return has_values(values, "kto_tag") or is_label(values.get("label"))
 
 
 def _is_question_answer_row(values: Values) -> bool:
     """Returns whether a row has a question and a plain answer, and no key of another format."""
     is_other_format = any(has_values(values, key) for key in ("solution", "thinking", "completion", "test"))
     has_question = any(has_values(values, key) for key in QUESTION_KEYS[:3])
-    reply_texts = [values[key] for key in REPLY_KEYS if isinstance(values.get(key), str)]
-    return has_question and not is_other_format and any(GSM8K_MARK not in reply_text for reply_text in reply_texts)
+    replies = [values[key] for key in REPLY_KEYS if isinstance(values.get(key), str | list | dict)]
+    return (
+        has_question
+        and not is_other_format
+        and not _is_labelled_row(values)
+        and any(GSM8K_MARK not in reply for reply in replies)
+    )
 
 
 CHAT_FORMATS = (
@@ -135,9 +146,7 @@ CHAT_FORMATS = (
         "messages: turns of role and content",
         ("messages", "system", "tools"),
         ("chat", "trace"),
-        lambda values: (
-            has_list(values, "messages") and not has_values(values, "chosen") and not _is_labelled_row(values)
-        ),
+        lambda values: has_list(values, "messages") and not is_preference(values) and not _is_labelled_row(values),
         _convert_messages,
     ),
     RowFormat(
@@ -145,15 +154,13 @@ CHAT_FORMATS = (
         "conversations: turns of from and value",
         ("conversations", "system", "tools"),
         ("chat", "trace"),
-        lambda values: (
-            has_list(values, "conversations") and not has_values(values, "chosen") and not _is_labelled_row(values)
-        ),
+        lambda values: has_list(values, "conversations") and not is_preference(values) and not _is_labelled_row(values),
         _convert_sharegpt,
     ),
     RowFormat(
         "alpaca",
         "instruction, output; input, history, system",
-        ("instruction", "input", "output", "history", "system"),
+        ("instruction", "input", "output", "history", "system", "tools"),
         ("chat", "trace"),
         lambda values: has_values(values, "instruction", "output") and not _is_labelled_row(values),
         _convert_alpaca,
@@ -161,7 +168,7 @@ CHAT_FORMATS = (
     RowFormat(
         "prompt_completion",
         "prompt, completion",
-        ("prompt", "completion", "system", "tools"),
+        ("prompt", "completion", "history", "system", "tools"),
         ("chat", "trace"),
         lambda values: has_values(values, "prompt", "completion") and not _is_labelled_row(values),
         _convert_prompt_completion,
@@ -169,7 +176,7 @@ CHAT_FORMATS = (
     RowFormat(
         "question_answer",
         "prompt, question or problem; answer or response: the text to learn",
-        (*QUESTION_KEYS, *REPLY_KEYS, "system"),
+        (*QUESTION_KEYS, *REPLY_KEYS, "history", "system", "tools"),
         ("chat", "trace"),
         _is_question_answer_row,
         _convert_question_answer,

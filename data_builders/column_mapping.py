@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 
 from qwen_align.align.rows import Chat, Labelled, Pair, Problem, Row, Text, Trace
 from qwen_align.data_builders.bad_row_errors import BadValue
-from qwen_align.data_builders.format_definition import Target, Values
+from qwen_align.data_builders.format_definition import Target, Values, parse_label, read_history
 from qwen_align.data_builders.message_conversion import (
     convert_reply,
     convert_tool_schemas,
     convert_turns,
     prepend_system_message,
 )
-from qwen_align.data_builders.preference_formats import parse_label, parse_number
+from qwen_align.data_builders.preference_formats import parse_number
 from qwen_align.data_builders.problem_formats import extract_gold_after
+from qwen_align.reward.settings import OWN_REWARD
 
 
 class Fields(NamedTuple):
@@ -29,11 +30,11 @@ class Fields(NamedTuple):
 
 
 FIELDS = {
-    "problem": Fields((("prompt", "gold"),), ("system",)),
-    "trace": Fields((("prompt", "thinking", "answer"),), ("gold", "system")),
-    "chat": Fields((("messages",), ("prompt", "answer")), ("system", "tools")),
-    "pair": Fields((("prompt", "chosen", "rejected"),), ("margin", "system")),
-    "labelled": Fields((("prompt", "completion", "label"),), ("system",)),
+    "problem": Fields((("prompt", "gold"),), ("history", "system")),
+    "trace": Fields((("prompt", "thinking", "answer"),), ("gold", "history", "system")),
+    "chat": Fields((("messages",), ("prompt", "answer")), ("history", "system", "tools")),
+    "pair": Fields((("prompt", "chosen", "rejected"),), ("margin", "history", "system")),
+    "labelled": Fields((("prompt", "completion", "label"),), ("history", "system")),
     "text": Fields((("text",),), ("language",)),
 }
 
@@ -45,15 +46,19 @@ def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: st
 
     Raises BadValue for a field that is missing or of a wrong form.
     """
-    fields = _collect_fields(values, columns, target.kind)
+    fields = _collect_fields(values, columns, target)
     if target.kind == "text":
         if target.meta:
             raise BadValue("no meta", "keep_columns: text rows have no meta to keep them in; leave it out")
         return Text(id=target.id, source=target.source, **fields)
     prompt_field = "messages" if "messages" in fields else "prompt"
-    messages = prepend_system_message(
-        fields.get("system"), convert_turns(fields[prompt_field], prompt_field, target.conversion_counts)
-    )
+    history = read_history(fields, target)
+    if history and not isinstance(fields[prompt_field], str):
+        raise BadValue(
+            "two values", f"history: goes before a {prompt_field} that is a text; here it is a list of turns"
+        )
+    turns = convert_turns(fields[prompt_field], prompt_field, target.conversion_counts)
+    messages = prepend_system_message(fields.get("system"), [*history, *turns])
     if target.kind == "chat":
         answer = (
             [] if prompt_field == "messages" else [convert_reply(fields["answer"], "answer", target.conversion_counts)]
@@ -86,12 +91,15 @@ def convert_by_columns(values: Values, columns: Mapping[str, str], gold_mark: st
     )
 
 
-def _collect_fields(values: Values, columns: Mapping[str, str], kind: str) -> dict[str, Any]:
+def _collect_fields(values: Values, columns: Mapping[str, str], target: Target) -> dict[str, Any]:
     """Collects the values of the fields that a source row has, by field name.
 
     Raises BadValue if they do not make a data row.
     """
+    kind = target.kind
     known_fields = FIELDS[kind]
+    if kind == "problem" and target.reward == OWN_REWARD:
+        known_fields = Fields((("prompt",),), ("gold", *known_fields.optional))  # which may need no gold
     keys = {field: columns.get(field, field) for field in known_fields.all_names if field != "id"}
     given_fields = {field: values[key] for field, key in keys.items() if values.get(key) is not None}
     if not any(given_fields.keys() >= set(required_fields) for required_fields in known_fields.needed):

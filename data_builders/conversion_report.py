@@ -16,6 +16,7 @@ class Report:
     n_made: Counter[str] = field(default_factory=Counter)
     n_converted: Counter[str] = field(default_factory=Counter)
     n_left_out: Counter[str] = field(default_factory=Counter)
+    met_keys: set[str] = field(default_factory=set)
 
     def format_lines(self) -> list[str]:
         """Formats the conversion report as text lines, one statement per line."""
@@ -23,8 +24,7 @@ class Report:
         lines = [f"{self.source}: {verb} {self.format}"]
         lines += [f"{count:,} {kind} rows made" for kind, count in self.n_made.items()]
         lines += [f"{conversion}: {count:,}" for conversion, count in sorted(self.n_converted.items())]
-        lines += [f"column '{key}' left out of {count:,} rows" for key, count in sorted(self.n_left_out.items())]
-        return lines
+        return lines + format_left_out_columns(self.n_left_out)
 
     def to_manifest(self) -> dict[str, Any]:
         """Returns the counts of the conversion report as a dict for the manifest of the data folder."""
@@ -35,6 +35,11 @@ class Report:
             "converted": dict(sorted(self.n_converted.items())),
             "columns_left_out": dict(sorted(self.n_left_out.items())),
         }
+
+
+def format_left_out_columns(counts: Mapping[str, int]) -> list[str]:
+    """Formats how many rows each column was left out of, one line per column."""
+    return [f"column '{key}' left out of {count:,} rows" for key, count in sorted(counts.items())]
 
 
 class ReadValues(dict[str, Any]):

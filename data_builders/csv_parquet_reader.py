@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def read_csv_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[
     with open_unpacked(path) as raw:
         # What is not UTF-8 comes out as surrogates, which `_parse_row` refuses for the row they are in.
         lines = (line.decode("utf-8", "surrogateescape") for line in raw)
-        table = csv.reader(lines, strict=True, delimiter="\t" if ".tsv" in path.suffixes[-2:] else ",")
+        # The byte order mark goes before the quotes of the first name are read.
+        first = (line.removeprefix("\ufeff") for line in islice(lines, 1))
+        table = csv.reader(chain(first, lines), strict=True, delimiter="\t" if ".tsv" in path.suffixes[-2:] else ",")
         header: list[str] | None = None
         first_line = 1
         try:
@@ -59,7 +62,7 @@ def read_csv_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[
 
 def _parse_header(cells: list[str], location: str) -> list[str]:
     """Returns the column names of a CSV header. Raises BadRow for repeated or unreadable names."""
-    names = [cell.removeprefix("\ufeff").strip() for cell in cells]
+    names = [cell.strip() for cell in cells]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise BadRow(location, "not CSV", f"the header names {', '.join(map(repr, repeated))} twice")
@@ -90,8 +93,8 @@ def _parse_row(cells: list[str], header: list[str]) -> dict[str, Any]:
 def read_parquet_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields each row of a Parquet file as a dict, with its location `path: row n`.
 
-    Nested values are lists and dicts; the file is read in batches. Raises DataError if it is no Parquet file, RowError
-    where the rest of it cannot be read.
+    Nested values are lists and dicts, without fields that are null; the file is read in batches. Raises DataError if
+    it is no Parquet file, RowError where the rest of it cannot be read.
     """
     check_source_path(path, PARQUET_SUFFIXES)
     # Imported late: it takes half a second, and only Parquet files need it.
@@ -114,9 +117,27 @@ def read_parquet_rows(path: Path, reject: Reject = raise_bad_row) -> Iterator[tu
             if batch is None:
                 return
             yield from reject_rows_with_nul(
-                rows, lambda number: f"{path}: row {number}", reject, first_number=number + 1
+                map(remove_null_padding, rows), lambda number: f"{path}: row {number}", reject, first_number=number + 1
             )
             number += len(rows)
+
+
+def remove_null_padding(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row of an Arrow table without the null fields inside its nested values.
+
+    All structs of a column have the same fields there, so a tool's call has the arguments of all other tools as nulls;
+    as JSON it would have its own alone. Columns that are null stay.
+    """
+    return {key: _remove_nulls(value) for key, value in row.items()}
+
+
+def _remove_nulls(value: Any) -> Any:
+    """Returns a nested value without the null fields of its structs. Arrow's maps, lists of pairs, become dicts."""
+    if isinstance(value, list) and value and all(isinstance(item, tuple) for item in value):
+        return {key: _remove_nulls(item) for key, item in value}
+    if isinstance(value, dict):
+        return {key: _remove_nulls(item) for key, item in value.items() if item is not None}
+    return [_remove_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _get_first_line(error: Exception) -> str:

@@ -50,9 +50,14 @@ def _list_fitting_formats(value: Any) -> list[str]:
     """Lists the names of the source formats that one row fits."""
     if not isinstance(value, Mapping):
         return []
-    if value.get("row") in _KINDS and ("id" in value or "prompt_id" in value):
+    if is_typed_row(value):
         return [TYPED_FORMAT]
     return [row_format.name for row_format in FORMATS.values() if row_format.fits(value)]
+
+
+def is_typed_row(value: Mapping[str, Any]) -> bool:
+    """Returns whether a row says that it is one of our own rows."""
+    return value.get("row") in _KINDS and ("id" in value or "prompt_id" in value)
 
 
 def recognise_format(rows: list[tuple[str, Any]], source: str, kind: Kind | None = None) -> str:

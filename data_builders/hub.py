@@ -11,26 +11,14 @@ from pydantic import AfterValidator, Field
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Row
+from qwen_align.align.settings.hub_revision import COMMIT, HubRepository, HubRevision
 from qwen_align.data_builders.bad_row_errors import Reject, reject_rows_with_nul
 from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.csv_parquet_reader import remove_null_padding
 from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_MOVING_REVISIONS = ("main", "master", "HEAD")
-
-
-def _check_revision_is_fixed(revision: str) -> str:
-    """Returns the revision of a data set unchanged. Raises ValueError for a branch or an abbreviated commit."""
-    if revision in _MOVING_REVISIONS or revision.startswith("refs/"):
-        raise ValueError(
-            f"'{revision}' moves, so the same recipe would give other rows tomorrow; give the commit's 40 hex digits "
-            "(on the data set's page: Files and versions, History), or a tag"
-        )
-    if re.fullmatch(r"[0-9a-f]{7,39}", revision):
-        raise ValueError(f"'{revision}' is a part of a commit's name; give all 40 hex digits")
-    return revision
 
 
 def _check_dataset_name(dataset: str) -> str:
@@ -43,8 +31,8 @@ def _check_dataset_name(dataset: str) -> str:
 class Hub(Conversion):
     """A builder that reads a split of a Hugging Face data set without running any code of the data set.
 
-    See Conversion for what rows become. The revision is in the stage's key: a commit never changes; of a tag its owner
-    has to be trusted not to move it. With `streaming` rows are read as they arrive, without it the split is downloaded
+    See Conversion for what rows become. The commit is in the stage's key, also where a branch or tag is named. With
+    `streaming` rows are read as they arrive, without it the split is downloaded
     and cached first.
     """
 
@@ -54,12 +42,18 @@ class Hub(Conversion):
     )
     name: str | None = Field(default=None, min_length=1, description="the data set's configuration")
     split: str = Field(default="train", min_length=1, description="split of the data set")
-    revision: Annotated[str, Field(min_length=1), AfterValidator(_check_revision_is_fixed)] = Field(
-        description="commit (40 hex digits) or tag of the data set"
+    revision: HubRevision = Field(
+        description="commit of the data set, 40 hex digits (on its page: Files and versions, History), or a branch or "
+        "tag, whose commit the run finds once and keeps"
     )
     streaming: bool = Field(
         default=True, description="read rows as they arrive; false: download and cache the split first"
     )
+
+    @property
+    def hub_repository(self) -> HubRepository:
+        """Returns the data set's repository on the hub."""
+        return HubRepository("dataset", self.dataset)
 
     def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
         """Yields the converted rows of the data set's split in order.
@@ -82,7 +76,8 @@ class Hub(Conversion):
     def _read_rows(self, reject: Reject) -> Iterator[tuple[str, Any]]:
         """Yields each row of the data set's split with its location. Raises DataError where the hub cannot be read."""
         try:
-            yield from reject_rows_with_nul(self._load_rows(), lambda number: f"{self._location}: row {number}", reject)
+            rows = map(remove_null_padding, self._load_rows())
+            yield from reject_rows_with_nul(rows, lambda number: f"{self._location}: row {number}", reject)
         except DataError:
             raise
         # The hub's errors are of these kinds: no connection, no such data set or revision, no such configuration or
@@ -100,7 +95,7 @@ class Hub(Conversion):
         builder = load_dataset_builder(self.dataset, self.name, revision=self.revision)
         # Where it cannot get the revision the library takes whichever it has cached, and only logs it.
         is_cached = type(builder).__module__.startswith("datasets.packaged_modules.cache")
-        is_wrong = builder.hash != self.revision if _COMMIT.fullmatch(self.revision) else is_cached
+        is_wrong = builder.hash != self.revision if COMMIT.fullmatch(self.revision) else is_cached
         if is_wrong:
             raise DataError(
                 f"{self._location}: the hub cannot be reached or has no such revision; the library offers "

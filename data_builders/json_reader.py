@@ -79,8 +79,9 @@ def parse_json_value(text: str) -> Any:
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        message = f"is not JSON: {error.msg} at character {error.pos + 1}"
-        raise BadValue("not JSON", message if text.strip("\0") else "is nothing but NUL bytes") from None
+        if not text.strip("\0"):
+            raise BadValue("not JSON", "is nothing but NUL bytes" if text else "is an empty text, not JSON") from None
+        raise BadValue("not JSON", f"is not JSON: {error.msg} at character {error.pos + 1}") from None
     except BadValue:
         raise
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of brackets

@@ -6,12 +6,19 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.references import OutsideFile
-from qwen_align.align.rows import Message, Mode, RowError
+from qwen_align.align.rows import Message, Mode, Row, RowError
 from qwen_align.align.settings.base import format_suggestion
+from qwen_align.data_builders.bad_row_errors import BadValue
+from qwen_align.data_builders.column_meanings import refuse_lost_meaning
+from qwen_align.data_builders.conversion_report import ReadValues, Report
 from qwen_align.data_builders.file_reader import check_file_suffix, read_source_rows
 from qwen_align.data_builders.gsm8k_calculator_marks import remove_calculator_marks
 from qwen_align.data_builders.pair_matching import Candidate, Match, Matching
+from qwen_align.data_builders.repeated_prompts import PROMPTS_CUT, RepeatedPrompt, settle_repeated_prompt
+from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.data_builders.turn_texts import parse_turn_texts
 from qwen_align.reward.repetition import split_words
 from qwen_align.reward.thinking import split_turn
 
@@ -36,6 +43,14 @@ class JudgedFile(Matching):
     system: str | None = Field(
         default=None, min_length=1, description="system message put before every question; null: none"
     )
+    ignore_columns: list[str] = Field(
+        default_factory=list, description="columns that are left out as if the file did not have them"
+    )
+    repeated_prompt: RepeatedPrompt = Field(
+        default="refuse",
+        description="what is done with an answer, or two sides of a pair, that begin with the whole prompt: an error; "
+        "cut it off; or keep it",
+    )
     strip_marks: bool = Field(default=False, description="remove GSM8K's calculator marks, <<2+3=5>>, from answers")
     mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
     source: str = Field(default="", description="source that the rows name")
@@ -49,13 +64,56 @@ class JudgedFile(Matching):
         check_file_suffix(self.path)
         return self
 
-    def read_objects(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Yields the location, the id and the JSON object of every row. Raises RowError for a row that is no object."""
+    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+        """Yields the rows that are made of the judged answers, in the file's order."""
+        return self.build_with_report(Report(), drops)
+
+    def build_with_report(self, report: Report, drops: Drops) -> Iterator[Row]:
+        """Yields the rows as `build` does, and fills the report of columns that are left out as they are read.
+
+        Raises RowError for answers that begin with their whole prompt, unless `repeated_prompt` says what to do.
+        """
+        for row in self.make_rows(report, drops):
+            try:
+                settled = settle_repeated_prompt(row, self.repeated_prompt, has_text_prompt=True)
+            except BadValue as error:
+                raise RowError(f"{self.path}: row '{row.id}': {error}") from None
+            report.n_made[row.row] += 1
+            if settled is not row:
+                report.n_converted[PROMPTS_CUT] += 1
+            yield settled
+
+    def make_rows(self, report: Report, drops: Drops) -> Iterator[Row]:
+        """Yields the rows with their answers as the file has them."""
+        raise NotImplementedError
+
+    def read_objects(self, report: Report, kind: str) -> Iterator[tuple[str, str, ReadValues]]:
+        """Yields the location, the id and the JSON object of every row, which tells what is read of it.
+
+        What is not read is left out, and reported. Raises RowError for a row that is no object, and for a column that
+        changes what rows of the kind mean, unless `ignore_columns` names it.
+        """
         path = Path(self.path)
+        report.source, report.format = str(path), "judged answers"
         for number, (where, row) in enumerate(read_source_rows(path), start=1):
             if not isinstance(row, dict):
                 raise RowError(f"{where}: is {type(row).__name__} {row!r:.40}, not an object with keys")
-            yield where, f"{path.name.partition('.')[0]}:{number}", row
+            try:
+                given = {key: value for key, value in row.items() if key not in self.ignore_columns}
+                values = ReadValues(parse_turn_texts(given, report.n_converted))
+                yield where, f"{path.name.partition('.')[0]}:{number}", values
+                left_out = [key for key in row if key not in values.read]
+                unnamed = [key for key in left_out if key not in self.ignore_columns]
+                # `question` names the prompt's key, whatever others the file has.
+                refuse_lost_meaning(row, unnamed, kind, [str(row[self.question])], ["question"])
+            except BadValue as error:
+                raise RowError(f"{where}: {error}") from None
+            report.n_left_out.update(left_out)
+            report.met_keys.update(row)
+        for key in self.ignore_columns:
+            if key not in report.met_keys:
+                suggestion = format_suggestion(key, report.met_keys)
+                raise DataError(f"{path}: no row has '{key}', which the recipe names{suggestion}")
 
     def make_prompt(self, row: dict[str, Any], where: str) -> list[Message]:
         """Makes the prompt turns of a row: the question, after the system message if one is set."""

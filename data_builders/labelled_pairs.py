@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.rows import Labelled, Pair, Row, RowError
+from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.judged_answer_files import (
     Group,
     JudgedFile,
@@ -14,7 +15,7 @@ from qwen_align.data_builders.judged_answer_files import (
     read_text_field,
 )
 from qwen_align.data_builders.pair_matching import NoMatch, record_unpaired
-from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.data_builders.sieve import Drops
 
 
 class LabelledPairs(JudgedFile):
@@ -46,12 +47,12 @@ class LabelledPairs(JudgedFile):
             raise ValueError(f"{', '.join(idle_given)}: is nothing for 'rows: {self.rows}'; leave it out")
         return self
 
-    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+    def make_rows(self, report: Report, drops: Drops) -> Iterator[Row]:
         """Yields the preference pairs or labelled answers in the file's order.
 
         Questions that make no pair and solutions in none are dropped.
         """
-        for where, row_id, row in self.read_objects():
+        for where, row_id, row in self.read_objects(report, self.rows):
             judged = list(self._read_solutions(row, where))
             group = self.group_answers(row_id, self.make_prompt(row, where), judged)
             for answer_id, reason in group.malformed:

@@ -8,7 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from qwen_align.align.rows import Message, format_first_error
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
+from qwen_align.data_builders.column_meanings import is_empty
 from qwen_align.data_builders.json_reader import parse_json_value
+from qwen_align.data_builders.turn_keys import NAME_KEYS, THINKING_KEYS, refuse_unknown_keys
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 # ShareGPT's names for speakers, as FastChat and LLaMA-Factory write them, and OpenAI's former name for a tool.
@@ -19,16 +21,13 @@ _ROLE_OF_SPEAKER = {
     "function_call": "function_call",
     "function": "tool",
 } | {role: role for role in ("system", "user", "assistant", "tool")}
-_THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
-_NAME_KEYS = ("name", "tool_call_id", "id")  # the speaker's name; Qwen's templates have no place for it
-_KNOWN_KEYS = {"role", "content", "tool_calls", *_THINKING_KEYS, *_NAME_KEYS}
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 Tools = list[dict[str, Any]]
 _TOOL_CALLS: TypeAdapter[Tools] = TypeAdapter(Tools)
 
 
 class SplitTurn(NamedTuple):
-    """The thinking and the answer of an assistant turn. `thinking` is None without a block and with an empty one."""
+    """The thinking and the answer of an assistant turn. `thinking` is None without a block and "" with an empty one."""
 
     thinking: str | None
     answer: str
@@ -37,23 +36,29 @@ class SplitTurn(NamedTuple):
 def split_thinking(content: str, *, needs_answer: bool = True) -> SplitTurn:
     """Splits an assistant turn into the thinking block that opens it and the answer.
 
-    White space around both goes. Raises BadValue if tags stand anywhere else, are unbalanced or nested, or if nothing
-    follows the block: a text whose thinking cannot be told from its answer must not be trained as an answer.
+    A block without its opening tag is one that the prompt opened, as for Qwen3-Thinking-2507. Line breaks around both
+    go, as in Qwen's template; indentation stays. Raises BadValue if tags stand anywhere else, are unbalanced or nested,
+    or if nothing follows the block: a text whose thinking cannot be told from its answer must not be trained as one.
     """
     n_open, n_close = content.count(OPEN), content.count(CLOSE)
     if not n_open and not n_close:
         return SplitTurn(None, content)
-    before_close, close_tag, answer = content.partition(CLOSE)
-    before_open, _, thinking = before_close.partition(OPEN)
-    if (n_open, n_close) != (1, 1) or not close_tag:
+    before_close, _, answer = content.partition(CLOSE)
+    before_open, _, thinking = before_close.partition(OPEN) if n_open else ("", "", before_close)
+    if n_open > 1 or n_close != 1:
         problem = f"has {n_open} {OPEN} and {n_close} {CLOSE}; one of each is a thinking block"
-    elif OPEN not in before_close or before_open.strip():
-        problem = f"has {OPEN} inside its text; a thinking block opens the turn"
+    elif (n_open and OPEN not in before_close) or before_open.strip() or _is_quoted(before_close, answer):
+        problem = f"has {OPEN if n_open else CLOSE} inside its text; a thinking block opens the turn"
     elif needs_answer and not answer.strip():
         problem = "has thinking and no answer"
     else:
-        return SplitTurn(thinking.strip() or None, answer.lstrip())
+        return SplitTurn(thinking.strip("\r\n") if thinking.strip() else "", answer.lstrip("\r\n"))
     raise BadValue("malformed thinking", problem)
+
+
+def _is_quoted(before: str, after: str) -> bool:
+    """Returns whether what stands between two texts is in quotation marks, so that the text speaks of it."""
+    return before[-1:] in ("`", "'", '"') and after[:1] == before[-1:]
 
 
 def convert_turns(value: Any, field: str, conversion_counts: Counter[str]) -> list[Message]:
@@ -87,7 +92,9 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
     Raises BadValue for a role, key or content that has no place in it.
     """
     if not isinstance(value, Mapping):
-        raise BadValue("wrong type", f"{field}: Input should be a valid dictionary; found {shorten_repr(value)}")
+        raise BadValue(
+            "wrong type", f"{field}: must be a turn, {{role: ..., content: ...}}; found {shorten_repr(value)}"
+        )
     given = {key: item for key, item in value.items() if item is not None}
     if "from" in given and "role" not in given:
         given |= {"role": given.pop("from"), "content": given.pop("value", None)}
@@ -98,8 +105,11 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
         given |= {"role": "assistant", "content": "", "tool_calls": _parse_function_calls(given.get("content"), field)}
         conversion_counts["function_call turns read as tool calls"] += 1
         role_of_message = "assistant"
-    _refuse_unknown_keys(given, field)
-    conversion_counts.update(f"turns' '{key}' left out" for key in _NAME_KEYS if key in given)
+    if isinstance(given.get("function_call"), Mapping) and "tool_calls" not in given:  # OpenAI's former name
+        given["tool_calls"] = [given.pop("function_call")]
+        conversion_counts["turns' 'function_call' read as tool calls"] += 1
+    refuse_unknown_keys({**given, "role": role_of_message}, field, conversion_counts)
+    conversion_counts.update(f"turns' '{key}' left out" for key in NAME_KEYS if key in given)
     message: dict[str, Any] = {"role": role_of_message}
     if "content" in given or "tool_calls" not in given:
         message |= (
@@ -108,24 +118,13 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
     else:
         message["content"] = ""  # OpenAI's content of a turn that only calls tools is null
     if given.get("tool_calls"):
-        message["tool_calls"] = convert_tool_calls(given["tool_calls"], f"{field}.tool_calls")
+        message["tool_calls"] = convert_tool_calls(given["tool_calls"], f"{field}.tool_calls") or None
     _move_thinking(message, given, field, conversion_counts)
     try:
         return _MESSAGE.validate_python(message)
     except ValidationError as error:
         reason = "missing field" if error.errors()[0]["type"] == "missing" else "wrong type"
         raise BadValue(reason, f"{field}.{format_first_error(error)}") from None
-
-
-def _refuse_unknown_keys(given: Mapping[str, Any], field: str) -> None:
-    """Raises BadValue for a key of a turn whose meaning is unknown.
-
-    An example is a weight of 0 that says `not to be trained`.
-    """
-    for key in given:
-        if key not in _KNOWN_KEYS:
-            known = "role and content, or from and value; thinking, reasoning_content, tool_calls beside them"
-            raise BadValue("unknown key of a turn", f"{field}: has '{key}', which no turn has: {known}")
 
 
 def _join_text_parts(value: Any, field: str, conversion_counts: Counter[str]) -> Any:
@@ -154,11 +153,13 @@ def _move_thinking(
 ) -> None:
     """Moves the `reasoning_content` or the think block of a turn into the message's `thinking`.
 
-    Raises BadValue where there are two.
+    An empty block says that the turn does not think. Raises BadValue where thinking stands in two places and differs.
     """
-    thinking_keys = [key for key in _THINKING_KEYS if given.get(key) not in (None, "")]
-    if len(thinking_keys) > 1:
-        raise BadValue("malformed thinking", f"{field}: has both {' and '.join(thinking_keys)}")
+    thinking_keys = [key for key in THINKING_KEYS if given.get(key) not in (None, "")]
+    differing_keys = [key for key in thinking_keys if str(given[key]).strip() != str(given[thinking_keys[0]]).strip()]
+    if differing_keys:
+        keys = f"{thinking_keys[0]} and {differing_keys[0]}"
+        raise BadValue("malformed thinking", f"{field}: has both {keys}, and they differ")
     if thinking_keys:
         message["thinking"] = given[thinking_keys[0]]
         if message["role"] != "assistant":
@@ -172,12 +173,13 @@ def _move_thinking(
         split = split_thinking(content, needs_answer=not message.get("tool_calls"))
     except BadValue as error:
         raise BadValue(error.reason, f"{field}: {error}") from None
-    if thinking_keys and split.thinking:
-        raise BadValue("malformed thinking", f"{field}: has {thinking_keys[0]} and a thinking block in its content")
-    conversion_counts[f"{OPEN} blocks moved to thinking" if split.thinking else f"empty {OPEN} blocks left out"] += 1
+    if thinking_keys and split.thinking and split.thinking.strip() != str(message["thinking"]).strip():
+        problem = f"has {thinking_keys[0]} and another thinking block in its content"
+        raise BadValue("malformed thinking", f"{field}: {problem}")
+    what = f"{OPEN} blocks moved to thinking" if OPEN in content else f"texts before {CLOSE} alone moved to thinking"
+    conversion_counts[what if split.thinking else f"empty {OPEN} blocks read as no thinking"] += 1
     message["content"] = split.answer
-    if split.thinking:
-        message["thinking"] = split.thinking
+    message["thinking"] = message.get("thinking") or split.thinking
 
 
 def _parse_function_calls(value: Any, field: str) -> Any:
@@ -203,8 +205,8 @@ def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadValue("malformed tool call", f"{field}: is {shorten_repr(call)}; a call has name and arguments")
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = parse_nested_json(arguments, f"{field}.arguments")
+    if isinstance(arguments, str):  # engines write the arguments of a call without any as an empty text
+        arguments = parse_nested_json(arguments, f"{field}.arguments") if arguments.strip() else {}
     if not isinstance(arguments, Mapping):
         problem = f"{field}.arguments: is {shorten_repr(arguments)}; an object, or one as JSON text, is wanted"
         raise BadValue("malformed tool call", problem)
@@ -214,8 +216,8 @@ def _convert_tool_call(call: Any, field: str) -> dict[str, Any]:
 
 def convert_tool_schemas(value: Any) -> Tools | None:
     """Converts tool schemas, or their JSON text, to a list in OpenAI's format. Returns None if there are none."""
-    parsed_value = parse_nested_json(value, "tools") if isinstance(value, str) and value.strip() else value or None
-    if parsed_value in (None, [], ""):
+    parsed_value = None if is_empty(value) else parse_nested_json(value, "tools")
+    if parsed_value in (None, [], {}, ""):
         return None
     try:
         schemas = _TOOL_CALLS.validate_python(parsed_value)
@@ -242,12 +244,14 @@ def parse_nested_json(value: Any, field: str) -> Any:
 def prepend_system_message(system: Any, messages: Sequence[Message]) -> list[Message]:
     """Returns the messages with a system message, if one is given, before them.
 
-    Raises BadValue where that would make two.
+    Raises BadValue where that would make two that differ.
     """
-    if system in (None, ""):
+    if is_empty(system):
         return list(messages)
     if not isinstance(system, str):
         raise BadValue("wrong type", f"system: is {shorten_repr(system)}, not a text")
     if messages[0].role == "system":
+        if messages[0].content == system:
+            return list(messages)
         raise BadValue("wrong roles", "system: the conversation opens with a system message of its own")
     return [Message(role="system", content=system), *messages]

@@ -4,7 +4,14 @@ from typing import Any
 
 from qwen_align.align.rows import Labelled, Message, Pair, Row
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
-from qwen_align.data_builders.chat_formats import read_alpaca_prompt
+from qwen_align.data_builders.chat_formats import (
+    QUESTION_KEYS,
+    REJECTED_KEYS,
+    REPLY_KEYS,
+    choose_key,
+    is_preference,
+    read_alpaca_prompt,
+)
 from qwen_align.data_builders.finite_numbers import parse_finite_float
 from qwen_align.data_builders.format_definition import (
     RowFormat,
@@ -12,14 +19,18 @@ from qwen_align.data_builders.format_definition import (
     Values,
     has_list,
     has_values,
+    is_label,
+    parse_label,
     read_prompt,
     read_required,
     read_tools,
     read_turns,
 )
-from qwen_align.data_builders.message_conversion import convert_reply, convert_turns
+from qwen_align.data_builders.message_conversion import convert_reply, convert_turns, prepend_system_message
 
-_LABEL_OF_TEXT = {"true": True, "false": False}
+PROMPT_KEYS = QUESTION_KEYS[:3]
+LABEL_KEYS = ("kto_tag", "label")
+_TURNS_KEYS = ("messages", "conversations")
 
 
 def _make_pair(prompt: list[Message], chosen: Message, rejected: Message, values: Values, target: Target) -> Row:
@@ -55,17 +66,34 @@ def parse_number(value: Any, field: str) -> float:
 
 
 def _convert_preference(values: Values, target: Target) -> Row:
-    """Converts a row with a chosen and a rejected answer to a pair row. The prompt may stand in both."""
-    chosen, rejected = (_read_side(values, side, target) for side in ("chosen", "rejected"))
-    if has_values(values, "prompt"):
-        prompt = read_prompt(values, "prompt", target)
-    elif has_values(values, "instruction"):
-        prompt = read_alpaca_prompt(values)
+    """Converts a row with a chosen and a rejected answer to a pair row.
+
+    The prompt may stand in both. Without a chosen answer it is the last turn of the conversation, as in ms-swift.
+    """
+    rejected = _read_side(values, choose_key(values, REJECTED_KEYS, target), target)
+    if not has_values(values, "chosen"):
+        key = choose_key(values, _TURNS_KEYS, target)
+        *prompt, last = read_turns(values, key, target)
+        chosen = [last]
+        if not prompt:
+            raise BadValue("no reply", f"{key}: has one turn; a prompt and the chosen answer are needed")
     else:
-        prompt = _find_common_prompt(chosen, rejected)
+        chosen = _read_side(values, "chosen", target)
+        prompt = _read_pair_prompt(values, chosen, rejected, target)
     return _make_pair(
         prompt, _extract_reply(prompt, chosen, "chosen"), _extract_reply(prompt, rejected, "rejected"), values, target
     )
+
+
+def _read_pair_prompt(values: Values, chosen: list[Message], rejected: list[Message], target: Target) -> list[Message]:
+    """Reads the prompt of a pair: a text, turns, an instruction, or what both sides begin with."""
+    if any(key in PROMPT_KEYS and item is not None for key, item in values.items()):
+        return read_prompt(values, choose_key(values, PROMPT_KEYS, target), target)
+    if has_values(values, "instruction"):
+        return read_alpaca_prompt(values, target)
+    if has_list(values, "messages") and len(chosen) == len(rejected) == 1:
+        return read_prompt(values, "messages", target)
+    return prepend_system_message(values.get("system"), _find_common_prompt(chosen, rejected))
 
 
 def _read_side(values: Values, side: str, target: Target) -> list[Message]:
@@ -121,46 +149,51 @@ def _convert_kto(values: Values, target: Target) -> Row:
         ]
     elif has_values(values, "instruction"):
         messages = [
-            *read_alpaca_prompt(values),
+            *read_alpaca_prompt(values, target),
             convert_reply(read_required(values, "output"), "output", target.conversion_counts),
         ]
+    elif any(key in REPLY_KEYS and item is not None for key, item in values.items()):
+        key = choose_key(values, REPLY_KEYS, target)
+        prompt = read_prompt(values, choose_key(values, QUESTION_KEYS, target), target)
+        messages = [*prompt, convert_reply(values[key], key, target.conversion_counts)]
     else:
-        key = "conversations" if has_values(values, "conversations") else "messages"
-        messages = read_turns(values, key, target)
+        messages = read_turns(values, choose_key(values, _TURNS_KEYS, target), target)
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise BadValue("no reply", "does not end with an assistant's turn after a prompt, which the label would be of")
-    key = "kto_tag" if has_values(values, "kto_tag") else "label"
-    label = parse_label(read_required(values, key), key)
+    key = choose_key(values, LABEL_KEYS, target)
+    label = parse_label(values[key], key)
     return Labelled(messages=messages[:-1], completion=messages[-1], label=label, **target.shared_fields)
-
-
-def parse_label(value: Any, field: str) -> bool:
-    """Converts true or false, or their spelling in CSV files, to a boolean. Raises BadValue for anything else."""
-    label = _LABEL_OF_TEXT.get(value.strip().lower()) if isinstance(value, str) else value
-    if not isinstance(label, bool):
-        raise BadValue("wrong type", f"{field}: is {shorten_repr(value)}; a label is true or false")
-    return label
 
 
 def _is_kto_row(values: Values) -> bool:
     """Returns whether a row has an answer and a label of true or false."""
     has_turns = has_list(values, "messages") or has_list(values, "conversations")
-    has_answer = has_values(values, "completion") or has_values(values, "instruction", "output")
+    has_prompt = any(has_values(values, key) for key in PROMPT_KEYS)
+    has_reply = has_values(values, "completion") or any(isinstance(values.get(key), str) for key in REPLY_KEYS)
+    has_answer = (has_prompt and has_reply) or has_values(values, "instruction", "output")
     value = values.get("kto_tag") if has_values(values, "kto_tag") else values.get("label")
-    is_label = isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _LABEL_OF_TEXT)
-    return is_label and (has_turns or has_answer)
+    return is_label(value) and (has_turns or has_answer) and not is_preference(values)
+
+
+def _is_preference_row(values: Values) -> bool:
+    """Returns whether a row has a chosen and a rejected answer, or turns and a rejected answer."""
+    if has_values(values, "chosen"):
+        return has_values(values, "rejected") and not has_list(values, "conversations")
+    return is_preference(values) and any(has_list(values, key) for key in _TURNS_KEYS)
 
 
 PREFERENCE_FORMATS = (
     RowFormat(
         "preference",
-        "prompt, chosen, rejected; the prompt may be an instruction and input, or stand in both sides",
+        "prompt, chosen, rejected; the prompt may be an instruction and input, or stand in both sides; or messages, "
+        "whose last turn is chosen, and rejected or rejected_response",
         (
-            *("prompt", "chosen", "rejected", "system", "tools", "instruction", "input", "history"),
+            *(*PROMPT_KEYS, "chosen", *REJECTED_KEYS, "system", "tools", "instruction", "input", "history"),
+            *_TURNS_KEYS,
             *("margin", "score_chosen", "score_rejected"),
         ),
         ("pair",),
-        lambda values: has_values(values, "chosen", "rejected") and not has_list(values, "conversations"),
+        _is_preference_row,
         _convert_preference,
     ),
     RowFormat(
@@ -173,10 +206,10 @@ PREFERENCE_FORMATS = (
     ),
     RowFormat(
         "kto",
-        "kto_tag or label, with messages, conversations, prompt and completion, or instruction and output",
+        "kto_tag or label, with messages, conversations, prompt and completion or response, or instruction and output",
         (
             *("kto_tag", "label", "messages", "conversations", "prompt", "completion", "system", "tools"),
-            *("instruction", "input", "output", "history"),
+            *("instruction", "input", "output", "history", "question", "problem", *REPLY_KEYS),
         ),
         ("labelled",),
         _is_kto_row,

@@ -7,7 +7,7 @@ import re
 from functools import partial
 from typing import Any
 
-from qwen_align.align.rows import Message, Problem, Row, Text, Trace
+from qwen_align.align.rows import Chat, Message, Problem, Row, Text, Trace
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
 from qwen_align.data_builders.chat_formats import GSM8K_MARK, QUESTION_KEYS, choose_key, make_conversation_row
 from qwen_align.data_builders.format_definition import (
@@ -22,6 +22,7 @@ from qwen_align.data_builders.format_definition import (
 )
 from qwen_align.data_builders.message_conversion import convert_reply, convert_turns
 from qwen_align.reward.boxed_answers import find_last_boxes
+from qwen_align.reward.settings import OWN_REWARD
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")  # openai/grade-school-math, calculator.py: what its calculator writes over
 _GOLD_KEYS = ("gold", "answer", "target")
@@ -89,9 +90,13 @@ def _convert_s1k(thinking_key: str, attempt_key: str, values: Values, target: Ta
 
 
 def _convert_prompt_trace(values: Values, target: Target) -> Row:
-    """Converts a row with a prompt, thinking and an answer to a trace row."""
-    messages = read_prompt(values, choose_key(values, QUESTION_KEYS), target)
-    thinking, answer = read_text(values, "thinking"), read_text(values, "answer")
+    """Converts a row with a prompt, thinking and an answer to a trace row, or to a chat row where thinking is blank."""
+    messages = read_prompt(values, choose_key(values, QUESTION_KEYS, target), target)
+    thinking, answer = read_optional_text(values, "thinking"), read_text(values, "answer")
+    if target.kind == "chat" or not thinking.strip():
+        return Chat(
+            messages=[*messages, Message(role="assistant", content=answer, thinking=thinking)], **target.shared_fields
+        )
     gold, reward = values.get("gold"), target.reward or _MATH
     return Trace(messages=messages, thinking=thinking, answer=answer, gold=gold, reward=reward, **target.shared_fields)
 
@@ -108,7 +113,14 @@ def _convert_limo(values: Values, target: Target) -> Row:
 
 def _convert_prompt_gold(values: Values, target: Target) -> Row:
     """Converts a row with a prompt and a gold answer to a problem row."""
-    return _make_problem(read_prompt(values, choose_key(values, QUESTION_KEYS), target), _read_gold(values), target)
+    messages = read_prompt(values, choose_key(values, QUESTION_KEYS, target), target)
+    has_gold = target.reward != OWN_REWARD or has_any_gold(values)
+    return _make_problem(messages, _read_gold(values) if has_gold else None, target)
+
+
+def has_any_gold(values: Values) -> bool:
+    """Returns whether a row has a gold answer, or a solution that could box one. A reward of one's own needs none."""
+    return any(values.get(key) not in (None, "") for key in (*_GOLD_KEYS, "solution"))
 
 
 def _read_gold(values: Values) -> Any:
@@ -206,7 +218,7 @@ PROBLEM_FORMATS = (
         "prompt_trace",
         "prompt, question or problem; thinking, answer",
         (*QUESTION_KEYS, "thinking", "answer", "gold", "system"),
-        ("trace",),
+        ("trace", "chat"),
         lambda values: (
             any(has_values(values, key) for key in QUESTION_KEYS[:3]) and has_values(values, "thinking", "answer")
         ),

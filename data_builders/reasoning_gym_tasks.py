@@ -17,7 +17,7 @@ from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.rows import Message, Mode, Problem, Row
 from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.sieve import Drops, Sources
-from qwen_align.reward.reasoning_gym_task import NOT_INSTALLED
+from qwen_align.reward.reasoning_gym_task import KEY_PACKAGES, NOT_INSTALLED
 
 Split = Literal["train", "dev", "test"]
 
@@ -51,6 +51,8 @@ class ReasoningGymTasks(Strict):
     Train, dev and test never share a question: the split is a hash of task and question, whatever seed and settings.
     `instruction` follows the question; "" leaves it out.
     """
+
+    key_packages = KEY_PACKAGES
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     tasks: Annotated[list[str | GymTask], Field(min_length=1)] = Field(

@@ -1,6 +1,6 @@
 """Converts the rows of any data source to our own rows, and reports the conversion."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import PurePath
 from typing import Any, Literal, Self, cast
@@ -10,10 +10,11 @@ from pydantic import Field, ValidationError, model_validator
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion, Message, Mode, Row, Text, format_first_error
 from qwen_align.align.settings.base import Strict, format_suggestion
-from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, Reject, shorten_repr
+from qwen_align.data_builders.bad_row_errors import BadRow, BadValue, shorten_repr
 from qwen_align.data_builders.column_mapping import FIELDS, convert_by_columns
+from qwen_align.data_builders.column_meanings import refuse_lost_meaning
 from qwen_align.data_builders.conversion_report import ReadValues, Report
-from qwen_align.data_builders.format_definition import Kind, RowFormat, Target
+from qwen_align.data_builders.format_definition import Kind, RowFormat, Target, read_row_mode
 from qwen_align.data_builders.format_recognition import (
     FORMATS,
     N_ROWS_INSPECTED,
@@ -21,13 +22,12 @@ from qwen_align.data_builders.format_recognition import (
     FormatName,
     recognise_format,
 )
+from qwen_align.data_builders.repeated_prompts import PROMPTS_CUT, RepeatedPrompt, settle_repeated_prompt
+from qwen_align.data_builders.row_texts import list_all_texts
 from qwen_align.data_builders.sieve import Drops
+from qwen_align.data_builders.source_rows import NumberedRow, RowReader, number_rows, read_row_id, read_turn_texts
 from qwen_align.data_builders.typed_rows import check_json_value, check_writable_row, parse_typed_row
 from qwen_align.reward.settings import RewardName
-
-RowReader = Callable[[Reject], Iterable[tuple[str, Any]]]
-"""Reads (location, row) from the start; what cannot be read goes to the function it is given."""
-_NumberedRow = tuple[int, str, Any]
 
 
 class Conversion(Strict):
@@ -38,7 +38,8 @@ class Conversion(Strict):
     fields: `prompt` is a text (one user turn) or a list of turns, `chosen` and `rejected` are texts or single turns,
     turns have role and content, or ShareGPT's from and value. `columns` names the keys that differ. With `gold_after`
     the gold is what follows the mark's last occurrence. Columns that nothing reads are left out, and reported, unless
-    `keep_columns` puts them into `meta`. A row without an id is called after the source and its number in it.
+    `keep_columns` puts them into `meta`; one that changes what the row means makes a bad row, unless `keep_columns` or
+    `ignore_columns` names it. A row without an id is called after the source and its number in it.
 
     `<think>` blocks and `reasoning_content` of assistants become thinking; a block that is malformed makes a bad row.
     """
@@ -52,6 +53,14 @@ class Conversion(Strict):
     )
     columns: dict[str, str] = Field(default_factory=dict, description="our field: the source's key, where they differ")
     keep_columns: list[str] | Literal["all"] = Field(default_factory=list, description="columns that go into meta")
+    ignore_columns: list[str] = Field(
+        default_factory=list, description="columns that are left out as if the source did not have them"
+    )
+    repeated_prompt: RepeatedPrompt = Field(
+        default="refuse",
+        description="what is done with an answer, or two sides of a pair, that begin with the whole prompt: a bad row; "
+        "cut it off; or keep it",
+    )
     gold_after: str | None = Field(
         default=None, min_length=1, description="mark in the gold's text; the gold is what follows its last occurrence"
     )
@@ -62,7 +71,10 @@ class Conversion(Strict):
         default="math_answer",
         description="reward that judges against the gold; python: the one of this kind that a stage names",
     )
-    mode: Mode | None = Field(default=None, description="thinking mode of the rows; null: the row's default")
+    mode: Mode | None = Field(
+        default=None,
+        description="thinking mode of rows that name none; null: each row's own flags and thinking decide",
+    )
     source: str = Field(default="", description="source that the rows name")
     system: str | None = Field(
         default=None, min_length=1, description="system message for rows that bring none; null: none"
@@ -86,6 +98,11 @@ class Conversion(Strict):
                 raise ValueError("columns: a format is recognised by its own keys; name the format too")
         else:
             self._check_columns()
+        used = {*self.columns.values(), *(self.keep_columns if isinstance(self.keep_columns, list) else ())}
+        for column in used.intersection(self.ignore_columns):
+            raise ValueError(
+                f"ignore_columns: '{column}' is named in columns or keep_columns too; name it in one place"
+            )
         if "text" in (self.rows, self.format) and (problem := self._describe_settings_unused_by_text()):
             raise ValueError(problem)
         if self.gold_after is not None and (self.format or self.rows not in ("problem", "trace")):
@@ -152,7 +169,9 @@ class Conversion(Strict):
             # The folder is left out, so that the same data gives the same bytes wherever it is stored.
             drops.add(error.reason, PurePath(error.where).name, str(error).removeprefix(f"{error.where}: "))
 
-        rows = _number_rows(read, reject)
+        is_as_written = "text" in (self.rows, self.format) or self.rows == TYPED_FORMAT
+        numbered = number_rows(read, reject, report)
+        rows = numbered if is_as_written else read_turn_texts(numbered, reject, report)
         head = list(islice(rows, N_ROWS_INSPECTED))
         report.source = source
         try:
@@ -163,11 +182,8 @@ class Conversion(Strict):
             raise DataError(f"{error}. Before that {n_bad:,} bad rows were dropped, the first: {first_bad}") from None
         stem = PurePath(source).name.partition(".")[0]
         location_of_id: dict[str, str] = {}
-        met_keys: set[str] = set()
         for number, location, value in chain(head, rows):
             try:
-                if isinstance(value, dict):
-                    met_keys.update(value)
                 row = convert(value, f"{stem}:{number}")
                 if row.id in location_of_id:
                     message = f"id '{row.id}' is that of {location_of_id[row.id]} too; every row needs its own"
@@ -182,14 +198,15 @@ class Conversion(Strict):
         if self.expect_rows not in (None, n_rows):
             raise DataError(f"{source}: has {n_rows:,} rows, but expect_rows is {self.expect_rows:,}: other data?")
         kept_columns = [] if self.keep_columns == "all" else self.keep_columns
-        never_met = [key for key in (*self.columns.values(), *kept_columns) if key not in met_keys]
+        named = (*self.columns.values(), *kept_columns, *self.ignore_columns)
+        never_met = [key for key in named if key not in report.met_keys]
         if never_met and (head or location_of_id):
             raise DataError(
                 f"{source}: no row has '{never_met[0]}', which the recipe names"
-                f"{format_suggestion(never_met[0], met_keys)}"
+                f"{format_suggestion(never_met[0], report.met_keys)}"
             )
 
-    def _choose_converter(self, head: list[_NumberedRow], source: str, report: Report) -> Callable[[Any, str], Row]:
+    def _choose_converter(self, head: list[NumberedRow], source: str, report: Report) -> Callable[[Any, str], Row]:
         """Returns the function that converts a source row to one of our rows, given a new id for it.
 
         The id is used where the row brings none.
@@ -199,7 +216,7 @@ class Conversion(Strict):
             name = TYPED_FORMAT
         elif name == "auto" or (name is None and self.rows == "auto"):
             kind: Kind | None = None if self.rows == "auto" else self.rows
-            name = recognise_format([(where, value) for _, where, value in head], source, kind)
+            name = recognise_format([(where, self._omit_ignored(value)) for _, where, value in head], source, kind)
             report.is_recognised = True
             problem = (
                 self._describe_settings_unused_by_typed()
@@ -220,18 +237,18 @@ class Conversion(Strict):
         if not isinstance(value, dict):
             raise BadValue("not an object", f"is {type(value).__name__} {shorten_repr(value)}, not an object with keys")
         row_format = None if name is None else FORMATS[name]
-        values = ReadValues(value)
-        id_key = self.columns.get("id", "id")
-        row_id = _read_row_id(values.get(id_key), new_id)
+        values = ReadValues(self._omit_ignored(value))
+        row_id = read_row_id(values.get(self.columns.get("id", "id")), new_id)
         target = Target(
             id=row_id,
             kind=cast(Kind, self.rows) if row_format is None or self.rows != "auto" else row_format.kinds[0],
             reward=self.reward if "reward" in self.model_fields_set else None,
-            mode=self.mode,
+            mode=read_row_mode(values) or self.mode,
             source=self.source,
-            meta=self._collect_meta(value),
+            meta=self._collect_meta(self._omit_ignored(value)),
             calculator_marks=self.calculator_marks,
             conversion_counts=report.n_converted,
+            named_fields=frozenset(self.columns),
         )
         try:
             if row_format is None:
@@ -242,11 +259,35 @@ class Conversion(Strict):
                 values.read |= {self.columns.get(key, key) for key in renamed.read}
         except ValidationError as error:
             raise BadValue("wrong type", format_first_error(error)) from None
+        if self.rows != "auto" and row.row != self.rows:
+            raise BadValue("no thinking", f"thinking: is blank, which makes a {row.row} row, no {self.rows} row")
         row = self._add_system_message(row)
-        check_writable_row(row)
-        kept_columns = self.keep_columns if isinstance(self.keep_columns, list) else value
-        report.n_left_out.update(key for key in value if key not in values.read and key not in kept_columns)
-        return row
+        has_text_prompt = isinstance(value.get(self.columns.get("prompt", "prompt")), str)
+        settled = settle_repeated_prompt(row, self.repeated_prompt, has_text_prompt=has_text_prompt)
+        if settled is not row:
+            report.n_converted[PROMPTS_CUT] += 1
+        check_writable_row(settled)
+        self._leave_out_columns(value, values.read, settled, report)
+        return settled
+
+    def _leave_out_columns(self, value: dict[str, Any], read: set[str], row: Row, report: Report) -> None:
+        """Counts the columns of a source row that are left out.
+
+        Raises BadValue for one that changes what the row means and that the recipe does not name.
+        """
+        unread = [key for key in value if key not in read or key in self.ignore_columns]
+        named_to_keep = self.keep_columns if isinstance(self.keep_columns, list) else []
+        unnamed = [key for key in unread if key not in named_to_keep and key not in self.ignore_columns]
+        named_fields = [*self.columns, *(["rows"] if self.rows != "auto" else [])]
+        refuse_lost_meaning(value, unnamed, row.row, list_all_texts(row), named_fields)
+        kept = named_to_keep if self.keep_columns != "all" else value.keys() - set(self.ignore_columns)
+        report.n_left_out.update(key for key in unread if key not in kept)
+
+    def _omit_ignored(self, value: Any) -> Any:
+        """Returns a source row without the columns that the recipe ignores."""
+        if not self.ignore_columns or not isinstance(value, dict):
+            return value
+        return {key: item for key, item in value.items() if key not in self.ignore_columns}
 
     def _convert_in_format(
         self, row_format: RowFormat, renamed: ReadValues, value: dict[str, Any], target: Target
@@ -286,26 +327,3 @@ class Conversion(Strict):
         meta = {key: value[key] for key in keys if value.get(key) is not None}
         check_json_value(meta, "keep_columns")
         return meta
-
-
-def _number_rows(read: RowReader, reject: Reject) -> Iterator[_NumberedRow]:
-    """Yields the source rows with their numbers, counting unreadable rows too."""
-    number = 0
-
-    def count_and_reject(error: BadRow) -> None:
-        nonlocal number
-        number += 1
-        reject(error)
-
-    for location, value in read(count_and_reject):
-        number += 1
-        yield number, location, value
-
-
-def _read_row_id(value: Any, new_id: str) -> str:
-    """Returns the id in a source row as a text, or `new_id` if it has none. Raises BadValue for any other value."""
-    if value is None:
-        return new_id
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise BadValue("wrong type", f"id: is {shorten_repr(value)}, neither a text nor a whole number")
-    return str(value)

@@ -7,10 +7,11 @@ from pydantic import Field
 
 from qwen_align.align.rows import Pair, Row, RowError
 from qwen_align.data_builders.bad_row_errors import shorten_repr
+from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.finite_numbers import to_finite_float
 from qwen_align.data_builders.judged_answer_files import JudgedFile, make_pair_fields, read_field
 from qwen_align.data_builders.pair_matching import NoMatch, Rule, record_unpaired
-from qwen_align.data_builders.sieve import Drops, Sources
+from qwen_align.data_builders.sieve import Drops
 
 
 class ScoredPairs(JudgedFile):
@@ -27,12 +28,12 @@ class ScoredPairs(JudgedFile):
     responses: str = Field(default="responses", min_length=1, description="key of the list of responses in the file")
     scores: str = Field(default="rewards", min_length=1, description="key of the list of their scores in the file")
 
-    def build(self, sources: Sources, seed: int, drops: Drops) -> Iterator[Row]:
+    def make_rows(self, report: Report, drops: Drops) -> Iterator[Row]:
         """Yields the preference pairs in the file's order.
 
         Prompts that make no pair and responses in none are dropped.
         """
-        for where, row_id, row in self.read_objects():
+        for where, row_id, row in self.read_objects(report, "pair"):
             group = self.group_answers(
                 row_id, self.make_prompt(row, where), list(self._read_scored_responses(row, where, row_id, drops))
             )

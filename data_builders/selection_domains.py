@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from qwen_align.align.errors import DataError, RecipeError
-from qwen_align.align.references import DataRef, OutsideFile
+from qwen_align.align.references import DataRef, PythonFile
 from qwen_align.align.rows import Row, RowError
 from qwen_align.align.settings.base import Strict
 from qwen_align.data_builders.selection_inputs import (
@@ -24,6 +24,7 @@ from qwen_align.data_builders.selection_inputs import (
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.base import count_cores
 from qwen_align.reward.python_file import load_user_function
+from qwen_align.reward.user_code import require_user_code
 from qwen_align.reward.worker_pool import Pool, PoolError, StartError
 
 
@@ -120,11 +121,11 @@ class ByPython(Strict):
     """Settings that take a question's domain from the function `name` in a user's Python file.
 
     It returns a text, or None for no domain. It runs in worker processes: it may hang, raise or crash without harm to
-    the build; such rows have no domain. The file's sha256 is in the stage's key, not that of files it imports.
+    the build; such rows have no domain. What the file imports is in the stage's key, as of a reward of your own.
     """
 
     by: Literal["python"] = Field(default="python", description="domains from a user's Python function")
-    file: OutsideFile = Field(description="Python file that defines the function")
+    file: PythonFile = Field(description="Python file that defines the function")
     name: str = Field(default="domain", pattern=r"^[A-Za-z_][A-Za-z_0-9]*$", description="name of the function")
     time_limit_s: float = Field(default=10.0, gt=0, allow_inf_nan=False, description="seconds that one call may take")
     memory_gib: float = Field(
@@ -136,6 +137,7 @@ class ByPython(Strict):
 
         Raises RecipeError if the file does not provide the function.
         """
+        require_user_code(self.file)
         pool = _get_worker_pool(self.file, self.name, self.time_limit_s, self.memory_gib)
         try:
             pool.warm_up()

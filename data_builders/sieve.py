@@ -20,6 +20,7 @@ from qwen_align.data_builders.sieve_checks import (
     find_gold_fault,
     find_language_fault,
     find_length_fault,
+    find_mode_fault,
     find_thinking_fault,
 )
 from qwen_align.data_builders.turn_order import find_turn_disorder
@@ -61,9 +62,17 @@ class Sieve(Strict):
     is_unique: bool = Field(
         default=True, description="drop rows that say the same as an earlier one, white space apart"
     )
-    gold_is_usable: bool = Field(default=True, description="drop rows whose gold does not pass the row's own reward")
+    gold_is_usable: bool = Field(
+        default=True,
+        description="drop rows whose gold does not pass the row's own reward; reward: python is left to the stage that "
+        "names its file",
+    )
     thinking_is_clean: bool = Field(
         default=True, description="drop rows with thinking tags in texts, or with blank thinking or answers"
+    )
+    thinking_fits_mode: bool = Field(
+        default=True,
+        description="drop rows of which an answer contradicts its mode or the last /think or /no_think before it",
     )
     has_no_control_tokens: bool = Field(
         default=True, description="drop rows whose texts hold a token such as <|im_end|>"
@@ -179,6 +188,8 @@ def _find_row_fault(row: Row, settings: Sieve) -> Fault | None:
     fault = find_empty_fault(row)
     if fault is None and settings.thinking_is_clean:
         fault = find_thinking_fault(row)
+    if fault is None and settings.thinking_fits_mode:
+        fault = find_mode_fault(row)
     if fault is None and settings.has_no_control_tokens:
         fault = find_control_token_fault(row)
     if fault is None and settings.turns_are_in_order and (disorder := find_turn_disorder(row)):

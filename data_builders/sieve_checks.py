@@ -3,11 +3,12 @@
 import re
 from typing import Literal, NamedTuple
 
+from qwen_align.align.answer_modes import find_unfit_answer
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Chat, Labelled, Message, Pair, Problem, Row, Steps, Text, Trace
 from qwen_align.data_builders.row_texts import get_turns, list_all_texts, list_replies
-from qwen_align.reward.settings import make_default_reward
-from qwen_align.reward.thinking import CLOSE, OPEN
+from qwen_align.reward.settings import OWN_REWARD, make_default_reward
+from qwen_align.reward.thinking import CLOSE, OPEN, extract_thinking
 
 MAX_DETAIL_CHARACTERS = 200  # characters of a gold or of a shared text that are quoted
 
@@ -87,6 +88,28 @@ def find_thinking_fault(row: Row) -> Fault | None:
     return None
 
 
+def find_mode_fault(row: Row) -> Fault | None:
+    """Returns a fault for answers to learn that contradict the row's mode or the flag in force.
+
+    Of a pair only the chosen side has to obey. Returns None if no answer does, and one at least can be trained.
+    """
+    if isinstance(row, Chat):
+        messages, answer = row.messages, None
+    elif isinstance(row, Trace):
+        messages, answer = row.messages, Message(role="assistant", content=row.answer, thinking=row.thinking)
+    elif isinstance(row, Pair):
+        messages, answer = row.messages, row.chosen
+        if not answer.thinking:  # what a model said may stand there word for word
+            answer = answer.model_copy(update={"thinking": extract_thinking(answer.content) or answer.thinking})
+    else:
+        return None
+    indices = [index for index, turn in enumerate(messages) if turn.role == "assistant"]
+    if answer is not None:
+        messages, indices = [*messages, answer], [len(messages)]
+    unfit = find_unfit_answer(messages, indices, row.mode, row.flag)
+    return Fault(unfit.reason, f"turn {unfit.turn}") if unfit else None
+
+
 # What Qwen's tokenizers read as one token of their own: in a row's text it would end turns and open others.
 _CONTROL_TOKEN = re.compile(
     r"<\|(?:endoftext|im_start|im_end|fim_(?:prefix|middle|suffix|pad)|repo_name|file_sep|(?:image|video|vision)_pad"
@@ -104,12 +127,14 @@ def find_control_token_fault(row: Row) -> Fault | None:
 
 
 def find_gold_fault(row: Row) -> Fault | None:
-    """Returns a fault if a row's gold answer does not pass the row's own reward.
+    """Returns a fault if a row's gold answer does not pass the row's own reward, unless that is one of the user's own.
 
     Raises DataError if the reward is unknown.
     """
     if not isinstance(row, Problem | Trace) or (isinstance(row, Trace) and row.gold is None):
         return None  # a trace may be trained without anyone judging it
+    if row.reward == OWN_REWARD:
+        return None  # the stage that judges knows whose it is and whether it needs a gold; `check` tries it on two rows
     try:
         reward = make_default_reward(row.reward)
     except ValueError as error:

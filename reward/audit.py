@@ -1,5 +1,6 @@
 """Audits a reward by comparing its verdicts on right and adversarial completions with those of a sound reward."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -67,6 +68,20 @@ def make_bad_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
         ("many boxes", " or ".join(f"\\boxed{{{answer}}}" for answer in (gold, "0", "1", "x", "A"))),
         ("repeated tags", "<think>\n</think>\n" * 20),
         ("padding", "wait, " * (_PADDING // 6)),
+    ):
+        yield name, _make_completion(problem, text)
+
+
+def make_right_completions(problem: Problem) -> Iterator[tuple[str, Completion]]:
+    """Yields names and texts of completions that state a problem's gold in the forms that rewards commonly look for."""
+    gold = problem.gold if isinstance(problem.gold, str) else json.dumps(problem.gold, ensure_ascii=False, default=str)
+    thought = "<think>\nLet me see.\n</think>\n\n"
+    for name, text in (
+        ("the gold alone", gold),
+        ("the gold after thinking", thought + gold),
+        ("the gold in a box", f"{thought}The answer is \\boxed{{{gold}}}."),
+        ("the gold in answer tags", f"{thought}<answer>{gold}</answer>"),
+        ("the gold in a code block", f"{thought}```\n{gold}\n```"),
     ):
         yield name, _make_completion(problem, text)
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from qwen_align.align.rows import Completion
 from qwen_align.align.settings.base import Strict
-from qwen_align.reward.verdict import Verdict
+from qwen_align.reward.verdict import Verdict, is_right_value
 
 JUDGED_TOGETHER = 1024  # completions, so that rewards that wait for processes keep all cores busy
 UNJUDGED = Verdict(value=None, reason="batch deadline")
@@ -106,7 +106,7 @@ class BaseReward(Strict, ABC):
 
         Returns None if the reward cannot tell.
         """
-        return None if verdict.value is None or not self.is_outcome else verdict.value >= 1.0
+        return None if verdict.value is None or not self.is_outcome else is_right_value(verdict.value)
 
     def check_machine(self) -> None:
         """Raises RecipeError if this machine or the reward's settings make verdicts impossible."""
@@ -128,7 +128,7 @@ def is_right(completion: str | Completion) -> bool | None:
     values = [verdict.value for verdict in verdicts.values()]
     if not values or None in values:
         return None
-    return all(value >= 1.0 for value in values if value is not None)
+    return all(is_right_value(value) for value in values if value is not None)
 
 
 def judge_in_threads(

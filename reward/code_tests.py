@@ -12,8 +12,9 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe, judge_in_threads
 from qwen_align.reward.code.extract_code import extract_code
+from qwen_align.reward.code.judge_outcomes import PASSED
 from qwen_align.reward.code.plan_from_gold import plan_from_gold
-from qwen_align.reward.code.run_candidate import PASSED, run_candidate
+from qwen_align.reward.code.run_candidate import run_candidate
 from qwen_align.reward.code.run_dataset_tests import UNUSABLE
 from qwen_align.reward.code.sandbox import Limits, SandboxError, get_sandbox
 from qwen_align.reward.thinking import cut_at_turn_end, strip_thinking

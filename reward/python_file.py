@@ -4,17 +4,21 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.references import OutsideFile
+from qwen_align.align.references import PythonFile
 from qwen_align.align.rows import Completion
+from qwen_align.align.settings.fault_wording import describe_error
 from qwen_align.reward.base import BaseReward, count_cores, judge_in_threads
+from qwen_align.reward.user_code import require_user_code, runs_user_code
 from qwen_align.reward.verdict import Verdict
 from qwen_align.reward.worker_pool import Pool, PoolError, StartError
 
@@ -28,11 +32,15 @@ class PythonReward(BaseReward):
     `group: true` the function takes a list of the completions of one prompt and returns a list as long. A dict has
     `value` and may have `reason`. The function runs in worker processes: it may hang, use up to `memory_gib` or
     crash without harm to the run. A completion it takes too long for gets 0.0, "time limit"; where it raises or
-    returns something else there is no verdict. The file's sha256 is in the stage's key, not that of files it imports.
+    returns something else there is no verdict, and the reason names the line of the file. In the stage's key are the
+    sha256 of the file and of the files of yours that it imports, in turn too, and name and version of the installed
+    packages; not the files that it reads.
     """
 
     kind: Literal["python"] = "python"
-    file: OutsideFile = Field(description="your Python file; its content is part of the stage's key")
+    file: PythonFile = Field(
+        description="your Python file; its content and that of the files it imports are part of the stage's key"
+    )
     name: str = Field("judge", pattern=r"^[A-Za-z_][A-Za-z_0-9]*$", description="the function in the file")
     group: bool = Field(False, description="call the function with the list of a prompt's completions")
     shaping: bool = Field(False, description="says how the task was done, not whether; values beyond -1 to 1 are cut")
@@ -72,9 +80,38 @@ class PythonReward(BaseReward):
             return super().judge_many(completions, deadline=deadline)
         return judge_in_threads(self.judge, completions, deadline)
 
-    def check_machine(self) -> None:
-        """Imports the user's file as a check. Raises RecipeError if the import fails or the function is missing."""
+    def try_on(
+        self, completions: Sequence[Completion], group_size: int, *, deadline: float
+    ) -> list[Verdict | PoolError]:
+        """Judges completions of one prompt as a stage would, and returns what was raised in place of a verdict.
+
+        `group_size`: how many completions of a prompt a function of groups gets; the last group is filled up with the
+        first ones. `deadline` is a `time.monotonic()`; what runs then is ended. Raises RecipeError if the workers
+        cannot start.
+        """
+        size = group_size if self.group else 1
+        filled = [*completions, *islice(cycle(completions), -len(completions) % size)]
+        groups = [filled[start : start + size] for start in range(0, len(filled), size)]
+
+        def try_group(group: list[Completion]) -> list[Verdict | PoolError]:
+            request = {"rows": [completion.model_dump() for completion in group]}
+            try:
+                return [*self._request_verdicts(request, deadline=deadline)]
+            except PoolError as error:
+                return [error] * len(group)
+
         self.warm_up()
+        with ThreadPoolExecutor(count_cores()) as threads:
+            outcomes = [outcome for judged in threads.map(try_group, groups) for outcome in judged]
+        return outcomes[: len(completions)]
+
+    def check_machine(self) -> None:
+        """Imports the user's file as a check. Raises RecipeError if the import fails or the function is missing.
+
+        Does nothing where users' code is left out.
+        """
+        if runs_user_code():
+            self.warm_up()
 
     def warm_up(self) -> None:
         """Starts the worker processes, which import the user's file. Raises RecipeError if they cannot start."""
@@ -89,22 +126,39 @@ class PythonReward(BaseReward):
         Without a reply, each verdict has only a reason.
         """
         try:
-            replies = self._get_pool().ask(request)
-        except StartError as error:
-            raise RecipeError(f"reward {self.file}: {error}") from error
+            return self._request_verdicts(request)
         except PoolError as error:
             reason = str(error)
             return [Verdict(value=0.0 if reason == "time limit" else None, reason=reason)] * count
+
+    def _request_verdicts(self, request: dict[str, Any], *, deadline: float | None = None) -> list[Verdict]:
+        """Sends a request to the worker processes and returns the verdicts. Raises PoolError if there is no reply."""
+        try:
+            replies = self._get_pool().ask(request, deadline=deadline)
+        except StartError as error:
+            raise RecipeError(f"reward {self.file}: {error}") from error
         return [Verdict.model_validate(reply) for reply in replies]
 
     def _get_pool(self) -> Pool:
-        """Returns the worker pool for these reward settings."""
-        return _make_pool(self.file, self.name, self.group, self.time_limit_s, self.memory_gib)
+        """Returns the worker pool for these reward settings. Raises UserCodeLeftOut where no user's code may run."""
+        require_user_code(self.file)
+        return _make_pool(self.file, self._written_at, self.name, self.group, self.time_limit_s, self.memory_gib)
+
+    @cached_property
+    def _written_at(self) -> int | None:
+        """Returns when the file was last written, at the first use of these settings: a stage keeps to its file."""
+        path = Path(self.file)
+        return path.stat().st_mtime_ns if path.is_file() else None
 
 
 @cache
-def _make_pool(file: str, name: str, group: bool, time_limit_s: float, memory_gib: float) -> Pool:
-    """Returns the worker pool that runs a function of a Python file. The same settings share one pool."""
+def _make_pool(
+    file: str, written_at: int | None, name: str, group: bool, time_limit_s: float, memory_gib: float
+) -> Pool:
+    """Returns the worker pool that runs a function of a Python file. The same settings share one pool.
+
+    `written_at`: when the file was written. A notebook that writes it anew gets a pool of the new one.
+    """
     argument = {"file": str(Path(file).resolve()), "name": name, "group": group}
     entry = "qwen_align.reward.python_file:make_handler"
     return Pool(entry, argument, workers=count_cores(), limit_s=time_limit_s, memory_gib=memory_gib)
@@ -157,11 +211,47 @@ def _check_signature(function: Callable[..., Any], *, group: bool) -> None:
     """Raises TypeError if the user's reward function does not accept the arguments it will be called with."""
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"{function.__name__} is async; a reward is an ordinary function")
+    if remedy := _find_trl_remedy(function, group=group):
+        raise TypeError(remedy)
     try:
         inspect.signature(function).bind(*([None] if group else [None, None]))
     except TypeError as error:
         expected_arguments = "one argument, the list of completions" if group else "two arguments, completion and gold"
         raise TypeError(f"{function.__name__} has to take {expected_arguments}: {error}") from None
+
+
+def _find_trl_remedy(function: Callable[..., Any], *, group: bool) -> str | None:
+    """Returns what to add to a file whose reward function is of TRL's form: lists of all prompts and completions.
+
+    Returns None for other functions. Called with one completion and its gold, some of them would go wrong unseen.
+    """
+    parameters = inspect.signature(function).parameters
+    takes_anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if "completions" not in parameters or not ("prompts" in parameters or (takes_anything and not group)):
+        return None
+    given = {"completions": '[[{"role": "assistant", "content": text}]]'}
+    for name, parameter in parameters.items():
+        is_named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if is_named and name not in given and parameter.default is parameter.empty:
+            given[name] = _TRL_ARGUMENTS.get(name, "[gold]")
+    name = "judge" if function.__name__ != "judge" else "judge_one"
+    arguments = ", ".join(f"{key}={value}" for key, value in given.items())
+    return (
+        f"{function.__name__} takes lists of prompts and completions, as TRL's reward functions do; here a function "
+        f"gets one completion and its gold. Add this to the file, and write `name: {name}` in the recipe"
+        f"{' without `group`' if group else ''}; a function that wants plain texts gets completions=[text]:\n"
+        f"    def {name}(completion, gold):\n"
+        '        text = getattr(completion, "text", completion)\n'
+        f"        return {function.__name__}({arguments})[0]"
+    )
+
+
+# What a function of TRL's form gets for its arguments; any other is a column of the data, in which the gold stands.
+_TRL_ARGUMENTS = {
+    "prompts": '[[turn.model_dump() for turn in getattr(completion, "prompt", [])]]',
+    "completion_ids": "[[]]",
+    "trainer_state": "None",
+}
 
 
 def _to_verdict(returned: Any) -> Verdict:
@@ -174,7 +264,9 @@ def _to_verdict(returned: Any) -> Verdict:
         try:
             return Verdict.model_validate({"reason": "judged", **returned})
         except ValidationError as error:
-            raise TypeError(f"the dict returned is no verdict: {error.errors()[0]['msg']}") from None
+            raise TypeError(f"the dict returned is no verdict: {describe_error(error)}") from None
+    if isinstance(returned, list | tuple):
+        raise TypeError(f"{returned!r:.60} returned for one completion; wanted: a number, None, a dict or a Verdict")
     value = float(returned)
     if not math.isfinite(value):
         raise ValueError(f"{value} is no reward")

@@ -20,6 +20,7 @@ from qwen_align.reward.thinking import strip_thinking
 from qwen_align.reward.verdict import Verdict
 from qwen_align.reward.worker_pool import Pool, PoolError, StartError, UnservedError, WorkError
 
+KEY_PACKAGES = ("reasoning-gym",)  # whose items and scorers change with its version
 NOT_INSTALLED = "reasoning_gym is not installed; pip install 'qwen-align[reasoning-gym]'"
 _MAX_ANSWER_CHARACTERS = 10_000  # characters; the largest gold, an ARC board, has under 2,000
 _OPEN, _CLOSE = "<answer>", "</answer>"
@@ -41,6 +42,8 @@ class ReasoningGym(BaseReward):
 
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
     judges_gold: ClassVar[bool] = True
+    key_packages = KEY_PACKAGES
+
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     partial_credit: bool = Field(default=False, description="pay the scorer's marks between 0 and 1 as they are")
     time_limit_s: float = Field(default=5.0, gt=0, allow_inf_nan=False, description="seconds to score one answer")

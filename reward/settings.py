@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.base import format_suggestion
+from qwen_align.align.settings.fault_wording import describe_error, shorten
+from qwen_align.reward.base import BaseReward
 from qwen_align.reward.code_tests import CodeTests
 from qwen_align.reward.control_rewards import Constant, Random
 from qwen_align.reward.format import Format
@@ -60,7 +62,17 @@ def _check_reward_list(rewards: list[Reward]) -> list[Reward]:
     return rewards
 
 
-RewardList = Annotated[list[RewardSettings], Field(min_length=1), AfterValidator(_check_reward_list)]
+def _refuse_bare_reward(value: Any) -> Any:
+    """Raises ValueError for one reward where a list of them is wanted, with what to write instead."""
+    if isinstance(value, str):
+        raise ValueError(f"must be a list of rewards; found '{value}'; write [{{kind: {value}}}]")
+    if isinstance(value, Mapping):
+        raise ValueError(f"must be a list of rewards; found {shorten(dict(value))}; write [{{kind: ...}}]")
+    return value
+
+
+Rewards = Annotated[list[RewardSettings], BeforeValidator(_refuse_bare_reward)]
+RewardList = Annotated[Rewards, Field(min_length=1), AfterValidator(_check_reward_list)]
 
 
 def _check_kind(kind: str) -> str:
@@ -83,16 +95,21 @@ def check_row_reward(kind: str) -> None:
         make_default_reward(kind)
 
 
+REWARDS_BY_KIND: dict[str, type[BaseReward]] = {
+    str(reward.model_fields["kind"].default): reward for reward in get_args(Outcome)
+}
+"""The rewards that rows can name, by kind."""
+
+
 @cache  # called for every row
 def make_default_reward(kind: str) -> Reward:
     """Creates the reward of a kind with default settings. Raises ValueError for an unknown kind and for `python`."""
-    kinds = {str(reward.model_fields["kind"].default): reward for reward in get_args(Outcome)}
     if kind == OWN_REWARD:
         raise ValueError(f"'{OWN_REWARD}' is a reward of your own, which only a stage that names it in rewards knows")
-    if kind not in kinds:
-        raise ValueError(f"'{kind}' is no reward that rows can name{format_suggestion(kind, kinds)}")
-    default_reward: Reward = kinds[kind]()
-    return default_reward
+    if kind not in REWARDS_BY_KIND:
+        raise ValueError(f"'{kind}' is no reward that rows can name{format_suggestion(kind, REWARDS_BY_KIND)}")
+    default_reward: Any = REWARDS_BY_KIND[kind].model_validate({})
+    return default_reward  # type: ignore[no-any-return]
 
 
 def pick_reward(kind: str, rewards: Sequence[Reward]) -> Reward:
@@ -128,7 +145,4 @@ def parse_reward(name: str, settings: Mapping[str, Any] | None = None) -> Reward
         if error.errors()[0]["type"] == "union_tag_invalid":
             kinds = [str(kind.model_fields["kind"].default) for kind in get_args(Reward)]
             raise RecipeError(f"'{name}' is no reward{format_suggestion(name, kinds)}") from None
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'][1:])) or 'reward'}: {problem['msg']}" for problem in error.errors()
-        )
-        raise RecipeError(f"reward '{name}': {problems}") from None
+        raise RecipeError(f"reward '{name}': {describe_error(error, n_outer=1)}") from None

@@ -7,10 +7,15 @@ from pydantic import Field
 from qwen_align.align.settings.base import Strict
 
 
+def is_right_value(value: float) -> bool:
+    """Returns whether a reward of this value means that the completion is right: it is 1 or more."""
+    return value >= 1
+
+
 class Verdict(Strict):
     """A reward's verdict on a completion, with a value and a short reason.
 
-    `value` is None when there is no verdict because the gold is unusable: counted, never paid.
+    `value` is None where there is no verdict, as for an unusable gold: counted, and neither right nor wrong.
     `parts` holds the verdicts a combined reward was made from; `steps` one value a reasoning step.
     """
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -207,17 +208,30 @@ class _Server:
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # a fork loses threads
                 start_new_session=True,  # Ctrl-C is for the asker, whose end is the server's
             )
-        self.control.sendall(json.dumps(start).encode() + b"\n")
-        self.control.settimeout(START_LIMIT_S)
-        answer = self._read_line()
-        if answer != "ready":
-            self._process.kill()
-            self.end_process()
-            raise StartError(answer or "the worker server ended while it started; see its error above")
+        try:
+            self.control.sendall(json.dumps(start).encode() + b"\n")
+            self.control.settimeout(START_LIMIT_S)
+            answer = self._read_line()
+        except BaseException:  # Ctrl-C, for one: what is being imported may never end by itself
+            self._kill_process()
+            raise
+        if answer != '"ready"':
+            is_running = self.is_alive()
+            self._kill_process()
+            if answer:
+                raise StartError(json.loads(answer)["error"])
+            late = f"it has not started in {START_LIMIT_S:g} s: what is done on import takes too long"
+            raise StartError(late if is_running else "the worker server ended while it started; see its error above")
 
     def is_alive(self) -> bool:
         """Returns whether the server process is running."""
         return self._process.poll() is None
+
+    def _kill_process(self) -> None:
+        """Kills the server process and all that it has started, and waits for it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, alone in its group
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.end_process()
 
     def fork_worker(self) -> "_Worker":
         """Asks the server process to fork a new worker and returns its handle.

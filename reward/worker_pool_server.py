@@ -1,8 +1,8 @@
 """The server process of a worker pool, which imports the needed modules once and forks the workers.
 
 Started as `python -m qwen_align.reward.worker_pool_server FD`. On the control socket it reads one JSON line with entry,
-argument and memory limit, answers `ready` or the error, and then `fork` with the worker's socket attached (answer: its
-pid) and `kill PID`. It ends, with every worker, when the control socket does.
+argument and memory limit, answers "ready" or the error as JSON, and then reads `fork` with the worker's socket attached
+(answer: its pid) and `kill PID`. It ends, with every worker, when the control socket does.
 """
 
 import contextlib
@@ -12,11 +12,19 @@ import importlib
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import sysconfig
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+_MAX_TEXT = 2000  # characters of an error
 
 
 def main() -> None:
@@ -25,13 +33,14 @@ def main() -> None:
     start = json.loads(_read_first_line(control))
     module, _, function_name = start["entry"].partition(":")
     try:
-        handle = getattr(importlib.import_module(module), function_name)(start["argument"])
-    except Exception as error:  # noqa: BLE001  # a user's file may raise anything; the asker says so
-        control.sendall(f"{type(error).__name__}: {error}".replace("\n", " ").encode()[:4000] + b"\n")
+        with _end_with_asker(control):
+            handle = getattr(importlib.import_module(module), function_name)(start["argument"])
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's file may raise anything; the asker says so
+        control.sendall(json.dumps({"error": describe_exception(error)[:_MAX_TEXT]}).encode() + b"\n")
         return
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, pages shared with the workers
-    control.sendall(b"ready\n")
+    control.sendall(b'"ready"\n')
     workers: set[int] = set()
     try:
         while True:
@@ -53,6 +62,57 @@ def main() -> None:
                 control.sendall(b"killed\n")
     finally:
         _kill_workers(workers)
+
+
+@contextlib.contextmanager
+def _end_with_asker(control: socket.socket) -> Iterator[None]:
+    """Ends this process, and what it has started, if the asker ends inside the `with` block.
+
+    A user's file may hang while it is imported, and nobody reads the control socket then.
+    """
+    reader, writer = os.pipe()
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(control, 0)  # only its end, which is always reported
+        poll.register(reader, select.POLLIN)
+        if reader not in [fd for fd, _ in poll.poll()]:
+            os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        os.write(writer, b"x")
+        watcher.join()  # threads do not survive the forks to come
+        os.close(reader)
+        os.close(writer)
+
+
+def describe_exception(error: BaseException) -> str:
+    """Returns an exception's type and message with the line of the user's own code that it passed last.
+
+    That is a line outside of this package, of Python and of installed packages; without one there is none.
+    """
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError) and error.text:
+        return f"{said}: {error.text.strip()}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users_own(frame.filename)]
+    if not frames:
+        return said
+    last = frames[-1]
+    return f"{said} ({Path(last.filename).name}, line {last.lineno}: {last.line})"
+
+
+@cache
+def _is_users_own(file: str) -> bool:
+    """Returns whether a source file is neither this package's nor Python's nor an installed package's."""
+    root, paths = Path(__file__).resolve().parents[1], sysconfig.get_paths()
+    libraries = [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    path = Path(file).resolve()
+    others = [root / "align", root / "reward", root / "data_builders", *libraries]
+    return path.is_file() and not any(path.is_relative_to(other) for other in others)
 
 
 def _kill_workers(workers: set[int]) -> None:
@@ -88,7 +148,7 @@ def _run_worker(channel: socket.socket, handle: Callable[[Any], Any], memory_byt
             try:
                 reply = {"reply": handle(json.loads(line))}
             except Exception as error:  # noqa: BLE001  # whatever the work raises is the asker's to judge
-                reply = {"raised": f"{type(error).__name__}: {error}"[:2000]}
+                reply = {"raised": describe_exception(error)[:_MAX_TEXT]}
             channel.sendall(json.dumps(reply).encode() + b"\n")
     os._exit(0)
 

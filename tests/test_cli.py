@@ -2,21 +2,24 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import qwen_align
 from qwen_align.align.commands import shipped_recipes
 from tests.clock import slowness
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "check", "show", "report", "recipes", "schema", "doctor", "prune")
+COMMANDS = ("run", "check", "show", "report", "runs", "recipes", "schema", "doctor", "prune")
 DATA: dict[str, Any] = {
     "name": "data",
     "kind": "build_data",
@@ -126,15 +129,16 @@ def test_a_recipe_runs_and_runs_no_more(command: str, tmp_path: Path, write_reci
         return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
     first, second = run().splitlines(), run().splitlines()
-    assert [line.split()[:4] for line in first[:-1]] == [
+    assert [line.split()[:4] for line in first[:-2]] == [
         ["1/1", "data", "build_data", "started"],
         ["1/1", "data", "build_data", first[1].split()[3]],
     ]
     assert first[1].endswith(" s  rows 4")
     assert second[0].split() == ["1/1", "data", "build_data", "stored"]
-    assert first[-1] == second[-1] == "report: runs/trial/report.md"
-    assert len(second) == 2
-    assert (tmp_path / "runs" / "trial" / "report.md").exists()
+    end = ["page:  runs/trial/report.html", "next:  qwen-align show recipe.yaml data"]
+    assert first[-2:] == second[-2:] == end
+    assert len(second) == 3
+    assert all((tmp_path / "runs" / "trial" / f"report.{form}").exists() for form in ("md", "html", "json"))
 
 
 def test_what_goes_into_a_pipe_has_no_colours_and_no_broken_lines(
@@ -168,6 +172,61 @@ def test_recipes_are_listed_and_printed(cli: Callable[..., Any]) -> None:
     assert said == (2, "", "qwen-align: no shipped recipe is called 'quikstart'. Did you mean 'quickstart'?\n")
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")))
+def test_a_recipe_is_copied_with_all_that_it_needs(cli: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    said = cli("recipes", name, "--to", tmp_path / "mine")
+    assert said.code == 0
+    copied = sorted(path.relative_to(tmp_path / "mine").as_posix() for path in (tmp_path / "mine").rglob("*.*"))
+    more = {
+        "evidence": ["quickstart.yaml"],
+        "extraction": ["extraction/reward.py", "extraction/test.jsonl", "extraction/train.jsonl"],
+    }
+    assert copied == sorted([f"{name}.yaml", *more.get(name, [])])
+    for path in copied:
+        assert (tmp_path / "mine" / path).read_bytes() == (ROOT / "recipes" / path).read_bytes()
+        assert f"written: {tmp_path / 'mine' / path}\n" in said.out
+    assert cli("recipes", name, "--to", tmp_path / "mine").code == 0, "the same files again"
+    printed = cli("recipes", name)
+    assert ("--to FOLDER" in printed.err) == (name in more)
+    assert ("needs, and does not come with it: gsm8k/train.jsonl\n" in said.out) == (name == "gsm8k_smollm2")
+    if name in more:
+        checked = cli("check", tmp_path / "mine" / f"{name}.yaml")
+        assert checked.code == 0, checked.err
+
+
+def test_a_copy_overwrites_nothing(cli: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "extraction").mkdir()
+    mine = tmp_path / "extraction" / "train.jsonl"
+    mine.write_text("mine")
+    said = cli("recipes", "extraction", "--to", tmp_path)
+    assert said.code == 2
+    assert f"{mine}: exists already and is another file" in said.err
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "extraction.yaml").exists()
+    assert "say which recipe" in cli("recipes", "--to", tmp_path).err
+
+
+def test_the_version_is_printed(command: str) -> None:
+    said = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
+    assert said == f"qwen-align {qwen_align.__version__}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_stops_nothing(
+    command: str, tmp_path: Path, write_recipe: Callable[..., Path], encoding: str
+) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+
+    def call(*arguments: str) -> bytes:
+        line = [command, *arguments]
+        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, check=True).stdout
+
+    assert call("recipes", "s1").decode() == shipped_recipes.read_recipe("s1"), "a file's bytes are what they are"
+    for folder in ("é → 中",):
+        (tmp_path / folder).mkdir()
+        assert b"1 stages, 1 to run" in call("check", write_recipe([DATA]).name, "--home", folder)
+
+
 def test_the_schema_is_json_and_names_the_settings(cli: Callable[..., Any]) -> None:
     schema = json.loads(cli("schema").out)
     assert {"name", "seed", "models", "runtime", "matrix", "stages", "report"} <= set(schema["properties"])
@@ -193,3 +252,60 @@ def test_it_runs_as_a_module_from_anywhere(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "quickstart" in done.stdout
+
+
+TRACES: dict[str, Any] = {**DATA, "name": "traces", "builder": {**DATA["builder"], "rows": "trace", "n": 48}}
+SFT: dict[str, Any] = {
+    "name": "sft",
+    "kind": "sft",
+    "from_model": "base",
+    "from_data": ["traces"],
+    "max_tokens": 200,
+    "batch": 2,
+    "epochs": 1,
+    "learning_rate": 1e-3,
+}
+
+
+@pytest.mark.slow(seconds=30)
+def test_a_run_into_a_pipe_says_how_it_goes_and_is_remembered(
+    command: str, tmp_path: Path, write_recipe: Callable[..., Path], tiny_model: Path
+) -> None:
+    recipe = write_recipe([TRACES, SFT], models={"base": {"path": str(tiny_model)}}, runtime={"device": "cpu"}).name
+
+    def call(*arguments: str, **more: Any) -> list[str]:
+        line = [command, *arguments]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True, **more)
+        return done.stdout.splitlines()
+
+    said = call("run", recipe, "--set", "stages.sft.epochs=2")
+    shown = [line for line in said if line.startswith("  sft: ")]
+    assert re.fullmatch(r"  sft: \d+/48 steps(  ETA 0:\d\d)?  loss [\d.]+  grad norm [\d.]+(  [\d,]+ tok/s)?", shown[0])
+    assert re.search(r"sft +\d+\.\d s  loss [\d.]+  grad norm [\d.]+; samples 48, steps 48", "\n".join(said))
+    assert said[-3:] == [
+        "model: runs/trial/stages/sft/model",
+        "page:  runs/trial/report.html",
+        f"next:  qwen-align chat {recipe} sft",
+    ]
+    assert (tmp_path / "runs" / "trial" / "stages" / "sft" / "model" / "config.json").exists()
+    chatted = call("chat", recipe, "sft", "--max-tokens", "4", input="hello")
+    assert chatted[0].endswith(": --set stages.sft.epochs=2")
+    stopped = subprocess.Popen(
+        [command, "run", recipe, "--set", "stages.sft.epochs=2000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert stopped.stdout
+    page = tmp_path / "runs" / "trial.2" / "report.html"
+    has_curve = False
+    while stopped.poll() is None and not has_curve:
+        time.sleep(0.2)
+        has_curve = page.exists() and 'aria-label="loss"' in page.read_text(encoding="utf-8")
+    assert has_curve, "its curve is on the page while it runs"
+    stopped.terminate()
+    _, errors = stopped.communicate()
+    assert stopped.returncode == 75
+    assert errors.splitlines()[-1] == f"next: qwen-align run {recipe} --set stages.sft.epochs=2000"
+    assert [line.split()[3:5] for line in call("runs")] == [["2/2", "stages"], ["1/2", "stages,"]]

@@ -32,28 +32,34 @@ class Block(NamedTuple):
 
 
 BLOCKS = [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)]
+FIRST_SFT = [
+    block.text for block in BLOCKS if block.kind == "sh" and block.text in TEXT.partition("## A first SFT")[2]
+][:1]
 SETTINGS = [yaml.safe_load(block.text) for block in BLOCKS if block.kind == "yaml"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every `sh` and `python` block has run, from top to bottom."""
+    """A folder in which every `sh` and `python` block but that of the first SFT has run, from top to bottom."""
     made, said = tmp_path_factory.mktemp("docs_data"), list[str]()
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
         for block in BLOCKS:
-            if block.kind == "sh":
-                command = ["bash", "-e", "-c", block.text]
-                done = subprocess.run(
-                    command, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120, check=False
-                )
-                assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
-                said.append(done.stdout)
+            if block.kind == "sh" and block.text not in FIRST_SFT:
+                said.append(run_commands(block.text))
             elif block.kind == "python":
                 run_python(block.text)
     (made / "said.txt").write_text("".join(said), encoding="utf-8")
     return made
+
+
+def run_commands(text: str) -> str:
+    """Runs the block in the current folder and returns what it prints."""
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", "-e", "-c", text]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def run_python(text: str) -> None:
@@ -82,6 +88,19 @@ def test_the_commands_do_what_the_page_says(folder: Path) -> None:
     assert sorted(reasons) == ["contaminated: held_out, same_words", "duplicate", "unusable gold"]
     assert "«<think>" in said
     assert "| openai/gsm8k | mit | 1 |" in (folder / "data" / "train" / "README.md").read_text()
+
+
+@pytest.mark.slow(seconds=50)
+def test_a_first_sft_on_each_of_four_files_is_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [block] = FIRST_SFT
+    said = run_commands(block)
+    # check, then a run a file: conversations have a sample an answer, calls of tools are answers too
+    assert re.findall(r"samples (\d+)", said) == ["3", "3", "2", "3", "2"]
+    assert "answers by mode: 3 no_think (enable_thinking=False)" in said
+    assert "dropped" not in said
+    assert "<think>⏎\n⏎\n</think>⏎\n⏎\n«Paris.<|im_end|>»" in said
+    assert "no_think > " in said
 
 
 def next_key(settings: dict[str, Any]) -> str:

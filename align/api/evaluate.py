@@ -10,8 +10,8 @@ from qwen_align.align.api.recipe import Recipe
 from qwen_align.align.api.results import Evaluation, StageResult
 from qwen_align.align.api.run import run
 
-HUB_MODEL = re.compile(r"(?P<hub>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
-STAGE_SETTINGS = ("seed", "runtime")
+HUB_MODEL = re.compile(r"(?P<hub>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
+STAGE_SETTINGS = ("seed", "runtime", "max_no_verdict_share")
 
 
 def evaluate(
@@ -27,15 +27,15 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on question rows and returns its accuracy with standard error, question means and completions.
 
-    model: a stage of a run (`results["sft"]`), the folder of a stage or a model, a hub id with its commit
-    ("Qwen/Qwen3-0.6B@<40 hex digits>"), or a recipe's form such as `{"shipped": "tiny_base"}`.
+    model: a stage of a run (`results["sft"]`), the folder of a stage or a model, a hub id with its commit,
+    branch or tag ("Qwen/Qwen3-0.6B@<40 hex digits>"), or a recipe's form such as `{"shipped": "tiny_base"}`.
     rows: dicts or a DataFrame with `prompt` and `gold` (or other names: `columns={"prompt": "question"}`), the path of
     a file with such rows, a data stage of a run, or the settings of a builder (`{"kind": "arithmetic", ...}`).
     sampling: as in a recipe, `{"temperature": 0.7, "max_tokens": 512}`.
     reward: a kind, a function of completion and gold, or a reward's settings.
     completions_per_prompt: completions sampled for each question.
-    settings: `thinking_switch` (how the model is asked to think or not), `seed`, `runtime`, and `name`, that of the
-    run's folder under `home`/runs (default "evaluate").
+    settings: `thinking_switch` (how the model is asked to think or not), `seed`, `runtime`, `max_no_verdict_share`, and
+    `name`, that of the run's folder under `home`/runs (default "evaluate").
 
     What was evaluated before with the same settings is read from the store. Raises as `run`.
     """
@@ -48,8 +48,6 @@ def evaluate(
     rule = _to_reward(reward)
     kind = rule.get("kind", "")
     questions: dict[str, Any] = {"name": "questions", "kind": "build_data", "builder": _to_builder(rows, columns, kind)}
-    if kind == "python":
-        questions["sieve"] = {"gold_is_usable": False}  # rows do not know whose reward it is
     stage = {
         "name": "evaluation",
         "kind": "evaluate",

@@ -6,6 +6,7 @@ from typing import Any
 from qwen_align.align.api.results import Results, StageResult, read_stage
 from qwen_align.align.api.run import Plan
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.models.weight_check import refuse_adapter_alone, refuse_stray_adapter
 from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.stages.registry import STAGE_KINDS
 
@@ -60,4 +61,6 @@ def _check_makes_model(folder: Path) -> Path:
     if not (folder / "config.json").exists():
         found = "holds no model (config.json)" if folder.is_dir() else "no such folder"
         raise RecipeError(f"{folder}: {found}; name a run's folder and a stage, or a stage's or a model's folder")
+    refuse_adapter_alone(folder)
+    refuse_stray_adapter(folder)
     return folder

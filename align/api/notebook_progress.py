@@ -1,15 +1,13 @@
 """Shows the progress of a run in a notebook: text lines as in a terminal, and one status line above them."""
 
-import contextlib
-import json
 import sys
 from importlib import import_module
 from typing import Any, Self
 
 from rich.console import Console
 
-from qwen_align.align.commands.progress import RunProgress, format_progress
-from qwen_align.align.context import PROGRESS
+from qwen_align.align.commands.progress import RunProgress
+from qwen_align.align.commands.stage_status import StageStatus
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 
 
@@ -28,7 +26,7 @@ class NotebookProgress(RunProgress):
 
     def __init__(self, console: Console, planned: Plan) -> None:
         super().__init__(console, planned)
-        self._status = ""
+        self._text = ""
         self._display: Any = None
 
     def __enter__(self) -> Self:
@@ -37,21 +35,21 @@ class NotebookProgress(RunProgress):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._show_status("")
+        self._show_text("")
 
-    def on_stage_progress(self, stage: PlannedStage) -> None:
-        super().on_stage_progress(stage)
-        with contextlib.suppress(FileNotFoundError):  # the stage has not begun, or has just finished
-            state = json.loads((stage.folder.path / PROGRESS).read_text())
-            self._show_status(f"{stage.name}: {format_progress(state)}")
+    def show_status(self, stage: PlannedStage, status: StageStatus) -> None:
+        """Shows the status of the running stage in the line above the cell's output."""
+        if status.progress:
+            parts = [part for part in (status.format_progress(), status.format_metrics()) if part]
+            self._show_text(f"{stage.name}: {'  '.join(parts)}")
 
     def on_stage_finished(self, stage: PlannedStage) -> None:
-        self._show_status("")
+        self._show_text("")
         super().on_stage_finished(stage)
 
-    def _show_status(self, text: str) -> None:
-        if text != self._status:
-            self._status = text
+    def _show_text(self, text: str) -> None:
+        if text != self._text:
+            self._text = text
             self._display.update({"text/plain": text}, raw=True)
 
 

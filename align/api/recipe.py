@@ -1,6 +1,7 @@
 """Reads a recipe given in Python: a file, YAML, a dict or keywords, with rows and functions in it."""
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from qwen_align.align.settings.recipe_file import (
     read_settings,
     set_value,
 )
+from qwen_align.align.store.run_folders import RunRequest, build_request
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """`{"stages.sft.learning_rate": 1e-5}`, or `["stages.sft.learning_rate=1e-5"]` as on the command line."""
@@ -71,6 +73,17 @@ class Recipe:
         except OSError as error:
             raise StageError(f"{error.filename or home}: cannot be written: {error.strerror or error}") from None
         return variants
+
+    def build_request(self, overrides: Overrides = (), *, tiny: bool = False) -> RunRequest:
+        """Returns what a run of the recipe is asked for, for the record of the run."""
+        settings = complete_settings(copy.deepcopy(self._settings), self._path, tiny=tiny)
+        if not isinstance(overrides, Mapping):
+            return build_request(self._path, settings, overrides, tiny=tiny)
+        try:
+            texts = [f"{setting}={json.dumps(value)}" for setting, value in overrides.items()]
+        except TypeError:  # rows or a function, which the command line could not give
+            return RunRequest("", tuple(sorted(map(str, overrides))), tiny)
+        return build_request(self._path, settings, texts, tiny=tiny)
 
     def __repr__(self) -> str:
         stages = self._settings.get("stages", [])

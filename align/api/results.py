@@ -1,19 +1,16 @@
 """Returns the results of a run as Python values: stages with their metrics, evaluations with their completions."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qwen_align.align.api.recipe import format_stage_count
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.reporting.results import RunResults
-from qwen_align.align.reporting.terminal import build_results_table
+from qwen_align.align.reporting.terminal import render_results_table
 from qwen_align.align.rows import Completion, read_rows
 from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.store.files import read_json
@@ -36,9 +33,11 @@ class StageResult:
 class Evaluation:
     """The accuracy of one model on one data set under one thinking switch.
 
-    accuracy: mean reward over questions, of `completions_per_prompt` completions each (0 to 1 if the reward is).
+    accuracy: mean over questions of the share of right completions, those with a reward of 1.
     stderr: standard error of the accuracy over questions; 0 for a single question.
-    question_means: mean reward of each question, by the question's id.
+    mean_reward, mean_reward_stderr: mean of the reward itself; the accuracy where rewards are 0 or 1.
+    no_verdict: completions without a verdict, neither right nor wrong and left out of the figures before and after.
+    question_means: share of right completions of each question, by the question's id; None without a verdict.
     pass_at_k, maj_at_k: for k = `completions_per_prompt`.
     obeyed_share: share that thought, or did not, as asked; None where that was not asked. stopped_share: share that
     ended before `max_tokens`. mean_tokens: tokens per completion.
@@ -53,6 +52,9 @@ class Evaluation:
     seed: int
     accuracy: float
     stderr: float
+    mean_reward: float
+    mean_reward_stderr: float
+    no_verdict: int
     n_questions: int
     completions_per_prompt: int
     pass_at_k: float
@@ -62,7 +64,7 @@ class Evaluation:
     mean_tokens: float
     axes: dict[str, str] = field(repr=False)
     dropped: dict[str, int] = field(repr=False)
-    question_means: dict[str, float] = field(repr=False)
+    question_means: dict[str, float | None] = field(repr=False)
     file: Path = field(repr=False)
     first_line: int = field(repr=False)
 
@@ -145,7 +147,7 @@ def collect_results(planned: Plan, written: RunResults) -> Results:
         if stage.name in done and stage.product == "evaluation"
         for evaluation in _list_evaluations(stage, list(islice(rows, _count_results(done[stage.name]))), done)
     ]
-    table = render_table(written) if evaluations else ""
+    table = render_results_table(written) if evaluations else ""
     return Results(planned.recipe.name, planned.run_folder, done, evaluations, table)
 
 
@@ -172,6 +174,9 @@ def _list_evaluations(
                 seed=row["seed"],
                 accuracy=row["accuracy"],
                 stderr=row["stderr"],
+                mean_reward=row["mean_reward"],
+                mean_reward_stderr=row["mean_reward_stderr"],
+                no_verdict=row["no_verdict"],
                 n_questions=row["n_questions"],
                 completions_per_prompt=row["k"],
                 pass_at_k=row["pass_at_k"],
@@ -188,11 +193,3 @@ def _list_evaluations(
         )
         first_line += row["n_questions"] * row["k"]
     return evaluations
-
-
-def render_table(written: RunResults) -> str:
-    """Renders the accuracy table of a report as plain text."""
-    console = Console(file=io.StringIO(), width=120, highlight=False, markup=False, emoji=False, force_jupyter=False)
-    with console.capture() as text:
-        console.print(build_results_table(written))
-    return text.get()

@@ -13,12 +13,11 @@ from qwen_align.align.api.notebook_progress import NotebookProgress, SilentListe
 from qwen_align.align.api.recipe import Overrides, Recipe, format_stage_count
 from qwen_align.align.api.results import Results, collect_results
 from qwen_align.align.commands.progress import RunProgress, stop_on_signals
-from qwen_align.align.errors import AlignError, Preempted
+from qwen_align.align.errors import Preempted
 from qwen_align.align.pipeline.plan import Plan as PipelinePlan
 from qwen_align.align.pipeline.plan import plan_variants
 from qwen_align.align.pipeline.run import RunListener
-from qwen_align.align.pipeline.run import run as run_plan
-from qwen_align.align.reporting.report_files import write_report
+from qwen_align.align.reporting.live_report import run_and_report
 
 RecipeSource = Recipe | str | Path | Mapping[str, Any]
 
@@ -47,8 +46,12 @@ class Plan:
     def __init__(self, planned: PipelinePlan) -> None:
         self.pipeline_plan = planned
         self.name = planned.recipe.name
-        self.run_folder = planned.run_folder
         self.stages = [StagePlan(stage.name, stage.kind, stage.key, stage.folder.path) for stage in planned.stages]
+
+    @property
+    def run_folder(self) -> Path:
+        """Returns the folder of the run: runs/NAME under the home folder, or another where that is another run's."""
+        return self.pipeline_plan.run_folder
 
     def __repr__(self) -> str:
         width = max(len(stage.name) for stage in self.stages)
@@ -72,7 +75,8 @@ def plan(recipe: RecipeSource, *, home: str | Path = ".", overrides: Overrides =
     """
     source = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
     variants = source.variants(Path(home), overrides, tiny=tiny)
-    return Plan(plan_variants(variants, Path(home), source.path))
+    request = source.build_request(overrides, tiny=tiny)
+    return Plan(plan_variants(variants, Path(home), source.path, request))
 
 
 def run(
@@ -103,14 +107,12 @@ def run(
         planned = plan(recipe, home="." if home is None else home, overrides=overrides, tiny=tiny).pipeline_plan
     with _open_progress(planned, progress) as listener, stop_on_signals() as stop:
         try:
-            run_plan(planned, listener, force=force, same_versions=same_versions, stop=stop)
-        except AlignError as error:
-            with contextlib.suppress(OSError):  # the error says what is wrong, a full disk for example
-                write_report(planned)
-            if isinstance(error, Preempted) and signal.SIGINT in stop.signals:
+            results = run_and_report(planned, listener, force=force, same_versions=same_versions, stop=stop)
+        except Preempted as error:
+            if signal.SIGINT in stop.signals:
                 raise KeyboardInterrupt(str(error)) from None
             raise
-    return collect_results(planned, write_report(planned))
+    return collect_results(planned, results)
 
 
 def _open_progress(planned: PipelinePlan, progress: bool) -> contextlib.AbstractContextManager[RunListener]:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from qwen_align.align.context import PROGRESS, Context
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.pipeline.hub_revisions import RevisionFinder
 from qwen_align.align.references import OutsideFile, find_references
 from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.build_data import BuildData
@@ -59,6 +60,8 @@ def build_data_folder(settings: BuildSpec, out: Path) -> dict[str, Any]:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RecipeError(f"{out}: exists already and is not empty; name a new folder")
+    finder = RevisionFinder(None)
+    settings = finder.pin_settings(settings)
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -71,4 +74,4 @@ def build_data_folder(settings: BuildSpec, out: Path) -> dict[str, Any]:
         unfinished.replace(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return summary
+    return {**summary, "revisions": [found.format_line() for found in finder.found.values()]}

@@ -52,10 +52,11 @@ class Conversation:
         messages = [*self.messages, Message(role="user", content=text)]
         prompt = self.renderer.render_prompt(messages, mode=mode, flag=None)
         sampling = self.sampling.resolve_for_mode(mode or self.renderer.traits.default_mode or "no_think")
-        n_free = self.engine.model.config.max_position_embeddings - len(prompt.ids)
-        if n_free < 1:
-            raise RecipeError("the conversation is longer than the model's context; /clear starts a new one")
-        sampling = sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, n_free)})
+        if self.engine.length_limit is not None:
+            n_free = self.engine.length_limit - len(prompt.ids)
+            if n_free < 1:
+                raise RecipeError("the conversation is longer than the model's context; /clear starts a new one")
+            sampling = sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, n_free)})
         request = Request(f"turn {self.turns}", prompt.ids, 1, sampling, seed=self.seed)
         spoken: dict[bool, str] = {True: "", False: ""}
         for piece in split_thinking(self._decode_stream(prompt.thinking_prefix, request)):
@@ -134,7 +135,9 @@ def find_model_folder(plan: Plan, name: str) -> Path:
         names = [*plan.graph.models, *(stage.name for stage in plan.stages)]
         raise RecipeError(f"no stage or model is called '{name}'{format_suggestion(name, names)}")
     if not matching[0].is_stored:
-        raise RecipeError(f"stage '{name}' has not run yet: qwen-align run")
+        raise RecipeError(
+            f"stage '{name}' has not run yet with these settings: qwen-align run; `qwen-align runs` lists what has run"
+        )
     if matching[0].product != "model":
         raise RecipeError(f"stage '{name}' makes no model that can chat, but {matching[0].kind}")
     return matching[0].folder.path

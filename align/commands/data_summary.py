@@ -2,8 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import NamedTuple
 
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
@@ -24,60 +22,21 @@ def summarize_rows(rows: Sequence[Row], dropped: Mapping[str, int], renderer: Re
     if dropped:
         drops = ", ".join(f"{n:,} {reason}" for reason, n in dropped.items())
         yield f"{sum(dropped.values()):,} dropped: {drops}"
-    lengths, note_counts = [], Counter[str]()
-    for row in rows:
-        renderable = to_renderable_row(row, renderer)
-        if renderable.row is not None:
-            lengths.append(renderable.n_tokens)
-        if renderable.note:
-            note_counts["cannot be rendered" if renderable.row is None else "say no mode; shown as no_think"] += 1
-    yield from (f"{n:,} of them {what}" for what, n in note_counts.items())
+    lengths = [length for row in rows if isinstance(length := measure_row(row, renderer), int)]
+    if len(lengths) < len(rows):
+        yield f"{len(rows) - len(lengths):,} of them cannot be rendered"
     if lengths:
         percentiles = compute_length_percentiles(lengths)
         yield f"tokens a row: {', '.join(f'p{percent} {tokens}' for percent, tokens in percentiles.items())}"
         yield from draw_histogram(lengths)
 
 
-class RenderableRow(NamedTuple):
-    """A data row in a form that can be rendered, with its token length.
-
-    The row is None if it cannot be rendered; `note` says what was changed, or why.
-    """
-
-    row: Row | None
-    n_tokens: int
-    note: str = ""
-
-
-def to_renderable_row(row: Row, renderer: Renderer) -> RenderableRow:
-    """Converts a data row to the form in which a training stage renders it.
-
-    A row without a thinking mode is taken in mode no_think.
-
-    A data stage's rows need not be what is trained: a later stage may set their mode.
-    """
+def measure_row(row: Row, renderer: Renderer) -> int | str:
+    """Returns the number of tokens of a rendered data row, or why a training stage could not render it."""
     try:
-        return RenderableRow(row, count_tokens(row, renderer))
+        return count_tokens(row, renderer)
     except TemplateError as error:
-        error_as_is = error
-    no_think_row = _to_no_think(row)
-    with suppress(TemplateError):
-        if no_think_row is not None:
-            return RenderableRow(
-                no_think_row,
-                count_tokens(no_think_row, renderer),
-                f"shown with mode: no_think; as it is, {error_as_is}",
-            )
-    return RenderableRow(None, 0, f"cannot be rendered: {error_as_is}")
-
-
-def _to_no_think(row: Row) -> Row | None:
-    """Returns a data row set to thinking mode no_think. Returns None if it names a mode or flag, or holds thinking."""
-    if not isinstance(row, Chat | Pair | Labelled) or row.mode is not None or row.flag is not None:
-        return None
-    sides = [row.chosen] if isinstance(row, Pair) else [row.completion] if isinstance(row, Labelled) else []
-    has_thinking = any(turn.thinking for turn in (*row.messages, *sides))
-    return None if has_thinking else row.model_copy(update={"mode": "no_think"})
+        return str(error)
 
 
 def count_tokens(row: Row, renderer: Renderer) -> int:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Completion
+from qwen_align.align.settings.fault_wording import describe_error
 from qwen_align.data_builders.file_reader import read_source_rows
 from qwen_align.reward.base import JUDGED_TOGETHER
 from qwen_align.reward.settings import Reward
@@ -113,5 +114,4 @@ def _parse_completion(row: dict[str, Any], where: str, reward: Reward, needs_gol
     try:
         return Completion.model_validate({**given, "text": text, "gold": row.get("gold")})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"{where}: '{'.'.join(map(str, first['loc']))}': {first['msg']}") from None
+        raise DataError(f"{where}: {describe_error(error)}") from None

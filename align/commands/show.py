@@ -6,7 +6,7 @@ from itertools import groupby, islice
 
 from rich.text import Text as Styled
 
-from qwen_align.align.commands.data_summary import summarize_rows, to_renderable_row, to_trainable_row
+from qwen_align.align.commands.data_summary import measure_row, summarize_rows, to_trainable_row
 from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
@@ -14,8 +14,10 @@ from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.samples import Sample, split_into_pieces
+from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_json_line
 from qwen_align.align.stages.registry import STAGE_KINDS
+from qwen_align.data_builders.conversion_report import format_left_out_columns
 
 TRAINED, MASKED = "black on green", "dim"
 REJECTED = "black on red"
@@ -40,6 +42,7 @@ def render_stage_rows(plan: Plan, name: str, *, rows: int, first: int) -> Iterat
             yield from map(
                 Styled, summarize_rows(preview.list_rows(stage.name), _count_dropped(stage, preview), renderer)
             )
+            yield from map(Styled, format_left_out_columns(_count_left_out_columns(stage, preview)))
         for number, row in enumerate(islice(shown_rows, first, first + rows), start=first):
             yield Styled(f"--- row {number}: {row.row} {row.id}", style="bold")
             yield from _render_data_row(row, renderer) if is_data else _render_row(row, renderer)
@@ -53,6 +56,13 @@ def _count_dropped(stage: PlannedStage, preview: Preview) -> dict[str, int]:
     if not stage.is_stored:
         return preview.drops[stage.name].counts
     return dict(Counter(stage.folder.read_manifest()["summary"].get("dropped", {})).most_common())
+
+
+def _count_left_out_columns(stage: PlannedStage, preview: Preview) -> dict[str, int]:
+    """Counts the rows that each column of a data stage's source was left out of."""
+    if not stage.is_stored:
+        return dict(preview.reports[stage.name].n_left_out)
+    return list_left_out_columns(stage.folder.read_manifest()["summary"])
 
 
 def _list_shown_rows(stage: PlannedStage, preview: Preview) -> Iterable[Row]:
@@ -108,11 +118,12 @@ def _render_data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
 
     If it cannot be rendered, the reason is yielded.
     """
-    renderable = to_renderable_row(row, renderer)
-    note, lines = renderable.note, [Styled(row.text if isinstance(row, Completion) else to_json_line(row))]
-    if renderable.row is not None:
+    measured = measure_row(row, renderer)
+    note = "" if isinstance(measured, int) else f"cannot be rendered: {measured}"
+    lines = [Styled(row.text if isinstance(row, Completion) else to_json_line(row))]
+    if not note:
         try:
-            lines = list(_render_row(renderable.row, renderer))
+            lines = list(_render_row(row, renderer))
         except TemplateError as error:  # a completion that cannot be trained has a length all the same
             note = f"cannot be trained: {error}"
     if note:

@@ -1,9 +1,10 @@
 """Judges the completions of an evaluation and converts their verdicts to samples for the statistics."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qwen_align.align.errors import DataError
+from qwen_align.align.errors import StageError
 from qwen_align.align.evaluation import statistics
 from qwen_align.align.rows import Completion, Mode
 from qwen_align.reward.format import Format, follows_mode
@@ -27,23 +28,48 @@ def judge_completions(rows: Sequence[Completion], rewards: Sequence[Reward]) -> 
     ]
 
 
+def require_verdicts(verdicts: Sequence[Verdict], where: str, *, max_missing_share: float = 1.0) -> None:
+    """Raises StageError if more than a share of the completions has no verdict, or if none has one."""
+    missing = Counter(verdict.reason for verdict in verdicts if verdict.value is None)
+    n_missing = missing.total()
+    if n_missing and (n_missing == len(verdicts) or n_missing > max_missing_share * len(verdicts)):
+        (reason, n), *_ = missing.most_common()
+        found = (
+            f"none of {len(verdicts):,} completions has a verdict"
+            if n_missing == len(verdicts)
+            else f"{n_missing:,} of {len(verdicts):,} completions have no verdict, and max_no_verdict_share is "
+            f"{max_missing_share:g}"
+        )
+        raise StageError(
+            f"{where}: {found}; the most frequent reason: {reason} ({n}). Mend the reward, or the golds it cannot use"
+        )
+
+
+def describe_missing_verdicts(verdicts: Sequence[Verdict], where: str) -> str | None:
+    """Returns how many completions have no verdict and why, as a sentence. Returns None where all have one."""
+    missing = Counter(verdict.reason for verdict in verdicts if verdict.value is None)
+    if not missing:
+        return None
+    reasons = ", ".join(f"{reason} ({n})" for reason, n in missing.most_common(3))
+    return (
+        f"{where}: {missing.total():,} of {len(verdicts):,} completions have no verdict and count neither as right nor "
+        f"as wrong: {reasons}"
+    )
+
+
 def group_by_question(
     rows: Sequence[Completion], expected_mode: Mode | None
 ) -> dict[str, list[statistics.SampleScore]]:
     """Groups judged completions by question and returns the sample scores of each question.
 
-    `expected_mode` is the thinking mode that was asked for, or None if none was. Raises DataError for a completion
-    whose verdict has no value.
+    `expected_mode` is the thinking mode that was asked for, or None if none was.
     """
     math_answer = MathAnswer()
     questions: dict[str, list[statistics.SampleScore]] = {}
     for row in rows:
-        verdict = row.verdicts[row.reward]
-        if verdict.value is None:
-            raise DataError(f"question '{row.prompt_id}': {verdict.reason}; its gold is {row.gold!r}")
         questions.setdefault(row.prompt_id, []).append(
             statistics.SampleScore(
-                value=verdict.value,
+                value=row.verdicts[row.reward].value,
                 stopped=row.finish_reason == "stop",
                 obeyed=None if expected_mode is None else follows_mode(row.text, expected_mode),
                 n_tokens=row.n_tokens,
@@ -56,17 +82,16 @@ def group_by_question(
 def measure_best_of_k(
     rows: Sequence[Completion], scorer: Callable[[Sequence[Completion]], Sequence[float]]
 ) -> dict[str, float]:
-    """Returns the accuracy of each question's highest-scored completion, and its standard error over questions."""
-    questions: dict[str, list[statistics.SampleScore]] = {}
+    """Returns the accuracy of each question's highest-scored completion, and its standard error over questions.
+
+    Completions without a verdict are left out, as in every accuracy.
+    """
+    rows = [row for row in rows if row.verdicts[row.reward].value is not None]
     scores: dict[str, list[float]] = {}
     for row, score in zip(rows, scorer(rows), strict=True):
-        value = row.verdicts[row.reward].value or 0.0
-        questions.setdefault(row.prompt_id, []).append(
-            statistics.SampleScore(value, stopped=True, obeyed=None, n_tokens=row.n_tokens, answer=None)
-        )
         scores.setdefault(row.prompt_id, []).append(score)
-    estimate_mean = statistics.estimate_best_of(questions, scores)
-    return {"best_of_k": estimate_mean.mean, "best_of_k_stderr": estimate_mean.se or 0.0}
+    best = statistics.estimate_best_of(group_by_question(rows, None), scores)
+    return {"best_of_k": best.mean, "best_of_k_stderr": best.se or 0.0}
 
 
 def build_result_fields(summary: statistics.Summary, rows: Sequence[Completion]) -> dict[str, Any]:
@@ -75,8 +100,11 @@ def build_result_fields(summary: statistics.Summary, rows: Sequence[Completion])
     Standard errors are 0 for a single question.
     """
     return {
-        "accuracy": summary.value.mean,
-        "stderr": summary.value.se or 0.0,
+        "accuracy": summary.accuracy.mean,
+        "stderr": summary.accuracy.se or 0.0,
+        "mean_reward": summary.mean_reward.mean,
+        "mean_reward_stderr": summary.mean_reward.se or 0.0,
+        "no_verdict": summary.n_no_verdict,
         "n_questions": summary.n_questions,
         "k": summary.k,
         "obeyed_share": summary.obeyed_share,

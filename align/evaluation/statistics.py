@@ -1,5 +1,9 @@
 """Computes accuracy, pass@k, maj@k, shares, lengths and paired tests from an evaluation's samples.
 
+A sample is right if its reward is 1 or more; accuracy, pass@k and maj@k all count right samples, and the mean reward is
+a figure of its own. A sample without a verdict is neither right nor wrong: these figures are of the samples with one,
+and of the questions that have such samples.
+
 The question is the unit: samples of one question are not independent, so errors are taken over question means.
 """
 
@@ -11,25 +15,27 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_align.reward.verdict import is_right_value
+
 
 class SampleScore(NamedTuple):
     """The score of one judged completion: its value, answer, length and how it ended.
 
-    A value of 1 or more is right. `answer` is its answer in normal form, if it has one.
+    `value` is its reward, None without a verdict. `answer` is its answer in normal form, if it has one.
 
     `obeyed` says whether it thought, or did not, as its mode asked; None where nothing was asked.
     """
 
-    value: float
+    value: float | None
     stopped: bool
     obeyed: bool | None
     n_tokens: int
     answer: str | None
 
     @property
-    def is_right(self) -> bool:
-        """Returns whether the completion is right: its value is 1 or more."""
-        return self.value >= 1
+    def is_right(self) -> bool | None:
+        """Returns whether the completion is right. Returns None without a verdict."""
+        return None if self.value is None else is_right_value(self.value)
 
 
 class Estimate(NamedTuple):
@@ -43,16 +49,18 @@ class Estimate(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The summary statistics of an evaluation: accuracy, pass@k, maj@k, shares and token counts.
+    """The summary statistics of an evaluation: accuracy, mean reward, pass@k, maj@k, shares and token counts.
 
     Shares and token counts are means over questions of each question's mean. `n_tokens_right` and `n_tokens_wrong` are
-    over samples, None where there are none.
+    over samples, None where there are none. `n_no_verdict` of the samples have no verdict.
     """
 
     n_questions: int
     n_samples: int
+    n_no_verdict: int
     k: int
-    value: Estimate
+    accuracy: Estimate
+    mean_reward: Estimate
     pass_at_k: Estimate
     maj_at_k: Estimate
     answered_share: float
@@ -78,52 +86,64 @@ class PairedTest(NamedTuple):
 def summarise_samples(questions: Mapping[str, Sequence[SampleScore]], k: int) -> Summary:
     """Computes the summary statistics over questions.
 
-    Raises ValueError where a question has fewer than `k` samples.
+    Of a question with fewer than `k` verdicts pass@k and maj@k are of those it has. Raises ValueError where a question
+    has fewer than `k` samples, and where no sample has a verdict.
     """
-    if not questions:
-        raise ValueError("no questions to summarise; an evaluation needs at least one")
     for name, samples in questions.items():
         if not 1 <= k <= len(samples):
             raise ValueError(f"question '{name}' has {len(samples)} samples; k is {k}, which must be from 1 to that")
     groups = list(questions.values())
     all_samples = [sample for samples in groups for sample in samples]
+    judged = list(select_judged(questions).values())
+    if not judged:
+        raise ValueError("no question has a verdict; an evaluation needs at least one")
     obeyed = [[s.obeyed for s in samples if s.obeyed is not None] for samples in groups]
     obeyed = [flags for flags in obeyed if flags]
     return Summary(
         n_questions=len(groups),
         n_samples=len(all_samples),
+        n_no_verdict=len(all_samples) - sum(len(samples) for samples in judged),
         k=k,
-        value=estimate_mean(compute_question_means(questions).values()),
+        accuracy=estimate_mean(map(_compute_right_share, judged)),
+        mean_reward=estimate_mean(_mean(s.value for s in samples if s.value is not None) for samples in judged),
         pass_at_k=estimate_mean(
-            compute_pass_at_k(len(samples), sum(s.is_right for s in samples), k) for samples in groups
+            compute_pass_at_k(len(samples), sum(s.is_right is True for s in samples), min(k, len(samples)))
+            for samples in judged
         ),
-        maj_at_k=estimate_mean(compute_maj_at_k(samples, k) for samples in groups),
+        maj_at_k=estimate_mean(compute_maj_at_k(samples, min(k, len(samples))) for samples in judged),
         answered_share=_mean(_mean(s.answer is not None for s in samples) for samples in groups),
         stopped_share=_mean(_mean(s.stopped for s in samples) for samples in groups),
         obeyed_share=_mean(_mean(flags) for flags in obeyed) if obeyed else None,
         n_tokens=_mean(_mean(s.n_tokens for s in samples) for samples in groups),
         n_tokens_right=_mean_or_none(s.n_tokens for s in all_samples if s.is_right),
-        n_tokens_wrong=_mean_or_none(s.n_tokens for s in all_samples if not s.is_right),
+        n_tokens_wrong=_mean_or_none(s.n_tokens for s in all_samples if s.is_right is False),
     )
 
 
 def estimate_best_of(questions: Mapping[str, Sequence[SampleScore]], scores: Mapping[str, Sequence[float]]) -> Estimate:
-    """Estimates the mean value of each question's highest-scored sample.
+    """Estimates how often each question's highest-scored sample is right. All samples have a verdict.
 
     Of equal scores the first counts.
     """
     return estimate_mean(
-        samples[max(range(len(samples)), key=lambda index: scores[name][index])].value
+        float(samples[max(range(len(samples)), key=lambda index: scores[name][index])].is_right is True)
         for name, samples in questions.items()
     )
 
 
-def compute_question_means(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, float]:
-    """Returns the mean value of each question's samples.
+def select_judged(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, list[SampleScore]]:
+    """Returns each question's samples that have a verdict, without the questions that have none."""
+    judged = {name: [s for s in samples if s.value is not None] for name, samples in questions.items()}
+    return {name: samples for name, samples in judged.items() if samples}
 
-    `run_paired_test` takes these.
+
+def compute_question_means(questions: Mapping[str, Sequence[SampleScore]]) -> dict[str, float | None]:
+    """Returns the share of right samples of each question, None for a question without a verdict.
+
+    `run_paired_test` takes those of the questions that two models have verdicts of.
     """
-    return {name: _mean(sample.value for sample in samples) for name, samples in questions.items()}
+    judged = select_judged(questions)
+    return {name: _compute_right_share(judged[name]) if name in judged else None for name in questions}
 
 
 def estimate_mean(per_question: Iterable[float]) -> Estimate:
@@ -145,22 +165,22 @@ def compute_pass_at_k(n: int, n_right: int, k: int) -> float:
 
 
 def compute_maj_at_k(samples: Sequence[SampleScore], k: int) -> float:
-    """Returns the expected value of the majority answer among k samples drawn without replacement.
+    """Returns how often the majority answer among k samples is right, which are drawn without replacement.
 
-    Samples without an answer do not vote; if none votes the value is 0. Answers that tie for first place are
-    chosen from with equal chance. Where samples of one answer differ in value, their mean counts.
+    Samples without an answer do not vote; if none votes the answer is wrong. Answers that tie for first place are
+    chosen from with equal chance. Where samples of one answer are right and wrong, their share of right ones counts.
     """
-    values: dict[str, list[float]] = defaultdict(list)
+    same_answer: dict[str, list[SampleScore]] = defaultdict(list)
     for sample in samples:
         if sample.answer is not None:
-            values[sample.answer].append(sample.value)
-    counts = {answer: len(same) for answer, same in values.items()}
+            same_answer[sample.answer].append(sample)
+    counts = {answer: len(same) for answer, same in same_answer.items()}
     n_silent = len(samples) - sum(counts.values())
-    mean_values = {answer: _mean(same) for answer, same in values.items()}
+    right_shares = {answer: _compute_right_share(same) for answer, same in same_answer.items()}
     expected = sum(
-        mean_values[answer] * _count_winning_subsets(answer, counts, n_silent, k)
+        right_shares[answer] * _count_winning_subsets(answer, counts, n_silent, k)
         for answer in counts
-        if mean_values[answer]
+        if right_shares[answer]
     )
     return expected / math.comb(len(samples), k)
 
@@ -233,6 +253,11 @@ def run_paired_test(
     p = hits / n_drawn if exact else (hits + 1) / (n_drawn + 1)
     mean, se = estimate_mean(differences)
     return PairedTest(mean, se, p, n)
+
+
+def _compute_right_share(samples: Sequence[SampleScore]) -> float:
+    """Returns the share of right samples among those of a question, all of which have a verdict."""
+    return _mean(sample.is_right is True for sample in samples)
 
 
 def _mean(numbers: Iterable[float]) -> float:

@@ -100,20 +100,21 @@ class Engine(Protocol):
         ...
 
 
-def check_requests(requests: Sequence[Request], *, vocab_size: int, max_positions: int) -> None:
-    """Checks that an engine can serve all requests.
+def check_requests(requests: Sequence[Request], *, vocab_size: int, max_positions: int | None) -> None:
+    """Checks that an engine can serve all requests. Without `max_positions` the model has no length limit.
 
     Raises ValueError, naming the first request that no engine can serve.
     """
     for request in requests:
-        where, room = f"request '{request.id}'", max_positions - len(request.prompt_ids)
+        where = f"request '{request.id}'"
+        room = None if max_positions is None else max_positions - len(request.prompt_ids)
         if not request.prompt_ids:
             raise ValueError(f"{where}: the prompt is empty; give at least one token to continue")
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab_size:
             raise ValueError(f"{where}: a prompt token lies outside the vocabulary of {vocab_size}; wrong tokenizer?")
         if request.n < 1:
             raise ValueError(f"{where}: n is {request.n}; ask for at least one completion")
-        if request.sampling.max_tokens > room:
+        if room is not None and request.sampling.max_tokens > room:
             raise ValueError(
                 f"{where}: {len(request.prompt_ids)} prompt tokens and max_tokens {request.sampling.max_tokens} "
                 f"exceed the model's {max_positions} positions; at most {room} can follow this prompt"

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qwen_align.align.generation.batched_decoding import DecodingRow, DecodingSlots, count_cache_columns
 from qwen_align.align.generation.engine import Generation, Request, check_requests, compute_weights_checksum
+from qwen_align.align.models.length_limit import compute_length_limit
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.settings.runtime import Runtime
 
@@ -48,7 +49,7 @@ class LocalEngine:
         completion is yielded.
         """
         config = self.model.config
-        check_requests(requests, vocab_size=config.vocab_size, max_positions=config.max_position_embeddings)
+        check_requests(requests, vocab_size=config.vocab_size, max_positions=self.length_limit)
         for rows in plan_batches(requests, max_rows=self.max_rows, max_batch_tokens=self.max_batch_tokens):
             with _disable_gradients(self.model):
                 slots = DecodingSlots(self.model, rows, stop_ids=self.stop_ids)
@@ -63,7 +64,7 @@ class LocalEngine:
         The stop token is included; the tokens are those that `generate` gives.
         """
         config = self.model.config
-        check_requests([request], vocab_size=config.vocab_size, max_positions=config.max_position_embeddings)
+        check_requests([request], vocab_size=config.vocab_size, max_positions=self.length_limit)
         with _disable_gradients(self.model):
             slots = DecodingSlots(self.model, [DecodingRow(request, request.first_sample)], stop_ids=self.stop_ids)
         is_done = False
@@ -71,6 +72,11 @@ class LocalEngine:
             with _disable_gradients(self.model):
                 token, is_done = slots.decode_token()
             yield token
+
+    @property
+    def length_limit(self) -> int | None:
+        """Returns the number of tokens that the model can read. None if it has no limit."""
+        return compute_length_limit(self.model.config.to_dict())
 
     @property
     def has_own_weights(self) -> bool:
@@ -88,8 +94,8 @@ class LocalEngine:
 def plan_batches(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -> list[list[DecodingRow]]:
     """Splits the requests into micro-batches of rows within a token budget, longest prompts first.
 
-    Each has one way of sampling. Rows of one prompt stay together unless they exceed the budget by themselves. Raises
-    ValueError for a completion that exceeds it alone.
+    Each has one way of sampling. Rows of one prompt stay together unless they exceed the budget by themselves. A
+    completion that exceeds it alone is decoded alone.
     """
 
     def count_fitting_rows(n_prompt: int, max_tokens: int) -> int:
@@ -104,13 +110,7 @@ def plan_batches(requests: Sequence[Request], *, max_rows: int, max_batch_tokens
         for prompt, same in groupby(alike, key=lambda row: row.request.prompt_ids):
             group = list(same)
             limit = max(row.max_tokens for row in group)
-            alone = count_fitting_rows(len(prompt), limit)
-            if not alone:
-                raise ValueError(
-                    f"request '{group[0].request.id}': prompt and max_tokens need "
-                    f"{count_cache_columns(len(prompt), limit)} columns of cache; max_batch_tokens is "
-                    f"{max_batch_tokens}: raise it, or lower max_tokens"
-                )
+            alone = max(1, count_fitting_rows(len(prompt), limit))
             longest = max(longest, limit)
             if batch and len(batch) + len(group) > count_fitting_rows(batch[0].n_prompt, longest):
                 batches.append(batch)

@@ -41,6 +41,11 @@ def render_problem(problem: Problem, renderer: Renderer, switch: Switch | None =
     )
 
 
+def measure_prompts(rendered: Iterable[RenderedProblem]) -> list[tuple[str, int]]:
+    """Returns the id of each problem with the number of tokens of its prompt."""
+    return [(each.problem.id, len(each.prompt.ids)) for each in rendered]
+
+
 def _get_only_question(problem: Problem, where: str) -> str:
     """Returns the text of a problem that consists of one user message.
 

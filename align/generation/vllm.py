@@ -26,7 +26,9 @@ class VllmEngine:
 
     has_own_weights = True
 
-    def __init__(self, generation: Any, *, stop_ids: Collection[int], vocab_size: int, max_positions: int) -> None:
+    def __init__(
+        self, generation: Any, *, stop_ids: Collection[int], vocab_size: int, max_positions: int | None
+    ) -> None:
         self.generation = generation
         self.stop_ids = frozenset(stop_ids)
         self.vocab_size, self.max_positions = vocab_size, max_positions

@@ -8,13 +8,19 @@ relative to the stage's own, or absolute.
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
-from qwen_align.align.errors import RecipeError, StageError
-from qwen_align.align.models.model_description import MODEL, ModelFiles, locate_model_files
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.models.adapters import merge_adapter
+from qwen_align.align.models.length_limit import read_length_limit
+from qwen_align.align.models.model_description import MODEL, ModelFiles, locate_model_files, parse_hub_model
+from qwen_align.align.models.tensor_table import Head
+from qwen_align.align.models.weight_check import check_weights, refuse_adapter_alone, refuse_stray_adapter
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
 from qwen_align.align.settings.runtime import Runtime
@@ -32,7 +38,9 @@ TOKENIZER_FILES = (
     "merges.txt",
     "generation_config.json",
 )
-MERGE_TOLERANCE = 1e-3  # largest logit difference between adapter and merged model; fp32 rounding is about 1e-5
+# What every from_pretrained of a model is given: no pickles, and no adapter beside it, for there is no such subfolder.
+FROM_PRETRAINED_ARGUMENTS = {"use_safetensors": True, "adapter_kwargs": {"subfolder": "no adapter is taken from here"}}
+_SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def fetch_base_folder(files: ModelFiles) -> Path:
@@ -44,12 +52,16 @@ def fetch_base_folder(files: ModelFiles) -> Path:
         return Path(files.base)
     from huggingface_hub import snapshot_download
 
-    name, _, revision = files.base.removeprefix("hub:").partition("@")
+    hub = parse_hub_model(files.base)
     patterns = ["*.safetensors", "*.json", *TOKENIZER_FILES]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(hub.name, revision=hub.revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # the types of huggingface_hub's errors, offline ones included
-        raise RecipeError(f"models: {name} at {revision} cannot be downloaded from the hub: {error}") from None
+        raise RecipeError(f"models: {hub.name} at {hub.revision} cannot be downloaded from the hub: {error}") from None
+    refuse_adapter_alone(folder)
+    if not hub.ignores_adapter:
+        refuse_stray_adapter(folder)
+    return folder
 
 
 def load_renderer(folder: Path) -> Renderer:
@@ -61,6 +73,11 @@ def load_renderer(folder: Path) -> Renderer:
     renderer = Renderer.load(base)
     check_tokenizer_fits_model(base, renderer)
     return renderer
+
+
+def find_length_limit(folder: Path) -> int | None:
+    """Returns the number of tokens that a model can read, from the config of its base. None if it has no limit."""
+    return read_length_limit(fetch_base_folder(locate_model_files(folder)))
 
 
 def choose_device(runtime: Runtime) -> torch.device:
@@ -80,55 +97,91 @@ def choose_device(runtime: Runtime) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def load_model(folder: Path) -> PreTrainedModel:
+def load_model(folder: Path, *, needs_head: bool = True) -> PreTrainedModel:
     """Loads a model and merges its adapters, in fp32 on the CPU.
 
-    Raises StageError when a merged adapter's logits differ from the adapter's own.
+    `needs_head`: false where a new head takes the place of the model's own, which may then be missing. Raises
+    StageError when a merged adapter's logits differ from the adapter's own.
     """
-    return load_with_adapters(locate_model_files(folder))
+    return load_with_adapters(locate_model_files(folder), needs_head=needs_head)
 
 
-def load_with_adapters(files: ModelFiles) -> PreTrainedModel:
+def load_with_adapters(files: ModelFiles, *, needs_head: bool = True) -> PreTrainedModel:
     """Loads a base model and merges its adapters into it, as `load_model` does."""
-    model = load_base_model(fetch_base_folder(files))
+    model = load_base_model(fetch_base_folder(files), head="lm_head" if needs_head else None)
     for adapter in files.adapters:
-        model = _merge_adapter(model, adapter)
+        model = merge_adapter(model, adapter)
     return model.requires_grad_(True)  # peft has frozen what it adapted
 
 
-def load_base_model(folder: Path) -> PreTrainedModel:
-    """Loads a causal language model from one folder in fp32.
+def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedModel:
+    """Loads a model from one folder in fp32: a causal language model, or with the head `score` a sequence classifier.
 
-    Raises RecipeError when it cannot.
+    An adapter beside it is not followed; the pipeline refuses one unless the recipe ignores it. `head` None: a causal
+    language model whose head may be made up. Raises RecipeError when it cannot be loaded, or a weight is not in its
+    files, which transformers would make up at random.
     """
+    check_weights(folder, head)
     logging.disable_progress_bar()
+    auto_class: Any = AutoModelForSequenceClassification if head == "score" else AutoModelForCausalLM
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True)
-    except OSError as error:
-        raise RecipeError(f"{folder}: cannot be loaded as a causal LM in safetensors form: {error}") from None
+        model, info = auto_class.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            generation_config=GenerationConfig(),  # its file is read below, because transformers may refuse it
+            **FROM_PRETRAINED_ARGUMENTS,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise RecipeError(f"{folder}: transformers cannot load it in safetensors form: {said}") from None
     assert isinstance(model, PreTrainedModel)
+    made_up = set(info["missing_keys"]) - (_list_head_weights(model) if head is None else set())
+    mismatched = {name: f"{list(found)}, not {list(wanted)}" for name, found, wanted in info["mismatched_keys"]}
+    if made_up or mismatched:
+        named = [*sorted(made_up), *(f"{name} (has shape {shapes})" for name, shapes in sorted(mismatched.items()))]
+        raise RecipeError(
+            f"{folder}: its weights lack {len(named):,} of the model's tensors, which would be made up at random: "
+            f"{', '.join(named[:4])}{' and others' if len(named) > 4 else ''}"
+        )
+    if model.can_generate():
+        model.generation_config = _read_generation_config(folder, model)
     return model
 
 
-def _merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """Merges an adapter into a model.
+def _list_head_weights(model: PreTrainedModel) -> set[str]:
+    """Returns the names of the weights of a model's head."""
+    head = model.get_output_embeddings()
+    heads = [name for name, module in model.named_modules() if head is not None and module is head]
+    return {f"{name}.{part}" for name in heads for part in ("weight", "bias")}
 
-    Raises StageError when that changes the logits.
+
+def _read_generation_config(folder: Path, model: PreTrainedModel) -> GenerationConfig:
+    """Reads how a model is to generate, without what contradicts itself: transformers would not save that.
+
+    Most often do_sample is not true beside a temperature, which nothing reads then. Trained models get the file of the
+    source as it is (`copy_tokenizer_files`).
     """
-    from peft import PeftModel
+    config = GenerationConfig.from_model_config(model.config)
+    if (folder / "generation_config.json").exists():
+        try:
+            config = GenerationConfig.from_pretrained(str(folder))
+        except ValueError:  # it contradicts itself so much that transformers does not load it
+            config = GenerationConfig(eos_token_id=config.eos_token_id)
+    if not _is_valid(config) and config.do_sample is not True:
+        for name in _SAMPLING_ONLY:
+            setattr(config, name, None)
+    return config if _is_valid(config) else GenerationConfig(eos_token_id=config.eos_token_id)
 
-    adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
-    probe = torch.arange(64).remainder(model.config.get_text_config().vocab_size).unsqueeze(0)
-    with torch.inference_mode():
-        expected = adapted(input_ids=probe).logits
-        merged = adapted.merge_and_unload()
-        largest_difference = (merged(input_ids=probe).logits - expected).abs().max().item()
-    if not largest_difference < MERGE_TOLERANCE:
-        raise StageError(
-            f"{adapter}: the merged model's logits are {largest_difference:.2g} from the adapter's; it cannot be merged"
-        )
-    assert isinstance(merged, PreTrainedModel)
-    return merged
+
+def _is_valid(config: GenerationConfig) -> bool:
+    """Returns whether transformers would save these generation settings."""
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def write_model_json(source: Path, out: Path, adapters: list[str]) -> None:

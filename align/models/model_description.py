@@ -6,6 +6,7 @@ from typing import NamedTuple
 from qwen_align.align.store.files import read_json
 
 MODEL = "model.json"  # in a stage's folder: what its model consists of, see models/loading.py
+_WITHOUT_ADAPTER = "#without-adapter"  # ends the name of a hub model whose own adapter is ignored
 
 
 class ModelFiles(NamedTuple):
@@ -13,6 +14,25 @@ class ModelFiles(NamedTuple):
 
     base: str
     adapters: list[Path]
+
+
+class HubModel(NamedTuple):
+    """A model on the hub: its id, its commit, and whether an adapter beside it is ignored."""
+
+    name: str
+    revision: str
+    ignores_adapter: bool
+
+
+def name_hub_model(name: str, revision: str, *, ignores_adapter: bool) -> str:
+    """Returns the text that stands for a hub model where others have a folder: `hub:ID@COMMIT`."""
+    return f"hub:{name}@{revision}{_WITHOUT_ADAPTER if ignores_adapter else ''}"
+
+
+def parse_hub_model(base: str) -> HubModel:
+    """Parses what `name_hub_model` returned."""
+    name, _, revision = base.removeprefix("hub:").removesuffix(_WITHOUT_ADAPTER).partition("@")
+    return HubModel(name, revision, base.endswith(_WITHOUT_ADAPTER))
 
 
 def locate_model_files(folder: Path) -> ModelFiles:

@@ -7,19 +7,26 @@ from importlib.resources import files
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.models.model_description import is_stage_folder
+from qwen_align.align.models.model_description import is_stage_folder, name_hub_model
+from qwen_align.align.models.weight_check import refuse_adapter_alone
+from qwen_align.align.models.weight_headers import refuse_lfs_pointers
 from qwen_align.align.settings.recipe import ModelSource
 
 
 def find_model_folder(source: ModelSource) -> Path:
-    """Returns the folder of a shipped model, a local model or a finished stage's model.
+    """Returns the folder of a shipped model, a local model or a finished stage's model, or what names a hub model.
 
     Raises RecipeError when it holds no model.
     """
+    if source.hub:
+        return Path(name_hub_model(source.hub, source.revision or "", ignores_adapter=source.adapter == "ignore"))
     shipped = Path(str(files("qwen_align") / "recipes"))
     folder = shipped / source.shipped if source.shipped else Path(str(source.path))
     if is_stage_folder(folder):
         return folder
+    if folder.is_dir():
+        refuse_lfs_pointers(folder)
+        refuse_adapter_alone(folder)
     missing = next((name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))), None)
     if missing:
         problem = f"it has no {missing}" if folder.is_dir() else "no such folder"

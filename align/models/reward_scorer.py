@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
+from qwen_align.align.models.adapters import load_adapter
 from qwen_align.align.models.model_description import ModelFiles, locate_model_files
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion
@@ -59,7 +60,7 @@ def build_scorer_model(source: Path, pad_id: int) -> PreTrainedModel:
 
     Its new head scores everything 0.
     """
-    causal = loading.load_model(source)
+    causal = loading.load_model(source, needs_head=False)
     config = causal.config
     config.num_labels, config.pad_token_id = 1, pad_id
     scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -73,24 +74,14 @@ def load_scorer_model(folder: Path) -> PreTrainedModel:
     """Loads a reward model from a stage's folder or a Hugging Face folder, in fp32 on the CPU."""
     files = locate_model_files(folder)
     if not files.adapters:
-        try:
-            return _require_one_label(
-                AutoModelForSequenceClassification.from_pretrained(
-                    str(loading.fetch_base_folder(files)), dtype=torch.float32, use_safetensors=True
-                ),
-                folder,
-            )
-        except OSError as error:
-            raise RecipeError(f"{folder}: cannot be loaded as a scorer in safetensors form: {error}") from None
-    from peft import PeftModel
-
+        return _require_one_label(loading.load_base_model(loading.fetch_base_folder(files), head="score"), folder)
     *earlier, own = files.adapters
-    causal = loading.load_with_adapters(ModelFiles(files.base, earlier))
+    causal = loading.load_with_adapters(ModelFiles(files.base, earlier), needs_head=False)
     config = causal.config
     config.num_labels = 1
     scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     setattr(scorer, scorer.base_model_prefix, causal.base_model)
-    return _require_one_label(PeftModel.from_pretrained(scorer, str(own)).merge_and_unload(), folder)
+    return _require_one_label(load_adapter(scorer, own).merge_and_unload(), folder)
 
 
 def _require_one_label(model: Any, folder: Path) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.pipeline.graph import Stage
+from qwen_align.align.pipeline.machine_check import count_processes
 from qwen_align.align.pipeline.process_lifetime import PARENT_VARIABLE
 from qwen_align.align.pipeline.warm_server import NO_THREADS
 from qwen_align.align.settings.runtime import Runtime
@@ -157,11 +158,6 @@ def build_command(stage: Stage, folder: Path, report: Path) -> list[str]:
         "from torch.distributed.run import main; main()"
     )
     return [sys.executable, "-c", torchrun, "--nproc_per_node", str(processes), "--standalone", *worker]
-
-
-def count_processes(stage: Stage) -> int:
-    """Returns the number of processes that run a stage."""
-    return 1 if STAGE_KINDS[stage.kind].is_single_process else stage.runtime.processes
 
 
 def uses_warm_server(stage: Stage) -> bool:

@@ -2,22 +2,24 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import model_description, model_files
-from qwen_align.align.pipeline import graph
+from qwen_align.align.pipeline import graph, machine_check
 from qwen_align.align.pipeline.graph import Graph, Stage
+from qwen_align.align.pipeline.hub_revisions import FoundRevision, RevisionFinder, get_record_path, pin_variants
 from qwen_align.align.references import Product
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
 from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.recipe import Recipe, StageSpec
-from qwen_align.align.settings.recipe_file import Variant, load_variants
+from qwen_align.align.settings.recipe_file import Variant, apply_overrides, expand_variants, read_settings
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.provenance import read_library_versions
+from qwen_align.align.store.run_folders import RunRequest, build_request, find_run_folder
 from qwen_align.align.store.stage_folder import StageFolder
 from qwen_align.align.store.store import Store
 
@@ -84,16 +86,29 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan of a recipe: its stages in running order, ready to run."""
+    """A plan of a recipe: its stages in running order, ready to run.
+
+    `request`: the recipe file and the changes to it. `known_folder`: that of the run whose plan it is, where known.
+    `revisions`: the commits found for branches and tags of the hub, which `recipe` and `stages` have in their place.
+    """
 
     recipe: Recipe
     graph: Graph
     stages: list[PlannedStage]
     home: Path
+    request: RunRequest
+    known_folder: Path | None = None
+    revisions: tuple[FoundRevision, ...] = ()
+
+    @property
+    def stage_folders(self) -> dict[str, Path]:
+        """Returns the folder of each stage."""
+        return {stage.name: stage.folder.path for stage in self.stages}
 
     @property
     def run_folder(self) -> Path:
-        return self.home / "runs" / self.recipe.name
+        """Returns the folder of the run: runs/NAME, or another where that belongs to another run."""
+        return self.known_folder or find_run_folder(self.home, self.recipe.name, self.request, self.stage_folders)
 
     @property
     def tracking_folder(self) -> Path:
@@ -119,18 +134,23 @@ class Plan:
 
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
     """Reads a recipe, sorts its stages and computes their keys. Nothing is written but the cache of file digests."""
-    return plan_variants(load_variants(path, overrides, tiny=tiny), home, path)
+    settings = read_settings(path, tiny=tiny)
+    request = build_request(path, settings, overrides, tiny=tiny)
+    apply_overrides(settings, overrides)
+    return plan_variants(expand_variants(settings, path), home, path, request)
 
 
-def plan_variants(variants: Sequence[Variant], home: Path, path: Path) -> Plan:
+def plan_variants(variants: Sequence[Variant], home: Path, path: Path, request: RunRequest) -> Plan:
     """Plans the variants of a recipe as `plan` does. `path` opens the message of a RecipeError."""
+    finder = RevisionFinder(get_record_path(home, variants[0].recipe.name))
     try:
-        return _plan_stages(variants, home)
+        planned = _plan_stages(pin_variants(variants, finder), home, request)
+        return replace(planned, revisions=tuple(finder.found.values()))
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
 
 
-def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
+def _plan_stages(variants: Sequence[Variant], home: Path, request: RunRequest) -> Plan:
     """Computes the key, folder and inputs of every stage of the recipe variants.
 
     Raises RecipeError for settings that do not fit together.
@@ -142,9 +162,7 @@ def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
     for name, source in stage_graph.models.items():
         try:
             keys[name] = store.compute_model_key(source)
-            folders[name] = (
-                Path(f"hub:{source.hub}@{source.revision}") if source.hub else model_files.find_model_folder(source)
-            )
+            folders[name] = model_files.find_model_folder(source)
         except (RecipeError, OSError) as error:
             raise RecipeError(f"models: {name}: {error}") from None
     planned_stages = []
@@ -164,7 +182,7 @@ def _plan_stages(variants: Sequence[Variant], home: Path) -> Plan:
         planned_stages.append(PlannedStage(stage, key, folder, inputs, missing))
         keys[stage.name], folders[stage.name] = key, folder.path.resolve()
     store.save_file_digests()
-    return Plan(variants[0].recipe, stage_graph, planned_stages, home)
+    return Plan(variants[0].recipe, stage_graph, planned_stages, home, request)
 
 
 def check_can_start(
@@ -175,13 +193,15 @@ def check_can_start(
 ) -> None:
     """Raises RecipeError when a stage that is to run cannot start.
 
-    Its local model has no tokenizer of its own or no template to train on, or its DeepSpeed file is missing. `forced`:
-    stored stages that will run again.
+    Its local model has no tokenizer of its own or no template to train on, or this machine has not
+    what it asks for. `forced`: stored stages that will run again.
     """
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored or stage in forced]
     for stage in stages_to_run:
-        if (path := stage.runtime.deepspeed) and not Path(path).is_file():
-            raise RecipeError(f"stage '{stage.origin}': runtime.deepspeed: {path}: no such file")
+        try:
+            machine_check.check_machine(stage.stage)
+        except RecipeError as error:
+            raise RecipeError(f"stage '{stage.origin}': {error}") from None
     read_folders = {entry["name"]: Path(entry["folder"]) for stage in stages_to_run for entry in stage.inputs.values()}
     for name, folder in read_folders.items():
         if name in plan.graph.models and not plan.graph.models[name].hub:

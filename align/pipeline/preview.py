@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from qwen_align.align.errors import RecipeError
 from qwen_align.align.generation.requests import render_problem
+from qwen_align.align.models.length_limit import read_length_limit
 from qwen_align.align.models.model_description import find_base_folder
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import ModelRef, find_references
@@ -13,8 +13,9 @@ from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, Row, read_rows
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
-from qwen_align.align.store.files import read_json
+from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.sieve import Drops
+from qwen_align.reward.user_code import UserCodeLeftOut
 
 
 class RowsUnknown(Exception):
@@ -32,6 +33,7 @@ class Preview:
         self._tokenizer_folders: dict[str, Path] = {}
         self._lengths: dict[tuple[Path, int, str | None], int] = {}
         self.drops: dict[str, Drops] = {}
+        self.reports: dict[str, Report] = {}
 
     def list_rows(self, name: str) -> list[Row]:
         """Returns the rows of a data stage, read if stored, else built.
@@ -46,8 +48,13 @@ class Preview:
             elif list_rows is None:
                 raise RowsUnknown(name)
             else:
-                self.drops[name] = Drops()
-                self._rows[name] = import_function(list_rows)(stage, self._read_sources(stage), self.drops[name])
+                sources = self._read_sources(stage)
+                self.drops[name], self.reports[name] = Drops(), Report()
+                build = import_function(list_rows)
+                try:
+                    self._rows[name] = build(stage, sources, self.drops[name], self.reports[name])
+                except UserCodeLeftOut as left_out:
+                    raise RowsUnknown(str(left_out)) from None
         return self._rows[name]
 
     def count_rows(self, name: str) -> int | None:
@@ -74,6 +81,11 @@ class Preview:
             self._renderers[folder] = Renderer.load(folder)
         return self._renderers[folder]
 
+    def list_dated_templates(self) -> list[str]:
+        """Returns the files of the chat templates loaded so far that ask for today's date, which they do not get."""
+        templates = [renderer.template for renderer in self._renderers.values()]
+        return list(dict.fromkeys(template.where for template in templates if template.prints_date))
+
     def measure_prompt(self, stage: PlannedStage, problem: Problem, switch: Switch | None) -> int:
         """Returns the number of tokens of a problem's rendered prompt.
 
@@ -85,13 +97,9 @@ class Preview:
             self._lengths[name] = len(render_problem(problem, self.get_renderer(stage), switch).prompt.ids)
         return self._lengths[name]
 
-    def check_context_length(self, stage: PlannedStage, tokens: int, what: str) -> None:
-        """Raises RecipeError when a stage's longest sequence exceeds the context length of its model."""
-        positions = read_json(self._find_tokenizer_folder(stage) / "config.json").get("max_position_embeddings")
-        if isinstance(positions, int) and tokens > positions:
-            raise RecipeError(
-                f"{what} takes up to {tokens} tokens, but the model has {positions} positions; lower max_tokens"
-            )
+    def find_length_limit(self, stage: PlannedStage) -> int | None:
+        """Returns the number of tokens that the model which a stage reads can read. None if it has no limit."""
+        return read_length_limit(self._find_tokenizer_folder(stage))
 
     def _read_sources(self, stage: PlannedStage) -> dict[str, Callable[[], Iterator[Row]]]:
         """Returns a function for each data reference of a stage that reads its rows.

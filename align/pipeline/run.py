@@ -1,6 +1,5 @@
 """Runs a plan: skips stored stages, runs the others in order, and links them in the run's folder."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,10 +7,13 @@ from typing import Any, Protocol
 import yaml
 
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
+from qwen_align.align.pipeline.check_models import check_models
+from qwen_align.align.pipeline.hub_revisions import get_record_path, write_found_revisions
 from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
-from qwen_align.align.store.files import write_json, write_text
+from qwen_align.align.store.files import write_json
+from qwen_align.align.store.run_folders import write_run_folder
 from qwen_align.align.store.verify_inputs import InputVerifier
 from qwen_align.align.tracking import setup
 from qwen_align.align.tracking.curve import Curve, Point, to_evaluation_point
@@ -49,9 +51,14 @@ def run(
     setup.check_installed(plan.recipe.tracking)
     forced = [stage for name in force for stage in plan.find_stages(name)]
     check_can_start(plan, forced)
+    for note in check_models(plan, forced):
+        listener.on_note(f"note: {note}")
     for stage in forced:
         _clear_stage(stage)
-    _write_run_folder(plan)
+    resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+    if note := write_run_folder(plan.home, plan.recipe.name, plan.request, plan.stage_folders, resolved):
+        listener.on_note(note)
+    _keep_revisions(plan, listener)
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored]
     trackers = TrackerClients(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)
     input_verifier = InputVerifier({stage.folder.path.resolve(): stage.name for stage in plan.stages})
@@ -148,21 +155,15 @@ def build_stage_job(stage: PlannedStage) -> dict[str, Any]:
     }
 
 
-def _write_run_folder(plan: Plan) -> None:
-    """Writes the folder runs/NAME with the resolved recipe and a link to each stage's folder."""
+def _keep_revisions(plan: Plan, listener: RunListener) -> None:
+    """Writes the commits that were found for branches and tags of the hub to the run's record, and tells them."""
+    path = get_record_path(plan.home, plan.recipe.name)
     try:
-        plan.run_folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-        write_text(plan.run_folder / "recipe.yaml", resolved)
-        links = plan.run_folder / "stages"
-        links.mkdir(exist_ok=True)
-        for old in links.iterdir():
-            old.unlink()
-        for stage in plan.stages:
-            target = os.path.relpath(stage.folder.path.resolve(), links.resolve())
-            (links / stage.name).symlink_to(target, target_is_directory=True)
+        write_found_revisions(path, plan.revisions)
     except OSError as error:
-        raise StageError(f"{plan.run_folder}: cannot be written: {error.strerror or error}") from None
+        raise StageError(f"{path}: cannot be written: {error.strerror or error}") from None
+    for found in plan.revisions:
+        listener.on_note(found.format_line())
 
 
 def _check_same_versions(stage: PlannedStage) -> None:

@@ -22,7 +22,7 @@ from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
-from qwen_align.align.store.files import compute_sha256, read_json, remove_tree, write_json
+from qwen_align.align.store.files import compute_sha256, get_new_file_mode, read_json, remove_tree, write_json
 from qwen_align.align.store.provenance import find_git_commit, read_library_versions
 from qwen_align.align.store.stage_folder import UNFINISHED
 from qwen_align.align.training.distributed import gather_objects, get_world_size, is_main_process
@@ -114,6 +114,8 @@ def _write_manifest(folder: Path, stage_job: dict[str, Any], summary: dict[str, 
         for path in folder.rglob("*")
         if path.is_file() and path.relative_to(folder).parts[0] not in {*left_out, *UNFINISHED}
     )
+    for path in files:
+        path.chmod(get_new_file_mode())  # safetensors makes files that nobody else can read
     manifest = {
         "key": stage_job["key"],
         "kind": stage_job["settings"]["kind"],

@@ -6,7 +6,7 @@ What a template does with thinking, and where a turn ends, is found by rendering
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,11 @@ from qwen_align.reward.thinking import CLOSE, OPEN
 # "none": knows no thinking (Qwen2.5, ChatML). "hybrid": a switch turns thinking off (Qwen3).
 # "always": thinking cannot be turned off (Qwen3-Thinking-2507). "never": cannot be turned on (Qwen3-Instruct-2507).
 Thinking = Literal["none", "hybrid", "always", "never"]
+
+# What `strftime_now` answers: what a row is rendered to must not depend on the day, or a stage that goes on the next
+# day, and the evaluation of its model, would see other prompts. It is the date that Llama 3's templates print where
+# there is no clock. To have another, write it into the template.
+TEMPLATE_DATE = date(2024, 7, 26)
 
 _SPECIAL_TOKEN_NAMES = (
     "bos_token",
@@ -49,7 +54,7 @@ def prefix_template_errors(location: str) -> Iterator[None]:
     try:
         yield
     except TemplateError as error:
-        raise TemplateError(f"{location}: {error}") from None
+        raise type(error)(f"{location}: {error}") from None
 
 
 class TemplateTraits(NamedTuple):
@@ -67,10 +72,14 @@ class TemplateTraits(NamedTuple):
 
 
 class ChatTemplate:
-    """A compiled chat template with its special tokens and the path it was read from."""
+    """A compiled chat template with its special tokens and the path it was read from.
+
+    `prints_date`: it asks for today's date, and gets `TEMPLATE_DATE`.
+    """
 
     def __init__(self, source: str, *, special_tokens: dict[str, str], where: str) -> None:
         self.where = where
+        self.prints_date = "strftime_now" in source
         self.special_tokens = special_tokens
         try:
             self._template = _build_jinja_environment().from_string(source)
@@ -269,7 +278,8 @@ def _build_jinja_environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _dump_json
     environment.globals["raise_exception"] = _raise_template_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
+    environment.filters["random"] = environment.globals["lipsum"] = _refuse_chance
     return environment
 
 
@@ -302,6 +312,13 @@ def _dump_json(
     Jinja's own filter escapes HTML characters and sorts keys.
     """
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse_chance(*_: Any, **__: Any) -> None:
+    """Raises the error for a template that draws something at random, as Jinja's `random` and `lipsum` do."""
+    raise jinja2.TemplateError(
+        "it draws something at random, so that the same row would be rendered otherwise each time"
+    )
 
 
 def _raise_template_exception(message: str) -> None:

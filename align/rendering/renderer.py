@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from qwen_align.align.answer_modes import AnswerMode, Untrained, has_thinking
 from qwen_align.align.rendering.chat_template import (
     ChatTemplate,
     TemplateError,
@@ -23,20 +24,24 @@ from qwen_align.align.rendering.chat_template import (
     load_template,
     prefix_template_errors,
 )
-from qwen_align.align.rendering.samples import PairIds, Sample, merge_turns
+from qwen_align.align.rendering.samples import PairIds, Sample, TurnCounts, merge_turns
 from qwen_align.align.rendering.thinking_modes import (
     ThinkingSwitch,
     append_flag,
     check_thinking_fits_mode,
+    choose_answer_mode,
     has_thinking_tags,
     inline_thinking,
     resolve_thinking_switch,
-    resolve_turn_mode,
 )
 from qwen_align.align.rows import Chat, Completion, Flag, Message, Mode, Pair, Row, Text, Trace, find_last_flag
 from qwen_align.reward.thinking import extract_thinking
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document in every Qwen base model, and pads
+
+
+class OnlyRejectedThinks(TemplateError):
+    """The error for a preference pair whose rejected side cannot follow the prompt of its chosen one."""
 
 
 class Prompt(NamedTuple):
@@ -157,25 +162,27 @@ class Renderer:
 
         A conversation is one sample an assistant turn, with its history as inference would render it at that turn
         (Qwen3's template leaves out the thinking of earlier ones). Turns that merely continue the one before are
-        one sample with it. A turn that contradicts the flag in its user message's text is seen, not trained.
+        one sample with it. A turn without the thinking of its conversation is seen, not trained.
         """
         return merge_turns(self.render_turns(row))
 
-    def render_turns(self, row: Row) -> list[Sample]:
+    def render_turns(self, row: Row, counts: TurnCounts | None = None) -> list[Sample]:
         """Renders one training sample for each assistant turn of a conversation, none merged.
 
-        A turn that contradicts the thinking flag of its user message is left out.
+        Turns that are seen and not trained are left out, and counted in `counts` with their reasons.
         """
         with prefix_template_errors(f"row '{row.id}'"):
             if isinstance(row, Text):
                 return [self._render_text_sample(row)]
+            counts = counts or TurnCounts()
             if isinstance(row, Completion):
-                return [self._render_completion_sample(row)]
+                return [self._render_completion_sample(row, counts)]
             if isinstance(row, Trace):
                 turn = Message(role="assistant", content=row.answer, thinking=row.thinking)
-                return [self._render_turn_sample(self._build_request(row.messages, row.mode, row.flag), turn)]
+                return self._render_answers(row, [*row.messages, turn], [len(row.messages)], counts)
             if isinstance(row, Chat):
-                return self._render_chat_samples(row)
+                indices = [index for index, message in enumerate(row.messages) if message.role == "assistant"]
+                return self._render_answers(row, row.messages, indices, counts)
             raise TemplateError(f"a {row.row} row has no answer to train; wanted text, chat, trace or completion rows")
 
     def encode_for_scoring(self, row: Completion) -> list[int]:
@@ -192,23 +199,34 @@ class Renderer:
     def render_pair(self, row: Pair) -> PairIds:
         """Renders the token ids of a preference pair: prompt, chosen and rejected completion.
 
-        The chosen completion has to obey the row's thinking mode, the rejected one not.
+        The chosen completion has to obey the row's thinking mode, or decides it, the rejected one not.
 
         A side whose content holds thinking tags, with no `thinking`, is taken word for word as what a model said,
         prompt-supplied part included: so a malformed or unfinished thought can be rejected.
         """
         with prefix_template_errors(f"row '{row.id}'"):
-            request = self._build_request(row.messages, row.mode, row.flag)
-            prompt = self._render_prompt_text(request)
             with prefix_template_errors("chosen"):
-                is_raw = has_thinking_tags(row.chosen)
-                check_thinking_fits_mode(
-                    request.switch, extract_thinking(row.chosen.content) if is_raw else row.chosen.thinking
-                )
+                request = self._build_pair_request(row)
+                prompt = self._render_prompt_text(request)
                 chosen = self._render_side_text(request, prompt, row.chosen)
             with prefix_template_errors("rejected"):
+                if request.is_thinking_off and has_thinking(row.rejected):
+                    raise OnlyRejectedThinks("thinks, but its prompt, which is the chosen side's, has thinking off")
                 rejected = self._render_side_text(request, prompt, row.rejected)
         return PairIds(self.encode(prompt), self.encode(chosen), self.encode(rejected), row.margin)
+
+    def _build_pair_request(self, row: Pair) -> "_TurnRequest":
+        """Resolves the thinking mode of a preference pair, which its chosen side obeys or decides."""
+        chosen = row.chosen
+        if has_thinking_tags(chosen):
+            chosen = chosen.model_copy(update={"thinking": extract_thinking(chosen.content)})
+        messages = [*row.messages, chosen]
+        answer_mode = choose_answer_mode(self.traits, messages, len(row.messages), row.mode, row.flag)
+        if isinstance(answer_mode, Untrained):
+            raise TemplateError(f"would be among the {answer_mode.reason}; drop the row")
+        request = self._build_request(row.messages, answer_mode.mode, answer_mode.flag)
+        check_thinking_fits_mode(request.switch, chosen.thinking)
+        return request
 
     def _build_request(
         self,
@@ -230,29 +248,46 @@ class Renderer:
         ids = [*self.encode(row.text), self.end_of_text_id]
         return Sample(ids, [True] * len(ids))
 
-    def _render_chat_samples(self, row: Chat) -> list[Sample]:
-        """Renders one training sample for each trainable assistant turn of a conversation."""
-        turn_indices = [index for index, message in enumerate(row.messages) if message.role == "assistant"]
-        if not turn_indices:
+    def _render_answers(
+        self, row: Trace | Chat, messages: Sequence[Message], indices: Sequence[int], counts: TurnCounts
+    ) -> list[Sample]:
+        """Renders one training sample for each answer of a conversation at the indices that can be trained."""
+        if not indices:
             raise TemplateError("has no assistant turn, so no token would be in the loss")
         resolve_thinking_switch(self.traits, row.mode, row.flag)
-        samples = []
-        for index in turn_indices:
+        tools = row.tools if isinstance(row, Chat) else None
+        samples: list[Sample] = []
+        untrained: list[str] = []
+        for index in indices:
             with prefix_template_errors(f"message {index + 1}"):
-                turn_mode = resolve_turn_mode(row.messages[:index], row.mode, row.flag)
-                if turn_mode is not None:
-                    request = self._build_request(row.messages[:index], turn_mode.mode, turn_mode.flag, row.tools)
-                    samples.append(self._render_turn_sample(request, row.messages[index]))
+                answer_mode = choose_answer_mode(self.traits, messages, index, row.mode, row.flag)
+                if isinstance(answer_mode, AnswerMode):
+                    request = self._build_request(messages[:index], answer_mode.mode, answer_mode.flag, tools)
+                    samples.append(self._render_turn_sample(request, messages[index]))
+                    counts.trained[self._name_switch(request)] += 1
+                else:
+                    untrained.append(answer_mode.reason)
         if not samples:
-            raise TemplateError(f"flag '{row.flag}' contradicts those in its user messages; drop it or them")
+            raise TemplateError(f"no answer can be trained: all are among the {untrained[-1]}; drop the row")
+        counts.untrained.update(untrained)
         return samples
 
-    def _render_completion_sample(self, row: Completion) -> Sample:
+    def _name_switch(self, request: "_TurnRequest") -> str:
+        """Names how a request asks a hybrid model for its mode. The name is empty for other models."""
+        if self.thinking_support != "hybrid":
+            return ""
+        if request.is_thinking_off:
+            return "no_think (enable_thinking=False)"
+        flag = find_last_flag(request.messages)
+        return f"{request.switch.mode} ({flag})" if flag else str(request.switch.mode)
+
+    def _render_completion_sample(self, row: Completion, counts: TurnCounts) -> Sample:
         """Renders a rollout's completion as a training sample. Raises TemplateError for one cut at its token limit."""
         if row.finish_reason == "length":
             raise TemplateError("was cut at its token limit; training it would teach the model not to stop")
         request = self._build_request(row.prompt, row.mode, row.flag)
         check_thinking_fits_mode(request.switch, extract_thinking(row.text))
+        counts.trained[self._name_switch(request)] += 1
         return self._encode_sample(self._render_prompt_text(request), self._cut_thinking_prefix(request, row.text))
 
     def _render_turn_sample(self, request: "_TurnRequest", turn: Message) -> Sample:
@@ -340,6 +375,11 @@ class _TurnRequest(NamedTuple):
     messages: list[Message]
     tools: list[dict[str, Any]] | None
     switch: ThinkingSwitch
+
+    @property
+    def is_thinking_off(self) -> bool:
+        """Returns whether the template turns thinking off, so that its prompt ends with an empty thinking block."""
+        return self.switch.enable_thinking is False
 
 
 def _to_template_message(message: Message) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Defines training samples as token ids, merges turns, computes length percentiles and splits samples into text."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -11,6 +13,14 @@ class Sample(NamedTuple):
 
     ids: list[int]
     mask: list[bool]
+
+
+@dataclass
+class TurnCounts:
+    """Counts of assistant turns: trained ones by how a hybrid model is asked for their mode, others by reason."""
+
+    trained: Counter[str] = field(default_factory=Counter)
+    untrained: Counter[str] = field(default_factory=Counter)
 
 
 class PairIds(NamedTuple):

@@ -1,9 +1,11 @@
-"""Converts the fields `mode` and `flag` of a row to chat-template settings and to whether its completion thinks.
+"""Converts thinking modes and flags to chat-template settings and to whether a completion thinks.
 
-Builders write `mode` and `flag`; only this module turns them into template settings. On a hybrid template:
+Only this module turns them into template settings. A prompt without an answer, and a completion, have the fields `mode`
+and `flag` of their row; the mode of a row's answer is decided before, by `decide_answer_mode`. On a hybrid template:
 
     mode       flag        prompt                                     trained
-    None       None        the template's default                     what that default asks for
+    None       None        the template's default                     what that default asks for (prompts, completions)
+    plain      None        thinking off (the hard switch)             answer; the empty block is in the prompt
     think      None        default                                    <think> thinking </think> answer
     think      /think      default, flag after the last user message  the same
     no_think   /no_think   default, flag (the soft switch)            an empty thinking block, answer
@@ -12,18 +14,27 @@ Builders write `mode` and `flag`; only this module turns them into template sett
     no_think   /think      thinking off, flag                         answer: the hard switch wins
     think      /no_think   refused
 
-A flag without a mode implies its mode. In a conversation whose user messages hold flags of their own, each answer obeys
-that of its message, or is not trained: see `resolve_turn_mode`.
+A flag without a mode implies its mode. A template without modes writes a plain answer as it is.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from qwen_align.align.answer_modes import (
+    MODE_OF_FLAG,
+    AnswerMode,
+    Contradiction,
+    Untrained,
+    decide_answer_mode,
+)
 from qwen_align.align.rendering.chat_template import TemplateError, TemplateTraits
 from qwen_align.align.rows import Flag, Message, Mode, find_last_flag
 from qwen_align.reward.thinking import contains_thinking_tag, wrap_thinking
 
-_MODE_OF_FLAG: dict[Flag, Mode] = {"/think": "think", "/no_think": "no_think"}
+_HOW_TO_MEND = (
+    "its data stage drops such rows with `thinking_fits_mode: true` under `sieve:`; without a `mode:` under its "
+    "`builder:` each row's own flags and thinking decide"
+)
 
 
 class ThinkingSwitch(NamedTuple):
@@ -40,7 +51,7 @@ def resolve_thinking_switch(traits: TemplateTraits, mode: Mode | None, flag: Fla
     """
     if mode == "think" and flag == "/no_think":
         raise TemplateError("mode 'think' under flag '/no_think' contradicts itself; drop one of them")
-    asked_mode = mode or (_MODE_OF_FLAG[flag] if flag else None)
+    asked_mode = mode or (MODE_OF_FLAG[flag] if flag else None)
     if traits.thinking == "hybrid":
         thinking_on = None if traits.default_mode == "think" else True
         if asked_mode is None:
@@ -59,7 +70,7 @@ def resolve_thinking_switch(traits: TemplateTraits, mode: Mode | None, flag: Fla
     if asked_mode is not None and asked_mode != traits.default_mode:
         raise TemplateError(
             f"mode '{asked_mode}' cannot be trained or asked for: this model {_FIXED[traits.thinking]}; "
-            "use a hybrid model, or rows of the other mode"
+            "use a hybrid model, or rows of the other mode (`mode:` under `builder:` of the stage that makes them)"
         )
     return ThinkingSwitch(traits.default_mode, None)
 
@@ -70,18 +81,40 @@ _FIXED = {
 }
 
 
+def choose_answer_mode(
+    traits: TemplateTraits, messages: Sequence[Message], index: int, mode: Mode | None, flag: Flag | None
+) -> AnswerMode | Untrained:
+    """Chooses the thinking mode in which a template trains the answer at an index of a conversation.
+
+    `mode`, `flag`: the row's. On a hybrid template a plain answer is not thinking. Raises TemplateError for an answer
+    that contradicts its mode or flag.
+    """
+    decision = decide_answer_mode(messages, index, mode, flag)
+    if isinstance(decision, Contradiction):
+        raise TemplateError(f"{decision.reason}: training it would teach the model to disobey; {_HOW_TO_MEND}")
+    if traits.thinking == "hybrid":
+        return decision._replace(mode=decision.mode or "no_think") if isinstance(decision, AnswerMode) else decision
+    if isinstance(decision, AnswerMode):
+        return decision._replace(mode=mode)  # what a template without a switch asks for is the same for all rows
+    knows_no_thinking = traits.thinking == "none" and mode is None and flag is None
+    if knows_no_thinking and find_last_flag(messages[:index]) is None:
+        return AnswerMode(None, None)
+    return decision
+
+
 def check_thinking_fits_mode(switch: ThinkingSwitch, thinking: str | None) -> None:
     """Checks that an answer has thinking if, and only if, its mode asks for it. Raises TemplateError otherwise."""
     has_thinking = bool(thinking and thinking.strip())
     if switch.mode == "no_think" and has_thinking:
         raise TemplateError(
-            "has thinking, but its prompt asks for none; set mode: think on a model that thinks, "
-            "or leave the thinking out"
+            "has thinking, but its prompt asks for none: train it on a model that thinks, and not under "
+            "`mode: no_think` (under `builder:` of its data stage), or leave the thinking out"
         )
     if switch.mode == "think" and not has_thinking:
         raise TemplateError(
             "has no thinking, but its prompt asks for it: training it would teach the model to leave its thinking "
-            "block empty; set mode: no_think if it is meant to have none, else give its thinking"
+            "block empty; give its thinking, or train it on a model whose template can turn thinking off (under "
+            "`mode: no_think`, under `builder:` of its data stage)"
         )
 
 
@@ -98,29 +131,6 @@ def append_flag(messages: Sequence[Message], flag: Flag | None) -> list[Message]
     raise TemplateError(f"there is no user message to put flag '{flag}' on")
 
 
-class TurnMode(NamedTuple):
-    """The thinking mode and flag of one answer in a conversation."""
-
-    mode: Mode | None
-    flag: Flag | None
-
-
-def resolve_turn_mode(messages: Sequence[Message], mode: Mode | None, flag: Flag | None) -> TurnMode | None:
-    """Returns the thinking mode and flag that the answer after the messages has to obey.
-
-    `mode`, `flag`: the conversation's.
-
-    A user message has one flag: the conversation's is for those that hold none. None if the answer, which is in the
-    conversation's mode, would be trained against its message's own; only the hard switch wins over `/think`.
-    """
-    last_user_message = next((message for message in reversed(messages) if message.role == "user"), None)
-    own_flag = None if last_user_message is None else find_last_flag([last_user_message])
-    if flag is None or own_flag is None:
-        return TurnMode(mode, flag)
-    is_hard = mode == "no_think" and flag == "/think"
-    return TurnMode(mode or _MODE_OF_FLAG[flag], None) if own_flag == flag or is_hard else None
-
-
 def inline_thinking(message: Message) -> Message:
     """Returns the message with its thinking moved into its content, for templates that would otherwise drop it."""
     if message.role != "assistant" or message.thinking is None:
@@ -135,4 +145,4 @@ def has_thinking_tags(message: Message) -> bool:
 
     It is raw model output then, rather than an answer.
     """
-    return message.thinking is None and contains_thinking_tag(message.content)
+    return not message.thinking and contains_thinking_tag(message.content)

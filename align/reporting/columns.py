@@ -56,6 +56,16 @@ def _format_percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 
+def _format_number(number: float | None) -> str:
+    """Formats a number that is no share with three significant digits."""
+    return "" if number is None else f"{number:.3g}"
+
+
+def _format_count(count: float | None) -> str:
+    """Formats a count, or the mean count of several runs."""
+    return "" if count is None else f"{count:,.0f}" if count == int(count) else f"{count:,.1f}"
+
+
 def _format_points(difference: float, error: float, sign: str = "") -> str:
     return f"{100 * difference:{sign}.1f} ± {100 * error:.1f}"
 
@@ -87,26 +97,58 @@ RESULT_COLUMNS: dict[str, Column[ResultRow]] = {
     "runs": Column("runs", lambda row: str(len(row.accuracy_by_seed)), chinese="运行数"),
     "pass_at_k": Column("pass@k", lambda row: _format_percent(row.figures["pass_at_k"])),
     "maj_at_k": Column("maj@k", lambda row: _format_percent(row.figures["maj_at_k"])),
+    "mean_reward": Column("reward", lambda row: _format_number(row.figures["mean_reward"]), chinese="平均奖励"),
+    "no_verdict": Column("no verdict", lambda row: _format_count(row.figures["no_verdict"]), chinese="无判定"),
     "obeyed_share": Column("obeyed", lambda row: _format_percent(row.figures["obeyed_share"]), chinese="听从率"),
     "stopped_share": Column(
         "stop", lambda row: _format_percent(row.figures["stopped_share"]), page_heading="stopped", chinese="停止率"
     ),
     "mean_tokens": Column("tokens", lambda row: f"{row.figures['mean_tokens']:.0f}", chinese="token 数"),
 }
-RESULT_FIGURES = ("pass_at_k", "maj_at_k", "obeyed_share", "stopped_share", "mean_tokens")
+RESULT_FIGURES = (
+    "mean_reward",
+    "pass_at_k",
+    "maj_at_k",
+    "no_verdict",
+    "obeyed_share",
+    "stopped_share",
+    "mean_tokens",
+)
 RESULTS_IN_TEXT = (
     "model",
     "seed",
     "set",
     "asked",
     "accuracy",
+    "mean_reward",
     "pass_at_k",
+    "no_verdict",
     "obeyed_share",
     "stopped_share",
     "mean_tokens",
 )
 RESULTS_ON_PAGE = ("model", "set", "asked", "accuracy", "runs", *RESULT_FIGURES)
-RESULTS_IN_COPIES = ("model", "set", "asked", "accuracy", "runs", "obeyed_share", "mean_tokens")
+RESULTS_IN_COPIES = (
+    "model",
+    "set",
+    "asked",
+    "accuracy",
+    "mean_reward",
+    "runs",
+    "no_verdict",
+    "obeyed_share",
+    "mean_tokens",
+)
+
+
+def choose_result_columns(names: Sequence[str], rows: Sequence[ResultRow]) -> list[str]:
+    """Returns the names of the result columns to show.
+
+    The mean reward is left out where it is the accuracy in every row, as with rewards that are 0 or 1.
+    """
+    is_accuracy = all(row.figures["mean_reward"] in (None, row.accuracy) for row in rows)
+    return [name for name in names if name != "mean_reward" or not is_accuracy]
+
 
 # Rows are those of report.json from here on.
 COMPARISON_COLUMNS: dict[str, Column[Mapping[str, Any]]] = {
@@ -168,9 +210,18 @@ DATA_COLUMNS: dict[str, Column[Mapping[str, Any]]] = {
         page_heading="dropped, by reason",
         chinese="丢弃及原因",
     ),
+    "column": Column("column", lambda row: row["column"], is_number=False),
+    "left_out": Column(
+        "left out",
+        lambda row: str(row["left_out"]),
+        is_number=False,
+        page_heading="columns left out, in rows",
+        chinese="未读取的列及行数",
+    ),
 }
 DROPS_IN_TEXT = ("name", "reason", "count")
-DATA_ON_PAGE = ("name", "kind", "rows", "dropped")
+LEFT_OUT_IN_TEXT = ("name", "column", "count")
+DATA_ON_PAGE = ("name", "kind", "rows", "dropped", "left_out")
 
 
 class Table(NamedTuple):

@@ -39,7 +39,9 @@ class RowTally:
         return self._sha.hexdigest()
 
 
-def format_data_card(settings: BuildData, seed: int, tally: RowTally, dropped: Mapping[str, int]) -> str:
+def format_data_card(
+    settings: BuildData, seed: int, tally: RowTally, dropped: Mapping[str, int], left_out: Mapping[str, int]
+) -> str:
     """Renders the data card (README) of a built data set as text.
 
     It has no names of files and stages: they are no part of what was made.
@@ -58,6 +60,7 @@ def format_data_card(settings: BuildData, seed: int, tally: RowTally, dropped: M
         "limit": settings.limit,
         "seed": seed,
     }
+    left_out_rows: list[tuple[str, ...]] = [(name, f"{n:,}") for name, n in sorted(left_out.items())]
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
@@ -67,6 +70,7 @@ def format_data_card(settings: BuildData, seed: int, tally: RowTally, dropped: M
             _format_table(("kind of row", "rows"), [(name, f"{n:,}") for name, n in sorted(tally.kinds.items())]),
             _format_table(("mode", "rows"), [(name, f"{n:,}") for name, n in sorted(tally.modes.items())]),
             _format_table(("dropped because", "rows"), [(name, f"{n:,}") for name, n in dropped.items()]),
+            *([_format_table(("column left out", "rows"), left_out_rows)] if left_out_rows else []),
             f"## How it was made\n\n```yaml\n{yaml.safe_dump(made, sort_keys=False, allow_unicode=True)}```\n",
         ]
     )

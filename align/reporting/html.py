@@ -1,12 +1,9 @@
 """Renders report.html: one self-contained page, light and dark, English and Chinese, for small and large screens."""
 
-import json
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -27,30 +24,25 @@ from qwen_align.align.reporting.columns import (
     STAGES_ON_PAGE,
     Column,
     ResultRow,
+    choose_result_columns,
     format_table,
 )
 from qwen_align.align.reporting.latex import format_latex_table
+from qwen_align.align.reporting.learning_curves import (
+    RUNNING,
+    UNFINISHED,
+    choose_open_curves,
+    draw_training,
+    find_state,
+    read_json_lines,
+)
 from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.reporting.results import RunResults, pool_by_seed
+from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.reward.thinking import split_for_display
+from qwen_align.reward.verdict import is_right_value
 
-# What is drawn of a training stage, where it is logged: (metric, English, Chinese). Reward and accuracy come first, for
-# an on-policy loss says nothing.
-CURVES = (
-    ("reward", "reward", "奖励"),
-    ("held_out/accuracy", "held-out accuracy", "留出集正确率"),
-    ("loss", "loss", "损失"),
-    ("rewards/margins", "implied margin", "隐式间隔"),
-    ("accuracy", "pairs ranked right", "偏好对排序正确率"),
-    ("entropy", "entropy, nats a token", "熵（nat/token）"),
-    ("completions/mean_tokens", "tokens a completion", "每个回答的 token 数"),
-    ("completions/clipped_share", "cut at max_tokens", "被截断的比例"),
-    ("groups/no_signal_share", "groups without signal", "无信号的组"),
-    ("kl", "KL to the reference", "与参考模型的 KL"),
-    ("value/explained", "variance the critic explains", "价值模型解释的方差"),
-    ("grad_norm", "gradient norm", "梯度范数"),
-)
 MAX_SAMPLES, MAX_CHARACTERS, MAX_COMPLETIONS = 12, 4000, 20_000
 
 
@@ -64,26 +56,29 @@ def render_page(plan: Plan, results: RunResults) -> str:
         (files("qwen_align") / "align" / "reporting" / "page.html.j2").read_text(encoding="utf-8")
     )
     stored = [stage for stage in plan.stages if stage.is_stored]
-    groups, rows = _group_by_seed(stored), pool_by_seed(results.evaluations)
-    copy = format_table(RESULT_COLUMNS, RESULTS_IN_COPIES, rows)
+    started = [stage for stage in plan.stages if stage.folder.path.exists()]
+    states = {stage.name: find_state(stage) for stage in started}
+    groups, rows = _group_by_seed(started), pool_by_seed(results.evaluations)
+    copy = format_table(RESULT_COLUMNS, choose_result_columns(RESULTS_IN_COPIES, rows), rows)
     return template.render(
         title=plan.recipe.report.title or plan.recipe.name,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         rows=rows,
-        result_columns=_choose_columns(RESULT_COLUMNS, RESULTS_ON_PAGE),
+        result_columns=_choose_columns(RESULT_COLUMNS, choose_result_columns(RESULTS_ON_PAGE, rows)),
         pictures=_draw_results(rows),
         comparisons=results.comparisons,
         comparison_columns=_choose_columns(COMPARISON_COLUMNS, COMPARISONS),
-        training=[curves for name, group in groups if (curves := _draw_training(name, group))],
+        training=choose_open_curves([curves for name, group in groups if (curves := draw_training(name, group))]),
         lengths=[lengths for _, group in groups if (lengths := _draw_lengths(group[0]))],
-        notes=[{**note, "stage": stage.name} for stage in stored for note in _read_json_lines(stage, "notes.jsonl")],
+        notes=[{**note, "stage": stage.name} for stage in started for note in read_json_lines(stage, "notes.jsonl")],
         samples=[samples for _, group in groups if (samples := _choose_samples(group[0]))],
         several=any(len(group) > 1 for _, group in groups),
         data=[_describe_data(stage) for stage in stored if stage.product == "data"],
         data_columns=_choose_columns(DATA_COLUMNS, DATA_ON_PAGE),
         stages=results.stages,
         stage_columns=_choose_columns(STAGE_COLUMNS, STAGES_ON_PAGE),
-        waiting=[stage.name for stage in plan.stages if not stage.is_stored],
+        running=[name for name, state in states.items() if state == RUNNING],
+        waiting=[stage.name for stage in plan.stages if states.get(stage.name, UNFINISHED) == UNFINISHED],
         settings=yaml.safe_dump(
             plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
         ),
@@ -115,8 +110,9 @@ def _draw_results(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
             for row in rows
             if row.question_set == question_set
         ]
-        picture = Markup(svg.draw_bars(bars, title=f"accuracy on {question_set}"))
-        pictures.append({"set": question_set, "svg": picture})
+        title = f"accuracy on {question_set}"
+        wide, narrow = (Markup(svg.draw_bars(bars, title=title, narrow=narrow)) for narrow in (False, True))
+        pictures.append({"set": question_set, "wide": wide, "narrow": narrow})
     return pictures
 
 
@@ -134,24 +130,6 @@ def _group_by_seed(stages: Sequence[PlannedStage]) -> list[tuple[str, list[Plann
     return list(groups.items())
 
 
-def _draw_training(name: str, group: Sequence[PlannedStage]) -> dict[str, Any] | None:
-    """Draws the learning curves of one training stage, one line per seed. Returns None if nothing was logged."""
-    logged = [list(_read_json_lines(stage, "metrics.jsonl")) for stage in group]
-    pictures: list[dict[str, Any]] = []
-    for metric, english, chinese in CURVES:
-        lines = [[(float(line["step"]), float(line[metric])) for line in run if metric in line] for run in logged]
-        drawn = [
-            svg.Curve(points, index if len(lines) > 1 else len(pictures))
-            for index, points in enumerate(lines)
-            if len(points) > 1
-        ]
-        if drawn:
-            last = statistics.fmean(curve.points[-1][1] for curve in drawn)
-            picture = Markup(svg.draw_curves(drawn, title=english))
-            pictures.append({"en": english, "zh": chinese, "svg": picture, "last": last})
-    return {"name": name, "kind": group[0].kind, "pictures": pictures} if pictures else None
-
-
 def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
     """Draws histograms of a stage's completion lengths, right and wrong, and of its rewards.
 
@@ -163,13 +141,16 @@ def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
     right: list[float] = []
     wrong: list[float] = []
     values: list[float] = []
-    for row in islice(_read_json_lines(stage, name), MAX_COMPLETIONS):
-        known_values = [verdict["value"] for verdict in row["verdicts"].values() if verdict.get("value") is not None]
+    n_no_verdict = 0
+    for row in islice(read_json_lines(stage, name), MAX_COMPLETIONS):
         label = row.get("reward") if row.get("reward") in row["verdicts"] else next(iter(row["verdicts"]), None)
         value = row["verdicts"][label].get("value") if label else None
-        (right if value is not None and value >= 1 else wrong).append(float(row["n_tokens"]))
-        values.append(float(known_values[0]) if value is None and known_values else float(value or 0.0))
-    if not right and not wrong:
+        if value is None:
+            n_no_verdict += 1
+            continue
+        (right if is_right_value(value) else wrong).append(float(row["n_tokens"]))
+        values.append(float(value))
+    if not values:
         return None
     groups = [("right", right, 2), ("wrong", wrong, 1)]
     return {
@@ -178,6 +159,7 @@ def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
         "values": Markup(svg.draw_histogram([("reward", values, 0)], title="rewards")),
         "n_right": len(right),
         "n_wrong": len(wrong),
+        "n_no_verdict": n_no_verdict,
     }
 
 
@@ -187,17 +169,19 @@ def _choose_samples(stage: PlannedStage) -> dict[str, Any] | None:
     Of RL they are from the first and last batch, of an evaluation right and wrong ones.
     """
     if STAGE_KINDS[stage.kind].curve == "evaluation":
-        by_value: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        right: list[dict[str, Any]] = []
+        not_right: list[dict[str, Any]] = []
         # One a question: its samples are much alike.
         by_question = {
-            row["prompt_id"]: row for row in islice(_read_json_lines(stage, "completions.jsonl"), MAX_COMPLETIONS)
+            row["prompt_id"]: row for row in islice(read_json_lines(stage, "completions.jsonl"), MAX_COMPLETIONS)
         }
         for row in by_question.values():
-            by_value[(row["verdicts"].get(row.get("reward", ""), {}).get("value") or 0) >= 1].append(row)
+            value = row["verdicts"].get(row.get("reward", ""), {}).get("value")
+            (right if value is not None and is_right_value(value) else not_right).append(row)
         half = MAX_SAMPLES // 2
-        chosen = [row for pair in zip(by_value[True][:half], by_value[False][:half], strict=False) for row in pair]
+        chosen = [row for pair in zip(right[:half], not_right[:half], strict=False) for row in pair]
     else:
-        rows = list(_read_json_lines(stage, "samples.jsonl"))
+        rows = list(read_json_lines(stage, "samples.jsonl"))
         steps = sorted({row["step"] for row in rows})
         chosen = [row for row in rows if row["step"] in (*steps[:1], *steps[-1:])][: MAX_SAMPLES * 2]
     if not chosen:
@@ -232,20 +216,12 @@ def _shorten(text: str) -> str:
 
 
 def _describe_data(stage: PlannedStage) -> dict[str, Any]:
-    """Returns the row and drop counts of a stored data stage for the report page."""
+    """Returns the row, drop and left-out column counts of a stored data stage for the report page."""
     summary = stage.folder.read_manifest()["summary"]
     return {
         "name": stage.name,
         "kind": stage.kind,
         "rows": summary.get("rows", 0),
         "dropped": summary.get("dropped") or {},
+        "left_out": list_left_out_columns(summary),
     }
-
-
-def _read_json_lines(stage: PlannedStage, name: str) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a stage's JSON Lines file. Yields nothing if the file does not exist."""
-    path: Path = stage.folder.path / name
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)

@@ -6,16 +6,19 @@ from qwen_align.align.reporting.columns import (
     COMPARISONS,
     DATA_COLUMNS,
     DROPS_IN_TEXT,
+    LEFT_OUT_IN_TEXT,
     RESULT_COLUMNS,
     RESULTS_IN_TEXT,
     STAGE_COLUMNS,
     STAGES_IN_TEXT,
     Table,
+    choose_result_columns,
     format_table,
 )
 from qwen_align.align.reporting.html import render_page
 from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.reporting.results import RunResults, collect_results, to_result_row
+from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.store.files import write_json, write_text
 
 
@@ -33,13 +36,15 @@ def write_report(plan: Plan) -> RunResults:
 
 
 def format_report(plan: Plan, results: RunResults) -> str:
-    """Renders the text of report.md: accuracies, comparisons, stage costs and dropped rows."""
+    """Renders the text of report.md: accuracies, comparisons, stage costs, dropped rows and left-out columns."""
     parts = [f"# {plan.recipe.report.title or plan.recipe.name}\n"]
-    if results.evaluations:
+    rows = list(map(to_result_row, results.evaluations))
+    if rows:
         parts += [
-            f"Accuracy in percent: mean over k = {results.evaluations[0]['k']} samples a question, "
-            "± one standard error clustered by question. Obeyed: the share that thought, or did not, as asked.\n",
-            _format_section(format_table(RESULT_COLUMNS, RESULTS_IN_TEXT, map(to_result_row, results.evaluations))),
+            f"Accuracy in percent: the share with a reward of 1 among k = {results.evaluations[0]['k']} completions a "
+            "question, ± one standard error clustered by question. No verdict: completions that count neither as right "
+            "nor as wrong. Obeyed: the share that thought, or did not, as asked.\n",
+            _format_section(format_table(RESULT_COLUMNS, choose_result_columns(RESULTS_IN_TEXT, rows), rows)),
         ]
     if results.comparisons:
         parts += [
@@ -58,6 +63,14 @@ def format_report(plan: Plan, results: RunResults) -> str:
     ]
     if drops:
         parts += ["## Dropped rows\n", _format_section(format_table(DATA_COLUMNS, DROPS_IN_TEXT, drops))]
+    left_out = [
+        {"name": stage["name"], "column": column, "count": count}
+        for stage in results.stages
+        for column, count in list_left_out_columns(stage["summary"]).items()
+    ]
+    if left_out:
+        table = format_table(DATA_COLUMNS, LEFT_OUT_IN_TEXT, left_out)
+        parts += ["## Columns of the sources that were left out\n", _format_section(table)]
     waiting = [stage.name for stage in plan.stages if not stage.is_stored]
     if waiting:
         parts.append(f"Not run yet: {', '.join(waiting)}.\n")

@@ -21,12 +21,17 @@ LADDER_FIELDS = (
     "mode",
     "accuracy",
     "stderr",
+    "mean_reward",
+    "no_verdict",
     "n_questions",
     "k",
     "obeyed_share",
     "stopped_share",
     "mean_tokens",
 )
+
+
+QuestionMeans = dict[str, float | None]  # share of right completions by question, None without a verdict
 
 
 class RunResults(NamedTuple):
@@ -40,10 +45,13 @@ class RunResults(NamedTuple):
 
 
 class EvaluationResult(NamedTuple):
-    """The table row of an evaluation, and the mean reward of each of its questions if stored."""
+    """The table row of an evaluation, and the share of right completions of each of its questions if stored.
+
+    A question without a verdict has None.
+    """
 
     row: dict[str, Any]
-    question_means: dict[str, float]
+    question_means: dict[str, float | None]
 
 
 def collect_results(plan: Plan) -> RunResults:
@@ -148,6 +156,7 @@ def _compare_models(
     Both models answer the same questions.
 
     With several cells of a matrix (seeds, bases) each has its test, and all together have one over questions' means.
+    Questions that one of the models has no verdict of are left out; `n_questions` says how many are compared.
     """
     groups: dict[tuple[Any, ...], dict[str, dict[str, EvaluationResult]]] = {}
     for result in results:
@@ -155,14 +164,14 @@ def _compare_models(
         cell = json.dumps({"seed": result.row["seed"], **result.row["axes"]}, sort_keys=True)
         groups.setdefault(asked, {}).setdefault(cell, {})[result.row["stage"]] = result
     for (question_set, switch, mode), cells in groups.items():
-        means_by_pair: dict[tuple[str, str], list[tuple[dict[str, float], dict[str, float]]]] = {}
+        means_by_pair: dict[tuple[str, str], list[tuple[QuestionMeans, QuestionMeans]]] = {}
         for rungs in cells.values():
             neighbours = _pair_neighbours(rungs.values(), chain(*more_pairs))
             for pair in dict.fromkeys([*neighbours, *((lower, upper) for lower, upper in more_pairs)]):
                 if not (pair[0] in rungs and pair[1] in rungs):
                     continue
                 before, after = (rungs[name].question_means for name in pair)
-                if before and before.keys() == after.keys():
+                if _list_shared_questions(before, after) and before.keys() == after.keys():
                     means_by_pair.setdefault(pair, []).append((before, after))
                     row = rungs[pair[1]].row
                     conditions = {"set": question_set, "switch": switch, "mode": mode, "seed": row["seed"]}
@@ -170,6 +179,8 @@ def _compare_models(
         for pair, cell_means in means_by_pair.items():
             if len(cell_means) > 1 and len({frozenset(means) for cell in cell_means for means in cell}) == 1:
                 before, after = (_average_cells([cell[side] for cell in cell_means]) for side in (0, 1))
+                if not _list_shared_questions(before, after):
+                    continue
                 conditions = {"set": question_set, "switch": switch, "mode": mode, "seed": None}
                 yield _compare_pair(pair, conditions, before, after, axes={"cells": len(cell_means)})
 
@@ -189,15 +200,19 @@ def _pair_neighbours(rungs: Iterable[EvaluationResult], placed: Iterable[str]) -
 def _compare_pair(
     pair: tuple[str, str],
     conditions: dict[str, Any],
-    before: dict[str, float],
-    after: dict[str, float],
+    before: QuestionMeans,
+    after: QuestionMeans,
     *,
     axes: Any,
 ) -> dict[str, Any]:
     """Runs the paired test of two models over question means and returns it as a report.json entry."""
     from qwen_align.align.evaluation import statistics as evaluation_statistics
 
-    test = evaluation_statistics.run_paired_test(before, after)
+    shared = _list_shared_questions(before, after)
+    test = evaluation_statistics.run_paired_test(
+        {question: means[0] for question, means in shared.items()},
+        {question: means[1] for question, means in shared.items()},
+    )
     return {
         "from": pair[0],
         "to": pair[1],
@@ -210,9 +225,15 @@ def _compare_pair(
     }
 
 
-def _average_cells(cells: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Averages the mean reward of each question over several matrix cells."""
-    return {question: sum(cell[question] for cell in cells) / len(cells) for question in cells[0]}
+def _list_shared_questions(before: QuestionMeans, after: QuestionMeans) -> dict[str, tuple[float, float]]:
+    """Returns the means of the questions that both models have a verdict of."""
+    pairs = {question: (mean, after.get(question)) for question, mean in before.items()}
+    return {question: (a, b) for question, (a, b) in pairs.items() if a is not None and b is not None}
+
+
+def _average_cells(cells: Sequence[QuestionMeans]) -> QuestionMeans:
+    """Averages each question's mean over several matrix cells. It is None where one of them has no verdict."""
+    return {question: _average_or_none([cell[question] for cell in cells]) for question in cells[0]}
 
 
 def _find_recipe_name(target: str, stage: PlannedStage) -> str:

@@ -8,8 +8,22 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH = 640
-_LEFT, _RIGHT, _ROW = 190, 92, 30
+_BAR = 20  # the height of a bar
+
+
+class BarForm(NamedTuple):
+    """The measures of a bar chart: its width, the margins left and right of the scale, and the height of a row."""
+
+    width: int
+    left: int
+    right: int
+    row: int
+    label_height: int  # above the bar
+    label_characters: int
+
+
+WIDE = BarForm(width=640, left=190, right=92, row=30, label_height=0, label_characters=24)
+NARROW = BarForm(width=340, left=8, right=92, row=48, label_height=18, label_characters=45)
 N_COLOURS = 6  # the page has --c0 to --c5
 
 
@@ -30,29 +44,44 @@ class Curve(NamedTuple):
     colour: int = 0
 
 
-def draw_bars(rows: Sequence[Bar], *, title: str) -> str:
-    """Draws an SVG chart of horizontal bars on a scale from 0 to 100 %, with error bars of one standard error."""
-    height, scale = len(rows) * _ROW + 34, WIDTH - _LEFT - _RIGHT
-    parts = [_open_svg(height, title)]
+def draw_bars(rows: Sequence[Bar], *, title: str, narrow: bool = False) -> str:
+    """Draws an SVG chart of horizontal bars on a scale from 0 to 100 %, with error bars of one standard error.
+
+    `narrow`: for a phone, with each label above its bar.
+    """
+    form = NARROW if narrow else WIDE
+    height, scale = len(rows) * form.row + 34, form.width - form.left - form.right
+    parts = [_open_svg(height, title, width=form.width)]
     for percent in range(0, 101, 25):
-        x = _LEFT + scale * percent / 100
+        x = form.left + scale * percent / 100
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="6" y2="{height - 24}"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 8}" text-anchor="middle">{percent}</text>')
     for number, row in enumerate(rows):
-        y, end = 8 + number * _ROW, _LEFT + scale * row.value
-        low, high = (_LEFT + scale * min(1.0, max(0.0, row.value + sign * row.error)) for sign in (-1, 1))
-        middle = y + _ROW / 2 - 2
+        y, end = 8 + number * form.row + form.label_height, form.left + scale * row.value
+        low, high = (form.left + scale * min(1.0, max(0.0, row.value + sign * row.error)) for sign in (-1, 1))
+        middle = y + _BAR / 2 + 3
+        label_place = (
+            f'x="{form.left}" y="{y - 3}"' if narrow else f'x="{form.left - 8}" y="{middle + 4:.1f}" text-anchor="end"'
+        )
         parts += [
-            f'<text class="label" x="{_LEFT - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(row.label)}</text>',
-            f'<rect x="{_LEFT}" y="{y + 3}" width="{max(end - _LEFT, 0):.1f}" height="{_ROW - 10}" rx="2" '
+            f'<text class="label" {label_place}>{escape(_cut(row.label, form.label_characters))}</text>',
+            f'<rect x="{form.left}" y="{y + 3}" width="{max(end - form.left, 0):.1f}" height="{_BAR}" rx="2" '
             f'fill="var(--c{row.colour % N_COLOURS})" opacity="0.85"/>',
             f'<path class="error" d="M{low:.1f} {middle}H{high:.1f}'
             f'M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8"/>',
         ]
-        parts += [f'<circle class="dot" cx="{_LEFT + scale * dot:.1f}" cy="{middle}" r="2.5"/>' for dot in row.dots]
+        parts += [f'<circle class="dot" cx="{form.left + scale * dot:.1f}" cy="{middle}" r="2.5"/>' for dot in row.dots]
         label = f"{100 * row.value:.1f} ± {100 * row.error:.1f}"
         parts.append(f'<text class="value" x="{max(high, end) + 6:.1f}" y="{middle + 4:.1f}">{label}</text>')
     return "".join([*parts, "</svg>"])
+
+
+def _cut(text: str, n_characters: int) -> str:
+    """Cuts the middle out of a label that has no room: its end says how the model was asked."""
+    if len(text) <= n_characters:
+        return text
+    n_begin = n_characters // 3
+    return f"{text[:n_begin]}…{text[n_begin + 1 - n_characters :]}"
 
 
 def draw_curves(lines: Sequence[Curve], *, title: str, height: int = 170) -> str:
@@ -135,7 +164,7 @@ def draw_histogram(groups: Sequence[tuple[str, Sequence[float], int]], *, title:
     return "".join([*parts, "</svg>"])
 
 
-def _open_svg(height: int, title: str, *, width: int = WIDTH) -> str:
+def _open_svg(height: int, title: str, *, width: int) -> str:
     """Returns the opening SVG tag of a chart, with its title for screen readers."""
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '

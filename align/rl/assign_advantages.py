@@ -26,7 +26,9 @@ def estimate_group_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient
     It is the completion's reward minus the mean of its group, divided by a standard deviation.
     """
     rewards_P_G = compute_group_rewards(rollouts, settings, kl_coefficient)
-    return spread_over_tokens(rollouts, compute_group_advantages(rewards_P_G, scale=settings.advantage_scale))
+    return spread_over_tokens(
+        rollouts, compute_group_advantages(rewards_P_G, scale=settings.loss_settings.advantage_scale)
+    )
 
 
 def estimate_rloo_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
@@ -42,9 +44,8 @@ def estimate_rloo_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient:
 def estimate_reinforce_advantages(rollouts: Rollouts, settings: Grpo, kl_coefficient: float) -> Tensor:
     """Returns each token's return, whitened over the rollout batch, as a flat tensor (REINFORCE++).
 
-    arXiv:2501.03262. Completions without a verdict no longer count.
+    arXiv:2501.03262.
     """
-    exclude_unjudged(rollouts)
     mask = rollouts.get_mask()
     rewards = compute_token_rewards(rollouts, rollouts.reward.nan_to_num(nan=0.0), settings, kl_coefficient)
     return rollouts.flatten_tokens(whiten(sum_later_rewards(rewards, mask=mask), mask))
@@ -64,11 +65,7 @@ Each takes rollouts, settings and the KL coefficient, and returns an advantage p
 
 
 def assign_gae_advantages(rollouts: Rollouts, settings: Ppo, kl_coefficient: float, scale: RewardScale) -> None:
-    """Sets the rollouts' advantages and returns by generalised advantage estimation, for PPO.
-
-    Completions without a verdict no longer count.
-    """
-    exclude_unjudged(rollouts)
+    """Sets the rollouts' advantages and returns by generalised advantage estimation, for PPO."""
     scale.add_rewards(rollouts.reward[~rollouts.reward.isnan()].tolist())
     rewards = torch.tensor(
         [scale.normalise_reward(reward, settings.normalise_rewards) for reward in rollouts.reward.tolist()]
@@ -82,11 +79,6 @@ def assign_gae_advantages(rollouts: Rollouts, settings: Ppo, kl_coefficient: flo
     rollouts.advantages = rollouts.flatten_tokens(
         whiten(advantages, mask) if settings.whiten_advantages else advantages
     )
-
-
-def exclude_unjudged(rollouts: Rollouts) -> None:
-    """Excludes completions without a verdict from the loss and from all means of the rollouts."""
-    rollouts.counts = rollouts.counts & ~rollouts.reward.isnan()
 
 
 def compute_group_rewards(rollouts: Rollouts, settings: OnlineRl, kl_coefficient: float) -> Tensor:
@@ -131,6 +123,21 @@ def estimate_reference_kl(rollouts: Rollouts, estimator: str) -> Tensor:
 
     It is 0 outside the loss masks.
     """
+    return _compare_with_reference(rollouts.old_logps, rollouts, estimator)
+
+
+def compute_mean_kl(logps: Tensor, rollouts: Rollouts) -> float:
+    """Computes the mean KL of a policy from the reference over the tokens in the loss, in nats (k3).
+
+    `logps` are the policy's, flat. Completions that the reference has not scored are left out.
+    """
+    kl = _compare_with_reference(logps, rollouts, "k3")
+    scored = rollouts.get_mask() * ~kl.isnan()
+    return float((kl.nan_to_num() * scored).sum() / scored.sum().clamp(min=1))
+
+
+def _compare_with_reference(logps: Tensor, rollouts: Rollouts, estimator: str) -> Tensor:
+    """Estimates each token's KL from a policy to the reference; (B, T), 0 outside the loss masks."""
     assert rollouts.reference_logps is not None
-    per_token = losses.estimate_kl(rollouts.old_logps, rollouts.reference_logps, estimator)
+    per_token = losses.estimate_kl(logps, rollouts.reference_logps, estimator)
     return rollouts.pad_tokens(per_token.masked_fill(~rollouts.loss_mask, 0.0))

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from qwen_align.align.evaluation.scoring import require_verdicts
 from qwen_align.align.generation.engine import Engine, Generation, Request
 from qwen_align.align.generation.requests import build_completion
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rl.judge import Judge, JudgedCompletion, require_verdicts
+from qwen_align.align.rl.judge import Judge, JudgedCompletion
 from qwen_align.align.rl.prompt_stream import PromptDraw, PromptStream
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rows import Completion
@@ -68,6 +69,15 @@ class Group:
         known = {value for value in self.values if value is not None}
         return len(known) > 1
 
+    @property
+    def equal_value(self) -> float | None:
+        """Returns the reward that all judged completions of the group have.
+
+        It is None where they differ, and where none has a verdict.
+        """
+        known = {value for value in self.values if value is not None}
+        return known.pop() if len(known) == 1 else None
+
 
 @dataclass
 class RolloutBatch:
@@ -78,6 +88,8 @@ class RolloutBatch:
     n_wanted: int = 0
     seconds_sampling: float = 0.0
     seconds_waiting: float = 0.0  # for verdicts, after the last completion
+    # flat, of the groups' tokens: log-probs that the trainer computed with the policy that drew, while it was that
+    scored_logps: torch.Tensor | None = None
 
     @property
     def share(self) -> float:
@@ -140,11 +152,14 @@ def collect_groups(
 
 
 def wait_for_verdicts(batch: RolloutBatch, setup: RolloutSetup, stream: PromptStream, where: str) -> None:
-    """Waits for the batch's pending verdicts and records each prompt's pass rate in the prompt stream."""
+    """Waits for the batch's pending verdicts and records each prompt's pass rate in the prompt stream.
+
+    Raises StageError when there is none: training would go on and learn nothing.
+    """
     started = time.monotonic()
     judged = [each for group in batch.tried for each in group.judged]
     batch.seconds_waiting = time.monotonic() - started
-    require_verdicts(judged, where)
+    require_verdicts([each.verdict for each in judged], where)
     for group in batch.tried:
         rate = compute_solved_share(group.judged, setup)
         if rate is not None:
@@ -160,13 +175,15 @@ def compute_solved_share(judged: Sequence[JudgedCompletion], setup: RolloutSetup
     return sum(outcomes) / len(outcomes) if outcomes else None
 
 
-def build_rollouts(batch: RolloutBatch, *, mask_truncated: bool) -> Rollouts:
+def build_rollouts(batch: RolloutBatch, *, mask_truncated: bool = False, with_verdicts: bool = True) -> Rollouts:
     """Converts a rollout batch to tensors, group by group.
 
-    The advantages are still zero.
+    The advantages are still zero. Pending verdicts are waited for, or left out if `with_verdicts` is false.
     """
     generations = [generation for group in batch.groups for generation in group.generations]
-    values = [value for group in batch.groups for value in group.values]
+    values: list[float | None] = [None] * len(generations)
+    if with_verdicts:
+        values = [value for group in batch.groups for value in group.values]
     sizes = [len(group.generations) for group in batch.groups]
     truncated = torch.tensor([each.finish_reason == "length" for each in generations], dtype=torch.bool)
     logps = torch.tensor([logp for each in generations for logp in each.logps], dtype=torch.float32)

@@ -1,6 +1,5 @@
 """Judges completions in threads while later completions are still being sampled."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -46,16 +45,3 @@ class Judge:
                 f"rewards: {len(verdicts)} verdicts for {len(group)} completions of '{group[0].prompt_id}'"
             )
         return [JudgedCompletion(completion, verdict) for completion, verdict in zip(group, verdicts, strict=True)]
-
-
-def require_verdicts(judged: Sequence[JudgedCompletion], where: str) -> None:
-    """Checks that at least one completion has a verdict.
-
-    Raises StageError otherwise: training would go on and learn nothing.
-    """
-    if judged and all(each.verdict.value is None for each in judged):
-        (reason, n), *_ = Counter(each.verdict.reason for each in judged).most_common()
-        raise StageError(
-            f"{where}: none of {len(judged)} completions has a verdict; the most frequent reason: {reason} ({n}). "
-            "Mend the reward, or the golds it cannot use"
-        )

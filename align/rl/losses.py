@@ -16,8 +16,9 @@ from torch import Tensor
 class StepTotals(NamedTuple):
     """The counts of completions and tokens by which the loss of an optimiser step is averaged.
 
-    They are over all devices and micro-batches. Completions that are skipped because they train nothing are included.
-    `share` is that of a full step's groups: fewer of them move the model less, each as much as in a full step.
+    They are over all devices and micro-batches. Completions that are skipped because they train nothing are included,
+    those without a verdict are not. `share` is that of a full step's groups: fewer of them move the model less, each as
+    much as in a full step.
     """
 
     n_completions: int
@@ -184,6 +185,29 @@ def estimate_kl(logps: Tensor, reference_logps: Tensor, estimator: str) -> Tenso
     Log-probs may have any shape.
     """
     return KL_ESTIMATORS[estimator](logps - reference_logps)
+
+
+def compute_kl_loss(
+    logps: Tensor,
+    reference_logps: Tensor,
+    old_logps: Tensor,
+    mask: Tensor,
+    *,
+    estimator: str,
+    importance_weighted: bool,
+) -> Tensor:
+    """Returns the KL penalty of each token as a term of the loss; (B, T).
+
+    Its expected gradient is that of KL(policy || reference) for k2, of KL(reference || policy) for k3, and for k1 zero.
+    Weighted by the token's importance ratio it is that of KL(policy || reference) for all three, whichever policy drew:
+    the means of k1 and k3 are that KL, and the ratio's gradient belongs to them. The mean of k2 is not, only its
+    gradient is, so its ratio has none.
+    """
+    kl = estimate_kl(logps, reference_logps, estimator) * mask
+    if not importance_weighted:
+        return kl
+    ratios = compute_token_log_ratios(logps, old_logps, mask).exp()
+    return kl * (ratios.detach() if estimator == "k2" else ratios)
 
 
 def compute_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None) -> Tensor:

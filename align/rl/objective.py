@@ -35,7 +35,7 @@ def count_step_totals(rollouts: Rollouts, rows: list[int], max_tokens: int) -> S
     """Counts the completions and tokens by which the loss of an optimiser step is averaged."""
     counted = rollouts.counts[rows]
     n_tokens = int(rollouts.n_loss_tokens[rows][counted].sum())
-    return StepTotals(len(rows), n_tokens, max_tokens, rollouts.share)
+    return StepTotals(int(rollouts.is_judged[rows].sum()), n_tokens, max_tokens, rollouts.share)
 
 
 def compute_loss(
@@ -87,10 +87,12 @@ def _compute_policy_terms(
         batch, rollouts, mask, "old_logps", "sampled_logps", "advantages"
     )
     old = logps.detach() if terms.on_policy else drawn_by
-    clip: dict[str, Any] = {"loss": policy_loss, "clip_low": settings.clip_low, "clip_high": settings.clip_high}
+    bounds = settings.loss_settings
+    clip: dict[str, Any] = {"loss": policy_loss, "clip_low": bounds.clip_low, "clip_high": bounds.clip_high}
     per_token = losses.compute_policy_loss(logps, old, advantages, mask, **clip)
+    correction_weights = mask
     if correction := settings.importance_sampling_correction:
-        per_token = per_token * losses.compute_correction_weights(
+        correction_weights = losses.compute_correction_weights(
             old,
             sampled_with,
             mask,
@@ -98,11 +100,15 @@ def _compute_policy_terms(
             max_weight=correction.max_weight,
             above_max=correction.above_max,
         )
+        per_token = per_token * correction_weights
     if settings.kl and settings.kl.apply_to == "loss":
         (reference,) = _pad_to_batch(batch, rollouts, mask, "reference_logps")
-        kl = losses.estimate_kl(logps, reference, settings.kl.estimator) * mask
-        if settings.kl.importance_weighted:
-            kl = kl * policy_loss.compute_log_ratios(logps, old, mask).exp()
+        weighted = settings.kl.importance_weighted
+        kl = losses.compute_kl_loss(
+            logps, reference, old, mask, estimator=settings.kl.estimator, importance_weighted=weighted
+        )
+        if weighted:  # the importance ratio is that to the distribution drawn from
+            kl = kl * correction_weights
         per_token = per_token + terms.kl_coefficient * kl
     weights = policy_loss.weigh_tokens(rollouts.n_loss_tokens[batch.rows].to(mask.device), totals)
     loss = (per_token * weights[:, None]).sum()

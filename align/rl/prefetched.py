@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.requests import RenderedProblem, build_completion
 from qwen_align.align.rendering.renderer import Renderer
@@ -22,7 +24,8 @@ def save_batch(batch: RolloutBatch, path: Path) -> None:
     """Writes a rollout batch to a JSON file, after waiting for its pending verdicts."""
     used = {id(group) for group in batch.groups}
     groups = [{**_dump_group(group), "is_used": id(group) in used} for group in batch.tried]
-    path.write_text(json.dumps({"wanted": batch.n_wanted, "groups": groups}), encoding="utf-8")
+    logps = None if batch.scored_logps is None else batch.scored_logps.tolist()
+    path.write_text(json.dumps({"wanted": batch.n_wanted, "groups": groups, "scored_logps": logps}), encoding="utf-8")
 
 
 def load_batch(path: Path, problems: Sequence[RenderedProblem], renderer: Renderer) -> RolloutBatch:
@@ -33,7 +36,9 @@ def load_batch(path: Path, problems: Sequence[RenderedProblem], renderer: Render
     saved = json.loads(path.read_text(encoding="utf-8"))
     by_id = {each.problem.id: each for each in problems}
     tried = [(_load_group(group, by_id, renderer), group["is_used"]) for group in saved["groups"]]
-    return RolloutBatch([group for group, is_used in tried if is_used], [group for group, _ in tried], saved["wanted"])
+    logps = None if saved["scored_logps"] is None else torch.tensor(saved["scored_logps"], dtype=torch.float32)
+    used = [group for group, is_used in tried if is_used]
+    return RolloutBatch(used, [group for group, _ in tried], saved["wanted"], scored_logps=logps)
 
 
 def _dump_group(group: Group) -> dict[str, Any]:

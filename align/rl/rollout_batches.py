@@ -1,9 +1,11 @@
 """Collects the rollout batches of a training run one after another, and keeps the state that a checkpoint needs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
@@ -12,7 +14,7 @@ from qwen_align.align.generation.requests import RenderedProblem
 from qwen_align.align.rl import prefetched
 from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.collect import RolloutBatch, RolloutSetup, collect_groups, wait_for_verdicts
-from qwen_align.align.rl.held_out import describe_first_rollouts, measure_accuracy
+from qwen_align.align.rl.held_out import HeldOutFigures, describe_first_rollouts, measure_held_out
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.prompt_stream import PromptStream
 
@@ -20,17 +22,30 @@ PENDING = "pending.json"
 
 
 class HeldOutQuestions:
-    """The questions of the held-out set, with their sampling settings and the judge of their completions."""
+    """The questions of the held-out set, with their sampling settings and the judge of their completions.
 
-    def __init__(self, setup: RolloutSetup, questions: Sequence[RenderedProblem], judge: Judge) -> None:
+    `max_no_verdict_share`: the largest share of completions without a verdict with which they are measured.
+    """
+
+    def __init__(
+        self,
+        setup: RolloutSetup,
+        questions: Sequence[RenderedProblem],
+        judge: Judge,
+        max_no_verdict_share: float,
+    ) -> None:
         self.setup, self.questions, self.judge = setup, questions, judge
+        self.max_no_verdict_share = max_no_verdict_share
 
 
 class RolloutSource:
     """A source of the rollout batches of a training run, one per step.
 
-    There are `settings.steps` of them; with `async_steps` each is sampled a step ahead.
+    There are `settings.steps` of them; with `async_steps` each is sampled a step ahead. `score_drawn` computes the
+    log-probs of such a batch with the policy that has just drawn it, before that policy is updated.
     """
+
+    score_drawn: Callable[[RolloutBatch], Tensor] | None = None
 
     def __init__(
         self,
@@ -79,13 +94,21 @@ class RolloutSource:
         """Logs a note on a few rollouts sampled before training starts."""
         self.context.log_note(0, "preflight", describe_first_rollouts(self.setup, self.stream.problems, self.judge))
 
-    def measure_held_out(self, model: Any) -> tuple[float, float]:
-        """Measures the policy's accuracy on the held-out set and returns it with its standard error."""
+    def find_longest_sequence(self) -> int:
+        """Returns the most tokens that a prompt and its completion can have, in training or on the held-out set."""
+        asked = [(self.setup, self.stream.problems)]
+        if self.held_out_questions is not None:
+            asked.append((self.held_out_questions.setup, self.held_out_questions.questions))
+        return max(len(each.prompt.ids) + setup.sampling.max_tokens for setup, prompts in asked for each in prompts)
+
+    def measure_held_out(self, model: Any) -> HeldOutFigures:
+        """Measures the policy on the held-out set."""
         assert self.held_out_questions is not None
         self._sync_weights(model)
         held_out = self.held_out_questions
-        accuracy = measure_accuracy(held_out.setup, held_out.questions, held_out.judge)
-        return accuracy.mean, accuracy.stderr
+        return measure_held_out(
+            held_out.setup, held_out.questions, held_out.judge, max_no_verdict_share=held_out.max_no_verdict_share
+        )
 
     @property
     def is_evaluation_due(self) -> bool:
@@ -116,6 +139,8 @@ class RolloutSource:
                 f"{len(batch.tried)} prompts; each trains as heavily as in a full step. "
                 "Raise max_prompts, or take prompts solved now and then",
             )
+        if settings.async_steps and self.score_drawn and batch.groups:
+            batch.scored_logps = self.score_drawn(batch)
         return batch
 
     def _sync_weights(self, model: Any) -> None:

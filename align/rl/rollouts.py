@@ -13,7 +13,8 @@ from torch import Tensor
 class Rollouts:
     """Tensors of N completions that are ready to train on.
 
-    A flat tensor holds the tokens of all completions, one completion after another.
+    A completion without a verdict never counts: it is in no loss and in no mean. A flat tensor holds the tokens of all
+    completions, one completion after another.
     """
 
     ids: Tensor  # of prompts and completions, each prompt before its completion
@@ -36,9 +37,15 @@ class Rollouts:
     def __post_init__(self) -> None:
         if not len(self.loss_mask):
             self.loss_mask = torch.ones(int(self.n_tokens.sum()), dtype=torch.bool)
+        self.counts = self.counts & self.is_judged
 
     def __len__(self) -> int:
         return len(self.n_prompt)
+
+    @property
+    def is_judged(self) -> Tensor:
+        """Returns whether each completion has a verdict; (N,) bool."""
+        return ~self.reward.isnan()
 
     @property
     def n_tokens_in_loss(self) -> int:

@@ -1,6 +1,6 @@
 """Computes log-probs and critic values of all tokens of a step's completions, split among the processes.
 
-Without gradients.
+Without gradients, in the precision that training has.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,3 +62,16 @@ class Scorer(NamedTuple):
         return torch.cat(
             [parts[row] if row in parts else torch.full((n,), torch.nan) for row, n in enumerate(n_tokens)]
         )
+
+
+def set_old_logps(rollouts: Rollouts, scored: Tensor) -> float:
+    """Sets the rollouts' old log-probs to the trainer's and returns how far those are from the engine's.
+
+    `scored` is flat and NaN for completions that were not scored, which keep the engine's. The distance is a mean over
+    the scored tokens in the loss, in nats.
+    """
+    is_scored = ~scored.isnan()
+    in_loss = rollouts.flatten_tokens(rollouts.get_mask() > 0) & is_scored
+    distances = (scored - rollouts.old_logps)[in_loss].abs()
+    rollouts.old_logps = torch.where(is_scored, scored, rollouts.old_logps)
+    return float(distances.mean()) if len(distances) else 0.0

@@ -27,6 +27,8 @@ def compute_batch_metrics(batch: RolloutBatch) -> dict[str, float]:
         "groups/tried": float(len(batch.tried)),
         "groups/used": float(len(batch.groups)),
         "groups/no_signal_share": _compute_mean([not group.has_signal for group in batch.tried]),
+        "groups/all_zero_share": _compute_mean([group.equal_value == 0.0 for group in batch.tried]),
+        "groups/all_one_share": _compute_mean([group.equal_value == 1.0 for group in batch.tried]),
         "time/sampling": batch.seconds_sampling,
         "time/waiting_for_verdicts": batch.seconds_waiting,
     }

@@ -25,9 +25,10 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor
 from qwen_align.align.rl.algorithm import Algorithm
-from qwen_align.align.rl.assign_advantages import estimate_reference_kl
-from qwen_align.align.rl.collect import build_rollouts
+from qwen_align.align.rl.assign_advantages import compute_mean_kl, estimate_reference_kl
+from qwen_align.align.rl.collect import RolloutBatch, build_rollouts
 from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
+from qwen_align.align.rl.held_out import HeldOutFigures
 from qwen_align.align.rl.losses import StepTotals
 from qwen_align.align.rl.micro_batches import CPU_TOKENS, MicroBatch, add_idle_batches, pack_micro_batches
 from qwen_align.align.rl.objective import Sums, UpdateTerms, compute_loss, count_step_totals
@@ -35,7 +36,7 @@ from qwen_align.align.rl.optimizer import build_schedule, group_parameters
 from qwen_align.align.rl.ptx import RawTexts
 from qwen_align.align.rl.rollout_batches import RolloutSource
 from qwen_align.align.rl.rollouts import Rollouts
-from qwen_align.align.rl.scoring import Scorer
+from qwen_align.align.rl.scoring import Scorer, set_old_logps
 from qwen_align.align.rl.step_metrics import choose_samples, compute_batch_metrics, compute_mask_metrics
 from qwen_align.align.rl.watchdogs import Watchdogs
 from qwen_align.align.store.files import read_json, write_json
@@ -89,7 +90,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         self._batch_metrics: dict[str, float] = {}  # for the watchdogs, which check a batch after its last update
         self._is_first_update = True  # of its batch's optimiser steps
         self._sums: Sums = {}
-        self.scorer = Scorer(self._pack_micro_batches, self.compute_loss_context_manager, self.args.device)
+        self.scorer = Scorer(self._pack_micro_batches, self.accelerator.autocast, self.args.device)
+        rollout_source.score_drawn = self._score_drawn
         if reference is not None:
             reference.to(self.args.device).eval().requires_grad_(False)
 
@@ -187,25 +189,45 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         self.rollouts = build_rollouts(batch, mask_truncated=self.settings.mask_truncated)
         self.metrics |= compute_mask_metrics(self.rollouts)
         all_rows = range(len(self.rollouts))
-        self._score_before_updates(self.rollouts)
+        if batch.scored_logps is not None:
+            self.metrics["mismatch/mean"] = set_old_logps(self.rollouts, batch.scored_logps)
+        if self.algorithm.critic:
+            self.rollouts.values = self.scorer.score_values(self.model_wrapped, self.rollouts, all_rows)
         if self.algorithm.needs_reference_everywhere:
-            self._score_by_reference(self.rollouts, all_rows)
+            self._score_before_updates(self.rollouts, all_rows)
         self.algorithm.assign_advantages(self.rollouts, self.kl_coefficient.value, self.reward_scale)
-        if self.settings.kl and not self.algorithm.needs_reference_everywhere:
-            self._score_by_reference(self.rollouts, self._select_trained_rows(all_rows))
+        if not self.algorithm.needs_reference_everywhere:
+            self._score_before_updates(self.rollouts, self._select_trained_rows(all_rows))
         self.minibatches = self._schedule_minibatches(len(self.rollouts))
         if self.rollouts.reference_logps is not None:
             self._measure_reference_kl(self.rollouts)
         for sample in choose_samples(batch, self.rollouts, self.settings.keep_samples):
             self.context.log_sample(self.state.global_step + 1, sample)
 
-    def _score_before_updates(self, rollouts: Rollouts) -> None:
-        """Sets the old log-probs and critic values of the rollouts before they are trained on."""
-        policy, rows = self.model_wrapped, range(len(rollouts))
-        if not self._is_on_policy and not self._engine_is_exact:
-            rollouts.old_logps = self.scorer.score_logps(policy, rollouts, rows)
-        if self.algorithm.critic:
-            rollouts.values = self.scorer.score_values(policy, rollouts, rows)
+    def _score_drawn(self, batch: RolloutBatch) -> Tensor:
+        """Returns the present policy's log-probs of a batch that it has drawn and that may not be judged yet; flat."""
+        rollouts = build_rollouts(batch, with_verdicts=False)
+        return self.scorer.score_logps(self.model_wrapped, rollouts, range(len(rollouts)))
+
+    def _score_before_updates(self, rollouts: Rollouts, rows: Sequence[int]) -> None:
+        """Sets the log-probs of the given completions that are computed before their updates: old and reference ones.
+
+        Both come of the same passes over the same rows, so that they differ by the weights alone.
+        """
+        if self._needs_scored_logps:
+            scored = self.scorer.score_logps(self.model_wrapped, rollouts, rows)
+            self.metrics["mismatch/mean"] = set_old_logps(rollouts, scored)
+        if self.settings.kl:
+            self._score_by_reference(rollouts, rows)
+            if self.state.global_step == self.skipped:  # nothing has been trained yet
+                self._check_reference_start(rollouts, rows)
+
+    def _check_reference_start(self, rollouts: Rollouts, rows: Sequence[int]) -> None:
+        """Checks that the reference is the policy, which has not been trained yet. Raises StageError otherwise."""
+        logps = rollouts.old_logps
+        if self.settings.async_steps:  # those were scored in other passes
+            logps = self.scorer.score_logps(self.model_wrapped, rollouts, rows)
+        check_first_kl(compute_mean_kl(logps, rollouts))
 
     def _score_by_reference(self, rollouts: Rollouts, rows: Sequence[int]) -> None:
         """Sets the reference policy's log-probs of the given completions.
@@ -233,33 +255,27 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return minibatches
 
     def _measure_reference_kl(self, rollouts: Rollouts) -> None:
-        """Logs the KL to the reference policy, adapts its coefficient and updates a reference that is due.
-
-        Raises StageError if the first KL is not 0: the reference is then another model.
-        """
+        """Logs the KL to the reference policy, adapts its coefficient and updates a reference that is due."""
         settings = self.settings.kl
         assert settings is not None
-        kl = estimate_reference_kl(rollouts, "k3")
-        scored = rollouts.get_mask() * ~kl.isnan()
-        mean = float((kl.nan_to_num() * scored).sum() / scored.sum().clamp(min=1))
+        mean = compute_mean_kl(rollouts.old_logps, rollouts)
         self.metrics |= {"kl": mean, "kl/coefficient": self.kl_coefficient.value}
-        if self.rollout_source.batches == 1:
-            check_first_kl(mean)
-        per_completion = float(estimate_reference_kl(rollouts, "k1").sum(dim=1).mean())
-        self.kl_coefficient.adapt(settings, per_completion, len(rollouts))
+        if settings.target is not None and rollouts.counts.any():
+            per_completion = estimate_reference_kl(rollouts, "k1").sum(dim=1)[rollouts.counts]
+            self.kl_coefficient.adapt(settings, float(per_completion.mean()), len(per_completion))
         if settings.reference_sync_steps and self.rollout_source.batches % settings.reference_sync_steps == 0:
             assert self.reference is not None
             self.reference.policy.load_state_dict(self.model.policy.state_dict())
 
-    def measure_held_out_now(self) -> tuple[float, float]:
-        """Measures the present policy's accuracy on the held-out set and returns it with its standard error."""
+    def measure_held_out_now(self) -> HeldOutFigures:
+        """Measures the present policy on the held-out set."""
         return self.rollout_source.measure_held_out(self.model.causal_lm)
 
     def _evaluate_held_out(self) -> None:
         """Evaluates the held-out set, logs its accuracy and notes watchdog alerts."""
-        mean, stderr = self.measure_held_out_now()
-        self.metrics |= {"held_out/accuracy": mean, "held_out/stderr": stderr}
-        for alert in self.watchdogs.check_held_out(self.state.global_step, mean, stderr):
+        figures = self.measure_held_out_now()
+        self.metrics |= {f"held_out/{name}": value for name, value in figures._asdict().items()}
+        for alert in self.watchdogs.check_held_out(self.state.global_step, figures.accuracy, figures.stderr):
             self.context.log_note(alert.step, alert.watchdog, alert.message)
 
     # --- an optimiser step
@@ -276,7 +292,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         passes += [
             partial(self._compute_completion_loss, batch=batch, totals=totals._replace(share=0.0)) for batch in idle
         ]
-        return [*passes, *self._plan_text_passes()]
+        # Devices exchange gradients in the last pass, and only of what it uses: texts, which have no value, go first.
+        return [*self._plan_text_passes(), *passes]
 
     def _select_trained_rows(self, rows: Iterable[int]) -> list[int]:
         """Returns the row numbers of the completions that train the model."""
@@ -301,8 +318,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         batch = batch.to(self.args.device)
         scores = model(batch, policy=terms.policy, values=terms.value)
         loss, sums = compute_loss(scores, batch, self.rollouts, totals, terms, self.algorithm)
-        if totals.share:
-            self._add_sums(sums)
+        # Devices add up the same figures, also one that has idle passes alone.
+        self._add_sums(sums if totals.share else {name: torch.zeros_like(value) for name, value in sums.items()})
         return loss
 
     def _plan_text_passes(self) -> list[Callable[[Any], Tensor]]:
@@ -338,8 +355,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         sum_over_processes(totals)
         total, *values = totals.tolist()
         sums = dict(zip(names, values, strict=True))
-        if not self._is_first_update or self.settings.async_steps:
-            sums.pop("mismatch/mean", None)  # the policy itself has moved since
+        if not self._is_first_update or "mismatch/mean" in self.metrics:
+            sums.pop("mismatch/mean", None)  # the policy has moved since it drew, or it has been measured before
         self.metrics |= {"loss": total, "skipped": float(is_skipped)}
         n = max(sums.pop("tokens", 0.0), 1.0)
         if "ptx/loss" in sums:
@@ -349,6 +366,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             variance = sums.pop("value/squared_returns") / n - (returns / n) ** 2
             self.metrics["value/explained"] = 1 - error / n / variance if variance > 0 else 0.0
         self.metrics |= {name: value / n for name, value in sums.items()}
+        if self._is_first_update and "mismatch/mean" in self.metrics:
+            self._batch_metrics["mismatch/mean"] = self.metrics["mismatch/mean"]
         if "entropy" in self.metrics:
             self.entropy_coefficient.adapt(self.settings.entropy, self.metrics["entropy"])
         if self.settings.entropy:
@@ -374,6 +393,22 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             }
         if self.args.should_save:
             policy.save_pretrained(folder, **only_policy)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clips the gradients of policy and critic, each to the limit, and returns the policy's norm before that.
+
+        Together the critic's, which are larger by orders of magnitude, would scale the policy's. DeepSpeed clips by
+        itself, and knows only one norm.
+        """
+        if self.algorithm.critic is None or self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        parts = (self.model.value_parameters(), self.model.policy_parameters())
+        value_norm, policy_norm = (
+            self.accelerator.clip_grad_norm_([parameter for _, parameter in part], self.args.max_grad_norm)
+            for part in parts
+        )
+        self.metrics["value/grad_norm"] = float(value_norm)
+        return policy_norm
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Saves the trained weights of policy and critic into a checkpoint."""
@@ -407,9 +442,11 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             save_file(dict(self.reference.policy.named_parameters()), folder / REFERENCE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Loads the trained weights and the state needed to resume from a checkpoint folder."""
-        folder = Path(resume_from_checkpoint)
-        _load_weights(self.model, folder / WEIGHTS)
+        """Loads the trained weights from a checkpoint folder."""
+        _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def load_extra_state(self, folder: Path) -> None:
+        """Loads from a checkpoint what `_save_extra_state` saved."""
         state = read_json(folder / STATE)
         self.rollout_source.restore_state(state["experience"], folder)
         self.kl_coefficient.restore_state(state["kl"])
@@ -459,9 +496,15 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         return self.settings.updates.count == 1 and not self.settings.async_steps
 
     @property
-    def _engine_is_exact(self) -> bool:
-        """Returns whether the engine's log-probs equal the trainer's, but for float32's rounding."""
-        return not self.rollout_source.engine.has_own_weights and self.settings.precision == "fp32"
+    def _needs_scored_logps(self) -> bool:
+        """Returns whether the old log-probs are computed here, before the updates, in place of the engine's.
+
+        So it is where they are compared with other passes of ours, of a policy that has moved or of the reference, and
+        the engine's differ by more than float32's rounding. With `async_steps` they were computed when they were drawn.
+        """
+        is_exact = not self.rollout_source.engine.has_own_weights and self.settings.precision == "fp32"
+        is_compared = self.settings.updates.count > 1 or self.settings.kl is not None
+        return is_compared and not is_exact and not self.settings.async_steps
 
     @property
     def _is_critic_warmup(self) -> bool:

@@ -63,9 +63,9 @@ class Watchdogs:
                 "no_signal",
                 step,
                 no_signal > settings.no_signal_share,
-                f"in {no_signal:.0%} of the groups all rewards are equal, which trains nothing: the prompts are too "
-                f"{'easy' if metrics['reward'] > 0.5 else 'hard'}, or the reward sees no answer. Take prompts that are "
-                "solved sometimes (pass_rate), more completions_per_prompt, or dynamic_sampling",
+                f"in {no_signal:.0%} of the groups all rewards are equal{_describe_equal(metrics)}, which trains "
+                f"nothing: {_explain_equal(metrics)}. Take prompts that are solved sometimes (pass_rate), more "
+                "completions_per_prompt, or dynamic_sampling",
             ),
             self._alert_after_patience(
                 "no_verdict",
@@ -95,7 +95,8 @@ class Watchdogs:
                 "skipped",
                 step,
                 metrics.get("skipped", 0.0) > 0,
-                "not one group had a signal, so nothing was trained. Take prompts that are solved sometimes",
+                f"not one group had a signal{_describe_equal(metrics)}, so nothing was trained: "
+                f"{_explain_equal(metrics)}. Take prompts that are solved sometimes",
             ),
         ]
         return self._stop_on_alerts([alert for alert in alerts if alert])
@@ -207,3 +208,17 @@ class Watchdogs:
         self.rewards.clear()
         self.rewards.extend(state["rewards"])
         self.best = state["best"]
+
+
+def _describe_equal(metrics: Metrics) -> str:
+    """Returns in which share of the groups all rewards are 0, and in which all are 1, as ` (all 0 in 90%)`."""
+    shares = {0: metrics.get("groups/all_zero_share", 0.0), 1: metrics.get("groups/all_one_share", 0.0)}
+    parts = [f"all {value} in {share:.0%}" for value, share in shares.items() if share]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _explain_equal(metrics: Metrics) -> str:
+    """Returns why the rewards of a group are all equal: all too low, or all too high."""
+    zeros, ones = metrics.get("groups/all_zero_share", 0.0), metrics.get("groups/all_one_share", 0.0)
+    is_easy = ones > zeros if ones != zeros else metrics["reward"] > 0.5
+    return "the prompts are too easy" if is_easy else "the prompts are too hard, or the reward sees no answer"

@@ -9,6 +9,8 @@ from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
 
+WITHOUT_SMOOTHING = ("sigmoid", "hinge", "ipo", "sigmoid_norm")  # TRL 1.16 reads label_smoothing in robust alone
+
 
 class Dpo(StageSettings, Optimizer, CanBeEmpty):
     """Settings of a DPO stage, which trains a model on preference pairs.
@@ -31,7 +33,7 @@ class Dpo(StageSettings, Optimizer, CanBeEmpty):
         "arXiv:2403.00409; sigmoid_norm: sigmoid of log-probabilities per token, as in TRL",
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="share of pairs assumed to be labelled the wrong way round"
+        0.0, ge=0, lt=0.5, description="of loss robust: share of pairs assumed to be labelled the wrong way round"
     )
     sft_weight: float = Field(
         0.0, ge=0, description="weight of an SFT loss on the chosen side, added to the preference loss"
@@ -43,10 +45,18 @@ class Dpo(StageSettings, Optimizer, CanBeEmpty):
         """Raises ValueError if the LoRA settings have a dropout."""
         return refuse_dropout(self, self.lora)
 
+    @model_validator(mode="after")
+    def _check_label_smoothing(self) -> Self:
+        """Raises ValueError for a label smoothing that the loss does not read."""
+        if self.label_smoothing and self.loss in WITHOUT_SMOOTHING:
+            raise ValueError(
+                f"label_smoothing: loss '{self.loss}' does not read it; set loss: robust, which corrects for pairs "
+                "labelled the wrong way round, or leave it out"
+            )
+        return self
+
     def get_runtime_key_settings(self, runtime: Runtime) -> dict[str, int]:
         """Returns the micro-batch size as a key setting if the loss depends on it.
-
-        TRL's next-token term is a mean over the tokens of a device's forward pass.
 
         TRL's next-token term is a mean over the tokens of a device's forward pass.
         """

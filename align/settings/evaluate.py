@@ -7,16 +7,15 @@ from pydantic import Field
 from qwen_align.align.references import DataRef, ModelRef, ScorerRef
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.settings.sampling import SamplingSettings
-from qwen_align.align.settings.stage import StageSettings
-from qwen_align.reward.settings import RewardSettings
+from qwen_align.align.settings.stage import StageSettings, VerdictLimit
+from qwen_align.reward.settings import Rewards
 
 
-class Evaluate(StageSettings):
+class Evaluate(StageSettings, VerdictLimit):
     """Settings of an evaluation: a model's accuracy over `completions_per_prompt` completions of each question.
 
-    There is one result for each data set and each of `thinking_switches`.
-
-    A question is right when its own reward pays 1.
+    There is one result for each data set and each of `thinking_switches`. A completion is right when the reward of its
+    question pays 1; the mean of what is paid is a figure of its own.
     """
 
     kind: Literal["evaluate"]
@@ -29,9 +28,7 @@ class Evaluate(StageSettings):
     thinking_switches: list[Switch] = Field(
         [Switch()], min_length=1, description="ways of asking the model to think or not, each with a result of its own"
     )
-    rewards: list[RewardSettings] = Field(
-        [], description="settings of the rewards that questions name; others have their defaults"
-    )
+    rewards: Rewards = Field([], description="settings of the rewards that questions name; others have their defaults")
     best_of_n_scorer: ScorerRef | None = Field(
         None,
         description="reward model that picks one of each question's completions: best of n is reported too",

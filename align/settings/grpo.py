@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from qwen_align.align.settings.loss_defaults import AdvantageScale
 from qwen_align.align.settings.online_rl import DynamicSampling, Kl, OnlineRl
 from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
 
@@ -42,18 +43,21 @@ class Grpo(OnlineRl):
         "mean of the others (arXiv:2402.14740); reinforce++: no group, normalised over all tokens of the batch "
         "(arXiv:2501.03262)",
     )
-    advantage_scale: Literal["group", "batch", "none"] = Field(
-        "group",
-        description="standard deviation that advantages are divided by: of the group, of the whole batch, or none",
+    advantage_scale: AdvantageScale | None = Field(
+        None,
+        description="standard deviation that advantages are divided by: of the group, of the whole batch, or none; "
+        "null = as the paper of the loss has it",
     )
     dynamic_sampling: DynamicSampling | None = Field(
         None, description="replace groups whose rewards are all equal by other prompts; null = train on what was drawn"
     )
 
+    @property
+    def loss_name(self) -> str:
+        return self.loss
+
     def get_runtime_key_settings(self, runtime: Runtime) -> dict[str, int]:
         """Returns the micro-batch size as a key setting if the loss depends on it.
-
-        TRL's entropy is a mean over the tokens of a device's forward pass.
 
         TRL's entropy is a mean over the tokens of a device's forward pass.
         """
@@ -74,6 +78,8 @@ class Grpo(OnlineRl):
             )
         if self.advantage != "group" and "advantage_scale" in self.model_fields_set:
             raise ValueError("advantage_scale: is for advantage: group; leave it out")
+        if self.loss == "cispo" and self.clip_low is not None:
+            raise ValueError("clip_low: cispo bounds its weights from above only (arXiv:2506.13585); leave it out")
         if self.dynamic_sampling and self.dynamic_sampling.max_prompts < self.prompts_per_step:
             raise ValueError(
                 f"dynamic_sampling.max_prompts: {self.dynamic_sampling.max_prompts} are fewer than the "
@@ -96,6 +102,8 @@ class Grpo(OnlineRl):
             asked.append("engine")
         if self.kl and self.kl != Kl(coefficient=self.kl.coefficient, importance_weighted=self.kl.importance_weighted):
             asked.append("kl")
+        if self.kl and self.kl.importance_weighted and self.loss == "gspo":
+            asked.append("kl.importance_weighted with gspo (TRL takes the completion's ratio for a token's)")
         if self.entropy and self.entropy.target is not None:
             asked.append("entropy.target")
         if asked:

@@ -1,19 +1,24 @@
 """Defines the settings that all online-RL stages share: sampling, rewards, updates and stopping."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.loss_defaults import LossDefaults, get_loss_defaults
 from qwen_align.align.settings.sampling import SamplingSettings
-from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
+from qwen_align.align.settings.stage import CanBeEmpty, StageSettings, VerdictLimit
 from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
-from qwen_align.reward.settings import RewardList, RewardSettings
+from qwen_align.reward.settings import RewardList, Rewards
 
 Watchdog = Literal[
     "truncated", "no_signal", "no_verdict", "held_out", "entropy", "length", "update_kl", "engine_mismatch", "skipped"
 ]  # fmt: skip
+
+
+VLLM_NOT_INSTALLED = "engine: vllm is not installed: pip install 'qwen-align[vllm]', or engine: local"
 
 
 class Updates(Strict):
@@ -39,7 +44,9 @@ class Kl(Strict):
 
     coefficient: float = Field(gt=0, description="weight of the penalty; where it starts, if there is a target")
     estimator: Literal["k1", "k2", "k3"] = Field(
-        "k3", description="how the KL of a token is estimated; k1 is for the reward: in the loss its gradient is zero"
+        "k3",
+        description="how the KL of a token is estimated. In the loss: k2, k3 (the default), or k1 with "
+        "importance_weighted; in the reward: k1, which is also the default there",
     )
     apply_to: Literal["loss", "reward"] = Field(
         "loss", description="loss: a term of its own in the loss; reward: subtracted from the reward of each token"
@@ -63,12 +70,26 @@ class Kl(Strict):
         None, ge=1, description="steps after which the policy becomes the new reference; null = never"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_estimator(cls, data: Any) -> Any:
+        """Adds the estimator k1 to the settings of a penalty on the reward that name none."""
+        if isinstance(data, Mapping) and data.get("apply_to") == "reward" and "estimator" not in data:
+            return {**data, "estimator": "k1"}
+        return data
+
     @model_validator(mode="after")
     def _check_kl_settings(self) -> Self:
         """Checks that the settings of the KL penalty fit together. Raises ValueError otherwise."""
         if self.apply_to == "loss" and self.estimator == "k1" and not self.importance_weighted:
             raise ValueError(
                 "estimator k1 has no gradient in the loss but with importance_weighted: true; else take k2 or k3"
+            )
+        if self.apply_to == "reward" and self.estimator in ("k2", "k3"):
+            raise ValueError(
+                f"estimator {self.estimator} in the reward does not hold the policy: near the reference its expected "
+                "gradient is an eighth of the KL's and points away from the reference in half of the cases (measured, "
+                "docs/rl.md). Take k1, or apply_to: loss"
             )
         if self.apply_to == "reward" and {"importance_weighted", "include_zero_advantage"} & self.model_fields_set:
             raise ValueError("importance_weighted, include_zero_advantage: are for a term of the loss; leave them out")
@@ -181,16 +202,14 @@ class Correction(Strict):
     )
 
 
-class HeldOut(Strict):
+class HeldOut(VerdictLimit):
     """Settings of the evaluation on a held-out set during training."""
 
     from_data: list[DataRef] = Field(min_length=1, description="data sets of questions, evaluated together")
     every_steps: int = Field(ge=1, description="steps between evaluations; also before the first and after the last")
     completions_per_prompt: int = Field(1, ge=1, description="completions sampled for each question")
     sampling: SamplingSettings | None = Field(None, description="how tokens are sampled; null = as in training")
-    rewards: list[RewardSettings] = Field(
-        [], description="settings of the rewards that questions name; others have their defaults"
-    )
+    rewards: Rewards = Field([], description="settings of the rewards that questions name; others have their defaults")
 
 
 class Watch(Strict):
@@ -282,11 +301,15 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
     )
     prompt_sampler: PromptOrder = Field(Shuffled(), description="which prompts are taken, in which order")
     updates: Updates = Field(Updates(), description="optimiser steps on the completions of a step")
-    clip_low: float = Field(0.2, gt=0, description="importance ratios are clipped below 1 - clip_low")
-    clip_high: float = Field(
-        0.28,  # clip-higher, DAPO, arXiv:2503.14476
+    clip_low: float | None = Field(
+        None,
         gt=0,
-        description="importance ratios are clipped above 1 + clip_high",
+        description="importance ratios are clipped below 1 - clip_low; null = as the paper of the loss has it",
+    )
+    clip_high: float | None = Field(
+        None,
+        gt=0,
+        description="importance ratios are clipped above 1 + clip_high; null = as the paper of the loss has it",
     )
     kl: Kl | None = Field(None, description="KL penalty against the reference policy; null = none, and no reference")
     entropy: Entropy | None = Field(None, description="entropy bonus; null = none")
@@ -338,6 +361,32 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
                 else "allow_truncated_sampling: sampling cuts nothing; leave it out"
             )
         return self
+
+    @property
+    def loss_name(self) -> str:
+        """Returns the name of the policy loss, as the table of their papers' defaults has it."""
+        raise NotImplementedError
+
+    @property
+    def loss_settings(self) -> LossDefaults:
+        """Returns clip bounds and advantage scale: those that are set, and the loss's paper's for the others."""
+        defaults = get_loss_defaults(self.loss_name)
+        return defaults._replace(**self._list_set_loss_settings())
+
+    def describe_departures(self) -> list[str]:
+        """Returns the settings of the policy loss that are not its paper's, each with the value of the paper."""
+        defaults = get_loss_defaults(self.loss_name)
+        return [
+            f"{name} {value} ({defaults.source}: {getattr(defaults, name)})"
+            for name, value in self._list_set_loss_settings().items()
+            if value != getattr(defaults, name)
+        ]
+
+    def _list_set_loss_settings(self) -> dict[str, Any]:
+        """Returns the settings of the policy loss that the recipe sets, by name."""
+        names = [name for name in LossDefaults._fields if name in type(self).model_fields]
+        given = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def _is_truncated(self) -> bool:

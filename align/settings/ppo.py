@@ -4,9 +4,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import DataRef, ScorerRef
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.online_rl import OnlineRl
+from qwen_align.align.settings.runtime import Runtime
 
 
 class Critic(Strict):
@@ -75,6 +77,18 @@ class Ppo(OnlineRl):
         "standard deviation",
     )
     ptx: Ptx | None = Field(None, description="next-token loss on raw texts beside PPO; null = none")
+
+    @property
+    def loss_name(self) -> str:
+        return "ppo"
+
+    def check_runtime(self, runtime: Runtime) -> None:
+        """Raises RecipeError where activations would be computed again under another adapter than at first."""
+        if runtime.gradient_checkpointing and self.lora and self.critic.kind == "separate":
+            raise RecipeError(
+                "runtime.gradient_checkpointing: with critic: separate and lora activations would be computed again "
+                "under the wrong adapter; leave it out, or take critic: {kind: head}"
+            )
 
     @model_validator(mode="after")
     def _check_single_trunk(self) -> Self:

@@ -1,6 +1,6 @@
 """Defines the settings of `pretrain`, which trains a small Qwen3 from scratch on raw text."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -98,3 +98,7 @@ class Pretrain(StageSettings):
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps is {self.warmup_steps}, which leaves none of {self.steps} steps")
         return self
+
+    def get_new_model_config(self) -> dict[str, Any]:
+        """Returns what config.json will say of the layers of the new model."""
+        return {"model_type": "qwen3", "num_hidden_layers": self.architecture.layers, "tie_word_embeddings": True}

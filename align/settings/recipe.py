@@ -1,8 +1,9 @@
 """Defines the recipe, the file a user writes, as typed settings."""
 
 import itertools
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -12,6 +13,7 @@ from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.hub_revision import WHERE_COMMITS_STAND, HubRepository, HubRevision
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.pretrain import Pretrain
 from qwen_align.align.settings.reward_model import RewardModel
@@ -25,16 +27,40 @@ StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | RewardModel | Grpo | Pp
 AnyStage = Annotated[StageSpec, Field(discriminator="kind")]
 
 
+def list_stage_settings(kind: Any) -> list[str]:
+    """Returns the names of the settings of a kind of stage. The list is empty for an unknown kind."""
+    classes = [member for member in get_args(StageSpec) if kind in get_args(member.model_fields["kind"].annotation)]
+    return [name for member in classes for name in member.model_fields]
+
+
 class ModelSource(Strict):
-    """A model that no stage makes: exactly one of a shipped model, a folder, or a hub id with its commit."""
+    """A model that no stage makes: exactly one of a shipped model, a folder, or a hub id with its revision."""
 
     shipped: Literal["tiny_base"] | None = Field(None, description="a model that comes with the package")
     path: OutsideFile | None = Field(
         None, description="folder with a model in Hugging Face form, or of a finished stage that made a model"
     )
     hub: str | None = Field(None, description="model id on the Hugging Face hub, such as Qwen/Qwen3-0.6B")
-    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="commit of the hub model, 40 hex digits")
+    revision: HubRevision | None = Field(
+        None,
+        description="commit of the hub model, 40 hex digits (on its page: Files and versions, History), or a branch or "
+        "tag, whose commit the run finds once and keeps",
+    )
     is_scorer: bool = Field(False, description="it is a reward model: a sequence classifier with one output")
+    adapter: Literal["ignore"] | None = Field(
+        None,
+        description="ignore = take the model without the LoRA adapter that lies beside it; without this, such a folder "
+        "is refused",
+    )
+
+    @classmethod
+    def _suggest_settings(cls, found: Any) -> str:
+        """Returns what to write in place of a bare name of a model."""
+        if not isinstance(found, str):
+            return ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", found):
+            return f"; a model of the hub is {{hub: {found}, revision: main}}, a folder is {{path: {found}}}"
+        return f"; a folder is {{path: {found}}}, a model of the hub {{hub: OWNER/NAME, revision: main}}"
 
     @model_validator(mode="after")
     def _check_single_source(self) -> "ModelSource":
@@ -42,9 +68,19 @@ class ModelSource(Strict):
         given = [name for name in ("shipped", "path", "hub") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"give exactly one of shipped, path, hub; found {', '.join(given) or 'none'}")
-        if bool(self.hub) != bool(self.revision):
-            raise ValueError("hub and revision go together: a hub model is pinned by its commit (40 hex digits)")
+        if self.hub and not self.revision:
+            raise ValueError(
+                f"revision is missing: the commit of the hub model, 40 hex digits ({WHERE_COMMITS_STAND}), or "
+                "`revision: main`, whose commit the run finds once and keeps"
+            )
+        if self.revision and not self.hub:
+            raise ValueError("revision: is for a model of the hub; leave it out")
         return self
+
+    @property
+    def hub_repository(self) -> HubRepository | None:
+        """Returns the model's repository on the hub. Returns None for other models."""
+        return HubRepository("model", self.hub) if self.hub else None
 
 
 class Repeat(Strict):
@@ -123,6 +159,13 @@ class Recipe(Strict):
     stages: list[Item] = Field(min_length=1, description="what is run: stages, and blocks of repeated stages")
     report: Report = Field(Report(), description="what the report shows")
     tracking: Tracking = Field(Tracking(), description="experiment trackers that get the training curves")
+
+    @classmethod
+    def _explain_unknown_key(cls, key: str) -> str:
+        """Returns what to write instead of a key that recipes do not have, such as a setting of a stage."""
+        if any(key in member.model_fields for member in get_args(StageSpec)):
+            return f"'{key}' is a setting of stages, not of the recipe: it stands in an entry of `stages`"
+        return super()._explain_unknown_key(key)
 
     @model_validator(mode="after")
     def _check_report_names(self) -> "Recipe":

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.base import format_suggestion
-from qwen_align.align.settings.recipe import Recipe
+from qwen_align.align.settings.fault_wording import find_near_word
+from qwen_align.align.settings.recipe import Recipe, list_stage_settings
 from qwen_align.align.settings.recipe_errors import explain_error
 
 TINY_SUFFIX = "_tiny"  # of the run's name, so that its folder is not that of the full recipe
@@ -52,9 +53,14 @@ def read_settings(path: Path, overrides: Sequence[str] = (), *, tiny: bool = Fal
     Raises RecipeError for a file that cannot be read.
     """
     raw = complete_settings(_read_file(path), path, tiny=tiny)
+    apply_overrides(raw, overrides)
+    return raw
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets each `dotted.setting=value` in a recipe's raw settings. Raises RecipeError for one that cannot be set."""
     for (setting, value), override in zip(parse_overrides(overrides), overrides, strict=True):
         set_value(raw, setting, value, where=f"--set {override}")
-    return raw
 
 
 def complete_settings(raw: dict[str, Any], path: Path, *, tiny: bool = False) -> dict[str, Any]:
@@ -96,6 +102,12 @@ def _resolve_extends(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(new_stages, list) or not isinstance(base.get("stages"), list):
         return base | raw  # validation says what is wrong
     return base | raw | {"stages": base["stages"] + new_stages}
+
+
+def list_recipe_files(path: Path) -> list[Path]:
+    """Lists a recipe file and the files of the recipes that it extends, nearest first."""
+    extended = _read_file(path).get("extends")
+    return [path, *(list_recipe_files(path.parent / extended) if extended else [])]
 
 
 def _require_mapping(value: Any, where: str) -> dict[str, Any]:
@@ -174,6 +186,7 @@ def set_value(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> N
     A stage goes by its name. `where` opens the message of a RecipeError.
     """
     *path, name = setting.split(".")
+    _refuse_misplaced_setting(raw, setting, where=where)
     group: Any = raw
     for depth, part in enumerate(path):
         reached = ".".join(path[: depth + 1])
@@ -190,19 +203,47 @@ def set_value(raw: dict[str, Any], setting: str, value: Any, *, where: str) -> N
     group[name] = value
 
 
+def _refuse_misplaced_setting(raw: dict[str, Any], setting: str, *, where: str) -> None:
+    """Raises RecipeError for a dotted setting of a stage or model that does not begin with `stages` or `models`.
+
+    Also for a bare setting that stages have, with the stages it could be meant for.
+    """
+    first, _, rest = setting.partition(".")
+    if not isinstance(raw.get("stages"), list) or first in raw or first in Recipe.model_fields:
+        return
+    stages = [stage for stage in _list_raw_stages(raw["stages"]) if isinstance(stage, dict)]
+    models = raw.get("models")
+    names = [str(stage.get("name")) for stage in stages]
+    if rest and (near := find_near_word(first, names)):
+        meant = [f"stages.{near}.{rest}"]
+    elif isinstance(models, dict) and first in models:
+        meant = [f"models.{setting}"]
+    else:
+        having = [stage for stage in stages if first in list_stage_settings(stage.get("kind"))]
+        meant = [f"stages.{stage.get('name')}.{setting}" for stage in having]
+    if meant:
+        raise RecipeError(f"{where}: '{setting}' is no setting of the recipe; write {', or '.join(meant)}")
+
+
 def _find_stage(items: list[Any], name: str, *, where: str, reached: str) -> Any:
     """Returns the raw settings of the stage with a given name, also inside repeat blocks.
 
     Raises RecipeError if there is none.
     """
-    stages: list[Any] = []
-    for item in items:
-        inner = item.get("repeat") if isinstance(item, dict) else None
-        stages += inner.get("stages") or [] if isinstance(inner, dict) else [item]
+    stages = _list_raw_stages(items)
     names = [str(stage.get("name")) for stage in stages if isinstance(stage, dict)]
     if name not in names:
         raise RecipeError(f"{where}: '{reached}': no stage is called '{name}'{format_suggestion(name, names)}")
     return stages[names.index(name)]
+
+
+def _list_raw_stages(items: list[Any]) -> list[Any]:
+    """Returns the raw settings of all stages, those inside repeat blocks included."""
+    stages: list[Any] = []
+    for item in items:
+        inner = item.get("repeat") if isinstance(item, dict) else None
+        stages += inner.get("stages") or [] if isinstance(inner, dict) else [item]
+    return stages
 
 
 class RecipeLoader(yaml.SafeLoader):

@@ -12,7 +12,8 @@ from qwen_align.align.settings.base import Strict
 class Runtime(Strict):
     """Settings of how a stage is run, which never change what it computes.
 
-    They are no part of a stage's key, except for losses that depend on them.
+    They are no part of a stage's key, except for losses that depend on them, and for the content of the DeepSpeed file
+    of a stage that trains: it may say another optimiser.
 
     Results are the same up to floating-point summation order: 1e-5 between one process and two.
     """

@@ -1,6 +1,6 @@
 """Defines the settings that every stage has."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,16 @@ class StageSettings(Strict):
         """
         return {}
 
+    def check_runtime(self, runtime: Runtime) -> None:
+        """Raises RecipeError for runtime settings with which the stage cannot be computed."""
+
+    def get_new_model_config(self) -> dict[str, Any] | None:
+        """Returns what config.json will say of the layers of a model that the stage builds anew.
+
+        Returns None where it makes none, or goes on from another model.
+        """
+        return None
+
     def find_missing_file(self) -> str | None:
         """Returns the path of an input row file that does not exist yet but has a known number of rows.
 
@@ -40,6 +50,20 @@ class StageSettings(Strict):
     def get_expected_rows(self) -> int | None:
         """Returns the maximum number of rows the stage will make. Returns None where the recipe does not say it."""
         return None
+
+
+class VerdictLimit(Strict):
+    """The setting that says how many completions may be without a verdict where accuracy is measured.
+
+    They are counted, and neither right nor wrong: accuracy is the share of right ones among those with a verdict.
+    """
+
+    max_no_verdict_share: float = Field(
+        0.5,  # our choice, as the watchdog no_verdict's
+        ge=0,
+        le=1,
+        description="stop where more than this share of completions has no verdict; up to it they are counted",
+    )
 
 
 class CanBeEmpty(Strict):

@@ -23,7 +23,9 @@ class Lora(Strict):
     alpha: float = Field(gt=0, description="scale of the adapters: their output is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input; only sft may have it")
     target_modules: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="names of the layers that get adapters; all-linear = every linear layer but the head"
+        "all-linear",
+        description="names of the layers that get adapters; all-linear = every linear layer but the head and the "
+        "routers of a mixture of experts",
     )
 
 
@@ -49,7 +51,7 @@ class Optimizer(Strict):
     )
     warmup_steps: int = Field(0, ge=0, description="optimiser steps over which the learning rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
-    betas: list[float] = Field(
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.9, 0.999], min_length=2, max_length=2, description="AdamW's decay rates of the two moment estimates"
     )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")

@@ -17,6 +17,7 @@ from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.store.files import write_text
 from qwen_align.data_builders.conversion_report import Report
+from qwen_align.data_builders.judged_answer_files import JudgedFile
 from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Drops, Sources, sieve
 
@@ -44,7 +45,7 @@ def run(settings: BuildData, inputs: Mapping[str, Path], out: Path, context: Con
         )
     with (out / "dropped.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(drop._asdict(), ensure_ascii=False, sort_keys=True) + "\n" for drop in drops.rows)
-    write_text(out / "README.md", format_data_card(settings, context.seed, tally, drops.counts))
+    write_text(out / "README.md", format_data_card(settings, context.seed, tally, drops.counts, report.n_left_out))
     unfinished.replace(out / "rows.jsonl")
     return {"rows": kept, "dropped": drops.counts, **({"conversion": report.to_manifest()} if report.format else {})}
 
@@ -71,7 +72,7 @@ def _build_sieved_rows(
     settings: BuildData, sources: Sources, seed: int, drops: Drops, report: Report | None
 ) -> Iterator[Row]:
     """Yields the built rows that the sieve keeps. Errors are the builder's and the sieve's own."""
-    if isinstance(settings.builder, Conversion):
+    if isinstance(settings.builder, Conversion | JudgedFile):
         built = settings.builder.build_with_report(report or Report(), drops)
     else:
         built = settings.builder.build(sources, seed, drops)

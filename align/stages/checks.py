@@ -1,36 +1,42 @@
 """Checks each kind of stage before anything is trained and reports what it will do. Nothing here imports torch."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from heapq import nlargest
 
 from qwen_align.align.errors import DataError
+from qwen_align.align.models.length_limit import require_length, require_room_for_completions
 from qwen_align.align.pipeline.plan import PlannedStage
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.rendering.samples import compute_length_percentiles
 from qwen_align.align.rendering.training_set import render_pairs, render_rows
-from qwen_align.align.reporting.summary_line import format_summary
-from qwen_align.align.rows import Pair, Problem, Row, require_row_type
+from qwen_align.align.reporting.summary_line import format_summary, list_left_out_columns
+from qwen_align.align.rows import Pair, Problem, Row, Text, require_row_type
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.online_rl import OnlineRl
+from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.pretrain import Pretrain
 from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.rollout import Rollout, Switch
 from qwen_align.align.settings.runtime import split_into_micro_batches
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.settings.sft import Sft
-from qwen_align.align.settings.training import count_optimizer_steps
+from qwen_align.align.settings.stage import VerdictLimit
+from qwen_align.align.settings.training import Optimizer, count_optimizer_steps
 from qwen_align.align.stages.build_data import build_rows
+from qwen_align.data_builders.conversion_report import Report, format_left_out_columns
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.audit import audit_reward
 from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale, select_rewards
 from qwen_align.reward.math_answer import MathAnswer
+from qwen_align.reward.python_file import PythonReward
 from qwen_align.reward.settings import Reward, check_rewards, pick_reward
 
 N_PROBLEMS_AUDITED = 2  # problems on whose bad completions a reward is audited
-N_LONGEST_RENDERED = 50  # prompts with most characters; that with most tokens is among them, or close to it
+N_LONGEST_RENDERED = 50  # prompts that are rendered whatever their length, for what the template says of them
+TEMPLATE_TOKENS, TURN_TOKENS = 512, 16  # more than templates add to a prompt, and to each of its turns
 
 
 # --- data
@@ -39,7 +45,9 @@ N_LONGEST_RENDERED = 50  # prompts with most characters; that with most tokens i
 def check_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields the row and drop counts of a data stage. Raises DataError when no row is left and the stage needs some."""
     if stage.is_stored:
-        yield format_summary(stage.folder.read_manifest()["summary"])
+        summary = stage.folder.read_manifest()["summary"]
+        yield format_summary(summary)
+        yield from format_left_out_columns(list_left_out_columns(summary))
         return
     settings = stage.settings
     assert isinstance(settings, BuildData)
@@ -47,6 +55,7 @@ def check_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     if not n_kept and settings.on_empty == "fail":
         raise DataError(f"no row is left; dropped: {dropped or 'none, the builder made no row'}. See builder and sieve")
     yield format_summary({"rows": n_kept, "dropped": dropped}) or "no rows"
+    yield from format_left_out_columns(preview.reports[stage.name].n_left_out)
 
 
 def forecast_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
@@ -56,20 +65,31 @@ def forecast_data(stage: PlannedStage, preview: Preview) -> Iterator[str]:
         yield f"rows {n_rows:,}, if all are kept"
 
 
-def list_built_rows(stage: PlannedStage, sources: Sources, drops: Drops) -> list[Row]:
-    """Builds the rows of a data stage in memory. Raises RowsUnknown where that would download something."""
+def list_built_rows(stage: PlannedStage, sources: Sources, drops: Drops, report: Report) -> list[Row]:
+    """Builds the rows of a data stage in memory and fills the report of a file's conversion.
+
+    Raises RowsUnknown where that would download something.
+    """
     settings = stage.settings
     assert isinstance(settings, BuildData)
     if isinstance(settings.builder, Hub):
         raise RowsUnknown(f"{settings.builder.dataset} is downloaded")
-    return list(build_rows(settings, sources, stage.seed, drops))
+    return list(build_rows(settings, sources, stage.seed, drops, report))
 
 
 def check_pretraining(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     """Yields the number of documents that a pretraining stage reads."""
     settings = stage.settings
     assert isinstance(settings, Pretrain)
-    yield f"{len(preview.list_rows(stage.targets[settings.from_data])):,} documents"
+    documents = preview.list_rows(stage.targets[settings.from_data])
+    least = settings.batch * (settings.sequence_length + 1)
+    # A token is a byte or more, and every document has one that ends it.
+    if sum(len(row.text.encode()) + 1 for row in documents if isinstance(row, Text)) < least:
+        raise DataError(
+            f"{len(documents):,} documents do not fill one batch of {settings.batch} x {settings.sequence_length + 1} "
+            "tokens; lower batch or sequence_length, or give more documents"
+        )
+    yield f"{len(documents):,} documents"
 
 
 # --- training on rows
@@ -83,9 +103,10 @@ def check_supervised_training(stage: PlannedStage, preview: Preview) -> Iterator
     rendered = render_rows(
         preview.get_renderer(stage), preview.list_input_rows(stage, settings.from_data), settings.max_tokens
     )
-    longest = max((len(sample.ids) for sample in rendered.samples), default=0)
-    preview.check_context_length(stage, longest, "a sample")
+    require_length(preview.find_length_limit(stage), rendered.longest, "a sample")
     yield from _describe_training(settings, rendered.lengths, rendered.dropped, len(rendered.samples))
+    if rendered.modes:
+        yield "answers by mode: " + ", ".join(f"{count:,} {mode}" for mode, count in rendered.modes.items())
 
 
 def check_training_on_pairs(stage: PlannedStage, preview: Preview) -> Iterator[str]:
@@ -96,8 +117,7 @@ def check_training_on_pairs(stage: PlannedStage, preview: Preview) -> Iterator[s
     split_into_micro_batches(settings.batch, stage.runtime)
     needs_margin = isinstance(settings, RewardModel) and settings.margins
     rendered = render_pairs(preview.get_renderer(stage), pairs, settings.max_tokens, needs_margin=needs_margin)
-    longest = max((length for length in rendered.lengths if length <= settings.max_tokens), default=0)
-    preview.check_context_length(stage, longest, "a pair's side")
+    require_length(preview.find_length_limit(stage), rendered.longest, "a pair's side")
     yield from _describe_training(settings, rendered.lengths, rendered.dropped, len(rendered.pairs))
 
 
@@ -128,11 +148,13 @@ def _describe_training(
     steps = count_optimizer_steps(n_samples, settings.epochs, settings.batch)
     line = format_summary({"samples": n_samples, "dropped": dropped, "steps": steps}) or "nothing to train on"
     yield f"{line}, {_describe_warmup(settings, steps)}" if steps else line
+    if 0 < n_samples < settings.batch:
+        yield f"batch {settings.batch:,} is more than the {n_samples:,} samples: a step takes some several times"
     if lengths:
         yield f"{_describe_lengths(lengths)}, limit {settings.max_tokens}"
 
 
-def _describe_warmup(settings: Sft | Dpo | RewardModel, steps: int) -> str:
+def _describe_warmup(settings: Optimizer, steps: int) -> str:
     """Returns the number of warm-up steps of a training stage as text."""
     if settings.warmup_steps >= steps:
         return f"all of warm-up (warmup_steps {settings.warmup_steps})"
@@ -149,15 +171,79 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     check_rewards(settings.rewards)
     prompts = _read_problems(preview.list_input_rows(stage, settings.from_data))
     split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, stage.runtime)
-    lengths = [preview.measure_prompt(stage, problem, None) for problem in prompts]
-    longest = max(lengths, default=0) + settings.sampling.max_tokens
-    preview.check_context_length(stage, longest, "a prompt and sampling.max_tokens")
+    lengths = _measure_prompts(stage, preview, prompts, settings.sampling)
+    yield from _describe_steps(settings)
+    yield f"prompt {_describe_lengths(lengths)}"
+    if len(prompts) < settings.prompts_per_step:
+        yield (
+            f"prompts_per_step {settings.prompts_per_step:,} is more than the {len(prompts):,} problems: a step takes "
+            "some several times"
+        )
+    yield from _describe_rewards(settings.rewards, prompts)
+    try:
+        yield from _check_held_out(stage, preview, settings)
+        yield from _check_raw_texts(stage, preview, settings)
+    except RowsUnknown as unknown:
+        yield f"the rest is unknown until {unknown}"
+
+
+def forecast_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
+    """Yields the steps of an online RL stage, and what of its loss is not its paper's."""
+    settings = stage.settings
+    assert isinstance(settings, OnlineRl)
+    check_rewards(settings.rewards)
+    yield from _describe_steps(settings)
+
+
+def _describe_steps(settings: OnlineRl) -> Iterator[str]:
+    """Yields the steps and updates of an online RL stage, and what of its loss is not its paper's."""
     yield (
         f"{settings.steps:,} steps of {settings.prompts_per_step} prompts x {settings.completions_per_prompt} "
-        f"completions, {settings.optimizer_steps:,} updates"
+        f"completions, {_describe_updates(settings)}"
     )
-    yield f"prompt {_describe_lengths(lengths)}"
-    yield from _describe_rewards(settings.rewards, prompts)
+    if departures := settings.describe_departures():
+        yield f"loss {settings.loss_name}, set otherwise than in its paper: {'; '.join(departures)}"
+
+
+def _describe_updates(settings: OnlineRl) -> str:
+    """Returns the number of updates of an online RL stage as text, with those of the critic alone and of warm-up."""
+    n_critic = settings.critic.warmup_steps * settings.updates.count if isinstance(settings, Ppo) else 0
+    n_policy = max(0, settings.optimizer_steps - n_critic)
+    parts = [f"{settings.optimizer_steps:,} updates"]
+    if n_critic:
+        parts.append(f"{min(n_critic, settings.optimizer_steps):,} of them of the critic alone")
+    return ", ".join([*parts, _describe_warmup(settings, n_policy) if n_policy else "none of the policy"])
+
+
+def _check_held_out(stage: PlannedStage, preview: Preview, settings: OnlineRl) -> Iterator[str]:
+    """Yields the number of held-out completions of an online RL stage. Raises for questions it cannot measure."""
+    held_out = settings.held_out
+    if held_out is None:
+        return
+    questions = _read_problems(preview.list_input_rows(stage, held_out.from_data))
+    if not questions:
+        raise DataError(f"held_out.from_data: {', '.join(held_out.from_data)}: holds no problem")
+    setting = "held_out.sampling" if held_out.sampling else "sampling"
+    _measure_prompts(stage, preview, questions, held_out.sampling or settings.sampling, setting=setting)
+    yield (
+        f"held out: {len(questions):,} questions x {held_out.completions_per_prompt} completions "
+        f"every {held_out.every_steps:,} steps"
+    )
+    yield from _check_golds(questions, held_out.rewards, held_out, "held_out: ")
+
+
+def _check_raw_texts(stage: PlannedStage, preview: Preview, settings: OnlineRl) -> Iterator[str]:
+    """Yields the number of raw texts of PPO-ptx. Raises DataError when none is left."""
+    ptx = settings.ptx if isinstance(settings, Ppo) else None
+    if ptx is None:
+        return
+    rows = require_row_type(Text, preview.list_input_rows(stage, ptx.from_data))
+    rendered = render_rows(preview.get_renderer(stage), rows, max_tokens=ptx.max_tokens)
+    n_texts = sum(len(sample.ids) > 1 for sample in rendered.samples)
+    if not n_texts:
+        raise DataError(f"ptx: nothing to train on; dropped: {rendered.dropped or 'nothing'}. See max_tokens")
+    require_length(preview.find_length_limit(stage), rendered.longest, "ptx: a text")
+    yield f"ptx: {format_summary({'texts': n_texts, 'dropped': rendered.dropped})}"
 
 
 def check_rollout(stage: PlannedStage, preview: Preview) -> Iterator[str]:
@@ -190,12 +276,13 @@ def check_evaluation(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     assert isinstance(settings, Evaluate)
     check_rewards(settings.rewards)
     questions = _read_problems(preview.list_input_rows(stage, settings.from_data))
-    _check_golds(questions, settings.rewards)
+    notes = list(_check_golds(questions, settings.rewards, settings))
     limit = _describe_token_limit(stage, preview, questions, settings.thinking_switches, settings.sampling)
     yield (
         f"{len(questions):,} questions x {len(settings.thinking_switches)} switches x "
         f"{settings.completions_per_prompt} completions, {limit}"
     )
+    yield from notes
 
 
 def forecast_evaluation(stage: PlannedStage, preview: Preview) -> Iterator[str]:
@@ -218,19 +305,45 @@ def _describe_token_limit(
     switches: Sequence[Switch],
     sampling: SamplingSettings,
 ) -> str:
-    """Returns the token limit of completions as text, after rendering the longest prompts as the stage will."""
-    renderer = preview.get_renderer(stage)
-    longest = 0
-    by_length = nlargest(N_LONGEST_RENDERED, prompts, key=lambda row: sum(len(turn.content) for turn in row.messages))
-    for problem in by_length if not switches else ():
-        sampling.resolve_for_mode(problem.mode or renderer.traits.default_mode)
-        longest = max(longest, preview.measure_prompt(stage, problem, None))
-    for switch in switches:
-        sampling.resolve_for_mode(switch.mode or renderer.traits.default_mode)
-        for problem in by_length:
-            longest = max(longest, preview.measure_prompt(stage, problem, switch))
-    preview.check_context_length(stage, longest + sampling.max_tokens, "a prompt and sampling.max_tokens")
+    """Returns the token limit of completions as text, after rendering the prompts as the stage will."""
+    default_mode = preview.get_renderer(stage).traits.default_mode
+    asked: Sequence[Switch | Problem] = switches or prompts
+    for mode in dict.fromkeys(each.mode or default_mode for each in asked):
+        sampling.resolve_for_mode(mode)  # which warns of what the mode does not stand
+    long_prompts = _select_long_prompts(prompts, sampling.max_tokens, preview.find_length_limit(stage))
+    asked_by: Sequence[Switch | None] = switches or [None]
+    for switch in asked_by:
+        _measure_prompts(stage, preview, long_prompts, sampling, switch=switch)
     return f"at most {sampling.max_tokens} tokens each"
+
+
+def _select_long_prompts(prompts: Sequence[Problem], max_tokens: int, limit: int | None) -> list[Problem]:
+    """Returns the longest prompts, and every other that may leave no room for a completion.
+
+    A token is at least a byte of text, so that the others need not be rendered to be known to fit.
+    """
+    sizes = [sum(len(turn.content.encode()) + TURN_TOKENS for turn in problem.messages) for problem in prompts]
+    by_size = sorted(range(len(prompts)), key=lambda index: -sizes[index])
+    room = math.inf if limit is None else limit - max_tokens - TEMPLATE_TOKENS
+    return [prompts[index] for rank, index in enumerate(by_size) if rank < N_LONGEST_RENDERED or sizes[index] > room]
+
+
+def _measure_prompts(
+    stage: PlannedStage,
+    preview: Preview,
+    prompts: Sequence[Problem],
+    sampling: SamplingSettings,
+    *,
+    switch: Switch | None = None,
+    setting: str = "sampling",
+) -> list[int]:
+    """Returns the number of tokens of each prompt.
+
+    Raises RecipeError where the model cannot read one with the completion that may follow it.
+    """
+    lengths = [(problem.id, preview.measure_prompt(stage, problem, switch)) for problem in prompts]
+    require_room_for_completions(preview.find_length_limit(stage), lengths, sampling.max_tokens, setting=setting)
+    return [n_tokens for _, n_tokens in lengths]
 
 
 def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> Iterator[str]:
@@ -252,7 +365,7 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
             if len(unjudged) == len({problem.id for problem in prompts}):
                 raise DataError(f"no row gets a verdict: {reward.label} cannot use its gold, the first {first}")
             yield f"{reward.label}: {len(unusable):,} golds of {len(judged):,} are unusable, the first {first}"
-        if reward.is_outcome:
+        if reward.is_outcome and not isinstance(reward, PythonReward):  # those are tried by themselves
             paid = dict.fromkeys(
                 finding.probe
                 for finding in audit_reward(reward, judged[:N_PROBLEMS_AUDITED])
@@ -284,12 +397,26 @@ def _extract_solution_answer(gold: str) -> str:
     return "" if "\\boxed" in gold else gold.rpartition("####")[2]
 
 
-def _check_golds(questions: Sequence[Problem], rewards: list[Reward]) -> None:
-    """Raises DataError for the first question whose reward cannot use its gold answer."""
-    for question in questions:
-        verdict = pick_reward(question.reward, rewards).judge_gold(question.gold)
-        if verdict.value != 1.0:
-            raise DataError(f"question '{question.id}': {verdict.reason}; its gold is {question.gold!r:.60}")
+def _check_golds(
+    questions: Sequence[Problem], rewards: Sequence[Reward], limit: VerdictLimit, prefix: str = ""
+) -> Iterator[str]:
+    """Yields the number of questions whose reward cannot use their gold, which will have no verdict.
+
+    Raises DataError where they are more than the stage allows. `prefix` opens the message.
+    """
+    check_rewards([pick_reward(kind, rewards) for kind in {question.reward: None for question in questions}])
+    verdicts = [(each, pick_reward(each.reward, rewards).judge_gold(each.gold)) for each in questions]
+    unusable = [(question, verdict) for question, verdict in verdicts if verdict.value != 1.0]
+    if not unusable:
+        return
+    (question, verdict), *_ = unusable
+    found = (
+        f"{prefix}{len(unusable):,} golds of {len(questions):,} are unusable and will have no verdict, the first that "
+        f"of question '{question.id}': {verdict.reason}; its gold is {question.gold!r:.60}"
+    )
+    if len(unusable) > limit.max_no_verdict_share * len(questions) or len(unusable) == len(questions):
+        raise DataError(f"{found}; max_no_verdict_share is {limit.max_no_verdict_share:g}")
+    yield found
 
 
 # --- shared

@@ -12,6 +12,7 @@ import datasets
 
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading
+from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
@@ -33,19 +34,21 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     rendered = render_pairs(loading.load_renderer(source), require_row_type(Pair, rows), max_tokens=settings.max_tokens)
     if not rendered.pairs:
         return fit.pass_model_through(settings, source, out, rendered.dropped, "from_data (no pair) or max_tokens")
+    require_length(loading.find_length_limit(source), rendered.longest, "a pair's side")
     steps = count_optimizer_steps(len(rendered.pairs), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
     loss = PREFERENCE_LOSSES[settings.loss]
     # With adapters the reference is the policy with the new adapter off.
     has_reference_model = loss.needs_reference and not settings.lora
+    model = loading.load_model(source)
     trainer = PreferenceTrainer(
-        model=loading.load_model(source),
+        model=model,
         ref_model=loading.load_model(source) if has_reference_model else None,
         args=trl_arguments.build_dpo_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=build_lora_config(settings.lora),
+        peft_config=build_lora_config(settings.lora, model),
         callbacks=[
             ProgressCallback(context, tokens_per_step=n_tokens / steps),
             *([ReferenceStartCheck()] if loss.needs_reference else []),

@@ -21,8 +21,14 @@ from trl import GRPOTrainer
 from qwen_align.align.context import Context
 from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.local import open_local_engine
-from qwen_align.align.generation.requests import RenderedProblem, build_completion, render_problem
+from qwen_align.align.generation.requests import (
+    RenderedProblem,
+    build_completion,
+    measure_prompts,
+    render_problem,
+)
 from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models.length_limit import require_room_for_completions
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, read_rows, require_row_type
@@ -53,6 +59,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     prompts = [render_problem(problem, renderer) for problem in rows]
     if not prompts:
         return fit.pass_model_through(spec, source, out, {}, "from_data (no problem)")
+    require_room_for_completions(loading.find_length_limit(source), measure_prompts(prompts), spec.sampling.max_tokens)
     check_rewards(spec.rewards)
     reward_scorer.bind_scorers(
         spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
@@ -62,14 +69,15 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     ]
     sampling = spec.sampling.resolve_for_policy()
     callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
+    model = loading.load_model(source)
     trainer = GrpoTrainer(
-        model=loading.load_model(source),
+        model=model,
         reward_funcs=callbacks.judge,
         args=trl_arguments.build_grpo_arguments(spec, sampling, context.runtime, out, seed=context.seed),
         # TRL repeats each row `samples` times; the place among the drawn is all that has to pass through it.
         train_dataset=datasets.Dataset.from_dict({"prompt": [str(position) for position in range(len(draws))]}),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=build_lora_config(spec.lora),
+        peft_config=build_lora_config(spec.lora, model),
         rollout_func=callbacks.sample_rollouts,
         callbacks=[ProgressCallback(context), ReferenceStartCheck()],
     )

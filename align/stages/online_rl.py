@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.generation.local import open_local_engine
-from qwen_align.align.generation.requests import RenderedProblem, render_problem
+from qwen_align.align.generation.requests import RenderedProblem, measure_prompts, render_problem
 from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models.length_limit import compute_length_limit, require_length, require_room_for_completions
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.training_set import render_rows
@@ -44,32 +45,37 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     prompts = [render_problem(problem, renderer) for problem in _read_problems(spec.from_data, inputs)]
     if not prompts:
         return fit.pass_model_through(spec, source, out, {}, "from_data (no problem)")
+    length_limit = loading.find_length_limit(source)
+    require_room_for_completions(length_limit, measure_prompts(prompts), spec.sampling.max_tokens)
+    held_out = _render_held_out_questions(spec, renderer, inputs, length_limit)
+    texts = _read_raw_texts(algorithm, renderer, inputs, context, length_limit)
     check_rewards(spec.rewards)
     reward_scorer.bind_scorers(
         spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
-    actor = _build_actor(algorithm, source, inputs, context)
+    actor = _build_actor(algorithm, source, inputs, context.seed)
     trainer = OnlineTrainer(
         actor,
         trl_arguments.build_online_rl_arguments(
             spec, context.runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
         ),
         algorithm,
-        _build_rollout_source(algorithm, actor, prompts, renderer, inputs, context),
+        _build_rollout_source(algorithm, actor, prompts, held_out, renderer, inputs, context),
         context,
         reference=_load_reference(algorithm, source),
-        texts=_read_raw_texts(algorithm, renderer, inputs, context),
+        texts=texts,
         callbacks=[ProgressCallback(context)],
     )
     if isinstance(spec.engine, Vllm):
-        trainer.rollout_source.use_engine(_connect_vllm(spec.engine, trainer, actor, prompts, renderer, source))
+        trainer.rollout_source.use_engine(_connect_vllm(spec.engine, trainer, actor, renderer, source))
     fit.run_trainer(trainer, out, context)
     fit.save_trained_model(
         source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy
     )
     summary: dict[str, Any] = {"problems": len(prompts), "steps": spec.steps, "skipped_updates": trainer.skipped}
     if spec.held_out:
-        summary |= dict(zip(("held_out_accuracy", "held_out_stderr"), trainer.measure_held_out_now(), strict=True))
+        figures = trainer.measure_held_out_now()
+        summary |= {f"held_out_{name}": value for name, value in figures._asdict().items()}
     if trainer.texts is not None:
         summary |= {"ptx_texts": len(trainer.texts.samples), "dropped": trainer.texts.dropped}
     return {**summary, "counts": dict(sorted(trainer.rollout_source.counts.items()))}
@@ -80,12 +86,15 @@ def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
     return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
-def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
+def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], seed: int) -> Actor:
     """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
+    set_seed(seed)  # Trainer does so too late: new adapters are random
     spec, settings = algorithm.settings, algorithm.critic
-    policy: PreTrainedModel | PeftModel = loading.load_model(source)
+    model = loading.load_model(source)
+    policy: PreTrainedModel | PeftModel = model
+    value_adapter = build_lora_config(spec.lora, model)  # before PEFT puts layers of its own into the model
     if spec.lora:
-        policy = get_peft_model(policy, build_lora_config(spec.lora))
+        policy = get_peft_model(model, build_lora_config(spec.lora, model))
     critic = None
     if settings:
         hidden_size = policy.config.get_text_config().hidden_size
@@ -95,7 +104,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
         elif settings.kind == "separate" and isinstance(policy, PeftModel):
-            policy.add_adapter(VALUE_ADAPTER, build_lora_config(spec.lora))
+            policy.add_adapter(VALUE_ADAPTER, value_adapter)
             activate_adapter(policy, VALUE_ADAPTER)
             activate_adapter(policy, "default")
         elif settings.kind == "separate":
@@ -104,10 +113,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
         if head is not None:
             critic.head.weight.data.copy_(head)
     temperature = spec.sampling.resolve_for_policy().temperature
-    actor = Actor(policy, temperature, critic)
-    if context.runtime.gradient_checkpointing and actor.has_value_adapter:
-        raise DataError("gradient_checkpointing with critic: separate and lora would recompute under the wrong adapter")
-    return actor
+    return Actor(policy, temperature, critic)
 
 
 def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
@@ -125,6 +131,7 @@ def _build_rollout_source(
     algorithm: Algorithm,
     actor: Actor,
     prompts: list[RenderedProblem],
+    held_out: list[RenderedProblem],
     renderer: Renderer,
     inputs: Mapping[str, Path],
     context: Context,
@@ -139,21 +146,12 @@ def _build_rollout_source(
     for reward in spec.rewards:
         reward.warm_up()
     judge = Judge(lambda group: judge_all(spec.rewards, group))
-    return RolloutSource(
-        algorithm, setup, stream, judge, context, _build_held_out_questions(spec, setup, renderer, inputs)
-    )
+    return RolloutSource(algorithm, setup, stream, judge, context, _build_held_out_questions(spec, setup, held_out))
 
 
-def _connect_vllm(
-    settings: Vllm,
-    trainer: OnlineTrainer,
-    actor: Actor,
-    prompts: list[RenderedProblem],
-    renderer: Renderer,
-    source: Path,
-) -> VllmEngine:
+def _connect_vllm(settings: Vllm, trainer: OnlineTrainer, actor: Actor, renderer: Renderer, source: Path) -> VllmEngine:
     """Starts or connects to vLLM and returns the engine that samples with it."""
-    longest = max(len(rendered.prompt.ids) for rendered in prompts) + trainer.rollout_source.setup.sampling.max_tokens
+    longest = trainer.rollout_source.find_longest_sequence()
     tokenizer = fit.load_padding_tokenizer(source)
     generation = trl_compat.open_vllm_generation(
         actor.policy, trainer.accelerator, tokenizer, settings, max_tokens=longest
@@ -163,7 +161,7 @@ def _connect_vllm(
         generation,
         stop_ids=renderer.stop_ids,
         vocab_size=config.vocab_size,
-        max_positions=config.max_position_embeddings,
+        max_positions=compute_length_limit(config.to_dict()),
     )
 
 
@@ -177,30 +175,47 @@ def _read_reward_variances(order: ByVariance, inputs: Mapping[str, Path]) -> dic
     return compute_reward_variances(values)
 
 
-def _build_held_out_questions(
-    spec: OnlineRl, setup: RolloutSetup, renderer: Renderer, inputs: Mapping[str, Path]
-) -> HeldOutQuestions | None:
-    """Builds the held-out questions of an online RL stage. Returns None if the stage has none."""
+def _render_held_out_questions(
+    spec: OnlineRl, renderer: Renderer, inputs: Mapping[str, Path], length_limit: int | None
+) -> list[RenderedProblem]:
+    """Renders the held-out questions of an online RL stage, none if it has no held-out set.
+
+    Raises DataError where the set is empty, and RecipeError for a question that is too long or that no reward judges.
+    """
     settings = spec.held_out
     if settings is None:
-        return None
+        return []
     prompts = [render_problem(problem, renderer) for problem in _read_problems(settings.from_data, inputs)]
     if not prompts:
         raise DataError(f"held_out.from_data: {', '.join(settings.from_data)}: holds no problem")
+    require_room_for_completions(
+        length_limit,
+        measure_prompts(prompts),
+        (settings.sampling or spec.sampling).max_tokens,
+        setting="held_out.sampling" if settings.sampling else "sampling",
+    )
+    check_rewards([pick_reward(kind, settings.rewards) for kind in {each.problem.reward: None for each in prompts}])
+    return prompts
+
+
+def _build_held_out_questions(
+    spec: OnlineRl, setup: RolloutSetup, prompts: list[RenderedProblem]
+) -> HeldOutQuestions | None:
+    """Builds the held-out questions of an online RL stage from their prompts. Returns None if the stage has none."""
+    settings = spec.held_out
+    if settings is None:
+        return None
     sampling = settings.sampling.resolve_for_policy() if settings.sampling else setup.sampling
 
     def judge_own(group: list[Completion]) -> list[Verdict]:
         return pick_reward(group[0].reward, settings.rewards).judge_group(group)
 
-    def is_right(verdict: Verdict) -> bool | None:
-        return None if verdict.value is None else verdict.value >= 1
-
-    held_out_setup = setup._replace(sampling=sampling, n_samples=settings.completions_per_prompt, is_solved=is_right)
-    return HeldOutQuestions(held_out_setup, prompts, Judge(judge_own))
+    held_out_setup = setup._replace(sampling=sampling, n_samples=settings.completions_per_prompt)
+    return HeldOutQuestions(held_out_setup, prompts, Judge(judge_own), settings.max_no_verdict_share)
 
 
 def _read_raw_texts(
-    algorithm: Algorithm, renderer: Renderer, inputs: Mapping[str, Path], context: Context
+    algorithm: Algorithm, renderer: Renderer, inputs: Mapping[str, Path], context: Context, length_limit: int | None
 ) -> RawTexts | None:
     """Reads and renders the raw texts of PPO-ptx.
 
@@ -214,4 +229,5 @@ def _read_raw_texts(
     samples = [sample for sample in rendered.samples if len(sample.ids) > 1]
     if not samples:
         raise DataError(f"ptx: nothing to train on; dropped: {rendered.dropped or 'nothing'}. See max_tokens")
+    require_length(length_limit, rendered.longest, "ptx: a text")
     return RawTexts(samples, ptx.batch, context.seed, dropped=rendered.dropped)

@@ -21,6 +21,7 @@ class StageKind:
     forecast: the same where rows or model are not there yet. list_rows: the rows it will make, where that can be told
     before it has run.
     code_version: part of the key of everything the kind makes; raise it when results change.
+    makes_head: its model gets a new head, so that of the model it starts from may be missing.
     curve: what trackers get, its logged steps or the figures of its evaluation. completions_file: where the completions
     lie that the report draws lengths and rewards of.
     """
@@ -35,6 +36,7 @@ class StageKind:
     needs_torch: bool = True
     is_single_process: bool = False
     makes_tokenizer: bool = False
+    makes_head: bool = False
     curve: Literal["steps", "evaluation"] | None = None
     completions_file: str | None = None
 
@@ -50,7 +52,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         forecast=f"{_CHECKS}:forecast_data",
         list_rows=f"{_CHECKS}:list_built_rows",
         product="data",
-        code_version=4,
+        code_version=5,
         needs_torch=False,
         is_single_process=True,
     ),
@@ -70,7 +72,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_rollout",
         forecast=f"{_CHECKS}:forecast_rollout",
         product="data",
-        code_version=3,
+        code_version=4,
         completions_file="rows.jsonl",
     ),
     "sft": StageKind(
@@ -79,7 +81,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_supervised_training",
         forecast=f"{_CHECKS}:forecast_training",
         product="model",
-        code_version=2,
+        code_version=3,
         curve="steps",
     ),
     "dpo": StageKind(
@@ -88,7 +90,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_training_on_pairs",
         forecast=f"{_CHECKS}:forecast_training",
         product="model",
-        code_version=1,
+        code_version=2,
         curve="steps",
     ),
     "reward_model": StageKind(
@@ -97,23 +99,26 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_training_on_pairs",
         forecast=f"{_CHECKS}:forecast_training",
         product="scorer",
-        code_version=2,
+        makes_head=True,
+        code_version=3,
         curve="steps",
     ),
     "grpo": StageKind(
         settings=f"{_SETTINGS}.grpo:Grpo",
         run=f"{_STAGES}.grpo:run",
         check=f"{_CHECKS}:check_online_rl",
+        forecast=f"{_CHECKS}:forecast_online_rl",
         product="model",
-        code_version=6,
+        code_version=8,
         curve="steps",
     ),
     "ppo": StageKind(
         settings=f"{_SETTINGS}.ppo:Ppo",
         run=f"{_STAGES}.ppo:run",
         check=f"{_CHECKS}:check_online_rl",
+        forecast=f"{_CHECKS}:forecast_online_rl",
         product="model",
-        code_version=3,
+        code_version=5,
         curve="steps",
     ),
     "evaluate": StageKind(
@@ -122,7 +127,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_evaluation",
         forecast=f"{_CHECKS}:forecast_evaluation",
         product="evaluation",
-        code_version=4,
+        code_version=5,
         curve="evaluation",
         completions_file="completions.jsonl",
     ),

@@ -15,6 +15,7 @@ from trl import RewardTrainer
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
@@ -41,15 +42,17 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     )
     if not rendered.pairs:
         raise DataError(f"nothing to train on (dropped: {rendered.dropped or 'nothing'}); see max_tokens or from_data")
+    require_length(loading.find_length_limit(source), rendered.longest, "a pair's side")
     steps = count_optimizer_steps(len(rendered.pairs), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
+    model = reward_scorer.build_scorer_model(source, renderer.pad_id)
     trainer = Trainer(
-        model=reward_scorer.build_scorer_model(source, renderer.pad_id),
+        model=model,
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs, with_margins=settings.margins).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=build_lora_config(settings.lora, head="score"),
+        peft_config=build_lora_config(settings.lora, model, head="score"),
         callbacks=[ProgressCallback(context, tokens_per_step=n_tokens / steps)],
     )
     fit.run_trainer(trainer, out, context)

@@ -7,9 +7,10 @@ from typing import Any
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.generation.requests import render_problem
+from qwen_align.align.generation.requests import measure_prompts, render_problem
 from qwen_align.align.generation.resumable import SamplingRequest, judge_completions, load_engine, sample_completions
 from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models.length_limit import require_room_for_completions
 from qwen_align.align.rows import Problem, read_rows, require_row_type, to_json_line
 from qwen_align.align.settings.rollout import Rollout
 from qwen_align.reward.settings import check_rewards
@@ -23,6 +24,9 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
     requests = [render_problem(problem, renderer, settings.thinking_switch) for problem in rows]
     if not requests and settings.on_empty == "fail":
         raise DataError(f"from_data: '{settings.from_data}' holds no problem; see its builder and sieve")
+    require_room_for_completions(
+        loading.find_length_limit(source), measure_prompts(requests), settings.sampling.max_tokens
+    )
     check_rewards(settings.rewards)
     reward_scorer.bind_scorers(
         settings.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
@@ -37,19 +41,21 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
         deque(completions, maxlen=0)
         return {}
     reasons: Counter[str] = Counter()
-    n_rows, reward_sum, n_stopped, n_tokens = 0, 0.0, 0, 0
+    n_rows, n_judged, reward_sum, n_stopped, n_tokens = 0, 0, 0.0, 0, 0
     with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
         for row, verdict in judge_completions(completions, settings.rewards):
             verdicts = verdict.parts or {}
             file.write(to_json_line(row.model_copy(update={"verdicts": verdicts})) + "\n")
             reasons.update(f"{name}: {part.reason}" for name, part in verdicts.items())
             n_rows, n_tokens = n_rows + 1, n_tokens + row.n_tokens
-            reward_sum, n_stopped = reward_sum + (verdict.value or 0.0), n_stopped + (row.finish_reason == "stop")
+            n_judged, reward_sum = n_judged + (verdict.value is not None), reward_sum + (verdict.value or 0.0)
+            n_stopped += row.finish_reason == "stop"
     (out / ".rows.jsonl").replace(out / "rows.jsonl")
     return {
         "rows": n_rows,
         "prompts": len(requests),
-        "mean_reward": reward_sum / max(n_rows, 1),
+        "mean_reward": reward_sum / max(n_judged, 1),
+        "no_verdict": n_rows - n_judged,
         "stopped_share": n_stopped / max(n_rows, 1),
         "mean_tokens": n_tokens / max(n_rows, 1),
         "reasons": dict(reasons),

@@ -10,6 +10,7 @@ from trl import SFTTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading
+from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rendering.training_set import render_rows
@@ -33,14 +34,16 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     rendered = render_rows(loading.load_renderer(source), rows, max_tokens=settings.max_tokens)
     if not rendered.samples:
         return fit.pass_model_through(settings, source, out, rendered.dropped, "max_tokens or from_data")
+    require_length(loading.find_length_limit(source), rendered.longest, "a sample")
     steps = count_optimizer_steps(len(rendered.samples), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.samples), steps * settings.batch, context.seed)
+    model = loading.load_model(source)
     trainer = Trainer(
-        model=loading.load_model(source),
+        model=model,
         args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.samples).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
-        peft_config=build_lora_config(settings.lora),
+        peft_config=build_lora_config(settings.lora, model),
         callbacks=[
             ProgressCallback(context, tokens_per_step=sum(len(rendered.samples[i].ids) for i in row_order) / steps)
         ],
@@ -49,6 +52,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     return {
         "samples": len(rendered.samples),
         "dropped": rendered.dropped,
+        "modes": rendered.modes,
         "steps": steps,
         "supervised_tokens": sum(sum(sample.mask) for sample in rendered.samples),
     }

@@ -7,7 +7,10 @@ from qwen_align.align.store.files import compute_sha256, read_json, write_json
 
 
 class DigestCache:
-    """A cache of the sha256 of files by path, size, modification time and inode."""
+    """A cache of the sha256 of files by path, size, times of modification and of change, and inode.
+
+    Whoever overwrites a file can set its modification time back, but not the time of change.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -19,7 +22,7 @@ class DigestCache:
         if self._known is None:
             self._known = self._load()
         stat = path.stat()
-        identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+        identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
         if identity not in self._known:
             for stale in [known for known in self._known if known.startswith(f"{path.resolve()}:")]:
                 del self._known[stale]

@@ -52,6 +52,13 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def get_new_file_mode() -> int:
+    """Returns the mode that files get here which are made as usual, from the umask."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 def measure_gib(folder: Path) -> float:
     """Returns the total size of all files in a folder, in GiB."""
     return sum(path.lstat().st_size for path in folder.rglob("*")) / 2**30

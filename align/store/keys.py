@@ -5,8 +5,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from qwen_align.align.settings.base import ALWAYS_IN_KEY
+from qwen_align.align.references import find_settings, walk_settings
+from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
 from qwen_align.align.settings.renamed import get_old_field_names, get_old_field_values
+from qwen_align.align.store.python_imports import find_version
+from qwen_align.reward.settings import REWARDS_BY_KIND
 
 
 def list_key_fields(settings: BaseModel) -> list[tuple[str, Any]]:
@@ -21,6 +24,18 @@ def list_key_fields(settings: BaseModel) -> list[tuple[str, Any]]:
         for name, field in type(settings).model_fields.items()
         if is_always_in_key(name, field) or getattr(settings, name) != field.get_default(call_default_factory=True)
     ]
+
+
+def list_key_packages(settings: Any) -> dict[str, str | None]:
+    """Returns the versions of the installed packages on which the result of settings depends.
+
+    They are those of the settings themselves, at any depth, and of the rewards that settings give to their rows.
+    """
+    names = {name for part in find_settings(settings) if isinstance(part, Strict) for name in part.key_packages}
+    for dotted_path, value in walk_settings(settings):
+        if dotted_path.rpartition(".")[2] == "reward" and value in REWARDS_BY_KIND:
+            names.update(REWARDS_BY_KIND[value].key_packages)
+    return {name: find_version(name) for name in sorted(names)}
 
 
 def is_always_in_key(name: str, field: FieldInfo) -> bool:

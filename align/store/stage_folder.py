@@ -62,6 +62,18 @@ class StageFolder:
             lock.flush()
             yield
 
+    @property
+    def is_locked(self) -> bool:
+        """Returns whether a process is working on the stage."""
+        try:
+            with (self.path / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def delete_contents(self) -> None:
         """Deletes the stage's result and all checkpoints. The lock file stays."""
         (self.path / "manifest.json").unlink(missing_ok=True)  # first, or a kill here would leave half a result

@@ -9,15 +9,22 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.model_description import is_stage_folder
 from qwen_align.align.models.model_files import find_model_folder
 from qwen_align.align.pipeline.graph import Stage
-from qwen_align.align.references import OutsideFile, Ref, find_outside_files, to_plain_value
+from qwen_align.align.references import OutsideFile, PythonFile, Ref, find_outside_files, to_plain_value
 from qwen_align.align.settings.recipe import ModelSource
+from qwen_align.align.settings.training import Optimizer
 from qwen_align.align.stages.registry import CODE_VERSIONS
 from qwen_align.align.store.digest_cache import DigestCache
 from qwen_align.align.store.files import to_canonical_json
-from qwen_align.align.store.keys import list_key_fields
+from qwen_align.align.store.keys import list_key_fields, list_key_packages
+from qwen_align.align.store.python_imports import find_dependencies
 from qwen_align.align.store.stage_folder import StageFolder
 
 _NOT_IN_KEY = {"name", "runtime", "seed"}  # the seed stands beside the settings, resolved
+
+
+def _find_deepspeed_file(stage: Stage) -> OutsideFile | None:
+    """Returns the DeepSpeed file of a stage that trains with it, which may say another optimiser or learning rate."""
+    return stage.runtime.deepspeed if isinstance(stage.settings, Optimizer) else None
 
 
 class Store:
@@ -38,7 +45,11 @@ class Store:
 
         Raises RecipeError naming the setting when an outside file cannot be read.
         """
-        for setting, path in find_outside_files(stage.settings):
+        deepspeed = _find_deepspeed_file(stage)
+        for setting, path in [
+            *find_outside_files(stage.settings),
+            *([("runtime.deepspeed", deepspeed)] if deepspeed else []),
+        ]:
             try:
                 self.compute_file_digest(path)
             except OSError as error:
@@ -52,9 +63,11 @@ class Store:
             """Returns the key of the stage or model that a reference names."""
             return {"input": input_keys[reference]}
 
-        def replace_file(path: OutsideFile) -> dict[str, str]:
-            """Returns the digest of a user's file outside the store."""
-            return {"sha256": self.compute_file_digest(path)}
+        def replace_file(path: OutsideFile) -> dict[str, Any]:
+            """Returns the digest of a user's file outside the store, with what a Python file depends on."""
+            return {"sha256": self.compute_file_digest(path)} | (
+                self._describe_dependencies(Path(path)) if isinstance(path, PythonFile) else {}
+            )
 
         settings = {
             name: to_plain_value(value, ref=replace_reference, file=replace_file, fields=list_key_fields)
@@ -62,9 +75,19 @@ class Store:
             if name not in _NOT_IN_KEY
         }
         key_parts: dict[str, Any] = {"settings": settings, "code": CODE_VERSIONS[stage.kind], "seed": stage.seed}
+        if packages := list_key_packages(stage.settings):
+            key_parts["packages"] = packages
+        if deepspeed:
+            key_parts["deepspeed"] = replace_file(deepspeed)
         if runtime_settings := stage.settings.get_runtime_key_settings(stage.runtime):
             key_parts["runtime"] = runtime_settings
         return hashlib.sha256(to_canonical_json(key_parts).encode()).hexdigest()
+
+    def _describe_dependencies(self, file: Path) -> dict[str, Any]:
+        """Returns the digests of the files and the versions of the packages that a user's Python file depends on."""
+        found = find_dependencies(file)
+        files = {name: self.compute_file_digest(path) for name, path in sorted(found.files.items())}
+        return {name: value for name, value in (("files", files), ("packages", found.packages)) if value}
 
     def compute_model_key(self, source: ModelSource) -> str:
         """Returns the key of an external model: its files' digests, its hub id and commit, or its stage's key.

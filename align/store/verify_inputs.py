@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.models.model_description import MODEL
+from qwen_align.align.models.model_description import MODEL, is_stage_folder
 from qwen_align.align.store import integrity
 from qwen_align.align.store.files import read_json
 from qwen_align.align.store.stage_folder import StageFolder
@@ -13,7 +13,7 @@ from qwen_align.align.store.stage_folder import StageFolder
 class InputVerifier:
     """A verifier of stage folders, which verifies each folder once per run.
 
-    `names`: the stages' names by their resolved folders.
+    `names`: the names of the plan's stages by their resolved folders.
     """
 
     def __init__(self, names: Mapping[Path, str]) -> None:
@@ -25,15 +25,18 @@ class InputVerifier:
 
         Raises StageError when a file is not what its stage wrote.
 
-        Folders of models from outside are left alone: their digests are in the keys.
+        So are folders of finished stages that a recipe names as models, whose key is that of their manifest. Other
+        folders of models are left alone: the digests of their files are in the keys.
         """
-        if folder.resolve() in self._verified or folder.resolve() not in self._names:
-            return
         folder = folder.resolve()
-        name = self._names[folder]
+        name = self._names.get(folder)
+        if folder in self._verified or (name is None and not is_stage_folder(folder)):
+            return
         try:
             integrity.verify_digests(folder, StageFolder(folder).read_manifest()["outputs"])
         except integrity.Damaged as error:
+            if name is None:
+                raise StageError(f"{folder}: {error}; it is no longer what its stage made: make it again") from None
             raise StageError(f"stage '{name}': {folder}: {error}; recompute it with --force {name}") from None
         self._verified.add(folder)
         for base in _list_base_folders(folder):

@@ -78,6 +78,13 @@ class AtomicCheckpoints:
         Called in the main process.
         """
 
+    def load_extra_state(self, folder: Path) -> None:
+        """Loads a subclass's own state from the checkpoint folder that training goes on from.
+
+        Called in every process, before training and by ourselves: transformers calls `_load_from_checkpoint` only
+        where neither DeepSpeed nor FSDP loads the weights.
+        """
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes no model card, because the stage's manifest describes the model."""
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
 from qwen_align.align.models import loading
+from qwen_align.align.models.adapters import label_adapter
 from qwen_align.align.models.model_description import MODEL, locate_model_files
 from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.files import write_json
@@ -33,6 +34,8 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints")
     context.truncate_logs(resume_point.step)
     resume_point.log_damaged_checkpoints(context)
+    if resume_point.folder:
+        trainer.load_extra_state(resume_point.folder)
     trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
@@ -47,6 +50,7 @@ def save_trained_model(
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if is_adapter:
+            label_adapter(folder, locate_model_files(source))
             loading.write_model_json(source, out, ["adapter"])
         else:
             loading.copy_tokenizer_files(loading.fetch_base_folder(locate_model_files(source)), folder)

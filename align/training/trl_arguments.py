@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
-from qwen_align.align.models.loading import choose_device
+from qwen_align.align.models.loading import FROM_PRETRAINED_ARGUMENTS, choose_device
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import OnlineRl
@@ -20,6 +20,9 @@ from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import Optimizer
 from qwen_align.align.training.distributed import get_world_size
 from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
+
+# Our names of the schedules, each of which follows the warm-up. transformers' own "constant" ignores `warmup_steps`.
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
 def build_sft_arguments(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
@@ -73,6 +76,7 @@ def build_online_rl_arguments(
 def build_grpo_arguments(settings: Grpo, sampling: Sampling, runtime: Runtime, out: Path, *, seed: int) -> GRPOConfig:
     """Builds the arguments of TRL's GRPOTrainer."""
     rows, accumulation = split_into_micro_batches(settings.prompts_per_step * settings.completions_per_prompt, runtime)
+    loss = settings.loss_settings
     return GRPOConfig(
         **_build_common_arguments(settings, runtime, out, steps=settings.steps, seed=seed),
         per_device_train_batch_size=rows,
@@ -86,10 +90,10 @@ def build_grpo_arguments(settings: Grpo, sampling: Sampling, runtime: Runtime, o
         min_p=sampling.min_p or None,
         loss_type="grpo" if settings.loss == "gspo" else settings.loss,
         importance_sampling_level="sequence" if settings.loss == "gspo" else "token",
-        scale_rewards=settings.advantage_scale,
-        epsilon=settings.clip_low,
+        scale_rewards=loss.advantage_scale,
+        epsilon=loss.clip_low,
         # TRL's bound for cispo is that of the ratio itself.
-        epsilon_high=1 + settings.clip_high if settings.loss == "cispo" else settings.clip_high,
+        epsilon_high=1 + loss.clip_high if settings.loss == "cispo" else loss.clip_high,
         beta=settings.kl.coefficient if settings.kl else 0.0,
         use_bias_correction_kl=settings.kl.importance_weighted if settings.kl else False,
         entropy_coef=settings.entropy.coefficient if settings.entropy else 0.0,
@@ -97,6 +101,7 @@ def build_grpo_arguments(settings: Grpo, sampling: Sampling, runtime: Runtime, o
         remove_unused_columns=False,
         shuffle_dataset=False,
         disable_dropout=True,
+        model_init_kwargs=FROM_PRETRAINED_ARGUMENTS,  # TRL loads the reference by the model's name
     )
 
 
@@ -124,7 +129,7 @@ def _build_common_arguments(
     return {
         "output_dir": str(out / "checkpoints"),
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.schedule,
+        "lr_scheduler_type": SCHEDULES[settings.schedule],
         "warmup_steps": settings.warmup_steps,
         "weight_decay": settings.weight_decay,
         "adam_beta1": settings.betas[0],

@@ -10,7 +10,7 @@ from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.settings.online_rl import Vllm
+from qwen_align.align.settings.online_rl import VLLM_NOT_INSTALLED, Vllm
 
 MAX_TILE_COLUMNS = 32_768  # of the vocabulary in one tile, as TRL's fused head has it
 
@@ -24,7 +24,7 @@ def open_vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings:
     from trl.import_utils import is_vllm_available
 
     if not is_vllm_available():
-        raise RecipeError("engine: vllm is not installed: pip install 'qwen-align[vllm]', or engine: local")
+        raise RecipeError(VLLM_NOT_INSTALLED)
     return VLLMGeneration(
         model=model,
         accelerator=accelerator,

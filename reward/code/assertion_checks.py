@@ -6,53 +6,26 @@ alone.
 """
 
 import ast
-from collections.abc import Sequence, Set
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-from qwen_align.reward.code.expression_evaluator import Evaluator, UnsupportedError, bind_names, is_supported
+from qwen_align.reward.code.expression_evaluator import (
+    Evaluator,
+    StepBudget,
+    UnsupportedError,
+    bind_names,
+    is_supported,
+)
 from qwen_align.reward.code.expression_operations import FUNCTIONS
+from qwen_align.reward.code.outcome_checks import Check, NoValueError, PendingCall, make_no_exception_check
 from qwen_align.reward.code.value_serialization import NotPlainError, encode_value
 
 _MAX_CALLS = 2_000  # of one gold; the longest list of tests in MBPP and HumanEval has 100
+_MAX_STEPS = 1_000_000  # to plan one gold, about 1 s: those of MBPP and HumanEval take at most 1,651
 _RAISED = (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError, RecursionError)
 _MUTABLE = (list, dict, set, bytearray)
 
 Call = tuple[str, Any, Any]
-
-
-class NoValueError(Exception):
-    """Raised when a check needs the value of a call that returned none. The message is the reason."""
-
-
-class CallOutcome(NamedTuple):
-    """The outcome of a call of the candidate's code, which is a value or the reason why there is none."""
-
-    value: Any
-    missing: str | None = None
-
-    def require_value(self) -> Any:
-        """Returns the value of a call. Raises NoValueError if the call gave none."""
-        if self.missing is not None:
-            raise NoValueError(self.missing)
-        return self.value
-
-
-class _PendingCall(NamedTuple):
-    """A placeholder for the value of a call that the candidate's code has not answered yet."""
-
-    number: int
-
-
-class Check(NamedTuple):
-    """An expression that must be true of the values which the candidate's code returned.
-
-    `call_numbers` gives the number of each call in the expression, by the `id` of its node.
-    """
-
-    expression: ast.expr
-    names: dict[str, Any]
-    call_numbers: dict[int, int]
-    functions: Set[str]
 
 
 def split_assertions(
@@ -75,46 +48,7 @@ def split_assertions(
             tests = [[node] for node in splitter.split_statements(check.body)]
     except (UnsupportedError, NotPlainError, NoValueError, *_RAISED):
         return None
-    return (splitter.calls, tests) if splitter.calls and len(splitter.calls) <= _MAX_CALLS else None
-
-
-def are_checks_true(checks: list[Check], outcomes: Sequence[CallOutcome]) -> bool:
-    """Returns whether all checks are true of the calls' outcomes.
-
-    Raises NoValueError if a call gave no value, and UnsupportedError.
-
-    What Python raises for an operation on the values fails the check, as it fails the assertion.
-    """
-    try:
-        return all(_is_check_true(check, outcomes) for check in checks)
-    except (NotPlainError, *_RAISED):
-        return False
-
-
-def examines_value(check: Check) -> bool:
-    """Returns whether a check examines a returned value, and not only whether a call raises."""
-    return not isinstance(check.expression, ast.Constant)
-
-
-def count_needed_outcomes(checks: list[Check]) -> int:
-    """Counts how many calls, in order, must have an outcome before the checks can be evaluated."""
-    numbers = [
-        name_value.number
-        for check in checks
-        for name_value in check.names.values()
-        if isinstance(name_value, _PendingCall)
-    ]
-    return max([*numbers, *(number for check in checks for number in check.call_numbers.values())], default=-1) + 1
-
-
-def _is_check_true(check: Check, outcomes: Sequence[CallOutcome]) -> bool:
-    """Returns whether a check's expression is true for the values that the calls returned."""
-    names = {
-        name: outcomes[value.number].require_value() if isinstance(value, _PendingCall) else value
-        for name, value in check.names.items()
-    }
-    evaluator = Evaluator(names, check.functions, lambda node: outcomes[check.call_numbers[id(node)]].require_value())
-    return bool(evaluator.evaluate(check.expression))
+    return (splitter.calls, tests) if splitter.calls else None
 
 
 class _AssertionSplitter:
@@ -128,7 +62,9 @@ class _AssertionSplitter:
         self.entry = entry
         self.calls: list[Call] = []
         self.names: dict[str, Any] = {}
-        self.passed_mutables: list[Any] = []
+        self.passed_mutables: dict[int, Any] = {}
+        """The mutable values that the candidate's code was given, by their `id`."""
+        self.budget = StepBudget(_MAX_STEPS)
 
     def split_statements(self, body: Sequence[ast.stmt]) -> list[Check]:
         """Splits test statements and returns their checks in the order in which they would run."""
@@ -137,15 +73,16 @@ class _AssertionSplitter:
     def split_statement(self, node: ast.stmt) -> list[Check]:
         """Splits one test statement and returns its checks.
 
-        Raises UnsupportedError for a kind of statement that cannot be split.
+        Raises UnsupportedError for a kind of statement that cannot be split, and for too many.
         """
+        self.budget.spend(1)
         match node:
             case ast.Assert():
                 return self.split_assertion(node.test)
             case ast.Expr(value=ast.Constant() | ast.Name()) | ast.Pass():
                 return []
             case ast.Expr(value=ast.Call(func=ast.Name(id=name)) as call) if name in self.functions:
-                return [_make_no_exception_check(self.record_call(call))]
+                return [make_no_exception_check(self.record_call(call))]
             case ast.Assign(targets=[target], value=value):
                 return self.split_assignment(target, value)
             case ast.For(target=target, iter=over, body=body, orelse=[]):
@@ -166,13 +103,18 @@ class _AssertionSplitter:
         call_numbers = self.assign_call_numbers(expression)
         used_names = {node.id for node in self.list_nodes_outside_calls(expression) if isinstance(node, ast.Name)}
         names = {name: self.load_name(name) for name in used_names if name in self.names}
-        if not call_numbers and not any(isinstance(value, _PendingCall) for value in names.values()):
+        if not call_numbers and not any(isinstance(value, PendingCall) for value in names.values()):
             if not self.evaluate_expression(expression):
                 raise UnsupportedError("false")
             return []
         if not is_supported(expression, self.names.keys() | self.functions):
             raise UnsupportedError("form")
-        return [Check(self.evaluate_expected_side(expression), names, call_numbers, self.functions)]
+        calls = [
+            (node, call_numbers[id(node)])
+            for node in _list_nodes_in_order(expression)
+            if isinstance(node, ast.Call) and id(node) in call_numbers
+        ]
+        return [Check(self.evaluate_expected_side(expression), names, calls, frozenset(self.functions))]
 
     def evaluate_expected_side(self, expression: ast.expr) -> ast.expr:
         """Evaluates the right side of a comparison in advance if it needs no call, and returns the comparison."""
@@ -236,6 +178,8 @@ class _AssertionSplitter:
         ):
             self.mark_as_passed_to_candidate(name)
         self.calls.append(call)
+        if len(self.calls) > _MAX_CALLS:
+            raise UnsupportedError("too many calls")
         return len(self.calls) - 1
 
     def mark_as_passed_to_candidate(self, name: str) -> None:
@@ -244,21 +188,29 @@ class _AssertionSplitter:
         A test that looks at the value afterwards needs the real thing: see `load_name`.
         """
         if name in self.names:
-            self.passed_mutables += _list_mutable_parts(self.names[name])
+            self.passed_mutables |= {id(part): part for part in self.list_mutable_parts(self.names[name])}
 
     def load_name(self, name: str) -> Any:
         """Returns the value of a variable. Raises UnsupportedError if the candidate's code may have changed it."""
         value = self.names[name]
-        if self.passed_mutables and any(
-            part is passed for part in _list_mutable_parts(value) for passed in self.passed_mutables
-        ):
+        if self.passed_mutables and any(id(part) in self.passed_mutables for part in self.list_mutable_parts(value)):
             raise UnsupportedError("changed by the candidate")
         return value
 
     def make_evaluator(self) -> Evaluator:
         """Makes an expression evaluator that knows the variables whose values do not depend on the candidate's code."""
-        known = {name: value for name, value in self.names.items() if not isinstance(value, _PendingCall)}
-        return Evaluator(known, self.functions, _reject_candidate_call)
+        known = {name: value for name, value in self.names.items() if not isinstance(value, PendingCall)}
+        return Evaluator(known, self.functions, _reject_candidate_call, self.budget)
+
+    def list_mutable_parts(self, value: Any) -> list[Any]:
+        """Lists all mutable containers in a value: the value itself and those nested inside it."""
+        parts = [value] if isinstance(value, _MUTABLE) else []
+        if isinstance(value, dict):
+            value = [*value.keys(), *value.values()]
+        if isinstance(value, list | tuple):
+            self.budget.spend(len(value))
+            parts += [part for item in value for part in self.list_mutable_parts(item)]
+        return parts
 
     def evaluate_expression(self, node: ast.expr) -> Any:
         """Evaluates an expression that calls no candidate function. Raises UnsupportedError if it does."""
@@ -269,7 +221,8 @@ class _AssertionSplitter:
 
     def list_loop_items(self, over: ast.expr) -> Sequence[Any]:
         """Lists the items that a `for` loop iterates over."""
-        return [*self.evaluate_expression(over)]
+        evaluator = self.make_evaluator()
+        return [*evaluator.check_iterable(self.evaluate_expression(over))]
 
     def split_loop_turn(self, target: ast.expr, item: Any, body: Sequence[ast.stmt]) -> list[Check]:
         """Splits the body of a `for` loop for one item and returns its checks."""
@@ -282,8 +235,8 @@ class _AssertionSplitter:
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in self.functions:
             if not isinstance(target, ast.Name):
                 raise UnsupportedError("unpacking")
-            new_names: Any = {target.id: _PendingCall(self.record_call(value))}
-            checks = [_make_no_exception_check(new_names[target.id].number)]
+            new_names: Any = {target.id: PendingCall(self.record_call(value))}
+            checks = [make_no_exception_check(new_names[target.id].number)]
         else:
             assigned = self.evaluate_expression(value)
             if hasattr(assigned, "__next__"):
@@ -293,11 +246,6 @@ class _AssertionSplitter:
             raise UnsupportedError("hides a function")
         self.names = {**self.names, **new_names}
         return checks
-
-
-def _make_no_exception_check(number: int) -> Check:
-    """Makes the check that a call of the given number does not raise."""
-    return Check(ast.Constant(True), {"_": _PendingCall(number)}, {}, set())
 
 
 def _reject_candidate_call(node: ast.Call) -> Any:
@@ -312,13 +260,3 @@ def _list_nodes_in_order(expression: ast.AST) -> list[ast.AST]:
         if not isinstance(expression, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.Lambda):
             nodes += _list_nodes_in_order(child)
     return nodes
-
-
-def _list_mutable_parts(value: Any) -> list[Any]:
-    """Lists all mutable containers in a value: the value itself and those nested inside it."""
-    parts = [value] if isinstance(value, _MUTABLE) else []
-    if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple):
-        parts += [part for item in value for part in _list_mutable_parts(item)]
-    return parts

@@ -14,11 +14,14 @@ import random
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from qwen_align.reward.code.cell_rpc import EndedError, RpcPeer
+from qwen_align.reward.code.judge_outcomes import serve_judgements
 from qwen_align.reward.code.load_candidate import SYNTAX_STATUS, UnloadedError, find_function, load_module
 from qwen_align.reward.code.run_dataset_tests import run_dataset_tests
+from qwen_align.reward.code.server_messages import Entry
 from qwen_align.reward.code.socket_frames import Frames
 from qwen_align.reward.code.value_serialization import MAX_BYTES, NotPlainError, decode_value, encode_value, write_json
 
@@ -81,6 +84,19 @@ class _NoOutput(io.RawIOBase):
 def _drop_prints() -> None:
     """Makes what a candidate's function prints go nowhere, so that it meets no limit of output."""
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(_NoOutput()), encoding="utf-8", errors="replace")
+
+
+def run_judging_cell(payload: bytes, channel: socket.socket) -> None:
+    """Judges what candidates return, one after another, in a sandbox cell that runs no code of theirs."""
+    sys.set_int_max_str_digits(0)
+    serve_judgements(channel)
+
+
+ENTRIES: dict[Entry, Callable[[bytes, socket.socket], None]] = {
+    "candidate": run_candidate_cell,
+    "tests": run_tests_cell,
+    "judge": run_judging_cell,
+}
 
 
 def _answer_calls(job: dict[str, Any], frames: Frames) -> None:

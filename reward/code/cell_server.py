@@ -21,6 +21,8 @@ from qwen_align.reward.code.confine_cell import (
     LIFE,
     CellFiles,
     CellIsolation,
+    FilterKind,
+    choose_filter,
     confine_cell,
     enter_syscall_filter,
     prepare_for_forks,
@@ -202,7 +204,7 @@ def _make_result(cell: _RunningCell, status: int, cpu_s: float, *, stopped: bool
     return Result(how, abs(code), cpu_s)
 
 
-def _run_cell(job: Job, files: CellFiles, cell_isolation: CellIsolation, filters: dict[bool, bytes]) -> NoReturn:
+def _run_cell(job: Job, files: CellFiles, cell_isolation: CellIsolation, filters: dict[FilterKind, bytes]) -> NoReturn:
     """Confines the forked child process, runs the job's entry function, and exits."""
     status = 1
     try:
@@ -212,14 +214,13 @@ def _run_cell(job: Job, files: CellFiles, cell_isolation: CellIsolation, filters
         try:
             channel = confine_cell(files, job, cell_isolation)
             if filters:
-                enter_syscall_filter(filters[job.limits.processes > 1])
+                enter_syscall_filter(filters[choose_filter(job)])
         except OSError as error:
             os.write(LIFE, pack_failure(_describe_error(error)))
             os._exit(_SETUP_FAILED)
         os.close(LIFE)
         gc.enable()
-        run_entry = cell_main.run_candidate_cell if job.entry == "candidate" else cell_main.run_tests_cell
-        run_entry(payload, channel)
+        cell_main.ENTRIES[job.entry](payload, channel)
         status = 0
     except MemoryError:
         status = MEMORY_STATUS

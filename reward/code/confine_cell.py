@@ -6,7 +6,9 @@ import resource
 import signal
 import socket
 import sys
-from typing import NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from qwen_align.reward.code import seccomp, syscalls
 from qwen_align.reward.code.cell_folders import CellFolders
@@ -14,6 +16,7 @@ from qwen_align.reward.code.namespaces import CellNamespaces
 from qwen_align.reward.code.server_messages import MIB, Job, Limits
 
 CellIsolation = CellNamespaces | CellFolders
+FilterKind = Literal["plain", "forks", "judge"]
 
 # The files of a cell, by number. The server keeps its own above them: see `reserve`.
 _STDIN, _STDOUT, _STDERR, _CHANNEL, LIFE = range(5)
@@ -45,8 +48,15 @@ def reserve_cell_descriptors(descriptor: int) -> int:
     return moved
 
 
-def prepare_for_forks(cell_isolation: CellIsolation) -> dict[bool, bytes]:
-    """Prepares the process once for forking cells and returns the system call filters with and without forks allowed.
+def choose_filter(job: Job) -> FilterKind:
+    """Returns which of the system call filters a job's cell enters."""
+    if job.entry == "judge":
+        return "judge"
+    return "forks" if job.limits.processes > 1 else "plain"
+
+
+def prepare_for_forks(cell_isolation: CellIsolation) -> dict[FilterKind, bytes]:
+    """Prepares the process once for forking cells and returns the system call filters of all kinds of cells.
 
     A fork copies each page that either side writes to: what is made before the fork is paid for once.
     """
@@ -58,9 +68,12 @@ def prepare_for_forks(cell_isolation: CellIsolation) -> dict[bool, bytes]:
     if sys.platform != "linux":
         return {}
     machine = syscalls.get_machine_name()
+    is_alone = cell_isolation.owns_processes
+    build = partial(seccomp.build_filter, machine, signals=is_alone, metadata=is_alone)
     return {
-        forks: seccomp.build_filter(machine, processes=forks, signals=cell_isolation.owns_processes)
-        for forks in (False, True)
+        "plain": build(processes=False),
+        "forks": build(processes=True),
+        "judge": build(processes=False, receives_files=True),
     }
 
 
@@ -79,9 +92,11 @@ def confine_cell(files: CellFiles, job: Job, cell_isolation: CellIsolation) -> s
     os.dup2(null_file, _STDERR)
     os.setsid()
     os.umask(0o077)
+    # Where the user is the owner's, the limit counts all of that user's threads, at most the machine's.
+    n_others = 0 if cell_isolation.owns_processes else _count_threads_of_machine()
     cell_isolation.isolate_cell(job.entry, job.limits)
     syscalls.close_files_from(LIFE + 1)
-    _set_resource_limits(job.limits, has_own_user=cell_isolation.owns_processes)
+    _set_resource_limits(job.limits, n_others)
     return socket.socket(fileno=_CHANNEL)
 
 
@@ -92,8 +107,8 @@ def enter_syscall_filter(program: bytes) -> None:
     syscalls.set_syscall_filter(seccomp.bind_filter(program, os.getpid()))
 
 
-def _set_resource_limits(limits: Limits, *, has_own_user: bool) -> None:
-    """Sets the process's limits of CPU time, file size, open files, memory and number of processes."""
+def _set_resource_limits(limits: Limits, n_others: int) -> None:
+    """Sets the process's resource limits. Those of threads count `n_others` of its user's besides."""
     values = {
         resource.RLIMIT_CPU: int(limits.time_limit_s) + _CPU_SLACK_S,
         resource.RLIMIT_FSIZE: max(limits.disk_mib * MIB, 2 * limits.output_bytes),
@@ -102,7 +117,14 @@ def _set_resource_limits(limits: Limits, *, has_own_user: bool) -> None:
     }
     if sys.platform != "darwin":  # has the limit by name only, and refuses to set it
         values[resource.RLIMIT_AS] = limits.memory_mib * MIB
-    if has_own_user:  # elsewhere it would count all processes of the owner's user
-        values[resource.RLIMIT_NPROC] = limits.processes if limits.processes > 1 else _THREADS
+    if sys.platform == "linux":
+        values[resource.RLIMIT_NPROC] = n_others + (limits.processes if limits.processes > 1 else _THREADS)
     for resource_kind, value in values.items():
         resource.setrlimit(resource_kind, (value, value))
+
+
+def _count_threads_of_machine() -> int:
+    """Counts the threads of all processes on the machine, by the fourth field of /proc/loadavg: proc(5)."""
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])

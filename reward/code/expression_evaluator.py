@@ -1,11 +1,11 @@
 """Evaluates a safe subset of Python expressions, in which only listed functions and methods can be called.
 
-The expressions are a data set's, the values in them a candidate's: each step is bounded in time and memory for the
-largest values that cross (see `value_serialization`), because it holds the interpreter's lock.
+The expressions are a data set's, the values in them a candidate's. Each operation is bounded in time and memory for the
+largest values that cross (see `value_serialization`), and all of them together by a number of steps.
 """
 
 import ast
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set, Sized
 from typing import Any
 
 from qwen_align.reward.code.expression_operations import (
@@ -30,16 +30,42 @@ class UnsupportedError(Exception):
     """Raised for an expression outside the supported subset."""
 
 
+class StepBudget:
+    """A number of steps that evaluating several expressions may take together.
+
+    A step is a node evaluated, an item that an operation reads or makes, or 64 bits of an integer it makes.
+    """
+
+    def __init__(self, n_steps: int) -> None:
+        self.n_left = n_steps
+
+    def spend(self, n_steps: int) -> None:
+        """Subtracts steps. Raises UnsupportedError when none remain."""
+        self.n_left -= n_steps
+        if self.n_left < 0:
+            raise UnsupportedError("too many steps")
+
+    def spend_for(self, value: Any) -> None:
+        """Subtracts the steps that it takes to read or make a value, by its own size and not its items'."""
+        if isinstance(value, int):
+            self.spend(value.bit_length() // 64)
+        elif isinstance(value, Sized):
+            self.spend(len(value))
+
+
 class Evaluator:
     """An evaluator of Python expressions over known variables.
 
     `calls` gives the values of the candidate's functions.
     """
 
-    def __init__(self, names: Mapping[str, Any], functions: Set[str], calls: Callable[[ast.Call], Any]) -> None:
+    def __init__(
+        self, names: Mapping[str, Any], functions: Set[str], calls: Callable[[ast.Call], Any], budget: StepBudget
+    ) -> None:
         self.names = names
         self.functions = functions
         self.calls = calls
+        self.budget = budget
 
     def evaluate(self, node: ast.AST) -> Any:
         """Evaluates an expression and returns its value.
@@ -49,6 +75,7 @@ class Evaluator:
         evaluate_node = _NODES.get(type(node))
         if evaluate_node is None:
             raise UnsupportedError(type(node).__name__)
+        self.budget.spend(1)
         return evaluate_node(self, node)
 
     def evaluate_all(self, nodes: list[ast.expr]) -> list[Any]:
@@ -56,10 +83,18 @@ class Evaluator:
         values = []
         for node in nodes:
             if isinstance(node, ast.Starred):
-                values.extend(check_length(self.evaluate(node.value)))
+                values.extend(self.check_iterable(self.evaluate(node.value)))
             else:
                 values.append(self.evaluate(node))
         return values
+
+    def check_iterable(self, value: Any) -> Any:
+        """Returns an iterable unchanged, after spending the steps of going through it.
+
+        Raises NotPlainError or UnsupportedError if it is too long.
+        """
+        self.budget.spend_for(check_length(value))
+        return value
 
     def look_up_name(self, node: ast.Name) -> Any:
         """Returns the value of a variable, or a listed built-in function that may be passed as an argument."""
@@ -81,11 +116,10 @@ class Evaluator:
             kwargs[keyword.arg] = self.evaluate(keyword.value)
         if kwargs.get("key", len) not in KEY_FUNCTIONS:
             raise UnsupportedError("key")
-        args = [
-            check_length(argument) if isinstance(argument, range) else argument
-            for argument in self.evaluate_all(node.args)
-        ]
-        return function(*args, **kwargs)
+        args = [self.check_iterable(argument) for argument in self.evaluate_all(node.args)]
+        result = function(*args, **kwargs)
+        self.budget.spend_for(result)
+        return result
 
     def _find_function(self, node: ast.expr) -> Callable[..., Any] | None:
         """Returns the listed function or method that a call names. Returns None if it is a candidate's function."""
@@ -100,6 +134,7 @@ class Evaluator:
         receiver = self.evaluate(node.value)
         if node.attr not in METHODS or type(receiver) not in TYPES_WITH_METHODS:
             raise AttributeError(node.attr)
+        self.budget.spend_for(receiver)
         if node.attr == "join":
             return lambda parts: join_texts(receiver, parts)
         method: Callable[..., Any] = getattr(receiver, node.attr)
@@ -111,6 +146,7 @@ class Evaluator:
         result: Any = True
         for operation, right_node in zip(node.ops, node.comparators, strict=True):
             right = self.evaluate(right_node)
+            self.budget.spend_for(right)
             result = COMPARISONS[type(operation)](left, right)
             if not result:
                 break
@@ -134,9 +170,9 @@ class Evaluator:
     def _run_loops(self, loops: list[ast.comprehension], element: ast.expr) -> Iterator[Any]:
         """Runs the nested loops of a comprehension and yields the element's value in each iteration."""
         loop, *inner = loops
-        for item in check_length(self.evaluate(loop.iter)):
+        for item in self.check_iterable(self.evaluate(loop.iter)):
             names = {**self.names, **bind_names(loop.target, item)}
-            inner_evaluator = Evaluator(names, self.functions, self.calls)
+            inner_evaluator = Evaluator(names, self.functions, self.calls, self.budget)
             if all(inner_evaluator.evaluate(condition) for condition in loop.ifs):
                 if inner:
                     yield from inner_evaluator._run_loops(inner, element)
@@ -176,7 +212,9 @@ def _evaluate_binary(evaluator: Evaluator, node: ast.BinOp) -> Any:
     operate = BINARY.get(type(node.op))
     if operate is None:
         raise UnsupportedError(type(node.op).__name__)
-    return operate(evaluator.evaluate(node.left), evaluator.evaluate(node.right))
+    result = operate(evaluator.evaluate(node.left), evaluator.evaluate(node.right))
+    evaluator.budget.spend_for(result)
+    return result
 
 
 def _evaluate_dict(evaluator: Evaluator, node: ast.Dict) -> Any:

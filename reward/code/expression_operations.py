@@ -1,6 +1,7 @@
 """The functions, methods and operators of the expression evaluator, each bounded in time and memory."""
 
 import ast
+import collections
 import math
 import operator
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def _count_bits(value: Any) -> int:
 
 def _count_items(value: Any) -> int:
     """Returns the length of a text or sequence, and 0 for any other value."""
-    return len(value) if isinstance(value, str | bytes | list | tuple) else 0
+    return len(value) if isinstance(value, str | bytes | bytearray | list | tuple | collections.deque) else 0
 
 
 def _multiply(left: Any, right: Any) -> Any:

@@ -27,7 +27,10 @@ def suggest_isolation_fixes() -> str:
             "start the container so that it may make namespaces: docker run --security-opt seccomp=unconfined "
             "--security-opt apparmor=unconfined, or --privileged"
         )
-    without = "accept `isolation: process` by name, which shares the machine and, where it has no Landlock, its files"
+    without = (
+        "accept `isolation: process` by name and as an ordinary user, which shares the machine and, where it has no "
+        "Landlock, its files"
+    )
     return "; or ".join([*fixes, without])
 
 

@@ -59,7 +59,7 @@ def _try_layer(attempt: Callable[[], object]) -> str | None:
 def _try_syscall_filter() -> None:
     """Puts the process under the system call filter of a sandbox cell."""
     syscalls.forbid_new_privileges()
-    filtering = seccomp.build_filter(syscalls.get_machine_name(), processes=False, signals=False)
+    filtering = seccomp.build_filter(syscalls.get_machine_name(), processes=False, signals=False, metadata=False)
     syscalls.set_syscall_filter(seccomp.bind_filter(filtering, os.getpid()))
 
 

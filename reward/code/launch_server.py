@@ -39,6 +39,11 @@ def start_server(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.
         raise SandboxError("code is run in forked processes, which Windows does not have; use WSL 2")
     if isolation == "full" and sys.platform != "linux":
         raise SandboxError(f"isolation: full needs Linux's namespaces; {suggest_isolation_fixes()}")
+    if isolation == "process" and is_root():
+        raise SandboxError(
+            "isolation: process runs model-written code as your own user, and root's could break this machine: "
+            "start as an ordinary user, or take isolation: full"
+        )
     our_end, server_end = socket.socketpair()
     settings = {"isolation": isolation, "packages": _find_shown_packages(), "control": server_end.fileno()}
     server = subprocess.Popen(
@@ -65,6 +70,11 @@ def start_server(isolation: Isolation) -> tuple[subprocess.Popen[bytes], socket.
     if not answer:
         raise SandboxError(f"the server of isolation: {isolation} ended before it was ready: see standard error")
     raise SandboxError(f"isolation: {isolation} cannot be had here: {answer}; {suggest_isolation_fixes()}")
+
+
+def is_root() -> bool:
+    """Returns whether this process runs as root, whose files and devices no limit of its own protects."""
+    return os.geteuid() == 0
 
 
 def build_server_command(settings: Mapping[str, object]) -> list[str]:

@@ -10,6 +10,9 @@ from typing import Any
 END_REASONS = frozenset({"syntax error", "function not defined", "crashed", "exited early", "memory limit"})
 """What a candidate's cell may tell of its own end."""
 
+CLOSED = "closed"
+"""Told of a candidate that ended without a word: its own cell knows how."""
+
 SYNTAX_STATUS = 112
 """How the cell of a program exits that does not compile."""
 

@@ -156,7 +156,9 @@ def _continue_as_first_process(owner_file: int) -> None:
 def mount_read_only_root(packages: list[str]) -> None:
     """Mounts a read-only root with Python's library, its shared libraries and the given packages."""
     syscalls.mount("", "/", "", syscalls.RECURSIVE | syscalls.PRIVATE)
-    shown = {path: path for path in [*list_library_folders(), TIME_ZONES] if os.path.isdir(path)}
+    shown = {path: path for path in list_library_folders()}
+    if os.path.isdir(TIME_ZONES):
+        shown[TIME_ZONES] = TIME_ZONES
     shown |= {f"{_PACKAGES}/{os.path.basename(path)}": path for path in packages}
     shown |= {f"/dev/{name}": f"/dev/{name}" for name in _DEVICES}
     sources = {target_path: os.open(path, os.O_PATH) for target_path, path in shown.items()}
@@ -190,5 +192,5 @@ def list_library_folders() -> list[str]:
     loaded = {os.path.dirname(line.split(maxsplit=5)[5]) for line in lines if ".so" in line}
     candidates = {f"/usr{path}" for path in loaded} | {path.removeprefix("/usr") for path in loaded}
     twins = {path for path in candidates if os.path.isdir(path) and os.path.realpath(path) == path}
-    folders = {path for path in loaded | twins | set(sys.path) if os.path.isabs(path)}
+    folders = {path for path in loaded | twins | set(sys.path) if os.path.isabs(path) and os.path.isdir(path)}
     return [folder for folder in folders if not any(folder.startswith(f"{parent}/") for parent in folders)]

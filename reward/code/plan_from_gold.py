@@ -2,19 +2,11 @@
 
 import ast
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-from qwen_align.reward.code.assertion_checks import (
-    Call,
-    CallOutcome,
-    Check,
-    are_checks_true,
-    count_needed_outcomes,
-    examines_value,
-    split_assertions,
-)
+from qwen_align.reward.code.assertion_checks import Call, split_assertions
 from qwen_align.reward.code.collect_tests import (
     CollectedTests,
     UncollectedError,
@@ -36,15 +28,17 @@ from qwen_align.reward.code.name_analysis import (
     list_used_names,
     pick_module_names,
 )
+from qwen_align.reward.code.outcome_checks import (
+    Check,
+    OutcomeTest,
+    are_checks_true,
+    count_needed_outcomes,
+    examines_value,
+    is_output_expected,
+    pack_tests,
+)
+from qwen_align.reward.code.undefined_judges import candidate_judges_itself
 from qwen_align.reward.code.value_serialization import NotPlainError, encode_value, write_json
-
-
-class OutcomeTest(NamedTuple):
-    """A test of the values that the candidate's calls return, which needs the first `n_outcomes` of them."""
-
-    n_outcomes: int
-    passes: Callable[[Sequence[CallOutcome]], bool]
-
 
 _PARSE_TRIES = 10
 
@@ -77,13 +71,14 @@ class ScriptTests(NamedTuple):
 
 
 class CallTests(NamedTuple):
-    """A list of calls with plain arguments and tests of their results.
+    """A list of calls with plain arguments and tests of their results, packed for the cell that evaluates them.
 
     `otherwise` is the plan if a test needs more than plain values.
     """
 
     calls: list[Call]
-    tests: list[OutcomeTest]
+    packed_tests: bytes
+    n_tests: int
     otherwise: ScriptTests | None
 
 
@@ -141,6 +136,8 @@ def _plan_test_list(gold: dict[str, Any]) -> Plan | None:
     tested_names = list_called_names(trees) & ((free_names - module_names) or list_outermost_calls(trees))
     if not tested_names or not _has_testing_assertion([*before, *trees]):
         return None
+    if candidate_judges_itself([*before, *trees], free_names - module_names):
+        return None
     remote_names = sorted((free_names - module_names) or tested_names)
     always_asserts = any(surely_asserts(tree.body) for tree in trees)
     work = _make_test_script(
@@ -181,6 +178,9 @@ def _plan_check_function(gold: dict[str, Any]) -> Plan | None:
     if check is not None and (
         len(check.args.args) != 1 or not list_called_names([check]) & {check.args.args[0].arg, entry}
     ):
+        return None
+    entries = {entry} if check is None else {entry, check.args.args[0].arg}
+    if candidate_judges_itself(trees, (free_names - module_names) | entries, entries):
         return None
     before = [completed_prompt, *collected.before] if completed_prompt else collected.before
     always_asserts = surely_asserts(check.body if check else [part for tree in trees for part in tree.body])
@@ -254,10 +254,11 @@ def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
     calls = [(name, *_encode_arguments(item)) for item in inputs]
     is_wrapped = all(isinstance(item, list) and len(item) == 1 for item in outputs)  # as APPS writes them
     tests = [
-        OutcomeTest(index + 1, partial(_is_output_expected, index, item, is_wrapped))
+        OutcomeTest(index + 1, partial(is_output_expected, index, item, is_wrapped))
         for index, item in enumerate(outputs)
     ]
-    return Plan(CallTests(calls, tests, None), [PRELUDE])
+    packed_tests = pack_tests(tests)
+    return None if packed_tests is None else Plan(CallTests(calls, packed_tests, len(tests), None), [PRELUDE])
 
 
 def _contradict(inputs: list[Any], outputs: list[Any]) -> bool:
@@ -293,17 +294,12 @@ def _choose_calls_or_script(
     calls, tests = split_tests
     if not any(map(examines_value, (check for test in tests for check in test))):
         return None
-    return otherwise._replace(
-        work=CallTests(
-            calls, [OutcomeTest(count_needed_outcomes(test), partial(are_checks_true, test)) for test in tests], work
-        )
+    packed_tests = pack_tests(
+        [OutcomeTest(count_needed_outcomes(test), partial(are_checks_true, test)) for test in tests]
     )
-
-
-def _is_output_expected(index: int, expected: Any, is_wrapped: bool, outcomes: Sequence[CallOutcome]) -> bool:
-    """Returns whether a call returned the expected output, which may be wrapped in a list of one."""
-    value = outcomes[index].require_value()
-    return equals_expected(value, expected) or (is_wrapped and equals_expected(value, expected[0]))
+    if packed_tests is None:
+        return otherwise
+    return otherwise._replace(work=CallTests(calls, packed_tests, len(tests), work))
 
 
 def _encode_arguments(arguments: Any) -> tuple[Any, Any]:

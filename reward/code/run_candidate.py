@@ -3,30 +3,24 @@
 import json
 import socket
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from qwen_align.reward.code.assertion_checks import CallOutcome, NoValueError
 from qwen_align.reward.code.compare_outputs import equals_expected_output
-from qwen_align.reward.code.expression_evaluator import UnsupportedError
-from qwen_align.reward.code.load_candidate import END_REASONS, SYNTAX_STATUS
-from qwen_align.reward.code.numpy_values import ARRAY_TAG, nest_items
-from qwen_align.reward.code.plan_from_gold import CallTests, OutcomeTest, Plan, ProgramTests, ScriptTests
-from qwen_align.reward.code.run_dataset_tests import CLOSED, UNREACHED, UNUSABLE
+from qwen_align.reward.code.judge_outcomes import PASSED
+from qwen_align.reward.code.judging_cells import judge_in_cell
+from qwen_align.reward.code.load_candidate import CLOSED, SYNTAX_STATUS
+from qwen_align.reward.code.plan_from_gold import CallTests, Plan, ProgramTests, ScriptTests
+from qwen_align.reward.code.run_dataset_tests import UNREACHED, UNUSABLE
 from qwen_align.reward.code.sandbox import Cell, Limits, Sandbox
-from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError, TooLateError
-from qwen_align.reward.code.value_serialization import NotPlainError, decode_value, read_json, write_json
+from qwen_align.reward.code.value_serialization import write_json
 
-PASSED = "all tests passed"
 _UNPAID = frozenset({"forged record", "exited early", UNREACHED, UNUSABLE})
-_NO_VALUE = {"raised": "tests failed", "not plain": "value not plain data"}
 _REASON_OF_END = {
     "signal": "crashed",
     "time limit": "time limit",
     "memory limit": "memory limit",
     "output limit": "output limit",
 }
-_MAX_BYTES = 16 << 20  # of all values of one candidate, which are held here until it is judged
 _REPORT_BYTES = 1 << 20  # a line for each of the asserts that run
 _END_LIMIT_S = 0.2  # for the sandbox to report how a cell ended that has closed its channel
 
@@ -39,13 +33,6 @@ class Score(NamedTuple):
     reason: str
 
 
-class _StoppedError(Exception):
-    """Raised when the candidate's code ends or breaks the protocol before its tests are done.
-
-    The message is the reason.
-    """
-
-
 def run_candidate(plan: Plan, texts: list[str], sandbox: Sandbox, limits: Limits, *, partial: bool) -> Score:
     """Runs a candidate's code by its gold's test plan and returns its score. Ends by the limits' deadline."""
     deadline = time.monotonic() + limits.time_limit_s
@@ -55,12 +42,10 @@ def run_candidate(plan: Plan, texts: list[str], sandbox: Sandbox, limits: Limits
         return runner.score_programs(work)
     if isinstance(work, ScriptTests):
         return runner.score_script(work)
-    try:
-        return runner.score_calls(work)
-    except UnsupportedError:
-        if work.otherwise is None:
-            raise
-        return runner.score_script(work.otherwise)
+    score = runner.score_calls(work)
+    if score is not None:
+        return score
+    return Score(0, work.n_tests, "tests failed") if work.otherwise is None else runner.score_script(work.otherwise)
 
 
 class _Runner(NamedTuple):
@@ -80,33 +65,28 @@ class _Runner(NamedTuple):
         around = {"before": plan.before, "prompt": plan.prompt, "entry": plan.entry, "asked": _list_asked_names(plan)}
         return write_json({"mode": mode, "name": name, "texts": self.texts, **around, **more})
 
-    def score_calls(self, work: CallTests) -> Score:
-        """Scores the candidate by making calls and comparing the returned values outside of the sandbox."""
-        reasons: list[str] = []
-        with self.sandbox.start_cell(
-            "candidate", self.write_job("calls", calls=work.calls), self.compute_remaining_limits()
-        ) as cell:
-            try:
-                for reason in self.judge_answers(work, Frames(cell.channel, self.deadline), cell):
-                    reasons.append(reason)
-                    if reason != PASSED and not self.partial:
-                        break
-            except _StoppedError as stop:
-                return _score_stopped(str(stop), reasons.count(PASSED), len(work.tests))
-        reason = next((reason for reason in reasons if reason != PASSED), PASSED)
-        return Score(reasons.count(PASSED), len(work.tests), reason)
+    def score_calls(self, work: CallTests) -> Score | None:
+        """Scores the candidate by making calls, whose values are judged in a cell of their own.
 
-    def judge_answers(self, work: CallTests, frames: Frames, cell: Cell) -> Iterator[str]:
-        """Yields the reason of each test as soon as the candidate has answered the test's calls."""
-        outcomes: list[CallOutcome] = []
-        for test in work.tests:
-            while len(outcomes) < test.n_outcomes:
-                outcomes.append(_parse_outcome(_receive_record(frames, cell), len(outcomes), work))
-                if frames.n_bytes > _MAX_BYTES:
-                    raise _StoppedError("output limit")
-            yield _judge_test(test, outcomes)
-        if _receive_record(frames, cell) != ["done"]:
-            raise _StoppedError("forged record")
+        Returns None if the tests cannot be evaluated on these values.
+        """
+        candidate_end, judge_end = socket.socketpair()
+        with candidate_end, judge_end:
+            job = self.write_job("calls", calls=work.calls)
+            with self.sandbox.start_cell(
+                "candidate", job, self.compute_remaining_limits(), channel=candidate_end
+            ) as cell:
+                judged = judge_in_cell(
+                    self.sandbox, work.packed_tests, judge_end, self.limits, self.deadline, partial=self.partial
+                )
+                if isinstance(judged, str):
+                    return _score_stopped(judged, 0, work.n_tests)
+                if not judged.is_supported:
+                    return None
+                if judged.stopped is not None:
+                    stopped = _find_end_reason(cell) if judged.stopped == CLOSED else judged.stopped
+                    return _score_stopped(stopped, judged.n_passed, work.n_tests)
+        return Score(judged.n_passed, work.n_tests, judged.reason)
 
     def score_programs(self, work: ProgramTests) -> Score:
         """Scores a program by running it afresh on each input."""
@@ -184,7 +164,7 @@ def _read_reports(output: bytes) -> tuple[list[str], str | None]:
     for line in output.splitlines():
         try:
             report = json.loads(line)
-        except ValueError:  # test code that wrote there itself
+        except (ValueError, RecursionError):  # test code that wrote there itself
             return reasons, "crashed"
         match report:
             case ["test", passed, reason]:
@@ -194,56 +174,6 @@ def _read_reports(output: bytes) -> tuple[list[str], str | None]:
             case ["done"]:
                 return reasons, None
     return reasons, "crashed"
-
-
-def _judge_test(test: OutcomeTest, outcomes: Sequence[CallOutcome]) -> str:
-    """Evaluates one test on the calls' outcomes and returns its reason, such as "tests failed"."""
-    try:
-        return PASSED if test.passes(outcomes) else "tests failed"
-    except NoValueError as error:
-        return str(error)
-
-
-def _receive_record(frames: Frames, cell: Cell) -> Any:
-    """Receives the candidate's next result record. Raises _StoppedError if the candidate has ended."""
-    try:
-        record = read_json(frames.receive_frame())
-    except TooLateError:
-        raise _StoppedError("time limit") from None
-    except ClosedError:
-        raise _StoppedError(_find_end_reason(cell)) from None
-    except (TooLargeError, NotPlainError):
-        raise _StoppedError("forged record") from None
-    if type(record) is list and len(record) == 2 and record[0] == "end":
-        raise _StoppedError(record[1] if type(record[1]) is str and record[1] in END_REASONS else "forged record")
-    return record
-
-
-def _read_array(tree: dict[str, Any], work: CallTests) -> Any:
-    """Returns a numpy array that a call returned as nested lists.
-
-    Raises UnsupportedError if the tests can be run where they get the array itself.
-    """
-    if ARRAY_TAG not in tree:
-        raise NotPlainError("unknown tag")
-    if work.otherwise is not None:
-        raise UnsupportedError
-    return nest_items(tree[ARRAY_TAG], decode_value)
-
-
-def _parse_outcome(record: Any, number: int, work: CallTests) -> CallOutcome:
-    """Parses the outcome of a call from a record. Raises _StoppedError if the record is forged."""
-    types = [type(part) for part in record[:2]] if type(record) is list else []
-    if types != [str, int] or record[1] != number:
-        raise _StoppedError("forged record")
-    if record[0] == "value" and len(record) == 3:
-        try:
-            return CallOutcome(decode_value(record[2], lambda tree: _read_array(tree, work)))
-        except NotPlainError:
-            return CallOutcome(None, "value not plain data")
-    if record[0] in _NO_VALUE and len(record) == 2:
-        return CallOutcome(None, _NO_VALUE[record[0]])
-    raise _StoppedError("forged record")
 
 
 def _find_end_reason(cell: Cell) -> str:

@@ -9,13 +9,10 @@ from typing import Any
 
 from qwen_align.reward.code.cell_rpc import EndedError, ForgedError, RpcPeer
 from qwen_align.reward.code.collect_tests import REACHED
-from qwen_align.reward.code.load_candidate import END_REASONS
+from qwen_align.reward.code.load_candidate import CLOSED, END_REASONS
 from qwen_align.reward.code.remote_objects import RefusedError, RemoteObject
 from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError
 from qwen_align.reward.code.value_serialization import NotPlainError, read_json, write_json
-
-CLOSED = "closed"
-"""Told of a candidate that ended without a word: its own cell knows how."""
 
 UNREACHED = "no test reached"
 UNUSABLE = "unusable gold"

@@ -144,6 +144,8 @@ class Sandbox:
     """A sandbox that starts isolated cell processes through one server process. It can be used from any thread."""
 
     def __init__(self, isolation: Isolation = "full") -> None:
+        self.idle_judges: dict[int, list[Cell]] = {}
+        """Cells that judge what candidates return and wait for the next, by their memory in MiB."""
         self._isolation = isolation
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
@@ -210,6 +212,7 @@ class Sandbox:
 
     def _disconnect(self) -> None:
         """Closes the control socket and waits for the server to end."""
+        self.idle_judges = {}
         if self._control is not None:
             with contextlib.suppress(OSError):
                 self._control.shutdown(socket.SHUT_RDWR)  # which a copy in a forked child cannot hold up
@@ -221,6 +224,7 @@ class Sandbox:
 
     def _forget_server(self) -> None:
         """Drops the handle of the parent's server in a forked child process."""
+        self.idle_judges = {}
         self._lock = threading.Lock()
         if self._control is not None:
             self._control.close()

@@ -15,8 +15,7 @@ stat:4:- lstat:6:- newfstatat:262:79 statx:332:291 access:21:- faccessat:269:48 
 readlinkat:267:78 getdents:78:- getdents64:217:61 getcwd:79:17 chdir:80:49 fchdir:81:50 mkdir:83:-
 mkdirat:258:34 rmdir:84:- unlink:87:- unlinkat:263:35 rename:82:- renameat:264:38 renameat2:316:276 link:86:-
 linkat:265:37 symlink:88:- symlinkat:266:36 truncate:76:45 ftruncate:77:46 fallocate:285:47 fsync:74:82
-fdatasync:75:83 flock:73:32 chmod:90:- fchmod:91:52 fchmodat:268:53 utime:132:- utimes:235:- futimesat:261:-
-utimensat:280:88 umask:95:166 statfs:137:43 fstatfs:138:44 sendfile:40:71 copy_file_range:326:285
+fdatasync:75:83 umask:95:166 statfs:137:43 fstatfs:138:44 sendfile:40:71 copy_file_range:326:285
 fadvise64:221:223 dup:32:23 dup2:33:- dup3:292:24 pipe:22:- pipe2:293:59 close_range:436:436
 # waiting
 poll:7:- ppoll:271:73 select:23:- pselect6:270:72 epoll_create:213:- epoll_create1:291:20 epoll_ctl:233:21
@@ -34,8 +33,7 @@ sched_getaffinity:204:123 sched_getparam:143:121 sched_getscheduler:145:120 sche
 sched_get_priority_min:147:126 getcpu:309:168 getpriority:140:141
 # time
 nanosleep:35:101 clock_nanosleep:230:115 clock_gettime:228:113 clock_getres:229:114 gettimeofday:96:169
-time:201:- times:100:153 alarm:37:- setitimer:38:103 getitimer:36:102 timer_create:222:107 timer_settime:223:110
-timer_gettime:224:108 timer_getoverrun:225:109 timer_delete:226:111 pause:34:-
+time:201:- times:100:153 alarm:37:- setitimer:38:103 getitimer:36:102 pause:34:-
 # signals
 rt_sigaction:13:134 rt_sigprocmask:14:135 rt_sigreturn:15:139 rt_sigpending:127:136 rt_sigtimedwait:128:137
 rt_sigsuspend:130:133 restart_syscall:219:128
@@ -45,6 +43,13 @@ getresuid:118:148 getresgid:120:150 getgroups:115:158 getpgrp:111:- getpgid:121:
 getrusage:98:165 getrlimit:97:163 capget:125:90 uname:63:160 sysinfo:99:179 getrandom:318:278 exit:60:93
 exit_group:231:94 wait4:61:260 waitid:247:95
 """
+
+# Of files: allowed where a cell sees none but its own and what is mounted read-only.
+_METADATA_CALLS = """
+chmod:90:- fchmod:91:52 fchmodat:268:53 utime:132:- utimes:235:- futimesat:261:- utimensat:280:88
+"""
+
+_FILE_RECEIVING_CALLS = "recvmsg:47:212"
 
 # Allowed for some arguments only.
 _CALLS_BY_ARGUMENT = """
@@ -64,7 +69,7 @@ _NEW_NAMESPACES_OR_SIBLING = 0x7E028000  # CLONE_NEW* and CLONE_PARENT
 _THREAD = 0x00010000  # CLONE_THREAD
 _PRCTL = (15, 16)  # the name of a thread
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
-_FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)  # no F_SETOWN, F_SETSIG: they signal other processes
+_FCNTL = (0, 1, 2, 3, 4, 1030, 1032)  # no locks, which hold for other cells; no F_SETOWN, F_SETSIG, which signal them
 _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE = 1, 1, 0xF
 
 
@@ -154,11 +159,14 @@ def _parse_call_table(calls: str, column: int) -> dict[str, int]:
     return {word[0]: int(word[column]) for word in words if word[column] != "-"}
 
 
-def build_filter(machine: str, *, processes: bool, signals: bool) -> bytes:
+def build_filter(
+    machine: str, *, processes: bool, signals: bool, metadata: bool, receives_files: bool = False
+) -> bytes:
     """Builds the seccomp filter program without the process id, which `bind_filter` fills in.
 
     `processes` lets the cell fork; `signals` lets it signal whatever it sees, which must be its own processes alone,
-    else it may signal none but itself.
+    else it may signal none but itself; `metadata` lets it change rights and times of files, which must be its own;
+    `receives_files` lets it take open files from its channel.
     """
     if machine not in _MACHINES:
         raise UnknownMachineError(f"no table of system calls for {machine}; there is one for {', '.join(_MACHINES)}")
@@ -173,7 +181,8 @@ def build_filter(machine: str, *, processes: bool, signals: bool) -> bytes:
     for name, number in _parse_call_table(_CALLS_BY_ARGUMENT, column).items():
         instructions += _pack_instruction(_EQUAL, number, 0, len(by_arguments[name]) // 8) + by_arguments[name]
     instructions += _pack_instruction(_ABOVE, _LAST_KNOWN, 0, 1) + _pack_instruction(_RETURN, _ENOSYS)
-    return instructions + _allow_ranges(_find_ranges(list(_parse_call_table(_CALLS, column).values())))
+    calls = _CALLS + _METADATA_CALLS * metadata + _FILE_RECEIVING_CALLS * receives_files
+    return instructions + _allow_ranges(_find_ranges(list(_parse_call_table(calls, column).values())))
 
 
 def bind_filter(filter_program: bytes, pid: int) -> bytes:

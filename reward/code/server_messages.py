@@ -3,11 +3,11 @@
 import struct
 from typing import Literal, NamedTuple
 
-Entry = Literal["candidate", "tests"]
+Entry = Literal["candidate", "tests", "judge"]
 Isolation = Literal["full", "process"]
 How = Literal["exit", "signal", "time limit", "memory limit", "output limit"]
 
-ENTRIES: tuple[Entry, ...] = ("candidate", "tests")
+ENTRIES: tuple[Entry, ...] = ("candidate", "tests", "judge")
 HOWS: tuple[How, ...] = ("exit", "signal", "time limit", "memory limit", "output limit")
 
 MIB = 2**20

@@ -29,8 +29,9 @@ class Frames:
     Inside a cell there is no deadline: the cell is killed anyway.
     """
 
-    def __init__(self, channel: socket.socket, deadline: float | None = None) -> None:
+    def __init__(self, channel: socket.socket, deadline: float | None = None, *, max_frame: int = _MAX_FRAME) -> None:
         self.channel = channel
+        self.max_frame = max_frame
         self.deadline = deadline
         self.n_bytes = 0
         self._buffer = bytearray()
@@ -57,7 +58,7 @@ class Frames:
         if len(self._buffer) < _LENGTH.size:
             return None
         (size,) = _LENGTH.unpack_from(self._buffer)
-        if size > _MAX_FRAME:
+        if size > self.max_frame:
             raise TooLargeError
         end = _LENGTH.size + size
         if len(self._buffer) < end:

@@ -15,8 +15,10 @@ from pydantic import TypeAdapter
 
 from qwen_align.align.commands import check
 from qwen_align.align.context import Context
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.lora import build_lora_config
-from qwen_align.align.pipeline import launcher
+from qwen_align.align.pipeline import launcher, machine_check
+from qwen_align.align.pipeline.check_models import check_models
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.rows import Problem, to_json_line
@@ -50,6 +52,12 @@ class World:
         for name, text in FILES.items():
             (folder / name).write_text(text, encoding="utf-8")
         shutil.copyfile(tiny_model / "tokenizer.json", folder / "tokenizer.json")
+
+    def load_base(self) -> Any:
+        """The base model as stages load it."""
+        from qwen_align.align.models import loading
+
+        return loading.load_model(self.inputs["base"])
 
     def scratch(self) -> Path:
         self.n_runs += 1
@@ -128,6 +136,21 @@ class World:
             "group": plan.group,
         }
 
+    def model_with_adapter(self, settings: Settings) -> Any:
+        """What is said of a model with an adapter beside it."""
+        folder = self.folder / "adapted"
+        if not folder.exists():
+            shutil.copytree(self.inputs["base"], folder)
+            (folder / "adapter_config.json").write_text("{}")
+        models = {"m": {"path": str(folder), **settings}}
+        plan = self.plan_recipe(
+            {"models": models, "stages": [{**EVALUATION, "name": "s", "from_model": "m"}, PROBLEMS]}
+        )
+        try:
+            return check_models(plan)
+        except RecipeError as error:
+            return str(error)
+
     def runtime(self, settings: Settings) -> Any:
         """What a stage's process is told of the recipe's runtime and its own."""
         plan = self.plan_recipe(settings)
@@ -141,7 +164,7 @@ class World:
             {**EVALUATION, "name": f"eval_{model}", "from_model": model} for model in ("base", "second", "third")
         ]
         models = {name: {"path": str(self.inputs["base"])} for name in ("base", "second", "third")}
-        plan = self.plan_recipe({**settings, "models": models, "stages": [{**DATA, "name": "problems"}, *evaluations]})
+        plan = self.plan_recipe({**settings, "models": models, "stages": [PROBLEMS, *evaluations]})
         for place, stage in enumerate(plan.find_stages(f"eval_{name}")[0] for name in models):
             store_evaluation(stage, accuracy=0.5 + place / 10)
         plan.run_folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +184,7 @@ class World:
         else:
             make: Callable[..., Any] = getattr(trl_arguments, f"build_{spec.kind}_arguments")
             made = make(spec, runtime, out, steps=9, seed=0)
-        lora = build_lora_config(spec.lora)
+        lora = build_lora_config(spec.lora, self.load_base()) if spec.lora else None
         return made.to_dict(), lora and {name: str(value) for name, value in sorted(lora.to_dict().items())}
 
     def loss(self, settings: Settings) -> Any:
@@ -217,7 +240,7 @@ class World:
                 device = str(choose_device(stage.runtime))
             except ValueError as error:
                 device = str(error)
-        return line[1:], launcher.uses_warm_server(stage), launcher.count_processes(stage), device  # type: ignore[arg-type]
+        return line[1:], launcher.uses_warm_server(stage), machine_check.count_processes(stage), device  # type: ignore[arg-type]
 
     def rows_at_once(self, runtime: Settings) -> Any:
         """How many rows the engine of a rollout decodes side by side."""
@@ -338,6 +361,7 @@ SFT: Settings = {
     "epochs": 1,
     "learning_rate": 1e-3,
 }
+PROBLEMS: Settings = {**DATA, "name": "problems"}
 EVALUATION: Settings = {
     "kind": "evaluate",
     "from_data": ["problems"],
@@ -366,6 +390,7 @@ def digest_files(out: Path) -> Iterator[tuple[str, str]]:
 def store_evaluation(stage: Any, accuracy: float) -> None:
     """Writes the manifest of an evaluation that has run."""
     result = {"set": "problems", "switch": "default", "mode": None, "accuracy": accuracy, "stderr": 0.05, "k": 2}
+    result |= {"mean_reward": accuracy, "mean_reward_stderr": 0.05, "no_verdict": 0}
     shares = dict.fromkeys(
         ("obeyed_share", "stopped_share", "mean_tokens", "pass_at_k", "maj_at_k", "answered_share", "format_share"), 0.5
     )

@@ -68,6 +68,7 @@ def trained_rows() -> dict[str, Any]:
     ]
     return {
         "problems": problems,
+        "half_golds": [row.model_copy(update={"gold": None}) if n % 2 else row for n, row in enumerate(problems[:4])],
         "other": generate("problem", 6, 1),
         "coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 8, 3)],
         "more_coins": [row.model_copy(update={"reward": "random"}) for row in generate("problem", 5, 4)],
@@ -104,6 +105,7 @@ def sieved_rows() -> dict[str, Any]:
             problem.model_copy(update={"id": "unusable", "messages": [user("What is nothing?")], "gold": ""}),
             chat.model_copy(update={"id": "thinks", "messages": [user("Hi, you"), assistant("<think> </think> Ho")]}),
             chat.model_copy(update={"id": "control", "messages": [user("Hi, you two"), assistant("Ho<|im_end|>")]}),
+            chat.model_copy(update={"id": "disobeys", "messages": [user("Hi, you all /think"), assistant("Ho")]}),
             chat.model_copy(update={"id": "order", "messages": [user("Hi"), user("Anybody?"), assistant("Ho")]}),
             problem.model_copy(update={"id": "chinese", "messages": [user("一加一等于多少呢，请告诉我")]}),
             problem.model_copy(update={"id": "mixed", "messages": [user("what is 一加一 in the end of it")]}),
@@ -165,8 +167,7 @@ def selected_rows() -> dict[str, Any]:
         assistant("4", "two and two"),
     ]
     talks = [
-        Chat(id=f"talk{n}", messages=[*talk[:2], user(f"What is {n} + 2?"), assistant(str(n + 2))], mode="no_think")
-        for n in range(6)
+        Chat(id=f"talk{n}", messages=[*talk[:2], user(f"What is {n} + 2?"), assistant(str(n + 2))]) for n in range(6)
     ]
     with_system = [
         one.model_copy(
@@ -352,6 +353,10 @@ FILES = {
         ]
     ),
     "marks.jsonl": write_lines([{"question": "Half of 4?", "answer": "4/2=<<4/2=2>>2\n#### 2"}]),
+    "echoes.jsonl": write_lines([{"prompt": "Half of 4?", "chosen": "Half of 4? 2", "rejected": "Half of 4? 3"}]),
+    "echoed_answers.jsonl": write_lines(
+        [{"prompt": "Half of 4?", "responses": ["Half of 4? 2", "Half of 4? 3"], "rewards": [1, 0]}]
+    ),
     "bad.jsonl": write_lines([{"question": "Half of 4?", "answer": "2"}, {"question": 3}]),
     "judged.jsonl": write_lines(judged_file()),
     "other_judged.jsonl": write_lines(judged_file(is_turned=True)),

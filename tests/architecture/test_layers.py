@@ -15,16 +15,30 @@ ROOT = Path(__file__).parents[2]
 
 # Each may import the layers before it and its own.
 LAYERS = (
-    ("align.errors", "align.settings.base", "align.settings.renamed", "align.references", "align.stages.registry"),
-    ("reward.verdict", "align.rows"),
+    (
+        "align.errors",
+        "align.references",
+        "align.settings.base",
+        "align.settings.fault_wording",
+        "align.settings.foreign_names",
+        "align.settings.hub_revision",
+        "align.settings.renamed",
+        "align.stages.registry",
+    ),
+    ("reward.verdict", "align.rows", "align.answer_modes"),
     ("reward.*", "reward"),
     ("data_builders.*", "data_builders"),
     ("align.settings.*",),
     (
         "align.context",
         "align.evaluation.*",
+        "align.models.length_limit",
+        "align.models.lora_targets",
         "align.models.model_description",
         "align.models.model_files",
+        "align.models.tensor_table",
+        "align.models.weight_check",
+        "align.models.weight_headers",
         "align.pipeline.graph",
         "align.rendering.*",
         "align.reporting.data_card",
@@ -34,7 +48,12 @@ LAYERS = (
     ),
     ("align.generation.*", "align.models.*", "align.training.*"),
     ("align.rl.*",),
-    ("align.pipeline.plan", "align.pipeline.preview"),
+    (
+        "align.pipeline.hub_revisions",
+        "align.pipeline.machine_check",
+        "align.pipeline.plan",
+        "align.pipeline.preview",
+    ),
     ("align.stages.*",),
     ("align.tracking.*",),
     ("align.commands.*", "align.pipeline.*", "align.reporting.*"),
@@ -68,7 +87,7 @@ HEAVY = {
     "datasets": ("align.stages.*", "data_builders.hub"),
     "accelerate": ("align.rl.trainer",),
     "peft": ("align.models.*", "align.pipeline.warm_server", "align.rl.*", "align.stages.*", "align.training.*"),
-    "huggingface_hub": ("align.commands.push", "align.models.loading"),
+    "huggingface_hub": ("align.commands.push", "align.models.loading", "align.pipeline.hub_revisions"),
 }
 LATE = {
     "align.pipeline.worker": {"torch"},

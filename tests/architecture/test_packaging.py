@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,17 @@ def test_every_shipped_file_matches_the_package_data(project: dict[str, Any]) ->
 
 def test_the_version_is_the_one_installed() -> None:
     assert importlib.metadata.version("qwen-align") == qwen_align.__version__
+
+
+def test_every_extra_is_of_use_to_code(project: dict[str, Any]) -> None:
+    """An extra whose packages nothing here imports or names would promise what no code does."""
+    extras = project["project"]["optional-dependencies"]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sources() if "tests" not in path.parts)
+    for extra, needs in extras.items():
+        for need in needs if extra != "dev" else ():
+            name = re.split(r"[\[<>=]", need)[0].replace("-", "_")
+            module = "vllm" if extra == "vllm" else name
+            assert re.search(rf"\b{module}\b", code), f"{extra}: nothing uses {name}"
 
 
 def sources() -> Iterator[Path]:
@@ -155,3 +167,27 @@ def test_an_installed_wheel_finds_its_recipes_and_its_model(wheel: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(recipe.read_text())
     assert "5 stages, 5 to run" in done.stdout
+
+
+@pytest.mark.slow(seconds=3)
+@pytest.mark.parametrize("name", ["extraction", "evidence"])
+def test_an_installed_wheel_copies_a_recipe_with_all_that_it_needs(wheel: Path, tmp_path: Path, name: str) -> None:
+    """Someone who has only the wheel follows docs/own_task.md."""
+    site, folder = tmp_path / "site", tmp_path / "mine"
+    zipfile.ZipFile(wheel).extractall(site)
+    script = (
+        "import sys, qwen_align, qwen_align.cli as cli\n"
+        "assert qwen_align.__file__.startswith(sys.argv[1]), qwen_align.__file__\n"
+        "sys.exit(cli.main(['recipes', sys.argv[2], '--to', '.']) or cli.main(['check', sys.argv[2] + '.yaml']))"
+    )
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    line = [sys.executable, "-c", script, str(site), name]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"written: {name}.yaml" in done.stdout
+    assert " to run; home: " in done.stdout
+    # A worker's cache in tests/ leaves one of reward.py beside it.
+    copied = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.suffix != ".pyc"}
+    assert f"{name}.yaml" in copied
+    assert copied <= {path.relative_to(ROOT / "recipes").as_posix() for path in (ROOT / "recipes").rglob("*.*")}

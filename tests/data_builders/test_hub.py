@@ -92,14 +92,15 @@ def test_what_the_library_refuses_is_said_plainly(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"revision": "main"}, "'main' moves, so the same recipe would give other rows tomorrow"),
-        ({"revision": "refs/convert/parquet"}, "moves"),
-        ({"revision": "abc1234"}, "a part of a commit's name; give all 40"),
+        ({"revision": "abc1234"}, "a part of a commit's name, or not in small letters; give all 40"),
+        ({"revision": "A" * 40}, "not in small letters; give all 40 hex digits (on its page of the hub: Files and v"),
+        ({"revision": "a b"}, "'a b' is no revision: give a commit's 40 hex digits"),
+        ({"revision": "../main"}, "is no revision"),
         ({"revision": None}, "revision"),
         ({"dataset": "./here"}, "'./here' is no data set of the hub"),
         ({"dataset": "/tmp/here"}, "is no data set of the hub"),
         ({"dataset": "https://x.org/a"}, "is no data set of the hub"),
-        ({"trust_remote_code": True}, "'trust_remote_code' is no setting here"),
+        ({"trust_remote_code": True}, "'trust_remote_code' is no setting: no code of a model or data set is run"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -108,8 +109,9 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> N
     assert message in str(error.value)
 
 
-def test_a_tag_is_a_revision() -> None:
-    assert hub(revision="v1.0").revision == "v1.0"
+@pytest.mark.parametrize("revision", ["v1.0", "main", "refs/convert/parquet"])
+def test_a_branch_or_tag_is_a_revision(revision: str) -> None:
+    assert hub(revision=revision).revision == revision
 
 
 BUILD = """

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from qwen_align.align.errors import DataError
 from qwen_align.align.rows import Labelled, Message, Pair, RowError
+from qwen_align.data_builders.conversion_report import Report
 from qwen_align.data_builders.labelled_pairs import LabelledPairs
 from qwen_align.data_builders.scored_pairs import ScoredPairs
 from qwen_align.data_builders.sieve import Drops
@@ -176,3 +178,42 @@ def test_every_solution_of_gsm8ks_models_is_a_row_or_counted() -> None:
     assert drops.counts["in no pair"] == 1319 * 4 - 2 * len(pairs) - drops.counts.get("malformed turn", 0)
     both = {row.meta["question"] for row in rows if row.label} & {row.meta["question"] for row in rows if not row.label}
     assert len(pairs) == len(both)
+
+
+def test_columns_that_are_left_out_are_counted_or_refused(tmp_path: Path) -> None:
+    row = tries((False, "3"), (True, "2"))
+    files = {
+        LabelledPairs: ({"rows": "pair", "solutions": ["tries"]}, row),
+        ScoredPairs: ({}, {"prompt": "1+1?", "responses": ["2", "3"], "rewards": [1, 0]}),
+    }
+    for builder_class, (settings, value) in files.items():
+        path = tmp_path / "x.jsonl"
+        path.write_text(f"{json.dumps({**value, 'by': 'ann'})}\n{json.dumps({**value, 'images': []})}\n")
+        report = Report()
+        builder = builder_class.model_validate({"path": str(path), **settings})
+        assert len(list(builder.build_with_report(report, Drops()))) == 2
+        assert report.n_left_out == {"by": 1, "images": 1}
+        for column, item in (("system", "Be brief."), ("images", ["a.png"]), ("history", [["a", "b"]])):
+            path.write_text(json.dumps({**value, column: item}) + "\n")
+            with pytest.raises(RowError, match=rf"x\.jsonl:1: {column}: is .* ignore_columns: \[{column}\]"):
+                list(builder.build({}, 0, Drops()))
+            ignoring = builder_class.model_validate({"path": str(path), **settings, "ignore_columns": [column]})
+            assert len(list(ignoring.build({}, 0, Drops()))) == 1
+        with pytest.raises(DataError, match=r"x\.jsonl: no row has 'histry', which the recipe names.*'history'"):
+            list(builder.model_copy(update={"ignore_columns": ["histry", "history"]}).build({}, 0, Drops()))
+
+
+def test_a_question_that_is_turns_in_a_text_is_refused(tmp_path: Path) -> None:
+    question = json.dumps([{"role": "user", "content": "1+1?"}])
+    with pytest.raises(RowError, match=r"'prompt' is .*, not a text"):
+        scored(tmp_path, {"prompt": question, "responses": ["2", "3"], "rewards": [1, 0]})
+
+
+def test_answers_that_repeat_their_prompt_are_refused_or_cut(tmp_path: Path) -> None:
+    row = {"prompt": "1+1?", "responses": ["1+1? 2", "1+1? 3"], "rewards": [1, 0]}
+    with pytest.raises(RowError, match=r"scores\.jsonl: row 'scores:1#0>1': both sides begin with the whole prompt"):
+        scored(tmp_path, row)
+    ([pair], _) = scored(tmp_path, row, repeated_prompt="cut")
+    assert (pair.chosen.content, pair.rejected.content) == ("2", "3")
+    ([pair], _) = scored(tmp_path, row, repeated_prompt="keep")
+    assert (pair.chosen.content, pair.rejected.content) == ("1+1? 2", "1+1? 3")

@@ -148,12 +148,12 @@ GOOD = json.dumps({"prompt": "1+1?", "gold": "2"})
         ('{"prompt": "1+1?", "gold": "2"', "x.jsonl:2: is not JSON: Expecting ',' delimiter at character"),
         ('{"prompt": 3, "gold": "2"}', "x.jsonl:2: prompt: is 3, neither a text nor a list of turns"),
         ('{"prompt": [], "gold": "2"}', "x.jsonl:2: prompt: is \\[\\], neither a text nor a list of turns"),
-        ('{"prompt": ["a"], "gold": "2"}', "x.jsonl:2: prompt: 0: Input should be a valid dictionary"),
+        ('{"prompt": ["a"], "gold": "2"}', "x.jsonl:2: prompt: 0: must be a turn, {role"),
         (
             '{"prompt": [{"role": "usr", "content": "a"}], "gold": "2"}',
-            "x.jsonl:2: prompt: 0.role: Input should be 'system'",
+            "x.jsonl:2: prompt: 0.role: must be 'system'",
         ),
-        ('{"prompt": [{"role": "user"}], "gold": "2"}', "x.jsonl:2: prompt: 0.content: Field required"),
+        ('{"prompt": [{"role": "user"}], "gold": "2"}', "x.jsonl:2: prompt: 0.content: is missing"),
         ('{"prompt": "\\ud800", "gold": "2"}', r"x.jsonl:2: holds half a surrogate pair, '\\ud800'"),
         ('{"prompt": "1+1?", "gold": ' + "1" * 5000 + "}", "x.jsonl:2: cannot be read: "),
         ("[" * 100_000, "x.jsonl:2: cannot be read: "),
@@ -175,9 +175,9 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, line: str, messag
             {"prompt": "a", "answer": "b"},
             "'thinking' is missing; a trace row has prompt and thinking and answer",
         ),
-        ("trace", {"prompt": "a", "answer": "b", "thinking": 3}, "thinking: Input should be a valid string"),
+        ("trace", {"prompt": "a", "answer": "b", "thinking": 3}, "thinking: must be a text"),
         ("chat", {"prompt": "a"}, "'answer' is missing; a chat row has messages, or prompt and answer"),
-        ("chat", {"prompt": "a", "answer": 3}, "answer: 0: Input should be a valid dictionary"),
+        ("chat", {"prompt": "a", "answer": 3}, "answer: 0: must be a turn, {role"),
         ("chat", {"messages": "a b"}, None),
         ("pair", {"prompt": "a", "chosen": "b"}, "'rejected' is missing"),
         (
@@ -186,9 +186,9 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path: Path, line: str, messag
             "rejected: has roles user",
         ),
         ("text", {"txt": "a"}, "'text' is missing; a text row has text; the row's keys: txt"),
-        ("text", {"text": 3}, "text: Input should be a valid string"),
-        ("typed", {"row": "text", "id": "a"}, "text.text: Field required"),
-        ("typed", {"row": "texts", "id": "a"}, "does not match any of the expected tags"),
+        ("text", {"text": 3}, "text: must be a text"),
+        ("typed", {"row": "text", "id": "a"}, "text.text: is missing"),
+        ("typed", {"row": "texts", "id": "a"}, "row 'texts' is unknown. Did you mean 'text'"),
     ],
 )
 def test_wrong_rows_of_other_kinds(tmp_path: Path, rows: str, value: Any, message: str | None) -> None:
@@ -245,7 +245,9 @@ def test_settings_that_typed_rows_say_themselves_are_refused_where_they_are_reco
         build_rows(path, mode="think", source="books")
 
 
-@pytest.mark.parametrize(("cell", "label"), [("true", True), ("False", False), (" TRUE ", True)])
+@pytest.mark.parametrize(
+    ("cell", "label"), [("true", True), ("False", False), (" TRUE ", True), ("1", True), ("0.0", False)]
+)
 def test_labels_of_a_table_are_words(tmp_path: Path, cell: str, label: bool) -> None:
     path = tmp_path / "x.csv"
     path.write_text(f"prompt,completion,label\n1+1?,2,{cell}\n")
@@ -255,8 +257,8 @@ def test_labels_of_a_table_are_words(tmp_path: Path, cell: str, label: bool) -> 
 
 def test_a_label_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
-    path.write_text("prompt,completion,label\n1+1?,2,1\n")
-    with pytest.raises(RowError, match=r"x\.csv:2: label: is '1'; a label is true or false"):
+    path.write_text("prompt,completion,label\n1+1?,2,2\n")
+    with pytest.raises(RowError, match=r"x\.csv:2: label: is '2'; a label is true or false, 1 or 0"):
         build_rows(path, rows="labelled")
 
 
@@ -272,7 +274,7 @@ def test_margins_of_a_table_are_texts_that_write_numbers(tmp_path: Path) -> None
 def test_the_place_in_a_list_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"text": "a"}, {"text": 2}]))
-    with pytest.raises(RowError, match=r"x\.json: row 2: text: Input should be a valid string"):
+    with pytest.raises(RowError, match=r"x\.json: row 2: text: must be a text"):
         build_rows(path, rows="text")
 
 

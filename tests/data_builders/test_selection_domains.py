@@ -113,7 +113,7 @@ def test_by_python(tmp_path: Path) -> None:
     assert [row.meta for row in kept] == [{"domain": "É"}]
     details = {drop.id: drop.detail for drop in drops}
     assert details.pop("number") == "TypeError: 7 returned; a domain is a text, or None"
-    assert details.pop("raise") == "KeyError: 'lost'"
+    assert details.pop("raise") == "KeyError: 'lost' (ours.py, line 8: raise KeyError(\"lost\"))"
     none = "the function returned none"
     assert details == {"none": none, "blank": none, "hang": "time limit"}
     assert {drop.reason for drop in drops} == {"no domain"}

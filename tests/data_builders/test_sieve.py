@@ -158,6 +158,8 @@ def test_a_dropped_row_is_no_earlier_one() -> None:
         (trace("a", gold=None), None),
         (chat("a", "x", "y"), None),
         (Problem(id="a", messages=[user("x")], reward="constant"), None),
+        (Problem(id="a", messages=[user("x")], reward="python"), None),
+        (Problem(id="a", messages=[user("x")], gold="{", reward="python"), None),
     ],
 )
 def test_golds(row: Row, reason: str | None) -> None:
@@ -169,7 +171,6 @@ def test_golds(row: Row, reason: str | None) -> None:
     ("reward", "message"),
     [
         ("maths", r"row 'a': reward: 'maths' is no reward that rows can name\. .*set sieve\.gold_is_usable: false"),
-        ("python", r"row 'a': reward: 'python' is a reward of your own, .*set sieve\.gold_is_usable: false"),
     ],
 )
 def test_a_reward_that_nobody_knows_here_is_an_error(reward: str, message: str) -> None:
@@ -237,7 +238,75 @@ TAGS = "thinking tags in the text"
 )
 def test_thinking(row: Row, reason: str | None) -> None:
     assert sieve_rows([row]) == ((["a"], []) if reason is None else ([], [("a", reason)]))
-    assert sieve_rows([row], thinking_is_clean=False) == (["a"], [])
+    assert sieve_rows([row], thinking_is_clean=False, thinking_fits_mode=False) == (["a"], [])
+
+
+def talk(*turns: tuple[str, str | None], **more: Any) -> Chat:
+    """A chat of user turns and answers 'a' with this thinking, which is named `row`."""
+    messages = [turn for asked, thought in turns for turn in (user(asked), assistant("a", thinking=thought))]
+    return Chat(id="a", messages=messages, **more)
+
+
+SYSTEM = Message(role="system", content="Be brief. /no_think")
+CALL = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+NO_THINK, THINK = "thinking under /no_think", "no thinking under /think"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "turn"),
+    [
+        (talk(("q", "r")), None, 0),
+        (talk(("q", "")), None, 0),
+        (talk(("q", None)), None, 0),
+        (talk(("q /think", "r")), None, 0),
+        (talk(("q /no_think", "")), None, 0),
+        (talk(("q /no_think", None)), None, 0),
+        (talk(("q /no_think", "r")), NO_THINK, 2),
+        (talk(("q /no_think", " ")), None, 0),
+        (talk(("q /think", None)), THINK, 2),
+        (talk(("q /think", "")), THINK, 2),
+        (talk(("q /think /no_think", "r")), NO_THINK, 2),  # the last one wins
+        (talk(("q /no_think, or /think?", "r")), None, 0),
+        (talk(("问题/no_think", "r")), NO_THINK, 2),
+        (talk(("问题。/no_think", "r")), NO_THINK, 2),
+        (talk(("q /no_think.", "r")), NO_THINK, 2),
+        (talk(("see a/no_think, ./no_think, /no_think/b, /no_thinking and `/no_think`", "r")), None, 0),
+        (Chat(id="a", messages=[SYSTEM, user("q"), assistant("a", thinking="r")]), NO_THINK, 3),
+        (Chat(id="a", messages=[SYSTEM, user("q /think"), assistant("a", thinking="r")]), None, 0),
+        # conversations: the last flag before an answer holds until the next one
+        (talk(("q /no_think", ""), ("q", "r")), NO_THINK, 4),
+        (talk(("q /no_think", "r"), ("q /think", "r")), NO_THINK, 2),
+        (talk(("q", "r"), ("q /no_think", ""), ("q /think", "r"), ("q", "r")), None, 0),
+        (talk(("q", None), ("q", "r")), None, 0),  # its thinking was taken out: seen, not trained
+        (talk(("q /think", None), ("q /no_think", None)), None, 0),
+        (talk(("q /think", None), ("q", None)), THINK, 4),
+        # a mode of the row stands above its flags
+        (talk(("q", "r"), mode="no_think"), "thinking in mode no_think", 2),
+        (talk(("q", None), mode="think"), "no thinking in mode think", 2),
+        (talk(("q /think", None), mode="no_think"), None, 0),  # the hard switch wins
+        (talk(("q /no_think", "r"), mode="think"), NO_THINK, 2),
+        (talk(("q", None), flag="/think"), THINK, 2),
+        (talk(("q /think", None), mode="no_think", flag="/no_think"), "answers under another flag than the row's", 2),
+        (trace("a"), None, 0),
+        (trace("a").model_copy(update={"messages": [user("1+1? /no_think")]}), NO_THINK, 2),
+        (pair("a").model_copy(update={"messages": [user("q /think")]}), THINK, 2),
+        (pair("a", chosen="<think>\nr").model_copy(update={"messages": [user("q /no_think")]}), NO_THINK, 2),
+        (labelled("a", "2").model_copy(update={"messages": [user("q /think")]}), None, 0),
+    ],
+)
+def test_answers_that_contradict_their_mode_or_flag_are_dropped(row: Row, reason: str | None, turn: int) -> None:
+    drops = Drops()
+    kept = list(sieve([row], Sieve(thinking_is_clean=False), drops))
+    assert [tuple(drop) for drop in drops.rows] == ([(reason, "a", f"turn {turn}")] if reason else [])
+    assert len(kept) == (0 if reason else 1)
+    assert list(sieve([row], Sieve(thinking_is_clean=False, thinking_fits_mode=False), Drops())) == [row]
+
+
+def test_an_answer_between_calls_of_tools_without_the_thinking_beside_it_is_no_contradiction() -> None:
+    call, result = assistant("", thinking="r", tool_calls=CALL), Message(role="tool", content="1")
+    for asked in ("q", "q /think"):
+        rows: list[Row] = [Chat(id="a", messages=[user(asked), call, result, assistant("a")])]
+        assert sieve_rows(rows) == (["a"], [])
 
 
 @pytest.mark.parametrize(

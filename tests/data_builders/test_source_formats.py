@@ -59,7 +59,11 @@ RECOGNISED: list[tuple[str, dict[str, Any], Row]] = [
         {"messages": [ASK, {**SAY, "content": "<think>\n1 and 1\n</think>\n\n2"}]},
         chat(USER, Message(role="assistant", content="2", thinking="1 and 1")),
     ),
-    ("messages", {"messages": [ASK, {**SAY, "content": "<think>\n\n</think>\n\n2"}]}, chat(USER, REPLY)),
+    (
+        "messages",
+        {"messages": [ASK, {**SAY, "content": "<think>\n\n</think>\n\n2"}]},
+        chat(USER, Message(role="assistant", content="2", thinking="")),
+    ),
     ("messages", {"messages": [{**ASK, "content": [{"type": "text", "text": "1+1?"}]}, SAY]}, chat(USER, REPLY)),
     (
         "messages",
@@ -352,7 +356,7 @@ def test_a_column_that_the_first_row_lacks_is_named(
 def test_what_was_converted_is_reported(tmp_path: Path) -> None:
     report = Report()
     thought = {"role": "assistant", "content": "<think>a</think>2", "name": "ann"}
-    build_rows(tmp_path, {"messages": [ASK, thought], "score": 1}, {"messages": [ASK, SAY, ASK]}, report=report)
+    build_rows(tmp_path, {"messages": [ASK, thought], "by": 1}, {"messages": [ASK, SAY, ASK]}, report=report)
     assert report.to_manifest() == {
         "format": "messages",
         "recognised": True,
@@ -362,7 +366,7 @@ def test_what_was_converted_is_reported(tmp_path: Path) -> None:
             "conversations that end with a user's turn": 1,
             "turns' 'name' left out": 1,
         },
-        "columns_left_out": {"score": 1},
+        "columns_left_out": {"by": 1},
     }
 
 
@@ -401,8 +405,74 @@ def test_thinking_and_answer_come_apart_as_they_were_put_together(thinking: str,
     if "think>" in thinking + answer:
         return
     split = split_thinking(f"<think>\n{thinking}\n</think>\n\n{answer}")
-    assert split.thinking == thinking.strip()
-    assert split.answer == answer.lstrip()
+    assert split.thinking == thinking.strip("\r\n")
+    assert split.answer == answer.lstrip("\r\n")
+    # The prompt of a model that always thinks opens the block, so that its completions have the rest alone.
+    assert split_thinking(f"{thinking}\n</think>\n\n{answer}") == split
+
+
+@pytest.mark.parametrize(
+    ("content", "thinking", "answer"),
+    [
+        ("<think>\nr\n</think>\n\n    return 1\n", "r", "    return 1\n"),
+        ("<think>\n    if x:\n        y\n</think>\n\n\treturn 1", "    if x:\n        y", "\treturn 1"),
+        ("<think>\r\nr\r\n</think>\r\n\r\n  a", "r", "  a"),
+        ("<think>r</think>a", "r", "a"),
+        ("r</think>a", "r", "a"),
+        ("r\n</think>\n\na", "r", "a"),
+        ("\n</think>\n\na", "", "a"),
+        ("<think>\n\n</think>\n\n  a", "", "  a"),
+    ],
+)
+def test_indentation_and_blocks_that_the_prompt_opened_are_read(content: str, thinking: str, answer: str) -> None:
+    assert split_thinking(content) == (thinking, answer)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"reasoning": "1 and 1", "reasoning_content": "1 and 1"},
+        {"thinking": "1 and 1", "reasoning": "1 and 1", "reasoning_content": ""},
+        {"content": "<think>\n1 and 1\n</think>\n\n2", "reasoning_content": "1 and 1\n"},
+        {"content": "1 and 1\n</think>\n\n2", "reasoning": "1 and 1"},
+    ],
+)
+def test_thinking_that_is_given_twice_alike_is_read_once(tmp_path: Path, more: dict[str, Any]) -> None:
+    [row] = build_rows(tmp_path, {"messages": [ASK, {**SAY, **more}]})
+    assert isinstance(row, Chat)
+    assert (row.messages[-1].content, (row.messages[-1].thinking or "").strip()) == ("2", "1 and 1")
+
+
+@pytest.mark.parametrize("said", ["false", False, " False"])
+def test_a_column_of_the_switch_is_the_rows_mode(tmp_path: Path, said: Any) -> None:
+    [row] = build_rows(tmp_path, {"messages": [ASK, SAY], "enable_thinking": said})
+    assert isinstance(row, Chat)
+    assert row.mode == "no_think"
+    both = {"enable_thinking": said, "chat_template_kwargs": {"enable_thinking": True}}
+    with pytest.raises(RowError, match="only enable_thinking, true or false, is read"):
+        build_rows(tmp_path, {"messages": [ASK, SAY], **both})
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "mode"),
+    [
+        ({"enable_thinking": False}, {}, "no_think"),
+        ({"enable_thinking": True}, {"mode": "no_think"}, "think"),
+        ('{"enable_thinking": false}', {}, "no_think"),
+        ({"enable_thinking": None, "tools": None}, {"mode": "think"}, "think"),  # a table's padding
+        (None, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_a_row_may_ask_the_template_for_its_mode(
+    tmp_path: Path, given: Any, settings: dict[str, Any], mode: str | None
+) -> None:
+    report = Report()
+    value = {"messages": [ASK, SAY], "chat_template_kwargs": given}
+    [row] = build_rows(tmp_path, value, report=report, **settings)
+    assert isinstance(row, Chat)
+    assert row.mode == mode
+    assert not report.n_left_out
 
 
 WRONG_ROWS: list[tuple[dict[str, Any], str]] = [
@@ -423,7 +493,15 @@ WRONG_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{**ASK, "thinking": "a"}, SAY]}, "has thinking in a user turn"),
     (
         {"messages": [ASK, {**SAY, "thinking": "a", "reasoning_content": "b"}]},
-        "has both thinking and reasoning_content",
+        "has both thinking and reasoning_content, and they differ",
+    ),
+    (
+        {"messages": [ASK, SAY], "chat_template_kwargs": {"date": "today"}},
+        "chat_template_kwargs or enable_thinking: is .*only enable_think",
+    ),
+    (
+        {"messages": [ASK, SAY], "chat_template_kwargs": {"enable_thinking": "no"}},
+        "only enable_thinking, true or false",
     ),
     ({"messages": [{**ASK, "content": " "}, SAY]}, "messages: a user's turn is blank"),
     ({"messages": [ASK], "label": True}, "does not end with an assistant's turn after a prompt"),

@@ -77,7 +77,7 @@ WRONG_RECIPES = [
     ([TRACES, {**SFT, "from_model": "sft"}], "stages wait for each other in a circle: sft -> sft"),
     ([TRACES, SFT, SFT], "'sft' is the name of two stages or models"),
     ([FILE], "stage 'rows': builder.path: "),
-    ([TRACES, {**SFT, "learning_rate": -1}], "learning_rate: Input should be greater than 0; found -1"),
+    ([TRACES, {**SFT, "learning_rate": -1}], "learning_rate: must be above 0; found -1"),
 ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from qwen_align.align.rendering.tiny_tokenizer import save_tokenizer, train_tokenizer
 from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_json_line
@@ -81,6 +82,23 @@ def model_without_tokenizer(folder: Path) -> Path:
     return _recipe(folder, _rows(folder, *_chats()), SFT)
 
 
+def weights_under_other_names(folder: Path) -> Path:
+    """Weights as torch.compile names them, none of which a model has."""
+    path = _model(folder) / "model.safetensors"
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    return _recipe(folder, _rows(folder, *_chats()), SFT)
+
+
+def adapter_beside_the_model(folder: Path) -> Path:
+    (_model(folder) / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "a/b"}')
+    return _recipe(folder, _rows(folder, *_chats()), SFT)
+
+
+def misspelt_target_module(folder: Path) -> Path:
+    lora = {"rank": 2, "alpha": 4, "target_modules": ["q_proj", "v_porj"]}
+    return _recipe(folder, _rows(folder, *_chats()), {**SFT, "lora": lora})
+
+
 def question_and_gold_exchanged(folder: Path) -> Path:
     rows = [{"prompt": row.gold, "gold": row.messages[0].content} for row in _problems()]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -106,6 +124,9 @@ INPUTS: dict[str, Callable[[Path], Path]] = {
         tokenizer_of_another_model,
         template_without_newline,
         model_without_tokenizer,
+        weights_under_other_names,
+        adapter_beside_the_model,
+        misspelt_target_module,
         question_and_gold_exchanged,
         rendered_beforehand,
     )

@@ -14,6 +14,7 @@ import pytest
 
 from qwen_align.align.rows import Completion, Message
 from qwen_align.reward.base import UNJUDGED
+from qwen_align.reward.code import launch_server
 from qwen_align.reward.code.plan_from_gold import ScriptTests, plan_from_gold
 from qwen_align.reward.code.sandbox import SandboxError, get_sandbox
 from qwen_align.reward.code_tests import CodeTests
@@ -262,7 +263,8 @@ def test_probes_are_paid_as_they_say() -> None:
         assert ((REWARD.judge(probe.completion, probe.gold).value or 0) > 0) is probe.pays, probe.name
 
 
-def test_the_weaker_isolation_is_taken_by_name_and_pays_no_more() -> None:
+def test_the_weaker_isolation_is_taken_by_name_and_pays_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_server, "is_root", lambda: False)
     reward = CodeTests(isolation="process", time_limit_s=5.0)
     for one in ATTACKS[::4]:
         if "rpc" in one["golds"]:

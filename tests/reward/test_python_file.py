@@ -1,5 +1,6 @@
 """A user's own function as a reward: what it may return, and what becomes of one that misbehaves."""
 
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def completion(text: str, **fields: Any) -> Completion:
         ("print", 0.5, "judged"),
         ("nan", None, "ValueError: nan is no reward"),
         ("text", None, "ValueError: could not convert string to float: 'good'"),
-        ("nan dict", None, "TypeError: the dict returned is no verdict: Input should be a finite number"),
+        ("nan dict", None, "TypeError: the dict returned is no verdict: value: must be a finite number; found inf"),
         ("bad dict", None, "TypeError: the dict returned is no verdict: 'valeu' is no setting here"),
         ("raise", None, "KeyError: 'missing'"),
         ("crash", None, "worker died"),
@@ -161,6 +162,48 @@ def test_verdicts_are_kept_by_the_functions_name(reward: Any) -> None:
     assert reward().label == "judge"
     assert reward().is_outcome
     assert not reward(shaping=True).is_outcome
+
+
+TRL = """
+def accuracy(prompts, completions, solution, **kwargs):
+    said = [completion[0]["content"] for completion in completions]
+    asked = [prompt[-1]["content"] for prompt in prompts]
+    return [float(text == gold and question == "?") for text, gold, question in zip(said, solution, asked)]
+
+def judge(completions, **kwargs):
+    return [float(len(text)) for text in completions]
+
+def grouped(completions, **kwargs):
+    return [0.5 for one in completions]
+"""
+
+
+def test_a_function_of_trls_form_is_refused_with_what_to_add(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(TRL)
+    with pytest.raises(RecipeError, match=r"accuracy takes lists of prompts and .*as TRL's .*`name: judge`") as error:
+        PythonReward(file=str(file), name="accuracy").warm_up()
+    added = str(error.value).partition("\n")[2]
+    with pytest.raises(RecipeError, match=r"`name: judge_one`"):
+        PythonReward(file=str(file)).warm_up()
+    file = tmp_path / "mended.py"
+    file.write_text(TRL + "\n" + textwrap.dedent(added))
+    mended = PythonReward(file=str(file))
+    assert [mended.judge(completion("7", gold=gold)).value for gold in ("7", "8")] == [1.0, 0.0]
+    assert PythonReward(file=str(file), name="grouped", group=True).judge_group([completion("7")])[0].value == 0.5
+    with pytest.raises(RecipeError, match="without `group`"):
+        PythonReward(file=str(file), name="accuracy", group=True).warm_up()
+
+
+def test_an_error_names_the_users_own_line(reward: Any, tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("import json\n\ndef read(text):\n    return json.loads(text)\n")
+    file = tmp_path / "reads.py"
+    file.write_text(
+        "from neighbour import read\n\ndef judge(completion, gold):\n    return read(completion.text)['a']\n"
+    )
+    reads = PythonReward(file=str(file))
+    assert reads.judge(completion("{")).reason.endswith("(neighbour.py, line 4: return json.loads(text))")
+    assert reads.judge(completion("{}")).reason == "KeyError: 'a' (reads.py, line 4: return read(completion.text)['a'])"
 
 
 def test_what_the_function_starts_is_ended_with_it(reward: Any, tmp_path: Path) -> None:

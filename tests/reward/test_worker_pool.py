@@ -151,7 +151,7 @@ def test_a_deadline_ends_the_wait(make_pool: Callable[..., Pool]) -> None:
 
 
 def test_a_file_that_cannot_start_is_told(make_pool: Callable[..., Pool]) -> None:
-    with pytest.raises(StartError, match="ValueError: no such thing as this"):
+    with pytest.raises(StartError, match=r"ValueError: no such thing\nas this \(pool_work\.py, line 6: raise"):
         make_pool(argument="broken").warm_up()
 
 

@@ -107,14 +107,34 @@ OWN_REWARD = {
 }
 
 
-def test_a_reward_of_ones_own_needs_golds_that_nobody_tries(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps(TEXT) + "\n")
-    done = cli("build", write(tmp_path, builder=OWN_REWARD, licences={}), "--out", tmp_path / "data")
+@pytest.mark.parametrize(
+    ("settings", "gold"),
+    [
+        ({}, "Ann"),
+        ({}, None),
+        ({"columns": {"prompt": "text"}}, "missing"),
+        ({"rows": "auto", "format": "prompt_gold", "columns": {"prompt": "text", "gold": "label"}}, None),
+        ({"rows": "auto", "format": "prompt_gold", "columns": {"prompt": "text"}}, "missing"),
+    ],
+)
+def test_a_reward_of_ones_own_needs_neither_golds_nor_a_setting(
+    cli: Cli, tmp_path: Path, settings: dict[str, Any], gold: str | None
+) -> None:
+    row = {"text": TEXT["text"]} if gold == "missing" else {**TEXT, "label": gold}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    spec = write(tmp_path, builder={**OWN_REWARD, **settings}, licences={})
+    done = cli("build", spec, "--out", tmp_path / "data")
+    assert done.code == 0, done.err
+    (made,) = [json.loads(line) for line in (tmp_path / "data" / "rows.jsonl").read_text().splitlines()]
+    assert (made.get("gold"), made["reward"]) == (None if gold == "missing" else gold, "python")
+
+
+def test_another_reward_still_needs_golds(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**TEXT, "label": None}) + "\n")
+    spec = write(tmp_path, builder={**OWN_REWARD, "reward": "math_answer"}, licences={})
+    done = cli("build", spec, "--out", tmp_path / "data")
     assert done.code == 3
-    assert done.err.startswith("qwen-align: row 'rows:1': reward: 'python' is a reward of your own")
-    assert done.err.endswith("set sieve.gold_is_usable: false\n")
-    spec = write(tmp_path, builder=OWN_REWARD, licences={}, sieve={"gold_is_usable": False})
-    assert cli("build", spec, "--out", tmp_path / "data").code == 0
+    assert "'label' is missing; a problem row has prompt and gold" in done.err
 
 
 def test_a_typed_row_with_an_unknown_reward_is_a_bad_row(cli: Cli, tmp_path: Path) -> None:

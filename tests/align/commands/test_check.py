@@ -1,6 +1,7 @@
 """What `check` says before anything is trained, and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,19 @@ def test_a_hub_model_is_unknown_until_it_is_there(said: Callable[..., list[str]]
 def test_greedy_thinking_is_noted(said: Callable[..., list[str]]) -> None:
     greedy = {**EVALUATE, "from_model": "base", "sampling": {"temperature": 0.0, "max_tokens": 8}}
     notes = [line for line in said(PROBLEMS, greedy) if line.startswith("note: ")]
-    assert len(notes) == 2, "one for each switch that thinks"
+    assert len(notes) == 1, "however many switches and prompts think"
     assert notes[0].startswith("note: stage 'eval': sampling: temperature 0 in thinking mode")
+
+
+def test_a_template_that_prints_the_date_is_noted(
+    said: Callable[..., list[str]], tiny_model: Path, tmp_path: Path
+) -> None:
+    dated = shutil.copytree(tiny_model, tmp_path / "dated")
+    template = dated / "chat_template.jinja"
+    template.write_text('{{- "Today: " + strftime_now("%d %b %Y") + "\\n" }}' + template.read_text())
+    models = {"base": {"path": str(dated)}}
+    (note,) = [line for line in said(DATA, SFT, models=models) if line.startswith("note: ")]
+    assert note.startswith(f"note: {template}: prints today's date; here it always prints 26 Jul 2024")
 
 
 def test_what_is_stored_is_read_not_built(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
@@ -251,7 +263,7 @@ def test_limits_are_checked_at_the_door(tiny_model: Path, write_recipe: Callable
         {**grpo, "rewards": rewards, "learning_rate": 1e-4},
     ):
         recipe = write_recipe([problems, stage], models={"base": {"path": str(tiny_model)}})
-        with pytest.raises(RecipeError, match=r"takes up to \d+ tokens, but the model has \d+ positions"):
+        with pytest.raises(RecipeError, match=r"take up to \d+ \+ 100000 tokens, but the model has \d+ positions"):
             list(check.describe_plan(make_plan(recipe, tmp_path)))
     odd = {**grpo, "rewards": rewards, "learning_rate": 1e-4, "runtime": {"processes": 3}}
     recipe = write_recipe([problems, odd], models={"base": {"path": str(tiny_model)}})
@@ -283,8 +295,14 @@ def test_golds_a_reward_cannot_use_are_counted(said: Callable[..., list[str]], t
     data = file_stage(tmp_path, *rows, name="problems")
     text = "\n".join(said({**data, "sieve": {"gold_is_usable": False}}, GRPO))
     assert "math_answer: 1 golds of 2 are unusable, the first 'p1': None" in text
-    with pytest.raises(DataError, match="stage 'eval': question 'p1': unusable gold; its gold is None"):
-        said({**data, "sieve": {"gold_is_usable": False}}, EVALUATE | {"from_model": "base"})
+    evaluate = EVALUATE | {"from_model": "base"}
+    found = "1 golds of 2 are unusable and will have no verdict, the first that of question 'p1': unusable gold"
+    assert found in "\n".join(said({**data, "sieve": {"gold_is_usable": False}}, evaluate))
+    with pytest.raises(DataError, match=f"stage 'eval': {found}; its gold is None; max_no_verdict_share is 0.4"):
+        said({**data, "sieve": {"gold_is_usable": False}}, evaluate | {"max_no_verdict_share": 0.4})
+    held_out = {"from_data": ["problems"], "every_steps": 1, "max_no_verdict_share": 0.4}
+    with pytest.raises(DataError, match=f"stage 'grpo': held_out: {found}"):
+        said({**data, "sieve": {"gold_is_usable": False}}, {**GRPO, "held_out": held_out})
 
 
 CALLS = {"calls": [{"name": "add", "arguments": {"a": 1}}]}
@@ -426,10 +444,27 @@ def test_warm_up_is_told(said: Callable[..., list[str]], warm_up: int, says: str
     assert f"steps 15, {says}" in said(DATA, {**SFT, "warmup_steps": warm_up})[1]
 
 
+@pytest.mark.parametrize(
+    ("warm_up", "critic_warm_up", "says"),
+    [
+        (0, 0, "10 updates, no warm-up"),
+        (3, 0, "10 updates, 3 of warm-up"),
+        (6, 2, "10 updates, 4 of them of the critic alone, all of warm-up (warmup_steps 6)"),
+        (0, 9, "10 updates, 10 of them of the critic alone, none of the policy"),
+    ],
+)
+def test_warm_up_of_online_rl_is_told(
+    said: Callable[..., list[str]], warm_up: int, critic_warm_up: int, says: str
+) -> None:
+    """As optimizer.build_schedule has it: the policy's schedule begins after the updates of the critic alone."""
+    critic = {"learning_rate": 1e-4, "warmup_steps": critic_warm_up}
+    ppo = {**GRPO, "kind": "ppo", "updates": {"epochs": 2}, "warmup_steps": warm_up, "critic": critic}
+    assert said(PROBLEMS, ppo)[1].endswith(f"completions, {says}")
+
+
 def test_questions_judged_by_ones_own_reward_want_its_file(said: Callable[..., list[str]], tmp_path: Path) -> None:
     asked = [Message(role="user", content="?")]
     rows = file_stage(tmp_path, Problem(id="p", messages=asked, gold="x", reward="python"), name="problems")
-    rows["sieve"] = {"gold_is_usable": False}
     evaluate = {**EVALUATE, "from_model": "base"}
     with pytest.raises(RecipeError, match="stage 'eval': its questions are judged by a reward of your own; name it"):
         said(rows, evaluate)

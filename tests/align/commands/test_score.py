@@ -67,7 +67,10 @@ def test_settings_and_a_function_of_ones_own(cli: Cli, tmp_path: Path) -> None:
         ("[" * 200_000, "in.jsonl:2: "),
         (r'{"completion": "\ud800", "gold": "2"}', "in.jsonl:2: "),
         ('{"completion": "x", "gold": 1e999}', "in.jsonl:2: "),
-        ('{"completion": "x", "gold": "2", "mode": "thinking"}', "in.jsonl:2: 'mode': "),
+        (
+            '{"completion": "x", "gold": "2", "mode": "thinking"}',
+            "in.jsonl:2: mode: must be 'think' or 'no_think'; found 'thinking'",
+        ),
     ],
 )
 def test_a_bad_row_is_named_and_nothing_written(cli: Cli, tmp_path: Path, row: str, said: str) -> None:

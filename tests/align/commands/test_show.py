@@ -36,10 +36,10 @@ PROMPT = "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
 def plan(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> Callable[..., Plan]:
     """A plan of a data stage with these rows and of other stages on the tiny model."""
 
-    def of(rows: list[Row], *stages: dict[str, Any]) -> Plan:
+    def of(rows: list[Row], *stages: dict[str, Any], **settings: Any) -> Plan:
         (tmp_path / "rows.jsonl").write_text("".join(to_json_line(row) + "\n" for row in rows))
         builder = {"kind": "local_file", "path": "rows.jsonl", "rows": "typed"}
-        data = {"name": "data", "kind": "build_data", "builder": builder}
+        data = {"name": "data", "kind": "build_data", "builder": builder, **settings}
         path = write_recipe([data, *stages], models={"base": {"path": str(tiny_model)}})
         return make_plan(path, tmp_path)
 
@@ -151,30 +151,30 @@ MODELESS: list[Row] = [
 
 
 @pytest.mark.parametrize("row", MODELESS, ids=lambda row: row.id)
-def test_a_data_row_without_mode_and_thinking_is_shown_as_no_think(plan: Callable[..., Plan], row: Row) -> None:
+def test_a_data_row_without_mode_and_thinking_is_no_think(plan: Callable[..., Plan], row: Row) -> None:
     lines = shown(plan([row], {**DPO} if isinstance(row, Pair) else SFT), "data")
     said = [line.plain for line in lines]
-    assert said[1] == "1 of them say no mode; shown as no_think"
-    assert said[2].startswith("tokens a row: p50 ")
-    note, first = lines[5], lines[6]
-    assert note.plain.startswith(f"note: shown with mode: no_think; as it is, row '{row.id}': ")
-    assert "has no thinking, but its prompt asks for it" in note.plain
+    assert said[1].startswith("tokens a row: p50 ")
+    first = lines[4]
     assert parts(first, show.TRAINED) == "2<|im_end|>"
     assert parts(first, show.MASKED).replace("⏎\n", "\n").endswith("<think>\n\n</think>\n\n")
 
 
 def test_what_a_training_stage_would_refuse_is_refused_there(plan: Callable[..., Plan]) -> None:
-    with pytest.raises(RecipeError, match=r"row 'c': .*has no thinking, but its prompt asks for it"):
-        shown(plan([MODELESS[0]], SFT), "sft")
+    asked_to_think = Chat(id="c", messages=[*ASKED, SAID], mode="think")
+    planned = plan([asked_to_think], {**SFT}, sieve={"thinking_fits_mode": False})
+    with pytest.raises(RecipeError, match=r"row 'c': message 2: no thinking in mode think: .* under its `builder:`"):
+        shown(planned, "sft")
 
 
 def test_a_data_row_that_cannot_be_rendered_is_printed_as_it_is(plan: Callable[..., Plan]) -> None:
-    mixed = Chat(id="m", messages=[*chat(1).messages, *ASKED, SAID])
-    said = [line.plain for line in shown(plan([mixed, chat(1)], SFT), "data")]
+    mixed = Chat(id="m", messages=[*chat(1).messages, *ASKED, SAID], mode="think")
+    planned = plan([mixed, chat(1)], SFT, sieve={"thinking_fits_mode": False})
+    said = [line.plain for line in shown(planned, "data")]
     assert said[:2] == ["2 rows: 2 chat", "1 of them cannot be rendered"]
     assert said[2] == "tokens a row: p50 24, p90 24, p99 24, p100 24"
     place = said.index("--- row 0: chat m")
-    assert said[place + 1].startswith("note: cannot be rendered: row 'm': message 4: has no thinking")
+    assert said[place + 1].startswith("note: cannot be rendered: row 'm': message 4: no thinking in mode think")
     assert said[place + 2] == to_json_line(mixed)
     assert said[place + 3] == "--- row 1: chat c1"
 

@@ -51,7 +51,7 @@ def majority_by_enumeration(samples, k):
     subsets = list(itertools.combinations(samples, k))
     worth = {}
     for answer in {s.answer for s in samples}:
-        same = [Fraction(s.value) for s in samples if s.answer == answer]
+        same = [Fraction(s.value >= 1) for s in samples if s.answer == answer]
         worth[answer] = sum(same) / len(same)
     for subset in subsets:
         votes = Counter(s.answer for s in subset if s.answer is not None)
@@ -111,10 +111,10 @@ def test_the_error_is_over_questions_not_over_samples():
     per_question = [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
     questions = {f"q{i}": [score(value) for value in values] for i, values in enumerate(per_question)}
     summary = summarise_samples(questions, k=1)
-    assert summary.value.mean == pytest.approx(0.5)
-    assert summary.value.se == pytest.approx(statistics.stdev([1.0, 0.0, 0.5]) / math.sqrt(3))
+    assert summary.accuracy.mean == pytest.approx(0.5)
+    assert summary.accuracy.se == pytest.approx(statistics.stdev([1.0, 0.0, 0.5]) / math.sqrt(3))
     twice = summarise_samples({name: samples * 2 for name, samples in questions.items()}, k=1)
-    assert twice.value == summary.value, "the same samples again tell nothing new"
+    assert twice.accuracy == summary.accuracy, "the same samples again tell nothing new"
 
 
 def test_the_error_covers_the_truth_as_often_as_it_says():
@@ -138,17 +138,17 @@ def test_summary_counts_what_it_says():
         "q1": [score(0.5, answer="5", obeyed=False, n_tokens=20), score(0.0, answer="6", obeyed=None, n_tokens=30)],
     }
     summary = summarise_samples(questions, k=2)
-    assert (summary.n_questions, summary.n_samples, summary.k) == (2, 4, 2)
-    assert summary.value.mean == pytest.approx(0.375)
+    assert (summary.n_questions, summary.n_samples, summary.n_no_verdict, summary.k) == (2, 4, 0, 2)
+    assert (summary.accuracy.mean, summary.mean_reward.mean) == (0.25, 0.375)
     assert summary.pass_at_k.mean == pytest.approx(0.5), "a value of 0.5 is not right"
-    assert summary.maj_at_k.mean == pytest.approx((1.0 + 0.25) / 2)
+    assert summary.maj_at_k.mean == pytest.approx((1.0 + 0.0) / 2)
     assert summary.answered_share == pytest.approx(0.75)
     assert summary.stopped_share == pytest.approx(0.75)
     assert summary.obeyed_share == pytest.approx(0.5)
     assert summary.n_tokens == pytest.approx(25)
     assert summary.n_tokens_right == pytest.approx(10)
     assert summary.n_tokens_wrong == pytest.approx(30)
-    assert compute_question_means(questions) == {"q0": 0.5, "q1": 0.25}
+    assert compute_question_means(questions) == {"q0": 0.5, "q1": 0.0}
 
 
 def test_what_was_never_asked_has_no_share():
@@ -160,7 +160,7 @@ def test_what_was_never_asked_has_no_share():
 def test_a_question_counts_once_however_many_samples_it_has():
     questions = {"easy": [score(1.0)] * 9, "hard": [score(0.0, answer="5")]}
     summary = summarise_samples(questions, k=1)
-    assert summary.value.mean == summary.pass_at_k.mean == summary.maj_at_k.mean == pytest.approx(0.5)
+    assert summary.accuracy.mean == summary.pass_at_k.mean == summary.maj_at_k.mean == pytest.approx(0.5)
 
 
 def test_a_better_model_scores_higher_everywhere():
@@ -170,7 +170,7 @@ def test_a_better_model_scores_higher_everywhere():
         return {f"q{i}": answers(draw.choices("abc-", [skill, 0.4, 0.4, 0.2], k=8)) for i in range(200)}
 
     worse, better = summarise_samples(evaluation(0.4), k=4), summarise_samples(evaluation(1.2), k=4)
-    assert better.value.mean > worse.value.mean + 3 * worse.value.se
+    assert better.accuracy.mean > worse.accuracy.mean + 3 * worse.accuracy.se
     assert better.pass_at_k.mean > worse.pass_at_k.mean
     assert better.maj_at_k.mean > worse.maj_at_k.mean
 
@@ -181,9 +181,50 @@ def test_k_beyond_the_samples_is_refused_naming_the_question(k):
         summarise_samples({"few": [score(), score()]}, k=k)
 
 
-def test_no_questions_are_refused():
-    with pytest.raises(ValueError, match="no questions"):
-        summarise_samples({}, k=1)
+@pytest.mark.parametrize("questions", [{}, {"q": [score(None)]}])
+def test_no_verdicts_are_refused(questions):
+    with pytest.raises(ValueError, match="no question has a verdict"):
+        summarise_samples(questions, k=1)
+
+
+@pytest.mark.parametrize("value", [0.5, 0.999])
+def test_what_is_not_right_is_right_nowhere(value):
+    """All judged 0.5: no accuracy, no pass@k, no maj@k and no best of k, and a mean reward of 0.5."""
+    questions = {name: [score(value), score(value)] for name in "ab"}
+    summary = summarise_samples(questions, k=2)
+    best = estimate_best_of(questions, {name: [0.1, 0.2] for name in "ab"})
+    assert summary.accuracy.mean == summary.pass_at_k.mean == summary.maj_at_k.mean == best.mean == 0.0
+    assert summary.mean_reward.mean == pytest.approx(value)
+    assert (summary.n_tokens_right, summary.n_tokens_wrong) == (None, 10)
+
+
+def test_with_one_sample_a_question_every_measure_is_the_accuracy():
+    draw = random.Random(3)
+    questions = {f"q{n}": [score(draw.choice([0.0, 0.5, 1.0, None]))] for n in range(60)}
+    summary = summarise_samples(questions, k=1)
+    known = [samples[0].value for samples in questions.values() if samples[0].value is not None]
+    assert 0 < len(known) < 60
+    right = sum(value == 1.0 for value in known) / len(known)
+    assert summary.accuracy.mean == summary.pass_at_k.mean == summary.maj_at_k.mean == pytest.approx(right)
+    assert summary.mean_reward.mean == pytest.approx(sum(known) / len(known))
+    assert (summary.n_questions, summary.n_no_verdict) == (60, 60 - len(known))
+
+
+def test_a_missing_verdict_is_neither_right_nor_wrong():
+    """The figures are those of the same samples without it."""
+    whole = {"a": [score(1.0), score(0.0, answer="5")], "b": [score(0.0), score(0.5)], "c": [score(1.0), score(1.0)]}
+    holed = {
+        "a": [*whole["a"], score(None, answer="5", stopped=False)],
+        "none": [score(None)] * 3,
+        "b": [score(None), *whole["b"]],
+        "c": [*whole["c"], score(None)],
+    }
+    found, expected = summarise_samples(holed, k=3), summarise_samples(whole, k=2)
+    for name in ("accuracy", "mean_reward", "pass_at_k", "maj_at_k", "n_tokens_right", "n_tokens_wrong"):
+        assert getattr(found, name) == getattr(expected, name), name
+    assert (found.n_questions, found.n_samples, found.n_no_verdict) == (4, 12, 6)
+    assert found.stopped_share == pytest.approx((2 / 3 + 1 + 1 + 1) / 4), "how it ended is known without a verdict"
+    assert compute_question_means(holed) == {"a": 0.5, "none": None, "b": 0.0, "c": 1.0}
 
 
 def p_by_enumeration(differences):

@@ -383,6 +383,13 @@ def test_rows_of_different_limits_share_a_batch(model):
     assert {name: len(ids) for (name, _), ids in kept.items()} == {"prompt": 2, "completion": 50}
 
 
-def test_the_budget_counts_the_columns_a_row_can_fill():
-    with pytest.raises(ValueError, match="need 14 columns of cache; max_batch_tokens is 13"):
-        plan_batches([Request("a", [5] * 3, 1, FREE, seed=0)], max_rows=4, max_batch_tokens=13)
+def test_a_completion_over_the_budget_is_decoded_alone():
+    """Its prompt and `max_tokens` need 14 columns: whatever the model can read is sampled."""
+    requests = [Request(name, [5] * 3, 2, FREE, seed=0) for name in "ab"]
+    batches = plan_batches(requests, max_rows=4, max_batch_tokens=13)
+    assert [[(row.request.id, row.sample) for row in batch] for batch in batches] == [
+        [("a", 0)],
+        [("a", 1)],
+        [("b", 0)],
+        [("b", 1)],
+    ]

@@ -108,11 +108,14 @@ def test_adapters_take_a_tenth_of_a_model_at_most_and_merge_exactly(
         files = locate_model_files(folder)
         assert len(files.adapters) == n_adapters
         before = loading.load_with_adapters(ModelFiles(files.base, files.adapters[:-1]))
+        as_plain_adapter = Path(shutil.copytree(files.adapters[-1], tmp_path / f"adapter-of-{name}"))
+        for config in as_plain_adapter.glob("stacked_adapter_config.json"):
+            config.rename(as_plain_adapter / "adapter_config.json")
         vocabulary = before.config.vocab_size
         ids = torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             plain = before(input_ids=ids).logits
-            adapted = PeftModel.from_pretrained(before, str(files.adapters[-1])).eval()(input_ids=ids).logits
+            adapted = PeftModel.from_pretrained(before, str(as_plain_adapter)).eval()(input_ids=ids).logits
             merged = loading.load_model(folder)(input_ids=ids).logits
         assert (adapted - plain).abs().max() > 1e-3, "the adapter does something"
         assert (merged - adapted).abs().max() < 1e-4

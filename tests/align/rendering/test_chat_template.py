@@ -95,6 +95,29 @@ TEMPLATES = {
 }
 
 
+DATED = """
+{%- set today = strftime_now("%d %b %Y") if strftime_now is defined else "26 Jul 2024" %}
+{{- "Today Date: " + today + "\\n" }}
+{%- for m in messages %}{{ m.role + ": " + m.content + "<|im_end|>" }}{% endfor %}
+"""
+
+
+def test_a_template_that_prints_the_date_prints_one_date() -> None:
+    """Whatever the day; as Llama 3's templates do where there is no clock."""
+    dated, fixed = template(DATED), template(DATED.replace("strftime_now is defined", "false"))
+    assert dated.prints_date
+    messages = CONVERSATIONS["question"]
+    assert dated.render_text(messages) == fixed.render_text(messages)
+    assert dated.render_text(messages).startswith("Today Date: 26 Jul 2024\n")
+    assert not template(TEMPLATES["qwen3"]).prints_date
+
+
+@pytest.mark.parametrize("source", ["{{ [1, 2, 3] | random }}", "{{ lipsum(1) }}"])
+def test_a_template_that_draws_at_random_is_refused(source: str) -> None:
+    with pytest.raises(TemplateError, match="draws something at random"):
+        template(source).render_text(CONVERSATIONS["question"])
+
+
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_text_equals_transformers(name: str, conversation: str) -> None:
@@ -122,7 +145,7 @@ def test_text_equals_transformers(name: str, conversation: str) -> None:
         "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
         "{% set x = 1 %}{% generation %}{% set x = 2 %}in{{ x }}{% endgeneration %}out{{ x }}",
         "{% for m in messages %}\n  {% if m.role == 'user' %}\n  u\n  {% endif %}\n{% endfor %}\n",
-        "{{ strftime_now('%Y') }}{{ bos_token }}{{ unknown is defined }}{{ tools is none }}{{ dict(a=1).a }}",
+        "{{ strftime_now is defined }}{{ bos_token }}{{ unknown is defined }}{{ tools is none }}{{ dict(a=1).a }}",
         "{{ documents is none }}",
     ],
 )

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from qwen_align.align.rendering.chat_template import TemplateError
 from qwen_align.align.rendering.renderer import Renderer
-from qwen_align.align.rendering.samples import Sample, compute_length_percentiles, merge_turns, split_into_pieces
+from qwen_align.align.rendering.samples import (
+    Sample,
+    TurnCounts,
+    compute_length_percentiles,
+    merge_turns,
+    split_into_pieces,
+)
 from qwen_align.align.rendering.training_set import render_pairs, render_rows
 from qwen_align.align.rows import Chat, Completion, Message, Pair, Problem, Row, Text, Trace
 
@@ -81,6 +88,10 @@ def said(content: str, thinking: str | None = None, **more: Any) -> Message:
 
 def chat(*messages: Message, **more: Any) -> Chat:
     return Chat(id="c1", messages=list(messages), **more)
+
+
+def trace(asked: str, answer: str, thinking: str) -> Trace:
+    return Trace(id="c1", messages=[user(asked)], thinking=thinking, answer=answer, reward="math_answer")
 
 
 def halves(renderer: Renderer, sample: Sample) -> tuple[str, str]:
@@ -160,21 +171,26 @@ def completion(text: str, **more: Any) -> Completion:
 @pytest.mark.parametrize(
     ("family", "row", "why"),
     [
-        ("hybrid", chat(user("q"), said("a")), "set mode: no_think"),
-        ("hybrid", chat(user("q"), said("a"), mode="think"), "has no thinking"),
-        ("hybrid", chat(user("q"), said("a", "r"), mode="no_think"), "its prompt asks for none"),
+        ("hybrid", chat(user("q"), said("a"), mode="think"), "no thinking in mode think: .* under its `builder:`"),
+        ("hybrid", chat(user("q"), said("a", "r"), mode="no_think"), "thinking in mode no_think: "),
+        ("hybrid", chat(user("q /no_think"), said("a", "r")), "thinking under /no_think: .* under `sieve:`"),
+        ("hybrid", chat(user("q /no_think"), said("a", "r"), mode="think"), "thinking under /no_think: "),
+        ("hybrid", chat(user("q /think"), said("a")), "message 2: no thinking under /think: "),
+        ("none", chat(user("q /think"), said("a")), "message 2: no thinking under /think: "),
+        ("none", chat(user("q /no_think"), said("a", "r")), "message 2: thinking under /no_think: "),
+        ("hybrid", trace("q /no_think", "a", "r"), "thinking under /no_think: "),
         ("hybrid", chat(user("q"), said("a", "r"), mode="think", flag="/no_think"), "contradicts itself"),
-        ("hybrid", chat(user("q"), said("a"), user("q2"), said("a2", "r")), "message 2: has no thinking"),
         ("hybrid", chat(user("q"), said("r\n</think>\n\na")), "put the thinking into the field 'thinking'"),
         ("hybrid", chat(user("q"), said("<think>\nr\n</think>\n\na")), "put the thinking into the field 'thinking'"),
         ("always", chat(user("q"), said("a"), mode="no_think"), "this model always thinks"),
         ("always", chat(user("q"), said("a", "r"), flag="/think"), "for hybrid models"),
-        ("always", chat(user("q"), said("a")), "has no thinking"),
+        ("always", chat(user("q"), said("a")), "has no thinking, .* give its thinking, .* `mode: no_think`"),
+        ("always", chat(user("q"), said("a", "r"), user("q2"), said("a2")), "message 4: has no thinking"),
         ("never", chat(user("q"), said("a", "r")), "its prompt asks for none"),
         ("never", chat(user("q"), said("a"), mode="think"), "this model never thinks"),
         ("never", chat(user("q"), said("a"), flag="/no_think"), "for hybrid models"),
         ("none", chat(user("q"), said("a"), mode="no_think", flag="/think"), "needs a template with a switch"),
-        ("none", chat(user("q"), said("a"), mode="think"), "has no thinking"),
+        ("none", chat(user("q"), said("a"), mode="think"), "no thinking in mode think"),
         ("none", chat(user("q")), "no token would be in the loss"),
         ("none", chat(said("a")), "needs a user or tool message before it, found nothing"),
         ("none", chat(user("q"), said("a"), said("b")), "message 3: .* found an assistant turn"),
@@ -182,10 +198,13 @@ def completion(text: str, **more: Any) -> Completion:
         ("none", chat(user("q"), said("a<|im_end|>b")), "holds <|im_end|> before its end"),
         ("none", chat(user("q"), said("a<|endoftext|>")), "holds <|endoftext|> before its end"),
         ("none", chat(Message(role="user", content="q", thinking="r"), said("a")), "only assistant turns"),
-        ("none", chat(Message(role="system", content="s"), said("a"), flag="/think", mode="think"), "no user message"),
+        (
+            "none",
+            chat(Message(role="system", content="s"), said("a", "r"), flag="/think", mode="think"),
+            "no user message",
+        ),
         ("none", Text(id="c1", text=""), "nothing to train"),
         ("none", Problem(id="c1", messages=[user("q")], reward="math"), "a problem row has no answer to train"),
-        ("hybrid-off", chat(user("q"), said("a", "r")), "its prompt asks for none"),
     ],
 )
 def test_rows_that_would_train_something_wrong_are_refused(
@@ -226,6 +245,38 @@ def test_each_turn_of_a_thinking_chat_is_what_inference_sees_and_says(renderers:
         assert "<think>" not in seen
         assert seen.count("/think") == 1
         assert f"q{turn + 1} /think<|im_end|>" in seen
+
+
+def test_each_answer_of_a_chat_without_a_mode_has_its_own(renderers: dict[str, Renderer]) -> None:
+    row = chat(
+        *(user("q1"), said("a1", "r1"), user("q2 /no_think"), said("a2", ""), user("q3 /think"), said("a3", "r3")),
+        *(user("q4 /no_think"), said("a4")),
+    )
+    counts = TurnCounts()
+    learnt = [halves(renderers["hybrid"], turn)[1] for turn in renderers["hybrid"].render_turns(row, counts)]
+    assert learnt == [
+        "<think>\nr1\n</think>\n\na1<|im_end|>",
+        EMPTY + "a2<|im_end|>",
+        "<think>\nr3\n</think>\n\na3<|im_end|>",
+        EMPTY + "a4<|im_end|>",
+    ]
+    assert counts == TurnCounts(Counter({"no_think (/no_think)": 2, "think": 1, "think (/think)": 1}))
+    rendered = render_rows(renderers["hybrid"], [row, chat(user("q"), said("a"))], max_tokens=500)
+    assert rendered.modes["no_think (enable_thinking=False)"] == 1
+    # a template without modes has the same texts, without an empty block
+    [merged] = renderers["none"].render_samples(row)
+    text = renderers["none"].tokenizer.decode(merged.ids, skip_special_tokens=False)
+    assert text.count("<think>\nr1\n</think>\n\na1") == text.count("<|im_start|>assistant\na2") == 1
+
+
+def test_an_earlier_answer_without_the_thinking_of_its_conversation_is_counted(renderers: dict[str, Renderer]) -> None:
+    row = chat(user("q1"), said("a1"), user("q2"), said("a2", "r2"))
+    for family in ("hybrid", "always"):
+        rendered = render_rows(renderers[family], [row], max_tokens=500)
+        assert rendered.dropped == {"answers without the thinking of their conversation": 1}
+        [sample] = rendered.samples
+        assert "a1<|im_end|>" in halves(renderers[family], sample)[0]
+    assert render_rows(renderers["none"], [row], max_tokens=500).dropped == {}
 
 
 def test_tool_turns_keep_their_thinking_until_the_next_question(renderers: dict[str, Renderer]) -> None:
@@ -341,13 +392,25 @@ def test_the_rejected_side_may_disobey(
     assert renderer.tokenizer.decode(renderer.render_pair(row).rejected, skip_special_tokens=False) == text
 
 
+def test_a_pair_without_a_mode_has_that_of_its_chosen_side(renderers: dict[str, Renderer]) -> None:
+    renderer = renderers["hybrid"]
+    plain = PAIR.model_copy(update={"chosen": said("a"), "rejected": said("b")})
+    off = renderer.render_prompt(PAIR.messages, mode="no_think", flag=None).ids
+    assert renderer.render_pair(plain).prompt == off
+    assert renderer.render_pair(plain.model_copy(update={"chosen": said("a", "r")})).prompt != off
+    only_rejected = plain.model_copy(update={"rejected": said("b", "s")})
+    rendered = render_pairs(renderer, [plain, only_rejected], max_tokens=500)
+    assert (len(rendered.pairs), rendered.dropped) == (1, {"pairs of which only the rejected side thinks": 1})
+
+
 @pytest.mark.parametrize(
     ("mode", "chosen", "rejected", "why"),
     [
-        (None, said("a"), said("b", "s"), "chosen: has no thinking"),
-        (None, said("<think>\n\n</think>\n\na"), said("b", "s"), "chosen: has no thinking"),
-        ("no_think", said("a", "r"), said("b"), "chosen: has thinking"),
-        ("no_think", said("a"), said("b", "s"), "rejected: not prefix-stable"),
+        (None, said("a"), said("b", "s"), "rejected: thinks, but its prompt"),
+        ("think", said("a"), said("b", "s"), "chosen: no thinking in mode think"),
+        ("think", said("<think>\n\n</think>\n\na"), said("b", "s"), "chosen: no thinking in mode think"),
+        ("no_think", said("a", "r"), said("b"), "chosen: thinking in mode no_think"),
+        ("no_think", said("a"), said("b", "s"), "rejected: thinks, but its prompt"),
         ("no_think", said("a"), said("<think>\ns"), "rejected: raw output has to start with"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from qwen_align.align.pipeline.plan import Plan
 from qwen_align.align.reporting.report_files import write_report
 from qwen_align.align.store.files import write_json
+from qwen_align.align.store.stage_folder import StageFolder
 from tests.align.reporting.test_results import BEFORE, DATA, EVALUATE, OTHER, SFT, finish, plan
 
 __all__ = ["plan"]
@@ -121,9 +122,9 @@ def test_the_tables_to_copy_are_a_markdown_and_a_latex_table(page: str) -> None:
     (markdown,) = re.findall(r'<pre id="markdown" hidden>(.*?)</pre>', page, re.DOTALL)
     (latex,) = re.findall(r'<pre id="latex" hidden>(.*?)</pre>', page, re.DOTALL)
     rows = markdown.splitlines()
-    assert rows[0] == "| model | set | asked | accuracy | runs | obeyed | tokens |"
-    assert "| base | test | default | 50.0 ± 2.5 | 1 |  | 12 |" in rows
-    assert "| sft (control) | other | kwarg no_think | 53.0 ± 2.5 | 1 |  | 12 |" in rows
+    assert rows[0] == "| model | set | asked | accuracy | reward | runs | no verdict | obeyed | tokens |"
+    assert "| base | test | default | 50.0 ± 2.5 | 0.625 | 1 | 3 |  | 12 |" in rows
+    assert "| sft (control) | other | kwarg no_think | 53.0 ± 2.5 | 0.625 | 1 | 3 |  | 12 |" in rows
     assert r"base &amp; test &amp; kwarg no\_think &amp; 51.0 $\pm$ 2.5" in latex
     assert latex.startswith(r"\begin{tabular}")
 
@@ -155,4 +156,81 @@ def test_seeds_are_pooled_their_questions_paired_and_the_curves_stand_together(p
     assert page.count("<summary><b>sft</b>") == 1
     (picture,) = re.findall(r'<svg[^>]*aria-label="loss".*?</svg>', page)
     assert picture.count('class="line"') == 2
-    assert "| sft | test | default | 50.0 ± 0.0 | 2 |" in page
+    assert "| sft | test | default | 50.0 ± 0.0 | 0.625 | 2 | 3 |" in page
+
+
+# --- while a run goes on
+
+
+def curves(page: str) -> dict[str, bool]:
+    """Whether the curves of each stage that has some are open."""
+    found = re.findall(r'<details class="card" id="curves-([^"]*)"( open)?>', page)
+    return {name: bool(is_open) for name, is_open in found}
+
+
+def write_metrics(planned: Plan, name: str, steps: int, **more: float) -> Path:
+    folder = planned.find_stages(name)[0].folder.path
+    folder.mkdir(parents=True, exist_ok=True)
+    lines_of(folder / "metrics.jsonl", [{"step": step, "loss": 1.0, **more} for step in range(1, steps + 1)])
+    return folder
+
+
+def test_a_stage_that_runs_has_its_curves_so_far(plan: Callable[..., Plan]) -> None:
+    planned = plan(DATA, SFT)
+    finish(planned, "test")
+    folder = write_metrics(planned, "sft", 3)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "los')  # it is being written
+    lines_of(folder / "notes.jsonl", [{"step": 3, "what": "entropy", "message": "fell"}])
+    with StageFolder(folder).hold_lock():
+        write_report(planned)
+    page = (planned.run_folder / "report.html").read_text(encoding="utf-8")
+    read(page)
+    assert curves(page) == {"sft": True}
+    (picture,) = re.findall(r'<svg[^>]*aria-label="loss".*?</svg>', page)
+    assert picture.count("<circle") == 3
+    assert "Running now:</span>" in page
+    assert '<span class="en">running</span>' in page
+    assert "location.reload()" in page
+    assert "Not run yet" not in page
+    assert "entropy<br>fell" in page
+    write_report(planned)
+    page = (planned.run_folder / "report.html").read_text(encoding="utf-8")
+    assert '<span class="en">not finished</span>' in page, "it was killed"
+    assert "Running now" not in page
+    assert "location.reload()" not in page
+    assert "Not run yet:</span><span" in page
+
+
+@pytest.mark.parametrize("steps", [1, 2, 30])
+def test_the_one_curve_there_is_stands_open(plan: Callable[..., Plan], steps: int) -> None:
+    planned = plan(DATA, SFT)
+    finish(planned, "test", "sft")
+    write_metrics(planned, "sft", steps)
+    write_report(planned)
+    assert curves((planned.run_folder / "report.html").read_text(encoding="utf-8")) == {"sft": True}
+
+
+def test_of_several_curves_those_of_rl_are_open_or_the_last(plan: Callable[..., Plan]) -> None:
+    def opened(*stages: dict[str, Any]) -> dict[str, bool]:
+        planned = plan(DATA, *stages)
+        names = [str(stage["name"]) for stage in stages]
+        finish(planned, "test", *names)
+        for name in names:
+            write_metrics(planned, name, 3, reward=0.5)
+        write_report(planned)
+        return curves((planned.run_folder / "report.html").read_text(encoding="utf-8"))
+
+    second = {**SFT, "name": "second", "from_model": "sft"}
+    assert opened(SFT, second) == {"sft": False, "second": True}
+    rl = {"kind": "grpo", "steps": 1, "prompts_per_step": 1, "completions_per_prompt": 2, "learning_rate": 1e-4}
+    grpo = {"name": "grpo", "from_model": "base", "from_data": ["test"], "rewards": [{"kind": "math_answer"}], **rl}
+    assert opened({**grpo, "sampling": {"temperature": 1.0, "max_tokens": 8}}, SFT) == {"grpo": True, "sft": False}
+
+
+def test_bars_have_a_form_for_phones_that_is_cut_nowhere(page: str) -> None:
+    assert "min-width: 520px" not in page
+    pictures = re.findall(r'<div class="(wide|narrow)">(<svg.*?</svg>)</div>', page)
+    assert [form for form, _ in pictures] == ["wide", "narrow"] * (len(pictures) // 2)
+    assert pictures
+    assert re.search(r"@media \(max-width: 560px\) \{ \.wide \{ display: none; \} \.narrow \{ display: block; \}", page)

@@ -75,6 +75,8 @@ def finish(planned: Plan, *names: str, accuracy: float = 0.5) -> None:
 def evaluation_results(settings: Evaluate, accuracy: float) -> list[dict[str, Any]]:
     figures = {
         "stderr": 0.025,
+        "mean_reward": 0.625,
+        "no_verdict": 3,
         "n_questions": 4,
         "k": settings.completions_per_prompt,
         "obeyed_share": None,
@@ -109,7 +111,7 @@ def test_a_run_that_is_under_way_is_reported_so_far(plan: Callable[..., Plan]) -
     written = write_report(planned)
     text = (planned.run_folder / "report.md").read_text()
     assert [row["stage"] for row in written.ladder] == ["base", "base"]
-    assert "| base | 0 | test | default | 50.0 ± 2.5 | 75.0 |  | 100.0 | 12 |" in text
+    assert "| base | 0 | test | default | 50.0 ± 2.5 | 0.625 | 75.0 | 3 |  | 100.0 | 12 |" in text
     assert "| test | build_data | 1.2 | 0.5 | 0.12 | 0.0010 | " in text
     assert "| test | duplicate | 3 |" in text
     assert text.endswith("Not run yet: other, sft, eval_sft.\n")
@@ -169,6 +171,22 @@ def test_pairs_that_the_recipe_asks_for_are_compared_besides_the_rungs(plan: Cal
     ]
 
 
+def test_models_are_compared_on_the_questions_that_both_have_a_verdict_of(plan: Callable[..., Plan]) -> None:
+    ask = {**EVALUATE, "from_data": ["test"], "thinking_switches": [{"method": "default"}]}
+    planned = plan(DATA, SFT, {**ask, "name": "eval_base", "from_model": "base"}, ask, matrix={"seed": [0, 1]})
+    finish(planned, *(one.stage.name for one in planned.stages))
+    before = {"a": 0.0, "b": None, "c": 0.5, "d": 0.25}
+    after = {"a": 0.5, "b": 1.0, "c": None, "d": 0.5}
+    for one in planned.stages:
+        if one.stage.kind == "evaluate":
+            means = before if one.stage.name.startswith("eval_base") else after
+            write_json(one.folder.path / "questions.json", {"means": [means]})
+    found = results.collect_results(planned).comparisons
+    assert [one["seed"] for one in found] == [0, 1, None]
+    for one in found:
+        assert (one["n_questions"], one["difference"]) == (2, pytest.approx((0.5 + 0.25) / 2))
+
+
 @pytest.mark.parametrize("said", [{"controls": ["stf"]}, {"compare": [["base", "stf"]]}])
 def test_a_report_of_what_is_not_there_is_refused(plan: Callable[..., Plan], said: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"report.*no model or stage is called 'stf'. Did you mean 'sft'"):
@@ -201,4 +219,6 @@ def test_the_command_prints_the_table(plan: Callable[..., Plan], cli: Callable[.
     said = cli("report", tmp_path / "recipe.yaml")
     assert said.code == 0
     assert "62.5 ± 2.5" in said.out
+    headings = said.out.splitlines()[1]
+    assert headings.split() == "model set asked accuracy reward pass@k no verdict obeyed stop tokens".split()
     assert said.out.endswith(f"report: {planned.run_folder / 'report.md'}\n")

@@ -78,3 +78,22 @@ def test_a_histogram_loses_nothing() -> None:
     heights = [float(one.get("height", "")) for one in picture.iter(f"{SVG}rect")]
     assert [height / heights[0] for height in heights] == pytest.approx([1, 2, 3], abs=0.02)
     assert svg.draw_histogram([("n", [], 0)], title="") == ""
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_nothing_of_a_bar_chart_leaves_the_picture(narrow: bool) -> None:
+    label = "a_stage_with_a_name_that_is_rather_long seed=3 · kwarg no_think (control)"
+    bars = [Bar(label, value, error) for value, error in ((0.0, 0.0), (1.0, 0.0), (0.999, 0.25))]
+    picture = ElementTree.fromstring(svg.draw_bars(bars, title="", narrow=narrow))
+    width = float(picture.get("viewBox", "").split()[2])
+    assert width <= (340 if narrow else 640)
+    for text in picture.iter(f"{SVG}text"):
+        size = (text.text or "") and 7.3 * len(text.text or "")  # DejaVu Sans, wide among sans-serifs, at 12 px
+        share = {"end": 1.0, "middle": 0.5}.get(text.get("text-anchor", ""), 0.0)
+        left = float(text.get("x", "")) - share * float(size)
+        assert left >= 0, text.text
+        assert left + float(size) <= width, text.text
+    labels = [text.text or "" for text in picture.iter(f"{SVG}text") if text.get("class") == "label"]
+    assert all(one.endswith("(control)") and one.startswith("a_stage") for one in labels)
+    for one in picture.iter(f"{SVG}rect"):
+        assert float(one.get("x", "")) + float(one.get("width", "")) <= width

@@ -13,8 +13,10 @@ from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.requests import RenderedProblem
 from qwen_align.align.rendering.renderer import Prompt
 from qwen_align.align.rl.collect import RolloutSetup, build_rollouts, collect_groups, wait_for_verdicts
+from qwen_align.align.rl.held_out import describe_first_rollouts
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.prompt_stream import PromptStream
+from qwen_align.align.rl.step_metrics import compute_batch_metrics
 from qwen_align.align.rows import Completion, Message, Problem
 from qwen_align.align.settings.online_rl import Shuffled
 from qwen_align.align.settings.sampling import Sampling
@@ -148,3 +150,33 @@ def test_a_judge_that_says_too_little_is_an_error() -> None:
 def test_when_nothing_can_be_judged_the_step_is_an_error() -> None:
     with pytest.raises(StageError, match=r"batch 1: none of 6 completions has a verdict.*toy \(6\)"):
         collect_batch(lambda one: None)
+
+
+BY_PROMPT: list[Any] = [
+    [0.0, 0.0],
+    [1.0, 1.0],
+    [0.0, 1.0],
+    [0.5, 0.5],
+    [0.0, 0.0],
+    [None, 1.0],
+    [None, None],
+    [0.0, None],
+]
+
+
+def test_of_equal_rewards_it_is_said_whether_all_are_0_or_all_are_1() -> None:
+    def worth(one: Completion) -> float | None:
+        value: float | None = BY_PROMPT[int(one.prompt_id[1:])][one.sample]
+        return value
+
+    found, _ = collect_batch(worth, prompts=8)
+    metrics = compute_batch_metrics(found)
+    assert metrics["groups/no_signal_share"] == 7 / 8
+    assert metrics["groups/all_zero_share"] == 3 / 8, "without verdicts that are missing"
+    assert metrics["groups/all_one_share"] == 2 / 8
+    judge = Judge(lambda group: [Verdict(value=worth(one), reason="toy") for one in group])
+    renderer: Any = Words()
+    sampling = Sampling(temperature=1.0, max_tokens=2)
+    setup = RolloutSetup(Scripted(), renderer, sampling, 2, 0, lambda verdict: verdict.value == 1)
+    said = describe_first_rollouts(setup, asked(8), judge)
+    assert "1 of 8 groups with a signal (all 0 in 3, all 0.5 in 1, all 1 in 2)" in said

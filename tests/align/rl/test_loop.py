@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted, RecipeError, StageError
-from qwen_align.align.rl.algorithm import Algorithm
+from qwen_align.align.rl.algorithm import Algorithm, build_ppo
 from qwen_align.align.rl.scoring import Scorer
+from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.stages import online_rl
 from qwen_align.data_builders import Arithmetic
 
 STAGE: dict[str, Any] = {
@@ -168,8 +170,20 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(
     )
 
 
-def test_stopped_and_resumed_goes_on_with_what_it_had_learnt_of_the_run(tiny_model: Path, tmp_path: Path) -> None:
-    """Coefficients that follow the run are no weights and no settings, and still decide what comes next."""
+@pytest.mark.parametrize("weights_are_an_engines", [False, True])
+def test_stopped_and_resumed_goes_on_with_what_it_had_learnt_of_the_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights_are_an_engines: bool
+) -> None:
+    """Coefficients that follow the run are no weights and no settings, and still decide what comes next.
+
+    Nor do they come with the weights, which DeepSpeed and FSDP load by themselves, without transformers' method.
+    """
+    if weights_are_an_engines:
+
+        def load_as_an_engine(self: OnlineTrainer, resume_from_checkpoint: str, model: Any = None) -> None:
+            self.model.load_state_dict(load_file(Path(resume_from_checkpoint) / "trained.safetensors"), strict=False)
+
+        monkeypatch.setattr(OnlineTrainer, "_load_from_checkpoint", load_as_an_engine)
     kl = {"coefficient": 0.05, "target": 2.0, "horizon": 50}
     entropy = {"coefficient": 0.01, "target": 9.0, "coefficient_delta": 0.002}
     settings = {**GRPO, "steps": 2, "kl": kl, "entropy": entropy}
@@ -232,6 +246,84 @@ def test_every_kind_of_critic_trains(
         assert not any(
             "value" in name for name in load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
         )
+
+
+def read_moments(folder: Path) -> list[tuple[bool, dict[str, Any]]]:
+    """Of the only checkpoint's parameters: whether each is the critic's, and Adam's moments, in order."""
+    (path,) = folder.glob("out/checkpoints/checkpoint-*/optimizer.pt")
+    optimizer = torch.load(path, weights_only=True)
+    is_value = [group["is_value"] for group in optimizer["param_groups"] for _ in group["params"]]
+    return [
+        (value, optimizer["state"][number]) for number, value in enumerate(is_value) if number in optimizer["state"]
+    ]
+
+
+@pytest.mark.parametrize("loss_weight", [1.0, 1e4])
+def test_policy_and_critic_are_clipped_apart(tiny_model: Path, tmp_path: Path, loss_weight: float) -> None:
+    """Adam's first moment after one step is a tenth of the clipped gradient."""
+    critic = {"learning_rate": 1e-2, "loss_weight": loss_weight}
+    settings = {**PPO, "critic": critic, "steps": 1, "max_grad_norm": 0.05, "rewards": [{"kind": "random", "p": 0.5}]}
+    run(tmp_path, tiny_model, settings)
+    (figures,) = lines(tmp_path, "metrics.jsonl")
+    norms = {"grad_norm": figures["grad_norm"], "value/grad_norm": figures["value/grad_norm"]}
+    assert min(norms.values()) > 0.05, "both are clipped"
+    for is_value in (False, True):
+        clipped = [10 * state["exp_avg"].double() for value, state in read_moments(tmp_path) if value == is_value]
+        assert float(sum(part.square().sum() for part in clipped)) ** 0.5 == pytest.approx(0.05, rel=1e-3)
+
+
+@pytest.mark.slow(seconds=15)
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}])
+def test_texts_beside_ppo_in_two_processes_give_the_gradients_of_one(
+    tiny_model: Path, tmp_path: Path, starter: Starter, lora: dict[str, Any] | None
+) -> None:
+    """Policy's and critic's; at a rate at which the second step's weights are still the first's."""
+    ptx = {"from_data": ["texts"], "coefficient": 0.1, "batch": 3, "max_tokens": 200}
+    critic = {"learning_rate": 1e-8}
+    settings = {**PPO, "steps": 3, "prompts_per_step": 3, "ptx": ptx, "critic": critic, "learning_rate": 1e-8}
+    for n_processes in (1, 2):
+        folder = tmp_path / str(n_processes)
+        prepare(folder, tiny_model, {**settings, "lora": lora, "max_grad_norm": 1e6}, processes=n_processes)
+        assert starter.start(folder) == 0
+    one, two = (read_moments(tmp_path / str(n)) for n in (1, 2))
+    assert len(one) == len(two)
+    for (is_value, left), (is_still_value, right) in zip(one, two, strict=True):
+        assert is_value == is_still_value
+        torch.testing.assert_close(left["exp_avg"], right["exp_avg"], atol=1e-6, rtol=1e-4)
+    assert {is_value for is_value, state in one if state["exp_avg"].any()} == {True, False}
+    for left, right in zip(*(lines(tmp_path / str(n), "metrics.jsonl") for n in (1, 2)), strict=True):
+        for name in ("grad_norm", "value/grad_norm", "ptx/loss", "value/loss"):
+            assert left[name] == pytest.approx(right[name], rel=1e-4), name
+
+
+@pytest.mark.slow(seconds=8)
+def test_a_process_that_has_nothing_to_train_adds_up_the_same_figures(
+    tiny_model: Path, tmp_path: Path, starter: Starter
+) -> None:
+    """One completion with a verdict, for two processes: the other makes an idle pass."""
+    body = "def judge(completion, gold):\n    return float(len(completion.text)) if completion.sample == 1 else None\n"
+    settings = {**PPO, "steps": 2, "prompts_per_step": 1, "rewards": python_reward(tmp_path, body)}
+    prepare(tmp_path, tiny_model, settings, processes=2)
+    assert starter.start(tmp_path) == 0
+    assert all(math.isfinite(line["value/loss"]) for line in lines(tmp_path, "metrics.jsonl"))
+
+
+# --- LoRA
+
+
+def test_new_adapters_are_drawn_with_the_stages_seed(tiny_model: Path, tmp_path: Path) -> None:
+    spec = TypeAdapter[Any](AnyStage).validate_python({**PPO, "lora": {"rank": 2, "alpha": 4}})
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.rand(seed + 3)  # what was drawn before does not matter
+        context = Context(tmp_path, seed, Runtime.model_validate(RUNTIME))
+        actor = online_rl._build_actor(build_ppo(spec), tiny_model, {}, context.seed)
+        drawn.append({name: weight for name, weight in actor.named_parameters() if "lora_A" in name})
+    first, again, other = drawn
+    assert {".value." in name for name in first} == {True, False}
+    for name in first:
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other[name])
 
 
 # --- groups and rewards

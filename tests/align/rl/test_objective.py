@@ -1,5 +1,7 @@
 """What one update does: credit, loss, gradient and step together, on a small model."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rl.actor import Actor, Critic
 from qwen_align.align.rl.algorithm import Algorithm, build_grpo, build_ppo
+from qwen_align.align.rl.assign_advantages import compute_mean_kl
 from qwen_align.align.rl.controllers import RewardScale
 from qwen_align.align.rl.micro_batches import iterate_micro_batches
 from qwen_align.align.rl.objective import UpdateTerms, compute_loss, count_step_totals
@@ -101,9 +104,17 @@ def logps(actor: Actor, one: Rollouts) -> torch.Tensor:
     return one.flatten_tokens(whole)
 
 
-def gradients(actor: Actor, one: Rollouts, spec: Grpo | Ppo, *, max_rows: int = 8, policy: bool = True) -> float:
+def gradients(
+    actor: Actor,
+    one: Rollouts,
+    spec: Grpo | Ppo,
+    *,
+    max_rows: int = 8,
+    policy: bool = True,
+    rows: Sequence[int] = range(8),
+) -> float:
     """Leaves the gradients in the parameters and returns the loss."""
-    totals = count_step_totals(one, list(range(8)), MAX_TOKENS)
+    totals = count_step_totals(one, list(rows), MAX_TOKENS)
     coefficient = spec.kl.coefficient if spec.kl else 0.0
     terms = UpdateTerms(
         on_policy=True,
@@ -113,7 +124,7 @@ def gradients(actor: Actor, one: Rollouts, spec: Grpo | Ppo, *, max_rows: int = 
         entropy_coefficient=spec.entropy.coefficient if spec.entropy else 0.0,
     )
     total = 0.0
-    for batch in iterate_micro_batches(one, range(8), max_rows=max_rows):
+    for batch in iterate_micro_batches(one, rows, max_rows=max_rows):
         scores = actor(batch, policy=policy, values=isinstance(spec, Ppo))
         loss, _ = compute_loss(scores, batch, one, totals, terms, algorithm_of(spec))
         loss.backward()
@@ -152,6 +163,27 @@ def test_micro_batches_do_not_change_loss_or_gradient(tiny_model: Path, name: st
     assert one_loss == pytest.approx(other_loss, abs=1e-6)
     for key, gradient in one_gradient.items():
         torch.testing.assert_close(gradient, other_gradient[key], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "kl in the loss"])
+def test_completions_without_a_verdict_are_as_if_they_had_not_been_drawn(tiny_model: Path, name: str) -> None:
+    """Loss, gradient and KL of a batch are those of its judged completions alone."""
+    spec, found = spec_of(**KINDS[name]), []
+    rewards = [1.0, float("nan"), 0.2, 0.4, 0.1, 0.3, float("nan"), 0.6]
+    for rows in (list(range(8)), [row for row in range(8) if not math.isnan(rewards[row])]):
+        actor = actor_of(tiny_model, spec)
+        one = rollouts_of(actor, rewards)
+        one.reference_logps = one.old_logps - torch.linspace(0.1, 0.9, len(one.old_logps))
+        credit(one, spec, 0.0)
+        loss = gradients(actor, one, spec, rows=rows)
+        kl = compute_mean_kl(one.old_logps, one)
+        found.append((loss, kl, {n: p.grad.clone() for n, p in actor.named_parameters() if p.grad is not None}))
+        assert not one.counts[[1, 6]].any()
+    (loss, kl, gradient), (judged_loss, judged_kl, judged_gradient) = found
+    assert loss == pytest.approx(judged_loss, rel=1e-5, abs=1e-7)
+    assert kl == judged_kl
+    for key in gradient:
+        torch.testing.assert_close(gradient[key], judged_gradient[key], atol=1e-6, rtol=1e-4)
 
 
 def test_equal_rewards_move_nothing(tiny_model: Path) -> None:

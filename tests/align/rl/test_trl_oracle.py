@@ -21,6 +21,7 @@ from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.training import trl_arguments
+from tests.align.settings.test_loss_defaults import PAPERS
 
 N_PROMPT, N_TOKENS, MAX_TOKENS = [5, 9, 3, 7], [6, 2, 8, 5], 12
 TEMPERATURE = 0.8
@@ -95,6 +96,8 @@ def theirs(one: Rollouts, *, mask_truncated: bool) -> dict[str, torch.Tensor]:
 def test_loss_and_gradient_are_trls(
     tiny_model: Path, tmp_path: Path, loss: str, mask_truncated: bool, settings: dict[str, Any]
 ) -> None:
+    if loss == "gspo" and settings.get("kl", {}).get("importance_weighted"):
+        pytest.skip("TRL weighs a token's KL by its completion's mean ratio, which is no importance weight")
     settings = {**settings, "loss": loss, "mask_truncated": mask_truncated}
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     one = rollouts(model.config.vocab_size)
@@ -130,6 +133,17 @@ def test_loss_and_gradient_are_trls(
     for name, parameter in fresh.named_parameters():
         apart = (parameter.grad - gradients[name]).abs().max().item()
         assert apart <= 1e-5 * max(1.0, gradients[name].abs().max().item()), name
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_trl_is_told_the_bounds_and_the_scale_of_the_losss_paper(loss: str, tmp_path: Path) -> None:
+    settings = spec(loss=loss, trainer="trl")
+    found = trl_arguments.build_grpo_arguments(
+        settings, settings.sampling.resolve_for_policy(), Runtime(device="cpu"), tmp_path, seed=0
+    )
+    low, high, scale = PAPERS[loss]
+    assert (found.epsilon, found.epsilon_high) == (low, 1 + high if loss == "cispo" else high)
+    assert found.scale_rewards == scale
 
 
 GRPO: dict[str, Any] = {

@@ -26,6 +26,16 @@ FAULTS: list[tuple[str, dict[str, float], str]] = [
     ("truncated", {"completions/clipped_share": 0.8}, r"80% of the completions were cut.*sampling\.max_tokens"),
     ("no_signal", {"groups/no_signal_share": 0.95}, "too hard.*pass_rate"),
     ("no_signal", {"groups/no_signal_share": 0.95, "reward": 0.9}, "too easy"),
+    (
+        "no_signal",
+        {"groups/no_signal_share": 0.95, "groups/all_zero_share": 0.9, "groups/all_one_share": 0.05, "reward": 0.6},
+        r"equal \(all 0 in 90%, all 1 in 5%\), which trains nothing: the prompts are too hard",
+    ),
+    (
+        "no_signal",
+        {"groups/no_signal_share": 0.95, "groups/all_zero_share": 0.1, "groups/all_one_share": 0.85, "reward": 0.4},
+        r"equal \(all 0 in 10%, all 1 in 85%\), which trains nothing: the prompts are too easy",
+    ),
     ("no_verdict", {"completions/no_verdict_share": 0.7}, "70% of the completions have no verdict"),
     ("entropy", {"entropy": 0.05}, "entropy fell from 1 to 0.05.*clip_high"),
     ("length", {"completions/mean_tokens": 400.0}, "went from 100 to 400 tokens.*dr_grpo"),
@@ -33,6 +43,7 @@ FAULTS: list[tuple[str, dict[str, float], str]] = [
     ("update_kl", {"policy/kl": 3.0}, "3 nats a token.*learning_rate"),
     ("engine_mismatch", {"mismatch/mean": 0.2}, "differ by 0.2 nats.*correction"),
     ("skipped", {"skipped": 1.0}, "not one group had a signal"),
+    ("skipped", {"skipped": 1.0, "groups/all_one_share": 1.0}, r"signal \(all 1 in 100%\).*: the prompts are too easy"),
 ]
 
 

@@ -1,6 +1,7 @@
 """Keys change with what a result depends on, and with nothing else."""
 
 import copy
+import importlib.metadata
 import json
 import os
 import random
@@ -258,6 +259,97 @@ def test_an_outside_file_counts_by_what_it_holds(
     (tmp_path / "moved.jsonl").write_text('{"text": "two"}\n')
     after = keys(edited(small, "rows.builder.path", "moved.jsonl"))
     assert all(after[name] != before[name] for name in before)
+
+
+def test_the_deepspeed_file_counts_by_what_it_holds_where_a_stage_trains_with_it(
+    small: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]], tmp_path: Path
+) -> None:
+    """It may say another optimiser: SGD at a rate of 10."""
+    rollout = {
+        "name": "draws",
+        "kind": "rollout",
+        "from_model": "base",
+        "from_data": "rows",
+        "completions_per_prompt": 1,
+        "sampling": {"max_tokens": 4},
+        "rewards": [{"kind": "random"}],
+    }
+    raw = {**small, "stages": [*small["stages"], rollout]}
+    without = keys(raw)
+    raw["runtime"] = {"deepspeed": "zero.json"}
+    with pytest.raises(RecipeError, match=r"stage 'sft': runtime\.deepspeed: .*zero\.json: no such file"):
+        keys(raw)
+    found = []
+    for optimizer in ("AdamW", "SGD"):
+        (tmp_path / "zero.json").write_text(json.dumps({"optimizer": {"type": optimizer, "params": {"lr": 10}}}))
+        found.append(keys(raw))
+    for made in found:
+        assert {name for name in made if made[name] != without[name]} == {"sft"}
+    assert found[0]["sft"] != found[1]["sft"]
+
+
+def test_a_reward_file_counts_with_what_it_imports(
+    small: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]], tmp_path: Path
+) -> None:
+    judge = {"name": "draws", "kind": "rollout", "from_model": "base", "from_data": "rows", "completions_per_prompt": 1}
+    judge |= {"sampling": {"max_tokens": 4}, "rewards": [{"kind": "python", "file": "reward.py"}]}
+    raw = {**small, "stages": [*small["stages"], judge]}
+    files = {
+        "reward.py": "import json\nimport scoring\nfrom parts.marks import mark\n\n\ndef judge(c, g):\n    return 1\n",
+        "scoring.py": "def weigh():\n    from importlib import import_module\n    return import_module('late')\n",
+        "late.py": "WEIGHT = 1\n",
+        "parts/__init__.py": "",
+        "parts/marks.py": "from . import table\nimport numpy\n\nmark = table\n",
+        "parts/table.py": "MARKS = {}\n",
+        "unread.py": "A = 1\n",
+    }
+    (tmp_path / "parts").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    before = keys(raw)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "# changed\n")
+        changed = {stage for stage, key in keys(raw).items() if key != before[stage]}
+        assert changed == (set() if name == "unread.py" else {"draws"}), name
+        (tmp_path / name).write_text(text)
+    assert keys(raw) == before
+
+
+def test_installed_packages_count_by_their_version_where_they_make_rows_or_verdicts(
+    small: dict[str, Any],
+    keys: Callable[[dict[str, Any]], dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "reward.py").write_text("import numpy\nimport re\n\n\ndef judge(c, g):\n    return 1.0\n")
+    (tmp_path / "gym.jsonl").write_text('{"prompt": "1?", "gold": "1"}\n')
+    draw = {"kind": "rollout", "from_model": "base", "from_data": "tasks", "completions_per_prompt": 1}
+    draw |= {"sampling": {"max_tokens": 4}}
+    read = {"kind": "local_file", "path": "gym.jsonl", "rows": "problem"}
+    stages = [
+        {
+            "name": "tasks",
+            "kind": "build_data",
+            "builder": {"kind": "reasoning_gym", "tasks": ["leg_counting"], "n": 1},
+        },
+        {"name": "read", "kind": "build_data", "builder": {**read, "reward": "reasoning_gym"}},
+        {"name": "others", "kind": "build_data", "builder": read},
+        {**draw, "name": "judged", "from_data": "others", "rewards": [{"kind": "reasoning_gym"}]},
+        {**draw, "name": "own", "from_data": "others", "rewards": [{"kind": "python", "file": "reward.py"}]},
+        {**draw, "name": "plain", "from_data": "others", "rewards": [{"kind": "math_answer"}]},
+        {**draw, "name": "after", "rewards": [{"kind": "math_answer"}]},
+    ]
+    raw = {**small, "stages": stages}
+    before, version = keys(raw), importlib.metadata.version
+    for package, dependent in {
+        "reasoning-gym": {"tasks", "read", "judged", "after"},
+        "numpy": {"own"},
+        "torch": set(),
+    }.items():
+        monkeypatch.setattr(
+            importlib.metadata, "version", lambda name, package=package: "99" if name == package else version(name)
+        )
+        assert {stage for stage, key in keys(raw).items() if key != before[stage]} == dependent, package
 
 
 def test_a_model_counts_by_what_its_folder_holds(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,23 @@ def test_a_file_is_digested_once_until_it_changes(tmp_path: Path, monkeypatch: p
     assert digest() != first
     (root / "digests.json").write_text("broken")
     assert Store(root).compute_file_digest(path) == real(path)
+
+
+def test_a_file_overwritten_in_place_with_its_size_and_time_kept_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"old weights")
+    before, inode = Store(tmp_path).compute_file_digest(path), path.stat().st_ino
+    store = Store(tmp_path)
+    store.compute_file_digest(path)
+    store.save_file_digests()
+    time.sleep(0.02)  # the clock of the file system goes on in steps of milliseconds
+    kept = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"new weights")
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    now = path.stat()
+    assert (now.st_size, now.st_mtime_ns, now.st_ino) == (kept.st_size, kept.st_mtime_ns, inode)
+    assert Store(tmp_path).compute_file_digest(path) == compute_sha256(path) != before
 
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

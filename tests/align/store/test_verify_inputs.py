@@ -116,3 +116,17 @@ def test_adapters_below_are_looked_at_too_and_each_folder_once(tmp_path: Path) -
             InputVerifier(names).verify_folder(grpo)
         flip(file)
     InputVerifier({}).verify_folder(tmp_path / "elsewhere")  # a model from outside
+
+
+def test_the_folder_of_a_finished_stage_is_looked_at_where_a_recipe_names_it_as_a_model(tmp_path: Path) -> None:
+    """Its key is that of its manifest, so nothing else would see that its weights are others by now."""
+    sft = write_stage(tmp_path / "sft-1", "model/model.safetensors", "weights")
+    (sft / "model.json").write_text(json.dumps({"model": "model"}))
+    dpo = write_stage(tmp_path / "dpo-1", "adapter/adapter_model.safetensors", "weights")
+    (dpo / "model.json").write_text(json.dumps({"base": "../sft-1/model", "adapters": ["adapter"]}))
+    for folder in (sft, dpo):
+        finish(folder)
+    InputVerifier({}).verify_folder(dpo)
+    flip(sft / "model" / "model.safetensors")
+    with pytest.raises(StageError, match=r"sft-1: model/model.safetensors is not what was written.*make it again"):
+        InputVerifier({}).verify_folder(dpo)

@@ -255,7 +255,7 @@ def test_it_can_be_set_from_the_command_line(stages: Callable[..., Path]) -> Non
     [
         ({"to": ["wandb", "wandb"]}, "tracking: to: a tracker is named twice"),
         ({"to": ["wandb"], "space": "me/curves"}, "tracking: space: is trackio's"),
-        ({"to": ["mlflow"]}, "Input should be 'tensorboard', 'wandb' or 'trackio'; found 'mlflow'"),
+        ({"to": ["mlflow"]}, "must be 'tensorboard', 'wandb' or 'trackio'; found 'mlflow'"),
         ({"projct": "p"}, "'projct' is no setting here. Did you mean 'project'?"),
     ],
 )

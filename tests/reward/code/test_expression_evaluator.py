@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from qwen_align.reward.code.expression_evaluator import Evaluator, UnsupportedError, is_supported
+from qwen_align.reward.code.expression_evaluator import Evaluator, StepBudget, UnsupportedError, is_supported
 from qwen_align.reward.code.value_serialization import NotPlainError
 from tests.clock import cpu_limit
 
@@ -54,7 +54,7 @@ repr([1, "a"]) + str(None)
 def value(source: str, **names: Any) -> Any:
     tree = ast.parse(source, mode="eval").body
     assert is_supported(tree, names.keys()), source
-    return Evaluator(names, set(), lambda node: pytest.fail("a call")).evaluate(tree)
+    return Evaluator(names, set(), lambda node: pytest.fail("a call"), StepBudget(5_000_000)).evaluate(tree)
 
 
 @pytest.mark.parametrize("source", ALIKE)
@@ -84,7 +84,7 @@ def test_it_raises_where_python_does(source: str) -> None:
     with pytest.raises(
         (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError, ValueError, UnsupportedError)
     ):
-        Evaluator({}, set(), lambda node: None).evaluate(tree)
+        Evaluator({}, set(), lambda node: None, StepBudget(5_000_000)).evaluate(tree)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_nothing_else_is_evaluated(source: str) -> None:
     tree = ast.parse(source, mode="eval").body
     assert not is_supported(tree, {"x"})
     with pytest.raises((UnsupportedError, AttributeError)):
-        Evaluator({"x": 1}, set(), lambda node: None).evaluate(tree)
+        Evaluator({"x": 1}, set(), lambda node: None, StepBudget(5_000_000)).evaluate(tree)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from qwen_align.reward.code import launch_server
 from qwen_align.reward.code.isolation_report import check_isolation, try_kernel_layers
 from qwen_align.reward.code.sandbox import Cell, CellEnd, Limits, Sandbox, SandboxError, get_sandbox
 from qwen_align.reward.code.socket_frames import Frames
@@ -47,9 +48,18 @@ def full() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[Sandbox]:
-    box = Sandbox("process")
-    yield box
-    box.close()
+    """As an ordinary user would have it, in whose place these tests may run as root."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch_server, "is_root", lambda: False)
+        box = Sandbox("process")
+        yield box
+        box.close()
+
+
+def test_root_is_refused_the_weaker_isolation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_server, "is_root", lambda: True)
+    with pytest.raises(SandboxError, match="start as an ordinary user, or take isolation: full"):
+        Sandbox("process").warm_up()
 
 
 def start(box: Sandbox, code: str, limits: Limits, stdin: bytes = b"") -> Cell:
@@ -562,6 +572,7 @@ def test_server_outlives_the_thread_that_started_it(full: Sandbox) -> None:
 
 def script(text: str) -> "subprocess.Popen[str]":
     begin = "import json, os, sys, time\nfrom qwen_align.reward.code.sandbox import *\n"
+    begin += "from qwen_align.reward.code import launch_server\nlaunch_server.is_root = lambda: False\n"
     return subprocess.Popen(
         [sys.executable, "-c", begin + text], stdout=subprocess.PIPE, text=True, cwd="/", start_new_session=True
     )
@@ -628,9 +639,13 @@ def test_one_sandbox_a_process() -> None:
 def test_layers_of_this_machine(full: Sandbox) -> None:
     here = check_isolation()
     assert here.full
-    assert here.process
+    assert here.process is not launch_server.is_root()
     assert here.advice == ""
-    assert [layer for layer in here.layers if not layer.given and not layer.name.startswith("file rules")] == []
+    assert [
+        layer
+        for layer in here.layers
+        if not layer.given and not layer.name.startswith(("file rules", "isolation: process"))
+    ] == []
 
 
 STAND_IN = f"""
@@ -647,7 +662,8 @@ with Sandbox("full").start_cell("candidate", json.dumps(job).encode(), Limits(ti
 """
 
 
-def test_an_ordinary_user_has_full_isolation(full: Sandbox) -> None:
+def say_as_ordinary_user(program: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a Python program as nobody, if this is root and there is a Python that nobody may run."""
     if os.getuid() != 0:
         pytest.skip("this user is an ordinary one: every test here shows it")
     everybodys = next((path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if Path(path).exists()), None)
@@ -656,10 +672,37 @@ def test_an_ordinary_user_has_full_isolation(full: Sandbox) -> None:
     version = subprocess.run([everybodys, "-c", "import sys; print(sys.version_info >= (3, 11))"], capture_output=True)
     if version.stdout != b"True\n" or not os.stat(ROOT).st_mode & 0o001:
         pytest.skip("an ordinary user here has no Python 3.11 or cannot read the package")
-    done = subprocess.run(
-        [everybodys, "-c", STAND_IN], capture_output=True, text=True, user=65534, group=65534, extra_groups=[], cwd="/"
+    return subprocess.run(
+        [everybodys, "-c", program], capture_output=True, text=True, user=65534, group=65534, extra_groups=[], cwd="/"
     )
+
+
+def test_an_ordinary_user_has_full_isolation(full: Sandbox) -> None:
+    done = say_as_ordinary_user(STAND_IN)
     assert done.stdout.startswith("65534 CellEnd(how='exit', status=0, output=b'[] 1000 5\\n'"), done
+
+
+MANY_THREADS = """
+import os, threading, time
+threading.stack_size(2 ** 16)
+started = 0
+try:
+    for _ in range(5000):
+        threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+        started += 1
+except RuntimeError:
+    pass
+print(10 < started < 4000, flush=True)
+os._exit(0)
+"""
+
+
+def test_an_ordinary_users_threads_are_bounded_in_the_weaker_isolation() -> None:
+    program = STAND_IN.replace('Sandbox("full")', 'Sandbox("process")')
+    listing = """"import os; print(os.listdir('/tmp'), os.getuid(), 5)\""""
+    assert listing in program
+    done = say_as_ordinary_user(program.replace(listing, repr(MANY_THREADS)))
+    assert "output=b'True\\n'" in done.stdout, done
 
 
 NAMELESS = """
@@ -807,3 +850,15 @@ def test_cpu_time_of_a_cell(full: Sandbox) -> None:
     """The kernel's count, of all the cell's threads."""
     ended = run(full, "import time\nwhile time.process_time() < 0.3: pass")
     assert 0.29 < ended.cpu_s < 0.6
+
+
+def test_metadata_of_files_stays_as_it_is_in_the_weaker_isolation(process: Sandbox, outside: Path) -> None:
+    """Not even where root runs the cell."""
+    before = outside.stat()
+    code = f"""
+import os
+target = {str(outside)!r}
+print(tried(lambda: os.chmod(target, 0)), tried(lambda: os.utime(target)), tried(lambda: os.chmod("/dev/null", 0)))
+"""
+    assert says(process, TRIED + code) == "PermissionError PermissionError PermissionError"
+    assert outside.stat()[:9] == before[:9]

@@ -49,8 +49,9 @@ def machine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def filtering(machine: str, *, processes: bool = False, signals: bool = False) -> bytes:
-    return bind_filter(build_filter(machine, processes=processes, signals=signals), PID)
+def filtering(machine: str, *, processes: bool = False, signals: bool = False, **more: bool) -> bytes:
+    wanted = {"metadata": False, **more}
+    return bind_filter(build_filter(machine, processes=processes, signals=signals, **wanted), PID)
 
 
 def test_every_number(machine: str) -> None:
@@ -64,6 +65,23 @@ def test_every_number(machine: str) -> None:
     assert {one for one, what in found.items() if what == ALLOW} - argued == allowed
     assert {what for one, what in found.items() if one <= 456 and one not in allowed | argued} == {EPERM}
     assert {what for one, what in found.items() if one > 456} == {ENOSYS}
+
+
+@pytest.mark.parametrize(
+    ("option", "calls"),
+    [("metadata", seccomp._METADATA_CALLS), ("receives_files", seccomp._FILE_RECEIVING_CALLS)],
+)
+def test_calls_that_only_some_cells_may_make(machine: str, option: str, calls: str) -> None:
+    numbers = set(seccomp._parse_call_table(calls, list(ARCHITECTURES).index(machine) + 1).values())
+    assert numbers
+    for code, expected in ((filtering(machine), EPERM), (filtering(machine, **{option: True}), ALLOW)):
+        assert {outcome(code, ARCHITECTURES[machine], one) for one in numbers} == {expected}
+
+
+@pytest.mark.parametrize("number_of_call", [73, 222, 223], ids=["flock", "timer_create", "timer_settime"])
+def test_no_lock_and_no_timer_that_other_cells_share(number_of_call: int) -> None:
+    code = filtering("x86_64", metadata=True, receives_files=True, processes=True, signals=True)
+    assert outcome(code, ARCHITECTURES["x86_64"], number_of_call) == EPERM
 
 
 def test_other_tables_of_calls(machine: str) -> None:
@@ -94,6 +112,9 @@ ARGUED = [
     ("ioctl", (0, 0x5412), EPERM, EPERM, EPERM, "TIOCSTI"),
     ("ioctl", (0, 2**32 + 0x5412), EPERM, EPERM, EPERM, "TIOCSTI, under bits the kernel does not look at"),
     ("fcntl", (0, 3), ALLOW, ALLOW, ALLOW, "flags"),
+    ("fcntl", (0, 5), EPERM, EPERM, EPERM, "F_GETLK, which tells of other cells' locks"),
+    ("fcntl", (0, 6), EPERM, EPERM, EPERM, "F_SETLK, which holds for other cells"),
+    ("fcntl", (0, 37), EPERM, EPERM, EPERM, "F_OFD_SETLK"),
     ("fcntl", (0, 8), EPERM, EPERM, EPERM, "F_SETOWN"),
     ("fcntl", (0, 10), EPERM, EPERM, EPERM, "F_SETSIG"),
     ("prlimit64", (0, 7), ALLOW, ALLOW, ALLOW, "its own limits"),
@@ -117,4 +138,4 @@ def test_arguments(machine: str, case: tuple[str, tuple[int, ...], int, int, int
 
 def test_unknown_machine() -> None:
     with pytest.raises(seccomp.UnknownMachineError, match="riscv64; there is one for x86_64, aarch64"):
-        build_filter("riscv64", processes=False, signals=False)
+        build_filter("riscv64", processes=False, signals=False, metadata=False)

@@ -1,0 +1,107 @@
+"""Checks the models that a plan's stages read, and what LoRA is to adapt in them, before anything is trained."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.models.lora_targets import check_lora_targets, describe_all_linear, list_layers
+from qwen_align.align.models.model_description import find_base_folder, is_stage_folder, locate_model_files
+from qwen_align.align.models.tensor_table import Head
+from qwen_align.align.models.weight_check import (
+    check_weights,
+    read_model_config,
+    refuse_adapter_alone,
+    refuse_stray_adapter,
+)
+from qwen_align.align.pipeline.plan import Plan, PlannedStage
+from qwen_align.align.references import ModelRef, ScorerRef, find_references, list_fields
+from qwen_align.align.settings.recipe import ModelSource
+from qwen_align.align.settings.training import Lora
+from qwen_align.align.stages.registry import STAGE_KINDS
+
+
+def check_models(plan: Plan, forced: Sequence[PlannedStage] = ()) -> list[str]:
+    """Checks the weights of the local models that stages are to read, and the target modules of their adapters.
+
+    Returns notes: what of a model is not read, not checked, or not adapted. Raises RecipeError for a model that cannot
+    be loaded whole, and for target modules that it does not have. Models on the hub are checked once they are there.
+    `forced`: stored stages that will run again.
+    """
+    stages_to_run = [stage for stage in plan.stages if not stage.is_stored or stage in forced]
+    notes: dict[str, None] = {}  # each once, in order
+    for name, heads in _list_read_heads(plan, stages_to_run).items():
+        source = plan.graph.models[name]
+        folder = next(Path(e["folder"]) for stage in stages_to_run for e in stage.inputs.values() if e["name"] == name)
+        try:
+            for head in heads:
+                notes |= dict.fromkeys(f"models: {name}: {note}" for note in _check_model(source, folder, head))
+        except RecipeError as error:
+            raise RecipeError(f"models: {name}: {error}") from None
+    for stage in stages_to_run:
+        notes |= dict.fromkeys(_check_lora(plan, stage))
+    return list(notes)
+
+
+def _list_read_heads(plan: Plan, stages: Iterable[PlannedStage]) -> dict[str, list[Head | None]]:
+    """Returns which heads of each local model the stages read: its own, a scorer's, or None for the trunk alone."""
+    heads: dict[str, set[Head | None]] = {}
+    for stage in stages:
+        for _, ref in find_references(stage.settings):
+            target = stage.targets[str(ref)]
+            if target in plan.graph.models and not plan.graph.models[target].hub:
+                makes_head = STAGE_KINDS[stage.kind].makes_head
+                head: Head | None = "score" if isinstance(ref, ScorerRef) else None if makes_head else "lm_head"
+                heads.setdefault(target, set()).add(head)
+    return {name: sorted(read - {None} or {None}, key=str) for name, read in heads.items()}
+
+
+def _check_model(source: ModelSource, folder: Path, head: Head | None) -> list[str]:
+    """Checks a local model as far as it is outside the store, and returns notes."""
+    base = find_base_folder(folder)
+    if base is None:
+        return []
+    if is_stage_folder(folder):
+        has_own_head = head != "score" or not locate_model_files(folder).adapters  # else it lies in the adapter
+        return check_weights(base, head if has_own_head else None)
+    refuse_adapter_alone(folder)
+    if source.adapter != "ignore":
+        refuse_stray_adapter(folder)
+    return check_weights(base, head)
+
+
+def _check_lora(plan: Plan, stage: PlannedStage) -> Iterator[str]:
+    """Checks the target modules of a stage's adapters where its model's config is known, and yields notes."""
+    lora = next((value for _, value in list_fields(stage.settings) if isinstance(value, Lora)), None)
+    config = _trace_config(plan, stage) if lora else None
+    if lora is None or config is None:
+        return
+    try:
+        layers = list_layers(config, "score" if STAGE_KINDS[stage.kind].makes_head else "lm_head")
+        if layers is None:
+            if lora.target_modules != "all-linear":
+                yield f"stage '{stage.origin}': lora.target_modules are not checked here; loading the model does"
+            return
+        check_lora_targets(lora, layers)
+    except ValueError as error:
+        raise RecipeError(f"stage '{stage.origin}': {error}") from None
+    left_out = describe_all_linear(layers, config) if lora.target_modules == "all-linear" else None
+    if left_out:
+        yield f"stage '{stage.origin}': lora: {left_out}"
+
+
+def _trace_config(plan: Plan, stage: PlannedStage) -> Mapping[str, Any] | None:
+    """Returns the config.json of the model that a stage starts from, as far back as it was made.
+
+    Of a model that is pretrained here, what says which layers it has. Returns None if it is not known yet.
+    """
+    ref = next((ref for _, ref in find_references(stage.settings) if isinstance(ref, ModelRef)), None)
+    if ref is None:
+        return None
+    target = stage.targets[str(ref)]
+    maker = next((other for other in plan.stages if other.name == target), None)
+    if maker is None:
+        folder = Path(stage.inputs[str(ref)]["folder"])
+        base = None if str(folder).startswith("hub:") else find_base_folder(folder)
+        return read_model_config(base) if base else None
+    return maker.settings.get_new_model_config() or _trace_config(plan, maker)

@@ -1,0 +1,84 @@
+"""Checks that this machine has what stages ask for: GPUs, processes, optional packages. Nothing here imports torch."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.pipeline.graph import Stage
+from qwen_align.align.settings.online_rl import VLLM_NOT_INSTALLED, OnlineRl, Vllm
+from qwen_align.align.stages.registry import STAGE_KINDS
+from qwen_align.reward.base import count_cores
+
+# What Linux has where there is a GPU that torch could use: NVIDIA's and AMD's drivers, WSL's, Jetson's.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu")
+_COUNT_GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+
+
+def check_machine(stage: Stage) -> None:
+    """Raises RecipeError where a stage could not start on this machine."""
+    kind = STAGE_KINDS[stage.kind]
+    settings, runtime = stage.settings, stage.runtime
+    if kind.needs_torch and runtime.device != "cpu":
+        _check_gpus(stage)
+    if runtime.deepspeed and kind.needs_torch and not kind.is_single_process and not _is_installed("deepspeed"):
+        raise RecipeError("runtime.deepspeed: deepspeed is not installed: pip install 'qwen-align[deepspeed]'")
+    if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm) and not _is_installed("vllm"):
+        raise RecipeError(VLLM_NOT_INSTALLED)
+    settings.check_runtime(runtime)
+
+
+def describe_machine_use(stage: Stage) -> Iterator[str]:
+    """Yields what is odd, though possible, about a stage's use of this machine."""
+    n_processes, n_cores = count_processes(stage), count_cores()
+    asks_for_gpus = stage.runtime.device != "cpu" and n_processes > 1 and count_gpus() > 0
+    if n_processes > n_cores and not asks_for_gpus:
+        yield (
+            f"runtime.processes: {n_processes}, but this process may use {n_cores} cores: on a CPU more processes than "
+            "cores are slower, not faster"
+        )
+
+
+def count_processes(stage: Stage) -> int:
+    """Returns the number of processes that run a stage."""
+    return 1 if STAGE_KINDS[stage.kind].is_single_process else stage.runtime.processes
+
+
+@cache
+def count_gpus() -> int:
+    """Returns the number of GPUs that torch sees. It is asked in a process of its own, and only where there may be one.
+
+    Raises RecipeError where torch cannot be imported.
+    """
+    if sys.platform == "linux" and not any(Path(device).exists() for device in _GPU_DEVICES):
+        return 0
+    done = subprocess.run([sys.executable, "-c", _COUNT_GPUS], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+        raise RecipeError(f"torch cannot be imported: {said}; `qwen-align doctor`")
+    return int(done.stdout.split()[-1])
+
+
+def _check_gpus(stage: Stage) -> None:
+    """Raises RecipeError where a stage asks for more GPUs than there are."""
+    device, n_processes = stage.runtime.device, count_processes(stage)
+    if device == "auto" and n_processes == 1:
+        return
+    n_gpus = count_gpus()
+    if device == "cuda" and not n_gpus:
+        raise RecipeError(
+            "runtime.device: cuda, but torch sees no GPU here: `qwen-align doctor`. Write device: auto; for a check of "
+            "what another machine is to run: --set runtime.device=auto"
+        )
+    if 0 < n_gpus < n_processes:
+        raise RecipeError(
+            f"runtime.processes: {n_processes}, but torch sees {n_gpus} GPUs; ask for fewer, or for `device: cpu`"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    """Returns whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None

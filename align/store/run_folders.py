@@ -1,0 +1,240 @@
+"""Keeps the folders under runs/: which run each belongs to, how that run was asked for, and when."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from qwen_align import __version__
+from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.store.files import read_json, write_json, write_text
+from qwen_align.align.store.stage_folder import StageFolder
+
+RECORD = "run.json"
+LINKS = "stages"  # what is linked here is kept by `prune`
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a run was asked for: a recipe file with changes to its settings.
+
+    `recipe`: absolute path, "" for a recipe without a file. `overrides`: as given to `--set`. `digest`: of the
+    recipe's settings before the overrides, `extends` and the tiny form included.
+    """
+
+    recipe: str = ""
+    overrides: tuple[str, ...] = ()
+    tiny: bool = False
+    digest: str = ""
+
+    @property
+    def options(self) -> str:
+        """Returns the options of the command line that change the recipe, "" where there are none."""
+        sets = [word for override in self.overrides for word in ("--set", override)]
+        return shlex.join([*(["--tiny"] if self.tiny else []), *sets])
+
+    def is_same_way(self, other: "RunRequest") -> bool:
+        """Returns whether both are runs of one recipe file with the same changes, whatever the file says by now."""
+        return (self.recipe, self.overrides, self.tiny) == (other.recipe, other.overrides, other.tiny)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The record of a run in its folder: how it was asked for, where, when and how it ended.
+
+    `started` and `ended`: ISO dates, of the last time it was run. `exit_code`: None while it runs, or after a kill.
+    """
+
+    folder: Path
+    request: RunRequest
+    home: str
+    version: str
+    started: str
+    ended: str | None
+    exit_code: int | None
+
+
+def build_request(path: Path, settings: Mapping[str, Any], overrides: Sequence[str], *, tiny: bool) -> RunRequest:
+    """Returns the request of a run. `settings`: those of the recipe before the overrides. `path`: of its file."""
+    if not path.is_file():
+        return RunRequest("", tuple(overrides), tiny)
+    return RunRequest(str(path.resolve()), tuple(overrides), tiny, digest_settings(settings))
+
+
+def digest_settings(settings: Mapping[str, Any]) -> str:
+    """Returns the sha256 of a recipe's settings before they are checked, so that any YAML has one."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()
+
+
+def find_run_folder(home: Path, name: str, request: RunRequest, folders: Mapping[str, Path]) -> Path:
+    """Returns the folder of a run: runs/NAME, or runs/NAME.2 and so on where that belongs to another run.
+
+    A run has the folder of an earlier one of the same recipe file, if the changes are the same or the stages are.
+    `folders`: each stage's folder.
+    """
+    runs = home / "runs"
+    taken = {folder: read_record(folder) for folder in list_folders(runs, name)}
+    for folder, record in taken.items():
+        if record and record.request.is_same_way(request):
+            return folder
+    wanted = {name: folder.resolve() for name, folder in folders.items()}
+    for folder, record in taken.items():
+        # Without a record it is of an earlier version, or a folder that nothing has been run in.
+        if record is None or (record.request.recipe == request.recipe and read_links(folder) == wanted):
+            return folder
+    numbers = (name if number == 1 else f"{name}.{number}" for number in range(1, len(taken) + 2))
+    return next(runs / free for free in numbers if runs / free not in taken)
+
+
+def list_folders(runs: Path, name: str) -> list[Path]:
+    """Lists the existing folders of runs with a name: NAME, then NAME.2, NAME.3 and so on."""
+    numbered = [(int(path.name.rpartition(".")[2]), path) for path in runs.glob(f"{name}.[0-9]*") if _is_number(path)]
+    return [path for path in (runs / name, *(path for _, path in sorted(numbered))) if path.is_dir()]
+
+
+def _is_number(path: Path) -> bool:
+    return path.name.rpartition(".")[2].isdecimal()
+
+
+def read_links(folder: Path) -> dict[str, Path]:
+    """Returns the folder that each stage of a run links to. Whether it exists does not matter."""
+    return {link.name: link.resolve() for link in sorted((folder / LINKS).glob("*"))}
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Reads the record of the run in a folder. Returns None where there is none that can be read."""
+    try:
+        raw = read_json(folder / RECORD)
+        recipe = str((folder.resolve().parent.parent / raw["recipe"]).resolve()) if raw["recipe"] else ""
+        request = RunRequest(recipe, tuple(raw["overrides"]), raw["tiny"], raw["digest"])
+        datetime.fromisoformat(raw["started"])  # it is sorted by
+        return RunRecord(
+            folder, request, raw["home"], raw["version"], raw["started"], raw.get("ended"), raw.get("exit_code")
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def list_records(home: Path) -> list[RunRecord]:
+    """Lists the records of all runs of a home folder, the last started first."""
+    records = [record for path in home.glob(f"runs/*/{RECORD}") if (record := read_record(path.parent))]
+    return sorted(records, key=lambda record: record.started, reverse=True)
+
+
+def find_last_record(home: Path, recipe: Path) -> RunRecord | None:
+    """Returns the record of the last run of a recipe file in a home folder. Returns None if it was never run there."""
+    wanted = str(recipe.resolve())
+    return next((record for record in list_records(home) if record.request.recipe == wanted), None)
+
+
+@contextlib.contextmanager
+def hold_runs_lock(home: Path) -> Iterator[None]:
+    """Holds the lock of runs/ inside the `with` block, so that two runs do not take one folder."""
+    runs = home / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_run_folder(home: Path, name: str, request: RunRequest, folders: Mapping[str, Path], resolved: str) -> str:
+    """Writes a run's folder: its record, the resolved recipe and a link to each stage's folder.
+
+    Returns a note for the user where another run has the folder of the recipe's name, else "". Raises StageError when
+    it cannot be written.
+    """
+    try:
+        with hold_runs_lock(home):
+            folder = find_run_folder(home, name, request, folders)
+            is_new_beside_other = folder.name != name and not folder.exists()
+            note = _describe_neighbour(folder.with_name(name), folder) if is_new_beside_other else ""
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_record(RunRecord(folder, request, str(home.resolve()), __version__, _now(), None, None))
+            write_text(folder / "recipe.yaml", resolved)
+            links = folder / LINKS
+            links.mkdir(exist_ok=True)
+            for old in links.iterdir():
+                old.unlink()
+            for stage, path in folders.items():
+                (links / stage).symlink_to(os.path.relpath(path.resolve(), links.resolve()), target_is_directory=True)
+            return note
+    except OSError as error:
+        raise StageError(f"{error.filename or home / 'runs' / name}: cannot be written: {error.strerror}") from None
+
+
+def _describe_neighbour(taken: Path, folder: Path) -> str:
+    """Returns the note that the folder of a recipe's name belongs to another run."""
+    record = read_record(taken)
+    whose = f"the run of {format_request(record.request)}" if record else "another run"
+    return f"{taken} is kept, as {whose}; this run is {folder}"
+
+
+def describe_replaced(home: Path, folder: Path, folders: Mapping[str, Path]) -> str:
+    """Returns a note that a run will no longer link to finished stages which no other run links to, else "".
+
+    `folder`: the run's, which it takes over from an earlier run, as after an edit of the recipe.
+    """
+    kept = {path.resolve() for path in folders.values()}
+    kept |= {link.resolve() for link in home.glob(f"runs/*/{LINKS}/*") if link.parent.parent.name != folder.name}
+    replaced = [name for name, path in read_links(folder).items() if path not in kept and StageFolder(path).is_complete]
+    if not replaced:
+        return ""
+    are = "is" if len(replaced) == 1 else "are"
+    return (
+        f"{folder}: the recipe has changed; {', '.join(replaced)} as made before {are} still in store/, "
+        "but `qwen-align prune` would delete what no run links to"
+    )
+
+
+def close_record(folder: Path, exit_code: int) -> None:
+    """Writes into the record of a run when and how it ended."""
+    record = read_record(folder)
+    if record:
+        _write_record(RunRecord(**{**vars(record), "ended": _now(), "exit_code": exit_code}))
+
+
+def _write_record(record: RunRecord) -> None:
+    """Writes the record of a run into its folder.
+
+    The recipe's path starts at the home folder if it lies there or beside it, so that both can be moved together.
+    """
+    values = {**vars(record), **asdict(record.request)}
+    home = record.folder.resolve().parent.parent
+    if record.request.recipe and Path(record.request.recipe).is_relative_to(home.parent):
+        values["recipe"] = os.path.relpath(record.request.recipe, home)
+    write_json(record.folder / RECORD, {name: values[name] for name in values if name not in ("folder", "request")})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()  # of one zone and to the microsecond: the last of several is looked for
+
+
+def format_time(iso: str) -> str:
+    """Formats a time of a record as local date, hour and minute."""
+    return f"{datetime.fromisoformat(iso).astimezone():%Y-%m-%d %H:%M}"
+
+
+def format_request(request: RunRequest) -> str:
+    """Formats a request as the recipe's path, from here where it lies below, and the options that change it."""
+    if not request.recipe:
+        return " ".join(["a recipe from Python", request.options]).rstrip()
+    path = Path(request.recipe)
+    with contextlib.suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return " ".join([shlex.quote(str(path)), request.options]).rstrip()
+
+
+def require_recipe(record: RunRecord) -> Path:
+    """Returns the recipe file of a run. Raises RecipeError if there is none any more."""
+    if not record.request.recipe:
+        raise RecipeError(f"{record.folder}: was run from Python; its recipe is no file")
+    path = Path(record.request.recipe)
+    if not path.is_file():
+        raise RecipeError(f"{record.folder}: its recipe {path} is gone; recipe.yaml beside it says what it was")
+    return path

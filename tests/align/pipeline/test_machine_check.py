@@ -1,0 +1,159 @@
+"""What this machine lacks is found before anything is trained, by `check` and `run` alike, without torch."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_align.align.commands import check
+from qwen_align.align.errors import DataError, RecipeError
+from qwen_align.align.pipeline import machine_check
+from qwen_align.align.pipeline.plan import Plan, check_can_start
+from qwen_align.align.pipeline.plan import plan as make_plan
+from qwen_align.reward.base import count_cores
+
+BUILDER = {"kind": "arithmetic", "rows": "trace", "n": 4, "steps": [1]}
+DATA = {"name": "data", "kind": "build_data", "builder": BUILDER}
+PROBLEMS = {"name": "problems", "kind": "build_data", "builder": {**BUILDER, "rows": "problem"}}
+SFT = {
+    "name": "sft",
+    "kind": "sft",
+    "from_model": "base",
+    "from_data": ["data"],
+    "max_tokens": 128,
+    "batch": 4,
+    "epochs": 1,
+    "learning_rate": 1e-4,
+}
+RL = {
+    "name": "rl",
+    "kind": "grpo",
+    "from_model": "base",
+    "from_data": ["problems"],
+    "steps": 1,
+    "prompts_per_step": 2,
+    "completions_per_prompt": 2,
+    "sampling": {"temperature": 1.0, "max_tokens": 8},
+    "rewards": [{"kind": "math_answer"}],
+    "learning_rate": 1e-4,
+}
+LORA = {"rank": 2, "alpha": 4}
+PPO = {**RL, "kind": "ppo", "lora": LORA, "critic": {"learning_rate": 1e-4}}
+
+
+@pytest.fixture
+def planned(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> Callable[..., Plan]:
+    def of(*stages: dict[str, Any], **rest: Any) -> Plan:
+        return make_plan(write_recipe(list(stages), models={"base": {"path": str(tiny_model)}}, **rest), tmp_path)
+
+    return of
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """`gpus(2)`: torch would see two."""
+    return lambda n_gpus: monkeypatch.setattr(machine_check, "count_gpus", lambda: n_gpus)
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "runtime", "said"),
+    [
+        (0, {"device": "cuda"}, r"stage 'sft': runtime\.device: cuda, but torch sees no GPU here"),
+        (0, {"device": "cuda", "processes": 2}, r"runtime\.device: cuda, but torch sees no GPU here"),
+        (1, {"device": "cuda", "processes": 2}, r"runtime\.processes: 2, but torch sees 1 GPUs; ask for fewer, or"),
+        (1, {"processes": 2}, r"runtime\.processes: 2, but torch sees 1 GPUs"),
+        (1, {"device": "cuda"}, None),
+        (0, {"processes": 2}, None),
+        (1, {"device": "cpu", "processes": 2}, None),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(
+    planned: Callable[..., Plan],
+    gpus: Callable[[int], None],
+    n_gpus: int,
+    runtime: dict[str, Any],
+    said: str | None,
+) -> None:
+    gpus(n_gpus)
+    plan = planned(DATA, SFT, runtime=runtime)
+    for look in (check_can_start, lambda plan: list(check.describe_plan(plan))):
+        if said is None:
+            look(plan)
+        else:
+            with pytest.raises(RecipeError, match=said):
+                look(plan)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({**RL, "engine": {"kind": "vllm"}}, "stage 'rl': engine: vllm is not installed: pip install"),
+        (
+            {**PPO, "runtime": {"gradient_checkpointing": True}},
+            "runtime.gradient_checkpointing: with critic: separate",
+        ),
+        ({**RL, "runtime": {"deepspeed": "ds.json"}}, "stage 'rl': runtime.deepspeed: deepspeed is not installed"),
+    ],
+)
+def test_what_cannot_start_here_is_refused(
+    planned: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr(machine_check, "_is_installed", lambda package: False)
+    (tmp_path / "ds.json").write_text("{}")
+    with pytest.raises(RecipeError) as error:
+        list(check.describe_plan(planned(PROBLEMS, stage)))
+    assert said in str(error.value)
+
+
+def test_more_processes_than_cores_are_noted(planned: Callable[..., Plan]) -> None:
+    n_processes = 2 * count_cores()
+    runtime = {"device": "cpu", "processes": n_processes}
+    lines = list(check.describe_plan(planned(DATA, {**SFT, "batch": n_processes}, runtime=runtime)))
+    (note,) = [line for line in lines if line.startswith("note: stage")]
+    expected = f"note: stage 'sft': runtime.processes: {n_processes}, but this process may use {count_cores()} cores"
+    assert note.startswith(expected)
+    lines = list(check.describe_plan(planned(DATA, SFT, runtime={"device": "cpu"})))
+    assert not any(line.startswith("note: stage") for line in lines)
+
+
+def test_more_in_a_step_than_there_is_is_said(planned: Callable[..., Plan]) -> None:
+    lines = "\n".join(check.describe_plan(planned(DATA, PROBLEMS, {**SFT, "batch": 6}, {**RL, "prompts_per_step": 5})))
+    assert "batch 6 is more than the 4 samples: a step takes some several times" in lines
+    assert "prompts_per_step 5 is more than the 4 problems: a step takes some several times" in lines
+    lines = "\n".join(check.describe_plan(planned(DATA, PROBLEMS, {**SFT, "batch": 4}, {**RL, "prompts_per_step": 4})))
+    assert "several times" not in lines
+
+
+def test_documents_that_do_not_fill_a_batch_are_refused(planned: Callable[..., Plan]) -> None:
+    texts = {"name": "texts", "kind": "build_data", "builder": {**BUILDER, "rows": "text"}}
+    pretrain = {"name": "small", "kind": "pretrain", "from_data": "texts", "steps": 100}
+    with pytest.raises(DataError, match=r"stage 'small': 4 documents do not fill one batch of 20 x 161 tokens; lower"):
+        list(check.describe_plan(planned(texts, pretrain)))
+    assert "4 documents" in "\n".join(
+        check.describe_plan(planned(texts, {**pretrain, "batch": 1, "sequence_length": 40}))
+    )
+
+
+def test_torch_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def answer(code: int, out: str = "", err: str = "") -> None:
+        machine_check.count_gpus.cache_clear()
+        done = subprocess.CompletedProcess([], code, out, err)
+        monkeypatch.setattr(machine_check.subprocess, "run", lambda *_, **__: done)
+
+    monkeypatch.setattr(machine_check, "_GPU_DEVICES", (str(tmp_path),))
+    answer(0, "a warning\n3\n")
+    assert machine_check.count_gpus() == 3
+    answer(1, err="Traceback\nImportError: no libcuda")
+    with pytest.raises(RecipeError, match="torch cannot be imported: ImportError: no libcuda"):
+        machine_check.count_gpus()
+    monkeypatch.setattr(machine_check, "_GPU_DEVICES", ())
+    machine_check.count_gpus.cache_clear()
+    assert machine_check.count_gpus() == 0, "without a driver torch is not asked"
+
+
+@pytest.fixture(autouse=True)
+def _forget_count() -> Iterator[None]:
+    yield
+    machine_check.count_gpus.cache_clear()
