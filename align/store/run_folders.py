@@ -138,7 +138,7 @@ def hold_runs_lock(home: Path) -> Iterator[None]:
     """Holds the lock of runs/ inside the `with` block, so that two runs do not take one folder."""
     runs = home / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    with (runs / ".lock").open("a") as lock:
+    with (runs / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
