@@ -17,6 +17,7 @@ from qwen_align.reward.code.collect_tests import (
     surely_asserts,
 )
 from qwen_align.reward.code.compare_outputs import equals_expected, split_output_lines
+from qwen_align.reward.code.contradictions import contradict_assertions, contradict_outputs
 from qwen_align.reward.code.long_integers import read_long_json, rewrite_long_integers
 from qwen_align.reward.code.name_analysis import (
     imports_only_stdlib,
@@ -38,7 +39,7 @@ from qwen_align.reward.code.outcome_checks import (
     pack_tests,
 )
 from qwen_align.reward.code.undefined_judges import candidate_judges_itself
-from qwen_align.reward.code.value_serialization import NotPlainError, encode_value, write_json
+from qwen_align.reward.code.value_serialization import NotPlainError, encode_value
 
 _PARSE_TRIES = 10
 
@@ -243,13 +244,17 @@ def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
     if name is None:
         expected = [split_output_lines(_read_text(item)) for item in outputs]
         texts = [_read_text(item) for item in inputs]
-        return Plan(ProgramTests(texts, expected), []) if any(expected) and not _contradict(texts, expected) else None
+        return (
+            Plan(ProgramTests(texts, expected), [])
+            if any(expected) and not contradict_outputs(texts, expected)
+            else None
+        )
     if not isinstance(name, str) or not name.isidentifier():
         return None
     if all(isinstance(item, str) for item in (*inputs, *outputs)):  # LiveCodeBench: an argument a line, in JSON
         inputs = [[read_long_json(line) for line in item.split("\n") if line.strip()] for item in inputs]
         outputs = [read_long_json(item) for item in outputs]
-    if _contradict(inputs, outputs) or not all(equals_expected(item, item) for item in outputs):
+    if contradict_outputs(inputs, outputs) or not all(equals_expected(item, item) for item in outputs):
         return None
     calls = [(name, *_encode_arguments(item)) for item in inputs]
     is_wrapped = all(isinstance(item, list) and len(item) == 1 for item in outputs)  # as APPS writes them
@@ -259,13 +264,6 @@ def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
     ]
     packed_tests = pack_tests(tests)
     return None if packed_tests is None else Plan(CallTests(calls, packed_tests, len(tests), None), [PRELUDE])
-
-
-def _contradict(inputs: list[Any], outputs: list[Any]) -> bool:
-    """Returns whether the same input has two outputs, so that no program passes."""
-    expected: dict[bytes, Any] = {}
-    keys = [write_json(encode_value(item)) for item in inputs]
-    return any(expected.setdefault(key, output) != output for key, output in zip(keys, outputs, strict=True))
 
 
 def _parse_source(source: str) -> ast.Module:
@@ -287,12 +285,12 @@ def _choose_calls_or_script(
 ) -> Plan | None:
     """Returns the plan with split calls if the tests could be split, else another plan.
 
-    Returns None if nothing is asserted of the results.
+    Returns None if nothing is asserted of the results, or if two assertions contradict each other.
     """
     if split_tests is None:
         return otherwise
     calls, tests = split_tests
-    if not any(map(examines_value, (check for test in tests for check in test))):
+    if not any(map(examines_value, (check for test in tests for check in test))) or contradict_assertions(calls, tests):
         return None
     packed_tests = pack_tests(
         [OutcomeTest(count_needed_outcomes(test), partial(are_checks_true, test)) for test in tests]
