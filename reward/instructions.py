@@ -44,7 +44,7 @@ class Instructions(BaseReward):
             instructions = parse_instruction_gold(gold)
         except ValueError:
             return Verdict(value=None, reason="unusable gold")
-        visible = strip_thinking(text)
+        visible = strip_thinking(cut_at_turn_end(text))
         answer = "" if visible is None else visible.lstrip("\n") if CLOSE in text else visible
         followed = [self._is_followed(instruction, answer) for _, instruction in instructions]
         share = sum(followed) / len(followed)

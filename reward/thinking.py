@@ -9,6 +9,7 @@ _HEAD, _FOOT = f"{OPEN}\n", f"\n{CLOSE}\n\n"
 _TURN_END = re.compile(
     r"<\|(?:im_start|im_end|endoftext|end_of_text|eot_id|start_header_id|end)\|>|<｜end▁of▁sentence｜>|<end_of_turn>|</s>"
 )
+MAY_END_TURN = re.compile(r"<(?:\||/s>|end_|｜)")  # how the marks of a turn's end begin
 _QUOTED = re.compile(r"(?<![\w\\])(?P<quote>[\"'`])(?:(?!(?P=quote))[^\\]|\\.)*(?P=quote)(?!\w)")
 _MAX_QUOTED_TAGS = 20  # looked at from the end, so that the time stays linear in the text
 _EMPTY = f"{OPEN}\n\n{CLOSE}\n\n"
@@ -41,22 +42,12 @@ def cut_at_turn_end(text: str) -> str:
 
     A mark in quotation marks is part of the text.
     """
-    if "<" not in text or not may_end_turn(text, len(text)):
+    if not MAY_END_TURN.search(text):
         return text
     for mark in itertools.islice(_TURN_END.finditer(text), _MAX_QUOTED_TAGS):
         if (mark[0] != "</s>" or "<s>" not in text[: mark.start()]) and not _is_quoted(text, mark.start()):
             return text[: mark.start()]
     return text
-
-
-def may_end_turn(text: str, end: int) -> bool:
-    """Returns whether something that looks like a mark of the turn's end stands before a position of a text."""
-    return (
-        text.find("<|", 0, end) >= 0
-        or text.find("</s>", 0, end) >= 0
-        or text.find("<end_of_turn>", 0, end) >= 0
-        or text.find("<｜", 0, end) >= 0
-    )
 
 
 def _find_last_tag(text: str, tag: str) -> int:

@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from qwen_align.reward.thinking import CLOSE, OPEN, may_end_turn
+from qwen_align.reward.thinking import CLOSE, MAY_END_TURN, OPEN
 
 _PLAIN_NUMBER = (
     r"\s*([+-]?)(?:([0-9]{1,15}|[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3}){1,4})(?:\.([0-9]{1,4}))?"
@@ -49,7 +49,7 @@ def parse_plain_box(text: str) -> Fraction | None:
     ):
         return None
     match = _NUMBER_THEN_BRACE.match(text, box_position + 7)
-    if match is None or (text.find("<", 0, box_position) >= 0 and may_end_turn(text, box_position)):
+    if match is None or MAY_END_TURN.search(text, 0, box_position):
         return None
     end = match.end()
     return None if len(text) > end + _MIN_DOUBT_CHARS and _DOUBT.search(text, end) else _to_fraction(match)
