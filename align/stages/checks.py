@@ -30,7 +30,7 @@ from qwen_align.data_builders.conversion_report import Report, format_left_out_c
 from qwen_align.data_builders.hub import Hub
 from qwen_align.data_builders.sieve import Drops, Sources
 from qwen_align.reward.audit import audit_reward
-from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale
+from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale, select_rewards
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
 from qwen_align.reward.settings import Reward, check_rewards, pick_reward, refuse_unused_rewards
@@ -356,21 +356,28 @@ def _measure_prompts(
 
 
 def _refuse_golds_without_verdict(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> None:
-    """Raises DataError if there is an outcome reward that can use the gold of no prompt: nothing gets a verdict."""
-    for reward in rewards:
-        if not reward.is_outcome or isinstance(reward, PythonReward) or not prompts:
-            continue
-        verdicts = [reward.judge_gold(problem.gold) for problem in prompts]
-        if all(verdict.value is None for verdict in verdicts):
-            raise DataError(
-                f"rewards: {reward.label} can use none of the {len(prompts):,} golds, so that no completion would "
-                f"have a verdict: {verdicts[0].reason}; the first is {prompts[0].gold!r:.60}"
-            )
+    """Raises DataError if the outcome rewards of every row cannot use its gold: nothing gets a verdict."""
+    reasons: dict[str, str] = {}  # by the rewards that cannot use a gold
+    for problem in prompts:
+        judging = [reward for reward in select_rewards(rewards, problem.reward) if reward.is_outcome]
+        verdicts = {
+            reward.label: reward.judge_gold(problem.gold) for reward in judging if not isinstance(reward, PythonReward)
+        }
+        found = {label: verdict.reason for label, verdict in verdicts.items() if verdict.value is None}
+        if not found:
+            return
+        reasons = found | reasons
+    if reasons:
+        raise DataError(
+            f"rewards: {', '.join(reasons)} can use none of the {len(prompts):,} golds, so that no completion would "
+            f"have a verdict: {next(iter(reasons.values()))}; the first is {prompts[0].gold!r:.60}"
+        )
 
 
 def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> Iterator[str]:
     """Yields the problems of rewards: gold answers they cannot use, bad completions they pay, scaled weights."""
-    scale = compute_shaping_scale(list(rewards))
+    names = {problem.reward for problem in prompts} or {""}
+    scale = min(compute_shaping_scale(select_rewards(rewards, name)) for name in names)
     if scale < 1:
         yield (
             f"shaping weights x {scale:.3g}, so that all shaping together reaches {SHAPING_SHARE:g} of the outcomes' "
@@ -378,14 +385,17 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
         )
     _refuse_golds_without_verdict(rewards, prompts)
     for reward in rewards:
-        unusable = [problem for problem in prompts if reward.judge_gold(problem.gold).value != 1.0]
+        judged = [problem for problem in prompts if reward in select_rewards(rewards, problem.reward)]
+        if prompts and not judged:
+            yield f"{reward.label} judges no row: they name {', '.join(sorted(names))}"
+        unusable = [problem for problem in judged if reward.judge_gold(problem.gold).value != 1.0]
         if unusable:
             first = f"'{unusable[0].id}': {unusable[0].gold!r:.60}"
-            yield f"{reward.label}: {len(unusable):,} golds of {len(prompts):,} are unusable, the first {first}"
+            yield f"{reward.label}: {len(unusable):,} golds of {len(judged):,} are unusable, the first {first}"
         if reward.is_outcome and not isinstance(reward, PythonReward):  # those are tried by themselves
             paid = dict.fromkeys(
                 finding.probe
-                for finding in audit_reward(reward, list(prompts[:N_PROBLEMS_AUDITED]))
+                for finding in audit_reward(reward, judged[:N_PROBLEMS_AUDITED])
                 if finding.pays is None and finding.is_paid
             )
             if paid:

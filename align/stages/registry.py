@@ -72,7 +72,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_rollout",
         forecast=f"{_CHECKS}:forecast_rollout",
         product="data",
-        code_version=3,
+        code_version=4,
         completions_file="rows.jsonl",
     ),
     "sft": StageKind(
@@ -109,7 +109,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_online_rl",
         forecast=f"{_CHECKS}:forecast_online_rl",
         product="model",
-        code_version=7,
+        code_version=8,
         curve="steps",
     ),
     "ppo": StageKind(
@@ -118,7 +118,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_online_rl",
         forecast=f"{_CHECKS}:forecast_online_rl",
         product="model",
-        code_version=4,
+        code_version=5,
         curve="steps",
     ),
     "evaluate": StageKind(
@@ -127,7 +127,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_evaluation",
         forecast=f"{_CHECKS}:forecast_evaluation",
         product="evaluation",
-        code_version=4,
+        code_version=5,
         curve="evaluation",
         completions_file="completions.jsonl",
     ),
