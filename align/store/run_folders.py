@@ -17,6 +17,7 @@ from qwen_align.align.store.files import read_json, write_json, write_text
 from qwen_align.align.store.stage_folder import StageFolder
 
 RECORD = "run.json"
+RESOLVED = "recipe.yaml"  # the recipe as it was run, beside its record
 LINKS = "stages"  # what is linked here is kept by `prune`
 
 
@@ -156,7 +157,7 @@ def write_run_folder(home: Path, name: str, request: RunRequest, folders: Mappin
             note = _describe_neighbour(folder.with_name(name), folder) if is_new_beside_other else ""
             folder.mkdir(parents=True, exist_ok=True)
             _write_record(RunRecord(folder, request, str(home.resolve()), __version__, _now(), None, None))
-            write_text(folder / "recipe.yaml", resolved)
+            write_text(folder / RESOLVED, resolved)
             links = folder / LINKS
             links.mkdir(exist_ok=True)
             for old in links.iterdir():
@@ -230,11 +231,15 @@ def format_request(request: RunRequest) -> str:
     return " ".join([shlex.quote(str(path)), request.options]).rstrip()
 
 
+def is_recipe_gone(record: RunRecord) -> bool:
+    """Returns whether a run's recipe was a file that is not there any more."""
+    return bool(record.request.recipe) and not Path(record.request.recipe).is_file()
+
+
 def require_recipe(record: RunRecord) -> Path:
     """Returns the recipe file of a run. Raises RecipeError if there is none any more."""
     if not record.request.recipe:
         raise RecipeError(f"{record.folder}: was run from Python; its recipe is no file")
-    path = Path(record.request.recipe)
-    if not path.is_file():
-        raise RecipeError(f"{record.folder}: its recipe {path} is gone; recipe.yaml beside it says what it was")
-    return path
+    if is_recipe_gone(record):
+        raise RecipeError(f"{record.folder}: its recipe {record.request.recipe} is gone")
+    return Path(record.request.recipe)
