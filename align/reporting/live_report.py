@@ -63,7 +63,7 @@ def run_and_report(
         run(plan, LiveReport(plan, listener), force=force, same_versions=same_versions, stop=stop)
     except AlignError as error:
         with contextlib.suppress(OSError):  # the error is reported anyway; a full disk has no room for a report
-            close_record(plan.run_folder, error.exit_code)
+            close_record(plan.run_folder, error.exit_code, str(error))
             write_report(plan)
         raise
     close_record(plan.run_folder, 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align import __version__
-from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.store.files import read_json, write_json, write_text
 from qwen_align.align.store.stage_folder import StageFolder
 
@@ -49,7 +49,8 @@ class RunRequest:
 class RunRecord:
     """The record of a run in its folder: how it was asked for, where, when and how it ended.
 
-    `started` and `ended`: ISO dates, of the last time it was run. `exit_code`: None while it runs, or after a kill.
+    `started` and `ended`: ISO dates, of the last time it was run. `exit_code`: None while it runs, or after a kill. `message`:
+    that of the error it ended with.
     """
 
     folder: Path
@@ -59,6 +60,12 @@ class RunRecord:
     started: str
     ended: str | None
     exit_code: int | None
+    message: str = ""
+
+    @property
+    def failure(self) -> str:
+        """Returns the message that the run ended with, or an empty text: it goes on, is done, or was stopped as asked."""
+        return self.message if self.exit_code not in (None, 0, Preempted.exit_code) else ""
 
 
 def build_request(path: Path, settings: Mapping[str, Any], overrides: Sequence[str], *, tiny: bool) -> RunRequest:
@@ -116,7 +123,14 @@ def read_record(folder: Path) -> RunRecord | None:
         request = RunRequest(recipe, tuple(raw["overrides"]), raw["tiny"], raw["digest"])
         datetime.fromisoformat(raw["started"])  # it is sorted by
         return RunRecord(
-            folder, request, raw["home"], raw["version"], raw["started"], raw.get("ended"), raw.get("exit_code")
+            folder,
+            request,
+            raw["home"],
+            raw["version"],
+            raw["started"],
+            raw.get("ended"),
+            raw.get("exit_code"),
+            raw.get("message", ""),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -193,11 +207,11 @@ def describe_replaced(home: Path, folder: Path, folders: Mapping[str, Path]) -> 
     )
 
 
-def close_record(folder: Path, exit_code: int) -> None:
-    """Writes into the record of a run when and how it ended."""
+def close_record(folder: Path, exit_code: int, message: str = "") -> None:
+    """Writes into the record of a run when and how it ended, with the message of the error if there was one."""
     record = read_record(folder)
     if record:
-        _write_record(RunRecord(**{**vars(record), "ended": _now(), "exit_code": exit_code}))
+        _write_record(RunRecord(**{**vars(record), "ended": _now(), "exit_code": exit_code, "message": message}))
 
 
 def _write_record(record: RunRecord) -> None:

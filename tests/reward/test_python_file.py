@@ -1,5 +1,6 @@
 """A user's own function as a reward: what it may return, and what becomes of one that misbehaves."""
 
+import os
 import textwrap
 import time
 from pathlib import Path
@@ -229,3 +230,17 @@ def test_a_file_may_be_named_as_a_module_of_pythons(tmp_path: Path, name: str) -
     file = tmp_path / f"{name}.py"
     file.write_text(f"import {name}\n\ndef judge(completion, gold):\n    return float(hasattr({name}, '__loader__'))\n")
     assert PythonReward(file=str(file)).judge("x", "1").value == 1.0
+
+
+def test_an_error_in_a_library_names_the_users_line_wherever_the_library_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "site-packages" / "a_library.py"  # the user's own, as of `pip install --user`
+    library.parent.mkdir()
+    library.write_text("def fail():\n    raise KeyError('inside')\n")
+    monkeypatch.setenv("PYTHONPATH", str(library.parent), prepend=os.pathsep)
+    file = tmp_path / "mine.py"
+    file.write_text("import a_library\n\ndef judge(completion, gold):\n    return a_library.fail()\n")
+    assert PythonReward(file=str(file)).judge("x", "1").reason == (
+        "KeyError: 'inside' (mine.py, line 4: return a_library.fail())"
+    )
