@@ -154,7 +154,7 @@ class StopSignal:
 
 def build_command(stage: Stage, folder: Path, report: Path) -> list[str]:
     """Returns the command line that runs a stage in its own process, or one process per device through torchrun."""
-    # Without -P a file in the working folder named as a module of Python's, such as random.py, would be imported for it.
+    # Without -P a random.py or the like in the working folder would be imported in place of Python's.
     python = [sys.executable, "-P"]
     worker = [*python, "-m", "qwen_align.align.pipeline.worker", str(folder), str(report)]
     processes = count_processes(stage)

@@ -268,6 +268,14 @@ RecipeLoader.add_implicit_resolver(
 )
 
 
+# What to do about what the YAML reader finds, by a part of its message.
+_YAML_HINTS = {
+    "'\\t'": "; that is a tab: indent with spaces",
+    "expected <block end>": "; this line is indented otherwise than those it belongs to",
+    "mapping values are not allowed": "; is a line above not closed, or a text with a colon not in quotes?",
+}
+
+
 def parse_yaml(text: str, *, where: str) -> Any:
     """Parses YAML text with a separate copy for every alias. Raises RecipeError, which begins with `where`."""
     try:
@@ -275,7 +283,8 @@ def parse_yaml(text: str, *, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         context = f"{error.context}: " if error.context else ""
-        raise RecipeError(f"{where}{line}: not a recipe in YAML: {context}{error.problem}") from None
+        hint = next((hint for found, hint in _YAML_HINTS.items() if found in str(error.problem)), "")
+        raise RecipeError(f"{where}{line}: not a recipe in YAML: {context}{error.problem}{hint}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: not YAML: {error}") from None
     except RecursionError:

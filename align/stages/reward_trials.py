@@ -47,7 +47,7 @@ class RewardTrials:
         self._said: set[str] = set()
 
     def describe_stage(self, stage: PlannedStage) -> Iterator[str]:
-        """Yields what a trial of each of a stage's own rewards shows. Raises RecipeError for one without any verdict."""
+        """Yields what a trial of each of a stage's own rewards shows. RecipeError: one without any verdict."""
         for judged in () if stage.is_stored else _list_judged_problems(stage):
             for reward in judged.rewards:
                 lines = self._describe_reward(reward, stage, judged) if isinstance(reward, PythonReward) else []

@@ -49,8 +49,8 @@ class RunRequest:
 class RunRecord:
     """The record of a run in its folder: how it was asked for, where, when and how it ended.
 
-    `started` and `ended`: ISO dates, of the last time it was run. `exit_code`: None while it runs, or after a kill. `message`:
-    that of the error it ended with.
+    `started` and `ended`: ISO dates, of the last time it was run. `exit_code`: None while it runs, or after a kill.
+    `message`: that of the error it ended with.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class RunRecord:
 
     @property
     def failure(self) -> str:
-        """Returns the message that the run ended with, or an empty text: it goes on, is done, or was stopped as asked."""
+        """Returns the message of a run that failed, and an empty text for any other."""
         return self.message if self.exit_code not in (None, 0, Preempted.exit_code) else ""
 
 
