@@ -23,7 +23,9 @@ from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
+from qwen_align.align.store.digest_cache import DIGESTS
 from qwen_align.align.store.files import compute_sha256, get_new_file_mode, read_json, remove_tree, write_json
+from qwen_align.align.store.outside_files import OutsideFileChanged, OutsideFiles, verify_outside_files
 from qwen_align.align.store.provenance import find_git_commit, read_library_versions
 from qwen_align.align.store.stage_folder import UNFINISHED
 from qwen_align.align.training.distributed import gather_objects, get_world_size, is_main_process
@@ -100,6 +102,9 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
 
         torch.set_num_threads(runtime.threads)
     imported = time.monotonic()
+    outside = OutsideFiles(**stage_job.get("outside", {"digests": {}, "folders": []}))
+    if context.is_main:
+        verify_outside_files(outside, folder.parent / DIGESTS)
     inputs = {ref: Path(entry["folder"]) for ref, entry in stage_job["inputs"].items()}
     summary = run(settings, inputs, folder, context)
     times = {
@@ -108,6 +113,12 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
         "import_seconds": imported - started + imported_before,
     }
     if context.is_main:
+        try:
+            verify_outside_files(outside, folder.parent / DIGESTS)
+        except OutsideFileChanged:
+            for name in UNFINISHED:
+                remove_tree(folder / name)  # of another file than the key says
+            raise
         _write_manifest(folder, stage_job, summary, {name: round(seconds, 3) for name, seconds in times.items()})
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from qwen_align.align.errors import DataError
+from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.models.length_limit import require_length, require_room_for_completions
 from qwen_align.align.pipeline.plan import PlannedStage
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
@@ -32,7 +32,7 @@ from qwen_align.reward.audit import audit_reward
 from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
-from qwen_align.reward.settings import Reward, check_rewards, pick_reward
+from qwen_align.reward.settings import Reward, check_rewards, pick_reward, refuse_unused_rewards
 
 N_PROBLEMS_AUDITED = 2  # problems on whose bad completions a reward is audited
 N_LONGEST_RENDERED = 50  # prompts that are rendered whatever their length, for what the template says of them
@@ -346,6 +346,19 @@ def _measure_prompts(
     return [n_tokens for _, n_tokens in lengths]
 
 
+def _refuse_golds_without_verdict(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> None:
+    """Raises DataError if there is an outcome reward that can use the gold of no prompt: nothing gets a verdict."""
+    for reward in rewards:
+        if not reward.is_outcome or isinstance(reward, PythonReward) or not prompts:
+            continue
+        verdicts = [reward.judge_gold(problem.gold) for problem in prompts]
+        if all(verdict.value is None for verdict in verdicts):
+            raise DataError(
+                f"rewards: {reward.label} can use none of the {len(prompts):,} golds, so that no completion would "
+                f"have a verdict: {verdicts[0].reason}; the first is {prompts[0].gold!r:.60}"
+            )
+
+
 def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> Iterator[str]:
     """Yields the problems of rewards: gold answers they cannot use, bad completions they pay, scaled weights."""
     scale = compute_shaping_scale(list(rewards))
@@ -354,6 +367,7 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
             f"shaping weights x {scale:.3g}, so that all shaping together reaches {SHAPING_SHARE:g} of the outcomes' "
             "weight and no wrong answer beats a right one"
         )
+    _refuse_golds_without_verdict(rewards, prompts)
     for reward in rewards:
         unusable = [problem for problem in prompts if reward.judge_gold(problem.gold).value != 1.0]
         if unusable:
@@ -398,7 +412,12 @@ def _check_golds(
 
     Raises DataError where they are more than the stage allows. `prefix` opens the message.
     """
-    check_rewards([pick_reward(kind, rewards) for kind in {question.reward: None for question in questions}])
+    kinds = {question.reward: None for question in questions}
+    try:
+        refuse_unused_rewards(rewards, kinds)
+    except RecipeError as error:
+        raise RecipeError(f"{prefix}{error}") from None
+    check_rewards([pick_reward(kind, rewards) for kind in kinds])
     verdicts = [(each, pick_reward(each.reward, rewards).judge_gold(each.gold)) for each in questions]
     unusable = [(question, verdict) for question, verdict in verdicts if verdict.value != 1.0]
     if not unusable:

@@ -33,7 +33,7 @@ from qwen_align.align.training import fit, trl_arguments, trl_compat
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
 from qwen_align.reward.combine import is_task_solved, judge_all
-from qwen_align.reward.settings import check_rewards, pick_reward
+from qwen_align.reward.settings import check_rewards, pick_reward, refuse_unused_rewards
 from qwen_align.reward.verdict import Verdict
 
 
@@ -194,7 +194,9 @@ def _render_held_out_questions(
         (settings.sampling or spec.sampling).max_tokens,
         setting="held_out.sampling" if settings.sampling else "sampling",
     )
-    check_rewards([pick_reward(kind, settings.rewards) for kind in {each.problem.reward: None for each in prompts}])
+    kinds = {each.problem.reward: None for each in prompts}
+    refuse_unused_rewards(settings.rewards, kinds)
+    check_rewards([pick_reward(kind, settings.rewards) for kind in kinds])
     return prompts
 
 

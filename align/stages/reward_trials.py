@@ -138,7 +138,7 @@ def _describe_partial_failure(
     raised: Sequence[PoolError],
     n_late: int,
 ) -> Iterator[str]:
-    """Yields how many of the completions a reward raised on, was too slow for."""
+    """Yields how many of the completions a reward raised on or was too slow for."""
     tried = f"of {len(outcomes)} completions that it was tried on"
     if raised:
         name = next(name for name, _, outcome in outcomes if outcome is raised[0])

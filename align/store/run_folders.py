@@ -14,11 +14,11 @@ from typing import Any
 from qwen_align import __version__
 from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.store.files import read_json, write_json, write_text
+from qwen_align.align.store.run_links import LINKS, hold_run_links
 from qwen_align.align.store.stage_folder import StageFolder
 
 RECORD = "run.json"
 RESOLVED = "recipe.yaml"  # the recipe as it was run, beside its record
-LINKS = "stages"  # what is linked here is kept by `prune`
 
 
 @dataclass(frozen=True)
@@ -153,31 +153,34 @@ def hold_runs_lock(home: Path) -> Iterator[None]:
     """Holds the lock of runs/ inside the `with` block, so that two runs do not take one folder."""
     runs = home / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    with (runs / ".lock").open("a") as lock:
+    with (runs / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def write_run_folder(home: Path, name: str, request: RunRequest, folders: Mapping[str, Path], resolved: str) -> str:
+def write_run_folder(
+    home: Path,
+    name: str,
+    request: RunRequest,
+    folders: Mapping[str, Path],
+    resolved: str,
+    held: contextlib.ExitStack | None = None,
+) -> str:
     """Writes a run's folder: its record, the resolved recipe and a link to each stage's folder.
 
+    Until `held` is closed, another run that takes the folder over keeps these links beside its own.
     Returns a note for the user where another run has the folder of the recipe's name, else "". Raises StageError when
     it cannot be written.
     """
     try:
-        with hold_runs_lock(home):
+        with contextlib.ExitStack() as released, hold_runs_lock(home):
             folder = find_run_folder(home, name, request, folders)
             is_new_beside_other = folder.name != name and not folder.exists()
             note = _describe_neighbour(folder.with_name(name), folder) if is_new_beside_other else ""
             folder.mkdir(parents=True, exist_ok=True)
             _write_record(RunRecord(folder, request, str(home.resolve()), __version__, _now(), None, None))
             write_text(folder / RESOLVED, resolved)
-            links = folder / LINKS
-            links.mkdir(exist_ok=True)
-            for old in links.iterdir():
-                old.unlink()
-            for stage, path in folders.items():
-                (links / stage).symlink_to(os.path.relpath(path.resolve(), links.resolve()), target_is_directory=True)
+            (held or released).enter_context(hold_run_links(folder, folders))
             return note
     except OSError as error:
         raise StageError(f"{error.filename or home / 'runs' / name}: cannot be written: {error.strerror}") from None

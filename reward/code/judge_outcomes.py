@@ -6,7 +6,6 @@ no more than one verdict.
 """
 
 import pickle
-import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -151,5 +150,7 @@ def _parse_outcome(record: Any, number: int) -> CallOutcome:
 
 def _get_peak_memory_mib() -> float:
     """Returns the most memory that this process has held, in MiB."""
+    import resource  # Unix has it alone; an owner on Windows imports this file too
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024

@@ -437,3 +437,23 @@ def test_questions_judged_by_ones_own_reward_want_its_file(said: Callable[..., l
     (tmp_path / "mine.py").write_text("def judge(completion, gold):\n    return 0.0\n")
     lines = said(rows, {**evaluate, "rewards": [{"kind": "python", "file": "mine.py"}]})
     assert "1 questions x 2 switches" in lines[1]
+
+
+def test_a_reward_that_no_question_names_is_refused(said: Callable[..., list[str]]) -> None:
+    """It was ignored without a word, whatever it would have said."""
+    wrong = {"rewards": [{"kind": "code_tests"}]}
+    with pytest.raises(RecipeError, match=r"stage 'eval': rewards: no question names 'code_tests'.*name math_answer"):
+        said(PROBLEMS, {**EVALUATE, "from_model": "base", **wrong})
+    held_out = {"from_data": ["problems"], "every_steps": 1, **wrong}
+    with pytest.raises(RecipeError, match="stage 'grpo': held_out: rewards: no question names 'code_tests'"):
+        said(PROBLEMS, {**GRPO, "held_out": held_out})
+
+
+@pytest.mark.parametrize("stage", [ROLLOUT, GRPO])
+def test_golds_none_of_which_a_reward_can_use_are_refused(
+    said: Callable[..., list[str]], tmp_path: Path, stage: dict[str, Any]
+) -> None:
+    row = Problem(id="p", messages=[Message(role="user", content="1+1?")], gold=None, reward="math_answer")
+    data = {**file_stage(tmp_path, row, name="problems"), "sieve": {"gold_is_usable": False}}
+    with pytest.raises(DataError, match=r"rewards: math_answer can use none of the 1 golds.*unusable gold"):
+        said(data, stage | {"from_model": "base"})
