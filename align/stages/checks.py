@@ -8,6 +8,7 @@ from qwen_align.align.models.length_limit import require_length, require_room_fo
 from qwen_align.align.pipeline.plan import PlannedStage
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.rendering.samples import compute_length_percentiles
+from qwen_align.align.rendering.tokenizer_check import require_same_ids
 from qwen_align.align.rendering.training_set import render_pairs, render_rows
 from qwen_align.align.reporting.summary_line import format_summary, list_left_out_columns
 from qwen_align.align.rows import Pair, Problem, Row, Text, require_row_type
@@ -183,6 +184,7 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     try:
         yield from _check_held_out(stage, preview, settings)
         yield from _check_raw_texts(stage, preview, settings)
+        _check_critic(stage, preview, settings)
     except RowsUnknown as unknown:
         yield f"the rest is unknown until {unknown}"
 
@@ -230,6 +232,13 @@ def _check_held_out(stage: PlannedStage, preview: Preview, settings: OnlineRl) -
         f"every {held_out.every_steps:,} steps"
     )
     yield from _check_golds(questions, held_out.rewards, held_out, "held_out: ")
+
+
+def _check_critic(stage: PlannedStage, preview: Preview, settings: OnlineRl) -> None:
+    """Raises RecipeError where the critic starts as a reward model that reads other token ids than the policy's."""
+    scorer = settings.critic.from_scorer if isinstance(settings, Ppo) else None
+    if scorer is not None:
+        require_same_ids(preview.get_renderer(stage), preview.get_scorer_renderer(stage, scorer), "critic.from_scorer")
 
 
 def _check_raw_texts(stage: PlannedStage, preview: Preview, settings: OnlineRl) -> Iterator[str]:

@@ -52,7 +52,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         forecast=f"{_CHECKS}:forecast_data",
         list_rows=f"{_CHECKS}:list_built_rows",
         product="data",
-        code_version=4,
+        code_version=5,
         needs_torch=False,
         is_single_process=True,
     ),
