@@ -43,6 +43,9 @@ class BaseReward(Strict, ABC):
     needs_tokens: ClassVar[bool] = False
     """Whether the verdict depends on `completion.n_tokens`."""
 
+    judges_gold: ClassVar[bool] = False
+    """Whether the reward judges against golds of a form of its own, so that rows name it."""
+
     kind: str
     weight: float = Field(
         default=1.0, ge=-1e6, le=1e6, description="what this reward's value is multiplied with before rewards are added"

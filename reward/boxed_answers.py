@@ -38,6 +38,12 @@ def find_last_boxes(text: str) -> list[Box] | str:
     return boxes[first:]
 
 
+def find_all_boxes(text: str) -> list[Box]:
+    """Returns all boxes of a text that lie inside no other, in order, or none if the last never closes."""
+    boxes = _find_outermost_boxes(_BRACELESS.sub(r"\\boxed{\1}", text))
+    return [] if isinstance(boxes, str) else boxes
+
+
 def _are_boxes_joined(text: str, left: Box, right: Box) -> bool:
     """Returns whether only a comma, "and" or "or" stands between two boxes of a text."""
     gap = right.start - left.end

@@ -5,7 +5,7 @@ It runs in a sandbox that knows no expected value, and is judged outside of it.
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from qwen_align.reward.code.plan_from_gold import Plan, plan_from_gold
 from qwen_align.reward.code.run_candidate import Score, run_candidate
 from qwen_align.reward.code.run_dataset_tests import UNUSABLE
 from qwen_align.reward.code.sandbox import Limits, SandboxError, get_sandbox
-from qwen_align.reward.thinking import strip_thinking
+from qwen_align.reward.thinking import cut_at_turn_end, strip_thinking
 from qwen_align.reward.verdict import Verdict
 
 
@@ -28,13 +28,15 @@ class CodeTests(BaseReward):
 
     There is no verdict if the gold is unusable.
 
-    The code is the last block of Python fenced after the thinking, or all that is said after it. Golds:
+    The code is the last block of Python fenced after the thinking that defines what is asked for, or all that is said
+    after it. Golds:
     `{"tests": [assert lines]}` with `imports`, `setup` (before the code too) or `test_setup_code` (after it);
     these may be pytest's or unittest's tests without fixtures, which import the code from `solution`;
     `{"prompt", "test", "entry_point"}` with a `check(candidate)`, where the completion is the function or its body;
     `{"inputs", "outputs"}` of a program, or with `fn_name` of a function or a method of `Solution`.
     """
 
+    judges_gold: ClassVar[bool] = True
     kind: Literal["code_tests"] = "code_tests"
     time_limit_s: float = Field(
         default=Limits().time_limit_s,
@@ -62,7 +64,7 @@ class CodeTests(BaseReward):
         plan = plan_from_gold(gold)
         if plan is None:
             return Verdict(value=None, reason=UNUSABLE)
-        answer = strip_thinking(text)
+        answer = strip_thinking(cut_at_turn_end(text))
         if answer is None:
             return Verdict(value=0.0, reason="unfinished thinking")
         code = extract_code(answer)

@@ -29,12 +29,40 @@ def judge_all(
 ) -> list[Verdict]:
     """Judges completions by several rewards and returns one combined verdict for each completion.
 
-    The combined value is None if one reward has no value.
+    Of outcomes that judge golds of different forms a completion gets the one that its row names (`select_rewards`). The
+    combined value is None if one reward has no value.
 
     After `deadline_s` seconds of wall time what is not judged yet has no verdict. For asyncio:
     `await asyncio.to_thread(judge_all, rewards, completions)`.
     """
     deadline = None if deadline_s is None else time.monotonic() + deadline_s
+    indices_by_name: dict[str, list[int]] = {}
+    for index, completion in enumerate(completions):
+        indices_by_name.setdefault(completion.reward, []).append(index)
+    if len(indices_by_name) == 1:
+        return _judge_alike(select_rewards(rewards, completions[0].reward), completions, deadline)
+    verdicts: dict[int, Verdict] = {}
+    for name, indices in indices_by_name.items():
+        judged = _judge_alike(select_rewards(rewards, name), [completions[index] for index in indices], deadline)
+        verdicts.update(zip(indices, judged, strict=True))
+    return [verdicts[index] for index in range(len(completions))]
+
+
+def select_rewards(rewards: Sequence[BaseReward], row_reward: str) -> list[BaseReward]:
+    """Returns the rewards that judge a row whose own reward is named `row_reward`.
+
+    Where that one is among them, the others that judge a gold are left out: a gold of code is none of mathematics. A
+    row that names none of them is judged by all.
+    """
+    if not any(reward.judges_gold and reward.kind == row_reward for reward in rewards):
+        return list(rewards)
+    return [reward for reward in rewards if not reward.judges_gold or reward.kind == row_reward]
+
+
+def _judge_alike(
+    rewards: Sequence[BaseReward], completions: Sequence[Completion], deadline: float | None
+) -> list[Verdict]:
+    """Judges completions by the same rewards and returns one combined verdict for each."""
     parts: list[dict[str, Verdict]] = [{} for _ in completions]
     outcome_labels = {reward.label for reward in rewards if reward.is_outcome}
     for reward in sorted(rewards, key=lambda reward: reward.needs_outcome):

@@ -1,7 +1,7 @@
 """The `instructions` reward, which checks the 25 kinds of verifiable instructions of IFEval."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,7 @@ from qwen_align.reward.base import BaseReward, Probe
 from qwen_align.reward.ifeval.instruction import Instruction
 from qwen_align.reward.ifeval.instruction_kinds import parse_instruction_gold
 from qwen_align.reward.ifeval.latin_languages import LATIN, require_langdetect
-from qwen_align.reward.thinking import CLOSE, strip_thinking
+from qwen_align.reward.thinking import CLOSE, cut_at_turn_end, strip_thinking
 from qwen_align.reward.verdict import Verdict
 
 
@@ -28,6 +28,7 @@ class Instructions(BaseReward):
     content matters, use it beside a reward that judges that.
     """
 
+    judges_gold: ClassVar[bool] = True
     kind: Literal["instructions"] = "instructions"
     mode: Literal["strict", "loose"] = Field(
         default="strict", description="loose also pays for the text without its first line, last line, or asterisks"
@@ -43,7 +44,7 @@ class Instructions(BaseReward):
             instructions = parse_instruction_gold(gold)
         except ValueError:
             return Verdict(value=None, reason="unusable gold")
-        visible = strip_thinking(text)
+        visible = strip_thinking(cut_at_turn_end(text))
         answer = "" if visible is None else visible.lstrip("\n") if CLOSE in text else visible
         followed = [self._is_followed(instruction, answer) for _, instruction in instructions]
         share = sum(followed) / len(followed)

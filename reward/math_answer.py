@@ -4,16 +4,18 @@ What only the guarded sympy accepts has the reason "fallback".
 """
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, judge_in_threads
+from qwen_align.reward.boxed_answers import find_all_boxes
 from qwen_align.reward.math import numeric_comparison, sympy_fallback
 from qwen_align.reward.math.answer_equality import is_same_answer
 from qwen_align.reward.math.answer_parser import MAX_ITEMS, parse_answer
@@ -34,16 +36,21 @@ from qwen_align.reward.math.final_answer import (
     extract_boxed_answers,
     extract_declared_answer,
     extract_minerva_answer,
+    find_retraction,
+    has_doubt,
 )
 from qwen_align.reward.math.latex_normalization import MAX_CHARS
+from qwen_align.reward.math.list_connectives import rename_counter
 from qwen_align.reward.math.number_parser import MAX_DIGITS
 from qwen_align.reward.math.scalar_equality import is_defined
 from qwen_align.reward.math.unit_table import Unit
 from qwen_align.reward.math.units import ANY_WORD, get_unit_letters
-from qwen_align.reward.thinking import strip_thinking
+from qwen_align.reward.thinking import cut_at_turn_end, strip_thinking
 from qwen_align.reward.verdict import Verdict
 from qwen_align.reward.worker_pool import GoneError, UnservedError
 
+_NAME_BEFORE_BOX = re.compile(r"([A-Za-z](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?) ?= ?\$?\Z")
+_MAX_NAME_CHARS = 16  # characters before a box in which its name is looked for
 _CORRECT = Verdict(value=1.0, reason="correct")
 _WRONG = Verdict(value=0.0, reason="wrong")
 _UNUSABLE = Verdict(value=None, reason="unusable gold")
@@ -63,6 +70,7 @@ class MathAnswer(BaseReward):
     beforehand.
     """
 
+    judges_gold: ClassVar[bool] = True
     kind: Literal["math_answer"] = "math_answer"
     box: Literal["preferred", "required"] = Field(
         default="preferred",
@@ -121,7 +129,8 @@ class MathAnswer(BaseReward):
 
         Returns None if there is no answer.
         """
-        contents = self._extract_contents(completion if isinstance(completion, str) else completion.text)
+        text = completion if isinstance(completion, str) else completion.text
+        contents = self._extract_contents(cut_at_turn_end(text))
         value = None if isinstance(contents, str) else _parse_contents(contents, frozenset())
         return None if value is None else format_canonically(value)
 
@@ -147,13 +156,22 @@ class MathAnswer(BaseReward):
         gold_text = _to_gold_text(gold)
         if gold_text is None or _parse_gold(gold_text) is None:
             return _UNUSABLE
+        text = cut_at_turn_end(text)
         contents = self._extract_contents(text)
-        return (
-            Verdict(value=0.0, reason=contents) if isinstance(contents, str) else _judge_contents(contents, gold_text)
-        )
+        if isinstance(contents, str):
+            return Verdict(value=0.0, reason=contents)
+        verdict = _judge_contents(contents, gold_text)
+        if verdict == _WRONG:
+            parts = _find_answers_in_parts(text, gold_text)
+            return verdict if parts in (None, contents) else _judge_contents(parts, gold_text)
+        if isinstance(verdict, Verdict) and verdict != _CORRECT:
+            return verdict
+        retraction = find_retraction(text[text.rfind("boxed{") + 1 :]) if "boxed{" in text else None
+        is_kept = retraction is None or _judge_contents((retraction,), gold_text) == _CORRECT
+        return verdict if is_kept else Verdict(value=0.0, reason="answer taken back")
 
     def _extract_contents(self, text: str) -> BoxContents | str:
-        """Returns the contents of the boxes that hold a completion's answer, or the reason why there are none."""
+        """Returns the contents of the boxes that hold an answer in the text of a turn, or why there are none."""
         response = strip_thinking(text)
         if response is None:
             return "unfinished thinking"
@@ -189,11 +207,17 @@ def _judge_contents(contents: BoxContents, gold: str) -> Verdict | FallbackPairs
     gold_value = _parse_gold(gold)
     if gold_value is None:
         return _UNUSABLE
+    if len(contents) == 1 and r"\in" in contents[0]:
+        contents = (rename_counter(contents[0], gold),)
     answer_value = _parse_contents(contents, get_unit_letters(_find_unit(gold_value)))
     if answer_value is None:
         return _WRONG if any(map(str.isalnum, "".join(contents))) else Verdict(value=0.0, reason="empty box")
     deferred: list[tuple[str, str]] = []
-    if is_same_answer(gold_value, answer_value, deferred) or _is_same_in_other_unit(gold, gold_value, answer_value):
+    if (
+        is_same_answer(gold_value, answer_value, deferred)
+        or _is_same_in_other_unit(gold, gold_value, answer_value)
+        or _is_restated(contents, gold_value, answer_value)
+    ):
         return tuple(deferred) if deferred else _CORRECT
     if max(map(len, contents)) > MAX_CHARS:
         return Verdict(value=0.0, reason="too large")
@@ -203,6 +227,15 @@ def _judge_contents(contents: BoxContents, gold: str) -> Verdict | FallbackPairs
         and not isinstance(gold_value, UnorderedItems)
     )
     return Verdict(value=0.0, reason="several answers") if has_several_answers else _WRONG
+
+
+def _is_restated(contents: BoxContents, gold_value: AnswerValue, answer_value: AnswerValue) -> bool:
+    """Checks whether several boxes all hold the gold: the same answer twice is one answer."""
+    return (
+        len(contents) > 1
+        and isinstance(answer_value, UnorderedItems)
+        and all(is_same_answer(gold_value, item, None) for item in answer_value.items)
+    )
 
 
 def _is_same_in_other_unit(gold: str, gold_value: AnswerValue, answer_value: AnswerValue) -> bool:
@@ -231,6 +264,25 @@ def _parse_contents(contents: BoxContents, unit_letters: frozenset[str]) -> Answ
     if len(values) == 1:
         return values[0]
     return UnorderedItems(tuple(Words("?") if value is None else value for value in values))
+
+
+def _find_answers_in_parts(text: str, gold: str) -> BoxContents | None:
+    r"""Returns the boxes of a completion that answers in parts, such as `$x = \boxed{1}$ and $y = \boxed{2}$`.
+
+    There must be one for each item of a gold with several, and no others. Returns None otherwise.
+    """
+    gold_value = _parse_gold(gold)
+    if not isinstance(gold_value, BracketedTuple | UnorderedItems) or len(gold_value.items) < 2:
+        return None
+    response = strip_thinking(text)
+    boxes = find_all_boxes(response) if response is not None else []
+    if response is None or len(boxes) != len(gold_value.items) or has_doubt(response[boxes[0].end :]):
+        return None
+    names = [_NAME_BEFORE_BOX.search(response[max(0, box.start - _MAX_NAME_CHARS) : box.start]) for box in boxes]
+    if all(name is not None for name in names):
+        return tuple(f"{name[1]}={box.content}" for name, box in zip(names, boxes, strict=True) if name is not None)
+    contents = tuple(box.content for box in boxes)
+    return contents if isinstance(gold_value, UnorderedItems) else (f"({','.join(contents)})",)
 
 
 def _to_gold_text(gold: Any) -> str | None:

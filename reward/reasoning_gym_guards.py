@@ -29,6 +29,7 @@ _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _PROBABILITY = re.compile(r"[0-9]{1,30}(?:/[0-9]{1,30}|\.[0-9]{1,30}(?:e-[0-9]{1,2})?)?")
 _WORD = re.compile(r"\w+")
 _NOT_FINITE = re.compile(r"\b(?:nan|inf|infinity)\b", re.IGNORECASE)
+_SOKOBAN_MOVES = re.compile(r"[LDUR\s,]+")
 _MAX_ARITHMETIC_CHARACTERS = 500  # characters of an arithmetic answer
 _COIN_TOLERANCE = Fraction(1, 10_000)  # reasoning_gym's own `tol`
 
@@ -150,6 +151,14 @@ def _is_safe_formula(answer: str, entry: Entry) -> bool:
     return bool(_FORMULA.fullmatch(answer)) and names <= known
 
 
+def _is_only_moves(answer: str, entry: Entry) -> bool:
+    """Returns whether an answer holds nothing but the moves of a sokoban puzzle.
+
+    The scorer plays every letter it knows, so of "X or Y" both halves.
+    """
+    return _SOKOBAN_MOVES.fullmatch(answer) is not None
+
+
 def _is_literal(answer: str, entry: Entry) -> bool:
     """Returns whether an answer is the gold or a Python literal. Raises ValueError or SyntaxError if it is neither.
 
@@ -181,6 +190,7 @@ GUARDS: dict[str, Guard] = {
     "polynomial_multiplication": _is_safe_formula,
     "puzzle24": _evaluates_to_24,
     "simple_integration": _is_safe_formula,
+    "sokoban": _is_only_moves,
     "spell_backward": _is_same_text,  # the scorer gives 1.0 or more to what goes on after the gold
     "spiral_matrix": _is_literal,
     "string_insertion": _is_literal,

@@ -16,7 +16,7 @@ from qwen_align.align.rows import Completion
 from qwen_align.reward.base import UNJUDGED, BaseReward, Probe, count_cores, judge_in_threads
 from qwen_align.reward.math.final_answer import extract_boxed_answers
 from qwen_align.reward.reasoning_gym_guards import REFUSED_TASKS, passes_task_guard, restore_tuples
-from qwen_align.reward.thinking import strip_thinking
+from qwen_align.reward.thinking import cut_at_turn_end, strip_thinking
 from qwen_align.reward.verdict import Verdict
 from qwen_align.reward.worker_pool import Pool, PoolError, StartError, UnservedError, WorkError
 
@@ -41,6 +41,7 @@ class ReasoningGym(BaseReward):
     """
 
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
+    judges_gold: ClassVar[bool] = True
     key_packages = KEY_PACKAGES
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
@@ -186,7 +187,7 @@ def extract_answer(text: str) -> tuple[str, str]:
 
     Without an answer, returns "" and the reason.
     """
-    visible = strip_thinking(text)
+    visible = strip_thinking(cut_at_turn_end(text))
     if visible is None:
         return "", "unfinished thinking"
     if _OPEN in visible:

@@ -1,9 +1,17 @@
 """Splits and builds assistant turns with a `<think>...</think>` block, as in Qwen's chat template."""
 
+import itertools
+import re
 from typing import NamedTuple
 
 OPEN, CLOSE = "<think>", "</think>"
 _HEAD, _FOOT = f"{OPEN}\n", f"\n{CLOSE}\n\n"
+_TURN_END = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|end_of_text|eot_id|start_header_id|end)\|>|<｜end▁of▁sentence｜>|<end_of_turn>|</s>"
+)
+MAY_END_TURN = re.compile(r"<(?:\||/s>|end_|｜)")  # how the marks of a turn's end begin
+_QUOTED = re.compile(r"(?<![\w\\])(?P<quote>[\"'`])(?:(?!(?P=quote))[^\\]|\\.)*(?P=quote)(?!\w)")
+_MAX_QUOTED_TAGS = 20  # looked at from the end, so that the time stays linear in the text
 _EMPTY = f"{OPEN}\n\n{CLOSE}\n\n"
 
 
@@ -20,12 +28,46 @@ class Turn(NamedTuple):
 def strip_thinking(text: str) -> str | None:
     """Returns the text after the last `</think>`, or the whole text without thinking tags.
 
-    Returns None if a `<think>` is still open.
+    Returns None if a `<think>` is still open. A tag in quotation marks is part of the text: a string of a program, an
+    argument.
     """
-    close_start = text.rfind(CLOSE)
-    if text.rfind(OPEN) > close_start:
+    close_start = _find_last_tag(text, CLOSE)
+    if _find_last_tag(text, OPEN) > close_start:
         return None
     return text if close_start < 0 else text[close_start + len(CLOSE) :]
+
+
+def cut_at_turn_end(text: str) -> str:
+    """Returns a text up to the first mark that ends the assistant's turn, after which nothing is its answer.
+
+    A mark in quotation marks is part of the text.
+    """
+    if not MAY_END_TURN.search(text):
+        return text
+    for mark in itertools.islice(_TURN_END.finditer(text), _MAX_QUOTED_TAGS):
+        if (mark[0] != "</s>" or "<s>" not in text[: mark.start()]) and not _is_quoted(text, mark.start()):
+            return text[: mark.start()]
+    return text
+
+
+def _find_last_tag(text: str, tag: str) -> int:
+    """Returns the start of the last tag of a text that is not in quotation marks on its line, or -1."""
+    start = text.rfind(tag)
+    for _ in range(_MAX_QUOTED_TAGS):
+        if start < 0:
+            break
+        if not _is_quoted(text, start):
+            break
+        start = text.rfind(tag, 0, start)
+    return start
+
+
+def _is_quoted(text: str, position: int) -> bool:
+    """Returns whether a position of a text is in quotation marks on its line."""
+    line_start = text.rfind("\n", 0, position) + 1
+    line_end = text.find("\n", position)
+    line = text[line_start : line_end if line_end >= 0 else len(text)]
+    return any(quoted.start() < position - line_start < quoted.end() for quoted in _QUOTED.finditer(line))
 
 
 def split_turn(text: str) -> Turn | str:

@@ -14,7 +14,7 @@ from pydantic import Field
 from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe
 from qwen_align.reward.strict_json import JsonError, parse_json
-from qwen_align.reward.thinking import strip_thinking
+from qwen_align.reward.thinking import cut_at_turn_end, strip_thinking
 from qwen_align.reward.tool_call_gold import ToolCall, ToolCallGold, is_tool_call, make_call_key, parse_tool_gold
 from qwen_align.reward.verdict import Verdict
 
@@ -38,6 +38,7 @@ class ToolCalls(BaseReward):
     """
 
     role: ClassVar[Literal["outcome", "shaping"]] = "outcome"
+    judges_gold: ClassVar[bool] = True
     kind: Literal["tool_calls"] = "tool_calls"
     order_matters: bool = Field(default=False, description="calls have to come in the gold's order")
     partial_credit: bool = Field(
@@ -52,7 +53,7 @@ class ToolCalls(BaseReward):
         tool_gold = parse_tool_gold(gold)
         if isinstance(tool_gold, str):
             return Verdict(value=None, reason=tool_gold)
-        answer = strip_thinking(text)
+        answer = strip_thinking(cut_at_turn_end(text))
         if answer is None:
             return Verdict(value=0.0, reason="unfinished thinking")
         calls = parse_tool_calls(answer)

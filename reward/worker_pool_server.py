@@ -158,10 +158,15 @@ def describe_exception(error: BaseException) -> str:
 
 @cache
 def _is_users_own(file: str) -> bool:
-    """Returns whether a source file is neither this package's nor Python's nor an installed package's."""
+    """Returns whether a source file is neither this package's nor Python's nor an installed package's.
+
+    Packages may lie in several folders: the environment's, the user's, those of a system that it builds on.
+    """
     root, paths = Path(__file__).resolve().parents[1], sysconfig.get_paths()
     libraries = [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     path = Path(file).resolve()
+    if {"site-packages", "dist-packages"} & {*path.parts}:
+        return False
     others = [root / "align", root / "reward", root / "data_builders", *libraries]
     return path.is_file() and not any(path.is_relative_to(other) for other in others)
 
@@ -198,7 +203,7 @@ def _run_worker(channel: socket.socket, handle: Callable[[Any], Any], memory_byt
         for line in requests:
             try:
                 reply = {"reply": handle(json.loads(line))}
-            except Exception as error:  # noqa: BLE001  # whatever the work raises is the asker's to judge
+            except BaseException as error:  # noqa: BLE001  # whatever the work raises, sys.exit too, is the asker's to judge
                 reply = {"raised": describe_exception(error)[:_MAX_TEXT]}
             channel.sendall(json.dumps(reply).encode() + b"\n")
     os._exit(0)

@@ -203,11 +203,12 @@ def check_can_start(
     *,
     load_renderer: Callable[[Path], Renderer] = Renderer.load,
 ) -> None:
-    """Raises RecipeError when a stage that is to run cannot start.
+    """Raises RecipeError when a stage that is to run cannot start, and StageError when the home cannot be written.
 
     Its local model has no tokenizer of its own or no template to train on, or this machine has not
     what it asks for. `forced`: stored stages that will run again.
     """
+    machine_check.check_home(plan.home)
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored or stage in forced]
     for stage in stages_to_run:
         try:

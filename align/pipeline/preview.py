@@ -8,7 +8,7 @@ from qwen_align.align.generation.requests import render_problem
 from qwen_align.align.models.length_limit import read_length_limit
 from qwen_align.align.models.model_description import find_base_folder
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
-from qwen_align.align.references import ModelRef, find_references
+from qwen_align.align.references import ModelRef, Ref, ScorerRef, find_references
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, Row, read_rows
 from qwen_align.align.settings.rollout import Switch
@@ -67,6 +67,12 @@ class Preview:
         except RowsUnknown:
             return self._by_name[name].settings.get_expected_rows()
 
+    def count_all_rows(self, stage: PlannedStage, refs: Iterable[str]) -> int | None:
+        """Returns the total number of rows of referenced data stages. Returns None if one of them is unknown."""
+        counts = [self.count_rows(stage.targets[ref]) for ref in refs]
+        known = [count for count in counts if count is not None]
+        return sum(known) if known and len(known) == len(counts) else None
+
     def list_input_rows(self, stage: PlannedStage, refs: Iterable[str]) -> Iterator[Row]:
         """Yields the rows of the data stages that a stage's data references name, in the order of the references."""
         return chain.from_iterable([self.list_rows(stage.targets[ref]) for ref in refs])
@@ -74,6 +80,10 @@ class Preview:
     def get_renderer(self, stage: PlannedStage) -> Renderer:
         """Returns the chat-template renderer of the model that a stage reads."""
         return self.load_renderer(self._find_tokenizer_folder(stage))
+
+    def get_scorer_renderer(self, stage: PlannedStage, ref: ScorerRef) -> Renderer:
+        """Returns the renderer of the reward model that a stage names. Raises RowsUnknown if it is not there yet."""
+        return self.load_renderer(self._trace_tokenizer_folder(stage, ref))
 
     def load_renderer(self, folder: Path) -> Renderer:
         """Loads the chat-template renderer of a model folder. It is cached."""
@@ -120,15 +130,15 @@ class Preview:
         It is cached. Raises RowsUnknown when the tokenizer is not there yet.
         """
         if stage.name not in self._tokenizer_folders:
-            self._tokenizer_folders[stage.name] = self._trace_tokenizer_folder(stage)
+            (_, ref), *_ = (place for place in find_references(stage.settings) if isinstance(place[1], ModelRef))
+            self._tokenizer_folders[stage.name] = self._trace_tokenizer_folder(stage, ref)
         return self._tokenizer_folders[stage.name]
 
-    def _trace_tokenizer_folder(self, stage: PlannedStage) -> Path:
-        """Follows the chain of stages that made a stage's model back to the folder its tokenizer was copied from.
+    def _trace_tokenizer_folder(self, stage: PlannedStage, ref: Ref) -> Path:
+        """Follows the chain of stages that made a model of a stage back to the folder its tokenizer was copied from.
 
         Raises RowsUnknown when the tokenizer is not there yet.
         """
-        (_, ref), *_ = (place for place in find_references(stage.settings) if isinstance(place[1], ModelRef))
         maker = self._by_name.get(stage.targets[ref])
         if maker is not None and not STAGE_KINDS[maker.kind].makes_tokenizer:
             return self._find_tokenizer_folder(maker)

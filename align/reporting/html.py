@@ -41,6 +41,7 @@ from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.reporting.results import RunResults, pool_by_seed
 from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.stages.registry import STAGE_KINDS
+from qwen_align.align.store.run_folders import read_record
 from qwen_align.align.store.stage_folder import explain_damage
 from qwen_align.reward.thinking import split_for_display
 from qwen_align.reward.verdict import is_right_value
@@ -83,6 +84,7 @@ def render_page(plan: Plan, results: RunResults) -> str:
         stages=results.stages,
         stage_columns=_choose_columns(STAGE_COLUMNS, STAGES_ON_PAGE),
         running=[name for name, state in states.items() if state == RUNNING],
+        failure=record.failure if (record := read_record(plan.run_folder)) else "",
         waiting=[stage.name for stage in plan.stages if states.get(stage.name, UNFINISHED) == UNFINISHED],
         settings=yaml.safe_dump(
             plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True

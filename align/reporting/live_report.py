@@ -66,7 +66,7 @@ def run_and_report(
     except AlignError as error:
         # The error is reported anyway; a full disk has no room for a report.
         with contextlib.suppress(OSError, AlignError):
-            close_record(plan.run_folder, error.exit_code)
+            close_record(plan.run_folder, error.exit_code, str(error))
             write_report(plan)
         raise
     close_record(plan.run_folder, 0)

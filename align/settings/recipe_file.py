@@ -309,6 +309,14 @@ RecipeLoader.add_implicit_resolver(
 )
 
 
+# What to do about what the YAML reader finds, by a part of its message.
+_YAML_HINTS = {
+    "'\\t'": "; that is a tab: indent with spaces",
+    "expected <block end>": "; this line is indented otherwise than those it belongs to",
+    "mapping values are not allowed": "; is a line above not closed, or a text with a colon not in quotes?",
+}
+
+
 def parse_yaml(text: str, *, where: str) -> Any:
     """Parses YAML text with a separate copy for every alias. Raises RecipeError, which begins with `where`."""
     try:
@@ -316,7 +324,8 @@ def parse_yaml(text: str, *, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         context = f"{error.context}: " if error.context else ""
-        raise RecipeError(f"{where}{line}: not a recipe in YAML: {context}{error.problem}") from None
+        hint = next((hint for found, hint in _YAML_HINTS.items() if found in str(error.problem)), "")
+        raise RecipeError(f"{where}{line}: not a recipe in YAML: {context}{error.problem}{hint}") from None
     except RecipeError:
         raise
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # the last of `!!int ""`

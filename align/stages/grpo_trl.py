@@ -168,8 +168,10 @@ class TrlCallbacks:
         ]
         verdicts = judge_all(self.spec.rewards, rows)
         log_metric("no_verdict_share", sum(verdict.value is None for verdict in verdicts) / len(verdicts))
-        for label in verdicts[0].parts or {}:
-            part_values = [verdict.parts[label].value for verdict in verdicts if verdict.parts]
+        for label in dict.fromkeys(label for verdict in verdicts for label in verdict.parts or {}):
+            part_values = [
+                verdict.parts[label].value for verdict in verdicts if verdict.parts and label in verdict.parts
+            ]
             values = [value for value in part_values if value is not None]
             log_metric(f"reward/{label}", sum(values) / max(len(values), 1))
         for row, verdict in list(zip(rows, verdicts, strict=True))[:SAMPLES_KEPT]:

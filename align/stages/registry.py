@@ -43,6 +43,7 @@ class StageKind:
 
 _SETTINGS, _STAGES = "qwen_align.align.settings", "qwen_align.align.stages"
 _CHECKS = f"{_STAGES}.checks"
+_SAMPLING_CHECKS = f"{_STAGES}.sampling_checks"
 
 STAGE_KINDS: dict[str, StageKind] = {
     "build_data": StageKind(
@@ -52,7 +53,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         forecast=f"{_CHECKS}:forecast_data",
         list_rows=f"{_CHECKS}:list_built_rows",
         product="data",
-        code_version=4,
+        code_version=5,
         needs_torch=False,
         is_single_process=True,
     ),
@@ -69,10 +70,10 @@ STAGE_KINDS: dict[str, StageKind] = {
     "rollout": StageKind(
         settings=f"{_SETTINGS}.rollout:Rollout",
         run=f"{_STAGES}.rollout:run",
-        check=f"{_CHECKS}:check_rollout",
-        forecast=f"{_CHECKS}:forecast_rollout",
+        check=f"{_SAMPLING_CHECKS}:check_rollout",
+        forecast=f"{_SAMPLING_CHECKS}:forecast_rollout",
         product="data",
-        code_version=3,
+        code_version=4,
         completions_file="rows.jsonl",
     ),
     "sft": StageKind(
@@ -106,28 +107,28 @@ STAGE_KINDS: dict[str, StageKind] = {
     "grpo": StageKind(
         settings=f"{_SETTINGS}.grpo:Grpo",
         run=f"{_STAGES}.grpo:run",
-        check=f"{_CHECKS}:check_online_rl",
-        forecast=f"{_CHECKS}:forecast_online_rl",
+        check=f"{_SAMPLING_CHECKS}:check_online_rl",
+        forecast=f"{_SAMPLING_CHECKS}:forecast_online_rl",
         product="model",
-        code_version=7,
+        code_version=8,
         curve="steps",
     ),
     "ppo": StageKind(
         settings=f"{_SETTINGS}.ppo:Ppo",
         run=f"{_STAGES}.ppo:run",
-        check=f"{_CHECKS}:check_online_rl",
-        forecast=f"{_CHECKS}:forecast_online_rl",
+        check=f"{_SAMPLING_CHECKS}:check_online_rl",
+        forecast=f"{_SAMPLING_CHECKS}:forecast_online_rl",
         product="model",
-        code_version=4,
+        code_version=5,
         curve="steps",
     ),
     "evaluate": StageKind(
         settings=f"{_SETTINGS}.evaluate:Evaluate",
         run=f"{_STAGES}.evaluate:run",
-        check=f"{_CHECKS}:check_evaluation",
-        forecast=f"{_CHECKS}:forecast_evaluation",
+        check=f"{_SAMPLING_CHECKS}:check_evaluation",
+        forecast=f"{_SAMPLING_CHECKS}:forecast_evaluation",
         product="evaluation",
-        code_version=4,
+        code_version=5,
         curve="evaluation",
         completions_file="completions.jsonl",
     ),

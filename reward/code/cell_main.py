@@ -5,6 +5,7 @@ The job of a cell is a file that only this cell reads: the server, whose memory 
 """
 
 import atexit
+import builtins
 import contextlib
 import io
 import json
@@ -24,7 +25,7 @@ from qwen_align.reward.code.server_messages import Entry
 from qwen_align.reward.code.socket_frames import Frames
 from qwen_align.reward.code.value_serialization import MAX_BYTES, NotPlainError, decode_value, encode_value, write_json
 
-_OUTPUT = 1
+_STDIN, _OUTPUT = 0, 1
 
 
 def run_candidate_cell(payload: bytes, channel: socket.socket) -> None:
@@ -32,6 +33,7 @@ def run_candidate_cell(payload: bytes, channel: socket.socket) -> None:
     frames = Frames(channel)
     job = json.loads(payload)
     random.seed(0)  # cells are forks of one server: the same verdict in every run
+    _complete_builtins()
     if job["mode"] == "program":
         _run_program(job)
     try:
@@ -49,12 +51,44 @@ def run_candidate_cell(payload: bytes, channel: socket.socket) -> None:
 def run_tests_cell(payload: bytes, channel: socket.socket) -> None:
     """Runs a data set's test code in its sandbox cell, against the candidate at the other end of the channel."""
     random.seed(0)
+    sys.set_int_max_str_digits(0)
     sys.stdout = io.StringIO()  # what the tests print is no report
     run_dataset_tests(json.loads(payload), Frames(channel), _OUTPUT)
 
 
+def _complete_builtins() -> None:
+    """Adds what a Python that runs a script has and the isolated server has not: `exit`, `quit`, `/dev/stdin`."""
+    open_file = builtins.open
+
+    def open_with_stdin(file: Any, *args: Any, **kwargs: Any) -> Any:
+        """Opens a file, and standard input by its name, for which the cell has no file."""
+        return open_file(_STDIN if file == "/dev/stdin" else file, *args, **kwargs)
+
+    sys.set_int_max_str_digits(0)  # the limits of time hold for long integers too
+    if not hasattr(builtins, "exit"):
+        vars(builtins).update(exit=sys.exit, quit=sys.exit, open=open_with_stdin)
+
+
+class _NoOutput(io.RawIOBase):
+    """A file that takes everything and keeps nothing: what a function prints is no result."""
+
+    def writable(self) -> bool:
+        """Returns True: the file can be written."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Returns the number of bytes, which are dropped."""
+        return len(memoryview(data).cast("B"))
+
+
+def _drop_prints() -> None:
+    """Makes what a candidate's function prints go nowhere, so that it meets no limit of output."""
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(_NoOutput()), encoding="utf-8", errors="replace")
+
+
 def run_judging_cell(payload: bytes, channel: socket.socket) -> None:
     """Judges what candidates return, one after another, in a sandbox cell that runs no code of theirs."""
+    sys.set_int_max_str_digits(0)
     serve_judgements(channel)
 
 
@@ -67,6 +101,7 @@ ENTRIES: dict[Entry, Callable[[bytes, socket.socket], None]] = {
 
 def _answer_calls(job: dict[str, Any], frames: Frames) -> None:
     """Makes all calls listed in a job one after another and sends a record of each result."""
+    _drop_prints()
     module = load_module(job)
     for number, (name, args, kwargs) in enumerate(job["calls"]):
         frames.send_frame(_make_call_record(number, find_function(module, name), args, kwargs))
@@ -89,6 +124,7 @@ def _make_call_record(number: int, function: Any, args: Any, kwargs: Any) -> byt
 
 def _serve_test_calls(job: dict[str, Any], frames: Frames) -> None:
     """Answers remote calls from the test code's sandbox cell until that cell ends."""
+    _drop_prints()
     module = load_module(job)
     frames.send_frame(write_json(["ready"]))
     with contextlib.suppress(EndedError):  # the tests are done

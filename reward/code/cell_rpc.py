@@ -4,13 +4,25 @@ Only plain values and handles are sent.
 """
 
 import builtins
+import enum
 import functools
 import secrets
 import types
 from collections.abc import Callable
 from typing import Any
 
+from qwen_align.reward.code.known_values import (
+    MEMBER_TAG,
+    NAMED_TUPLE_TAG,
+    describe_member,
+    describe_named_tuple,
+    get_lent_index,
+    is_named_tuple,
+    read_member,
+    read_named_tuple,
+)
 from qwen_align.reward.code.load_candidate import END_REASONS
+from qwen_align.reward.code.numpy_values import ARRAY_TAG, build_array
 from qwen_align.reward.code.remote_objects import RefusedError, RemoteObject, comes_from_class, get_target
 from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError
 from qwen_align.reward.code.value_serialization import (
@@ -197,9 +209,17 @@ class RpcPeer:
 
         Returns None if it may not be sent.
         """
-        if type(value) is RemoteObject:
+        if isinstance(value, RemoteObject):
             kind, key = get_target(value)
             return {"own": key} if kind == "lent" else {"named": key}
+        if self.names is not None and isinstance(value, enum.Enum) and type(type(value)) is enum.EnumMeta:
+            self.lent.append(value)
+            return {MEMBER_TAG: describe_member(value, len(self.lent) - 1, self._encode)}
+        if self.names is not None and is_named_tuple(value):
+            self.lent.append(value)
+            return {NAMED_TUPLE_TAG: describe_named_tuple(value, len(self.lent) - 1, self._encode)}
+        if self.names is None and (index := get_lent_index(value)) is not None:
+            return {"own": index}
         is_function = type(value) in _FUNCTIONS
         if self.names is None and not is_function:
             return None
@@ -216,6 +236,12 @@ class RpcPeer:
     def _resolve_handle(self, tree: dict[str, Any], of_class: bool) -> Any:
         """Returns the object that a handle stands for: a remote object, or this process's own object sent back."""
         [(tag, content)] = tree.items()
+        if tag == ARRAY_TAG:
+            return build_array(content, self._decode)
+        if tag == MEMBER_TAG and self.names is None:
+            return read_member(content, self._decode, self.call_remote)
+        if tag == NAMED_TUPLE_TAG and self.names is None:
+            return read_named_tuple(content, self._decode)
         if tag == "lent":
             index, is_function = _check_list_of_two(content)
             if is_function is not True and not of_class:

@@ -1,10 +1,13 @@
-"""Extracts the Python code from a completion, as its whole answer or its last fenced code block."""
+"""Extracts the Python code from a completion, as its whole answer or its fenced code blocks."""
 
 import re
 from typing import NamedTuple
 
-_FENCE = re.compile(r"^([ \t]*)(`{3,})([^\n`]*)$", re.MULTILINE)
+_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n`]*)$", re.MULTILINE)
+_FENCE_AFTER_CODE = re.compile(r"(`{3,}|~{3,})\s*\Z")
+_MAX_BLOCKS = 8  # tried from the last one; a right one stands far nearer to the end
 _PYTHON = frozenset({"", "python", "py", "python3", "py3"})
+_BYTE_ORDER_MARK = "\ufeff"
 MAX_CHARACTERS = 200_000  # of code; ten times the longest accepted solution of a programming contest
 
 
@@ -22,34 +25,37 @@ def extract_code(text: str) -> CodeCandidates | None:
     """Extracts the candidate code texts from a completion's answer. Returns None if it certainly contains no code.
 
     A text without fences is code as it stands. One with fences may still be, where they are part of a string: such
-    a text compiles as a whole, which only the sandbox finds out; otherwise the last block of Python counts, and none
-    does where the last fence is left open.
+    a text compiles as a whole, which only the sandbox finds out; otherwise a block of Python counts, the last one that
+    defines what is asked for, and none does where the last fence is left open.
     """
+    text = text.removeprefix(_BYTE_ORDER_MARK)
     if len(text) > MAX_CHARACTERS or not text.strip():
         return None
     fences = list(_FENCE.finditer(text))
     if not fences:
         return CodeCandidates([text], fenced=True)
-    block = _find_last_block(text, fences)
-    return CodeCandidates([text], fenced=False) if block is None else CodeCandidates([text, block], fenced=True)
+    blocks = _find_blocks(text, fences)
+    return CodeCandidates([text, *blocks[: -_MAX_BLOCKS - 1 : -1]], fenced=bool(blocks))
 
 
-def _find_last_block(text: str, fences: list[re.Match[str]]) -> str | None:
-    """Returns the content of the last closed Python code block of a text.
-
-    Returns None if the last fence is left open.
-    """
-    block: str | None = None
+def _find_blocks(text: str, fences: list[re.Match[str]]) -> list[str]:
+    """Returns the contents of the closed Python code blocks of a text, or none if the last fence is left open."""
+    blocks: list[str] = []
     opening: re.Match[str] | None = None
     for fence in fences:
         _, ticks, info = fence.groups()
         if opening is None:
             opening = fence
-        elif len(ticks) >= len(opening[2]) and not info.strip():
+        elif ticks[0] == opening[2][0] and len(ticks) >= len(opening[2]) and not info.strip():
             if _read_fence_language(opening) in _PYTHON:
-                block = _strip_indent(text[opening.end() + 1 : fence.start()], opening[1])
+                blocks.append(_strip_indent(text[opening.end() + 1 : fence.start()], opening[1]))
             opening = None
-    return None if opening is not None else block
+    if opening is None:
+        return blocks
+    closing = _FENCE_AFTER_CODE.search(text, opening.end())
+    if closing is None or _read_fence_language(opening) not in _PYTHON or not closing[1].startswith(opening[2]):
+        return []
+    return [*blocks, _strip_indent(text[opening.end() + 1 : closing.start()], opening[1])]
 
 
 def _read_fence_language(fence: re.Match[str]) -> str:
@@ -60,4 +66,5 @@ def _read_fence_language(fence: re.Match[str]) -> str:
 
 def _strip_indent(block: str, indent: str) -> str:
     """Removes the indentation of a code fence inside a list item from all lines of its block."""
+    block = block.removeprefix(_BYTE_ORDER_MARK)
     return "".join(line.removeprefix(indent) for line in block.splitlines(keepends=True)) if indent else block

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from qwen_align.reward.code.expression_evaluator import StepBudget, UnsupportedError
 from qwen_align.reward.code.load_candidate import CLOSED, END_REASONS
-from qwen_align.reward.code.outcome_checks import CallOutcome, NoValueError, OutcomeTest, unpack_tests
+from qwen_align.reward.code.numpy_values import ARRAY_TAG, nest_items
+from qwen_align.reward.code.outcome_checks import CallOutcome, NoValueError, OutcomeTest, expects_json, unpack_tests
 from qwen_align.reward.code.server_messages import MIB
 from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError, TooLateError
 from qwen_align.reward.code.value_serialization import NotPlainError, decode_value, read_json, write_json
@@ -92,9 +93,10 @@ def _judge_tests(tests: list[OutcomeTest], frames: Frames) -> Iterator[str]:
     """Yields the reason of each test as soon as the candidate has answered the test's calls."""
     outcomes: list[CallOutcome] = []
     budget = StepBudget(_MAX_STEPS)
+    reads_arrays = all(map(expects_json, tests))
     for test in tests:
         while len(outcomes) < test.n_outcomes:
-            outcomes.append(_parse_outcome(_receive_record(frames), len(outcomes)))
+            outcomes.append(_parse_outcome(_receive_record(frames), len(outcomes), reads_arrays=reads_arrays))
             if frames.n_bytes > _MAX_BYTES:
                 raise _StoppedError("output limit")
         yield _judge_test(test, outcomes, budget)
@@ -133,14 +135,29 @@ def _receive_record(frames: Frames) -> Any:
     return record
 
 
-def _parse_outcome(record: Any, number: int) -> CallOutcome:
-    """Parses the outcome of a call from a record. Raises _StoppedError if the record is forged."""
+def _nest_array(tree: dict[str, Any]) -> Any:
+    """Returns a numpy array as nested lists, as JSON would hold it. Raises NotPlainError for anything else."""
+    if ARRAY_TAG not in tree:
+        raise NotPlainError("unknown tag")
+    return nest_items(tree[ARRAY_TAG], decode_value)
+
+
+def _refuse_array(tree: dict[str, Any]) -> Any:
+    """Raises UnsupportedError for a numpy array, which test code in a cell can have as it is."""
+    raise UnsupportedError("an array") if ARRAY_TAG in tree else NotPlainError("unknown tag")
+
+
+def _parse_outcome(record: Any, number: int, *, reads_arrays: bool) -> CallOutcome:
+    """Parses the outcome of a call from a record.
+
+    Raises _StoppedError if the record is forged, and UnsupportedError for a numpy array unless they are read as lists.
+    """
     types = [type(part) for part in record[:2]] if type(record) is list else []
     if types != [str, int] or record[1] != number:
         raise _StoppedError("forged record")
     if record[0] == "value" and len(record) == 3:
         try:
-            return CallOutcome(decode_value(record[2]))
+            return CallOutcome(decode_value(record[2], _nest_array if reads_arrays else _refuse_array))
         except NotPlainError:
             return CallOutcome(None, "value not plain data")
     if record[0] in _NO_VALUE and len(record) == 2:

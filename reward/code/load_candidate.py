@@ -1,5 +1,6 @@
 """Loads the candidate's code as a Python module inside its sandbox cell."""
 
+import dis
 import re
 import sys
 import types
@@ -26,7 +27,7 @@ def load_module(job: dict[str, Any]) -> types.ModuleType:
     With a `prompt`, which ends in the head of the function `entry`, a text is the whole function or its body. Raises
     UnloadedError for what does not compile; whatever the code raises when it runs comes through.
     """
-    sources = _compile_first(job["texts"], job.get("prompt"), job.get("entry"))
+    sources = _compile_first(job["texts"], job.get("prompt"), job.get("entry"), frozenset(job.get("asked", ())))
     module = types.ModuleType(job["name"])
     sys.modules[job["name"]] = module
     for source in job.get("before", ()):
@@ -49,20 +50,43 @@ def find_function(module: types.ModuleType, name: str) -> Any:
     raise UnloadedError("function not defined")
 
 
-def _compile_first(texts: list[str], prompt: str | None, entry: str | None) -> list[types.CodeType]:
-    """Compiles the first text that is valid Python, with or without its prompt, and returns the code.
+def _compile_first(
+    texts: list[str], prompt: str | None, entry: str | None, asked: frozenset[str]
+) -> list[types.CodeType]:
+    """Compiles the first text that is valid Python and does what is asked, and returns the code.
 
-    Raises UnloadedError if none is.
-
-    Raises UnloadedError if none is.
+    If none does, that is the first valid text. Raises UnloadedError if no text is valid.
     """
+    compiled: list[list[types.CodeType]] = []
     for text in texts:
         for sources in _list_possible_sources(text, prompt, entry):
             try:
-                return [_compile_source(source) for source in sources]
+                codes = [_compile_source(source) for source in sources]
             except (SyntaxError, ValueError, OverflowError, RecursionError):  # NUL bytes, lone surrogates, deep nesting
                 continue
-    raise UnloadedError("syntax error")
+            if len(texts) == 1 or _does_what_is_asked(codes[-1], asked):
+                return codes
+            compiled.append(codes)
+            break
+    if not compiled:
+        raise UnloadedError("syntax error")
+    return compiled[0]
+
+
+def _does_what_is_asked(code: types.CodeType, asked: frozenset[str]) -> bool:
+    """Returns whether a module's code uses one of the names asked for at its top, or any if it is to be a program.
+
+    The sample output and the calls that a completion shows after its code define nothing.
+    """
+    if not asked:
+        return bool(code.co_names)
+    defined = {constant.co_name for constant in code.co_consts if isinstance(constant, types.CodeType)}
+    return not asked.isdisjoint(defined) or "Solution" in defined or _assigns_one_of(code, asked)
+
+
+def _assigns_one_of(code: types.CodeType, names: frozenset[str]) -> bool:
+    """Returns whether a module's code assigns one of the names at its top, as `f = lambda x: x` does."""
+    return any(step.opname == "STORE_NAME" and step.argval in names for step in dis.get_instructions(code))
 
 
 def _list_possible_sources(text: str, prompt: str | None, entry: str | None) -> Iterator[list[str]]:

@@ -6,6 +6,7 @@ They are made where a gold is planned and evaluated in a cell of their own, whic
 import ast
 import pickle
 from collections.abc import Callable, Sequence, Set
+from functools import partial
 from typing import Any, NamedTuple
 
 from qwen_align.reward.code.compare_outputs import equals_expected
@@ -82,6 +83,11 @@ def is_output_expected(
     """Returns whether a call returned the expected output, which may be wrapped in a list of one."""
     value = outcomes[index].require_value()
     return equals_expected(value, expected) or (is_wrapped and equals_expected(value, expected[0]))
+
+
+def expects_json(test: OutcomeTest) -> bool:
+    """Returns whether a test compares with an output that was stored as JSON."""
+    return isinstance(test.passes, partial) and test.passes.func is is_output_expected
 
 
 def examines_value(check: Check) -> bool:

@@ -16,7 +16,9 @@ from qwen_align.reward.code.collect_tests import (
     mark_reached_assertions,
     surely_asserts,
 )
-from qwen_align.reward.code.compare_outputs import split_output_lines
+from qwen_align.reward.code.compare_outputs import equals_expected, split_output_lines
+from qwen_align.reward.code.contradictions import contradict_assertions, contradict_outputs
+from qwen_align.reward.code.long_integers import read_long_json, rewrite_long_integers
 from qwen_align.reward.code.name_analysis import (
     imports_only_stdlib,
     list_asserts,
@@ -243,12 +245,19 @@ def _plan_outputs(gold: dict[str, Any]) -> Plan | None:
         return None
     if name is None:
         expected = [split_output_lines(_read_text(item)) for item in outputs]
-        return Plan(ProgramTests([_read_text(item) for item in inputs], expected), []) if any(expected) else None
+        texts = [_read_text(item) for item in inputs]
+        return (
+            Plan(ProgramTests(texts, expected), [])
+            if any(expected) and not contradict_outputs(texts, expected)
+            else None
+        )
     if not isinstance(name, str) or not name.isidentifier():
         return None
     if all(isinstance(item, str) for item in (*inputs, *outputs)):  # LiveCodeBench: an argument a line, in JSON
-        inputs = [[json.loads(line) for line in item.split("\n") if line.strip()] for item in inputs]
-        outputs = [json.loads(item) for item in outputs]
+        inputs = [[read_long_json(line) for line in item.split("\n") if line.strip()] for item in inputs]
+        outputs = [read_long_json(item) for item in outputs]
+    if contradict_outputs(inputs, outputs) or not all(equals_expected(item, item) for item in outputs):
+        return None
     calls = [(name, *_encode_arguments(item)) for item in inputs]
     is_wrapped = all(isinstance(item, list) and len(item) == 1 for item in outputs)  # as APPS writes them
     tests = [
@@ -278,12 +287,12 @@ def _choose_calls_or_script(
 ) -> Plan | None:
     """Returns the plan with split calls if the tests could be split, else another plan.
 
-    Returns None if nothing is asserted of the results.
+    Returns None if nothing is asserted of the results, or if two assertions contradict each other.
     """
     if split_tests is None:
         return otherwise
     calls, tests = split_tests
-    if not any(map(examines_value, (check for test in tests for check in test))):
+    if not any(map(examines_value, (check for test in tests for check in test))) or contradict_assertions(calls, tests):
         return None
     packed_tests = pack_tests(
         [OutcomeTest(count_needed_outcomes(test), partial(are_checks_true, test)) for test in tests]
@@ -307,7 +316,7 @@ def _read_sources(sources: Any) -> list[str]:
     sources = [sources] if isinstance(sources, str) else sources
     if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         raise TypeError("no list of code")
-    return [source.replace("\r\n", "\n") for source in sources if source.strip()]
+    return [rewrite_long_integers(source.replace("\r\n", "\n")) for source in sources if source.strip()]
 
 
 def _read_text(text: Any) -> str:

@@ -62,7 +62,7 @@ class _Runner(NamedTuple):
         """Builds the serialised job of the candidate's sandbox cell, with its code, surrounding sources and calls."""
         plan = self.plan
         name = "__main__" if mode == "program" else "solution"
-        around = {"before": plan.before, "prompt": plan.prompt, "entry": plan.entry}
+        around = {"before": plan.before, "prompt": plan.prompt, "entry": plan.entry, "asked": _list_asked_names(plan)}
         return write_json({"mode": mode, "name": name, "texts": self.texts, **around, **more})
 
     def score_calls(self, work: CallTests) -> Score | None:
@@ -139,6 +139,13 @@ class _Runner(NamedTuple):
     def compute_remaining_limits(self) -> Limits:
         """Returns the resource limits, with the time limit reduced to the time that remains."""
         return self.limits._replace(time_limit_s=max(0.01, self.deadline - time.monotonic()))
+
+
+def _list_asked_names(plan: Plan) -> list[str]:
+    """Returns the names that a candidate's code has to define, or none if it is a program."""
+    if isinstance(plan.work, CallTests):
+        return sorted({name for name, _, _ in plan.work.calls})
+    return plan.work.remote if isinstance(plan.work, ScriptTests) else []
 
 
 def _score_stopped(reason: str, n_passed: int, n_tests: int) -> Score:

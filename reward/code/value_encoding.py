@@ -3,13 +3,14 @@
 import collections
 import datetime
 import decimal
+import enum
 import fractions
 import itertools
-import sys
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from qwen_align.reward.code.numpy_values import ARRAY_TAG, split_array, to_builtin_number
 from qwen_align.reward.code.value_limits import (
     CROSSING_TYPES,
     DATE_PARSERS,
@@ -120,10 +121,16 @@ class Encoder:
             return tree
         if value_type is type and value in CROSSING_TYPES.values():
             return {"T": value.__name__}
+        array = split_array(value_type, value)
+        if array is not None:
+            kind, shape, items = array
+            return {ARRAY_TAG: [kind, shape, self.encode_items(items, depth)]}
         if self.special is not None:
             special_tree = self.special(value)
             if special_tree is not None:
                 return special_tree
+        if type(value_type) is enum.EnumMeta and issubclass(value_type, int | str):  # a member that equals its value
+            return self.encode_value(int(value) if issubclass(value_type, int) else str.__str__(value), depth)
         if issubclass(value_type, tuple) and hasattr(value_type, "_fields") and value_type.__eq__ is tuple.__eq__:
             return {"t": self.encode_items(tuple(value), depth)}
         raise NotPlainError(f"{value_type.__name__} is no plain data")
@@ -147,7 +154,5 @@ class Encoder:
             return {"l": [value.days, value.seconds, value.microseconds]}
         if value_type in DATE_PARSERS and (value_type is datetime.date or value.tzinfo is None):
             return {"w": [value_type.__name__, value.isoformat()]}
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and value_type in (numpy.bool_, numpy.int64, numpy.int32, numpy.float64, numpy.str_):
-            return self.encode_value(value.item(), 0)
-        return None
+        number = to_builtin_number(value_type, value)
+        return None if number is None else self.encode_value(number, 0)

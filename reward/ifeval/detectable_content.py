@@ -5,6 +5,8 @@ from functools import lru_cache
 
 from qwen_align.reward.ifeval.instruction import Instruction, Phrase, Positive
 
+_NOT_IN_A_WORD = r"(?<![a-z0-9])(?<!\b[a-z]\.)"  # officially `U.P.S.` holds the marker `P.S.`
+
 
 class NumberPlaceholders(Instruction):
     """An IFEval instruction to use at least a given number of `[placeholders]`, each on one line.
@@ -47,6 +49,6 @@ def _count_placeholders(line: str) -> int:
 def _compile_marker(marker: str) -> re.Pattern[str]:
     """Compiles the pattern that finds a postscript marker in lower-case text."""
     if marker not in ("p.s.", "p.p.s", "p.p.s."):
-        return re.compile(re.escape(marker))
+        return re.compile(_NOT_IN_A_WORD + re.escape(marker))
     head, last = marker.rstrip(".").split("."), marker[-1] == "."
-    return re.compile(r"\.\s?".join(head) + (r"\." if last else ""))
+    return re.compile(_NOT_IN_A_WORD + r"\.\s?".join(head) + (r"\." if last else ""))

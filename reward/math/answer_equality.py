@@ -1,28 +1,37 @@
 """Compares a parsed answer with the parsed gold by the rules of the gold's type."""
 
+import re
+
 from qwen_align.reward.math.answer_parser import parse_normalized
 from qwen_align.reward.math.answer_values import (
     AnswerValue,
     BracketedTuple,
     Choice,
+    Congruence,
     DeferredPairs,
     Matrix,
     Ratio,
     RelationChain,
     Scalar,
+    SetBuilder,
     SetUnion,
     UnorderedItems,
     Words,
     get_items,
 )
+from qwen_align.reward.math.built_set_equality import is_same_built_set
+from qwen_align.reward.math.choice_letters import collect_choice_letters
+from qwen_align.reward.math.congruences import is_same_congruence
 from qwen_align.reward.math.equation_equality import has_same_zero_set
 from qwen_align.reward.math.named_value_equality import collect_named_values, has_same_named_values, split_by_coordinate
 from qwen_align.reward.math.number_line_regions import INEQUALITIES, Interval, Region, merge_intervals, to_region
+from qwen_align.reward.math.ratio_equality import is_same_range, is_same_ratio
 from qwen_align.reward.math.scalar_equality import is_same_scalar, is_same_words
-from qwen_align.reward.math.units import get_conversion_factor
 from qwen_align.reward.math.unordered_equality import has_same_items
 
-_HOURS_PER_DAY = 24
+_DISTRIBUTIONS = "NU"  # normal and uniform: no names of points
+_FUNCTIONS_OF_TWO = {"A": "count", "C": "count", "P": "count", "B": "binomial", "F": "count"}
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
 _REVERSED_RELATIONS = {">": "<", r"\ge": r"\le"}
 
 
@@ -44,6 +53,10 @@ def is_same_answer(gold: AnswerValue, answer: AnswerValue, deferred: DeferredPai
         return isinstance(gold_rest, Scalar | BracketedTuple) and is_same_answer(gold_rest, answer, deferred)
     if isinstance(gold, SetUnion) or isinstance(answer, SetUnion):
         return _is_same_union(gold, answer, deferred)
+    if isinstance(gold, SetBuilder) or isinstance(answer, SetBuilder):
+        return is_same_built_set(gold, answer, is_same_answer)
+    if (choices := collect_choice_letters(gold, answer)) is not None:
+        return choices[0] == choices[1]
     if isinstance(gold, UnorderedItems) or isinstance(answer, UnorderedItems):
         return has_same_items(get_items(gold), get_items(answer), deferred, is_same_answer)
     return _is_same_typed_value(gold, answer, deferred)
@@ -69,7 +82,11 @@ def _is_same_typed_value(gold: AnswerValue, answer: AnswerValue, deferred: Defer
         value = _expand_determinant(answer)
         return value is not None and is_same_scalar(gold, value, None)
     if isinstance(gold, Ratio) and isinstance(answer, Ratio):
-        return _is_same_ratio(gold, answer)
+        return is_same_ratio(gold, answer)
+    if isinstance(gold, Ratio) or isinstance(answer, Ratio):
+        return is_same_range(gold, answer)
+    if isinstance(gold, Congruence) and isinstance(answer, Congruence):
+        return is_same_congruence(gold, answer)
     return False
 
 
@@ -98,18 +115,43 @@ def _is_single_choice(gold: Choice, answer: Choice) -> bool:
     if not answer.rest or answer.rest == gold.rest:
         return True
     answer_rest = parse_normalized(answer.rest)
-    if isinstance(answer_rest, Choice | UnorderedItems | RelationChain) and not gold.rest:
-        return isinstance(answer_rest, RelationChain)
+    if not gold.rest:
+        return not any(isinstance(item, Choice) and item.letter < "I" for item in get_items(answer_rest or Words("")))
     gold_rest = parse_normalized(gold.rest) if gold.rest else None
     return gold_rest is None or (answer_rest is not None and is_same_answer(gold_rest, answer_rest, None))
 
 
 def _is_same_tuple(gold: BracketedTuple, answer: BracketedTuple, deferred: DeferredPairs | None) -> bool:
     """Checks whether two tuples have equal items in the same order. Two intervals must also have the same brackets."""
+    if gold.name != answer.name and ((gold.name and answer.name) or not _may_be_named_point(gold, answer)):
+        return False
     is_interval = len(gold.items) == 2
     if is_interval and (gold.opening, gold.closing) != (answer.opening, answer.closing):
         return False
     return _is_same_sequence(list(gold.items), list(answer.items), deferred)
+
+
+def _may_be_named_point(*values: BracketedTuple) -> bool:
+    """Checks whether the letter before one of two points is only its name, as in `P(1,2)`.
+
+    It is not in `N(0,1)`, a distribution, nor in `C(5,2)`, a number of combinations.
+    """
+    named = next(value for value in values if value.name)
+    letters = re.findall("[A-Z]", named.name)
+    letter = letters[-1] if letters else ""
+    if any(isinstance(item, Choice) or (isinstance(item, Scalar) and item.text.isupper()) for item in named.items):
+        return False  # of random variables
+    numbers = [item.number if isinstance(item, Scalar) else None for item in named.items]
+    if letter in _DISTRIBUTIONS:
+        return False
+    if len(numbers) != 2 or letter not in _FUNCTIONS_OF_TWO:
+        return True
+    first, second = numbers
+    if first is None or second is None:
+        return True
+    if _FUNCTIONS_OF_TWO[letter] == "binomial":
+        return not (first.denominator == 1 and first > 0 and 0 <= second <= 1)
+    return not (first.denominator == second.denominator == 1 and first >= second >= 0)
 
 
 def _is_same_sequence(
@@ -121,38 +163,6 @@ def _is_same_sequence(
     return len(golds) == len(answers) and all(
         is_same_answer(gold_item, answer_item, deferred) for gold_item, answer_item in zip(golds, answers, strict=True)
     )
-
-
-def _is_same_ratio(gold: Ratio, answer: Ratio) -> bool:
-    """Checks whether two ratios are proportional. Two times of the day must be the same time."""
-    if len(gold.parts) != len(answer.parts):
-        return False
-    if gold.unit is not None and answer.unit is not None and get_conversion_factor(gold.unit, answer.unit) != 1:
-        return False
-    # Every multiple of 12:0 would be the same.
-    has_zero = any(part.number == 0 for part in (*gold.parts, *answer.parts))
-    if has_zero or (_is_time_of_day(gold) and _is_time_of_day(answer)):
-        return [part.number for part in gold.parts] == [part.number for part in answer.parts]
-    gold_first, answer_first = gold.parts[0], answer.parts[0]
-    return all(
-        is_same_scalar(_multiply_scalars(part, answer_first), _multiply_scalars(answer_part, gold_first), None)
-        for part, answer_part in zip(gold.parts[1:], answer.parts[1:], strict=True)
-    )
-
-
-def _multiply_scalars(left: Scalar, right: Scalar) -> Scalar:
-    """Multiplies two scalars without their units."""
-    number = None if left.number is None or right.number is None else left.number * right.number
-    return Scalar(rf"({left.text})\cdot({right.text})", number)
-
-
-def _is_time_of_day(ratio: Ratio) -> bool:
-    """Checks whether a ratio is written as a time of the day, such as `12:00` or `7:32`."""
-    numbers = [part.number for part in ratio.parts]
-    if any(number is None or number.denominator != 1 for number in numbers):
-        return False
-    is_hour = numbers[0] is not None and 0 <= numbers[0] <= _HOURS_PER_DAY
-    return is_hour and all(len(part.text) == 2 and part.text < "60" for part in ratio.parts[1:])
 
 
 def _has_relation(value: AnswerValue) -> bool:
@@ -243,10 +253,13 @@ def _put_smaller_side_first(chain: RelationChain) -> RelationChain:
 def _is_worked_calculation(gold: AnswerValue, answer: RelationChain) -> bool:
     """Checks whether all sides of an answer's chain of equations equal the gold.
 
-    It holds for `2+3=5`, but not for `5 = x+1`.
+    It holds for `2+3=5` and for `m+n=2+3=5`, but not for `5 = x+1`.
     """
+    sides = answer.sides
+    if len(sides) > 2 and isinstance(gold, Scalar) and gold.number is not None and _LETTER.search(sides[0]):
+        sides = sides[1:]  # what was asked for
     return set(answer.relations) == {"="} and all(
-        (value := parse_normalized(side)) is not None and is_same_answer(gold, value, None) for side in answer.sides
+        (value := parse_normalized(side)) is not None and is_same_answer(gold, value, None) for side in sides
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 
 from qwen_align.reward.math.answer_values import (
@@ -12,6 +13,7 @@ from qwen_align.reward.math.answer_values import (
     Ratio,
     RelationChain,
     Scalar,
+    SetBuilder,
     SetUnion,
     UnorderedItems,
     Words,
@@ -24,10 +26,12 @@ from qwen_align.reward.math.bracket_aware_split import (
     split_list_with_connectives,
     split_ratio,
     split_relations,
-    split_set_builder,
     split_set_difference,
     split_set_union,
 )
+from qwen_align.reward.math.compound_quantities import sum_compound_quantity
+from qwen_align.reward.math.congruences import parse_congruence
+from qwen_align.reward.math.joined_numbers import parse_joined_numbers
 from qwen_align.reward.math.latex_normalization import MAX_CHARS, normalize_latex
 from qwen_align.reward.math.list_connectives import (
     AND_PATTERN,
@@ -38,6 +42,7 @@ from qwen_align.reward.math.list_connectives import (
 )
 from qwen_align.reward.math.matrix_parser import parse_matrix_cells
 from qwen_align.reward.math.number_parser import MAX_DIGITS, parse_plain_number, parse_spelled_number
+from qwen_align.reward.math.set_builder import list_whole_numbers, reduce_to_condition, split_element_and_condition
 from qwen_align.reward.math.units import split_off_unit
 from qwen_align.reward.math.word_and_choice_parser import STOP_WORDS, normalize_words, parse_choice_or_words
 
@@ -49,11 +54,21 @@ _BASE_NUMERAL = re.compile(
     r"(-?)(?:([0-9A-Za-z]*[0-9][0-9A-Za-z]*(?:\.[0-9A-Za-z]+)?)|\(([0-9A-Za-z]+)\))"
     r" ?_ ?(?:([0-9])|\{ ?(?:\\text\{)? ?([0-9]{1,2}|[a-z]+) ?\}{1,2})"
 )
+_WORDED_BASE = re.compile(
+    r"(-?[0-9A-Za-z]+) ?(?:\\text ?\{)? ?\(? ?(?:in )?base[ -]\}?\{?([0-9]{1,2}|[a-z]+)\}? ?\)? ?\}?"
+)
 _SPACED_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?")
-_NAMED_POINT = re.compile(r"[A-Z]'? ?(\([^()]*[,;][^()]*\))")
+_NAMED_POINT = re.compile(
+    r"((?:[A-Z]|\\text ?\{ ?[A-Z] ?\}|\\mathcal ?\{? ?[A-Z] ?\}?)(?:_(?:[0-9]|\{[0-9]+\}))?'?) ?(\([^()]*[,;][^()]*\))"
+)
+_NAME_TYPESETTING = re.compile(r"\\(?:text|mathcal)|[{} ]")
 _SINGLE_THOUSANDS_NUMBER = re.compile(r"[^,;]*(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])[^,;]*")
 _UPRIGHT_WORD = re.compile(r"[$ ]*\\text *\{ *([A-Za-z]{2,}) *\}[$ .]*")
 _TEXT_COMMAND = re.compile(r"\\text\{([^{}]*)\}")
+# `9\text{ chickens and }10\text{ rabbits}`
+_CONNECTIVE_IN_TEXT = re.compile(r"\\text\{([^{}]*[A-Za-z])\s*,?\s(and|or)\s*\}(?=\s*[0-9\\])")
+_BRACKETED_DOMAIN = re.compile(r"(?<=\S) ?\(([klmnrt] ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z))\)$")
+_OPERATOR = re.compile(r"[-+*/^=]|\\(?:cdot|frac|times)(?![A-Za-z])")  # beside which `BE` is a segment
 _LETTER_RUN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _FUNCTION_WORDS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm max min mod sqrt pi frac asin "
@@ -104,6 +119,8 @@ def parse_normalized(text: str, unit_letters: frozenset[str] = frozenset(), dept
     for parse_kind in (
         _parse_named_set,
         _parse_choice_or_words,
+        _parse_compound_quantity,
+        _parse_congruence,
         _parse_list,
         _parse_relations,
         _parse_set_union,
@@ -135,8 +152,21 @@ def _parse_choice_or_words(text: str, unit_letters: frozenset[str], depth: int) 
     return parse_choice_or_words(text)
 
 
+def _parse_compound_quantity(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses a quantity in several units of one kind, such as `2 hours 30 minutes`."""
+    quantity = sum_compound_quantity(text)
+    return None if quantity is None else Scalar(str(quantity[0]), *quantity)
+
+
+def _parse_congruence(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses a residue class."""
+    return parse_congruence(text)
+
+
 def _parse_list(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
     """Parses a list of answers separated by commas, semicolons or words such as "and" and "or"."""
+    text = _CONNECTIVE_IN_TEXT.sub(r"\\text{\1}\\text{ \2 }", text) if r"\text" in text else text
+    text = _BRACKETED_DOMAIN.sub(r", \1", text) if r"\in" in text else text
     items, connectives = split_list_with_connectives(text)
     if len(items) == 1 and items[0] == text:
         return None
@@ -221,7 +251,12 @@ def _parse_matrix(text: str, unit_letters: frozenset[str], depth: int) -> Answer
 def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
     """Parses a point, interval, vector or set in brackets, and the content of brackets that only group."""
     if named_point := _NAMED_POINT.fullmatch(text):
-        text = named_point[1]
+        point = _parse_brackets(named_point[2], unit_letters, depth)
+        return (
+            point._replace(name=_NAME_TYPESETTING.sub("", named_point[1]))
+            if isinstance(point, BracketedTuple)
+            else None
+        )
     for opening, closing in (("(", (")", "]")), ("[", (")", "]")), (r"\langle", (r"\rangle",))):
         if content_and_closing := extract_bracket_content(text, opening, closing):
             items = split_bracket_items(content_and_closing[0])
@@ -248,9 +283,8 @@ def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> Answ
             return BracketedTuple("(" if text[0] == "]" else "[", values, ")" if text[-1] == "[" else "]")
     for opening, partner in ((r"\{", r"\}"), ("{", "}")):
         if content_and_closing := extract_bracket_content(text, opening, (partner,)):
-            condition_parts = split_set_builder(content_and_closing[0])
-            if len(condition_parts) == 2 and opening == r"\{":
-                return parse_normalized(condition_parts[1], unit_letters, depth + 1)
+            if opening == r"\{" and (parts := split_element_and_condition(content_and_closing[0])) is not None:
+                return _parse_set_builder(*parts, unit_letters, depth)
             items = [item for item in split_list(content_and_closing[0]) if item]
             return UnorderedItems(
                 tuple(
@@ -260,6 +294,15 @@ def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> Answ
                 )
             )
     return None
+
+
+def _parse_set_builder(element: str, condition: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses set-builder notation to its condition or its whole numbers. A set that is neither is kept as written."""
+    whole_numbers = list_whole_numbers(element, condition)
+    if whole_numbers is not None:
+        return UnorderedItems(tuple(Scalar(str(number), Fraction(number)) for number in whole_numbers))
+    reduced = reduce_to_condition(element, condition)
+    return SetBuilder(element, condition) if reduced is None else parse_normalized(reduced, unit_letters, depth + 1)
 
 
 def _to_matrix_rows(values: tuple[AnswerValue, ...]) -> tuple[tuple[AnswerValue, ...], ...]:
@@ -294,6 +337,8 @@ def _parse_plus_minus(text: str, unit_letters: frozenset[str], depth: int) -> An
 
 def _parse_base_numeral(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
     """Parses a numeral whose base is a subscript, such as `101_2` or `1a_{16}`."""
+    if "base" in text and (worded := _WORDED_BASE.fullmatch(text)):
+        text = f"{worded[1]}_{{{worded[2]}}}"
     match = _BASE_NUMERAL.fullmatch(text) if "_" in text and len(text) <= MAX_DIGITS else None
     if match is None:
         return None
@@ -309,13 +354,13 @@ def _parse_base_numeral(text: str, unit_letters: frozenset[str], depth: int) -> 
 
 def _parse_ratio(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
     """Parses a ratio such as `3:2` or a time of the day such as `7:32`."""
-    parts = split_ratio(text)
-    if not 2 <= len(parts) <= 6 or not all(parts):
+    parts, is_range = split_ratio(text)
+    if not 2 <= len(parts) <= 6 or not all(parts) or any(map(parse_joined_numbers, parts)):
         return None
     last_part = split_off_unit(parts[-1], unit_letters)
     values = [parse_normalized(part, unit_letters, depth + 1) for part in (*parts[:-1], last_part.text)]
     scalars = tuple(value for value in values if isinstance(value, Scalar))
-    return Ratio(scalars, last_part.unit) if len(scalars) == len(parts) else None
+    return Ratio(scalars, last_part.unit, is_range) if len(scalars) == len(parts) else None
 
 
 def _parse_scalar(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
@@ -338,7 +383,8 @@ def _parse_expression_or_words(text: str) -> AnswerValue | None:
     """Returns a text as an expression, or as words if a run of its letters reads as a word."""
     plain_text = _TEXT_COMMAND.sub(r" \1 ", text) if r"\text" in text else text
     for letter_run in _LETTER_RUN.findall(plain_text):
-        if letter_run.lower() in STOP_WORDS or (
+        is_word = letter_run.lower() in STOP_WORDS and not (_OPERATOR.search(text) and f" {letter_run} " not in text)
+        if is_word or (
             len(letter_run) > 3 and letter_run.lower() not in _FUNCTION_WORDS and list(letter_run) != sorted(letter_run)
         ):
             return Words(normalize_words(plain_text), plain_text)

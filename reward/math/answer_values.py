@@ -33,11 +33,15 @@ class Choice(NamedTuple):
 
 
 class BracketedTuple(NamedTuple):
-    """Ordered items between brackets: a point, a vector, or with two items possibly an interval."""
+    """Ordered items between brackets: a point, a vector, or with two items possibly an interval.
+
+    `name` is the capital before them: of a point as in `P(1,2)`, of a distribution as in `N(0,1)`.
+    """
 
     opening: str
     items: tuple["AnswerValue", ...]
     closing: str
+    name: str = ""
 
 
 class UnorderedItems(NamedTuple):
@@ -82,17 +86,47 @@ class BaseNumeral(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """The parts between colons of a ratio or a time of the day. `unit` holds "am" or "pm"."""
+    """The parts between colons of a ratio or a time of the day. `unit` holds "am" or "pm".
+
+    `is_range` says that "to" stood between them, which is a ratio or a range: no multiple of it is the same.
+    """
 
     parts: tuple["Scalar", ...]
     unit: Unit | None = None
+    is_range: bool = False
+
+
+class SetBuilder(NamedTuple):
+    r"""A set by the form of its elements and their condition, such as `\{2k : k \in \mathbb{Z}\}`, as texts."""
+
+    element: str
+    condition: str
+
+
+class Congruence(NamedTuple):
+    r"""A residue class such as `x \equiv 2 \pmod 7`, with `name` before the sign, or "" without one."""
+
+    name: str
+    residue: int
+    modulus: int
 
 
 DeferredPairs = list[tuple[str, str]]
 """Pairs of expressions, a gold's and an answer's, that are left to sympy_fallback."""
 
 AnswerValue = (
-    Scalar | Words | Choice | BracketedTuple | UnorderedItems | SetUnion | Matrix | RelationChain | BaseNumeral | Ratio
+    Scalar
+    | Words
+    | Choice
+    | BracketedTuple
+    | UnorderedItems
+    | SetUnion
+    | Matrix
+    | RelationChain
+    | BaseNumeral
+    | Ratio
+    | SetBuilder
+    | Congruence
 )
 
 AnswerComparer = Callable[[AnswerValue, AnswerValue, DeferredPairs | None], bool]

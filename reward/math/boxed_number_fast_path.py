@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from qwen_align.reward.thinking import CLOSE, OPEN
+from qwen_align.reward.thinking import CLOSE, MAY_END_TURN, OPEN
 
 _PLAIN_NUMBER = (
     r"\s*([+-]?)(?:([0-9]{1,15}|[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3}){1,4})(?:\.([0-9]{1,4}))?"
@@ -15,6 +15,12 @@ _PLAIN_NUMBER = (
 )
 _NUMBER_THEN_BRACE = re.compile(_PLAIN_NUMBER + r"\}")
 _NUMBER_ALONE = re.compile(_PLAIN_NUMBER)
+_MIN_DOUBT_CHARS = 3  # characters after a box that takes its answer back
+_DOUBT = re.compile(  # what may take the answer back, which the full parsers read
+    r"wait|hold on|oops|correct|actually|sorry|scratch|second thought|let me|mistake|error|wrong|not right|no,"
+    r"|等等|不对|更正|错了|抱歉",
+    re.IGNORECASE,
+)
 _BOX_OPENING = "\\boxed{"
 
 
@@ -43,7 +49,10 @@ def parse_plain_box(text: str) -> Fraction | None:
     ):
         return None
     match = _NUMBER_THEN_BRACE.match(text, box_position + 7)
-    return None if match is None else _to_fraction(match)
+    if match is None or MAY_END_TURN.search(text, 0, box_position):
+        return None
+    end = match.end()
+    return None if len(text) > end + _MIN_DOUBT_CHARS and _DOUBT.search(text, end) else _to_fraction(match)
 
 
 def _is_after_thinking(text: str, box_position: int) -> bool:

@@ -14,7 +14,7 @@ _RELATION = re.compile(
     rf"|<=|>=|==|:=|[=<>])|{_BRACKETS}"
 )
 _UNION_SIGN = re.compile(rf"(\\cup(?![A-Za-z])|(?<=[)\]])\s*[Uu]\s*(?=[(\[]))|{_BRACKETS}")
-_SET_MINUS_SIGN = re.compile(rf"(\\setminus(?![A-Za-z]))|{_BRACKETS}")
+_SET_MINUS_SIGN = re.compile(rf"(\\setminus(?![A-Za-z])|(?<=[R\])}}])\s*-\s*(?=\\\{{))|{_BRACKETS}")
 _RATIO_SIGN = re.compile(rf"(:|\\text\{{\s*(?:to|:)\s*\}}|(?<=[0-9a-z}}])\s+to\s+(?=[0-9a-z\\]))|{_BRACKETS}")
 _SUCH_THAT_SIGN = re.compile(rf"(\||:|\\mid(?![A-Za-z])|\\vert(?![A-Za-z]))|{_BRACKETS}")
 _COMMA_OR_SEMICOLON = re.compile(rf"([,;])|{_BRACKETS}")
@@ -64,9 +64,10 @@ def split_set_difference(text: str) -> list[str]:
     return _split_outside_brackets(text, _SET_MINUS_SIGN)[0]
 
 
-def split_ratio(text: str) -> list[str]:
-    """Splits a ratio at colons and at the word "to" between numbers."""
-    return _split_outside_brackets(text, _RATIO_SIGN)[0]
+def split_ratio(text: str) -> tuple[list[str], bool]:
+    """Splits a ratio at colons and at the word "to" between numbers, and returns whether there was such a word."""
+    parts, marks = _split_outside_brackets(text, _RATIO_SIGN)
+    return parts, any("to" in mark for mark in marks)
 
 
 def split_set_builder(text: str) -> list[str]:

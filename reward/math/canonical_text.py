@@ -6,10 +6,12 @@ from qwen_align.reward.math.answer_values import (
     BaseNumeral,
     BracketedTuple,
     Choice,
+    Congruence,
     Matrix,
     Ratio,
     RelationChain,
     Scalar,
+    SetBuilder,
     SetUnion,
     UnorderedItems,
     Words,
@@ -32,9 +34,9 @@ def format_canonically(value: AnswerValue) -> str:
     if isinstance(value, Choice):
         return value.letter
     if isinstance(value, BracketedTuple):
-        return f"{value.opening}{','.join(map(format_canonically, value.items))}{value.closing}"
+        return f"{value.name}{value.opening}{','.join(map(format_canonically, value.items))}{value.closing}"
     if isinstance(value, UnorderedItems):
-        return f"{{{','.join(sorted(set(map(format_canonically, value.items))))}}}"
+        return f"{{{','.join(sorted(map(format_canonically, value.items)))}}}"
     if isinstance(value, Matrix):
         rows = ("&".join(map(format_canonically, row)) for row in value.rows)
         return f"{value.kind}[{';'.join(rows)}]"
@@ -42,6 +44,10 @@ def format_canonically(value: AnswerValue) -> str:
         return f"{value.digits}_{value.base}"
     if isinstance(value, Ratio):
         return ":".join(map(format_canonically, value.parts))
+    if isinstance(value, SetBuilder):
+        return f"{{{value.element}:{value.condition}}}".replace(" ", "")
+    if isinstance(value, Congruence):
+        return f"{value.residue % value.modulus} mod {value.modulus}"
     return _format_relation_or_union(value)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from qwen_align.reward.math.exact_evaluator import evaluate_rational
 from qwen_align.reward.math.expression_equality import decide_equality
-from qwen_align.reward.math.expression_parser import parse_expression
 from qwen_align.reward.math.expression_tree import Node, get_free_letters, make_number, substitute_letters
+from qwen_align.reward.math.letter_readings import parse_alike
 
 _POINTS = ((3, 5, 7, 11, 13, 17, 19, 23), (29, 2, 31, 37, 3, 41, 43, 5), (8, 27, 6, 15, 21, 10, 33, 14))
 _ZERO = make_number(0)
@@ -19,7 +19,9 @@ def has_same_zero_set(
     The factor must be positive if `needs_positive_factor` is set; the result is False in doubt. The factor is read off
     at one point, so two equations without solutions are not equal because of that.
     """
-    gold_difference, answer_difference = _subtract_sides(*gold_sides), _subtract_sides(*answer_sides)
+    gold_left, gold_right, answer_left, answer_right = parse_alike(*gold_sides, *answer_sides)
+    gold_difference = _subtract_sides(gold_left, gold_right)
+    answer_difference = _subtract_sides(answer_left, answer_right)
     if (
         gold_difference is None
         or answer_difference is None
@@ -49,12 +51,9 @@ def has_same_zero_set(
     return False
 
 
-def _subtract_sides(left: str, right: str) -> Node | None:
+def _subtract_sides(left: Node | None, right: Node | None) -> Node | None:
     """Returns the expression tree of left side minus right side. Returns None if a side is not an expression."""
-    sides = parse_expression(left), parse_expression(right)
-    if sides[0] is None or sides[1] is None:
-        return None
-    return Node("sum", (sides[0], Node("negative", (sides[1],))))
+    return None if left is None or right is None else Node("sum", (left, Node("negative", (right,))))
 
 
 def _iterate_points(letters: list[str]) -> Iterator[dict[str, Node]]:

@@ -14,7 +14,12 @@ from qwen_align.reward.math.expression_vocabulary import (
     MULTI_ARGUMENT_FUNCTIONS,
     OPAQUE_COMMANDS,
     TRIGONOMETRIC_FUNCTIONS,
-    UNKNOWN_FUNCTION_LETTERS,
+)
+from qwen_align.reward.math.letter_parser import (
+    parse_application_or_symbol,
+    parse_argument_list,
+    parse_letter,
+    take_opaque_text,
 )
 from qwen_align.reward.math.token_cursor import TokenCursor
 
@@ -38,7 +43,7 @@ def parse_atom_from_token(cursor: TokenCursor, token: str) -> Node:
     if token in {r"\angle", r"\triangle"}:
         return make_symbol(token + parse_vertex_names(cursor))
     if token in OPAQUE_COMMANDS:
-        return make_symbol(token + take_opaque_text(cursor))
+        return parse_application_or_symbol(cursor, make_symbol(token + take_opaque_text(cursor)))
     if cursor.is_letter(token) or token in CONSTANTS:
         return parse_letter(cursor, token)
     raise NotAnExpressionError(f"{token!r} was not expected")
@@ -101,40 +106,6 @@ def make_literal(token: str) -> Node:
     return Node("decimal", (), token)
 
 
-def parse_letter(cursor: TokenCursor, token: str) -> Node:
-    """Parses a variable with its subscript and primes, or the value `f(x)` of an unknown function."""
-    name = token
-    if cursor.peek_token() == "_":
-        cursor.take_token()
-        name += "_" + (take_opaque_text(cursor))
-    while cursor.peek_token() == "'" or (cursor.peek_token() == "^" and cursor.peek_token(1) == "'"):
-        cursor.position += 1 if cursor.peek_token() == "'" else 2
-        name += "'"
-    if name[0] in UNKNOWN_FUNCTION_LETTERS and cursor.peek_token() == "(":
-        return Node("apply", tuple(parse_argument_list(cursor)), name)
-    if name in CONSTANTS and name not in cursor.bound_letters:
-        return Node("constant", (), CONSTANTS[name])
-    return make_symbol(name)
-
-
-def take_opaque_text(cursor: TokenCursor) -> str:
-    """Consumes the next command argument as plain text, for names that are not parsed further."""
-    token = cursor.take_token()
-    if token != "{":
-        if not (token.isalnum() or token[:1] == "\\"):
-            raise NotAnExpressionError("an argument is missing")
-        return token
-    parts: list[str] = []
-    depth = 1
-    while depth:
-        token = cursor.take_token()
-        if not token:
-            raise NotAnExpressionError("an argument is missing")
-        depth += (token == "{") - (token == "}")
-        parts.append(token)
-    return " ".join(parts[:-1])
-
-
 def parse_vertex_names(cursor: TokenCursor) -> str:
     """Parses the vertex letters of an angle or triangle to a name.
 
@@ -144,22 +115,6 @@ def parse_vertex_names(cursor: TokenCursor) -> str:
     while len(text) < 3 and text.isupper() and len(cursor.peek_token()) == 1 and cursor.peek_token().isupper():
         text += cursor.take_token()
     return min(text, text[::-1]) if text.isupper() else text
-
-
-def parse_argument_list(cursor: TokenCursor) -> list[Node]:
-    """Parses the comma-separated arguments in the brackets of a function call."""
-    opening = cursor.take_token()
-    closing = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}.get(opening)
-    if closing is None:
-        raise NotAnExpressionError("an argument is missing")
-    outer_bars, cursor.open_bars = cursor.open_bars, 0
-    arguments = [cursor.parse_sum()]
-    while cursor.peek_token() == ",":
-        cursor.take_token()
-        arguments.append(cursor.parse_sum())
-    cursor.open_bars = outer_bars
-    cursor.expect_token(closing)
-    return arguments
 
 
 def parse_function(cursor: TokenCursor, name: str) -> Node:
@@ -250,6 +205,8 @@ def parse_root(cursor: TokenCursor) -> Node:
         index = cursor.parse_sum()
         cursor.expect_token("]")
     radicand = cursor.parse_group(cursor.take_token()) if cursor.peek_token() == "(" else cursor.parse_argument()
+    if radicand.head == "symbol" and len(str(radicand.value)) == 2 and str(radicand.value).isupper():
+        radicand = make_symbol("".join(sorted(str(radicand.value))))  # a length or a product of numbers
     return Node("root", (radicand, index))
 
 

@@ -15,6 +15,7 @@ from qwen_align.reward.math.expression_tree import (
     iterate_nodes,
     substitute_letters,
 )
+from qwen_align.reward.math.letter_order import is_equal_in_order
 from qwen_align.reward.math.magnitude_estimate import estimate_magnitude
 from qwen_align.reward.math.modular_fingerprint import Fingerprint
 from qwen_align.reward.math.numeric_comparison import evaluate_nodes, measure_difference
@@ -53,14 +54,14 @@ def decide_equality(left: Node, right: Node) -> bool | None:
 
     Returns None where that could not be decided. Undefined values are equal to nothing, an infinity only to itself. A
     decimal of at least ten digits equals the number it rounds. Logarithms without a base may have base ten or e, the
-    same on both sides.
+    same on both sides. Products of capital letters are equal only in the same order.
     """
     left, right = _reread_exponent_as_euler_number(left, right), _reread_exponent_as_euler_number(right, left)
     left, right = _replace_printed_euler(left, right), _replace_printed_euler(right, left)
     is_same = _decide_with_cache(left, right)
     if is_same is not True and any(part == DEFAULT_BASE for node in (left, right) for part in iterate_nodes(node)):
-        return _decide_with_cache(_use_natural_logarithms(left), _use_natural_logarithms(right)) or is_same
-    return is_same
+        is_same = _decide_with_cache(_use_natural_logarithms(left), _use_natural_logarithms(right)) or is_same
+    return is_same and is_equal_in_order(left, right, _decide_with_cache)
 
 
 def _decide_with_cache(left: Node, right: Node) -> bool | None:
@@ -78,10 +79,7 @@ def _decide_pair(left: Node, right: Node) -> bool | None:
     left_infinity, right_infinity = _get_infinity_sign(left), _get_infinity_sign(right)
     if left_infinity or right_infinity:
         return left_infinity == right_infinity
-    fingerprint = Fingerprint(
-        (get_unknown_functions(left) | get_unknown_functions(right))
-        & (get_free_letters(left) | get_free_letters(right))
-    )
+    fingerprint = Fingerprint()
     try:
         is_same = fingerprint.compute_residues(left) == fingerprint.compute_residues(right)
     except UndefinedError:
@@ -317,16 +315,9 @@ class _Comparison:
 
         return SamplePoint(get_letter_value, self.name_unknown_function)
 
-    def name_unknown_function(self, node: Node) -> str | None:
-        """Returns a name for the value of an unknown function, the same for equal arguments.
-
-        Returns None for an implicit product.
-        """
-        return (
-            None
-            if self.fingerprint.is_implicit_product(node)
-            else f"{node.value}{self.fingerprint.compute_residues(node)}"
-        )
+    def name_unknown_function(self, node: Node) -> str:
+        """Returns a name for the value of an unknown function, the same for equal arguments."""
+        return f"{node.value}{self.fingerprint.compute_residues(node)}"
 
 
 def _count_parts(node: Node) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 r"""Parses a single scalar expression, in LaTeX or plain text, to an expression tree by recursive descent.
 
 Where notation is ambiguous: `2\frac{1}{3}` is the mixed number, `ab` a product, `1/2x` is `(1/2)x` but `1/xy` is
-`1/(xy)`, `\sin 2x` takes all of `2x`, `\log` has base 10, `f(x)` is an unknown function's value.
+`1/(xy)`, `\sin 2x` takes all of `2x`, `\log` has base 10. Whether a letter before a bracket is a factor or an unknown
+function says the `Reading`, which `letter_readings` chooses.
 """
 
 from functools import lru_cache
@@ -10,24 +11,29 @@ from qwen_align.reward.math.expression_atom_parser import make_literal, parse_at
 from qwen_align.reward.math.expression_tokenizer import NotAnExpressionError, tokenize_expression
 from qwen_align.reward.math.expression_tree import Node, make_call, make_product
 from qwen_align.reward.math.expression_vocabulary import CLOSING_BRACKETS, FACTOR_STARTS, FUNCTION_NAMES
-from qwen_align.reward.math.token_cursor import TokenCursor
+from qwen_align.reward.math.letter_parser import parse_application
+from qwen_align.reward.math.token_cursor import DEFAULT_READING, Reading, TokenCursor
 
 MAX_CACHED = 400  # characters: longer answers are rare, and their trees large
 MAX_NESTING = 64
 MAX_DEPTH = 160  # of the tree: an evaluation takes three frames a level, CPython allows 1,000
 
 
-def parse_expression(text: str) -> Node | None:
-    """Parses a text to an expression tree. Returns None if the text is not one scalar expression as a whole."""
-    return _parse_uncached(text) if len(text) <= MAX_CACHED else _parse_uncached.__wrapped__(text)
+def parse_expression(text: str, reading: Reading = DEFAULT_READING) -> Node | None:
+    """Parses a text to an expression tree. Returns None if the text is not one scalar expression as a whole.
+
+    Texts that are to be compared are parsed by `letter_readings.parse_alike`.
+    """
+    parse = _parse_uncached if len(text) <= MAX_CACHED else _parse_uncached.__wrapped__
+    return parse(text, reading)
 
 
 @lru_cache(maxsize=4_096)  # the completions of a group repeat their answers and share one gold
-def _parse_uncached(text: str) -> Node | None:
+def _parse_uncached(text: str, reading: Reading) -> Node | None:
     """Parses a text to an expression tree without the cache that `parse_expression` adds."""
     try:
         tokens = tokenize_expression(text)
-        return ExpressionParser(tokens).parse_all_tokens() if tokens else None
+        return ExpressionParser(tokens, reading).parse_all_tokens() if tokens else None
     except NotAnExpressionError:
         return None
 
@@ -123,8 +129,20 @@ class ExpressionParser(TokenCursor):
         return token in FACTOR_STARTS or self.is_letter(token)
 
     def parse_power(self) -> Node:
-        """Parses a factor followed by its factorial signs and exponents."""
+        """Parses a factor followed by its factorial signs and exponents, or a function's power such as `f^{-1}(x)`."""
+        start = self.position
         base = self.parse_atom()
+        if self.tokens[start] == "{" and base.head == "symbol" and self.peek_token() in {"(", "["}:
+            base = parse_application(self, base) or base  # a letter in braces of its own, as `\mathbf{F}` leaves it
+        node = self.parse_exponents_of(base)
+        is_letter_power = base.head == "symbol" and node.head == "power" and node.args[0] is base
+        if not is_letter_power or self.peek_token() not in {"(", "["} or self.tokens[start] in CLOSING_BRACKETS:
+            return node
+        application = parse_application(self, base, node.args[1])
+        return node if application is None else self.parse_exponents_of(application)
+
+    def parse_exponents_of(self, base: Node) -> Node:
+        """Parses the factorial signs and exponents after a factor."""
         while self.peek_token() == "!":
             self.take_token()
             base = make_call("factorial", base)

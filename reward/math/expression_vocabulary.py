@@ -2,7 +2,6 @@
 
 from qwen_align.reward.math.expression_tokenizer import FUNCTION_WORDS
 
-UNKNOWN_FUNCTION_LETTERS = frozenset("fghFGPQ")
 CLOSING_BRACKETS = {"(": ")", "[": "]", "{": "}", "|<": ">|", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 MULTI_ARGUMENT_FUNCTIONS = frozenset(("gcd", "lcm", "max", "min"))
 FUNCTION_NAMES = frozenset(FUNCTION_WORDS) - {"sqrt"}

@@ -11,7 +11,6 @@ from qwen_align.reward.math.units import split_off_unit
 _MAX_TAIL_CHARS = 1_500  # characters at the end of a text in which an answer without a box is looked for
 _MAX_BARE_CHARS = 300  # characters of a text that is nothing but its answer
 _MAX_SCANNED_CHARS = 20_000  # characters at the end of a text that are scanned at all
-_END_OF_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id)\|>|</s>")
 _CLOSING_PHRASE = re.compile(r"(?:</answer>|I hope (?:it|this) is correct\.?|∎)\Z", re.IGNORECASE)
 MINERVA_PREFIX = "Final Answer: The final answer is "  # how its answers begin, arXiv:2206.14858
 _MINERVA_ANSWER = re.compile(rf"{MINERVA_PREFIX}\$?([^\n$]{{1,400}}?)\$?\.? I hope it is correct\.?\s*(?:<\||\Z)")
@@ -31,6 +30,27 @@ _DENIAL_OR_HEDGE = re.compile(
     r"than|below|above|either|neither|among|maybe|perhaps|possibly|probably|could|might|unlikely|wrong)(?![A-Za-z])"
     r"|n't|不|非|大于|小于|约",
     re.IGNORECASE,
+)
+_DOUBT = re.compile(
+    r"(?<![A-Za-z])(?:wait|hold on|oops|correction|actually|sorry|scratch that|on second thought|no(?=,)"
+    r"|let me (?:correct|redo|recheck)|(?:made|is) an? (?:mistake|error)"
+    r"|that(?:'s| is| was) (?:wrong|incorrect|not right))(?![A-Za-z])|等等|不对|更正|错了|抱歉",
+    re.IGNORECASE,
+)
+_VALUE = (
+    r"\**(?:(-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?)(?![0-9A-Za-z])|\$([^$\n]{1,200})\$|\\\((.{1,200}?)\\\)"
+    r"|\(?([A-H])\)?(?![0-9A-Za-z]))"
+)
+_BARE_VALUE = re.compile(rf"[\s,.:;!…-]{{0,9}}{_VALUE}\s*(?=[.!。]|$)")
+_CORRECTION = re.compile(
+    r"(?:(?<![A-Za-z])(?:it|that|this|answer|result|value)\**(?: (?:is|was|should be|must be|becomes|equals)"
+    r"(?: (?:actually|really|instead|in fact|therefore|equal to))?|'s)|答案(?:是|为)|应该?(?:是|为)|应为|[是为]) ?"
+    + _VALUE,
+    re.IGNORECASE,
+)
+_SHORT_ANSWER = re.compile(
+    r"\(?([A-H])\)?|([+-]?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?(?: ?%| [a-z]{1,15}(?: [a-z]{1,15})?)?)"
+    r"|\$([^$]{1,200})\$|\\\((.{1,200}?)\\\)"
 )
 _PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 _TEXT_AFTER_FORMULA = re.compile(r"[^.。\n]{0,40}")
@@ -64,7 +84,6 @@ def extract_declared_answer(text: str) -> str | None:
     Returns None if no answer is stated. It is what follows the last "answer is", else the last formula of the last
     lines, else the text itself where that is short and of one line.
     """
-    text = _END_OF_TURN.split(text, maxsplit=1)[0]
     text = _CLOSING_PHRASE.sub("", text[-_MAX_SCANNED_CHARS:].strip()).strip()
     tail = text[-_MAX_TAIL_CHARS:]
     declaration_ends = [match.end() for match in _DECLARATION.finditer(tail)]
@@ -78,9 +97,35 @@ def extract_declared_answer(text: str) -> str | None:
     return (text or None) if is_bare or is_expression else None
 
 
+def has_doubt(text: str) -> bool:
+    """Checks whether a text doubts what was said before it."""
+    return _DOUBT.search(text) is not None
+
+
+def find_retraction(text: str) -> str | None:
+    """Returns the answer that takes back the one before, in the text after it: "Wait, it is 43."
+
+    Returns None if the text takes nothing back.
+    """
+    text = text[:_MAX_TAIL_CHARS]
+    doubt = _DOUBT.search(text)
+    if doubt is None:
+        return None
+    corrections = [match for match in (_BARE_VALUE.match(text, doubt.end()),) if match is not None]
+    corrections += _CORRECTION.finditer(text, doubt.end())
+    return None if not corrections else next(part for part in corrections[-1].groups() if part is not None)
+
+
 def _extract_stated_answer(text: str) -> str | None:
-    """Returns the answer from the words after "answer is": their formula, or the words after their last verb."""
+    """Returns the answer from the words after "answer is": their formula, or the words after their last verb.
+
+    A first sentence that is a short answer counts alone, unless what follows takes it back.
+    """
     text = text.strip()
+    first_sentence = _SENTENCE_OR_LINE_END.split(text, maxsplit=1)[0]
+    if short_answer := _SHORT_ANSWER.fullmatch(first_sentence.strip(" *")):
+        retraction = find_retraction(text[len(first_sentence) :])
+        return next(part for part in short_answer.groups() if part is not None) if retraction is None else retraction
     paragraph = text if text.startswith(("\\[", "$$")) else _PARAGRAPH_BREAK.split(text, maxsplit=1)[0]
     verb_ends = [match.end() for match in _VERB.finditer(_FORMULA.sub(lambda match: "x" * len(match[0]), paragraph))]
     rest = (paragraph[verb_ends[-1] :] if verb_ends else paragraph).strip()

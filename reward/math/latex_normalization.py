@@ -118,6 +118,7 @@ _UNICODE_ROOT = re.compile(r"([√∛∜])\s*(?:([0-9]+(?:\.[0-9]+)?|[A-Za-z])|\
 _ROOT_COMMANDS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _THOUSANDS_SPACE = re.compile(r"(?<=[0-9])(?:\\[,;: ]|~|\{\s\})(?=[0-9]{3}(?![0-9]))")
+_DECIMAL_COMMA = re.compile(r"(?<![0-9.,}])([0-9]+)\{,\}([0-9]{1,2}|[0-9]{4,})(?![0-9,{])")  # as LaTeX spaces it
 _THOUSANDS_COMMA = re.compile(r"(?<=[0-9])(?:,\s*\\!\s*|\{,\}\s*)(?=[0-9]{3})")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\s*")
 _OPERATOR_NAME = re.compile(r"\\operatorname\s*\*?\s*\{\s*([A-Za-z]+)\s*\}")
@@ -143,6 +144,8 @@ _HALF_DAY = re.compile(r"(?<![A-Za-z])([ap])\.\s?m\.")
 _ROOT_OF_DIGITS = re.compile(r"\\sqrt ?([0-9]{2,})")  # LaTeX would draw the root over the first digit only
 _FACTORIAL_BEFORE_DIGIT = re.compile(r"(?<!\\)!(?:\\[,;:! ]|\s)*(?=[0-9])")
 _SPACE = re.compile(r"(?:\\[,;:>! ]|~|\s)+")
+_DERIVATIVE_ORDER = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\s*\^\s*\{\s*\(\s*([A-Za-z0-9]+)\s*\)\s*\}")
+_DEGREE_LETTER = re.compile(r"°\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF])(?![A-Za-z]))")
 _DEGREE_CIRCLE = re.compile(r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\}|°|\{\s*°\s*\}|o(?=[CF]\b))")
 
 
@@ -159,13 +162,16 @@ def normalize_latex(text: str) -> str:
             text = _CROSS_PRODUCT.sub(r"\1\2\\crossed ", text)  # no product: it changes its sign with the order
         text = _TRANSPOSED.sub("^{T}", _PHANTOM.sub("", text)) if "^" in text or "phantom" in text else text
         text = _DIFFERENTIAL.sub("d ", text) if r"\int" in text or r"\frac" in text else text
+        text = _DECIMAL_COMMA.sub(r"\1.\2", text) if "{,}" in text else text
         text = _THOUSANDS_COMMA.sub("", _COLOUR.sub(" ", _ROW_SKIP.sub(ROW_BREAK, text)))
         text = _THOUSANDS_SPACE.sub("", text)
         text = _OPERATOR_NAME.sub(_rewrite_operator, text)
         text = _COMMAND.sub(_rewrite_command, text)
         if r"\over" in text or r"\choose" in text:
             text = _OVER_OR_CHOOSE.sub(_rewrite_over_and_choose, text)
+        text = _DERIVATIVE_ORDER.sub(_rewrite_derivative_order, text) if "(" in text and "^" in text else text
         text = _DEGREE_CIRCLE.sub("°", _NEGATED_RELATION.sub(_rewrite_negation, text))
+        text = _DEGREE_LETTER.sub(r"°\1\2", text) if "°" in text else text
     text = _ROOT_OF_DIGITS.sub(r"\\sqrt{\1}", text) if r"\sqrt" in text else text
     text = _FACTORIAL_BEFORE_DIGIT.sub(r"!\\cdot ", text) if "!" in text else text
     text = text.replace("...", r"\ldots ") if "..." in text else text
@@ -205,6 +211,12 @@ def _normalize_unicode_run(run: str) -> str:
         else:
             parts.append("".join(_UNICODE_SIGNS.get(symbol, symbol) for symbol in compatible))
     return "".join(parts) + ("}" if open_script else "")
+
+
+def _rewrite_derivative_order(match: re.Match[str]) -> str:
+    """Rewrites the derivative `f^{(2)}` with primes, and one of an unknown order as a name of its own."""
+    order = match[2]
+    return match[1] + ("'" * int(order) if order in {"1", "2", "3", "4"} else f"_{{({order})}}")
 
 
 def _rewrite_over_and_choose(match: re.Match[str]) -> str:

@@ -6,9 +6,23 @@ from qwen_align.reward.math.answer_values import RelationChain, UnorderedItems
 from qwen_align.reward.math.bracket_aware_split import split_relations
 from qwen_align.reward.math.variable_names import strip_subscript
 
-_COUNTER_DOMAIN = re.compile(r"\(?(?:\\forall )?([kmn]) ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z)\)?")
+_COUNTER_DOMAIN = re.compile(r"\(?(?:\\forall )?([klmnrt]) ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z)\)?")
 AND_PATTERN = re.compile(r"and|且|\\land|\\text\{\s*,?\s*and\s*\}")
 OR_PATTERN = re.compile(r"or|或者?|\\lor|\\text\{\s*,?\s*or\s*\}")
+
+
+def rename_counter(text: str, other: str) -> str:
+    r"""Renames the integer parameter of a family such as `x = 2n\pi, n \in \mathbb{Z}` to that of another one.
+
+    Returns the text unchanged where one of them states no such parameter, or where the name is taken.
+    """
+    letters = [re.findall(r"([a-z]) ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z)", family) for family in (text, other)]
+    if len(letters[0]) != 1 or len(letters[1]) != 1 or letters[0] == letters[1]:
+        return text
+    name = r"(?<![A-Za-z\\]){}(?![A-Za-z])"
+    if re.search(name.format(letters[1][0]), text):
+        return text
+    return re.sub(name.format(letters[0][0]), letters[1][0], text)
 
 
 def has_several_variables(group: UnorderedItems) -> bool:

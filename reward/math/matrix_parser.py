@@ -7,6 +7,7 @@ from qwen_align.reward.math.latex_normalization import ROW_BREAK
 
 _MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|smallmatrix|array)\}((?:(?!\\begin|\\end).)*)\\end\{\1\}")
 _ENVIRONMENT_KINDS = {"vmatrix": "determinant", "Vmatrix": "norm"}
+_TRANSPOSED = re.compile(r" ?\^ ?(?:T|\{ ?T ?\})\Z")
 _COLUMN_SPEC = re.compile(r"\s*\{[lcr| ]*\}")
 
 
@@ -15,6 +16,8 @@ def parse_matrix_cells(text: str) -> tuple[str, list[list[str]]] | None:
 
     Returns None if the text is not a matrix. A factor before a matrix is multiplied into its cells.
     """
+    if transposed := _TRANSPOSED.search(text):
+        return _transpose(parse_matrix_cells(text[: transposed.start()].rstrip()))
     match = _MATRIX.search(text)
     if match is None or match.end() != len(text):
         return _parse_bracketed_matrix(text)
@@ -38,3 +41,10 @@ def _parse_bracketed_matrix(text: str) -> tuple[str, list[list[str]]] | None:
     inner = text[1:-1].strip()
     kind_and_cells = parse_matrix_cells(inner) if inner.startswith(r"\begin{") else None
     return ("determinant", kind_and_cells[1]) if kind_and_cells is not None and text[0] == "|" else kind_and_cells
+
+
+def _transpose(kind_and_cells: tuple[str, list[list[str]]] | None) -> tuple[str, list[list[str]]] | None:
+    """Returns the transposed matrix. Returns None for anything that is no matrix."""
+    if kind_and_cells is None or kind_and_cells[0] != "matrix" or len(set(map(len, kind_and_cells[1]))) != 1:
+        return None
+    return "matrix", [list(column) for column in zip(*kind_and_cells[1], strict=True)]

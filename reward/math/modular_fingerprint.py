@@ -33,10 +33,9 @@ class Fingerprint:
     are a proof.
     """
 
-    def __init__(self, product_letters: frozenset[str] = frozenset()) -> None:
+    def __init__(self) -> None:
         self.exact = ExactEvaluator()
         self.atoms: set[str] = set()
-        self.product_letters = product_letters
         self.cache: dict[Node, tuple[int, int]] = {}
         self.bound_values: dict[str, tuple[int, int]] = {}
 
@@ -168,23 +167,9 @@ class Fingerprint:
                 pass
         return self.draw_atom(kind, *parts)
 
-    def is_implicit_product(self, node: Node) -> bool:
-        """Checks whether `h(a+b)` is a product of the variable h and a sum, not a function call.
-
-        It is where h is one of `product_letters`, which also occur alone.
-        """
-        return node.value in self.product_letters and len(node.args) == 1 and node.args[0].head == "sum"
-
     def fingerprint_unknown_function(self, node: Node) -> tuple[int, int]:
-        """Returns the modular residues of an unknown function's value, such as `f(2)`.
-
-        An implicit product `h(a+b)` is multiplied out.
-        """
-        parts = [self.compute_residues(arg) for arg in node.args]
-        if self.is_implicit_product(node):
-            first, second = _draw_residues("symbol", node.value)
-            return first * parts[0][0] % PRIMES[0], second * parts[0][1] % PRIMES[1]
-        return _draw_residues("apply", node.value, *parts)
+        """Returns the modular residues of an unknown function's value, such as `f(2)`, drawn from its arguments'."""
+        return _draw_residues("apply", node.value, *(self.compute_residues(arg) for arg in node.args))
 
     def fingerprint_series(self, node: Node) -> tuple[int, int]:
         r"""Returns the modular residues of a `\sum` or `\prod`.
@@ -222,7 +207,7 @@ class Fingerprint:
             self.exact.steps_left[0] -= 2 * body.size
             if self.exact.steps_left[0] < 0:
                 raise TooLargeError("a long sum")
-            inner = Fingerprint(self.product_letters)
+            inner = Fingerprint()
             inner.exact = ExactEvaluator(
                 {**self.exact.bound_values, str(variable.value): Fraction(index)}, self.exact.steps_left
             )
@@ -234,7 +219,7 @@ class Fingerprint:
     def fingerprint_opaque_series(self, node: Node, *ends: object) -> tuple[int, int]:
         r"""Returns hash-based modular residues for a `\sum` or `\prod`, from its bounds and body."""
         variable, body = node.args[0], node.args[3]
-        inner = Fingerprint(self.product_letters)
+        inner = Fingerprint()
         inner.exact.steps_left = self.exact.steps_left
         inner.bound_values = {**self.bound_values, str(variable.value): _draw_residues("bound", len(self.bound_values))}
         body_residues = inner.compute_residues(body)

@@ -190,10 +190,7 @@ class MpmathEvaluator:
 
     def evaluate_unknown_function(self, node: Node) -> MpNumber:
         """Returns the value that the sample point assigns to a call of an unknown function."""
-        name = self.point.get_call_name(node)
-        if name is None:
-            return self.to_mpf(self.point.get_letter_value(str(node.value))) * self.evaluate(node.args[0])
-        return self.to_mpf(self.point.get_letter_value(name))
+        return self.to_mpf(self.point.get_letter_value(self.point.get_call_name(node)))
 
     def is_complex(self, value: MpNumber) -> bool:
         """Checks whether a number has mpmath's complex type."""

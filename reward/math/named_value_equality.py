@@ -15,8 +15,8 @@ from qwen_align.reward.math.answer_values import (
     get_items,
 )
 from qwen_align.reward.math.expression_equality import decide_equality
-from qwen_align.reward.math.expression_parser import parse_expression
 from qwen_align.reward.math.expression_tree import make_symbol, substitute_letters
+from qwen_align.reward.math.letter_readings import parse_alike
 from qwen_align.reward.math.variable_names import normalize_variable_name, strip_subscript
 
 _MAX_COMPARISONS = 900  # comparisons of named values
@@ -103,9 +103,7 @@ def has_same_named_values(
             return _is_same_name(*gold_names, *answer_names) and is_same_answer(
                 gold_values[0], answer_values[0], deferred
             )
-        return _is_each_pair_among(golds, answers, is_same_answer) and _is_each_pair_among(
-            answers, golds, is_same_answer
-        )
+        return _has_same_pairs(golds, answers, is_same_answer)
     if (
         len({strip_subscript(name) for name in gold_names})
         == len({strip_subscript(name) for name in answer_names})
@@ -163,7 +161,7 @@ def _is_same_function(gold: AnswerValue, answer: AnswerValue, gold_letter: str, 
     """Checks whether two expressions are equal after renaming the variable of one to the variable of the other."""
     if not isinstance(gold, Scalar) or not isinstance(answer, Scalar):
         return False
-    gold_node, answer_node = parse_expression(gold.text), parse_expression(answer.text)
+    gold_node, answer_node = parse_alike(gold.text, answer.text)
     if (
         gold_node is None
         or answer_node is None
@@ -177,9 +175,17 @@ def _is_same_function(gold: AnswerValue, answer: AnswerValue, gold_letter: str, 
     )
 
 
-def _is_each_pair_among(entries: NamedValues, others: NamedValues, is_same_answer: AnswerComparer) -> bool:
-    """Checks whether each (name, value) pair of one list occurs in another list."""
-    return len(entries) * len(others) <= _MAX_COMPARISONS and all(
-        any(name == other_name and is_same_answer(value, other_value, None) for other_name, other_value in others)
-        for name, value in entries
-    )
+def _has_same_pairs(golds: NamedValues, answers: NamedValues, is_same_answer: AnswerComparer) -> bool:
+    """Checks whether two lists hold the same (name, value) pairs in any order, each as often."""
+    if len(golds) != len(answers) or len(golds) * len(answers) > _MAX_COMPARISONS:
+        return False
+    unmatched = list(answers)
+    for name, value in golds:
+        same = next(
+            (i for i, (other, answer) in enumerate(unmatched) if name == other and is_same_answer(value, answer, None)),
+            None,
+        )
+        if same is None:
+            return False
+        del unmatched[same]
+    return True

@@ -183,7 +183,7 @@ def _is_less_than(relation: str) -> bool:
 
 def _tuple_to_interval(row: BracketedTuple) -> Interval | None:
     """Converts two scalars in brackets to an interval. Returns None for any other tuple."""
-    if len(row.items) != 2:
+    if len(row.items) != 2 or row.name:
         return None
     low, high = row.items
     if isinstance(low, Scalar) and isinstance(high, Scalar):

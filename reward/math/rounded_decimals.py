@@ -81,7 +81,7 @@ def _approximate_value(node: Node) -> Fraction | None:
         bits = 2 * int(estimate_magnitude(node, evaluator).bits)
         if bits > _MAX_BITS:
             return None
-        point = SamplePoint(lambda name: draw_real_value(name, 0), lambda node: None)
+        point = SamplePoint(lambda name: draw_real_value(name, 0), repr)
         return to_fraction(evaluate_nodes((node,), point, _MIN_BITS + bits, is_real=False)[0])
     except (UndefinedError, TooLargeError, UnsupportedError):
         return None

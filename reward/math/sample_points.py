@@ -33,9 +33,7 @@ class SamplePoint:
     A call has the value of the variable that `get_call_name` names.
     """
 
-    def __init__(
-        self, get_letter_value: Callable[[str], Fraction], get_call_name: Callable[[Node], str | None]
-    ) -> None:
+    def __init__(self, get_letter_value: Callable[[str], Fraction], get_call_name: Callable[[Node], str]) -> None:
         self.get_letter_value = get_letter_value
         self.get_call_name = get_call_name
 

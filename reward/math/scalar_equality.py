@@ -6,6 +6,8 @@ from qwen_align.reward.math.answer_values import AnswerValue, DeferredPairs, Sca
 from qwen_align.reward.math.expression_equality import decide_equality
 from qwen_align.reward.math.expression_parser import parse_expression
 from qwen_align.reward.math.expression_tree import Node, make_symbol
+from qwen_align.reward.math.joined_numbers import parse_joined_numbers
+from qwen_align.reward.math.letter_readings import parse_alike
 from qwen_align.reward.math.units import get_conversion_factor
 
 _MIN_DECIMAL_DIGITS = 10  # as rounded_decimals.MIN_DIGITS: only a longer decimal may stand for an exact value
@@ -13,6 +15,10 @@ _MAX_DEFERRED_CHARS = 300  # longer expressions are not worth a second of a work
 _CALCULUS = re.compile(r"\\(?:int|iint|iiint|oint|lim|sum|prod|partial|Gamma|zeta|Re|Im|arg|frac ?\{ ?d)(?![A-Za-z])")
 # Functions that the expression parser takes for letters.
 _SPECIAL_FUNCTION = re.compile(r"\\(?:Gamma|zeta|Re|Im|arg) ?[({]")
+_CAPITAL_RUN = re.compile(r"(?<![A-Za-z\\])[A-Z]{2,}(?![A-Za-z])")
+_LETTER_BEFORE_BRACKET = re.compile(  # sympy reads `f(x)` as a function's value
+    r"((?<![A-Za-z\\])[A-Za-eijk-z]|\\(?:[Pp]hi|varphi|[Pp]si|chi|rho|sigma|tau|omega|theta|mu))'* ?[(\[]([^()\[\]]*)"
+)
 _TEXT_COMMAND = re.compile(r"\\text\{([^{}]*)\}")
 _SHORT_LETTER_RUN = re.compile(r"[A-Za-z]{2,3}")
 _TYPESETTING = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])|\\text(?=\{)")
@@ -44,7 +50,10 @@ def is_same_words(gold: AnswerValue, answer: AnswerValue) -> bool:
         is_possible_product = (
             _is_letter_product(gold) and _is_letter_product(answer) and not _is_possible_word(gold.original_text)
         )
-        return is_possible_product and _is_same_expression(gold.original_text, answer.original_text)
+        return is_possible_product and (
+            sorted(gold.original_text) == sorted(answer.original_text)  # the segment `BA` is `AB`
+            or _is_same_expression(gold.original_text, answer.original_text)
+        )
     words, other_value = (gold, answer) if isinstance(gold, Words) else (answer, gold)
     if not isinstance(words, Words) or not isinstance(other_value, Scalar) or other_value.number is not None:
         return False
@@ -65,6 +74,12 @@ def is_same_scalar(gold: Scalar, answer: Scalar, deferred: DeferredPairs | None)
         factor = get_conversion_factor(answer.unit, gold.unit)
         if factor is None:
             return False
+    gold_joined = parse_joined_numbers(gold.text) if gold.number is None else None
+    answer_joined = parse_joined_numbers(answer.text) if answer.number is None else None
+    if (gold_joined is not None and (answer_joined is not None or gold_joined.sign == "-" or gold_joined.is_date)) or (
+        answer_joined is not None and answer_joined.is_date
+    ):
+        return gold_joined == answer_joined and factor in (None, 1)  # dates and scores, which are no calculations
     if gold.number is not None and answer.number is not None:
         if gold.number == (answer.number if factor is None else answer.number * factor):
             return True
@@ -91,7 +106,7 @@ def _is_same_expression(gold: str, answer: str, deferred: DeferredPairs | None =
     """
     if _MATRIX_ALGEBRA.search(gold) or _MATRIX_ALGEBRA.search(answer):
         return _strip_product_signs(gold) == _strip_product_signs(answer)
-    gold_node, answer_node = parse_expression(gold), parse_expression(answer)
+    gold_node, answer_node = parse_alike(gold, answer)
     is_calculus = _CALCULUS.search(gold) or _CALCULUS.search(answer)
     if gold_node is None or answer_node is None:
         if _strip_typesetting(gold) == _strip_typesetting(answer):
@@ -103,10 +118,18 @@ def _is_same_expression(gold: str, answer: str, deferred: DeferredPairs | None =
         is_equal = None if is_special and gold_node != answer_node else decide_equality(gold_node, answer_node)
         is_calculus = is_calculus or is_special
     is_deferrable = is_calculus and "°" not in gold + answer and len(gold) + len(answer) <= _MAX_DEFERRED_CHARS
+    is_deferrable = is_deferrable and not _has_ambiguous_letters(gold) and not _has_ambiguous_letters(answer)
     if is_equal is None and is_deferrable and deferred is not None:
         deferred.append((gold, answer))
         return True
     return is_equal is True
+
+
+def _has_ambiguous_letters(text: str) -> bool:
+    """Checks whether a text has function values or runs of capitals, which sympy would read as products."""
+    return _CAPITAL_RUN.search(text) is not None or any(
+        letter not in content for letter, content in _LETTER_BEFORE_BRACKET.findall(text)
+    )
 
 
 def _rename_integration_constant(node: Node) -> Node:

@@ -1,10 +1,25 @@
 """A cursor over the tokens of an expression, with the interface that the parsers share."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from qwen_align.reward.math.expression_tokenizer import NotAnExpressionError
 from qwen_align.reward.math.expression_tree import Node
 from qwen_align.reward.math.expression_vocabulary import GREEK_LETTERS
+
+
+class Reading(NamedTuple):
+    """How the parts of an expression are read that its text alone leaves open.
+
+    `factors` holds the letters that are factors before a bracket, as in `k(a+b)`; all others are functions there.
+    `has_names` says that a run of capitals such as `AB` is one name (of a segment), not a product.
+    """
+
+    factors: frozenset[str] = frozenset()
+    has_names: bool = True
+
+
+DEFAULT_READING = Reading()
 
 
 class TokenCursor(ABC):
@@ -14,8 +29,9 @@ class TokenCursor(ABC):
     signs, and `cut_position` is the position of a number whose first digit was a command's argument: `\frac123` is 3/2.
     """
 
-    def __init__(self, tokens: list[str]) -> None:
+    def __init__(self, tokens: list[str], reading: Reading) -> None:
         self.tokens = [*tokens, ""]
+        self.reading = reading
         self.position = 0
         self.nesting_depth = 0
         self.open_bars = 0

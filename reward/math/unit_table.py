@@ -46,7 +46,8 @@ teaspoon 3 tablespoon tbsp
 area 10000 hectare ha 公顷
 area-us 1 acre
 degree 1 degree deg ° 度
-degree 1/60 arcminute
+degree 1/60 arcminute arcmin
+degree 1/3600 arcsecond arcsec
 radian 1 radian rad
 celsius 1 °C C celsius 摄氏度
 fahrenheit 1 °F F fahrenheit 华氏度
@@ -127,11 +128,13 @@ SCALES = {
 class Unit(NamedTuple):
     """A unit of measurement, as `factor` times the base units of its dimensions.
 
-    Two units can be compared when their dimensions are the same.
+    Two units can be compared when their dimensions are the same. `qualifiers` are words beside a unit that tell what is
+    counted, as "red" in "3 red balls".
     """
 
     factor: Fraction
     dimensions: tuple[tuple[str, int], ...]
+    qualifiers: frozenset[str] = frozenset()
 
 
 _DERIVED_DIMENSIONS = {"volume": ("length", 3), "area": ("length", 2)}

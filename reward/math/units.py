@@ -11,9 +11,10 @@ ANY_WORD = "*"  # among `unit_letters`: the text is a gold, whose unit may be an
 _NON_UNIT_WORDS = frozenset(
     "squared cubed factorial mod over plus minus times divided root not none half double".split()
 )
-_IGNORED_WORDS = frozenset(
-    "of the a an each total different distinct possible old long tall high wide deep away more fewer new red blue "
-    "green yellow black white".split()
+_IGNORED_WORDS = frozenset("of the a an each total different distinct possible away".split())
+_QUALIFIERS = frozenset(
+    "old new long tall high wide deep thick short small large big little empty full more fewer less red blue green "
+    "yellow black white purple brown pink gray grey".split()
 )
 _SPEED_UNITS = frozenset({"m/s", "m/s^2", "m/s^{2}"})  # the only compound of single letters accepted outside \text
 _CURRENCY_UNITS = {name: name.lower() for name in ("USD", "RMB", "CNY", "EUR", "GBP", "Rs")} | {
@@ -46,6 +47,7 @@ _UNIT_PIECE = re.compile(
 )
 _WORDS_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z.]*|°[CF]?|[%¢€£¥$]|[一-鿿]+)|\^\{?(-?[1-4])\}?|(/)|[ \-(),·⋅*]+|\\?\$")
 _CHINESE_CLASSIFIERS = frozenset("个人只本张支棵条头匹辆台件朵颗粒名位盒箱袋瓶杯碗盘枝把间道题次种组架艘套岁倍")
+_COUNTED_MARK = "*"  # before what a Chinese classifier counts
 _MAX_COUNTED_CHARS = 5  # characters of a Chinese classifier with what is counted
 _MAX_TAIL_CHARS = 96  # characters at the end of a text in which a unit is looked for
 _LEADING_MONEY = re.compile(
@@ -81,7 +83,7 @@ def split_off_unit(text: str, unit_letters: frozenset[str] = frozenset()) -> Mea
         return MeasuredText(text)
     for piece in _UNIT_PIECE.finditer(text, tail.start()):
         body = text[: piece.start()].rstrip()
-        if piece[4] and body.endswith("-"):  # `5-inch`
+        if piece[4] and body.endswith("-") and body[-2:-1].isdigit():  # `5-inch`
             body = body[:-1]
         if piece[6] or piece[2] or not _VALUE_END.search(body):
             continue
@@ -96,6 +98,8 @@ def split_off_unit(text: str, unit_letters: frozenset[str] = frozenset()) -> Mea
 def get_conversion_factor(first: Unit, second: Unit) -> Fraction | None:
     """Returns how many of the second unit equal one of the first. Returns None if they measure different quantities."""
     if {name for unit in (first, second) for name, _ in unit.dimensions} >= {"celsius", "fahrenheit"}:
+        return None
+    if first.qualifiers and second.qualifiers and first.qualifiers != second.qualifiers:
         return None
     if first.dimensions == second.dimensions or _merge_degree_dimensions(first) == _merge_degree_dimensions(second):
         return first.factor / second.factor
@@ -142,6 +146,7 @@ def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) 
     Returns None for any other text.
     """
     words: list[tuple[str, int]] = []
+    qualifiers: set[str] = set()
     scale, power, sign = 1, 1, 1
     is_speed = is_after_number and tail.replace(" ", "") in _SPEED_UNITS
     for raw_word, exponent, is_text in _split_unit_words(tail):
@@ -160,10 +165,10 @@ def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) 
             power = POWER_WORDS[word]
         elif word in ("squared", "cubed") and words:
             words[-1] = (words[-1][0], words[-1][1] * (2 if word == "squared" else 3))
-        elif word in _IGNORED_WORDS:
-            continue
+        elif word in _IGNORED_WORDS or word in _QUALIFIERS or word[0] == _COUNTED_MARK:
+            qualifiers |= set() if word in _IGNORED_WORDS else {word}
         elif _is_unit_word(word, unit_letters, is_text or sign < 0 or is_speed) and (
-            is_after_number or is_text or len(word) > 1
+            is_after_number or is_text or (len(word) > 1 and not word.isupper())
         ):
             words.append((word, sign * power))
             power = 1
@@ -171,7 +176,7 @@ def _parse_unit(tail: str, unit_letters: frozenset[str], is_after_number: bool) 
             return None
     if not words:
         return MeasuredText("", None, scale) if scale != 1 else None
-    return MeasuredText("", _combine_units(words), scale)
+    return MeasuredText("", _combine_units(words)._replace(qualifiers=frozenset(qualifiers)), scale)
 
 
 def _split_unit_words(tail: str) -> list[tuple[str, int, bool]]:
@@ -209,10 +214,10 @@ def _split_unit_words(tail: str) -> list[tuple[str, int, bool]]:
 def _split_chinese_unit(word: str) -> list[str]:
     """Splits a Chinese unit into its prefix and its base unit, so 平方厘米 becomes 平方 and 厘米.
 
-    名学生 becomes 名 alone (a counting word with what is counted); other words are not split.
+    名学生 becomes 名 and, marked, what is counted; other words are not split.
     """
     if word not in UNITS and word[0] in _CHINESE_CLASSIFIERS and len(word) <= _MAX_COUNTED_CHARS:
-        return [word[0]]
+        return [word[0], *([_COUNTED_MARK + word[1:]] if word[1:] else [])]
     for head in ("平方", "立方", "万", "亿", "千", "百"):
         if word.startswith(head) and word != head and word not in UNITS:
             return [head, *_split_chinese_unit(word[len(head) :])]

@@ -4,7 +4,7 @@ import re
 
 from qwen_align.reward.math.answer_values import AnswerValue, Choice, Scalar, Words
 from qwen_align.reward.math.bracket_aware_split import split_list, split_ratio
-from qwen_align.reward.math.number_parser import parse_spelled_number
+from qwen_align.reward.math.number_parser import parse_chinese_number, parse_spelled_number
 from qwen_align.reward.math.units import split_off_unit
 
 _CHOICE = re.compile(
@@ -13,13 +13,18 @@ _CHOICE = re.compile(
 )
 _NOT_AN_OPTION = re.compile(
     r"\A(?:[=+*/^_<>!|-]|\\(?:ne|lnot|neg|cup|cap|times|cdot|in|le|ge)(?![A-Za-z]))"
-    r"|(?<![A-Za-z])(?:not|or|and|nor|wrong|incorrect|false|but|isn't)(?![A-Za-z])|\([A-Z]\)|(?<![A-Za-z])[A-Z][.):]",
+    r"|(?<![A-Za-z])(?:not|nor|wrong|incorrect|false|but|isn't)(?![A-Za-z])|\([A-Z]\)|(?<![A-Za-z])[A-Z][.):]"
+    r"|\A(?:\\text ?\{ ?)?(?:or|and)(?![A-Za-z])|(?<![A-Za-z])(?:or|and)(?:\\text ?\{|[ \\}(])*(?-i:[A-H])(?![A-Za-z])",
     re.IGNORECASE,
 )
 _ALPHABETIC = re.compile(r"[A-Za-z一-鿿\u3040-\u30ff\uac00-\ud7af' .]+")
+_CHINESE_WITH_DIGITS = re.compile(
+    "[负第][0-9一二两三四五六七八九十百千万零〇]+(?:又.{1,40}|[个名位项次组天年题行层排步])?"
+)
 _LETTER_RUN = re.compile(r"[A-Za-z]{2,}")
 _LABELLED_OPTION = re.compile(r"\\text\{ ?\(?([A-Z])[).:]+ ?\} ?(\S.*)")
 _CHINESE_MEASURED = re.compile(r"([零〇一二两三四五六七八九十百千万亿点]+)([^零〇一二两三四五六七八九十百千万亿点].*)")
+_MAX_SYMBOL_CHARS = 6  # letters of a genotype or formula, whose case counts
 STOP_WORDS = frozenset(
     "or and not no if is of to in on at so as by be an we it he up do are the for any all but one two has can may "
     "yes nor its was".split()
@@ -41,7 +46,13 @@ def parse_choice_or_words(text: str) -> AnswerValue | None:
         rest = (match[4] or match[6] or "").strip()
         if letter.isupper() and not _NOT_AN_OPTION.search(rest):
             return Choice(letter, rest)
-    if _ALPHABETIC.fullmatch(text) and len(split_list(text)) == 1 and len(split_ratio(text)) == 1:
+    number = parse_spelled_number(text.lower()) if len(text) > 1 and not text.startswith("百分之") else None
+    if number is not None:
+        return Scalar(text, number)
+    if text[:1] in ("负", "第") and _CHINESE_WITH_DIGITS.fullmatch(text):
+        number = parse_chinese_number(text)
+        return None if number is None else Scalar(str(number), number)
+    if _ALPHABETIC.fullmatch(text) and len(split_list(text)) == 1 and len(split_ratio(text)[0]) == 1:
         return _parse_words(text)
     return None
 
@@ -73,5 +84,7 @@ def normalize_words(text: str) -> str:
     """
     if (text.isupper() and len(text) <= 3) or len(text) <= 2:
         return text.lower() if text.lower() in STOP_WORDS else text
+    if len(text) <= _MAX_SYMBOL_CHARS and text.isalpha() and not text[1:].islower() and not text.isupper():
+        return text  # `AaBb`, `NaCl`
     words = text.lower().split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)

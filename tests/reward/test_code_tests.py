@@ -24,6 +24,10 @@ ATTACKS = [
     json.loads(line)
     for line in (Path(__file__).parents[1] / "cases" / "code_attacks.jsonl").read_text(encoding="utf-8").splitlines()
 ]
+ANSWERS = [
+    json.loads(line)
+    for line in (Path(__file__).parents[1] / "cases" / "code_answers.jsonl").read_text(encoding="utf-8").splitlines()
+]
 needs_data = pytest.mark.skipif(
     not (DATA / "humaneval").is_dir(),
     reason=f"no real data at {DATA}; set QWEN_ALIGN_TEST_DATA to the folder that holds humaneval and mbpp",
@@ -75,6 +79,26 @@ def test_only_right_code_is_paid(one: dict[str, Any], gold: str) -> None:
     verdict = reward.judge(one["code"], GOLDS[gold])
     assert verdict.value == (1.0 if one["pays"] else 0.0), verdict
     assert time.monotonic() - start < reward.time_limit_s + 0.3
+
+
+@pytest.mark.parametrize("one", ANSWERS, ids=lambda one: one["name"])
+def test_answers_are_read_as_their_writers_meant_them(one: dict[str, Any]) -> None:
+    assert REWARD.judge(one["completion"], one["gold"]).value == one["value"]
+
+
+LONG = "1" + "0" * 5_000
+
+
+def test_integers_of_five_thousand_digits() -> None:
+    code = "def f(n): return 10 ** n"
+    for gold in (
+        {"tests": [f"assert f(5000) == {LONG}"]},
+        {"fn_name": "f", "inputs": ["5000"], "outputs": [LONG]},
+    ):
+        assert REWARD.judge(code, gold).value == 1.0
+        assert REWARD.judge(f"{code} + 1", gold).value == 0.0
+    program = {"inputs": ["5000\n"], "outputs": [f"{LONG}\n"]}
+    assert REWARD.judge("print(10 ** int(input()))", program).value == 1.0
 
 
 ENDLESS = [

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message
 from qwen_align.reward.base import UNJUDGED, BaseReward, is_right
-from qwen_align.reward.combine import compute_shaping_scale, is_task_solved, judge_all
+from qwen_align.reward.combine import compute_shaping_scale, is_task_solved, judge_all, select_rewards
+from qwen_align.reward.control_rewards import Constant
 from qwen_align.reward.format import Format
 from qwen_align.reward.math_answer import MathAnswer
+from qwen_align.reward.tool_calls import ToolCalls
 from qwen_align.reward.verdict import Verdict
 
 RIGHT, WRONG = "<think>\na\n</think>\n\n\\boxed{2}", "<think>\na\n</think>\n\n\\boxed{3}"
@@ -209,3 +211,46 @@ def test_solved_is_what_every_outcome_says(values: tuple[float | None, float | N
     rewards = [Says(of="a"), Says(of="b"), Says(of="c", shapes=True)]
     (verdict,) = judge_all(rewards, [completion("", meta={"a": values[0], "b": values[1], "c": 0.0})])
     assert is_task_solved(rewards, verdict) == expected
+
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+CALL_GOLD = {"calls": [{"name": "add", "arguments": {"a": 1}}]}
+
+
+def test_a_row_is_judged_by_the_reward_it_names() -> None:
+    rewards = [MathAnswer(), ToolCalls(weight=2.0), Format(weight=0.1)]
+    rows = [
+        completion(RIGHT, prompt_id="m", reward="math_answer"),
+        completion(f"<think>\na\n</think>\n\n{CALL}", CALL_GOLD, prompt_id="t", reward="tool_calls"),
+        completion(WRONG, prompt_id="n", reward="math_answer"),
+    ]
+    verdicts = judge_all(rewards, rows)
+    assert [verdict.value for verdict in verdicts] == [1.1, 2.1, 0.1]
+    assert [list(verdict.parts or {}) for verdict in verdicts] == [
+        ["math_answer", "format"],
+        ["tool_calls", "format"],
+        ["math_answer", "format"],
+    ]
+    assert [is_task_solved(rewards, verdict) for verdict in verdicts] == [True, True, False]
+    assert verdicts == [judge_all(rewards, [row])[0] for row in rows]
+
+
+def test_shaping_is_scaled_by_the_outcome_of_the_row() -> None:
+    rewards = [MathAnswer(), ToolCalls(weight=3.0), Format(weight=1.0)]
+    (verdict,) = judge_all(rewards, [completion(RIGHT, reward="math_answer")])
+    assert verdict.value == 1.25  # a quarter of the one outcome's weight, not of both
+
+
+@pytest.mark.parametrize(
+    ("named", "kinds"),
+    [
+        ("math_answer", ["math_answer", "constant", "format"]),
+        ("tool_calls", ["tool_calls", "constant", "format"]),
+        ("constant", ["math_answer", "tool_calls", "constant", "format"]),
+        ("code_tests", ["math_answer", "tool_calls", "constant", "format"]),
+        ("", ["math_answer", "tool_calls", "constant", "format"]),
+    ],
+)
+def test_only_rewards_that_judge_golds_are_chosen_by_row(named: str, kinds: list[str]) -> None:
+    rewards = [MathAnswer(), ToolCalls(), Constant(), Format()]
+    assert [reward.kind for reward in select_rewards(rewards, named)] == kinds

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from qwen_align.align.rows import Completion, Message, Mode
 from qwen_align.reward.format import Format, follows_mode, split_answer_tags
-from qwen_align.reward.thinking import Turn, split_turn, strip_thinking
+from qwen_align.reward.thinking import Turn, cut_at_turn_end, split_turn, strip_thinking
+from tests.clock import cpu_limit
 
 EMPTY = "<think>\n\n</think>\n\n"
 
@@ -85,10 +86,35 @@ def test_parts_of_a_turn() -> None:
         ("a</think>b</think>c", "c"),
         ("a<think>", None),
         ("</think><think>", None),
+        ("<think>a</think>f('</think>')", "f('</think>')"),
+        ('<think>a</think>{"text": "<think> b"}', '{"text": "<think> b"}'),
+        ("<think>It isn't</think>it's 2", "it's 2"),
+        ("<think>`</think>` a</think>b", "b"),
     ],
 )
 def test_what_follows_the_thinking(text: str, after: str | None) -> None:
     assert strip_thinking(text) == after
+
+
+@pytest.mark.parametrize(
+    ("text", "turn"),
+    [
+        ("a<|im_end|>b", "a"),
+        ("a</s>b", "a"),
+        ("<s>a</s>b", "<s>a</s>b"),
+        ("a<end_of_turn>", "a"),
+        ("a '<|im_end|>' b<|eot_id|>c", "a '<|im_end|>' b"),
+        ("1 < 2 <|x|>", "1 < 2 <|x|>"),
+    ],
+)
+def test_nothing_after_the_end_of_the_turn_is_kept(text: str, turn: str) -> None:
+    assert cut_at_turn_end(text) == turn
+
+
+def test_many_quoted_tags_are_looked_at_in_linear_time() -> None:
+    for mark in ("'<think>' ", "'<|im_end|>' ", "'</think>"):
+        with cpu_limit(1.0, mark):
+            strip_thinking(cut_at_turn_end(mark * 20_000))
 
 
 # text, reason in thinking mode, in no_think mode and without a mode

@@ -305,6 +305,42 @@ def test_golds_a_reward_cannot_use_are_counted(said: Callable[..., list[str]], t
         said({**data, "sieve": {"gold_is_usable": False}}, {**GRPO, "held_out": held_out})
 
 
+CALLS = {"calls": [{"name": "add", "arguments": {"a": 1}}]}
+MIXED: list[tuple[Any, str]] = [("2", "math_answer"), (CALLS, "tool_calls")]
+
+
+def problems(folder: Path, *golds_and_rewards: tuple[Any, str]) -> dict[str, Any]:
+    """A stage of problems with these golds, each naming its reward; none is dropped."""
+    rows = [
+        Problem(id=f"p{n}", messages=[Message(role="user", content=f"1+{n}?")], gold=gold, reward=reward)
+        for n, (gold, reward) in enumerate(golds_and_rewards)
+    ]
+    return {**file_stage(folder, *rows, name="problems"), "sieve": {"gold_is_usable": False}}
+
+
+@pytest.mark.parametrize("stage", [GRPO, {**ROLLOUT, "from_model": "base"}])
+def test_each_row_needs_a_gold_for_its_own_reward_alone(
+    said: Callable[..., list[str]], tmp_path: Path, stage: dict[str, Any]
+) -> None:
+    both = [{"kind": "math_answer"}, {"kind": "tool_calls"}]
+    assert "unusable" not in "\n".join(said(problems(tmp_path, *MIXED), {**stage, "rewards": both}))
+    idle = "\n".join(said(problems(tmp_path, MIXED[0]), {**stage, "rewards": both}))
+    assert "tool_calls judges no row: they name math_answer" in idle
+    only = "\n".join(said(problems(tmp_path, *MIXED), {**stage, "rewards": both[:1]}))
+    assert "math_answer: 1 golds of 2 are unusable, the first 'p1'" in only
+
+
+@pytest.mark.parametrize("stage", [GRPO, {**ROLLOUT, "from_model": "base"}])
+def test_a_stage_in_which_no_row_gets_a_verdict_is_refused(
+    said: Callable[..., list[str]], tmp_path: Path, stage: dict[str, Any]
+) -> None:
+    with pytest.raises(DataError, match="rewards: math_answer can use none of the 2 golds, so"):
+        said(problems(tmp_path, *[(CALLS, "tool_calls")] * 2), stage)
+    both = {**stage, "rewards": [{"kind": "math_answer"}, {"kind": "tool_calls"}]}
+    with pytest.raises(DataError, match=r"rewards: .* can use none of the 2 golds"):
+        said(problems(tmp_path, (None, "math_answer"), (None, "tool_calls")), both)
+
+
 @pytest.mark.parametrize("stage", [GRPO, EVALUATE, ROLLOUT])
 def test_questions_and_golds_that_look_exchanged_are_refused(
     said: Callable[..., list[str]], tmp_path: Path, stage: dict[str, Any]

@@ -101,9 +101,7 @@ def test_no_settings_class_lets_nan_in() -> None:
 
 
 def test_repeats_and_matrices_have_a_cap_that_says_so(refusal: Callable[..., str]) -> None:
-    assert "times: must be at most 1000" in refusal(
-        {"repeat": {"times": 20_000, "stages": [DATA]}}
-    )
+    assert "times: must be at most 1000" in refusal({"repeat": {"times": 20_000, "stages": [DATA]}})
     said = refusal(DATA, matrix={"seed": list(range(300)), "stages.data.limit": list(range(1, 101))})
     assert "30,000 cells of the matrix with 1 stages each (repeats counted) make 30,000 stages; at most 10,000" in said
     axes = {f"stages.data.builder.a{axis}": list(range(10)) for axis in range(12)}

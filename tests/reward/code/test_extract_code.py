@@ -17,8 +17,6 @@ from tests.clock import cpu_limit
         ("```{python}\na\n```", "a\n"),
         ("```\na\n```", "a\n"),
         ("``` python \na\n``` ", "a\n"),
-        ("```python\na\n```\n```python\nb\n```", "b\n"),
-        ("```python\na\n```\n```\nb\n```", "b\n"),
         ("```python\na\n```\n```text\nb\n```", "a\n"),
         ("```python\na\n```\n```bash\nrm\n```", "a\n"),
         ("````python\na\n```\nb\n````", "a\n```\nb\n"),
@@ -34,6 +32,26 @@ def test_the_last_block_of_python_counts(text: str, found: CodeCandidates | str 
     if not isinstance(found, CodeCandidates):
         found = CodeCandidates([text], False) if found is None else CodeCandidates([text, found], True)
     assert extract_code(text) == found
+
+
+def test_earlier_blocks_come_after_the_last() -> None:
+    text = "```python\na\n```\n~~~py\nb\n~~~\n```\nc\n```"
+    assert extract_code(text) == CodeCandidates([text, "c\n", "b\n", "a\n"], True)
+
+
+@pytest.mark.parametrize(
+    ("text", "block"),
+    [
+        ("~~~python\na\n~~~", "a\n"),
+        ("~~~python\na\n```\nb\n~~~", "a\n```\nb\n"),
+        ("```python\na```", "a"),
+        ("```python\na```\n", "a"),
+        ("```python\n\ufeffa\n```", "a\n"),
+        ("\ufeff```python\na\n```", "a\n"),
+    ],
+)
+def test_other_fences_and_marks(text: str, block: str) -> None:
+    assert extract_code(text) == CodeCandidates([text.removeprefix("\ufeff"), block], True)
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t", "x" * 300_000])

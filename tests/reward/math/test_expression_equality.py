@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from qwen_align.reward.math.exact_evaluator import evaluate_rational
 from qwen_align.reward.math.expression_equality import decide_equality
 from qwen_align.reward.math.expression_parser import parse_expression
+from qwen_align.reward.math.letter_readings import parse_alike
 from qwen_align.reward.math.numeric_comparison import warm_up_mpmath
 from tests.clock import cpu_limit
 
@@ -32,7 +33,7 @@ Tree = tuple[Any, ...]
 
 def decide_texts(a: str, b: str) -> bool | None:
     """Parses two texts, which must be expressions, and decides whether they are equal."""
-    left, right = parse_expression(a), parse_expression(b)
+    left, right = parse_alike(a, b)
     assert left is not None, a[:80]
     assert right is not None, b[:80]
     return decide_equality(left, right)
@@ -353,7 +354,7 @@ def test_threads_get_the_same_verdicts() -> None:
     def work(order: list[tuple[str, str]]) -> None:
         """Decides the pairs in this order and notes those that are wrong."""
         for a, b in order:
-            left, right = parse_expression(a), parse_expression(b)
+            left, right = parse_alike(a, b)
             if left is None or right is None or decide_equality(left, right) is not True:
                 wrong.append((a, b))
 
