@@ -3,6 +3,7 @@
 It runs in a sandbox that knows no expected value, and is judged outside of it.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -13,8 +14,9 @@ from qwen_align.align.rows import Completion
 from qwen_align.reward.base import BaseReward, Probe, judge_in_threads
 from qwen_align.reward.code.extract_code import extract_code
 from qwen_align.reward.code.judge_outcomes import PASSED
-from qwen_align.reward.code.plan_from_gold import plan_from_gold
-from qwen_align.reward.code.run_candidate import run_candidate
+from qwen_align.reward.code.judging_cells import JudgeEndedError
+from qwen_align.reward.code.plan_from_gold import Plan, plan_from_gold
+from qwen_align.reward.code.run_candidate import Score, run_candidate
 from qwen_align.reward.code.run_dataset_tests import UNUSABLE
 from qwen_align.reward.code.sandbox import Limits, SandboxError, get_sandbox
 from qwen_align.reward.thinking import cut_at_turn_end, strip_thinking
@@ -68,17 +70,26 @@ class CodeTests(BaseReward):
         code = extract_code(answer)
         if code is None:
             return Verdict(value=0.0, reason="no code")
-        limits = Limits(self.time_limit_s, self.memory_mib)
-        try:
-            score = run_candidate(plan, code.texts, get_sandbox(self.isolation), limits, partial=self.partial)
-        except SandboxError:  # the sandbox's server was killed from outside; if that was not all, it is raised again
-            score = run_candidate(plan, code.texts, get_sandbox(self.isolation), limits, partial=self.partial)
+        score = self._run_twice_if_needed(plan, code.texts)
         if score.reason == UNUSABLE:
             return Verdict(value=None, reason=UNUSABLE)
         if score.reason == PASSED:
             return Verdict(value=1.0, reason=PASSED)
         reason = "no code" if score.reason == "syntax error" and not code.fenced else score.reason
         return Verdict(value=score.n_passed / score.n_tests if self.partial else 0.0, reason=reason)
+
+    def _run_twice_if_needed(self, plan: Plan, texts: list[str]) -> Score:
+        """Runs a candidate and returns its score. Runs it again if what judges it was ended from outside.
+
+        Raises SandboxError where the machine does not give the isolation asked for.
+        """
+        sandbox, limits = get_sandbox(self.isolation), Limits(self.time_limit_s, self.memory_mib)
+        with contextlib.suppress(SandboxError):
+            return run_candidate(plan, texts, sandbox, limits, partial=self.partial)
+        try:
+            return run_candidate(plan, texts, sandbox, limits, partial=self.partial)
+        except JudgeEndedError:  # twice by the same candidate
+            return Score(0, 1, "crashed")
 
     def judge_many(self, completions: Sequence[Completion], *, deadline: float | None = None) -> list[Verdict]:
         """Judges completions in parallel, one for each processor core, and returns the verdicts in order."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_align.reward.code.expression_evaluator import (
+    DeepStepBudget,
     Evaluator,
-    StepBudget,
     UnsupportedError,
     bind_names,
     is_supported,
@@ -64,7 +64,7 @@ class _AssertionSplitter:
         self.names: dict[str, Any] = {}
         self.passed_mutables: dict[int, Any] = {}
         """The mutable values that the candidate's code was given, by their `id`."""
-        self.budget = StepBudget(_MAX_STEPS)
+        self.budget = DeepStepBudget(_MAX_STEPS)
 
     def split_statements(self, body: Sequence[ast.stmt]) -> list[Check]:
         """Splits test statements and returns their checks in the order in which they would run."""

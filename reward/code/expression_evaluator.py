@@ -53,6 +53,24 @@ class StepBudget:
             self.spend(len(value))
 
 
+class DeepStepBudget(StepBudget):
+    """A number of steps by which a value costs as much as all that is in it, each time that it is read or made.
+
+    `x = [x, x]`, written sixty times, is short and takes a comparison 2**60 steps.
+    """
+
+    def spend_for(self, value: Any) -> None:
+        """Subtracts the steps that it takes to go through a value and what it holds, at any depth."""
+        waiting = [value]
+        while waiting:
+            part = waiting.pop()
+            super().spend_for(part)
+            if isinstance(part, dict):
+                waiting += [*part.keys(), *part.values()]
+            elif isinstance(part, list | tuple | set | frozenset | type({}.values()) | type({}.items())):
+                waiting += part
+
+
 class Evaluator:
     """An evaluator of Python expressions over known variables.
 
@@ -146,6 +164,7 @@ class Evaluator:
         result: Any = True
         for operation, right_node in zip(node.ops, node.comparators, strict=True):
             right = self.evaluate(right_node)
+            self.budget.spend_for(left)
             self.budget.spend_for(right)
             result = COMPARISONS[type(operation)](left, right)
             if not result:
@@ -165,7 +184,7 @@ class Evaluator:
     def evaluate_comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp) -> Any:
         """Evaluates a list, set or generator comprehension. A generator is returned as a list."""
         values = list(self._run_loops(node.generators, node.elt))
-        return build_set(values) if isinstance(node, ast.SetComp) else values
+        return _build_set(self, values) if isinstance(node, ast.SetComp) else values
 
     def _run_loops(self, loops: list[ast.comprehension], element: ast.expr) -> Iterator[Any]:
         """Runs the nested loops of a comprehension and yields the element's value in each iteration."""
@@ -222,7 +241,22 @@ def _evaluate_dict(evaluator: Evaluator, node: ast.Dict) -> Any:
     if None in node.keys:
         raise UnsupportedError("**")
     keys = [evaluator.evaluate(key) for key in node.keys if key is not None]
+    evaluator.budget.spend_for(keys)
     return build_dict(zip(keys, evaluator.evaluate_all(node.values), strict=True))
+
+
+def _build_set(evaluator: Evaluator, values: list[Any]) -> set[Any]:
+    """Builds a set of values, after spending the steps of hashing them."""
+    evaluator.budget.spend_for(values)
+    return build_set(values)
+
+
+def _evaluate_subscript(evaluator: Evaluator, node: ast.Subscript) -> Any:
+    """Evaluates a subscript, whose key is hashed where it is that of a dict."""
+    value, key = evaluator.evaluate(node.value), evaluator.evaluate(node.slice)
+    if isinstance(key, tuple):
+        evaluator.budget.spend_for(key)
+    return value[key]
 
 
 def _evaluate_slice(evaluator: Evaluator, node: ast.Slice) -> slice:
@@ -241,10 +275,10 @@ _NODES: dict[type[ast.AST], Callable[[Evaluator, Any], Any]] = {
     ast.UnaryOp: lambda evaluator, node: UNARY[type(node.op)](evaluator.evaluate(node.operand)),
     ast.List: lambda evaluator, node: evaluator.evaluate_all(node.elts),
     ast.Tuple: lambda evaluator, node: tuple(evaluator.evaluate_all(node.elts)),
-    ast.Set: lambda evaluator, node: build_set(evaluator.evaluate_all(node.elts)),
+    ast.Set: lambda evaluator, node: _build_set(evaluator, evaluator.evaluate_all(node.elts)),
     ast.Dict: _evaluate_dict,
     ast.IfExp: lambda evaluator, node: evaluator.evaluate(node.body if evaluator.evaluate(node.test) else node.orelse),
-    ast.Subscript: lambda evaluator, node: evaluator.evaluate(node.value)[evaluator.evaluate(node.slice)],
+    ast.Subscript: _evaluate_subscript,
     ast.Slice: _evaluate_slice,
     ast.ListComp: Evaluator.evaluate_comprehension,
     ast.SetComp: Evaluator.evaluate_comprehension,

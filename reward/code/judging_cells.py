@@ -15,6 +15,10 @@ _ANSWER_S = 0.1  # beyond the deadline, for the cell to say that the candidate w
 _END_LIMIT_S = 0.2  # for the sandbox to report how a cell ended that has closed its channel
 
 
+class JudgeEndedError(SandboxError):
+    """Raised when a judging cell ends at work though it has not used up its memory, as by the machine's OOM killer."""
+
+
 def judge_in_cell(
     sandbox: Sandbox,
     packed_tests: bytes,
@@ -39,7 +43,9 @@ def judge_in_cell(
         return "time limit"
     except ClosedError:
         ended = cell.wait(time.monotonic() + _END_LIMIT_S)
-        return "memory limit" if ended.how == "memory limit" else "crashed"
+        if ended.how == "memory limit":
+            return "memory limit"
+        raise JudgeEndedError("a cell that judges candidates ended at work") from None
     if has_grown:
         cell.kill()
     else:

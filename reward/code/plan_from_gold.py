@@ -106,7 +106,7 @@ def plan_from_gold(gold: Any) -> Plan | None:
     """
     try:
         return _parse_gold(json.dumps(gold, sort_keys=True))
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError, MemoryError):
         return None
 
 
@@ -122,7 +122,9 @@ def _parse_gold(gold_json: str) -> Plan | None:
         if "test" in gold:
             return _plan_check_function(gold)
         return _plan_outputs(gold)
-    except (KeyError, TypeError, SyntaxError, ValueError, RecursionError, NotPlainError, UncollectedError):
+    except (KeyError, TypeError, SyntaxError, ValueError, NotPlainError, UncollectedError):
+        return None
+    except (RecursionError, MemoryError):  # the second is what Python's parser raises for too deep a nesting
         return None
 
 

@@ -1,5 +1,6 @@
 """What a candidate returns is decoded and judged in a cell of its own, which it can neither hold up nor fill."""
 
+import contextlib
 import resource
 import threading
 import time
@@ -153,6 +154,32 @@ def test_one_candidates_deadline_never_reaches_anothers() -> None:
     assert [verdict.value for verdict in again] == [1.0] * 4
 
 
+def test_a_gold_that_is_nested_too_deep_for_the_parser_costs_no_other_its_verdict() -> None:
+    golds = [{"tests": [f"assert f() == {'-' * n}1"]} for n in (0, 100_000, 2)]
+    verdicts = CodeTests(time_limit_s=5.0).judge_many([make_completion("def f(): return 1", gold) for gold in golds])
+    assert [verdict.value for verdict in verdicts] == [1.0, None, 1.0]
+
+
+def test_a_judging_cell_that_is_killed_at_work_costs_no_honest_candidate_its_verdict() -> None:
+    reward = CodeTests(time_limit_s=20.0)
+    sandbox = get_sandbox("full")
+    gold = {"tests": ["assert f() == 1"]}
+    reward.judge("def f(): return 1", gold)
+    cells = [cell for idle in sandbox.idle_judges.values() for cell in idle]
+    assert cells
+
+    def kill_all() -> None:
+        for cell in cells:
+            with contextlib.suppress(SandboxError):  # both threads wait for the one that works
+                cell.kill()
+
+    killer = threading.Timer(0.5, kill_all)
+    killer.start()
+    verdict = reward.judge("import time\ntime.sleep(1.5)\ndef f(): return 1", gold)
+    killer.join()
+    assert verdict.value == 1.0
+
+
 def test_a_judging_cell_that_was_killed_is_replaced() -> None:
     reward = CodeTests(time_limit_s=5.0)
     gold = {"tests": ["assert f() == 1"]}
@@ -182,6 +209,11 @@ def test_long_tests_that_python_can_do_are_done_by_python() -> None:
         "x = [[i for i in range(400000)] for j in range(400000)]\nassert f(1) == 2",
         "x = [list(range(400000)) for j in range(400)]\nassert f(x[0][0]) == 2",
         "assert f(1) == [y for x in [range(400000)] * 400 for y in x]",
+        "x = []\ny = []\n" + "x = [x, x]\ny = [y, y]\n" * 40 + "assert x == y\nassert f(1) == 2",
+        "x = []\n" + "x = [x, x]\n" * 40 + "assert f(1) == str(x)",
+        "x = ()\n" + "x = (x, x)\n" * 40 + "y = {x: 1}\nassert f(1) == 2",
+        "x = ()\n" + "x = (x, x)\n" * 40 + "y = {x}\nassert f(1) == 2",
+        "x = ()\n" + "x = (x, x)\n" * 40 + "y = {1: {}.get(x)}\nassert f(1) == 2",
     ],
 )
 def test_planning_a_gold_ends(test: str, memory_growth: Any) -> None:
