@@ -16,7 +16,7 @@ from qwen_align.reward.code.load_candidate import CLOSED, END_REASONS
 from qwen_align.reward.code.numpy_values import ARRAY_TAG, nest_items
 from qwen_align.reward.code.outcome_checks import CallOutcome, NoValueError, OutcomeTest, expects_json, unpack_tests
 from qwen_align.reward.code.server_messages import MIB
-from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError, TooLateError
+from qwen_align.reward.code.socket_frames import ClosedError, Frames, TooLargeError
 from qwen_align.reward.code.value_serialization import NotPlainError, decode_value, read_json, write_json
 
 PASSED = "all tests passed"
@@ -33,8 +33,6 @@ class Request(NamedTuple):
 
     packed_tests: bytes
     partial: bool
-    deadline: float
-    """By `time.monotonic()`, which is one clock for all processes."""
 
 
 class Judgement(NamedTuple):
@@ -58,12 +56,12 @@ def serve_judgements(channel: socket.socket) -> None:
     frames = Frames(channel, max_frame=MAX_REQUEST)
     start_mib = _get_peak_memory_mib()
     while True:
-        started, files, _, _ = socket.recv_fds(channel, 1, 1)
-        if not started:
+        try:
+            body, file = frames.receive_frame_with_file()
+        except ClosedError:
             return
-        request = Request(*pickle.loads(frames.receive_frame()))
-        with socket.socket(fileno=files[0]) as candidate:
-            judgement = judge_candidate(request, Frames(candidate, request.deadline))
+        with socket.socket(fileno=file) as candidate:
+            judgement = judge_candidate(Request(*pickle.loads(body)), Frames(candidate))
         has_grown = _get_peak_memory_mib() - start_mib > _MAX_GROWTH_MIB
         frames.send_frame(write_json([has_grown, *judgement]))
         if has_grown:
@@ -124,8 +122,6 @@ def _receive_record(frames: Frames) -> Any:
     """Receives the candidate's next result record. Raises _StoppedError if the candidate has ended."""
     try:
         record = read_json(frames.receive_frame())
-    except TooLateError:
-        raise _StoppedError("time limit") from None
     except ClosedError:
         raise _StoppedError(CLOSED) from None
     except (TooLargeError, NotPlainError):

@@ -11,7 +11,7 @@ from qwen_align.reward.code.value_serialization import read_json
 
 _LIFE_S = 1e6
 """Eleven days: a judging cell ends with its server, or by the deadline of one verdict."""
-_ANSWER_S = 0.1  # beyond the deadline, for the cell to say that the candidate was late
+_ANSWER_S = 0.15  # beyond the deadline, at which the candidate is killed, for the cell to say that it has ended
 _END_LIMIT_S = 0.2  # for the sandbox to report how a cell ended that has closed its channel
 
 
@@ -33,7 +33,7 @@ def judge_in_cell(
     Returns the judgement, or the reason why judging took too much: "time limit" or "memory limit". Raises SandboxError
     if the sandbox ends.
     """
-    request = Request(packed_tests, partial, deadline)
+    request = Request(packed_tests, partial)
     body = pickle.dumps(tuple(request))
     cell = _start_request(sandbox, candidate, body, limits, deadline)
     try:
@@ -61,8 +61,7 @@ def _start_request(sandbox: Sandbox, candidate: socket.socket, body: bytes, limi
         except IndexError:
             cell, is_new = sandbox.start_cell("judge", b"", Limits(_LIFE_S, limits.memory_mib)), True
         try:
-            socket.send_fds(cell.channel, [b"c"], [candidate.fileno()])
-            Frames(cell.channel, deadline).send_frame(body)
+            Frames(cell.channel, deadline).send_frame_with_file(body, candidate.fileno())
             return cell
         except (ClosedError, TooLateError, OSError):
             cell.kill()

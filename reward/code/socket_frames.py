@@ -46,6 +46,30 @@ class Frames:
         except OSError:
             raise ClosedError from None
 
+    def send_frame_with_file(self, body: bytes, file: int) -> None:
+        """Sends one frame with an open file to a process on the other end that waits for it.
+
+        Raises ClosedError if the socket closes and TooLateError at the deadline.
+        """
+        frame = _LENGTH.pack(len(body)) + body
+        try:
+            self._set_timeout()
+            n_sent = socket.send_fds(self.channel, [frame], [file])
+            if n_sent < len(frame):
+                self.channel.sendall(frame[n_sent:])
+        except TimeoutError:
+            raise TooLateError from None
+        except OSError:
+            raise ClosedError from None
+
+    def receive_frame_with_file(self) -> tuple[bytes, int]:
+        """Waits for the next frame that comes with an open file, and returns both. Raises as `receive_frame`."""
+        data, files, _, _ = socket.recv_fds(self.channel, _CHUNK, 1)
+        if not data:
+            raise ClosedError
+        self._buffer += data
+        return self.receive_frame(), files[0]
+
     def receive_frame(self) -> bytes:
         """Waits for the next frame and returns its bytes. Raises ClosedError, TooLateError or TooLargeError."""
         while True:
