@@ -91,9 +91,9 @@ def _assigns_one_of(code: types.CodeType, names: frozenset[str]) -> bool:
     for step in dis.get_instructions(code):
         if step.opname == "IMPORT_NAME":
             imported = step.argval
-        elif step.opname == "STORE_NAME" and step.argval in names:
-            if previous != "IMPORT_FROM" or _has_module(imported):  # `from solution import f` defines nothing
-                return True
+        is_own_import = previous == "IMPORT_FROM" and not _has_module(imported)  # `from solution import f`
+        if step.opname == "STORE_NAME" and step.argval in names and not is_own_import:
+            return True
         previous = step.opname
     return False
 
