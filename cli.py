@@ -44,24 +44,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command is None:
         _build_parser().print_help()
         return 0
-    from rich.console import Console
-
+    from qwen_align.align.commands import output
     from qwen_align.align.errors import AlignError
 
-    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
+    output.prepare_streams()
+    console = output.OutputConsole(goes_on=parsed.command is _run_recipe)
     try:
-        return int(parsed.command(parsed, console) or 0)
+        with output.end_on_signals():
+            code = int(parsed.command(parsed, console) or 0)
+        sys.stdout.flush()
+        return code
     except AlignError as error:
-        Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True).print(f"qwen-align: {error}")
+        output.print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("qwen-align: stopped", file=sys.stderr)
+        output.print_error("stopped")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # of a command whose reader has what it wanted: `qwen-align show ... | head`
+        output.drop_output()
         return 0
     except OSError as error:
-        print(f"qwen-align: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        output.print_error(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        output.drop_output()
+        return 4
+    except Exception as error:  # noqa: BLE001 - the last resort: nobody is shown a traceback
+        output.print_error(output.describe_unexpected_error(error))
         return 4
 
 
@@ -152,15 +159,14 @@ def _chat_with_model(parsed: argparse.Namespace, console: "Console") -> int:
     from qwen_align.align.generation.local import open_local_engine
     from qwen_align.align.models import loading
     from qwen_align.align.settings.runtime import Runtime
-    from qwen_align.align.settings.sampling import SamplingSettings
 
+    sampling = chat.build_sampling_settings(
+        temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
+    )
     folder = chat.find_model_folder(_make_plan_of_last_run(parsed, console), parsed.stage)
     renderer = loading.load_renderer(folder)
     runtime = Runtime()
     engine = open_local_engine(loading.load_model(folder).to(loading.choose_device(runtime)), renderer, runtime)
-    sampling = SamplingSettings(
-        temperature=parsed.temperature, top_p=parsed.top_p, top_k=parsed.top_k, max_tokens=parsed.max_tokens
-    )
     conversation = chat.Conversation(engine, renderer, sampling, seed=parsed.seed, mode=parsed.mode)
     console.print(f"{parsed.stage}: /quit ends, /help lists the commands", style="dim")
     chat.run_chat(
@@ -224,7 +230,9 @@ def _build_data(parsed: argparse.Namespace, console: "Console") -> int:
     """Builds one data set from a settings file, prints its counts and returns the exit code."""
     from qwen_align.align.commands import build
 
-    summary = build.build_data_folder(build.load_build_settings(parsed.spec, parsed.set), parsed.out)
+    settings = build.load_build_settings(parsed.spec, parsed.set)
+    with build.show_progress(console) as report:
+        summary = build.build_data_folder(settings, parsed.out, report)
     console.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
     for reason, count in summary["dropped"].items():
         console.print(f"{count:>9,}  dropped: {reason}", soft_wrap=True)
@@ -313,8 +321,11 @@ def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
     """Deletes stored stages that no run links to and prints the freed space."""
     from qwen_align.align.store import prune
 
+    def print_kept(message: str) -> None:
+        console.print(f"left alone: {message}", soft_wrap=True)
+
     is_any = False
-    for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run):
+    for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run, report_kept=print_kept):
         is_any = True
         console.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)
     if not is_any:

@@ -97,7 +97,7 @@ class Arithmetic(Strict):
     rows: Literal["problem", "trace", "direct", "text"] = Field(
         description="kind of rows: problems with golds, traces, chats of direct answers, or raw texts"
     )
-    n: int = Field(gt=0, description="number of rows")
+    n: int = Field(gt=0, le=100_000_000, description="number of rows")
     steps: list[Annotated[int, Field(ge=1, le=8)]] = Field(
         min_length=1,
         description="steps of the problems, used in turn: [2, 3] makes every other problem three steps long",

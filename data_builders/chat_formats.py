@@ -50,10 +50,13 @@ def make_conversation_row(messages: Sequence[Message], target: Target, tools: To
 def join_instruction_and_input(values: Values) -> str:
     """Joins the instruction and the input of an Alpaca row into one user turn, on two lines.
 
-    LLaMA-Factory joins them in the same way.
+    LLaMA-Factory joins them in the same way. Either may be blank, not both.
     """
-    instruction, input_text = read_text(values, "instruction"), read_optional_text(values, "input")
-    return f"{instruction}\n{input_text}" if input_text.strip() else instruction
+    input_text = read_optional_text(values, "input")
+    if not input_text.strip():
+        return read_text(values, "instruction")
+    instruction = read_optional_text(values, "instruction")
+    return f"{instruction}\n{input_text}" if instruction.strip() else input_text
 
 
 def read_alpaca_prompt(values: Values, target: Target) -> list[Message]:

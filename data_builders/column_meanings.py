@@ -4,6 +4,7 @@ Names are of LLaMA-Factory, ms-swift, Axolotl, TRL, OpenRLHF, verl, NeMo, ShareG
 SmolTalk and KTO files. A column that no format reads and that says something is refused, unless the recipe names it.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -123,6 +124,16 @@ _BAD = ColumnMeaning(
     "that the answer is bad", LEARNT_KINDS, "it would be learnt all the same; filter the file", says_no
 )
 
+_PROMPT_TRAINED = ColumnMeaning(
+    "that the prompt is trained too", REPLY_KINDS, "prompts are seen, never trained, here; leave it out", says_no
+)
+_TIE = ColumnMeaning(
+    "that neither side is better", frozenset({"pair"}), "one would be preferred all the same; filter the file", says_no
+)
+_VALID = ColumnMeaning(
+    "whether the question can be answered", PROMPT_KINDS, "every row is taken as sound; filter the file", says_yes
+)
+
 _NAMES: dict[ColumnMeaning, str] = {
     _LABEL: (
         "label kto_tag is_correct correct correctness is_right right is_good good accepted is_accepted passed "
@@ -133,7 +144,8 @@ _NAMES: dict[ColumnMeaning, str] = {
     _SCORE: (
         "score scores reward rewards rating ratings quality quality_score overall_score final_score rm_score "
         "reward_score reward_model_score model_score judge_score answer_score response_score completion_score "
-        "helpfulness harmlessness coherence advantage advantages"
+        "helpfulness harmlessness coherence advantage advantages grade grades stars feedback_score user_rating "
+        "llm_score gpt_score gpt4_score eval_score"
     ),
     _HISTORY: "history chat_history conversation_history dialogue_history dialog_history previous_turns",
     _SYSTEM: "system system_prompt system_message sys_prompt system_instruction systemprompt",
@@ -144,7 +156,8 @@ _NAMES: dict[ColumnMeaning, str] = {
     ),
     _CONTEXT: (
         "context contexts passage passages document documents paragraph paragraphs article background knowledge "
-        "choices options option_a option_b a b c d starter_code few_shot fewshot_examples prefill response_prefix"
+        "choices options option_a option_b a b c d starter_code few_shot fewshot_examples prefill response_prefix "
+        "prefix suffix persona"
     ),
     _PROMPT: "prompt question problem input instruction query",
     _THINKING: (
@@ -160,6 +173,9 @@ _NAMES: dict[ColumnMeaning, str] = {
         "train_on_turn"
     ),
     _MASKED: "mask masked loss_mask mask_history train_mask assistant_masks completion_mask ignore_loss",
+    _TIE: "tie is_tie",
+    _PROMPT_TRAINED: "train_on_inputs train_on_input train_on_prompt",
+    _VALID: "valid is_valid problem_is_valid question_is_valid solution_is_valid is_answerable answerable",
     _TEMPLATE: ("thinking_mode think_mode reasoning_effort thinking_budget chat_template"),
     _FINISH: "finish_reason finish_reasons stop_reason",
     _CUT: "truncated is_truncated is_incomplete cut_off",
@@ -177,6 +193,32 @@ COLUMN_MEANINGS: dict[str, ColumnMeaning] = {
 }
 
 
+# Words of columns that judge a row by yes or no: math_verify_passed, answerIsWrong.
+_PRAISING_WORDS = frozenset(
+    "correct correctness valid verified accepted approved passed complete completed finished success successful solved "
+    "resolved safe".split()
+)
+_CONDEMNING_WORDS = frozenset(
+    "incorrect invalid wrong bad toxic harmful unsafe truncated incomplete hallucinated hallucination error errors "
+    "corrupted flagged spam nsfw deleted rejected failed failure refused refusal".split()
+)
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_JUDGED_GOOD = _LABEL._replace(changes_nothing=lambda value: not says_no(value))
+_JUDGED_BAD = _BAD._replace(changes_nothing=lambda value: not says_yes(value))
+
+
+_EMPTY_CELLS = ("[]", "{}", "null")  # a table's spelling of what says nothing
+
+
+def _find_meaning_by_words(column: str) -> ColumnMeaning | None:
+    """Returns the meaning of a column by the words of its name, if they judge one way. Only yes or no counts then."""
+    words = {word.lower() for word in _WORD.findall(column)}
+    praises, condemns = bool(words & _PRAISING_WORDS), bool(words & _CONDEMNING_WORDS)
+    if praises == condemns or not words.isdisjoint(("not", "no", "non")):
+        return None
+    return _JUDGED_GOOD if praises else _JUDGED_BAD
+
+
 def _stands_in(value: str, texts: Sequence[str]) -> bool:
     """Returns whether a text is one of the texts, or a part of one that is too long to be there by chance."""
     return any(value == text.strip() or (len(value) >= _MIN_PART_CHARACTERS and value in text) for text in texts)
@@ -192,11 +234,11 @@ def refuse_lost_meaning(
     """
     named = frozenset(named)
     for column in left_out:
-        meaning = COLUMN_MEANINGS.get(_normalise_name(column))
+        meaning = COLUMN_MEANINGS.get(_normalise_name(column)) or _find_meaning_by_words(column)
         if meaning is None or kind not in meaning.kinds or not named.isdisjoint(meaning.decided_by):
             continue
         value = values[column]
-        if is_empty(value) or meaning.changes_nothing(value):
+        if is_empty(value) or value in _EMPTY_CELLS or meaning.changes_nothing(value):
             continue
         if meaning.is_text and isinstance(value, str) and _stands_in(value.strip(), texts):
             continue

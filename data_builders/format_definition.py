@@ -156,7 +156,7 @@ def read_row_mode(values: Values) -> Mode | None:
     """
     arguments = parse_nested_json(values.get("chat_template_kwargs") or {}, "chat_template_kwargs")
     items = arguments.items() if isinstance(arguments, Mapping) else ()
-    given = {key: value for key, value in items if value is not None}
+    given = {key: value for key, value in items if not is_empty(value)}
     asked = [
         value for value in (given.pop("enable_thinking", None), values.get("enable_thinking")) if value is not None
     ]

@@ -83,10 +83,20 @@ def recognise_format(rows: list[tuple[str, Any]], source: str, kind: Kind | None
     known = ", ".join(row_format.name for row_format in FORMATS.values() if kind is None or kind in row_format.kinds)
     key_list = ", ".join(keys) or "none, they are no objects"
     separator_hint = " (separated by ';'? Then convert it)" if len(keys) == 1 and ";" in keys[0] else ""
+    hint = separator_hint or _hint_at_nested_rows(rows)
     raise DataError(
-        f"{source}: the rows are in no format we know{kinds}; their keys: {key_list}{separator_hint}. Say what to "
+        f"{source}: the rows are in no format we know{kinds}; their keys: {key_list}{hint}. Say what to "
         f"make of them, as rows: chat, or name a format ({known}), and in columns the keys that differ"
     )
+
+
+def _hint_at_nested_rows(rows: list[tuple[str, Any]]) -> str:
+    """Returns a hint where the only row is an object around a list of rows, as {"data": [...]}, else an empty text."""
+    values = rows[0][1] if len(rows) == 1 else None
+    for key, item in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(item, list) and item and all(isinstance(one, Mapping) for one in item):
+            return f" (are the rows those under '{key}': write the file as that list alone)"
+    return ""
 
 
 def _describe_guess(guess: Guess, n_rows: int) -> str:

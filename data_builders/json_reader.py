@@ -24,6 +24,20 @@ from qwen_align.data_builders.bad_row_errors import (
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
+_HEAD_BYTES = 256
+_PAGE = "is a web page, not data, as a download without a login saves it; download the file itself"
+_OTHER_CONTENTS = {  # what a file begins with that holds something else than its name says
+    b"version https://git-lfs": "is a git-lfs pointer, not the data: run `git lfs pull`, or download the file again",
+    b"<!doctype": _PAGE,
+    b"<html": _PAGE,
+    b"PK\x03\x04": "is a zip archive or an Excel workbook; unpack it, or save the sheet as CSV in UTF-8",
+    b"PAR1": "is a Parquet file; name it .parquet",
+    b"ARROW1": "is an Arrow file; write it as Parquet",
+    b"\xff\xff\xff\xff": "is an Arrow stream, as save_to_disk writes it; write it with to_parquet or to_json",
+    b"\x28\xb5\x2f\xfd": "is packed with zstd; unpack it (zstd -d), or pack it with gzip",
+    b"\xfd7zXZ": "is packed with xz; unpack it, or pack it with gzip",
+    b"BZh": "is packed with bzip2; unpack it, or pack it with gzip",
+}
 _UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 _BLANK = " \t\r\n"  # JSON's white space
 _NOT_WHITE_SPACE = re.compile(r"[^ \t\r\n]")
@@ -51,6 +65,12 @@ def check_source_path(path: Path, suffixes: tuple[str, ...]) -> None:
         raise DataError(f"{path}: there is no such file; a relative path starts at the recipe's folder")
     if not path.name.endswith(suffixes):
         raise DataError(f"{path}: is none of {', '.join(suffixes)}; convert it, or name it for what it holds")
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).lstrip()
+    for mark, content in _OTHER_CONTENTS.items():
+        start = head.lower() if mark.startswith(b"<") else head
+        if start.startswith(mark) and not (mark == b"PAR1" and path.name.endswith(".parquet")):
+            raise DataError(f"{path}: {content}")
 
 
 @contextmanager

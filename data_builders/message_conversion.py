@@ -10,16 +10,23 @@ from qwen_align.align.rows import Message, format_first_error
 from qwen_align.data_builders.bad_row_errors import BadValue, shorten_repr
 from qwen_align.data_builders.column_meanings import is_empty
 from qwen_align.data_builders.json_reader import parse_json_value
+from qwen_align.data_builders.tool_call_texts import split_tool_calls, unwrap_tool_results
 from qwen_align.data_builders.turn_keys import NAME_KEYS, THINKING_KEYS, refuse_unknown_keys
 from qwen_align.reward.thinking import CLOSE, OPEN
 
-# ShareGPT's names for speakers, as FastChat and LLaMA-Factory write them, and OpenAI's former name for a tool.
+# ShareGPT's names for speakers, as FastChat and LLaMA-Factory write them, ms-swift's for calls and results, OpenAI's
+# former name for a tool and later one for the system, OpenAssistant's, LangChain's and Gemini's.
 _ROLE_OF_SPEAKER = {
     "human": "user",
     "gpt": "assistant",
     "observation": "tool",
     "function_call": "function_call",
     "function": "tool",
+    "tool_call": "function_call",
+    "tool_response": "tool",
+    "developer": "system",
+    "prompter": "user",
+    **dict.fromkeys(("chatgpt", "bot", "ai", "model"), "assistant"),
 } | {role: role for role in ("system", "user", "assistant", "tool")}
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 Tools = list[dict[str, Any]]
@@ -70,9 +77,8 @@ def convert_turns(value: Any, field: str, conversion_counts: Counter[str]) -> li
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
         raise BadValue("wrong type", f"{field}: is {shorten_repr(value)}, neither a text nor a list of turns")
-    return [
-        convert_turn(value_of_turn, f"{field}: {index}", conversion_counts) for index, value_of_turn in enumerate(value)
-    ]
+    turns = [convert_turn(item, f"{field}: {index}", conversion_counts) for index, item in enumerate(value)]
+    return [part for turn in turns for part in unwrap_tool_results(turn, conversion_counts)]
 
 
 def convert_reply(value: Any, field: str, conversion_counts: Counter[str]) -> Message:
@@ -103,7 +109,7 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
     role_of_message = _ROLE_OF_SPEAKER.get(role, role) if isinstance(role, str) else role
     if role_of_message == "function_call":
         given |= {"role": "assistant", "content": "", "tool_calls": _parse_function_calls(given.get("content"), field)}
-        conversion_counts["function_call turns read as tool calls"] += 1
+        conversion_counts[f"{role} turns read as tool calls"] += 1
         role_of_message = "assistant"
     if isinstance(given.get("function_call"), Mapping) and "tool_calls" not in given:  # OpenAI's former name
         given["tool_calls"] = [given.pop("function_call")]
@@ -120,6 +126,11 @@ def convert_turn(value: Any, field: str, conversion_counts: Counter[str]) -> Mes
     if given.get("tool_calls"):
         message["tool_calls"] = convert_tool_calls(given["tool_calls"], f"{field}.tool_calls") or None
     _move_thinking(message, given, field, conversion_counts)
+    if role_of_message == "assistant" and isinstance(message.get("content"), str) and not message.get("tool_calls"):
+        message["content"], calls = split_tool_calls(message["content"], field)
+        if calls:
+            message["tool_calls"] = convert_tool_calls(calls, f"{field}.tool_calls")
+            conversion_counts["<tool_call> blocks read as tool calls"] += 1
     try:
         return _MESSAGE.validate_python(message)
     except ValidationError as error:
@@ -228,7 +239,14 @@ def convert_tool_schemas(value: Any) -> Tools | None:
             raise BadValue(
                 "malformed tools", f"tools[{index}]: is {shorten_repr(schema)}; a function's schema has a name"
             )
-    return [schema if "function" in schema else {"type": "function", "function": schema} for schema in schemas]
+    return [
+        schema if "function" in schema else {"type": "function", "function": _omit_type(schema)} for schema in schemas
+    ]
+
+
+def _omit_type(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns a function's schema without the `type: function` that OpenAI's Responses API puts beside its name."""
+    return {key: item for key, item in schema.items() if (key, item) != ("type", "function")}
 
 
 def parse_nested_json(value: Any, field: str) -> Any:

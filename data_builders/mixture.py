@@ -21,7 +21,6 @@ class Ingredient(Strict):
     weight: float | None = Field(
         default=None,
         gt=0,
-        allow_inf_nan=False,
         description="weight of the source against the others'; null: all it has, or its part of rows",
     )
     max_rows: int | None = Field(default=None, ge=1, description="most rows of the source; null: no limit")

@@ -70,7 +70,7 @@ class Matching(Strict):
         default=None, ge=0, description="most tokens that the sides may differ by in length; null: any"
     )
     min_margin: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="smallest difference of the sides' values; null: any"
+        default=None, gt=0, description="smallest difference of the sides' values; null: any"
     )
 
     @model_validator(mode="after")

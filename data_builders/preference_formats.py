@@ -31,6 +31,13 @@ from qwen_align.data_builders.message_conversion import convert_reply, convert_t
 PROMPT_KEYS = QUESTION_KEYS[:3]
 LABEL_KEYS = ("kto_tag", "label")
 _TURNS_KEYS = ("messages", "conversations")
+# UltraFeedback's in TRL's form, distilabel's and argilla's, and the same with other words.
+_SCORE_KEYS = tuple(
+    pair
+    for word in ("score", "rating", "reward")
+    for pair in ((f"{word}_chosen", f"{word}_rejected"), (f"chosen_{word}", f"rejected_{word}"))
+)
+_MARGIN_KEYS = ("margin", *(key for pair in _SCORE_KEYS for key in pair))
 
 
 def _make_pair(prompt: list[Message], chosen: Message, rejected: Message, values: Values, target: Target) -> Row:
@@ -45,16 +52,25 @@ def _make_pair(prompt: list[Message], chosen: Message, rejected: Message, values
 
 
 def _read_margin(values: Values) -> float | None:
-    """Returns a preference row's margin, or the difference of its two scores as UltraFeedback names them.
+    """Returns a preference row's margin, or the difference of its two scores. Returns None without either.
 
-    Returns None without either.
+    Raises BadValue where the rejected side has the higher score.
     """
-    if has_values(values, "margin"):
-        return parse_number(values["margin"], "margin")
-    if has_values(values, "score_chosen", "score_rejected"):
-        chosen, rejected = (parse_number(values[key], key) for key in ("score_chosen", "score_rejected"))
-        return parse_number(chosen - rejected, "score_chosen - score_rejected")
-    return None
+    margin = parse_number(values["margin"], "margin") if has_values(values, "margin") else None
+    for of_chosen, of_rejected in _SCORE_KEYS:
+        if not has_values(values, of_chosen, of_rejected):
+            continue
+        chosen, rejected = (parse_number(values[key], key) for key in (of_chosen, of_rejected))
+        if chosen < rejected:
+            raise BadValue(
+                "scores contradict the sides",
+                f"{of_chosen} is {chosen:g} and {of_rejected} {rejected:g}: by its scores the rejected side is "
+                "the better one; exchange the sides, or leave the scores out: "
+                f"ignore_columns: [{of_chosen}, {of_rejected}]",
+            )
+        difference = parse_number(chosen - rejected, f"{of_chosen} - {of_rejected}")
+        margin = difference if margin is None else margin
+    return margin
 
 
 def parse_number(value: Any, field: str) -> float:
@@ -190,7 +206,7 @@ PREFERENCE_FORMATS = (
         (
             *(*PROMPT_KEYS, "chosen", *REJECTED_KEYS, "system", "tools", "instruction", "input", "history"),
             *_TURNS_KEYS,
-            *("margin", "score_chosen", "score_rejected"),
+            *_MARGIN_KEYS,
         ),
         ("pair",),
         _is_preference_row,
@@ -199,7 +215,7 @@ PREFERENCE_FORMATS = (
     RowFormat(
         "sharegpt_preference",
         "conversations, chosen, rejected",
-        ("conversations", "chosen", "rejected", "system", "tools", "margin", "score_chosen", "score_rejected"),
+        ("conversations", "chosen", "rejected", "system", "tools", *_MARGIN_KEYS),
         ("pair",),
         lambda values: has_list(values, "conversations") and has_values(values, "chosen", "rejected"),
         _convert_sharegpt_preference,

@@ -27,7 +27,7 @@ from qwen_align.reward.settings import OWN_REWARD
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")  # openai/grade-school-math, calculator.py: what its calculator writes over
 _GOLD_KEYS = ("gold", "answer", "target")
 _MATH = "math_answer"
-_KEYS_OF_OTHER_FORMATS = ("label", "test_list", "code", "answer", "response", "completion", "summary")
+_KEYS_OF_OTHER_FORMATS = ("role", "label", "test_list", "code", "answer", "response", "completion", "summary")
 
 
 def extract_gold_after(value: Any, mark: str) -> str:

@@ -31,7 +31,7 @@ class GymTask(Strict):
     """The settings of a reasoning_gym task: its name, its weight among the tasks and its configuration."""
 
     name: str = Field(description="task's name in reasoning_gym")
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="weight of the task among the tasks")
+    weight: float = Field(default=1.0, gt=0, description="weight of the task among the tasks")
     settings: dict[str, Any] = Field(
         default_factory=dict, description="fields of the task's configuration, except seed and size"
     )
@@ -58,7 +58,7 @@ class ReasoningGymTasks(Strict):
     tasks: Annotated[list[str | GymTask], Field(min_length=1)] = Field(
         description="tasks by name, or with weight and configuration"
     )
-    n: int = Field(gt=0, description="number of rows")
+    n: int = Field(gt=0, le=100_000_000, description="number of rows")
     split: Split = Field(default="train", description="which of three sets without common questions the rows are from")
     seed: int | None = Field(default=None, description="seed of the draws; null: the recipe's")
     instruction: str = Field(default=INSTRUCTION, description='text after every question; "" for none')

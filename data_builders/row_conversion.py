@@ -26,6 +26,8 @@ from qwen_align.data_builders.repeated_prompts import PROMPTS_CUT, RepeatedPromp
 from qwen_align.data_builders.row_texts import list_all_texts
 from qwen_align.data_builders.sieve import Drops
 from qwen_align.data_builders.source_rows import NumberedRow, RowReader, number_rows, read_row_id, read_turn_texts
+from qwen_align.data_builders.thinking_notations import refuse_other_notations
+from qwen_align.data_builders.tool_call_texts import read_bare_calls
 from qwen_align.data_builders.typed_rows import check_json_value, check_writable_row, parse_typed_row
 from qwen_align.reward.settings import RewardName
 
@@ -133,6 +135,13 @@ class Conversion(Strict):
         """Returns a description of the rows that are made, for an error message."""
         return f"format {self.format}" if self.format else f"a {self.rows} row"
 
+    @property
+    def _id_advice(self) -> str:
+        """Returns what to do about an id that is no row's own, for an error message."""
+        if self.rows == TYPED_FORMAT:
+            return ""
+        return f", or none: ignore_columns: [{self.columns.get('id', 'id')}] counts them instead"
+
     def _check_columns(self) -> None:
         """Raises ValueError if `columns` names no field of the source format or kind of row."""
         if self.format in (None, "auto"):
@@ -186,7 +195,8 @@ class Conversion(Strict):
             try:
                 row = convert(value, f"{stem}:{number}")
                 if row.id in location_of_id:
-                    message = f"id '{row.id}' is that of {location_of_id[row.id]} too; every row needs its own"
+                    where = location_of_id[row.id]
+                    message = f"id '{row.id}' is that of {where} too; every row needs its own{self._id_advice}"
                     raise BadValue("duplicate id", message)
             except BadValue as error:
                 reject(BadRow(location, error.reason, str(error)))
@@ -237,6 +247,8 @@ class Conversion(Strict):
         if not isinstance(value, dict):
             raise BadValue("not an object", f"is {type(value).__name__} {shorten_repr(value)}, not an object with keys")
         row_format = None if name is None else FORMATS[name]
+        value = self._lift_nested_columns(value, report)
+        report.met_keys.update(self._list_ignored_turn_keys(value))
         values = ReadValues(self._omit_ignored(value))
         row_id = read_row_id(values.get(self.columns.get("id", "id")), new_id)
         target = Target(
@@ -261,11 +273,12 @@ class Conversion(Strict):
             raise BadValue("wrong type", format_first_error(error)) from None
         if self.rows != "auto" and row.row != self.rows:
             raise BadValue("no thinking", f"thinking: is blank, which makes a {row.row} row, no {self.rows} row")
-        row = self._add_system_message(row)
+        row = read_bare_calls(self._add_system_message(row), report.n_converted)
         has_text_prompt = isinstance(value.get(self.columns.get("prompt", "prompt")), str)
         settled = settle_repeated_prompt(row, self.repeated_prompt, has_text_prompt=has_text_prompt)
         if settled is not row:
             report.n_converted[PROMPTS_CUT] += 1
+        refuse_other_notations(settled, report.n_converted)
         check_writable_row(settled)
         self._leave_out_columns(value, values.read, settled, report)
         return settled
@@ -275,6 +288,7 @@ class Conversion(Strict):
 
         Raises BadValue for one that changes what the row means and that the recipe does not name.
         """
+        read = read | {column.partition(".")[0] for column in self.columns.values() if column in value}
         unread = [key for key in value if key not in read or key in self.ignore_columns]
         named_to_keep = self.keep_columns if isinstance(self.keep_columns, list) else []
         unnamed = [key for key in unread if key not in named_to_keep and key not in self.ignore_columns]
@@ -282,12 +296,27 @@ class Conversion(Strict):
         refuse_lost_meaning(value, unnamed, row.row, list_all_texts(row), named_fields)
         kept = named_to_keep if self.keep_columns != "all" else value.keys() - set(self.ignore_columns)
         report.n_left_out.update(key for key in unread if key not in kept)
+        report.n_left_out.update(self._list_ignored_turn_keys(value))
 
     def _omit_ignored(self, value: Any) -> Any:
-        """Returns a source row without the columns that the recipe ignores."""
+        """Returns a source row without the columns that the recipe ignores, or the keys of turns, as messages.info."""
         if not self.ignore_columns or not isinstance(value, dict):
             return value
-        return {key: item for key, item in value.items() if key not in self.ignore_columns}
+        kept = {key: item for key, item in value.items() if key not in self.ignore_columns}
+        for column in self._list_ignored_turn_keys(value):
+            outer, _, inner = column.partition(".")
+            kept[outer] = [_omit_key(turn, inner) for turn in kept[outer]]
+        return kept
+
+    def _list_ignored_turn_keys(self, value: dict[str, Any]) -> list[str]:
+        """Lists what the recipe ignores inside the turns of a source row, such as messages.info."""
+        splits = [(column, *column.partition(".")[::2]) for column in self.ignore_columns if column not in value]
+        return [
+            column
+            for column, outer, inner in splits
+            if isinstance(turns := value.get(outer), list)
+            and any(isinstance(turn, dict) and inner in turn for turn in turns)
+        ]
 
     def _convert_in_format(
         self, row_format: RowFormat, renamed: ReadValues, value: dict[str, Any], target: Target
@@ -312,6 +341,18 @@ class Conversion(Strict):
             return row
         return row.model_copy(update={"messages": [Message(role="system", content=self.system), *row.messages]})
 
+    def _lift_nested_columns(self, value: dict[str, Any], report: Report) -> dict[str, Any]:
+        """Returns a source row with what `columns` names inside its objects, as reward_model.ground_truth, on top."""
+        lifted = dict(value)
+        for column in self.columns.values():
+            item: Any = value
+            for key in column.split(".") if column not in value else ():
+                item = item.get(key) if isinstance(item, dict) else None
+            if column not in value and item is not None:
+                lifted[column] = item
+                report.met_keys.add(column)
+        return lifted
+
     def _rename_columns(self, values: ReadValues) -> ReadValues:
         """Returns a source row whose columns are renamed to the format's own keys by the setting `columns`."""
         if not self.columns:
@@ -327,3 +368,8 @@ class Conversion(Strict):
         meta = {key: value[key] for key in keys if value.get(key) is not None}
         check_json_value(meta, "keep_columns")
         return meta
+
+
+def _omit_key(turn: Any, key: str) -> Any:
+    """Returns a turn without one of its keys."""
+    return {name: item for name, item in turn.items() if name != key} if isinstance(turn, dict) else turn

@@ -127,10 +127,8 @@ class ByPython(Strict):
     by: Literal["python"] = Field(default="python", description="domains from a user's Python function")
     file: PythonFile = Field(description="Python file that defines the function")
     name: str = Field(default="domain", pattern=r"^[A-Za-z_][A-Za-z_0-9]*$", description="name of the function")
-    time_limit_s: float = Field(default=10.0, gt=0, allow_inf_nan=False, description="seconds that one call may take")
-    memory_gib: float = Field(
-        default=4.0, gt=0, allow_inf_nan=False, description="memory that a worker process may use, in GiB"
-    )
+    time_limit_s: float = Field(default=10.0, gt=0, description="seconds that one call may take")
+    memory_gib: float = Field(default=4.0, gt=0, description="memory that a worker process may use, in GiB")
 
     def label_domains(self, rows: Sequence[Selectable]) -> list[Label]:
         """Returns the domain label of each row by the user's function.

@@ -57,7 +57,7 @@ class Limr(Strict):
         default=None, ge=1, description="number of first epochs to use; null: all (LIMR looked at 21)"
     )
     threshold: float = Field(
-        default=0.6, allow_inf_nan=False, description="alignment score that a row has to reach"
+        default=0.6, description="alignment score that a row has to reach"
     )  # the paper's; the script's own default is 0.2
     comparison: Literal["at_least", "above"] = Field(
         default="at_least",

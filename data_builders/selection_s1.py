@@ -79,7 +79,6 @@ class Benchmarks(Strict):
     ratio: float = Field(
         default=0.5,
         gt=0,
-        allow_inf_nan=False,
         description="total of the scaled counts, as a multiple of the other source's total",
     )
 

@@ -117,13 +117,28 @@ _CONTROL_TOKEN = re.compile(
 )
 
 
+# Where other models' turns end (Llama, Mistral, Gemma, Phi, InternLM, DeepSeek): to Qwen's tokenizers they are letters,
+# which the model would learn to write. </s> closes <s> in HTML, so only one without it is an end.
+_END_OF_OTHERS = re.compile(
+    r"(?:<\|(?:eot_id|eom_id|end|end_of_text|eot)\|>|<end_of_turn>|<eos>|<eo[ahms]>|<｜end▁of▁sentence｜>"
+    r"|</s>)\s*\Z"
+)
+
+
 def find_control_token_fault(row: Row) -> Fault | None:
-    """Returns a fault if any text of a row holds a control token, such as <|im_end|>.
+    """Returns a fault if any text of a row holds a control token, such as <|im_end|>, or ends with another model's.
 
     It may be a token of the template or of the tokenizer.
     """
-    token = next((match for text in list_all_texts(row) if (match := _CONTROL_TOKEN.search(text))), None)
-    return Fault("control token in the text", token[0]) if token else None
+    for text in list_all_texts(row):
+        token = _CONTROL_TOKEN.search(text) or _END_OF_OTHERS.search(text)
+        if token and not (token[0].startswith("</s>") and "<s>" in text.lstrip()[1:]):
+            return Fault("control token in the text", token[0].strip())
+    return None
+
+
+# NuminaMath's, for questions that ask for a proof and those whose answer was not found in the solution.
+_PLACEHOLDERS = frozenset({"proof", "notfound", "not found"})
 
 
 def find_gold_fault(row: Row) -> Fault | None:
@@ -135,6 +150,8 @@ def find_gold_fault(row: Row) -> Fault | None:
         return None  # a trace may be trained without anyone judging it
     if row.reward == OWN_REWARD:
         return None  # the stage that judges knows whose it is and whether it needs a gold; `check` tries it on two rows
+    if row.reward == "math_answer" and str(row.gold).strip().lower() in _PLACEHOLDERS:
+        return Fault("no gold", f"{row.gold!r} stands where there is none, and a model that boxes it would be paid")
     try:
         reward = make_default_reward(row.reward)
     except ValueError as error:

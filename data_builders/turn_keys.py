@@ -37,7 +37,9 @@ def refuse_unknown_keys(given: Mapping[str, Any], field: str, conversion_counts:
         else:
             known = "role and content, or from and value; thinking, reasoning_content, tool_calls beside them"
             raise BadValue(
-                "unknown key of a turn", f"{field}: has '{key}', which no turn has: {known}. Leave it out of the file"
+                "unknown key of a turn",
+                f"{field}: has '{key}', which no turn has: {known}. Leave it out: ignore_columns: "
+                f"[{field.partition(':')[0]}.{key}], by the file's name of the column",
             )
 
 

@@ -10,7 +10,7 @@ from qwen_align.reward.base import BaseReward, Probe
 from qwen_align.reward.ifeval.instruction import Instruction
 from qwen_align.reward.ifeval.instruction_kinds import parse_instruction_gold
 from qwen_align.reward.ifeval.latin_languages import LATIN, require_langdetect
-from qwen_align.reward.thinking import CLOSE, strip_thinking
+from qwen_align.reward.thinking import CLOSE, cut_at_turn_end, strip_thinking
 from qwen_align.reward.verdict import Verdict
 
 

@@ -194,11 +194,13 @@ def load_user_function(file: Path, name: str) -> Callable[..., Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there")
     sys.path.insert(0, str(file.parent))  # its neighbours can be imported
-    spec = spec_from_file_location(file.stem, file)
+    # A file named as a module that is used already, such as math.py, does not take that one's place.
+    module_name = f"own_{file.stem}" if file.stem in {*sys.stdlib_module_names, *sys.modules} else file.stem
+    spec = spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is no Python file")
     module = module_from_spec(spec)
-    sys.modules[file.stem] = module
+    sys.modules[module_name] = module
     spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):

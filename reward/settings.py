@@ -3,7 +3,7 @@
 A new reward is one new file and one line in the union.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, get_args
 
@@ -120,6 +120,22 @@ def pick_reward(kind: str, rewards: Sequence[Reward]) -> Reward:
     if kind == OWN_REWARD:
         raise RecipeError("its questions are judged by a reward of your own; name it here too, in rewards")
     return make_default_reward(kind)
+
+
+def refuse_unused_rewards(rewards: Sequence[Reward], kinds: Collection[str]) -> None:
+    """Raises RecipeError for a reward that would judge nothing, as no question names its kind or an earlier has it.
+
+    `kinds`: of the rewards that questions name.
+    """
+    listed = [reward.kind for reward in rewards]
+    for number, kind in enumerate(listed):
+        if kind not in kinds:
+            raise RecipeError(
+                f"rewards: no question names '{kind}', so it would judge nothing; questions name "
+                f"{', '.join(sorted(kinds))}: leave it out, or set `reward` where the rows are built"
+            )
+        if kind in listed[:number]:
+            raise RecipeError(f"rewards: '{kind}' is listed twice; questions name a kind, so the second judges nothing")
 
 
 def check_rewards(rewards: Sequence[Reward]) -> None:

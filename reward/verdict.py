@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from qwen_align.align.settings.base import Strict
 
@@ -10,6 +10,11 @@ from qwen_align.align.settings.base import Strict
 def is_right_value(value: float) -> bool:
     """Returns whether a reward of this value means that the completion is right: it is 1 or more."""
     return value >= 1
+
+
+def _escape_half_characters(reason: object) -> object:
+    """Returns a reason with an escape for each lone surrogate, which no file can hold: a user's error may have one."""
+    return reason.encode("utf-8", "backslashreplace").decode() if isinstance(reason, str) else reason
 
 
 class Verdict(Strict):
@@ -20,6 +25,6 @@ class Verdict(Strict):
     """
 
     value: Annotated[float, Field(allow_inf_nan=False)] | None
-    reason: str
+    reason: Annotated[str, BeforeValidator(_escape_half_characters)]
     parts: dict[str, "Verdict"] | None = None
     steps: list[float] | None = None

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+KILL_AFTER_S = 2.0  # an import that never lets other threads run has to be killed from outside
 START_LIMIT_S = 60.0  # importing sympy takes a second, on a loaded machine ten
 _MAX_REPLY_BYTES = 1 << 20  # bytes
 
@@ -213,11 +214,11 @@ class _Server:
             self.control.settimeout(START_LIMIT_S)
             answer = self._read_line()
         except BaseException:  # Ctrl-C, for one: what is being imported may never end by itself
-            self._kill_process()
+            self.end_process()
             raise
         if answer != '"ready"':
             is_running = self.is_alive()
-            self._kill_process()
+            self.end_process()
             if answer:
                 raise StartError(json.loads(answer)["error"])
             late = f"it has not started in {START_LIMIT_S:g} s: what is done on import takes too long"
@@ -226,12 +227,6 @@ class _Server:
     def is_alive(self) -> bool:
         """Returns whether the server process is running."""
         return self._process.poll() is None
-
-    def _kill_process(self) -> None:
-        """Kills the server process and all that it has started, and waits for it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, alone in its group
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self.end_process()
 
     def fork_worker(self) -> "_Worker":
         """Asks the server process to fork a new worker and returns its handle.
@@ -259,8 +254,18 @@ class _Server:
             return False
 
     def end_process(self) -> None:
-        """Ends the server process by closing its control socket, and waits for it."""
-        self.control.close()  # it ends with its input
+        """Ends the server process and all that it has started, and waits for it.
+
+        It ends with its control socket, and kills what descends from it. One that is busy is killed with its group.
+        """
+        self.control.close()
+        deadline = time.monotonic() + KILL_AFTER_S
+        if self._process.returncode is None:
+            exited = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not waited for yet, so its number is its own
+            while os.waitid(os.P_PID, self._process.pid, exited) is None and time.monotonic() < deadline:
+                time.sleep(0.002)
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, alone in its group
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _read_line(self) -> str:

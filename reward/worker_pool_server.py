@@ -18,6 +18,7 @@ import socket
 import sys
 import sysconfig
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -28,7 +29,23 @@ _MAX_TEXT = 2000  # characters of an error
 
 
 def main() -> None:
-    """Runs the worker pool's server on the socket whose file descriptor is the first argument."""
+    """Runs the worker pool's server on the socket whose file descriptor is the first argument.
+
+    Whatever a user's file has started on import, threads and processes, ends with it.
+    """
+    adopt_orphans()
+    try:
+        _serve()
+    except Exception:  # noqa: BLE001  # the process ends below, before Python would report it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        kill_descendants()
+        os._exit(0)  # not waiting for threads
+
+
+def _serve() -> None:
+    """Imports what the work needs, then forks and kills workers as asked, until the control socket ends."""
     control = socket.socket(fileno=int(sys.argv[1]))
     start = json.loads(_read_first_line(control))
     module, _, function_name = start["entry"].partition(":")
@@ -77,6 +94,7 @@ def _end_with_asker(control: socket.socket) -> Iterator[None]:
         poll.register(control, 0)  # only its end, which is always reported
         poll.register(reader, select.POLLIN)
         if reader not in [fd for fd, _ in poll.poll()]:
+            kill_descendants()
             os.killpg(os.getpgid(0), signal.SIGKILL)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -88,6 +106,39 @@ def _end_with_asker(control: socket.socket) -> Iterator[None]:
         watcher.join()  # threads do not survive the forks to come
         os.close(reader)
         os.close(writer)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of descendants whose own parent ends, so that it can find them. On Linux only."""
+    if sys.platform == "linux":
+        pr_set_child_subreaper = 36  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
+
+
+def kill_descendants() -> None:
+    """Kills all processes that descend from this one, also those with a session of their own. On Linux only."""
+    for _ in range(20):  # rounds: one that is killed may have started another
+        descendants = _list_descendants()
+        if not descendants:
+            return
+        for pid in descendants:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def _list_descendants() -> set[int]:
+    """Lists the running descendants of this process. Returns none where there is no /proc."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            state, parent = path.read_text(errors="replace").rpartition(") ")[2].split()[:2]
+            if state not in "ZX":
+                parents[int(path.parent.name)] = int(parent)
+    found = {os.getpid()}
+    while new := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= new
+    return found - {os.getpid()}
 
 
 def describe_exception(error: BaseException) -> str:
@@ -107,10 +158,15 @@ def describe_exception(error: BaseException) -> str:
 
 @cache
 def _is_users_own(file: str) -> bool:
-    """Returns whether a source file is neither this package's nor Python's nor an installed package's."""
+    """Returns whether a source file is neither this package's nor Python's nor an installed package's.
+
+    Packages may lie in several folders: the environment's, the user's, those of a system that it builds on.
+    """
     root, paths = Path(__file__).resolve().parents[1], sysconfig.get_paths()
     libraries = [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     path = Path(file).resolve()
+    if {"site-packages", "dist-packages"} & {*path.parts}:
+        return False
     others = [root / "align", root / "reward", root / "data_builders", *libraries]
     return path.is_file() and not any(path.is_relative_to(other) for other in others)
 
@@ -147,7 +203,7 @@ def _run_worker(channel: socket.socket, handle: Callable[[Any], Any], memory_byt
         for line in requests:
             try:
                 reply = {"reply": handle(json.loads(line))}
-            except Exception as error:  # noqa: BLE001  # whatever the work raises is the asker's to judge
+            except BaseException as error:  # noqa: BLE001  # whatever the work raises, sys.exit too, is the asker's to judge
                 reply = {"raised": describe_exception(error)[:_MAX_TEXT]}
             channel.sendall(json.dumps(reply).encode() + b"\n")
     os._exit(0)

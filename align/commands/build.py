@@ -1,13 +1,20 @@
 """Implements `qwen-align build`, which builds one data stage from a settings file into a folder."""
 
+import contextlib
+import fcntl
+import os
 import shutil
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from qwen_align.align.context import PROGRESS, Context
+from qwen_align.align.context import Context
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.hub_revisions import RevisionFinder
 from qwen_align.align.references import OutsideFile, find_references
@@ -17,6 +24,8 @@ from qwen_align.align.settings.recipe_errors import explain_error
 from qwen_align.align.settings.recipe_file import read_settings
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import build_data
+
+SECONDS_BETWEEN_LINES = 5.0  # of progress, where there is no terminal
 
 
 class BuildSpec(BuildData):
@@ -51,27 +60,81 @@ def load_build_settings(path: Path, overrides: Sequence[str] = ()) -> BuildSpec:
     return settings
 
 
-def build_data_folder(settings: BuildSpec, out: Path) -> dict[str, Any]:
+class _BuildContext(Context):
+    """The context of a build outside a run, which reports progress to its caller."""
+
+    report: Callable[[int], None] = staticmethod(lambda n_rows: None)
+
+    def report_progress(self, done: int, total: int, tokens: int = 0, unit: str = "steps") -> None:
+        """Reports the number of rows kept so far."""
+        self.report(done)
+
+
+@contextlib.contextmanager
+def show_progress(console: Console) -> Iterator[Callable[[int], None]]:
+    """Shows rows kept and time elapsed while a build goes on, and yields the function that takes the number of rows.
+
+    In a terminal it is a line that goes again; elsewhere a line on standard error every so often.
+    """
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} rows kept"), TimeElapsedColumn())
+    last = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(n_rows: int) -> None:
+            nonlocal last
+            bar.update(task, completed=n_rows)
+            if not console.is_terminal and time.monotonic() - last > SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                print(f"building: {n_rows:,} rows kept so far", file=sys.stderr, flush=True)
+
+        yield report
+
+
+@contextlib.contextmanager
+def _hold_unfinished_folder(out: Path) -> Iterator[Path]:
+    """Makes the hidden folder beside `out` in which a build goes on, and removes it at the end of the `with` block.
+
+    One that a killed build has left is cleared. Raises RecipeError if another build is at work in it.
+    """
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    held = os.open(unfinished, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecipeError(f"{out}: another build is writing it; wait for it, or name another folder") from None
+        for left in unfinished.iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        try:
+            yield unfinished
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    finally:
+        os.close(held)
+
+
+def build_data_folder(
+    settings: BuildSpec, out: Path, report: Callable[[int], None] = lambda n_rows: None
+) -> dict[str, Any]:
     """Builds a data set into the new folder `out` and returns its row and drop counts.
 
-    It writes rows.jsonl, dropped.jsonl and README.md.
+    It writes rows.jsonl, dropped.jsonl and README.md. `report` is told the number of rows kept so far.
 
     Raises RecipeError if there is something in `out`; nothing is left there when the build fails.
     """
+    out = out.resolve()  # `.` has no name
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RecipeError(f"{out}: exists already and is not empty; name a new folder")
     finder = RevisionFinder(None)
     settings = finder.pin_settings(settings)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     inputs = {str(ref): Path(settings.data[ref]) for _, ref in find_references(settings)}
-    try:
-        summary = build_data.run(settings, inputs, unfinished, Context(unfinished, settings.seed or 0, Runtime()))
-        (unfinished / PROGRESS).unlink(missing_ok=True)
+    with _hold_unfinished_folder(out) as unfinished:
+        context = _BuildContext(unfinished, settings.seed or 0, Runtime())
+        context.report = report
+        summary = build_data.run(settings, inputs, unfinished, context)
         if out.exists():
             out.rmdir()
         unfinished.replace(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return {**summary, "revisions": [found.format_line() for found in finder.found.values()]}

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.generation.engine import Request
 from qwen_align.align.generation.local import LocalEngine
@@ -13,6 +15,7 @@ from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Message, Mode
 from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.sampling import SamplingSettings
+from qwen_align.align.store.verify_inputs import InputVerifier
 from qwen_align.reward.thinking import CLOSE, OPEN
 
 COMMANDS = """/think, /no_think   think, or do not, from this turn on; behind a message: in this turn alone
@@ -140,7 +143,19 @@ def find_model_folder(plan: Plan, name: str) -> Path:
         )
     if matching[0].product != "model":
         raise RecipeError(f"stage '{name}' makes no model that can chat, but {matching[0].kind}")
+    verifier = InputVerifier({stage.folder.path.resolve(): stage.name for stage in plan.stages if stage.is_stored})
+    verifier.verify_folder(matching[0].folder.path)
     return matching[0].folder.path
+
+
+def build_sampling_settings(**options: float | None) -> SamplingSettings:
+    """Returns the sampling settings of the given options. Raises RecipeError for values that cannot be sampled with."""
+    try:
+        return SamplingSettings.model_validate(options)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        option = str(detail["loc"][0]).replace("_", "-") if detail["loc"] else "temperature"
+        raise RecipeError(f"--{option}: {detail['msg']}; found {detail['input']}") from None
 
 
 def run_chat(

@@ -67,7 +67,7 @@ def _check_libraries() -> Iterator[Finding]:
 
 def _check_devices() -> Iterator[Finding]:
     """Yields a finding with the compute devices (GPU, CPU) that torch detects."""
-    probe_output = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
+    probe_output = subprocess.run([sys.executable, "-P", "-c", _PROBE], capture_output=True, text=True, check=False)
     if probe_output.returncode != 0:
         yield Finding("torch", probe_output.stderr.strip().splitlines()[-1], "reinstall torch", is_bad=True)
         return

@@ -11,11 +11,13 @@ from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.settings.recipe_file import read_settings
 from qwen_align.align.store.run_folders import (
     RECORD,
+    RESOLVED,
     RunRecord,
     digest_settings,
     find_last_record,
     format_request,
     format_time,
+    is_recipe_gone,
     read_record,
     require_recipe,
 )
@@ -51,12 +53,17 @@ def _plan_run_in_folder(folder: Path, home: Path, overrides: Sequence[str], *, t
         raise RecipeError(f"{folder / RECORD}: cannot be read; name the recipe file instead")
     if overrides or tiny:
         raise RecipeError(f"{folder}: a run's folder stands for its recipe as it was run; to change it name its recipe")
+    own_home = folder.resolve().parent.parent
+    home = home if home.resolve() == own_home else own_home
+    if is_recipe_gone(record) and (folder / RESOLVED).is_file():
+        resolved = make_plan(folder / RESOLVED, home)  # its changes are in it
+        note = f"{folder}: {record.request.recipe} is gone; this is {RESOLVED}, what it was when it was run"
+        return RememberedPlan(replace(resolved, known_folder=record.folder), note)
     path = require_recipe(record)
     note = f"{folder}: {format_request(record.request)}"
     if _is_changed(record, path):
         note += "; the recipe has changed since"
-    own_home = folder.resolve().parent.parent
-    return RememberedPlan(_plan_record(record, path, home if home.resolve() == own_home else own_home), note)
+    return RememberedPlan(_plan_record(record, path, home), note)
 
 
 def _plan_record(record: RunRecord, path: Path, home: Path) -> Plan:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_align.align.store.run_folders import (
-    LINKS,
     RECORD,
     RunRecord,
     format_request,
@@ -12,6 +11,7 @@ from qwen_align.align.store.run_folders import (
     read_links,
     read_record,
 )
+from qwen_align.align.store.run_links import LINKS
 from qwen_align.align.store.stage_folder import StageFolder
 
 

@@ -12,7 +12,7 @@ from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.references import ModelRef, find_references
 from qwen_align.align.rendering.chat_template import TemplateError
-from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.renderer import OnlyRejectedThinks, Renderer
 from qwen_align.align.rendering.samples import Sample, split_into_pieces
 from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.rows import Completion, Labelled, Pair, Problem, Row, Steps, to_json_line
@@ -134,7 +134,11 @@ def _render_data_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
 def _render_row(row: Row, renderer: Renderer) -> Iterator[Styled]:
     """Yields a row's tokens coloured by loss mask, and its other fields."""
     if isinstance(row, Pair):
-        ids = renderer.render_pair(row)
+        try:
+            ids = renderer.render_pair(row)
+        except OnlyRejectedThinks as error:  # the stages that train pairs drop and count it
+            yield from (Styled(f"note: dropped: {error}"), Styled(to_json_line(row)))
+            return
         yield _colour_sample(Sample([*ids.prompt, *ids.chosen], _build_mask(ids.prompt, ids.chosen)), renderer, TRAINED)
         yield _colour_sample(Sample(ids.rejected, [True] * len(ids.rejected)), renderer, REJECTED)
     elif isinstance(row, Problem):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -19,7 +18,8 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.adapters import merge_adapter
 from qwen_align.align.models.length_limit import read_length_limit
 from qwen_align.align.models.model_description import MODEL, ModelFiles, locate_model_files, parse_hub_model
-from qwen_align.align.models.tensor_table import Head
+from qwen_align.align.models.tensor_comparison import build_tied_error
+from qwen_align.align.models.tensor_table import Head, ties_head
 from qwen_align.align.models.weight_check import check_weights, refuse_adapter_alone, refuse_stray_adapter
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
@@ -133,9 +133,10 @@ def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedMo
             generation_config=GenerationConfig(),  # its file is read below, because transformers may refuse it
             **FROM_PRETRAINED_ARGUMENTS,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise RecipeError(f"{folder}: transformers cannot load it in safetensors form: {said}") from None
+    except Exception as error:  # whatever a library says of a config or of weights
+        kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
+        said = " ".join(str(error).split())
+        raise RecipeError(f"{folder}: transformers cannot load it in safetensors form: {kind}{said:.300}") from error
     assert isinstance(model, PreTrainedModel)
     made_up = set(info["missing_keys"]) - (_list_head_weights(model) if head is None else set())
     mismatched = {name: f"{list(found)}, not {list(wanted)}" for name, found, wanted in info["mismatched_keys"]}
@@ -145,9 +146,20 @@ def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedMo
             f"{folder}: its weights lack {len(named):,} of the model's tensors, which would be made up at random: "
             f"{', '.join(named[:4])}{' and others' if len(named) > 4 else ''}"
         )
+    _refuse_unsound_weights(folder, model, head)
     if model.can_generate():
         model.generation_config = _read_generation_config(folder, model)
     return model
+
+
+def _refuse_unsound_weights(folder: Path, model: PreTrainedModel, head: Head | None) -> None:
+    """Raises RecipeError where a head that should be the embeddings is not, or weights are NaN or infinite."""
+    output = model.get_output_embeddings() if head == "lm_head" and ties_head(model.config.to_dict()) else None
+    if output is not None and output.weight is not model.get_input_embeddings().weight:  # transformers saw it
+        raise build_tied_error(folder)
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight.sum()):
+            raise RecipeError(f"{folder}: {name} in its weights is not all finite numbers; take a sound copy")
 
 
 def _list_head_weights(model: PreTrainedModel) -> set[str]:

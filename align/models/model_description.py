@@ -1,8 +1,9 @@
 """Reads model.json, which says in a stage's folder what its model consists of. Nothing here imports torch."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from qwen_align.align.errors import StageError
 from qwen_align.align.store.files import read_json
 
 MODEL = "model.json"  # in a stage's folder: what its model consists of, see models/loading.py
@@ -37,16 +38,47 @@ def parse_hub_model(base: str) -> HubModel:
 
 def locate_model_files(folder: Path) -> ModelFiles:
     """Returns the base model and adapters of a stage's folder, a model folder or `hub:ID@COMMIT`."""
-    description_path = folder / MODEL
-    if not description_path.exists():
+    if not (folder / MODEL).exists():
         return ModelFiles(str(folder), [])
-    description = read_json(description_path)
+    description = read_model_description(folder)
     if "model" in description:
         return ModelFiles(str(folder / description["model"]), [])
     base = description["base"]
     if not base.startswith("hub:"):
         base = str(folder / base)
     return ModelFiles(base, [folder / adapter for adapter in description["adapters"]])
+
+
+def read_model_description(folder: Path) -> dict[str, Any]:
+    """Reads the model.json of a stage's folder.
+
+    It has either `model`, or `base` and a list of `adapters`. Raises StageError when it does not.
+    """
+    try:
+        description = read_json(folder / MODEL)
+        adapters = description.get("adapters", [])
+        if not isinstance(adapters, list):
+            raise ValueError("adapters: not a list")
+        paths = [description["model"]] if "model" in description else [description["base"], *adapters]
+        if not all(isinstance(path, str) for path in paths):
+            raise ValueError("not a path")
+    except (ValueError, KeyError):
+        raise StageError(
+            f"{folder / MODEL}: is damaged; delete {folder / 'manifest.json'} to make the stage again"
+        ) from None
+    return {"adapters": [], **description}
+
+
+def list_base_paths(folder: Path) -> list[Path]:
+    """Returns the paths of the base model and adapters that a stage's model builds on.
+
+    The list is empty for a whole model and for other folders. Raises StageError when model.json is damaged.
+    """
+    if not (folder / MODEL).exists():
+        return []
+    description = read_model_description(folder)
+    paths = [path for path in (description.get("base"), *description["adapters"]) if path]
+    return [folder / path for path in paths if not path.startswith("hub:")]
 
 
 def is_stage_folder(folder: Path) -> bool:

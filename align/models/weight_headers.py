@@ -18,6 +18,7 @@ _LFS_POINTER = b"version https://git-lfs"
 _POINTER_BYTES = 1024  # a pointer has about 130
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of two tensors that should be one: what is read to compare them
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
@@ -27,18 +28,49 @@ class StoredTensor(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     file: str
+    begin: int  # of its bytes in the file
+    n_bytes: int
 
 
 def read_stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Returns the tensors of a model folder's weights by name, those of all shards together.
 
-    Raises RecipeError where a file is missing, cut short or no safetensors file.
+    Raises RecipeError where a file is missing, cut short or no safetensors file, or two shards have the same tensor.
     """
     stored: dict[str, StoredTensor] = {}
     for file in _list_weight_files(folder):
-        for name, entry in read_header(folder / file).items():
-            stored[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), file)
+        header = read_header(folder / file)
+        first = _find_first_byte(folder / file)
+        for name, entry in header.items():
+            if name in stored:
+                raise RecipeError(
+                    f"{folder}: {name} is in two of its shards, {stored[name].file} and {file}, and only one can be "
+                    "meant; take the shards of one download or save, and remove others"
+                )
+            begin, end = entry["data_offsets"]
+            stored[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), file, first + begin, end - begin)
     return stored
+
+
+def differ_in_samples(folder: Path, one: StoredTensor, other: StoredTensor) -> bool:
+    """Returns whether two tensors of a folder have other numbers at any of some places spread over them."""
+    if one[:2] != other[:2]:
+        return True
+    with (folder / one.file).open("rb") as first, (folder / other.file).open("rb") as second:
+        for number in range(_SAMPLES):
+            offset = max(0, one.n_bytes - _SAMPLE_BYTES) * number // (_SAMPLES - 1)
+            first.seek(one.begin + offset)
+            second.seek(other.begin + offset)
+            n_bytes = min(_SAMPLE_BYTES, one.n_bytes - offset)
+            if first.read(n_bytes) != second.read(n_bytes):
+                return True
+    return False
+
+
+def _find_first_byte(path: Path) -> int:
+    """Returns where the numbers of a safetensors file begin."""
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.pipeline.graph import Stage
@@ -34,6 +34,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
+        self._answers: IO[str] | None = None
         self._ready = False
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the launcher
 
@@ -46,20 +47,26 @@ class Launcher:
             self._server.stdin.close()
             self._server.kill()
             self._server.wait()
+        if self._answers:
+            self._answers.close()
         self._errors.close()
 
     def start_warm_server(self) -> None:
         """Starts the warm server unless it is running. It imports its libraries in the background."""
         if self._server is None:
+            reader, writer = os.pipe()
+            self._answers = os.fdopen(reader, encoding="utf-8")
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "qwen_align.align.pipeline.warm_server"],
+                [sys.executable, "-P", "-m", "qwen_align.align.pipeline.warm_server", str(writer)],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=self._errors,  # what an imported library prints is no answer
                 stderr=self._errors,
+                pass_fds=[writer],
                 text=True,
                 env={**build_environment(), **NO_THREADS},
                 start_new_session=True,  # Ctrl-C reaches the stage through the run, once
             )
+            os.close(writer)
 
     def run_stage(self, stage: Stage, folder: Path, poll_stop: Callable[[], bool]) -> StageExit:
         """Runs a stage in its own process, waits for it and returns how it exited.
@@ -115,14 +122,13 @@ class Launcher:
 
         `stop` ends the stage; without it there is no stage yet that could be stopped.
         """
-        assert self._server
-        assert self._server.stdout
-        while not select.select([self._server.stdout], [], [], 0.2)[0]:
+        assert self._answers
+        while not select.select([self._answers], [], [], 0.2)[0]:
             if stop:
                 stop_signal.stop_stage_once(stop)
             else:
                 stop_signal.poll_stop()
-        line = self._server.stdout.readline()
+        line = self._answers.readline()
         if not line:
             self._errors.seek(0)
             last = (self._errors.read().strip().splitlines() or ["it was killed without a message"])[-1]
@@ -148,16 +154,18 @@ class StopSignal:
 
 def build_command(stage: Stage, folder: Path, report: Path) -> list[str]:
     """Returns the command line that runs a stage in its own process, or one process per device through torchrun."""
-    worker = ["-m", "qwen_align.align.pipeline.worker", str(folder), str(report)]
+    # Without -P a random.py or the like in the working folder would be imported in place of Python's.
+    python = [sys.executable, "-P"]
+    worker = [*python, "-m", "qwen_align.align.pipeline.worker", str(folder), str(report)]
     processes = count_processes(stage)
     if processes == 1:
-        return [sys.executable, *worker]
+        return worker
     # torchrun has to end with this process, as its workers end with it.
     torchrun = (
         "from qwen_align.align.pipeline.process_lifetime import die_with_parent; die_with_parent(); "
         "from torch.distributed.run import main; main()"
     )
-    return [sys.executable, "-c", torchrun, "--nproc_per_node", str(processes), "--standalone", *worker]
+    return [*python, "-c", torchrun, "--nproc_per_node", str(processes), "--standalone", "--no_python", *worker]
 
 
 def uses_warm_server(stage: Stage) -> bool:

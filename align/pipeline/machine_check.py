@@ -1,13 +1,14 @@
 """Checks that this machine has what stages ask for: GPUs, processes, optional packages. Nothing here imports torch."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from qwen_align.align.errors import RecipeError
+from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.settings.online_rl import VLLM_NOT_INSTALLED, OnlineRl, Vllm
 from qwen_align.align.stages.registry import STAGE_KINDS
@@ -29,6 +30,18 @@ def check_machine(stage: Stage) -> None:
     if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm) and not _is_installed("vllm"):
         raise RecipeError(VLLM_NOT_INSTALLED)
     settings.check_runtime(runtime)
+
+
+def check_home(home: Path) -> None:
+    """Raises StageError where results cannot be written: no folder, or one that is not this user's to write in."""
+    existing = home.resolve()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise StageError(f"{home}: cannot be written: {existing} is no folder; name another with --home")
+    for folder in (existing, existing / "runs", existing / "store"):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise StageError(f"{folder}: cannot be written; name another folder with --home")
 
 
 def describe_machine_use(stage: Stage) -> Iterator[str]:
@@ -55,7 +68,7 @@ def count_gpus() -> int:
     """
     if sys.platform == "linux" and not any(Path(device).exists() for device in _GPU_DEVICES):
         return 0
-    done = subprocess.run([sys.executable, "-c", _COUNT_GPUS], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", _COUNT_GPUS], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
         raise RecipeError(f"torch cannot be imported: {said}; `qwen-align doctor`")

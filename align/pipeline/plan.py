@@ -18,6 +18,7 @@ from qwen_align.align.settings.recipe import Recipe, StageSpec
 from qwen_align.align.settings.recipe_file import Variant, apply_overrides, expand_variants, read_settings
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages.registry import STAGE_KINDS
+from qwen_align.align.store.outside_files import NO_OUTSIDE_FILES, OutsideFiles
 from qwen_align.align.store.provenance import read_library_versions
 from qwen_align.align.store.run_folders import RunRequest, build_request, find_run_folder
 from qwen_align.align.store.stage_folder import StageFolder
@@ -30,6 +31,8 @@ class PlannedStage:
 
     `inputs`: name, folder and key of each reference's target.
 
+    `outside`: the digests of the user's files that the key was computed of.
+
     `missing`: the file of rows that is not there yet; `check` can go on without it, a run cannot.
     """
 
@@ -38,6 +41,7 @@ class PlannedStage:
     folder: StageFolder
     inputs: dict[str, dict[str, str]]
     missing: str | None = None
+    outside: OutsideFiles = NO_OUTSIDE_FILES
 
     @property
     def name(self) -> str:
@@ -179,7 +183,15 @@ def _plan_stages(variants: Sequence[Variant], home: Path, request: RunRequest) -
             ref: {"name": target, "folder": str(folders[target]), "key": keys[target]}
             for ref, target in stage.targets.items()
         }
-        planned_stages.append(PlannedStage(stage, key, folder, inputs, missing))
+        model_folders = [
+            folders[target]
+            for target in dict.fromkeys(stage.targets.values())
+            if target in stage_graph.models
+            and not stage_graph.models[target].hub
+            and not model_description.is_stage_folder(folders[target])
+        ]
+        outside = NO_OUTSIDE_FILES if missing else store.digest_outside_files(stage, model_folders)
+        planned_stages.append(PlannedStage(stage, key, folder, inputs, missing, outside))
         keys[stage.name], folders[stage.name] = key, folder.path.resolve()
     store.save_file_digests()
     return Plan(variants[0].recipe, stage_graph, planned_stages, home, request)
@@ -191,11 +203,12 @@ def check_can_start(
     *,
     load_renderer: Callable[[Path], Renderer] = Renderer.load,
 ) -> None:
-    """Raises RecipeError when a stage that is to run cannot start.
+    """Raises RecipeError when a stage that is to run cannot start, and StageError when the home cannot be written.
 
     Its local model has no tokenizer of its own or no template to train on, or this machine has not
     what it asks for. `forced`: stored stages that will run again.
     """
+    machine_check.check_home(plan.home)
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored or stage in forced]
     for stage in stages_to_run:
         try:
@@ -214,9 +227,9 @@ def check_can_start(
 
 def list_version_changes(stage: PlannedStage) -> list[str]:
     """Lists the libraries whose major version has changed since a stage was stored, as `trl 1.16 -> 2.0`."""
-    made_with: Mapping[str, str] = stage.folder.read_manifest()["libraries"]
+    made_with: Mapping[str, str] = stage.folder.read_manifest().get("libraries", {})
     return [
         f"{name} {made_with[name]} -> {version}"
         for name, version in read_library_versions().items()
-        if name in made_with and made_with[name].split(".")[0] != version.split(".")[0]
+        if name in made_with and str(made_with[name]).split(".")[0] != version.split(".")[0]
     ]

@@ -8,7 +8,7 @@ from qwen_align.align.generation.requests import render_problem
 from qwen_align.align.models.length_limit import read_length_limit
 from qwen_align.align.models.model_description import find_base_folder
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
-from qwen_align.align.references import ModelRef, find_references
+from qwen_align.align.references import ModelRef, Ref, ScorerRef, find_references
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, Row, read_rows
 from qwen_align.align.settings.rollout import Switch
@@ -75,6 +75,10 @@ class Preview:
         """Returns the chat-template renderer of the model that a stage reads."""
         return self.load_renderer(self._find_tokenizer_folder(stage))
 
+    def get_scorer_renderer(self, stage: PlannedStage, ref: ScorerRef) -> Renderer:
+        """Returns the renderer of the reward model that a stage names. Raises RowsUnknown if it is not there yet."""
+        return self.load_renderer(self._trace_tokenizer_folder(stage, ref))
+
     def load_renderer(self, folder: Path) -> Renderer:
         """Loads the chat-template renderer of a model folder. It is cached."""
         if folder not in self._renderers:
@@ -120,15 +124,15 @@ class Preview:
         It is cached. Raises RowsUnknown when the tokenizer is not there yet.
         """
         if stage.name not in self._tokenizer_folders:
-            self._tokenizer_folders[stage.name] = self._trace_tokenizer_folder(stage)
+            (_, ref), *_ = (place for place in find_references(stage.settings) if isinstance(place[1], ModelRef))
+            self._tokenizer_folders[stage.name] = self._trace_tokenizer_folder(stage, ref)
         return self._tokenizer_folders[stage.name]
 
-    def _trace_tokenizer_folder(self, stage: PlannedStage) -> Path:
-        """Follows the chain of stages that made a stage's model back to the folder its tokenizer was copied from.
+    def _trace_tokenizer_folder(self, stage: PlannedStage, ref: Ref) -> Path:
+        """Follows the chain of stages that made a model of a stage back to the folder its tokenizer was copied from.
 
         Raises RowsUnknown when the tokenizer is not there yet.
         """
-        (_, ref), *_ = (place for place in find_references(stage.settings) if isinstance(place[1], ModelRef))
         maker = self._by_name.get(stage.targets[ref])
         if maker is not None and not STAGE_KINDS[maker.kind].makes_tokenizer:
             return self._find_tokenizer_folder(maker)

@@ -1,6 +1,7 @@
 """Runs a plan: skips stored stages, runs the others in order, and links them in the run's folder."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import write_json
+from qwen_align.align.store.outside_files import OutsideFileWatch
 from qwen_align.align.store.run_folders import write_run_folder
 from qwen_align.align.store.verify_inputs import InputVerifier
 from qwen_align.align.tracking import setup
@@ -56,9 +58,15 @@ def run(
     for stage in forced:
         _clear_stage(stage)
     resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-    if note := write_run_folder(plan.home, plan.recipe.name, plan.request, plan.stage_folders, resolved):
-        listener.on_note(note)
-    _keep_revisions(plan, listener)
+    with ExitStack() as held:
+        if note := write_run_folder(plan.home, plan.recipe.name, plan.request, plan.stage_folders, resolved, held):
+            listener.on_note(note)
+        _keep_revisions(plan, listener)
+        _run_stages(plan, listener, same_versions=same_versions, stop=stop)
+
+
+def _run_stages(plan: Plan, listener: RunListener, *, same_versions: bool, stop: Callable[[], bool]) -> None:
+    """Runs the stages of a plan that are not stored yet, in order, with a launcher and trackers of their own."""
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored]
     trackers = TrackerClients(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)
     input_verifier = InputVerifier({stage.folder.path.resolve(): stage.name for stage in plan.stages})
@@ -99,10 +107,12 @@ def _run_stage(
     Raises AlignError when the stage fails.
     """
 
+    watch = OutsideFileWatch(stage.outside)
+
     def poll_stop() -> bool:
         trackers.check_trackers()
         listener.on_stage_progress(stage)
-        return stop()
+        return stop() or (not stage.is_stored and watch.has_changed())
 
     try:
         with stage.folder.hold_lock():
@@ -119,6 +129,9 @@ def _run_stage(
             stage_exit = launcher.run_stage(stage.stage, stage.folder.path, poll_stop)
             if is_tracked:
                 trackers.end_curve(_read_evaluation_points(stage), is_whole=stage.is_stored)
+            if watch.error:
+                stage.folder.delete_contents()  # checkpoints too: they are of another file than the key says
+                raise StageError(f"stage '{stage.name}': {watch.error}")
     except OSError as error:
         raise _to_stage_error(stage, error) from None
     if stage_exit.code != 0:
@@ -152,6 +165,7 @@ def build_stage_job(stage: PlannedStage) -> dict[str, Any]:
         "inputs": stage.inputs,
         "seed": stage.seed,
         "runtime": stage.runtime.model_dump(),
+        "outside": stage.outside._asdict(),
     }
 
 

@@ -8,6 +8,7 @@ REPORT gets one JSON object at the end: exit code and message.
 import contextlib
 import json
 import resource
+import shutil
 import sys
 import time
 import traceback
@@ -22,12 +23,15 @@ from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
+from qwen_align.align.store.digest_cache import DIGESTS
 from qwen_align.align.store.files import compute_sha256, get_new_file_mode, read_json, remove_tree, write_json
+from qwen_align.align.store.outside_files import OutsideFileChanged, OutsideFiles, verify_outside_files
 from qwen_align.align.store.provenance import find_git_commit, read_library_versions
 from qwen_align.align.store.stage_folder import UNFINISHED
 from qwen_align.align.training.distributed import gather_objects, get_world_size, is_main_process
 
 _STARTED = time.monotonic()
+_FULL_BYTES = 16 * 2**20  # less than this is left when the file of some weights did not fit
 _MEBI_PER_GIBI = 2**20 if sys.platform != "darwin" else 2**30  # ru_maxrss: KiB on Linux, bytes on macOS
 
 
@@ -50,12 +54,24 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
         stage_report = {"code": 4, "message": f"{error.filename or folder}: {error.strerror or error}"}
     except Exception as error:  # noqa: BLE001 - the process boundary: whatever a library raises ends as exit code 4
         _print_traceback()
-        stage_report = {"code": 4, "message": f"{type(error).__name__}: {error}"}
+        full = describe_full_disk(folder)
+        stage_report = {"code": 4, "message": f"{full}{type(error).__name__}: {error}"}
     if stage_report["code"] != 0:
         _remove_unfinished_files(folder)
     if is_main_process():
         report.write_text(json.dumps(stage_report))
     return int(stage_report["code"])
+
+
+def describe_full_disk(folder: Path) -> str:
+    """Returns the beginning of a message where a folder's disk has no room left, else an empty text.
+
+    Libraries that write weights say so in words of their own, or not at all.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes >= _FULL_BYTES:
+        return ""
+    return f"{folder}: no room is left on its disk ({free_bytes / 2**20:.0f} MiB free; `qwen-align prune`): "
 
 
 def _print_traceback() -> None:
@@ -81,11 +97,12 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
     context.catch_stop_signals()
     kind = STAGE_KINDS[settings.kind]
     run = import_function(kind.run)
-    if runtime.threads and kind.needs_torch:
-        import torch
-
-        torch.set_num_threads(runtime.threads)
+    if kind.needs_torch:
+        prepare_torch(runtime)
     imported = time.monotonic()
+    outside = OutsideFiles(**stage_job.get("outside", {"digests": {}, "folders": []}))
+    if context.is_main:
+        verify_outside_files(outside, folder.parent / DIGESTS)
     inputs = {ref: Path(entry["folder"]) for ref, entry in stage_job["inputs"].items()}
     summary = run(settings, inputs, folder, context)
     times = {
@@ -94,7 +111,30 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
         "import_seconds": imported - started + imported_before,
     }
     if context.is_main:
+        try:
+            verify_outside_files(outside, folder.parent / DIGESTS)
+        except OutsideFileChanged:
+            for name in UNFINISHED:
+                remove_tree(folder / name)  # of another file than the key says
+            raise
         _write_manifest(folder, stage_job, summary, {name: round(seconds, 3) for name, seconds in times.items()})
+
+
+def prepare_torch(runtime: Runtime) -> None:
+    """Sets the threads that torch uses, and makes what it computes on a CPU the same every time.
+
+    Else the gradient of rows that were taken by number, such as a prompt's keys for each of its completions, is added
+    up in whatever order threads come: in GRPO that moved weights by 1e-7 a step and the accuracy by half a point.
+    """
+    import torch
+
+    from qwen_align.align.models.loading import choose_device
+
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    if choose_device(runtime).type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
 
 
 def measure_cpu_seconds() -> float:

@@ -43,6 +43,27 @@ def check_tokenizer_fits_model(folder: Path, renderer: Renderer) -> None:
         )
 
 
+def require_same_ids(renderer: Renderer, other: Renderer, setting: str) -> None:
+    """Checks that the model of a setting gives texts the ids that the policy gives them, for it reads the policy's.
+
+    Raises RecipeError otherwise.
+    """
+    ids, other_ids = (each.tokenizer.get_vocab(with_added_tokens=True) for each in (renderer, other))
+    if ids != other_ids:
+        tokens = sorted(ids.keys() | other_ids.keys(), key=lambda token: (ids.get(token, len(ids)), token))
+        first = next(token for token in tokens if ids.get(token) != other_ids.get(token))
+        raise RecipeError(
+            f"{setting}: its tokenizer is not the policy's, whose token ids it reads: {first!r} is "
+            f"{_describe_id(ids.get(first))} in the policy's and {_describe_id(other_ids.get(first))} in its own; take "
+            "one that was trained from a model of the policy's family, or leave it out"
+        )
+
+
+def _describe_id(number: int | None) -> str:
+    """Returns a token's id as text."""
+    return "no token" if number is None else f"id {number}"
+
+
 def _get_text_config(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the language-model part of a model config. Vision-language models keep it under `text_config`."""
     part = config.get("text_config")

@@ -1,10 +1,11 @@
 """Renders report.html: one self-contained page, light and dark, English and Chinese, for small and large screens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from importlib.resources import files
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import yaml
@@ -40,9 +41,12 @@ from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.reporting.results import RunResults, pool_by_seed
 from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.stages.registry import STAGE_KINDS
+from qwen_align.align.store.run_folders import read_record
+from qwen_align.align.store.stage_folder import explain_damage
 from qwen_align.reward.thinking import split_for_display
 from qwen_align.reward.verdict import is_right_value
 
+_Part = TypeVar("_Part")
 MAX_SAMPLES, MAX_CHARACTERS, MAX_COMPLETIONS = 12, 4000, 20_000
 
 
@@ -68,16 +72,19 @@ def render_page(plan: Plan, results: RunResults) -> str:
         pictures=_draw_results(rows),
         comparisons=results.comparisons,
         comparison_columns=_choose_columns(COMPARISON_COLUMNS, COMPARISONS),
-        training=choose_open_curves([curves for name, group in groups if (curves := draw_training(name, group))]),
-        lengths=[lengths for _, group in groups if (lengths := _draw_lengths(group[0]))],
-        notes=[{**note, "stage": stage.name} for stage in started for note in read_json_lines(stage, "notes.jsonl")],
-        samples=[samples for _, group in groups if (samples := _choose_samples(group[0]))],
+        training=choose_open_curves(
+            [curves for name, group in groups if (curves := _read_part(partial(draw_training, name), group))]
+        ),
+        lengths=[lengths for _, group in groups if (lengths := _read_part(_draw_lengths, group))],
+        notes=[note for stage in started for note in _read_part(_list_notes, [stage])],
+        samples=[samples for _, group in groups if (samples := _read_part(_choose_samples, group))],
         several=any(len(group) > 1 for _, group in groups),
         data=[_describe_data(stage) for stage in stored if stage.product == "data"],
         data_columns=_choose_columns(DATA_COLUMNS, DATA_ON_PAGE),
         stages=results.stages,
         stage_columns=_choose_columns(STAGE_COLUMNS, STAGES_ON_PAGE),
         running=[name for name, state in states.items() if state == RUNNING],
+        failure=record.failure if (record := read_record(plan.run_folder)) else "",
         waiting=[stage.name for stage in plan.stages if states.get(stage.name, UNFINISHED) == UNFINISHED],
         settings=yaml.safe_dump(
             plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True
@@ -87,6 +94,17 @@ def render_page(plan: Plan, results: RunResults) -> str:
         markdown=format_markdown_table(copy.headings, copy.cells),
         latex=format_latex_table(copy.headings, copy.cells, copy.is_number),
     )
+
+
+def _read_part(read: Callable[[Sequence[PlannedStage]], _Part], group: Sequence[PlannedStage]) -> _Part:
+    """Reads a part of the page from the files of stages. Raises StageError if they are damaged."""
+    with explain_damage(group[0].name, group[0].folder.path):
+        return read(group)
+
+
+def _list_notes(group: Sequence[PlannedStage]) -> list[dict[str, Any]]:
+    """Returns what watchdogs and others noted in stages, with the stages' names."""
+    return [{**note, "stage": stage.name} for stage in group for note in read_json_lines(stage, "notes.jsonl")]
 
 
 def _choose_columns(table: Mapping[str, Column[Any]], names: Sequence[str]) -> list[tuple[str, Column[Any]]]:
@@ -130,11 +148,12 @@ def _group_by_seed(stages: Sequence[PlannedStage]) -> list[tuple[str, list[Plann
     return list(groups.items())
 
 
-def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
+def _draw_lengths(group: Sequence[PlannedStage]) -> dict[str, Any] | None:
     """Draws histograms of a stage's completion lengths, right and wrong, and of its rewards.
 
     Returns None for a stage without completions.
     """
+    stage = group[0]
     name = STAGE_KINDS[stage.kind].completions_file
     if name is None:
         return None
@@ -163,11 +182,12 @@ def _draw_lengths(stage: PlannedStage) -> dict[str, Any] | None:
     }
 
 
-def _choose_samples(stage: PlannedStage) -> dict[str, Any] | None:
+def _choose_samples(group: Sequence[PlannedStage]) -> dict[str, Any] | None:
     """Chooses sample completions of a stage for the report.
 
     Of RL they are from the first and last batch, of an evaluation right and wrong ones.
     """
+    stage = group[0]
     if STAGE_KINDS[stage.kind].curve == "evaluation":
         right: list[dict[str, Any]] = []
         not_right: list[dict[str, Any]] = []

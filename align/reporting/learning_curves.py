@@ -82,4 +82,12 @@ def read_json_lines(stage: PlannedStage, name: str) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 if line.endswith("\n"):
-                    yield json.loads(line)
+                    yield _parse_object(line)
+
+
+def _parse_object(line: str) -> dict[str, Any]:
+    """Parses a line as a JSON object. Raises ValueError if it is none."""
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError("a line is no JSON object")
+    return value

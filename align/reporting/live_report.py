@@ -37,7 +37,8 @@ class LiveReport:
         started = time.monotonic()
         if started < self._due:
             return
-        with contextlib.suppress(OSError):  # a full disk stops the stage, which says so
+        # A full disk stops the stage, which says so; a damaged stage is told at the end.
+        with contextlib.suppress(OSError, AlignError):
             write_report(self._plan)
         now = time.monotonic()
         self._not_before = now + LEAST_SHARE_BETWEEN * (now - started)
@@ -61,10 +62,12 @@ def run_and_report(
         listener.on_note(note)
     try:
         run(plan, LiveReport(plan, listener), force=force, same_versions=same_versions, stop=stop)
+        results = write_report(plan)
     except AlignError as error:
-        with contextlib.suppress(OSError):  # the error is reported anyway; a full disk has no room for a report
-            close_record(plan.run_folder, error.exit_code)
+        # The error is reported anyway; a full disk has no room for a report.
+        with contextlib.suppress(OSError, AlignError):
+            close_record(plan.run_folder, error.exit_code, str(error))
             write_report(plan)
         raise
     close_record(plan.run_folder, 0)
-    return write_report(plan)
+    return results

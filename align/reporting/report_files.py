@@ -20,6 +20,7 @@ from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.reporting.results import RunResults, collect_results, to_result_row
 from qwen_align.align.reporting.summary_line import list_left_out_columns
 from qwen_align.align.store.files import write_json, write_text
+from qwen_align.align.store.run_folders import read_record
 
 
 def write_report(plan: Plan) -> RunResults:
@@ -71,6 +72,9 @@ def format_report(plan: Plan, results: RunResults) -> str:
     if left_out:
         table = format_table(DATA_COLUMNS, LEFT_OUT_IN_TEXT, left_out)
         parts += ["## Columns of the sources that were left out\n", _format_section(table)]
+    record = read_record(plan.run_folder)
+    if record and record.failure:
+        parts.append(f"The run failed: {record.failure}\n")
     waiting = [stage.name for stage in plan.stages if not stage.is_stored]
     if waiting:
         parts.append(f"Not run yet: {', '.join(waiting)}.\n")

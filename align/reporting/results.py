@@ -5,12 +5,15 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import sqrt
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.reporting.columns import RESULT_FIGURES, ResultRow, format_asked
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import read_json
+from qwen_align.align.store.stage_folder import explain_damage
+from qwen_align.align.store.verify_inputs import verify_outputs
 
 # What a row of the ladder has; "evaluations" say more: cells of the matrix, pass@k, maj@k, format.
 LADDER_FIELDS = (
@@ -55,14 +58,18 @@ class EvaluationResult(NamedTuple):
 
 
 def collect_results(plan: Plan) -> RunResults:
-    """Collects the evaluations, comparisons and stage costs of all stored stages of a plan."""
+    """Collects the evaluations, comparisons and stage costs of all stored stages of a plan.
+
+    Raises StageError for a stage whose files are damaged: there is no accuracy without its completions.
+    """
     stored = [stage for stage in plan.stages if stage.is_stored]
-    results = [
-        result
-        for stage in stored
-        if STAGE_KINDS[stage.kind].curve == "evaluation"
-        for result in _read_evaluation(stage, plan)
-    ]
+    results: list[EvaluationResult] = []
+    costs = []
+    for stage in stored:
+        with explain_damage(stage.name, stage.folder.path):
+            if STAGE_KINDS[stage.kind].curve == "evaluation":
+                results += _read_evaluation(stage, plan)
+            costs.append(_read_stage_costs(stage))
     evaluations = [result.row for result in results]
     rows = [({field: row[field] for field in LADDER_FIELDS}, row["is_control"]) for row in evaluations]
     return RunResults(
@@ -70,7 +77,7 @@ def collect_results(plan: Plan) -> RunResults:
         controls=[row for row, is_control in rows if is_control],
         evaluations=evaluations,
         comparisons=list(_compare_models(results, plan.recipe.report.compare)),
-        stages=[_read_stage_costs(stage) for stage in stored],
+        stages=costs,
     )
 
 
@@ -125,7 +132,11 @@ def _average_or_none(figures: Sequence[float | None]) -> float | None:
 
 
 def _read_evaluation(stage: PlannedStage, plan: Plan) -> list[EvaluationResult]:
-    """Reads a stored evaluation's results, under the model and data names of the current recipe."""
+    """Verifies and reads a stored evaluation's results, under the model and data names of the current recipe.
+
+    Raises StageError, KeyError, TypeError or ValueError for one whose files are damaged.
+    """
+    _verify_once(stage)
     origins = {graph_stage.name: graph_stage.origin for graph_stage in plan.graph.stages}
     settings: Any = stage.settings
     model = stage.targets[settings.from_model]
@@ -145,7 +156,29 @@ def _read_evaluation(stage: PlannedStage, plan: Plan) -> list[EvaluationResult]:
         }
         for index, result in enumerate(stage.folder.read_manifest()["summary"]["results"])
     ]
+    for row in rows:
+        if missing := [field for field in LADDER_FIELDS if field not in row]:
+            raise KeyError(missing[0])
+        to_result_row(row)
     return [EvaluationResult(row, means[index] if means else {}) for index, row in enumerate(rows)]
+
+
+_verified: set[tuple[Any, ...]] = set()
+
+
+def _verify_once(stage: PlannedStage) -> None:
+    """Verifies the files of a stored evaluation, unless this process has done so and they are unchanged."""
+    paths = sorted(path for path in stage.folder.path.iterdir() if path.is_file())
+    identity = (stage.folder.path.resolve(), *((path.name, *_get_identity(path)) for path in paths))
+    if identity not in _verified:
+        verify_outputs(stage.name, stage.folder.path)
+        _verified.add(identity)
+
+
+def _get_identity(path: Path) -> tuple[int, int, int]:
+    """Returns what changes when a file is written: its inode, size and modification time."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _compare_models(

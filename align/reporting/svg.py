@@ -109,7 +109,7 @@ def draw_curves(lines: Sequence[Curve], *, title: str, height: int = 170) -> str
         parts.append(
             f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_format_tick(value)}</text>'
         )
-    for x, anchor in ((min(xs), "start"), (max(xs), "end")):
+    for x, anchor in ((min(xs), "start"), (max(xs), "end"))[: len({*xs})]:  # one step alone is named once
         at, _ = locate(x, low)
         parts.append(
             f'<text class="tick" x="{at:.1f}" y="{height - 6}" text-anchor="{anchor}">{_format_tick(x)}</text>'
@@ -159,7 +159,7 @@ def draw_histogram(groups: Sequence[tuple[str, Sequence[float], int]], *, title:
                     f'<rect x="{x:.1f}" y="{height - bottom - tall:.1f}" width="{max(wide - 0.6, 0.6):.1f}" '
                     f'height="{tall:.1f}" fill="var(--c{colour % N_COLOURS})"/>'
                 )
-    for value, anchor, x in ((low, "start", left), (high, "end", left + scale)):
+    for value, anchor, x in ((low, "start", left), (high, "end", left + scale))[: len({*values})]:
         parts.append(f'<text class="tick" x="{x}" y="{height - 6}" text-anchor="{anchor}">{_format_tick(value)}</text>')
     return "".join([*parts, "</svg>"])
 

@@ -18,9 +18,9 @@ ALWAYS_IN_KEY = "always in key"
 
 
 class Strict(BaseModel):
-    """A settings base class that is frozen, converts no types and refuses unknown keys."""
+    """A settings base class that is frozen, converts no types and refuses unknown keys, NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
     # Installed packages that make the rows or verdicts of these settings: their versions are in a stage's key.
     key_packages: ClassVar[tuple[str, ...]] = ()

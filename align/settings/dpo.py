@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
-from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
+from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Lora, Optimizer, refuse_dropout
 
 WITHOUT_SMOOTHING = ("sigmoid", "hinge", "ipo", "sigmoid_norm")  # TRL 1.16 reads label_smoothing in robust alone
 
@@ -24,8 +24,8 @@ class Dpo(StageSettings, Optimizer, CanBeEmpty):
     max_tokens: int = Field(
         ge=1, description="longest side of a pair in tokens; pairs with a longer one are dropped and counted, never cut"
     )
-    batch: int = Field(ge=1, description="batch size: pairs per optimiser step, over all devices")
-    epochs: float = Field(gt=0, description="passes over the pairs; fractions are allowed")
+    batch: int = Field(ge=1, le=MAX_BATCH, description="batch size: pairs per optimiser step, over all devices")
+    epochs: float = Field(gt=0, le=MAX_EPOCHS, description="passes over the pairs; fractions are allowed")
     beta: float = Field(gt=0, description="strength of the pull towards the reference policy: higher stays closer")
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"] = Field(
         "sigmoid",

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from qwen_align.align.references import DataRef, ModelRef, ScorerRef
 from qwen_align.align.settings.rollout import Switch
-from qwen_align.align.settings.sampling import SamplingSettings
+from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import StageSettings, VerdictLimit
 from qwen_align.reward.settings import Rewards
 
@@ -21,7 +21,7 @@ class Evaluate(StageSettings, VerdictLimit):
     kind: Literal["evaluate"]
     from_model: ModelRef = Field(description="the model to evaluate")
     from_data: list[DataRef] = Field(min_length=1, description="data sets of questions, each with a result of its own")
-    completions_per_prompt: int = Field(ge=1, description="completions sampled for each question")
+    completions_per_prompt: int = Field(ge=1, le=MAX_COMPLETIONS, description="completions sampled for each question")
     sampling: SamplingSettings = Field(
         description="how tokens are sampled; what is left out is Qwen3's advice for the mode of each prompt"
     )

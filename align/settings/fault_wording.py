@@ -45,6 +45,9 @@ _WANTED = {
     "multiple_of": "a multiple of {multiple_of}",
 }
 
+# Words elsewhere for a value here, of which the nearest in spelling would be another.
+_SAME_WORDS = {"gpu": "cuda", "bfloat16": "bf16", "float32": "fp32"}
+
 
 def describe_faults(details: Iterable[Mapping[str, Any]]) -> str:
     """Describes the faults that pydantic found in one place: several where a setting may be one thing or another."""
@@ -149,7 +152,9 @@ def _suggest(detail: Mapping[str, Any]) -> str:
     if kind in ("int_type", "float_type") and isinstance(found, str) and _is_number(found):
         return "; write it without quotes"
     if kind == "literal_error" and isinstance(found, str):
-        near = find_near_word(found, re.findall(r"'([^']+)'", str(detail["ctx"]["expected"])))
+        known = re.findall(r"'([^']+)'", str(detail["ctx"]["expected"]))
+        same = _SAME_WORDS.get(found.lower())
+        near = same if same in known else find_near_word(found, known)
         return f". Did you mean '{near}'?" if near else ""
     return ""
 

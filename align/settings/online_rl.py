@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.loss_defaults import LossDefaults, get_loss_defaults
-from qwen_align.align.settings.sampling import SamplingSettings
+from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings, VerdictLimit
-from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
+from qwen_align.align.settings.training import MAX_BATCH, Lora, Optimizer, refuse_dropout
 from qwen_align.reward.settings import RewardList, Rewards
 
 Watchdog = Literal[
@@ -24,9 +24,12 @@ VLLM_NOT_INSTALLED = "engine: vllm is not installed: pip install 'qwen-align[vll
 class Updates(Strict):
     """The optimiser steps on the completions of a training step: `epochs` times `minibatches`."""
 
-    epochs: int = Field(1, ge=1, description="passes over the completions of a step")
+    epochs: int = Field(1, ge=1, le=1000, description="passes over the completions of a step")
     minibatches: int = Field(
-        1, ge=1, description="optimiser steps per pass, each on its share of the completions; groups may be split"
+        1,
+        ge=1,
+        le=10_000,
+        description="optimiser steps per pass, each on its share of the completions; groups may be split",
     )
 
     @property
@@ -133,7 +136,7 @@ class DynamicSampling(Strict):
     At the bound the step trains on the groups it has, each as heavily as in a full step; with none it is skipped.
     """
 
-    max_prompts: int = Field(ge=1, description="largest number of prompts that a step may try in all")
+    max_prompts: int = Field(ge=1, le=MAX_BATCH, description="largest number of prompts that a step may try in all")
 
 
 class Shuffled(Strict):
@@ -207,7 +210,9 @@ class HeldOut(VerdictLimit):
 
     from_data: list[DataRef] = Field(min_length=1, description="data sets of questions, evaluated together")
     every_steps: int = Field(ge=1, description="steps between evaluations; also before the first and after the last")
-    completions_per_prompt: int = Field(1, ge=1, description="completions sampled for each question")
+    completions_per_prompt: int = Field(
+        1, ge=1, le=MAX_COMPLETIONS, description="completions sampled for each question"
+    )
     sampling: SamplingSettings | None = Field(None, description="how tokens are sampled; null = as in training")
     rewards: Rewards = Field([], description="settings of the rewards that questions name; others have their defaults")
 
@@ -290,9 +295,11 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
     from_model: ModelRef = Field(description="the policy to train")
     from_data: list[DataRef] = Field(min_length=1, description="data sets of prompts")
     rewards: RewardList = Field(description="rewards that judge each completion; their weighted sum is its reward")
-    steps: int = Field(ge=1, description="steps, each on a new batch of completions")
-    prompts_per_step: int = Field(ge=1, description="prompts per step, over all devices")
-    completions_per_prompt: int = Field(ge=1, description="completions sampled for each prompt: the group size")
+    steps: int = Field(ge=1, le=10_000_000, description="steps, each on a new batch of completions")
+    prompts_per_step: int = Field(ge=1, le=MAX_BATCH, description="prompts per step, over all devices")
+    completions_per_prompt: int = Field(
+        ge=1, le=MAX_COMPLETIONS, description="completions sampled for each prompt: the group size"
+    )
     sampling: SamplingSettings = Field(description="how tokens are sampled; RL needs a temperature above 0")
     allow_truncated_sampling: bool = Field(
         False,

@@ -9,7 +9,7 @@ from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.stage import StageSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10_000_000)]
 
 
 class Architecture(Strict):

@@ -86,7 +86,7 @@ class ModelSource(Strict):
 class Repeat(Strict):
     """A block of stages run several times, each round on the results of the round before."""
 
-    times: int = Field(ge=1, description="number of rounds")
+    times: int = Field(ge=1, le=1000, description="number of rounds")
     carry: dict[str, str] = Field(
         default_factory=dict,
         description="model or data set -> stage of this block: in later rounds the name means what that stage made the "

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,13 @@ from pydantic import ValidationError
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.base import format_suggestion
 from qwen_align.align.settings.fault_wording import find_near_word
-from qwen_align.align.settings.recipe import Recipe, list_stage_settings
+from qwen_align.align.settings.recipe import Recipe, RepeatBlock, list_stage_settings
 from qwen_align.align.settings.recipe_errors import explain_error
 
+MAX_VALUES = 100_000  # in a recipe file; the longest shipped recipe has 500
+MAX_STAGES = 10_000  # in a plan; matrix cells times repeats times stages grow quickly
+# What the cells of a matrix share: the run's folder, its report and trackers, and how the file itself is read.
+NOT_IN_MATRIX = ("name", "extends", "change", "tiny", "matrix", "anchors", "report", "tracking")
 TINY_SUFFIX = "_tiny"  # of the run's name, so that its folder is not that of the full recipe
 
 
@@ -41,10 +46,24 @@ def expand_variants(raw: dict[str, Any], path: Path) -> list[Variant]:
     `path`: opens error messages, and relative paths start at its folder. Raises RecipeError.
     """
     recipe = _validate_recipe(raw, path)
+    _check_number_of_stages(recipe, path)
     return [
         Variant(axes, _validate_recipe(cell, path)) if axes else Variant(axes, recipe)
         for axes, cell in _expand_matrix(raw, recipe.matrix, path)
     ]
+
+
+def _check_number_of_stages(recipe: Recipe, path: Path) -> None:
+    """Raises RecipeError if a recipe's matrix and repeats multiply to more stages than a plan can have."""
+    n_cells = math.prod(len(values) for values in recipe.matrix.values())
+    n_stages = sum(
+        item.repeat.times * len(item.repeat.stages) if isinstance(item, RepeatBlock) else 1 for item in recipe.stages
+    )
+    if n_cells * n_stages > MAX_STAGES:
+        raise RecipeError(
+            f"{path}: {n_cells:,} cells of the matrix with {n_stages:,} stages each (repeats counted) make "
+            f"{n_cells * n_stages:,} stages; at most {MAX_STAGES:,} are run"
+        )
 
 
 def read_settings(path: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> dict[str, Any]:
@@ -60,7 +79,7 @@ def read_settings(path: Path, overrides: Sequence[str] = (), *, tiny: bool = Fal
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> None:
     """Sets each `dotted.setting=value` in a recipe's raw settings. Raises RecipeError for one that cannot be set."""
     for (setting, value), override in zip(parse_overrides(overrides), overrides, strict=True):
-        set_value(raw, setting, value, where=f"--set {override}")
+        set_value(raw, setting, value, where=_format_override(override))
 
 
 def complete_settings(raw: dict[str, Any], path: Path, *, tiny: bool = False) -> dict[str, Any]:
@@ -140,9 +159,16 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     for override in overrides:
         setting, equals, value = override.partition("=")
         if not equals:
-            raise RecipeError(f"--set {override}: write it as setting=value, as in stages.sft.learning_rate=1e-5")
-        parsed.append((setting, parse_yaml(value, where=f"--set {override}")))
+            raise RecipeError(
+                f"{_format_override(override)}: write it as setting=value, as in stages.sft.learning_rate=1e-5"
+            )
+        parsed.append((setting, parse_yaml(value, where=_format_override(override))))
     return parsed
+
+
+def _format_override(override: str) -> str:
+    """Returns an override as error messages begin with it, cut where it is long."""
+    return f"--set {override if len(override) <= 80 else override[:77] + '...'}"
 
 
 def _expand_matrix(
@@ -150,6 +176,9 @@ def _expand_matrix(
 ) -> Iterator[tuple[dict[str, str], Any]]:
     """Yields (axes, settings) for every cell of a recipe's matrix."""
     where = f"{path}: matrix"
+    for setting in matrix:
+        if setting.split(".")[0] in NOT_IN_MATRIX:
+            raise RecipeError(f"{where}: {setting}: the cells share one run, in which it is the same; vary another")
     axis_choices = [
         [(setting, label, value) for label, value in zip(_label_values(setting, values, where), values, strict=True)]
         for setting, values in matrix.items()
@@ -249,6 +278,13 @@ def _list_raw_stages(items: list[Any]) -> list[Any]:
 class RecipeLoader(yaml.SafeLoader):
     """A YAML SafeLoader with YAML 1.2's numbers (1e-6 is a number) and without duplicate keys."""
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merges the mappings of `<<` into a node. Raises MarkedYAMLError if they multiply to too many keys."""
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_VALUES:
+            problem = f"more than {MAX_VALUES:,} keys are merged (<<) into one mapping"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Composes a YAML mapping node. Raises MarkedYAMLError for a duplicate key."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -261,6 +297,11 @@ class RecipeLoader(yaml.SafeLoader):
         return node
 
 
+# A date is text, as in YAML 1.2.
+RecipeLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
@@ -268,30 +309,64 @@ RecipeLoader.add_implicit_resolver(
 )
 
 
+# What to do about what the YAML reader finds, by a part of its message.
+_YAML_HINTS = {
+    "'\\t'": "; that is a tab: indent with spaces",
+    "expected <block end>": "; this line is indented otherwise than those it belongs to",
+    "mapping values are not allowed": "; is a line above not closed, or a text with a colon not in quotes?",
+}
+
+
 def parse_yaml(text: str, *, where: str) -> Any:
     """Parses YAML text with a separate copy for every alias. Raises RecipeError, which begins with `where`."""
     try:
-        return _copy_aliases(yaml.load(text, RecipeLoader))  # a SafeLoader
+        return copy_plain_value(yaml.load(text, RecipeLoader), where=where)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         context = f"{error.context}: " if error.context else ""
-        raise RecipeError(f"{where}{line}: not a recipe in YAML: {context}{error.problem}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: not YAML: {error}") from None
+        hint = next((hint for found, hint in _YAML_HINTS.items() if found in str(error.problem)), "")
+        raise RecipeError(f"{where}{line}: not a recipe in YAML: {context}{error.problem}{hint}") from None
+    except RecipeError:
+        raise
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # the last of `!!int ""`
+        raise RecipeError(f"{where}: not YAML: {error or type(error).__name__}") from None
     except RecursionError:
         raise RecipeError(
             f"{where}: an alias (*name) refers to a value that contains it, or lists nest too deep"
         ) from None
 
 
-def _copy_aliases(value: Any) -> Any:
+def copy_plain_value(value: Any, *, where: str) -> Any:
     """Returns a parsed YAML value with a separate copy for every alias.
 
-    So `--set` changes one stage, not all that share an anchor.
+    So `--set` changes one stage, not all that share an anchor. Raises RecipeError for what no recipe holds: aliases
+    that multiply to more than MAX_VALUES values, integers of more than 64 bits, and text that is no Unicode.
     """
-    if isinstance(value, dict):
-        return {key: _copy_aliases(item) for key, item in value.items()}
-    return [_copy_aliases(item) for item in value] if isinstance(value, list) else value
+    n_values = 0
+
+    def copy_value(value: Any) -> Any:
+        nonlocal n_values
+        n_values += 1
+        if n_values > MAX_VALUES:
+            raise RecipeError(
+                f"{where}: more than {MAX_VALUES:,} values, each alias (*name) counted with what it stands for"
+            )
+        if isinstance(value, dict):
+            return {copy_value(key): copy_value(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [copy_value(item) for item in value]
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise RecipeError(f"{where}: an integer of {value.bit_length()} bits; at most 64 are read")
+        if isinstance(value, str) and not _is_unicode(value):
+            raise RecipeError(f"{where}: {value[:40]!r}: half a character (a lone surrogate), which no file can hold")
+        return value
+
+    return copy_value(value)
+
+
+def _is_unicode(text: str) -> bool:
+    """Returns whether a text has no lone surrogate."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.stage import StageSettings
-from qwen_align.align.settings.training import Lora, Optimizer, refuse_dropout
+from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Lora, Optimizer, refuse_dropout
 
 
 class RewardModel(StageSettings, Optimizer):
@@ -21,8 +21,8 @@ class RewardModel(StageSettings, Optimizer):
     max_tokens: int = Field(
         ge=1, description="longest side of a pair in tokens; pairs with a longer one are dropped and counted, never cut"
     )
-    batch: int = Field(ge=1, description="batch size: pairs per optimiser step, over all devices")
-    epochs: float = Field(gt=0, description="passes over the pairs; fractions are allowed")
+    batch: int = Field(ge=1, le=MAX_BATCH, description="batch size: pairs per optimiser step, over all devices")
+    epochs: float = Field(gt=0, le=MAX_EPOCHS, description="passes over the pairs; fractions are allowed")
     margins: bool = Field(
         False, description="subtract each pair's margin from the difference of the scores (arXiv:2307.09288)"
     )

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.rows import Flag, Mode
 from qwen_align.align.settings.base import Strict
-from qwen_align.align.settings.sampling import SamplingSettings
+from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.reward.settings import RewardList
 
@@ -59,7 +59,7 @@ class Rollout(StageSettings, CanBeEmpty):
     kind: Literal["rollout"]
     from_model: ModelRef = Field(description="the model to sample from")
     from_data: DataRef = Field(description="the data set of prompts")
-    completions_per_prompt: int = Field(ge=1, description="completions sampled for each prompt")
+    completions_per_prompt: int = Field(ge=1, le=MAX_COMPLETIONS, description="completions sampled for each prompt")
     sampling: SamplingSettings = Field(
         description="how tokens are sampled; what is left out is Qwen3's advice for the mode of each prompt"
     )

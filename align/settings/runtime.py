@@ -21,11 +21,13 @@ class Runtime(Strict):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto = a GPU where there is one"
     )
-    processes: int = Field(default=1, ge=1, description="processes on this machine; on GPUs one per device")
+    processes: int = Field(default=1, ge=1, le=1024, description="processes on this machine; on GPUs one per device")
     micro_batch: int = Field(
-        default=8, ge=1, description="largest number of rows (or pairs) per device in one forward pass"
+        default=8, ge=1, le=65_536, description="largest number of rows (or pairs) per device in one forward pass"
     )
-    generation_batch: int = Field(default=256, ge=1, description="completions decoded side by side, per process")
+    generation_batch: int = Field(
+        default=256, ge=1, le=65_536, description="completions decoded side by side, per process"
+    )
     checkpoint_every: int = Field(default=100, ge=1, description="optimiser steps between checkpoints")
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory, more time"
@@ -33,7 +35,7 @@ class Runtime(Strict):
     deepspeed: OutsideFile | None = Field(
         default=None, description="DeepSpeed configuration (JSON), relative to the recipe"
     )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads per process; null = all")
+    threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads per process; null = all")
 
 
 def split_into_micro_batches(batch: int, runtime: Runtime) -> tuple[int, int]:

@@ -7,6 +7,9 @@ from pydantic import Field
 from qwen_align.align.rows import Mode
 from qwen_align.align.settings.base import Strict
 
+MAX_TOKENS = 16_777_216  # sixteen times the longest context of any Qwen model
+MAX_COMPLETIONS = 65_536  # of a prompt
+
 # (temperature, top_p, top_k) by mode, for what a recipe leaves out: Qwen3 technical report, arXiv:2505.09388,
 # section "Post-training Evaluation". A prompt without a mode is answered directly, so it takes the second.
 DEFAULTS: dict[Mode | None, tuple[float, float, int]] = {
@@ -23,11 +26,11 @@ class Sampling(Strict):
     cut nothing. A completion has at most `max_tokens` tokens, the stop token included.
     """
 
-    temperature: float = Field(ge=0, allow_inf_nan=False)
+    temperature: float = Field(ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     min_p: float = Field(default=0.0, ge=0, le=1)
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, le=MAX_TOKENS)
 
     @property
     def is_greedy(self) -> bool:
@@ -45,7 +48,6 @@ class SamplingSettings(Strict):
     temperature: float | None = Field(
         default=None,
         ge=0,
-        allow_inf_nan=False,
         description="logits are divided by it; 0 = greedy; null = 0.6 thinking, 0.7 otherwise; RL needs one above 0",
     )
     top_p: float | None = Field(
@@ -61,7 +63,7 @@ class SamplingSettings(Strict):
     min_p: float = Field(
         default=0.0, ge=0, le=1, description="leave out tokens below this share of the likeliest token's probability"
     )
-    max_tokens: int = Field(ge=1, description="longest completion in tokens, the stop token included")
+    max_tokens: int = Field(ge=1, le=MAX_TOKENS, description="longest completion in tokens, the stop token included")
 
     def resolve_for_mode(self, mode: Mode | None) -> Sampling:
         """Returns the sampling settings with Qwen3's recommended defaults for a thinking mode.

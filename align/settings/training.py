@@ -7,6 +7,10 @@ from pydantic import Field
 
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
 
+# Beyond what anyone trains with: a slip of the finger is refused, where it would run for years.
+MAX_EPOCHS = 10_000
+MAX_BATCH = 1_000_000
+
 
 def count_optimizer_steps(n_rows: int, epochs: float, batch: int) -> int:
     """Returns the number of optimiser steps of a number of epochs.

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from qwen_align.align.errors import DataError
+from qwen_align.align.errors import DataError, RecipeError
 from qwen_align.align.models.length_limit import require_length, require_room_for_completions
 from qwen_align.align.pipeline.plan import PlannedStage
 from qwen_align.align.pipeline.preview import Preview, RowsUnknown
 from qwen_align.align.rendering.samples import compute_length_percentiles
+from qwen_align.align.rendering.tokenizer_check import require_same_ids
 from qwen_align.align.rendering.training_set import render_pairs, render_rows
 from qwen_align.align.reporting.summary_line import format_summary, list_left_out_columns
 from qwen_align.align.rows import Pair, Problem, Row, Text, require_row_type
@@ -32,7 +33,7 @@ from qwen_align.reward.audit import audit_reward
 from qwen_align.reward.combine import SHAPING_SHARE, compute_shaping_scale, select_rewards
 from qwen_align.reward.math_answer import MathAnswer
 from qwen_align.reward.python_file import PythonReward
-from qwen_align.reward.settings import Reward, check_rewards, pick_reward
+from qwen_align.reward.settings import Reward, check_rewards, pick_reward, refuse_unused_rewards
 
 N_PROBLEMS_AUDITED = 2  # problems on whose bad completions a reward is audited
 N_LONGEST_RENDERED = 50  # prompts that are rendered whatever their length, for what the template says of them
@@ -183,6 +184,7 @@ def check_online_rl(stage: PlannedStage, preview: Preview) -> Iterator[str]:
     try:
         yield from _check_held_out(stage, preview, settings)
         yield from _check_raw_texts(stage, preview, settings)
+        _check_critic(stage, preview, settings)
     except RowsUnknown as unknown:
         yield f"the rest is unknown until {unknown}"
 
@@ -230,6 +232,13 @@ def _check_held_out(stage: PlannedStage, preview: Preview, settings: OnlineRl) -
         f"every {held_out.every_steps:,} steps"
     )
     yield from _check_golds(questions, held_out.rewards, held_out, "held_out: ")
+
+
+def _check_critic(stage: PlannedStage, preview: Preview, settings: OnlineRl) -> None:
+    """Raises RecipeError where the critic starts as a reward model that reads other token ids than the policy's."""
+    scorer = settings.critic.from_scorer if isinstance(settings, Ppo) else None
+    if scorer is not None:
+        require_same_ids(preview.get_renderer(stage), preview.get_scorer_renderer(stage, scorer), "critic.from_scorer")
 
 
 def _check_raw_texts(stage: PlannedStage, preview: Preview, settings: OnlineRl) -> Iterator[str]:
@@ -346,6 +355,25 @@ def _measure_prompts(
     return [n_tokens for _, n_tokens in lengths]
 
 
+def _refuse_golds_without_verdict(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> None:
+    """Raises DataError if the outcome rewards of every row cannot use its gold: nothing gets a verdict."""
+    reasons: dict[str, str] = {}  # by the rewards that cannot use a gold
+    for problem in prompts:
+        judging = [reward for reward in select_rewards(rewards, problem.reward) if reward.is_outcome]
+        verdicts = {
+            reward.label: reward.judge_gold(problem.gold) for reward in judging if not isinstance(reward, PythonReward)
+        }
+        found = {label: verdict.reason for label, verdict in verdicts.items() if verdict.value is None}
+        if not found:
+            return
+        reasons = found | reasons
+    if reasons:
+        raise DataError(
+            f"rewards: {', '.join(reasons)} can use none of the {len(prompts):,} golds, so that no completion would "
+            f"have a verdict: {next(iter(reasons.values()))}; the first is {prompts[0].gold!r:.60}"
+        )
+
+
 def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> Iterator[str]:
     """Yields the problems of rewards: gold answers they cannot use, bad completions they pay, scaled weights."""
     names = {problem.reward for problem in prompts} or {""}
@@ -355,15 +383,14 @@ def _describe_rewards(rewards: Sequence[Reward], prompts: Sequence[Problem]) -> 
             f"shaping weights x {scale:.3g}, so that all shaping together reaches {SHAPING_SHARE:g} of the outcomes' "
             "weight and no wrong answer beats a right one"
         )
-    unjudged: set[str] = set()
+    _refuse_golds_without_verdict(rewards, prompts)
     for reward in rewards:
         judged = [problem for problem in prompts if reward in select_rewards(rewards, problem.reward)]
+        if prompts and not judged:
+            yield f"{reward.label} judges no row: they name {', '.join(sorted(names))}"
         unusable = [problem for problem in judged if reward.judge_gold(problem.gold).value != 1.0]
-        unjudged |= {problem.id for problem in unusable}
         if unusable:
             first = f"'{unusable[0].id}': {unusable[0].gold!r:.60}"
-            if len(unjudged) == len({problem.id for problem in prompts}):
-                raise DataError(f"no row gets a verdict: {reward.label} cannot use its gold, the first {first}")
             yield f"{reward.label}: {len(unusable):,} golds of {len(judged):,} are unusable, the first {first}"
         if reward.is_outcome and not isinstance(reward, PythonReward):  # those are tried by themselves
             paid = dict.fromkeys(
@@ -404,7 +431,12 @@ def _check_golds(
 
     Raises DataError where they are more than the stage allows. `prefix` opens the message.
     """
-    check_rewards([pick_reward(kind, rewards) for kind in {question.reward: None for question in questions}])
+    kinds = {question.reward: None for question in questions}
+    try:
+        refuse_unused_rewards(rewards, kinds)
+    except RecipeError as error:
+        raise RecipeError(f"{prefix}{error}") from None
+    check_rewards([pick_reward(kind, rewards) for kind in kinds])
     verdicts = [(each, pick_reward(each.reward, rewards).judge_gold(each.gold)) for each in questions]
     unusable = [(question, verdict) for question, verdict in verdicts if verdict.value != 1.0]
     if not unusable:

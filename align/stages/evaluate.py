@@ -20,7 +20,7 @@ from qwen_align.align.rows import Mode, Problem, read_rows, require_row_type, to
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.store.files import write_json
-from qwen_align.reward.settings import check_rewards, pick_reward
+from qwen_align.reward.settings import check_rewards, pick_reward, refuse_unused_rewards
 
 QUESTIONS = "questions.json"  # how often each question was answered right, for each set and switch in turn
 
@@ -102,6 +102,7 @@ def _render_questions(
             require_room_for_completions(length_limit, measure_prompts(prompts), settings.sampling.max_tokens)
             # By number, not by name: a stage's folder is the same whatever its inputs are called.
             all_asked.append(_Asked(ref, switch, f"{set_number}-{switch_number}", prompts))
+    refuse_unused_rewards(settings.rewards, {prompt.problem.reward for asked in all_asked for prompt in asked.prompts})
     return all_asked
 
 

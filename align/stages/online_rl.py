@@ -18,6 +18,7 @@ from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.models.length_limit import compute_length_limit, require_length, require_room_for_completions
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.renderer import Renderer
+from qwen_align.align.rendering.tokenizer_check import require_same_ids
 from qwen_align.align.rendering.training_set import render_rows
 from qwen_align.align.rl.actor import VALUE_ADAPTER, Actor, Critic, activate_adapter
 from qwen_align.align.rl.algorithm import Algorithm
@@ -33,7 +34,7 @@ from qwen_align.align.training import fit, trl_arguments, trl_compat
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
 from qwen_align.reward.combine import is_task_solved, judge_all
-from qwen_align.reward.settings import check_rewards, pick_reward
+from qwen_align.reward.settings import check_rewards, pick_reward, refuse_unused_rewards
 from qwen_align.reward.verdict import Verdict
 
 
@@ -53,6 +54,9 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     reward_scorer.bind_scorers(
         spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
     )
+    scorer = algorithm.critic.from_scorer if algorithm.critic else None
+    if scorer is not None:
+        require_same_ids(renderer, loading.load_renderer(inputs[scorer]), "critic.from_scorer")
     actor = _build_actor(algorithm, source, inputs, context.seed)
     trainer = OnlineTrainer(
         actor,
@@ -194,7 +198,9 @@ def _render_held_out_questions(
         (settings.sampling or spec.sampling).max_tokens,
         setting="held_out.sampling" if settings.sampling else "sampling",
     )
-    check_rewards([pick_reward(kind, settings.rewards) for kind in {each.problem.reward: None for each in prompts}])
+    kinds = {each.problem.reward: None for each in prompts}
+    refuse_unused_rewards(settings.rewards, kinds)
+    check_rewards([pick_reward(kind, settings.rewards) for kind in kinds])
     return prompts
 
 

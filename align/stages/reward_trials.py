@@ -47,7 +47,7 @@ class RewardTrials:
         self._said: set[str] = set()
 
     def describe_stage(self, stage: PlannedStage) -> Iterator[str]:
-        """Yields what a trial of each of a stage's own rewards shows. Raises RecipeError for one that always raises."""
+        """Yields what a trial of each of a stage's own rewards shows. RecipeError: one without any verdict."""
         for judged in () if stage.is_stored else _list_judged_problems(stage):
             for reward in judged.rewards:
                 lines = self._describe_reward(reward, stage, judged) if isinstance(reward, PythonReward) else []
@@ -94,7 +94,7 @@ def _pick_problems(rows: Iterator[Row], *, only_own: bool) -> Iterator[Problem]:
 def _describe_trial(reward: PythonReward, problems: Sequence[Problem], group_size: int) -> Iterator[str]:
     """Yields what a reward made of right and wrong completions of some problems.
 
-    Raises RecipeError if it raised on all of them.
+    Raises RecipeError if it raised on all of them, or had no verdict on any.
     """
     deadline = time.monotonic() + TIME_LIMIT_S
     outcomes: list[tuple[str, bool, Verdict | PoolError]] = []
@@ -108,7 +108,11 @@ def _describe_trial(reward: PythonReward, problems: Sequence[Problem], group_siz
     errors = [outcome for _, _, outcome in outcomes if isinstance(outcome, PoolError)]
     raised = [error for error in errors if not isinstance(error, LateError | UnservedError)]
     if raised and len(errors) == len(outcomes):
-        raise RecipeError(_describe_failure(reward, len(raised), raised[0]))
+        raise RecipeError(_describe_failure(reward, f"raises on each of {len(raised)}", str(raised[0])))
+    verdicts = [outcome for _, _, outcome in outcomes if isinstance(outcome, Verdict)]
+    if verdicts and len(verdicts) + len(raised) == len(outcomes) and all(one.value is None for one in verdicts):
+        reason = str(raised[0]) if raised else verdicts[0].reason
+        raise RecipeError(_describe_failure(reward, f"raises on, or returns None for, each of {len(outcomes)}", reason))
     yield from _describe_partial_failure(reward, outcomes, raised, len(errors) - len(raised))
     paid = [
         name
@@ -119,12 +123,12 @@ def _describe_trial(reward: PythonReward, problems: Sequence[Problem], group_siz
         yield f"{reward.label} pays for what solves nothing: {', '.join(dict.fromkeys(paid))}"
 
 
-def _describe_failure(reward: PythonReward, n_tried: int, error: PoolError) -> str:
-    """Returns the message of a reward that raised on every completion."""
+def _describe_failure(reward: PythonReward, what_it_did: str, reason: str) -> str:
+    """Returns the message of a reward that had a verdict on no completion."""
     return (
-        f"rewards: {reward.label} of {reward.file} raises on each of {n_tried} completions that it was tried on, so it "
-        f"has no verdict: {error}. It is called with a completion (its text is completion.text) and the row's gold; "
-        "what it cannot judge it may give None, or 0"
+        f"rewards: {reward.label} of {reward.file} {what_it_did} completions that it was tried on, so it has no "
+        f"verdict: {reason}. It is called with a completion (its text is completion.text) and the row's gold; what it "
+        "cannot judge it may give None, or 0"
     )
 
 
@@ -134,7 +138,7 @@ def _describe_partial_failure(
     raised: Sequence[PoolError],
     n_late: int,
 ) -> Iterator[str]:
-    """Yields how many of the completions a reward raised on, was too slow for or had no verdict on."""
+    """Yields how many of the completions a reward raised on or was too slow for."""
     tried = f"of {len(outcomes)} completions that it was tried on"
     if raised:
         name = next(name for name, _, outcome in outcomes if outcome is raised[0])
@@ -144,6 +148,3 @@ def _describe_partial_failure(
             f"{reward.label} judged {len(outcomes) - n_late} {tried} in {TIME_LIMIT_S:g} s; in a run a call that takes "
             f"longer than its time_limit_s, {reward.time_limit_s:g} s, is paid 0"
         )
-    verdicts = [outcome for _, _, outcome in outcomes if isinstance(outcome, Verdict)]
-    if verdicts and all(verdict.value is None for verdict in verdicts):
-        yield f"{reward.label} has no verdict on any {tried}: {verdicts[0].reason}"

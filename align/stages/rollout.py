@@ -50,6 +50,9 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
             n_rows, n_tokens = n_rows + 1, n_tokens + row.n_tokens
             n_judged, reward_sum = n_judged + (verdict.value is not None), reward_sum + (verdict.value or 0.0)
             n_stopped += row.finish_reason == "stop"
+    if n_rows and not n_judged:
+        most = ", ".join(f"{reason} ({count:,} times)" for reason, count in reasons.most_common(3))
+        raise DataError(f"rewards: none of {n_rows:,} completions has a verdict: {most}")
     (out / ".rows.jsonl").replace(out / "rows.jsonl")
     return {
         "rows": n_rows,

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from qwen_align.align.store.files import compute_sha256, read_json, write_json
 
+DIGESTS = "digests.json"  # in the store's folder: the cache of digests of the user's files
+
 
 class DigestCache:
     """A cache of the sha256 of files by path, size, times of modification and of change, and inode.
@@ -39,6 +41,7 @@ class DigestCache:
     def _load(self) -> dict[str, str]:
         """Reads the cached digests of earlier runs. Returns {} when there are none."""
         try:
-            return read_json(self.path)
+            known = read_json(self.path)
+            return {identity: digest for identity, digest in known.items() if isinstance(digest, str)}
         except (OSError, ValueError):  # none yet, or damaged: it is written anew
             return {}

@@ -28,7 +28,10 @@ def to_canonical_json(value: Any) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file. Raises ValueError when the file holds none."""
-    loaded = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deep") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: not a JSON object")
     return loaded

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align import __version__
-from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.store.files import read_json, write_json, write_text
+from qwen_align.align.store.run_links import LINKS, hold_run_links
 from qwen_align.align.store.stage_folder import StageFolder
 
 RECORD = "run.json"
-LINKS = "stages"  # what is linked here is kept by `prune`
+RESOLVED = "recipe.yaml"  # the recipe as it was run, beside its record
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class RunRecord:
     """The record of a run in its folder: how it was asked for, where, when and how it ended.
 
     `started` and `ended`: ISO dates, of the last time it was run. `exit_code`: None while it runs, or after a kill.
+    `message`: that of the error it ended with.
     """
 
     folder: Path
@@ -58,6 +60,12 @@ class RunRecord:
     started: str
     ended: str | None
     exit_code: int | None
+    message: str = ""
+
+    @property
+    def failure(self) -> str:
+        """Returns the message of a run that failed, and an empty text for any other."""
+        return self.message if self.exit_code not in (None, 0, Preempted.exit_code) else ""
 
 
 def build_request(path: Path, settings: Mapping[str, Any], overrides: Sequence[str], *, tiny: bool) -> RunRequest:
@@ -115,7 +123,14 @@ def read_record(folder: Path) -> RunRecord | None:
         request = RunRequest(recipe, tuple(raw["overrides"]), raw["tiny"], raw["digest"])
         datetime.fromisoformat(raw["started"])  # it is sorted by
         return RunRecord(
-            folder, request, raw["home"], raw["version"], raw["started"], raw.get("ended"), raw.get("exit_code")
+            folder,
+            request,
+            raw["home"],
+            raw["version"],
+            raw["started"],
+            raw.get("ended"),
+            raw.get("exit_code"),
+            raw.get("message", ""),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -143,26 +158,29 @@ def hold_runs_lock(home: Path) -> Iterator[None]:
         yield
 
 
-def write_run_folder(home: Path, name: str, request: RunRequest, folders: Mapping[str, Path], resolved: str) -> str:
+def write_run_folder(
+    home: Path,
+    name: str,
+    request: RunRequest,
+    folders: Mapping[str, Path],
+    resolved: str,
+    held: contextlib.ExitStack | None = None,
+) -> str:
     """Writes a run's folder: its record, the resolved recipe and a link to each stage's folder.
 
+    Until `held` is closed, another run that takes the folder over keeps these links beside its own.
     Returns a note for the user where another run has the folder of the recipe's name, else "". Raises StageError when
     it cannot be written.
     """
     try:
-        with hold_runs_lock(home):
+        with contextlib.ExitStack() as released, hold_runs_lock(home):
             folder = find_run_folder(home, name, request, folders)
             is_new_beside_other = folder.name != name and not folder.exists()
             note = _describe_neighbour(folder.with_name(name), folder) if is_new_beside_other else ""
             folder.mkdir(parents=True, exist_ok=True)
             _write_record(RunRecord(folder, request, str(home.resolve()), __version__, _now(), None, None))
-            write_text(folder / "recipe.yaml", resolved)
-            links = folder / LINKS
-            links.mkdir(exist_ok=True)
-            for old in links.iterdir():
-                old.unlink()
-            for stage, path in folders.items():
-                (links / stage).symlink_to(os.path.relpath(path.resolve(), links.resolve()), target_is_directory=True)
+            write_text(folder / RESOLVED, resolved)
+            (held or released).enter_context(hold_run_links(folder, folders))
             return note
     except OSError as error:
         raise StageError(f"{error.filename or home / 'runs' / name}: cannot be written: {error.strerror}") from None
@@ -192,11 +210,11 @@ def describe_replaced(home: Path, folder: Path, folders: Mapping[str, Path]) -> 
     )
 
 
-def close_record(folder: Path, exit_code: int) -> None:
-    """Writes into the record of a run when and how it ended."""
+def close_record(folder: Path, exit_code: int, message: str = "") -> None:
+    """Writes into the record of a run when and how it ended, with the message of the error if there was one."""
     record = read_record(folder)
     if record:
-        _write_record(RunRecord(**{**vars(record), "ended": _now(), "exit_code": exit_code}))
+        _write_record(RunRecord(**{**vars(record), "ended": _now(), "exit_code": exit_code, "message": message}))
 
 
 def _write_record(record: RunRecord) -> None:
@@ -230,11 +248,15 @@ def format_request(request: RunRequest) -> str:
     return " ".join([shlex.quote(str(path)), request.options]).rstrip()
 
 
+def is_recipe_gone(record: RunRecord) -> bool:
+    """Returns whether a run's recipe was a file that is not there any more."""
+    return bool(record.request.recipe) and not Path(record.request.recipe).is_file()
+
+
 def require_recipe(record: RunRecord) -> Path:
     """Returns the recipe file of a run. Raises RecipeError if there is none any more."""
     if not record.request.recipe:
         raise RecipeError(f"{record.folder}: was run from Python; its recipe is no file")
-    path = Path(record.request.recipe)
-    if not path.is_file():
-        raise RecipeError(f"{record.folder}: its recipe {path} is gone; recipe.yaml beside it says what it was")
-    return path
+    if is_recipe_gone(record):
+        raise RecipeError(f"{record.folder}: its recipe {record.request.recipe} is gone")
+    return Path(record.request.recipe)

@@ -11,20 +11,20 @@ from qwen_align.align.models.model_files import find_model_folder
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.references import OutsideFile, PythonFile, Ref, find_outside_files, to_plain_value
 from qwen_align.align.settings.recipe import ModelSource
-from qwen_align.align.settings.training import Optimizer
 from qwen_align.align.stages.registry import CODE_VERSIONS
-from qwen_align.align.store.digest_cache import DigestCache
+from qwen_align.align.store.digest_cache import DIGESTS, DigestCache
 from qwen_align.align.store.files import to_canonical_json
 from qwen_align.align.store.keys import list_key_fields, list_key_packages
+from qwen_align.align.store.outside_files import (
+    OutsideFiles,
+    find_deepspeed_file,
+    list_model_files,
+    list_outside_files,
+)
 from qwen_align.align.store.python_imports import find_dependencies
 from qwen_align.align.store.stage_folder import StageFolder
 
 _NOT_IN_KEY = {"name", "runtime", "seed"}  # the seed stands beside the settings, resolved
-
-
-def _find_deepspeed_file(stage: Stage) -> OutsideFile | None:
-    """Returns the DeepSpeed file of a stage that trains with it, which may say another optimiser or learning rate."""
-    return stage.runtime.deepspeed if isinstance(stage.settings, Optimizer) else None
 
 
 class Store:
@@ -32,7 +32,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._digests = DigestCache(root / "digests.json")
+        self._digests = DigestCache(root / DIGESTS)
+        self._taken: dict[str, str] = {}
 
     def get_folder(self, kind: str, key: str) -> StageFolder:
         """Returns the folder of the stage with the given key, whether it exists or not."""
@@ -45,7 +46,7 @@ class Store:
 
         Raises RecipeError naming the setting when an outside file cannot be read.
         """
-        deepspeed = _find_deepspeed_file(stage)
+        deepspeed = find_deepspeed_file(stage.settings, stage.runtime)
         for setting, path in [
             *find_outside_files(stage.settings),
             *([("runtime.deepspeed", deepspeed)] if deepspeed else []),
@@ -99,16 +100,27 @@ class Store:
         folder = find_model_folder(source)
         if is_stage_folder(folder):
             return str(StageFolder(folder).read_manifest()["key"])
-        digests = {
-            str(path.relative_to(folder)): self.compute_file_digest(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        }
+        digests = {str(path.relative_to(folder)): self.compute_file_digest(path) for path in list_model_files(folder)}
         return hashlib.sha256(to_canonical_json(digests).encode()).hexdigest()
 
     def compute_file_digest(self, path: Path | str) -> str:
-        """Returns the sha256 of a user's file, from the cache if the file is unchanged."""
-        return self._digests.get_digest(Path(path))
+        """Returns the sha256 of a user's file, from the cache if the file is unchanged.
+
+        It is taken once: all keys that this store computes, and what is compared with them, are of the same content.
+        """
+        if str(path) not in self._taken:
+            self._taken[str(path)] = self._digests.get_digest(Path(path))
+        return self._taken[str(path)]
+
+    def digest_outside_files(self, stage: Stage, model_folders: list[Path]) -> OutsideFiles:
+        """Returns the digests of the files outside the store that a stage's key was computed of.
+
+        `model_folders`: of the models among its inputs that no stage has made.
+        """
+        paths = list_outside_files(stage.settings, stage.runtime, model_folders)
+        return OutsideFiles(
+            {str(path): self.compute_file_digest(path) for path in paths}, list(map(str, model_folders))
+        )
 
     def save_file_digests(self) -> None:
         """Writes the cached digests of the user's files to disk for the next run."""

@@ -1,12 +1,11 @@
 """Verifies the output files of stored stages against their manifests before a later stage reads them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.models.model_description import MODEL, is_stage_folder
+from qwen_align.align.models.model_description import is_stage_folder, list_base_paths
 from qwen_align.align.store import integrity
-from qwen_align.align.store.files import read_json
 from qwen_align.align.store.stage_folder import StageFolder
 
 
@@ -32,22 +31,21 @@ class InputVerifier:
         name = self._names.get(folder)
         if folder in self._verified or (name is None and not is_stage_folder(folder)):
             return
-        try:
-            integrity.verify_digests(folder, StageFolder(folder).read_manifest()["outputs"])
-        except integrity.Damaged as error:
-            if name is None:
-                raise StageError(f"{folder}: {error}; it is no longer what its stage made: make it again") from None
-            raise StageError(f"stage '{name}': {folder}: {error}; recompute it with --force {name}") from None
+        verify_outputs(name, folder)
         self._verified.add(folder)
-        for base in _list_base_folders(folder):
-            self.verify_folder(base)
+        for path in list_base_paths(folder):
+            self.verify_folder(path.resolve().parent)
+            self.verify_folder(path.resolve())
 
 
-def _list_base_folders(folder: Path) -> Iterator[Path]:
-    """Yields the folders of the stages whose model or adapters a model.json builds on."""
-    if (folder / MODEL).exists():
-        description = read_json(folder / MODEL)
-        for path in (description.get("base"), *description.get("adapters", [])):
-            if path and not path.startswith("hub:"):
-                yield (folder / path).resolve().parent
-                yield (folder / path).resolve()
+def verify_outputs(name: str | None, folder: Path) -> None:
+    """Verifies the files of a stored stage. Raises StageError, with the stage's name, for the first that is damaged.
+
+    `name`: None for a finished stage that a recipe names as a model.
+    """
+    try:
+        integrity.verify_digests(folder, StageFolder(folder).read_manifest().get("outputs", {}))
+    except integrity.Damaged as error:
+        if name is None:
+            raise StageError(f"{folder}: {error}; it is no longer what its stage made: make it again") from None
+        raise StageError(f"stage '{name}': {folder}: {error}; recompute it with --force {name}") from None

@@ -142,7 +142,7 @@ class _TrackerClient:
         write_json(self._home / "job.json", job)
         with self.log.open("a") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qwen_align.align.tracking.tracker_process", str(self._home)],
+                [sys.executable, "-P", "-m", "qwen_align.align.tracking.tracker_process", str(self._home)],
                 stdin=subprocess.PIPE,  # its end tells the process that the run is over, however it ended
                 stdout=output,
                 stderr=output,

@@ -132,6 +132,19 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("chat", "is_truncated", True, "not whole"),
     ("chat", "is_harmful", True, "that the answer is bad"),
     ("chat", "reasoning", "1 and 1", "the thinking before the answer"),
+    ("chat", "train_on_inputs", True, "prompts are seen, never trained"),
+    ("chat", "problem_is_valid", "No", "whether the question can be answered"),
+    ("problem", "problem_is_valid", "Incomplete", "whether the question can be answered"),
+    ("trace", "math_verify_passed", False, "whether the answer is good"),
+    ("chat", "isReasoningComplete", "false", "whether the answer is good"),
+    ("chat", "llm_judge_verified", 0, "whether the answer is good"),
+    ("pair", "human_verified", False, "whether the answer is good"),
+    ("chat", "response-has-errors", True, "that the answer is bad"),
+    ("chat", "was_flagged", "yes", "that the answer is bad"),
+    ("trace", "is_refusal", 1, "that the answer is bad"),
+    ("pair", "is_tie", True, "that neither side is better"),
+    ("chat", "suffix", "Answer in French.", "a part of the question"),
+    ("trace", "grade", "F", "how good the answer is"),
 ]
 
 
@@ -186,6 +199,8 @@ def test_every_column_of_the_table_is_refused_unless_the_recipe_names_it() -> No
 
 NEUTRAL = [
     {"label": "good"},
+    {"images": "[]"},
+    {"tools_used": "[]", "human_verified": True, "has_errors": "no"},
     {"is_correct": True},
     {"weight": 1.0},
     {"train": True},
@@ -271,3 +286,43 @@ def test_traces_asked_for_by_name_decide_what_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "expected"), [("a", False), (0, False), (False, False), ([0], False), ([{}], True)])
 def test_what_is_empty(value: Any, expected: bool) -> None:
     assert is_empty(value) is expected
+
+
+VERL = {"data_source": "x", "prompt": [ASK], "reward_model": {"style": "rule", "ground_truth": "2"}}
+
+
+@pytest.mark.parametrize("settings", [{"rows": "problem"}, {"format": "prompt_gold"}])
+def test_a_column_may_stand_inside_another(tmp_path: Path, settings: dict[str, str]) -> None:
+    report = Report()
+    settings = {**settings, "columns": {"gold": "reward_model.ground_truth"}}
+    rows = build_rows(tmp_path, VERL, report=report, **settings)
+    assert rows == [Problem(id="x:1", messages=[USER], gold="2", reward="math_answer")]
+    assert report.n_left_out == {"data_source": 1}
+    with pytest.raises(DataError, match=r"reward_model\.truth"):
+        build_rows(tmp_path, VERL, **{**settings, "columns": {"gold": "reward_model.truth"}})
+
+
+def test_an_id_of_several_rows_can_be_left_out(tmp_path: Path) -> None:
+    values = [{"id": 7, "prompt": question, "completion": "2"} for question in ("1+1?", "3-1?")]
+    with pytest.raises(RowError, match=r"id '7' is that of x\.jsonl:1 too; .*ignore_columns: \[id\]"):
+        build_rows(tmp_path, *values)
+    assert [row.id for row in build_rows(tmp_path, *values, ignore_columns=["id"])] == ["x:1", "x:2"]
+
+
+def test_an_instruction_or_an_input_may_be_blank(tmp_path: Path) -> None:
+    assert build_rows(tmp_path, {"instruction": "", "input": "1+1?", "output": "2"}) == [chat(USER, REPLY)]
+    with pytest.raises(RowError, match="instruction: is blank"):
+        build_rows(tmp_path, {"instruction": " ", "input": "", "output": "2"})
+
+
+def test_keys_of_turns_can_be_ignored(tmp_path: Path) -> None:
+    turns = [{**ASK, "info": {"source": "x"}}, {**SAY, "info": None, "toxic": False}]  # WildChat's, AM-DeepSeek's
+    with pytest.raises(RowError, match=r"messages: 0: has 'info'.*ignore_columns: \[messages\.info\]"):
+        build_rows(tmp_path, {"messages": turns})
+    report = Report()
+    ignored = ["conversation.info", "conversation.toxic"]
+    settings = {"format": "messages", "columns": {"messages": "conversation"}, "ignore_columns": ignored}
+    assert build_rows(tmp_path, {"conversation": turns}, report=report, **settings) == [chat(USER, REPLY)]
+    assert report.n_left_out == dict.fromkeys(ignored, 1)
+    with pytest.raises(DataError, match=r"no row has 'messages\.name'"):
+        build_rows(tmp_path, {"messages": [ASK, SAY]}, ignore_columns=["messages.name"])

@@ -78,6 +78,7 @@ class Bad(NamedTuple):
 
 
 AUTO: dict[str, Any] = {"rows": "auto"}
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1234\n"
 FATAL = [
     Fatal("x.jsonl.gz", "gzip cut short", lambda: gzip.compress(LINE * 999)[:-30], "gzip file is damaged or cut short"),
     Fatal(
@@ -85,6 +86,20 @@ FATAL = [
         "gzip with a wrong byte",
         lambda: gzip.compress(LINE * 9)[:12] + b"\xff" * 8,
         "gzip file is damaged or cut short",
+    ),
+    Fatal("x.jsonl", "a pointer", lambda: LFS_POINTER, "is a git-lfs pointer, not the data: run `git lfs pull`"),
+    Fatal("x.csv", "a pointer for a table", lambda: LFS_POINTER, "is a git-lfs pointer"),
+    Fatal("x.parquet", "a pointer for Parquet", lambda: LFS_POINTER, "is a git-lfs pointer"),
+    Fatal("x.json", "a web page", lambda: b"\n<!DOCTYPE HTML><html>Log in</html>", "is a web page, not data"),
+    Fatal("x.jsonl", "Parquet by another name", lambda: parquet([GOOD]), "is a Parquet file; name it .parquet"),
+    Fatal("x.csv", "an Excel workbook", lambda: b"PK\x03\x04\x14\0", "is a zip archive or an Excel workbook"),
+    Fatal("x.jsonl", "packed with zstd", lambda: b"\x28\xb5\x2f\xfd\0", "is packed with zstd"),
+    Fatal(
+        "x.json",
+        "rows beside a version",
+        lambda: b'{"version": 1, "data": [{"a": 1}]}',
+        "under 'data': .*that list",
+        AUTO,
     ),
     Fatal("x.jsonl", "UTF-16 with a mark", lambda: LINE.decode().encode("utf-16"), "is UTF-16 or UTF-32, not UTF-8"),
     Fatal("x.csv", "CSV in UTF-16", lambda: "prompt,gold\na,b\n".encode("utf-16"), "is UTF-16 or UTF-32, not UTF-8"),
@@ -424,7 +439,7 @@ BAD = [
     Bad(
         "x.jsonl",
         "unknown role",
-        lambda: chats(b'{"messages": [{"role": "bot", "content": "a"}]}'),
+        lambda: chats(b'{"messages": [{"role": "narrator", "content": "a"}]}'),
         "x.jsonl:2: messages: 0.role: must be 'system'",
         "wrong type",
         AUTO,

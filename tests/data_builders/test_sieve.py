@@ -357,3 +357,11 @@ def test_length_in_characters(settings: dict[str, int], kept: list[str], reason:
     assert [row.id for row in sieve(rows, Sieve(**settings), drops)] == kept  # type: ignore[arg-type]
     assert drops.rows[0].reason == reason
     assert drops.rows[0].detail in ("4 characters", "9 characters")
+
+
+@pytest.mark.parametrize("gold", ["proof", "notfound", " Not found"])
+def test_a_gold_that_stands_for_none_is_none(gold: str) -> None:
+    turns = [Message(role="user", content="Show that 1 < 2.")]
+    drops = Drops()
+    assert list(sieve([Problem(id="1", messages=turns, gold=gold, reward="math_answer")], Sieve(), drops)) == []
+    assert drops.counts == {"no gold": 1}

@@ -121,6 +121,11 @@ RECOGNISED: list[tuple[str, dict[str, Any], Row]] = [
     ),
     (
         "preference",
+        {"chosen": [ASK, SAY], "rejected": [ASK, NO], "chosen_rating": 5.0, "rejected_rating": 2.0},
+        Pair(id="x:1", messages=[USER], chosen=REPLY, rejected=WRONG, margin=3.0),
+    ),
+    (
+        "preference",
         {"prompt": "1+1?", "chosen": [ASK, SAY], "rejected": [ASK, NO]},
         Pair(id="x:1", messages=[USER], chosen=REPLY, rejected=WRONG),
     ),
@@ -460,6 +465,7 @@ def test_a_column_of_the_switch_is_the_rows_mode(tmp_path: Path, said: Any) -> N
         ({"enable_thinking": True}, {"mode": "no_think"}, "think"),
         ('{"enable_thinking": false}', {}, "no_think"),
         ({"enable_thinking": None, "tools": None}, {"mode": "think"}, "think"),  # a table's padding
+        ({"enable_thinking": True, "custom_instructions": "", "python_tools": []}, {}, "think"),  # SmolTalk2's
         (None, {}, None),
         ({}, {}, None),
     ],
@@ -475,8 +481,32 @@ def test_a_row_may_ask_the_template_for_its_mode(
     assert not report.n_left_out
 
 
+def test_single_turns_of_a_tree_are_no_raw_texts(tmp_path: Path) -> None:
+    value = {"message_id": "2", "parent_id": "1", "text": "2", "role": "assistant"}  # OpenAssistant's
+    with pytest.raises(DataError, match="in no format we know; their keys: message_id"):
+        build_rows(tmp_path, value)
+
+
 WRONG_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "1+1?", "chosen": "2", "rejected": "2"}, "chosen and rejected are equal"),
+    (
+        {"prompt": "1+1?", "chosen": "2", "rejected": "3", "score_chosen": 2, "score_rejected": 7.5},
+        r"score_chosen is 2 and score_rejected 7.5: .*ignore_columns: \[score_chosen, score_rejected\]",
+    ),
+    (
+        {
+            "conversations": [HUMAN],
+            "chosen": GPT,
+            "rejected": {**GPT, "value": "3"},
+            "chosen_rating": 1,
+            "rejected_rating": 2,
+        },
+        "chosen_rating is 1 and rejected_rating 2: by its scores the rejected side is the better one",
+    ),
+    (
+        {"prompt": "1+1?", "chosen": "2", "rejected": "3", "margin": 1, "reward_chosen": 0, "reward_rejected": 1},
+        "reward_chosen is 0 and reward_rejected 1",
+    ),
     ({"prompt": "1+1?", "chosen": [NO, ASK, SAY], "rejected": "3"}, "chosen: has 3 turns, and those before the last"),
     ({"prompt": "1+1?", "chosen": [ASK], "rejected": "3"}, "chosen: ends with a user's turn"),
     ({"chosen": [ASK, SAY], "rejected": [SAY, NO]}, "'prompt' is missing, and chosen and rejected begin with no"),

@@ -304,6 +304,25 @@ def test_a_scorer_has_its_head_in_its_file(
     assert not message or message.format(folder=folder) in said.err
 
 
+@pytest.mark.parametrize("is_other", [False, True])
+def test_a_critic_starts_as_a_reward_model_that_reads_the_policys_token_ids(
+    folder: Path, tiny_model: Path, write_recipe: Callable[..., Path], cli: Callable[..., Any], is_other: bool
+) -> None:
+    add_score_head(folder, 1)
+    if is_other:  # two tokens have each other's ids: no id is out of range, and every text with them reads otherwise
+        tokenizer = read_json(folder / "tokenizer.json")
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+        write_json(folder / "tokenizer.json", tokenizer)
+    models = {"base": {"path": str(tiny_model)}, "judge": {"path": str(folder), "is_scorer": True}}
+    policy = {name: value for name, value in GRPO.items() if name != "lora"} | {"from_model": "base", "kind": "ppo"}
+    critic = {"learning_rate": 1e-3, "from_scorer": "judge"}
+    said = cli("check", write_recipe([PROBLEMS, {**policy, "critic": critic}], models=models, runtime=CPU))
+    assert said.code == (2 if is_other else 0), said.err
+    assert not is_other or "critic.from_scorer: its tokenizer is not the policy's" in said.err
+    assert not is_other or "'a' is id " in said.err
+
+
 def test_a_model_without_its_head_is_good_for_a_reward_model_alone(
     folder: Path, write: Callable[..., Path], cli: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """A user's own function as a reward: what it may return, and what becomes of one that misbehaves."""
 
+import os
 import textwrap
 import time
 from pathlib import Path
@@ -33,6 +34,8 @@ def judge(completion, gold):
         raise KeyError("missing")
     if text == "crash":
         os.abort()
+    if text == "exit":
+        raise SystemExit(3)
     if text == "print":
         print("to the log")
         return 0.5
@@ -101,6 +104,7 @@ def completion(text: str, **fields: Any) -> Completion:
         ("bad dict", None, "TypeError: the dict returned is no verdict: 'valeu' is no setting here"),
         ("raise", None, "KeyError: 'missing'"),
         ("crash", None, "worker died"),
+        ("exit", None, "SystemExit: 3"),
     ],
 )
 def test_what_the_function_returns(reward: Any, text: str, value: float | None, reason: str) -> None:
@@ -219,3 +223,24 @@ def test_what_the_function_starts_is_ended_with_it(reward: Any, tmp_path: Path) 
     ):
         time.sleep(0.02)
     assert not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text()
+
+
+@pytest.mark.parametrize("name", ["math", "json", "random"])
+def test_a_file_may_be_named_as_a_module_of_pythons(tmp_path: Path, name: str) -> None:
+    file = tmp_path / f"{name}.py"
+    file.write_text(f"import {name}\n\ndef judge(completion, gold):\n    return float(hasattr({name}, '__loader__'))\n")
+    assert PythonReward(file=str(file)).judge("x", "1").value == 1.0
+
+
+def test_an_error_in_a_library_names_the_users_line_wherever_the_library_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "site-packages" / "a_library.py"  # the user's own, as of `pip install --user`
+    library.parent.mkdir()
+    library.write_text("def fail():\n    raise KeyError('inside')\n")
+    monkeypatch.setenv("PYTHONPATH", str(library.parent), prepend=os.pathsep)
+    file = tmp_path / "mine.py"
+    file.write_text("import a_library\n\ndef judge(completion, gold):\n    return a_library.fail()\n")
+    assert PythonReward(file=str(file)).judge("x", "1").reason == (
+        "KeyError: 'inside' (mine.py, line 4: return a_library.fail())"
+    )

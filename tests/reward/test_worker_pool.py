@@ -40,7 +40,7 @@ def serve(argument):
         if what == "die":
             os.kill(os.getpid(), signal.SIGSEGV)
         if what == "exit":
-            raise SystemExit(0)
+            os._exit(0)
         if what == "long":
             return "x" * value
         if what == "sleep":
@@ -248,3 +248,65 @@ def test_a_users_files_do_not_stand_for_pythons_own(
         (tmp_path / "here" / f"{name}.py").write_text("raise SystemExit('shadowed')")
     monkeypatch.chdir(tmp_path / "here")
     assert make_pool().ask(["add", 1]) == 2
+
+
+STARTED_AT_IMPORT = """
+import os, subprocess, sys, threading, time
+
+subprocess.Popen(["sleep", "300.{tag}1"])
+subprocess.Popen(["sleep", "300.{tag}2"], start_new_session=True)
+if os.fork() == 0:  # as daemons do: a child of a child, in a session of its own
+    os.setsid()
+    if os.fork() == 0:
+        os.execvp("sleep", ["sleep", "300.{tag}3"])
+    os._exit(0)
+threading.Thread(target=time.sleep, args=(300,)).start()
+
+def serve(argument):
+    if argument == "broken":
+        raise ValueError("broken")
+    if argument == "loop":
+        while True:
+            pass
+    return lambda request: request
+"""
+
+
+def list_sleepers(tag: str) -> list[str]:
+    """The command lines of running processes with the tag."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().decode())
+        except OSError:
+            continue
+    return [line for line in found if f"300.{tag}" in line]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux")
+@pytest.mark.parametrize("way", ["closed", "gone", "broken", "loop"])
+def test_what_an_import_starts_ends_with_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Processes in sessions of their own, orphans and threads: they outlived the command."""
+    tag = f"{os.getpid() % 10_000}{['closed', 'gone', 'broken', 'loop'].index(way)}"
+    (tmp_path / "starting_work.py").write_text(STARTED_AT_IMPORT.format(tag=tag))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("qwen_align.reward.worker_pool.START_LIMIT_S", 1.5)
+    if way == "gone":
+        asks = (
+            "import os; from qwen_align.reward.worker_pool import Pool; "
+            "pool = Pool('starting_work:serve', 1, workers=1, limit_s=5, memory_gib=1); print(pool.ask(7)); os._exit(0)"
+        )
+        assert subprocess.run([sys.executable, "-c", asks], capture_output=True, check=True).stdout == b"7\n"
+    else:
+        pool = Pool("starting_work:serve", way, workers=1, limit_s=5.0, memory_gib=1.0)
+        if way == "closed":
+            assert pool.ask(7) == 7
+            assert len(list_sleepers(tag)) == 3
+            pool.close()
+        else:
+            with pytest.raises(StartError, match="broken" if way == "broken" else "what is done on import takes too"):
+                pool.ask(7)
+    deadline = time.monotonic() + 5
+    while list_sleepers(tag) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not list_sleepers(tag)

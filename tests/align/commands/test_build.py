@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from qwen_align.align.commands import build
 from qwen_align.align.rows import read_rows
 from qwen_align.data_builders import Arithmetic
 
@@ -219,3 +224,46 @@ PROBLEM = {
     "reward": "math_answer",
     "source": "lost",
 }
+
+
+def test_a_build_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]) -> None:
+    """It showed nothing for half a minute."""
+    monkeypatch.setattr(build, "SECONDS_BETWEEN_LINES", 0.0)
+    (tmp_path / "spec.yaml").write_text("builder: {kind: arithmetic, rows: problem, n: 50, steps: [1]}\n")
+    said = cli("build", tmp_path / "spec.yaml", "--out", tmp_path / "data")
+    assert said.code == 0
+    assert "building: 20 rows kept so far\n" in said.err
+    assert "building" not in said.out
+
+
+def test_two_builds_do_not_share_a_folder(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    (tmp_path / "spec.yaml").write_text("builder: {kind: arithmetic, rows: problem, n: 5, steps: [1]}\n")
+    with build._hold_unfinished_folder(tmp_path / "data") as unfinished:
+        (unfinished / "rows.jsonl").write_text("of the first")
+        said = cli("build", tmp_path / "spec.yaml", "--out", tmp_path / "data")
+        assert (said.code, "another build is writing it" in said.err) == (2, True)
+        assert (unfinished / "rows.jsonl").exists()
+    assert cli("build", tmp_path / "spec.yaml", "--out", tmp_path / "data").code == 0
+
+
+@pytest.mark.slow(seconds=4)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path, number: int) -> None:
+    (tmp_path / "spec.yaml").write_text("builder: {kind: arithmetic, rows: problem, n: 1000000, steps: [3]}\n")
+    line = [
+        sys.executable,
+        "-m",
+        "qwen_align.cli",
+        "build",
+        str(tmp_path / "spec.yaml"),
+        "--out",
+        str(tmp_path / "data"),
+    ]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / ".data.unfinished" / ".rows.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, "Traceback" in said) == (128 + number, False)
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.yaml"]

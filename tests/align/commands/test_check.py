@@ -324,6 +324,8 @@ def test_each_row_needs_a_gold_for_its_own_reward_alone(
 ) -> None:
     both = [{"kind": "math_answer"}, {"kind": "tool_calls"}]
     assert "unusable" not in "\n".join(said(problems(tmp_path, *MIXED), {**stage, "rewards": both}))
+    idle = "\n".join(said(problems(tmp_path, MIXED[0]), {**stage, "rewards": both}))
+    assert "tool_calls judges no row: they name math_answer" in idle
     only = "\n".join(said(problems(tmp_path, *MIXED), {**stage, "rewards": both[:1]}))
     assert "math_answer: 1 golds of 2 are unusable, the first 'p1'" in only
 
@@ -332,10 +334,10 @@ def test_each_row_needs_a_gold_for_its_own_reward_alone(
 def test_a_stage_in_which_no_row_gets_a_verdict_is_refused(
     said: Callable[..., list[str]], tmp_path: Path, stage: dict[str, Any]
 ) -> None:
-    with pytest.raises(DataError, match="no row gets a verdict: math_answer cannot use its gold, the first 'p0'"):
+    with pytest.raises(DataError, match="rewards: math_answer can use none of the 2 golds, so"):
         said(problems(tmp_path, *[(CALLS, "tool_calls")] * 2), stage)
     both = {**stage, "rewards": [{"kind": "math_answer"}, {"kind": "tool_calls"}]}
-    with pytest.raises(DataError, match="no row gets a verdict"):
+    with pytest.raises(DataError, match=r"rewards: .* can use none of the 2 golds"):
         said(problems(tmp_path, (None, "math_answer"), (None, "tool_calls")), both)
 
 
@@ -471,3 +473,23 @@ def test_questions_judged_by_ones_own_reward_want_its_file(said: Callable[..., l
     (tmp_path / "mine.py").write_text("def judge(completion, gold):\n    return 0.0\n")
     lines = said(rows, {**evaluate, "rewards": [{"kind": "python", "file": "mine.py"}]})
     assert "1 questions x 2 switches" in lines[1]
+
+
+def test_a_reward_that_no_question_names_is_refused(said: Callable[..., list[str]]) -> None:
+    """It was ignored without a word, whatever it would have said."""
+    wrong = {"rewards": [{"kind": "code_tests"}]}
+    with pytest.raises(RecipeError, match=r"stage 'eval': rewards: no question names 'code_tests'.*name math_answer"):
+        said(PROBLEMS, {**EVALUATE, "from_model": "base", **wrong})
+    held_out = {"from_data": ["problems"], "every_steps": 1, **wrong}
+    with pytest.raises(RecipeError, match="stage 'grpo': held_out: rewards: no question names 'code_tests'"):
+        said(PROBLEMS, {**GRPO, "held_out": held_out})
+
+
+@pytest.mark.parametrize("stage", [ROLLOUT, GRPO])
+def test_golds_none_of_which_a_reward_can_use_are_refused(
+    said: Callable[..., list[str]], tmp_path: Path, stage: dict[str, Any]
+) -> None:
+    row = Problem(id="p", messages=[Message(role="user", content="1+1?")], gold=None, reward="math_answer")
+    data = {**file_stage(tmp_path, row, name="problems"), "sieve": {"gold_is_usable": False}}
+    with pytest.raises(DataError, match=r"rewards: math_answer can use none of the 1 golds.*unusable gold"):
+        said(data, stage | {"from_model": "base"})

@@ -124,7 +124,11 @@ def test_the_folder_of_a_run_stands_for_its_recipe_as_it_was_run(
     assert cli("check", folder).code == 0
     assert "to change it name its recipe" in cli("report", folder, "--set", "seed=3").err
     recipe.unlink()
-    assert "is gone" in cli("report", folder).err
+    said = cli("report", folder)
+    assert said.code == 0, said.err
+    assert said.out.startswith(f"note: {folder}: {recipe} is gone; this is recipe.yaml, ")
+    assert f"page:   {folder}/report.html" in said.out
+    assert "7 rows" in cli("show", folder, "data").out or count_rows(tmp_path, "trial") == 7
     assert "no such recipe" in cli("report", tmp_path / "absent").err
     assert cli("report", tmp_path).code == 2, "a folder that is no run's"
 

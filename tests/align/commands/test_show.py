@@ -167,6 +167,15 @@ def test_what_a_training_stage_would_refuse_is_refused_there(plan: Callable[...,
         shown(planned, "sft")
 
 
+def test_a_pair_that_a_stage_drops_is_noted_there(plan: Callable[..., Plan]) -> None:
+    thinking = SAID.model_copy(update={"thinking": "1+1=2"})
+    dropped = Pair(id="p", messages=ASKED, chosen=SAID, rejected=thinking)
+    other = Pair(id="q", messages=ASKED, chosen=SAID, rejected=Message(role="assistant", content="3"))
+    said = [line.plain for line in shown(plan([dropped, other], DPO), "dpo")]
+    assert said[1].startswith("note: dropped: row 'p': rejected: thinks")
+    assert said[2:4] == [to_json_line(dropped), "--- row 1: pair q"]
+
+
 def test_a_data_row_that_cannot_be_rendered_is_printed_as_it_is(plan: Callable[..., Plan]) -> None:
     mixed = Chat(id="m", messages=[*chat(1).messages, *ASKED, SAID], mode="think")
     planned = plan([mixed, chat(1)], SFT, sieve={"thinking_fits_mode": False})

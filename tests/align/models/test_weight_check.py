@@ -72,6 +72,14 @@ def write_header(folder: Path, header: Mapping[str, Any], n_bytes: int) -> None:
     (folder / FILE).write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * n_bytes)
 
 
+def repeat_in_shards(folder: Path) -> None:
+    """Shards of two saves: the first one's first tensor is in the second, too."""
+    split_in_shards(folder)
+    first, second = (load_file(folder / f"model-0000{n}-of-00002.safetensors") for n in (1, 2))
+    name = next(iter(first))
+    save_file({**second, name: first[name] + 1}, folder / "model-00002-of-00002.safetensors")
+
+
 def quantise(folder: Path, dtype: torch.dtype) -> None:
     tensors = load_torch_file(folder / FILE)
     stored = {name: tensor.to(dtype) if "proj" in name else tensor for name, tensor in tensors.items()}
@@ -131,6 +139,30 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: change_config(folder, model_type="chatglm", auto_map={"AutoModel": "modeling_chatglm.X"}),
         r"no causal language model of type 'chatglm'; it brings code of its own \(auto_map\), which is not run here",
     ),
+    "a tied head that is another": (
+        lambda folder: change_weights(
+            folder, lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
+        ),
+        r"the head is the embeddings \(tie_word_embeddings\), but the weights have another head \(lm_head\.weight\)",
+    ),
+    "a tensor under two names": (
+        lambda folder: change_weights(
+            folder, lambda tensors: {**tensors, "norm.weight": tensors["model.norm.weight"] + 1}
+        ),
+        r"its weights have model\.norm\.weight twice, also as norm\.weight",
+    ),
+    "a tensor in two shards": (
+        repeat_in_shards,
+        r"is in two of its shards, model-00001-of-00002\.safetensors and model-00002-of-00002\.safetensors",
+    ),
+    "kinds of other layers": (
+        lambda folder: change_config(folder, layer_types=["full_attention"] * 3),
+        "layer_types names 3 layers, num_hidden_layers is 2",
+    ),
+    "padding without an embedding": (
+        lambda folder: change_config(folder, pad_token_id=400),
+        r"pad_token_id 400 has no embedding; there are 400 \(vocab_size\)",
+    ),
     "no JSON in the generation config": (
         lambda folder: (folder / "generation_config.json").write_text("{"),
         "generation_config.json: is no JSON",
@@ -146,6 +178,28 @@ def test_weights_that_are_not_the_configs_are_refused(folder: Path, case: str) -
     with pytest.raises(RecipeError, match=message):
         check_weights(folder)
     with pytest.raises(RecipeError, match=message):  # the same words where a stage loads it, from the hub say
+        loading.load_base_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: change_config(folder, hidden_act="swishy"), "transformers cannot load it .*KeyError: 'swishy'"),
+        (
+            lambda folder: change_weights(
+                folder, lambda tensors: {**tensors, "model.norm.weight": np.full(16, np.nan, np.float32)}
+            ),
+            r"model\.norm\.weight in its weights is not all finite numbers",
+        ),
+    ],
+    ids=["an unknown activation", "NaN"],
+)
+def test_what_only_loading_sees_is_refused_in_plain_words(
+    folder: Path, change: Callable[[Path], Any], message: str
+) -> None:
+    change(folder)
+    check_weights(folder)
+    with pytest.raises(RecipeError, match=message):
         loading.load_base_model(folder)
 
 
@@ -284,6 +338,11 @@ def test_experts_may_be_one_tensor_each_or_one_of_a_layer(kind: str, tmp_path: P
     assert any(name.endswith("experts.gate_up_proj") for name in fused)
     save_torch_file(fused, tmp_path / FILE, metadata={"format": "pt"})
     assert check_weights(tmp_path) == []
+    single = "model.layers.1.mlp.experts.2.up_proj.weight"
+    change_weights(tmp_path, lambda tensors: {**tensors, single: np.ones((6, 16), np.float32)})
+    with pytest.raises(RecipeError, match=r"experts\.gate_up_proj twice, also as .*experts\.2\.up_proj\.weight"):
+        check_weights(tmp_path)
+    change_weights(tmp_path, leave_out(single))
     loaded = loading.load_base_model(tmp_path).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in fused.items())
     change_weights(tmp_path, leave_out("layers.0.mlp.experts.down_proj"))

@@ -105,3 +105,19 @@ def test_a_process_whose_parent_died_while_it_started_ends_too() -> None:
 
     assert said(os.getpid()) == (0, "alive\n")
     assert said(2**22 + 1) == (128 + signal.SIGKILL, ""), "no process has this number"
+
+
+@pytest.mark.slow
+def test_the_warm_server_imports_nothing_of_the_working_folder_and_what_is_printed_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("random", "tty", "json"):
+        (tmp_path / f"{name}.py").write_text("print('mine')\nraise ImportError('a file of the user')\n")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("print('hello from this cluster')\n")
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    with Launcher() as started:
+        started.start_warm_server()
+        assert started._read_answer(StopSignal(lambda: False), None)["ready"] > 0

@@ -1,14 +1,16 @@
 """What this machine lacks is found before anything is trained, by `check` and `run` alike, without torch."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qwen_align.align.commands import check
-from qwen_align.align.errors import DataError, RecipeError
+from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.pipeline import machine_check
 from qwen_align.align.pipeline.plan import Plan, check_can_start
 from qwen_align.align.pipeline.plan import plan as make_plan
@@ -157,3 +159,24 @@ def test_torch_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch,
 def _forget_count() -> Iterator[None]:
     yield
     machine_check.count_gpus.cache_clear()
+
+
+@pytest.mark.parametrize("home", ["a_file", "a_file/below"])
+def test_a_home_that_cannot_be_written_is_refused_before_anything_runs(
+    planned: Callable[..., Plan], tmp_path: Path, home: str
+) -> None:
+    (tmp_path / "a_file").touch()
+    plan = replace(planned(DATA), home=tmp_path / home)
+    for look in (check_can_start, lambda plan: list(check.describe_plan(plan))):
+        with pytest.raises(StageError, match=r"a_file.*: cannot be written: .*a_file is no folder; name another"):
+            look(plan)
+
+
+def test_a_home_of_somebody_else_is_refused(
+    planned: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(DATA)
+    check_can_start(plan)
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK))
+    with pytest.raises(StageError, match=r"cannot be written; name another folder with --home"):
+        check_can_start(plan)

@@ -14,13 +14,16 @@ from qwen_align.align.pipeline.warm_server import NO_THREADS
 
 @pytest.fixture(scope="module")
 def server() -> Iterator["subprocess.Popen[str]"]:
+    reader, writer = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "qwen_align.align.pipeline.warm_server"],
+        [sys.executable, "-P", "-m", "qwen_align.align.pipeline.warm_server", str(writer)],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        pass_fds=[writer],
         text=True,
         env={**os.environ, **NO_THREADS},
     )
+    os.close(writer)
+    process.stdout = os.fdopen(reader)  # what it answers
     yield process
     process.kill()
     process.wait()

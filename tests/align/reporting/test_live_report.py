@@ -51,7 +51,7 @@ def test_it_is_written_now_and_then(
     assert written[-1] == pytest.approx(min(started + 3, written[-2] + took + seconds_between), abs=0.3) or took > 1
 
 
-@pytest.mark.parametrize(("error", "code"), [(None, 0), (StageError("x"), 4), (Preempted("x"), 75)])
+@pytest.mark.parametrize(("error", "code"), [(None, 0), (StageError("no <golds>"), 4), (Preempted("x"), 75)])
 def test_the_record_says_how_a_run_ended(
     plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, error: Any, code: int
 ) -> None:
@@ -74,7 +74,9 @@ def test_the_record_says_how_a_run_ended(
     else:
         start()
     assert ended(planned.run_folder) == code
-    assert (planned.run_folder / "report.html").exists()
+    page, text = ((planned.run_folder / f"report.{form}").read_text() for form in ("html", "md"))
+    assert ("no &lt;golds&gt;" in page, "The run failed: no <golds>" in text) == ((code == 4),) * 2
+    assert ("The run failed" in page) == (code == 4)
 
 
 def ended(folder: Path) -> int | None:

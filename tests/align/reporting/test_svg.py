@@ -97,3 +97,9 @@ def test_nothing_of_a_bar_chart_leaves_the_picture(narrow: bool) -> None:
     assert all(one.endswith("(control)") and one.startswith("a_stage") for one in labels)
     for one in picture.iter(f"{SVG}rect"):
         assert float(one.get("x", "")) + float(one.get("width", "")) <= width
+
+
+def test_where_an_axis_has_one_value_it_is_named_once() -> None:
+    drawn = svg.draw_curves([Curve([(7, 0.5)])], title="t")
+    assert len(re.findall(">7</text>", drawn)) == 1
+    assert len(re.findall(">3</text>", svg.draw_histogram([("", [3, 3], 0)], title="t"))) == 1

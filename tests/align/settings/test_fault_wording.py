@@ -11,6 +11,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.fault_wording import describe_error
 from qwen_align.align.settings.recipe import Recipe
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sft import Sft
 from qwen_align.reward.settings import parse_reward
 
@@ -86,3 +87,9 @@ def test_a_setting_of_two_types_is_one_fault() -> None:
 def test_rewards_of_the_command_line_are_told_alike() -> None:
     with pytest.raises(RecipeError, match=r"^reward 'math_answer': weight: must be a number; found 'x'$"):
         parse_reward("math_answer", {"weight": "x"})
+
+
+def test_a_value_by_its_name_elsewhere_is_told_the_name_here() -> None:
+    with pytest.raises(ValidationError) as error:
+        Runtime.model_validate({"device": "GPU"})
+    assert describe_error(error.value).endswith("found 'GPU'. Did you mean 'cuda'?")

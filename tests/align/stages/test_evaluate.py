@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from qwen_align.align.context import NOTES, Context
-from qwen_align.align.errors import StageError
+from qwen_align.align.errors import DataError, RecipeError, StageError
 from qwen_align.align.rows import Message, Problem, to_json_line
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.stages import evaluate, grpo
+from qwen_align.align.stages import evaluate, grpo, rollout
 
 # A reward that pays what the gold says, for the first completion and for the second; null is no verdict.
 JUDGE = """
@@ -110,3 +111,42 @@ def test_the_held_out_set_has_the_same_figures(inputs: dict[str, Path], tmp_path
     (tmp_path / "again").mkdir()
     with pytest.raises(StageError, match="held_out: 3 of 10 completions have no verdict"):
         grpo.run(limited, inputs, tmp_path / "again", Context(tmp_path / "again", 0, Runtime(device="cpu")))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            [{"kind": "math_answer"}],
+            "rewards: no question names 'math_answer', .*name python",
+        ),
+        ("same", "rewards: 'python' is listed twice"),
+    ],
+)
+def test_a_reward_that_would_judge_nothing_is_refused(
+    inputs: dict[str, Path], tmp_path: Path, more: Any, message: str
+) -> None:
+    own = {"kind": "python", "file": str(tmp_path / "judge.py")}
+    with pytest.raises(RecipeError, match=message):
+        run(tmp_path, inputs, rewards=[own, *([own] if more == "same" else more)])
+    assert not list((tmp_path / "out").glob("parts/*/*")), "nothing has been sampled"
+
+
+def test_a_rollout_without_any_verdict_fails_as_grpo_does(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """It ended with exit 0 and a mean reward of 0.0."""
+    (tmp_path / "judge.py").write_text("def judge(completion, gold):\n    return None\n")
+    spec = Rollout.model_validate(
+        {
+            "name": "rollout",
+            "kind": "rollout",
+            "from_model": "base",
+            "from_data": "rows",
+            "completions_per_prompt": 1,
+            "sampling": SAMPLING,
+            "rewards": [{"kind": "python", "file": str(tmp_path / "judge.py")}],
+        }
+    )
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"rewards: none of 5 completions has a verdict: judge: no verdict \(5 times\)"):
+        rollout.run(spec, inputs, out, Context(out, 0, Runtime(device="cpu")))
+    assert not (out / "rows.jsonl").exists()

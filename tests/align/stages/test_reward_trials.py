@@ -58,6 +58,14 @@ def say(tiny_model: Path, tmp_path: Path, write_recipe: Callable[..., Path]) -> 
             r"TypeError: \[1\.0\] returned for one completion; w",
         ),
         ("import os\ndef judge(completion, gold):\n    os.abort()\n", r"raises on each of 26 .*: worker died"),
+        (
+            "import sys\ndef judge(completion, gold):\n    sys.exit(0)\n",
+            r"raises on each of 26 .*: SystemExit: 0 \(mine\.py, line 3: sys\.exit\(0\)\)",
+        ),
+        (
+            "def judge(completion, gold):\n    return None\n",
+            r"stage 'grpo': rewards: judge of .*mine\.py raises on, or returns None for, each of 26 .*: no verdict",
+        ),
         ("LIMIT = {}['limit']\n", r"reward .*mine\.py: KeyError: 'limit' \(mine\.py, line 1: LIMIT = {}\['limit'\]\)"),
         ("def judge(completion, gold):\n    return 1.0 +\n", r"SyntaxError: .*mine\.py, line 2\): return 1\.0 \+"),
         ("import sys\nsys.exit(3)\n", r"SystemExit: 3 \(mine\.py, line 2: sys\.exit\(3\)\)"),

@@ -1,5 +1,6 @@
 """The folders under runs/: a run keeps its own, no other run takes it unseen, and its record says how it was run."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +21,10 @@ EDITED = replace(PLAIN, digest="2")
 
 def stage(home: Path, key: str) -> Path:
     """A finished stage in the store."""
-    folder = home / "store" / f"sft-{key}"
+    folder = home / "store" / f"sft-{key * 16}"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text(json.dumps({"key": key * 64, "outputs": {}}))
+    (folder / "lock").touch()
     return folder
 
 
@@ -43,7 +45,7 @@ def test_another_run_of_the_name_has_a_folder_of_its_own(tmp_path: Path, other: 
     assert find(tmp_path, PLAIN, "a") == "trial"
     assert find(tmp_path, other, "c") == "trial.2", "whatever its stages are by now"
     assert (tmp_path / "runs" / "trial" / "stages" / "sft").resolve() == stage(tmp_path, "a").resolve()
-    assert list(prune_store(tmp_path, dry_run=True)) == [(tmp_path / "store" / "sft-c", pytest.approx(0, abs=1e-3))]
+    assert list(prune_store(tmp_path, dry_run=True)) == [(stage(tmp_path, "c"), pytest.approx(0, abs=1e-3))]
 
 
 def test_a_change_that_leaves_the_stages_as_they_are_is_the_same_run(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_an_edited_recipe_takes_over_its_folder_and_says_what_it_no_longer_links
     note = replaced(tmp_path, EDITED, "b")
     assert "the recipe has changed; sft as made before is still in store/, but `qwen-align prune` would delete" in note
     assert write(tmp_path, EDITED, "b") == ""
-    assert [folder.name for folder, _ in prune_store(tmp_path, dry_run=True)] == ["sft-a"]
+    assert [folder.name for folder, _ in prune_store(tmp_path, dry_run=True)] == [f"sft-{'a' * 16}"]
     write(tmp_path, OTHER_FILE, "b")
     assert replaced(tmp_path, PLAIN, "a") == "", "sft-b is linked by the other run"
     assert replaced(tmp_path, EDITED, "b") == "", "nothing changes"
