@@ -131,6 +131,7 @@ def parse_normalized(text: str, unit_letters: frozenset[str] = frozenset(), dept
         _parse_relations,
         _parse_set_union,
         _parse_matrix,
+        _parse_transposed_row,
         _parse_brackets,
         _parse_plus_minus,
         _parse_base_numeral,
@@ -254,6 +255,13 @@ def _parse_matrix(text: str, unit_letters: frozenset[str], depth: int) -> Answer
     )
 
 
+def _parse_transposed_row(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses a row such as `(1,2)^T` to the column that it is."""
+    transposed = _TRANSPOSED.fullmatch(text) if text[-1:] in "Tp}" else None
+    row = _parse_brackets(transposed[1], unit_letters, depth) if transposed else None
+    return Matrix("matrix", tuple((item,) for item in row.items)) if isinstance(row, BracketedTuple) else None
+
+
 def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
     """Parses a point, interval, vector or set in brackets, and the content of brackets that only group."""
     if named_point := _NAMED_POINT.fullmatch(text):
@@ -263,9 +271,6 @@ def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> Answ
             if isinstance(point, BracketedTuple)
             else None
         )
-    if text[-1:] in "Tp}" and (transposed := _TRANSPOSED.fullmatch(text)):
-        row = _parse_brackets(transposed[1], unit_letters, depth)
-        return Matrix("matrix", tuple((item,) for item in row.items)) if isinstance(row, BracketedTuple) else None
     for opening, closing in (("(", (")", "]")), ("[", (")", "]")), (r"\langle", (r"\rangle",))):
         if content_and_closing := extract_bracket_content(text, opening, closing):
             items = split_bracket_items(content_and_closing[0])

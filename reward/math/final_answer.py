@@ -46,8 +46,8 @@ _CONCLUSION = re.compile(rf"(?<![A-Za-z])(?:so|thus|hence|therefore),? {_VALUE}\
 _BARE_VALUE = re.compile(rf"[\s,.:;!…-]{{0,9}}{_VALUE}\s*(?=[.!。]|$)")
 _CORRECTION = re.compile(
     r"(?:(?<![A-Za-z])(?:it|that|this|answer|result|value)\**(?: (?:is|was|should be|must be|becomes|equals)"
-    r"(?: (?:actually|really|instead|in fact|therefore|equal to))?|'s)|I meant|答案(?:是|为)|应该?(?:是|为)|应为|[是为]) ?"
-    + _VALUE,
+    r"(?: (?:actually|really|instead|in fact|therefore|equal to))?|'s)|I meant|答案(?:是|为)"
+    r"|应该?(?:是|为)|应为|[是为]) ?" + _VALUE,
     re.IGNORECASE,
 )
 _SHORT_ANSWER = re.compile(

@@ -34,7 +34,7 @@ def rename_counter(text: str, other: str) -> str:
 
 
 def state_integer_domains(text: str) -> str:
-    r"""Returns a text with `k \in \mathbb{Z}` where words say that a parameter is an integer: `k \text{ an integer}`."""
+    r"""Returns a text with `k \in \mathbb{Z}` where words say that it is an integer, as `k \text{ an integer}` does."""
     if "integer" not in text and "整数" not in text:
         return text
     return _INTEGER_IN_WORDS.sub(r"\1 \\in \\mathbb{Z}", text)
