@@ -67,6 +67,12 @@ class Preview:
         except RowsUnknown:
             return self._by_name[name].settings.get_expected_rows()
 
+    def count_all_rows(self, stage: PlannedStage, refs: Iterable[str]) -> int | None:
+        """Returns the total number of rows of referenced data stages. Returns None if one of them is unknown."""
+        counts = [self.count_rows(stage.targets[ref]) for ref in refs]
+        known = [count for count in counts if count is not None]
+        return sum(known) if known and len(known) == len(counts) else None
+
     def list_input_rows(self, stage: PlannedStage, refs: Iterable[str]) -> Iterator[Row]:
         """Yields the rows of the data stages that a stage's data references name, in the order of the references."""
         return chain.from_iterable([self.list_rows(stage.targets[ref]) for ref in refs])

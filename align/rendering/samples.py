@@ -69,6 +69,12 @@ def compute_length_percentiles(lengths: Sequence[int], percents: Sequence[int] =
     return {percent: ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in percents if ordered}
 
 
+def format_length_percentiles(lengths: Sequence[int]) -> str:
+    """Formats percentiles of token lengths as text."""
+    percentiles = compute_length_percentiles(lengths)
+    return "tokens: " + (", ".join(f"p{percent} {tokens}" for percent, tokens in percentiles.items()) or "none")
+
+
 def split_into_pieces(tokenizer: Tokenizer, sample: Sample) -> Iterator[Piece]:
     """Splits a sample into readable text pieces with their loss mask.
 

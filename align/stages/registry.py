@@ -43,6 +43,7 @@ class StageKind:
 
 _SETTINGS, _STAGES = "qwen_align.align.settings", "qwen_align.align.stages"
 _CHECKS = f"{_STAGES}.checks"
+_SAMPLING_CHECKS = f"{_STAGES}.sampling_checks"
 
 STAGE_KINDS: dict[str, StageKind] = {
     "build_data": StageKind(
@@ -69,8 +70,8 @@ STAGE_KINDS: dict[str, StageKind] = {
     "rollout": StageKind(
         settings=f"{_SETTINGS}.rollout:Rollout",
         run=f"{_STAGES}.rollout:run",
-        check=f"{_CHECKS}:check_rollout",
-        forecast=f"{_CHECKS}:forecast_rollout",
+        check=f"{_SAMPLING_CHECKS}:check_rollout",
+        forecast=f"{_SAMPLING_CHECKS}:forecast_rollout",
         product="data",
         code_version=5,
         completions_file="rows.jsonl",
@@ -106,8 +107,8 @@ STAGE_KINDS: dict[str, StageKind] = {
     "grpo": StageKind(
         settings=f"{_SETTINGS}.grpo:Grpo",
         run=f"{_STAGES}.grpo:run",
-        check=f"{_CHECKS}:check_online_rl",
-        forecast=f"{_CHECKS}:forecast_online_rl",
+        check=f"{_SAMPLING_CHECKS}:check_online_rl",
+        forecast=f"{_SAMPLING_CHECKS}:forecast_online_rl",
         product="model",
         code_version=9,
         curve="steps",
@@ -115,8 +116,8 @@ STAGE_KINDS: dict[str, StageKind] = {
     "ppo": StageKind(
         settings=f"{_SETTINGS}.ppo:Ppo",
         run=f"{_STAGES}.ppo:run",
-        check=f"{_CHECKS}:check_online_rl",
-        forecast=f"{_CHECKS}:forecast_online_rl",
+        check=f"{_SAMPLING_CHECKS}:check_online_rl",
+        forecast=f"{_SAMPLING_CHECKS}:forecast_online_rl",
         product="model",
         code_version=6,
         curve="steps",
@@ -124,8 +125,8 @@ STAGE_KINDS: dict[str, StageKind] = {
     "evaluate": StageKind(
         settings=f"{_SETTINGS}.evaluate:Evaluate",
         run=f"{_STAGES}.evaluate:run",
-        check=f"{_CHECKS}:check_evaluation",
-        forecast=f"{_CHECKS}:forecast_evaluation",
+        check=f"{_SAMPLING_CHECKS}:check_evaluation",
+        forecast=f"{_SAMPLING_CHECKS}:forecast_evaluation",
         product="evaluation",
         code_version=6,
         curve="evaluation",

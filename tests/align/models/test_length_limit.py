@@ -18,7 +18,7 @@ from qwen_align.align.pipeline.preview import Preview
 from qwen_align.align.rows import Chat, Message, Pair, Problem, Row, to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.stages import checks
+from qwen_align.align.stages import sampling_checks
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
@@ -188,8 +188,11 @@ def test_every_prompt_that_may_be_too_long_is_measured_and_no_other() -> None:
         Problem(id=name, messages=[Message(role="user", content=text)], gold="1", reward="math_answer")
         for name, text in asked.items()
     ]
-    chosen = checks._select_long_prompts(problems, max_tokens=100, limit=100 + 512 + 116)
-    assert len(chosen) == checks.N_LONGEST_RENDERED
+    chosen = sampling_checks._select_long_prompts(problems, max_tokens=100, limit=100 + 512 + 116)
+    assert len(chosen) == sampling_checks.N_LONGEST_RENDERED
     assert chosen[0].id == "chinese"
-    assert len(checks._select_long_prompts(problems, max_tokens=100, limit=100 + 512 + 115)) == 61
-    assert len(checks._select_long_prompts(problems, max_tokens=100, limit=None)) == checks.N_LONGEST_RENDERED
+    assert len(sampling_checks._select_long_prompts(problems, max_tokens=100, limit=100 + 512 + 115)) == 61
+    assert (
+        len(sampling_checks._select_long_prompts(problems, max_tokens=100, limit=None))
+        == sampling_checks.N_LONGEST_RENDERED
+    )
