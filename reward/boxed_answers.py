@@ -7,7 +7,8 @@ _TOKENS = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BRACELESS = re.compile(r"\\(?:boxed|fbox)(?:\s+|(?=[0-9]))(-?[0-9][0-9.,/]*|[A-Za-z])(?=[\s$.,;\\]|$)")
 _LONGEST_JOINT = 80  # characters; room for `$ \quad \text{ and } \quad $` on a few lines
 JOINT = re.compile(
-    r"(?:[\s,;/&*$、和或与及者且以]|\\[,;:! ()\[\]]|\\q?quad\b|\band\b|\bor\b"
+    r"(?:[\s,;/&*$、和或与及者且以]|(?:[.?]\s+[Oo]r|\bor) (?:maybe|perhaps|possibly)\b"
+    r"|\\[,;:! ()\[\]]|\\q?quad\b|\band\b|\bor\b"
     r"|\\(?:text|mathrm|mbox)\{\s*,?\s*(?:and|or)?\s*\})*"
 )
 

@@ -207,7 +207,7 @@ def _judge_contents(contents: BoxContents, gold: str) -> Verdict | FallbackPairs
     gold_value = _parse_gold(gold)
     if gold_value is None:
         return _UNUSABLE
-    if len(contents) == 1 and r"\in" in contents[0]:
+    if len(contents) == 1 and any(mark in contents[0] for mark in ("\\in", "\\{", "integer", "整数")):
         contents = (rename_counter(contents[0], gold),)
     answer_value = _parse_contents(contents, get_unit_letters(_find_unit(gold_value)))
     if answer_value is None:

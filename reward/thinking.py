@@ -11,6 +11,7 @@ _TURN_END = re.compile(
 )
 MAY_END_TURN = re.compile(r"<(?:\||/s>|end_|｜)")  # how the marks of a turn's end begin
 _QUOTED = re.compile(r"(?<![\w\\])(?P<quote>[\"'`])(?:(?!(?P=quote))[^\\]|\\.)*(?P=quote)(?!\w)")
+_FENCE = re.compile(r"(^[ \t]*)?(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
 _MAX_QUOTED_TAGS = 20  # looked at from the end, so that the time stays linear in the text
 _EMPTY = f"{OPEN}\n\n{CLOSE}\n\n"
 
@@ -29,10 +30,16 @@ def strip_thinking(text: str) -> str | None:
     """Returns the text after the last `</think>`, or the whole text without thinking tags.
 
     Returns None if a `<think>` is still open. A tag in quotation marks is part of the text: a string of a program, an
-    argument.
+    argument. So is one in a code block of the answer.
     """
-    close_start = _find_last_tag(text, CLOSE)
-    if _find_last_tag(text, OPEN) > close_start:
+    if OPEN not in text and CLOSE not in text:
+        return text
+    first_closes = itertools.islice(re.finditer(CLOSE, text), _MAX_QUOTED_TAGS)
+    blocks = _find_code_blocks(
+        text, next((mark.end() for mark in first_closes if not _is_quoted(text, mark.start())), 0)
+    )
+    close_start = _find_last_tag(text, CLOSE, blocks)
+    if _find_last_tag(text, OPEN, blocks) > close_start:
         return None
     return text if close_start < 0 else text[close_start + len(CLOSE) :]
 
@@ -50,13 +57,27 @@ def cut_at_turn_end(text: str) -> str:
     return text
 
 
-def _find_last_tag(text: str, tag: str) -> int:
-    """Returns the start of the last tag of a text that is not in quotation marks on its line, or -1."""
+def _find_code_blocks(text: str, start: int) -> list[tuple[int, int]]:
+    """Returns where the closed code blocks of a text lie that name a language, from a position on."""
+    blocks: list[tuple[int, int]] = []
+    opening: re.Match[str] | None = None
+    for fence in _FENCE.finditer(text, start):
+        if opening is None:
+            opening = fence if fence[1] is not None else None
+        elif fence[2].startswith(opening[2]) and not fence[3]:
+            if opening[3]:
+                blocks.append((opening.end(), fence.start()))
+            opening = None
+    return blocks
+
+
+def _find_last_tag(text: str, tag: str, blocks: list[tuple[int, int]]) -> int:
+    """Returns the start of the last tag of a text that is in no code block and not in quotation marks, or -1."""
     start = text.rfind(tag)
     for _ in range(_MAX_QUOTED_TAGS):
         if start < 0:
             break
-        if not _is_quoted(text, start):
+        if not _is_quoted(text, start) and not any(begin < start < end for begin, end in blocks):
             break
         start = text.rfind(tag, 0, start)
     return start

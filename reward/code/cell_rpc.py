@@ -14,6 +14,7 @@ from typing import Any
 from qwen_align.reward.code.known_values import (
     MEMBER_TAG,
     NAMED_TUPLE_TAG,
+    RemoteMember,
     describe_member,
     describe_named_tuple,
     get_lent_index,
@@ -58,6 +59,7 @@ class RpcPeer:
         self.frames = frames
         self.names = names
         self.lent: list[Any] = []
+        self.members: dict[tuple[str, str], RemoteMember] = {}
         self.n_calls = 0
         self.failure: BaseException | None = None
         """The last error that was no answer. A test's bare `except:` may take it for what it waits for."""
@@ -239,7 +241,9 @@ class RpcPeer:
         if tag == ARRAY_TAG:
             return build_array(content, self._decode)
         if tag == MEMBER_TAG and self.names is None:
-            return read_member(content, self._decode, self.call_remote)
+            member = read_member(content, self._decode, self.call_remote)
+            known = self.members.setdefault((content[1], content[2]), member)
+            return known if known == member else member  # so that `f() is Color.RED` holds for the same member
         if tag == NAMED_TUPLE_TAG and self.names is None:
             return read_named_tuple(content, self._decode)
         if tag == "lent":

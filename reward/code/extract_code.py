@@ -4,9 +4,10 @@ import re
 from typing import NamedTuple
 
 _FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n`]*)$", re.MULTILINE)
-_FENCE_AFTER_CODE = re.compile(r"(`{3,}|~{3,})\s*\Z")
+_FENCE_AFTER_CODE = re.compile(r"(?<=[^\s`~])[ \t]*(`{3,}|~{3,})[ \t]*$", re.MULTILINE)
 _MAX_BLOCKS = 8  # tried from the last one; a right one stands far nearer to the end
-_PYTHON = frozenset({"", "python", "py", "python3", "py3"})
+_LANGUAGE = re.compile(r"[{.]*([a-z0-9+#-]+?)[0-9.]*(?=[}\s:,]|$)|\{?\S")  # `python3.11`, `{.python}`, `python:add.py`
+_PYTHON = frozenset({"", "python", "py"})
 _BYTE_ORDER_MARK = "\ufeff"
 MAX_CHARACTERS = 200_000  # of code; ten times the longest accepted solution of a programming contest
 
@@ -26,7 +27,8 @@ def extract_code(text: str) -> CodeCandidates | None:
 
     A text without fences is code as it stands. One with fences may still be, where they are part of a string: such
     a text compiles as a whole, which only the sandbox finds out; otherwise a block of Python counts, the last one that
-    defines what is asked for, and none does where the last fence is left open.
+    defines what is asked for, and none does where the last fence is left open. A fence that closes a block on its last
+    line of code counts where nothing else gives code.
     """
     text = text.removeprefix(_BYTE_ORDER_MARK)
     if len(text) > MAX_CHARACTERS or not text.strip():
@@ -34,8 +36,12 @@ def extract_code(text: str) -> CodeCandidates | None:
     fences = list(_FENCE.finditer(text))
     if not fences:
         return CodeCandidates([text], fenced=True)
-    blocks = _find_blocks(text, fences)
-    return CodeCandidates([text, *blocks[: -_MAX_BLOCKS - 1 : -1]], fenced=bool(blocks))
+    blocks = _find_blocks(text, fences)[: -_MAX_BLOCKS - 1 : -1]
+    if _FENCE_AFTER_CODE.search(text):
+        split_text = _FENCE_AFTER_CODE.sub(r"\n\1", text)
+        more_blocks = _find_blocks(split_text, list(_FENCE.finditer(split_text)))[: -_MAX_BLOCKS - 1 : -1]
+        blocks += [block for block in more_blocks if block not in blocks]
+    return CodeCandidates([text, *blocks], fenced=bool(blocks))
 
 
 def _find_blocks(text: str, fences: list[re.Match[str]]) -> list[str]:
@@ -50,18 +56,13 @@ def _find_blocks(text: str, fences: list[re.Match[str]]) -> list[str]:
             if _read_fence_language(opening) in _PYTHON:
                 blocks.append(_strip_indent(text[opening.end() + 1 : fence.start()], opening[1]))
             opening = None
-    if opening is None:
-        return blocks
-    closing = _FENCE_AFTER_CODE.search(text, opening.end())
-    if closing is None or _read_fence_language(opening) not in _PYTHON or not closing[1].startswith(opening[2]):
-        return []
-    return [*blocks, _strip_indent(text[opening.end() + 1 : closing.start()], opening[1])]
+    return blocks if opening is None else []
 
 
 def _read_fence_language(fence: re.Match[str]) -> str:
     """Returns the language named by an opening code fence. Returns "" if it names none."""
-    words = fence[3].strip().lower().split()
-    return words[0].strip("{}.") if words else ""
+    language = _LANGUAGE.match(fence[3].strip().lower())
+    return "" if language is None else language[1] or "unknown"
 
 
 def _strip_indent(block: str, indent: str) -> str:

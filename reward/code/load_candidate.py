@@ -1,6 +1,7 @@
 """Loads the candidate's code as a Python module inside its sandbox cell."""
 
 import dis
+import importlib.util
 import re
 import sys
 import types
@@ -86,7 +87,21 @@ def _does_what_is_asked(code: types.CodeType, asked: frozenset[str]) -> bool:
 
 def _assigns_one_of(code: types.CodeType, names: frozenset[str]) -> bool:
     """Returns whether a module's code assigns one of the names at its top, as `f = lambda x: x` does."""
-    return any(step.opname == "STORE_NAME" and step.argval in names for step in dis.get_instructions(code))
+    imported, previous = "", ""
+    for step in dis.get_instructions(code):
+        if step.opname == "IMPORT_NAME":
+            imported = step.argval
+        is_own_import = previous == "IMPORT_FROM" and not _has_module(imported)  # `from solution import f`
+        if step.opname == "STORE_NAME" and step.argval in names and not is_own_import:
+            return True
+        previous = step.opname
+    return False
+
+
+def _has_module(name: str) -> bool:
+    """Returns whether a module can be imported here, by the first part of its name."""
+    top_name = name.partition(".")[0]
+    return top_name in sys.stdlib_module_names or (bool(top_name) and importlib.util.find_spec(top_name) is not None)
 
 
 def _list_possible_sources(text: str, prompt: str | None, entry: str | None) -> Iterator[list[str]]:

@@ -28,10 +28,11 @@ from qwen_align.reward.math.number_line_regions import INEQUALITIES, Interval, R
 from qwen_align.reward.math.ratio_equality import is_same_range, is_same_ratio
 from qwen_align.reward.math.scalar_equality import is_same_scalar, is_same_words
 from qwen_align.reward.math.unordered_equality import has_same_items
+from qwen_align.reward.math.word_and_choice_parser import refers_to_options
 
 _DISTRIBUTIONS = "NU"  # normal and uniform: no names of points
 _FUNCTIONS_OF_TWO = {"A": "count", "C": "count", "P": "count", "B": "binomial", "F": "count"}
-_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]+")
 _REVERSED_RELATIONS = {">": "<", r"\ge": r"\le"}
 
 
@@ -112,7 +113,7 @@ def _expand_two_by_two(a: str, b: str, c: str, d: str) -> str:
 
 def _is_single_choice(gold: Choice, answer: Choice) -> bool:
     """Checks whether the text beside an answer's option letter names no other option and fits the gold's text."""
-    if not answer.rest or answer.rest == gold.rest:
+    if not answer.rest or answer.rest == gold.rest or (not gold.rest and refers_to_options(answer.rest)):
         return True
     answer_rest = parse_normalized(answer.rest)
     if not gold.rest:
@@ -251,13 +252,14 @@ def _put_smaller_side_first(chain: RelationChain) -> RelationChain:
 
 
 def _is_worked_calculation(gold: AnswerValue, answer: RelationChain) -> bool:
-    """Checks whether all sides of an answer's chain of equations equal the gold.
+    r"""Checks whether all sides of an answer's chain of equations equal the gold.
 
-    It holds for `2+3=5` and for `m+n=2+3=5`, but not for `5 = x+1`.
+    It holds for `2+3=5`, `m+n=2+3=5` and `S=\pi r^2=9\pi`, but not for `5 = x+1`.
     """
     sides = answer.sides
-    if len(sides) > 2 and isinstance(gold, Scalar) and gold.number is not None and _LETTER.search(sides[0]):
-        sides = sides[1:]  # what was asked for
+    if len(sides) > 2 and isinstance(gold, Scalar) and not _LETTER.search(gold.text) and _LETTER.search(sides[0]):
+        n_formulas = next((n for n, side in enumerate(sides) if not _LETTER.search(side)), len(sides))
+        sides = sides[n_formulas:] or sides[1:]  # what was asked for, and by which formula
     return set(answer.relations) == {"="} and all(
         (value := parse_normalized(side)) is not None and is_same_answer(gold, value, None) for side in sides
     )

@@ -39,6 +39,7 @@ from qwen_align.reward.math.list_connectives import (
     drop_counter_domains,
     has_only_inequalities,
     has_several_variables,
+    state_integer_domains,
 )
 from qwen_align.reward.math.matrix_parser import parse_matrix_cells
 from qwen_align.reward.math.number_parser import MAX_DIGITS, parse_plain_number, parse_spelled_number
@@ -57,6 +58,11 @@ _BASE_NUMERAL = re.compile(
 _WORDED_BASE = re.compile(
     r"(-?[0-9A-Za-z]+) ?(?:\\text ?\{)? ?\(? ?(?:in )?base[ -]\}?\{?([0-9]{1,2}|[a-z]+)\}? ?\)? ?\}?"
 )
+_NAMED_BASE = re.compile(
+    r"(-?[0-9A-Fa-f]+) ?(?:\\text ?\{)? ?\(? ?(?:in )?(binary|octal|hexadecimal)(?: notation)? ?\)? ?\}?"
+)
+_BASES = {"binary": 2, "octal": 8, "hexadecimal": 16}
+_TRANSPOSED = re.compile(r"([(\[].+[)\]]) ?\^ ?(?:T|\\top|\{ ?(?:T|\\top|\\(?:text|mathrm) ?\{ ?T ?\}) ?\})")
 _SPACED_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _NAMED_POINT = re.compile(
     r"((?:[A-Z]|\\text ?\{ ?[A-Z] ?\}|\\mathcal ?\{? ?[A-Z] ?\}?)(?:_(?:[0-9]|\{[0-9]+\}))?'?) ?(\([^()]*[,;][^()]*\))"
@@ -96,7 +102,7 @@ def parse_answer(answer: str, unit_letters: frozenset[str] = frozenset()) -> Ans
     """
     if len(answer) > MAX_CHARS:
         return Words(" ".join(answer.split()))
-    text = normalize_latex(answer)
+    text = state_integer_domains(normalize_latex(answer))
     return parse_normalized(text[1:] if text[:1] in (":", "=") else text, unit_letters)
 
 
@@ -125,6 +131,7 @@ def parse_normalized(text: str, unit_letters: frozenset[str] = frozenset(), dept
         _parse_relations,
         _parse_set_union,
         _parse_matrix,
+        _parse_transposed_row,
         _parse_brackets,
         _parse_plus_minus,
         _parse_base_numeral,
@@ -248,6 +255,13 @@ def _parse_matrix(text: str, unit_letters: frozenset[str], depth: int) -> Answer
     )
 
 
+def _parse_transposed_row(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
+    """Parses a row such as `(1,2)^T` to the column that it is."""
+    transposed = _TRANSPOSED.fullmatch(text) if text[-1:] in "Tp}" else None
+    row = _parse_brackets(transposed[1], unit_letters, depth) if transposed else None
+    return Matrix("matrix", tuple((item,) for item in row.items)) if isinstance(row, BracketedTuple) else None
+
+
 def _parse_brackets(text: str, unit_letters: frozenset[str], depth: int) -> AnswerValue | None:
     """Parses a point, interval, vector or set in brackets, and the content of brackets that only group."""
     if named_point := _NAMED_POINT.fullmatch(text):
@@ -339,6 +353,8 @@ def _parse_base_numeral(text: str, unit_letters: frozenset[str], depth: int) -> 
     """Parses a numeral whose base is a subscript, such as `101_2` or `1a_{16}`."""
     if "base" in text and (worded := _WORDED_BASE.fullmatch(text)):
         text = f"{worded[1]}_{{{worded[2]}}}"
+    elif text.rstrip(") }").endswith(("ary", "octal", "mal")) and (named := _NAMED_BASE.fullmatch(text)):
+        text = f"{named[1]}_{{{_BASES[named[2]]}}}"
     match = _BASE_NUMERAL.fullmatch(text) if "_" in text and len(text) <= MAX_DIGITS else None
     if match is None:
         return None

@@ -5,7 +5,16 @@ import re
 from qwen_align.reward.math.bracket_aware_split import extract_bracket_content
 
 _MAX_WRAPPERS = 12  # nested wrappers that are stripped; answers have one or two
-_ENCLOSING_PAIRS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"), ("__", "__"), ("`", "`"), ('"', '"'))
+_ENCLOSING_PAIRS = (
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    ("**", "**"),
+    ("*", "*"),
+    ("__", "__"),
+    ("`", "`"),
+    ("【", "】"),
+    ('"', '"'),
+)
 _ENCLOSING_COMMANDS = (r"\boxed", r"\fbox", r"\text", r"\underline")
 _ENVIRONMENT = re.compile(r"\\begin\{(cases|align|aligned|equation|gather|gathered|split|displaymath|math)(\*?)\}")
 _OPENING_PHRASE = re.compile(

@@ -41,11 +41,13 @@ _VALUE = (
     r"\**(?:(-?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?)(?![0-9A-Za-z])|\$([^$\n]{1,200})\$|\\\((.{1,200}?)\\\)"
     r"|\(?([A-H])\)?(?![0-9A-Za-z]))"
 )
+_ERROR = re.compile(r"(?<![A-Za-z])(?:wrong|incorrect|mistake|error|forgot|misread)(?![A-Za-z])", re.IGNORECASE)
+_CONCLUSION = re.compile(rf"(?<![A-Za-z])(?:so|thus|hence|therefore),? {_VALUE}\s*(?=[.!]?\s*\Z)", re.IGNORECASE)
 _BARE_VALUE = re.compile(rf"[\s,.:;!…-]{{0,9}}{_VALUE}\s*(?=[.!。]|$)")
 _CORRECTION = re.compile(
     r"(?:(?<![A-Za-z])(?:it|that|this|answer|result|value)\**(?: (?:is|was|should be|must be|becomes|equals)"
-    r"(?: (?:actually|really|instead|in fact|therefore|equal to))?|'s)|答案(?:是|为)|应该?(?:是|为)|应为|[是为]) ?"
-    + _VALUE,
+    r"(?: (?:actually|really|instead|in fact|therefore|equal to))?|'s)|I meant|答案(?:是|为)"
+    r"|应该?(?:是|为)|应为|[是为]) ?" + _VALUE,
     re.IGNORECASE,
 )
 _SHORT_ANSWER = re.compile(
@@ -113,6 +115,8 @@ def find_retraction(text: str) -> str | None:
         return None
     corrections = [match for match in (_BARE_VALUE.match(text, doubt.end()),) if match is not None]
     corrections += _CORRECTION.finditer(text, doubt.end())
+    if not corrections and _ERROR.search(text):
+        corrections += _CONCLUSION.finditer(text, doubt.end())
     return None if not corrections else next(part for part in corrections[-1].groups() if part is not None)
 
 

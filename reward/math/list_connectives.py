@@ -7,6 +7,10 @@ from qwen_align.reward.math.bracket_aware_split import split_relations
 from qwen_align.reward.math.variable_names import strip_subscript
 
 _COUNTER_DOMAIN = re.compile(r"\(?(?:\\forall )?([klmnrt]) ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z)\)?")
+_INTEGER_IN_WORDS = re.compile(
+    r"([klmnrt]) ?(?:\\text ?\{ ?)?(?:(?: ?(?:is|be))? ?(?:an|any)? ?integer|(?:为|是|取)任?意?整数) ?\}?"
+)
+_SET_VARIABLE = re.compile(r"\A\s*\$?\s*\\\{ ?([A-Za-z])(?: ?\\in[^:|{}]*(?:\{[A-Z]\})?)? ?(?:\\mid|[|:])")
 AND_PATTERN = re.compile(r"and|且|\\land|\\text\{\s*,?\s*and\s*\}")
 OR_PATTERN = re.compile(r"or|或者?|\\lor|\\text\{\s*,?\s*or\s*\}")
 
@@ -14,15 +18,26 @@ OR_PATTERN = re.compile(r"or|或者?|\\lor|\\text\{\s*,?\s*or\s*\}")
 def rename_counter(text: str, other: str) -> str:
     r"""Renames the integer parameter of a family such as `x = 2n\pi, n \in \mathbb{Z}` to that of another one.
 
-    Returns the text unchanged where one of them states no such parameter, or where the name is taken.
+    Also renames the variable of a set such as `\{t : t > 2\}`. Returns the text unchanged where one of them states no
+    such parameter, or where the name is taken.
     """
+    text, other = state_integer_domains(text), state_integer_domains(other)
     letters = [re.findall(r"([a-z]) ?\\in ?(?:\\mathbb ?\{ ?Z ?\}|\\mathbb Z|\\Z)", family) for family in (text, other)]
+    if len(letters[0]) != 1 or len(letters[1]) != 1:
+        letters = [_SET_VARIABLE.findall(text), _SET_VARIABLE.findall(other)]
     if len(letters[0]) != 1 or len(letters[1]) != 1 or letters[0] == letters[1]:
         return text
     name = r"(?<![A-Za-z\\]){}(?![A-Za-z])"
     if re.search(name.format(letters[1][0]), text):
         return text
     return re.sub(name.format(letters[0][0]), letters[1][0], text)
+
+
+def state_integer_domains(text: str) -> str:
+    r"""Returns a text with `k \in \mathbb{Z}` where words say that it is an integer, as `k \text{ an integer}` does."""
+    if "integer" not in text and "整数" not in text:
+        return text
+    return _INTEGER_IN_WORDS.sub(r"\1 \\in \\mathbb{Z}", text)
 
 
 def has_several_variables(group: UnorderedItems) -> bool:

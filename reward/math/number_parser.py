@@ -69,6 +69,11 @@ def _parse_english_number(text: str) -> Fraction | None:
         numerator = _parse_english_integer(words[:-1])
         denominator, is_plural = _ENGLISH_PARTS[words[-1]]
         return None if numerator is None or (numerator != 1) != is_plural else Fraction(numerator, denominator)
+    if len(words) > 3 and words[-1] in _ENGLISH_PARTS:  # `two and a half`
+        position = len(words) - 1 - words[::-1].index("and")
+        part = _parse_english_number(" ".join(["one" if word == "a" else word for word in words[position + 1 :]]))
+        whole = None if words[position - 1] in _ENGLISH_SCALES else _parse_english_integer(words[:position])
+        return whole + part if whole is not None and part is not None and 0 < part < 1 else None
     integer = _parse_english_integer(words)
     return None if integer is None else Fraction(integer)
 

@@ -25,6 +25,7 @@ _TYPESETTING = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])|\\text(?=\{)")
 _MATRIX_ALGEBRA = re.compile(  # `A^{-1}B`, `AB^T`: matrices, whose order counts
     r"[A-Z] ?\^ ?(?:\{ ?(?:-1|T|-T) ?\}|T)[ *]*(?:\\cdot ?)?[A-Z]"
     r"|[A-Z](?: |\*|\\cdot ?)*[A-Z] ?\^ ?(?:\{ ?(?:-1|T|-T) ?\}|T)"
+    r"|[A-Z](?: |\*|\\cdot ?)*[A-Z] ?\) ?\^ ?(?:\{ ?(?:T|-T|\\top) ?\}|T|\\top)"
 )
 _MATRIX_POWER = re.compile(r"\^ ?\{ ?(-1|T|-T) ?\}")
 # `co-prime`, `Mon.`.

@@ -4,7 +4,7 @@ import re
 
 from qwen_align.reward.math.answer_values import AnswerValue, Choice, Scalar, Words
 from qwen_align.reward.math.bracket_aware_split import split_list, split_ratio
-from qwen_align.reward.math.number_parser import parse_chinese_number, parse_spelled_number
+from qwen_align.reward.math.number_parser import parse_chinese_number, parse_plain_number, parse_spelled_number
 from qwen_align.reward.math.units import split_off_unit
 
 _CHOICE = re.compile(
@@ -21,6 +21,9 @@ _ALPHABETIC = re.compile(r"[A-Za-z一-鿿\u3040-\u30ff\uac00-\ud7af' .]+")
 _CHINESE_WITH_DIGITS = re.compile(
     "[负第][0-9一二两三四五六七八九十百千万零〇]+(?:又.{1,40}|[个名位项次组天年题行层排步])?"
 )
+_SPELLED_SIGN = re.compile(r"(?:minus|negative) ((?:[0-9]|\\frac).*)", re.IGNORECASE)
+# what an option says of others: `C. Both A and B`
+_ON_OPTIONS = re.compile(r"(?:\\text ?\{ ?)?(?:both|neither|either|all of|none of)(?![A-Za-z])", re.IGNORECASE)
 _LETTER_RUN = re.compile(r"[A-Za-z]{2,}")
 _LABELLED_OPTION = re.compile(r"\\text\{ ?\(?([A-Z])[).:]+ ?\} ?(\S.*)")
 _CHINESE_MEASURED = re.compile(r"([零〇一二两三四五六七八九十百千万亿点]+)([^零〇一二两三四五六七八九十百千万亿点].*)")
@@ -37,15 +40,17 @@ def parse_choice_or_words(text: str) -> AnswerValue | None:
     Returns None for any other text.
     """
     labelled = _LABELLED_OPTION.fullmatch(text)
-    if labelled and not _NOT_AN_OPTION.search(labelled[2]):
+    if labelled and _is_option_text(labelled[1], labelled[2]):
         return Choice(labelled[1], labelled[2])
     if len(text) > 1 and text[0] in "([" and text[1] == text[1].lower():
         return None
     if match := _CHOICE.fullmatch(text):
         letter = match[1] or match[2] or match[3] or match[5]
         rest = (match[4] or match[6] or "").strip()
-        if letter.isupper() and not _NOT_AN_OPTION.search(rest):
+        if letter.isupper() and _is_option_text(letter, rest):
             return Choice(letter, rest)
+    if (signed := _SPELLED_SIGN.fullmatch(text)) and (number := parse_plain_number(signed[1])) is not None:
+        return Scalar(f"-{signed[1]}", -number)
     number = parse_spelled_number(text.lower()) if len(text) > 1 and not text.startswith("百分之") else None
     if number is not None:
         return Scalar(text, number)
@@ -55,6 +60,18 @@ def parse_choice_or_words(text: str) -> AnswerValue | None:
     if _ALPHABETIC.fullmatch(text) and len(split_list(text)) == 1 and len(split_ratio(text)[0]) == 1:
         return _parse_words(text)
     return None
+
+
+def refers_to_options(text: str) -> bool:
+    """Checks whether the text of an option speaks of other options, as `Both A and B` does."""
+    return _ON_OPTIONS.match(text) is not None
+
+
+def _is_option_text(letter: str, rest: str) -> bool:
+    """Checks whether what follows an option's letter is its text, and no formula, denial or further option."""
+    if refers_to_options(rest):
+        return not re.search(rf"(?<![A-Za-z]){letter}(?![A-Za-z])|(?<![A-Za-z])[A-Z][.):]", rest)
+    return _NOT_AN_OPTION.search(rest) is None
 
 
 def _parse_words(text: str) -> AnswerValue | None:

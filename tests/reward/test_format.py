@@ -90,6 +90,13 @@ def test_parts_of_a_turn() -> None:
         ('<think>a</think>{"text": "<think> b"}', '{"text": "<think> b"}'),
         ("<think>It isn't</think>it's 2", "it's 2"),
         ("<think>`</think>` a</think>b", "b"),
+        ("<think>a</think>\n```python\n# <think>\n```", "\n```python\n# <think>\n```"),
+        ("<think>a</think>\n~~~py\nr'<think>.*</think>'\n~~~\nb", "\n~~~py\nr'<think>.*</think>'\n~~~\nb"),
+        ("```python\n# a\n<think>\nf()```", "```python\n# a\n<think>\nf()```"),
+        ("<think>\n```python\n1\n```", None),
+        ("```python\n1\n```\n<think>\n```python\n2\n```", None),
+        ("<think>\n```python\n1\n</think>\n\n```python\n2\n```", "\n\n```python\n2\n```"),
+        ("a\n```\n<think>\n```", None),
     ],
 )
 def test_what_follows_the_thinking(text: str, after: str | None) -> None:
