@@ -33,7 +33,7 @@ def extract_code(text: str) -> CodeCandidates | None:
     text = text.removeprefix(_BYTE_ORDER_MARK)
     if len(text) > MAX_CHARACTERS or not text.strip():
         return None
-    fences = list(_FENCE.finditer(text))
+    fences = list(_FENCE.finditer(text)) if "```" in text or "~~~" in text else []
     if not fences:
         return CodeCandidates([text], fenced=True)
     blocks = _find_blocks(text, fences)[: -_MAX_BLOCKS - 1 : -1]

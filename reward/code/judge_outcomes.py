@@ -5,7 +5,6 @@ expressions on them can take any time and memory that the candidate likes: what 
 no more than one verdict.
 """
 
-import pickle
 import socket
 import sys
 from collections.abc import Iterator
@@ -53,6 +52,8 @@ class _StoppedError(Exception):
 
 def serve_judgements(channel: socket.socket) -> None:
     """Judges one candidate after another, until the owner closes the channel or this process has grown too large."""
+    import pickle  # in this cell alone: each page the server holds is paid for again at every fork
+
     frames = Frames(channel, max_frame=MAX_REQUEST)
     start_mib = _get_peak_memory_mib()
     while True:

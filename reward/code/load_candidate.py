@@ -1,7 +1,5 @@
 """Loads the candidate's code as a Python module inside its sandbox cell."""
 
-import dis
-import importlib.util
 import re
 import sys
 import types
@@ -87,6 +85,8 @@ def _does_what_is_asked(code: types.CodeType, asked: frozenset[str]) -> bool:
 
 def _assigns_one_of(code: types.CodeType, names: frozenset[str]) -> bool:
     """Returns whether a module's code assigns one of the names at its top, as `f = lambda x: x` does."""
+    import dis  # rarely needed, and each page the server holds is paid for again at every fork
+
     imported, previous = "", ""
     for step in dis.get_instructions(code):
         if step.opname == "IMPORT_NAME":
@@ -100,6 +100,8 @@ def _assigns_one_of(code: types.CodeType, names: frozenset[str]) -> bool:
 
 def _has_module(name: str) -> bool:
     """Returns whether a module can be imported here, by the first part of its name."""
+    import importlib.util
+
     top_name = name.partition(".")[0]
     return top_name in sys.stdlib_module_names or (bool(top_name) and importlib.util.find_spec(top_name) is not None)
 

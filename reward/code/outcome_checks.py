@@ -4,7 +4,6 @@ They are made where a gold is planned and evaluated in a cell of their own, whic
 """
 
 import ast
-import pickle
 from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple
@@ -57,6 +56,8 @@ class Check(NamedTuple):
 
 def pack_tests(tests: Sequence[OutcomeTest]) -> bytes | None:
     """Packs tests into bytes for the cell that evaluates them. Returns None if one holds what cannot be packed."""
+    import pickle
+
     try:
         return pickle.dumps(tests)
     except (TypeError, ValueError, AttributeError, RecursionError, pickle.PicklingError):
@@ -65,6 +66,8 @@ def pack_tests(tests: Sequence[OutcomeTest]) -> bytes | None:
 
 def unpack_tests(packed: bytes) -> list[OutcomeTest]:
     """Unpacks the tests that this process's owner packed."""
+    import pickle
+
     return list(pickle.loads(packed))
 
 
