@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -345,6 +346,27 @@ class World:
         alone = [verdict.model_dump() for verdict in rewards[0].judge_group(group)]
         together = judge_all(rewards, group)
         return alone, [(verdict.value, is_task_solved(rewards, verdict)) for verdict in together]
+
+    def worker_memory(self, settings: Settings) -> list[str]:
+        """The limits of address space of the worker processes that a reward's verdicts came from, in bytes."""
+        before = _list_workers()
+        self.verdict(settings)
+        workers = _list_workers() - before
+        limits = [Path(f"/proc/{pid}/limits").read_text().splitlines() for pid in workers]
+        return sorted({line.split()[3] for lines in limits for line in lines if line.startswith("Max address space")})
+
+
+def _list_workers() -> set[str]:
+    """The process ids of all processes that descend from this one."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            if folder.name.isdigit():
+                parents[folder.name] = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+    found = {str(os.getpid())}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 DATA: Settings = {

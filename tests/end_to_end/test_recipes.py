@@ -178,9 +178,9 @@ def test_the_examples_reward_is_told_what_it_pays_for(cli: Callable[..., Any]) -
     assert "judge pays for what solves nothing: the prompt copied, many boxes" in " ".join(said.out.split())
 
 
-def figures(home: Path, name: str) -> dict[tuple[str, str], float]:
+def figures(home: Path, name: str, figure: str = "accuracy") -> dict[tuple[str, str], float]:
     report = json.loads((home / "runs" / name / "report.json").read_text())
-    return {(row["stage"], row["set"]): row["accuracy"] for row in report["ladder"]}
+    return {(row["stage"], row["set"]): row[figure] for row in report["ladder"]}
 
 
 @pytest.mark.slow(seconds=30)
@@ -246,7 +246,7 @@ def test_the_example_of_a_task_of_ones_own_learns(tmp_path: Path) -> None:
             words = [sys.executable, "-m", "qwen_align.cli", *command.split()[1:]]
             done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    f1 = figures(tmp_path, "extraction")
+    f1 = figures(tmp_path, "extraction", "mean_reward")
     assert f1["base", "test"] < 0.1
     assert f1["sft", "test"] > f1["base", "test"] + 0.2
     assert f1["grpo", "test"] > f1["base", "test"] + 0.2

@@ -259,7 +259,10 @@ def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path, number: int) -> No
         "--out",
         str(tmp_path / "data"),
     ]
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    # A shell with nohup ignores SIGHUP, and what it starts does too.
+    process = subprocess.Popen(
+        line, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)
+    )
     while not (tmp_path / ".data.unfinished" / ".rows.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.01)
