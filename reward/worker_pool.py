@@ -256,8 +256,11 @@ class _Server:
     def end_process(self) -> None:
         """Ends the server process and all that it has started, and waits for it.
 
-        It ends with its control socket, and kills what descends from it. One that is busy is killed with its group.
+        It ends with its control socket, and kills what descends from it. One that is busy is stopped and killed after
+        its descendants, which nobody could find when it is gone.
         """
+        from qwen_align.reward.worker_pool_server import kill_descendants  # which only Unix can import
+
         self.control.close()
         deadline = time.monotonic() + KILL_AFTER_S
         if self._process.returncode is None:
@@ -265,6 +268,9 @@ class _Server:
             while os.waitid(os.P_PID, self._process.pid, exited) is None and time.monotonic() < deadline:
                 time.sleep(0.002)
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, alone in its group
+                if os.waitid(os.P_PID, self._process.pid, exited) is None:
+                    os.kill(self._process.pid, signal.SIGSTOP)
+                    kill_descendants(self._process.pid)
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 

@@ -115,30 +115,30 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
 
 
-def kill_descendants() -> None:
-    """Kills all processes that descend from this one, also those with a session of their own. On Linux only."""
+def kill_descendants(pid: int | None = None) -> None:
+    """Kills all processes that descend from one, by default this, also those in sessions of their own. Linux only."""
     for _ in range(20):  # rounds: one that is killed may have started another
-        descendants = _list_descendants()
+        descendants = _list_descendants(os.getpid() if pid is None else pid)
         if not descendants:
             return
-        for pid in descendants:
+        for descendant in descendants:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(descendant, signal.SIGKILL)
         time.sleep(0.005)
 
 
-def _list_descendants() -> set[int]:
-    """Lists the running descendants of this process. Returns none where there is no /proc."""
+def _list_descendants(root: int) -> set[int]:
+    """Lists the running descendants of a process. Returns none where there is no /proc."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):
             state, parent = path.read_text(errors="replace").rpartition(") ")[2].split()[:2]
             if state not in "ZX":
                 parents[int(path.parent.name)] = int(parent)
-    found = {os.getpid()}
+    found = {root}
     while new := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= new
-    return found - {os.getpid()}
+    return found - {root}
 
 
 def describe_exception(error: BaseException) -> str:
